@@ -1,14 +1,14 @@
 """Nexmark's queries over its stream: events a second, events a second and core, memory.
 
-    python -m benchmarks.nexmark --events 2000000 --queries q0,q5,q8 [--seed 1] [--parallelism 1] [--format arrow|json]
+    python -m benchmarks.nexmark --events 2000000 --queries q0,q5,q8 [--seed 1] [--parallelism 1] [--format arrow|json|parquet]
         [--checkpoint-ms 1000] [--state memory|rocksdb] [--memory-budget 512MB] [--out DIR] [--dump DIR] [--check] [--peers flink,duckdb]
 
 A line for each query, and at last a JSON object. Events are all that the stream has, also for queries that read the bids alone.
-`arrow`: the generator runs in the process, in the threads that read; of cpu_s it takes generator_cpu_s. `json`: files, decoded in the
-timed run. Without --out changes are dropped as they come, and with it the final result is written. --check compares that with DuckDB's;
-without --out it is a second run that writes it. q12 goes by the clock, and is not compared. Each query runs in a process of its own.
---peers: the same events as files in other engines, one after the other (benchmarks/peers/nexmark_peers.py says how); with --check their
-results are compared too, of fewer events.
+`arrow`: the generator runs in the process, in the threads that read; of cpu_s it takes generator_cpu_s. `json`, `parquet`: files,
+decoded in the timed run. Without --out changes are dropped as they come, and with it the final result is written. --check compares that
+with DuckDB's; without --out it is a second run that writes it. q12 goes by the clock, and is not compared. Each query runs in a process of
+its own. --peers: the same events as files in other engines, one after the other (benchmarks/peers/nexmark_peers.py says how); with --check
+their results are compared too, of fewer events.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--queries", type=_queries, default=QUERIES, help="q0,q5,q8; default: all")
     parser.add_argument("--parallelism", type=int, default=1)
-    parser.add_argument("--format", choices=["arrow", "json"], default="arrow")
+    parser.add_argument("--format", choices=["arrow", "json", "parquet"], default="arrow")
     parser.add_argument("--checkpoint-ms", type=int, default=1000, help="0: none")
     parser.add_argument("--state", choices=["memory", "rocksdb"], default="memory")
     parser.add_argument("--memory-budget", help="of each step with state in a directory; default: the app's")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import sabot.runtime.run  # noqa: F401 - what an app loads when it runs, before the clock begins
 from sabot import App, Batch, Sink, Source, Stream
 from sabot._cython.text.json import encode_rows
-from sabot.connectors.files import NdjsonSource, ParquetSink
+from sabot.connectors.files import NdjsonSource, ParquetSink, ParquetSource
 
 from .generator import SCHEMAS, Generator, count_rows
 from .oracle import Oracle
@@ -187,6 +187,9 @@ def _inputs(settings: Settings) -> Iterator[tuple[dict[str, Any], Path]]:
         if settings.format == "json":
             write_json(settings.generator, settings.events, folder)
             sources = {kind: NdjsonSource(folder / f"{kind}.ndjson") for kind in SCHEMAS}
+        elif settings.format == "parquet":
+            dump(settings.generator, settings.events, folder)
+            sources = {kind: ParquetSource(folder / f"{kind}.parquet") for kind in SCHEMAS}
         else:
             for kind in SCHEMAS:
                 settings.generator.rows(

@@ -11,8 +11,9 @@ The queries of Flink are in nexmark_flink/, those of DuckDB are the oracle's, th
 nexmark_PEER.py, each one process; nexmark_python.py says why others are not there. Seconds and CPU seconds are those of reading and
 computing, without the start of a process and the planning; a JVM has run the query over fewer events before. In Flink's seconds is the
 last checkpoint. Flink has no q6 (`over` takes no changes) and no q13 (its tables of files cannot be looked up). q10 writes partitioned
-files of JSON there, and the last windows of q12, which go by the clock, stay open at the end of the files. In DuckDB and polars, which have
-no q12, all results stay in memory; the others drop them. peak_mb is that of the process; Flink's is not given: its heap has one size.
+files of JSON there, and of Parquet in DuckDB; the last windows of q12, which go by the clock, stay open at the end of the files. In DuckDB
+and polars, which have no q12, all other results stay in memory; the others drop them. peak_mb is that of the process; Flink's is not
+given: its heap has one size.
 """
 
 import json

@@ -21,7 +21,7 @@ from tools.source_tree import PROJECT
 sys.path.append(str(PROJECT / "benchmarks"))
 from nexmark.generator import SCHEMAS, Config, Generator, count_rows
 from nexmark.oracle import Oracle
-from nexmark.run import QUERIES, build
+from nexmark.run import QUERIES, Settings, build, measure
 from nexmark.source import NexmarkSource
 from nexmark.streams import Nexmark, write_side
 
@@ -240,6 +240,11 @@ async def test_windows_of_processing_time_hold_what_came_in_them_by_the_clock(tm
     oracle.put("bid", pa.Table.from_batches([came]))
     assert len(set(found.table()["starttime"])) > 3
     assert not oracle.differences("q12", found.table())
+
+
+def test_a_query_reads_the_stream_from_parquet():
+    figures = measure("q3", Settings(generator_of(2), EVENTS, format="parquet", check=True))  # compares with DuckDB's
+    assert figures["result_rows"] > 0
 
 
 @pytest.mark.slow
