@@ -1,12 +1,13 @@
 """kill -9, pauses and broker restarts against an exactly-once job on a real broker; then every result is counted.
 
-    python tests/recovery/kill_dance.py --kills 20 --seed 1 --rows 200000 [--broker HOST:PORT] [--keep]
+    python tests/recovery/kill_dance.py --kills 20 --seed 1 --rows 200000 [--workers 3] [--broker HOST:PORT] [--keep]
 
 A producer writes rows to a topic, in transactions of which some are aborted, while `sabot run dance_app:app` reads it and is killed,
 at moments that the seed draws: as it starts, as it runs, right behind a checkpoint, when its output is on the way. Now and then a
 worker is paused (SIGSTOP) first, a successor started on the same checkpoints as if on another host, and the paused one woken up again:
-it has to end by itself. The broker, if it is ours, is restarted twice, once by SIGTERM, once by kill -9. Then dance_verifier.py, which
-has no line of the engine, says what is lost and what is there too often.
+it has to end by itself. With --workers a job has so many processes, and its coordinator: what is killed is one of these, also while they
+start, and what is paused goes on after a while, shorter or longer than the time-outs. The broker, if it is ours, is restarted twice: by
+SIGTERM, and by kill -9. Then dance_verifier.py, which has no line of the engine, says what is lost and what is there too often.
 
 The last line is JSON: expected, delivered, lost, duplicated, kills, input_topic, output_topic, and what else happened. Exit code 0:
 nothing is lost or duplicated, no worker ended by itself, no woken one went on. --keep leaves topics, files and our broker as they are.
@@ -26,6 +27,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,10 @@ CHECKPOINT_SECONDS = 0.5
 DEATHS = 5  # so many workers may end by themselves: then the dance is given up
 SHARED = 0.3  # the share of workers that reach the checkpoints as from another host
 MANNERS = {"starting": 3, "delivering": 5, "running": 4}  # when a worker is killed, and how often
+COORDINATOR = 0.3  # of the processes of a job with workers, how often its coordinator is killed or paused
+SUCCEEDED = 0.3  # how often a pause is that of a coordinator that has a successor meanwhile
+# An edge between two workers is broken after 10 s without an answer, a process is taken for dead after 30 s.
+PAUSE_SECONDS = (0.3, 5.0, 12.0, 35.0)
 
 
 class Trouble(Exception):
@@ -185,13 +191,21 @@ class Place:
     """Where workers run: the folder, the topics, the broker, what they are told."""
 
     def __init__(
-        self, folder: Path, broker: str, *, delivery: str = "", environment: dict[str, str] | None = None
+        self,
+        folder: Path,
+        broker: str,
+        *,
+        delivery: str = "",
+        environment: dict[str, str] | None = None,
+        processes: int = 1,
     ) -> None:
+        """processes: of each job, beside its coordinator; 1: all of it is one process."""
         name = uuid.uuid4().hex[:8]
         self.folder = folder
         self.broker = broker
         self.input_topic, self.output_topic = f"dance-{name}-in", f"dance-{name}-out"
         self.checkpoints = folder / "checkpoints"
+        self.processes = processes
         self._environment = {
             **os.environ,
             "DANCE_ID": f"dance-{name}",
@@ -238,6 +252,8 @@ class Place:
         words = [*SABOT, "run", "dance_app:app", "--broker", f"kafka://{self.broker}", "--loglevel", "warning"]
         words += ["--state", str(self.folder / f"state-{state}")]
         words += ["--checkpoint-interval", str(CHECKPOINT_SECONDS), "--parallelism", str(parallelism)]
+        if self.processes > 1:
+            words += ["--workers", str(self.processes), "--restart", "fixed(1000, 200ms)"]
         environment = dict(self._environment)
         if shared:
             environment["DANCE_SHARED"] = str(self.checkpoints)
@@ -278,6 +294,16 @@ class Worker:
         self.known |= self._place.completed()
         return self.alive
 
+    def members(self) -> list[int]:
+        """The pids of its worker processes, also of those that only start, in the order of their start."""
+        found = []
+        for task in Path(f"/proc/{self.process.pid}/task").glob("*"):
+            with suppress(OSError):  # the thread, or the child, has ended meanwhile
+                for pid in map(int, (task / "children").read_text().split()):
+                    if b"run-worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        found.append(pid)
+        return sorted(found)
+
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
@@ -302,6 +328,7 @@ class Dance:
         self._random = random.Random(f"dance {options.seed}")
         self._rows: int = options.rows
         self._kills: int = options.kills
+        self._quota = self._rows / (self._kills + 1)
         pauses = self._kills // 5 if options.pauses is None else options.pauses
         self._pauses = set(self._random.sample(range(self._kills), min(pauses, self._kills)))
         restarts = min(2, self._kills) if broker.ours else 0
@@ -309,11 +336,13 @@ class Dance:
             zip(self._random.sample(range(self._kills), restarts), ("SIGTERM", "kill -9"), strict=False)
         )
         self._restarted: set[int] = set()
-        self.kills = self.paused = self.died = self.woken_went_on = 0
+        self._pause_seconds = [each for each in PAUSE_SECONDS if each <= options.longest_pause]
+        self.kills = self.killed_members = self.paused = self.died = self.woken_went_on = 0
 
     def figures(self) -> dict[str, int]:
         return {
             "kills": self.kills,
+            "killed_members": self.killed_members,
             "pauses": self.paused,
             "broker_restarts": len(self._restarted),
             "died": self.died,
@@ -321,32 +350,45 @@ class Dance:
         }
 
     def run(self) -> None:
-        quota = self._rows / (self._kills + 1)
-        self._inflow.rate = quota / 2
+        self._inflow.rate = self._quota / 2
         self._inflow.start()
         while self.kills < self._kills:
-            self._inflow.allow(int(quota * (self.kills + 1)))
             self._live()
 
     def _live(self) -> None:
-        """Runs one worker, or one and its successor, until it is killed."""
-        number = self.kills
-        pause, restart = number in self._pauses, self._restarts.get(number)
-        worker = self._worker(shared=pause or self._random.random() < SHARED)
-        if restart is not None and number not in self._restarted:
-            self._restarted.add(number)
-            self._restart_broker(worker, restart)
-        if pause:
-            worker = self._pause(worker)
-        manner = self._random.choices(list(MANNERS), list(MANNERS.values()))[0]
-        self._await_moment(worker, manner)
-        if not worker.alive:
-            self._mourn(worker)
-            return
+        """Runs one worker, or one and its successor, until it is killed. A job of several processes loses some of them before."""
+        shared = self.kills in self._pauses or self._random.random() < SHARED
+        worker = self._worker(shared=shared)
+        while True:
+            number = self.kills
+            self._inflow.allow(int(self._quota * (number + 1)))
+            restart = self._restarts.get(number)
+            if restart is not None and number not in self._restarted:
+                self._restarted.add(number)
+                self._restart_broker(worker, restart)
+            if number in self._pauses:
+                self._pauses.discard(number)
+                worker = self._pause(worker) if self._succeeds(shared=shared) else self._stand_still(worker)
+            manner = self._random.choices(list(MANNERS), list(MANNERS.values()))[0]
+            self._await_moment(worker, manner)
+            if not worker.alive:
+                self._mourn(worker)
+                return
+            if self._dies(number):
+                break
+            self._kill_member(worker)
         age = time.monotonic() - worker.began
         worker.kill()
         self.kills += 1
         say(f"kill {self.kills} of {self._kills}: {manner}, {age:.2f} s old, {self._inflow.committed} rows sent")
+
+    def _succeeds(self, *, shared: bool) -> bool:
+        """Whether a pause is one in which a successor starts."""
+        return shared and (self._place.processes == 1 or self._random.random() < SUCCEEDED)
+
+    def _dies(self, number: int) -> bool:
+        """Whether the process that was started is killed, and not one of its workers; the last one is."""
+        return self._place.processes == 1 or number == self._kills - 1 or self._random.random() < COORDINATOR
 
     def finish(self) -> dict[str, int]:
         """Lets all rows in and all results out, and stops in good order. -> what the verifier says"""
@@ -386,6 +428,35 @@ class Dance:
         """Its state lies where one of those before left it, or nowhere: the checkpoint is what counts."""
         parallelism = self._random.choice([1, 1, 2, 3])
         return self._place.worker(self._random.choice(["a", "b"]), parallelism=parallelism, shared=shared)
+
+    def _kill_member(self, worker: Worker) -> None:
+        """Kills one of the processes of a job, which goes on."""
+        which, members = self._random.random(), worker.members()
+        if not members:
+            return  # there are none yet, or none between two epochs
+        at = int(which * len(members))
+        with suppress(ProcessLookupError):
+            os.kill(members[at], signal.SIGKILL)
+        self.kills += 1
+        self.killed_members += 1
+        say(f"kill {self.kills} of {self._kills}: process {at + 1} of {len(members)}")
+
+    def _stand_still(self, worker: Worker) -> Worker:
+        """Pauses one of the processes of a job for a while. -> the same job"""
+        self._await_moment(worker, self._random.choice(list(MANNERS)))
+        seconds, coordinator = self._random.choice(self._pause_seconds), self._random.random() < COORDINATOR
+        members = wait_until(lambda: worker.members() or not worker.alive, "a worker process")
+        if members is True:
+            return worker
+        at = self._random.randrange(len(members))
+        pid = worker.process.pid if coordinator else members[at]
+        say(f"{'the coordinator' if coordinator else f'process {at + 1}'} is paused for {seconds:g} s")
+        self.paused += 1
+        with suppress(ProcessLookupError):  # the coordinator may end it meanwhile
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(seconds)
+            os.kill(pid, signal.SIGCONT)
+        return worker
 
     def _await_moment(self, worker: Worker, manner: str) -> None:
         if manner == "starting":
@@ -447,7 +518,7 @@ class Dance:
 
 def dance(folder: Path, broker: Broker, options: argparse.Namespace) -> dict[str, Any]:
     address = broker.url.removeprefix("kafka://")
-    place = Place(folder, address, delivery=options.delivery)
+    place = Place(folder, address, delivery=options.delivery, processes=options.workers)
     place.make_topics()
     say(f"broker {address}, topics {place.input_topic} and {place.output_topic}, files in {folder}")
     inflow = Inflow(address, place.input_topic, options.rows, options.seed)
@@ -482,6 +553,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--pauses", type=int, help="default: one for five kills")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes of each job")
+    parser.add_argument("--longest-pause", type=float, default=PAUSE_SECONDS[-1], metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument(

@@ -123,8 +123,26 @@ def test_the_benchmark_checks_that_each_result_is_there_once(monkeypatch, job, s
 @pytest.mark.integration
 @pytest.mark.slow
 def test_nothing_is_lost_or_repeated_by_kills_a_pause_and_restarts_of_the_broker(own_kafka, tmp_path):
-    options = argparse.Namespace(kills=4, pauses=1, seed=4, rows=6_000, delivery="", keep=False)
+    options = argparse.Namespace(
+        kills=4, pauses=1, workers=1, longest_pause=0, seed=4, rows=6_000, delivery="", keep=False
+    )
     outcome = kill_dance.dance(tmp_path, own_kafka, options)
     assert (outcome["lost"], outcome["duplicated"], outcome["died"], outcome["woken_went_on"]) == (0, 0, 0, 0), outcome
     assert outcome["expected"] == outcome["delivered"] > 6_000
     assert outcome["kills"] == 4
+
+
+@pytest.mark.kafka
+@pytest.mark.integration
+@pytest.mark.slow
+def test_nothing_is_lost_or_repeated_where_workers_and_their_coordinator_are_killed_and_paused(kafka_url, tmp_path):
+    """Seeds with more kills and longer pauses: kill_dance.py --workers 3 --seed …"""
+    options = argparse.Namespace(
+        kills=3, pauses=1, workers=3, longest_pause=0.3, seed=1, rows=3_000, delivery="", keep=False
+    )
+    outcome = kill_dance.dance(tmp_path, kill_dance.Broker(url=kafka_url), options)
+    assert (outcome["lost"], outcome["duplicated"], outcome["died"], outcome["woken_went_on"]) == (0, 0, 0, 0), outcome
+    assert outcome["expected"] == outcome["delivered"] > 3_000
+    assert outcome["kills"] == 3
+    assert outcome["killed_members"] > 0
+    assert outcome["pauses"] == 1
