@@ -299,7 +299,8 @@ class Job:
                 continue
             if cause is None:
                 break
-            if not await self._may_restart(cause, failed_at):
+            maker = self.app.workers
+            if (maker is not None and maker.tried_enough) or not await self._may_restart(cause, failed_at):
                 if not self._may_take_back(cause):
                     break
                 failed_at.clear()

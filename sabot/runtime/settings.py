@@ -161,6 +161,10 @@ class StreamsMaker(Protocol):
     def begun(self) -> None:
         """A run has begun with as many as are wanted."""
 
+    @property
+    def tried_enough(self) -> bool:
+        """After a rescale: so many runs could not begin with the new number that no more are tried."""
+
     def take_back(self, why: str) -> bool:
         """After a rescale with which no run could begin, for this reason: the next run has as many as before. False: there was none."""
 

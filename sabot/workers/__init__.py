@@ -1,15 +1,16 @@
 """The streams of one app in several processes: a coordinator, which the user has started, and its workers, on this machine or on others.
 
-`streams` is the coordinator's side. It knows each worker as a `member`: a launcher has started its process (`launching`, `on_ray`), or
-somebody has, with `sabot join` (`supervising`), and it has come over TCP to the `listener`; `meeting` is all of that. `process` is the side
-of a worker, which comes by `joining`, with the `secrets` of the job. Between them go the `messages`, over a `connection`. `placement` says
-which worker runs which task. Rows go from worker to worker (`sabot.exchange`), and never through the coordinator.
+`maker` says how many workers a run has, and `streams` is the coordinator's side of it. It knows each worker as a `member`: a launcher has
+started its process (`launching`, `on_ray`), or somebody has, with `sabot join` (`supervising`), and it has come over TCP to the `listener`;
+`meeting` is all of that. `process` is the side of a worker, which comes by `joining`, with the `secrets` of the job. Between them go the
+`messages`, over a `connection`. `placement` says which worker runs which task. Rows go from worker to worker (`sabot.exchange`), and never
+through the coordinator.
 """
 
 from sabot.workers.launching import Launcher, LocalLauncher
+from sabot.workers.maker import over_workers
 from sabot.workers.meeting import TcpMeeting
 from sabot.workers.process import run_worker
-from sabot.workers.streams import over_workers
 from sabot.workers.supervising import join_as_worker
 
 __all__ = ["Launcher", "LocalLauncher", "TcpMeeting", "join_as_worker", "over_workers", "run_worker"]

@@ -21,13 +21,13 @@ from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Coordinator, Manifest
 from sabot.clock import SYSTEM_CLOCK
 from sabot.delivery import StagedSinks
-from sabot.errors import SabotError, TransientError, UserError, WorkerLost
+from sabot.errors import SabotError, WorkerLost
 from sabot.metrics import Sample
 from sabot.runtime.build import Build
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.origin import place_and_number
 from sabot.runtime.runnable import RunnableAgent
-from sabot.runtime.settings import Settings, StreamsMaker
+from sabot.runtime.settings import Settings
 from sabot.runtime.streams import had_ended, keep_finals
 from sabot.runtime.task import StreamTask
 from sabot.threads import Handle, aside, to_the_end
@@ -64,93 +64,19 @@ from sabot.workers.messages import (
 )
 from sabot.workers.placement import fingerprint, place
 from sabot.workers.process import BEAT_SECONDS
-from sabot.workers.refused import SpreadApp, refuse
 from sabot.workers.remote import part_of, snapshot_of
 from sabot.workers.remote_agents import RemoteAgents
 from sabot.workers.secrets import new_token
 from sabot.workers.share import NoShare
 
-__all__ = ["WorkerStreams", "over_workers"]
+__all__ = ["WorkerStreams"]
 
 _log = logging.getLogger(__name__)
 
-_WORKERS_MAX = 64
 _IMPORT_SECONDS = 300.0  # for a worker to import the program
 _OPEN_SECONDS = 300.0  # without a word of a worker that opens its tasks: a call of the program may hold the interpreter
 _CLOSE_SECONDS = 45.0  # for a worker to close what it has open
 _EDGE_SECONDS = 2.0  # for the end of a worker to be noticed, of which others know by their edges
-
-
-def over_workers(app: SpreadApp, meeting: Meeting, workers: int) -> StreamsMaker:
-    """What runs the streams of the app in so many processes, and agents with process= in more. meeting: how these come to this one."""
-    own = any(agent.spec is not None and agent.spec.process for agent in app.agents().values())
-    if workers == 1 and not own:
-        raise UserError("workers=1: that is this process alone", hint="leave --workers out")
-    return _OverWorkers(app, meeting, workers)
-
-
-class _OverWorkers:
-    def __init__(self, app: SpreadApp, meeting: Meeting, workers: int) -> None:
-        self._app = app
-        self._meeting = meeting
-        self._parallelism = app.parallelism  # what the user wants of it, whatever the number of workers
-        # The number of workers with which a run has begun, while none has with the next one; and whether that was tried.
-        self._before: int | None = None
-        self._tried = False
-        self._request = self._refusal = ""  # the last rescale, and why it was taken back
-        self.check(workers)
-        self._have(workers)
-
-    def check(self, workers: int) -> None:
-        if not 1 <= workers <= _WORKERS_MAX:
-            raise UserError(f"workers={workers}: a job has 1 to {_WORKERS_MAX} of them")
-
-    def rescale(self, workers: int, request: str = "") -> None:
-        self._before, self._request, self._refusal = self.workers, request, ""
-        self._tried = False
-        self._have(workers)
-
-    def begun(self) -> None:
-        self._before = None
-
-    def take_back(self, why: str) -> bool:
-        if self._before is None or not self._tried:  # what ends the run before is its own failure
-            return False
-        self._refusal = f"it could not begin with {self.workers} workers, and goes on with {self._before}: {why}"
-        self._have(self._before)
-        self._before = None
-        return True
-
-    def refusal(self, request: str) -> str | None:
-        return self._refusal if request == self._request and self._refusal else None
-
-    def _have(self, workers: int) -> None:
-        self.workers = workers
-        self._app.parallelism = max(self._parallelism, workers)
-        if self._app.parallelism > self._parallelism:
-            _log.info("parallelism is %d, one thread of each stage for each worker", workers)
-
-    def __call__(
-        self,
-        ends: Sequence[StreamEnd],
-        settings: Settings,
-        coordinator: Coordinator,
-        delivery: StagedSinks,
-        agents: Mapping[str, RunnableAgent],
-    ) -> "WorkerStreams":
-        app, self._tried = self._app, True
-        refuse(app, ends, [agent.spec for agent in agents.values() if agent.spec is not None])
-        told = {
-            "broker": app.broker,
-            "state": app.state_place,
-            "journal": None if app.journal_place is None else os.fspath(app.journal_place),
-            "checkpoint_dir": os.fspath(app.checkpoint_dir) if isinstance(app.checkpoint_dir, str | Path) else None,
-            "until": app.end_at,
-            "parallelism": app.parallelism,
-            "schema": "refresh" if app.refresh_schema else None,
-        }
-        meeting, workers = self._meeting, self.workers
-        return WorkerStreams(ends, settings, coordinator, delivery, agents, meeting, told, workers, app.from_)
 
 
 class WorkerStreams:
@@ -246,15 +172,17 @@ class WorkerStreams:
         self._watching.append(asyncio.create_task(self._watch(), name="heartbeats of workers"))
         opening = asyncio.ensure_future(self._arrival.open())
         try:
-            await self._unless_failed([opening], None)
+            await self._unless_failed([opening])
         finally:
             opening.cancel()
             await asyncio.wait([opening])
         planning = asyncio.ensure_future(aside(self._plan, restored))
         try:
-            await self._unless_failed([planning], None)
-            await self._unless_failed([each.joined for each in self.members], self._arrival.within_s)
-            await self._unless_failed([each.hello for each in self.members], _IMPORT_SECONDS)
+            await self._unless_failed([planning])
+            within_s = self._arrival.within_s
+            await self._unless_failed([each.joined for each in self.members], within_s, "has not joined")
+            hellos = [each.hello for each in self.members]
+            await self._unless_failed(hellos, _IMPORT_SECONDS, "has not imported the program")
         finally:
             self._build.cancelled.set()
             await asyncio.wait([planning])
@@ -263,7 +191,7 @@ class WorkerStreams:
         start = self._start(restored)
         for member in self.members:
             member.send(start)
-        await self._unless_failed([each.opened for each in self.members], None)
+        await self._unless_failed([each.opened for each in self.members])
         _log.info(
             "streams run in %d tasks on %d workers: pids %s",
             *(len(self.placement), len(self.members), ", ".join(str(each.pid) for each in self.members)),
@@ -285,7 +213,8 @@ class WorkerStreams:
         storage = self._coordinator.storage
         if storage is not None and not storage.is_remote:
             self._folder = storage.keep().absolute()
-            (self._folder / "proof").write_text(self._proof, "utf-8")
+            with storage.explained():
+                (self._folder / "proof").write_text(self._proof, "utf-8")
 
     def _start(self, restored: Manifest | None) -> Start:
         plan = self._build.plan
@@ -320,16 +249,20 @@ class WorkerStreams:
             return os.path.abspath(restored.path.parents[1])
         return None if self._savepoint is None else place_and_number(self._savepoint)[0]
 
-    async def _unless_failed(self, waits: Sequence[asyncio.Future[Any]], seconds: float | None) -> None:
-        """Waits for all. Raises what the epoch fails with meanwhile, and TransientError where nothing has come for so many seconds."""
-        while pending := [each for each in waits if not each.done()]:
-            await asyncio.wait([*pending, self._over], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if self._over.done():
-                self._over.result()
-            if not any(each.done() for each in pending):
-                silent = ", ".join(each.text for each in self.members if not each.hello.done())
-                raise TransientError(f"{silent}: the program has not been imported in {seconds:g} s")
-        for each in waits:
+    async def _unless_failed(
+        self, waits: Sequence[asyncio.Future[Any]], seconds: float | None = None, what: str = ""
+    ) -> None:
+        """Waits for all, one after the other. Raises what the epoch fails with meanwhile, and WorkerLost where that of a worker does not
+        come within so many seconds. what: words for what it has not done then.
+        """
+        for number, each in enumerate(waits):
+            while not each.done():
+                done, _ = await asyncio.wait([each, self._over], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                if self._over.done():
+                    self._over.result()
+                if not done:
+                    silent = self.members[number].text
+                    raise WorkerLost(f"{silent} {what} in {seconds:g} s", hint="its log may say what it is busy with")
             each.result()
 
     def run(self) -> None:

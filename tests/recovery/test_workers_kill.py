@@ -187,6 +187,18 @@ async def test_a_worker_that_says_nothing_is_taken_for_dead(tmp_path, monkeypatc
     assert not any(alive(pid) for pid in pids)
 
 
+async def test_a_worker_that_never_joins_is_lost_and_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("sabot.workers.meeting._JOIN_SECONDS", 0.3)
+    program(tmp_path, "waited", "def look(batch): return batch")
+    monkeypatch.chdir(tmp_path)
+    app = load_app("waited:app")
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    app.workers = made = Remembered(over_workers(app, TcpMeeting.of(partial(LocalLauncher, command), None, None), 2))
+    with pytest.raises(WorkerLost, match=r"worker 1 \(pid \d+\) has not joined in 0.3 s"):
+        await asyncio.wait_for(app.run(), 60)
+    assert not any(alive(member.pid) for member in made.runs[0].members)
+
+
 def counted(folder, name, also=""):
     """A program that copies a hundred rows, and restarts three times."""
     write_lines(folder / "in.ndjson", [{"n": n} for n in range(100)])

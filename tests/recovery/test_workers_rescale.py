@@ -103,11 +103,12 @@ async def test_what_ends_the_run_before_a_rescale_is_no_failure_of_the_new_numbe
     assert (maker.workers, maker.refusal("request")) == (3, None)
 
 
-async def test_a_number_of_workers_with_which_the_job_cannot_begin_is_taken_back(tmp_path, monkeypatch):
+@pytest.mark.parametrize("restarts", [1, 100_000])
+async def test_a_number_of_workers_with_which_the_job_cannot_begin_is_taken_back(tmp_path, monkeypatch, restarts):
     (tmp_path / "narrow.py").write_text(
         "import sabot\n"
         "from sabot.testing import ScriptedSource\n"
-        "app = sabot.App('narrow', checkpoint_dir='checkpoints', restart='fixed(1, 10ms)')\n"
+        f"app = sabot.App('narrow', checkpoint_dir='checkpoints', restart='fixed({restarts}, 10ms)')\n"
         "rows = app.stream(ScriptedSource([{'n': n} for n in range(100)]), schema={'n': 'int64'})\n"
         "rows.to(sabot.NdjsonSink('out.ndjson'))\n"
     )

@@ -43,8 +43,7 @@ from sabot.steps import watch
 from sabot.testing import ListSink
 from sabot.testing.lives import Crash, temporary_directory
 from sabot.testing.loop import SimulatedLoop, SimulatedProcess, process_here
-from sabot.workers import over_workers
-from sabot.workers import streams as coordinator_side
+from sabot.workers import maker, over_workers
 from sabot.workers.launching import Ended, how_it_ended
 from sabot.workers.messages import (
     AbortBarriers,
@@ -534,7 +533,7 @@ class World:
             with ExitStack() as around:
                 self._directory = around.enter_context(temporary_directory())
                 around.enter_context(_watched())
-                around.enter_context(patch.object(coordinator_side, "_WORKERS_MAX", 1 << 20))
+                around.enter_context(patch.object(maker, "_WORKERS_MAX", 1 << 20))
                 if self.rivals:  # an object store has no lock that keeps coordinators apart
                     around.enter_context(patch.object(LocalPlace, "take_scratch", _scratch_of_each))
                 try:

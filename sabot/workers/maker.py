@@ -1,0 +1,100 @@
+"""How many workers a job has, also after a rescale, and what makes the streams of each of its runs."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sabot.api.nodes.read import StreamEnd
+from sabot.checkpoint import Coordinator
+from sabot.delivery import StagedSinks
+from sabot.errors import UserError
+from sabot.runtime.runnable import RunnableAgent
+from sabot.runtime.settings import Settings, StreamsMaker
+from sabot.workers.meeting import Meeting
+from sabot.workers.refused import SpreadApp, refuse
+from sabot.workers.streams import WorkerStreams
+
+__all__ = ["over_workers"]
+
+_log = logging.getLogger(__name__)
+
+_WORKERS_MAX = 64
+_RESCALE_TRIES = 3  # to begin with another number of workers, however many restarts the job may have
+
+
+def over_workers(app: SpreadApp, meeting: Meeting, workers: int) -> StreamsMaker:
+    """What runs the streams of the app in so many processes, and agents with process= in more. meeting: how these come to this one."""
+    own = any(agent.spec is not None and agent.spec.process for agent in app.agents().values())
+    if workers == 1 and not own:
+        raise UserError("workers=1: that is this process alone", hint="leave --workers out")
+    return _OverWorkers(app, meeting, workers)
+
+
+class _OverWorkers:
+    def __init__(self, app: SpreadApp, meeting: Meeting, workers: int) -> None:
+        self._app = app
+        self._meeting = meeting
+        self._parallelism = app.parallelism  # what the user wants of it, whatever the number of workers
+        # The number of workers with which a run has begun, while none has with the next one; and how often that was tried.
+        self._before: int | None = None
+        self._tries = 0
+        self._request = self._refusal = ""  # the last rescale, and why it was taken back
+        self.check(workers)
+        self._have(workers)
+
+    def check(self, workers: int) -> None:
+        if not 1 <= workers <= _WORKERS_MAX:
+            raise UserError(f"workers={workers}: a job has 1 to {_WORKERS_MAX} of them")
+
+    def rescale(self, workers: int, request: str = "") -> None:
+        self._before, self._request, self._refusal = self.workers, request, ""
+        self._tries = 0
+        self._have(workers)
+
+    def begun(self) -> None:
+        self._before = None
+
+    @property
+    def tried_enough(self) -> bool:
+        return self._before is not None and self._tries >= _RESCALE_TRIES
+
+    def take_back(self, why: str) -> bool:
+        if self._before is None or not self._tries:  # what ends the run before is its own failure
+            return False
+        self._refusal = f"it could not begin with {self.workers} workers, and goes on with {self._before}: {why}"
+        self._have(self._before)
+        self._before = None
+        return True
+
+    def refusal(self, request: str) -> str | None:
+        return self._refusal if request == self._request and self._refusal else None
+
+    def _have(self, workers: int) -> None:
+        self.workers = workers
+        self._app.parallelism = max(self._parallelism, workers)
+        if self._app.parallelism > self._parallelism:
+            _log.info("parallelism is %d, one thread of each stage for each worker", workers)
+
+    def __call__(
+        self,
+        ends: Sequence[StreamEnd],
+        settings: Settings,
+        coordinator: Coordinator,
+        delivery: StagedSinks,
+        agents: Mapping[str, RunnableAgent],
+    ) -> "WorkerStreams":
+        app = self._app
+        self._tries += 1
+        refuse(app, ends, [agent.spec for agent in agents.values() if agent.spec is not None])
+        told = {
+            "broker": app.broker,
+            "state": app.state_place,
+            "journal": None if app.journal_place is None else os.fspath(app.journal_place),
+            "checkpoint_dir": os.fspath(app.checkpoint_dir) if isinstance(app.checkpoint_dir, str | Path) else None,
+            "until": app.end_at,
+            "parallelism": app.parallelism,
+            "schema": "refresh" if app.refresh_schema else None,
+        }
+        meeting, workers = self._meeting, self.workers
+        return WorkerStreams(ends, settings, coordinator, delivery, agents, meeting, told, workers, app.from_)
