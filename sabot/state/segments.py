@@ -75,8 +75,9 @@ class Segments:
 
     def take(self, hashes: Any) -> list[pa.RecordBatch]:
         """The rows of the keys with these hashes (numpy); they are kept no longer."""
-        asked = np.unique(hashes)
-        found = [each for segment in self._segments for each in joined(segment.take(asked, self.schema))]
+        asked = pa.array(hashes)
+        every = pa.array(np.arange(len(hashes), dtype=np.int32))
+        found = [each for segment in self._segments for each in joined(segment.take(asked, every, self.schema))]
         self._forget_empty()
         return found
 
@@ -260,10 +261,10 @@ class _SegmentFile(Shared):
     def nbytes(self) -> int:
         return self.rows + int(self._filter.nbytes)
 
-    def take(self, asked: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """The living rows with these hashes, which ascend; they are gone from now on."""
-        every = pa.array(np.arange(len(asked), dtype=np.int32))
-        asked = asked[self._filter.candidates(pa.array(asked), every).to_numpy()]
+    def take(self, hashes: pa.UInt64Array, every: pa.Int32Array, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        """The living rows with these hashes; they are gone from now on. every: the numbers of all of `hashes`."""
+        # Most are of keys that are new: the filter knows that in less time than sorting takes.
+        asked = np.unique(hashes.to_numpy()[self._filter.candidates(hashes, every).to_numpy()])
         starts, ends = np.searchsorted(asked, self._first), np.searchsorted(asked, self._last, side="right")
         for place in np.flatnonzero(ends > starts).tolist():
             part = self.parts[place]
