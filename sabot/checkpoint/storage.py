@@ -153,6 +153,11 @@ class CheckpointStorage:
                 return
             self._stored = {file.sha256: file for file in manifest.contents.values()}
 
+    @property
+    def asked_at(self) -> Path | None:
+        """See `Place.asked_at`: the directory, or the folder beside the state of a job whose checkpoints are in an object store."""
+        return self._place.asked_at
+
     def in_use(self) -> bool:
         """Whether a worker owns the job now. Always False for an object store, where nothing tells."""
         return self._place.in_use()

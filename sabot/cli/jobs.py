@@ -16,7 +16,7 @@ from sabot.errors import CorruptCheckpoint, UserError
 from sabot.redaction import redacted_url
 from sabot.state import state_directory
 
-__all__ = ["JobCheckpoints", "JobWord", "find_job"]
+__all__ = ["JobCheckpoints", "JobWord", "control_of", "find_job"]
 
 JobWord = Annotated[
     str,
@@ -30,10 +30,13 @@ _AT = re.compile(r"(.+)@(\d+)")
 
 @dataclass
 class JobCheckpoints:
-    """The checkpoints of one job, in `location`. chosen: the id that the user gave with the place, as JOB@ID; 0: the newest."""
+    """The checkpoints of one job, in `location`. chosen: the id that the user gave with the place, as JOB@ID; 0: the newest. state: the
+    directory in which the job may have its state.
+    """
 
     location: Location
     chosen: int = 0
+    state: Path | None = None
     storage: CheckpointStorage = field(init=False)
 
     def __post_init__(self) -> None:
@@ -76,13 +79,22 @@ class JobCheckpoints:
         return self.storage.in_use()
 
 
+def control_of(job: JobCheckpoints) -> Path | None:
+    """The folder in which the job is asked that runs on this machine now; None: none does, or it has no folder here."""
+    beside = [] if job.state is None else [job.state / "scratch"]  # where checkpoints are in an object store
+    for place in [job.storage.directory, *beside]:
+        if isinstance(place, Path) and is_local_place(place) and CheckpointStorage(place).in_use():
+            return place
+    return None
+
+
 def find_job(word: str) -> JobCheckpoints:
     """The job that `word` names. Raises WrongUse; UserError when an app keeps no checkpoints."""
     at = _AT.fullmatch(word)
     if at is not None and not Path(word).exists():
         return replace(find_job(at[1]), chosen=int(at[2]))
     if _APP.fullmatch(word) and not Path(word).exists():
-        return JobCheckpoints(_of_app(word))
+        return _of_app(word)
     if "://" in word and not word.startswith(("file://", "rocksdb://")):
         return JobCheckpoints(word)
     path = Path(state_directory(word) or word) if word.startswith("rocksdb://") else Path(word.removeprefix("file://"))
@@ -94,17 +106,17 @@ def find_job(word: str) -> JobCheckpoints:
             f"there is no directory {redacted_url(word)}", hint="write module:app, or where the checkpoints are"
         )
     below = path / "checkpoints"
-    return JobCheckpoints(below if is_local_place(below) else path)
+    return JobCheckpoints(below if is_local_place(below) else path, state=path)
 
 
-def _of_app(word: str) -> Location:
+def _of_app(word: str) -> JobCheckpoints:
     app = load_app(word)
-    if app.checkpoint_dir is not None:
-        return app.checkpoint_dir
     base = state_directory(app.state_place)
+    if app.checkpoint_dir is not None:
+        return JobCheckpoints(app.checkpoint_dir, state=base)
     if base is None:
         raise UserError(
             f"app {app.id} keeps no checkpoints: it has neither a state directory nor checkpoint_dir=",
             hint="one that gets them on the command line (sabot run --state DIR) is named by that DIR",
         )
-    return base / "checkpoints"
+    return JobCheckpoints(base / "checkpoints", state=base)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from sabot.checkpoint import ask
-from sabot.cli.jobs import JobCheckpoints, JobWord, find_job
+from sabot.cli.jobs import JobCheckpoints, JobWord, control_of, find_job
 from sabot.cli.printing import columns, json_line, plain, size
 from sabot.cli.running import guarded
 from sabot.errors import UserError
@@ -47,15 +47,17 @@ def _run(work: Any) -> None:
 
 
 def _asked(job: JobCheckpoints, request: dict[str, Any], timeout: float) -> dict[str, Any]:
-    if not job.runs():
+    control = control_of(job)
+    if control is None:
         raise UserError(
             f"no job runs on {job.place} on this machine",
-            hint="sabot run module:app --workers N starts it; one with its checkpoints in an object store cannot be asked",
+            hint="sabot run module:app --workers N starts it; one with its checkpoints in an object store is asked where it "
+            "was started, by its --state directory",
         )
     try:
-        return ask(job.place, request, timeout)
+        return ask(control, request, timeout)
     except UserError as error:
-        if job.runs():
+        if control_of(job) is not None:
             raise
         raise UserError(f"the job on {job.place} has ended meanwhile", hint="its log says why") from error
 

@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sabot.api.nodes.read import StreamEnd
@@ -161,10 +160,10 @@ class Run:
         self._delivery.check_restored()
         await to_the_end(self._delivery.open())
         self._let_run()
-        if storage is not None and isinstance(storage.directory, Path):
+        if storage is not None and storage.asked_at is not None:
             anew = self.goes_on.set if self._in_run else None
             asked = JobRequests(app, storage, coordinator, self._spread, restarts=self._restarts, begin_anew=anew)
-            requests = serve(Requests(storage.directory), asked.answer)
+            requests = serve(Requests(storage.asked_at), asked.answer)
             self._periodic.append(self._beside(requests, "requests"))
         if self._origin.savepoint is not None:
             coordinator.beat()  # so that the next start resumes from a checkpoint of this run

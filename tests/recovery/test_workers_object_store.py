@@ -100,6 +100,8 @@ async def test_workers_that_share_no_folder_make_every_window_once_though_one_is
         await until(lambda: process.poll() is not None or lives(), "workers", patience=90)
         await until(lambda: process.poll() is not None or len(storage.ids()) > 1, "checkpoints", patience=60)
         assert process.poll() is None, lines_of(log)
+        told = await asyncio.to_thread(lines, "workers", homes[3] / "state", "--json")
+        assert [each["pid"] for each in told] == [int(pid) for pid in lives()[-1]]
         os.kill(int(lives()[0][0]), signal.SIGKILL)
         assert await asyncio.to_thread(process.wait, 150) == 0, lines_of(log)
     assert len(lives()) >= 2, lines_of(log)

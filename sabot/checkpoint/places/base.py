@@ -85,6 +85,11 @@ class Place(ABC):
     # Owning it
 
     @property
+    @abstractmethod
+    def asked_at(self) -> Path | None:
+        """The folder of this machine in which the running job finds requests of the command line, below `requests`. None: there is none."""
+
+    @property
     def owned(self) -> bool:
         """Whether this process owns the place: between `own` and `disown`."""
         return self._lock_file is not None

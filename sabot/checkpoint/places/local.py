@@ -45,6 +45,10 @@ class LocalPlace(Place):
         self._folders: set[Path] = set()  # folders that exist, and are safe after the next `sync`
         self._unsynced: set[Path] = set()
 
+    @property
+    def asked_at(self) -> Path:
+        return self.where
+
     def own(self) -> None:
         if not self.where.exists():
             make_folder(self.where)

@@ -52,11 +52,16 @@ class RemotePlace(Place):
         self._wanted_scratch = scratch
         self._temporary: TemporaryFolder | None = None
 
+    @property
+    def asked_at(self) -> Path | None:
+        return self._wanted_scratch
+
     def own(self) -> None:
         check_bucket(self._fs, self._path, self.where)
         if self._wanted_scratch is not None:
             home = self._wanted_scratch.absolute()
             own_folder(home)
+            own_folder(home / "requests")  # made by the owner, so that it belongs to him whoever asks first
         else:
             self._temporary = TemporaryFolder("sabot-job-")
             home = self._temporary.path
