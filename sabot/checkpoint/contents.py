@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,10 @@ from pathlib import Path
 from sabot.checkpoint.places import Place, StoredFile, each
 from sabot.disk import make_folder
 
-__all__ = ["ContentsWriter", "files_below", "sha256_of"]
+__all__ = ["ContentsWriter", "files_below", "sha256_of", "sha256_of_each"]
+
+_HASHED_AT_ONCE = 4
+_WORTH_THREADS_BYTES = 1 << 20
 
 
 @dataclass
@@ -122,6 +126,18 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hex."""
     with path.open("rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_each(paths: Sequence[Path]) -> dict[Path, str]:
+    """The SHA-256 of each file, several at a time unless they are small."""
+    found = dict.fromkeys(paths, "")
+
+    def hashed(path: Path) -> None:
+        found[path] = sha256_of(path)
+
+    large = sum(path.stat().st_size for path in paths) >= _WORTH_THREADS_BYTES
+    each(min(_HASHED_AT_ONCE, len(paths)) if large else 1, hashed, paths)
+    return found
 
 
 def _raise(error: OSError) -> None:

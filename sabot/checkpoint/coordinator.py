@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from sabot.checkpoint.kept import KeptState, StoredState, save_state
+from sabot.checkpoint.kept import KeptState, StoredState, save_states
 from sabot.checkpoint.manifest import Manifest, StoredTask, StoredTrack
 from sabot.checkpoint.places import StoredFile
 from sabot.checkpoint.storage import CheckpointStorage
@@ -34,7 +34,6 @@ from sabot.disk import link_or_copy, make_folder, private
 from sabot.errors import CheckpointFailed, JobLocked, SabotError, StorageLost, UserError
 from sabot.exits import EXITS, carried
 from sabot.state.base import Cut, Snapshot
-from sabot.steps import step
 from sabot.threads import aside
 from sabot.watch import guarded, watched
 
@@ -436,17 +435,17 @@ class Coordinator:
         with storage.explained():
             directory = await aside(storage.begin, flight.checkpoint_id)
             files: dict[str, bytes | Path | StoredFile] = dict(parts)
+            states: dict[str, Cut | Snapshot] = {}
             for name, snapshot in flight.snapshots().items():
                 stored = manifest.tasks[name]
                 for state, path in stored.states.items():
                     cut = snapshot.states[state]
                     if isinstance(cut, StoredState):
                         files.update({f"{path}/{below}": file for below, file in cut.files.items()})
-                        continue
-                    make_folder((directory / path).parent)
-                    with step("state write", path):
-                        await save_state(cut, directory / path)
+                    else:
+                        states[path] = cut
                 files.update({path: snapshot.files[file] for file, path in stored.files.items()})
+            await save_states(states, directory)
             manifest, self._oldest = await aside(_finish, storage, manifest, directory, files)
             return manifest
 

@@ -1,5 +1,6 @@
 """State on its way into a checkpoint, and state of ended tasks, which is saved once and linked into every later checkpoint."""
 
+import asyncio
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +10,55 @@ from sabot.checkpoint.storage import CheckpointStorage
 from sabot.disk import link_or_copy, make_folder
 from sabot.errors import InternalError
 from sabot.state.base import Cut, Snapshot
+from sabot.steps import step
 from sabot.threads import aside
 
-__all__ = ["KeptState", "SavedAlready", "StoredState", "save_state"]
+__all__ = ["KeptState", "SavedAlready", "StoredState", "save_states"]
+
+# So many states are saved at a time, each in a thread. The checkpoint that a job takes at its end holds the job up: saved one after the
+# other, the states of two subtasks take as long as that of one with all keys.
+_AT_ONCE = 4
 
 
-async def save_state(state: Cut | Snapshot, directory: Path) -> None:
+async def save_states(states: Mapping[str, Cut | Snapshot], directory: Path) -> None:
+    """Saves each state into the folder below `directory` that its path names. Raises the first error when all that had begun have ended;
+    no other begins then.
+    """
+    room = asyncio.Semaphore(_AT_ONCE)
+    errors: list[Exception] = []
+
+    async def save(path: str, state: Cut | Snapshot) -> None:
+        async with room:
+            if errors:
+                return
+            try:
+                await _save_one(path, state, directory)
+            except Exception as error:
+                errors.append(error)
+
+    users = {path: state for path, state in states.items() if _is_users(state)}
+    for (
+        path,
+        state,
+    ) in users.items():  # in this task: an exit of the user's code would leave another one through the event loop
+        await _save_one(path, state, directory)
+    await asyncio.gather(*(save(path, state) for path, state in states.items() if path not in users))
+    if errors:
+        raise errors[0]
+
+
+async def _save_one(path: str, state: Cut | Snapshot, directory: Path) -> None:
+    make_folder((directory / path).parent)
+    with step("state write", path):
+        await _save_state(state, directory / path)
+
+
+def _is_users(state: Cut | Snapshot) -> bool:
+    """Whether the user's own code saves it."""
+    return isinstance(state, Snapshot) or (isinstance(state, KeptState) and state.is_users)
+
+
+async def _save_state(state: Cut | Snapshot, directory: Path) -> None:
     """Saves the state into `directory`, which does not exist yet. A cut is saved in another thread; the snapshot of a user's own backend
     is awaited.
     """
@@ -72,12 +116,17 @@ class KeptState:
         self._storage = storage
         self._home: Path | None = None
 
+    @property
+    def is_users(self) -> bool:
+        """Whether the user's own code saves the state."""
+        return isinstance(self._state, Snapshot)
+
     async def keep(self) -> None:
         """Saves the state into its own folder, unless that was done before."""
         if self._home is None:
             home = await aside(self._storage.keep)
             try:
-                await save_state(self._state, home / "state")
+                await _save_state(self._state, home / "state")
             except BaseException:
                 shutil.rmtree(home, ignore_errors=True)
                 raise

@@ -27,7 +27,7 @@ from typing import TypeVar
 
 import msgspec
 
-from sabot.checkpoint.contents import ContentsWriter, files_below, sha256_of
+from sabot.checkpoint.contents import ContentsWriter, files_below, sha256_of_each
 from sabot.checkpoint.encoding import decode_manifest, encode_manifest, folders_of_format_1, refuse_format_1
 from sabot.checkpoint.manifest import Manifest
 from sabot.checkpoint.ownership import Ownership, claims_in, marks_in
@@ -425,22 +425,25 @@ class CheckpointStorage:
         contents: dict[str, StoredFile] = {}
         known: dict[tuple[int, int], tuple[int, int, StoredFile]] = {}
         new: dict[str, tuple[Path, StoredFile]] = {}
+        unread: dict[Path, tuple[tuple[int, int], int, int]] = {}
         for path in files_below(root):
             status = path.stat()
             inode = status.st_dev, status.st_ino
             size, mtime = status.st_size, status.st_mtime_ns
             before = self._place.known.get(inode)
             if before is not None and before[:2] == (size, mtime) and self._stored.get(before[2].sha256) == before[2]:
-                file = before[2]
+                contents[path.relative_to(root).as_posix()] = before[2]
                 known[inode] = before
             else:
-                sha256 = sha256_of(path)
-                file = self._stored.get(sha256) or StoredFile(size, sha256, self.generation)
-                if sha256 not in self._stored and file.name not in new:
-                    new[file.name] = path, file
-                    known[inode] = size, mtime, file
-                elif self._place.holds(path, file):  # a link to a file of the restored checkpoint
-                    known[inode] = size, mtime, file
+                unread[path] = inode, size, mtime
+        for path, sha256 in sha256_of_each(list(unread)).items():
+            inode, size, mtime = unread[path]
+            file = self._stored.get(sha256) or StoredFile(size, sha256, self.generation)
+            if sha256 not in self._stored and file.name not in new:
+                new[file.name] = path, file
+                known[inode] = size, mtime, file
+            elif self._place.holds(path, file):  # a link to a file of the restored checkpoint
+                known[inode] = size, mtime, file
             contents[path.relative_to(root).as_posix()] = file
         each(self._place.parallel, self._store, new.values())
         self._place.sync()

@@ -1,12 +1,13 @@
 """Files that workers store themselves, and the manifests that list them: what is stored again, what goes, and when."""
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest, TaskSnapshot
-from sabot.checkpoint.contents import ContentsWriter
+from sabot.checkpoint.contents import ContentsWriter, sha256_of_each
 from sabot.checkpoint.kept import StoredState
 from sabot.errors import CorruptCheckpoint, TransientError
 from tools.checkpoint_tools import InMemory, in_memory
@@ -167,3 +168,22 @@ async def test_a_checkpoint_lists_the_files_of_workers_and_another_run_reads_the
     assert (restored.state_directory("keyed/0", "table") / "rows").read_bytes() == b"all 2"
     assert (restored.state_directory("ended", "table") / "rows").read_bytes() == b"l"
     assert restored.read_file("keyed/0", "f") == b"small"
+
+
+@pytest.mark.parametrize("size", [0, 10, 300_000])
+def test_hashes_of_many_files_are_those_of_each(tmp_path: Path, size: int) -> None:
+    paths = [tmp_path / str(number) for number in range(7)]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]) * size)
+    hashes = sha256_of_each(paths)
+    assert list(hashes) == paths
+    assert hashes == {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def test_a_file_that_cannot_be_hashed_is_an_error(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a", "b", "folder")]
+    for path in paths[:2]:
+        path.write_bytes(b"x" * 1_000_000)
+    paths[2].mkdir()
+    with pytest.raises(IsADirectoryError):
+        sha256_of_each(paths)

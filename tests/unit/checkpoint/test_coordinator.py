@@ -515,6 +515,45 @@ async def test_a_write_that_fails_leaves_nothing_and_the_one_before(tmp_path: Pa
     assert [state.discarded for state in states] == [1, 1, 1]
 
 
+async def test_states_of_several_tasks_are_saved_at_the_same_time(tmp_path: Path) -> None:
+    storage = CheckpointStorage(tmp_path)
+    coordinator = Coordinator(storage)
+    Job(coordinator, "join/0", "join/1")
+    states = {"join/0": State(b"left"), "join/1": State(b"right")}
+    checkpoint_id = coordinator.trigger()
+    for task, state in states.items():
+        state.go_on.clear()
+        coordinator.acknowledge(checkpoint_id, task, cut(state=state))
+    for state in states.values():  # each is being saved while the other is not done
+        assert await asyncio.to_thread(state.started.wait, 5)
+    for state in states.values():
+        state.go_on.set()
+    manifest = await coordinator.wait(checkpoint_id)
+    for task, state in states.items():
+        assert (manifest.state_directory(task, "default") / "data").read_bytes() == state.data
+        assert state.discarded == 1
+
+
+async def test_a_write_that_fails_waits_for_the_other_states_that_are_being_saved(tmp_path: Path) -> None:
+    coordinator = Coordinator(CheckpointStorage(tmp_path))
+    Job(coordinator, "a", "b")
+    failing, slow = State(error=OSError(errno.EIO, os.strerror(errno.EIO))), State()
+    slow.go_on.clear()
+    checkpoint_id = coordinator.trigger()
+    coordinator.acknowledge(checkpoint_id, "a", cut(state=failing))
+    coordinator.acknowledge(checkpoint_id, "b", cut(state=slow))
+    assert await asyncio.to_thread(slow.started.wait, 5)
+    assert await asyncio.to_thread(failing.started.wait, 5)
+    waiting = asyncio.ensure_future(coordinator.wait(checkpoint_id))
+    assert not (await asyncio.wait({waiting}, timeout=0.05))[0]
+    assert slow.discarded == 0  # a thread is writing it
+    slow.go_on.set()
+    with pytest.raises(CheckpointFailed, match="Input/output error"):
+        await waiting
+    assert (slow.saved, slow.discarded, failing.discarded) == (1, 1, 1)
+    assert names(tmp_path) == []
+
+
 async def test_meta_that_is_not_json_fails_with_a_reason(tmp_path: Path) -> None:
     coordinator = Coordinator(CheckpointStorage(tmp_path))
     Job(coordinator, "a")
