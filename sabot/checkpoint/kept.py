@@ -37,10 +37,8 @@ async def save_states(states: Mapping[str, Cut | Snapshot], directory: Path) -> 
                 errors.append(error)
 
     users = {path: state for path, state in states.items() if _is_users(state)}
-    for (
-        path,
-        state,
-    ) in users.items():  # in this task: an exit of the user's code would leave another one through the event loop
+    # In this task: an exit of the user's code would leave another one through the event loop.
+    for path, state in users.items():
         await _save_one(path, state, directory)
     await asyncio.gather(*(save(path, state) for path, state in states.items() if path not in users))
     if errors:
