@@ -145,7 +145,7 @@ def test_parts_of_changes_are_in_the_topic_once_whatever_ends_in_between(
         for data in batches(rows, 40):
             part.write(first.fitting(data))
         part.close()
-        parts[seq] = list(read_part(part.file))
+        parts[seq] = list(read_part(part.path))
     with pytest.raises(UserError, match="without its key"):
         first.fitting(batches([{**told[0], "account": None}], 1)[0])
     first.deliver(1, parts[1])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sabot import App
-from sabot.checkpoint import Requests
+from sabot.checkpoint import CheckpointStorage, Requests
 from tools.command_line import lines, sabot_says
 
 PLACE = "state"
@@ -55,13 +55,14 @@ def test_a_number_that_is_none_is_wrong_use(here: Path, workers: str) -> None:
 class Answering(threading.Thread):
     """A job that gives this answer to the first request."""
 
-    def __init__(self, answer: dict[str, Any]) -> None:
+    def __init__(self, answer: dict[str, Any], place: str) -> None:
         super().__init__(daemon=True)
+        self._place = place
         self.requests: list[dict[str, Any]] = []
         self._answer = answer
 
     def run(self) -> None:
-        box = Requests(PLACE)
+        box = Requests(self._place)
         while not (pending := box.pending()):
             threading.Event().wait(0.01)
         for request_id, request in pending:
@@ -77,16 +78,16 @@ def worker(number: int, **tasks: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("words", [["workers"], ["rescale", "--workers", "2"]])
-def test_what_workers_do_is_a_table_or_an_object_for_each(
-    here: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
-) -> None:
-    (here / PLACE).mkdir(parents=True)
-    monkeypatch.setattr("sabot.cli.jobs.JobCheckpoints.runs", lambda self: True)
+@pytest.mark.parametrize("place", [PLACE, f"{PLACE}/checkpoints", f"{PLACE}/scratch"], ids=["place", "state", "store"])
+def test_what_workers_do_is_a_table_or_an_object_for_each(here: Path, place: str, words: list[str]) -> None:
+    """place: where the running job holds its lock: that of its checkpoints, or beside its state, where these are in an object store."""
+    running = CheckpointStorage(here / place)
+    running.lock()
     unknown = {"rows": None, "rows_per_second": None, "lag": None}
     known = {"rows": 1_000_000, "rows_per_second": 12_345.6, "lag": 9}
     silent = worker(2) | unknown | {"cpu_percent": None, "memory_bytes": None}
     answer = {"app": "shop", "restarts": 1, "checkpoint": 12, "workers": [worker(1, read=known, keyed=unknown), silent]}
-    job = Answering(answer)
+    job = Answering(answer, place)
     job.start()
     said = sabot_says(*words, "state")
     job.join(10)
@@ -102,10 +103,11 @@ def test_what_workers_do_is_a_table_or_an_object_for_each(
         "read   1       12,346  9    1,000,000",
         "keyed  1       -       -    -",
     ]
-    job = Answering(answer)
+    job = Answering(answer, place)
     job.start()
     found = sabot_says(*words, "state", "--json").stdout.splitlines()
     job.join(10)
+    running.unlock()
     assert [json.loads(line) for line in found] == [
         {"app": "shop", "restarts": 1, **each} for each in answer["workers"]
     ]
