@@ -53,7 +53,7 @@ def test_polars_gives_the_answer_of_duckdb(files: Path, oracle: Oracle, batch: M
 @pytest.mark.slow
 @pytest.mark.parametrize("query", COMPARED)
 def test_duckdb_reads_the_same_from_lines_of_json(files: Path, oracle: Oracle, batch: ModuleType, query: str) -> None:
-    assert not oracle.differences(query, batch.run_duckdb(query, files, 1, "json"))
+    assert not oracle.differences(query, batch.run_duckdb(query, files, 1, "json", None))
 
 
 @pytest.mark.slow
