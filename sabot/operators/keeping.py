@@ -25,6 +25,7 @@ from sabot.errors import CorruptCheckpoint
 from sabot.faults import taking_over
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, Operator, OperatorContext
 from sabot.state.base import Cut, Owned, Saved
+from sabot.state.segments import Mine, Segments
 from sabot.state.tables.restored import Renewal
 from sabot.state.tables.store import TableStore
 
@@ -50,6 +51,7 @@ __all__ = [
     "owned_groups",
     "owned_or_all",
     "read_batches",
+    "take_over",
     "with_columns_of",
 ]
 
@@ -337,6 +339,16 @@ def owned_or_all(context: OperatorContext, keyed: bool = True) -> Owned | None:
 def key_hashes(keys: Sequence["pa.Array[Any]"], rows: int) -> pa.UInt64Array:
     """The hash of each row, by whose key group rows are shared among subtasks; without keys it is 0 for all."""
     return hash_columns(keys) if keys else pa.array(np.zeros(rows, np.uint64))
+
+
+def take_over(
+    cold: Segments, folder: Path, told: Sequence[Sequence[Any]], owned: Owned | None, owners: Sequence[int]
+) -> None:
+    """Takes over what a checkpoint has on disk. It stays there: whole by links, or the rows that belong here. owners: as in `Mine`."""
+    if owned is None:
+        cold.link(folder, told)
+    else:
+        cold.copy(folder, told, Mine(owners, lambda keys: owned(key_hashes(keys.columns, keys.num_rows))))
 
 
 def with_columns_of(schema: pa.Schema, rows: pa.RecordBatch) -> pa.RecordBatch:

@@ -22,8 +22,7 @@ from sabot._cython.groups.keyed import GroupTable
 from sabot._cython.groups.partition import hash_columns
 from sabot._cython.groups.tables import give_back
 from sabot.disk import make_folder
-from sabot.errors import SabotError
-from sabot.faults import hint_of, taking_over
+from sabot.faults import taking_over
 from sabot.operators.base import Cut, OperatorContext, Saved
 from sabot.operators.cuts import MEMORY_SHARE, OpenCuts, OpenRows, Rows
 from sabot.operators.keeping import (
@@ -35,6 +34,7 @@ from sabot.operators.keeping import (
     key_hashes,
     other_columns,
     read_batches,
+    take_over,
 )
 from sabot.state.segments import Piece, Segments, SegmentsCut, read_segments
 from sabot.state.tables.idle import longest_idle
@@ -253,13 +253,13 @@ class Slotted(Kept):
         files = self.files_of(saved)
         for part in saved:
             told = part.facts.get(self._fact) or ()
-            whole = self._cold is not None and len(saved) == 1 and owned is None and files == self.files
-            if whole and self._cold is not None:
-                self._cold.link(self.folder_of(part) / _COLD, told)
+            stays = None if files != self.files else self._cold
+            if told and stays is not None:
+                take_over(stays, self.folder_of(part) / _COLD, told, owned, self._owners)
             for rows in self.read(part, files):
                 self._restored(part, rows, owned)  # those of a key may stand in several pieces
             self.settle()
-            if told and not whole:
+            if told and stays is None:
                 schema = pa.schema([field for each in files.values() for field in each])
                 for piece in read_segments(self.folder_of(part) / _COLD, schema, told):
                     self._restored(part, _parted(piece, files), owned)
@@ -300,14 +300,7 @@ class Slotted(Kept):
         by_hash = victims.take(pa.array(np.argsort(self.known.hashes(victims).to_numpy())))
         piece = max(_PIECE_BYTES * len(self.known) // max(self._used(), 1), 1)
         self.note(victims)
-        try:
-            cold.write(
-                self._leaving(by_hash.slice(start, piece), cold.schema) for start in range(0, len(by_hash), piece)
-            )
-        except SabotError:
-            raise
-        except (OSError, pa.ArrowException) as error:
-            raise SabotError(f"state directory: {error}", hint=hint_of(error)) from error
+        cold.write(self._leaving(by_hash.slice(start, piece), cold.schema) for start in range(0, len(by_hash), piece))
         self.forget(victims)
         give_back()
 

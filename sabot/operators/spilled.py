@@ -18,11 +18,9 @@ import pyarrow.compute as pc
 from sabot._cython.groups.keyed import GroupTable
 from sabot._cython.groups.partition import hash_columns
 from sabot._cython.groups.tables import give_back
-from sabot.errors import SabotError
-from sabot.faults import hint_of
 from sabot.operators.base import CHUNK_ROWS, Cut, OperatorContext, Saved
 from sabot.operators.cuts import MEMORY_SHARE, SlotRows
-from sabot.operators.keeping import Batches, Kept, Owned, key_hashes
+from sabot.operators.keeping import Batches, Kept, Owned, key_hashes, take_over
 from sabot.state.segments import Segments, read_segments
 
 __all__ = ["OtherColumns", "PaneGroups", "PaneTables", "SpilledGroups"]
@@ -212,8 +210,8 @@ class SpilledGroups(Kept):
         self._touched.update(self._store.panes)
         for part in saved:
             told = part.facts.get("segments") or ()
-            if told and self._cold is not None and len(saved) == 1 and owned is None and carried is None:
-                self._cold.link(part.directory / _COLD, told)
+            if told and self._cold is not None and carried is None:
+                take_over(self._cold, part.directory / _COLD, told, owned, [1 + index for index in self._owners])
                 self._count = self._cold.count_by_due()
             elif told:
                 schema = self._schema if carried is None else carried.states.insert(0, _PANE)
@@ -293,13 +291,8 @@ class SpilledGroups(Kept):
             self._evicted += rows.num_rows
         if parts:
             rows = pa.concat_batches(parts)
-            try:
-                places = np.concatenate([places for _, _, places in waiting])
-                cold.write([(rows, places, rows.column(0).to_numpy())])
-            except SabotError:
-                raise
-            except (OSError, pa.ArrowException) as error:
-                raise SabotError(f"state directory: {error}", hint=hint_of(error)) from error
+            places = np.concatenate([places for _, _, places in waiting])
+            cold.write([(rows, places, rows.column(0).to_numpy())])
 
 
 def _places(hashes: Any, pane: int) -> Any:

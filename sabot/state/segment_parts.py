@@ -7,19 +7,30 @@ by due  the numbers of the part's rows in the order of these times; rows of seve
 ...     the row's own columns
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-__all__ = ["HEAD", "SegmentPart", "joined", "laid_out", "merged"]
+from sabot._cython.arrow.border import validate
+
+__all__ = ["HEAD", "Mine", "SegmentPart", "chosen", "joined", "laid_out", "merged"]
 
 HEAD = (pa.field("__hash", pa.uint64()), pa.field("__due", pa.int64()), pa.field("__by_due", pa.int32()))
 _NEVER = 2**63 - 1
 _PIECE_ROWS = 65_536  # about how many rows are read or written at a time
 _PIECE_BYTES = 8_000_000  # fewer, where these would be larger
 _SAMPLE = 64  # one row in so many says where hashes lie
+
+
+@dataclass(frozen=True)
+class Mine:
+    """Which rows of a checkpoint belong here. columns: those that say it; of: a batch of these -> true or false for each row."""
+
+    columns: Sequence[int]
+    of: Callable[[pa.RecordBatch], pa.BooleanArray]
 
 
 class SegmentPart:
@@ -170,6 +181,27 @@ def merged(parts: Sequence[SegmentPart], kind: int | None) -> Iterator[pa.Record
         order = living[np.argsort(rows.column(0).to_numpy()[living], kind="stable")]
         if len(order):
             yield _by_due(rows.take(pa.array(order)), kind)
+
+
+def chosen(parts: Sequence[SegmentPart], mine: Mine, kind: int | None) -> Iterator[pa.RecordBatch]:
+    """The batches of a segment that has the living rows of these parts that are `mine`. Of a part without any, only the columns that say
+    whose a row is are read.
+    """
+    some: list[pa.RecordBatch] = []
+    rows = size = 0
+    for part in parts:
+        asked = part.data.select([len(HEAD) + index for index in mine.columns])
+        validate(asked)
+        numbers = np.flatnonzero(mine.of(asked).to_numpy(zero_copy_only=False) & ~part.gone)
+        if len(numbers):
+            validate(part.data)
+            some.append(part.data.take(pa.array(numbers)))
+            rows, size = rows + len(numbers), size + some[-1].nbytes
+        if rows >= _PIECE_ROWS or size >= _PIECE_BYTES:
+            yield _by_due(_whole(some), kind)
+            some, rows, size = [], 0, 0
+    if some:
+        yield _by_due(_whole(some), kind)
 
 
 def _ranges(parts: Sequence[SegmentPart]) -> Iterator[list[tuple[SegmentPart, int, int]]]:

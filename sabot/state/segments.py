@@ -23,12 +23,12 @@ from pyarrow import ipc
 from sabot._cython.arrow.border import validate
 from sabot._cython.groups.tables import KeyFilter
 from sabot.disk import make_folder, private, sync
-from sabot.errors import CorruptCheckpoint
-from sabot.faults import taking_over
+from sabot.errors import CorruptCheckpoint, SabotError
+from sabot.faults import hint_of, taking_over
 from sabot.state.files import Shared, link_file, remove_tree
-from sabot.state.segment_parts import HEAD, SegmentPart, joined, laid_out, merged
+from sabot.state.segment_parts import HEAD, Mine, SegmentPart, chosen, joined, laid_out, merged
 
-__all__ = ["Piece", "Segments", "SegmentsCut", "read_segments"]
+__all__ = ["Mine", "Piece", "Segments", "SegmentsCut", "read_segments"]
 
 _GONE = "gone.arrow"
 _GONE_SCHEMA = pa.schema([("segment", pa.string()), ("rows", pa.int64()), ("gone", pa.binary())])
@@ -148,6 +148,11 @@ class Segments:
             self._segments.append(segment)
         self._forget_empty()
 
+    def copy(self, source: Path, told: Sequence[Sequence[Any]], mine: Mine) -> None:
+        """Takes over the rows of a checkpoint that are `mine`. told: its facts. Raises CorruptCheckpoint."""
+        for (name, _), gone in zip(told, _read_gone(source, told), strict=True):
+            self._add(_chosen(source / name, gone, self.schema, mine, self._kind))
+
     def close(self) -> None:
         """Lets go of all. Idempotent."""
         segments, self._segments = self._segments, []
@@ -159,7 +164,11 @@ class Segments:
 
     def _add(self, parts: Iterable[pa.RecordBatch]) -> None:
         file = self._directory / f"{next(self._numbers):012d}.arrow"
-        if not _write(file, self._laid_out, parts):
+        try:
+            rows = _write(file, self._laid_out, parts)
+        except (OSError, pa.ArrowException) as error:
+            raise SabotError(f"state directory: {error}", hint=hint_of(error)) from error
+        if not rows:
             file.unlink()
             return
         segment = _SegmentFile(file)
@@ -311,11 +320,25 @@ def _read_gone(directory: Path, told: Sequence[Sequence[Any]]) -> list[Any]:
         return [np.unpackbits(np.frombuffer(row["gone"], np.uint8), count=row["rows"]).astype(np.bool_) for row in rows]
 
 
+def _chosen(file: Path, gone: Any, rows: pa.Schema, mine: Mine, kind: int | None) -> Iterator[pa.RecordBatch]:
+    """The batches of a segment that has the living rows of this one that are `mine`."""
+    with taking_over("rows", file):
+        segment = _SegmentFile(file)
+        segment.begin_with(gone)
+        _check_columns(segment, rows, file)
+        yield from chosen(segment.parts, mine, kind)
+
+
 def _check(segment: _SegmentFile, rows: pa.Schema, file: Path) -> None:
+    _check_columns(segment, rows, file)
+    for part in segment.parts:
+        validate(part.data)
+
+
+def _check_columns(segment: _SegmentFile, rows: pa.Schema, file: Path) -> None:
     for part in segment.parts:
         if part.data.schema.types != [field.type for field in (*HEAD, *rows)]:
             raise CorruptCheckpoint(f"{file}: has other columns than the program keeps")
-        validate(part.data)
 
 
 def _write(file: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:

@@ -35,7 +35,7 @@ from sabot.operators.windows.fixed import WindowAggregate
 from sabot.operators.windows.sessions import SessionAggregate
 from sabot.operators.windows.top import WindowTopN
 from sabot.state import segment_parts
-from sabot.state.segments import Segments, read_segments
+from sabot.state.segments import Mine, Segments, read_segments
 from tools.operator_run import OperatorRun
 
 SCHEMA = pa.schema(
@@ -521,16 +521,27 @@ def test_segments_of_many_parts_keep_what_a_dict_keeps(
             del kept[number]
         return rows
 
-    def save() -> tuple[Path, Any]:
+    def save(segments: Segments) -> tuple[Path, Any]:
         place = tmp_path / f"saved{rng.random()}"
         place.mkdir()
         cut = segments.cut()
         told = json.loads(json.dumps(cut.facts))
         cut.save(place)
+        segments.close()
         return place, told
 
-    for _ in range(50):
-        step = rng.choice(["write", "write", "take", "due", "restart"])
+    def shared(place: Path, told: Any, of: int, number: int) -> Segments:
+        """The rows of every `of`th key."""
+        mine = Mine(
+            [0], lambda rows: pa.array([kept.get(n, (0, 0))[0] % of == number for n in rows.column(0).to_pylist()])
+        )
+        part = Segments(batch([1]).schema, tmp_path / f"cold {of} {number}")
+        part.copy(place, told, mine)
+        assert values(part.read()) == sorted(n for n, (each, _) in kept.items() if each % of == number)
+        return part
+
+    for _ in range(60):
+        step = rng.choice(["write", "write", "take", "due", "restart", "shared"])
         hashes = {which for which, _ in kept.values()}
         if step == "write":
             fresh = sorted(set(rng.sample(range(200), 12)) - hashes)
@@ -549,12 +560,17 @@ def test_segments_of_many_parts_keep_what_a_dict_keeps(
             wanted = sorted(number for number, (each, _) in kept.items() if each in ripe)
             assert gone(segments.due(now)) == wanted
             assert (segments.least_due or 10**9) == min((at for _, at in kept.values()), default=10**9)
-        else:
-            place, told = save()
+        elif step == "restart":
+            place, told = save(segments)
             assert values(read_segments(place, segments.schema, told)) == sorted(kept)
-            segments.close()
             segments = Segments(batch([1]).schema, tmp_path / "cold")
             segments.link(place, told)
+        else:
+            place, told = save(segments)
+            parts = [save(shared(place, told, 3, number)) for number in range(3)]
+            segments = Segments(batch([1]).schema, tmp_path / "cold")
+            for part in parts:
+                segments.copy(*part, Mine([1], lambda rows: pa.array([True] * rows.num_rows)))
         assert len(segments) == len(kept)
     assert values(segments.read()) == sorted(kept)
     segments.close()
