@@ -158,7 +158,8 @@ class ChunkedFile(Blocks):
         self._fd = os.open(file.path, os.O_RDONLY)
         self._size = file.size
         self._chunk = offset // chunk_bytes
-        self.buffer = self._spare = bytearray(min(chunk_bytes + SLACK_BYTES, file.size + 1))
+        # A chunk, the byte before it, and some bytes behind it.
+        self.buffer = self._spare = bytearray(min(1 + chunk_bytes + SLACK_BYTES, file.size + 1))
         self.offset, self.ended = offset, offset >= file.size
         try:
             if offset > self._size or (0 < offset < self._size and os.pread(self._fd, 1, offset - 1) != b"\n"):

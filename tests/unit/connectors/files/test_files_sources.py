@@ -18,7 +18,10 @@ from sabot import App
 from sabot.codecs.records import BAD_SCHEMA
 from sabot.connectors.base import Positions, Source
 from sabot.connectors.files import ArrowSource, CsvSource, FileSource, NdjsonSource, ParquetSource, files
+from sabot.connectors.files.blocks import ChunkedFile
 from sabot.connectors.files.csv import CsvRecords
+from sabot.connectors.files.paths import DataFile
+from sabot.connectors.files.source import Share
 from sabot.errors import UserError
 
 N = pa.schema({"n": pa.int64()})
@@ -127,6 +130,20 @@ def test_readers_stopped_after_every_batch_give_each_line_once(
     assert sorted(map(str, found)) == sorted(
         str(value) if kind == "row" else "bad" for kind, value in naive(path.read_bytes())
     )
+
+
+def test_a_reader_of_several_has_one_buffer(tmp_path: Path) -> None:
+    path = tmp_path / "rows.ndjson"
+    path.write_text("".join(f'{{"n":{n}}}\n' for n in range(40_000)))
+    file = DataFile(str(path), 0, path.stat().st_size, 0)
+    blocks = ChunkedFile(file, 0, Share(1, 2), 16_384, 1 << 20)
+    buffers = []
+    while blocks.next():
+        buffers.append(blocks.buffer)
+        blocks.take(blocks.high)
+    blocks.close()
+    assert len(buffers) > 10
+    assert all(each is buffers[0] for each in buffers)
 
 
 def test_a_line_longer_than_many_chunks_is_one_row(tmp_path: Path) -> None:
