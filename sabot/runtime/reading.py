@@ -159,6 +159,12 @@ class Reader:
             else:
                 self._has_nothing()
             return None
+        if read.num_rows and not read.offsets and self.source.positions():
+            raise UserError(
+                f"source {self.source.name}: it gave {read.num_rows} rows without the offsets behind them, so that no checkpoint "
+                "would know of them",
+                hint="Batch(rows, {(name, partition): the next offset}, name)",
+            )
         self.rows_in += read.num_rows
         return self._came(read)
 

@@ -210,6 +210,29 @@ async def test_a_source_that_breaks_is_opened_again_at_the_checkpoint(tmp_path: 
     assert restarts(app) == 3
 
 
+class Forgetful(FlakySource):
+    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        batch = super().read_batch(max_rows, timeout)
+        return None if batch is None else Batch(batch.data)
+
+
+@pytest.mark.parametrize("by", ["stream", "agent"])
+async def test_rows_whose_offsets_a_source_does_not_say_are_refused(by: str, tmp_path: Path) -> None:
+    """A restart would read them once more, beside the state and the results in which they are."""
+    sink, app = ListSink(), App("source", checkpoint_dir=str(tmp_path))
+    if by == "stream":
+        app.stream(Forgetful(set())).to(sink)
+    else:
+
+        @app.agent(Forgetful(set()), batch=True, sink=sink)
+        async def same(batch: pa.RecordBatch, ctx: object) -> pa.RecordBatch:
+            return batch
+
+    with pytest.raises((UserError, AgentFailed), match="source flaky: it gave 10 rows without the offsets"):
+        await bounded(app.run())
+    assert not sink.rows
+
+
 class FlakySink(Sink):
     """At least once; refuses the first batches that it is given."""
 
