@@ -33,7 +33,7 @@ from sabot.connectors.base import Sink
 from sabot.delivery.parts import Part
 from sabot.delivery.tracks import TrackWork
 from sabot.disk import make_folder
-from sabot.errors import JobLocked, SabotError, UserError
+from sabot.errors import CheckpointFailed, JobLocked, SabotError, TransientError, UserError
 from sabot.redaction import clean_cause
 from sabot.threads import Spawn, aside
 
@@ -303,12 +303,14 @@ class StagedSinks:
         return bool(self._tracks)
 
     def still_ours(self) -> bool:
-        """Whether no other worker has taken the job over. Blocks."""
+        """Whether no other worker has taken the job over. Blocks. Raises TransientError where the place of the checkpoints does not say."""
         assert self._storage is not None
         try:
             self._storage.check_owner()
         except JobLocked:
             return False
+        except CheckpointFailed as error:
+            raise TransientError(f"nobody knows whose the job is: {error.message}", hint=error.hint) from error
         return True
 
     def check_restored(self) -> None:

@@ -47,7 +47,7 @@ class TrackRun(Protocol):
     spawn: Spawn
 
     def still_ours(self) -> bool:
-        """No other worker has taken the job over."""
+        """Whether no other worker has taken the job over. Blocks. Raises TransientError where nobody can say."""
 
     def part_path(self, track_id: str, seq: int) -> Path:
         """The path of the file of a new part."""
@@ -303,6 +303,12 @@ class TrackWork:
         """Claims the track again after an error, and reads from the token how far the receiver got."""
         if self._claimed:
             return
+        # The error may be that of a process that stood still: its claim would end the run that has taken the job over.
+        if not self._delivery.still_ours():
+            raise JobLocked(
+                f"sink {self.sink.name}: another worker has taken this job over, and delivers its output",
+                hint="one worker runs a job: let that one go on, or stop it and start this one again",
+            )
         token = self.sink.claim(self.name)
         self._claimed = True
         if not self.sink.keeps_token or (token is None and self.delivered == 0):

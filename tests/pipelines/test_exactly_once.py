@@ -1100,18 +1100,52 @@ class Elsewhere(App):
         return CheckpointStorage((pyarrow.fs.SubTreeFileSystem(str(self.place), pyarrow.fs.LocalFileSystem()), "two"))
 
 
-async def test_of_two_runs_on_one_object_store_the_later_one_goes_on_alone(memory_url: str, tmp_path: Path) -> None:
-    sink = Receiver()
+def on_one_store(memory_url: str, folder: Path, sink: Sink) -> tuple[App, App]:
+    """The same job two times."""
 
     def build() -> App:
         app = Elsewhere(
-            "two", memory_url, checkpoint_interval="1h", restart="none", checkpoint_dir=str(tmp_path / "none")
+            "two", memory_url, checkpoint_interval="1h", restart="none", checkpoint_dir=str(folder / "none")
         )
-        app.place = tmp_path / "bucket"
+        app.place = folder / "bucket"
         app.stream("in", schema=SCHEMA).to(sink)
         return app
 
-    first, second = build(), build()
+    return build(), build()
+
+
+async def test_a_run_that_stood_still_takes_no_sink_from_the_run_after_it(memory_url: str, tmp_path: Path) -> None:
+    sink = Receiver()
+    healed = threading.Event()
+
+    def stands_still(seq: int, rows: list[Any]) -> None:
+        sink.trouble = lambda seq, rows: None
+        healed.wait(PATIENCE)
+        raise TransientError("the connection was cut meanwhile")
+
+    sink.trouble = stands_still
+    first, second = on_one_store(memory_url, tmp_path, sink)
+    publish(first, "in", dicts([1]))
+    running = asyncio.ensure_future(first.run())
+    await until(lambda: first.statistics()["streams"] and rows_read(first) == 1)
+    await checkpoint(first)
+    await until(lambda: len(sink.given) == 1)
+    async with started(second):
+        await until(lambda: sink.rows == [1])
+        claims = len(sink.claims)
+        healed.set()
+        with pytest.raises(JobLocked, match="another worker has taken this job over"):
+            await bounded(running)
+        assert len(sink.claims) == claims
+        await feed(second, [2])
+        await checkpoint(second)
+        await until(lambda: len(sink.rows) == 2)
+    assert sink.rows == [1, 2]
+
+
+async def test_of_two_runs_on_one_object_store_the_later_one_goes_on_alone(memory_url: str, tmp_path: Path) -> None:
+    sink = Receiver()
+    first, second = on_one_store(memory_url, tmp_path, sink)
     publish(first, "in", dicts([1]))
     running = asyncio.ensure_future(first.run())
     await until(lambda: first.statistics()["streams"] and rows_read(first) == 1)
