@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +90,13 @@ class ContentsWriter:
         self._upload([(path, file.name)])
         return file
 
+    def take_back(self, files: Iterable[StoredFile]) -> None:
+        """Removes those of these files that `store` has stored, and not found in the newest complete checkpoint. No manifest may come to
+        list them. What cannot be removed now goes with the next run.
+        """
+        complete = {file.name for _, _, file in self._place.known.values()}
+        self._remove(file.name for file in files if file.name not in complete)
+
     def completed(self, checkpoint_id: int) -> None:
         """The checkpoint is complete. What it does not have is not relied on any more."""
         self._forget(self._complete)
@@ -104,9 +111,12 @@ class ContentsWriter:
             each(self._place.parallel, lambda one: self._place.add(*one, safe=False), files)
             self._place.sync()
         except BaseException:
-            with suppress(OSError):  # the next run removes what is left of it
-                self._place.remove(name for _, name in files)
+            self._remove(name for _, name in files)
             raise
+
+    def _remove(self, names: Iterable[str]) -> None:
+        with suppress(OSError):  # the next run removes what is left
+            self._place.remove(names)
 
     def _forget(self, cut: _Cut) -> None:
         for folder in cut.folders:

@@ -73,6 +73,7 @@ class _Task:
     inject: Callable[[int], None]
     abort: Callable[[int], None]
     hint: Callable[[], str] | None
+    saving: Callable[[], bool]
 
 
 @dataclass
@@ -81,6 +82,7 @@ class _InFlight:
 
     checkpoint_id: int
     started: float
+    deadline: float
     waiting: set[str]
     # Last snapshots of tasks that had ended before, or ended while the checkpoint waited for them.
     finals: dict[str, TaskSnapshot]
@@ -112,8 +114,8 @@ class SavedOutput(Protocol):
 class Coordinator:
     """Makes the checkpoints of one job, one at a time.
 
-    `timeout` runs from the barriers to the last acknowledgement. The writing that follows has no time-out, because a thread that waits for
-    a disk cannot be stopped. `describe` goes into every manifest. `trigger`, `acknowledge`, `decline` and `detach` may be called from any
+    `timeout` runs from the barriers to the last cut. The writing that follows has no time-out, because a thread that waits for a disk
+    cannot be stopped. `describe` goes into every manifest. `trigger`, `acknowledge`, `decline` and `detach` may be called from any
     thread, all other methods on the event loop. Without storage a checkpoint is complete when all tasks have acknowledged, and only its
     manifest is kept, in memory.
     """
@@ -178,17 +180,19 @@ class Coordinator:
         inject: Callable[[int], None],
         abort: Callable[[int], None],
         hint: Callable[[], str] | None = None,
+        saving: Callable[[], bool] = lambda: False,
     ) -> None:
         """Adds a running task. Attach all tasks of a job before the first trigger: a manifest lists only the tasks that took part.
 
         `inject(id)` asks it to emit its barrier, `abort(id)` to forget that one (also one it never saw); both are
         called on the event loop and must not block. `hint()` says what it is busy with, for the error of a checkpoint
-        that timed out. A checkpoint in flight goes on without the new task.
+        that timed out. `saving()`: its cut is taken, and another process is saving it, for which the time-out does not count.
+        A checkpoint in flight goes on without the new task.
         """
         self._remember_loop()
         if task in self._tasks:
             raise UserError(f"task {task!r} is attached already", hint="give every task of a job its own name")
-        self._tasks[task] = _Task(inject, abort, hint)
+        self._tasks[task] = _Task(inject, abort, hint, saving)
         self._replace_final(task, None)
 
     def detach(self, task: str, final: TaskSnapshot | None = None) -> None:
@@ -319,7 +323,8 @@ class Coordinator:
             self._starting = False
 
     def _start(self, checkpoint_id: int) -> None:
-        flight = _InFlight(checkpoint_id, self._clock.monotonic(), set(self._tasks), dict(self._finals))
+        now_s = self._clock.monotonic()
+        flight = _InFlight(checkpoint_id, now_s, now_s + self._timeout, set(self._tasks), dict(self._finals))
         self._in_flight = flight
         if self._refused:
             self._fail(flight, self._refused)
@@ -357,11 +362,23 @@ class Coordinator:
             self._fail(flight, f"task {task} declined: {reason}")
 
     def check_timeouts(self) -> None:
-        """Fails the checkpoint in flight if its time-out has passed. A timer calls this; tests with a ManualClock call it themselves."""
+        """Fails the checkpoint in flight if its time-out has passed, unless all cuts are taken, and only being saved. A timer calls this;
+        tests with a ManualClock call it themselves.
+        """
         flight = self._in_flight
         if flight is None or not flight.waiting:
             return
-        if self._clock.monotonic() - flight.started < self._timeout:
+        now_s = self._clock.monotonic()
+        if now_s >= flight.deadline and all(self._tasks[name].saving() for name in flight.waiting):
+            # A large state takes as long as its storage does. Given up, it would be saved again from its beginning, and never be complete.
+            flight.deadline = now_s + self._timeout
+            _log.warning(
+                "checkpoint %d: state is still being saved after %.0f s, that of %s; it is waited for, and there is no other one meanwhile",
+                flight.checkpoint_id,
+                now_s - flight.started,
+                ", ".join(sorted(flight.waiting)),
+            )
+        if now_s < flight.deadline:
             self._set_timer(flight)
             return
         missing = ", ".join(self._busy(name) for name in sorted(flight.waiting))
@@ -382,7 +399,7 @@ class Coordinator:
     def _set_timer(self, flight: _InFlight) -> None:
         loop = _running_loop()
         if loop is not None:
-            remaining = flight.started + self._timeout - self._clock.monotonic()
+            remaining = flight.deadline - self._clock.monotonic()
             flight.timer = loop.call_later(max(remaining, 0.001), self.check_timeouts)
 
     # Writing

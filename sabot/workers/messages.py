@@ -264,6 +264,7 @@ class Beat(ControlMessage, frozen=True):
     """The worker lives. samples: (name, value, operator, topic, partition) each. hints: what tasks are busy with, during a checkpoint.
     agents: of each task of agents that is here, as `WorkerAgents.statistics`.
     memory_bytes: resident. cpu_seconds: since its start. Both are None where the system does not say them.
+    saving: tasks whose cut for the checkpoint under way is taken, and not saved yet.
     """
 
     progress: tuple[float, float] | None = None
@@ -273,6 +274,7 @@ class Beat(ControlMessage, frozen=True):
     agents: dict[str, dict[str, Any]] = {}
     memory_bytes: int | None = None
     cpu_seconds: float | None = None
+    saving: list[str] = []
 
     def read(self, worker: str) -> list[Sample]:
         """Its samples, with the worker's number as label."""

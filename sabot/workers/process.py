@@ -386,7 +386,8 @@ class JobWorker:
         ]
         agents = {each.job.task.name: msgspec.to_builtins(each.statistics(), enc_hook=str) for each in opened.agents}
         hints = opened.checkpoints.hints()
-        return Beat(opened.job.progress(), figures, samples, hints, agents, memory_bytes, cpu_seconds)
+        saving = opened.checkpoints.saving()
+        return Beat(opened.job.progress(), figures, samples, hints, agents, memory_bytes, cpu_seconds, saving)
 
 
 def _check_shared(folder: Path, proof: str) -> None:

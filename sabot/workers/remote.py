@@ -10,6 +10,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -61,6 +62,8 @@ class RemoteCheckpoints:
         self.expected: set[str] = set()  # tasks that the last checkpoint waits for
         self._send = send
         self._saved = saved
+        self._under_way = self._failed = 0  # checkpoints: the last that was begun, and the last that was given up
+        self._saving: dict[str, int] = {}  # by task, the checkpoint for which its cut is being saved; 0: it has ended
         self._parts: deque[tuple[str, Part]] = deque()  # complete, and not given yet
         self._tasks: dict[str, tuple[Callable[[int], None], Callable[[int], None], Callable[[], str] | None]] = {}
         # One thread: what a task was at its barrier must be told before what it was at its end.
@@ -80,12 +83,14 @@ class RemoteCheckpoints:
 
     def acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
         """Saves the state in another thread, then tells the coordinator."""
+        self._saving[task] = checkpoint_id
         self.expected.discard(task)
         self._saver.submit(self._acknowledge, checkpoint_id, task, snapshot)
 
     def detach(self, task: str, final: TaskSnapshot | None = None) -> None:
         """As `acknowledge`, at the task's end."""
         self._tasks.pop(task, None)
+        self._saving[task] = 0
         self.expected.discard(task)
         self._saver.submit(self._detach, task, final or TaskSnapshot())
 
@@ -108,13 +113,20 @@ class RemoteCheckpoints:
     # -- the thread that saves ----------------------------------------------------------------------------------------
 
     def _acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
+        if checkpoint_id <= self._failed:  # nobody waits for it, and the cuts behind it would wait
+            snapshot.discard()
+        else:
+            self._send(self._cut(checkpoint_id, task, snapshot))
+        if self._saving.get(task) == checkpoint_id:
+            del self._saving[task]
+
+    def _cut(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> TaskCut | Declined:
         try:
             self._give_parts()
             states, files = self._save(snapshot, checkpoint_id)
         except Exception as error:  # the coordinator reports it, and the job runs on
-            self._send(Declined(checkpoint_id, task, f"its state could not be saved: {words_of(error)}"))
-            return
-        self._send(TaskCut(checkpoint_id, task, snapshot.meta, states, dict(snapshot.sealed), files))
+            return Declined(checkpoint_id, task, f"its state could not be saved: {words_of(error)}")
+        return TaskCut(checkpoint_id, task, snapshot.meta, states, dict(snapshot.sealed), files)
 
     def _detach(self, task: str, final: TaskSnapshot) -> None:
         try:
@@ -124,6 +136,7 @@ class RemoteCheckpoints:
             self._send(failed(error))
             return
         self._send(TaskEnded(task, final.meta, states, dict(final.sealed), files))
+        self._saving.pop(task, None)
 
     def _save(
         self, snapshot: TaskSnapshot, checkpoint_id: int | None
@@ -137,10 +150,14 @@ class RemoteCheckpoints:
                     if isinstance(cut, Snapshot):
                         raise InternalError(f"state {name} is a snapshot of a user's backend")
                     folder = self._saved.new_folder()
-                    cut.save(folder)
+                    _write(cut, folder)
                     states[name] = self._saved.give(folder, checkpoint_id)
                 small = {name: data for name, data in snapshot.files.items() if not isinstance(data, StoredFile)}
                 files = self._saved.give_files(small, checkpoint_id)
+        except BaseException:
+            if self._saved is not None:
+                self._saved.take_back(states.values())
+            raise
         finally:
             snapshot.discard()
         return states, files
@@ -188,6 +205,7 @@ class RemoteCheckpoints:
     def trigger(self, checkpoint_id: int) -> None:
         """Asks all tasks of this worker for their barriers."""
         tasks = dict(self._tasks)
+        self._under_way = checkpoint_id
         self.expected = set(tasks)
         for inject, _, _ in tasks.values():
             inject(checkpoint_id)
@@ -195,6 +213,7 @@ class RemoteCheckpoints:
     def abort(self, checkpoint_id: int) -> None:
         """The checkpoint has failed."""
         self.expected = set()
+        self._failed = max(self._failed, checkpoint_id)
         for _, abort, _ in list(self._tasks.values()):
             abort(checkpoint_id)
 
@@ -214,24 +233,42 @@ class RemoteCheckpoints:
 
     def hints(self) -> dict[str, str]:
         """What the tasks are busy with that the checkpoint under way waits for."""
-        found = {}
+        found = dict.fromkeys(self.saving(), "its state is being saved")
         for task in sorted(self.expected):
             _, _, hint = self._tasks.get(task, (None, None, None))
             if hint is not None:
                 found[task] = hint()
         return found
 
+    def saving(self) -> list[str]:
+        """The tasks whose cut for the checkpoint under way is taken, and not saved yet."""
+        under_way = {0, self._under_way} if self._under_way > self._failed else {0}
+        return sorted(task for task, checkpoint_id in self._saving.copy().items() if checkpoint_id in under_way)
+
     def close(self) -> None:
         """Returns when what was handed over is saved. Blocks."""
         self._saver.shutdown()
 
 
+def _write(cut: Cut, folder: Path) -> None:
+    try:
+        cut.save(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@dataclass
 class _SavedSnapshot(TaskSnapshot):
     """A snapshot that a worker has saved. Its small files belong to the coordinator, too."""
+
+    storage: CheckpointStorage | None = None
 
     def discard(self) -> None:
         """Removes all of it."""
         super().discard()
+        if self.storage is not None:
+            self.storage.unneeded(file for file in self.files.values() if isinstance(file, StoredFile))
         for folder in {path.parent for path in self.files.values() if isinstance(path, Path)}:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -258,7 +295,7 @@ def snapshot_of(message: TaskCut | TaskEnded, storage: CheckpointStorage | None)
             assert storage is not None
             states[name] = StoredState(folder, storage)
     files: dict[str, bytes | Path | StoredFile] = {name: _taken(file) for name, file in message.files.items()}
-    return _SavedSnapshot(message.meta, files, states, message.sealed)
+    return _SavedSnapshot(message.meta, files, states, message.sealed, storage)
 
 
 def part_of(message: PartSealed) -> Part:

@@ -1,7 +1,8 @@
 """Where a worker saves state and output for its coordinator: in a folder that both see, or in the object store of the checkpoints."""
 
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,9 @@ class SavedHere(Protocol):
 
     def give_files(self, files: Mapping[str, bytes | Path], checkpoint_id: int | None) -> dict[str, SavedFile]:
         """Saves small files, by name, and returns what the coordinator is told of them."""
+
+    def take_back(self, given: Iterable[SavedFolder]) -> None:
+        """Removes what was given of a cut that could not be saved as a whole: the coordinator never hears of it. Raises nothing."""
 
     def part_folder(self, told: str) -> Path:
         """The folder for the parts of a track. told: what the coordinator has said."""
@@ -61,6 +65,11 @@ class SavedInFolder:
         paths = _written(written, self.new_folder()) if files else {}
         return {name: os.fspath(data if isinstance(data, Path) else paths[name]) for name, data in files.items()}
 
+    def take_back(self, given: Iterable[SavedFolder]) -> None:
+        for folder in given:
+            assert isinstance(folder, str)
+            shutil.rmtree(folder, ignore_errors=True)
+
     def part_folder(self, told: str) -> Path:
         return Path(told)
 
@@ -93,6 +102,11 @@ class SavedInStore:
         paths = _written(files, folder)
         stored = self._writer.store(folder, checkpoint_id)
         return {name: stored[path.name] for name, path in paths.items()}
+
+    def take_back(self, given: Iterable[SavedFolder]) -> None:
+        for files in given:
+            assert isinstance(files, dict)
+            self._writer.take_back(files.values())
 
     def part_folder(self, told: str) -> Path:
         return self._writer.new_folder()

@@ -271,8 +271,8 @@ class WorkerStreams:
             return
         self._started = True
         for task, member in self._tasks.items():
-            hint = partial(self._hint, member, task)
-            self._coordinator.attach(task, self._trigger, self._abort, hint)
+            hint, saving = partial(self._hint, member, task), partial(_saves, member, task)
+            self._coordinator.attach(task, self._trigger, self._abort, hint, saving)
         self._coordinator.on_complete.append(self._commit)
         self._coordinator.on_retained.append(self._retained)
         run = RunTasks(self._delivery.given())
@@ -466,6 +466,10 @@ class WorkerStreams:
         """For metrics, as of the last heartbeat; from any thread."""
         for member in self.members:
             yield from member.beat.read(str(member.number + 1))
+
+
+def _saves(member: Member, task: str) -> bool:
+    return task in member.beat.saving
 
 
 def _words(of: dict[str, str]) -> str:

@@ -10,6 +10,8 @@ from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest, TaskSnaps
 from sabot.checkpoint.contents import ContentsWriter, sha256_of_each
 from sabot.checkpoint.kept import StoredState
 from sabot.errors import CorruptCheckpoint, TransientError
+from sabot.workers.messages import TaskCut
+from sabot.workers.remote import snapshot_of
 from tools.checkpoint_tools import InMemory, in_memory
 
 
@@ -129,6 +131,24 @@ def test_an_upload_that_fails_leaves_nothing_and_is_tried_again(store: Store) ->
     store.refuse = ""
     manifest = store.commit(2, store.save(2, a=b"one", b=b"two", c=b"three"))
     assert store.there() == {file.name for file in manifest.contents.values()}
+
+
+def test_what_was_stored_for_a_cut_that_failed_is_taken_back_without_what_the_newest_checkpoint_has(
+    store: Store,
+) -> None:
+    first = store.save(1, a=b"one")
+    store.commit(1, first)
+    again = store.save(2, a=b"one", b=b"two")
+    store.writer.take_back(again.values())
+    assert store.there() == {first["a"].name}
+
+
+def test_small_files_of_a_checkpoint_that_failed_go_too(store: Store) -> None:
+    files, small = store.save(1, rows=b"all"), store.save(1, f=b"small")
+    snapshot = snapshot_of(TaskCut(1, "keyed/0", {}, {"table": files}, {}, {"f": small["f"]}), store.storage)
+    snapshot.discard()
+    store.commit(2, store.save(2, a=b"next"))
+    assert not {files["rows"].name, small["f"].name} & store.there()
 
 
 def test_a_part_is_fetched_and_its_damage_is_told(store: Store, tmp_path: Path) -> None:

@@ -426,6 +426,31 @@ async def test_a_timeout_names_the_missing_tasks_and_frees_all_of_them(tmp_path:
     assert "slow: busy" in statistics["last_error"]
 
 
+async def test_a_timeout_does_not_count_for_cuts_that_are_taken_and_being_saved(caplog) -> None:
+    """A worker that stores a large state in an object store: given up and begun anew, the checkpoint would never be complete."""
+    clock, saving = ManualClock(), {"a", "b"}
+    coordinator = Coordinator(clock=clock, timeout="10s")
+    for task in ("a", "b"):
+        coordinator.attach(
+            task, lambda _: None, lambda _: None, lambda task=task: f"{task} is busy", lambda task=task: task in saving
+        )
+    coordinator.trigger()
+    for _ in range(3):
+        clock.advance(11)
+        coordinator.check_timeouts()
+    assert "checkpoint 1: state is still being saved after 33 s, that of a, b; it is waited for" in caplog.text
+    coordinator.acknowledge(1, "a", cut(1))
+    coordinator.acknowledge(1, "b", cut(1))
+    assert (await coordinator.wait(1)).checkpoint_id == 1
+
+    saving.remove("b")
+    coordinator.trigger()
+    clock.advance(11)
+    coordinator.check_timeouts()
+    with pytest.raises(CheckpointFailed, match="timed out after 10 s"):
+        await coordinator.wait(2)
+
+
 async def test_the_timer_of_the_event_loop_ends_a_checkpoint_too() -> None:
     coordinator = Coordinator(timeout="10ms")
     Job(coordinator, "a")

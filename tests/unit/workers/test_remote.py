@@ -92,6 +92,41 @@ def test_small_files_of_a_cut_have_a_folder_that_goes_with_it(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_cut_that_waits_for_the_disk_is_told_as_being_saved_until_its_checkpoint_is_given_up(tmp_path):
+    sent, let, tables = [], threading.Event(), [Table("1"), Table("2"), Table("3")]
+    tables[0].let = let
+    checkpoints = RemoteCheckpoints(sent.append, SavedInFolder(tmp_path))
+    for task in ("keyed/0", "keyed/1"):
+        checkpoints.attach(task, lambda _: None, lambda _: None, lambda: "busy")
+    checkpoints.trigger(1)
+    checkpoints.acknowledge(1, "keyed/0", TaskSnapshot(states={"table": tables[0]}))
+    assert checkpoints.saving() == ["keyed/0"]
+    assert checkpoints.hints() == {"keyed/0": "its state is being saved", "keyed/1": "busy"}
+    checkpoints.acknowledge(1, "keyed/1", TaskSnapshot(states={"table": tables[1]}))
+    assert checkpoints.saving() == ["keyed/0", "keyed/1"]
+    checkpoints.abort(1)
+    assert checkpoints.saving() == []
+    checkpoints.trigger(2)
+    checkpoints.acknowledge(2, "keyed/0", TaskSnapshot(states={"table": tables[2]}))
+    assert checkpoints.saving() == ["keyed/0"]
+    let.set()
+    checkpoints.close()
+    assert checkpoints.saving() == []
+    # That of keyed/1 for checkpoint 1 was not begun: nobody waits for it, and the next one would.
+    assert [(each.checkpoint_id, each.task) for each in sent] == [(1, "keyed/0"), (2, "keyed/0")]
+    assert [table.discarded for table in tables] == [1, 1, 1]
+
+
+def test_of_a_cut_that_cannot_be_saved_as_a_whole_nothing_stays(tmp_path):
+    sent = []
+    checkpoints = RemoteCheckpoints(sent.append, SavedInFolder(tmp_path))
+    states = {"first": Table("rows"), "second": Table(error=OSError(28, "no space"))}
+    checkpoints.acknowledge(1, "keyed/0", TaskSnapshot(states=states))
+    checkpoints.close()
+    assert [type(each) for each in sent] == [Declined]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_checkpoints_on_a_disk_nothing_is_saved():
     sent, table = [], Table()
     checkpoints = RemoteCheckpoints(sent.append, None)
