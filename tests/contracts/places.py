@@ -289,6 +289,8 @@ class TablePlace:
         found = files(self.path, "arrow" if self.format == "arrows" else self.format)
         if hasattr(found, "_block_bytes"):
             found._block_bytes = 20 * self.group
+        if isinstance(found, NdjsonSource):
+            found._given_bytes = found._block_bytes
         return found
 
     def sink(self, **options: Any) -> Any:

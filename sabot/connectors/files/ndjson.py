@@ -11,6 +11,7 @@ from sabot._cython.text.json import JsonDecoder
 from sabot.codecs.json import INFERENCE_ROWS, JsonCodec
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.config import RECORD_BYTES
+from sabot.connectors.base import Positions
 from sabot.connectors.files.blocks import BlockReader, Blocks, Lines, open_blocks
 from sabot.connectors.files.paths import DataFile, Paths, codec_of, cut_anywhere
 from sabot.connectors.files.source import FileReader, FileSource, Found, global_offset
@@ -19,6 +20,7 @@ from sabot.errors import UserError
 __all__ = ["NdjsonSource"]
 
 BLOCK_BYTES = 4 << 20
+SHARED_BYTES = 7 << 20  # about 30,000 rows of 250 bytes: with several readers a shuffle deals each batch out in parts
 NEWLINE, RETURN = 10, 13
 _LINES = Lines()
 _ARRAY = re.compile(rb"\s*\[\s*(\{|$)")  # how a line begins that begins an array of objects
@@ -29,15 +31,35 @@ class NdjsonSource(FileSource):
     """The lines of files: in RECORD_SCHEMA (the payload is the line without its end), or decoded after `scan`.
 
     Blank lines are skipped; the last line may lack its end. Keys and headers are null, the timestamp is the time of the
-    file's last change. Plain files are shared by readers in chunks of `block_bytes`; a compressed one has one reader.
+    file's last change. Plain files are shared by readers in chunks; a compressed one has one reader.
+
+    block_bytes: how much is read and decoded at a time, the size of a chunk too; None: 4 MB, or 7 MB where readers share a file. A job
+    goes on with the chunks of its checkpoint.
     """
 
     suffixes = (".ndjson", ".jsonl", ".json")
     has_records = True
 
-    def __init__(self, path: Paths, *, block_bytes: int = BLOCK_BYTES, record_bytes: int | str = RECORD_BYTES) -> None:
+    def __init__(self, path: Paths, *, block_bytes: int | None = None, record_bytes: int | str = RECORD_BYTES) -> None:
         super().__init__(path, record_bytes)
-        self._block_bytes = block_bytes
+        self._given_bytes = block_bytes
+        self._block_bytes = block_bytes or BLOCK_BYTES
+
+    def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
+        if self._share.count > 1:
+            # Which chunks are this reader's depends on their size, which checkpoints did not always name.
+            usual = BLOCK_BYTES if self.place in (positions or {}) else SHARED_BYTES
+            self._block_bytes = (positions or {}).get(self._chunks, self._given_bytes or usual)
+        super().open(positions, start)
+
+    def positions(self) -> Positions:
+        found = super().positions()
+        return {**found, self._chunks: self._block_bytes} if self._share.count > 1 else found
+
+    @property
+    def _chunks(self) -> tuple[str, int]:
+        """Where the size of the chunks stands among the positions."""
+        return f"{self.name}#chunks", self._share.index
 
     def _pieces(self, file: DataFile) -> bool:
         return cut_anywhere(file.path)

@@ -230,7 +230,7 @@ class FileSource(Source):
         return self._opened and self._ended
 
     def positions(self) -> Positions:
-        found = {self._place: self._position}
+        found = {self.place: self._position}
         if self._many:
             found[f"{self.name}#files", self._share.index] = self._named()
         return found
@@ -241,7 +241,7 @@ class FileSource(Source):
     def lag(self) -> dict[tuple[str, int], int]:
         """See `Source.lag`; the figure is in bytes, because the number of rows that are left is not known."""
         progress = self._progress
-        return {} if progress is None or not self._opened else {self._place: round(progress[1] - progress[0])}
+        return {} if progress is None or not self._opened else {self.place: round(progress[1] - progress[0])}
 
     def as_sink(self) -> Sink:
         """An ObjectSink of this format, for a folder of an object store."""
@@ -322,7 +322,8 @@ class FileSource(Source):
     # -- positions -----------------------------------------------------------------------------------------------------
 
     @property
-    def _place(self) -> tuple[str, int]:
+    def place(self) -> tuple[str, int]:
+        """Under which topic and partition its position stands."""
         count = self._share.count
         return (self.name if count == 1 else f"{self.name}#{count}", self._share.index)
 
@@ -343,7 +344,7 @@ class FileSource(Source):
 
     def _restored(self, positions: Positions) -> int | None:
         """The position of this reader in `positions`. None: they have no position of this source."""
-        found = positions.get(self._place)
+        found = positions.get(self.place)
         for topic, _ in positions:
             made = re.fullmatch(re.escape(self.name) + r"(?:#(\d+))?", topic)
             if made is not None and int(made[1] or 1) != self._share.count:

@@ -132,6 +132,32 @@ def test_readers_stopped_after_every_batch_give_each_line_once(
     )
 
 
+@pytest.mark.parametrize("named", [True, False], ids=["the checkpoint names its chunks", "as checkpoints were before"])
+def test_a_job_goes_on_with_the_chunks_of_its_checkpoint(tmp_path: Path, named: bool) -> None:
+    path = tmp_path / "rows.ndjson"
+    path.write_text("".join(f'{{"n":{n}}}\n' for n in range(2_000)))
+    positions: Positions = {}
+    found = []
+
+    def read(block_bytes: int, most: int) -> None:
+        source = NdjsonSource(path, block_bytes=block_bytes)
+        source.scan(N, None)
+        for reader in source.readers(3):
+            reader.open(positions)
+            for _ in range(most):
+                if (batch := reader.read_batch(50, 0)) is not None:
+                    found.extend(batch.data["n"].to_pylist())
+            positions.update(reader.positions())
+            reader.close()
+
+    read(1_000, 3)
+    assert 0 < len(found) < 1_000
+    if not named:
+        positions = {place: at for place, at in positions.items() if "#chunks" not in place[0]}
+    read(3_000 if named else 1_000, 1_000)
+    assert sorted(found) == list(range(2_000))
+
+
 def test_a_reader_of_several_has_one_buffer(tmp_path: Path) -> None:
     path = tmp_path / "rows.ndjson"
     path.write_text("".join(f'{{"n":{n}}}\n' for n in range(40_000)))
