@@ -207,7 +207,8 @@ class CheckpointStorage:
             self._learn(mark, contents.values())
             self.check_owner()
             self._place.known = known
-            self._place.let_go({file.name for file in contents.values()})
+            pinned = (self._known.get(mark, frozenset()) for mark in self._pinned)  # they are being copied
+            self._place.let_go({file.name for file in contents.values()}.union(*pinned))
             self.abort(checkpoint_id)
             return self._here(manifest, mark)
 

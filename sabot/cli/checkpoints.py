@@ -11,12 +11,12 @@ import typer
 
 from sabot.checkpoint import Manifest, ask
 from sabot.checkpoint.places import Location
-from sabot.cli.jobs import JobCheckpoints, JobWord, find_job
+from sabot.cli.jobs import JobCheckpoints, JobWord, control_of, find_job
 from sabot.cli.printing import columns, json_line, moment, plain, size
 from sabot.cli.running import guarded
 from sabot.clock import SYSTEM_CLOCK
 from sabot.delivery.tokens import in_words
-from sabot.errors import CorruptCheckpoint, UserError
+from sabot.errors import CheckpointFailed, CorruptCheckpoint, UserError
 from sabot.logs import set_up_logging
 from sabot.redaction import redacted_url
 
@@ -148,15 +148,13 @@ def create(
 
     def work() -> None:
         found = find_job(job)
-        place = _place(found, to)
-        if found.runs() and not found.chosen:
-            answer = ask(found.place, {"savepoint": str(place)}, timeout)
+        control = None if found.chosen else control_of(found)
+        if control is not None:
+            answer = ask(control, {"savepoint": str(_place(found, to, control))}, timeout)
             checkpoint_id, where, running = answer["checkpoint"], answer["path"], True
         else:
-            manifest = found.manifest()
-            found.storage.verify(manifest)
-            checkpoint_id, running = manifest.checkpoint_id, False
-            where = str(found.storage.copy_to(manifest, place))
+            checkpoint_id, where = _copied(found, _place(found, to))
+            running = False
         if json:
             json_line({"checkpoint": checkpoint_id, "savepoint": where, "running": running})
         else:
@@ -200,8 +198,28 @@ def drop(
     _run(work)
 
 
-def _place(job: JobCheckpoints, to: str | None) -> Location:
-    """As the running job, which has another current folder, understands it."""
+def _copied(job: JobCheckpoints, place: Location) -> tuple[int, str]:
+    """The id of the checkpoint that was copied, and where the copy is."""
+    manifest = job.manifest()
+    try:
+        job.storage.verify(manifest)
+        return manifest.checkpoint_id, str(job.storage.copy_to(manifest, place))
+    except (CorruptCheckpoint, CheckpointFailed) as error:
+        if manifest.checkpoint_id in job.storage.ids():
+            raise
+        raise UserError(
+            f"checkpoint {manifest.checkpoint_id} was copied while its job, which runs, removed it: newer ones are there",
+            hint="ask the job: name its --state directory, on the machine where it was started; or have it stopped",
+        ) from error
+
+
+def _place(job: JobCheckpoints, to: str | None, control: Path | None = None) -> Location:
+    """As the running job, which has another current folder, understands it. control: where that is asked."""
+    if to is None and control not in (None, job.storage.directory):
+        raise UserError(
+            f"the job on {job.place} has its checkpoints elsewhere, in an object store",
+            hint="--to says where the savepoint is to be",
+        )
     if to is None:
         stamp = moment(int(SYSTEM_CLOCK.time() * 1000)).replace(" ", "-").replace(":", "").removesuffix("Z")
         return job.below(f"savepoints/{stamp}")

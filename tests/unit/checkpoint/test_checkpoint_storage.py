@@ -20,6 +20,7 @@ from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.checkpoint.manifest import StoredPart, StoredTask, StoredTrack
 from sabot.errors import CheckpointFailed, CorruptCheckpoint, JobLocked, UserError
 from sabot.state import BackendConfig, RocksDBBackend, ValueState, load_snapshot
+from tools.checkpoint_tools import in_memory
 
 
 def write(storage: CheckpointStorage, checkpoint_id: int, data: bytes = b"positions") -> Manifest:
@@ -394,6 +395,24 @@ def test_a_pinned_checkpoint_stays(tmp_path: Path) -> None:
     storage.drop_old()
     assert storage.ids() == [2]
     assert not file_of(first, "t/blob").exists()
+
+
+def test_what_is_near_of_a_pinned_checkpoint_in_an_object_store_stays_near_while_newer_ones_come(
+    tmp_path: Path,
+) -> None:
+    """A savepoint is copied from there: a file that the next checkpoint no longer needed was gone when it was to be read."""
+    storage = CheckpointStorage((in_memory()[0], "jobs"), scratch=tmp_path)
+    first = write(storage, 1, b"first")
+    file = first.contents["t/blob"]
+    with storage.pinned(first):
+        write(storage, 2, b"second")
+        assert storage.fetched(file).is_relative_to(tmp_path)
+        near = storage.fetched(file)
+        write(storage, 3, b"third")
+        assert near.read_bytes() == b"first"
+    write(storage, 4, b"fourth")
+    assert not near.exists()
+    storage.unlock()
 
 
 def test_generations_grow_and_a_fresh_start_counts_only_its_own(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 
 import sabot
 from sabot import App, NdjsonSink, NdjsonSource, col, tumbling
-from sabot.checkpoint import CheckpointStorage
+from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.cli import load_app
 from sabot.cli.jobs import find_job
 from sabot.cli.loading import WrongUse
+from tools.checkpoint_tools import in_memory
 from tools.command_line import lines, sabot_does, sabot_says
 
 ROWS = [{"account": f"a{n % 3}", "amount": n, "ts": 1_700_000_000_000 + n * 1000} for n in range(30)]
@@ -213,6 +215,25 @@ def test_the_newest_checkpoint_of_a_job_that_does_not_run_is_copied(saved: Path,
     assert older["checkpoint"] == newest - 1
 
 
+def test_a_checkpoint_that_its_job_removes_while_it_is_copied_is_named_as_that(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a job in an object store, of which nothing tells that it runs."""
+    copy = shutil.copytree(saved / "state" / "checkpoints", tmp_path / "copy")
+    verify = CheckpointStorage.verify
+
+    def late(storage: CheckpointStorage, manifest: Manifest) -> None:
+        manifest.path.unlink()
+        shutil.rmtree(copy / "files")
+        verify(storage, manifest)
+
+    monkeypatch.setattr(CheckpointStorage, "verify", late)
+    done = sabot_says("savepoint", "create", copy, "--to", tmp_path / "kept")
+    assert done.exit_code == 1
+    assert "was copied while its job, which runs, removed it" in done.stderr
+    assert "--state directory" in done.stderr
+
+
 def test_a_savepoint_without_a_place_goes_beside_the_checkpoints(saved: Path) -> None:
     done = sabot_says("savepoint", "create", saved / "state")
     where = Path(done.stdout.strip().rpartition(" ")[2])
@@ -237,6 +258,26 @@ async def test_a_running_job_makes_one_for_it(tmp_path: Path, memory_url: str, m
         await app.stop()
     assert not find_job("state").runs()
     assert (tmp_path / "kept" / "checkpoints").is_dir()
+
+
+async def test_a_running_job_with_its_checkpoints_in_an_object_store_is_asked_by_its_state_directory(
+    tmp_path: Path, memory_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cli_counter_4.py").write_text(PROGRAM.format(broker=memory_url))
+    app = load_app("cli_counter_4:app")
+    app.checkpoint_dir = in_memory()[0], "jobs"
+    await app.start()
+    try:
+        await app.send("ticks", 1)
+        words = ["savepoint", "create", "state", "--json"]
+        nowhere = await asyncio.to_thread(sabot_says, *words)
+        assert (nowhere.exit_code, "--to says where" in nowhere.stderr) == (1, True)
+        (made,) = await asyncio.to_thread(lines, *words, "--to", "kept")
+        assert made == {"checkpoint": 1, "savepoint": str(tmp_path / "kept"), "running": True}
+    finally:
+        await app.stop()
+    assert sabot_says("checkpoints", "verify", "kept").exit_code == 0
 
 
 async def test_a_savepoint_for_which_a_journal_keeps_entries_is_listed_and_dropped(tmp_path: Path) -> None:
