@@ -100,7 +100,8 @@ class StreamJob:
         self._left = len(self.tasks)
         self.started = True
         interpreter.suit()
-        for task in self.tasks:
+        # Downstream first: these wait, without the interpreter's lock. Behind a reader that works each start would wait for that lock.
+        for task in reversed(self.tasks):
             task.on_over = self._task_over
             task.start()
         if self.tasks:
