@@ -85,9 +85,7 @@ class Output:
             return
         data, selection = batch.data, batch.selection
         hashes = hash_columns([data.column(name) for name in self._keys], selection)
-        rows, bounds = partition_indices(hashes if selection is None else hashes.take(selection), len(self.channels))
-        if selection is not None:
-            rows = selection.take(rows)
+        rows, bounds = partition_indices(hashes, len(self.channels), selection)
         # A gate joins small parts, and copies their rows for that: taken together, they are slices of one copy.
         taken = data.take(rows) if len(rows) < SMALL_ROWS * len(self.channels) else None
         for channel, start, end in zip(self.channels, bounds.to_pylist(), bounds.to_pylist()[1:], strict=False):

@@ -32,9 +32,12 @@ def hash_columns(columns: Sequence[pa.Array[Any]], selection: pa.Int32Array | No
 def hash_rows(keys: list[bytes | None]) -> list[int]:
     """The key_hash of each record key (raw bytes); 0 for None."""
 
-def partition_indices(hashes: pa.UInt64Array, parts: int) -> tuple[pa.Int32Array, pa.Int32Array]:
+def partition_indices(
+    hashes: pa.UInt64Array, parts: int, selection: pa.Int32Array | None = None
+) -> tuple[pa.Int32Array, pa.Int32Array]:
     """Sorts rows by part (a stable counting sort), where key groups are divided evenly over `parts`.
 
-    Returns the row numbers ordered by part, and `parts + 1` bounds into them. Rows keep their order inside a part.
+    Returns the row numbers ordered by part, and `parts + 1` bounds into them. Rows keep their order inside a part. Of a selection, only
+    its rows are sorted. Raises IndexError for a selection beyond the hashes.
     Key group g belongs to part g * parts // KEY_GROUPS; `parts` is 1 to KEY_GROUPS (else ValueError).
     """

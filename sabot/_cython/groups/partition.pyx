@@ -121,7 +121,7 @@ def hash_rows(list keys not None):
     return hashes
 
 
-def partition_indices(hashes, int64_t parts):
+def partition_indices(hashes, int64_t parts, selection=None):
     """Sorts rows by part (a stable counting sort), where key groups are divided evenly over `parts`. See partition.pyi.
 
     Key group g belongs to part g * parts // KEY_GROUPS. `parts` is 1 to KEY_GROUPS; `hashes` is uint64 without nulls.
@@ -135,14 +135,16 @@ def partition_indices(hashes, int64_t parts):
     cdef object alive = open_view(array, &view)
     if view.type != TYPE_UINT64:
         raise TypeError(f"hashes must be uint64, not {array.type}")
-    index_buffer = pa.allocate_buffer(view.length * 4)
+    cdef Numbers rows = rows_of(selection, view.length)
+    cdef const int32_t* chosen = rows.int32()
+    index_buffer = pa.allocate_buffer(rows.length * 4)
     bound_buffer = pa.allocate_buffer((parts + 1) * 4)
     cdef int32_t* indices = <int32_t*> <size_t> index_buffer.address
     cdef int32_t* bounds = <int32_t*> <size_t> bound_buffer.address
     with nogil:
-        _counting_sort(view.uint64s(), view.length, parts, indices, bounds)
+        _counting_sort(view.uint64s(), chosen, rows.length, parts, indices, bounds)
     return (
-        pa.Array.from_buffers(pa.int32(), view.length, [None, index_buffer], 0),
+        pa.Array.from_buffers(pa.int32(), rows.length, [None, index_buffer], 0),
         pa.Array.from_buffers(pa.int32(), parts + 1, [None, bound_buffer], 0),
     )
 
@@ -151,17 +153,20 @@ cdef inline int64_t _part(uint64_t hash, int64_t parts) noexcept nogil:
     return <int64_t> (hash % <uint64_t> KEY_GROUP_COUNT) * parts // KEY_GROUP_COUNT
 
 
-cdef void _counting_sort(const uint64_t* hashes, int64_t length, int64_t parts, int32_t* indices, int32_t* bounds) noexcept nogil:
-    # IN hashes[length]; OUT indices[length], bounds[parts + 1]
+cdef void _counting_sort(
+    const uint64_t* hashes, const int32_t* chosen, int64_t length, int64_t parts, int32_t* indices, int32_t* bounds
+) noexcept nogil:
+    # IN hashes, chosen[length] (NULL: all rows); OUT indices[length], bounds[parts + 1]
     cdef int32_t next_free[1024]
-    cdef int64_t row, part
+    cdef int64_t i, row, part
     memset(bounds, 0, (parts + 1) * sizeof(int32_t))
-    for row in range(length):
-        bounds[_part(hashes[row], parts) + 1] += 1
+    for i in range(length):
+        bounds[_part(hashes[chosen[i] if chosen else i], parts) + 1] += 1
     for part in range(parts):
         next_free[part] = bounds[part]
         bounds[part + 1] += bounds[part]
-    for row in range(length):
+    for i in range(length):
+        row = chosen[i] if chosen else i
         part = _part(hashes[row], parts)
         indices[next_free[part]] = <int32_t> row
         next_free[part] += 1

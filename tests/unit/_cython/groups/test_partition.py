@@ -146,6 +146,19 @@ def test_rows_are_split_by_key_group_and_keep_their_order(hashes, parts):
     assert (indices.to_pylist(), bounds.to_pylist()) == naive_partition(hashes, parts)
 
 
+@given(st.lists(st.integers(0, WORD)), st.integers(1, 9), st.data())
+def test_of_a_selection_only_its_rows_are_split(hashes, parts, data):
+    chosen = [row for row in range(len(hashes)) if data.draw(st.booleans())]
+    found, bounds = partition_indices(pa.array(hashes, pa.uint64()), parts, pa.array(chosen, pa.int32()))
+    order, expected = naive_partition([hashes[row] for row in chosen], parts)
+    assert (found.to_pylist(), bounds.to_pylist()) == ([chosen[i] for i in order], expected)
+
+
+def test_a_selection_beyond_the_hashes_is_refused():
+    with pytest.raises(IndexError, match="outside of the 1 rows"):
+        partition_indices(pa.array([1], pa.uint64()), 2, pa.array([1], pa.int32()))
+
+
 def test_parts_get_even_shares_of_the_key_groups():
     groups = pa.array(range(KEY_GROUPS), pa.uint64())
     for parts in (1, 2, 3, 7, 100, 1000, 1024):
