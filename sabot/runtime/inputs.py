@@ -4,12 +4,11 @@ Both give one element after the other: batches, and the marks WATERMARK, IDLE, A
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Set
 from typing import Any, Protocol
 
-import pyarrow as pa
-
 from sabot._cython.arrow.batch import Batch
+from sabot._cython.arrow.gather import gathered
 from sabot._cython.flow.channel import Channel, Gate, Watermark
 from sabot.clock import SYSTEM_CLOCK
 from sabot.operators.base import COMPLETE
@@ -163,8 +162,8 @@ class GateInput:
             self._taken.appendleft(passed)
         if len(parts) == 1:
             return first
-        data = pa.concat_batches([part.taken() for part in parts])
-        return Batch(data, None, first.topic, joined_origin(parts), hashes=_joined_hashes(parts))
+        data, hashes = gathered(parts)
+        return Batch(data, None, first.topic, joined_origin(parts), hashes=hashes)
 
     def facts(self) -> dict[str, Any]:
         return {}
@@ -180,16 +179,6 @@ class GateInput:
 
     def close(self) -> None:
         self.gate.close()
-
-
-def _joined_hashes(parts: Sequence[Batch]) -> pa.UInt64Array | None:
-    """The key hashes of the rows that count, one batch behind the other. None where those of one are not known."""
-    known = [
-        part.hashes if part.selection is None else part.hashes.take(part.selection)
-        for part in parts
-        if part.hashes is not None
-    ]
-    return pa.concat_arrays(known) if len(known) == len(parts) else None
 
 
 def _nothing() -> None:

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sabot._cython.arrow.batch import Batch, normalise
+from sabot._cython.arrow.gather import gathered
 from sabot._cython.arrow.selection import select_rows
 from sabot._cython.groups.keyed import GroupTable
 from sabot._cython.groups.partition import KEY_GROUPS, hash_array, hash_columns, key_hash, partition_indices
@@ -149,6 +150,15 @@ def _naive_found(values: list[Any]) -> list[Any]:
     return [pairs, [(i, j) for i, j in pairs if j <= i]]
 
 
+def _gathered(column: Any) -> list[Any]:
+    """The rows as they are, behind them the same ones backwards."""
+    whole = Batch(_rows(column))
+    backwards = whole.with_selection(pa.array(range(whole.num_rows)[::-1], pa.int32()))
+    rows, _ = gathered([whole, backwards])
+    rows.validate(full=True)
+    return rows.column(0).to_pylist()
+
+
 def _as_bytes(value: Any) -> Any:
     return value.encode() if isinstance(value, str) else value
 
@@ -176,6 +186,7 @@ KERNELS = [
     Kernel("normalise", lambda c: _rows(c).column(0).to_pylist(), list, list(VALUES)),
     Kernel("Batch", lambda c: Batch(_rows(c)).slice(1 if len(c) else 0).data.column(0).to_pylist(), lambda v: v[1:], list(VALUES)),
     Kernel("hash_columns", lambda c: hash_columns([c]).to_pylist(), lambda v: [key_hash(_key(x)) for x in v], SCALARS),
+    Kernel("gathered", _gathered, lambda v: [*v, *v[::-1]], list(VALUES)),
     Kernel("select_rows", lambda c: select_rows(c).to_pylist(), lambda v: [i for i, x in enumerate(v) if x], [pa.bool_()]),
     Kernel("GroupTable.keys", _grouped, _naive_grouped, GROUPS),
     Kernel("GroupTable.values", _extremes, _naive_extremes, NUMBERS),
