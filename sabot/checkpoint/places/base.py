@@ -74,6 +74,7 @@ class Place(ABC):
         self.doubt: Callable[[], None] = lambda: None
         self._reading: TemporaryFolder | None = None
         self._restoring = threading.Lock()
+        self._making = threading.Lock()
         self._lock_file: IO[bytes] | None = None
 
     def __eq__(self, other: object) -> bool:
@@ -248,9 +249,12 @@ class Place(ABC):
         """A folder on this machine: `scratch` for the owner, a temporary folder for a process that only reads."""
         if self.owned:
             return self.scratch
-        if self._reading is None:
-            self._reading = self._reading_folder()
-        return self._reading.path
+        with (
+            self._making
+        ):  # files are fetched by several threads: a folder that another one replaced would be removed under its files
+            if self._reading is None:
+                self._reading = self._reading_folder()
+            return self._reading.path
 
     def _reading_folder(self) -> TemporaryFolder:
         return TemporaryFolder("sabot-reading-")

@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from sabot import steps
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.checkpoint.manifest import StoredPart, StoredTask, StoredTrack
+from sabot.checkpoint.places import Place
 from sabot.errors import CheckpointFailed, CorruptCheckpoint, JobLocked, UserError
 from sabot.state import BackendConfig, RocksDBBackend, ValueState, load_snapshot
 from tools.checkpoint_tools import in_memory
@@ -413,6 +416,25 @@ def test_what_is_near_of_a_pinned_checkpoint_in_an_object_store_stays_near_while
     write(storage, 4, b"fourth")
     assert not near.exists()
     storage.unlock()
+
+
+def test_files_that_several_threads_fetch_for_a_reader_come_into_one_folder(tmp_path: Path) -> None:
+    """Each thread made a folder; those that lost were removed, with what was in them."""
+    location = in_memory()[0], "jobs"
+    writer = CheckpointStorage(location)
+    files = list(write(writer, 1).contents.values())
+    writer.unlock()
+    for _ in range(20):
+        place, ready = CheckpointStorage(location, scratch=tmp_path)._place, threading.Barrier(8)
+
+        def fetched(number: int, place: Place = place, ready: threading.Barrier = ready) -> Path:
+            ready.wait(10)
+            return place.fetch(files[number % len(files)])
+
+        with ThreadPoolExecutor(8) as readers:
+            paths = list(readers.map(fetched, range(8)))
+        assert len(set(paths)) == len(files)
+        assert all(path.exists() for path in paths)
 
 
 def test_generations_grow_and_a_fresh_start_counts_only_its_own(tmp_path: Path) -> None:
