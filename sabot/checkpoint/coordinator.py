@@ -19,7 +19,7 @@ import re
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,13 +51,14 @@ class TaskSnapshot:
 
     `meta` goes into the manifest: JSON values with string keys. `files` are small blobs, or files with them; `states` large ones: cuts, or
     what the `snapshot` of a user's own backend gave. `sealed`: of the exactly-once sinks that the task writes, the last part before the
-    barrier.
+    barrier. `last`, of a task that has ended for good: what is left to keep, with fewer of the states, once all tasks have.
     """
 
     meta: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes | Path | StoredFile] = field(default_factory=dict)
     states: Mapping[str, Cut | Snapshot] = field(default_factory=dict)
     sealed: Mapping[str, int] = field(default_factory=dict)
+    last: "TaskSnapshot | None" = None
 
     def discard(self) -> None:
         """Discards every state in it."""
@@ -92,8 +93,12 @@ class _InFlight:
     timer: asyncio.TimerHandle | None = None
 
     def snapshots(self) -> dict[str, TaskSnapshot]:
-        """The snapshots by task name, sorted: that of the barrier, or the last one of a task that has ended."""
-        return dict(sorted((self.finals | self.cuts).items()))
+        """The snapshots by task name, sorted: that of the barrier, or the last one of a task that has ended. Where all have ended for
+        good, only what is left to keep.
+        """
+        last = {name: final.last for name, final in self.finals.items() if final.last is not None}
+        over = not self.cuts and len(last) == len(self.finals)
+        return dict(sorted((last if over else self.finals | self.cuts).items()))
 
 
 class SavedOutput(Protocol):
@@ -210,7 +215,10 @@ class Coordinator:
                 name: state if isinstance(state, StoredState) else KeptState(state, self.storage)
                 for name, state in final.states.items()
             }
-            final = TaskSnapshot(final.meta, final.files, kept, final.sealed)
+            last = final.last
+            if last is not None:
+                last = replace(last, states={name: kept[name] for name in last.states})
+            final = TaskSnapshot(final.meta, final.files, kept, final.sealed, last)
         self._tasks.pop(task, None)
         self._replace_final(task, final)
         flight = self._in_flight

@@ -14,7 +14,7 @@ from sabot.codecs.formats import JSON, ArrowIpc
 from sabot.codecs.json import schema_of_text
 from sabot.faults import taking_over
 
-__all__ = ["check_facts", "stored_journal"]
+__all__ = ["check_facts", "read_to_end", "stored_journal"]
 
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _Places = list[tuple[str, _Int64, _Int64]]
@@ -38,6 +38,7 @@ class _Reader(msgspec.Struct):
     silent_ms: _Places = []
     topic_id: str = ""
     until: _Bound | None = None
+    over: bool = False
 
 
 class _StreamTask(msgspec.Struct):
@@ -112,6 +113,11 @@ def check_facts(manifest: Manifest) -> None:
 def _keeps_arrow(format: str) -> bool:
     """Whether what a codec of this format has learnt is a schema of Arrow; of the others it is what their own codecs read."""
     return format.split(maxsplit=1)[0] in (JSON.name, ArrowIpc.name)
+
+
+def read_to_end(meta: Mapping[str, Any]) -> bool:
+    """Whether a task of streams had ended, and its own source with it: one that was drained has ended, and reads on at the next start."""
+    return bool(meta["ended"] and meta["input"].get("exhausted", True))
 
 
 def stored_journal(manifest: Manifest | None, task: str) -> Mapping[str, Any] | None:

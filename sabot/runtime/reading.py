@@ -153,9 +153,7 @@ class Reader:
         read = self.source.read_batch(self._max_rows, wait_seconds)
         if read is None:
             if self.source.exhausted:
-                self.exhausted = True
-                self._is_over()
-                self._marks.append(END)
+                self._has_ended()
             else:
                 self._has_nothing()
             return None
@@ -177,6 +175,11 @@ class Reader:
             commit_offsets(self.source, self._commit.popleft())
         while self._requested:
             self._marks.append(self._requested.popleft())
+
+    def _has_ended(self) -> None:
+        self.exhausted = True
+        self._is_over()
+        self._marks.append(END)
 
     def comes_next(self, mark: Any) -> None:
         """Takes a mark that stands between rows of the source."""
@@ -297,6 +300,8 @@ class SourceInput(Reader):
             latest_ms = facts.get("latest_ms", START_OF_TIME)
             self.watermarks.restore(facts["watermark_ms"], greatest_ms, silent_ms, now_ms, latest_ms)
         self.watermarks.know(self._positions, now_ms)
+        if facts is not None and facts.get("over"):
+            self._has_ended()
 
     # -- in the task's thread ---------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from sabot.checkpoint import CheckpointStorage, Manifest, TaskSnapshot
 from sabot.checkpoint.kept import SavedAlready
 from sabot.errors import AgentFailed
 from sabot.metrics import Sample
+from sabot.runtime.facts import read_to_end
 from sabot.runtime.restore import stored_streams
 from sabot.runtime.task import StreamTask
 from sabot.threads import Handle
@@ -139,7 +140,7 @@ def had_ended(restored: Manifest) -> bool:
     """
     stored = stored_streams(restored)
     metas = [task.meta for task in stored.values()]
-    if not stored or not all(meta["ended"] and meta["input"].get("exhausted", True) for meta in metas):
+    if not stored or not all(map(read_to_end, metas)):
         return False
     return all(track.finished for track_id, track in restored.lanes.items() if track_id.startswith("streams."))
 

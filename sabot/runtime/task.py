@@ -11,6 +11,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from sabot._cython.arrow.batch import Batch
@@ -24,6 +25,7 @@ from sabot.faults import taking_over
 from sabot.operators.base import COMPLETE, END_OF_TIME, START_OF_TIME, Operator
 from sabot.operators.rows.origin import of_selected, reselected
 from sabot.runtime.blocking import held_up_by
+from sabot.runtime.facts import read_to_end
 from sabot.runtime.inputs import SMALL_ROWS, Input
 from sabot.runtime.spread import Holds
 from sabot.state.base import Cut, Saved
@@ -434,6 +436,7 @@ class StreamTask:
         self._finishing = None
         self.ended = True
         final = self._snapshot()
+        final.last = self._last(final)
         self.chain.mark(END)
         self._coordinator.detach(self.name, final)
 
@@ -462,6 +465,18 @@ class StreamTask:
         meta = {"ended": self.ended, "input": self.input.facts(), "operators": facts, "texts": texts}
         sealed = {track: seq for each in self.chain.operators for track, seq in each.sealed.items()}
         return TaskSnapshot(meta, {}, states, sealed)
+
+    def _last(self, final: TaskSnapshot) -> TaskSnapshot | None:
+        """What is left to keep of it when all tasks have ended for good; None where its source was not read to its end."""
+        meta = final.meta
+        if not read_to_end(meta):
+            return None
+        kept = {each.id for each in self.chain.operators if each.named or not each.spent_at_end}
+        facts = {id: facts if id in kept else {} for id, facts in meta["operators"].items()}
+        texts = {id: text for id, text in meta["texts"].items() if id in kept}
+        read = {**meta["input"], "over": True} if meta["input"] else {}
+        states = {id: state for id, state in final.states.items() if id in kept}
+        return replace(final, meta={**meta, "input": read, "operators": facts, "texts": texts}, states=states)
 
     # -- from outside -------------------------------------------------------------------------------------------------
 

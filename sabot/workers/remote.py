@@ -295,7 +295,7 @@ def snapshot_of(message: TaskCut | TaskEnded, storage: CheckpointStorage | None)
             assert storage is not None
             states[name] = StoredState(folder, storage)
     files: dict[str, bytes | Path | StoredFile] = {name: _taken(file) for name, file in message.files.items()}
-    return _SavedSnapshot(message.meta, files, states, message.sealed, storage)
+    return _SavedSnapshot(message.meta, files, states, message.sealed, storage=storage)
 
 
 def part_of(message: PartSealed) -> Part:

@@ -417,6 +417,7 @@ class Joined(Keeping):
     """The base of all joins: two sides, which are kept, saved and restored together."""
 
     inputs = 2
+    spent_at_end = True  # rows wait for partners, and none will come
     kind = ""  # the kind of its state; errors begin with it
     hows: tuple[str, ...] = _ALL_HOW
 

@@ -303,6 +303,32 @@ async def test_a_task_that_ends_is_waited_for_no_more_and_its_end_is_in_all_late
     assert names(tmp_path) == ["0000000001", "0000000002", "0000000003"]
 
 
+async def test_what_nobody_needs_after_the_end_is_kept_until_all_have_ended(tmp_path: Path) -> None:
+    storage = CheckpointStorage(tmp_path)
+    coordinator = Coordinator(storage)
+    Job(coordinator, "a", "b")
+    table, rows = State(b"table"), State(b"rows")
+    final = TaskSnapshot({"offset": 9}, {}, {"table": table, "rows": rows})
+    final.last = TaskSnapshot({"offset": 10}, {}, {"table": table})
+    coordinator.detach("b", final)
+    coordinator.acknowledge(coordinator.trigger(), "a", cut(1))
+    manifest = await coordinator.wait(1)
+    assert manifest.tasks["b"].meta == {"offset": 9}
+    assert set(manifest.tasks["b"].states) == {"table", "rows"}
+    coordinator.detach("a", cut(2))  # drained: it goes on at the next start
+    manifest = await coordinator.wait(coordinator.trigger())
+    assert set(manifest.tasks["b"].states) == {"table", "rows"}
+    over = cut(3)
+    over.last = over
+    coordinator.detach("a", over)
+    manifest = await coordinator.wait(coordinator.trigger())
+    assert {name: task.meta["offset"] for name, task in manifest.tasks.items()} == {"a": 3, "b": 10}
+    assert (manifest.state_directory("b", "table") / "data").read_bytes() == b"table"
+    assert set(manifest.tasks["b"].states) == {"table"}
+    await coordinator.close()
+    assert [(each.saved, each.discarded) for each in (table, rows)] == [(1, 1), (1, 1)]
+
+
 @pytest.mark.parametrize("kind", ["memory", "rocksdb"])
 async def test_real_state_of_an_ended_task_outlives_failed_checkpoints(tmp_path: Path, kind: str) -> None:
     """Seen before: what was saved into a checkpoint that then failed was gone."""
