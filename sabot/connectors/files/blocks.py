@@ -5,9 +5,11 @@ record above the bound only the first bytes are kept, and the offset at which th
 """
 
 import math
+import mmap
 import os
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypeAlias
 
 from sabot.codecs.records import HEAD_BYTES
 from sabot.connectors.files.paths import DataFile, codec_of, cut_anywhere, open_stream, size_now
@@ -19,30 +21,32 @@ __all__ = ["BlockReader", "Blocks", "ChunkedFile", "Lines", "Long", "Nothing", "
 SLACK_BYTES = 16 << 10  # read beyond a chunk, to reach the end of its last line
 SKIP_BYTES = 1 << 20
 
+Buffer: TypeAlias = bytearray | mmap.mmap
+
 
 class Records(Protocol):
     """Finds the ends of records in `buffer[low:high]`, which begins at the start of a record."""
 
-    ends: bytes
+    ends: Sequence[bytes]
     """The bytes that may be a record's last one."""
 
-    def last(self, buffer: bytearray, low: int, high: int) -> int:
+    def last(self, buffer: Buffer, low: int, high: int) -> int:
         """Returns the end of the last whole record; `low` if there is none."""
 
-    def first(self, buffer: bytearray, low: int, high: int) -> int:
+    def first(self, buffer: Buffer, low: int, high: int) -> int:
         """Returns the end of the first record; `high` if it does not end before that."""
 
 
 class Lines:
     """Each record is a line."""
 
-    ends = b"\n"
+    ends: Sequence[bytes] = (b"\n",)
 
-    def last(self, buffer: bytearray, low: int, high: int) -> int:
+    def last(self, buffer: Buffer, low: int, high: int) -> int:
         """Returns the position after the last newline."""
         return buffer.rfind(b"\n", low, high) + 1 or low
 
-    def first(self, buffer: bytearray, low: int, high: int) -> int:
+    def first(self, buffer: Buffer, low: int, high: int) -> int:
         """Returns the position after the first newline."""
         return buffer.find(b"\n", low, high) + 1 or high
 
@@ -62,7 +66,7 @@ class Blocks(ABC):
      |aaaa|bbbbb|cccccccccccccccccccccc|ddd        c is above the size bound, d is not whole yet
     """
 
-    buffer: bytearray
+    buffer: Buffer
     low = 0
     high = 0
     limit = 0
@@ -158,8 +162,8 @@ class ChunkedFile(Blocks):
         self._fd = os.open(file.path, os.O_RDONLY)
         self._size = file.size
         self._chunk = offset // chunk_bytes
-        # A chunk, the byte before it, and some bytes behind it.
-        self.buffer = self._spare = bytearray(min(1 + chunk_bytes + SLACK_BYTES, file.size + 1))
+        # A chunk, the byte before it, and some bytes behind it. A bytearray would first write zeros into all of that.
+        self.buffer = self._spare = mmap.mmap(-1, min(1 + chunk_bytes + SLACK_BYTES, file.size + 1), mmap.MAP_PRIVATE)
         self.offset, self.ended = offset, offset >= file.size
         try:
             if offset > self._size or (0 < offset < self._size and os.pread(self._fd, 1, offset - 1) != b"\n"):
@@ -284,7 +288,7 @@ class StreamedFile(Blocks):
             if not last:
                 raise no_place(f"file {self._file.path!r}: position {offset} is behind its end, {offset - left}")
             left -= len(last)
-        if last[-1] not in self._records.ends and self._stream.read(1):
+        if last[-1:] not in self._records.ends and self._stream.read(1):
             raise no_place(f"file {self._file.path!r}: position {offset} is no start of a line")
 
     def _load(self) -> bool:

@@ -12,7 +12,7 @@ from pyarrow import csv
 from sabot._cython.arrow.batch import normalise
 from sabot.codecs.csv_text import convert_options, failing_texts, parse_options, why_not
 from sabot.config import RECORD_BYTES
-from sabot.connectors.files.blocks import BlockReader, Blocks, Nothing, StreamedFile
+from sabot.connectors.files.blocks import BlockReader, Blocks, Buffer, Nothing, StreamedFile
 from sabot.connectors.files.paths import DataFile, Paths, bare_suffix
 from sabot.connectors.files.source import FileReader, FileSource, Found
 from sabot.errors import UserError
@@ -26,6 +26,7 @@ _NAMES = "give names with columns=[...]"
 _QUOTE = ord('"')
 _NEWLINE = ord("\n")
 _RETURN = ord("\r")
+_LONE_RETURN = re.compile(rb"\r(?!\n)")
 
 
 class CsvSource(FileSource):
@@ -149,7 +150,7 @@ class CsvRecords:
     last end is searched for backwards. Otherwise, or if a \\r stands alone, the quoted fields are matched one by one from the beginning.
     """
 
-    ends = b"\n\r"
+    ends: Sequence[bytes] = (b"\n", b"\r")
 
     def __init__(self, delimiter: str = ",") -> None:
         self._delimiter = delimiter.encode()[0]
@@ -159,8 +160,8 @@ class CsvRecords:
         self._first = re.compile(field)
         self._quoted = re.compile(rb"(?<=[\r\n" + re.escape(delimiter.encode()) + rb"])" + field)
 
-    def last(self, buffer: bytearray, low: int, high: int) -> int:
-        if buffer.find(b"\r", low, high) >= 0 and buffer.count(b"\r", low, high) != buffer.count(b"\r\n", low, high):
+    def last(self, buffer: Buffer, low: int, high: int) -> int:
+        if _LONE_RETURN.search(buffer, low, high):
             return self._last_of(buffer, low, high) or low
         end = buffer.rfind(b"\n", low, high) + 1
         if buffer.find(b'"', low, high) < 0:
@@ -175,7 +176,7 @@ class CsvRecords:
             end = buffer.rfind(b"\n", low, low + int(quotes[before - 1])) + 1
         return end or low
 
-    def first(self, buffer: bytearray, low: int, high: int) -> int:
+    def first(self, buffer: Buffer, low: int, high: int) -> int:
         for start, end in self._outside(buffer, low, high):
             found = [buffer.find(mark, start, end) + 1 for mark in (b"\n", b"\r")]
             found[1] += buffer[found[1] : found[1] + 1] == b"\n" and 0 < found[1] < high
@@ -183,7 +184,7 @@ class CsvRecords:
                 return min(filter(None, found))
         return high
 
-    def split(self, buffer: bytearray, low: int, high: int) -> tuple[Any, Any, Any]:
+    def split(self, buffer: Buffer, low: int, high: int) -> tuple[Any, Any, Any]:
         """Returns the starts of the non-empty records, the positions of their line breaks, and the number of fields of each."""
         data = np.frombuffer(buffer, np.uint8)[low:high]
         outside = np.ones(len(data), dtype=bool)
@@ -199,7 +200,7 @@ class CsvRecords:
         between = np.flatnonzero((data == self._delimiter) & outside)
         return starts, stops, np.searchsorted(between, stops) - np.searchsorted(between, starts) + 1
 
-    def _last_of(self, buffer: bytearray, low: int, high: int) -> int:
+    def _last_of(self, buffer: Buffer, low: int, high: int) -> int:
         for start, end in reversed(list(self._outside(buffer, low, high))):
             last = min(end, high - 1)  # a \\r at the end may be the first half of \\r\\n
             found = max(buffer.rfind(b"\n", start, end), buffer.rfind(b"\r", start, last)) + 1
@@ -207,7 +208,7 @@ class CsvRecords:
                 return found
         return 0
 
-    def _outside(self, buffer: bytearray, low: int, high: int) -> Iterator[tuple[int, int]]:
+    def _outside(self, buffer: Buffer, low: int, high: int) -> Iterator[tuple[int, int]]:
         """Yields the bounds of each piece of the buffer that is not inside a quoted field."""
         at = low
         first = self._first.match(buffer, low, high)
