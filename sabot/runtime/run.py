@@ -11,6 +11,8 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy.ma  # noqa: F401 - pyarrow loads it with the first array of numpy's: 10 ms, in which the first rows would wait
+
 from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest, Requests, serve
 from sabot.delivery import StagedSinks
