@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sabot.checkpoint.places import LocalPlace
 from sabot.clock import SYSTEM_CLOCK
 from sabot.disk import make_folder, private, regular
 from sabot.errors import UNREADABLE, UserError
@@ -29,6 +30,8 @@ _log = logging.getLogger(__name__)
 _ASKED = re.compile(r"([0-9a-f]{32})\.json")
 _POLL_SECONDS = 0.05
 _SERVE_SECONDS = 0.25
+_LOOK_SECONDS = 0.5
+_GONE_SECONDS = 3.0  # a run is followed by the next one sooner, but for one that waits to be restarted
 _OLD_SECONDS = 120.0
 _MOST_BYTES = 65_536  # of a request
 
@@ -118,7 +121,10 @@ async def serve(requests: Requests, answered: Callable[[dict[str, Any]], Awaitab
 
 
 def ask(directory: str | os.PathLike[str], request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:
-    """Asks the job that runs on this checkpoint directory, and returns its answer. Raises UserError when it refuses, or does not answer."""
+    """Asks the job that runs on this checkpoint directory, and returns its answer. Raises UserError when it refuses, does not answer, or
+    has ended: nobody has locked the directory for three seconds.
+    """
+    place = LocalPlace(Path(directory))
     folder = Path(directory) / "requests"
     if not folder.is_dir():
         make_folder(folder)
@@ -126,14 +132,23 @@ def ask(directory: str | os.PathLike[str], request: dict[str, Any], timeout: flo
     request_id = uuid.uuid4().hex
     asked, done = folder / f"{request_id}.json", folder / f"{request_id}.done.json"
     _write(asked, request)
-    deadline = SYSTEM_CLOCK.monotonic() + timeout
+    seen = looked = SYSTEM_CLOCK.monotonic()
+    deadline = seen + timeout
     try:
         while not done.exists():
-            if SYSTEM_CLOCK.monotonic() > deadline:
+            now = SYSTEM_CLOCK.monotonic()
+            if now > deadline:
                 raise UserError(
                     f"no job answers on {directory} within {timeout:g} s",
                     hint="does it run, and is this its checkpoint directory?",
                 )
+            if now >= looked + _LOOK_SECONDS:
+                looked = now
+                seen = now if place.in_use() else seen
+                if now - seen > _GONE_SECONDS:
+                    raise UserError(
+                        f"the job on {directory} has ended meanwhile", hint="its log says why, or when it is restarted"
+                    )
             time.sleep(_POLL_SECONDS)
         answer: dict[str, Any] = json.loads(done.read_bytes())
     finally:

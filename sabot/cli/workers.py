@@ -54,12 +54,7 @@ def _asked(job: JobCheckpoints, request: dict[str, Any], timeout: float) -> dict
             hint="sabot run module:app --workers N starts it; one with its checkpoints in an object store is asked where it "
             "was started, by its --state directory",
         )
-    try:
-        return ask(control, request, timeout)
-    except UserError as error:
-        if control_of(job) is not None:
-            raise
-        raise UserError(f"the job on {job.place} has ended meanwhile", hint="its log says why") from error
+    return ask(control, request, timeout)
 
 
 def _print(answer: dict[str, Any], json: bool) -> None:

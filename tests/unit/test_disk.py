@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -20,7 +21,16 @@ from sabot.checkpoint.places import RemotePlace
 from sabot.checkpoint.requests import Requests
 from sabot.connectors.base import Batch, Track
 from sabot.connectors.files import ParquetSink
-from sabot.disk import TemporaryFolder, lock, make_folder, open_lock, own_folder, remove_left, tell_of_open_folder
+from sabot.disk import (
+    TemporaryFolder,
+    is_held,
+    lock,
+    make_folder,
+    open_lock,
+    own_folder,
+    remove_left,
+    tell_of_open_folder,
+)
 from sabot.errors import CorruptCheckpoint, JobLocked, SabotError, UserError
 from sabot.state import BackendConfig, RocksDBBackend
 
@@ -272,7 +282,7 @@ def test_a_lock_whose_file_is_removed_while_another_one_opens_it_is_taken_in_the
         assert path.read_text() == "us"
         with pytest.raises(JobLocked, match="us"):
             lock(path, "them", lambda holder: JobLocked(holder))
-    assert len(opened) == 3
+    assert len(opened) == 4, "who finds it locked tries once more"
 
 
 # -- what is read -----------------------------------------------------------------------------------------------------
@@ -398,3 +408,15 @@ def test_our_folders_are_ours_to_use_under_any_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert mode(tmp_path / "state") == mode(tmp_path / "state" / "db") == 0o700
+
+
+def test_who_looks_whether_a_lock_is_held_keeps_nobody_from_taking_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking takes it for a moment."""
+    path = tmp_path / "lock"
+    looking = os.open(path, os.O_RDWR | os.O_CREAT)
+    assert not is_held(looking)
+    monkeypatch.setattr("sabot.disk.time", SimpleNamespace(sleep=lambda seconds: os.close(looking)))
+    with lock(path, "us", JobLocked):
+        assert path.read_text() == "us"

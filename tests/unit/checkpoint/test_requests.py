@@ -1,0 +1,63 @@
+"""What the command line asks of a running job, and who answers when the job has ended."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from sabot.checkpoint import CheckpointStorage, Requests, ask, requests
+from sabot.clock import ManualClock
+from sabot.errors import UserError
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
+    """Time passes where `ask` waits, and nowhere else."""
+    clock = ManualClock()
+    monkeypatch.setattr(requests, "SYSTEM_CLOCK", clock)
+    monkeypatch.setattr(requests, "time", SimpleNamespace(sleep=lambda seconds: slept(clock, seconds)))
+    return clock
+
+
+def slept(clock: ManualClock, seconds: float) -> None:
+    clock.advance(seconds)
+    meanwhile(clock.monotonic() - ManualClock().monotonic())
+
+
+def meanwhile(seconds: float) -> None:
+    """What happens while `ask` waits; tests put theirs in its place."""
+
+
+def test_a_job_that_ends_is_not_waited_for(tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen before: `sabot rescale` of a job that was just ending waited for 100 s."""
+    storage = CheckpointStorage(tmp_path)
+    storage.lock()
+    began = clock.monotonic()
+
+    monkeypatch.setattr(f"{__name__}.meanwhile", lambda seconds: storage.unlock() if seconds > 7 else None)
+    with pytest.raises(UserError, match="has ended meanwhile"):
+        ask(tmp_path, {"workers": True}, 60)
+    assert 9 < clock.monotonic() - began < 11
+    assert not list((tmp_path / "requests").iterdir())
+
+
+def test_a_job_that_is_busy_is_waited_for(tmp_path: Path, clock: ManualClock) -> None:
+    storage = CheckpointStorage(tmp_path)
+    storage.lock()
+    began = clock.monotonic()
+    with pytest.raises(UserError, match="no job answers"):
+        ask(tmp_path, {"workers": True}, 60)
+    assert clock.monotonic() - began > 60
+    storage.unlock()
+
+
+def test_the_next_run_of_a_job_answers(tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two runs of a job its directory is locked by nobody."""
+
+    def answers(seconds: float) -> None:
+        if seconds > 2.5:
+            for request_id, _ in Requests(tmp_path).pending():
+                Requests(tmp_path).answer(request_id, {"workers": []})
+
+    monkeypatch.setattr(f"{__name__}.meanwhile", answers)
+    assert ask(tmp_path, {"workers": True}, 60) == {"workers": []}
