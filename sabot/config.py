@@ -306,6 +306,9 @@ def checked_topic(value: object, what: str, *, kafka: bool = False) -> str:
     return name
 
 
+_ONE_SLASH = re.compile(r"(s3|gs|gcs|az|abfss?|hdfs|viewfs|file|rocksdb):/(?!/)(.*)", re.DOTALL)
+
+
 def checked_path(value: object, what: str) -> str:
     """`value`, as a str, if it can be a path or a URI. Raises UserError."""
     path = os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -313,6 +316,13 @@ def checked_path(value: object, what: str) -> str:
         raise UserError(f"{what}={_shown(value)} names no place", hint="a str, or a Path")
     if "\0" in path:
         raise UserError(f"{what}={_shown(path)} has a NUL in it", hint="no path can hold it")
+    if (cut := _ONE_SLASH.match(path)) is not None:
+        scheme, rest = cut.groups()
+        address = f"{scheme}://{'/' if scheme in ('file', 'rocksdb') else ''}{rest}"
+        raise UserError(
+            f"{what}: {scheme}:/ begins neither a path nor an address",
+            hint=f"write {_shown(address)}, as a str: pathlib makes one slash of two",
+        )
     return path
 
 

@@ -169,6 +169,23 @@ def test_a_directory_with_a_nul_is_refused_at_once(where: str) -> None:
         App("a", **{where: "/tmp/a\0b"})
 
 
+@pytest.mark.parametrize("where", ["state", "checkpoint_dir"])
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        (Path("s3://key:secret@bucket/jobs"), "s3://bucket/jobs"),
+        ("gs:/bucket", "gs://bucket"),
+        ("file:/var/jobs", "file:///var/jobs"),
+    ],
+)
+def test_an_address_with_one_slash_is_no_directory_of_that_name(where: str, written: Any, meant: str) -> None:
+    """Seen before: Path("s3://bucket") was a folder called s3: in the working directory."""
+    with pytest.raises(UserError, match="neither a path nor an address") as refused:
+        App("a", **{where: written})
+    assert meant in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
 @pytest.mark.parametrize("version", [None, 3, "a\0b", "a\ud800b"])
 def test_a_version_that_no_header_can_hold_is_refused(version: Any) -> None:
     with pytest.raises(UserError, match="version"):
