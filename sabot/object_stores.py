@@ -36,6 +36,11 @@ _NOBODY = re.compile(
     r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|HTTP status 40[13]"
     r"|UNAUTHENTICATED|PERMISSION_DENIED|OAuth2|AuthenticationException"
 )
+_AWAY = re.compile(r"NETWORK_CONNECTION|could(n.t| not) connect|connection refused|resolve host", re.IGNORECASE)
+_NOT_REACHED = (
+    "it does not answer: is it there, and can this machine reach it? endpoint_override=HOST:PORT behind the ? of the address is where it is"
+    " asked, if not where its makers have it"
+)
 _PATIENCE_S = 60  # Google's client goes on for a quarter of an hour, without a word, where its store does not answer
 _ANSWER_S = 3.0  # of the server that tells a machine of Google's who it is
 _LOGIN = "application_default_credentials.json"
@@ -84,7 +89,9 @@ def check_bucket(filesystem: arrow_fs.FileSystem, inside: str, where: str) -> No
 
 def hint_of_store(filesystem: arrow_fs.FileSystem, words: str) -> str:
     """What to do about an error of a store. words: its text."""
-    return _WHO_CALLS.get(filesystem.type_name, _ADDRESSES) if _NOBODY.search(words) else _ADDRESSES
+    if _NOBODY.search(words):
+        return _WHO_CALLS.get(filesystem.type_name, _ADDRESSES)
+    return _NOT_REACHED if _AWAY.search(words) else _ADDRESSES
 
 
 def _nobody_calls(address: str) -> bool:

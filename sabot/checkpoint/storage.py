@@ -114,7 +114,7 @@ class CheckpointStorage:
                 self.unlock()
                 raise UserError(
                     f"checkpoint directory {self.directory} cannot be used: {error.strerror or error}",
-                    hint=hint_of(error, "make it writable, or give another one (checkpoint_dir=)"),
+                    hint=hint_of(error, self._place.advice(error)),
                 ) from error
             except BaseException:
                 self.unlock()

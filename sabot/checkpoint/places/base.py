@@ -106,6 +106,10 @@ class Place(ABC):
             self._lock_file.close()
             self._lock_file = None
 
+    @abstractmethod
+    def advice(self, error: OSError) -> str:
+        """What to do where `own` failed, or the first write."""
+
     def in_use(self) -> bool:
         """Whether a worker owns the place now. False where nothing tells: only a directory has a lock."""
         return False

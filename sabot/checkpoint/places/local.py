@@ -61,6 +61,9 @@ class LocalPlace(Place):
                 own_folder(self.where / name)
         remove_left(self.where, "reading-")
 
+    def advice(self, error: OSError) -> str:
+        return "make it writable, or give another one (checkpoint_dir=)"
+
     def in_use(self) -> bool:
         try:
             descriptor = regular(str(self.where / _LOCK), os.O_RDONLY)

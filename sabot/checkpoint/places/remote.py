@@ -14,7 +14,7 @@ from pyarrow import fs as arrow_fs
 
 from sabot.checkpoint.places.base import READ_BYTES, Place, StoredFile, damaged
 from sabot.disk import TemporaryFolder, make_folder, own_folder, private
-from sabot.object_stores import OBJECT_STORES, check_bucket
+from sabot.object_stores import OBJECT_STORES, check_bucket, hint_of_store
 from sabot.redaction import clean_cause, scrubbed
 from sabot.steps import step
 
@@ -66,6 +66,9 @@ class RemotePlace(Place):
             self._temporary = TemporaryFolder("sabot-job-")
             home = self._temporary.path
         self.take_scratch(home / "LOCK", home / "scratch")
+
+    def advice(self, error: OSError) -> str:
+        return hint_of_store(self._fs, str(error))
 
     def disown(self) -> None:
         super().disown()

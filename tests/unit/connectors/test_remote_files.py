@@ -211,7 +211,9 @@ def test_who_calls_googles_store_may_be_said_in_several_places(nobody: pytest.Mo
         ("s3", "AWS Error ACCESS_DENIED during HeadObject operation: No response body.", "AWS_ACCESS_KEY_ID"),
         ("gcs", "google::cloud::Status(PERMISSION_DENIED: no)", "GOOGLE_APPLICATION_CREDENTIALS"),
         ("abfs", "AuthenticationExceptionE: Failed to get token from DefaultAzureCredential.", "AZURE_CLIENT_SECRET"),
-        ("s3", "AWS Error NETWORK_CONNECTION during HeadObject operation", "s3://bucket/path"),
+        ("s3", "AWS Error NETWORK_CONNECTION during HeadObject operation", "endpoint_override="),
+        ("gcs", "Couldn't connect to server", "endpoint_override="),
+        ("s3", "AWS Error UNKNOWN (HTTP status 500)", "s3://bucket/path"),
         ("hdfs", "PERMISSION_DENIED", "s3://bucket/path"),
     ],
 )
