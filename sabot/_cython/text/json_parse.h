@@ -728,15 +728,24 @@ class Decoder {
     template <bool keep>
     inline const uint8_t* string(const uint8_t* p, Bytes& out) {
         for (;;) {
+            /* Most strings end within 32 bytes. Of a longer one twice as many are looked at, which mispredicts its end less often. */
             if (keep) {
-                out.ensure(16);
-                std::memcpy(out.data + out.len, p, 16);
+                out.ensure(32);
+                std::memcpy(out.data + out.len, p, 32);
             }
-            const int n = plain16(p);
+            int n = plain32(p);
             p += n;
             if (keep) out.len += n;
+            for (bool more = n == 32; more && SABOT_LIKELY(p < end); more = n == 64) {
+                if (keep) {
+                    out.ensure(64);
+                    std::memcpy(out.data + out.len, p, 64);
+                }
+                n = plain64(p);
+                p += n;
+                if (keep) out.len += n;
+            }
             if (SABOT_UNLIKELY(p >= end)) return fail(end, "a string is not closed");
-            if (n == 16) continue;
             if (SABOT_LIKELY(*p == '"')) return p + 1;
             p = odd_text<keep>(p, out);
             if (SABOT_UNLIKELY(p == nullptr)) return nullptr;
@@ -1028,6 +1037,7 @@ class Decoder {
             if (!magnitude(number, size) || size > static_cast<uint64_t>(INT64_MAX) + number.negative)
                 return wrong(node, p, depth, "the number is out of range for ");
             const int64_t ms = static_cast<int64_t>(number.negative ? ~size + 1 : size);
+            if (node.kind == Kind::timestamp && node.per_second == 1000) return node.append(ms), after;
             const int64_t rest = ms % 1000;
             seconds = floor_div(ms, 1000);
             nanos = (rest + (rest < 0 ? 1000 : 0)) * 1000000;
