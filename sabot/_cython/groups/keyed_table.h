@@ -31,13 +31,11 @@ sets `overflow`, which the caller asks after each call. */
 #include <stdexcept>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
 
+#include "arrow/pages.h"
 #include "groups/key_hash.h"
 #include "groups/keyed_cut.h"
 
@@ -76,21 +74,8 @@ static inline void put(uint8_t* at, T value) {
     std::memcpy(at, &value, sizeof value);
 }
 
-/* Memory for random access: in huge pages where it is large enough and the system provides them. */
-constexpr size_t HUGE_PAGE = size_t(1) << 21;
-
-static inline void* allocate(size_t bytes) {
-    const size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : 64;
-    void* memory = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-    if (memory == nullptr) throw std::bad_alloc();
-#if defined(__linux__)
-    if (bytes >= HUGE_PAGE) madvise(memory, bytes, MADV_HUGEPAGE); /* only advice: its failure does no harm */
-#endif
-    return memory;
-}
-
 template <class T>
-struct Scattered { /* an allocator for vectors of such memory */
+struct Scattered { /* an allocator for vectors that are read at random */
     using value_type = T;
     Scattered() = default;
     template <class Other>

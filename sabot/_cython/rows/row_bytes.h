@@ -30,6 +30,7 @@ throw nothing. Callers have to check that rows, sizes and types are right. */
 #include <vector>
 
 #include "arrow/arrow_c.h"
+#include "arrow/pages.h"
 
 namespace sabot {
 
@@ -508,6 +509,7 @@ class RowPool {
         }
         if (slabs.empty() || at + units * UNIT > SLAB) {
             slabs.push_back(std::unique_ptr<uint8_t[]>(new uint8_t[SLAB]));
+            provide(slabs.back().get(), SLAB);
             at = 0;
         }
         at += units * UNIT;

@@ -6,6 +6,7 @@ rows of other Stores (`gather`); nested columns have a Store for each child, whi
 All of it is `nogil`. It throws std::bad_alloc, and std::overflow_error for a column above 2 GB. */
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -15,10 +16,12 @@ All of it is `nogil`. It throws std::bad_alloc, and std::overflow_error for a co
 #include <vector>
 
 #include "arrow/arrow_c.h"
+#include "arrow/pages.h"
 #include "groups/key_hash.h"
 
 namespace sabot {
 
+constexpr size_t MOST_EXPECTED = 64 << 20; /* the most bytes that are reserved by an estimate */
 constexpr int FETCH = 16; /* how many rows ahead memory is prefetched */
 
 /* Memory that grows, and is handed over to Arrow in the end, or freed. It may borrow a part of other memory until it has to grow. */
@@ -42,16 +45,20 @@ class Memory {
     size_t room() const { return room_; }
     /* Makes room for so many bytes in all, and for more if it had to grow before. */
     void reserve(size_t bytes) {
-        if (bytes <= room_) return;
-        size_t more = room_ + room_ / 2;
-        if (more < bytes) more = bytes;
-        more = (more + 63) & ~size_t(63);
-        void* grown = std::realloc(own_ ? at_ : nullptr, more);
-        if (grown == nullptr) throw std::bad_alloc();
-        if (!own_ && room_) std::memcpy(grown, at_, room_);
-        at_ = static_cast<uint8_t*>(grown);
-        room_ = more;
-        own_ = true;
+        if (bytes <= ready_) return;
+        if (bytes > room_) grow(bytes);
+        if (!keeps_) {
+            ready_ = room_;
+            return;
+        }
+        const size_t to = bytes + STEP < room_ ? bytes + STEP : room_;
+        provide(at_ + ready_, to - ready_);
+        ready_ = to;
+    }
+    /* Makes room for about so many bytes, which are to be kept: their pages are new ones of the system's, not some that were used before. */
+    void keep(size_t bytes) {
+        if (bytes > room_) grow(bytes);
+        keeps_ = true;
     }
     /* Gives back what is beyond so many bytes, where that is much. */
     void fit(size_t bytes) {
@@ -63,22 +70,41 @@ class Memory {
             at_ = static_cast<uint8_t*>(smaller);
         }
         room_ = bytes;
+        if (ready_ > room_) ready_ = room_;
     }
     /* Borrows memory, to be used while it suffices; only for a Memory that is empty. */
     void lend(uint8_t* at, size_t bytes) {
         at_ = at;
-        room_ = bytes;
+        room_ = ready_ = bytes;
         own_ = false;
     }
 
   private:
+    static constexpr size_t STEP = size_t(1) << 17;
+
     uint8_t* at_ = nullptr;
     size_t room_ = 0;
+    size_t ready_ = 0; /* bytes that can be written without more ado */
     bool own_ = true;
+    bool keeps_ = false;
+
+    void grow(size_t bytes) {
+        size_t more = room_ + room_ / 2;
+        if (more < bytes) more = bytes;
+        more = (more + 63) & ~size_t(63);
+        void* grown = std::realloc(own_ ? at_ : nullptr, more);
+        if (grown == nullptr) throw std::bad_alloc();
+        if (!own_ && room_) std::memcpy(grown, at_, room_);
+        at_ = static_cast<uint8_t*>(grown);
+        room_ = more;
+        own_ = true;
+    }
 
     void swap(Memory& other) {
         std::swap(at_, other.at_);
         std::swap(room_, other.room_);
+        std::swap(ready_, other.ready_);
+        std::swap(keeps_, other.keeps_);
         std::swap(own_, other.own_);
     }
 };
@@ -197,6 +223,12 @@ struct Store {
         if (like && layout.shape == Layout::Shape::bytes) data.reserve(like->values.as<uint32_t>()[like->rows]);
         for (size_t c = 0; like && c < children.size(); c++)
             children[c].reserve(layout.children[c], like->children[c].rows, &like->children[c]);
+    }
+    /* Makes room for the texts of so many rows in all, which are about as long as those that it has: growing copies, and touches new memory. */
+    void expect(const Layout& layout, int64_t count) {
+        if (layout.shape != Layout::Shape::bytes || rows == 0) return;
+        const double each = values.as<uint32_t>()[rows] / static_cast<double>(rows);
+        data.reserve(std::min(MOST_EXPECTED, static_cast<size_t>(each * 1.125 * static_cast<double>(count))));
     }
     void truncate(const Layout& layout, int64_t count) {
         if (rows <= count) return;

@@ -37,16 +37,6 @@ constexpr int64_t FEW = 32;                /* up to so many rows of one order ar
 constexpr int64_t SMALL_BLOCK = 65536;     /* a block of at most so many bytes gets no file */
 constexpr int64_t SPARSE = 4;              /* a block is written anew when only one in so many rows is alive */
 
-/* Like `allocate`, but does not round the size up. */
-static inline void* allocate_wide(size_t bytes) {
-    void* memory = nullptr;
-    if (posix_memalign(&memory, bytes >= HUGE_PAGE ? HUGE_PAGE : 64, bytes) != 0) throw std::bad_alloc();
-#if defined(__linux__)
-    if (bytes >= HUGE_PAGE) madvise(memory, bytes & ~(HUGE_PAGE - 1), MADV_HUGEPAGE);
-#endif
-    return memory;
-}
-
 static inline int64_t count_bits(const uint64_t* words, int64_t from, int64_t end) { /* positions */
     int64_t total = 0;
     for (; from < end && (from & 63); from++) total += (words[from >> 6] >> (from & 63)) & 1;
@@ -485,7 +475,7 @@ inline void RowTable::open_block() {
     if (filled_) { /* in huge pages, because rows are read at random */
         int64_t bytes = 12 * BLOCK_IDS;
         for (const Layout& layout : layouts_) bytes += layout.wide() * BLOCK_IDS;
-        uint8_t* at = static_cast<uint8_t*>(allocate_wide(bytes));
+        uint8_t* at = static_cast<uint8_t*>(allocate(bytes));
         block->wide.reset(at);
         auto lend = [&](Memory& memory, int64_t width) {
             memory.lend(at, width * BLOCK_IDS);
@@ -494,7 +484,7 @@ inline void RowTable::open_block() {
         for (size_t c = 0; c < layouts_.size(); c++)
             if (layouts_[c].wide()) lend(block->columns[c].values, layouts_[c].wide());
         for (size_t c = 0; c < layouts_.size(); c++) /* texts of as many rows take about as many bytes again */
-            if (texts_[c]) block->columns[c].data.reserve(texts_[c] + texts_[c] / 16);
+            if (texts_[c]) block->columns[c].data.keep(texts_[c] + texts_[c] / 16);
         lend(block->orders, 8);
         lend(block->slots, 4);
         block->live.reserve(BLOCK_IDS / 64);
@@ -777,6 +767,7 @@ inline void RowTable::take(const int64_t* ids, int64_t count, const std::vector<
                 const Found& found = places[i];
                 return Place{found.block ? &found.block->columns[column] : nullptr, found.at};
             });
+            if (base == 0 && n < count) out[c].expect(layouts_[column], count);
         }
     }
 }

@@ -543,3 +543,17 @@ def test_values_of_no_bytes_are_kept_as_they_are() -> None:
         {"k": 2, "nothing": None},
         {"k": 1, "nothing": b""},
     ]
+
+
+@pytest.mark.parametrize("lengths", [(3, 30, 300), (300, 3, 90), (0, 60, 0)], ids=str)
+def test_texts_that_get_longer_or_shorter_come_back_whole(lengths: tuple[int, int, int]):
+    """A block makes room for texts as long as those before, and so does a result for those of its first rows."""
+    rows = 66_000
+    texts = [f"{row:x}" * (length // 4) for row, length in enumerate(np.repeat(lengths, rows).tolist())]
+    data = pa.record_batch({"k": pa.array(np.arange(len(texts)) % 7_001), "text": texts, "other": texts[::-1]})
+    table = RowTable(data.schema, ["k"])
+    ids = pa.concat_arrays([table.insert(data.slice(first, 11_000)) for first in range(0, len(texts), 11_000)])
+    for order in (np.arange(len(texts)), np.arange(len(texts))[::-1], np.random.default_rng(3).permutation(len(texts))):
+        found = table.take(ids.take(pa.array(order)))
+        found.validate(full=True)
+        assert found.equals(data.take(pa.array(order)))
