@@ -14,13 +14,15 @@ their results are compared too, of fewer events.
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from sabot import SabotError
 
 from .generator import Config, Generator
 from .peers import PEERS, Peers
@@ -30,7 +32,15 @@ NOT_COMPARED = "q12"
 
 
 def main() -> None:
+    """Ends with a line where an option cannot be meant, a folder cannot be written, or an answer is wrong."""
     options = _options()
+    try:
+        _run(options)
+    except (SabotError, OSError, AssertionError) as error:
+        sys.exit(f"python -m benchmarks.nexmark: {error}")
+
+
+def _run(options: argparse.Namespace) -> None:
     generator = Generator(options.seed, Config(rate=options.rate))
     if options.dump is not None:
         dump(generator, options.events, options.dump)
@@ -97,20 +107,30 @@ def _peer_line(name: str, theirs: dict[str, Any], ours: dict[str, Any]) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.nexmark", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--events", type=_at_least(0), default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--queries", type=_queries, default=QUERIES, help="q0,q5,q8; default: all")
-    parser.add_argument("--parallelism", type=int, default=1)
+    parser.add_argument("--parallelism", type=_at_least(1), default=1)
     parser.add_argument("--format", choices=["arrow", "json", "parquet"], default="arrow")
-    parser.add_argument("--checkpoint-ms", type=int, default=1000, help="0: none")
+    parser.add_argument("--checkpoint-ms", type=_at_least(0), default=1000, help="0: none")
     parser.add_argument("--state", choices=["memory", "rocksdb"], default="memory")
     parser.add_argument("--memory-budget", help="of each step with state in a directory; default: the app's")
-    parser.add_argument("--rate", type=int, default=10_000, help="events a second of event time")
+    parser.add_argument("--rate", type=_at_least(1), default=10_000, help="events a second of event time")
     parser.add_argument("--out", type=Path, help="the folder for the results, qN.parquet")
     parser.add_argument("--dump", type=Path, help="the folder for the stream, as Parquet")
     parser.add_argument("--check", action="store_true", help="compare the results with DuckDB's")
     parser.add_argument("--peers", type=_peer_names, default=[], help=", ".join(PEERS))
     return parser.parse_args()
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        given = int(text)
+        if given < least:
+            raise argparse.ArgumentTypeError(f"{given} is less than {least}")
+        return given
+
+    return number
 
 
 def _peer_names(names: str) -> list[str]:

@@ -99,12 +99,14 @@ def partition_by(query: str) -> list[str]:
     return columns
 
 
-def result_of(path: Path, columns: list[str]) -> pa.Table:
-    """The rows of a result, from its file or its folders."""
+def result_of(path: Path, schema: pa.Schema) -> pa.Table:
+    """The rows of a result, from its file or its folders; of no rows there are none."""
     import duckdb
 
+    if path.is_dir() and not any(path.rglob("*.parquet")):
+        return schema.empty_table()
     files = f"{path}/**/*.parquet" if path.is_dir() else f"{path}"
-    names = ", ".join(f'"{name}"' for name in columns)
+    names = ", ".join(f'"{name}"' for name in schema.names)
     options = "hive_partitioning = true, hive_types_autocast = false"
     with duckdb.connect() as connection:
         connection.execute("set enable_progress_bar = false")
@@ -151,7 +153,7 @@ def _measure(query: str, settings: Settings) -> dict[str, Any]:
             "result_rows": dropped.rows if dropped is not None else None,
         }
         if place is not None:
-            figures["result_rows"] = _checked(query, place, stream.schema.names, settings)
+            figures["result_rows"] = _checked(query, place, stream.schema, settings)
         return figures
 
 
@@ -168,8 +170,8 @@ def _write(query: str, stream: Stream, settings: Settings, folder: Path) -> tupl
     return place, None
 
 
-def _checked(query: str, place: Path, columns: list[str], settings: Settings) -> int:
-    found = result_of(place, columns)
+def _checked(query: str, place: Path, schema: pa.Schema, settings: Settings) -> int:
+    found = result_of(place, schema)
     if settings.check:
         oracle = Oracle(settings.generator, settings.events)
         wrong = oracle.differences(query, found, any_of_equals=settings.parallelism > 1)

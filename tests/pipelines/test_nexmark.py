@@ -247,6 +247,35 @@ def test_a_query_reads_the_stream_from_parquet():
     assert figures["result_rows"] > 0
 
 
+@pytest.mark.slow  # two processes for each of them
+def test_the_command_takes_streams_of_no_bids(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.nexmark", "--events", "3", "--queries", "q4,q10", "--check"]
+    printed = subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=PROJECT, check=True, capture_output=True, text=True
+    ).stdout
+    assert [query["result_rows"] for query in json.loads(printed.splitlines()[-1])["queries"]] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (["--events", "-1"], "argument --events: -1 is less than 0"),
+        (
+            ["--events", "9", "--queries", "q0", "--parallelism", "2000"],
+            "parallelism=2000: a number of threads, 1 to 1024",
+        ),
+        (["--events", "9", "--dump", "/dev/null"], "[Errno 17] File exists: '/dev/null'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_the_command_says_in_a_line_what_cannot_be(asked, says):
+    ended = subprocess.run(
+        [sys.executable, "-m", "benchmarks.nexmark", *asked], cwd=PROJECT, check=False, capture_output=True, text=True
+    )
+    assert ended.returncode != 0
+    assert ended.stderr.splitlines()[-1].endswith(says), ended.stderr
+
+
 @pytest.mark.slow
 def test_the_command_writes_stream_and_results_and_prints_figures(tmp_path):
     asked = [
