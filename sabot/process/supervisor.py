@@ -255,6 +255,7 @@ class Supervision:
         if plan["sandbox"] is not None:
             prepare(plan["sandbox"])
         report, writer = os.pipe2(os.O_CLOEXEC)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # until `launch` has put away the handler of this process
         try:
             child.pid = os.fork()
         except OSError as error:  # no more processes, or no memory
@@ -264,6 +265,7 @@ class Supervision:
         finally:
             if child.pid == 0 and os.getpid() != self._pid:
                 launch(plan, streams, child.tag, writer, self._pid)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
             for each in (writer, *streams):
                 os.close(each)
         self._children[number] = self._leaders[child.pid] = child

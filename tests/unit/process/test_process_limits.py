@@ -204,6 +204,14 @@ async def test_time(supervisor: Supervisor) -> None:
     assert (status.signal, status.limit) == (signal.SIGTERM, "max_task_duration")
 
 
+async def test_a_program_that_is_ended_before_it_runs_hears_so(supervisor: Supervisor) -> None:
+    """Until then the child has the supervisor's handlers, which took the SIGTERM for theirs."""
+    for _ in range(20):
+        child = await supervisor.spawn(sh("sleep 1000", limits=only(max_runtime_secs=1e-6)))
+        status = await child.wait()
+        assert (status.signal, status.limit) == (signal.SIGTERM, "max_task_duration")
+
+
 async def test_open_files(supervisor: Supervisor) -> None:
     script = "held = [open('/dev/null') for _ in range(100)]"
     child = await supervisor.spawn(python(script, only(max_open_files=50)))
