@@ -255,7 +255,8 @@ class Supervision:
         if plan["sandbox"] is not None:
             prepare(plan["sandbox"])
         report, writer = os.pipe2(os.O_CLOEXEC)
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # until `launch` has put away the handler of this process
+        # Until `launch` has put away the handler of this process, SIGTERM waits.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         try:
             child.pid = os.fork()
         except OSError as error:  # no more processes, or no memory
