@@ -105,7 +105,8 @@ async def test_what_ends_the_run_before_a_rescale_is_no_failure_of_the_new_numbe
 
 @pytest.mark.parametrize("restarts", [1, 100_000])
 async def test_a_number_of_workers_with_which_the_job_cannot_begin_is_taken_back(tmp_path, monkeypatch, restarts):
-    (tmp_path / "narrow.py").write_text(
+    module = f"narrow_{restarts}"  # a process imports a module of one name once
+    (tmp_path / f"{module}.py").write_text(
         "import sabot\n"
         "from sabot.testing import ScriptedSource\n"
         f"app = sabot.App('narrow', checkpoint_dir='checkpoints', restart='fixed({restarts}, 10ms)')\n"
@@ -114,8 +115,8 @@ async def test_a_number_of_workers_with_which_the_job_cannot_begin_is_taken_back
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
-    app = load_app("narrow:app")
-    command = [sys.executable, "-P", "-m", "sabot", "run-worker", "narrow:app"]
+    app = load_app(f"{module}:app")
+    command = [sys.executable, "-P", "-m", "sabot", "run-worker", f"{module}:app"]
     app.workers = over_workers(app, TcpMeeting.of(partial(TwoAtMost, command), None, None), 2)
     running = asyncio.create_task(app.run())
     await until(lambda: running.done() or app.agent_runtime.job.started, "the workers", patience=60)
