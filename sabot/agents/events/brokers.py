@@ -2,9 +2,10 @@
 
     bus ─▶ adapter: `at_once` on their way ─▶ {prefix}.job, {prefix}.tool, {prefix}.model, …       (Redis: {prefix}:job, …)
 
-An adapter holds its bus up where the server is slower than the events (`slow="hold"`), or leaves events out and counts them ("drop"). One
-that could not be sent is tried again for `patience`; then it is counted as lost, and told in the log once. An event that comes twice has
-the same event_id.
+An adapter holds its bus up where the server is slower than the events (`slow="hold"`), or leaves events out and counts them ("drop"). An
+event that could not be sent, whatever its client has raised, is tried again for `patience`; then it is counted as lost, and the log says
+so once. Where a batch fails as a whole, its events are sent one by one, so that an event that cannot be sent costs no other. An event that
+comes twice has the same event_id.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from sabot.calls.options import checked_whole
 from sabot.clock import SYSTEM_CLOCK
 from sabot.config import Duration, checked_kind, parse_seconds
 from sabot.connectors.redis import RedisServer
-from sabot.errors import UNREADABLE, DataError, SabotError, TransientError, UserError, short_repr
+from sabot.errors import UNREADABLE, DataError, SabotError, TransientError, UserError, short_repr, words_of
 from sabot.kafka import RecordSender
 
 __all__ = ["KafkaConfig", "KafkaEventAdapter", "RedisStreamsAdapter", "RedisStreamsConfig"]
@@ -139,15 +140,15 @@ class _Adapter(ABC):
     def _encoded(self, event: RuntimeEvent) -> bytes:
         try:
             return msgspec.json.encode(event, enc_hook=str)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            self._lose(event, DataError(f"event {event.event_id} cannot be written as JSON: {error}"))
+        except Exception as error:  # also what the `__str__` of a value of the user's raises
+            self._lose(event, DataError(f"event {event.event_id} cannot be written as JSON: {words_of(error)}"))
             return b""
 
     async def _patiently(self, events: list[tuple[RuntimeEvent, bytes]]) -> None:
         until, wait_s = SYSTEM_CLOCK.monotonic() + self._patience_s, _AGAIN_SECONDS
         while events:
             again = []
-            for each, error in zip(events, await self._send(events), strict=True):
+            for each, error in zip(events, await self._outcomes(events), strict=True):
                 if error is None:
                     self.sent += 1
                 elif isinstance(error, TransientError) and SYSTEM_CLOCK.monotonic() + wait_s <= until:
@@ -159,6 +160,15 @@ class _Adapter(ABC):
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, _LONGEST_SECONDS)
 
+    async def _outcomes(self, events: Sequence[tuple[RuntimeEvent, bytes]]) -> list[SabotError | None]:
+        """What `_send` says of each event; where it raises for all of them, what it says of each alone."""
+        try:
+            return await self._send(events)
+        except Exception as error:
+            if len(events) == 1:
+                return [_ours(error)]
+        return [each for one in events for each in await self._outcomes([one])]
+
     def _lose(self, event: RuntimeEvent, error: SabotError) -> None:
         self.lost += 1
         if self.last_error is None:
@@ -167,7 +177,7 @@ class _Adapter(ABC):
 
     @abstractmethod
     async def _send(self, events: Sequence[tuple[RuntimeEvent, bytes]]) -> list[SabotError | None]:
-        """Returns when the server has them: for each why it does not, or None."""
+        """Returns when the server has them: for each why it does not, or None. What it raises concerns all of them."""
 
     @abstractmethod
     async def _reach(self) -> None:
@@ -234,9 +244,14 @@ class KafkaEventAdapter(_Adapter):
 
 
 def _error(said: object) -> SabotError | None:
-    if isinstance(said, BaseException) and not isinstance(said, SabotError):
+    if isinstance(said, BaseException) and not isinstance(said, Exception):
         raise said
-    return said if isinstance(said, SabotError) else None
+    return _ours(said) if isinstance(said, Exception) else None
+
+
+def _ours(error: Exception) -> SabotError:
+    """An error of a client that it does not document may pass."""
+    return error if isinstance(error, SabotError) else TransientError(f"{type(error).__name__}: {words_of(error)}")
 
 
 class RedisStreamsAdapter(_Adapter):
@@ -299,7 +314,7 @@ class RedisStreamsAdapter(_Adapter):
                 data = fields.get(b"event", fields.get("event"))
                 try:
                     event = msgspec.json.decode(data or b"", type=RuntimeEvent)
-                except UNREADABLE as error:
+                except (*UNREADABLE, UserError) as error:  # UserError: an event refuses some values itself
                     if not self.unreadable:
                         _log.warning(
                             "entry %s of %s is no event, and is skipped: %s: %s", after, stream, short_repr(data), error

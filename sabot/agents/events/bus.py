@@ -10,9 +10,11 @@ Events come at least once: `event_id` is the same for the same event, so a repea
 
 import asyncio
 import logging
+import math
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from difflib import get_close_matches
 from enum import StrEnum
 from types import CoroutineType
 from typing import Any, Literal, Protocol, TypeAlias, get_args
@@ -20,7 +22,7 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 import msgspec
 
 from sabot.clock import SYSTEM_CLOCK
-from sabot.config import Duration, checked_kind, checked_text, is_whole, parse_seconds
+from sabot.config import Duration, checked_kind, checked_text, is_number, is_whole, parse_seconds
 from sabot.errors import TransientError, UserError, short_repr
 
 __all__ = [
@@ -77,7 +79,9 @@ class RuntimeEventType(StrEnum):
 class RuntimeEvent(msgspec.Struct, frozen=True):
     """Something that has happened in a job.
 
-    event_id: the same when the same event is told again; by default a random one. at: epoch seconds. data: what belongs to the type.
+    type: a `RuntimeEventType`, or its text ("job.started"), which becomes one. event_id: the same when the same event is told again; by
+    default a random one. at: epoch seconds. data: what belongs to the type. Raises UserError for a type that does not exist, and for a
+    field of another type than its own: such an event could not be told to a broker.
     """
 
     type: RuntimeEventType
@@ -87,6 +91,17 @@ class RuntimeEvent(msgspec.Struct, frozen=True):
     at: float = msgspec.field(default_factory=SYSTEM_CLOCK.time)
     scope_id: str = ""
     principal_id: str = ""
+
+    def __post_init__(self) -> None:
+        if type(self.type) is not RuntimeEventType:
+            msgspec.structs.force_setattr(self, "type", _type(self.type))
+        if not (type(self.job_id) is type(self.event_id) is type(self.scope_id) is type(self.principal_id) is str):
+            for name in ("job_id", "event_id", "scope_id", "principal_id"):
+                checked_kind(getattr(self, name), str, f"RuntimeEvent: {name}")
+        if not is_number(self.at) or not math.isfinite(self.at):
+            raise UserError(f"RuntimeEvent: at={short_repr(self.at)}", hint="seconds since 1970, a finite number")
+        if type(self.data) is not dict:
+            checked_kind(self.data, Mapping, "RuntimeEvent: data", "a dict of what belongs to the type")
 
 
 Handler: TypeAlias = Callable[[RuntimeEvent], Awaitable[object] | object]
@@ -422,6 +437,15 @@ class InMemoryEventBus:
 
     def _subscriptions(self) -> list[Subscription]:
         return [*self._shared, *(each for those in self._of_job.values() for each in those)]
+
+
+def _type(name: object) -> RuntimeEventType:
+    try:
+        return RuntimeEventType(name)  # type: ignore[arg-type]
+    except ValueError as error:
+        near = get_close_matches(str(name), map(str, RuntimeEventType), 1)
+        hint = f"{near[0]!r} is one" if near else f"there are {', '.join(RuntimeEventType)}"
+        raise UserError(f"RuntimeEvent: type={short_repr(name)} does not exist", hint=hint) from error
 
 
 def _types(names: Iterable[RuntimeEventType | str]) -> frozenset[RuntimeEventType]:

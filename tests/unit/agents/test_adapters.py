@@ -110,6 +110,66 @@ async def test_what_cannot_be_sent_is_tried_again_or_counted(memory_url: str, ca
     assert impatient.lost == 1
 
 
+async def test_an_event_whose_type_is_a_text_goes_to_the_topic_of_its_category(memory_url: str) -> None:
+    bus = InMemoryEventBus()
+    async with KafkaEventAdapter(bus, KafkaConfig(bootstrap_servers=memory_url, topic_prefix="e")) as adapter:
+        for event_type in ("job.started", "tool.start"):
+            await bus.publish(RuntimeEvent(type=event_type, job_id="job"))  # type: ignore[arg-type]
+    assert adapter.statistics() == {"sent": 2, "lost": 0, "waiting": 0, "dropped": 0}
+    assert [record.value["type"] for record in MemoryBroker.get(memory_url).records("e.job")] == ["job.started"]
+
+
+class Poisoned(KafkaEventAdapter):
+    """Its client raises an error that nobody has foreseen where one of these events is among those that it is given."""
+
+    poison: set[str]
+
+    async def _send(self, events: Any) -> Any:
+        if any(event.event_id in self.poison for event, _ in events):
+            raise AttributeError("no such thing")
+        return await super()._send(events)
+
+
+async def test_an_event_that_cannot_be_sent_is_counted_and_costs_no_other_of_its_batch(
+    memory_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus = InMemoryEventBus()
+    adapter = Poisoned(bus, KafkaConfig(bootstrap_servers=memory_url, topic_prefix="e"), patience=0)
+    adapter.poison = {"e4", "e8"}
+    async with adapter:
+        await published(bus, events(12, jobs=1))
+    assert adapter.statistics() == {"sent": 10, "lost": 2, "waiting": 0, "dropped": 0}
+    told = [record.value["event_id"] for record in MemoryBroker.get(memory_url).records("e.tool")]
+    assert told == ["e1", "e2", "e5", "e7", "e10", "e11"]
+    assert str(adapter.last_error) == "AttributeError: no such thing"
+    assert "event e4 is lost: AttributeError: no such thing" in caplog.text
+
+
+async def test_an_error_that_nobody_has_foreseen_is_tried_again(memory_url: str) -> None:
+    bus = InMemoryEventBus()
+    adapter = Poisoned(bus, KafkaConfig(bootstrap_servers=memory_url, topic_prefix="e"))
+    adapter.poison = {"e1"}
+    async with adapter:
+        await published(bus, events(3, jobs=1))
+        await until(lambda: adapter.sent == 2)
+        adapter.poison.clear()
+    assert (adapter.sent, adapter.lost) == (3, 0)
+
+
+class Unwritable:
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+async def test_an_event_that_cannot_be_written_is_counted_and_costs_no_other(memory_url: str) -> None:
+    bus = InMemoryEventBus()
+    async with KafkaEventAdapter(bus, KafkaConfig(bootstrap_servers=memory_url, topic_prefix="e")) as adapter:
+        await bus.publish(RuntimeEvent(Type.JOB_STARTED, "job", {"n": Unwritable()}, "bad"))
+        await published(bus, events(3, jobs=1))
+    assert adapter.statistics() == {"sent": 3, "lost": 1, "waiting": 0, "dropped": 0}
+    assert str(adapter.last_error) == "event bad cannot be written as JSON: no words"
+
+
 @pytest.mark.parametrize("kind", ["kafka", "redis"])
 async def test_an_adapter_whose_server_is_missing_says_so_at_its_start(
     kind: str, caplog: pytest.LogCaptureFixture

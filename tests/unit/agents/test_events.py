@@ -41,6 +41,32 @@ def test_schema_of_an_event_goes_through_json():
     assert first.event_id != RuntimeEvent(type=TYPE.JOB_STARTED, job_id="job-123").event_id
 
 
+async def test_an_event_whose_type_is_a_text_is_one_of_that_type():
+    bus, seen = InMemoryEventBus(), []
+    await bus.subscribe(seen.append, event_types={"job.started"})
+    await bus.publish(RuntimeEvent(type="job.started", job_id="job"))
+    await bus.flush()
+    assert [each.type.category for each in seen] == ["job"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"type": "job.startedd"}, "type='job.startedd' does not exist ('job.started' is one)"),
+        ({"type": None}, "there are progress, model.token"),
+        ({"job_id": None}, "RuntimeEvent: job_id=None"),
+        ({"event_id": 7}, "RuntimeEvent: event_id=7"),
+        ({"at": float("nan")}, "RuntimeEvent: at=nan"),
+        ({"at": "now"}, "RuntimeEvent: at='now'"),
+        ({"data": ["a"]}, "RuntimeEvent: data=['a']"),
+    ],
+)
+def test_an_event_that_no_broker_could_be_told_is_refused_where_it_is_made(wrong, said):
+    with pytest.raises(UserError) as refused:
+        RuntimeEvent(**{"type": TYPE.JOB_STARTED, "job_id": "job", **wrong})
+    assert said in str(refused.value)
+
+
 async def test_plain_and_async_handlers_get_the_types_that_they_asked_for_in_order():
     bus, plain, later, all_of_them = InMemoryEventBus(), [], [], []
 
