@@ -21,6 +21,7 @@ __all__ = [
     "broadcast",
     "column_of",
     "decimal_floats",
+    "decimal_type",
     "decimal_words",
     "epoch",
     "floats",
@@ -118,6 +119,11 @@ def decimal_floats(array: pa.Array, type: pa.DataType) -> pa.Array:
     if pa.types.is_float16(type):
         return pc.cast(array, type, safe=False)
     return pc.cast(pc.cast(array, pa.string()), type)
+
+
+def decimal_type(precision: int, scale: int) -> pa.DataType:
+    """Returns the type of decimals of so many digits, at most 76, of which `scale` stand behind the point."""
+    return pa.decimal128(precision, scale) if precision <= 38 else pa.decimal256(precision, scale)
 
 
 def decimal_words(array: pa.Array) -> Any:

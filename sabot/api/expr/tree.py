@@ -296,7 +296,7 @@ class Expr(MissingMethods):
         return Expr("abs", (self,))
 
     def round(self, decimals: int = 0) -> "Expr":
-        """To so many digits behind the point, halves to the even neighbour; integers stay as they are."""
+        """Rounds to so many digits behind the point, halves to the even neighbour, as Python's `round`; integers stay as they are."""
         return Expr("round", (self,), (("decimals", whole_of("round", decimals)),))
 
     def floor(self) -> "Expr":

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot.arrays import decimal_floats, epoch, is_utc, shown, to_unit, where
+from sabot.arrays import decimal_floats, decimal_type, epoch, is_utc, shown, to_unit, where
 from sabot.errors import DataError, UserError
 from sabot.operators.expressions.times import local
 
@@ -88,7 +88,7 @@ def _common_decimal(a: pa.DataType, b: pa.DataType) -> pa.DataType:
     parts = [(each.precision, each.scale) if pa.types.is_decimal(each) else (20, 0) for each in (a, b)]
     scale = max(s for _, s in parts)
     digits = max(p - s for p, s in parts) + scale
-    return pa.decimal128(digits, scale) if digits <= 38 else pa.decimal256(min(digits, 76), scale)
+    return decimal_type(min(digits, 76), scale)
 
 
 def integer_range(type: pa.DataType) -> tuple[int, int]:

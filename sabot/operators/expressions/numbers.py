@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.api.expr import Expr
-from sabot.arrays import floats, integer_array, integers, where
+from sabot.arrays import decimal_type, integer_array, integers, where
 from sabot.errors import UserError
 from sabot.operators.expressions.casts import common_type, is_number
 from sabot.operators.expressions.node import (
@@ -27,8 +27,11 @@ from sabot.operators.expressions.node import (
     to_type,
     unified,
 )
+from sabot.operators.expressions.rounding import ROOM, round_to, with_room
 
 __all__ = ["STEPS"]
+
+_MOST_DIGITS = 76  # of a decimal256
 
 _ARITHMETIC = {"+": pc.add, "-": pc.subtract, "*": pc.multiply, "/": pc.divide}
 
@@ -187,24 +190,15 @@ def _rounded(expr: Expr, nodes: list[Compiled]) -> Compiled:
     node = number(expr, nodes[0])
     if pa.types.is_integer(node.type):
         return node
+    if pa.types.is_decimal(node.type) and node.type.precision > _MOST_DIGITS - ROOM:
+        raise UserError(
+            f"{expr.text()} cannot be: {node.type} has no room for a digit more",
+            hint=f'cast it before: .cast("decimal({_MOST_DIGITS - ROOM}, {node.type.scale})")',
+        )
     if expr.kind == "round":
-        return apply(expr, functools.partial(_round, decimals=expr.option("decimals")), node)
-    return apply(expr, pc.floor if expr.kind == "floor" else pc.ceil, node)
-
-
-def _round(x: pa.Array, decimals: int) -> pa.Array:
-    """Rounds to `decimals`. A float too great to have such digits stays as it is, where scaling would overflow: 1e308 at two decimals."""
-    try:
-        return pc.round(x, ndigits=decimals)
-    except pa.ArrowInvalid:
-        if not pa.types.is_floating(x.type):
-            raise
-    values = floats(x)
-    with np.errstate(all="ignore"):
-        ten = np.power(values.dtype.type(10), abs(decimals))
-        made = values * ten if decimals >= 0 else np.rint(values / ten) * ten
-    far = pa.array(np.isfinite(values) & ~np.isfinite(made))
-    return pc.if_else(far, x, pc.round(where(pc.invert(far), x), ndigits=decimals))
+        return apply(expr, functools.partial(round_to, digits=expr.option("decimals")), node)
+    function = pc.floor if expr.kind == "floor" else pc.ceil
+    return apply(expr, functools.partial(with_room, function) if pa.types.is_decimal(node.type) else function, node)
 
 
 def _of_floats(expr: Expr, nodes: list[Compiled]) -> Compiled:
@@ -237,7 +231,13 @@ def _fill_nan(expr: Expr, nodes: list[Compiled]) -> Compiled:
 
 def _sign(expr: Expr, nodes: list[Compiled]) -> Compiled:
     node = number(expr, nodes[0])
-    return apply(expr, lambda x: pc.cast(pc.sign(x), node.type), node)
+    type = node.type
+    if pa.types.is_decimal(type):  # of its type, but with a digit before the point
+        scale = max(type.scale, 0)
+        type = decimal_type(min(max(type.precision, scale + 1), _MOST_DIGITS), scale)
+        wide = pa.decimal256(min(19 + scale, _MOST_DIGITS), scale)
+        return apply(expr, lambda x: pc.cast(pc.cast(pc.sign(x), wide), type), node)
+    return apply(expr, lambda x: pc.cast(pc.sign(x), type), node)
 
 
 def _clip(expr: Expr, nodes: list[Compiled]) -> Compiled:
