@@ -48,16 +48,6 @@ def test_every_all_is_sorted_and_holds_only_names_that_exist() -> None:
     assert wrong == {}
 
 
-def test_every_module_that_defines_something_says_what_it_offers() -> None:
-    defines = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-    silent = [
-        module_name(path)
-        for path in sources(".py").values()
-        if not offers(path) and any(isinstance(node, defines) for node in tree_of(path).body)
-    ]
-    assert silent == []
-
-
 def test_every_public_name_is_documented() -> None:
     pages = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
     documented = set().union(*(code_words(page.read_text()) for page in pages))
