@@ -19,6 +19,7 @@ ORDER = [
     "redaction",
     "logs",
     "errors",
+    "stored_names",
     "faults",
     "config",
     "clock",

@@ -24,6 +24,7 @@ from sabot.clock import Clock
 from sabot.errors import InternalError, SabotError, UserError, short_repr
 from sabot.exits import EXITS
 from sabot.redaction import scrubbed
+from sabot.stored_names import stored_name
 from sabot.watch import guarded
 
 __all__ = ["Call", "Failed", "Handover", "Work", "shown"]
@@ -269,7 +270,7 @@ class Handover:
             self._heard.hear(
                 failure, shown(argument, self._argument), "its row goes on to the dead letters, if there are any"
             )
-        return Failed(scrubbed(text), type(failure).__name__, attempts)
+        return Failed(scrubbed(text), stored_name(type(failure)), attempts)
 
     def _fail(self, error: SabotError) -> None:
         """No call is begun any more, and the operator is told at once."""

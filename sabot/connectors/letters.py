@@ -27,6 +27,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import RECORD_SCHEMA, Headers, build_records, encode_json, header_rows
 from sabot.errors import DataError, UserError, words_of
 from sabot.redaction import scrubbed, visible
+from sabot.stored_names import stored_name
 
 __all__ = [
     "LETTER_SCHEMA",
@@ -96,8 +97,8 @@ def letter_headers(
     no longer a record of the topic.
     """
     if isinstance(error, str):
-        error = DataError.__name__, error
-    kind, message = error if isinstance(error, tuple) else (type(error).__name__, words_of(error))
+        error = stored_name(DataError), error
+    kind, message = error if isinstance(error, tuple) else (stored_name(type(error)), words_of(error))
     facts = {
         "topic": topic,
         "partition": partition,

@@ -12,6 +12,7 @@ from sabot.jobs.tree import ChildLimits, child_id, parent_of
 from sabot.jobs.values import pack_error, unpack
 from sabot.journal import EffectId
 from sabot.journal.entries import Attempt, Begin, EffectResult
+from sabot.stored_names import stored_name
 
 __all__ = ["Children"]
 
@@ -41,7 +42,7 @@ class Children:
             owner.begin_child(child, unpack(ask.body), failed=failed, behalf=live.job.behalf)
         except (UserError, DataError) as error:
             self._desk.jobs.not_begun(child)
-            self._result(live, ask, type(error).__name__, pack_error(error))
+            self._result(live, ask, stored_name(type(error)), pack_error(error))
 
     def _refused(self, live: Live, ask: Ask) -> EffectError | None:
         """Why a job may not begin this child; None: it may."""

@@ -30,6 +30,7 @@ from sabot.journal import Doubt, EffectClass, EffectId, Position, Reconciled, di
 from sabot.journal.effects import RULES
 from sabot.journal.entries import Answer, Attempt, EffectResult, Intent
 from sabot.llm.errors import model_error
+from sabot.stored_names import stored_name
 
 __all__ = ["Effects", "is_approved"]
 
@@ -510,7 +511,7 @@ class Effects:
             try:
                 result = rows_of_answer(result) if ask.tool is not None and gives_rows(ask.tool.func) else result
             except UserError as error:  # nobody has checked the answer: it came straight into the inbox
-                self._result(live, ask, type(error).__name__, pack_error(error))
+                self._result(live, ask, stored_name(type(error)), pack_error(error))
                 return
             self._result(live, ask, "ok", pack(result, ask.name))
         elif said == "not_done":

@@ -35,6 +35,7 @@ from sabot.jobs.tree import DEFAULT_LIMITS, ChildLimits, OpenJobs, parent_of
 from sabot.jobs.values import pack_error
 from sabot.journal import JobMark, Journal, Position, digest
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Signal
+from sabot.stored_names import stored_name
 from sabot.threads import aside, to_the_end
 from sabot.watch import watched
 
@@ -492,7 +493,7 @@ class JobHost:
         if verdict == "again":
             self.put_later(live.owner.backoff_s(job.history.attempt), partial(self._attempt, live))
         elif verdict == "end":
-            self._over(live, "failed", pack_error(error), result=type(error).__name__)
+            self._over(live, "failed", pack_error(error), result=stored_name(type(error)))
         else:
             self._forget(live, stays_open=True)
 

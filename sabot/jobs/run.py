@@ -35,6 +35,7 @@ from sabot.journal.effects import RULES, EffectClass, EffectId, digest
 from sabot.journal.entries import Answer, Cancel, EffectResult, Intent, Signal
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool
+from sabot.stored_names import stored_name
 
 __all__ = [
     "MOST_EFFECTS",
@@ -272,7 +273,7 @@ class JobRun:
     def _take_labels(self, ask: Ask, result: EffectResult) -> None:
         """What the function makes of it afterwards carries its labels. What was denied has told it nothing."""
         self.labels.update(result.labels)
-        if ask.tool is not None and ask.tool.labels and result.outcome != PolicyDenied.__name__:
+        if ask.tool is not None and ask.tool.labels and result.outcome != stored_name(PolicyDenied):
             self.labels.update(ask.tool.labels)
 
     def _signal(self, signal: Signal) -> None:

@@ -18,6 +18,7 @@ from sabot.calls.functions import behind
 from sabot.config import Secret
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError, PolicyDenied, UserError, words_of
 from sabot.redaction import scrubbed
+from sabot.stored_names import stored_name
 
 __all__ = [
     "MAX_RESULT_BYTES",
@@ -213,7 +214,7 @@ def pack_error(error: BaseException) -> bytes:
 
 def type_of(error: BaseException) -> str:
     """The name of the error's class, as `EffectError.type` has it: that of an EffectError is the one it has."""
-    name = error.type if isinstance(error, EffectError) else type(error).__name__
+    name = error.type if isinstance(error, EffectError) else stored_name(type(error))
     return _legal(scrubbed(name)[:_TYPE])
 
 
@@ -225,7 +226,7 @@ def unpack_error(data: bytes) -> EffectError:
         raise CorruptJournal(
             f"a recorded error cannot be read: {error}", hint="go back to a copy of the journal"
         ) from error
-    return PolicyDenied(said) if kind == PolicyDenied.__name__ else EffectError(kind, said)
+    return PolicyDenied(said) if kind == stored_name(PolicyDenied) else EffectError(kind, said)
 
 
 _error = msgspec.msgpack.Decoder(tuple[str, str])

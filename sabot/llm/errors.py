@@ -24,6 +24,7 @@ SabotError
 from copy import copy
 
 from sabot.errors import SabotError, TransientError, UserError
+from sabot.stored_names import stored_name
 
 __all__ = [
     "UNPAID",
@@ -196,7 +197,7 @@ def model_error(type: str, message: str) -> ModelError | BudgetExceeded | TurnLi
 
 
 _KINDS: dict[str, type[ModelError | BudgetExceeded | TurnLimitExceeded]] = {
-    each.__name__: each
+    stored_name(each): each
     for each in (
         BudgetExceeded,
         BudgetUnavailable,

@@ -9,23 +9,14 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-from sabot.api import windows
 from sabot.codecs.json import schema_of_text
 from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import Operator
 from sabot.state.reading import json_text
 
-__all__ = ["Readers", "aggregates_of", "described", "no_function", "window_of"]
+__all__ = ["Readers", "aggregates_of", "described", "no_function"]
 
 Readers: TypeAlias = Mapping[str, Callable[[Mapping[str, Any]], Operator] | str]
-
-_WINDOWS = {each.__name__: each for each in (windows.TumblingWindow, windows.HoppingWindow, windows.CumulativeWindow)}
-
-
-def window_of(reader: Mapping[str, Any]) -> Any:
-    """The window of an operator whose state is described by `reader`."""
-    name, figures = reader["window"]
-    return _WINDOWS[name](**figures)
 
 
 def aggregates_of(reader: Mapping[str, Any]) -> list[AggregateColumn]:

@@ -19,6 +19,7 @@ from sabot.api.nodes.node import Node
 from sabot.api.nodes.rows import OnError
 from sabot.api.words import name_of
 from sabot.connectors.base import Sink, Source
+from sabot.stored_names import stored_field, stored_name
 
 __all__ = ["path_of", "steps_of"]
 
@@ -36,14 +37,14 @@ def path_of(node: Node, before: Iterable[str]) -> str:
     inputs = sorted(before)
     if isinstance(node, OnError):
         return inputs[0]
-    words = [type(node).__name__, *sorted(map(steps_of, inputs))]
+    words = [stored_name(type(node)), *sorted(map(steps_of, inputs))]
     code = [each.partition("+")[2] for each in inputs]
     for field in fields(node):
         if field.name not in _GRAPH and field.name not in _NO_MATTER:
             value = getattr(node, field.name)
             if _is_unsaid(field, value):
                 continue
-            words.append(f"{field.name}={_said(value)}")
+            words.append(f"{stored_field(type(node), field.name)}={_said(value)}")
             code += _computed(value)
     steps = sha256("\n".join(words).encode()).hexdigest()[:16]
     return f"{steps}+{sha256(repr(code).encode()).hexdigest()[:8]}" if any(code) else steps
@@ -71,7 +72,9 @@ def _said(value: Any) -> str:
         return f"AsyncCall({', '.join(map(_said, value.facts))})"
     if is_dataclass(value) and not isinstance(value, type):
         given = [(each, getattr(value, each.name)) for each in fields(value)]
-        return f"{type(value).__name__}({', '.join(_said(one) for each, one in given if not _is_unsaid(each, one))})"
+        return (
+            f"{stored_name(type(value))}({', '.join(_said(one) for each, one in given if not _is_unsaid(each, one))})"
+        )
     return name_of(value) if callable(value) else repr(value)
 
 

@@ -30,6 +30,7 @@ from sabot.journal import EffectId, Journal, JournalReader
 from sabot.journal.entries import EffectResult, End, Entry
 from sabot.llm.errors import BudgetUnavailable
 from sabot.llm.results import Completion
+from sabot.stored_names import stored_name
 from sabot.threads import aside, to_the_end
 
 __all__ = ["LedgerGate", "brought_up", "checked_budgets", "ledger_of", "rows_of"]
@@ -380,7 +381,7 @@ def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: by
 
 
 def _unavailable(error: BudgetUnavailable) -> GateVerdict:
-    return GateVerdict(Decision.DENY, "budget owner", _VERSION, words_of(error), error=type(error).__name__)
+    return GateVerdict(Decision.DENY, "budget owner", _VERSION, words_of(error), error=stored_name(type(error)))
 
 
 def _usage(rows: list[LedgerEvent]) -> bytes:

@@ -34,6 +34,7 @@ from sabot.journal.entries import Attempt, Begin, EffectResult, End, Entry, Inte
 from sabot.llm.counting import most_tokens_asked
 from sabot.llm.errors import UNPAID, BudgetExceeded, TurnLimitExceeded
 from sabot.llm.results import Completion, Usage, is_cost
+from sabot.stored_names import stored_name
 from sabot.threads import aside, to_the_end
 
 __all__ = ["ASSUMED_TOKENS", "JobLimits", "TreeUse", "most_use", "told_use", "unpaid"]
@@ -43,7 +44,7 @@ ASSUMED_TOKENS = 4096
 
 _FIELDS = frozenset(bytes([0x80 + count]) for count in range(16))  # how a mapping of few fields begins
 _COUNTED = ("max_tokens", "max_cost", "max_turns", "max_tool_calls")
-_FREE = frozenset({"ContextLengthExceeded", "NotSent", *(each.__name__ for each in UNPAID)})
+_FREE = frozenset({"ContextLengthExceeded", "NotSent", *map(stored_name, UNPAID)})
 
 
 def unpaid(outcome: str, body: bytes) -> bool:
@@ -413,7 +414,9 @@ def told_use(answer: Completion, wanted: Amounts) -> tuple[Usage, Decimal | None
 
 
 def _denied(reason: str, error: type[Exception] = BudgetExceeded) -> GateVerdict:
-    return GateVerdict(Decision.DENY, rule="budget of the job", version="budget", reason=reason, error=error.__name__)
+    return GateVerdict(
+        Decision.DENY, rule="budget of the job", version="budget", reason=reason, error=stored_name(error)
+    )
 
 
 _decode_use = msgspec.msgpack.Decoder(TreeUse | list).decode

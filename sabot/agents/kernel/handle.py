@@ -12,12 +12,13 @@ from sabot.errors import EffectError, JobCancelled, UserError
 from sabot.jobs.values import unpack_error
 from sabot.journal.entries import Letter
 from sabot.llm.errors import BudgetExceeded, BudgetUnavailable, TurnLimitExceeded, model_error
+from sabot.stored_names import stored_name
 
 __all__ = ["ExecutionHandle", "outcome_of"]
 
 _FINAL = (RuntimeEventType.FINAL_RESULT, RuntimeEventType.FINAL_ERROR)
 _PIECES = (RuntimeEventType.MODEL_TOKEN, RuntimeEventType.MODEL_REASONING)
-_LIMITS = {each.__name__: each for each in (BudgetExceeded, BudgetUnavailable, TurnLimitExceeded, TimeoutError)}
+_LIMITS = {stored_name(each): each for each in (BudgetExceeded, BudgetUnavailable, TurnLimitExceeded, TimeoutError)}
 
 
 class _Kernel(Protocol):

@@ -10,6 +10,7 @@ from sabot.jobs.effects import is_approved
 from sabot.jobs.gate import CONFIRM, Decision, GateVerdict, decode_verdict, stood_in
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, Intent, StoredBody
+from sabot.stored_names import stored_name
 
 __all__ = ["AuditRecord", "audit_job"]
 
@@ -84,7 +85,7 @@ def _stands_in(entry: Attempt, first: AuditRecord) -> AuditRecord:
     """What was decided of a model that was to be asked in place of that of the call."""
     verdict = decode_verdict(entry.note)
     assert verdict is not None
-    denied = verdict.error if verdict.decision is Decision.DENY else PolicyDenied.__name__
+    denied = verdict.error if verdict.decision is Decision.DENY else stored_name(PolicyDenied)
     return _judged(
         replace(
             first,

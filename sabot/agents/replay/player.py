@@ -28,6 +28,7 @@ from sabot.jobs.values import pack
 from sabot.journal.entries import Answer, EffectResult, End, Intent
 from sabot.operators.agents.job_function import job_function
 from sabot.operators.agents.rows import plain_of
+from sabot.stored_names import stored_name
 
 __all__ = [
     "JobCode",
@@ -243,7 +244,9 @@ def _other_end(run: JobRun, end: End, value: Any, error: BaseException | None, c
         if end.outcome == "cancelled" and run.cancels:
             return ""
         told = f"{type(error).__name__}: {words_of(error)}"
-        return "" if end.outcome == "failed" and end.result in ("", type(error).__name__) else f"it fails now: {told}"
+        return (
+            "" if end.outcome == "failed" and end.result in ("", stored_name(type(error))) else f"it fails now: {told}"
+        )
     if end.outcome != "succeeded":
         return f"it ends well now, and the recording ends as {end.outcome}"
     if end.body and code.packed(run, value) != end.body:

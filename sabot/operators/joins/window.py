@@ -2,7 +2,6 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,8 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.windows.window import split_panes
-from sabot.api import windows
 from sabot.api.nodes import joins as nodes
+from sabot.api.windows import Window
 from sabot.errors import UserError
 from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, OperatorContext, Saved
 from sabot.operators.joins.join import place_sides
@@ -19,7 +18,7 @@ from sabot.operators.joins.sides import Joined, Result, Rows, Side, Sides
 from sabot.operators.joins.timed import TimedJoin
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
-from sabot.operators.windows.panes import TimeWindow, WindowShape, window_words
+from sabot.operators.windows.panes import TimeWindow, WindowShape, stored_window, window_of, window_words
 
 __all__ = ["PLACES", "READERS", "WindowJoin"]
 
@@ -34,7 +33,7 @@ class WindowJoin(TimedJoin):
 
     kind = "window join"
 
-    def __init__(self, sides: Sides, how: str, window: windows.Window, *, id: str = "") -> None:
+    def __init__(self, sides: Sides, how: str, window: Window, *, id: str = "") -> None:
         super().__init__(sides, how, id)
         if not isinstance(window, TimeWindow):
             raise UserError(
@@ -145,12 +144,11 @@ class WindowJoin(TimedJoin):
         return {"window": window_words(self._window)}
 
     def state_reader(self) -> dict[str, Any]:
-        return {**super().state_reader(), "window": [type(self._window).__name__, asdict(self._window)]}
+        return {**super().state_reader(), "window": stored_window(self._window)}
 
     @classmethod
     def _made(cls, sides: Sides, how: str, given: dict[str, Any]) -> Joined:
-        name, figures = given["window"]
-        return cls(sides, how, getattr(windows, name)(**figures))
+        return cls(sides, how, window_of(given))
 
     def statistics(self) -> dict[str, Any]:
         figures = super().statistics()

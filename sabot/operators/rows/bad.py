@@ -27,6 +27,7 @@ from sabot.operators.expressions.casts import RefusedValues
 from sabot.operators.expressions.node import Compiled
 from sabot.operators.rows.origin import of_selected
 from sabot.redaction import scrubbed
+from sabot.stored_names import stored_name
 
 __all__ = ["CALLS", "BadRows", "cause_of", "nulls_of", "row_place", "salvaged", "where_from"]
 
@@ -120,7 +121,7 @@ class BadRows:
             rows, places = [rows[i] for i in kept], [places[i] for i in kept] if places else None
         return letters_of_rows(
             data.select(without_marks(data.schema).names),
-            [(type(cause_of(errors[row])).__name__, words_of(errors[row])) for row in rows],
+            [(stored_name(type(cause_of(errors[row]))), words_of(errors[row])) for row in rows],
             [1] * len(rows),
             times=data.column(TIME_COLUMN).to_pylist() if TIME_COLUMN in data.schema.names else None,
             topic=batch.topic,

@@ -6,7 +6,7 @@ are a cache (`merged`).
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -30,11 +30,11 @@ from sabot.operators.cuts import SlotRows
 from sabot.operators.keeping import Batches, Columns, Keeper, Keeping, StoredTables, columns_schema, last_watermark
 from sabot.operators.keyed.running import CountAggregate
 from sabot.operators.layout.sites import Keys, Places, Site
-from sabot.operators.readers import Readers, aggregates_of, described, window_of
+from sabot.operators.readers import Readers, aggregates_of, described
 from sabot.operators.rows.timed import by_arrival
 from sabot.operators.spilled import SpilledGroups
 from sabot.operators.windows.merged import MergedPanes
-from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, window_words
+from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, stored_window, window_of, window_words
 from sabot.operators.windows.sessions import SessionAggregate
 
 __all__ = ["PLACES", "READERS", "WindowAggregate"]
@@ -254,7 +254,7 @@ class WindowAggregate(Keeping):
     def state_reader(self) -> dict[str, Any]:
         return {
             **aggregates_reader(self._keys, self._aggregates, self._aggregator.input),
-            "window": [type(self._window).__name__, asdict(self._window)],
+            "window": stored_window(self._window),
             "allowed_lateness": self._lateness,
         }
 

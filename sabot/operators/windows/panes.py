@@ -4,13 +4,16 @@ Panes do not overlap: a tumbling window is one pane, a hopping window is size / 
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
 
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow, Window
 from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
+from sabot.stored_names import stored_field, stored_name
 
-__all__ = ["PANE_COLUMN", "TimeWindow", "WindowShape", "window_words"]
+__all__ = ["PANE_COLUMN", "TimeWindow", "WindowShape", "stored_window", "window_of", "window_words"]
 
 PANE_COLUMN = "__pane"  # in partial states and in checkpoints: the start of the pane, ms
 
@@ -86,4 +89,22 @@ class WindowShape:
 def window_words(window: Window) -> str:
     """The window as `state_schema` words it, with its times in ms: "hopping(300, 100)"."""
     figures = [value for name, value in vars(window).items() if (value or name != "offset_ms") and value != "event"]
-    return f"{type(window).__name__.removesuffix('Window').lower()}({', '.join(map(str, figures))})"
+    return f"{stored_name(type(window)).removesuffix('Window').lower()}({', '.join(map(str, figures))})"
+
+
+def stored_window(window: TimeWindow) -> list[Any]:
+    """Returns the window as `state_reader` describes it: the name of its class, and the values of its fields by name."""
+    kind = type(window)
+    return [stored_name(kind), {stored_field(kind, each.name): getattr(window, each.name) for each in fields(kind)}]
+
+
+def window_of(reader: Mapping[str, Any]) -> Any:
+    """Returns the window that `stored_window` has described in `reader["window"]`."""
+    name, values = reader["window"]
+    kind = _WINDOWS[name]
+    return kind(
+        **{each.name: values[stored] for each in fields(kind) if (stored := stored_field(kind, each.name)) in values}
+    )
+
+
+_WINDOWS = {stored_name(each): each for each in (TumblingWindow, HoppingWindow, CumulativeWindow)}

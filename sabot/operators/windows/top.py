@@ -5,7 +5,7 @@ Rows are kept by panes (see `panes`), by a `RankTable` each: a row that is among
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,10 +27,10 @@ from sabot.operators.cuts import SlotRows
 from sabot.operators.keeping import Batches, Columns, Keeper, last_watermark, only_columns_of
 from sabot.operators.keyed.top import CANNOT_CHANGE, Ranked, ranked_of, saved_columns
 from sabot.operators.layout.sites import Places, Site
-from sabot.operators.readers import Readers, window_of
+from sabot.operators.readers import Readers
 from sabot.operators.rows.timed import by_arrival
 from sabot.operators.spilled import SpilledGroups
-from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, window_words
+from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, stored_window, window_of, window_words
 from sabot.state.tables.idle import longest_idle
 
 __all__ = ["PLACES", "READERS", "WindowTopN"]
@@ -215,7 +215,7 @@ class WindowTopN(Ranked):
         return {"kind": "window top_n", **self.schema_words(), **window}
 
     def state_reader(self) -> dict[str, Any]:
-        window = {"window": [type(self._window).__name__, asdict(self._window)], "allowed_lateness": self._lateness}
+        window = {"window": stored_window(self._window), "allowed_lateness": self._lateness}
         return {**self.reader_words(), **window}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
