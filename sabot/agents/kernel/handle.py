@@ -24,7 +24,7 @@ _LIMITS = {stored_name(each): each for each in (BudgetExceeded, BudgetUnavailabl
 class _Kernel(Protocol):
     """What a handle needs of its kernel."""
 
-    events: InMemoryEventBus
+    event_bus: InMemoryEventBus
     actions: ActionManager
 
     async def recorded_events(self, job_id: str) -> list[RuntimeEvent]: ...
@@ -90,7 +90,7 @@ class ExecutionHandle:
         that were asked for when somebody listened: who does so when he gets the handle hears all of them. Raises what `result` raises
         where the job does not come to its end.
         """
-        live, told = self._kernel.events.listen(job_id=self.job_id), set[str]()
+        live, told = self._kernel.event_bus.listen(job_id=self.job_id), set[str]()
         self._listening.append(live)
         early: list[RuntimeEvent] = []  # pieces, until what they are of is told
         if self.done and not self._ended:

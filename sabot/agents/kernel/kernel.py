@@ -68,7 +68,7 @@ class RuntimeKernel:
         job_store: JobStore | None = None,
         action_store: ActionStore | None = None,
         name: str = "kernel",
-        events: InMemoryEventBus | None = None,
+        event_bus: InMemoryEventBus | None = None,
         max_jobs: int = 256,
         children: ChildLimits | None = None,
         keep_jobs: int = 10_000,
@@ -82,7 +82,7 @@ class RuntimeKernel:
         the kernel does not close; None: in memory. policy: decides what jobs may do; None: all. budgets: what scopes may use, or a Ledger,
         which the kernel does not close; [] only records what is used. ledger_writer: where that is kept; by default beside the journal, if
         that is a folder. job_store, action_store: in which its jobs and actions are seen too; without `journal` the jobs run over that of
-        the first one. name: of the kernel, before those of its agents; jobs in a journal are found by it. events: the bus where it
+        the first one. name: of the kernel, before those of its agents; jobs in a journal are found by it. event_bus: where it
         publishes. max_jobs: that run at once. children: that a job may begin. keep_jobs: ended jobs whose history the journal keeps.
         dedupe: how long it keeps their ids, and the history of what has failed. stop_grace: for calls that run when it is closed.
         version: of the code. Raises UserError.
@@ -90,7 +90,7 @@ class RuntimeKernel:
         self.name = checked_name(name, "RuntimeKernel: name")
         for word, given, kind, hint in (
             ("engine", engine, ExecutionEngine, "an ExecutionEngine"),
-            ("events", events, InMemoryEventBus, "an InMemoryEventBus"),
+            ("event_bus", event_bus, InMemoryEventBus, "an InMemoryEventBus"),
             ("journal", journal, str | Path | Journal | MemoryHome, "a folder, an address, or a Journal"),
         ):
             if given is not None and (given == "" or not isinstance(given, kind)):
@@ -100,7 +100,7 @@ class RuntimeKernel:
             journal = next((each.journal for each in self._shown if isinstance(each, JournalStore)), None)
         checked_whole("RuntimeKernel", "max_jobs", max_jobs, 1)
         checked_whole("RuntimeKernel", "keep_jobs", keep_jobs, 0)
-        self.events = events if events is not None else InMemoryEventBus()
+        self.event_bus = event_bus if event_bus is not None else InMemoryEventBus()
         self._options: dict[str, Any] = {
             "max_jobs": max_jobs,
             "children": checked_limits("RuntimeKernel", children),
@@ -185,7 +185,7 @@ class RuntimeKernel:
         try:
             policy = gate_of(await self._gates())
             how = {**self._options, "policy": policy}
-            host = KernelHost(journal, agents, partial(ExecutionHandle, self), self.events, self._shown, **how)
+            host = KernelHost(journal, agents, partial(ExecutionHandle, self), self.event_bus, self._shown, **how)
             await host.start()
         except BaseException:
             if journal is not place:

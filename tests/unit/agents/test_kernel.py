@@ -158,8 +158,8 @@ async def test_a_reader_that_is_slow_misses_nothing_that_is_in_the_journal():
             await ctx.step(_same, number, effect="read")
 
     async with RuntimeKernel.create(agent=many) as kernel:
-        listen = kernel.events.listen
-        kernel.events.listen = lambda *args, **options: listen(*args, **{**options, "capacity": 3})
+        listen = kernel.event_bus.listen
+        kernel.event_bus.listen = lambda *args, **options: listen(*args, **{**options, "capacity": 3})
         handle = await kernel.execute(ask(1))
         seen = []
         async for event in handle.events():
@@ -662,12 +662,12 @@ async def test_the_events_of_jobs_that_had_ended_last_are_told_again_after_a_cra
 
     bus, told = InMemoryEventBus(), []
     bus.on(told.append)
-    async with RuntimeKernel.create(agent=f, journal=tmp_path, events=bus) as kernel:
+    async with RuntimeKernel.create(agent=f, journal=tmp_path, event_bus=bus) as kernel:
         await run(kernel, 1)
     await bus.flush()
     again, told_again = InMemoryEventBus(), []
     again.on(told_again.append)
-    async with RuntimeKernel.create(agent=f, journal=tmp_path, events=again) as kernel:
+    async with RuntimeKernel.create(agent=f, journal=tmp_path, event_bus=again) as kernel:
         assert await kernel.resume() == []
         assert await kernel.resume() == []
     await again.flush()
@@ -831,7 +831,7 @@ async def test_a_journal_that_fails_ends_the_kernel_and_all_who_wait_are_told():
         ({"agent": _same, "engine": 5}, "engine=5"),
         ({"agent": _same, "policy": 3}, "policy=3.*a PolicyEngine"),
         ({"agent": _same, "policy": [ToolPolicy(["look"], denied=True)]}, "policy=.*a PolicyEngine"),
-        ({"agent": _same, "events": 3}, "events=3.*an InMemoryEventBus"),
+        ({"agent": _same, "event_bus": 3}, "event_bus=3.*an InMemoryEventBus"),
         ({"agent": _same, "journal": 3}, "journal=3.*a folder"),
         ({"agent": _same, "journal": ""}, "journal=''"),
         ({"agent": _same, "budgets": Budget("a")}, "budgets=Budget"),

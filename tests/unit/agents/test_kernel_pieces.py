@@ -70,7 +70,7 @@ async def test_a_subscriber_of_the_bus_gets_pieces_where_he_wants_them() -> None
     for wanted, way in ((RuntimeEventType.MODEL_TOKEN, "pieces"), (RuntimeEventType.MODEL_DONE, "whole")):
         provider, bus, seen = Asked(), InMemoryEventBus(), list[Any]()
         bus.on(seen.append, [wanted])
-        async with kernel_of(provider, events=bus) as kernel:
+        async with kernel_of(provider, event_bus=bus) as kernel:
             await (await kernel.execute(ExecutionRequest(prompt="a"))).result()
             await bus.flush()
         assert (provider.ways, len(seen)) == ([way], 3 if way == "pieces" else 1)

@@ -63,7 +63,7 @@ def asks(what):
 
 
 async def traced_run(agent, prompt="find gold", **config):
-    async with Traced(**config) as traced, RuntimeKernel.create(agent=agent, events=traced.bus) as kernel:
+    async with Traced(**config) as traced, RuntimeKernel.create(agent=agent, event_bus=traced.bus) as kernel:
         handle = await kernel.execute(ExecutionRequest(prompt=prompt, scope_id="tenant-123"))
         await handle.result()
         await until(
@@ -159,7 +159,7 @@ async def test_what_an_error_said_is_content(wanted):
 
 
 async def failed_run(agent, traced):
-    async with traced, RuntimeKernel.create(agent=agent, events=traced.bus) as kernel:
+    async with traced, RuntimeKernel.create(agent=agent, event_bus=traced.bus) as kernel:
         handle = await kernel.execute(ExecutionRequest(prompt="find gold"))
         await until(traced.exporter.get_finished_spans)
         await handle.result()
@@ -172,14 +172,14 @@ async def ask_a_person(ctx):
 async def test_a_job_is_one_trace_across_the_pause_of_an_approval_and_the_end_of_the_process(tmp_path):
     async with (
         Traced() as before,
-        RuntimeKernel.create(agent=ask_a_person, events=before.bus, journal=tmp_path) as kernel,
+        RuntimeKernel.create(agent=ask_a_person, event_bus=before.bus, journal=tmp_path) as kernel,
     ):
         handle = await kernel.execute(ExecutionRequest(prompt=1))
         await until(lambda: kernel.statistics()["parked"])
         assert await before.spans() == []
     async with (
         Traced() as after,
-        RuntimeKernel.create(agent=ask_a_person, events=after.bus, journal=tmp_path) as kernel,
+        RuntimeKernel.create(agent=ask_a_person, event_bus=after.bus, journal=tmp_path) as kernel,
     ):
         [found] = await kernel.resume()
         [action] = await found.get_pending_actions()
@@ -252,12 +252,12 @@ async def test_the_spans_of_children_are_in_the_trace_of_the_first_job_also_afte
         return await ctx.wait("go")
 
     agents = {"agent": [lead, middle, digger], "journal": tmp_path}
-    async with Traced() as before, RuntimeKernel.create(events=before.bus, **agents) as kernel:
+    async with Traced() as before, RuntimeKernel.create(event_bus=before.bus, **agents) as kernel:
         handle = await kernel.execute(ExecutionRequest(prompt="find gold"))
         await until(lambda: kernel.statistics()["parked"] == 3)
         await until(lambda: any("agent.tool" in span.name for span in before.exporter.get_finished_spans()))
         (call,) = await before.spans("agent.tool")
-    async with Traced() as after, RuntimeKernel.create(events=after.bus, **agents) as kernel:
+    async with Traced() as after, RuntimeKernel.create(event_bus=after.bus, **agents) as kernel:
         (again,) = [each for each in await kernel.resume() if each.job_id == handle.job_id]
         await kernel.jobs.signal(f"{handle.job_id}~1~1", "go", "dug")
         assert (await again.result()).output == "dug"
