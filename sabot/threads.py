@@ -6,6 +6,7 @@ tell              called from any thread: schedules a call on the loop
 done              called on the loop: waits for a future that a thread completes
 all_over          called on the loop: waits until all of these futures have ended
 to_the_end        called on the loop: finishes a step even if its caller is cancelled half way
+close_with_loop   called on the loop: closes something, such as connections, when the loop is about to be closed
 
 The pool of `aside` is the engine's own. The pool of `asyncio.to_thread` belongs to the user: when the user's calls fill it, checkpoints
 and deliveries must not wait behind them, least of all when those calls themselves wait for a checkpoint.
@@ -13,14 +14,26 @@ and deliveries must not wait behind them, least of all when those calls themselv
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from sabot.exits import EXITS, carried
 
-__all__ = ["Handle", "Spawn", "Threads", "Turn", "all_over", "aside", "done", "tell", "threads", "to_the_end"]
+__all__ = [
+    "Handle",
+    "Spawn",
+    "Threads",
+    "Turn",
+    "all_over",
+    "aside",
+    "close_with_loop",
+    "done",
+    "tell",
+    "threads",
+    "to_the_end",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -149,3 +162,30 @@ async def all_over(running: "list[asyncio.Future[None]]") -> None:
         done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
         for one in done:
             one.result()
+
+
+def close_with_loop(close: Callable[[], Awaitable[object]]) -> None:
+    """Awaits `close()` when the running loop ends as `asyncio.run` ends it: what belongs to a loop cannot be closed in a later one.
+
+    Such a loop finishes its asynchronous generators first, so a generator that is stopped at its only `yield` is told of the end.
+    """
+    waiting = _until_the_end(close)
+    try:
+        waiting.__anext__().send(None)
+    except StopIteration:  # it has reached its `yield`
+        for loop in list(_endings):
+            if loop.is_closed():  # without finishing its generators
+                _endings.pop(loop, None)
+        _endings.setdefault(asyncio.get_running_loop(), []).append(waiting)
+
+
+async def _until_the_end(close: Callable[[], Awaitable[object]]) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        _endings.pop(asyncio.get_running_loop(), None)
+        await close()
+
+
+_endings: dict[asyncio.AbstractEventLoop, list[AsyncGenerator[None, None]]] = {}
+"""The generators of `close_with_loop`; a loop refers to its generators weakly."""

@@ -1,11 +1,14 @@
-"""A Redis server: its address, a client for an event loop, its errors as ours. Only this module imports redis."""
+"""A Redis server: its address, a client for each event loop, its errors as ours. Only this module imports redis."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from sabot.errors import MissingExtra, TransientError, UserError, short_repr
 from sabot.redaction import clean_cause, keep_url, redacted_url
+from sabot.threads import close_with_loop
 
 __all__ = ["RedisServer"]
 
@@ -17,7 +20,8 @@ class RedisServer:
     """The database at an address. what: who wants it, for messages: "cache". feature: what needs the library, where that is missing.
     timeout_s: of a command, and of a connection. connections: at most; who finds none free waits for one.
 
-    A connection that the server has closed meanwhile is made anew, once. Raises MissingExtra, UserError.
+    A connection that the server has closed meanwhile is made anew, once. A connection belongs to the event loop in which it was made, so
+    each loop has a client of its own: `collect()` runs each program in a loop that it closes. Raises MissingExtra, UserError.
     """
 
     def __init__(self, url: str, what: str, feature: str, *, timeout_s: float = 5.0, connections: int = 64) -> None:
@@ -35,7 +39,8 @@ class RedisServer:
         self._what, self._ours = what, True
         self._errors: Any = redis.exceptions
         retry = redis.asyncio.retry.Retry(redis.backoff.NoBackoff(), 1)
-        try:
+
+        def make() -> Any:
             pool = redis.asyncio.BlockingConnectionPool.from_url(
                 url,
                 max_connections=connections,
@@ -44,10 +49,14 @@ class RedisServer:
                 socket_connect_timeout=timeout_s,
                 retry=retry,
             )
+            return redis.asyncio.Redis(connection_pool=pool, retry=retry)
+
+        self._make: Callable[[], Any] = make
+        self._clients: dict[asyncio.AbstractEventLoop, Any] = {}
+        try:
+            self._unused: Any = make()  # for the first loop
         except ValueError as error:
             raise UserError(f"{what}: {self.where}: {error}", hint=_ADDRESS) from clean_cause(error)
-        self.client: Any = redis.asyncio.Redis(connection_pool=pool, retry=retry)
-        """A `redis.asyncio.Redis`, for the event loop of its first command. Calls of it belong into `explained`."""
 
     @classmethod
     def of(cls, client: Any, what: str, feature: str) -> "RedisServer":
@@ -63,8 +72,26 @@ class RedisServer:
         made = cls.__new__(cls)
         facts = client.connection_pool.connection_kwargs
         made.where = f"{facts.get('host', facts.get('path', 'a server'))}:{facts.get('port', '')}".rstrip(":")
-        made._what, made._errors, made.client, made._ours = what, redis.exceptions, client, False
+        made._what, made._errors, made._unused, made._ours = what, redis.exceptions, client, False
         return made
+
+    @property
+    def client(self) -> Any:
+        """The `redis.asyncio.Redis` of the running event loop; a client of the caller's serves all loops. Calls belong into `explained`."""
+        try:
+            loop = asyncio.get_running_loop() if self._ours else None
+        except RuntimeError:
+            loop = None
+        if loop is None:
+            self._unused = self._unused or self._make()
+            return self._unused
+        found = self._clients.get(loop)
+        if found is None:
+            found, self._unused = self._unused or self._make(), None
+            self._clients = {each: client for each, client in self._clients.items() if not each.is_closed()}
+            self._clients[loop] = found
+            close_with_loop(partial(_closed, found))
+        return found
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -89,8 +116,12 @@ class RedisServer:
         return TransientError(message) if isinstance(error, passing | OSError) else UserError(message)
 
     async def close(self) -> None:
-        """Ends the connections, if they are ours. Repeated calls do nothing."""
-        if not self._ours:
-            return
-        await self.client.aclose()
-        await self.client.connection_pool.aclose()
+        """Ends the connections of the running loop, if they are ours; those of another loop end with it. Repeated calls do nothing."""
+        client = self._clients.pop(asyncio.get_running_loop(), None) if self._ours else None
+        if client is not None:
+            await _closed(client)
+
+
+async def _closed(client: Any) -> None:
+    await client.aclose()
+    await client.connection_pool.aclose()

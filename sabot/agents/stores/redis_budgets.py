@@ -462,7 +462,7 @@ class RedisBudgets:
         place = f"{self._prefix}:{{{name}}}"
         keys = [f"{place}:{each}" for each in ("account", "reserved", "holders", "doubts", "untold", "rows")]
         with self._server.explained():
-            said = await self._script(keys=keys, args=[msgspec.json.encode(words)])
+            said = await self._script(keys=keys, args=[msgspec.json.encode(words)], client=self._server.client)
         return msgspec.json.decode(said, type=_ScopeAnswer)
 
     def _keep(

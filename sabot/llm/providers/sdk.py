@@ -34,6 +34,7 @@ from sabot.llm.errors import (
 )
 from sabot.llm.results import Completion, Piece, Usage
 from sabot.redaction import keep_secret, redacted_url, scrubbed
+from sabot.threads import close_with_loop
 
 __all__ = ["Gathering", "SdkCalls", "api_key_of", "checked_model", "is_strict", "merged", "usage_of"]
 
@@ -147,10 +148,12 @@ class SdkCalls:
             found, self._unused = self._unused or self._new(), None
             self._clients = {each: client for each, client in self._clients.items() if not each.is_closed()}
             self._clients[loop] = found
+            if self._owned:
+                close_with_loop(found.client.close)
         return found
 
     async def close(self) -> None:
-        """Ends the connections of this loop, unless the client is the user's."""
+        """Ends the connections of this loop, unless the client is the user's. Those of another loop end with it."""
         if not self._closed:
             self._closed = True
             mine = self._clients.pop(asyncio.get_running_loop(), self._unused)

@@ -61,6 +61,19 @@ async def test_a_cache_gives_what_it_was_given(make):
     await cache.close()
 
 
+def test_a_cache_goes_on_in_the_next_event_loop_and_closes_in_a_third(make):
+    """`map_llm(…).collect()` runs each program in a loop that it closes. The connections of a Redis cache were of the first loop, so the
+    second program failed, and so did `engine.close()` after it ("Event loop is closed")."""
+    engine = ExecutionEngine(ScriptedProvider(["yes"]), cache=make())
+
+    async def ask():
+        return (await engine.complete("Is it?")).content
+
+    assert [asyncio.run(ask()), asyncio.run(ask())] == ["yes", "yes"]
+    assert engine.statistics()["unasked"] == 1, "the second answer is the cache's"
+    asyncio.run(engine.close())
+
+
 async def test_answers_grow_old(make, time):
     cache = make(ttl="1m")
     await cache.put(b"k", ANSWER)

@@ -1,7 +1,9 @@
 """`ExecutionEngine` over HTTP: what reaches a server that counts, and what becomes of a server that breaks."""
 
 import asyncio
+import gc
 import logging
+import warnings
 from contextlib import aclosing
 
 import pytest
@@ -93,3 +95,22 @@ async def test_a_key_that_is_wrong_is_in_no_error_and_no_log(caplog):
         assert len(server.requests) == 1
     assert caplog.records
     assert KEY not in caplog.text
+
+
+def test_the_connections_of_an_event_loop_are_closed_with_it(caplog):
+    """A program in a thread asks a model (`map_llm(…).collect()`), then another loop closes the engine. The connections of the first loop
+    stayed open, and when they were collected the vendor's library closed them in the second loop: "Event loop is closed"."""
+    with FakeModelServer("yes") as server, warnings.catch_warnings(record=True) as left_open:
+        warnings.simplefilter("always")
+
+        async def ask(engine):
+            return (await engine.complete("hello")).content
+
+        async def close(engine):
+            assert await asyncio.to_thread(asyncio.run, ask(engine)) == "yes"
+            await engine.close()
+
+        asyncio.run(close(ExecutionEngine(openai(server))))
+        gc.collect()
+        assert [str(each.message) for each in left_open if issubclass(each.category, ResourceWarning)] == []
+    assert "Event loop is closed" not in caplog.text
