@@ -143,6 +143,73 @@ def test_a_room_imports_only_rooms_above_it() -> None:
     assert wrong == {}
 
 
+CIRCLES = [  # groups of modules that import each other; a group may shrink, or go
+    {"api.context", "api.durable", "api.models"},
+    {"agents.replay.fork", "agents.replay.player"},
+    {"llm.asking", "llm.engine", "llm.telemetry", "llm.tools"},
+    {"state.base", "state.expiry"},
+    {f"api.stream.{name}" for name in ("base", "connected", "grouped", "keyed", "rows", "windowed")},
+    {
+        f"connectors.files.{name}"
+        for name in (
+            *("blocks", "choice", "column_sinks", "column_sources", "csv", "delivering", "ndjson", "objects"),
+            *("sink", "source", "target", "text_sinks", "writing"),
+        )
+    },
+    {f"runtime.{name}" for name in ("agent_job", "agent_sinks", "build", "runnable", "settings", "stream_job")},
+]
+
+
+def module_imports() -> dict[str, set[str]]:
+    """The modules that each Python module imports, by their names below `sabot`; those in functions count too."""
+    names = {
+        name.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): path
+        for name, path in sources(".py").items()
+    }
+    found: dict[str, set[str]] = {name: set() for name in names}
+    for name, path in names.items():
+        for node in nodes_of(path, ast.ImportFrom):
+            package, _, module = absolute("." * node.level + (node.module or ""), path).partition(".")
+            if package == "sabot":
+                for each in node.names:
+                    inner = f"{module}.{each.name}".lstrip(".")
+                    found[name] |= {inner} if inner in names else {module} & names.keys()
+    return found
+
+
+def circles(imported: dict[str, set[str]]) -> list[set[str]]:
+    """The largest groups of modules in which each one imports each other one, directly or through others."""
+
+    def reached(start: str) -> set[str]:
+        seen, waiting = set(), [*imported[start]]
+        while waiting:
+            if (each := waiting.pop()) not in seen:
+                seen.add(each)
+                waiting += imported[each]
+        return seen
+
+    behind = {name: reached(name) for name in imported}
+    groups = {
+        frozenset(other for other in behind[name] if name in behind[other]) for name in imported if name in behind[name]
+    }
+    return sorted(map(set, groups), key=sorted)
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    new = [sorted(each) for each in circles(module_imports()) if not any(each <= known for known in CIRCLES)]
+    assert new == [], "a module imports one that imports it: move what both need into a third module"
+
+
+def test_a_circle_that_is_gone_leaves_the_list() -> None:
+    found = circles(module_imports())
+    assert [sorted(known) for known in CIRCLES if not any(each <= known for each in found)] == []
+
+
+def test_the_search_sees_a_circle() -> None:
+    imported = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"d"}, "e": {"a"}}
+    assert circles(imported) == [{"a", "b", "c"}, {"d"}]
+
+
 def test_each_third_party_has_one_importing_room() -> None:
     wrong = defaultdict(list)
     for name, path in files().items():
