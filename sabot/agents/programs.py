@@ -33,6 +33,7 @@ from sabot.process.errors import ExecutionError
 from sabot.process.fleet.health import HealthMonitor
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, check_available, sandbox_of
+from sabot.process.sandbox.paths import remember_writable, way_to
 from sabot.threads import aside
 
 if TYPE_CHECKING:
@@ -159,10 +160,14 @@ class AgentCommand:
         return Resource(f"pool of {where}", opened)
 
     async def check_system(self) -> None:
-        """Raises SandboxUnavailable where this system does not have what its level of trust demands."""
+        """Raises SandboxUnavailable where this system does not have what its level of trust demands. Where it may write is known from here
+        on, so that no program of the app, also one that is started before it, follows links that lie there since the last run.
+        """
         sandbox = sandbox_of(self._command.trust)
         if sandbox is not None:
             await aside(check_available, sandbox, self._program)
+            folders = [*sandbox.writable, *([self._command.working_dir] if self._command.working_dir else [])]
+            await aside(remember_writable, [way_to(each).real for each in folders])
 
     def check_schema(self, schema: pa.Schema, where: str) -> None:
         """Raises UserError where a command names a field that no record of this schema has."""

@@ -137,6 +137,11 @@ def spawn_failure(command: Command, said: Mapping[str, Any]) -> SpawnFailed:
                 f"{program}: the user of its sandbox may not write in its working directory {os.fspath(command.working_dir or '')!r}",
                 hint="make it over to user 65534: chown -R 65534:65534",
             )
+        case "directory" | "sandbox-paths" | "sandbox-mounts", errno.ELOOP if command.trust is not None:
+            return SandboxPathRefused(
+                f"{program}: its sandbox names {what!r}, and a symbolic link was put there after the path was checked",
+                hint="another program in a sandbox, which may write there, has done that",
+            )
         case str(), _ if step.startswith("sandbox-"):
             return SandboxStepFailed(
                 f"{program}: its sandbox ({step.removeprefix('sandbox-')}): {f'{what}: ' if what else ''}{why}"

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sabot.process.sandbox.confine import confinement, filter_calls
+from sabot.process.sandbox.confine import confinement, enter, filter_calls
 
 __all__ = ["TAG", "become_subreaper", "candidates", "launch"]
 
@@ -74,7 +74,7 @@ def launch(plan: Mapping[str, Any], streams: Sequence[int], tag: int, report: in
                 step = f"sandbox-{name}"
                 action()
         step = "directory"
-        os.chdir(plan["directory"])
+        (os.chdir if sandbox is None else enter)(plan["directory"])
         if sandbox is not None and not os.access(".", os.W_OK):
             raise _Failed("sandbox-directory", PermissionError(errno.EACCES, ""))
         # After a change of the user, which would undo it; and the supervisor may have ended before it.

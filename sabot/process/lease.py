@@ -5,9 +5,11 @@ locked by another is that of a dead one: whoever finds it, a new supervisor or t
 tags, and removes the file. A lease in use is left alone, and so is one of another start of the system.
 """
 
+import errno
 import fcntl
 import json
 import os
+import stat
 import tempfile
 import time
 from contextlib import suppress
@@ -24,7 +26,12 @@ _SUFFIX = ".lease"
 
 
 def folder_of_leases() -> Path:
-    """Of this user, on this machine."""
+    """Returns the folder of this user on this machine: in XDG_RUNTIME_DIR or in /run/user/UID, where these are a folder of this user's in
+    which nobody else may write; else one that is named after the user, in the folder for temporary files.
+    """
+    for parent in filter(None, (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{os.getuid()}")):
+        if os.path.isabs(parent) and _is_ours(Path(parent)):
+            return Path(parent) / "sabot"
     return Path(tempfile.gettempdir()) / f"sabot-{os.getuid()}"
 
 
@@ -33,6 +40,8 @@ class Lease:
 
     def __init__(self, folder: Path, first: int) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_ours(folder):
+            raise PermissionError(errno.EACCES, "it is not a folder of this user's alone", str(folder))
         self._path = folder / f"{first}{_SUFFIX}"
         new = folder / f"{first}.new"
         self._file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -84,11 +93,12 @@ def _end_all(first: int, groups: ControlGroups) -> int:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Another user could name processes of ours in a folder of his."""
+    """Whether it is a folder of this user's, in which nobody else may write: who may could name processes of this user in a lease."""
     try:
-        return folder.lstat().st_uid == os.getuid()
+        status = folder.lstat()
     except OSError:
         return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
 def _boot() -> str:

@@ -61,6 +61,37 @@ async def test_an_app_whose_programs_cannot_be_confined_does_not_start(
         app.process_agent("tasks", command=["id", "-u"], name="other", trust="high")
 
 
+@pytest.mark.parametrize("programs", ["one agent, two records", "two agents, over a restart"])
+async def test_what_one_record_has_planted_leads_the_next_one_out_of_no_sandbox(
+    app: App, tmp_path: Path, programs: str
+) -> None:
+    """A program replaces a folder in its own by a link; the next one has that folder as its own."""
+    if not {"user", "mounts", "filter", "writes"} <= levels.available().there:
+        pytest.skip("this system does not have the means")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/secret").write_text("theirs")
+    (tmp_path / "home/secret").chmod(0o600)
+    (tmp_path / "repo/docs").mkdir(parents=True)
+    shell = {"command": ["sh", "-c", 'eval "$1"', "sh", "{script}"], "on_error": "skip", "sink": "lines"}
+    plant = {"script": f"cd {tmp_path}/repo && rmdir docs && ln -s {tmp_path}/home docs && echo planted"}
+    write = {"script": "echo mine > secret && echo wrote"}
+    both = Sandbox(level="trusted", writable=[tmp_path / "repo"])
+    if programs == "one agent, two records":
+        app.process_agent("tasks", **shell, trust=both, working_dir=tmp_path / "repo/docs")
+        publish(app, "tasks", [plant, write])
+    else:  # the link is there since the last run, and the second program is started first
+        (tmp_path / "repo/docs").rmdir()
+        (tmp_path / "repo/docs").symlink_to(tmp_path / "home")
+        app.process_agent("others", **shell, name="first", trust="trusted", working_dir=tmp_path / "repo")
+        app.process_agent("tasks", **shell, name="second", trust="trusted", working_dir=tmp_path / "repo/docs")
+        publish(app, "tasks", [write])
+    async with started(app):
+        await until(lambda: len(messages(app)) == 1)
+    assert f"'{tmp_path}/repo/docs' is a symbolic link to '{tmp_path}/home'" in messages(app)[0]
+    assert "wrote" not in values(app, "lines")
+    assert (tmp_path / "home/secret").read_text() == "theirs"
+
+
 @pytest.mark.parametrize("pool", [None, 1])
 async def test_a_program_in_a_sandbox(app: App, pool: int | None) -> None:
     command = ["sh", "-c", "while read -r record; do grep ^NoNewPrivs /proc/self/status; done"]

@@ -19,7 +19,7 @@ from typing import Any
 
 from sabot.process.sandbox.seccomp import MACHINES, instructions
 
-__all__ = ["NOBODY", "PRIVATE", "confinement", "filter_calls", "landlock_version", "main", "prepare", "probe"]
+__all__ = ["NOBODY", "PRIVATE", "confinement", "enter", "filter_calls", "landlock_version", "main", "prepare", "probe"]
 
 NOBODY = 65534
 """The user and the group of a child in a sandbox."""
@@ -31,9 +31,10 @@ _NEW_MOUNTS, _NEW_IPC, _NEW_USER, _NEW_NETWORK = 0x20000, 0x08000000, 0x10000000
 _NOSUID, _NODEV, _NOEXEC, _RECURSIVE, _PRIVATE = 2, 4, 8, 1 << 14, 1 << 18
 _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV, _ATTR_IDMAP = 1, 2, 4, 0x00100000
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
-_CLONE_TREE, _CLOSE_ON_EXEC, _MOVE_EMPTY_PATH = 1, 0o2000000, 4
+_CLONE_TREE, _CLOSE_ON_EXEC, _MOVE_BY_DESCRIPTORS = 1, 0o2000000, 0x44
+_RESOLVE_NO_SYMLINKS = 4
 # Numbers of calls that are the same on all machines.
-_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
+_OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
 _LANDLOCK_CREATE, _LANDLOCK_RULE, _LANDLOCK_RESTRICT = 444, 445, 446
 
 _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 22, 24, 28, 38, 47
@@ -59,9 +60,13 @@ def confinement(plan: Mapping[str, Any]) -> list[tuple[str, Callable[[], None]]]
     plan: user ("root", "namespace" or ""), network, ipc, mounts, proc, capabilities (whether each is done), landlock (the version, 0:
     not), filter (which sockets, None: no filter), links (symbolic links on the way to paths, and to where they point), system and readable
     (paths that can be read), writable, devices, ports (None: any), temp_bytes.
+
+    No path of `readable` and `writable` has a symbolic link in it. Each is opened once, in the step "paths", which fails where there is one
+    now; all that follows has the descriptor.
     """
     steps: list[tuple[str, Callable[[], None]]] = []
     ruleset: list[int] = []
+    places: dict[str, int] = {}
 
     def step(wanted: object, name: str, action: Callable[[], None]) -> None:
         if wanted:
@@ -70,8 +75,10 @@ def confinement(plan: Mapping[str, Any]) -> list[tuple[str, Callable[[], None]]]
     step(plan["user"] == "namespace", "user", _enter_user_namespace)
     step(plan["network"], "network", _enter_network)
     step(plan["ipc"], "ipc", _enter_ipc)
-    step(plan["mounts"], "mounts", lambda: _mount(plan))
-    step(plan["landlock"], "files", lambda: ruleset.append(_ruleset(plan)))
+    step(plan["mounts"], "mounts", _enter_mounts)
+    steps.append(("paths", lambda: places.update((path, _open_place(path)) for path in _named(plan))))
+    step(plan["mounts"], "mounts", lambda: _mount(plan, places))
+    step(plan["landlock"], "files", lambda: ruleset.append(_ruleset(plan, places)))
     step(plan["capabilities"], "capabilities", _drop_bounds)
     step(plan["user"] == "root", "user", _become_nobody)
     step(plan["capabilities"], "capabilities", _drop_capabilities)
@@ -173,38 +180,85 @@ def _enter_network() -> None:
         fcntl.ioctl(any_socket, set_flags, struct.pack("16sH22x", b"lo", up))
 
 
-def _mount(plan: Mapping[str, Any]) -> None:
+def _named(plan: Mapping[str, Any]) -> list[str]:
+    """The paths that the sandbox names, folders before what lies in them."""
+    return sorted({*plan["readable"], *plan["writable"]}, key=lambda path: path.count("/"))
+
+
+def _open_place(path: str) -> int:
+    """Opens what is at an absolute path, with no right but to name it. Raises OSError with ELOOP where a symbolic link is on the way."""
+    how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS)
+    try:
+        return _call(_OPENAT2, _AT_FDCWD, os.fsencode(path), how, len(how), path=path)
+    except OSError as error:
+        if error.errno not in (
+            errno.ENOSYS,
+            errno.EPERM,
+        ):  # before Linux 5.6, or where another filter does not know the call
+            raise
+    return _walk_to(path)
+
+
+def _walk_to(path: str) -> int:
+    """Does by single steps what `_open_place` does."""
+    place = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    for name in path.split("/"):
+        if name:
+            try:
+                following = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
+            except OSError as error:
+                raise OSError(error.errno, os.strerror(error.errno or 0), path) from None
+            finally:
+                os.close(place)
+            place = following
+            if stat.S_ISLNK(os.fstat(place).st_mode):
+                os.close(place)
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+    return place
+
+
+def enter(path: str) -> None:
+    """Makes this folder the current one, in a sandbox. Raises OSError with ELOOP where a symbolic link is on the way."""
+    place = _open_place(path)
+    os.fchdir(place)
+    os.close(place)
+
+
+def _enter_mounts() -> None:
+    _unshare(_NEW_MOUNTS)
+    _checked(_libc.mount(None, b"/", None, _RECURSIVE | _PRIVATE, None), "/")
+
+
+def _private() -> list[str]:
+    return [os.path.realpath(each) for each in PRIVATE if os.path.isdir(each)]
+
+
+def _mount(plan: Mapping[str, Any], places: Mapping[str, int]) -> None:
     """All is read-only but `writable`. /tmp and /dev/shm are empty, and its own; /run is empty. Where nobody may not pass on the way to a
     path that is named, there is nothing but these paths.
     """
-    writable = list(plan["writable"])
-    named = sorted({*plan["readable"], *writable}, key=lambda path: path.count("/"))
-    folders = {path for path in named if os.path.isdir(path)}
-    covers = [each for each in (*PRIVATE, _SOCKETS) if os.path.isdir(each) and not os.path.islink(each)]
-    covers += sorted({each for path in named if (each := _closed_above(path)) and not _is_below(each, covers)})
-    _unshare(_NEW_MOUNTS)
-    _checked(_libc.mount(None, b"/", None, _RECURSIVE | _PRIVATE, None), "/")
+    writable, private = list(plan["writable"]), _private()
+    covers = private + [each for each in (_SOCKETS,) if os.path.isdir(each) and not os.path.islink(each)]
+    covers += sorted({each for path in places if (each := _closed_above(path)) and not _is_below(each, covers)})
     trees = {}
-    for path in named:
+    for path, place in places.items():
         if path in writable or _is_below(path, covers):
-            flags = _CLONE_TREE | _CLOSE_ON_EXEC | _AT_RECURSIVE
-            trees[path] = tree = _call(_OPEN_TREE, _AT_FDCWD, path.encode(), flags, path=path)
+            flags = _CLONE_TREE | _CLOSE_ON_EXEC | _AT_RECURSIVE | _AT_EMPTY_PATH
+            trees[path] = tree = _call(_OPEN_TREE, place, b"", flags, path=path)
             given = _ATTR_NOSUID | (_ATTR_NODEV if path in writable else _ATTR_RDONLY)
             _set_attributes(tree, "", given, recursive=True)
-            if path in writable and (users := _identities.get(_owner_of(path))) is not None:
+            if path in writable and (users := _identities.get(_owner_of(place))) is not None:
                 with suppress(OSError):  # a file system that cannot: then its files are whose they are
                     _set_attributes(tree, "", _ATTR_IDMAP, users=users)
     _set_attributes(_AT_FDCWD, "/", _ATTR_RDONLY | _ATTR_NOSUID, recursive=True)
     for cover in covers:
-        _mount_new("tmpfs", cover, f"mode={'1777' if cover in PRIVATE else '755'},size={plan['temp_bytes']}")
+        _mount_new("tmpfs", cover, f"mode={'1777' if cover in private else '755'},size={plan['temp_bytes']}")
     for path, tree in trees.items():
-        if path in folders:
-            os.makedirs(path, exist_ok=True)
-        else:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            if not os.path.exists(path):
-                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
-        _call(_MOVE_MOUNT, tree, b"", _AT_FDCWD, path.encode(), _MOVE_EMPTY_PATH, path=path)
+        if _is_below(path, covers):
+            _make_place(path, is_folder=stat.S_ISDIR(os.fstat(places[path]).st_mode))
+        target = _open_place(path)
+        _call(_MOVE_MOUNT, tree, b"", target, b"", _MOVE_BY_DESCRIPTORS, path=path)
+        os.close(target)
         os.close(tree)
     for path, target in plan["links"]:
         if _is_below(path, covers) and not os.path.lexists(path):
@@ -212,21 +266,31 @@ def _mount(plan: Mapping[str, Any]) -> None:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 os.symlink(target, path)
     for cover in covers:
-        if cover not in PRIVATE and cover not in trees:
+        if cover not in private and cover not in trees:
             _set_attributes(_AT_FDCWD, cover, _ATTR_RDONLY)
     if plan["proc"]:
         _mount_new("proc", "/proc", "hidepid=ptraceable")
 
 
+def _make_place(path: str, *, is_folder: bool) -> None:
+    """Makes, in a folder that is its own, what a tree is mounted on."""
+    os.makedirs(path if is_folder else os.path.dirname(path), exist_ok=True)
+    if not is_folder and not os.path.exists(path):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+
+
 def _mount_new(kind: str, path: str, options: str) -> None:
     flags = _NOSUID | _NODEV | (_NOEXEC if kind == "proc" else 0)
-    _checked(_libc.mount(kind.encode(), path.encode(), kind.encode(), flags, options.encode()), path)
+    place = _open_place(path)
+    on = f"/proc/self/fd/{place}".encode()
+    _checked(_libc.mount(kind.encode(), on, kind.encode(), flags, options.encode()), path)
+    os.close(place)
 
 
 def _set_attributes(folder: int, path: str, given: int, *, recursive: bool = False, users: int = 0) -> None:
     attributes = struct.pack("=QQQQ", given, 0, 0, users)
     flags = (_AT_RECURSIVE if recursive else 0) | (0 if path else _AT_EMPTY_PATH)
-    _call(_MOUNT_SETATTR, folder, path.encode(), flags, attributes, len(attributes), path=path or None)
+    _call(_MOUNT_SETATTR, folder, os.fsencode(path), flags, attributes, len(attributes), path=path or None)
 
 
 def _closed_above(path: str) -> str | None:
@@ -234,7 +298,7 @@ def _closed_above(path: str) -> str | None:
     way = ""
     for name in path.split("/")[1:-1]:
         way += f"/{name}"
-        if not os.stat(way).st_mode & stat.S_IXOTH:
+        if not os.lstat(way).st_mode & stat.S_IXOTH:
             return way
     return None
 
@@ -246,7 +310,7 @@ def _is_below(path: str, folders: Iterable[str]) -> bool:
 _identities: dict[tuple[int, int], int] = {}
 
 
-def _owner_of(path: str) -> tuple[int, int]:
+def _owner_of(path: str | int) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_uid, status.st_gid
 
@@ -295,7 +359,7 @@ def landlock_version() -> int:
     return max(0, version)
 
 
-def _ruleset(plan: Mapping[str, Any]) -> int:
+def _ruleset(plan: Mapping[str, Any], places: Mapping[str, int]) -> int:
     """-> the descriptor of the rules. What they do not name is denied."""
     version, ports = plan["landlock"], plan["ports"]
     rights = _ALL_OF_VERSION_1
@@ -308,14 +372,14 @@ def _ruleset(plan: Mapping[str, Any]) -> int:
     os.set_inheritable(rules, False)
     read, write = rights & _READS, rights & ~_MAKE_NODES & ~_IOCTL_DEV
     device = rights & (_READ_FILE | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV)
-    temporary = [each for each in PRIVATE if plan["mounts"] and os.path.isdir(each)]
-    for paths, allowed in (
-        ([*plan["system"], *plan["readable"]], read),
-        ([*plan["writable"], *temporary], write),
-        (plan["devices"], device),
-    ):
+    temporary = _private() if plan["mounts"] else []
+    for path, place in places.items():
+        _allow(rules, path, place, write if path in plan["writable"] else read)
+    for paths, allowed in (plan["system"], read), (temporary, write), (plan["devices"], device):
         for path in paths:
-            _allow(rules, path, allowed)
+            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            _allow(rules, path, place, allowed)
+            os.close(place)
     if network:
         for port in ports:
             _call(_LANDLOCK_RULE, rules, 2, struct.pack("=QQ", _CONNECT, port), 0)
@@ -326,14 +390,10 @@ def _restrict(rules: int) -> None:
     _call(_LANDLOCK_RESTRICT, rules, 0)
 
 
-def _allow(rules: int, path: str, allowed: int) -> None:
-    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISDIR(os.fstat(place).st_mode):
-            allowed &= _OF_FILES
-        _call(_LANDLOCK_RULE, rules, 1, struct.pack("=Qi", allowed, place), 0, path=path)
-    finally:
-        os.close(place)
+def _allow(rules: int, path: str, place: int, allowed: int) -> None:
+    if not stat.S_ISDIR(os.fstat(place).st_mode):
+        allowed &= _OF_FILES
+    _call(_LANDLOCK_RULE, rules, 1, struct.pack("=Qi", allowed, place), 0, path=path)
 
 
 # -- what there is -------------------------------------------------------------------------------------------------------------
@@ -365,10 +425,15 @@ def probe() -> dict[str, Any]:
 
         return run
 
-    nothing = {"user": user, "readable": [], "links": [], "writable": [], "temp_bytes": 4096, "proc": False}
+    nothing = {"links": [], "writable": [], "temp_bytes": 4096, "proc": False}
+
+    def mount(plan: Mapping[str, Any]) -> None:
+        _enter_mounts()
+        _mount(plan, {})
+
     trial("capabilities", inside(_drop_all))
-    if trial("mounts", inside(lambda: _mount(nothing))):
-        trial("proc", inside(lambda: _mount({**nothing, "proc": True})))
+    if trial("mounts", inside(lambda: mount(nothing))):
+        trial("proc", inside(lambda: mount({**nothing, "proc": True})))
     trial("network", inside(_enter_network))
     trial("ipc", inside(_enter_ipc))
     if platform.machine() in MACHINES:

@@ -4,16 +4,26 @@ import functools
 import logging
 import os
 import pwd
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sabot.disk import regular
 from sabot.process.errors import SandboxPathRefused
 from sabot.process.launcher import candidates
 from sabot.process.lease import folder_of_leases
 from sabot.process.sandbox import levels
 from sabot.process.sandbox.levels import DEMANDED, USED_WHERE_THERE, Sandbox, TrustLevel, check_available
+from sabot.process.sandbox.paths import (
+    ResolvedPath,
+    SymbolicLink,
+    is_in,
+    planted,
+    remember_writable,
+    way_to,
+    writable_folders,
+)
 
 __all__ = ["Confined", "confined"]
 
@@ -50,6 +60,7 @@ _NOT_WRITABLE = (
 )
 _PARTS = ("bin", "lib", "lib64", "libexec", "pyvenv.cfg")  # of an installation
 _HOPS = 40  # between symbolic links
+_MOST_SETTINGS = 1 << 16  # bytes of a pyvenv.cfg that are read
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ def confined(
 ) -> Confined:
     """The command in the sandbox. environment: the whole one, of which `own` was set for it. directory: None: it has its /tmp alone.
 
-    Raises SandboxUnavailable where the system does not have what the level demands; SandboxPathRefused.
+    Raises SandboxUnavailable where the system does not have what the level demands; SandboxPathRefused; IoError.
     """
     level, support = TrustLevel(sandbox.level), levels.available()
     if said := check_available(sandbox, argv[0]):
@@ -78,26 +89,24 @@ def confined(
         raise SandboxPathRefused(
             f"{argv[0]}: it needs a working_dir, because this system gives it no /tmp of its own: {support.missing['mounts']}"
         )
-    writable = [_may_be_written(argv[0], each) for each in sandbox.writable]
-    where = "/tmp" if directory is None else _may_be_written(argv[0], directory)
-    if directory is not None:
-        writable.append(where)
-    readable = [_real(argv[0], each) for each in sandbox.readable]
+    ways = _Ways(argv[0])
+    writable = [ways.writable(each) for each in (*sandbox.writable, *([] if directory is None else [directory]))]
+    readable = [ways.named(each) for each in sandbox.readable]
+    ways.check(writable)
+    where = os.path.realpath("/tmp") if directory is None else writable[-1]
     temporary = "/tmp" if mounts else where
     seen = dict(environment) | {
         name: value for name, value in (("HOME", temporary), ("TMPDIR", temporary)) if name not in own
     }
     if level is TrustLevel.STANDARD:
         seen.setdefault("RES_OPTIONS", "use-vc")  # names are asked for by TCP
-    readable += [each for each in (os.path.realpath("/etc/resolv.conf"),) if os.path.exists(each)]
-    readable += _program(argv[0], environment, where)
-    named = [*sandbox.readable, *sandbox.writable, directory or "/tmp", *environment.get("PATH", os.defpath).split(":")]
-    links = [each for path in (*named, *_places(argv[0], environment, where)) for each in _links(path)]
     system = ["/"]
     if level is not TrustLevel.TRUSTED:
         private = support.proc and "neighbours" in means
         proc = ["/proc"] if private else [f"/proc/{name}" for name in _OF_PROC]
         system = [each for each in (*_SYSTEM, *proc) if os.path.exists(each)]
+    readable += _Programs(ways, environment, where, [*system, *writable, *readable]).of(argv[0])
+    readable += [each for each in (os.path.realpath("/etc/resolv.conf"),) if os.path.exists(each)]
     isolated = level in (TrustLevel.UNTRUSTED, TrustLevel.CONFIDENTIAL)
     own_network = isolated and support.namespace
     sockets = {TrustLevel.TRUSTED: "egress", TrustLevel.STANDARD: "restricted"}.get(level, "none")
@@ -111,8 +120,8 @@ def confined(
         "landlock": support.landlock if support.landlock >= 2 else 0,
         "filter": ("isolated" if own_network else sockets) if "filter" in means else None,
         "system": system,
-        "links": sorted(set(links)),
-        "readable": [each for each in _outermost(readable) if not _is_in(each, writable)],
+        "links": sorted(ways.links),
+        "readable": [each for each in _outermost(readable) if not is_in(each, writable)],
         "writable": _outermost(writable),
         "devices": [each for each in _DEVICES if os.path.exists(each)],
         "ports": list(sandbox.ports) if level is TrustLevel.STANDARD else None if level is TrustLevel.TRUSTED else [],
@@ -120,125 +129,217 @@ def confined(
     }
     if isolated and own_network:
         plan["ports"] = None  # its loopback is its own
+    remember_writable(writable)
     return Confined(plan, seen, where, means)
-
-
-def _places(program: str, environment: Mapping[str, str], directory: str) -> Iterator[str]:
-    """The file that is run, if there is one."""
-    for each in candidates(program, environment.get("PATH", os.defpath)):
-        place = os.path.join(directory, each)
-        if os.path.isfile(place) and os.access(place, os.X_OK):
-            yield place
-            return
-
-
-def _links(path: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
-    """The symbolic links on the way to the path, and to where each points."""
-    way = "/"
-    for name in os.path.abspath(path).split("/")[1:]:
-        place = os.path.join(way, name)
-        if os.path.islink(place):
-            yield place, os.readlink(place)
-            place = os.path.realpath(place)
-        way = place
 
 
 def _outermost(paths: Sequence[str]) -> list[str]:
     """Without those that lie in another one."""
     found: list[str] = []
     for path in sorted(set(paths)):
-        if not _is_in(path, found):
+        if not is_in(path, found):
             found.append(path)
     return found
 
 
-def _is_in(path: str, folders: Iterable[str]) -> bool:
-    """Whether the path is one of these, or lies in one."""
-    return any(f"{path.rstrip('/')}/".startswith(f"{each.rstrip('/')}/") for each in folders)
+class _Ways:
+    """The paths that a sandbox names, each with its links. folders: in which programs in sandboxes may write, once `check` was called."""
+
+    def __init__(self, program: str) -> None:
+        self.program = program
+        self.folders = writable_folders()
+        self.links: set[SymbolicLink] = set()
+        self._named: list[tuple[str, ResolvedPath]] = []
+
+    def named(self, path: str | os.PathLike[str]) -> str:
+        """Returns the path without links. Raises SandboxPathRefused where nothing is there."""
+        try:
+            way = way_to(path)
+        except OSError as error:
+            raise SandboxPathRefused(
+                f"{self.program}: its sandbox names {os.fspath(path)!r}: {error.strerror}"
+            ) from None
+        if not os.path.lexists(way.real):
+            raise SandboxPathRefused(f"{self.program}: its sandbox names {os.fspath(path)!r}, which is not there")
+        self._named.append((os.fspath(path), way))
+        self.links.update(way.links)
+        return way.real
+
+    def writable(self, path: str | os.PathLike[str]) -> str:
+        """Returns the path without links. Raises SandboxPathRefused, also where nobody may write."""
+        real = self.named(path)
+        leases = os.path.realpath(folder_of_leases())
+        if real == "/" or (is_in(real, _NOT_WRITABLE) and not is_in(real, ["/dev/shm"])):
+            raise SandboxPathRefused(
+                f"{self.program}: its sandbox may not write in {real!r}", hint="a folder for it alone"
+            )
+        if is_in(leases, [real]) or is_in(real, [leases]):
+            raise SandboxPathRefused(
+                f"{self.program}: its sandbox may not write in {real!r}, where the supervisor keeps its leases ({leases})",
+                hint="a folder for it alone",
+            )
+        return real
+
+    def check(self, writable: Iterable[str]) -> None:
+        """Raises SandboxPathRefused where a link on one of the ways may have been put there by a program in a sandbox: by another one, or
+        by this one before, which may write in `writable`.
+        """
+        before = self.folders
+        self.folders |= frozenset(writable)
+        for folders in before, self.folders:
+            for path, way in self._named:
+                if (found := planted(way, folders)) is not None:
+                    link, folder = found
+                    raise SandboxPathRefused(
+                        f"{self.program}: its sandbox names {path!r}, and on the way there {link.place!r} is a symbolic link to"
+                        f" {link.target!r}. Programs in sandboxes may write in {folder!r}, so one of them may have put it there",
+                        hint=f"remove the link; or name {way.real!r} itself, if that is what the program is to have",
+                    )
+
+    def real(self, path: str) -> str | None:
+        """Returns the path without links; None where a program in a sandbox may have put one of them there, or where nothing is there."""
+        try:
+            way = way_to(path)
+        except OSError:
+            return None
+        if planted(way, self.folders) is not None or not os.path.lexists(way.real):
+            return None
+        self.links.update(way.links)
+        return way.real
+
+    def writer(self, path: str) -> str | None:
+        """Returns the folder of a program in a sandbox that this path lies in; None where it lies in none."""
+        above = path
+        while above != "/" and above not in self.folders:
+            above = os.path.dirname(above)
+        return None if above == "/" else above
 
 
-def _real(program: str, path: str | os.PathLike[str]) -> str:
-    real = os.path.realpath(path)
-    if not os.path.exists(real):
-        raise SandboxPathRefused(f"{program}: its sandbox names {os.fspath(path)!r}, which is not there")
-    return real
+class _Programs:
+    """Finds what is read to run a program: its file, the interpreter that its first line names, what was installed with either; and the
+    programs on the path, for it to run.
 
-
-def _may_be_written(program: str, path: str | os.PathLike[str]) -> str:
-    real = _real(program, path)
-    leases = os.path.realpath(folder_of_leases())
-    if real == "/" or (_is_in(real, _NOT_WRITABLE) and not _is_in(real, ["/dev/shm"])):
-        raise SandboxPathRefused(f"{program}: its sandbox may not write in {real!r}", hint="a folder for it alone")
-    if _is_in(leases, [real]):
-        raise SandboxPathRefused(
-            f"{program}: its sandbox may not write in {real!r}, where the supervisor keeps its leases ({leases})",
-            hint="a folder for it alone",
-        )
-    return real
-
-
-def _program(program: str, environment: Mapping[str, str], directory: str) -> list[str]:
-    """What is read to run a program: its file, the interpreter that its first line names, what was installed with either; and the programs
-    on the path, for it to run.
+    given: what is read anyway. A file that a program in a sandbox may have written opens nothing besides: neither as a link, nor by what
+    its first line or its `pyvenv.cfg` says.
     """
-    found: list[str] = []
-    for each in environment.get("PATH", os.defpath).split(os.pathsep):
-        folder = os.path.realpath(each)
-        if os.path.isabs(each) and os.path.isdir(folder) and not _is_in(os.path.expanduser("~"), [folder]):
-            found += [folder, *_installation(folder)]
-    for place in _places(program, environment, directory):
-        found += _installed(place, lambda name: _places(name, environment, directory))
-    return found
 
+    def __init__(self, ways: _Ways, environment: Mapping[str, str], directory: str, given: Sequence[str]) -> None:
+        self._ways = ways
+        self._environment = environment
+        self._directory = directory
+        self._given = list(given)
 
-def _installed(file: str, find: Callable[[str], Iterable[str]], depth: int = 0) -> Iterator[str]:
-    """find: the file of a program by its name."""
-    for _ in range(_HOPS):
-        folder = os.path.realpath(os.path.dirname(file))
-        file = os.path.join(folder, os.path.basename(file))
-        yield from _installation(folder, is_run=True)
-        if not os.path.islink(file):
-            break
-        if os.path.basename(folder) in ("bin", "sbin", ".bin"):
-            yield folder
-        file = os.path.join(folder, os.readlink(file))
-    yield file
-    with open(file, "rb") as opened:
-        first = opened.readline(256)
-    words = first.removeprefix(b"#!").split() if first.startswith(b"#!") else []
-    named = [os.fsdecode(each) for each in words]
-    interpreters = named[:1]
-    if named and os.path.basename(named[0]) == "env":
-        asked = next((each for each in named[1:] if not each.startswith("-") and "=" not in each), "")
-        interpreters += find(asked) if asked else []
-    for interpreter in interpreters if depth < 4 else ():
-        if os.path.isfile(interpreter):
-            yield from _installed(interpreter, find, depth + 1)
+    def of(self, program: str) -> list[str]:
+        """Raises SandboxPathRefused where a file that may have been written by a program in a sandbox asks for more than is given."""
+        home = os.path.realpath(os.path.expanduser("~"))
+        found: list[str] = []
+        for each in self._environment.get("PATH", os.defpath).split(os.pathsep):
+            folder = self._ways.real(each) if os.path.isabs(each) else None
+            if folder is not None and os.path.isdir(folder) and not is_in(home, [folder]):
+                found += [folder, *self._installation(folder)]
+        self._given += found
+        for place in self._places(program):
+            found += self._installed(place)
+        return found
+
+    def _places(self, program: str) -> Iterator[str]:
+        """The file that is run, if there is one."""
+        for each in candidates(program, self._environment.get("PATH", os.defpath)):
+            place = os.path.join(self._directory, each)
+            if os.path.isfile(place) and os.access(place, os.X_OK):
+                yield place
+                return
+
+    def _installed(self, file: str, written: str | None = None, depth: int = 0) -> Iterator[str]:
+        """written: the file that has named this one, where a program in a sandbox may have written that."""
+        for _ in range(_HOPS):
+            way = way_to(os.path.dirname(file))
+            if (found := planted(way, self._ways.folders)) is not None:
+                written = found[0].place
+            folder, file = way.real, os.path.join(way.real, os.path.basename(file))
+            is_link = os.path.islink(file)
+            parts = list(self._installation(folder, is_run=True))
+            if not is_link:
+                parts.append(file)
+            elif os.path.basename(folder) in ("bin", "sbin", ".bin"):
+                parts.append(folder)
+            yield from self._checked(parts, written)
+            self._ways.links.update(way.links)
+            if self._ways.writer(file) is not None:
+                written = file
+            if not is_link:
+                break
+            self._ways.links.add(SymbolicLink(file, os.readlink(file)))
+            file = os.path.join(folder, os.readlink(file))
+        for interpreter in self._interpreters(file) if depth < 4 else ():
+            if os.path.isfile(interpreter):
+                yield from self._installed(interpreter, written, depth + 1)
+
+    def _checked(self, parts: Sequence[str], written: str | None) -> Sequence[str]:
+        more = [] if written is None else [each for each in parts if not self._is_given(each, written)]
+        if more:
+            raise SandboxPathRefused(
+                f"{self._ways.program}: to run it {', '.join(more)} would be read, because {written!r} leads there. Programs in sandboxes"
+                f" may write in {self._ways.writer(written or '')!r}, so one of them may have said that",
+                hint=f"Sandbox(readable={more!r}), if it is to be read",
+            )
+        return parts
+
+    def _is_given(self, path: str, written: str) -> bool:
+        """Whether it is read anyway, or lies in the folder of the file that leads to it."""
+        return is_in(path, [*self._given, self._ways.writer(written) or written])
+
+    def _interpreters(self, file: str) -> list[str]:
+        """The program that the first line of a script names, and behind `env` the one that is asked for there."""
+        try:
+            with open(file, "rb", opener=regular) as opened:
+                first = opened.readline(256)
+        except OSError:  # it was replaced, or may be executed and not read
+            return []
+        words = first.removeprefix(b"#!").split() if first.startswith(b"#!") else []
+        named = [os.fsdecode(each) for each in words]
+        found = named[:1]
+        if named and os.path.basename(named[0]) == "env":
+            asked = next((each for each in named[1:] if not each.startswith("-") and "=" not in each), "")
+            found += self._places(asked) if asked else []
+        return found
+
+    def _installation(self, folder: str, *, is_run: bool = False) -> Iterator[str]:
+        """The parts of an installation of Python or Node in whose `bin` a program is, and of anything, but a home, where the program is
+        run; or all packages of Node where it lies among them. folder: without links.
+        """
+        before, packages, _ = f"{folder}/".partition("/node_modules/")
+        if packages:
+            yield f"{before}/node_modules"
+        prefix = Path(folder).parent
+        settings = prefix / "pyvenv.cfg"
+        if is_in(folder, _SYSTEM) or Path(folder).name != "bin":
+            return
+        is_known = settings.exists() or any(prefix.glob("lib/python3*")) or (prefix / "lib/node_modules").exists()
+        if not is_known and (not is_run or str(prefix) in _homes()):
+            return
+        yield from (part for each in _PARTS if (part := self._ways.real(str(prefix / each))) is not None)
+        for home in self._homes_of(settings):
+            if home != folder and (real := self._ways.real(home)) is not None and os.path.isdir(real):
+                for part in self._installation(real):
+                    if self._ways.writer(folder) is None or self._is_given(part, folder):
+                        yield part
+
+    @staticmethod
+    def _homes_of(settings: Path) -> Iterator[str]:
+        """The folder of the Python over which a virtual environment was made."""
+        try:
+            with open(os.path.realpath(settings), "rb", opener=regular) as file:
+                lines = file.read(_MOST_SETTINGS).decode(errors="replace").splitlines()
+        except OSError:
+            return
+        for line in lines:
+            name, _, value = line.partition("=")
+            if name.strip() == "home" and value.strip():
+                yield value.strip()
 
 
 @functools.cache
 def _homes() -> frozenset[str]:
     """What is no installation, though it may have a folder `bin` and a folder `lib`."""
     return frozenset(map(os.path.realpath, ["/", os.path.expanduser("~"), *(user.pw_dir for user in pwd.getpwall())]))
-
-
-def _installation(folder: str, *, is_run: bool = False) -> Iterator[str]:
-    """The parts of an installation of Python or Node in whose `bin` a program is, and of anything, but a home, where the program is run; or
-    all packages of Node where it lies among them.
-    """
-    before, packages, _ = f"{folder}/".partition("/node_modules/")
-    if packages:
-        yield f"{before}/node_modules"
-    prefix = Path(folder).parent
-    settings = prefix / "pyvenv.cfg"
-    if f"{folder}/".startswith(tuple(f"{each}/" for each in _SYSTEM)) or Path(folder).name != "bin":
-        return
-    is_known = settings.exists() or any(prefix.glob("lib/python3*")) or (prefix / "lib/node_modules").exists()
-    if not is_known and (not is_run or str(prefix) in _homes()):
-        return
-    yield from (str(prefix / each) for each in _PARTS if (prefix / each).exists())
-    if settings.exists():
-        for line in settings.read_text().splitlines():
-            name, _, value = line.partition("=")
-            if name.strip() == "home" and value.strip() != folder and os.path.isdir(value.strip()):
-                yield from _installation(os.path.realpath(value.strip()))

@@ -21,6 +21,18 @@ async def line(child: Child) -> str:
     raise AssertionError("there is no more line")
 
 
+async def everything(child: Child) -> tuple[str, str]:
+    """Its stdout and its stderr, when it has ended well."""
+    said = [[], []]
+    for stream, pieces in zip((child.stdout, child.stderr), said, strict=True):
+        assert stream is not None
+        while piece := await stream.read():
+            pieces.append(piece.decode())
+    out, err = map("".join, said)
+    assert (await child.wait()).success, err
+    return out, err
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110

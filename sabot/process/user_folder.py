@@ -1,0 +1,29 @@
+"""The folder in which supervisors and sandboxes of this user note what others of the same user have to know."""
+
+from pathlib import Path
+
+from sabot.disk import own_folder
+from sabot.errors import UserError
+from sabot.process.errors import IoError
+from sabot.process.lease import folder_of_leases
+
+__all__ = ["user_folder"]
+
+
+def user_folder() -> Path:
+    """Makes the folder, or checks that the one that is there is this user's, and closes it to other users.
+
+    Raises IoError where somebody else has put something in its place, or where it cannot be made.
+    """
+    folder = folder_of_leases()
+    try:
+        own_folder(folder)
+    except UserError as error:
+        hint = "remove it, or set XDG_RUNTIME_DIR to a folder of this user's that only this user may enter"
+        raise IoError(f"the folder of this user's supervisors cannot be used: {error.message}", hint=hint) from error
+    except OSError as error:
+        raise IoError(
+            f"the folder of this user's supervisors cannot be made: {folder}: {error.strerror or error}",
+            hint="set XDG_RUNTIME_DIR to a folder of this user's that only this user may enter",
+        ) from error
+    return folder
