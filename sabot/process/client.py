@@ -18,16 +18,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sabot.disk import tell_of_open_folder
 from sabot.errors import UserError
 from sabot.process.cgroups import ControlGroups
 from sabot.process.command import Command, confined_command, spawn_failure, spawn_request
 from sabot.process.errors import AgentError, CommunicationError
-from sabot.process.lease import end_what_is_left, folder_of_leases
+from sabot.process.lease import end_what_is_left
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import BOOT
 from sabot.process.status import ExitStatus, ProcessUsage
 from sabot.process.streams import ChildInput, ChildOutput
 from sabot.process.supervisor import LENGTH
+from sabot.process.user_folder import user_folder
 from sabot.threads import aside, done, tell, to_the_end
 
 __all__ = ["Child", "Supervisor"]
@@ -221,7 +223,8 @@ class Supervisor:
         self._sending = threading.Lock()
         self._unsent: deque[tuple[bytes, list[int]]] = deque()  # requests, with descriptors to be sent and closed
         self._mount = Path(mount)
-        self._leases = folder_of_leases()
+        self._leases = user_folder()
+        tell_of_open_folder(self._leases.parent)
         self._socket, far = socket.socketpair()
         with far:
             self._process = subprocess.Popen(
@@ -254,7 +257,9 @@ class Supervisor:
 
     @classmethod
     async def running(cls) -> "Supervisor":
-        """The supervisor of this process; starts it if there is none, or if it has ended."""
+        """The supervisor of this process; starts it if there is none, or if it has ended. Raises IoError where this user has no folder for
+        its lease; UserError on another system than Linux.
+        """
         current = cls._current
         return current if current is not None and not current._over else await aside(cls._started)
 

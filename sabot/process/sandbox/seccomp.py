@@ -57,6 +57,8 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "perf_event_open": (298, 241),
     "pidfd_getfd": (438, 438),
     "pivot_root": (155, 41),
+    "process_madvise": (440, 440),
+    "process_mrelease": (448, 448),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
     "ptrace": (101, 117),
@@ -91,6 +93,7 @@ _JUDGED: dict[str, tuple[int | None, int | None]] = {
     "fchmod": (91, 52),
     "fchmodat": (268, 53),
     "fchmodat2": (452, 452),
+    "get_robust_list": (274, 100),
     "ioctl": (16, 29),
     "ioprio_set": (251, 30),
     "listen": (50, 201),
@@ -99,7 +102,12 @@ _JUDGED: dict[str, tuple[int | None, int | None]] = {
     "open": (2, None),
     "openat": (257, 56),
     "personality": (135, 92),
+    "prctl": (157, 167),
     "prlimit64": (302, 261),
+    "sched_setaffinity": (203, 122),
+    "sched_setattr": (314, 274),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
     "sendmmsg": (307, 269),
     "sendmsg": (46, 211),
     "sendto": (44, 206),
@@ -116,6 +124,7 @@ _TERMINALS = (0x5412, 0x541C, 0x541D, 0x5423)  # TIOCSTI types into a terminal; 
 _SET_ID = 0o6000
 _CREATES = 0o100 | 0o20000000  # O_CREAT, and the bit of O_TMPFILE that is its own
 _FAST_OPEN = 0x20000000  # MSG_FASTOPEN connects without connect()
+_PR_SCHED_CORE = 62
 _RLIMIT_LOCKS = 10  # the tag by which a supervisor knows its descendants
 _UNIX, _INET, _INET6, _NETLINK = 1, 2, 10, 16
 _STREAM, _DGRAM, _SEQPACKET, _TYPE = 1, 2, 5, 0xF
@@ -168,7 +177,17 @@ def _rules(sockets: Sockets) -> Iterator[_Rule]:
     yield "personality", (_not(0, 0), _not(0, 0xFFFFFFFF)), denied
     yield "setrlimit", (_is(0, _RLIMIT_LOCKS),), denied
     yield "prlimit64", (_is(1, _RLIMIT_LOCKS), _Test(2, "set")), denied
-    yield "prlimit64", (_not(0, 0), _Test(2, "set")), denied  # of another process of the same user
+    # Those of another process of the same user, also to read. 0 is who calls; its number cannot be told from another one's here.
+    for name in (
+        "prlimit64",
+        "sched_setaffinity",
+        "sched_setattr",
+        "sched_setparam",
+        "sched_setscheduler",
+        "get_robust_list",
+    ):
+        yield name, (_not(0, 0),), denied
+    yield "prctl", (_is(0, _PR_SCHED_CORE),), denied  # puts others on its core, or itself on theirs
     yield "setpriority", (_not(0, 0),), denied
     yield "setpriority", (_not(1, 0),), denied
     yield "ioprio_set", (_not(0, 1),), denied

@@ -274,6 +274,71 @@ def slow_the_worker_down() -> None:
     os.setpriority(os.PRIO_PROCESS, worker, 19)
 
 
+def read_limits(pid: int) -> None:
+    checked(libc.prlimit(pid, resource.RLIMIT_NOFILE, None, ctypes.create_string_buffer(16)))
+
+
+@attempt
+def read_the_limits_of_the_sibling() -> None:
+    read_limits(sibling)
+
+
+@attempt
+def read_the_limits_of_the_worker() -> None:
+    read_limits(worker)
+
+
+@attempt
+def bind_the_sibling_to_a_core() -> None:
+    os.sched_setaffinity(sibling, os.sched_getaffinity(0))
+
+
+@attempt
+def make_the_sibling_idle() -> None:
+    os.sched_setscheduler(sibling, os.SCHED_IDLE, os.sched_param(0))
+
+
+@attempt
+def make_the_worker_idle() -> None:
+    os.sched_setscheduler(worker, os.SCHED_IDLE, os.sched_param(0))
+
+
+@attempt
+def make_the_supervisor_idle() -> None:
+    os.sched_setscheduler(there["supervisor"], os.SCHED_IDLE, os.sched_param(0))
+
+
+@attempt
+def set_the_parameters_of_the_sibling() -> None:
+    os.sched_setparam(sibling, os.sched_param(0))
+
+
+@attempt
+def set_the_attributes_of_the_sibling() -> None:
+    call(314, 274, sibling, struct.pack("=IIQiIQQQ", 48, 5, 0, 0, 0, 0, 0, 0), 0)  # SCHED_IDLE
+
+
+@attempt
+def share_a_core_with_the_sibling() -> None:
+    checked(libc.prctl(62, 2, sibling, 0, None))  # PR_SCHED_CORE_SHARE_TO
+
+
+@attempt
+def make_the_sibling_slow_on_its_disk() -> None:
+    call(251, 30, 1, sibling, 3 << 13)
+
+
+@attempt
+def take_pages_of_the_sibling() -> None:
+    held = struct.pack("PN", 0x400000, 4096)
+    call(440, 440, os.pidfd_open(sibling), held, 1, 21, 0)  # MADV_PAGEOUT
+
+
+@attempt
+def find_the_locks_of_the_sibling() -> None:
+    call(274, 100, sibling, ctypes.create_string_buffer(8), ctypes.create_string_buffer(8))
+
+
 @attempt
 def lose_its_tag() -> None:
     checked(libc.setrlimit(10, struct.pack("NN", 1, 1)))

@@ -252,6 +252,27 @@ print(subprocess.run(["sh", "-c", "id -u; pwd"], capture_output=True, text=True,
 
 
 @needs
+@pytest.mark.parametrize("level", ["trusted", "untrusted"])
+async def test_it_sets_the_cores_and_the_priority_of_itself(supervisor: Supervisor, level: str) -> None:
+    """As numpy, OpenMP and `nice` do."""
+    script = """
+import os, resource, threading
+def both():
+    os.sched_setaffinity(0, os.sched_getaffinity(0))
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+thread = threading.Thread(target=both)
+thread.start()
+thread.join()
+both()
+os.nice(3)
+resource.prlimit(0, resource.RLIMIT_NOFILE, (100, 100))
+print(os.sched_getscheduler(0) == os.SCHED_BATCH, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+    child = await supervisor.spawn(Command(argv=[PYTHON, "-I", "-S", "-c", script], trust=level))
+    assert await everything(child) == ("True 100\n", "")
+
+
+@needs
 async def test_an_untrusted_program_has_a_loopback_of_its_own(supervisor: Supervisor) -> None:
     script = """
 import socket
