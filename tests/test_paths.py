@@ -24,7 +24,7 @@ def texts() -> dict[str, str]:
     """All that a reader meets, by its path: documents, and code with its docstrings and comments."""
     folders = ("sabot", "tests", "docs", "benchmarks", "examples")
     paths = [path for folder in folders for path in (PROJECT / folder).rglob("*") if path.suffix in SUFFIXES]
-    paths += [PROJECT / name for name in ("ARCHITECTURE.md", "README.md", "SECURITY.md", "Makefile")]
+    paths += [PROJECT / name for name in ("ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "SECURITY.md", "Makefile")]
     return {path.relative_to(PROJECT).as_posix(): path.read_text() for path in paths if path != Path(__file__)}
 
 
