@@ -20,7 +20,9 @@ __all__ = [
     "batch_of_rows",
     "broadcast",
     "column_of",
+    "decimal_array",
     "decimal_floats",
+    "decimal_integers",
     "decimal_type",
     "decimal_words",
     "epoch",
@@ -135,6 +137,40 @@ def decimal_words(array: pa.Array) -> Any:
     words = np.frombuffer(data, np.int64)[array.offset * width :][: len(array) * width].reshape(-1, width)
     missing = _missing(array)
     return words if missing is None else np.where(missing[:, None], np.int64(0), words)
+
+
+def decimal_integers(array: pa.Array, room: int) -> Any:
+    """The unscaled values of decimals, 0 for null: as int64 if all of them fit with `room` to add, else as Python's integers."""
+    words = decimal_words(array if array.type.bit_width >= 128 else pc.cast(array, pa.decimal128(38, array.type.scale)))
+    low = words[:, 0]
+    most = 2**63 - 1 - room
+    if (
+        most > 0
+        and (words[:, 1:] == (low[:, None] >> 63)).all()
+        and (np.abs(low) <= most).all()
+        and low.min(initial=0) > -(2**63)
+    ):
+        return low
+    made = words[:, -1].astype(object)
+    for word in range(words.shape[1] - 2, -1, -1):
+        made = made * 2**64 + words[:, word].astype(np.uint64).astype(object)
+    return made
+
+
+def decimal_array(values: Any, type: pa.DataType, source: pa.Array) -> pa.Array:
+    """Decimals with these unscaled values, null where `source` is. Raises ArrowInvalid for one that has more digits than the type."""
+    most = 10**type.precision
+    if len(values) and (most <= 2**63 or values.dtype == object) and (abs(values) >= most).any():
+        raise pa.ArrowInvalid(f"it does not fit in {type}")
+    kind = type if type.bit_width >= 128 else pa.decimal128(38, type.scale)
+    words = np.empty((len(values), kind.bit_width // 64), np.uint64)
+    for word in range(words.shape[1]):
+        words[:, word] = (values & (2**64 - 1)).astype(np.uint64) if values.dtype == object else values.view(np.uint64)
+        values = values >> 64 if values.dtype == object else values >> 63
+    missing = _missing(source)
+    valid = None if missing is None else pa.py_buffer(np.packbits(~missing, bitorder="little"))
+    made = pa.Array.from_buffers(kind, len(words), [valid, pa.py_buffer(words)])
+    return made if kind == type else pc.cast(made, type)
 
 
 def _missing(array: pa.Array) -> Any:

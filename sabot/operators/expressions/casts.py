@@ -6,8 +6,9 @@ from collections.abc import Callable
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot.arrays import decimal_floats, decimal_type, epoch, is_utc, shown, to_unit, where
+from sabot.arrays import decimal_array, decimal_floats, decimal_type, epoch, integers, is_utc, shown, to_unit, where
 from sabot.errors import DataError, UserError
+from sabot.operators.expressions.rounding import rescaled
 from sabot.operators.expressions.times import local
 
 __all__ = ["RefusedValues", "caster", "common_type", "integer_range", "is_number", "least_integer"]
@@ -15,6 +16,7 @@ __all__ = ["RefusedValues", "caster", "common_type", "integer_range", "is_number
 _SIGNED = [pa.int8(), pa.int16(), pa.int32(), pa.int64()]
 _UNSIGNED = [pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
 _UNITS = ["s", "ms", "us", "ns"]
+_DIVIDES = 9  # by so many digits pyarrow divides decimals rightly: see `rescaled`
 _WHOLE = r"^[+-]?[0-9]+$"
 _ZONED = r"(Z|[+-]\d\d:?\d\d)$"
 
@@ -165,6 +167,11 @@ def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool
         return unsafe, True
     if types.is_floating(target) and types.is_decimal(source):
         return functools.partial(decimal_floats, type=target), True
+    divides = types.is_decimal(source) and (types.is_decimal(target) or types.is_integer(target))
+    if divides and source.scale - getattr(target, "scale", 0) > _DIVIDES:
+        return functools.partial(rescaled, target=target), False
+    if types.is_decimal(target) and types.is_integer(source) and target.scale > 56:
+        return lambda array: decimal_array(integers(array).astype(object) * 10**target.scale, target, array), False
     if types.is_decimal(target) and types.is_integer(source):
         wide = pa.decimal256(
             20 + target.scale, target.scale

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.api.expr import Expr
-from sabot.arrays import decimal_type, integer_array, integers, where
+from sabot.arrays import decimal_array, decimal_type, integer_array, integers, where
 from sabot.errors import UserError
 from sabot.operators.expressions.casts import common_type, is_number
 from sabot.operators.expressions.node import (
@@ -27,7 +27,7 @@ from sabot.operators.expressions.node import (
     to_type,
     unified,
 )
-from sabot.operators.expressions.rounding import ROOM, round_to, with_room
+from sabot.operators.expressions.rounding import round_decimals, round_to
 
 __all__ = ["STEPS"]
 
@@ -190,15 +190,11 @@ def _rounded(expr: Expr, nodes: list[Compiled]) -> Compiled:
     node = number(expr, nodes[0])
     if pa.types.is_integer(node.type):
         return node
-    if pa.types.is_decimal(node.type) and node.type.precision > _MOST_DIGITS - ROOM:
-        raise UserError(
-            f"{expr.text()} cannot be: {node.type} has no room for a digit more",
-            hint=f'cast it before: .cast("decimal({_MOST_DIGITS - ROOM}, {node.type.scale})")',
-        )
     if expr.kind == "round":
         return apply(expr, functools.partial(round_to, digits=expr.option("decimals")), node)
-    function = pc.floor if expr.kind == "floor" else pc.ceil
-    return apply(expr, functools.partial(with_room, function) if pa.types.is_decimal(node.type) else function, node)
+    if pa.types.is_decimal(node.type):
+        return apply(expr, functools.partial(round_decimals, digits=0, kind=expr.kind), node)
+    return apply(expr, pc.floor if expr.kind == "floor" else pc.ceil, node)
 
 
 def _of_floats(expr: Expr, nodes: list[Compiled]) -> Compiled:
@@ -232,12 +228,12 @@ def _fill_nan(expr: Expr, nodes: list[Compiled]) -> Compiled:
 def _sign(expr: Expr, nodes: list[Compiled]) -> Compiled:
     node = number(expr, nodes[0])
     type = node.type
-    if pa.types.is_decimal(type):  # of its type, but with a digit before the point
-        scale = max(type.scale, 0)
-        type = decimal_type(min(max(type.precision, scale + 1), _MOST_DIGITS), scale)
-        wide = pa.decimal256(min(19 + scale, _MOST_DIGITS), scale)
-        return apply(expr, lambda x: pc.cast(pc.cast(pc.sign(x), wide), type), node)
-    return apply(expr, lambda x: pc.cast(pc.sign(x), type), node)
+    if not pa.types.is_decimal(type):
+        return apply(expr, lambda x: pc.cast(pc.sign(x), type), node)
+    scale = max(type.scale, 0)
+    type = decimal_type(min(max(type.precision, scale + 1), _MOST_DIGITS), scale)  # with a digit before the point
+    kind = np.dtype("int64" if scale <= 18 else object)
+    return apply(expr, lambda x: decimal_array(integers(pc.sign(x)).astype(kind) * 10**scale, type, x), node)
 
 
 def _clip(expr: Expr, nodes: list[Compiled]) -> Compiled:

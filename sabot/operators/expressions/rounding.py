@@ -1,36 +1,36 @@
 """Rounding to a number of digits, as Python's `round`: the decimal number nearest to the value, halves to the even one.
 
 pyarrow's `round` multiplies, rounds and divides, and each of the three steps rounds once more: 2.675 becomes 2.68 at two digits, though
-the float is less than that, and from eleven digits on most values come out wrong (0.1 as 0.099999999998). Of decimals it loses the error
-of a value that does not fit where a later row does. Here the error of the product is computed too, and it decides where the product alone
-says a half.
+the float is less than that, and from eleven digits on most values come out wrong (0.1 as 0.099999999998). Here the error of the product
+is computed too, and it decides where the product alone says a half.
+
+Decimals are rounded as integers. pyarrow loses the error of a value that does not fit where a later row does, and it divides wrongly
+where 32 bits of a quotient are all ones: of decimal(38, 20) 4294967295.5 became 4294967295, of decimal(60, 20) 18446744073709551615.5
+became 18446744067371298615.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot.arrays import decimal_type, floats
+from sabot.arrays import decimal_array, decimal_integers, floats
 
-__all__ = ["ROOM", "round_to", "with_room"]
-
-ROOM = 2
-"""How many digits more than its type a decimal has while it is rounded: 0.99 becomes 1.00."""
+__all__ = ["rescaled", "round_decimals", "round_to"]
 
 _TENS = 22  # powers of ten up to 10**22 are floats without rounding
 _WHOLE = 2.0**52  # from here on floats have no fraction
 _FINE = 2.0**54  # a float of so many steps of 10**-digits is the one nearest to its rounded value
 _SPLIT = 2.0**27 + 1
+_MOST_STEPS = 80  # no decimal has so many digits
 
 
 def round_to(x: pa.Array, digits: int) -> pa.Array:
     """Rounds floats or decimals to so many digits behind the point. Raises ArrowInvalid for a decimal that does not fit its type then."""
     if pa.types.is_decimal(x.type):
-        return _round_decimals(x, digits)
+        return round_decimals(x, digits, "round")
     if digits == 0:
         return pc.round(x)
     values = floats(x).astype(np.float64, copy=False)
@@ -45,19 +45,37 @@ def round_to(x: pa.Array, digits: int) -> pa.Array:
     return pa.array(made, mask=x.is_null().to_numpy(zero_copy_only=False) if x.null_count else None)
 
 
-def _round_decimals(x: pa.Array, digits: int) -> pa.Array:
-    if digits >= x.type.scale:
-        return x
-    if digits < x.type.scale - x.type.precision:  # less than half a step, all of them
-        return pc.if_else(pc.is_valid(x), pa.scalar(0, x.type), x)
-    return with_room(lambda wide: pc.round(wide, ndigits=digits), x)
-
-
-def with_room(function: Callable[[pa.Array], pa.Array], x: pa.Array) -> pa.Array:
-    """Decimals as a function rounds them with room for two digits more, as their own type again. Raises ArrowInvalid for one that does not
-    fit.
+def round_decimals(x: pa.Array, digits: int, kind: str) -> pa.Array:
+    """Rounds decimals to so many digits behind the point. kind: "round", "floor" or "ceil". Raises ArrowInvalid for one that does not fit
+    its type then.
     """
-    return pc.cast(function(pc.cast(x, decimal_type(x.type.precision + ROOM, x.type.scale))), x.type)
+    step = 10 ** min(max(x.type.scale - digits, 0), _MOST_STEPS)
+    if step == 1:
+        return x
+    values = decimal_integers(x, room=2 * step)
+    steps, rest = _divided(values, step)
+    up = (rest > 0) & (kind == "ceil")
+    if kind == "round":
+        up = (2 * rest > step) | ((2 * rest == step) & (steps % 2 == 1))
+    return decimal_array((steps + up) * step, x.type, x)
+
+
+def rescaled(x: pa.Array, target: pa.DataType) -> pa.Array:
+    """Decimals as decimals with fewer digits behind the point, or as integers. Raises ArrowInvalid for one that does not fit, or has those
+    digits.
+    """
+    whole = pa.types.is_integer(target)
+    step = 10 ** (x.type.scale - (0 if whole else target.scale))
+    steps, rest = _divided(decimal_integers(x, room=step), step)
+    if rest.any():
+        raise pa.ArrowInvalid("it has digits that would be lost")
+    made = decimal_array(steps, pa.decimal256(76, 0) if whole else target, x)
+    return pc.cast(made, target) if whole else made
+
+
+def _divided(values: Any, step: int) -> tuple[Any, Any]:
+    steps = values // step
+    return steps, values - steps * step
 
 
 def _fractions(values: Any, digits: int) -> Any:

@@ -40,8 +40,8 @@ floats = st.one_of(
 narrow = st.floats(width=32, allow_nan=False, allow_infinity=False)
 whole_types = st.sampled_from(INTEGERS)
 decimal_types = st.one_of(
-    st.sampled_from([(10, 2), (38, 10), (5, 5), (18, 0), (1, 1), (60, 20), (74, 74)]),
-    st.integers(1, 74).flatmap(lambda p: st.tuples(st.just(p), st.integers(0, p))),
+    st.sampled_from([(10, 2), (38, 10), (38, 18), (38, 20), (5, 5), (18, 0), (1, 1), (60, 20), (76, 0), (76, 75)]),
+    st.integers(1, 75).flatmap(lambda p: st.tuples(st.just(p), st.integers(0, p))),
 ).map(lambda pair: decimal_type(*pair))
 
 
@@ -62,8 +62,12 @@ def integers_of(type: pa.DataType) -> st.SearchStrategy[int]:
 
 
 def decimals_of(type: pa.DataType) -> st.SearchStrategy[Decimal]:
+    """Decimals of a type: any, its bounds, and quotients of ones in binary, at which pyarrow divides wrongly."""
     most = 10**type.precision - 1
-    return st.one_of(st.integers(-most, most), st.sampled_from([most, -most, most // 2 + 1, 0, 1])).map(
+    ones = st.tuples(st.integers(1, 5), st.integers(0, type.scale), st.integers(0, 9)).map(
+        lambda made: min((2 ** (32 * made[0]) - 1) * 10 ** made[1] + made[2] * 10 ** max(made[1] - 1, 0), most)
+    )
+    return st.one_of(ones, st.integers(-most, most), st.sampled_from([most, -most, most // 2 + 1, 0, 1])).map(
         lambda digits: EXACT.scaleb(Decimal(digits), -type.scale)
     )
 
@@ -96,7 +100,7 @@ def to_digits(value: Decimal, digits: int, rounding: str = decimal.ROUND_HALF_EV
 
 
 def fits(value: Decimal, type: pa.DataType) -> bool:
-    return abs(value) < EXACT.scaleb(Decimal(1), type.precision - type.scale)
+    return EXACT.abs(value) < EXACT.scaleb(Decimal(1), type.precision - type.scale)
 
 
 # -- rounding -------------------------------------------------------------------------------------------------------------
@@ -155,9 +159,20 @@ def test_a_price_that_does_not_fit_when_it_is_rounded_is_refused_and_not_zero() 
             evaluate(step, price=prices)
 
 
-def test_decimals_without_room_for_a_digit_are_refused_where_it_is_written() -> None:
-    with pytest.raises(UserError, match="no room"):
-        evaluate(col("x").round(), x=pa.array([Decimal("0.5")], pa.decimal256(76, 1)))
+def test_the_greatest_number_of_32_bits_and_a_half_rounds_up() -> None:
+    amounts = pa.array([Decimal("4294967295.5"), None, Decimal("-4294967295.5")], pa.decimal128(38, 20))
+    assert evaluate(col("x").round(), x=amounts) == [Decimal(4294967296), None, Decimal(-4294967296)]
+    assert evaluate(col("x").ceil(), x=amounts) == [Decimal(4294967296), None, Decimal(-4294967295)]
+    assert evaluate(col("x").floor(), x=amounts.slice(1)) == [None, Decimal(-4294967296)]
+    wide = pa.array([Decimal("18446744073709551614")], pa.decimal256(60, 20))
+    assert evaluate(col("x").cast("decimal(60, 0)"), x=wide) == [Decimal(18446744073709551614)]
+    assert evaluate(col("x").cast("uint64"), x=wide) == [18446744073709551614]
+
+
+@pytest.mark.parametrize("digits", [10**9, -(10**9)])
+def test_more_digits_than_any_number_has_cost_nothing(digits: int) -> None:
+    for value in (Decimal("123.45"), 123.45):
+        assert evaluate(col("x").round(digits), x=pa.array([value])) == [value if digits > 0 else 0]
 
 
 # -- one value ------------------------------------------------------------------------------------------------------------
@@ -166,7 +181,7 @@ OF_FLOATS: dict[str, Callable[[float], float]] = {
     "floor": lambda x: math.copysign(float(math.floor(x)), x),
     "ceil": lambda x: math.copysign(float(math.ceil(x)), x),
     "abs": abs,
-    "sign": lambda x: math.copysign(1.0, x) if x else x,
+    "sign": lambda x: math.copysign(1.0, x) if x else 0.0,
     "sqrt": lambda x: math.sqrt(x) if x >= 0 else math.nan,
 }
 
