@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sabot.agents.reading import text_or_hex
+from sabot.api.nodes.node import walk
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.options import Kafka, kafka_settings
 from sabot.cli.printing import columns, json_line, moment, plain, shortened
@@ -139,6 +140,9 @@ def redrive(
 
     Killed and started again it goes on where it was; a letter that was redriven is never sent a second time. A letter of a durable agent is
     the same job again: what it had done stays done.
+
+    Records keep their event time. A window, a join or a pattern whose event time has gone beyond it takes the record for late: it goes
+    where late= of that step says ("{topic}.dlq": to the letters again), else it is dropped, and counted in sabot_records_late_total.
     """
     places = None if not only else [_place(text) for text in only]
     skipped = {_place(text) for text in skip or []}
@@ -146,6 +150,8 @@ def redrive(
     def work() -> None:
         with _opened(context, topic, table, broker, kafka, sends=True) as dead:
             chosen = places if job is None else _places_of(dead, job, places)
+            if said := _late_again(context):
+                typer.echo(said, err=True)
             _send_back(dead, json, to=to, only=chosen, error=error, limit=limit, skip=skipped, now=now)
 
     _run(work)
@@ -177,6 +183,18 @@ def _letters_of(context: typer.Context, job: str) -> str:
     if isinstance(spec.dead_letter, Sink) or len(spec.topics) != 1:
         raise WrongUse(f"agent {spec.agent_id} has no one topic of dead letters", hint="--letters says where to look")
     return dead_letter_topic(spec.dead_letter, spec.topics[0])
+
+
+def _late_again(context: typer.Context) -> str:
+    """Says what becomes of records that are late for a step by event time; "" where all steps of the app have a place for them."""
+    fate = 'drops them, counted in sabot_records_late_total; late="{topic}.dlq" of the step makes letters of them again'
+    target = context.find_root().obj
+    if target is None:
+        return f"records keep their event time: a window, join or pattern that is beyond it, and has no late=, {fate}"
+    dropping = [
+        node.text() for node in walk(load_app(target).ends()) if node.needs_time and vars(node).get("late", "") is None
+    ]
+    return f"of records whose event time it has passed, {'; '.join(dropping)} {fate}" if dropping else ""
 
 
 def _send_back(dead: Letters, json: bool, **chosen: Any) -> None:

@@ -146,14 +146,27 @@ class Source(ABC):
         True: the source decodes by itself, and its property `schema` says which columns come, in the order of `columns`. Rows that do not
         fit are set apart: the next batch has them in `Batch.bad` (BAD_SCHEMA), and may have no other rows. False: the source gives
         records, which the engine decodes.
+
+        A source that overrides only `schema` gives all its columns: the engine takes those that it asked for.
         """
-        return False
+        own = self.schema
+        if own is None:
+            return False
+        for field in schema or ():
+            if field.name not in own.names:
+                raise UserError(f"source {self.name} has no column {field.name}", hint=f"it has {', '.join(own.names)}")
+            if (kind := own.field(field.name).type) != field.type:
+                raise UserError(
+                    f"source {self.name}: {field.name} is {kind}, and schema= of the stream says {field.type}",
+                    hint=f'leave schema= out, and cast: .with_columns({field.name}=col("{field.name}").cast(…))',
+                )
+        return True
 
     def infer_schema(self) -> pa.Schema | None:
         """All columns that decoded batches can have. None: they are not known before records come. Called before `open`, and raises the
         same errors.
         """
-        return None
+        return self.schema
 
     def progress(self) -> tuple[float, float] | None:
         """(done, total) in bytes, of a bounded source that knows them. The figures of several readers add up. Never blocks; callable from

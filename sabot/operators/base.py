@@ -27,6 +27,7 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.marks import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, UPDATE_AFTER, UPDATE_BEFORE
+from sabot.codecs.records import RECORD_SCHEMA
 from sabot.state.base import Cut, Saved
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "DELETE",
     "END_OF_TIME",
     "INSERT",
+    "LETTERS",
     "OP_COLUMN",
     "START_OF_TIME",
     "TIME_COLUMN",
@@ -50,6 +52,7 @@ __all__ = [
     "without_time",
 ]
 
+LETTERS = "/letters"  # ends the name of an output branch whose rows are dead letters (RECORD_SCHEMA)
 CHUNK_ROWS = 65_536  # the most rows of a batch that an operator makes out of its state
 START_OF_TIME = -(2**63)  # the watermark before the first one
 END_OF_TIME = 2**63 - 1  # the watermark after the last row of a bounded input
@@ -87,6 +90,7 @@ class OperatorContext:
     directory: an empty directory of the operator's own, for a database; None: state is kept in memory only.
     memory_budget: the bytes that its state may take in memory where it has a directory.
     branches: by name of an output branch ("late"), what takes its rows; rows of a branch that is absent are counted and dropped.
+    A branch whose name ends in LETTERS takes them as dead letters.
     only: key hashes -> which of them a restore takes in; None: those of the subtask's key groups.
     right: the columns of the second input, for an operator that has two. clock: processing time. loop: the event loop on which the
     user's coroutines run, in another thread than the operator's. agent, version: who made a dead letter, as the letter says it.
@@ -140,7 +144,7 @@ class Operator:
 
     def branch_schema(self, name: str, input: pa.Schema) -> pa.Schema:
         """The columns of the rows that go to `context.branches[name]`; called after `open`. input: the columns of its input."""
-        return without_time(input)
+        return RECORD_SCHEMA if name.endswith(LETTERS) else without_time(input)
 
     def restore(self, saved: list[Saved]) -> None:
         """Takes back the state of a checkpoint.

@@ -25,8 +25,8 @@ __all__ = ["path_of", "steps_of"]
 
 _GRAPH = ("input", "streams", "left", "right")
 _NO_MATTER = (
-    *("schema", "format", "inferred", "fields", "id", "late", "dead_letter", "on_error", "first", "max_drift_ms"),
-    *("emit_every_ms", "lateness_ms", "idle_ms", "idle_closes", "start", "until"),
+    *("schema", "format", "inferred", "fields", "id", "late", "late_right", "dead_letter", "on_error", "first"),
+    *("max_drift_ms", "emit_every_ms", "lateness_ms", "idle_ms", "idle_closes", "start", "until"),
 )
 # Fields that are newer than checkpoints: their defaults are what a program without them says.
 _LATER = ("time_unit", "time_format", "time")

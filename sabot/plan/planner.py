@@ -142,7 +142,9 @@ class _Planner:
         letters = node.dead_letter
         letters = dead_letter_topic(letters, node.name) if isinstance(letters, str) else letters
         stage.dead_letters = Edge(layout.sink(letters), timeless=True)
-        return Site(layout, stage, stage.targets, timed=timed, on_error=node.on_error, dead_letter=letters)
+        return Site(
+            layout, stage, stage.targets, timed=timed, on_error=node.on_error, dead_letter=letters, topic=node.name
+        )
 
 
 def _one_column(schema: pa.Schema) -> tuple[str, ...]:

@@ -69,7 +69,6 @@ class Build:
         self.inputs: list[tuple[Reading, StreamTask, SourceInput]] = []
         self.of_agents: list[tuple[Reading, StreamTask, SourceInput]] = []  # as `inputs`: those that read agents
         self.given: dict[str, AgentOutput] = {}  # by the id of an agent: the source through which a stream reads it
-        self.late_branches: set[str] = set()  # ids of the operators that have a branch for late rows
         self.cancelled = threading.Event()  # the start was given up
         self.shared = {  # by the id of a Sink that agents write too: the port for their rows
             id(sink): Channel(name=f"agents to {sink.name}") for sink in _sinks(ends) if id(sink) in wanted
@@ -394,8 +393,6 @@ class Build:
             **self._origin(task),
         )
         operator.wake = task.wake
-        if "late" in target.branches:
-            self.late_branches.add(target.id)
         branches = {name: Branch() for name in target.branches}
         context.branches.update(branches)
         columns = operator.open(context)
@@ -500,5 +497,5 @@ def _sinks(ends: Sequence[StreamEnd]) -> list[Sink]:
     """Returns all Sink objects that streams write: results, late rows and dead letters."""
     sinks: list[Any] = [end.sink for end in ends if isinstance(end, Write)]
     for node in walk(ends):
-        sinks += [getattr(node, "late", None), getattr(node, "dead_letter", None)]
+        sinks += [getattr(node, name, None) for name in ("late", "late_right", "dead_letter")]
     return [sink for sink in sinks if isinstance(sink, Sink)]

@@ -48,6 +48,11 @@ def wait_for_columns(
                 raise StoppedEarly(f"stream {name}: stopped before its first record came")
             batch = source.read_batch(sample - count, 0.05)
             if batch is not None:
+                if "payload" not in batch.data.schema.names:
+                    raise UserError(
+                        f"stream {name}: its source gives columns ({', '.join(batch.data.schema.names)}), and says no schema",
+                        hint='schema = pa.schema([("name", pa.int64()), …]) in the class of the Source',
+                    )
                 rows.append(batch.data.select(["payload"]))
                 count += batch.num_rows
                 deadline = min(deadline, clock.monotonic() + _SETTLE_SECONDS)

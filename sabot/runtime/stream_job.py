@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -196,27 +195,11 @@ class StreamJob:
         for task in self.tasks:
             coordinator.abandon(task.name)
         self.left += await aside(_close, [task for task in self.tasks if task.built])
-        self._tell_of_late_rows()
         self.build.give_back_sources()
         if self._over.done() and not self._over.cancelled():
             self._over.exception()  # told by whoever ran the job
         elif not self._over.done():
             self._over.cancel()
-
-    def _tell_of_late_rows(self) -> None:
-        """Rows that came too late and had no place to go are counted; somebody should know."""
-        late: Counter[str] = Counter()
-        for task in self.tasks:
-            for operator in task.chain.operators if task.built else []:
-                if operator.id not in self.build.late_branches:
-                    late[operator.text] += operator.statistics().get("late_rows", 0)
-        for text, rows in late.items():
-            if rows:
-                _log.warning(
-                    "%d rows came too late for %s, and do not count (lateness= of the stream says how late rows may be)",
-                    rows,
-                    text,
-                )
 
     @property
     def left_behind(self) -> list[str]:

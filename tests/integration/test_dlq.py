@@ -537,3 +537,30 @@ def test_the_commands_of_the_page_on_operations_do_what_it_says(
     assert [len(text.splitlines()) for text in printed[3:5]] == [2, 2]
     assert [text.split()[0] for text in printed[5:]] == ["2", "1", "4", "1", "1"]
     assert payloads(kafka_url, topic, 9) == list(range(9))
+
+
+APP_WITH_STEPS = """
+import sabot
+app = sabot.App("shop", {url!r})
+orders = app.stream({topic!r}, schema={{"k": "string", "ts": "int64"}}, time="ts")
+orders.key_by("k").window(sabot.tumbling("1m"){late}).aggregate(n=sabot.count()).to("out")
+"""
+
+
+@pytest.mark.parametrize("late", ["", ', late="{topic}.dlq"'])
+def test_a_redrive_says_before_it_which_steps_drop_records_that_are_late_again(
+    kafka_url: str, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    with_letters(kafka_url, topic, 1)
+    name = f"shop_{topic.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(APP_WITH_STEPS.format(url=kafka_url, topic=topic, late=late))
+    monkeypatch.syspath_prepend(tmp_path)
+    done = CliRunner().invoke(commands._cli, ["-A", f"{name}:app", "dlq", "redrive", f"{topic}.dlq"])
+    assert done.exit_code == 0, done.stderr
+    assert ("by k: n = count() drops them" in done.stderr) == (not late), done.stderr
+    assert f"1 letters are redriven: 1 to {topic}" in done.stdout
+
+
+def test_a_redrive_without_the_app_says_what_becomes_of_late_records(kafka_url: str, topic: str) -> None:
+    with_letters(kafka_url, topic, 1)
+    assert "records keep their event time" in sabot(kafka_url, "dlq", "redrive", f"{topic}.dlq").stderr

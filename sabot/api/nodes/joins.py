@@ -10,9 +10,12 @@ from sabot.api.nodes.rows import Broadcast, RowStep
 from sabot.api.nodes.windows import WINDOW_COLUMNS
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.api.words import window_text
+from sabot.connectors.base import Sink
 from sabot.errors import UserError
 
-__all__ = ["AsofJoin", "IntervalJoin", "Join", "JoinHow", "Lookup", "TwoInputs", "WindowJoin"]
+__all__ = ["MADE_KEY", "AsofJoin", "IntervalJoin", "Join", "JoinByTime", "JoinHow", "Lookup", "TwoInputs", "WindowJoin"]
+
+MADE_KEY = "__on_"  # begins the name of a column that was made of an expression, to be a key
 
 JoinHow: TypeAlias = Literal["inner", "left", "right", "full", "semi", "anti"]
 
@@ -151,7 +154,19 @@ class _AppendJoin(Join):
 
 
 @dataclass(frozen=True, eq=False)
-class IntervalJoin(_AppendJoin):
+class JoinByTime(_AppendJoin):
+    """A join by event time, for which rows of either side may come too late. late, late_right: where those go; None: they are dropped."""
+
+    late: str | Sink | None = None
+    late_right: str | Sink | None = None
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        left, right = super().asks(wanted)
+        return None if self.late is not None else left, None if self.late_right is not None else right
+
+
+@dataclass(frozen=True, eq=False)
+class IntervalJoin(JoinByTime):
     """A join of rows that are near each other in event time: right in [left + lower, left + upper]; None: no bound."""
 
     word = "join(…, between=)"
@@ -164,7 +179,7 @@ class IntervalJoin(_AppendJoin):
 
 
 @dataclass(frozen=True, eq=False)
-class WindowJoin(_AppendJoin):
+class WindowJoin(JoinByTime):
     """A join of rows that fall into the same window."""
 
     word = "join(…, window=)"
@@ -179,7 +194,7 @@ class WindowJoin(_AppendJoin):
 
 
 @dataclass(frozen=True, eq=False)
-class AsofJoin(_AppendJoin):
+class AsofJoin(JoinByTime):
     """Each row of the left with the row of the right that was (or will be) current at its time."""
 
     word = "join_asof"

@@ -7,6 +7,7 @@ from sabot.api.expr import Expr
 from sabot.api.nodes.node import Columns, Node
 from sabot.api.patterns import MATCH_END, MATCH_START, Pattern
 from sabot.api.words import by_keys
+from sabot.connectors.base import Sink
 
 __all__ = ["Match"]
 
@@ -23,6 +24,7 @@ class Match(Node):
     skip: str
     measures: tuple[tuple[str, Expr], ...]
     max_partial: int = 10_000
+    late: str | Sink | None = None
     id: str = ""
 
     def text(self) -> str:
@@ -37,7 +39,7 @@ class Match(Node):
         return (self.pattern.columns.union(self.keys, *(expr.columns for _, expr in self.measures)),)
 
     def asks(self, wanted: Columns) -> tuple[Columns, ...]:
-        return self.mentioned
+        return self.mentioned if self.late is None else (None,)  # late rows leave as they came
 
     @property
     def needs_time(self) -> bool:

@@ -220,7 +220,7 @@ def read_node(
     payloads = payload_format(format, source, known, "stream")
     known = payloads.known_columns if known is None else known
     pairs = fields_of(fields, "stream")
-    if pairs and isinstance(source, Source) and type(source).scan is not Source.scan:
+    if pairs and isinstance(source, Source) and (type(source).scan is not Source.scan or source.schema is not None):
         raise UserError(
             f"stream: fields= are of records, and {source.name} has rows without any", hint="a topic has records"
         )

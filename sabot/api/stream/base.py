@@ -11,7 +11,7 @@ nodes of `api/nodes`; `plan/` makes stages of them. A step is checked when it is
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import pyarrow as pa
 
@@ -60,6 +60,9 @@ if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine
 
 __all__ = ["ProcessedStream", "Steps", "Stream"]
+
+Late: TypeAlias = str | Sink | tuple[str | Sink | None, str | Sink | None] | None
+"""Where late rows of a join go: of both streams, or of this one and of the other."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,7 @@ class Stream(RowMethods, Looks, NamedElsewhere):
         window: Window | None = None,
         keep: Duration | tuple[Duration | None, Duration | None] | None = None,
         max_drift: Duration | None = "5m",
+        late: Late = None,
         suffix: str = "_right",
     ) -> "Stream":
         """Joins rows of both streams whose keys are equal: the columns of this stream, then the other's without its keys.
@@ -205,12 +209,14 @@ class Stream(RowMethods, Looks, NamedElsewhere):
         it ends (files), it is read first.
         max_drift: in joins by event time a source is read no further than this ahead of the others; it waits, so that a backlog of one
         side does not fill the state. None: as it comes.
+        late: with between= or window=, a topic or Sink for rows that arrive too late to be joined, or a pair: this stream's place, the
+        other's. They are counted in any case. "{topic}.dlq", as for dead_letter= of a stream, makes dead letters of them.
         The event time of a pair is the later of the two. Both streams may be changes, unless between= or window= is given.
         """
         left, right, keys, made = keyed_sides(
             "join", self._node, self._other(other, "join"), on, left_on, right_on, how
         )
-        options: Any = {"between": between, "window": window, "keep": keep, "max_drift": max_drift}
+        options: Any = {"between": between, "window": window, "keep": keep, "max_drift": max_drift, "late": late}
         node = join_node(left, right, keys, how, suffix, **options)
         return self._then(without_made(node, made))
 
@@ -225,6 +231,7 @@ class Stream(RowMethods, Looks, NamedElsewhere):
         strategy: Literal["backward", "forward", "nearest"] = "backward",
         tolerance: Duration | None = None,
         max_drift: Duration | None = "5m",
+        late: Late = None,
         suffix: str = "_right",
     ) -> "Stream":
         """Joins each row with the other's row of the same key that was valid at its event time: the last one at or before it.
@@ -232,11 +239,11 @@ class Stream(RowMethods, Looks, NamedElsewhere):
         The other stream holds versions (prices, rates, addresses), each valid from its event time until the next one of its key. In a table
         (`app.table`, `upsert`), a deletion ends a version too. strategy: "forward", the first row at or after; "nearest". tolerance: the
         largest distance in time (forward and nearest need it). how: "left" keeps rows without a partner, "inner" does not. A row is emitted
-        once event time has passed it on both sides. max_drift: as in `join`.
+        once event time has passed it on both sides. max_drift, late: as in `join`.
         """
         right = self._other(other, "join_asof")
         left, right, keys, made = keyed_sides("join_asof", self._node, right, on, left_on, right_on)
-        options: Any = {"strategy": strategy, "tolerance": tolerance, "max_drift": max_drift}
+        options: Any = {"strategy": strategy, "tolerance": tolerance, "max_drift": max_drift, "late": late}
         node = asof_node(left, right, keys, how, suffix, **options)
         return self._then(without_made(node, made))
 

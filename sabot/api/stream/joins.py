@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from sabot.api.arguments import flat, interval_ms, join_keys, keep_ms, one_of, whole_ms
 from sabot.api.calls import LookupCall
 from sabot.api.expr import Expr, col
 from sabot.api.nodes.calls import LookupAsync
-from sabot.api.nodes.joins import AsofJoin, IntervalJoin, Join, Lookup, WindowJoin
+from sabot.api.nodes.joins import MADE_KEY, AsofJoin, IntervalJoin, Join, JoinByTime, Lookup, WindowJoin
 from sabot.api.nodes.node import Node, check_columns
 from sabot.api.nodes.rows import Broadcast, Drop, WithColumns
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
@@ -19,6 +19,8 @@ __all__ = ["asof_node", "join_node", "keyed_sides", "lookup_async_node", "lookup
 
 DRIFT = "5m"
 _HOWS = ("inner", "left", "right", "full", "semi", "anti")
+
+_ByTime = TypeVar("_ByTime", bound=JoinByTime)
 
 Keys = tuple[tuple[str, ...], tuple[str, ...]]
 """The columns of the keys: those of the left stream, those of the right."""
@@ -44,7 +46,7 @@ def keyed_sides(
 
 def _with_keys(where: str, node: Node, keys: Sequence[str | Expr]) -> tuple[Node, tuple[str, ...], list[str]]:
     """The step that has these keys as columns, their names, and the names of those that were made."""
-    names = tuple(key if isinstance(key, str) else f"__on_{i}" for i, key in enumerate(keys))
+    names = tuple(key if isinstance(key, str) else f"{MADE_KEY}{i}" for i, key in enumerate(keys))
     made = tuple((name, key) for name, key in zip(names, keys, strict=True) if isinstance(key, Expr))
     if made:
         check_columns(where, node, sorted(frozenset().union(*(expr.columns for _, expr in made))))
@@ -69,6 +71,7 @@ def join_node(
     window: Any,
     keep: Any,
     max_drift: Any,
+    late: Any,
 ) -> Join:
     """The node of `Stream.join`. Raises UserError."""
     given = (left, right, *keys, one_of("join: how", how, _HOWS), suffix)
@@ -96,6 +99,10 @@ def join_node(
     if isinstance(node.right, Broadcast):
         _check_broadcast(node)
     _check_keep(node)
+    if late is not None:
+        if not isinstance(node, JoinByTime):
+            raise UserError("join: without between= and window= no row comes too late", hint="leave late= out")
+        node = _with_late("join", node, late)
     if node.needs_time:
         return replace(node, max_drift_ms=_drift_ms("join", max_drift))
     if max_drift not in (DRIFT, None):
@@ -104,7 +111,16 @@ def join_node(
 
 
 def asof_node(
-    left: Node, right: Node, keys: Keys, how: Any, suffix: str, *, strategy: Any, tolerance: Any, max_drift: Any
+    left: Node,
+    right: Node,
+    keys: Keys,
+    how: Any,
+    suffix: str,
+    *,
+    strategy: Any,
+    tolerance: Any,
+    max_drift: Any,
+    late: Any,
 ) -> AsofJoin:
     """The node of `Stream.join_asof`. Raises UserError."""
     strategy = one_of("join_asof: strategy", strategy, ("backward", "forward", "nearest"))
@@ -120,7 +136,24 @@ def asof_node(
         )
     tolerance_ms = None if tolerance is None else whole_ms(tolerance, "tolerance")
     node = AsofJoin(left, right, *keys, how, suffix, strategy=strategy, tolerance_ms=tolerance_ms)
-    return replace(node, max_drift_ms=_drift_ms("join_asof", max_drift))
+    return replace(_with_late("join_asof", node, late), max_drift_ms=_drift_ms("join_asof", max_drift))
+
+
+def _with_late(where: str, node: _ByTime, late: Any) -> _ByTime:
+    """The join with the places of late rows. late: one for both sides, or a pair of (this stream's, the other's). Raises UserError."""
+    pair = isinstance(late, tuple | list)
+    if pair and len(late) != 2:
+        raise UserError(f"{where}: late={late!r}", hint='late=("late-orders", "late-payments"), None for one of them')
+    ours, theirs = late if pair else (late, None if node.right.changes else late)
+    for sink in (ours, theirs):
+        if sink is not None:
+            check_sink(sink, f"{where}: late", 'late="late-orders", or a pair: ("late-orders", "late-payments")')
+    if theirs is not None and node.right.changes:
+        raise UserError(
+            f"{where}: the other stream is changes, and a late one still counts for the rows that come",
+            hint=f"late=({ours!r}, None)",
+        )
+    return replace(node, late=ours, late_right=theirs)
 
 
 def lookup_node(left: Node, right: Node, keys: Keys, how: Any, suffix: str) -> Lookup:

@@ -63,7 +63,8 @@ class KeyedStream(NamedElsewhere):
 
         allowed_lateness: how long after its end a window still takes rows; each time it does, its whole result is emitted again.
         emit_every: emits early results of open windows each time event time has advanced by this much.
-        late: a topic or Sink for rows that arrive even later; they are counted in any case.
+        late: a topic or Sink for rows that arrive even later; they are counted in any case. "{topic}.dlq", as for dead_letter= of a stream,
+        makes dead letters of them.
         """
         if not isinstance(window, Window):
             raise UserError(
@@ -182,23 +183,27 @@ class KeyedStream(NamedElsewhere):
         *,
         skip: Literal["past_last", "to_next", "none"] = "past_last",
         max_partial: int = 10_000,
+        late: str | Sink | None = None,
         **measures: Expr,
     ) -> "Stream":
         """Emits one row for each sequence of rows of a key that matches the pattern (`sabot.pattern`), in the order of event time.
 
         Its columns are the keys, match_start and match_end (the times of the first and last row, both included), then the measures:
         `n=sabot.step("a").count()`, `amount=sabot.step("b").last("amount")`. skip: where the next match may begin: "past_last": behind the
-        last row of this one; "to_next": at the row behind its first; "none": anywhere, so all matches are found. Late rows are dropped.
+        last row of this one; "to_next": at the row behind its first; "none": anywhere, so all matches are found.
         max_partial: how many incomplete matches a key may have; more stop the job.
+        late: a topic or Sink for rows that arrive too late to be matched, as in `window`.
         """
         known = check_measures(pattern, skip, measures)
+        if late is not None:
+            check_sink(late, "pattern: late", 'late="late-orders"')
         max_partial = python_value(max_partial)
         if not is_whole(max_partial, 1):
             raise UserError(f"pattern: max_partial={max_partial!r}", hint="a whole number, 1 or more")
         for name, _ in known:
             if name in (*self._keys, MATCH_START, MATCH_END):
                 raise UserError(f"pattern: {name!r} is the name of another column", hint="choose another name")
-        return self._steps.then(Match(self._steps.node, self._keys, pattern, skip, known, max_partial))
+        return self._steps.then(Match(self._steps.node, self._keys, pattern, skip, known, max_partial, late))
 
     def connect(self, other: "KeyedStream | Stream") -> "ConnectedStreams":
         """Connects two streams for one process step: another by the same keys, or a broadcast one: `connect(rules.broadcast())`."""

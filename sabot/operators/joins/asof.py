@@ -30,8 +30,8 @@ class AsofJoin(TimedJoin):
 
     Rows of the left wait until the watermark has passed them, with "forward" and "nearest" by the tolerance, by which the watermark for
     what follows is lower. They come out by time, with their own time. Rows of the right that no row can meet any more are forgotten; the
-    last row of each key below the watermark stays. A row of the right that is late is counted, and still serves the rows of the left
-    that have not come out.
+    last row of each key below the watermark stays. A row of the right that is late is counted, leaves by its branch, and still serves the
+    rows of the left that have not come out.
     right_changes: a row of the right that is added is the next version of its key, and one that is deleted ends the version: from its
     time on the key has no row, until the next version. The row before an update is passed over. Only for "backward".
     """
@@ -87,7 +87,7 @@ class AsofJoin(TimedJoin):
     def process_right(self, batch: Batch) -> None:
         right = self.right
         rows = right.rows(batch)
-        self.late_rows += int(np.count_nonzero(right.times(rows) < self.late_before))
+        self.reject(right, batch, rows)
         gone = None
         if self._right_changes:
             ops = right.ops(batch)

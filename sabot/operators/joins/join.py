@@ -8,6 +8,7 @@ both. Joins by event time stand in `interval`, `window` and `asof`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -447,6 +448,9 @@ def place_sides(node: nodes.Join, left: Site, right: Site, make: Callable[[Sides
     site = site.step(node.text(), made, id=node.id)
     assert site.last is not None
     site.last.scattered = node.broadcast
+    if isinstance(node, nodes.JoinByTime):
+        site.late("late", node.late, right.dead_letter)
+        replace(site, topic=right.topic).late("late_right", node.late_right, right.dead_letter)
     return site
 
 

@@ -19,7 +19,6 @@ from sabot.operators.base import (
     OP_COLUMN,
     TIME_COLUMN,
     OperatorContext,
-    Saved,
     with_marks,
     without_marks,
 )
@@ -432,7 +431,6 @@ class Joined(Keeping):
             raise UserError(f"{self.kind}: how={how!r} without keys", hint="name the columns to join on")
         self.id = id
         self.sides, self.how = sides, how
-        self.late_rows = 0
 
     def open(self, context: OperatorContext) -> pa.Schema:
         if context.right is None:
@@ -455,12 +453,6 @@ class Joined(Keeping):
     def _kept_sides(self) -> list[Side]:
         """The sides that keep rows."""
         return [self.left, self.right]
-
-    def noted(self) -> dict[str, Any]:
-        return {"late_rows": self.late_rows}
-
-    def recall(self, saved: Sequence[Saved]) -> None:
-        self.late_rows = self.kept.once(saved, "late_rows")
 
     def group_count(self) -> int:
         return sum(len(side.table) for side in self._kept_sides())
@@ -543,7 +535,7 @@ class Joined(Keeping):
     def statistics(self) -> dict[str, Any]:
         if not hasattr(self, "result"):
             return {}
-        figures: dict[str, Any] = {"late_rows": self.late_rows}
+        figures: dict[str, Any] = {}
         for side in self._kept_sides():
             figures[f"{side.name}_rows"] = len(side.table)
             figures[f"{side.name}_bytes"] = side.table.nbytes

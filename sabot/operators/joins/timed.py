@@ -1,8 +1,7 @@
 """The base of joins by key and event time: within an interval, in a window, as of a time.
 
 The watermark bounds which rows a row can still meet, so a row is kept until none can come. Rows are only added to the result. A row that
-is late (its time is below the watermark when it comes) is dropped and counted, or leaves by the branch "late" or "late_right", without
-TIME_COLUMN.
+is late (its time is below the watermark when it comes) is counted, and leaves by the branch "late" or "late_right".
 """
 
 from collections.abc import Sequence
@@ -12,10 +11,20 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, START_OF_TIME, TIME_COLUMN, OperatorContext, Saved
+from sabot.api.nodes.joins import MADE_KEY
+from sabot.operators.base import (
+    CHUNK_ROWS,
+    END_OF_TIME,
+    LETTERS,
+    START_OF_TIME,
+    TIME_COLUMN,
+    OperatorContext,
+    Saved,
+)
 from sabot.operators.columns import no_event_time
 from sabot.operators.joins.sides import Joined, Rows, Side
 from sabot.operators.keeping import last_watermark
+from sabot.operators.late_rows import LateRows
 
 __all__ = ["LONGEST_MS", "TimedJoin", "within"]
 
@@ -30,7 +39,21 @@ class TimedJoin(Joined):
             if schema is not None and TIME_COLUMN not in schema.names:
                 raise no_event_time(f"{self.kind}: the {name} side has no event time")
         self.set_watermark(START_OF_TIME)
+        step, sides = self.text or self.kind, self.sides
+        self.late = {
+            "left": LateRows(context, step, "late", _hidden(sides.left_keys)),
+            "right": LateRows(context, step, "late_right", _hidden(sides.right_keys)),
+        }
         return super().open(context)
+
+    def branch_schema(self, name: str, input: pa.Schema) -> pa.Schema:
+        if name.endswith(LETTERS):
+            return super().branch_schema(name, input)
+        columns, keys = self.context.input, self.sides.left_keys
+        if name == "late_right":
+            assert self.context.right is not None, "a join has two inputs"
+            columns, keys = self.context.right, self.sides.right_keys
+        return pa.schema([field for field in columns if field.name not in _hidden(keys)])
 
     def set_watermark(self, watermark_ms: int) -> None:
         self.watermark = watermark_ms
@@ -39,14 +62,17 @@ class TimedJoin(Joined):
     def punctual(self, side: Side, batch: Batch) -> Rows:
         """The rows that are not late; late rows are counted, and leave by their branch."""
         rows = side.rows(batch)
+        late = self.reject(side, batch, rows)
+        return rows if late is None else rows.where(~late)
+
+    def reject(self, side: Side, batch: Batch, rows: Rows) -> Any:
+        """Counts the late rows among these, which are the batch's, and sends them where they go. Returns which they are (numpy) or None."""
         late = side.times(rows) < self.late_before
         if not late.any():
-            return rows
-        self.late_rows += int(np.count_nonzero(late))
-        put = self.context.branches.get("late" if side is self.left else "late_right")
-        if put is not None:
-            put(batch.with_data(batch.taken().filter(pa.array(late)).drop_columns([TIME_COLUMN])))
-        return rows.where(~late)
+            return None
+        numbers = np.flatnonzero(late).astype(np.int32) if rows.selection is None else rows.selection.to_numpy()[late]
+        self.late[side.name].reject(batch, pa.array(numbers), self.watermark)
+        return late
 
     def emit_alone(self, side: Side, rows: pa.RecordBatch, times: Any, bounds: tuple[int, int] | None = None) -> None:
         """Emits rows of one side, with nulls for the other."""
@@ -59,11 +85,31 @@ class TimedJoin(Joined):
             self.emit_alone(side, rows.at(pa.array(np.arange(start, end, dtype=np.int32))), times[start:end])
 
     def noted(self) -> dict[str, Any]:
-        return {**super().noted(), "watermark": self.watermark}
+        return {**super().noted(), "watermark": self.watermark, "late_rows": self.late_rows}
 
     def recall(self, saved: Sequence[Saved]) -> None:
         super().recall(saved)
         self.set_watermark(last_watermark(saved, START_OF_TIME))
+        self.late["left"].recall(self.kept.once(saved, "late_rows"))
+
+    @property
+    def late_rows(self) -> int:
+        """How many rows of both sides were late."""
+        return sum(each.count for each in self.late.values())
+
+    def close(self) -> None:
+        super().close()
+        for each in self.late.values() if hasattr(self, "late") else ():
+            each.tell_rest()
+
+    def statistics(self) -> dict[str, Any]:
+        figures = super().statistics()
+        return {"late_rows": self.late_rows, **figures} if figures else figures
+
+
+def _hidden(keys: Sequence[str]) -> list[str]:
+    """The columns of a side that do not leave with its late rows: event time, and keys that were made for the join."""
+    return [TIME_COLUMN, *(key for key in keys if key.startswith(MADE_KEY))]
 
 
 def within(ms: int) -> int:

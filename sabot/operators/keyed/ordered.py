@@ -30,6 +30,7 @@ class EventOrder(KeepsWatermark):
     def __init__(self, keys: tuple[str, ...]) -> None:
         self._keys = keys
         self._held: list[pa.RecordBatch] = []
+        self._topic = ""  # the source of the rows, as far as it is one
         self._small = 0  # how many rows the small batches at the end of `_held` have
 
     def open(self, context: OperatorContext) -> pa.Schema:
@@ -43,6 +44,7 @@ class EventOrder(KeepsWatermark):
     def process(self, batch: Batch) -> None:
         if not batch.num_rows:
             return
+        self._topic = batch.topic
         self._hold(batch.taken())
         if pc.min(batch.data.column(self._time)).as_py() < self._watermark:
             self._give()  # late rows have nothing to wait for
@@ -85,7 +87,7 @@ class EventOrder(KeepsWatermark):
         if (times[1:] < times[:-1]).any():
             rows = rows.take(pa.array(np.argsort(times, kind="stable")))
         for start in range(0, rows.num_rows, CHUNK_ROWS):
-            self.emit(Batch(rows.slice(start, CHUNK_ROWS)))
+            self.emit(Batch(rows.slice(start, CHUNK_ROWS), None, self._topic))
 
     def group_count(self) -> int:
         return sum(data.num_rows for data in self._held)

@@ -26,9 +26,10 @@ from sabot.api.nodes.rows import Broadcast
 from sabot.api.nodes.times import WithTime
 from sabot.codecs.base import Format
 from sabot.codecs.formats import agreed_format
+from sabot.config import dead_letter_topic
 from sabot.connectors.base import Delivery, OnNan, Sink, Source, agreed_delivery
 from sabot.errors import UserError
-from sabot.operators.base import Operator
+from sabot.operators.base import LETTERS, Operator
 from sabot.operators.layout.stages import Aligned, Edge, Stage, Step
 from sabot.operators.rows.marked import WithoutPairs, WithoutTime
 
@@ -45,6 +46,7 @@ class Site:
     changes, unique: as the node says. path: a digest of the steps that the rows have gone through. times: in words, what their event time
     is, as far as the next step keeps any. last: the operator that emits the
     rows; None: it is in another stage. on_error: what becomes of rows for which a step behind fails; dead_letter: where they go.
+    topic: the name of the source that is read, for the name of a topic of dead letters.
     """
 
     layout: "Layout"
@@ -59,6 +61,7 @@ class Site:
     last: Step | None = None
     on_error: RowPolicy = "dead_letter"
     dead_letter: str | Sink | None = None
+    topic: str = ""
 
     def policy(self, of_step: RowPolicy | None = None) -> RowPolicy:
         """What the next step does with rows for which it fails; of_step: what was said for this step alone. Dead letters get a way out of
@@ -86,6 +89,20 @@ class Site:
             assert self.last is not None
             self.last.branches[name] = [Edge(self.layout.sink(sink))]
         return self
+
+    def late(self, name: str, sink: str | Sink | None, *letters: str | Sink | None) -> "Site":
+        """Sends the late rows of the last operator's output branch `name` into this sink; None: they are dropped. Where the sink is that of
+        the stream's dead letters, or of `letters`, they are dead letters.
+        """
+        if sink is None:
+            return self
+        assert self.last is not None
+        if isinstance(sink, str):
+            sink = dead_letter_topic(sink, self.topic)
+        if sink in (self.dead_letter, *letters):
+            self.last.branches[name + LETTERS] = [Edge(self.layout.sink(sink), timeless=True)]
+            return self
+        return self.beside(name, sink)
 
     def branch(self, name: str) -> "Site":
         """The site of the last operator's output branch `name`."""

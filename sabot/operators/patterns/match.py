@@ -26,6 +26,7 @@ from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.columns import key_columns, key_table, result_schema, time_index
 from sabot.operators.keeping import Keeper, Keeping, columns_schema, last_watermark
 from sabot.operators.keyed.ordered import in_order
+from sabot.operators.late_rows import LateRows
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.patterns.kept_rows import KeptRows
 from sabot.operators.patterns.measures import TIMESTAMP, MatchedRows, Measures
@@ -46,7 +47,7 @@ class Pattern(Keeping):
 
     match_start and match_end are the times of a match's first and last row (timestamp[ms, UTC], both inclusive); where the pattern ends
     with a `without`, match_end is the end of its time. Rows of a key must come in order of event time: rows below the watermark are late,
-    and leave by the branch "late", without TIME_COLUMN. State is the partial matches, and the columns of their rows that
+    and leave by the branch "late". State is the partial matches, and the columns of their rows that
     measures and predicates need. A pattern with `within` forgets partial matches that the watermark has passed by that time.
 
     measures: (name, expression over values of steps, in which keys, match_start and match_end may stand too).
@@ -68,11 +69,11 @@ class Pattern(Keeping):
         self._given = check_measures(pattern, skip, dict(measures))
         self._max_partial = max_partial
         self._watermark_ms: int | None = None
-        self._late_rows = self._matches = 0
+        self._matches = 0
         self._opened = False
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        self._context = context
+        self._late = LateRows(context, self.text)
         self._time = time_index(context.input, "patterns")
         self._keys, self._key_indices = key_columns(self._names, context.input)
         self._known = key_table(self._keys)
@@ -153,9 +154,7 @@ class Pattern(Keeping):
         late = times.to_numpy()[rows] < watermark
         if not late.any():
             return batch
-        self._late_rows += int(late.sum())
-        if "late" in self._context.branches:
-            self._context.branches["late"](Batch(batch.data.drop_columns([TIME_COLUMN]).take(pa.array(rows[late]))))
+        self._late.reject(batch, pa.array(rows[late]), watermark)
         return batch.with_selection(pa.array(rows[~late]), batch.hashes)
 
     def _crowded(self, slot: int) -> UserError:
@@ -249,15 +248,16 @@ class Pattern(Keeping):
         return len(self._table) + self._state.cold_rows
 
     def noted(self) -> dict[str, Any]:
-        return {"watermark": self._watermark_ms, "late_rows": self._late_rows}
+        return {"watermark": self._watermark_ms, "late_rows": self._late.count}
 
     def recall(self, saved: Sequence[Saved]) -> None:
         self._watermark_ms = last_watermark(saved, None)
-        self._late_rows = self.kept.once(saved, "late_rows")
+        self._late.recall(self.kept.once(saved, "late_rows"))
 
     def close(self) -> None:
         if self._opened:  # an operator whose columns were refused is closed too
             self._state.clear()
+            self._late.tell_rest()
 
     def statistics(self) -> dict[str, Any]:
         return {
@@ -266,7 +266,7 @@ class Pattern(Keeping):
             "keys": len(self._known) + self._state.cold_rows,
             "held_rows": len(self._rows),
             "matches": self._matches,
-            "late_rows": self._late_rows,
+            "late_rows": self._late.count,
         }
 
 
@@ -276,7 +276,7 @@ class Pattern(Keeping):
 def place_match(node: nodes.Match, site: Site) -> Site:
     site = in_order(site.together(node.keys, "pattern"), node.keys, node.id)
     make = partial(Pattern, node.keys, node.pattern, node.skip, node.measures, max_partial=node.max_partial)
-    return site.step(node.text(), make, id=node.id)
+    return site.step(node.text(), make, id=node.id).late("late", node.late)
 
 
 PLACES: Places = {nodes.Match: place_match}

@@ -29,13 +29,13 @@ from sabot.operators.rows.origin import of_selected
 from sabot.redaction import scrubbed
 from sabot.stored_names import stored_name
 
-__all__ = ["CALLS", "BadRows", "cause_of", "nulls_of", "row_place", "salvaged", "where_from"]
+__all__ = ["CALLS", "STEP_LENGTH", "BadRows", "cause_of", "nulls_of", "row_place", "salvaged", "where_from"]
 
 _log = logging.getLogger(__name__)
 
 CALLS = 4096
 _OF_THE_PROGRAM = (UserError, NameError, ImportError, NotImplementedError)
-_STEP_LENGTH = 200  # so many characters of a step's text are in a letter
+STEP_LENGTH = 200  # so many characters of a step's text are in a letter
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class BadRows:
     """
 
     def __init__(self, step: str, policy: RowPolicy, context: OperatorContext) -> None:
-        self.step = step[:_STEP_LENGTH]
+        self.step = step[:STEP_LENGTH]
         self.count = 0
         self._context = context
         self._letters = context.dead_letters

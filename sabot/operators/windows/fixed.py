@@ -29,6 +29,7 @@ from sabot.operators.columns import time_index
 from sabot.operators.cuts import SlotRows
 from sabot.operators.keeping import Batches, Columns, Keeper, Keeping, StoredTables, columns_schema, last_watermark
 from sabot.operators.keyed.running import CountAggregate
+from sabot.operators.late_rows import LateRows
 from sabot.operators.layout.sites import Keys, Places, Site
 from sabot.operators.readers import Readers, aggregates_of, described
 from sabot.operators.rows.timed import by_arrival
@@ -79,7 +80,7 @@ class WindowAggregate(Keeping):
         self._shape = WindowShape(window)
         self._keys, self._aggregates = tuple(keys), tuple(aggregates)
         self._lateness, self._every, self._partial = allowed_lateness_ms, emit_every_ms, partial
-        self._late_rows = self._windows_emitted = self._rows_emitted = 0
+        self._windows_emitted = self._rows_emitted = 0
 
     def open(self, context: OperatorContext) -> pa.Schema:
         context = replace(context, parted_by=self.parted_by)
@@ -88,7 +89,7 @@ class WindowAggregate(Keeping):
         self._time = context.input.get_field_index(PANE_COLUMN if self._partial else TIME_COLUMN)
         self._aggregator = Aggregator(self._keys, self._aggregates, rows, order=TIME_COLUMN)
         self._key_indices = [context.input.get_field_index(name) for name in self._keys]
-        self._late = context.branches.get("late")
+        self._late = LateRows(context, self.text)
         self._store = self._aggregator.store(context)
         self._extras: dict[int, Extras] = {}
         self._panes: list[int] = []  # the starts of the panes that hold rows, ascending
@@ -157,11 +158,10 @@ class WindowAggregate(Keeping):
 
     def _refuse(self, batch: Batch, late: pa.Int32Array) -> None:
         if self._partial:
-            self._late_rows += pc.sum(batch.data.column(ROWS_COLUMN).take(late)).as_py()
+            rows = pc.sum(batch.data.column(ROWS_COLUMN).take(late)).as_py()
+            self._late.note(rows, pc.min(batch.data.column(PANE_COLUMN).take(late)).as_py(), self._watermark)
             return
-        self._late_rows += len(late)
-        if self._late is not None:
-            self._late(batch.with_data(batch.data.drop_columns([TIME_COLUMN]).take(late)))
+        self._late.reject(batch, late, self._watermark)
 
     def advance(self, watermark_ms: int) -> None:
         before = self._watermark
@@ -269,7 +269,7 @@ class WindowAggregate(Keeping):
         return self._store.statistics()["groups"] + self._spilled.count
 
     def noted(self) -> dict[str, Any]:
-        return {"watermark": self._watermark, "late_rows": self._late_rows}
+        return {"watermark": self._watermark, "late_rows": self._late.count}
 
     def foretell(self, saved: Sequence[Saved]) -> None:
         now, shape = self.state_schema()["aggregates"], self._aggregator.shape
@@ -284,7 +284,7 @@ class WindowAggregate(Keeping):
         for pane in self._panes:
             self._extras_of(pane)
         self._set_watermark(last_watermark(saved, START_OF_TIME))
-        self._late_rows = self.kept.once(saved, "late_rows")
+        self._late.recall(self.kept.once(saved, "late_rows"))
         self._settle()
 
     def _keeper(self, context: OperatorContext) -> Keeper:
@@ -381,6 +381,7 @@ class WindowAggregate(Keeping):
             self._extras.clear()
             self._reopened.clear()
             self._merged.forget()
+            self._late.tell_rest()
 
     def statistics(self) -> dict[str, Any]:
         if not hasattr(self, "_merged"):
@@ -390,7 +391,7 @@ class WindowAggregate(Keeping):
             **figures,
             "bytes": figures["bytes"] + sum(extras.nbytes for extras in list(self._extras.values())),
             "panes": len(self._panes),
-            "late_rows": self._late_rows,
+            "late_rows": self._late.count,
             "windows": self._windows_emitted,
             "results": self._rows_emitted,
             "merges": self._merged.merges,
@@ -438,7 +439,7 @@ def place_window(node: nodes.AggregateWindow, site: Site) -> Site:
             emit_every_ms=node.emit_every_ms,
             parted_by=parted_by,
         )
-    return site.step(node.text(), make, id=node.id).beside("late", node.late)
+    return site.step(node.text(), make, id=node.id).late("late", node.late)
 
 
 def _in_two_phases(node: nodes.AggregateWindow, window: TimeWindow, site: Site) -> Site:

@@ -20,6 +20,7 @@ from sabot.operators.aggregates.decimals import named_by
 from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.columns import key_columns, key_table, result_schema, time_index
 from sabot.operators.keeping import Keeper, Keeping, columns_schema, last_watermark
+from sabot.operators.late_rows import LateRows
 from sabot.operators.readers import Readers, aggregates_of, described
 from sabot.operators.slotted import Slotted
 from sabot.operators.windows.panes import window_words
@@ -57,10 +58,10 @@ class SessionAggregate(Keeping):
         self._keys, self._aggregates = list(keys), list(aggregates)
         self._state: Any = None  # a Numbered
         self._watermark_ms: int | None = None
-        self._late_rows = 0
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._context = context
+        self._late = LateRows(context, self.text)
         self._time = time_index(context.input, "session windows")
         self._sessions = SessionTable(self._gap_ms, self._lateness_ms)
         self._state = _OpenSessions(
@@ -98,13 +99,8 @@ class SessionAggregate(Keeping):
             state.add(numbers, batch.data, selection)
             state.settle()
         if late is not None:
-            self._reject(batch, late)
-
-    def _reject(self, batch: Batch, rows: pa.Int32Array) -> None:
-        """Counts these rows as late, and lets them leave."""
-        self._late_rows += len(rows)
-        if "late" in self._context.branches:
-            self._context.branches["late"](Batch(batch.data.drop_columns([TIME_COLUMN]).take(rows)))
+            assert self._watermark_ms is not None, "no row is late before the first watermark"
+            self._late.reject(batch, late, self._watermark_ms)
 
     def advance(self, watermark_ms: int) -> None:
         state: _OpenSessions = self._state
@@ -150,7 +146,7 @@ class SessionAggregate(Keeping):
         return int(self._state.count)
 
     def noted(self) -> dict[str, Any]:
-        return {"watermark": self._watermark_ms, "late_rows": self._late_rows}
+        return {"watermark": self._watermark_ms, "late_rows": self._late.count}
 
     def foretell(self, saved: Sequence[Saved]) -> None:
         self._state.foretell(saved, self.forgets)
@@ -159,18 +155,19 @@ class SessionAggregate(Keeping):
             self._sessions.advance(self._watermark_ms)  # the kernel is still empty: this only says which rows are late
 
     def recall(self, saved: Sequence[Saved]) -> None:
-        self._late_rows = self.kept.once(saved, "late_rows")
+        self._late.recall(self.kept.once(saved, "late_rows"))
 
     def close(self) -> None:
         if self._state is not None:
             self._state.clear()
+            self._late.tell_rest()
 
     def statistics(self) -> dict[str, Any]:
         kernel = self._sessions.statistics()
         return {
             "sessions": self._state.count,
             "merged": kernel["merged"],
-            "late_rows": self._late_rows,
+            "late_rows": self._late.count,
             **self._state.statistics(),
         }
 

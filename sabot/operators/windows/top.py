@@ -26,6 +26,7 @@ from sabot.operators.columns import key_table, time_index
 from sabot.operators.cuts import SlotRows
 from sabot.operators.keeping import Batches, Columns, Keeper, last_watermark, only_columns_of
 from sabot.operators.keyed.top import CANNOT_CHANGE, Ranked, ranked_of, saved_columns
+from sabot.operators.late_rows import LateRows
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
 from sabot.operators.rows.timed import by_arrival
@@ -67,7 +68,7 @@ class WindowTopN(Ranked):
         super().__init__(keys, n, by, ties, rank, id)
         self.parted_by = parted_by
         self._window, self._shape, self._lateness = window, WindowShape(window), allowed_lateness_ms
-        self._late_rows = self._windows_emitted = self._arrivals = 0
+        self._windows_emitted = self._arrivals = 0
         self._panes: _Panes | None = None
         self._fewer: _Fewer | None = None
 
@@ -75,7 +76,7 @@ class WindowTopN(Ranked):
         context = replace(context, parted_by=self.parted_by)
         self._time = time_index(context.input, "a top_n of a window")
         self.open_rows(context)
-        self._late = context.branches.get("late")
+        self._late = LateRows(context, self.text)
         # pane -> the keys of rows that came for it after one of its windows was emitted
         self._reopened: dict[int, GroupTable] = {}
         self._watermark = self._late_before = START_OF_TIME
@@ -110,9 +111,7 @@ class WindowTopN(Ranked):
         times = data.column(self._time)
         late, panes = split_panes(times, shape.step, shape.offset, batch.selection, late_before=self._late_before)
         if late is not None:
-            self._late_rows += len(late)
-            if self._late is not None:
-                self._late(batch.with_data(data.drop_columns([TIME_COLUMN]).take(late)))
+            self._late.reject(batch, late, self._watermark)
         with self._kept_rows.changing:
             for start, rows in panes:
                 self._spilled.fetch(start, data, self.key_indices, hashes, rows)
@@ -255,7 +254,7 @@ class WindowTopN(Ranked):
         return self._spilled.count + sum(len(pane.known) for _, pane in self._of_panes.items())
 
     def noted(self) -> dict[str, Any]:
-        return {"watermark": self._watermark, "late_rows": self._late_rows, "arrivals": self._arrivals}
+        return {"watermark": self._watermark, "late_rows": self._late.count, "arrivals": self._arrivals}
 
     def foretell(self, saved: Sequence[Saved]) -> None:
         now, reader = (
@@ -271,7 +270,7 @@ class WindowTopN(Ranked):
             self._of_panes.pane(start)
         self._arrivals = max((part.facts["arrivals"] for part in saved), default=0)
         self._set_watermark(last_watermark(saved, START_OF_TIME))
-        self._late_rows = self.kept.once(saved, "late_rows")
+        self._late.recall(self.kept.once(saved, "late_rows"))
         self._settle()
 
     def _load(self, data: pa.RecordBatch) -> None:
@@ -294,6 +293,7 @@ class WindowTopN(Ranked):
             self._panes.drop(self._panes.panes)
             self._spilled.close()
             self._reopened.clear()
+            self._late.tell_rest()
 
     def statistics(self) -> dict[str, Any]:
         if self._panes is None:
@@ -308,7 +308,7 @@ class WindowTopN(Ranked):
             "keys": sum(len(pane.known) for pane in panes),
             "rows": sum(len(pane.rows) for pane in panes) + figures["cold"],
             **{name: figures[name] for name in ("bytes", "cold", "evicted_total", "faults_total")},
-            "late_rows": self._late_rows,
+            "late_rows": self._late.count,
             "windows": self._windows_emitted,
         }
 
@@ -433,7 +433,7 @@ def place_window_top_n(node: nodes.WindowTopN, site: Site) -> Site:
         parted_by=parted_by,
     )
     site = by_arrival(site) if node.gives_time else site
-    return site.step(node.text(), make, id=node.id).beside("late", node.late)
+    return site.step(node.text(), make, id=node.id).late("late", node.late)
 
 
 PLACES: Places = {nodes.WindowTopN: place_window_top_n}

@@ -429,7 +429,11 @@ def test_a_version_that_comes_late_holds_for_rows_that_are_still_to_come(tmp_pat
     assert counted(run.results) == Counter([(2, "x", 2, 100)])
     assert run.statistic("late_rows") == 3
     assert run.statistic("right_rows") == 1
-    assert run.late == [{"a": 1, "k": "x"}]
+    assert run.late == [
+        {"rk": "x", "b": 2},
+        {"rk": "x", "b": 3},
+        {"a": 1, "k": "x"},
+    ]  # those of the right count all the same
 
 
 def test_an_as_of_join_agrees_with_duckdb(tmp_path: Path) -> None:

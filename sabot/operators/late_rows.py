@@ -1,0 +1,110 @@
+"""Rows that come too late for a step by event time (a window, a join, a pattern): counted, told in the log, and sent where `late=` says.
+
+late=          the step's output branch        what goes there
+nothing        none                            nothing: the rows are dropped
+another sink   "late", "late_right"            the rows as they came
+dead letters   "late/letters", …               each row as a dead letter that says how late it was
+"""
+
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import Batch
+from sabot.connectors.letters import letters_of_rows
+from sabot.errors import DataError
+from sabot.operators.base import LETTERS, TIME_COLUMN, OperatorContext
+from sabot.operators.rows.bad import STEP_LENGTH
+
+__all__ = ["LateRows"]
+
+_log = logging.getLogger(__name__)
+
+_EVERY_S = 60.0  # at most one line of a step in so many seconds
+
+
+class LateRows:
+    """The rows of one input of a step that came too late for it. One thread owns it.
+
+    The first ones are told in the log at once, those after them at most once a minute and at the end, always with the number of all.
+    """
+
+    def __init__(
+        self, context: OperatorContext, step: str, branch: str = "late", hidden: Sequence[str] = (TIME_COLUMN,)
+    ) -> None:
+        """step: the step in messages and letters. branch: the output branch of these rows. hidden: columns that do not leave with them."""
+        self.count = 0
+        self._context, self._step, self._hidden = context, step[:STEP_LENGTH], list(hidden)
+        self._rows, self._letters = context.branches.get(branch), context.branches.get(branch + LETTERS)
+        self._told, self._told_at, self._most_ms = 0, -_EVERY_S, 0
+
+    def reject(self, batch: Batch, rows: pa.Int32Array, watermark_ms: int) -> None:
+        """Counts these rows of the batch's data, and sends them where they go. watermark_ms: the event time that they are behind."""
+        times = batch.data.column(TIME_COLUMN).take(rows).to_numpy()
+        if self._rows is not None:
+            self._rows(batch.with_data(batch.data.take(rows).drop_columns(self._hidden)))
+        elif self._letters is not None:
+            self._letters(Batch(self._letters_of(batch, rows, times.tolist(), watermark_ms), None, batch.topic))
+        self.note(len(rows), int(times.min()), watermark_ms)
+
+    def note(self, count: int, earliest_ms: int, watermark_ms: int) -> None:
+        """Counts rows that stay, or that cannot leave. earliest_ms: the least of their event times."""
+        self.count += count
+        self._most_ms = max(self._most_ms, watermark_ms - earliest_ms)
+        now = self._context.clock.monotonic()
+        if now - self._told_at >= _EVERY_S:
+            self._tell(now)
+
+    def recall(self, count: int) -> None:
+        """Goes on counting from a checkpoint, whose rows were told before."""
+        self.count = self._told = count
+
+    def tell_rest(self) -> None:
+        """At the end: tells of the rows that no line was about yet."""
+        if self.count > self._told:
+            self._tell(self._context.clock.monotonic())
+
+    def _tell(self, now: float) -> None:
+        taken = self._rows is not None or self._letters is not None
+        _log.log(
+            logging.INFO if taken else logging.WARNING,
+            "%d rows came too late for %s, by up to %s: they %s",
+            *(self.count, self._step, _span(self._most_ms)),
+            "go where late= says"
+            if taken
+            else "do not count (lateness= of the stream says how late rows may be, late= of the step where they go)",
+        )
+        self._told, self._told_at, self._most_ms = self.count, now, 0
+
+    def _letters_of(self, batch: Batch, rows: pa.Int32Array, times: list[int], watermark_ms: int) -> pa.RecordBatch:
+        data = batch.data.take(rows)
+        places: Any = None if batch.records is None else batch.records.places(rows.to_pylist())
+        return letters_of_rows(
+            data.drop_columns(self._hidden),
+            [(DataError.__name__, f"late: {_moment(time)} is {_span(watermark_ms - time)} too old") for time in times],
+            [1] * len(rows),
+            times=times,
+            topic=batch.topic,
+            step=self._step,
+            agent=self._context.agent,
+            version=self._context.version,
+            places=places,
+        )
+
+
+def _moment(ms: int) -> str:
+    try:
+        return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)).isoformat(timespec="milliseconds")
+    except OverflowError:
+        return f"{ms} ms"
+
+
+def _span(ms: int) -> str:
+    """A duration as people say it: "250 ms", "3.2 s", "5 h"."""
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000)):
+        if ms >= 2 * size or (unit == "s" and ms >= size):
+            return f"{ms / size:,.3g} {unit}" if ms < 1000 * size else f"{ms // size:,} {unit}"
+    return f"{ms} ms"

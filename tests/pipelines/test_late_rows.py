@@ -1,0 +1,150 @@
+"""Rows that come too late for a step by event time: none vanishes. They are counted and told, and go where `late=` says, in windows, joins
+and patterns alike.
+
+The story: twenty repaired dead letters went back into a pipeline with `join_asof`, came too late, and were in no output at all.
+"""
+
+import json
+import logging
+
+import pytest
+from harness import until
+
+import sabot
+from sabot import App, NdjsonSink, UserError, col, pattern, session, tumbling
+from sabot.connectors.letters import LETTER_SCHEMA
+from sabot.testing import MemoryBroker
+
+SCHEMA = {"k": "string", "n": "int64", "ts": "int64"}
+ROW = {"k": "x", "n": -1, "ts": 1000}  # comes when event time is an hour on
+OTHER = {"k": "x", "p": -2, "ts": 2000}
+
+
+def steps(url, step, late, **options):
+    """An app that reads "orders" and "prices", joins or counts them with `step`, and writes "out". late: options of the step."""
+    app = App("late", broker=url, **options)
+    orders = app.stream("orders", schema=SCHEMA, time="ts", idle="1h")
+    prices = app.stream("prices", schema={"k": "string", "p": "int64", "ts": "int64"}, time="ts", idle="1h")
+    made = {
+        "asof": lambda: orders.join_asof(prices, on="k", **late),
+        "between": lambda: orders.join(prices, on="k", how="left", between=("-1s", "1s"), **late),
+        "join window": lambda: orders.join(prices, on="k", how="full", window=tumbling("1s"), **late),
+        "pattern": lambda: orders.key_by("k").pattern(pattern("a", col("n") < 0), n=sabot.step("a").last("n"), **late),
+        "window": lambda: orders.key_by("k").window(tumbling("1s"), **late).aggregate(n=sabot.count()),
+        "session": lambda: orders.key_by("k").window(session("1s"), **late).aggregate(n=sabot.count()),
+        "top": lambda: orders.key_by("k").window(tumbling("1s"), **late).top_n(1, by="n"),
+    }[step]()
+    made.to("out")
+    return app
+
+
+STEPS = ("asof", "between", "join window", "pattern", "window", "session", "top")
+JOINS = STEPS[:3]
+
+
+def late_rows(app):
+    """How many late rows the app's statistics count, and the watermark of the step that counts them."""
+    for task in app.statistics()["streams"].values():
+        found = [each["late_rows"] for each in task["operators"].values() if "late_rows" in each]
+        if found:
+            return found[0], task["watermark_ms"]
+    return 0, None
+
+
+async def too_late(app, url, step):
+    """Runs the app until a late order, and for a join a late price, have come."""
+    broker = MemoryBroker.get(url)
+    times = [3_600_000 + n * 2000 for n in range(4)]
+    broker.publish("orders", [{"k": "x", "n": n, "ts": ts} for n, ts in enumerate(times)])
+    broker.publish("prices", [{"k": "x", "p": n, "ts": ts} for n, ts in enumerate(times)])
+    await app.start()
+    try:
+        await until(lambda: (late_rows(app)[1] or 0) >= times[-1], "the watermark")
+        broker.publish("orders", [ROW])
+        if step in JOINS:
+            broker.publish("prices", [OTHER])
+        await until(lambda: late_rows(app)[0] == (2 if step in JOINS else 1), "the late rows")
+    finally:
+        await app.stop()
+    return broker
+
+
+def values(broker, topic):
+    return [record.value for record in broker.records(topic)]
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_late_row_goes_to_a_place_of_its_own(step):
+    url = f"memory://late-{step.replace(' ', '-')}"
+    app = steps(url, step, {"late": "late"})
+    broker = await too_late(app, url, step)
+    assert sorted(values(broker, "late"), key=str) == ([ROW, OTHER] if step in JOINS else [ROW])
+    assert ROW["n"] not in [value.get("n") for value in values(broker, "out")]
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_late_row_goes_back_to_the_dead_letters(step):
+    url = f"memory://letters-{step.replace(' ', '-')}"
+    app = steps(url, step, {"late": "{topic}.dlq"})
+    broker = await too_late(app, url, step)
+    found = [("orders", ROW), ("prices", OTHER)] if step in JOINS else [("orders", ROW)]
+    for topic, row in found:
+        (letter,) = broker.records(f"{topic}.dlq")
+        headers = dict(letter.headers)
+        assert letter.value == row
+        assert headers["sabot.topic"] == topic.encode()
+        assert headers.get("sabot.offset") == (None if step == "pattern" else b"4")  # rows wait for their order there
+        assert headers["sabot.message"].startswith(
+            f"late: 1970-01-01T00:00:0{row['ts'] // 1000}.000+00:00 is ".encode()
+        )
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_late_rows_of_a_service_are_told_when_they_begin(step, caplog):
+    url = f"memory://told-{step.replace(' ', '-')}"
+    app = steps(url, step, {})
+    with caplog.at_level(logging.WARNING, logger="sabot"):
+        broker = await too_late(app, url, step)
+    told = [record.getMessage() for record in caplog.records if "too late" in record.getMessage()]
+    assert len(told) == (2 if step in JOINS else 1)
+    assert all("by up to 60.1 min" in line for line in told)
+    assert ROW["n"] not in [value.get("n") for value in values(broker, "out")]
+
+
+async def test_late_rows_of_both_sides_go_to_two_places():
+    url = "memory://both"
+    app = steps(url, "between", {"late": ("late-orders", "late-prices")})
+    broker = await too_late(app, url, "between")
+    assert values(broker, "late-orders") == [ROW]
+    assert values(broker, "late-prices") == [OTHER]
+
+
+async def test_late_rows_of_a_join_by_an_expression_are_without_its_key():
+    url = "memory://expression"
+    app = App("late", broker=url)
+    orders = app.stream("orders", schema=SCHEMA, time="ts", idle="1h")
+    prices = app.stream("prices", schema={"k": "string", "p": "int64", "ts": "int64"}, time="ts", idle="1h")
+    orders.join_asof(prices, left_on=col("k").str.upper(), right_on=col("k").str.upper(), late="late").to("out")
+    broker = await too_late(app, url, "asof")
+    assert sorted(values(broker, "late"), key=str) == [ROW, OTHER]
+
+
+async def test_late_dead_letters_in_a_file_are_rows_of_the_letters_columns(tmp_path):
+    url, letters = "memory://file-letters", NdjsonSink(tmp_path / "bad.ndjson")
+    app = App("late", broker=url)
+    orders = app.stream("orders", schema=SCHEMA, time="ts", dead_letter=letters)
+    found = orders.key_by("k").pattern(pattern("a", col("n") < 0), n=sabot.step("a").last("n"), late=letters)
+    found.to("out")
+    await too_late(app, url, "pattern")
+    (row,) = [json.loads(line) for line in (tmp_path / "bad.ndjson").read_text().splitlines()]
+    assert set(row) == set(LETTER_SCHEMA.names)
+    assert json.loads(row["payload"]) == ROW
+
+
+def test_a_join_that_no_row_is_late_for_takes_no_place_for_late_rows():
+    app = App("late", broker="memory://never")
+    orders, prices = app.stream("orders", schema=SCHEMA), app.stream("prices", schema=SCHEMA)
+    with pytest.raises(UserError, match="no row comes too late"):
+        orders.join(prices, on="k", late="late")
+    with pytest.raises(UserError, match="the other stream is changes"):
+        orders.join_asof(prices.upsert("k"), on="k", late=("late", "late-prices"))
