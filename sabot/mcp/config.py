@@ -55,9 +55,9 @@ class McpConfig:
     often opening a session is tried again after a failure that may pass. stdio_buffer: bytes that are read at a time.
     max_result_bytes: of a message from a server. max_servers: sessions that are open at a time. idle_timeout: a session that was not used
     for so long is closed. question_timeout: how long a person may take to answer a server's question. max_questions: of one call.
-    max_tools: that a server may offer; one that offers more is refused. max_listed: resources, templates of them, and prompts that it may
-    list. max_list_bytes: of such a list, all its pages. max_description_chars: of a tool's description. max_sampling_tokens: that a
-    server's request to a model may write.
+    max_tools: that an agent is given of a server; of one that lists more, `only=` names those that it needs. max_listed: tools, resources,
+    templates of them, and prompts that a server may list. max_list_bytes: of such a list, all its pages. max_description_chars: of a tool's
+    description. max_sampling_tokens: that a server's request to a model may write.
     """
 
     binary: str | None = None
@@ -74,7 +74,7 @@ class McpConfig:
     max_questions: int = 10
     max_tools: int = 500
     max_listed: int = 2000
-    max_list_bytes: str | int = "1MB"
+    max_list_bytes: str | int = "4MB"
     max_description_chars: int = 4000
     max_sampling_tokens: int = 4096
 

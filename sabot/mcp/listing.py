@@ -24,8 +24,7 @@ async def all_pages(
     cursor. Raises McpResultTooLarge, which names the bound.
     """
     items = method.removeprefix("list_")
-    setting = "max_tools" if items == "tools" else "max_listed"
-    most, most_bytes = getattr(config, setting), config.most_list_bytes
+    most, most_bytes = config.max_listed, config.most_list_bytes
     found: list[dict[str, Any]] = []
     size = 0
     cursor: str | None = None
@@ -36,7 +35,7 @@ async def all_pages(
             size += len(msgspec.json.encode(told))
             if len(found) > most:
                 raise McpResultTooLarge(
-                    server, f"{method}: there are more than {most:,} {items}", hint=f"McpConfig({setting}=…)"
+                    server, f"{method}: there are more than {most:,} {items}", hint="McpConfig(max_listed=…)"
                 )
             if size > most_bytes:
                 raise McpResultTooLarge(

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from sabot.errors import UserError
 from sabot.threads import tell
 
-__all__ = ["LoopThread"]
+__all__ = ["LoopThread", "seen"]
 
 T = TypeVar("T")
 
@@ -63,6 +63,12 @@ class LoopThread:
         if loop is not None:
             await self.run(last())
             loop.call_soon_threadsafe(loop.stop)
+
+
+def seen(task: "asyncio.Task[Any]") -> None:
+    """The error of a task that nobody waits for any more is nobody's."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _pass_on(done: "asyncio.Task[T]", answer: "asyncio.Future[T]") -> None:

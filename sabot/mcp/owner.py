@@ -15,7 +15,6 @@ import inspect
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import mcp.types as types
@@ -38,9 +37,12 @@ from sabot.mcp.errors import (
     McpToolChanged,
     McpUnavailable,
 )
+from sabot.mcp.health import Pulse
 from sabot.mcp.listing import all_pages, offers_of
+from sabot.mcp.loop_thread import seen
 from sabot.mcp.offers import Offer, OfferedArguments
 from sabot.mcp.results import McpResult
+from sabot.mcp.sent import SentCall
 from sabot.mcp.transport import SESSION_OVER, Transport
 from sabot.mcp.wire import (
     CLOSED,
@@ -57,7 +59,6 @@ from sabot.mcp.wire import (
     recordable,
     refusal,
     responses_of,
-    seen,
     unsent,
 )
 
@@ -76,22 +77,6 @@ _ROUND_SECONDS = 0.1
 _CALLED: TypeAdapter[Any] = TypeAdapter(types.CallToolResult | types.InputRequiredResult)
 
 
-@dataclass(slots=True, eq=False)
-class _SentCall:
-    """A call under way. seconds: that the server has for an answer. asked: questions that nobody was told of. asks: done when there are."""
-
-    name: str
-    seconds: float
-    left: float  # seconds altogether
-    ends: float = 0.0  # when they are over, by the loop's clock
-    deadline: asyncio.Timeout | None = None
-    task: "asyncio.Task[McpResult] | None" = None
-    asks: "asyncio.Future[None] | None" = None
-    forget: asyncio.TimerHandle | None = None
-    asked: dict[str, dict[str, Any]] = field(default_factory=dict)
-    answers: "dict[str, asyncio.Future[Any]]" = field(default_factory=dict)
-
-
 class McpConnection:
     """One session. All of it belongs to the event loop that opened it.
 
@@ -108,9 +93,10 @@ class McpConnection:
         samples: bool,
         legacy: bool,
         on_over: "Callable[[McpConnection], object]",
+        on_hung: Callable[[SessionKey, str, bool], object],
     ) -> None:
-        """samples: the server may ask for answers of a model. legacy: it is not asked whether it knows
-        `server/discover`. on_over: is told when the session has ended."""
+        """samples: the server may ask for answers of a model. legacy: it is not asked whether it knows `server/discover`. on_over: is told
+        when the session has ended. on_hung: is told why it was given up as hung, and whether it had been open."""
         self.key = key
         self.offers: dict[str, Offer] = {}
         self.left_out: dict[str, str] = {}
@@ -123,12 +109,14 @@ class McpConnection:
         self._samples = samples
         self._legacy = legacy
         self._on_over = on_over
+        self._on_hung = on_hung
+        self._pulse = Pulse(key.server, self._ping, self._given_up, most_seconds=config.seconds("request_timeout"))
         self._client: Any = None
         self._stale = False
         self._why = ""  # it has ended
         self._closing = asyncio.Event()
-        self._calls: set[_SentCall] = set()
-        self._suspended: dict[str, _SentCall] = {}
+        self._calls: set[SentCall] = set()
+        self._suspended: dict[str, SentCall] = {}
         self._listener: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -161,11 +149,10 @@ class McpConnection:
         except TimeoutError:
             ready.cancel()
             await self.close()
-            raise McpUnavailable(
-                self.key.server,
-                f"it did not agree on a session within {self._config.seconds('connect_timeout'):g} s",
-                hint="is it an MCP server? McpConfig(connect_timeout=…) gives it longer",
-            ) from None
+            why = f"it did not agree on a session within {self._config.seconds('connect_timeout'):g} s"
+            self._on_hung(self.key, why, False)
+            hint = "is it an MCP server? McpConfig(connect_timeout=…) gives it longer"
+            raise McpUnavailable(self.key.server, why, hint=hint) from None
         except asyncio.CancelledError:
             ready.cancel()
             await self.close()
@@ -204,7 +191,7 @@ class McpConnection:
     @contextlib.asynccontextmanager
     async def _opened(self) -> AsyncIterator[Any]:
         client = Client(
-            Transport(self._spec, self.key, self._config, self.ended),
+            Transport(self._spec, self.key, self._config, self.ended, self._awaits),
             mode="legacy" if self._legacy else "auto",
             cache=None,
             client_info=Implementation(name="sabot", version=client_version()),
@@ -234,6 +221,7 @@ class McpConnection:
         if not self._why:
             self._why = "it was closed" if error is None else reason_of(error)
         self._client = None
+        self._pulse.stop()
         if self._listener is not None:
             self._listener.cancel()
         for state in list(self._suspended):
@@ -245,6 +233,8 @@ class McpConnection:
             if isinstance(each, McpUnavailable):
                 return each
             if isinstance(each, SabotError):
+                if isinstance(each, McpTimeout):
+                    self._on_hung(self.key, each.message.removeprefix(f"MCP server {self.key.server}: "), False)
                 return unsent(each, self.key.server)
         self.may_be_older = not (self._legacy or self.version or self._spec.url)
         return McpUnavailable(self.key.server, f"no session could be opened: {self._why}", passes=may_pass(error))
@@ -264,6 +254,21 @@ class McpConnection:
         except (MCPError, RuntimeError, TimeoutError) as error:
             _log.debug("MCP server %s: no subscription any more: %s", self.key, words_of(error))
         self._stale = True  # what it has missed is looked up before the next call
+
+    def _awaits(self) -> bool:
+        """Whether the server is asked something, or is just being met."""
+        return self._client is None or self._pulse.under_way > 0
+
+    async def _ping(self) -> None:
+        if self.version >= _MODERN:
+            await self._session.send_discover(self.version)
+        else:
+            await self._session.send_ping()
+
+    def _given_up(self, why: str) -> None:
+        if self.is_open:
+            self.ended(why)
+            self._on_hung(self.key, why, True)
 
     async def _heard(self, message: Any) -> None:
         if isinstance(message, types.ToolListChangedNotification):
@@ -291,22 +296,32 @@ class McpConnection:
         check_encoded(self.key.server, name, [arguments, answers])
         if state and state in self._suspended:
             call = self._suspended.pop(state)
-            self._go_on(call, answers or {})
+            call.go_on(answers or {})
             return await self._until_it_asks(call)
         if answers is not None and self.version < _MODERN:
             raise McpConnectionLost(self.key.server, f"{name}: the call that had asked is gone, with its session")
         check_granted(self.key.server, name, answers or {})
+        await self._pulse.checked()
         await self.refresh()
         self._check_call(name, arguments, expects)
-        call = _SentCall(name, seconds, self._config.most_seconds(seconds))
+        call = SentCall(name, seconds, self._config.most_seconds(seconds))
         responses = {} if answers is None else responses_of(answers)
         request = self._request_call(call, name, arguments, progress, responses, state)
         if self.version >= _MODERN:
-            async with self._answers_within(call):
+            async with self._in_time(call):
                 return await request
         call.task = asyncio.create_task(request)
         call.task.add_done_callback(seen)
         return await self._until_it_asks(call)
+
+    @contextlib.asynccontextmanager
+    async def _in_time(self, call: SentCall) -> AsyncIterator[None]:
+        try:
+            async with call.in_time(self.key.server, self._config):
+                yield
+        except McpTimeout:
+            self._pulse.doubt(f"{call.name} did not answer in time")
+            raise
 
     def _check_call(self, name: str, arguments: Mapping[str, Any], expects: str) -> None:
         offer, server = self.offers.get(name), self.key.server
@@ -324,7 +339,7 @@ class McpConnection:
         except Mismatch as error:
             raise McpInvalidArguments(server, f"{name} does not take these arguments: {error}") from None
 
-    async def _until_it_asks(self, call: _SentCall) -> McpResult:
+    async def _until_it_asks(self, call: SentCall) -> McpResult:
         """The result of the call, or its questions."""
         assert call.task is not None
         stays = False
@@ -332,7 +347,7 @@ class McpConnection:
         if not call.asked:
             call.asks = asyncio.get_running_loop().create_future()
         try:
-            async with self._answers_within(call):
+            async with self._in_time(call):
                 if call.asks is not None:
                     waiting: list[asyncio.Future[Any]] = [call.task, call.asks]
                     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -349,25 +364,9 @@ class McpConnection:
             if not stays:
                 call.task.cancel()
 
-    @contextlib.asynccontextmanager
-    async def _answers_within(self, call: _SentCall) -> AsyncIterator[None]:
-        now = asyncio.get_running_loop().time
-        call.ends = now() + call.left
-        try:
-            async with asyncio.timeout(min(call.seconds, call.left)) as call.deadline:
-                yield
-        except TimeoutError:
-            words, hint = f"within {call.seconds:g} s", "timeout= gives it longer"
-            if call.deadline is not None and (call.deadline.when() or 0) >= call.ends:
-                words = f"within {self._config.most_seconds(call.seconds):g} s, though it reported progress"
-                hint = "McpConfig(max_call_time=…) gives it longer"
-            raise McpTimeout(self.key.server, f"{call.name} did not answer {words}", hint=hint) from None
-        finally:
-            call.left, call.deadline = max(0.0, call.ends - now()), None
-
     async def _request_call(
         self,
-        call: _SentCall,
+        call: SentCall,
         name: str,
         arguments: Mapping[str, Any],
         progress: OnProgress | None,
@@ -424,14 +423,19 @@ class McpConnection:
 
     async def _sent(self, what: str, send: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:
         """What the server answers. Raises McpError."""
+        self._pulse.begun()
         try:
-            return await send(*args, **options)
+            found = await send(*args, **options)
+            self._pulse.answered()
+            return found
         except MCPError as error:
             raise self._refusal(what, error) from None
         except ValidationError as error:
             raise McpInvalidAnswer(
                 self.key.server, f"{what}: its answer is not what the protocol says: {first_wrong(error)}"
             ) from None
+        finally:
+            self._pulse.over()
 
     def _refusal(self, what: str, error: Any) -> McpError:
         if error.code == SESSION_OVER or is_closed(error):
@@ -480,16 +484,6 @@ class McpConnection:
         if call is not None and call.task is not None:
             call.task.cancel()
 
-    def _go_on(self, call: _SentCall, answers: Mapping[str, Any]) -> None:
-        if call.forget is not None:
-            call.forget.cancel()
-        responses = responses_of({key: each for key, each in answers.items() if key in call.asked})
-        for key in responses:
-            call.asked.pop(key)
-            if not call.answers[key].done():
-                call.answers[key].set_result(responses[key])
-        call.asks = None if call.asked else call.asks
-
     # -- what it offers -----------------------------------------------------------------------------------------------
 
     async def refresh(self) -> None:
@@ -531,6 +525,7 @@ class McpConnection:
     async def request(self, method: str, *args: Any, **options: Any) -> Any:
         """The answer to a request that changes nothing. method: of the SDK's session. Raises McpError."""
         check_encoded(self.key.server, method, [args, options])
+        await self._pulse.checked()
         async with self._timed(method):
             return await self._sent(method, getattr(self._session, method), *args, **options)
 
@@ -545,4 +540,7 @@ class McpConnection:
             async with asyncio.timeout(seconds):
                 yield
         except TimeoutError:
-            raise McpTimeout(self.key.server, f"{what} was not answered within {seconds:g} s") from None
+            why = f"{what} was not answered within {seconds:g} s"
+            if self._client is not None:
+                self._pulse.doubt(why)
+            raise McpTimeout(self.key.server, why) from None

@@ -16,21 +16,22 @@ import msgspec
 
 from sabot.config import Duration, parse_seconds
 from sabot.errors import MissingExtra, UserError, short_repr
-from sabot.llm.messages import ChatMessage
 from sabot.llm.tools import InDoubt, Tool
 from sabot.mcp.config import Connect, McpConfig, McpServerSpec, PerTenant, SessionKey
 from sabot.mcp.errors import McpBusy, McpConnectionLost, McpUnavailable
+from sabot.mcp.health import Rests
 from sabot.mcp.loop_thread import LoopThread
-from sabot.mcp.results import McpPrompt, McpResource, McpResult
+from sabot.mcp.results import McpResult
+from sabot.mcp.session import McpSession
 from sabot.mcp.tools import Ask, RemoteTool, ServerQuestions, checked_effects, tool_of
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import Sandbox, TrustLevel
 
 if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine
-    from sabot.mcp.owner import McpConnection, OnProgress
+    from sabot.mcp.owner import McpConnection
 
-__all__ = ["McpServerPool", "McpSession", "OnChange"]
+__all__ = ["McpServerPool", "OnChange"]
 
 T = TypeVar("T")
 
@@ -82,6 +83,7 @@ class McpServerPool:
         self._closing = 0
         self._changed = asyncio.Event()  # set when there may be room, and replaced
         self._legacy: set[str] = set()  # servers that do not survive `server/discover`
+        self._rests = Rests()
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -207,6 +209,11 @@ class McpServerPool:
                 f"MCP server {server}: it offers no tool {', '.join(missing)}",
                 hint=f"it offers {', '.join(sorted(offers)) or 'none'}",
             )
+        if len(wanted) > self.config.max_tools:
+            raise UserError(
+                f"MCP server {server}: {len(wanted):,} tools, and an agent is given {self.config.max_tools:,} at most",
+                hint="only=[…] names those that it needs; McpConfig(max_tools=…) allows more",
+            )
         classes = checked_effects(server, effects, offers)
         timeout_s = (
             None if timeout is None else parse_seconds(timeout, name=f"MCP server {server}: timeout", zero=False)
@@ -254,7 +261,9 @@ class McpServerPool:
         for first in (True, False):
             async with self._in_use(key) as connection:
                 try:
-                    return await connection.call(name, arguments, **options)
+                    result = await connection.call(name, arguments, **options)
+                    self._rests.answered(key)
+                    return result
                 except McpUnavailable:
                     if not first or connection.is_open:
                         raise
@@ -296,6 +305,7 @@ class McpServerPool:
             return found
         opening = self._opening.get(key)
         if opening is None:
+            self._rests.check(key)
             opening = self._opening[key] = asyncio.create_task(self._open(key))
             opening.add_done_callback(functools.partial(self._was_opened, key))
         return await asyncio.shield(opening)
@@ -320,6 +330,7 @@ class McpServerPool:
                 samples=self._sampling is not None,
                 legacy=key.server in self._legacy,
                 on_over=self._over,
+                on_hung=self._rests.hung,
             )
             began = asyncio.get_running_loop().time()
             try:
@@ -455,86 +466,6 @@ class McpServerPool:
     def ask(self) -> Ask | None:
         """Who asks people outside of jobs."""
         return self._ask
-
-
-class McpSession:
-    """A session with a server, of one tenant and principal. key: whose. It may be closed when it was not used for long, and is opened again
-    when it is used.
-    """
-
-    def __init__(self, pool: McpServerPool, key: SessionKey) -> None:
-        self.key = key
-        self._pool = pool
-
-    async def call(
-        self,
-        name: str,
-        arguments: Mapping[str, Any] | None = None,
-        *,
-        timeout: Duration | None = None,
-        progress: "OnProgress | None" = None,
-    ) -> McpResult:
-        """Calls a tool, once. timeout: for the answer; None: `request_timeout`. progress: `progress(done, total, words)`, async or not, in
-        the pool's thread. Raises McpError: McpConnectionLost and McpTimeout where nobody knows whether it was done.
-        """
-        timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout", zero=False)
-        remote = RemoteTool(
-            self._pool.step, self.key, name, "", timeout_s, self._pool.questions, self._pool.ask, progress
-        )
-        return await remote(**dict(arguments or {}))
-
-    async def digests(self) -> dict[str, str]:
-        """What each tool says of itself, as a digest: for `approved=`."""
-        offers = await self._use(_offered)
-        return {name: offer.digest for name, offer in offers.items()}
-
-    async def left_out(self) -> dict[str, str]:
-        """The tools that are not offered to agents, and why."""
-        return await self._use(_left_out)
-
-    async def version(self) -> str:
-        """The version of the protocol that is spoken."""
-        return await self._use(_version_of)
-
-    async def resources(self) -> list[McpResource]:
-        """What the server lets read, templates last. Raises McpError."""
-        from sabot.mcp import reading
-
-        return await self._use(reading.resources)
-
-    async def read_resource(self, uri: str) -> list[dict[str, Any]]:
-        """Its contents, as the protocol has them: `{"uri": …, "text": …}`, or `{"uri": …, "blob": …}` in base64. Raises McpError."""
-        from sabot.mcp import reading
-
-        return await self._use(lambda server: reading.read_resource(server, uri))
-
-    async def prompts(self) -> list[McpPrompt]:
-        """The prompts that the server offers. Raises McpError."""
-        from sabot.mcp import reading
-
-        return await self._use(reading.prompts)
-
-    async def prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> list[ChatMessage]:
-        """The messages of a prompt, for a model. Raises McpError."""
-        from sabot.mcp import reading
-
-        return await self._use(lambda server: reading.prompt(server, name, arguments or {}))
-
-    async def _use(self, what: "Callable[[McpConnection], Awaitable[T]]") -> T:
-        return await self._pool.run(self._pool.use(self.key, what))
-
-
-async def _offered(connection: "McpConnection") -> dict[str, Any]:
-    await connection.refresh()
-    return dict(connection.offers)
-
-
-async def _left_out(connection: "McpConnection") -> dict[str, str]:
-    return dict(connection.left_out)
-
-
-async def _version_of(connection: "McpConnection") -> str:
-    return connection.version
 
 
 def _require_sdk() -> None:

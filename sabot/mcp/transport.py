@@ -27,6 +27,7 @@ from pydantic import ValidationError
 from sabot.errors import UNREADABLE as UNREADABLE_JSON
 from sabot.errors import SabotError
 from sabot.mcp.config import McpConfig, McpServerSpec, SessionKey
+from sabot.mcp.health import Paced
 from sabot.process.client import Supervisor
 from sabot.process.command import Command
 from sabot.redaction import scrubbed
@@ -433,11 +434,17 @@ class _BoundedEvents(_BoundedBody):
 
 
 class Transport:
-    """How this server is reached, as the SDK takes it."""
+    """How this server is reached, as the SDK takes it. is_awaited: whether something is asked of the server (`Paced`)."""
 
     def __init__(
-        self, spec: McpServerSpec, key: SessionKey, config: McpConfig, on_end: Callable[[str], object]
+        self,
+        spec: McpServerSpec,
+        key: SessionKey,
+        config: McpConfig,
+        on_end: Callable[[str], object],
+        is_awaited: Callable[[], bool],
     ) -> None:
+        self._is_awaited = is_awaited
         self._spec = spec
         self._key = key
         self._config = config
@@ -452,7 +459,8 @@ class Transport:
             self._opened = over_http(spec.url, spec.headers_of(self._key, self), config=config)
         else:
             self._opened = over_process(spec.command_of(self._key), config=config, on_end=self._on_end)
-        return await self._opened.__aenter__()
+        heard, said = await self._opened.__aenter__()
+        return Paced(heard, self._is_awaited), said
 
     async def __aexit__(self, *raised: Any) -> Any:
         return await self._opened.__aexit__(*raised)

@@ -1,6 +1,5 @@
 """What comes from the SDK, as Sabot has it: models as JSON, errors by what they say of a call."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any, TypeVar
@@ -37,7 +36,6 @@ __all__ = [
     "recordable",
     "refusal",
     "responses_of",
-    "seen",
     "unsent",
 ]
 
@@ -156,12 +154,6 @@ def errors_in(error: BaseException | None) -> Sequence[BaseException]:
 def reason_of(error: BaseException) -> str:
     """Why a session has ended."""
     return "; ".join(f"{type(each).__name__}: {words_of(each)}"[:300] for each in errors_in(error)) or "it was closed"
-
-
-def seen(task: "asyncio.Task[Any]") -> None:
-    """The error of a task that nobody waits for any more is nobody's."""
-    if not task.cancelled():
-        task.exception()
 
 
 def client_version() -> str:

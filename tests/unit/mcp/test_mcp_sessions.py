@@ -175,10 +175,10 @@ async def test_a_list_of_pages_without_end_is_refused_at_its_bound():
                 case _ if "id" in said:
                     await there.refuse(said, -32601, "no")
 
-    async with McpServerPool(McpConfig(max_tools=7)) as bounded:
+    async with McpServerPool(McpConfig(max_listed=7)) as bounded:
         with pytest.raises(McpUnavailable, match="MCP server many: list_tools: there are more than 7 tools") as caught:
             await bounded.tools("many", connect=over_sockets(serve))
-    assert caught.value.hint == "McpConfig(max_tools=…)"
+    assert caught.value.hint == "McpConfig(max_listed=…)"
     assert len(pages) == 8
 
 
@@ -221,13 +221,11 @@ MANY = {
 }
 
 
-@pytest.mark.parametrize(
-    ("what", "setting"), [("tools", "max_tools"), ("resources", "max_listed"), ("prompts", "max_listed")]
-)
+@pytest.mark.parametrize("what", ["tools", "resources", "prompts"])
 @pytest.mark.parametrize("bound", ["number", "bytes", "bytes of a page"])
-async def test_a_list_is_bounded_in_number_and_bytes_and_the_error_names_the_bound(what, setting, bound):
+async def test_a_list_is_bounded_in_number_and_bytes_and_the_error_names_the_bound(what, bound):
     if bound == "number":
-        config, words, hint = McpConfig(**{setting: 10}), f"list_{what}: there are more than 10 {what}", setting
+        config, words, hint = McpConfig(max_listed=10), f"list_{what}: there are more than 10 {what}", "max_listed"
     else:
         config, words, hint = (
             McpConfig(max_list_bytes=100),
@@ -268,13 +266,26 @@ async def test_who_waits_beside_a_long_list_goes_on_meanwhile():
         return types.ListToolsResult.model_validate({"tools": listed})
 
     beside = asyncio.create_task(turn())
-    found = await all_pages("desk", "list_tools", fetch, McpConfig(max_tools=1000))
+    found = await all_pages("desk", "list_tools", fetch, McpConfig())
     assert turns >= 19
     turns = 0
     offers, left_out = await offers_of(found, 100)
     beside.cancel()
     assert turns >= 19
     assert (len(offers), left_out) == (1000, {})
+
+
+async def test_of_a_server_with_very_many_tools_an_agent_is_given_those_that_it_names():
+    """A server with 501 tools could not be used at all: its session was not opened, whatever `only=` said."""
+    many = [told(f"t{number}", NUMBERS, description="Does something. " * 20) for number in range(1500)]
+    async with McpServerPool() as pool:
+        pool.add("many", connect=lister({"most_list_bytes": 4_000_000}, tools=many))
+        with pytest.raises(
+            UserError, match="MCP server many: 1,500 tools, and an agent is given 500 at most"
+        ) as caught:
+            await pool.tools("many")
+        assert "only=[…]" in caught.value.hint
+        assert [tool.name for tool in await pool.tools("many", only=["t7", "t1499"])] == ["t1499", "t7"]
 
 
 async def test_a_changed_list_that_cannot_be_read_keeps_calls_from_being_sent(pool):
@@ -286,7 +297,7 @@ async def test_a_changed_list_that_cannot_be_read_keeps_calls_from_being_sent(po
         await there.write({"method": "notifications/tools/list_changed"})
         await there.answer(request, text("done"))
 
-    async with McpServerPool(McpConfig(max_tools=2)) as bounded:
+    async with McpServerPool(McpConfig(max_listed=2)) as bounded:
         bounded.add("growing", connect=peer(grow, tools=tools))
         session = await bounded.session("growing")
         assert (await session.call("go")).text == "done"

@@ -1,0 +1,114 @@
+"""A session with a server, as programs use it."""
+
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from sabot.config import Duration, parse_seconds
+from sabot.llm.messages import ChatMessage
+from sabot.mcp.config import SessionKey
+from sabot.mcp.results import McpPrompt, McpResource, McpResult
+from sabot.mcp.tools import Ask, CallStep, RemoteTool, ServerQuestions
+
+if TYPE_CHECKING:
+    from sabot.mcp.owner import McpConnection, OnProgress
+
+__all__ = ["McpSession"]
+
+T = TypeVar("T")
+
+
+class _Pool(Protocol):
+    """What a session asks of its `McpServerPool`."""
+
+    @property
+    def step(self) -> CallStep: ...
+
+    @property
+    def questions(self) -> ServerQuestions: ...
+
+    @property
+    def ask(self) -> Ask | None: ...
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T: ...
+
+    async def use(self, key: SessionKey, what: "Callable[[McpConnection], Awaitable[T]]") -> T: ...
+
+
+class McpSession:
+    """A session with a server, of one tenant and principal. key: whose. It may be closed when it was not used for long, and is opened again
+    when it is used.
+    """
+
+    def __init__(self, pool: _Pool, key: SessionKey) -> None:
+        self.key = key
+        self._pool = pool
+
+    async def call(
+        self,
+        name: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout: Duration | None = None,
+        progress: "OnProgress | None" = None,
+    ) -> McpResult:
+        """Calls a tool, once. timeout: for the answer; None: `request_timeout`. progress: `progress(done, total, words)`, async or not, in
+        the pool's thread. Raises McpError: McpConnectionLost and McpTimeout where nobody knows whether it was done.
+        """
+        timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout", zero=False)
+        remote = RemoteTool(
+            self._pool.step, self.key, name, "", timeout_s, self._pool.questions, self._pool.ask, progress
+        )
+        return await remote(**dict(arguments or {}))
+
+    async def digests(self) -> dict[str, str]:
+        """What each tool says of itself, as a digest: for `approved=`."""
+        offers = await self._use(_offered)
+        return {name: offer.digest for name, offer in offers.items()}
+
+    async def left_out(self) -> dict[str, str]:
+        """The tools that are not offered to agents, and why."""
+        return await self._use(_left_out)
+
+    async def version(self) -> str:
+        """The version of the protocol that is spoken."""
+        return await self._use(_version_of)
+
+    async def resources(self) -> list[McpResource]:
+        """What the server lets read, templates last. Raises McpError."""
+        from sabot.mcp import reading
+
+        return await self._use(reading.resources)
+
+    async def read_resource(self, uri: str) -> list[dict[str, Any]]:
+        """Its contents, as the protocol has them: `{"uri": …, "text": …}`, or `{"uri": …, "blob": …}` in base64. Raises McpError."""
+        from sabot.mcp import reading
+
+        return await self._use(lambda server: reading.read_resource(server, uri))
+
+    async def prompts(self) -> list[McpPrompt]:
+        """The prompts that the server offers. Raises McpError."""
+        from sabot.mcp import reading
+
+        return await self._use(reading.prompts)
+
+    async def prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> list[ChatMessage]:
+        """The messages of a prompt, for a model. Raises McpError."""
+        from sabot.mcp import reading
+
+        return await self._use(lambda server: reading.prompt(server, name, arguments or {}))
+
+    async def _use(self, what: "Callable[[McpConnection], Awaitable[T]]") -> T:
+        return await self._pool.run(self._pool.use(self.key, what))
+
+
+async def _offered(connection: "McpConnection") -> dict[str, Any]:
+    await connection.refresh()
+    return dict(connection.offers)
+
+
+async def _left_out(connection: "McpConnection") -> dict[str, str]:
+    return dict(connection.left_out)
+
+
+async def _version_of(connection: "McpConnection") -> str:
+    return connection.version
