@@ -401,10 +401,8 @@ def test_cells_run_in_the_repl_of_asyncio(tmp_path: Path) -> None:
 
 
 def test_the_code_of_a_step_is_shown_as_it_is() -> None:
-    """ARCHITECTURE.md, "Adding a step": each line of its blocks stands in the file that is named above it, in this order; … is what is
-    left out.
-    """
-    section = (ROOT / "ARCHITECTURE.md").read_text().split("## Adding a step\n")[1].split("\n## ")[0]
+    """CONTRIBUTING.md, "Adding a step of a stream": each line of a block stands in the file named above the block, in this order."""
+    section = (ROOT / "CONTRIBUTING.md").read_text().split("## Adding a step of a stream\n")[1].split("\n## ")[0]
     shown = re.findall(r"^`(sabot/[\w/]+\.py)`\n\n```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
     assert [path for path, _ in shown[:3]] == [
         "sabot/api/nodes/keyed.py",
