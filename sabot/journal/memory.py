@@ -24,6 +24,7 @@ from sabot.journal.base import (
     check_letter,
     entry_of_letter,
 )
+from sabot.journal.counting import Run, check_counted, joined, runs_of
 from sabot.journal.entries import (
     Answer,
     Begin,
@@ -55,6 +56,7 @@ class MemoryHome:
         self.owner: object | None = None
         self.next = 0
         self.removed = 0  # the offset behind the last END whose job was trimmed
+        self.gone: list[Run] = []  # places of entries that were trimmed (`counting`)
         self.entries: dict[int, tuple[str, bytes]] = {}
         self.of_job: dict[str, list[int]] = {}
         self.bodies: dict[bytes, bytes] = {}
@@ -86,10 +88,17 @@ class MemoryReader(JournalReader):
         first = (start or {}).get(0, 0)
         with self.home.lock:
             offsets = list(self.home.entries) if job is None else list(self.home.of_job.get(job, ()))
+            if job is None:
+                self._check(first, offsets)
         for offset in offsets:
             found = self.home.entries.get(offset)
             if offset >= first and found is not None:
                 yield Position(0, offset), decode_entry(found[1], self.where)
+
+    def _check(self, first: int, offsets: list[int]) -> None:
+        """Raises CorruptJournal where an entry from `first` on is missing."""
+        later = [offset for offset in offsets if offset >= first]
+        check_counted(lambda *_: self.home.gone, self.where, first, later, max(first, self.home.next))
 
     def load(self, body: Body) -> bytes:
         if isinstance(body, bytes):
@@ -146,21 +155,22 @@ class MemoryJournal(MemoryReader, Journal):
 
     def append(self, entry: Entry) -> Position:
         with self.home.lock:
-            self._check()
+            self._check_open()
             offset = self.home.next
-            self.home.next += 1
             entry, body = with_stored_body(entry)
+            data = encode_entry(entry)
+            self.home.next += 1
             if body:
                 self.home.bodies.setdefault(hash_of(body), body)
             named = body_of(entry)
             if isinstance(named, StoredBody):
                 self.home.uses[offset] = named.hash
-            self.home.entries[offset] = (entry.job, encode_entry(entry))
+            self.home.entries[offset] = (entry.job, data)
             self.home.of_job.setdefault(entry.job, []).append(offset)
             self._index(offset, entry)
         return Position(0, offset)
 
-    def _check(self) -> None:
+    def _check_open(self) -> None:
         if self.home.owner is not self:
             raise UserError(f"{self.where} is closed")
 
@@ -182,7 +192,7 @@ class MemoryJournal(MemoryReader, Journal):
             home.questions[entry.token] = replace(home.questions[entry.token], closed=entry.outcome)
 
     async def room(self) -> None:
-        self._check()
+        self._check_open()
 
     async def durable(self, position: Position) -> None:
         """All that was appended is."""
@@ -223,6 +233,7 @@ class MemoryJournal(MemoryReader, Journal):
                     continue
                 ends = [at for at in offsets if isinstance(decode_entry(home.entries[at][1], self.where), End)]
                 home.removed = max(home.removed, 0, *(at + 1 for at in ends))
+                home.gone = joined([*home.gone, *runs_of(offsets)])
                 for offset in offsets:
                     del home.entries[offset]
                     home.uses.pop(offset, None)

@@ -38,11 +38,12 @@ from sabot.errors import (
     short_repr,
 )
 from sabot.journal.base import Position
+from sabot.journal.counting import COUNTED, end_of_log
 from sabot.journal.entries import Entry
 from sabot.journal.life import is_over, life_of_this_process
 from sabot.journal.owning import SqlInbox, SqlJournal
 from sabot.journal.schemas import JournalSchema, PostgresSession, Statements
-from sabot.journal.tables import Connection, SqlReader, StoredEntry, add, end_of_log, rows_of
+from sabot.journal.tables import Connection, SqlReader, StoredEntry, add, rows_of
 from sabot.journal.writing import CAPACITY_BYTES, Appended, GroupWriter
 from sabot.steps import step
 
@@ -74,6 +75,9 @@ _RENEW = "UPDATE claim SET until = clock_timestamp() + %s * interval '1 second' 
 _FENCE = "SELECT 1 / count(*)::int FROM (SELECT 1 FROM claim WHERE epoch = %s FOR SHARE) AS mine"
 _RENEWING_FENCE = f"WITH mine AS ({_RENEW}) SELECT 1 / count(*)::int FROM mine"
 _RELEASE = "UPDATE claim SET owner = '', life = '', until = 'epoch' WHERE owner = %s"
+_SAFETY = (  # of a commit: its disk, the standbys that it waits for, and those that there are
+    "SELECT current_setting('fsync'), current_setting('synchronous_standby_names'), count(*) FROM pg_stat_replication"
+)
 _END_SESSIONS = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
     "WHERE application_name = %s AND state <> 'idle' AND pid <> pg_backend_pid()"
@@ -99,6 +103,7 @@ class PostgresReader(SqlReader):
             facts = place.known_facts(connection)
         self.identity = facts["identity"]
         self.key = bytes.fromhex(facts["key"])
+        self.counted = int(facts["format"]) >= COUNTED
 
     def select(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         try:
@@ -177,8 +182,10 @@ class PostgresJournal(PostgresReader, SqlJournal):
             place.make(self._writing)
             self._take_claim()
             opened.callback(self._release)
+            place.count(self._writing)
             self._look_at(place)
             opened.callback(super().close)
+            self.check_end()
             inbox = PostgresInbox(url, app, clock=clock)
             opened.callback(inbox.close)
             (self._end,) = SqlReader.positions(self).values()  # behind what this owner knows to be durable
@@ -261,10 +268,17 @@ class PostgresJournal(PostgresReader, SqlJournal):
             ((self._epoch, earlier_s),) = taken
             self._renewed = self._asked = asked
             self._predecessor_until = -math.inf if earlier_s is None else lasting() + earlier_s
-            ((fsync,),) = run("SELECT current_setting('fsync')").fetchall()
+            ((fsync, awaited, copies),) = run(_SAFETY).fetchall()
         if fsync == "off":
             _log.warning(
                 "%s: its server has fsync=off, and loses what was durable when its machine ends", self._place.where
+            )
+        if copies and not awaited:
+            _log.warning(
+                "%s: its server has standbys (%d), and waits for none of them (synchronous_standby_names): one that takes its place may "
+                "lack the last entries, and effects that were made may be made again",
+                self._place.where,
+                copies,
             )
 
     def _is_due(self, now: float) -> bool:

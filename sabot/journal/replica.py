@@ -15,6 +15,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.config import checked_kind, checked_topic, legal_topic, parse_broker
 from sabot.disk import TemporaryFolder, private
 from sabot.errors import BrokerUnavailable, CorruptJournal, DataError, UserError
+from sabot.journal.counting import count_anew
 from sabot.journal.entries import decode_entry
 from sabot.journal.frames import (
     CopyBegin,
@@ -203,6 +204,8 @@ class Replica:
         """The copy that begins before `first`."""
         for _, frame in self._frames(order, first, end):
             if isinstance(frame, CopyEnd):
+                with self.writes() as tables:
+                    count_anew(tables)
                 return
             if isinstance(frame, CopyRows):
                 with self.writes() as tables:

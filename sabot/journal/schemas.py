@@ -13,11 +13,12 @@ from sabot.config import checked_kind
 from sabot.connectors.sql.database import quoted
 from sabot.connectors.sql.server import PostgresServer
 from sabot.errors import CorruptJournal, LetterRefused, TransientError, UserError
+from sabot.journal.counting import COUNTED, begin_to_count, make_tables
 from sabot.steps import step
 
 __all__ = ["JournalSchema", "PostgresSession", "Statements", "TablesPlace"]
 
-_FORMAT = 1
+_FORMAT = COUNTED
 _LONGEST_NAME = 63  # bytes: what is longer, PostgreSQL cuts off
 _LOCK = 0x5AB07  # held while a journal is made, so that two processes do not make one
 
@@ -130,7 +131,7 @@ class JournalSchema:
             facts = dict(connection.execute("SELECT name, value FROM meta").fetchall())
         if not {"identity", "key", "format"} <= facts.keys():
             raise CorruptJournal(f"{self.where} has lost its identity")
-        if facts["format"] != str(_FORMAT):
+        if facts["format"] not in map(str, range(1, _FORMAT + 1)):
             raise UserError(
                 f"{self.where} has format {facts['format']}, and this Sabot knows {_FORMAT}",
                 hint="a newer Sabot has written it: start with that one",
@@ -159,9 +160,18 @@ class JournalSchema:
                 connection.execute(f"CREATE SCHEMA {quoted(self.schema)}")
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 connection.execute(statement)
+            make_tables(Statements(connection), "bigint")
             facts = {"format": str(_FORMAT), "identity": uuid.uuid4().hex, "key": secrets.token_hex(32), "trimmed": "0"}
             for fact in facts.items():
                 connection.execute("INSERT INTO meta (name, value) VALUES (%s, %s)", fact)
+
+    def count(self, connection: Any) -> None:
+        """Begins to count the places of a journal of before, whose claim the caller has."""
+        with self.server.explained(), step("journal", f"{self.where}: counted"), connection.transaction():
+            ((form,),) = connection.execute("SELECT value FROM meta WHERE name = 'format' FOR UPDATE").fetchall()
+            if int(form) < COUNTED:
+                begin_to_count(Statements(connection), "bigint")
+                connection.execute("UPDATE meta SET value = %s WHERE name = 'format'", (str(COUNTED),))
 
 
 class TablesPlace(Protocol):

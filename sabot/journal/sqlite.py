@@ -24,6 +24,7 @@ from sabot.config import checked_path
 from sabot.disk import lock, own_folder, private, sync
 from sabot.errors import CorruptJournal, JobLocked, JournalFailed, SabotError, UserError
 from sabot.faults import fault_of, hint_of
+from sabot.journal.counting import COUNTED, begin_to_count
 from sabot.journal.owning import SqlInbox, SqlJournal
 from sabot.journal.tables import (
     HELD,
@@ -183,8 +184,12 @@ class SqliteJournal(SqliteReader, SqlJournal):
                 with transaction(self._writing):
                     self._epoch = int(facts["epoch"]) + 1
                     self._writing.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (self._epoch,))
+                    if facts["format"] < COUNTED:
+                        begin_to_count(self._writing, "INTEGER")
+                        self._writing.execute(f"PRAGMA user_version = {COUNTED}")
             super().__init__(database)
             opened.callback(super().close)
+            self.check_end()
             self._watching = connected(database, "ro")
             opened.callback(self._watching.close)
             self._seen = 0

@@ -23,6 +23,20 @@ from urllib.parse import quote
 from sabot.errors import CorruptJournal, TransientError, UserError
 from sabot.faults import hint_of
 from sabot.journal.base import MAY_BEGIN_AGAIN, JobMark, JournalReader, Position, Question
+from sabot.journal.counting import (
+    COUNTED,
+    ENDS,
+    GONE,
+    WRITTEN_END,
+    check_counted,
+    count_anew,
+    end_of_log,
+    end_of_rows,
+    make_tables,
+    note_gone,
+    runs_of,
+    written,
+)
 from sabot.journal.entries import (
     Answer,
     Begin,
@@ -54,7 +68,6 @@ __all__ = [
     "clear",
     "connected",
     "copied",
-    "end_of_log",
     "explained",
     "facts_of",
     "forget",
@@ -69,7 +82,7 @@ __all__ = [
 ]
 
 _APPLICATION = 0x5AB07  # SQLite's application_id: which program a database belongs to
-_FORMAT = 1
+_FORMAT = COUNTED
 _WAIT_SECONDS = 30.0  # for others that write the same database: inboxes, a trim
 _LOG_BYTES = 64 << 20  # that the write-ahead log keeps on the disk when it begins anew
 _CHUNK = 1000  # rows read, jobs trimmed in one transaction
@@ -120,7 +133,6 @@ _ENDED = (  # before a place
 _REOPENED = f"({', '.join(map(repr, MAY_BEGIN_AGAIN))})"
 _UNUSED = "NOT EXISTS (SELECT 1 FROM uses WHERE uses.hash = bodies.hash)"
 _REMOVED = "SELECT value FROM meta WHERE name = 'removed'"  # the place behind the last END whose job was trimmed
-_END_OF_LOG = "SELECT (SELECT max(place) FROM entries), (SELECT value FROM meta WHERE name = 'trimmed')"
 _TAKEN = "UPDATE inbox SET taken = 1, letter = ? WHERE number = ?"
 
 
@@ -175,12 +187,12 @@ def facts_of(connection: sqlite3.Connection, where: object) -> dict[str, Any]:
     (form,) = connection.execute("PRAGMA user_version").fetchone()
     if application != _APPLICATION:
         raise CorruptJournal(f"{where} is a database, and no journal of Sabot", hint="give another directory")
-    if form != _FORMAT:
+    if not 1 <= form <= _FORMAT:
         raise UserError(
             f"{where} has format {form}, and this Sabot knows {_FORMAT}",
             hint="a newer Sabot has written it: start with that one",
         )
-    facts = dict(connection.execute("SELECT name, value FROM meta"))
+    facts = {**dict(connection.execute("SELECT name, value FROM meta")), "format": form}
     if not {"identity", "key", "epoch"} <= facts.keys():
         raise CorruptJournal(f"{where} has lost its identity")
     return facts
@@ -207,23 +219,32 @@ class Connection(Protocol):
 
 
 class SqlReader(JournalReader):
-    """Reads the tables, wherever they are."""
+    """Reads the tables, wherever they are. counted: their places are (`counting`), which an owner of today begins with."""
+
+    counted: bool
 
     @abstractmethod
     def select(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """What one statement finds among what is durable now. Raises as all methods do."""
 
     def positions(self) -> dict[int, int]:
-        return {0: _end_of_log(self.select(_END_OF_LOG))}
+        return {0: end_of_rows(self.select(ENDS, ()))}
 
     def read(self, job: str | None = None, start: Mapping[int, int] | None = None) -> Iterator[tuple[Position, Entry]]:
         first = (start or {}).get(0, 0)
         chosen, values = ("", ()) if job is None else ("AND job = ? ", (job,))
+        counted = self.counted and job is None
+        end = (
+            int(self.select(WRITTEN_END)[0][0]) if counted else 0
+        )  # as it is now: behind it entries may come meanwhile
         while True:  # in chunks: a long look would be in the way of those who write
             rows = self.select(
                 f"SELECT place, job, sum, entry FROM entries WHERE place >= ? {chosen}ORDER BY place LIMIT {_CHUNK}",
                 (first, *values),
             )
+            if counted:
+                behind = rows[-1][0] + 1 if len(rows) == _CHUNK else max(end, rows[-1][0] + 1 if rows else first)
+                check_counted(self._gone, self.where, first, [row[0] for row in rows], behind)
             for place, named, told, data in rows:
                 if not isinstance(data, bytes) or checksum(place, named, data) != told:
                     raise CorruptJournal(f"{self.where}: entry {place} is damaged", hint="go back to a copy of it")
@@ -231,6 +252,15 @@ class SqlReader(JournalReader):
             if len(rows) < _CHUNK:
                 return
             first = rows[-1][0] + 1
+
+    def _gone(self, first: int, behind: int) -> list[tuple[int, int]]:
+        return [(int(at), int(end)) for at, end in self.select(GONE, (first, behind))]
+
+    def check_end(self) -> None:
+        """Raises CorruptJournal where entries are missing behind the last one that is there: an owner would write at their places."""
+        (behind,) = SqlReader.positions(self).values()
+        if self.counted:
+            check_counted(self._gone, self.where, behind, (), int(self.select(WRITTEN_END)[0][0]))
 
     def trimmed(self) -> dict[int, int]:
         rows = self.select(_REMOVED)
@@ -288,6 +318,7 @@ class TablesReader(SqlReader):
                 raise
         self.identity: str = facts["identity"]
         self.key: bytes = facts["key"]
+        self.counted = facts["format"] >= COUNTED
 
     def select(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with explained(self.where), self._lock:
@@ -388,6 +419,7 @@ def add(connection: Connection, rows: Sequence[StoredEntry]) -> None:
     connection.executemany(
         _ENTRY, [(row.place, row.entry.job, checksum(row.place, row.entry.job, row.data), row.data) for row in rows]
     )
+    written(connection, rows[0].place, rows[-1].place + 1)
     for row in rows:
         named = body_of(row.entry)
         if isinstance(named, StoredBody):
@@ -422,6 +454,8 @@ def remove(connection: Connection, jobs: Sequence[str], before: int, letters: in
         run(f"DELETE FROM uses WHERE {uses}", ended)
         for hashes in _parts(bodies):
             run(f"DELETE FROM bodies WHERE {_among('hash', hashes)} AND {_UNUSED}", hashes)
+        places = run(f"SELECT place FROM entries WHERE {theirs} ORDER BY place", ended).fetchall()
+        note_gone(connection, runs_of(place for (place,) in places))
         removed += run(f"DELETE FROM entries WHERE {theirs}", ended).rowcount
         run(f"DELETE FROM questions WHERE {theirs}", ended)
         run(f"DELETE FROM inbox WHERE {theirs} AND number <= ?", (*ended, letters))
@@ -448,16 +482,6 @@ def _among(column: str, values: Sequence[Any]) -> str:
     return f"{column} IN ({', '.join('?' * len(values))})"
 
 
-def end_of_log(connection: Connection) -> int:
-    """The place behind the last entry that there was, also where it was trimmed."""
-    return _end_of_log(connection.execute(_END_OF_LOG).fetchall())
-
-
-def _end_of_log(rows: list[tuple[Any, ...]]) -> int:
-    ((last, trimmed),) = rows
-    return max(-1 if last is None else last + 1, int(trimmed or 0), 0)
-
-
 def forget(connection: Connection, before_ms: int) -> None:
     """The marks of jobs that had ended then, and have no entries any more, go too."""
     connection.execute(
@@ -470,6 +494,7 @@ def make(database: Path, identity: str, key: bytes) -> None:
     connection = connected(database, "rw")
     try:
         connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+        make_tables(connection, "INTEGER")
         facts = {"identity": identity, "key": key, "epoch": 0, "trimmed": 0}
         connection.executemany("INSERT INTO meta (name, value) VALUES (?, ?)", facts.items())
         connection.execute(f"PRAGMA application_id = {_APPLICATION}")
@@ -516,6 +541,7 @@ def clear(connection: sqlite3.Connection, next_place: int, removed: int) -> None
         connection.execute(f"DELETE FROM {table}")
     connection.execute("UPDATE meta SET value = ? WHERE name = 'trimmed'", (next_place,))
     _set_removed(connection, removed)
+    count_anew(connection)
 
 
 def add_body(connection: sqlite3.Connection, body: bytes) -> None:

@@ -2,13 +2,17 @@
 
 import asyncio
 import math
+import sqlite3
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
+import psycopg
 import pytest
+from confluent_kafka import Producer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,7 +46,11 @@ from sabot.journal import (
     StoredBody,
     check_place,
 )
+from sabot.journal.frames import EntriesFrame, FrameOrder
 from sabot.journal.kafka import KafkaInbox, KafkaJournal, KafkaJournalReader
+from sabot.journal.sqlite import DATABASE
+from sabot.kafka.client import ensure_topic, link_of
+from tools.kafka_eyes import messages
 from tools.postgres import server_or_skip
 
 
@@ -52,6 +60,9 @@ class Home(Protocol):
     def owner(self) -> Journal: ...
     def reader(self) -> JournalReader: ...
     def inbox(self) -> Inbox: ...
+
+    def lose(self, *places: int) -> None:
+        """The entries at these places are gone, by no doing of Sabot's. Nobody has the journal open."""
 
 
 class InMemory:
@@ -68,6 +79,11 @@ class InMemory:
     def inbox(self) -> Inbox:
         return MemoryInbox(self.home)
 
+    def lose(self, *places: int) -> None:
+        for place in places:
+            job, _ = self.home.entries.pop(place)
+            self.home.of_job[job].remove(place)
+
 
 class InSqlite:
     def __init__(self, folder: Path) -> None:
@@ -82,6 +98,10 @@ class InSqlite:
 
     def inbox(self) -> Inbox:
         return SqliteInbox(self.folder, clock=self.clock)
+
+    def lose(self, *places: int) -> None:
+        with closing(sqlite3.connect(self.folder / DATABASE)) as database, database:
+            database.executemany("DELETE FROM entries WHERE place = ?", [(place,) for place in places])
 
 
 class InKafka:
@@ -98,6 +118,18 @@ class InKafka:
     def inbox(self) -> Inbox:
         return KafkaInbox(self.address, clock=self.clock)
 
+    def lose(self, *places: int) -> None:
+        """A topic without the frames that have these entries, under another name: Kafka deletes nothing in the middle."""
+        broker, _, topic = self.address.rpartition("/")
+        self.address = f"{broker}/{topic}-"
+        ensure_topic(link_of(broker, "a test", {}, "Write"), f"{topic}-", {}, 2, FOREVER)
+        producer, order = Producer({"bootstrap.servers": broker.removeprefix("kafka://")}), FrameOrder()
+        for message in messages(broker, topic):
+            frame = order.take(message.value(), topic) if message.partition() == 0 else None
+            if not isinstance(frame, EntriesFrame) or not {entry[0] for entry in frame.entries} & set(places):
+                producer.produce(f"{topic}-", message.value(), partition=message.partition())
+        assert producer.flush(30) == 0
+
 
 class InPostgres:
     def __init__(self, url: str, app: str) -> None:
@@ -113,7 +145,12 @@ class InPostgres:
     def inbox(self) -> Inbox:
         return PostgresInbox(self.url, self.app, clock=self.clock)
 
+    def lose(self, *places: int) -> None:
+        with psycopg.connect(self.url, autocommit=True) as database:
+            database.execute(f'DELETE FROM "sabot_{self.app}".entries WHERE place = ANY(%s)', (list(places),))  # type: ignore[arg-type]
 
+
+FOREVER = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
 HOMES = ["memory", "sqlite", "postgres", pytest.param("kafka", marks=pytest.mark.kafka)]
 
 
@@ -249,6 +286,75 @@ def test_a_closed_journal_takes_nothing(home: Home) -> None:
     journal.close()
     with pytest.raises(UserError, match="closed"):
         journal.append(Begin("a", 1))
+
+
+# -- what is missing --------------------------------------------------------------------------------------------------
+
+
+def apart(home: Home, count: int) -> None:
+    """So many entries of three jobs in turn, each in a commit of its own, by an owner that has closed."""
+    owner = home.owner()
+    for number in range(count):
+        written(owner, Begin("abc"[number % 3], number) if number < 3 else Cancel("abc"[number % 3], number))
+    owner.close()
+
+
+def read_by_a_reader(home: Home) -> int:
+    reader = home.reader()
+    try:
+        return len(entries(reader))
+    finally:
+        reader.close()
+
+
+def read_by_an_owner(home: Home) -> int:
+    owner = home.owner()
+    try:
+        return len(entries(owner))
+    finally:
+        owner.close()
+
+
+@pytest.mark.parametrize(
+    ("lost", "told"), [([4], "entry 4 is"), ([3, 4, 5], "entries 3 to 5 are"), ([0], "entry 0 is")]
+)
+def test_an_entry_that_is_missing_in_the_middle_is_told_by_its_place(home: Home, lost: list[int], told: str) -> None:
+    apart(home, 8)
+    home.lose(*lost)
+    told = f"{told} missing" if not isinstance(home, InKafka) else "missing"
+    for read in (read_by_a_reader, read_by_an_owner):
+        with pytest.raises(CorruptJournal, match=told):
+            read(home)
+
+
+def test_entries_that_are_missing_at_the_end_are_told_by_readers_and_the_next_owner(home: Home) -> None:
+    """As a server loses them that takes the place of another one; what was done would be done again."""
+    apart(home, 8)
+    home.lose(6, 7)
+    told = "entries 6 to 7 are missing" if not isinstance(home, InKafka) else "is missing"
+    for read in (read_by_a_reader, read_by_an_owner):
+        with pytest.raises(CorruptJournal, match=told):
+            read(home)
+
+
+def test_what_was_trimmed_is_not_missing(home: Home) -> None:
+    apart(home, 9)  # 0, 3 and 6 are of the job "a"
+    owner = home.owner()
+    written(owner, End("a", 9, "succeeded"), Signal("b", 10, "s", "t"), End("c", 11, "succeeded"))
+    assert owner.trim({0: 10}) == 4
+    owner.close()
+    assert read_by_a_reader(home) == read_by_an_owner(home) == 8
+    owner = home.owner()
+    assert owner.trim({0: 12}) == 4  # those of "c", and its END is the last entry
+    owner.close()
+    assert read_by_a_reader(home) == read_by_an_owner(home) == 4
+    owner = home.owner()
+    assert written(owner, Cancel("b", 12)) == Position(0, 12)
+    owner.close()
+    assert read_by_a_reader(home) == read_by_an_owner(home) == 5
+    home.lose(4)  # of "b", between two that were trimmed
+    with pytest.raises(CorruptJournal, match="entry 4 is missing" if not isinstance(home, InKafka) else "missing"):
+        read_by_a_reader(home)
 
 
 # -- bodies -----------------------------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def test_what_is_no_journal_of_ours_is_told(url: str, app: str) -> None:
         PostgresJournal(url, "a" * 60)
     PostgresJournal(url, app).close()
     query(url, f"UPDATE \"sabot_{app}\".meta SET value = '7' WHERE name = 'format'")
-    with pytest.raises(UserError, match="has format 7, and this Sabot knows 1"):
+    with pytest.raises(UserError, match="has format 7, and this Sabot knows 2"):
         PostgresJournal(url, app)
     query(url, f"DELETE FROM \"sabot_{app}\".meta WHERE name = 'key'")
     with pytest.raises(CorruptJournal, match="lost its identity"):
@@ -191,6 +191,17 @@ def test_a_commit_is_on_the_disk_when_the_server_answers(server: Postgres, app: 
     fill(journal, 1)
     assert journal._writing.execute("SHOW synchronous_commit").fetchall() == [("on",)]
     journal.close()
+
+
+def test_a_server_with_standbys_that_no_commit_waits_for_is_named(
+    url: str, app: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One of them that takes its place may lack the last entries, which nothing can tell behind the last checkpoint."""
+    PostgresJournal(url, app).close()
+    assert "standbys" not in caplog.text
+    with psycopg.connect(f"{url}?replication=database", autocommit=True):
+        PostgresJournal(url, app).close()
+    assert "has standbys (1), and waits for none of them (synchronous_standby_names)" in caplog.text
 
 
 def test_an_entry_that_was_changed_is_damaged(url: str, app: str) -> None:
@@ -597,6 +608,7 @@ def test_a_server_that_has_lost_what_was_durable_ends_the_journal(url: str, app:
     journal = PostgresJournal(url, app, lease_s=60)
     fill(journal, 5)
     query(url, f'DELETE FROM "sabot_{app}".entries WHERE place >= 3')
+    query(url, f'UPDATE "sabot_{app}".log_end SET place = 3')
     query(
         url,
         f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'sabot-journal-{journal._owner}'",

@@ -1,0 +1,173 @@
+"""How a missing entry is noticed: places are counted from 0, and each has its entry, or is noted as trimmed.
+
+    log_end   one row: the place behind the last entry that was written, changed in the transaction that writes it
+    gone      runs of places whose entries were trimmed, disjoint and never side by side
+
+So a gap between two entries, and one behind the last of them, is told by its place, whatever has made it: rows that somebody deleted, a
+table that was restored without the others. A commit of entries changes one row of these tables, a trim the runs beside its own places.
+Statements are those that SQLite and PostgreSQL know, with values marked by `?`.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+from sabot.errors import CorruptJournal
+
+__all__ = [
+    "COUNTED",
+    "ENDS",
+    "GONE",
+    "WRITTEN_END",
+    "Gone",
+    "Run",
+    "begin_to_count",
+    "check_counted",
+    "count_anew",
+    "end_of_log",
+    "end_of_rows",
+    "joined",
+    "make_tables",
+    "note_gone",
+    "runs_of",
+    "written",
+]
+
+COUNTED = 2
+"""The format of tables from which on places are counted."""
+
+_TABLES = (
+    "CREATE TABLE log_end (place {whole} PRIMARY KEY)",
+    "CREATE TABLE gone (first {whole} PRIMARY KEY, behind {whole} NOT NULL UNIQUE)",
+    "INSERT INTO log_end VALUES (0)",
+)
+
+_MOST_NAMED = 400  # values in one statement
+ENDS = "SELECT (SELECT max(place) FROM entries), (SELECT value FROM meta WHERE name = 'trimmed')"
+"""Finds what `end_of_rows` takes."""
+
+WRITTEN_END = "SELECT place FROM log_end"
+"""Finds the place behind the last entry that was ever written."""
+
+GONE = "SELECT first, behind FROM gone WHERE behind > ? AND first < ? ORDER BY first"
+"""As `Gone`."""
+
+_WRITTEN = "UPDATE log_end SET place = ? WHERE place = ?"  # by its key: also under a long dump, which keeps all versions of the row
+_GAPS = (
+    "INSERT INTO gone (first, behind) SELECT previous + 1, place FROM "
+    "(SELECT place, lag(place, 1, CAST(-1 AS bigint)) OVER (ORDER BY place) AS previous FROM entries) AS places "
+    "WHERE place > previous + 1"
+)
+_HINT = "bring back a copy of the journal that has them; or start --fresh --forget-effects: effects that were made may be made again"
+
+Run = tuple[int, int]
+"""The first place, and the one behind the last."""
+
+Gone = Callable[[int, int], Sequence[Run]]
+"""Returns the runs of trimmed places, in order, which have some from the first number on and before the second one."""
+
+
+class _Connection(Protocol):
+    def execute(self, statement: str, values: Sequence[Any] = ..., /) -> Any: ...
+
+
+def runs_of(places: Iterable[int]) -> list[Run]:
+    """The runs of these places, which are in order."""
+    runs: list[Run] = []
+    for place in places:
+        if runs and runs[-1][1] == place:
+            runs[-1] = runs[-1][0], place + 1
+        else:
+            runs.append((place, place + 1))
+    return runs
+
+
+def joined(runs: Iterable[Run]) -> list[Run]:
+    """Disjoint runs, in order, with those that are side by side made one."""
+    found: list[Run] = []
+    for first, behind in sorted(runs):
+        if found and found[-1][1] == first:
+            found[-1] = found[-1][0], behind
+        else:
+            found.append((first, behind))
+    return found
+
+
+def written(connection: _Connection, first: int, behind: int) -> None:
+    """Entries from the place `first`, where the log has ended, to before `behind` are written in this transaction."""
+    connection.execute(_WRITTEN, (behind, first))
+
+
+def note_gone(connection: _Connection, runs: Sequence[Run]) -> None:
+    """The entries of these runs, in order, are trimmed in this transaction."""
+    beside: set[Run] = set()
+    for some in _parts(runs):
+        marks = ", ".join("?" * len(some))
+        for column, values in (("behind", [first for first, _ in some]), ("first", [behind for _, behind in some])):
+            found = connection.execute(f"SELECT first, behind FROM gone WHERE {column} IN ({marks})", values)
+            beside.update((int(first), int(behind)) for first, behind in found.fetchall())
+    for some in _parts(sorted(beside)):
+        marks = ", ".join("?" * len(some))
+        connection.execute(f"DELETE FROM gone WHERE first IN ({marks})", [first for first, _ in some])
+    for some in _parts(joined([*runs, *beside])):
+        marks = ", ".join(["(?, ?)"] * len(some))
+        connection.execute(f"INSERT INTO gone (first, behind) VALUES {marks}", [place for run in some for place in run])
+
+
+def _parts(runs: Sequence[Run]) -> Iterator[Sequence[Run]]:
+    for first in range(0, len(runs), _MOST_NAMED):
+        yield runs[first : first + _MOST_NAMED]
+
+
+def make_tables(connection: _Connection, whole: str) -> None:
+    """Makes the tables, of a journal without entries. whole: the type of whole numbers of 63 bits: bigint, or in SQLite INTEGER, the key of
+    a row itself, so that a commit of entries writes one page more, and not two.
+    """
+    for statement in _TABLES:
+        connection.execute(statement.format(whole=whole))
+
+
+def begin_to_count(connection: _Connection, whole: str) -> None:
+    """Of tables of before: from now on their places are counted. The format that they say is for their home to change."""
+    make_tables(connection, whole)
+    count_anew(connection)
+
+
+def count_anew(connection: _Connection) -> None:
+    """What is missing is taken for trimmed from here on, since nobody knows better."""
+    ((last,),) = connection.execute("SELECT coalesce(max(place), -1) FROM entries").fetchall()
+    behind = end_of_log(connection)
+    connection.execute("DELETE FROM gone")
+    connection.execute(_GAPS)
+    if last + 1 < behind:
+        note_gone(connection, [(last + 1, behind)])
+    connection.execute("UPDATE log_end SET place = ?", (behind,))
+
+
+def end_of_log(connection: _Connection) -> int:
+    """The place behind the last entry that there is, or was when something was trimmed last."""
+    return end_of_rows(connection.execute(ENDS).fetchall())
+
+
+def end_of_rows(rows: Sequence[Sequence[Any]]) -> int:
+    """The same, of what `ENDS` finds."""
+    ((last, trimmed),) = rows
+    return max(-1 if last is None else last + 1, int(trimmed or 0), 0)
+
+
+def check_counted(gone: Gone, where: str, first: int, places: Sequence[int], behind: int) -> None:
+    """Raises CorruptJournal where an entry from `first` to before `behind` is missing. places: of those that are there, in order."""
+    if len(places) >= behind - first:
+        return
+    known = gone(first, behind)
+    starts = [run[0] for run in known]
+    at = first
+    for place in (*places, behind):
+        if at < place:
+            before = bisect_right(starts, at) - 1
+            lost = max(at, known[before][1]) if before >= 0 else at
+            if lost < place:
+                until = min([place, *starts[before + 1 : before + 2]])
+                what = f"entry {lost} is" if until == lost + 1 else f"entries {lost} to {until - 1} are"
+                raise CorruptJournal(f"{where}: {what} missing, and nobody has trimmed them", hint=_HINT)
+        at = place + 1
