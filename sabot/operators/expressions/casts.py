@@ -10,6 +10,7 @@ from sabot.arrays import decimal_array, decimal_floats, decimal_type, epoch, int
 from sabot.errors import DataError, UserError
 from sabot.operators.expressions.rounding import rescaled
 from sabot.operators.expressions.times import local
+from sabot.operators.expressions.zones import zone_texts
 
 __all__ = ["RefusedValues", "caster", "common_type", "integer_range", "is_number", "least_integer"]
 
@@ -204,6 +205,11 @@ def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool
     if types.is_temporal(target) and types.is_integer(source) and source.bit_width != target.bit_width:
         wide = pa.int64() if target.bit_width == 64 else pa.int32()
         return lambda array: pc.cast(pc.cast(array, wide), target), False
+    if types.is_timestamp(source) and not is_utc(source.tz) and (types.is_string(target) or types.is_time(target)):
+        clock, total = _conversion(pa.timestamp(source.unit), target)
+        if types.is_time(target):
+            return lambda array: clock(local(array)), total
+        return lambda array: pc.binary_join_element_wise(clock(local(array)), zone_texts(array, "z"), ""), total
     if types.is_string(target):
         if types.is_floating(source):
             return _float_text, True

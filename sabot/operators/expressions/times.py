@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from sabot._cython.text.times import write_times
 from sabot.arrays import PER_SECOND, as_timestamp, integer_array, integers, is_utc, to_unit
 from sabot.errors import UserError
+from sabot.operators.expressions.zones import clock_of, intervals_of, times_at, times_before, zone_texts
 
 __all__ = ["format_time", "local", "truncate"]
 
@@ -32,9 +33,7 @@ def local(array: pa.Array) -> pa.Array:
     array = as_timestamp(array)
     if array.type.tz is None:
         return array
-    if is_utc(array.type.tz):
-        return array.view(pa.timestamp(array.type.unit))
-    return pc.local_timestamp(array)
+    return array.view(pa.timestamp(array.type.unit)) if is_utc(array.type.tz) else clock_of(array)
 
 
 def truncate(every: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array]:
@@ -53,13 +52,16 @@ def truncate(every: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array]:
             return array
         if ns % step_ns:
             raise UserError(f"{every} is no multiple of what {array.type} counts in")
-        zone = _zone(array.type)
-        values = integers(array).astype(np.int64, copy=False)
-        clock = values if zone is None else integers(local(array))
-        past = np.remainder(clock - start // step_ns, ns // step_ns)
-        if zone is not None and ns >= _NS["d"]:
-            return _in_zone(clock - past, array)
-        return integer_array((values - past).astype(f"i{array.type.bit_width // 8}"), array.type, array)
+        steps, first = ns // step_ns, start // step_ns
+        if _zone(array.type) is None:
+            values = integers(array).astype(np.int64, copy=False)
+            made = values - np.remainder(values - first, steps)
+            return integer_array(made.astype(f"i{array.type.bit_width // 8}"), array.type, array)
+        if ns >= _NS["d"]:
+            clock = integers(clock_of(array))
+            return times_at(clock - np.remainder(clock - first, steps), array)
+        found = intervals_of(array)
+        return times_before(np.remainder(integers(array) + found.offsets[found.rows], steps), array, found)
 
     run(pa.array([], type))
     return run
@@ -85,21 +87,23 @@ def format_time(format: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array
             raise UserError(
                 f"strftime({format!r}): {type} has no time zone for %{code}", hint='.cast("timestamp[ms, UTC]")'
             )
-    parts = [part for part in re.split(r"((?<!%)(?:%%)*%(?:\.?[369])?f)", format) if part]
+    parts = [part for part in re.split(r"((?<!%)(?:%%)*%(?:(?:\.?[369])?f|[zZ]))", format) if part]
     template, fields = _fields_of(format)
 
     def run(array: pa.Array) -> pa.Array:
         if pa.types.is_integer(array.type):
             array = as_timestamp(array)
-        if fields:
-            clock = local(array)
-            if (texts := write_times(clock, PER_SECOND[clock.type.unit], template, fields)) is not None:
-                return texts
+        clock = local(array)
+        if fields and (texts := write_times(clock, PER_SECOND[clock.type.unit], template, fields)) is not None:
+            return texts
         if pa.types.is_date(array.type):
             return pc.strftime(array, format=format)
-        whole = to_unit(array, "s")
+        whole = to_unit(clock, "s").view(pa.timestamp("s", "UTC"))  # without a zone pyarrow refuses "%%z"
         texts = []
         for part in parts:
+            if (match := re.fullmatch(r"((?:%%)*)%([zZ])", part)) is not None:
+                texts.append(_prefixed(match[1].replace("%%", "%"), zone_texts(array, match[2])))
+                continue
             match = re.fullmatch(r"((?:%%)*)%(\.?)([369])?f", part)
             if match is None:
                 texts.append(pc.strftime(whole, format=part))
@@ -133,7 +137,11 @@ def _fraction(array: pa.Array, digits: int, before: str) -> pa.Array:
     per_second = PER_SECOND[array.type.unit]
     values = np.remainder(integers(array), per_second) * (10**9 // per_second) // 10 ** (9 - digits)
     text = pc.utf8_lpad(pc.cast(integer_array(values, pa.int64(), array), pa.string()), width=digits, padding="0")
-    return pc.binary_join_element_wise(before, text, "") if before else text
+    return _prefixed(before, text)
+
+
+def _prefixed(before: str, texts: pa.Array) -> pa.Array:
+    return pc.binary_join_element_wise(before, texts, "") if before else texts
 
 
 def _truncate_months(array: pa.Array, months: int) -> pa.Array:
@@ -147,14 +155,8 @@ def _truncate_months(array: pa.Array, months: int) -> pa.Array:
     first = (month - np.remainder(month, months)).view("datetime64[M]")
     values = first.astype(f"datetime64[{unit}]").astype(np.int64)
     if zone is not None:
-        return _in_zone(values, array)
+        return times_at(values, array)
     return integer_array(values.astype(f"i{array.type.bit_width // 8}"), array.type, array)
-
-
-def _in_zone(clock: np.ndarray, array: pa.Array) -> pa.Array:
-    """The times at which a clock of the zone shows this: the earlier one of two, the end of the gap where there is none."""
-    shown = integer_array(clock, pa.timestamp(array.type.unit), array)
-    return pc.assume_timezone(shown, timezone=array.type.tz, ambiguous="earliest", nonexistent="latest")
 
 
 def _zone(type: pa.DataType) -> str | None:

@@ -1,0 +1,177 @@
+"""The clocks of time zones: how far each is from UTC at a time, and which times a clock shows.
+
+Zones come from `zoneinfo`, which knows their rules for all years. (pyarrow reads the list of changes alone, which ends with 2037 or, in
+a smaller edition of the data, in the year of the last change of a rule.) zoneinfo converts one time per call, so its changes are looked
+up once for ten years at a time, and a batch is compared with them.
+
+                   start            start
+    ───────────────┬────────────────┬──────────▶ UTC     an interval: from a change to the next, with one offset
+      offset +1h   │   offset +2h   │  offset +1h
+"""
+
+import datetime
+import functools
+import itertools
+import re
+from dataclasses import dataclass
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pyarrow as pa
+
+from sabot.arrays import PER_SECOND, integer_array, integers, is_utc
+
+__all__ = ["Intervals", "clock_of", "intervals_of", "times_at", "times_before", "zone_texts"]
+
+_DAY = 86400
+_FIRST = -130 * 365 * _DAY  # 1840: no zone has a change before
+_LAST = 830 * 365 * _DAY  # 2799: from here on the rules repeat every 400 years, as the calendar does
+_CYCLE = 146097 * _DAY
+_BLOCK = 3650 * _DAY
+_PROBE = 3 * _DAY  # two changes of a zone are at least 3.98 days apart, in all of tzdata
+_UTC = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_LEAST, _GREATEST = -(2**63), 2**63 - 1
+
+Change = tuple[int, int, str]
+"""A change of a zone: the second since 1970 UTC from which on it counts, the seconds from UTC, the abbreviation ("CEST")."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """The intervals in which the times of a column are. starts, offsets: in the column's unit; names: what `%Z` gives.
+
+    rows: the interval of each time; a number where all are in one. cycles: how far the times are taken back, by whole cycles of 400 years.
+    """
+
+    starts: Any
+    offsets: Any
+    names: tuple[str, ...]
+    rows: Any
+    cycles: Any
+
+    @classmethod
+    def of(cls, values: Any, zone: str | None, unit: str) -> "Intervals":
+        """The intervals of a zone for times in a unit since 1970 UTC. Raises ArrowInvalid for an unknown zone, and for times so close to
+        the end of 64 bits that a clock cannot show them.
+        """
+        per_second = PER_SECOND[unit]
+        low, high = (int(values.min()), int(values.max())) if len(values) else (0, 0)
+        if low < _LEAST + _DAY * per_second or high > _GREATEST - _DAY * per_second:
+            raise pa.ArrowInvalid(f"no clock in {zone} shows a time so far from 1970")
+        cycles: Any = 0
+        if high >= _LAST * per_second:
+            cycle = _CYCLE * per_second
+            cycles = np.maximum((values - _LAST * per_second) // cycle + 1, 0) * cycle
+            values = values - cycles
+            low, high = int(values.min()), int(values.max())
+        blocks = [
+            max(each // per_second - _FIRST, 0) // _BLOCK
+            for each in (low - _DAY * per_second, high + _DAY * per_second)
+        ]
+        starts, offsets, names = _table(zone, per_second, *blocks)
+        return cls(starts, offsets, names, _places(starts[1:], values), cycles)
+
+
+def intervals_of(array: pa.Array) -> Intervals:
+    """The intervals of the times of an array, which has a zone."""
+    return Intervals.of(_valid(array), array.type.tz, array.type.unit)
+
+
+def zone_texts(array: pa.Array, code: str) -> pa.Array:
+    """What `%z` ("+0200") and `%Z` ("CEST") give for the times of an array, whose zone is UTC where it has none."""
+    found = intervals_of(array)
+    texts = found.names
+    if code == "z":
+        minutes = (found.offsets // PER_SECOND[array.type.unit] // 60).tolist()
+        texts = tuple(f"{'-' if each < 0 else '+'}{abs(each) // 60:02}{abs(each) % 60:02}" for each in minutes)
+    rows = np.broadcast_to(found.rows, len(array))
+    return pa.array(texts, pa.string()).take(pa.array(rows, mask=array.is_null().to_numpy(zero_copy_only=False)))
+
+
+def clock_of(array: pa.Array) -> pa.Array:
+    """The timestamps as a clock in their time zone shows them, without a zone."""
+    found = intervals_of(array)
+    return integer_array(_valid(array) + found.offsets[found.rows], pa.timestamp(array.type.unit), array)
+
+
+def times_at(clock: Any, array: pa.Array) -> pa.Array:
+    """The times at which a clock of the zone shows this: the earlier one of two, the end of the gap where there is none. array: times of
+    the zone, whose nulls and type the result has.
+    """
+    if array.null_count:
+        clock = np.where(array.is_null().to_numpy(zero_copy_only=False), 0, clock)
+    found = Intervals.of(clock, array.type.tz, array.type.unit)
+    clock = clock - found.cycles
+    rows = _places(found.starts[1:] + found.offsets[:-1], clock)  # where each interval ends, as its own clock shows it
+    made = np.maximum(clock - found.offsets[rows], found.starts[rows])
+    return integer_array(made + found.cycles, array.type, array)
+
+
+def times_before(past: Any, array: pa.Array, found: Intervals) -> pa.Array:
+    """The last times, not after those of the array, at which a clock of the zone shows so much less; the end of the gap where there is
+    none.
+
+    past: less than a day. found: the intervals of the array.
+    """
+    values = _valid(array) - found.cycles
+    starts = found.starts[found.rows]
+    made = values - past
+    if np.any(made < starts):  # the clock has been changed in between
+        before = np.maximum(found.rows - 1, 0)
+        earlier = made + found.offsets[found.rows] - found.offsets[before]
+        made = np.where(made < starts, np.minimum(earlier, starts), made)
+    return integer_array(made + found.cycles, array.type, array)
+
+
+def _valid(array: pa.Array) -> Any:
+    """The times as integers, 0 for null: what lies behind a null may be any number."""
+    values = integers(array)
+    return np.where(array.is_null().to_numpy(zero_copy_only=False), 0, values) if array.null_count else values
+
+
+def _places(bounds: Any, values: Any) -> Any:
+    """How many of the sorted bounds are not above each value; a number where that is the same for all values."""
+    if not len(values):
+        return 0
+    least, most = np.searchsorted(bounds, [values.min(), values.max()], "right").tolist()
+    return least if least == most else np.searchsorted(bounds, values, "right")
+
+
+@functools.lru_cache(maxsize=1024)
+def _table(zone: str | None, per_second: int, first: int, last: int) -> tuple[Any, Any, tuple[str, ...]]:
+    """The starts, offsets and names of the intervals in these blocks of years; the first interval begins before all times."""
+    changes = [change for block in range(first, last + 1) for change in _changes(zone, block)]
+    changes = [changes[0], *(new for old, new in itertools.pairwise(changes) if new[1:] != old[1:])]
+    starts = [max(change[0] * per_second, _LEAST) for change in changes]
+    offsets = [change[1] * per_second for change in changes]
+    return np.array([_LEAST, *starts[1:]]), np.array(offsets), tuple(change[2] for change in changes)
+
+
+@functools.lru_cache(maxsize=4096)
+def _changes(zone: str | None, block: int) -> list[Change]:
+    """The changes of a zone in a block of years, before them the state in which the block begins."""
+    if zone is None or is_utc(zone):
+        return [(_FIRST + block * _BLOCK, 0, "UTC")]
+    if (fixed := re.fullmatch(r"([+-])(\d\d):?(\d\d)", zone)) is not None:
+        seconds = int(f"{fixed[1]}1") * (int(fixed[2]) * 3600 + int(fixed[3]) * 60)
+        return [(_FIRST + block * _BLOCK, seconds, zone)]
+    try:
+        known = ZoneInfo(zone)
+    except (KeyError, ValueError, OSError) as error:
+        raise pa.ArrowInvalid(f"Cannot locate timezone '{zone}': {error}") from error
+
+    def state(second: int) -> tuple[int, str]:
+        shown = (_UTC + datetime.timedelta(seconds=second)).astimezone(known)
+        return round((shown.utcoffset() or datetime.timedelta()).total_seconds()), shown.tzname() or ""
+
+    begin = _FIRST + block * _BLOCK
+    made = [(begin, *state(begin))]
+    for end in range(begin + _PROBE, begin + _BLOCK + _PROBE, _PROBE):
+        if (after := state(min(end, begin + _BLOCK))) != made[-1][1:]:
+            low, high = end - _PROBE, min(end, begin + _BLOCK)
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if state(middle) == made[-1][1:] else (low, middle)
+            made.append((high, *after))
+    return made
