@@ -251,6 +251,7 @@ class Supervisor:
         self._replies: dict[int, Future[dict[str, Any]]] = {}
         self._children: dict[int, Child] = {}
         self._over = False
+        self._lease = ""
         self.control_groups: tuple[str, ...] = ()
         self._reader = threading.Thread(target=self._listen, name="sabot-supervisor", daemon=True)
         self._reader.start()
@@ -403,7 +404,7 @@ class Supervisor:
                 del received[:end]
         self._over = True
         self._process.wait()
-        end_what_is_left(self._leases, ControlGroups(self._mount))  # if it was killed
+        end_what_is_left(self._leases, ControlGroups(self._mount), self._lease)  # if it was killed
         lost = self._lost()
         for reply in list(self._replies.values()):
             reply.set_exception(lost)
@@ -430,7 +431,7 @@ class Supervisor:
             case "ended":
                 self._children.pop(message["child"]).told(message)
             case "ready":
-                self.control_groups = tuple(message["groups"])
+                self.control_groups, self._lease = tuple(message["groups"]), message["lease"]
             case "stopped" | "continued":
                 self._children[message["child"]].told(message)
 

@@ -1,14 +1,16 @@
 """What a supervisor leaves that is itself killed: its children end with it, but not what they have started.
 
 Each supervisor holds a lease: a file, locked as long as its process lives, that says which tags its descendants carry. A lease that can be
-locked by another is that of a dead one: whoever finds it, a new supervisor or the worker that has lost its own, ends what still carries the
-tags, and removes the file. A lease in use is left alone, and so is one of another start of the system.
+locked by another is that of a dead one: whoever gets the lock ends what still carries the tags, and removes the file. That is the watcher,
+a process that each supervisor starts, which does nothing but wait for that lock; where the watcher was killed too, the worker that has lost
+its supervisor, or the next supervisor of this user. A lease in use is left alone, and so is one of another start of the system.
 """
 
 import errno
 import fcntl
 import json
 import os
+import signal
 import stat
 import tempfile
 import time
@@ -43,6 +45,7 @@ class Lease:
         if not _is_ours(folder):
             raise PermissionError(errno.EACCES, "it is not a folder of this user's alone", str(folder))
         self._path = folder / f"{first}{_SUFFIX}"
+        self.name = self._path.name
         new = folder / f"{first}.new"
         self._file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._file, fcntl.LOCK_EX)  # before anybody can find it
@@ -54,26 +57,65 @@ class Lease:
         self._path.unlink(missing_ok=True)
         os.close(self._file)
 
+    def watch(self, groups: ControlGroups) -> None:
+        """Starts the watcher: a process that outlives this one and ends what it has left, unless it gives the lease up.
 
-def end_what_is_left(folder: Path, groups: ControlGroups) -> int:
-    """Ends what supervisors that were killed have left. Returns when it has ended, or after some seconds. -> how many processes it was"""
+        Its parent ends at once, so it is no child of this process. To be called before this process becomes a subreaper, has other threads,
+        or handles signals.
+        """
+        if (parent := os.fork()) == 0:
+            try:
+                if os.fork() == 0:
+                    _watch(self._path, groups)
+            finally:
+                os._exit(0)
+        os.waitpid(parent, 0)
+
+
+def _watch(path: Path, groups: ControlGroups) -> None:
+    """The life of a watcher. It has nothing open of the supervisor's, whose end others see by that."""
+    os.setsid()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # they may be meant for all: then it is the last one to go
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # that of the listing is closed by now
+            os.close(int(name))
+    for _ in range(3):
+        os.open(os.devnull, os.O_RDWR)
+    with suppress(OSError):  # the lease was given up before it could be opened
+        _end_lease(path, groups, wait=True)
+
+
+def end_what_is_left(folder: Path, groups: ControlGroups, own: str = "") -> int:
+    """Ends what supervisors that were killed have left. Returns when it has ended, or after some seconds. -> how many processes it was
+
+    own: the name of the lease of a supervisor that is known to have ended; where its watcher is at it, this waits for that.
+    """
     if not _is_ours(folder):
         return 0
     ended = 0
     for path in sorted(folder.glob(f"*{_SUFFIX}")):
         with suppress(OSError):  # it is in use, another one has just removed it, or it cannot be read
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                said = json.loads(os.read(descriptor, 4096) or b"{}")
-                if said.get("boot") == _boot():
-                    ended += _end_all(int(said["first"]), groups)
-                path.unlink()
-            except ValueError:  # half written, by who was killed then: nothing was started yet
-                path.unlink()
-            finally:
-                os.close(descriptor)
+            ended += _end_lease(path, groups, wait=path.name == own)
     return ended
+
+
+def _end_lease(path: Path, groups: ControlGroups, *, wait: bool) -> int:
+    """Raises OSError where the lease is in use, unless it is to `wait` until it is not, or where there is none."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        if os.fstat(descriptor).st_nlink == 0:  # it was given up, or another one has ended what was left
+            return 0
+        try:
+            said = json.loads(os.read(descriptor, 4096) or b"{}")
+            ended = _end_all(int(said["first"]), groups) if said.get("boot") == _boot() else 0
+        except ValueError:  # half written, by who was killed then: nothing was started yet
+            ended = 0
+        path.unlink(missing_ok=True)
+        return ended
+    finally:
+        os.close(descriptor)
 
 
 def _end_all(first: int, groups: ControlGroups) -> int:

@@ -105,10 +105,11 @@ class Supervision:
             OSError
         ):  # root may; else a program that forks without end takes most of the CPU until it is ended
             os.setpriority(os.PRIO_PROCESS, 0, self._nice - 10)
-        become_subreaper()
         end_what_is_left(leases, groups)
         self._tags = own_tags()
         self._lease = Lease(leases, self._tags)
+        self._lease.watch(groups)
+        become_subreaper()
         self._woken, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _noted)
@@ -122,7 +123,7 @@ class Supervision:
 
     def run(self) -> None:
         """Returns when the worker has ended, and so have all children."""
-        self._say({"event": "ready", "pid": self._pid, "groups": self._groups.controllers})
+        self._say({"event": "ready", "pid": self._pid, "groups": self._groups.controllers, "lease": self._lease.name})
         while True:
             for key, _ in self._selector.select(self._wait_seconds()):
                 key.data(key.fileobj)

@@ -28,8 +28,14 @@ PATIENCE_SECONDS = 60
 
 
 @pytest.fixture(autouse=True)
-def _no_supervisor_before_and_after() -> Iterator[None]:
+def _no_supervisor_before_and_after(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Leases lie in a folder of this test's, where no other test's are."""
     close()
+    runtime = tmp_path_factory.mktemp("runtime")
+    runtime.chmod(0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
     yield
     close()
 
@@ -113,20 +119,68 @@ async def test_what_a_killed_supervisor_leaves_ends_before_its_worker_goes_on(tm
     await gone(lambda: left_of(seen, folder))
 
 
+def watchers() -> list[int]:
+    """The processes that have a lease open and do not hold it."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if entry.readlink().match(f"{folder_of_leases()}/*.lease"):
+                info = (entry.parents[1] / "fdinfo" / entry.name).read_text()
+                found += [] if "lock:" in info else [int(entry.parts[2])]
+    return found
+
+
+async def kill_both(pid: int, supervisor: int) -> None:
+    os.kill(pid, signal.SIGSTOP)  # it does not see its supervisor die
+    os.kill(supervisor, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
+    await gone(lambda: began(supervisor))
+
+
+@pytest.mark.parametrize(
+    ("kills", "count"), [(2, 4), pytest.param(20, 40, marks=pytest.mark.slow(reason="800 children"))]
+)
+async def test_worker_and_supervisor_killed_at_once_leave_nothing_either(
+    kills: int, count: int, tmp_path: Path
+) -> None:
+    """Their children have what they have started: grandchildren, also in sessions of their own."""
+    folder = tmp_path.resolve()
+    for _ in range(kills):
+        async with worker(count, folder) as (pid, supervisor):
+            seen = living_in(folder)
+            assert len(seen) >= count * 7 // 4
+            await kill_both(pid, supervisor)
+            await gone(lambda seen=seen: left_of(seen, folder))  # type: ignore[misc]
+            await gone(watchers)
+    assert list(folder_of_leases().glob("*.lease")) == []
+
+
 @pytest.mark.slow  # half a second of a core
-async def test_what_is_left_when_both_are_killed_is_ended_by_the_next_supervisor(tmp_path: Path) -> None:
+async def test_what_is_left_when_the_watcher_is_killed_too_is_ended_by_the_next_supervisor(tmp_path: Path) -> None:
     folder = tmp_path.resolve()
     async with worker(4, folder) as (pid, supervisor):
         seen = living_in(folder)
-        os.kill(pid, signal.SIGSTOP)  # it does not see its supervisor die
-        os.kill(supervisor, signal.SIGKILL)
-        os.kill(pid, signal.SIGKILL)
-        await gone(lambda: began(supervisor))
+        (watcher,) = watchers()
+        os.kill(watcher, signal.SIGKILL)
+        await kill_both(pid, supervisor)
         assert living_in(folder), "nobody has ended those yet whose parent the supervisor was not"
         following = await Supervisor.running()
         await (await following.spawn(Command(argv=["true"]))).wait()
         await gone(lambda: left_of(seen, folder))
     assert len(list(folder_of_leases().glob("*.lease"))) == 1, "its own"
+
+
+async def test_a_watcher_ends_with_its_supervisor_and_holds_nothing_of_it_open() -> None:
+    supervisor = await Supervisor.running()
+    await (await supervisor.spawn(Command(argv=["true"]))).wait()
+    (watcher,) = watchers()
+    opened = {str(each.readlink()) for each in Path(f"/proc/{watcher}/fd").iterdir()}
+    assert sorted(os.path.splitext(each)[1] or each for each in opened) == [".lease", "/dev/null"]
+    for number in signal.SIGTERM, signal.SIGINT, signal.SIGHUP:
+        os.kill(watcher, number)
+    assert watchers() == [watcher]
+    supervisor.close()
+    await gone(watchers)
 
 
 @pytest.mark.parametrize("count", [50, pytest.param(500, marks=pytest.mark.slow(reason="500 processes"))])
