@@ -491,7 +491,10 @@ def _pipes(command: Command) -> tuple[list[ChildInput | ChildOutput | None], lis
                 streams.append(ChildInput(writer))
                 far.append(reader)
             else:
-                streams.append(ChildOutput(reader, capacity_bytes=command.output_bytes, lossless=command.lossless))
+                name = f"{command.argv[0]}: {'stderr' if len(far) == 2 else 'stdout'}"
+                streams.append(
+                    ChildOutput(reader, name=name, capacity_bytes=command.output_bytes, lossless=command.lossless)
+                )
                 far.append(writer)
     except BaseException:
         for stream in streams:

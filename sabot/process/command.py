@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from sabot.process.sandbox.reach import Confined, confined
 from sabot.process.streams import CAPACITY_BYTES
 from sabot.redaction import keep_settings
 
-__all__ = ["INHERITED", "Command", "confined_command", "spawn_failure", "spawn_request"]
+__all__ = ["INHERITED", "Command", "are_texts", "confined_command", "spawn_failure", "spawn_request"]
 
 INHERITED = (
     "PATH",
@@ -64,7 +64,7 @@ class Command:
     lossless: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.argv, str) or not self.argv or not all(isinstance(each, str) for each in self.argv):
+        if not are_texts(self.argv) or not self.argv:
             raise UserError("a command is a sequence of words", hint='argv=["git", "status"]')
         if not isinstance(self.environment, Mapping) or not all(
             isinstance(each, str) for pair in self.environment.items() for each in pair
@@ -74,6 +74,14 @@ class Command:
             if (kind := getattr(self, name)) not in kinds:
                 raise UserError(f"Command: {name}={short_repr(kind)}", hint=" or ".join(kinds))
         check_numbers(self, "output_bytes", whole=True)
+        for name, wanted, is_right in (
+            ("inherit", 'a sequence of names: ("PATH", "LANG")', are_texts(self.inherit)),
+            ("working_dir", "a path", self.working_dir is None or isinstance(self.working_dir, (str, os.PathLike))),
+            ("limits", "ResourceLimits(...)", self.limits is None or isinstance(self.limits, ResourceLimits)),
+            ("lossless", "True or False", isinstance(self.lossless, bool)),
+        ):
+            if not is_right:
+                raise UserError(f"{self.argv[0]}: {name}={short_repr(getattr(self, name))}", hint=wanted)
         words = [*self.argv, *self.environment, *self.environment.values(), str(self.working_dir or "")]
         if not self.argv[0] or any("\0" in each for each in words):
             raise UserError("a command has an empty program, or a null character in it")
@@ -92,6 +100,11 @@ class Command:
     def whole_environment(self) -> dict[str, str]:
         """The environment that the child sees."""
         return {name: os.environ[name] for name in self.inherit if name in os.environ} | dict(self.environment)
+
+
+def are_texts(given: object) -> bool:
+    """Whether it is a collection of texts, and not a text."""
+    return isinstance(given, Collection) and not isinstance(given, str) and all(isinstance(each, str) for each in given)
 
 
 def _check_encoded(where: str, text: str) -> None:

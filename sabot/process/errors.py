@@ -14,7 +14,7 @@ SabotError
     │   └── AgentNotFound       the runtime has none (document 004)
     ├── Timeout                 it was not done in time (also a TimeoutError)
     │   └── DrainTimeout        E2093: what a child of a fleet did was not done when its time to drain was over
-    ├── InvalidContext          what the agent was given does not fit
+    ├── InvalidContext          what the agent was given does not fit (also a UserError)
     ├── IoError                 the system refused to read or to write (also an OSError)
     ├── ProviderError           the service behind the program has refused
     ├── ResourceLimitExceeded   a task has used more than it may; `limit` is the field of its ResourceLimits (document 004)
@@ -139,7 +139,7 @@ class Timeout(AgentError, TimeoutError):
     """It was not done in the time that it had."""
 
 
-class InvalidContext(AgentError):
+class InvalidContext(AgentError, UserError):
     """What the agent was given does not fit: its name, its task, its environment."""
 
 

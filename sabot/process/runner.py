@@ -14,11 +14,12 @@ from types import TracebackType
 from typing import Any
 
 from sabot.config import check_numbers
-from sabot.errors import short_repr
+from sabot.errors import UserError, short_repr
 from sabot.process.backends import AgentProgram, ProgramTask, program_of
 from sabot.process.client import Child, Supervisor
-from sabot.process.command import INHERITED, Command
+from sabot.process.command import INHERITED, Command, are_texts
 from sabot.process.errors import (
+    AgentError,
     CommunicationError,
     ExecutionError,
     InvalidContext,
@@ -236,14 +237,17 @@ class AgentHandle:
         await self.child.stdin.drain()
 
     async def read_stdout(self) -> bytes | None:
-        """What it has written and nobody has read; None when there is nothing. Does not wait."""
+        """What it has written and nobody has read, at most 64 KB; None when there is nothing. Does not wait.
+
+        Raises CommunicationError where something before it was not read in time, and is gone (`ChildOutput`).
+        """
         assert self.child.stdout is not None
         found = self.child.stdout.read_nowait() or None
         self._received += found is not None
         return found
 
     async def read_stderr(self) -> bytes | None:
-        """What it has written and nobody has read; None when there is nothing. Does not wait."""
+        """As `read_stdout`, of its stderr."""
         assert self.child.stderr is not None
         return self.child.stderr.read_nowait() or None
 
@@ -286,6 +290,8 @@ class AgentHandle:
 
     async def _last_words(self) -> str:
         assert self.child.stderr is not None
+        with suppress(CommunicationError):  # somebody has read it until now, and missed something
+            self.child.stderr.read_nowait(0)
         said = (await self.child.stderr.read(1 << 20)).decode(errors="replace").strip()
         return f": {said[-500:]}" if said else ""
 
@@ -324,11 +330,20 @@ class LocalProcessRunner:
         """Starts an agent.
 
         Raises SpawnFailed when its program does not start (SandboxError where its sandbox cannot be made, TrustExceeded where it asks for
-        more trust than the runner gives), or when `max_concurrent_agents` run already; InvalidContext for a configuration
-        that its program cannot be given.
+        more trust than the runner gives), when `max_concurrent_agents` run already, and on another system than Linux; InvalidContext for
+        a configuration that its program cannot be given; IoError where the system has no more files or memory for it; CommunicationError
+        where the supervisor does not answer. All are AgentErrors.
         """
-        program = program_of(config.model_backend)
-        command = self._command(config, program)
+        if not isinstance(config, AgentConfig):
+            raise InvalidContext(
+                f"spawn({short_repr(config)})", hint="AgentConfig(name=..., model_backend=..., task=...)"
+            )
+        try:
+            command, program = self._command(config)
+        except AgentError:
+            raise
+        except UserError as error:
+            raise InvalidContext(f"agent {config.name!r}: {error.message}", hint=error.hint) from error
         most = self.config.max_concurrent_agents
         if most is not None and len(self._alive()) + self._starting >= most:
             raise SpawnFailed(
@@ -337,6 +352,12 @@ class LocalProcessRunner:
         self._starting += 1
         try:
             child = await (await Supervisor.running()).spawn(command)
+        except AgentError:
+            raise
+        except UserError as error:  # this is not Linux
+            raise SpawnFailed(
+                f"agent {config.name!r} could not be started: {error.message}", hint=error.hint
+            ) from error
         except OSError as error:  # no more files for its pipes, say
             raise IoError(f"agent {config.name!r} could not be started: {error.strerror or error}") from error
         finally:
@@ -384,12 +405,17 @@ class LocalProcessRunner:
     ) -> None:
         await self.shutdown()
 
-    def _command(self, config: AgentConfig, program: AgentProgram) -> Command:
+    def _command(self, config: AgentConfig) -> tuple[Command, AgentProgram]:
         for what in ("name", "model_backend", "task", "context", "system_prompt", "resume"):
             if not isinstance(value := getattr(config, what), str) and (value is not None or what in _NEEDED):
                 raise InvalidContext(f"AgentConfig: {what}={short_repr(value)}", hint="a text")
         if not config.name or not config.task:
             raise InvalidContext("an agent has no name, or no task")
+        if not are_texts(config.arguments):
+            raise InvalidContext(
+                f"agent {config.name!r}: arguments={short_repr(config.arguments)}", hint='arguments=("--verbose",)'
+            )
+        program = program_of(config.model_backend)
         limits = self._limits.narrowed(config.limits) if self._limits is not None else config.limits
         task = ProgramTask(
             config.task,
@@ -399,7 +425,7 @@ class LocalProcessRunner:
             config.arguments,
             self.config.enable_json_streaming,
         )
-        return Command(
+        command = Command(
             argv=program.argv(task),
             environment=config.environment,
             inherit=config.inherit,
@@ -410,6 +436,7 @@ class LocalProcessRunner:
             output_bytes=config.output_bytes,
             lossless=config.lossless,
         )
+        return command, program
 
     def _find(self, agent_id: str) -> AgentHandle | None:
         handle = self._running.get(agent_id)

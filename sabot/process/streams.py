@@ -1,8 +1,9 @@
 """The streams of a child, at the worker's end of their pipes. They belong to the event loop that spawned the child.
 
-What a child writes is read as soon as it comes, whether somebody asks for it or not: so a child is not held up by a reader that lags, and
-`wait` returns. What nobody has read is bounded: of more than `capacity_bytes` the newest are kept, and the others counted. A lossless
-stream is not read while it is full, which holds the child up.
+What a child writes is read as soon as it comes, whether somebody asks for it or not, until `capacity_bytes` wait for a reader. A full
+stream is not read, which holds the child up: in a lossless stream until somebody reads, in any other one for a second. If nobody has read
+then, nobody is expected to: so that the child goes on and `wait` returns, the oldest bytes are dropped and counted, until somebody reads
+again. A reader that comes back to a gap is told by an error.
 """
 
 import asyncio
@@ -20,16 +21,27 @@ CAPACITY_BYTES = 1 << 20
 _PIECE = 1 << 16
 _MOST_WAITING = 64 << 20
 _ROOM = 1 << 16
+_PATIENCE_SECONDS = 1.0  # for a reader of a full stream
 
 
 class ChildOutput:
     """stdout or stderr of a child.
 
-    wrote: called with the number of bytes that came. dropped_bytes: how many bytes nobody has read in time. total_bytes: how many the
-    child has written.
+    name: in errors. wrote: called with the number of bytes that came. dropped_bytes: how many bytes nobody has read in time. total_bytes:
+    how many the child has written.
+
+    A reader that has begun, and lets a full stream that is not lossless wait for more than a second, misses something: its next call raises
+    CommunicationError at the place of the gap, and the one after that goes on behind it.
     """
 
-    def __init__(self, descriptor: int, *, capacity_bytes: int = CAPACITY_BYTES, lossless: bool = False) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        *,
+        name: str = "the child's output",
+        capacity_bytes: int = CAPACITY_BYTES,
+        lossless: bool = False,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._descriptor = descriptor
         self._capacity = capacity_bytes
@@ -39,6 +51,11 @@ class ChildOutput:
         self._torn = False  # the beginning of the first line was dropped
         self._more = asyncio.Event()
         self._held = False
+        self._name = name
+        self._has_been_read = False
+        self._is_expected = True  # that somebody reads
+        self._patience: asyncio.TimerHandle | None = None
+        self._missed = 0  # bytes that were dropped since the reader's last call
         self.dropped_bytes = 0
         self.total_bytes = 0
         self.wrote: Callable[[int], None] | None = None
@@ -59,12 +76,14 @@ class ChildOutput:
 
     async def read(self, most_bytes: int = _PIECE) -> bytes:
         """What there is, at most so many bytes; waits for the first one. b"" at the end."""
+        self._check_gap()
         while not self._kept and self._descriptor >= 0:
             await self._wait()
         return self._take(most_bytes)
 
     def read_nowait(self, most_bytes: int = _PIECE) -> bytes | None:
         """What there is, at most so many bytes; None when there is nothing now, b"" at the end."""
+        self._check_gap()
         if not self._kept and self._descriptor >= 0:
             self._receive()
         return None if not self._kept and self._descriptor >= 0 else self._take(most_bytes)
@@ -72,26 +91,26 @@ class ChildOutput:
     async def lines(self) -> AsyncGenerator[bytes]:
         """The lines, without their ends. A line whose beginning was dropped is left out, and counted in `dropped_bytes`.
 
-        Raises CommunicationError for a line that is longer than the capacity of a lossless stream.
+        Raises CommunicationError for a line that is longer than the capacity.
         """
         while True:
+            self._check_gap()
             end = self._kept.find(b"\n", self._searched)
             if end < 0:
                 self._searched = len(self._kept)
                 if self._descriptor >= 0:
                     if self._held:
-                        raise CommunicationError(
-                            f"a line of the child is longer than {self._capacity} bytes",
-                            hint="give the stream more with output_bytes=",
-                        )
+                        self._refuse_line()
+                        continue
                     await self._wait()
                     continue
                 end = len(self._kept)
                 if not end:
                     return
+            is_torn = self._torn
             line = self._take(end)
             ended = self._take(1)
-            if self._torn:
+            if is_torn:
                 self._torn = False
                 self.dropped_bytes += len(line) + len(ended)
             else:
@@ -116,6 +135,8 @@ class ChildOutput:
         if self._descriptor >= 0:
             if not self._loop.is_closed():
                 self._loop.remove_reader(self._descriptor)
+            if self._patience is not None:
+                self._patience.cancel()
             os.close(self._descriptor)
             self._descriptor = -1
             self._more.set()
@@ -142,26 +163,70 @@ class ChildOutput:
         if self.wrote is not None:
             self.wrote(len(piece))
         self._kept += piece
-        excess = len(self._kept) - self._capacity
-        if self._lossless:
-            if excess >= 0:
+        if self._lossless or self._is_expected:
+            if len(self._kept) >= self._capacity:
                 self._held = True
                 self._loop.remove_reader(self._descriptor)
-        elif excess > 0:
+                if not self._lossless:
+                    self._patience = self._loop.call_later(_PATIENCE_SECONDS, self._stop_expecting)
+        else:
+            self._drop()
+        self._more.set()
+
+    def _drop(self) -> None:
+        excess = len(self._kept) - self._capacity
+        if excess > 0:
             self._torn = self._kept[excess - 1] != 0x0A
             del self._kept[:excess]
             self._searched = max(0, self._searched - excess)
             self.dropped_bytes += excess
-        self._more.set()
+            self._missed += excess if self._has_been_read else 0
+
+    def _stop_expecting(self) -> None:
+        """The child goes on, though nobody has read what is there."""
+        self._is_expected = False
+        self._go_on()
+        self._drop()
+
+    def _go_on(self) -> None:
+        self._held = False
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        if self._descriptor >= 0:
+            self._loop.add_reader(self._descriptor, self._receive)
+
+    def _refuse_line(self) -> None:
+        """The stream is full, and no line ends in it. Raises CommunicationError, once for a line: what follows of it is left out."""
+        was_told = self._torn
+        if not self._lossless:
+            self.dropped_bytes += len(self._kept)
+            self._kept.clear()
+            self._searched, self._torn = 0, True
+            self._go_on()
+        if self._lossless or not was_told:
+            raise CommunicationError(
+                f"{self._name}: a line of the child is longer than {self._capacity} bytes",
+                hint="give the stream more with output_bytes=",
+            )
+
+    def _check_gap(self) -> None:
+        self._has_been_read = self._is_expected = True
+        if self._missed:
+            missed, self._missed = self._missed, 0
+            raise CommunicationError(
+                f"{self._name}: {missed:,} bytes were dropped, because nobody has read them in time: of what was not read"
+                f" {self._capacity:,} bytes are kept",
+                hint="lossless=True lets the program wait for its reader, output_bytes= keeps more",
+            )
 
     def _take(self, most_bytes: int) -> bytes:
         taken = bytes(self._kept[:most_bytes])
         del self._kept[:most_bytes]
+        self._torn = self._torn and b"\n" not in taken
         self._searched = 0
         if self._held and len(self._kept) < self._capacity:
-            self._held = False
-            if self._descriptor >= 0:
-                self._loop.add_reader(self._descriptor, self._receive)
+            self._go_on()
         return taken
 
     async def _wait(self) -> None:

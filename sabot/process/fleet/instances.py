@@ -98,6 +98,7 @@ class InstanceInfo:
 class AgentInstance:
     """An agent of a LifecycleManager, over all its processes, of which it has at most one at a time.
 
+    name: that of its program where none was given. label: names it in errors, by its own name or its id.
     child: its process, None where it has none. command: with which it is started the next time. failures: since it has run long enough.
     """
 
@@ -111,7 +112,8 @@ class AgentInstance:
         on_state: "OnState | None" = None,
     ) -> None:
         self.id = agent_id
-        self.name = name
+        self.name = name or command.argv[0]
+        self.label = repr(name) if name else f"{agent_id!r} ({self.name})"
         self.command = command
         self.first_command = command
         self.state = LifecycleState.PENDING
@@ -153,14 +155,14 @@ class AgentInstance:
         """Goes to this state, and tells of it. Raises IllegalTransition."""
         before = self.state
         if state not in _NEXT[before]:
-            raise IllegalTransition(f"agent {self.name!r}: one that is {before} does not become {state}")
+            raise IllegalTransition(f"agent {self.label}: one that is {before} does not become {state}")
         self.state = state
         self._changed.set()
         if self._on_state is not None:
             try:
                 self._on_state(self, before, state)
             except Exception:  # who listens has no say
-                _log.exception("on_state of the lifecycle manager has failed for agent %r", self.name)
+                _log.exception("on_state of the lifecycle manager has failed for agent %s", self.label)
 
     async def until(self, *states: LifecycleState) -> LifecycleState:
         """Returns when it is in one of these states, with that one."""

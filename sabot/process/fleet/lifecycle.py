@@ -105,9 +105,7 @@ class LifecycleManager:
         if there is not None and not (there.is_over and there.child is None):
             return await self._same(there, command)
         agent_id = agent_id or uuid.uuid4().hex
-        agent = self._agents[agent_id] = AgentInstance(
-            agent_id, name or command.argv[0], command, ready=ready, on_state=self._on_state
-        )
+        agent = self._agents[agent_id] = AgentInstance(agent_id, name, command, ready=ready, on_state=self._on_state)
         self._forget_the_oldest()
         if self.config.idle_suspend is not None and not self._looking:
             self._looking = True
@@ -118,14 +116,14 @@ class LifecycleManager:
             await to_the_end(self._terminate(agent, 0.0, "its spawn was cancelled"))
             raise
         if agent.state is not LifecycleState.RUNNING:
-            raise AgentNotSpawned(f"agent {agent.name!r}: {agent.why}")
+            raise AgentNotSpawned(f"agent {agent.label}: {agent.why}")
         return agent
 
     def adopt(self, child: Child, command: Command, *, agent_id: str | None = None, name: str = "") -> AgentInstance:
         """Takes a process that something else leads, a fleet or a warm pool, as an agent, until it has ended: it is listed, suspended,
         resumed and terminated as others are, and quotas hold for it; it is never started again, nor idle, nor ended by `close`.
         """
-        agent = AgentInstance(agent_id or uuid.uuid4().hex, name or command.argv[0], command, on_state=self._on_state)
+        agent = AgentInstance(agent_id or uuid.uuid4().hex, name, command, on_state=self._on_state)
         self._agents[agent.id] = agent
         self._forget_the_oldest()
         agent.is_adopted, agent.child = True, child
@@ -157,7 +155,7 @@ class LifecycleManager:
         agent = self.agent(agent_id)
         await to_the_end(self._restart(agent, at_once, why or "it was restarted"))
         if await agent.until(LifecycleState.RUNNING, LifecycleState.SUSPENDED, *OVER) in OVER:
-            raise RestartFailed(f"agent {agent.name!r} was not started again: {agent.why}")
+            raise RestartFailed(f"agent {agent.label} was not started again: {agent.why}")
         return agent
 
     async def terminate(self, agent_id: str, *, grace_seconds: float | None = None, why: str = "") -> AgentInstance:
@@ -230,7 +228,7 @@ class LifecycleManager:
                 f"agent {agent.id!r} is {agent.state}, with another command", hint="terminate it, or take another id"
             )
         if await agent.until(LifecycleState.RUNNING, LifecycleState.SUSPENDED, *OVER) in OVER:
-            raise AgentNotSpawned(f"agent {agent.name!r}: {agent.why}")
+            raise AgentNotSpawned(f"agent {agent.label}: {agent.why}")
         return agent
 
     async def _start_first(self, agent: AgentInstance) -> None:
@@ -288,14 +286,14 @@ class LifecycleManager:
         async with agent.lock:
             own = self.config
             if agent.is_adopted:
-                raise RestartFailed(f"agent {agent.name!r} is not started again here", hint="who has started it does")
+                raise RestartFailed(f"agent {agent.label} is not started again here", hint="who has started it does")
             if agent.state is LifecycleState.TERMINATED or self._closed:
-                raise RestartFailed(f"agent {agent.name!r} is terminated: {agent.why}", hint="spawn another one")
+                raise RestartFailed(f"agent {agent.label} is terminated: {agent.why}", hint="spawn another one")
             if agent.state is LifecycleState.PENDING and not at_once:  # it is about to be started
                 return
             if not at_once and agent.failures >= own.max_restarts:
                 raise RestartFailed(
-                    f"agent {agent.name!r} was started again {own.max_restarts} times: {agent.why}",
+                    f"agent {agent.label} was started again {own.max_restarts} times: {agent.why}",
                     hint="restart(at_once=True) begins the count anew",
                 )
             if agent.child is not None:
@@ -315,7 +313,7 @@ class LifecycleManager:
         own = self.config
         if agent.failures >= own.max_restarts:
             times = f" after {agent.failures} restarts" if agent.failures else ""
-            _log.warning("agent %r has failed%s: %s", agent.name, times, agent.why)
+            _log.warning("agent %s has failed%s: %s", agent.label, times, agent.why)
             agent.become(LifecycleState.FAILED)
         else:
             agent.failures += 1
@@ -380,7 +378,7 @@ class LifecycleManager:
                 await child.stop(grace_seconds)
         except TimeoutError as error:
             raise TerminateFailed(
-                f"agent {agent.name!r} (pid {child.pid}) was sent SIGKILL, and has not ended in {_KILL_SECONDS:g} s",
+                f"agent {agent.label} (pid {child.pid}) was sent SIGKILL, and has not ended in {_KILL_SECONDS:g} s",
                 hint="it hangs in the kernel, or its supervisor is stopped",
             ) from error
         except CommunicationError:  # its supervisor was killed, and it with that one
@@ -422,7 +420,7 @@ class LifecycleManager:
                 agent.why, agent.is_asleep = why, False
                 return
             if child is None or child.is_over or agent.state not in (LifecycleState.RUNNING, LifecycleState.SUSPENDED):
-                raise SuspendFailed(f"agent {agent.name!r} is not suspended: it is {agent.state}, and has no process")
+                raise SuspendFailed(f"agent {agent.label} is not suspended: it is {agent.state}, and has no process")
             if release:
                 await self._release(agent, child)
             else:
@@ -431,13 +429,13 @@ class LifecycleManager:
                     await self._sent(child)
                 except CommunicationError as error:
                     child.resume()
-                    raise SuspendFailed(f"agent {agent.name!r} was not suspended: {error.message}") from error
+                    raise SuspendFailed(f"agent {agent.label} was not suspended: {error.message}") from error
             agent.why, agent.is_asleep = why, if_idle
             if agent.state is not LifecycleState.SUSPENDED:
                 agent.become(LifecycleState.SUSPENDED)
 
     async def _release(self, agent: AgentInstance, child: Child) -> None:
-        where = f"agent {agent.name!r}: its memory cannot be given back"
+        where = f"agent {agent.label}: its memory cannot be given back"
         if agent.is_adopted:
             raise SuspendFailed(f"{where}: it is not started again here", hint="suspend(…) alone stops its processes")
         if self._checkpoint is None:
@@ -450,7 +448,7 @@ class LifecycleManager:
         except Exception as error:
             if agent.state is LifecycleState.SUSPENDED:
                 child.pause()
-            raise SuspendFailed(f"agent {agent.name!r} was not suspended: {words_of(error)}") from error
+            raise SuspendFailed(f"agent {agent.label} was not suspended: {words_of(error)}") from error
         agent.command = command
 
     async def _resume(self, agent: AgentInstance) -> None:
@@ -458,7 +456,7 @@ class LifecycleManager:
             agent.active_at = self._clock.monotonic()
             if agent.state in OVER:
                 raise ResumeFailed(
-                    f"agent {agent.name!r} does not go on: it is {agent.state}, {agent.why}", hint="spawn another one"
+                    f"agent {agent.label} does not go on: it is {agent.state}, {agent.why}", hint="spawn another one"
                 )
             self._see(agent)
             if agent.state is LifecycleState.SUSPENDED:
@@ -471,7 +469,7 @@ class LifecycleManager:
                 await self._sent(agent.child)
             except CommunicationError as error:
                 agent.child.pause()
-                raise ResumeFailed(f"agent {agent.name!r} does not go on: {error.message}") from error
+                raise ResumeFailed(f"agent {agent.label} does not go on: {error.message}") from error
             agent.become(LifecycleState.RUNNING)
         else:
             agent.become(LifecycleState.PENDING)
@@ -479,7 +477,7 @@ class LifecycleManager:
                 await self._start(agent)
             except AgentNotSpawned as error:
                 agent.become(LifecycleState.SUSPENDED)
-                raise ResumeFailed(f"agent {agent.name!r} does not go on: {error.message}") from error
+                raise ResumeFailed(f"agent {agent.label} does not go on: {error.message}") from error
         agent.is_asleep = False
 
     async def _wake(self, agent: AgentInstance) -> None:
@@ -488,7 +486,7 @@ class LifecycleManager:
             if agent.state is LifecycleState.SUSPENDED and agent.is_asleep:
                 await self._go_on(agent)
             if agent.state is not LifecycleState.RUNNING:
-                raise ResumeFailed(f"agent {agent.name!r} is {agent.state}: {agent.why}")
+                raise ResumeFailed(f"agent {agent.label} is {agent.state}: {agent.why}")
 
     def _see(self, agent: AgentInstance) -> None:
         """An agent whose process somebody else has stopped is suspended, until that one or `resume` lets it go on."""

@@ -10,7 +10,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -104,8 +104,9 @@ class Sandbox:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "level", _level(self.level))
-        if isinstance(self.readable, str) or isinstance(self.writable, str):
-            raise UserError("readable and writable of a sandbox are lists of paths", hint='readable=["/data"]')
+        for paths in self.readable, self.writable:
+            if isinstance(paths, str) or not isinstance(paths, Collection) or not all(map(_is_path, paths)):
+                raise UserError("readable and writable of a sandbox are lists of paths", hint='readable=["/data"]')
         if self.temp_bytes < 4096:
             raise UserError("a sandbox has less than 4096 bytes of temp_bytes")
         if wrong := [port for port in self.ports if not 0 < port < 1 << 16]:
@@ -128,6 +129,10 @@ class SandboxSupport:
     def __str__(self) -> str:
         missing = "; ".join(f"{name}: {why}" for name, why in self.missing.items())
         return f"{', '.join(name for name in MEANS if name in self.there) or 'nothing'}{f' (not there: {missing})' if missing else ''}"
+
+
+def _is_path(given: object) -> bool:
+    return isinstance(given, (str, os.PathLike)) and "\0" not in os.fsdecode(given)
 
 
 def _level(given: TrustLevel | str) -> TrustLevel:

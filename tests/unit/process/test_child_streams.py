@@ -1,12 +1,13 @@
 """What children write and read: bounded, counted, and never in their way."""
 
+import asyncio
 import resource
 from pathlib import Path
 
 import pytest
 from unit.process.children import line, sh, state, until
 
-from sabot.process import Command, CommunicationError, Supervisor
+from sabot.process import AgentConfig, Command, CommunicationError, LocalProcessRunner, Supervisor, streams
 
 FLOOD = "head -c {} /dev/zero | tr '\\0' x"  # without an end of a line
 
@@ -57,6 +58,90 @@ async def test_a_line_that_is_longer_than_a_lossless_stream_is_refused(superviso
         await line(child)
     child.kill()
     await child.wait()
+
+
+async def test_a_line_that_is_longer_than_a_stream_is_told_once_and_left_out(supervisor: Supervisor) -> None:
+    child = await supervisor.spawn(
+        sh(f"echo one; {FLOOD.format(300_000)}; echo; echo two; sleep 1000", output_bytes=10_000)
+    )
+    assert await line(child) == "one"
+    with pytest.raises(
+        CommunicationError, match="sh: stdout: a line of the child is longer than 10000 bytes"
+    ) as raised:
+        await line(child)
+    assert "output_bytes=" in raised.value.hint
+    assert await line(child) == "two"
+    assert child.stdout is not None
+    assert child.stdout.dropped_bytes == 300_001
+    child.kill()
+    await child.wait()
+
+
+# -- of a reader that has begun nothing is lost without a word ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "count", [10_000_000, pytest.param(100_000_000, marks=pytest.mark.slow(reason="a long output"))]
+)
+async def test_who_reads_in_a_loop_misses_nothing(supervisor: Supervisor, count: int) -> None:
+    """The loop of document 003, with all defaults: two thirds of 100 MB were dropped, and nobody said so."""
+    async with LocalProcessRunner() as runner:
+        script = FLOOD.format(count) + "; echo end >&2"
+        handle = await runner.spawn(AgentConfig(name="a", model_backend="sh", task="x", arguments=("-c", script)))
+        read = 0
+        assert handle.child.stdout is not None
+        while not handle.child.stdout.at_end:
+            if (said := await handle.read_stdout()) is None:
+                await asyncio.sleep(0.001)
+            else:
+                read += len(said)
+                await asyncio.sleep(0)
+        assert read == count
+        assert (await handle.wait()).success
+        assert await handle.read_stderr() == b"end\n"
+        assert handle.child.stdout.dropped_bytes == 0
+
+
+async def test_lines_of_who_is_slow_are_all_there(supervisor: Supervisor) -> None:
+    child = await supervisor.spawn(sh("seq 1 3000", output_bytes=1000))
+    assert child.stdout is not None
+    seen = []
+    async for each in child.stdout.lines():
+        seen.append(int(each))
+        await asyncio.sleep(0)
+    assert seen == list(range(1, 3001))
+    await child.wait()
+
+
+async def test_who_reads_too_late_is_told_where_something_is_missing(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_PATIENCE_SECONDS", 0.02)
+    child = await supervisor.spawn(sh("echo first; seq 1 30000; read x; echo last", output_bytes=1000))
+    assert child.stdout is not None
+    before = await child.stdout.read(6)
+    assert before == b"first\n"
+    await until(lambda: child.stdout.total_bytes == 6 + 168_894)  # type: ignore[union-attr]
+    with pytest.raises(
+        CommunicationError, match=r"sh: stdout: 167,894 bytes were dropped, .* 1,000 bytes are kept"
+    ) as raised:
+        await child.stdout.read()
+    assert raised.value.hint.startswith("lossless=True")
+    assert await child.stdout.read() == "".join(f"{each}\n" for each in range(29834, 30001)).encode()[-1000:]
+    assert child.stdin is not None
+    child.stdin.write(b"\n")
+    assert await line(child) == "last"
+    assert child.stdout.dropped_bytes == 167_894
+    await child.wait()
+
+
+async def test_who_has_read_once_and_then_waits_for_the_end_holds_no_child_up(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_PATIENCE_SECONDS", 0.02)
+    child = await supervisor.spawn(sh(f"echo ready; {FLOOD.format(3_000_000)}", output_bytes=1000))
+    assert await line(child) == "ready"
+    assert (await child.wait()).success
 
 
 async def test_json_lines_are_values_and_what_is_no_json_is_said(supervisor: Supervisor) -> None:

@@ -115,6 +115,55 @@ def test_defaults() -> None:
     assert GracefulShutdown().timeout_secs == 5
 
 
+@pytest.mark.parametrize(
+    ("wrong", "kind", "why"),
+    [
+        ({"model_backend": "no-such-program"}, SpawnFailed, "no-such-program: not found on PATH"),
+        ({"model_backend": "/etc/passwd"}, SpawnFailed, "/etc/passwd: it is not executable"),
+        ({"model_backend": None}, InvalidContext, "AgentConfig: model_backend=None"),
+        ({"working_dir": "/nowhere"}, SpawnFailed, "its working directory '/nowhere': No such file"),
+        ({"working_dir": 3}, InvalidContext, "working_dir=3"),
+        ({"working_dir": "/a\0"}, InvalidContext, "a null character"),
+        ({"environment": None}, InvalidContext, "agent 'a': an environment maps names to texts"),
+        ({"environment": {"A": 1}}, InvalidContext, "agent 'a': an environment maps names to texts"),
+        ({"environment": {"A=B": "1"}}, InvalidContext, "no names of environment variables"),
+        ({"environment": {"A": "\ud800"}}, InvalidContext, "half a surrogate pair"),
+        ({"task": "a\0b"}, InvalidContext, "a null character"),
+        ({"task": "x" * 3_000_000}, SpawnFailed, "longer than the system takes"),
+        ({"arguments": "--verbose"}, InvalidContext, "arguments='--verbose'"),
+        ({"arguments": None}, InvalidContext, "arguments=None"),
+        ({"arguments": (1,)}, InvalidContext, r"arguments=\(1,\)"),
+        ({"inherit": "PATH"}, InvalidContext, "inherit='PATH'"),
+        ({"inherit": None}, InvalidContext, "inherit=None"),
+        ({"limits": "2GB"}, InvalidContext, "limits='2GB'"),
+        ({"trust": "high"}, InvalidContext, "trust='high'"),
+        ({"output_bytes": -1}, InvalidContext, "output_bytes=-1"),
+        ({"lossless": "yes"}, InvalidContext, "lossless='yes'"),
+    ],
+)
+async def test_whatever_makes_a_spawn_fail_is_an_agent_error(
+    wrong: dict[str, Any], kind: type[AgentError], why: str
+) -> None:
+    """As document 003 has it: who writes `except AgentError` gets all of it."""
+    config = AgentConfig(**{"name": "a", "model_backend": "sh", "task": "x", **wrong})
+    async with LocalProcessRunner() as runner:
+        with pytest.raises(AgentError, match=why) as raised:
+            await runner.spawn(config)
+        assert type(raised.value) is kind
+        assert await runner.list_agents() == []
+
+
+async def test_what_is_no_configuration_and_another_system_are_agent_errors_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(InvalidContext, match=r"spawn\('claude'\)"):
+        await LocalProcessRunner().spawn("claude")  # type: ignore[arg-type]
+    monkeypatch.setattr(Supervisor, "_current", None)
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(SpawnFailed, match=r"agent 'a' could not be started: .* which darwin has not"):
+        await LocalProcessRunner().spawn(AgentConfig(name="a", model_backend="sh", task="x"))
+
+
 def test_settings_that_allow_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="max_concurrent_agents=0"):
         ProcessRunnerConfig(max_concurrent_agents=0)

@@ -143,6 +143,25 @@ async def test_an_agent_that_does_not_start_is_failed_and_says_why(make: Make) -
     assert manager.agent("a").state is FAILED
 
 
+async def test_errors_name_the_agent_also_where_its_program_is_that_of_others(make: Make) -> None:
+    manager = make()
+    with pytest.raises(AgentNotSpawned, match=r"agent 'reviewer' \(no-such-program\): no-such-program: not found"):
+        await manager.spawn(Command(argv=["no-such-program"]), agent_id="reviewer")
+    with pytest.raises(ResumeFailed, match=r"agent 'reviewer' \(no-such-program\) does not go on: it is failed"):
+        await manager.resume("reviewer")
+    for agent_id in "one", "other":
+        await manager.spawn(SLEEP, agent_id=agent_id)
+        await manager.terminate(agent_id)
+        for verb, error in (
+            (manager.suspend, SuspendFailed),
+            (manager.resume, ResumeFailed),
+            (manager.restart, RestartFailed),
+        ):
+            with pytest.raises(error, match=rf"agent '{agent_id}' \(sleep\)"):
+                await verb(agent_id)
+    assert [info.name for info in manager.list_agents()] == ["no-such-program", "sleep", "sleep"]
+
+
 async def test_an_agent_that_is_not_ready_in_time_leaves_no_process(make: Make) -> None:
     manager = make(spawn_timeout=0.05)
     with pytest.raises(AgentNotSpawned, match=r"it was not ready in 0\.05 s"):
