@@ -22,6 +22,10 @@ from tools.source_tree import PROJECT, ROOT, nodes_of, sources
 
 READ_FROM_OUTSIDE = {
     "handle._run": "testing/loop.py and jobs/loop.py are event loops in the place of asyncio's, and run their handles",
+    **dict.fromkeys(
+        ("pool._connect", "pool._connect_args", "pool._connect_kwargs"),
+        "a pool of asyncpg says nowhere else how it connects (docs/decisions/047)",
+    ),
 }
 
 INHERITED = {  # privates of a base class in another module, by the class that uses them

@@ -105,10 +105,10 @@ from sabot.agents.states import StateManager as StateManager
 from sabot.agents.store import InMemoryActionStore as InMemoryActionStore
 from sabot.agents.store import InMemoryJobStore as InMemoryJobStore
 from sabot.agents.store import JournalStore as JournalStore
-from sabot.agents.stores.jobs import PostgresActionStore as PostgresActionStore
-from sabot.agents.stores.jobs import PostgresJobStore as PostgresJobStore
 from sabot.agents.stores.jobs import PostgresJobViews as PostgresJobViews
 from sabot.agents.stores.ledger import PostgresLedgerWriter as PostgresLedgerWriter
+from sabot.agents.stores.postgres import PostgresActionStore as PostgresActionStore
+from sabot.agents.stores.postgres import PostgresJobStore as PostgresJobStore
 from sabot.agents.stores.redis import RedisActionStore as RedisActionStore
 from sabot.agents.stores.redis import RedisJobCache as RedisJobCache
 from sabot.agents.stores.redis import RedisSignalChannel as RedisSignalChannel

@@ -66,7 +66,8 @@ class ActionSpec:
 
 @dataclass(slots=True, kw_only=True)
 class ActionRecord:
-    """A handle of an action: its store keeps it up to date, so who asked sees the answer in the same object. Times are epoch seconds.
+    """A handle of an action. Who asked by an ActionManager sees the answer in the same object, once that manager has seen it. Times are
+    epoch seconds.
 
     resolution: {} until it is resolved, and where it never is. by: who resolved it, if they said so.
     """
@@ -194,11 +195,24 @@ class ActionManager:
         self.store = store
         self._signals = signal_channel if signal_channel is not None else LocalSignals()
         self._poll_seconds = parse_seconds(poll, name="poll")
+        self._asked: dict[str, ActionRecord] = {}  # handles of questions that are open, as far as is known
+
+    def _seen(self, action: ActionRecord) -> ActionRecord:
+        """The handle that whoever asked has, with what is known now."""
+        handle = self._asked.get(action.action_id, action)
+        for name in ("status", "resolution", "resolved_at", "by"):
+            setattr(handle, name, getattr(action, name))
+        if handle.status is not ActionStatus.PENDING:
+            self._asked.pop(handle.action_id, None)
+        return handle
 
     async def require_action(self, spec: ActionSpec) -> ActionRecord:
         """Asks. The job waits for the answer (`waiting_action`), if it is one of the store's; IllegalTransition where it does not run."""
         checked_kind(spec, ActionSpec, "require_action: spec", "ActionSpec(…)")
-        return await self.store.require(spec)
+        action = await self.store.require(spec)
+        if action.status is ActionStatus.PENDING:
+            self._asked[action.action_id] = action
+        return action
 
     async def get(self, action_id: str) -> ActionRecord:
         """The action as it is now. Raises UserError where there is none."""
@@ -207,7 +221,7 @@ class ActionManager:
             raise UserError(f"action {action_id}: there is none of this name")
         if action.overdue(self.store.clock.time()):
             return await self._closed(action_id, ActionStatus.EXPIRED)
-        return action
+        return self._seen(action)
 
     async def resolve(self, resume_token: str, resolution: Mapping[str, Any], *, by: str = "") -> ActionRecord:
         """Answers the action of this token, once. Raises LetterRefused with the reason: unknown, second, expired or closed."""
@@ -220,7 +234,7 @@ class ActionManager:
                 await self.expire()
             raise
         await self._signals.notify(action.action_id)
-        return action
+        return self._seen(action)
 
     async def cancel(self, action_id: str) -> ActionRecord:
         """The question is withdrawn. Raises IllegalTransition where it was closed before."""
@@ -234,7 +248,7 @@ class ActionManager:
     async def _closed(self, action_id: str, status: ActionStatus) -> ActionRecord:
         action = await self.store.close_action(action_id, status)
         await self._signals.notify(action_id)
-        return action
+        return self._seen(action)
 
     async def wait_for_resolution(self, action_id: str, timeout: Duration | None = None) -> ActionRecord:
         """Returns when the action is closed, however it is: resolved, expired, cancelled. Raises TimeoutError after `timeout`; the action
@@ -258,4 +272,4 @@ class ActionManager:
         if job_id is not None:
             checked_word(job_id, "find: job_id")
         checked_words(statuses, "find: statuses")
-        return await self.store.actions(job_id=job_id, statuses=statuses)
+        return list(map(self._seen, await self.store.actions(job_id=job_id, statuses=statuses)))

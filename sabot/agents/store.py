@@ -10,18 +10,16 @@ process may answer at the same moment: one of them is accepted.
 
 import asyncio
 import logging
-import secrets
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from hashlib import blake2b
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
 from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, ActionStore
+from sabot.agents.changing import as_json, begun, check_same, digest_of, moved, name_of, question
 from sabot.agents.context import checked_word
-from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, JobStore, check_move
+from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, JobStore
 from sabot.agents.reading import Progress, as_plain, value_of
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import checked_kind, checked_words, parse_ms
@@ -29,8 +27,6 @@ from sabot.errors import (
     UNREADABLE,
     CorruptJournal,
     EffectError,
-    IdempotencyConflict,
-    IllegalTransition,
     InternalError,
     LetterRefused,
     TransientError,
@@ -39,12 +35,12 @@ from sabot.errors import (
 from sabot.jobs.gate import CONFIRM
 from sabot.jobs.history import IN_DOUBT
 from sabot.journal.base import Journal, JournalReader, Position
-from sabot.journal.effects import digest
-from sabot.journal.entries import Answer, Attempt, Begin, Cancel, End, Entry, Intent, JobOrigin, Letter
+from sabot.journal.entries import Answer, Attempt, Begin, Body, Cancel, End, Entry, Intent, JobOrigin, Letter
 from sabot.journal.memory import MemoryJournal
 from sabot.threads import aside, to_the_end
 
 __all__ = [
+    "HasBodies",
     "InMemoryActionStore",
     "InMemoryJobStore",
     "JobsAndActions",
@@ -58,23 +54,23 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _AGAIN_SECONDS = 0.1
-_MOST_MS = 1e18  # of a time-out, 31 million years: a database holds no number above 2^63
 _CLOSED = {"resolved": ActionStatus.RESOLVED, "expired": ActionStatus.EXPIRED}
 
 
-def as_json(value: object, what: str) -> bytes:
-    """JSON. Raises UserError for what it cannot say."""
-    try:
-        return msgspec.json.encode(value)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise UserError(f"{what} cannot be written as JSON: {error}") from error
+class HasBodies(Protocol):
+    """What entries are loaded from. where: for messages."""
+
+    where: str
+
+    def load(self, body: Body) -> bytes:
+        """As `JournalReader.load`."""
 
 
 class JobsOfJournal:
-    """What the entries of a journal say of jobs and actions. Only reads; `JournalStore` adds."""
+    """What the entries of a journal say of jobs and actions. Only reads; the stores add."""
 
-    def __init__(self, reader: JournalReader, job_id: str | None = None, *, blank: bool = False) -> None:
-        """job_id: only of this job. blank: nothing is read; who made it gives it the entries."""
+    def __init__(self, reader: HasBodies, job_id: str | None = None, *, blank: bool = False) -> None:
+        """job_id: only of this job. blank: nothing is read; who made it gives it the entries, which need not be of a journal."""
         self.reader = reader
         self.jobs: dict[str, JobRecord] = {}
         self.actions: dict[str, ActionRecord] = {}
@@ -84,8 +80,10 @@ class JobsOfJournal:
         self._open: dict[str, set[str]] = {}
         self._ordinals: dict[str, int] = {}
         self._progress: dict[str, Progress] = {}  # of jobs of agents
-        for _, entry in () if blank else reader.read(job_id):
-            self.apply(entry)
+        if not blank:
+            assert isinstance(reader, JournalReader)
+            for _, entry in reader.read(job_id):
+                self.apply(entry)
 
     def seen(self) -> Iterator[JobRecord]:
         """The jobs, in the order in which they began; those of agents with how far they are."""
@@ -264,14 +262,6 @@ def _record(job_id: str, spec: JobSpec, at: float) -> JobRecord:
     return JobRecord(job_id=job_id, created_at=at, updated_at=at, **shared)
 
 
-def _name_of(spec: JobSpec) -> str:
-    """The id of its job: the same for the same key of a scope, so a journal knows it for as long as it knows ended jobs."""
-    if not spec.idempotency_key:
-        return f"job-{uuid.uuid4().hex}"
-    name = f"{spec.scope_id}\0{spec.idempotency_key}"
-    return f"job-{blake2b(name.encode(), digest_size=16).hexdigest()}"
-
-
 def cancel_letter(job_id: str, reason: str = "", by: str = "") -> Letter:
     """Asks the owner of a journal to cancel a job."""
     return Letter("cancel", job=job_id, name=reason, by=by)
@@ -283,7 +273,12 @@ class JobsAndActions(JobStore, ActionStore):
 
 @runtime_checkable
 class ShowsJobs(Protocol):
-    """A store in which jobs and actions of another owner are seen (`RuntimeKernel(job_store=…, action_store=…)`)."""
+    """A store in which jobs and actions of another owner are seen (`RuntimeKernel(job_store=…, action_store=…)`). home: over what a kernel
+    runs that is given no journal: the store's own, or the address of a database; None: the store has none to give.
+    """
+
+    @property
+    def home(self) -> Journal | str | None: ...
 
     def lend(self, to: JobsAndActions) -> None:
         """Somebody else runs jobs over a journal, and says from now on what is in it. What the store is asked is passed on. Raises
@@ -317,6 +312,11 @@ class JournalStore(JobsAndActions):
         self._lock = asyncio.Lock()
         self._lent: JobsAndActions | None = None
 
+    @property
+    def home(self) -> Journal:
+        """As `ShowsJobs.home`: its journal."""
+        return self.journal
+
     def lend(self, to: JobsAndActions) -> None:
         """As `ShowsJobs.lend`. Its own journal may be the one over which the jobs run."""
         if self._lent is not None:
@@ -337,17 +337,13 @@ class JournalStore(JobsAndActions):
         if self._lent is not None:
             return await self._lent.create(spec)
         checked_kind(spec, JobSpec, "create: spec", "JobSpec(scope_id=…)")
-        job_id = _name_of(spec)
-        body = as_json(spec, "the job")
-        content = digest(self.journal.key, "job", "", msgspec.to_builtins(spec.content, order="deterministic"))
+        job_id, content = name_of(spec), digest_of(spec, self.journal.key)
+        begin = begun(job_id, spec, content, self._now_ms())
         async with self._lock:
             known = self._known.jobs.get(job_id)
             mark = await aside(self.journal.job, job_id) if spec.idempotency_key and known is None else None
-            if content != (mark.digest if mark is not None else self._known.digests.get(job_id, content)):
-                raise IdempotencyConflict(
-                    f"idempotency key {spec.idempotency_key!r} of scope {spec.scope_id} is that of job {job_id}, with other content",
-                    hint="give this job another key, or ask for the same",
-                )
+            before = mark.digest if mark is not None else self._known.digests.get(job_id, content)
+            check_same(job_id, spec, content, before)
             if mark is not None:  # it has ended, and its entries are trimmed
                 known = replace(
                     _record(job_id, spec, mark.ended_ms / 1000),
@@ -358,7 +354,7 @@ class JournalStore(JobsAndActions):
                 )
             new = known is None
             if known is None:
-                await self._append(Begin(job_id, self._now_ms(), body=body, digest=content))
+                await self._append(begin)
                 known = self._known.jobs[job_id]
         await self._settled(job_id)
         return known, new
@@ -377,23 +373,11 @@ class JournalStore(JobsAndActions):
         checked_kind(status, JobStatus, "move: status", "JobStatus.SUCCEEDED, …")
         await self._look()
         async with self._lock:
-            job = self._known.jobs.get(checked_word(job_id, "job_id"))
-            if job is None:
-                raise UserError(f"job {job_id}: there is none of this name")
-            check_move(job_id, job.status, status)
-            if JobStatus.WAITING_ACTION in (status, job.status) and status not in ENDS:
-                raise IllegalTransition(
-                    f"job {job_id} is {job.status}: it waits while an action of it is open, and for nothing else",
-                    hint="ask with ActionManager.require_action, and resolve it",
-                )
-            now_ms = self._now_ms()
-            if status is JobStatus.RUNNING:
-                await self._append(Attempt(job_id, now_ms, 0, 1))
-            else:
-                await self._append(End(job_id, now_ms, status, checked_word(result_ref or error, "result_ref, error")))
-            moved = self._known.jobs[job_id]
+            before = self._known.jobs.get(checked_word(job_id, "job_id"))
+            await self._append(moved(before, job_id, status, self._now_ms(), result_ref, error))
+            job = self._known.jobs[job_id]
         await self._settled(job_id)
-        return moved
+        return job
 
     async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
         if self._lent is not None:
@@ -412,21 +396,12 @@ class JournalStore(JobsAndActions):
         if self._lent is not None:
             return await self._lent.require(spec)
         checked_kind(spec, ActionSpec, "require: spec", "ActionSpec(job_id=…)")
-        payload = as_json(spec.payload, "payload")
         await self._look()
         async with self._lock:
-            job = self._known.jobs.get(spec.job_id)
-            if job is not None and job.status is not JobStatus.WAITING_ACTION:  # it may ask several things at once
-                check_move(spec.job_id, job.status, JobStatus.WAITING_ACTION)
-            now_ms, ordinal = self._now_ms(), self._known.next_ordinal(spec.job_id)
-            seconds = spec.timeout_seconds
-            due_ms = 0 if seconds is None else now_ms + round(min(float(seconds) * 1000, _MOST_MS))  # type: ignore[arg-type]
-            asked = digest(self.journal.key, "ask", spec.type, spec.payload)
-            token = secrets.token_hex(20)  # a word of a command line: it never begins with "-"
-            await self._append(
-                Intent(spec.job_id, now_ms, ordinal, "ask", spec.type, asked, "", payload, token, due_ms)
-            )
-            action = self._known.of_token(token)
+            job, ordinal = self._known.jobs.get(spec.job_id), self._known.next_ordinal(spec.job_id)
+            asked = question(job, ordinal, spec, self._now_ms(), self.journal.key)
+            await self._append(asked)
+            action = self._known.of_token(asked.token)
         await self._settled(spec.job_id)
         if action is None:
             raise InternalError("an action that was asked is not known")

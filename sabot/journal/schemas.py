@@ -16,7 +16,7 @@ from sabot.errors import CorruptJournal, LetterRefused, TransientError, UserErro
 from sabot.journal.counting import COUNTED, begin_to_count, make_tables
 from sabot.steps import step
 
-__all__ = ["JournalSchema", "PostgresSession", "Statements", "TablesPlace"]
+__all__ = ["JournalSchema", "PostgresSession", "Statements", "TablesPlace", "app_of_journal", "split_app"]
 
 _FORMAT = COUNTED
 _LONGEST_NAME = 63  # bytes: what is longer, PostgreSQL cuts off
@@ -47,6 +47,10 @@ INSERT INTO claim VALUES (0, '', '', '', 'epoch', NULL);
 _JOURNALS = (  # by their schemas
     "SELECT nspname FROM pg_namespace n WHERE nspname LIKE 'sabot\\_%' AND EXISTS (SELECT 1 FROM pg_class c "
     "WHERE c.relnamespace = n.oid AND relname = 'claim') ORDER BY nspname"
+)
+_READABLE = (
+    f"SELECT nspname FROM ({_JOURNALS}) j WHERE has_schema_privilege(nspname, 'USAGE') "
+    "AND has_table_privilege(quote_ident(nspname) || '.meta', 'SELECT')"
 )
 _IS_THERE = (  # asked of the catalog: a session does not notice at once that a schema of its search path was made
     "SELECT 1 FROM pg_class c JOIN pg_namespace n ON c.relnamespace = n.oid WHERE nspname = %s AND relname = 'meta'"
@@ -83,6 +87,15 @@ def split_app(url: str) -> tuple[str, str]:
     words = [word for word in words if word not in named]
     app = unquote(named[-1].removeprefix("app=")) if named else ""
     return "?".join([address, "&".join(words)][: 1 + bool(words)]), app
+
+
+def app_of_journal(connection: Any, identity: str) -> str | None:
+    """The app whose journal in this database has this identity; None: there is none that the user may read."""
+    for (schema,) in connection.execute(_READABLE).fetchall():
+        statement = f"SELECT 1 FROM {quoted(schema)}.meta WHERE name = 'identity' AND value = %s"
+        if connection.execute(statement, (identity,)).fetchall():
+            return str(schema.removeprefix("sabot_"))
+    return None
 
 
 class JournalSchema:

@@ -117,7 +117,7 @@ async def test_counts_are_exact_though_both_servers_are_restarted_every_five_sec
         said = Completion(message=assistant("yes"), usage=ANSWER, model="m", provider="scripted")
         provider = ScriptedProvider(lambda spec: said, model="m")
         engine = ExecutionEngine(provider, retries=0, prices=PriceTable({"m": Price("1", "10")}, version="1"))
-        store = await asyncio.to_thread(PostgresJobStore, postgres.url)
+        store = PostgresJobStore(postgres.url)
         budget = Budget("acme", max_cost_monthly=Decimal(10**6))
         async with (
             RuntimeKernel.create(

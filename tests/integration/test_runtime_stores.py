@@ -37,6 +37,7 @@ from sabot.errors import BrokerUnavailable, DataError, SabotError, TransientErro
 from sabot.journal import MemoryJournal
 from sabot.journal.entries import Begin, End, Entry, Intent
 from sabot.journal.memory import MemoryHome, MemoryReader
+from sabot.journal.opening import open_reader
 from tools.broker import free_ports
 from tools.postgres import Postgres, server_or_skip
 
@@ -136,7 +137,7 @@ async def test_the_address_says_whose_journal_it_is_and_its_jobs_end_in_the_stor
     async def echo(ctx: Any) -> Any:
         return ctx.message
 
-    store = PostgresJobStore(f"{database}?app=first", app="ignored")
+    store = PostgresJobStore(f"{database}?app=first")
     async with RuntimeKernel.create(agent=echo, name="zed", job_store=store) as kernel:
         for number in range(5):
             handle = await kernel.execute(ExecutionRequest(prompt=number))
@@ -215,7 +216,7 @@ ALL = ["SELECT * FROM runtime_jobs ORDER BY job_id", "SELECT * FROM runtime_acti
 
 @contextlib.asynccontextmanager
 async def opened(url: str) -> AsyncIterator[tuple[PostgresJobStore, JobManager, ActionManager]]:
-    store = await asyncio.to_thread(PostgresJobStore, url, clock=ManualClock(1000.0))
+    store = PostgresJobStore(url, clock=ManualClock(1000.0))
     try:
         yield store, JobManager(store), ActionManager(store)
     finally:
@@ -273,7 +274,6 @@ async def test_a_store_in_postgres_keeps_jobs_and_shows_them(database: str) -> N
         assert [run(database, each) for each in ALL] == before
     async with opened(database) as (store, jobs, actions):  # as after a crash: all is read from the journal
         assert (await jobs.create(SPEC)).job_id == job.job_id
-        assert await store.views.refresh(store.journal) == 0, "nothing is newer than what is shown"
         with pytest.raises(IllegalTransition):
             await jobs.start(job.job_id)
         with pytest.raises(LetterRefused):
@@ -354,16 +354,21 @@ async def test_journals_share_the_tables_and_each_is_made_anew_alone(database: s
     await views.close()
 
 
-async def test_a_job_does_not_wait_for_its_tables(database: str, caplog: pytest.LogCaptureFixture) -> None:
-    async with opened(database) as (store, jobs, _):
-        failing = PostgresJobViews(f"postgresql://u@127.0.0.1:{free_ports(1)[0]}/none")
-        sound, store.views = store.views, failing
-        job = await jobs.create(SPEC)
-        await jobs.start(job.job_id)
+async def test_a_job_of_a_kernel_does_not_wait_for_its_tables(
+    database: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = PostgresJobStore(database)
+    async with RuntimeKernel(None, asks, job_store=store, journal=tmp_path) as kernel:
+        sound, store.views = store.views, PostgresJobViews(f"postgresql://u@127.0.0.1:{free_ports(1)[0]}/none")
+        first, second = [await kernel.execute(ExecutionRequest(prompt=each)) for each in (1, 2)]
+        await first.cancel()
+        await until(lambda: first.done)
         assert caplog.text.count("the tables of jobs are behind") == 1
         store.views = sound
-        await jobs.complete(job.job_id)
-        assert run(database, "SELECT status FROM runtime_jobs") == [("succeeded",)]
+        await second.cancel()
+        await until(lambda: second.done)
+    assert run(database, "SELECT status FROM runtime_jobs") == [("cancelled",)] * 2
+    await store.close()
 
 
 # -- what is missing -------------------------------------------------------------------------------------------------------
@@ -377,15 +382,17 @@ async def test_a_missing_server_is_told_of_at_the_start() -> None:
     assert "s3cret" not in str(refused.value)
 
 
-async def test_a_store_whose_server_is_missing_does_not_begin() -> None:
+async def test_a_store_whose_server_is_missing_says_so_when_its_tables_are_made() -> None:
     url = f"postgresql://u:s3cret@127.0.0.1:{free_ports(1)[0]}/none"
-    with pytest.raises(BrokerUnavailable, match="PostgreSQL at 127"):
-        await asyncio.to_thread(PostgresJobStore, url)
+    with pytest.raises(BrokerUnavailable, match="PostgreSQL at 127") as refused:
+        await PostgresJobStore(url).create_tables()
+    assert "s3cret" not in str(refused.value)
 
 
-def test_a_pool_is_no_address() -> None:
-    with pytest.raises(UserError, match=r"PostgresLedgerWriter: .* is no address"):
-        PostgresLedgerWriter(object())  # type: ignore[arg-type]
+@pytest.mark.parametrize("made", [PostgresLedgerWriter, PostgresJobStore, PostgresJobViews])
+def test_what_is_neither_a_pool_nor_an_address_is_refused(made: Any) -> None:
+    with pytest.raises(UserError, match=rf"{made.__name__}: .* is no address .*a pool of asyncpg"):
+        made(object())
 
 
 # -- beside a kernel ---------------------------------------------------------------------------------------------------------
@@ -430,7 +437,8 @@ async def test_a_kernel_over_the_journal_of_its_store_is_shown_in_the_tables(
         said = [each.getMessage() for each in caplog.records if "the journal holds" in each.getMessage()]
         assert len(said) == 1
         assert f"the tables are wrong about 2 jobs, {one} among them" in said[0]
-        assert await store.views.wrong(store.journal) == []
+    with contextlib.closing(open_reader(database, app="kernel")) as journal:
+        assert await store.views.wrong(journal) == []
     await store.close()
 
 

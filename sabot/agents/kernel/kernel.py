@@ -25,7 +25,7 @@ from sabot.agents.kernel.hosting import KernelHost
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent
 from sabot.agents.outside import AppJobs, OutsideStore
 from sabot.agents.replay import JobCode, Recording, record_job
-from sabot.agents.store import JournalStore, ShowsJobs
+from sabot.agents.store import ShowsJobs
 from sabot.calls.options import checked_whole
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, checked_kind, checked_name, checked_text, parse_seconds
@@ -97,7 +97,7 @@ class RuntimeKernel:
                 raise UserError(f"RuntimeKernel: {word}={short_repr(given)}", hint=hint)
         self._shown = _stores_of(job_store, action_store)
         if journal is None:
-            journal = next((each.journal for each in self._shown if isinstance(each, JournalStore)), None)
+            journal = next((home for each in self._shown if (home := each.home) is not None), None)
         checked_whole("RuntimeKernel", "max_jobs", max_jobs, 1)
         checked_whole("RuntimeKernel", "keep_jobs", keep_jobs, 0)
         self.event_bus = event_bus if event_bus is not None else InMemoryEventBus()

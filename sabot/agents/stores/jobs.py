@@ -1,4 +1,4 @@
-"""Jobs and actions in PostgreSQL: a journal there, which is what is true; `runtime_jobs` and `runtime_actions`, which show it.
+"""The tables `runtime_jobs` and `runtime_actions` of PostgreSQL, which show what a journal says.
 
     journal ─▶ entries behind those that were read ─▶ records of their jobs ─▶ `runtime_sequence` ─▶ the tables
                                                         written where (job, sequence) is newer than what stands there
@@ -7,7 +7,6 @@ So the tables may be written by anybody who reads the journal, twice or late; an
 """
 
 import asyncio
-import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,23 +14,17 @@ import msgspec
 
 from sabot.agents.actions import ActionRecord, ActionStatus
 from sabot.agents.jobs import JobRecord, JobStatus
-from sabot.agents.store import JobsOfJournal, JournalStore
+from sabot.agents.store import JobsOfJournal
 from sabot.agents.stores.tables import PostgresTables
-from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.errors import TransientError, UserError
-from sabot.journal.base import Journal, JournalReader
-from sabot.journal.postgres import PostgresJournal
-from sabot.journal.schemas import split_app
+from sabot.journal.base import JournalReader
 from sabot.threads import aside, to_the_end
 
-__all__ = ["PostgresActionStore", "PostgresJobStore", "PostgresJobViews"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["TABLES", "PostgresJobViews", "forget_jobs", "show_jobs"]
 
 _AT_ONCE = 1000  # jobs in a statement
 _LATEST = 253_402_300_000.0  # seconds since 1970, in the year 9999: many clients know no later one
 
-_TABLES = {
+TABLES = {
     "runtime_jobs": """
 CREATE TABLE runtime_jobs (job_id TEXT PRIMARY KEY, scope_id TEXT NOT NULL, principal_id TEXT NOT NULL, session_id TEXT NOT NULL,
     run_id TEXT NOT NULL, status TEXT NOT NULL, created_at TIMESTAMPTZ NOT NULL, updated_at TIMESTAMPTZ NOT NULL, started_at TIMESTAMPTZ,
@@ -84,12 +77,18 @@ class PostgresJobViews:
     may be shown in the same tables. They are made where they are missing.
     """
 
-    def __init__(self, url: str) -> None:
-        """Raises UserError for what is no address of a PostgreSQL database, MissingExtra without psycopg."""
-        self._tables = PostgresTables(url, "jobs", "PostgresJobViews", _TABLES)
+    def __init__(self, pool: Any) -> None:
+        """pool: a pool of asyncpg, whose address is taken, or an address. Raises UserError for what is neither, MissingExtra without
+        psycopg.
+        """
+        self._tables = PostgresTables(pool, "jobs", "PostgresJobViews", TABLES)
         self._known: JobsOfJournal | None = None
         self._ends: dict[int, int] = {}
         self._turn = asyncio.Lock()
+
+    async def create_tables(self) -> None:
+        """Makes the tables where they are missing, as the first use does. Raises as `refresh`."""
+        await to_the_end(aside(self._tables.create))
 
     async def refresh(self, journal: JournalReader) -> int:
         """The tables show what is durable of this journal. Reads what stands behind the last call's; the first call, and the first after
@@ -140,23 +139,10 @@ class PostgresJobViews:
             known.apply(entry)
             last[entry.job] = position.offset
             self._ends[position.partition] = position.offset + 1
-        actions: dict[str, list[ActionRecord]] = {}
-        for action in known.actions.values():
-            if action.job_id in last:
-                actions.setdefault(action.job_id, []).append(action)
-        newer = 0
         with self._tables.transaction(look=anew) as connection:
-            for statement in _FORGET if anew else ():
-                connection.execute(statement, (journal.identity,))
-            ordered = sorted(last.items())  # two that write lock jobs in the same order
-            for part in (ordered[begin : begin + _AT_ONCE] for begin in range(0, len(ordered), _AT_ONCE)):
-                columns = [list(values) for values in zip(*part, strict=True)]
-                rows = (columns[0], [journal.identity] * len(part), columns[1])
-                written = {job_id for (job_id,) in connection.execute(_NEWER, rows).fetchall()}
-                newer += len(written)
-                jobs = [job for job_id in written if (job := known.job(job_id)) is not None]
-                _each(connection, _JOB, map(_job_row, jobs))
-                _each(connection, _ACTION, (_action_row(one) for job_id in written for one in actions.get(job_id, ())))
+            if anew:
+                forget_jobs(connection, journal.identity)
+            newer = show_jobs(connection, journal.identity, last, known)
         known.forget_ended()
         self._known = known
         return newer
@@ -164,6 +150,33 @@ class PostgresJobViews:
     async def close(self) -> None:
         """The next use connects again."""
         await to_the_end(aside(self._tables.close))
+
+
+def forget_jobs(connection: Any, identity: str) -> None:
+    """The tables have nothing of this journal any more."""
+    for statement in _FORGET:
+        connection.execute(statement, (identity,))
+
+
+def show_jobs(connection: Any, identity: str, last: Mapping[str, int], known: JobsOfJournal) -> int:
+    """Writes the rows of jobs, where they are newer than those that are there. identity: of the journal. last: the sequence of each job
+    that is to be shown. -> how many were newer.
+    """
+    actions: dict[str, list[ActionRecord]] = {}
+    for action in known.actions.values():
+        if action.job_id in last:
+            actions.setdefault(action.job_id, []).append(action)
+    newer = 0
+    ordered = sorted(last.items())  # two that write lock jobs in the same order
+    for part in (ordered[begin : begin + _AT_ONCE] for begin in range(0, len(ordered), _AT_ONCE)):
+        columns = [list(values) for values in zip(*part, strict=True)]
+        rows = (columns[0], [identity] * len(part), columns[1])
+        written = {job_id for (job_id,) in connection.execute(_NEWER, rows).fetchall()}
+        newer += len(written)
+        jobs = [job for job_id in written if (job := known.job(job_id)) is not None]
+        _each(connection, _JOB, map(_job_row, jobs))
+        _each(connection, _ACTION, (_action_row(one) for job_id in written for one in actions.get(job_id, ())))
+    return newer
 
 
 def _each(connection: Any, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
@@ -220,60 +233,3 @@ def _action_row(action: ActionRecord) -> tuple[Any, ...]:
         action.resume_token,
         *(_at(each) for each in (action.created_at, action.expires_at, action.resolved_at)),
     )
-
-
-class PostgresJobStore(JournalStore):
-    """Jobs, and actions too, in a journal in a PostgreSQL database, whose owner this store is until `close`; and in its tables
-    `runtime_jobs` and `runtime_actions`. Give the same store to a JobManager and an ActionManager.
-
-    What a call returns is durable in the journal. The tables show it too by then, or, where they could not be written, after a later call.
-    """
-
-    def __init__(self, url: str, *, app: str = "runtime", clock: Clock = SYSTEM_CLOCK) -> None:
-        """app: the name of the journal, where the address does not say it (`?app=NAME`). Blocks. Raises BrokerUnavailable where no server
-        answers, JobLocked for a journal of another process, UserError.
-        """
-        self.views = PostgresJobViews(split_app(url)[0] if isinstance(url, str) else url)
-        super().__init__(PostgresJournal(url, app, clock=clock))
-        self._shown: Journal = self.journal
-        self._told = False
-
-    async def show(self, journal: Journal) -> None:
-        """The tables show this journal. What they have said of its jobs otherwise is told in the log, and written anew."""
-        await super().show(journal)
-        self._shown = journal
-        await journal.flush()
-        wrong = await self.views.wrong(journal)
-        if wrong:
-            _log.warning(
-                "%s: the tables are wrong about %d jobs, %s among them: the journal holds, and they are made anew",
-                journal.where,
-                len(wrong),
-                wrong[0],
-            )
-            await self.views.rebuild(journal)
-        await self.became_durable()
-
-    async def became_durable(self) -> None:
-        """The tables show it, or the log says that they do not."""
-        try:
-            await self.views.refresh(self._shown)
-            self._told = False
-        except (TransientError, UserError) as error:  # they are a view: what was asked for is durable
-            if not self._told:
-                _log.warning("%s: the tables of jobs are behind: %s", self._shown.where, error)
-            self._told = True
-
-    async def rebuild(self) -> int:
-        """Makes the tables anew, as after a loss. -> how many jobs they show."""
-        await self._shown.flush()
-        return await self.views.rebuild(self._shown)
-
-    async def close(self) -> None:
-        """Ends the connections; the journal may have another owner. Repeated calls do nothing."""
-        await to_the_end(aside(self.journal.close))
-        await self.views.close()
-
-
-class PostgresActionStore(PostgresJobStore):
-    """The same, under the name that it has where only actions are kept."""

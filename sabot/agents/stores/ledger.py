@@ -11,7 +11,7 @@ from sabot.agents.accounts.contract import LedgerEvent, LedgerSum
 from sabot.agents.accounts.owners import BudgetBatch, Worked, check_skew, rows_alone, work
 from sabot.agents.accounts.rows import GROUPS, SETTLES, checked_groups, contradicted, sum_of_row
 from sabot.agents.stores.tables import PostgresTables
-from sabot.errors import DataError, words_of
+from sabot.errors import DataError, UserError, words_of
 from sabot.redaction import clean_cause
 from sabot.steps import step
 from sabot.threads import aside, to_the_end
@@ -81,17 +81,24 @@ class PostgresLedgerWriter:
 
     keeps_rows = True
 
-    def __init__(self, url: str, *, make: bool = True, shared: bool = False) -> None:
-        """url: postgresql://user@host:5432/database. make: the table is made where it is missing; else that is a UserError at the first
-        use. shared: several processes spend from the same budgets; then all that write to this table are to be so. Raises UserError for
-        what is no address, MissingExtra without psycopg.
+    def __init__(self, pool: Any, *, make: bool = True, shared: bool = False) -> None:
+        """pool: a pool of asyncpg, whose address is taken: connections are the writer's own. Or an address:
+        postgresql://user@host:5432/database. make: the table is made where it is missing; else that is a UserError at the first use.
+        shared: several processes spend from the same budgets; then all that write to this table are to be so. Raises UserError for what is
+        neither, MissingExtra without psycopg.
         """
-        self.shared = shared
+        self.shared, self._makes = shared, make
         made_by = _TABLES | (tables_of_budgets("BIGINT", "NUMERIC", "DOUBLE PRECISION") if shared else {})
         self._tables = PostgresTables(
-            url, "ledger", "PostgresLedgerWriter", made_by if make else {}, _WIDE if make else None
+            pool, "ledger", "PostgresLedgerWriter", made_by if make else {}, _WIDE if make else None
         )
         self.where = self._tables.where
+
+    async def create_tables(self) -> None:
+        """Makes the tables where they are missing, as the first use does. Raises as other calls, and UserError with make=False."""
+        if not self._makes:
+            raise UserError(f"{self.where}: it was made with make=False, and makes no tables")
+        await to_the_end(aside(self._tables.create))
 
     async def work(self, batch: BudgetBatch) -> Worked:
         """As `BudgetOwner.work`: in one transaction."""

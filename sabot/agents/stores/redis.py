@@ -360,6 +360,8 @@ class RedisActionStore(ActionStore):
 
     # -- of a kernel ----------------------------------------------------------------------------------------------------
 
+    home = None  # as of `ShowsJobs`: there is no journal in Redis
+
     def lend(self, to: JobsAndActions) -> None:
         """As `ShowsJobs.lend`."""
         if self._mirror is not None:

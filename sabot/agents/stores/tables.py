@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sabot.connectors.sql.server import PostgresServer
-from sabot.errors import UserError, short_repr
+from sabot.connectors.sql.server import PostgresServer, address_of
 from sabot.journal.schemas import PostgresSession
 
 __all__ = ["PostgresTables"]
@@ -33,19 +32,16 @@ class PostgresTables:
 
     def __init__(
         self,
-        url: str,
+        place: Any,
         what: str,
         feature: str,
         made_by: dict[str, str],
         wide: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """wide: columns by their table that are BIGINT, and were made as INTEGER by an earlier version: they are altered."""
-        if not isinstance(url, str):
-            raise UserError(
-                f"{feature}: {short_repr(url)} is no address of a database",
-                hint="postgresql://user@host:5432/database; connections are our own, so a pool is not taken",
-            )
-        self.server = PostgresServer(url, what, feature)
+        """place: the address, or a pool of asyncpg, whose address is taken. wide: columns by their table that are BIGINT, and were made as
+        INTEGER by an earlier version: they are altered.
+        """
+        self.server = PostgresServer(address_of(place, feature), what, feature)
         self.where = f"{what} in {self.server.where}"
         self._made_by = made_by
         self._wide = [(table, column) for table, columns in (wide or {}).items() for column in columns]
@@ -72,6 +68,11 @@ class PostgresTables:
             yield connection
             connection.execute("COMMIT")
         self._made = True
+
+    def create(self) -> None:
+        """Makes the tables where they are missing. Raises as `transaction`."""
+        with self.transaction(look=True):
+            pass
 
     def _make(self, connection: Any) -> None:
         names = list(self._made_by)

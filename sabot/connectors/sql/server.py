@@ -5,11 +5,12 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
+from urllib.parse import quote, urlencode
 
-from sabot.errors import BrokerUnavailable, MissingExtra, TransientError, UserError
+from sabot.errors import BrokerUnavailable, MissingExtra, TransientError, UserError, short_repr
 from sabot.redaction import clean_cause, keep_secret
 
-__all__ = ["PostgresServer"]
+__all__ = ["PostgresServer", "address_of"]
 
 # With these a server that no longer answers is noticed within a minute. Settings in the user's URL take precedence.
 _DEFAULTS = {
@@ -25,6 +26,71 @@ _REFUSED = re.compile(
 )
 _ADDRESS = "postgresql://user@host:5432/database; in a name or a password @ is written %40, / %2F, ? %3F, # %23, % %25"
 _READ_ONLY = "25006"  # a server that has become a standby
+
+
+# Of the words of asyncpg.connect, those that say where the server is, and who asks; by their names in an address.
+_POOL_WORDS = {
+    "host": "host",
+    "port": "port",
+    "user": "user",
+    "password": "password",
+    "passfile": "passfile",
+    "service": "service",
+    "database": "dbname",
+    "target_session_attrs": "target_session_attrs",
+    "krbsrvname": "krbsrvname",
+}
+
+
+def address_of(given: object, feature: str) -> str:
+    """The address of a database: `given`, or that to which a pool of asyncpg connects. A pool is asked for nothing else, so nothing of it
+    is used up, and it may belong to any event loop. Raises UserError for what is neither, and for a pool whose address cannot be written
+    down; MissingExtra without psycopg.
+    """
+    if isinstance(given, str):
+        return given
+    pool: Any = given
+    if type(given).__module__.partition(".")[0] != "asyncpg" or not hasattr(given, "_connect_args"):
+        raise UserError(f"{feature}: {short_repr(given)} is no address of a database", hint="a pool of asyncpg, or one")
+    (dsn, *_), words = pool._connect_args, dict(pool._connect_kwargs)
+    ssl, settings = words.pop("ssl", None), words.pop("server_settings", None) or {}
+    for name, unknown in (
+        ("connect", getattr(pool._connect, "__module__", "") != "asyncpg.connection"),
+        ("password", callable(words.get("password"))),
+        ("ssl", ssl is True or not (ssl is None or isinstance(ssl, str | bool))),
+    ):
+        if unknown:
+            raise UserError(
+                f"{feature}: the pool has {name}= of the program's own, which no address can say",
+                hint="give the address in place of the pool: postgresql://user@host:5432/database?sslmode=verify-full",
+            )
+    found: dict[str, Any] = PostgresServer(dsn or "", feature, feature).given
+    for name, word in _POOL_WORDS.items():
+        if (value := words.get(name)) is not None:
+            found[word] = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if ssl is not None:
+        found["sslmode"] = ssl or "disable"
+    if settings:
+        escaped = ((name, re.sub(r"([ \\])", r"\\\1", str(value))) for name, value in settings.items())
+        options = [f"-c {name}={value}" for name, value in escaped]
+        found["options"] = " ".join([*filter(None, [found.get("options")]), *options])
+    return _url(found)
+
+
+def _url(words: dict[str, Any]) -> str:
+    """An address of these words. One host stands where messages show it."""
+    host, port = str(words.get("host", "")), str(words.get("port", ""))
+    place = ""
+    if host and not set("/,") & set(host + port):
+        place = (f"[{host}]" if ":" in host else quote(host)) + (f":{port}" if port else "")
+        words = {name: value for name, value in words.items() if name not in ("host", "port")}
+    who = ":".join(quote(str(words[name]), safe="") for name in ("user", "password") if words.get(name))
+    if who and "user" in words:
+        words = {name: value for name, value in words.items() if name not in ("user", "password")}
+        place = f"{who}@{place}"
+    database = quote(str(words.pop("dbname", "")), safe="")
+    query = urlencode({name: value for name, value in words.items() if value is not None}, quote_via=quote)
+    return f"postgresql://{place}/{database}{'?' * bool(query)}{query}"
 
 
 class PostgresServer:
@@ -43,6 +109,8 @@ class PostgresServer:
             raise UserError(f"{what}: its database's address cannot be read", hint=_ADDRESS) from None
         shown = [value for key, value in given.items() if key not in ("password", "sslpassword")]
         keep_secret(given.get("password"), given.get("sslpassword"), os.environ.get("PGPASSWORD"), beside=shown)
+        self.given: dict[str, Any] = dict(given)
+        """What the address says, by libpq's words."""
         self.where = _where(url, what)
         """host:port/database, for messages."""
         self._conninfo: str = psycopg.conninfo.make_conninfo(url, **{**_DEFAULTS, **given})

@@ -1,0 +1,82 @@
+"""The entries by which a store changes its jobs and actions, and what it refuses. Every store that keeps entries makes them here."""
+
+import secrets
+import uuid
+from hashlib import blake2b
+
+import msgspec
+
+from sabot.agents.actions import ActionSpec
+from sabot.agents.context import checked_word
+from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, check_move
+from sabot.errors import IdempotencyConflict, IllegalTransition, UserError
+from sabot.journal.effects import digest
+from sabot.journal.entries import Attempt, Begin, End, Intent
+
+__all__ = ["as_json", "begun", "check_same", "digest_of", "moved", "name_of", "question"]
+
+_MOST_MS = 1e18  # of a time-out, 31 million years: a database holds no number above 2^63
+
+
+def as_json(value: object, what: str) -> bytes:
+    """JSON. Raises UserError for what it cannot say."""
+    try:
+        return msgspec.json.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(f"{what} cannot be written as JSON: {error}") from error
+
+
+def name_of(spec: JobSpec) -> str:
+    """The id of a job: the same for the same key of a scope, so a store knows it for as long as it knows ended jobs."""
+    if not spec.idempotency_key:
+        return f"job-{uuid.uuid4().hex}"
+    name = f"{spec.scope_id}\0{spec.idempotency_key}"
+    return f"job-{blake2b(name.encode(), digest_size=16).hexdigest()}"
+
+
+def digest_of(spec: JobSpec, key: bytes) -> bytes:
+    """A digest of what must be equal where two share an idempotency key."""
+    return digest(key, "job", "", msgspec.to_builtins(spec.content, order="deterministic"))
+
+
+def check_same(job_id: str, spec: JobSpec, content: bytes, before: bytes) -> None:
+    """Raises IdempotencyConflict where a job was asked for with other content."""
+    if content != before:
+        raise IdempotencyConflict(
+            f"idempotency key {spec.idempotency_key!r} of scope {spec.scope_id} is that of job {job_id}, with other content",
+            hint="give this job another key, or ask for the same",
+        )
+
+
+def begun(job_id: str, spec: JobSpec, content: bytes, now_ms: int) -> Begin:
+    """A job begins. Raises UserError for what JSON cannot say."""
+    return Begin(job_id, now_ms, body=as_json(spec, "the job"), digest=content)
+
+
+def moved(
+    job: JobRecord | None, job_id: str, status: JobStatus, now_ms: int, result_ref: str, error: str
+) -> Attempt | End:
+    """A job takes another status. Raises IllegalTransition, and UserError where there is no such job."""
+    if job is None:
+        raise UserError(f"job {job_id}: there is none of this name")
+    check_move(job_id, job.status, status)
+    if JobStatus.WAITING_ACTION in (status, job.status) and status not in ENDS:
+        raise IllegalTransition(
+            f"job {job_id} is {job.status}: it waits while an action of it is open, and for nothing else",
+            hint="ask with ActionManager.require_action, and resolve it",
+        )
+    if status is JobStatus.RUNNING:
+        return Attempt(job_id, now_ms, 0, 1)
+    return End(job_id, now_ms, status, checked_word(result_ref or error, "result_ref, error"))
+
+
+def question(job: JobRecord | None, ordinal: int, spec: ActionSpec, now_ms: int, key: bytes) -> Intent:
+    """A question of a job, by its next ordinal. job: None: nobody here knows it. Raises IllegalTransition where the job does not run."""
+    if job is not None and job.status is not JobStatus.WAITING_ACTION:  # it may ask several things at once
+        check_move(spec.job_id, job.status, JobStatus.WAITING_ACTION)
+    seconds = spec.timeout_seconds
+    due_ms = 0 if seconds is None else now_ms + round(min(float(seconds) * 1000, _MOST_MS))  # type: ignore[arg-type]
+    payload = as_json(spec.payload, "payload")
+    asked = digest(key, "ask", spec.type, spec.payload)
+    token = secrets.token_hex(20)  # a word of a command line: it never begins with "-"
+    return Intent(spec.job_id, now_ms, ordinal, "ask", spec.type, asked, "", payload, token, due_ms)

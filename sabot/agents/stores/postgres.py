@@ -1,0 +1,497 @@
+"""Jobs and actions in PostgreSQL, for any number of stores and processes over the same database.
+
+    a call ─▶ one transaction: the job's lock ─▶ its entries ─▶ allowed? ─▶ the next entry ─▶ runtime_jobs, runtime_actions
+
+What is true of a job that a JobManager has made are its entries in `runtime_entries`, a journal of each job by itself, which nobody owns:
+it has no effects, and no code that has to run. The jobs of a kernel are true in the kernel's journal, whose owner writes the same tables;
+what is asked of them here is asked of that journal, and answers and cancels go into its inbox.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from typing import Any, TypeVar
+
+import msgspec
+
+from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, check_resolution
+from sabot.agents.changing import as_json, begun, check_same, digest_of, moved, name_of, question
+from sabot.agents.context import checked_word
+from sabot.agents.jobs import JobRecord, JobSpec, JobStatus
+from sabot.agents.outside import OutsideStore
+from sabot.agents.store import JobsAndActions, JobsOfJournal
+from sabot.agents.stores.jobs import TABLES, PostgresJobViews, forget_jobs, show_jobs
+from sabot.agents.stores.tables import PostgresTables
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import checked_kind, checked_words, parse_seconds
+from sabot.connectors.sql.server import address_of
+from sabot.errors import CorruptJournal, LetterRefused, SabotError, TransientError, UserError
+from sabot.journal.base import Journal, JournalReader, Question, check_letter, entry_of_letter
+from sabot.journal.entries import Body, Entry, Intent, Letter, StoredBody, decode_entry, encode_entry
+from sabot.journal.opening import open_inbox, open_reader
+from sabot.journal.schemas import app_of_journal, split_app
+from sabot.threads import aside, to_the_end
+
+__all__ = ["PostgresActionStore", "PostgresJobStore"]
+
+_log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_PATIENCE_SECONDS, _AGAIN_SECONDS = 5.0, 0.1
+_OURS = ""  # in place of the identity of a journal, in `runtime_sequence`
+_KEY = b""  # of digests: what they are of stands beside them
+_ENTRIES = {
+    "runtime_entries": """
+CREATE TABLE runtime_entries (job_id TEXT COLLATE "C" NOT NULL, number BIGINT NOT NULL, token TEXT COLLATE "C" NOT NULL,
+    entry BYTEA NOT NULL, PRIMARY KEY (job_id, number));
+CREATE UNIQUE INDEX runtime_entries_of_token ON runtime_entries (token) WHERE token <> ''
+"""
+}
+_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 438))"  # 438: apart from locks that others take by names
+_READ = "SELECT job_id, entry FROM runtime_entries WHERE job_id = ANY(%s) ORDER BY job_id, number"
+_ADD = "INSERT INTO runtime_entries (job_id, number, token, entry) VALUES (%s, %s, %s, %s)"
+_SAME = "SELECT 1 FROM runtime_entries WHERE job_id = %s AND number = %s AND entry = %s"
+_ALL = "SELECT DISTINCT job_id FROM runtime_entries ORDER BY job_id"
+_OF_TOKEN = "SELECT job_id FROM runtime_entries WHERE token = %s"
+_JOURNAL_OF_TOKEN = (
+    "SELECT a.job_id, s.journal FROM runtime_actions a JOIN runtime_sequence s USING (job_id) WHERE a.resume_token = %s"
+)
+_JOURNAL_OF_JOB = "SELECT journal FROM runtime_sequence WHERE job_id = %s"
+_SECONDS = "extract(epoch FROM {})::float8"
+_TIMES = ("created_at", "updated_at", "started_at", "completed_at")
+_WORDS = ("job_id", "scope_id", "principal_id", "session_id", "run_id", "status")
+_JOB_WORDS = (*_WORDS, *_TIMES, "deadline", "budgets", "policy_ref", "versions", "metadata", "tags")
+_FIND_JOBS = (
+    f"SELECT s.journal, {', '.join(_SECONDS.format(f'j.{word}') if word in _TIMES else f'j.{word}' for word in _JOB_WORDS)} "
+    "FROM runtime_jobs j JOIN runtime_sequence s USING (job_id) WHERE (%s::text IS NULL OR j.scope_id = %s) "
+    "AND (%s::text[] = '{}' OR j.status = ANY(%s)) AND (%s::text IS NULL OR j.job_id = %s) ORDER BY j.created_at, j.job_id"
+)
+_ACTION_TIMES = ("created_at", "expires_at", "resolved_at")
+_ACTION_WORDS = ("action_id", "job_id", "type", "status", "payload", "resolution", "resume_token", *_ACTION_TIMES)
+_FIND_ACTIONS = (
+    f"SELECT s.journal, {', '.join(_SECONDS.format(f'a.{word}') if word in _ACTION_TIMES else f'a.{word}' for word in _ACTION_WORDS)} "
+    "FROM runtime_actions a JOIN runtime_sequence s USING (job_id) WHERE (%s::text IS NULL OR a.job_id = %s) "
+    "AND (%s::text[] = '{}' OR a.status = ANY(%s)) ORDER BY a.created_at, a.action_id"
+)
+_TRIM = (
+    "WITH over AS (SELECT job_id FROM runtime_jobs JOIN runtime_sequence USING (job_id) WHERE journal = '' "
+    "AND completed_at < to_timestamp(%s)), shown AS (DELETE FROM runtime_actions a USING over WHERE a.job_id = over.job_id), "
+    "jobs AS (DELETE FROM runtime_jobs j USING over WHERE j.job_id = over.job_id), "
+    "seen AS (DELETE FROM runtime_sequence s USING over WHERE s.job_id = over.job_id) "
+    "DELETE FROM runtime_entries e USING over WHERE e.job_id = over.job_id"
+)
+
+
+class _Stored:
+    """Entries whose bodies stand in them (`store.HasBodies`)."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def load(self, body: Body) -> bytes:
+        """As `HasBodies.load`."""
+        if isinstance(body, StoredBody):
+            raise CorruptJournal(f"{self.where}: an entry names a body that stands elsewhere")
+        return body
+
+
+class _Elsewhere(OutsideStore):
+    """Jobs and actions in the journal of an app, or of a kernel, at an address."""
+
+    running = None
+
+    def __init__(self, url: str, clock: Clock) -> None:
+        self.clock = clock
+        self._url = url
+
+    @contextmanager
+    def reader(self) -> Iterator[JournalReader]:
+        with closing(open_reader(self._url)) as reader:
+            yield reader
+
+    def post(self, letter: Letter) -> None:
+        with closing(open_inbox(self._url, clock=self.clock)) as inbox:
+            inbox.post(letter)
+
+
+class PostgresJobStore(JobsAndActions):
+    """Jobs, and actions too, in a PostgreSQL database, shown in its tables `runtime_jobs` and `runtime_actions`. Any number of stores, in
+    any number of processes, may be over the same database; `PostgresActionStore` is another name of the class.
+
+    Given to a RuntimeKernel, it shows the jobs and actions of the kernel; without `journal=` the kernel keeps its journal in the same
+    database. Stores of other processes find them, answer and cancel.
+
+    What a call returns is durable. Calls raise BrokerUnavailable or TransientError while the server does not answer, when what was asked
+    for may be durable all the same; UserError where it refuses.
+    """
+
+    def __init__(self, pool: Any, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        """pool: a pool of asyncpg, whose address is taken: connections are the store's own, one at a time. Or an address; `?app=NAME` in it
+        names the journal of a kernel that has none. Raises UserError for what is neither, MissingExtra without psycopg.
+        """
+        self.clock = clock
+        self.home = address_of(pool, "PostgresJobStore")
+        """The address, over which a kernel without a journal of its own runs."""
+        database, _ = split_app(self.home)
+        self.views = PostgresJobViews(database)
+        self._tables = PostgresTables(database, "jobs", "PostgresJobStore", TABLES | _ENTRIES)
+        self._stored = _Stored(self._tables.where)
+        self._elsewhere: dict[str, _Elsewhere] = {}  # by identity
+        self._lent: JobsAndActions | None = None
+        self._shown: Journal | None = None
+        self._mine: str | None = None  # the identity of the journal of the kernel of this process
+        self._told = False
+
+    async def create_tables(self) -> None:
+        """Makes the tables where they are missing, as the first use does."""
+        await to_the_end(aside(self._tables.create))
+
+    async def close(self) -> None:
+        """Ends the connections; the next use connects again. A pool stays open."""
+        await to_the_end(aside(self._tables.close))
+        await self.views.close()
+
+    # -- one job's entries --------------------------------------------------------------------------------------------
+
+    def _known(self, connection: Any, job_ids: Collection[str]) -> tuple[JobsOfJournal, dict[str, int]]:
+        """What the entries of these jobs say, and how many each has."""
+        known, counts = JobsOfJournal(self._stored, blank=True), dict[str, int]()
+        for job_id, data in connection.execute(_READ, (list(job_ids),)).fetchall():
+            known.apply(decode_entry(bytes(data), f"{self._tables.where}: runtime_entries"))
+            counts[job_id] = counts.get(job_id, 0) + 1
+        return known, counts
+
+    async def _read(self, job_ids: Collection[str]) -> JobsOfJournal:
+        def read() -> JobsOfJournal:
+            with self._tables.transaction() as connection:
+                return self._known(connection, job_ids)[0]
+
+        return await self._patiently(read)
+
+    async def _change(
+        self, job_id: str, next_entry: Callable[[JobsOfJournal], Entry | None], *, known_only: bool = False
+    ) -> JobsOfJournal | None:
+        """Adds the next entry of a job, which `next_entry` makes of those before, and shows it. known_only: None, and nothing is done,
+        where the job has no entries here. What `next_entry` raises is raised.
+        """
+
+        tried: tuple[int, bytes] | None = None  # by a transaction whose outcome is not known
+
+        def change() -> JobsOfJournal | SabotError | None:
+            nonlocal tried
+            with self._tables.transaction() as connection:
+                connection.execute(_LOCK, (job_id,))
+                known, counts = self._known(connection, [job_id])
+                number = counts.get(job_id, 0)
+                if tried is not None and connection.execute(_SAME, (job_id, *tried)).fetchall():
+                    return known
+                if known_only and not number:
+                    return None
+                try:
+                    entry = next_entry(known)
+                except SabotError as error:  # raised outside, so that the connection is kept
+                    return error
+                if entry is not None:
+                    token, data = entry.token if isinstance(entry, Intent) else "", encode_entry(entry)
+                    tried = number, data
+                    connection.execute(_ADD, (job_id, number, token, data))
+                    known.apply(entry)
+                    show_jobs(connection, _OURS, {job_id: number}, known)
+                return known
+
+        done = await self._patiently(change)
+        if isinstance(done, SabotError):
+            raise done
+        return done
+
+    async def _patiently(self, call: Callable[[], _T]) -> _T:
+        """Calls it in a thread; again, while the server does not answer, for some seconds."""
+        until = SYSTEM_CLOCK.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                return await to_the_end(aside(call))
+            except TransientError:
+                if SYSTEM_CLOCK.monotonic() > until:
+                    raise
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+    def _now_ms(self) -> int:
+        return round(self.clock.time() * 1000)
+
+    # -- jobs of others -----------------------------------------------------------------------------------------------
+
+    async def _asked(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        def ask() -> list[tuple[Any, ...]]:
+            with self._tables.transaction() as connection:
+                rows: list[tuple[Any, ...]] = connection.execute(statement, values).fetchall()
+                return rows
+
+        return await self._patiently(ask)
+
+    async def _owner(self, job_id: str) -> JobsAndActions | None:
+        """Who answers for a job that has no entries here: the kernel of this process, or the journal that the tables name. None: nobody
+        knows of it.
+        """
+        if self._lent is not None and await self._lent.get(job_id) is not None:
+            return self._lent
+        rows = await self._asked(_JOURNAL_OF_JOB, (job_id,))
+        return await self._of_journal(rows[0][0], job_id) if rows and rows[0][0] != _OURS else None
+
+    async def _of_journal(self, identity: str, job_id: str) -> JobsAndActions:
+        """Raises UserError where the journal is not in this database, or is the user's to see."""
+        if self._lent is not None and identity == self._mine:
+            return self._lent
+        found = self._elsewhere.get(identity)
+        if found is None:
+
+            def app() -> str | None:
+                with self._tables.transaction() as connection:
+                    return app_of_journal(connection, identity)
+
+            name = await to_the_end(aside(app))
+            if name is None:
+                raise UserError(
+                    f"job {job_id} is shown in {self._tables.where}, and its journal is not in this database, or not open to this user",
+                    hint="ask where its kernel or its app keeps it: sabot jobs, sabot actions",
+                )
+            database, _ = split_app(self.home)
+            mark = "&" if "?" in database else "?"
+            found = self._elsewhere[identity] = _Elsewhere(f"{database}{mark}app={name}", self.clock)
+        return found
+
+    # -- jobs ---------------------------------------------------------------------------------------------------------
+
+    async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
+        checked_kind(spec, JobSpec, "create: spec", "JobSpec(scope_id=…)")
+        job_id, content, new = name_of(spec), digest_of(spec, _KEY), False
+
+        def begin(known: JobsOfJournal) -> Entry | None:
+            nonlocal new
+            new = job_id not in known.jobs
+            check_same(job_id, spec, content, known.digests.get(job_id, content))
+            return begun(job_id, spec, content, self._now_ms()) if new else None
+
+        known = await self._change(job_id, begin)
+        assert known is not None
+        return known.jobs[job_id], new
+
+    async def get(self, job_id: str) -> JobRecord | None:
+        job = (await self._read([checked_word(job_id, "job_id")])).job(job_id)
+        if job is not None:
+            return job
+        try:
+            owner = await self._owner(job_id)
+        except UserError:  # its journal is elsewhere: what the tables say is all that can be said here
+            rows = await self._asked(_FIND_JOBS, (None, None, [], [], job_id, job_id))
+            return _job_of(rows[0][1:]) if rows else None
+        return None if owner is None else await owner.get(job_id)
+
+    async def move(self, job_id: str, status: JobStatus, *, result_ref: str = "", error: str = "") -> JobRecord:
+        checked_kind(status, JobStatus, "move: status", "JobStatus.SUCCEEDED, …")
+        checked_word(job_id, "job_id")
+
+        def move(known: JobsOfJournal) -> Entry:
+            return moved(known.jobs.get(job_id), job_id, status, self._now_ms(), result_ref, error)
+
+        known = await self._change(job_id, move, known_only=True)
+        if known is not None:
+            return known.jobs[job_id]
+        owner = await self._owner(job_id)
+        if owner is None:
+            raise UserError(f"job {job_id}: there is none of this name")
+        return await owner.move(job_id, status, result_ref=result_ref, error=error)
+
+    async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
+        checked_words(statuses, "find: statuses")
+        words = list(map(str, statuses))
+        rows = await self._asked(_FIND_JOBS, (scope_id, scope_id, words, words, None, None))
+        ours = await self._read([row[1] for row in rows if row[0] == _OURS])
+        found = [ours.jobs[row[1]] if row[0] == _OURS else _job_of(row[1:]) for row in rows if row[0] != self._mine]
+        if self._lent is not None:
+            found += await self._lent.find(scope_id=scope_id, statuses=statuses)
+        return found
+
+    # -- actions ------------------------------------------------------------------------------------------------------
+
+    async def require(self, spec: ActionSpec) -> ActionRecord:
+        checked_kind(spec, ActionSpec, "require: spec", "ActionSpec(job_id=…)")
+        owner = await self._owner(spec.job_id)
+        if owner is not None:
+            return await owner.require(spec)
+
+        def ask(known: JobsOfJournal) -> Entry:
+            job, ordinal = known.jobs.get(spec.job_id), known.next_ordinal(spec.job_id)
+            return question(job, ordinal, spec, self._now_ms(), _KEY)
+
+        known = await self._change(spec.job_id, ask)
+        assert known is not None
+        return list(known.actions.values())[-1]
+
+    async def action(self, action_id: str) -> ActionRecord | None:
+        job_id = checked_word(action_id, "action_id").rpartition("/")[0]
+        found = (await self._read([job_id])).actions.get(action_id)
+        if found is not None:
+            return found
+        try:
+            owner = await self._owner(job_id)
+        except UserError:
+            rows = await self._asked(_FIND_ACTIONS, (job_id, job_id, [], []))
+            return next((_action_of(row[1:]) for row in rows if row[1] == action_id), None)
+        return None if owner is None else await owner.action(action_id)
+
+    async def actions(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:
+        checked_words(statuses, "actions: statuses")
+        words = list(map(str, statuses))
+        rows = await self._asked(_FIND_ACTIONS, (job_id, job_id, words, words))
+        ours = await self._read({row[2] for row in rows if row[0] == _OURS})
+        found = [
+            ours.actions[row[1]] if row[0] == _OURS else _action_of(row[1:]) for row in rows if row[0] != self._mine
+        ]
+        if self._lent is not None:
+            found += await self._lent.actions(job_id=job_id, statuses=statuses)
+        return found
+
+    async def resolve(self, token: str, resolution: Mapping[str, Any], by: str) -> ActionRecord:
+        checked_kind(resolution, Mapping, "resolve: resolution", 'an object, as in {"approved": True}')
+        token, body = checked_word(token, "resolve: token"), as_json(dict(resolution), "resolution")
+        answer = Letter("answer", token, body=body, by=checked_word(by, "by"))
+        rows = await self._asked(_OF_TOKEN, (token,))
+        if rows:
+            return await self._answered(rows[0][0], answer, resolution)
+        if self._lent is not None:
+            try:
+                return await self._lent.resolve(token, resolution, by)
+            except LetterRefused as refused:
+                if refused.reason != "unknown":
+                    raise
+        rows = await self._asked(_JOURNAL_OF_TOKEN, (token,))
+        if not rows:
+            raise LetterRefused("no question has this token", reason="unknown")
+        owner = await self._of_journal(rows[0][1], rows[0][0])
+        return await owner.resolve(token, resolution, by)
+
+    async def close_action(self, action_id: str, status: ActionStatus) -> ActionRecord:
+        checked_kind(status, ActionStatus, "close_action: status", "ActionStatus.CANCELLED, or EXPIRED")
+        job_id = checked_word(action_id, "action_id").rpartition("/")[0]
+        found = (await self._read([job_id])).actions.get(action_id)
+        if found is not None:
+            try:
+                return await self._answered(job_id, Letter("withdraw", found.resume_token, name=status))
+            except LetterRefused as refused:  # it was closed before
+                if refused.reason not in ("second", "closed"):
+                    raise
+                return (await self._read([job_id])).actions[action_id]
+        owner = await self._owner(job_id)
+        if owner is None:
+            raise UserError(f"action {action_id}: there is none of this name")
+        return await owner.close_action(action_id, status)
+
+    async def _answered(self, job_id: str, letter: Letter, resolution: Mapping[str, Any] | None = None) -> ActionRecord:
+        """A question of a job that has its entries here is answered, or withdrawn. Raises LetterRefused."""
+
+        def answer(known: JobsOfJournal) -> Entry:
+            action, now_ms = known.of_token(letter.token), self._now_ms()
+            if action is None:
+                raise LetterRefused("no question has this token", reason="unknown")
+            job, pending = known.jobs.get(job_id), action.status is ActionStatus.PENDING
+            due_ms = 0 if action.expires_at is None else round(action.expires_at * 1000)
+            ordinal = int(action.action_id.rpartition("/")[2])
+            asked = Question(job_id, ordinal, due_ms, "" if pending else str(action.status))
+            check_letter(letter, asked, None, not pending and (job is None or not job.ended), now_ms)
+            if resolution is not None:
+                check_resolution(action, resolution)
+            return entry_of_letter(letter, asked, now_ms)
+
+        known = await self._change(job_id, answer)
+        action = None if known is None else known.of_token(letter.token)
+        assert action is not None
+        return action
+
+    # -- upkeep -------------------------------------------------------------------------------------------------------
+
+    async def trim(self, keep_seconds: float) -> int:
+        """Removes jobs that ended more than so many seconds ago, with their actions: only then their idempotency keys are free again. Those
+        of kernels stay. Returns how many entries went. Raises UserError for seconds that are negative or not finite.
+        """
+        before = self.clock.time() - parse_seconds(keep_seconds, name="trim: keep_seconds")
+
+        def trim() -> int:
+            with self._tables.transaction() as connection:
+                return int(connection.execute(_TRIM, (before,)).rowcount)
+
+        return await to_the_end(aside(trim))
+
+    async def rebuild(self) -> int:
+        """Makes `runtime_jobs` and `runtime_actions` anew, as after a loss: of the jobs whose entries are here, and of the kernel's. -> how
+        many jobs they show.
+        """
+
+        def rebuild() -> int:
+            with self._tables.transaction(look=True) as connection:
+                forget_jobs(connection, _OURS)
+                job_ids = [job_id for (job_id,) in connection.execute(_ALL).fetchall()]
+                known, counts = self._known(connection, job_ids)
+                return show_jobs(connection, _OURS, {job_id: count - 1 for job_id, count in counts.items()}, known)
+
+        shown = await to_the_end(aside(rebuild))
+        if self._shown is None:
+            return shown
+        await self._shown.flush()
+        return shown + await self.views.rebuild(self._shown)
+
+    # -- of a kernel --------------------------------------------------------------------------------------------------
+
+    def lend(self, to: JobsAndActions) -> None:
+        """As `ShowsJobs.lend`."""
+        if self._lent is not None:
+            raise UserError(f"the store of {self._tables.where} is that of another kernel", hint="make one for each")
+        self._lent = to
+
+    async def show(self, journal: Journal) -> None:
+        """The tables show this journal. What they have said of its jobs otherwise is told in the log, and written anew."""
+        self._shown, self._mine = journal, journal.identity
+        await journal.flush()
+        wrong = await self.views.wrong(journal)
+        if wrong:
+            _log.warning(
+                "%s: the tables are wrong about %d jobs, %s among them: the journal holds, and they are made anew",
+                journal.where,
+                len(wrong),
+                wrong[0],
+            )
+            await self.views.rebuild(journal)
+        await self.became_durable()
+
+    async def became_durable(self) -> None:
+        """The tables show it, or the log says that they do not."""
+        if self._shown is None:
+            return
+        try:
+            await self.views.refresh(self._shown)
+            self._told = False
+        except (TransientError, UserError) as error:  # they are a view: what was asked for is durable
+            if not self._told:
+                _log.warning("%s: the tables of jobs are behind: %s", self._shown.where, error)
+            self._told = True
+
+    async def leave(self) -> None:
+        """As `ShowsJobs.leave`."""
+        self._shown = None
+
+
+class PostgresActionStore(PostgresJobStore):
+    """The same, under the name that it has where only actions are kept."""
+
+
+def _job_of(row: Sequence[Any]) -> JobRecord:
+    """A row of `runtime_jobs`, in which what has no column stands under "sabot" in `metadata`."""
+    said = dict(zip(_JOB_WORDS, row, strict=True))
+    said["metadata"] = dict(said["metadata"])
+    ours = said["metadata"].pop("sabot", {})
+    return msgspec.convert({**ours, **said}, JobRecord, strict=False)
+
+
+def _action_of(row: Sequence[Any]) -> ActionRecord:
+    said = {name: value for name, value in zip(_ACTION_WORDS, row, strict=True) if value is not None}
+    return msgspec.convert({"expires_at": None, **said}, ActionRecord, strict=False)
