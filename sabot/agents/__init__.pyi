@@ -53,6 +53,7 @@ from sabot.agents.orchestration import FunctionStep as FunctionStep
 from sabot.agents.orchestration import GraphEdge as GraphEdge
 from sabot.agents.orchestration import GraphExecutor as GraphExecutor
 from sabot.agents.orchestration import GraphNode as GraphNode
+from sabot.agents.orchestration import GraphResult as GraphResult
 from sabot.agents.orchestration import MapReduceOperator as MapReduceOperator
 from sabot.agents.orchestration import Operator as Operator
 from sabot.agents.orchestration import OperatorContext as OperatorContext

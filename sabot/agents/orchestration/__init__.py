@@ -19,7 +19,7 @@ from sabot.agents.orchestration.base import (
     OperatorResult,
     OrchestrationConfig,
 )
-from sabot.agents.orchestration.graph import ExecutionGraph, GraphEdge, GraphExecutor, GraphNode
+from sabot.agents.orchestration.graph import ExecutionGraph, GraphEdge, GraphExecutor, GraphNode, GraphResult
 from sabot.agents.orchestration.patterns import (
     ChainOperator,
     DebateOperator,
@@ -54,6 +54,7 @@ __all__ = [
     "GraphEdge",
     "GraphExecutor",
     "GraphNode",
+    "GraphResult",
     "MapReduceOperator",
     "Operator",
     "OperatorContext",

@@ -4,8 +4,8 @@ For loops and routes by state there is `workflow`.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
@@ -24,7 +24,7 @@ from sabot.agents.orchestration.base import (
 from sabot.config import check_called
 from sabot.errors import UserError, short_repr
 
-__all__ = ["ExecutionGraph", "GraphEdge", "GraphExecutor", "GraphNode"]
+__all__ = ["ExecutionGraph", "GraphEdge", "GraphExecutor", "GraphNode", "GraphResult"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +108,31 @@ class ExecutionGraph:
         return self
 
 
+@dataclass(frozen=True, slots=True)
+class GraphResult(OperatorResult, Mapping[str, OperatorResult]):
+    """What came of a graph, and by the id of a node what came of that: `results["planner"].content`. A node that did not run is not in it.
+
+    content: of the last node, or by id where there are several that ran.
+    """
+
+    nodes: Mapping[str, OperatorResult] = field(default_factory=dict)
+
+    def __getitem__(self, node: str) -> OperatorResult:
+        return self.nodes[node]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.nodes)
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+
 class GraphExecutor(Flow):
     """Executes a graph, as an operator.
 
     A node is given the input's fields and, by its id, the content of each node before it; "text" too, where that is one. It does not run
     where no edge goes to it, though some end there. A node that fails stops those behind it; the others run, and the graph has failed.
-    Content: of the last node, or by id where there are several that ran. metadata["results"]: the results of all nodes that ran, by id.
+    The result is a GraphResult.
     """
 
     def __init__(self, graph: ExecutionGraph, *, name: str = "") -> None:
@@ -122,7 +141,13 @@ class GraphExecutor(Flow):
             raise UserError(f"GraphExecutor: {short_repr(graph)} is no graph", hint="an ExecutionGraph")
         self.graph = graph.checked()
 
-    async def _flow(self, given: Any, context: OperatorContext) -> OperatorResult:
+    async def execute(self, input_data: Any, context: Any = None) -> GraphResult:
+        """As `Flow.execute`; the result has those of the nodes, too."""
+        found = await super().execute(input_data, context)
+        assert isinstance(found, GraphResult)
+        return found
+
+    async def _flow(self, given: Any, context: OperatorContext) -> GraphResult:
         self.graph.checked()  # it may have been added to
         config = context.config
         room = asyncio.Semaphore(config.max_parallel if config.parallel_execution else 1)
@@ -151,15 +176,15 @@ class GraphExecutor(Flow):
         before = {node: [edge.source for edge in self.graph.into(node)] for node in self.graph.nodes}
         return list(TopologicalSorter(before).static_order())
 
-    def _result(self, results: Mapping[str, OperatorResult]) -> OperatorResult:
+    def _result(self, results: Mapping[str, OperatorResult]) -> GraphResult:
         failed = [result for result in results.values() if not result.success]
         last = {node: results[node].content for node in self.graph.last if node in results}
-        return OperatorResult(
+        return GraphResult(
             next(iter(last.values())) if len(last) == 1 else last,
             success=not failed,
             error=failed[0].error if failed else None,
             usage=usage_of(list(results.values())),
-            metadata={"results": results},
+            nodes=results,
         )
 
 

@@ -401,7 +401,10 @@ async def test_a_node_gets_what_the_nodes_before_it_made() -> None:
     result = await GraphExecutor(made).execute({"topic": "tea"})
     assert given == [{"topic": "tea", "a": "A", "b": "B"}, {"topic": "tea", "c": "C", "text": "C"}]
     assert result.content == "D"
-    assert list(result.metadata["results"]) == ["a", "b", "c", "d"]
+    assert list(result) == ["a", "b", "c", "d"]
+    assert result["c"].content == "C", "document 001: results = await executor.execute(…), by the ids of the nodes"
+    assert result.success
+    assert "x" not in result
 
 
 async def test_an_edge_that_is_not_taken_and_a_node_that_fails_stop_what_is_behind_them() -> None:
