@@ -1,12 +1,12 @@
 """Recordings are played: their events again, or the code of today over what is recorded.
 
-FAST, TIMED, STEP   the events go to a bus, at once, at their pace, one by one
+FAST, TIMED, STEP   the events go to a bus: at once, as long after each other as they came, one by one
 VERIFY              the function runs over the entries, strictly, and nothing is called
 FORK                it runs over the first of them, and goes on (`fork`)
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
@@ -147,11 +147,11 @@ class ReplayPlayer:
                 )
             how: dict[str, Any] = {"answers": answers, "model": model, "prompt": prompt, "no_wait": no_wait}
             return await fork(self.recording, code, at=at, **how)
-        result, before = None, None
-        async for event in self.step():
-            if mode is ReplayMode.TIMED and before is not None:
-                await self._sleep(max(event.at - before, 0.0))
-            before = event.at
+        result, events = None, await self._events()
+        arrivals = self.recording.arrivals or [event.at for event in events]
+        for number, event in enumerate(events):
+            if mode is ReplayMode.TIMED and number:
+                await self._sleep(max(arrivals[number] - arrivals[number - 1], 0.0))
             if self.event_bus is not None:
                 await self.event_bus.publish(event)
             if event.type is RuntimeEventType.FINAL_RESULT:
@@ -160,8 +160,11 @@ class ReplayPlayer:
 
     async def step(self) -> AsyncIterator[RuntimeEvent]:
         """The events, one by one."""
-        for event in self.recording.events or await events_of(self.recording.entries):
+        for event in await self._events():
             yield event
+
+    async def _events(self) -> Sequence[RuntimeEvent]:
+        return self.recording.events or await events_of(self.recording.entries)
 
 
 def code_of(spec: AgentSpec) -> JobCode:

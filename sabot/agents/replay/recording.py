@@ -80,13 +80,15 @@ def _installed() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """events: in their order. job_id, entries: of a recording of a journal, with their bodies; key: of their digests; seeds: of what is
+    """events: in their order. arrivals: when each of them came, in seconds since the recording began; () where only the events' own times
+    are known. job_id, entries: of a recording of a journal, with their bodies; key: of their digests; seeds: of what is
     drawn by lot in the job, for each of its histories (`ctx.continue_as`).
     """
 
     metadata: RunMetadata
     initial_input: Any = None
     events: tuple[RuntimeEvent, ...] = ()
+    arrivals: tuple[float, ...] = ()
     job_id: str = ""
     entries: tuple[Entry, ...] = ()
     key: bytes = b""
@@ -107,6 +109,7 @@ class Recording:
             "metadata": msgspec.to_builtins(self.metadata),
             "initial_input": self.initial_input,
             "events": [msgspec.to_builtins(each) for each in self.events],
+            "arrivals": list(self.arrivals),
             "job_id": self.job_id,
             "entries": [b64encode(encode_entry(entry)).decode() for entry in self.entries],
             "key": self.key.hex(),
@@ -155,6 +158,7 @@ class Recording:
             metadata=msgspec.convert(content["metadata"], RunMetadata),
             initial_input=content["initial_input"],
             events=tuple(msgspec.convert(each, RuntimeEvent) for each in content["events"]),
+            arrivals=tuple(content.get("arrivals", ())),
             job_id=content["job_id"],
             entries=tuple(decode_entry(b64decode(each), path) for each in content["entries"]),
             key=bytes.fromhex(content["key"]),
@@ -176,6 +180,9 @@ class ReplayRecorder:
     metadata: RunMetadata
     job_id: str | None = None
     most: int = 1_000_000
+    clock: Clock = SYSTEM_CLOCK
+    _began: float = 0.0
+    _arrived: list[float] = field(default_factory=list)
     _input: Any = None
     _events: list[RuntimeEvent] = field(default_factory=list)
     _subscription: Subscription | None = None
@@ -185,12 +192,14 @@ class ReplayRecorder:
         """Records from now on. Raises UserError where it records already."""
         if self._subscription is not None:
             raise UserError("the recorder has been started", hint="await recorder.stop() first")
-        self._input, self._events, self._over = initial_input, [], 0
+        self._input, self._events, self._arrived, self._over = initial_input, [], [], 0
+        self._began = self.clock.monotonic()
         self._subscription = await self.event_bus.subscribe(self._keep, job_id=self.job_id, slow="hold")
 
     def _keep(self, event: RuntimeEvent) -> None:
         if len(self._events) < self.most:
             self._events.append(event)
+            self._arrived.append(self.clock.monotonic() - self._began)
         else:
             self._over += 1
 
@@ -205,8 +214,11 @@ class ReplayRecorder:
         self._subscription = None
         if self._over:
             raise DataError(f"the recorder keeps {self.most} events, and there were {self._over} more")
-        once = {event.event_id: event for event in reversed(self._events)}
-        return Recording(self.metadata, self._input, tuple(reversed(once.values())))
+        first: dict[str, tuple[RuntimeEvent, float]] = {}
+        for event, arrival in zip(self._events, self._arrived, strict=True):
+            first.setdefault(event.event_id, (event, arrival))
+        events, arrivals = zip(*first.values(), strict=True) if first else ((), ())
+        return Recording(self.metadata, self._input, events, arrivals)
 
 
 def record_job(reader: JournalReader, job_id: str, metadata: RunMetadata | None = None) -> Recording:

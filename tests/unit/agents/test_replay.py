@@ -1,6 +1,7 @@
 """Replay: recordings of a bus and of a journal, played at once, at their pace, step by step; and today's code run over them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,8 @@ async def recorded(world: World, function: Callable[..., Any] | None = None) -> 
 
 
 async def test_what_a_bus_has_told_is_saved_loaded_and_played(tmp_path: Path) -> None:
-    bus = InMemoryEventBus()
-    recorder = ReplayRecorder(bus, RunMetadata.create(runtime_version="1.0.0", model_version="gpt-4-0125"))
+    bus, clock = InMemoryEventBus(), ManualClock()
+    recorder = ReplayRecorder(bus, RunMetadata.create(runtime_version="1.0.0", model_version="gpt-4-0125"), clock=clock)
     await recorder.start(initial_input={"prompt": "Hello"})
     events = [
         RuntimeEvent(Type.JOB_STARTED, "j", {"agent": "a"}, "1", 10.0),
@@ -83,8 +84,10 @@ async def test_what_a_bus_has_told_is_saved_loaded_and_played(tmp_path: Path) ->
         RuntimeEvent(Type.MODEL_TOKEN, "j", {"text": "Hi"}, "2", 10.5),
         RuntimeEvent(Type.FINAL_RESULT, "j", {"result": {"content": "Hi"}}, "3", 12.0),
     ]
-    for event in events:
+    for event, seconds in zip(events, (0.25, 2.0, 5.0, 0.5), strict=True):
+        clock.advance(seconds)
         await bus.publish(event)
+        await bus.flush()
     recording = await recorder.stop()
     await bus.publish(events[0])
     recording.save(tmp_path / "execution.replay.json")
@@ -108,7 +111,10 @@ async def test_what_a_bus_has_told_is_saved_loaded_and_played(tmp_path: Path) ->
     assert tuple(heard) == loaded.events
     assert waited == []
     assert await player.replay(mode="timed") == {"content": "Hi"}
-    assert waited == [0.5, 1.5]
+    assert waited == [2.0, 5.5], "as they came; the times of the events themselves are 0.5 and 1.5 s apart"
+    waited.clear()
+    await ReplayPlayer(replace(loaded, arrivals=()), other, sleep=sleep).replay(mode="timed")
+    assert waited == [0.5, 1.5], "of a journal only those are known"
     assert [event.type async for event in player.step()] == [Type.JOB_STARTED, Type.MODEL_TOKEN, Type.FINAL_RESULT]
 
 
