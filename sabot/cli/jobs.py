@@ -16,7 +16,7 @@ from sabot.errors import CorruptCheckpoint, UserError
 from sabot.redaction import redacted_url
 from sabot.state import state_directory
 
-__all__ = ["JobCheckpoints", "JobWord", "control_of", "find_job"]
+__all__ = ["JobCheckpoints", "JobWord", "KeepsNoCheckpoints", "control_of", "find_job"]
 
 JobWord = Annotated[
     str,
@@ -26,6 +26,10 @@ JobWord = Annotated[
 ]
 _APP = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _AT = re.compile(r"(.+)@(\d+)")
+
+
+class KeepsNoCheckpoints(UserError):
+    """The app has no place for checkpoints."""
 
 
 @dataclass
@@ -89,7 +93,7 @@ def control_of(job: JobCheckpoints) -> Path | None:
 
 
 def find_job(word: str) -> JobCheckpoints:
-    """The job that `word` names. Raises WrongUse; UserError when an app keeps no checkpoints."""
+    """The job that `word` names. Raises WrongUse, KeepsNoCheckpoints."""
     at = _AT.fullmatch(word)
     if at is not None and not Path(word).exists():
         return replace(find_job(at[1]), chosen=int(at[2]))
@@ -115,7 +119,7 @@ def _of_app(word: str) -> JobCheckpoints:
     if app.checkpoint_dir is not None:
         return JobCheckpoints(app.checkpoint_dir, state=base)
     if base is None:
-        raise UserError(
+        raise KeepsNoCheckpoints(
             f"app {app.id} keeps no checkpoints: it has neither a state directory nor checkpoint_dir=",
             hint="one that gets them on the command line (sabot run --state DIR) is named by that DIR",
         )

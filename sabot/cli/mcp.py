@@ -17,7 +17,7 @@ import typer
 
 import sabot
 from sabot.checkpoint import Manifest, ask
-from sabot.cli.jobs import JobCheckpoints, find_job
+from sabot.cli.jobs import JobCheckpoints, KeepsNoCheckpoints, find_job
 from sabot.cli.loading import WrongUse
 from sabot.cli.running import guarded, leave_at_once
 from sabot.clock import SYSTEM_CLOCK
@@ -91,7 +91,13 @@ def serve(
         address = None if http is None else (*_address(http), _token(token_file))
         # An exception could be swallowed by an import, or wait for a thread that reads the client's next line.
         with _on_interrupt(leave_at_once):
-            source = None if job is None else _checkpoints(job, fresh, largest)
+            source = None
+            try:
+                source = None if job is None else _checkpoints(job, fresh, largest)
+            except KeepsNoCheckpoints as error:
+                if memory is None or only or fresh is not None:
+                    raise
+                typer.echo(f"sabot: {error.message}; the memory alone is served", err=True)
             _serve(source, only or (), memory, scope, address)
 
     set_up_logging("warning")

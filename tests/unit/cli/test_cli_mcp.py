@@ -190,6 +190,21 @@ async def test_a_running_job_is_asked_for_a_checkpoint_where_its_newest_is_old(t
 
 
 @pytest.mark.slow  # starts an interpreter
+async def test_beside_an_app_without_checkpoints_the_memory_alone_is_served(tmp_path: Path) -> None:
+    """It was refused ("app shop keeps no checkpoints"), though the memory needs none."""
+    (tmp_path / "shop.py").write_text('from sabot import App\n\napp = App("shop", "memory://shop")\n')
+    words = [*SABOT[1:], "mcp", "serve", "shop.py", "--memory", "memory"]
+    server = StdioServerParameters(command=sys.executable, args=words, env=ENV, cwd=tmp_path)
+    async with Client(server) as client:
+        names = [each.name for each in (await client.list_tools()).tools]
+        assert names == ["cortex_search", "cortex_store", "cortex_retrieve", "cortex_consolidate"]
+    refused_ = await asyncio.create_subprocess_exec(
+        sys.executable, *words, "--only", "count", cwd=tmp_path, env=ENV, stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await refused_.communicate()
+    assert (refused_.returncode, b"app shop keeps no checkpoints" in said) == (1, True), "--only names state"
+
+
 async def test_over_stdio_a_client_gets_state_and_a_memory_that_lasts(state: str, tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(PROGRAM)
     (tmp_path / "state").symlink_to(state)
