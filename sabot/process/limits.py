@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from sabot.config import check_numbers
 from sabot.errors import UserError, short_repr
+from sabot.process.tree import memory_left
 
 __all__ = ["ResourceLimits"]
 
@@ -12,8 +13,9 @@ _MB = 1 << 20
 _MEMORY_BYTES = 2048 * _MB
 _CPU_PERCENT = 80.0
 _TASK_SECONDS = 300.0
-# Memory is measured, which takes a moment: until then no single process may ask for more than so many times its limit.
-_OVERSHOOT = 2
+# Memory is measured, which takes a moment. Until then no single process is given more than its limit and this share of what the machine
+# has left: beyond that it is denied, which the measurement cannot tell from other failures of the program.
+_OVERSHOOT = 0.5
 
 
 class ResourceLimits:
@@ -106,7 +108,9 @@ class ResourceLimits:
 
     def plan(self) -> dict[str, Any]:
         """What the supervisor has to see to."""
-        memory = None if self.max_memory_bytes is None else int(self.max_memory_bytes * _OVERSHOOT)
+        memory = None
+        if self.max_memory_bytes is not None:
+            memory = self.max_memory_bytes + int(_OVERSHOOT * memory_left())
         limits = (
             (resource.RLIMIT_NOFILE, self.max_open_files),
             (resource.RLIMIT_FSIZE, self.max_file_bytes),

@@ -355,6 +355,7 @@ class ProcessRuntime:
             agent.log,
             self._clock,
             max_output_bytes=agent.limits.max_output_bytes,
+            max_memory_bytes=agent.limits.max_memory_bytes,
             changed=lambda before, state: self._changed(agent, before, state),
             ended=lambda process: self._ended(agent, process),
         )

@@ -13,6 +13,7 @@ standard library and this folder.
 
 import json
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -313,8 +314,17 @@ class Supervision:
                 child.status = status
             if (owner := child or stray) is not None:
                 owner.cpu_seconds += used.ru_utime + used.ru_stime
+                if status and owner.limit is None and self._took_more(owner, used.ru_maxrss << 10):
+                    owner.limit = "max_memory_bytes"
         self._end_strays()
         return childless
+
+    def _took_more(self, child: _Child, peak: int) -> bool:
+        """Whether it had more memory than it may, in a moment between two measurements. A peak begins with what this process has, of which
+        the program is a fork at first.
+        """
+        most = child.limits.get("memory")
+        return most is not None and peak > max(most, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
 
     def _owner_of(self, pid: int) -> _Child | None:
         tag = tag_of(pid)

@@ -16,6 +16,7 @@ __all__ = [
     "children_of",
     "end",
     "may_be_signalled",
+    "memory_left",
     "numbers_of",
     "own_tags",
     "shared_memory_of",
@@ -95,6 +96,15 @@ def numbers_of(pid: int) -> tuple[int, float] | None:
     if state == b"Z":
         return None
     return int(figures[20]) * _PAGE, sum(map(int, figures[10:14])) / _TICKS
+
+
+def memory_left() -> int:
+    """Bytes that programs of this machine can still have, by the kernel's estimate."""
+    with open("/proc/meminfo", "rb") as facts:
+        for line in facts:
+            if line.startswith(b"MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return 0
 
 
 def shared_memory_of(pids: Iterable[int]) -> int:

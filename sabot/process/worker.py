@@ -37,6 +37,17 @@ from sabot.threads import to_the_end
 __all__ = ["AgentLog", "ProcessState", "RuntimeAgent", "WorkerProcess"]
 
 
+_LAST_WORDS = 4000  # characters
+_NO_MEMORY = (
+    "MemoryError",  # Python
+    "std::bad_alloc",
+    "annot allocate memory",  # of the C library
+    "out of memory",  # Go, V8, shells
+    "OutOfMemoryError",  # Java
+    "memory allocation of",  # Rust
+)
+
+
 class ProcessState(StrEnum):
     """Where a process of the runtime is."""
 
@@ -75,9 +86,14 @@ class AgentLog:
             del self._kept[:excess]
             self.dropped_bytes += excess
 
-    def text(self) -> str:
-        """What is kept."""
-        return self._kept.decode(errors="replace")
+    @property
+    def size(self) -> int:
+        """Bytes that were ever added."""
+        return self.dropped_bytes + len(self._kept)
+
+    def text(self, start: int = 0) -> str:
+        """What is kept, of what was added behind the first `start` bytes."""
+        return self._kept[max(0, start - self.dropped_bytes) :].decode(errors="replace")
 
 
 class WorkerProcess:
@@ -95,6 +111,7 @@ class WorkerProcess:
         clock: Clock,
         *,
         max_output_bytes: int | None,
+        max_memory_bytes: int | None,
         changed: Callable[[ProcessState, ProcessState], None],
         ended: Callable[["WorkerProcess"], None],
     ) -> None:
@@ -102,10 +119,11 @@ class WorkerProcess:
         self._log = log
         self._clock = clock
         self._max_output = max_output_bytes
+        self._max_memory = max_memory_bytes
         self._changed = changed
         self._ended = ended
         self._said: asyncio.Queue[dict[str, Any] | AgentError] | None = None
-        self._output_before = 0
+        self._output_before = self._log_before = 0
         self._has_exceeded = False
         self._ready = asyncio.Event()
         self._life: asyncio.Task[None] | None = None
@@ -176,7 +194,7 @@ class WorkerProcess:
         assert self.child is not None
         self._to(ProcessState.BUSY)
         self._said = asyncio.Queue()
-        self._output_before = self.child.output_bytes
+        self._output_before, self._log_before = self.child.output_bytes, self._log.size
         self._has_exceeded = False
         try:
             yield
@@ -222,12 +240,22 @@ class WorkerProcess:
             self._to(ProcessState.SHUTTING_DOWN)
         self._to(ProcessState.TERMINATED)
         if self._said is not None:
-            limit = None if self.status is None else self.status.limit
             what = f"agent {self._name!r} has ended in its task: {self.how()}"
+            limit = None if self.status is None else self.status.limit
+            if limit is None and self._was_denied_memory():
+                limit = "max_memory_bytes"
+                what = f"{what}, and its last words are those of a program that was denied memory"
             self.by_task |= limit is not None
             self._said.put_nowait(ExecutionError(what) if limit is None else ResourceLimitExceeded(what, limit=limit))
         self._ready.set()
         self._ended(self)
+
+    def _was_denied_memory(self) -> bool:
+        """Whether the program ended badly and says that it got no memory. What no machine has is denied at once, and never measured."""
+        if self.status is None or self.status.code == 0 or self._max_memory is None:
+            return False
+        words = self._log.text(self._log_before)[-_LAST_WORDS:]
+        return any(each in words for each in _NO_MEMORY)
 
     async def _read_answers(self, child: Child) -> None:
         assert child.stdout is not None

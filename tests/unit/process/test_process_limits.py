@@ -191,8 +191,21 @@ async def test_memory_that_is_only_in_a_file_without_a_name_is_limited(superviso
     assert (status.signal, status.limit) == (signal.SIGKILL, "max_memory_bytes")
 
 
-async def test_a_process_that_takes_all_memory_at_once_is_denied(supervisor: Supervisor) -> None:
-    child = await supervisor.spawn(python("bytearray(1 << 30)", only(max_memory_mb=100)))
+async def test_a_process_that_takes_far_more_memory_at_once_is_ended_for_it(supervisor: Supervisor) -> None:
+    """At twice its limit it was denied more, so it ended as if by a fault of its own."""
+    child = await supervisor.spawn(python("x = b'x' * (1 << 30); import time; time.sleep(9)", only(max_memory_mb=100)))
+    status = await child.wait()
+    assert (status.signal, status.limit) == (signal.SIGKILL, "max_memory_bytes")
+
+
+async def test_memory_that_a_program_had_only_for_a_moment_before_it_failed_counts(supervisor: Supervisor) -> None:
+    child = await supervisor.spawn(python("x = b'x' * (150 << 20); raise SystemExit(3)", only(max_memory_mb=100)))
+    status = await child.wait()
+    assert status.limit == "max_memory_bytes"
+
+
+async def test_a_process_that_asks_for_more_than_the_machine_has_is_denied(supervisor: Supervisor) -> None:
+    child = await supervisor.spawn(python("bytearray(1 << 40)", only(max_memory_mb=100)))
     assert (await child.wait()).code == 1
     assert child.stderr is not None
     assert b"MemoryError" in await child.stderr.read()

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import pairwise
 from pathlib import Path
@@ -276,6 +277,9 @@ async def test_calls_of_tools_above_the_limit_end_the_task(make: Make, most: int
     assert len(tools.calls) == most
 
 
+TAKES = f"""read -r task; exec {sys.executable} -c 'x = b"x" * ({{}}); input()'"""
+
+
 async def test_exactly_as_many_calls_as_the_limit_are_allowed(make: Make) -> None:
     runtime = await make(mcp=Tools(), resources=ResourceLimits(max_tool_calls_per_task=1))
     agent = await sh(runtime, CALLS)
@@ -287,6 +291,8 @@ async def test_exactly_as_many_calls_as_the_limit_are_allowed(make: Make) -> Non
     [
         ({"max_task_duration": 0.05}, HANGS, Timeout, None),
         ({"max_memory_mb": 20}, "read -r task; cat /dev/zero | tail -c 30m", ResourceLimitExceeded, "max_memory_bytes"),
+        ({"max_memory_mb": 60}, TAKES.format("1 << 30"), ResourceLimitExceeded, "max_memory_bytes"),
+        ({"max_memory_mb": 60}, TAKES.format("1 << 50"), ResourceLimitExceeded, "max_memory_bytes"),
         ({"max_output_bytes": 5000}, "read -r task; exec yes", ResourceLimitExceeded, "max_output_bytes"),
         ({"max_output_bytes": 5000}, "read -r task; exec yes >&2", ResourceLimitExceeded, "max_output_bytes"),
         ({"max_output_bytes": 5000}, "read -r task; exec cat /dev/zero", ResourceLimitExceeded, "max_output_bytes"),
