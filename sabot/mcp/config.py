@@ -1,11 +1,12 @@
 """What is said of MCP servers: limits and times of all of them (`McpConfig`), and of each one how it is reached (`McpServerSpec`)."""
 
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sabot.calls.options import checked_whole
 from sabot.config import Duration, check_called, checked_name, parse_bytes, parse_seconds
@@ -14,6 +15,9 @@ from sabot.process.command import Command
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of
 from sabot.redaction import keep_secret, keep_settings, keep_url
+
+if TYPE_CHECKING:
+    from sabot.mcp import McpServerPool
 
 __all__ = ["PROTOCOL_VERSIONS", "Connect", "McpConfig", "McpServerSpec", "PerTenant", "SessionKey"]
 
@@ -48,7 +52,7 @@ Connect: TypeAlias = Callable[[SessionKey, Callable[[str], object]], AbstractAsy
 class McpConfig:
     """Limits and times of a pool's servers. Durations as "5s", sizes as "10MB".
 
-    binary: the program of the server that an agent has where none is named, run as `BINARY mcp stdio`; None: `cortex`, if it is on PATH.
+    cortex_binary_path: the program of the server that an agent has where none is named, run as `PROGRAM mcp stdio`; None: `cortex` of PATH.
     protocol_version: the oldest that a server may speak. request_timeout: for an answer; each report of progress begins it anew, and
     time in which the server waits for a person does not count. max_call_time: of a call altogether, however often it reports progress;
     None: 10 times what it has for an answer. connect_timeout: to start a server, and to agree with it. max_retries: how
@@ -60,7 +64,7 @@ class McpConfig:
     description. max_sampling_tokens: that a server's request to a model may write.
     """
 
-    binary: str | None = None
+    cortex_binary_path: "str | PathLike[str] | None" = None
     protocol_version: str = PROTOCOL_VERSIONS[0]
     request_timeout: Duration = "30s"
     max_call_time: Duration | None = None
@@ -119,13 +123,30 @@ class McpConfig:
 
     def default_command(self) -> tuple[str, ...]:
         """The command of the server that an agent has where none is named. Raises UserError."""
-        program = self.binary or shutil.which("cortex")
+        named = None if self.cortex_binary_path is None else os.fspath(self.cortex_binary_path)
+        program = shutil.which(named or "cortex")
         if program is None:
+            said = (
+                "no MCP server is named, and"
+                if named is None
+                else f"McpConfig: cortex_binary_path={short_repr(named)}:"
+            )
             raise UserError(
-                "no MCP server is named, and there is no program cortex on PATH",
-                hint='McpServerPool(command=["mcp-server-time"]), or McpConfig(binary=…)',
+                f"{said} there is no program {named or 'cortex'}{'' if named else ' on PATH'}",
+                hint='McpServerPool(command=["mcp-server-time"]), or McpConfig(cortex_binary_path=…)',
             )
         return (program, "mcp", "stdio")
+
+    def tool_servers(self) -> "McpServerPool | None":
+        """A pool whose agents have the server of `cortex_binary_path`, for `RuntimeConfig(mcp=McpConfig(...))`; None where no program is
+        named, and no `cortex` is on PATH. Raises UserError, MissingExtra.
+        """
+        from sabot.mcp import McpServerPool
+
+        if self.cortex_binary_path is None and shutil.which("cortex") is None:
+            return None
+        self.default_command()
+        return McpServerPool(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)

@@ -64,10 +64,10 @@ class McpServerPool:
         sampling: "ExecutionEngine | None" = None,
         ask: Ask | None = None,
     ) -> None:
-        """command, url: of the server that `get_or_create` and `call_tool` use; else the one of `config.binary`. sampling: the engine whose
-        model answers what servers ask of models; None: they may not ask. ask: `await ask(kind, payload, timeout_s)` asks a person what a
-        server wants to know outside of a job, and returns the answer as a dict, or None where there is none; in a durable agent it is an
-        action. Raises MissingExtra.
+        """command, url: of the server that `get_or_create` and `call_tool` use; else `config.cortex_binary_path`. sampling: the engine
+        whose model answers what servers ask of models; None: they may not ask. ask: `await ask(kind, payload, timeout_s)` asks a person
+        what a server wants to know outside of a job, and returns the answer as a dict, or None where there is none; in a durable agent it
+        is an action. Raises MissingExtra.
         """
         _require_sdk()
         self.config = config or McpConfig()

@@ -39,7 +39,9 @@ from sabot.process.executor import AgentExecutor as AgentExecutor
 from sabot.process.executor import ExecutorStatistics as ExecutorStatistics
 from sabot.process.executor import TaskDelegation as TaskDelegation
 from sabot.process.executor import TaskResult as TaskResult
+from sabot.process.executor import ToolAudit as ToolAudit
 from sabot.process.executor import ToolRequest as ToolRequest
+from sabot.process.executor import ToolServerConfig as ToolServerConfig
 from sabot.process.executor import ToolServers as ToolServers
 from sabot.process.fleet.health import HealthChange as HealthChange
 from sabot.process.fleet.health import HealthConfig as HealthConfig

@@ -3,26 +3,42 @@ with limits, its calls of tools routed, the result collected, the agent released
 """
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from hashlib import sha256
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
 from sabot.clock import Clock
 from sabot.config import check_numbers
-from sabot.errors import SabotError, UserError
+from sabot.errors import SabotError, UserError, words_of
 from sabot.process.errors import ExecutionError, InvalidContext, ResourceLimitExceeded, Timeout
 from sabot.process.worker import RuntimeAgent, WorkerProcess
 from sabot.threads import to_the_end
 
-__all__ = ["AgentExecutor", "ExecutorStatistics", "TaskDelegation", "TaskResult", "ToolRequest", "ToolServers"]
+__all__ = [
+    "AgentExecutor",
+    "ExecutorStatistics",
+    "TaskDelegation",
+    "TaskResult",
+    "ToolAudit",
+    "ToolRequest",
+    "ToolServerConfig",
+    "ToolServers",
+]
+
+_log = logging.getLogger(__name__)
 
 _INVALID, _REFUSED, _FAILED = -32602, -32601, -32000  # codes of JSON-RPC
+_MINUTE = 60.0
+_MOST_NAME = 200
 
 
+@runtime_checkable
 class ToolServers(Protocol):
     """Whose tools agents call: `sabot.mcp.McpServerPool` is one."""
 
@@ -31,6 +47,28 @@ class ToolServers(Protocol):
 
     async def call_tool(self, agent_id: str, call: Any) -> Any:
         """Calls `call.name` with `call.arguments`. The result has `content`, blocks of the protocol, and `is_error`."""
+
+
+@runtime_checkable
+class ToolServerConfig(Protocol):
+    """What tool servers are made of: `sabot.mcp.McpConfig` is one."""
+
+    def tool_servers(self) -> Any:
+        """The servers, with `close`; None where there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolAudit:
+    """A call of a tool by an agent, for audits. arguments_digest: SHA-256 of the arguments as JSON with sorted names, equal for equal ones.
+
+    outcome: "ok"; "tool_error": the tool says that it failed; "failed": nobody answered; "refused": it was not called; "cancelled": its
+    task was ended meanwhile. reason: of all but "ok".
+    """
+
+    tool: str
+    arguments_digest: str
+    outcome: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +142,20 @@ class ExecutorStatistics:
 
 
 class AgentExecutor:
-    """Gives tasks to agents. choose: the agent that does the tasks of an id. tell: is told of each step."""
+    """Gives tasks to agents. choose: the agent that does the tasks of an id. tools: whose tools they call. tell: is told of each step, with
+    the ToolAudit of a call.
+    """
 
     def __init__(
         self,
         choose: Callable[[str], RuntimeAgent],
         tools: ToolServers | None,
         clock: Clock,
-        tell: Callable[[str, str, str], Awaitable[None]],
+        tell: Callable[[str, str, str, ToolAudit | None], Awaitable[None]],
     ) -> None:
         self._choose = choose
-        self._tools = tools
+        self.tools = tools
+        self.no_tools = "this runtime has no tools"
         self._clock = clock
         self._tell = tell
         self._succeeded = 0
@@ -135,7 +176,7 @@ class AgentExecutor:
         says that it has failed, ends, or is not started again; and what opening the agent's session with its tools raises.
         """
         agent = self._choose(agent_id)
-        await self._tell("task.submitted", agent.id, task.task_id)
+        await self._tell("task.submitted", agent.id, task.task_id, None)
         while True:
             some: AbstractAsyncContextManager[Any] = nullcontext() if slots is None else slots
             async with agent.lock, some:
@@ -166,11 +207,11 @@ class AgentExecutor:
         """One task of an agent that is acquired and lives."""
         began = self._clock.monotonic()
         try:
-            await self._tell("task.acquired", agent.id, task.task_id)
-            await self._tell("task.process_checked", agent.id, task.task_id)
-            if self._tools is not None:
-                await self._tools.get_or_create(agent.id)
-            await self._tell("task.tools_checked", agent.id, task.task_id)
+            await self._tell("task.acquired", agent.id, task.task_id, None)
+            await self._tell("task.process_checked", agent.id, task.task_id, None)
+            if self.tools is not None:
+                await self.tools.get_or_create(agent.id)
+            await self._tell("task.tools_checked", agent.id, task.task_id, None)
             result, calls = await self._executed(agent, process, task)
         except BaseException:
             self._failed += 1
@@ -178,11 +219,11 @@ class AgentExecutor:
         else:
             self._succeeded += 1
             agent.failures = 0
-            await self._tell("task.collected", agent.id, task.task_id)
+            await self._tell("task.collected", agent.id, task.task_id, None)
             return TaskResult(task.task_id, agent.id, result, calls, self._clock.monotonic() - began)
         finally:
             self._seconds += self._clock.monotonic() - began
-            await self._tell("task.released", agent.id, task.task_id)
+            await self._tell("task.released", agent.id, task.task_id, None)
 
     async def _executed(self, agent: RuntimeAgent, process: WorkerProcess, task: TaskDelegation) -> tuple[Any, int]:
         """What it has answered, and how many tools it has called. A process that may still be at the task afterwards is ended."""
@@ -209,7 +250,7 @@ class AgentExecutor:
         most = _lower(task.max_tool_calls, agent.limits.max_tool_calls_per_task)
         calls = 0
         await process.tell({"id": task.task_id, "method": "task/execute", "params": task.params()})
-        await self._tell("task.started", agent.id, task.task_id)
+        await self._tell("task.started", agent.id, task.task_id, None)
         while True:
             message = await process.hear()
             if message.get("method") != "tools/call":
@@ -218,29 +259,64 @@ class AgentExecutor:
                 continue
             calls += 1
             if most is not None and calls > most:
-                raise ResourceLimitExceeded(
-                    f"task {task.task_id} of agent {agent.name!r} has called more than {most:g} tools",
-                    limit="max_tool_calls_per_task",
-                )
+                why = f"task {task.task_id} of agent {agent.name!r} has called more than {most:g} tools"
+                await self._audit(agent, task, message.get("params"), "refused", why)
+                raise ResourceLimitExceeded(why, limit="max_tool_calls_per_task")
             await process.tell({"id": message.get("id"), **await self._called(agent, task, message.get("params"))})
 
     async def _called(self, agent: RuntimeAgent, task: TaskDelegation, params: Any) -> dict[str, Any]:
         """What the process is told of its call of a tool: what went wrong is its model's to know."""
+        refused = self._refusal(agent, task, params)
+        if refused is not None:
+            await self._audit(agent, task, params, "refused", refused["error"]["message"])
+            return refused
+        assert self.tools is not None
+        outcome, reason = "cancelled", "the task was ended"
+        try:
+            result = await self.tools.call_tool(agent.id, ToolRequest(params["name"], params.get("arguments") or {}))
+            outcome, reason = ("tool_error", "the tool says so") if result.is_error else ("ok", "")
+            return {"result": {"content": result.content, "isError": result.is_error}}
+        except SabotError as error:
+            outcome, reason = "failed", str(error)
+            return _error(_FAILED, str(error))
+        except Exception as error:
+            outcome, reason = "failed", f"{type(error).__name__}: {words_of(error)}"
+            raise
+        finally:
+            await to_the_end(self._audit(agent, task, params, outcome, reason))
+
+    def _refusal(self, agent: RuntimeAgent, task: TaskDelegation, params: Any) -> dict[str, Any] | None:
+        """What the process is told where its call is not made; None: it is made."""
         match params:
-            case {"name": str(name), **rest} if isinstance(arguments := rest.get("arguments") or {}, dict):
+            case {"name": str(name), **rest} if isinstance(rest.get("arguments") or {}, dict):
                 pass
             case _:
                 return _error(_INVALID, "a call of a tool has a name, and arguments, which are an object")
-        if self._tools is None:
-            return _error(_REFUSED, "this runtime has no tools")
+        if self.tools is None:
+            return _error(_REFUSED, self.no_tools)
         if task.allowed_tools is not None and name not in task.allowed_tools:
             return _error(_REFUSED, f"the task does not allow the tool {name!r}")
-        await self._tell("task.tool_call", agent.id, task.task_id)
-        try:
-            result = await self._tools.call_tool(agent.id, ToolRequest(name, arguments))
-        except SabotError as error:
-            return _error(_FAILED, str(error))
-        return {"result": {"content": result.content, "isError": result.is_error}}
+        most, now = agent.limits.max_tool_calls_per_minute, self._clock.monotonic()
+        if most is None:
+            return None
+        recent = agent.tool_calls
+        while recent and recent[0] <= now - _MINUTE:
+            recent.popleft()
+        if len(recent) >= most:
+            wait = recent[0] + _MINUTE - now
+            refused = _error(_FAILED, f"the agent calls at most {most} tools a minute: the next one in {wait:.1f} s")
+            refused["error"]["data"] = {"retry_after_seconds": round(wait, 3)}
+            return refused
+        recent.append(now)
+        return None
+
+    async def _audit(self, agent: RuntimeAgent, task: TaskDelegation, params: Any, outcome: str, reason: str) -> None:
+        asked = params if isinstance(params, Mapping) else {}
+        arguments = msgspec.json.encode(asked.get("arguments") or {}, order="deterministic")
+        call = ToolAudit(str(asked.get("name", ""))[:_MOST_NAME], sha256(arguments).hexdigest(), outcome, reason)
+        words = (call.tool, call.arguments_digest, f"{outcome}: {reason}" if reason else outcome)
+        _log.info("task %s of agent %r called %r with arguments %s: %s", task.task_id, agent.name, *words)
+        await self._tell("task.tool_call", agent.id, task.task_id, call)
 
 
 def _error(code: int, message: str) -> dict[str, Any]:

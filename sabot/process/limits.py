@@ -27,7 +27,8 @@ class ResourceLimits:
     max_open_files: of each process; more are refused. max_processes: above it they are killed.
     max_output_bytes: of stdout and stderr together; above it they are killed. max_file_bytes: the size of a file that one of them writes;
     it gets SIGXFSZ.
-    max_tool_calls_per_task: how many tools an agent may call for a task; counted by who runs the task.
+    max_tool_calls_per_task: how many tools an agent may call for a task; counted by who runs the task. max_tool_calls_per_minute: in any 60
+    seconds, over all its tasks; further calls are refused, and say when the next one may be made.
     """
 
     __slots__ = (
@@ -38,6 +39,7 @@ class ResourceLimits:
         "max_output_bytes",
         "max_processes",
         "max_task_duration",
+        "max_tool_calls_per_minute",
         "max_tool_calls_per_task",
     )
 
@@ -52,6 +54,7 @@ class ResourceLimits:
         max_output_bytes: int | None = 10 * _MB,
         max_file_bytes: int | None = None,
         max_tool_calls_per_task: int | None = 50,
+        max_tool_calls_per_minute: int | None = None,
         **other: float | None,
     ) -> None:
         self.max_memory_bytes: Final[int | None] = _either(
@@ -68,6 +71,7 @@ class ResourceLimits:
         self.max_output_bytes: Final = max_output_bytes
         self.max_file_bytes: Final = max_file_bytes
         self.max_tool_calls_per_task: Final = max_tool_calls_per_task
+        self.max_tool_calls_per_minute: Final = max_tool_calls_per_minute
         if other:
             raise TypeError(f"ResourceLimits has no {', '.join(other)}")
         fractions = ("cpu_limit_percent", "max_task_duration")

@@ -9,11 +9,19 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import check_called, check_numbers
+from sabot.config import check_called, check_numbers, checked_kind
 from sabot.errors import UserError
 from sabot.process.command import INHERITED, Command
 from sabot.process.errors import AgentError, AgentNotFound, CommunicationError, ExecutionError, SpawnFailed
-from sabot.process.executor import AgentExecutor, ExecutorStatistics, TaskDelegation, TaskResult, ToolServers
+from sabot.process.executor import (
+    AgentExecutor,
+    ExecutorStatistics,
+    TaskDelegation,
+    TaskResult,
+    ToolAudit,
+    ToolServerConfig,
+    ToolServers,
+)
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of, stricter
 from sabot.process.worker import AgentLog, ProcessState, RuntimeAgent, WorkerProcess
@@ -33,7 +41,8 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 _LINE_BYTES = 10 << 20  # of an answer, where output is not limited
-_OF_TASKS = ("max_task_duration", "max_output_bytes", "max_tool_calls_per_task")  # limits of each, not of a process
+# Limits that are held here, and not by the supervisor of the process.
+_OF_TASKS = ("max_task_duration", "max_output_bytes", "max_tool_calls_per_task", "max_tool_calls_per_minute")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,27 +108,34 @@ class RecoveryConfig:
 class RuntimeConfig:
     """resources: of each agent, with all that it starts; its time, output and calls of tools count for each task.
 
-    mcp: whose tools agents may call, say `McpServerPool(config=McpConfig(...))`; who made it closes it.
+    mcp: whose tools agents may call: a `McpConfig`, of which the runtime makes a pool when it starts and closes it when it is shut down, or
+    a `McpServerPool`, which is closed by whoever made it.
     """
 
     process: ProcessConfig = field(default_factory=ProcessConfig)
     resources: ResourceLimits = field(default_factory=ResourceLimits)
-    mcp: ToolServers | None = None
+    mcp: ToolServers | ToolServerConfig | None = None
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+
+    def __post_init__(self) -> None:
+        checked_kind(
+            self.mcp, ToolServers | ToolServerConfig | None, "RuntimeConfig: mcp", "a McpConfig, or a McpServerPool"
+        )
 
 
 @dataclass(frozen=True)
 class ProcessEvent:
     """What has happened. type: `agent.spawned`, `agent.failed`, `agent.restarted`, `agent.degraded`, `agent.terminated`; of a task
     `task.submitted`, `acquired`, `process_checked`, `tools_checked`, `started`, `tool_call`, `collected`, `released`. at: seconds since
-    1970.
+    1970. tool_call: of `task.tool_call`, which tells of a call when it has ended, also of one that was refused.
     """
 
     type: str
     agent_id: str
     task_id: str
     at: float
+    tool_call: ToolAudit | None = None
 
 
 class ProcessEventBus(Protocol):
@@ -169,7 +185,8 @@ class ProcessRuntime:
     ) -> None:
         check_called("ProcessRuntime", on_state=on_state)
         self.config = config or RuntimeConfig()
-        self.executor = AgentExecutor(self._choose, self.config.mcp, clock, self._publish)
+        self.executor = AgentExecutor(self._choose, None, clock, self._publish)
+        self._own_servers: Any = None  # made of a McpConfig
         self._bus = message_bus
         self._on_state = on_state
         self._clock = clock
@@ -182,9 +199,10 @@ class ProcessRuntime:
         self._tasks = KeptTasks("the runtime of processes")
 
     async def start(self) -> None:
-        """Begins to watch agents. Before that none can be spawned."""
+        """Begins to watch agents. Before that none can be spawned. Raises UserError where `mcp` names a program that is not there."""
         if self._running:
             return
+        self._find_tools()
         self._running = True
         watch = self.config.monitoring
         self._tasks.begin(self._each(watch.health_check_interval, self.check_health))
@@ -278,6 +296,9 @@ class ProcessRuntime:
         await asyncio.gather(*(self._end(agent, "the runtime was shut down") for agent in self._agents.values()))
         self._agents.clear()
         await self._tasks.cancel()
+        servers, self._own_servers = self._own_servers, None
+        if servers is not None:
+            await servers.close()
 
     def agent(self, agent_id: str) -> RuntimeAgent:
         """The agent of this id. Raises AgentNotFound."""
@@ -421,9 +442,19 @@ class ProcessRuntime:
             await self._sleep(seconds)
             await what()
 
-    async def _publish(self, kind: str, agent_id: str, task_id: str = "") -> None:
+    def _find_tools(self) -> None:
+        given = self.config.mcp
+        if isinstance(given, ToolServerConfig):
+            self._own_servers = self.executor.tools = given.tool_servers()
+            if self._own_servers is None:
+                self.executor.no_tools = "this runtime has no tools: there is no program cortex on PATH"
+                _log.warning("%s (McpConfig(cortex_binary_path=…) names another)", self.executor.no_tools)
+        else:
+            self.executor.tools = given
+
+    async def _publish(self, kind: str, agent_id: str, task_id: str = "", tool_call: ToolAudit | None = None) -> None:
         if self._bus is not None:
             try:
-                await self._bus.publish(ProcessEvent(kind, agent_id, task_id, self._clock.time()))
+                await self._bus.publish(ProcessEvent(kind, agent_id, task_id, self._clock.time(), tool_call))
             except Exception:  # who listens has no say
                 _log.exception("the message bus of the runtime has not taken %s", kind)

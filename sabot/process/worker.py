@@ -11,6 +11,7 @@ What it writes besides, and its stderr, is its log.
 import asyncio
 import json
 import uuid
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
@@ -331,6 +332,7 @@ class RuntimeAgent:
         self.degraded = False
         self.why = ""
         self.usage: ProcessUsage | None = None
+        self.tool_calls = deque[float]()  # when it called tools, in the last minute
         self.changed = asyncio.Event()
 
     def __repr__(self) -> str:

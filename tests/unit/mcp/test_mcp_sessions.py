@@ -1,6 +1,7 @@
 """Sessions with MCP servers: what is called, read and listed, in each version of the protocol, and who has which session."""
 
 import asyncio
+import shutil
 
 import mcp.types as types
 import pytest
@@ -439,8 +440,8 @@ def test_a_server_that_cannot_be_reached_so_is_refused(options, words):
 def test_the_defaults_are_those_of_the_document():
     config = McpConfig()
     assert (config.protocol_version, config.request_timeout) == ("2024-11-05", 30.0)
-    assert (config.max_retries, config.stdio_buffer, config.binary) == (3, 8192, None)
-    assert McpConfig(binary="cortex2").default_command() == ("cortex2", "mcp", "stdio")
+    assert (config.max_retries, config.stdio_buffer, config.cortex_binary_path) == (3, 8192, None)
+    assert McpConfig(cortex_binary_path="sh").default_command() == (shutil.which("sh"), "mcp", "stdio")
     with pytest.raises(UserError, match=r"protocol_version='1\.0'"):
         McpConfig(protocol_version="1.0")
 

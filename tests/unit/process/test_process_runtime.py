@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -258,6 +259,47 @@ async def test_a_tool_that_fails_or_may_not_be_called_is_told_to_the_process(mak
     assert "does not allow" in (await runtime.execute_task(agent, other)).result["error"]["message"]
     assert len(tools.calls) == 1
     agent = await sh(await make(), CALLS)
+
+
+def digest(**arguments: Any) -> str:
+    return sha256(json.dumps(arguments, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+async def test_each_call_of_a_tool_is_audited_with_its_tool_its_arguments_digest_and_its_outcome(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="sabot.process")
+    bus, tools = Bus(), Tools()
+    runtime = await make(mcp=tools, bus=bus)
+    agent = await sh(runtime, CALLS)
+    await runtime.execute_task(agent, TASK)
+    tools.error = SabotError("the server is gone")
+    await runtime.execute_task(agent, TASK)
+    await runtime.execute_task(agent, TaskDelegation(objective="x", allowed_tools=["other"]))
+    with pytest.raises(ResourceLimitExceeded):
+        await runtime.execute_task(agent, TaskDelegation(objective="x", max_tool_calls=0))
+    calls = [event.tool_call for event in bus.events if event.type == "task.tool_call"]
+    assert [(call.tool, call.outcome) for call in calls if call] == [
+        *(("search", "ok"), ("search", "failed")),
+        *(("search", "refused"), ("search", "refused")),
+    ]
+    assert [call.reason for call in calls if call][:2] == ["", "the server is gone"]
+    assert {call.arguments_digest for call in calls if call} == {digest(query="x")}
+    assert "called 'search' with arguments" in caplog.text, "also where there is no bus"
+
+
+async def test_calls_of_tools_above_the_rate_are_refused_and_say_when(make: Make) -> None:
+    by_hand, tools = ByHand(), Tools()
+    runtime = await make(mcp=tools, by_hand=by_hand, resources=ResourceLimits(max_tool_calls_per_minute=2))
+    agent = await sh(runtime, CALLS)
+    for seconds in (0, 10, 20):
+        by_hand.clock.advance(seconds)
+        result = (await runtime.execute_task(agent, TASK)).result
+    assert "at most 2 tools a minute: the next one in 30.0 s" in result["error"]["message"]
+    assert result["error"]["data"] == {"retry_after_seconds": 30.0}
+    by_hand.clock.advance(30)
+    assert "error" not in (await runtime.execute_task(agent, TASK)).result
+    assert len(tools.calls) == 3
 
 
 async def test_without_a_pool_there_are_no_tools(make: Make) -> None:
