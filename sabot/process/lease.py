@@ -105,7 +105,10 @@ def _end_lease(path: Path, groups: ControlGroups, *, wait: bool) -> int:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        if os.fstat(descriptor).st_nlink == 0:  # it was given up, or another one has ended what was left
+        status = os.fstat(descriptor)
+        if status.st_nlink == 0:  # it was given up, or another one has ended what was left
+            return 0
+        if status.st_uid != os.geteuid():  # put there while the folder was open to others
             return 0
         try:
             said = json.loads(os.read(descriptor, 4096) or b"{}")

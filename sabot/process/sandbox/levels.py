@@ -148,7 +148,9 @@ def sandbox_of(trust: "Sandbox | TrustLevel | str | None") -> Sandbox | None:
 
 
 def stricter(most: "Sandbox | TrustLevel | str | None", asked: "Sandbox | TrustLevel | str | None") -> Sandbox | None:
-    """The sandbox of who asks for one where there is one for all. Raises TrustExceeded where it asks for more trust than all have."""
+    """Returns the sandbox of who asks for one where there is one for all: with the files of both, the ports that it asks for (a level alone
+    has those of all), and the smaller temp_bytes. Raises TrustExceeded where it asks for more trust than all have.
+    """
     general, own = sandbox_of(most), sandbox_of(asked)
     if general is None or own is None:
         return own or general
@@ -159,7 +161,19 @@ def stricter(most: "Sandbox | TrustLevel | str | None", asked: "Sandbox | TrustL
         )
     if own.allow_degraded and not general.allow_degraded:
         raise TrustExceeded("allow_degraded=True is asked for, where it is not allowed", hint="leave it out")
-    return replace(own, readable=(*general.readable, *own.readable), writable=(*general.writable, *own.writable))
+    ports = own.ports if isinstance(asked, Sandbox) else general.ports
+    if general.level is TrustLevel.STANDARD and (more := sorted(set(ports) - set(general.ports))):
+        raise TrustExceeded(
+            f"the ports {', '.join(map(str, more))} are asked for, where all have {', '.join(map(str, general.ports)) or 'none'}",
+            hint=f"ports={list(general.ports)}, or some of these",
+        )
+    return replace(
+        own,
+        readable=(*general.readable, *own.readable),
+        writable=(*general.writable, *own.writable),
+        ports=ports,
+        temp_bytes=min(general.temp_bytes, own.temp_bytes),
+    )
 
 
 # -- what there is ------------------------------------------------------------------------------------------------------------

@@ -175,6 +175,18 @@ def test_a_folder_of_ours_that_others_may_enter_is_closed_to_them(taken: Path) -
     assert stat.S_IMODE(taken.stat().st_mode) == 0o700
 
 
+@NOT_OURS
+def test_a_lease_that_somebody_else_has_put_into_an_open_folder_ends_nobody(
+    taken: Path, groups: ControlGroups, stray
+) -> None:
+    """Anybody may read which number our processes carry."""
+    first, process = stray
+    path = lease(taken, first)
+    os.chown(path, 65534, 65534)
+    assert end_what_is_left(user_folder(), groups) == 0
+    assert process.poll() is None
+
+
 def test_tags_below_another_supervisor_are_lower_than_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit that carries them can only be lowered."""
     monkeypatch.setattr("resource.getrlimit", lambda which: (1 << 40, 1 << 40))

@@ -542,6 +542,14 @@ def test_who_asks_for_one_gets_at_most_the_trust_of_all() -> None:
     ) as raised:
         stricter("standard", "trusted")
     assert raised.value.code == "E2044"
+    few = Sandbox(level="standard", ports=[8443, 53], temp_bytes=1 << 20)
+    assert stricter(few, "standard") == few, "a level alone asks for no other ports than those of all"
+    assert stricter(few, Sandbox(level="standard", ports=[53], temp_bytes=1 << 30)) == replace(
+        few, ports=[53], readable=(), writable=()
+    )
+    assert stricter("trusted", Sandbox(level="standard", ports=[22])).ports == [22]
+    with pytest.raises(TrustExceeded, match="the ports 22, 443 are asked for, where all have 8443, 53"):
+        stricter(few, Sandbox(level="standard", ports=[443, 53, 22]))
     with pytest.raises(TrustExceeded, match="allow_degraded=True is asked for"):
         stricter("standard", Sandbox(level="standard", allow_degraded=True))
 
