@@ -14,10 +14,10 @@ from sabot.api.durable import DurableContext
 from sabot.checkpoint import Manifest
 from sabot.clock import Clock
 from sabot.errors import words_of
-from sabot.jobs.history import History
+from sabot.jobs.history import ContinueAs, History
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.recovery import open_jobs, unapplied_jobs, whole_entries
-from sabot.jobs.run import Ask, ContinueAs, JobRun, effect_words
+from sabot.jobs.run import Ask, JobRun, effect_words
 from sabot.journal import JournalReader, digest
 from sabot.operators.agents.job_function import JobFunction, job_function
 from sabot.operators.agents.job_rows import version_of

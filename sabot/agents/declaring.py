@@ -288,10 +288,15 @@ class DeclaresAgents:
         or has a field "prompt", "text" or "question". reply: `f(message, result)`, what is sent to the sink; by default the output's
         fields, or {"content": …}. session: a key has one conversation, which is kept in its state; by default with `key=`.
         options: of `sabot.llm.Agent` (tools, instructions, output, …) and of `App.agent` (key, sink, concurrency, on_error, …).
+
+        What the model answers wrongly (it does not match `output`, or comes to no end in `max_turns`), and a record that makes no prompt,
+        is a dead letter with its conversation, and the agent goes on; other errors end it. `on_error=` says what becomes of all of them.
         """
         from sabot.api.models import agent_function, check_template
         from sabot.llm.agent import Agent
+        from sabot.llm.errors import ABOUT_ITS_RECORD
 
+        checked_name(name, f"app {self.id}: agent name")
         wiring = {each: options.pop(each) for each in list(options) if each in AGENT_OPTIONS}
         where = f"llm_agent {name}"
         if wiring.get("durable") is False:
@@ -307,7 +312,8 @@ class DeclaresAgents:
         if isinstance(prompt, str):
             check_template(prompt, where)
         function = agent_function(agent, prompt=prompt, reply=reply, session=keeps)
-        self.agent(topic, name=name, **{"durable": True, **wiring})(function)
+        spec = self._spec(function, topic, name, {"durable": True, **wiring})
+        self.agent_runtime.add(spec if "on_error" in wiring else replace(spec, buried=ABOUT_ITS_RECORD))
         return agent
 
     @cached_property

@@ -51,6 +51,7 @@ class AgentSpec:
     Of a durable agent: mailbox: how many rows may wait behind a key that is busy; mailbox_full: what happens to more of them. job_id: the
     field that says which request a record is; scope, principal: the fields that say on whose behalf its job runs; labels: of each record;
     children: that a job may begin.
+    buried: errors that are dead letters whatever on_error= says: those of a model's answers to one record.
     process: how many processes of its own it has; 0: it runs with the app's other agents.
     """
 
@@ -78,6 +79,7 @@ class AgentSpec:
     scope: str | None = None
     principal: str | None = None
     labels: tuple[str, ...] = ()
+    buried: tuple[type[Exception], ...] = ()
     children: ChildLimits = DEFAULT_LIMITS
     tombstones: bool = False
     process: int = 0

@@ -15,8 +15,8 @@ from sabot.api.functions import Timers
 from sabot.clock import Clock
 from sabot.config import Duration, checked_text, parse_seconds
 from sabot.errors import UNREADABLE, UserError, short_repr
-from sabot.jobs.history import ACTION_TYPES
-from sabot.jobs.run import ContinueAs, JobRun
+from sabot.jobs.history import ACTION_TYPES, ContinueAs
+from sabot.jobs.run import JobRun
 from sabot.jobs.values import pack
 from sabot.journal.entries import Answer, Signal
 from sabot.llm.spec import RequestSpec

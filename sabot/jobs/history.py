@@ -16,6 +16,7 @@ that were cancelled. They are asked anew, as effects of their own. So is what wa
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -24,7 +25,17 @@ from sabot.jobs.gate import DecidedEffect, Decision, GateVerdict, decode_verdict
 from sabot.journal.effects import RULES, EffectClass, EffectId
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
 
-__all__ = ["ACTION_TYPES", "IN_DOUBT", "PARKS_MS", "TIMEOUT", "VERDICTS", "WAITS_LONG", "Delivery", "History"]
+__all__ = [
+    "ACTION_TYPES",
+    "IN_DOUBT",
+    "PARKS_MS",
+    "TIMEOUT",
+    "VERDICTS",
+    "WAITS_LONG",
+    "ContinueAs",
+    "Delivery",
+    "History",
+]
 
 IN_DOUBT = "in_doubt"
 """The type of the question that asks a person whether an effect was made. Its intent has the ordinal of that effect."""
@@ -45,6 +56,14 @@ WAITS_LONG = ("ask", "wait", "child")
 """The kinds of effects that park a job which waits for nothing else. So does a timer, unless it is due within PARKS_MS."""
 
 PARKS_MS = 1_000
+
+
+class ContinueAs(BaseException):
+    """`ctx.continue_as(input)`: the job goes on with a new input and a new history."""
+
+    def __init__(self, message: Any) -> None:
+        super().__init__("continue_as")
+        self.message = message
 
 
 @dataclass(slots=True)

@@ -23,13 +23,13 @@ from sabot.jobs.asking import answered
 from sabot.jobs.derived import question_token
 from sabot.jobs.effects import Effects
 from sabot.jobs.gate import NOBODY, Behalf, EffectGate
-from sabot.jobs.history import Delivery, History
+from sabot.jobs.history import ContinueAs, Delivery, History
 from sabot.jobs.letters import UNAWAITED_CHILD, JobLetters
 from sabot.jobs.log import JobLog, Listener
 from sabot.jobs.owner import Item, JobOwner, Live, OpenJob
 from sabot.jobs.parking import ParkedNotes, Parking
 from sabot.jobs.recovery import open_jobs
-from sabot.jobs.run import ContinueAs, JobRun
+from sabot.jobs.run import JobRun
 from sabot.jobs.timers import JobTimers
 from sabot.jobs.tree import DEFAULT_LIMITS, ChildLimits, OpenJobs, parent_of
 from sabot.jobs.values import pack_error
@@ -493,7 +493,7 @@ class JobHost:
         if verdict == "again":
             self.put_later(live.owner.backoff_s(job.history.attempt), partial(self._attempt, live))
         elif verdict == "end":
-            self._over(live, "failed", pack_error(error), result=stored_name(type(error)))
+            self._over(live, "failed", pack_error(error, whole=True), result=stored_name(type(error)))
         else:
             self._forget(live, stays_open=True)
 

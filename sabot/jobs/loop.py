@@ -14,12 +14,14 @@ import asyncio
 import gc
 import logging
 import sys
+import warnings
 from asyncio import tasks
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from contextvars import Context, copy_context
 from hashlib import blake2b
 from threading import get_ident
+from types import FrameType
 from typing import Any, TypeVar, TypeVarTuple
 
 from sabot.errors import InternalError, UserError, short_repr
@@ -49,6 +51,12 @@ _ASKED_AS = {  # the functions of asyncio that use a method of the loop, where t
     "run_in_executor": "asyncio.to_thread (loop.run_in_executor)",
     "subprocess_exec": "asyncio.create_subprocess_exec (loop.subprocess_exec)",
     "subprocess_shell": "asyncio.create_subprocess_shell (loop.subprocess_shell)",
+}
+_CALLED_AS = {
+    "DurableContext": "ctx.",
+    "JobModel": "ctx.llm(engine).",
+    "StateAccessor": "state.",
+    "ValueState": "state.",
 }
 _WRAP_FUTURE = asyncio.wrap_future.__code__
 
@@ -153,7 +161,8 @@ class JobLoop(asyncio.AbstractEventLoop):
 
     now: seconds since 1970, what `time()` returns; the owner moves it, never back. main: the task of the job's function, from `start` on.
     refused: the first thing that the function did and must not do; no turn goes on after it, whatever the function makes of the exception,
-    and the job has to fail. dead: discarded; true before the first `finally:` block of a discarded coroutine runs.
+    and the job has to fail. forgotten: names the first coroutine that the function has made and thrown away without awaiting it.
+    dead: discarded; true before the first `finally:` block of a discarded coroutine runs.
     """
 
     main: "asyncio.Task[Any]"
@@ -168,6 +177,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         self.now = 0.0
         self.dead = False
         self.refused: UserError | None = None
+        self.forgotten: UserError | None = None
         self._on_timer = on_timer
         self._on_timer_gone = on_timer_gone
         self._ready: deque[asyncio.Handle] = deque()
@@ -410,6 +420,20 @@ class JobLoop(asyncio.AbstractEventLoop):
         if not self.dead:
             _log.error("job %s: %s", self.name, context.get("message"), exc_info=context.get("exception"))
 
+    def coroutine_dropped(self, coroutine: Coroutine[Any, Any, Any]) -> bool:
+        """Notes a coroutine of this job that was never awaited. Returns whether that needs no further word.
+
+        As for generators: where the last reference to it went is a place in the program, what the garbage collector finds is chance.
+        """
+        in_turn = self._in_turn == get_ident() != _collecting
+        if in_turn and self.forgotten is None:
+            what = _call_words(coroutine) + _line_words(sys._getframe(2))
+            self.forgotten = UserError(
+                f"job {self.name}: {what} was never awaited, so it was not done",
+                hint="write await before it; asyncio.create_task(…) begins it beside the rest",
+            )
+        return in_turn or self.dead
+
     def _generator_dropped(self, generator: AsyncGenerator[Any, Any]) -> None:
         """An async generator that was begun, and is not at its end, is referenced no more: it is closed.
 
@@ -439,6 +463,23 @@ def _note_collection(phase: str, info: dict[str, int]) -> None:
 gc.callbacks.append(_note_collection)
 
 
+def _call_words(coroutine: Any) -> str:
+    """The call that has made a coroutine which was never begun, as its author wrote it: of its arguments the tool or function alone."""
+    name, frame = coroutine.__qualname__.rpartition("<locals>.")[2], coroutine.cr_frame
+    of, _, verb = name.rpartition(".")
+    first = frame.f_code.co_varnames[bool(of)] if frame.f_code.co_argcount > bool(of) else ""
+    given = frame.f_locals.get(first) if first else None
+    said = getattr(given, "__name__", None) or (getattr(given, "name", None) if callable(given) else None)
+    return f"{_CALLED_AS.get(of, of + '.' if of else '')}{verb}({said or ('…' if first else '')})"
+
+
+def _line_words(frame: FrameType) -> str:
+    """Where the user's program was when the last reference went; "": in code of ours, as where the function has ended with it."""
+    if frame.f_globals.get("__name__", "").partition(".")[0] == "sabot":
+        return ""
+    return f", in {frame.f_code.co_filename}, line {frame.f_lineno},"
+
+
 def _refusing(method: str) -> Callable[..., Any]:
     asked = _ASKED_AS.get(method, f"loop.{method}")
 
@@ -461,3 +502,17 @@ def _set_in_order(items: Iterable[Any] = ()) -> "set[Any] | dict[Any, None]":
 # `asyncio.wait` and `as_completed` begin with `set(...)` of what they got. Coroutines hash by address, so `as_completed` would begin them
 # in another order in every process. In a turn of a job, `set` in that module keeps the order; everywhere else it is the set that it was.
 vars(tasks)["set"] = _set_in_order
+
+
+# Python calls this function of `warnings` where a coroutine is freed that was never awaited, and so has done nothing of what its author
+# asked for. In a turn of a job that is an error of the job, and more than a warning.
+_warn_of_unawaited = vars(warnings).get("_warn_unawaited_coroutine")
+
+
+def _coroutine_dropped(coroutine: Coroutine[Any, Any, Any]) -> None:
+    loop = asyncio._get_running_loop()
+    if not (isinstance(loop, JobLoop) and loop.coroutine_dropped(coroutine)) and _warn_of_unawaited is not None:
+        _warn_of_unawaited(coroutine)
+
+
+vars(warnings)["_warn_unawaited_coroutine"] = _coroutine_dropped

@@ -28,7 +28,7 @@ from sabot.jobs.gate import (
     encode_verdict,
 )
 from sabot.jobs.hiding import hidden
-from sabot.jobs.history import PARKS_MS, TIMEOUT, WAITS_LONG, Delivery, History
+from sabot.jobs.history import PARKS_MS, TIMEOUT, WAITS_LONG, ContinueAs, Delivery, History
 from sabot.jobs.loop import JobLoop, JobTimer
 from sabot.jobs.values import copied, pack, unpack, unpack_error
 from sabot.journal.effects import RULES, EffectClass, EffectId, digest
@@ -41,7 +41,6 @@ __all__ = [
     "MOST_EFFECTS",
     "PYTHON_MARK",
     "Ask",
-    "ContinueAs",
     "JobRun",
     "Pieces",
     "effect_words",
@@ -52,14 +51,6 @@ MOST_EFFECTS = 10_000
 
 PYTHON_MARK = " on Python "
 """In the version of a job's code, before that of Python: 3.12, say."""
-
-
-class ContinueAs(BaseException):
-    """`ctx.continue_as(input)`: the job goes on with a new input and a new history."""
-
-    def __init__(self, message: Any) -> None:
-        super().__init__("continue_as")
-        self.message = message
 
 
 @dataclass(slots=True, eq=False)
@@ -524,10 +515,14 @@ class JobRun:
         """What the function returned, or raised. Only where it is `finished`."""
         if self.loop.refused is not None:
             return None, self.loop.refused
+        forgotten = None if self.history.end else self.loop.forgotten  # what an older version has ended well stays so
         try:
-            return self.loop.main.result(), None
+            value = self.loop.main.result()
+            return (None, forgotten) if forgotten else (value, None)
         except asyncio.CancelledError as error:
             return None, TimeoutError(self.late) if self.late and not self.cancels else error
+        except ContinueAs as error:
+            return None, forgotten or error
         except BaseException as error:  # whatever the function let out is its outcome
             return None, error
 

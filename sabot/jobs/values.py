@@ -201,15 +201,23 @@ def unpack(data: bytes) -> Any:
         ) from error
 
 
-def pack_error(error: BaseException) -> bytes:
-    """The error's class and message, without known secrets, as bytes that `unpack_error` reads."""
+def pack_error(error: BaseException, *, whole: bool = False) -> bytes:
+    """Returns the error's class and message, without known secrets, as bytes that `unpack_error` reads. whole: with the conversation of an
+    agent that the error has ended (`conversation_of`).
+    """
     said = error.message if isinstance(error, EffectError) else words_of(error)
     if isinstance(error, BaseExceptionGroup):
         said = "; ".join([said, *(f"{type(each).__name__}: {words_of(each)}" for each in error.exceptions[:_PARTS])])
     said = scrubbed(said[:_SCRUBBED])
     if len(said) > _MESSAGE:
         said = said[: _MESSAGE - 1] + "…"
-    return _encoder.encode([type_of(error), _legal(said)])
+    packed: list[Any] = [type_of(error), _legal(said)]
+    conversation = getattr(error, "conversation", ()) if whole else ()
+    if conversation:
+        from sabot.llm.conversation import as_json  # where there is one, it is loaded
+
+        packed.append(as_json(conversation))
+    return _encoder.encode(packed)
 
 
 def type_of(error: BaseException) -> str:
@@ -220,16 +228,33 @@ def type_of(error: BaseException) -> str:
 
 def unpack_error(data: bytes) -> EffectError:
     """The error that a job sees. Raises CorruptJournal."""
+    told = _told(data)
+    return PolicyDenied(told.message) if told.type == stored_name(PolicyDenied) else EffectError(told.type, told.message)
+
+
+def conversation_of(data: bytes) -> bytes:
+    """Returns the conversation of an agent that a recorded error has ended, as JSON; b"" where it has none. Raises CorruptJournal."""
+    return _told(data).conversation
+
+
+class _Told(msgspec.Struct, frozen=True, array_like=True):
+    """A recorded error. Fields are only added, at the end."""
+
+    type: str
+    message: str
+    conversation: bytes = b""
+
+
+_error = msgspec.msgpack.Decoder(_Told)
+
+
+def _told(data: bytes) -> _Told:
     try:
-        kind, said = _error.decode(data)
+        return _error.decode(data)
     except UNREADABLE as error:
         raise CorruptJournal(
             f"a recorded error cannot be read: {error}", hint="go back to a copy of the journal"
         ) from error
-    return PolicyDenied(said) if kind == stored_name(PolicyDenied) else EffectError(kind, said)
-
-
-_error = msgspec.msgpack.Decoder(tuple[str, str])
 
 
 def _legal(text: str) -> str:

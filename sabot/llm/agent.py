@@ -302,6 +302,9 @@ class _Turns:
             async with aclosing(self._go()) as events:
                 async for event in events:
                     yield event
+        except (ModelError, AgentError) as error:
+            error.conversation = (*self._prompt, *self._said)
+            raise
         finally:
             whole = [message for group in groups_of(self._said) for message in group]
             if whole:

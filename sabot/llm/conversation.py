@@ -7,6 +7,7 @@ groups            ─┬──   ────────────┬──�
 
 from collections.abc import Collection, Iterable, Sequence
 from itertools import accumulate
+from typing import Any
 
 import msgspec
 
@@ -14,12 +15,15 @@ from sabot.errors import UNREADABLE, CorruptCheckpoint
 from sabot.llm.messages import ChatMessage, Image
 from sabot.llm.results import Completion
 from sabot.llm.spec import ToolSchema
+from sabot.redaction import scrubbed
 
-__all__ = ["Conversation", "Gauge", "cut", "groups_of", "with_shorter_results", "without_oldest"]
+__all__ = ["Conversation", "Gauge", "as_json", "cut", "groups_of", "with_shorter_results", "without_oldest"]
 
 _CHARACTERS_A_TOKEN = 3.5
 _TOKENS_OF_A_MESSAGE = 4
 _TOKENS_OF_AN_IMAGE = 1000
+_TOLD_CHARACTERS = 24_000  # of a conversation, where people read it
+_TOLD_OF_A_MESSAGE = 6_000
 _CHARACTERS_OF_A_CUT = 60  # of the words which say that something was cut off
 
 Group = tuple[ChatMessage, ...]
@@ -135,6 +139,25 @@ def without_oldest(
 def cut(text: str, most: int) -> str:
     """The first characters of the text, at most so many, and how many more there were."""
     return text if len(text) <= most else f"{text[:most]}\n… ({len(text) - most:,} more characters were cut off)"
+
+
+def as_json(messages: Sequence[ChatMessage]) -> bytes:
+    """Returns the newest messages as JSON for people, a list of objects with role, content and calls: bounded, without known secrets."""
+    told: list[dict[str, Any]] = []
+    left = _TOLD_CHARACTERS
+    for message in reversed(messages):
+        one: dict[str, Any] = {"role": message.role, "content": cut(scrubbed(message.text), _TOLD_OF_A_MESSAGE)}
+        if message.tool_calls:
+            one["calls"] = [
+                {"name": call.name, "arguments": cut(scrubbed(call.arguments), _TOLD_OF_A_MESSAGE)}
+                for call in message.tool_calls
+            ]
+        left -= len(msgspec.json.encode(one))
+        if left < 0:
+            told.append({"role": "", "content": f"({len(messages) - len(told)} messages before these are left out)"})
+            break
+        told.append(one)
+    return msgspec.json.encode(told[::-1])
 
 
 def with_shorter_results(group: Iterable[ChatMessage], room: int, gauge: Gauge) -> list[ChatMessage]:

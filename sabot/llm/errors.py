@@ -21,12 +21,15 @@ SabotError
     └── TurnLimitExceeded       E2005: the model goes on calling tools
 """
 
+from collections.abc import Sequence
 from copy import copy
 
-from sabot.errors import SabotError, TransientError, UserError
+from sabot.errors import DataError, SabotError, TransientError, UserError
+from sabot.llm.messages import ChatMessage
 from sabot.stored_names import stored_name
 
 __all__ = [
+    "ABOUT_ITS_RECORD",
     "UNPAID",
     "AgentError",
     "AnswerTooLarge",
@@ -56,10 +59,11 @@ class ModelError(SabotError):
     """A call of a model has failed.
 
     provider, model, request_id: which call; empty where they are not known. status: of HTTP; 0: there was no response. sent: the request
-    may have been worked on, so it may cost.
+    may have been worked on, so it may cost. conversation: what was said in the run of an agent that it has ended, the prompt first.
     """
 
     code = "E2004"
+    conversation: Sequence[ChatMessage] = ()
 
     def __init__(
         self,
@@ -171,15 +175,27 @@ class ToolTimeout(ToolError, TimeoutError):
 
 
 class AgentError(SabotError):
-    """A run of an agent cannot go on. Its conversation has the turns that were complete."""
+    """A run of an agent cannot go on. Its conversation has the turns that were complete. conversation: what was said in the run."""
 
     code = "E2000"
+    conversation: Sequence[ChatMessage] = ()
 
 
 class TurnLimitExceeded(AgentError):
     """The model has been asked `max_turns` times, and has not answered."""
 
     code = "E2005"
+
+
+ABOUT_ITS_RECORD = (
+    MalformedAnswer,
+    AnswerTooLarge,
+    ContentFiltered,
+    ContextLengthExceeded,
+    TurnLimitExceeded,
+    DataError,
+)
+"""Errors of an agent over a record which say nothing of the next record: another one may well be answered."""
 
 
 def retold(error: SabotError, message: str) -> SabotError:

@@ -10,7 +10,7 @@ import pytest
 from sabot import AgentContext, App
 from sabot.clock import ManualClock
 from sabot.connectors.memory import MemoryBroker
-from sabot.errors import CheckpointFailed, DataError, UserError
+from sabot.errors import AgentFailed, CheckpointFailed, DataError, UserError
 from sabot.llm import (
     AuthenticationFailed,
     ChatMessage,
@@ -348,3 +348,96 @@ async def test_a_key_that_is_wrong_is_in_no_log_no_journal_and_no_letter(
     assert [path for path in written if KEY.encode() in path.read_bytes()] == []
     assert any(b"is not accepted" in path.read_bytes() for path in written), "the journal has the error"
     assert KEY not in f"{desk.answers()} {desk.letters()} {caplog.text}"
+
+
+# -- what a model answers wrongly ---------------------------------------------------------------------------------------------
+
+
+def moods(desk: Desk, provider: Any, **options: Any) -> App:
+    """An app whose model has to answer with a Verdict."""
+    app = App("desk", desk.url, state=str(desk.directory), checkpoint_interval=3600, clock=desk.clock)
+    wiring: dict[str, Any] = {"key": "customer", "sink": "answers", "session": False, "output": Verdict, **options}
+    app.llm_agent("questions", ExecutionEngine(provider, retries=0, patience=0), name="moods", **wiring)
+    return app
+
+
+def headers(letter: Any) -> dict[str, str]:
+    return {name: value.decode() for name, value in letter.headers}
+
+
+def never_right(spec: RequestSpec) -> str:
+    return '{"label": "fine"}' if spec.messages[0].text == "hello" else "I would rather not say"
+
+
+async def test_a_wrong_answer_is_a_dead_letter_with_its_conversation_and_the_next_customer_is_served(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with started(moods(desk, ScriptedProvider(never_right))):
+        desk.ask("are you well?", "ann")
+        desk.ask("hello", "ann")
+        desk.ask("hello", "bob")
+        await until(lambda: len(desk.answers()) == 2)
+        await until(lambda: len(desk.letters()) == 1)
+    said = headers(desk.letters()[0])
+    assert said["sabot.error"] == "MalformedAnswer"
+    conversation = msgspec.json.decode(said["sabot.conversation"])
+    assert [each["role"] for each in conversation] == ["user", *["assistant", "user"] * 2, "assistant"]
+    assert [conversation[0]["content"], conversation[1]["content"]] == ["are you well?", "I would rather not say"]
+    assert "it is a dead letter" in caplog.text
+
+
+async def test_a_model_that_comes_to_no_end_costs_its_own_record_alone(desk: Desk) -> None:
+    @tool(effect="read")
+    def look() -> str:
+        return "nothing"
+
+    def turns(spec: RequestSpec) -> Any:
+        return '{"label": "fine"}' if spec.messages[0].text == "hello" else calls(("look", "{}"))
+
+    async with started(moods(desk, ScriptedProvider(turns), tools=[look], max_turns=3)):
+        desk.ask("look for ever")
+        desk.ask("hello")
+        await until(lambda: len(desk.answers()) == len(desk.letters()) == 1)
+    said = headers(desk.letters()[0])
+    assert said["sabot.error"] == "TurnLimitExceeded"
+    conversation = msgspec.json.decode(said["sabot.conversation"])
+    assert conversation[1]["calls"] == [{"name": "look", "arguments": "{}"}]
+
+
+async def test_a_record_that_makes_no_prompt_is_a_dead_letter(desk: Desk) -> None:
+    async with started(moods(desk, ScriptedProvider(never_right), prompt="{text}")):
+        MemoryBroker.get(desk.url).publish("questions", [{"customer": "ann"}])
+        desk.ask("hello")
+        await until(lambda: len(desk.answers()) == len(desk.letters()) == 1)
+    assert headers(desk.letters()[0])["sabot.error"] == "DataError"
+
+
+async def test_the_letter_of_a_wrong_answer_is_written_whole_again_after_a_crash(desk: Desk) -> None:
+    provider = ScriptedProvider(never_right)
+    app = moods(desk, provider)
+    await app.start()
+    desk.ask("are you well?")
+    await until(lambda: len(desk.letters()) == 1)
+    await crash(app)
+    asked = len(provider.requests)
+    async with started(moods(desk, provider)):
+        await until(lambda: len(desk.letters()) == 2)
+    first, again = map(headers, desk.letters())
+    assert first["sabot.conversation"] == again["sabot.conversation"]
+    assert len(provider.requests) == asked
+
+
+async def test_an_llm_agent_that_says_on_error_fail_stops_at_a_wrong_answer(desk: Desk) -> None:
+    app = moods(desk, ScriptedProvider(never_right), on_error="fail")
+    desk.ask("are you well?")
+    with pytest.raises(AgentFailed, match="does not"):
+        await app.run()
+    assert desk.letters() == []
+
+
+async def test_a_wrong_key_still_stops_an_llm_agent(desk: Desk) -> None:
+    app = moods(desk, ScriptedProvider([AuthenticationFailed("no such key")]))
+    desk.ask("hello")
+    with pytest.raises(AgentFailed, match="no such key"):
+        await app.run()
+    assert desk.letters() == []

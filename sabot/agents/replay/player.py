@@ -22,8 +22,8 @@ from sabot.api.agent import AgentSpec
 from sabot.clock import SYSTEM_CLOCK
 from sabot.config import checked_kind
 from sabot.errors import NoStateBackend, SabotError, UserError, short_repr, words_of
-from sabot.jobs.history import History
-from sabot.jobs.run import Ask, ContinueAs, JobRun, effect_words
+from sabot.jobs.history import ContinueAs, History
+from sabot.jobs.run import Ask, JobRun, effect_words
 from sabot.jobs.values import pack
 from sabot.journal.entries import Answer, EffectResult, End, Intent
 from sabot.operators.agents.job_function import job_function

@@ -31,7 +31,7 @@ from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.recovery import last_begin
 from sabot.jobs.run import JobRun
-from sabot.jobs.values import pack_error, unpack_error
+from sabot.jobs.values import conversation_of, pack_error, unpack_error
 from sabot.journal import MAY_BEGIN_AGAIN, digest
 from sabot.operators.agents.job_batches import is_batch
 from sabot.operators.agents.job_function import job_function
@@ -400,18 +400,18 @@ class DurableAgentOperator(AgentOperator):
         where = f"{self.place(record)} (job {job.job_id})"
         if self.failure is not None:
             return "stop"
-        options = self.spec.calls
+        policy = self.policy(error)
         if not isinstance(error, EXITS):
             self.hear(error, where, attempts)
-        if isinstance(error, EXITS) or (options.on_error == "fail" and (not call.reopened or call.renewed)):
+        if isinstance(error, EXITS) or (policy == "fail" and (not call.reopened or call.renewed)):
             self.fail(error, where)
             return "stop"
-        if options.on_error == "fail" or (options.on_error == "retry" and attempts <= options.retry.retries):
+        if policy == "fail" or (policy == "retry" and attempts <= self.spec.calls.retry.retries):
             call.renewed = True
             return "again"
-        told = unpack_error(pack_error(error))  # as END has it, from which the letter is made again after a restore
-        run = FailedRun(job.job_id, job.history.begin.run, job.history.begin.digest)
-        self.bury(record, run, (told.type, told.message), attempts)
+        packed, begin = pack_error(error, whole=True), job.history.begin  # as END has it, for a restore
+        told, said = unpack_error(packed), conversation_of(packed)
+        self.bury(record, FailedRun(job.job_id, begin.run, begin.digest, said), (told.type, told.message), attempts)
         return "end"
 
     def time_left(self, job: JobRun) -> tuple[float, str] | None:
@@ -467,9 +467,10 @@ class DurableAgentOperator(AgentOperator):
     def had_ended(self, job: OpenJob) -> None:
         """As `JobOwner.had_ended`."""
         if (end := job.ended) is not None and end.outcome == "failed":
-            error = unpack_error(self.host.journal.load(end.body))
-            record = self.read_input(self.host.journal.load(job.body), job.job_id)
-            self.bury(record, FailedRun(job.job_id, job.run, job.digest), (error.type, error.message), None)
+            packed, began = self.host.journal.load(end.body), self.host.journal.load(job.body)
+            error, record = unpack_error(packed), self.read_input(began, job.job_id)
+            run = FailedRun(job.job_id, job.run, job.digest, conversation_of(packed))
+            self.bury(record, run, (error.type, error.message), None)
         self._over(self.calls[job.job_id])
 
     def _rests(self, call: JobCall) -> None:

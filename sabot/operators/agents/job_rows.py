@@ -24,6 +24,7 @@ from sabot.operators.agents.job_batches import to_ipc
 from sabot.operators.agents.rows import JSON_HEADER, Row, place_of, rows_of, with_headers
 
 __all__ = [
+    "CONVERSATION_HEADER",
     "FROM_HEADER",
     "INPUT_HEADER",
     "JOB_HEADER",
@@ -68,6 +69,9 @@ INPUT_HEADER = "sabot.input"
 which the job is known, and a digest of the two, so that a record with another payload is not taken for that of the job.
 """
 
+CONVERSATION_HEADER = "sabot.conversation"
+"""The header of a dead letter whose agent has asked a model: what was said, as JSON."""
+
 FROM_HEADER = "sabot.from"
 """The header of a row that one durable agent hands to another: the job that made it, and which of its results it is."""
 
@@ -104,7 +108,7 @@ class WaitingInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     behalf: Behalf = NOBODY
 
 
-_OURS = (JOB_HEADER, RUN_HEADER, INPUT_HEADER, FROM_HEADER, JSON_HEADER)
+_OURS = (JOB_HEADER, RUN_HEADER, INPUT_HEADER, CONVERSATION_HEADER, FROM_HEADER, JSON_HEADER)
 
 encode = msgspec.msgpack.Encoder().encode
 decode_record = msgspec.msgpack.Decoder(JobInput).decode
@@ -112,16 +116,20 @@ decode_waiting = msgspec.msgpack.Decoder(WaitingInput).decode
 
 
 class FailedRun(NamedTuple):
-    """A job's run that its dead letters are about. job_id: "" where no job is known. digest: of the input that the job began with."""
+    """A job's run that its dead letters are about. job_id: "" where no job is known. digest: of the input that the job began with.
+    conversation: of the agent that has failed, as JSON.
+    """
 
     job_id: str
     run: int
     digest: bytes = b""
+    conversation: bytes = b""
 
     @property
     def headers(self) -> Headers:
-        """Those by which a letter is known as the job's."""
-        return of_job(self.job_id, self.run) if self.job_id else ()
+        """Those by which a letter is known as the job's, and what was said."""
+        said = ((CONVERSATION_HEADER, self.conversation),) if self.conversation else ()
+        return (*of_job(self.job_id, self.run), *said) if self.job_id else ()
 
 
 class JobCall(

@@ -413,12 +413,16 @@ class AgentOperator(ABC):
         self.release()
         self._on_failed(self)
 
+    def policy(self, error: BaseException) -> str:
+        """Returns what `on_error=` says of this error."""
+        return "skip" if isinstance(error, self.spec.buried) else self.spec.calls.on_error
+
     def hear(self, error: BaseException, where: str, attempts: int) -> None:
         """A call has failed, and the agent goes on: the log says so. Under policy `fail` the failure of the agent says it."""
-        calls = self.spec.calls
-        if calls.on_error == "fail":
+        calls, policy = self.spec.calls, self.policy(error)
+        if policy == "fail":
             return
-        again = calls.on_error == "retry" and attempts <= calls.retry.retries
+        again = policy == "retry" and attempts <= calls.retry.retries
         fate = f"attempt {attempts} of {calls.retry.retries + 1}, there is another" if again else "it is a dead letter"
         self.heard.hear(error, where, fate)
 
