@@ -5,14 +5,14 @@ import asyncio
 from models import model
 
 from sabot.agents import BudgetSpec, ExecutionRequest, RuntimeKernel
-from sabot.llm import Agent, BudgetExceeded, ExecutionEngine, GenaiPrices
+from sabot.llm import Agent, BudgetExceeded, ExecutionEngine
 
 SUMMARY = "The document says that a budget is reserved before a call is made, and settled after it."
 
 
 async def main():
     with model(SUMMARY) as provider:
-        engine = ExecutionEngine(provider, prices=GenaiPrices())  # a cost counts where the model's price is known
+        engine = ExecutionEngine(provider)  # the prices of known models are its default
         kernel = RuntimeKernel.create(engine=engine, agent=Agent(engine, instructions="Answer in one sentence."))
 
         handle = await kernel.execute(

@@ -14,4 +14,4 @@ def model(script):
         yield OpenAIProvider(name)
         return
     with FakeModelServer(script) as server:
-        yield OpenAIProvider("fake", base_url=server.openai_url, api_key="none")
+        yield OpenAIProvider("gpt-4o-mini", base_url=server.openai_url, api_key="none")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from sabot.config import amount, whole
 from sabot.errors import UserError, short_repr
@@ -23,7 +23,8 @@ class BudgetSpec:
     """What one job may use; None: no limit. Exactly at a limit is allowed.
 
     max_cost is kept as a Decimal, whatever it is given as. max_runtime_seconds counts the time in which the job runs or sleeps, not that in
-    which it waits for an action. Raises UserError for a limit that is negative or no number.
+    which it waits for an action. unpriced: what follows under max_cost for a call of a model whose price is not known: "deny", or "ask" a
+    person, for each call. Raises UserError for a limit that is negative or no number.
     """
 
     max_tokens: int | None = None
@@ -31,6 +32,7 @@ class BudgetSpec:
     max_tool_calls: int | None = None
     max_turns: int | None = None
     max_runtime_seconds: float | None = None
+    unpriced: Literal["deny", "ask"] = "deny"
 
     @classmethod
     def of(cls, given: "BudgetSpec | Mapping[str, Any] | None") -> "BudgetSpec":
@@ -53,6 +55,14 @@ class BudgetSpec:
         object.__setattr__(self, "max_cost", amount("max_cost", self.max_cost))
         seconds = amount("max_runtime_seconds", self.max_runtime_seconds)
         object.__setattr__(self, "max_runtime_seconds", None if seconds is None else float(seconds))
+        if self.unpriced not in ("deny", "ask"):
+            raise UserError(f"unpriced={short_repr(self.unpriced)}", hint='"deny" or "ask"')
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The limits as what was asked for under an idempotency key is compared by: what is not said is left out of newer fields."""
+        newer = () if self.unpriced != "deny" else ("unpriced",)
+        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in newer}
 
 
 @dataclass(frozen=True, slots=True)

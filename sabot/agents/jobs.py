@@ -122,10 +122,8 @@ class JobSpec:
     @property
     def content(self) -> dict[str, Any]:
         """What must be equal where two share an idempotency key."""
-        return {
-            name: getattr(self, name)
-            for name in ("scope_id", "principal_id", "session_id", "budgets", "policy_ref", "metadata", "tags")
-        }
+        names = ("scope_id", "principal_id", "session_id", "budgets", "policy_ref", "metadata", "tags")
+        return {**{name: getattr(self, name) for name in names}, "budgets": self.budgets.content}
 
 
 @dataclass(frozen=True, slots=True)

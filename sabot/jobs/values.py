@@ -229,7 +229,9 @@ def type_of(error: BaseException) -> str:
 def unpack_error(data: bytes) -> EffectError:
     """The error that a job sees. Raises CorruptJournal."""
     told = _told(data)
-    return PolicyDenied(told.message) if told.type == stored_name(PolicyDenied) else EffectError(told.type, told.message)
+    return (
+        PolicyDenied(told.message) if told.type == stored_name(PolicyDenied) else EffectError(told.type, told.message)
+    )
 
 
 def conversation_of(data: bytes) -> bytes:

@@ -28,7 +28,7 @@ from sabot.llm.judging import IN_JOB, judge_of_this
 from sabot.llm.limits import CircuitBreaker, Limits
 from sabot.llm.messages import ChatMessage
 from sabot.llm.middleware import MIDDLEWARE, BuiltIn, CallBudget, CallFigures, Middleware, ModelCall, Outcome, chained
-from sabot.llm.prices import Prices
+from sabot.llm.prices import Prices, known_prices
 from sabot.llm.provider import Provider
 from sabot.llm.results import Completion, Embeddings, Piece, Usage, joined
 from sabot.llm.route import Route
@@ -62,7 +62,8 @@ class ExecutionEngine:
     is not read to its end, and raises AnswerTooLarge. None: no limit. breaker: when a provider is no longer asked; if not given, there is
     one where there is a fallback.
     cache: answers that are kept. idempotency_tracker: makes calls with one key once. budget: what all calls may use. prices: what tokens
-    cost. middleware: what stands around each call, the outermost first: names out of MIDDLEWARE, and functions of one's own. clock, sleep,
+    cost; by default those of the package genai-prices, where it is installed (extra `llm`). middleware: what stands around each call, the
+    outermost first: names out of MIDDLEWARE, and functions of one's own. clock, sleep,
     seed: for tests. The engine closes its providers and its cache. Raises UserError.
     """
 
@@ -102,6 +103,7 @@ class ExecutionEngine:
             (cache, idempotency_tracker, limits, breaker, prices), _PARTS, strict=True
         ):
             checked_kind(given, kind | None, f"ExecutionEngine: {name}", hint)
+        prices = known_prices() if prices is None else prices
         self._cache, self._tracker, self._clock = cache, idempotency_tracker, clock
         self.concurrency = (limits or Limits()).concurrency  # requests that a provider may have in flight at most
         self._figures = CallFigures()
@@ -111,6 +113,7 @@ class ExecutionEngine:
             retry=Retry(retries, parse_seconds(backoff, name="backoff")),
             patience_s=parse_seconds(patience, name="patience"),
             budget=budget,
+            prices=prices,
             figures=self._figures,
             clock=clock,
             sleep=sleep,

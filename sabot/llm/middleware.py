@@ -29,7 +29,8 @@ from sabot.config import amount, checked_kind, whole
 from sabot.errors import TransientError, UserError, short_repr
 from sabot.llm.counting import count_tokens, tokens_asked, tokens_of
 from sabot.llm.errors import BudgetExceeded, CircuitOpen, ModelError, ModelTimeout, RateLimited
-from sabot.llm.results import Completion, Embeddings, Piece, Usage
+from sabot.llm.prices import PRICES_HINT, Prices
+from sabot.llm.results import Completion, Embeddings, Piece, Usage, is_cost
 from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.metrics import Durations
 
@@ -118,7 +119,7 @@ class CallBudget:
     is not made. So a call that does not say `max_tokens` may go above the limit by what it writes. An answer whose provider does not say
     what was used counts with the estimate, and with what it wrote where the request has no `max_tokens`. Costs count when they are known,
     so the calls in flight may go above max_cost. A request that was sent and whose answer was not read may be paid, so it counts with its
-    estimate, and what that costs.
+    estimate, and what that costs. Where max_cost is given, a call of a model whose price is not known is not made.
     """
 
     def __init__(self, *, max_tokens: int | None = None, max_cost: Decimal | str | float | None = None) -> None:
@@ -133,8 +134,12 @@ class CallBudget:
     def __repr__(self) -> str:
         return f"CallBudget(max_tokens={self.max_tokens}, max_cost={self.max_cost})"
 
-    def reserve(self, tokens: int) -> None:
-        """A call is about to be made. Raises BudgetExceeded."""
+    def reserve(self, tokens: int, unpriced: str = "") -> None:
+        """A call is about to be made. unpriced: the model that it asks, if its price is not known. Raises BudgetExceeded."""
+        if self.max_cost is not None and unpriced:
+            raise BudgetExceeded(
+                f"the budget has {self.max_cost} dollars, and the price of {unpriced} is not known", hint=PRICES_HINT
+            )
         if self.max_tokens is not None and self.tokens + self._reserved + tokens > self.max_tokens:
             raise BudgetExceeded(
                 f"the budget has {self.max_tokens} tokens: {self.tokens} are used, {self._reserved} may be by calls in flight, and this"
@@ -181,7 +186,8 @@ class CallFigures:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltIn:
     """The middleware that every engine has. timeout_s: of an attempt; total_s: of a call with all its attempts and waits; retry: failed
-    attempts that are made again; patience_s: how long a call that is turned away (429) is made again; dice: for jitter.
+    attempts that are made again; patience_s: how long a call that is turned away (429) is made again; prices: what tokens cost, where that
+    is known; dice: for jitter.
     """
 
     timeout_s: float | None
@@ -189,6 +195,7 @@ class BuiltIn:
     retry: Retry
     patience_s: float
     budget: CallBudget | None
+    prices: Prices | None
     figures: CallFigures
     clock: Clock
     sleep: Callable[[float], Awaitable[None]]
@@ -272,9 +279,10 @@ class BuiltIn:
             return await forward(call)
         tokens, reserved, outcome = call.tokens, 0, None
         unsaid, lost, lost_cost = tokens, call.lost, call.lost_cost
+        unpriced = self._unpriced(call) if any(each.max_cost is not None for each in budgets) else ""
         try:
             for each in budgets:
-                each.reserve(tokens)
+                each.reserve(tokens, unpriced)
                 reserved += 1
             outcome = await forward(call)
             if isinstance(outcome, Completion) and call.spec.max_tokens is None:
@@ -283,6 +291,11 @@ class BuiltIn:
         finally:
             for each in budgets[:reserved]:
                 each.settle(tokens, outcome, unsaid, call.lost - lost, call.lost_cost - lost_cost)
+
+    def _unpriced(self, call: ModelCall) -> str:
+        """Returns the model that is asked, where nobody knows what it costs; "" elsewhere."""
+        cost = None if self.prices is None else self.prices.cost(call.provider, call.model, call.usage)
+        return "" if cost is not None and is_cost(cost) else call.model or f"the model of {call.provider}"
 
     async def count(self, call: ModelCall, forward: Forward) -> Outcome:
         """What `ExecutionEngine.statistics` tells of attempts."""

@@ -1,19 +1,26 @@
 """What tokens cost. Prices are data with a version, which stands beside each cost; a cost is an exact Decimal, in US dollars.
 
 PriceTable({"gpt-4o-mini": Price("0.15", "0.60", cached="0.075")}, version="2026-11")      one's own, dollars for a million tokens
-GenaiPrices()                                                                              those of the package genai-prices
+GenaiPrices()                      those of the package genai-prices: the default, where it is installed (extra `llm`)
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Context, Decimal, DecimalException
+from functools import cache
 from typing import Protocol, runtime_checkable
 
 from sabot.errors import MissingExtra, UserError, short_repr
 from sabot.llm.results import Usage
 
-__all__ = ["GenaiPrices", "Price", "PriceTable", "Prices"]
+__all__ = ["PRICES_HINT", "GenaiPrices", "Price", "PriceTable", "Prices", "known_prices"]
+
+PRICES_HINT = (
+    'give its price: ExecutionEngine(…, prices=PriceTable({"the model": Price("0.15", "0.60")}, version="2026-11")); the extra sabot[llm] '
+    "knows those of many vendors; one that runs on your own machine may cost 0"
+)
+"""What to do where money is limited, and the price of a model is not known."""
 
 _EXACT = Context(prec=200)
 _DATED = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|latest)$")
@@ -146,3 +153,12 @@ class GenaiPrices:
         except LookupError:
             return None
         return price
+
+
+@cache
+def known_prices() -> Prices | None:
+    """Returns the prices that an engine has which is given none: those of genai-prices; None where that is not installed."""
+    try:
+        return GenaiPrices()
+    except MissingExtra:
+        return None

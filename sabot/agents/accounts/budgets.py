@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, get_args
 from sabot.agents.context import checked_word
 from sabot.config import amount, is_number
 from sabot.errors import UserError, short_repr
+from sabot.llm.prices import PRICES_HINT
 
 __all__ = [
     "SKEW_SECONDS",
@@ -25,6 +26,7 @@ __all__ = [
     "Judgement",
     "Window",
     "refused",
+    "unpriced",
     "warned",
     "warns_from",
     "window_start",
@@ -73,7 +75,8 @@ class Budget:
     """What the jobs of a scope may use together; None: no limit. Exactly at a limit is allowed.
 
     exhausted: what follows for a call that does not fit: "deny"; "degrade": it is made by the model `degrade_to`, which nothing limits; or
-    "ask" a person. warn_at: the part of a limit from which on a call that fits is told as a warning; 1: none is. Raises UserError.
+    "ask" a person. unpriced: what follows, where money has a limit, for a call of a model whose price is not known: "deny", or "ask" a
+    person. warn_at: the part of a limit from which on a call that fits is told as a warning; 1: none is. Raises UserError.
     """
 
     scope_id: str
@@ -90,6 +93,7 @@ class Budget:
     warn_at: float = 0.8
     exhausted: Literal["deny", "degrade", "ask"] = "deny"
     degrade_to: str = ""
+    unpriced: Literal["deny", "ask"] = "deny"
 
     def __post_init__(self) -> None:
         where = f"Budget of {checked_word(self.scope_id, 'Budget: scope_id', empty=False)}"
@@ -102,6 +106,8 @@ class Budget:
                 object.__setattr__(self, name, value if value is None or measure == "cost" else int(value))
         if self.exhausted not in ("deny", "degrade", "ask"):
             raise UserError(f"{where}: exhausted={short_repr(self.exhausted)}", hint="deny, degrade or ask")
+        if self.unpriced not in ("deny", "ask"):
+            raise UserError(f"{where}: unpriced={short_repr(self.unpriced)}", hint="deny or ask")
         checked_word(self.degrade_to, f"{where}: degrade_to")
         if (self.exhausted == "degrade") != bool(self.degrade_to):
             raise UserError(
@@ -114,7 +120,7 @@ class Budget:
 
     def together(self, other: "Budget") -> "Budget":
         """Both at once, for the same scope: of two limits of a kind the lower one. Raises UserError where different things follow."""
-        for name in ("exhausted", "degrade_to", "warn_at"):
+        for name in ("exhausted", "degrade_to", "unpriced", "warn_at"):
             if (mine := getattr(self, name)) != (its := getattr(other, name)):
                 raise UserError(
                     f"two budgets of {self.scope_id}: one has {name}={mine!r}, the other {name}={its!r}",
@@ -142,6 +148,16 @@ def window_start(window: Window, at_s: float) -> float:
     if window == "daily":
         return at_s - at_s % 86400
     return datetime.fromtimestamp(at_s, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
+
+
+def unpriced(budget: Budget, model: str) -> "Judgement | None":
+    """Returns what the budget says of a call of a model whose price is not known; None where it does not limit money."""
+    for window, measure, limit in budget.limits():
+        if measure == "cost":
+            has = f"the {window} budget of {budget.scope_id} has {_words(measure, limit)}"
+            why = f"{has}, and the price of {model} is not known: {PRICES_HINT}"
+            return Judgement(BudgetDecision(budget.unpriced), why, window)
+    return None
 
 
 class Judgement(NamedTuple):

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import msgspec
 
-from sabot.agents.accounts.budgets import Amounts, Budget, BudgetDecision, Judgement
+from sabot.agents.accounts.budgets import Amounts, Budget, BudgetDecision, Judgement, unpriced
 from sabot.agents.accounts.contract import Durable, LedgerEvent
 from sabot.agents.accounts.ledger import BUDGETS, Ledger, together
-from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, most_use, told_use, unpaid
+from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, has_price, most_use, told_use, unpaid
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE, CorruptJournal, UserError, short_repr, words_of
@@ -99,7 +99,7 @@ class _Open:
 
 
 class LedgerGate(EffectGate):
-    """Judges calls by a ledger. Money is reserved where the engine of a call has prices; else a cost is known when there is a result."""
+    """Judges calls by a ledger. Where money has a limit, a call whose price is not known is denied, or a person is asked."""
 
     def __init__(self, ledger: Ledger, *, closes: bool = True) -> None:
         """closes: the ledger belongs to who runs the jobs, and is closed with them."""
@@ -125,6 +125,10 @@ class LedgerGate(EffectGate):
         cost = most_use(call).cost
         if opened is None:
             return GateVerdict()
+        if opened.limited and (refused := self._unpriced(call)):
+            return GateVerdict(
+                Decision.DENY, f"{refused.window} budget", _VERSION, refused.reason, error="BudgetExceeded"
+            )
         if cost <= opened.wanted.cost:
             opened.asks(call.name, call.effect.attempt)
             return GateVerdict()
@@ -170,6 +174,11 @@ class LedgerGate(EffectGate):
         wanted = most_use(call)
         return self._decided(call, wanted, self.ledger.reserve(_name(call.effect), call.scope, wanted))
 
+    def _unpriced(self, call: GatedCall) -> Judgement | None:
+        """Returns what the budget of its scope says of the call if its price is not known; None: nothing."""
+        budget = None if call.kind != "model" or has_price(call) else self.ledger.budget_of(call.scope)
+        return None if budget is None else unpriced(budget, call.name)
+
     async def _decide_shared(self, call: GatedCall) -> GateVerdict:
         if self.ledger.full:
             await self.ledger.flush()
@@ -182,6 +191,9 @@ class LedgerGate(EffectGate):
         return self._decided(call, wanted, judged)
 
     def _decided(self, call: GatedCall, wanted: Amounts, judged: Judgement) -> GateVerdict:
+        if judged.decision in (BudgetDecision.ALLOW, BudgetDecision.WARN) and (refused := self._unpriced(call)):
+            self.ledger.release(_name(call.effect), call.scope)
+            judged = refused
         decision = _DECISIONS[judged.decision]
         model = ""
         if decision is Decision.DEGRADE:

@@ -33,17 +33,19 @@ from sabot.journal import EffectId, Journal
 from sabot.journal.entries import Attempt, Begin, EffectResult, End, Entry, Intent
 from sabot.llm.counting import most_tokens_asked
 from sabot.llm.errors import UNPAID, BudgetExceeded, TurnLimitExceeded
+from sabot.llm.prices import PRICES_HINT
 from sabot.llm.results import Completion, Usage, is_cost
 from sabot.stored_names import stored_name
 from sabot.threads import aside, to_the_end
 
-__all__ = ["ASSUMED_TOKENS", "JobLimits", "TreeUse", "most_use", "told_use", "unpaid"]
+__all__ = ["ASSUMED_TOKENS", "JobLimits", "TreeUse", "has_price", "most_use", "told_use", "unpaid"]
 
 ASSUMED_TOKENS = 4096
 """That an answer may have, where its request has no max_tokens."""
 
 _FIELDS = frozenset(bytes([0x80 + count]) for count in range(16))  # how a mapping of few fields begins
 _COUNTED = ("max_tokens", "max_cost", "max_turns", "max_tool_calls")
+_RULE, _VERSION = "budget of the job", "budget"
 _FREE = frozenset({"ContextLengthExceeded", "NotSent", *map(stored_name, UNPAID)})
 
 
@@ -205,6 +207,8 @@ class JobLimits(EffectGate):
         """As `EffectGate.decide_degraded`: what a dearer model may cost is reserved in place of what the first one may."""
         job, opened = self._opened(call.effect)
         cost = most_use(call).cost
+        if job is not None and opened is not None and job.tree.limits.max_cost is not None and not has_price(call):
+            return _denied(_unpriced(job.tree.limits, call))
         if job is None or opened is None or cost <= opened.wanted.cost:
             return GateVerdict()
         most, used, attempts = job.tree.limits.max_cost, job.tree.used().cost, max(1, opened.attempt)
@@ -235,16 +239,27 @@ class JobLimits(EffectGate):
             written = most_tokens = ASSUMED_TOKENS
         usage = Usage(read, ASSUMED_TOKENS if written is None else written)
         price = None if call.price is None else call.price(call.name, usage)
-        if limits.max_cost is not None and (
-            used.cost + (price or 0) > limits.max_cost or (price is None and used.cost >= limits.max_cost)
-        ):
+        if limits.max_cost is not None and price is not None and used.cost + price > limits.max_cost:
             return _denied(
                 f"the job may cost {limits.max_cost} dollars: {used.cost} are used, or may be by calls in flight, and this one may cost "
-                f"{'more' if price is None else price}"
+                f"{price}"
             )
+        asks = limits.max_cost is not None and price is None
+        if asks and limits.unpriced == "deny":
+            return _denied(_unpriced(limits, call))
         wanted = Amounts(usage.total_tokens, price or Decimal(0), 1)
-        job.open[self._key(call.effect)] = _TreeCall("model", wanted)
-        return GateVerdict(tokens=wanted.tokens, cost=str(wanted.cost) if wanted.cost else "", most_tokens=most_tokens)
+        job.open[self._key(call.effect)] = _TreeCall("model", wanted, attempt=0 if asks else 1)
+        cost = str(wanted.cost) if wanted.cost else ""
+        verdict = GateVerdict(tokens=wanted.tokens, cost=cost, most_tokens=most_tokens)
+        if not asks:
+            return verdict
+        why = {
+            "rule": _RULE,
+            "version": _VERSION,
+            "reason": _unpriced(limits, call),
+            "error": stored_name(BudgetExceeded),
+        }
+        return msgspec.structs.replace(verdict, decision=Decision.ASK, **why)
 
     def drop(self, effect: EffectId) -> None:
         """As `EffectGate.drop`."""
@@ -413,10 +428,17 @@ def told_use(answer: Completion, wanted: Amounts) -> tuple[Usage, Decimal | None
     return usage, answer.cost
 
 
+def has_price(call: GatedCall) -> bool:
+    """Returns whether what the call of a model costs is known."""
+    return call.price is not None and call.price(call.name, Usage(1, 1)) is not None
+
+
+def _unpriced(limits: BudgetSpec, call: GatedCall) -> str:
+    return f"the job may cost {limits.max_cost} dollars, and the price of {call.name} is not known: {PRICES_HINT}"
+
+
 def _denied(reason: str, error: type[Exception] = BudgetExceeded) -> GateVerdict:
-    return GateVerdict(
-        Decision.DENY, rule="budget of the job", version="budget", reason=reason, error=stored_name(error)
-    )
+    return GateVerdict(Decision.DENY, _RULE, _VERSION, reason, error=stored_name(error))
 
 
 _decode_use = msgspec.msgpack.Decoder(TreeUse | list).decode

@@ -80,7 +80,8 @@ class ExecutionRequest:
     def content(self) -> dict[str, Any]:
         """What must be equal where two share an idempotency key."""
         left_out = ("run_id", "versions", "idempotency_key")
-        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
+        said = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
+        return {**said, "budgets": self.budgets.content}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -641,8 +641,9 @@ async def test_a_price_that_is_none_is_not_known(cost: str) -> None:
     world, by = World(), gate(max_cost_daily="1")
     world.engine = ExecutionEngine(world.provider, retries=0, patience=0, prices=Mad(cost))
     agent = await run(MemoryHome(ManualClock(1.0)), world.job, by, "job")
-    assert agent.done["job"] == ["m", "m"]
-    assert rows(by)["job/1/1"] == rows(by)["job/3/1"] == ("model", "m", 150, None)
+    assert "the price of m is not known" in str(agent.errors["job"])
+    assert rows(by) == {}
+    assert world.provider.requests == []
 
 
 @pytest.mark.one_in(2, "a tenth of a second of a core each")

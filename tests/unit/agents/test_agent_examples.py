@@ -39,7 +39,7 @@ def test_an_agent_is_a_job_of_a_kernel(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_job_that_does_not_fit_into_its_budget_is_not_made(capsys: pytest.CaptureFixture[str]) -> None:
     fits, not_made = said_by("02_budget.py", capsys)
     assert fits.endswith("settled after it. (34 tokens)")
-    assert not_made.startswith("not made: fake was not done: the job may use 100 tokens")
+    assert not_made.startswith("not made: gpt-4o-mini was not done: the job may use 100 tokens")
 
 
 def test_a_tool_deploys_when_a_person_has_approved(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,17 +26,19 @@ from sabot.agents import (
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, JobCancelled, JobLocked, JournalFailed, NonDeterminism, UserError
 from sabot.journal import MemoryHome, MemoryJournal, MemoryReader
-from sabot.llm import ChatMessage, Completion, ToolCall, TurnLimitExceeded, Usage, assistant, tool
+from sabot.llm import ChatMessage, Completion, Price, PriceTable, ToolCall, TurnLimitExceeded, Usage, assistant, tool
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.errors import BudgetExceeded, RequestRefused
 from sabot.llm.providers.scripted import ScriptedProvider
 from tools.agent_tools import until
 
+FREE = PriceTable({"scripted-1": Price(0, 0)}, version="1")  # answers say by themselves what they cost
 
-def model(answers, **options):
+
+def model(answers, prices=None, **options):
     provider = ScriptedProvider(answers)
-    engine = ExecutionEngine(provider, retries=0, patience=0)
+    engine = ExecutionEngine(provider, retries=0, patience=0, prices=prices)
     return engine, Agent(engine, **options), provider
 
 
@@ -294,7 +296,7 @@ async def look() -> str:
     ],
 )
 async def test_a_job_ends_at_the_limits_of_its_budget(limits, error, asked):
-    engine, agent, provider = model(spends(100), tools=[look])
+    engine, agent, provider = model(spends(100), FREE, tools=[look])
     async with RuntimeKernel.create(engine=engine, agent=agent) as kernel:
         with pytest.raises(error):
             await run(kernel, "go", budgets=BudgetSpec(**limits))
@@ -311,7 +313,7 @@ async def test_a_request_may_write_no_more_than_is_left_of_the_budget():
 
 
 async def test_a_model_is_told_how_much_is_reserved_for_its_answer_where_a_job_may_cost_so_much():
-    engine, _, provider = model(lambda spec: "done")
+    engine, _, provider = model(lambda spec: "done", FREE)
 
     async def f(ctx):
         return (await ctx.llm(engine).complete("go")).content
@@ -452,7 +454,7 @@ async def test_a_policy_decides_what_jobs_of_a_scope_may_do():
 async def test_what_a_scope_uses_is_recorded_and_its_budget_ends_further_jobs(tmp_path):
     budgets = [Budget("tenant-123", max_cost_daily=Decimal("0.25"))]
     for open_again in (False, True):
-        engine, agent, _ = model(spends(100, "0.2"))
+        engine, agent, _ = model(spends(100, "0.2"), FREE)
         async with RuntimeKernel.create(engine=engine, agent=agent, budgets=budgets, journal=tmp_path) as kernel:
             if not open_again:
                 assert (await run(kernel, "go", scope_id="tenant-123")).cost == Decimal("0.2")
