@@ -67,7 +67,9 @@ class BudgetSpec:
 
 @dataclass(frozen=True, slots=True)
 class PolicyRef:
-    """The name of the policy that a job runs under, and its version where it matters."""
+    """The name of the policy that a job runs under (`PolicyEngine(name=…)`), and its version where it matters. A kernel refuses a request
+    that names another policy than its own.
+    """
 
     name: str
     version: str = ""

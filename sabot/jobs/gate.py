@@ -11,7 +11,7 @@ has denied to the one before, and is judged anew; what a person has refused stay
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -233,6 +233,14 @@ class GatedCall:
 
 class EffectGate:
     """Decides what jobs may do. On the event loop of the host; no method but the awaitables of some and coroutines may suspend."""
+
+    name: str = ""
+    """By which requests of a kernel may ask for it (`PolicyRef`)."""
+
+    def check_names(self, functions: Sequence[Callable[..., Any]], agents: Collection[str], where: str) -> None:
+        """Raises UserError where it is about a tool, a model or an agent that is not there. At a start. functions: of the agents, whose ids
+        are `agents`. where: the app or the kernel.
+        """
 
     def decide(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
         """What may become of the call. An awaitable where that takes time: other jobs go on meanwhile. What it raises is a denial."""

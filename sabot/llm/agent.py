@@ -34,6 +34,7 @@ from sabot.llm.errors import (
     TurnLimitExceeded,
 )
 from sabot.llm.messages import ChatMessage, ToolCall, messages_of, system, tool_result, user
+from sabot.llm.names import MODELS
 from sabot.llm.results import Completion, Piece, Usage
 from sabot.llm.spec import RequestContext, RequestSpec, ToolSchema
 from sabot.llm.tools import Tool, ToolAnswer, as_tool
@@ -204,6 +205,7 @@ class Agent:
             options=dict(options or {}),
         )
         self.request, self.output = request_of(empty, output, {})
+        MODELS.add(model)
 
     def __repr__(self) -> str:
         return f"<Agent {self.name}>"

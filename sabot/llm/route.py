@@ -14,6 +14,7 @@ from sabot.clock import Clock
 from sabot.llm.errors import ModelUnavailable, may_cost
 from sabot.llm.limits import Admission, Circuit, CircuitBreaker, Limits
 from sabot.llm.middleware import ModelCall, Outcome
+from sabot.llm.names import MODELS
 from sabot.llm.prices import Prices
 from sabot.llm.provider import Provider
 from sabot.llm.results import Completion, Usage, is_cost
@@ -40,6 +41,7 @@ class Route:
         max_answer_bytes: int | None = None,
     ) -> None:
         self.provider = provider
+        MODELS.add(provider.model)
         self._most = max_answer_bytes
         self._left_out: set[str] = set()
         self._silent: set[str] = set()  # models that have answered and not said what that used

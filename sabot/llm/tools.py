@@ -30,6 +30,7 @@ from sabot.config import Duration, checked_name, parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.journal.effects import EffectClass, EffectId, effect_class
 from sabot.llm.errors import ToolError
+from sabot.llm.names import TOOLS
 from sabot.llm.spec import JsonSchema, RequestSpec, ToolSchema
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ class Tool:
 
     def __post_init__(self) -> None:
         vars(self).update(__doc__=self.func.__doc__, __wrapped__=self.func)
+        TOOLS.add(self.name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.func(*args, **kwargs)

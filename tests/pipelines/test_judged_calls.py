@@ -82,7 +82,7 @@ async def test_a_model_that_the_policy_denies_is_not_asked_by_an_agent_without_j
         await until(shop.said)
     ((kind, message),) = shop.said()
     assert kind == "PolicyDenied"
-    assert message == "m was not asked: scope shop may not use it (rule ModelPolicy m)"
+    assert message == "m was not asked: scope shop may not use model m (rule ModelPolicy m)"
     assert shop.provider.requests == []
     assert (await shop.engine.complete("outside of the app")).content == "outside of the app"
 

@@ -167,7 +167,7 @@ async def test_a_label_goes_with_the_output_to_the_next_agent(office: Office) ->
         await until(lambda: sent == ["plain"])
         office.ask(page="a")
         action = await parked(app)
-        assert action.payload["reason"] == "its job has read what is untrusted"
+        assert action.payload["reason"] == "its job has read what is untrusted (tool mail)"
         await app.actions.resolve(action.resume_token, {"approved": True})
         await until(lambda: sent == ["plain", "text of a"])
     plain, labelled = office.records("pages")

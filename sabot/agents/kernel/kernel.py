@@ -16,7 +16,7 @@ from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.limits import JobLimits
 from sabot.agents.accounts.rows import InMemoryLedgerWriter
 from sabot.agents.actions import ActionManager, ActionStore
-from sabot.agents.context import checked_word
+from sabot.agents.context import PolicyRef, checked_word
 from sabot.agents.events.bus import InMemoryEventBus, RuntimeEvent
 from sabot.agents.events.telling import events_of
 from sabot.agents.jobs import JobRecord, JobSpec, JobStore
@@ -174,6 +174,10 @@ class RuntimeKernel:
         if self._closed:
             raise UserError(f"kernel {self.name} is closed", hint="make another one over its journal")
         place = self._place
+        if self.policy is not None:
+            functions = [each.agent for each in self._agents.values() if not isinstance(each.agent, Agent)]
+            ids = [each.agent_id for each in self._agents.values()]
+            self.policy.check_names(functions, ids, f"kernel {self.name}: its policy")
         if isinstance(place, Journal):
             journal = place
         elif isinstance(place, MemoryHome):
@@ -254,6 +258,7 @@ class RuntimeKernel:
         among the jobs that run; when it returns the job is durable. Raises IdempotencyConflict, UserError, JournalFailed.
         """
         checked_kind(request, ExecutionRequest, "execute: request", "ExecutionRequest(prompt=…)")
+        self._check_policy(request.policy_ref)
         host = await self._started()
         agent = self._agents.get(request.agent) if request.agent else next(iter(self._agents.values()))
         if agent is None:
@@ -261,6 +266,23 @@ class RuntimeKernel:
                 f"kernel {self.name} has no agent {request.agent!r}", hint=f"it has {', '.join(self._agents)}"
             )
         return await host.execute(agent, _job_id(agent, request), request)
+
+    def _check_policy(self, asked: PolicyRef | None) -> None:
+        """Raises UserError where a request asks for a policy that the kernel does not have."""
+        name = "" if self.policy is None else self.policy.name
+        if asked is None or (
+            name and asked.name == name and asked.version in ("", getattr(self.policy, "version", ""))
+        ):
+            return
+        has = (
+            f"its policy is {name!r}, version {getattr(self.policy, 'version', '')}"
+            if name
+            else "its policy has no name"
+        )
+        raise UserError(
+            f"kernel {self.name} has no policy {asked.name!r}{asked.version and ', version ' + asked.version}",
+            hint=f"{'it has none' if self.policy is None else has}; PolicyEngine([…], name={asked.name!r}) gives it one",
+        )
 
     async def take_over(self, taken: Sequence[Entry]) -> ExecutionHandle:
         """A new job that goes on behind these entries, as `jobs.taking` makes them of another one's (`StateManager.restore`). Waits for a

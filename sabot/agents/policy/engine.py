@@ -21,9 +21,10 @@ from typing import Any, Literal
 import msgspec
 
 from sabot.agents.context import ExecutionContext
-from sabot.agents.policy.rules import PolicyRule, RuleAnswer
+from sabot.agents.policy.names import check_names
+from sabot.agents.policy.rules import PolicyRule, RuleAnswer, asked_words
 from sabot.api.durable import DurableContext
-from sabot.config import Duration, checked_kind, checked_words, parse_seconds
+from sabot.config import Duration, checked_kind, checked_text, checked_words, parse_seconds
 from sabot.errors import UserError, short_repr, words_of
 from sabot.jobs.gate import (
     NOBODY,
@@ -83,11 +84,14 @@ class PolicyEngine(EffectGate):
         *,
         default: Literal["allow", "deny"] = "allow",
         timeout: Duration = "10s",
+        name: str = "",
     ) -> None:
-        """default: what becomes of a tool or a model of which no rule says anything. timeout: of an async rule; then it denies."""
+        """default: what becomes of a tool or a model of which no rule says anything. timeout: of an async rule; then it denies. name: by
+        which requests may ask for it (`PolicyRef`).
+        """
         if default not in ("allow", "deny"):
             raise UserError(f"PolicyEngine: default={short_repr(default)}", hint='"allow" or "deny"')
-        self.default = default
+        self.default, self.name = default, checked_text(name, "PolicyEngine: name")
         self._timeout_s = parse_seconds(timeout, name="timeout", zero=False)
         self._rules: list[PolicyRule] = []
         self._by_name: dict[tuple[CallKind, str, str, str], list[tuple[PolicyRule, GateVerdict | None]]] = {}
@@ -110,6 +114,10 @@ class PolicyEngine(EffectGate):
         self._rules.append(rule)
         self._by_name.clear()
         self._version = None
+
+    def check_names(self, functions: Sequence[Callable[..., Any]], agents: Collection[str], where: str) -> None:
+        """As `EffectGate.check_names`."""
+        check_names(self._rules, functions, agents, where)
 
     @property
     def rules(self) -> tuple[PolicyRule, ...]:
@@ -311,7 +319,7 @@ class PolicyEngine(EffectGate):
         if verdict is not None:
             return verdict
         if self.default == "deny" and call.kind != "child":
-            return GateVerdict(Decision.DENY, "default", self.version, "no rule allows it")
+            return GateVerdict(Decision.DENY, "default", self.version, f"no rule allows {asked_words(call)}")
         return GateVerdict(version=self.version)
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "RedactionPolicy",
     "RuleAnswer",
     "ToolPolicy",
+    "asked_words",
 ]
 
 RuleAnswer = GateVerdict | Decision | None
@@ -111,13 +112,13 @@ class _NameRule(PolicyRule):
     def refuses(self, call: GatedCall) -> str:
         """Why who asks may not; "": they may."""
         if self.denied:
-            return "it is denied"
+            return f"{asked_words(call)} is denied"
         if self.allowed_scopes is not None and not _fits(self.allowed_scopes, call.scope):
-            return f"scope {call.scope} may not use it"
+            return f"scope {call.scope} may not use {asked_words(call)}"
         if self.denied_scopes and _fits(self.denied_scopes, call.scope):
-            return f"scope {call.scope} may not use it"
+            return f"scope {call.scope} may not use {asked_words(call)}"
         if self.allowed_principals is not None and not _fits(self.allowed_principals, call.principal):
-            return f"principal {call.principal or '(nobody)'} may not use it"
+            return f"principal {call.principal or '(nobody)'} may not use {asked_words(call)}"
         return ""
 
     def decide(self, call: GatedCall) -> RuleAnswer:
@@ -125,7 +126,9 @@ class _NameRule(PolicyRule):
         if refused:
             return GateVerdict(Decision.DENY, reason=self.reason or refused)
         if self.require_approval:
-            return GateVerdict(Decision.ASK, reason=self.reason or "it needs approval", wait_s=self._wait_s)
+            return GateVerdict(
+                Decision.ASK, reason=self.reason or f"{asked_words(call)} needs approval", wait_s=self._wait_s
+            )
         if self.warn:
             return GateVerdict(Decision.WARN, reason=self.reason or f"{call.name} was used by {call.scope}")
         return Decision.ALLOW
@@ -285,11 +288,11 @@ class ConstraintPolicy(_ContentRule):
         for value in found:
             wrong = "" if value is _MISSING else self._wrong(value)
             if wrong:
-                return self._broken(f"{self.field} is {short_repr(value)}, {wrong}")
+                return self._broken(f"{self.field} is {short_repr(value)}, {wrong} ({asked_words(call)})")
         missing = [value is _MISSING for value in found]
         if not found or any(missing):
             if self.required:
-                return self._broken(f"{self.field} is missing")
+                return self._broken(f"{self.field} is missing ({asked_words(call)})")
             if call.name in self.tool_patterns and _takes_no(call.tool, self.field.split(".")[0]):
                 return self._broken(f"{call.name} has no argument {self.field}: the rule, or the tool, is another one")
         return None if all(missing) else Decision.ALLOW
@@ -340,13 +343,14 @@ class DataAccessPolicy(_ContentRule):
         for label in self.labels:
             if label in read:
                 if self.allowed_scopes is not None and not _fits(self.allowed_scopes, call.scope):
-                    return self._broken(f"scope {call.scope} may not read what is {label}")
+                    return self._broken(f"scope {call.scope} may not read what is {label} by {asked_words(call)}")
                 if self.allowed_principals is not None and not _fits(self.allowed_principals, call.principal):
-                    return self._broken(f"principal {call.principal or '(nobody)'} may not read what is {label}")
+                    who = call.principal or "(nobody)"
+                    return self._broken(f"principal {who} may not read what is {label} by {asked_words(call)}")
             if label in call.labels:
                 to = {"model": self.allowed_models, "tool": self.allowed_tools, "child": self.allowed_agents}[call.kind]
                 if to is not None and not _fits(to, call.name):
-                    return self._broken(f"what is {label} may not go to {call.name}")
+                    return self._broken(f"what is {label} may not go to {asked_words(call)}")
         return None
 
 
@@ -378,7 +382,7 @@ class LabelPolicy(_ContentRule):
         seen = [each for each in self.labels if each in call.labels]
         if not seen or call.effect_class not in self.effects:
             return None
-        return self._broken(f"its job has read what is {', '.join(seen)}")
+        return self._broken(f"its job has read what is {', '.join(seen)} ({asked_words(call)})")
 
 
 @dataclass(frozen=True)
@@ -417,10 +421,17 @@ class RedactionPolicy(PolicyRule):
         said = (call.args, call.kwargs) if call.spec is None else call.spec
         if hidden(said, self.patterns) is said:
             return None
-        return GateVerdict(Decision.REDACT, reason="texts in it are hidden", hide=tuple(self.patterns))
+        return GateVerdict(
+            Decision.REDACT, reason=f"texts in it are hidden ({asked_words(call)})", hide=tuple(self.patterns)
+        )
 
 
 # -- what rules are made of ---------------------------------------------------------------------------------------------------
+
+
+def asked_words(call: GatedCall) -> str:
+    """Returns what a call asks for, in words for people: "tool refund"."""
+    return f"{'agent' if call.kind == 'child' else call.kind} {call.name}"
 
 
 def _patterns(kind: str, what: str, given: Any, *, empty: bool = False) -> tuple[str, ...]:

@@ -35,10 +35,16 @@ BIG_TO_SMALL = ModelPolicy(["big"], degrade_to="small")
 @pytest.mark.parametrize(
     ("rules", "default", "decision", "model", "said"),
     [
-        ([ModelPolicy(["small"], denied=True)], "allow", "deny", "", "small, in place of big: it is denied"),
-        ([ModelPolicy(["small"], require_approval=True)], "allow", "ask", "small", "small, in place of big: it needs"),
-        ([DataAccessPolicy(["pii"], allowed_models=["big"])], "allow", "deny", "", "is pii may not go to small"),
-        ([ModelPolicy(["big"], warn=True)], "deny", "deny", "", "small, in place of big: no rule allows it"),
+        ([ModelPolicy(["small"], denied=True)], "allow", "deny", "", "small, in place of big: model small is denied"),
+        (
+            [ModelPolicy(["small"], require_approval=True)],
+            "allow",
+            "ask",
+            "small",
+            "small, in place of big: model small needs",
+        ),
+        ([DataAccessPolicy(["pii"], allowed_models=["big"])], "allow", "deny", "", "is pii may not go to model small"),
+        ([ModelPolicy(["big"], warn=True)], "deny", "deny", "", "small, in place of big: no rule allows model small"),
         ([ModelPolicy(["small"], degrade_to="tiny")], "allow", "degrade", "tiny", "tiny is asked"),
         ([ModelPolicy(["small"], degrade_to="big")], "allow", "deny", "", "in a ring: big, small, big"),
         (

@@ -94,7 +94,7 @@ async def test_a_fallback_that_the_policy_denies_is_skipped_and_the_next_one_is_
     await by.ledger.flush()
     assert list(rows(by).values()) == [("model", "third", 150, "0.001800")], "it is booked under who has answered"
     assert by.ledger._accounts["app"].reserved.calls == 0
-    assert "spare was not asked: it is denied (rule ModelPolicy spare)" in caplog.text
+    assert "spare was not asked: model spare is denied (rule ModelPolicy spare)" in caplog.text
     assert desk.engine.statistics()["fallbacks"] == 1
 
 
@@ -105,7 +105,7 @@ async def test_where_all_fallbacks_are_denied_the_error_names_them_and_the_call_
     assert isinstance(error, ModelUnavailable)
     assert "m: it broke off; " in error.message
     for model in ("spare", "third"):
-        assert f"{model} was not asked: no rule allows it (rule default)" in error.message
+        assert f"{model} was not asked: no rule allows model {model} (rule default)" in error.message
     assert desk.spare.requests == desk.third.requests == []
     await by.ledger.flush()
     assert [row[0] for row in rows(by).values()] == ["doubt"]
@@ -116,7 +116,7 @@ async def test_an_error_names_those_that_failed_too() -> None:
     desk = Desk(True, third=[ModelUnavailable("it is down")])
     error = await desk.ask(PolicyEngine([ModelPolicy(["spare"], denied=True)]))
     assert isinstance(error, ModelUnavailable)
-    words = ["third: it is down", "m: slow down", "spare was not asked: it is denied"]
+    words = ["third: it is down", "m: slow down", "spare was not asked: model spare is denied"]
     assert [each in error.message for each in words] == [True] * 3, error.message
 
 

@@ -74,7 +74,7 @@ async def test_a_model_that_the_policy_denies_is_not_asked_by_a_tool_of_a_job(as
 
     denied = await desk.run(job, PolicyEngine([ModelPolicy(["m"], allowed_scopes=["others"])]))
     assert denied[0] == "PolicyDenied"
-    assert denied[1].endswith("m was not asked: scope app may not use it (rule ModelPolicy m)")
+    assert denied[1].endswith("m was not asked: scope app may not use model m (rule ModelPolicy m)")
     allowed = await desk.run(job, PolicyEngine([ModelPolicy(["m"], allowed_scopes=["app"])]))
     assert "yes" in str(allowed)
     assert len(desk.provider.requests) == 1

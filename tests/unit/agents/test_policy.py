@@ -50,9 +50,13 @@ async def test_the_example_of_document_001() -> None:
     result = await engine.check_tool("file_read", INSIDE)
     assert (result.allowed, result.decision, result.reason) == (True, "allow", "")
     result = await engine.check_tool("file_read", OUTSIDE)
-    assert (result.allowed, result.decision, result.reason) == (False, "deny", "scope guests may not use it")
+    assert (result.allowed, result.decision, result.reason) == (
+        False,
+        "deny",
+        "scope guests may not use tool file_read",
+    )
     assert (result.rule, result.version) == ("ToolPolicy file_*", engine.version)
-    with pytest.raises(PolicyDenied, match="scope guests may not use it"):
+    with pytest.raises(PolicyDenied, match="scope guests may not use tool file_read"):
         raise PolicyDenied(result.reason)
     assert (await engine.check_tool("mail", OUTSIDE)).allowed
     asked = await engine.check_model("gpt-4o", INSIDE)
@@ -114,7 +118,7 @@ async def test_default_deny_denies_what_no_rule_allows() -> None:
     for name, allowed in (("read_file", True), ("write_file", False)):
         assert (await engine.check_tool(name)).allowed is allowed
     assert (await engine.check_model("small")).allowed
-    assert (await engine.check_model("large")).reason == "no rule allows it"
+    assert (await engine.check_model("large")).reason == "no rule allows model large"
 
 
 # -- arguments, labels, texts -------------------------------------------------------------------------------------------------
@@ -183,9 +187,11 @@ async def test_data_with_a_label_is_read_by_some_and_goes_to_some() -> None:
     rule = DataAccessPolicy(["pii"], allowed_scopes=["internal"], allowed_models=["local-*"], allowed_tools=["store"])
     engine = PolicyEngine([rule])
     assert (await engine.check_tool(customers, INSIDE)).allowed
-    assert (await engine.check_tool(customers, OUTSIDE)).reason == "scope guests may not read what is pii"
+    assert (
+        await engine.check_tool(customers, OUTSIDE)
+    ).reason == "scope guests may not read what is pii by tool customers"
     assert (await engine.check_model("gpt", INSIDE)).allowed
-    assert (await engine.check_model("gpt", INSIDE, labels={"pii"})).reason == "what is pii may not go to gpt"
+    assert (await engine.check_model("gpt", INSIDE, labels={"pii"})).reason == "what is pii may not go to model gpt"
     assert (await engine.check_model("local-1", INSIDE, labels={"pii"})).allowed
     assert not (await engine.check_tool("mail", INSIDE, labels={"pii"})).allowed
     assert (await engine.check_tool("store", INSIDE, labels={"pii"})).allowed
@@ -294,7 +300,7 @@ async def test_what_milder_rules_hide_is_hidden_though_a_person_is_asked_too() -
     verdict = engine.decide(call_of("mail", kwargs={"text": "4711"}))
     assert isinstance(verdict, GateVerdict)
     assert (verdict.decision, verdict.hide, verdict.version) == (Decision.ASK, ("4711",), engine.version)
-    assert verdict.notes == ("texts in it are hidden",)
+    assert verdict.notes == ("texts in it are hidden (tool mail)",)
 
 
 def test_the_version_is_that_of_the_rules() -> None:
@@ -399,7 +405,7 @@ async def test_deny_leaves_the_side_effect_file_untouched(tmp_path: Path) -> Non
     async with hosting(home, Agent(f), gate=policy) as jobs:
         jobs.begin("j", behalf=Behalf("guests", "eve"))
         await jobs.over("j")
-        said = "file_write was not done: scope guests may not use it (rule ToolPolicy file_*)"
+        said = "file_write was not done: scope guests may not use tool file_write (rule ToolPolicy file_*)"
         assert jobs.agent.done["j"] == f"PolicyDenied: {said}"
     assert file.read_text() == "before"
     intent = next(entry for entry in entries(home) if isinstance(entry, Intent))

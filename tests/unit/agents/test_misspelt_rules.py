@@ -1,0 +1,136 @@
+"""A rule that names a tool, a model or an agent that nobody has protects nothing: the start is refused, with the names that are near."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sabot import App
+from sabot.agents import (
+    AgentPolicy,
+    ConstraintPolicy,
+    DataAccessPolicy,
+    ExecutionRequest,
+    ModelPolicy,
+    PolicyEngine,
+    PolicyRef,
+    RuntimeKernel,
+    ToolPolicy,
+)
+from sabot.errors import UserError
+from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, tool
+from tools.agent_tools import started
+
+
+@tool
+def refund(order: int) -> int:
+    """Gives money back."""
+    return order
+
+
+def look_up(order: int) -> int:
+    return order
+
+
+async def handle(ctx: Any) -> Any:
+    await ctx.step(look_up, 1, effect="read")
+    await ctx.child("clerk", {})
+    return await ctx.call(refund, 1)
+
+
+async def clerk(ctx: Any) -> None: ...
+
+
+def shop(url: str, directory: Path, *rules: Any) -> App:
+    app = App("shop", url, state=str(directory), policy=PolicyEngine(list(rules)))
+    app.agent("orders", durable=True)(handle)
+    app.agent("clerks", durable=True)(clerk)
+    engine = ExecutionEngine(ScriptedProvider("yes", model="gpt-4o-mini"))
+    app.llm_agent("questions", engine, name="desk", tools=[refund])
+    return app
+
+
+MISSPELT = [
+    (ToolPolicy(["refnud"], require_approval=True), "names the tool 'refnud'", "did you mean 'refund'"),
+    (ConstraintPolicy(["refnd"], "order", max=5), "names the tool 'refnd'", "did you mean 'refund'"),
+    (ToolPolicy(["refund", "shipp"], denied=True), "names the tool 'shipp'", "'shipp*'"),
+    (ModelPolicy(["gpt-4o-mnii"], denied=True), "names the model 'gpt-4o-mnii'", "did you mean 'gpt-4o-mini'"),
+    (AgentPolicy(["shop.clrek"], denied=True), "names the agent 'shop.clrek'", "did you mean 'shop.clerk'"),
+    (DataAccessPolicy(["pii"], allowed_tools=["look_upp"]), "names the tool 'look_upp'", "did you mean 'look_up'"),
+]
+
+
+@pytest.mark.parametrize(("rule", "words", "hint"), MISSPELT)
+async def test_an_app_does_not_start_with_a_rule_about_what_nobody_has(
+    memory_url: str, tmp_path: Path, rule: Any, words: str, hint: str
+) -> None:
+    app = shop(memory_url, tmp_path, rule)
+    with pytest.raises(UserError) as caught:
+        await app.start()
+    assert words in caught.value.message
+    assert hint in caught.value.hint
+
+
+async def test_rules_about_tools_steps_models_and_agents_that_are_there_let_an_app_start(
+    memory_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rules = [
+        ToolPolicy(["refund", "look_up"], require_approval=True),
+        ModelPolicy(["gpt-4o-mini"], degrade_to="small"),
+        ModelPolicy(["small"], warn=True),
+        AgentPolicy(["shop.clerk"], denied=True),
+        ToolPolicy(["*"], warn=True),
+        ToolPolicy(["ref*"], warn=True),
+    ]
+    async with started(shop(memory_url, tmp_path, *rules)):
+        pass
+    assert "matches no" not in caplog.text
+
+
+async def test_a_pattern_that_matches_nothing_is_warned_of(
+    memory_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    async with started(shop(memory_url, tmp_path, ToolPolicy(["zzz_*"], denied=True))):
+        pass
+    assert "app shop: its policy: ToolPolicy zzz_* matches no tool that is known at the start" in caplog.text
+
+
+async def test_a_kernel_does_not_start_with_a_misspelt_rule_either() -> None:
+    engine = ExecutionEngine(ScriptedProvider("yes"))
+    agent = Agent(engine, tools=[refund])
+    with pytest.raises(UserError, match="kernel kernel: its policy: ToolPolicy refnud names the tool 'refnud'"):
+        async with RuntimeKernel.create(agent=agent, policy=PolicyEngine([ToolPolicy(["refnud"], denied=True)])):
+            pass
+    async with RuntimeKernel.create(agent=agent, policy=PolicyEngine([ToolPolicy(["refund"], denied=True)])):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        (None, "it has none; PolicyEngine"),
+        (PolicyEngine(), "its policy has no name"),
+        (PolicyEngine(name="production"), "its policy is 'production'"),
+    ],
+)
+async def test_a_request_under_a_policy_that_the_kernel_does_not_have_is_refused(policy: Any, words: str) -> None:
+    agent = Agent(ExecutionEngine(ScriptedProvider("yes")))
+    async with RuntimeKernel.create(agent=agent, policy=policy) as kernel:
+        with pytest.raises(UserError, match="kernel kernel has no policy 'no-such-policy'") as caught:
+            await kernel.execute(ExecutionRequest(prompt="hi", policy_ref=PolicyRef("no-such-policy")))
+    assert words in caught.value.hint
+
+
+async def test_a_request_under_the_policy_of_the_kernel_runs() -> None:
+    policy = PolicyEngine(name="production")
+    async with RuntimeKernel.create(
+        agent=Agent(ExecutionEngine(ScriptedProvider(["yes"] * 2))), policy=policy
+    ) as kernel:
+        for ref in (PolicyRef("production"), PolicyRef("production", policy.version)):
+            assert (
+                await (await kernel.execute(ExecutionRequest(prompt="hi", policy_ref=ref))).result()
+            ).content == "yes"
+        with pytest.raises(UserError, match="no policy 'production', version 0"):
+            await kernel.execute(ExecutionRequest(prompt="hi", policy_ref=PolicyRef("production", "0")))
