@@ -239,18 +239,18 @@ def conversation_of(data: bytes) -> bytes:
     return _told(data).conversation
 
 
-class _Told(msgspec.Struct, frozen=True, array_like=True):
-    """A recorded error. Fields are only added, at the end."""
+class _ToldError(msgspec.Struct, frozen=True, array_like=True):
+    """An error as a journal has it. Fields are only added, at the end."""
 
     type: str
     message: str
     conversation: bytes = b""
 
 
-_error = msgspec.msgpack.Decoder(_Told)
+_error = msgspec.msgpack.Decoder(_ToldError)
 
 
-def _told(data: bytes) -> _Told:
+def _told(data: bytes) -> _ToldError:
     try:
         return _error.decode(data)
     except UNREADABLE as error:

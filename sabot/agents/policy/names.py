@@ -39,16 +39,16 @@ _WORDS: dict[CallKind, str] = {"tool": "tool", "model": "model", "child": "agent
 _WILD = frozenset("*?[")
 
 
-class _Found(NamedTuple):
+class _CodeWords(NamedTuple):
     """Names and texts that stand in code."""
 
     names: set[str]
     texts: set[str]
 
 
-def names_around(functions: Iterable[Callable[..., Any]]) -> _Found:
+def names_around(functions: Iterable[Callable[..., Any]]) -> _CodeWords:
     """Returns what the modules of these functions, and the functions themselves, have in their code."""
-    found, seen = _Found(set(), set()), set[int]()
+    found, seen = _CodeWords(set(), set()), set[int]()
     for function in functions:
         runs = behind(function)
         if not isinstance(runs, FunctionType):
@@ -74,7 +74,7 @@ def _held(cell: Any) -> Any:
         return None
 
 
-def _of_code(code: CodeType, found: _Found) -> None:
+def _of_code(code: CodeType, found: _CodeWords) -> None:
     found.names.add(code.co_name)
     found.names.update(code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
     for each in code.co_consts:
