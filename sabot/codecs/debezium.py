@@ -7,18 +7,20 @@ d the key has no row any more; the key is taken from `before`, or from the recor
 writes the columns of REPLICA IDENTITY). An update of the key itself comes as a deletion and a creation. A truncation (t) names no rows,
 and is a bad row.
 
-JSON has no types for these columns, so the table's schema must give them, and the connector needs settings that make each unambiguous:
+The table's schema gives the types of the columns. How the connector writes them stands in the schema around an envelope, where there is
+one (schemas.enable=true): times in ms, us or ns, days, decimals as bytes or with a scale of their own. Without one:
 
 - `decimal.handling.mode=string` for decimal columns (`double` for float64 ones). The default, base64 of bytes, gives bad rows.
-- `time.precision.mode=connect`: timestamp columns come as ms. (The default is microseconds, which would be misread as ms unnoticed.)
-  Timestamps with a zone come as ISO 8601 texts, dates as days, times of day as ms, in this mode and in the others.
-- `binary.handling.mode`: a binary column gets the text as it stands, base64 or hex.
+- `time.precision.mode=connect`: timestamp columns come as ms. The default is microseconds: as ms those are times after the year 9999 (but
+  for the years until 1978), which are bad rows.
+- Timestamps with a zone come as ISO 8601 texts, dates as days, times of day as ms.
+- `binary.handling.mode`, with a schema too: a binary column gets the text as it stands, base64 or hex.
 
 An update that does not change a large value of PostgreSQL has "__debezium_unavailable_value" in its place; REPLICA IDENTITY FULL avoids
 that. The flat rows that the transform ExtractNewRecordState writes are read by `format="json"`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,85 +28,41 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.text.json import JsonDecoder
+from sabot.codecs.connect import SCHEMAS, ConnectTypes, by_schema, types_of
 from sabot.codecs.marks import DELETE, INSERT, OP_COLUMN
 
-__all__ = ["ConnectTypes", "Envelopes"]
+__all__ = ["Envelopes"]
 
 _OPS = pa.array(["c", "r", "u", "d"])
 _DELETION = pa.scalar(3, pa.int32())
 
 
-class ConnectTypes:
-    """Columns of types that Kafka Connect writes in its own way: JSON is read with the schema `plain`, then converted by `typed`."""
+class _Program:
+    """How envelopes of one schema are decoded. named: its text, where it names types of Connect."""
 
-    def __init__(self, schema: pa.Schema) -> None:
-        self.schema = schema
-        self._conversions: dict[int, Callable[[Any], Any]] = {}
-        fields = []
-        for index, field in enumerate(schema):
-            found = _conversion(field.type)
-            if found is not None:
-                self._conversions[index] = found[1]
-            fields.append(field if found is None else pa.field(field.name, found[0], field.nullable))
-        self.plain = pa.schema(fields)
-
-    def typed(self, columns: Sequence[Any]) -> tuple[list[Any], dict[int, str]]:
-        """The columns converted to the schema's types, null where a value cannot be converted; and the error of each such row."""
-        made: list[Any] = list(columns)
-        wrong: dict[int, str] = {}
-        for index, convert in self._conversions.items():
-            field, column = self.schema.field(index), columns[index]
-            try:
-                made[index] = convert(column)
-            except pa.ArrowInvalid:
-                values, lost = [], []
-                for row in range(len(column)):  # only where some value of the column is wrong, which is rare
-                    try:
-                        values.append(convert(column.slice(row, 1))[0].as_py())
-                    except pa.ArrowInvalid:
-                        values.append(None)
-                        lost.append(row)
-                made[index] = pa.array(values, field.type)
-                for row in lost:
-                    value = column[row].as_py()
-                    wrong[row] = f"field {field.name}: {str(value)[:40]!r} is no {field.type}{_hint(field.type)}"
-        return made, wrong
-
-
-def _conversion(kind: pa.DataType) -> tuple[pa.DataType, Callable[[Any], Any]] | None:
-    """The type that JSON has for this one, and the conversion from it; None where JSON has the type itself."""
-    types = pa.types
-    if types.is_decimal(kind):
-        return pa.string(), lambda column: column.cast(kind)
-    if types.is_date(kind):
-        return pa.int32(), lambda column: column.cast(pa.date32()).cast(kind)
-    if types.is_time(kind):
-        return pa.int32(), lambda column: column.cast(pa.time32("ms")).cast(kind)
-    return None
-
-
-def _hint(kind: pa.DataType) -> str:
-    return " (the connector needs decimal.handling.mode=string)" if pa.types.is_decimal(kind) else ""
+    def __init__(self, schema: pa.Schema, keys: Sequence[str], *, wrapped: bool, named: bytes = b"") -> None:
+        known = types_of(named, ("after", "before"))
+        self.types = ConnectTypes(schema, known)
+        self.key_types = ConnectTypes(pa.schema([schema.field(key).with_nullable(True) for key in keys]), known)
+        envelope = pa.schema(
+            [
+                ("before", pa.struct(list(self.key_types.plain))),
+                ("after", pa.struct(list(self.types.plain))),
+                ("op", pa.string()),
+            ]
+        )
+        self.wrapped = wrapped
+        self.decoder = JsonDecoder(pa.schema([("payload", pa.struct(list(envelope)))]) if wrapped else envelope)
 
 
 class Envelopes:
     """Decodes payloads, each in an envelope, into rows with the columns of `schema` and their ops."""
 
     def __init__(self, schema: pa.Schema, keys: Sequence[str]) -> None:
+        self._schema, self._names = schema, tuple(keys)
         self._keys = [schema.get_field_index(key) for key in keys]
-        self._types = ConnectTypes(schema)
-        self._key_types = ConnectTypes(pa.schema([schema.field(key).with_nullable(True) for key in keys]))
-        envelope = pa.schema(
-            [
-                ("before", pa.struct(list(self._key_types.plain))),
-                ("after", pa.struct(list(self._types.plain))),
-                ("op", pa.string()),
-            ]
-        )
-        self._decoders = {
-            False: JsonDecoder(envelope),
-            True: JsonDecoder(pa.schema([("payload", pa.struct(list(envelope)))])),
-        }
+        self._plain = _Program(schema, keys, wrapped=False)
+        self._programs: dict[bytes, _Program] = {}  # of wrapped envelopes, by the text of their schema
         self._wrapped = False  # whether most envelopes of the last batch had a schema around them
 
     def read(self, payloads: pa.Array, bad: dict[int, str]) -> list[tuple[Any, pa.RecordBatch]]:
@@ -115,10 +73,10 @@ class Envelopes:
         first = self._wrapped
         pieces = []
         for wrapped in (first, not first):
-            read, others = self._read(wrapped, payloads, numbers, bad)
+            read, others = self._read_all(wrapped, payloads, numbers, bad)
             if 2 * (len(numbers) - len(others)) > len(payloads):
                 self._wrapped = wrapped
-            pieces.append(read)
+            pieces += read
             if not len(others):
                 return pieces
             payloads = payloads.take(pa.array(np.searchsorted(numbers, others)))
@@ -126,23 +84,44 @@ class Envelopes:
         bad.update(dict.fromkeys(numbers.tolist(), "no Debezium envelope: it has no field op"))
         return pieces
 
-    def _read(
+    def _read_all(
         self, wrapped: bool, payloads: pa.Array, numbers: Any, bad: dict[int, str]
-    ) -> tuple[tuple[Any, pa.RecordBatch], Any]:
+    ) -> tuple[list[tuple[Any, pa.RecordBatch]], Any]:
         """The rows whose envelope has this form, and the numbers of the rows whose envelope has not."""
-        rows, refused = self._decoders[wrapped].decode(payloads)
-        before, after, ops = rows.column(0).flatten() if wrapped else rows.columns
+        if not wrapped:
+            read, others = self._read(self._plain, payloads, numbers, bad)
+            return [read], others
+        pieces, rest = [], [numbers[:0]]
+        for named, rows in by_schema(payloads):
+            part = payloads if len(rows) == len(payloads) else payloads.take(pa.array(rows))
+            read, others = self._read(self._program(named), part, numbers[rows], bad)
+            pieces.append(read)
+            rest.append(others)
+        return pieces, np.sort(np.concatenate(rest))
+
+    def _program(self, named: bytes) -> _Program:
+        if named not in self._programs:
+            if len(self._programs) >= SCHEMAS:
+                self._programs.clear()
+            self._programs[named] = _Program(self._schema, self._names, wrapped=True, named=named)
+        return self._programs[named]
+
+    def _read(
+        self, program: _Program, payloads: pa.Array, numbers: Any, bad: dict[int, str]
+    ) -> tuple[tuple[Any, pa.RecordBatch], Any]:
+        rows, refused = program.decoder.decode(payloads)
+        before, after, ops = rows.column(0).flatten() if program.wrapped else rows.columns
         if refused:
             bad.update({int(numbers[each.row]): each.reason + _of_registry(payloads[each.row]) for each in refused})
             numbers = np.delete(numbers, [each.row for each in refused])
         kinds = pc.index_in(ops, value_set=_OPS)
         ends = pc.fill_null(pc.equal(kinds, _DELETION), False)
-        columns, wrong = self._types.typed(after.flatten())
-        keys, wrong_keys = self._key_types.typed(before.flatten())
+        columns, wrong = program.types.typed(after.flatten())
+        keys, wrong_keys = program.key_types.typed(before.flatten())
         for index, key in zip(self._keys, keys, strict=True):
             columns[index] = pc.if_else(ends, key, columns[index])
         marks = pc.if_else(ends, pa.scalar(DELETE, pa.int8()), pa.scalar(INSERT, pa.int8()))
-        data = pa.RecordBatch.from_arrays([*columns, marks], names=[*self._types.schema.names, OP_COLUMN])
+        data = pa.RecordBatch.from_arrays([*columns, marks], names=[*self._schema.names, OP_COLUMN])
         good = np.asarray(pc.or_(ends, pc.and_(kinds.is_valid(), after.is_valid())))
         others = np.asarray(ops.is_null())
         if good.all() and not wrong and not wrong_keys:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from sabot._cython.text.json import JsonDecoder
 from sabot._cython.text.records import bytes_list
-from sabot.codecs.debezium import ConnectTypes
+from sabot.codecs.connect import SCHEMAS, ConnectTypes, by_schema, types_of
 
 __all__ = ["JsonKeys", "TextKeys"]
 
@@ -45,8 +45,10 @@ class JsonKeys:
     connect: keys are as Kafka Connect writes them: always an object, which may be the payload of an object with a schema.
     """
 
-    def __init__(self, schema: pa.Schema, *, connect: bool) -> None:
-        self._types = ConnectTypes(schema) if connect else None
+    def __init__(self, schema: pa.Schema, *, connect: bool, named: bytes = b"") -> None:
+        self._schema = schema
+        self._types = ConnectTypes(schema, types_of(named)) if connect else None
+        self._by_schema: dict[bytes, JsonKeys] = {}
         plain = schema if self._types is None else self._types.plain
         self._decoders = [JsonDecoder(plain)]
         if connect:
@@ -56,6 +58,29 @@ class JsonKeys:
             self._lists = JsonDecoder(pa.schema([self._alone.with_type(pa.list_(self._alone.type))]))
 
     def read(self, keys: pa.Array) -> Found:
+        if self._types is None:
+            return self._read(keys)
+        parts = list(by_schema(keys))
+        made = [self._of(named)._read(keys.take(pa.array(rows))) for named, rows in parts]
+        if not made:
+            return self._read(keys)
+        order = pa.array(np.argsort(np.concatenate([rows for _, rows in parts])))
+        columns = [pa.concat_arrays(each).take(order) for each in zip(*(found for found, _ in made), strict=True)]
+        return columns, {
+            int(rows[row]): why for (_, rows), (_, wrong) in zip(parts, made, strict=True) for row, why in wrong.items()
+        }
+
+    def _of(self, named: bytes) -> "JsonKeys":
+        """The reader of keys with this schema around them."""
+        if not named:
+            return self
+        if named not in self._by_schema:
+            if len(self._by_schema) >= SCHEMAS:
+                self._by_schema.clear()
+            self._by_schema[named] = JsonKeys(self._schema, connect=True, named=named)
+        return self._by_schema[named]
+
+    def _read(self, keys: pa.Array) -> Found:
         several: dict[int, str] = {}
         if self._alone is not None:
             keys, several = self._objects(keys, self._alone)

@@ -47,6 +47,15 @@ _LOGICAL = {
     "uuid": ("string", "fixed"),
     "decimal": ("bytes", "fixed"),
 }
+_CONNECT = {
+    "io.debezium.time.Date": "date",
+    "io.debezium.time.Time": "time-millis",
+    "io.debezium.time.MicroTime": "time-micros",
+    "io.debezium.time.Timestamp": "local-timestamp-millis",
+    "io.debezium.time.MicroTimestamp": "local-timestamp-micros",
+    "io.debezium.time.NanoTimestamp": "local-timestamp-nanos",
+}
+"""What Debezium's times are that Connect's Avro converter gives their names alone, as `connect.name`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +376,7 @@ def _texts(values: Any, where: str) -> tuple[str, ...]:
 
 def _logical(node: Mapping[str, Any], kind: str, size: int) -> Logical | None:
     """The logical type of a node; None where it has none, or one that does not fit its type, which the specification says to ignore."""
-    name = node.get("logicalType")
+    name = node.get("logicalType") or _CONNECT.get(str(node.get("connect.name")))
     if not isinstance(name, str) or kind not in _LOGICAL.get(name, ()):
         return None
     if name == "uuid" and kind == "fixed" and size != 16:

@@ -1,0 +1,280 @@
+"""Kafka Connect's types in JSON: numbers and texts whose meaning stands in the schema around a payload, or has to be settled.
+
+    {"schema": {"type": "struct", "fields": [{"field": "at", "type": "int64", "name": "io.debezium.time.MicroTimestamp"}]},
+     "payload": {"at": 1769860800007000}}
+
+The JSON converter writes the schema before each payload (schemas.enable=true), in the same bytes as long as the table stays as it is. So
+the payloads of a batch are parted by the bytes that they begin with, and a schema is read once.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot.arrays import PER_SECOND, decimal_array, decimal_floats, decimal_type, to_unit
+from sabot.errors import UNREADABLE
+
+__all__ = ["SCHEMAS", "ConnectType", "ConnectTypes", "by_schema", "types_of"]
+
+ConnectType = tuple[str, int]
+"""The name of a type of Connect, and the scale where it is a decimal's."""
+
+_DECIMAL = "org.apache.kafka.connect.data.Decimal"
+_VARIABLE = "io.debezium.data.VariableScaleDecimal"
+_TIMES = {
+    "io.debezium.time.Timestamp": pa.timestamp("ms"),
+    "io.debezium.time.MicroTimestamp": pa.timestamp("us"),
+    "io.debezium.time.NanoTimestamp": pa.timestamp("ns"),
+    "org.apache.kafka.connect.data.Timestamp": pa.timestamp("ms"),
+    "io.debezium.time.Date": pa.date32(),
+    "org.apache.kafka.connect.data.Date": pa.date32(),
+    "io.debezium.time.Time": pa.time32("ms"),
+    "io.debezium.time.MicroTime": pa.time64("us"),
+    "io.debezium.time.NanoTime": pa.time64("ns"),
+    "org.apache.kafka.connect.data.Time": pa.time32("ms"),
+}
+_YEAR_1, _YEAR_10000 = -62_135_596_800_000, 253_402_300_800_000  # in ms
+_MOST_PLACES = 76
+_NUMBER_OF_LETTER = np.full(256, 255, np.uint8)
+_NUMBER_OF_LETTER[list(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")] = np.arange(64)
+SCHEMAS = 1000
+"""How many schemas' programs a codec keeps."""
+_HEADS = 16  # in one batch, beyond which each payload's schema is read by itself
+_NAMES = ("org.apache.kafka.connect.data.", "io.debezium.")
+
+Convert = Callable[[Any], Any]
+
+
+class _Wrapped(msgspec.Struct):
+    schema: msgspec.Raw = msgspec.Raw(b"")
+
+
+class ConnectTypes:
+    """Columns of types that Kafka Connect writes in its own way: JSON is read with the schema `plain`, then converted by `typed`.
+
+    known: the types that the payloads' schema names, by column. Without one a time is in ms, a date in days, and a decimal a text.
+    """
+
+    def __init__(self, schema: pa.Schema, known: Mapping[str, ConnectType] | None = None) -> None:
+        self.schema = schema
+        self._known = known or {}
+        self._conversions: dict[int, Convert] = {}
+        fields = []
+        for index, field in enumerate(schema):
+            found = _conversion(field.type, self._known.get(field.name))
+            if found is not None:
+                self._conversions[index] = found[1]
+            fields.append(field if found is None else pa.field(field.name, found[0], field.nullable))
+        self.plain = pa.schema(fields)
+
+    def typed(self, columns: Sequence[Any]) -> tuple[list[Any], dict[int, str]]:
+        """The columns converted to the schema's types, null where a value cannot be converted; and the error of each such row."""
+        made: list[Any] = list(columns)
+        wrong: dict[int, str] = {}
+        for index, convert in self._conversions.items():
+            field, column = self.schema.field(index), columns[index]
+            try:
+                made[index] = convert(column)
+            except pa.ArrowInvalid:
+                values, lost = [], []
+                for row in range(len(column)):  # only where some value of the column is wrong, which is rare
+                    try:
+                        values.append(convert(column.slice(row, 1)))
+                    except pa.ArrowInvalid:
+                        values.append(pa.nulls(1, field.type))
+                        lost.append(row)
+                made[index] = pa.concat_arrays(values)
+                for row in lost:
+                    wrong[row] = f"field {field.name}: {self._reason(field, column[row])}"
+        return made, wrong
+
+    def _reason(self, field: pa.Field, value: pa.Scalar) -> str:
+        known = self._known.get(field.name)
+        if known is not None:
+            return f"{value.as_py()!r:.80} as {known[0]} is no {field.type}"
+        if pa.types.is_timestamp(field.type):
+            shown = value.cast(pa.int64()).as_py() if value.type != pa.string() else value.as_py()
+            per_ms = PER_SECOND[field.type.unit] / 1000
+            return f"{shown / per_ms:.0f} ms since 1970 is no time of the years 1 to 9999{_UNITS_HINT}"
+        if pa.types.is_time(field.type):
+            return f"{value.as_py()} ms is no time of day{_UNITS_HINT}"
+        hint = " (the connector needs decimal.handling.mode=string, or schemas.enable=true)"
+        return f"{str(value.as_py())[:40]!r} is no {field.type}{hint if pa.types.is_decimal(field.type) else ''}"
+
+
+_UNITS_HINT = " (the connector needs time.precision.mode=connect, or schemas.enable=true, which says the unit)"
+
+
+def by_schema(payloads: pa.Array) -> Iterator[tuple[bytes, Any]]:
+    """The distinct texts of the schemas around the payloads, with the numbers of their rows; b"" for those that name no type of Connect."""
+    rest = np.arange(len(payloads))
+    for _ in range(_HEADS):
+        if not len(rest):
+            return
+        left = payloads.take(pa.array(rest)) if len(rest) < len(payloads) else payloads
+        named = pc.starts_with(left, b'{"schema":')
+        first = pc.index(named, True).as_py()
+        if first < 0:
+            break
+        payload = left[first].as_py()
+        schema = _schema_in(payload)
+        begin = payload[: payload.find(schema) + len(schema)]
+        same = np.asarray(pc.starts_with(left, begin).fill_null(False)) if schema else np.arange(len(left)) == first
+        yield schema, rest[same]
+        rest = rest[~same]
+    if not len(rest):
+        return
+    left = payloads.take(pa.array(rest))
+    telling = np.asarray(pc.or_(*(pc.match_substring(left, name) for name in _NAMES)).fill_null(False))
+    groups: dict[bytes, list[int]] = {b"": rest[~telling].tolist()}
+    for row in np.flatnonzero(telling).tolist():  # a schema behind its payload, or tables without number in one topic
+        groups.setdefault(_schema_in(left[row].as_py()), []).append(int(rest[row]))
+    yield from ((schema, np.array(rows)) for schema, rows in groups.items() if rows)
+
+
+def _schema_in(payload: bytes) -> bytes:
+    try:
+        return bytes(msgspec.json.decode(payload, type=_Wrapped).schema)
+    except UNREADABLE:
+        return b""  # whoever decodes the payload says why
+
+
+def types_of(schema: bytes, inside: Sequence[str] = ()) -> dict[str, ConnectType]:
+    """The types of Connect that a schema names, by field. inside: the fields of which the first that is there has them, as "after"."""
+    try:
+        node = json.loads(schema)
+        fields = node["fields"]
+        if inside:
+            fields = next(each["fields"] for name in inside for each in fields if each.get("field") == name)
+        return {
+            str(each["field"]): (str(each["name"]), int((each.get("parameters") or {}).get("scale", 0)))
+            for each in fields
+            if each.get("name") is not None
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError):
+        return {}  # no schema of Connect's: its columns are read as without one
+
+
+def _conversion(kind: pa.DataType, known: ConnectType | None) -> tuple[pa.DataType, Convert] | None:
+    """The type that JSON has for this one, and the conversion from it; None where JSON has the type itself."""
+    types = pa.types
+    if known is not None:
+        found = _known_conversion(kind, *known)
+        if found is not None:
+            return found[0], _tried(found[1], pa.array([], found[0]))
+    if types.is_decimal(kind):
+        return pa.string(), lambda column: column.cast(kind)
+    if types.is_date(kind):
+        return pa.int32(), lambda column: column.cast(pa.date32()).cast(kind)
+    if types.is_time(kind):
+        return pa.int64(), lambda column: _timely(column, pa.time32("ms"), kind)
+    if types.is_timestamp(kind):
+        return kind, _checked_years
+    return None
+
+
+def _known_conversion(kind: pa.DataType, name: str, scale: int) -> tuple[pa.DataType, Convert] | None:
+    types = pa.types
+    if name in _TIMES and (types.is_timestamp(kind) or types.is_date(kind) or types.is_time(kind)):
+        return pa.int64(), lambda column: _timely(column, _TIMES[name], kind)
+    if not (types.is_decimal(kind) or types.is_floating(kind) or types.is_integer(kind) or types.is_string(kind)):
+        return None
+    if name == _DECIMAL:
+        return pa.string(), lambda column: _numbers(_decimals(column, scale), kind)
+    if name == _VARIABLE:
+        return pa.struct([("scale", pa.int32()), ("value", pa.string())]), lambda column: _variable(column, kind)
+    return None
+
+
+def _tried(convert: Convert, nothing: pa.Array) -> Convert:
+    """The conversion; if there is none between these types, one that refuses each value."""
+    try:
+        convert(nothing)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        why = str(error)
+
+        def refuse(column: Any) -> Any:
+            raise pa.ArrowInvalid(why)
+
+        return refuse
+    return convert
+
+
+def _checked_years(times: Any) -> Any:
+    """Times that JSON says in ms; ArrowInvalid for one outside the years 1 to 9999, which is in another unit."""
+    ends = pc.min_max(times.cast(pa.int64())).as_py()
+    per_ms = max(PER_SECOND[times.type.unit] / 1000, 0.001)
+    if ends["min"] is not None and not (_YEAR_1 * per_ms <= ends["min"] and ends["max"] < _YEAR_10000 * per_ms):
+        raise pa.ArrowInvalid("no time in ms")
+    return times
+
+
+def _timely(column: Any, written: pa.DataType, kind: pa.DataType) -> Any:
+    """Integers that count the unit of the type `written`, as times of the other type, rounded down."""
+    made = (column if written.bit_width == 64 else column.cast(pa.int32())).view(written)
+    if pa.types.is_time(written):
+        ends = pc.min_max(column).as_py()
+        if ends["min"] is not None and not (ends["min"] >= 0 and ends["max"] < 86400 * PER_SECOND[written.unit]):
+            raise pa.ArrowInvalid("no time of day")
+    if pa.types.is_timestamp(written) and pa.types.is_timestamp(kind):
+        return to_unit(made, kind.unit).view(kind)
+    return pc.cast(made, kind, safe=not (pa.types.is_time(written) and pa.types.is_time(kind)))
+
+
+def _numbers(decimals: Any, kind: pa.DataType) -> Any:
+    return decimal_floats(decimals, kind) if pa.types.is_floating(kind) else decimals.cast(kind)
+
+
+def _variable(column: Any, kind: pa.DataType) -> Any:
+    """Decimals of which each has its own scale."""
+    scales = pc.struct_field(column, [0])
+    made = pa.nulls(len(column), kind)
+    for scale in pc.unique(scales.drop_null()).to_pylist():
+        of_scale = pc.fill_null(pc.equal(scales, scale), False)
+        texts = pc.if_else(of_scale, pc.struct_field(column, [1]), pa.nulls(len(column), pa.string()))
+        made = pc.if_else(of_scale, _numbers(_decimals(texts, scale), kind), made)
+    return made
+
+
+def _decimals(texts: Any, scale: int) -> Any:
+    """Decimals whose unscaled values are texts in base64 of a two's complement, the most significant byte first."""
+    if not -_MOST_PLACES <= scale <= _MOST_PLACES:
+        raise pa.ArrowInvalid(f"a decimal of scale {scale}")
+    values: Any = np.zeros(len(texts), np.int64)
+    lengths = np.asarray(pc.fill_null(pc.binary_length(texts), -1))
+    for length in np.unique(lengths[lengths >= 0]).tolist():
+        if length % 4 or not length:
+            raise pa.ArrowInvalid("no base64")
+        rows = np.flatnonzero(lengths == length)
+        letters = np.frombuffer(texts.take(pa.array(rows)).buffers()[2], np.uint8)[: len(rows) * length]
+        letters = letters.reshape(-1, length)
+        digits, ends = _NUMBER_OF_LETTER[letters], letters[:, -2:] == ord("=")
+        if (digits > 63).sum() != ends.sum() or (ends[:, 0] & ~ends[:, 1]).any():
+            raise pa.ArrowInvalid("no base64")
+        parts = np.where(digits > 63, 0, digits).reshape(len(rows), -1, 4).astype(np.uint32)
+        three = (parts[:, :, 0] << 18) | (parts[:, :, 1] << 12) | (parts[:, :, 2] << 6) | parts[:, :, 3]
+        octets = (
+            np.stack([three >> 16, (three >> 8) & 255, three & 255], axis=2).reshape(len(rows), -1).astype(np.uint8)
+        )
+        for missing in (0, 1, 2):
+            some = ends.sum(axis=1) == missing
+            width = octets.shape[1] - missing
+            if width > 8 and values.dtype != object and some.any():
+                values = values.astype(object)
+            values[rows[some]] = _signed(octets[some, :width])
+    places = decimal_type(38 if scale <= 38 and values.dtype != object else _MOST_PLACES, scale)
+    return decimal_array(values, places, texts)
+
+
+def _signed(octets: Any) -> Any:
+    """Rows of bytes as integers: of 64 bits, or Python's where a row has more than 8 bytes."""
+    wide = octets.shape[1] > 8
+    made = octets[:, 0].astype(np.int8).astype(object if wide else np.int64)
+    for place in range(1, octets.shape[1]):
+        made = made * 256 + octets[:, place].astype(object if wide else np.int64)
+    return made

@@ -1,0 +1,254 @@
+"""Debezium's and Kafka Connect's times and decimals, by the schema around an envelope, and without one."""
+
+import base64
+import datetime as dt
+import json
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sabot._cython.binary.avro import AvroDecoder
+from sabot.codecs import TableCodec
+from sabot.codecs.avro.columns import arrow_schema
+from sabot.codecs.connect import by_schema
+from sabot.codecs.records import build_records
+from sabot.operators.base import DELETE, INSERT, OP_COLUMN
+
+AT = dt.datetime(2026, 1, 31, 12, 0, 0, 7123)
+MICROS = 1_769_860_800_007_123
+DAY = 20_484
+CONNECT = "org.apache.kafka.connect.data."
+DEBEZIUM = "io.debezium.time."
+DECIMAL = (CONNECT + "Decimal", {"scale": "2"})
+
+
+def fields(names: dict[str, Any]) -> list[dict[str, Any]]:
+    """Fields of a schema of Connect: {field: (name, parameters), or name, or None}."""
+    made = []
+    for field, name in names.items():
+        named, parameters = name if isinstance(name, tuple) else (name, None)
+        node = {"type": "int64", "optional": True, "field": field}
+        made.append(node | ({"name": named} if named else {}) | ({"parameters": parameters} if parameters else {}))
+    return made
+
+
+def envelope(names: dict[str, Any], after: Any, *, op: str = "c", before: Any = None, compact: bool = True) -> bytes:
+    """An envelope with its schema, as Connect's JSON converter writes it."""
+    rows = [{"type": "struct", "fields": fields(names), "field": side} for side in ("before", "after")]
+    schema = {"type": "struct", "fields": [*rows, {"type": "string", "field": "op"}], "name": "shop.Envelope"}
+    payload = {"before": before, "after": after, "op": op, "ts_ms": 1}
+    separators = (",", ":") if compact else None
+    return json.dumps({"schema": schema, "payload": payload}, separators=separators).encode()
+
+
+def bare(after: Any) -> bytes:
+    return json.dumps({"before": None, "after": after, "op": "c"}).encode()
+
+
+def octets(value: int) -> str:
+    return base64.b64encode(value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)).decode()
+
+
+def decode(
+    codec: TableCodec, *payloads: bytes | None, keys: list[Any] | None = None
+) -> tuple[list[Any], dict[int, str]]:
+    rows = len(payloads)
+    data, bad = codec.decode(build_records(list(payloads), keys, range(rows), 0, range(rows)))
+    data.validate(full=True)
+    return data.to_pylist(), {row.row: row.reason for row in bad}
+
+
+def one(kind: pa.DataType, name: Any, value: Any) -> Any:
+    """The column `v` of this type that a value of the named type becomes; the reason where it is a bad row."""
+    codec = TableCodec(pa.schema([("id", pa.int64()), ("v", kind)]), ["id"], "debezium")
+    rows, bad = decode(codec, envelope({"id": None, "v": name}, {"id": 1, "v": value}))
+    return bad[0] if bad else rows[0]["v"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind", "expected"),
+    [
+        (DEBEZIUM + "Timestamp", MICROS // 1000, pa.timestamp("us"), AT.replace(microsecond=7000)),
+        (DEBEZIUM + "MicroTimestamp", MICROS, pa.timestamp("us"), AT),
+        (DEBEZIUM + "MicroTimestamp", MICROS, pa.timestamp("ms", "UTC"), AT.replace(microsecond=7000, tzinfo=dt.UTC)),
+        (DEBEZIUM + "MicroTimestamp", -1, pa.timestamp("ms"), dt.datetime(1969, 12, 31, 23, 59, 59, 999000)),
+        (DEBEZIUM + "MicroTimestamp", MICROS, pa.date32(), AT.date()),
+        (DEBEZIUM + "NanoTimestamp", MICROS * 1000 + 999, pa.timestamp("us"), AT),
+        (CONNECT + "Timestamp", MICROS // 1000, pa.timestamp("us"), AT.replace(microsecond=7000)),
+        (
+            DEBEZIUM + "ZonedTimestamp",
+            "2026-01-31T13:00:00.007123+01:00",
+            pa.timestamp("us", "UTC"),
+            AT.replace(tzinfo=dt.UTC),
+        ),
+        (DEBEZIUM + "Date", DAY, pa.date32(), AT.date()),
+        (DEBEZIUM + "Date", DAY, pa.timestamp("ms"), dt.datetime(2026, 1, 31)),
+        (CONNECT + "Date", DAY, pa.date64(), AT.date()),
+        (DEBEZIUM + "Time", 43_200_007, pa.time32("ms"), dt.time(12, 0, 0, 7000)),
+        (DEBEZIUM + "MicroTime", 43_200_007_123, pa.time64("us"), dt.time(12, 0, 0, 7123)),
+        (DEBEZIUM + "MicroTime", 43_200_007_123, pa.time32("ms"), dt.time(12, 0, 0, 7000)),
+        (DEBEZIUM + "NanoTime", 43_200_007_123_999, pa.time64("us"), dt.time(12, 0, 0, 7123)),
+        (CONNECT + "Time", 43_200_007, pa.time64("us"), dt.time(12, 0, 0, 7000)),
+        (DECIMAL, octets(-1230), pa.decimal128(10, 2), Decimal("-12.30")),
+        (DECIMAL, octets(10**30), pa.decimal128(38, 2), Decimal(10**30).scaleb(-2)),
+        (DECIMAL, octets(1230), pa.float64(), 12.3),
+        (DECIMAL, octets(1200), pa.int64(), 12),
+        (DECIMAL, octets(-1230), pa.string(), "-12.30"),
+        (
+            "io.debezium.data.VariableScaleDecimal",
+            {"scale": 3, "value": octets(12300)},
+            pa.decimal128(10, 2),
+            Decimal("12.30"),
+        ),
+        (DEBEZIUM + "MicroTimestamp", None, pa.timestamp("us"), None),
+        (DECIMAL, None, pa.decimal128(10, 2), None),
+        (DEBEZIUM + "MicroTimestamp", MICROS, pa.int64(), MICROS),
+    ],
+)
+def test_the_schema_around_an_envelope_says_the_unit(name: Any, value: Any, kind: pa.DataType, expected: Any) -> None:
+    assert one(kind, name, value) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind", "words"),
+    [
+        (DEBEZIUM + "MicroTime", 86_400_000_000, pa.time64("us"), "MicroTime is no time64"),
+        (DEBEZIUM + "MicroTimestamp", 2**62, pa.timestamp("ns"), "MicroTimestamp is no timestamp"),
+        (DEBEZIUM + "MicroTimestamp", 5, pa.time32("s"), "MicroTimestamp is no time32"),
+        (DECIMAL, octets(10**12), pa.decimal128(10, 2), "Decimal is no decimal128"),
+        (DECIMAL, octets(1230), pa.int64(), "Decimal is no int64"),
+        (DECIMAL, "12.30", pa.decimal128(10, 2), "Decimal is no decimal128"),
+        (DECIMAL, "AAA", pa.decimal128(10, 2), "Decimal is no decimal128"),
+        (DECIMAL, "A=A=", pa.decimal128(10, 2), "Decimal is no decimal128"),
+        (DECIMAL, "", pa.decimal128(10, 2), "Decimal is no decimal128"),
+        ((CONNECT + "Decimal", {"scale": "900"}), octets(1), pa.decimal128(10, 2), "Decimal is no decimal128"),
+    ],
+)
+def test_what_does_not_fit_the_column_is_a_bad_row_that_names_both(
+    name: Any, value: Any, kind: Any, words: str
+) -> None:
+    assert words in one(kind, name, value)
+
+
+def test_without_a_schema_a_time_in_another_unit_is_a_bad_row_that_names_the_setting() -> None:
+    schema = pa.schema(
+        [("id", pa.int64()), ("at", pa.timestamp("us")), ("clock", pa.time64("us")), ("day", pa.date32())]
+    )
+    for wrap in (False, True):
+        codec = TableCodec(schema, ["id"], "debezium")
+
+        def written(after: Any, wrap: bool = wrap) -> bytes:
+            return envelope(dict.fromkeys(schema.names), after) if wrap else bare(after)
+
+        rows, bad = decode(
+            codec,
+            written({"id": 1, "at": MICROS}),
+            written({"id": 2, "at": MICROS // 1000}),
+            written({"id": 3, "at": -MICROS}),
+            written({"id": 4, "clock": 86_400_000}),
+            written({"id": 5, "clock": 43_200_000_000}),
+            written({"id": 6, "at": MICROS * 1000}),
+            written({"id": 7, "at": None, "clock": 1}),
+        )
+        assert [row["id"] for row in rows] == [2, 7]
+        assert f"{MICROS} ms since 1970 is no time of the years 1 to 9999" in bad[0]
+        assert all("time.precision.mode=connect, or schemas.enable=true" in bad[row] for row in (0, 2, 3, 4))
+        assert sorted(bad) == [0, 2, 3, 4, 5]
+
+
+def test_each_envelope_is_read_by_its_own_schema() -> None:
+    """A table whose column changed, other tables in one topic, a schema behind its payload, one with spaces."""
+    schema = pa.schema([("id", pa.int64()), ("at", pa.timestamp("us"))])
+    codec = TableCodec(schema, ["id"], "debezium")
+    units = {"Timestamp": 1000, "MicroTimestamp": 1, "NanoTimestamp": 0.001}
+    payloads = []
+    for number in range(200):
+        name, per = list(units.items())[number % 3]
+        more = {f"other{number % 30}": None}  # more schemas than are looked for by their first bytes
+        after = {"id": number, "at": int((MICROS // 1000 * 1000) / per)}
+        payload = envelope({"id": None, "at": DEBEZIUM + name} | more, after, compact=number % 5 > 0)
+        if number % 7 == 0:
+            payload = json.dumps(dict(reversed(json.loads(payload).items()))).encode()
+        payloads.append(payload)
+    payloads += [bare({"id": 200, "at": MICROS // 1000}), b"nonsense", b'{"schema":']
+    rows, bad = decode(codec, *payloads)
+    assert [row["id"] for row in rows] == list(range(201))
+    assert {row["at"] for row in rows} == {AT.replace(microsecond=7000)}
+    assert sorted(bad) == [201, 202]
+
+
+def test_a_deleted_key_is_read_by_the_schema_of_its_record_key() -> None:
+    schema = pa.schema([("at", pa.timestamp("us")), ("price", pa.decimal128(10, 2)), ("n", pa.int64())])
+    codec = TableCodec(schema, ["at", "price"], "debezium")
+    names = {"at": DEBEZIUM + "MicroTimestamp", "price": DECIMAL}
+    key = {"at": MICROS, "price": octets(1230)}
+    record_key = json.dumps({"schema": {"type": "struct", "fields": fields(names)}, "payload": key}).encode()
+    gone = {"at": AT, "price": Decimal("12.30"), "n": None, OP_COLUMN: DELETE}
+    rows, bad = decode(
+        codec,
+        None,
+        envelope(names, None, op="d", before=key),
+        envelope(names, None, op="d"),
+        envelope(names, {**key, "n": 1}),
+        keys=[record_key, None, record_key, None],
+    )
+    assert bad == {}
+    assert rows == [gone, gone, gone, {**gone, "n": 1, OP_COLUMN: INSERT}]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.one_of(st.none(), st.integers(-(10**37), 10**37), st.integers(-(2**66), 2**66)), max_size=20),
+    st.integers(0, 10),
+)
+def test_decimals_as_bytes_are_those_of_python(values: list[int | None], scale: int) -> None:
+    codec = TableCodec(pa.schema([("id", pa.int64()), ("v", pa.decimal256(60, 20))]), ["id"], "debezium")
+    name = (CONNECT + "Decimal", {"scale": str(scale)})
+    payloads = [
+        envelope({"id": None, "v": name}, {"id": n, "v": None if value is None else octets(value)})
+        for n, value in enumerate(values)
+    ]
+    rows, bad = decode(codec, *payloads)
+    assert bad == {}
+    assert [row["v"] for row in rows] == [v if v is None else Decimal(f"{v}e-{scale}") for v in values]
+
+
+def test_a_schema_is_read_once_for_a_batch() -> None:
+    payloads = [
+        envelope({"id": None, "at": DEBEZIUM + "MicroTimestamp"}, {"id": n, "at": MICROS + n}) for n in range(5000)
+    ]
+    ((schema, rows),) = by_schema(pa.array(payloads))
+    assert b"MicroTimestamp" in schema
+    assert np.array_equal(rows, np.arange(5000))
+
+
+def test_avro_of_connect_says_the_unit_by_its_name() -> None:
+    """As Connect's Avro converter registers a table: only Connect's own types have a logicalType."""
+
+    def named(kind: str, name: str) -> dict[str, Any]:
+        return {"type": kind, "connect.version": 1, "connect.name": DEBEZIUM + name}
+
+    columns = arrow_schema(
+        {
+            "type": "record",
+            "name": "Value",
+            "fields": [
+                {"name": "ms", "type": named("long", "Timestamp")},
+                {"name": "us", "type": ["null", named("long", "MicroTimestamp")], "default": None},
+                {"name": "ns", "type": named("long", "NanoTimestamp")},
+                {"name": "day", "type": named("int", "Date")},
+                {"name": "clock", "type": named("int", "Time")},
+                {"name": "fine", "type": named("long", "MicroTime")},
+                {"name": "zoned", "type": named("string", "ZonedTimestamp")},
+            ],
+        }
+    )
+    assert [str(kind) for kind in columns.types] == [
+        *["timestamp[ms]", "timestamp[us]", "timestamp[ns]", "date32[day]", "time32[ms]", "time64[us]", "string"]
+    ]
+    assert AvroDecoder(columns) is not None
