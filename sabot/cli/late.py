@@ -1,14 +1,23 @@
 """Commands that are imported when they are named, so that `sabot run`, and `--help`, do not load what reads journals and checkpoints."""
 
 import gc
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NamedTuple
 
 import typer
 import typer.core
 
+from sabot.redaction import redacted_url, scrubbed
+
 __all__ = ["LateCommand", "LateGroup", "add_late", "settled"]
+
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.]*://.*", re.DOTALL)
+_WrongWord: Any = typer.BadParameter.__base__  # UsageError, which Typer does not export
 
 
 class LateCommand(NamedTuple):
@@ -24,6 +33,14 @@ class LateGroup(typer.core.TyperGroup):
 
     late: Mapping[str, LateCommand] = {}
 
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _hiding_passwords():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _hiding_passwords():
+            return super().invoke(ctx)
+
     def load(self, name: str) -> Any:
         """The command itself, once it is loaded."""
         if name in self.late:
@@ -35,6 +52,19 @@ class LateGroup(typer.core.TyperGroup):
         """That which is called: its name, the command, and the rest of the words."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, command if name is None else self.load(name), rest
+
+
+@contextmanager
+def _hiding_passwords() -> Iterator[None]:
+    """Takes passwords out of errors of wrong use, which repeat words of the command line: an address may stand where none is taken."""
+    try:
+        yield
+    except _WrongWord as error:
+        message = error.message
+        for found in filter(None, map(_ADDRESS.search, sys.argv)):
+            message = message.replace(found[0], redacted_url(found[0]))
+        error.message = scrubbed(message)
+        raise
 
 
 def add_late(cli: typer.Typer, commands: Mapping[str, LateCommand]) -> None:

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sabot.errors import UserError
+from sabot.redaction import redacted_url
 
 if TYPE_CHECKING:
     from sabot.agents.kernel import RuntimeKernel
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WrongUse", "load_app", "load_program"]
 
+_HOW = "write module:app, as in examples.hello:app"
 _OURS = Path(__file__).parents[1].as_posix()
 
 
@@ -55,13 +57,15 @@ def load_program(target: str) -> "App | RuntimeKernel":
 def _load(target: str, kinds: Any) -> Any:
     from sabot.app import IMPORTING
 
+    if "://" in target:
+        raise WrongUse(f"{redacted_url(target)!r} is an address and names no app", hint=_HOW)
     name, _, attribute = target.partition(":")
     attribute = attribute or "app"
     if name.endswith(".py") or "/" in name:
         dotted = ".".join(Path(name.removesuffix(".py")).parts).lstrip("./")
         raise WrongUse(f"{name!r} is a file, and a module is wanted", hint=f"write {dotted}:{attribute}")
     if not all(part.isidentifier() for part in [*name.split("."), *attribute.split(".")]):
-        raise WrongUse(f"{target!r} names no app", hint="write module:app, as in examples.hello:app")
+        raise WrongUse(f"{target!r} names no app", hint=_HOW)
     try:
         folder = str(Path.cwd())
     except FileNotFoundError:
