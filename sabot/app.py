@@ -21,6 +21,7 @@ from sabot.api.nodes.node import Node, walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.api.streams import HasStreams
 from sabot.api.topics import HasTopics
+from sabot.api.unrun import note_written
 from sabot.arrays import python_value
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import HeadersLike, checked_headers, encode_key, encode_payload
@@ -269,6 +270,8 @@ class App(DeclaresAgents, HasStreams, HasTopics):
     def write(self, end: StreamEnd) -> None:
         """Adds the end of a stream; called by `Stream.to`."""
         self.agent_runtime.add_stream(end)
+        if isinstance(end, Write):
+            note_written(self.id, end.sink if isinstance(end.sink, str) else end.sink.name)
 
     def agent_of(self, function: Callable[..., Any]) -> AgentSpec:
         """Returns the agent that this function is, for streams that feed or read one."""

@@ -10,6 +10,7 @@ from sabot.agents.process import AgentProcess, AgentState
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.node import walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
+from sabot.api.unrun import note_run
 from sabot.errors import SabotError, UserError, short_repr, words_of
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class AgentRuntime:
 
     async def start_all(self) -> None:
         """Restores the last checkpoint, if there is one, and starts every agent and the periodic checkpoints."""
+        note_run(self.app.id)
         await self.job.start()
 
     async def stop_all(self, *, drain: bool = False) -> None:
@@ -107,6 +109,7 @@ class AgentRuntime:
 
     async def run(self, listening: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         """Blocks until every input has ended, no agent is left, or the app is stopped (`Job.run`)."""
+        note_run(self.app.id)
         try:
             await self.job.run(listening)
         finally:

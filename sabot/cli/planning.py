@@ -59,6 +59,11 @@ def plan(
 
     def work() -> None:
         app = load_app(target)
+        if not app.ends() and not app.agents():
+            raise UserError(
+                f"app {app.id} has no agents and no streams that go somewhere",
+                hint="let a stream go: app.stream(...).to(...)",
+            )
         try:
             app.configure(parallelism=parallelism)
         except UserError as error:

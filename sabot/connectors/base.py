@@ -5,6 +5,7 @@ docstring says otherwise a method may block. After a crash nothing is called: a 
 last complete checkpoint.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -107,12 +108,33 @@ def check_sink(sink: object, where: str, hint: str = '"{topic}.dlq"') -> None:
 
 def _check_connector(given: object, kind: "type[Source] | type[Sink]", where: str, hint: str) -> None:
     if isinstance(given, str):
-        checked_topic(given, where)
+        _check_no_file(checked_topic(given, where), where, kind)
     elif isinstance(given, kind):
         what = f"{where}: the name of its {type(given).__name__}"
         checked_no_password(checked_text(given.name, what), what)
     else:
         raise UserError(f"{where}: {given!r} is no topic and no {kind.__name__}", hint=hint)
+
+
+_FILE = re.compile(r".+\.(ndjson|jsonl?|[ct]sv|parquet|pq|arrows?|ipc|feather)(\.(gz|zstd?))?", re.IGNORECASE)
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://.*", re.DOTALL)
+_FILE_SINKS = {"n": "NdjsonSink", "j": "NdjsonSink", "c": "CsvSink", "t": "CsvSink", "p": "ParquetSink"}
+
+
+def _check_no_file(topic: str, where: str, kind: "type[Source] | type[Sink]") -> None:
+    """Refuses the name of a file or an address: a topic of that name would be read or made, and nobody would look there."""
+    if (address := _ADDRESS.fullmatch(topic)) is not None:
+        of_database = address[1] in ("sqlite", "postgres", "postgresql") and kind is Sink
+        of_broker = address[1] in ("memory", "kafka")
+        place = f"files({topic!r})" if kind is Source else f'files({topic!r}, "parquet")'
+        hint = f'SqlSink({topic!r}, table="…")' if of_database else "App(broker=…) takes it" if of_broker else place
+        raise UserError(f"{where}: {topic!r} is an address, and a text is the name of a topic", hint=hint)
+    if (file := _FILE.fullmatch(topic)) is not None:
+        made = "files" if kind is Source else _FILE_SINKS.get(file[1][0].lower(), "ArrowSink")
+        raise UserError(
+            f"{where}: {topic!r} is the name of a file, and a text is the name of a topic",
+            hint=f"{made}({topic!r}); a topic that is called so: sabot.kafka.Kafka{kind.__name__}({topic!r}, broker)",
+        )
 
 
 class Source(ABC):

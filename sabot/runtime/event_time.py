@@ -19,6 +19,7 @@ __all__ = ["SourceTime", "source_time"]
 
 _log = logging.getLogger(__name__)
 
+_FIRST_ROWS = 100  # if so many have no event time, and none before them had one, time= is wrong
 _FROM_MS, _TO_MS = 946_684_800_000, 4_102_444_800_000  # the years 2000 to 2099
 _DELETE = pa.scalar(DELETE, pa.int8())
 
@@ -47,6 +48,7 @@ class SourceTime:
         self._format = format
         self._computed: tuple[pa.Schema, ComputedTime] | None = None
         self._is_new = True  # no rows have been looked at
+        self._failed = 0  # rows without event time, as long as no row had one
 
     def of(self, data: pa.RecordBatch, records: pa.RecordBatch | None) -> tuple[Any, Mapping[int, str]]:
         """Returns the event times in ms, null where a row has none; and by number of a row, why its value cannot be one.
@@ -73,6 +75,23 @@ class SourceTime:
                 hint="a timestamp, a date, or int64 as ms since 1970 UTC",
             )
         return to_ms(column)
+
+    def trust(self) -> None:
+        """Says that rows had event time before, in the run of the checkpoint from which this one goes on."""
+        self._failed = -1
+
+    def count_failed(self, rows: int, reason: str) -> None:
+        """Counts rows that have no event time. Raises UserError where none of the first rows has one: time= names no time then, and the job
+        would set all rows apart. reason: why the first of them has none.
+        """
+        if not self._is_new or self._failed < 0:
+            return
+        self._failed += rows
+        if self._failed >= _FIRST_ROWS:
+            raise UserError(
+                f"stream {self._name}: none of its first {self._failed:,} rows has an event time, as time={self.text!r} says: {reason}",
+                hint="time= names the column that has it; time_format= and time_unit= say how it is written",
+            )
 
     def look(self, least_ms: int, greatest_ms: int) -> None:
         """Warns where the first rows are of before 2000 or after 2100, and would not be if numbers counted another unit."""

@@ -294,6 +294,8 @@ class SourceInput(Reader):
         self.open_source(positions, start, facts)
         self._positions = dict(self.source.positions())
         now_ms = self._now_ms()
+        if facts is not None and self._time is not None:
+            self._time.trust()
         if facts is not None and facts.get("event_time", self.said_time) in ("", self.said_time):
             self._told.watermark_ms = facts["watermark_ms"]
             greatest_ms, silent_ms = facts["greatest_ms"], facts.get("silent_ms", [])
@@ -467,6 +469,8 @@ class SourceInput(Reader):
             reasons = [
                 why.get(row, self._no_time) for row in np.flatnonzero(lost.to_numpy(zero_copy_only=False)).tolist()
             ]
+            if self._time is not None and not good.true_count:
+                self._time.count_failed(len(reasons), reasons[0])
             self._without_time(data.filter(lost), reasons, None if records is None else records.filter(lost), batch)
             data, times = data.filter(good), times.filter(good)
             records = None if records is None else records.filter(good)

@@ -70,7 +70,8 @@ class Looks:
         else:
             wait = _PRINT_SECONDS if seconds is None else parse_seconds(seconds, name="print: seconds", zero=False)
             table = self._rows("print", n, wait)
-            within = f" in {wait:g} s" if table.num_rows < n else ""
+            most = min(n, self._node.n) if isinstance(self._node, Head) else n
+            within = f" in {wait:g} s" if table.num_rows < most else ""
         print(f"{shown(table.slice(0, n))}\n{table.num_rows} rows{within}")
 
     def explain(self) -> str:

@@ -1,0 +1,41 @@
+"""Tells, at the end of a script, of streams that it has written into sinks and never run: they did nothing, and the exit code is 0."""
+
+import atexit
+import sys
+
+__all__ = ["note_run", "note_written"]
+
+_waiting: dict[str, list[str]] = {}  # by app: the sinks of streams that have not run
+
+
+def note_written(app: str, sink: str) -> None:
+    """Notes that a stream goes into this sink, if the program is a script that says so itself: no notebook, no session, no module that a
+    test or `sabot run` imports.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "sabot":
+        frame = frame.f_back
+    names = frame.f_globals
+    if names.get("__name__") != "__main__" or "__file__" not in names or hasattr(sys, "ps1") or sys.flags.interactive:
+        return
+    if not _waiting:
+        atexit.register(_tell)
+    _waiting.setdefault(app, []).append(sink)
+
+
+def note_run(app: str) -> None:
+    """Notes that the app was started."""
+    if _waiting:
+        _waiting[app] = []
+
+
+def _tell() -> None:
+    if hasattr(sys, "last_value"):  # the script has ended by an error, which was shown
+        return
+    for app, sinks in _waiting.items():
+        if sinks:
+            print(
+                f"sabot: app {app} never ran, so nothing went to {', '.join(dict.fromkeys(sinks))} "
+                "(end the script with app.main(), or start it by: sabot run module:app)",
+                file=sys.stderr,
+            )

@@ -1,0 +1,126 @@
+"""What a first program most easily gets wrong ends with a word about it, not with exit code 0 and nothing."""
+
+import subprocess
+import sys
+
+import pytest
+
+from sabot import App, NdjsonSink, UserError, col, count, files, tumbling
+from sabot.connectors.base import _FILE
+from sabot.connectors.files.choice import _SUFFIXES
+from sabot.testing import MemoryBroker
+
+HEAD = """
+from sabot import App, CsvSink, files
+with open("in.csv", "w") as file:
+    file.write("a,b\\n1,2\\n")
+app = App("first")
+rows = app.stream(files("in.csv"))
+"""
+
+
+def script(tmp_path, text, *words):
+    (tmp_path / "first.py").write_text(HEAD + text)
+    command = [sys.executable, *(words or ["first.py"])]
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("broker", ["memory://", "kafka://127.0.0.1:1"])
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("out.parquet", "ParquetSink('out.parquet')"),
+        ("out/day.ndjson.gz", "NdjsonSink('out/day.ndjson.gz')"),
+        ("OUT.CSV", "CsvSink('OUT.CSV')"),
+        ("out.feather", "ArrowSink('out.feather')"),
+        ("s3://bucket/folder", "files('s3://bucket/folder', \"parquet\")"),
+        ("sqlite:///shop.db", "SqlSink('sqlite:///shop.db', table=\"…\")"),
+        ("kafka://host:9092", "App(broker=…)"),
+    ],
+)
+def test_the_name_of_a_file_is_no_topic_to_write(broker, name, fix):
+    rows = App("first", broker).stream("in", schema={"a": "int64"})
+    with pytest.raises(UserError, match="and a text is the name of a topic") as refused:
+        rows.to(name)
+    assert fix in refused.value.hint
+    with pytest.raises(UserError, match=r"late: .* and a text is the name of a topic"):
+        rows.key_by("a").window(tumbling("1m"), late=name)
+
+
+def test_the_name_of_a_file_is_no_topic_to_read():
+    with pytest.raises(UserError, match=r"'flights\.csv' is the name of a file") as refused:
+        App("first").stream("flights.csv")
+    assert refused.value.hint.startswith("files('flights.csv'); a topic that is called so: sabot.kafka.KafkaSource(")
+
+
+def test_every_ending_that_files_reads_is_known_as_that_of_a_file():
+    assert all(_FILE.fullmatch(f"name{suffix}") for suffix in _SUFFIXES)
+    assert not any(_FILE.fullmatch(topic) for topic in ("orders", "orders.dlq", "in.csv.dlq", "json", "a.b", ".csv"))
+
+
+def test_a_script_that_writes_streams_and_never_runs_says_so_at_its_end(tmp_path):
+    done = script(tmp_path, 'rows.to(CsvSink("out.csv"))\nrows.to("copy")\n')
+    assert done.returncode == 0
+    assert done.stderr == (
+        "sabot: app first never ran, so nothing went to out.csv, copy "
+        "(end the script with app.main(), or start it by: sabot run module:app)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('rows.to(CsvSink("out.csv"))\napp.main()\n', ()),
+        ('rows.to(CsvSink("out.csv"))\nimport asyncio\nasyncio.run(app.agent_runtime.run())\n', ()),
+        ("rows.print()\n", ()),
+        ('rows.to(CsvSink("out.csv"))\n', ("-m", "sabot", "plan", "first:app")),
+        ('rows.to(CsvSink("out.csv"))\n', ("-m", "sabot", "run", "first:app")),
+        ('rows.to(CsvSink("out.csv"))\n', ("-c", "import first")),
+        ('rows.to(CsvSink("out.csv"))\n', ("-m", "pytest", "-q", "first.py", "--collect-only")),
+        ('rows.to(CsvSink("out.csv"))\nraise ValueError("own")\n', ()),
+    ],
+)
+def test_nothing_is_said_of_a_program_that_ran_or_is_no_script(tmp_path, text, words):
+    done = script(tmp_path, text, *words)
+    assert "never ran" not in done.stderr
+
+
+def test_a_file_sink_is_a_place_to_write(tmp_path):
+    app = App("first")
+    (tmp_path / "in.csv").write_text("a\n1\n")
+    app.stream(files(tmp_path / "in.csv")).to(NdjsonSink(tmp_path / "out.ndjson"))
+    app.main()
+    assert (tmp_path / "out.ndjson").read_text() == '{"a":1}\n'
+
+
+def test_a_column_that_holds_no_times_is_named_at_the_start_with_a_value(tmp_path):
+    """336,776 rows were set apart, the result was empty, and the exit code 0."""
+    path = tmp_path / "flights.csv"
+    path.write_text("carrier,n\n" + "".join(f"A{n},{n}\n" for n in range(500)))
+    flights = App("first").stream(files(path), time="carrier")
+    with pytest.raises(
+        UserError, match=r"stream .*flights\.csv: none of its first 500 rows has an event time"
+    ) as refused:
+        flights.window(tumbling("1m")).aggregate(n=count()).collect()
+    assert "time='carrier'" in str(refused.value)
+    assert "'A0'" in str(refused.value)
+
+
+def test_first_rows_without_event_time_are_dead_letters_where_others_have_one(tmp_path):
+    path = tmp_path / "flights.csv"
+    path.write_text("ts,n\n" + "".join(f"{'soon' if n < 90 else n},{n}\n" for n in range(500)))
+    flights = App("first").stream(files(path), time=col("ts").cast("int64", strict=False))
+    assert flights.window(tumbling("1m")).aggregate(n=count()).collect()["n"].to_pylist() == [410]
+
+
+def test_a_print_that_has_all_rows_it_asked_for_does_not_say_that_it_waited(capsys):
+    broker = MemoryBroker.get("memory://head")
+    broker.publish("in", [{"a": n} for n in range(9)])
+    App("first", "memory://head").stream("in", schema={"a": "int64"}).head(3).print()
+    assert capsys.readouterr().out.splitlines()[-1] == "3 rows"
+
+
+def test_a_plan_of_nothing_says_that_there_is_nothing(tmp_path):
+    done = script(tmp_path, "", "-m", "sabot", "plan", "first:")
+    assert done.returncode == 1
+    assert "app first has no agents and no streams that go somewhere" in done.stderr
