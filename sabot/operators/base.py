@@ -127,12 +127,17 @@ class Operator:
     text: str = ""  # what the operator does, as the plan says it
     named: bool = False  # whether the user gave the id
     path: str = ""  # a digest of the steps before it, which tells two operators that do the same apart
+    lineage: Sequence[Any] = ()  # by input, of which tables its changes are, as JSON values (`plan.lineage`)
     event_time: str = ""  # what the event times in its state were read from, in words; "": it has none
     forgets: frozenset[str] = frozenset()  # set before `restore`: names of what it does not take over, as aggregates
     emit: Callable[[Batch], None]
     spent_at_end = False  # True: unless it is named, nobody needs its state when all inputs of the job have ended
     inputs = 1  # 2: rows of a second input come to `process_right`; such an operator is the first of its chain
     polls = False  # True: the task calls `poll` between elements, at least every 50 ms
+    gives_table = False  # True: `table` gives the rows that its changes have made
+    takes_table = (
+        False  # True: it keeps what the changes of its inputs have made; without what came before it would be wrong
+    )
     holds = False  # True: watermarks do not pass by themselves; the operator gets them in `hold`, and gives them to `on_mark`
     on_mark: Callable[[Any], None]  # set before `open` for an operator that holds
     wake: Callable[[], None] = staticmethod(lambda: None)  # asks for a `poll` soon, from any thread
@@ -217,11 +222,26 @@ class Operator:
         """The state as columns (keys, bounds of windows, aggregates), in pieces. Called after `restore`, before any row."""
         return iter(())
 
+    def table(self) -> Iterator[Batch]:
+        """The rows that its changes have made so far, as inserts with all marks. Called after `restore`, where it `gives_table`."""
+        return iter(())
+
+    def unfit_to_fill(self, names: frozenset[str]) -> str:
+        """Why the rows of a table cannot take the place of the changes that made it, for these aggregates, or with no names for all that
+        the operator keeps; "" where they can. Called after `open`, also after `close`.
+        """
+        return ""
+
+    def fill(self, rows: Iterator[Batch], names: frozenset[str]) -> None:
+        """Fills these aggregates, which are empty after a restore, from the rows of the table that the others were made of."""
+        raise NotImplementedError
+
     def about_state(self, groups: int) -> dict[str, Any]:
         """The facts that every operator with state puts into its snapshot. groups: about how many it keeps."""
         if self._about is None:
             self._about = {"schema": self.state_schema(), "reader": self.state_reader()}
         about = {"named": self.named, "path": self.path, "event_time": self.event_time, "groups": groups}
+        about |= {"lineage": self.lineage} if self.lineage else {}
         return {**self._about, **about, **({"parted_by": list(self.parted_by)} if self.parted_by else {})}
 
     def finish(self) -> None:

@@ -1,7 +1,7 @@
 """From the graph of nodes that users wrote to the stages that run. There are no threads, sockets or clocks here."""
 
 from sabot.operators.layout.stages import Edge, Reading, Stage, Step, column_types
-from sabot.plan.against import Planned, Verdict, check, compare, planned
+from sabot.plan.against import check, compare, planned
 from sabot.plan.agents import (
     agreed_deliveries,
     agreed_formats,
@@ -13,10 +13,12 @@ from sabot.plan.agents import (
     leading_to,
     place_of_sink,
 )
+from sabot.plan.fills import Way, ways
 from sabot.plan.mermaid import mermaid
 from sabot.plan.optimise import ending, walk, with_schemas
 from sabot.plan.planner import make_plan
 from sabot.plan.stages import Plan, check_alike
+from sabot.plan.verdicts import Planned, Verdict
 
 __all__ = [
     "Edge",
@@ -26,6 +28,7 @@ __all__ = [
     "Stage",
     "Step",
     "Verdict",
+    "Way",
     "agreed_deliveries",
     "agreed_formats",
     "agreed_nans",
@@ -44,5 +47,6 @@ __all__ = [
     "place_of_sink",
     "planned",
     "walk",
+    "ways",
     "with_schemas",
 ]

@@ -6,99 +6,42 @@ operator may change, and so may its aggregates, each of which is found again by 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from shlex import quote
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
+from sabot.codecs.json import schema_of_text
 from sabot.errors import UserError
 from sabot.operators.aggregates.carried import ROWS_OF_A_KEY, Fate, fates
-from sabot.operators.base import Operator
+from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
 from sabot.operators.keyed.over_columns import hidden_over, keeps_over
 from sabot.operators.layout.stages import Stage, Step
 from sabot.operators.reading import parts_of
+from sabot.plan.continuity import over_changes
+from sabot.plan.fills import ways
 from sabot.plan.paths import steps_of
 from sabot.plan.stages import Plan
+from sabot.plan.verdicts import Outcome, Planned, SavedStep, Verdict
 from sabot.state.reading import SavedJob
 
 __all__ = ["Planned", "Verdict", "check", "compare", "planned"]
 
-Outcome = Literal["keep", "migrate", "drop", "new", "refuse"]
 _UNITS = {"ttl": " ms", "within": " ms", "allowed_lateness": " ms"}
-
-
-@dataclass(frozen=True)
-class Planned:
-    """An operator of a plan that keeps state, opened on the columns that it gets."""
-
-    id: str
-    text: str
-    schema: Mapping[str, Any]
-    parallelism: int
-    named: bool  # whether the user gave the id
-    path: str
-    event_time: str  # what the event times that it keeps are read from; "": it keeps none
-    taken_over: Callable[[str, Any, Any, int], str | None]  # of the operator
-
-
-class Verdict(NamedTuple):
-    """What becomes of an operator's state.
-
-    keep: it goes on as it is. migrate: it goes on, and `why` says what changes. new: the checkpoint has none, so it begins empty. drop: the
-    program has no such operator. refuse: the program's operator of that id keeps other state; `why` says what differs.
-    saved_as: the operator's id in the checkpoint; None: no state is taken over. groups: about how many groups the checkpoint has of it.
-    parts: what becomes of each of its aggregates. forgets: names of which nothing is taken over, as the user asked. given_up: the user
-    asked for all of its state to be dropped.
-    """
-
-    id: str
-    before: str | None
-    now: str | None
-    outcome: Outcome
-    why: str = ""
-    saved_as: str | None = None
-    groups: int = 0
-    parts: tuple[Fate, ...] = ()
-    forgets: frozenset[str] = frozenset()
-    given_up: bool = False
-
-    @property
-    def loses(self) -> bool:
-        """Whether state would be lost that the user has not given up. A start is refused then."""
-        return self.outcome == "refuse" or (self.outcome == "drop" and self.groups > 0 and not self.given_up)
-
-    @property
-    def ways(self) -> list[str]:
-        """The options by which the user gives up what would be lost, and no more."""
-        names = [f"{self.id}.{part.name}" for part in self.parts if part.outcome == "refuse"] or [self.id]
-        return [f"--drop {quote(name)}" for name in names]
-
-
-class _Saved(NamedTuple):
-    """An operator with state, as the checkpoint describes it."""
-
-    id: str
-    text: str
-    schema: Mapping[str, Any]
-    subtasks: int
-    groups: int
-    named: bool
-    path: str
-    names: frozenset[str]  # of what it keeps, beside those in the schema
-    event_time: str  # as that of Planned; "" also where the checkpoint does not say
 
 
 def planned(plan: Plan) -> list[Planned]:
     """The operators of the plan that keep state. Opens and closes every operator. UserError where columns are not known yet."""
     found: list[Planned] = []
 
-    def look(stage: Stage, step: Step, operator: Operator) -> None:
+    def look(stage: Stage, step: Step, operator: Operator, context: OperatorContext) -> None:
         state = operator.state_schema()
         if state is not None:
             found.append(
                 Planned(
                     *(step.id, step.text, state, stage.parallelism),
                     *(step.named, step.path, step.event_time, operator.taken_over),
+                    *(TIME_COLUMN in context.input.names and step.by_time, step.lineage),
+                    *(operator.gives_table, operator.unfit_to_fill if operator.takes_table else None),
                 )
             )
 
@@ -111,7 +54,8 @@ def planned(plan: Plan) -> list[Planned]:
         ):
             source = stage.id if stage.reading is None else stage.reading.node.name
             raise UserError(f"the columns of {source} are not known", hint='give the stream schema={"name": "type", …}')
-    return found
+    leading = ways(plan, {each.id for each in found})
+    return [replace(each, ways=leading.get(each.id, [])) for each in found]
 
 
 def compare(operators: Sequence[Planned], manifest: SavedJob, drop: Iterable[str] = ()) -> list[Verdict]:
@@ -148,6 +92,7 @@ def compare(operators: Sequence[Planned], manifest: SavedJob, drop: Iterable[str
             verdicts.append(_verdict(same_id, new, parts))
         else:
             verdicts.append(Verdict(new.id, None, new.text, "new", "it begins empty"))
+    verdicts = over_changes(operators, saved, verdicts)
     for old in saved.values():
         if old.id not in taken:
             given_up = old.id in gone
@@ -177,7 +122,7 @@ def check(verdicts: Iterable[Verdict], checkpoint: int) -> dict[str, str]:
 
 
 def _given_up(
-    drop: Iterable[str], operators: Iterable[Planned], saved: Mapping[str, _Saved]
+    drop: Iterable[str], operators: Iterable[Planned], saved: Mapping[str, SavedStep]
 ) -> tuple[set[str], dict[str, set[str]]]:
     """(ids of operators that are given up whole, names that are given up by operator)."""
     names: dict[str, set[str]] = {id: {*_names(old.schema), *old.names} for id, old in saved.items()}
@@ -206,7 +151,7 @@ def _names(schema: Mapping[str, Any]) -> Iterator[str]:
     return (name for name, *_ in schema[listed]) if listed else iter(())
 
 
-def _saved(manifest: SavedJob) -> Iterator[_Saved]:
+def _saved(manifest: SavedJob) -> Iterator[SavedStep]:
     texts: dict[str, str] = {}
     for task in manifest.tasks.values():
         for operator, facts in task.meta.get("operators", {}).items():
@@ -219,12 +164,15 @@ def _saved(manifest: SavedJob) -> Iterator[_Saved]:
         groups = sum(facts.get("groups", 0) for facts in parts)
         named, path = first.get("named", False), first.get("path", "")
         names = frozenset(name for facts in parts for name in facts.get("names", ()))
-        yield _Saved(operator, text, schema, len(parts), groups, named, path, names, first.get("event_time", ""))
+        event_time, lineage = first.get("event_time", ""), first.get("lineage", ())
+        input = schema_of_text((first.get("reader") or {}).get("input"))
+        timed = input is not None and TIME_COLUMN in input.names and not any(facts.get("untimed") for facts in parts)
+        yield SavedStep(operator, text, schema, len(parts), groups, named, path, names, event_time, timed, lineage)
 
 
 def _matched(
-    operators: Sequence[Planned], saved: Mapping[str, _Saved]
-) -> tuple[dict[str, _Saved], dict[str, list[_Saved]]]:
+    operators: Sequence[Planned], saved: Mapping[str, SavedStep]
+) -> tuple[dict[str, SavedStep], dict[str, list[SavedStep]]]:
     """(operator -> the saved one whose state is its own; operator -> the saved ones whose state it may be, where that is unclear).
 
     Operators are matched by the user's ids first. Those that keep the same state are then matched by their paths; those of one path, as
@@ -233,8 +181,8 @@ def _matched(
     """
     matched = {new.id: saved[new.id] for new in operators if new.named and new.id in saved}
     taken = {old.id for old in matched.values()}
-    unclear: dict[str, list[_Saved]] = {}
-    alike: dict[str, tuple[list[Planned], list[_Saved]]] = defaultdict(lambda: ([], []))
+    unclear: dict[str, list[SavedStep]] = {}
+    alike: dict[str, tuple[list[Planned], list[SavedStep]]] = defaultdict(lambda: ([], []))
     for new in operators:
         if new.id not in matched:
             alike[_what(new.schema)][0].append(new)
@@ -275,7 +223,7 @@ def _share(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return bool(computed[0] & computed[1])
 
 
-def _pairs(news: list[Planned], olds: list[_Saved]) -> Iterator[tuple[Planned, _Saved]]:
+def _pairs(news: list[Planned], olds: list[SavedStep]) -> Iterator[tuple[Planned, SavedStep]]:
     """Steps of one path, as many as there were: those whose functions are the same as before, the others in the order of their numbers."""
     for known in (lambda step: (step.text, step.path), lambda step: step.path, lambda step: step.text, lambda step: ""):
         for sign in {known(new) for new in news}:
@@ -287,7 +235,7 @@ def _pairs(news: list[Planned], olds: list[_Saved]) -> Iterator[tuple[Planned, _
                 olds = [old for old in olds if old not in there]
 
 
-def _by_number(step: Planned | _Saved) -> tuple[str, int]:
+def _by_number(step: Planned | SavedStep) -> tuple[str, int]:
     """The order of steps without a name of the user's: "over-2" comes before "over-10"."""
     kind, _, number = step.id.rpartition("-")
     return kind, int(number) if number.isdigit() else 0
@@ -297,14 +245,14 @@ def _what(schema: Mapping[str, Any]) -> str:
     return repr(sorted((name, value) for name, value in schema.items()))
 
 
-def _unclear(new: Planned, olds: list[_Saved]) -> Verdict:
+def _unclear(new: Planned, olds: list[SavedStep]) -> Verdict:
     names = " or ".join(old.id for old in olds)
     why = f"it may go on with the state of {names}, and nothing says which: name them before the checkpoint, .named(…)"
     before = " or ".join(sorted({old.text for old in olds}))
     return Verdict(new.id, before, new.text, "refuse", why, groups=sum(old.groups for old in olds))
 
 
-def _verdict(old: _Saved, new: Planned, given_up: Mapping[str, set[str]]) -> Verdict:
+def _verdict(old: SavedStep, new: Planned, given_up: Mapping[str, set[str]]) -> Verdict:
     forgets = frozenset().union(*(given_up.get(each, ()) for each in (old.id, new.id)))
     changes: list[str] = []
     differences: list[str] = []
@@ -335,6 +283,8 @@ def _verdict(old: _Saved, new: Planned, given_up: Mapping[str, set[str]]) -> Ver
                 differences.append(_difference(name, before, now)) if change is None else changes.append(change)
     if old.event_time and new.event_time and old.event_time != new.event_time:
         differences.append(f"event time was {old.event_time}, is {new.event_time}")
+    if new.schema["kind"] == "upsert" and new.timed and not old.timed:
+        differences.append("its rows were kept without their event time, which is asked for now")
     if (differences or refused) and not old.groups:
         why = f"{'; '.join([*differences, *refused])}; the checkpoint holds nothing of it, it begins empty"
         return Verdict(new.id, old.text, new.text, "new", why)
@@ -359,7 +309,7 @@ def _leads(schema: Mapping[str, Any]) -> bool:
     return any(words.startswith("lead(") for _, words, _ in schema["columns"])
 
 
-def _parts(listed: str, old: _Saved, new: Planned, forgets: frozenset[str]) -> list[Fate]:
+def _parts(listed: str, old: SavedStep, new: Planned, forgets: frozenset[str]) -> list[Fate]:
     """What becomes of each aggregate."""
     before = old.schema[listed]
     if listed == "columns":
@@ -367,7 +317,10 @@ def _parts(listed: str, old: _Saved, new: Planned, forgets: frozenset[str]) -> l
             before, new.schema[listed], forgets, keeps=keeps_over(new.schema["frame"]), hidden=hidden_over(before)
         )
     hidden = [ROWS_OF_A_KEY] if new.schema["kind"] == "groups" else []
-    return fates(before, new.schema[listed], forgets, keeps=str if new.schema.get("changes") else None, hidden=hidden)
+    if not new.schema.get("changes"):
+        return fates(before, new.schema[listed], forgets, hidden=hidden)
+    begins = f"it begins with the rows of {' and '.join(new.makers)}"
+    return fates(before, new.schema[listed], forgets, keeps=str, hidden=hidden, begins=begins)
 
 
 def _fate_of(name: str, forgets: frozenset[str]) -> Fate:
@@ -389,7 +342,7 @@ def _said_of(parts: Sequence[Fate]) -> Iterator[str]:
             yield f"{part.name} is gone ({part.before}): {part.why}"
 
 
-def _taken_over(name: str, before: Any, now: Any, old: _Saved, new: Planned) -> str | None:
+def _taken_over(name: str, before: Any, now: Any, old: SavedStep, new: Planned) -> str | None:
     """How state goes on though it differs in `name`; None: it cannot. Here for all operators, the rest they say themselves."""
     if name in ("ttl", "within") and before is not None and now is not None:
         return f"{name} was {before} ms, is {now} ms: for what the checkpoint still has, and from here on"

@@ -18,6 +18,7 @@ from sabot.operators.layout.stages import Aligned, Edge, Reading, Stage
 from sabot.operators.layout.themes import place_of
 from sabot.operators.rows.stateless import only_columns
 from sabot.plan.agents import arranged
+from sabot.plan.lineage import Lineages, lineages_behind, said
 from sabot.plan.optimise import check_nodes, closing_time, optimise, present_columns, time_use, used_columns
 from sabot.plan.paths import path_of
 from sabot.plan.stages import Plan
@@ -53,6 +54,7 @@ class _Planner:
         self._present = present_columns(ends, used)
         self._layout = Layout(parallelism, used, self._time.matters)
         self._sites: dict[int, Site] = {}
+        self._lineages: dict[int, Lineages] = {}
         self._by_time: dict[str, bool] = {}  # by stage: whether one of its nodes has to do with event time
 
     def plan(self) -> Plan:
@@ -103,9 +105,19 @@ class _Planner:
             node.check_event_time()
         by_time = matters or node.needs_time or node.goes_by_time
         self._by_time[site.stage.id] = self._by_time.get(site.stage.id, False) or by_time
+        self._trace(node, site, inputs)
         path = path_of(node, [each.path for each in inputs])
         times = frozenset() if node.gives_time and not isinstance(node, WithTime) else times
         return replace(site, path=path, times=times, changes=node.changes, unique=node.unique)
+
+    def _trace(self, node: Node, site: Site, inputs: Sequence[Site]) -> None:
+        """Notes of which tables the changes are that come into the node's step, and those that come out of it."""
+        step = None if any(site.targets is each.targets for each in inputs) else site.last
+        before = [self._lineages[id(upstream)] for upstream in node.inputs]
+        if step is not None and not step.lineage:
+            step.by_time = id(node) in self._time.matters
+            step.lineage = said(node, before, self._layout.used[id(node)])
+        self._lineages[id(node)] = lineages_behind(node, before, step)
 
     def _step(self, node: Node, inputs: list[Site]) -> Site:
         return place_of(type(node))(node, *self._narrowed(node, inputs))

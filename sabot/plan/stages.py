@@ -58,12 +58,13 @@ class Plan:
 
     def schemas(
         self,
-        look: Callable[[Stage, Step, Operator], None] | None = None,
+        look: Callable[[Stage, Step, Operator, OperatorContext], None] | None = None,
         along: Callable[[Edge, pa.Schema], None] | None = None,
     ) -> dict[str, pa.Schema]:
         """The columns that come into each stage, by its id, as far as they are known. Raises what `check` raises.
 
-        look: called with every operator while it is open. along: called with every edge and its columns, but for those of dead letters.
+        look: called with every operator while it is open, and its context.
+        along: called with every edge and its columns, but for those of dead letters.
         """
         schemas: dict[str, pa.Schema] = {}
         rights: dict[str, pa.Schema] = {}
@@ -85,7 +86,7 @@ class Plan:
                 try:
                     columns = operator.open(context)
                     if look is not None:
-                        look(stage, target, operator)
+                        look(stage, target, operator, context)
                     beside = {name: operator.branch_schema(name, schema) for name in target.branches}
                 finally:
                     operator.close()

@@ -33,14 +33,15 @@ from sabot.runtime.alignment import Alignment
 from sabot.runtime.decoding import codec_of, format_facts
 from sabot.runtime.edges import Branch, Built, Edges, LetterOutput, stage_of
 from sabot.runtime.event_time import SourceTime, source_time
+from sabot.runtime.filling import Filling
 from sabot.runtime.inference import wait_for_columns
 from sabot.runtime.inputs import GateInput
 from sabot.runtime.reading import Reader, SourceInput
 from sabot.runtime.restore import plan_of, positions_in, readers_in, stored_streams, verdicts_of
 from sabot.runtime.settings import Settings
-from sabot.runtime.task import Chain, Link, Output, StreamTask, receiver_of, refused
+from sabot.runtime.task import Chain, Link, Output, StreamTask, receiver_of
 from sabot.runtime.watermarks import Watermarks
-from sabot.runtime.writing import open_writer
+from sabot.runtime.writing import open_writer, refused
 
 __all__ = ["Build"]
 
@@ -380,6 +381,7 @@ class Build:
         operator = target.make()
         operator.id, operator.text = target.id, target.text
         operator.named, operator.path, operator.event_time = target.named, target.path, target.event_time
+        operator.lineage = target.lineage
         context = OperatorContext(
             schema,
             number,
@@ -473,7 +475,7 @@ class Build:
         forgets = {each.id: each.forgets for each in verdicts}
         for each in verdicts:
             loses = each.given_up or bool(each.forgets) or any(part.outcome == "drop" for part in each.parts)
-            if each.outcome in ("migrate", "drop") or loses:
+            if each.outcome in ("migrate", "drop") or each.fills or loses:
                 _log.log(logging.WARNING if loses else logging.INFO, "%s: %s: %s", each.id, each.outcome, each.why)
         saved = {operator: parts_of(restored, before) for operator, before in saved_as.items()}
         subtasks = {
@@ -482,6 +484,8 @@ class Build:
             for operator in task.chain.operators
         }
         scattered = {step.id for built in self.stages.values() for step in built.stage.steps() if step.scattered}
+        states_of = {operator: list(parts.values()) for operator, parts in saved.items()}
+        filling = Filling(self.plan, verdicts, states_of, self.settings.directory)
         for task in self.tasks:
             states = {}
             for operator in task.chain.operators:
@@ -491,6 +495,10 @@ class Build:
                 operator.forgets = forgets.get(operator.id, frozenset())
                 states[operator.id] = [replace(parts[task.name], own=True)] if same else list(parts.values())
             task.restore(states)
+            for operator in task.chain.operators:
+                fill = filling.of(operator, task.name, subtasks[operator.id])
+                if fill is not None:
+                    task.fills.append(fill)
 
 
 def _sinks(ends: Sequence[StreamEnd]) -> list[Sink]:

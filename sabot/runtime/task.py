@@ -19,19 +19,20 @@ from sabot._cython.flow.channel import ACTIVE, END, IDLE, Abort, Barrier, Channe
 from sabot._cython.groups.partition import hash_columns, partition_indices
 from sabot.checkpoint import TaskSnapshot
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.errors import InternalError, SabotError, UserError
+from sabot.errors import InternalError, SabotError
 from sabot.exits import EXITS, carried
 from sabot.faults import taking_over
 from sabot.operators.base import COMPLETE, END_OF_TIME, START_OF_TIME, Operator
 from sabot.operators.rows.origin import of_selected, reselected
 from sabot.runtime.blocking import held_up_by
 from sabot.runtime.facts import read_to_end
+from sabot.runtime.filling import Fill
 from sabot.runtime.inputs import SMALL_ROWS, Input
 from sabot.runtime.spread import Holds
 from sabot.state.base import Cut, Saved
 from sabot.threads import Handle, threads
 
-__all__ = ["Chain", "Link", "Output", "StreamTask", "close_tasks", "receiver_of", "refused"]
+__all__ = ["Chain", "Link", "Output", "StreamTask", "close_tasks", "receiver_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -290,6 +291,7 @@ class StreamTask:
         self._expected = 0  # the checkpoint whose barrier is on its way; 0: none
         self.readers_before: list[Holds] = []  # those whose rows come through the gate, of a task that waits for calls
         self._holds_readers = False
+        self.fills: list[Fill] = []  # run before the first element is taken
         self.handle = threads.spawn(name, self.step)
 
     @property
@@ -333,6 +335,8 @@ class StreamTask:
         if self.ended:
             return False
         self.may_wait = wait_seconds > 0
+        while self.fills:
+            self.fills.pop(0).run()
         if self.chain.pollers and not self._poll():
             return self._without_room(wait_seconds)
         element = self.input.next(wait_seconds if self.chain.is_empty else min(wait_seconds, self.input.flight_seconds))
@@ -493,6 +497,8 @@ class StreamTask:
 
     def close(self) -> None:
         """After `join`: lets go of what operators and the input hold. Idempotent."""
+        for fill in self.fills:
+            fill.close()
         self.input.close()
         self.chain.close()
 
@@ -534,11 +540,6 @@ def close_tasks(tasks: Sequence[StreamTask], seconds: float) -> list[tuple[str, 
         except (Exception, *EXITS):
             _log.exception("task %s could not be closed", task.name)
     return left
-
-
-def refused(what: str, error: BaseException) -> UserError:
-    """A source or a sink cannot be opened, and its error is none of ours."""
-    return UserError(f"{what} cannot be opened: {type(error).__name__}: {error}")
 
 
 def _internal(name: str, error: BaseException) -> SabotError:

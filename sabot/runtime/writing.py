@@ -27,13 +27,13 @@ from sabot.metrics import Sample
 from sabot.operators.base import OperatorContext
 from sabot.operators.sink import SinkWriter
 from sabot.runtime.inputs import GateInput
-from sabot.runtime.task import Chain, Link, StreamTask, close_tasks, refused
+from sabot.runtime.task import Chain, Link, StreamTask, close_tasks
 from sabot.threads import Handle, aside, tell
 
 if TYPE_CHECKING:
     from sabot.operators import AgentOperator
 
-__all__ = ["AgentSink", "Flushes", "OperatorPort", "SeveralSinks", "SinkPort", "StreamPort", "open_writer"]
+__all__ = ["AgentSink", "Flushes", "OperatorPort", "SeveralSinks", "SinkPort", "StreamPort", "open_writer", "refused"]
 
 _log = logging.getLogger(__name__)
 
@@ -419,3 +419,8 @@ class AgentSink(SinkPort):
     def _has_finished(self, sealed: Mapping[str, int]) -> None:
         self._final = sealed
         self._answer()
+
+
+def refused(what: str, error: BaseException) -> UserError:
+    """A source or a sink cannot be opened, and its error is none of ours."""
+    return UserError(f"{what} cannot be opened: {type(error).__name__}: {error}")

@@ -78,12 +78,13 @@ def fates(
     *,
     keeps: Keeps | None = None,
     hidden: Sequence[Sequence[str]] = (),
+    begins: str = "it begins empty",
 ) -> list[Fate]:
     """A fate for each aggregate of the program, in order, then for those that only the checkpoint has.
 
     before, now: (name, what it computes, type of the result) of each. forgets: names of which no state is taken over. keeps: what an
     aggregate keeps, by what it computes (`shared_by` if None): those that keep the same share it, unless it is `str`. hidden: as `before`,
-    what the operator keeps for no aggregate of the user's.
+    what the operator keeps for no aggregate of the user's. begins: how an aggregate begins that is new.
     """
     keeps = shared_by if keeps is None else keeps
     anyway = {} if keeps is str else {keeps(words): "the step" for _, words, _ in hidden}
@@ -111,7 +112,7 @@ def fates(
             taken.add(same_name)
             found.append(Fate(name, "refuse", was, text, f"it was {was}, is {text}"))
         else:
-            why = "its state is dropped, as asked" if name in forgets else "it begins empty"
+            why = "its state is dropped, as asked" if name in forgets else begins
             found.append(Fate(name, "add", None, text, why))
     here = {name for name, _, _ in now}
     for number, (name, *said) in enumerate(before):

@@ -17,9 +17,10 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.rows.changes import Touches
+from sabot.disk import make_folder
 from sabot.operators.aggregates.aggregator import AggregateColumn, aggregates_reader, aggregates_schema
 from sabot.operators.aggregates.carried import ROWS_OF_A_KEY, Shape, carried
-from sabot.operators.base import OP_COLUMN, TIME_COLUMN, OperatorContext, Saved, with_marks
+from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN, OperatorContext, Saved, with_marks
 from sabot.operators.changes.added import AddedGroups
 from sabot.operators.changes.removable import RemovableGroups
 from sabot.operators.changes.state import Groups, StoredGroups
@@ -28,13 +29,17 @@ from sabot.operators.columns import key_columns, result_schema
 from sabot.operators.keeping import Keeper, Keeping, columns_schema
 from sabot.operators.readers import described
 from sabot.operators.rows.origin import reselected
+from sabot.state.files import remove_tree
 
 __all__ = ["GroupAggregate", "KeptGroups"]
+
+_BY_ARRIVAL = ("first", "last", "collect_list", "user")  # where rows have no event time
 
 
 class KeptGroups(Keeping):
     """One row for each key, kept current: the base of aggregates and upserts. The result is changes, with the unique key `keys`."""
 
+    gives_table = True
     _groups: "Groups | None" = None
 
     def __init__(self, keys: Sequence[str], id: str) -> None:
@@ -116,6 +121,14 @@ class KeptGroups(Keeping):
         for columns in self._there().contents():
             yield pa.RecordBatch.from_arrays([columns[place] for place in self._places], schema=self._columns)
 
+    def table(self) -> Iterator[Batch]:
+        for rows, times, columns in self._there().current():
+            columns = [columns[place] for place in self._places]
+            columns.append(pa.array(np.full(rows, INSERT, np.int8)))
+            if self._timed:
+                columns.append(pa.array(times))
+            yield Batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+
     def close(self) -> None:
         if self._groups is not None:
             self._groups.close()
@@ -156,13 +169,47 @@ class GroupAggregate(KeptGroups):
         super().__init__(keys, id)
         self._aggregates, self._changes = list(aggregates), changes
         self.parted_by = parted_by
+        self.takes_table = changes
 
     def process(self, batch: Batch) -> None:
         if self.parted_by and batch.hashes is not None:  # of these columns, not of all keys
             batch = reselected(batch, batch.selection, None)
         super().process(batch)
 
+    def unfit_to_fill(self, names: frozenset[str]) -> str:
+        by_order = [
+            each.name
+            for each in self._aggregates
+            if each.kind in _BY_ARRIVAL and (not names or each.name in names) and not self._timed
+        ]
+        return (
+            f"{', '.join(by_order)} goes by the order in which rows came, which a table does not keep"
+            if by_order
+            else ""
+        )
+
+    def fill(self, rows: Iterator[Batch], names: frozenset[str]) -> None:
+        """Makes the groups anew of the rows, and takes over of them what belongs to these aggregates."""
+        folder = None if self._context.directory is None else self._context.directory / "filling"
+        if folder is not None:
+            make_folder(folder)
+        other = GroupAggregate(self.key_names, self._aggregates, changes=True, parted_by=self.parted_by)
+        other.open(replace(self._context, directory=folder))
+        other.emit = lambda batch: None
+        try:
+            for batch in rows:
+                other.process(batch)
+            groups, made = self._there(), other._there()
+            assert isinstance(groups, RemovableGroups)
+            assert isinstance(made, RemovableGroups)
+            groups.take_parts(made, [i for i, each in enumerate(self._aggregates) if each.name in names])
+        finally:
+            other.close()
+            if folder is not None:
+                remove_tree(folder)
+
     def _make(self, context: OperatorContext) -> "Groups":
+        self._context = context
         context = replace(context, parted_by=self.parted_by)
         return (RemovableGroups if self._changes else AddedGroups)(self.key_names, self._aggregates, self.rows, context)
 

@@ -31,7 +31,8 @@ class LatestRows(Groups):
     def __init__(self, keys: Sequence[str], input: pa.Schema, context: OperatorContext) -> None:
         self._names, self._input = list(keys), input
         self._timed = TIME_COLUMN in input.names
-        self._rows = RowStore(input, self._names, directory=context.directory, memory_bytes=context.memory_budget)
+        folder, memory = context.directory, context.memory_budget
+        self._rows = RowStore(input, self._names, directory=folder, memory_bytes=memory, later=TIME_COLUMN)
         self._known = key_table(pa.schema([input.field(name) for name in keys]))
         self._ids: Any = np.zeros(0, np.int64)
         self._touches = Touches()
@@ -104,6 +105,12 @@ class LatestRows(Groups):
     def contents(self) -> Iterator[list[Array]]:
         for rows in self._pieces():
             yield [*(rows.column(name) for name in self._names), *(rows.column(place) for place in self._places)]
+
+    def current(self) -> Iterator[tuple[int, Any, list[Array]]]:
+        for rows in self._pieces():
+            times = rows.column(TIME_COLUMN).fill_null(START_OF_TIME).to_numpy() if self._timed else None
+            columns = [*(rows.column(name) for name in self._names), *(rows.column(place) for place in self._places)]
+            yield rows.num_rows, times, columns
 
     @property
     def count(self) -> int:

@@ -47,6 +47,8 @@ class Materialize(Keeping):
     the rows that are equal to it. The rows come before the watermark at the end of time, and no watermark passes before.
     """
 
+    takes_table = True
+
     def __init__(self, keys: Sequence[str] = (), *, id: str = "") -> None:
         self.id = id
         self._names = list(keys)

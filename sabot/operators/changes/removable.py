@@ -154,6 +154,33 @@ class RemovableGroups(StoredGroups):
         for holder, column in zip(self._holders, state.columns[len(self._keys) :], strict=True):
             holder.store.load(slots.to_numpy(), column)
 
+    def take_parts(self, other: "RemovableGroups", numbers: Sequence[int]) -> None:
+        """Takes over what belongs to these aggregates, of which nothing is kept yet, from groups with the same aggregates."""
+        accumulators = {index for number in numbers for index in self.shape.places[number].accumulators}
+        width, blank = len(self._keys), self.shape.table()
+        holders = [
+            (place, each) for place, each in enumerate(self._holders) if each in [self._parts[n] for n in numbers]
+        ]
+        for rows in other.every():
+            nothing = blank.export(blank.resolve(rows.slice(0, 1), range(width)))
+            keys = rows.columns[:width]
+            repeated = pa.array(np.zeros(rows.num_rows, np.int32))
+            state = [
+                rows.column(name)
+                if int(name.partition(".")[0]) in accumulators
+                else nothing.column(name).take(repeated)
+                for name in nothing.schema.names[width:]
+            ]
+            with self.changing:
+                self.fetch(Batch(rows), range(width))
+                table = self.store.table()
+                self.note(table.resolve(rows, range(width)))
+                slots = table.merge(pa.RecordBatch.from_arrays([*keys, *state], schema=nothing.schema))
+                for place, holder in holders:
+                    holder.store.load(slots.to_numpy(), rows.column(len(nothing.schema) + place))
+                self.settle()
+            blank.clear()
+
     def forget(self, pane: int, slots: pa.Int32Array) -> None:
         for holder in self._holders:
             holder.store.remove(slots.to_numpy())

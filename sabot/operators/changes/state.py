@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable
+from sabot.operators.aggregates.aggregator import slot_pieces
 from sabot.operators.aggregates.carried import Carried, Shape
 from sabot.operators.base import OperatorContext
 from sabot.operators.cuts import SlotRows
@@ -85,6 +86,10 @@ class Groups(ABC):
     @abstractmethod
     def contents(self) -> Iterator[list[Array]]:
         """The keys and fields of all groups, in pieces."""
+
+    @abstractmethod
+    def current(self) -> Iterator[tuple[int, Any, list[Array]]]:
+        """(how many rows, their event times (numpy), the keys and fields) of the results of all groups, in pieces."""
 
     @property
     @abstractmethod
@@ -180,6 +185,24 @@ class StoredGroups(Groups):
             some = self.alone()
             some.put(_PANE, rows)
             yield from some.contents_in_memory()
+
+    def every(self) -> Iterator[pa.RecordBatch]:
+        """All groups, in pieces, as `rows_of` gives them."""
+        if not self._has_beside:
+            yield from self.store.export()
+            return
+        for slots in slot_pieces(self.store.table()):
+            yield self.rows_of(_PANE, slots)
+        yield from self._spilled.read(_PANE)
+
+    def current(self) -> Iterator[tuple[int, Any, list[Array]]]:
+        for rows in self.every():
+            some = self.alone()
+            some.put(_PANE, rows)
+            table = some.store.table()
+            slots = table.slots().filter(pa.array(some.results(table, table.slots())[0] > 0))
+            counts, times, columns = some.results(table, slots)
+            yield len(counts), times, [*table.key_columns(slots), *columns]
 
     def rows_of(self, pane: int, slots: pa.Int32Array) -> pa.RecordBatch:
         table = self.store.table()

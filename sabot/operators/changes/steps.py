@@ -14,13 +14,14 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot.api.nodes import changes as nodes
 from sabot.api.nodes.changes import OP
-from sabot.codecs.json import schema_text
+from sabot.codecs.json import schema_of_text, schema_text
 from sabot.errors import UserError
 from sabot.operators.aggregates.arguments import with_arguments
 from sabot.operators.base import (
     OP_COLUMN,
     TIME_COLUMN,
     OperatorContext,
+    Saved,
     without_marks,
 )
 from sabot.operators.changes.groups import GroupAggregate, KeptGroups
@@ -103,6 +104,8 @@ class Upsert(KeptGroups):
         if not keys:
             raise UserError("upsert needs a key", hint='upsert("id")')
         self._changes, self._deletes = changes, deletes
+        self.takes_table = changes and not deletes
+        self._untimed = False  # whether it goes on with rows that were kept without their event time
         self._last_only = deletes or not changes  # whether the last row of each key is kept, not all of them
 
     def _make(self, context: OperatorContext) -> Groups:
@@ -112,12 +115,21 @@ class Upsert(KeptGroups):
     def _order(self) -> list[str]:
         return list(without_marks(self.rows).names)
 
+    def foretell(self, saved: Sequence[Saved]) -> None:
+        self._untimed = TIME_COLUMN in self.rows.names and any(map(_lacks_times, saved))
+
+    def noted(self) -> dict[str, Any]:
+        return {"untimed": True} if self._untimed else {}
+
     def state_schema(self) -> dict[str, Any]:
         columns = {
             "columns": columns_schema(without_marks(self.rows)),
             "changes": not self._last_only,
         }
         return {"kind": "upsert", "keys": columns_schema(self.keys), **columns}
+
+    def unfit_to_fill(self, names: frozenset[str]) -> str:
+        return "which row of a key came last is not known"
 
     def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
         """The last rows may lose columns: `RowStore` reads those that it keeps. Where all rows of a key are kept they are packed bytes."""
@@ -126,6 +138,13 @@ class Upsert(KeptGroups):
     def state_reader(self) -> dict[str, Any]:
         given = {"changes": self._changes, "deletes": self._deletes}
         return {"keys": self.key_names, "input": schema_text(self.rows), **given}
+
+
+def _lacks_times(part: Saved) -> bool:
+    if not part.facts.get("groups"):
+        return False
+    input = schema_of_text(part.facts["reader"]["input"])
+    return bool(part.facts.get("untimed")) or (input is not None and TIME_COLUMN not in input.names)
 
 
 class Changelog(KeepsWatermark):

@@ -44,6 +44,7 @@ class Join(Joined):
     """
 
     kind = "join"
+    takes_table = True
 
     def __init__(
         self,
@@ -337,6 +338,7 @@ class TableLookup(Joined):
     """
 
     kind = "lookup"
+    takes_table = True
     hows = ("left", "inner")
 
     def __init__(self, sides: Sides, how: str, *, broadcast: bool = False, id: str = "") -> None:

@@ -137,7 +137,7 @@ class TopN(Ranked):
         id: str = "",
     ) -> None:
         super().__init__(keys, n, by, ties, rank, id)
-        self._changes = changes
+        self._changes = self.takes_table = changes
         self.parted_by = parted_by
         self._state: _KeptRanks | None = None
 
@@ -185,6 +185,9 @@ class TopN(Ranked):
     def _result(self, columns: list[Array], ranks: Array, ops: Array, times: Array) -> pa.RecordBatch:
         columns = [*columns, *([] if self.rank is None else [ranks]), ops, *([times] if self._time >= 0 else [])]
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+    def unfit_to_fill(self, names: frozenset[str]) -> str:
+        return "" if self._by else "which row of a key came first is not known"
 
     def state_schema(self) -> dict[str, Any]:
         return {"kind": "top_n", **self.schema_words(), "ranked": self.rank is not None, "changes": self._changes}

@@ -7,6 +7,7 @@ never joins.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
@@ -53,6 +54,10 @@ class Step:
     named: bool = False  # whether the user gave the id
     path: str = ""  # a digest of all steps before it, back to the sources
     event_time: str = ""  # what the event times that it keeps are read from; "": it keeps none
+    lineage: list[list[dict[str, Any]]] = field(
+        default_factory=list
+    )  # by input, of which tables its changes are (`plan.lineage`)
+    by_time: bool = False  # whether a result behind it depends on event time
     scattered: bool = False  # rows come to any subtask; state is still restored by key group
 
 

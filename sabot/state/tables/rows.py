@@ -52,7 +52,8 @@ class RowStore:
 
     directory: a directory of its own for files that checkpoints share, and for rows beyond `memory_bytes`, which are mapped from files
     there (the index stays in memory). None: all rows are in memory, and each checkpoint is written whole. order_of: where the order of rows
-    is made of all their columns, what makes it anew at a restore where these are others than before.
+    is made of all their columns, what makes it anew at a restore where these are others than before. later: the column that a checkpoint
+    may lack: it is null in the rows that come from there.
     """
 
     def __init__(
@@ -64,8 +65,9 @@ class RowStore:
         directory: Path | None = None,
         memory_bytes: int = 256_000_000,
         order_of: Callable[[pa.RecordBatch], pa.Int64Array] | None = None,
+        later: str = "",
     ) -> None:
-        self._order_of = order_of
+        self._order_of, self._later = order_of, later
         self._directory = None if directory is None else directory / "rows"
         if self._directory is not None:
             remove_tree(self._directory)
@@ -155,7 +157,7 @@ class RowStore:
                         validate(data)
                         ids, order = data.column(data.num_columns - 1), data.column(data.num_columns - 2)
                         rows, counts = alive.of(ids.to_numpy())
-                        kept = data.select(columns)
+                        kept = self._kept(data, columns)
                         if self._order_of is not None and columns != list(range(data.num_columns - 2)):
                             order = self._order_of(kept)
                         self._put(kept, order, rows, counts, owned)
@@ -163,13 +165,24 @@ class RowStore:
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             raise unreadable(f"{directory}: cannot be read as rows", error) from error
 
+    def _kept(self, data: pa.RecordBatch, columns: Sequence[int]) -> pa.RecordBatch:
+        """The table's columns of rows of a file; the one that may have come later is null where the file lacks it."""
+        fields = list(self.table.rows)
+        found = [
+            data.column(c) if c >= 0 else pa.nulls(data.num_rows, each.type)
+            for c, each in zip(columns, fields, strict=True)
+        ]
+        return pa.RecordBatch.from_arrays(found, schema=self.table.rows)
+
     def _names(self, file: Path, schema: pa.Schema) -> list[int]:
-        """The places of the table's columns in a file, which may have more: the program may keep fewer columns now."""
+        """The places of the table's columns in a file, which may have more: the program may keep fewer columns now. -1: it is not there."""
         names, rows = schema.names[:-2], self.table.rows
         columns = [names.index(name) if names.count(name) == 1 else -1 for name in rows.names]
         if names == rows.names:
             columns = list(range(len(names)))
-        if -1 in columns or [schema.types[c] for c in columns] != rows.types:
+        known = [(schema.types[c], kind) for c, kind in zip(columns, rows.types, strict=True) if c >= 0]
+        lacking = [name for c, name in zip(columns, rows.names, strict=True) if c < 0 and name != self._later]
+        if lacking or any(one != two for one, two in known):
             raise CorruptCheckpoint(
                 f"{file}: has the columns {_described(schema)}, the program keeps {_described(rows)}",
                 hint="the program has changed: start it afresh",

@@ -1,0 +1,118 @@
+"""Whether the state of steps over changes is still right behind another program: changes take rows away that came before, and a step must
+have had these, from the same table, past the same filters, with the same values in their columns.
+
+What has not seen the rows so far (a step that is new, or an aggregate of it) is filled from the table before it, where that has them and
+they come to the step one by one; else the start is refused.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from sabot.api.expr import col
+from sabot.plan.verdicts import Planned, SavedStep, Verdict
+
+__all__ = ["over_changes"]
+
+_ALL: frozenset[str] = frozenset()
+
+
+def over_changes(
+    operators: Sequence[Planned], saved: Mapping[str, SavedStep], verdicts: Sequence[Verdict]
+) -> list[Verdict]:
+    """Returns the verdicts, where those of steps over changes say what is filled, and refuse what would be wrong.
+
+    operators: upstream first, each with its verdict. saved: the state of the checkpoint, by its ids.
+    """
+    known = {each.id: each for each in operators}
+    found: dict[str, Verdict] = {}
+    for new, verdict in zip(operators, verdicts, strict=True):
+        found[new.id] = verdict
+        if new.unfit is None:
+            continue
+        before = verdict.saved_as or (new.id if verdict.outcome == "refuse" and new.id in saved else None)
+        old = None if before is None else saved[before]
+        broken = [] if old is None else list(_broken(old, new, known, found))
+        begun = Verdict(new.id, verdict.before, new.text, "new", "it begins empty", given_up=verdict.given_up)
+        if old is not None and old.groups and (broken or verdict.outcome == "refuse"):
+            if broken or not verdict.parts:  # all of it would have to go, and what then cannot be filled
+                why = "; ".join([*([verdict.why] if verdict.outcome == "refuse" else []), *broken])
+                ways = [new.id, *_filled(new, begun, known, found, _ALL).instead]
+                verdict = Verdict(new.id, old.text, new.text, "refuse", why, groups=old.groups, instead=tuple(ways))
+        elif old is None or broken:
+            verdict = _filled(new, begun if broken else verdict, known, found, _ALL)
+        elif added := frozenset(part.name for part in verdict.parts if part.now and part.source is None):
+            verdict = _filled(new, verdict, known, found, added)
+        found[new.id] = verdict
+    return list(found.values())
+
+
+def _broken(
+    old: SavedStep, new: Planned, known: Mapping[str, Planned], verdicts: Mapping[str, Verdict]
+) -> Iterator[str]:
+    """Yields why the changes that come are not those that go on from the state."""
+    for maker in new.makers:
+        verdict = verdicts[maker]
+        if verdict.saved_as is None:
+            yield f"its rows are of {maker}, whose state would not go on"
+        for name, words, _ in known[maker].schema.get("aggregates", ()):
+            if name in verdict.forgets and not verdict.fills and col(words).text() in str(_texts(new)):
+                yield f"its rows have {name} of {maker}, which would begin empty"
+    if len(old.lineage) != len(new.lineage):  # an earlier version does not say; another kind of step is refused anyway
+        return
+    for one, two in zip(old.lineage, new.lineage, strict=True):
+        was = {each["from"]: each for each in one}
+        now = {verdicts[each["from"]].saved_as or "": each for each in two}
+        for maker in was.keys() - now.keys() if "" not in now else ():
+            yield f"its rows were changes of {maker}, and are not now"
+        for maker in now.keys() - was.keys() - {""}:
+            yield f"its rows were no changes of {maker}, and are now"
+        for maker in sorted(was.keys() & now.keys() - {""}):
+            before, after = was[maker], now[maker]
+            gone, come = _only(before["where"], after["where"]), _only(after["where"], before["where"])
+            if gone or come:
+                said = [f"had passed {each}" for each in gone] + [f"had not passed {each}" for each in come]
+                yield f"its rows of {maker} {', '.join(said)}"
+            for name in sorted(before["columns"].keys() & after["columns"].keys()):
+                if before["columns"][name] != after["columns"][name]:
+                    yield f"its {name} was {before['columns'][name]} of {maker}, is {after['columns'][name]}"
+
+
+def _only(here: Sequence[str], there: Sequence[str]) -> list[str]:
+    return [each for each in here if each not in there]
+
+
+def _texts(new: Planned) -> list[str]:
+    return [
+        text for lineages in new.lineage for each in lineages for text in (*each["where"], *each["columns"].values())
+    ]
+
+
+def _filled(
+    new: Planned,
+    verdict: Verdict,
+    known: Mapping[str, Planned],
+    verdicts: Mapping[str, Verdict],
+    names: frozenset[str],
+) -> Verdict:
+    """Returns the verdict with what is filled: these aggregates, or all that the step keeps. A refusal, where that cannot be."""
+    fills: list[int] = []
+    assert new.unfit is not None
+    for number, lineages in enumerate(new.lineage):
+        makers = {each["from"]: verdicts[each["from"]] for each in lineages}
+        going = [id for id, each in makers.items() if each.saved_as is not None and each.groups]
+        if not going:
+            continue  # there are no rows, or they come as changes
+        way = new.ways[number] if number < len(new.ways) else None
+        why = new.unfit(names)
+        if way is None or not known[way.maker.id].gives_table:
+            why = f"its rows cannot be had from {' and '.join(going)}, whose changes may take them away"
+        if why:
+            what = ", ".join(sorted(names)) or "the step"
+            why = f"{what} would begin without the rows that came before: {why}"
+            instead = tuple(dict.fromkeys([*going, *([new.id] if verdict.saved_as else [])]))
+            return Verdict(new.id, verdict.before, new.text, "refuse", why, groups=verdict.groups, instead=instead)
+        fills.append(number)
+    why = verdict.why
+    if fills and not names:
+        why = why.replace("it begins empty", f"it begins with the rows of {' and '.join(new.makers)}")
+    return replace(verdict, fills=tuple(fills), why=why)

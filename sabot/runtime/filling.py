@@ -1,0 +1,159 @@
+"""Fills steps that have not seen the rows so far from the tables before them, as the checkpoint has these.
+
+    the checkpoint's state of the maker ──▶ its table ──▶ the steps between ──▶ rows of this subtask's keys ──▶ the step
+
+Each subtask reads the whole table and takes its own keys. A step that begins gets them in its task's thread before the first element, so
+that the rows stand before all changes that follow, and before the first barrier.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.groups.partition import hash_columns
+from sabot.disk import make_folder, own_folder
+from sabot.operators.base import Operator, OperatorContext, Saved
+from sabot.operators.keeping import owned_groups
+from sabot.plan import Edge, Plan, Stage, Step, Verdict, Way, ways
+from sabot.state.files import remove_tree
+
+__all__ = ["Fill", "Filling"]
+
+
+class Fill:
+    """The filling of one operator. The tables are read out of the checkpoint already; `run` gives their rows to the operator."""
+
+    def __init__(self, operator: Operator, folder: Path | None) -> None:
+        self.rows: list[tuple[int, Iterator[Batch]]] = []  # by input of the operator
+        self.opened: list[Operator] = []
+        self._operator, self._folder = operator, folder
+
+    def run(self) -> None:
+        """Called in the task's thread, before it takes its first element: the operator may emit."""
+        try:
+            for number, rows in self.rows:
+                take = self._operator.process_right if number else self._operator.process
+                for batch in rows:
+                    take(batch)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Lets go of the tables. Idempotent."""
+        for operator in self.opened:
+            operator.close()
+        self.opened, self.rows = [], []
+        if self._folder is not None:
+            remove_tree(self._folder)
+
+
+class Filling:
+    """What a start fills, by the verdicts on a program and a checkpoint. saved: by operator, its state in the checkpoint. directory: of the
+    run's state; None: it is in memory.
+    """
+
+    def __init__(
+        self, plan: Plan, verdicts: Sequence[Verdict], saved: Mapping[str, Sequence[Saved]], directory: Path | None
+    ) -> None:
+        self._verdicts = {each.id: each for each in verdicts}
+        self._saved, self._directory = saved, directory
+        self._inputs: dict[str, tuple[pa.Schema, pa.Schema | None]] = {}
+        keeping: set[str] = set()
+
+        def look(stage: Stage, step: Step, operator: Operator, context: OperatorContext) -> None:
+            self._inputs[step.id] = context.input, context.right
+            if operator.state_schema() is not None:
+                keeping.add(step.id)
+
+        if any(each.fills for each in verdicts):
+            plan.schemas(look)
+            self._ways = ways(plan, keeping)
+
+    def of(self, operator: Operator, task: str, parallelism: int) -> Fill | None:
+        """Reads the tables from which an operator of a task is filled. Aggregates that were added are filled at once; for an operator that
+        begins, `Fill.run` remains to be called. None: nothing is to be filled.
+
+        To be called when the operator's state is restored. parallelism: of how many subtasks the task is one.
+        """
+        verdict = self._verdicts.get(operator.id)
+        if verdict is None or not verdict.fills:
+            return None
+        folder = None
+        if self._directory is not None:
+            own_folder(self._directory)
+            folder = self._directory / f"filling-{task.replace('/', '-')}-{operator.id}"
+            remove_tree(folder)
+            make_folder(folder)
+        fill = Fill(operator, folder)
+        subtask = int(task.rsplit("/", 1)[1])
+        self._prepare(fill, operator, _Share(subtask, parallelism, folder))
+        if fill.rows:
+            return fill
+        fill.close()
+        return None
+
+    def _prepare(self, fill: Fill, operator: Operator, share: "_Share") -> None:
+        verdict = self._verdicts[operator.id]
+        for number in verdict.fills:
+            way = self._ways[operator.id][number]
+            assert way is not None
+            rows = self._rows(way, share, fill)
+            if verdict.saved_as is None:
+                fill.rows.append((number, rows))
+            else:
+                operator.fill(rows, frozenset(part.name for part in verdict.parts if part.now and part.source is None))
+
+    def _rows(self, way: Way, share: "_Share", fill: Fill) -> Iterator[Batch]:
+        """Returns the table's rows that belong to the subtask, as they come to the step at the end of the way."""
+        edges = [each for each in way.through if isinstance(each, Edge)]
+        last = edges[-1] if edges else None
+        input, right = self._inputs[way.maker.id]
+        maker = way.maker.make()
+        fill.opened.append(maker)
+        maker.id, maker.text = way.maker.id, way.maker.text
+        maker.forgets = self._verdicts[maker.id].forgets
+        folder = None if share.folder is None else share.folder / str(len(fill.opened))
+        if folder is not None:
+            make_folder(folder)
+        whole = _Share(0, 1, folder) if last is not None and not last.straight else replace(share, folder=folder)
+        columns = maker.open(OperatorContext(input, whole.subtask, whole.parallelism, folder, right=right))
+        maker.restore(list(self._saved[maker.id]))
+        if self._verdicts[maker.id].fills:
+            self._prepare(fill, maker, whole)
+        steps: list[Operator] = []
+        for step in (each for each in way.through if isinstance(each, Step)):
+            operator = step.make()
+            columns = operator.open(OperatorContext(columns))
+            steps.append(operator)
+        fill.opened += steps
+        return _passed(maker, steps, last, share)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Which part of the keys is read: those of a subtask, of so many. folder: for the state that is read."""
+
+    subtask: int
+    parallelism: int
+    folder: Path | None
+
+
+def _passed(maker: Operator, steps: Sequence[Operator], edge: Edge | None, share: _Share) -> Iterator[Batch]:
+    """Yields the rows of the maker's table, behind the steps, that the edge gives to the subtask."""
+    came: list[Batch] = []
+    receive: Callable[[Batch], None] = came.append
+    for operator in reversed(steps):
+        operator.emit, receive = receive, operator.process
+    for table in maker.table():
+        receive(table)
+        for batch in came:
+            if edge is not None and edge.keys is not None and not edge.everywhere and share.parallelism > 1:
+                data = batch.taken()
+                owned = owned_groups(OperatorContext(data.schema, share.subtask, share.parallelism))
+                batch = Batch(data.filter(owned(hash_columns([data.column(name) for name in edge.keys]))))
+            if batch.num_rows:
+                yield batch
+        came.clear()
