@@ -34,6 +34,7 @@ __all__ = [
     "is_utc",
     "python_value",
     "shown",
+    "signed",
     "to_ms",
     "to_unit",
     "where",
@@ -200,7 +201,10 @@ def shown(value: pa.Scalar) -> str:
     try:
         return repr(value.as_py())
     except (OverflowError, ValueError):
-        return f"{value.value} {getattr(value.type, 'unit', 'days')} since 1970"
+        count = getattr(value, "value", None)
+        return (
+            f"{count} {getattr(value.type, 'unit', 'days')} since 1970" if isinstance(count, int) else f"a {value.type}"
+        )
 
 
 def integer_array(values: Any, type: pa.DataType, *sources: Any, nulls: Any = None) -> pa.Array:
@@ -232,23 +236,33 @@ def is_time(type: pa.DataType) -> bool:
 
 
 def to_ms(array: pa.Array) -> pa.Array:
-    """int64 ms since 1970 UTC, from timestamps of any unit (rounded down), dates, or integers (which are ms already); null stays null."""
+    """int64 ms since 1970 UTC, from timestamps of any unit (rounded down), dates, or integers (which are ms already); null stays null, and
+    is what does not fit into 64 bits.
+    """
     if pa.types.is_integer(array.type):
-        return array if pa.types.is_int64(array.type) else pc.cast(array, pa.int64())
+        return signed(array)
     if not is_time(array.type):
         raise UserError(f"{array.type} is no time", hint="a timestamp, a date, or int64 as ms since 1970 UTC")
     return epoch(array, "ms")
 
 
+def signed(array: pa.Array) -> pa.Array:
+    """Integers of any type as int64; null for those of uint64 that do not fit."""
+    if not pa.types.is_uint64(array.type):
+        return array if pa.types.is_int64(array.type) else pc.cast(array, pa.int64())
+    far = integers(array) > 2**63 - 1
+    return integer_array(integers(array).view(np.int64), pa.int64(), array, nulls=far if far.any() else None)
+
+
 def as_timestamp(array: pa.Array) -> pa.Array:
-    """Integers (ms) and dates converted to timestamps; timestamps unchanged."""
+    """Integers (ms) and dates converted to timestamps; timestamps unchanged. Raises ArrowInvalid for integers that do not fit int64."""
     if pa.types.is_timestamp(array.type):
         return array
     if pa.types.is_date32(array.type):
         return pc.cast(array, pa.timestamp("s"))
     if pa.types.is_date64(array.type):
         return pc.cast(array, pa.timestamp("ms"))
-    return pc.cast(array, pa.int64(), safe=False).view(pa.timestamp("ms"))
+    return pc.cast(array, pa.int64()).view(pa.timestamp("ms"))
 
 
 def to_unit(array: pa.Array, unit: str) -> pa.Array:
@@ -263,7 +277,7 @@ def to_unit(array: pa.Array, unit: str) -> pa.Array:
 
 def epoch(array: pa.Array, unit: str) -> pa.Array:
     """int64 count of `unit` ("d": days) since 1970 UTC, rounded down; null where the count does not fit into 64 bits."""
-    array = as_timestamp(array)
+    array = as_timestamp(signed(array) if pa.types.is_integer(array.type) else array)
     have, want = PER_SECOND[array.type.unit], PER_SECOND.get(unit, 1)
     values = integers(array)
     if have > want:

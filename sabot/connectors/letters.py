@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from sabot._cython.text.json import encode_rows
 from sabot._cython.text.records import bytes_list
+from sabot.arrays import shown
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import RECORD_SCHEMA, Headers, build_records, encode_json, header_rows
 from sabot.errors import DataError, UserError, words_of
@@ -198,11 +199,15 @@ def _objects(rows: pa.RecordBatch) -> list[bytes | None]:
     try:
         return bytes_list(encode_rows(rows))
     except (UserError, TypeError, ValueError):
-        columns = {name: [_sayable(value) for value in rows.column(name).to_pylist()] for name in rows.schema.names}
+        columns = {name: [_sayable(value) for value in rows.column(name)] for name in rows.schema.names}
         return [encode_json(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
 
-def _sayable(value: Any) -> Any:
+def _sayable(scalar: pa.Scalar) -> Any:
+    try:
+        value = scalar.as_py()
+    except (OverflowError, ValueError):  # a time beyond those of Python
+        return shown(scalar)
     if isinstance(value, bytes):
         return _text(value)
     try:

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.api.expr import Expr
-from sabot.arrays import epoch, floats, integer_array, integers, is_time, where
+from sabot.arrays import epoch, floats, integer_array, is_time, signed, where
 from sabot.errors import DataError, UserError
 from sabot.operators.expressions.compiled import Compiled, compile_expr
 from sabot.operators.rows.bad import salvaged
@@ -74,9 +74,6 @@ def _ms(values: pa.Array, unit: str) -> pa.Array:
         whole = np.floor_divide(np.rint(np.where(fits, counts, 0)).astype(np.int64), 1000)
         return integer_array(whole, pa.int64(), values, nulls=None if fits.all() else ~fits)
     if pa.types.is_integer(values.type):
-        far = integers(values) > 2**63 - 1 if pa.types.is_uint64(values.type) else None
-        counts = pc.cast(values, pa.int64(), safe=False)
-        if far is not None and far.any():
-            counts = integer_array(integers(counts), pa.int64(), counts, nulls=far)
+        counts = signed(values)
         return counts if unit == "ms" else epoch(counts.view(pa.timestamp(unit)), "ms")
     return epoch(values, "ms")

@@ -3,10 +3,23 @@
 import functools
 from collections.abc import Callable
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot.arrays import decimal_array, decimal_floats, decimal_type, epoch, integers, is_utc, shown, to_unit, where
+from sabot.arrays import (
+    PER_SECOND,
+    decimal_array,
+    decimal_floats,
+    decimal_type,
+    epoch,
+    integer_array,
+    integers,
+    is_utc,
+    shown,
+    to_unit,
+    where,
+)
 from sabot.errors import DataError, UserError
 from sabot.operators.expressions.rounding import rescaled
 from sabot.operators.expressions.times import local
@@ -202,9 +215,16 @@ def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool
         first, _ = _conversion(source, pa.int64())
         then, _ = _conversion(pa.int64(), target)
         return lambda array: then(first(array)), False
-    if types.is_temporal(target) and types.is_integer(source) and source.bit_width != target.bit_width:
-        wide = pa.int64() if target.bit_width == 64 else pa.int32()
-        return lambda array: pc.cast(pc.cast(array, wide), target), False
+    whole = pa.int64() if types.is_temporal(target) and target.bit_width == 64 else pa.int32()
+    if types.is_temporal(target) and types.is_integer(source) and source != whole:
+        to_whole, _ = _conversion(whole, target)
+        return lambda array: to_whole(pc.cast(array, whole)), False
+    if types.is_time(target) and types.is_integer(source):
+        return functools.partial(_time_of_day, target=target), False
+    if types.is_date64(target) and types.is_integer(source):
+        return _whole_days, False
+    if types.is_time(target) and types.is_timestamp(source) and is_utc(source.tz):
+        return lambda array: pc.cast(_time_in_day(array), target), False
     if types.is_timestamp(source) and not is_utc(source.tz) and (types.is_string(target) or types.is_time(target)):
         clock, total = _conversion(pa.timestamp(source.unit), target)
         if types.is_time(target):
@@ -280,6 +300,30 @@ def _parse_time(array: pa.Array, target: pa.DataType) -> pa.Array:
         within = _salvaged(lambda part: pc.cast(part, utc), where(zoned, array), utc)
         without = pc.coalesce(without, within.view(naive))
     return without.view(target) if target != naive else without
+
+
+def _time_of_day(array: pa.Array, target: pa.DataType) -> pa.Array:
+    ends = pc.min_max(array).as_py()
+    if ends["min"] is not None and not (ends["min"] >= 0 and ends["max"] < 86400 * PER_SECOND[target.unit]):
+        raise pa.ArrowInvalid("a time of day is less than a day")
+    return array.view(target)
+
+
+def _time_in_day(array: pa.Array) -> pa.Array:
+    """The time of day of timestamps of UTC, in their unit. (pyarrow's cast gives times outside the day far from 1970.)"""
+    unit = array.type.unit
+    values = np.remainder(integers(array), 86400 * PER_SECOND[unit])
+    if unit in ("s", "ms"):
+        return integer_array(values.astype(np.int32), pa.time32(unit), array)
+    return integer_array(values, pa.time64(unit), array)
+
+
+def _whole_days(array: pa.Array) -> pa.Array:
+    """Milliseconds since 1970 as dates, rounded down."""
+    values = integers(array)
+    if len(values) and pc.min(array).as_py() is not None and pc.min(array).as_py() < -(2**63) + 86_400_000:
+        raise pa.ArrowInvalid("its day begins before what 64 bits hold")
+    return integer_array(values - np.remainder(values, 86_400_000), pa.date64(), array)
 
 
 def _float_text(array: pa.Array) -> pa.Array:

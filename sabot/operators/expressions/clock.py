@@ -43,10 +43,17 @@ def _time_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
         part = _PARTS[kind]
         return apply(expr, lambda x: part(times.local(x)), node)
     if kind == "dt.epoch":
-        return apply(expr, functools.partial(epoch, unit=expr.option("unit")), node)
+        return apply(expr, functools.partial(_epoch, unit=expr.option("unit")), node)
     if kind == "dt.strftime":
         return apply(expr, times.format_time(expr.option("format"), node.type), node)
     return apply(expr, times.truncate(expr.option("every"), node.type), node)
+
+
+def _epoch(times: pa.Array, unit: str) -> pa.Array:
+    made = epoch(times, unit)
+    if made.null_count > times.null_count:
+        raise pa.ArrowInvalid(f"its {unit} since 1970 do not fit into 64 bits")
+    return made
 
 
 STEPS: Steps = dict.fromkeys([*_PARTS, "dt.epoch", "dt.strftime", "dt.date_trunc"], _time_step)

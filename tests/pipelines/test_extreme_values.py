@@ -1,0 +1,109 @@
+"""Values at the ends of every type, as event time and in casts: each row goes on or is a dead letter, and none ends the job."""
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+import sabot
+from sabot import App, UserError, col, tumbling
+from sabot.api.expr import Expr
+from sabot.codecs.records import header_rows
+from sabot.errors import DataError
+from sabot.operators.expressions.compiled import compile_expr
+from sabot.testing import END, ListSink, ScriptedSource, run
+
+ENDS = [-(2**63), 2**63 - 1, -(2**62), 2**61, 0, None]
+UNSIGNED = [2**64 - 1, 2**63, 2**63 - 1, 0, None]
+COLUMNS: dict[str, pa.Array] = {
+    "uint64": pa.array(UNSIGNED, pa.uint64()),
+    "int64": pa.array(ENDS, pa.int64()),
+    "uint32": pa.array([2**32 - 1, 0, None], pa.uint32()),
+    "date32": pa.array([-(2**31), 2**31 - 1, 0, None], pa.int32()).view(pa.date32()),
+    "float64": pa.array([float("nan"), float("inf"), -1e300, 9.3e18, 0.0, None]),
+    "string": pa.array(["", "x", "9999-12-31", "-9999-01-01", "99999-01-01T00:00:00Z", None]),
+    **{f"timestamp[{unit}]": pa.array(ENDS).view(pa.timestamp(unit)) for unit in ("s", "ms", "us", "ns")},
+    **{f"{unit} in a zone": pa.array(ENDS).view(pa.timestamp(unit, "Europe/Berlin")) for unit in ("s", "ns")},
+}
+CASTS = ["timestamp[ms]", "timestamp[ns]", "date32", "date64", "int64", "uint64", "time32[s]", "time64[us]", "string"]
+STEPS: list[Expr | None] = [
+    None,
+    *(col("t").cast(each) for each in CASTS),
+    *(col("t").dt.truncate(each) for each in ("1h", "1d", "1mo")),
+    *(col("t").dt.hour(), col("t").dt.date(), col("t").dt.epoch("ns"), col("t").dt.strftime("%Y-%m-%d %H %A")),
+    col("t") + dt.timedelta(days=1),
+]
+
+
+def went(values: pa.Array, *, time: Any = None, step: Expr | None = None) -> tuple[int, list[str]] | None:
+    """How many rows came out, and what the letters of the others say; None where the types are refused at the start."""
+    batch = pa.record_batch({"n": pa.array(range(len(values))), "t": values})
+    results, letters = ListSink("results"), ListSink("letters")
+
+    def build(directory: Path) -> App:
+        app = App("ends", checkpoint_dir=directory, restart="fixed(1, 1ms)")
+        source = ScriptedSource([batch, END], name="in")
+        stream = app.stream(
+            source, dead_letter=letters, schema=batch.schema, **({} if time is None else {"time": time})
+        )
+        if step is not None:
+            stream = stream.with_columns(x=step)
+        if time is not None:
+            stream = stream.window(tumbling("1s")).aggregate(n=sabot.collect_list("n"))
+        stream.to(results)
+        return app
+
+    try:
+        run(build)
+    except UserError as error:
+        if "cannot be" in error.message or "no time" in error.message:
+            return None
+        raise
+    made = [each for data in results.batches for each in data.column("n").to_pylist()]
+    said = [
+        dict(headers)["sabot.message"].decode()
+        for data in letters.batches
+        for headers in header_rows(data.column("headers"))
+    ]
+    return (sum(map(len, made)) if time is not None else len(made)), said
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_no_event_time_ends_the_job(kind: str) -> None:
+    values = COLUMNS[kind]
+    for time in ("t", *STEPS[1:4], STEPS[-1]):
+        found = went(values, time=time)
+        assert found is None or found[0] + len(found[1]) == len(values), time
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_no_value_of_a_step_ends_the_job(kind: str) -> None:
+    values = COLUMNS[kind]
+    for step in STEPS:
+        found = went(values, step=step)
+        assert found is None or found[0] + len(found[1]) == len(values), step
+
+
+def test_an_event_time_of_uint64_beyond_64_bits_is_a_dead_letter() -> None:
+    assert went(COLUMNS["uint64"], time="t") == (1, ["event time 't' is null, or out of range"] * 4)
+
+
+def test_a_row_whose_time_python_has_no_object_for_is_a_dead_letter_with_its_number() -> None:
+    found = went(COLUMNS["timestamp[s]"], step=col("t").cast("timestamp[ms]"))
+    assert found is not None
+    assert found[0] == 2
+    assert "-9223372036854775808 s since 1970 is no timestamp[ms]" in found[1][0]
+
+
+@pytest.mark.parametrize("unit", ["ns", "us", "ms", "s", "d"])
+def test_epochs_that_do_not_fit_into_64_bits_are_errors_and_neither_null_nor_another_number(unit: str) -> None:
+    for values in (pa.array([0, 2**64 - 1], pa.uint64()), pa.array([0, 2**62]).view(pa.timestamp("s"))):
+        if pa.types.is_timestamp(values.type) and unit in ("s", "d"):
+            continue
+        batch = pa.record_batch({"t": values})
+        with pytest.raises(DataError, match="64 bits"):
+            compile_expr(col("t").dt.epoch(unit), batch.schema)(batch)
+    batch = pa.record_batch({"t": pa.array([2**63 - 1, None], pa.uint64())})
+    assert compile_expr(col("t").dt.epoch("ms"), batch.schema)(batch).to_pylist() == [2**63 - 1, None]
