@@ -89,7 +89,10 @@ class Effects:
     def _note(self, live: Live, ask: Ask) -> None:
         """Its INTENT, and what follows of it."""
         desk, verdict = self._desk, ask.verdict
-        position = desk.append(ask.intent(live.job.job_id, desk.now_ms()), live)
+        at_ms = desk.now_ms()
+        if ask.due_ms:  # by the loop of its job, which is ahead where the machine's clock was set back before this life
+            ask.due_ms -= max(0, round(live.job.loop.now * 1000) - at_ms)
+        position = desk.append(ask.intent(live.job.job_id, at_ms), live)
         ask.noted = True
         self.asked_total += 1
         if ask.ordinal not in live.job.open:
@@ -100,7 +103,7 @@ class Effects:
             case "call":
                 self._make(live, ask, position)
             case "sleep" | "ask" if ask.due_ms:
-                self._timers.add(ask.due_ms, live.job.job_id, ask.ordinal)
+                self._timers.add_rest(at_ms, ask.due_ms, live.job.job_id, ask.ordinal)
             case "child":
                 self.children.begin(live, ask)
 
@@ -123,7 +126,8 @@ class Effects:
             case "call":
                 self._judge(live, ask)
             case "sleep" | "ask" if ask.due_ms:
-                self._timers.add(ask.due_ms, live.job.job_id, ask.ordinal)
+                asked_ms = getattr(live.job.history.intents.get(ask.ordinal), "at_ms", 0)
+                self._timers.add_rest(asked_ms, ask.due_ms, live.job.job_id, ask.ordinal)
             case "child":
                 self.children.begin(live, ask)
 
@@ -386,7 +390,7 @@ class Effects:
             history.approvals[ask.ordinal] = question
         ask.token, ask.due_ms = question.token, question.due_ms
         if ask.due_ms:
-            self._timers.add(ask.due_ms, job.job_id, ask.ordinal)
+            self._timers.add_rest(question.at_ms, ask.due_ms, job.job_id, ask.ordinal)
         self._desk.put_first([partial(self._desk.settle, live)])
 
     def answered(self, live: Live, ask: Ask, answer: Answer) -> None:
@@ -418,15 +422,15 @@ class Effects:
         left = live.owner.time_left(live.job)
         if left is not None:
             left_s, live.limit = left
-            live.due_ms = self._desk.now_ms() + round(left_s * 1000)
-            self._timers.add(live.due_ms, live.job.job_id, 0)
+            live.due_s = self._desk.steady_s() + left_s
+            self._timers.add(left_s, live.job.job_id, 0)
 
     def overtime(self, job_id: str) -> None:
         """An attempt has run for too long: its calls are given up, as by time-outs of their own, and the function is cancelled, once."""
         desk, live = self._desk, self._desk.live(job_id)
-        if desk.stopping or live is None or not 0 < live.due_ms <= desk.now_ms():
+        if desk.stopping or live is None or not 0 < live.due_s <= desk.steady_s():
             return
-        live.due_ms, job = 0, live.job
+        live.due_s, job = 0.0, live.job
         error = TimeoutError(f"job {job_id} ran longer than {live.limit}")
         self.runner.give_up(job_id, error)
         if not job.finished:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from sabot.clock import Clock
+from sabot.clock import Clock, ForwardClock
 from sabot.errors import NonDeterminism, SabotError
 from sabot.exits import EXITS
 from sabot.jobs.asking import answered
@@ -69,7 +69,8 @@ class JobHost:
         """
         self.journal = journal
         self.stopping = False
-        self._clock = clock
+        self._clock = ForwardClock(clock)
+        self.steady_s = self._clock.monotonic
         self._on_broken = on_broken
         self._stop_grace_s = stop_grace_s
         self._make_run = make_run
@@ -89,7 +90,7 @@ class JobHost:
         self.parking = Parking(self, notes, has_letter=lambda job_id: self._letters.under_way(job_id))
         self._letters = JobLetters(self, self.log, all_taken=self.parking.letters_taken)
         letters = partial(self.put, self._letters.take)
-        self._timers = JobTimers(self, clock, due=self._due, letters=letters, keeps=self._awaits, broke=on_broken)
+        self._timers = JobTimers(self, self._clock, due=self._due, letters=letters, keeps=self._awaits, broke=on_broken)
         self._effects = Effects(self, self._timers, clock, broke=on_broken, gate=gate)
         self.children = self._effects.children
         self._begun_total = self._ended_total = 0
@@ -203,14 +204,16 @@ class JobHost:
         self.put(begin)
 
     def _begin(self, history: History, owner: JobOwner, entry: Begin) -> None:
-        live = Live(self._run_of(history, owner), owner, since_ms=self.now_ms())
-        self._live[entry.job] = live
-        self._effects.limit(live)
+        live = self._come(history, owner)
         self.append(entry, live)
         self.run(live, live.job.start, owner.call)
 
-    def _run_of(self, history: History, owner: JobOwner) -> JobRun:
-        return self._make_run(history.begin.job, history, key=self.journal.key, code=owner.code, pieces=self.log)
+    def _come(self, history: History, owner: JobOwner, last: Position | None = None) -> Live:
+        """The job is in memory from now on."""
+        job = self._make_run(history.begin.job, history, key=self.journal.key, code=owner.code, pieces=self.log)
+        live = self._live[job.job_id] = Live(job, owner, last, since_ms=self.now_ms(), since_s=self.steady_s())
+        self._effects.limit(live)
+        return live
 
     def rests(self, job: OpenJob) -> bool:
         """Whether an open job is parked as it was at the cut, and need not run over its history: its owner is told that it is parked."""
@@ -344,7 +347,7 @@ class JobHost:
             return  # what it has asked last is not in the journal
         elif (stuck := job.stuck) is not None:
             self._failed(live, stuck)
-        elif live.may_park(self._clock.time()):
+        elif live.may_park(self._clock.time(), self.steady_s()):
             del self._live[job.job_id]
             self.parking.park(live, self.jobs.agent_of(job.job_id))
 
@@ -388,9 +391,7 @@ class JobHost:
             self.log.again(entries)
         history = History.of(job_id, [entry for _, entry in entries])
         owner = self._owners[history.begin.agent]
-        live = Live(self._run_of(history, owner), owner, entries[-1][0], since_ms=self.now_ms())
-        self._live[job_id] = live
-        self._effects.limit(live)
+        live = self._come(history, owner, entries[-1][0])
         self.run(live, live.job.start, owner.call)
 
     # -- timers and letters -------------------------------------------------------------------------------------------
@@ -454,7 +455,7 @@ class JobHost:
 
     def _over(self, live: Live, outcome: str, body: bytes, name: bytes = b"", result: str = "") -> None:
         """The last entry of a job. result: the error's type, or the reason. body: the output, or the error."""
-        job_id, labels, ran_ms = live.job.job_id, live.job.behalf.labels, live.ran_ms(self.now_ms())
+        job_id, labels, ran_ms = live.job.job_id, live.job.behalf.labels, live.ran_ms(self.steady_s())
         told: Sequence[tuple[Position, Entry]] = ()
         if live.job.history.end is None:
             self._effects.leave(live)

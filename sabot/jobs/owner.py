@@ -110,8 +110,8 @@ class JobOwner(Protocol):
 @dataclass(slots=True, eq=False)
 class Live:
     """A job in memory. last: of its last entry. ending: its end waits until that is durable. safe: it is. noting: turns whose asks are not
-    in the journal. due_ms: when its time is over; 0: it may run on. limit: what says so. judging: what it has asked for and is
-    being decided, by ordinal. since_ms: when it came into memory.
+    in the journal. due_s: when its time is over, by the steady clock; 0: it may run on. limit: what says so. judging: what it has asked
+    for and is being decided, by ordinal. since_ms: when it came into memory; since_s: the same, by the steady clock.
     """
 
     job: JobRun
@@ -120,30 +120,31 @@ class Live:
     ending: bool = False
     safe: bool = False
     noting: int = 0
-    due_ms: int = 0
+    due_s: float = 0.0
     limit: str = ""
     judging: dict[int, Ask] = field(default_factory=dict)
     since_ms: int = 0
+    since_s: float = 0.0
 
     @property
-    def limit_ms(self) -> int:
+    def limit_s(self) -> float:
         """When its time is over though it is parked; 0: parked it may stay as long as it likes."""
         sleeps = self.owner.sleep_counts and all(ask.kind == "sleep" for ask in self.job.open.values())
-        return self.due_ms if sleeps else 0
+        return self.due_s if sleeps else 0.0
 
-    def ran_ms(self, now_ms: int) -> int:
+    def ran_ms(self, steady_s: float) -> int:
         """How long it has run and slept, with its children, without the time in which it was parked for others."""
-        return self.job.history.ran_until(self.since_ms) + now_ms - self.since_ms
+        return self.job.history.ran_until(self.since_ms) + round((steady_s - self.since_s) * 1000)
 
-    def may_park(self, now_s: float) -> bool:
+    def may_park(self, now_s: float, steady_s: float) -> bool:
         """Whether nothing comes for it soon, as far as is known."""
-        soon = 0 < self.limit_ms <= now_s * 1000 + PARKS_MS
+        soon = 0 < self.limit_s <= steady_s + PARKS_MS / 1000
         return not self.judging and not soon and self.job.may_park(now_s)
 
     def awaits(self, ordinal: int) -> bool:
         """Whether the timer of this ordinal counts: 0 is the time of the attempt."""
         if not ordinal:
-            return self.due_ms > 0
+            return self.due_s > 0
         ask = self.job.open.get(ordinal)
         return ask is not None and ask.due_ms > 0
 
@@ -198,4 +199,7 @@ class Desk(Protocol):
         """Starts a task of its own, for what waits. It is cancelled when the host is closed."""
 
     def now_ms(self) -> int:
-        """The clock, in ms since 1970."""
+        """The time, in ms since 1970: of entries, and of what must survive a restart. It never goes back while the host lives."""
+
+    def steady_s(self) -> float:
+        """A count of seconds, by which all is measured that happens in the life of the host."""

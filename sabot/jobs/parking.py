@@ -30,7 +30,8 @@ _NOTED = ("ask", "sleep", "wait")
 
 class ParkedNote(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a parked job waits for. partition, offset: of its last entry. code: the version of the function that ran. waits: names of
-    signals. timers, questions: (ordinal, due in ms) of timers, and of questions with a deadline. Fields are only added, at the end.
+    signals. timers, questions: (ordinal, due in ms) of timers, and of questions with a deadline. at_ms: when it was taken; 0: by an earlier
+    Sabot. Fields are only added, at the end.
     """
 
     partition: int
@@ -39,6 +40,7 @@ class ParkedNote(msgspec.Struct, frozen=True, array_like=True, gc=False):
     waits: tuple[str, ...] = ()
     timers: tuple[tuple[int, int], ...] = ()
     questions: tuple[tuple[int, int], ...] = ()
+    at_ms: int = 0
 
 
 class ParkedNotes(Protocol):
@@ -59,15 +61,15 @@ _decode = msgspec.msgpack.Decoder(ParkedNote).decode
 
 
 class _Parked(msgspec.Struct, gc=False):  # of 100,000 of them the garbage collector would look at each, again and again
-    """agent: its id. waits: names of signals. timers, questions: ordinals of timers, and of questions with a deadline. limit_ms: when its
-    own time is over (`Live.limit_ms`). woken: its owner was told that it is to run.
+    """agent: its id. waits: names of signals. timers, questions: ordinals of timers, and of questions with a deadline. limit_s: when its
+    own time is over (`Live.limit_s`). woken: its owner was told that it is to run.
     """
 
     agent: str
     waits: tuple[str, ...]
     timers: tuple[int, ...]
     questions: tuple[int, ...]
-    limit_ms: int = 0
+    limit_s: float = 0.0
     woken: bool = False
 
 
@@ -108,7 +110,7 @@ class Parking:
         parked = self._parked.get(job_id)
         if parked is None:
             return job_id in self._loading
-        return ordinal in parked.timers or ordinal in parked.questions or (not ordinal and parked.limit_ms > 0)
+        return ordinal in parked.timers or ordinal in parked.questions or (not ordinal and parked.limit_s > 0)
 
     def asks(self, job_id: str, ordinal: int) -> bool:
         """Whether this is a question of a parked job."""
@@ -126,8 +128,9 @@ class Parking:
             tuple(ask.name for ask in asks if ask.kind == "wait"),
             tuple((ask.ordinal, ask.due_ms) for ask in asks if ask.due_ms and ask.kind == "sleep"),
             tuple((ask.ordinal, ask.due_ms) for ask in asks if ask.due_ms and ask.kind != "sleep"),
+            self._desk.now_ms(),
         )
-        self._rests(job_id, agent_id, note, live.limit_ms)
+        self._rests(job_id, agent_id, note, live.limit_s)
         if self._notes is not None and all(ask.kind in _NOTED or ask.token for ask in asks):
             self._unnoted[job_id] = note
             if not self._has_letter(job_id):
@@ -163,13 +166,13 @@ class Parking:
             return False
         self._rests(job.job_id, job.agent, note)
         for ordinal, due_ms in (*note.timers, *note.questions):
-            timers.add(due_ms, job.job_id, ordinal)
+            timers.add_rest(note.at_ms, due_ms, job.job_id, ordinal)
         owner.parked(job.job_id)
         return True
 
-    def _rests(self, job_id: str, agent_id: str, note: ParkedNote, limit_ms: int = 0) -> None:
+    def _rests(self, job_id: str, agent_id: str, note: ParkedNote, limit_s: float = 0.0) -> None:
         timers, questions = ([ordinal for ordinal, _ in each] for each in (note.timers, note.questions))
-        self._parked[job_id] = _Parked(agent_id, note.waits, tuple(timers), tuple(questions), limit_ms)
+        self._parked[job_id] = _Parked(agent_id, note.waits, tuple(timers), tuple(questions), limit_s)
 
     def arrived(self, position: Position, entry: Delivery) -> None:
         """An entry has come for a job that is not in memory."""
@@ -188,7 +191,7 @@ class Parking:
     def overtime(self, job_id: str) -> None:
         """The time of a job that may be parked is over: it wakes, and is cancelled where it sleeps."""
         parked = self._parked.get(job_id)
-        if parked is not None and 0 < parked.limit_ms <= self._desk.now_ms():
+        if parked is not None and 0 < parked.limit_s <= self._desk.steady_s():
             self._wake(job_id, parked)
 
     def _wake(self, job_id: str, parked: _Parked) -> None:

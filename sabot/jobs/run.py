@@ -174,7 +174,7 @@ class JobRun:
             job_id, on_timer=self._timer_set, on_timer_gone=self._timer_gone
         )
         self.loop.now = max(history.begin.at_ms, history.tried_ms) / 1000  # from which timers of this attempt count
-        self._told_ms = history.begin.at_ms
+        self._told_ms = self._last_ms = history.begin.at_ms
         self._key = key
         self._asked = history.base  # the ordinal of the last ask
         self._matches = history.attempt > 1  # asks are matched by what they ask, not by their ordinal
@@ -224,7 +224,9 @@ class JobRun:
             self._deliver(entry)
 
     def _deliver(self, entry: Delivery) -> None:
-        self.loop.now = max(self.loop.now, entry.at_ms / 1000)
+        passed_ms, self._last_ms = max(0, entry.at_ms - self._last_ms), entry.at_ms
+        back = entry.at_ms < self._told_ms  # the clock was set back between two lives: time goes on from there
+        self.loop.now = self.loop.now + passed_ms / 1000 if back else max(self.loop.now, entry.at_ms / 1000)
         self._told_ms = max(self._told_ms, entry.at_ms)
         self.loop.run_until_quiet(partial(self._tell, entry))
 

@@ -1,8 +1,8 @@
 """When timers of jobs are due, and when somebody has written to the inbox of their journal.
 
-The event loop is told the time of the next timer only, so a timer costs an entry of a heap and no more. The clock is looked at each
-_LOOK_SECONDS: it may be set, or be one that is moved by hand. The inbox is looked at as often as its home says: a letter comes from
-another process.
+A timer is a time to wait from now on, by the steady clock: setting the clock of the machine, back or forth, moves none. The event loop
+is told the time of the next timer only, so a timer costs an entry of a heap and no more. The clock is looked at each _LOOK_SECONDS: it
+may be one that is moved by hand. The inbox is looked at as often as its home says: a letter comes from another process.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Callable
 from functools import partial
 
-from sabot.clock import Clock
+from sabot.clock import ForwardClock
 from sabot.jobs.asking import answered
 from sabot.jobs.owner import Desk
 from sabot.watch import guarded
@@ -27,7 +27,7 @@ class JobTimers:
     def __init__(
         self,
         desk: Desk,
-        clock: Clock,
+        clock: ForwardClock,
         *,
         due: Callable[[str, int], None],
         letters: Callable[[], None],
@@ -39,7 +39,7 @@ class JobTimers:
         self._loop = asyncio.get_running_loop()
         what = "what looks for timers and letters of jobs"
         self._look_safely = guarded(self._look, what, partial(broke, what))
-        self._heap: list[tuple[int, str, int]] = []  # due in ms, job, ordinal
+        self._heap: list[tuple[float, str, int]] = []  # when it is due by the steady clock, job, ordinal
         self._prune_at = _PRUNE_FROM
         self._looking: asyncio.TimerHandle | None = None
         self._running = self._asking = False
@@ -61,9 +61,9 @@ class JobTimers:
             self._looking.cancel()
             self._looking = None
 
-    def add(self, due_ms: int, job_id: str, ordinal: int) -> None:
-        """Another one. The same may be added again: `due` is told of each."""
-        heapq.heappush(self._heap, (due_ms, job_id, ordinal))
+    def add(self, wait_s: float, job_id: str, ordinal: int) -> None:
+        """Another one, due in so many seconds. The same may be added again: `due` is told of each."""
+        heapq.heappush(self._heap, (self._clock.monotonic() + wait_s, job_id, ordinal))
         if len(self._heap) > self._prune_at:  # most timers are those of time-outs, and cancelled
             self._heap = [each for each in self._heap if self._keeps(each[1], each[2])]
             heapq.heapify(self._heap)
@@ -71,10 +71,17 @@ class JobTimers:
         if self._running:
             self._arm()
 
+    def add_rest(self, asked_ms: int, due_ms: int, job_id: str, ordinal: int) -> None:
+        """Another one, for what is left of a wait that was asked for at `asked_ms` (0: nobody knows), and was to end at `due_ms`."""
+        wait_s = due_ms / 1000 - self._clock.time()
+        if asked_ms:
+            wait_s = (due_ms - asked_ms) / 1000 - self._clock.since(asked_ms / 1000)
+        self.add(max(0.0, wait_s), job_id, ordinal)
+
     def _arm(self) -> None:
         wait_s = _LOOK_SECONDS
         if self._heap:
-            wait_s = min(wait_s, max(0.0, self._heap[0][0] / 1000 - self._clock.time()))
+            wait_s = min(wait_s, max(0.0, self._heap[0][0] - self._clock.monotonic()))
         if self._looking is not None:
             if self._looking.when() <= self._loop.time() + wait_s:
                 return
@@ -83,8 +90,8 @@ class JobTimers:
 
     def _look(self) -> None:
         self._looking = None
-        now_ms = self._desk.now_ms()
-        while self._heap and self._heap[0][0] <= now_ms:
+        now = self._clock.monotonic()
+        while self._heap and self._heap[0][0] <= now:
             _, job_id, ordinal = heapq.heappop(self._heap)
             self._desk.put(partial(self._due, job_id, ordinal))
         if not self._asking and self._loop.time() >= self._ask_at:

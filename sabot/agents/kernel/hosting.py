@@ -339,8 +339,8 @@ class KernelHost:
         if job_id in self.handles:
             return
         parent = self._host.live(parent_of(job_id)[0])
-        if parent is not None and parent.due_ms and not self._children.outlive:
-            left_s = max(0, parent.due_ms - self._host.now_ms()) / 1000
+        if parent is not None and parent.due_s and not self._children.outlive:
+            left_s = max(0.0, parent.due_s - self._host.steady_s())
             request = replace(request, budgets=BudgetSpec(max_runtime_seconds=left_s))
         record = encode_request(request)
         self.handles[job_id] = self._new(job_id, agent, b"")

@@ -225,7 +225,7 @@ class FileDelivering:
         if again:  # the format cannot be continued, so the rows of the complete file are written again first
             rows = itertools.chain(self._format.read(growth.path), rows)
         full = self._part_bytes if folder else math.inf
-        now = self._clock.time()
+        now = self._clock.monotonic()
         self._since = self._since if length and self._since is not None else now
         if folder and self._part_s is not None and now - self._since >= self._part_s:
             full = 0

@@ -42,7 +42,7 @@ class FileWriting:
         """Goes on with what is there. afresh: the job begins, so what an earlier run left unfinished is dropped."""
         self._format.forget()
         self.number = 0
-        self._since = self._clock.time()
+        self._since = self._clock.monotonic()
         self._complete = False
         self._anew = afresh and self._target.overwrite
         if self._target.folder:
@@ -88,7 +88,7 @@ class FileWriting:
         """Adds the rows, and may buffer them."""
         if self._part is None:
             self._part = self._next_part()
-            self._since = self._clock.time()
+            self._since = self._clock.monotonic()
         self._part.write(self._format.rows(batch, first=not self._part.rows))
 
     def flush(self) -> None:
@@ -96,7 +96,7 @@ class FileWriting:
         if self._part is None:
             return
         self._part.flush()
-        late = self._clock.time() - self._since >= self._part_s
+        late = self._clock.monotonic() - self._since >= self._part_s
         if self._target.folder and (self._part.size >= self._part_bytes or (late and self._part.rows)):
             self._seal()
 

@@ -19,7 +19,7 @@ from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, LetterRefused
 from sabot.jobs import run
-from sabot.journal import Attempt, Begin, End, Entry, Intent, Letter, MemoryHome
+from sabot.journal import Attempt, Begin, Entry, Intent, Letter, MemoryHome
 from sabot.llm.tools import tool
 
 # -- random programs ----------------------------------------------------------------------------------------------------
@@ -485,44 +485,3 @@ async def test_an_answer_comes_once_in_time_and_with_its_token() -> None:
         assert jobs.agent.done == {"j": ["resolved", {"n": 1}], "late": ["expired", {}]}
         assert refused(jobs, tokens["j"]) in ("second", "closed")
         assert refused(jobs, tokens["late"]) in ("closed", "expired", "second")
-
-
-# -- time ---------------------------------------------------------------------------------------------------------------
-
-
-class SetBack(ManualClock):
-    """A clock that somebody sets."""
-
-    set_s = 0.0
-
-    def time(self) -> float:
-        return super().time() + self.set_s
-
-
-async def test_a_clock_that_is_set_back_a_day_fires_nothing_early_and_loses_nothing() -> None:
-    clock = SetBack()
-    home = MemoryHome(clock)
-
-    async def f(ctx: DurableContext) -> Any:
-        began = ctx.now()
-        await ctx.sleep("1h")
-        return ctx.now() - began
-
-    async with hosting(home, Agent(f, clock)) as jobs:
-        jobs.begin("before")
-        await jobs.parks("before")
-        clock.set_s = -86400.0
-        jobs.begin("after")
-        await jobs.parks("after")
-        clock.advance(3500)
-        await asyncio.sleep(0.1)
-        assert not jobs.agent.outcomes
-        clock.advance(101)
-        await jobs.over("after")
-        assert "before" not in jobs.agent.outcomes
-    async with hosting(home, Agent(f, clock)) as jobs:
-        await jobs.parks("before")
-        clock.advance(86400)
-        await jobs.over("before")
-        assert jobs.agent.done["before"] >= 3_600_000
-    assert [e.outcome for e in entries(home) if isinstance(e, End)] == ["succeeded"] * 2
