@@ -47,6 +47,7 @@ __all__ = ["DATABASE", "SqliteInbox", "SqliteJournal", "SqliteReader"]
 
 DATABASE = "journal.db"
 _LOCK = "LOCK"
+_OF_FILES = {".db", ".db3", ".sqlite", ".sqlite3"}
 
 _log = logging.getLogger(__name__)
 
@@ -97,6 +98,19 @@ class SqliteInbox(SqlInbox):
             self._connection.close()
 
 
+def _check_name(folder: Path) -> None:
+    """Raises UserError for a name of a file: the journal would be in a folder of that name. One that is there already may stay."""
+    if folder.name == DATABASE or folder.is_file():
+        raise UserError(
+            f"{folder}: a journal is a folder, and this names a file", hint=f'give its folder: "{folder.parent}"'
+        )
+    if folder.suffix in _OF_FILES and not (folder / DATABASE).exists():
+        raise UserError(
+            f"{folder}: a journal is a folder, in which it makes its {DATABASE}, and this is the name of a file",
+            hint=f'give a folder: "{folder.with_suffix("")}"',
+        )
+
+
 def _made(folder: Path) -> Path:
     """The database of a journal, made where it is missing: under another name first, so that no half of one is ever found."""
     database = folder / DATABASE
@@ -145,6 +159,7 @@ class SqliteJournal(SqliteReader, SqlJournal):
     ) -> None:
         folder = Path(checked_path(folder, "SqliteJournal: folder"))
         self._has_made_folder = not folder.exists()
+        _check_name(folder)
         try:
             own_folder(folder)
             self._claim = lock(

@@ -646,3 +646,21 @@ def test_an_idle_owner_knows_without_a_query_that_nobody_has_written(tmp_path: P
     assert [journal.may_have_letters() for _ in range(3)] == [True, False, False]
     journal.close()
     assert journal.may_have_letters(), "who looks is told by the look"
+
+
+@pytest.mark.parametrize("name", ["jobs.db", "jobs.sqlite", "jobs.sqlite3"])
+def test_a_name_of_a_file_is_refused_with_the_folder_to_give_instead(tmp_path: Path, name: str) -> None:
+    """`journal="jobs.db"` made a folder of that name."""
+    with pytest.raises(UserError, match=f"{name}: a journal is a folder") as error:
+        SqliteJournal(tmp_path / name)
+    assert error.value.hint == f'give a folder: "{tmp_path / "jobs"}"'
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_database_itself_is_no_place_for_an_owner_and_a_folder_of_before_is(tmp_path: Path) -> None:
+    SqliteJournal(tmp_path / "jobs").close()
+    with pytest.raises(UserError, match="a journal is a folder") as error:
+        SqliteJournal(tmp_path / "jobs" / DATABASE)
+    assert error.value.hint == f'give its folder: "{tmp_path / "jobs"}"'
+    (tmp_path / "jobs").rename(tmp_path / "jobs.db")
+    SqliteJournal(tmp_path / "jobs.db").close()
