@@ -126,14 +126,18 @@ def _needed_by(manifest: Manifest, facts: Mapping[str, Any]) -> dict[int, int]:
     return held_for(map(positions_in, inputs), _needed(facts))
 
 
-def check_journal(journal: JournalReader, facts: Mapping[str, Any] | None) -> None:
-    """Blocks. Raises OtherJournal, or UserError where the journal has jobs and there is no checkpoint that knows of it."""
+def check_journal(journal: JournalReader, facts: Mapping[str, Any] | None, place: object = None) -> None:
+    """Blocks. Raises OtherJournal, or UserError where the journal has jobs and there is no checkpoint that knows of it. facts: what the
+    checkpoint says of it. place: where checkpoints were looked for, if that is known.
+    """
     if facts is not None:
         check_place(journal, facts["identity"], dict(facts["positions"]), _needed(facts))
     elif not journal.is_new:
         raise UserError(
-            f"{journal.where} has jobs, and there is no checkpoint that knows of them: the state is gone, and the journal stays",
-            hint="give the state and checkpoints that the app had; or start with --fresh --forget-effects: effects may be made again",
+            f"{journal.where} has jobs, and no checkpoint{'' if place is None else f' in {place}/checkpoints'} knows of them",
+            hint="list the folder of the checkpoints first. If it has *.json files (an object store may list new ones late), start again; "
+            "if the app kept its checkpoints elsewhere, give that place. Only if they are gone: --fresh --forget-effects, and effects may "
+            "be made again",
         )
 
 

@@ -189,7 +189,7 @@ class Run:
 
     def _check_journal(self, manifest: Manifest | None) -> None:
         """Blocking."""
-        facts = self._journal.check(manifest)
+        facts = self._journal.check(manifest, None if self._storage is None else self._storage.directory)
         if facts is not None and self._origin.savepoint is not None and self._storage is not None:
             assert manifest is not None
             self._storage.note(manifest, self._origin.savepoint)  # a start may go back to it from here, too

@@ -37,9 +37,9 @@ class RunJournal:
             mail.shut()
             journal.close()
 
-    def check(self, manifest: Manifest | None) -> Mapping[str, Any] | None:
-        """Raises what `check_journal` raises. Where durable agents have gone from the program, the journal says whether their jobs have.
-        -> what the checkpoint says of it; None: it knows of none.
+    def check(self, manifest: Manifest | None, place: object) -> Mapping[str, Any] | None:
+        """Raises what `check_journal` raises. place: where checkpoints were looked for. Where durable agents have gone from the program,
+        the journal says whether their jobs have. Returns what the checkpoint says of it; None: it knows of none.
         """
         facts = stored_journal(manifest, TASK)
         if self.journal is None and facts is not None and (not self._durable or self._app.workers is None):
@@ -47,7 +47,7 @@ class RunJournal:
         if self.journal is not None:
             from sabot.runtime.jobs import check_journal  # imported late: it loads what runs jobs
 
-            check_journal(self.journal, facts)
+            check_journal(self.journal, facts, place)
         return facts
 
     def close(self, *, ran: bool) -> None:

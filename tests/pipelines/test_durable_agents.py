@@ -21,7 +21,7 @@ from sabot.checkpoint import CheckpointStorage, ask
 from sabot.checkpoint.places import LocalPlace
 from sabot.checkpoint.savepoints import forget_savepoint
 from sabot.connectors.memory import MemoryBroker
-from sabot.errors import AgentFailed, CheckpointFailed, EffectError, JobLocked, OtherJournal
+from sabot.errors import AgentFailed, CheckpointFailed, CorruptJournal, EffectError, JobLocked, OtherJournal
 from sabot.journal import Answer, Begin, EffectResult, End, SqliteReader
 from sabot.llm import tool
 from sabot.operators.agents import mailbox
@@ -1298,7 +1298,7 @@ async def test_state_that_is_gone_while_the_journal_stays_is_refused_and_the_oth
         shop.ticket("ann", 1)
         await until(lambda: shop.answers())
     (shop.directory / "checkpoints").rename(shop.directory / "away")
-    with pytest.raises(UserError, match="the state is gone, and the journal stays"):
+    with pytest.raises(UserError, match=r"no checkpoint in .*/checkpoints knows of them"):
         await shop.app(shop.handle).start()
     shutil.rmtree(shop.directory / "checkpoints")
     (shop.directory / "away").rename(shop.directory / "checkpoints")
@@ -1312,6 +1312,10 @@ async def test_state_that_is_gone_while_the_journal_stays_is_refused_and_the_oth
     with sqlite3.connect(shop.directory / "journal" / "journal.db") as database:
         database.execute("DELETE FROM entries")
         database.execute("UPDATE meta SET value = 0 WHERE name = 'trimmed'")
+    with pytest.raises(CorruptJournal, match="entries 0 to 3 are missing"):
+        await shop.app(shop.handle).start()
+    with sqlite3.connect(shop.directory / "journal" / "journal.db") as database:
+        database.execute("UPDATE log_end SET place = 0")  # as in a copy of before
     with pytest.raises(OtherJournal, match="ends at 0"):
         await shop.app(shop.handle).start()
     assert shop.calls == [1]
