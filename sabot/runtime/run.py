@@ -424,9 +424,9 @@ class Run:
         if self._broken.done() and not self._awaited:
             self._broken.result()  # nothing else would raise it
         if failure is not None:
-            raise CheckpointFailed(
-                f"no last checkpoint: {failure.message}", hint="the next start goes on from the one before"
-            ) from failure
+            again = "the next start goes on from the one before"
+            hint = f"{failure.hint}; {again}" if failure.hint else again
+            raise CheckpointFailed(f"no last checkpoint: {failure.message}", hint=hint) from failure
 
     def _is_broken(self) -> bool:
         return self._broken.done() or any(job.broken for job in self._jobs())

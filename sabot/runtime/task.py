@@ -21,7 +21,7 @@ from sabot.checkpoint import TaskSnapshot
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import InternalError, SabotError
 from sabot.exits import EXITS, carried
-from sabot.faults import taking_over
+from sabot.faults import hint_of, taking_over
 from sabot.operators.base import COMPLETE, END_OF_TIME, START_OF_TIME, Operator
 from sabot.operators.rows.origin import of_selected, reselected
 from sabot.runtime.blocking import held_up_by
@@ -545,6 +545,6 @@ def close_tasks(tasks: Sequence[StreamTask], seconds: float) -> list[tuple[str, 
 def _internal(name: str, error: BaseException) -> SabotError:
     if isinstance(error, EXITS):
         return carried(error, f"the user's code in task {name}")
-    wrapped = InternalError(f"task {name}: {type(error).__name__}: {error}")
+    wrapped = InternalError(f"task {name}: {type(error).__name__}: {error}", hint=hint_of(error))
     wrapped.__cause__ = error
     return wrapped

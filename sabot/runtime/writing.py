@@ -23,6 +23,7 @@ from sabot.checkpoint import TaskSnapshot
 from sabot.clock import Clock
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.errors import SabotError, UserError
+from sabot.faults import hint_of
 from sabot.metrics import Sample
 from sabot.operators.base import OperatorContext
 from sabot.operators.sink import SinkWriter
@@ -423,4 +424,4 @@ class AgentSink(SinkPort):
 
 def refused(what: str, error: BaseException) -> UserError:
     """A source or a sink cannot be opened, and its error is none of ours."""
-    return UserError(f"{what} cannot be opened: {type(error).__name__}: {error}")
+    return UserError(f"{what} cannot be opened: {type(error).__name__}: {error}", hint=hint_of(error))

@@ -7,13 +7,16 @@ The story: twenty repaired dead letters went back into a pipeline with `join_aso
 import json
 import logging
 
+import pyarrow as pa
 import pytest
 from harness import until
 
 import sabot
-from sabot import App, NdjsonSink, UserError, col, pattern, session, tumbling
+from sabot import App, Batch, NdjsonSink, UserError, col, pattern, session, tumbling
 from sabot.connectors.letters import LETTER_SCHEMA
-from sabot.testing import MemoryBroker
+from sabot.operators.base import TIME_COLUMN, OperatorContext
+from sabot.operators.late_rows import LateRows
+from sabot.testing import ManualClock, MemoryBroker
 
 SCHEMA = {"k": "string", "n": "int64", "ts": "int64"}
 ROW = {"k": "x", "n": -1, "ts": 1000}  # comes when event time is an hour on
@@ -148,3 +151,30 @@ def test_a_join_that_no_row_is_late_for_takes_no_place_for_late_rows():
         orders.join(prices, on="k", late="late")
     with pytest.raises(UserError, match="the other stream is changes"):
         orders.join_asof(prices.upsert("k"), on="k", late=("late", "late-prices"))
+
+
+def test_late_rows_are_told_at_once_then_once_a_minute_and_at_the_end(caplog):
+    clock = ManualClock()
+    context = OperatorContext(pa.schema([("n", pa.int64()), (TIME_COLUMN, pa.int64())]), clock=clock)
+    rows = LateRows(context, "pattern by k")
+    batch = Batch(pa.RecordBatch.from_arrays([pa.array([1, 2]), pa.array([0, 4000])], schema=context.input))
+
+    def said():
+        (line,) = [record.getMessage().split(":")[0] for record in caplog.records]
+        caplog.clear()
+        return line
+
+    with caplog.at_level(logging.WARNING, logger="sabot"):
+        rows.reject(batch, pa.array([0], pa.int32()), 5000)
+        assert said() == "1 rows came too late for pattern by k, by up to 5 s"
+        clock.advance(59)
+        rows.reject(batch, pa.array([0, 1], pa.int32()), 90_000)
+        assert not caplog.records
+        clock.advance(1)
+        rows.reject(batch, pa.array([1], pa.int32()), 5000)
+        assert said() == "4 rows came too late for pattern by k, by up to 90 s"
+        rows.reject(batch, pa.array([1], pa.int32()), 4250)
+        rows.tell_rest()
+        assert said() == "5 rows came too late for pattern by k, by up to 250 ms"
+        rows.tell_rest()
+        assert not caplog.records

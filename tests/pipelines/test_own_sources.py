@@ -1,10 +1,13 @@
 """A Source of the user's own, in the forms that docs/connectors.md shows, as a stream."""
 
+import errno
+import os
+
 import pyarrow as pa
 import pytest
 
 import sabot
-from sabot import App, Batch, Source, UserError, col, tumbling
+from sabot import App, Batch, SabotError, Source, UserError, col, tumbling
 from sabot.codecs.records import build_records
 
 
@@ -56,6 +59,19 @@ class Unsaid(Numbers):
     """Gives columns, and says none."""
 
     schema = None
+
+
+class Full(Numbers):
+    """Keeps what it has fetched on a disk that is full."""
+
+    def read_batch(self, max_rows, timeout):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_named_with_what_to_do_wherever_it_ends_a_task():
+    with pytest.raises(SabotError, match="No space left on device") as failed:
+        App("own").stream(Full(4)).collect()
+    assert "the disk is full (df -h)" in failed.value.hint
 
 
 @pytest.mark.parametrize("source", [Numbers, Records])

@@ -11,6 +11,7 @@ Not thread safe: one thread writes. Others may read at the same time.
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from rocksdict import (
     BlockBasedOptions,
     Cache,
     Checkpoint,
+    DbClosedError,
     DBCompressionType,
     IngestExternalFileOptions,
     Options,
@@ -30,7 +32,7 @@ from rocksdict import (
 )
 
 from sabot.disk import TemporaryFolder, make_folder, private
-from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
+from sabot.errors import UNREADABLE, CorruptCheckpoint, SabotError, UserError
 from sabot.faults import unreadable
 from sabot.state.files import seen_from
 
@@ -99,6 +101,7 @@ class StateDatabase:
         self._options = options
         self._sealed = sealed
         self._expired_until = b""
+        self._closed = False
         names = Rdict.list_cf(str(directory), options) if (directory / "CURRENT").exists() else ["default"]
         make_folder(directory)
         # Any, because the stubs of rocksdict describe its pickling mode; in raw mode keys and values are bytes.
@@ -133,12 +136,13 @@ class StateDatabase:
         return [name.removeprefix(_FAMILY) for name in list(self._families) if name.startswith(_FAMILY)]
 
     def statistics(self) -> dict[str, int]:
-        """RocksDB's own estimates."""
+        """RocksDB's own estimates; 0 once the database is closed."""
         figures = {"keys": 0, "bytes": 0}
-        for name, family in list(self._families.items()):
-            if name.startswith(_FAMILY):
-                figures["keys"] += family.property_int_value("rocksdb.estimate-num-keys") or 0
-                figures["bytes"] += family.property_int_value("rocksdb.estimate-live-data-size") or 0
+        with suppress(DbClosedError):  # asked from another thread while the run ends
+            for name, family in list(self._families.items()):
+                if name.startswith(_FAMILY):
+                    figures["keys"] += family.property_int_value("rocksdb.estimate-num-keys") or 0
+                    figures["bytes"] += family.property_int_value("rocksdb.estimate-live-data-size") or 0
         return figures
 
     def write(self, namespace: str, entries: Mapping[bytes, bytes | None]) -> None:
@@ -192,20 +196,32 @@ class StateDatabase:
 
     def checkpoint(self, directory: Path) -> None:
         """Makes hard links to all that was written in a new directory, which can be opened as a database of its own."""
+        self._check_open()
         Checkpoint(self._db).create_checkpoint(str(directory))
         files = {file.name: file.stat().st_size for file in directory.iterdir()}
         with open((directory / MARK_FILE), "x", opener=private) as mark:
             json.dump({"format": _FORMAT, "sealed": self._sealed, "files": files}, mark)
 
     def close(self) -> None:
-        """Closes every handle: RocksDB releases the directory when the last one is closed."""
-        for family in self._families.values():
-            family.close()
+        """Closes every handle: RocksDB releases the directory when the last one is closed. Idempotent. An error of one, as of
+        a full disk, leaves none open.
+        """
+        if self._closed:
+            return
+        self._closed, families = True, self._families
         self._families = {}
-        self._db.close()
+        with ExitStack() as handles:
+            handles.callback(self._db.close)
+            for family in families.values():
+                handles.callback(family.close)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SabotError(f"{self.directory} is closed, as the run that wrote it has ended or failed")
 
     def _ingest(self, name: str, pieces: Iterable[Piece]) -> None:
         """Writes the pieces, which are in key order, to a file, and adds the file to the database."""
+        self._check_open()
         file = self.directory.with_name(f"{self.directory.name}.{next(_file_numbers)}.sst")
         writer = SstFileWriter(self._options)
         some = False

@@ -11,7 +11,7 @@ import pytest
 
 from sabot.errors import CheckpointFailed, JobLocked, SabotError, UserError
 from sabot.state import BackendConfig, RocksDBBackend, load_snapshot
-from sabot.state.backends.database import StateDatabase
+from sabot.state.backends.database import StateDatabase, database_options
 from tools.command_line import child
 
 
@@ -199,3 +199,31 @@ async def test_absent_keys_are_asked_for_once(tmp_path, monkeypatch):
     assert backend.read("n", b"1") == b"x"
     assert asked == [b"1", b"2"]
     await backend.close()
+
+
+def test_a_database_that_is_closed_says_so_in_our_words_and_closes_again_in_silence(tmp_path):
+    """After a full disk had ended a run, its last words were those of RocksDB's client: DbClosedError."""
+    database = StateDatabase(tmp_path / "1", database_options(1 << 20, {}), sealed=False)
+    database.write("n", {b"k": b"v"})
+    database.close()
+    database.close()
+    assert database.statistics() == {"keys": 0, "bytes": 0}
+    for use in (lambda: database.write("n", {b"k": b"w"}), lambda: database.checkpoint(tmp_path / "2")):
+        with pytest.raises(SabotError, match="is closed, as the run that wrote it has ended or failed"):
+            use()
+
+
+def test_an_error_of_one_handle_leaves_none_open(tmp_path):
+    database = StateDatabase(tmp_path / "1", database_options(1 << 20, {}), sealed=False)
+    database.write("n", {b"k": b"v"})
+
+    class Full:
+        def close(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    database._families["full"] = Full()
+    with pytest.raises(OSError, match="No space left"):
+        database.close()
+    again = StateDatabase(tmp_path / "1", database_options(1 << 20, {}), sealed=False)  # no lock is left
+    assert again.get("n", b"k") == b"v"
+    again.close()
