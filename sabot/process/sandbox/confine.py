@@ -59,7 +59,7 @@ def confinement(plan: Mapping[str, Any]) -> list[tuple[str, Callable[[], None]]]
 
     plan: user ("root", "namespace" or ""), network, ipc, mounts, proc, capabilities (whether each is done), landlock (the version, 0:
     not), filter (which sockets, None: no filter), links (symbolic links on the way to paths, and to where they point), system and readable
-    (paths that can be read), writable, devices, ports (None: any), temp_bytes.
+    (paths that can be read), writable, owners (as whom it writes in each of these: user and group), devices, ports (None: any), temp_bytes.
 
     No path of `readable` and `writable` has a symbolic link in it. Each is opened once, in the step "paths", which fails where there is one
     now; all that follows has the descriptor.
@@ -92,11 +92,10 @@ def prepare(plan: Mapping[str, Any]) -> None:
     if plan["filter"] is not None:
         instructions(plan["filter"])
     if plan["user"] == "root" and plan["mounts"]:
-        for path in plan["writable"]:
+        for user, group in plan["owners"].values():
             with suppress(OSError):
-                owner = _owner_of(path)
-                if owner[0] != NOBODY and owner not in _identities:
-                    _identities[owner] = _identity(*owner)
+                if user != NOBODY and (user, group) not in _identities:
+                    _identities[user, group] = _identity(user, group)
 
 
 def filter_calls(sockets: Any) -> None:
@@ -247,7 +246,7 @@ def _mount(plan: Mapping[str, Any], places: Mapping[str, int]) -> None:
             trees[path] = tree = _call(_OPEN_TREE, place, b"", flags, path=path)
             given = _ATTR_NOSUID | (_ATTR_NODEV if path in writable else _ATTR_RDONLY)
             _set_attributes(tree, "", given, recursive=True)
-            if path in writable and (users := _identities.get(_owner_of(place))) is not None:
+            if path in writable and (users := _identities.get(tuple(plan["owners"][path]))) is not None:
                 with suppress(OSError):  # a file system that cannot: then its files are whose they are
                     _set_attributes(tree, "", _ATTR_IDMAP, users=users)
     _set_attributes(_AT_FDCWD, "/", _ATTR_RDONLY | _ATTR_NOSUID, recursive=True)
@@ -307,12 +306,7 @@ def _is_below(path: str, folders: Iterable[str]) -> bool:
     return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
 
 
-_identities: dict[tuple[int, int], int] = {}
-
-
-def _owner_of(path: str | int) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_uid, status.st_gid
+_identities: dict[tuple[int, ...], int] = {}
 
 
 def _identity(user: int, group: int) -> int:

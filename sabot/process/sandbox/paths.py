@@ -2,7 +2,7 @@
 
 A program in a sandbox may replace what lies in its folder by a link to anywhere. Whoever follows that link for another program, to give
 it the place behind, gives away what nobody meant to give. So the folders in which such programs may write are remembered, here and for the
-other workers of this user, and no link that lies in one of them is followed. Links of the user's own, above those folders, are.
+other workers of this user, and no link that leads out of one of them is followed. Links of the user's own, above those folders, are.
 """
 
 import errno
@@ -74,13 +74,16 @@ def is_in(path: str, folders: Iterable[str]) -> bool:
 
 
 def planted(way: ResolvedPath, folders: Collection[str]) -> tuple[SymbolicLink, str] | None:
-    """The first link on the way that lies in one of these folders, with that folder; None where there is no such link."""
+    """Returns the first link on the way that lies in one of these folders and leads out of it, with that folder, or None.
+
+    Who may write in a folder has all that is in it anyway, so a link that leads from there to there gives nothing away.
+    """
     for link in way.links:
         above = os.path.dirname(link.place)
-        while above != "/":
-            if above in folders:
-                return link, above
+        while above not in ("/", *folders):
             above = os.path.dirname(above)
+        if above != "/" and not is_in(way.real, [above]):
+            return link, above
     return None
 
 

@@ -123,6 +123,7 @@ def confined(
         "links": sorted(ways.links),
         "readable": [each for each in _outermost(readable) if not is_in(each, writable)],
         "writable": _outermost(writable),
+        "owners": {path: ways.owner(path) for path in _outermost(writable)},
         "devices": [each for each in _DEVICES if os.path.exists(each)],
         "ports": list(sandbox.ports) if level is TrustLevel.STANDARD else None if level is TrustLevel.TRUSTED else [],
         "temp_bytes": sandbox.temp_bytes,
@@ -195,6 +196,24 @@ class _Ways:
                         f" {link.target!r}. Programs in sandboxes may write in {folder!r}, so one of them may have put it there",
                         hint=f"remove the link; or name {way.real!r} itself, if that is what the program is to have",
                     )
+
+    def owner(self, path: str) -> tuple[int, int]:
+        """Returns the user and the group of a path, as whom the program writes there where the worker is root.
+
+        Raises SandboxPathRefused where they are not those of a folder above it in which programs in sandboxes may write: they may not
+        change owners, but may have moved a folder of somebody else's to this place.
+        """
+        found = os.lstat(path)
+        above = os.path.dirname(path)
+        while above != "/" and os.geteuid() == 0:
+            if above in self.folders and (whose := os.lstat(above)).st_uid != found.st_uid:
+                raise SandboxPathRefused(
+                    f"{self.program}: its sandbox may not write in {path!r}, which belongs to user {found.st_uid}: it lies in {above!r},"
+                    f" of user {whose.st_uid}, where programs in sandboxes may write, so one of them may have moved it there",
+                    hint="give it the same owner, or a place outside of that folder",
+                )
+            above = os.path.dirname(above)
+        return found.st_uid, found.st_gid
 
     def real(self, path: str) -> str | None:
         """Returns the path without links; None where a program in a sandbox may have put one of them there, or where nothing is there."""

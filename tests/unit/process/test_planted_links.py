@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from unit.process.children import everything, sh
 
-from sabot.process import Command, Sandbox, SandboxPathRefused, Supervisor, client
+from sabot.process import Command, Sandbox, SandboxPathRefused, SpawnFailed, Supervisor, client
 from sabot.process.sandbox import confine, paths
 from sabot.process.sandbox.levels import BOOT
 from sabot.process.sandbox.paths import planted, remember_writable, way_to, writable_folders
@@ -109,15 +109,51 @@ async def test_links_of_the_users_own_above_that_folder_are_followed(supervisor:
 
 
 @needs
-async def test_a_link_within_the_folder_is_refused_too_and_the_place_itself_is_not(
+async def test_a_link_that_stays_within_the_folder_is_followed_unless_the_folder_in_it_is_of_another_program(
     supervisor: Supervisor, repo: Path
 ) -> None:
-    """Which link a program has made and which one its user, nobody can tell."""
-    (repo / "latest").symlink_to("docs")
-    assert await run(supervisor, "ls", trust="untrusted", working_dir=repo) == "docs\nlatest\n"
-    with pytest.raises(SandboxPathRefused, match=rf"name '{repo}/docs' itself"):
-        await supervisor.spawn(sh("true", trust="untrusted", working_dir=repo / "latest"))
+    """Say `current`, which leads to a release. Who may write in the folder has the place behind the link anyway."""
+    (repo / "releases/3").mkdir(parents=True)
+    (repo / "releases/current").symlink_to("3")
+    (repo / "latest").symlink_to("releases/current")
+    assert await run(supervisor, "ls", trust="untrusted", working_dir=repo) == "docs\nlatest\nreleases\n"
+    assert await run(supervisor, "pwd", trust="untrusted", working_dir=repo / "latest") == f"{repo}/releases/3\n"
+    await run(supervisor, "ln -s ../docs out", trust="untrusted", working_dir=repo / "releases")
+    with pytest.raises(SandboxPathRefused, match=rf"may write in '{repo}/releases'") as raised:
+        await supervisor.spawn(sh("true", trust="untrusted", working_dir=repo / "releases/out"))
+    assert f"name '{repo}/docs' itself" in raised.value.hint, "who means that place says so"
     assert await run(supervisor, "pwd", trust="untrusted", working_dir=repo / "docs") == f"{repo}/docs\n"
+
+
+@needs
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root writes for other users")
+@pytest.mark.parametrize("moved", ["before", "after the paths were checked"])
+async def test_a_folder_of_somebody_else_that_a_child_has_moved_is_not_given_to_another_one(
+    supervisor: Supervisor, repo: Path, monkeypatch: pytest.MonkeyPatch, moved: str
+) -> None:
+    """A sandbox writes as the owner of its folder. Here the folder is an ordinary user's, and has one of root's in it."""
+    for each in repo, repo / "docs":
+        os.chown(each, 1234, 1234)
+    (repo / "secrets").mkdir(mode=0o700)
+    (repo / "secrets/key").write_text("secret")
+    move = "mv docs away && mv secrets docs && ! cat docs/key"
+    if moved == "before":
+        await run(supervisor, move, trust="untrusted", working_dir=repo)
+        why = f"'{repo}/docs', which belongs to user 0: it lies in '{repo}', of user 1234"
+    else:
+        confined = client.confined_command
+
+        def checked_and_then_moved(command: Command) -> Any:
+            found = confined(command)
+            subprocess.run(["sh", "-c", "mv docs away && mv secrets docs"], cwd=repo, check=True)
+            return found
+
+        remember_writable([str(repo)])
+        monkeypatch.setattr(client, "confined_command", checked_and_then_moved)
+        why = "Permission denied|may not write"
+    with pytest.raises(SpawnFailed, match=why):
+        await supervisor.spawn(sh("cat key; echo mine > key", trust="untrusted", working_dir=repo / "docs"))
+    assert (repo / "docs/key").read_text() == "secret"
 
 
 def test_other_workers_of_this_user_know_of_the_folder(repo: Path) -> None:
