@@ -15,6 +15,10 @@ def checked_word(value: object, what: str, *, empty: bool = True) -> str:
     """A text for a field that says who or which. Raises UserError."""
     if not isinstance(value, str) or "\0" in value or (not empty and not value):
         raise UserError(f"{what}={short_repr(value)}: a text is wanted{'' if empty else ', which is not empty'}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what}={short_repr(value)}: {error.reason}", hint="a text that UTF-8 can write") from None
     return value
 
 

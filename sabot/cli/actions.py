@@ -89,7 +89,7 @@ def _action_facts(action: ActionRecord, waiting: dict[str, Letter]) -> dict[str,
 
 @actions.command("show")
 def show_action(
-    action: Annotated[str, typer.Argument(metavar="ACTION", help="The id of an action.")],
+    action: Annotated[str, typer.Argument(metavar="ACTION", help="The id of an action, or its token.")],
     place: Place,
     kafka: Kafka = None,
 ) -> None:
@@ -98,7 +98,7 @@ def show_action(
     def work() -> None:
         with reading(place, kafka) as reader:
             known, waiting = JobsOfJournal(reader), _answers(reader)
-        record = known.actions.get(action)
+        record = known.actions.get(action) or known.of_token(action)
         if record is None:
             raise UserError(f"action {action}: there is none of this name", hint="sabot actions list --all shows them")
         json_line(_action_facts(record, waiting))

@@ -134,7 +134,7 @@ class Agent:
         repairs: int = 2,
         context_window: int = 128_000,
         trim: Trim = "drop_oldest",
-        temperature: float | None = 0.7,
+        temperature: float | None = None,
         max_tokens: int | None = 4096,
         options: Mapping[str, Any] | None = None,
         use_middleware: bool = True,

@@ -201,12 +201,13 @@ class AgentTask:
             stopped = any(operator.stopped for operator in self.operators.values())  # rows may be left in its lanes
             exhausted = all(source.input.exhausted for source in self.sources) and self.streams_exhausted()
             self.ended = alive and not stopped and exhausted and not (self.jobs is not None and self.jobs.rest)
-            # All inputs have ended for good, so nothing waits for timers that are due later.
-            if self.ended:
+            if self.ended:  # all inputs, for good, so nothing waits for timers that are due later
                 for timers in self.timers.values():
                     timers.drop()
             for sink in self.sinks:
                 sink.over(finished=self.ended)
+            for operator in self.operators.values() if self.ended else ():
+                operator.inputs_over()
         finally:
             for task in [*self._waiting.values()]:
                 task.cancel()

@@ -529,7 +529,8 @@ async def test_a_start_of_an_app_that_had_ended_but_for_a_blocked_job_says_that_
 
     async with started(app := from_file(shop, tmp_path, shop.sleepy)):
         await until(lambda: jobs(app).get("parked") == 1)
-    await asyncio.wait_for(from_file(shop, tmp_path, other).run(), 20)  # all that is left is blocked
+    with pytest.raises(AgentFailed, match=r"at the end of its input: it has no result of job .*, which is blocked"):
+        await asyncio.wait_for(from_file(shop, tmp_path, other).run(), 20)  # all that is left is blocked
     caplog.clear()
     run = asyncio.create_task((app := from_file(shop, tmp_path, shop.sleepy)).run())
     await until(lambda: jobs(app).get("parked") == 1)
@@ -992,7 +993,9 @@ async def test_an_agent_that_failed_tries_its_job_once_more_at_the_next_start(sh
     assert shop.calls == [1]
 
 
-async def test_a_job_whose_function_asks_something_else_is_blocked_and_holds_its_key_only(shop: Shop) -> None:
+async def test_a_job_whose_function_asks_something_else_is_blocked_and_holds_its_key_only(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
     app = shop.app(shop.sleepy)
     await app.start()
     shop.ticket("ann", 0, sleeps=True)
@@ -1012,11 +1015,17 @@ async def test_a_job_whose_function_asks_something_else_is_blocked_and_holds_its
         assert figures(app)["blocked"] == 1
         assert "something else" not in shop.calls[:-1]
         await until(lambda: figures(app)["mailbox_rows"] == 1)
+        assert figures(app)["behind_blocked"] == 1
+        shop.ticket("ann", 3)
+        await until(lambda: figures(app)["behind_blocked"] == 2)
+        (told,) = [message for message in caplog.messages if "waits behind job" in message]
+        assert "agent shop.handle: what comes for customer 'ann' waits behind job" in told
+        assert "which is blocked" in told
     app = shop.app(shop.sleepy)
     async with started(app):
         await until(lambda: jobs(app)["parked"] == 1)
         shop.clock.advance(3600)
-        await until(lambda: orders(shop.answers()) == [2, 0, 1])
+        await until(lambda: orders(shop.answers()) == [2, 0, 1, 3])
 
 
 # -- which job a record is ----------------------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ class Ledger:
 
     def budget(self, scope_id: str) -> Budget:
         """Of this scope. Raises UserError where it has none."""
-        budget = self.budget_of(checked_text(scope_id, "scope_id"))
+        budget = self.budget_of(scope_id)
         if budget is None:
             raise UserError(
                 f"scope {scope_id} has no budget", hint=f"budgets have: {', '.join(self._accounts) or 'none'}"
@@ -156,7 +156,7 @@ class Ledger:
 
     def budget_of(self, scope_id: str) -> Budget | None:
         """Of this scope; None where it has none."""
-        account = self._accounts.get(scope_id)
+        account = self._accounts.get(checked_text(scope_id, "scope_id"))
         return None if account is None else account.budget
 
     def limits_answers(self, scope_id: str) -> bool:

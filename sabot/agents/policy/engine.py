@@ -117,7 +117,9 @@ class PolicyEngine(EffectGate):
 
     def check_names(self, functions: Sequence[Callable[..., Any]], agents: Collection[str], where: str) -> None:
         """As `EffectGate.check_names`."""
-        check_names(self._rules, functions, agents, where)
+        checked_kind(functions, Sequence, "check_names: functions", "those of the agents, in a list")
+        checked_words(agents, "check_names: agents")
+        check_names(self._rules, functions, agents, checked_text(where, "check_names: where"))
 
     @property
     def rules(self) -> tuple[PolicyRule, ...]:

@@ -89,8 +89,7 @@ class DurableAgentOperator(AgentOperator):
         self._waits_for_rate: asyncio.TimerHandle | None = None
         self._known: dict[str, bytes] = {}  # jobs that the journal had at the start -> digest of their input
         self._begun: dict[tuple[str, int], int] = {}  # the last offset of each partition whose job has begun
-        self._running = self._parked = self._blocked = 0
-        self._duplicates = 0
+        self._running = self._parked = self._duplicates = 0
         self._admitted = self._started = False
         self._waits_for_port: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -457,7 +456,7 @@ class DurableAgentOperator(AgentOperator):
         """As `JobOwner.blocked`. Its key is held until the code, or the job, is mended."""
         call = self.calls[job_id]
         call.blocked = True
-        self._blocked += 1
+        self.blocked_jobs[job_id] = error
         self._rests(call)
 
     def over(self, job_id: str, outcome: str) -> None:
@@ -537,7 +536,8 @@ class DurableAgentOperator(AgentOperator):
             "limit": self._limit,
             "running": self._running,
             "parked": self._parked,
-            "blocked": self._blocked,
+            "blocked": len(self.blocked_jobs),
+            "behind_blocked": self.order.behind_blocked,
             "mailbox_rows": self.order.boxes.rows,
             "duplicates": self._duplicates,
         }

@@ -6,6 +6,7 @@ Behind the job of a key come first its open jobs of the journal, then the rows o
 mailbox until its job is parked or over.
 """
 
+import logging
 from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
@@ -18,8 +19,11 @@ from sabot.jobs.tree import parent_of
 from sabot.operators.agents.job_rows import JobCall, WaitingInput, decode_waiting, encode
 from sabot.operators.agents.mailbox import Mailboxes, MailRoom
 from sabot.operators.agents.timers import key_of
+from sabot.redaction import scrubbed
 
 __all__ = ["KeyOrder", "OrderOwner"]
+
+_log = logging.getLogger(__name__)
 
 
 class OrderOwner(Protocol):
@@ -70,6 +74,7 @@ class KeyOrder:
         self._spec = spec
         self._owner = owner
         self._queues: dict[bytes, _Queue] = {}
+        self._told: set[str] = set()
         self._started = False
         room.on_room.append(self.unpack)
 
@@ -119,12 +124,29 @@ class KeyOrder:
     def come(self, call: JobCall) -> None:
         """A row takes its place behind those that came before it."""
         queue = None if self._spec.job_key is None else self._queues.get(call.scope)
+        if queue is not None and queue.call.blocked:
+            self._tell(queue.call)
         if queue is None:
             self._turn(call)
         elif queue.takes_long or call.scope in self.boxes:
             self._post(queue, call)
         else:
             queue.waiting = _with(queue.waiting, call)
+
+    def _tell(self, blocked: JobCall) -> None:
+        """Logs, once for each blocked job, that more of its key waits behind it."""
+        if blocked.job_id not in self._told:
+            self._told.add(blocked.job_id)
+            _log.warning(
+                "agent %s: what comes for %s %r waits behind job %s, which is blocked, until the code is there that it began with",
+                *(self._spec.agent_id, self._spec.key, scrubbed(str(key_of(blocked.scope))), blocked.job_id),
+            )
+
+    @property
+    def behind_blocked(self) -> int:
+        """How many rows and jobs wait behind blocked jobs of their keys."""
+        queues = [(scope, each) for scope, each in self._queues.items() if each.call.blocked]
+        return sum(self.boxes.rows_of(scope) + len(q.before or ()) + len(q.waiting or ()) for scope, q in queues)
 
     def _turn(self, call: JobCall) -> None:
         self.children.discard(call.job_id)

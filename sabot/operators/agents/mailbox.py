@@ -126,10 +126,14 @@ class Mailboxes:
         """The scopes of the keys that have rows."""
         return iter(self._bounds)
 
+    def rows_of(self, scope: bytes) -> int:
+        """How many rows a key has."""
+        first, end = self._bounds.get(scope, (0, 0))
+        return end - first
+
     def has_room(self, scope: bytes) -> bool:
         """Another row of this key may come."""
-        first, end = self._bounds.get(scope, (0, 0))
-        return end - first < self._capacity and self._room.has_room
+        return self.rows_of(scope) < self._capacity and self._room.has_room
 
     def add(self, scope: bytes, row: bytes) -> None:
         """Behind the other rows of its key."""

@@ -148,6 +148,7 @@ class AgentOperator(ABC):
         self.clock = clock
         self.loop = asyncio.get_running_loop()
         self.failure: AgentFailed | None = None
+        self.blocked_jobs: dict[str, SabotError] = {}  # of a durable agent, with the reasons
         self.left_behind: list[str] = []  # calls that refused to be cancelled
         self.counters = counters
         self.codecs: dict[str, Codec] = {}  # by topic: without a schema each has its own
@@ -412,6 +413,13 @@ class AgentOperator(ABC):
         self.end_calls()
         self.release()
         self._on_failed(self)
+
+    def inputs_over(self) -> None:
+        """Fails the agent where nothing comes any more and jobs are blocked: without their results the output is not whole."""
+        if self.blocked_jobs:
+            (job_id, error), count = next(iter(self.blocked_jobs.items())), len(self.blocked_jobs)
+            more = f" and {count - 1} more jobs, which are blocked" if count > 1 else ", which is blocked"
+            self.fail(error, f"the end of its input: it has no result of job {job_id}{more}")
 
     def policy(self, error: BaseException) -> str:
         """Returns what `on_error=` says of this error."""

@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from sabot.agents import BudgetSpec, ExecutionContext, PolicyRef, RunVersions
+from sabot.agents import BudgetSpec, ExecutionContext, ExecutionRequest, PolicyRef, RunVersions
 from sabot.errors import UserError
 
 
@@ -59,3 +59,9 @@ def test_a_scope_is_needed() -> None:
         ExecutionContext(scope_id="s", principal_id=7)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="PolicyRef name=''"):
         PolicyRef("")
+
+
+@pytest.mark.parametrize("field", ["idempotency_key", "scope_id", "principal_id"])
+def test_half_of_a_surrogate_pair_is_refused_by_name(field: str) -> None:
+    with pytest.raises(UserError, match=f"^{field}='a.*surrogates not allowed"):
+        ExecutionRequest(prompt="hi", **{field: "a\ud800"})

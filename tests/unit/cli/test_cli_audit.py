@@ -82,7 +82,10 @@ async def test_an_audit_says_who_was_allowed_what_by_which_rule_and_who_has_appr
         (3, "refund", "ask", "ConstraintPolicy amount", "approved", "bob", "ok"),
         (4, "refund", "ask", "ConstraintPolicy amount", "waiting", "", ""),
     ]
-    assert [each["reason"] for each in found[1:3]] == ["never", "amount is 500, and at most 100 is allowed"]
+    assert [each["reason"] for each in found[1:3]] == [
+        "never",
+        "amount is 500, and at most 100 is allowed (tool refund)",
+    ]
     assert found[2]["arguments"] == [[], {"order": "o1", "amount": 500}]
     rows = [line.split() for line in printed("audit", "j", "--journal", tmp_path).splitlines()]
     assert rows[0] == ["effect", "asked", "what", "for", "decision", "rule", "version", "why", "outcome"]
@@ -108,3 +111,10 @@ def test_a_job_that_is_not_there_is_named(tmp_path: Path) -> None:
     SqliteJournal(tmp_path / "journal").close()
     done = CliRunner().invoke(commands._cli, ["audit", "nobody", "--journal", str(tmp_path)])
     assert (done.exit_code, "has no entry of job nobody" in done.stderr) == (1, True)
+
+
+async def test_an_action_is_shown_by_its_id_and_by_the_token_that_the_list_prints(tmp_path: Path) -> None:
+    await a_job(tmp_path)
+    (listed,) = objects("actions", "list", "--journal", tmp_path)
+    for name in (listed["action_id"], listed["resume_token"]):
+        assert json.loads(printed("actions", "show", name, "--journal", tmp_path))["action_id"] == listed["action_id"]

@@ -508,3 +508,11 @@ def test_an_agent_without_an_engine_is_refused_with_the_way_to_make_one(engine: 
 def test_started_and_ended_are_values() -> None:
     call = ToolCall("c0", "weather", "{}")
     assert ToolStarted(call) == ToolStarted(call)
+
+
+@pytest.mark.parametrize(("given", "sent"), [({}, None), ({"temperature": 0.2}, 0.2)])
+async def test_an_agent_sends_a_temperature_only_where_it_was_given_one(given: dict[str, float], sent: Any) -> None:
+    """Reasoning models refuse the parameter. The bound of the answer stays: budgets reserve by it."""
+    provider = ScriptedProvider("yes")
+    await Agent(ExecutionEngine(provider), **given).run("hello")
+    assert (provider.requests[0].temperature, provider.requests[0].max_tokens) == (sent, 4096)
