@@ -11,6 +11,9 @@ from sabot.errors import UserError
 __all__ = ["StringExpr"]
 
 
+_WIDEST = 10_000  # characters to which a value is filled up
+
+
 @dataclass(frozen=True, slots=True)
 class StringExpr(Generic[E]):
     """Methods of `col("name").str`. The syntax of patterns is RE2's: that of Rust, except that \\w, \\d, \\s and \\b match ASCII only."""
@@ -120,9 +123,13 @@ class StringExpr(Generic[E]):
         return self._replaced("str.replace_all", pattern, value, literal)
 
     def _replaced(self, kind: str, pattern: str, value: str, literal: bool) -> E:
+        if not string_of(kind, pattern) and literal and kind == "str.replace_all":
+            raise UserError(
+                "str.replace_all: there is nothing to replace", hint='str.replace_all("a", "b", literal=True)'
+            )
         return self.make(
             kind,
-            pattern=string_of(kind, pattern),
+            pattern=pattern,
             value=string_of(kind, value),
             literal=checked_flag(f"{kind}: literal", literal),
         )
@@ -144,6 +151,10 @@ def _format(format: str | None) -> str | None:
 def _width(where: str, length: int) -> int:
     if whole_of(where, length) < 0:
         raise UserError(f"str.{where}: length {length} is negative")
+    if length > _WIDEST:
+        raise UserError(
+            f"str.{where}: length {length} is more than {_WIDEST:,}", hint="each value would be as long as that"
+        )
     return int(length)
 
 

@@ -25,6 +25,12 @@ _LENGTHS = {
     "year": "1y",
 }
 
+_MOST = {
+    **{"ns": 2**63 - 1, "us": 2**63 // 10**3, "ms": 2**63 // 10**6, "s": 2**63 // 10**9},
+    **{"m": 153_722_867, "h": 2_562_047, "d": 106_751, "w": 15_250, "mo": 119_988, "q": 39_996, "y": 9_999},
+}
+"""How many of each unit a length has at most: 63 bits of nanoseconds, or 9,999 years."""
+
 
 @dataclass(frozen=True, slots=True)
 class DateExpr(Generic[E]):
@@ -106,4 +112,6 @@ def _length_of(every: str | datetime.timedelta) -> str:
     match = re.fullmatch(r"(\d+)(ns|us|ms|s|m|h|d|w|mo|q|y)", text)
     if match is None or int(match[1]) == 0:
         raise UserError(f"dt.date_trunc: {every!r} is no length of time", hint='"hour", "15m", "1d", "1w", "1mo", "1y"')
+    if int(match[1]) > _MOST[match[2]]:
+        raise UserError(f"dt.date_trunc: {every!r} is too long", hint="up to 106,751 days, or 9,999 years")
     return text

@@ -74,6 +74,8 @@ def string_of(where: str, value: Any) -> str:
 def whole_of(where: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise UserError(f"{where}: {value!r} is no whole number")
+    if not -(2**63) <= value < 2**63:
+        raise UserError(f"{where}: {value} has more than 64 bits")
     return int(value)
 
 

@@ -80,7 +80,8 @@ def is_number(type: pa.DataType) -> bool:
 
 def _common_number(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
     if pa.types.is_boolean(a) or pa.types.is_boolean(b):
-        return b if pa.types.is_boolean(a) else a
+        other = b if pa.types.is_boolean(a) else a
+        return None if pa.types.is_decimal(other) else other
     if pa.types.is_floating(b):
         a, b = b, a
     if pa.types.is_floating(a):

@@ -41,13 +41,14 @@ def _list_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
 
 def _list_get(lists: pa.Array, *, index: int, strict: bool, what: str) -> pa.Array:
     starts, ends = _bounds(lists)
-    place = starts + index if index >= 0 else ends + index
-    outside = (place < starts) | (place >= ends)
+    lengths = ends - starts
+    outside = lengths <= index if index >= 0 else lengths < -index
+    place = np.where(outside, 0, (starts if index >= 0 else ends) + (index if -(2**31) <= index < 2**31 else 0))
     if strict:
         beyond = outside & lists.is_valid().to_numpy(zero_copy_only=False)
         if beyond.any():
             raise no_value_at_index(what, lists[int(beyond.argmax())].as_py())
-    return lists.values.take(integer_array(place, pa.int32(), lists, nulls=outside))
+    return lists.values.take(integer_array(place.astype(np.int32), pa.int32(), lists, nulls=outside))
 
 
 def no_value_at_index(what: str, values: list[Any]) -> DataError:

@@ -49,6 +49,12 @@ def _arithmetic(expr: Expr, nodes: list[Compiled]) -> Compiled:
         return _temporal(expr, nodes)
     if kind == "**":
         return _power(expr, *nodes)
+    if (
+        kind != "/"
+        and any(pa.types.is_boolean(n.type) for n in nodes)
+        and any(pa.types.is_decimal(n.type) for n in nodes)
+    ):
+        raise misfit(expr, nodes)
     nodes = _counted(nodes)
     if (
         kind == "*"

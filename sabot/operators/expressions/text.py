@@ -39,6 +39,7 @@ _KINDS = [
     "replace",
     "replace_all",
 ]
+_LONGEST = 2**31
 _WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 
 
@@ -63,7 +64,8 @@ def _as_text(expr: Expr, node: Compiled) -> Compiled:
 
 def part_of_split(expr: Expr, nodes: list[Compiled]) -> Compiled:
     """`list.get` over `str.split`: finds the part in the text. nodes: those of the inputs of the split."""
-    split, index, strict = expr.inputs[0], expr.option("index"), not expr.option("null_on_oob")
+    split, strict = expr.inputs[0], not expr.option("null_on_oob")
+    index = max(min(expr.option("index"), _LONGEST), -_LONGEST)
     (node,) = nodes
     by = split.option("by")
 
@@ -114,7 +116,9 @@ def _string_function(expr: Expr) -> Function:
         case "len_bytes":
             return lambda x: pc.binary_length(x)
         case "slice":
-            offset, length = options["offset"], options["length"]
+            # No text is as long as that, and pyarrow computes with both.
+            offset = max(min(options["offset"], _LONGEST), -_LONGEST)
+            length = None if options["length"] is None else min(options["length"], 2 * _LONGEST)
             stop = None if length is None or (offset < 0 <= offset + length) else offset + length
             return functools.partial(pc.utf8_slice_codeunits, start=offset, stop=stop)
         case "replace" | "replace_all":
