@@ -55,6 +55,7 @@ _LONGEST_KEY = 600  # characters of an id or a token; an index holds 2,704 bytes
 _RENEWALS = 5  # in the time of a lease
 _MARGIN = 0.1  # of a lease, that its owner does not count on
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 1.0  # seconds between tries
+_AT_THE_START = 30.0  # seconds for which a start goes on to try where the server has answered once
 _AT_THE_END = 5.0  # seconds for which `close` waits for a server that does not answer
 
 _TAKE_CLAIM = (  # of an owner that is gone for sure, or whose lease is over; who knows whether that one still sends?
@@ -176,8 +177,27 @@ class PostgresJournal(PostgresReader, SqlJournal):
         self._renewed = self._asked = 0.0  # by `lasting`: when the claim was last renewed, or that was tried
         self._silent = False  # the server does not answer, and that was told
         self._closed = False
+        self._writing: Any = None
+        began, wait_s, answered = lasting(), _FIRST_WAIT, False
+        while True:
+            try:
+                self._writing = place.connect(self._session_of(self._owner))
+                answered = True
+                self._open(url, app, clock, capacity_bytes)
+                return
+            except TransientError as error:
+                if (
+                    not answered or lasting() > began + _AT_THE_START
+                ):  # an address at which nobody is may be a wrong one
+                    raise
+                _log.warning("%s: the connection broke during the start, which is tried again: %s", place.where, error)
+            self._ending.wait(wait_s)
+            wait_s = min(2 * wait_s, _LONGEST_WAIT)
+
+    def _open(self, url: str, app: str | None, clock: Clock, capacity_bytes: int) -> None:
+        """All that is behind the first connection; what raises leaves nothing open."""
+        place = self._place
         with ExitStack() as opened:
-            self._writing: Any = place.connect(self._session_of(self._owner))
             opened.callback(self._drop)
             place.make(self._writing)
             self._take_claim()
@@ -251,7 +271,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
             while True:
                 asked = lasting()
                 ((owner, described, life, until, left, over),) = run(_SEE_CLAIM).fetchall()
-                gone = not owner or is_over(life)
+                gone = owner in ("", self._owner) or is_over(life)  # ours: the connection broke behind the claim
                 if over or gone:
                     with step("journal", f"{self._place.where}: claim"):
                         run(_END_SESSIONS, (self._session_of(owner),))  # one that hangs holds the row

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import psycopg
 import pytest
@@ -40,8 +40,10 @@ from sabot.journal import (
     PostgresReader,
     postgres,
 )
+from sabot.journal.schemas import JournalSchema
 from tools.command_line import child
 from tools.postgres import Postgres, server_or_skip
+from tools.tcp_proxy import TcpProxy
 
 LEASE_S = 2.0
 
@@ -202,6 +204,32 @@ def test_a_server_with_standbys_that_no_commit_waits_for_is_named(
     with psycopg.connect(f"{url}?replication=database", autocommit=True):
         PostgresJournal(url, app).close()
     assert "has standbys (1), and waits for none of them (synchronous_standby_names)" in caplog.text
+
+
+@pytest.mark.parametrize("during", ["make", "count", "known_facts"])
+def test_a_start_whose_connection_is_reset_goes_on_with_another_one(
+    url: str, app: str, during: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended with an error, where a running app waits."""
+    before = PostgresJournal(url, app)
+    fill(before, 2)
+    before.close()
+    address = urlsplit(url)
+    plain, resets = getattr(JournalSchema, during), []
+    with TcpProxy(f"{address.hostname}:{address.port}") as proxy:
+
+        def reset_once(self: JournalSchema, connection: Any) -> Any:
+            if not resets:
+                resets.append(during)
+                proxy.reset()
+            return plain(self, connection)
+
+        monkeypatch.setattr(JournalSchema, during, reset_once)
+        journal = PostgresJournal(url.replace(address.netloc.rpartition("@")[2], proxy.address), app)
+        fill(journal, 1, 2)
+        journal.close()
+    assert resets == [during]
+    assert read(url, app) == jobs(3)
 
 
 def test_an_entry_that_was_changed_is_damaged(url: str, app: str) -> None:
