@@ -47,17 +47,19 @@ class _AsJson(logging.Formatter):
         return json.dumps(facts, ensure_ascii=False)
 
 
-def warn_of_users_error(log: logging.Logger, error: BaseException, message: str, *given: object) -> None:
-    """A warning with the traceback of the user's error, from the first line of the user's on. Known secrets are hidden in it, whatever
-    handler and formatter the program has.
+def warn_of_users_error(
+    log: logging.Logger, error: BaseException, message: str, *given: object, level: int = logging.WARNING
+) -> None:
+    """A line with the traceback of the user's error, from the first line of the user's on. Known secrets are hidden in it, whatever
+    handler and formatter the program has. level: of logging; a warning, where nothing else is said.
     """
-    if not log.isEnabledFor(logging.WARNING):
+    if not log.isEnabledFor(level):
         return
     trace, text = users_part(error.__traceback__), ""
     if trace is not None:
         lines = "".join(traceback.format_exception(type(error), error, trace))
         text = visible(scrubbed(lines)).rstrip()
-    record = log.makeRecord(log.name, logging.WARNING, __file__, 0, message, given, None)
+    record = log.makeRecord(log.name, level, __file__, 0, message, given, None)
     record.exc_text = text or None
     log.handle(record)
 

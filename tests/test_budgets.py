@@ -12,12 +12,12 @@ from tools.source_tree import ROOT, nodes_of, tree_of
 
 NAMES = {  # what `from sabot.X import …` offers, by the stub of the package
     "": 126,
-    "agents": 137,
+    "agents": 138,  # docs/decisions/043
     "journal": 43,
     "llm": 68,
     "mcp": 49,
     "operators": 8,
-    "process": 99,
+    "process": 99,  # docs/decisions/043
     "testing": 19,
 }
 

@@ -106,6 +106,7 @@ from sabot.agents.states import StateManager as StateManager
 from sabot.agents.store import InMemoryActionStore as InMemoryActionStore
 from sabot.agents.store import InMemoryJobStore as InMemoryJobStore
 from sabot.agents.store import JournalStore as JournalStore
+from sabot.agents.stores.hot import HotState as HotState
 from sabot.agents.stores.jobs import PostgresJobViews as PostgresJobViews
 from sabot.agents.stores.ledger import PostgresLedgerWriter as PostgresLedgerWriter
 from sabot.agents.stores.postgres import PostgresActionStore as PostgresActionStore

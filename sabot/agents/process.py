@@ -13,6 +13,7 @@ from sabot.connectors.base import Source
 from sabot.errors import AgentFailed, SabotError
 from sabot.kafka import open_sink
 from sabot.kafka.source import KafkaSource
+from sabot.logs import warn_of_users_error
 from sabot.state import StateBackend
 from sabot.watch import watched
 
@@ -226,5 +227,4 @@ class AgentProcess:
         """The engine stopped this agent at a record."""
         self.failed_elsewhere(failure)
         self.barrier_queue.put_nowait(None)
-        _log.error("%s", failure)
-        _log.debug("where it was raised", exc_info=failure.__cause__)
+        warn_of_users_error(_log, failure.__cause__ or failure, "%s", failure, level=logging.ERROR)

@@ -24,6 +24,7 @@ from sabot.agents.kernel import ExecutionHandle, RuntimeKernel
 from sabot.agents.outside import AppJobs
 from sabot.agents.replay import Recording, record_job
 from sabot.agents.store import as_json
+from sabot.agents.stores.hot import HotState
 from sabot.config import Duration, checked_name, checked_path, parse_bytes, parse_seconds
 from sabot.errors import UNREADABLE, CorruptJournal, LetterRefused, NonDeterminism, UserError, short_repr
 from sabot.jobs.recovery import whole_entries
@@ -206,20 +207,22 @@ class StateManager:
     """Checkpoints of the jobs of a kernel, or of an app: `states = StateManager(kernel)`. It keeps nothing itself, so several may be about
     the same journal, in other processes too.
 
-    As `async with StateManager(kernel, auto="60s")` it makes a checkpoint of each open job as often, where something has come of it since.
+    As `async with StateManager(kernel)` it makes a checkpoint of each open job each minute, where something has come of it since.
     """
 
     def __init__(
         self,
         of: _Jobs,
         *,
-        auto: Duration | None = None,
+        auto: Duration | None = "60s",
         max_size: str | int = MOST_BYTES,
         retention: Duration = "30d",
+        hot: HotState | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """auto: how often, at most; None: only when it is asked for. max_size: of the history of a job, up to a checkpoint. retention:
-        older ones are not there any more. Raises UserError.
+        """auto: how often, at most, inside of `async with`; None: only when it is asked for. max_size: of the history of a job, up to a
+        checkpoint. retention: older ones are not there any more. hot: where `hot` states are kept, for other processes
+        `HotState("redis://localhost")`; None: in memory. Raises UserError.
         """
         if not isinstance(getattr(of, "jobs", None), AppJobs):
             raise UserError(f"StateManager: of={short_repr(of)}", hint="a RuntimeKernel, or an App")
@@ -228,6 +231,7 @@ class StateManager:
         self._auto_s = None if auto is None else parse_seconds(auto, name="auto", zero=False)
         self._most = parse_bytes(max_size, name="max_size")
         self._retention_s = parse_seconds(retention, name="retention", zero=False)
+        self.hot = HotState() if hot is None else hot
         self._sleep = sleep
         self._task: asyncio.Task[None] | None = None
 

@@ -40,7 +40,7 @@ class HeardErrors:
 
     def hear(self, error: BaseException, where: str, fate: str) -> None:
         """where: the record or row. fate: what becomes of it."""
-        name, own = type(error).__name__, users_part(error.__traceback__)
+        name, own = scrubbed(type(error).__name__), users_part(error.__traceback__)
         said = f"{name}: {scrubbed(words_of(error))}; {where}; {fate}"
         place, now = _place(name, own), self._clock.monotonic()
         kind = self._kinds.setdefault(name, _Heard(now))

@@ -5,6 +5,7 @@ import contextvars
 import inspect
 import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from sabot.errors import EffectError, NotSent, words_of
 from sabot.journal.effects import RULES, EffectId
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.errors import ToolTimeout
+from sabot.llm.middleware import ToolMiddleware
 from sabot.llm.results import Completion, Piece
 from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.llm.tools import Effect, Tool
@@ -32,20 +34,25 @@ class ToolsAlone:
         self._context = context
         self._clock = clock
         self._calls = 0
+        self.around: ToolMiddleware | None = None
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
         """Calls the tool, and again where it has failed and its class allows that. Raises what the tool raises; ToolTimeout."""
-        if tool.converse is not None:
-            return await tool.converse(tool, _AloneSite(self, self._context), arguments)
-        return await self.make(tool, arguments)
+        with nullcontext() if self.around is None else self.around.call(tool.name, self._context):
+            if tool.converse is not None:
+                return await tool.converse(tool, _AloneSite(self, self._context), arguments)
+            return await self.make(tool, arguments)
 
     async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
         """As `call`, of a tool that does not converse, or of one step of it."""
         self._calls += 1
         number, attempt = self._calls, 1
         while True:
+            if self.around is not None:
+                self.around.pay()
             try:
-                return await self._attempt(tool, arguments, EffectId(self._context.request_id, number, attempt))
+                with nullcontext() if self.around is None else self.around.attempt():
+                    return await self._attempt(tool, arguments, EffectId(self._context.request_id, number, attempt))
             except Exception as error:
                 again = RULES[tool.effect].repeatable or isinstance(error, NotSent)
                 if attempt > tool.retry.retries or not again:
@@ -108,6 +115,11 @@ class Alone(ToolsAlone):
     def of(self, engine: ExecutionEngine) -> "Alone":
         """The same, for an agent with another engine."""
         return Alone(engine, self._context.child(), self._clock)
+
+    def around_tools(self, middleware: bool) -> "Alone":
+        """Itself, with or without the middleware of its engine around the calls of tools."""
+        self.around = self._engine.around_tools if middleware else None
+        return self
 
     async def complete(self, spec: RequestSpec) -> Completion:
         """Asks the model."""

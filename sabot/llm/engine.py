@@ -126,6 +126,7 @@ class ExecutionEngine:
             for each in (provider, *fallback)
         ]
         self._chains = [chained(middleware, built_in, route.send) for route in self._routes]
+        self.around_tools = built_in.around_tools(middleware)
         self._asked: dict[bytes, SharedCall] = {}  # calls in flight whose answers the cache will keep, by its key
         self._shared: set[SharedCall] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -307,7 +308,8 @@ class ExecutionEngine:
         """`calls` that needed a provider, of which `in_flight` now and `failed`; `unasked`: answered by the cache, by an idempotency key or
         by an equal call in flight. `attempts` of calls, of which `failed_attempts`; `retries`; `overloads`: turned away (429); `fallbacks`
         to another provider. `input_tokens`, `output_tokens`, `cached_tokens`, `reasoning_tokens`; `cost` in US dollars, where it is known.
-        `seconds_total` of all attempts. `waiting` for the limits, and `limit`: requests that the first provider may have in flight now.
+        `seconds_total` of all attempts. `tool_calls`, `failed_tool_calls`, `tool_seconds`: attempts of agents to call tools, outside of
+        jobs. `waiting` for the limits, and `limit`: requests that the first provider may have in flight now.
         """
         figures = self._figures
         first = self._routes[0].admission
@@ -316,17 +318,7 @@ class ExecutionEngine:
             "in_flight": self._in_flight,
             "failed": figures.failed,
             "unasked": figures.unasked,
-            "attempts": figures.attempts,
-            "failed_attempts": figures.failed_attempts,
-            "retries": figures.retries,
-            "overloads": figures.overloads,
-            "fallbacks": figures.fallbacks,
-            "input_tokens": figures.input_tokens,
-            "output_tokens": figures.output_tokens,
-            "cached_tokens": figures.cached_tokens,
-            "reasoning_tokens": figures.reasoning_tokens,
-            "cost": figures.cost,
-            "seconds_total": figures.seconds.statistics()["seconds_total"],
+            **figures.of_attempts(),
             "waiting": sum(route.admission.waiting for route in self._routes),
             "limit": first.limit,
         }

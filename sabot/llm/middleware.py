@@ -1,4 +1,5 @@
-"""What stands around each call of a model, from outside in: logging, timeout, retry, budget, telemetry.
+"""What stands around each call of a model, from outside in: logging, timeout, retry, budget, telemetry. By the same names it stands around
+the calls of an agent's tools (`ToolMiddleware`), which go through no functions of one's own.
 
     async def my_middleware(call: ModelCall, forward: Forward) -> Outcome:
         …                                  what is to be before the call
@@ -17,7 +18,8 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
@@ -43,6 +45,7 @@ __all__ = [
     "Middleware",
     "ModelCall",
     "Outcome",
+    "ToolMiddleware",
     "chained",
 ]
 
@@ -52,6 +55,11 @@ Outcome: TypeAlias = Completion | Embeddings
 MIDDLEWARE = ("logging", "timeout", "retry", "budget", "telemetry")
 """The names of what an engine has around its calls, the outermost first."""
 
+_OF_ATTEMPTS = (
+    *("attempts", "failed_attempts", "retries", "overloads", "fallbacks"),
+    *("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens", "cost"),
+    *("tool_calls", "failed_tool_calls", "tool_seconds"),
+)
 _MIDDLEWARE_HINT = f"a list of these and of functions: {', '.join(MIDDLEWARE)}"
 
 
@@ -113,7 +121,8 @@ Middleware: TypeAlias = Callable[[ModelCall, Forward], Awaitable[Outcome]]
 
 
 class CallBudget:
-    """Tokens, and US dollars, that calls may use together. max_tokens, max_cost: None: no limit. Exactly at a limit is allowed.
+    """Tokens, and US dollars, that calls may use together, and calls of tools that agents may make. max_tokens, max_cost, max_tool_calls:
+    None: no limit. Exactly at a limit is allowed.
 
     A call in flight counts with an estimate: its input by rule of thumb, and `max_tokens` of its request. One whose estimate does not fit
     is not made. So a call that does not say `max_tokens` may go above the limit by what it writes. An answer whose provider does not say
@@ -122,13 +131,22 @@ class CallBudget:
     estimate, and what that costs. Where max_cost is given, a call of a model whose price is not known is not made.
     """
 
-    def __init__(self, *, max_tokens: int | None = None, max_cost: Decimal | str | float | None = None) -> None:
-        if max_tokens is not None:
-            whole("CallBudget: max_tokens", max_tokens)
+    def __init__(
+        self,
+        *,
+        max_tokens: int | None = None,
+        max_cost: Decimal | str | float | None = None,
+        max_tool_calls: int | None = None,
+    ) -> None:
+        for name, value in (("max_tokens", max_tokens), ("max_tool_calls", max_tool_calls)):
+            if value is not None:
+                whole(f"CallBudget: {name}", value)
         self.max_tokens = max_tokens
+        self.max_tool_calls = max_tool_calls
         self.max_cost = amount("CallBudget: max_cost", max_cost)
         self.tokens = 0
         self.cost = Decimal(0)
+        self.tool_calls = 0
         self._reserved = 0
 
     def __repr__(self) -> str:
@@ -149,6 +167,12 @@ class CallBudget:
             raise BudgetExceeded(f"the budget has {self.max_cost} dollars, and {self.cost} are used")
         self._reserved += tokens
 
+    def count_tool_call(self) -> None:
+        """A tool is about to be called. Raises BudgetExceeded."""
+        if self.max_tool_calls is not None and self.tool_calls >= self.max_tool_calls:
+            raise BudgetExceeded(f"the budget has {self.max_tool_calls} calls of tools, and all of them are used")
+        self.tool_calls += 1
+
     def settle(
         self, tokens: int, outcome: Outcome | None, unsaid: int = 0, lost: int = 0, lost_cost: Decimal = Decimal(0)
     ) -> None:
@@ -165,7 +189,7 @@ class CallBudget:
 
 @dataclass(slots=True)
 class CallFigures:
-    """What an engine counts. calls: that needed a provider; unasked: that did not."""
+    """What an engine counts. calls: that needed a provider; unasked: that did not. tool_calls: attempts of agents to call tools."""
 
     calls: int = 0
     failed: int = 0
@@ -181,6 +205,14 @@ class CallFigures:
     reasoning_tokens: int = 0
     cost: Decimal = Decimal(0)
     seconds: Durations = field(default_factory=Durations)
+    tool_calls: int = 0
+    failed_tool_calls: int = 0
+    tool_seconds: float = 0.0
+
+    def of_attempts(self) -> dict[str, Any]:
+        """Those of attempts, by the names of `ExecutionEngine.statistics`."""
+        counted = {name: getattr(self, name) for name in _OF_ATTEMPTS}
+        return {**counted, "seconds_total": self.seconds.statistics()["seconds_total"]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +245,11 @@ class BuiltIn:
             "budget": self.pay,
             "telemetry": self.count,
         }[name]
+
+    def around_tools(self, middleware: "str | Sequence[str | Middleware]") -> "ToolMiddleware":
+        """What stands around tools: those parts of an engine's middleware that have names."""
+        named = [middleware] if isinstance(middleware, str) else middleware
+        return ToolMiddleware(frozenset(each for each in named if isinstance(each, str)), self)
 
     async def log(self, call: ModelCall, forward: Forward) -> Outcome:
         """Logs of "sabot.llm", level debug: who was asked, how it ended; never what was said."""
@@ -318,6 +355,51 @@ class BuiltIn:
         if outcome.cost is not None:
             figures.cost += outcome.cost
         return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class ToolMiddleware:
+    """What stands around the calls of an agent's tools outside of jobs: logging around the call with all its attempts, budget and telemetry
+    around each attempt. Time limits and retries between them are the tool's own. names: of MIDDLEWARE; those left out do nothing.
+    """
+
+    names: frozenset[str]
+    built_in: BuiltIn
+
+    @contextmanager
+    def call(self, tool: str, context: RequestContext) -> Iterator[None]:
+        """Around a call: logs of "sabot.llm", level debug: which tool, for whom, how it ended; never with which arguments."""
+        began, how = self.built_in.clock.monotonic(), "ok"
+        try:
+            yield
+        except BaseException as error:
+            how = type(error).__name__
+            raise
+        finally:
+            if "logging" in self.names:
+                took_ms = (self.built_in.clock.monotonic() - began) * 1000
+                _log.debug("tool %s for %s: %s, %.0f ms", tool, context.request_id, how, took_ms)
+
+    def pay(self) -> None:
+        """Before an attempt. Raises BudgetExceeded."""
+        if "budget" in self.names and self.built_in.budget is not None:
+            self.built_in.budget.count_tool_call()
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Around an attempt: what `ExecutionEngine.statistics` tells of calls of tools."""
+        if "telemetry" not in self.names:
+            yield
+            return
+        figures, began = self.built_in.figures, self.built_in.clock.monotonic()
+        figures.tool_calls += 1
+        try:
+            yield
+        except Exception:
+            figures.failed_tool_calls += 1
+            raise
+        finally:
+            figures.tool_seconds += self.built_in.clock.monotonic() - began
 
 
 def chained(middleware: Sequence[str | Middleware], built_in: BuiltIn, send: Forward) -> Forward:

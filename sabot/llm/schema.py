@@ -16,7 +16,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from typing import Annotated, Any, TypedDict, cast, get_type_hints
+from typing import Annotated, Any, TypedDict, cast, get_args, get_type_hints
 
 import msgspec
 import pyarrow as pa
@@ -121,6 +121,12 @@ class Parameters:
                     hint="a tool has parameters with names",
                 )
             kind = hints.get(name, Any)
+            if context := _context_in(kind):
+                raise UserError(
+                    f"{where}: its parameter {name!r} is a {context}, which the model that calls the tool would fill in",
+                    hint="leave it out, as a model is asked for each parameter; what is known of the job, such as ctx.scope, a function of "
+                    "a durable agent passes by ctx.call(tool, …), and a parameter `effect: Effect` is given by Sabot",
+                )
             if name in told:
                 kind = Annotated[kind, msgspec.Meta(description=told[name])]
             if parameter.default is parameter.empty:
@@ -272,6 +278,15 @@ def _hints_of(func: Callable[..., Any], where: str) -> dict[str, Any]:
             f"{where}: a type of its parameters cannot be found: {words_of(error)}",
             hint="import it when the program runs, not under TYPE_CHECKING alone",
         ) from error
+
+
+def _context_in(kind: Any) -> str:
+    """Returns the name of a context of ours in a type: of who asks, and for whom. "" where there is none."""
+    if isinstance(kind, type):
+        for each in kind.__mro__:
+            if each.__module__.partition(".")[0] == "sabot" and each.__name__.endswith("Context"):
+                return each.__name__
+    return next(filter(None, map(_context_in, get_args(kind))), "")
 
 
 def _read_docstring(text: str) -> tuple[str, dict[str, str]]:

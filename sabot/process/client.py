@@ -22,7 +22,7 @@ from sabot.disk import tell_of_open_folder
 from sabot.errors import UserError
 from sabot.process.cgroups import ControlGroups
 from sabot.process.command import Command, confined_command, spawn_failure, spawn_request
-from sabot.process.errors import AgentError, CommunicationError
+from sabot.process.errors import AgentError, CommunicationError, IoError
 from sabot.process.lease import end_what_is_left
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import BOOT
@@ -285,18 +285,24 @@ class Supervisor:
         """Starts the program. Returns when it is executed.
 
         Raises SpawnFailed when it cannot be: it is not there, may not be executed, or its directory is not there; SandboxError when its
-        sandbox cannot be made; CommunicationError when the supervisor has ended, or does not answer for 30 s: what it was asked for is
-        ended when it goes on.
+        sandbox cannot be made; IoError when this process has no more files for its pipes, or no current folder; CommunicationError when the
+        supervisor has ended, or does not answer for 30 s: what it was asked for is ended when it goes on.
         """
-        sandbox = None if command.trust is None else await aside(confined_command, command)
         number = next(self._numbers)
+        try:
+            sandbox = None if command.trust is None else await aside(confined_command, command)
+            request = spawn_request(number, command, sandbox)
+            streams, far = _pipes(command)
+        except AgentError:
+            raise
+        except OSError as error:  # no more open files, or no current folder any more
+            raise IoError(f"{command.argv[0]} could not be started: {error.strerror or error}") from error
         reply = self._replies[number] = Future()
-        streams, far = _pipes(command)
         child = self._children[number] = Child(self, number, command, streams)
         try:
             if sandbox is not None:
                 child.confined_by = sandbox.means
-            self.tell(spawn_request(number, command, sandbox), far)
+            self.tell(request, far)
             try:
                 began = await self._answer(reply)
             except TimeoutError:

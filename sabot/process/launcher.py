@@ -87,13 +87,17 @@ def launch(plan: Mapping[str, Any], streams: Sequence[int], tag: int, report: in
         step = "program"
         _execute(plan["argv"], plan["environment"])
     except _Failed as error:
-        os.write(report, f"{error.step} {error.number}".encode())
+        _report(report, f"{error.step} {error.number}")
     except OSError as error:
-        os.write(report, f"{step} {error.errno or 0} {error.filename or ''}".encode()[:4000])
+        _report(report, f"{step} {error.errno or 0} {error.filename or ''}")
     except BaseException as error:  # a fork of the supervisor must never go on as a second supervisor
-        os.write(report, f"{step} 0 {type(error).__name__}: {error}".encode()[:4000])
+        _report(report, f"{step} 0 {type(error).__name__}: {error}")
     finally:
         os._exit(127)
+
+
+def _report(report: int, text: str) -> None:
+    os.write(report, text.encode(errors="surrogateescape")[:4000])  # names of files are bytes
 
 
 class _Failed(Exception):

@@ -358,7 +358,7 @@ class LocalProcessRunner:
             raise SpawnFailed(
                 f"agent {config.name!r} could not be started: {error.message}", hint=error.hint
             ) from error
-        except OSError as error:  # no more files for its pipes, say
+        except OSError as error:  # no supervisor could be started
             raise IoError(f"agent {config.name!r} could not be started: {error.strerror or error}") from error
         finally:
             self._starting -= 1

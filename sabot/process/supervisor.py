@@ -276,7 +276,7 @@ class Supervision:
 
     def _began(self, child: _Child, report: int) -> None:
         """The program runs, or a step before it has failed."""
-        said = os.read(report, 4096).decode(errors="replace")
+        said = os.read(report, 4096).decode(errors="surrogateescape")
         self._selector.unregister(report)
         os.close(report)
         child.is_known = True

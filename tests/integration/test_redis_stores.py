@@ -16,6 +16,7 @@ from sabot.agents import (
     ActionStore,
     ExecutionHandle,
     ExecutionRequest,
+    HotState,
     IllegalTransition,
     InMemoryActionStore,
     InMemoryJobStore,
@@ -28,7 +29,7 @@ from sabot.agents import (
     RuntimeKernel,
 )
 from sabot.clock import ManualClock
-from sabot.errors import TransientError, UserError
+from sabot.errors import DataError, TransientError, UserError
 from tools.broker import free_ports
 from tools.redis_server import Redis, server_or_skip
 
@@ -336,3 +337,26 @@ async def test_a_missing_server_is_told_of_at_the_start_and_a_cache_does_without
     assert caplog.text.count("jobs are read from their store") == 1
     with pytest.raises(UserError, match="is no client"):
         RedisSignalChannel(object())
+
+
+# -- hot state ------------------------------------------------------------------------------------------------------------
+
+
+async def test_hot_state_is_read_by_other_processes_and_outlives_the_one_that_wrote_it(client: Any) -> None:
+    writer, reader = HotState(server_or_skip().url, ttl="60s"), HotState(client)
+    await writer.save("agent-7", {"phase": "writing", "page": 3})
+    await writer.close()
+    assert await reader.load("agent-7") == {"phase": "writing", "page": 3}
+    assert 0 < await client.pttl("sabot:hot:agent-7") <= 60_000
+    await reader.remove("agent-7")
+    assert await reader.load("agent-7") is None
+    await client.set("sabot:hot:agent-7", b"no json")
+    with pytest.raises(DataError, match="hot state agent-7 cannot be read"):
+        await reader.load("agent-7")
+
+
+async def test_hot_state_says_that_its_server_is_away() -> None:
+    away = HotState(f"redis://127.0.0.1:{free_ports(1)[0]}")
+    with pytest.raises(TransientError, match=r"hot state at .*: ConnectionError"):
+        await away.save("agent-7", {})
+    await away.close()

@@ -13,6 +13,7 @@ import msgspec
 from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, checked_word
 from sabot.api.durable import DurableContext, durable_context
 from sabot.calls.functions import awaitable
+from sabot.calls.heard import HeardErrors
 from sabot.clock import Clock
 from sabot.config import checked_name
 from sabot.errors import NonDeterminism, UserError, short_repr
@@ -192,6 +193,7 @@ class KernelAgent:
         self.code = version_of(Agent.run if isinstance(agent, Agent) else agent, version)
         self._engine = engine if engine is not None else agent.engine if isinstance(agent, Agent) else None
         self._clock = clock
+        self._heard = HeardErrors(f"agent {self.agent_id}", clock)
         self.watch: JobWatch
         self._decoded: tuple[JobRun, ExecutionRequest] | None = None  # the last one
 
@@ -250,6 +252,7 @@ class KernelAgent:
         if isinstance(error, EXITS):
             self.watch.asked_to_exit(job.job_id, error)
             return "stop"
+        self._heard.hear(error, f"job {job.job_id}", "it has failed")
         self.watch.says(job.job_id, error)
         return "end"
 

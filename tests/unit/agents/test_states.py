@@ -15,6 +15,7 @@ from sabot.agents import (
     Decision,
     ExecutionHandle,
     ExecutionRequest,
+    HotState,
     InMemoryLedgerWriter,
     JobCheckpointDamaged,
     JobCheckpointFailed,
@@ -482,7 +483,7 @@ async def test_checkpoints_are_made_by_themselves_where_something_has_come_since
         assert await waits.get() == 60.0
         waits.task_done()
 
-    async with shop.kernel(MemoryHome()) as kernel, StateManager(kernel, auto="60s", sleep=sleep) as states:
+    async with shop.kernel(MemoryHome()) as kernel, StateManager(kernel, sleep=sleep) as states:
         first = await asked(kernel)
         for _ in range(3):
             await turn()
@@ -495,6 +496,36 @@ async def test_checkpoints_are_made_by_themselves_where_something_has_come_since
         await turn()
         await until(lambda: waits.qsize() == 1)
         assert len(await states.checkpoints(first.job_id)) == 1
+
+
+async def test_without_auto_checkpoints_are_made_when_they_are_asked_for() -> None:
+    async def sleep(seconds: float) -> None:
+        raise AssertionError("nothing waits")
+
+    async with Shop().kernel(MemoryHome()) as kernel, StateManager(kernel, auto=None, sleep=sleep) as states:
+        first = await asked(kernel)
+        assert await states.checkpoints(first.job_id) == []
+
+
+async def test_hot_state_is_there_for_its_time_and_the_last_one_counts() -> None:
+    clock = ManualClock()
+    async with Shop().kernel(MemoryHome()) as kernel:
+        hot = StateManager(kernel, hot=HotState(ttl="10s", clock=clock)).hot
+        assert await hot.load("agent-7") is None
+        await hot.save("agent-7", {"phase": "reading"})
+        await hot.save("agent-7", {"phase": "writing", "page": 3})
+        clock.advance(9.9)
+        assert await hot.load("agent-7") == {"phase": "writing", "page": 3}
+        clock.advance(0.1)
+        assert await hot.load("agent-7") is None
+        await hot.save("agent-7", "back")
+        await hot.remove("agent-7")
+        assert await hot.load("agent-7") is None
+        with pytest.raises(UserError, match="hot state agent-7 cannot be written as JSON"):
+            await hot.save("agent-7", object())
+        with pytest.raises(UserError, match="hot state agent-7 has 102 bytes, and 100 are allowed"):
+            await HotState(max_size=100).save("agent-7", "x" * 100)
+        assert await StateManager(kernel).hot.load("agent-7") is None, "of its own"
 
 
 async def asked_too(kernel: RuntimeKernel) -> ExecutionHandle:

@@ -486,6 +486,9 @@ async def test_statistics_count_calls_attempts_tokens_and_money(time):
         "cached_tokens": 4,
         "reasoning_tokens": 3,
         "cost": Decimal(20),
+        "tool_calls": 0,
+        "failed_tool_calls": 0,
+        "tool_seconds": 0.0,
         "waiting": 0,
         "limit": 64,
     }

@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import sabot.llm
+from sabot import AgentContext
+from sabot.agents import ExecutionContext, OperatorContext
+from sabot.api.durable import DurableContext
 from sabot.calls import Retry
 from sabot.errors import UserError
 from sabot.journal.effects import EffectClass, EffectId, Reconciled
+from sabot.llm import Agent, ExecutionEngine, RequestContext, ScriptedProvider
 from sabot.llm.tools import Effect as TheEffect
 from sabot.llm.tools import Tool, as_tool, tool
 
@@ -195,3 +199,33 @@ def test_a_function_is_looked_into_once_and_not_kept_alive() -> None:
     function = made()
     gc.collect()
     assert function() is None
+
+
+def _of_kind(kind: Any) -> Any:
+    def gives(order: int, ctx: Any) -> int:
+        """Gives money back."""
+        return order
+
+    gives.__annotations__["ctx"] = kind
+    return gives
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (ExecutionContext, "ExecutionContext"),
+        (RequestContext, "RequestContext"),
+        (AgentContext, "AgentContext"),
+        (DurableContext, "DurableContext"),
+        (OperatorContext, "OperatorContext"),
+        (ExecutionContext | None, "ExecutionContext"),
+        (list[RequestContext], "RequestContext"),
+        ("ExecutionContext | None", "ExecutionContext"),
+    ],
+)
+def test_a_context_of_ours_is_no_parameter_that_a_model_fills(kind: Any, name: str) -> None:
+    """A model wrote the scope and the principal for which the tool then worked."""
+    engine = ExecutionEngine(ScriptedProvider("yes"))
+    with pytest.raises(UserError, match=f"tool gives: its parameter 'ctx' is a {name}, which the model") as caught:
+        Agent(engine, tools=[_of_kind(kind)])
+    assert "leave it out" in caught.value.hint

@@ -12,7 +12,7 @@ import pytest
 from unit.process.children import alive, children_of, line, sh, state, until
 
 from sabot.errors import UserError
-from sabot.process import Child, Command, CommunicationError, SpawnFailed, Supervisor, client
+from sabot.process import Child, Command, CommunicationError, IoError, SpawnFailed, Supervisor, client
 
 # -- a child and its streams --------------------------------------------------------------------------------------------
 
@@ -79,9 +79,10 @@ async def test_a_child_leads_a_session_of_its_own_with_default_signals_and_no_fi
         (["/no/such/program"], None, "/no/such/program: there is no such file"),
         (["/etc/passwd"], None, "/etc/passwd: it is not executable"),
         (["true"], "/no/such/folder", "true: its working directory '/no/such/folder': No such file"),
+        (["true"], os.fsdecode(b"/no/\xff"), "true: its working directory .*: No such file"),
         (["true", "x" * 200_000], None, "true: its arguments and environment are longer than the system takes"),
     ],
-    ids=["no program", "no file", "not executable", "no folder", "too long"],
+    ids=["no program", "no file", "not executable", "no folder", "a folder that is no text", "too long"],
 )
 async def test_a_program_that_does_not_start_is_named_with_the_reason(
     supervisor: Supervisor, argv: list[str], directory: str | None, said: str
@@ -90,6 +91,22 @@ async def test_a_program_that_does_not_start_is_named_with_the_reason(
     with pytest.raises(SpawnFailed, match=said):
         await supervisor.spawn(Command(argv=argv, working_dir=directory))
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(("call", "number"), [("pipe", 24), ("getcwd", 2)], ids=["no more files", "no current folder"])
+async def test_a_worker_that_cannot_ask_for_a_child_says_so_and_keeps_nothing_of_it(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    def refused() -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, refused)
+        with pytest.raises(IoError, match=f"true could not be started: {os.strerror(number)}"):
+            await supervisor.spawn(Command(argv=["true"]))
+    assert not supervisor._children
+    assert not supervisor._replies
+    assert (await (await supervisor.spawn(Command(argv=["true"]))).wait()).success
 
 
 async def test_a_script_whose_interpreter_is_not_there_says_so(supervisor: Supervisor, tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""Hot state: the newest of what an agent says of itself, in memory or in Redis, where other processes read it at once."""
+
+import math
+from typing import Any
+
+import msgspec
+
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import Duration, checked_name, parse_bytes, parse_seconds
+from sabot.connectors.redis import RedisServer
+from sabot.errors import UNREADABLE, DataError, UserError
+
+__all__ = ["HotState"]
+
+
+class HotState:
+    """A state for each name, of which the last one that was saved counts. It is no checkpoint: nothing goes on from it.
+
+    client: a `redis.asyncio.Redis`, which stays the caller's, or the address of a server; None: the memory of this process.
+    prefix: of the keys. ttl: for how long a state is there after it was saved; None: until it is removed, or, in memory, the
+    process ends. max_size: of one state, as JSON.
+    """
+
+    def __init__(
+        self,
+        client: Any = None,
+        *,
+        prefix: str = "sabot:hot",
+        ttl: Duration | None = "1h",
+        max_size: str | int = "1MB",
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._server: RedisServer | None = None
+        if client is not None:
+            make = RedisServer if isinstance(client, str) else RedisServer.of
+            self._server = make(client, "hot state", "HotState")
+        self._prefix = prefix
+        self._ttl_s = None if ttl is None else parse_seconds(ttl, name="HotState: ttl", zero=False)
+        self._most = parse_bytes(max_size, name="HotState: max_size")
+        self._clock = clock
+        self._here: dict[str, tuple[bytes, float]] = {}  # and until when
+
+    async def save(self, name: str, state: Any) -> None:
+        """Keeps the state, in the place of the one before it. Raises UserError for what JSON cannot say or is too large, TransientError
+        where the server is away.
+        """
+        checked_name(name, "hot state: name")
+        try:
+            data = msgspec.json.encode(state)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise UserError(f"hot state {name} cannot be written as JSON: {error}") from error
+        if len(data) > self._most:
+            raise UserError(
+                f"hot state {name} has {len(data):,} bytes, and {self._most:,} are allowed",
+                hint="HotState(max_size=…), or keep less of it",
+            )
+        if self._server is None:
+            self._keep_here(name, data)
+            return
+        until = None if self._ttl_s is None else max(1, round(self._ttl_s * 1000))
+        with self._server.explained():
+            await self._server.client.set(f"{self._prefix}:{name}", data, px=until)
+
+    def _keep_here(self, name: str, data: bytes) -> None:
+        now = self._clock.monotonic()
+        self._here = {each: kept for each, kept in self._here.items() if kept[1] > now}
+        self._here[name] = (data, math.inf if self._ttl_s is None else now + self._ttl_s)
+
+    async def load(self, name: str) -> Any:
+        """The state of this name; None where there is none. Raises TransientError, DataError for what is no state."""
+        data: bytes | str | None
+        if self._server is None:
+            data, until = self._here.get(name, (None, math.inf))
+            data = data if self._clock.monotonic() < until else None
+        else:
+            with self._server.explained():
+                data = await self._server.client.get(f"{self._prefix}:{name}")
+        if data is None:
+            return None
+        try:
+            return msgspec.json.decode(data)
+        except UNREADABLE as error:
+            hint = "give HotState a prefix= of its own"
+            raise DataError(f"hot state {name} cannot be read: {error}", hint=hint) from error
+
+    async def remove(self, name: str) -> None:
+        """Forgets the state of this name, if there is one. Raises TransientError."""
+        if self._server is None:
+            self._here.pop(name, None)
+            return
+        with self._server.explained():
+            await self._server.client.delete(f"{self._prefix}:{name}")
+
+    async def close(self) -> None:
+        """Ends the connections, if they are its own, and forgets what is in memory."""
+        self._here.clear()
+        if self._server is not None:
+            await self._server.close()
