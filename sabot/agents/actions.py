@@ -207,7 +207,12 @@ class ActionManager:
         return handle
 
     async def require_action(self, spec: ActionSpec) -> ActionRecord:
-        """Asks. The job waits for the answer (`waiting_action`), if it is one of the store's; IllegalTransition where it does not run."""
+        """Asks. The job waits for the answer (`waiting_action`), if it is one of the store's; IllegalTransition where it does not run.
+
+        In a tool of an agent that a kernel or an app runs, with the id of its job: the call ends here, and the job is parked. Behind the
+        answer the tool is called again from its beginning, and this returns the action as it was closed. So what stands before it happens
+        twice, and what stands behind it once. A call asks one question; an event loop of the tool's own may not ask.
+        """
         checked_kind(spec, ActionSpec, "require_action: spec", "ActionSpec(…)")
         action = await self.store.require(spec)
         if action.status is ActionStatus.PENDING:

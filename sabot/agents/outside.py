@@ -14,7 +14,9 @@ from sabot.agents.context import checked_word
 from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, check_move
 from sabot.agents.runtime import AgentRuntime
 from sabot.agents.store import JobsAndActions, JobsOfJournal, as_json, cancel_letter
+from sabot.config import checked_kind
 from sabot.errors import IllegalTransition, LetterRefused, UserError
+from sabot.jobs.questions import CALL
 from sabot.journal.base import Journal, JournalReader, entry_of_letter
 from sabot.journal.entries import Letter
 from sabot.journal.memory import MemoryHome, MemoryInbox, MemoryReader
@@ -117,8 +119,20 @@ class OutsideStore(JobsAndActions):
     # -- actions ------------------------------------------------------------------------------------------------------
 
     async def require(self, spec: ActionSpec) -> ActionRecord:
-        """Raises UserError: an agent asks."""
-        raise UserError("the agents of an app ask", hint="await ctx.ask('confirm', {…}) in the agent's function")
+        """A question of the call in which this is asked for, of a tool: that call is cancelled, and made again behind the answer, when this
+        returns the action as it was closed. Raises UserError anywhere else, since the agents of an app ask by their contexts.
+        """
+        checked_kind(spec, ActionSpec, "require: spec", "ActionSpec(job_id=…)")
+        call, payload = CALL.get(), as_json(spec.payload, "payload")
+        if call is None or call.effect.job != spec.job_id:
+            within = "" if call is None else f", and this is a call of job {call.effect.job}"
+            raise UserError(
+                f"job {spec.job_id} is a run of an agent, which asks by itself{within}",
+                hint="in the agent's function: await ctx.ask('confirm', {…}); a tool of the job may call require_action",
+            )
+        seconds: Any = spec.timeout_seconds
+        token = await call.ask(call.effect, spec.type, payload, seconds)
+        return await aside(self._told, token)
 
     async def action(self, action_id: str) -> ActionRecord | None:
         found = await self.actions(job_id=action_id.rpartition("/")[0])

@@ -172,7 +172,7 @@ class JobsOfJournal:
         if entry.name == IN_DOUBT and "attempt" in payload:  # the same effect may be in doubt again
             action_id = f"{action_id}.{payload['attempt']}"
             payload |= self._arguments(entry)
-        elif entry.name == CONFIRM:
+        elif entry.name == CONFIRM and payload.keys() >= {"effect", "rule"}:  # a tool's own question is complete
             payload |= self._arguments(entry)
         self.actions[action_id] = ActionRecord(
             action_id=action_id,

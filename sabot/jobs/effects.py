@@ -22,6 +22,7 @@ from sabot.jobs.gate import CONFIRM, CallKind, Decision, EffectGate, GatedCall, 
 from sabot.jobs.history import IN_DOUBT, VERDICTS
 from sabot.jobs.judging import judge_within
 from sabot.jobs.owner import Desk, Live, OpenJob
+from sabot.jobs.questions import CallQuestions
 from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.runner import Certainty, EffectRunner, Outcome
 from sabot.jobs.timers import JobTimers
@@ -59,6 +60,8 @@ class Effects:
         ends = partial(broke, "an effect")
         judge = None if gate is None else partial(judge_within, desk, gate, clock, self.instead)
         self.runner = EffectRunner(clock=clock, may_send=self._may_send, on_broken=ends, again=self.again, judge=judge)
+        self._questions = CallQuestions(desk, timers, stop=self.runner.stop, again=self._again)
+        self.runner.ask = self._questions.ask
         self._desk, self._timers = desk, timers
         self._gate = gate
         self._outlived: dict[tuple[str, int], Ask] = {}  # calls of jobs that are not in memory any more, and not over
@@ -214,6 +217,7 @@ class Effects:
             return
         ask.attempt += 1
         ask.doubt = ""
+        live.job.history.stopped.discard(ask.ordinal)
         entry = Attempt(live.job.job_id, self._desk.now_ms(), ask.ordinal, ask.attempt)
         self._make(live, ask, self._desk.append(entry, live))
 
@@ -399,7 +403,7 @@ class Effects:
             self.verdict(live, ask, answer)
         else:
             live.job.history.verdicts[answer.token] = answer
-            self._approval(live, ask, answer)
+            (self._questions.waits if ask.attempt else self._approval)(live, ask, answer)
 
     def _approval(self, live: Live, ask: Ask, answer: Answer) -> None:
         """Whether a person allows it. An entry says so before it is made: only behind that it may be in doubt."""
@@ -448,6 +452,8 @@ class Effects:
         if self.runner.is_under_way(job.job_id, ask.ordinal):  # the job is run again in the process that makes the call
             self._make(live, ask, None)
             return
+        if ask.ordinal in job.history.stopped:
+            return self._questions.waits(live, ask, job.history.approval(ask.ordinal))
         question = job.history.doubts.get(ask.ordinal)
         if question is not None and found is None:
             self._asked_before(live, ask, question)

@@ -73,7 +73,8 @@ class History:
 
     intents: what was asked, by ordinal. deliveries: what came, in order; the first `kept` of them came in attempts before this one.
     doubts: the last question about an effect in doubt, by its ordinal; approvals: the question whether an effect may be made; verdicts:
-    the answers to such questions, by token. failed_children: the ordinals of those that failed in an attempt before this one.
+    the answers to such questions, by token. An approval may also be a question of the call's tool, at which the last attempt has ended
+    where its ordinal is in `stopped`. failed_children: the ordinals of those that failed in an attempt before this one.
     told: of each effect the last attempt whose use is recorded. instead: of each effect what was decided of models that were asked in place
     of the first one, by the attempt from which on. base: the last ordinal before the last BEGIN. last_ordinal: of all. ran_ms:
     the time up to the last entry (`last_ms`), in all histories of the job, without that of waits for others. seed: of what is drawn by
@@ -91,6 +92,7 @@ class History:
     tries: dict[int, int] = field(default_factory=dict)
     doubts: dict[int, Intent] = field(default_factory=dict)
     approvals: dict[int, Intent] = field(default_factory=dict)
+    stopped: set[int] = field(default_factory=set)
     failed_children: set[int] = field(default_factory=set)
     verdicts: dict[str, Answer] = field(default_factory=dict)
     told: dict[int, int] = field(default_factory=dict)
@@ -168,6 +170,7 @@ class History:
             case Attempt():
                 self.tries[entry.ordinal] = max(entry.attempt, self.tries.get(entry.ordinal, 1))
                 self.doubts.pop(entry.ordinal, None)  # the question was about the attempt before
+                self.stopped.discard(entry.ordinal)
             case Answer() if self._is_about_effect(entry):
                 self.verdicts[entry.token] = entry
             case EffectResult() | Answer() | Signal() | Cancel():
@@ -280,8 +283,11 @@ class History:
 
     def _intend(self, intent: Intent) -> None:
         if intent.kind == "ask" and intent.ordinal in self.intents:
-            about = self.doubts if intent.name == IN_DOUBT else self.approvals
-            about[intent.ordinal] = intent
+            if intent.name == IN_DOUBT:
+                self.doubts[intent.ordinal] = intent
+            else:
+                self.approvals[intent.ordinal] = intent
+                self.stopped.add(intent.ordinal)
         else:
             self.intents[intent.ordinal] = intent
             self.last_ordinal = max(self.last_ordinal, intent.ordinal)

@@ -390,7 +390,7 @@ class JobRun:
             ask.noted, ask.due_ms, ask.token = True, intent.due_ms, intent.token
             ask.verdict = decode_verdict(intent.note)
             ask.attempt = self.history.attempt_of(intent)
-            if not ask.attempt and ordinal in self.history.approvals and self.history.approval(ordinal) is None:
+            if ordinal in self.history.approvals and self.history.approval(ordinal) is None:
                 ask.token = self.history.approvals[ordinal].token
         if awaited:
             ask.future = self.loop.create_future()

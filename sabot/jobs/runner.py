@@ -31,6 +31,7 @@ from sabot.config import Secret
 from sabot.errors import EffectError, JournalFailed, SabotError, UserError, short_repr
 from sabot.exits import EXITS, carried, exit_in
 from sabot.jobs.certainty import Certainty, certainty_of
+from sabot.jobs.questions import CALL, AsksPerson, CallUnderWay
 from sabot.jobs.values import pack, pack_error, type_of, unpack, unpack_error
 from sabot.journal.effects import EffectId, Reconciled
 from sabot.llm.judging import JUDGE, CallJudge, begin_judging, end_judging
@@ -117,6 +118,8 @@ class EffectRunner:
         self._on_broken = _raise if on_broken is None else on_broken
         self._again = again
         self._judge = judge
+        self.ask: AsksPerson | None = None
+        """How tools ask a person; None: they cannot."""
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._jobs: dict[str, dict[tuple[int, bool], _Call]] = {}  # calls that nobody was told of
@@ -180,6 +183,13 @@ class EffectRunner:
         """The calls of this job are cancelled, and told as failed by this error: a call that was sent is in doubt."""
         for call in list(self._jobs.get(job, {}).values()):
             self._give_up(call, error)
+
+    def stop(self, effect: EffectId) -> None:
+        """The call of this effect is cancelled, and nobody is told: its tool waits for a person, and is called again behind the answer."""
+        call = self._jobs.get(effect.job, {}).get((effect.ordinal, False))
+        if call is not None:
+            call.done = None
+            self._give_up(call, asyncio.CancelledError("its tool asks a person, and is called again behind the answer"))
 
     def is_under_way(self, job: str, ordinal: int) -> bool:
         """Whether `make` would adopt a call."""
@@ -257,6 +267,7 @@ class EffectRunner:
         if self._judge is not None:
             begin_judging(self)
         context.run(JUDGE.set, None if self._judge is None else self._judge(call.effect))
+        context.run(CALL.set, None if self.ask is None else CallUnderWay(call.effect, self.ask))
         # No task factory is asked: an eager one would begin the call in here.
         call.task = asyncio.Task(self._run(call), loop=self._loop, name=f"effect {call.effect}", context=context)
 
