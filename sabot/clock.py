@@ -1,7 +1,10 @@
 """The only reader of time. Everything else takes a Clock, so that tests can move time by hand."""
 
 import time
+from datetime import timedelta
 from typing import Protocol
+
+from sabot.config import Duration, parse_seconds
 
 __all__ = ["SYSTEM_CLOCK", "Clock", "ForwardClock", "ManualClock", "SystemClock", "lasting"]
 
@@ -44,11 +47,11 @@ class ManualClock:
         """
         self._set_by = seconds - self._now
 
-    def advance(self, seconds: float) -> None:
-        """Move on by `seconds` (not negative)."""
-        if seconds < 0:
+    def advance(self, seconds: Duration) -> None:
+        """Moves on by so much, "5s" or a number of seconds that is not negative."""
+        if not isinstance(seconds, str | timedelta) and seconds < 0:
             raise ValueError("time does not go back")
-        self._now += seconds
+        self._now += parse_seconds(seconds, name="advance: seconds")
 
 
 SYSTEM_CLOCK = SystemClock()

@@ -24,6 +24,7 @@ __all__ = [
     "amount",
     "check_called",
     "check_numbers",
+    "checked_durations",
     "checked_flag",
     "checked_kind",
     "checked_name",
@@ -149,6 +150,17 @@ def check_numbers(
                 f"a {'whole ' if whole else ''}number {'from 0 up' if zero else 'above 0'}{', or None' if none else ''}"
             )
             raise UserError(f"{what or type(config).__name__}: {name}={short_repr(value)}", hint=taken)
+
+
+def checked_durations(config: object, *names: str, zero: bool = False, none: bool = False, what: str = "") -> None:
+    """Each of these attributes is a duration, as users write one ("5s", a timedelta, a number of seconds), and is kept in seconds. Raises
+    UserError as `check_numbers`, and for a text that is no duration.
+    """
+    for name in names:
+        if isinstance(value := getattr(config, name), str | timedelta):
+            seconds = parse_seconds(value, name=f"{what or type(config).__name__}: {name}")
+            object.__setattr__(config, name, seconds)
+    check_numbers(config, *names, zero=zero, none=none, what=what)
 
 
 def check_called(where: str, **functions: object) -> None:

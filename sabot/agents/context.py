@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Literal
 
-from sabot.config import amount, whole
+from sabot.config import amount, parse_seconds, whole
 from sabot.errors import UserError, short_repr
 
 __all__ = ["BudgetSpec", "ExecutionContext", "PolicyRef", "RunVersions", "checked_word"]
@@ -57,7 +58,10 @@ class BudgetSpec:
             if value is not None:
                 whole(name, value)
         object.__setattr__(self, "max_cost", amount("max_cost", self.max_cost))
-        seconds = amount("max_runtime_seconds", self.max_runtime_seconds)
+        given: object = self.max_runtime_seconds
+        if isinstance(given, str | timedelta):
+            given = parse_seconds(given, name="max_runtime_seconds")
+        seconds = amount("max_runtime_seconds", given)
         object.__setattr__(self, "max_runtime_seconds", None if seconds is None else float(seconds))
         if self.unpriced not in ("deny", "ask"):
             raise UserError(f"unpriced={short_repr(self.unpriced)}", hint='"deny" or "ask"')

@@ -22,7 +22,7 @@ from sabot.agents.context import checked_word
 from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, JobStore
 from sabot.agents.reading import Progress, as_plain, value_of
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import checked_kind, checked_words, parse_ms
+from sabot.config import Duration, checked_kind, checked_words, parse_ms
 from sabot.errors import (
     UNREADABLE,
     CorruptJournal,
@@ -465,7 +465,7 @@ class JournalStore(JobsAndActions):
         await self.journal.flush()
         return found
 
-    async def trim(self, keep_seconds: float) -> int:
+    async def trim(self, keep_seconds: Duration) -> int:
         """Removes the history of jobs that have ended, and forgets those that ended more than so many seconds ago: only then their
         idempotency keys are free again. Returns how many entries went. Raises UserError for seconds that are negative or not finite.
         """

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sabot.config import Duration, parse_seconds
 from sabot.disk import tell_of_open_folder
 from sabot.errors import UserError
 from sabot.process.cgroups import ControlGroups
@@ -123,21 +124,22 @@ class Child:
         """Ends the program and all that it has started, now (SIGKILL). `wait` says when they have ended."""
         self._ask("stop", grace=0.0)
 
-    def end_after(self, seconds: float | None) -> None:
+    def end_after(self, seconds: Duration | None) -> None:
         """From now on it has so much time, as if this were its `max_task_duration`; None: it is not limited any more."""
-        self._ask("time", seconds=seconds)
+        self._ask("time", seconds=None if seconds is None else parse_seconds(seconds, name="end_after: seconds"))
 
-    async def stop(self, grace_seconds: float = 5.0) -> ExitStatus:
+    async def stop(self, grace_seconds: Duration = 5.0) -> ExitStatus:
         """Ends the program and all that it has started: its stdin is closed, SIGTERM, and SIGKILL to who lives `grace_seconds` later.
 
         Raises CommunicationError when the supervisor was killed, or does not say for 30 s that it has ended.
         """
+        grace_s = parse_seconds(grace_seconds, name="stop: grace_seconds")
         if not self.is_over:
             if self.stdin is not None:
                 self.stdin.close()
-            self._ask("stop", grace=grace_seconds)
+            self._ask("stop", grace=grace_s)
         try:
-            async with asyncio.timeout(grace_seconds + _ANSWER_SECONDS):
+            async with asyncio.timeout(grace_s + _ANSWER_SECONDS):
                 return await self.wait()
         except TimeoutError:
             raise self._supervisor.silent(f"{self.argv[0]} (pid {self.pid}) is to end") from None

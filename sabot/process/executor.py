@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from sabot.clock import Clock
-from sabot.config import check_numbers
+from sabot.config import check_numbers, checked_durations
 from sabot.errors import SabotError, UserError, words_of
 from sabot.process.errors import ExecutionError, InvalidContext, ResourceLimitExceeded, Timeout
 from sabot.process.worker import RuntimeAgent, WorkerProcess
@@ -100,7 +100,7 @@ class TaskDelegation:
         if not isinstance(self.objective, str) or not self.objective:
             raise InvalidContext("a task has no objective")
         check_numbers(self, "max_tool_calls", zero=True, whole=True, none=True)
-        check_numbers(self, "timeout", none=True)
+        checked_durations(self, "timeout", none=True)
         try:
             msgspec.json.encode(self.params())
         except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:

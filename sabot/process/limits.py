@@ -3,7 +3,7 @@
 import resource
 from typing import Any, Final
 
-from sabot.config import check_numbers
+from sabot.config import Duration, check_numbers, checked_durations
 from sabot.errors import UserError, short_repr
 from sabot.process.tree import memory_left
 
@@ -48,14 +48,14 @@ class ResourceLimits:
         *,
         max_memory_bytes: int | None = _MEMORY_BYTES,
         cpu_limit_percent: float | None = _CPU_PERCENT,
-        max_task_duration: float | None = _TASK_SECONDS,
+        max_task_duration: Duration | None = _TASK_SECONDS,
         max_open_files: int | None = 1024,
         max_processes: int | None = None,
         max_output_bytes: int | None = 10 * _MB,
         max_file_bytes: int | None = None,
         max_tool_calls_per_task: int | None = 50,
         max_tool_calls_per_minute: int | None = None,
-        **other: float | None,
+        **other: Any,
     ) -> None:
         self.max_memory_bytes: Final[int | None] = _either(
             max_memory_bytes, other, "max_memory_bytes", "max_memory_mb", _MEMORY_BYTES
@@ -75,7 +75,8 @@ class ResourceLimits:
         if other:
             raise TypeError(f"ResourceLimits has no {', '.join(other)}")
         fractions = ("cpu_limit_percent", "max_task_duration")
-        check_numbers(self, *fractions, none=True)
+        check_numbers(self, "cpu_limit_percent", none=True)
+        checked_durations(self, "max_task_duration", none=True)
         check_numbers(self, *(each for each in self.__slots__ if each not in fractions), whole=True, none=True)
 
     @classmethod
@@ -141,7 +142,7 @@ class ResourceLimits:
         return f"ResourceLimits({', '.join(said)})"
 
 
-def _either(value: float | None, other: dict[str, float | None], first: str, name: str, default: float) -> Any:
+def _either(value: Any, other: dict[str, Any], first: str, name: str, default: float) -> Any:
     """The value, or what it is called in its second spelling."""
     if name not in other:
         return value

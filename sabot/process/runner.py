@@ -13,7 +13,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Any
 
-from sabot.config import check_numbers
+from sabot.config import Duration, check_numbers, checked_durations, parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.process.backends import AgentProgram, ProgramTask, program_of
 from sabot.process.client import Child, Supervisor
@@ -115,7 +115,7 @@ class ProcessRunnerConfig:
     max_concurrent_agents: int | None = None
 
     def __post_init__(self) -> None:
-        check_numbers(self, "health_check_interval_secs")
+        checked_durations(self, "health_check_interval_secs")
         check_numbers(self, "max_concurrent_agents", whole=True, none=True)
         sandbox_of(self.trust)
 
@@ -185,13 +185,14 @@ class AgentHandle:
         killed = ended is not None and ended.signal is not None and ended.limit is None
         return AgentStatus.TERMINATED if self._ended_by_us and killed else AgentStatus.FAILED
 
-    async def wait(self, timeout_secs: float | None = None) -> ExitStatus:
+    async def wait(self, timeout_secs: Duration | None = None) -> ExitStatus:
         """How it ended, when nothing of it is left. Raises Timeout when it runs longer; it goes on then."""
+        seconds = None if timeout_secs is None else parse_seconds(timeout_secs, name="wait: timeout_secs")
         try:
-            async with asyncio.timeout(timeout_secs):
+            async with asyncio.timeout(seconds):
                 return await self.child.wait()
         except TimeoutError as error:
-            raise Timeout(f"agent {self.config.name!r} has not ended in {timeout_secs} s") from error
+            raise Timeout(f"agent {self.config.name!r} has not ended in {seconds:g} s") from error
 
     async def answer(self) -> str:
         """What it says at last: the text of its result, or its stdout. It must be read by nobody else.
@@ -273,7 +274,7 @@ class AgentHandle:
         await self.signal(AgentSignal.KILL)
         return await self.wait()
 
-    async def stop(self, grace_seconds: float = 5.0) -> ExitStatus:
+    async def stop(self, grace_seconds: Duration = 5.0) -> ExitStatus:
         """Closes its stdin, SIGTERM to all of it, and SIGKILL to who lives `grace_seconds` later. -> how it ended"""
         self._ended_by_us = True
         return await self.child.stop(grace_seconds)
@@ -299,8 +300,8 @@ class AgentHandle:
 class GracefulShutdown:
     """Ends an agent in good order: its stdin is closed, SIGTERM, and after `timeout_secs` SIGKILL to all that is left of it."""
 
-    def __init__(self, timeout_secs: float = 5.0) -> None:
-        self.timeout_secs = timeout_secs
+    def __init__(self, timeout_secs: Duration = 5.0) -> None:
+        self.timeout_secs = parse_seconds(timeout_secs, name="GracefulShutdown: timeout_secs")
 
     async def shutdown(self, handle: AgentHandle | Child) -> ExitStatus:
         """Returns how it ended, when nothing is left of it."""
@@ -388,9 +389,10 @@ class LocalProcessRunner:
         if handle is not None:
             await handle.signal(what)
 
-    async def shutdown(self, grace_seconds: float = 5.0) -> None:
+    async def shutdown(self, grace_seconds: Duration = 5.0) -> None:
         """Ends all agents in good order, and the health checks."""
-        await asyncio.gather(*(handle.stop(grace_seconds) for handle in self._alive()), return_exceptions=True)
+        grace_s = parse_seconds(grace_seconds, name="shutdown: grace_seconds")
+        await asyncio.gather(*(handle.stop(grace_s) for handle in self._alive()), return_exceptions=True)
         self._alive()
         if self._health is not None:
             self._health.cancel()

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import check_called, check_numbers, checked_kind
+from sabot.config import check_called, check_numbers, checked_durations, checked_kind
 from sabot.errors import UserError
 from sabot.process.command import INHERITED, Command
 from sabot.process.errors import AgentError, AgentNotFound, CommunicationError, ExecutionError, SpawnFailed
@@ -61,8 +61,8 @@ class ProcessConfig:
     def __post_init__(self) -> None:
         sandbox_of(self.trust)
         check_numbers(self, "max_concurrent_processes", whole=True)
-        check_numbers(self, "spawn_timeout")
-        check_numbers(self, "shutdown_grace_period", zero=True)
+        checked_durations(self, "spawn_timeout")
+        checked_durations(self, "shutdown_grace_period", zero=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class MonitoringConfig:
     log_buffer_bytes: int = 1 << 20
 
     def __post_init__(self) -> None:
-        check_numbers(self, "health_check_interval", "heartbeat_timeout", "metrics_interval")
+        checked_durations(self, "health_check_interval", "heartbeat_timeout", "metrics_interval")
         check_numbers(self, "log_buffer_bytes", whole=True)
 
 
@@ -101,7 +101,7 @@ class RecoveryConfig:
     def __post_init__(self) -> None:
         check_numbers(self, "failure_threshold", whole=True)
         check_numbers(self, "max_restart_attempts", zero=True, whole=True)
-        check_numbers(self, "backoff_seconds", zero=True)
+        checked_durations(self, "backoff_seconds", zero=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from sabot.app import App
+from sabot.config import Duration, parse_seconds
 from sabot.errors import UserError
 from sabot.steps import watch
 from sabot.testing.lives import sources_of, temporary_directory
@@ -83,7 +84,7 @@ def crash_at_every_step(
     torn: bool = True,
     deaths: int = 1,
     workers: int = 1,
-    timeout: float = 60.0,
+    timeout: Duration = 60.0,
     preload: Sequence[str] = (),
     sample: int | None = None,
     seed: int = 0,
@@ -96,14 +97,14 @@ def crash_at_every_step(
     `build` must be a function of a module, because it is called in other processes. `prepare(directory)` and `check` are called in this
     process, before the first start and after the end. Whatever the app reads and writes must be below its directory, or be named after
     it, and the app must end by itself. deaths: how many crashes there are in all; those after the first are at random steps. workers:
-    how many runs go on at a time. timeout: seconds that a process may take. preload: modules that the app imports late. sample: only so
+    how many runs go on at a time. timeout: of a process. preload: modules that the app imports late. sample: only so
     many crashes are tried, drawn by the seed. Where threads make the number of steps vary, a run may not reach its step; its outcome is
     compared all the same.
     """
     _refuse_unpicklable(build)
     context = _fork_server([*_PRELOADED, build.__module__, *preload])
     with temporary_directory() as folder:
-        runs = _Runs(build, check, prepare, folder, timeout, context, deaths)
+        runs = _Runs(build, check, prepare, folder, parse_seconds(timeout, name="timeout"), context, deaths)
         expected, names, writes = runs.undisturbed()
         crashes = Crashes(len(names), Counter(names))
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
+from sabot.config import Duration, parse_seconds
 from sabot.errors import SabotError, UserError
 from sabot.llm.counting import count_tokens, tokens_of
 from sabot.llm.errors import (
@@ -103,7 +104,7 @@ class FakeModelServer:
         dimensions: int = 8,
         faults: Mapping[ModelFault, float] | None = None,
         seed: int = 0,
-        seconds: float = 0.05,
+        seconds: Duration = 0.05,
     ) -> None:
         shares = {str(name): share for name, share in (faults or {}).items()}
         if shares.keys() - set(get_args(ModelFault)) or sum(shares.values()) > 1 or min(shares.values(), default=0) < 0:
@@ -115,7 +116,7 @@ class FakeModelServer:
         self._script = Script(answers)
         self._keys = keys
         self._dimensions = dimensions
-        self._faults = FaultPlan(shares, seed, seconds)
+        self._faults = FaultPlan(shares, seed, parse_seconds(seconds, name="seconds"))
         self._wrong: list[Exception] = []
         self._changed = threading.Condition()
         self._open = asyncio.Event()
@@ -164,12 +165,13 @@ class FakeModelServer:
         if kind is None and self._wrong:
             raise self._wrong[0]
 
-    def plan(self, fault: ModelFault, *, times: int = 1, seconds: float | None = None) -> None:
+    def plan(self, fault: ModelFault, *, times: int = 1, seconds: Duration | None = None) -> None:
         """The next requests get this fault: so many of them. Later plans wait for earlier ones."""
         if fault not in get_args(ModelFault):
             raise UserError(f"no fault of a model server: {fault!r}", hint=f"one of {', '.join(get_args(ModelFault))}")
         with self._changed:
-            self._faults.plan(fault, times=times, seconds=seconds)
+            seconds_each = None if seconds is None else parse_seconds(seconds, name="seconds")
+            self._faults.plan(fault, times=times, seconds=seconds_each)
 
     def hold(self) -> None:
         """Requests wait from now on before they are answered."""
@@ -179,14 +181,15 @@ class FakeModelServer:
         """The end of `hold`."""
         self._server.run(self._set_open(True))
 
-    def wait(self, condition: Callable[[], bool], timeout: float = _WAIT_SECONDS) -> None:
+    def wait(self, condition: Callable[[], bool], timeout: Duration = _WAIT_SECONDS) -> None:
         """Blocks until the condition holds, which is looked at whenever something changes: `server.wait(lambda: server.in_flight == 3)`.
         On an event loop: `await asyncio.to_thread(server.wait, …)`. Raises TimeoutError.
         """
+        timeout_s = parse_seconds(timeout, name="wait: timeout")
         with self._changed:
-            if not self._changed.wait_for(condition, timeout):
+            if not self._changed.wait_for(condition, timeout_s):
                 raise TimeoutError(
-                    f"not so after {timeout} s: {len(self.requests)} requests, {self.in_flight} in flight"
+                    f"not so after {timeout_s:g} s: {len(self.requests)} requests, {self.in_flight} in flight"
                 )
 
     async def _set_open(self, is_open: bool) -> None:

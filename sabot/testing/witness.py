@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
+from sabot.config import Duration, parse_seconds
 from sabot.errors import SabotError, UserError
 from sabot.testing.witness_server import FAULTS, canonical
 
@@ -68,16 +69,16 @@ class WitnessClient:
         *,
         key: str = "",
         fault: Fault | None = None,
-        seconds: float | None = None,
+        seconds: Duration | None = None,
         deadline: float | None = None,
-        timeout: float | None = 60.0,
+        timeout: Duration | None = 60.0,
     ) -> dict[str, Any]:
         """Makes the effect happen, and returns it: {"number", "name", "arguments", "key"}. Blocks.
 
         arguments: whatever JSON can say. key: the idempotency key; a witness that honours keys returns the first effect of this key in
         place of a second one. fault, seconds: how this request is to go wrong (`Witness`), whatever the witness's own plan is. deadline:
         seconds since 1970; a request that comes later changes nothing (410), so one that a paused worker sends when it wakes up does no
-        harm: give `effect.deadline`. timeout: seconds until a TimeoutError, after which nobody knows whether the effect has happened.
+        harm: give `effect.deadline`. timeout: until a TimeoutError, after which nobody knows whether the effect has happened.
         """
         return _said(self._exchange(_do(name, arguments, key, fault, seconds, deadline), timeout))
 
@@ -88,36 +89,40 @@ class WitnessClient:
         *,
         key: str = "",
         fault: Fault | None = None,
-        seconds: float | None = None,
+        seconds: Duration | None = None,
         deadline: float | None = None,
-        timeout: float | None = 60.0,
+        timeout: Duration | None = 60.0,
     ) -> dict[str, Any]:
         """As `do`, on an event loop."""
         return _said(await self._exchange_async(_do(name, arguments, key, fault, seconds, deadline), timeout))
 
-    def find(self, key: str, *, timeout: float | None = 60.0) -> dict[str, Any] | None:
+    def find(self, key: str, *, timeout: Duration | None = 60.0) -> dict[str, Any] | None:
         """The first effect that happened with this key; None: none has. It is what `reconcile=` of a tool asks. Blocks."""
         return _found(self._exchange(_request("GET", f"/effects?key={quote(key, safe='')}"), timeout))
 
-    async def find_async(self, key: str, *, timeout: float | None = 60.0) -> dict[str, Any] | None:
+    async def find_async(self, key: str, *, timeout: Duration | None = 60.0) -> dict[str, Any] | None:
         """As `find`, on an event loop."""
         return _found(await self._exchange_async(_request("GET", f"/effects?key={quote(key, safe='')}"), timeout))
 
-    def plan(self, fault: Fault, name: str = "", *, times: int = 1, seconds: float | None = None) -> None:
+    def plan(self, fault: Fault, name: str = "", *, times: int = 1, seconds: Duration | None = None) -> None:
         """The next requests get this fault: so many of them, those of this name, or of any. Later plans wait for earlier ones. Blocks."""
-        wanted = {"fault": fault, "name": name, "times": times} | ({} if seconds is None else {"seconds": seconds})
+        wanted = {"fault": fault, "name": name, "times": times} | (
+            {} if seconds is None else {"seconds": parse_seconds(seconds, name="seconds")}
+        )
         _said(self._exchange(_request("POST", "/plan", wanted), 60.0))
 
-    def _exchange(self, request: bytes, timeout: float | None) -> bytes:
-        with socket.create_connection(self._place, timeout) as connection:
+    def _exchange(self, request: bytes, timeout: Duration | None) -> bytes:
+        timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
+        with socket.create_connection(self._place, timeout_s) as connection:
             connection.sendall(request)
             parts = []
             while part := connection.recv(1 << 16):
                 parts.append(part)
             return b"".join(parts)
 
-    async def _exchange_async(self, request: bytes, timeout: float | None) -> bytes:
-        async with asyncio.timeout(timeout):
+    async def _exchange_async(self, request: bytes, timeout: Duration | None) -> bytes:
+        timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
+        async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_connection(*self._place)
             try:
                 writer.write(request)
@@ -155,7 +160,7 @@ class Witness:
         honours_keys: bool = False,
         faults: Mapping[str, float] | None = None,
         seed: int = 0,
-        seconds: float = 0.5,
+        seconds: Duration = 0.5,
         keep: bool = False,
     ) -> None:
         shares = dict(faults or {})
@@ -168,7 +173,7 @@ class Witness:
             "honours_keys": honours_keys,
             "faults": shares,
             "seed": seed,
-            "seconds": seconds,
+            "seconds": parse_seconds(seconds, name="seconds"),
             "keep": keep,
         }
         self._process: subprocess.Popen[bytes] | None = None
@@ -296,13 +301,15 @@ def _request(method: str, path: str, body: Any = None, headers: Mapping[str, str
     return "\r\n".join([*lines, "", ""]).encode() + data
 
 
-def _do(name: str, arguments: Any, key: str, fault: str | None, seconds: float | None, deadline: float | None) -> bytes:
+def _do(
+    name: str, arguments: Any, key: str, fault: str | None, seconds: Duration | None, deadline: float | None
+) -> bytes:
     if not key.isprintable():
         raise UserError(f"an idempotency key goes in a line of HTTP, and {key!r} cannot")
     headers = {
         "Idempotency-Key": key,
         "Witness-Fault": fault or "",
-        "Witness-Seconds": "" if seconds is None else str(seconds),
+        "Witness-Seconds": "" if seconds is None else str(parse_seconds(seconds, name="seconds")),
         "Witness-Deadline": "" if deadline is None else str(deadline),
     }
     return _request("POST", f"/effects/{quote(name, safe='')}", arguments, {k: v for k, v in headers.items() if v})

@@ -17,7 +17,7 @@ import msgspec
 
 from sabot.agents.context import ExecutionContext
 from sabot.api.durable import DurableContext
-from sabot.config import check_numbers, checked_kind
+from sabot.config import check_numbers, checked_durations, checked_kind
 from sabot.errors import EffectError, SabotError, UserError, short_repr, words_of
 from sabot.jobs.gate import APART
 from sabot.llm.agent import Agent, Doing, current_doing
@@ -109,7 +109,7 @@ class OrchestrationConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, "max_child_jobs", "max_depth", "max_parallel", whole=True)
-        check_numbers(self, "timeout_seconds", none=True)
+        checked_durations(self, "timeout_seconds", none=True)
         for name in ("inherit_budgets", "propagate_cancellation", "parallel_execution"):
             if not isinstance(value := getattr(self, name), bool):
                 raise UserError(f"OrchestrationConfig: {name}={short_repr(value)}", hint="True or False")

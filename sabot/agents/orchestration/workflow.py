@@ -31,7 +31,7 @@ from sabot.agents.orchestration.base import (
     side_by_side,
     step,
 )
-from sabot.config import check_numbers, is_whole
+from sabot.config import Duration, check_numbers, checked_durations, is_whole
 from sabot.errors import UserError, short_repr
 from sabot.llm.results import Usage
 
@@ -152,7 +152,7 @@ class Workflow(Flow):
         start: str = "",
         max_depth: int = 100,
         max_branches: int = 10,
-        timeout_seconds: float | None = 3600.0,
+        timeout_seconds: Duration | None = 3600.0,
         on_step: Callable[[WorkflowState], Any] | None = None,
     ) -> None:
         super().__init__(name=name)
@@ -171,9 +171,10 @@ class Workflow(Flow):
         if not self.nodes:
             raise UserError(f"workflow {name} has no nodes")
         self.start = start or next(iter(self.nodes))
-        self.max_depth, self.max_branches, self.timeout_seconds = max_depth, max_branches, timeout_seconds
+        self.max_depth, self.max_branches = max_depth, max_branches
+        self.timeout_seconds: float | None = timeout_seconds  # type: ignore[assignment]  # below it is made seconds
         check_numbers(self, "max_depth", "max_branches", whole=True, what=f"workflow {name}")
-        check_numbers(self, "timeout_seconds", none=True, what=f"workflow {name}")
+        checked_durations(self, "timeout_seconds", none=True, what=f"workflow {name}")
         self._on_step = on_step
         self._check()
         self._operators = {

@@ -24,7 +24,7 @@ from sabot.agents.store import JobsAndActions, JobsOfJournal
 from sabot.agents.stores.jobs import TABLES, PostgresJobViews, forget_jobs, show_jobs
 from sabot.agents.stores.tables import PostgresTables
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import checked_kind, checked_words, parse_seconds
+from sabot.config import Duration, checked_kind, checked_words, parse_seconds
 from sabot.connectors.sql.server import address_of
 from sabot.errors import CorruptJournal, LetterRefused, SabotError, TransientError, UserError
 from sabot.journal.base import Journal, JournalReader, Question, check_letter, entry_of_letter
@@ -410,7 +410,7 @@ class PostgresJobStore(JobsAndActions):
 
     # -- upkeep -------------------------------------------------------------------------------------------------------
 
-    async def trim(self, keep_seconds: float) -> int:
+    async def trim(self, keep_seconds: Duration) -> int:
         """Removes jobs that ended more than so many seconds ago, with their actions: only then their idempotency keys are free again. Those
         of kernels stay. Returns how many entries went. Raises UserError for seconds that are negative or not finite.
         """

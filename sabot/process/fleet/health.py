@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import check_called, check_numbers
+from sabot.config import check_called, check_numbers, checked_durations
 from sabot.errors import UserError
 from sabot.metrics import Durations, Metrics, Sample
 from sabot.probes import Page, page_of
@@ -49,7 +49,7 @@ class HealthConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, "liveness_failures", "readiness_failures", "min_requests", whole=True)
-        check_numbers(self, "liveness_interval_secs", "readiness_interval_secs", "stuck_secs", "window_secs")
+        checked_durations(self, "liveness_interval_secs", "readiness_interval_secs", "stuck_secs", "window_secs")
         check_numbers(self, "max_error_rate", zero=True)
         if self.max_error_rate > 1:
             raise UserError(f"HealthConfig: max_error_rate={self.max_error_rate}", hint="from 0 to 1")

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import check_called
+from sabot.config import Duration, check_called, parse_seconds
 from sabot.errors import words_of
 from sabot.process.client import Child, Supervisor
 from sabot.process.command import Command
@@ -158,13 +158,14 @@ class LifecycleManager:
             raise RestartFailed(f"agent {agent.label} was not started again: {agent.why}")
         return agent
 
-    async def terminate(self, agent_id: str, *, grace_seconds: float | None = None, why: str = "") -> AgentInstance:
+    async def terminate(self, agent_id: str, *, grace_seconds: Duration | None = None, why: str = "") -> AgentInstance:
         """Ends the agent for good: its stdin is closed, SIGTERM, and SIGKILL to who lives after the grace, `shutdown_timeout` if None.
 
         Raises TerminateFailed when something of it still runs; UnknownAgent.
         """
         agent = self.agent(agent_id)
-        await to_the_end(self._terminate(agent, grace_seconds, why or "it was terminated"))
+        grace_s = None if grace_seconds is None else parse_seconds(grace_seconds, name="terminate: grace_seconds")
+        await to_the_end(self._terminate(agent, grace_s, why or "it was terminated"))
         return agent
 
     async def close(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from sabot.config import check_numbers
+from sabot.config import check_numbers, checked_durations
 from sabot.errors import UserError
 
 __all__ = ["FleetConfig", "FleetMetrics", "Recommendations", "ScalingDecision"]
@@ -43,11 +43,12 @@ class FleetConfig:
                 f"FleetConfig: min_replicas={self.min_replicas}, max_replicas={self.max_replicas}",
                 hint="0 <= min_replicas <= max_replicas, and at least one replica",
             )
-        check_numbers(self, "target_cpu_percent", "target_memory_percent", "target_lag", "interval_secs")
-        check_numbers(
+        check_numbers(self, "target_cpu_percent", "target_memory_percent", "target_lag")
+        checked_durations(self, "interval_secs")
+        check_numbers(self, "tolerance", zero=True)
+        checked_durations(
             self,
             "spawn_timeout_secs",
-            "tolerance",
             "scale_up_secs",
             "scale_down_secs",
             "drain_secs",

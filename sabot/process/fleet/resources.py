@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import check_called, is_whole, parse_seconds
+from sabot.config import Duration, check_called, is_whole, parse_seconds
 from sabot.errors import SabotError, UserError, short_repr, words_of
 from sabot.process.client import Child
 from sabot.process.errors import (
@@ -96,7 +96,7 @@ class ResourceManager:
         lives: LifecycleManager,
         *,
         default: ResourceQuota | None = None,
-        report_interval: float = 10.0,
+        report_interval: Duration = 10.0,
         tokens_of: Callable[[str], Awaitable[int]] | None = None,
         on_report: Callable[[ResourceReport], object] | None = None,
         on_violation: Callable[[QuotaViolation], object] | None = None,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import check_numbers
+from sabot.config import Duration, check_numbers, checked_durations, parse_seconds
 from sabot.errors import UserError
 from sabot.metrics import Sample
 from sabot.process.client import Child, Supervisor
@@ -48,8 +48,8 @@ class WarmPoolConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, "size", whole=True)
-        check_numbers(self, "refresh_interval_secs", "max_age_secs", "spawn_timeout_secs")
-        check_numbers(self, "grace_secs", zero=True)
+        checked_durations(self, "refresh_interval_secs", "max_age_secs", "spawn_timeout_secs")
+        checked_durations(self, "grace_secs", zero=True)
 
 
 @dataclass(frozen=True)
@@ -161,16 +161,17 @@ class WarmPool:
         """The warm ones, the oldest first."""
         return [each.child for each in self._warm]
 
-    async def allocate(self, wait_secs: float | None = 0.0) -> Child:
+    async def allocate(self, wait_secs: Duration | None = 0.0) -> Child:
         """Gives out the oldest warm child, and starts another one in its place.
 
         wait_secs: how long to wait for one where there is none; None: until there is one. Raises WarmPoolExhausted (E2092).
         """
         if not self._running:
             raise UserError(f"warm pool {self.name!r} does not run", hint="await pool.start() before, or `async with`")
+        wait_s = None if wait_secs is None else parse_seconds(wait_secs, name="allocate: wait_secs")
         child = self._take()
         if child is None:
-            child = await self._wait(wait_secs)
+            child = await self._wait(wait_s)
         return child
 
     async def give_back(self, child: Child) -> None:
@@ -191,7 +192,7 @@ class WarmPool:
                 await to_the_end(self._end(child))
 
     @asynccontextmanager
-    async def borrowed(self, wait_secs: float | None = 0.0) -> AsyncIterator[Child]:
+    async def borrowed(self, wait_secs: Duration | None = 0.0) -> AsyncIterator[Child]:
         """A child of `allocate`, that is given back at the end."""
         child = await self.allocate(wait_secs)
         try:
