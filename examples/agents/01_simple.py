@@ -15,7 +15,7 @@ async def main():
         engine = ExecutionEngine(provider=provider)
         agent = Agent(engine=engine)
 
-        kernel = RuntimeKernel.create(engine=engine, agent=agent)  # journal="jobs.db": its jobs survive kill -9
+        kernel = RuntimeKernel.create(engine=engine, agent=agent)  # journal="jobs": its jobs survive kill -9
 
         handle = await kernel.execute(ExecutionRequest(prompt="Write a poem about Python"))
 

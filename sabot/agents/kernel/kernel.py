@@ -50,7 +50,7 @@ __all__ = ["RuntimeKernel"]
 
 
 class RuntimeKernel:
-    """Agents as jobs over a journal: `kernel = RuntimeKernel.create(agent=agent, journal="jobs.db")`.
+    """Agents as jobs over a journal: `kernel = RuntimeKernel.create(agent=agent, journal="jobs")`.
 
     It belongs to one event loop, and opens its journal when it is first used, or with `async with`; no other process has it then. What is
     open there waits for `resume`. `jobs` and `actions` need no claim: they work in any process that reaches the journal, whoever has it.
