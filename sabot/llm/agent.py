@@ -147,7 +147,8 @@ class Agent:
         call; a longer call is not made, and the model is told. context_window: tokens of the model's. trim: what is done when a
         conversation does not fit in it: "drop_oldest" leaves the oldest turns out, "summarize" has the model summarize them, "refuse"
         raises ContextLengthExceeded. model, temperature, max_tokens, options: of each request, as in RequestSpec. use_middleware: the
-        middleware of the engine stands around each call; an agent without it has an engine without it, so False is a UserError.
+        engine's logging, budget and telemetry stand around calls of tools too, with `tool_timeout` and `max_tool_retries`; False: a tool
+        is called with what it says of itself. What stands around calls of models is the engine's in both cases.
         """
         where = f"agent {checked_name(name, 'Agent: name')}"
         if not isinstance(engine, ExecutionEngine):
@@ -155,11 +156,7 @@ class Agent:
                 f"{where}: {short_repr(engine)} is no engine",
                 hint='Agent(ExecutionEngine(OpenAIProvider("gpt-4o-mini")), …)',
             )
-        if use_middleware is not True:
-            raise UserError(
-                f"{where}: use_middleware={short_repr(use_middleware)}, but what stands around its calls is said by the engine",
-                hint="Agent(ExecutionEngine(provider, middleware=()), …)",
-            )
+        checked_kind(use_middleware, bool, f"{where}: use_middleware", "True or False")
         if not isinstance(tools, Sequence) or isinstance(tools, str):
             raise UserError(f"{where}: tools={short_repr(tools)}", hint="a list of functions, tools and agents")
         checked_text(instructions, f"{where}: instructions")
@@ -185,10 +182,11 @@ class Agent:
         self.repairs = repairs
         self.context_window = context_window
         self.trim = trim
+        self.use_middleware = use_middleware
         self.tools: dict[str, Tool | Agent] = {}
         for each in tools:
             made = each if isinstance(each, Agent) else as_tool(each)
-            if isinstance(made, Tool):
+            if isinstance(made, Tool) and use_middleware:
                 timeout = tool_timeout if made.timeout_s is None else None
                 made = as_tool(made, timeout=timeout, retries=None if made.says_retries else max_tool_retries)
             if made.name in self.tools:
@@ -252,9 +250,10 @@ class Agent:
         *,
         streams: bool,
     ) -> AsyncGenerator[AgentEvent, None]:
+        doing = doing or _of(current_doing.get(), self.engine) or Alone(self.engine, context or RequestContext())
         run = _Turns(
             self,
-            doing or _of(current_doing.get(), self.engine) or Alone(self.engine, context or RequestContext()),
+            doing.around_tools(self.use_middleware) if isinstance(doing, Alone) else doing,
             Conversation() if conversation is None else conversation,
             messages_of(prompt),
             streams,

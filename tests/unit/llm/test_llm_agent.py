@@ -26,8 +26,9 @@ from sabot.llm import (
 from sabot.llm.agent import Agent, AgentResult, ToolEnded, ToolStarted
 from sabot.llm.conversation import Conversation, Gauge, groups_of, without_oldest
 from sabot.llm.engine import ExecutionEngine
+from sabot.llm.errors import ToolError
 from sabot.llm.messages import tool_result
-from sabot.llm.middleware import Forward, ModelCall, Outcome
+from sabot.llm.middleware import CallBudget, Forward, ModelCall, Outcome
 from sabot.llm.providers.scripted import ScriptedProvider
 
 
@@ -197,9 +198,49 @@ async def test_the_middleware_of_an_agent_is_that_of_its_engine() -> None:
     engine = ExecutionEngine(ScriptedProvider("Hello"), middleware=(*MIDDLEWARE, look))
     agent = Agent(engine=engine, tools=[weather], use_middleware=True)
     assert ((await agent.run("Hello!", context=context)).content, seen) == ("Hello", ["acme"])
-    with pytest.raises(UserError, match="is said by the engine") as caught:
-        Agent(engine, use_middleware=False)
-    assert caught.value.hint == "Agent(ExecutionEngine(provider, middleware=()), …)"
+    with pytest.raises(UserError, match="use_middleware=1"):
+        Agent(engine, use_middleware=1)  # type: ignore[arg-type]
+
+
+@tool(effect="read")
+async def shaky() -> str:
+    """Fails at first."""
+    shaky_calls.append("call")
+    if len(shaky_calls) == 1:
+        raise ToolError("not yet")
+    return "at last"
+
+
+shaky_calls: list[str] = []
+
+
+@pytest.mark.parametrize("with_it", [True, False])
+async def test_the_middleware_stands_around_calls_of_tools_unless_the_agent_is_without_it(
+    with_it: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Document 001: the chain (logging, timeout, retry, budget, telemetry) is that of the agent's tools. It was around models alone, and
+    use_middleware=False was refused."""
+    caplog.set_level("DEBUG", logger="sabot.llm")
+    shaky_calls.clear()
+    budget = CallBudget(max_tool_calls=3)
+    engine = ExecutionEngine(
+        ScriptedProvider([assistant("", *(ToolCall(str(n), "shaky", "{}") for n in range(1))), "done"]), budget=budget
+    )
+    agent = Agent(engine, tools=[shaky], max_tool_retries=1, tool_timeout="7s", use_middleware=with_it)
+    result = await agent.run("go")
+    assert result.messages[2].text == ("at last" if with_it else "ToolError: not yet")
+    figures = engine.statistics()
+    assert (figures["tool_calls"], figures["failed_tool_calls"]) == ((2, 1) if with_it else (0, 0))
+    assert budget.tool_calls == (2 if with_it else 0)
+    assert ("tool shaky for" in caplog.text) == with_it
+    assert agent.tools["shaky"].timeout_s == (7.0 if with_it else None)  # type: ignore[union-attr]
+
+
+async def test_a_budget_of_calls_of_tools_is_held_and_the_model_is_told() -> None:
+    script = [assistant("", ToolCall("1", "weather", '{"city": "Oslo"}'), ToolCall("2", "weather", '{"city": "Rome"}'))]
+    engine = ExecutionEngine(ScriptedProvider([*script, "done"]), budget=CallBudget(max_tool_calls=1))
+    result = await Agent(engine, tools=[weather]).run("go")
+    assert "the budget has 1 calls of tools" in result.messages[3].text
 
 
 class Gone(NotSent):
