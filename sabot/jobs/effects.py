@@ -57,9 +57,9 @@ class Effects:
         """broke: the run has to end. gate: decides what may be made; None: all may."""
         self.asked_total = self.doubts_total = 0
         self.children = Children(desk, gate, result=self._result)
-        ends = partial(broke, "an effect")
         judge = None if gate is None else partial(judge_within, desk, gate, clock, self.instead)
-        self.runner = EffectRunner(clock=clock, may_send=self._may_send, on_broken=ends, again=self.again, judge=judge)
+        asks: dict[str, Any] = {"may_send": self._may_send, "sendable": self._sendable, "again": self.again}
+        self.runner = EffectRunner(clock=clock, on_broken=partial(broke, "an effect"), judge=judge, **asks)
         self._questions = CallQuestions(desk, timers, stop=self.runner.stop, again=self._again)
         self.runner.ask = self._questions.ask
         self._desk, self._timers = desk, timers

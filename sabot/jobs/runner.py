@@ -34,7 +34,7 @@ from sabot.jobs.certainty import Certainty, certainty_of
 from sabot.jobs.questions import CALL, AsksPerson, CallUnderWay
 from sabot.jobs.values import pack, pack_error, type_of, unpack, unpack_error
 from sabot.journal.effects import EffectId, Reconciled
-from sabot.llm.judging import JUDGE, CallJudge, begin_judging, end_judging
+from sabot.llm.judging import JUDGE, SENDABLE, CallJudge, begin_judging, end_judging
 from sabot.llm.tools import Effect, Tool
 from sabot.redaction import HIDDEN, without_secrets
 from sabot.steps import step
@@ -102,12 +102,14 @@ class EffectRunner:
         *,
         clock: Clock,
         may_send: Callable[[], None] = lambda: None,
+        sendable: Callable[[], Awaitable[None]] | None = None,
         sync_threads: int = 16,
         on_broken: Callable[[SabotError], object] | None = None,
         again: Callable[[EffectId], Awaitable[EffectId]] | None = None,
         judge: Callable[[EffectId], CallJudge] | None = None,
     ) -> None:
-        """may_send: called just before each call; it raises where no call may be made any more. sync_threads: calls of sync tools at once.
+        """may_send: called just before each call; it raises where no call may be made any more. sendable: awaited before each request to a
+        model that a call sends. sync_threads: calls of sync tools at once.
 
         on_broken: is told in place of `done` where the run has to end: the journal has failed (what `ready` and `may_send` raise as
         JournalFailed), or a tool has asked for the end of the process (`exits`). None: it is raised out of a callback of the event loop.
@@ -115,6 +117,7 @@ class EffectRunner:
         """
         self._clock = clock
         self._may_send = may_send
+        self._sendable = sendable
         self._on_broken = _raise if on_broken is None else on_broken
         self._again = again
         self._judge = judge
@@ -266,6 +269,7 @@ class EffectRunner:
         context = self._context.copy()
         if self._judge is not None:
             begin_judging(self)
+        context.run(SENDABLE.set, self._sendable)
         context.run(JUDGE.set, None if self._judge is None else self._judge(call.effect))
         context.run(CALL.set, None if self.ask is None else CallUnderWay(call.effect, self.ask))
         # No task factory is asked: an eager one would begin the call in here.

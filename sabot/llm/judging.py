@@ -16,7 +16,7 @@ from sabot.errors import UserError
 from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.results import Usage
 
-__all__ = ["IN_JOB", "JUDGE", "CallJudge", "begin_judging", "end_judging", "judge_of_this"]
+__all__ = ["IN_JOB", "JUDGE", "SENDABLE", "CallJudge", "begin_judging", "end_judging", "judge_of_this"]
 
 
 class CallJudge(Protocol):
@@ -39,6 +39,9 @@ JUDGE: ContextVar[CallJudge | None] = ContextVar("JUDGE", default=None)
 
 # The program's: contexts that are copied of it say that nobody judges, and those of bare threads say nothing.
 JUDGE.set(None)
+
+SENDABLE: ContextVar[Callable[[], Awaitable[None]] | None] = ContextVar("SENDABLE", default=None)
+"""Returns when a request may be sent: of a call that is an effect of a job, while the claim of its journal holds. None: at any time."""
 
 IN_JOB: ContextVar[bool] = ContextVar("IN_JOB", default=False)
 """Whether the function of a job runs here. It asks models by its context: what it asks by itself would be judged and recorded by nobody."""

@@ -12,6 +12,7 @@ import msgspec
 
 from sabot.clock import Clock
 from sabot.llm.errors import ModelUnavailable, may_cost
+from sabot.llm.judging import SENDABLE
 from sabot.llm.limits import Admission, Circuit, CircuitBreaker, Limits
 from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.names import MODELS
@@ -75,6 +76,10 @@ class Route:
         try:
             if circuit is not None:
                 probing = circuit.enter(call.provider, call.model)
+            if (
+                sendable := SENDABLE.get()
+            ) is not None:  # it may have waited for the limits for longer than a claim lasts
+                await sendable()
             outcome = self._as_said(await self._sent(call), call)
             used = None if outcome.usage is None else outcome.usage.total_tokens
         except BaseException as error:

@@ -1,6 +1,7 @@
 """Limits before a provider: requests in flight, requests and tokens a minute, and the circuit of one that fails."""
 
 import asyncio
+from contextvars import copy_context
 
 import pytest
 
@@ -19,6 +20,7 @@ from sabot.llm import (
     Usage,
     assistant,
 )
+from sabot.llm.judging import SENDABLE
 from sabot.llm.limits import TokenBalance
 
 
@@ -182,3 +184,27 @@ async def test_refusals_are_answers_and_do_not_open_the_circuit(time):
 def test_limits_that_let_nothing_through_are_refused(make, says):
     with pytest.raises(UserError, match=says):
         make()
+
+
+async def test_a_request_that_has_waited_for_its_turn_is_sent_only_when_it_may_still_be():
+    """A worker that was paused sent, when it woke up, what had waited for the limits of the provider: its journal was another's by then."""
+    provider, claim, asked = ScriptedProvider("yes"), asyncio.Event(), asyncio.Event()
+    provider.hold()
+
+    async def sendable():
+        asked.set()
+        await claim.wait()
+
+    engine = ExecutionEngine(provider, limits=Limits(concurrency=1))
+    first = asyncio.create_task(engine.complete("one"))
+    await provider.arrived(1)
+    context = copy_context()
+    context.run(SENDABLE.set, sendable)
+    second = asyncio.create_task(engine.complete("two"), context=context)
+    provider.release()
+    await first
+    await asked.wait()
+    assert (len(provider.requests), second.done()) == (1, False)
+    claim.set()
+    await second
+    assert len(provider.requests) == 2
