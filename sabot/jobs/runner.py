@@ -24,6 +24,7 @@ from typing import Any
 
 from sabot.calls.crew import CANCEL_SECONDS
 from sabot.calls.functions import awaitable, behind
+from sabot.calls.heard import HeardErrors
 from sabot.calls.pool import ThreadPool
 from sabot.calls.steps import watched
 from sabot.clock import Clock
@@ -128,6 +129,7 @@ class EffectRunner:
         self._jobs: dict[str, dict[tuple[int, bool], _Call]] = {}  # calls that nobody was told of
         self._left: dict[_Call, None] = {}  # calls that were told of, and run
         self._pool = ThreadPool(clock)
+        self._heard = HeardErrors("jobs", clock)
         self._free = sync_threads
         self._waiting: deque[asyncio.Future[None]] = deque()  # for a thread
         self._most_left = sync_threads * _LEFT_PER_THREAD
@@ -233,6 +235,7 @@ class EffectRunner:
 
         Calls that ignore their cancellation for some seconds, and those in threads, are `left_behind`.
         """
+        self._heard.tell_rest()
         began = self._loop.time()
         while self._jobs:
             is_sent = any(call.began != math.inf for call in self._under_way())
@@ -338,6 +341,8 @@ class EffectRunner:
     def _failure(self, call: _Call, error: BaseException) -> Outcome:
         certainty = Certainty.NOT_SENT if call.began == math.inf else certainty_of(error)
         kind = type_of(error)
+        if not isinstance(error, (asyncio.CancelledError, *EXITS, JournalFailed)):
+            self._heard.hear(error, f"tool {call.tool.name}, effect {call.effect}", "the job is told")
         return Outcome(certainty, "Error" if kind == "ok" else kind, pack_error(error), self._seconds(call))
 
     def _break(self, call: _Call, error: SabotError) -> None:
