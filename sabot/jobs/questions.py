@@ -103,5 +103,5 @@ class CallQuestions:
         question = live.job.history.approvals[ask.ordinal]
         ask.token, ask.due_ms = question.token, question.due_ms
         if ask.due_ms:
-            self._timers.add(ask.due_ms, live.job.job_id, ask.ordinal)
+            self._timers.add_rest(question.at_ms, ask.due_ms, live.job.job_id, ask.ordinal)
         self._desk.put_first([partial(self._desk.settle, live)])
