@@ -22,6 +22,7 @@ Damaged input throws nothing. */
 #include <charconv>
 #include <climits>
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -556,13 +557,18 @@ class Decoder {
         return nullptr;
     }
 
-    static const char* described(const uint8_t* p) {
+    bool is_word(const uint8_t* p, const char* word) const {
+        const size_t size = std::strlen(word);
+        return static_cast<size_t>(end - p) >= size && std::memcmp(p, word, size) == 0;
+    }
+
+    const char* described(const uint8_t* p) const {
         switch (*p) {
             case '"': return "a string";
             case '{': return "an object";
             case '[': return "a list";
-            case 't': case 'f': return "a boolean";
-            case 'n': return "null";
+            case 't': case 'f': return is_word(p, "true") || is_word(p, "false") ? "a boolean" : "no JSON";
+            case 'n': return is_word(p, "null") ? "null" : "no JSON";
             default: return *p == '-' || (*p >= '0' && *p <= '9') ? "a number" : "no JSON";
         }
     }

@@ -582,3 +582,19 @@ def test_a_number_half_way_between_two_floats_goes_to_the_even_one(data_type, fl
         even = below if bits % 2 == 0 else above
         expected += [even, above, below if text.endswith("5") else even]
     assert (read_floats(texts, data_type).view(word) == np.array(expected, float_).view(word)).all()
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (b"not json", "no JSON"),
+        (b"n", "no JSON"),
+        (b"tru", "no JSON"),
+        (b"null", "null"),
+        (b"false", "a boolean"),
+        (b"12", "a number"),
+    ],
+)
+def test_a_line_that_is_no_object_is_called_what_it_is(line: bytes, found: str) -> None:
+    _, (bad,) = JsonDecoder(pa.schema([("a", pa.int64())])).decode(pa.array([line]))
+    assert bad.reason == f"expected an object, found {found} at byte 0"
