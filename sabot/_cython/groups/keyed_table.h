@@ -38,6 +38,7 @@ sets `overflow`, which the caller asks after each call. */
 #include "arrow/pages.h"
 #include "groups/key_hash.h"
 #include "groups/keyed_cut.h"
+#include "groups/quotient.h"
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "cells of keys are written for little-endian machines");
 
@@ -1481,10 +1482,9 @@ inline bool Table::result_of(const Aggregate& a, const uint8_t* row, uint64_t* r
         case Kind::count: *raw = get<uint64_t>(at); return true;
         case Kind::mean: {
             const int64_t count = get<int64_t>(at);
-            double sum = get<double>(at + 8);
-            if (a.number != Number::real)
-                sum = static_cast<double>(static_cast<__int128>((unsigned __int128)get<uint64_t>(at + 8) << 64 | get<uint64_t>(at + 16)));
-            *raw = bits_of(count ? sum / static_cast<double>(count) : 0.0);
+            if (count <= 0) *raw = bits_of(0.0);
+            else if (a.number == Number::real) *raw = bits_of(get<double>(at + 8) / static_cast<double>(count));
+            else *raw = bits_of(nearest_mean(static_cast<__int128>((unsigned __int128)get<uint64_t>(at + 8) << 64 | get<uint64_t>(at + 16)), count));
             return count > 0;
         }
         case Kind::variance: {

@@ -13,6 +13,7 @@ All of it is `nogil`. Adding and saving may throw std::bad_alloc; `load` throws 
 #include <vector>
 
 #include "groups/multiset_store.h"
+#include "groups/quotient.h"
 
 namespace sabot {
 
@@ -142,6 +143,26 @@ struct Rounded {
     }
 };
 
+/* The nearest double to a number divided by a count of at least 1. */
+static inline double quotient(const Magnitude& from, uint64_t divisor) {
+    const int count = static_cast<int>(from.digits.size());
+    if (count == 0) return 0.0;
+    unsigned __int128 top = 0;
+    for (int i = count - 1; i >= count - 4; i--) top = top << 32 | (i >= 0 ? from.digits[i] : 0);
+    int exponent = 32 * (from.base + count - 4);
+    bool rest = false;
+    if (count > 4) { /* all 128 bits are filled */
+        const int shift = __builtin_clz(from.digits[count - 1]);
+        const uint64_t next = static_cast<uint64_t>(from.digits[count - 5]) << shift;
+        top = top << shift | next >> 32;
+        exponent -= shift;
+        rest = static_cast<uint32_t>(next) != 0;
+        for (int i = 0; i < count - 5 && !rest; i++) rest = from.digits[i] != 0;
+    }
+    const double value = nearest_quotient(top, exponent, rest, divisor);
+    return from.negative ? -value : value;
+}
+
 static inline Magnitude product(const Magnitude& a, const Magnitude& b) {
     Magnitude result;
     result.base = a.base + b.base;
@@ -221,7 +242,7 @@ class ExactSums {
     }
     void means(const int32_t* slots, int64_t count, double* values, uint8_t* valid) const {
         each(slots, count, values, valid, 0, [](const Sum& of) {
-            return static_cast<double>(Rounded(of.sum.magnitude()).as_long_double() / static_cast<long double>(of.count));
+            return quotient(of.sum.magnitude(), static_cast<uint64_t>(of.count));
         });
     }
     /* (sum of squares - square of the sum / n) / (n - ddof); the numerator times n is exact. */

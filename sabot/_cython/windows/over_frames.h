@@ -20,6 +20,7 @@ All of it is `nogil`, and throws only std::bad_alloc (`except +`). A sum that ov
 #include <vector>
 
 #include "arrow/column.h"
+#include "groups/quotient.h"
 
 namespace sabot {
 
@@ -106,7 +107,7 @@ static inline bool finished(const FrameCall& call, const Folded& all, uint64_t* 
         case Fold::mean_float: *out = all.n ? bits_of(double_of(all.a) / static_cast<double>(all.n)) : 0; return all.n > 0;
         case Fold::mean_int: {
             const __int128 total = (__int128)((unsigned __int128)all.b << 64 | all.a);
-            *out = all.n ? bits_of(static_cast<double>(total) / static_cast<double>(all.n)) : 0;
+            *out = all.n ? bits_of(nearest_mean(total, all.n)) : 0;
             return all.n > 0;
         }
         case Fold::variance:
