@@ -58,8 +58,6 @@ if TYPE_CHECKING:
     from sabot.plan import Plan
     from sabot.runtime.settings import StreamsMaker
 
-__all__ = ["IMPORTING", "App"]
-
 IMPORTING = ContextVar("IMPORTING", default=False)
 """Whether a program is being imported by somebody who will start its app."""
 

@@ -13,33 +13,6 @@ import pyarrow.compute as pc
 
 from sabot.errors import UserError
 
-__all__ = [
-    "PER_SECOND",
-    "as_timestamp",
-    "as_type",
-    "batch_of_rows",
-    "broadcast",
-    "column_of",
-    "decimal_array",
-    "decimal_floats",
-    "decimal_integers",
-    "decimal_type",
-    "decimal_words",
-    "epoch",
-    "floats",
-    "integer_array",
-    "integers",
-    "is_ascii",
-    "is_time",
-    "is_utc",
-    "python_value",
-    "shown",
-    "signed",
-    "to_ms",
-    "to_unit",
-    "where",
-]
-
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 """How many of a timestamp's unit are one second."""
 

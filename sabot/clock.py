@@ -6,8 +6,6 @@ from typing import Protocol
 
 from sabot.config import Duration, parse_seconds
 
-__all__ = ["SYSTEM_CLOCK", "Clock", "ForwardClock", "ManualClock", "SystemClock", "lasting"]
-
 
 class Clock(Protocol):
     """Gives calendar time, for people and records, and a steady count of seconds, for durations."""

@@ -15,37 +15,6 @@ from typing import NamedTuple, TypeGuard
 from sabot.errors import UserError, short_repr
 from sabot.redaction import has_password, keep_secret, keep_url, redacted_url
 
-__all__ = [
-    "FIELDS",
-    "RECORD_BYTES",
-    "Duration",
-    "Restart",
-    "Secret",
-    "amount",
-    "check_called",
-    "check_numbers",
-    "checked_durations",
-    "checked_flag",
-    "checked_kind",
-    "checked_name",
-    "checked_no_password",
-    "checked_path",
-    "checked_text",
-    "checked_topic",
-    "checked_words",
-    "dead_letter_topic",
-    "is_whole",
-    "legal_topic",
-    "parse_broker",
-    "parse_bytes",
-    "parse_ms",
-    "parse_rate",
-    "parse_restart",
-    "parse_seconds",
-    "secret",
-    "whole",
-]
-
 NAME_BYTES = 255
 TOPIC_BYTES = 249  # Kafka's bound
 

@@ -25,26 +25,6 @@ from typing import IO, Any
 
 from sabot.errors import SabotError, UserError
 
-__all__ = [
-    "TemporaryFolder",
-    "close_to_others",
-    "copy_private",
-    "hold",
-    "is_held",
-    "link_or_copy",
-    "lock",
-    "make_folder",
-    "name_new",
-    "no_link",
-    "open_lock",
-    "own_folder",
-    "private",
-    "regular",
-    "remove_left",
-    "sync",
-    "tell_of_open_folder",
-]
-
 _log = logging.getLogger(__name__)
 
 # Stands in each TemporaryFolder, locked by its process: a folder whose mark is not locked may be removed.

@@ -42,45 +42,6 @@ import msgspec
 
 from sabot.redaction import scrubbed, visible
 
-__all__ = [
-    "UNREADABLE",
-    "AgentFailed",
-    "BrokerUnavailable",
-    "CheckpointFailed",
-    "CorruptCheckpoint",
-    "CorruptJournal",
-    "DataError",
-    "DeliveryConflict",
-    "EffectError",
-    "IdempotencyConflict",
-    "IllegalTransition",
-    "InputChanged",
-    "InternalError",
-    "JobCancelled",
-    "JobLocked",
-    "JournalFailed",
-    "JournalFull",
-    "LetterRefused",
-    "MailboxFull",
-    "MissingExtra",
-    "NoStateBackend",
-    "NonDeterminism",
-    "NotSent",
-    "OtherJournal",
-    "Overloaded",
-    "PolicyDenied",
-    "RegistryUnavailable",
-    "RowErrors",
-    "SabotError",
-    "StorageLost",
-    "TransientError",
-    "UnknownSchema",
-    "UserError",
-    "short_repr",
-    "words_of",
-]
-
-
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 """What decoders of JSON and msgpack raise for bytes that they cannot read; RecursionError for bytes that are nested too deep."""
 

@@ -7,8 +7,6 @@ whoever calls the user's code wraps them: they become the cause of an ordinary e
 
 from sabot.errors import SabotError
 
-__all__ = ["EXITS", "Exit", "carried", "exit_in"]
-
 EXITS = (KeyboardInterrupt, SystemExit)
 Exit = KeyboardInterrupt | SystemExit
 

@@ -14,8 +14,6 @@ from contextlib import contextmanager
 
 from sabot.errors import CorruptCheckpoint, InternalError, SabotError, TransientError, UserError
 
-__all__ = ["fault_of", "hint_of", "is_of_the_world", "taking_over", "unreadable"]
-
 _MOST_COUNTED = 65_536  # at most so many descriptors are looked at
 
 

@@ -10,8 +10,6 @@ from types import TracebackType
 
 from sabot.redaction import scrubbed, visible
 
-__all__ = ["LOG_FORMATS", "LOG_LEVELS", "set_up_logging", "users_part", "warn_of_users_error"]
-
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 LOG_FORMATS = ("text", "json")
 _OURS = str(Path(__file__).parent)

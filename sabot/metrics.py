@@ -19,8 +19,6 @@ from typing import Any, Literal, Protocol
 from sabot.errors import MissingExtra, UserError
 from sabot.probes import Page, PageServer
 
-__all__ = ["Durations", "Health", "Metrics", "Sample", "Value", "minus", "plus"]
-
 _log = logging.getLogger(__name__)
 
 Value = float | tuple[float, ...]  # a tuple is the result of Durations.read

@@ -12,8 +12,6 @@ from pyarrow import fs as arrow_fs
 from sabot.errors import UserError
 from sabot.redaction import has_password, keep_url, redacted_url
 
-__all__ = ["OBJECT_STORES", "check_bucket", "found_by", "hint_of_store"]
-
 OBJECT_STORES = frozenset(["s3", "gcs", "abfs"])
 """The file systems of pyarrow's in which an object exists only when it was sent completely, and needs no folder, but a bucket."""
 

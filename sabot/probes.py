@@ -9,8 +9,6 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
-__all__ = ["Page", "PageServer", "page_of"]
-
 _log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 10.0  # for a client that sends nothing, or takes nothing

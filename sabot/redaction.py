@@ -20,22 +20,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
-__all__ = [
-    "HIDDEN",
-    "clean_cause",
-    "clean_value",
-    "has_password",
-    "keep_secret",
-    "keep_settings",
-    "keep_url",
-    "redacted",
-    "redacted_url",
-    "scrubbed",
-    "setting_name",
-    "visible",
-    "without_secrets",
-]
-
 HIDDEN = "***"
 
 _NAMES = "|".join(

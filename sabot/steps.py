@@ -10,8 +10,6 @@ Reading is no step. Every write, rename, removal, send and commit is one, and ha
 from types import TracebackType
 from typing import Any, Protocol
 
-__all__ = ["Watcher", "step", "watch"]
-
 
 class Watcher(Protocol):
     """Is told of the steps. Its methods are called in the thread of the step; an error that they raise comes out of the step."""

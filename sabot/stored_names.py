@@ -6,8 +6,6 @@ name calls `stored_name` or `stored_field`. Whoever renames a class or a field a
 `tests/unit/test_stored_names.py` holds all names that have been written, and fails if one of them changes.
 """
 
-__all__ = ["stored_field", "stored_name"]
-
 CLASSES: dict[str, str] = {}
 """The name on disk of each class that was renamed, by its name in the code: `{"AppLocked": "JobLocked"}`."""
 

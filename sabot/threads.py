@@ -21,20 +21,6 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 from sabot.exits import EXITS, carried
 
-__all__ = [
-    "Handle",
-    "Spawn",
-    "Threads",
-    "Turn",
-    "all_over",
-    "aside",
-    "close_with_loop",
-    "done",
-    "tell",
-    "threads",
-    "to_the_end",
-]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

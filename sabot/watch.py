@@ -14,8 +14,6 @@ from typing import Any, ParamSpec, TypeVar
 from sabot.errors import InternalError, SabotError
 from sabot.exits import EXITS, carried
 
-__all__ = ["KeptTasks", "guarded", "unexpected", "watched"]
-
 _log = logging.getLogger(__name__)
 
 P = ParamSpec("P")

@@ -13,8 +13,6 @@ from sabot.errors import IdempotencyConflict, IllegalTransition, UserError
 from sabot.journal.effects import digest
 from sabot.journal.entries import Attempt, Begin, End, Intent
 
-__all__ = ["as_json", "begun", "check_same", "digest_of", "moved", "name_of", "question"]
-
 _MOST_MS = 1e18  # of a time-out, 31 million years: a database holds no number above 2^63
 
 

@@ -28,8 +28,6 @@ from sabot.state import StateBackend, load_snapshot
 from sabot.state.backends.memory import MemoryBackend
 from sabot.state.base import Entry, LocalBackend
 
-__all__ = ["CheckedJob", "check_jobs"]
-
 _STATE = "state"
 
 

@@ -9,8 +9,6 @@ from typing import Any, Literal
 from sabot.config import amount, parse_seconds, whole
 from sabot.errors import UserError, short_repr
 
-__all__ = ["BudgetSpec", "ExecutionContext", "PolicyRef", "RunVersions", "checked_word"]
-
 
 def checked_word(value: object, what: str, *, empty: bool = True) -> str:
     """A text for a field that says who or which. Raises UserError."""

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from sabot.process.limits import ResourceLimits
     from sabot.process.sandbox.levels import Sandbox, TrustLevel
 
-__all__ = ["DeclaresAgents"]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 

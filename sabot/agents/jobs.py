@@ -24,19 +24,6 @@ from sabot.clock import Clock
 from sabot.config import check_called, checked_kind, checked_words, is_number
 from sabot.errors import IdempotencyConflict, IllegalTransition, UserError
 
-__all__ = [
-    "ENDS",
-    "TRANSITIONS",
-    "JobManager",
-    "JobRecord",
-    "JobSpec",
-    "JobStatus",
-    "JobStore",
-    "OnEvent",
-    "OpenEffect",
-    "check_move",
-]
-
 OnEvent = Callable[[str, Mapping[str, Any]], None]
 """Called with the name of an event and its data, on the event loop; what it raises comes out of the call that fired it."""
 

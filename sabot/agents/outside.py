@@ -24,8 +24,6 @@ from sabot.journal.opening import open_inbox, open_reader
 from sabot.runtime.jobs import JournalSettings, journal_place
 from sabot.threads import aside
 
-__all__ = ["AppJobs", "OutsideStore"]
-
 
 class _App(JournalSettings, Protocol):
     """journal_home: what a journal in memory is in."""

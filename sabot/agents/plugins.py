@@ -18,8 +18,6 @@ from sabot.config import checked_name
 from sabot.errors import UserError, short_repr, words_of
 from sabot.llm.tools import Tool
 
-__all__ = ["GROUP", "FailedPlugin", "Plugin", "PluginCapability", "PluginManifest", "PluginRegistry"]
-
 GROUP = "sabot.plugins"
 
 _log = logging.getLogger(__name__)

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from sabot.checkpoint import Coordinator
     from sabot.runtime.agent_job import AgentJob
 
-__all__ = ["AgentProcess", "AgentState"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -37,8 +37,6 @@ from sabot.process.errors import CommunicationError, ExecutionError
 from sabot.process.limits import ResourceLimits
 from sabot.threads import to_the_end
 
-__all__ = ["PoolProtocol", "ProgramPool"]
-
 PoolProtocol = Literal["lines", "json"]
 
 _BACKOFF = Retry(

@@ -16,20 +16,6 @@ from sabot.process.errors import CommunicationError, ExecutionError
 from sabot.process.status import ExitStatus
 from sabot.threads import to_the_end
 
-__all__ = [
-    "GRACE_SECONDS",
-    "MAX_LINES",
-    "MAX_OUTPUT_BYTES",
-    "Began",
-    "ErrorTail",
-    "Heard",
-    "LiveLines",
-    "ProgramOutput",
-    "ProgramRuns",
-    "RunId",
-    "how_ended",
-]
-
 MAX_OUTPUT_BYTES = 10 << 20
 """Of stdout, for one record. The lines are kept until the program has ended well, and a journal is not for files."""
 

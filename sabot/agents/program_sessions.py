@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from sabot.api.durable import DurableContext
 
-__all__ = ["ProgramSessions"]
-
 _MOST_RESUMES = 100  # of one record
 
 Run = Callable[[Sequence[str], str | None, RunId, Heard | None], Awaitable[ProgramOutput]]

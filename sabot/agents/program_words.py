@@ -11,8 +11,6 @@ import pyarrow as pa
 from sabot.codecs.records import encode_json
 from sabot.errors import DataError, UserError, short_repr
 
-__all__ = ["CommandWords"]
-
 _WORD_BYTES = (128 << 10) - 1  # the longest word that Linux gives a program (MAX_ARG_STRLEN)
 _BRACES = "{field} is a field of the record, {place.city} one inside of it; {{ and }} are braces"
 _SHELLS = {"sh", "ash", "bash", "dash", "ksh", "zsh"}

@@ -39,8 +39,6 @@ from sabot.threads import aside
 if TYPE_CHECKING:
     from sabot.api.durable import DurableContext
 
-__all__ = ["AgentCommand", "LineFormat"]
-
 LineFormat = Literal["text", "json"]
 
 _MOST_CHILDREN = 1000  # of a pool

@@ -19,8 +19,6 @@ from sabot.operators.agents.job_batches import of_ipc, place_of_rows, read_batch
 from sabot.operators.agents.job_rows import JobInput, decode_record, row_of
 from sabot.operators.agents.rows import place_of
 
-__all__ = ["Progress", "as_plain", "readable", "text_or_hex", "value_of"]
-
 _DIGITS = 12  # of a digest, as people see it
 
 

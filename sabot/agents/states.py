@@ -34,20 +34,6 @@ from sabot.journal.effects import RULES, EffectClass
 from sabot.journal.entries import Begin, End, Entry, Intent, JobOrigin, Letter, Signal, encode_entry
 from sabot.threads import aside
 
-__all__ = [
-    "MOST_BYTES",
-    "CheckpointType",
-    "JobCheckpoint",
-    "JobCheckpointDamaged",
-    "JobCheckpointFailed",
-    "JobCheckpointTooLarge",
-    "RestoreFailed",
-    "StateManager",
-    "checkpoint_letter",
-    "checkpoints_of",
-    "refused",
-]
-
 CheckpointType = Literal["auto", "manual", "pre_suspend", "pre_drain"]
 
 MOST_BYTES = "100MB"

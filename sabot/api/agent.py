@@ -29,8 +29,6 @@ from sabot.connectors.places import Place, Start, Until, checked_start, checked_
 from sabot.errors import UserError
 from sabot.jobs.tree import DEFAULT_LIMITS, ChildLimits, checked_limits
 
-__all__ = ["AGENT_OPTIONS", "AgentSpec", "MailboxFull", "OnError", "as_schema"]
-
 OnError = Literal["fail", "retry", "skip"]
 
 MailboxFull = Literal["hold", "dead_letter"]

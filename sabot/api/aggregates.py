@@ -17,29 +17,6 @@ from sabot.arrays import python_value
 from sabot.config import is_whole
 from sabot.errors import UserError
 
-__all__ = [
-    "Aggregate",
-    "UserAggregate",
-    "aggregate_with",
-    "any",
-    "approx_count_distinct",
-    "approx_quantile",
-    "arg_max",
-    "arg_min",
-    "collect_list",
-    "count",
-    "count_distinct",
-    "first",
-    "last",
-    "max",
-    "mean",
-    "min",
-    "stddev",
-    "sum",
-    "top_k",
-    "variance",
-]
-
 
 class UserAggregate(ABC):
     """An aggregate of the user's own. One object serves all groups: what a group has seen is its state, any value that msgpack encodes.

@@ -13,29 +13,6 @@ from sabot.arrays import python_value
 from sabot.config import Duration, checked_flag, is_whole, parse_ms
 from sabot.errors import UserError
 
-__all__ = [
-    "Computed",
-    "Keys",
-    "RowPolicy",
-    "Schema",
-    "TimeUnit",
-    "aggregates_of_keywords",
-    "column_names",
-    "expression_of",
-    "flat",
-    "function_of",
-    "interval_ms",
-    "join_keys",
-    "keep_ms",
-    "named_columns_of",
-    "one_of",
-    "optional_ms",
-    "order_of",
-    "row_policy",
-    "schema_of",
-    "whole_ms",
-]
-
 Keys: TypeAlias = str | Expr | Sequence[str | Expr]
 """Names of columns, or expressions over columns."""
 

@@ -20,8 +20,6 @@ from sabot.llm.schema import Schema
 from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.llm.tools import Tool
 
-__all__ = ["AgentModel", "Said"]
-
 Said = Completion | SabotError
 """What came of a question."""
 

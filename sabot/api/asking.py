@@ -23,8 +23,6 @@ from sabot.llm.judging import JUDGE, CallJudge
 from sabot.llm.messages import system, user
 from sabot.llm.spec import RequestContext, RequestSpec
 
-__all__ = ["Asking", "map_llm_node"]
-
 
 class Asking:
     """`await asking(prompt)` asks the engine, and gives the values of the answer's columns. One for all subtasks of a step; for one event

@@ -16,8 +16,6 @@ from sabot.calls.options import checked_whole
 from sabot.config import Duration, checked_flag, parse_seconds
 from sabot.errors import UserError
 
-__all__ = ["AsyncCall", "CallError", "LookupCall", "PromptCall", "check_coroutine_function", "function_name"]
-
 CallError = Literal["fail", "skip"]
 
 _POLICIES = ("fail", "skip")

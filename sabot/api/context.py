@@ -22,18 +22,6 @@ if TYPE_CHECKING:
     from sabot.api.asked_batches import AgentModel
     from sabot.llm.engine import ExecutionEngine
 
-__all__ = [
-    "AgentContext",
-    "CallTimers",
-    "Message",
-    "RecordFields",
-    "StateAccessor",
-    "TimerChange",
-    "apply_writes",
-    "record_context",
-    "timer_changes",
-]
-
 TimerChange = tuple[bool, int, str]
 """Whether a timer is set or deleted, its time in ms, its name."""
 

@@ -7,8 +7,6 @@ import pyarrow as pa
 from sabot.api import aggregates
 from sabot.api.aggregates import Aggregate, count, max, mean, min, stddev
 
-__all__ = ["QUARTILES", "aggregates_of", "table_of"]
-
 QUARTILES = (0.25, 0.5, 0.75)
 
 _SCHEMA = pa.schema(

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine
     from sabot.llm.results import Completion
 
-__all__ = ["BatchJobContext", "DurableContext", "Reply", "batch_job_context", "durable_context"]
-
 
 @dataclass(frozen=True, slots=True)
 class Reply:

@@ -9,8 +9,6 @@ from sabot.codecs.formats import format_of
 from sabot.connectors.base import Sink, Source
 from sabot.errors import UserError
 
-__all__ = ["payload_format", "sink_format"]
-
 
 def payload_format(given: Any, source: Any, schema: pa.Schema | None, where: str) -> Format:
     """The format of the payloads of a source. UserError, which begins with `where`, for one that does not fit source or schema."""

@@ -30,23 +30,6 @@ from sabot.api.words import name_of
 from sabot.config import Duration, checked_flag, checked_name, parse_ms
 from sabot.errors import UserError
 
-__all__ = [
-    "BatchProcessContext",
-    "BatchState",
-    "BatchTimers",
-    "BroadcastMap",
-    "KeyList",
-    "KeyMap",
-    "KeyState",
-    "Process",
-    "ProcessContext",
-    "ProcessSpec",
-    "Timer",
-    "Timers",
-    "checked_ms",
-    "process_spec",
-]
-
 Array: TypeAlias = pa.Array
 Row: TypeAlias = dict[str, Any]
 

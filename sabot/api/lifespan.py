@@ -12,8 +12,6 @@ from sabot.config import Duration, parse_seconds
 from sabot.errors import SabotError, UserError
 from sabot.exits import EXITS, carried
 
-__all__ = ["HasLifespan", "Lifespan", "Resource"]
-
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[[], Any])
 

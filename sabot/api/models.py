@@ -37,8 +37,6 @@ from sabot.llm.tools import Effect, Tool, as_tool
 if TYPE_CHECKING:
     from sabot.api.durable import DurableContext
 
-__all__ = ["ASKS", "JobModel", "agent_function", "check_template", "request_body"]
-
 ASKS = "llm"
 """The name of the effect; not that of the model, which may be changed while jobs are open."""
 

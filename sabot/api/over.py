@@ -12,8 +12,6 @@ from sabot.arrays import python_value
 from sabot.config import is_whole
 from sabot.errors import UserError
 
-__all__ = ["OverFunction", "dense_rank", "lag", "lead", "rank", "row_number"]
-
 
 @dataclass(frozen=True, eq=False)
 class OverFunction:

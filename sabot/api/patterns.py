@@ -30,22 +30,6 @@ from sabot.arrays import python_value
 from sabot.config import Duration, is_whole, parse_ms
 from sabot.errors import UserError
 
-__all__ = [
-    "MATCH_END",
-    "MATCH_START",
-    "Comparison",
-    "Pattern",
-    "PatternStep",
-    "StepRows",
-    "StepValue",
-    "check_measures",
-    "pattern",
-    "split",
-    "step",
-    "step_values",
-    "with_step_values",
-]
-
 MATCH_START, MATCH_END = "match_start", "match_end"
 MOST_STEPS = 62
 SKIPS = ("past_last", "to_next", "none")

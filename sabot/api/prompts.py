@@ -21,8 +21,6 @@ from sabot.api.nodes.node import Columns
 from sabot.api.words import name_of, no_column
 from sabot.errors import UserError, short_repr
 
-__all__ = ["Prompt", "Template", "columns_of", "distinct_prompts", "given_prompts", "prompt_of", "text_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Template:

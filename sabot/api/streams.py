@@ -15,8 +15,6 @@ from sabot.config import Duration
 from sabot.connectors.base import Sink, Source
 from sabot.connectors.places import Start, Until
 
-__all__ = ["HasStreams"]
-
 
 class HasStreams(Owner):
     """The part of an App that streams begin with."""

@@ -12,8 +12,6 @@ from sabot.errors import UserError
 from sabot.kafka.topics import make_topic
 from sabot.threads import aside
 
-__all__ = ["HasTopics"]
-
 _log = logging.getLogger(__name__)
 
 

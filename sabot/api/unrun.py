@@ -3,8 +3,6 @@
 import atexit
 import sys
 
-__all__ = ["note_run", "note_written"]
-
 _waiting: dict[str, list[str]] = {}  # by app: the sinks of streams that have not run
 
 

@@ -7,23 +7,6 @@ from sabot.arrays import python_value
 from sabot.config import Duration, is_whole, parse_seconds
 from sabot.errors import UserError
 
-__all__ = [
-    "WINDOW_END",
-    "WINDOW_START",
-    "CountWindow",
-    "CumulativeWindow",
-    "HoppingWindow",
-    "SessionWindow",
-    "TumblingWindow",
-    "Window",
-    "WindowTime",
-    "count_window",
-    "cumulative",
-    "hopping",
-    "session",
-    "tumbling",
-]
-
 WINDOW_START, WINDOW_END = "window_start", "window_end"  # columns of the results of windows
 
 WindowTime = Literal["event", "processing"]

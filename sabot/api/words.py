@@ -7,19 +7,6 @@ from typing import Any, Protocol
 from sabot.api.expr import Expr
 from sabot.errors import UserError
 
-__all__ = [
-    "by_keys",
-    "check_names",
-    "column_text",
-    "name_of",
-    "named_texts",
-    "no_column",
-    "order_text",
-    "select_text",
-    "window_text",
-    "with_text",
-]
-
 
 class _Worded(Protocol):
     def text(self) -> str: ...

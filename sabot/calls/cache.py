@@ -11,8 +11,6 @@ from typing import Any, Generic, TypeVar
 
 from sabot.clock import Clock
 
-__all__ = ["UNKNOWN", "KeptAnswers", "Questions"]
-
 Question = TypeVar("Question")
 Waiter = TypeVar("Waiter")
 

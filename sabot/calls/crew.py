@@ -28,8 +28,6 @@ from sabot.errors import Overloaded, SabotError
 from sabot.exits import EXITS
 from sabot.watch import guarded
 
-__all__ = ["CANCEL_SECONDS", "Calls", "Crew", "Worker"]
-
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")

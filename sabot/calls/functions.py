@@ -4,8 +4,6 @@ import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
-__all__ = ["awaitable", "behind", "each_piece", "gives_pieces"]
-
 T = TypeVar("T")
 
 

@@ -27,8 +27,6 @@ from sabot.redaction import scrubbed
 from sabot.stored_names import stored_name
 from sabot.watch import guarded
 
-__all__ = ["Call", "Failed", "Handover", "Work", "shown"]
-
 _log = logging.getLogger(__name__)
 
 P = ParamSpec("P")

@@ -9,8 +9,6 @@ from sabot.errors import words_of
 from sabot.logs import users_part, warn_of_users_error
 from sabot.redaction import scrubbed
 
-__all__ = ["HeardErrors"]
-
 _log = logging.getLogger(__name__)
 
 EVERY_S = 10.0  # at most one line of a kind of error in so many seconds

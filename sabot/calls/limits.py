@@ -9,8 +9,6 @@ Times are seconds of a steady clock, and come from the caller. All of it belongs
 import math
 from typing import Protocol
 
-__all__ = ["AdaptiveLimit", "Limit", "TokenBucket"]
-
 _LOWERED_TO = 0.5  # of the calls in flight
 _BURST_SECONDS = 0.05  # of the rate may begin at once: an event loop is late by some milliseconds now and then
 _NEARLY = 1e-9

@@ -9,8 +9,6 @@ from threading import Lock
 from sabot.clock import Clock
 from sabot.threads import threads
 
-__all__ = ["ThreadPool", "Work"]
-
 Work = Callable[[], Callable[[], None]]
 """A call: made in a thread. What it returns is called there too, when the thread is free for the next one. Neither raises."""
 

@@ -7,8 +7,6 @@ from typing import Any, TypeVar
 
 from sabot.clock import Clock
 
-__all__ = ["watched"]
-
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)

@@ -16,8 +16,6 @@ from pathlib import Path
 from sabot.checkpoint.places import Place, StoredFile, each
 from sabot.disk import make_folder
 
-__all__ = ["ContentsWriter", "files_below", "sha256_of", "sha256_of_each"]
-
 _HASHED_AT_ONCE = 4
 _WORTH_THREADS_BYTES = 1 << 20
 

@@ -37,8 +37,6 @@ from sabot.state.base import Cut, Snapshot
 from sabot.threads import aside
 from sabot.watch import guarded, watched
 
-__all__ = ["Coordinator", "TaskSnapshot"]
-
 _log = logging.getLogger(__name__)
 
 _OUTCOMES_KEPT = 128  # results of ended checkpoints that `wait` still knows

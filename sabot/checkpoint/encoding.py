@@ -10,8 +10,6 @@ from sabot.checkpoint.manifest import Manifest
 from sabot.checkpoint.sound import refuse_repeated_keys, refuse_unsound
 from sabot.errors import UNREADABLE, CorruptCheckpoint, InternalError
 
-__all__ = ["decode_manifest", "encode_manifest", "folders_of_format_1", "refuse_format_1"]
-
 FORMAT_VERSION = 2
 _FORMAT_1 = re.compile(r"chk-\d{10,}(\.tmp)?|kept-.+\.tmp")  # its folders
 

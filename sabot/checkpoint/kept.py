@@ -13,8 +13,6 @@ from sabot.state.base import Cut, Snapshot
 from sabot.steps import step
 from sabot.threads import aside
 
-__all__ = ["KeptState", "SavedAlready", "StoredState", "save_states"]
-
 # So many states are saved at a time, each in a thread. The checkpoint that a job takes at its end holds the job up: saved one after the
 # other, the states of two subtasks take as long as that of one with all keys.
 _AT_ONCE = 4

@@ -12,8 +12,6 @@ from sabot.checkpoint.protocol import Mark, manifest_name
 from sabot.errors import CorruptCheckpoint, InternalError
 from sabot.faults import unreadable
 
-__all__ = ["Manifest", "StoredPart", "StoredTask", "StoredTrack"]
-
 
 class StoredTask(msgspec.Struct, frozen=True):
     """One task in a checkpoint. files, states: by name, the path of a file (files) or of a folder (states) in the manifest's contents."""

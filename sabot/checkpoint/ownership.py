@@ -18,8 +18,6 @@ from sabot.checkpoint.protocol import (
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import InternalError, JobLocked, StorageLost
 
-__all__ = ["Ownership", "claims_in", "marks_in"]
-
 
 def claims_in(place: Place) -> list[Claim]:
     """The claims that are in a place now."""

@@ -22,27 +22,6 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-__all__ = [
-    "Claim",
-    "FileName",
-    "Mark",
-    "Verdict",
-    "claim_name",
-    "counting",
-    "file_name",
-    "half_written",
-    "judge",
-    "manifest_name",
-    "next_generation",
-    "outdated",
-    "overtaken_by",
-    "read_claim",
-    "read_file_name",
-    "read_manifest_name",
-    "stale_claims",
-    "unlisted",
-]
-
 CLAIMS_KEPT = 8
 _CLAIM = re.compile(r"([0-9]{10,100})-([0-9a-f]{32})(-afresh)?")
 _MANIFEST = re.compile(r"([0-9]{10,100})-([0-9]{10,100})\.json")

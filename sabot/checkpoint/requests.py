@@ -23,8 +23,6 @@ from sabot.errors import UNREADABLE, UserError
 from sabot.redaction import scrubbed
 from sabot.threads import aside
 
-__all__ = ["Requests", "ask", "serve"]
-
 _log = logging.getLogger(__name__)
 
 _ASKED = re.compile(r"([0-9a-f]{32})\.json")

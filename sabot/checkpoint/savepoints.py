@@ -24,16 +24,6 @@ from sabot.errors import CheckpointFailed, CorruptCheckpoint, UserError
 from sabot.faults import hint_of
 from sabot.redaction import has_password, redacted_url
 
-__all__ = [
-    "SavepointNote",
-    "drop_savepoint",
-    "forget_savepoint",
-    "is_savepoint",
-    "make_savepoint",
-    "note_savepoint",
-    "savepoints_of",
-]
-
 _log = logging.getLogger(__name__)
 
 _FOLDER = "copies"

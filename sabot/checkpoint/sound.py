@@ -13,8 +13,6 @@ from sabot.checkpoint.places import StoredFile
 from sabot.checkpoint.protocol import read_file_name
 from sabot.errors import CorruptCheckpoint
 
-__all__ = ["refuse_repeated_keys", "refuse_unsound"]
-
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _INCARNATION = re.compile(r"[A-Za-z0-9_-]{0,64}")
 _MOST = 1 << 63

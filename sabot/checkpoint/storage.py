@@ -53,8 +53,6 @@ from sabot.disk import make_folder
 from sabot.errors import CheckpointFailed, CorruptCheckpoint, TransientError, UserError
 from sabot.faults import hint_of, unreadable
 
-__all__ = ["CheckpointStorage"]
-
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 

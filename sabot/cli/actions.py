@@ -16,8 +16,6 @@ from sabot.jobs.history import IN_DOUBT
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import Letter
 
-__all__ = ["actions"]
-
 actions = typer.Typer(help="Questions to people, and their answers.", no_args_is_help=True, rich_markup_mode=None)
 
 

@@ -28,8 +28,6 @@ from sabot.journal.entries import Begin, End, Letter
 from sabot.journal.sqlite import DATABASE
 from sabot.runtime.restore import check_app
 
-__all__ = ["JobId", "jobs"]
-
 jobs = typer.Typer(help="Jobs in a journal.", no_args_is_help=True, rich_markup_mode=None)
 
 _SHOWN = 2  # open effects of a job in a list

@@ -9,8 +9,6 @@ from sabot.cli.options import Kafka
 from sabot.cli.printing import columns, json_line, moment, shortened
 from sabot.errors import UserError
 
-__all__ = ["audit"]
-
 _WIDTH = 60
 
 

@@ -20,8 +20,6 @@ from sabot.errors import CheckpointFailed, CorruptCheckpoint, UserError
 from sabot.logs import set_up_logging
 from sabot.redaction import redacted_url
 
-__all__ = ["checkpoints", "savepoint"]
-
 checkpoints = typer.Typer(help="Checkpoints of a job.", no_args_is_help=True, rich_markup_mode=None)
 savepoint = typer.Typer(help="Checkpoints to keep.", no_args_is_help=True, rich_markup_mode=None)
 

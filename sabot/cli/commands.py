@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from sabot.app import App
     from sabot.workers import Launcher
 
-__all__ = ["main"]
-
 _cli = typer.Typer(
     name="sabot",
     help="Streaming agents on Kafka, from pip install.",

@@ -10,8 +10,6 @@ from sabot.cli.options import Fresh, LogLevel
 from sabot.cli.running import guarded
 from sabot.logs import set_up_logging
 
-__all__ = ["demos"]
-
 demos = typer.Typer(help="Programs that show Sabot at work.", no_args_is_help=True, rich_markup_mode=None)
 
 

@@ -16,8 +16,6 @@ from sabot.errors import CorruptCheckpoint, UserError
 from sabot.redaction import redacted_url
 from sabot.state import state_directory
 
-__all__ = ["JobCheckpoints", "JobWord", "KeepsNoCheckpoints", "control_of", "find_job"]
-
 JobWord = Annotated[
     str,
     typer.Argument(

@@ -10,8 +10,6 @@ from sabot.cli.running import guarded
 from sabot.logs import set_up_logging
 from sabot.workers import join_as_worker
 
-__all__ = ["join"]
-
 
 def join(
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the coordinator listens.")],

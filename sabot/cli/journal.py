@@ -37,20 +37,6 @@ from sabot.journal.entries import (
 from sabot.journal.opening import open_inbox, open_reader
 from sabot.logs import set_up_logging
 
-__all__ = [
-    "By",
-    "Json",
-    "Place",
-    "arguments_text",
-    "journal",
-    "json_of",
-    "post",
-    "quietly",
-    "reading",
-    "this_user",
-    "value_text",
-]
-
 journal = typer.Typer(help="The journal of effects.", no_args_is_help=True, rich_markup_mode=None)
 
 _WIDTH = 120  # characters of what an entry says

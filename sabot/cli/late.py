@@ -13,9 +13,6 @@ import typer.core
 
 from sabot.redaction import redacted_url, scrubbed
 
-__all__ = ["LateCommand", "LateGroup", "add_late", "settled"]
-
-
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.]*://.*", re.DOTALL)
 _WrongWord: Any = typer.BadParameter.__base__  # UsageError, which Typer does not export
 

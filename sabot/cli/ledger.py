@@ -24,8 +24,6 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.config import parse_seconds
 from sabot.errors import UserError
 
-__all__ = ["accounts_of", "budgets", "ledger"]
-
 Place = Annotated[
     str,
     typer.Argument(

@@ -25,8 +25,6 @@ from sabot.logs import set_up_logging
 from sabot.operators.agents.job_rows import JOB_HEADER
 from sabot.redaction import redacted_url
 
-__all__ = ["Broker", "Table", "address_of", "dlq", "redrive_job"]
-
 _WHICH = "--broker kafka://host:port, or sabot -A module:app dlq …"
 
 dlq = typer.Typer(help="Dead letters in Kafka topics, files and tables.", no_args_is_help=True, rich_markup_mode=None)

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from sabot.agents.kernel import RuntimeKernel
     from sabot.app import App
 
-__all__ = ["WrongUse", "load_app", "load_program"]
-
 _HOW = "write module:app, as in examples.hello:app"
 _OURS = Path(__file__).parents[1].as_posix()
 

@@ -29,8 +29,6 @@ from sabot.operators.reading import keys_of, operators_of, state_of
 if TYPE_CHECKING:
     from sabot.mcp.states import StateInfo
 
-__all__ = ["mcp"]
-
 _ADDRESS = re.compile(r"(?:(?P<host>[^:\[\]]+|\[[^\]]+\]):)?(?P<port>\d{1,5})")
 _TOKEN = "SABOT_MCP_TOKEN"
 _PORT_MOST = 65_535

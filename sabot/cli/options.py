@@ -11,8 +11,6 @@ from sabot.cli.loading import WrongUse
 from sabot.logs import LOG_FORMATS, LOG_LEVELS
 from sabot.redaction import setting_name
 
-__all__ = ["Fresh", "Kafka", "LogFormat", "LogLevel", "kafka_settings", "until_of"]
-
 
 def _log_level(value: str) -> str:
     if value.lower() not in LOG_LEVELS:

@@ -24,8 +24,6 @@ from sabot.runtime.decoding import changed_format
 from sabot.runtime.facts import check_facts
 from sabot.runtime.restore import check_app, plan_of, readers_in, sinks_of, verdicts_of
 
-__all__ = ["plan"]
-
 
 @dataclass(frozen=True)
 class _Fate:

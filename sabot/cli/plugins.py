@@ -7,8 +7,6 @@ from sabot.cli.journal import Json, quietly
 from sabot.cli.printing import columns, json_line
 from sabot.errors import UserError
 
-__all__ = ["plugins"]
-
 
 def plugins(json: Json = False) -> None:
     """The plugins that are installed, what each brings, and why one cannot be loaded."""

@@ -9,8 +9,6 @@ import typer
 
 from sabot.redaction import visible
 
-__all__ = ["columns", "json_line", "moment", "plain", "shortened", "size"]
-
 
 def columns(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Prints one line per row, each column as wide as its widest cell. Cells may hold what others wrote (`plain`)."""

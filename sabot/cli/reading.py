@@ -18,8 +18,6 @@ from sabot.errors import UserError
 from sabot.logs import set_up_logging
 from sabot.operators.reading import operators_of, state_of
 
-__all__ = ["state"]
-
 _FORMATS = ("table", "json", "csv")
 _TABLE_ROWS = 100
 _JSON_ROWS = 8192  # how many rows are encoded at a time

@@ -15,8 +15,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-__all__ = ["program_files", "reload_on_change", "words_of"]
-
 _LOOK_SECONDS = 0.3
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ONCE = ("fresh", "forget_effects", "reprocess", "drop", "schema", "from_", "redeliver")

@@ -28,8 +28,6 @@ from sabot.errors import UserError
 from sabot.jobs.run import effect_words
 from sabot.journal.entries import Begin
 
-__all__ = ["diff_jobs", "fork_job", "record", "replay"]
-
 _WIDTH = 60  # characters of what a step says
 _NO_TERMINAL = 1000  # characters of a line that goes into a file or a pipe
 _LEAST = 12  # characters of what was asked and its value in a side of `diff`, and of a side twice that

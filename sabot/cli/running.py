@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from sabot.app import App
 
-__all__ = ["guarded", "leave_at_once", "run_app"]
-
 
 def leave_at_once(number: int, frame: FrameType | None) -> None:
     """The handler of Ctrl-C before the app has begun. It exits at once, because an exception could be swallowed, and typer would turn it

@@ -10,8 +10,6 @@ from sabot.cli.loading import WrongUse
 from sabot.cli.running import guarded
 from sabot.faults import hint_of
 
-__all__ = ["init"]
-
 _FILES = {
     "app.py": '''"""Large payments raise an alert. `sabot run app:app` reads payments.ndjson; build() takes any other source and sink."""
 

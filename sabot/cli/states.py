@@ -18,8 +18,6 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.config import checked_name, parse_bytes
 from sabot.errors import LetterRefused
 
-__all__ = ["checkpoint", "list_checkpoints", "restore"]
-
 
 @jobs.command()
 def checkpoint(

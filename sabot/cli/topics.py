@@ -20,8 +20,6 @@ from sabot.logs import set_up_logging
 if TYPE_CHECKING:
     from sabot.kafka.log import TopicLog
 
-__all__ = ["topics"]
-
 topics = typer.Typer(help="The topics of a Kafka broker.", no_args_is_help=True, rich_markup_mode=None)
 
 Topic = Annotated[str, typer.Argument(metavar="TOPIC", help="Its name.")]

@@ -11,8 +11,6 @@ from sabot.cli.running import guarded
 from sabot.errors import UserError
 from sabot.logs import set_up_logging
 
-__all__ = ["rescale", "workers"]
-
 _ASK_SECONDS = 20.0
 
 Json = Annotated[bool, typer.Option("--json", help="JSON, an object on a line.")]

@@ -13,8 +13,6 @@ from sabot._cython.text.records import bytes_list
 from sabot.codecs.json import schema_of_text, schema_text
 from sabot.errors import UserError
 
-__all__ = ["PAYLOAD_BYTES", "ROWS_MAX", "ArrowCodec", "ArrowEncoder"]
-
 ROWS_MAX = 1 << 20
 """How many rows a record may have. A column of nulls has no bytes, so the size of a payload does not bound them."""
 

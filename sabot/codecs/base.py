@@ -17,18 +17,6 @@ import pyarrow as pa
 from sabot._cython.text.json import BadRow
 from sabot.errors import UserError
 
-__all__ = [
-    "Codec",
-    "Encoder",
-    "Format",
-    "LostFloats",
-    "ManyRows",
-    "decode_numbered",
-    "decode_records",
-    "many_rows",
-    "numbered",
-]
-
 LostFloats = Literal["nan", "not_finite"] | None
 """The floats that a format has no form for, and has as null: NaN; or infinities too. None: it has every float."""
 

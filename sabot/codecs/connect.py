@@ -19,8 +19,6 @@ import pyarrow.compute as pc
 from sabot.arrays import PER_SECOND, decimal_array, decimal_floats, decimal_type, to_unit
 from sabot.errors import UNREADABLE
 
-__all__ = ["SCHEMAS", "ConnectType", "ConnectTypes", "by_schema", "types_of"]
-
 ConnectType = tuple[str, int]
 """The name of a type of Connect, and the scale where it is a decimal's."""
 

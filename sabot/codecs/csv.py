@@ -13,8 +13,6 @@ from sabot._cython.text.json import BadRow
 from sabot._cython.text.records import binary_array
 from sabot.codecs.csv_text import convert_options, failing_texts, field_texts, parse_options, why_not
 
-__all__ = ["CsvCodec", "CsvEncoder"]
-
 _NOT_ONE = "it is not one CSV record: a line break outside of quotes, or a quote that does not end"
 _MARK = b"\xef\xbb\xbf"  # the byte order mark, which some programs write before UTF-8
 

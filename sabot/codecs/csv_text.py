@@ -11,16 +11,6 @@ from pyarrow import csv
 from sabot._cython.arrow.batch import normalise
 from sabot.errors import UserError
 
-__all__ = [
-    "convert_options",
-    "failing_texts",
-    "field_texts",
-    "parse_options",
-    "plain_times",
-    "refuse_csv_types",
-    "why_not",
-]
-
 # At most this many values, among which some fail, are cast one by one.
 _SINGLY = 8
 

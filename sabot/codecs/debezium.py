@@ -31,8 +31,6 @@ from sabot._cython.text.json import JsonDecoder
 from sabot.codecs.connect import SCHEMAS, ConnectTypes, by_schema, types_of
 from sabot.codecs.marks import DELETE, INSERT, OP_COLUMN
 
-__all__ = ["Envelopes"]
-
 _OPS = pa.array(["c", "r", "u", "d"])
 _DELETION = pa.scalar(3, pa.int32())
 

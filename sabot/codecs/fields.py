@@ -12,8 +12,6 @@ from sabot.codecs.base import Codec, decode_numbered, numbered
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.errors import UserError
 
-__all__ = ["FieldCodec", "fields_of", "type_of_field"]
-
 _TYPES: Mapping[str, pa.DataType] = {
     "key": pa.string(),
     "key_bytes": pa.binary(),

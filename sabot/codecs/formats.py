@@ -17,8 +17,6 @@ from sabot.codecs.records import RECORD_SCHEMA, refuse_types
 from sabot.config import checked_flag, is_whole
 from sabot.errors import UserError
 
-__all__ = ["JSON", "ArrowIpc", "Csv", "Json", "Raw", "agreed_format", "format_of"]
-
 _UNQUOTABLE = '"\r\n'
 
 

@@ -5,8 +5,6 @@ import pyarrow as pa
 from sabot._cython.text.json import BadRow, JsonDecoder, encode_rows, infer_schema
 from sabot.errors import UserError
 
-__all__ = ["JsonCodec", "JsonEncoder", "sayable_json", "schema_of_text", "schema_text"]
-
 INFERENCE_ROWS = 1000
 _NO_COLUMNS = pa.schema([])
 

@@ -11,8 +11,6 @@ from sabot._cython.text.json import JsonDecoder
 from sabot._cython.text.records import bytes_list
 from sabot.codecs.connect import SCHEMAS, ConnectTypes, by_schema, types_of
 
-__all__ = ["JsonKeys", "TextKeys"]
-
 _SEVERAL = "the record's key cannot be read: it is no single JSON value"
 Found = tuple[list[Any], dict[int, str]]
 """The key columns, null where a key lacks the value; and the error of each row whose key cannot be read."""

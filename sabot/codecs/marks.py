@@ -1,7 +1,5 @@
 """The columns that the engine adds behind the user's, known to every room: the event time of a row, and the op of a change."""
 
-__all__ = ["DELETE", "INSERT", "OP_COLUMN", "TIME_COLUMN", "UPDATE_AFTER", "UPDATE_BEFORE"]
-
 TIME_COLUMN = "__time"
 OP_COLUMN = "__op"
 INSERT, UPDATE_BEFORE, UPDATE_AFTER, DELETE = range(4)

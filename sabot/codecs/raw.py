@@ -9,8 +9,6 @@ from sabot._cython.text.json import BadRow
 from sabot._cython.text.records import bytes_list
 from sabot.errors import UserError
 
-__all__ = ["VALUE", "RawCodec", "RawEncoder"]
-
 VALUE = "value"
 
 

@@ -24,35 +24,6 @@ from sabot.codecs.marks import DELETE, OP_COLUMN
 from sabot.config import checked_text
 from sabot.errors import UNREADABLE, DataError, UserError
 
-__all__ = [
-    "BAD_SCHEMA",
-    "HEAD_BYTES",
-    "RECORD_SCHEMA",
-    "Headers",
-    "HeadersLike",
-    "Record",
-    "above",
-    "bad_records",
-    "bounded",
-    "build_records",
-    "carries_changes",
-    "change_records",
-    "check_keys",
-    "checked_headers",
-    "decode_json",
-    "empty_batch",
-    "encode_json",
-    "encode_key",
-    "encode_payload",
-    "header_rows",
-    "iterate_records",
-    "nulled_fields",
-    "record_keys",
-    "refuse_types",
-    "row_records",
-    "to_records",
-]
-
 
 def _of_numpy(value: Any) -> Any:
     """What stands in JSON for a scalar or an array of numpy's. Raises TypeError for anything else."""

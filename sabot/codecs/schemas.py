@@ -20,8 +20,6 @@ from sabot.codecs.records import RECORD_SCHEMA, empty_batch
 from sabot.config import checked_flag, checked_text
 from sabot.errors import UserError
 
-__all__ = ["Avro", "Protobuf", "Reference", "SchemaRegistry"]
-
 _SUBJECT = "{topic}-value"
 _PLACES = ("topic", "record")
 

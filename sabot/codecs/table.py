@@ -18,8 +18,6 @@ from sabot.codecs.keys import JsonKeys, TextKeys
 from sabot.codecs.marks import DELETE, INSERT, OP_COLUMN
 from sabot.errors import UserError
 
-__all__ = ["TableCodec"]
-
 _FORMATS = ("json", "debezium")
 
 

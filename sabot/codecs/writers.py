@@ -5,8 +5,6 @@ from typing import Generic, TypeVar
 
 from sabot.errors import UnknownSchema, UserError
 
-__all__ = ["ByWriter"]
-
 _WRITERS = 1000  # how many are kept
 
 T = TypeVar("T")

@@ -30,20 +30,6 @@ from sabot.errors import DataError, UserError, words_of
 from sabot.redaction import scrubbed, visible
 from sabot.stored_names import stored_name
 
-__all__ = [
-    "LETTER_SCHEMA",
-    "DeadLetter",
-    "Home",
-    "Letters",
-    "Ranges",
-    "as_columns",
-    "letter_headers",
-    "letter_of_record",
-    "letter_of_row",
-    "letters_of",
-    "letters_of_rows",
-]
-
 _MESSAGE_CHARACTERS = 2048  # of the message of an error, in a letter
 _PREFIX = "sabot."
 _ORIGIN = "sabot.topic"  # the first header of ours in a dead letter

@@ -15,8 +15,6 @@ from sabot.arrays import python_value
 from sabot.config import is_whole
 from sabot.errors import UserError
 
-__all__ = ["Bound", "Log", "Place", "Start", "Until", "checked_start", "checked_until", "made_again", "offsets_of"]
-
 Start = str | int | datetime | Mapping[int, int]
 """Where reading begins: "earliest", "latest", "committed" (the group's offsets), the first record of a time, or offsets by partition."""
 

@@ -10,8 +10,6 @@ from sabot.errors import MissingExtra, TransientError, UserError, short_repr
 from sabot.redaction import clean_cause, keep_url, redacted_url
 from sabot.threads import close_with_loop
 
-__all__ = ["RedisServer"]
-
 _ADDRESS = "redis://user:password@host:6379/0, rediss://… for TLS, unix:///path"
 _SCHEMES = ("redis://", "rediss://", "unix://")
 

@@ -17,8 +17,6 @@ from sabot.errors import SabotError
 from sabot.faults import hint_of
 from sabot.steps import step
 
-__all__ = ["PART_BYTES", "Part", "PartSeries", "PartWriter", "read_part"]
-
 _log = logging.getLogger(__name__)
 
 PART_BYTES = 64 << 20  # a part is cut when it has so many

@@ -37,8 +37,6 @@ from sabot.errors import CheckpointFailed, JobLocked, SabotError, TransientError
 from sabot.redaction import clean_cause
 from sabot.threads import Spawn, aside
 
-__all__ = ["StagedSink", "StagedSinks", "WrittenTrack", "track_of", "undelivered"]
-
 _log = logging.getLogger(__name__)
 
 

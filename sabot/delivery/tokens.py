@@ -11,8 +11,6 @@ from sabot.checkpoint.manifest import StoredTrack
 from sabot.connectors.base import Token
 from sabot.errors import DeliveryConflict, UserError
 
-__all__ = ["CHOICES", "SEQ_BITS", "Opening", "after", "first_seq", "in_words", "opening"]
-
 SEQ_BITS = 34  # enough for a part each 200 ms over a century; it leaves 2**29 generations below 2**63
 CHOICES = ("repeat", "skip")
 

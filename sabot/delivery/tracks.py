@@ -22,8 +22,6 @@ from sabot.faults import hint_of
 from sabot.steps import step
 from sabot.threads import Handle, Spawn
 
-__all__ = ["FULL_BYTES", "FULL_EPOCHS", "TrackRun", "TrackWork"]
-
 _log = logging.getLogger(__name__)
 
 FULL_EPOCHS = 16  # complete checkpoints whose output waits, of one track

@@ -13,8 +13,6 @@ from sabot.errors import LetterRefused, TransientError, UserError
 from sabot.journal import Intent, JournalReader, open_inbox, open_reader
 from sabot.journal.entries import Letter
 
-__all__ = ["Decide", "Person"]
-
 Decide = Callable[[Intent], tuple[float, Callable[[], dict[str, Any]]]]
 """For a question: after how many seconds it is answered, and what gives the answer then."""
 

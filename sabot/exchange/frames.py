@@ -23,8 +23,6 @@ from sabot.errors import InternalError
 from sabot.operators.base import COMPLETE
 from sabot.operators.rows.origin import RowOrigin
 
-__all__ = ["Frame", "Framing", "element_of", "parts_of", "rows_of", "word_aligned"]
-
 JOINED_ROWS = 32_768
 SMALL_ROWS = 4_096  # smaller batches are joined with those that wait behind them
 MOST_MARKS = 1_024  # of one frame

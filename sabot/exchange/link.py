@@ -13,8 +13,6 @@ from pyarrow import flight
 
 from sabot.errors import UserError
 
-__all__ = ["CLOSED", "Doorkeeper", "Tls", "address_of", "credentials", "cut_off", "location", "reason"]
-
 CLOSED = b"closed"  # what a receiver says whose channel was closed by its reader
 _HEADER = "authorization"
 

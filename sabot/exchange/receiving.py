@@ -21,8 +21,6 @@ from sabot.errors import UNREADABLE, InternalError, SabotError, TransientError
 from sabot.exchange.frames import Frame, element_of, word_aligned
 from sabot.exchange.link import CLOSED, Doorkeeper, Tls, address_of, cut_off, location, reason
 
-__all__ = ["EdgeServer"]
-
 _log = logging.getLogger(__name__)
 
 _decode = msgspec.msgpack.Decoder(Frame).decode

@@ -23,8 +23,6 @@ from sabot.errors import TransientError
 from sabot.exchange.frames import Frame, Framing, parts_of
 from sabot.exchange.link import CLOSED, Tls, credentials, location, reason
 
-__all__ = ["Credit", "Peer", "Sender"]
-
 _log = logging.getLogger(__name__)
 
 _encode = msgspec.msgpack.Encoder().encode

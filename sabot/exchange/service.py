@@ -14,8 +14,6 @@ from sabot.exchange.receiving import EdgeServer
 from sabot.exchange.sending import Credit, Peer
 from sabot.redaction import keep_secret
 
-__all__ = ["Exchange"]
-
 
 class Exchange:
     """One per worker process: a Flight server, and a connection to each worker that it sends to. Its methods may be called from any thread.

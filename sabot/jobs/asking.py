@@ -7,8 +7,6 @@ from typing import ParamSpec, TypeVar
 from sabot.errors import TransientError
 from sabot.threads import aside
 
-__all__ = ["answered"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -15,8 +15,6 @@ import re
 from collections.abc import Iterator
 from enum import StrEnum
 
-__all__ = ["Certainty", "certainty_of"]
-
 
 class Certainty(StrEnum):
     """What is known of a call: done (with a result, or with an error of the tool's own), not sent, or unknown."""

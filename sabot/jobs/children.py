@@ -14,8 +14,6 @@ from sabot.journal import EffectId
 from sabot.journal.entries import Attempt, Begin, EffectResult
 from sabot.stored_names import stored_name
 
-__all__ = ["Children"]
-
 
 class Children:
     """Its methods, but for `not_begun`, are parts of items of the host's task. limits: by agent."""

@@ -2,8 +2,6 @@
 
 from hashlib import blake2b
 
-__all__ = ["job_seed", "question_token"]
-
 
 def job_seed(job_id: str, runs: int, key: bytes) -> bytes:
     """What a job draws by lot comes of this. runs: how many histories it has begun. key: of the journal."""

@@ -33,8 +33,6 @@ from sabot.journal.entries import Answer, Attempt, EffectResult, Intent
 from sabot.llm.errors import model_error
 from sabot.stored_names import stored_name
 
-__all__ = ["Effects", "is_approved"]
-
 _log = logging.getLogger(__name__)
 
 _CLAIM_SECONDS = 0.05  # so often is looked whether a claim holds again

@@ -30,27 +30,6 @@ from sabot.llm.results import Usage
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool
 
-__all__ = [
-    "APART",
-    "CONFIRM",
-    "NOBODY",
-    "Behalf",
-    "CallKind",
-    "DecidedEffect",
-    "Decision",
-    "EffectGate",
-    "EffectGates",
-    "GateVerdict",
-    "GatedCall",
-    "Price",
-    "decode_verdict",
-    "encode_verdict",
-    "gate_of",
-    "judged",
-    "most_cost",
-    "stood_in",
-]
-
 CallKind = Literal["tool", "model", "child"]
 
 Price = Callable[[str, Usage], Decimal | None]

@@ -15,8 +15,6 @@ from sabot.config import Secret
 from sabot.errors import UserError
 from sabot.redaction import HIDDEN
 
-__all__ = ["hidden"]
-
 
 @lru_cache(maxsize=256)
 def _compiled(pattern: str) -> re.Pattern[str]:

@@ -25,18 +25,6 @@ from sabot.jobs.gate import DecidedEffect, Decision, GateVerdict, decode_verdict
 from sabot.journal.effects import RULES, EffectClass, EffectId
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
 
-__all__ = [
-    "ACTION_TYPES",
-    "IN_DOUBT",
-    "PARKS_MS",
-    "TIMEOUT",
-    "VERDICTS",
-    "WAITS_LONG",
-    "ContinueAs",
-    "Delivery",
-    "History",
-]
-
 IN_DOUBT = "in_doubt"
 """The type of the question that asks a person whether an effect was made. Its intent has the ordinal of that effect."""
 

@@ -39,8 +39,6 @@ from sabot.stored_names import stored_name
 from sabot.threads import aside, to_the_end
 from sabot.watch import watched
 
-__all__ = ["STOP_GRACE_SECONDS", "JobHost"]
-
 _log = logging.getLogger(__name__)
 
 STOP_GRACE_SECONDS = 30.0

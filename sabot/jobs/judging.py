@@ -28,8 +28,6 @@ from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.results import Completion
 from sabot.llm.spec import RequestSpec
 
-__all__ = ["GateJudge", "judge_of", "judge_within", "judged_within"]
-
 _log = logging.getLogger(__name__)
 
 NoteInstead = Callable[[EffectId, GateVerdict], Awaitable[None]]

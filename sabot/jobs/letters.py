@@ -19,8 +19,6 @@ from sabot.journal import Position
 from sabot.journal.entries import Cancel, EffectResult, Entry, Letter
 from sabot.threads import aside, to_the_end
 
-__all__ = ["UNAWAITED_CHILD", "JobLetters"]
-
 UNAWAITED_CHILD = "its parent waits no longer"
 """Why a child is cancelled that nobody waits for."""
 

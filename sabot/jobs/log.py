@@ -21,8 +21,6 @@ from sabot.journal import EffectId, Journal, Position
 from sabot.journal.entries import Entry
 from sabot.threads import aside, to_the_end
 
-__all__ = ["AHEAD_MOST", "LAST_SECONDS", "Blocked", "Fragment", "JobLog", "Listener", "News"]
-
 _log = logging.getLogger(__name__)
 
 AHEAD_MOST = 10_000

@@ -27,8 +27,6 @@ from typing import Any, TypeVar, TypeVarTuple
 from sabot.errors import InternalError, UserError, short_repr
 from sabot.llm.judging import IN_JOB
 
-__all__ = ["JobLoop", "JobTimer"]
-
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")

@@ -18,8 +18,6 @@ from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.tree import OpenJobs
 from sabot.journal import Body, End, Entry, Journal, Position
 
-__all__ = ["Desk", "Item", "JobOwner", "Live", "OpenJob", "Verdict"]
-
 Verdict = Literal["again", "end", "stop"]
 """What follows when a job's function has failed: another attempt, its end, or the end of its agent (the job stays open)."""
 

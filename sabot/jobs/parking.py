@@ -22,8 +22,6 @@ from sabot.jobs.recovery import whole_entries
 from sabot.jobs.timers import JobTimers
 from sabot.journal import EffectResult, Entry, Position, Signal
 
-__all__ = ["ParkedNote", "ParkedNotes", "Parking"]
-
 _LOADS = 16  # histories that are read at once
 _NOTED = ("ask", "sleep", "wait")
 

@@ -21,8 +21,6 @@ from sabot.jobs.timers import JobTimers
 from sabot.journal.effects import EffectId, digest
 from sabot.journal.entries import Answer, Intent
 
-__all__ = ["CALL", "AsksPerson", "CallQuestions", "CallUnderWay"]
-
 AsksPerson = Callable[[EffectId, str, bytes, float | None], Awaitable[str]]
 """Asks a question of this call: its type, its payload as JSON, the seconds in which it may be answered. Returns the token of the question,
 when that is closed; until then whoever awaits it is cancelled.

@@ -10,8 +10,6 @@ from sabot.jobs.owner import OpenJob
 from sabot.journal import Attempt, Begin, Cancel, EffectResult, End, Intent, JournalReader, Position, StoredBody
 from sabot.journal.base import MAY_BEGIN_AGAIN
 
-__all__ = ["last_begin", "open_jobs", "unapplied_jobs", "whole_entries"]
-
 
 def unapplied_jobs(facts: Mapping[str, Any]) -> dict[str, Position]:
     """What a checkpoint says of jobs that it does not cover, though their END stands before its place in the journal: where that stands."""

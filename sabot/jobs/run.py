@@ -37,15 +37,6 @@ from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool
 from sabot.stored_names import stored_name
 
-__all__ = [
-    "MOST_EFFECTS",
-    "PYTHON_MARK",
-    "Ask",
-    "JobRun",
-    "Pieces",
-    "effect_words",
-]
-
 MOST_EFFECTS = 10_000
 """Effects of one history. More of them would make each replay of the job long."""
 

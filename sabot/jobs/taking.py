@@ -16,9 +16,6 @@ from sabot.jobs.derived import job_seed, question_token
 from sabot.jobs.history import History
 from sabot.journal.entries import Answer, Begin, EffectResult, End, Entry, Intent, JobOrigin, Signal
 
-__all__ = ["CHECKPOINT", "HistoryPart", "open_calls", "part_of", "seeds_of", "taken_over"]
-
-
 CHECKPOINT = "sabot.checkpoint"
 """The name of the signal that names a place in the history of its job. It is of no other's history."""
 

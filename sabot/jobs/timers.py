@@ -15,8 +15,6 @@ from sabot.jobs.asking import answered
 from sabot.jobs.owner import Desk
 from sabot.watch import guarded
 
-__all__ = ["JobTimers"]
-
 _LOOK_SECONDS = 0.02
 _PRUNE_FROM = 4096  # timers
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from sabot.calls.options import checked_whole
 from sabot.errors import UserError, short_repr
 
-__all__ = ["DEFAULT_LIMITS", "ChildLimits", "OpenJobs", "checked_limits", "child_id", "first_of", "parent_of"]
-
 _CHILD = "~"  # between the id of a job and the ordinal of its child
 
 

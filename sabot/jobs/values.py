@@ -20,19 +20,6 @@ from sabot.errors import UNREADABLE, CorruptJournal, EffectError, PolicyDenied, 
 from sabot.redaction import scrubbed
 from sabot.stored_names import stored_name
 
-__all__ = [
-    "MAX_RESULT_BYTES",
-    "copied",
-    "gives_rows",
-    "in_order",
-    "pack",
-    "pack_error",
-    "rows_of_answer",
-    "type_of",
-    "unpack",
-    "unpack_error",
-]
-
 MAX_RESULT_BYTES = 16 << 20
 """A longer value is refused: a journal is for what happened, not for files."""
 

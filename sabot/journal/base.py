@@ -26,20 +26,6 @@ from sabot.clock import Clock
 from sabot.errors import CorruptJournal, LetterRefused, OtherJournal
 from sabot.journal.entries import Answer, Body, Cancel, Entry, Letter, Signal
 
-__all__ = [
-    "MAY_BEGIN_AGAIN",
-    "Inbox",
-    "JobMark",
-    "Journal",
-    "JournalReader",
-    "Position",
-    "Question",
-    "check_letter",
-    "check_place",
-    "entry_of_letter",
-]
-
-
 MAY_BEGIN_AGAIN = ("failed", "cancelled")
 """How a job has ended that begins again when its dead letter is sent again."""
 

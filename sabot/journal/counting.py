@@ -14,25 +14,6 @@ from typing import Any, Protocol
 
 from sabot.errors import CorruptJournal
 
-__all__ = [
-    "COUNTED",
-    "ENDS",
-    "GONE",
-    "WRITTEN_END",
-    "Gone",
-    "Run",
-    "begin_to_count",
-    "check_counted",
-    "count_anew",
-    "end_of_log",
-    "end_of_rows",
-    "joined",
-    "make_tables",
-    "note_gone",
-    "runs_of",
-    "written",
-]
-
 COUNTED = 2
 """The format of tables from which on places are counted."""
 

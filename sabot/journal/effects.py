@@ -13,18 +13,6 @@ import msgspec
 
 from sabot.errors import UserError, short_repr
 
-__all__ = [
-    "RULES",
-    "ClassRule",
-    "Doubt",
-    "EffectClass",
-    "EffectId",
-    "Reconciled",
-    "digest",
-    "effect_class",
-    "in_doubt",
-]
-
 
 class EffectClass(StrEnum):
     """How an effect may be repeated. `unsafe` is what a tool is that says nothing."""

@@ -23,33 +23,6 @@ import msgspec
 
 from sabot.errors import UNREADABLE, CorruptJournal, UserError, short_repr
 
-__all__ = [
-    "INLINE_BYTES",
-    "VERSION",
-    "Answer",
-    "Attempt",
-    "Begin",
-    "Body",
-    "Cancel",
-    "EffectResult",
-    "End",
-    "Entry",
-    "Intent",
-    "JobOrigin",
-    "Letter",
-    "Signal",
-    "StoredBody",
-    "body_of",
-    "decode_entry",
-    "decode_letter",
-    "encode_entry",
-    "encode_letter",
-    "hash_of",
-    "kind_of",
-    "with_stored_body",
-    "without_body",
-]
-
 VERSION = 1
 
 INLINE_BYTES = 64 * 1024

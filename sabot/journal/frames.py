@@ -31,24 +31,6 @@ import msgspec
 
 from sabot.errors import UNREADABLE, CorruptJournal, UserError
 
-__all__ = [
-    "BeatFrame",
-    "CopyBegin",
-    "CopyEnd",
-    "CopyRows",
-    "EntriesFrame",
-    "Frame",
-    "FrameOrder",
-    "LetterRecord",
-    "OwnerClaim",
-    "ReleaseFrame",
-    "TrimFrame",
-    "decode_letter_record",
-    "encode_frame",
-    "encode_letter_record",
-    "is_claim",
-]
-
 log = logging.getLogger("sabot.journal")
 
 VERSION = 1

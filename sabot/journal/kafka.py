@@ -57,8 +57,6 @@ from sabot.kafka.client import ANSWER_SECONDS, NoSuchTopic, ensure_topic
 from sabot.kafka.log import TopicAppender
 from sabot.steps import step
 
-__all__ = ["KafkaInbox", "KafkaJournal", "KafkaJournalReader"]
-
 log = logging.getLogger("sabot.journal")
 
 PATIENCE_SECONDS = 300.0

@@ -7,8 +7,6 @@ its own), the number, and when the process began. Where one of these is another,
 import os
 from pathlib import Path
 
-__all__ = ["is_over", "life_of_this_process"]
-
 _PROC = Path("/proc")
 
 

@@ -42,8 +42,6 @@ from sabot.journal.entries import (
     with_stored_body,
 )
 
-__all__ = ["MemoryHome", "MemoryInbox", "MemoryJournal", "MemoryReader"]
-
 
 class MemoryHome:
     """What a journal in memory holds. One lock for all."""

@@ -13,8 +13,6 @@ from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReade
 from sabot.journal.sqlite import SqliteInbox, SqliteJournal, SqliteReader
 from sabot.redaction import keep_url, redacted_url
 
-__all__ = ["is_at_server", "open_inbox", "open_journal", "open_reader"]
-
 
 def open_reader(address: Path | str, *, app: str = "", kafka: Mapping[str, Any] | None = None) -> JournalReader:
     """A reader of the journal at an address. app: whose it is, where the address does not say it. kafka: settings of the client, for a

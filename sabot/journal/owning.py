@@ -12,8 +12,6 @@ from sabot.journal.entries import Entry, Letter, encode_letter
 from sabot.journal.tables import Connection, SqlReader, add_letter, forget, letter_facts, remove
 from sabot.journal.writing import GroupWriter
 
-__all__ = ["OwnInbox", "SqlInbox", "SqlJournal"]
-
 
 class OwnInbox(Inbox):
     """What an owner does beside its entries: it posts letters, and trims."""

@@ -47,8 +47,6 @@ from sabot.journal.tables import Connection, SqlReader, StoredEntry, add, rows_o
 from sabot.journal.writing import CAPACITY_BYTES, Appended, GroupWriter
 from sabot.steps import step
 
-__all__ = ["PostgresInbox", "PostgresJournal", "PostgresReader"]
-
 _log = logging.getLogger(__name__)
 
 _LONGEST_KEY = 600  # characters of an id or a token; an index holds 2,704 bytes

@@ -46,8 +46,6 @@ from sabot.journal.tables import (
 from sabot.kafka.client import ANSWER_SECONDS, connection_of, link_of
 from sabot.kafka.log import RecordsGone, TopicLog
 
-__all__ = ["FRAMES", "LETTERS", "Replica", "journal_topic", "trimmed"]
-
 T = TypeVar("T")
 
 FRAMES, LETTERS = 0, 1  # the partitions

@@ -16,8 +16,6 @@ from sabot.errors import CorruptJournal, LetterRefused, TransientError, UserErro
 from sabot.journal.counting import COUNTED, begin_to_count, make_tables
 from sabot.steps import step
 
-__all__ = ["JournalSchema", "PostgresSession", "Statements", "TablesPlace", "app_of_journal", "split_app"]
-
 _FORMAT = COUNTED
 _LONGEST_NAME = 63  # bytes: what is longer, PostgreSQL cuts off
 _LOCK = 0x5AB07  # held while a journal is made, so that two processes do not make one

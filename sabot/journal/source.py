@@ -18,8 +18,6 @@ from sabot.errors import UserError
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import Entry
 
-__all__ = ["ROWS", "JournalRow", "JournalSource", "held_for"]
-
 ROWS = 1 << 14
 """Rows of an entry, at most: more than effects of a job."""
 

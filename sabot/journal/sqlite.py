@@ -43,8 +43,6 @@ from sabot.journal.tables import (
 from sabot.journal.writing import CAPACITY_BYTES, Appended, GroupWriter
 from sabot.steps import step
 
-__all__ = ["DATABASE", "SqliteInbox", "SqliteJournal", "SqliteReader"]
-
 DATABASE = "journal.db"
 _LOCK = "LOCK"
 _OF_FILES = {".db", ".db3", ".sqlite", ".sqlite3"}

@@ -55,32 +55,6 @@ from sabot.journal.entries import (
 )
 from sabot.journal.writing import Appended
 
-__all__ = [
-    "HELD",
-    "Connection",
-    "SqlReader",
-    "StoredEntry",
-    "TablesReader",
-    "add",
-    "add_body",
-    "add_letter",
-    "checksum",
-    "clear",
-    "connected",
-    "copied",
-    "explained",
-    "facts_of",
-    "forget",
-    "is_held",
-    "letter_facts",
-    "make",
-    "put_back",
-    "remove",
-    "removed_before",
-    "rows_of",
-    "transaction",
-]
-
 _APPLICATION = 0x5AB07  # SQLite's application_id: which program a database belongs to
 _FORMAT = COUNTED
 _WAIT_SECONDS = 30.0  # for others that write the same database: inboxes, a trim

@@ -18,8 +18,6 @@ from sabot.journal.base import Position
 from sabot.journal.entries import INLINE_BYTES, Entry, body_of, encode_entry, without_body
 from sabot.threads import tell, threads
 
-__all__ = ["CAPACITY_BYTES", "Appended", "GroupWriter"]
-
 CAPACITY_BYTES = 64 << 20
 
 _OVERHEAD = 200  # bytes of an entry in the queue, beside its own

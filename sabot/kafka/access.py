@@ -10,8 +10,6 @@ import ssl
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Finding", "acl_hint", "login_hint", "look", "principal", "tidy"]
-
 LOOK_SECONDS = 1.0  # time-out of the handshake with one listener
 LOOKED_AT = 2  # how many addresses of a list are tried
 

@@ -25,18 +25,6 @@ from sabot.kafka.client import (
 from sabot.redaction import clean_cause
 from sabot.steps import step
 
-__all__ = [
-    "create_topic",
-    "delete_before",
-    "delete_topic",
-    "made_topic",
-    "partitions",
-    "replicas_of",
-    "set_topic",
-    "settings_of",
-    "topics",
-]
-
 log = logging.getLogger("sabot.kafka")
 
 

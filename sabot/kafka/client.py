@@ -20,36 +20,6 @@ from sabot.kafka.access import Finding, acl_hint, login_hint, look, principal, t
 from sabot.kafka.settings import checked_settings
 from sabot.redaction import clean_cause, redacted, scrubbed
 
-__all__ = [
-    "ANSWER_SECONDS",
-    "DAMAGED",
-    "ELECTING",
-    "FENCED",
-    "FETCHING",
-    "FORBIDDEN",
-    "MESSAGE_BYTES",
-    "REFUSED_SECONDS",
-    "UNKNOWN",
-    "BrokerLink",
-    "NoSuchTopic",
-    "admin_of",
-    "client_of",
-    "committed_of",
-    "connection_of",
-    "ensure_topic",
-    "explain",
-    "fatal_behind",
-    "fatal_of",
-    "flush_of",
-    "link_of",
-    "metadata_of",
-    "partitions_of",
-    "producer_of",
-    "said",
-    "topic_id_of",
-    "wait_for_partitions",
-]
-
 log = logging.getLogger("sabot.kafka")
 
 ANSWER_SECONDS = 8.0  # how long an opening waits for the broker; callers promise 10 s in all

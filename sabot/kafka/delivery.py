@@ -53,8 +53,6 @@ from sabot.kafka.writer import (
 from sabot.redaction import clean_cause
 from sabot.steps import step
 
-__all__ = ["KafkaDelivery"]
-
 _log = logging.getLogger("sabot.kafka")
 
 CALL_SECONDS = 10.0  # the time-out given to one call of the client

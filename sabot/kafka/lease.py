@@ -31,8 +31,6 @@ from sabot.kafka.client import (
 from sabot.redaction import clean_cause
 from sabot.watch import guarded
 
-__all__ = ["KafkaLease"]
-
 log = logging.getLogger("sabot.kafka")
 
 _SESSION_MS = 10_000

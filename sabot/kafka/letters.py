@@ -16,8 +16,6 @@ from sabot.errors import UNREADABLE, UserError
 from sabot.kafka.client import NoSuchTopic, link_of
 from sabot.kafka.log import TopicLog
 
-__all__ = ["DeadLetters", "Note"]
-
 _NOTES_SUFFIX = ".redriven"
 
 

@@ -28,8 +28,6 @@ from sabot.kafka.client import (
 )
 from sabot.redaction import clean_cause
 
-__all__ = ["RecordsGone", "TopicAppender", "TopicLog"]
-
 log = logging.getLogger("sabot.kafka")
 
 _LOOK_SECONDS = 1.0  # how often a broker that does not answer is asked whether it refuses us

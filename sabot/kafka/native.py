@@ -14,8 +14,6 @@ from sabot._cython.kafka.librdkafka import RecordProducer, RecordQueue, load_cli
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.kafka.client import BrokerLink, client_of, producer_of
 
-__all__ = ["record_producer_of", "record_queue_of"]
-
 _log = logging.getLogger("sabot.kafka")
 
 

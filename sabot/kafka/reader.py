@@ -44,8 +44,6 @@ from sabot.kafka.native import record_queue_of
 from sabot.redaction import clean_cause
 from sabot.watch import guarded
 
-__all__ = ["KafkaReader"]
-
 log = logging.getLogger("sabot.kafka")
 
 CLOSE_SECONDS = 5.0

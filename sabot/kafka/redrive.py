@@ -32,8 +32,6 @@ from sabot.kafka.letters import DeadLetters, Note
 from sabot.redaction import clean_cause
 from sabot.steps import step
 
-__all__ = ["Redriven", "redrive"]
-
 log = logging.getLogger("sabot.kafka")
 
 _LETTERS = 2000  # at most so many are sent in one transaction

@@ -13,8 +13,6 @@ from sabot.config import Duration, parse_seconds
 from sabot.errors import MissingExtra, RegistryUnavailable, UnknownSchema, UserError
 from sabot.redaction import clean_cause, keep_secret, keep_settings, keep_url, redacted_url
 
-__all__ = ["Registry"]
-
 _SCHEMAS = 10_000  # how many schemas by id are kept
 _UNKNOWN = 200  # how many unknown ids are kept; while there are so many, no other is asked for
 _REFERENCES = 200  # how many other schemas one may refer to, and these to others

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 from sabot.errors import UserError, short_repr
 from sabot.redaction import has_password, keep_settings, redacted_url, setting_name
 
-__all__ = ["checked_settings"]
-
 _TRUE, _FALSE = frozenset(["true", "t", "1"]), frozenset(["false", "f", "0"])  # as librdkafka reads them
 
 

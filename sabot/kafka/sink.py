@@ -9,8 +9,6 @@ from sabot.connectors.base import Sink
 from sabot.connectors.memory import MemorySink
 from sabot.kafka.topics import sink_of
 
-__all__ = ["KafkaSink"]
-
 
 class KafkaSink(Sink):
     """A topic of a kafka:// or memory:// broker, made if it is missing. Changes become records with keys, and tombstones. A topic that is

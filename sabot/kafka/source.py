@@ -17,8 +17,6 @@ from sabot.errors import UserError
 from sabot.kafka.topics import open_source
 from sabot.threads import aside, done
 
-__all__ = ["KafkaSource"]
-
 FETCH_ROWS = 1024  # how many records the record-by-record interface fetches ahead
 FETCH_SECONDS = 0.5  # how long its thread waits for Kafka in one call, and so how long `stop` may take
 

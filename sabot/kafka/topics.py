@@ -16,8 +16,6 @@ from sabot.connectors.base import Sink, Source
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 from sabot.threads import aside
 
-__all__ = ["RecordSender", "make_topic", "open_sink", "open_source", "sink_of"]
-
 
 def open_source(
     topic: str,

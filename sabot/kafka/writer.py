@@ -34,18 +34,6 @@ from sabot.redaction import clean_cause
 from sabot.threads import aside, done
 from sabot.watch import guarded
 
-__all__ = [
-    "LASTING",
-    "KafkaSender",
-    "KafkaWriter",
-    "Refused",
-    "check_sizes",
-    "largest_record",
-    "produce",
-    "refusal",
-    "refused_by",
-]
-
 CLOSE_SECONDS = 5.0
 FULL_SECONDS = 0.1  # a wait for room in the client's queue is interrupted so often, for its callbacks and for whoever wants to end it
 MESSAGE_OVERHEAD = 512  # the most that the client's size check adds for a record to its key, payload and headers

@@ -40,8 +40,6 @@ from sabot.llm.spec import RequestContext, RequestSpec, ToolSchema
 from sabot.llm.tools import Tool, ToolAnswer, as_tool
 from sabot.redaction import scrubbed
 
-__all__ = ["Agent", "AgentEvent", "AgentResult", "Doing", "ToolEnded", "ToolStarted", "Trim", "current_doing"]
-
 Trim = Literal["drop_oldest", "summarize", "refuse"]
 
 _SUMMARY = (

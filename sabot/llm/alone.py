@@ -22,8 +22,6 @@ from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.llm.tools import Effect, Tool
 from sabot.threads import tell
 
-__all__ = ["Alone", "ToolsAlone"]
-
 _MOST_THREADS = 64  # of sync tools, in one event loop; those that do not return are among them
 
 

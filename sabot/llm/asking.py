@@ -17,8 +17,6 @@ from sabot.llm.schema import Mismatch, Schema
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool
 
-__all__ = ["request_of", "with_output"]
-
 _FIELDS = frozenset(RequestSpec.__struct_fields__) - {"messages", "output"}
 _NOT_OPTIONS = {
     "max_tokens": "max_tokens=",

@@ -22,8 +22,6 @@ from sabot.disk import private
 from sabot.errors import UNREADABLE, TransientError, UserError
 from sabot.llm.results import Completion
 
-__all__ = ["CompletionCache", "MemoryCache", "RedisCache", "SqliteCache"]
-
 T = TypeVar("T")
 
 _log = logging.getLogger("sabot.llm")

@@ -19,8 +19,6 @@ from sabot.llm.errors import ContentFiltered, MalformedAnswer
 from sabot.llm.results import Completion
 from sabot.llm.schema import Schema
 
-__all__ = ["AnswerColumns"]
-
 _HINT = (
     '{"label": "string", "score": "float64"}; a Struct, dataclass, TypedDict or pydantic model; or a name for the text'
 )

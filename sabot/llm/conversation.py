@@ -17,8 +17,6 @@ from sabot.llm.results import Completion
 from sabot.llm.spec import ToolSchema
 from sabot.redaction import scrubbed
 
-__all__ = ["Conversation", "Gauge", "as_json", "cut", "groups_of", "with_shorter_results", "without_oldest"]
-
 _CHARACTERS_A_TOKEN = 3.5
 _TOKENS_OF_A_MESSAGE = 4
 _TOKENS_OF_AN_IMAGE = 1000

@@ -11,8 +11,6 @@ import msgspec
 from sabot.llm.messages import ChatMessage, Image
 from sabot.llm.spec import RequestSpec
 
-__all__ = ["IMAGE_TOKENS", "count_tokens", "most_tokens", "most_tokens_asked", "tokens_asked", "tokens_of"]
-
 IMAGE_TOKENS = 50_000
 """That a picture may have at most with the models of OpenAI and Anthropic, whatever its size, which an address does not tell. The most is
 48,169, of gpt-4o-mini (2,833, and 5,667 for each of at most 8 tiles); others count up to 10,000. Not by the model: a request may end at

@@ -36,8 +36,6 @@ from sabot.llm.schema import Schema
 from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.llm.telemetry import join_loop
 
-__all__ = ["ExecutionEngine"]
-
 _OWN = (BudgetExceeded, EffectError)  # what keeps one caller from asking keeps no other one
 _PARTS: tuple[tuple[str, Any, str], ...] = (
     ("cache", CompletionCache, "MemoryCache(), SqliteCache(path), RedisCache(url)"),

@@ -28,32 +28,6 @@ from sabot.errors import DataError, SabotError, TransientError, UserError
 from sabot.llm.messages import ChatMessage
 from sabot.stored_names import stored_name
 
-__all__ = [
-    "ABOUT_ITS_RECORD",
-    "UNPAID",
-    "AgentError",
-    "AnswerTooLarge",
-    "AuthenticationFailed",
-    "BudgetExceeded",
-    "BudgetUnavailable",
-    "CircuitOpen",
-    "ContentFiltered",
-    "ContextLengthExceeded",
-    "MalformedAnswer",
-    "ModelError",
-    "ModelTimeout",
-    "ModelUnavailable",
-    "ModelUnreachable",
-    "RateLimited",
-    "RequestRefused",
-    "ToolError",
-    "ToolTimeout",
-    "TurnLimitExceeded",
-    "may_cost",
-    "model_error",
-    "retold",
-]
-
 
 class ModelError(SabotError):
     """A call of a model has failed.

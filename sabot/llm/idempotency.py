@@ -20,8 +20,6 @@ from sabot.llm.errors import ModelTimeout, ModelUnavailable
 from sabot.llm.results import Completion, Piece
 from sabot.llm.spec import RequestContext
 
-__all__ = ["HOOKS", "IdempotencyEvent", "IdempotencyTracker", "SharedCall", "in_pieces"]
-
 HOOKS = ("idempotency.start", "idempotency.hit", "idempotency.conflict", "idempotency.complete", "idempotency.fail")
 
 

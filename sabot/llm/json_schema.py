@@ -11,8 +11,6 @@ from typing import Any
 from sabot.errors import UserError, short_repr
 from sabot.llm.spec import JsonSchema
 
-__all__ = ["mismatch"]
-
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "object": dict,
     "array": list,

@@ -16,8 +16,6 @@ from sabot.errors import UserError
 from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.results import Usage
 
-__all__ = ["IN_JOB", "JUDGE", "SENDABLE", "CallJudge", "begin_judging", "end_judging", "judge_of_this"]
-
 
 class CallJudge(Protocol):
     """Judges calls."""

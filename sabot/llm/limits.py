@@ -16,8 +16,6 @@ from sabot.config import Duration, parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.llm.errors import CircuitOpen, ModelTimeout, ModelUnavailable, RateLimited
 
-__all__ = ["Admission", "Circuit", "CircuitBreaker", "Limits", "TokenBalance"]
-
 _MOST_AT_ONCE = 100_000
 _BURST_SECONDS = 10.0  # of the tokens of a minute may be used at once
 _LONGEST_PAUSE_SECONDS = 60.0

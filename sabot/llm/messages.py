@@ -9,20 +9,6 @@ import msgspec
 
 from sabot.errors import UserError, short_repr
 
-__all__ = [
-    "ChatMessage",
-    "Image",
-    "Part",
-    "Role",
-    "Text",
-    "ToolCall",
-    "assistant",
-    "messages_of",
-    "system",
-    "tool_result",
-    "user",
-]
-
 Role = Literal["system", "user", "assistant", "tool"]
 
 

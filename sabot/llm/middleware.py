@@ -36,19 +36,6 @@ from sabot.llm.results import Completion, Embeddings, Piece, Usage, is_cost
 from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.metrics import Durations
 
-__all__ = [
-    "MIDDLEWARE",
-    "BuiltIn",
-    "CallBudget",
-    "CallFigures",
-    "Forward",
-    "Middleware",
-    "ModelCall",
-    "Outcome",
-    "ToolMiddleware",
-    "chained",
-]
-
 _log = logging.getLogger("sabot.llm")
 
 Outcome: TypeAlias = Completion | Embeddings

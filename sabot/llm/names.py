@@ -2,8 +2,6 @@
 
 from typing import Final
 
-__all__ = ["MODELS", "TOOLS"]
-
 TOOLS: Final[set[str]] = set()
 """The names of tools: `Tool` adds each, those of MCP servers as soon as the server was asked for them."""
 

@@ -14,8 +14,6 @@ from typing import Protocol, runtime_checkable
 from sabot.errors import MissingExtra, UserError, short_repr
 from sabot.llm.results import Usage
 
-__all__ = ["PRICES_HINT", "GenaiPrices", "Price", "PriceTable", "Prices", "known_prices"]
-
 PRICES_HINT = (
     'give its price: ExecutionEngine(…, prices=PriceTable({"the model": Price("0.15", "0.60")}, version="2026-11")); the extra sabot[llm] '
     "knows those of many vendors; one that runs on your own machine may cost 0"

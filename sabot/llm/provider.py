@@ -6,8 +6,6 @@ from typing import Protocol, runtime_checkable
 from sabot.llm.results import Completion, Embeddings, Piece
 from sabot.llm.spec import RequestSpec
 
-__all__ = ["Provider"]
-
 
 @runtime_checkable
 class Provider(Protocol):

@@ -12,8 +12,6 @@ import numpy.typing as npt
 from sabot.config import is_whole
 from sabot.llm.messages import ChatMessage, ToolCall
 
-__all__ = ["Completion", "Embeddings", "FinishReason", "Piece", "Usage", "is_cost", "joined"]
-
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "other"]
 
 

@@ -21,8 +21,6 @@ from sabot.llm.provider import Provider
 from sabot.llm.results import Completion, Usage, is_cost
 from sabot.llm.spec import RequestSpec
 
-__all__ = ["Route"]
-
 _log = logging.getLogger("sabot.llm")
 
 _EMPTY = RequestSpec(messages=())

@@ -27,8 +27,6 @@ from sabot.errors import UNREADABLE, UserError, short_repr, words_of
 from sabot.llm.json_schema import mismatch
 from sabot.llm.spec import JsonSchema
 
-__all__ = ["Mismatch", "Parameters", "Schema"]
-
 _REF = "#/$defs/"
 _WRAPPED = "value"
 _FENCED = re.compile(r"\A\s*```[a-zA-Z]*\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)

@@ -8,8 +8,6 @@ import msgspec
 
 from sabot.llm.messages import ChatMessage
 
-__all__ = ["JsonSchema", "RequestContext", "RequestSpec", "ToolChoice", "ToolSchema"]
-
 JsonSchema = dict[str, Any]
 ToolChoice = Literal["auto", "none", "required"]
 

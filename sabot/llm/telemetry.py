@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine
     from sabot.llm.middleware import CallFigures
 
-__all__ = ["RunEngines", "join_loop"]
-
 _COUNTERS = {  # by metric: the field of CallFigures
     "sabot_model_calls_total": "calls",
     "sabot_model_failures_total": "failed",

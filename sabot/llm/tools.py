@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine
     from sabot.llm.results import Completion
 
-__all__ = ["UNTRUSTED", "CallSite", "Effect", "InDoubt", "Tool", "ToolAnswer", "ToolParameters", "as_tool", "tool"]
-
 UNTRUSTED = "untrusted"
 """The label of what came from the open world: anybody may have written it."""
 

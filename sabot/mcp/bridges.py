@@ -18,8 +18,6 @@ import msgspec
 from sabot.config import Duration, is_whole, parse_seconds
 from sabot.errors import UNREADABLE, SabotError, TransientError, UserError, short_repr, words_of
 
-__all__ = ["BridgeAnswer", "BridgedServer", "CallTool", "OnBridgeError", "Unreachable"]
-
 _log = logging.getLogger(__name__)
 
 OnBridgeError = Literal["fail_fast", "graceful"]

@@ -19,8 +19,6 @@ from sabot.redaction import keep_secret, keep_settings, keep_url
 if TYPE_CHECKING:
     from sabot.mcp import McpServerPool
 
-__all__ = ["PROTOCOL_VERSIONS", "Connect", "McpConfig", "McpServerSpec", "PerTenant", "SessionKey"]
-
 PROTOCOL_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28")
 """The versions of the protocol that are spoken, oldest first."""
 

@@ -22,17 +22,6 @@ from sabot.errors import SabotError, UserError, short_repr, words_of
 from sabot.llm.tools import Tool, tool
 from sabot.mcp.bridges import BridgedServer, CallTool, OnBridgeError, Unreachable
 
-__all__ = [
-    "ClaimCheck",
-    "DocumentBridge",
-    "DocumentError",
-    "DocumentNotFound",
-    "NoAuthoritativeSource",
-    "SourceDocument",
-    "VerificationFailed",
-    "by_words",
-]
-
 Says = Literal["supports", "contradicts", "silent"]
 ClaimStatus = Literal["supported", "contradicted", "disputed", "undecided"]
 

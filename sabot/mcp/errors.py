@@ -16,19 +16,6 @@ ToolError                    of `sabot.llm.errors`: an agent's model is told
 from sabot.errors import NotSent, TransientError
 from sabot.llm.errors import ToolError, ToolTimeout
 
-__all__ = [
-    "McpBusy",
-    "McpConnectionLost",
-    "McpError",
-    "McpInvalidAnswer",
-    "McpInvalidArguments",
-    "McpRefused",
-    "McpResultTooLarge",
-    "McpTimeout",
-    "McpToolChanged",
-    "McpUnavailable",
-]
-
 
 class McpError(ToolError):
     """Something is wrong with an MCP server, or with a call of one of its tools. server: its name in the pool."""

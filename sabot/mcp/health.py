@@ -19,8 +19,6 @@ from sabot.mcp.config import SessionKey
 from sabot.mcp.errors import McpUnavailable
 from sabot.mcp.loop_thread import seen
 
-__all__ = ["Paced", "Pulse", "Rests"]
-
 _PING_SECONDS = 5.0
 _FIRST_REST_SECONDS = 5.0
 _LONGEST_REST_SECONDS = 60.0

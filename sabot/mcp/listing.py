@@ -11,8 +11,6 @@ from sabot.mcp.errors import McpResultTooLarge
 from sabot.mcp.offers import Offer, offer_of
 from sabot.mcp.wire import as_json
 
-__all__ = ["all_pages", "offers_of"]
-
 _PAGES = 100
 _PIECE = 50  # items that are looked at before others go on: some milliseconds
 

@@ -8,8 +8,6 @@ from typing import Any, TypeVar
 from sabot.errors import UserError
 from sabot.threads import tell
 
-__all__ = ["LoopThread", "seen"]
-
 T = TypeVar("T")
 
 

@@ -35,8 +35,6 @@ from sabot.redaction import without_secrets
 from sabot.state import MapState
 from sabot.threads import aside
 
-__all__ = ["FoundMemory", "Memory", "MemoryFile", "MemoryKeeping", "Remembered", "StateMemories"]
-
 StoredMemory: TypeAlias = dict[str, Any]
 """A memory: text, tags, stored_ms, and `also`, its earlier wordings as [id, text, stored_ms]; or `into`, the id that it is a part of."""
 

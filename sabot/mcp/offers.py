@@ -19,8 +19,6 @@ from sabot.llm.json_schema import mismatch
 from sabot.llm.schema import Mismatch
 from sabot.llm.spec import JsonSchema
 
-__all__ = ["Offer", "OfferedArguments", "clean", "offer_of"]
-
 _MOST_SCHEMA_BYTES = 200_000
 _MOST_NAME = 64  # characters, of names that all vendors take
 _NO_NAME = re.compile(r"[^a-zA-Z0-9_-]")

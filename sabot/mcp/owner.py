@@ -62,8 +62,6 @@ from sabot.mcp.wire import (
     unsent,
 )
 
-__all__ = ["McpConnection", "OnProgress"]
-
 _log = logging.getLogger(__name__)
 
 OnProgress = Callable[[float, float | None, str], object]

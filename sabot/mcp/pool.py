@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine
     from sabot.mcp.owner import McpConnection
 
-__all__ = ["McpServerPool", "OnChange"]
-
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)

@@ -9,8 +9,6 @@ from sabot.mcp.owner import McpConnection
 from sabot.mcp.results import McpPrompt, McpResource, McpResult
 from sabot.mcp.wire import as_json
 
-__all__ = ["prompt", "prompts", "read_resource", "resources"]
-
 
 async def resources(server: McpConnection) -> list[McpResource]:
     """What can be read; templates last."""

@@ -8,8 +8,6 @@ import msgspec
 
 from sabot.llm.tools import ToolAnswer
 
-__all__ = ["McpCall", "McpPrompt", "McpResource", "McpResult", "ToolCall"]
-
 
 class McpResult(ToolAnswer, frozen=True, omit_defaults=True, kw_only=True):
     """What a tool has answered.

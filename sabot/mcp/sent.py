@@ -11,8 +11,6 @@ from sabot.mcp.errors import McpTimeout
 from sabot.mcp.results import McpResult
 from sabot.mcp.wire import responses_of
 
-__all__ = ["SentCall"]
-
 
 @dataclass(slots=True, eq=False)
 class SentCall:

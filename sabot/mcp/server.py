@@ -42,8 +42,6 @@ except ImportError as error:
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-__all__ = ["ToolServer"]
-
 _log = logging.getLogger(__name__)
 
 _TOKEN_LEAST = 16  # characters

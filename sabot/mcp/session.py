@@ -12,8 +12,6 @@ from sabot.mcp.tools import Ask, CallStep, RemoteTool, ServerQuestions
 if TYPE_CHECKING:
     from sabot.mcp.owner import McpConnection, OnProgress
 
-__all__ = ["McpSession"]
-
 T = TypeVar("T")
 
 

@@ -22,17 +22,6 @@ from sabot.errors import SabotError, short_repr, words_of
 from sabot.llm.tools import Tool, tool
 from sabot.mcp.bridges import BridgedServer, CallTool, OnBridgeError, Unreachable
 
-__all__ = [
-    "ContextFailed",
-    "RecoverableSession",
-    "RecoveryCheckFailed",
-    "SessionBridge",
-    "SessionError",
-    "SessionInfo",
-    "SessionStopFailed",
-    "SnapshotFailed",
-]
-
 _log = logging.getLogger(__name__)
 
 _LEAST_SECONDS = 0.01  # between two rounds of heartbeats

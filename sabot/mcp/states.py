@@ -17,8 +17,6 @@ from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.llm.tools import Tool, tool
 from sabot.redaction import clean_value
 
-__all__ = ["SavedState", "StateInfo", "StateRows", "StateSource", "state_tools"]
-
 _ROWS_MOST = 1000
 _PAGE_BYTES = 65_536
 _CELL_MOST = 8_192  # bytes of a value as JSON, beyond which its beginning is shown

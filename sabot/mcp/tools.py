@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine
     from sabot.mcp.owner import OnProgress
 
-__all__ = ["Ask", "CallStep", "RemoteTool", "ServerQuestions", "checked_effects", "tool_of"]
-
 Ask = Callable[[str, Mapping[str, Any], float], Awaitable[Mapping[str, Any] | None]]
 """`await ask(kind, payload, timeout_s)`: the answer of a person; None: there is none."""
 

@@ -32,20 +32,6 @@ from sabot.process.client import Supervisor
 from sabot.process.command import Command
 from sabot.redaction import scrubbed
 
-__all__ = [
-    "LOST",
-    "NOT_SENT",
-    "SESSION_OVER",
-    "TOO_LARGE",
-    "UNREADABLE",
-    "ByteSink",
-    "ByteSource",
-    "Transport",
-    "over_bytes",
-    "over_http",
-    "over_process",
-]
-
 _log = logging.getLogger(__name__)
 
 # Codes of errors that are made here, in the place of answers. JSON-RPC leaves them to servers; MCP and its SDKs use others.

@@ -21,24 +21,6 @@ from sabot.mcp.errors import (
 )
 from sabot.mcp.transport import LOST, NOT_SENT, SESSION_OVER, TOO_LARGE, UNREADABLE
 
-__all__ = [
-    "CLOSED",
-    "as_json",
-    "check_encoded",
-    "check_granted",
-    "client_version",
-    "errors_in",
-    "first_wrong",
-    "is_closed",
-    "is_lost",
-    "may_pass",
-    "reason_of",
-    "recordable",
-    "refusal",
-    "responses_of",
-    "unsent",
-]
-
 CLOSED = -32000
 """The SDK's code for a session that has ended. Servers use it too, for what they like."""
 

@@ -9,17 +9,6 @@ from sabot._cython.groups.keyed import GroupTable
 from sabot.errors import UserError
 from sabot.operators.base import TIME_COLUMN
 
-__all__ = [
-    "check_distinct",
-    "column_index",
-    "key_at",
-    "key_columns",
-    "key_table",
-    "no_event_time",
-    "result_schema",
-    "time_index",
-]
-
 
 def column_index(schema: pa.Schema, name: str, what: str) -> int:
     """Where the column stands. UserError, which begins with `what`, for one that is not there or there twice."""

@@ -18,8 +18,6 @@ from sabot._cython.groups.keyed import GroupTable
 from sabot.errors import SabotError
 from sabot.operators.keeping import Batches
 
-__all__ = ["MEMORY_SHARE", "OpenCuts", "OpenRows", "Rows", "SlotRows"]
-
 Rows: TypeAlias = list[pa.RecordBatch]
 """Rows as columns of several files of a checkpoint, which have as many rows each."""
 

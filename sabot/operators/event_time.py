@@ -10,8 +10,6 @@ from sabot.errors import DataError, UserError
 from sabot.operators.expressions.compiled import Compiled, compile_expr
 from sabot.operators.rows.bad import salvaged
 
-__all__ = ["FAR_MS", "ComputedTime"]
-
 FAR_MS = 2**61  # further from 1970, sums of times and window sizes would overflow; some 73 million years
 
 _US = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}  # of each unit

@@ -21,8 +21,6 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
-__all__ = ["Held", "HeldRows", "RowNumbers"]
-
 RowNumbers = Any  # numpy, int64: rows of a HeldRows
 
 

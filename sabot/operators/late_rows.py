@@ -19,8 +19,6 @@ from sabot.errors import DataError
 from sabot.operators.base import LETTERS, TIME_COLUMN, OperatorContext
 from sabot.operators.rows.bad import STEP_LENGTH
 
-__all__ = ["LateRows"]
-
 _log = logging.getLogger(__name__)
 
 _EVERY_S = 60.0  # at most one line of a step in so many seconds

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from sabot.connectors.base import OnNan
 from sabot.errors import UserError
 
-__all__ = ["Nulled"]
-
 _NAMES_TOLD = 100  # of how many columns or fields a warning tells
 
 

@@ -14,8 +14,6 @@ from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import Operator
 from sabot.state.reading import json_text
 
-__all__ = ["Readers", "aggregates_of", "described", "no_function"]
-
 Readers: TypeAlias = Mapping[str, Callable[[Mapping[str, Any]], Operator] | str]
 
 

@@ -23,8 +23,6 @@ from sabot.operators.base import Operator, OperatorContext, Saved, without_marks
 from sabot.operators.layout.themes import reader_of
 from sabot.state.reading import SavedJob, key_candidates, namespaces_in, plain_column, read_namespaces
 
-__all__ = ["OperatorInfo", "StateView", "keys_of", "operators_of", "parts_of", "state_of"]
-
 _AGENTS = "agents"  # the task that runs all agents
 _TIMERS = ":timers"  # behind an agent's name, for the timers that it has set
 

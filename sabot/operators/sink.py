@@ -27,8 +27,6 @@ from sabot.operators.base import (
 )
 from sabot.operators.nulled import Nulled
 
-__all__ = ["SinkWriter", "with_key"]
-
 _log = logging.getLogger(__name__)
 
 _WAYS = 'nan="null" of to(…), or of the agent, says that this is meant, nan="fail" stops the job instead'

@@ -39,8 +39,6 @@ from sabot.operators.keeping import (
 from sabot.state.segments import Piece, Segments, SegmentsCut, read_segments
 from sabot.state.tables.idle import longest_idle
 
-__all__ = ["Slotted", "saved_rows"]
-
 Array: TypeAlias = pa.Array
 _PIECE_BYTES = 8_000_000  # about how much of what leaves is copied at a time
 _SHARE = 0.4  # of the keys leave when the budget is used up

@@ -23,8 +23,6 @@ from sabot.operators.cuts import MEMORY_SHARE, SlotRows
 from sabot.operators.keeping import Batches, Kept, Owned, key_hashes, take_over
 from sabot.state.segments import Segments, read_segments
 
-__all__ = ["OtherColumns", "PaneGroups", "PaneTables", "SpilledGroups"]
-
 _COLD = "cold"
 _MEASURED_ROWS, _MEASURED_BATCHES = 1_024, 8  # how often the groups are asked for the memory that they take
 _PANE = pa.field("__pane", pa.int64())

@@ -14,18 +14,6 @@ from sabot.config import dead_letter_topic
 from sabot.connectors.base import Delivery, OnNan, Sink, agreed_delivery
 from sabot.errors import UserError
 
-__all__ = [
-    "agreed_deliveries",
-    "agreed_formats",
-    "agreed_nans",
-    "arranged",
-    "dead_letter_topics",
-    "fed_by_streams",
-    "inputs_of",
-    "leading_to",
-    "place_of_sink",
-]
-
 
 def fed_by_streams(ends: Iterable[StreamEnd]) -> frozenset[str]:
     """Returns the ids of the agents into which streams go."""

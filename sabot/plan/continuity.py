@@ -11,8 +11,6 @@ from dataclasses import replace
 from sabot.api.expr import col
 from sabot.plan.verdicts import Planned, SavedStep, Verdict
 
-__all__ = ["over_changes"]
-
 _ALL: frozenset[str] = frozenset()
 
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from sabot.operators.layout.stages import Edge, Stage, Step
 from sabot.plan.stages import Plan
 
-__all__ = ["Way", "ways"]
-
 
 @dataclass(frozen=True)
 class Way:

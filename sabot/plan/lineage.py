@@ -17,8 +17,6 @@ from sabot.api.nodes.node import Columns, Node
 from sabot.api.nodes.rows import Broadcast, Drop, Filter, OnError, Rename, Select, Union, WithColumns
 from sabot.operators.layout.stages import Step
 
-__all__ = ["Lineage", "Lineages", "lineages_behind", "said"]
-
 
 @dataclass(frozen=True)
 class Lineage:

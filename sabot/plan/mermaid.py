@@ -3,8 +3,6 @@
 from sabot.operators.layout.stages import Edge, Step
 from sabot.plan.stages import Plan
 
-__all__ = ["mermaid"]
-
 
 def mermaid(plan: Plan) -> str:
     """The plan in the language of Mermaid, with stages as boxes around their steps."""

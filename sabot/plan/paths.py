@@ -21,8 +21,6 @@ from sabot.api.words import name_of
 from sabot.connectors.base import Sink, Source
 from sabot.stored_names import stored_field, stored_name
 
-__all__ = ["path_of", "steps_of"]
-
 _GRAPH = ("input", "streams", "left", "right")
 _NO_MATTER = (
     *("schema", "format", "inferred", "fields", "id", "late", "late_right", "dead_letter", "on_error", "first"),

@@ -23,8 +23,6 @@ from sabot.plan.optimise import check_nodes, closing_time, optimise, present_col
 from sabot.plan.paths import path_of
 from sabot.plan.stages import Plan
 
-__all__ = ["make_plan"]
-
 
 def make_plan(
     ends: Iterable[StreamEnd],

@@ -12,8 +12,6 @@ from sabot.errors import UserError
 from sabot.operators.base import Operator, OperatorContext
 from sabot.operators.layout.stages import Edge, Stage, Step, column_types
 
-__all__ = ["Plan", "check_alike"]
-
 
 @dataclass
 class Plan:

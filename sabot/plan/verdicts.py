@@ -8,8 +8,6 @@ from typing import Any, Literal, NamedTuple
 from sabot.operators.aggregates.carried import Fate
 from sabot.plan.fills import Way
 
-__all__ = ["Outcome", "Planned", "SavedStep", "Verdict"]
-
 Outcome = Literal["keep", "migrate", "drop", "new", "refuse"]
 
 

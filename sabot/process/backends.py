@@ -11,8 +11,6 @@ from typing import Any, Literal
 
 from sabot.process.errors import InvalidContext, ProviderError
 
-__all__ = ["AgentProgram", "ProgramTask", "program_of"]
-
 
 @dataclass(frozen=True)
 class ProgramTask:

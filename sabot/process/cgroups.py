@@ -11,8 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ControlGroups", "group_of"]
-
 _PERIOD_US = 100_000
 _USED = {"cpu", "memory", "pids"}
 _OF_THE_WORKER = "sabot.worker"

@@ -33,8 +33,6 @@ from sabot.process.supervisor import LENGTH
 from sabot.process.user_folder import user_folder
 from sabot.threads import aside, done, tell, to_the_end
 
-__all__ = ["Child", "Supervisor"]
-
 _STOP_SECONDS = 20.0
 _GONE_SECONDS = 5.0
 _ANSWER_SECONDS = 30.0  # for the supervisor to say whether a program has begun, what it uses, or that it has ended

@@ -15,8 +15,6 @@ from sabot.process.sandbox.reach import Confined, confined
 from sabot.process.streams import CAPACITY_BYTES
 from sabot.redaction import keep_settings
 
-__all__ = ["INHERITED", "Command", "are_texts", "confined_command", "spawn_failure", "spawn_request"]
-
 INHERITED = (
     "PATH",
     "HOME",

@@ -39,43 +39,6 @@ SabotError
 
 from sabot.errors import SabotError, UserError
 
-__all__ = [
-    "AgentError",
-    "AgentNotFound",
-    "AgentNotSpawned",
-    "CommunicationError",
-    "DrainTimeout",
-    "ExecutionError",
-    "InvalidContext",
-    "InvalidQuota",
-    "IoError",
-    "LifecycleError",
-    "NotFound",
-    "ProviderError",
-    "QuotaError",
-    "QuotaExceeded",
-    "QuotaNotFound",
-    "QuotaSuspendFailed",
-    "QuotaTerminateFailed",
-    "QuotaUpdateFailed",
-    "ResourceLimitExceeded",
-    "RestartFailed",
-    "ResumeFailed",
-    "SandboxError",
-    "SandboxPathRefused",
-    "SandboxStepFailed",
-    "SandboxUnavailable",
-    "ScaleDownFailed",
-    "ScaleUpFailed",
-    "SpawnFailed",
-    "SuspendFailed",
-    "TerminateFailed",
-    "Timeout",
-    "TrustExceeded",
-    "UnknownAgent",
-    "WarmPoolExhausted",
-]
-
 
 class AgentError(SabotError):
     """An agent that is a process, or what it was asked for, cannot go on."""

@@ -20,17 +20,6 @@ from sabot.process.errors import ExecutionError, InvalidContext, ResourceLimitEx
 from sabot.process.worker import RuntimeAgent, WorkerProcess
 from sabot.threads import to_the_end
 
-__all__ = [
-    "AgentExecutor",
-    "ExecutorStatistics",
-    "TaskDelegation",
-    "TaskResult",
-    "ToolAudit",
-    "ToolRequest",
-    "ToolServerConfig",
-    "ToolServers",
-]
-
 _log = logging.getLogger(__name__)
 
 _INVALID, _REFUSED, _FAILED = -32602, -32601, -32000  # codes of JSON-RPC

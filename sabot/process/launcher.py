@@ -15,8 +15,6 @@ from typing import Any
 
 from sabot.process.sandbox.confine import confinement, enter, filter_calls
 
-__all__ = ["TAG", "become_subreaper", "candidates", "launch"]
-
 TAG = 10
 """RLIMIT_LOCKS: a limit that the kernel keeps for each process and has not used since 2.4. Every descendant inherits it, whatever it does
 to its session, its parents and its environment; and anybody can read it from /proc. So its value says whose descendant a process is."""

@@ -20,8 +20,6 @@ from pathlib import Path
 from sabot.process.cgroups import ControlGroups, group_of
 from sabot.process.tree import TAGS, end, may_be_signalled, numbers_of, tagged
 
-__all__ = ["Lease", "end_what_is_left", "folder_of_leases"]
-
 _ENDING_SECONDS = 5.0
 _AGAIN_SECONDS = 0.01
 _SUFFIX = ".lease"

@@ -7,8 +7,6 @@ from sabot.config import Duration, check_numbers, checked_durations
 from sabot.errors import UserError, short_repr
 from sabot.process.tree import memory_left
 
-__all__ = ["ResourceLimits"]
-
 _MB = 1 << 20
 _MEMORY_BYTES = 2048 * _MB
 _CPU_PERCENT = 80.0

@@ -33,18 +33,6 @@ from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of, strict
 from sabot.process.status import ExitStatus
 from sabot.process.streams import CAPACITY_BYTES
 
-__all__ = [
-    "AgentConfig",
-    "AgentHandle",
-    "AgentInfo",
-    "AgentMetrics",
-    "AgentSignal",
-    "AgentStatus",
-    "GracefulShutdown",
-    "LocalProcessRunner",
-    "ProcessRunnerConfig",
-]
-
 _NEEDED = ("name", "model_backend", "task")
 _ENDED_KEPT = 1000  # agents that have ended, of which a runner still tells
 

@@ -27,18 +27,6 @@ from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of, strict
 from sabot.process.worker import AgentLog, ProcessState, RuntimeAgent, WorkerProcess
 from sabot.watch import KeptTasks
 
-__all__ = [
-    "MonitoringConfig",
-    "ProcessConfig",
-    "ProcessEvent",
-    "ProcessEventBus",
-    "ProcessRuntime",
-    "ProcessStatistics",
-    "RecoveryConfig",
-    "RuntimeConfig",
-    "RuntimeStatistics",
-]
-
 _log = logging.getLogger(__name__)
 _LINE_BYTES = 10 << 20  # of an answer, where output is not limited
 # Limits that are held here, and not by the supervisor of the process.

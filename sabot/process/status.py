@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-__all__ = ["ExitStatus", "ProcessUsage"]
-
 
 @dataclass(frozen=True)
 class ExitStatus:

@@ -15,8 +15,6 @@ from typing import Any
 
 from sabot.process.errors import CommunicationError
 
-__all__ = ["CAPACITY_BYTES", "ChildInput", "ChildOutput"]
-
 CAPACITY_BYTES = 1 << 20
 _PIECE = 1 << 16
 _MOST_WAITING = 64 << 20

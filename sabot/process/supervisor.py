@@ -43,8 +43,6 @@ from sabot.process.tree import (
     tag_of,
 )
 
-__all__ = ["LENGTH", "Supervision", "main"]
-
 LENGTH = struct.Struct("!I")
 _FAREWELL_SECONDS = 1.0  # between SIGTERM and SIGKILL when the worker has ended
 _PATIENCE_SECONDS = 15.0  # for what cannot be killed: another user's, or one that hangs in the kernel

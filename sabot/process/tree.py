@@ -9,22 +9,6 @@ from contextlib import suppress
 
 from sabot.process.launcher import TAG
 
-__all__ = [
-    "TAGS",
-    "above",
-    "below",
-    "children_of",
-    "end",
-    "may_be_signalled",
-    "memory_left",
-    "numbers_of",
-    "own_tags",
-    "shared_memory_of",
-    "signal_all",
-    "tag_of",
-    "tagged",
-]
-
 TAGS = 1 << 20
 """How many children of one supervisor are told apart."""
 

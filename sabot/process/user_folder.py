@@ -7,8 +7,6 @@ from sabot.errors import UserError
 from sabot.process.errors import IoError
 from sabot.process.lease import folder_of_leases
 
-__all__ = ["user_folder"]
-
 
 def user_folder() -> Path:
     """Makes the folder, or checks that the one that is there is this user's, and closes it to other users.

@@ -35,9 +35,6 @@ from sabot.process.limits import ResourceLimits
 from sabot.process.status import ExitStatus, ProcessUsage
 from sabot.threads import to_the_end
 
-__all__ = ["AgentLog", "ProcessState", "RuntimeAgent", "WorkerProcess"]
-
-
 _LAST_WORDS = 4000  # characters
 _NO_MEMORY = (
     "MemoryError",  # Python

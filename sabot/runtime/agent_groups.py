@@ -15,8 +15,6 @@ from sabot.connectors.base import Sink, Source
 from sabot.errors import UserError
 from sabot.plan import fed_by_streams, walk
 
-__all__ = ["TASK", "AgentGroup", "agent_groups", "whole_app"]
-
 TASK = "agents"
 """The task of all agents that have none of their own."""
 

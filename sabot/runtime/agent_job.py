@@ -42,8 +42,6 @@ from sabot.state.base import LocalBackend
 from sabot.threads import Handle, aside, to_the_end
 from sabot.watch import unexpected, watched
 
-__all__ = ["AgentJob"]
-
 _log = logging.getLogger(__name__)
 
 _AGENT_TASK = "the task that hands records to agents"

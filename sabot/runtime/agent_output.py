@@ -15,8 +15,6 @@ from sabot._cython.flow.channel import END, Channel, Gate
 from sabot.connectors.base import Positions, Source
 from sabot.runtime.reading import SourceInput
 
-__all__ = ["AgentInput", "AgentOutput"]
-
 
 class AgentOutput(Source):
     """The output of an agent: records, or the columns of a batch agent. It has one partition, whose offset is the number of rows so far."""

@@ -22,8 +22,6 @@ from sabot.runtime.agent_groups import AgentGroup
 from sabot.runtime.settings import Settings
 from sabot.runtime.writing import open_writer
 
-__all__ = ["AgentSinks"]
-
 
 class AgentSinks:
     """Those of the agents of one app."""

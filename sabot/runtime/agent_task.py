@@ -36,8 +36,6 @@ from sabot.state import HeldWrites, Snapshot, StateBackend
 from sabot.state.base import Cut, LocalBackend
 from sabot.watch import watched
 
-__all__ = ["AgentTask"]
-
 _log = logging.getLogger(__name__)
 
 

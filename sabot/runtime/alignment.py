@@ -6,8 +6,6 @@ from typing import Protocol
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
 from sabot.runtime.watermarks import Watermarks
 
-__all__ = ["Alignment"]
-
 
 class AlignedReader(Protocol):
     """A reader, and what it obeys."""

@@ -18,8 +18,6 @@ from typing import Any, Protocol
 
 from sabot.clock import SYSTEM_CLOCK
 
-__all__ = ["Watch", "held_up_by"]
-
 _log = logging.getLogger(__name__)
 
 BLOCKED_S = 1.0

@@ -43,8 +43,6 @@ from sabot.runtime.task import Chain, Link, Output, StreamTask, receiver_of
 from sabot.runtime.watermarks import Watermarks
 from sabot.runtime.writing import open_writer, refused
 
-__all__ = ["Build"]
-
 _log = logging.getLogger(__name__)
 
 _reading: set[int] = set()  # ids of the Source objects that some run of this process reads

@@ -14,8 +14,6 @@ from sabot.codecs.fields import FieldCodec
 from sabot.codecs.formats import JSON
 from sabot.errors import RegistryUnavailable
 
-__all__ = ["Outage", "changed_format", "codec_of", "format_facts", "kept_text"]
-
 _log = logging.getLogger(__name__)
 
 _BACKOFF_SECONDS = (0.25, 5.0)  # before a registry is asked again: the first wait, doubled up to the last

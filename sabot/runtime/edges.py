@@ -11,8 +11,6 @@ from sabot.plan import Edge, Plan, Stage, check_alike, column_types
 from sabot.runtime.spread import Spread
 from sabot.runtime.task import Output, StreamTask
 
-__all__ = ["Branch", "Built", "Edges", "LetterOutput", "stage_of"]
-
 
 @dataclass
 class Built:

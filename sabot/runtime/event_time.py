@@ -15,8 +15,6 @@ from sabot.errors import UserError
 from sabot.operators.base import DELETE, OP_COLUMN
 from sabot.operators.event_time import ComputedTime
 
-__all__ = ["SourceTime", "source_time"]
-
 _log = logging.getLogger(__name__)
 
 _FIRST_ROWS = 100  # if so many have no event time, and none before them had one, time= is wrong

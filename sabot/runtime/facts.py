@@ -14,8 +14,6 @@ from sabot.codecs.formats import JSON, ArrowIpc
 from sabot.codecs.json import schema_of_text
 from sabot.faults import taking_over
 
-__all__ = ["check_facts", "read_to_end", "stored_journal"]
-
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _Places = list[tuple[str, _Int64, _Int64]]
 _Count = Annotated[int, msgspec.Meta(ge=0)]

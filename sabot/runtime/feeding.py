@@ -25,8 +25,6 @@ from sabot.runtime.reading import Reader
 from sabot.runtime.task import Chain, Output, StreamTask, close_tasks
 from sabot.threads import Handle, aside, tell
 
-__all__ = ["AgentSource", "scan_columns"]
-
 _STOP_SECONDS = 30.0
 
 

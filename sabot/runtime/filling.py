@@ -20,8 +20,6 @@ from sabot.operators.keeping import owned_groups
 from sabot.plan import Edge, Plan, Stage, Step, Verdict, Way, ways
 from sabot.state.files import remove_tree
 
-__all__ = ["Fill", "Filling"]
-
 
 class Fill:
     """The filling of one operator. The tables are read out of the checkpoint already; `run` gives their rows to the operator."""

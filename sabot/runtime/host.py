@@ -7,8 +7,6 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-__all__ = ["Interpreter", "interpreter", "run_here"]
-
 
 class Interpreter:
     """Process-wide settings that suit a running job. The earlier ones are restored when the last job has ended."""

@@ -10,8 +10,6 @@ from sabot.codecs.base import Format
 from sabot.connectors.base import Positions, Source
 from sabot.errors import SabotError, UserError
 
-__all__ = ["StoppedEarly", "wait_for_columns"]
-
 _log = logging.getLogger(__name__)
 
 _SETTLE_SECONDS = 0.2  # how long the inference of a schema waits for more records than it has

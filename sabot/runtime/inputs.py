@@ -14,8 +14,6 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.operators.base import COMPLETE
 from sabot.operators.rows.origin import joined_origin
 
-__all__ = ["SMALL_ROWS", "GateInput", "Input"]
-
 SMALL_ROWS = 4_096  # smaller batches are copied by who sends them, and may wait for others
 _GATHER_SECONDS = 0.02  # how long a small batch waits for others at most
 # Smaller batches are joined with those that wait behind them. Half of a batch of 32,768 rows, which a shuffle by two makes, is joined with

@@ -46,8 +46,6 @@ from sabot.threads import Handle, tell, threads, to_the_end
 if TYPE_CHECKING:
     from sabot.journal import Journal
 
-__all__ = ["Job"]
-
 _log = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 5.0  # for the event loop to answer a probe

@@ -30,14 +30,6 @@ from sabot.state import open_backend, state_directory
 from sabot.state.base import Cut, LocalBackend
 from sabot.threads import aside, to_the_end
 
-__all__ = [
-    "DurableJobs",
-    "JournalSettings",
-    "check_journal",
-    "journal_place",
-    "open_app_journal",
-]
-
 _log = logging.getLogger(__name__)
 
 

@@ -14,8 +14,6 @@ from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import AppSettings
 from sabot.threads import aside, tell, to_the_end
 
-__all__ = ["take_lease"]
-
 
 async def take_lease(
     app: AppSettings,

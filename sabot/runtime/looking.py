@@ -11,8 +11,6 @@ from sabot.errors import UserError
 from sabot.runtime.host import run_here
 from sabot.runtime.job import Job
 
-__all__ = ["rows_of"]
-
 
 def rows_of(job: Job, node: Node, limit: int | None, seconds: float | None) -> pa.Table:
     """The rows of a step, at most `limit`, and those that come within so many seconds. Raises UserError where that would never end."""

@@ -10,8 +10,6 @@ from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.redaction import redacted_url
 
-__all__ = ["Origin", "identity", "place_and_number"]
-
 _log = logging.getLogger(__name__)
 
 # A job that resumes from a savepoint skips so many generations, as the job that wrote the savepoint goes on to use the next ones.

@@ -35,8 +35,6 @@ from sabot.runtime.event_time import SourceTime
 from sabot.runtime.source_log import commit_offsets, facts_of, open_log
 from sabot.runtime.watermarks import Told, Watermarks
 
-__all__ = ["Reader", "SourceInput"]
-
 _log = logging.getLogger(__name__)
 
 _BATCH_ROWS = 32_768

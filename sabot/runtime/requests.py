@@ -12,8 +12,6 @@ from sabot.runtime.settings import AppSettings
 from sabot.runtime.streams import SpreadStreams
 from sabot.threads import aside
 
-__all__ = ["JobRequests"]
-
 _log = logging.getLogger(__name__)
 
 

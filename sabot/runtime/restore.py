@@ -42,16 +42,6 @@ from sabot.runtime.agent_groups import TASK, agent_groups
 from sabot.runtime.decoding import changed_format
 from sabot.state import StateBackend, load_snapshot
 
-__all__ = [
-    "check_app",
-    "plan_of",
-    "positions_in",
-    "readers_in",
-    "sinks_of",
-    "stored_streams",
-    "verdicts_of",
-]
-
 
 def check_app(restored: Manifest, app: str) -> None:
     """Raises UserError if the checkpoint belongs to another app, or if its keys were hashed by another function."""

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from sabot.journal import Journal
     from sabot.runtime.agent_job import AgentJob
 
-__all__ = ["LASTING", "Run", "Undelivered"]
-
 _log = logging.getLogger(__name__)
 
 LASTING = ("delivery", "streams", "engines")  # figures that stay readable after the run

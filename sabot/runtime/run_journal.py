@@ -13,8 +13,6 @@ from sabot.state.base import LocalBackend
 if TYPE_CHECKING:
     from sabot.journal import Journal
 
-__all__ = ["RunJournal"]
-
 
 class RunJournal:
     """journal, mail: what its mailboxes are kept in. None: not open here. Its methods block."""

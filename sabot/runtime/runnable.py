@@ -13,8 +13,6 @@ from sabot.state import StateBackend
 if TYPE_CHECKING:
     from sabot.runtime.agent_job import AgentJob
 
-__all__ = ["RunnableAgent"]
-
 
 class RunnableAgent(Counters, Protocol):
     """An agent as its run sees it: its counters, and the changes of its status. All on the event loop."""

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from sabot.jobs.log import Listener
     from sabot.journal import Journal
 
-__all__ = ["AppSettings", "Settings", "StreamsMaker", "checkpoint_interval", "settings_of"]
-
 _WHOLE = WholeJob()
 _EPOCH_SECONDS = 1.0  # between checkpoints with an exactly-once sink, whose results wait for them
 _CHECKPOINT_SECONDS = 60.0  # between checkpoints without one

@@ -24,8 +24,6 @@ from typing import Any
 from sabot.clock import SYSTEM_CLOCK
 from sabot.runtime.blocking import held_up_by
 
-__all__ = ["SECOND_SIGNAL_SECONDS", "Interrupted", "StopSignals"]
-
 SECOND_SIGNAL_SECONDS = 0.3  # `timeout` and some shells send each signal twice, to the process and to its group
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

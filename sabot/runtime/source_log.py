@@ -11,8 +11,6 @@ from sabot.connectors.places import Place, made_again
 from sabot.errors import TransientError
 from sabot.steps import step
 
-__all__ = ["commit_offsets", "facts_of", "open_log"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -7,8 +7,6 @@ import pyarrow as pa
 from sabot._cython.flow.channel import Channel
 from sabot.plan import Plan
 
-__all__ = ["Holds", "Spread", "WholeJob"]
-
 
 class Holds(Protocol):
     """Readers that stand still while somebody behind them has no room."""

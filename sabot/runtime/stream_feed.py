@@ -25,8 +25,6 @@ from sabot.runtime.reading import Reader
 from sabot.threads import tell
 from sabot.watch import guarded, watched
 
-__all__ = ["StreamFeed"]
-
 
 class StreamFeed:
     """The channel of a stream into an agent. All methods run on the event loop."""

@@ -25,8 +25,6 @@ from sabot.runtime.streams import had_ended, keep_finals
 from sabot.runtime.task import StreamTask, close_tasks
 from sabot.threads import Handle, aside, tell, to_the_end
 
-__all__ = ["StreamJob"]
-
 _log = logging.getLogger(__name__)
 
 _JOIN_SECONDS = 30.0

@@ -13,16 +13,6 @@ from sabot.runtime.restore import stored_streams
 from sabot.runtime.task import StreamTask
 from sabot.threads import Handle
 
-__all__ = [
-    "AgentCoordinator",
-    "AgentsElsewhere",
-    "SpreadStreams",
-    "Streams",
-    "TaskCoordinator",
-    "had_ended",
-    "keep_finals",
-]
-
 
 class TaskCoordinator(Protocol):
     """Who takes the checkpoints of tasks: a `Coordinator`, or what a worker process has whose coordinator is another process."""

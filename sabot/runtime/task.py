@@ -32,8 +32,6 @@ from sabot.runtime.spread import Holds
 from sabot.state.base import Cut, Saved
 from sabot.threads import Handle, threads
 
-__all__ = ["Chain", "Link", "Output", "StreamTask", "close_tasks", "receiver_of"]
-
 _log = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 0.05

@@ -14,8 +14,6 @@ from sabot.connectors.base import Positions
 from sabot.operators import AgentOperator
 from sabot.runtime.writing import OperatorPort
 
-__all__ = ["finished_up_to", "from_ipc", "keep_unfinished", "lowest_offsets", "positions_of"]
-
 
 def keep_unfinished(snapshot: TaskSnapshot, agent_id: str, batches: Iterable[Batch]) -> None:
     """Adds rows that a restore must repeat to the snapshot, behind those that it has of this agent already."""

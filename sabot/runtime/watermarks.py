@@ -7,8 +7,6 @@ from typing import Any
 from sabot._cython.flow.channel import ACTIVE, IDLE, Watermark
 from sabot.operators.base import START_OF_TIME
 
-__all__ = ["Told", "Watermarks"]
-
 
 class Watermarks:
     """Event time of a source by partition: no row below the watermark is expected any more. Its readers share one, from any thread.

@@ -34,8 +34,6 @@ from sabot.threads import Handle, aside, tell
 if TYPE_CHECKING:
     from sabot.operators import AgentOperator
 
-__all__ = ["AgentSink", "Flushes", "OperatorPort", "SeveralSinks", "SinkPort", "StreamPort", "open_writer", "refused"]
-
 _log = logging.getLogger(__name__)
 
 _STOP_SECONDS = 5.0

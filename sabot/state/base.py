@@ -30,21 +30,6 @@ from sabot.threads import aside
 if TYPE_CHECKING:
     from sabot.state.expiry import Expiry
 
-__all__ = [
-    "BackendConfig",
-    "BackendCut",
-    "ClosedTables",
-    "Cut",
-    "Entry",
-    "LocalBackend",
-    "LocalSnapshot",
-    "Mine",
-    "Owned",
-    "Saved",
-    "Snapshot",
-    "StateBackend",
-]
-
 _snapshot_ids = count(1)
 
 Entry: TypeAlias = tuple[str, bytes, bytes]

@@ -15,8 +15,6 @@ from typing import Protocol
 from sabot.clock import Clock
 from sabot.state.base import BackendCut, Entry, Mine, Snapshot
 
-__all__ = ["EventExpiry", "Expiry", "ExpiryOrder", "converted", "event_mark"]
-
 _WIDTH = 8
 _ZERO = 1 << 63  # added to event times in sealed values
 _BUCKETS = 16  # in a time to live: how precisely the index in memory knows when a value expires

@@ -13,8 +13,6 @@ from sabot.disk import copy_private, link_or_copy, lock, make_folder, own_folder
 from sabot.errors import JobLocked, UserError
 from sabot.faults import hint_of
 
-__all__ = ["Shared", "link_file", "link_tree", "lock_directory", "made_whole", "remove_tree", "seen_from"]
-
 _IMMUTABLE = (".sst", ".blob")
 
 

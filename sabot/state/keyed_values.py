@@ -14,8 +14,6 @@ from sabot.state.base import BackendConfig, LocalBackend, Mine
 from sabot.state.expiry import EventExpiry, event_mark
 from sabot.state.opening import saved_values
 
-__all__ = ["load_values", "open_values"]
-
 _LEAST_BUDGET = 1_000_000
 
 

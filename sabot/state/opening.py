@@ -11,8 +11,6 @@ from sabot.state.backends.memory import STATE_FILE, MemoryBackend, SavedFile
 from sabot.state.backends.rocksdb import RocksDBBackend, SavedDatabase
 from sabot.state.base import BackendConfig, BackendCut, LocalSnapshot, Snapshot, StateBackend
 
-__all__ = ["load_snapshot", "open_backend", "saved_values", "state_directory"]
-
 _HINT = 'write "memory", a directory, or rocksdb:///absolute/directory'
 
 

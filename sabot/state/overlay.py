@@ -7,8 +7,6 @@ from sabot.errors import SabotError, UserError
 from sabot.state.base import LocalBackend, Snapshot, StateBackend
 from sabot.state.expiry import EventExpiry, Expiry
 
-__all__ = ["ExpiringOverlay", "HeldWrites", "LoggedWrites", "Overlay", "StateAt"]
-
 _UNKNOWN = b"\x00unknown"  # compared by identity
 
 T = TypeVar("T")

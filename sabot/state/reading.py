@@ -15,8 +15,6 @@ from sabot._cython.text.records import state_key
 from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.state.opening import load_snapshot
 
-__all__ = ["SavedJob", "SavedTask", "json_text", "key_candidates", "namespaces_in", "plain_column", "read_namespaces"]
-
 _GROUP_BYTES = 2
 _EXPIRY_BYTES = 8
 _LIST, _MAP = 1, 2  # codes of the msgpack extensions that mark a list and a map, see `values`

@@ -16,8 +16,6 @@ import pyarrow as pa
 
 from sabot._cython.arrow.border import validate
 
-__all__ = ["HEAD", "Mine", "SegmentPart", "chosen", "joined", "laid_out", "merged"]
-
 HEAD = (pa.field("__hash", pa.uint64()), pa.field("__due", pa.int64()), pa.field("__by_due", pa.int32()))
 _NEVER = 2**63 - 1
 _PIECE_ROWS = 65_536  # about how many rows are read or written at a time

@@ -29,17 +29,6 @@ from sabot.config import checked_text
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.state.base import StateBackend
 
-__all__ = [
-    "AggregatingState",
-    "ListState",
-    "MapState",
-    "PlainList",
-    "PlainMap",
-    "PlainValue",
-    "ReducingState",
-    "ValueState",
-]
-
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 _LIST, _MAP = 1, 2
 _PLACES = 4096  # how many entries of a list or a map are read in one call

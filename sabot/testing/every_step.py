@@ -33,8 +33,6 @@ from sabot.steps import watch
 from sabot.testing.lives import sources_of, temporary_directory
 from sabot.testing.script import ScriptedSource
 
-__all__ = ["Crashes", "crash_at_every_step"]
-
 Moment = Literal["before", "after", "torn"]
 
 _DIED = 77  # the exit code of a process that dies as it was told

@@ -14,8 +14,6 @@ from typing import Any, TypeAlias, TypeVar
 
 from sabot.testing.witness_server import HttpRequest, parse_head, response
 
-__all__ = ["HttpExchange", "HttpServer"]
-
 T = TypeVar("T")
 
 _MOST_HEAD = 64 << 10

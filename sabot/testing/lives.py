@@ -21,8 +21,6 @@ from sabot.steps import watch
 from sabot.testing.loop import process_here
 from sabot.testing.script import ScriptedSource
 
-__all__ = ["IN_MEMORY", "Crash", "Life", "run", "sources_of", "temporary_directory"]
-
 IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """The machine's folder for files that are kept in memory, if it has one: `temporary_directory` makes its folders there."""
 

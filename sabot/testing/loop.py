@@ -30,8 +30,6 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import InternalError
 from sabot.threads import Turn, threads
 
-__all__ = ["SimulatedLoop", "SimulatedProcess", "Stuck", "process_here"]
-
 _log = logging.getLogger("asyncio")
 
 T = TypeVar("T")

@@ -20,8 +20,6 @@ from sabot.llm.messages import ChatMessage, Image, Part, Text, ToolCall
 from sabot.llm.results import Completion
 from sabot.llm.spec import RequestSpec, ToolSchema
 
-__all__ = ["ChatApi", "MessagesApi", "ModelApi", "ResponsesApi", "status_of"]
-
 
 class ModelApi(Protocol):
     """One API of a vendor. Answers that are given here have usage, model and request id."""

@@ -31,8 +31,6 @@ from sabot.testing.http_server import HttpExchange, HttpServer
 from sabot.testing.model_apis import ChatApi, MessagesApi, ModelApi, ResponsesApi, status_of
 from sabot.testing.witness_server import FaultPlan
 
-__all__ = ["FakeModelServer", "ModelFault", "ModelRequest"]
-
 ModelFault = Literal[
     "rate_limit", "error", "overloaded", "hang", "slow", "truncate", "bad_arguments", "drop_before", "drop_after"
 ]

@@ -10,8 +10,6 @@ from sabot.llm.provider import Provider
 from sabot.llm.results import Completion
 from sabot.llm.spec import RequestSpec
 
-__all__ = ["RecordedAnswers"]
-
 
 class _Kept(msgspec.Struct):
     request: RequestSpec

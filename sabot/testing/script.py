@@ -15,8 +15,6 @@ from sabot.codecs.records import build_records, encode_json
 from sabot.connectors.base import Positions, Source
 from sabot.errors import UserError
 
-__all__ = ["BARRIER", "CRASH", "END", "Director", "ScriptedSource"]
-
 _START_MS = 1_700_000_000_000  # the timestamp of the first record; each further one is a ms later
 _WAIT_SECONDS = 0.002  # how often a mark checks what it waits for; the barrier itself comes between two reads
 

@@ -12,8 +12,6 @@ from sabot.errors import SabotError
 from sabot.testing.lives import Life, temporary_directory
 from sabot.testing.loop import SimulatedLoop
 
-__all__ = ["Simulation", "simulate"]
-
 _FAULT_SHARE = 0.05  # the share of the steps that fail, until the wanted number of faults is reached
 _CANNOT_FAIL = ("call", "outcome")  # steps that only announce what a tool does, which says itself what fails
 _END_TURNS = (30, 4000)  # a life that is to end early ends after a number of turns in this range

@@ -13,8 +13,6 @@ from sabot.errors import UserError
 from sabot.operators.base import DELETE, OP_COLUMN, with_marks
 from sabot.steps import step
 
-__all__ = ["ListSink"]
-
 
 class ListSink(Sink):
     """Keeps the rows that arrive, exactly once or at least once, and survives the crashes of a test as the outside world does.

@@ -22,8 +22,6 @@ from sabot.config import Duration, parse_seconds
 from sabot.errors import SabotError, UserError
 from sabot.testing.witness_server import FAULTS, canonical
 
-__all__ = ["SideEffect", "Witness", "WitnessClient", "WitnessFailed"]
-
 Fault = Literal["slow", "late", "fail_before", "fail_after", "drop_before", "drop_after"]
 
 _SERVER = Path(__file__).with_name("witness_server.py")

@@ -26,8 +26,6 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-__all__ = ["FAULTS", "TABLE", "FaultPlan", "HttpRequest", "canonical", "parse_head", "response", "serve"]
-
 FAULTS = ("slow", "late", "fail_before", "fail_after", "drop_before", "drop_after")
 TABLE = """CREATE TABLE IF NOT EXISTS requests (
     number INTEGER PRIMARY KEY,

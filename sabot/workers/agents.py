@@ -22,8 +22,6 @@ from sabot.threads import aside
 from sabot.workers.messages import AgentHasFailed, ControlMessage, failed
 from sabot.workers.remote import RemoteCheckpoints
 
-__all__ = ["AppWithAgents", "WorkerAgents"]
-
 
 class AppWithAgents(AppSettings, Protocol):
     """What a worker asks of an app for its agents and streams."""

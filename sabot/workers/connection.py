@@ -18,8 +18,6 @@ from sabot.errors import UNREADABLE, InternalError
 from sabot.workers import messages
 from sabot.workers.messages import ControlMessage
 
-__all__ = ["FIRST_BYTES", "SILENT_SECONDS", "ControlChannel", "ControlConnection", "frame_of", "message_of"]
-
 MESSAGE_BYTES = 64 << 20
 FIRST_BYTES = 1 << 16  # of a message of somebody who has not shown the token yet
 SILENT_SECONDS = 30.0  # a peer that has said nothing for so long is taken for dead

@@ -11,8 +11,6 @@ from sabot.operators.base import START_OF_TIME
 from sabot.plan import Plan
 from sabot.workers.messages import Drift
 
-__all__ = ["TELL_SECONDS", "Drifts", "aligned_workers"]
-
 TELL_SECONDS = 0.02
 
 Behind = tuple[int | None, int | None]

@@ -26,8 +26,6 @@ from sabot.workers.connection import ControlConnection
 from sabot.workers.messages import Join, JoinRefused, Welcome
 from sabot.workers.secrets import CERTIFIED_NAME, WorkerSecrets
 
-__all__ = ["JoinedJob", "Ticket", "family_of", "join", "name_of", "parse_address", "read_ticket", "versions"]
-
 _TICKET_BYTES = 1 << 16
 _CONNECT_SECONDS = 10.0
 

@@ -12,8 +12,6 @@ from sabot.faults import hint_of
 from sabot.workers.joining import Ticket, name_of
 from sabot.workers.memory import Kills, MemoryKills
 
-__all__ = ["Ended", "LaunchedProcess", "Launcher", "LocalLauncher", "how_it_ended"]
-
 _MORE_MEMORY = "fewer workers, a smaller memory_budget=, or more memory"
 _UNKNOWN = Kills(None, None)
 

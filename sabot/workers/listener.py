@@ -15,8 +15,6 @@ from sabot.workers.joining import family_of, versions
 from sabot.workers.member import Member
 from sabot.workers.messages import ControlMessage, Join, JoinRefused
 
-__all__ = ["JoinListener"]
-
 _log = logging.getLogger(__name__)
 
 _FIRST_SECONDS = 10.0  # for a connection to say who it is

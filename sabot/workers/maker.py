@@ -15,8 +15,6 @@ from sabot.workers.meeting import Meeting
 from sabot.workers.refused import SpreadApp, refuse
 from sabot.workers.streams import WorkerStreams
 
-__all__ = ["over_workers"]
-
 _log = logging.getLogger(__name__)
 
 _WORKERS_MAX = 64

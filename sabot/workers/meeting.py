@@ -15,8 +15,6 @@ from sabot.workers.member import Member
 from sabot.workers.messages import ControlMessage
 from sabot.workers.secrets import WorkerSecrets, new_token
 
-__all__ = ["Arrival", "Meeting", "TcpMeeting"]
-
 _log = logging.getLogger(__name__)
 
 _JOIN_SECONDS = 300.0  # for a process that was started to connect: it loads Sabot first

@@ -16,8 +16,6 @@ from sabot.workers.launching import LaunchedProcess
 from sabot.workers.messages import Beat, Closed, ControlMessage, Hello, Join, Opened, Stopped
 from sabot.workers.pace import Pace
 
-__all__ = ["Member"]
-
 _log = logging.getLogger(__name__)
 
 _END_SECONDS = 5.0  # for a process to end whose connection has ended

@@ -8,8 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Kills", "MemoryKills"]
-
 _NO_LIMIT_BYTES = 1 << 60  # version 1 says a number in the place of none
 
 

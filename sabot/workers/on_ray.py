@@ -23,8 +23,6 @@ from sabot.threads import aside, tell
 from sabot.workers.joining import Ticket, parse_address
 from sabot.workers.launching import Ended, LaunchedProcess, how_it_ended
 
-__all__ = ["RayLauncher", "parse_resources"]
-
 _ROOM_SECONDS = 120.0  # for the cluster to have room, which an autoscaler may have to make
 _MORE_ROOM_SECONDS = 60.0  # for a rescale, which somebody waits for
 _MORE_ROOM = "fewer workers, less for each (--ray-resources), or more nodes"

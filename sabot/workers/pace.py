@@ -5,8 +5,6 @@ from typing import Any
 
 from sabot.workers.messages import Beat
 
-__all__ = ["Pace"]
-
 _BEATS = 6  # rates are those between the first and the last of them
 
 

@@ -9,8 +9,6 @@ from sabot.codecs.json import schema_text
 from sabot.plan import Plan, Stage
 from sabot.runtime.agent_groups import AgentGroup
 
-__all__ = ["fingerprint", "place"]
-
 
 def place(
     stages: Sequence[Stage], workers: int, groups: Sequence[AgentGroup] = (), sinks: Collection[int] = ()

@@ -63,8 +63,6 @@ from sabot.workers.remote import RemoteCheckpoints, RemoteTracks
 from sabot.workers.saving import SavedHere, SavedInFolder, SavedInStore
 from sabot.workers.share import RowExchange, WorkerShare
 
-__all__ = ["AGAIN", "BEAT_SECONDS", "JobWorker", "WorkerApp", "run_worker", "saved_of"]
-
 _log = logging.getLogger(__name__)
 
 AGAIN = 3  # the exit code of a worker whose epoch has failed, or was to end: its job may have another one

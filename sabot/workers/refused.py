@@ -15,8 +15,6 @@ from sabot.runtime.jobs import journal_place
 from sabot.state import StateBackend
 from sabot.workers.agents import AppWithAgents
 
-__all__ = ["SpreadApp", "refuse"]
-
 
 class SpreadApp(AppWithAgents, Protocol):
     """What spreading asks of an app."""

@@ -39,8 +39,6 @@ from sabot.workers.messages import (
 )
 from sabot.workers.saving import SavedHere
 
-__all__ = ["RemoteCheckpoints", "RemoteTracks", "part_of", "snapshot_of"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -17,8 +17,6 @@ from sabot.runtime.settings import Settings
 from sabot.workers.member import Member
 from sabot.workers.messages import AgentHasFailed, Beat, Complete, error_of
 
-__all__ = ["RemoteAgents"]
-
 
 class RemoteAgents:
     """All methods on one event loop, unless said otherwise."""

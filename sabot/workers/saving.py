@@ -11,8 +11,6 @@ from sabot.delivery.parts import Part
 from sabot.disk import link_or_copy, make_folder, private
 from sabot.workers.messages import PartSealed, SavedFile, SavedFolder
 
-__all__ = ["SavedHere", "SavedInFolder", "SavedInStore"]
-
 
 class SavedHere(Protocol):
     """All methods block; those with a checkpoint are called by one thread. Raise OSError."""

@@ -20,8 +20,6 @@ from sabot.errors import UserError
 from sabot.exchange import Tls
 from sabot.redaction import keep_secret
 
-__all__ = ["CERTIFIED_NAME", "WorkerSecrets", "new_token"]
-
 CERTIFIED_NAME = "sabot-workers"
 _TOKEN_LEAST = 16
 _FILE_BYTES = 1 << 20

@@ -12,8 +12,6 @@ from sabot.runtime.spread import Holds, WholeJob
 from sabot.workers.messages import ControlMessage, HasFirst, HoldReaders, Start
 from sabot.workers.placement import fingerprint
 
-__all__ = ["NoShare", "RowExchange", "WorkerShare"]
-
 
 class RowExchange(Protocol):
     """What carries rows between the workers of a job: `sabot.exchange.Exchange`, or what a simulation has."""

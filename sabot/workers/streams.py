@@ -69,8 +69,6 @@ from sabot.workers.remote_agents import RemoteAgents
 from sabot.workers.secrets import new_token
 from sabot.workers.share import NoShare
 
-__all__ = ["WorkerStreams"]
-
 _log = logging.getLogger(__name__)
 
 _IMPORT_SECONDS = 300.0  # for a worker to import the program

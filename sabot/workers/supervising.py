@@ -16,8 +16,6 @@ from sabot.workers.launching import how_it_ended
 from sabot.workers.process import AGAIN
 from sabot.workers.secrets import WorkerSecrets
 
-__all__ = ["join_as_worker"]
-
 _log = logging.getLogger(__name__)
 
 _AGAIN_SECONDS = 1.0

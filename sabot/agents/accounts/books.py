@@ -15,8 +15,6 @@ from sabot.agents.accounts.budgets import WINDOWS, Account, Amounts, Budget, Win
 from sabot.agents.accounts.contract import LedgerEvent
 from sabot.agents.accounts.owners import Reservation, decode_doubts, encode_doubts, opened_account
 
-__all__ = ["TableBook", "tables_of_budgets"]
-
 _RESERVED = "reserved"
 
 

@@ -16,22 +16,6 @@ from sabot.config import amount, is_number
 from sabot.errors import UserError, short_repr
 from sabot.llm.prices import PRICES_HINT
 
-__all__ = [
-    "SKEW_SECONDS",
-    "WINDOWS",
-    "Account",
-    "Amounts",
-    "Budget",
-    "BudgetDecision",
-    "Judgement",
-    "Window",
-    "refused",
-    "unpriced",
-    "warned",
-    "warns_from",
-    "window_start",
-]
-
 Window = Literal["hourly", "daily", "monthly"]
 WINDOWS: tuple[Window, ...] = get_args(Window)
 SKEW_SECONDS = 60.0

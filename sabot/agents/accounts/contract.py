@@ -9,8 +9,6 @@ import msgspec
 from sabot.agents.accounts.budgets import Amounts
 from sabot.errors import UserError, short_repr
 
-__all__ = ["Durable", "LedgerEvent", "LedgerEventType", "LedgerSum", "LedgerWriter", "checked_writer"]
-
 LedgerEventType = Literal["model", "tool", "doubt"]
 
 

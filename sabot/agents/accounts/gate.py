@@ -33,8 +33,6 @@ from sabot.llm.results import Completion
 from sabot.stored_names import stored_name
 from sabot.threads import aside, to_the_end
 
-__all__ = ["LedgerGate", "brought_up", "checked_budgets", "ledger_of", "rows_of"]
-
 _log = logging.getLogger(__name__)
 
 _DECISIONS = {

@@ -34,8 +34,6 @@ from sabot.errors import BrokerUnavailable, DataError, TransientError, UserError
 from sabot.llm.errors import BudgetExceeded
 from sabot.llm.results import Usage
 
-__all__ = ["BUDGETS", "BudgetExceededError", "Ledger", "together"]
-
 BudgetExceededError = BudgetExceeded
 """As document 001 calls it."""
 

@@ -38,8 +38,6 @@ from sabot.llm.results import Completion, Usage, is_cost
 from sabot.stored_names import stored_name
 from sabot.threads import aside, to_the_end
 
-__all__ = ["ASSUMED_TOKENS", "JobLimits", "TreeUse", "has_price", "most_use", "told_use", "unpaid"]
-
 ASSUMED_TOKENS = 4096
 """That an answer may have, where its request has no max_tokens."""
 

@@ -28,25 +28,6 @@ from sabot.agents.accounts.budgets import (
 from sabot.agents.accounts.contract import LedgerEvent
 from sabot.errors import UserError
 
-__all__ = [
-    "REPORT_PART",
-    "REPORT_SLACK_S",
-    "Book",
-    "BudgetBatch",
-    "BudgetOwner",
-    "BudgetStep",
-    "Reservation",
-    "SettledRow",
-    "Worked",
-    "check_skew",
-    "decode_doubts",
-    "encode_doubts",
-    "held_by",
-    "opened_account",
-    "rows_alone",
-    "work",
-]
-
 REPORT_PART = 0.2
 """Of a lease: after so much of it a process with calls in flight gives its owner a batch, if it has given none."""
 

@@ -23,18 +23,6 @@ from sabot.journal.tables import connected, explained, transaction
 from sabot.steps import step
 from sabot.threads import aside, to_the_end
 
-__all__ = [
-    "DATABASE",
-    "GROUPS",
-    "SETTLES",
-    "InMemoryLedgerWriter",
-    "SqliteLedgerWriter",
-    "checked_groups",
-    "contradicted",
-    "sum_of_row",
-]
-
-
 DATABASE = "ledger.db"
 """Of an app, in its state directory."""
 

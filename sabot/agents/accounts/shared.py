@@ -19,8 +19,6 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import DataError, TransientError, UserError, words_of
 from sabot.llm.errors import BudgetUnavailable
 
-__all__ = ["FIRST_WAIT_S", "LONGEST_WAIT_S", "SharedAccounts"]
-
 _log = logging.getLogger(__name__)
 
 _MOST_AT_ONCE = 1000  # steps of a batch

@@ -13,8 +13,6 @@ from sabot.journal import JournalReader
 from sabot.journal.entries import Entry
 from sabot.journal.source import JournalRow, JournalSource
 
-__all__ = ["LEDGER_SCHEMA", "ledger_source"]
-
 LEDGER_SCHEMA = pa.schema(
     [
         ("at", pa.timestamp("ms", "UTC")),

@@ -26,8 +26,6 @@ from sabot.connectors.redis import RedisServer
 from sabot.errors import UNREADABLE, DataError, SabotError, TransientError, UserError, short_repr, words_of
 from sabot.kafka import RecordSender
 
-__all__ = ["KafkaConfig", "KafkaEventAdapter", "RedisStreamsAdapter", "RedisStreamsConfig"]
-
 _log = logging.getLogger(__name__)
 
 _AGAIN_SECONDS = 0.05  # before the second attempt; then twice as long each time

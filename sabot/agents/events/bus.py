@@ -25,17 +25,6 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.config import Duration, checked_kind, checked_text, is_number, is_whole, parse_seconds
 from sabot.errors import TransientError, UserError, short_repr
 
-__all__ = [
-    "CAPACITY_EVENTS",
-    "EventBus",
-    "Handler",
-    "InMemoryEventBus",
-    "RuntimeEvent",
-    "RuntimeEventType",
-    "Slow",
-    "Subscription",
-]
-
 _log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 60.0

@@ -23,8 +23,6 @@ from sabot.agents.events.bus import EventBus, RuntimeEvent, RuntimeEventType, Su
 from sabot.errors import MissingExtra, UserError, short_repr
 from sabot.jobs.tree import first_of, parent_of
 
-__all__ = ["OTelConfig", "OpenTelemetryAdapter"]
-
 _TYPE = RuntimeEventType
 _WANTED = (
     _TYPE.JOB_STARTED,

@@ -25,8 +25,6 @@ from sabot.jobs.log import Blocked, Fragment, News
 from sabot.journal.effects import EffectClass
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Intent, StoredBody, body_of
 
-__all__ = ["JobEvents", "Publishing"]
-
 _TYPE = RuntimeEventType
 _CLOSED = {"resolved": _TYPE.ACTION_RESOLVED, "expired": _TYPE.ACTION_EXPIRED}
 _ENDS = {"succeeded": _TYPE.JOB_COMPLETED, "cancelled": _TYPE.JOB_CANCELLED}

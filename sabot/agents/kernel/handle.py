@@ -14,8 +14,6 @@ from sabot.journal.entries import Letter
 from sabot.llm.errors import BudgetExceeded, BudgetUnavailable, TurnLimitExceeded, model_error
 from sabot.stored_names import stored_name
 
-__all__ = ["ExecutionHandle", "outcome_of"]
-
 _FINAL = (RuntimeEventType.FINAL_RESULT, RuntimeEventType.FINAL_ERROR)
 _PIECES = (RuntimeEventType.MODEL_TOKEN, RuntimeEventType.MODEL_REASONING)
 _LIMITS = {stored_name(each): each for each in (BudgetExceeded, BudgetUnavailable, TurnLimitExceeded, TimeoutError)}

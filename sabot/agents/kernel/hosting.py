@@ -34,8 +34,6 @@ from sabot.journal import Begin, End, Entry, Journal, Position, digest
 from sabot.threads import aside
 from sabot.watch import unexpected, watched
 
-__all__ = ["KernelHost"]
-
 _TURNS = 20  # of the event loop, in which whoever gets a handle may begin to listen
 _RETOLD_ENTRIES = 1_024  # of the end of the journal: jobs that ended there are told of again
 _TRIMS = 10  # times while as many jobs end as are kept

@@ -31,8 +31,6 @@ from sabot.llm.results import Usage
 from sabot.operators.agents.job_rows import version_of
 from sabot.state.backends.memory import MemoryBackend
 
-__all__ = ["ExecutionRequest", "ExecutionResult", "JobWatch", "KernelAgent", "encode_request"]
-
 _NO_STATE = MemoryBackend()  # a job's own, of which nothing is ever applied
 
 

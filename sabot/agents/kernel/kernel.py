@@ -46,8 +46,6 @@ from sabot.llm.engine import ExecutionEngine
 from sabot.runtime.host import interpreter
 from sabot.threads import aside, to_the_end
 
-__all__ = ["RuntimeKernel"]
-
 
 class RuntimeKernel:
     """Agents as jobs over a journal: `kernel = RuntimeKernel.create(agent=agent, journal="jobs")`.

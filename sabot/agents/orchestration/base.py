@@ -28,29 +28,6 @@ from sabot.llm.results import Completion, Piece, Usage
 from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.llm.tools import Tool, as_tool
 
-__all__ = [
-    "AgentStep",
-    "DepthExceeded",
-    "Flow",
-    "FlowCycle",
-    "FlowError",
-    "FlowFailed",
-    "FlowTimeout",
-    "FunctionStep",
-    "Operator",
-    "OperatorContext",
-    "OperatorLike",
-    "OperatorResult",
-    "OrchestrationConfig",
-    "as_operator",
-    "carried_on",
-    "fields_of",
-    "prompt_of",
-    "side_by_side",
-    "step",
-    "usage_of",
-]
-
 T = TypeVar("T")
 
 

@@ -24,8 +24,6 @@ from sabot.agents.orchestration.base import (
 from sabot.config import check_called
 from sabot.errors import UserError, short_repr
 
-__all__ = ["ExecutionGraph", "GraphEdge", "GraphExecutor", "GraphNode", "GraphResult"]
-
 
 @dataclass(frozen=True, slots=True)
 class GraphNode:

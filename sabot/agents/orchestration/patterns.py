@@ -28,15 +28,6 @@ from sabot.agents.orchestration.base import (
 from sabot.config import is_whole
 from sabot.errors import UNREADABLE, UserError, short_repr
 
-__all__ = [
-    "ChainOperator",
-    "DebateOperator",
-    "MapReduceOperator",
-    "ParallelOperator",
-    "PlannerExecutorOperator",
-    "Router",
-]
-
 Aggregate = Callable[[list[OperatorResult]], Any]
 
 

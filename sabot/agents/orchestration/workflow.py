@@ -35,8 +35,6 @@ from sabot.config import Duration, check_numbers, checked_durations, is_whole
 from sabot.errors import UserError, short_repr
 from sabot.llm.results import Usage
 
-__all__ = ["AgentNode", "ConditionalNode", "EndNode", "ParallelNode", "Workflow", "WorkflowState"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Visited:

@@ -12,8 +12,6 @@ from sabot.journal.base import JournalReader
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, Intent, StoredBody
 from sabot.stored_names import stored_name
 
-__all__ = ["AuditRecord", "audit_job"]
-
 
 @dataclass(slots=True)
 class AuditRecord:

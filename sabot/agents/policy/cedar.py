@@ -23,8 +23,6 @@ from sabot.config import checked_kind, checked_words
 from sabot.errors import MissingExtra, UserError, short_repr, words_of
 from sabot.jobs.gate import CallKind, Decision, GatedCall, GateVerdict
 
-__all__ = ["CedarPolicy"]
-
 _RESOURCES: dict[CallKind, str] = {"tool": "Tool", "model": "Model", "child": "Agent"}
 _AS_TEXT = (date, datetime, time, timedelta, UUID)
 

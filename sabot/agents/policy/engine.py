@@ -44,8 +44,6 @@ from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool, as_tool
 from sabot.operators.agents.job_rows import version_of
 
-__all__ = ["PolicyEngine", "PolicyResult"]
-
 _NAMES = 4096  # of calls, by name and scope, for which is known which rules match
 
 

@@ -23,8 +23,6 @@ from sabot.errors import UserError
 from sabot.jobs.gate import CallKind
 from sabot.llm.names import MODELS, TOOLS
 
-__all__ = ["check_names", "names_around"]
-
 _log = logging.getLogger(__name__)
 
 _FIELDS: tuple[tuple[str, CallKind], ...] = (

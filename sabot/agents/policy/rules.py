@@ -16,19 +16,6 @@ from sabot.journal.effects import RULES, EffectClass
 from sabot.llm.tools import UNTRUSTED, Tool
 from sabot.operators.agents.job_rows import version_of
 
-__all__ = [
-    "AgentPolicy",
-    "ConstraintPolicy",
-    "DataAccessPolicy",
-    "LabelPolicy",
-    "ModelPolicy",
-    "PolicyRule",
-    "RedactionPolicy",
-    "RuleAnswer",
-    "ToolPolicy",
-    "asked_words",
-]
-
 RuleAnswer = GateVerdict | Decision | None
 """What a rule says: None: it has nothing to say of this call."""
 

@@ -50,8 +50,6 @@ from sabot.llm.messages import assistant, system
 from sabot.llm.results import Completion
 from sabot.llm.tools import Tool
 
-__all__ = ["FORK_ALLOWS", "Forked", "fork"]
-
 FORK_ALLOWS = ("local", "read", "metered")
 """The classes of effects that a fork makes. A child may do anything, so it is not begun."""
 

@@ -30,18 +30,6 @@ from sabot.operators.agents.job_function import job_function
 from sabot.operators.agents.rows import plain_of
 from sabot.stored_names import stored_name
 
-__all__ = [
-    "JobCode",
-    "ReplayDifference",
-    "ReplayMode",
-    "ReplayPlayer",
-    "Verified",
-    "code_of",
-    "hash_of_steps",
-    "steps_of",
-    "verified",
-]
-
 
 def _packed(run: JobRun, value: Any) -> bytes:
     return pack(plain_of(value), f"the result of job {run.job_id}")

@@ -35,8 +35,6 @@ from sabot.jobs.taking import seeds_of
 from sabot.journal import JournalReader, digest
 from sabot.journal.entries import Answer, Begin, Entry, Intent, decode_entry, encode_entry
 
-__all__ = ["Recording", "ReplayRecorder", "RunMetadata", "record_job"]
-
 FORMAT = 2
 _GZIP = b"\x1f\x8b"
 

@@ -10,8 +10,6 @@ from sabot.config import Duration, checked_name, parse_bytes, parse_seconds
 from sabot.connectors.redis import RedisServer
 from sabot.errors import UNREADABLE, DataError, UserError
 
-__all__ = ["HotState"]
-
 
 class HotState:
     """A state for each name, of which the last one that was saved counts. It is no checkpoint: nothing goes on from it.

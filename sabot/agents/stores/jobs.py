@@ -19,8 +19,6 @@ from sabot.agents.stores.tables import PostgresTables
 from sabot.journal.base import JournalReader
 from sabot.threads import aside, to_the_end
 
-__all__ = ["TABLES", "PostgresJobViews", "forget_jobs", "show_jobs"]
-
 _AT_ONCE = 1000  # jobs in a statement
 _LATEST = 253_402_300_000.0  # seconds since 1970, in the year 9999: many clients know no later one
 

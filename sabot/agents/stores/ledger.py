@@ -16,8 +16,6 @@ from sabot.redaction import clean_cause
 from sabot.steps import step
 from sabot.threads import aside, to_the_end
 
-__all__ = ["PostgresLedgerWriter"]
-
 _TABLES = {
     "runtime_ledger": """
 CREATE TABLE runtime_ledger (event_id TEXT PRIMARY KEY, type TEXT NOT NULL, job_id TEXT NOT NULL, scope_id TEXT NOT NULL,

@@ -33,8 +33,6 @@ from sabot.journal.opening import open_inbox, open_reader
 from sabot.journal.schemas import app_of_journal, split_app
 from sabot.threads import aside, to_the_end
 
-__all__ = ["PostgresActionStore", "PostgresJobStore"]
-
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")

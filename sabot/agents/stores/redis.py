@@ -23,8 +23,6 @@ from sabot.errors import UNREADABLE, DataError, LetterRefused, TransientError, U
 from sabot.journal.base import Journal
 from sabot.threads import aside, to_the_end
 
-__all__ = ["RedisActionStore", "RedisJobCache", "RedisSignalChannel"]
-
 _log = logging.getLogger(__name__)
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 5.0  # seconds between tries

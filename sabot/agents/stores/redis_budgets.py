@@ -46,8 +46,6 @@ from sabot.agents.accounts.owners import (
 from sabot.connectors.redis import RedisServer
 from sabot.errors import TransientError, UserError
 
-__all__ = ["RedisBudgets"]
-
 _log = logging.getLogger(__name__)
 
 _MEASURES = ("tokens", "cost", "calls")

@@ -8,8 +8,6 @@ from typing import Any
 from sabot.connectors.sql.server import PostgresServer, address_of
 from sabot.journal.schemas import PostgresSession
 
-__all__ = ["PostgresTables"]
-
 _log = logging.getLogger(__name__)
 
 _LOCK = 0x5AB08  # held while tables are made, so that two processes do not make one

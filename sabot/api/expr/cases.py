@@ -6,8 +6,6 @@ from typing import Any
 from sabot.api.expr.tree import Expr, as_column, as_expr, lit
 from sabot.errors import UserError
 
-__all__ = ["Then", "When", "coalesce", "struct", "when"]
-
 
 @dataclass(frozen=True, slots=True)
 class When:

@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING, NoReturn
 
-__all__ = ["MissingMethods"]
-
 _AGGREGATES = {
     "count": "count",
     "first": "first",

@@ -2,8 +2,6 @@
 
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["E", "Make"]
-
 E = TypeVar("E")
 """An expression."""
 

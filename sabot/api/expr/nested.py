@@ -7,8 +7,6 @@ from sabot.api.expr.made import E, Make
 from sabot.api.expr.words import string_of, whole_of
 from sabot.config import checked_flag
 
-__all__ = ["ListExpr", "StructExpr"]
-
 
 @dataclass(frozen=True, slots=True)
 class StructExpr(Generic[E]):

@@ -8,9 +8,6 @@ from sabot.api.expr.words import string_of, whole_of
 from sabot.config import checked_flag
 from sabot.errors import UserError
 
-__all__ = ["StringExpr"]
-
-
 _WIDEST = 10_000  # characters to which a value is filled up
 
 

@@ -9,8 +9,6 @@ from sabot.api.expr.made import E, Make
 from sabot.api.expr.words import check_one_of, string_of
 from sabot.errors import UserError
 
-__all__ = ["DateExpr"]
-
 _LENGTHS = {
     "nanosecond": "1ns",
     "microsecond": "1us",

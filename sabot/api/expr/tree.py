@@ -30,8 +30,6 @@ from sabot.api.expr.words import (
 from sabot.config import checked_flag
 from sabot.errors import UserError
 
-__all__ = ["Expr", "as_column", "as_expr", "col", "lit"]
-
 _BINARY = frozenset(["+", "-", "*", "/", "//", "%", "**", "==", "!=", "<", "<=", ">", ">=", "&", "|", "^"])
 _UNARY = {"neg": "-", "not": "~"}
 _DEFAULTS = {

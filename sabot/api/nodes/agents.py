@@ -9,8 +9,6 @@ from sabot.api.nodes.read import Read, StreamEnd, read_node
 from sabot.connectors.places import Place
 from sabot.errors import UserError
 
-__all__ = ["AgentRead", "Feed", "agent_read"]
-
 
 @dataclass(frozen=True, eq=False)
 class Feed(StreamEnd):

@@ -9,8 +9,6 @@ from sabot.api.prompts import columns_of
 from sabot.connectors.base import Sink
 from sabot.errors import UserError
 
-__all__ = ["LookupAsync", "MapAsync", "MapLlm"]
-
 
 @dataclass(frozen=True, eq=False)
 class MapAsync(Node):

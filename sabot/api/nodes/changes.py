@@ -15,8 +15,6 @@ from sabot.codecs.formats import format_of
 from sabot.connectors.base import Source
 from sabot.errors import UserError
 
-__all__ = ["OP", "Changelog", "GroupAggregate", "Materialize", "Upsert", "Versions", "table_node"]
-
 OP = "op"  # the column that a changelog has for people
 _ENVELOPE = {"before", "after", "op"}
 

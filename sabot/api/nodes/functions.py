@@ -10,8 +10,6 @@ from sabot.api.nodes.keyed import ByKey
 from sabot.api.nodes.node import Node
 from sabot.api.words import by_keys
 
-__all__ = ["Connect", "Process", "Side"]
-
 
 @dataclass(frozen=True, eq=False)
 class Process(ByKey):

@@ -13,8 +13,6 @@ from sabot.api.words import window_text
 from sabot.connectors.base import Sink
 from sabot.errors import UserError
 
-__all__ = ["MADE_KEY", "AsofJoin", "IntervalJoin", "Join", "JoinByTime", "JoinHow", "Lookup", "TwoInputs", "WindowJoin"]
-
 MADE_KEY = "__on_"  # begins the name of a column that was made of an expression, to be a key
 
 JoinHow: TypeAlias = Literal["inner", "left", "right", "full", "semi", "anti"]

@@ -11,18 +11,6 @@ from sabot.api.over import OverFunction
 from sabot.api.words import by_keys, name_of, named_texts, order_text
 from sabot.errors import UserError
 
-__all__ = [
-    "Aggregates",
-    "ByKey",
-    "Deduplicate",
-    "FirstRows",
-    "Over",
-    "Reduce",
-    "RunningAggregate",
-    "Ties",
-    "TopN",
-]
-
 Ties: TypeAlias = Literal["row_number", "rank", "dense_rank"]
 
 _OF_ORDER = ("first", "last", "any", "collect_list")

@@ -21,18 +21,6 @@ from sabot.api.words import check_names
 from sabot.codecs.marks import OP_COLUMN, TIME_COLUMN
 from sabot.errors import UserError
 
-__all__ = [
-    "AddsColumns",
-    "Columns",
-    "Node",
-    "check_columns",
-    "refused_changes",
-    "walk",
-    "with_id",
-    "with_more",
-    "without",
-]
-
 Columns: TypeAlias = frozenset[str] | None
 """Names of columns; None: all."""
 

@@ -9,8 +9,6 @@ from sabot.api.patterns import MATCH_END, MATCH_START, Pattern
 from sabot.api.words import by_keys
 from sabot.connectors.base import Sink
 
-__all__ = ["Match"]
-
 
 @dataclass(frozen=True, eq=False)
 class Match(Node):

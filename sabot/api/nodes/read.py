@@ -21,20 +21,6 @@ from sabot.connectors.base import Delivery, OnNan, Sink, Source, check_ends, che
 from sabot.connectors.places import Place, Start, Until, checked_start, checked_until
 from sabot.errors import SabotError, UserError
 
-__all__ = [
-    "Read",
-    "StreamEnd",
-    "TableFormat",
-    "Write",
-    "check_time",
-    "endless_read",
-    "named_time",
-    "only_source",
-    "path_of",
-    "read_node",
-    "said_time",
-]
-
 
 @dataclass(frozen=True)
 class TableFormat:

@@ -12,27 +12,6 @@ from sabot.api.expr import Expr, col
 from sabot.api.nodes.node import Columns, Node, with_more, without
 from sabot.api.words import name_of, select_text, with_text
 
-__all__ = [
-    "Broadcast",
-    "Drop",
-    "EndVersions",
-    "Explode",
-    "Filter",
-    "FlatMap",
-    "Head",
-    "MapBatches",
-    "OnError",
-    "Rename",
-    "RowStep",
-    "Sample",
-    "Select",
-    "Union",
-    "WithColumns",
-    "flat_map_node",
-    "map_batches_node",
-    "only_wanted",
-]
-
 
 @dataclass(frozen=True, eq=False)
 class RowStep(Node):

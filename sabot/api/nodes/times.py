@@ -11,8 +11,6 @@ from sabot.api.nodes.read import check_time, named_time, path_of, said_time
 from sabot.config import Duration, parse_ms
 from sabot.errors import UserError
 
-__all__ = ["WithTime", "with_time_node"]
-
 
 @dataclass(frozen=True, eq=False)
 class WithTime(Node):

@@ -18,8 +18,6 @@ from sabot.api.windows import (
 from sabot.api.words import by_keys, named_texts, order_text, window_text
 from sabot.connectors.base import Sink
 
-__all__ = ["WINDOW_COLUMNS", "AggregateWindow", "WindowTopN"]
-
 WINDOW_COLUMNS = (WINDOW_START, WINDOW_END)
 
 

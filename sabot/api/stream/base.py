@@ -59,8 +59,6 @@ from sabot.errors import UserError
 if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine
 
-__all__ = ["ProcessedStream", "Steps", "Stream"]
-
 Late: TypeAlias = str | Sink | tuple[str | Sink | None, str | Sink | None] | None
 """Where late rows of a join go: of both streams, or of this one and of the other."""
 

@@ -15,8 +15,6 @@ from sabot.config import Duration
 if TYPE_CHECKING:
     from sabot.api.stream.base import ProcessedStream, Steps
 
-__all__ = ["ConnectedStreams"]
-
 
 class ConnectedStreams:
     """Two streams that one step will process."""

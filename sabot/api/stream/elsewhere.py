@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING, NoReturn
 
-__all__ = ["HERE", "NamedElsewhere"]
-
 HERE = {
     "agg": 'aggregate(n=sabot.count(), total=sabot.sum("x"))',
     "apply": "flat_map(function, schema=…) for rows, map_batches(function) for batches",

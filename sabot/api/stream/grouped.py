@@ -14,8 +14,6 @@ from sabot.errors import UserError
 if TYPE_CHECKING:
     from sabot.api.stream.base import Steps, Stream
 
-__all__ = ["GroupedStream"]
-
 
 class GroupedStream(NamedElsewhere):
     """Rows grouped by key. `aggregate` makes one row of each group, and updates it as rows come."""

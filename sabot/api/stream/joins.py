@@ -15,8 +15,6 @@ from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.connectors.base import Sink, check_sink
 from sabot.errors import UserError
 
-__all__ = ["asof_node", "join_node", "keyed_sides", "lookup_async_node", "lookup_node", "without_made"]
-
 DRIFT = "5m"
 _HOWS = ("inner", "left", "right", "full", "semi", "anti")
 

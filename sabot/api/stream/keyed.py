@@ -38,8 +38,6 @@ from sabot.errors import UserError
 if TYPE_CHECKING:
     from sabot.api.stream.base import ProcessedStream, Steps, Stream
 
-__all__ = ["KeyedStream"]
-
 
 class KeyedStream(NamedElsewhere):
     """Rows with a key: its methods work on the rows of each key separately."""

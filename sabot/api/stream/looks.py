@@ -13,8 +13,6 @@ from sabot.arrays import python_value
 from sabot.config import Duration, is_whole, parse_seconds
 from sabot.errors import SabotError, UserError
 
-__all__ = ["Looks", "PlanText"]
-
 _PRINT_SECONDS = 10.0  # that `print` waits for the rows of a stream without an end
 
 

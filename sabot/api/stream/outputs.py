@@ -8,8 +8,6 @@ from sabot.api.nodes.node import Node
 from sabot.connectors.base import Sink
 from sabot.errors import UserError
 
-__all__ = ["check_takes_changes", "html", "shown"]
-
 
 def check_takes_changes(node: Node, sink: str | Sink, key: str | None) -> None:
     """Raises UserError unless the sink can keep changes, and the program says by which key."""

@@ -12,8 +12,6 @@ from sabot.api.nodes.read import StreamEnd
 if TYPE_CHECKING:
     from sabot.llm.judging import CallJudge
 
-__all__ = ["Owner"]
-
 
 class Owner(Protocol):
     """The app, as its streams use it."""

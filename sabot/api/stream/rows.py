@@ -38,8 +38,6 @@ from sabot.errors import UserError
 if TYPE_CHECKING:
     from sabot.api.stream.base import Stream
 
-__all__ = ["RowMethods"]
-
 
 class RowMethods:
     """The part of a Stream that picks rows and columns, and computes them."""

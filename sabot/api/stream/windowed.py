@@ -22,8 +22,6 @@ from sabot.errors import UserError
 if TYPE_CHECKING:
     from sabot.api.stream.base import Steps, Stream
 
-__all__ = ["WindowedStream"]
-
 
 class WindowedStream(NamedElsewhere):
     """Rows with a key and a window: its methods work on the rows of each key and window separately."""

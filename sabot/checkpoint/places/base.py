@@ -31,8 +31,6 @@ from sabot.disk import TemporaryFolder, link_or_copy, lock, make_folder, own_fol
 from sabot.errors import CorruptCheckpoint, JobLocked
 from sabot.faults import unreadable
 
-__all__ = ["READ_BYTES", "Place", "StoredFile", "damaged", "each", "this_worker"]
-
 READ_BYTES = 1 << 20
 _READERS = 4
 _T = TypeVar("_T")

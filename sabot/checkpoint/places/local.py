@@ -26,8 +26,6 @@ from sabot.disk import (
 )
 from sabot.steps import step
 
-__all__ = ["LocalPlace", "is_local_place"]
-
 _LOCK = "LOCK"
 
 

@@ -11,8 +11,6 @@ from sabot.checkpoint.places.remote import RemotePlace
 from sabot.config import checked_path
 from sabot.object_stores import found_by
 
-__all__ = ["Location", "place_of"]
-
 Location = str | os.PathLike[str] | tuple[arrow_fs.FileSystem, str]
 """A directory, a URI of a file system that pyarrow knows, or a file system and a path in it."""
 

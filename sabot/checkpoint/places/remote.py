@@ -18,8 +18,6 @@ from sabot.object_stores import OBJECT_STORES, check_bucket, hint_of_store
 from sabot.redaction import clean_cause, scrubbed
 from sabot.steps import step
 
-__all__ = ["RemotePlace"]
-
 _UPLOAD_BYTES = 8 << 20
 _UPLOADS = 8  # at a time: an object store takes some 50 ms to answer an upload of any size
 

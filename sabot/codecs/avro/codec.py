@@ -15,8 +15,6 @@ from sabot.codecs.avro.schema import AvroRecord, SchemaLike, parsed_record
 from sabot.codecs.writers import ByWriter
 from sabot.errors import UserError
 
-__all__ = ["AvroCodec", "AvroEncoder"]
-
 _NO_HEADER = "the payload does not begin with the id of a schema: a byte 0, and 4 bytes"
 
 

@@ -32,8 +32,6 @@ from sabot.codecs.avro.schema import (
 )
 from sabot.errors import UserError
 
-__all__ = ["arrow_schema", "avro_schema", "columns_of", "is_null", "nullable_type"]
-
 _PLAIN = {
     "null": pa.null(),
     "boolean": pa.bool_(),

@@ -18,8 +18,6 @@ from sabot.codecs.avro.schema import (
 )
 from sabot.errors import UserError
 
-__all__ = ["encoded_default"]
-
 _BITS = {"int": 32, "long": 64}
 _FLOATS = ("NaN", "Infinity", "-Infinity")  # as Java writes those that JSON has not
 _OF_DAY = {"time-millis": 86_400_000, "time-micros": 86_400_000_000}

@@ -27,8 +27,6 @@ from sabot.codecs.avro.schema import (
 )
 from sabot.errors import UserError
 
-__all__ = ["WriteStep", "encoding"]
-
 _LEAST, _MOST = -(2**63), 2**63 - 1
 _NS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 _UNITS = {"millis": 10**6, "micros": 10**3, "nanos": 1}

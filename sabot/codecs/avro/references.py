@@ -6,8 +6,6 @@ from typing import Any
 
 from sabot.errors import UserError
 
-__all__ = ["with_references"]
-
 _DEFINED = ("record", "error", "enum", "fixed")
 
 

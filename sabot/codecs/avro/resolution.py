@@ -27,8 +27,6 @@ from sabot.codecs.avro.schema import (
 )
 from sabot.errors import UserError
 
-__all__ = ["ReadStep", "failing", "resolved"]
-
 
 @dataclass(frozen=True, slots=True)
 class ReadStep:

@@ -12,22 +12,6 @@ from typing import Any
 from sabot.config import FIELDS
 from sabot.errors import UserError
 
-__all__ = [
-    "NO_DEFAULT",
-    "AvroArray",
-    "AvroEnum",
-    "AvroField",
-    "AvroFixed",
-    "AvroMap",
-    "AvroPrimitive",
-    "AvroRecord",
-    "AvroType",
-    "AvroUnion",
-    "Logical",
-    "SchemaLike",
-    "parsed_record",
-]
-
 NO_DEFAULT: Any = object()
 """The default of a field that has none."""
 

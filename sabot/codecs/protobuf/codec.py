@@ -12,8 +12,6 @@ from sabot.codecs.protobuf.fields import arrow_field, message_type, oneof_others
 from sabot.codecs.protobuf.files import places_of
 from sabot.codecs.writers import ByWriter
 
-__all__ = ["ProtobufCodec"]
-
 
 class ProtobufCodec:
     """Decodes payloads of one message type.

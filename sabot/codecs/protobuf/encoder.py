@@ -10,8 +10,6 @@ from sabot._cython.binary.protobuf import ProtobufWriter, WireField
 from sabot.codecs.protobuf.fields import arrow_type, message_type, wire_fields
 from sabot.errors import UserError
 
-__all__ = ["ProtobufEncoder"]
-
 
 class ProtobufEncoder:
     """Encodes rows as payloads of one message type. Columns have the names of fields; fields without a column are left out.

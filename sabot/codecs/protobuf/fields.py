@@ -12,16 +12,6 @@ import pyarrow as pa
 from sabot._cython.binary.protobuf import WireField
 from sabot.errors import MissingExtra, UserError
 
-__all__ = [
-    "arrow_field",
-    "arrow_schema",
-    "arrow_type",
-    "descriptor_of",
-    "message_type",
-    "oneof_others",
-    "wire_fields",
-]
-
 _NESTED = 60  # how deeply types may be nested; Arrow imports up to 64 levels
 _GROUP, _MESSAGE, _ENUM = 10, 11, 14
 _KINDS = {  # by the numbers of FieldDescriptorProto.Type

@@ -9,8 +9,6 @@ from typing import Any
 
 from sabot.errors import MissingExtra, UserError
 
-__all__ = ["places_of"]
-
 Place = tuple[int, ...]
 """The index of a message in its file, or that of the outermost message around it, and so on inwards."""
 

@@ -16,8 +16,6 @@ from sabot.connectors.files.paths import DataFile, codec_of, cut_anywhere, open_
 from sabot.connectors.files.source import FileReader, Found, Share, no_place
 from sabot.errors import InternalError, UserError
 
-__all__ = ["BlockReader", "Blocks", "ChunkedFile", "Lines", "Long", "Nothing", "Records", "StreamedFile", "open_blocks"]
-
 SLACK_BYTES = 16 << 10  # read beyond a chunk, to reach the end of its last line
 SKIP_BYTES = 1 << 20
 

@@ -8,8 +8,6 @@ from sabot.connectors.files.paths import Paths, bare_suffix, find_files, name_of
 from sabot.connectors.files.source import FileSource
 from sabot.errors import UserError
 
-__all__ = ["files", "format_of"]
-
 _FORMATS: dict[str, type[FileSource]] = {
     "ndjson": NdjsonSource,
     "csv": CsvSource,

@@ -20,8 +20,6 @@ from sabot.connectors.files.parts import FilePart, RowWriter, SealedPart, batche
 from sabot.connectors.files.sink import FileSink
 from sabot.errors import UserError
 
-__all__ = ["Arrow", "ArrowSink", "ColumnFormat", "Parquet", "ParquetSink"]
-
 PARQUET_ROWS = 1 << 18
 ARROW_ROWS = 1 << 16
 GROUP_BYTES = 64 << 20

@@ -20,8 +20,6 @@ from sabot.connectors.files.remote import RemotePath
 from sabot.connectors.files.source import FileReader, FileSource, Found, Share, no_place
 from sabot.errors import UserError
 
-__all__ = ["ArrowSource", "ParquetSource"]
-
 # The bound on the bytes of text that dictionaries expand to at a time.
 PLAIN_BYTES = 64 << 20
 # The bound on the bytes of rows of a fixed width that are decoded at a time: more of them at once cost less for each.

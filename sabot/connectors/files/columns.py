@@ -14,8 +14,6 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import normalise
 from sabot.errors import UserError
 
-__all__ = ["as_wanted", "canonical", "checked", "distinct", "fitted", "most_rows", "picked"]
-
 _LEAVE_OUT = 'give the stream a schema={"name": "type"} of the columns that are wanted, or write the file without it'
 
 # A decimal's scale is at most so much more than its precision: Python has no decimals of exponents that damaged files say.

@@ -17,8 +17,6 @@ from sabot.connectors.files.paths import DataFile, Paths, bare_suffix
 from sabot.connectors.files.source import FileReader, FileSource, Found
 from sabot.errors import UserError
 
-__all__ = ["CsvRecords", "CsvSource"]
-
 BLOCK_BYTES = 1 << 20
 # The number of characters of a row that a reason quotes.
 _QUOTED = 96

@@ -28,8 +28,6 @@ from sabot.disk import private, regular
 from sabot.errors import UNREADABLE, UserError
 from sabot.steps import step
 
-__all__ = ["Busy", "Entry", "Ledger"]
-
 _SLOT_BYTES = 8192
 _MAGIC = b"SABOTT1\n"
 _HEAD = struct.Struct("<8sII")  # magic, bytes of the entry, their CRC-32

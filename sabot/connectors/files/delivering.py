@@ -25,8 +25,6 @@ from sabot.connectors.files.writing import FileWriting
 from sabot.errors import JobLocked, TransientError, UserError
 from sabot.faults import hint_of
 
-__all__ = ["FileDelivering"]
-
 _log = logging.getLogger(__name__)
 
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}

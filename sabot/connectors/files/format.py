@@ -17,8 +17,6 @@ from sabot.connectors.files.parts import FilePart, Rows, RowWriter
 from sabot.errors import TransientError, UserError
 from sabot.faults import hint_of
 
-__all__ = ["FileFormat"]
-
 
 class FileFormat(ABC, Generic[Rows]):
     """What one sink writes: the format, and what it knows of the rows so far. It is an `Encoding` (see `parts`) as well.

@@ -27,8 +27,6 @@ from sabot.disk import no_link, private, regular
 from sabot.errors import UserError
 from sabot.steps import step
 
-__all__ = ["Growth", "PendingGrowth", "TextGrowth"]
-
 
 class Growth(ABC, Generic[Rows]):
     """A file that grows by parts until it is complete, and then gets the name `path`.

@@ -16,8 +16,6 @@ from sabot.connectors.letters import DeadLetter, letter_of_row
 from sabot.errors import UNREADABLE, UserError
 from sabot.faults import hint_of
 
-__all__ = ["FileHome"]
-
 _LINE_BYTES = 256 << 20  # a longer one is no letter: a record has at most some 16 MiB, and JSON may say a byte in six
 _BLOCK_BYTES = 1 << 20
 

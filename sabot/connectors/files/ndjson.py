@@ -17,8 +17,6 @@ from sabot.connectors.files.paths import DataFile, Paths, codec_of, cut_anywhere
 from sabot.connectors.files.source import FileReader, FileSource, Found, global_offset
 from sabot.errors import UserError
 
-__all__ = ["NdjsonSource"]
-
 BLOCK_BYTES = 4 << 20
 SHARED_BYTES = 7 << 20  # about 30,000 rows of 250 bytes: with several readers a shuffle deals each batch out in parts
 NEWLINE, RETURN = 10, 13

@@ -24,8 +24,6 @@ from sabot.errors import TransientError, UserError
 from sabot.object_stores import OBJECT_STORES, check_bucket
 from sabot.steps import step
 
-__all__ = ["ObjectSink"]
-
 _OBJECT_BYTES = 64 << 20
 
 

@@ -26,8 +26,6 @@ from sabot.disk import private
 from sabot.errors import UserError
 from sabot.steps import step
 
-__all__ = ["PartitionedGrowth", "PartitionedPart", "check_partitions", "partitions_of"]
-
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 _NAME_BYTES = 255
 

@@ -23,25 +23,6 @@ from sabot.disk import no_link, private, sync
 from sabot.errors import UserError
 from sabot.steps import step
 
-__all__ = [
-    "FRAME_BYTES",
-    "PENDING_MAGIC",
-    "AppendedPart",
-    "Encoding",
-    "FilePart",
-    "RowWriter",
-    "SealedPart",
-    "batches_of_frame",
-    "beside",
-    "frame_head",
-    "frame_of_batches",
-    "frames_of",
-    "pending_of",
-    "remove",
-    "sync_folder",
-    "unfinished",
-]
-
 FRAME_BYTES = 32 << 20  # bytes of rows that wait in memory for the pending list
 PENDING_MAGIC = b"SABOTJ1\n"
 _HEAD = struct.Struct("<QI")  # bytes of the frame, their CRC-32

@@ -16,20 +16,6 @@ from sabot.connectors.files.remote import Remotely, RemotePath, is_remote, liste
 from sabot.errors import UserError
 from sabot.faults import hint_of
 
-__all__ = [
-    "COMPRESSION",
-    "DataFile",
-    "Paths",
-    "bare_suffix",
-    "codec_of",
-    "cut_anywhere",
-    "find_files",
-    "name_of",
-    "open_raw",
-    "open_stream",
-    "size_now",
-]
-
 Paths = str | os.PathLike[str] | Remotely | Sequence[str | os.PathLike[str] | Remotely]
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}

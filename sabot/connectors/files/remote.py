@@ -15,8 +15,6 @@ from sabot.errors import UserError
 from sabot.object_stores import check_bucket, found_by, hint_of_store
 from sabot.redaction import clean_cause, scrubbed
 
-__all__ = ["RemotePath", "Remotely", "has_pattern", "is_remote", "listed", "naming", "remote_path"]
-
 Remotely = tuple[arrow_fs.FileSystem, str]
 """A file system of pyarrow's, and a path in it."""
 

@@ -21,8 +21,6 @@ from sabot.errors import UserError
 from sabot.faults import hint_of
 from sabot.redaction import redacted_url
 
-__all__ = ["FileSink"]
-
 _PART_BYTES = 64 << 20
 
 

@@ -28,8 +28,6 @@ from sabot.connectors.files.remote import has_pattern, is_remote, remote_path
 from sabot.errors import UserError
 from sabot.faults import hint_of
 
-__all__ = ["DAMAGED", "FileReader", "FileSource", "Found", "Share", "global_offset", "no_place"]
-
 _HEAD_BYTES = 4096  # of the first line, which tells one file from another of the same path
 _FILE = 44  # bits of the offset in a file: 16 TiB
 _RESTART = "start afresh (--fresh)"

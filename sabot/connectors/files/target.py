@@ -17,8 +17,6 @@ from sabot.connectors.files.paths import codec_of
 from sabot.errors import UserError
 from sabot.steps import step
 
-__all__ = ["FileTarget"]
-
 _log = logging.getLogger(__name__)
 
 

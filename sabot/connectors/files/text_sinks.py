@@ -23,8 +23,6 @@ from sabot.connectors.files.paths import COMPRESSION, bare_suffix, codec_of
 from sabot.connectors.files.sink import FileSink
 from sabot.errors import InternalError, UserError
 
-__all__ = ["CsvSink", "NdjsonSink", "column_format", "end_of_lines", "end_of_records"]
-
 BLOCK_BYTES = HEAD_BYTES = 1 << 20
 _ENDINGS = {codec: suffix for suffix, codec in reversed(COMPRESSION.items())}
 

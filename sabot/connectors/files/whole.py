@@ -8,8 +8,6 @@ from typing import Any
 from sabot.disk import hold
 from sabot.steps import step
 
-__all__ = ["Opener", "WholeFile"]
-
 Opener = Callable[[str, int], int]
 
 

@@ -10,8 +10,6 @@ from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.parts import FilePart, SealedPart, pending_of, remove, unfinished
 from sabot.connectors.files.target import FileTarget
 
-__all__ = ["FileWriting"]
-
 
 class FileWriting:
     """Writes into the one file of a target, or into the newest part of its folder. Errors of the disk are OSError.

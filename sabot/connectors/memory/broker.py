@@ -21,8 +21,6 @@ from sabot.connectors.base import Token, Track
 from sabot.connectors.memory.topic import Topic, size_of
 from sabot.errors import JobLocked, UserError
 
-__all__ = ["MemoryBroker"]
-
 
 class MemoryBroker:
     """One broker per process and name. Get it with `MemoryBroker.get("memory://")` or `get("memory://name")`.

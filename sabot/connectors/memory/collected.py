@@ -8,8 +8,6 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot.connectors.base import Sink
 
-__all__ = ["CountSink", "TableSink"]
-
 log = logging.getLogger(__name__)
 
 

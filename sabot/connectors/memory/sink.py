@@ -16,8 +16,6 @@ from sabot.connectors.memory.topic import Topic, take
 from sabot.errors import UserError
 from sabot.steps import step
 
-__all__ = ["MemorySink"]
-
 
 class MemorySink(Sink):
     """Writes to a topic of the embedded broker. When `write` returns the rows are in it. Changes become records with keys, and tombstones.

@@ -12,8 +12,6 @@ from sabot.connectors.memory.topic import GATHER_BYTES, RUN_ROWS, Partition, Top
 from sabot.connectors.places import Bound, offsets_of
 from sabot.errors import UserError
 
-__all__ = ["MemorySource"]
-
 
 class MemorySource(Source):
     """Reads a topic of the embedded broker, all its partitions. `read_batch` waits on a condition; nothing

@@ -20,8 +20,6 @@ from sabot._cython.text.records import bytes_list
 from sabot.codecs.records import Headers, Record, build_records, iterate_records
 from sabot.errors import TransientError, UserError
 
-__all__ = ["GATHER_BYTES", "RUN_ROWS", "Partition", "Reader", "Topic", "Waiters", "concat", "size_of", "take"]
-
 log = logging.getLogger(__name__)
 
 # In rows: records without a key go to the next partition after this many; small chunks are merged, and small reads gathered, up to it.

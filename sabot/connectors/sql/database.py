@@ -16,8 +16,6 @@ from sabot.connectors.sql.rows import Columns
 from sabot.errors import JobLocked, UserError
 from sabot.steps import step
 
-__all__ = ["TOKENS", "Database", "quoted"]
-
 TOKENS = "sabot_tokens"
 
 

@@ -7,8 +7,6 @@ from sabot.connectors.sql.database import quoted
 from sabot.connectors.sql.sink import database_of
 from sabot.errors import UserError
 
-__all__ = ["TableHome"]
-
 _ROWS = 500  # read at once
 _LAST = (1 << 63) - 1
 

@@ -13,8 +13,6 @@ from sabot.connectors.sql.server import PostgresServer
 from sabot.errors import SabotError, UserError
 from sabot.steps import step
 
-__all__ = ["PostgresDatabase"]
-
 _ROWS = 16384  # rows that become CSV at once
 _ROWS_IN, _KEYS_OUT = (
     '"sabot_rows"',

@@ -13,17 +13,6 @@ from sabot._cython.text.json import JsonDecoder, encode_rows, infer_schema
 from sabot._cython.text.records import binary_array, bytes_list
 from sabot.errors import UNREADABLE, UserError
 
-__all__ = [
-    "Columns",
-    "JsonKind",
-    "decoded_records",
-    "hex_text",
-    "inferred_schema",
-    "json_text",
-    "last_of_each_key",
-    "utc",
-]
-
 _log = logging.getLogger(__name__)
 
 JsonKind: TypeAlias = pa.DataType | Literal["text", "json", "any"]

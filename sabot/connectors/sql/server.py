@@ -10,8 +10,6 @@ from urllib.parse import quote, urlencode
 from sabot.errors import BrokerUnavailable, MissingExtra, TransientError, UserError, short_repr
 from sabot.redaction import clean_cause, keep_secret
 
-__all__ = ["PostgresServer", "address_of"]
-
 # With these a server that no longer answers is noticed within a minute. Settings in the user's URL take precedence.
 _DEFAULTS = {
     "connect_timeout": "10",

@@ -21,8 +21,6 @@ from sabot.connectors.sql.sqlite import SqliteDatabase
 from sabot.errors import UserError
 from sabot.redaction import has_password, keep_url, redacted_url
 
-__all__ = ["SqlSink", "database_of"]
-
 _HINT = "write sqlite:///absolute/path.db, sqlite:relative/path.db or postgresql://user@host/database"
 
 

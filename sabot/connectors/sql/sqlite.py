@@ -14,8 +14,6 @@ from sabot.errors import TransientError, UserError
 from sabot.faults import hint_of
 from sabot.steps import step
 
-__all__ = ["SqliteDatabase"]
-
 _WAIT_SECONDS = 30.0  # how long a transaction waits for other writers of the file
 _ROWS = 16384  # rows that become Python tuples at once
 _PASSING = {

@@ -17,8 +17,6 @@ from sabot.connectors.files import NdjsonSink, NdjsonSource
 from sabot.llm import AgentResult, Effect, ExecutionEngine, OpenAIProvider, Price, PriceTable, tool
 from sabot.testing import WitnessClient
 
-__all__ = ["LIMIT", "MODEL", "PRICES", "answers", "build"]
-
 LIMIT = 50  # dollars that the agent may give back without asking
 MODEL = "demo-1"
 PRICES = PriceTable({MODEL: Price("0.15", "0.60")}, version="demo")

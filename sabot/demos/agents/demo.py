@@ -24,8 +24,6 @@ from sabot.errors import SabotError, UserError
 from sabot.journal import EffectId, Intent, open_reader
 from sabot.testing import FakeModelServer, Witness
 
-__all__ = ["run"]
-
 _LEAST = 10
 _KILLS = 2
 _ANSWERED_AFTER = 0.3  # seconds from a question to its answer

@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from sabot.llm import ChatMessage, Completion, RequestSpec, ToolCall, Usage, assistant
 from sabot.llm.counting import tokens_of
 
-__all__ = ["DemoModel"]
-
 _SECONDS = 0.05  # a model takes its time, so that several are asked at once
 _ORDER = re.compile(r"\bo-\d+\b")
 _PAYMENT = re.compile(r"\bpayment \d+\b")

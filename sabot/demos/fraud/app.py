@@ -22,8 +22,6 @@ from sabot.demos.fraud.scoring import SUSPICIOUS_FROM, scores, suspicious
 from sabot.errors import RowErrors, UserError
 from sabot.state import StateBackend, ValueState
 
-__all__ = ["INPUT_SCHEMA", "Figures", "Meter", "build", "read_figures"]
-
 INPUT_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("scenario"))  # the agents must not see how a fraud was made
 _MOST = {"amount": 2.0**20, "ts": 2.0**45}  # the largest amount that a day bucket can hold, and the year 3084
 

@@ -21,8 +21,6 @@ from sabot.errors import DataError, UserError
 from sabot.kafka import open_sink, open_source
 from sabot.state import StateBackend, open_backend
 
-__all__ = ["run"]
-
 _TOPIC = "transactions"
 _PUBLISHED_ROWS = 8_192
 _LOOK_SECONDS = 0.1

@@ -22,8 +22,6 @@ import pyarrow as pa
 from sabot.demos.fraud.generator import AMOUNT_UNIT, DAY_MS
 from sabot.errors import UserError
 
-__all__ = ["DELAY_DAYS", "FEATURES", "WINDOW_DAYS", "CustomerFeatures", "KeyedState", "TerminalFeatures"]
-
 WINDOW_DAYS = (1, 7, 30)
 DELAY_DAYS = 7
 FEATURES = tuple(

@@ -21,8 +21,6 @@ from sabot._cython.arrow.batch import Batch
 from sabot.connectors.base import Positions, Source
 from sabot.errors import UserError
 
-__all__ = ["AMOUNT_UNIT", "DAY_MS", "SCHEMA", "START_MS", "FraudSource", "Generator"]
-
 SCHEMA = pa.schema(
     [
         ("txn_id", pa.int64()),  # the row number, from 0

@@ -15,8 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-__all__ = ["ALERT_SCHEMA", "REASONS", "SUSPICIOUS_FROM", "scores", "suspicious"]
-
 SURE_AMOUNT = 220.0
 LABELS_NEEDED = 3
 PAYMENTS_NEEDED = 3

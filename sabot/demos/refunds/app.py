@@ -15,8 +15,6 @@ from sabot.connectors.files import NdjsonSink, NdjsonSource
 from sabot.llm import Effect, tool
 from sabot.testing import WitnessClient
 
-__all__ = ["answers", "build", "write_tickets"]
-
 BANK_SECONDS = 0.1  # the bank is slow, so that a kill comes in the middle of calls
 
 

@@ -19,8 +19,6 @@ from sabot.errors import SabotError, UserError
 from sabot.journal import EffectId, Intent
 from sabot.testing import Witness
 
-__all__ = ["run"]
-
 _KILLED_AT = (0.2, 0.6)  # shares of the refunds that are done when the process is killed
 _ANSWERED_AFTER = 1.0  # seconds from a question to its answer
 _PATIENCE_SECONDS = 120.0  # for the whole demo

@@ -17,8 +17,6 @@ from sabot.llm.providers.sdk import SdkCalls, api_key_of, checked_model, merged,
 from sabot.llm.results import Completion, Embeddings, FinishReason, Piece, Usage
 from sabot.llm.spec import RequestSpec
 
-__all__ = ["AnthropicProvider"]
-
 _VENDOR = "anthropic"
 _REASONS: dict[str, FinishReason] = {
     "end_turn": "stop",

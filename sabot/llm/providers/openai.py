@@ -15,8 +15,6 @@ from sabot.llm.providers.sdk import SdkCalls, api_key_of, checked_model, usage_o
 from sabot.llm.results import Completion, Embeddings, Piece
 from sabot.llm.spec import RequestSpec
 
-__all__ = ["OpenAIProvider"]
-
 _MOST_VECTOR = 1 << 20  # bytes of a vector as JSON
 _HOSTS = ("openai.com", "openai.azure.com")
 

@@ -15,8 +15,6 @@ from sabot.llm.providers.sdk import SdkCalls, is_strict, merged, usage_of
 from sabot.llm.results import Completion, FinishReason, Piece, Usage
 from sabot.llm.spec import RequestSpec, ToolSchema
 
-__all__ = ["ChatGathering", "chat_request", "image_url", "json_text"]
-
 _VENDOR = "openai.chat"
 _REASONS: dict[str, FinishReason] = {
     "content_filter": "content_filter",

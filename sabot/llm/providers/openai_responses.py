@@ -16,8 +16,6 @@ from sabot.llm.providers.sdk import SdkCalls, is_strict, merged, usage_of
 from sabot.llm.results import Completion, FinishReason, Piece, Usage
 from sabot.llm.spec import RequestSpec, ToolSchema
 
-__all__ = ["RESPONSES_LACK", "ResponsesGathering", "responses_request"]
-
 _VENDOR = "openai.responses"
 _REASONING = "openai.responses.reasoning_tokens"
 RESPONSES_LACK = frozenset({"seed", "stop"})

@@ -29,15 +29,6 @@ from sabot.llm.messages import ChatMessage, assistant
 from sabot.llm.results import Completion, Embeddings, Piece, Usage
 from sabot.llm.spec import RequestSpec
 
-__all__ = [
-    "Answer",
-    "Answers",
-    "Script",
-    "ScriptedAnswer",
-    "ScriptedProvider",
-    "vectors_of",
-]
-
 Answer: TypeAlias = str | ChatMessage | Completion | Exception | tuple[str | Exception, ...]
 Answers: TypeAlias = Answer | Callable[[Any], Any] | list[Answer | Callable[[Any], Any]]
 

@@ -36,8 +36,6 @@ from sabot.llm.results import Completion, Piece, Usage
 from sabot.redaction import keep_secret, redacted_url, scrubbed
 from sabot.threads import close_with_loop
 
-__all__ = ["Gathering", "SdkCalls", "api_key_of", "checked_model", "is_strict", "merged", "usage_of"]
-
 T = TypeVar("T")
 
 _log = logging.getLogger("sabot.llm")

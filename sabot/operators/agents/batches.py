@@ -22,8 +22,6 @@ from sabot.operators.agents.operator import AgentOperator, Port
 from sabot.operators.agents.rows import place_of, rows_of
 from sabot.operators.held import HeldRows
 
-__all__ = ["BatchAgentOperator", "BatchOutput", "decoded", "good_rows", "named_rows", "returned", "with_columns"]
-
 
 class _HeldBatch(HeldRows):
     """A batch and its call. columns, records: of the rows that are left, where the agent has named others as bad."""

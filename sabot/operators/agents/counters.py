@@ -2,8 +2,6 @@
 
 from typing import Protocol
 
-__all__ = ["Counters"]
-
 
 class Counters(Protocol):
     """The figures of an agent that outlive a run: a checkpoint keeps them."""

@@ -60,8 +60,6 @@ from sabot.operators.agents.operator import AgentOperator
 from sabot.operators.agents.rows import RecordReader, Row, place_of, results_of, waiting_batches
 from sabot.watch import guarded, watched
 
-__all__ = ["DurableAgentOperator"]
-
 
 class DurableAgentOperator(AgentOperator):
     """The owner of an agent's jobs (`jobs.owner.JobOwner`). calls: those whose turn has come, by job."""

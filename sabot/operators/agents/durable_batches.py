@@ -56,8 +56,6 @@ from sabot.operators.agents.job_rows import (
 from sabot.operators.agents.rows import rows_of, with_headers
 from sabot.operators.held import HeldRows
 
-__all__ = ["DurableBatchOperator"]
-
 _PIECE_BYTES = 8 << 20  # of the rows of one job: a journal is for what happened, not for files
 _PIECE_ROWS = 4096  # … of which each may have effects of its own: a history has 10,000 at most
 

@@ -17,8 +17,6 @@ from sabot.operators.agents.rows import RECORD_ROWS
 from sabot.operators.base import Operator, OperatorContext, without_marks
 from sabot.operators.layout.sites import Places, Site
 
-__all__ = ["PLACES", "AgentFeed"]
-
 
 class AgentFeed(Operator):
     """For a record agent, records as a topic would have them; for a batch agent, the columns of its `schema=`, or all.

@@ -18,19 +18,6 @@ from sabot._cython.groups.partition import hash_array
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.errors import UNREADABLE, CorruptJournal
 
-__all__ = [
-    "BatchInput",
-    "Pins",
-    "is_batch",
-    "name_of",
-    "of_ipc",
-    "offsets_of_text",
-    "place_of_rows",
-    "read_batch",
-    "text_of_offsets",
-    "to_ipc",
-]
-
 _NAME = re.compile(r"/-?\d+/-?\d+\+\d+")
 
 _PARTITION, _OFFSET = RECORD_SCHEMA.get_field_index("partition"), RECORD_SCHEMA.get_field_index("offset")

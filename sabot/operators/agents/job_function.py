@@ -25,8 +25,6 @@ from sabot.state import StateAt, StateBackend
 from sabot.state.backends.memory import MemoryBackend
 from sabot.state.base import LocalBackend
 
-__all__ = ["JobFunction", "job_function"]
-
 
 class JobFunction:
     """keyed: there is one job of a key at a time, and its state is the key's. begun: where values of that state expire, the open jobs, and

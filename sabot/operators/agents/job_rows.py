@@ -23,38 +23,6 @@ from sabot.journal import digest
 from sabot.operators.agents.job_batches import to_ipc
 from sabot.operators.agents.rows import JSON_HEADER, Row, place_of, rows_of, with_headers
 
-__all__ = [
-    "CONVERSATION_HEADER",
-    "FROM_HEADER",
-    "INPUT_HEADER",
-    "JOB_HEADER",
-    "LABELS_HEADER",
-    "LAST_RUN",
-    "RUN_HEADER",
-    "FailedRun",
-    "JobCall",
-    "JobInput",
-    "JobNames",
-    "WaitingInput",
-    "began_with",
-    "decode_record",
-    "decode_waiting",
-    "encode",
-    "failed_run",
-    "input_of",
-    "inputs_of",
-    "labels_of",
-    "of_input",
-    "of_job",
-    "of_json",
-    "of_result",
-    "payload_from",
-    "row_of",
-    "rows_of_begun",
-    "version_of",
-    "without_ours",
-]
-
 JOB_HEADER = "sabot.job"
 """The header of a record that says which job it is: of a dead letter, and of what is made of it."""
 

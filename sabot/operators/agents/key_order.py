@@ -21,8 +21,6 @@ from sabot.operators.agents.mailbox import Mailboxes, MailRoom
 from sabot.operators.agents.timers import key_of
 from sabot.redaction import scrubbed
 
-__all__ = ["KeyOrder", "OrderOwner"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -9,8 +9,6 @@ from sabot.operators.agents.durable_batches import DurableBatchOperator
 from sabot.operators.agents.operator import AgentOperator
 from sabot.operators.agents.records import RecordAgentOperator
 
-__all__ = ["agent_operator"]
-
 
 def agent_operator(spec: AgentSpec, **wiring: Any) -> AgentOperator:
     """The operator that runs this agent. A durable one takes some wiring of its own."""

@@ -17,8 +17,6 @@ from sabot.exits import EXITS
 from sabot.operators.agents.operator import AgentOperator
 from sabot.watch import unexpected
 
-__all__ = ["LaneOperator"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -15,8 +15,6 @@ from pathlib import Path
 from sabot.state import MemoryBackend, load_snapshot
 from sabot.state.base import Cut, LocalBackend, LocalSnapshot
 
-__all__ = ["NOTES", "STATE", "MailRoom", "Mailboxes", "NotesOfParked"]
-
 STATE = "mailboxes"
 """The name of the state in a checkpoint, among those of the task of the agents."""
 

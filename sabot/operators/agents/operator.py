@@ -37,12 +37,6 @@ from sabot.operators.held import Held, HeldRows
 from sabot.operators.nulled import Nulled
 from sabot.state import StateBackend
 
-__all__ = [
-    "AgentOperator",
-    "Port",
-    "RowBuffer",
-]
-
 _log = logging.getLogger(__name__)
 
 _SHIP_ROWS = 1024

@@ -11,8 +11,6 @@ from sabot.codecs.raw import VALUE
 from sabot.codecs.records import empty_batch, encode_payload
 from sabot.errors import UserError
 
-__all__ = ["PayloadOf", "RowPayloads", "as_json", "payloads_of"]
-
 PayloadOf = Callable[[Any, Any, str | None], bytes | None]
 """(value, key, the topic that a result names; None: the first one) -> its payload. Raises UserError for what the format cannot say."""
 

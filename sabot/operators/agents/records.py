@@ -24,8 +24,6 @@ from sabot.operators.agents.rows import (
 from sabot.operators.agents.timers import DueTimer, KeyTimers, key_bytes, key_of
 from sabot.operators.held import HeldRows
 
-__all__ = ["RecordAgentOperator"]
-
 
 class RecordAgentOperator(LaneOperator):
     """Rows of RECORD_SCHEMA, decoded where they enter and dealt to lanes by their key."""

@@ -33,23 +33,6 @@ from sabot.operators.agents.payloads import PayloadOf, as_json
 from sabot.operators.agents.timers import DueTimer
 from sabot.operators.held import HeldRows
 
-__all__ = [
-    "JSON_HEADER",
-    "RECORD_ROWS",
-    "RecordReader",
-    "Result",
-    "Row",
-    "gathering",
-    "nulled_in",
-    "place_of",
-    "plain_of",
-    "records_batch",
-    "results_of",
-    "rows_of",
-    "waiting_batches",
-    "with_headers",
-]
-
 RECORD_ROWS = 2048
 """More records do not come at once: to take so many in holds the event loop up for 2 ms."""
 

@@ -35,8 +35,6 @@ from sabot.operators.keeping import Batches, KeptCut, read_batches
 from sabot.state.base import Cut
 from sabot.watch import guarded
 
-__all__ = ["DueTimer", "KeyTimers", "cut_timers", "key_bytes", "key_of", "restore_timers", "saved_timers", "state_name"]
-
 DueTimer = tuple[bytes, int, str]
 """The scope of its key, its time in ms, its name."""
 

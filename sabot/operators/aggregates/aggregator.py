@@ -34,15 +34,6 @@ from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext
 from sabot.operators.columns import check_distinct, column_index, key_columns
 from sabot.state.tables.store import TableStore
 
-__all__ = [
-    "KINDS",
-    "AggregateColumn",
-    "Aggregator",
-    "aggregates_reader",
-    "aggregates_schema",
-    "slot_pieces",
-]
-
 _NUMERIC = ["sum", "mean", "variance", "stddev"]
 _PICKED = ["min", "max", "first", "last", "any", "arg_min", "arg_max"]
 _SKETCHED = ["approx_count_distinct", "approx_quantile"]

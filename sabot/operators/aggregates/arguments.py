@@ -11,8 +11,6 @@ from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.layout.sites import Site
 from sabot.operators.rows.stateless import add_columns
 
-__all__ = ["Arguments", "with_arguments"]
-
 
 class Arguments:
     """Columns named "__0", "__1", … for arguments that are expressions. what: the aggregates, or columns of `over`, by name."""

@@ -19,19 +19,6 @@ from sabot._cython.groups.keyed import GroupTable
 from sabot.errors import UserError
 from sabot.state.base import Saved
 
-__all__ = [
-    "ROWS_OF_A_KEY",
-    "Carried",
-    "Fate",
-    "Keeps",
-    "Shape",
-    "Standing",
-    "carried",
-    "fates",
-    "shared_by",
-    "sources_of",
-]
-
 _KEPT_AS = {"stddev": "variance", "any": "first"}
 ROWS_OF_A_KEY = ("", "count()", "int64")  # what groups keep beside the aggregates of the user's, as an aggregate
 

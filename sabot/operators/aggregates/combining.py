@@ -15,8 +15,6 @@ from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
 from sabot.operators.columns import time_index
 from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape
 
-__all__ = ["ROWS_COLUMN", "LocalCombine", "combined_input", "repeated"]
-
 ROWS_COLUMN = "__rows"  # how many rows a partial state stands for
 
 _INPUT = b"sabot.input"  # in the metadata of the schema of partial states: the columns that were combined

@@ -11,21 +11,6 @@ from sabot._cython.groups.keyed import sum_overflow
 from sabot.arrays import decimal_words
 from sabot.errors import DataError
 
-__all__ = [
-    "SumOverflow",
-    "decimal_means",
-    "decimal_overflow",
-    "decimal_sums",
-    "decimals_of",
-    "named_by",
-    "part_count",
-    "part_of",
-    "sum_type",
-    "too_wide",
-    "word_count",
-    "word_of",
-]
-
 _LOW = np.int64(0xFFFFFFFF)
 _EXACT = 2**53  # integers up to it are floats without rounding
 _SHORT = 18  # digits that fit into 64 bits

@@ -13,8 +13,6 @@ from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.aggregates.packed import has_words, ordered_width, words
 from sabot.operators.aggregates.values import ChangedRows, Values
 
-__all__ = ["DistinctCounts", "DistinctSet", "distinct_sets"]
-
 Array: TypeAlias = pa.Array
 _FILTERS = 32  # of one set
 

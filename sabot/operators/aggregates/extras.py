@@ -12,8 +12,6 @@ from sabot.operators.aggregates.pairs import Pairs
 from sabot.operators.aggregates.sketches import Sketches
 from sabot.operators.aggregates.user import UserStates
 
-__all__ = ["Extras"]
-
 _KEPT_BY: dict[str, Callable[[Gather], Gathered]] = {"user": UserStates, "sketch": Sketches}
 
 

@@ -12,8 +12,6 @@ from sabot.config import is_whole
 from sabot.errors import UserError
 from sabot.operators.aggregates.decimals import sum_type
 
-__all__ = ["ROWS", "VALUES", "Gather", "Gathered", "joined", "selected"]
-
 ROWS = ("least", "greatest", "latest")  # reductions that keep one row a slot, by its rank
 VALUES = ("min", "max", "sum", "distinct", "top")  # reductions that pass over nulls
 

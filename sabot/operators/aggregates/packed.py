@@ -15,8 +15,6 @@ import pyarrow.compute as pc
 from sabot._cython.groups.multiset import join_keys, split_keys
 from sabot.arrays import integers
 
-__all__ = ["NAN", "from_ordered", "has_words", "ordered", "ordered_width", "packed", "unpacked", "words"]
-
 Array: TypeAlias = pa.Array
 _Part: TypeAlias = tuple[Array, int]  # byte strings without nulls, and the length of each (-1: they differ)
 

@@ -19,8 +19,6 @@ from sabot.operators.aggregates.decimals import SumOverflow
 from sabot.operators.aggregates.gather import ROWS, VALUES, Array, Gather, Gathered, joined, selected
 from sabot.operators.aggregates.reducers import REDUCERS, plain_floats, top
 
-__all__ = ["Pairs"]
-
 REDUCE_ROWS = 65_536  # reducing fewer rows is not worth it
 PIECE_ROWS = 32_768  # rows that are reduced at once, so that lookups stay in the processor's cache
 RUN_BYTES = 1 << 29  # runs of lists are not merged to more, since the offsets of texts have 31 bits

@@ -12,8 +12,6 @@ import pyarrow.compute as pc
 from sabot.operators.aggregates.decimals import decimal_overflow
 from sabot.operators.aggregates.gather import Array
 
-__all__ = ["REDUCERS", "plain_floats", "top"]
-
 _NAN_AND_ZERO = {kind: (pa.scalar(float("nan"), kind), pa.scalar(0.0, kind)) for kind in (pa.float32(), pa.float64())}
 
 

@@ -11,8 +11,6 @@ from sabot._cython.groups.sketch import Distinct, Quantiles
 from sabot.operators.aggregates.gather import Array, Gather, Gathered, selected
 from sabot.operators.aggregates.packed import ordered
 
-__all__ = ["Sketches", "quantile_column", "value_hashes"]
-
 
 class Sketches(Gathered):
     """A sketch of each slot's values."""

@@ -9,8 +9,6 @@ import pyarrow as pa
 from sabot.errors import UserError, short_repr
 from sabot.operators.aggregates.gather import Array, Gather, Gathered
 
-__all__ = ["UserAggregate", "UserStates", "fits"]
-
 _STATE_BYTES = 300  # about what a state of a few numbers takes
 
 

@@ -28,19 +28,6 @@ from sabot.operators.base import (
 )
 from sabot.operators.changes.weaving import signs
 
-__all__ = [
-    "Beside",
-    "Best",
-    "ChangedRows",
-    "DecimalMeans",
-    "InOrder",
-    "QuantileSketches",
-    "Sums",
-    "Values",
-    "WholeRows",
-    "WholeSums",
-]
-
 Array: TypeAlias = pa.Array
 
 _LOW = np.int64(0xFFFFFFFF)

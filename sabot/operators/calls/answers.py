@@ -16,8 +16,6 @@ from sabot.errors import UserError
 from sabot.operators.base import OP_COLUMN, TIME_COLUMN, OperatorContext
 from sabot.operators.rows.mapped import MapBatches
 
-__all__ = ["Answers", "BatchAnswers", "joined"]
-
 _NOT_CONVERTED = (pa.ArrowException, TypeError, ValueError, OverflowError)
 
 

@@ -10,8 +10,6 @@ from sabot._cython.flow.channel import ACTIVE, IDLE, Watermark
 from sabot.calls.handover import Call
 from sabot.operators.held import HeldRows, RowNumbers
 
-__all__ = ["CHUNK_ROWS", "Chunk", "Done", "Segment"]
-
 CHUNK_ROWS = 1024  # of which some may wait: as long as one of them does, all are in memory
 _TAKE_ROWS = 64  # become Python rows at a time, on the event loop
 _LOOK_AHEAD = 4096

@@ -39,8 +39,6 @@ from sabot.operators.calls.saved import CallsCut, filtered, read_done
 from sabot.operators.held import Held, RowNumbers
 from sabot.operators.keeping import columns_schema, last_watermark, owned_groups, read_batches
 
-__all__ = ["HeldCalls"]
-
 _EMIT_ROWS = 65_536
 _CAPACITY_BYTES = 64 << 20
 

@@ -19,8 +19,6 @@ from sabot.operators.joins.join import TableLookup
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
 
-__all__ = ["PLACES", "READERS", "LookupAsync"]
-
 _CHUNK_ROWS = 65_536
 
 

@@ -21,8 +21,6 @@ from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
 from sabot.operators.rows.mapped import check_fixed, times_of
 
-__all__ = ["PLACES", "READERS", "MapAsync"]
-
 
 class MapAsync(HeldCalls):
     """`await function(row)` for each row: a dict, None for nothing, a list of dicts, or it yields dicts; batch: for each slice of at most

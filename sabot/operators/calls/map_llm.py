@@ -22,8 +22,6 @@ from sabot.operators.expressions.compiled import compile_expr
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
 
-__all__ = ["PLACES", "READERS", "MapLlm"]
-
 _CHUNK_ROWS = 4096  # their prompts are made together, and asked in order of their text
 
 Prompts = Callable[[pa.RecordBatch], "pa.Array[Any]"]

@@ -19,8 +19,6 @@ from sabot.operators.calls.chunks import Chunk, Done
 from sabot.operators.calls.held_calls import HeldCalls
 from sabot.operators.held import RowNumbers
 
-__all__ = ["AskedRows", "QuestionChunk"]
-
 _TAKE_QUESTIONS = 64  # become Python values at a time, on the event loop
 
 

@@ -20,8 +20,6 @@ from sabot.operators.calls.chunks import Chunk, Done
 from sabot.operators.held import RowNumbers
 from sabot.operators.keeping import Batches, KeptCut, read_batches
 
-__all__ = ["CallsCut", "filtered", "read_done"]
-
 _DONE = pa.schema([("row", pa.int64()), ("rows", pa.int32()), ("results", pa.int32()), ("error", pa.string())])
 _FAILED = -1  # in place of the number of results
 _AGAIN = object()  # in place of an outcome: the call is to be made again

@@ -17,8 +17,6 @@ from sabot.operators.base import START_OF_TIME, TIME_COLUMN, OperatorContext
 from sabot.operators.changes.state import KEPT, Array, StoredGroups
 from sabot.state.tables.store import TableStore
 
-__all__ = ["AddedGroups"]
-
 _ROWS, _TIME = "__rows", "__at"  # hidden aggregates: how many rows a group has; the event time of its result
 
 

@@ -31,8 +31,6 @@ from sabot.operators.readers import described
 from sabot.operators.rows.origin import reselected
 from sabot.state.files import remove_tree
 
-__all__ = ["GroupAggregate", "KeptGroups"]
-
 _BY_ARRIVAL = ("first", "last", "collect_list", "user")  # where rows have no event time
 
 

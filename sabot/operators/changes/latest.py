@@ -17,8 +17,6 @@ from sabot.operators.columns import key_table
 from sabot.operators.keeping import Kept, Owned, Stored
 from sabot.state.tables.rows import RowStore
 
-__all__ = ["LatestRows"]
-
 
 class LatestRows(Groups):
     """The last row of each key, where a row replaces the one before, or takes it away if its op is DELETE.

@@ -33,8 +33,6 @@ from sabot.operators.readers import Readers
 from sabot.state.files import remove_tree
 from sabot.state.tables.store import TableStore
 
-__all__ = ["PLACES", "READERS", "Materialize"]
-
 Array: TypeAlias = pa.Array
 
 _MOST_KEYS = 32  # columns that the store takes for its key

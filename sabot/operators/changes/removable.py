@@ -29,8 +29,6 @@ from sabot.operators.base import START_OF_TIME, TIME_COLUMN, OperatorContext, wi
 from sabot.operators.changes.state import KEPT, Array, StoredGroups
 from sabot.state.tables.store import TableStore
 
-__all__ = ["LastOfChanges", "RemovableGroups"]
-
 
 class RemovableGroups(StoredGroups):
     """Groups that keep for each aggregate what it needs to take a row away again.

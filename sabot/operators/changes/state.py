@@ -18,8 +18,6 @@ from sabot.operators.keeping import Batches, Columns, Kept, StoredTables
 from sabot.operators.spilled import SpilledGroups
 from sabot.state.tables.store import TableStore
 
-__all__ = ["KEPT", "Groups", "StoredGroups"]
-
 Array: TypeAlias = pa.Array
 
 KEPT = "kept"

@@ -34,8 +34,6 @@ from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers, aggregates_of
 from sabot.operators.rows.marked import AsInserts
 
-__all__ = ["PLACES", "READERS", "Changelog", "Upsert", "net"]
-
 Array: TypeAlias = pa.Array
 
 _WORDS = pa.array(["insert", "update_before", "update_after", "delete"])

@@ -12,8 +12,6 @@ from sabot._cython.groups.keyed import GroupTable
 from sabot._cython.rows.changes import weave, woven
 from sabot.operators.base import OP_COLUMN, TIME_COLUMN
 
-__all__ = ["Weave", "differ", "same_rows", "signs"]
-
 Array: TypeAlias = pa.Array
 
 

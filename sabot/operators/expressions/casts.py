@@ -25,8 +25,6 @@ from sabot.operators.expressions.rounding import rescaled
 from sabot.operators.expressions.times import local
 from sabot.operators.expressions.zones import zone_texts
 
-__all__ = ["RefusedValues", "caster", "common_type", "integer_range", "is_number", "least_integer"]
-
 _SIGNED = [pa.int8(), pa.int16(), pa.int32(), pa.int64()]
 _UNSIGNED = [pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
 _UNITS = ["s", "ms", "us", "ns"]

@@ -11,8 +11,6 @@ from sabot.errors import UserError
 from sabot.operators.expressions.casts import caster
 from sabot.operators.expressions.node import FALSE, Compiled, Steps, apply, to_type, unified
 
-__all__ = ["STEPS"]
-
 
 def _fill_null(expr: Expr, nodes: list[Compiled]) -> Compiled:
     def filled(x: Any, value: Any) -> Any:

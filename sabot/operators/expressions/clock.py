@@ -11,8 +11,6 @@ from sabot.errors import UserError
 from sabot.operators.expressions import times
 from sabot.operators.expressions.node import Compiled, Steps, apply, to_type
 
-__all__ = ["STEPS"]
-
 _PARTS = {
     "dt.date": lambda x: pc.cast(epoch(x, "d"), pa.int32()).view(pa.date32()),
     "dt.year": pc.year,

@@ -16,8 +16,6 @@ from sabot.errors import UserError
 from sabot.operators.expressions.casts import common_type
 from sabot.operators.expressions.node import Compiled, Function, Steps, adapted, apply, constant, to_type, unified
 
-__all__ = ["STEPS", "comparable", "comparison_of"]
-
 _COMPARE = {
     "==": pc.equal,
     "!=": pc.not_equal,

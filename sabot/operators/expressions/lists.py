@@ -13,8 +13,6 @@ from sabot.errors import DataError, UserError
 from sabot.operators.expressions.comparisons import comparable, comparison_of
 from sabot.operators.expressions.node import FALSE, Compiled, Function, Steps, apply, to_type
 
-__all__ = ["STEPS", "no_value_at_index"]
-
 
 def _list_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
     node, *others = nodes

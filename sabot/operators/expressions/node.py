@@ -13,22 +13,6 @@ from sabot.arrays import broadcast, decimal_floats, shown
 from sabot.errors import DataError, UserError
 from sabot.operators.expressions.casts import common_type, integer_range, is_number, least_integer
 
-__all__ = [
-    "FALSE",
-    "Compiled",
-    "Function",
-    "Steps",
-    "adapted",
-    "all_numbers",
-    "apply",
-    "constant",
-    "is_int",
-    "misfit",
-    "number",
-    "to_type",
-    "unified",
-]
-
 Function = Callable[..., Any]
 
 FALSE = pa.scalar(False, pa.bool_())  # without a given type pyarrow looks for pandas each time

@@ -29,8 +29,6 @@ from sabot.operators.expressions.node import (
 )
 from sabot.operators.expressions.rounding import round_decimals, round_to
 
-__all__ = ["STEPS"]
-
 _MOST_DIGITS = 76  # of a decimal256
 
 _ARITHMETIC = {"+": pc.add, "-": pc.subtract, "*": pc.multiply, "/": pc.divide}

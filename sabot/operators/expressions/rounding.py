@@ -18,8 +18,6 @@ import pyarrow.compute as pc
 
 from sabot.arrays import decimal_array, decimal_integers, floats
 
-__all__ = ["rescaled", "round_decimals", "round_to"]
-
 _TENS = 22  # powers of ten up to 10**22 are floats without rounding
 _WHOLE = 2.0**52  # from here on floats have no fraction
 _FINE = 2.0**54  # a float of so many steps of 10**-digits is the one nearest to its rounded value

@@ -17,8 +17,6 @@ from sabot.operators.expressions.casts import RefusedValues, caster
 from sabot.operators.expressions.lists import no_value_at_index
 from sabot.operators.expressions.node import Compiled, Function, Steps, apply, to_type
 
-__all__ = ["STEPS", "part_of_split"]
-
 _KINDS = [
     "lower",
     "upper",

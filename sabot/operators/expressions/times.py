@@ -12,8 +12,6 @@ from sabot.arrays import PER_SECOND, as_timestamp, integer_array, integers, is_u
 from sabot.errors import UserError
 from sabot.operators.expressions.zones import clock_of, intervals_of, times_at, times_before, zone_texts
 
-__all__ = ["format_time", "local", "truncate"]
-
 _NS = {
     "ns": 1,
     "us": 10**3,

@@ -22,8 +22,6 @@ import pyarrow as pa
 
 from sabot.arrays import PER_SECOND, integer_array, integers, is_utc
 
-__all__ = ["Intervals", "clock_of", "intervals_of", "times_at", "times_before", "zone_texts"]
-
 _DAY = 86400
 _FIRST = -130 * 365 * _DAY  # 1840: no zone has a change before
 _LAST = 830 * 365 * _DAY  # 2799: from here on the rules repeat every 400 years, as the calendar does

@@ -30,8 +30,6 @@ from sabot.operators.rows.bad import where_from
 from sabot.operators.rows.mapped import NO_ARROW
 from sabot.state.base import StateBackend
 
-__all__ = ["BatchForm"]
-
 Array: TypeAlias = pa.Array
 
 _TIMER_ROWS = 65_536  # at most so many timers fire in one call

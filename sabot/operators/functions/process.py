@@ -50,8 +50,6 @@ from sabot.operators.readers import Readers
 from sabot.state.base import Entry, Mine
 from sabot.state.keyed_values import load_values
 
-__all__ = ["PLACES", "READERS", "Process", "saved_process"]
-
 Array: TypeAlias = pa.Array
 
 _VALUES = "values"  # the folder of a checkpoint with the values

@@ -29,8 +29,6 @@ from sabot.operators.functions.trial import HELD_ROWS
 from sabot.operators.rows.bad import row_place
 from sabot.state.values import PlainList, PlainMap, PlainValue
 
-__all__ = ["RowForm"]
-
 Array: TypeAlias = pa.Array
 
 _OUT_ROWS = 8192  # rows that are gathered before they are emitted

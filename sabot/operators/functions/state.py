@@ -28,24 +28,6 @@ from sabot.state.keyed_values import open_values
 from sabot.state.reading import json_text
 from sabot.state.values import PlainList, PlainMap, PlainValue, hashable
 
-__all__ = [
-    "KIND_WORDS",
-    "NO_SLOTS",
-    "TIMERS_OF_A_KEY",
-    "Form",
-    "Keyed",
-    "SharedMap",
-    "Side",
-    "head_key",
-    "key_values",
-    "kind_of",
-    "namespace_of",
-    "no_key",
-    "parts_of",
-    "plain_key",
-    "plain_keys",
-]
-
 Array: TypeAlias = pa.Array
 
 TIMERS_OF_A_KEY = 100_000  # how many timers a key may set in one `advance` without moving on in time

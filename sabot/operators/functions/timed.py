@@ -14,8 +14,6 @@ from sabot.operators.cuts import Rows
 from sabot.operators.keeping import Owned
 from sabot.operators.slotted import Slotted
 
-__all__ = ["KeysWithTimers"]
-
 _DUE_ROWS = 65_536  # timers on disk that become due are brought back by about so many
 _ABOUT = (("at", pa.int64()), ("kind", pa.int8()), ("name", pa.string()), ("serial", pa.int64()), ("order", pa.int64()))
 

@@ -14,8 +14,6 @@ from sabot.state.base import LocalBackend
 from sabot.state.expiry import EventExpiry
 from sabot.state.overlay import ExpiringOverlay, LoggedWrites
 
-__all__ = ["HELD_ROWS", "Trial"]
-
 HELD_ROWS = 131_072  # results that are held; with more of them the calls so far are kept, and cannot be undone any more
 
 

@@ -16,8 +16,6 @@ from sabot.operators.joins.timed import LONGEST_MS, TimedJoin, within
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
 
-__all__ = ["PLACES", "READERS", "AsofJoin"]
-
 _GONE = "__gone"
 
 

@@ -15,8 +15,6 @@ from sabot.operators.joins.timed import LONGEST_MS, TimedJoin, within
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
 
-__all__ = ["PLACES", "READERS", "IntervalJoin"]
-
 _FIRST_PROBE = 64  # rows in the first piece of a probe
 
 

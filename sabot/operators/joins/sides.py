@@ -28,8 +28,6 @@ from sabot.operators.columns import check_distinct
 from sabot.operators.keeping import Keeper, Keeping, Stored, columns_schema, fewer_columns
 from sabot.state.tables.rows import RowStore
 
-__all__ = ["Emission", "Joined", "Result", "Rows", "Side", "Sides", "later"]
-
 Array: TypeAlias = pa.Array
 
 _ALL_HOW = ("inner", "left", "right", "full", "semi", "anti")

@@ -26,8 +26,6 @@ from sabot.operators.joins.sides import Joined, Rows, Side
 from sabot.operators.keeping import last_watermark
 from sabot.operators.late_rows import LateRows
 
-__all__ = ["LONGEST_MS", "TimedJoin", "within"]
-
 LONGEST_MS = 2**60  # the longest interval or tolerance
 
 

@@ -20,8 +20,6 @@ from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
 from sabot.operators.windows.panes import TimeWindow, WindowShape, stored_window, window_of, window_words
 
-__all__ = ["PLACES", "READERS", "WindowJoin"]
-
 
 class WindowJoin(TimedJoin):
     """Pairs with equal keys in the same window, emitted when the window is over: the left's columns, window_start, window_end, the

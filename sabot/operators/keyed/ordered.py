@@ -15,8 +15,6 @@ from sabot.operators.keeping import Columns, Keeper, KeepsWatermark, columns_sch
 from sabot.operators.layout.sites import Site
 from sabot.operators.readers import Readers
 
-__all__ = ["READERS", "EventOrder", "in_order"]
-
 _SMALL_ROWS = 16_384
 
 

@@ -39,8 +39,6 @@ from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
 from sabot.operators.rows.stateless import Drop
 
-__all__ = ["OVER_KINDS", "PLACES", "READERS", "Over"]
-
 OVER_KINDS = frozenset([*RANKS, "lag", "lead"])  # the kinds that are no aggregates
 _INT64 = pa.int64()
 _MOVED = ("cold", "evicted_total", "faults_total")  # figures of what is not in memory

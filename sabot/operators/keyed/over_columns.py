@@ -16,8 +16,6 @@ from sabot.operators.aggregates.aggregator import KINDS, AggregateColumn
 from sabot.operators.aggregates.carried import Keeps, shared_by, sources_of
 from sabot.operators.base import Saved
 
-__all__ = ["RANKS", "OverCarried", "OverColumn", "columns_read", "hidden_over", "keeps_over", "over_carried"]
-
 RANKS = ("row_number", "rank", "dense_rank")
 _MADE = re.compile(
     r"__[0-9]+"

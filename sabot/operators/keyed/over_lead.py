@@ -14,8 +14,6 @@ from sabot.operators.keeping import Batches, Owned, with_columns_of
 from sabot.operators.keyed.over_columns import OverColumn
 from sabot.operators.keyed.over_state import MARKS, Array, SlottedState, argument_of, default_of, kept_table, or_default
 
-__all__ = ["LeadState"]
-
 _NEXT = "waiting next"  # the fact: the number of the next row
 _NOTED_SLOTS = 8_192  # how many slots are put aside at a time
 

@@ -24,19 +24,6 @@ from sabot.operators.keyed.over_columns import RANKS, OverCarried, OverColumn
 from sabot.operators.slotted import Slotted
 from sabot.operators.windows.sessions import later
 
-__all__ = [
-    "MARKS",
-    "FrameState",
-    "OverState",
-    "PlaceState",
-    "RunningState",
-    "SlottedState",
-    "argument_of",
-    "default_of",
-    "kept_table",
-    "or_default",
-]
-
 _INT64 = pa.int64()
 _AT = pa.field("__at", _INT64)
 MARKS = (

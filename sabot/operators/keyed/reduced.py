@@ -6,8 +6,6 @@ import pyarrow as pa
 
 from sabot.operators.windows.sessions import KeyedRuns
 
-__all__ = ["ReducedRuns"]
-
 _ROW_BYTES, _VALUE_BYTES = 200, 60  # about what a reduced row takes as a dict, and each of its values
 
 

@@ -38,8 +38,6 @@ from sabot.operators.windows.panes import window_words
 from sabot.operators.windows.sessions import KeyedRuns, Numbered, later
 from sabot.state.tables.store import TableStore
 
-__all__ = ["PLACES", "READERS", "CountAggregate", "Deduplicate", "Reduce", "RunningAggregate"]
-
 Array: TypeAlias = pa.Array
 Row = dict[str, Any]
 

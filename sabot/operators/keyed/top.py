@@ -34,8 +34,6 @@ from sabot.operators.readers import Readers
 from sabot.operators.rows.origin import reselected
 from sabot.operators.slotted import Slotted
 
-__all__ = ["CANNOT_CHANGE", "PLACES", "READERS", "TIES", "Ranked", "TopN", "ranked_of", "saved_columns"]
-
 TIES = ("row_number", "rank", "dense_rank")
 _TIMESTAMP = pa.timestamp("ms", "UTC")
 CANNOT_CHANGE = "columns of a top_n cannot change between a checkpoint and its restore"

@@ -33,8 +33,6 @@ from sabot.operators.base import LETTERS, Operator
 from sabot.operators.layout.stages import Aligned, Edge, Stage, Step
 from sabot.operators.rows.marked import WithoutPairs, WithoutTime
 
-__all__ = ["Layout", "Places", "Site"]
-
 Keys: TypeAlias = tuple[str, ...]
 
 

@@ -17,8 +17,6 @@ from sabot.codecs.base import Format
 from sabot.connectors.base import Delivery, OnNan, Sink
 from sabot.operators.base import Operator, with_marks
 
-__all__ = ["Aligned", "Edge", "Reading", "Stage", "Step", "column_types"]
-
 
 @dataclass(eq=False)
 class Edge:

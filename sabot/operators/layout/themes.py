@@ -14,8 +14,6 @@ from sabot.errors import UserError
 from sabot.operators.base import Operator
 from sabot.operators.layout.sites import Site
 
-__all__ = ["place_of", "reader_of"]
-
 _THEMES = {
     "agents": ("agents.feed",),
     "calls": ("calls.map_async", "calls.lookups", "calls.map_llm"),

@@ -8,8 +8,6 @@ import pyarrow as pa
 
 from sabot.operators.base import CHUNK_ROWS
 
-__all__ = ["KeptRows", "row_pieces"]
-
 _PIECE_ROWS = 16_384  # smaller pieces are put together when they have so many rows
 _PIECES = 256  # or when there are so many of them
 

@@ -34,8 +34,6 @@ from sabot.operators.patterns.plan import PatternPlan
 from sabot.operators.patterns.state import Partials, PatternState, contents_of
 from sabot.operators.readers import Readers
 
-__all__ = ["PLACES", "READERS", "Pattern"]
-
 MAX_PARTIAL = 10_000
 _ROWS_A_PARTIAL = 100  # a key may have so many rows for each partial match that it may have
 

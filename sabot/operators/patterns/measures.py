@@ -11,8 +11,6 @@ from sabot.api.patterns import MATCH_END, MATCH_START, step_values, with_step_va
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator
 from sabot.operators.expressions.compiled import compile_expr
 
-__all__ = ["TIMESTAMP", "MatchedRows", "Measures"]
-
 TIMESTAMP = pa.timestamp("ms", "UTC")
 _KINDS = {"list": "collect_list"}  # the other values of steps have the names of aggregates
 _MATCH, _WEIGHT = "__match", "__rows"  # columns of rows of matches: the match, how many rows it stands for

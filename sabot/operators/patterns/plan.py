@@ -12,8 +12,6 @@ from sabot.errors import UserError
 from sabot.operators.expressions.casts import common_type
 from sabot.operators.expressions.compiled import Compiled, compile_expr, compile_predicate
 
-__all__ = ["PatternPlan"]
-
 _MOST = 63  # the kernel takes so many tests, and so many slots
 
 Array: TypeAlias = pa.Array

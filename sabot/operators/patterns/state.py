@@ -27,8 +27,6 @@ from sabot.operators.patterns.kept_rows import KeptRows
 from sabot.operators.patterns.measures import TIMESTAMP
 from sabot.operators.slotted import Slotted, saved_rows
 
-__all__ = ["Partials", "PatternState", "contents_of"]
-
 Array: TypeAlias = pa.Array
 
 _FILE = "matches"

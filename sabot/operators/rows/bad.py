@@ -29,8 +29,6 @@ from sabot.operators.rows.origin import of_selected
 from sabot.redaction import scrubbed
 from sabot.stored_names import stored_name
 
-__all__ = ["CALLS", "STEP_LENGTH", "BadRows", "cause_of", "nulls_of", "row_place", "salvaged", "where_from"]
-
 _log = logging.getLogger(__name__)
 
 CALLS = 4096

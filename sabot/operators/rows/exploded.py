@@ -17,8 +17,6 @@ from sabot.operators.layout.sites import Places, Site
 from sabot.operators.rows.bad import BadRows, row_place
 from sabot.operators.rows.origin import of_selected
 
-__all__ = ["PLACES", "Explode"]
-
 
 class Explode(Operator):
     """Gives a row for each value of these list columns. A row whose lists differ in length fails.

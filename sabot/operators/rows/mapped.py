@@ -21,8 +21,6 @@ from sabot.operators.rows.bad import BadRows, nulls_of, row_place, where_from
 from sabot.operators.rows.marked import check_given_names
 from sabot.operators.rows.origin import of_selected
 
-__all__ = ["NO_ARROW", "PLACES", "FlatMap", "MapBatches", "check_fixed", "times_of"]
-
 _FLAT_ROWS = 65_536  # at most so many rows are in a batch that flat_map emits
 
 NO_ARROW = "texts are UTF-8, and offsets ascend: array.validate(full=True) says where they do not"

@@ -21,15 +21,6 @@ from sabot.operators.base import (
 )
 from sabot.operators.rows.origin import with_columns_of
 
-__all__ = [
-    "MARKS",
-    "AsInserts",
-    "WithoutPairs",
-    "WithoutTime",
-    "check_given_names",
-    "parted",
-]
-
 MARKS = (OP_COLUMN, TIME_COLUMN)  # in the order in which they stand behind the user's columns
 
 

@@ -15,8 +15,6 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 
-__all__ = ["RowOrigin", "joined_origin", "of_selected", "reselected", "with_columns_of"]
-
 _ROW_BYTES = 12  # of a partition and an offset
 _Find = Callable[[pa.Int32Array], tuple[pa.Array, pa.Array]]
 _FEW = 16  # where fewer than one row in so many is left, the places of these are looked up, and the others let go

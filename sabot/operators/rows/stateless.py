@@ -34,18 +34,6 @@ from sabot.operators.rows.bad import BadRows, salvaged
 from sabot.operators.rows.marked import MARKS, AsInserts, check_given_names, parted
 from sabot.operators.rows.origin import of_selected, reselected, with_columns_of
 
-__all__ = [
-    "PLACES",
-    "Drop",
-    "EndVersions",
-    "Filter",
-    "Rename",
-    "Select",
-    "WithColumns",
-    "add_columns",
-    "only_columns",
-]
-
 _FEW = 4  # where fewer than one row in so many is selected, copying these costs less than computing all
 
 Named = Sequence[tuple[str, Expr]]

@@ -16,8 +16,6 @@ from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
 from sabot.operators.rows.origin import reselected
 
-__all__ = ["PLACES", "READERS", "Head", "Sample"]
-
 
 class Head(Keeping):
     """Passes the first `n` rows that come, over all lives of the job; then none. It copies nothing: what does not fit is left out of the

@@ -34,8 +34,6 @@ from sabot.operators.readers import Readers
 from sabot.operators.rows.bad import BadRows
 from sabot.operators.rows.origin import of_selected, reselected, with_columns_of
 
-__all__ = ["PLACES", "READERS", "ArrivalTime", "NewTime", "Passed", "by_arrival"]
-
 _MOST_STEPS = 1024
 
 

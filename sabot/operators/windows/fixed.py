@@ -38,8 +38,6 @@ from sabot.operators.windows.merged import MergedPanes
 from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, stored_window, window_of, window_words
 from sabot.operators.windows.sessions import SessionAggregate
 
-__all__ = ["PLACES", "READERS", "WindowAggregate"]
-
 _INT64 = pa.int64()
 _FIRST_SLOT = pa.scalar(0, pa.int32())  # pyarrow takes 30 µs to make a scalar of a number where pandas is not installed
 _WINDOW_TIME = pa.timestamp("ms", tz="UTC")

@@ -13,8 +13,6 @@ from sabot.operators.base import CHUNK_ROWS
 from sabot.operators.spilled import SpilledGroups
 from sabot.state.tables.store import TableStore
 
-__all__ = ["MergedPanes"]
-
 _MOST_NUMBERS = 2**30  # how many panes a SlidingTable numbers before it begins anew
 
 

@@ -13,8 +13,6 @@ from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
 from sabot.stored_names import stored_field, stored_name
 
-__all__ = ["PANE_COLUMN", "TimeWindow", "WindowShape", "stored_window", "window_of", "window_words"]
-
 PANE_COLUMN = "__pane"  # in partial states and in checkpoints: the start of the pane, ms
 
 TimeWindow = TumblingWindow | HoppingWindow | CumulativeWindow

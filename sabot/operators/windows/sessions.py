@@ -25,8 +25,6 @@ from sabot.operators.readers import Readers, aggregates_of, described
 from sabot.operators.slotted import Slotted
 from sabot.operators.windows.panes import window_words
 
-__all__ = ["READERS", "KeyedRuns", "Numbered", "SessionAggregate", "later"]
-
 _GROUP = "__group"
 _TIMESTAMP = pa.timestamp("ms", "UTC")
 

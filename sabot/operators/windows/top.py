@@ -34,8 +34,6 @@ from sabot.operators.spilled import SpilledGroups
 from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, stored_window, window_of, window_words
 from sabot.state.tables.idle import longest_idle
 
-__all__ = ["PLACES", "READERS", "WindowTopN"]
-
 _TIMESTAMP = pa.timestamp("ms", "UTC")
 _FIRST_SLOT = pa.scalar(0, pa.int32())
 _SHARE = 0.4  # of the keys leave when the budget is used up

@@ -22,8 +22,6 @@ from sabot.probes import Page, page_of
 from sabot.process.client import Child
 from sabot.process.errors import CommunicationError, NotFound
 
-__all__ = ["HealthChange", "HealthConfig", "HealthMonitor", "HealthSnapshot", "WatchedRequest"]
-
 _log = logging.getLogger(__name__)
 
 _MOST_REQUESTS = 10_000  # of an agent, in the window

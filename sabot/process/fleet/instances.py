@@ -12,8 +12,6 @@ from sabot.errors import IllegalTransition, UserError, short_repr
 from sabot.process.client import Child
 from sabot.process.command import Command
 
-__all__ = ["OVER", "AgentInstance", "InstanceInfo", "LifecycleConfig", "LifecycleState", "OnState"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -34,8 +34,6 @@ from sabot.process.status import ExitStatus
 from sabot.threads import to_the_end
 from sabot.watch import KeptTasks
 
-__all__ = ["LifecycleManager"]
-
 _log = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 5.0  # for the supervisor to say that a signal was sent

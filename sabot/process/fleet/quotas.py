@@ -15,18 +15,6 @@ from sabot.errors import UserError, short_repr
 from sabot.process.errors import InvalidQuota
 from sabot.process.fleet.instances import LifecycleState
 
-__all__ = [
-    "CountsTokens",
-    "QuotaAction",
-    "QuotaMode",
-    "QuotaResource",
-    "QuotaViolation",
-    "ResourceQuota",
-    "ResourceReport",
-    "parse_cpu",
-    "parse_memory",
-]
-
 _UNITS = {"": 1, **{f"{each}i": 1024**power for power, each in enumerate("KMGTPE", 1)}}
 _UNITS |= {each: 1000**power for power, each in enumerate("kMGTPE", 1)}
 _MOST_BYTES = 1 << 62

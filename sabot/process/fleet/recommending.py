@@ -9,8 +9,6 @@ from typing import Literal
 from sabot.config import check_numbers, checked_durations
 from sabot.errors import UserError
 
-__all__ = ["FleetConfig", "FleetMetrics", "Recommendations", "ScalingDecision"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class FleetConfig:

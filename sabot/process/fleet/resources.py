@@ -37,8 +37,6 @@ from sabot.process.fleet.quotas import (
     parse_cpu,
 )
 
-__all__ = ["ResourceManager"]
-
 _log = logging.getLogger(__name__)
 
 Told = TypeVar("Told")

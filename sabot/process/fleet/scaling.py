@@ -32,8 +32,6 @@ from sabot.process.status import ProcessUsage
 from sabot.threads import to_the_end
 from sabot.watch import KeptTasks
 
-__all__ = ["FleetManager", "FleetReplica"]
-
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")

@@ -26,8 +26,6 @@ from sabot.process.tree import numbers_of
 from sabot.threads import to_the_end
 from sabot.watch import KeptTasks
 
-__all__ = ["WarmPool", "WarmPoolConfig", "WarmPoolStatus"]
-
 _log = logging.getLogger(__name__)
 
 _LONGEST_BACKOFF_SECONDS = 60.0

@@ -19,8 +19,6 @@ from typing import Any
 
 from sabot.process.sandbox.seccomp import MACHINES, instructions
 
-__all__ = ["NOBODY", "PRIVATE", "confinement", "enter", "filter_calls", "landlock_version", "main", "prepare", "probe"]
-
 NOBODY = 65534
 """The user and the group of a child in a sandbox."""
 PRIVATE = ("/tmp", "/dev/shm")

@@ -19,18 +19,6 @@ from typing import Any
 from sabot.errors import UserError
 from sabot.process.errors import SandboxUnavailable, TrustExceeded
 
-__all__ = [
-    "DEMANDED",
-    "MEANS",
-    "Sandbox",
-    "SandboxSupport",
-    "TrustLevel",
-    "available",
-    "check_available",
-    "sandbox_of",
-    "stricter",
-]
-
 _log = logging.getLogger(__name__)
 
 BOOT = """

@@ -17,8 +17,6 @@ from typing import NamedTuple
 from sabot.disk import own_folder, private, regular
 from sabot.process.user_folder import user_folder
 
-__all__ = ["ResolvedPath", "SymbolicLink", "is_in", "planted", "remember_writable", "way_to", "writable_folders"]
-
 _UNFINISHED = ".new"
 _HOPS = 40  # between symbolic links, as the kernel has it
 _LONGEST = 1 << 14  # of a path that is remembered

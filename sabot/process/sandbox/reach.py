@@ -25,8 +25,6 @@ from sabot.process.sandbox.paths import (
     writable_folders,
 )
 
-__all__ = ["Confined", "confined"]
-
 _log = logging.getLogger(__name__)
 
 _SYSTEM = (

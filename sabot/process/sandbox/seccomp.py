@@ -11,8 +11,6 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
-__all__ = ["MACHINES", "Sockets", "instructions"]
-
 Sockets = Literal["egress", "restricted", "isolated", "none"]
 """Which sockets may be made. egress: UNIX, INET, INET6, and a look at the routes. restricted: TCP, as a client. isolated: TCP and UDP, for
 a network namespace of its own. none: none. A pair of connected UNIX sockets always."""

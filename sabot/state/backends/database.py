@@ -36,8 +36,6 @@ from sabot.errors import UNREADABLE, CorruptCheckpoint, SabotError, UserError
 from sabot.faults import unreadable
 from sabot.state.files import seen_from
 
-__all__ = ["MARK_FILE", "StateDatabase", "database_options", "read_database", "read_mark"]
-
 MARK_FILE = "sabot-state.json"
 _FORMAT = 1
 # The prefix of a namespace's column family, so that RocksDB's own "default" family does not count as a namespace.

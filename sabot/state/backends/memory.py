@@ -20,8 +20,6 @@ from sabot.faults import unreadable
 from sabot.state.base import BackendConfig, BackendCut, ClosedTables, Entry, LocalBackend, Mine, Snapshot
 from sabot.state.expiry import Expiry, converted
 
-__all__ = ["STATE_FILE", "MemoryBackend", "MemoryCut", "SavedFile"]
-
 STATE_FILE = "state.arrow"
 _FORMAT = b"1"
 _COLUMNS: "list[pa.Field[Any]]" = [

@@ -28,8 +28,6 @@ from sabot.state.base import BackendConfig, BackendCut, ClosedTables, Entry, Loc
 from sabot.state.expiry import Expiry, converted
 from sabot.state.files import link_tree, lock_directory, remove_tree
 
-__all__ = ["RocksDBBackend", "RocksDBCut", "SavedDatabase"]
-
 _Entries = dict[bytes, bytes | None]
 _UNKNOWN = b"\x00unknown"  # compared by identity
 _ENTRY_BYTES = 150  # the overhead of an entry: two bytes objects and a slot of a dict

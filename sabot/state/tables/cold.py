@@ -23,8 +23,6 @@ from sabot.state.backends.database import Piece, StateDatabase, database_options
 from sabot.state.files import link_tree, remove_tree
 from sabot.state.tables.parts import PARTS, Parts, merged_parts
 
-__all__ = ["ColdGroups", "read_cold"]
-
 Array: TypeAlias = pa.Array
 
 _NAMESPACE = "groups"

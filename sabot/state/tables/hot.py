@@ -23,8 +23,6 @@ from sabot.state.tables.cold import ColdGroups
 from sabot.state.tables.parts import ranges_of
 from sabot.state.tables.saved import Change
 
-__all__ = ["HotTable", "below_bound", "pieces"]
-
 Array: TypeAlias = pa.Array
 Aggregates: TypeAlias = Sequence[tuple[str, pa.DataType | None]]
 

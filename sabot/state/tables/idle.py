@@ -8,8 +8,6 @@ import pyarrow as pa
 
 from sabot._cython.groups.keyed import GroupTable
 
-__all__ = ["longest_idle"]
-
 
 def longest_idle(tables: Sequence[GroupTable], goal: int, tick: int, since: int = 0) -> tuple[list[pa.Int32Array], int]:
     """(the slots of each table that leave, `goal` or a few more of all together; the tick before which too few were last touched).

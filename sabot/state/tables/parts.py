@@ -19,8 +19,6 @@ from sabot._cython.groups.keyed import GroupTable
 from sabot._cython.groups.partition import KEY_GROUPS
 from sabot.state.backends.database import Piece, StateDatabase
 
-__all__ = ["PARTS", "Parts", "merged_parts", "ranges_of"]
-
 Array: TypeAlias = pa.Array
 Take = Callable[[pa.Int32Array], list[Array]]
 

@@ -12,8 +12,6 @@ from sabot.state.tables.cold import read_cold
 from sabot.state.tables.hot import CHUNK_ROWS, pieces
 from sabot.state.tables.saved import COLD, read_changes
 
-__all__ = ["PaneFacts", "Renewal", "SavedGroups"]
-
 
 class PaneFacts(NamedTuple):
     """The facts about a pane in a checkpoint."""

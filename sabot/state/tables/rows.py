@@ -32,8 +32,6 @@ from sabot.faults import unreadable
 from sabot.state.base import Cut, Owned, Saved
 from sabot.state.files import Shared, link_file, remove_tree
 
-__all__ = ["RowStore"]
-
 Array: TypeAlias = pa.Array
 
 _FORMAT = 1

@@ -28,17 +28,6 @@ from sabot.faults import unreadable
 from sabot.state.files import Shared, link_file, link_tree, remove_tree
 from sabot.state.tables.cold import ColdGroups
 
-__all__ = [
-    "COLD",
-    "Change",
-    "ColdCut",
-    "Delta",
-    "SavedChange",
-    "TablesCut",
-    "count_deltas",
-    "read_changes",
-]
-
 COLD = "cold"
 _NAME = re.compile(r"(\d+)(\.gone)?\.arrow")
 _BATCH_ROWS = 65_536  # rows of one batch of a delta: the copy that is in memory while it is written
