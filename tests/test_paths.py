@@ -12,7 +12,9 @@ WHOLE = re.compile(r"(?<![\w/.{}\"'-])(?:tests|sabot|docs|benchmarks|tools|examp
 # A path from the package's root, between backticks: `runtime/task`, `runtime/task.StreamTask`, `api/nodes/`.
 ROOM = re.compile(r"`(?:sabot/)?([a-z_]+(?:/[a-z_]+)+/?)(?:\.(\w+))?[`(]")
 
-NOT_OURS = {  # paths of a user's project, of a job's directory, and of what Python makes
+NOT_OURS = {  # paths of a user's project, of a job's directory, of folders that tests make, and of what Python makes
+    "docs/file",
+    "docs/key",
     "examples/app.py",
     "state/checkpoints",
     "tests/unit/__pycache__",
