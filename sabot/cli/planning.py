@@ -19,7 +19,7 @@ from sabot.errors import UserError
 from sabot.kafka import open_sink
 from sabot.logs import set_up_logging
 from sabot.operators.agents.timers import state_name
-from sabot.plan import Plan, Verdict
+from sabot.plan import Plan, Verdict, once_more
 from sabot.runtime.decoding import changed_format
 from sabot.runtime.facts import check_facts
 from sabot.runtime.restore import check_app, plan_of, readers_in, sinks_of, verdicts_of
@@ -73,7 +73,8 @@ def plan(
         manifest = job.manifest()
         check_app(manifest, app.id)
         check_facts(manifest)
-        fates = _fates(app, manifest, drop or ())
+        spent = frozenset(manifest.describe.get("dropped", ()))  # a start does not drop it again
+        fates = _fates(app, manifest, frozenset(drop or ()) - spent)
         if json:
             for fate in fates:
                 json_line(asdict(fate))
@@ -84,9 +85,10 @@ def plan(
         lost = [each for each in fates if each.lost]
         if lost:
             ways = " ".join(way for each in lost for way in each.ways)
+            again = once_more([way for each in lost for way in each.ways], spent)
             raise UserError(
                 f"this program would not go on with all of it: {'; '.join(f'{each.id}: {each.why}' for each in lost)}",
-                hint=f"what is given up is named: {ways}" if ways else "run the program that wrote it",
+                hint=f"what is given up is named: {ways}{again}" if ways else "run the program that wrote it",
             )
 
     set_up_logging("warning")

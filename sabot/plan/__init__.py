@@ -1,7 +1,7 @@
 """From the graph of nodes that users wrote to the stages that run. There are no threads, sockets or clocks here."""
 
 from sabot.operators.layout.stages import Edge, Reading, Stage, Step, column_types
-from sabot.plan.against import check, compare, planned
+from sabot.plan.against import check, compare, once_more, planned
 from sabot.plan.agents import (
     agreed_deliveries,
     agreed_formats,
@@ -44,6 +44,7 @@ __all__ = [
     "leading_to",
     "make_plan",
     "mermaid",
+    "once_more",
     "place_of_sink",
     "planned",
     "walk",

@@ -6,7 +6,7 @@ operator may change, and so may its aggregates, each of which is found again by 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from sabot.plan.stages import Plan
 from sabot.plan.verdicts import Outcome, Planned, SavedStep, Verdict
 from sabot.state.reading import SavedJob
 
-__all__ = ["Planned", "Verdict", "check", "compare", "planned"]
+__all__ = ["Planned", "Verdict", "check", "compare", "once_more", "planned"]
 
 _UNITS = {"ttl": " ms", "within": " ms", "allowed_lateness": " ms"}
 
@@ -102,8 +102,11 @@ def compare(operators: Sequence[Planned], manifest: SavedJob, drop: Iterable[str
     return verdicts
 
 
-def check(verdicts: Iterable[Verdict], checkpoint: int) -> dict[str, str]:
-    """Operator -> the id under which the checkpoint has its state. Raises UserError, which says what differs, where state would be lost."""
+def check(verdicts: Iterable[Verdict], checkpoint: int, spent: Collection[str] = ()) -> dict[str, str]:
+    """Operator -> the id under which the checkpoint has its state. Raises UserError, which says what differs, where state would be lost.
+
+    spent: the names that the start which wrote the checkpoint has dropped, and which the next one does not drop again.
+    """
     found: dict[str, str] = {}
     lost: list[str] = []
     ways: list[str] = []
@@ -116,9 +119,18 @@ def check(verdicts: Iterable[Verdict], checkpoint: int) -> dict[str, str]:
     if lost:
         raise UserError(
             f"checkpoint {checkpoint} has state that this program would not go on with: {'; '.join(lost)}",
-            hint=f"run the program that wrote it; or give up just that: {' '.join(ways)}",
+            hint=f"run the program that wrote it; or give up just that: {' '.join(ways)}{once_more(ways, spent)}",
         )
     return found
+
+
+def once_more(ways: Iterable[str], spent: Collection[str]) -> str:
+    """What a hint adds where an option among its ways was given to the last start too, and would not be followed again: "" if none."""
+    again = [way for way in dict.fromkeys(ways) if way.removeprefix("--drop ") in spent]
+    if not again:
+        return ""
+    options = " ".join(again)
+    return f" (the last start has done {options}, which is done once: start and stop the program that wrote it without the option before)"
 
 
 def _given_up(

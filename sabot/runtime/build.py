@@ -469,7 +469,7 @@ class Build:
             return
         assert self.plan is not None
         verdicts = verdicts_of(self.plan, restored, self.settings.drop)
-        saved_as = check(verdicts, restored.checkpoint_id)
+        saved_as = check(verdicts, restored.checkpoint_id, restored.describe.get("dropped", ()))
         forgets = {each.id: each.forgets for each in verdicts}
         for each in verdicts:
             loses = each.given_up or bool(each.forgets) or any(part.outcome == "drop" for part in each.parts)

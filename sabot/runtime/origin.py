@@ -64,6 +64,9 @@ class Origin:
         """
         found = self._find(storage)
         self.drop = frozenset() if found is None else self._asked.drop.difference(found.describe.get("dropped", ()))
+        if found is not None and self._asked.drop != self.drop:
+            done = ", ".join(sorted(self._asked.drop - self.drop))
+            _log.info("the last start has dropped %s, as asked: what it keeps since goes on", done)
         return found
 
     def describe(self, origin: Manifest | None) -> dict[str, Any]:
