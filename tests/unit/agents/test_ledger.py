@@ -82,6 +82,16 @@ async def test_what_is_exactly_at_the_limit_fits_and_little_left_is_a_warning() 
     assert await accounts.check_budget(TENANT, 200) is BudgetDecision.WARN
 
 
+async def test_a_check_reserves_and_is_not_used_and_looking_reserves_nothing() -> None:
+    writer = InMemoryLedgerWriter()
+    accounts = ledger(writer=writer, max_tokens_daily=100, max_calls_daily=2, warn_at=1)
+    looked = [(await accounts.used("tenant"))["daily"] for _ in range(5)]
+    assert await accounts.check_budget(TENANT, 60) is BudgetDecision.ALLOW, "five looks have taken no call"
+    assert await accounts.check_budget(TENANT, 60) is BudgetDecision.DENY, "a second check would be a second call"
+    assert {*looked, (await accounts.used("tenant"))["daily"]} == {Amounts(0, Decimal(0), 0)}
+    assert writer.events == []
+
+
 async def test_200_calls_side_by_side_never_use_more_than_there_is() -> None:
     writer = InMemoryLedgerWriter()
     accounts = ledger(writer=writer, max_tokens_daily=10_000)
