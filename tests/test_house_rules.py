@@ -105,8 +105,7 @@ def test_no_class_stands_on_privates_of_a_base_class_elsewhere() -> None:
 
 # -- names of classes -----------------------------------------------------------------------------------------------------
 
-SHARED_NAMES = {  # AgentError, Ledger, Operator, OperatorContext: the documents call them so
-    "AgentError",
+SHARED_NAMES = {  # Ledger, Operator, OperatorContext: the documents call them so
     "Join",  # the step of a stream, and the first message of a worker
     "Ledger",
     "Operator",

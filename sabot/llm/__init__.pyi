@@ -10,7 +10,7 @@ from sabot.llm.cache import RedisCache as RedisCache
 from sabot.llm.cache import SqliteCache as SqliteCache
 from sabot.llm.conversation import Conversation as Conversation
 from sabot.llm.engine import ExecutionEngine as ExecutionEngine
-from sabot.llm.errors import AgentError as AgentError
+from sabot.llm.errors import AgentRunError as AgentRunError
 from sabot.llm.errors import AnswerTooLarge as AnswerTooLarge
 from sabot.llm.errors import AuthenticationFailed as AuthenticationFailed
 from sabot.llm.errors import BudgetExceeded as BudgetExceeded

@@ -26,7 +26,7 @@ from sabot.llm.asking import request_of, with_output
 from sabot.llm.conversation import Conversation, Gauge, cut, groups_of, with_shorter_results, without_oldest
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.errors import (
-    AgentError,
+    AgentRunError,
     ContextLengthExceeded,
     MalformedAnswer,
     ModelError,
@@ -301,7 +301,7 @@ class _Turns:
             async with aclosing(self._go()) as events:
                 async for event in events:
                     yield event
-        except (ModelError, AgentError) as error:
+        except (ModelError, AgentRunError) as error:
             error.conversation = (*self._prompt, *self._said)
             raise
         finally:
@@ -463,7 +463,7 @@ class _Turns:
             if isinstance(value, ToolAnswer):
                 return tool_result(call.id, self._shown(value.text), is_error=value.is_error)
             return tool_result(call.id, self._shown(value))
-        except (ModelError, AgentError) as error:  # of an agent that this one hands over to
+        except (ModelError, AgentRunError) as error:  # of an agent that this one hands over to
             return tool_result(call.id, f"{type(error).__name__}: {error.message}", is_error=True)
         except EffectError as error:
             return tool_result(call.id, f"{error.type}: {error.message}", is_error=True)

@@ -17,7 +17,7 @@ SabotError
 │   └── BudgetUnavailable       what is left is not known, so none was made either (also a TransientError)
 ├── ToolError                   E2001: a tool is not there, got wrong arguments, or failed
 │   └── ToolTimeout             E2002 (also a TimeoutError)
-└── AgentError                  E2000: a run of an agent that cannot go on
+└── AgentRunError               E2000: a run of an agent that cannot go on
     └── TurnLimitExceeded       E2005: the model goes on calling tools
 """
 
@@ -148,14 +148,14 @@ class ToolTimeout(ToolError, TimeoutError):
     code = "E2002"
 
 
-class AgentError(SabotError):
+class AgentRunError(SabotError):
     """A run of an agent cannot go on. Its conversation has the turns that were complete. conversation: what was said in the run."""
 
     code = "E2000"
     conversation: Sequence[ChatMessage] = ()
 
 
-class TurnLimitExceeded(AgentError):
+class TurnLimitExceeded(AgentRunError):
     """The model has been asked `max_turns` times, and has not answered."""
 
     code = "E2005"

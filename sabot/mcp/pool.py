@@ -18,7 +18,7 @@ from sabot.config import Duration, parse_seconds
 from sabot.errors import MissingExtra, UserError, short_repr
 from sabot.llm.tools import InDoubt, Tool
 from sabot.mcp.config import Connect, McpConfig, McpServerSpec, PerTenant, SessionKey
-from sabot.mcp.errors import McpBusy, McpConnectionLost, McpUnavailable
+from sabot.mcp.errors import McpBusy, McpConnectionLost, McpInvalidArguments, McpUnavailable
 from sabot.mcp.health import Rests
 from sabot.mcp.loop_thread import LoopThread
 from sabot.mcp.results import McpResult
@@ -137,12 +137,25 @@ class McpServerPool:
         return await self.session(_AGENT_SERVER, principal=agent_id)
 
     async def call_tool(self, agent_id: str, call: Any) -> McpResult:
-        """Calls a tool of the pool's own server for an agent: `ToolCall("get_current_time", {"timezone": "UTC"})`. Raises McpError."""
+        """Calls a tool of the pool's own server for an agent: `ToolCall("get_current_time", {"timezone": "UTC"})`.
+
+        call: also a `sabot.llm.ToolCall`, which has its arguments as the model has written them, or anything with a `name` and
+        `arguments`. Raises UserError for what has none, McpError.
+        """
+        name, arguments = getattr(call, "name", None), getattr(call, "arguments", None)
+        if not isinstance(name, str) or not isinstance(arguments, Mapping | str):
+            raise UserError(
+                f"call_tool: call={short_repr(call)}", hint='ToolCall("get_current_time", {"timezone": "UTC"})'
+            )
         session = await self.get_or_create(agent_id)
-        arguments = call.arguments
         if isinstance(arguments, str):
-            arguments = msgspec.json.decode(arguments or "{}", type=dict[str, Any])
-        return await session.call(call.name, arguments)
+            try:
+                arguments = msgspec.json.decode(arguments or "{}", type=dict[str, Any])
+            except msgspec.DecodeError as error:
+                raise McpInvalidArguments(
+                    session.key.server, f"tool {name}: the arguments are no JSON object: {error}"
+                ) from None
+        return await session.call(name, arguments)
 
     async def tools(
         self,

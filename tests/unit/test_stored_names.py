@@ -22,8 +22,10 @@ from sabot.api.aggregates import Aggregate
 from sabot.api.expr import Expr
 from sabot.api.nodes.node import Node
 from sabot.api.windows import tumbling
+from sabot.llm import AgentRunError
 from sabot.operators.windows.panes import stored_window, window_of
 from sabot.plan.paths import path_of
+from sabot.process import AgentError
 from sabot.stored_names import stored_field, stored_name
 from tools.source_tree import nodes_of, sources
 
@@ -116,3 +118,8 @@ def test_a_window_is_read_by_the_names_that_its_fields_had(monkeypatch: pytest.M
     assert (kind, values) == ("TumblingWindow", {"length_ms": 5000, "offset_ms": 1000, "time": "event"})
     assert window_of({"window": [kind, values]}) == window
     assert window_of({"window": [kind, {"length_ms": 5000, "offset_ms": 1000}]}) == window
+
+
+def test_an_error_that_was_renamed_is_written_as_before() -> None:
+    assert (stored_name(AgentRunError), stored_name(AgentError)) == ("AgentError", "AgentError")
+    assert not issubclass(AgentRunError, AgentError), "a run of a model, and a process, are caught apart"

@@ -23,7 +23,7 @@ from sabot.jobs.gate import APART
 from sabot.llm.agent import Agent, Doing, current_doing
 from sabot.llm.alone import ToolsAlone
 from sabot.llm.engine import ExecutionEngine
-from sabot.llm.errors import AgentError, BudgetExceeded, ModelError, ToolError
+from sabot.llm.errors import AgentRunError, BudgetExceeded, ModelError, ToolError
 from sabot.llm.results import Completion, Piece, Usage
 from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.llm.tools import Tool, as_tool
@@ -61,7 +61,7 @@ class FlowTimeout(FlowError, TimeoutError):
     code = "E2013"
 
 
-_FAILURES = (FlowFailed, ModelError, AgentError, ToolError, EffectError, BudgetExceeded, TimeoutError)
+_FAILURES = (FlowFailed, ModelError, AgentRunError, ToolError, EffectError, BudgetExceeded, TimeoutError)
 """What an operator may fail with. All else is an error of the program, and is raised."""
 
 
@@ -185,8 +185,8 @@ class Operator(ABC):
 
     @abstractmethod
     async def execute(self, input_data: Any, context: Any = None) -> OperatorResult:
-        """Does its work. An agent that it runs reaches the world as the flow around does. ModelError, AgentError, ToolError, EffectError,
-        BudgetExceeded and TimeoutError count as its failure; whatever else it raises ends the flow.
+        """Does its work. An agent that it runs reaches the world as the flow around does. ModelError, AgentRunError, ToolError,
+        EffectError, BudgetExceeded and TimeoutError count as its failure; whatever else it raises ends the flow.
         """
 
 

@@ -6,7 +6,9 @@ import shutil
 import mcp.types as types
 import pytest
 
+from sabot import llm
 from sabot.errors import UserError
+from sabot.llm import assistant
 from sabot.mcp import (
     McpBusy,
     McpConfig,
@@ -408,6 +410,21 @@ async def test_an_agent_has_a_session_of_the_pools_own_server(desk):
         assert session.key.principal == "reviewer"
         result = await pool.call_tool("reviewer", ToolCall("add", {"a": 2, "b": 3}))
         assert result.content == [{"type": "text", "text": "5"}]
+
+
+async def test_a_call_that_a_model_asks_for_goes_to_a_server_as_it_is(desk):
+    async with McpServerPool() as pool:
+        pool.add("agent", connect=in_memory(lambda key: desk.server()))
+        asked = assistant("", llm.ToolCall("call_1", "add", '{"a": 2, "b": 3}')).tool_calls[0]
+        assert (await pool.call_tool("reviewer", asked)).text == "5"
+        for written in ('{"a": 2, "b', "[2, 3]"):
+            with pytest.raises(
+                McpInvalidArguments, match="MCP server agent: tool add: the arguments are no JSON object"
+            ):
+                await pool.call_tool("reviewer", llm.ToolCall("call_1", "add", written))
+        for wrong in ("add", llm.tool(len), ToolCall("add", 5)):
+            with pytest.raises(UserError, match="call_tool: call="):
+                await pool.call_tool("reviewer", wrong)
 
 
 async def test_a_server_that_is_not_named_or_named_twice_is_told(pool, desk, monkeypatch):
