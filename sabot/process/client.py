@@ -4,6 +4,7 @@ import asyncio
 import atexit
 import itertools
 import json
+import math
 import os
 import signal
 import socket
@@ -18,9 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sabot.config import Duration, parse_seconds
+from sabot.config import Duration, is_number, parse_seconds
 from sabot.disk import tell_of_open_folder
-from sabot.errors import UserError
+from sabot.errors import UserError, short_repr
 from sabot.process.cgroups import ControlGroups
 from sabot.process.command import Command, confined_command, spawn_failure, spawn_request
 from sabot.process.errors import AgentError, CommunicationError, IoError
@@ -102,7 +103,11 @@ class Child:
         return self._ended.result()
 
     def signal(self, number: int) -> None:
-        """A signal to the program and the others of its process group, as a terminal would send it. Does nothing when it has ended."""
+        """A signal to the program and the others of its process group, as a terminal would send it. Does nothing when it has ended. Raises
+        UserError where the system has no such signal.
+        """
+        if number and number not in signal.valid_signals():
+            raise UserError(f"{self.argv[0]}: signal({short_repr(number)})", hint="a signal of the module signal")
         self._ask("signal", signal=int(number))
 
     def pause(self) -> None:
@@ -115,6 +120,8 @@ class Child:
 
     def hold_cpu(self, percent: float | None) -> None:
         """Holds them to so many percent of a core from now on, or to what the command's limits say, if that is less or this is None."""
+        if percent is not None and not (is_number(percent) and math.isfinite(percent)):
+            raise UserError(f"{self.argv[0]}: hold_cpu({short_repr(percent)})", hint="a percentage of one core")
         both = [each for each in (percent, self._limits.cpu_limit_percent) if each is not None]
         self._ask("cpu", percent=min(both, default=None))
 
@@ -129,7 +136,8 @@ class Child:
     async def stop(self, grace_seconds: Duration = 5.0) -> ExitStatus:
         """Ends the program and all that it has started: its stdin is closed, SIGTERM, and SIGKILL to who lives `grace_seconds` later.
 
-        Raises CommunicationError when the supervisor was killed, or does not say for 30 s that it has ended.
+        Raises CommunicationError when the supervisor was killed, or does not say for 30 s that it has ended; UserError, and the program
+        goes on, where `grace_seconds` is no duration.
         """
         grace_s = parse_seconds(grace_seconds, name="stop: grace_seconds")
         if not self.is_over:

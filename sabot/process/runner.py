@@ -241,7 +241,9 @@ class AgentHandle:
         return self.child.stderr.read_nowait() or None
 
     async def signal(self, what: AgentSignal) -> None:
-        """Sends it a signal: to its process group, as a terminal does; Kill, Pause and Resume to all that it has started."""
+        """Sends it a signal: to its process group, as a terminal does; Kill, Pause and Resume to all that it has started. Raises
+        InvalidContext for what is no AgentSignal.
+        """
         match what:
             case AgentSignal.INTERRUPT:
                 self._ended_by_us = True
@@ -256,6 +258,11 @@ class AgentHandle:
                 self.child.pause()
             case AgentSignal.RESUME:
                 self.child.resume()
+            case _:
+                raise InvalidContext(
+                    f"agent {self.config.name!r}: signal({short_repr(what)})",
+                    hint="AgentSignal.INTERRUPT, TERMINATE, KILL, PAUSE or RESUME",
+                )
 
     async def kill(self) -> ExitStatus:
         """Ends it and all that it has started, now. -> how it ended"""
@@ -264,8 +271,9 @@ class AgentHandle:
 
     async def stop(self, grace_seconds: Duration = 5.0) -> ExitStatus:
         """Closes its stdin, SIGTERM to all of it, and SIGKILL to who lives `grace_seconds` later. -> how it ended"""
+        grace_s = parse_seconds(grace_seconds, name="stop: grace_seconds")
         self._ended_by_us = True
-        return await self.child.stop(grace_seconds)
+        return await self.child.stop(grace_s)
 
     async def measure(self) -> AgentMetrics:
         """What it uses now."""

@@ -47,6 +47,7 @@ LENGTH = struct.Struct("!I")
 _FAREWELL_SECONDS = 1.0  # between SIGTERM and SIGKILL when the worker has ended
 _PATIENCE_SECONDS = 15.0  # for what cannot be killed: another user's, or one that hangs in the kernel
 _AGAIN_SECONDS = 0.02  # between two looks at what was killed
+_LONGEST_WAIT_SECONDS = 3600.0  # epoll takes at most 24 days
 _LOOK_SECONDS = 0.1  # between two measurements, which are to take a twentieth of the time
 _LOOK_SHARE = 20
 _BURST_SECONDS = 0.5  # who has computed less than its share may catch up on this much of it
@@ -176,7 +177,7 @@ class Supervision:
         child = self._children.get(number)
         match request["do"]:
             case "signal" if child is not None and child.status is None:
-                with suppress(ProcessLookupError, PermissionError):
+                with suppress(OSError):  # it has ended, is somebody else's, or the kernel has no such signal
                     os.killpg(child.pid, request["signal"])
             case "pause" if child is not None:
                 self._pause(child)
@@ -442,7 +443,7 @@ class Supervision:
                 due.append(moment)
         if self._emptied:
             due.append(now)
-        return max(_AGAIN_SECONDS, min(due) - now) if due else None
+        return min(max(_AGAIN_SECONDS, min(due) - now), _LONGEST_WAIT_SECONDS) if due else None
 
     def _drain_wakes(self, _: object) -> None:
         with suppress(BlockingIOError):

@@ -470,3 +470,28 @@ async def test_secrets_of_an_environment_are_shown_nowhere(
     supervisor = (await Supervisor.running()).pid
     held = [Path(f"/proc/{supervisor}/{file}").read_bytes() for file in ("cmdline", "environ")]
     assert not any(secret.encode() in each for each in held)
+
+
+@pytest.mark.parametrize("what", ["KILL", "hup", signal.SIGTERM, 9, None])
+async def test_what_is_no_signal_of_an_agent_is_refused(what: Any) -> None:
+    """It was taken without a word, and the agent went on."""
+    async with LocalProcessRunner() as runner:
+        agent = await runner.spawn(AgentConfig(name="sleeper", model_backend="sleep", task="1000"))
+        with pytest.raises(InvalidContext, match=r"AgentSignal\.INTERRUPT"):
+            await runner.signal(agent.id, what)
+        await runner.signal(agent.id, AgentSignal.KILL)
+        assert (await agent.wait()).signal == signal.SIGKILL
+
+
+@pytest.mark.parametrize("seconds", ["soon", None, float("inf"), float("nan")])
+async def test_a_grace_that_is_no_number_is_refused_and_the_agents_go_on(seconds: Any) -> None:
+    async with LocalProcessRunner() as runner:
+        agent = await runner.spawn(AgentConfig(name="sleeper", model_backend="sleep", task="1000"))
+        with pytest.raises(UserError):
+            GracefulShutdown(seconds)
+        for refused in (agent.stop, runner.shutdown):
+            with pytest.raises(UserError):
+                await refused(seconds)
+        assert agent.status() is AgentStatus.RUNNING
+        await GracefulShutdown(5).shutdown(agent)
+        assert agent.status() is AgentStatus.TERMINATED

@@ -387,3 +387,38 @@ async def test_a_supervisor_that_is_asked_to_end_ends_its_tree() -> None:
         await child.wait()
     assert not alive(child.pid)
     assert not alive(stray)
+
+
+@pytest.mark.parametrize("seconds", ["soon", None, float("inf"), float("nan"), True])
+async def test_a_time_that_is_none_is_refused_and_ends_no_other_child(supervisor: Supervisor, seconds: Any) -> None:
+    """The supervisor itself failed at it, and with it ended all children of the worker."""
+    child, other = await supervisor.spawn(sh("sleep 1000")), await supervisor.spawn(sh("sleep 1000"))
+    with pytest.raises(UserError, match="stop: grace_seconds"):
+        await child.stop(seconds)
+    if seconds is not None:
+        for refused in (child.end_after, child.hold_cpu):
+            with pytest.raises(UserError):
+                refused(seconds)
+    for each in (child, other):
+        assert (await each.usage()).processes
+        await each.stop(0)
+
+
+async def test_a_time_beyond_what_the_kernel_waits_for_is_taken(supervisor: Supervisor) -> None:
+    child, other = await supervisor.spawn(sh("sleep 1000")), await supervisor.spawn(sh("sleep 1000"))
+    other.end_after(1e18)
+    assert (await child.stop(1e9)).signal == signal.SIGTERM
+    assert (await other.usage()).processes
+    await other.stop(0)
+
+
+@pytest.mark.parametrize("number", [999, -5, 1 << 40, "9"])
+async def test_a_signal_that_the_system_does_not_have_is_refused_and_ends_no_other_child(
+    supervisor: Supervisor, number: Any
+) -> None:
+    child, other = await supervisor.spawn(sh("sleep 1000")), await supervisor.spawn(sh("sleep 1000"))
+    with pytest.raises(UserError, match="a signal of the module signal"):
+        child.signal(number)
+    assert (await other.usage()).processes
+    for each in (child, other):
+        await each.stop(0)
