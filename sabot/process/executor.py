@@ -3,6 +3,7 @@ with limits, its calls of tools routed, the result collected, the agent released
 """
 
 import asyncio
+import json
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -14,8 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from sabot.clock import Clock
-from sabot.config import check_numbers, checked_durations
-from sabot.errors import SabotError, UserError, words_of
+from sabot.config import check_numbers, checked_durations, is_whole
+from sabot.errors import SabotError, UserError, short_repr, words_of
+from sabot.process.command import are_texts
 from sabot.process.errors import ExecutionError, InvalidContext, ResourceLimitExceeded, Timeout
 from sabot.process.worker import RuntimeAgent, WorkerProcess
 from sabot.threads import to_the_end
@@ -90,6 +92,9 @@ class TaskDelegation:
             raise InvalidContext("a task has no objective")
         check_numbers(self, "max_tool_calls", zero=True, whole=True, none=True)
         checked_durations(self, "timeout", none=True)
+        for what in ("boundaries", "allowed_tools"):
+            if (given := getattr(self, what)) is not None and not are_texts(given):
+                raise InvalidContext(f"TaskDelegation: {what}={short_repr(given)}", hint="a list of texts")
         try:
             msgspec.json.encode(self.params())
         except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
@@ -164,6 +169,8 @@ class AgentExecutor:
         Raises AgentNotFound; Timeout and ResourceLimitExceeded, where its process is ended and replaced; ExecutionError, when the process
         says that it has failed, ends, or is not started again; and what opening the agent's session with its tools raises.
         """
+        if not isinstance(task, TaskDelegation):
+            raise InvalidContext(f"a task is no {type(task).__name__}", hint='TaskDelegation(objective="…")')
         agent = self._choose(agent_id)
         await self._tell("task.submitted", agent.id, task.task_id, None)
         while True:
@@ -178,8 +185,8 @@ class AgentExecutor:
         self, tasks: Sequence[tuple[str, TaskDelegation]], max_parallel: int
     ) -> list[TaskResult | Exception]:
         """Executes pairs of (agent id, task), so many at a time. -> in their order, what each has given or raised"""
-        if max_parallel < 1:
-            raise UserError("max_parallel allows no task")
+        if not is_whole(max_parallel, 1):
+            raise UserError(f"max_parallel={short_repr(max_parallel)} allows no task", hint="a whole number above 0")
         slots = asyncio.Semaphore(max_parallel)
 
         async def one(agent_id: str, task: TaskDelegation) -> TaskResult | Exception:
@@ -227,7 +234,9 @@ class AgentExecutor:
             finally:
                 if answer is None:
                     await to_the_end(process.stop(why="its task was ended", by_task=True))
-        if "error" in answer:
+        if (
+            answer.get("error") is not None or "result" not in answer
+        ):  # older programs write "error": null beside a result
             wrong = answer["error"]
             said = wrong.get("message", wrong) if isinstance(wrong, Mapping) else wrong
             raise ExecutionError(f"task {task.task_id} of agent {agent.name!r} has failed: {said}")
@@ -281,6 +290,8 @@ class AgentExecutor:
                 pass
             case _:
                 return _error(_INVALID, "a call of a tool has a name, and arguments, which are an object")
+        if not _is_unicode(params):
+            return _error(_INVALID, "a text of the call has half a surrogate pair, which no tool can be given")
         if self.tools is None:
             return _error(_REFUSED, self.no_tools)
         if task.allowed_tools is not None and name not in task.allowed_tools:
@@ -301,7 +312,12 @@ class AgentExecutor:
 
     async def _audit(self, agent: RuntimeAgent, task: TaskDelegation, params: Any, outcome: str, reason: str) -> None:
         asked = params if isinstance(params, Mapping) else {}
-        arguments = msgspec.json.encode(asked.get("arguments") or {}, order="deterministic")
+        given = asked.get("arguments") or {}
+        arguments = (
+            msgspec.json.encode(given, order="deterministic")
+            if _is_unicode(given)
+            else json.dumps(given, sort_keys=True).encode()
+        )
         call = ToolAudit(str(asked.get("name", ""))[:_MOST_NAME], sha256(arguments).hexdigest(), outcome, reason)
         words = (call.tool, call.arguments_digest, f"{outcome}: {reason}" if reason else outcome)
         _log.info("task %s of agent %r called %r with arguments %s: %s", task.task_id, agent.name, *words)
@@ -310,6 +326,15 @@ class AgentExecutor:
 
 def _error(code: int, message: str) -> dict[str, Any]:
     return {"error": {"code": code, "message": message}}
+
+
+def _is_unicode(value: Any) -> bool:
+    """Whether a value that was JSON has no text with half a surrogate pair, which JSON can escape and UTF-8 cannot."""
+    try:
+        msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _lower(one: float | None, other: float | None) -> float | None:

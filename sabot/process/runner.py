@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from sabot.config import Duration, check_numbers, checked_durations, parse_seconds
-from sabot.errors import UserError, short_repr
+from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.process.backends import AgentProgram, ProgramTask, program_of
 from sabot.process.client import Child, Supervisor
 from sabot.process.command import INHERITED, Command, are_texts
@@ -466,7 +466,7 @@ def _json(line: str) -> Any:
     """The value of a line; None where it is no JSON."""
     try:
         return json.loads(line)
-    except ValueError:
+    except UNREADABLE:
         return None
 
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import check_called, check_numbers, checked_durations, checked_kind
-from sabot.errors import UserError
-from sabot.process.command import INHERITED, Command
+from sabot.errors import UserError, short_repr
+from sabot.process.command import INHERITED, Command, are_texts
 from sabot.process.errors import AgentError, AgentNotFound, CommunicationError, ExecutionError, SpawnFailed
 from sabot.process.executor import (
     AgentExecutor,
@@ -225,6 +225,8 @@ class ProcessRuntime:
         Raises UserError before `start`; SpawnFailed, also when `max_concurrent_processes` run already; Timeout.
         """
         self._check_running()
+        if not are_texts(args):
+            raise UserError(f"agent {name!r}: args={short_repr(args)}", hint='a list of texts: ["mcp", "stdio"]')
         own = self.config.process
         alive = sum(not agent.is_over for agent in self._agents.values())
         if alive + self._starting >= own.max_concurrent_processes:
@@ -374,7 +376,10 @@ class ProcessRuntime:
         if state is ProcessState.READY:
             agent.changed.set()
         if self._on_state is not None:
-            self._on_state(agent, before, state)
+            try:
+                self._on_state(agent, before, state)
+            except Exception:  # who listens has no say
+                _log.exception("on_state of the runtime failed at %s of agent %r", state, agent.name)
 
     def _ended(self, agent: RuntimeAgent, process: WorkerProcess) -> None:
         agent.usage = None

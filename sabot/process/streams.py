@@ -13,12 +13,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
+from sabot.errors import UNREADABLE
 from sabot.process.errors import CommunicationError
 
 CAPACITY_BYTES = 1 << 20
 _PIECE = 1 << 16
 _MOST_WAITING = 64 << 20
 _ROOM = 1 << 16
+_LINES_AT_ONCE = 1000  # then others of the event loop have their turn
 _PATIENCE_SECONDS = 1.0  # for a reader of a full stream
 
 
@@ -91,7 +93,11 @@ class ChildOutput:
 
         Raises CommunicationError for a line that is longer than the capacity.
         """
+        taken = 0
         while True:
+            if taken == _LINES_AT_ONCE:
+                taken = 0
+                await asyncio.sleep(0)
             self._check_gap()
             end = self._kept.find(b"\n", self._searched)
             if end < 0:
@@ -105,6 +111,7 @@ class ChildOutput:
                 end = len(self._kept)
                 if not end:
                     return
+            taken += 1
             is_torn = self._torn
             line = self._take(end)
             ended = self._take(1)
@@ -123,7 +130,7 @@ class ChildOutput:
             if line.strip():
                 try:
                     value = json.loads(line)
-                except ValueError as error:
+                except UNREADABLE as error:
                     said = line[:80].decode(errors="replace")
                     raise CommunicationError(f"the child's line is not JSON: {said!r}") from error
                 yield value

@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from sabot.clock import Clock
-from sabot.errors import IllegalTransition
+from sabot.errors import UNREADABLE, IllegalTransition
 from sabot.process.client import Child, Supervisor
 from sabot.process.command import Command
 from sabot.process.errors import (
@@ -205,8 +205,13 @@ class WorkerProcess:
         """Gives it a line. Does nothing when it does not read any more: then it ends, or its answer does not come."""
         assert self.child is not None
         assert self.child.stdin is not None
+        whole = {"jsonrpc": "2.0", **message}
+        try:
+            line = msgspec.json.encode(whole)
+        except UnicodeEncodeError:  # its own id has half a surrogate pair
+            line = json.dumps(whole).encode()
         with suppress(CommunicationError):
-            self.child.stdin.write(msgspec.json.encode({"jsonrpc": "2.0", **message}) + b"\n")
+            self.child.stdin.write(line + b"\n")
             await self.child.stdin.drain()
 
     async def hear(self) -> dict[str, Any]:
@@ -264,6 +269,9 @@ class WorkerProcess:
                 if self._has_exceeded:
                     break  # it is being ended: nobody wants to know what it still says
                 self._take(line)
+                if self.by_task or (self.why and self._said is None):  # likewise; its log is read
+                    while rest := child.stdout.read_nowait():
+                        self._log.add(rest)
         except CommunicationError:  # a line that is longer than all its output may be
             self._exceeded()
         child.stdout.close()
@@ -275,10 +283,10 @@ class WorkerProcess:
                 self._log.add(piece)
 
     def _take(self, line: bytes) -> None:
-        try:
-            message = json.loads(line)
-        except ValueError:
-            message = None
+        message: Any = None
+        if line.lstrip().startswith(b"{"):
+            with suppress(*UNREADABLE):
+                message = json.loads(line)
         match message:
             case {"method": "ready"}:
                 self._ready.set()

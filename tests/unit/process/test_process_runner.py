@@ -495,3 +495,13 @@ async def test_a_grace_that_is_no_number_is_refused_and_the_agents_go_on(seconds
         assert agent.status() is AgentStatus.RUNNING
         await GracefulShutdown(5).shutdown(agent)
         assert agent.status() is AgentStatus.TERMINATED
+
+
+async def test_a_line_that_is_nested_too_deep_is_a_line_and_no_event() -> None:
+    deep = "import sys; sys.stdout.write('[' * 200000 + chr(10) + '{}' + chr(10))"
+    async with LocalProcessRunner() as runner:
+        for what, found in (("events", [{}]), ("lines", ["[" * 200000, "{}"])):
+            agent = await runner.spawn(
+                AgentConfig(name="deep", model_backend="python3", task=deep, arguments=["-I", "-S", "-c"])
+            )
+            assert [each async for each in getattr(agent, what)()] == found

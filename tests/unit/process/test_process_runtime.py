@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from hashlib import sha256
 from itertools import pairwise
@@ -247,6 +248,94 @@ async def test_an_error_that_the_process_answers_fails_the_task_and_not_the_agen
         with pytest.raises(ExecutionError, match="no idea"):
             await runtime.execute_task(agent, TASK)
     assert runtime.agent(agent).restarts == 0
+
+
+async def test_an_answer_with_a_result_and_an_error_of_null_is_a_result(make: Make) -> None:
+    """Programs of the first JSON-RPC write both."""
+    runtime = await make()
+    agent = await sh(runtime, """while read -r task; do echo '{"result": 3, "error": null}'; done""")
+    assert (await runtime.execute_task(agent, TASK)).result == 3
+
+
+async def test_a_line_that_is_nested_too_deep_is_a_line_of_the_log(make: Make) -> None:
+    """The reader failed at it, and from then on nobody heard the agent."""
+    runtime = await make()
+    script = """
+import sys
+for line in sys.stdin:
+    print('{"a":' * 100_000)
+    print('{"result": 4}', flush=True)
+"""
+    agent = await runtime.spawn_agent("worker", "developer", sys.executable, ["-c", script])
+    async with asyncio.timeout(20):
+        assert (await runtime.execute_task(agent, TASK)).result == 4
+    assert runtime.logs(agent) == '{"a":' * 100_000 + "\n"
+
+
+async def test_an_agent_that_floods_does_not_hold_the_event_loop_up(make: Make) -> None:
+    """All the lines that were there were read at once, for more than a second."""
+    runtime = await make(resources=ResourceLimits(max_task_duration=1, max_output_bytes=None))
+    agent = await sh(runtime, "exec yes")
+    worst, began = 0.0, time.monotonic()
+    task = asyncio.create_task(runtime.execute_task(agent, TASK))
+    while not task.done():
+        before = time.monotonic()
+        await asyncio.sleep(0.01)
+        worst = max(worst, time.monotonic() - before)
+    with pytest.raises(Timeout):
+        await task
+    assert worst < 0.5
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("params", [{"name": "find", "arguments": {"for": "\ud800"}}, {"name": "\ud800"}])
+async def test_a_call_of_a_tool_with_half_a_surrogate_pair_is_told_to_the_process(
+    make: Make, params: dict[str, Any]
+) -> None:
+    """The task failed with a UnicodeEncodeError, and its process was ended."""
+    tools = Tools()
+    runtime = await make(mcp=tools)
+    script = f"""
+import json, sys
+for line in sys.stdin:
+    print(json.dumps({{"id": chr(0xD800), "method": "tools/call", "params": {params!a}}}), flush=True)
+    print(json.dumps({{"result": json.loads(sys.stdin.readline())}}), flush=True)
+"""
+    agent = await runtime.spawn_agent("worker", "developer", sys.executable, ["-c", script])
+    said = (await runtime.execute_task(agent, TASK)).result
+    assert said["id"] == "\ud800"
+    assert "half a surrogate pair" in said["error"]["message"]
+    assert tools.calls == []
+
+
+async def test_a_listener_that_fails_does_not_keep_an_agent_from_its_next_process() -> None:
+    """The agent was never started again, and its tasks waited without end."""
+
+    def listen(agent: RuntimeAgent, before: ProcessState, state: ProcessState) -> None:
+        raise ValueError(state)
+
+    config = RuntimeConfig(recovery=RecoveryConfig(backoff_seconds=0.01))
+    async with asyncio.timeout(20), ProcessRuntime(config, on_state=listen) as runtime:
+        agent = await sh(runtime, ANSWERS)
+        os.kill(runtime.agent(agent).pid, signal.SIGKILL)
+        await until(lambda: runtime.agent(agent).restarts == 1)
+        assert (await runtime.execute_task(agent, TASK)).result == "done"
+
+
+async def test_what_is_no_list_of_texts_no_task_and_no_number_is_refused(make: Make) -> None:
+    """A text was taken for a list of its letters."""
+    for wrong in ({"allowed_tools": "search"}, {"boundaries": "no network"}, {"allowed_tools": [5]}):
+        with pytest.raises(InvalidContext, match="a list of texts"):
+            TaskDelegation(objective="x", **wrong)  # type: ignore[arg-type]
+    runtime = await make()
+    with pytest.raises(UserError, match="a list of texts"):
+        await runtime.spawn_agent("worker", "developer", "sh", "-c")
+    agent = await sh(runtime, "cat")
+    with pytest.raises(InvalidContext, match="TaskDelegation"):
+        await runtime.execute_task(agent, "count the issues")  # type: ignore[arg-type]
+    for most in ("2", 1.5, None, 0):
+        with pytest.raises(UserError, match="a whole number above 0"):
+            await runtime.execute_tasks_parallel([(agent, TASK)], most)  # type: ignore[arg-type]
 
 
 async def test_a_tool_that_fails_or_may_not_be_called_is_told_to_the_process(make: Make) -> None:
