@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-from sabot.agents.context import checked_word
+from sabot.agents.context import checked_fields, checked_word
 from sabot.clock import Clock
 from sabot.config import Duration, checked_kind, checked_words, parse_seconds
 from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
@@ -62,6 +62,7 @@ class ActionSpec:
             )
         if self.timeout_seconds is not None:
             object.__setattr__(self, "timeout_seconds", parse_seconds(self.timeout_seconds, name="timeout_seconds"))
+        checked_fields(self.payload, "payload")
 
 
 @dataclass(slots=True, kw_only=True)

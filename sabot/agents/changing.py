@@ -33,8 +33,12 @@ def name_of(spec: JobSpec) -> str:
 
 
 def digest_of(spec: JobSpec, key: bytes) -> bytes:
-    """A digest of what must be equal where two share an idempotency key."""
-    return digest(key, "job", "", msgspec.to_builtins(spec.content, order="deterministic"))
+    """A digest of what must be equal where two share an idempotency key. Raises UserError for what JSON cannot say."""
+    try:
+        content = msgspec.to_builtins(spec.content, order="deterministic")
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(f"the job cannot be written as JSON: {error}") from error
+    return digest(key, "job", "", content)
 
 
 def check_same(job_id: str, spec: JobSpec, content: bytes, before: bytes) -> None:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Literal
 
-from sabot.config import amount, parse_seconds, whole
+from sabot.config import amount, checked_kind, parse_seconds, whole
 from sabot.errors import UserError, short_repr
 
 
@@ -19,6 +19,12 @@ def checked_word(value: object, what: str, *, empty: bool = True) -> str:
     except UnicodeEncodeError as error:
         raise UserError(f"{what}={short_repr(value)}: {error.reason}", hint="a text that UTF-8 can write") from None
     return value
+
+
+def checked_fields(value: object, what: str) -> None:
+    """Raises UserError for what is no mapping by texts: recorded, such a value could not be read back."""
+    if not isinstance(value, Mapping) or not all(isinstance(each, str) for each in value):
+        raise UserError(f"{what}={short_repr(value)}: fields by their names are wanted", hint=f'{what}={{"name": …}}')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +88,7 @@ class PolicyRef:
 
     def __post_init__(self) -> None:
         checked_word(self.name, "PolicyRef name", empty=False)
+        checked_kind(self.version, str, "PolicyRef version", "a text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +101,10 @@ class RunVersions:
     tools_version: str = ""
     policy_version: str = ""
     code_version: str = ""
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            checked_kind(getattr(self, name), str, f"RunVersions {name}", "a text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, checked_word
+from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, checked_fields, checked_word
 from sabot.clock import Clock
 from sabot.config import check_called, checked_kind, checked_words, is_number
 from sabot.errors import IdempotencyConflict, IllegalTransition, UserError
@@ -89,6 +89,11 @@ class JobSpec:
             checked_word(getattr(self, name), name)
         if self.deadline is not None and not (is_number(self.deadline) and 0 <= self.deadline < math.inf):
             raise UserError(f"deadline={self.deadline!r}: seconds since 1970 are wanted, as `clock.time()` gives them")
+        object.__setattr__(self, "budgets", BudgetSpec.of(self.budgets))
+        checked_kind(self.policy_ref, PolicyRef | None, "JobSpec: policy_ref", 'PolicyRef("name")')
+        checked_kind(self.versions, RunVersions, "JobSpec: versions", "RunVersions(…)")
+        checked_fields(self.metadata, "metadata")
+        checked_fields(self.tags, "tags")
 
     @classmethod
     def of(cls, context: ExecutionContext, *, idempotency_key: str = "", deadline: float | None = None) -> "JobSpec":

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 import msgspec
 
-from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, checked_word
+from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, checked_fields, checked_word
 from sabot.api.durable import DurableContext, durable_context
 from sabot.calls.functions import awaitable
 from sabot.calls.heard import HeardErrors
 from sabot.clock import Clock
-from sabot.config import checked_name
+from sabot.config import checked_kind, checked_name
 from sabot.errors import NonDeterminism, UserError, short_repr
 from sabot.exits import EXITS
 from sabot.jobs.gate import Behalf
@@ -61,9 +61,9 @@ class ExecutionRequest:
         for name in ("principal_id", "session_id", "run_id", "idempotency_key", "agent"):
             checked_word(getattr(self, name), name)
         object.__setattr__(self, "budgets", BudgetSpec.of(self.budgets))
-        for name, kinds in (("policy_ref", PolicyRef | None), ("versions", RunVersions), ("metadata", Mapping)):
-            if not isinstance(getattr(self, name), kinds):
-                raise UserError(f"ExecutionRequest: {name}={short_repr(getattr(self, name))} is none")
+        checked_kind(self.policy_ref, PolicyRef | None, "ExecutionRequest: policy_ref", 'PolicyRef("name")')
+        checked_kind(self.versions, RunVersions, "ExecutionRequest: versions", "RunVersions(…)")
+        checked_fields(self.metadata, "metadata")
 
     def context(self, job_id: str = "") -> ExecutionContext:
         """On whose behalf the job runs, and within which limits."""

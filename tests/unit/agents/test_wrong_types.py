@@ -2,6 +2,7 @@
 from the depth (an AttributeError of None, a KeyError, a list that cannot be hashed).
 """
 
+import asyncio
 import inspect
 import math
 from collections.abc import AsyncIterator, Callable
@@ -15,9 +16,11 @@ import pytest
 import sabot.agents
 from sabot.agents import (
     ActionManager,
+    ActionSpec,
     AgentRuntime,
     ExecutionContext,
     ExecutionRequest,
+    InMemoryActionStore,
     InMemoryEventBus,
     InMemoryJobStore,
     InMemoryLedgerWriter,
@@ -25,6 +28,7 @@ from sabot.agents import (
     JobSpec,
     Ledger,
     PolicyEngine,
+    PolicyRef,
     RedisJobCache,
     RedisStreamsAdapter,
     RedisStreamsConfig,
@@ -32,11 +36,12 @@ from sabot.agents import (
     RuntimeEvent,
     RuntimeEventType,
     RuntimeKernel,
+    RunVersions,
     StateManager,
 )
 from sabot.errors import LetterRefused, SabotError, UserError
 from sabot.journal import Journal
-from sabot.llm import Usage
+from sabot.llm import Effect, Usage, tool
 
 WRONG: list[Any] = [None, 5, object(), b"\xff", "nope", [], {}, {"a": object()}]
 WRONG += [math.nan, math.inf, -1, True, 10**400]
@@ -183,3 +188,57 @@ async def test_the_errors_say_what_is_wanted(world: World, tmp_path: Path) -> No
         RedisJobCache(None, None)  # type: ignore[arg-type]
     with pytest.raises(LetterRefused):
         await handle.resolve_action("nobody's", {"approved": True})
+
+
+async def test_a_question_whose_payload_is_a_text_does_not_hide_those_of_other_jobs() -> None:
+    """It was written to the journal, from which it could not be read: its job hung, and nobody found any question any more."""
+    actions = ActionManager(InMemoryActionStore())
+
+    @tool(effect="read")
+    async def deploy(effect: Effect) -> None:
+        payload: Any = "Deploy?"
+        await actions.require_action(ActionSpec(job_id=effect.id.job, type="confirm", payload=payload))
+
+    async def operator(ctx: Any) -> Any:
+        if ctx.message == "deploy":
+            return await ctx.call(deploy)
+        return (await ctx.ask("confirm", {"item": ctx.message})).approved
+
+    async with RuntimeKernel.create(agent=operator, action_store=actions.store) as kernel:
+        sound = await kernel.execute(ExecutionRequest(prompt="a book"))
+        wrong = await kernel.execute(ExecutionRequest(prompt="deploy"))
+        with pytest.raises(SabotError, match=r"payload='Deploy\?': fields by their names are wanted"):
+            await asyncio.wait_for(wrong.result(), 20)
+        async for event in sound.events():
+            if event.type == "action.required":
+                (action,) = await actions.find()
+                await actions.resolve(action.resume_token, {"approved": True})
+        assert (await sound.result()).output is True
+
+
+async def test_metadata_of_one_request_does_not_end_the_kernel_for_all() -> None:
+    """Keys that are no texts were recorded and could not be read back, which ended the task that runs all jobs."""
+
+    async def agent(ctx: Any) -> Any:
+        return ctx.message
+
+    async with RuntimeKernel.create(agent=agent) as kernel:
+        for wrong in (
+            lambda: ExecutionRequest(prompt="x", metadata={7: "seven"}),  # type: ignore[dict-item]
+            lambda: ExecutionRequest(prompt="x", versions=RunVersions(runtime_version=1.0)),  # type: ignore[arg-type]
+            lambda: ExecutionRequest(prompt="x", policy_ref=PolicyRef("production", version=2)),  # type: ignore[arg-type]
+        ):
+            with pytest.raises(UserError, match=r"metadata=|runtime_version=1\.0|version=2"):
+                await kernel.execute(wrong())
+        handle = await kernel.execute(ExecutionRequest(prompt="fine", metadata={"a": {7: "seven"}}))
+        assert (await handle.result()).output == "fine"
+
+
+async def test_a_job_that_a_store_could_not_read_back_is_refused_in_words() -> None:
+    jobs = JobManager(InMemoryJobStore())
+    wrong: list[dict[str, Any]] = [{"tags": ["urgent"]}, {"tags": {"a": object()}}, {"metadata": {"a": 1, 2: 3}}]
+    wrong += [{"metadata": "x"}, {"metadata": {"a": object()}}, {"versions": "1.0"}, {"policy_ref": "production"}]
+    for given in wrong:
+        with pytest.raises(UserError, match=f"{next(iter(given))}=|the job cannot be written as JSON"):
+            await jobs.create(JobSpec(scope_id="t", **given))
+    assert (await jobs.create(JobSpec(scope_id="t", budgets={"max_tokens": 5}))).budgets.max_tokens == 5  # type: ignore[arg-type]
