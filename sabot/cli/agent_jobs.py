@@ -2,7 +2,7 @@
 
 import uuid
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from json import loads
@@ -23,6 +23,7 @@ from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.options import Kafka
 from sabot.cli.printing import columns, json_line, moment, shortened
 from sabot.errors import UserError
+from sabot.jobs.tree import child_id
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import Begin, End, Letter
 from sabot.journal.sqlite import DATABASE
@@ -68,7 +69,8 @@ def list_jobs(
                 json_line(_facts(job))
             return
         titles = ["job", "of", "status", "attempt", "effects", "created", "updated", "open, or its outcome"]
-        columns(titles, [_row(job) for job in found])
+        known = {job.job_id: job for job in seen}
+        columns(titles, [_row(job, known) for job in found])
 
     quietly(work)
 
@@ -84,12 +86,22 @@ def _agents_named(word: str, known: Collection[str], where: str) -> set[str]:
     return found
 
 
-def _row(job: JobRecord) -> list[object]:
+def _row(job: JobRecord, known: Mapping[str, JobRecord]) -> list[object]:
     more = len(job.open) - _SHOWN
-    said = [*map(_open_effect, job.open[:_SHOWN]), *([f"{more} more"] if more > 0 else [])]
-    what = "; ".join(said) or job.result_ref or job.error
+    said = [_open_effect(each) + _far(job, each, known) for each in job.open[:_SHOWN]]
+    said += [f"{more} more"] if more > 0 else []
+    idle = "nothing is open" if job.agent and not job.ended else ""
+    what = "; ".join(said) or job.result_ref or job.error or idle
     times = [_moment(job.created_at), _moment(job.updated_at)]
     return [job.job_id, job.agent or job.scope_id, job.status, job.attempt, job.effects, *times, shortened(what, 90)]
+
+
+def _far(job: JobRecord, effect: OpenEffect, known: Mapping[str, JobRecord]) -> str:
+    """How far the child is that a job waits for."""
+    if effect.kind != "child":
+        return ""
+    child = known.get(child_id(job.job_id, effect.ordinal))
+    return ": not begun" if child is None else f": {child.status}" if child.open or child.ended else ": nothing is open"
 
 
 def _open_effect(effect: OpenEffect) -> str:

@@ -8,12 +8,15 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from sabot.agents import ActionManager, ActionSpec, JobManager, JobSpec, JournalStore, SqliteJournal
+from sabot import App
+from sabot.agents import ActionManager, ActionSpec, DurableContext, JobManager, JobSpec, JournalStore, SqliteJournal
 from sabot.cli import commands
 from sabot.clock import ManualClock
 from sabot.config import Secret
 from sabot.jobs.values import pack, pack_error
 from sabot.journal import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal, SqliteReader
+from sabot.testing import MemoryBroker
+from tools.agent_tools import until
 
 
 def says(*words: object) -> Result:
@@ -94,6 +97,44 @@ async def test_a_job_and_an_action_are_shown(tmp_path: Path) -> None:
     for words in (["jobs", "show", "nobody"], ["actions", "show", "nobody"], ["journal", "show", "nobody"]):
         done = says(*words, "--journal", tmp_path)
         assert (done.exit_code, "nobody" in done.stderr) == (1, True)
+
+
+async def test_a_list_says_which_jobs_wait_for_a_child_that_has_not_begun_or_that_nobody_runs(tmp_path: Path) -> None:
+    """Ann's first order waits for its payment, and holds her key; the agent of the children fails with Bob's order."""
+    app = App("shop", "memory://listed", state=str(tmp_path), checkpoint_interval=3600)
+
+    @app.agent("orders", durable=True, job_id="order")
+    async def order(ctx: DurableContext) -> Any:
+        return await ctx.child("work", ctx.message)
+
+    @app.agent("work", durable=True, key="customer")
+    async def work(ctx: DurableContext) -> Any:
+        if ctx.message["customer"] == "bob":
+            raise ValueError("no such customer")
+        return await ctx.wait("paid")
+
+    def listed() -> dict[str, str]:
+        rows = [line.split("Z  ") for line in printed("jobs", "list", "--journal", tmp_path).splitlines()[1:]]
+        return {row[0].split()[0]: row[-1].strip() for row in rows}
+
+    def comes(number: int, customer: str) -> None:
+        MemoryBroker.get(app.broker).publish("orders", [{"customer": customer, "order": number}])
+
+    first = {"shop.order/order=1": "child shop.work: running", "shop.order/order=1~1": "signal paid"}
+    await app.start()
+    try:
+        comes(1, "ann")
+        await until(lambda: listed() == first)
+        comes(2, "ann")
+        comes(3, "bob")
+        later = {
+            "shop.order/order=2": "child shop.work: not begun",
+            "shop.order/order=3": "child shop.work: nothing is open",
+            "shop.order/order=3~1": "nothing is open",
+        }
+        await until(lambda: listed() == first | later)
+    finally:
+        await app.stop()
 
 
 AT = 1_700_000_000_000
@@ -308,7 +349,7 @@ def test_jobs_of_agents_say_what_they_wait_for(tmp_path: Path) -> None:
     assert ends == {
         "a": "call refund; call rate",
         "b": f"timer {until}",
-        "c": "call note; child app.refunds; 1 more",
+        "c": "call note; child app.refunds: not begun; 1 more",
         "d": f"question confirm {until}",
         "e": "ValueError: no luck",
         "f": "duplicate",
