@@ -197,6 +197,9 @@ class FrameOrder:
         self.seq = 0
         self._started = False
         self._parts: list[bytes] = []
+        self._identity = ""
+        self._strangers: set[bytes] = set()  # writers of other journals, by their claims
+        self._ahead: dict[bytes, int] = {}  # of others, by writer: the frame that came before its turn
 
     def take(self, value: bytes | None, where: str) -> Frame | None:
         """The frame that this record makes whole, if it counts. Raises CorruptJournal, naming `where`, for a record before which others are
@@ -208,13 +211,13 @@ class FrameOrder:
         if not self._started:
             return self._first(piece, where)
         if piece.seq != self.seq:
-            if piece.writer == self.writer and piece.seq > self.seq:
-                raise CorruptJournal(f"{where} is frame {piece.seq}, and frame {self.seq} is missing before it")
+            self._judge(piece, where)
             return None
         if piece.writer != self.writer:
             if piece.parts != 1 or not isinstance(claim := _read(_frames, piece.data, where), OwnerClaim):
                 return None
             self.writer = piece.writer
+            self._strangers.discard(piece.writer)
             return self._counted(claim)
         if piece.part != len(self._parts):
             if piece.part < len(self._parts):
@@ -225,6 +228,26 @@ class FrameOrder:
             return None
         return self._counted(_read(_frames, b"".join(self._parts), where))
 
+    def _judge(self, piece: _FramePiece, where: str) -> None:
+        """Raises CorruptJournal where a frame that is not the next one says that others are missing, with the claim of its writer perhaps.
+
+        An owner of a topic that was made anew is ahead too, with one frame: it fails then, and that frame counts for nothing.
+        """
+        if piece.writer != self.writer:
+            frame = _read(_frames, piece.data, where) if piece.parts == 1 else None
+            if isinstance(frame, OwnerClaim) and frame.identity != self._identity:
+                self._strangers.add(piece.writer)
+            if piece.seq < self.seq or piece.writer in self._strangers:
+                return
+            if not isinstance(frame, OwnerClaim) and self._ahead.setdefault(piece.writer, piece.seq) == piece.seq:
+                log.warning("%s is frame %d of an unknown owner, and is left out", where, piece.seq)
+                return
+        if piece.seq > self.seq:
+            raise CorruptJournal(
+                f"{where} is frame {piece.seq}, and frame {self.seq} is missing before it",
+                hint="bring back a copy of the topic; or give another journal, and effects may be made again",
+            )
+
     def _first(self, piece: _FramePiece, where: str) -> Frame:
         frame = _read(_frames, piece.data, where) if piece.parts == 1 else None
         if not isinstance(frame, CopyBegin) and not (isinstance(frame, OwnerClaim) and piece.seq == 0):
@@ -234,6 +257,7 @@ class FrameOrder:
             )
         self._started = True
         self.writer, self.seq = piece.writer, piece.seq
+        self._identity = frame.claim.identity if isinstance(frame, CopyBegin) else frame.identity
         return self._counted(frame)
 
     def _counted(self, frame: Frame) -> Frame:

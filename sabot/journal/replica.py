@@ -149,7 +149,7 @@ class Replica:
 
     def _catch_up(self, first: int, end: int) -> None:
         if not (self._valid and self.identity) or first > self.next:
-            self._load(first, end)
+            self._load(first)
         else:
             self._follow(end)
         self.frames_log.rest()
@@ -166,19 +166,28 @@ class Replica:
 
     # -- frames ---------------------------------------------------------------------------------------------------------
 
-    def _load(self, first: int, end: int) -> None:
+    def _load(self, first: int) -> None:
         """From the beginning, with the copy that may stand there."""
         self.order, self.next, self.begins, self.log_bytes = FrameOrder(), first, first, 0
         self.whole_copy = self._copy = None
         self._valid = True
+        letters_first, _ = self._letters_log.bounds(self.topic, LETTERS)
+        _, end = self.frames_log.bounds(self.topic, FRAMES)  # asked later: the copy that lets letters go stands before
         order = FrameOrder()
         for offset, frame in self._frames(order, first, end):
             if isinstance(frame, CopyBegin):
                 self._start(frame.claim, frame.next, frame.letters, frame.removed)
                 self._put_back(order, offset + 1, end)
             elif isinstance(frame, OwnerClaim):
-                self._start(frame, 0, self._letters_log.bounds(self.topic, LETTERS)[0], 0)
+                self._start(frame, 0, letters_first, 0)
             self._follow(end)
+            if isinstance(frame, OwnerClaim) and letters_first > (self.whole_copy or (0, 0))[1]:
+                self._valid = False
+                raise CorruptJournal(
+                    f"{self.where} has lost records: {self.topic}[{LETTERS}] begins at offset {letters_first}, and no trim has deleted "
+                    "what stood before",
+                    hint=_ROWS_ARE_GONE,
+                )
             return
 
     def _start(self, claim: OwnerClaim, next_place: int, letters_next: int, removed: int) -> None:

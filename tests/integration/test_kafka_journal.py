@@ -505,6 +505,20 @@ def test_records_that_are_gone_from_the_beginning_are_told(address: str) -> None
             opened(address)
 
 
+def test_answers_that_are_gone_from_the_beginning_are_told(address: str) -> None:
+    journal = KafkaJournal(address)
+    written(journal, Begin("a", 0), Intent("a", 0, 1, "ask", token="t"))
+    journal.close()
+    inbox = KafkaInbox(address)
+    inbox.post(Letter("answer", "t", body=b"yes"))
+    inbox.close()
+    url, _, topic = address.rpartition("/")
+    admin.delete_before(link_of(url, "test"), {}, topic, {LETTERS: 1})
+    for opened in (KafkaJournal, KafkaJournalReader, KafkaInbox):
+        with pytest.raises(CorruptJournal, match=rf"has lost records: {topic}\[1\] begins at offset 1"):
+            opened(address)
+
+
 def test_a_record_of_a_later_version_stops_the_start_by_its_number(address: str) -> None:
     KafkaJournal(address).close()
     foreign(address, FRAMES, b"SJ\x09")

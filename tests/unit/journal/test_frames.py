@@ -98,6 +98,24 @@ def test_a_record_before_which_others_are_missing_is_named() -> None:
         counted([record(A, 7, claim("a"))])
 
 
+def test_an_owner_whose_claim_is_missing_is_told_and_not_left_out() -> None:
+    first = [record(A, 0, claim("a")), record(A, 1, entries(b"1"))]
+    with pytest.raises(CorruptJournal, match=r"t\[0\]@3 is frame 4, and frame 2 is missing before it"):
+        counted([*first, record(B, 3, entries(b"2")), record(B, 4, entries(b"3"))])
+    with pytest.raises(CorruptJournal, match=r"t\[0\]@2 is frame 7, and frame 2 is missing before it"):
+        counted([*first, record(B, 7, claim("b"))])
+
+
+def test_an_owner_of_a_topic_that_was_made_anew_and_frames_of_another_journal_are_left_out() -> None:
+    first, last = [record(A, 0, claim("a")), record(A, 1, entries(b"1"))], record(A, 2, BeatFrame())
+    expected = [claim("a"), entries(b"1"), BeatFrame()]
+    in_pieces = encode_frame(B, 500, entries(b"x" * 300), 100)
+    assert counted([*first, *in_pieces, last]) == expected
+    other = OwnerClaim("another", b"k" * 32, "b", "", 10.0)
+    copied = [record(B, 0, other), *(record(B, number, entries(b"x")) for number in range(1, 9))]
+    assert counted([*first, *copied, last]) == expected
+
+
 def test_a_topic_may_begin_with_a_copy() -> None:
     begin = CopyBegin(claim("a"), 12, 3)
     assert counted([record(A, 7, begin), record(A, 8, BeatFrame())]) == [begin, BeatFrame()]
