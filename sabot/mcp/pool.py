@@ -16,6 +16,7 @@ import msgspec
 
 from sabot.config import Duration, parse_seconds
 from sabot.errors import MissingExtra, UserError, short_repr
+from sabot.llm.names import SERVERS
 from sabot.llm.tools import InDoubt, Tool
 from sabot.mcp.config import Connect, McpConfig, McpServerSpec, PerTenant, SessionKey
 from sabot.mcp.errors import McpBusy, McpConnectionLost, McpInvalidArguments, McpUnavailable
@@ -84,6 +85,7 @@ class McpServerPool:
         self._rests = Rests()
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
+        SERVERS.add(self)
 
     async def __aenter__(self) -> "McpServerPool":
         return self
@@ -446,6 +448,7 @@ class McpServerPool:
         """Ends all sessions, and the servers that were started for them. The pool cannot be used after it."""
         if not self._closed:
             self._closed = True
+            SERVERS.discard(self)
             await self._loop.stop(self._close_all)
 
     async def _close_all(self) -> None:

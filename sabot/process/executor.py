@@ -329,7 +329,7 @@ def _error(code: int, message: str) -> dict[str, Any]:
 
 
 def _is_unicode(value: Any) -> bool:
-    """Whether a value that was JSON has no text with half a surrogate pair, which JSON can escape and UTF-8 cannot."""
+    """Returns True unless a text in a JSON value has half a surrogate pair, which JSON can escape and UTF-8 cannot."""
     try:
         msgspec.json.encode(value)
     except UnicodeEncodeError:

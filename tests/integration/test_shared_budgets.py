@@ -210,7 +210,7 @@ async def test_an_account_that_redis_has_lost_is_made_anew_with_what_is_in_fligh
 
 
 async def test_while_the_server_is_away_no_call_is_made_and_the_error_names_the_server_only(own: Own) -> None:
-    ledger = shared_ledger(own.url.replace("sabot@", "sabot:swordfish@"), patience="200ms")
+    ledger = shared_ledger(own.url.replace("sabot@", "sabot:swordfish@"), patience="2s")
     assert await ledger.check_budget(OF, 1000) is BudgetDecision.ALLOW
     await own.stop()
     with pytest.raises(

@@ -170,7 +170,7 @@ class Kernel:
         async def child(ctx: Any) -> Any:
             return await desk.child(ctx)
 
-        how = {"policy": desk.policy, "budgets": desk.budgets, "events": desk.bus}
+        how = {"policy": desk.policy, "budgets": desk.budgets, "event_bus": desk.bus}
         async with RuntimeKernel.create(agent=[parent, child], journal=desk.directory / "state", **how) as kernel:
             desk.actions = kernel.actions
             await kernel.resume()

@@ -57,7 +57,7 @@ def kernel_in(folder: Path, *, deadly: bool = False) -> RuntimeKernel:
         return f"order {order} is paid" if told else assistant("", ToolCall("c", "pay", f'{{"order": "{order}"}}'))
 
     engine = ExecutionEngine(ScriptedProvider(answer))
-    return RuntimeKernel.create(agent=Agent(engine, tools=[pay], name="payer"), journal=folder / "jobs.db")
+    return RuntimeKernel.create(agent=Agent(engine, tools=[pay], name="payer"), journal=folder / "jobs")
 
 
 def requests() -> list[ExecutionRequest]:

@@ -10,7 +10,6 @@ written there is misspelt.
 """
 
 import logging
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -21,7 +20,7 @@ from sabot.agents.policy.rules import PolicyRule
 from sabot.calls.functions import behind
 from sabot.errors import UserError
 from sabot.jobs.gate import CallKind
-from sabot.llm.names import MODELS, TOOLS
+from sabot.llm.names import MODELS, SERVERS, TOOLS
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +102,7 @@ def check_names(
                 _log.warning("%s: %s matches no %s that is known at the start", where, rule.name, what)
         elif pattern not in names:
             said = f"{where}: {rule.name} names the {what} {pattern!r}, and there is none of this name"
-            if kind == "tool" and "sabot.mcp.tools" in sys.modules:  # its server may not have been asked yet
+            if kind == "tool" and SERVERS:  # they may not have been asked yet
                 _log.warning("%s so far: is it the tool of an MCP server?", said)
                 continue
             raise UserError(said, hint=_hint(kind, pattern, names, agents))

@@ -18,9 +18,17 @@ from sabot.agents import (
     RuntimeKernel,
     ToolPolicy,
 )
+from sabot.agents.policy import names
 from sabot.errors import UserError
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, tool
+from sabot.llm.names import SERVERS
+from sabot.mcp import McpServerPool
 from tools.agent_tools import started
+
+
+@pytest.fixture(autouse=True)
+def _no_pool_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "SERVERS", set())
 
 
 @tool
@@ -134,3 +142,23 @@ async def test_a_request_under_the_policy_of_the_kernel_runs() -> None:
             ).content == "yes"
         with pytest.raises(UserError, match="no policy 'production', version 0"):
             await kernel.execute(ExecutionRequest(prompt="hi", policy_ref=PolicyRef("production", "0")))
+
+
+async def test_a_rule_may_name_a_tool_of_a_server_that_was_not_asked_yet(caplog: pytest.LogCaptureFixture) -> None:
+    rules = [ToolPolicy(["create_issue"], denied=True)]
+    pool = McpServerPool()
+    names.SERVERS.add(pool)
+    with caplog.at_level(logging.WARNING):
+        names.check_names(rules, [handle], ["desk.handle"], "app desk")
+    assert "names the tool 'create_issue', and there is none of this name so far" in caplog.text
+    names.SERVERS.discard(pool)
+    with pytest.raises(UserError, match="names the tool 'create_issue'"):
+        names.check_names(rules, [handle], ["desk.handle"], "app desk")
+    await pool.close()
+
+
+async def test_a_pool_of_servers_is_known_while_it_is_open() -> None:
+    pool = McpServerPool()
+    assert pool in SERVERS
+    await pool.close()
+    assert pool not in SERVERS
