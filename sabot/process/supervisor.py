@@ -13,7 +13,6 @@ standard library and this folder.
 
 import json
 import os
-import resource
 import selectors
 import signal
 import socket
@@ -38,6 +37,7 @@ from sabot.process.tree import (
     may_be_signalled,
     numbers_of,
     own_tags,
+    peak_memory,
     shared_memory_of,
     signal_all,
     tag_of,
@@ -319,11 +319,12 @@ class Supervision:
         return childless
 
     def _took_more(self, child: _Child, peak: int) -> bool:
-        """Whether it had more memory than it may, in a moment between two measurements. A peak begins with what this process has, of which
-        the program is a fork at first.
+        """Returns True if a child had more memory than its limit in a moment between two measurements.
+
+        The peak of a child begins with the memory of this process, of which the child is a fork at first.
         """
         most = child.limits.get("memory")
-        return most is not None and peak > max(most, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
+        return most is not None and peak > max(most, peak_memory())
 
     def _owner_of(self, pid: int) -> _Child | None:
         tag = tag_of(pid)

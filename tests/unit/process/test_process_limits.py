@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -388,3 +389,11 @@ async def test_no_control_group_is_left(supervisor: Supervisor) -> None:
     async with asyncio.timeout(20):
         while group_of(tag) in groups.left_of("sabot-"):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+def test_the_peak_of_a_process_does_not_begin_with_that_of_its_starter() -> None:
+    """A supervisor that a large worker had started took no child for one that had been above its limit."""
+    asks = "from sabot.process.tree import peak_memory; print(peak_memory())"
+    large = b"x" * (200 << 20)
+    said = subprocess.run([sys.executable, "-c", asks], capture_output=True, check=True)
+    assert 1 << 20 < int(said.stdout) < len(large)
