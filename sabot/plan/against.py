@@ -92,7 +92,8 @@ def compare(operators: Sequence[Planned], manifest: SavedJob, drop: Iterable[str
             verdicts.append(_verdict(same_id, new, parts))
         else:
             verdicts.append(Verdict(new.id, None, new.text, "new", "it begins empty"))
-    verdicts = over_changes(operators, saved, verdicts)
+    inputs = [task.meta.get("input") or {} for task in manifest.tasks.values()]
+    verdicts = over_changes(operators, saved, verdicts, ended=any(each.get("over") for each in inputs))
     for old in saved.values():
         if old.id not in taken:
             given_up = old.id in gone

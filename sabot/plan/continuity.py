@@ -15,11 +15,12 @@ _ALL: frozenset[str] = frozenset()
 
 
 def over_changes(
-    operators: Sequence[Planned], saved: Mapping[str, SavedStep], verdicts: Sequence[Verdict]
+    operators: Sequence[Planned], saved: Mapping[str, SavedStep], verdicts: Sequence[Verdict], *, ended: bool = False
 ) -> list[Verdict]:
     """Returns the verdicts, where those of steps over changes say what is filled, and refuse what would be wrong.
 
-    operators: upstream first, each with its verdict. saved: the state of the checkpoint, by its ids.
+    operators: upstream first, each with its verdict. saved: the state of the checkpoint, by its ids. ended: the checkpoint is of an app
+    whose inputs have all ended, so it lacks the rows of joins (decision 031), and no change will come any more.
     """
     known = {each.id: each for each in operators}
     found: dict[str, Verdict] = {}
@@ -29,7 +30,7 @@ def over_changes(
             continue
         before = verdict.saved_as or (new.id if verdict.outcome == "refuse" and new.id in saved else None)
         old = None if before is None else saved[before]
-        broken = [] if old is None else list(_broken(old, new, known, found))
+        broken = [] if old is None else list(_broken(old, new, known, found, ended))
         begun = Verdict(new.id, verdict.before, new.text, "new", "it begins empty", given_up=verdict.given_up)
         if old is not None and old.groups and (broken or verdict.outcome == "refuse"):
             if broken or not verdict.parts:  # all of it would have to go, and what then cannot be filled
@@ -45,12 +46,12 @@ def over_changes(
 
 
 def _broken(
-    old: SavedStep, new: Planned, known: Mapping[str, Planned], verdicts: Mapping[str, Verdict]
+    old: SavedStep, new: Planned, known: Mapping[str, Planned], verdicts: Mapping[str, Verdict], ended: bool
 ) -> Iterator[str]:
     """Yields why the changes that come are not those that go on from the state."""
     for maker in new.makers:
         verdict = verdicts[maker]
-        if verdict.saved_as is None:
+        if verdict.saved_as is None and not ended:
             yield f"its rows are of {maker}, whose state would not go on"
         for name, words, _ in known[maker].schema.get("aggregates", ()):
             if name in verdict.forgets and not verdict.fills and col(words).text() in str(_texts(new)):

@@ -10,7 +10,11 @@ import pyarrow.parquet
 import pytest
 
 from sabot import App, NdjsonSource, ParquetSink, Stream, UserError, count
+from sabot.api.nodes.read import Read
 from sabot.checkpoint import CheckpointStorage, Manifest
+from sabot.plan import make_plan, walk, with_schemas
+from sabot.plan.against import compare, planned
+from sabot.testing import ListSink
 from tools.agent_tools import bounded, publish, until, values
 
 PEOPLE = [{"id": n, "name": f"name-{n}"} for n in range(20)]
@@ -122,3 +126,21 @@ async def test_a_drain_keeps_the_rows_of_a_join(memory_url: str, tmp_path: Path)
 def rows_read(app: App) -> int:
     figures = app.statistics()["streams"]
     return sum(task["input"].get("rows_in", 0) for name, task in figures.items() if name.startswith("read"))
+
+
+async def test_a_group_over_a_join_is_started_again_when_the_rows_of_the_join_are_gone(folder: Path) -> None:
+    """A start that completes the output of an app that has ended was refused: the rows of the group were of a join without state."""
+
+    def build() -> App:
+        app = App("grouped", checkpoint_dir=folder / "checkpoints", checkpoint_interval="1h", restart="none")
+        bids, people = (app.stream(NdjsonSource(folder / f"{each}.ndjson")) for each in ("bids", "people"))
+        pairs = bids.join(people, left_on="who", right_on="id")
+        pairs.group_by("name").aggregate(n=count()).changelog().to(ListSink())
+        return app
+
+    await bounded(build().run())
+    writes = build().agent_runtime.writes
+    reads = [node for node in walk(writes) if isinstance(node, Read)]
+    plan = make_plan(with_schemas(writes, {id(read): read.source.infer_schema() for read in reads}))
+    outcomes = {each.id: each.outcome for each in compare(planned(plan), newest(folder))}
+    assert "refuse" not in outcomes.values()
