@@ -134,7 +134,7 @@ async def test_a_group_over_a_join_is_started_again_when_the_rows_of_the_join_ar
     def build() -> App:
         app = App("grouped", checkpoint_dir=folder / "checkpoints", checkpoint_interval="1h", restart="none")
         bids, people = (app.stream(NdjsonSource(folder / f"{each}.ndjson")) for each in ("bids", "people"))
-        pairs = bids.join(people, left_on="who", right_on="id")
+        pairs = bids.join(people, left_on="who", right_on="id", how="left")
         pairs.group_by("name").aggregate(n=count()).changelog().to(ListSink())
         return app
 
