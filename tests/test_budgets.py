@@ -28,7 +28,7 @@ MEMBERS = {  # of a contract that more than one class fulfils: methods, properti
     "codecs/base.py:Format": 13,
     "connectors/base.py:Sink": 25,
     "connectors/base.py:Source": 26,
-    "jobs/gate.py:EffectGate": 16,  # 044
+    "jobs/guard.py:EffectGuard": 16,  # 044
     "jobs/owner.py:Desk": 18,  # 044
     "jobs/owner.py:JobOwner": 15,
     "journal/base.py:Journal": 14,

@@ -49,8 +49,8 @@ from sabot.agents import (
     Decision,
     DurableContext,
     ExecutionRequest,
-    GatedCall,
-    GateVerdict,
+    GuardedCall,
+    GuardVerdict,
     InMemoryEventBus,
     LabelPolicy,
     Ledger,
@@ -68,7 +68,7 @@ from sabot.agents import (
 )
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.replay.player import hash_of_steps, verified
-from sabot.jobs.gate import Behalf
+from sabot.jobs.guard import Behalf
 from sabot.journal import Begin, EffectId, open_reader
 from tools.postgres import Postgres
 from tools.redis_server import Redis
@@ -105,7 +105,7 @@ async def events(rows: int, subscribers: int) -> dict[str, float]:
     return {"events_per_s": round(rows / seconds)}
 
 
-def pays_much(call: GatedCall) -> Decision | None:
+def pays_much(call: GuardedCall) -> Decision | None:
     """A rule as a user writes it."""
     return Decision.WARN if call.arguments.get("amount", 0) > 40 else None
 
@@ -122,7 +122,7 @@ def policy(rows: int, rules: int) -> dict[str, float]:
     some.add_rule(pays_much)
     every = PolicyEngine([ToolPolicy(["tool_*"], denied_scopes=["guests"]) for _ in range(rules)])
     calls = [
-        GatedCall(
+        GuardedCall(
             EffectId("job", number),
             "tool",
             f"tool_{number % ten}",
@@ -149,7 +149,7 @@ def policy(rows: int, rules: int) -> dict[str, float]:
         for at in range(rows):
             found.append(engine.decide(calls[at % 1000]))
         figures[name] = round((time.process_time() - began) / rows * 1e6, 2)
-        said = [verdict.decision.value for verdict in found[:1000] if isinstance(verdict, GateVerdict)]
+        said = [verdict.decision.value for verdict in found[:1000] if isinstance(verdict, GuardVerdict)]
         right = expected if engine is some else ["deny" if at % 5 == 4 else "allow" for at in range(1000)]
         assert said == right[: min(rows, 1000)], "a decision is wrong"
     return figures

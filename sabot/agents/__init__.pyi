@@ -123,9 +123,9 @@ from sabot.errors import IllegalTransition as IllegalTransition
 from sabot.errors import LetterRefused as LetterRefused
 from sabot.errors import NotSent as NotSent
 from sabot.errors import PolicyDenied as PolicyDenied
-from sabot.jobs.gate import Decision as Decision
-from sabot.jobs.gate import GatedCall as GatedCall
-from sabot.jobs.gate import GateVerdict as GateVerdict
+from sabot.jobs.guard import Decision as Decision
+from sabot.jobs.guard import GuardedCall as GuardedCall
+from sabot.jobs.guard import GuardVerdict as GuardVerdict
 from sabot.jobs.tree import ChildLimits as ChildLimits
 from sabot.journal.effects import Reconciled as Reconciled
 from sabot.journal.kafka import KafkaInbox as KafkaInbox

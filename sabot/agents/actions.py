@@ -15,7 +15,7 @@ from sabot.agents.context import checked_fields, checked_word
 from sabot.clock import Clock
 from sabot.config import Duration, checked_kind, checked_words, parse_seconds
 from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
-from sabot.jobs.gate import CONFIRM
+from sabot.jobs.guard import CONFIRM
 from sabot.jobs.history import ACTION_TYPES, IN_DOUBT, VERDICTS
 from sabot.jobs.values import rows_of_answer
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from sabot.agents.programs import LineFormat
     from sabot.api.lifespan import Lifespan
     from sabot.api.stream import Stream
-    from sabot.jobs.gate import EffectGate
-    from sabot.jobs.judging import GateJudge
+    from sabot.jobs.guard import EffectGuard
+    from sabot.jobs.judging import GuardJudge
     from sabot.jobs.log import Listener
     from sabot.journal.memory import MemoryHome
     from sabot.llm.agent import Agent, AgentResult
@@ -64,7 +64,7 @@ class DeclaresAgents:
     policy: "PolicyEngine | None"
     _budgets: "Sequence[Budget] | Ledger | None"
     _ledger: "Ledger | None"
-    _judge: "GateJudge | None"
+    _judge: "GuardJudge | None"
 
     @cached_property
     def jobs(self) -> "AppJobs":
@@ -96,11 +96,11 @@ class DeclaresAgents:
         """Who is told of jobs, and what decides on what they ask. Only what is asked for is loaded."""
         self.policy, self._budgets, self._ledger, self._judge, self.listener = policy, budgets, None, None, None
         if policy is not None:
-            from sabot.jobs.gate import checked_gate
+            from sabot.jobs.guard import checked_guard
 
-            checked_gate(policy)
+            checked_guard(policy)
         if budgets is not None:
-            from sabot.agents.accounts.gate import checked_budgets
+            from sabot.agents.accounts.guard import checked_budgets
 
             checked_budgets(budgets)
         if events is not None:
@@ -114,7 +114,7 @@ class DeclaresAgents:
     def accounts(self) -> "Ledger | None":
         """What scopes have used, and may use: in the state directory, or in memory where there is none. None: the app has no budgets=."""
         if self._ledger is None and self._budgets is not None:
-            from sabot.agents.accounts.gate import ledger_of
+            from sabot.agents.accounts.guard import ledger_of
 
             self._ledger = ledger_of(self._budgets, state_directory(self.state_place), self.clock)
         return self._ledger
@@ -134,22 +134,22 @@ class DeclaresAgents:
         return stream
 
     @property
-    def gates(self) -> "Sequence[EffectGate]":
+    def guards(self) -> "Sequence[EffectGuard]":
         """The policy, then the ledger: the first one decides first."""
         ledger = self.accounts
         if ledger is None:
             return () if self.policy is None else (self.policy,)
-        from sabot.agents.accounts.gate import LedgerGate
+        from sabot.agents.accounts.guard import LedgerGuard
 
-        gate = LedgerGate(ledger, closes=ledger is not self._budgets)
-        return (gate,) if self.policy is None else (self.policy, gate)
+        guard = LedgerGuard(ledger, closes=ledger is not self._budgets)
+        return (guard,) if self.policy is None else (self.policy, guard)
 
-    def judge(self) -> "GateJudge | None":
+    def judge(self) -> "GuardJudge | None":
         """Who judges calls of models that no job makes; None: nobody."""
         if self._judge is None and (self.policy is not None or self._budgets is not None):
             from sabot.jobs.judging import judge_of
 
-            self._judge = judge_of(self.id, self.gates, self.clock)
+            self._judge = judge_of(self.id, self.guards, self.clock)
         return self._judge
 
     def observe_metrics(self, meter_provider: Any = None) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from sabot.agents.jobs import OpenEffect
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError
-from sabot.jobs.gate import CONFIRM
+from sabot.jobs.guard import CONFIRM
 from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Intent, Signal

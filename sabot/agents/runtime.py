@@ -117,9 +117,9 @@ class AgentRuntime:
 
     async def keep_accounts(self) -> None:
         """Returns when what calls have used is written, those of agents without jobs too."""
-        for gate in self.app.gates:
+        for guard in self.app.guards:
             try:
-                await gate.flush()
+                await guard.flush()
             except (SabotError, OSError) as error:
                 _log.warning("what calls of models have used is not kept: %s", words_of(error))
 

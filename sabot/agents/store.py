@@ -32,7 +32,7 @@ from sabot.errors import (
     TransientError,
     UserError,
 )
-from sabot.jobs.gate import CONFIRM
+from sabot.jobs.guard import CONFIRM
 from sabot.jobs.history import IN_DOUBT
 from sabot.journal.base import Journal, JournalReader, Position
 from sabot.journal.entries import Answer, Attempt, Begin, Body, Cancel, End, Entry, Intent, JobOrigin, Letter

@@ -16,8 +16,8 @@ import msgspec
 from sabot.api.asked_batches import AgentModel, Said
 from sabot.config import check_called
 from sabot.errors import DataError, EffectError, TransientError, UserError, short_repr
-from sabot.jobs.gate import Price
-from sabot.jobs.judging import GateJudge
+from sabot.jobs.guard import Price
+from sabot.jobs.judging import GuardJudge
 from sabot.jobs.run import JobRun, Pieces
 from sabot.jobs.values import pack
 from sabot.journal.effects import EffectClass
@@ -102,7 +102,7 @@ class _Requests:
 
     def __init__(self, effect: Effect, around: CallJudge | None) -> None:
         self.effect = effect.id
-        self._instead = around.instead if isinstance(around, GateJudge) else None
+        self._instead = around.instead if isinstance(around, GuardJudge) else None
         self._again = effect.again
         self._asked: ModelCall | None = None
 

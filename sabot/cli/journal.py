@@ -14,7 +14,7 @@ from sabot.cli.options import Kafka, kafka_settings
 from sabot.cli.printing import columns, json_line, moment, shortened, size
 from sabot.cli.running import guarded
 from sabot.errors import EffectError, UserError
-from sabot.jobs.gate import decode_verdict
+from sabot.jobs.guard import decode_verdict
 from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.run import effect_words
 from sabot.journal.base import JournalReader

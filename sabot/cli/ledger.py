@@ -10,7 +10,7 @@ import typer
 
 from sabot.agents.accounts.budgets import Amounts, Budget, Window
 from sabot.agents.accounts.contract import LedgerWriter
-from sabot.agents.accounts.gate import brought_up
+from sabot.agents.accounts.guard import brought_up
 from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
 from sabot.agents.kernel import RuntimeKernel

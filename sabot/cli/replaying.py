@@ -163,7 +163,7 @@ def fork_job(
         program = load_program(target)
         code = _code(recording, target, program)
         how: dict[str, Any] = {"answers": answers, "model": model, "prompt": prompt, "allow": allowed}
-        how["gate"] = program.policy
+        how["guard"] = program.policy
 
         async def booked() -> tuple[Forked, bool]:
             accounts = await accounts_of(program)

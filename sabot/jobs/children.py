@@ -5,7 +5,7 @@ from collections.abc import Callable
 import msgspec
 
 from sabot.errors import DataError, EffectError, UserError
-from sabot.jobs.gate import Behalf, EffectGate
+from sabot.jobs.guard import Behalf, EffectGuard
 from sabot.jobs.owner import Desk, Live, OpenJob
 from sabot.jobs.run import Ask
 from sabot.jobs.tree import ChildLimits, child_id, parent_of
@@ -18,11 +18,13 @@ from sabot.stored_names import stored_name
 class Children:
     """Its methods, but for `not_begun`, are parts of items of the host's task. limits: by agent."""
 
-    def __init__(self, desk: Desk, gate: EffectGate | None, *, result: Callable[[Live, Ask, str, bytes], None]) -> None:
+    def __init__(
+        self, desk: Desk, guard: EffectGuard | None, *, result: Callable[[Live, Ask, str, bytes], None]
+    ) -> None:
         """result: records what has come of an effect."""
         self.limits: dict[str, ChildLimits] = {}
         self.begun_total = 0  # of those that have waited so
-        self._desk, self._gate, self._result = desk, gate, result
+        self._desk, self._guard, self._result = desk, guard, result
 
     def begin(self, live: Live, ask: Ask) -> None:
         """The child of this effect, unless it has begun."""
@@ -78,8 +80,8 @@ class Children:
             return None
         facts = code, *behalf[:2], 1, behalf.labels
         entry = Begin(job_id, desk.now_ms(), agent_id, record, key, digest, *facts)
-        if self._gate is not None:
-            self._gate.begun(entry)
+        if self._guard is not None:
+            self._guard.begun(entry)
         desk.jobs.add(job_id, agent_id, begun=True)
         self.begun_total += 1
         at = desk.append(entry)
@@ -104,8 +106,8 @@ class Children:
 
     def over(self, job_id: str, outcome: str, body: bytes, labels: tuple[str, ...], ran_ms: int = 0) -> None:
         """A job has ended; if it is a child, its parent hears of it. body, labels: of its END. ran_ms: how long it has run."""
-        if self._gate is not None:
-            self._gate.over(job_id)
+        if self._guard is not None:
+            self._guard.over(job_id)
         parent, ordinal = parent_of(job_id)
         if parent not in self._desk.jobs:
             return
@@ -114,7 +116,7 @@ class Children:
             return  # it was told before the restart
         told = "ok" if outcome == "succeeded" else outcome
         entry = EffectResult(parent, self._desk.now_ms(), ordinal, 1, told, body, labels=labels, ran_ms=ran_ms)
-        if self._gate is not None:
-            used = self._gate.settle(EffectId(parent, ordinal), "child", "", told, body, entry.at_ms)
+        if self._guard is not None:
+            used = self._guard.settle(EffectId(parent, ordinal), "child", "", told, body, entry.at_ms)
             entry = msgspec.structs.replace(entry, usage=used)
         self._desk.arrived(self._desk.append(entry, live), entry)

@@ -1,9 +1,9 @@
 """The effects of jobs: noted, made, made again, judged where nobody knows whether they were made.
 
-asked ─▶ gate ─▶ INTENT ─▶ runner ─▶ RESULT ─▶ the job's next turn
-                     │
-                     ├─ it failed, and may be repeated: ATTEMPT, and again
-                     └─ nobody knows: `journal.effects.in_doubt` decides: again, look it up, ask a person, …
+asked ─▶ guard ─▶ INTENT ─▶ runner ─▶ RESULT ─▶ the job's next turn
+                      │
+                      ├─ it failed, and may be repeated: ATTEMPT, and again
+                      └─ nobody knows: `journal.effects.in_doubt` decides: again, look it up, ask a person, …
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from sabot.clock import Clock
 from sabot.errors import UNREADABLE, EffectError, JournalFailed, SabotError, UserError
 from sabot.jobs.children import Children
 from sabot.jobs.derived import question_token
-from sabot.jobs.gate import CONFIRM, CallKind, Decision, EffectGate, GatedCall, GateVerdict, encode_verdict, judged
+from sabot.jobs.guard import CONFIRM, CallKind, Decision, EffectGuard, GuardedCall, GuardVerdict, encode_verdict, judged
 from sabot.jobs.history import IN_DOUBT, VERDICTS
 from sabot.jobs.judging import judge_within
 from sabot.jobs.owner import Desk, Live, OpenJob
@@ -36,7 +36,7 @@ from sabot.stored_names import stored_name
 _log = logging.getLogger(__name__)
 
 _CLAIM_SECONDS = 0.05  # so often is looked whether a claim holds again
-_UNAWAITED = GateVerdict(Decision.DENY, reason="the function did not wait until it was decided")
+_UNAWAITED = GuardVerdict(Decision.DENY, reason="the function did not wait until it was decided")
 _UNTIMED_SECONDS = 60.0  # how long a call of an earlier worker may take, where the tool has no time-out
 
 
@@ -50,18 +50,18 @@ class Effects:
         clock: Clock,
         *,
         broke: Callable[[str, SabotError], object],
-        gate: EffectGate | None = None,
+        guard: EffectGuard | None = None,
     ) -> None:
-        """broke: the run has to end. gate: decides what may be made; None: all may."""
+        """broke: the run has to end. guard: decides what may be made; None: all may."""
         self.asked_total = self.doubts_total = 0
-        self.children = Children(desk, gate, result=self._result)
-        judge = None if gate is None else partial(judge_within, desk, gate, clock, self.instead)
+        self.children = Children(desk, guard, result=self._result)
+        judge = None if guard is None else partial(judge_within, desk, guard, clock, self.instead)
         asks: dict[str, Any] = {"may_send": self._may_send, "sendable": self._sendable, "again": self.again}
         self.runner = EffectRunner(clock=clock, on_broken=partial(broke, "an effect"), judge=judge, **asks)
         self._questions = CallQuestions(desk, timers, stop=self.runner.stop, again=self._again)
         self.runner.ask = self._questions.ask
         self._desk, self._timers = desk, timers
-        self._gate = gate
+        self._guard = guard
         self._outlived: dict[tuple[str, int], Ask] = {}  # calls of jobs that are not in memory any more, and not over
 
     def _may_send(self) -> None:
@@ -82,8 +82,8 @@ class Effects:
         elif ask.dropped and ask.kind == "call":
             ask.verdict = _UNAWAITED
             self._note(live, ask)
-        elif self._gate is not None and (kind := ask.gated) is not None:
-            self._decide(live, ask, kind, self._gate)
+        elif self._guard is not None and (kind := ask.guarded) is not None:
+            self._decide(live, ask, kind, self._guard)
         else:
             self._note(live, ask)
 
@@ -117,10 +117,10 @@ class Effects:
             except UserError as error:  # the function asks for it with something else than it did
                 self._refused(live, ask, error.message)
                 return
-            if self._gate is not None and verdict.decision is not Decision.DENY:
+            if self._guard is not None and verdict.decision is not Decision.DENY:
                 job = live.job
                 effect = job.effect_id(ask)
-                self._gate.reopen(effect, job.history.begin.agent, job.behalf, job.history.decided(effect, verdict))
+                self._guard.reopen(effect, job.history.begin.agent, job.behalf, job.history.decided(effect, verdict))
             if not self._allowed(live, ask, verdict):
                 return
         match ask.kind:
@@ -184,22 +184,25 @@ class Effects:
 
     def _settled(self, job_id: str, ask: Ask, outcome: str, body: bytes) -> EffectResult:
         """Its RESULT, with what it has used."""
-        at_ms, used, asked, kind = self._desk.now_ms(), b"", b"", ask.gated
-        if self._gate is not None and kind is not None:
+        at_ms, used, asked, kind = self._desk.now_ms(), b"", b"", ask.guarded
+        if self._guard is not None and kind is not None:
             effect, name = EffectId(job_id, ask.ordinal, ask.attempt), ask.model or ask.name
-            used, asked = self._gate.settle(effect, kind, name, outcome, body, at_ms), self._gate.asked_by_tool(effect)
+            used, asked = (
+                self._guard.settle(effect, kind, name, outcome, body, at_ms),
+                self._guard.asked_by_tool(effect),
+            )
         return EffectResult(job_id, at_ms, ask.ordinal, ask.attempt, outcome, body, used, asked=asked)
 
     def _again(self, live: Live, ask: Ask) -> None:
         """Another attempt."""
         if not self._desk.runs(live) or self._desk.stopping:
             return
-        self._ask_gate(EffectId(live.job.job_id, ask.ordinal, ask.attempt + 1), partial(self._again_judged, live, ask))
+        self._ask_guard(EffectId(live.job.job_id, ask.ordinal, ask.attempt + 1), partial(self._again_judged, live, ask))
 
-    def _ask_gate(self, effect: EffectId, go_on: Callable[[GateVerdict | None], None]) -> None:
-        """Whether this attempt may be made: at once, or when the gate knows."""
-        said = None if self._gate is None else self._gate.again(effect)
-        if said is None or isinstance(said, GateVerdict):
+    def _ask_guard(self, effect: EffectId, go_on: Callable[[GuardVerdict | None], None]) -> None:
+        """Whether this attempt may be made: at once, or when the guard knows."""
+        said = None if self._guard is None else self._guard.again(effect)
+        if said is None or isinstance(said, GuardVerdict):
             return go_on(said)
 
         async def wait() -> None:
@@ -207,7 +210,7 @@ class Effects:
 
         self._desk.beside(wait(), f"what decides on effect {effect}")
 
-    def _again_judged(self, live: Live, ask: Ask, refused: GateVerdict | None) -> None:
+    def _again_judged(self, live: Live, ask: Ask, refused: GuardVerdict | None) -> None:
         if not self._desk.runs(live) or self._desk.stopping or ask.ordinal not in live.job.open:
             return
         if refused is not None:
@@ -220,7 +223,7 @@ class Effects:
         self._make(live, ask, self._desk.append(entry, live))
 
     async def again(self, effect: EffectId) -> EffectId:
-        """The call itself is about to send its request once more, as it has not read what came of the last one: another attempt, if a gate
+        """The call itself is about to send its request once more, as it has not read what came of the last one: another attempt, if a guard
         lets it. Returns when that may be sent. Raises EffectError where nobody waits for it any more, BudgetExceeded.
         """
         asked: asyncio.Future[tuple[EffectId, Position]] = asyncio.get_running_loop().create_future()
@@ -233,10 +236,10 @@ class Effects:
         found = self._waited_for(effect, asked)
         if found is not None:
             effect = EffectId(effect.job, effect.ordinal, found[1].attempt + 1)
-            self._ask_gate(effect, partial(self._sent_again_judged, effect, asked))
+            self._ask_guard(effect, partial(self._sent_again_judged, effect, asked))
 
     def _sent_again_judged(
-        self, effect: EffectId, asked: "asyncio.Future[tuple[EffectId, Position]]", refused: GateVerdict | None
+        self, effect: EffectId, asked: "asyncio.Future[tuple[EffectId, Position]]", refused: GuardVerdict | None
     ) -> None:
         found = self._waited_for(effect, asked)
         if found is None:
@@ -261,7 +264,7 @@ class Effects:
             return None
         return live, ask
 
-    async def instead(self, effect: EffectId, verdict: GateVerdict) -> None:
+    async def instead(self, effect: EffectId, verdict: GuardVerdict) -> None:
         """The call itself is about to ask another model in place of the first one, from this attempt on, if the verdict on that lets it.
         Returns when the journal has the verdict. Raises EffectError where nobody waits for the effect any more.
         """
@@ -287,19 +290,19 @@ class Effects:
 
     async def reopen(self, jobs: Iterable[OpenJob]) -> None:
         """What was decided of the open effects of these jobs in an earlier run holds."""
-        if self._gate is None:
+        if self._guard is None:
             return
         for job in jobs:
             for ordinal, each in job.decided.items() if job.ended is None else ():
                 if each.verdict.decision is not Decision.DENY:
                     effect = EffectId(job.job_id, ordinal, each.attempt)
-                    self._gate.reopen(effect, job.agent, job.behalf, each)
-        await self._gate.ready()
+                    self._guard.reopen(effect, job.agent, job.behalf, each)
+        await self._guard.ready()
 
-    def _decide(self, live: Live, ask: Ask, kind: CallKind, gate: EffectGate) -> None:
+    def _decide(self, live: Live, ask: Ask, kind: CallKind, guard: EffectGuard) -> None:
         """What may become of it is decided, now or, where that takes time, beside."""
         job = live.job
-        call = GatedCall(
+        call = GuardedCall(
             job.effect_id(ask),
             kind,
             ask.model or ask.name,
@@ -314,25 +317,25 @@ class Effects:
             labels=frozenset(job.labels),
             apart=ask.apart,
         )
-        found = judged(gate, call)
-        if isinstance(found, GateVerdict):
+        found = judged(guard, call)
+        if isinstance(found, GuardVerdict):
             self._decided(live, ask, found)
             return
         ask.judging = True
         live.judging[ask.ordinal] = ask
 
         async def wait() -> None:
-            self._desk.put(partial(self._decided_later, live, ask, gate, await found))
+            self._desk.put(partial(self._decided_later, live, ask, guard, await found))
 
         self._desk.beside(wait(), f"what decides on {ask.name} of job {job.job_id}")
 
-    def _decided_later(self, live: Live, ask: Ask, gate: EffectGate, verdict: GateVerdict) -> None:
+    def _decided_later(self, live: Live, ask: Ask, guard: EffectGuard, verdict: GuardVerdict) -> None:
         """The job may have ended meanwhile, or the function waits no longer for it: then it is not made."""
         ask.judging = False
         live.judging.pop(ask.ordinal, None)
         runs = self._desk.runs(live) and not self._desk.stopping
         if ask.dropped or not runs:
-            gate.drop(live.job.effect_id(ask))
+            guard.drop(live.job.effect_id(ask))
             verdict = _UNAWAITED
         if runs:
             self._decided(live, ask, verdict)
@@ -348,7 +351,7 @@ class Effects:
             ask.verdict, ask.noted = _UNAWAITED, True
             self._desk.append(ask.intent(live.job.job_id, self._desk.now_ms()), live)
 
-    def _decided(self, live: Live, ask: Ask, verdict: GateVerdict) -> None:
+    def _decided(self, live: Live, ask: Ask, verdict: GuardVerdict) -> None:
         if ask.model:
             verdict = msgspec.structs.replace(verdict, about=ask.model)
         ask.change(verdict)
@@ -359,7 +362,7 @@ class Effects:
             _log.warning("job %s: %s, effect %d: %s", live.job.job_id, ask.name, ask.ordinal, said)
         self._note(live, ask)
 
-    def _allowed(self, live: Live, ask: Ask, verdict: GateVerdict) -> bool:
+    def _allowed(self, live: Live, ask: Ask, verdict: GuardVerdict) -> bool:
         """Whether it may be made now. Else it is denied, or a person is asked."""
         if verdict.decision is Decision.DENY:
             self._refused(live, ask, verdict.reason or "a rule denies it", verdict.error, verdict.rule)
@@ -376,13 +379,13 @@ class Effects:
     def _refused(self, live: Live, ask: Ask, why: str, error: str = "PolicyDenied", rule: str = "") -> None:
         self._result(live, ask, error, pack_error(EffectError(error, _refusal(ask, why, rule))))
 
-    def _ask_approval(self, live: Live, ask: Ask, verdict: GateVerdict) -> None:
+    def _ask_approval(self, live: Live, ask: Ask, verdict: GuardVerdict) -> None:
         """A question of type "confirm", with the ordinal of its effect; asked once, also over restarts."""
         job, history = live.job, live.job.history
         question = history.approvals.get(ask.ordinal)
         if question is None:
             at_ms, key = self._desk.now_ms(), self._desk.journal.key
-            payload: dict[str, Any] = {"effect": ask.model or ask.name, "kind": ask.gated, "ordinal": ask.ordinal}
+            payload: dict[str, Any] = {"effect": ask.model or ask.name, "kind": ask.guarded, "ordinal": ask.ordinal}
             payload |= {"reason": verdict.reason, "rule": verdict.rule, "answers": ["approve", "reject"]}
             due_ms = at_ms + round(verdict.wait_s * 1000) if verdict.wait_s else 0
             asked, token = digest(key, "ask", CONFIRM, payload), question_token(key, job.job_id, ask.ordinal)

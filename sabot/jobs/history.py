@@ -11,7 +11,7 @@ A RESULT with ordinal 0 is of the attempt itself: its time is over.
 
 An attempt of the job (ATTEMPT with ordinal 0) keeps the results that it has, and forgets the errors of effects that may be repeated: these
 are asked again. It forgets what the attempt before had given up, too: timers that have not fired, questions that it has withdrawn, children
-that were cancelled. They are asked anew, as effects of their own. So is what was denied (`gate`).
+that were cancelled. They are asked anew, as effects of their own. So is what was denied (`guard`).
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from sabot.errors import CorruptJournal
-from sabot.jobs.gate import DecidedEffect, Decision, GateVerdict, decode_verdict, stood_in
+from sabot.jobs.guard import DecidedEffect, Decision, GuardVerdict, decode_verdict, stood_in
 from sabot.journal.effects import RULES, EffectClass, EffectId
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
 
@@ -84,7 +84,7 @@ class History:
     failed_children: set[int] = field(default_factory=set)
     verdicts: dict[str, Answer] = field(default_factory=dict)
     told: dict[int, int] = field(default_factory=dict)
-    instead: dict[int, dict[int, GateVerdict]] = field(default_factory=dict)
+    instead: dict[int, dict[int, GuardVerdict]] = field(default_factory=dict)
     base: int = 0
     last_ordinal: int = 0
     ran_ms: int = 0
@@ -238,7 +238,7 @@ class History:
         asks = verdict is not None and verdict.decision is Decision.ASK
         return self.tries.get(intent.ordinal, 0 if asks else 1)
 
-    def decided(self, effect: EffectId, verdict: GateVerdict) -> DecidedEffect:
+    def decided(self, effect: EffectId, verdict: GuardVerdict) -> DecidedEffect:
         """What was decided of an effect that has no result. verdict: of its intent."""
         told, instead = self.told.get(effect.ordinal, 0), self.instead.get(effect.ordinal, {})
         return DecidedEffect(verdict, effect.attempt, told, instead)

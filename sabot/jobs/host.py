@@ -22,7 +22,7 @@ from sabot.exits import EXITS
 from sabot.jobs.asking import answered
 from sabot.jobs.derived import question_token
 from sabot.jobs.effects import Effects
-from sabot.jobs.gate import NOBODY, Behalf, EffectGate
+from sabot.jobs.guard import NOBODY, Behalf, EffectGuard
 from sabot.jobs.history import ContinueAs, Delivery, History
 from sabot.jobs.letters import UNAWAITED_CHILD, JobLetters
 from sabot.jobs.log import JobLog, Listener
@@ -59,11 +59,11 @@ class JobHost:
         stop_grace_s: float = STOP_GRACE_SECONDS,
         notes: ParkedNotes | None = None,
         listener: Listener | None = None,
-        gate: EffectGate | None = None,
+        guard: EffectGuard | None = None,
         make_run: Callable[..., JobRun] = JobRun,
     ) -> None:
         """on_broken: nothing can go on: the journal has failed, or we have. stop_grace_s: for effects that run when it is stopped. notes:
-        of parked jobs, as the restored checkpoint has them. listener: is told what happens. gate: decides. make_run: makes a JobRun.
+        of parked jobs, as the restored checkpoint has them. listener: is told what happens. guard: decides. make_run: makes a JobRun.
         """
         self.journal = journal
         self.stopping = False
@@ -83,13 +83,13 @@ class JobHost:
         self._serving: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._arriving: deque[tuple[Position, Delivery]] | None = None  # entries of this item that are not delivered
-        self._gate = gate or EffectGate()
-        self.log = JobLog(self, journal, listener, kept=self._gate.flush)
+        self._guard = guard or EffectGuard()
+        self.log = JobLog(self, journal, listener, kept=self._guard.flush)
         self.parking = Parking(self, notes, has_letter=lambda job_id: self._letters.under_way(job_id))
         self._letters = JobLetters(self, self.log, all_taken=self.parking.letters_taken)
         letters = partial(self.put, self._letters.take)
         self._timers = JobTimers(self, self._clock, due=self._due, letters=letters, keeps=self._awaits, broke=on_broken)
-        self._effects = Effects(self, self._timers, clock, broke=on_broken, gate=gate)
+        self._effects = Effects(self, self._timers, clock, broke=on_broken, guard=guard)
         self.children = self._effects.children
         self._begun_total = self._ended_total = 0
 
@@ -108,7 +108,7 @@ class JobHost:
         positions: of the journal, in that checkpoint; None: there was none, and all jobs are open. unapplied: jobs whose END (there) stands
         before those positions, and which the checkpoint does not cover all the same (`facts`).
         """
-        await self._gate.open(self.journal)
+        await self._guard.open(self.journal)
         found = await to_the_end(aside(open_jobs, self.journal, dict(positions or {}), dict(unapplied or {})))
         await self.log.open()
         for job in found:
@@ -153,7 +153,7 @@ class JobHost:
             live.job.discard()
         self._live.clear()
         try:
-            await self._gate.close()
+            await self._guard.close()
         except (SabotError, OSError) as error:  # the journal has it, and the next start reads it there
             _log.warning("%s: what its results have used is not kept elsewhere: %s", self.journal.where, error)
 
@@ -188,7 +188,7 @@ class JobHost:
             facts = owner.code, *behalf[:2], run, behalf.labels
             entry = Begin(job_id, self.now_ms(), agent_id, record, key, digest, *facts)
             entries: Sequence[Any] = taken or (entry,)
-            self._gate.begun(entries[0], entries[1:])
+            self._guard.begun(entries[0], entries[1:])
             self._begun_total += 1
             if self.jobs.begins(job_id):
                 entries = (*entries, Cancel(job_id, entry.at_ms, UNAWAITED_CHILD))
@@ -458,7 +458,7 @@ class JobHost:
         if live.job.history.end is None:
             self._effects.leave(live)
             told = self._letters.left(live, self.children.limits)  # before END: where that is durable, they are told
-            used = self._gate.ended(job_id, self.now_ms())
+            used = self._guard.ended(job_id, self.now_ms())
             self.append(End(job_id, self.now_ms(), outcome, result, name, body, labels, used), live)
         self._forget(live)
         self.jobs.remove(job_id)

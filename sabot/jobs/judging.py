@@ -1,4 +1,4 @@
-"""The gates of an app before calls of models that are no effects of a job: in agents that are not durable, in streams (`map_llm`), and
+"""The guards of an app before calls of models that are no effects of a job: in agents that are not durable, in streams (`map_llm`), and
 in tools that ask models by themselves.
 
 No journal has them, so nothing is decided but for this one call, nobody can be asked, and what a crash cuts off has no row.
@@ -16,7 +16,7 @@ import msgspec
 
 from sabot.clock import Clock
 from sabot.errors import PolicyDenied, UserError
-from sabot.jobs.gate import NOBODY, Behalf, Decision, EffectGate, GatedCall, GateVerdict, Price, gate_of, judged
+from sabot.jobs.guard import NOBODY, Behalf, Decision, EffectGuard, GuardedCall, GuardVerdict, Price, guard_of, judged
 from sabot.jobs.hiding import hidden
 from sabot.jobs.owner import Desk
 from sabot.jobs.values import pack, pack_error, type_of
@@ -30,31 +30,31 @@ from sabot.llm.spec import RequestSpec
 
 _log = logging.getLogger(__name__)
 
-NoteInstead = Callable[[EffectId, GateVerdict], Awaitable[None]]
+NoteInstead = Callable[[EffectId, GuardVerdict], Awaitable[None]]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class GateJudge:
+class GuardJudge:
     """A `CallJudge`, for one event loop."""
 
     _only_asks = "only durable agents ask"
 
-    def __init__(self, calls: str, agent: str, gate: EffectGate, clock: Clock) -> None:
+    def __init__(self, calls: str, agent: str, guard: EffectGuard, clock: Clock) -> None:
         """calls: what their rows have in place of a job. agent: whose they are; the scope is its app."""
-        self._calls, self._agent, self._gate, self._clock = calls, agent, gate, clock
+        self._calls, self._agent, self._guard, self._clock = calls, agent, guard, clock
         self._numbers = count(1)
         self._behalf = NOBODY
 
     async def __call__(
         self, call: ModelCall, model: str, price: Price, ask: Callable[[], Awaitable[Outcome]]
     ) -> Outcome:
-        gate, effect = self._gate, EffectId(f"{self._calls}/{call.context.request_id}", next(self._numbers))
-        found = judged(gate, self._asked(effect, model, call, price))
-        verdict = found if isinstance(found, GateVerdict) else await found
+        guard, effect = self._guard, EffectId(f"{self._calls}/{call.context.request_id}", next(self._numbers))
+        found = judged(guard, self._asked(effect, model, call, price))
+        verdict = found if isinstance(found, GuardVerdict) else await found
         if verdict.decision in (Decision.DENY, Decision.ASK):
-            gate.drop(effect)
+            guard.drop(effect)
             raise self._denied(model, verdict)
         call.spec = hidden(verdict.spec(call.spec), verdict.hide)
         call.texts = hidden(call.texts, verdict.hide)
@@ -65,8 +65,8 @@ class GateJudge:
         async def again() -> None:
             nonlocal effect
             following = EffectId(effect.job, effect.ordinal, effect.attempt + 1)
-            said = gate.again(following)
-            refused = said if said is None or isinstance(said, GateVerdict) else await said
+            said = guard.again(following)
+            refused = said if said is None or isinstance(said, GuardVerdict) else await said
             if refused is not None:
                 raise self._denied(model, refused)
             effect = following
@@ -88,8 +88,8 @@ class GateJudge:
         too, and what that may cost more is reserved for the effect. Raises PolicyDenied and BudgetExceeded, which the log has too.
         """
         effect = EffectId(effect.job, effect.ordinal, effect.attempt + call.unread)  # the attempt that asks it
-        found = judged(self._gate, self._asked(effect, call.model, call, price), degraded=True)
-        verdict = found if isinstance(found, GateVerdict) else await found
+        found = judged(self._guard, self._asked(effect, call.model, call, price), degraded=True)
+        verdict = found if isinstance(found, GuardVerdict) else await found
         await self._noted(effect, msgspec.structs.replace(verdict, about=call.model))
         if verdict.decision in (Decision.DENY, Decision.ASK):
             refusal = self._denied(call.model, verdict, "nobody is asked for a model that stands in for another one")
@@ -98,15 +98,15 @@ class GateJudge:
         call.spec = hidden(verdict.spec(call.spec), verdict.hide)
         call.model = call.spec.model or call.model
 
-    async def _noted(self, effect: EffectId, verdict: GateVerdict) -> None:
+    async def _noted(self, effect: EffectId, verdict: GuardVerdict) -> None:
         """The verdict on a model that stands in for the first one is noted, where there is a journal for it."""
 
-    def _asked(self, effect: EffectId, model: str, call: ModelCall, price: Price) -> GatedCall:
+    def _asked(self, effect: EffectId, model: str, call: ModelCall, price: Price) -> GuardedCall:
         behalf, kind, spec = self._behalf, EffectClass.METERED, _told(call)
         labels = frozenset(behalf.labels)
-        return GatedCall(effect, "model", model, self._agent, behalf, kind, spec=spec, price=price, labels=labels)
+        return GuardedCall(effect, "model", model, self._agent, behalf, kind, spec=spec, price=price, labels=labels)
 
-    def _denied(self, model: str, verdict: GateVerdict, only_asks: str = "") -> Exception:
+    def _denied(self, model: str, verdict: GuardVerdict, only_asks: str = "") -> Exception:
         why = verdict.reason or "a rule denies it"
         if verdict.decision is Decision.ASK:
             why = f"{why}: a person would have to allow it, and {only_asks or self._only_asks}"
@@ -114,27 +114,27 @@ class GateJudge:
         return model_error(verdict.error, said) or PolicyDenied(said)
 
     def _settle(self, effect: EffectId, model: str, outcome: str, body: bytes) -> None:
-        self._gate.settle(effect, "model", model, outcome, body, round(self._clock.time() * 1000))
+        self._guard.settle(effect, "model", model, outcome, body, round(self._clock.time() * 1000))
 
 
-class _ToolJudge(GateJudge):
+class _ToolJudge(GuardJudge):
     """Of what a tool asks by itself, on behalf of the job that has called it."""
 
     _only_asks = "a tool asks nobody: let the agent ask the model, by ctx.llm(engine)"
 
     def __init__(
-        self, effect: EffectId, agent: str, behalf: Behalf, gate: EffectGate, clock: Clock, note: NoteInstead
+        self, effect: EffectId, agent: str, behalf: Behalf, guard: EffectGuard, clock: Clock, note: NoteInstead
     ) -> None:
-        super().__init__(f"{effect.job}/{effect.ordinal}", agent, gate, clock)
+        super().__init__(f"{effect.job}/{effect.ordinal}", agent, guard, clock)
         self._effect, self._behalf, self._note = effect, behalf, note
         self._loop = asyncio.get_running_loop()
 
-    async def _noted(self, effect: EffectId, verdict: GateVerdict) -> None:
-        """As `GateJudge._noted`: that of the effect itself; what its tool asks by itself is in no journal."""
+    async def _noted(self, effect: EffectId, verdict: GuardVerdict) -> None:
+        """As `GuardJudge._noted`: that of the effect itself; what its tool asks by itself is in no journal."""
         if effect[:2] == self._effect[:2]:
             await self._note(effect, verdict)
 
-    def _asked(self, effect: EffectId, model: str, call: ModelCall, price: Price) -> GatedCall:
+    def _asked(self, effect: EffectId, model: str, call: ModelCall, price: Price) -> GuardedCall:
         asked = super()._asked(effect, model, call, price)
         return asked if effect.job == self._effect.job else replace(asked, within=self._effect)
 
@@ -156,25 +156,25 @@ def _told(call: ModelCall) -> RequestSpec:
     return msgspec.structs.replace(call.spec, messages=tuple(map(user, call.texts)), max_tokens=0)
 
 
-def judge_of(app: str, gates: Sequence[EffectGate], clock: Clock) -> GateJudge | None:
-    """Of an app with these gates; None: it has none."""
-    gate = gate_of(gates)
-    return None if gate is None else GateJudge(f"{app}.calls", f"{app}.calls", gate, clock)
+def judge_of(app: str, guards: Sequence[EffectGuard], clock: Clock) -> GuardJudge | None:
+    """Of an app with these guards; None: it has none."""
+    guard = guard_of(guards)
+    return None if guard is None else GuardJudge(f"{app}.calls", f"{app}.calls", guard, clock)
 
 
-def judge_within(desk: Desk, gate: EffectGate, clock: Clock, note: NoteInstead, effect: EffectId) -> GateJudge:
+def judge_within(desk: Desk, guard: EffectGuard, clock: Clock, note: NoteInstead, effect: EffectId) -> GuardJudge:
     """Of what the tool of this effect, which is about to be called, asks of models by itself. note: records what is decided of a model
     that stands in for that of the effect.
     """
     live = desk.live(effect.job)
     assert live is not None, f"effect {effect} is made for a job that is not in memory"
-    return _ToolJudge(effect, live.job.history.begin.agent, live.job.behalf, gate, clock, note)
+    return _ToolJudge(effect, live.job.history.begin.agent, live.job.behalf, guard, clock, note)
 
 
-def judged_within(function: Callable[P, T], app: str, gates: Sequence[EffectGate], clock: Clock) -> Callable[P, T]:
+def judged_within(function: Callable[P, T], app: str, guards: Sequence[EffectGuard], clock: Clock) -> Callable[P, T]:
     """The function, as it runs in this app: calls of models of what it makes are judged."""
     context = copy_context()
-    context.run(JUDGE.set, judge_of(app, gates, clock))
+    context.run(JUDGE.set, judge_of(app, guards, clock))
 
     def within(*args: P.args, **kwargs: P.kwargs) -> T:
         return context.run(function, *args, **kwargs)

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from sabot.jobs.gate import Behalf, DecidedEffect, Decision, decode_verdict, stood_in
+from sabot.jobs.guard import Behalf, DecidedEffect, Decision, decode_verdict, stood_in
 from sabot.jobs.owner import OpenJob
 from sabot.journal import Attempt, Begin, Cancel, EffectResult, End, Intent, JournalReader, Position, StoredBody
 from sabot.journal.base import MAY_BEGIN_AGAIN

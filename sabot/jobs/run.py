@@ -18,11 +18,11 @@ from typing import Any, Protocol
 
 from sabot.errors import NonDeterminism, PolicyDenied, UserError
 from sabot.jobs.derived import job_seed, question_token
-from sabot.jobs.gate import (
+from sabot.jobs.guard import (
     APART,
     Behalf,
     CallKind,
-    GateVerdict,
+    GuardVerdict,
     Price,
     decode_verdict,
     encode_verdict,
@@ -73,18 +73,18 @@ class Ask:
     dropped: bool = False
     doubt: str = ""
     attempt: int = 1
-    verdict: GateVerdict | None = None
+    verdict: GuardVerdict | None = None
     judging: bool = False
     apart: bool = False
 
     @property
-    def gated(self) -> CallKind | None:
-        """What a gate calls it; None: it is none of its business."""
+    def guarded(self) -> CallKind | None:
+        """What a guard calls it; None: it is none of its business."""
         if self.kind == "call":
             return "model" if self.model else "tool"
         return "child" if self.kind == "child" else None
 
-    def change(self, verdict: GateVerdict) -> None:
+    def change(self, verdict: GuardVerdict) -> None:
         """It will be made as the verdict says. Its digest stays that of what was asked. Raises UserError where it cannot be changed."""
         self.verdict = verdict
         if self.args and isinstance(self.args[0], RequestSpec):

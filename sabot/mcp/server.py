@@ -137,7 +137,7 @@ class ToolServer:
             )
         app: ASGIApp = self.server.streamable_http_app(host=host, json_response=True, stateless_http=True)
         if token is not None:
-            app = _Guard(app, token)
+            app = _TokenCheck(app, token)
         with _listening(host, port, self.name) as listener:
             where, at = listener.getsockname()[:2]
             running = _Http(
@@ -200,7 +200,7 @@ class ToolServer:
         return types.CallToolResult(content=[types.TextContent(text=text)], structured_content=structured)
 
 
-class _Guard:
+class _TokenCheck:
     """Lets pass the requests that name the token."""
 
     def __init__(self, app: "ASGIApp", token: str) -> None:

@@ -16,7 +16,7 @@ from sabot.connectors.places import Place
 from sabot.delivery import StagedSink
 from sabot.errors import AgentFailed, CheckpointFailed, SabotError, UserError
 from sabot.faults import taking_over
-from sabot.jobs.gate import gate_of
+from sabot.jobs.guard import guard_of
 from sabot.jobs.judging import judged_within
 from sabot.journal import Journal
 from sabot.operators import AgentOperator, Counters, DurableAgentOperator, Port, agent_operator
@@ -140,7 +140,7 @@ class AgentJob:
         if restored is not None:
             self.group.check(restored)
         operators: dict[str, AgentOperator] = {}
-        make = judged_within(agent_operator, self.settings.app, self.settings.gates, self._clock)
+        make = judged_within(agent_operator, self.settings.app, self.settings.guards, self._clock)
         await self._open_journal(restored)
         for spec in self.specs:
             branches = {name: self._sink(sink) for name, sink in spec.sinks.items()}
@@ -194,7 +194,7 @@ class AgentJob:
             storage=self.coordinator.storage,
             dedupe_s=self.settings.dedupe_s,
             listener=self.settings.listener,
-            gate=gate_of(self.settings.gates),
+            guard=guard_of(self.settings.guards),
             on_broken=self.task.break_down,
         )
         self.task.add_jobs(jobs)

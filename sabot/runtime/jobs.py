@@ -15,7 +15,7 @@ from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.clock import Clock
 from sabot.errors import SabotError, UserError
 from sabot.faults import taking_over
-from sabot.jobs.gate import EffectGate
+from sabot.jobs.guard import EffectGuard
 from sabot.jobs.host import JobHost
 from sabot.jobs.log import Listener
 from sabot.jobs.owner import OpenJob
@@ -151,15 +151,17 @@ class DurableJobs:
         dedupe_s: float,
         on_broken: Callable[[str, BaseException], None],
         listener: Listener | None = None,
-        gate: EffectGate | None = None,
+        guard: EffectGuard | None = None,
     ) -> None:
         """mail: for mailboxes; it is shut at the end. known: a checkpoint knows of the journal, or none is ever kept. storage: of the
         checkpoints, which knows of savepoints. dedupe_s: how long the ids of jobs that have ended are known.
-        listener: is told what happens in jobs. gate: decides what they may do.
+        listener: is told what happens in jobs. guard: decides what they may do.
         """
         self.journal = journal
         self._notes = NotesOfParked()
-        self.host = JobHost(journal, clock=clock, on_broken=on_broken, notes=self._notes, listener=listener, gate=gate)
+        self.host = JobHost(
+            journal, clock=clock, on_broken=on_broken, notes=self._notes, listener=listener, guard=guard
+        )
         self.mail = MailRoom(mail)
         self.known = known
         self.go_on = 0  # so many jobs were open at the start, and go on

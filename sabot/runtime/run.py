@@ -156,8 +156,8 @@ class Run:
         if not await app.lifespan.open(self._stop_asked):
             raise StoppedEarly(f"app {app.id}: stopped before its start was complete")
         specs = [agent.spec for agent in self.agents.values() if agent.spec is not None]
-        for gate in app.gates:  # what resources have made counts too
-            gate.check_names(
+        for guard in app.guards:  # what resources have made counts too
+            guard.check_names(
                 [each.func for each in specs], [each.agent_id for each in specs], f"app {app.id}: its policy"
             )
         await self._open_jobs(manifest, self._settings(self._delivery))

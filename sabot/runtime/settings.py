@@ -23,7 +23,7 @@ from sabot.state import StateBackend
 from sabot.state.base import LocalBackend
 
 if TYPE_CHECKING:
-    from sabot.jobs.gate import EffectGate
+    from sabot.jobs.guard import EffectGuard
     from sabot.jobs.log import Listener
     from sabot.journal import Journal
 
@@ -62,7 +62,7 @@ class AppSettings(Protocol):
     """What runs streams and agents in processes of their own; None: they run in this one."""
 
     @property
-    def gates(self) -> "Sequence[EffectGate]":
+    def guards(self) -> "Sequence[EffectGuard]":
         """What decides on what jobs ask, the first one first."""
 
     def open_tables(self) -> Path | None:
@@ -114,7 +114,7 @@ class Settings:
     """How long the id of a durable agent's job is known after its end."""
     listener: "Listener | None" = None
     """Is told what happens in the jobs of durable agents."""
-    gates: "Sequence[EffectGate]" = ()
+    guards: "Sequence[EffectGuard]" = ()
     """What decides on what they ask, the first one first."""
     reprocess: set[str] = field(default_factory=set)
     """Durable agents whose records are read again as new jobs. Emptied when a checkpoint knows of it."""
@@ -198,7 +198,7 @@ def settings_of(
         hung_after_s=app.checkpoint_timeout_s,
         dedupe_s=app.dedupe_s,
         listener=app.listener,
-        gates=app.gates,
+        guards=app.guards,
         reprocess=app.reprocess,
         drop=drop,
         refresh_schema=app.refresh_schema,

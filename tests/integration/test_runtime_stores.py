@@ -31,7 +31,7 @@ from sabot.agents import (
     PostgresLedgerWriter,
     RuntimeKernel,
 )
-from sabot.agents.accounts.gate import brought_up
+from sabot.agents.accounts.guard import brought_up
 from sabot.clock import ManualClock
 from sabot.errors import BrokerUnavailable, DataError, SabotError, TransientError, UserError
 from sabot.journal import MemoryJournal

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sabot import App
-from sabot.agents import ActionRecord, ActionStatus, Decision, GatedCall, PolicyEngine, ToolPolicy
+from sabot.agents import ActionRecord, ActionStatus, Decision, GuardedCall, PolicyEngine, ToolPolicy
 from sabot.clock import ManualClock
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import CheckpointFailed, EffectError
@@ -157,7 +157,7 @@ async def test_a_call_in_which_the_server_died_is_in_doubt_and_a_person_says_wha
 
 
 async def test_a_model_that_a_server_asks_is_judged_and_paid_once(office: Office) -> None:
-    def rule(call: GatedCall) -> Decision:
+    def rule(call: GuardedCall) -> Decision:
         asked.extend([call.name] if call.kind == "model" else [])
         return Decision.ALLOW
 

@@ -14,8 +14,8 @@ import pytest
 from recovery import runtime_apps as apps
 
 from sabot.agents import InMemoryLedgerWriter, Ledger
-from sabot.agents.accounts.gate import brought_up
-from sabot.jobs.gate import Decision, decode_verdict
+from sabot.agents.accounts.guard import brought_up
+from sabot.jobs.guard import Decision, decode_verdict
 from sabot.journal import Begin, EffectResult, End, Entry, Intent, open_reader
 from sabot.llm import Completion, Usage, assistant
 from sabot.testing import FakeModelServer, crash_at_every_step

@@ -7,6 +7,6 @@ books      their tables
 shared     a ledger's side of them
 ledger     judges calls by budgets, and keeps what they used
 rows       where its rows are kept
-limits     what one job may use, with its children: a gate of jobs
-gate       the ledger as a gate of jobs; rows made anew from a journal
+limits     what one job may use, with its children: a guard of jobs
+guard      the ledger as a guard of jobs; rows made anew from a journal
 """

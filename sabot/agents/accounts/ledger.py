@@ -233,7 +233,7 @@ class Ledger:
         self, call: str, scope_id: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()
     ) -> Judgement:
         """As `reserve`, where budgets are shared; but what was reserved for the call before stays where it does not fit. doubts: the rows
-        that stand for the call if this process dies. Gates use it, which name calls; others have `check_budget`. Raises BudgetUnavailable;
+        that stand for the call if this process dies. Guards use it, which name calls; others have `check_budget`. Raises BudgetUnavailable;
         UserError where `call` or `scope_id` are no texts.
         """
         account = self._accounts.get(checked_text(scope_id, "scope_id"))

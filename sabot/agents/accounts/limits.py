@@ -1,4 +1,4 @@
-"""What one job may use, with all jobs that it has begun: its `BudgetSpec`, as a gate.
+"""What one job may use, with all jobs that it has begun: its `BudgetSpec`, as a guard.
 
     job ── used by itself
      ├─ child ── used by it ─▶ RESULT of the child, with all that it has used ─▶ used by the job
@@ -16,14 +16,14 @@ import msgspec
 
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.context import BudgetSpec
-from sabot.jobs.gate import (
+from sabot.jobs.guard import (
     Behalf,
     CallKind,
     DecidedEffect,
     Decision,
-    EffectGate,
-    GatedCall,
-    GateVerdict,
+    EffectGuard,
+    GuardedCall,
+    GuardVerdict,
     decode_verdict,
     most_cost,
 )
@@ -116,7 +116,7 @@ class _Tree:
         return total
 
 
-class JobLimits(EffectGate):
+class JobLimits(EffectGuard):
     """Judges the calls of jobs whose BEGIN has a `BudgetSpec`, of their tools, and of their children. Others it does not look at."""
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class JobLimits(EffectGate):
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     def begun(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
-        """As `EffectGate.begun`. What it has used by the entries that it has taken over counts."""
+        """As `EffectGuard.begun`. What it has used by the entries that it has taken over counts."""
         self._begun(begin)
         for entry in taken:
             self._read_entry(entry)
@@ -152,7 +152,7 @@ class JobLimits(EffectGate):
         return parent
 
     def ended(self, job_id: str, at_ms: int) -> bytes:
-        """As `EffectGate.ended`. What its open calls may have used is used."""
+        """As `EffectGuard.ended`. What its open calls may have used is used."""
         job = self._jobs.get(job_id)
         if job is not None:
             for each in job.open.values():
@@ -166,7 +166,7 @@ class JobLimits(EffectGate):
         return b""
 
     def over(self, job_id: str) -> None:
-        """As `EffectGate.over`."""
+        """As `EffectGuard.over`."""
         self.ended(job_id, 0)
 
     def _forget(self, job_id: str) -> TreeUse:
@@ -179,18 +179,18 @@ class JobLimits(EffectGate):
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
-    def decide(self, call: GatedCall) -> GateVerdict:
-        """As `EffectGate.decide`."""
+    def decide(self, call: GuardedCall) -> GuardVerdict:
+        """As `EffectGuard.decide`."""
         within = call.within
         job = self._jobs.get(call.effect.job if within is None else within.job)
         if job is None or (within is not None and within.ordinal in job.apart):
-            return GateVerdict()
+            return GuardVerdict()
         if within is not None:
             self._within[call.effect[:2]] = within
             return self._model(call, job)
         if call.apart:
             job.apart.add(call.effect.ordinal)
-            return GateVerdict(apart=True)
+            return GuardVerdict(apart=True)
         limits = job.tree.limits
         if call.kind == "tool":
             most = limits.max_tool_calls
@@ -199,16 +199,16 @@ class JobLimits(EffectGate):
             job.open[call.effect.ordinal] = _TreeCall("tool", Amounts())
         elif call.kind == "model":
             return self._model(call, job)
-        return GateVerdict()
+        return GuardVerdict()
 
-    def decide_degraded(self, call: GatedCall) -> GateVerdict:
-        """As `EffectGate.decide_degraded`: what a dearer model may cost is reserved in place of what the first one may."""
+    def decide_degraded(self, call: GuardedCall) -> GuardVerdict:
+        """As `EffectGuard.decide_degraded`: what a dearer model may cost is reserved in place of what the first one may."""
         job, opened = self._opened(call.effect)
         cost = most_use(call).cost
         if job is not None and opened is not None and job.tree.limits.max_cost is not None and not has_price(call):
             return _denied(_unpriced(job.tree.limits, call))
         if job is None or opened is None or cost <= opened.wanted.cost:
-            return GateVerdict()
+            return GuardVerdict()
         most, used, attempts = job.tree.limits.max_cost, job.tree.used().cost, max(1, opened.attempt)
         others = used - opened.wanted.cost * attempts
         if most is not None and others + cost * attempts > most:
@@ -216,9 +216,9 @@ class JobLimits(EffectGate):
                 f"the job may cost {most} dollars: {others} are used, or may be by calls in flight, and this one may cost {cost * attempts}"
             )
         opened.wanted = Amounts(opened.wanted.tokens, cost, opened.wanted.calls)
-        return GateVerdict(tokens=opened.wanted.tokens, cost=str(cost))
+        return GuardVerdict(tokens=opened.wanted.tokens, cost=str(cost))
 
-    def _model(self, call: GatedCall, job: _TreeJob) -> GateVerdict:
+    def _model(self, call: GuardedCall, job: _TreeJob) -> GuardVerdict:
         assert call.spec is not None
         limits, used = job.tree.limits, job.tree.used()
         if limits.max_turns is not None and used.turns >= limits.max_turns:
@@ -248,7 +248,7 @@ class JobLimits(EffectGate):
         wanted = Amounts(usage.total_tokens, price or Decimal(0), 1)
         job.open[self._key(call.effect)] = _TreeCall("model", wanted, attempt=0 if asks else 1)
         cost = str(wanted.cost) if wanted.cost else ""
-        verdict = GateVerdict(tokens=wanted.tokens, cost=cost, most_tokens=most_tokens)
+        verdict = GuardVerdict(tokens=wanted.tokens, cost=cost, most_tokens=most_tokens)
         if not asks:
             return verdict
         why = {
@@ -260,7 +260,7 @@ class JobLimits(EffectGate):
         return msgspec.structs.replace(verdict, decision=Decision.ASK, **why)
 
     def drop(self, effect: EffectId) -> None:
-        """As `EffectGate.drop`."""
+        """As `EffectGuard.drop`."""
         job, _ = self._opened(effect)
         if job is not None:
             job.open.pop(self._key(effect), None)
@@ -277,8 +277,8 @@ class JobLimits(EffectGate):
         job = self._jobs.get(effect.job if within is None else within.job)
         return job, None if job is None else job.open.get(self._key(effect))
 
-    def again(self, effect: EffectId) -> GateVerdict | None:
-        """As `EffectGate.again`: where there is no room for this attempt beside those before it, which may have been paid."""
+    def again(self, effect: EffectId) -> GuardVerdict | None:
+        """As `EffectGuard.again`: where there is no room for this attempt beside those before it, which may have been paid."""
         job, opened = self._opened(effect)
         if job is None or opened is None:
             return None
@@ -297,7 +297,7 @@ class JobLimits(EffectGate):
         return None
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
-        """As `EffectGate.reopen`."""
+        """As `EffectGuard.reopen`."""
         job = self._jobs.get(effect.job)
         if job is None or effect.ordinal in job.open:
             return
@@ -310,7 +310,7 @@ class JobLimits(EffectGate):
         job.open[effect.ordinal] = _TreeCall(kind, wanted, effect.attempt)
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """As `EffectGate.settle`. The result of a child has what it used."""
+        """As `EffectGuard.settle`. The result of a child has what it used."""
         job, opened = self._opened(effect)
         key, within = self._key(effect), self._within.pop(effect[:2], None)
         if job is None:
@@ -331,7 +331,7 @@ class JobLimits(EffectGate):
         return b""
 
     def asked_by_tool(self, effect: EffectId) -> bytes:
-        """As `EffectGate.asked_by_tool`."""
+        """As `EffectGuard.asked_by_tool`."""
         job = self._jobs.get(effect.job)
         used = None if job is None else job.asked.pop(effect.ordinal, None)
         return b"" if used is None else msgspec.msgpack.encode(used)
@@ -339,7 +339,7 @@ class JobLimits(EffectGate):
     # -- the journal --------------------------------------------------------------------------------------------------
 
     async def open(self, journal: Journal) -> None:
-        """As `EffectGate.open`: reads what the jobs that are open have used."""
+        """As `EffectGuard.open`: reads what the jobs that are open have used."""
         await to_the_end(aside(self._read, journal))
 
     def _read(self, journal: Journal) -> None:
@@ -386,7 +386,7 @@ class JobLimits(EffectGate):
             self.ended(entry.job, 0)
 
 
-def most_use(call: GatedCall) -> Amounts:
+def most_use(call: GuardedCall) -> Amounts:
     """The most that the call may use, of the model that it names. No money where the price is not known."""
     if call.spec is None:
         return Amounts()
@@ -426,17 +426,17 @@ def told_use(answer: Completion, wanted: Amounts) -> tuple[Usage, Decimal | None
     return usage, answer.cost
 
 
-def has_price(call: GatedCall) -> bool:
+def has_price(call: GuardedCall) -> bool:
     """Returns whether what the call of a model costs is known."""
     return call.price is not None and call.price(call.name, Usage(1, 1)) is not None
 
 
-def _unpriced(limits: BudgetSpec, call: GatedCall) -> str:
+def _unpriced(limits: BudgetSpec, call: GuardedCall) -> str:
     return f"the job may cost {limits.max_cost} dollars, and the price of {call.name} is not known: {PRICES_HINT}"
 
 
-def _denied(reason: str, error: type[Exception] = BudgetExceeded) -> GateVerdict:
-    return GateVerdict(Decision.DENY, _RULE, _VERSION, reason, error=stored_name(error))
+def _denied(reason: str, error: type[Exception] = BudgetExceeded) -> GuardVerdict:
+    return GuardVerdict(Decision.DENY, _RULE, _VERSION, reason, error=stored_name(error))
 
 
 _decode_use = msgspec.msgpack.Decoder(TreeUse | list).decode

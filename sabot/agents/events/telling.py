@@ -19,7 +19,7 @@ import msgspec
 from sabot.agents.events.bus import RuntimeEvent, RuntimeEventType
 from sabot.agents.reading import as_plain, value_of
 from sabot.errors import EffectError
-from sabot.jobs.gate import Decision, decode_verdict
+from sabot.jobs.guard import Decision, decode_verdict
 from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.log import Blocked, Fragment, News
 from sabot.journal.effects import EffectClass

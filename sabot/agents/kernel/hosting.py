@@ -23,7 +23,7 @@ from sabot.agents.store import ShowsJobs
 from sabot.clock import Clock
 from sabot.errors import IdempotencyConflict, InternalError, NonDeterminism, SabotError, UserError
 from sabot.jobs.asking import answered
-from sabot.jobs.gate import Behalf, EffectGate
+from sabot.jobs.guard import Behalf, EffectGuard
 from sabot.jobs.host import JobHost
 from sabot.jobs.log import Blocked, Fragment, News
 from sabot.jobs.owner import OpenJob
@@ -55,7 +55,7 @@ class KernelHost:
         keep_jobs: int,
         dedupe_s: float,
         grace_s: float,
-        policy: EffectGate | None,
+        policy: EffectGuard | None,
         children: ChildLimits,
     ) -> None:
         """agents: by their ids. handle: makes one. shown: stores in which its jobs are seen too. Other arguments as of `RuntimeKernel`."""
@@ -71,7 +71,7 @@ class KernelHost:
         self._showing: asyncio.Task[None] | None = None
         self._news = False  # that the stores do not show
         listener = _KernelEvents(events, self._given, self._show if shown else None)
-        how: dict[str, Any] = {"clock": clock, "stop_grace_s": grace_s, "listener": listener, "gate": policy}
+        how: dict[str, Any] = {"clock": clock, "stop_grace_s": grace_s, "listener": listener, "guard": policy}
         self._host = JobHost(journal, on_broken=self._broke, **how)
         for agent in agents.values():
             agent.watch = self

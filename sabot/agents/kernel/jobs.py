@@ -18,7 +18,7 @@ from sabot.clock import Clock
 from sabot.config import checked_kind, checked_name
 from sabot.errors import NonDeterminism, UserError, short_repr
 from sabot.exits import EXITS
-from sabot.jobs.gate import Behalf
+from sabot.jobs.guard import Behalf
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.run import JobRun
 from sabot.jobs.tree import parent_of

@@ -11,7 +11,7 @@ from typing import Any
 
 from sabot.agents.accounts.budgets import Budget
 from sabot.agents.accounts.contract import LedgerWriter, checked_writer
-from sabot.agents.accounts.gate import LedgerGate, brought_up, checked_budgets, ledger_of
+from sabot.agents.accounts.guard import LedgerGuard, brought_up, checked_budgets, ledger_of
 from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.limits import JobLimits
 from sabot.agents.accounts.rows import InMemoryLedgerWriter
@@ -31,7 +31,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, checked_kind, checked_name, checked_text, parse_seconds
 from sabot.errors import JournalFailed, UserError, short_repr
 from sabot.jobs.asking import answered
-from sabot.jobs.gate import EffectGate, checked_gate, gate_of
+from sabot.jobs.guard import EffectGuard, checked_guard, guard_of
 from sabot.jobs.history import History
 from sabot.jobs.host import STOP_GRACE_SECONDS
 from sabot.jobs.recovery import whole_entries
@@ -60,7 +60,7 @@ class RuntimeKernel:
         agent: "Agent | Callable[..., Any] | Sequence[Agent | Callable[..., Any]]",
         *,
         journal: str | Path | Journal | None = None,
-        policy: EffectGate | None = None,
+        policy: EffectGuard | None = None,
         budgets: Sequence[Budget] | Ledger | None = None,
         ledger_writer: LedgerWriter | None = None,
         job_store: JobStore | None = None,
@@ -122,7 +122,7 @@ class RuntimeKernel:
                 f"kernel {self.name}: its agents are {names or 'none'}", hint="one or more, each with its own name"
             )
         self._place = MemoryHome(clock) if journal is None else journal
-        self.policy, self._budgets, self._writer = checked_gate(policy), budgets, ledger_writer
+        self.policy, self._budgets, self._writer = checked_guard(policy), budgets, ledger_writer
         if budgets is not None:
             checked_budgets(budgets)
         if ledger_writer is not None:
@@ -185,7 +185,7 @@ class RuntimeKernel:
             journal = await to_the_end(aside(partial(open_journal, place, app=self.name, clock=clock)))
         agents = {each.agent_id: each for each in self._agents.values()}
         try:
-            policy = gate_of(await self._gates())
+            policy = guard_of(await self._guards())
             how = {**self._options, "policy": policy}
             host = KernelHost(journal, agents, partial(ExecutionHandle, self), self.event_bus, self._shown, **how)
             await host.start()
@@ -197,13 +197,13 @@ class RuntimeKernel:
         interpreter.suit()
         return host
 
-    async def _gates(self) -> list[EffectGate]:
+    async def _guards(self) -> list[EffectGuard]:
         """The policy, the limits of jobs, then the ledger: the first one decides first."""
-        gates = [*([] if self.policy is None else [self.policy]), JobLimits()]
+        guards = [*([] if self.policy is None else [self.policy]), JobLimits()]
         if self._budgets is None:
-            return gates
+            return guards
         ledger = await self._accounts(self._budgets)
-        return [*gates, LedgerGate(ledger, closes=ledger is not self._budgets)]
+        return [*guards, LedgerGuard(ledger, closes=ledger is not self._budgets)]
 
     async def _accounts(self, budgets: Sequence[Budget] | Ledger) -> Ledger:
         if self.ledger is None:

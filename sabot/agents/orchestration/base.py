@@ -19,7 +19,7 @@ from sabot.agents.context import ExecutionContext
 from sabot.api.durable import DurableContext
 from sabot.config import check_numbers, checked_durations, checked_kind
 from sabot.errors import EffectError, SabotError, UserError, short_repr, words_of
-from sabot.jobs.gate import APART
+from sabot.jobs.guard import APART
 from sabot.llm.agent import Agent, Doing, current_doing
 from sabot.llm.alone import ToolsAlone
 from sabot.llm.engine import ExecutionEngine

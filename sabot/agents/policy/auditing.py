@@ -7,7 +7,7 @@ from typing import Any
 from sabot.agents.reading import as_plain, value_of
 from sabot.errors import PolicyDenied
 from sabot.jobs.effects import is_approved
-from sabot.jobs.gate import CONFIRM, Decision, GateVerdict, decode_verdict, stood_in
+from sabot.jobs.guard import CONFIRM, Decision, GuardVerdict, decode_verdict, stood_in
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, Intent, StoredBody
 from sabot.stored_names import stored_name
@@ -98,7 +98,7 @@ def _stands_in(entry: Attempt, first: AuditRecord) -> AuditRecord:
     )
 
 
-def _record(intent: Intent, begin: Begin, verdict: GateVerdict | None) -> AuditRecord:
+def _record(intent: Intent, begin: Begin, verdict: GuardVerdict | None) -> AuditRecord:
     body = b"" if isinstance(intent.body, StoredBody) else intent.body
     name = intent.name if verdict is None else verdict.about or intent.name
     record = AuditRecord(
@@ -114,7 +114,7 @@ def _record(intent: Intent, begin: Begin, verdict: GateVerdict | None) -> AuditR
     return record if verdict is None else _judged(record, verdict)
 
 
-def _judged(record: AuditRecord, verdict: GateVerdict) -> AuditRecord:
+def _judged(record: AuditRecord, verdict: GuardVerdict) -> AuditRecord:
     record.decision, record.rule, record.version = verdict.decision.value, verdict.rule, verdict.version
     record.reason, record.notes = verdict.reason, list(verdict.notes)
     record.model, record.hidden = verdict.model, bool(verdict.hide)

@@ -21,7 +21,7 @@ import msgspec
 from sabot.agents.policy.rules import PolicyRule
 from sabot.config import checked_kind, checked_words
 from sabot.errors import MissingExtra, UserError, short_repr, words_of
-from sabot.jobs.gate import CallKind, Decision, GatedCall, GateVerdict
+from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
 
 _RESOURCES: dict[CallKind, str] = {"tool": "Tool", "model": "Model", "child": "Agent"}
 _AS_TEXT = (date, datetime, time, timedelta, UUID)
@@ -82,7 +82,7 @@ class CedarPolicy(PolicyRule):
     def matches(self, kind: CallKind, name: str) -> bool:
         return kind in self.kinds
 
-    def decide(self, call: GatedCall) -> GateVerdict | Decision:
+    def decide(self, call: GuardedCall) -> GuardVerdict | Decision:
         who, what = ("Principal", call.principal), (_RESOURCES[call.kind], call.name)
         context = {
             "scope": call.scope,
@@ -105,12 +105,12 @@ class CedarPolicy(PolicyRule):
         )
         reasons, errors = said.diagnostics.reasons, said.diagnostics.errors
         if errors:
-            return GateVerdict(Decision.DENY, reason=f"Cedar could not decide: {'; '.join(errors)}")
+            return GuardVerdict(Decision.DENY, reason=f"Cedar could not decide: {'; '.join(errors)}")
         if said.allowed:
             return Decision.ALLOW
         ids = said.diagnostics.id_annotations_by_reason
         names = ", ".join(sorted(ids.get(each) or each for each in reasons))
-        return GateVerdict(
+        return GuardVerdict(
             Decision.DENY, reason=f"Cedar forbids it: {names}" if names else "no Cedar policy permits it"
         )
 

@@ -26,14 +26,14 @@ from sabot.agents.policy.rules import PolicyRule, RuleAnswer, asked_words
 from sabot.api.durable import DurableContext
 from sabot.config import Duration, checked_kind, checked_text, checked_words, parse_seconds
 from sabot.errors import UserError, short_repr, words_of
-from sabot.jobs.gate import (
+from sabot.jobs.guard import (
     NOBODY,
     Behalf,
     CallKind,
     Decision,
-    EffectGate,
-    GatedCall,
-    GateVerdict,
+    EffectGuard,
+    GuardedCall,
+    GuardVerdict,
     degraded_to,
     for_degraded,
     ring_of,
@@ -62,23 +62,23 @@ class PolicyResult:
 
 
 class _FunctionRule(PolicyRule):
-    def __init__(self, function: Callable[[GatedCall], RuleAnswer | Awaitable[RuleAnswer]]) -> None:
+    def __init__(self, function: Callable[[GuardedCall], RuleAnswer | Awaitable[RuleAnswer]]) -> None:
         self.name = getattr(function, "__name__", type(function).__name__)
         self._function = function
 
-    def decide(self, call: GatedCall) -> RuleAnswer | Awaitable[RuleAnswer]:
+    def decide(self, call: GuardedCall) -> RuleAnswer | Awaitable[RuleAnswer]:
         return self._function(call)
 
     def version(self) -> str:
         return f"{self.name} {version_of(self._function)}"
 
 
-class PolicyEngine(EffectGate):
-    """Rules, and what they say of a call. It is a gate of jobs (`App(policy=…)`), and may be asked by itself."""
+class PolicyEngine(EffectGuard):
+    """Rules, and what they say of a call. It is a guard of jobs (`App(policy=…)`), and may be asked by itself."""
 
     def __init__(
         self,
-        rules: Sequence[PolicyRule | Callable[[GatedCall], Any]] = (),
+        rules: Sequence[PolicyRule | Callable[[GuardedCall], Any]] = (),
         *,
         default: Literal["allow", "deny"] = "allow",
         timeout: Duration = "10s",
@@ -92,16 +92,16 @@ class PolicyEngine(EffectGate):
         self.default, self.name = default, checked_text(name, "PolicyEngine: name")
         self._timeout_s = parse_seconds(timeout, name="timeout", zero=False)
         self._rules: list[PolicyRule] = []
-        self._by_name: dict[tuple[CallKind, str, str, str], list[tuple[PolicyRule, GateVerdict | None]]] = {}
+        self._by_name: dict[tuple[CallKind, str, str, str], list[tuple[PolicyRule, GuardVerdict | None]]] = {}
         self._version: str | None = None
         if isinstance(rules, str) or not isinstance(rules, Sequence):
             raise UserError(f"PolicyEngine: rules={short_repr(rules)}", hint="a list: PolicyEngine([ToolPolicy(…)])")
         for rule in rules:
             self.add_rule(rule)
 
-    def add_rule(self, rule: PolicyRule | Callable[[GatedCall], Any]) -> None:
+    def add_rule(self, rule: PolicyRule | Callable[[GuardedCall], Any]) -> None:
         """Adds a rule: of this module, of one's own (a PolicyRule), or a function of the call, sync or async, that returns a Decision, a
-        GateVerdict, or None where it has nothing to say. It holds for what is asked from then on.
+        GuardVerdict, or None where it has nothing to say. It holds for what is asked from then on.
         """
         if not isinstance(rule, PolicyRule):
             if isinstance(rule, type) or not callable(rule):
@@ -114,7 +114,7 @@ class PolicyEngine(EffectGate):
         self._version = None
 
     def check_names(self, functions: Sequence[Callable[..., Any]], agents: Collection[str], where: str) -> None:
-        """As `EffectGate.check_names`."""
+        """As `EffectGuard.check_names`."""
         checked_kind(functions, Sequence, "check_names: functions", "those of the agents, in a list")
         checked_words(agents, "check_names: agents")
         check_names(self._rules, functions, agents, checked_text(where, "check_names: where"))
@@ -165,11 +165,11 @@ class PolicyEngine(EffectGate):
         spec = RequestSpec(messages=tuple(messages), model=model)
         return await self.check(self._call("model", model, ctx, labels, effect_class=EffectClass.METERED, spec=spec))
 
-    async def check(self, call: GatedCall) -> PolicyResult:
+    async def check(self, call: GuardedCall) -> PolicyResult:
         """What the rules say of a call."""
-        checked_kind(call, GatedCall, "check: call")
+        checked_kind(call, GuardedCall, "check: call")
         found = self.decide(call)
-        verdict = found if isinstance(found, GateVerdict) else await found
+        verdict = found if isinstance(found, GuardVerdict) else await found
         allowed = verdict.decision not in (Decision.DENY, Decision.ASK)
         return PolicyResult(allowed, verdict.decision, verdict.reason, verdict.rule, verdict.version)
 
@@ -180,7 +180,7 @@ class PolicyEngine(EffectGate):
         ctx: ExecutionContext | DurableContext | None,
         labels: Collection[str],
         **facts: Any,
-    ) -> GatedCall:
+    ) -> GuardedCall:
         checked_kind(
             ctx,
             ExecutionContext | DurableContext | None,
@@ -193,23 +193,23 @@ class PolicyEngine(EffectGate):
             behalf = Behalf(ctx.scope_id, ctx.principal_id)
         elif ctx is not None:
             behalf, agent, labels = Behalf(ctx.scope, ctx.principal), ctx.agent_id, {*labels, *ctx.labels}
-        return GatedCall(EffectId("", 0), kind, name, agent, behalf, labels=frozenset(labels), **facts)
+        return GuardedCall(EffectId("", 0), kind, name, agent, behalf, labels=frozenset(labels), **facts)
 
-    # -- as a gate (`jobs.gate.EffectGate`) ---------------------------------------------------------------------------
+    # -- as a guard (`jobs.guard.EffectGuard`) ---------------------------------------------------------------------------
 
-    def decide(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
-        """As `EffectGate.decide`. Where a rule has another model asked, all rules decide on that one too."""
+    def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
+        """As `EffectGuard.decide`. Where a rule has another model asked, all rules decide on that one too."""
         return self._followed(self._judge(call), call, None, ())
 
     def _followed(
         self,
-        found: GateVerdict | Awaitable[GateVerdict],
-        call: GatedCall,
-        so_far: GateVerdict | None,
+        found: GuardVerdict | Awaitable[GuardVerdict],
+        call: GuardedCall,
+        so_far: GuardVerdict | None,
         asked: tuple[str, ...],
-    ) -> GateVerdict | Awaitable[GateVerdict]:
+    ) -> GuardVerdict | Awaitable[GuardVerdict]:
         """found: what is said of this call, which asks its model in place of those that were asked before."""
-        while isinstance(found, GateVerdict):
+        while isinstance(found, GuardVerdict):
             if so_far is not None:
                 found = for_degraded(found, call.name, asked[0])
                 so_far = msgspec.structs.replace(so_far.and_then(found), version=self.version)
@@ -226,12 +226,12 @@ class PolicyEngine(EffectGate):
         return self._followed_later(found, call, so_far, asked)
 
     async def _followed_later(
-        self, found: Awaitable[GateVerdict], call: GatedCall, so_far: GateVerdict | None, asked: tuple[str, ...]
-    ) -> GateVerdict:
+        self, found: Awaitable[GuardVerdict], call: GuardedCall, so_far: GuardVerdict | None, asked: tuple[str, ...]
+    ) -> GuardVerdict:
         rest = self._followed(await found, call, so_far, asked)
-        return rest if isinstance(rest, GateVerdict) else await rest
+        return rest if isinstance(rest, GuardVerdict) else await rest
 
-    def _judge(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
+    def _judge(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
         """What the rules say of this call alone."""
         verdict, later = None, []
         for rule, known in self._matching(call):
@@ -241,7 +241,7 @@ class PolicyEngine(EffectGate):
                 found = self._failed(rule, error)
             if found is None:
                 continue
-            if not isinstance(found, GateVerdict | Decision) and inspect.isawaitable(found):
+            if not isinstance(found, GuardVerdict | Decision) and inspect.isawaitable(found):
                 later.append((rule, found))
                 continue
             verdict = self._joined(verdict, known or self._verdict(rule, found))
@@ -256,8 +256,8 @@ class PolicyEngine(EffectGate):
         return self._decide_later(call, verdict, later)
 
     async def _decide_later(
-        self, call: GatedCall, verdict: GateVerdict | None, later: list[tuple[PolicyRule, Any]]
-    ) -> GateVerdict:
+        self, call: GuardedCall, verdict: GuardVerdict | None, later: list[tuple[PolicyRule, Any]]
+    ) -> GuardVerdict:
         for at, (rule, awaited) in enumerate(later):
             try:
                 async with asyncio.timeout(self._timeout_s):
@@ -275,7 +275,7 @@ class PolicyEngine(EffectGate):
                 return verdict
         return self._final(call, verdict)
 
-    def _matching(self, call: GatedCall) -> list[tuple[PolicyRule, GateVerdict | None]]:
+    def _matching(self, call: GuardedCall) -> list[tuple[PolicyRule, GuardVerdict | None]]:
         """The rules that have to do with it, with what is known of their answers. Of those that allow it by name the first is enough."""
         key = (call.kind, call.name, call.scope, call.principal)
         found = self._by_name.get(key)
@@ -294,20 +294,20 @@ class PolicyEngine(EffectGate):
             self._by_name[key] = found
         return found
 
-    def _verdict(self, rule: PolicyRule, found: Any) -> GateVerdict:
-        if isinstance(found, GateVerdict):
+    def _verdict(self, rule: PolicyRule, found: Any) -> GuardVerdict:
+        if isinstance(found, GuardVerdict):
             return msgspec.structs.replace(found, rule=rule.name or type(rule).__name__, version=self.version)
         if isinstance(found, Decision):
-            return GateVerdict(found, rule.name or type(rule).__name__, self.version)
-        return self._failed(rule, UserError(f"it says {short_repr(found)}: no Decision, GateVerdict or None"))
+            return GuardVerdict(found, rule.name or type(rule).__name__, self.version)
+        return self._failed(rule, UserError(f"it says {short_repr(found)}: no Decision, GuardVerdict or None"))
 
-    def _failed(self, rule: PolicyRule, error: BaseException) -> GateVerdict:
+    def _failed(self, rule: PolicyRule, error: BaseException) -> GuardVerdict:
         name = rule.name or type(rule).__name__
         said = f"no answer within {self._timeout_s:g} s" if isinstance(error, TimeoutError) else words_of(error)
         reason = f"rule {name} has failed: {type(error).__name__}: {said}"
-        return GateVerdict(Decision.DENY, name, self.version, reason)
+        return GuardVerdict(Decision.DENY, name, self.version, reason)
 
-    def _joined(self, verdict: GateVerdict | None, other: GateVerdict) -> GateVerdict:
+    def _joined(self, verdict: GuardVerdict | None, other: GuardVerdict) -> GuardVerdict:
         if verdict is None:
             return other
         if Decision.ALLOW in (verdict.decision, other.decision) and not (verdict.notes or other.notes):
@@ -315,12 +315,12 @@ class PolicyEngine(EffectGate):
         model = verdict.model or other.model
         return msgspec.structs.replace(verdict.and_then(other), version=self.version, model=model)
 
-    def _final(self, call: GatedCall, verdict: GateVerdict | None) -> GateVerdict:
+    def _final(self, call: GuardedCall, verdict: GuardVerdict | None) -> GuardVerdict:
         if verdict is not None:
             return verdict
         if self.default == "deny" and call.kind != "child":
-            return GateVerdict(Decision.DENY, "default", self.version, f"no rule allows {asked_words(call)}")
-        return GateVerdict(version=self.version)
+            return GuardVerdict(Decision.DENY, "default", self.version, f"no rule allows {asked_words(call)}")
+        return GuardVerdict(version=self.version)
 
 
 def _is_cancelled() -> bool:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from sabot.agents.policy.rules import PolicyRule
 from sabot.calls.functions import behind
 from sabot.errors import UserError
-from sabot.jobs.gate import CallKind
+from sabot.jobs.guard import CallKind
 from sabot.llm.names import MODELS, SERVERS, TOOLS
 
 _log = logging.getLogger(__name__)

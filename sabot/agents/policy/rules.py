@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Literal, get_args
 
 from sabot.config import Duration, checked_kind, checked_words, is_whole, parse_seconds
 from sabot.errors import UserError, short_repr
-from sabot.jobs.gate import CallKind, Decision, GatedCall, GateVerdict
+from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
 from sabot.jobs.hiding import hidden
 from sabot.journal.effects import RULES, EffectClass
 from sabot.llm.tools import UNTRUSTED, Tool
 from sabot.operators.agents.job_rows import version_of
 
-RuleAnswer = GateVerdict | Decision | None
+RuleAnswer = GuardVerdict | Decision | None
 """What a rule says: None: it has nothing to say of this call."""
 
 Otherwise = Literal["deny", "ask", "warn"]
@@ -42,7 +42,7 @@ class PolicyRule(ABC):
         return True
 
     @abstractmethod
-    def decide(self, call: GatedCall) -> RuleAnswer | Awaitable[RuleAnswer]:
+    def decide(self, call: GuardedCall) -> RuleAnswer | Awaitable[RuleAnswer]:
         """What it says of the call. It may be `async`: then it may take `PolicyEngine(timeout=)`."""
 
     def version(self) -> str:
@@ -96,7 +96,7 @@ class _NameRule(PolicyRule):
     def matches(self, kind: CallKind, name: str) -> bool:
         return kind == self._kind and _fits(getattr(self, self._patterns_field), name)
 
-    def refuses(self, call: GatedCall) -> str:
+    def refuses(self, call: GuardedCall) -> str:
         """Why who asks may not; "": they may."""
         if self.denied:
             return f"{asked_words(call)} is denied"
@@ -108,16 +108,16 @@ class _NameRule(PolicyRule):
             return f"principal {call.principal or '(nobody)'} may not use {asked_words(call)}"
         return ""
 
-    def decide(self, call: GatedCall) -> RuleAnswer:
+    def decide(self, call: GuardedCall) -> RuleAnswer:
         refused = self.refuses(call)
         if refused:
-            return GateVerdict(Decision.DENY, reason=self.reason or refused)
+            return GuardVerdict(Decision.DENY, reason=self.reason or refused)
         if self.require_approval:
-            return GateVerdict(
+            return GuardVerdict(
                 Decision.ASK, reason=self.reason or f"{asked_words(call)} needs approval", wait_s=self._wait_s
             )
         if self.warn:
-            return GateVerdict(Decision.WARN, reason=self.reason or f"{call.name} was used by {call.scope}")
+            return GuardVerdict(Decision.WARN, reason=self.reason or f"{call.name} was used by {call.scope}")
         return Decision.ALLOW
 
 
@@ -153,16 +153,16 @@ class ModelPolicy(_NameRule):
         super().__post_init__()
         _typed(self, "ModelPolicy", str, "degrade_to")
 
-    def decide(self, call: GatedCall) -> RuleAnswer:
+    def decide(self, call: GuardedCall) -> RuleAnswer:
         found = super().decide(call)
         mild = found is Decision.ALLOW and self.allowed_scopes is None and self.allowed_principals is None
-        denied = isinstance(found, GateVerdict) and found.decision is Decision.DENY
+        denied = isinstance(found, GuardVerdict) and found.decision is Decision.DENY
         if not self.degrade_to or not ((mild and not self.denied_scopes) or denied):
             return found
         if call.name == self.degrade_to:
             return Decision.ALLOW  # it stands in for itself
-        why = self.reason or (found.reason if isinstance(found, GateVerdict) else "a smaller model is to be asked")
-        return GateVerdict(Decision.DEGRADE, reason=f"{why}: {self.degrade_to} is asked", model=self.degrade_to)
+        why = self.reason or (found.reason if isinstance(found, GuardVerdict) else "a smaller model is to be asked")
+        return GuardVerdict(Decision.DEGRADE, reason=f"{why}: {self.degrade_to} is asked", model=self.degrade_to)
 
 
 # -- rules by what is in the call -------------------------------------------------------------------------------------------
@@ -194,8 +194,8 @@ class _ContentRule(PolicyRule):
         asks = "" if self.otherwise == "ask" else 'otherwise="ask"'
         object.__setattr__(self, "_wait_s", _wait_s(kind, self.approval_timeout, asks))
 
-    def _broken(self, reason: str) -> GateVerdict:
-        return GateVerdict(Decision(self.otherwise), reason=reason, wait_s=self._wait_s)
+    def _broken(self, reason: str) -> GuardVerdict:
+        return GuardVerdict(Decision(self.otherwise), reason=reason, wait_s=self._wait_s)
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ class ConstraintPolicy(_ContentRule):
     def matches(self, kind: CallKind, name: str) -> bool:
         return kind == "tool" and _fits(self.tool_patterns, name)
 
-    def decide(self, call: GatedCall) -> RuleAnswer:
+    def decide(self, call: GuardedCall) -> RuleAnswer:
         found = _values_at(call.arguments, self.field.split("."))
         for value in found:
             wrong = "" if value is _MISSING else self._wrong(value)
@@ -325,7 +325,7 @@ class DataAccessPolicy(_ContentRule):
         if all(getattr(self, each) is None for each in limits):
             raise UserError(f"{self.name} forbids nothing", hint=f"one of {', '.join(limits)}")
 
-    def decide(self, call: GatedCall) -> RuleAnswer:
+    def decide(self, call: GuardedCall) -> RuleAnswer:
         read = () if call.tool is None or call.kind != "tool" else call.tool.labels
         for label in self.labels:
             if label in read:
@@ -365,7 +365,7 @@ class LabelPolicy(_ContentRule):
     def matches(self, kind: CallKind, name: str) -> bool:
         return kind == "tool" and _fits(self.tool_patterns, name)
 
-    def decide(self, call: GatedCall) -> RuleAnswer:
+    def decide(self, call: GuardedCall) -> RuleAnswer:
         seen = [each for each in self.labels if each in call.labels]
         if not seen or call.effect_class not in self.effects:
             return None
@@ -404,11 +404,11 @@ class RedactionPolicy(PolicyRule):
         about = {"tool": self.tool_patterns, "model": self.model_patterns, "child": self.agent_patterns}[kind]
         return _fits(about, name)
 
-    def decide(self, call: GatedCall) -> RuleAnswer:
+    def decide(self, call: GuardedCall) -> RuleAnswer:
         said = (call.args, call.kwargs) if call.spec is None else call.spec
         if hidden(said, self.patterns) is said:
             return None
-        return GateVerdict(
+        return GuardVerdict(
             Decision.REDACT, reason=f"texts in it are hidden ({asked_words(call)})", hide=tuple(self.patterns)
         )
 
@@ -416,7 +416,7 @@ class RedactionPolicy(PolicyRule):
 # -- what rules are made of ---------------------------------------------------------------------------------------------------
 
 
-def asked_words(call: GatedCall) -> str:
+def asked_words(call: GuardedCall) -> str:
     """Returns what a call asks for, in words for people: "tool refund"."""
     return f"{'agent' if call.kind == 'child' else call.kind} {call.name}"
 

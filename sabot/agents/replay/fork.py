@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from sabot.agents.accounts.gate import LedgerGate
+from sabot.agents.accounts.guard import LedgerGuard
 from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.limits import JobLimits
 from sabot.agents.reading import as_plain
@@ -25,17 +25,17 @@ from sabot.api.models import ASKS, request_body
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import checked_kind, checked_words
 from sabot.errors import NonDeterminism, UserError, short_repr
-from sabot.jobs.gate import (
+from sabot.jobs.guard import (
     CONFIRM,
     Behalf,
     CallKind,
     DecidedEffect,
     Decision,
-    EffectGate,
-    GatedCall,
-    GateVerdict,
+    EffectGuard,
+    GuardedCall,
+    GuardVerdict,
     decode_verdict,
-    gate_of,
+    guard_of,
 )
 from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.host import JobHost
@@ -88,7 +88,7 @@ async def fork(
     model: str = "",
     prompt: str | None = None,
     allow: Collection[str] = FORK_ALLOWS,
-    gate: EffectGate | None = None,
+    guard: EffectGuard | None = None,
     ledger: Ledger | None = None,
     no_wait: bool = False,
     clock: Clock = SYSTEM_CLOCK,
@@ -98,10 +98,10 @@ async def fork(
 
     at: an ordinal; 0: from the beginning; None: behind all that is recorded. answers: by the names of tools, what they return in place of
     being called; of models ("llm": of all), their texts, or Completions, or a list of those of several calls; by the types of questions
-    and the names of signals, what they are answered with ("confirm": whether a call may be made for which `gate` wants a person); by the
+    and the names of signals, what they are answered with ("confirm": whether a call may be made for which `guard` wants a person); by the
     names of agents, the results of children. model: is asked in place of the
     one that the code names. prompt: the instructions of its requests. allow: classes of effects, and names of tools, that are made; others
-    are denied. gate: decides too. ledger: its budgets judge what the fork asks for, and it has the rows, of today and of a job of
+    are denied. guard: decides too. ledger: its budgets judge what the fork asks for, and it has the rows, of today and of a job of
     their own; the caller closes it. no_wait: it is over where only time would let it go on: a timer, the deadline of a question that nobody
     answers. Else it waits for that, and the log says for what, and how long. clock: its time goes on from that of the last entry that is
     taken over, so a deadline of what is asked now is as far away as it was for the job.
@@ -129,12 +129,14 @@ async def fork(
             owner.run.set_seed(recording.seeds[owner.run.history.runs - 1])
         return owner.run
 
-    first = _ForkGate(recording.job_id, frozenset(allow), changes, model)
-    gates: list[EffectGate] = [first, *([] if gate is None else [gate]), JobLimits()]
+    first = _ForkGuard(recording.job_id, frozenset(allow), changes, model)
+    guards: list[EffectGuard] = [first, *([] if guard is None else [guard]), JobLimits()]
     booked_as = "" if ledger is None else f"{recording.job_id}/fork-{uuid.uuid4().hex[:12]}"
     if ledger is not None:
-        gates.append(_ForkBooks(ledger, recording.job_id, booked_as, changes, today))
-    host = JobHost(journal, clock=clock, on_broken=owner.broken, stop_grace_s=0.0, gate=gate_of(gates), make_run=run_of)
+        guards.append(_ForkBooks(ledger, recording.job_id, booked_as, changes, today))
+    host = JobHost(
+        journal, clock=clock, on_broken=owner.broken, stop_grace_s=0.0, guard=guard_of(guards), make_run=run_of
+    )
     agent = next(entry.agent for entry in entries if isinstance(entry, Begin))
     for name in changes.answers:
         of_kernel = name if "." in name else f"{agent.rpartition('.')[0]}.{name}"
@@ -324,34 +326,34 @@ class _ForkRun(JobRun):
         return super().call(tool, args, kwargs, body, model=model, **how)
 
 
-class _ForkGate(EffectGate):
+class _ForkGuard(EffectGuard):
     """Allows what changes nothing outside, and what has a stand-in. model: is asked in place of all others."""
 
     def __init__(self, job_id: str, allow: frozenset[str], changes: _Changes, model: str) -> None:
         self._job_id, self._allow, self._changes, self._model = job_id, allow, changes, model
 
-    def decide(self, call: GatedCall) -> GateVerdict:
+    def decide(self, call: GuardedCall) -> GuardVerdict:
         is_model = call.kind == "model"
         if (self._changes.of_model(call.name) if is_model else self._changes.of(call.name)) is not None:
             if call.within is None:  # what a tool asks by itself has no stand-in
                 self._changes.stood_in.add((call.effect.job, call.effect.ordinal))
-            return GateVerdict()
+            return GuardVerdict()
         if call.kind != "child" and (call.effect_class in self._allow or call.name in self._allow):
             if is_model and self._model:
-                return GateVerdict(Decision.DEGRADE, rule="fork", reason="another model is asked", model=self._model)
-            return GateVerdict()
+                return GuardVerdict(Decision.DEGRADE, rule="fork", reason="another model is asked", model=self._model)
+            return GuardVerdict()
         kind = "a child" if call.kind == "child" else f"an effect of class {call.effect_class}"
         reason = (
             f"this is a fork of job {self._job_id}, and it is {kind}; answers={{{call.name!r}: …}} stands in for it"
         )
-        return GateVerdict(Decision.DENY, rule="fork", reason=reason)
+        return GuardVerdict(Decision.DENY, rule="fork", reason=reason)
 
-    def decide_degraded(self, call: GatedCall) -> GateVerdict:
-        """As `EffectGate.decide_degraded`: it may be made."""
-        return GateVerdict()
+    def decide_degraded(self, call: GuardedCall) -> GuardVerdict:
+        """As `EffectGuard.decide_degraded`: it may be made."""
+        return GuardVerdict()
 
 
-class _ForkBooks(LedgerGate):
+class _ForkBooks(LedgerGuard):
     """The ledger of the program, for what a fork itself asks for: under a job of its own, since the rows of the job are those of its own
     effects; and at the time at which it is asked, which is not that of the fork's clock.
     """
@@ -370,42 +372,42 @@ class _ForkBooks(LedgerGate):
         return round(self._today.time() * 1000)
 
     async def open(self, journal: Journal) -> None:
-        """As `EffectGate.open`. What is recorded was booked where it was asked."""
+        """As `EffectGuard.open`. What is recorded was booked where it was asked."""
         self._durable = journal.flush
 
-    def decide(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
-        """As `EffectGate.decide`. What has a stand-in uses nothing."""
+    def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
+        """As `EffectGuard.decide`. What has a stand-in uses nothing."""
         if (call.effect.job, call.effect.ordinal) in self._changes.stood_in:
-            return GateVerdict()
+            return GuardVerdict()
         return super().decide(replace(call, effect=self._own(call.effect)))
 
-    def decide_degraded(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
-        """As `EffectGate.decide_degraded`."""
+    def decide_degraded(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
+        """As `EffectGuard.decide_degraded`."""
         return super().decide_degraded(replace(call, effect=self._own(call.effect)))
 
     def drop(self, effect: EffectId) -> None:
-        """As `EffectGate.drop`."""
+        """As `EffectGuard.drop`."""
         super().drop(self._own(effect))
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """As `EffectGate.settle`."""
+        """As `EffectGuard.settle`."""
         return super().settle(self._own(effect), kind, name, outcome, body, self._now_ms())
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
-        """As `EffectGate.reopen`."""
+        """As `EffectGuard.reopen`."""
         if (effect.job, effect.ordinal) not in self._changes.stood_in:
             super().reopen(self._own(effect), agent, behalf, decided)
 
-    def again(self, effect: EffectId) -> GateVerdict | Awaitable[GateVerdict | None] | None:
-        """As `EffectGate.again`."""
+    def again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
+        """As `EffectGuard.again`."""
         return super().again(self._own(effect))
 
     def ended(self, job_id: str, at_ms: int) -> bytes:
-        """As `EffectGate.ended`."""
+        """As `EffectGuard.ended`."""
         return super().ended(self._own_job(job_id), self._now_ms())
 
     def over(self, job_id: str) -> None:
-        """As `EffectGate.over`."""
+        """As `EffectGuard.over`."""
         super().over(self._own_job(job_id))
 
 

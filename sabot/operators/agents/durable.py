@@ -26,7 +26,7 @@ from sabot.calls.limits import TokenBucket
 from sabot.errors import DataError, InputChanged, NonDeterminism, SabotError, UserError
 from sabot.exits import EXITS
 from sabot.jobs.asking import answered
-from sabot.jobs.gate import Behalf
+from sabot.jobs.guard import Behalf
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.recovery import last_begin

@@ -25,7 +25,7 @@ from sabot.api.durable import BatchJobContext
 from sabot.codecs.records import RECORD_SCHEMA, header_rows
 from sabot.errors import DataError, InputChanged, SabotError, UserError
 from sabot.jobs.asking import answered
-from sabot.jobs.gate import NOBODY, Behalf
+from sabot.jobs.guard import NOBODY, Behalf
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.recovery import last_begin
 from sabot.jobs.run import JobRun

@@ -16,7 +16,7 @@ from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import Headers, encode_json
 from sabot.errors import DataError
-from sabot.jobs.gate import NOBODY, Behalf
+from sabot.jobs.guard import NOBODY, Behalf
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.run import PYTHON_MARK
 from sabot.journal import digest

@@ -13,7 +13,7 @@ from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
 
 from sabot.agents import Budget, InMemoryLedgerWriter, Ledger, LedgerEvent, SqliteLedgerWriter
 from sabot.agents.accounts.budgets import Amounts
-from sabot.agents.accounts.gate import LedgerGate, brought_up, rows_of
+from sabot.agents.accounts.guard import LedgerGuard, brought_up, rows_of
 from sabot.agents.accounts.limits import told_use
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
@@ -81,7 +81,7 @@ def _owner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(globals(), "SHARED", request.param == "shared")
 
 
-async def reserved(by: LedgerGate) -> Amounts:
+async def reserved(by: LedgerGuard) -> Amounts:
     """What the calls in flight of the app have reserved."""
     assert by.ledger.shared == SHARED
     if not SHARED:
@@ -95,24 +95,24 @@ async def reserved(by: LedgerGate) -> Amounts:
     return reduce(Amounts.plus, (each.amounts for each in writer._book._reserved.values()), Amounts())
 
 
-def gate(writer: Any = None, clock: ManualClock | None = None, **budget: Any) -> LedgerGate:
+def guard(writer: Any = None, clock: ManualClock | None = None, **budget: Any) -> LedgerGuard:
     budgets = [Budget("app", **budget)] if budget else []
     ledger = Ledger(
         writer or InMemoryLedgerWriter(shared=SHARED), budgets=budgets, clock=clock or ManualClock(1_000_000.0)
     )
-    return LedgerGate(ledger)
+    return LedgerGuard(ledger)
 
 
-def rows(of: LedgerGate) -> dict[str, tuple[str, str, int, str | None]]:
+def rows(of: LedgerGuard) -> dict[str, tuple[str, str, int, str | None]]:
     writer: Any = of.ledger.writer
     return {
         each.event_id: (each.type, each.name, each.total_tokens, each.cost and str(each.cost)) for each in writer.events
     }
 
 
-async def run(home: MemoryHome, function: Any, by: LedgerGate, *jobs: str) -> Agent:
+async def run(home: MemoryHome, function: Any, by: LedgerGuard, *jobs: str) -> Agent:
     agent = Agent(function)
-    async with hosting(home, agent, gate=by) as running:
+    async with hosting(home, agent, guard=by) as running:
         for job in jobs:
             running.begin(job)
         await running.over(*(jobs or ["job"]))
@@ -121,7 +121,7 @@ async def run(home: MemoryHome, function: Any, by: LedgerGate, *jobs: str) -> Ag
 
 
 async def test_each_call_is_a_row_with_what_it_used() -> None:
-    by = gate()
+    by = guard()
     agent = await run(MemoryHome(ManualClock(1.0)), World().job, by, "job")
     assert agent.done["job"] == ["m", "m"]
     assert rows(by) == {
@@ -142,7 +142,7 @@ async def test_a_call_that_does_not_fit_is_not_made_and_the_function_hears_why()
         except BudgetExceeded as error:
             seen.append(error.message)
 
-    by = gate(max_tokens_daily=200, warn_at=1)
+    by = guard(max_tokens_daily=200, warn_at=1)
     await run(MemoryHome(ManualClock(1.0)), job, by, "job")
     assert len(world.provider.requests) == 1
     assert list(rows(by)) == ["job/1/1"]
@@ -163,7 +163,7 @@ async def test_200_jobs_side_by_side_never_use_more_than_there_is() -> None:
             return "denied"
         return "made"
 
-    by = gate(max_tokens_daily=5_000)
+    by = guard(max_tokens_daily=5_000)
     jobs = [f"job {number}" for number in range(200)]
     agent = await run(MemoryHome(ManualClock(1.0)), job, by, *jobs)
     made = [each for each in agent.done.values() if each == "made"]
@@ -194,7 +194,7 @@ async def test_no_budget_is_exceeded_by_what_a_vendor_counts_of_prompts(prompt: 
         with suppress(BudgetExceeded):
             await ctx.llm(world.engine).complete(prompt, max_tokens=10)
 
-    by = gate(max_tokens_daily=limit, max_cost_daily=Decimal(limit) / 10**6, warn_at=1)
+    by = guard(max_tokens_daily=limit, max_cost_daily=Decimal(limit) / 10**6, warn_at=1)
     await run(MemoryHome(ManualClock(1.0)), job, by, *(f"job {number}" for number in range(40)))
     used = (await by.ledger.used("app"))["daily"]
     assert used.calls == len(world.provider.requests) > 0
@@ -219,7 +219,7 @@ async def test_a_model_is_told_how_much_is_reserved_for_its_answer(budget: Any, 
         with suppress(BudgetExceeded):
             await ctx.llm(world.engine).complete("one", max_tokens=said)
 
-    await run(MemoryHome(ManualClock(1.0)), job, gate(**budget), "job")
+    await run(MemoryHome(ManualClock(1.0)), job, guard(**budget), "job")
     denied = said == 10_000 and "max_tokens_daily" in budget
     assert [each.max_tokens for each in world.provider.requests] == ([] if denied else [said or sent])
 
@@ -230,7 +230,7 @@ async def test_money_is_reserved_by_the_prices() -> None:
     async def job(ctx: DurableContext) -> Any:
         await ctx.llm(world.engine).complete("one", max_tokens=100)
 
-    by = gate(max_cost_daily=COST - Decimal("0.000001"))
+    by = guard(max_cost_daily=COST - Decimal("0.000001"))
     agent = await run(MemoryHome(ManualClock(1.0)), job, by, "job")
     assert agent.outcomes == {"job": "failed"}
     assert world.provider.requests == []
@@ -238,7 +238,7 @@ async def test_money_is_reserved_by_the_prices() -> None:
 
 async def test_a_cheaper_model_answers_where_the_budget_says_so() -> None:
     world = World()
-    by = gate(max_tokens_daily=200, warn_at=1, exhausted="degrade", degrade_to="small")
+    by = guard(max_tokens_daily=200, warn_at=1, exhausted="degrade", degrade_to="small")
     agent = await run(MemoryHome(ManualClock(1.0)), world.job, by, "job")
     assert agent.done["job"] == ["m", "small"]
     assert rows(by)["job/3/1"] == ("model", "small", 150, "0.0000600")
@@ -247,9 +247,9 @@ async def test_a_cheaper_model_answers_where_the_budget_says_so() -> None:
 async def test_a_person_may_allow_more_and_who_refuses_pays_nothing() -> None:
     for approved in (True, False):
         world, home = World(), MemoryHome(ManualClock(1.0))
-        by = gate(max_tokens_daily=200, warn_at=1, exhausted="ask")
+        by = guard(max_tokens_daily=200, warn_at=1, exhausted="ask")
         agent = Agent(world.job)
-        async with hosting(home, agent, gate=by) as running:
+        async with hosting(home, agent, guard=by) as running:
             running.begin("job")
             await running.parks("job")
             (question,) = [entry for entry in entries(home) if isinstance(entry, Intent) and entry.kind == "ask"]
@@ -275,7 +275,7 @@ async def test_a_call_that_failed_may_have_been_paid_or_not(error: Exception, ro
     async def job(ctx: DurableContext) -> Any:
         await ctx.llm(world.engine).complete("one", max_tokens=100)
 
-    by = gate(max_tokens_daily=1000)
+    by = guard(max_tokens_daily=1000)
     await run(MemoryHome(ManualClock(1.0)), job, by, "job")
     assert rows(by) == {"job/1/1": row}
     assert (await by.ledger.used("app"))["daily"].tokens == (MOST if row[0] == "doubt" else 0)
@@ -284,14 +284,14 @@ async def test_a_call_that_failed_may_have_been_paid_or_not(error: Exception, ro
 @pytest.mark.one_in(2, "a fifth of a second of a core each")
 async def test_after_a_crash_at_any_step_rows_and_calls_agree(tmp_path: Path) -> None:
     home = MemoryHome(ManualClock(1_000.0))
-    await run(home, World().job, gate(), "job")
+    await run(home, World().job, guard(), "job")
     written = entries(home)
     assert sum(isinstance(entry, EffectResult) for entry in written) == 3
     for count in range(1, len(written) + 1):
         before = written[:count]
         world, cut = World(), prefix(home, count)
         writer = SqliteLedgerWriter(tmp_path / f"{count}.db", shared=SHARED)
-        by = gate(writer, max_tokens_daily=10_000)
+        by = guard(writer, max_tokens_daily=10_000)
         assert await brought_up(by.ledger, MemoryReader(cut)) == sum(
             isinstance(entry, EffectResult) for entry in before
         )
@@ -300,7 +300,7 @@ async def test_after_a_crash_at_any_step_rows_and_calls_agree(tmp_path: Path) ->
         )
         asked = {entry.ordinal for entry in before if isinstance(entry, Intent) and entry.name == "llm"}
         answered = {entry.ordinal for entry in before if isinstance(entry, EffectResult)}
-        async with hosting(cut, Agent(world.job), gate=by) as running:
+        async with hosting(cut, Agent(world.job), guard=by) as running:
             if count < len(written):
                 await running.over("job")
         await by.ledger.flush()
@@ -315,11 +315,11 @@ async def test_after_a_crash_at_any_step_rows_and_calls_agree(tmp_path: Path) ->
 
 async def test_what_an_open_call_may_use_is_reserved_again_after_a_crash() -> None:
     home = MemoryHome(ManualClock(1_000.0))
-    await run(home, World().job, gate(), "job")
+    await run(home, World().job, guard(), "job")
     cut = prefix(home, 2)  # BEGIN, INTENT
     assert isinstance(entries(cut)[-1], Intent)
-    by = gate(max_tokens_daily=10_000)
-    async with hosting(cut, Agent(World().job), gate=by, resume=False):
+    by = guard(max_tokens_daily=10_000)
+    async with hosting(cut, Agent(World().job), guard=by, resume=False):
         assert (held := await reserved(by)) == Amounts(2 * MOST, held.cost, 2)
 
 
@@ -341,9 +341,9 @@ async def test_a_call_that_outlives_its_job_is_in_doubt_with_what_it_may_use(end
             await ctx.wait("go")
             raise ValueError(f"{len(asking)} answers are not awaited")
 
-        by, home = gate(clock=clock, max_tokens_daily=10_000), MemoryHome(clock)
+        by, home = guard(clock=clock, max_tokens_daily=10_000), MemoryHome(clock)
         agent = Agent(job, clock, timeout_s=60 if ends == "timed out" else None)
-        async with hosting(home, agent, gate=by) as running:
+        async with hosting(home, agent, guard=by) as running:
             running.begin("job")
             await running.until(lambda: len(server.requests) == 1)
             server.hold()
@@ -366,7 +366,7 @@ async def test_a_call_that_outlives_its_job_is_in_doubt_with_what_it_may_use(end
     used = (await by.ledger.used("app"))["daily"]
     assert used == Amounts(recorded + sum(each.reserved_tokens for each in found), used.cost, 3)
     assert await reserved(by) == Amounts()
-    anew = gate(clock=clock, max_tokens_daily=10_000)
+    anew = guard(clock=clock, max_tokens_daily=10_000)
     assert await brought_up(anew.ledger, MemoryReader(home)) == 3, "the journal has them"
     assert (await anew.ledger.used("app"))["daily"] == used
     await engine.close()
@@ -379,16 +379,16 @@ async def test_the_calls_of_another_attempt_of_a_job_have_rows_and_none_counts_t
         return (await ctx.llm(world.engine).complete("one", max_tokens=100)).model
 
     clock = ManualClock(1_000_000.0)
-    by, home = gate(clock=clock, max_tokens_daily=10_000), MemoryHome(clock)
+    by, home = guard(clock=clock, max_tokens_daily=10_000), MemoryHome(clock)
     agent = Agent(job, clock, verdict="again")
-    async with hosting(home, agent, gate=by) as running:
+    async with hosting(home, agent, guard=by) as running:
         running.begin("job")
         await running.over("job")
     await by.ledger.flush()
     assert {name: row[0] for name, row in rows(by).items()} == {"job/1/1": "doubt", "job/1/2": "model"}
     used = (await by.ledger.used("app"))["daily"]
     assert (used.tokens, used.calls) == (MOST + 150, 2)
-    anew = gate(clock=clock, max_tokens_daily=10_000)
+    anew = guard(clock=clock, max_tokens_daily=10_000)
     await brought_up(anew.ledger, MemoryReader(home))
     assert (await anew.ledger.used("app"))["daily"] == used
 
@@ -415,9 +415,9 @@ async def test_the_later_result_of_a_call_takes_the_place_of_its_doubt() -> None
         return (await asking).model
 
     clock = ManualClock(1_000_000.0)
-    by, home = gate(clock=clock, max_tokens_daily=10_000), MemoryHome(clock)
+    by, home = guard(clock=clock, max_tokens_daily=10_000), MemoryHome(clock)
     agent = Agent(job, clock)
-    async with hosting(home, agent, gate=by) as running:
+    async with hosting(home, agent, guard=by) as running:
         running.begin("job")
         await running.until(lambda: running.host.statistics()["in_flight"] and running.host.journal.job("job"))
         running.journal.post(Letter("signal", "1", job="job", name="go"))
@@ -432,13 +432,13 @@ async def test_the_later_result_of_a_call_takes_the_place_of_its_doubt() -> None
     assert rows(by) == {"job/2/1": ("model", "m", 150, "0.000600")}
     used = Amounts(150, Decimal("0.0006"), 1)
     assert (await by.ledger.used("app"))["daily"] == used
-    anew = gate(clock=clock, max_tokens_daily=10_000)
+    anew = guard(clock=clock, max_tokens_daily=10_000)
     await brought_up(anew.ledger, MemoryReader(home))
     assert (await anew.ledger.used("app"))["daily"] == used
 
 
 async def test_no_row_outlives_its_result() -> None:
-    by, home = gate(max_tokens_daily=1000), MemoryHome(ManualClock(1.0))
+    by, home = guard(max_tokens_daily=1000), MemoryHome(ManualClock(1.0))
     disk = asyncio.Event()
 
     class SlowDisk(MemoryJournal):
@@ -447,7 +447,7 @@ async def test_no_row_outlives_its_result() -> None:
             return await super().flush()
 
     journal, agent = SlowDisk(home), Agent(World().job)
-    async with hosting(journal, agent, gate=by) as running:
+    async with hosting(journal, agent, guard=by) as running:
         running.begin("job")
         await running.over("job")
         assert rows(by) == {}
@@ -465,9 +465,9 @@ async def test_a_job_that_has_ended_asks_no_model_again_when_it_is_run_over_its_
         await ctx.call(world.look, "x")
 
     home = MemoryHome(clock)
-    await run(home, job, gate(), "job")
+    await run(home, job, guard(), "job")
     asked = len(world.provider.requests)
-    async with hosting(home, Agent(job, clock), gate=gate()) as running:  # no checkpoint covers its end
+    async with hosting(home, Agent(job, clock), guard=guard()) as running:  # no checkpoint covers its end
         await running.over("job")
         await running.until(lambda: not running.host.statistics()["in_flight"])
     assert len(world.provider.requests) == asked
@@ -499,12 +499,12 @@ async def test_a_call_in_doubt_is_made_again_where_the_budget_has_room_for_all_o
             said.append(error.message)
 
     for life in (1, 2):  # each dies while the model is asked
-        by, world = gate(max_tokens_daily=limit, warn_at=1), Waits()
-        async with hosting(home, Agent(job), gate=by) as running:
+        by, world = guard(max_tokens_daily=limit, warn_at=1), Waits()
+        async with hosting(home, Agent(job), guard=by) as running:
             if life == 1:
                 running.begin("job")
             await world.asked.wait()
-    by, world = gate(max_tokens_daily=limit, warn_at=1), World()
+    by, world = guard(max_tokens_daily=limit, warn_at=1), World()
     await run(home, job, by)
     kinds = [(each.event_id, each.type) for each in by.ledger.writer.events]
     if limit == 3 * MOST:
@@ -524,12 +524,12 @@ async def test_where_ledger_and_journal_disagree_the_journal_wins_and_that_is_to
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     home, path = MemoryHome(ManualClock(1.0)), tmp_path / "ledger.db"
-    await run(home, World().job, gate(SqliteLedgerWriter(path)), "job")
+    await run(home, World().job, guard(SqliteLedgerWriter(path)), "job")
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("UPDATE runtime_ledger SET input_tokens = 1, total_tokens = 1 WHERE event_id = 'job/1/1'")
         database.execute("DELETE FROM runtime_ledger WHERE event_id = 'job/3/1'")
-    by = gate(SqliteLedgerWriter(path), max_tokens_daily=1000)
-    async with hosting(home, Agent(World().job), gate=by):
+    by = guard(SqliteLedgerWriter(path), max_tokens_daily=1000)
+    async with hosting(home, Agent(World().job), guard=by):
         assert (await by.ledger.used("app"))["daily"].tokens == 300
     assert caplog.text.count("1 rows of the ledger said something else, and are corrected") == 1
 
@@ -553,9 +553,9 @@ async def test_a_journal_forgets_no_result_whose_row_is_not_kept(caplog: pytest.
             await super().write(events)
 
     writer, world = Full(), World()
-    by = gate(writer)
+    by = guard(writer)
     home, agent = MemoryHome(ManualClock(1.0)), Agent(world.job)
-    async with hosting(home, agent, gate=by) as running:
+    async with hosting(home, agent, guard=by) as running:
         running.begin("job")
         await running.over("job")
         end = dict(running.journal.positions())
@@ -574,8 +574,8 @@ async def test_an_answer_that_does_not_say_what_it_has_used_is_not_free(
 ) -> None:
     """It counts with what was reserved, tokens and money, in the ledger as in the limits of a job, and the log says so once a model."""
     silent = World(lambda spec: Completion(message=assistant("yes"), usage=usage, model="m", provider="scripted"))
-    by = gate(max_cost_daily="0.003")  # two calls, each of which may cost 0.001 and what it reads
-    async with hosting(MemoryJournal(MemoryHome(ManualClock())), Agent(silent.job), gate=by) as host:
+    by = guard(max_cost_daily="0.003")  # two calls, each of which may cost 0.001 and what it reads
+    async with hosting(MemoryJournal(MemoryHome(ManualClock())), Agent(silent.job), guard=by) as host:
         host.begin("job")
         await host.over("job")
         host.begin("next")
@@ -625,7 +625,7 @@ async def test_an_answer_that_says_what_cannot_be_counts_with_what_was_reserved(
     world = World(lambda spec: Completion(message=assistant("yes"), model="m", provider="scripted", **told))
     prices = PriceTable({"m": Price("1", "10", cached="0")}, version="1")
     world.engine = ExecutionEngine(world.provider, retries=0, patience=0, prices=prices)
-    by = gate(max_cost_daily="1")
+    by = guard(max_cost_daily="1")
     await run(MemoryHome(ManualClock(1.0)), world.job, by, "job")
     assert [rows(by)[f"job/{each}/1"] for each in (1, 3)] == [("model", "m", MOST, str(COST))] * 2
     assert (await by.ledger.used("app"))["daily"].cost == 2 * COST
@@ -638,7 +638,7 @@ async def test_an_answer_that_says_what_cannot_be_counts_with_what_was_reserved(
 
 @pytest.mark.parametrize("cost", ["NaN", "-3", "Infinity"])
 async def test_a_price_that_is_none_is_not_known(cost: str) -> None:
-    world, by = World(), gate(max_cost_daily="1")
+    world, by = World(), guard(max_cost_daily="1")
     world.engine = ExecutionEngine(world.provider, retries=0, patience=0, prices=Mad(cost))
     agent = await run(MemoryHome(ManualClock(1.0)), world.job, by, "job")
     assert "the price of m is not known" in str(agent.errors["job"])

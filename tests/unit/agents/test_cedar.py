@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-from sabot.agents import CedarPolicy, Decision, ExecutionContext, GatedCall, PolicyEngine, ToolPolicy
+from sabot.agents import CedarPolicy, Decision, ExecutionContext, GuardedCall, PolicyEngine, ToolPolicy
 from sabot.errors import MissingExtra, UserError
-from sabot.jobs.gate import Behalf
+from sabot.jobs.guard import Behalf
 from sabot.journal import EffectId
 
 ANN = Behalf("acme", "ann")
 
 
-def call(name: str, kind: Any = "tool", behalf: Behalf = ANN, **facts: Any) -> GatedCall:
-    return GatedCall(EffectId("job", 1), kind, name, "desk.handle", behalf, **facts)
+def call(name: str, kind: Any = "tool", behalf: Behalf = ANN, **facts: Any) -> GuardedCall:
+    return GuardedCall(EffectId("job", 1), kind, name, "desk.handle", behalf, **facts)
 
 
-def says(policies: str, asked: GatedCall, **options: Any) -> tuple[str, str]:
+def says(policies: str, asked: GuardedCall, **options: Any) -> tuple[str, str]:
     found: Any = PolicyEngine([CedarPolicy(policies, **options)]).decide(asked)
     return str(found.decision), found.reason
 
@@ -45,7 +45,7 @@ def permit(condition: str, scope: str = "principal, action, resource") -> str:
         (permit('context.arguments.tags.contains("b")'), call("refund", kwargs={"tags": ["a", "b"]})),
     ],
 )
-def test_a_policy_sees_who_asks_for_what(policy: str, asked: GatedCall) -> None:
+def test_a_policy_sees_who_asks_for_what(policy: str, asked: GuardedCall) -> None:
     assert says(policy, asked) == ("allow", "")
     assert says(policy, call("other", behalf=Behalf("guests", "eve")))[0] == "deny"
 

@@ -9,8 +9,8 @@ from sabot.agents import (
     Budget,
     DataAccessPolicy,
     Decision,
-    GatedCall,
-    GateVerdict,
+    GuardedCall,
+    GuardVerdict,
     InMemoryLedgerWriter,
     Ledger,
     ModelPolicy,
@@ -20,8 +20,8 @@ from sabot.agents import (
     RedactionPolicy,
 )
 from sabot.agents.accounts.budgets import Amounts
-from sabot.agents.accounts.gate import LedgerGate
-from sabot.jobs.gate import Behalf, EffectGate, gate_of
+from sabot.agents.accounts.guard import LedgerGuard
+from sabot.jobs.guard import Behalf, EffectGuard, guard_of
 from sabot.journal import EffectId
 from sabot.llm import ExecutionEngine, ModelUnavailable, ScriptedProvider
 from sabot.llm.messages import user
@@ -64,13 +64,13 @@ async def test_the_rules_judge_the_model_that_is_asked_in_place_of_another_one(
     if by_budget and default == "deny":
         policy.add_rule(ModelPolicy(["big"]))
     budget = Budget("acme", max_calls_daily=0, exhausted="degrade", degrade_to="small")
-    gates: list[EffectGate] = [policy, LedgerGate(Ledger(InMemoryLedgerWriter(), budgets=[budget]))]
+    guards: list[EffectGuard] = [policy, LedgerGuard(Ledger(InMemoryLedgerWriter(), budgets=[budget]))]
     spec = RequestSpec(messages=(user("my key is sk-123"),))
-    call = GatedCall(EffectId("j", 1), "model", "big", "app.f", Behalf("acme"), spec=spec, labels=frozenset({"pii"}))
-    gate = gate_of(gates[: 1 + by_budget])
-    assert gate is not None
-    found = gate.decide(call)
-    verdict = found if isinstance(found, GateVerdict) else await found
+    call = GuardedCall(EffectId("j", 1), "model", "big", "app.f", Behalf("acme"), spec=spec, labels=frozenset({"pii"}))
+    guard = guard_of(guards[: 1 + by_budget])
+    assert guard is not None
+    found = guard.decide(call)
+    verdict = found if isinstance(found, GuardVerdict) else await found
     assert (verdict.decision, "" if decision == "deny" else verdict.model) == (decision, model)
     assert any(said in each for each in (verdict.reason, *verdict.notes))
     of_first = "the daily budget of acme" if by_budget else "a smaller model is to be asked"
@@ -81,32 +81,32 @@ async def test_the_rules_judge_the_model_that_is_asked_in_place_of_another_one(
 async def test_an_async_rule_judges_the_model_that_is_asked_in_place_of_another_one() -> None:
     seen: list[str] = []
 
-    async def rule(call: GatedCall) -> Decision:
+    async def rule(call: GuardedCall) -> Decision:
         seen.append(call.name)
         return Decision.DENY if call.name == "small" else Decision.ALLOW
 
-    found = PolicyEngine([BIG_TO_SMALL, rule]).decide(GatedCall(EffectId("j", 1), "model", "big"))
-    assert not isinstance(found, GateVerdict)
+    found = PolicyEngine([BIG_TO_SMALL, rule]).decide(GuardedCall(EffectId("j", 1), "model", "big"))
+    assert not isinstance(found, GuardVerdict)
     assert ((await found).decision, seen) == ("deny", ["big", "small"])
 
 
 async def test_what_a_budget_has_reserved_is_free_where_the_rules_deny_the_model_that_it_degrades_to() -> None:
     budget = Budget("acme", max_tokens_daily=10, exhausted="degrade", degrade_to="small")
     ledger = Ledger(InMemoryLedgerWriter(), budgets=[budget])
-    gate = gate_of([PolicyEngine([ModelPolicy(["small"], denied=True)]), LedgerGate(ledger)])
-    assert gate is not None
+    guard = guard_of([PolicyEngine([ModelPolicy(["small"], denied=True)]), LedgerGuard(ledger)])
+    assert guard is not None
     spec = RequestSpec(messages=(user("hi"),), max_tokens=100)
-    found = gate.decide(GatedCall(EffectId("j", 1), "model", "big", "app.f", Behalf("acme"), spec=spec))
-    assert not isinstance(found, GateVerdict)
+    found = guard.decide(GuardedCall(EffectId("j", 1), "model", "big", "app.f", Behalf("acme"), spec=spec))
+    assert not isinstance(found, GuardVerdict)
     assert (await found).decision == "deny"
     assert ledger.reserve("another", "acme", Amounts(10, Decimal(0), 1)).decision in ("allow", "warn")
 
 
 async def test_the_first_of_two_rules_says_which_model_is_asked() -> None:
     found = PolicyEngine([BIG_TO_SMALL, ModelPolicy(["b*"], degrade_to="tiny")]).decide(
-        GatedCall(EffectId("j", 1), "model", "big")
+        GuardedCall(EffectId("j", 1), "model", "big")
     )
-    assert isinstance(found, GateVerdict)
+    assert isinstance(found, GuardVerdict)
     assert found.model == "small"
 
 

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from unit.agents.test_accounting import gate, rows
+from unit.agents.test_accounting import guard, rows
 from unit.jobs.hosting import Agent, entries, hosting, prefix
 
 from sabot.agents import DataAccessPolicy, ModelPolicy, PolicyEngine, PolicyRule, RedactionPolicy
@@ -14,7 +14,7 @@ from sabot.agents.accounts.limits import JobLimits
 from sabot.agents.policy.auditing import audit_job
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
-from sabot.jobs.gate import Behalf, EffectGate, gate_of, stood_in
+from sabot.jobs.guard import Behalf, EffectGuard, guard_of, stood_in
 from sabot.jobs.judging import judge_of
 from sabot.journal import Attempt, MemoryHome, MemoryReader
 from sabot.llm import (
@@ -54,7 +54,7 @@ class Desk:
         others = [self.spare, self.third]
         self.engine = ExecutionEngine(self.first, fallback=others, retries=0, patience=0, prices=PRICES)
 
-    async def ask(self, *gates: EffectGate, text: str = "one", labels: tuple[str, ...] = ()) -> Any:
+    async def ask(self, *guards: EffectGuard, text: str = "one", labels: tuple[str, ...] = ()) -> Any:
         """The model that answers, or what it raises."""
         clock = ManualClock(1_000_000.0)
         if self.durable:
@@ -66,13 +66,13 @@ class Desk:
                 except (ModelError, BudgetExceeded) as error:
                     found.append(error)
 
-            async with hosting(MemoryHome(clock), Agent(job), gate=gate_of(gates)) as running:
+            async with hosting(MemoryHome(clock), Agent(job), guard=guard_of(guards)) as running:
                 running.begin("job", behalf=Behalf(labels=labels))
                 await running.over("job")
             return found[0]
 
         async def ask() -> Any:
-            JUDGE.set(judge_of("app", gates, clock))
+            JUDGE.set(judge_of("app", guards, clock))
             return (await self.engine.complete(text, max_tokens=100)).model
 
         [said] = await asyncio.gather(asyncio.create_task(ask(), context=copy_context()), return_exceptions=True)
@@ -87,7 +87,7 @@ def desk(request: pytest.FixtureRequest) -> Desk:
 async def test_a_fallback_that_the_policy_denies_is_skipped_and_the_next_one_is_asked(
     desk: Desk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    by = gate(max_tokens_daily=1000)
+    by = guard(max_tokens_daily=1000)
     policy = PolicyEngine([ModelPolicy(["spare"], denied=True)])
     assert await desk.ask(policy, JobLimits(), by) == "third"
     assert [len(each.requests) for each in (desk.first, desk.spare, desk.third)] == [1, 0, 1]
@@ -100,7 +100,7 @@ async def test_a_fallback_that_the_policy_denies_is_skipped_and_the_next_one_is_
 
 async def test_where_all_fallbacks_are_denied_the_error_names_them_and_the_call_is_counted(desk: Desk) -> None:
     desk = Desk(desk.durable, ModelUnavailable("it broke off"))
-    by = gate(max_tokens_daily=1000)
+    by = guard(max_tokens_daily=1000)
     error = await desk.ask(PolicyEngine([ModelPolicy(["m"])], default="deny"), by)
     assert isinstance(error, ModelUnavailable)
     assert "m: it broke off; " in error.message
@@ -129,7 +129,7 @@ async def test_an_error_names_those_that_failed_too() -> None:
     ],
 )
 async def test_what_rules_say_of_a_fallback_holds(desk: Desk, rule: PolicyRule, asked: str, told: str) -> None:
-    assert await desk.ask(PolicyEngine([rule]), gate(), text="my key is sk-1") == asked
+    assert await desk.ask(PolicyEngine([rule]), guard(), text="my key is sk-1") == asked
     assert [(each.model or "spare", each.messages[0].text) for each in desk.spare.requests] == [(asked, told)]
     assert desk.first.requests[0].messages[0].text == "my key is sk-1"
 
@@ -142,7 +142,7 @@ async def test_a_dearer_model_that_a_rule_puts_in_place_of_a_fallback_is_asked_o
     policy = PolicyEngine([ModelPolicy(["spare"], degrade_to="dear")])
     for limit, asked in ((dear - Decimal("0.000001"), "third"), (dear, "dear")):
         desk = Desk(desk.durable)
-        by = gate(max_cost_daily=limit)
+        by = guard(max_cost_daily=limit)
         assert await desk.ask(policy, by) == asked
         assert len(desk.spare.requests) == (asked == "dear")
         assert by.ledger._accounts["app"].reserved.cost == 0
@@ -151,7 +151,7 @@ async def test_a_dearer_model_that_a_rule_puts_in_place_of_a_fallback_is_asked_o
 async def test_what_a_dearer_fallback_may_have_used_is_what_was_reserved_for_it(desk: Desk) -> None:
     desk.spare = ScriptedProvider(lambda spec: Completion(message=assistant("yes")), model="spare")
     desk.engine = ExecutionEngine(desk.first, fallback=[desk.spare], retries=0, patience=0, prices=PRICES)
-    by = gate(max_cost_daily=10)
+    by = guard(max_cost_daily=10)
     await desk.ask(PolicyEngine([ModelPolicy(["spare"], degrade_to="dear")]), by)
     await by.ledger.flush()
     assert [row[3] for row in rows(by).values()] == ["2.036000"]
@@ -172,11 +172,11 @@ async def test_what_one_model_may_be_told_its_fallback_is_not() -> None:
 
 async def test_money_is_reserved_for_the_dearest_model_that_may_be_asked(desk: Desk) -> None:
     most = (Decimal(16 + 2) * 3 + 100 * 30) / 1_000_000  # of `third`
-    error = await desk.ask(gate(max_cost_daily=most - Decimal("0.000001")))
+    error = await desk.ask(guard(max_cost_daily=most - Decimal("0.000001")))
     assert isinstance(error, BudgetExceeded)
     assert desk.first.requests == []
     desk = Desk(desk.durable, ModelUnavailable("it broke off"))
-    by = gate(max_cost_daily=2 * most)
+    by = guard(max_cost_daily=2 * most)
     assert await desk.ask(by) == "spare"
     await by.ledger.flush()
     assert [row[:2] for row in rows(by).values()] == [("doubt", "m"), ("model", "spare")]
@@ -195,13 +195,13 @@ class Asking:
         denied = ScriptedProvider(answer, model="denied")
         self.engine = ExecutionEngine(self.first, fallback=[denied, self.spare], retries=0, patience=0, prices=PRICES)
         self.policy = PolicyEngine([ModelPolicy(["denied"], denied=True), ModelPolicy(["spare"], degrade_to="dear")])
-        self.home, self.books = MemoryHome(ManualClock(1_000_000.0)), gate(max_cost_daily=100)
+        self.home, self.books = MemoryHome(ManualClock(1_000_000.0)), guard(max_cost_daily=100)
 
     async def job(self, ctx: DurableContext) -> Any:
         return (await ctx.llm(self.engine).complete("one", max_tokens=100)).model
 
-    def gate(self) -> EffectGate:
-        found = gate_of([self.policy, JobLimits(), self.books])
+    def guard(self) -> EffectGuard:
+        found = guard_of([self.policy, JobLimits(), self.books])
         assert found is not None
         return found
 
@@ -209,7 +209,7 @@ class Asking:
 async def test_an_audit_says_what_was_decided_of_fallbacks_too() -> None:
     asking = Asking()
     asking.spare.release()
-    async with hosting(asking.home, Agent(asking.job), gate=asking.gate()) as running:
+    async with hosting(asking.home, Agent(asking.job), guard=asking.guard()) as running:
         running.begin("job")
         await running.over("job")
     reader = MemoryReader(asking.home)
@@ -238,7 +238,7 @@ async def test_an_audit_says_of_each_model_of_a_call_that_it_failed_but_of_the_o
         return (await ctx.llm(engine).complete("one", max_tokens=100)).model
 
     home = MemoryHome(ManualClock(1_000_000.0))
-    async with hosting(home, Agent(job), gate=gate_of([PolicyEngine([ModelPolicy(["no"], denied=True)])])) as running:
+    async with hosting(home, Agent(job), guard=guard_of([PolicyEngine([ModelPolicy(["no"], denied=True)])])) as running:
         running.begin("job")
         await running.over("job")
     found = [(each.name, each.outcome) for each in audit_job(MemoryReader(home), "job")]
@@ -255,7 +255,7 @@ async def test_a_fallback_is_asked_only_when_the_journal_has_what_was_decided_of
 
     asking.spare = ScriptedProvider(said, model="spare")
     asking.engine = ExecutionEngine(asking.first, fallback=[asking.spare], retries=0, patience=0, prices=PRICES)
-    async with hosting(asking.home, Agent(asking.job), gate=asking.gate()) as running:
+    async with hosting(asking.home, Agent(asking.job), guard=asking.guard()) as running:
         running.begin("job")
         await running.over("job")
     assert told == [True]
@@ -265,14 +265,14 @@ async def test_what_a_crash_leaves_of_a_fallback_is_in_doubt_under_its_name_and_
     """It was booked under the first model's name, and after the restart at the first model's price."""
     dear = Decimal(18 * 2000 + 100 * 20000) / 1_000_000
     asking = Asking()
-    async with hosting(asking.home, Agent(asking.job), gate=asking.gate()) as running:
+    async with hosting(asking.home, Agent(asking.job), guard=asking.guard()) as running:
         running.begin("job")
         await asking.spare.arrived(1)
         left = prefix(asking.home, len(entries(asking.home)))
         reserved = asking.books.ledger._accounts["app"].reserved
         assert (reserved.cost, reserved.calls) == (2 * dear, 2)
-    asking.books = gate(max_cost_daily=100)
-    async with hosting(left, Agent(asking.job), gate=asking.gate()) as running:
+    asking.books = guard(max_cost_daily=100)
+    async with hosting(left, Agent(asking.job), guard=asking.guard()) as running:
         await running.over("job")
     await asking.books.ledger.flush()
     assert [(row[0], row[1], Decimal(row[3] or 0)) for row in rows(asking.books).values()] == [
@@ -286,7 +286,7 @@ async def test_what_a_crash_leaves_of_a_fallback_is_in_doubt_under_its_name_and_
 async def test_a_fallback_whose_answer_is_lost_is_in_doubt_under_its_own_name(desk: Desk) -> None:
     desk.spare = ScriptedProvider([ModelUnavailable("it broke off")], model="spare")
     desk.engine = ExecutionEngine(desk.first, fallback=[desk.spare], retries=0, patience=0, prices=PRICES)
-    by = gate(max_tokens_daily=1000)
+    by = guard(max_tokens_daily=1000)
     assert isinstance(await desk.ask(by), ModelUnavailable)
     await by.ledger.flush()
     assert [row[:2] for row in rows(by).values()] == [("doubt", "spare")]
@@ -294,8 +294,8 @@ async def test_a_fallback_whose_answer_is_lost_is_in_doubt_under_its_own_name(de
 
 async def test_what_a_policy_puts_in_place_of_a_budgets_cheaper_model_is_in_doubt_under_its_own_name() -> None:
     """The row had the budget's model, until a restart; and what the policy's model costs more was not reserved."""
-    by = gate(max_calls_daily=0, exhausted="degrade", degrade_to="spare")
-    gates = gate_of([PolicyEngine([ModelPolicy(["spare"], degrade_to="third")]), JobLimits(), by])
+    by = guard(max_calls_daily=0, exhausted="degrade", degrade_to="spare")
+    guards = guard_of([PolicyEngine([ModelPolicy(["spare"], degrade_to="third")]), JobLimits(), by])
 
     def lost(spec: RequestSpec) -> Completion:
         asked.append(by.ledger._accounts["app"].reserved.cost)
@@ -307,7 +307,7 @@ async def test_what_a_policy_puts_in_place_of_a_budgets_cheaper_model_is_in_doub
     async def job(ctx: DurableContext) -> Any:
         await ctx.llm(engine).complete("one", max_tokens=100)
 
-    async with hosting(MemoryHome(ManualClock(1_000_000.0)), Agent(job), gate=gates) as running:
+    async with hosting(MemoryHome(ManualClock(1_000_000.0)), Agent(job), guard=guards) as running:
         running.begin("job")
         await running.over("job")
     await by.ledger.flush()

@@ -145,7 +145,7 @@ async def test_what_a_policy_wants_a_person_to_allow_is_answered_too(approved: b
     """The fork waited for the person, whatever `answers` said."""
     recording, shop = await shop_recorded(), Shop()
     policy = PolicyEngine([ToolPolicy(["pay"], require_approval=True)])
-    how: Any = {"allow": ("pay",), "gate": policy}
+    how: Any = {"allow": ("pay",), "guard": policy}
     found = await fork(recording, shop.code, at=3, **how)
     assert found.waits_for == (
         "a person who says whether call pay (step 4) may be made: answers={'confirm': …} (--answer confirm=JSON) answers it",
@@ -178,7 +178,7 @@ async def test_calls_of_a_new_history_and_children_are_allowed_by_answers_too() 
     recording, code = record_job(MemoryReader(home), "job"), JobCode(Agent(job).call)
     names = ["send", "app.price"]
     policy = PolicyEngine([ToolPolicy(names[:1], require_approval=True), ToolPolicy(names[1:], require_approval=True)])
-    how: Any = {"at": 0, "allow": ("send",), "gate": policy}
+    how: Any = {"at": 0, "allow": ("send",), "guard": policy}
     found = await fork(recording, code, **how, answers={"confirm": {"approved": True}, "price": 9})
     assert (found.outcome, found.result, sent) == ("succeeded", [9, None], ["hello", "again", "last"])
     assert [step["outcome"] for step in steps_of(found.recording)] == ["ok"] * 4

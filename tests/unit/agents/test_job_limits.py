@@ -26,7 +26,7 @@ from sabot.agents.kernel.jobs import encode_request
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, UserError
-from sabot.jobs.gate import APART, gate_of
+from sabot.jobs.guard import APART, guard_of
 from sabot.journal import EffectResult, MemoryHome
 from sabot.llm import Agent as ModelAgent
 from sabot.llm import (
@@ -202,7 +202,7 @@ LIMITED = {"prompt": 1, "budgets": {"max_turns": 3, "max_tokens": 1000}}
 
 async def test_after_a_crash_at_any_step_a_tree_uses_no_more_than_it_may() -> None:
     home, first, limits = MemoryHome(ManualClock(1_000.0)), Tree(), JobLimits()
-    async with hosting(home, Agent(first), gate=limits) as running:
+    async with hosting(home, Agent(first), guard=limits) as running:
         running.begin("job", LIMITED)
         await running.over("job")
     assert (len(first.provider.requests), running.agent.done["job"]) == (3, "TurnLimitExceeded")
@@ -211,7 +211,7 @@ async def test_after_a_crash_at_any_step_a_tree_uses_no_more_than_it_may() -> No
     for count in range(1, len(written)):
         tree, again = Tree(), JobLimits()
         cut = prefix(home, count)
-        async with hosting(cut, Agent(tree), gate=again) as running:
+        async with hosting(cut, Agent(tree), guard=again) as running:
             await running.over("job")
         done = [
             each
@@ -227,11 +227,11 @@ async def test_after_a_crash_at_any_step_a_tree_uses_no_more_than_it_may() -> No
 async def test_a_call_is_not_made_again_where_its_attempts_together_would_not_fit() -> None:
     home = MemoryHome(ManualClock(1_000.0))
     begin = {"prompt": 1, "budgets": {"max_tokens": 180}}  # an attempt may use 115
-    async with hosting(home, Agent(Tree()), gate=JobLimits()) as running:
+    async with hosting(home, Agent(Tree()), guard=JobLimits()) as running:
         running.begin("job", begin)
         await running.over("job")
     tree, limits = Tree(), JobLimits()
-    async with hosting(prefix(home, 2), Agent(tree), gate=limits) as running:  # BEGIN, INTENT: it may have been made
+    async with hosting(prefix(home, 2), Agent(tree), guard=limits) as running:  # BEGIN, INTENT: it may have been made
         await running.over("job")
     assert tree.provider.requests == []
     assert isinstance(running.agent.errors["job"], BudgetExceeded)
@@ -240,11 +240,11 @@ async def test_a_call_is_not_made_again_where_its_attempts_together_would_not_fi
 
 async def test_what_calls_without_a_result_may_have_used_counts_after_a_crash() -> None:
     home = MemoryHome(ManualClock(1_000.0))
-    async with hosting(home, Agent(Tree()), gate=JobLimits()) as running:
+    async with hosting(home, Agent(Tree()), guard=JobLimits()) as running:
         running.begin("job", LIMITED)
         await running.over("job")
     limits = JobLimits()
-    async with hosting(prefix(home, 2), Agent(Tree()), gate=limits, resume=False):  # BEGIN, INTENT
+    async with hosting(prefix(home, 2), Agent(Tree()), guard=limits, resume=False):  # BEGIN, INTENT
         used = limits._jobs["job"].tree.used()
     assert (used.tokens, used.turns) == (16 + len("one two three four") // 2 + 90, 1)
 
@@ -301,14 +301,14 @@ async def test_what_tools_ask_of_models_counts_in_the_budget_of_their_job(
 
 async def test_what_tools_have_asked_counts_after_a_crash_too() -> None:
     home, begin = MemoryHome(ManualClock(1_000.0)), {"prompt": 1, "budgets": {"max_turns": 1}}
-    async with hosting(home, Agent(Asks()), gate=JobLimits()) as running:
+    async with hosting(home, Agent(Asks()), guard=JobLimits()) as running:
         running.begin("job", begin)
         await running.over("job")
     assert running.agent.done["job"] == ["yes", "TurnLimitExceeded", "TurnLimitExceeded"]
     results = [at for at, each in enumerate(entries(home), 1) if isinstance(each, EffectResult)]
     for count in results:
         asks, limits = Asks(), JobLimits()
-        async with hosting(prefix(home, count), Agent(asks), gate=limits) as running:
+        async with hosting(prefix(home, count), Agent(asks), guard=limits) as running:
             await running.over("job")
         assert running.agent.done["job"] == ["yes", "TurnLimitExceeded", "TurnLimitExceeded"], count
         assert (asks.provider.requests, limits._jobs, limits._within) == ([], {}, {})
@@ -393,7 +393,7 @@ async def test_the_limits_of_a_job_stand_beside_policy_and_budgets() -> None:
         (sums,) = await kernel.ledger.writer.sums([], 0)
     assert sums.calls == 1
     assert 0 < (provider.requests[0].max_tokens or 0) < 500
-    assert gate_of([]) is None
+    assert guard_of([]) is None
 
 
 def test_a_request_without_limits_is_none_of_its_business() -> None:

@@ -389,13 +389,13 @@ async def test_a_job_that_sleeps_longer_than_it_may_run_is_ended(restart):
 
 
 async def test_the_time_of_a_job_counts_from_its_beginning_over_a_restart_and_not_while_it_waits_for_a_person():
-    clock, gate = ManualClock(), asyncio.Event()
+    clock, guard = ManualClock(), asyncio.Event()
     home, limits = MemoryHome(clock), BudgetSpec(max_runtime_seconds=60)
 
     @tool(effect="read")
     async def waits() -> str:
         """Waits."""
-        await gate.wait()
+        await guard.wait()
         return "there"
 
     async def f(ctx):
@@ -423,8 +423,8 @@ async def test_the_time_of_a_job_counts_from_its_beginning_over_a_restart_and_no
         runs, asks = await second.resume()
         await until(lambda: (found := second.statistics())["parked"] == 1 and found["in_flight"] == 1)
         clock.advance(4)
-        gate.set()
-        gate.clear()
+        guard.set()
+        guard.clear()
         assert (await runs.result()).output == "there"
         clock.advance(3_600)
         [question] = await asks.get_pending_actions()

@@ -23,7 +23,7 @@ from sabot.agents import (
     SqliteLedgerWriter,
 )
 from sabot.agents.accounts.budgets import Amounts
-from sabot.agents.accounts.gate import brought_up
+from sabot.agents.accounts.guard import brought_up
 from sabot.clock import ManualClock
 from sabot.connectors.sql.server import PostgresServer
 from sabot.errors import BrokerUnavailable, DataError, TransientError, UserError

@@ -7,15 +7,15 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from unit.agents.test_accounting import COST, MOST, PRICES, answer, gate, rows
+from unit.agents.test_accounting import COST, MOST, PRICES, answer, guard, rows
 from unit.jobs.hosting import Agent, entries, hosting, prefix
 
-from sabot.agents import Decision, GatedCall, PolicyEngine
-from sabot.agents.accounts.gate import LedgerGate
+from sabot.agents import Decision, GuardedCall, PolicyEngine
+from sabot.agents.accounts.guard import LedgerGuard
 from sabot.agents.accounts.limits import JobLimits
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
-from sabot.jobs.gate import gate_of
+from sabot.jobs.guard import guard_of
 from sabot.jobs.judging import judge_of
 from sabot.jobs.log import Fragment
 from sabot.journal import Attempt, Letter, MemoryHome, MemoryReader
@@ -64,10 +64,10 @@ class Asking:
             self.errors.append(error)
         return None
 
-    async def run(self, by: LedgerGate, home: MemoryHome | None = None, listener: Any = None) -> MemoryHome:
+    async def run(self, by: LedgerGuard, home: MemoryHome | None = None, listener: Any = None) -> MemoryHome:
         home = home or MemoryHome(ManualClock(1_000_000.0))
         begun = bool(entries(home))
-        async with hosting(home, Agent(self.job), gate=by, listener=listener) as running:
+        async with hosting(home, Agent(self.job), guard=by, listener=listener) as running:
             if not begun:
                 running.begin("job")
             await running.over("job")
@@ -91,7 +91,7 @@ class Hearing:
 
 @pytest.mark.parametrize("listener", [None, Hearing()])
 async def test_each_request_whose_answer_was_not_read_is_a_row(listener: Any) -> None:
-    asking, by = Asking(LOST, ModelTimeout("no answer in 1 s"), answer), gate(max_tokens_daily=10_000)
+    asking, by = Asking(LOST, ModelTimeout("no answer in 1 s"), answer), guard(max_tokens_daily=10_000)
     await asking.run(by, listener=listener)
     assert rows(by) == {
         "job/1/1": ("doubt", "m", 0, RESERVED),
@@ -105,26 +105,26 @@ async def test_each_request_whose_answer_was_not_read_is_a_row(listener: Any) ->
 
 async def test_pieces_are_told_as_those_of_the_attempt_that_they_are_of() -> None:
     hearing = Hearing()
-    await Asking(LOST, ("a", "b")).run(gate(), listener=hearing)
+    await Asking(LOST, ("a", "b")).run(guard(), listener=hearing)
     assert hearing.pieces == [2, 2]
 
 
 async def test_a_stream_that_broke_off_and_the_whole_that_is_asked_for_then_are_two_requests() -> None:
-    asking, by = Asking(("a", "b", LOST), answer), gate()
+    asking, by = Asking(("a", "b", LOST), answer), guard()
     await asking.run(by, listener=Hearing())
     assert [each[0] for each in rows(by).values()] == ["doubt", "model"]
 
 
 async def test_requests_that_nobody_is_paid_for_are_no_rows() -> None:
     unsent = [RateLimited("slow down"), ModelUnreachable("refused"), ModelTimeout("no connection", sent=False)]
-    asking, by = Asking(*unsent, answer), gate()
+    asking, by = Asking(*unsent, answer), guard()
     await asking.run(by)
     assert list(rows(by)) == ["job/1/1"]
     assert len(asking.provider.requests) == 4
 
 
 async def test_a_server_that_is_not_there_costs_nothing() -> None:
-    asking, by = Asking(), gate(max_tokens_daily=10_000)
+    asking, by = Asking(), guard(max_tokens_daily=10_000)
     asking.engine = ExecutionEngine(OpenAIProvider("m", base_url="http://127.0.0.1:9/v1", api_key="k"), sleep=at_once)
     await asking.run(by)
     assert isinstance(asking.errors[0], ModelUnreachable)
@@ -137,7 +137,7 @@ async def test_a_server_that_is_not_there_costs_nothing() -> None:
     "limits", [{"max_tokens_daily": 250}, {"max_calls_daily": 2}, {"max_cost_daily": Decimal("0.0021")}]
 )
 async def test_a_budget_that_is_used_up_ends_the_retries(limits: Any) -> None:
-    asking, by = Asking(LOST, LOST, LOST, LOST, answer), gate(**limits)
+    asking, by = Asking(LOST, LOST, LOST, LOST, answer), guard(**limits)
     await asking.run(by)
     assert len(asking.provider.requests) == 2
     (error,) = asking.errors
@@ -154,7 +154,7 @@ async def test_middleware_that_asks_again_after_all_is_asked_of_the_budget_each_
                 return await forward(call)
         return await forward(call)
 
-    asking, by = Asking(LOST, LOST, LOST, answer, middleware=(stubborn,)), gate(max_calls_daily=2)
+    asking, by = Asking(LOST, LOST, LOST, answer, middleware=(stubborn,)), guard(max_calls_daily=2)
     await asking.run(by)
     assert isinstance(asking.errors[0], BudgetExceeded)
     assert len(asking.provider.requests) == len(rows(by)) == 2
@@ -163,7 +163,7 @@ async def test_middleware_that_asks_again_after_all_is_asked_of_the_budget_each_
 async def test_another_provider_is_asked_only_where_the_budget_has_room_for_both() -> None:
     for limit, made in ((1, 0), (2, 1)):
         second = ScriptedProvider([answer], model="small")
-        asking, by = Asking(LOST, retries=0, fallback=[second]), gate(max_calls_daily=limit)
+        asking, by = Asking(LOST, retries=0, fallback=[second]), guard(max_calls_daily=limit)
         await asking.run(by)
         assert len(second.requests) == made
         assert [each[0] for each in rows(by).values()] == ["doubt", "model"][:limit]
@@ -171,9 +171,9 @@ async def test_another_provider_is_asked_only_where_the_budget_has_room_for_both
 
 async def test_what_a_job_may_use_holds_for_retries_too() -> None:
     home, asking = MemoryHome(ManualClock(1_000.0)), Asking(LOST, LOST, LOST, answer)
-    by = gate()
-    gates = gate_of([by, JobLimits()])
-    async with hosting(home, Agent(asking.job), gate=gates) as running:
+    by = guard()
+    guards = guard_of([by, JobLimits()])
+    async with hosting(home, Agent(asking.job), guard=guards) as running:
         running.begin("job", {"prompt": 1, "budgets": {"max_tokens": 250}})
         await running.over("job")
     assert len(asking.provider.requests) == 2
@@ -192,20 +192,20 @@ async def test_a_request_is_in_the_journal_before_it_is_sent() -> None:
         raise LOST
 
     asking = Asking(lost, lost, answer)
-    await asking.run(gate(), home)
+    await asking.run(guard(), home)
     assert (seen, attempts()) == ([[], [2]], [2, 3])
 
 
 async def test_after_a_crash_at_any_step_each_request_has_a_row() -> None:
-    home = await Asking(LOST, LOST, answer).run(gate())
+    home = await Asking(LOST, LOST, answer).run(guard())
     written = entries(home)
     assert [type(each).__name__ for each in written] == ["Begin", "Intent", "Attempt", "Attempt", "EffectResult", "End"]
     for count in range(1, 5):
-        cut, asking, by = prefix(home, count), Asking(answer), gate(max_tokens_daily=10_000)
+        cut, asking, by = prefix(home, count), Asking(answer), guard(max_tokens_daily=10_000)
         await asking.run(by, cut)
         assert [each[0] for each in rows(by).values()] == ["doubt"] * (count - 1) + ["model"], count
-        anew = gate(max_tokens_daily=10_000)
-        async with hosting(cut, Agent(asking.job), gate=anew, resume=False):
+        anew = guard(max_tokens_daily=10_000)
+        async with hosting(cut, Agent(asking.job), guard=anew, resume=False):
             assert rows(anew) == rows(by), "the journal has them"
 
 
@@ -216,8 +216,8 @@ async def test_who_is_not_waited_for_sends_nothing_more() -> None:
         asleep.set()
         await go_on.wait()
 
-    asking, by, home = Asking(LOST, answer, sleep=sleep), gate(), MemoryHome(ManualClock(1_000.0))
-    async with hosting(home, Agent(asking.job), gate=by, grace_s=5.0) as running:
+    asking, by, home = Asking(LOST, answer, sleep=sleep), guard(), MemoryHome(ManualClock(1_000.0))
+    async with hosting(home, Agent(asking.job), guard=by, grace_s=5.0) as running:
         running.begin("job")
         await asleep.wait()
         running.journal.post(Letter("cancel", job="job"))
@@ -236,7 +236,7 @@ async def test_who_is_not_waited_for_sends_nothing_more() -> None:
 @pytest.mark.parametrize("limit", [2, 10])
 @pytest.mark.parametrize("kind", ["complete", "stream", "embed"])
 async def test_calls_of_streams_and_other_agents_are_counted_so_too(kind: str, limit: int) -> None:
-    asking, by = Asking(*[LOST] * 3, "yes"), gate(max_calls_daily=limit)
+    asking, by = Asking(*[LOST] * 3, "yes"), guard(max_calls_daily=limit)
 
     async def ask() -> Any:
         JUDGE.set(judge_of("app", [by], ManualClock(1_000_000.0)))
@@ -262,16 +262,16 @@ async def test_calls_of_streams_and_other_agents_are_counted_so_too(kind: str, l
 async def test_texts_of_which_vectors_are_made_are_seen_by_rules_and_counted_before_they_are_sent() -> None:
     seen: list[Any] = []
 
-    def rule(call: GatedCall) -> Decision:
+    def rule(call: GuardedCall) -> Decision:
         assert call.spec is not None
         seen.append([each.text for each in call.spec.messages])
         return Decision.ALLOW
 
-    asking, by = Asking("vectors"), gate(max_tokens_daily=1000)
-    gates = [PolicyEngine([rule]), by]
+    asking, by = Asking("vectors"), guard(max_tokens_daily=1000)
+    guards = [PolicyEngine([rule]), by]
 
     async def ask(text: str) -> Any:
-        JUDGE.set(judge_of("app", gates, ManualClock(1_000_000.0)))
+        JUDGE.set(judge_of("app", guards, ManualClock(1_000_000.0)))
         return await asking.engine.embed([text])
 
     with pytest.raises(BudgetExceeded):

@@ -7,14 +7,14 @@ from contextvars import copy_context
 from typing import Any
 
 import pytest
-from unit.agents.test_accounting import PRICES, answer, gate
+from unit.agents.test_accounting import PRICES, answer, guard
 from unit.jobs.hosting import Agent, hosting
 
-from sabot.agents import DataAccessPolicy, Decision, GatedCall, ModelPolicy, PolicyEngine
+from sabot.agents import DataAccessPolicy, Decision, GuardedCall, ModelPolicy, PolicyEngine
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, UserError
-from sabot.jobs.gate import NOBODY, Behalf, EffectGate, gate_of
+from sabot.jobs.guard import NOBODY, Behalf, EffectGuard, guard_of
 from sabot.journal import MemoryHome
 from sabot.llm import Agent as ModelAgent
 from sabot.llm import ExecutionEngine, ScriptedProvider, ToolCall, assistant, tool
@@ -46,10 +46,10 @@ class Desk:
 
         self.asks, self.asks_in_a_thread, self.patient = asks, asks_in_a_thread, patient
 
-    async def run(self, job: Job, *gates: EffectGate, behalf: Behalf = NOBODY) -> Any:
+    async def run(self, job: Job, *guards: EffectGuard, behalf: Behalf = NOBODY) -> Any:
         """What the job returns."""
         agent = Agent(job)
-        async with hosting(MemoryHome(ManualClock(1.0)), agent, gate=gate_of(gates)) as running:
+        async with hosting(MemoryHome(ManualClock(1.0)), agent, guard=guard_of(guards)) as running:
             running.begin("job", behalf=behalf)
             await running.over("job")
         return agent.done["job"] if "job" in agent.done else agent.errors["job"]
@@ -81,7 +81,7 @@ async def test_a_model_that_the_policy_denies_is_not_asked_by_a_tool_of_a_job(as
 
 
 async def test_what_a_tool_asks_is_counted_for_whom_its_job_runs_and_a_budget_holds_for_it() -> None:
-    desk, by = Desk(), gate(max_tokens_daily=200, warn_at=1)
+    desk, by = Desk(), guard(max_tokens_daily=200, warn_at=1)
 
     async def job(ctx: DurableContext) -> Any:
         return [await said(ctx.call(desk.asks, text)) for text in ("one", "two")]
@@ -188,7 +188,7 @@ async def test_a_thread_that_was_given_no_context_asks_no_model_while_calls_of_j
 async def test_each_call_of_a_model_is_judged_once_whoever_makes_it() -> None:
     asked: list[str] = []
 
-    def rule(call: GatedCall) -> Decision:
+    def rule(call: GuardedCall) -> Decision:
         if call.kind == "model":
             assert call.spec is not None
             asked.append(call.spec.messages[-1].text)

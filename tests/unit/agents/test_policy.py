@@ -16,8 +16,8 @@ from sabot.agents import (
     Decision,
     DurableContext,
     ExecutionContext,
-    GatedCall,
-    GateVerdict,
+    GuardedCall,
+    GuardVerdict,
     LabelPolicy,
     ModelPolicy,
     PolicyDenied,
@@ -28,16 +28,16 @@ from sabot.agents import (
     tool,
 )
 from sabot.errors import UserError
-from sabot.jobs.gate import Behalf, decode_verdict
+from sabot.jobs.guard import Behalf, decode_verdict
 from sabot.journal import EffectId, Intent, Letter, MemoryHome
 from sabot.llm.messages import user
 
 INSIDE, OUTSIDE = (ExecutionContext(scope_id=each) for each in ("internal", "guests"))
 
 
-def call_of(name: str = "pay", scope: str = "acme", **facts: Any) -> GatedCall:
+def call_of(name: str = "pay", scope: str = "acme", **facts: Any) -> GuardedCall:
     facts = {"effect_class": "unsafe", **facts}
-    return GatedCall(EffectId("j", 1), "tool", name, "app.agent", Behalf(scope, "ada"), **facts)
+    return GuardedCall(EffectId("j", 1), "tool", name, "app.agent", Behalf(scope, "ada"), **facts)
 
 
 # -- tools and models -------------------------------------------------------------------------------------------------------
@@ -101,16 +101,16 @@ async def test_a_model_policy_has_a_smaller_model_asked_in_place_of_a_denial(
     options: dict[str, Any], decision: str
 ) -> None:
     engine = PolicyEngine([ModelPolicy(["*"], degrade_to="small", **options)])
-    call = GatedCall(EffectId("j", 1), "model", "large", behalf=Behalf("acme"))
+    call = GuardedCall(EffectId("j", 1), "model", "large", behalf=Behalf("acme"))
     verdict = engine.decide(call)
-    assert isinstance(verdict, GateVerdict)
+    assert isinstance(verdict, GuardVerdict)
     assert (verdict.decision, verdict.model) == (decision, "small" if decision == "degrade" else "")
 
 
 async def test_children_go_by_the_agents_name_and_the_default_does_not_touch_them() -> None:
     engine = PolicyEngine([AgentPolicy(["app.pay*"], denied=True)], default="deny")
     for name, decision in (("app.payments", "deny"), ("app.mail", "allow")):
-        assert (await engine.check(GatedCall(EffectId("j", 1), "child", name))).decision == decision
+        assert (await engine.check(GuardedCall(EffectId("j", 1), "child", name))).decision == decision
 
 
 async def test_default_deny_denies_what_no_rule_allows() -> None:
@@ -163,7 +163,7 @@ async def test_a_constraint_sees_positional_arguments_by_the_names_of_the_parame
 
     engine = PolicyEngine([ConstraintPolicy(["pay"], "amount", max=9, otherwise="ask")])
     verdict = engine.decide(call_of(tool=pay, args=("bob", 10)))
-    assert isinstance(verdict, GateVerdict)
+    assert isinstance(verdict, GuardVerdict)
     assert verdict.decision is Decision.ASK
 
 
@@ -226,17 +226,17 @@ async def test_redaction_says_which_texts_are_hidden_where_there_are_some() -> N
 
 
 async def test_rules_of_ones_own_are_functions_and_subclasses_sync_and_async() -> None:
-    def only_ada(call: GatedCall) -> Decision | None:
+    def only_ada(call: GuardedCall) -> Decision | None:
         return None if call.principal == "ada" else Decision.DENY
 
-    async def looked_up(call: GatedCall) -> GateVerdict:
+    async def looked_up(call: GuardedCall) -> GuardVerdict:
         await asyncio.sleep(0)
-        return GateVerdict(Decision.WARN, reason=f"looked up {call.name}")
+        return GuardVerdict(Decision.WARN, reason=f"looked up {call.name}")
 
     class Night(PolicyRule):
         name = "night"
 
-        def decide(self, call: GatedCall) -> Decision:
+        def decide(self, call: GuardedCall) -> Decision:
             return Decision.ASK
 
     engine = PolicyEngine([only_ada])
@@ -250,19 +250,19 @@ async def test_rules_of_ones_own_are_functions_and_subclasses_sync_and_async() -
 
 
 async def test_a_rule_that_raises_hangs_or_says_nonsense_denies_and_says_so() -> None:
-    def broken(call: GatedCall) -> None:
+    def broken(call: GuardedCall) -> None:
         raise LookupError("no such scope")
 
-    async def broken_later(call: GatedCall) -> None:
+    async def broken_later(call: GuardedCall) -> None:
         raise LookupError("no such scope")
 
-    async def hangs(call: GatedCall) -> None:
+    async def hangs(call: GuardedCall) -> None:
         await asyncio.Event().wait()
 
-    def cancelled(call: GatedCall) -> None:
+    def cancelled(call: GuardedCall) -> None:
         raise asyncio.CancelledError
 
-    async def cancelled_later(call: GatedCall) -> None:
+    async def cancelled_later(call: GuardedCall) -> None:
         raise asyncio.CancelledError
 
     for rule, said in (
@@ -271,7 +271,7 @@ async def test_a_rule_that_raises_hangs_or_says_nonsense_denies_and_says_so() ->
         (broken, "rule broken has failed: LookupError: no such scope"),
         (broken_later, "rule broken_later has failed: LookupError: no such scope"),
         (hangs, "rule hangs has failed: TimeoutError: no answer within 0.01 s"),
-        (lambda call: "yes", "it says 'yes': no Decision, GateVerdict or None"),
+        (lambda call: "yes", "it says 'yes': no Decision, GuardVerdict or None"),
     ):
         result = await PolicyEngine([rule], timeout="10ms").check(call_of())
         assert (result.decision, result.allowed) == ("deny", False)
@@ -284,11 +284,11 @@ STRICTNESS = ["allow", "warn", "redact", "degrade", "ask", "deny"]
 @pytest.mark.parametrize("strict", STRICTNESS)
 @pytest.mark.parametrize("mild", STRICTNESS)
 async def test_the_strictest_rule_holds_in_whatever_order_they_stand(mild: str, strict: str) -> None:
-    def first(call: GatedCall) -> GateVerdict:
-        return GateVerdict(Decision(mild), reason="first")
+    def first(call: GuardedCall) -> GuardVerdict:
+        return GuardVerdict(Decision(mild), reason="first")
 
-    async def second(call: GatedCall) -> GateVerdict:
-        return GateVerdict(Decision(strict), reason="second")
+    async def second(call: GuardedCall) -> GuardVerdict:
+        return GuardVerdict(Decision(strict), reason="second")
 
     expected = max(mild, strict, key=STRICTNESS.index)
     for rules in ([first, second], [second, first]):
@@ -298,7 +298,7 @@ async def test_the_strictest_rule_holds_in_whatever_order_they_stand(mild: str, 
 async def test_what_milder_rules_hide_is_hidden_though_a_person_is_asked_too() -> None:
     engine = PolicyEngine([RedactionPolicy(["4711"]), ToolPolicy(["mail"], require_approval=True)])
     verdict = engine.decide(call_of("mail", kwargs={"text": "4711"}))
-    assert isinstance(verdict, GateVerdict)
+    assert isinstance(verdict, GuardVerdict)
     assert (verdict.decision, verdict.hide, verdict.version) == (Decision.ASK, ("4711",), engine.version)
     assert verdict.notes == ("texts in it are hidden (tool mail)",)
 
@@ -307,10 +307,10 @@ def test_the_version_is_that_of_the_rules() -> None:
     def rules() -> list[Any]:
         return [ToolPolicy(["a"], denied=True), ConstraintPolicy(["a"], "n", allowed=[1, 2])]
 
-    def asks(call: GatedCall) -> Decision:
+    def asks(call: GuardedCall) -> Decision:
         return Decision.ASK
 
-    def denies(call: GatedCall) -> Decision:
+    def denies(call: GuardedCall) -> Decision:
         return Decision.DENY
 
     engine = PolicyEngine(rules())
@@ -402,7 +402,7 @@ async def test_deny_leaves_the_side_effect_file_untouched(tmp_path: Path) -> Non
 
     policy = PolicyEngine([ToolPolicy(tool_patterns=["file_*"], allowed_scopes=["internal"])])
     home = MemoryHome()
-    async with hosting(home, Agent(f), gate=policy) as jobs:
+    async with hosting(home, Agent(f), guard=policy) as jobs:
         jobs.begin("j", behalf=Behalf("guests", "eve"))
         await jobs.over("j")
         said = "file_write was not done: scope guests may not use tool file_write (rule ToolPolicy file_*)"
@@ -432,7 +432,7 @@ async def test_a_rule_that_is_added_holds_for_what_is_asked_from_then_on_also_in
             return [first, "denied"]
 
     home = MemoryHome()
-    async with hosting(home, Agent(f), gate=policy) as jobs:
+    async with hosting(home, Agent(f), guard=policy) as jobs:
         jobs.begin("j")
         await jobs.until(lambda: len(entries(home)) == 2)
         policy.add_rule(ToolPolicy(["put"], denied=True))
@@ -482,11 +482,11 @@ async def test_what_a_job_makes_of_an_untrusted_result_carries_its_label_over_re
         token = next(token for token, each in jobs.journal.home.questions.items() if not each.closed)
         jobs.journal.post(Letter("answer", token, body=b'{"approved": true}'))
 
-    async with hosting(home, Agent(f), gate=policy) as jobs:
+    async with hosting(home, Agent(f), guard=policy) as jobs:
         jobs.begin("j", "has a child")
         await jobs.until(lambda: questions(jobs))
         assert sent == ["before"]
-    async with hosting(home, Agent(f), gate=policy) as jobs:
+    async with hosting(home, Agent(f), guard=policy) as jobs:
         await approve(jobs, "j~3")  # the child that was given what another one had read
         await approve(jobs, "j")
         await jobs.over("j")

@@ -12,7 +12,7 @@ from sabot.agents import InMemoryEventBus
 from sabot.agents.events.telling import JobEvents
 from sabot.errors import NotSent, PolicyDenied
 from sabot.jobs import log
-from sabot.jobs.gate import Decision, EffectGate, GateVerdict
+from sabot.jobs.guard import Decision, EffectGuard, GuardVerdict
 from sabot.journal import Letter, MemoryHome, MemoryJournal
 from sabot.llm import ChatMessage, Completion, ModelUnavailable, Usage
 from sabot.llm.engine import ExecutionEngine
@@ -336,9 +336,9 @@ async def test_an_app_tells_what_happens_in_the_jobs_of_its_durable_agents():
 async def test_a_call_that_is_denied_was_not_started_and_one_that_a_person_allows_has_started_then():
     heard, home, verdicts = Heard(), MemoryHome(), iter([Decision.DENY, Decision.ASK, Decision.ASK])
 
-    class Judge(EffectGate):
+    class Judge(EffectGuard):
         def decide(self, call):
-            return GateVerdict(next(verdicts), reason="so")
+            return GuardVerdict(next(verdicts), reason="so")
 
     @tool(effect="read")
     async def look_at(number):
@@ -350,7 +350,7 @@ async def test_a_call_that_is_denied_was_not_started_and_one_that_a_person_allow
                 await ctx.call(look_at, number)
 
     agent = Agent(f)
-    async with hosting(home, agent, listener=JobEvents(heard.bus), gate=Judge()) as jobs:
+    async with hosting(home, agent, listener=JobEvents(heard.bus), guard=Judge()) as jobs:
         jobs.begin("j")
         for ordinal, approved in ((2, b"true"), (3, b"false")):
             await jobs.parks("j", ordinal - 2)

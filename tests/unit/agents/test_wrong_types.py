@@ -60,7 +60,7 @@ SOUND: dict[str, Any] = {
     "event_bus": InMemoryEventBus(),
 }
 SEAMS = {
-    # what hosts and gates call for each effect, with values that they have made
+    # what hosts and guards call for each effect, with values that they have made
     *(f"Ledger.{name}" for name in ("correct", "hold", "limits_answers", "ready", "release", "reserve")),
     *(f"PolicyEngine.{name}" for name in ("begun", "decide", "decide_degraded", "drop", "settle", "reopen", "again")),
     *(f"PolicyEngine.{name}" for name in ("ended", "over", "open")),

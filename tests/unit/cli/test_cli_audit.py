@@ -9,7 +9,7 @@ from unit.jobs.hosting import Agent, hosting
 
 from sabot.agents import ConstraintPolicy, DurableContext, PolicyDenied, PolicyEngine, SqliteJournal, ToolPolicy, tool
 from sabot.cli import commands
-from sabot.jobs.gate import Behalf
+from sabot.jobs.guard import Behalf
 from sabot.journal import Letter
 
 
@@ -47,7 +47,7 @@ async def a_job(folder: Path) -> PolicyEngine:
     policy = PolicyEngine([ToolPolicy(["look"]), ToolPolicy(["delete"], denied=True, reason="never")])
     policy.add_rule(ConstraintPolicy(["refund"], "amount", max=100, otherwise="ask"))
     journal = SqliteJournal(folder / "journal")
-    async with hosting(journal, Agent(handle), gate=policy) as jobs:
+    async with hosting(journal, Agent(handle), guard=policy) as jobs:
         jobs.begin("j", behalf=Behalf("acme", "ada"))
         await jobs.parks("j")
         await journal.flush()

@@ -10,7 +10,7 @@ from typing import Any
 from sabot.api.durable import DurableContext, durable_context
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import NonDeterminism
-from sabot.jobs.gate import NOBODY, Behalf, EffectGate
+from sabot.jobs.guard import NOBODY, Behalf, EffectGuard
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.run import JobRun
@@ -136,9 +136,9 @@ async def hosting(
     restored: Any = (None, None),
     notes: Any = None,
     listener: Any = None,
-    gate: EffectGate | None = None,
+    guard: EffectGuard | None = None,
 ) -> Any:
-    """A host over this journal; jobs that are open in it go on. restored: the arguments of `JobHost.open`. notes: of parked jobs. gate:
+    """A host over this journal; jobs that are open in it go on. restored: the arguments of `JobHost.open`. notes: of parked jobs. guard:
     decides what they may do.
     """
     owned = MemoryJournal(journal) if isinstance(journal, MemoryHome) else journal
@@ -150,7 +150,7 @@ async def hosting(
         stop_grace_s=grace_s,
         notes=notes,
         listener=listener,
-        gate=gate,
+        guard=guard,
     )
     host.register(AGENT, agent)
     agent.host = host

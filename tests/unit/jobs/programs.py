@@ -67,10 +67,10 @@ ATTEMPTS = 3
 class Programs:
     """Draws programs. Each step has a number of its own, `n`, so what the world sees of it is known."""
 
-    def __init__(self, dice: random.Random, *, gated: bool = False) -> None:
-        """gated: they ask models too, whose calls have a budget."""
+    def __init__(self, dice: random.Random, *, guarded: bool = False) -> None:
+        """guarded: they ask models too, whose calls have a budget."""
         self.dice = dice
-        self.gated = gated
+        self.guarded = guarded
         self.numbers = 0
 
     def program(self, deep: int = 0) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Programs:
             kinds |= {"gather": 2, "group": 2, "first": 2, "timeout": 2, "aside": 1, "child": 1 if deep < 2 else 0}
         kind = dice.choices(list(kinds), list(kinds.values()))[0]
         if kind == "call":
-            if self.gated and dice.random() < 0.3:
+            if self.guarded and dice.random() < 0.3:
                 return {"kind": "model", "n": self.number()}
             return self.call(tried)
         step: dict[str, Any] = {"kind": kind, "n": self.number()}
@@ -386,16 +386,16 @@ class Notes(dict[str, bytes]):
 class Seed:
     """The jobs of a seed, from their first life to the last."""
 
-    def __init__(self, number: int, kind: str, folder: Path | None = None, *, gated: bool = False) -> None:
-        """gated: rules and a budget decide what the jobs may do."""
+    def __init__(self, number: int, kind: str, folder: Path | None = None, *, guarded: bool = False) -> None:
+        """guarded: rules and a budget decide what the jobs may do."""
         self.number = number
         self.dice = random.Random(f"jobs {number} {kind}")
-        programs = Programs(self.dice, gated=gated)
+        programs = Programs(self.dice, guarded=guarded)
         self.plan = {f"job{at}": programs.program() for at in range(self.dice.randint(1, 3))}
         self.world = World(self.dice.random() < 0.5)
         self.person = Person(self.dice)
         steps = (step for program in self.plan.values() for step in walk_program(program))
-        self.law = Law(self.dice, steps, self.world.wrong) if gated else None
+        self.law = Law(self.dice, steps, self.world.wrong) if guarded else None
         self.home = InMemory(self.dice) if folder is None else InSqlite(self.dice, folder)
         self.traces: dict[tuple[str, int, int], list[tuple[int, Any]]] = {}  # what was seen, and when: entries so far
         self.values: dict[str, Any] = {}
@@ -577,7 +577,7 @@ class LifeOf:
         self.first = 0
         self.agent = AgentOf(self)
         self.notes = Notes(seed.notes)
-        self.gate = None if seed.law is None else Judges(seed.law)
+        self.guard = None if seed.law is None else Judges(seed.law)
         self.engine = ExecutionEngine(ScriptedProvider(self._model), retries=0)
 
     def live(self) -> bool:
@@ -616,15 +616,15 @@ class LifeOf:
         self.journal = seed.home.open(self.crash)
         self.first = self.journal.positions().get(0, 0)
         self._check_inbox()
-        if self.gate is not None:
-            await self.gate.open(self.journal)
+        if self.guard is not None:
+            await self.guard.open(self.journal)
         host = self.agent.host = JobHost(
             self.journal,
             clock=SYSTEM_CLOCK,
             on_broken=lambda what, error: self.broken.append((what, error)),
             stop_grace_s=self.dice.choice((0.0, 0.1)),
             notes=self.notes,
-            gate=self.gate,
+            guard=self.guard,
         )
         host.register(AGENT, self.agent)
         found = await host.open(None)
@@ -657,8 +657,8 @@ class LifeOf:
             self._check_journal()
         self.closing = True
         await host.close()
-        if self.gate is not None:
-            await self.gate.close()
+        if self.guard is not None:
+            await self.guard.close()
         seed.notes = self.notes.restored(self.now_entries(), self.dice)
         for job in before.values():
             ended = job.ended if over else None
@@ -696,8 +696,8 @@ class LifeOf:
             self.seed.wrong(f"left in memory at the end: {left}; {self.agent.begun} {self.agent.outcomes}")
         if host.statistics()["blocked"]:
             self.seed.wrong(f"blocked: {host.statistics()['blocked']}")
-        if self.gate is not None and self.seed.law is not None:
-            self.gate.check_nothing_reserved(self.seed.law)
+        if self.guard is not None and self.seed.law is not None:
+            self.guard.check_nothing_reserved(self.seed.law)
 
     def _check_journal(self) -> None:
         """Questions that functions ask stand in the journal once, but for those that an attempt of the job has withdrawn."""
@@ -1026,16 +1026,16 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def run_seed(number: int, kind: str, *, gated: bool = False) -> Seed:
+def run_seed(number: int, kind: str, *, guarded: bool = False) -> Seed:
     """An error gets the seed as a note."""
     try:
         with quiet():
             if kind == "memory":
-                return Seed(number, kind, gated=gated).run()
+                return Seed(number, kind, guarded=guarded).run()
             with temporary_directory() as folder:
-                return Seed(number, kind, folder, gated=gated).run()
+                return Seed(number, kind, folder, guarded=guarded).run()
     except BaseException as error:
-        error.add_note(f"seed {number} over {kind}{', gated' if gated else ''}")
+        error.add_note(f"seed {number} over {kind}{', guarded' if guarded else ''}")
         raise
 
 
@@ -1046,13 +1046,13 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--journal", choices=("memory", "sqlite", "both"), default="both")
-    parser.add_argument("--gated", action="store_true", help="rules and a budget decide what jobs may do")
+    parser.add_argument("--guarded", action="store_true", help="rules and a budget decide what jobs may do")
     given = parser.parse_args()
     began, failed, lives, calls, turns = time.perf_counter(), [], 0, 0, 0
     for number in range(given.start, given.start + given.seeds):
         for kind in ("memory", "sqlite") if given.journal == "both" else (given.journal,):
             try:
-                seed = run_seed(number, kind, gated=given.gated)
+                seed = run_seed(number, kind, guarded=given.guarded)
             except Exception:
                 failed.append(f"{number} {kind}")
                 if len(failed) <= 5:

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Iterator
 from typing import Any
 
 from sabot.agents.accounts.budgets import Amounts, Budget
-from sabot.agents.accounts.gate import LedgerGate
+from sabot.agents.accounts.guard import LedgerGuard
 from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.rows import InMemoryLedgerWriter
-from sabot.jobs.gate import Decision, EffectGate, EffectGates, GatedCall, GateVerdict
+from sabot.jobs.guard import Decision, EffectGuard, EffectGuards, GuardedCall, GuardVerdict
 from sabot.journal import EffectId, Intent, JournalReader
 from sabot.llm.spec import RequestSpec
 from sabot.redaction import HIDDEN
@@ -97,11 +97,11 @@ class Law:
             self.wrong.append(f"{used} tokens may have been used, and the budget has {self.limit}")
 
 
-class Judges(EffectGates):
-    """The gate of one life: the ledger, and behind it the rules."""
+class Judges(EffectGuards):
+    """The guard of one life: the ledger, and behind it the rules."""
 
     def __init__(self, law: Law) -> None:
-        self.ledger = LedgerGate(Ledger(law.writer, budgets=[Budget(SCOPE, max_tokens_monthly=law.limit)]))
+        self.ledger = LedgerGuard(Ledger(law.writer, budgets=[Budget(SCOPE, max_tokens_monthly=law.limit)]))
         super().__init__((self.ledger, _Rules(law)))
 
     def check_nothing_reserved(self, law: Law) -> None:
@@ -111,7 +111,7 @@ class Judges(EffectGates):
             law.wrong.append(f"reserved at the end: {reserved}, of {self.ledger._open}")
 
 
-class _Rules(EffectGate):
+class _Rules(EffectGuard):
     def __init__(self, law: Law) -> None:
         self._law = law
         self._decided: set[tuple[str, int]] = set()  # what the journal has, or will have
@@ -121,7 +121,7 @@ class _Rules(EffectGate):
         entries = [entry for _, entry in journal.read()]
         self._decided = {(e.job, e.ordinal) for e in entries if isinstance(e, Intent) and e.kind in kinds}
 
-    def decide(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
+    def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
         effect = call.effect.job, call.effect.ordinal
         match call.kind:
             case "model":
@@ -136,7 +136,7 @@ class _Rules(EffectGate):
         self._decided.add(effect)
         self._law.names[effect] = name
         said = self._law.of(name)
-        verdict = GateVerdict(
+        verdict = GuardVerdict(
             Decision(said["verdict"]),
             rule="of the step",
             version="1",
@@ -146,7 +146,7 @@ class _Rules(EffectGate):
         )
         return verdict if said["late_s"] is None else self._later(verdict, said["late_s"])
 
-    async def _later(self, verdict: GateVerdict, seconds: float) -> GateVerdict:
+    async def _later(self, verdict: GuardVerdict, seconds: float) -> GuardVerdict:
         await asyncio.sleep(seconds)
         return verdict
 

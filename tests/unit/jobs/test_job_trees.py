@@ -15,7 +15,7 @@ from sabot.api.agent import AgentSpec
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, UserError
-from sabot.jobs.gate import Behalf
+from sabot.jobs.guard import Behalf
 from sabot.jobs.tree import OpenJobs, child_id, parent_of
 from sabot.journal import Begin, Cancel, End, Letter, MemoryHome
 from sabot.llm.tools import tool

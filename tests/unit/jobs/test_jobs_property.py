@@ -13,7 +13,7 @@ import pytest
 from unit.jobs.hosting import Agent, Hosting, entries, hosting, prefix
 from unit.jobs.programs import Crash, LifeOf, Seed, quiet, run_seed
 
-from sabot.agents.accounts import gate
+from sabot.agents.accounts import guard
 from sabot.agents.accounts.contract import LedgerEvent
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
@@ -47,21 +47,21 @@ def test_many_random_jobs_that_crash(start: int) -> None:
 @pytest.mark.one_in(5, "any seed draws all kinds of jobs; `make slow` runs 300 more")
 @pytest.mark.parametrize("number", range(12))
 def test_random_jobs_that_crash_do_what_rules_and_a_budget_allow(number: int) -> None:
-    run_seed(number, "sqlite" if number < 2 else "memory", gated=True)
+    run_seed(number, "sqlite" if number < 2 else "memory", guarded=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", range(3000, 3300, 100))
 def test_many_random_jobs_do_what_rules_and_a_budget_allow(start: int) -> None:
     for number in range(start, start + 100):
-        run_seed(number, "sqlite" if number % 4 == 0 else "memory", gated=True)
+        run_seed(number, "sqlite" if number % 4 == 0 else "memory", guarded=True)
 
 
 def some_seed_finds(words: str) -> bool:
     """Whether the oracle says so of one of the first seeds."""
     for number in range(20):
         try:
-            run_seed(number, "memory", gated=True)
+            run_seed(number, "memory", guarded=True)
         except AssertionError as error:
             if words in str(error):
                 return True
@@ -74,20 +74,20 @@ def test_a_verdict_that_a_restart_forgets_is_found(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_ledger_that_counts_a_replay_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    starts, rows = iter(range(1000)), gate.rows_of
+    starts, rows = iter(range(1000)), guard.rows_of
 
     def counted_anew(entries: Iterable[Entry]) -> Iterator[LedgerEvent]:
         start = next(starts)
         for row in rows(entries):
             yield msgspec.structs.replace(row, event_id=f"{row.event_id} in life {start}")
 
-    monkeypatch.setattr(gate, "rows_of", counted_anew)
+    monkeypatch.setattr(guard, "rows_of", counted_anew)
     assert some_seed_finds("and the ledger has")
 
 
 @pytest.mark.one_in(2, "any seed draws all kinds of jobs; `make slow` runs hundreds")
 @pytest.mark.parametrize(
-    ("number", "gated"),
+    ("number", "guarded"),
     [
         (14, False),  # the shortest of the first seeds: the time goes with the square of its entries
         (16, True),
@@ -96,11 +96,11 @@ def test_a_ledger_that_counts_a_replay_is_found(monkeypatch: pytest.MonkeyPatch)
         pytest.param(11, True, marks=pytest.mark.slow),
     ],
 )
-def test_a_crash_behind_each_entry_and_another_one_soon_after(number: int, gated: bool) -> None:
+def test_a_crash_behind_each_entry_and_another_one_soon_after(number: int, guarded: bool) -> None:
     at, over = 1, False
     with quiet():
         while not over:
-            seed = Seed(number, "memory", gated=gated)
+            seed = Seed(number, "memory", guarded=guarded)
             over = LifeOf(seed, Crash(entries=at)).live()
             if not over:
                 LifeOf(seed, Crash(entries=3)).live()

@@ -1,4 +1,4 @@
-"""What a gate decides is in the intent, before the effect, and holds from then on: over restarts, in a replay, whoever asks."""
+"""What a guard decides is in the intent, before the effect, and holds from then on: over restarts, in a replay, whoever asks."""
 
 import asyncio
 import contextlib
@@ -15,15 +15,15 @@ from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, LetterRefused, PolicyDenied, UserError
-from sabot.jobs.gate import (
+from sabot.jobs.guard import (
     Behalf,
     CallKind,
     DecidedEffect,
     Decision,
-    EffectGate,
-    EffectGates,
-    GatedCall,
-    GateVerdict,
+    EffectGuard,
+    EffectGuards,
+    GuardedCall,
+    GuardVerdict,
     decode_verdict,
     encode_verdict,
     judged,
@@ -35,23 +35,23 @@ from sabot.llm.messages import user
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import tool
 
-DENY = GateVerdict(Decision.DENY, rule="no files", version="v1", reason="files are not for agents")
-ASK = GateVerdict(Decision.ASK, rule="people first", version="v1", reason="mail goes out")
+DENY = GuardVerdict(Decision.DENY, rule="no files", version="v1", reason="files are not for agents")
+ASK = GuardVerdict(Decision.ASK, rule="people first", version="v1", reason="mail goes out")
 
 
 @dataclass
-class Judge(EffectGate):
-    """A gate that says what it is told, and notes what it is asked."""
+class Judge(EffectGuard):
+    """A guard that says what it is told, and notes what it is asked."""
 
-    says: Callable[[GatedCall], Any] = lambda _: GateVerdict()
+    says: Callable[[GuardedCall], Any] = lambda _: GuardVerdict()
     used: bytes = b""
-    asked: list[GatedCall] = field(default_factory=list)
+    asked: list[GuardedCall] = field(default_factory=list)
     settled: list[tuple[EffectId, CallKind, str]] = field(default_factory=list)
     dropped: list[EffectId] = field(default_factory=list)
-    reopened: list[tuple[EffectId, str, Behalf, GateVerdict]] = field(default_factory=list)
+    reopened: list[tuple[EffectId, str, Behalf, GuardVerdict]] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
 
-    def decide(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
+    def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
         self.asked.append(call)
         return self.says(call)
 
@@ -70,7 +70,7 @@ class Judge(EffectGate):
         self.gone.append(job_id)
 
 
-def says(verdict: GateVerdict) -> Judge:
+def says(verdict: GuardVerdict) -> Judge:
     return Judge(lambda _: verdict)
 
 
@@ -86,7 +86,7 @@ async def answers(jobs: Any, body: bytes) -> str:
     return token
 
 
-def verdicts(home: MemoryHome) -> list[GateVerdict | None]:
+def verdicts(home: MemoryHome) -> list[GuardVerdict | None]:
     return [decode_verdict(entry.note) for entry in entries(home) if isinstance(entry, Intent) and entry.kind != "ask"]
 
 
@@ -119,7 +119,7 @@ class Mail:
 
 @pytest.mark.parametrize("effect", ["read", "metered", "idempotent", "unsafe"])
 async def test_deny_leaves_the_world_as_it_is_and_the_function_may_catch_it(tmp_path: Path, effect: str) -> None:
-    file, home, gate = tmp_path / "file", MemoryHome(), says(DENY)
+    file, home, guard = tmp_path / "file", MemoryHome(), says(DENY)
 
     @tool(effect=effect)
     def file_write(text: str) -> None:
@@ -132,22 +132,22 @@ async def test_deny_leaves_the_world_as_it_is_and_the_function_may_catch_it(tmp_
             return error.message
         return "written"
 
-    async with hosting(home, Agent(f), gate=gate) as jobs:
+    async with hosting(home, Agent(f), guard=guard) as jobs:
         jobs.begin("j")
         await jobs.over("j")
         assert jobs.agent.done["j"] == "file_write was not done: files are not for agents (rule no files)"
     assert not file.exists()
     assert kinds(home) == ["Begin", "Intent", "EffectResult", "End"]
     assert verdicts(home) == [DENY]
-    assert gate.settled == [(EffectId("j", 1), "tool", "PolicyDenied")]
-    assert gate.gone == ["j"]
+    assert guard.settled == [(EffectId("j", 1), "tool", "PolicyDenied")]
+    assert guard.gone == ["j"]
 
 
 async def test_deny_is_the_error_of_a_job_that_does_not_catch_it() -> None:
     async def f(ctx: DurableContext) -> Any:
         return await ctx.call(Mail().send, "bob")
 
-    async with hosting(MemoryHome(), Agent(f), gate=says(DENY)) as jobs:
+    async with hosting(MemoryHome(), Agent(f), guard=says(DENY)) as jobs:
         jobs.begin("j")
         await jobs.over("j")
         assert isinstance(jobs.agent.errors["j"], PolicyDenied)
@@ -156,61 +156,61 @@ async def test_deny_is_the_error_of_a_job_that_does_not_catch_it() -> None:
 
 async def test_deny_holds_after_a_kill_before_its_result_though_the_policy_allows_it_now() -> None:
     mail, home = Mail(), MemoryHome()
-    async with hosting(home, Agent(mail.agent), gate=says(DENY)) as jobs:
+    async with hosting(home, Agent(mail.agent), guard=says(DENY)) as jobs:
         jobs.begin("j")
         await jobs.over("j")
-    gate = Judge()
-    async with hosting(prefix(home, 2), Agent(mail.agent), gate=gate) as jobs:
+    guard = Judge()
+    async with hosting(prefix(home, 2), Agent(mail.agent), guard=guard) as jobs:
         await jobs.over("j")
         assert jobs.agent.done["j"][0] == "PolicyDenied"
-    assert gate.asked == gate.reopened == []
+    assert guard.asked == guard.reopened == []
     assert not mail.sent
 
 
 async def test_what_was_allowed_is_made_after_a_kill_though_the_policy_denies_it_now() -> None:
     mail, home = Mail("idempotent"), MemoryHome()
-    async with hosting(home, Agent(mail.agent), gate=Judge()) as jobs:
+    async with hosting(home, Agent(mail.agent), guard=Judge()) as jobs:
         jobs.begin("j", behalf=Behalf("acme", "ada"))
         await jobs.over("j")
-    gate, again = says(DENY), Mail("idempotent")
-    async with hosting(prefix(home, 2), Agent(again.agent), gate=gate) as jobs:
+    guard, again = says(DENY), Mail("idempotent")
+    async with hosting(prefix(home, 2), Agent(again.agent), guard=guard) as jobs:
         await jobs.over("j")
         assert jobs.agent.done["j"] == "sent to bob"
         jobs.begin("k")
         await jobs.over("k")
         assert jobs.agent.done["k"][0] == "PolicyDenied"
-    assert [call.effect.job for call in gate.asked] == ["k"]
-    assert gate.reopened == [(EffectId("j", 1), AGENT, Behalf("acme", "ada"), GateVerdict())]
+    assert [call.effect.job for call in guard.asked] == ["k"]
+    assert guard.reopened == [(EffectId("j", 1), AGENT, Behalf("acme", "ada"), GuardVerdict())]
 
 
 async def test_another_attempt_of_the_job_is_judged_anew_where_a_rule_has_denied() -> None:
-    mail, home, found = Mail(), MemoryHome(), [DENY, GateVerdict()]
+    mail, home, found = Mail(), MemoryHome(), [DENY, GuardVerdict()]
 
     async def f(ctx: DurableContext) -> Any:
         return await ctx.call(mail.send, "bob")
 
-    async with hosting(home, Agent(f, verdict="again"), gate=Judge(lambda _: found.pop(0))) as jobs:
+    async with hosting(home, Agent(f, verdict="again"), guard=Judge(lambda _: found.pop(0))) as jobs:
         jobs.begin("j")
         await jobs.over("j")
         assert jobs.agent.done["j"] == "sent to bob"
     assert mail.sent == {"bob": 1}
-    async with hosting(prefix(home, len(entries(home)) - 1), Agent(f), gate=Judge()) as jobs:
+    async with hosting(prefix(home, len(entries(home)) - 1), Agent(f), guard=Judge()) as jobs:
         await jobs.over("j")
         assert jobs.agent.done["j"] == "sent to bob"
     assert mail.sent == {"bob": 1}
 
 
 async def test_a_rule_that_raises_denies_and_says_so() -> None:
-    def broken(call: GatedCall) -> GateVerdict:
+    def broken(call: GuardedCall) -> GuardVerdict:
         raise ZeroDivisionError("the rule of Ada")
 
-    async def broken_later(call: GatedCall) -> GateVerdict:
+    async def broken_later(call: GuardedCall) -> GuardVerdict:
         await asyncio.sleep(0)
         raise ZeroDivisionError("the rule of Ada")
 
     for rule in (broken, broken_later):
         mail = Mail()
-        async with hosting(MemoryHome(), Agent(mail.agent), gate=Judge(rule)) as jobs:
+        async with hosting(MemoryHome(), Agent(mail.agent), guard=Judge(rule)) as jobs:
             jobs.begin("j")
             await jobs.over("j")
             assert "what decides on it has failed: ZeroDivisionError: the rule of Ada" in jobs.agent.done["j"][1]
@@ -222,8 +222,8 @@ async def test_a_rule_that_raises_denies_and_says_so() -> None:
 
 @pytest.mark.parametrize("effect", ["read", "unsafe"])
 async def test_a_person_allows_it(effect: str) -> None:
-    mail, home, gate = Mail(effect), MemoryHome(), says(ASK)
-    async with hosting(home, Agent(mail.agent), gate=gate) as jobs:
+    mail, home, guard = Mail(effect), MemoryHome(), says(ASK)
+    async with hosting(home, Agent(mail.agent), guard=guard) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
         assert not mail.sent
@@ -236,13 +236,13 @@ async def test_a_person_allows_it(effect: str) -> None:
     assert (question.name, question.ordinal) == ("confirm", 1)
     asked = {"effect": "send", "kind": "tool", "ordinal": 1, "reason": "mail goes out", "rule": "people first"}
     assert msgspec.json.decode(question.body) == {**asked, "answers": ["approve", "reject"]}
-    assert len(gate.asked) == 1
+    assert len(guard.asked) == 1
 
 
 @pytest.mark.parametrize("body", [b'{"approved": false}', b"{}", b'{"approved": "true"}', b"yes", b""])
 async def test_any_other_answer_than_yes_refuses(body: bytes) -> None:
     mail = Mail()
-    async with hosting(MemoryHome(), Agent(mail.agent), gate=says(ASK)) as jobs:
+    async with hosting(MemoryHome(), Agent(mail.agent), guard=says(ASK)) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
         await answers(jobs, body)
@@ -256,16 +256,16 @@ async def test_killed_after_each_entry_a_person_is_asked_once_and_mail_goes_out_
     body: bytes, said: Any
 ) -> None:
     mail, home = Mail(), MemoryHome()
-    async with hosting(home, Agent(mail.agent), gate=says(ASK)) as jobs:
+    async with hosting(home, Agent(mail.agent), guard=says(ASK)) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
         await answers(jobs, body)
         await jobs.over("j")
     written = entries(home)
     for count in range(1, len(written) + 1):
-        again, gate = Mail(), says(ASK)
+        again, guard = Mail(), says(ASK)
         before = {type(entry).__name__ for entry in written[:count]}
-        async with hosting(prefix(home, count), Agent(again.agent), gate=gate) as jobs:
+        async with hosting(prefix(home, count), Agent(again.agent), guard=guard) as jobs:
             if "Answer" not in before:
                 await answers(jobs, body)
             elif "Attempt" in before and "EffectResult" not in before:  # it may have been sent: another question
@@ -273,7 +273,7 @@ async def test_killed_after_each_entry_a_person_is_asked_once_and_mail_goes_out_
             await jobs.over("j")
             assert jobs.agent.done["j"] in (said, [*said, "send was not done: it was rejected by ada"])
             assert len(jobs.journal.home.questions) <= 2
-        assert len(gate.asked) == (1 if count == 1 else 0)
+        assert len(guard.asked) == (1 if count == 1 else 0)
         assert again.sent.total() == (0 if "Attempt" in before or b"true" not in body else 1), count
 
 
@@ -284,14 +284,14 @@ async def test_a_parked_question_is_noted_so_a_start_needs_no_replay() -> None:
         runs[ctx.job_id] += 1
         return await ctx.call(Mail().send, "bob")
 
-    async with hosting(home, Agent(f), gate=says(ASK), notes=notes) as jobs:
+    async with hosting(home, Agent(f), guard=says(ASK), notes=notes) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
-    gate = says(DENY)
-    async with hosting(home, Agent(f), gate=gate, notes=notes) as jobs:
+    guard = says(DENY)
+    async with hosting(home, Agent(f), guard=guard, notes=notes) as jobs:
         assert jobs.rested == ["j"]
         assert runs["j"] == 1
-        assert [effect for effect, *_ in gate.reopened] == [EffectId("j", 1, 0)]
+        assert [effect for effect, *_ in guard.reopened] == [EffectId("j", 1, 0)]
         await answers(jobs, b'{"approved": true}')
         await jobs.over("j")
         assert jobs.agent.done["j"] == "sent to bob"
@@ -308,11 +308,11 @@ class Notes(dict[str, bytes]):
 async def test_a_question_that_nobody_answers_in_time_is_a_refusal() -> None:
     clock, mail = ManualClock(), Mail()
     home = MemoryHome(clock)
-    gate = says(msgspec.structs.replace(ASK, wait_s=60.0))
-    async with hosting(home, Agent(mail.agent, clock=clock), gate=gate) as jobs:
+    guard = says(msgspec.structs.replace(ASK, wait_s=60.0))
+    async with hosting(home, Agent(mail.agent, clock=clock), guard=guard) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
-    async with hosting(home, Agent(mail.agent, clock=clock), gate=gate) as jobs:
+    async with hosting(home, Agent(mail.agent, clock=clock), guard=guard) as jobs:
         await jobs.parks("j")
         clock.advance(61)
         await jobs.over("j")
@@ -330,7 +330,7 @@ async def test_a_call_that_its_job_waits_for_no_longer_is_not_made_though_somebo
         await asyncio.wait([asked])
         return await ctx.wait("end")
 
-    async with hosting(home, Agent(f), gate=says(ASK)) as jobs:
+    async with hosting(home, Agent(f), guard=says(ASK)) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
         token = open_tokens(jobs)[0]
@@ -342,7 +342,7 @@ async def test_a_call_that_its_job_waits_for_no_longer_is_not_made_though_somebo
         await jobs.over("j")
         assert jobs.agent.done["j"] == "over"
     for count in range(2, len(entries(home))):
-        async with hosting(prefix(home, count), Agent(f), gate=says(ASK)) as jobs:
+        async with hosting(prefix(home, count), Agent(f), guard=says(ASK)) as jobs:
             for name in ("enough", "end"):
                 jobs.journal.post(Letter("signal", f"{name} {count}", job="j", name=name, body=b'"over"'))
             await jobs.over("j")
@@ -351,7 +351,7 @@ async def test_a_call_that_its_job_waits_for_no_longer_is_not_made_though_somebo
 
 async def test_a_job_that_is_cancelled_withdraws_its_question() -> None:
     mail, home = Mail(), MemoryHome()
-    async with hosting(home, Agent(mail.agent), gate=says(ASK)) as jobs:
+    async with hosting(home, Agent(mail.agent), guard=says(ASK)) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
         jobs.journal.post(Letter("cancel", job="j", name="enough"))
@@ -361,7 +361,7 @@ async def test_a_job_that_is_cancelled_withdraws_its_question() -> None:
 
 
 async def test_what_a_person_has_refused_stays_refused_in_another_attempt() -> None:
-    mail, home, gate, tried = Mail(), MemoryHome(), says(ASK), []
+    mail, home, guard, tried = Mail(), MemoryHome(), says(ASK), []
 
     async def f(ctx: DurableContext) -> Any:
         tried.append(ctx.attempt)
@@ -372,13 +372,13 @@ async def test_what_a_person_has_refused_stays_refused_in_another_attempt() -> N
                 raise
             return "refused"
 
-    async with hosting(home, Agent(f, verdict="again"), gate=gate) as jobs:
+    async with hosting(home, Agent(f, verdict="again"), guard=guard) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
         await answers(jobs, b'{"approved": false}')
         await jobs.over("j")
         assert jobs.agent.done["j"] == "refused"
-    assert len(gate.asked) == len(home.questions) == 1
+    assert len(guard.asked) == len(home.questions) == 1
     assert max(tried) == 2
 
 
@@ -395,7 +395,7 @@ async def test_an_approved_call_that_fails_unsent_is_made_again_and_counts_its_a
     async def f(ctx: DurableContext) -> Any:
         return await ctx.call(put)
 
-    async with hosting(home, Agent(f), gate=says(ASK)) as jobs:
+    async with hosting(home, Agent(f), guard=says(ASK)) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
         await answers(jobs, b'{"approved": true}')
@@ -410,7 +410,7 @@ async def test_an_approved_call_that_fails_unsent_is_made_again_and_counts_its_a
 
 async def test_redact_hides_texts_from_the_tool_and_the_journal_and_the_digest_stays() -> None:
     home, plain, got = MemoryHome(), MemoryHome(), []
-    hide = GateVerdict(Decision.REDACT, rule="cards", hide=(r"\b\d{16}\b",))
+    hide = GuardVerdict(Decision.REDACT, rule="cards", hide=(r"\b\d{16}\b",))
 
     @tool(effect="idempotent")
     async def note(text: str, more: dict[str, Any]) -> None:
@@ -423,7 +423,7 @@ async def test_redact_hides_texts_from_the_tool_and_the_journal_and_the_digest_s
     async with hosting(plain, Agent(f)) as jobs:
         jobs.begin("j")
         await jobs.over("j")
-    async with hosting(home, Agent(f), gate=says(hide)) as jobs:
+    async with hosting(home, Agent(f), guard=says(hide)) as jobs:
         jobs.begin("j")
         await jobs.over("j")
     shown = ("card ***", {"pan": ["***", 7]})
@@ -431,7 +431,7 @@ async def test_redact_hides_texts_from_the_tool_and_the_journal_and_the_digest_s
     intent, asked = (next(e for e in entries(each) if isinstance(e, Intent)) for each in (home, plain))
     assert intent.digest == asked.digest
     assert unpack(intent.body) == [["card ***"], {"more": shown[1]}]
-    async with hosting(prefix(home, 2), Agent(f), gate=Judge()) as jobs:  # made again, as it was decided
+    async with hosting(prefix(home, 2), Agent(f), guard=Judge()) as jobs:  # made again, as it was decided
         await jobs.over("j")
     assert got[2] == shown
 
@@ -461,47 +461,47 @@ async def test_what_cannot_be_looked_into_is_denied_where_a_rule_hides_texts() -
     async def f(ctx: DurableContext) -> Any:
         return await ctx.call(Mail().send, Odd())
 
-    async with hosting(MemoryHome(), Agent(f), gate=says(GateVerdict(Decision.REDACT, hide=("4711",)))) as jobs:
+    async with hosting(MemoryHome(), Agent(f), guard=says(GuardVerdict(Decision.REDACT, hide=("4711",)))) as jobs:
         jobs.begin("j")
         await jobs.over("j")
         assert "texts cannot be hidden in an argument of type" in str(jobs.agent.errors["j"])
 
 
-# -- who asks, and several gates --------------------------------------------------------------------------------------------
+# -- who asks, and several guards --------------------------------------------------------------------------------------------
 
 
-async def test_a_gate_is_told_who_asks_for_what_and_a_child_runs_on_its_parents_behalf() -> None:
-    home, gate, mail = MemoryHome(), Judge(used=b"used"), Mail()
+async def test_a_guard_is_told_who_asks_for_what_and_a_child_runs_on_its_parents_behalf() -> None:
+    home, guard, mail = MemoryHome(), Judge(used=b"used"), Mail()
 
     async def f(ctx: DurableContext) -> Any:
         if ctx.message == "child":
             return await ctx.call(mail.send, to="bob")
         return await ctx.child("agent", "child")
 
-    async with hosting(home, Agent(f), gate=gate) as jobs:
+    async with hosting(home, Agent(f), guard=guard) as jobs:
         jobs.begin("j", behalf=Behalf("acme", "ada"))
         await jobs.over("j")
         jobs.begin("k", "child")
         await jobs.over("k")
-    child, call, other = gate.asked
+    child, call, other = guard.asked
     assert (child.kind, child.name, child.arguments, child.scope) == ("child", AGENT, {"message": "child"}, "acme")
     assert (call.kind, call.name, call.effect_class, call.arguments) == ("tool", "send", "unsafe", {"to": "bob"})
     assert (call.effect.job, call.scope, call.principal) == ("j~1", "acme", "ada")
     assert (other.scope, other.principal, other.agent) == ("app", "", AGENT)
-    assert [(kind, outcome) for _, kind, outcome in gate.settled] == [("tool", "ok"), ("child", "ok"), ("tool", "ok")]
+    assert [(kind, outcome) for _, kind, outcome in guard.settled] == [("tool", "ok"), ("child", "ok"), ("tool", "ok")]
     assert {entry.usage for entry in entries(home) if isinstance(entry, EffectResult)} == {b"used"}
 
 
 async def test_others_go_on_while_a_rule_takes_its_time_and_a_job_that_is_gone_is_not_decided_for() -> None:
     mail, may = Mail(), asyncio.Event()
 
-    async def slow(call: GatedCall) -> GateVerdict:
+    async def slow(call: GuardedCall) -> GuardVerdict:
         await may.wait()
-        return GateVerdict()
+        return GuardVerdict()
 
-    gate = Judge(lambda call: slow(call) if call.effect.job != "quick" else GateVerdict())
+    guard = Judge(lambda call: slow(call) if call.effect.job != "quick" else GuardVerdict())
     home = MemoryHome()
-    async with hosting(home, Agent(mail.agent), gate=gate) as jobs:
+    async with hosting(home, Agent(mail.agent), guard=guard) as jobs:
         jobs.begin("slow")
         jobs.begin("gone")
         jobs.begin("quick")
@@ -514,41 +514,41 @@ async def test_others_go_on_while_a_rule_takes_its_time_and_a_job_that_is_gone_i
         may.set()
         await jobs.over("slow", "gone")
     assert mail.sent == {"bob": 2}
-    assert gate.dropped == [EffectId("gone", 1)]
+    assert guard.dropped == [EffectId("gone", 1)]
     (gone,) = [entry for entry in entries(home) if isinstance(entry, Intent) and entry.job == "gone"]
     assert decode_verdict(gone.note).decision is Decision.DENY  # type: ignore[union-attr]
 
 
-def call_of(name: str = "send") -> GatedCall:
-    return GatedCall(EffectId("j", 1), "model", name, spec=RequestSpec(messages=(user("hi"),), model=name))
+def call_of(name: str = "send") -> GuardedCall:
+    return GuardedCall(EffectId("j", 1), "model", name, spec=RequestSpec(messages=(user("hi"),), model=name))
 
 
-async def test_of_several_gates_the_strictest_holds_and_each_sees_what_the_one_before_has_changed() -> None:
+async def test_of_several_guards_the_strictest_holds_and_each_sees_what_the_one_before_has_changed() -> None:
     later = asyncio.Event()
 
-    async def small(call: GatedCall) -> GateVerdict:
+    async def small(call: GuardedCall) -> GuardVerdict:
         await later.wait()
-        return GateVerdict(Decision.DEGRADE, rule="small", version="1", reason="too dear", model="small")
+        return GuardVerdict(Decision.DEGRADE, rule="small", version="1", reason="too dear", model="small")
 
-    first, second = Judge(small), says(GateVerdict(Decision.WARN, version="2", reason="nearly used up", tokens=7))
-    waits = EffectGates([first, second]).decide(call_of("large"))
+    first, second = Judge(small), says(GuardVerdict(Decision.WARN, version="2", reason="nearly used up", tokens=7))
+    waits = EffectGuards([first, second]).decide(call_of("large"))
     later.set()
     verdict = await waits  # type: ignore[misc]
-    assert verdict == GateVerdict(
+    assert verdict == GuardVerdict(
         Decision.DEGRADE, "small", "1 2", "too dear", model="small", tokens=7, notes=("nearly used up",)
     )
     assert [(call.name, call.spec.model) for call in second.asked if call.spec] == [("small", "small")]
 
 
-def test_a_gate_that_denies_frees_what_the_ones_before_it_have_reserved() -> None:
+def test_a_guard_that_denies_frees_what_the_ones_before_it_have_reserved() -> None:
     first, second, third = Judge(), says(DENY), Judge()
-    assert EffectGates([first, second, third]).decide(call_of()) == GateVerdict(
+    assert EffectGuards([first, second, third]).decide(call_of()) == GuardVerdict(
         Decision.DENY, DENY.rule, DENY.version, DENY.reason
     )
     assert (first.dropped, second.dropped, third.asked) == ([EffectId("j", 1)], [], [])
 
 
-async def test_without_a_gate_no_intent_has_a_note() -> None:
+async def test_without_a_guard_no_intent_has_a_note() -> None:
     home = MemoryHome()
     async with hosting(home, Agent(Mail().agent)) as jobs:
         jobs.begin("j")
@@ -567,9 +567,9 @@ async def test_what_is_decided_too_late_is_not_made_and_a_restart_asks_the_same(
     """What nobody waited for had an ordinal and no intent: behind a restart, the job asked for something else than it had."""
     home, looked, decided = MemoryHome(), Counter[str](), asyncio.Event()
 
-    async def later(_: GatedCall) -> GateVerdict:
+    async def later(_: GuardedCall) -> GuardVerdict:
         await decided.wait()
-        return GateVerdict()
+        return GuardVerdict()
 
     @tool(effect="read")
     async def look() -> None:
@@ -586,7 +586,7 @@ async def test_what_is_decided_too_late_is_not_made_and_a_restart_asks_the_same(
         return "over"
 
     for restarted in (False, True):
-        async with hosting(home, Agent(f), gate=Judge(later)) as jobs:
+        async with hosting(home, Agent(f), guard=Judge(later)) as jobs:
             if not restarted:
                 jobs.begin("j")
             await jobs.over("j")
@@ -608,10 +608,10 @@ async def test_a_job_does_not_go_on_as_another_before_all_that_it_has_asked_has_
         await asyncio.wait(calls, timeout=0)
         ctx.continue_as("again")
 
-    async with hosting(home, Agent(f), gate=says(ASK)) as jobs:
+    async with hosting(home, Agent(f), guard=says(ASK)) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
-    async with hosting(home, Agent(f), gate=says(ASK)) as jobs:
+    async with hosting(home, Agent(f), guard=says(ASK)) as jobs:
         jobs.journal.post(Letter("signal", "1", job="j", name="go"))
         await jobs.over("j")
         assert (jobs.agent.done, jobs.agent.blocks) == ({"j": "over"}, {})
@@ -620,38 +620,38 @@ async def test_a_job_does_not_go_on_as_another_before_all_that_it_has_asked_has_
 @pytest.mark.parametrize(
     "verdict",
     [
-        lambda: GateVerdict(Decision.DENY, reason=42),  # type: ignore[arg-type]
-        lambda: GateVerdict(Decision.WARN, reason={"a": 1}),  # type: ignore[arg-type]
-        lambda: GateVerdict(Decision.DENY, rule="\ud800"),
-        lambda: GateVerdict(Decision.ALLOW, tokens="many"),  # type: ignore[arg-type]
+        lambda: GuardVerdict(Decision.DENY, reason=42),  # type: ignore[arg-type]
+        lambda: GuardVerdict(Decision.WARN, reason={"a": 1}),  # type: ignore[arg-type]
+        lambda: GuardVerdict(Decision.DENY, rule="\ud800"),
+        lambda: GuardVerdict(Decision.ALLOW, tokens="many"),  # type: ignore[arg-type]
     ],
 )
 @pytest.mark.parametrize("later", [False, True])
 async def test_a_verdict_that_could_not_be_read_again_denies_the_call(
-    verdict: Callable[[], GateVerdict], later: bool
+    verdict: Callable[[], GuardVerdict], later: bool
 ) -> None:
     """It was written, and no later start could open its journal."""
 
-    async def told() -> GateVerdict:
+    async def told() -> GuardVerdict:
         return verdict()
 
-    gate = Judge(lambda _: told() if later else verdict())
-    made = judged(gate, call_of())
-    found = made if isinstance(made, GateVerdict) else await made
+    guard = Judge(lambda _: told() if later else verdict())
+    made = judged(guard, call_of())
+    found = made if isinstance(made, GuardVerdict) else await made
     assert found.decision is Decision.DENY
     assert found.reason.startswith("what decides on it has failed: ")
     assert decode_verdict(encode_verdict(found)) == found
 
 
 async def test_a_rule_that_waits_for_what_was_cancelled_denies_the_call() -> None:
-    async def told() -> GateVerdict:
+    async def told() -> GuardVerdict:
         other = asyncio.ensure_future(asyncio.sleep(3600))
         asyncio.get_running_loop().call_soon(other.cancel)
         await other
-        return GateVerdict()
+        return GuardVerdict()
 
     made = judged(Judge(lambda _: told()), call_of())
-    assert not isinstance(made, GateVerdict)
+    assert not isinstance(made, GuardVerdict)
     assert (await made).decision is Decision.DENY
     waiting = asyncio.ensure_future(_awaited(judged(Judge(lambda _: _never()), call_of())))
     await asyncio.sleep(0)
@@ -660,9 +660,9 @@ async def test_a_rule_that_waits_for_what_was_cancelled_denies_the_call() -> Non
         await waiting
 
 
-async def _never() -> GateVerdict:
+async def _never() -> GuardVerdict:
     await asyncio.Event().wait()
-    return GateVerdict()
+    return GuardVerdict()
 
 
 async def _awaited(made: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The gate: what may happen is decided before it happens, once, and the decision is in the intent.
+"""The guard: what may happen is decided before it happens, once, and the decision is in the intent.
 
     ask ─▶ decide ─▶ INTENT, with the verdict ─┬ allow, warn ─────▶ made                            RESULT ─▶ settle
                                                ├ redact, degrade ─▶ made with what the verdict says
@@ -77,7 +77,7 @@ class Decision(StrEnum):
 _STRICTNESS = {each: at for at, each in enumerate(Decision)}
 
 
-class GateVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class GuardVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What was decided of one call, as `Intent.note` has it. Fields are only added, at the end, with a default.
 
     rule: which one decided; "": none has matched. version: of the rules. reason: for people. model: is asked in place of the call's own.
@@ -111,7 +111,7 @@ class GateVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
         spec = msgspec.structs.replace(spec, model=self.model) if self.model else spec
         return msgspec.structs.replace(spec, max_tokens=self.most_tokens) if self.most_tokens else spec
 
-    def and_then(self, other: "GateVerdict") -> "GateVerdict":
+    def and_then(self, other: "GuardVerdict") -> "GuardVerdict":
         """What holds where both were decided, this one first."""
         first, second = (self, other) if self.decision.strictness >= other.decision.strictness else (other, self)
         noted = (*first.notes, *((second.reason,) if second.reason else ()), *second.notes)
@@ -128,7 +128,7 @@ class GateVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
         )
 
 
-_NONE_INSTEAD: Mapping[int, GateVerdict] = MappingProxyType({})
+_NONE_INSTEAD: Mapping[int, GuardVerdict] = MappingProxyType({})
 
 
 class DecidedEffect(NamedTuple):
@@ -137,22 +137,22 @@ class DecidedEffect(NamedTuple):
     which on.
     """
 
-    verdict: GateVerdict
+    verdict: GuardVerdict
     attempt: int
     told: int = 0
-    instead: Mapping[int, GateVerdict] = _NONE_INSTEAD
+    instead: Mapping[int, GuardVerdict] = _NONE_INSTEAD
 
 
 """No other model was asked in place of the first one."""
 
 
-def most_cost(verdict: GateVerdict, instead: Iterable[GateVerdict] = ()) -> Decimal:
+def most_cost(verdict: GuardVerdict, instead: Iterable[GuardVerdict] = ()) -> Decimal:
     """The most dollars that one of these has reserved."""
     return max(Decimal(each.cost or 0) for each in (verdict, *instead))
 
 
 @dataclass(frozen=True, slots=True)
-class GatedCall:
+class GuardedCall:
     """A call that a job asks for.
 
     kind: "tool", "model" or "child". name: of the tool, of the model, of the agent. agent: whose job it is. args, kwargs: of a tool; of a
@@ -198,7 +198,7 @@ class GatedCall:
             given["*"] = self.args[len(names) :]
         return {**given, **self.kwargs}
 
-    def changed(self, verdict: GateVerdict) -> "GatedCall":
+    def changed(self, verdict: GuardVerdict) -> "GuardedCall":
         """As it will be made."""
         if not verdict.changes:
             return self
@@ -210,7 +210,7 @@ class GatedCall:
         return replace(self, name=name, spec=spec, args=args, kwargs=kwargs)
 
 
-class EffectGate:
+class EffectGuard:
     """Decides what jobs may do. On the event loop of the host; no method but the awaitables of some and coroutines may suspend."""
 
     name: str = ""
@@ -221,13 +221,14 @@ class EffectGate:
         are `agents`. where: the app or the kernel.
         """
 
-    def decide(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
+    def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
         """What may become of the call. An awaitable where that takes time: other jobs go on meanwhile. What it raises is a denial."""
         raise NotImplementedError
 
-    def decide_degraded(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
-        """What may become of a call that it has let pass, and that asks another model: by a gate behind it, or as the provider of the first
-        one has failed. Where that may cost more, so much is reserved; nothing is dropped where it is denied. By default as `decide`.
+    def decide_degraded(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
+        """Decides on a call that it has allowed, and that now asks another model: another guard has degraded the call, or its first
+        provider has failed. Where the other model may cost more, the difference is reserved. A denial drops no reservation. By default as
+        `decide`.
         """
         return self.decide(call)
 
@@ -237,7 +238,7 @@ class EffectGate:
         """
 
     def drop(self, effect: EffectId) -> None:
-        """What was decided of this call does not count: its job is gone, or another gate has denied it. What was reserved is free."""
+        """What was decided of this call does not count: its job is gone, or another guard has denied it. What was reserved is free."""
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
         """The call of this tool, model or agent has a result, which is about to be recorded. Returns what it used, for its entry."""
@@ -257,7 +258,7 @@ class EffectGate:
     async def ready(self) -> None:
         """`reopen` was called for all that earlier runs have left open, and no job has begun."""
 
-    def again(self, effect: EffectId) -> GateVerdict | Awaitable[GateVerdict | None] | None:
+    def again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
         """This attempt of an open call is about to be made; those before it have no result. A verdict: it is denied. An awaitable, which
         does not raise, where that takes time: the call may be over meanwhile.
         """
@@ -280,22 +281,22 @@ class EffectGate:
         """The run is over, and all jobs are dropped."""
 
 
-class EffectGates(EffectGate):
-    """Several gates, one behind the other: each sees the call as the ones before it have changed it, and the strictest decision holds.
+class EffectGuards(EffectGuard):
+    """Several guards, one behind the other: each sees the call as the ones before it have changed it, and the strictest decision holds.
     Where one has another model asked, those before it decide on that model too.
     """
 
-    def __init__(self, gates: Sequence[EffectGate]) -> None:
-        self._gates = tuple(gates)
+    def __init__(self, guards: Sequence[EffectGuard]) -> None:
+        self._guards = tuple(guards)
 
-    def decide(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
-        """As `EffectGate.decide`."""
+    def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
+        """As `EffectGuard.decide`."""
         return self._from(0, call, None)
 
-    def _from(self, at: int, call: GatedCall, so_far: GateVerdict | None) -> GateVerdict | Awaitable[GateVerdict]:
-        while at < len(self._gates):
-            found = judged(self._gates[at], call)
-            if not isinstance(found, GateVerdict):
+    def _from(self, at: int, call: GuardedCall, so_far: GuardVerdict | None) -> GuardVerdict | Awaitable[GuardVerdict]:
+        while at < len(self._guards):
+            found = judged(self._guards[at], call)
+            if not isinstance(found, GuardVerdict):
                 return self._awaited(found, at, call, so_far)
             if at and degraded_to(call, found):
                 return self._degraded(found, at, call, so_far)
@@ -303,15 +304,17 @@ class EffectGates(EffectGate):
             if so_far.decision is Decision.DENY:
                 break
             at += 1
-        return GateVerdict() if so_far is None else so_far
+        return GuardVerdict() if so_far is None else so_far
 
     async def _awaited(
-        self, found: Awaitable[GateVerdict], at: int, call: GatedCall, so_far: GateVerdict | None
-    ) -> GateVerdict:
+        self, found: Awaitable[GuardVerdict], at: int, call: GuardedCall, so_far: GuardVerdict | None
+    ) -> GuardVerdict:
         return await self._degraded(await found, at, call, so_far)
 
-    async def _degraded(self, found: GateVerdict, at: int, call: GatedCall, so_far: GateVerdict | None) -> GateVerdict:
-        """As `_from`, where this gate has decided, and may have another model asked."""
+    async def _degraded(
+        self, found: GuardVerdict, at: int, call: GuardedCall, so_far: GuardVerdict | None
+    ) -> GuardVerdict:
+        """As `_from`, where this guard has decided, and may have another model asked."""
         first = call.name
         so_far, call = self._joined(at, call, so_far, found)
         if call.name != first:
@@ -319,18 +322,18 @@ class EffectGates(EffectGate):
         if so_far.decision is Decision.DENY:
             return so_far
         rest = self._from(at + 1, call, so_far)
-        return rest if isinstance(rest, GateVerdict) else await rest
+        return rest if isinstance(rest, GuardVerdict) else await rest
 
     async def _stands_in(
-        self, call: GatedCall, so_far: GateVerdict, asked: list[str], count: int, dropped: int
-    ) -> tuple[GateVerdict, GatedCall]:
-        """What so many of the gates decide on a call that asks the last of these models in place of the first. dropped: so many of
+        self, call: GuardedCall, so_far: GuardVerdict, asked: list[str], count: int, dropped: int
+    ) -> tuple[GuardVerdict, GuardedCall]:
+        """What so many of the guards decide on a call that asks the last of these models in place of the first. dropped: so many of
         them drop it where it is denied.
         """
         place, first = 0, asked[0]
         while place < count and so_far.decision is not Decision.DENY:
-            answer = judged(self._gates[place], call, degraded=True)
-            said = for_degraded(answer if isinstance(answer, GateVerdict) else await answer, call.name, first)
+            answer = judged(self._guards[place], call, degraded=True)
+            said = for_degraded(answer if isinstance(answer, GuardVerdict) else await answer, call.name, first)
             place += 1
             if model := degraded_to(call, said):
                 if model in asked:
@@ -343,125 +346,125 @@ class EffectGates(EffectGate):
             so_far, call = self._joined(dropped, call, so_far, said)
         return so_far, call
 
-    async def decide_degraded(self, call: GatedCall) -> GateVerdict:
-        """As `EffectGate.decide_degraded`."""
-        verdict, _ = await self._stands_in(call, GateVerdict(), [call.name], len(self._gates), 0)
+    async def decide_degraded(self, call: GuardedCall) -> GuardVerdict:
+        """As `EffectGuard.decide_degraded`."""
+        verdict, _ = await self._stands_in(call, GuardVerdict(), [call.name], len(self._guards), 0)
         return verdict
 
     def _joined(
-        self, at: int, call: GatedCall, so_far: GateVerdict | None, found: GateVerdict
-    ) -> tuple[GateVerdict, GatedCall]:
+        self, at: int, call: GuardedCall, so_far: GuardVerdict | None, found: GuardVerdict
+    ) -> tuple[GuardVerdict, GuardedCall]:
         if found.decision is Decision.DENY:
-            for gate in self._gates[:at]:
-                gate.drop(call.effect)
+            for guard in self._guards[:at]:
+                guard.drop(call.effect)
         return (found if so_far is None else so_far.and_then(found)), call.changed(found)
 
     def begun(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
-        """As `EffectGate.begun`."""
-        for gate in self._gates:
-            gate.begun(begin, taken)
+        """As `EffectGuard.begun`."""
+        for guard in self._guards:
+            guard.begun(begin, taken)
 
     def drop(self, effect: EffectId) -> None:
-        """As `EffectGate.drop`."""
-        for gate in self._gates:
-            gate.drop(effect)
+        """As `EffectGuard.drop`."""
+        for guard in self._guards:
+            guard.drop(effect)
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """As `EffectGate.settle`. One of them says what was used."""
-        used = [gate.settle(effect, kind, name, outcome, body, at_ms) for gate in self._gates]
+        """As `EffectGuard.settle`. One of them says what was used."""
+        used = [guard.settle(effect, kind, name, outcome, body, at_ms) for guard in self._guards]
         return next(filter(None, used), b"")
 
     def asked_by_tool(self, effect: EffectId) -> bytes:
-        """As `EffectGate.asked_by_tool`. One of them says it."""
-        return next(filter(None, [gate.asked_by_tool(effect) for gate in self._gates]), b"")
+        """As `EffectGuard.asked_by_tool`. One of them says it."""
+        return next(filter(None, [guard.asked_by_tool(effect) for guard in self._guards]), b"")
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
-        """As `EffectGate.reopen`."""
-        for gate in self._gates:
-            gate.reopen(effect, agent, behalf, decided)
+        """As `EffectGuard.reopen`."""
+        for guard in self._guards:
+            guard.reopen(effect, agent, behalf, decided)
 
     async def ready(self) -> None:
-        """As `EffectGate.ready`."""
-        for gate in self._gates:
-            await gate.ready()
+        """As `EffectGuard.ready`."""
+        for guard in self._guards:
+            await guard.ready()
 
-    def again(self, effect: EffectId) -> GateVerdict | Awaitable[GateVerdict | None] | None:
-        """As `EffectGate.again`: the first one that refuses."""
-        gates = iter(self._gates)
-        said = next((said for gate in gates if (said := gate.again(effect)) is not None), None)
-        return said if said is None or isinstance(said, GateVerdict) else self._again_behind(said, gates, effect)
+    def again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
+        """As `EffectGuard.again`: the first one that refuses."""
+        guards = iter(self._guards)
+        said = next((said for guard in guards if (said := guard.again(effect)) is not None), None)
+        return said if said is None or isinstance(said, GuardVerdict) else self._again_behind(said, guards, effect)
 
     async def _again_behind(
-        self, said: Awaitable[GateVerdict | None], gates: Iterator[EffectGate], effect: EffectId
-    ) -> GateVerdict | None:
+        self, said: Awaitable[GuardVerdict | None], guards: Iterator[EffectGuard], effect: EffectId
+    ) -> GuardVerdict | None:
         refused = await said
-        rest = EffectGates([*gates]).again(effect) if refused is None else refused
-        return rest if rest is None or isinstance(rest, GateVerdict) else await rest
+        rest = EffectGuards([*guards]).again(effect) if refused is None else refused
+        return rest if rest is None or isinstance(rest, GuardVerdict) else await rest
 
     def ended(self, job_id: str, at_ms: int) -> bytes:
-        """As `EffectGate.ended`. One of them says what may have been used."""
-        used = [gate.ended(job_id, at_ms) for gate in self._gates]
+        """As `EffectGuard.ended`. One of them says what may have been used."""
+        used = [guard.ended(job_id, at_ms) for guard in self._guards]
         return next(filter(None, used), b"")
 
     def over(self, job_id: str) -> None:
-        """As `EffectGate.over`."""
-        for gate in self._gates:
-            gate.over(job_id)
+        """As `EffectGuard.over`."""
+        for guard in self._guards:
+            guard.over(job_id)
 
     async def open(self, journal: Journal) -> None:
-        """As `EffectGate.open`."""
-        for gate in self._gates:
-            await gate.open(journal)
+        """As `EffectGuard.open`."""
+        for guard in self._guards:
+            await guard.open(journal)
 
     async def flush(self) -> None:
-        """As `EffectGate.flush`."""
-        for gate in self._gates:
-            await gate.flush()
+        """As `EffectGuard.flush`."""
+        for guard in self._guards:
+            await guard.flush()
 
     async def close(self) -> None:
-        """As `EffectGate.close`."""
-        for gate in self._gates:
-            await gate.close()
+        """As `EffectGuard.close`."""
+        for guard in self._guards:
+            await guard.close()
 
 
-def checked_gate(given: Any) -> EffectGate | None:
+def checked_guard(given: Any) -> EffectGuard | None:
     """A policy, as an app or a kernel takes it. Raises UserError for what decides nothing."""
-    if given is not None and not isinstance(given, EffectGate):
+    if given is not None and not isinstance(given, EffectGuard):
         raise UserError(f"policy={short_repr(given)}", hint="a PolicyEngine: PolicyEngine([ToolPolicy(…)])")
     return given
 
 
-def gate_of(gates: Sequence[EffectGate]) -> EffectGate | None:
-    """One gate for all of them; None: there is none, and all is allowed."""
-    return EffectGates(gates) if len(gates) > 1 else next(iter(gates), None)
+def guard_of(guards: Sequence[EffectGuard]) -> EffectGuard | None:
+    """One guard for all of them; None: there is none, and all is allowed."""
+    return EffectGuards(guards) if len(guards) > 1 else next(iter(guards), None)
 
 
-def degraded_to(call: GatedCall, verdict: GateVerdict) -> str:
+def degraded_to(call: GuardedCall, verdict: GuardVerdict) -> str:
     """The other model that a call which may be made is to ask; "": there is none."""
     other = call.kind == "model" and verdict.decision is not Decision.DENY and verdict.model != call.name
     return verdict.model if other else ""
 
 
-def for_degraded(verdict: GateVerdict, model: str, asked: str) -> GateVerdict:
+def for_degraded(verdict: GuardVerdict, model: str, asked: str) -> GuardVerdict:
     """A verdict about a model that is asked in place of another one, whose reason says so."""
     if not verdict.reason or model == asked:
         return verdict
     return msgspec.structs.replace(verdict, reason=f"{model}, in place of {asked}: {verdict.reason}")
 
 
-def ring_of(models: Sequence[str], rule: str = "", version: str = "") -> GateVerdict:
+def ring_of(models: Sequence[str], rule: str = "", version: str = "") -> GuardVerdict:
     """The denial of a call for which each of these models stands in for the one before it, and the last one is there twice."""
     reason = f"models stand in for each other in a ring: {', '.join(models)}"
-    return GateVerdict(Decision.DENY, rule, version, reason)
+    return GuardVerdict(Decision.DENY, rule, version, reason)
 
 
-def judged(gate: EffectGate, call: GatedCall, *, degraded: bool = False) -> GateVerdict | Awaitable[GateVerdict]:
-    """What the gate decides; degraded: as `EffectGate.decide_degraded`. Where it raises, or changes what cannot be changed, the call is
+def judged(guard: EffectGuard, call: GuardedCall, *, degraded: bool = False) -> GuardVerdict | Awaitable[GuardVerdict]:
+    """What the guard decides; degraded: as `EffectGuard.decide_degraded`. Where it raises, or changes what cannot be changed, the call is
     denied, and the reason says so.
     """
     try:
-        found = gate.decide_degraded(call) if degraded else gate.decide(call)
-        if isinstance(found, GateVerdict):
+        found = guard.decide_degraded(call) if degraded else guard.decide(call)
+        if isinstance(found, GuardVerdict):
             call.changed(_sound(found))
             return found
     except Exception as error:  # a rule is the user's code
@@ -469,7 +472,7 @@ def judged(gate: EffectGate, call: GatedCall, *, degraded: bool = False) -> Gate
     return _judged_later(found, call)
 
 
-async def _judged_later(found: Awaitable[GateVerdict], call: GatedCall) -> GateVerdict:
+async def _judged_later(found: Awaitable[GuardVerdict], call: GuardedCall) -> GuardVerdict:
     try:
         verdict = await found
         call.changed(_sound(verdict))
@@ -483,24 +486,24 @@ async def _judged_later(found: Awaitable[GateVerdict], call: GatedCall) -> GateV
     return verdict
 
 
-def _sound(verdict: GateVerdict) -> GateVerdict:
+def _sound(verdict: GuardVerdict) -> GuardVerdict:
     """The verdict, if a journal that has it can be read again. Raises what says why not: a reason that is no text, for example."""
     _decode(encode_verdict(verdict))
     return verdict
 
 
-def _broken(error: BaseException) -> GateVerdict:
+def _broken(error: BaseException) -> GuardVerdict:
     said = f"what decides on it has failed: {type(error).__name__}: {words_of(error)}"
-    return GateVerdict(Decision.DENY, reason=said)
+    return GuardVerdict(Decision.DENY, reason=said)
 
 
 # -- in the journal -------------------------------------------------------------------------------------------------------
 
 encode_verdict = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(GateVerdict).decode
+_decode = msgspec.msgpack.Decoder(GuardVerdict).decode
 
 
-def decode_verdict(note: bytes) -> GateVerdict | None:
+def decode_verdict(note: bytes) -> GuardVerdict | None:
     """The verdict in the note of an intent; None: nothing has decided on it. Raises CorruptJournal."""
     if not note:
         return None
@@ -510,7 +513,7 @@ def decode_verdict(note: bytes) -> GateVerdict | None:
         raise CorruptJournal(f"what was decided of an effect cannot be read: {error}") from error
 
 
-def stood_in(entry: Attempt) -> GateVerdict | None:
+def stood_in(entry: Attempt) -> GuardVerdict | None:
     """The verdict on a model that was asked in place of the first one of an effect; None: the entry says of none that it was asked."""
     verdict = decode_verdict(entry.note)
     return None if verdict is None or verdict.decision in (Decision.DENY, Decision.ASK) else verdict

@@ -24,7 +24,16 @@ from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, has_price, mos
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE, CorruptJournal, UserError, short_repr, words_of
-from sabot.jobs.gate import Behalf, CallKind, DecidedEffect, Decision, EffectGate, GatedCall, GateVerdict, most_cost
+from sabot.jobs.guard import (
+    Behalf,
+    CallKind,
+    DecidedEffect,
+    Decision,
+    EffectGuard,
+    GuardedCall,
+    GuardVerdict,
+    most_cost,
+)
 from sabot.jobs.values import unpack
 from sabot.journal import EffectId, Journal, JournalReader
 from sabot.journal.entries import EffectResult, End, Entry
@@ -96,7 +105,7 @@ class _Open:
         return [self.row(effect, attempt, at_ms) for attempt in range(self.told + 1, before)]
 
 
-class LedgerGate(EffectGate):
+class LedgerGuard(EffectGuard):
     """Judges calls by a ledger. Where money has a limit, a call whose price is not known is denied, or a person is asked."""
 
     def __init__(self, ledger: Ledger, *, closes: bool = True) -> None:
@@ -107,29 +116,29 @@ class LedgerGate(EffectGate):
         self._open: dict[str, dict[int, _Open]] = {}  # by job and ordinal
         self._ready: set[str] = set()  # scopes whose accounts are loaded
 
-    def decide(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
-        """As `EffectGate.decide`. Children are their agents' business."""
+    def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
+        """As `EffectGuard.decide`. Children are their agents' business."""
         if call.kind == "child":
-            return GateVerdict()
+            return GuardVerdict()
         if self.ledger.shared:
             return self._decide_shared(call)
         if call.scope in self._ready and not self.ledger.full:
             return self._decide(call)
         return self._decide_later(call)
 
-    def decide_degraded(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
-        """As `EffectGate.decide_degraded`: what a dearer model may cost is reserved in place of what the first one may."""
+    def decide_degraded(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
+        """As `EffectGuard.decide_degraded`: what a dearer model may cost is reserved in place of what the first one may."""
         opened = self._open.get(call.effect.job, {}).get(call.effect.ordinal)
         cost = most_use(call).cost
         if opened is None:
-            return GateVerdict()
+            return GuardVerdict()
         if opened.limited and (refused := self._unpriced(call)):
-            return GateVerdict(
+            return GuardVerdict(
                 Decision.DENY, f"{refused.window} budget", _VERSION, refused.reason, error="BudgetExceeded"
             )
         if cost <= opened.wanted.cost:
             opened.asks(call.name, call.effect.attempt)
-            return GateVerdict()
+            return GuardVerdict()
         attempts = max(1, opened.attempt - opened.told)
         wanted = Amounts(opened.wanted.tokens, cost, opened.wanted.calls)
         if opened.limited and self.ledger.shared:
@@ -140,19 +149,19 @@ class LedgerGate(EffectGate):
         return self._degraded(call, opened, wanted, attempts, judged)
 
     def _degraded(
-        self, call: GatedCall, opened: _Open, wanted: Amounts, attempts: int, judged: Judgement
-    ) -> GateVerdict:
+        self, call: GuardedCall, opened: _Open, wanted: Amounts, attempts: int, judged: Judgement
+    ) -> GuardVerdict:
         if judged.decision not in (BudgetDecision.ALLOW, BudgetDecision.WARN):
             self._reserve(call.effect, opened, attempts)
-            return GateVerdict(
+            return GuardVerdict(
                 Decision.DENY, f"{judged.window} budget", _VERSION, judged.reason, error="BudgetExceeded"
             )
         opened.wanted = wanted
         opened.asks(call.name, call.effect.attempt)
         self._reserve(call.effect, opened, attempts)
-        return GateVerdict(tokens=wanted.tokens, cost=str(wanted.cost))
+        return GuardVerdict(tokens=wanted.tokens, cost=str(wanted.cost))
 
-    async def _degraded_shared(self, call: GatedCall, opened: _Open, wanted: Amounts, attempts: int) -> GateVerdict:
+    async def _degraded_shared(self, call: GuardedCall, opened: _Open, wanted: Amounts, attempts: int) -> GuardVerdict:
         dearer = replace(opened, wanted=wanted)
         try:
             judged = await self._reserve_shared(call.effect, dearer, attempts)
@@ -161,23 +170,23 @@ class LedgerGate(EffectGate):
             return _unavailable(error)
         return self._degraded(call, opened, wanted, attempts, judged)
 
-    async def _decide_later(self, call: GatedCall) -> GateVerdict:
+    async def _decide_later(self, call: GuardedCall) -> GuardVerdict:
         await self.ledger.ready(call.scope)
         if self.ledger.full:
             await self.ledger.flush()
         self._ready.add(call.scope)
         return self._decide(call)
 
-    def _decide(self, call: GatedCall) -> GateVerdict:
+    def _decide(self, call: GuardedCall) -> GuardVerdict:
         wanted = most_use(call)
         return self._decided(call, wanted, self.ledger.reserve(_name(call.effect), call.scope, wanted))
 
-    def _unpriced(self, call: GatedCall) -> Judgement | None:
+    def _unpriced(self, call: GuardedCall) -> Judgement | None:
         """Returns what the budget of its scope says of the call if its price is not known; None: nothing."""
         budget = None if call.kind != "model" or has_price(call) else self.ledger.budget_of(call.scope)
         return None if budget is None else unpriced(budget, call.name)
 
-    async def _decide_shared(self, call: GatedCall) -> GateVerdict:
+    async def _decide_shared(self, call: GuardedCall) -> GuardVerdict:
         if self.ledger.full:
             await self.ledger.flush()
         wanted = most_use(call)
@@ -188,7 +197,7 @@ class LedgerGate(EffectGate):
             return _unavailable(error)
         return self._decided(call, wanted, judged)
 
-    def _decided(self, call: GatedCall, wanted: Amounts, judged: Judgement) -> GateVerdict:
+    def _decided(self, call: GuardedCall, wanted: Amounts, judged: Judgement) -> GuardVerdict:
         if judged.decision in (BudgetDecision.ALLOW, BudgetDecision.WARN) and (refused := self._unpriced(call)):
             self.ledger.release(_name(call.effect), call.scope)
             judged = refused
@@ -208,7 +217,7 @@ class LedgerGate(EffectGate):
             self._open.setdefault(call.effect.job, {})[call.effect.ordinal] = opened
             if decision is Decision.DEGRADE:
                 self._reserve(call.effect, opened, 1)
-        return GateVerdict(
+        return GuardVerdict(
             decision,
             rule=f"{judged.window} budget" if judged.window else "",
             version=_VERSION if judged.window else "",
@@ -220,18 +229,18 @@ class LedgerGate(EffectGate):
             most_tokens=ASSUMED_TOKENS if self._sets_a_bound(call) else 0,
         )
 
-    def _sets_a_bound(self, call: GatedCall) -> bool:
+    def _sets_a_bound(self, call: GuardedCall) -> bool:
         """Whether the model has to be told what is reserved for its answer: the request does not say how long that may be."""
         return call.spec is not None and call.spec.max_tokens is None and self.ledger.limits_answers(call.scope)
 
     def drop(self, effect: EffectId) -> None:
-        """As `EffectGate.drop`."""
+        """As `EffectGuard.drop`."""
         opened = self._close(effect)
         if opened is not None:
             self.ledger.release(_name(effect), opened.scope)
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """As `EffectGate.settle`. Only what was made has used something: a call that was denied has no row."""
+        """As `EffectGuard.settle`. Only what was made has used something: a call that was denied has no row."""
         opened = self._close(effect)
         if opened is None:
             return b""
@@ -272,7 +281,7 @@ class LedgerGate(EffectGate):
         return opened.doubts(effect, opened.told + attempts + 1, 0)
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
-        """As `EffectGate.reopen`: what earlier attempts may have used, and what the next one may, which asks the first model again."""
+        """As `EffectGuard.reopen`: what earlier attempts may have used, and what the next one may, which asks the first model again."""
         job = self._open.setdefault(effect.job, {})
         if effect.ordinal in job:
             return
@@ -289,12 +298,12 @@ class LedgerGate(EffectGate):
         self._reserve(effect, opened, effect.attempt + 1 - told)
 
     async def ready(self) -> None:
-        """As `EffectGate.ready`: `again` must know what the scopes have used."""
+        """As `EffectGuard.ready`: `again` must know what the scopes have used."""
         for scope in {opened.scope for job in self._open.values() for opened in job.values()}:
             await self.ledger.ready(scope)  # where budgets are shared: what `reopen` has held is known to their owner
 
-    def again(self, effect: EffectId) -> GateVerdict | Awaitable[GateVerdict | None] | None:
-        """As `EffectGate.again`: where the budget has no room for this attempt beside those before it, which may have been paid."""
+    def again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
+        """As `EffectGuard.again`: where the budget has no room for this attempt beside those before it, which may have been paid."""
         opened = self._open.get(effect.job, {}).get(effect.ordinal)
         if opened is None:
             return None
@@ -305,16 +314,16 @@ class LedgerGate(EffectGate):
             judged = self.ledger.reserve(_name(effect), opened.scope, opened.wanted.times(effect.attempt - opened.told))
         return self._again(effect, opened, judged)
 
-    def _again(self, effect: EffectId, opened: _Open, judged: Judgement) -> GateVerdict | None:
+    def _again(self, effect: EffectId, opened: _Open, judged: Judgement) -> GuardVerdict | None:
         if judged.decision not in (BudgetDecision.ALLOW, BudgetDecision.WARN):
             self._reserve(effect, opened, effect.attempt - 1 - opened.told)
             reason = f"with attempts before it that may have been paid, {judged.reason}"
-            return GateVerdict(Decision.DENY, f"{judged.window} budget", _VERSION, reason, error="BudgetExceeded")
+            return GuardVerdict(Decision.DENY, f"{judged.window} budget", _VERSION, reason, error="BudgetExceeded")
         opened.attempt = effect.attempt
         self._reserve(effect, opened, effect.attempt - opened.told)
         return None
 
-    async def _again_shared(self, effect: EffectId, opened: _Open) -> GateVerdict | None:
+    async def _again_shared(self, effect: EffectId, opened: _Open) -> GuardVerdict | None:
         try:
             judged = await self._reserve_shared(effect, opened, effect.attempt - opened.told)
         except BudgetUnavailable as error:
@@ -323,14 +332,14 @@ class LedgerGate(EffectGate):
             return _unavailable(error)
         if not self._is_open(effect, opened):  # its job has ended meanwhile
             self.ledger.release(_name(effect), opened.scope)
-            return GateVerdict(Decision.DENY, reason="nobody waits for it any more")
+            return GuardVerdict(Decision.DENY, reason="nobody waits for it any more")
         return self._again(effect, opened, judged)
 
     def _is_open(self, effect: EffectId, opened: _Open) -> bool:
         return self._open.get(effect.job, {}).get(effect.ordinal) is opened
 
     def ended(self, job_id: str, at_ms: int) -> bytes:
-        """As `EffectGate.ended`: each attempt of a call of a model that has no row is one in doubt."""
+        """As `EffectGuard.ended`: each attempt of a call of a model that has no row is one in doubt."""
         rows = []
         for ordinal, opened in self._open.get(job_id, {}).items():
             effect = EffectId(job_id, ordinal)
@@ -338,21 +347,21 @@ class LedgerGate(EffectGate):
         return _usage(rows)
 
     def over(self, job_id: str) -> None:
-        """As `EffectGate.over`."""
+        """As `EffectGuard.over`."""
         for ordinal, opened in self._open.pop(job_id, {}).items():
             self._reserve(EffectId(job_id, ordinal), opened, 0)
 
     async def open(self, journal: Journal) -> None:
-        """As `EffectGate.open`: rows that a crash has left out are written."""
+        """As `EffectGuard.open`: rows that a crash has left out are written."""
         await brought_up(self.ledger, journal)
         self._durable = journal.flush
 
     async def flush(self) -> None:
-        """As `EffectGate.flush`."""
+        """As `EffectGuard.flush`."""
         await self.ledger.flush()
 
     async def close(self) -> None:
-        """As `EffectGate.close`."""
+        """As `EffectGuard.close`."""
         try:
             await self.ledger.flush()
         finally:  # rows whose entries are not durable may be in no journal
@@ -390,8 +399,8 @@ def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: by
     return msgspec.structs.replace(row, type="model", cost=cost, **made)
 
 
-def _unavailable(error: BudgetUnavailable) -> GateVerdict:
-    return GateVerdict(Decision.DENY, "budget owner", _VERSION, words_of(error), error=stored_name(type(error)))
+def _unavailable(error: BudgetUnavailable) -> GuardVerdict:
+    return GuardVerdict(Decision.DENY, "budget owner", _VERSION, words_of(error), error=stored_name(type(error)))
 
 
 def _usage(rows: list[LedgerEvent]) -> bytes:
