@@ -99,6 +99,7 @@ from sabot.connectors.files import ParquetSource as ParquetSource
 from sabot.connectors.files import files as files
 from sabot.connectors.sql import SqlSink as SqlSink
 from sabot.errors import AgentFailed as AgentFailed
+from sabot.errors import AppLocked as AppLocked
 from sabot.errors import BrokerUnavailable as BrokerUnavailable
 from sabot.errors import CheckpointFailed as CheckpointFailed
 from sabot.errors import CorruptCheckpoint as CorruptCheckpoint
@@ -106,7 +107,6 @@ from sabot.errors import DataError as DataError
 from sabot.errors import DeliveryConflict as DeliveryConflict
 from sabot.errors import EffectError as EffectError
 from sabot.errors import InputChanged as InputChanged
-from sabot.errors import JobLocked as JobLocked
 from sabot.errors import MissingExtra as MissingExtra
 from sabot.errors import NonDeterminism as NonDeterminism
 from sabot.errors import NoStateBackend as NoStateBackend

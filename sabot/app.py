@@ -252,7 +252,7 @@ class App(DeclaresAgents, HasStreams, HasTopics):
 
     @state_backend.setter
     def state_backend(self, backend: StateBackend | None) -> None:
-        if self.agent_runtime.job.running:
+        if self.agent_runtime.runner.running:
             raise UserError(f"app {self.id} runs already", hint="assign state_backend before the start")
         self._state_backend = backend
 
@@ -286,7 +286,7 @@ class App(DeclaresAgents, HasStreams, HasTopics):
         from sabot.runtime.looking import rows_of
 
         self._collected.update(id(read) for read in walk([node]))
-        return rows_of(self.agent_runtime.job, node, limit, seconds)
+        return rows_of(self.agent_runtime.runner, node, limit, seconds)
 
     def explain(self, node: Node) -> str:
         """Returns the plan of the steps up to this node; called by `Stream.explain`."""
@@ -345,7 +345,7 @@ class App(DeclaresAgents, HasStreams, HasTopics):
                 hint="App(..., state=DIRECTORY), or checkpoint_dir=",
             )
         if checkpoint_id is None:
-            self.agent_runtime.job.checkpoint_from_outside()
+            self.agent_runtime.runner.checkpoint_from_outside()
         found = storage.latest() if checkpoint_id is None else storage.read(checkpoint_id)
         if found is None:
             raise UserError(f"app {self.id} has no checkpoint in {storage.directory}", hint="run it first")
@@ -398,7 +398,7 @@ class App(DeclaresAgents, HasStreams, HasTopics):
 
     def request_stop(self) -> None:
         """Makes `run()` stop and return; from any thread or signal handler."""
-        self.agent_runtime.job.request_stop()
+        self.agent_runtime.runner.request_stop()
 
     # -- sending records --------------------------------------------------------------------------------------------------
 
@@ -418,7 +418,7 @@ class App(DeclaresAgents, HasStreams, HasTopics):
         headers: as of `Message`. timestamp: ms UTC, by default now. If the app has failed since `start()`, that failure is raised.
         """
         checked_topic(topic, "send: topic")
-        self.agent_runtime.job.raise_failure()
+        self.agent_runtime.runner.raise_failure()
         payload, pairs = encode_payload(value, key), checked_headers(headers, f"send({topic!r})")
         with self._sender_lock:
             if self._sender is None:
@@ -491,7 +491,7 @@ class App(DeclaresAgents, HasStreams, HasTopics):
 
     def progress(self) -> tuple[float, float] | None:
         """Returns (read, total) in bytes of the files that streams read; None if there are none, or nothing runs. From any thread."""
-        return self.agent_runtime.job.progress()
+        return self.agent_runtime.runner.progress()
 
     def statistics(self) -> dict[str, Any]:
         """Figures of everything that lives long, from any thread; what belongs to a running job is empty without one.
@@ -515,4 +515,4 @@ class App(DeclaresAgents, HasStreams, HasTopics):
         A channel: rows, bytes and elements held, capacity_rows, capacity_bytes, rows_total, batches_total, full_total.
         The figures of agents that are restored from a checkpoint go on from there; rows are counted from the start of the job.
         """
-        return {"app": self.id, **self.agent_runtime.job.report()}
+        return {"app": self.id, **self.agent_runtime.runner.report()}

@@ -4,7 +4,7 @@ SabotError(message, *, hint=)
 ├── UserError              you asked for something that cannot be; the hint says what to do
 │   ├── NoStateBackend     `ctx.state()` without a state backend (also a RuntimeError)
 │   ├── MissingExtra       an optional package is not installed (also an ImportError)
-│   ├── JobLocked          another worker runs this job, or holds this directory
+│   ├── AppLocked          another worker runs this job, or holds this directory
 │   ├── StorageLost        the directory of a running job's checkpoints was removed
 │   ├── CorruptCheckpoint  a checkpoint that cannot be read; names the file
 │   ├── DeliveryConflict   checkpoint and receiver disagree on what was delivered; the hint spells out the choice
@@ -96,7 +96,7 @@ class MissingExtra(UserError, ImportError):
         super().__init__(f"{feature} needs an optional package", hint=f"pip install 'sabot[{extra}]'")
 
 
-class JobLocked(UserError):
+class AppLocked(UserError):
     """Another live process owns the directory or the job."""
 
 

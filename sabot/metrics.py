@@ -179,23 +179,23 @@ class Metrics:
         self._app = app
         self._lasting = lasting
         self._probes = dict(probes or {})
-        self._job: Callable[[], Iterable[Sample]] | None = None
+        self._running: Callable[[], Iterable[Sample]] | None = None
         self._past: dict[_Key, Value] = {}
         self._scrapes = 0
         self._lock = threading.Lock()
         self._server: PageServer | None = None
 
-    def follow(self, job: Callable[[], Iterable[Sample]]) -> None:
+    def follow(self, samples: Callable[[], Iterable[Sample]]) -> None:
         """From now on each scrape includes the samples of this job."""
         with self._lock:
-            self._job = job
+            self._running = samples
 
     def settle(self) -> None:
         """Called when the job is over: its counters are kept, its gauges dropped. Waits for a scrape that is under way. Idempotent."""
         with self._lock:
-            job, self._job = self._job, None
-            if job is not None:
-                _add(self._past, (sample for sample in job() if _KINDS[sample.name].type != "gauge"))
+            running, self._running = self._running, None
+            if running is not None:
+                _add(self._past, (sample for sample in running() if _KINDS[sample.name].type != "gauge"))
 
     def text(self) -> str:
         """All figures in Prometheus' text format. Raises MissingExtra."""
@@ -317,8 +317,8 @@ class Metrics:
             self._scrapes += 1
             totals = dict(self._past)
             _add(totals, self._lasting())
-            if self._job is not None:
-                _add(totals, self._job())
+            if self._running is not None:
+                _add(totals, self._running())
             return totals
 
     def _registry(self, client: Any) -> Any:

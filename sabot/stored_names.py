@@ -6,8 +6,8 @@ name calls `stored_name` or `stored_field`. Whoever renames a class or a field a
 `tests/unit/test_stored_names.py` holds all names that have been written, and fails if one of them changes.
 """
 
-CLASSES: dict[str, str] = {"AgentRunError": "AgentError"}
-"""The name on disk of each class that was renamed, by its name in the code: `{"AppLocked": "JobLocked"}`."""
+CLASSES: dict[str, str] = {"AgentRunError": "AgentError", "AppLocked": "JobLocked"}
+"""The name on disk of each class that was renamed, by its name in the code: `{"AppLocked": "AppLocked"}`."""
 
 FIELDS: dict[str, dict[str, str]] = {}
 """The names on disk of renamed fields, by class: `{"PatternStep": {"is_greedy": "greedy"}}`. The class has its name in the code."""

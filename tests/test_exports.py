@@ -159,7 +159,7 @@ asyncio.run(app.run())
 def test_a_stream_that_runs_loads_nothing_that_runs_agents_and_jobs(tmp_path: Path) -> None:
     (tmp_path / "in.ndjson").write_text('{"n": 1}\n{"n": 2}\n')
     loaded = loaded_after(STREAM.format(source=str(tmp_path / "in.ndjson")))
-    assert "sabot.runtime.stream_job" in loaded
+    assert "sabot.runtime.local_streams" in loaded
     rooms = tuple(f"sabot.{room}." for room in ("jobs", "journal", "llm", "mcp", "process", "operators.agents"))
     assert {name for name in loaded if name.startswith(rooms)} <= {
         "sabot.jobs.tree",  # limits of children
@@ -168,7 +168,7 @@ def test_a_stream_that_runs_loads_nothing_that_runs_agents_and_jobs(tmp_path: Pa
         "sabot.operators.agents.counters",
         "sabot.operators.agents.timers",  # of process functions too
     }
-    assert "sabot.runtime.agent_job" not in loaded
+    assert "sabot.runtime.local_agents" not in loaded
 
 
 def test_a_plan_loads_the_operators_of_its_steps_alone() -> None:

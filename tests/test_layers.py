@@ -156,7 +156,7 @@ CIRCLES = [  # groups of modules that import each other; a group may shrink, or 
             *("sink", "source", "target", "text_sinks", "writing"),
         )
     },
-    {f"runtime.{name}" for name in ("agent_job", "agent_sinks", "build", "runnable", "settings", "stream_job")},
+    {f"runtime.{name}" for name in ("local_agents", "agent_sinks", "build", "runnable", "settings", "local_streams")},
 ]
 
 

@@ -157,7 +157,7 @@ class DeclaresAgents:
 
         meter_provider: by default that of the process, as `opentelemetry-instrument` sets it up. Raises MissingExtra (`sabot[otel]`).
         """
-        self.agent_runtime.job.metrics.observe(meter_provider)
+        self.agent_runtime.runner.metrics.observe(meter_provider)
 
     @overload
     def agent(
@@ -323,7 +323,7 @@ class DeclaresAgents:
         from sabot.process.fleet.health import HealthMonitor
 
         monitor = HealthMonitor(self.id, clock=self.clock)
-        self.agent_runtime.job.health = monitor
+        self.agent_runtime.runner.health = monitor
         self.lifespan.resources.append(Resource("health of processes", monitor.running))
         return monitor
 

@@ -42,7 +42,7 @@ class OutsideStore(JobsAndActions):
     @property
     def running(self) -> Journal | None:
         """The journal, while jobs run over it here."""
-        return self._app.agent_runtime.job.journal
+        return self._app.agent_runtime.runner.journal
 
     @contextmanager
     def reader(self) -> Iterator[JournalReader]:
@@ -58,7 +58,7 @@ class OutsideStore(JobsAndActions):
 
     def post(self, letter: Letter) -> None:
         """Blocks. Raises LetterRefused; UserError where there is no journal."""
-        app, running = self._app, self._app.agent_runtime.job.journal
+        app, running = self._app, self._app.agent_runtime.runner.journal
         if running is not None:
             running.post(letter)
             return

@@ -19,7 +19,7 @@ from sabot.watch import watched
 
 if TYPE_CHECKING:
     from sabot.checkpoint import Coordinator
-    from sabot.runtime.agent_job import AgentJob
+    from sabot.runtime.local_agents import LocalAgents
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class AgentProcess:
     spec: AgentSpec | None = None
     kafka: dict[str, Any] = field(default_factory=dict, repr=False)
     clock: Clock = SYSTEM_CLOCK
-    _job: "AgentJob | None" = field(default=None, repr=False)
+    _job: "LocalAgents | None" = field(default=None, repr=False)
     _own_job: bool = field(default=False, repr=False)
     _coordinator: "Coordinator | None" = field(default=None, repr=False)  # of its own job
 
@@ -78,7 +78,7 @@ class AgentProcess:
             self.runs_in(self._job)
             return
         from sabot.checkpoint import Coordinator
-        from sabot.runtime.agent_job import AgentJob  # imported late: it loads what runs agents
+        from sabot.runtime.local_agents import LocalAgents  # imported late: it loads what runs agents
         from sabot.runtime.settings import Settings
 
         assert self.spec is not None
@@ -91,7 +91,7 @@ class AgentProcess:
             open_sink=lambda topic, format: open_sink(topic, self.broker, self.kafka, format),
             clock=self.clock,
         )
-        job = AgentJob(
+        job = LocalAgents(
             [self.spec],
             settings,
             coordinator=coordinator,
@@ -129,7 +129,7 @@ class AgentProcess:
         if self.state is AgentState.RUNNING:
             self.state = AgentState.STOPPING
 
-    def runs_in(self, job: "AgentJob") -> None:
+    def runs_in(self, job: "LocalAgents") -> None:
         """The job runs, and this agent in it."""
         self._job = job
         self.barrier_queue = asyncio.Queue()  # it belongs to the event loop that is running now
@@ -152,7 +152,7 @@ class AgentProcess:
         self.last_message_time = figures["last_message_time"]
         self.dead_letters = figures["dead_letters"]
 
-    def _loop_ended(self, job: "AgentJob", what: str, error: SabotError) -> None:
+    def _loop_ended(self, job: "LocalAgents", what: str, error: SabotError) -> None:
         """The agent's failure, which stands in `error` and in the log; or one of the engine."""
         if error is not self.error:
             job.task.break_down(what, error)
@@ -207,7 +207,7 @@ class AgentProcess:
         """
         await self.barrier_queue.put(checkpoint_id)
 
-    async def _processing_loop(self, job: "AgentJob") -> None:
+    async def _processing_loop(self, job: "LocalAgents") -> None:
         """Passes barriers on to the engine, which processes the records; ends with the agent's failure, or by cancellation."""
         while (checkpoint_id := await self.barrier_queue.get()) is not None:
             job.coordinator.begin_after(checkpoint_id)

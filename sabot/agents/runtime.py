@@ -1,4 +1,4 @@
-"""AgentRuntime: the agents of an app, by their names, and its job (`runtime.job`) as agents see it."""
+"""AgentRuntime: the agents of an app, by their names, and its job (`runtime.app_runner`) as agents see it."""
 
 import logging
 import threading
@@ -15,7 +15,7 @@ from sabot.errors import SabotError, UserError, short_repr, words_of
 
 if TYPE_CHECKING:
     from sabot.checkpoint import Coordinator
-    from sabot.runtime.job import Job
+    from sabot.runtime.app_runner import AppRunner
     from sabot.runtime.settings import AppSettings
 
 __all__ = ["AgentProcess", "AgentRuntime", "AgentState"]
@@ -34,28 +34,28 @@ class AgentRuntime:
         self.app = app
         self.agents: dict[str, AgentProcess] = {}
         self.writes: list[StreamEnd] = []  # the ends of the app's streams
-        self._job: Job | None = None
-        # A thread may ask for figures, and a signal for the stop, before there is a job.
-        self._one_job = threading.RLock()
+        self._runner: AppRunner | None = None
+        # A thread may ask for figures, and a signal for the stop, before there is a runner.
+        self._one_runner = threading.RLock()
 
     @property
-    def job(self) -> "Job":
+    def runner(self) -> "AppRunner":
         """The life of the app. A program that is only described, or planned, does not load what runs it."""
-        if self._job is None:
-            from sabot.runtime.job import Job
+        if self._runner is None:
+            from sabot.runtime.app_runner import AppRunner
 
-            with self._one_job:
-                if self._job is None:
-                    self._job = Job(self.app, self.agents, self.writes)
-        return self._job
+            with self._one_runner:
+                if self._runner is None:
+                    self._runner = AppRunner(self.app, self.agents, self.writes)
+        return self._runner
 
     def load(self) -> None:
-        """Loads what will run it, as `job` does."""
-        assert self.job is not None
+        """Loads what will run it, as `runner` does."""
+        assert self.runner is not None
 
     @property
     def _started(self) -> bool:
-        return self._job is not None and self._job.started
+        return self._runner is not None and self._runner.started
 
     @property
     def specs(self) -> list[AgentSpec]:
@@ -98,20 +98,20 @@ class AgentRuntime:
     async def start_all(self) -> None:
         """Restores the last checkpoint, if there is one, and starts every agent and the periodic checkpoints."""
         note_run(self.app.id)
-        await self.job.start()
+        await self.runner.start()
 
     async def stop_all(self, *, drain: bool = False) -> None:
         """Stops every agent behind a last checkpoint. `drain`: first processes what was read. Idempotent."""
         try:
-            await self.job.stop(drain=drain)
+            await self.runner.stop(drain=drain)
         finally:
             await self.keep_accounts()
 
     async def run(self, listening: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
-        """Blocks until every input has ended, no agent is left, or the app is stopped (`Job.run`)."""
+        """Blocks until every input has ended, no agent is left, or the app is stopped (`AppRunner.run`)."""
         note_run(self.app.id)
         try:
-            await self.job.run(listening)
+            await self.runner.run(listening)
         finally:
             await self.keep_accounts()
 
@@ -125,21 +125,21 @@ class AgentRuntime:
 
     async def trigger_checkpoint(self) -> int:
         """Takes a checkpoint now; returns its id when all running agents have acknowledged. Raises CheckpointFailed."""
-        return await self.job.checkpoint()
+        return await self.runner.checkpoint()
 
     @property
     def restored_from(self) -> int | None:
         """The id of the checkpoint that this run, or the last one, has begun from; None where it began with nothing."""
-        return self.job.restored_from
+        return self.runner.restored_from
 
     @property
     def checkpoint_coordinator(self) -> "Coordinator":
-        """Makes the checkpoints of the job."""
-        return self.job.coordinator
+        """Makes the checkpoints of the app."""
+        return self.runner.coordinator
 
     @property
     def _checkpoint_interval(self) -> float:
-        return self.job.checkpoint_interval
+        return self.runner.checkpoint_interval
 
     def get_stats(self) -> dict[str, dict[str, Any]]:
         """{agent_id: {state, messages_processed, errors, last_message_time, dead_letters, failure}}"""

@@ -31,7 +31,7 @@ from sabot.checkpoint.storage import CheckpointStorage
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
 from sabot.disk import link_or_copy, make_folder, private
-from sabot.errors import CheckpointFailed, JobLocked, SabotError, StorageLost, UserError
+from sabot.errors import AppLocked, CheckpointFailed, SabotError, StorageLost, UserError
 from sabot.exits import EXITS, carried
 from sabot.state.base import Cut, Snapshot
 from sabot.threads import aside
@@ -445,7 +445,7 @@ class Coordinator:
             if isinstance(error, SabotError):
                 why, hint = error.message, error.hint
             self._fail(flight, why, hint=hint, cause=error)
-            if isinstance(error, JobLocked | StorageLost):
+            if isinstance(error, AppLocked | StorageLost):
                 self.on_lost(error)
             elif isinstance(error, EXITS):
                 self.on_lost(carried(error, "the user's snapshot"))
@@ -564,12 +564,12 @@ class Coordinator:
         """Fails the queued checkpoints, aborts the one in flight (or waits until it is written), and discards the final snapshots."""
         while self._queue:
             checkpoint_id = self._queue.popleft()
-            self._settle(checkpoint_id, self._failure(checkpoint_id, "the job is stopping"))
+            self._settle(checkpoint_id, self._failure(checkpoint_id, "the app is stopping"))
         flight = self._in_flight
         if flight is not None and flight.writer is not None:
             await asyncio.wait({flight.writer})
         elif flight is not None:
-            self._fail(flight, "the job is stopping")
+            self._fail(flight, "the app is stopping")
         for task in list(self._finals):
             self._replace_final(task, None)
         self._refused = ""

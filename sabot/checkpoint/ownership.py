@@ -16,7 +16,7 @@ from sabot.checkpoint.protocol import (
     stale_claims,
 )
 from sabot.clock import SYSTEM_CLOCK
-from sabot.errors import InternalError, JobLocked, StorageLost
+from sabot.errors import AppLocked, InternalError, StorageLost
 
 
 def claims_in(place: Place) -> list[Claim]:
@@ -49,7 +49,7 @@ class Ownership:
         return self.claim
 
     def take(self, *, above: int = 0, afresh: bool = False) -> None:
-        """Claims the next generation, which is greater than `above`. Raises JobLocked where another worker claims a later one."""
+        """Claims the next generation, which is greater than `above`. Raises AppLocked where another worker claims a later one."""
         claims = claims_in(self._place)
         while True:
             mine = Claim(next_generation(claims, marks_in(self._place), above), uuid.uuid4().hex, afresh)
@@ -64,7 +64,7 @@ class Ownership:
                 return
 
     def check(self) -> None:
-        """Raises JobLocked when another worker has taken the job over since, and StorageLost as `check_place`."""
+        """Raises AppLocked when another worker has taken the job over since, and StorageLost as `check_place`."""
         self.check_place()
         owner = overtaken_by(self.mine, claims_in(self._place))
         if owner is not None:
@@ -95,12 +95,12 @@ class Ownership:
         """This worker owns the job no longer. Its claim stays in the place."""
         self.claim = None
 
-    def _taken(self, owner: Claim) -> JobLocked:
+    def _taken(self, owner: Claim) -> AppLocked:
         try:
             who = self._place.read(f"claims/{claim_name(owner)}").decode("utf-8", "replace").strip()
         except OSError:  # a claim removed meanwhile would only have said who its worker was
             who = ""
-        return JobLocked(
+        return AppLocked(
             f"another worker has taken this job over in {self._place.where}: {who or f'generation {owner.generation}'}",
             hint="one worker runs a job: let that one go on, or stop it and start this one again",
         )

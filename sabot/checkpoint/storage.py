@@ -75,7 +75,7 @@ class CheckpointStorage:
         self.directory: Path | str = self._place.where
         self.retain = retain
         self._exclusive = threading.RLock()
-        self._job = Ownership(self._place)
+        self._ownership = Ownership(self._place)
         # By hash, the contents that a new checkpoint may use: those of the checkpoint from which the job started, and those stored since.
         self._stored: dict[str, StoredFile] = {}
         # The files that each manifest lists which was written or read here. A file is removed when no manifest lists it any more.
@@ -91,22 +91,22 @@ class CheckpointStorage:
     @property
     def generation(self) -> int:
         """The generation of this run, greater than those of all earlier runs. 0 without the lock."""
-        return 0 if self._job.claim is None else self._job.claim.generation
+        return 0 if self._ownership.claim is None else self._ownership.claim.generation
 
     def lock(self) -> None:
         """Makes this worker the owner of the job, until `unlock`, the end of the process, or another worker takes it over. Idempotent.
 
-        In a directory another worker gets JobLocked as long as this process lives on the same machine. In an object store the later worker
+        In a directory another worker gets AppLocked as long as this process lives on the same machine. In an object store the later worker
         is the owner, and the earlier one finds out at its next checkpoint or `check_owner`.
         """
         with self._exclusive:
-            if self._job.claim is not None:
+            if self._ownership.claim is not None:
                 return
             try:
                 self._place.own()
-                self._job.take()
+                self._ownership.take()
                 self._place.doubt = self.check_owner
-                self._job.tidy()
+                self._ownership.tidy()
                 self._build_upon_newest()
             except OSError as error:
                 self.unlock()
@@ -124,12 +124,12 @@ class CheckpointStorage:
             self.lock()
             if self.generation <= generation:
                 self.check_owner()
-                self._job.take(above=generation)
+                self._ownership.take(above=generation)
 
     def check_owner(self) -> None:
-        """Raises JobLocked when another worker has taken the job over. Does not wait for a checkpoint that is being written."""
+        """Raises AppLocked when another worker has taken the job over. Does not wait for a checkpoint that is being written."""
         with self.explained():
-            self._job.check()
+            self._ownership.check()
 
     def unlock(self) -> None:
         """Lets another worker own the job, and removes what was restored. Idempotent."""
@@ -139,7 +139,7 @@ class CheckpointStorage:
                 self._place.disown()
             self._place.known = {}
             self._place.doubt = lambda: None
-            self._job.let_go()
+            self._ownership.let_go()
             self._forget()
 
     def _build_upon_newest(self) -> None:
@@ -179,7 +179,7 @@ class CheckpointStorage:
 
         stored: files that workers have stored already (`writer`), by their path in the checkpoint.
         Returns the manifest with `contents`, `generation` and where it is. Raises CheckpointFailed, after which `abort` cleans up, and
-        JobLocked when another worker has taken the job over; then the checkpoint does not count.
+        AppLocked when another worker has taken the job over; then the checkpoint does not count.
         """
         with self._exclusive, self.explained():
             self.lock()
@@ -200,7 +200,7 @@ class CheckpointStorage:
             except OSError:
                 if not isinstance(self._place, LocalPlace):  # an object store may have it in spite of the error
                     self._learn(mark, contents.values())
-                self._job.check()
+                self._ownership.check()
                 raise
             self._learn(mark, contents.values())
             self.check_owner()
@@ -227,7 +227,7 @@ class CheckpointStorage:
             yield
         except OSError as error:
             if isinstance(error, FileNotFoundError):
-                self._job.check_place()
+                self._ownership.check_place()
             raise CheckpointFailed(
                 f"it could not be written to {self.directory}: {error.strerror or error}",
                 hint=f"{hint}; the next checkpoint tries again" if (hint := hint_of(error)) else "",
@@ -251,7 +251,11 @@ class CheckpointStorage:
             self.lock()
             self._learn_all()
             gone = outdated(
-                {*self._known, *self._unreadable}, self._job.seen, self._job.mine, self.retain, set(self._pinned)
+                {*self._known, *self._unreadable},
+                self._ownership.seen,
+                self._ownership.mine,
+                self.retain,
+                set(self._pinned),
             )
             self._drop(gone)
             left = {mark.checkpoint_id for mark in self._known} | {mark.checkpoint_id for mark in self._unreadable}
@@ -263,7 +267,7 @@ class CheckpointStorage:
             self.lock()
             with self.explained():
                 self.check_owner()
-                self._job.take(afresh=True)
+                self._ownership.take(afresh=True)
                 self._place.known = {}
                 self._forget()
                 if isinstance(self._place, LocalPlace):
@@ -470,7 +474,7 @@ class CheckpointStorage:
         if self._swept:
             return
         marks = marks_in(self._place)
-        self._job.check()
+        self._ownership.check()
         for mark in marks:
             if mark not in self._known and mark not in self._unreadable:
                 try:
@@ -479,8 +483,8 @@ class CheckpointStorage:
                     _log.warning("%s: files are not removed as long as it is there", error)
                     self._unreadable.add(mark)
         if not self._unreadable:
-            self._place.remove(unlisted(self._place.all_files(), self._listed, self._job.mine))
-            left = half_written(self._place.names("checkpoints"), self._job.mine)
+            self._place.remove(unlisted(self._place.all_files(), self._listed, self._ownership.mine))
+            left = half_written(self._place.names("checkpoints"), self._ownership.mine)
             self._place.remove(f"checkpoints/{name}" for name in left)
             self._swept = True
 
@@ -505,7 +509,7 @@ class CheckpointStorage:
 
     @contextmanager
     def _with_ways_on(self, mark: Mark) -> Iterator[None]:
-        """Adds to a CorruptCheckpoint the hint what to do. Raises JobLocked instead where another worker owns the job by now."""
+        """Adds to a CorruptCheckpoint the hint what to do. Raises AppLocked instead where another worker owns the job by now."""
         try:
             yield
         except CorruptCheckpoint as error:

@@ -16,7 +16,7 @@ from sabot.agents.jobs import JobRecord, JobStatus, OpenEffect
 from sabot.agents.reading import as_plain, value_of
 from sabot.agents.store import JobsOfJournal, as_json, cancel_letter
 from sabot.app import App
-from sabot.cli.jobs import find_job
+from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.journal import By, Json, Place, json_of, post, quietly, reading, this_user, value_text
 from sabot.cli.letters import Broker, Table, redrive_job
 from sabot.cli.loading import WrongUse, load_app
@@ -244,7 +244,7 @@ def check(
 
     def work() -> None:
         app = load_app(target)
-        found = find_job(target if against is None else against)
+        found = find_checkpoints(target if against is None else against)
         manifest = found.manifest() if found.storage.ids() else None
         if manifest is not None:
             check_app(manifest, app.id)

@@ -11,7 +11,7 @@ import typer
 
 from sabot.checkpoint import Manifest, ask
 from sabot.checkpoint.places import Location
-from sabot.cli.jobs import JobCheckpoints, JobWord, control_of, find_job
+from sabot.cli.app_checkpoints import AppCheckpoints, AppWord, control_of, find_checkpoints
 from sabot.cli.printing import columns, json_line, moment, plain, size
 from sabot.cli.running import guarded
 from sabot.clock import SYSTEM_CLOCK
@@ -35,11 +35,11 @@ def _run(work: Any) -> None:
 
 
 @checkpoints.command("list")
-def list_(job: JobWord, json: Json = False) -> None:
+def list_(app: AppWord, json: Json = False) -> None:
     """The complete checkpoints, the oldest first. NEW is what a checkpoint has that the one before it has not."""
 
     def work() -> None:
-        found = find_job(job)
+        found = find_checkpoints(app)
         rows: list[list[object]] = []
         damaged = ""
         before: set[str] = set()
@@ -84,11 +84,11 @@ def list_(job: JobWord, json: Json = False) -> None:
 
 
 @checkpoints.command()
-def show(job: JobWord, checkpoint_id: Id = None, json: Json = False) -> None:
+def show(app: AppWord, checkpoint_id: Id = None, json: Json = False) -> None:
     """What a checkpoint holds: positions of sources, operators and their state, agents, output that is not delivered."""
 
     def work() -> None:
-        manifest = find_job(job).manifest(checkpoint_id)
+        manifest = find_checkpoints(app).manifest(checkpoint_id)
         if json:
             json_line(msgspec.to_builtins(msgspec.structs.replace(manifest, path=None, place=None)))
             return
@@ -110,11 +110,11 @@ def show(job: JobWord, checkpoint_id: Id = None, json: Json = False) -> None:
 
 
 @checkpoints.command()
-def verify(job: JobWord, checkpoint_id: Id = None, json: Json = False) -> None:
+def verify(app: AppWord, checkpoint_id: Id = None, json: Json = False) -> None:
     """Read every file and compare it with its hash: of one checkpoint, or of all. Exit code 1 names the first that differs."""
 
     def work() -> None:
-        found = find_job(job)
+        found = find_checkpoints(app)
         wanted = checkpoint_id or found.chosen
         if not wanted and not found.storage.ids():
             found.manifest()  # says that there is none
@@ -132,7 +132,7 @@ def verify(job: JobWord, checkpoint_id: Id = None, json: Json = False) -> None:
 
 @savepoint.command()
 def create(
-    job: JobWord,
+    app: AppWord,
     to: Annotated[
         str | None, typer.Option(metavar="PLACE", help="Default: savepoints, beside the checkpoints.")
     ] = None,
@@ -145,7 +145,7 @@ def create(
     """
 
     def work() -> None:
-        found = find_job(job)
+        found = find_checkpoints(app)
         control = None if found.chosen else control_of(found)
         if control is not None:
             answer = ask(control, {"savepoint": str(_place(found, to, control))}, timeout)
@@ -162,11 +162,11 @@ def create(
 
 
 @savepoint.command("list")
-def list_savepoints(job: JobWord, json: Json = False) -> None:
+def list_savepoints(app: AppWord, json: Json = False) -> None:
     """The savepoints for which the journal of a job with durable agents keeps what it would have trimmed."""
 
     def work() -> None:
-        notes = sorted(find_job(job).storage.savepoints(), key=lambda note: note.made_ms)
+        notes = sorted(find_checkpoints(app).storage.savepoints(), key=lambda note: note.made_ms)
         for note in notes if json else ():
             json_line({"checkpoint": note.checkpoint_id, "savepoint": note.location, "made": note.made_ms})
         if not json:
@@ -178,14 +178,14 @@ def list_savepoints(job: JobWord, json: Json = False) -> None:
 
 @savepoint.command()
 def drop(
-    job: JobWord,
+    app: AppWord,
     place: Annotated[str, typer.Argument(metavar="PLACE", help="Where the savepoint is.")],
     json: Json = False,
 ) -> None:
     """Remove a savepoint, and let the journal of its job trim what was kept for it."""
 
     def work() -> None:
-        found = find_job(job)
+        found = find_checkpoints(app)
         found.storage.drop_savepoint(_place(found, place))
         where = redacted_url(place)
         if json:
@@ -196,14 +196,14 @@ def drop(
     _run(work)
 
 
-def _copied(job: JobCheckpoints, place: Location) -> tuple[int, str]:
+def _copied(app: AppCheckpoints, place: Location) -> tuple[int, str]:
     """The id of the checkpoint that was copied, and where the copy is."""
-    manifest = job.manifest()
+    manifest = app.manifest()
     try:
-        job.storage.verify(manifest)
-        return manifest.checkpoint_id, str(job.storage.copy_to(manifest, place))
+        app.storage.verify(manifest)
+        return manifest.checkpoint_id, str(app.storage.copy_to(manifest, place))
     except (CorruptCheckpoint, CheckpointFailed) as error:
-        if manifest.checkpoint_id in job.storage.ids():
+        if manifest.checkpoint_id in app.storage.ids():
             raise
         raise UserError(
             f"checkpoint {manifest.checkpoint_id} was copied while its job, which runs, removed it: newer ones are there",
@@ -211,16 +211,16 @@ def _copied(job: JobCheckpoints, place: Location) -> tuple[int, str]:
         ) from error
 
 
-def _place(job: JobCheckpoints, to: str | None, control: Path | None = None) -> Location:
+def _place(app: AppCheckpoints, to: str | None, control: Path | None = None) -> Location:
     """As the running job, which has another current folder, understands it. control: where that is asked."""
-    if to is None and control not in (None, job.storage.directory):
+    if to is None and control not in (None, app.storage.directory):
         raise UserError(
-            f"the job on {job.place} has its checkpoints elsewhere, in an object store",
+            f"the job on {app.place} has its checkpoints elsewhere, in an object store",
             hint="--to says where the savepoint is to be",
         )
     if to is None:
         stamp = moment(int(SYSTEM_CLOCK.time() * 1000)).replace(" ", "-").replace(":", "").removesuffix("Z")
-        return job.below(f"savepoints/{stamp}")
+        return app.below(f"savepoints/{stamp}")
     return to if "://" in to else Path(to).absolute()
 
 

@@ -322,15 +322,15 @@ def _loaded(target: str, settings: dict[str, Any], worker: Sequence[str]) -> "Ap
     settings = dict(settings)
     meeting = {name: settings.pop(name, None) for name in ("workers", "listen", "secrets", "ray", "ray_resources")}
     if settings["from_"] is not None:
-        from sabot.cli.jobs import find_job
+        from sabot.cli.app_checkpoints import find_checkpoints
 
-        job = find_job(settings["from_"])
-        if isinstance(job.location, tuple):
+        saved = find_checkpoints(settings["from_"])
+        if isinstance(saved.location, tuple):
             raise WrongUse(
                 f"{redacted_url(settings['from_'])}: its file system has no address",
                 hint="keep it where one has: sabot savepoint create … --to DIR",
             )
-        settings = settings | {"from_": f"{job.location}@{job.manifest().checkpoint_id}"}
+        settings = settings | {"from_": f"{saved.location}@{saved.manifest().checkpoint_id}"}
     try:
         app.configure(**settings | {"until": until_of(settings["until"])})
         _spread(app, worker, **meeting)

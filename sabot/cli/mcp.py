@@ -17,7 +17,7 @@ import typer
 
 import sabot
 from sabot.checkpoint import Manifest, ask
-from sabot.cli.jobs import JobCheckpoints, KeepsNoCheckpoints, find_job
+from sabot.cli.app_checkpoints import AppCheckpoints, KeepsNoCheckpoints, find_checkpoints
 from sabot.cli.loading import WrongUse
 from sabot.cli.running import guarded, leave_at_once
 from sabot.clock import SYSTEM_CLOCK
@@ -52,7 +52,7 @@ def _mcp() -> None:
 
 @mcp.command()
 def serve(
-    job: Annotated[
+    app: Annotated[
         str | None,
         typer.Argument(
             metavar="[JOB]", help="module:app, a file app.py, or where checkpoints are; without one only --memory."
@@ -82,7 +82,7 @@ def serve(
     """Offer the state of a job, running or not, and what agents remember, to an MCP client: on standard input and output, or on HTTP."""
 
     def work() -> None:
-        if job is None and memory is None:
+        if app is None and memory is None:
             raise WrongUse("there is nothing to serve", hint="name a JOB, or --memory DIR")
         if http is None and token_file is not None:
             raise WrongUse("--token-file is for HTTP", hint="give --http PORT too, or leave it out")
@@ -91,7 +91,7 @@ def serve(
         with _on_interrupt(leave_at_once):
             source = None
             try:
-                source = None if job is None else _checkpoints(job, fresh, largest)
+                source = None if app is None else _checkpoints(app, fresh, largest)
             except KeepsNoCheckpoints as error:
                 if memory is None or only or fresh is not None:
                     raise
@@ -102,11 +102,11 @@ def serve(
     raise typer.Exit(guarded(work, debug=False))
 
 
-def _checkpoints(job: str, fresh: str | None, largest: str) -> "Checkpoints":
+def _checkpoints(app: str, fresh: str | None, largest: str) -> "Checkpoints":
     age_s = None if fresh is None else parse_seconds(fresh, name="--fresh")
     most = parse_bytes(largest, name="--largest")
     with redirect_stdout(sys.stderr):  # standard output is the client's, and the user's module may print
-        return Checkpoints(find_job(_module(job)), age_s, most)
+        return Checkpoints(find_checkpoints(_module(app)), age_s, most)
 
 
 def _serve(
@@ -155,8 +155,8 @@ class Checkpoints:
     was read last is kept up to that size, so that its next page is there when the job has removed the checkpoint.
     """
 
-    def __init__(self, job: JobCheckpoints, fresh_s: float | None, largest: int) -> None:
-        self._job = job
+    def __init__(self, app: AppCheckpoints, fresh_s: float | None, largest: int) -> None:
+        self._app = app
         self._fresh_s = fresh_s
         self._largest = largest
         self._lock = threading.Lock()
@@ -168,13 +168,13 @@ class Checkpoints:
             try:
                 yield SavedCheckpoint(self, self._manifest(checkpoint_id), checkpoint_id is not None)
             finally:
-                self._job.storage.release_restored()
+                self._app.storage.release_restored()
 
     def newest(self) -> Manifest:
-        return self._job.manifest()
+        return self._app.manifest()
 
     def has(self, checkpoint_id: int) -> bool:
-        return checkpoint_id in self._job.storage.ids()
+        return checkpoint_id in self._app.storage.ids()
 
     def read(self, manifest: Manifest, name: str, key: str | None) -> pa.Table:
         wanted = (manifest.checkpoint_id, name, key)
@@ -183,7 +183,7 @@ class Checkpoints:
         size = _size_of(manifest, name)
         if key is None and size > self._largest:
             raise UserError(
-                f"the state of {name} in {self._job.place} has {size:,} bytes at checkpoint {manifest.checkpoint_id}, and "
+                f"the state of {name} in {self._app.place} has {size:,} bytes at checkpoint {manifest.checkpoint_id}, and "
                 f"{self._largest:,} are read whole",
                 hint="ask by key; or serve with a higher --largest",
             )
@@ -202,13 +202,13 @@ class Checkpoints:
                     return manifest
             if not self.has(checkpoint_id):
                 raise _gone(checkpoint_id)
-            return self._job.manifest(checkpoint_id)
-        if self._fresh_s is not None and self._job.runs() and not self._is_fresh(self._fresh_s):
-            return self._job.manifest(ask(self._job.place, {"checkpoint": True})["checkpoint"])
+            return self._app.manifest(checkpoint_id)
+        if self._fresh_s is not None and self._app.runs() and not self._is_fresh(self._fresh_s):
+            return self._app.manifest(ask(self._app.place, {"checkpoint": True})["checkpoint"])
         return self.newest()
 
     def _is_fresh(self, age_s: float) -> bool:
-        has_one = bool(self._job.storage.ids())
+        has_one = bool(self._app.storage.ids())
         return has_one and SYSTEM_CLOCK.time() - self.newest().created_ms / 1000 <= age_s
 
 

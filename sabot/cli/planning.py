@@ -9,7 +9,7 @@ import typer
 from sabot.api.agent import AgentSpec
 from sabot.app import App
 from sabot.checkpoint import Manifest, StoredTask
-from sabot.cli.jobs import find_job
+from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.printing import columns, json_line, moment
 from sabot.cli.running import guarded
@@ -69,8 +69,8 @@ def plan(
         if against is None:
             _print_plan(_plan(app, None), json)
             return
-        job = find_job(against)
-        manifest = job.manifest()
+        saved = find_checkpoints(against)
+        manifest = saved.manifest()
         check_app(manifest, app.id)
         check_facts(manifest)
         spent = frozenset(manifest.describe.get("dropped", ()))  # a start does not drop it again
@@ -79,7 +79,7 @@ def plan(
             for fate in fates:
                 json_line(asdict(fate))
         else:
-            typer.echo(f"checkpoint {manifest.checkpoint_id}, {moment(manifest.created_ms)}, in {job.place}")
+            typer.echo(f"checkpoint {manifest.checkpoint_id}, {moment(manifest.created_ms)}, in {saved.place}")
             rows = [[each.id, each.outcome, each.now or each.before, each.why] for each in fates]
             columns(["operator", "state", "what it is", "why"], rows)
         lost = [each for each in fates if each.lost]

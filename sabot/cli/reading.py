@@ -10,7 +10,7 @@ import typer
 from sabot._cython.text.json import encode_rows
 from sabot._cython.text.records import bytes_list
 from sabot.checkpoint import ask
-from sabot.cli.jobs import JobWord, find_job
+from sabot.cli.app_checkpoints import AppWord, find_checkpoints
 from sabot.cli.loading import WrongUse
 from sabot.cli.printing import columns, json_line, moment
 from sabot.cli.running import guarded
@@ -30,7 +30,7 @@ def _format(value: str) -> str:
 
 
 def state(
-    job: JobWord,
+    app: AppWord,
     operator: Annotated[
         str | None, typer.Argument(metavar="OPERATOR", help="Whose state: an operator's id, an agent's, a namespace.")
     ] = None,
@@ -55,7 +55,7 @@ def state(
             raise WrongUse("--key needs an OPERATOR", hint="without one the operators are listed")
         if fresh and as_of is not None:
             raise WrongUse("--fresh is of now, --as-of of then", hint="leave one of them out")
-        found = find_job(job)
+        found = find_checkpoints(app)
         checkpoint_id = as_of
         if fresh:
             if not found.runs():

@@ -41,10 +41,10 @@ async def _run(app: "App") -> None:
         with _progress_shown(app):
             await app.run()
     except (Exception, *EXITS) as error:
-        if not app.agent_runtime.job.left_behind:
+        if not app.agent_runtime.runner.left_behind:
             raise
         code = _exit_code(error) if isinstance(error, EXITS) else _said(error, 1, False)
-    if app.agent_runtime.job.left_behind:
+    if app.agent_runtime.runner.left_behind:
         logging.shutdown()
         os._exit(code)
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from sabot.checkpoint import ask
-from sabot.cli.jobs import JobCheckpoints, JobWord, control_of, find_job
+from sabot.cli.app_checkpoints import AppCheckpoints, AppWord, control_of, find_checkpoints
 from sabot.cli.printing import columns, json_line, plain, size
 from sabot.cli.running import guarded
 from sabot.errors import UserError
@@ -16,17 +16,17 @@ _ASK_SECONDS = 20.0
 Json = Annotated[bool, typer.Option("--json", help="JSON, an object on a line.")]
 
 
-def workers(job: JobWord, json: Json = False) -> None:
+def workers(app: AppWord, json: Json = False) -> None:
     """What each worker of a running job does: its tasks, rows, lag, CPU and memory. Rates are those of the last seconds."""
 
     def work() -> None:
-        _print(_asked(find_job(job), {"workers": True}, _ASK_SECONDS), json)
+        _print(_asked(find_checkpoints(app), {"workers": True}, _ASK_SECONDS), json)
 
     _run(work)
 
 
 def rescale(
-    job: JobWord,
+    app: AppWord,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="How many workers it is to have.")],
     timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How long it may take.")] = 100.0,
     json: Json = False,
@@ -34,7 +34,7 @@ def rescale(
     """Give a running job another number of workers: it stops with a checkpoint, and goes on from there; no row is lost or repeated."""
 
     def work() -> None:
-        _print(_asked(find_job(job), {"rescale": workers}, timeout), json)
+        _print(_asked(find_checkpoints(app), {"rescale": workers}, timeout), json)
 
     _run(work)
 
@@ -44,11 +44,11 @@ def _run(work: Any) -> None:
     raise typer.Exit(guarded(work, debug=False))
 
 
-def _asked(job: JobCheckpoints, request: dict[str, Any], timeout: float) -> dict[str, Any]:
-    control = control_of(job)
+def _asked(app: AppCheckpoints, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+    control = control_of(app)
     if control is None:
         raise UserError(
-            f"no job runs on {job.place} on this machine",
+            f"no job runs on {app.place} on this machine",
             hint="sabot run module:app --workers N starts it; one with its checkpoints in an object store is asked where it "
             "was started, by its --state directory",
         )

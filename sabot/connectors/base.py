@@ -299,18 +299,18 @@ class Source(ABC):
 class Track:
     """The source of the parts that a sink is given, and so the key of its token.
 
-    job: the app's id. sink: the place of the sink in the program, the same in each run. incarnation: of the job; a job that starts afresh
+    app: the app's id. sink: the place of the sink in the program, the same in each run. incarnation: of the job; a job that starts afresh
     gets a new one, and every start from its checkpoints keeps it.
     """
 
-    job: str
+    app: str
     sink: str
     incarnation: str
 
     @property
     def key(self) -> str:
         """The name of the track at the receiver: of a consumer group, or of a row in the table of tokens."""
-        return f"sabot.{self.job}.{self.sink}"
+        return f"sabot.{self.app}.{self.sink}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,7 +411,7 @@ class Sink(ABC):
         """Makes the sink ready to deliver. Called in place of `open`, whose errors it raises, and again after each error.
 
         When it returns, no process that claimed this track before can deliver any more (as far as the receiver can prevent it), and a part
-        that such a process was delivering is at the receiver completely or not at all. A later call, before `close`, raises JobLocked
+        that such a process was delivering is at the receiver completely or not at all. A later call, before `close`, raises AppLocked
         where another process has claimed the track in the meantime: the earlier process must not take it back. Returns what the receiver
         knows, or None where no part came. A sink that keeps no token returns None, and recognises a repeated part by its seq.
         """
@@ -431,7 +431,7 @@ class Sink(ABC):
 
         seq grows, with gaps. Track, incarnation and seq together name a part for ever, so a receiver that remembers parts by a key needs
         all three in it. Raises TransientError when the part may be tried again (after a `claim`, whose token says whether it arrived), and
-        JobLocked when another process has claimed the track; any other error ends the job. Whatever it raises, the receiver has all rows
+        AppLocked when another process has claimed the track; any other error ends the job. Whatever it raises, the receiver has all rows
         of the part or none.
         """
         raise NotImplementedError

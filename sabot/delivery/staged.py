@@ -33,7 +33,7 @@ from sabot.connectors.base import Sink
 from sabot.delivery.parts import Part
 from sabot.delivery.tracks import TrackWork
 from sabot.disk import make_folder
-from sabot.errors import CheckpointFailed, JobLocked, SabotError, TransientError, UserError
+from sabot.errors import AppLocked, CheckpointFailed, SabotError, TransientError, UserError
 from sabot.redaction import clean_cause
 from sabot.threads import Spawn, aside
 
@@ -179,7 +179,7 @@ class StagedSinks:
 
     def __init__(
         self,
-        job: str,
+        app: str,
         storage: CheckpointStorage | None,
         restored: Manifest | None,
         *,
@@ -192,7 +192,7 @@ class StagedSinks:
         on_full: Callable[[bool], None] = lambda full: None,
         on_broken: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
-        self.job = job
+        self.app = app
         self.restored = restored
         self.incarnation = incarnation
         self.generation = 0 if storage is None else storage.generation
@@ -305,7 +305,7 @@ class StagedSinks:
         assert self._storage is not None
         try:
             self._storage.check_owner()
-        except JobLocked:
+        except AppLocked:
             return False
         except CheckpointFailed as error:
             raise TransientError(f"nobody knows whose the job is: {error.message}", hint=error.hint) from error

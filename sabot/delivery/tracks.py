@@ -17,7 +17,7 @@ from sabot.clock import Clock
 from sabot.connectors.base import Sink, Token, Track
 from sabot.delivery.parts import Part, PartSeries, read_part
 from sabot.delivery.tokens import Opening, in_words, opening
-from sabot.errors import DataError, JobLocked, SabotError, TransientError, UserError
+from sabot.errors import AppLocked, DataError, SabotError, TransientError, UserError
 from sabot.faults import hint_of
 from sabot.steps import step
 from sabot.threads import Handle, Spawn
@@ -34,7 +34,7 @@ _BACKOFF_SECONDS = (0.2, 10.0)  # after a failed delivery: the first wait, doubl
 class TrackRun(Protocol):
     """What a track asks of the run of the job to which it belongs (`staged.StagedSinks`)."""
 
-    job: str
+    app: str
     restored: Manifest | None
     incarnation: str
     generation: int
@@ -96,7 +96,7 @@ class TrackWork:
         Blocks.
         """
         stored = self._stored
-        self.name = Track(self._delivery.job, self.id, self._incarnation(stored))
+        self.name = Track(self._delivery.app, self.id, self._incarnation(stored))
         _wait_for_left(self.sink)
         with self._named():
             token = self.sink.known(self.name)
@@ -283,7 +283,7 @@ class TrackWork:
 
     def _may_drop(self, part: Part, error: BaseException) -> bool:
         """Whether the part was dropped, as redeliver=skip allows: a restored part that its receiver refuses would fail each start."""
-        if part.ours or not isinstance(error, UserError | DataError) or isinstance(error, JobLocked):
+        if part.ours or not isinstance(error, UserError | DataError) or isinstance(error, AppLocked):
             return False
         if self._delivery.choice != "skip":
             error.hint = f"{error.hint}; " if error.hint else ""
@@ -303,7 +303,7 @@ class TrackWork:
             return
         # The error may be that of a process that stood still: its claim would end the run that has taken the job over.
         if not self._delivery.still_ours():
-            raise JobLocked(
+            raise AppLocked(
                 f"sink {self.sink.name}: another worker has taken this job over, and delivers its output",
                 hint="one worker runs a job: let that one go on, or stop it and start this one again",
             )

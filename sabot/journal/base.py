@@ -136,7 +136,7 @@ class Inbox(ABC):
 
 
 class Journal(JournalReader, Inbox):
-    """The owner. Made, it has the claim: JobLocked where another process, or another object of this one, holds it.
+    """The owner. Made, it has the claim: AppLocked where another process, or another object of this one, holds it.
 
     A claim ends with `close` or with the process, however that ends. An owner that lost its claim all the same (its lock was removed) is
     told at its next append, which fails: JournalFailed.

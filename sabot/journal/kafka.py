@@ -29,7 +29,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK, Clock, lasting
-from sabot.errors import CorruptJournal, JobLocked, JournalFailed, LetterRefused, SabotError, TransientError, UserError
+from sabot.errors import AppLocked, CorruptJournal, JournalFailed, LetterRefused, SabotError, TransientError, UserError
 from sabot.journal.base import Inbox, JobMark, Position, Question, check_letter
 from sabot.journal.entries import Entry, Letter, StoredBody, body_of, encode_letter
 from sabot.journal.frames import (
@@ -194,7 +194,7 @@ class KafkaJournal(TablesReader, SqlJournal):
     owner watches the topic for where the earlier one has not said goodbye. copy_slack_bytes: of the topic that may be of no use before
     what is of use is written anew.
 
-    Raises JobLocked where another owner shows a sign of life; UserError where the topic would not keep everything; BrokerUnavailable.
+    Raises AppLocked where another owner shows a sign of life; UserError where the topic would not keep everything; BrokerUnavailable.
     """
 
     look_s = 0.1  # a request to the broker
@@ -278,7 +278,7 @@ class KafkaJournal(TablesReader, SqlJournal):
         self._seq, self._end, self._log_bytes = replica.order.seq, replica.next, replica.log_bytes
 
     def _watch(self, earlier: OwnerClaim, since: float) -> None:
-        """Returns when the owner has been silent for long enough. Raises JobLocked."""
+        """Returns when the owner has been silent for long enough. Raises AppLocked."""
         seq, still = self._replica.order.seq, threading.Event()
         while lasting() < since + earlier.lease_s / 2:
             still.wait(earlier.lease_s / 50)
@@ -286,7 +286,7 @@ class KafkaJournal(TablesReader, SqlJournal):
             if self._replica.released or is_over(earlier.life):
                 return
             if self._replica.order.seq != seq:
-                raise JobLocked(f"{self._replica.where} belongs to {earlier.holder}", hint="stop that one first")
+                raise AppLocked(f"{self._replica.where} belongs to {earlier.holder}", hint="stop that one first")
 
     def claim_left(self) -> float:
         if self._lost or self._closed:

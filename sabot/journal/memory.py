@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.errors import CorruptJournal, JobLocked, LetterRefused, UserError
+from sabot.errors import AppLocked, CorruptJournal, LetterRefused, UserError
 from sabot.journal.base import (
     MAY_BEGIN_AGAIN,
     Inbox,
@@ -145,7 +145,7 @@ class MemoryJournal(MemoryReader, Journal):
         super().__init__(home if home is not None else MemoryHome(clock))
         with self.home.lock:
             if self.home.owner is not None:
-                raise JobLocked(f"{self.where}: another owner holds it", hint="close that one first")
+                raise AppLocked(f"{self.where}: another owner holds it", hint="close that one first")
             self.home.owner = self
         self.clock = self.home.clock
         self._first = self.home.next

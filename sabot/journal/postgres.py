@@ -29,8 +29,8 @@ from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK, Clock, lasting
 from sabot.errors import (
+    AppLocked,
     BrokerUnavailable,
-    JobLocked,
     JournalFailed,
     SabotError,
     TransientError,
@@ -150,7 +150,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
     url, app: as `PostgresReader`. capacity_bytes: of entries that wait for the server. lease_s: for so long, after the last word of this
     owner, no other one is let in. patience_s: for so long entries wait for a server that does not answer; then the journal has failed.
 
-    Waits for the lease of an owner that is silent to end, unless its process is known to be gone; raises JobLocked when that one renews it.
+    Waits for the lease of an owner that is silent to end, unless its process is known to be gone; raises AppLocked when that one renews it.
     """
 
     look_s = 0.1  # a query
@@ -256,7 +256,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
         return f"sabot-journal-{owner}"
 
     def _take_claim(self) -> None:
-        """Waits for the end of a lease, but not for an owner that renews it: JobLocked. One whose process is gone for sure has none."""
+        """Waits for the end of a lease, but not for an owner that renews it: AppLocked. One whose process is gone for sure has none."""
         run = self._writing.execute
         mine = {
             "mine": self._owner,
@@ -278,7 +278,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
                         break
                     continue
                 if seen not in (None, until):
-                    raise JobLocked(f"{self._place.where} belongs to {described}", hint="stop that one first")
+                    raise AppLocked(f"{self._place.where} belongs to {described}", hint="stop that one first")
                 if seen is None:
                     _log.warning("%s belongs to %s, whose lease ends in %.1f s", self._place.where, described, left)
                 seen = until

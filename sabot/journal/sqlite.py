@@ -22,7 +22,7 @@ from pathlib import Path
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import checked_path
 from sabot.disk import lock, own_folder, private, sync
-from sabot.errors import CorruptJournal, JobLocked, JournalFailed, SabotError, UserError
+from sabot.errors import AppLocked, CorruptJournal, JournalFailed, SabotError, UserError
 from sabot.faults import fault_of, hint_of
 from sabot.journal.counting import COUNTED, begin_to_count
 from sabot.journal.owning import SqlInbox, SqlJournal
@@ -144,7 +144,7 @@ def _remove(folder: Path) -> None:
 class SqliteJournal(SqliteReader, SqlJournal):
     """The owner of the journal in `folder`, which is made where it is missing: 0700, its files 0600.
 
-    anew: what is there is removed first. capacity_bytes: of entries that wait for the disk. Raises JobLocked where another owner has it.
+    anew: what is there is removed first. capacity_bytes: of entries that wait for the disk. Raises AppLocked where another owner has it.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class SqliteJournal(SqliteReader, SqlJournal):
             self._claim = lock(
                 folder / _LOCK,
                 f"process {os.getpid()}",
-                lambda holder: JobLocked(
+                lambda holder: AppLocked(
                     f"the journal in {folder} belongs to {holder or 'another process'}", hint="stop that one first"
                 ),
             )

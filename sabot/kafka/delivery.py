@@ -24,7 +24,7 @@ from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import to_records
 from sabot.connectors.base import Token, Track
-from sabot.errors import BrokerUnavailable, JobLocked, SabotError, TransientError, UserError
+from sabot.errors import AppLocked, BrokerUnavailable, SabotError, TransientError, UserError
 from sabot.kafka.client import (
     ANSWER_SECONDS,
     FENCED,
@@ -81,7 +81,7 @@ class KafkaDelivery(KafkaWriter):
 
     still_ours: set by the engine before `claim`; it says whether this process still owns the job. It is needed because the broker gives
     the same error to a producer whose transaction timed out and to one whose track another process has claimed. Where nobody can say,
-    the track counts as lost (JobLocked).
+    the track counts as lost (AppLocked).
     """
 
     keeps_token = True
@@ -256,7 +256,7 @@ class KafkaDelivery(KafkaWriter):
                 raise self._fault(error.args[0]) from clean_cause(error)
         except BaseException as error:
             # After a passing error `claim` ends the transaction. After a final one nobody would, so abort it: readers need not wait for it.
-            final = isinstance(error, Exception) and not isinstance(error, TransientError | JobLocked)
+            final = isinstance(error, Exception) and not isinstance(error, TransientError | AppLocked)
             if self._client is client:
                 self._leave(abort=final)
                 if final:
@@ -320,10 +320,10 @@ class KafkaDelivery(KafkaWriter):
             return TransientError(what, hint=hint)
         return SabotError(f"{what}, {self._faults} times in a row", hint=hint)
 
-    def _taken_over(self, track: Track) -> JobLocked:
+    def _taken_over(self, track: Track) -> AppLocked:
         self._lost = True
-        return JobLocked(
-            f"another worker delivers to topic {self.name!r} as {_track_id(track)!r}: it has taken job {track.job!r} over",
+        return AppLocked(
+            f"another worker delivers to topic {self.name!r} as {_track_id(track)!r}: it has taken job {track.app!r} over",
             hint="stop one of the two; app ids are to be unique on a broker",
         )
 

@@ -16,7 +16,7 @@ from typing import Any
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 
 from sabot.clock import SYSTEM_CLOCK
-from sabot.errors import JobLocked, SabotError, TransientError
+from sabot.errors import AppLocked, SabotError, TransientError
 from sabot.kafka.client import (
     ANSWER_SECONDS,
     ELECTING,
@@ -40,7 +40,7 @@ _CLOSE_SECONDS = 5.0
 
 
 class KafkaLease:
-    """`take` it, and `close` it. `lost` is called with a JobLocked, in another thread, when another worker has it."""
+    """`take` it, and `close` it. `lost` is called with an AppLocked, in another thread, when another worker has it."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class KafkaLease:
 
     def take(self, stopped: Callable[[], bool]) -> bool:
         """Blocking. False: it was stopped while it waited. Waits for the end of the session of a holder that may be dead, and raises
-        JobLocked where that one is still there. Where the broker's ACLs forbid the group, a warning says so, and there is no lease.
+        AppLocked where that one is still there. Where the broker's ACLs forbid the group, a warning says so, and there is no lease.
         """
 
         def is_stopped() -> bool:
@@ -130,7 +130,7 @@ class KafkaLease:
             self._closing.wait(_LOOK_SECONDS)
 
     def _is_free(self, stopped: Callable[[], bool]) -> bool:
-        """Returns when nobody has the lease; False: stopped before. Raises JobLocked where somebody keeps it."""
+        """Returns when nobody has the lease; False: stopped before. Raises AppLocked where somebody keeps it."""
         seconds = self._session_ms / 1000 + _MARGIN_SECONDS
         deadline, waits = SYSTEM_CLOCK.monotonic() + seconds, False
         while not stopped():
@@ -151,7 +151,7 @@ class KafkaLease:
         return False
 
     def _join(self, stopped: Callable[[], bool]) -> None:
-        """Becomes the member, and notes who we are. Raises JobLocked, KafkaException."""
+        """Becomes the member, and notes who we are. Raises AppLocked, KafkaException."""
         ours = {
             "group.id": self.group,
             "group.instance.id": "worker",
@@ -195,7 +195,7 @@ class KafkaLease:
         self._consumer.commit(offsets=[TopicPartition(self._topic, 0, 0, text)], asynchronous=not wait)
 
     def _look(self, seconds: float) -> None:
-        """Takes an event of the client. Raises JobLocked when another worker is the member now; KafkaException for a missing right."""
+        """Takes an event of the client. Raises AppLocked when another worker is the member now; KafkaException for a missing right."""
         event = self._consumer.poll(seconds)
         if self._follower:
             raise self._taken(self._follower)
@@ -241,7 +241,7 @@ class KafkaLease:
                 log.warning("app %s: the lease of topic %r is gone: %s", self._app, self._topic, said(error.args[0]))
                 return
 
-    def _taken_over(self) -> JobLocked:
+    def _taken_over(self) -> AppLocked:
         """The error for a lease that another worker has taken. That one may not have noted its name yet."""
         holder, deadline = "", SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS
         while SYSTEM_CLOCK.monotonic() < deadline and not self._closing.is_set():
@@ -255,8 +255,8 @@ class KafkaLease:
             self._closing.wait(_LOOK_SECONDS)
         return self._taken(holder or "another one")
 
-    def _taken(self, holder: str) -> JobLocked:
-        return JobLocked(
+    def _taken(self, holder: str) -> AppLocked:
+        return AppLocked(
             f"app {self._app}: another worker has topic {self._topic!r}: {holder}",
             hint="two workers without a state directory would each compute everything: stop one, or give one another App id",
         )

@@ -16,7 +16,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.letters import DeadLetter, Ranges
-from sabot.errors import JobLocked, SabotError, TransientError, UserError
+from sabot.errors import AppLocked, SabotError, TransientError, UserError
 from sabot.kafka.admin import settings_of
 from sabot.kafka.client import (
     FENCED,
@@ -99,7 +99,7 @@ def redrive(
     this text. limit: at most so many. now: gives the current time to a record whose timestamp is older than the topic's retention. The
     broker may delete such a record before it is read, so without `now` it is not sent. Each letter is sent at most once, ever, whatever
     happens in between and however often this is called; letters that are not selected go on waiting. A letter that goes back to its own
-    topic goes to its own partition. Raises JobLocked when another redrive of the topic has begun, UserError naming a letter that the
+    topic goes to its own partition. Raises AppLocked when another redrive of the topic has begun, UserError naming a letter that the
     topic does not take.
     """
     done = Redriven()
@@ -349,7 +349,7 @@ class _Sender:
             reason = fatal_of(self._producer) or reason
         if reason.code() in FENCED:
             self._open = False  # the other redrive has ended our transaction
-            return JobLocked(
+            return AppLocked(
                 f"another redrive of {self._dead.topic!r} has begun, and goes on with what this one has not sent",
                 hint="nothing is sent twice; let that one end",
             )

@@ -21,7 +21,7 @@ from sabot.faults import taking_over
 from sabot.operators.agents.timers import saved_timers, state_name
 from sabot.operators.base import Operator, OperatorContext, Saved, without_marks
 from sabot.operators.layout.themes import reader_of
-from sabot.state.reading import SavedJob, key_candidates, namespaces_in, plain_column, read_namespaces
+from sabot.state.reading import SavedApp, key_candidates, namespaces_in, plain_column, read_namespaces
 
 _AGENTS = "agents"  # the task that runs all agents
 _TIMERS = ":timers"  # behind an agent's name, for the timers that it has set
@@ -47,7 +47,7 @@ class OperatorInfo(NamedTuple):
     rows: int | None
 
 
-def operators_of(manifest: SavedJob) -> list[OperatorInfo]:
+def operators_of(manifest: SavedApp) -> list[OperatorInfo]:
     """All operators of streams that keep state, then all agents."""
     found: dict[str, OperatorInfo] = {}
     with _reading(manifest):
@@ -68,11 +68,11 @@ def operators_of(manifest: SavedJob) -> list[OperatorInfo]:
     return [*found.values(), *agents, *timers]
 
 
-def _reading(manifest: SavedJob) -> AbstractContextManager[None]:
+def _reading(manifest: SavedApp) -> AbstractContextManager[None]:
     return taking_over("its state", f"checkpoint {manifest.checkpoint_id}")
 
 
-def parts_of(manifest: SavedJob, operator: str) -> dict[str, Saved]:
+def parts_of(manifest: SavedApp, operator: str) -> dict[str, Saved]:
     """The parts of the state of an operator of a stream, by the task that saved each."""
     parts = {}
     for name, task in sorted(manifest.tasks.items()):
@@ -84,7 +84,7 @@ def parts_of(manifest: SavedJob, operator: str) -> dict[str, Saved]:
     return parts
 
 
-def state_of(manifest: SavedJob, operator: str, key: Any = None) -> pa.Table:
+def state_of(manifest: SavedApp, operator: str, key: Any = None) -> pa.Table:
     """The state of an operator of a stream, of an agent, or of a namespace of agents' state, as it was at the checkpoint.
 
     The state of a stream's operator has its key columns, window_start and window_end where it has windows, then the values under the
@@ -104,7 +104,7 @@ def state_of(manifest: SavedJob, operator: str, key: Any = None) -> pa.Table:
     return _agent_state(manifest, operator, key)
 
 
-def keys_of(manifest: SavedJob, operator: str, table: pa.Table) -> list[str]:
+def keys_of(manifest: SavedApp, operator: str, table: pa.Table) -> list[str]:
     """The columns of `state_of`'s table that are the key; none where that is not known."""
     for part in parts_of(manifest, operator).values():
         if part.facts.get("reader"):
@@ -112,7 +112,7 @@ def keys_of(manifest: SavedJob, operator: str, table: pa.Table) -> list[str]:
     return [name for name in ("record_key", "key") if name in table.schema.names]
 
 
-def _there(manifest: SavedJob) -> str:
+def _there(manifest: SavedApp) -> str:
     names = [each.id for each in operators_of(manifest)]
     return f"with state there are {', '.join(names)}" if names else "nothing in it keeps state"
 
@@ -207,7 +207,7 @@ def _matching(piece: pa.RecordBatch, wanted: pa.RecordBatch | None) -> pa.Record
 # Agents
 
 
-def _agents(manifest: SavedJob) -> dict[str, list[str]]:
+def _agents(manifest: SavedApp) -> dict[str, list[str]]:
     """All agents, each with its tasks."""
     found: dict[str, list[str]] = {}
     for task, stored in manifest.tasks.items():
@@ -216,7 +216,7 @@ def _agents(manifest: SavedJob) -> dict[str, list[str]]:
     return found
 
 
-def _agent_state(manifest: SavedJob, name: str, key: Any) -> pa.Table:
+def _agent_state(manifest: SavedApp, name: str, key: Any) -> pa.Table:
     """The state of an agent with `key=`; what agents share, for an agent without `key=`; or a namespace."""
     agents = _agents(manifest)
     agent = name.removesuffix(_TIMERS)
@@ -227,7 +227,7 @@ def _agent_state(manifest: SavedJob, name: str, key: Any) -> pa.Table:
     )
 
 
-def _state_in(manifest: SavedJob, within: str, agents: list[str], name: str, key: Any) -> pa.Table:
+def _state_in(manifest: SavedApp, within: str, agents: list[str], name: str, key: Any) -> pa.Table:
     """What one task of agents has of it."""
     name, of_timers = name.removesuffix(_TIMERS), name.endswith(_TIMERS)
     alike = [agent for agent in agents if agent.endswith(f".{name}")]
@@ -261,7 +261,7 @@ def _state_in(manifest: SavedJob, within: str, agents: list[str], name: str, key
         return read_namespaces(directory, manifest.created_ms, spaces.__contains__, key=key)
 
 
-def _timers_of(manifest: SavedJob, within: str, agent: str, key: Any) -> pa.Table:
+def _timers_of(manifest: SavedApp, within: str, agent: str, key: Any) -> pa.Table:
     """The timers that an agent has set, in one of its tasks; with a key only its."""
     task = manifest.tasks.get(within)
     if task is None or state_name(agent) not in task.states:
@@ -275,7 +275,7 @@ def _timers_of(manifest: SavedJob, within: str, agent: str, key: Any) -> pa.Tabl
     return pa.table(columns)
 
 
-def _unknown(manifest: SavedJob, name: str, spaces: list[str] | None = None) -> UserError:
+def _unknown(manifest: SavedApp, name: str, spaces: list[str] | None = None) -> UserError:
     known = [each.id for each in operators_of(manifest)] + (spaces or [])
     what = f"there are {', '.join(known)}" if known else "nothing in it keeps state"
     return UserError(f"checkpoint {manifest.checkpoint_id} has no operator or agent {name!r}", hint=what)

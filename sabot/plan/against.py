@@ -22,7 +22,7 @@ from sabot.plan.fills import ways
 from sabot.plan.paths import steps_of
 from sabot.plan.stages import Plan
 from sabot.plan.verdicts import Outcome, Planned, SavedStep, Verdict
-from sabot.state.reading import SavedJob
+from sabot.state.reading import SavedApp
 
 __all__ = ["Planned", "Verdict", "check", "compare", "once_more", "planned"]
 
@@ -58,7 +58,7 @@ def planned(plan: Plan) -> list[Planned]:
     return [replace(each, ways=leading.get(each.id, [])) for each in found]
 
 
-def compare(operators: Sequence[Planned], manifest: SavedJob, drop: Iterable[str] = ()) -> list[Verdict]:
+def compare(operators: Sequence[Planned], manifest: SavedApp, drop: Iterable[str] = ()) -> list[Verdict]:
     """A verdict for each operator of the program that keeps state, in order; then for those that only the checkpoint has.
 
     drop: what is given up: the id of an operator, in the program or in the checkpoint; or OPERATOR.NAME, for one of its aggregates, or for
@@ -164,7 +164,7 @@ def _names(schema: Mapping[str, Any]) -> Iterator[str]:
     return (name for name, *_ in schema[listed]) if listed else iter(())
 
 
-def _saved(manifest: SavedJob) -> Iterator[SavedStep]:
+def _saved(manifest: SavedApp) -> Iterator[SavedStep]:
     texts: dict[str, str] = {}
     for task in manifest.tasks.values():
         for operator, facts in task.meta.get("operators", {}).items():

@@ -1,4 +1,4 @@
-"""The process that hosts a job: the settings of its interpreter, and how to run if it already has an event loop."""
+"""The process that hosts an app: the settings of its interpreter, and how to run if it already has an event loop."""
 
 import asyncio
 import gc
@@ -9,26 +9,26 @@ from typing import Any
 
 
 class Interpreter:
-    """Process-wide settings that suit a running job. The earlier ones are restored when the last job has ended."""
+    """Process-wide settings that suit a running app. The earlier ones are restored when the last app has ended."""
 
     def __init__(self) -> None:
-        self._jobs = 0
+        self._apps = 0
         self._before: tuple[float, tuple[int, int, int]] = (0.0, (0, 0, 0))
 
     def suit(self) -> None:
         """Threads release the GIL after 0.5 ms: with Python's 5 ms, a busy source thread delays each hand-over to the event loop by that
         long. The garbage collector runs after 50,000 new objects instead of 700, as rows come and go by the thousand, without cycles.
         """
-        self._jobs += 1
-        if self._jobs == 1:
+        self._apps += 1
+        if self._apps == 1:
             self._before = sys.getswitchinterval(), gc.get_threshold()
             sys.setswitchinterval(min(self._before[0], 0.0005))
             gc.set_threshold(max(self._before[1][0], 50_000), *self._before[1][1:])
 
     def restore(self) -> None:
-        """Called when a job has ended."""
-        self._jobs -= 1
-        if self._jobs == 0:
+        """Called when an app has ended."""
+        self._apps -= 1
+        if self._apps == 0:
             sys.setswitchinterval(self._before[0])
             gc.set_threshold(*self._before[1])
 

@@ -26,7 +26,7 @@ async def take_lease(
     """Returns what lets the lease go, blocking. It is that of the topic that comes first by name; there is none, and nothing to let go,
     where no topic of Kafka is read, or the job has a storage for checkpoints, which has an owner already.
 
-    lost: called on this loop with a JobLocked. Raises JobLocked where another worker has the lease, StoppedEarly.
+    lost: called on this loop with an AppLocked. Raises AppLocked where another worker has the lease, StoppedEarly.
     """
     scheme, _ = parse_broker(app.broker)
     read = {node.source for node in walk(writes) if isinstance(node, Read) and isinstance(node.source, str)}

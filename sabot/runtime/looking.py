@@ -8,11 +8,11 @@ from sabot.api.nodes.read import endless_read
 from sabot.connectors.files.choice import format_of
 from sabot.connectors.memory import TableSink
 from sabot.errors import UserError
+from sabot.runtime.app_runner import AppRunner
 from sabot.runtime.host import run_here
-from sabot.runtime.job import Job
 
 
-def rows_of(job: Job, node: Node, limit: int | None, seconds: float | None) -> pa.Table:
+def rows_of(runner: AppRunner, node: Node, limit: int | None, seconds: float | None) -> pa.Table:
     """The rows of a step, at most `limit`, and those that come within so many seconds. Raises UserError where that would never end."""
     endless = endless_read(node)
     waits = limit is None or any(isinstance(each, Materialize) for each in walk([node]))
@@ -24,5 +24,5 @@ def rows_of(job: Job, node: Node, limit: int | None, seconds: float | None) -> p
             hint = f'it is a topic; a file of this name is read by app.stream(files("{endless.name}"))'
         raise UserError(f"collect: stream {endless.name} has no end", hint=hint)
     sink = TableSink(limit=limit)
-    run_here(lambda: job.run_alone(node, sink, seconds))
+    run_here(lambda: runner.run_alone(node, sink, seconds))
     return sink.table()

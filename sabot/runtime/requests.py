@@ -15,7 +15,7 @@ from sabot.threads import aside
 _log = logging.getLogger(__name__)
 
 
-class JobRequests:
+class AppRequests:
     """Those to one run of a job. All methods on its event loop.
 
     {"checkpoint": true}    a checkpoint, now

@@ -1,6 +1,6 @@
 """What a start makes of a program and of the checkpoint that it restores: the plan, whose state is restored, and what is refused.
 
-`StreamJob` calls these functions before it opens anything, and `sabot plan` before anything runs. As both use the same checks, the
+`LocalStreams` calls these functions before it opens anything, and `sabot plan` before anything runs. As both use the same checks, the
 command never promises what a start refuses. Nothing here starts a thread or writes.
 """
 

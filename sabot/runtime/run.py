@@ -16,19 +16,19 @@ import numpy.ma  # noqa: F401 - pyarrow loads it with the first array of numpy's
 from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest, Requests, serve
 from sabot.delivery import StagedSinks
-from sabot.errors import AgentFailed, CheckpointFailed, JobLocked, SabotError, TransientError
+from sabot.errors import AgentFailed, AppLocked, CheckpointFailed, SabotError, TransientError
 from sabot.llm.telemetry import RunEngines
 from sabot.metrics import Metrics, Sample
 from sabot.runtime.facts import check_facts
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.lease import take_lease
+from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.origin import Origin
-from sabot.runtime.requests import JobRequests
+from sabot.runtime.requests import AppRequests
 from sabot.runtime.restore import check_app, restore_state
 from sabot.runtime.run_journal import RunJournal
 from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval, settings_of
-from sabot.runtime.stream_job import StreamJob
 from sabot.runtime.streams import SpreadStreams, Streams
 from sabot.runtime.task import StreamTask
 from sabot.state import StateBackend
@@ -37,7 +37,7 @@ from sabot.watch import unexpected, watched
 
 if TYPE_CHECKING:
     from sabot.journal import Journal
-    from sabot.runtime.agent_job import AgentJob
+    from sabot.runtime.local_agents import LocalAgents
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Run:
         in_run: bool,
     ) -> None:
         """stop_asked: set when the user asks for a stop. first_record_s: see Settings. heed: gets every failure, which may be an exit.
-        restarts: of the job so far. in_run: `Job.run` begins another run after this one where `goes_on` is set.
+        restarts: of the app so far. in_run: `AppRunner.run` begins another run after this one where `goes_on` is set.
         """
         self.app = app
         self.agents = agents
@@ -82,7 +82,7 @@ class Run:
         self.ended = False  # all inputs have ended: output that is not delivered now stays undelivered
         self.left: list[tuple[str, Handle]] = []  # threads that did not end, with the user's objects in which they hang
         self.left_behind: list[str] = []  # calls that ignored their cancellation
-        self.taken: JobLocked | None = None  # set if, at the end of the run, another worker holds the lock of the job
+        self.taken: AppLocked | None = None  # set if, at the end of the run, another worker holds the lock of the app
         self.can_go_back = False  # another run can resume from the last checkpoint
         self.goes_on = asyncio.Event()  # it is asked to end, so that another run begins with other settings
         self.last_figures: dict[str, Any] = {name: {} for name in LASTING}
@@ -109,7 +109,7 @@ class Run:
         self._owns_backend = False
         self._delivery: StagedSinks | None = None
         self._let_go: Callable[[], None] = lambda: None  # of the lease at the broker
-        self._agents: AgentJob | None = None
+        self._agents: LocalAgents | None = None
         self._streams: Streams | None = None
         self._spread: SpreadStreams | None = None  # the same, where they and the agents are in other processes
 
@@ -160,14 +160,14 @@ class Run:
             guard.check_names(
                 [each.func for each in specs], [each.agent_id for each in specs], f"app {app.id}: its policy"
             )
-        await self._open_jobs(manifest, self._settings(self._delivery))
+        await self._open_parts(manifest, self._settings(self._delivery))
         self._let_go = await take_lease(app, storage, self.agents, self._writes, self._stop_asked, self.break_)
         self._delivery.check_restored()
         await to_the_end(self._delivery.open())
         self._let_run()
         if storage is not None and storage.asked_at is not None:
             anew = self.goes_on.set if self._in_run else None
-            asked = JobRequests(app, storage, coordinator, self._spread, restarts=self._restarts, begin_anew=anew)
+            asked = AppRequests(app, storage, coordinator, self._spread, restarts=self._restarts, begin_anew=anew)
             requests = serve(Requests(storage.asked_at), asked.answer)
             self._periodic.append(self._beside(requests, "requests"))
         if self._origin.savepoint is not None:
@@ -202,7 +202,7 @@ class Run:
             first_record_s=self._first_record_s,
         )
 
-    async def _open_jobs(self, manifest: Manifest | None, settings: Settings) -> None:
+    async def _open_parts(self, manifest: Manifest | None, settings: Settings) -> None:
         """Opens the streams and the agents."""
         if self.app.workers is not None:
             assert self._delivery is not None
@@ -213,9 +213,9 @@ class Run:
             return
         specs = [agent.spec for agent in self.agents.values() if agent.spec is not None]
         if self.agents:
-            from sabot.runtime.agent_job import AgentJob  # imported late: it loads what runs agents
+            from sabot.runtime.local_agents import LocalAgents  # imported late: it loads what runs agents
 
-            self._agents = AgentJob(
+            self._agents = LocalAgents(
                 specs,
                 settings,
                 coordinator=self._coordinator,
@@ -231,7 +231,7 @@ class Run:
             agent.state_backend = self._backend
         if self._writes:
             wanted = {} if self._agents is None else self._agents.sinks.wanted
-            streams = self._streams = StreamJob(self._writes, settings, agents=specs, wanted=wanted)
+            streams = self._streams = LocalStreams(self._writes, settings, agents=specs, wanted=wanted)
             if self._agents is not None:
                 self._agents.streams = streams
             await streams.open(manifest)
@@ -295,8 +295,8 @@ class Run:
     def _hold(self, held: bool) -> None:
         """Stops reading while too much output waits (held), or resumes it. From any thread."""
         held = held or self.failure is not None
-        for job in self._jobs():
-            job.hold(held)
+        for part in self._parts():
+            part.hold(held)
         if held:  # the output may wait for a checkpoint that is not due for long
             tell(self._loop, self._coordinator.beat)
 
@@ -361,13 +361,13 @@ class Run:
         broken = asyncio.shield(self._broken)
         ends = (self._stop_asked.wait(), self._agents_broken.wait(), self.goes_on.wait())
         waits: set[asyncio.Future[Any]] = {*map(asyncio.ensure_future, ends), broken}
-        jobs = self._jobs()
-        over = asyncio.ensure_future(all_over([job.running for job in jobs]))
+        parts = self._parts()
+        over = asyncio.ensure_future(all_over([part.running for part in parts]))
         if self._streams is not None:
             self._streams.awaited = True
-        if jobs:
+        if parts:
             waits.add(over)
-            if all(job.was_complete for job in jobs):
+            if all(part.was_complete for part in parts):
                 durable = None if self._agents is None else self._agents.task.jobs
                 if durable is not None and durable.go_on:
                     told = "app %s had read all its inputs with checkpoint %s: nothing is read twice, and open jobs go on: %d"
@@ -406,12 +406,12 @@ class Run:
                 await asyncio.wait(self._periodic)
             for agent in self.agents.values():
                 agent.stops()
-            jobs = self._jobs()
-            # If the job was complete at its start, nothing was opened.
+            parts = self._parts()
+            # If the app was complete at its start, nothing was opened.
             complete = not self.agents and self._streams is not None and self._streams.was_complete
-            if jobs and not complete and not self._is_broken():
+            if parts and not complete and not self._is_broken():
                 # Together, as each may end inputs of the other.
-                await asyncio.gather(*(job.stop(drain=drain) for job in jobs))
+                await asyncio.gather(*(part.stop(drain=drain) for part in parts))
                 if not self._is_broken():
                     await self._checkpoint()
                     await self._deliver_the_rest()
@@ -427,7 +427,7 @@ class Run:
             raise CheckpointFailed(f"no last checkpoint: {failure.message}", hint=hint) from failure
 
     def _is_broken(self) -> bool:
-        return self._broken.done() or any(job.broken for job in self._jobs())
+        return self._broken.done() or any(part.broken for part in self._parts())
 
     async def _deliver_the_rest(self) -> None:
         """Delivers the output of the last checkpoint. If all inputs have ended, completes the results, and takes a checkpoint of that."""
@@ -453,9 +453,9 @@ class Run:
             except CheckpointFailed as error:
                 _log.warning("%s; the next start looks at what was delivered", error)
 
-    def _jobs(self) -> "list[AgentJob | Streams]":
-        """Returns what runs: the job of the agents, if there is one, and the job of the streams."""
-        return [job for job in (self._agents, self._streams) if job is not None]
+    def _parts(self) -> "list[LocalAgents | Streams]":
+        """Returns what runs of the app: its agents and its streams, as far as it has them."""
+        return [part for part in (self._agents, self._streams) if part is not None]
 
     async def release(self) -> None:
         """Closes everything that is open. Failed agents stay FAILED."""
@@ -466,11 +466,11 @@ class Run:
         known = self.restored_from is not None or coordinator.statistics()["completed"] > 0
         self.can_go_back = storage is not None and (backend is None or self._owns_backend or known)
         if storage is not None:
-            try:  # a worker that has lost the job must not claim it back with a restart
+            try:  # a worker that has lost the app must not claim it back with a restart
                 await aside(storage.check_owner)
             except SabotError as error:
-                self.taken = error if isinstance(error, JobLocked) else None
-        coordinator.refuse("the job is stopping")  # requests that wait must not reach tasks that have ended
+                self.taken = error if isinstance(error, AppLocked) else None
+        coordinator.refuse("the app is stopping")  # requests that wait must not reach tasks that have ended
         async with AsyncExitStack() as last:  # closes in reverse order, even if one of them raises
             if storage is not None:
                 last.push_async_callback(aside, storage.unlock)
@@ -487,13 +487,13 @@ class Run:
                 last.push_async_callback(delivery.close)
             last.callback(setattr, coordinator, "delivery", None)
             last.push_async_callback(coordinator.close)
-            for job in self._jobs():
-                last.callback(self._note_left, job)
-                last.push_async_callback(job.close)
+            for part in self._parts():
+                last.callback(self._note_left, part)
+                last.push_async_callback(part.close)
 
-    def _note_left(self, job: "AgentJob | Streams") -> None:
-        self.left_behind += job.left_behind
-        self.left += job.left
+    def _note_left(self, part: "LocalAgents | Streams") -> None:
+        self.left_behind += part.left_behind
+        self.left += part.left
 
     # -- figures, from any thread -------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from sabot.operators import Counters
 from sabot.state import StateBackend
 
 if TYPE_CHECKING:
-    from sabot.runtime.agent_job import AgentJob
+    from sabot.runtime.local_agents import LocalAgents
 
 
 class RunnableAgent(Counters, Protocol):
@@ -26,7 +26,7 @@ class RunnableAgent(Counters, Protocol):
     def starts(self, broker: str, kafka: dict[str, Any]) -> None:
         """A run begins."""
 
-    def runs_in(self, job: "AgentJob") -> None:
+    def runs_in(self, job: "LocalAgents") -> None:
         """The agent has started, in this job."""
 
     def runs_elsewhere(self) -> None:

@@ -17,7 +17,7 @@ from sabot.connectors.places import Place
 from sabot.delivery import StagedSinks
 from sabot.kafka import open_sink, open_source
 from sabot.runtime.runnable import RunnableAgent
-from sabot.runtime.spread import Spread, WholeJob
+from sabot.runtime.spread import Spread, WholeApp
 from sabot.runtime.streams import SpreadStreams, TaskCoordinator
 from sabot.state import StateBackend
 from sabot.state.base import LocalBackend
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sabot.jobs.log import Listener
     from sabot.journal import Journal
 
-_WHOLE = WholeJob()
+_WHOLE = WholeApp()
 _EPOCH_SECONDS = 1.0  # between checkpoints with an exactly-once sink, whose results wait for them
 _CHECKPOINT_SECONDS = 60.0  # between checkpoints without one
 

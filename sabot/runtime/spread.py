@@ -46,7 +46,7 @@ class Spread(Protocol):
         """A task of this process has processed the input for which sources of the others wait. From the task's thread."""
 
 
-class WholeJob:
+class WholeApp:
     """The spread of a job that runs in one process."""
 
     whole = True

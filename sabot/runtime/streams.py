@@ -55,7 +55,7 @@ class AgentCoordinator(TaskCoordinator, Protocol):
 
 
 class Streams(Protocol):
-    """The streams of one run of an app, wherever their tasks run: here (`StreamJob`), or in processes of their own."""
+    """The streams of one run of an app, wherever their tasks run: here (`LocalStreams`), or in processes of their own."""
 
     was_complete: bool
     awaited: bool
@@ -63,7 +63,7 @@ class Streams(Protocol):
     left: list[tuple[str, Handle]]
 
     async def open(self, restored: Manifest | None = None) -> None:
-        """See `StreamJob.open`, as for all the others."""
+        """See `LocalStreams.open`, as for all the others."""
 
     def run(self) -> None: ...
 
@@ -105,7 +105,7 @@ class AgentsElsewhere(Protocol):
     on_failed: Callable[[str, AgentFailed], None]
     """Is called with the id of an agent that has failed at a record."""
     needs_checkpoint: bool
-    """See `AgentJob.needs_checkpoint`."""
+    """See `LocalAgents.needs_checkpoint`."""
 
     def statistics(self) -> dict[str, Any]:
         """See `AgentTask.statistics`; and `state`, of the backend. From any thread."""

@@ -10,7 +10,7 @@ from threading import Lock
 from typing import IO, Self
 
 from sabot.disk import copy_private, link_or_copy, lock, make_folder, own_folder, sync, tell_of_open_folder
-from sabot.errors import JobLocked, UserError
+from sabot.errors import AppLocked, UserError
 from sabot.faults import hint_of
 
 _IMMUTABLE = (".sst", ".blob")
@@ -19,11 +19,11 @@ _IMMUTABLE = (".sst", ".blob")
 def lock_directory(directory: Path) -> IO[bytes]:
     """Makes the directory, and locks it until the returned file is closed or the process ends in any way.
 
-    Raises JobLocked, naming the directory and the process that has it; UserError if it cannot be made.
+    Raises AppLocked, naming the directory and the process that has it; UserError if it cannot be made.
     """
 
-    def taken(holder: str) -> JobLocked:
-        return JobLocked(
+    def taken(holder: str) -> AppLocked:
+        return AppLocked(
             f"state directory {directory} is in use by process {holder or 'unknown'}",
             hint="stop it, or give another directory",
         )

@@ -40,7 +40,7 @@ def open_backend(
 ) -> StateBackend | None:
     """The backend for `state=`: in memory for "memory", RocksDB in DIR/directory_name for DIR or "rocksdb:///abs/dir"; None for None.
 
-    `config` gives further fields of BackendConfig. Raises UserError, JobLocked.
+    `config` gives further fields of BackendConfig. Raises UserError, AppLocked.
     """
     if state is None:
         return None

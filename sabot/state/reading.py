@@ -37,7 +37,7 @@ class SavedTask(Protocol):
     def states(self) -> Mapping[str, str]: ...
 
 
-class SavedJob(Protocol):
+class SavedApp(Protocol):
     """The part of `checkpoint.Manifest` that reading needs."""
 
     @property

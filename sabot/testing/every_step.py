@@ -37,7 +37,7 @@ Moment = Literal["before", "after", "torn"]
 
 _DIED = 77  # the exit code of a process that dies as it was told
 # With what the run of an app loads when it begins: each process would load it anew, in several times what its life takes. (numpy: unique.)
-_PRELOADED = (__name__, "sabot.runtime.run", "sabot.runtime.job", "sabot.operators.keyed.running", "numpy.ma")
+_PRELOADED = (__name__, "sabot.runtime.run", "sabot.runtime.app_runner", "sabot.operators.keyed.running", "numpy.ma")
 
 
 @dataclass

@@ -2,10 +2,10 @@
 
     ready        callbacks of the event loop, first come, first served
     threads      the engine's threads of control (`sabot.threads.Turn`), one turn at a time
-    jobs         work of the loop's executors: each runs when its turn comes, and its result goes to the loop
+    calls        work of the loop's executors: each runs when its turn comes, and its result goes to the loop
     timers       due by virtual time, which moves a little with each turn, and on to the next timer when nothing else can run
 
-What runs belongs to a process (`SimulatedProcess`), as the context says in which it was made. Most simulations have one; that of a job
+What runs belongs to a process (`SimulatedProcess`), as the context says in which it was made. Most simulations have one; that of an app
 over workers has one for each of these, which may be killed while the others go on.
 
 Each turn may make work for others, so a thread that had nothing to do is asked again after another has done something.
@@ -104,7 +104,7 @@ class _SimulatedThread:
         return took
 
 
-class _Job:
+class _ExecutorCall:
     """A call that was given to `run_in_executor`."""
 
     def __init__(self, future: "asyncio.Future[Any]", function: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -150,7 +150,9 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self._ready: deque[asyncio.Handle] = deque()
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._numbers = itertools.count()
-        self._jobs: dict[int, deque[_Job]] = {}  # a queue per executor; with several threads, a queue per job
+        self._calls: dict[
+            int, deque[_ExecutorCall]
+        ] = {}  # a queue per executor; with several threads, a queue per call
         self._idle: set[_SimulatedThread] = set()
         self._running = False
         self._closed = False
@@ -207,7 +209,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self._now += self.dice.random() * self._turn_seconds
         self._ring()
         awake = [thread for thread in self.threads if thread not in self._idle]
-        lines = [key for key, line in self._jobs.items() if line]
+        lines = [key for key, line in self._calls.items() if line]
         choices = bool(self._ready) + len(awake) + len(lines)
         if not choices:
             self._sleep()
@@ -231,13 +233,13 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
             self._idle.clear()
 
     def _work(self, key: int) -> None:
-        line = self._jobs[key]
-        job = line.popleft()
+        line = self._calls[key]
+        call = line.popleft()
         if not line:
-            del self._jobs[key]
-        if not job.future.cancelled():
+            del self._calls[key]
+        if not call.future.cancelled():
             self.now_in = _EXECUTOR
-            self.call_soon(job.run())
+            self.call_soon(call.run())
         self._idle.clear()
 
     def _call(self, handle: asyncio.Handle) -> None:
@@ -305,7 +307,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         number = next(self._numbers)
         in_order = getattr(executor, "_max_workers", 0) == 1
         key = id(executor) if in_order else -number
-        self._jobs.setdefault(key, deque()).append(_Job(future, func, args))
+        self._calls.setdefault(key, deque()).append(_ExecutorCall(future, func, args))
         return future
 
     def create_future(self) -> "asyncio.Future[Any]":

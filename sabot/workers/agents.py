@@ -9,13 +9,13 @@ from sabot.errors import AgentFailed
 from sabot.journal import Journal
 from sabot.metrics import Sample
 from sabot.runtime.agent_groups import TASK, AgentGroup
-from sabot.runtime.agent_job import AgentJob
 from sabot.runtime.facts import stored_journal
 from sabot.runtime.jobs import check_journal
+from sabot.runtime.local_agents import LocalAgents
+from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.restore import restore_state
 from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import AppSettings, Settings
-from sabot.runtime.stream_job import StreamJob
 from sabot.state import StateBackend
 from sabot.state.base import LocalBackend
 from sabot.threads import aside
@@ -38,7 +38,7 @@ class WorkerAgents:
 
     def __init__(self, app: AppWithAgents, group: AgentGroup, send: Callable[[ControlMessage], None]) -> None:
         """send: tells the coordinator something."""
-        self.job: AgentJob
+        self.local: LocalAgents
         self._app = app
         self._group = group
         self._agents = {agent_id: agent for agent_id, agent in app.agents().items() if agent_id in group.agents}
@@ -48,7 +48,7 @@ class WorkerAgents:
         self._backend: StateBackend | None = None
 
     async def open(
-        self, settings: Settings, checkpoints: RemoteCheckpoints, streams: StreamJob, restored: Manifest | None
+        self, settings: Settings, checkpoints: RemoteCheckpoints, streams: LocalStreams, restored: Manifest | None
     ) -> None:
         """Opens all, where the checkpoint says. streams: those of this worker, which are open."""
         specs = [agent.spec for agent in self._app.agents().values() if agent.spec is not None]
@@ -63,7 +63,7 @@ class WorkerAgents:
             await restore_state(self._backend, restored, self._group.task)
         for agent in self._agents.values():
             agent.state_backend = self._backend
-        self.job = AgentJob(
+        self.local = LocalAgents(
             specs,
             settings,
             coordinator=checkpoints,
@@ -77,8 +77,8 @@ class WorkerAgents:
             group=self._group,
         )
         if not self._group.own:
-            self.job.streams = streams
-        await self.job.open(restored)
+            self.local.streams = streams
+        await self.local.open(restored)
 
     @property
     def _keeps_state(self) -> bool:
@@ -89,22 +89,22 @@ class WorkerAgents:
 
     def run(self) -> None:
         """Lets run what is open."""
-        self.job.task.on_broken = self._broke
-        self.job.run()
+        self.local.task.on_broken = self._broke
+        self.local.run()
         for agent in self._agents.values():
-            agent.runs_in(self.job)
+            agent.runs_in(self.local)
 
     def _failed(self, agent_id: str, failure: AgentFailed) -> None:
         self._agents[agent_id].on_failed(failure)
         self._send(AgentHasFailed(agent_id, failed(failure)))
 
     def _broke(self) -> None:
-        assert self.job.task.broken is not None
-        self._send(failed(self.job.task.broken))
+        assert self.local.task.broken is not None
+        self._send(failed(self.local.task.broken))
 
     async def close(self) -> None:
         """Ends and closes all."""
-        await self.job.close()
+        await self.local.close()
         for agent in self._agents.values():
             agent.released()
         if self._journal is not None and self._mail is not None:
@@ -117,19 +117,19 @@ class WorkerAgents:
 
     def waiting(self) -> dict[str, int]:
         """By agent, the records that wait."""
-        return {agent_id: operator.held.rows for agent_id, operator in dict(self.job.task.operators).items()}
+        return {agent_id: operator.held.rows for agent_id, operator in dict(self.local.task.operators).items()}
 
     def statistics(self) -> dict[str, Any]:
         """`agents`: the figures of each; `state`: of the backend; and those of the task."""
         return {
             "agents": {agent_id: agent.figures() for agent_id, agent in self._agents.items()},
             "state": {} if self._backend is None else self._backend.statistics(),
-            **self.job.task.statistics(),
+            **self.local.task.statistics(),
         }
 
     def samples(self) -> list[Sample]:
         """For metrics."""
-        found = list(self.job.task.samples())
+        found = list(self.local.task.samples())
         if self._backend is not None:
             state = self._backend.statistics()
             found += [Sample("sabot_state_bytes", state["bytes"]), Sample("sabot_state_keys", state["keys"])]

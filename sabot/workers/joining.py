@@ -51,7 +51,7 @@ class Ticket(msgspec.Struct, frozen=True):
         return msgspec.msgpack.encode(msgspec.structs.replace(self, parent=parent))
 
 
-class JoinedJob(msgspec.Struct, frozen=True):
+class JoinedApp(msgspec.Struct, frozen=True):
     """A worker whose coordinator has taken it. host: the address of this machine that the coordinator has seen."""
 
     connection: ControlConnection
@@ -104,7 +104,7 @@ def read_ticket() -> Ticket:
     return ticket
 
 
-async def join(ticket: Ticket) -> JoinedJob:
+async def join(ticket: Ticket) -> JoinedApp:
     """Connects, and waits until the coordinator takes this worker.
 
     Raises TransientError where nobody answers or the coordinator is gone, UserError where it refuses this worker.
@@ -132,7 +132,7 @@ async def join(ticket: Ticket) -> JoinedJob:
     connection.send(Join(ticket.token, ticket.number, os.getpid(), socket.gethostname(), versions()))
     message = await connection.next()
     if isinstance(message, Welcome):
-        return JoinedJob(connection, message, connection.local_host, None if secrets is None else secrets.tls)
+        return JoinedApp(connection, message, connection.local_host, None if secrets is None else secrets.tls)
     await connection.close()
     if isinstance(message, JoinRefused):
         raise UserError(

@@ -23,12 +23,12 @@ from sabot.exchange import Exchange
 from sabot.exits import EXITS
 from sabot.process.tree import numbers_of
 from sabot.runtime.agent_groups import agent_groups
-from sabot.runtime.agent_job import AgentJob
 from sabot.runtime.agent_sinks import AgentSinks
 from sabot.runtime.alignment import Alignment
 from sabot.runtime.blocking import Watch
+from sabot.runtime.local_agents import LocalAgents
+from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.settings import settings_of
-from sabot.runtime.stream_job import StreamJob
 from sabot.threads import aside, tell, threads
 from sabot.watch import unexpected, watched
 from sabot.workers.agents import AppWithAgents, WorkerAgents
@@ -65,7 +65,7 @@ from sabot.workers.share import RowExchange, WorkerShare
 
 _log = logging.getLogger(__name__)
 
-AGAIN = 3  # the exit code of a worker whose epoch has failed, or was to end: its job may have another one
+AGAIN = 3  # the exit code of a worker whose epoch has failed, or was to end: its app may have another one
 BEAT_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 
@@ -78,7 +78,7 @@ class WorkerApp(AppWithAgents, Protocol):
         """See `App.configure`."""
 
     def checkpoints(self) -> CheckpointStorage | None:
-        """The checkpoints of the job, not locked; None: it keeps none."""
+        """the checkpoints of the app, not locked; None: it keeps none."""
 
     async def let_go(self) -> None:
         """The end of a process that has run a part of the app."""
@@ -117,7 +117,7 @@ async def _work(ticket: Ticket, load: Callable[[], WorkerApp], named: Callable[[
     try:
         app = load()
         exchange = Exchange(joined.welcome.token, host=joined.host, tls=joined.tls)
-        worker = JobWorker(app, joined.connection, joined.welcome, exchange)
+        worker = AppWorker(app, joined.connection, joined.welcome, exchange)
         code = 0 if await worker.run() else AGAIN
         # Nothing that it could still do counts; and calls that run on would hold up the end.
         if code or worker.left_behind:
@@ -136,28 +136,28 @@ async def _work(ticket: Ticket, load: Callable[[], WorkerApp], named: Callable[[
 class _OpenShare:
     """What a worker has open."""
 
-    job: StreamJob
+    streams: LocalStreams
     agents: list[WorkerAgents]
     share: WorkerShare
     checkpoints: RemoteCheckpoints
     tracks: RemoteTracks
 
     @property
-    def jobs(self) -> list[StreamJob | AgentJob]:
+    def parts(self) -> list[LocalStreams | LocalAgents]:
         """All that runs here."""
-        return [self.job, *(each.job for each in self.agents)]
+        return [self.streams, *(each.local for each in self.agents)]
 
     def run(self) -> list[asyncio.Future[None]]:
         """Lets all run, and returns what ends when it is over."""
         self.share.connect()
-        self.job.run()
-        self.job.awaited = True
+        self.streams.run()
+        self.streams.awaited = True
         for each in self.agents:
             each.run()
-        return [*([self.job.running] if self.job.tasks else []), *(each.job.running for each in self.agents)]
+        return [*([self.streams.running] if self.streams.tasks else []), *(each.local.running for each in self.agents)]
 
 
-class JobWorker:
+class AppWorker:
     """All methods on one event loop."""
 
     def __init__(self, app: WorkerApp, connection: ControlChannel, welcome: Welcome, exchange: RowExchange) -> None:
@@ -172,14 +172,14 @@ class JobWorker:
         self._running: list[asyncio.Future[None]] = []
         self._stopping: asyncio.Task[None] | None = None
         self._telling: asyncio.Task[None] | None = None  # how far behind event time is here
-        self._again = False  # the job goes on with other workers
+        self._again = False  # the app goes on with other workers
         self._unheard = 0  # heartbeats since the coordinator has said something
         app.configure(**welcome.settings)
         self._exchange = exchange
         self._exchange.on_failed = self._edge_failed
 
     async def run(self) -> bool:
-        """Works until the coordinator says `Close`, or is gone; -> whether it has said so, and that the job is over."""
+        """Works until the coordinator says `Close`, or is gone; -> whether it has said so, and that the app is over."""
         self._connection.send(Hello(self._exchange.address))
         working = asyncio.create_task(self._work(), name="messages")
         beating = asyncio.create_task(self._beat(), name="heartbeat")
@@ -216,7 +216,7 @@ class JobWorker:
         opened = self._open
         if opened is None:
             return  # it could not open its tasks, and has said so
-        job = opened.job
+        streams = opened.streams
         if isinstance(message, RunTasks):
             opened.tracks.begin(message.given)
             self._running = opened.run()
@@ -231,15 +231,15 @@ class JobWorker:
         elif isinstance(message, Retained):
             opened.checkpoints.retained(message.oldest_id)
         elif isinstance(message, Hold):
-            for running in opened.jobs:
+            for running in opened.parts:
                 running.hold(message.held)
         elif isinstance(message, HoldReaders):
-            for reader in job.build.readers_before(message.stage):
+            for reader in streams.build.readers_before(message.stage):
                 (reader.wait_for if message.held else reader.go_on)(message.name)
         elif isinstance(message, Drift):
-            job.build.alignments[message.stage].elsewhere(message.least_ms, message.least_unread_ms)
+            streams.build.alignments[message.stage].elsewhere(message.least_ms, message.least_unread_ms)
         elif isinstance(message, HasFirst):
-            job.build.has_first(message.stage, message.task)
+            streams.build.has_first(message.stage, message.task)
         elif isinstance(message, Stop):
             self._stopping = asyncio.create_task(self._stop(opened, drain=message.drain), name="stop")
         else:
@@ -248,7 +248,7 @@ class JobWorker:
     async def _start(self, start: Start) -> None:
         try:
             self._open = await self._opened(start)
-            self._tell_drifts(self._open.job.build.alignments)
+            self._tell_drifts(self._open.streams.build.alignments)
             self._connection.send(Opened())
         except (Exception, *EXITS) as error:
             self._connection.send(failed(unexpected("the start of the worker", error)))
@@ -280,17 +280,17 @@ class JobWorker:
         specs = [agent.spec for agent in app.agents().values() if agent.spec is not None]
         ends = [] if start.over else app.ends()
         wanted = AgentSinks(specs, ends, settings).wanted
-        job = StreamJob(ends, settings, agents=specs, wanted=wanted)
-        await job.open(restored if ends else None)
+        streams = LocalStreams(ends, settings, agents=specs, wanted=wanted)
+        await streams.open(restored if ends else None)
         here = [group for group in agent_groups(specs, ends) if share.is_here(group.task)]
         agents = [WorkerAgents(app, group, self._connection.send) for group in here]
         for each in agents:
-            await each.open(settings, checkpoints, job, restored)
-        return _OpenShare(job, agents, share, checkpoints, tracks)
+            await each.open(settings, checkpoints, streams, restored)
+        return _OpenShare(streams, agents, share, checkpoints, tracks)
 
     async def _stop(self, opened: _OpenShare, *, drain: bool) -> None:
         try:
-            await asyncio.gather(*(each.stop(drain=drain) for each in opened.jobs))
+            await asyncio.gather(*(each.stop(drain=drain) for each in opened.parts))
         except (Exception, *EXITS) as error:
             self._connection.send(failed(unexpected("the stop of the worker", error)))
             return
@@ -301,11 +301,11 @@ class JobWorker:
         """Closes everything that is open."""
         opened = self._open
         if opened is not None:
-            await opened.job.close()
+            await opened.streams.close()
             for each in opened.agents:
                 await each.close()
             await aside(opened.checkpoints.close)
-            self.left_behind = [call for each in opened.jobs for call in each.left_behind]
+            self.left_behind = [call for each in opened.parts for call in each.left_behind]
         await aside(self._exchange.close)
         await self._app.lifespan.close()
         await self._app.let_go()
@@ -364,14 +364,14 @@ class JobWorker:
         if self._open is None:
             return [], {}
         waiting = {agent_id: rows for each in self._open.agents for agent_id, rows in each.waiting().items()}
-        return self._open.job.tasks, waiting
+        return self._open.streams.tasks, waiting
 
     def _figures(self) -> Beat:
         opened = self._open
         memory_bytes, cpu_seconds = numbers_of(os.getpid()) or (None, None)
-        if opened is None or not opened.job.started:
+        if opened is None or not opened.streams.started:
             return Beat(memory_bytes=memory_bytes, cpu_seconds=cpu_seconds)
-        figures = msgspec.to_builtins(opened.job.statistics(), enc_hook=str)
+        figures = msgspec.to_builtins(opened.streams.statistics(), enc_hook=str)
         samples = [
             (
                 each.name,
@@ -380,12 +380,15 @@ class JobWorker:
                 each.topic,
                 each.partition,
             )
-            for each in [*opened.job.samples(), *(sample for agents in opened.agents for sample in agents.samples())]
+            for each in [
+                *opened.streams.samples(),
+                *(sample for agents in opened.agents for sample in agents.samples()),
+            ]
         ]
-        agents = {each.job.task.name: msgspec.to_builtins(each.statistics(), enc_hook=str) for each in opened.agents}
+        agents = {each.local.task.name: msgspec.to_builtins(each.statistics(), enc_hook=str) for each in opened.agents}
         hints = opened.checkpoints.hints()
         saving = opened.checkpoints.saving()
-        return Beat(opened.job.progress(), figures, samples, hints, agents, memory_bytes, cpu_seconds, saving)
+        return Beat(opened.streams.progress(), figures, samples, hints, agents, memory_bytes, cpu_seconds, saving)
 
 
 def _check_shared(folder: Path, proof: str) -> None:
@@ -417,7 +420,7 @@ def saved_of(start: Start, worker: int, storage: CheckpointStorage | None) -> Sa
 
 
 def _read(app: WorkerApp, checkpoint_id: int, place: str | None, storage: CheckpointStorage | None) -> Manifest:
-    """storage: of the job. place: another one, in which the checkpoint is."""
+    """storage: of the app. place: another one, in which the checkpoint is."""
     if place is not None:
         storage = CheckpointStorage(place)
     if storage is None:

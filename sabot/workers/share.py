@@ -8,7 +8,7 @@ import pyarrow as pa
 from sabot._cython.flow.channel import Channel
 from sabot.errors import UserError
 from sabot.plan import Plan
-from sabot.runtime.spread import Holds, WholeJob
+from sabot.runtime.spread import Holds, WholeApp
 from sabot.workers.messages import ControlMessage, HasFirst, HoldReaders, Start
 from sabot.workers.placement import fingerprint
 
@@ -31,7 +31,7 @@ class RowExchange(Protocol):
         """Ends all edges. Blocks."""
 
 
-class NoShare(WholeJob):
+class NoShare(WholeApp):
     """The spread as the coordinator sees it: it makes the plan, infers columns for all, and every task is elsewhere."""
 
     whole = False

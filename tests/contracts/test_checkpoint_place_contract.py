@@ -13,7 +13,7 @@ from pyarrow import fs as arrow_fs
 from sabot import steps
 from sabot.checkpoint import CheckpointStorage
 from sabot.checkpoint.places import LocalPlace, Place, RemotePlace, StoredFile, place_of
-from sabot.errors import CorruptCheckpoint, JobLocked
+from sabot.errors import AppLocked, CorruptCheckpoint
 from tools.checkpoint_tools import assert_whole, in_memory, write
 
 
@@ -312,16 +312,16 @@ def test_a_worker_that_was_overtaken_stops_at_its_next_checkpoint(location) -> N
     second.lock()
     assert (first.generation, second.generation) == (1, 2)
     with pytest.raises(
-        JobLocked, match=rf"another worker has taken this job over in .*: process {os.getpid()} on host"
+        AppLocked, match=rf"another worker has taken this job over in .*: process {os.getpid()} on host"
     ):
         first.check_owner()
-    with pytest.raises(JobLocked):
+    with pytest.raises(AppLocked):
         write(first, 2)
     assert second.ids() == [1]
     write(second, 2)
     second.drop_old()
     assert second.latest().generation == 2
-    with pytest.raises(JobLocked):
+    with pytest.raises(AppLocked):
         first.drop_old()
     second.unlock()
     first.unlock()

@@ -14,7 +14,7 @@ from sabot import steps
 from sabot.codecs.records import build_records
 from sabot.connectors.base import Sink, Token, Track
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
-from sabot.errors import JobLocked, TransientError, UserError
+from sabot.errors import AppLocked, TransientError, UserError
 
 TRACK = Track("job", "sink.1", "first")
 SCHEMA = pa.schema([("n", pa.int64()), ("text", pa.string())])
@@ -187,11 +187,11 @@ def test_numbers_of_another_incarnation_count_anew(place: DeliveryPlace) -> None
     sink.close()
     afresh = place.sink()
     afresh.start_afresh()
-    token = afresh.claim(Track(TRACK.job, TRACK.sink, "second"))
+    token = afresh.claim(Track(TRACK.app, TRACK.sink, "second"))
     assert token == (Token(PARTS[2][0], "first") if afresh.keeps_token else None)
     afresh.deliver(GENERATION + 1, [columns(ALL[4:])])
     afresh.deliver(GENERATION + 1, [columns(ALL[4:])])
-    told = afresh.claim(Track(TRACK.job, TRACK.sink, "second"))
+    told = afresh.claim(Track(TRACK.app, TRACK.sink, "second"))
     assert told == (Token(GENERATION + 1, "second") if afresh.keeps_token else None)
     afresh.close()
     assert sorted(place.rows()) == ALL
@@ -204,13 +204,13 @@ def test_who_lost_the_track_is_refused(place: DeliveryPlace) -> None:
     before.deliver(*PARTS[0])
     assert after.claim(TRACK) == Token(PARTS[0][0], "first")
     for attempt in (lambda: before.deliver(*PARTS[1]), lambda: before.claim(TRACK)):
-        with pytest.raises(JobLocked):
+        with pytest.raises(AppLocked):
             attempt()
     assert place.rows() == ALL[:7]
     after.deliver(*PARTS[1])
     before.close()
     assert before.claim(TRACK) == Token(PARTS[1][0], "first")  # now it is the newcomer
-    with pytest.raises(JobLocked):
+    with pytest.raises(AppLocked):
         after.settle(1)
     before.deliver(*PARTS[2])
     after.close()

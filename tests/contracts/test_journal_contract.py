@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sabot.clock import ManualClock
-from sabot.errors import CorruptJournal, JobLocked, LetterRefused, OtherJournal, UserError
+from sabot.errors import AppLocked, CorruptJournal, LetterRefused, OtherJournal, UserError
 from sabot.journal import (
     INLINE_BYTES,
     Answer,
@@ -403,7 +403,7 @@ def test_an_entry_that_could_not_be_read_again_is_refused_at_its_append(journal:
 
 def test_a_second_owner_is_refused_while_the_first_holds_the_journal(home: Home) -> None:
     first = home.owner()
-    with pytest.raises(JobLocked):
+    with pytest.raises(AppLocked):
         home.owner()
     assert written(first, Begin("a", 1)) == Position(0, 0)
     first.close()

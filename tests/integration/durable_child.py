@@ -16,7 +16,7 @@ from pyarrow import fs
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where tools is
 
 from sabot import App, NdjsonSource
-from sabot.errors import JobLocked
+from sabot.errors import AppLocked
 from sabot.journal import PostgresJournal
 from sabot.journal.kafka import KafkaJournal
 from sabot.llm import tool
@@ -67,7 +67,7 @@ def main(name: str, folder: Path, journal: str, witness: str) -> None:
         orders.write_text(json.dumps({"order": 1}) + "\n")
     try:
         asyncio.run(build(name, folder, journal, WitnessClient(witness)).run())
-    except JobLocked as error:
+    except AppLocked as error:
         print(error.message, flush=True)
         sys.exit(LOCKED)
 

@@ -91,7 +91,7 @@ async def test_a_restart_in_the_middle_ends_at_the_offsets_that_were_asked_for(
         await until(lambda: answers(jsons(place.read(first))) == expected(wanted), patience=40)
     app = build(tmp_path / "crash", first)
     await bounded(app.run(), 40)
-    assert app.agent_runtime.job.restored_from is not None
+    assert app.agent_runtime.runner.restored_from is not None
     assert answers(jsons(place.read(first))) == expected(wanted)
     fresh = build(tmp_path / "fresh", second)
     await bounded(fresh.run(), 40)

@@ -24,7 +24,7 @@ from sabot.cli import commands
 from sabot.codecs.records import Headers, build_records
 from sabot.connectors.base import Sink
 from sabot.connectors.letters import letter_headers
-from sabot.errors import JobLocked
+from sabot.errors import AppLocked
 from sabot.kafka import admin, client
 from sabot.kafka.letters import DeadLetters
 from tools.kafka_eyes import messages
@@ -413,7 +413,7 @@ def test_a_second_redrive_takes_over_and_the_first_ends_and_each_letter_goes_onc
 
     steps.watch(Watching(name, nth, other))
     dead = DeadLetters(f"{topic}.dlq", kafka_url)
-    with pytest.raises(JobLocked, match="another redrive"):
+    with pytest.raises(AppLocked, match="another redrive"):
         redriving.redrive(dead)
     dead.close()
     assert taken_over == [10 if nth == 1 else 7]
@@ -443,7 +443,7 @@ def test_a_redrive_whose_client_knows_already_that_it_is_fenced_says_so(
     monkeypatch.setattr(redriving, "producer_of", producer_of)
     steps.watch(Watching(name, nth, other))
     dead = DeadLetters(f"{topic}.dlq", kafka_url)
-    with pytest.raises(JobLocked, match="another redrive"):
+    with pytest.raises(AppLocked, match="another redrive"):
         redriving.redrive(dead)
     dead.close()
     assert payloads(kafka_url, topic, 10) == list(range(10))

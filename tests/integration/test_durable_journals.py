@@ -258,7 +258,7 @@ async def test_while_the_journals_server_is_gone_nothing_is_done_and_then_all_of
         await until(lambda: len(broker.records("answers")) == 1)
         await asyncio.to_thread(machine.stop)
         broker.publish("tickets", [{"order": 1}])  # its intent is on the way
-        own = app.agent_runtime.job.journal
+        own = app.agent_runtime.runner.journal
         assert own is not None
         await until(lambda: own.claim_left() == 0.0)
         seen = [*looked]
@@ -432,7 +432,7 @@ async def test_a_job_goes_on_although_retention_has_deleted_its_record(
     await app.start()
     place.fill(topic, [b'{"order": 1}', b'{"order": 2}'])
     await until(lambda: jobs(app)["parked"] == 2)
-    journal = app.agent_runtime.job.journal
+    journal = app.agent_runtime.runner.journal
     assert journal is not None
     await journal.flush()
     app.agent_runtime.checkpoint_coordinator.refuse("the process died")

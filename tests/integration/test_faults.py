@@ -75,7 +75,7 @@ from fault_tools import (
 
 from sabot import AgentFailed, App, BrokerUnavailable
 from sabot.checkpoint import CheckpointStorage
-from sabot.errors import CheckpointFailed, JobLocked
+from sabot.errors import AppLocked, CheckpointFailed
 from sabot.kafka.admin import partitions, topics
 from tools.agent_tools import bounded, checkpoint, manifest_files, manifests, processed, started, state_of, until
 from tools.broker import free_ports
@@ -454,7 +454,7 @@ async def test_a_second_worker_and_a_locked_directory_are_refused_and_the_first_
         async def never(ctx):
             raise AssertionError("two workers on one job")
 
-        with pytest.raises(JobLocked, match=rf"{state / 'checkpoints'} is in use by process {first.pid}"):
+        with pytest.raises(AppLocked, match=rf"{state / 'checkpoints'} is in use by process {first.pid}"):
             await bounded(app.run())
         real.fill(topic, [row(k=KEYS[n % 9], n=n) for n in range(rows // 2, rows)])
         results = await eventually(real, out, rows, 30)

@@ -29,7 +29,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import build_records, iterate_records
 from sabot.connectors.base import Token, Track
 from sabot.connectors.memory import MemoryBroker, MemorySink
-from sabot.errors import BrokerUnavailable, DataError, JobLocked, RowErrors, SabotError, TransientError, UserError
+from sabot.errors import AppLocked, BrokerUnavailable, DataError, RowErrors, SabotError, TransientError, UserError
 from sabot.kafka import KafkaSink, KafkaSource, admin, client, delivery
 from tools.kafka_eyes import committed, token
 
@@ -253,7 +253,7 @@ def test_a_worker_that_was_paused_is_shut_out_by_its_successor(kafka_url: str, t
         assert sink.claim(track_of(name)) == Token(1, "this-one")
         sink.deliver(2, part(2))
         os.kill(worker, signal.SIGCONT)
-        assert paused.communicate(timeout=60)[0] == "JobLocked\n"
+        assert paused.communicate(timeout=60)[0] == "AppLocked\n"
         sink.deliver(3, part(3))
         assert committed(kafka_url, name) == payloads(1, 2, 3)
         sink.close()
@@ -296,9 +296,9 @@ def test_a_worker_without_its_job_fences_nobody(kafka_url: str, topic: str, sink
     older.claim(track_of(topic))
     newer.claim(track_of(topic))
     older.still_ours = lambda: False
-    with pytest.raises(JobLocked, match=f"another worker delivers to topic '{topic}'"):
+    with pytest.raises(AppLocked, match=f"another worker delivers to topic '{topic}'"):
         older.deliver(1, part(1))
-    with pytest.raises(JobLocked):
+    with pytest.raises(AppLocked):
         older.claim(track_of(topic))
     newer.deliver(1, part(1))
     assert committed(kafka_url, topic) == payloads(1)
@@ -319,7 +319,7 @@ def test_an_error_that_the_client_loses_on_its_way_is_asked_for_again(
     sink.claim(track_of(topic))
     sinks().claim(track_of(topic))
     monkeypatch.setattr(delivery, "produce", lose)
-    with pytest.raises(JobLocked):
+    with pytest.raises(AppLocked):
         sink.deliver(1, part(1))
     sink.close()  # from here on it is a newcomer
     sink.claim(track_of(topic))
@@ -343,7 +343,7 @@ def test_a_record_after_a_fatal_error_fails_for_the_reason_of_that_error(
     sink.claim(track_of(topic))
     sinks().claim(track_of(topic))
     monkeypatch.setattr(delivery, "produce", produce_twice)
-    with pytest.raises(JobLocked):
+    with pytest.raises(AppLocked):
         sink.deliver(1, part(1))
 
 
@@ -576,10 +576,10 @@ def test_a_class_that_derives_from_it_has_the_last_word() -> None:
 @pytest.mark.parametrize(
     ("code", "still_ours", "expected"),
     [
-        ("_FENCED", None, JobLocked),
-        ("_FENCED", False, JobLocked),
+        ("_FENCED", None, AppLocked),
+        ("_FENCED", False, AppLocked),
         ("INVALID_PRODUCER_EPOCH", True, TransientError),
-        ("PRODUCER_FENCED", False, JobLocked),
+        ("PRODUCER_FENCED", False, AppLocked),
         ("TRANSACTIONAL_ID_AUTHORIZATION_FAILED", True, UserError),
         ("GROUP_AUTHORIZATION_FAILED", True, UserError),
         ("UNKNOWN_TOPIC_OR_PART", True, UserError),

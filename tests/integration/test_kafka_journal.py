@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from sabot.agents import ActionManager, ActionSpec, JobManager, JobSpec, JournalStore
 from sabot.cli import commands
 from sabot.clock import SYSTEM_CLOCK
-from sabot.errors import BrokerUnavailable, CorruptJournal, JobLocked, JournalFailed, UserError
+from sabot.errors import AppLocked, BrokerUnavailable, CorruptJournal, JournalFailed, UserError
 from sabot.journal import Begin, EffectResult, End, Entry, Intent, Letter, Position, check_place, open_journal
 from sabot.journal.kafka import KafkaInbox, KafkaJournal, KafkaJournalReader
 from sabot.journal.replica import FRAMES, LETTERS
@@ -209,7 +209,7 @@ def test_an_owner_that_says_nothing_keeps_its_claim_by_beats(address: str) -> No
     journal = KafkaJournal(address, lease_s=1.0)
     began = SYSTEM_CLOCK.monotonic()
     while SYSTEM_CLOCK.monotonic() < began + 3.0:
-        with pytest.raises(JobLocked, match=f"journal {address} belongs to process {os.getpid()} on"):
+        with pytest.raises(AppLocked, match=f"journal {address} belongs to process {os.getpid()} on"):
             KafkaJournal(address)
     assert 0 < journal.claim_left() <= 1.0
     journal.close()
@@ -219,12 +219,12 @@ def test_an_owner_that_says_nothing_keeps_its_claim_by_beats(address: str) -> No
 def test_of_two_who_want_the_journal_at_once_one_gets_it(address: str) -> None:
     KafkaJournal(address).close()
     owners: list[KafkaJournal] = []
-    refused: list[JobLocked] = []
+    refused: list[AppLocked] = []
 
     def want() -> None:
         try:
             owners.append(KafkaJournal(address))
-        except JobLocked as error:
+        except AppLocked as error:
             refused.append(error)
 
     workers = [threading.Thread(target=want) for _ in range(4)]

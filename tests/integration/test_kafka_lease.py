@@ -13,7 +13,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from sabot import App
-from sabot.errors import JobLocked, SabotError
+from sabot.errors import AppLocked, SabotError
 from sabot.kafka import admin
 from sabot.kafka.lease import KafkaLease
 from tools.broker import Broker
@@ -81,7 +81,7 @@ def test_a_second_worker_waits_for_the_session_of_the_first_and_is_told_who_that
     assert first.take()
     with (
         caplog.at_level(logging.WARNING),
-        pytest.raises(JobLocked, match=f"another worker has topic '{made}': app@one:1"),
+        pytest.raises(AppLocked, match=f"another worker has topic '{made}': app@one:1"),
     ):
         second.take()
     assert [line for line in caplog.messages if "worker app@one:1 has topic" in line and "waiting up to 4 s" in line]
@@ -123,7 +123,7 @@ def test_of_two_that_look_at_the_same_time_the_later_keeps_it_and_the_other_name
     assert second.take()
     assert first.ended.wait(WAIT)
     (error,) = first.errors
-    assert isinstance(error, JobLocked)
+    assert isinstance(error, AppLocked)
     assert "app@two:1" in str(error)
     first.lease.close()
     assert second.lease._noted() == ("app@two:1", "two")  # the one that lost has not let go what is not its own
@@ -155,12 +155,12 @@ async def test_an_app_without_checkpoints_ends_where_another_worker_takes_its_to
     await apps[0].start()
     running = asyncio.ensure_future(apps[0].run())
     async with asyncio.timeout(WAIT):
-        with pytest.raises(JobLocked, match=f"app@.*:{os.getpid()}"):
+        with pytest.raises(AppLocked, match=f"app@.*:{os.getpid()}"):
             await apps[1].run()
         assert not running.done()
         other = Worker(kafka.url, made, "other", lambda life: True)
         assert await asyncio.to_thread(other.take)
-        with pytest.raises(JobLocked, match="app@other:1"):
+        with pytest.raises(AppLocked, match="app@other:1"):
             await running
     other.lease.close()
 
@@ -200,7 +200,7 @@ def test_a_paused_worker_ends_with_the_name_of_its_follower_and_a_killed_one_is_
     second = process_of(kafka.url, made)
     said(second, "started")
     paused.send_signal(signal.SIGCONT)
-    assert f":{second.pid}" in said(paused, "JobLocked")
+    assert f":{second.pid}" in said(paused, "AppLocked")
     assert paused.wait(WAIT) == 1
     assert second.poll() is None
     second.kill()

@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 from sabot.cli import commands
 from sabot.connectors.sql.server import PostgresServer
 from sabot.errors import (
+    AppLocked,
     BrokerUnavailable,
     CorruptJournal,
-    JobLocked,
     JournalFailed,
     JournalFull,
     MissingExtra,
@@ -308,7 +308,7 @@ def owner(url: str, app: str, first: int = 0, lease_s: float = LEASE_S) -> Any:
 def test_a_worker_that_was_paused_for_longer_than_its_lease_writes_nothing_more(url: str, app: str) -> None:
     with owner(url, app) as paused:
         assert [paused.stdout.readline() for _ in range(4)] == ["held\n", "0\n", "1\n", "2\n"]
-        with pytest.raises(JobLocked, match=f"belongs to process {paused.pid} on "):
+        with pytest.raises(AppLocked, match=f"belongs to process {paused.pid} on "):
             PostgresJournal(url, app, lease_s=LEASE_S)
         paused.send_signal(signal.SIGSTOP)
         second = PostgresJournal(url, app, lease_s=LEASE_S)  # waits for the lease to end
@@ -377,7 +377,7 @@ def test_an_owner_without_work_keeps_its_claim(url: str, app: str) -> None:
     began = journal._renewed
     until(lambda: journal._renewed > began + LEASE_S)
     assert journal.claim_left() > 0
-    with pytest.raises(JobLocked):
+    with pytest.raises(AppLocked):
         PostgresJournal(url, app, lease_s=LEASE_S)
     fill(journal, 1)
     journal.close()
@@ -390,7 +390,7 @@ def test_of_many_who_make_a_journal_at_once_one_owns_it(url: str, app: str) -> N
     def make() -> None:
         try:
             owners.append(PostgresJournal(url, app, lease_s=LEASE_S))
-        except JobLocked as error:
+        except AppLocked as error:
             refused.append(error.message)
 
     makers = [threading.Thread(target=make) for _ in range(5)]

@@ -27,7 +27,7 @@ from sabot.connectors.base import Token, Track
 from sabot.connectors.letters import Letters, letter_headers
 from sabot.connectors.sql import SqlSink
 from sabot.connectors.sql.letters import TableHome
-from sabot.errors import BrokerUnavailable, JobLocked, MissingExtra, TransientError, UserError
+from sabot.errors import AppLocked, BrokerUnavailable, MissingExtra, TransientError, UserError
 from tools.broker import free_ports
 from tools.postgres import Postgres, server_or_skip
 
@@ -360,7 +360,7 @@ def test_one_whose_transaction_was_ended_learns_at_its_claim_that_the_track_is_a
             before.deliver(2, [pa.record_batch({"n": [2]})])
     finally:
         steps.watch(None)
-    with pytest.raises(JobLocked):
+    with pytest.raises(AppLocked):
         before.claim(TRACK)
     after.deliver(2, [pa.record_batch({"n": [2]})])
     before.close()

@@ -137,7 +137,7 @@ async def test_a_job_goes_on_from_savepoints_with_another_parallelism_and_the_sa
         send(memory_url, rows[life * each : (life + 1) * each])
         async with running(app):
             await all_read(app, 2 * each, agent=(life + 1) * each)
-            assert app.agent_runtime.job.restored_from == number
+            assert app.agent_runtime.runner.restored_from == number
             start = tmp_path / f"saved-{life}"
             said = await savepoint(app, start)
             assert Path(said["path"]) == start
@@ -392,7 +392,7 @@ async def test_a_savepoint_that_is_not_there_is_named(memory_url: str, tmp_path:
     app = counter(memory_url, tmp_path)
     app.configure(from_=f"{tmp_path}/saved@{said['checkpoint']}")
     async with running(app):
-        assert app.agent_runtime.job.restored_from == said["checkpoint"]
+        assert app.agent_runtime.runner.restored_from == said["checkpoint"]
 
 
 async def test_a_place_with_an_at_sign_in_its_name_can_be_started_from(memory_url: str, tmp_path: Path) -> None:
@@ -404,7 +404,7 @@ async def test_a_place_with_an_at_sign_in_its_name_can_be_started_from(memory_ur
     app = counter(memory_url, tmp_path)
     app.configure(from_=str(place))
     async with running(app):
-        assert app.agent_runtime.job.restored_from == said["checkpoint"]
+        assert app.agent_runtime.runner.restored_from == said["checkpoint"]
 
 
 async def test_a_savepoint_of_another_app_is_refused(memory_url: str, tmp_path: Path) -> None:

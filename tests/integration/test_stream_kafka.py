@@ -454,7 +454,7 @@ async def test_two_streams_and_an_agent_go_back_to_one_checkpoint(place, name, t
     async with started(second):
         await until(lambda: done(len(rows) + PARTITIONS))
         records = await eventually(place, minutes, len(expected(rows)))
-        assert second.agent_runtime.job.restored_from is not None
+        assert second.agent_runtime.runner.restored_from is not None
         await until(lambda: rows_in(second) == 2 * (600 + PARTITIONS))  # from the checkpoint on, not from the start
     assert answers(output(records)) == expected(rows)
     wanted = defaultdict(set)

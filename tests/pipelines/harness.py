@@ -863,7 +863,7 @@ async def run_restored(
     read(app, program, sources_of(program, table, how, last)).to(again)
     await app.start()
     try:
-        assert app.agent_runtime.job.restored_from is not None
+        assert app.agent_runtime.runner.restored_from is not None
         await until(lambda: last.reached(partitions), "the source to stand at the last gate")
         await app.agent_runtime.trigger_checkpoint()
     finally:

@@ -130,7 +130,7 @@ async def test_a_backlog_of_one_side_waits_at_its_source(memory_url: str, tmp_pa
         shutil.copytree(tmp_path / "first", tmp_path / "copied")
     app, away = app_of("copied")
     async with running(app):
-        assert app.agent_runtime.job.restored_from is not None
+        assert app.agent_runtime.runner.restored_from is not None
         away.back.set()
         await until(lambda: input_of(app, "b")["rows_in"] + figures["rows_in"] == rows, "the backlog to be read")
         assert await app.agent_runtime.trigger_checkpoint() > 0

@@ -21,7 +21,7 @@ from sabot.checkpoint import CheckpointStorage, ask
 from sabot.checkpoint.places import LocalPlace
 from sabot.checkpoint.savepoints import forget_savepoint
 from sabot.connectors.memory import MemoryBroker
-from sabot.errors import AgentFailed, CheckpointFailed, CorruptJournal, EffectError, JobLocked, OtherJournal
+from sabot.errors import AgentFailed, AppLocked, CheckpointFailed, CorruptJournal, EffectError, OtherJournal
 from sabot.journal import Answer, Begin, EffectResult, End, SqliteReader
 from sabot.llm import tool
 from sabot.operators.agents import mailbox
@@ -1375,7 +1375,7 @@ async def test_a_journal_has_one_owner(shop: Shop, tmp_path: Path) -> None:
         app.agent("tickets", durable=True)(shop.handle)
         apps.append(app)
     async with started(apps[0]):
-        with pytest.raises(JobLocked, match=r"the journal in .* belongs to process"):
+        with pytest.raises(AppLocked, match=r"the journal in .* belongs to process"):
             await apps[1].start()
 
 

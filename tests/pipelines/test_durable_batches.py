@@ -100,7 +100,7 @@ def figures(app: App) -> dict[str, Any]:
 async def asked(app: App) -> Any:
     """The one question that waits for an answer."""
     await until(lambda: app.statistics()["jobs"]["parked"] == 1)
-    journal = app.agent_runtime.job.journal
+    journal = app.agent_runtime.runner.journal
     assert journal is not None
     await journal.flush()
     (action,) = await app.actions.find(statuses=["pending"])  # type: ignore[list-item]

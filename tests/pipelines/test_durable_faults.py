@@ -57,7 +57,7 @@ async def test_a_deployment_while_a_hundred_effects_run_makes_none_of_them_twice
         shop.ticket("ann", order)
     await until(lambda: len(calls) == 100)
     stopping = asyncio.create_task(app.stop())
-    await until(lambda: app.agent_runtime.job.journal is None or not app.agent_runtime.job.started)
+    await until(lambda: app.agent_runtime.runner.journal is None or not app.agent_runtime.runner.started)
     go_on.set()
     await stopping
     app = shop.app(deployed, key=None, concurrency=100)
@@ -405,7 +405,7 @@ async def test_an_agent_that_has_lost_its_key_is_refused_while_rows_wait_in_its_
 async def test_a_full_disk_under_the_journal_ends_the_run_and_nothing_is_done_without_its_intent(shop: Shop) -> None:
     app = shop.app(shop.handle, concurrency=1)
     await app.start()
-    journal = app.agent_runtime.job.journal
+    journal = app.agent_runtime.runner.journal
     assert isinstance(journal, SqliteJournal)
     (pages,) = journal._writing.execute("PRAGMA page_count").fetchone()
     journal._writing.execute(f"PRAGMA max_page_count = {pages + 20}")

@@ -21,11 +21,11 @@ import pytest
 
 from sabot import (
     App,
+    AppLocked,
     Batch,
     CheckpointFailed,
     CorruptCheckpoint,
     DeliveryConflict,
-    JobLocked,
     NdjsonSink,
     NdjsonSource,
     ParquetSink,
@@ -560,7 +560,7 @@ def test_rows_behind_the_last_checkpoint_are_not_delivered_by_a_dead_process(tmp
 # -- a bounded job, killed near its end -----------------------------------------------------------------------------------
 
 
-def bounded_job(folder: Path, kind: str) -> App:
+def bounded_app(folder: Path, kind: str) -> App:
     app = App("bounded", checkpoint_dir=str(folder / "checkpoints"), checkpoint_interval="1h", restart="none")
     parquet = ParquetSink(str(folder / "out.parquet"))
     sql = SqlSink(f"sqlite:///{folder}/out.db", table="out")
@@ -605,7 +605,7 @@ async def test_a_bounded_job_killed_at_its_end_is_completed_by_the_next_start(tm
             shutil.copytree(live, taken[-1])
 
     with Watcher(at):
-        await bounded_job(live, kind).run()
+        await bounded_app(live, kind).run()
     assert results(live, kind) == list(range(90))
     kinds = [path.name[4:] for path in taken]
     assert kinds.count("manifest") == 2, "the end, and that the result is complete"
@@ -616,12 +616,12 @@ async def test_a_bounded_job_killed_at_its_end_is_completed_by_the_next_start(tm
         found = results(live, kind)
         assert found in (None, list(range(90))), f"half a result at {picture.name}"
         write_lines(live / "others.ndjson", dicts([*range(90), 3] if picture != taken[0] else range(90)))
-        app = bounded_job(live, kind)
+        app = bounded_app(live, kind)
         await bounded(app.run())
         assert rows_read(app) == 0 or picture == taken[0]
         assert results(live, kind) == list(range(90)), picture.name
     before = {path: path.stat().st_mtime_ns for path in live.glob("out*")}
-    await bounded(bounded_job(live, kind).run())
+    await bounded(bounded_app(live, kind).run())
     assert {path: path.stat().st_mtime_ns for path in live.glob("out*")} == before, "a further start does nothing"
 
 
@@ -632,7 +632,7 @@ async def test_a_disk_that_fails_once_at_any_step_costs_no_row(tmp_path: Path, k
     names: list[str] = []
     with Watcher(lambda name, what: names.append(name)):
         (tmp_path / "undisturbed").mkdir()
-        await bounded_job(tmp_path / "undisturbed", kind).run()
+        await bounded_app(tmp_path / "undisturbed", kind).run()
     assert len(names) > 8
     for number, name in enumerate(names):
         if name in names[:number] and name in names[number + 1 :]:
@@ -647,9 +647,9 @@ async def test_a_disk_that_fails_once_at_any_step_costs_no_row(tmp_path: Path, k
 
         with Watcher(at):
             with contextlib.suppress(SabotError, OSError, sqlite3.Error):
-                await bounded(bounded_job(folder, kind).run())
+                await bounded(bounded_app(folder, kind).run())
             assert results(folder, kind) in (None, list(range(90))), f"half a result after {folder.name}"
-        await bounded(bounded_job(folder, kind).run())
+        await bounded(bounded_app(folder, kind).run())
         assert results(folder, kind) == list(range(90)), folder.name
 
 
@@ -661,9 +661,9 @@ async def test_a_bounded_job_whose_last_checkpoint_fails_says_so_and_the_next_st
             raise OSError(28, "No space left on device")
 
     with Watcher(at), pytest.raises(SabotError, match="space"):
-        await bounded(bounded_job(tmp_path, "parquet").run())
+        await bounded(bounded_app(tmp_path, "parquet").run())
     assert results(tmp_path, "parquet") is None
-    await bounded(bounded_job(tmp_path, "parquet").run())
+    await bounded(bounded_app(tmp_path, "parquet").run())
     assert results(tmp_path, "parquet") == list(range(90))
 
 
@@ -1092,7 +1092,7 @@ async def test_a_second_run_on_one_directory_is_refused_and_the_first_goes_on(me
     sink = ListSink()
     async with started(first := numbers(memory_url, tmp_path, sink)):
         await feed(first, [1])
-        with pytest.raises(JobLocked) as caught:
+        with pytest.raises(AppLocked) as caught:
             await numbers(memory_url, tmp_path, sink).start()
         assert str(tmp_path) in str(caught.value)
         await feed(first, [2])
@@ -1144,7 +1144,7 @@ async def test_a_run_that_stood_still_takes_no_sink_from_the_run_after_it(memory
         await until(lambda: sink.rows == [1])
         claims = len(sink.claims)
         healed.set()
-        with pytest.raises(JobLocked, match="another worker has taken this job over"):
+        with pytest.raises(AppLocked, match="another worker has taken this job over"):
             await bounded(running)
         assert len(sink.claims) == claims
         await feed(second, [2])
@@ -1165,9 +1165,9 @@ async def test_of_two_runs_on_one_object_store_the_later_one_goes_on_alone(memor
         await feed(second, [2, 3])
         publish(first, "in", dicts([4]))
         await until(lambda: rows_read(first) == 4)
-        with pytest.raises((JobLocked, CheckpointFailed), match="another worker"):
+        with pytest.raises((AppLocked, CheckpointFailed), match="another worker"):
             await bounded(first.agent_runtime.trigger_checkpoint())
-        with pytest.raises(JobLocked, match="another worker"):
+        with pytest.raises(AppLocked, match="another worker"):
             await bounded(running)
         await until(lambda: rows_read(second) == 3)
         await checkpoint(second)

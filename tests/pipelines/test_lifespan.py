@@ -107,7 +107,7 @@ async def test_a_function_that_fails_is_named_and_the_others_run(app: App, where
     with pytest.raises(UserError, match=named[where]):
         await life()
     assert said == ["first closed"]
-    assert not app.agent_runtime.job.running
+    assert not app.agent_runtime.runner.running
 
 
 async def test_a_stop_while_a_resource_is_being_opened_ends_the_start(app: App) -> None:

@@ -222,7 +222,7 @@ async def test_a_service_that_does_not_answer_gathers_no_channel_full_of_rows_at
     await app.start()
     for _ in range(12):
         await asyncio.sleep(0.05)  # so that a channel may fill again
-        await app.agent_runtime.job.checkpoint()
+        await app.agent_runtime.runner.checkpoint()
     assert 0 < max(held()) < (3.5 if by_agent else 2.5) * channel
     answers.set()
     await until(lambda: sum(answered) == rows)
@@ -245,7 +245,7 @@ async def test_a_start_without_a_record_says_what_it_lacks(memory_url):
     app = App("first", broker=memory_url, clock=clock)
     app.stream("orders").to("copies")
     starting = asyncio.ensure_future(app.start())
-    await until(lambda: app.agent_runtime.job.starting)
+    await until(lambda: app.agent_runtime.runner.starting)
 
     def refused():
         clock.advance(1.0)
@@ -270,6 +270,6 @@ async def test_a_state_directory_that_is_removed_ends_the_run(memory_url, tmp_pa
         (tmp_path / "state" / "checkpoints").mkdir(parents=True)
     with pytest.raises(SabotError, match=r"checkpoints was removed, or emptied, while the job ran"):
         await app.agent_runtime.trigger_checkpoint()
-    assert isinstance(app.agent_runtime.job.failure, StorageLost)
+    assert isinstance(app.agent_runtime.runner.failure, StorageLost)
     with pytest.raises(StorageLost):
         await bounded(app.stop())

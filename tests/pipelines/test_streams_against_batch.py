@@ -1339,7 +1339,7 @@ async def test_after_an_error_in_a_function_was_mended_the_job_goes_on(paralleli
     app = App("mended", checkpoint_dir=tmp_path, state="memory", parallelism=parallelism)
     build(app, again, None)
     await asyncio.wait_for(app.run(), 20)
-    assert app.agent_runtime.job.restored_from is not None
+    assert app.agent_runtime.runner.restored_from is not None
     want = windowed(["k"], tumbles(30_000), **ROWS_OF)(rows_of(table))
     assert not (wrong := differences(again.table(), want, repeated=True)), wrong
 

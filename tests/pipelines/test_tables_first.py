@@ -233,7 +233,7 @@ async def test_a_restart_reads_first_what_came_meanwhile(memory_url: str, tmp_pa
     publish(memory_url, "orders", orders_of(100, 2000, since=200 if crash else 100))
     out = ListSink()
     async with running(app_of("copied" if crash else "first")) as app:
-        assert app.agent_runtime.job.restored_from is not None
+        assert app.agent_runtime.runner.restored_from is not None
         total = 200 if crash else 100
         await until(lambda: input_of(app, "orders")["rows_in"] == total, "the orders")
         assert await app.agent_runtime.trigger_checkpoint() > 0

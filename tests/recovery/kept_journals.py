@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import psycopg
 from confluent_kafka import Producer
-from kept_jobs import StartingClock
+from kept_apps import StartingClock
 
 from sabot import App, NdjsonSink
 from sabot.agents import PolicyEngine, ToolPolicy

@@ -115,7 +115,7 @@ def narrow(monkeypatch):
 @pytest.fixture
 def impatient(monkeypatch):
     """Calls and sinks that hang are given up sooner than by default."""
-    monkeypatch.setattr("sabot.runtime.agent_job._GRACE_SECONDS", 0.05)
+    monkeypatch.setattr("sabot.runtime.local_agents._GRACE_SECONDS", 0.05)
     monkeypatch.setattr("sabot.runtime.writing._STOP_SECONDS", 0.05)
 
 
@@ -259,7 +259,7 @@ async def test_writes_held_back_during_a_snapshot_that_then_fail_stop_the_app(me
         await increment(ctx)
 
     run = asyncio.create_task(app.run())
-    await until(lambda: app.agent_runtime.job.running and state_of(app, "count") == "running")
+    await until(lambda: app.agent_runtime.runner.running and state_of(app, "count") == "running")
     app.agent_runtime.checkpoint_coordinator.trigger()
     await bounded(cutting.wait())
     publish(app, "orders", [1, 2, 3])
@@ -532,7 +532,7 @@ async def test_a_lane_that_waits_for_its_dead_letters_does_not_wait_for_room_tha
 ):
     """It waited until its agent was "writable". Meanwhile a second input filled the lanes, and nobody was left to empty them."""
     narrow = functools.partial(agent_operator, capacity_rows=8)
-    monkeypatch.setattr("sabot.runtime.agent_job.agent_operator", narrow)
+    monkeypatch.setattr("sabot.runtime.local_agents.agent_operator", narrow)
     for module in ("feeding", "writing"):
         monkeypatch.setattr(f"sabot.runtime.{module}.Channel", functools.partial(Channel, capacity_rows=1))
 
@@ -882,7 +882,7 @@ async def test_a_sink_that_hangs_does_not_hold_up_the_stop_for_ever(memory_url, 
         stop.cancel()
     with pytest.raises(asyncio.CancelledError if cancelled else CheckpointFailed):
         await bounded(stop)
-    assert not app.agent_runtime.job.running
+    assert not app.agent_runtime.runner.running
     sink.let()
     await until(lambda: not alive(), "the thread that was left behind to end")
 
@@ -930,7 +930,7 @@ def test_a_stop_beside_run_leaves_a_last_checkpoint(memory_url, tmp_path, drain)
         await increment(ctx)
 
     async def stop():
-        await until(lambda: app.agent_runtime.job.running and processed(app, "count") == 1000)
+        await until(lambda: app.agent_runtime.runner.running and processed(app, "count") == 1000)
         await app.stop(drain=drain)
 
     async def main():
@@ -976,7 +976,7 @@ async def test_a_stop_during_the_start_stops_what_was_started(app, sink):
     await asyncio.sleep(0)
     sink.let()
     await bounded(asyncio.gather(start, stop))
-    assert not app.agent_runtime.job.running
+    assert not app.agent_runtime.runner.running
     assert state_of(app, "check") == "stopped"
 
 
@@ -1028,7 +1028,7 @@ async def test_a_run_that_is_cancelled_again_while_it_closes_leaves_no_lock_and_
     run = asyncio.create_task(app.run())
     await until(sink.reached["open"].is_set)
     if first == "running":
-        await until(lambda: app.agent_runtime.job.running and state_of(app, "check") == "running")
+        await until(lambda: app.agent_runtime.runner.running and state_of(app, "check") == "running")
     run.cancel()
     await asyncio.sleep(0)
     sink.gates["open"].set()

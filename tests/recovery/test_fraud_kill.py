@@ -58,7 +58,7 @@ async def run(directory: Path, state: str, *, killed: bool = False) -> dict[str,
         await app.run()
         return {
             "state": {name: digest(backend, name) for name in NAMESPACES},
-            "restored_from": app.agent_runtime.job.restored_from,
+            "restored_from": app.agent_runtime.runner.restored_from,
         }
     finally:
         await backend.close()

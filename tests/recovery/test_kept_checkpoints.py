@@ -1,5 +1,5 @@
 """Checkpoints of each kind, written by an earlier Sabot and kept in `kept/`, restore: no row is lost, none is there twice, no state is
-another one. `kept_jobs` has their programs, `kept/make.py` says what the files hold.
+another one. `kept_apps` has their programs, `kept/make.py` says what the files hold.
 """
 
 import ast
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kept_jobs import HALF, JOBS, RESTORED_S, WRITTEN_S, Job, Scene, contents, finish, publish
+from kept_apps import HALF, JOBS, RESTORED_S, WRITTEN_S, Job, Scene, contents, finish, publish
 
 from sabot.api.nodes.read import Read
 from sabot.checkpoint import CheckpointStorage
@@ -83,7 +83,7 @@ def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, memory
         yield Kept(JOBS[request.param], folder, Scene(broker=memory_url), expected["state"], expected["outcome"])
 
 
-each_job = pytest.mark.parametrize("kept", JOBS, indirect=True)
+each_app = pytest.mark.parametrize("kept", JOBS, indirect=True)
 each_way = pytest.mark.parametrize(
     ("kept", "parallelism"),
     [(name, p) for name, job in JOBS.items() for p in ([1, 3] if job.rescales else [job.parallelism])],
@@ -92,13 +92,13 @@ each_way = pytest.mark.parametrize(
 
 
 @pytest.mark.one_in(10, "each kind of state is in several jobs")
-@each_job
+@each_app
 def test_what_a_kept_checkpoint_holds_is_read_as_it_was(kept: Kept) -> None:
     assert contents(kept.folder / "checkpoints") == kept.state
 
 
 @pytest.mark.one_in(4, "some hundredths of a second of a core each")
-@each_job
+@each_app
 def test_the_plan_of_its_program_takes_over_all_state_of_a_kept_checkpoint(kept: Kept) -> None:
     """Also of operators that nobody has named: they are known by what their rows have gone through."""
     app = kept.job.app(kept.scene, kept.folder, WRITTEN_S)
@@ -144,7 +144,7 @@ async def test_a_restored_job_keeps_what_was_kept(kept: Kept, parallelism: int) 
 async def test_a_job_goes_on_from_a_kept_checkpoint(kept: Kept, parallelism: int) -> None:
     app = kept.job.app(kept.scene, kept.folder, RESTORED_S, parallelism)
     outcome = await finish(kept.job, app, kept.scene, restored=True)
-    assert app.agent_runtime.job.restored_from is not None
+    assert app.agent_runtime.runner.restored_from is not None
     assert outcome == kept.outcome
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sabot import App, JobLocked
+from sabot import App, AppLocked
 from sabot.connectors.files import NdjsonSource
 from tools.agent_tools import bounded, environment, manifests, read_lines, until, write_lines
 
@@ -125,7 +125,7 @@ async def test_a_second_worker_is_refused_while_the_first_lives_and_let_in_after
         async def count(ctx):
             raise AssertionError("two workers on one job")
 
-        with pytest.raises(JobLocked) as raised:
+        with pytest.raises(AppLocked) as raised:
             await bounded(second.run())
         assert str(tmp_path) in str(raised.value)
         assert str(process.pid) in str(raised.value)

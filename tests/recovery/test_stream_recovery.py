@@ -140,7 +140,7 @@ async def test_windows_are_exact_whatever_crashed(tmp_path, kind, state, paralle
         threads = parallelism or rng.choice([1, 2, 4])  # 0: another one in each life
         life = Life(tmp_path, kind, rng, state=state, parallelism=threads, crashes=lives < 5)
         ended = await life.live()
-        restored.append(life.app.agent_runtime.job.restored_from)
+        restored.append(life.app.agent_runtime.runner.restored_from)
         lives += 1
         if ended:
             break
@@ -309,7 +309,7 @@ async def test_a_stop_while_the_first_record_is_waited_for_ends_the_wait(tmp_pat
     app = App("counts", broker=memory_url)
     app.stream("orders").to("copies")
     starting = asyncio.ensure_future(app.start())
-    await until(lambda: app.agent_runtime.job.starting)
+    await until(lambda: app.agent_runtime.runner.starting)
     await bounded(app.stop())
     with pytest.raises(SabotError, match="before its first record"):
         await bounded(starting)

@@ -179,7 +179,7 @@ async def test_a_worker_that_says_nothing_is_taken_for_dead(tmp_path, monkeypatc
     command = [sys.executable, "-P", "-m", "sabot", "run-worker", "endless:app"]
     app.workers = made = Remembered(over_workers(app, TcpMeeting.of(partial(LocalLauncher, command), None, None), 2))
     running = asyncio.create_task(app.run())
-    await until(lambda: running.done() or app.agent_runtime.job.started, "the workers", patience=60)
+    await until(lambda: running.done() or app.agent_runtime.runner.started, "the workers", patience=60)
     pids = [member.pid for member in made.runs[0].members]
     os.kill(pids[1], signal.SIGSTOP)
     with pytest.raises(WorkerLost, match=rf"worker 2 \(pid {pids[1]}\) has said nothing for"):

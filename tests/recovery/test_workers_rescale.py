@@ -119,13 +119,13 @@ async def test_a_number_of_workers_with_which_the_job_cannot_begin_is_taken_back
     command = [sys.executable, "-P", "-m", "sabot", "run-worker", f"{module}:app"]
     app.workers = over_workers(app, TcpMeeting.of(partial(TwoAtMost, command), None, None), 2)
     running = asyncio.create_task(app.run())
-    await until(lambda: running.done() or app.agent_runtime.job.started, "the workers", patience=60)
+    await until(lambda: running.done() or app.agent_runtime.runner.started, "the workers", patience=60)
     with pytest.raises(
         UserError, match=r"could not begin with 3 workers, and goes on with 2: .*worker 3 .*exit code 1"
     ):
         await asyncio.to_thread(ask, tmp_path / "checkpoints", {"rescale": 3}, 120)
     found = await asyncio.to_thread(ask, tmp_path / "checkpoints", {"workers": True}, 60)
     assert [each["worker"] for each in found["workers"]] == [1, 2]
-    app.agent_runtime.job.request_stop()
+    app.agent_runtime.runner.request_stop()
     await asyncio.wait_for(running, 60)
     assert sorted(row["n"] for row in read_lines(tmp_path / "out.ndjson")) == list(range(100))

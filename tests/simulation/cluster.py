@@ -31,7 +31,7 @@ from sabot.workers.joining import versions
 from sabot.workers.launching import Ended, how_it_ended
 from sabot.workers.member import Member
 from sabot.workers.messages import ControlMessage, Join, Welcome, failed
-from sabot.workers.process import AGAIN, JobWorker, WorkerApp
+from sabot.workers.process import AGAIN, AppWorker, WorkerApp
 
 _log = logging.getLogger(__name__)
 
@@ -266,7 +266,7 @@ class WorkerProcess:
         self.exchange = Exchange(network, f"worker {number + 1} (pid {self.pid})", self.owner)
         self._build = build
         self._loop = network.loop
-        self._worker: JobWorker | None = None
+        self._worker: AppWorker | None = None
         self._over = asyncio.Event()
         self._end: asyncio.Task[None] | None = None
         network.processes.append(self)
@@ -278,7 +278,7 @@ class WorkerProcess:
         try:
             async for welcome in channel.received():
                 assert isinstance(welcome, Welcome)
-                self._worker = JobWorker(self._build(), channel, welcome, self.exchange)
+                self._worker = AppWorker(self._build(), channel, welcome, self.exchange)
                 code = 0 if await self._worker.run() else AGAIN
                 break
         except (Exception, *EXITS) as error:

@@ -175,7 +175,7 @@ def with_room(make: Any, capacity_rows: int) -> Any:
 
 def asking(app: App) -> Callable[[], None]:
     """Asks the job of this app for a checkpoint, some times, wherever it is called."""
-    job, barriers, here = app.agent_runtime.job, iter(range(12)), contextvars.copy_context()
+    job, barriers, here = app.agent_runtime.runner, iter(range(12)), contextvars.copy_context()
 
     def checkpoint() -> None:
         if job.started and next(barriers, None) is not None:
@@ -304,7 +304,7 @@ class Seed:
             "sabot.runtime.feeding.Channel": with_room(Channel, room := dice.choice([1, 65_536])),
             "sabot.runtime.writing.Channel": with_room(Channel, room),
             "sabot.runtime.agent_output.Channel": with_room(Channel, room),
-            "sabot.runtime.agent_job.agent_operator": with_room(agent_operator, dice.choice([2, 16_384])),
+            "sabot.runtime.local_agents.agent_operator": with_room(agent_operator, dice.choice([2, 16_384])),
             "sabot.delivery.parts.PART_BYTES": dice.choice([100, 2000, 64 << 20]),
             "sabot.delivery.tracks.FULL_EPOCHS": dice.choice([2, 4, 16]),
         }

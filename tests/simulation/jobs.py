@@ -364,7 +364,7 @@ class Jobs:
         loop = asyncio.get_running_loop()
         while loop.time() < SETTLED_SECONDS:
             await asyncio.sleep(wait_s * dice.random())
-            if app.agent_runtime.job.started:
+            if app.agent_runtime.runner.started:
                 try:
                     self.person.look(folder)
                 except (SabotError, OSError):

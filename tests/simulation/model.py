@@ -1,7 +1,7 @@
-"""A job over many workers in the simulation: the real coordinator and the real control protocol, with workers that have a model of tasks.
+"""An app over many workers in the simulation: the real coordinator and the real control protocol, with workers that have a model of tasks.
 
-The app, its plan, `Job`, `Coordinator`, `WorkerStreams`, the storage of checkpoints and the delivery are the real ones, and so is what a
-worker has in their places (`RemoteCheckpoints`, `RemoteTracks`), channels and gates. The tasks are models, because a thousand workers
+The app, its plan, `AppRunner`, `Coordinator`, `WorkerStreams`, the storage of checkpoints and the delivery are real, and so is what
+a worker has in their places (`RemoteCheckpoints`, `RemoteTracks`), channels and gates. The tasks are models, because a thousand workers
 with real ones would have a million edges:
 
     source/i   gives the rows (i, 0), (i, 1), …, each batch to one of its receivers
@@ -635,7 +635,7 @@ class Coordinator:
 
         self._made = Remembered(over_workers(app, Meeting(self.network, launch), world.workers))
         app.workers = self._made
-        app.agent_runtime.job.coordinator.on_complete.append(self._look)
+        app.agent_runtime.runner.coordinator.on_complete.append(self._look)
         silence = asyncio.create_task(self._look_for_silence())
         try:
             await supervised(app.run, world.faults)()

@@ -21,11 +21,11 @@ from graphs import Seed
 SHOWN = 5  # failures in full; of the others only the seed
 
 
-def try_seed(number: int, workers_of_job: int = 1) -> tuple[int, str, dict[str, int]]:
-    """workers_of_job: the number of workers, 0: of each seed another one. -> the seed, how it failed ("": it did not), figures."""
+def try_seed(number: int, workers_of_app: int = 1) -> tuple[int, str, dict[str, int]]:
+    """workers_of_app: the number of workers, 0: of each seed another one. -> the seed, how it failed ("": it did not), figures."""
     logging.disable(logging.CRITICAL)
     try:
-        seed = Seed(number, workers=workers_of_job or number % 4 + 1)
+        seed = Seed(number, workers=workers_of_app or number % 4 + 1)
         done = seed.run()
     except Exception:
         return number, traceback.format_exc(), {}
@@ -65,11 +65,11 @@ def main() -> int:
 
     if given.workers == 1:
         for number in numbers:
-            note(try_seed(number, given.workers_of_job))
+            note(try_seed(number, given.workers_of_app))
     else:
         with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
             for result in pool.imap_unordered(
-                partial(try_seed, workers_of_job=given.workers_of_job), numbers, chunksize=8
+                partial(try_seed, workers_of_app=given.workers_of_app), numbers, chunksize=8
             ):
                 note(result)
     line: dict[str, Any] = {"seeds": given.seeds, "start": given.start, "failed": sorted(failed), **sums}

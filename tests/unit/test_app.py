@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from sabot import AgentFailed, App, JobLocked, Message, UserError
+from sabot import AgentFailed, App, AppLocked, Message, UserError
 from sabot.agents.runtime import AgentRuntime
 from sabot.connectors.files import NdjsonSource
 from sabot.connectors.memory import MemoryBroker
@@ -398,7 +398,7 @@ async def test_a_second_worker_on_one_directory_is_refused_and_the_first_goes_on
 
     first = build("shop")
     async with started(first):
-        with pytest.raises(JobLocked, match=str(tmp_path / "state")):
+        with pytest.raises(AppLocked, match=str(tmp_path / "state")):
             await bounded(build("shop").start())
         publish(first, "orders", [1])
         await until(lambda: seen == [1])
@@ -423,7 +423,7 @@ async def test_a_directory_that_another_app_holds_is_named(memory_url, tmp_path,
         return app
 
     async with started(build(1)):
-        with pytest.raises(JobLocked, match=str(tmp_path / shared)):
+        with pytest.raises(AppLocked, match=str(tmp_path / shared)):
             await bounded(build(2).start())
     async with started(build(2)):
         pass

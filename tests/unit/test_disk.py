@@ -31,7 +31,7 @@ from sabot.disk import (
     remove_left,
     tell_of_open_folder,
 )
-from sabot.errors import CorruptCheckpoint, JobLocked, SabotError, UserError
+from sabot.errors import AppLocked, CorruptCheckpoint, SabotError, UserError
 from sabot.state import BackendConfig, RocksDBBackend
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
@@ -82,7 +82,7 @@ async def test_what_a_job_keeps_is_for_its_user_alone(tmp_path: Path, no_umask: 
     for topic in ("in", "rows"):
         await app.send(topic, {"k": "a"})
     await app.agent_runtime.trigger_checkpoint()
-    storage = app.agent_runtime.job._run._storage
+    storage = app.agent_runtime.runner._run._storage
     storage.copy_to(storage.latest(), savepoint)
     while_it_runs = open_to_others(tmp_path)
     await app.stop()
@@ -197,7 +197,7 @@ def refused(at: Path, use: Callable[[], object]) -> None:
     with pytest.raises(UserError) as error:
         use()
     assert str(at) in str(error.value)
-    assert not isinstance(error.value, JobLocked)
+    assert not isinstance(error.value, AppLocked)
 
 
 @pytest.mark.parametrize("plant", IN_PLACE_OF_A_FILE)
@@ -278,10 +278,10 @@ def test_a_lock_whose_file_is_removed_while_another_one_opens_it_is_taken_in_the
         return opened[-1]
 
     monkeypatch.setattr("sabot.disk.open_lock", open_before_it_goes)
-    with lock(path, "us", lambda holder: JobLocked(holder)):
+    with lock(path, "us", lambda holder: AppLocked(holder)):
         assert path.read_text() == "us"
-        with pytest.raises(JobLocked, match="us"):
-            lock(path, "them", lambda holder: JobLocked(holder))
+        with pytest.raises(AppLocked, match="us"):
+            lock(path, "them", lambda holder: AppLocked(holder))
     assert len(opened) == 4, "who finds it locked tries once more"
 
 
@@ -418,5 +418,5 @@ def test_who_looks_whether_a_lock_is_held_keeps_nobody_from_taking_it(
     looking = os.open(path, os.O_RDWR | os.O_CREAT)
     assert not is_held(looking)
     monkeypatch.setattr("sabot.disk.time", SimpleNamespace(sleep=lambda seconds: os.close(looking)))
-    with lock(path, "us", JobLocked):
+    with lock(path, "us", AppLocked):
         assert path.read_text() == "us"

@@ -107,7 +107,7 @@ async def test_an_exit_in_an_agent_stops_the_app_and_its_record_is_not_done(
         await life(Leaves(asked))
     assert raised.value is asked
     app = await life(Leaves(None))  # the directory is free, and it goes on at the record
-    assert app.agent_runtime.job.restored_from is not None
+    assert app.agent_runtime.runner.restored_from is not None
     rows = [row if isinstance(row, int) else row["x"] for row in out.rows]
     assert sorted(rows) == [1, 2, 3]
 
@@ -248,8 +248,8 @@ async def test_an_exit_in_a_connector_or_a_backend_of_the_user_is_raised(
         async with asyncio.timeout(20):
             await app.run()
     assert raised.value is asked
-    assert app.agent_runtime.job.restarts == 0
-    assert not app.agent_runtime.job.running
+    assert app.agent_runtime.runner.restarts == 0
+    assert not app.agent_runtime.runner.running
 
 
 async def test_an_exit_while_a_source_is_closed_changes_nothing(broker: MemoryBroker) -> None:
@@ -257,7 +257,7 @@ async def test_an_exit_while_a_source_is_closed_changes_nothing(broker: MemoryBr
     with_source("close", stream=False)(app, Leaves(SystemExit(3)))
     await app.start()
     await app.stop()
-    assert not app.agent_runtime.job.running
+    assert not app.agent_runtime.runner.running
 
 
 # --- streams
@@ -414,7 +414,7 @@ def test_after_start_the_app_stops_and_the_event_loop_ends_with_the_exit(
         try:
             await asyncio.Event().wait()
         finally:
-            ended.append(app.agent_runtime.job.running)
+            ended.append(app.agent_runtime.runner.running)
 
     with pytest.raises(type(asked)) as raised:
         asyncio.run(program())

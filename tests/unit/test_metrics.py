@@ -41,7 +41,7 @@ def figures(text: str) -> Figures:
 
 
 def read(app: App) -> Figures:
-    return figures(app.agent_runtime.job.metrics.text())
+    return figures(app.agent_runtime.runner.metrics.text())
 
 
 def at(now: Figures, name: str, **labels: str) -> float:
@@ -292,7 +292,7 @@ async def test_health_and_readiness_are_told_beside_the_figures(app: App) -> Non
 
 
 async def test_an_event_loop_that_is_blocked_is_not_healthy(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sabot.runtime.job._ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr("sabot.runtime.app_runner._ANSWER_SECONDS", 0.05)
     sorting_out(app)
     app.configure(metrics_port=0)
     async with started(app):
@@ -363,7 +363,7 @@ async def test_no_counter_goes_back_when_an_older_checkpoint_is_restored(tmp_pat
             newer.unlink()
     seen = []
     async with started(app):
-        assert app.agent_runtime.job.restored_from == first
+        assert app.agent_runtime.runner.restored_from == first
         seen.append(read(app))
         await until(lambda: processed(app, "second") == 3, "the rows after the first checkpoint, again")
         await checkpoint(app)

@@ -600,13 +600,13 @@ def test_an_app_with_secrets_says_none_of_them_anywhere(tmp_path: Path, caplog: 
     async def run() -> list[object]:
         await app.start()
         await asyncio.sleep(0)
-        seen = [app.statistics(), app.agent_runtime.job.metrics.text(), app.agent_runtime.agents, repr(app)]
+        seen = [app.statistics(), app.agent_runtime.runner.metrics.text(), app.agent_runtime.agents, repr(app)]
         for _ in range(400):
             if app.statistics()["agents"]["vault.repeats"]["dead_letters"] == 2:
                 break
             await asyncio.sleep(0.01)
         await app.stop(drain=True)
-        return [*seen, app.statistics(), app.agent_runtime.job.metrics.text(), app.graph()]
+        return [*seen, app.statistics(), app.agent_runtime.runner.metrics.text(), app.graph()]
 
     with caplog.at_level(logging.DEBUG):
         seen = asyncio.run(run())

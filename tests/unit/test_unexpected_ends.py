@@ -156,7 +156,7 @@ async def test_run_restarts_what_a_failure_of_the_engine_ended(memory_url, tmp_p
     await until(lambda: seen == [1, 2])
     app.request_stop()
     await bounded(running)
-    assert app.agent_runtime.job.restarts == 2
+    assert app.agent_runtime.runner.restarts == 2
 
 
 async def test_an_agents_source_that_breaks_is_its_failure_and_the_others_go_on(app, monkeypatch):
@@ -294,7 +294,7 @@ async def test_agents_beside_a_stream_that_failed_read_no_more(stream_app, monke
     await stream_app.start()
     await until(lambda: stream_app.statistics()["failure"] is not None)
     assert state_of(stream_app, "other") == "failed"
-    (source,) = stream_app.agent_runtime.job._run._agents.task.sources
+    (source,) = stream_app.agent_runtime.runner._run._agents.task.sources
     assert source.input.held
     with pytest.raises(SabotError, match="odd"):
         await bounded(stream_app.stop())

@@ -26,7 +26,7 @@ from pyarrow import fs
 
 from sabot import App, steps
 from sabot.connectors.files import NdjsonSink, NdjsonSource
-from sabot.errors import EffectError, JobLocked
+from sabot.errors import AppLocked, EffectError
 from sabot.journal import Reconciled
 from sabot.llm import Effect, tool
 from sabot.testing import WitnessClient
@@ -291,7 +291,7 @@ def build(world: World) -> App:
 async def _run(app: App, world: World) -> None:
     running = asyncio.ensure_future(app.run())
     while not running.done():
-        if app.agent_runtime.job.started:
+        if app.agent_runtime.runner.started:
             world.mark(os.getpid()).touch()
         if world.over.exists():
             app.request_stop()
@@ -309,7 +309,7 @@ def live(world: World, point: Failpoint | None, log: Path) -> None:
         steps.watch(_Watcher(point))
     try:
         asyncio.run(_run(build(world), world))
-    except JobLocked:
+    except AppLocked:
         os._exit(LOCKED)
     except BaseException:
         traceback.print_exc()

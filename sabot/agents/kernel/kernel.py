@@ -153,7 +153,7 @@ class RuntimeKernel:
         await self.close()
 
     async def start(self) -> None:
-        """Opens the journal. Raises JobLocked where another owner has it; UserError where it has open jobs of agents that are not here.
+        """Opens the journal. Raises AppLocked where another owner has it; UserError where it has open jobs of agents that are not here.
         Idempotent.
         """
         await self._started()

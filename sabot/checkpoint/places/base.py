@@ -28,7 +28,7 @@ import msgspec
 
 from sabot.checkpoint.protocol import file_name
 from sabot.disk import TemporaryFolder, link_or_copy, lock, make_folder, own_folder
-from sabot.errors import CorruptCheckpoint, JobLocked
+from sabot.errors import AppLocked, CorruptCheckpoint
 from sabot.faults import unreadable
 
 READ_BYTES = 1 << 20
@@ -68,7 +68,7 @@ class Place(ABC):
 
     def __init__(self) -> None:
         self.known: dict[_Inode, tuple[int, int, StoredFile]] = {}  # -> size, mtime in ns, contents
-        # Raises JobLocked where a file may be missing because another worker owns the job.
+        # Raises AppLocked where a file may be missing because another worker owns the job.
         self.doubt: Callable[[], None] = lambda: None
         self._reading: TemporaryFolder | None = None
         self._restoring = threading.Lock()
@@ -95,7 +95,7 @@ class Place(ABC):
 
     @abstractmethod
     def own(self) -> None:
-        """Makes an empty `scratch` that no other process of this machine uses. Raises JobLocked."""
+        """Makes an empty `scratch` that no other process of this machine uses. Raises AppLocked."""
 
     def disown(self) -> None:
         """Lets another process own the place. Idempotent."""
@@ -269,7 +269,7 @@ class Place(ABC):
     # For those that derive from it
 
     def take_scratch(self, lock_path: Path, scratch: Path) -> None:
-        """For `own`: `scratch` is an empty folder, and belongs to the process that has the lock. Raises JobLocked."""
+        """For `own`: `scratch` is an empty folder, and belongs to the process that has the lock. Raises AppLocked."""
         lock_file = lock(lock_path, f"{this_worker()}\n", partial(_taken, lock_path.parent))
         try:
             own_folder(scratch)
@@ -293,8 +293,8 @@ def this_worker() -> str:
     return f"process {os.getpid()} on host {socket.gethostname()}"
 
 
-def _taken(directory: Path, owner: str) -> JobLocked:
-    return JobLocked(
+def _taken(directory: Path, owner: str) -> AppLocked:
+    return AppLocked(
         f"{directory} is in use by {owner or 'another process'}",
         hint="stop that process first, or give this job another directory (checkpoint_dir=)",
     )

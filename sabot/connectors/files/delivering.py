@@ -22,7 +22,7 @@ from sabot.connectors.files.growth import Growth
 from sabot.connectors.files.parts import remove
 from sabot.connectors.files.target import FileTarget
 from sabot.connectors.files.writing import FileWriting
-from sabot.errors import JobLocked, TransientError, UserError
+from sabot.errors import AppLocked, TransientError, UserError
 from sabot.faults import hint_of
 
 _log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class FileDelivering:
         return replace(entry, length=0, number=number, anew=target.overwrite, finished=False)
 
     def give_up(self) -> None:
-        """Prepares the files to be written at least once: keeps the bytes that count, and removes the token. Raises JobLocked."""
+        """Prepares the files to be written at least once: keeps the bytes that count, and removes the token. Raises AppLocked."""
         self.track, self._owner = None, ""
         ledger = self._target.ledger
         if not ledger.path.exists():
@@ -162,7 +162,7 @@ class FileDelivering:
                     growth.keep(min(entry.length, growth.size()), ledger.path)
                 ledger.remove()
         except Busy as error:
-            raise JobLocked(f"file {self._target.name!r}: another process is writing into it") from error
+            raise AppLocked(f"file {self._target.name!r}: another process is writing into it") from error
 
     # -- delivering ----------------------------------------------------------------------------------------------------
 
@@ -210,7 +210,7 @@ class FileDelivering:
                 number, growth = self._free(entry)
                 if self._target.folder and entry.length and growth.complete(entry.length):
                     self._commit(replace(entry, number=number + 1, length=0, ready=growth.path.name))
-        except JobLocked as error:
+        except AppLocked as error:
             _log.info("sink %s is closed: %s", self._target.name, error)
 
     def _add(self, entry: Entry, batches: Sequence[pa.RecordBatch], nbytes: int) -> Entry:
@@ -274,7 +274,7 @@ class FileDelivering:
                         raise Busy
                     yield track, entry
             except Busy as error:
-                raise JobLocked(
+                raise AppLocked(
                     f"file {self._target.name!r}: another process writes the results of {track.key} now",
                     hint="a job runs once; this worker stops",
                 ) from error

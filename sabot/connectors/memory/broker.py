@@ -19,7 +19,7 @@ from sabot.codecs.records import Headers, HeadersLike, Record, checked_headers, 
 from sabot.config import parse_broker
 from sabot.connectors.base import Token, Track
 from sabot.connectors.memory.topic import Topic, size_of
-from sabot.errors import JobLocked, UserError
+from sabot.errors import AppLocked, UserError
 
 
 class MemoryBroker:
@@ -138,7 +138,7 @@ class MemoryBroker:
             return dict(self._groups.get((group, topic), {}))
 
     def claim(self, track: Track, owner: object, *, again: bool) -> Token | None:
-        """Lets only `owner` deliver on this track, and returns its token. again: `owner` has claimed it before; JobLocked where another
+        """Lets only `owner` deliver on this track, and returns its token. again: `owner` has claimed it before; AppLocked where another
         owner has claimed it in the meantime.
         """
         with self._lock:
@@ -150,7 +150,7 @@ class MemoryBroker:
 
     def advance(self, track: Track, owner: object, seq: int, then: Callable[[], None], *, anyhow: bool = False) -> None:
         """Calls `then` and sets the token to `seq`, in one step. Does neither where the token says that the part has arrived, unless
-        `anyhow`. Raises JobLocked where `owner` no longer owns the track.
+        `anyhow`. Raises AppLocked where `owner` no longer owns the track.
         """
         with self._lock:
             now, token = self._tracks.get(track.key, (None, None))
@@ -160,8 +160,8 @@ class MemoryBroker:
                 then()
                 self._tracks[track.key] = (owner, Token(seq, track.incarnation))
 
-    def _lost(self, track: Track) -> JobLocked:
-        return JobLocked(
+    def _lost(self, track: Track) -> AppLocked:
+        return AppLocked(
             f"another job of this process delivers {track.key!r} into memory://{self.name} now",
             hint="stop one of the two; a job that is not the same needs another name (App(id))",
         )

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from sabot.connectors.base import LostFloats, Token, Track
 from sabot.connectors.sql.rows import Columns
-from sabot.errors import JobLocked, UserError
+from sabot.errors import AppLocked, UserError
 from sabot.steps import step
 
 TOKENS = "sabot_tokens"
@@ -135,7 +135,7 @@ class Database(ABC):
     def claim(self, track: Track, owner: str, *, again: bool) -> Token | None:
         """Makes `owner` the owner of the track, and returns the track's token. Called in a transaction.
 
-        `again`: it was his before; JobLocked when another has claimed it since.
+        `again`: it was his before; AppLocked when another has claimed it since.
         """
         self.make_tokens()
         mark = self.mark
@@ -163,7 +163,7 @@ class Database(ABC):
     def advance(self, track: Track, owner: str, seq: int, *, anyhow: bool = False) -> bool:
         """Sets the token, which locks the track for others until the end of the transaction. False: the receiver has this part already.
 
-        JobLocked when the track is somebody else's. `anyhow`: to a lower number too.
+        AppLocked when the track is somebody else's. `anyhow`: to a lower number too.
         """
         mark = self.mark
         newer = "" if anyhow else f" AND (seq IS NULL OR seq < {mark} OR incarnation <> {mark})"
@@ -181,8 +181,8 @@ class Database(ABC):
             raise self._lost(track)
         return False
 
-    def _lost(self, track: Track) -> JobLocked:
-        return JobLocked(
+    def _lost(self, track: Track) -> AppLocked:
+        return AppLocked(
             f"another process delivers {track.key!r} into table {self.table} of {self.where} now",
             hint="stop one of the two; a job that is not the same needs another name (App(id))",
         )

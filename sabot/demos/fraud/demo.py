@@ -91,7 +91,7 @@ async def _run(rows: int, seed: int, broker: str, state: str, fresh: bool, conso
         "precision": figures.precision,
         "recall": figures.recall,
         "checkpoints": app.statistics()["checkpoints"]["completed"],
-        "restored_from": app.agent_runtime.job.restored_from,
+        "restored_from": app.agent_runtime.runner.restored_from,
     }
 
 

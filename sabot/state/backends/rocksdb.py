@@ -103,7 +103,7 @@ class RocksDBBackend(LocalBackend):
     quarter for RocksDB's block cache, and the rest for copies of entries that RocksDB has.
 
     A write blocks when its sixth of the budget is full while the one before is still being flushed.
-    Raises JobLocked at construction when another process, or another backend, has the directory.
+    Raises AppLocked at construction when another process, or another backend, has the directory.
     """
 
     def __init__(self, config: BackendConfig, *, clock: Clock = SYSTEM_CLOCK, expiry: Expiry | None = None) -> None:
@@ -120,8 +120,8 @@ class RocksDBBackend(LocalBackend):
         self._tables: dict[str, _Table] = {}
         self._options = database_options(config.budget_bytes // 4, config.options)
         self._numbers = count(1)
-        self._jobs: list[Future[Exception | None]] = []
-        self._dropped: list[_Entries] = []  # for the next job, since to free them takes longer than a barrier may
+        self._writes: list[Future[Exception | None]] = []
+        self._dropped: list[_Entries] = []  # for the next write, since to free them takes longer than a barrier may
         self._failed: Exception | None = None
         self._lock = lock_directory(self.path)
         try:
@@ -199,7 +199,9 @@ class RocksDBBackend(LocalBackend):
         """`keys` and `bytes` are RocksDB's estimates plus entries not flushed yet; `cached_*` and `dirty_*` count entries in memory."""
         tables = list(self._tables.values())
         dirty, dirty_bytes = sum(len(table.dirty) for table in tables), self._dirty_bytes
-        if self._failed is not None or not all(job.done() for job in list(self._jobs)):  # else RocksDB counts them
+        if self._failed is not None or not all(
+            write.done() for write in list(self._writes)
+        ):  # else RocksDB counts them
             dirty += sum(len(entries) for table in tables for entries in table.flushing)
             dirty_bytes += self._flushing_bytes
         figures = self._database.statistics()
@@ -214,11 +216,11 @@ class RocksDBBackend(LocalBackend):
 
     @property
     def is_empty(self) -> bool:
-        return not self._dirty_bytes and not self._jobs and not self._database.namespaces()
+        return not self._dirty_bytes and not self._writes and not self._database.namespaces()
 
     def cut(self) -> RocksDBCut:
         self._tables.get("")  # raises on a closed backend
-        if all(job.done() for job in self._jobs):
+        if all(write.done() for write in self._writes):
             self._settle()
         directory = self.path / "snapshots" / str(next(self._numbers))
         return RocksDBCut(directory, self._start(directory), sealed=self.expires)
@@ -292,9 +294,9 @@ class RocksDBBackend(LocalBackend):
         self._dirty_bytes = 0
         passed = None if self.expiry is None else self.expiry.passed_mark()
         dropped, self._dropped = self._dropped, []
-        job = self._worker.submit(self._write_out, parts, directory, passed, dropped)
-        self._jobs.append(job)
-        return job
+        write = self._worker.submit(self._write_out, parts, directory, passed, dropped)
+        self._writes.append(write)
+        return write
 
     def _write_out(
         self, parts: list[tuple[str, _Entries]], directory: Path | None, passed: bytes | None, dropped: list[_Entries]
@@ -307,7 +309,7 @@ class RocksDBBackend(LocalBackend):
             while entries:  # one by one, since the owner waits while a dict is freed as a whole
                 entries.popitem()
         if self._failed is not None:
-            return self._failed  # the entries that an earlier job could not write belong to this cut too
+            return self._failed  # the entries that an earlier write could not write belong to this cut too
         try:
             for namespace, entries in parts:
                 self._database.write(namespace, entries)
@@ -320,12 +322,12 @@ class RocksDBBackend(LocalBackend):
         return self._failed
 
     def _settle(self) -> Exception | None:
-        """Waits for all jobs. Entries that were written become clean copies; if a job has failed, all become dirty again."""
-        if not self._jobs:
+        """Waits for all writes. Entries that were written become clean copies; if a write has failed, all become dirty again."""
+        if not self._writes:
             return None
-        for job in self._jobs:
-            job.result()
-        self._jobs = []
+        for write in self._writes:
+            write.result()
+        self._writes = []
         error, self._failed = self._failed, None
         few = sum(len(entries) for table in self._tables.values() for entries in table.flushing) <= _FEW
         fits = few and self._young_bytes + self._flushing_bytes <= self._young_limit

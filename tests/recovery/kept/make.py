@@ -1,6 +1,6 @@
 """Writes the kept checkpoints: `python tests/recovery/kept/make.py [JOB …]`, by the code as it is now.
 
-For each job of `kept_jobs` an archive beside this file: `checkpoints/` holds a checkpoint of the first half of the input; `outside/` the
+For each job of `kept_apps` an archive beside this file: `checkpoints/` holds a checkpoint of the first half of the input; `outside/` the
 files outside the app as they were then; `expected.json` what is to come of it: `state`, the contents of each operator and agent in the
 checkpoint, and `outcome`, all that the job has put out in the end.
 
@@ -22,7 +22,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1]), str(HERE.parents[2])]  # as pytest would
 
-from kept_jobs import FIRST, HALF, JOBS, RESTORED_S, WRITTEN_S, Job, Scene, contents, finish, publish, rows_read, until  # noqa: E402
+from kept_apps import FIRST, HALF, JOBS, RESTORED_S, WRITTEN_S, Job, Scene, contents, finish, publish, rows_read, until  # noqa: E402
 
 from sabot import App  # noqa: E402
 from sabot.checkpoint import CheckpointStorage  # noqa: E402

@@ -24,7 +24,7 @@ from sabot.agents import (
     ToolPolicy,
 )
 from sabot.clock import ManualClock
-from sabot.errors import EffectError, JobCancelled, JobLocked, JournalFailed, NonDeterminism, UserError
+from sabot.errors import AppLocked, EffectError, JobCancelled, JournalFailed, NonDeterminism, UserError
 from sabot.journal import MemoryHome, MemoryJournal, MemoryReader
 from sabot.llm import ChatMessage, Completion, Price, PriceTable, ToolCall, TurnLimitExceeded, Usage, assistant, tool
 from sabot.llm.agent import Agent
@@ -774,7 +774,7 @@ async def test_a_question_is_answered_by_a_kernel_that_has_not_the_journal(tmp_p
         with pytest.raises(LetterRefused):
             await other.actions.resolve(action.resume_token, {"approved": False})
         assert (await handle.result()).output == "ann"
-        with pytest.raises(JobLocked, match="jobs belongs to process"):
+        with pytest.raises(AppLocked, match="jobs belongs to process"):
             await other.execute(ask(2))
     async with other:
         assert (await (await other.handle(handle.job_id)).result()).output == "ann"

@@ -15,7 +15,7 @@ from sabot import steps
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.checkpoint.manifest import StoredTask
 from sabot.checkpoint.places import place_of
-from sabot.errors import CheckpointFailed, JobLocked, UserError
+from sabot.errors import AppLocked, CheckpointFailed, UserError
 from tools.checkpoint_tools import assert_whole, in_memory, write
 
 
@@ -37,7 +37,7 @@ def test_scratch_on_this_machine_belongs_to_one_worker(tmp_path: Path) -> None:
     filesystem, _ = in_memory()
     first = CheckpointStorage((filesystem, "jobs"), scratch=tmp_path)
     first.lock()
-    with pytest.raises(JobLocked, match="is in use by process"):
+    with pytest.raises(AppLocked, match="is in use by process"):
         CheckpointStorage((filesystem, "jobs"), scratch=tmp_path).lock()
     first.check_owner()
     first.unlock()
@@ -196,7 +196,7 @@ class Run(threading.Thread):
         self.turn.acquire()
         try:
             self.work()
-        except JobLocked:
+        except AppLocked:
             self.ended = "overtaken"
         except BaseException as error:
             self.ended = repr(error)

@@ -21,7 +21,7 @@ from sabot import steps
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.checkpoint.manifest import StoredPart, StoredTask, StoredTrack
 from sabot.checkpoint.places import Place
-from sabot.errors import CheckpointFailed, CorruptCheckpoint, JobLocked, UserError
+from sabot.errors import AppLocked, CheckpointFailed, CorruptCheckpoint, UserError
 from sabot.state import BackendConfig, RocksDBBackend, ValueState, load_snapshot
 from tools.checkpoint_tools import in_memory
 
@@ -142,13 +142,13 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -
     try:
         assert names(tmp_path) == []  # what a crash left behind went with the lock
         (tmp_path / "scratch" / "0000000006").mkdir()
-        with pytest.raises(JobLocked) as refused:
+        with pytest.raises(AppLocked) as refused:
             CheckpointStorage(tmp_path).lock()
         assert str(tmp_path) in refused.value.message
         assert f"process {first.pid} on host {os.uname().nodename}" in refused.value.message
         assert "stop that process" in refused.value.hint
         assert names(tmp_path) == ["0000000006"]  # the owner's work is left alone
-        with pytest.raises(JobLocked):
+        with pytest.raises(AppLocked):
             CheckpointStorage(tmp_path).begin(7)
     finally:
         first.send_signal(signal.SIGKILL)
@@ -162,7 +162,7 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -
 def test_two_storages_of_one_process_exclude_each_other_too(tmp_path: Path) -> None:
     first, second = CheckpointStorage(tmp_path), CheckpointStorage(tmp_path)
     first.lock()
-    with pytest.raises(JobLocked, match=str(os.getpid())):
+    with pytest.raises(AppLocked, match=str(os.getpid())):
         second.lock()
     first.unlock()
     first.unlock()

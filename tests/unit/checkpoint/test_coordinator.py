@@ -663,7 +663,7 @@ async def test_close_aborts_what_is_in_flight_and_what_waits() -> None:
     coordinator.acknowledge(1, "a", cut(1, state))
     await coordinator.close()
     for checkpoint_id in (1, 2):
-        with pytest.raises(CheckpointFailed, match=f"checkpoint {checkpoint_id}: the job is stopping"):
+        with pytest.raises(CheckpointFailed, match=f"checkpoint {checkpoint_id}: the app is stopping"):
             await coordinator.wait(checkpoint_id)
     assert state.discarded == 1
     assert job.aborted == [("a", 1), ("b", 1)]

@@ -12,7 +12,7 @@ import sabot
 from sabot import App, NdjsonSink, NdjsonSource, col, tumbling
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.cli import load_app
-from sabot.cli.jobs import find_job
+from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.loading import WrongUse
 from tools.checkpoint_tools import in_memory
 from tools.command_line import lines, sabot_does, sabot_says
@@ -159,8 +159,8 @@ def test_a_damaged_manifest_does_not_hide_the_others(saved: Path, tmp_path: Path
 
 def test_a_job_is_found_by_any_of_its_places(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = saved / "state" / "checkpoints"
-    newest = find_job(str(root)).manifest().checkpoint_id
-    savepoint = CheckpointStorage(root).copy_to(find_job(str(root)).manifest(), tmp_path / "kept")
+    newest = find_checkpoints(str(root)).manifest().checkpoint_id
+    savepoint = CheckpointStorage(root).copy_to(find_checkpoints(str(root)).manifest(), tmp_path / "kept")
     (tmp_path / "cli_shop_1.py").write_text(
         f"from sabot import App\nshop = App('shop', state={str(saved / 'state')!r})\n"
     )
@@ -175,17 +175,17 @@ def test_a_job_is_found_by_any_of_its_places(saved: Path, tmp_path: Path, monkey
         f"{savepoint}@{newest}",
         next((tmp_path / "kept" / "checkpoints").iterdir()),
     ):
-        assert find_job(str(word)).manifest().checkpoint_id == newest, word
-    assert find_job(f"{root}@{newest - 1}").manifest().checkpoint_id == newest - 1
-    assert find_job("mock://bucket/path").storage.directory == "mock://bucket/path"
-    assert find_job("mock://bucket/path/?a=b").below("savepoints") == "mock://bucket/path/savepoints?a=b"
+        assert find_checkpoints(str(word)).manifest().checkpoint_id == newest, word
+    assert find_checkpoints(f"{root}@{newest - 1}").manifest().checkpoint_id == newest - 1
+    assert find_checkpoints("mock://bucket/path").storage.directory == "mock://bucket/path"
+    assert find_checkpoints("mock://bucket/path/?a=b").below("savepoints") == "mock://bucket/path/savepoints?a=b"
 
 
 def test_a_place_without_checkpoints_is_told_apart_from_one_that_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(WrongUse, match="there is no directory"):
-        find_job(str(tmp_path / "nowhere"))
+        find_checkpoints(str(tmp_path / "nowhere"))
     assert sabot_says("checkpoints", "list", tmp_path / "nowhere").exit_code == 2
     done = sabot_says("checkpoints", "list", tmp_path)
     assert (done.exit_code, "holds no checkpoint" in done.stderr) == (1, True)
@@ -206,7 +206,7 @@ def test_a_checkpoint_that_is_not_there_is_answered_with_those_that_are(saved: P
 
 def test_the_newest_checkpoint_of_a_job_that_does_not_run_is_copied(saved: Path, tmp_path: Path) -> None:
     (made,) = lines("savepoint", "create", saved / "state", "--to", tmp_path / "kept", "--json")
-    newest = find_job(str(saved / "state")).manifest().checkpoint_id
+    newest = find_checkpoints(str(saved / "state")).manifest().checkpoint_id
     assert made == {"checkpoint": newest, "savepoint": str(tmp_path / "kept"), "running": False}
     assert sabot_says("checkpoints", "verify", tmp_path / "kept").exit_code == 0
     again = sabot_says("savepoint", "create", saved / "state", "--to", tmp_path / "kept")
@@ -238,7 +238,7 @@ def test_a_savepoint_without_a_place_goes_beside_the_checkpoints(saved: Path) ->
     done = sabot_says("savepoint", "create", saved / "state")
     where = Path(done.stdout.strip().rpartition(" ")[2])
     assert where.parent == saved / "state" / "checkpoints" / "savepoints"
-    assert find_job(str(where)).storage.ids()
+    assert find_checkpoints(str(where)).storage.ids()
 
 
 async def test_a_running_job_makes_one_for_it(tmp_path: Path, memory_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +248,7 @@ async def test_a_running_job_makes_one_for_it(tmp_path: Path, memory_url: str, m
     await app.start()
     try:
         await app.send("ticks", 1)
-        assert find_job("state").runs()
+        assert find_checkpoints("state").runs()
         words = ["savepoint", "create", "cli_counter_1:app", "--to", "kept", "--json"]
         (made,) = await asyncio.to_thread(lines, *words)
         assert made == {"checkpoint": 1, "savepoint": str(tmp_path / "kept"), "running": True}
@@ -256,7 +256,7 @@ async def test_a_running_job_makes_one_for_it(tmp_path: Path, memory_url: str, m
         assert (done.exit_code, "holds a checkpoint already" in done.stderr) == (1, True)
     finally:
         await app.stop()
-    assert not find_job("state").runs()
+    assert not find_checkpoints("state").runs()
     assert (tmp_path / "kept" / "checkpoints").is_dir()
 
 
@@ -291,7 +291,7 @@ async def test_a_savepoint_for_which_a_journal_keeps_entries_is_listed_and_dropp
     await app.run()
     lines("savepoint", "create", tmp_path / "state", "--to", tmp_path / "kept", "--json")
     (listed,) = lines("savepoint", "list", tmp_path / "state", "--json")
-    newest = find_job(str(tmp_path / "state")).manifest().checkpoint_id
+    newest = find_checkpoints(str(tmp_path / "state")).manifest().checkpoint_id
     assert (listed["checkpoint"], listed["savepoint"]) == (newest, str(tmp_path / "kept"))
     job = sabot_says("savepoint", "drop", tmp_path / "state", tmp_path / "state" / "checkpoints")
     assert (job.exit_code, "has the checkpoints of a job" in job.stderr) == (1, True)

@@ -16,7 +16,7 @@ from mcp import Client, StdioServerParameters
 
 import sabot
 from sabot import App, NdjsonSource
-from sabot.cli.jobs import find_job
+from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.mcp import Checkpoints
 from sabot.mcp import ToolServer, state_tools
 from tools.command_line import ENV, SABOT, sabot_says
@@ -56,7 +56,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> str:
 async def served(
     state: str, *, only: tuple[str, ...] = (), largest: int = 1 << 20, fresh_s: float | None = None
 ) -> AsyncIterator[Client]:
-    source = Checkpoints(find_job(state), fresh_s, largest)
+    source = Checkpoints(find_checkpoints(state), fresh_s, largest)
     async with Client(ToolServer("sabot", state_tools(source, only=only)).server) as client:
         yield client
 
@@ -80,7 +80,7 @@ async def test_it_is_said_who_keeps_state_and_as_of_when(state: str) -> None:
             ("aggregate-1", "running aggregate", 5),
             ("totals.seen", "agent", None),
         ]
-        newest = find_job(state).manifest()
+        newest = find_checkpoints(state).manifest()
         assert listed["as_of"]["checkpoint"] == newest.checkpoint_id
         assert listed["as_of"]["written"].endswith("+00:00")
         tools = (await client.list_tools()).tools

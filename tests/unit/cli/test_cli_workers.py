@@ -33,7 +33,7 @@ async def test_a_job_in_one_process_has_no_workers_and_cannot_be_rescaled(here: 
         refused = await asyncio.to_thread(sabot_says, "rescale", "state", "--workers", 3)
         assert refused.exit_code == 1
         assert "app alone runs in one process" in refused.stderr
-        assert app.agent_runtime.job.started
+        assert app.agent_runtime.runner.started
     finally:
         await app.stop()
 

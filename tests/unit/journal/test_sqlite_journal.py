@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from sabot.errors import CorruptJournal, JobLocked, JournalFailed, JournalFull, SabotError, TransientError, UserError
+from sabot.errors import AppLocked, CorruptJournal, JournalFailed, JournalFull, SabotError, TransientError, UserError
 from sabot.journal import Begin, EffectResult, End, Intent, Letter, SqliteInbox, SqliteJournal, SqliteReader, tables
 from sabot.journal.entries import encode_entry
 from sabot.journal.sqlite import DATABASE
@@ -89,7 +89,7 @@ def test_a_journal_that_is_begun_anew_is_another_one_and_has_nothing(tmp_path: P
     assert before.is_new
     fill(before, 3)
     assert not before.is_new
-    with pytest.raises(JobLocked):
+    with pytest.raises(AppLocked):
         SqliteJournal(folder, anew=True)  # while somebody has it
     assert len(list(before.read())) == 3
     before.close()
@@ -160,7 +160,7 @@ def test_a_later_format_is_refused_by_its_number(tmp_path: Path) -> None:
 
 
 def test_a_refused_owner_names_the_process_that_has_it(tmp_path: Path, journal: SqliteJournal) -> None:
-    with pytest.raises(JobLocked, match=f"belongs to process {os.getpid()}"):
+    with pytest.raises(AppLocked, match=f"belongs to process {os.getpid()}"):
         SqliteJournal(tmp_path / "journal")
 
 
@@ -195,7 +195,7 @@ def test_an_owner_that_is_paused_keeps_the_journal_and_one_that_is_killed_does_n
     assert child.stdout is not None
     assert child.stdout.readline() == "held\n"
     child.send_signal(signal.SIGSTOP)
-    with pytest.raises(JobLocked, match=f"belongs to process {child.pid}"):
+    with pytest.raises(AppLocked, match=f"belongs to process {child.pid}"):
         SqliteJournal(tmp_path / "journal")
     assert len(list(SqliteReader(tmp_path / "journal").read())) == 1
     child.send_signal(signal.SIGKILL)

@@ -45,7 +45,7 @@ def an_app(url: str, directory: Path) -> App:
 
 def the_task(app: App) -> AgentTask:
     """Nobody but the engine adds to what its barriers wait for."""
-    run = app.agent_runtime.job._run
+    run = app.agent_runtime.runner._run
     assert run is not None
     assert run._agents is not None
     return run._agents.task

@@ -132,7 +132,7 @@ def test_a_signal_at_any_call_of_a_start_stops_the_app(apart: int, tmp_path: Pat
         app = idle(tmp_path / "state")
         with at_call(place, SIGNALS[place % 3]) as made:
             within_seconds(app.main, lambda place=place, made=made: len(made) >= place)
-        assert not app.agent_runtime.job.running
+        assert not app.agent_runtime.runner.running
         if len(made) < place:  # the start that was counted had to wait for something, and made more calls
             assert place > calls // 2
             return
@@ -175,7 +175,7 @@ def test_a_signal_at_any_step_of_a_life_stops_the_app(tmp_path: Path) -> None:
 
 async def stopped_by_itself(app: App) -> None:
     async def stop() -> None:
-        await until(lambda: app.agent_runtime.job.started)
+        await until(lambda: app.agent_runtime.runner.started)
         app.request_stop()
 
     stopping = asyncio.create_task(stop())
@@ -190,7 +190,7 @@ def test_a_signal_that_another_thread_takes_wakes_the_app(number: signal.Signals
     app.agent("in", name="f")(lambda ctx: None)
 
     def elsewhere() -> None:
-        while not app.agent_runtime.job.started:
+        while not app.agent_runtime.runner.started:
             pass
         resting.wait(0.2)  # the loop has nothing to do by then; if it has, the test shows less
         signal.pthread_kill(threading.get_ident(), number)
@@ -280,7 +280,7 @@ async def test_a_signal_stops_all_apps_of_a_loop() -> None:
     for app in apps:
         app.agent("in", name="f")(lambda ctx: None)
     running = [asyncio.create_task(app.run()) for app in apps]
-    await until(lambda: all(app.agent_runtime.job.started for app in apps))
+    await until(lambda: all(app.agent_runtime.runner.started for app in apps))
     apps[0].request_stop()
     await running[0]  # whose run took them first
     assert signal.set_wakeup_fd(waking := signal.set_wakeup_fd(-1)) == -1
@@ -297,7 +297,7 @@ async def test_signals_that_somebody_has_claimed_stay_his() -> None:
     app = App("a")
     app.agent("in", name="f")(lambda ctx: None)
     running = asyncio.create_task(app.run())
-    await until(lambda: app.agent_runtime.job.started)
+    await until(lambda: app.agent_runtime.runner.started)
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGHUP)
     assert heard == [signal.SIGTERM]
@@ -356,7 +356,7 @@ def test_a_keyboard_interrupt_between_the_users_calls_ends_run_too(tmp_path: Pat
     async def main() -> None:
         loop = asyncio.get_running_loop()
         running = asyncio.ensure_future(app.run())
-        await until(lambda: app.agent_runtime.job.started)
+        await until(lambda: app.agent_runtime.runner.started)
         loop.call_soon(broken)
         await running
 
@@ -365,7 +365,7 @@ def test_a_keyboard_interrupt_between_the_users_calls_ends_run_too(tmp_path: Pat
 
     with pytest.raises(KeyboardInterrupt):
         within_seconds(lambda: asyncio.run(main()))
-    assert not app.agent_runtime.job.running
+    assert not app.agent_runtime.runner.running
     within_seconds(partial(asyncio.run, stopped_by_itself(idle(tmp_path / "state"))))  # the directory is free
 
 
@@ -439,7 +439,7 @@ def test_a_closed_stderr_is_no_file_of_the_users(tmp_path: Path) -> None:
                 pass
 
             def stop():
-                while not app.agent_runtime.job.running:
+                while not app.agent_runtime.runner.running:
                     time.sleep(0.01)
                 os.kill(os.getpid(), signal.SIGTERM)
 

@@ -16,8 +16,8 @@ from sabot.errors import UserError
 from sabot.kafka.topics import open_sink, open_source
 from sabot.plan import make_plan
 from sabot.runtime.build import Build
+from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.settings import Settings
-from sabot.runtime.stream_job import StreamJob
 from sabot.threads import aside, threads
 from sabot.workers.messages import HasFirst, Start
 from sabot.workers.placement import fingerprint, place
@@ -56,7 +56,7 @@ async def results(app, workers=None):
         open_sink=lambda topic, format: open_sink(topic, app.broker, {}, format),
         parallelism=app.parallelism,
     )
-    jobs = [StreamJob(app.ends(), settings)] if workers is None else await shares(app, settings, workers)
+    jobs = [LocalStreams(app.ends(), settings)] if workers is None else await shares(app, settings, workers)
     try:
         for job in jobs:
             await job.open()
@@ -89,7 +89,7 @@ async def shares(app, settings, workers):
 
     for worker in range(workers):
         share = WorkerShare(app.id, worker, start, wires, lambda message, worker=worker: told(worker, message))
-        jobs.append(StreamJob(app.ends(), replace(settings, coordinator=Coordinator(), spread=share)))
+        jobs.append(LocalStreams(app.ends(), replace(settings, coordinator=Coordinator(), spread=share)))
     return jobs
 
 

@@ -24,7 +24,7 @@ from sabot.codecs.records import build_records
 from sabot.connectors.base import Token, Track
 from sabot.connectors.files import ArrowSink, CsvSink, FileSink, NdjsonSink, ParquetSink
 from sabot.connectors.files.delivered import Busy, Entry, Ledger
-from sabot.errors import JobLocked, TransientError, UserError
+from sabot.errors import AppLocked, TransientError, UserError
 from sabot.steps import watch
 
 TRACK = Track("job", "out", "i1")
@@ -515,7 +515,7 @@ def test_who_claims_last_keeps_the_one_before_out(kind: str, tmp_path: Path) -> 
     older.claim(TRACK)
     older.deliver(1, [rows(0, 2)])
     assert newer.claim(TRACK) == Token(1, "i1")
-    with pytest.raises(JobLocked, match="another process"):
+    with pytest.raises(AppLocked, match="another process"):
         older.deliver(2, [rows(7, 2)])
     with pytest.raises(UserError, match="not claimed"):
         older.deliver(2, [rows(7, 2)])
@@ -567,7 +567,7 @@ def test_a_claim_under_way_keeps_the_one_before_out(tmp_path: Path) -> None:
     sink.claim(TRACK)
     with open(tmp_path / ".t.ndjson.token", "rb+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(JobLocked, match=r"another process writes the results of sabot\.job\.out now"):
+        with pytest.raises(AppLocked, match=r"another process writes the results of sabot\.job\.out now"):
             sink.deliver(1, [rows(0, 1)])
 
 

@@ -23,7 +23,7 @@ from sabot.connectors.base import Token, Track
 from sabot.connectors.files import NdjsonSource
 from sabot.connectors.sql import SqlSink, sqlite
 from sabot.connectors.sql.rows import hex_text, json_text, last_of_each_key
-from sabot.errors import JobLocked, TransientError, UserError
+from sabot.errors import AppLocked, TransientError, UserError
 
 TRACK = Track("job", "sink.1", "first")
 
@@ -350,7 +350,7 @@ def test_a_token_that_somebody_deleted_stops_the_job(path: Path) -> None:
     for attempt in (lambda: sink.deliver(2, [pa.record_batch({"n": [2]})]), lambda: sink.claim(TRACK)):
         with pytest.raises(UserError, match=r"'sabot.job.sink.1' has gone from sabot_tokens") as caught:
             attempt()
-        assert not isinstance(caught.value, JobLocked)
+        assert not isinstance(caught.value, AppLocked)
     sink.close()
     assert query(path, "SELECT * FROM results") == [(1,)]
 
@@ -364,7 +364,7 @@ def test_threads_that_claim_one_track_leave_one_owner(path: Path) -> None:
         barrier.wait()
         sinks[number].claim(TRACK)
         barrier.wait()
-        with contextlib.suppress(JobLocked):
+        with contextlib.suppress(AppLocked):
             sinks[number].deliver(1 + number, [pa.record_batch({"n": [number]})])
             delivered.append(number)
         sinks[number].close()

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from sabot.errors import CheckpointFailed, JobLocked, SabotError, UserError
+from sabot.errors import AppLocked, CheckpointFailed, SabotError, UserError
 from sabot.state import BackendConfig, RocksDBBackend, load_snapshot
 from sabot.state.backends.database import StateDatabase, database_options
 from tools.command_line import child
@@ -40,7 +40,7 @@ def holder(tmp_path):
 
 async def test_a_directory_in_use_by_another_process_is_refused_by_name(holder, tmp_path):
     path = tmp_path / "state"
-    with pytest.raises(JobLocked) as error:
+    with pytest.raises(AppLocked) as error:
         opened(path)
     assert str(path) in str(error.value)
     assert str(holder.pid) in str(error.value)
@@ -53,7 +53,7 @@ async def test_a_directory_in_use_by_another_process_is_refused_by_name(holder, 
 
 async def test_a_directory_in_use_by_this_process_is_refused_until_it_is_closed(tmp_path):
     first = opened(tmp_path)
-    with pytest.raises(JobLocked, match=str(os.getpid())):
+    with pytest.raises(AppLocked, match=str(os.getpid())):
         opened(tmp_path)
     first.write("n", b"k", b"1")
     assert first.read("n", b"k") == b"1"

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 _JOIN_SECONDS = 30.0
 
 
-class StreamJob:
+class LocalStreams:
     """All methods on one event loop; not started twice."""
 
     def __init__(

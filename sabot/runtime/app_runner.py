@@ -1,7 +1,7 @@
 """The life of an app: its streams and its agents, started, restarted, checkpointed and stopped together.
 
 The agents run in one task, so their state has one owner and is cut at one moment (design decision 10). One coordinator takes the
-checkpoints of agents and streams together. What is open from a start to its stop is a `Run`; a job has one run after the other.
+checkpoints of agents and streams together. What is open from a start to its stop is a `Run`; an app has one run after the other.
 
         run  ─▶ a Run, until its inputs have ended, or it is stopped or broken ─▶ its stop ─▶ the next Run, if `restart=` allows it
 """
@@ -36,11 +36,11 @@ from sabot.metrics import Health, Metrics, Sample
 from sabot.probes import Page, page_of
 from sabot.runtime.blocking import Watch
 from sabot.runtime.inference import StoppedEarly
+from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.origin import Origin
 from sabot.runtime.run import LASTING, Run, Undelivered
 from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval
-from sabot.runtime.stream_job import StreamJob
 from sabot.threads import Handle, tell, threads, to_the_end
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ _FIRST_RECORD_SECONDS = 10.0  # that `start` waits for the first record of a str
 _RESTART_MEMORY_SECONDS = 600.0  # older failures do not count against `restart=`
 
 
-class Job:
+class AppRunner:
     """Runs the agents and the streams of an app together, and their checkpoints."""
 
     def __init__(self, app: AppSettings, agents: Mapping[str, RunnableAgent], writes: Sequence[StreamEnd]) -> None:
@@ -349,7 +349,7 @@ class Job:
         return None
 
     async def _may_restart(self, error: SabotError, failed_at: list[float]) -> bool:
-        """Waits as `restart=` says, and returns whether the job restarts from its last checkpoint.
+        """Waits as `restart=` says, and returns whether the app restarts from its last checkpoint.
 
         It does not after an error that would occur again: a UserError, unless the user's function failed because of something outside, or
         a row that cannot pass.
@@ -377,7 +377,7 @@ class Job:
         return not stopped
 
     def _may_take_back(self, error: SabotError) -> bool:
-        """Whether the job goes on with as many workers as before a rescale, because no run could begin with the new number."""
+        """True if the app goes on with as many workers as before a rescale, because no run could begin with the new number."""
         maker, hanging = self.app.workers, any(thread.is_alive() for _, thread in self._left)
         if maker is None or hanging or self._stop_asked.is_set() or not maker.take_back(str(error)):
             return False
@@ -408,22 +408,26 @@ class Job:
             has_dead_letters=False,
             first_record_s=math.inf if seconds is None else seconds,
         )
-        job, loop, full = StreamJob([Write(node, sink, None)], settings), asyncio.get_running_loop(), asyncio.Event()
+        streams, loop, full = (
+            LocalStreams([Write(node, sink, None)], settings),
+            asyncio.get_running_loop(),
+            asyncio.Event(),
+        )
         sink.on_full = lambda: tell(loop, full.set)
         try:
-            await job.start()
-            job.awaited = True
+            await streams.start()
+            streams.awaited = True
             filled = asyncio.ensure_future(full.wait())
             try:
-                waits: list[asyncio.Future[Any]] = [job.running, filled]
+                waits: list[asyncio.Future[Any]] = [streams.running, filled]
                 done, _ = await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
                 if not done and any(isinstance(each, Materialize) for each in walk([node])):
-                    await job.stop(drain=True)
-                if job.running.done():
-                    await job.running
+                    await streams.stop(drain=True)
+                if streams.running.done():
+                    await streams.running
             finally:
                 filled.cancel()
-                await job.close()
+                await streams.close()
         except SabotError as error:
             if (asked := exit_in(error)) is not None:
                 raise asked from None
@@ -437,7 +441,7 @@ class Job:
         return checkpoint_interval(self.app, exactly_once=False)
 
     def _followed(self) -> None:
-        """A checkpoint of this job is complete, so the next start resumes from it and not from the savepoint."""
+        """A checkpoint of this app is complete, so the next start resumes from it and not from the savepoint."""
         self._origin.followed()
         if self._run is not None:
             self._run.checkpoint_ended()

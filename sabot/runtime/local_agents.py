@@ -31,9 +31,9 @@ from sabot.runtime.facts import stored_journal
 from sabot.runtime.feeding import AgentSource, scan_columns
 from sabot.runtime.host import interpreter
 from sabot.runtime.jobs import DurableJobs
+from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.reading import Reader
 from sabot.runtime.settings import Settings
-from sabot.runtime.stream_job import StreamJob
 from sabot.runtime.streams import AgentCoordinator
 from sabot.runtime.unfinished import positions_of
 from sabot.runtime.writing import AgentSink, OperatorPort, SeveralSinks, SinkPort, StreamPort
@@ -49,7 +49,7 @@ _BATCH_ROWS = 16384  # so that the cost of a call is spread over many rows
 _GRACE_SECONDS = 2.0  # how long running calls may go on when the job is stopped
 
 
-class AgentJob:
+class LocalAgents:
     """The running agents of an app. All methods run on one event loop. It is started once."""
 
     def __init__(
@@ -82,7 +82,7 @@ class AgentJob:
         self._on_failed = on_failed
         self._loop = asyncio.get_running_loop()
         self._fed = self.sinks.fed.intersection(self.group.agents)
-        self.streams: StreamJob | None = None  # it is open before the agents are
+        self.streams: LocalStreams | None = None  # it is open before the agents are
         self._sinks: dict[str | int, SinkPort] = {}  # by topic, or by the id of a Sink
         self._running: asyncio.Task[None] | None = None
         self._closed = False

@@ -16,7 +16,7 @@ from sabot.errors import CorruptCheckpoint, UserError
 from sabot.redaction import redacted_url
 from sabot.state import state_directory
 
-JobWord = Annotated[
+AppWord = Annotated[
     str,
     typer.Argument(
         metavar="JOB", help="module:app, or where checkpoints are: a checkpoint or state directory, a URI, a savepoint."
@@ -31,7 +31,7 @@ class KeepsNoCheckpoints(UserError):
 
 
 @dataclass
-class JobCheckpoints:
+class AppCheckpoints:
     """The checkpoints of one job, in `location`. chosen: the id that the user gave with the place, as JOB@ID; 0: the newest. state: the
     directory in which the job may have its state.
     """
@@ -81,44 +81,44 @@ class JobCheckpoints:
         return self.storage.in_use()
 
 
-def control_of(job: JobCheckpoints) -> Path | None:
+def control_of(app: AppCheckpoints) -> Path | None:
     """The folder in which the job is asked that runs on this machine now; None: none does, or it has no folder here."""
-    beside = [] if job.state is None else [job.state / "scratch"]  # where checkpoints are in an object store
-    for place in [job.storage.directory, *beside]:
+    beside = [] if app.state is None else [app.state / "scratch"]  # where checkpoints are in an object store
+    for place in [app.storage.directory, *beside]:
         if isinstance(place, Path) and is_local_place(place) and CheckpointStorage(place).in_use():
             return place
     return None
 
 
-def find_job(word: str) -> JobCheckpoints:
+def find_checkpoints(word: str) -> AppCheckpoints:
     """The job that `word` names. Raises WrongUse, KeepsNoCheckpoints."""
     at = _AT.fullmatch(word)
     if at is not None and not Path(word).exists():
-        return replace(find_job(at[1]), chosen=int(at[2]))
+        return replace(find_checkpoints(at[1]), chosen=int(at[2]))
     if _APP.fullmatch(word) and not Path(word).exists():
         return _of_app(word)
     if "://" in word and not word.startswith(("file://", "rocksdb://")):
-        return JobCheckpoints(word)
+        return AppCheckpoints(word)
     path = Path(state_directory(word) or word) if word.startswith("rocksdb://") else Path(word.removeprefix("file://"))
     manifest = read_manifest_name(path.name)
     if manifest is not None and path.is_file():
-        return JobCheckpoints(path.parent.parent, manifest.checkpoint_id)
+        return AppCheckpoints(path.parent.parent, manifest.checkpoint_id)
     if not path.is_dir():
         raise WrongUse(
             f"there is no directory {redacted_url(word)}", hint="write module:app, or where the checkpoints are"
         )
     below = path / "checkpoints"
-    return JobCheckpoints(below if is_local_place(below) else path, state=path)
+    return AppCheckpoints(below if is_local_place(below) else path, state=path)
 
 
-def _of_app(word: str) -> JobCheckpoints:
+def _of_app(word: str) -> AppCheckpoints:
     app = load_app(word)
     base = state_directory(app.state_place)
     if app.checkpoint_dir is not None:
-        return JobCheckpoints(app.checkpoint_dir, state=base)
+        return AppCheckpoints(app.checkpoint_dir, state=base)
     if base is None:
         raise KeepsNoCheckpoints(
             f"app {app.id} keeps no checkpoints: it has neither a state directory nor checkpoint_dir=",
             hint="one that gets them on the command line (sabot run --state DIR) is named by that DIR",
         )
-    return JobCheckpoints(base / "checkpoints", state=base)
+    return AppCheckpoints(base / "checkpoints", state=base)
