@@ -1,9 +1,9 @@
 """Sabot: a Python streaming engine that runs agents."""
 
-from sabot.late import late_names
+from sabot.lazy_imports import lazy_exports
 
-__getattr__, __dir__, __all__ = late_names(__name__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)
 
-del late_names  # no name of ours
+del lazy_exports  # no name of ours
 
 __version__ = "0.1.0"

@@ -96,7 +96,7 @@ _JUMP_SECONDS = (
 )
 
 
-def lasting() -> float:
+def boot_seconds() -> float:
     """Seconds from an arbitrary start that go on while the machine is suspended, where the system can say that: for leases, which end by
     the clock of another machine.
     """

@@ -243,7 +243,7 @@ def _is_at(path: Path, file: IO[bytes]) -> bool:
         return False
 
 
-def tell_of_open_folder(folder: Path) -> None:
+def warn_of_open_folder(folder: Path) -> None:
     """Logs a warning where every user may rename entries of the folder: the checks below it do not help against that."""
     mode = folder.stat().st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
@@ -282,7 +282,7 @@ class TemporaryFolder:
 
     def __init__(self, prefix: str, where: Path | None = None) -> None:
         parent = Path(tempfile.gettempdir()) if where is None else where
-        remove_left(parent, prefix)
+        remove_abandoned(parent, prefix)
         self._folder = tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True)
         self.path = Path(self._folder.name)
         unlocked = self.path / f"{_MARK}.new"
@@ -302,7 +302,7 @@ class TemporaryFolder:
         self.cleanup()
 
 
-def remove_left(where: Path, prefix: str) -> None:
+def remove_abandoned(where: Path, prefix: str) -> None:
     """Removes every TemporaryFolder of this prefix whose process is gone; one that cannot be removed is left."""
     for folder in where.glob(f"{glob.escape(prefix)}*"):
         if _is_left(folder):

@@ -52,7 +52,7 @@ def short_repr(value: object) -> str:
     return text if len(text) <= 200 else text[:199] + "…"
 
 
-def words_of(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """The message of an error of any class, also of one of the user's whose `__str__` raises: `visible`, so it can be written as UTF-8."""
     try:
         return visible(str(error))

@@ -1,15 +1,15 @@
 """The engine's threads of control, and what passes between threads and an event loop.
 
 threads.spawn     makes a thread of control of the engine; it works in turns, so that a simulation can run the turns itself
-aside             called on the loop: runs blocking work in a thread of the engine's pool, and awaits it
-tell              called from any thread: schedules a call on the loop
-done              called on the loop: waits for a future that a thread completes
-all_over          called on the loop: waits until all of these futures have ended
-to_the_end        called on the loop: finishes a step even if its caller is cancelled half way
+run_in_thread     called on the loop: runs blocking work in a thread of the engine's pool, and awaits it
+call_on_loop      called from any thread: schedules a call on the loop
+wait_done         called on the loop: waits for a future that a thread completes
+wait_all          called on the loop: waits until all of these futures have ended
+run_to_end        called on the loop: finishes a step even if its caller is cancelled half way
 close_with_loop   called on the loop: closes something, such as connections, when the loop is about to be closed
 
-The pool of `aside` is the engine's own. The pool of `asyncio.to_thread` belongs to the user: when the user's calls fill it, checkpoints
-and deliveries must not wait behind them, least of all when those calls themselves wait for a checkpoint.
+The pool of `run_in_thread` is the engine's own. The pool of `asyncio.to_thread` belongs to the user: when the user's calls fill it,
+checkpoints and deliveries must not wait behind them, least of all when those calls themselves wait for a checkpoint.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from sabot.exits import EXITS, carried
+from sabot.process_exit import EXITS, wrap_exit
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,7 +36,7 @@ _WAIT_SECONDS = 0.05
 # More than are ever busy at once: a checkpoint takes a few, and so does each sink that is being closed.
 _POOL_THREADS = 32
 
-_pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="sabot-aside")
+_pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="sabot-blocking")
 
 
 class Handle(Protocol):
@@ -89,7 +89,7 @@ class _Thread(threading.Thread):
 threads = Threads()
 
 
-async def aside(work: Callable[P, T], /, *args: P.args, **options: P.kwargs) -> T:
+async def run_in_thread(work: Callable[P, T], /, *args: P.args, **options: P.kwargs) -> T:
     """Runs `work(*args, **options)`, which may block, in the engine's pool, and returns its result."""
     return await asyncio.get_running_loop().run_in_executor(_pool, partial(_carrying, partial(work, *args, **options)))
 
@@ -98,10 +98,10 @@ def _carrying(work: Callable[[], T]) -> T:
     try:
         return work()
     except EXITS as asked:  # `work` may call the user's code, whose exit must not end the event loop through the task that awaits it
-        raise carried(asked, "the user's code") from asked
+        raise wrap_exit(asked, "the user's code") from asked
 
 
-def tell(loop: asyncio.AbstractEventLoop, what: Callable[..., object], *values: Any) -> None:
+def call_on_loop(loop: asyncio.AbstractEventLoop, what: Callable[..., object], *values: Any) -> None:
     """Schedules `what(*values)` on the loop. A loop that is closed is no error: a thread that was abandoned may outlive it."""
     try:
         loop.call_soon_threadsafe(what, *values)
@@ -110,7 +110,7 @@ def tell(loop: asyncio.AbstractEventLoop, what: Callable[..., object], *values: 
             raise
 
 
-async def done(future: Future[Any]) -> None:
+async def wait_done(future: Future[Any]) -> None:
     """Returns when the future is done, whether with a result or an error. Cancelling this wait does not cancel the future.
 
     `asyncio.wrap_future` is not used: it passes a cancellation on, and it logs an error that nobody fetches from its copy of the future.
@@ -126,7 +126,7 @@ async def done(future: Future[Any]) -> None:
     await finished.wait()
 
 
-async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+async def run_to_end(work: Coroutine[Any, Any, T]) -> T:
     """Runs a step that must not stop half way, such as taking a lock or closing everything. A caller that is cancelled meanwhile, however
     often, waits for the end of the step; then CancelledError is raised.
     """
@@ -142,11 +142,11 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
     return step.result()
 
 
-async def all_over(running: "list[asyncio.Future[None]]") -> None:
+async def wait_all(running: "list[asyncio.Future[None]]") -> None:
     """Returns when all have ended. Raises what the first one failed with."""
     if running:
-        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
-        for one in done:
+        ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
+        for one in ended:
             one.result()
 
 

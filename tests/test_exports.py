@@ -77,7 +77,7 @@ def test_no_other_public_name_leaks() -> None:
 
 
 LATE = [
-    name for name, path in sources(".py").items() if name.endswith("__init__.py") and "late_names" in path.read_text()
+    name for name, path in sources(".py").items() if name.endswith("__init__.py") and "lazy_exports" in path.read_text()
 ]
 
 
@@ -136,7 +136,7 @@ def loaded_after(code: str) -> set[str]:
 
 def test_import_of_sabot_loads_nothing_before_it_is_named() -> None:
     loaded = loaded_after("import sabot")
-    assert {name for name in loaded if name.startswith("sabot.")} == {"sabot.late"}
+    assert {name for name in loaded if name.startswith("sabot.")} == {"sabot.lazy_imports"}
     assert not loaded & {"asyncio", "msgspec", "numpy", "pyarrow", "ssl"}
 
 

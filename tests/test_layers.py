@@ -15,19 +15,19 @@ from pathlib import Path
 from tools.source_tree import ROOT, nodes_of, sources, text_of
 
 ORDER = [
-    "late",
+    "lazy_imports",
     "redaction",
     "logs",
     "errors",
     "stored_names",
-    "faults",
+    "os_errors",
     "config",
     "clock",
     "steps",
     "disk",
-    "exits",
+    "process_exit",
     "threads",
-    "watch",
+    "supervision",
     "probes",
     "metrics",
     "process",

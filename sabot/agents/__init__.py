@@ -1,8 +1,8 @@
 """Agents on the engine; and jobs and actions, which need no App.
 
-Nothing is loaded before it is named (`late`): jobs and actions bring the journal.
+Nothing is loaded before it is named (`lazy_imports`): jobs and actions bring the journal.
 """
 
-from sabot.late import late_names
+from sabot.lazy_imports import lazy_exports
 
-__getattr__, __dir__, __all__ = late_names(__name__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -13,7 +13,7 @@ from sabot.api.context import apply_writes
 from sabot.api.durable import DurableContext
 from sabot.checkpoint import Manifest
 from sabot.clock import Clock
-from sabot.errors import words_of
+from sabot.errors import message_of
 from sabot.jobs.history import ContinueAs, History
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.recovery import open_jobs, unapplied_jobs, whole_entries
@@ -127,7 +127,7 @@ def _checked(run: JobRun, function: JobFunction, key: bytes) -> tuple[str, str]:
                 apply_writes(contexts[0])
             then = "had ended, and gives the same output"
     except (Exception, SystemExit) as error:  # the user's code
-        return "fails", f"{type(error).__name__}: {words_of(error)}"
+        return "fails", f"{type(error).__name__}: {message_of(error)}"
     finally:
         run.discard()
     return verdict, then
@@ -141,7 +141,7 @@ def _verdict(run: JobRun) -> tuple[str, str]:
         if isinstance(error, ContinueAs):
             return "ok", "goes on with a new history"
         if error is not None and not run.cancels:
-            return "fails", f"{type(error).__name__}: {words_of(error)}"
+            return "fails", f"{type(error).__name__}: {message_of(error)}"
         return "ok", "ends"
     if run.stuck:
         return "fails", "waits for something that nobody will give it"

@@ -22,7 +22,7 @@ from sabot.journal.entries import Letter
 from sabot.journal.memory import MemoryHome, MemoryInbox, MemoryReader
 from sabot.journal.opening import open_inbox, open_reader
 from sabot.runtime.jobs import JournalSettings, journal_place
-from sabot.threads import aside
+from sabot.threads import run_in_thread
 
 
 class _App(JournalSettings, Protocol):
@@ -85,7 +85,7 @@ class OutsideStore(JobsAndActions):
 
     async def get(self, job_id: str) -> JobRecord | None:
         await self.own_writes()
-        return await aside(self._job, job_id)
+        return await run_in_thread(self._job, job_id)
 
     def _job(self, job_id: str) -> JobRecord | None:
         with self.reader() as reader:
@@ -99,7 +99,7 @@ class OutsideStore(JobsAndActions):
         check_move(job_id, job.status, status)
         if status is not JobStatus.CANCELLED:
             raise IllegalTransition(f"job {job_id} is a run of agent {job.agent}, which says itself how far it is")
-        await aside(self.post, cancel_letter(job_id, error))
+        await run_in_thread(self.post, cancel_letter(job_id, error))
         return job
 
     async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
@@ -112,7 +112,7 @@ class OutsideStore(JobsAndActions):
                 ]
 
         await self.own_writes()
-        return await aside(find)
+        return await run_in_thread(find)
 
     # -- actions ------------------------------------------------------------------------------------------------------
 
@@ -130,7 +130,7 @@ class OutsideStore(JobsAndActions):
             )
         seconds: Any = spec.timeout_seconds
         token = await call.ask(call.effect, spec.type, payload, seconds)
-        return await aside(self._told, token)
+        return await run_in_thread(self._told, token)
 
     async def action(self, action_id: str) -> ActionRecord | None:
         found = await self.actions(job_id=action_id.rpartition("/")[0])
@@ -143,10 +143,10 @@ class OutsideStore(JobsAndActions):
             return [action for action in map(self._in_time, found) if not statuses or action.status in statuses]
 
         await self.own_writes()
-        return await aside(find)
+        return await run_in_thread(find)
 
     async def resolve(self, token: str, resolution: Mapping[str, Any], by: str) -> ActionRecord:
-        return await aside(self._resolve, token, resolution, by)
+        return await run_in_thread(self._resolve, token, resolution, by)
 
     def _resolve(self, token: str, resolution: Mapping[str, Any], by: str) -> ActionRecord:
         asked = self._of_token(token)
@@ -160,11 +160,11 @@ class OutsideStore(JobsAndActions):
         if action is None:
             raise UserError(f"action {action_id}: there is none of this name")
         try:
-            await aside(self.post, Letter("withdraw", action.resume_token, name=status))
+            await run_in_thread(self.post, Letter("withdraw", action.resume_token, name=status))
         except LetterRefused as refused:
             if refused.reason not in ("second", "closed"):
                 raise
-        return await aside(self._told, action.resume_token)
+        return await run_in_thread(self._told, action.resume_token)
 
     def _of_token(self, token: str) -> ActionRecord | None:
         with self.reader() as reader:
@@ -217,4 +217,4 @@ class AppJobs(JobManager):
         letter = Letter(
             "signal", token or uuid.uuid4().hex, job=job_id, name=name, body=body, by=checked_word(by, "by")
         )
-        await aside(self.store.post, letter)
+        await run_in_thread(self.store.post, letter)

@@ -15,7 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from sabot.config import checked_name
-from sabot.errors import UserError, short_repr, words_of
+from sabot.errors import UserError, message_of, short_repr
 from sabot.llm.tools import Tool
 
 GROUP = "sabot.plugins"
@@ -133,7 +133,7 @@ class PluginRegistry:
                 loaded = entry.load()
                 self.register(loaded if isinstance(loaded, Plugin) or not callable(loaded) else loaded())
             except (Exception, SystemExit) as error:  # of somebody else's package
-                failed = FailedPlugin(entry.name, package, f"{type(error).__name__}: {words_of(error)}")
+                failed = FailedPlugin(entry.name, package, f"{type(error).__name__}: {message_of(error)}")
                 self.failed.append(failed)
                 _log.warning("plugin %s of package %s is left out: %s", failed.name, failed.package, failed.error)
         return self

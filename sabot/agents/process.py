@@ -15,7 +15,7 @@ from sabot.kafka import open_sink
 from sabot.kafka.source import KafkaSource
 from sabot.logs import warn_of_users_error
 from sabot.state import StateBackend
-from sabot.watch import watched
+from sabot.supervision import watch_task
 
 if TYPE_CHECKING:
     from sabot.checkpoint import Coordinator
@@ -137,7 +137,7 @@ class AgentProcess:
         self.state = AgentState.RUNNING
         self.process = asyncio.create_task(self._processing_loop(job), name=f"agent {self.agent_id}")
         what = f"the processing loop of agent {self.agent_id}"
-        watched(self.process, what, lambda error: self._loop_ended(job, what, error))
+        watch_task(self.process, what, lambda error: self._loop_ended(job, what, error))
         _log.info("agent %s runs on %s", self.agent_id, ", ".join(job.topics_of(self.agent_id)))
 
     def runs_elsewhere(self) -> None:

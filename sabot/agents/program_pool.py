@@ -35,7 +35,7 @@ from sabot.process.client import Child, Supervisor
 from sabot.process.command import Command
 from sabot.process.errors import CommunicationError, ExecutionError
 from sabot.process.limits import ResourceLimits
-from sabot.threads import to_the_end
+from sabot.threads import run_to_end
 
 PoolProtocol = Literal["lines", "json"]
 
@@ -128,7 +128,7 @@ class ProgramPool:
             if not (why := resident.unusable(self._protocol)):
                 break
             _log.warning("%s (pid %d) %s: another one is started", self._program, resident.child.pid, why)
-            await to_the_end(self._gone(resident))
+            await run_to_end(self._gone(resident))
         else:
             resident = await self._started(argv)
         resident.is_free = False
@@ -138,7 +138,7 @@ class ProgramPool:
             if resident.is_free:
                 self._idle.append(resident)
             else:
-                await to_the_end(self._gone(resident))
+                await run_to_end(self._gone(resident))
 
     async def _started(self, argv: Sequence[str]) -> "_Resident":
         loop = asyncio.get_running_loop()

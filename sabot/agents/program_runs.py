@@ -14,7 +14,7 @@ from sabot.process.client import Child, Supervisor
 from sabot.process.command import Command
 from sabot.process.errors import CommunicationError, ExecutionError
 from sabot.process.status import ExitStatus
-from sabot.threads import to_the_end
+from sabot.threads import run_to_end
 
 MAX_OUTPUT_BYTES = 10 << 20
 """Of stdout, for one record. The lines are kept until the program has ended well, and a journal is not for files."""
@@ -144,7 +144,7 @@ class ProgramRuns:
             why = f"has not ended in {self._timeout_s:g} s, and was ended"
             raise ExecutionError(f"{self._program} {why}{tail}") from None
         finally:
-            await to_the_end(_ended(child, tail))
+            await run_to_end(_ended(child, tail))
 
     async def _output(self, child: Child, stdin: str | None, tail: ErrorTail, heard: Heard | None) -> ProgramOutput:
         if child.stdin is not None:

@@ -34,7 +34,7 @@ from sabot.process.fleet.health import HealthMonitor
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, check_available, sandbox_of
 from sabot.process.sandbox.paths import remember_writable, way_to
-from sabot.threads import aside
+from sabot.threads import run_in_thread
 
 if TYPE_CHECKING:
     from sabot.api.durable import DurableContext
@@ -163,9 +163,9 @@ class AgentCommand:
         """
         sandbox = sandbox_of(self._command.trust)
         if sandbox is not None:
-            await aside(check_available, sandbox, self._program)
+            await run_in_thread(check_available, sandbox, self._program)
             folders = [*sandbox.writable, *([self._command.working_dir] if self._command.working_dir else [])]
-            await aside(remember_writable, [way_to(each).real for each in folders])
+            await run_in_thread(remember_writable, [way_to(each).real for each in folders])
 
     def check_schema(self, schema: pa.Schema, where: str) -> None:
         """Raises UserError where a command names a field that no record of this schema has."""

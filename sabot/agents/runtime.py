@@ -11,7 +11,7 @@ from sabot.api.agent import AgentSpec
 from sabot.api.nodes.node import walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.api.unrun import note_run
-from sabot.errors import SabotError, UserError, short_repr, words_of
+from sabot.errors import SabotError, UserError, message_of, short_repr
 
 if TYPE_CHECKING:
     from sabot.checkpoint import Coordinator
@@ -121,7 +121,7 @@ class AgentRuntime:
             try:
                 await guard.flush()
             except (SabotError, OSError) as error:
-                _log.warning("what calls of models have used is not kept: %s", words_of(error))
+                _log.warning("what calls of models have used is not kept: %s", message_of(error))
 
     async def trigger_checkpoint(self) -> int:
         """Takes a checkpoint now; returns its id when all running agents have acknowledged. Raises CheckpointFailed."""

@@ -32,7 +32,7 @@ from sabot.jobs.taking import CHECKPOINT, HistoryPart, open_calls, part_of, take
 from sabot.journal import JournalReader
 from sabot.journal.effects import RULES, EffectClass
 from sabot.journal.entries import Begin, End, Entry, Intent, JobOrigin, Letter, Signal, encode_entry
-from sabot.threads import aside
+from sabot.threads import run_in_thread
 
 CheckpointType = Literal["auto", "manual", "pre_suspend", "pre_drain"]
 
@@ -249,7 +249,7 @@ class StateManager:
         """
         checked_word(job_id, "create: job_id")
         await self._flushed()
-        return await aside(self._create, job_id, name, type, by)
+        return await run_in_thread(self._create, job_id, name, type, by)
 
     async def _flushed(self) -> None:
         """Returns when a reader sees all that was written here."""
@@ -272,7 +272,7 @@ class StateManager:
         """One of each open job of which something has come since its last one: before a drain, say. What ends meanwhile has none."""
         made = []
         for job in await self._store.find(statuses=_OPEN):
-            if not job.agent or not await aside(self._is_new, job.job_id):
+            if not job.agent or not await run_in_thread(self._is_new, job.job_id):
                 continue
             with suppress(JobCheckpointFailed):
                 made.append(await self.create(job.job_id, type=type))
@@ -289,7 +289,7 @@ class StateManager:
 
     async def checkpoints(self, job_id: str) -> list[JobCheckpoint]:
         """Those of a job that are not too old, the oldest first."""
-        return await aside(self._checkpoints, checked_word(job_id, "checkpoints: job_id"))
+        return await run_in_thread(self._checkpoints, checked_word(job_id, "checkpoints: job_id"))
 
     def _checkpoints(self, job_id: str) -> list[JobCheckpoint]:
         with self._store.reader() as reader:
@@ -303,7 +303,7 @@ class StateManager:
         `sabot jobs replay` and `fork`. Raises RestoreFailed, and UserError where the file cannot be written.
         """
         checked_word(job_id, "export: job_id")
-        return await aside(self._export, job_id, name, checked_path(path, "export: path"))
+        return await run_in_thread(self._export, job_id, name, checked_path(path, "export: path"))
 
     def _export(self, job_id: str, name: str, path: Path | str) -> Recording:
         with self._store.reader() as reader:
@@ -335,7 +335,7 @@ class StateManager:
             )
         await kernel.start()
         await self._flushed()
-        found = await aside(self._found, job_id, name)
+        found = await run_in_thread(self._found, job_id, name)
         _check_over(found, beside)
         _check_again(found, again)
         made, now_ms = found.checkpoint, round(self._store.clock.time() * 1000)

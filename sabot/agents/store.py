@@ -37,7 +37,7 @@ from sabot.jobs.history import IN_DOUBT
 from sabot.journal.base import Journal, JournalReader, Position
 from sabot.journal.entries import Answer, Attempt, Begin, Body, Cancel, End, Entry, Intent, JobOrigin, Letter
 from sabot.journal.memory import MemoryJournal
-from sabot.threads import aside, to_the_end
+from sabot.threads import run_in_thread, run_to_end
 
 __all__ = [
     "HasBodies",
@@ -341,7 +341,7 @@ class JournalStore(JobsAndActions):
         begin = begun(job_id, spec, content, self._now_ms())
         async with self._lock:
             known = self._known.jobs.get(job_id)
-            mark = await aside(self.journal.job, job_id) if spec.idempotency_key and known is None else None
+            mark = await run_in_thread(self.journal.job, job_id) if spec.idempotency_key and known is None else None
             before = mark.digest if mark is not None else self._known.digests.get(job_id, content)
             check_same(job_id, spec, content, before)
             if mark is not None:  # it has ended, and its entries are trimmed
@@ -421,7 +421,7 @@ class JournalStore(JobsAndActions):
             return await self._lent.resolve(token, resolution, by)
         checked_kind(resolution, Mapping, "resolve: resolution", 'an object, as in {"approved": True}')
         token, body = checked_word(token, "resolve: token"), as_json(dict(resolution), "resolution")
-        await aside(self.journal.post, Letter("answer", token, body=body, by=checked_word(by, "by")))
+        await run_in_thread(self.journal.post, Letter("answer", token, body=body, by=checked_word(by, "by")))
         return await self._taken(token)
 
     async def close_action(self, action_id: str, status: ActionStatus) -> ActionRecord:
@@ -432,7 +432,7 @@ class JournalStore(JobsAndActions):
         if action is None:
             raise UserError(f"action {action_id}: there is none of this name")
         try:
-            await aside(self.journal.post, Letter("withdraw", action.resume_token, name=status))
+            await run_in_thread(self.journal.post, Letter("withdraw", action.resume_token, name=status))
         except LetterRefused as refused:
             if refused.reason not in ("second", "closed"):
                 raise
@@ -471,7 +471,7 @@ class JournalStore(JobsAndActions):
         """
         before_ms = max(1, self._now_ms() - parse_ms(keep_seconds, name="trim: keep_seconds"))
         async with self._lock:
-            removed = await aside(self.journal.trim, await self.journal.flush(), before_ms)
+            removed = await run_in_thread(self.journal.trim, await self.journal.flush(), before_ms)
             self._known.forget_ended()
         return removed
 
@@ -487,13 +487,13 @@ class JournalStore(JobsAndActions):
     async def _look(self) -> None:
         """Takes what came from outside."""
         async with self._lock:
-            await to_the_end(self._take())
+            await run_to_end(self._take())
             for job_id, reason in list(self._known.cancelled.items()):
                 await self._append(End(job_id, self._now_ms(), JobStatus.CANCELLED, reason))
 
     async def _take(self) -> None:
         """Under the lock. It must not be cancelled half way: the thread would go on, and nobody apply the entries that it appends."""
-        for position, entry in await aside(self.journal.take):
+        for position, entry in await run_in_thread(self.journal.take):
             self._positions[entry.job] = position
             self._known.apply(entry)
 

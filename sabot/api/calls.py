@@ -11,7 +11,7 @@ from sabot.api.agent import as_schema
 from sabot.api.prompts import Prompt, text_of
 from sabot.arrays import python_value
 from sabot.calls import CallOptions
-from sabot.calls.functions import behind
+from sabot.calls.functions import unwrap
 from sabot.calls.options import checked_whole
 from sabot.config import Duration, checked_flag, parse_seconds
 from sabot.errors import UserError
@@ -167,7 +167,7 @@ class PromptCall:
 
 def check_coroutine_function(function: Any, step: str, *, pieces: bool = False) -> None:
     """Raises UserError for a function that is not `async def`. pieces: the function may yield."""
-    target = behind(function)
+    target = unwrap(function)
     if inspect.iscoroutinefunction(target) or (pieces and inspect.isasyncgenfunction(target)):
         return
     if not callable(function):

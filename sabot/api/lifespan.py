@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from sabot.config import Duration, parse_seconds
 from sabot.errors import SabotError, UserError
-from sabot.exits import EXITS, carried
+from sabot.process_exit import EXITS, wrap_exit
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[[], Any])
@@ -213,7 +213,7 @@ def _told(what: str) -> Iterator[None]:
     try:
         yield
     except EXITS as asked:
-        raise carried(asked, what) from asked
+        raise wrap_exit(asked, what) from asked
     except SabotError:
         raise
     except Exception as error:

@@ -10,7 +10,7 @@ from sabot.arrays import python_value
 from sabot.config import checked_topic, is_whole
 from sabot.errors import UserError
 from sabot.kafka.topics import make_topic
-from sabot.threads import aside
+from sabot.threads import run_in_thread
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class HasTopics(HasLifespan):
 
     async def _make_topics(self) -> None:
         for name, (partitions, config) in self.lifespan.topics.items():
-            there = await aside(partial(make_topic, name, partitions, self.broker, config, self.kafka))
+            there = await run_in_thread(partial(make_topic, name, partitions, self.broker, config, self.kafka))
             if there < partitions:
                 _log.warning(
                     "topic %s has %d partitions, and the program asks for %d: it stays as it is, as its keys would move; `sabot topics "

@@ -25,8 +25,8 @@ from sabot.calls.limits import AdaptiveLimit, Limit, TokenBucket
 from sabot.calls.options import CallOptions
 from sabot.clock import Clock
 from sabot.errors import Overloaded, SabotError
-from sabot.exits import EXITS
-from sabot.watch import guarded
+from sabot.process_exit import EXITS
+from sabot.supervision import watch_call
 
 _log = logging.getLogger(__name__)
 
@@ -459,7 +459,7 @@ class Crew(Generic[T]):
             if wait_s > 0.0:
                 if wait_s < math.inf:
                     what = f"what lets calls of {self.name} begin"
-                    turn = guarded(self._admit, what, partial(self._calls.broke, what))
+                    turn = watch_call(self._admit, what, partial(self._calls.broke, what))
                     self._admitting = self._loop.call_later(wait_s, turn)
                 return
             for limit in limits:
@@ -494,7 +494,7 @@ class Crew(Generic[T]):
 
     def _watch_in(self, seconds: float) -> None:
         what = f"what watches over timeout= of {self.name}"
-        self._watching = self._loop.call_later(seconds, guarded(self._watch, what, partial(self._calls.broke, what)))
+        self._watching = self._loop.call_later(seconds, watch_call(self._watch, what, partial(self._calls.broke, what)))
 
     def _watch(self) -> None:
         """Cancels attempts that take too long. One timer for all calls: `asyncio.timeout` around each costs more than all else here."""

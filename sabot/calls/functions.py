@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def behind(function: Any) -> Any:
+def unwrap(function: Any) -> Any:
     """The function that runs when this is called: that of a functools.partial, the `__call__` of an object."""
     target = getattr(function, "func", function)
     if not inspect.isroutine(target) and callable(target):
@@ -15,12 +15,12 @@ def behind(function: Any) -> Any:
     return target
 
 
-def gives_pieces(function: Any) -> bool:
+def is_async_generator(function: Any) -> bool:
     """It is an `async def` that yields."""
-    return inspect.isasyncgenfunction(behind(function))
+    return inspect.isasyncgenfunction(unwrap(function))
 
 
-async def each_piece(pieces: AsyncGenerator[T, None], take: Callable[[T], Awaitable[None] | None]) -> None:
+async def for_each_piece(pieces: AsyncGenerator[T, None], take: Callable[[T], Awaitable[None] | None]) -> None:
     """Gives each piece to `take` as it comes. The next one is asked for when what `take` returned, if anything, has been awaited: so
     whoever has no room holds up the function. The generator is closed in any case.
     """

@@ -22,10 +22,10 @@ from sabot.calls.heard import HeardErrors
 from sabot.calls.options import CallOptions
 from sabot.clock import Clock
 from sabot.errors import InternalError, SabotError, UserError, short_repr
-from sabot.exits import EXITS
+from sabot.process_exit import EXITS
 from sabot.redaction import scrubbed
 from sabot.stored_names import stored_name
-from sabot.watch import guarded
+from sabot.supervision import watch_call
 
 _log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class Handover:
 
     def _safely(self, turn: Callable[P, None]) -> Callable[P, None]:
         """A callback of the loop, whose error is told by `settled`."""
-        return guarded(turn, f"{self._name}: a turn of its calls", self._fail)
+        return watch_call(turn, f"{self._name}: a turn of its calls", self._fail)
 
     def _cancel(self, awaited: bool) -> None:
         if self._telling is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from sabot.clock import Clock
-from sabot.errors import words_of
+from sabot.errors import message_of
 from sabot.logs import users_part, warn_of_users_error
 from sabot.redaction import scrubbed
 
@@ -39,7 +39,7 @@ class HeardErrors:
     def hear(self, error: BaseException, where: str, fate: str) -> None:
         """where: the record or row. fate: what becomes of it."""
         name, own = scrubbed(type(error).__name__), users_part(error.__traceback__)
-        said = f"{name}: {scrubbed(words_of(error))}; {where}; {fate}"
+        said = f"{name}: {scrubbed(message_of(error))}; {where}; {fate}"
         place, now = _place(name, own), self._clock.monotonic()
         kind = self._kinds.setdefault(name, _Heard(now))
         if place not in self._places and len(self._places) < _PLACES:

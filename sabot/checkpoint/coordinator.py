@@ -32,10 +32,10 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
 from sabot.disk import link_or_copy, make_folder, private
 from sabot.errors import AppLocked, CheckpointFailed, SabotError, StorageLost, UserError
-from sabot.exits import EXITS, carried
+from sabot.process_exit import EXITS, wrap_exit
 from sabot.state.base import Cut, Snapshot
-from sabot.threads import aside
-from sabot.watch import guarded, watched
+from sabot.supervision import watch_call, watch_task
+from sabot.threads import run_in_thread
 
 _log = logging.getLogger(__name__)
 
@@ -420,7 +420,7 @@ class Coordinator:
             asyncio.run(self._write(flight, self.storage))
         else:
             writer = asyncio.create_task(self._write(flight, self.storage), name="sabot checkpoint writer")
-            flight.writer = watched(writer, f"the writer of checkpoint {flight.checkpoint_id}", self._broke)
+            flight.writer = watch_task(writer, f"the writer of checkpoint {flight.checkpoint_id}", self._broke)
 
     def _broke(self, error: SabotError) -> None:
         """An error inside the coordinator itself: whoever waits gets it, and no further checkpoint is tried."""
@@ -448,7 +448,7 @@ class Coordinator:
             if isinstance(error, AppLocked | StorageLost):
                 self.on_lost(error)
             elif isinstance(error, EXITS):
-                self.on_lost(carried(error, "the user's snapshot"))
+                self.on_lost(wrap_exit(error, "the user's snapshot"))
         else:
             self._complete(flight, manifest)
 
@@ -456,7 +456,7 @@ class Coordinator:
         """Saves the states, then the small files and the output, then the manifest."""
         manifest, parts = self._manifest(flight)
         with storage.explained():
-            directory = await aside(storage.begin, flight.checkpoint_id)
+            directory = await run_in_thread(storage.begin, flight.checkpoint_id)
             files: dict[str, bytes | Path | StoredFile] = dict(parts)
             states: dict[str, Cut | Snapshot] = {}
             for name, snapshot in flight.snapshots().items():
@@ -469,7 +469,7 @@ class Coordinator:
                         states[path] = cut
                 files.update({path: snapshot.files[file] for file, path in stored.files.items()})
             await save_states(states, directory)
-            manifest, self._oldest = await aside(_finish, storage, manifest, directory, files)
+            manifest, self._oldest = await run_in_thread(_finish, storage, manifest, directory, files)
             return manifest
 
     def _manifest(self, flight: _InFlight) -> tuple[Manifest, dict[str, Path | StoredFile]]:
@@ -599,7 +599,7 @@ class Coordinator:
         if self._loop is None or self._loop is _running_loop():
             step(*args)
         else:
-            self._loop.call_soon_threadsafe(guarded(step, "a step of a checkpoint", self._broke), *args)
+            self._loop.call_soon_threadsafe(watch_call(step, "a step of a checkpoint", self._broke), *args)
 
 
 def _told(error: SabotError) -> None:

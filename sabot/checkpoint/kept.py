@@ -11,7 +11,7 @@ from sabot.disk import link_or_copy, make_folder
 from sabot.errors import InternalError
 from sabot.state.base import Cut, Snapshot
 from sabot.steps import step
-from sabot.threads import aside
+from sabot.threads import run_in_thread
 
 # So many states are saved at a time, each in a thread. The checkpoint that a job takes at its end holds the job up: saved one after the
 # other, the states of two subtasks take as long as that of one with all keys.
@@ -64,7 +64,7 @@ async def _save_state(state: Cut | Snapshot, directory: Path) -> None:
         return
     if isinstance(state, KeptState):
         await state.keep()
-    await aside(_save, state, directory)
+    await run_in_thread(_save, state, directory)
 
 
 def _save(cut: Cut, directory: Path) -> None:
@@ -120,7 +120,7 @@ class KeptState:
     async def keep(self) -> None:
         """Saves the state into its own folder, unless that was done before."""
         if self._home is None:
-            home = await aside(self._storage.keep)
+            home = await run_in_thread(self._storage.keep)
             try:
                 await _save_state(self._state, home / "state")
             except BaseException:

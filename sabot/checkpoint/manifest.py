@@ -10,7 +10,7 @@ import msgspec
 from sabot.checkpoint.places import Place, StoredFile
 from sabot.checkpoint.protocol import Mark, manifest_name
 from sabot.errors import CorruptCheckpoint, InternalError
-from sabot.faults import unreadable
+from sabot.os_errors import checkpoint_error
 
 
 class StoredTask(msgspec.Struct, frozen=True):
@@ -90,7 +90,7 @@ class Manifest(msgspec.Struct, frozen=True):
         except OSError as error:
             self.home().doubt()
             what = f"{folder} of checkpoint {self.checkpoint_id} in {self.home().where} cannot be read"
-            raise unreadable(what, error) from error
+            raise checkpoint_error(what, error) from error
 
     def part_path(self, part: StoredPart) -> Path:
         """The file of a part on this machine. It may be read as long as a checkpoint lists it. Raises the errors of `state_directory`."""
@@ -117,4 +117,4 @@ class Manifest(msgspec.Struct, frozen=True):
         except OSError as error:
             self.home().doubt()
             where = self.home().locate(stored.name)
-            raise unreadable(f"{where} cannot be read", error) from error
+            raise checkpoint_error(f"{where} cannot be read", error) from error

@@ -21,7 +21,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.disk import make_folder, private, regular
 from sabot.errors import UNREADABLE, UserError
 from sabot.redaction import scrubbed
-from sabot.threads import aside
+from sabot.threads import run_in_thread
 
 _log = logging.getLogger(__name__)
 
@@ -93,13 +93,13 @@ async def serve(requests: Requests, answered: Callable[[dict[str, Any]], Awaitab
     """
     unread = False
     try:
-        await aside(requests.clear)
+        await run_in_thread(requests.clear)
     except OSError as error:
         _log.warning("old requests of the command line cannot be removed: %s", error)
     while True:
         await asyncio.sleep(_SERVE_SECONDS)
         try:
-            pending = await aside(requests.pending)
+            pending = await run_in_thread(requests.pending)
         except OSError as error:  # no permission, no more files: the job needs no requests
             if not unread:
                 _log.warning("requests of the command line cannot be read: %s", error)
@@ -113,7 +113,7 @@ async def serve(requests: Requests, answered: Callable[[dict[str, Any]], Awaitab
                 answer = {"error": scrubbed(str(error))}
                 _log.warning("request %s failed: %s", request_id, answer["error"])
             try:
-                await aside(requests.answer, request_id, answer)
+                await run_in_thread(requests.answer, request_id, answer)
             except OSError as error:
                 _log.warning("request %s cannot be answered: %s", request_id, error)
 

@@ -21,7 +21,7 @@ from sabot.checkpoint.places import LocalPlace, Location, Place, each, place_of
 from sabot.checkpoint.protocol import manifest_name, read_manifest_name
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import CheckpointFailed, CorruptCheckpoint, UserError
-from sabot.faults import hint_of
+from sabot.os_errors import hint_of
 from sabot.redaction import has_password, redacted_url
 
 _log = logging.getLogger(__name__)

@@ -51,7 +51,7 @@ from sabot.checkpoint.savepoints import (
 )
 from sabot.disk import make_folder
 from sabot.errors import CheckpointFailed, CorruptCheckpoint, TransientError, UserError
-from sabot.faults import hint_of, unreadable
+from sabot.os_errors import checkpoint_error, hint_of
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -409,7 +409,7 @@ class CheckpointStorage:
         try:
             data = self._place.read(name)
         except OSError as error:
-            raise unreadable(f"{where} cannot be read", error) from error
+            raise checkpoint_error(f"{where} cannot be read", error) from error
         manifest = decode_manifest(data, where)
         if manifest.mark != mark:
             raise CorruptCheckpoint(f"{where} is damaged: it says {manifest_name(manifest.mark)}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from sabot.cli.loading import WrongUse
 from sabot.errors import DeliveryConflict, SabotError
-from sabot.exits import EXITS, Exit
+from sabot.process_exit import EXITS, Exit
 from sabot.redaction import scrubbed, visible
 
 if TYPE_CHECKING:

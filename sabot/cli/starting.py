@@ -8,7 +8,7 @@ import typer
 
 from sabot.cli.loading import WrongUse
 from sabot.cli.running import guarded
-from sabot.faults import hint_of
+from sabot.os_errors import hint_of
 
 _FILES = {
     "app.py": '''"""Large payments raise an alert. `sabot run app:app` reads payments.ndjson; build() takes any other source and sink."""

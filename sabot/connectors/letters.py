@@ -26,7 +26,7 @@ from sabot._cython.text.records import bytes_list
 from sabot.arrays import shown
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import RECORD_SCHEMA, Headers, build_records, encode_json, header_rows
-from sabot.errors import DataError, UserError, words_of
+from sabot.errors import DataError, UserError, message_of
 from sabot.redaction import scrubbed, visible
 from sabot.stored_names import stored_name
 
@@ -85,7 +85,7 @@ def letter_headers(
     """
     if isinstance(error, str):
         error = stored_name(DataError), error
-    kind, message = error if isinstance(error, tuple) else (stored_name(type(error)), words_of(error))
+    kind, message = error if isinstance(error, tuple) else (stored_name(type(error)), message_of(error))
     facts = {
         "topic": topic,
         "partition": partition,

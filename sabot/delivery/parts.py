@@ -14,7 +14,7 @@ from sabot._cython.arrow.border import validate
 from sabot.checkpoint.places import StoredFile
 from sabot.disk import private
 from sabot.errors import SabotError
-from sabot.faults import hint_of
+from sabot.os_errors import hint_of
 from sabot.steps import step
 
 _log = logging.getLogger(__name__)

@@ -35,7 +35,7 @@ from sabot.delivery.tracks import TrackWork
 from sabot.disk import make_folder
 from sabot.errors import AppLocked, CheckpointFailed, SabotError, TransientError, UserError
 from sabot.redaction import clean_cause
-from sabot.threads import Spawn, aside
+from sabot.threads import Spawn, run_in_thread
 
 _log = logging.getLogger(__name__)
 
@@ -276,7 +276,7 @@ class StagedSinks:
         """
         tracks = list(self._tracks.values())
         for steps in ([track.open for track in tracks], [track.start for track in tracks]):
-            for error in await asyncio.gather(*map(aside, steps), return_exceptions=True):
+            for error in await asyncio.gather(*map(run_in_thread, steps), return_exceptions=True):
                 if error is not None:
                     raise error
 
@@ -393,17 +393,17 @@ class StagedSinks:
         """Completes the results of inputs that have ended. Returns whether one was completed, which the next checkpoint should record."""
         before = [track.finished for track in self._tracks.values()]
         for track in self._tracks.values():
-            await aside(track.finish_if_asked)
+            await run_in_thread(track.finish_if_asked)
         return before != [track.finished for track in self._tracks.values()]
 
     async def close(self, seconds: float = 10.0) -> None:
         """Ends the tracks, and closes their sinks. Idempotent."""
         tracks, self._tracks = list(self._tracks.values()), {}
         if tracks:
-            await asyncio.gather(*(aside(track.close, seconds) for track in tracks))
+            await asyncio.gather(*(run_in_thread(track.close, seconds) for track in tracks))
         scratch, self._scratch = self._scratch, None
         if scratch is not None:
-            await aside(shutil.rmtree, scratch, ignore_errors=True)
+            await run_in_thread(shutil.rmtree, scratch, ignore_errors=True)
 
     def statistics(self) -> dict[str, Any]:
         """Figures by track id. Callable from any thread."""

@@ -18,7 +18,7 @@ from sabot.connectors.base import Sink, Token, Track
 from sabot.delivery.parts import Part, PartSeries, read_part
 from sabot.delivery.tokens import Opening, in_words, opening
 from sabot.errors import AppLocked, DataError, SabotError, TransientError, UserError
-from sabot.faults import hint_of
+from sabot.os_errors import hint_of
 from sabot.steps import step
 from sabot.threads import Handle, Spawn
 

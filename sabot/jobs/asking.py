@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from sabot.errors import TransientError
-from sabot.threads import aside
+from sabot.threads import run_in_thread
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -14,11 +14,11 @@ _AGAIN_SECONDS = 0.1
 
 
 async def answered(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """As `threads.aside`, asked again for as long as the journal's home does not answer. Entries wait for it too: it is the journal that
-    loses its patience, and ends the run.
+    """Runs `call` as `threads.run_in_thread` does, and repeats it for as long as the journal's home does not answer. There is no limit:
+    entries wait for the same home, and the journal ends the run if they wait too long.
     """
     while True:
         try:
-            return await aside(call, *args, **kwargs)
+            return await run_in_thread(call, *args, **kwargs)
         except TransientError:
             await asyncio.sleep(_AGAIN_SECONDS)

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from sabot.errors import UNREADABLE, CorruptJournal, UserError, short_repr, words_of
+from sabot.errors import UNREADABLE, CorruptJournal, UserError, message_of, short_repr
 from sabot.jobs.hiding import hidden
 from sabot.journal.base import Journal
 from sabot.journal.effects import EffectId
@@ -493,7 +493,7 @@ def _sound(verdict: GuardVerdict) -> GuardVerdict:
 
 
 def _broken(error: BaseException) -> GuardVerdict:
-    said = f"what decides on it has failed: {type(error).__name__}: {words_of(error)}"
+    said = f"what decides on it has failed: {type(error).__name__}: {message_of(error)}"
     return GuardVerdict(Decision.DENY, reason=said)
 
 

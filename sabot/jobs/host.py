@@ -18,7 +18,6 @@ from typing import Any
 
 from sabot.clock import Clock, ForwardClock
 from sabot.errors import NonDeterminism, SabotError
-from sabot.exits import EXITS
 from sabot.jobs.asking import answered
 from sabot.jobs.derived import question_token
 from sabot.jobs.effects import Effects
@@ -35,9 +34,10 @@ from sabot.jobs.tree import DEFAULT_LIMITS, ChildLimits, OpenJobs, parent_of
 from sabot.jobs.values import pack_error
 from sabot.journal import JobMark, Journal, Position, digest
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Signal
+from sabot.process_exit import EXITS
 from sabot.stored_names import stored_name
-from sabot.threads import aside, to_the_end
-from sabot.watch import watched
+from sabot.supervision import watch_task
+from sabot.threads import run_in_thread, run_to_end
 
 _log = logging.getLogger(__name__)
 
@@ -109,14 +109,14 @@ class JobHost:
         before those positions, and which the checkpoint does not cover all the same (`facts`).
         """
         await self._guard.open(self.journal)
-        found = await to_the_end(aside(open_jobs, self.journal, dict(positions or {}), dict(unapplied or {})))
+        found = await run_to_end(run_in_thread(open_jobs, self.journal, dict(positions or {}), dict(unapplied or {})))
         await self.log.open()
         for job in found:
             if not job.cut:
                 self.jobs.add(job.job_id, job.agent, begun=True, cancelled=job.cancelled)
         self._retold = {job.job_id for job in found}
         self.log.unapplied = {job.job_id: job.ended_at for job in found if job.ended_at is not None}
-        await to_the_end(aside(self.parking.open, found))
+        await run_to_end(run_in_thread(self.parking.open, found))
         await self._effects.reopen(found)
         return found
 
@@ -125,7 +125,7 @@ class JobHost:
         self.stopping = False
         self._serving = self._loop.create_task(self._serve(), name="jobs")
         what = "the task that runs jobs"
-        watched(self._serving, what, partial(self._on_broken, what), stopped=lambda: self.stopping)
+        watch_task(self._serving, what, partial(self._on_broken, what), stopped=lambda: self.stopping)
         self._timers.start()
 
     async def quiesce(self) -> None:
@@ -282,7 +282,7 @@ class JobHost:
         task = self._loop.create_task(work, name=what)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return watched(task, what, partial(self._on_broken, what), stopped=lambda: self.stopping)
+        return watch_task(task, what, partial(self._on_broken, what), stopped=lambda: self.stopping)
 
     def now_ms(self) -> int:
         """As `Desk.now_ms`."""

@@ -17,7 +17,7 @@ from sabot.jobs.tree import ChildLimits, child_id
 from sabot.jobs.values import pack_error
 from sabot.journal import Position
 from sabot.journal.entries import Cancel, EffectResult, Entry, Letter
-from sabot.threads import aside, to_the_end
+from sabot.threads import run_in_thread, run_to_end
 
 UNAWAITED_CHILD = "its parent waits no longer"
 """Why a child is cancelled that nobody waits for."""
@@ -41,11 +41,11 @@ class JobLetters:
         """Letters become entries, and their jobs hear of them before anything else is delivered."""
 
         async def take() -> None:
-            entries = await aside(self._desk.journal.take)
+            entries = await run_in_thread(self._desk.journal.take)
             self._log.taken(entries)
             self._desk.arrived_together([*entries, *self._cancelled_with(entries)])
 
-        return to_the_end(take())
+        return run_to_end(take())
 
     def _cancelled_with(self, entries: Sequence[tuple[Position, Entry]]) -> list[tuple[Position, Entry]]:
         """What is told to the jobs below those that are cancelled. All of them are told before any goes on, so that none begins another."""

@@ -19,7 +19,7 @@ from sabot.errors import NonDeterminism, SabotError, TransientError
 from sabot.jobs.owner import Desk
 from sabot.journal import EffectId, Journal, Position
 from sabot.journal.entries import Entry
-from sabot.threads import aside, to_the_end
+from sabot.threads import run_in_thread, run_to_end
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class JobLog:
 
     async def open(self) -> None:
         """Reads where the journal ends."""
-        self._ends = await to_the_end(aside(self.journal.positions))
+        self._ends = await run_to_end(run_in_thread(self.journal.positions))
 
     def append(self, entry: Entry) -> Position:
         """As `Journal.append`."""
@@ -261,6 +261,6 @@ class JobLog:
                 where = self.journal.where
                 _log.warning("%s is not trimmed: what its results have used is not kept elsewhere: %s", where, error)
                 return
-            await aside(trim)
+            await run_in_thread(trim)
 
         self._desk.beside(when_kept(), "the trimming of the journal")

@@ -23,24 +23,24 @@ from functools import partial
 from typing import Any
 
 from sabot.calls.crew import CANCEL_SECONDS
-from sabot.calls.functions import awaitable, behind
+from sabot.calls.functions import awaitable, unwrap
 from sabot.calls.heard import HeardErrors
 from sabot.calls.pool import ThreadPool
 from sabot.calls.steps import watched
 from sabot.clock import Clock
 from sabot.config import Secret
 from sabot.errors import EffectError, JournalFailed, SabotError, UserError, short_repr
-from sabot.exits import EXITS, carried, exit_in
 from sabot.jobs.certainty import Certainty, certainty_of
 from sabot.jobs.questions import CALL, AsksPerson, CallUnderWay
 from sabot.jobs.values import pack, pack_error, type_of, unpack, unpack_error
 from sabot.journal.effects import EffectId, Reconciled
 from sabot.llm.judging import JUDGE, SENDABLE, CallJudge, begin_judging, end_judging
 from sabot.llm.tools import Effect, Tool
+from sabot.process_exit import EXITS, find_exit, wrap_exit
 from sabot.redaction import HIDDEN, without_secrets
 from sabot.steps import step
-from sabot.threads import tell
-from sabot.watch import unexpected
+from sabot.supervision import unexpected_end
+from sabot.threads import call_on_loop
 
 __all__ = ["Certainty", "EffectRunner", "Outcome"]
 
@@ -113,8 +113,8 @@ class EffectRunner:
         model that a call sends. sync_threads: calls of sync tools at once.
 
         on_broken: is told in place of `done` where the run has to end: the journal has failed (what `ready` and `may_send` raise as
-        JournalFailed), or a tool has asked for the end of the process (`exits`). None: it is raised out of a callback of the event loop.
-        again: as of `Effect`. judge: gives who judges the calls of models that the tool of this effect makes by itself.
+        JournalFailed), or a tool has asked for the end of the process (`process_exit`). None: it is raised out of a callback of the event
+        loop. again: as of `Effect`. judge: gives who judges the calls of models that the tool of this effect makes by itself.
         """
         self._clock = clock
         self._may_send = may_send
@@ -175,7 +175,7 @@ class EffectRunner:
             func=partial(look, first),
             timeout_s=seconds,
             takes_effect=False,
-            is_async=inspect.iscoroutinefunction(behind(look)),
+            is_async=inspect.iscoroutinefunction(unwrap(look)),
         )
         self._begin(_Call(effect, asks, args, kwargs, partial(_found, done, tool.name), ready, True))
 
@@ -299,7 +299,7 @@ class EffectRunner:
         except BaseException as error:
             outcome = self._failure(call, error)
             if isinstance(error, EXITS):
-                self._break(call, carried(error, f"tool {tool.name}"))
+                self._break(call, wrap_exit(error, f"tool {tool.name}"))
             elif isinstance(error, JournalFailed) and call.began == math.inf:
                 self._break(call, error)
         if call.timer is not None:
@@ -368,7 +368,7 @@ class EffectRunner:
         try:
             call.done(call.effect, outcome)
         except BaseException as error:  # of the owner: it must not be kept in a task that nobody looks at
-            self._on_broken(unexpected(f"what is told of {call}", error))
+            self._on_broken(unexpected_end(f"what is told of {call}", error))
 
     # -- calls that are cancelled -------------------------------------------------------------------------------------
 
@@ -435,7 +435,7 @@ class EffectRunner:
                 value = context.run(run)
             except BaseException as raised:
                 error = raised
-            return partial(tell, self._loop, self._returned, call, working, value, error)
+            return partial(call_on_loop, self._loop, self._returned, call, working, value, error)
 
         self._pool.run(work)
         value, error = await working
@@ -455,13 +455,13 @@ class EffectRunner:
             return
         self._left.pop(call, None)  # too late
         if isinstance(error, EXITS):
-            self._break(call, carried(error, f"tool {call.tool.name}"))
+            self._break(call, wrap_exit(error, f"tool {call.tool.name}"))
         if isinstance(value, Coroutine):
             value.close()
 
 
 def _raise(error: SabotError) -> None:
-    asyncio.get_running_loop().call_soon(_raise_here, exit_in(error) or error)
+    asyncio.get_running_loop().call_soon(_raise_here, find_exit(error) or error)
 
 
 def _raise_here(error: BaseException) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from sabot.clock import ForwardClock
 from sabot.jobs.asking import answered
 from sabot.jobs.owner import Desk
-from sabot.watch import guarded
+from sabot.supervision import watch_call
 
 _LOOK_SECONDS = 0.02
 _PRUNE_FROM = 4096  # timers
@@ -36,7 +36,7 @@ class JobTimers:
         self._due, self._letters, self._keeps = due, letters, keeps
         self._loop = asyncio.get_running_loop()
         what = "what looks for timers and letters of jobs"
-        self._look_safely = guarded(self._look, what, partial(broke, what))
+        self._look_safely = watch_call(self._look, what, partial(broke, what))
         self._heap: list[tuple[float, str, int]] = []  # when it is due by the steady clock, job, ordinal
         self._prune_at = _PRUNE_FROM
         self._looking: asyncio.TimerHandle | None = None

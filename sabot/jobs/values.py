@@ -14,9 +14,9 @@ from typing import Any, get_args
 import msgspec
 import pyarrow as pa
 
-from sabot.calls.functions import behind
+from sabot.calls.functions import unwrap
 from sabot.config import Secret
-from sabot.errors import UNREADABLE, CorruptJournal, EffectError, PolicyDenied, UserError, words_of
+from sabot.errors import UNREADABLE, CorruptJournal, EffectError, PolicyDenied, UserError, message_of
 from sabot.redaction import scrubbed
 from sabot.stored_names import stored_name
 
@@ -99,7 +99,7 @@ def pack(value: Any, what: str, *, sort: bool = False) -> bytes:
         raise UserError(f"{what} is nested too deep to be recorded", hint="give it a flatter form") from None
     except Exception as error:  # an `enc_hook` calls the user's code
         raise UserError(
-            f"{what} cannot be recorded: {type(error).__name__}: {words_of(error)}",
+            f"{what} cannot be recorded: {type(error).__name__}: {message_of(error)}",
             hint="numbers, text, bytes, lists, dicts, dates, dataclasses, Arrow batches can",
         ) from error
     if len(data) > MAX_RESULT_BYTES:
@@ -131,7 +131,7 @@ def copied(value: Any, what: str) -> Any:
         return deepcopy(value)
     except Exception as error:  # the user's code
         raise UserError(
-            f"{what} cannot be copied: {type(error).__name__}: {words_of(error)}",
+            f"{what} cannot be copied: {type(error).__name__}: {message_of(error)}",
             hint="numbers, text, bytes, lists, dicts, dates, dataclasses, Arrow batches can",
         ) from error
 
@@ -192,9 +192,9 @@ def pack_error(error: BaseException, *, whole: bool = False) -> bytes:
     """Returns the error's class and message, without known secrets, as bytes that `unpack_error` reads. whole: with the conversation of an
     agent that the error has ended (`conversation_of`).
     """
-    said = error.message if isinstance(error, EffectError) else words_of(error)
+    said = error.message if isinstance(error, EffectError) else message_of(error)
     if isinstance(error, BaseExceptionGroup):
-        said = "; ".join([said, *(f"{type(each).__name__}: {words_of(each)}" for each in error.exceptions[:_PARTS])])
+        said = "; ".join([said, *(f"{type(each).__name__}: {message_of(each)}" for each in error.exceptions[:_PARTS])])
     said = scrubbed(said[:_SCRUBBED])
     if len(said) > _MESSAGE:
         said = said[: _MESSAGE - 1] + "…"
@@ -253,7 +253,7 @@ def _legal(text: str) -> str:
 
 def gives_rows(function: Any) -> bool:
     """Whether the annotations of a function say that it returns an Arrow batch or table. They may be text."""
-    said = getattr(behind(function), "__annotations__", {}).get("return")
+    said = getattr(unwrap(function), "__annotations__", {}).get("return")
     if isinstance(said, str):
         return re.search(r"\b(RecordBatch|Table)\b", said) is not None
     return not {pa.RecordBatch, pa.Table}.isdisjoint((said, *get_args(said)))

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
-from sabot.clock import SYSTEM_CLOCK, Clock, lasting
+from sabot.clock import SYSTEM_CLOCK, Clock, boot_seconds
 from sabot.errors import AppLocked, CorruptJournal, JournalFailed, LetterRefused, SabotError, TransientError, UserError
 from sabot.journal.base import Inbox, JobMark, Position, Question, check_letter
 from sabot.journal.entries import Entry, Letter, StoredBody, body_of, encode_letter
@@ -248,7 +248,7 @@ class KafkaJournal(TablesReader, SqlJournal):
             _harden(replica)
         self._me = secrets.token_bytes(8)
         while True:
-            earlier, since = replica.claim, lasting()
+            earlier, since = replica.claim, boot_seconds()
             left = replica.earlier_s  # of owners before that one
             if earlier is not None and not replica.released and not is_over(earlier.life):
                 self._watch(earlier, since)
@@ -262,7 +262,7 @@ class KafkaJournal(TablesReader, SqlJournal):
                 self._lease_s,
                 self.predecessor_left(),
             )
-            seq, self._sure_at = replica.order.seq, lasting()
+            seq, self._sure_at = replica.order.seq, boot_seconds()
             with step("claim", replica.topic):
                 (offset,) = self._appender.append(FRAMES, encode_frame(self._me, seq, claim, self._piece_bytes))
             replica.catch_up()
@@ -280,7 +280,7 @@ class KafkaJournal(TablesReader, SqlJournal):
     def _watch(self, earlier: OwnerClaim, since: float) -> None:
         """Returns when the owner has been silent for long enough. Raises AppLocked."""
         seq, still = self._replica.order.seq, threading.Event()
-        while lasting() < since + earlier.lease_s / 2:
+        while boot_seconds() < since + earlier.lease_s / 2:
             still.wait(earlier.lease_s / 50)
             self._replica.catch_up()
             if self._replica.released or is_over(earlier.life):
@@ -291,14 +291,14 @@ class KafkaJournal(TablesReader, SqlJournal):
     def claim_left(self) -> float:
         if self._lost or self._closed:
             return 0.0
-        return max(0.0, self._sure_at + self._lease_s * (1 - _MARGIN) - lasting())
+        return max(0.0, self._sure_at + self._lease_s * (1 - _MARGIN) - boot_seconds())
 
     def predecessor_left(self) -> float:
-        return self._predecessor_until - lasting()
+        return self._predecessor_until - boot_seconds()
 
     def _beat(self) -> None:
         """A sign of life where there was none for a while."""
-        if lasting() >= self._sure_at + self._lease_s / _BEATS:
+        if boot_seconds() >= self._sure_at + self._lease_s / _BEATS:
             with self._frames:
                 self._write(BeatFrame())
 
@@ -310,7 +310,7 @@ class KafkaJournal(TablesReader, SqlJournal):
             why = getattr(before, "message", "") or f"the journal has failed before: {type(before).__name__}: {before}"
             raise JournalFailed(why, hint=getattr(before, "hint", "")) from before
         records = encode_frame(self._me, self._seq, frame, self._piece_bytes)
-        sent_at = lasting()
+        sent_at = boot_seconds()
         try:
             for offset in self._appender.append(FRAMES, records, seconds):
                 if offset != self._end:

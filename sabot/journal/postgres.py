@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from sabot.clock import SYSTEM_CLOCK, Clock, lasting
+from sabot.clock import SYSTEM_CLOCK, Clock, boot_seconds
 from sabot.errors import (
     AppLocked,
     BrokerUnavailable,
@@ -172,11 +172,11 @@ class PostgresJournal(PostgresReader, SqlJournal):
         self._patience_s = patience_s
         self._ending = threading.Event()
         self._epoch = 0
-        self._renewed = self._asked = 0.0  # by `lasting`: when the claim was last renewed, or that was tried
+        self._renewed = self._asked = 0.0  # by `boot_seconds`: when the claim was last renewed, or that was tried
         self._silent = False  # the server does not answer, and that was told
         self._closed = False
         self._writing: Any = None
-        began, wait_s, answered = lasting(), _FIRST_WAIT, False
+        began, wait_s, answered = boot_seconds(), _FIRST_WAIT, False
         while True:
             try:
                 self._writing = place.connect(self._session_of(self._owner))
@@ -185,7 +185,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
                 return
             except TransientError as error:
                 if (
-                    not answered or lasting() > began + _AT_THE_START
+                    not answered or boot_seconds() > began + _AT_THE_START
                 ):  # an address at which nobody is may be a wrong one
                     raise
                 _log.warning("%s: the connection broke during the start, which is tried again: %s", place.where, error)
@@ -214,10 +214,10 @@ class PostgresJournal(PostgresReader, SqlJournal):
             opened.pop_all()  # all is open, and stays so
 
     def claim_left(self) -> float:
-        return max(0.0, self._renewed + self._lease_s * (1 - _MARGIN) - lasting())
+        return max(0.0, self._renewed + self._lease_s * (1 - _MARGIN) - boot_seconds())
 
     def predecessor_left(self) -> float:
-        return self._predecessor_until - lasting()
+        return self._predecessor_until - boot_seconds()
 
     def append(self, entry: Entry) -> Position:
         for name in ("job", "token", "outcome", "result"):
@@ -267,7 +267,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
         seen = None
         with self._place.server.explained():
             while True:
-                asked = lasting()
+                asked = boot_seconds()
                 ((owner, described, life, until, left, over),) = run(_SEE_CLAIM).fetchall()
                 gone = owner in ("", self._owner) or is_over(life)  # ours: the connection broke behind the claim
                 if over or gone:
@@ -285,7 +285,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
                 self._ending.wait(min(max(left, 0.01), 0.2))
             ((self._epoch, earlier_s),) = taken
             self._renewed = self._asked = asked
-            self._predecessor_until = -math.inf if earlier_s is None else lasting() + earlier_s
+            self._predecessor_until = -math.inf if earlier_s is None else boot_seconds() + earlier_s
             ((fsync, awaited, copies),) = run(_SAFETY).fetchall()
         if fsync == "off":
             _log.warning(
@@ -304,7 +304,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
 
     def _keep_claim(self) -> None:
         """In the writer's thread, while nothing is written. Raises JournalFailed when the claim is another's."""
-        asked = lasting()
+        asked = boot_seconds()
         if not self._is_due(asked):
             return
         self._asked = asked
@@ -331,7 +331,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
         try:
             with self._place.server.explained():
                 connection.execute(_END_SESSIONS, (self._session_of(self._owner),))
-                asked = lasting()
+                asked = boot_seconds()
                 found = connection.execute(_COME_BACK, (self._lease_s, self._owner)).fetchall()
                 if not found:
                     self._renewed = float("-inf")
@@ -384,7 +384,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
         rows = rows_of(group)
         self.bodies += sum(bool(row.body) for row in rows)
         behind = rows[-1].place + 1
-        wait_s, began, ending = _FIRST_WAIT, lasting(), 0.0
+        wait_s, began, ending = _FIRST_WAIT, boot_seconds(), 0.0
         while True:
             try:
                 if self._writing is None:
@@ -396,7 +396,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
             except TransientError as error:
                 self._drop()
                 self._tell_silence(error)
-                now = lasting()
+                now = boot_seconds()
                 ending = ending or (now if self._ending.is_set() else 0.0)
                 if now > began + self._patience_s or (ending and now > ending + _AT_THE_END):
                     raise
@@ -408,7 +408,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
 
     def _write(self, rows: list[StoredEntry]) -> None:
         connection, server = self._writing, self._place.server
-        asked = lasting()
+        asked = boot_seconds()
         due = self._is_due(asked)
         fence = (_RENEWING_FENCE, (self._lease_s, self._epoch)) if due else (_FENCE, (self._epoch,))
         with step("journal", self.where), server.explained():

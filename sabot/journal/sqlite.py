@@ -23,7 +23,6 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import checked_path
 from sabot.disk import lock, own_folder, private, sync
 from sabot.errors import AppLocked, CorruptJournal, JournalFailed, SabotError, UserError
-from sabot.faults import fault_of, hint_of
 from sabot.journal.counting import COUNTED, begin_to_count
 from sabot.journal.owning import SqlInbox, SqlJournal
 from sabot.journal.tables import (
@@ -41,6 +40,7 @@ from sabot.journal.tables import (
     transaction,
 )
 from sabot.journal.writing import CAPACITY_BYTES, Appended, GroupWriter
+from sabot.os_errors import errno_of, hint_of
 from sabot.steps import step
 
 DATABASE = "journal.db"
@@ -271,5 +271,5 @@ class SqliteJournal(SqliteReader, SqlJournal):
         except sqlite3.Error as error:
             if is_held(error) and not self._closed:
                 return False
-            hint = hint_of(error) if fault_of(error) else ""
+            hint = hint_of(error) if errno_of(error) else ""
             raise SabotError(f"{type(error).__name__}: {error}", hint=hint) from error

@@ -21,7 +21,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import quote
 
 from sabot.errors import CorruptJournal, TransientError, UserError
-from sabot.faults import hint_of
 from sabot.journal.base import MAY_BEGIN_AGAIN, JobMark, JournalReader, Position, Question
 from sabot.journal.counting import (
     COUNTED,
@@ -54,6 +53,7 @@ from sabot.journal.entries import (
     with_stored_body,
 )
 from sabot.journal.writing import Appended
+from sabot.os_errors import hint_of
 
 _APPLICATION = 0x5AB07  # SQLite's application_id: which program a database belongs to
 _FORMAT = COUNTED

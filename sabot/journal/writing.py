@@ -13,10 +13,10 @@ from itertools import islice
 from typing import Any
 
 from sabot.errors import JournalFailed, JournalFull, SabotError, UserError
-from sabot.faults import hint_of
 from sabot.journal.base import Position
 from sabot.journal.entries import INLINE_BYTES, Entry, body_of, encode_entry, without_body
-from sabot.threads import tell, threads
+from sabot.os_errors import hint_of
+from sabot.threads import call_on_loop, threads
 
 CAPACITY_BYTES = 64 << 20
 
@@ -189,7 +189,7 @@ class GroupWriter:
             ready = self._ready()
             self._changed.notify_all()
         for loop, futures in ready:
-            tell(loop, _set, futures)
+            call_on_loop(loop, _set, futures)
         return True
 
     def _ready(self) -> list[tuple[asyncio.AbstractEventLoop, list["asyncio.Future[None]"]]]:
@@ -224,7 +224,7 @@ class GroupWriter:
             self._roomless.clear()
             self._changed.notify_all()
         for loop, futures in waiting:
-            tell(loop, _break, futures, failed)
+            call_on_loop(loop, _break, futures, failed)
 
 
 def _set(futures: list["asyncio.Future[None]"]) -> None:

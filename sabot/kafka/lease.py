@@ -29,7 +29,7 @@ from sabot.kafka.client import (
     said,
 )
 from sabot.redaction import clean_cause
-from sabot.watch import guarded
+from sabot.supervision import watch_call
 
 log = logging.getLogger("sabot.kafka")
 
@@ -100,7 +100,7 @@ class KafkaLease:
         if is_stopped():
             return False
         self._link.opened = True
-        keep = guarded(self._keep, f"what keeps the lease of app {self._app}", self._lost)
+        keep = watch_call(self._keep, f"what keeps the lease of app {self._app}", self._lost)
         self._thread = threading.Thread(target=keep, name=f"kafka-lease-{self._app}", daemon=True)
         self._thread.start()
         return True

@@ -42,7 +42,7 @@ from sabot.kafka.client import (
 )
 from sabot.kafka.native import record_queue_of
 from sabot.redaction import clean_cause
-from sabot.watch import guarded
+from sabot.supervision import watch_call
 
 log = logging.getLogger("sabot.kafka")
 
@@ -176,7 +176,7 @@ class KafkaReader(Source):
         self._assign(self._consumer.assign, self._positions)
         self._look_for_bound(self._positions)
         self._link.opened = True
-        watch = guarded(self._watch_partitions, f"what looks for new partitions of topic {self.name!r}", self._broke)
+        watch = watch_call(self._watch_partitions, f"what looks for new partitions of topic {self.name!r}", self._broke)
         self._watch = threading.Thread(target=watch, name=f"kafka-watch-{self.name}", daemon=True)
         self._watch.start()
 

@@ -15,7 +15,7 @@ from sabot.connectors.memory import MemorySource
 from sabot.connectors.places import Bound, Until, checked_until
 from sabot.errors import UserError
 from sabot.kafka.topics import open_source
-from sabot.threads import aside, done
+from sabot.threads import run_in_thread, wait_done
 
 FETCH_ROWS = 1024  # how many records the record-by-record interface fetches ahead
 FETCH_SECONDS = 0.5  # how long its thread waits for Kafka in one call, and so how long `stop` may take
@@ -129,12 +129,12 @@ class KafkaSource(Source):
     async def start(self) -> None:
         """Opens the source; nothing happens when it is open. Raises as `open` does."""
         if not self._open:
-            await aside(self.open, None, "committed")
+            await run_in_thread(self.open, None, "committed")
 
     async def stop(self) -> None:
         """Commits the offsets of the records that were returned, and closes; nothing happens when the source is not open."""
         if self._open:
-            await aside(self._commit_and_close)
+            await run_in_thread(self._commit_and_close)
 
     async def next_record(self) -> Record:
         """Waits for the next record and returns it. A cancelled call consumes nothing. Raises UserError behind the last one of `until=`."""
@@ -173,7 +173,7 @@ class KafkaSource(Source):
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"kafka-{self.name}")
             self._fetch = self._thread.submit(self._source.read_batch, FETCH_ROWS, FETCH_SECONDS)
         fetch = self._fetch
-        await done(fetch)
+        await wait_done(fetch)
         if self._fetch is not fetch:  # another call has taken the result
             return None
         self._fetch = None

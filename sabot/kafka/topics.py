@@ -14,7 +14,7 @@ from sabot.codecs.records import Headers
 from sabot.config import Duration, parse_broker, parse_seconds
 from sabot.connectors.base import Sink, Source
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
-from sabot.threads import aside
+from sabot.threads import run_in_thread
 
 
 def open_source(
@@ -109,7 +109,7 @@ class RecordSender:
         UserError where it refuses us.
         """
         if not self._memory:
-            await aside(self._reach, seconds)
+            await run_in_thread(self._reach, seconds)
 
     def _reach(self, seconds: float) -> None:
         from sabot.kafka.client import ANSWER_SECONDS, admin_of, link_of, metadata_of

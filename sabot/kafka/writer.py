@@ -31,8 +31,8 @@ from sabot.kafka.client import (
 )
 from sabot.kafka.native import record_producer_of
 from sabot.redaction import clean_cause
-from sabot.threads import aside, done
-from sabot.watch import guarded
+from sabot.supervision import watch_call
+from sabot.threads import run_in_thread, wait_done
 
 CLOSE_SECONDS = 5.0
 FULL_SECONDS = 0.1  # a wait for room in the client's queue is interrupted so often, for its callbacks and for whoever wants to end it
@@ -213,7 +213,7 @@ class KafkaSender:
         partition: int | None,
     ) -> int:
         if topic not in self._topics:
-            await aside(self._prepare, topic)
+            await run_in_thread(self._prepare, topic)
         sent: Future[int] = Future()
 
         def on_delivery(error: KafkaError | None, message: Any) -> None:
@@ -232,7 +232,7 @@ class KafkaSender:
         self._waiting[sent] = topic
         try:
             await self._produce(sent, topic, payload, key, list(headers) or None, on_delivery, place)
-            await done(sent)
+            await wait_done(sent)
         finally:
             del self._waiting[sent]
         return sent.result()
@@ -254,7 +254,7 @@ class KafkaSender:
                 raise self._fault
             producer = self._producer
             if producer is None:  # `_give_up` has dropped it meanwhile
-                await aside(self._prepare, topic)
+                await run_in_thread(self._prepare, topic)
                 continue
             try:
                 producer.produce(topic, payload, key, headers=headers, on_delivery=on_delivery, **place)
@@ -267,7 +267,7 @@ class KafkaSender:
             except KafkaException as error:
                 if error.args[0].code() == KafkaError._UNKNOWN_PARTITION and not asked:
                     asked = True  # the partition may be newer than the client's metadata
-                    await aside(partitions_of, producer, self._link, topic)
+                    await run_in_thread(partitions_of, producer, self._link, topic)
                     continue
                 if error.args[0].code() == KafkaError._FATAL:
                     await asyncio.sleep(0.05)  # the thread's next poll has the reason, and gives it to `sent`
@@ -284,7 +284,7 @@ class KafkaSender:
                 self._producer = producer_of(
                     self._link, self._kafka, **{"linger.ms": 0, "delivery.report.only.error": False}
                 )
-                serve = guarded(self._serve, "the thread of the Kafka sender", self._broke)
+                serve = watch_call(self._serve, "the thread of the Kafka sender", self._broke)
                 self._thread = threading.Thread(target=serve, name="kafka-sender", daemon=True)
                 self._thread.start()
             self._link.opened = True

@@ -2,6 +2,6 @@
 of a vendor's API, `errors` the tree of what goes wrong.
 """
 
-from sabot.late import late_names
+from sabot.lazy_imports import lazy_exports
 
-__getattr__, __dir__, __all__ = late_names(__name__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -20,7 +20,7 @@ import msgspec
 
 from sabot.calls.options import checked_whole
 from sabot.config import Duration, checked_kind, checked_name, checked_text, parse_seconds
-from sabot.errors import UNREADABLE, EffectError, UserError, short_repr, words_of
+from sabot.errors import UNREADABLE, EffectError, UserError, message_of, short_repr
 from sabot.llm.alone import Alone
 from sabot.llm.asking import request_of, with_output
 from sabot.llm.conversation import Conversation, Gauge, cut, groups_of, with_shorter_results, without_oldest
@@ -468,7 +468,7 @@ class _Turns:
         except EffectError as error:
             return tool_result(call.id, f"{error.type}: {error.message}", is_error=True)
         except Exception as error:
-            return tool_result(call.id, self._shown(f"{type(error).__name__}: {words_of(error)}"), is_error=True)
+            return tool_result(call.id, self._shown(f"{type(error).__name__}: {message_of(error)}"), is_error=True)
 
     def _bounded(self, message: ChatMessage) -> ChatMessage:
         """The message as the conversation keeps it: a call that is too long goes without its arguments, and is not made."""

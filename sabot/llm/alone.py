@@ -12,7 +12,7 @@ from typing import Any
 from sabot.calls.pool import ThreadPool
 from sabot.calls.steps import watched
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.errors import EffectError, NotSent, words_of
+from sabot.errors import EffectError, NotSent, message_of
 from sabot.journal.effects import RULES, EffectId
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.errors import ToolTimeout
@@ -20,7 +20,7 @@ from sabot.llm.middleware import ToolMiddleware
 from sabot.llm.results import Completion, Piece
 from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.llm.tools import Effect, Tool
-from sabot.threads import tell
+from sabot.threads import call_on_loop
 
 _MOST_THREADS = 64  # of sync tools, in one event loop; those that do not return are among them
 
@@ -80,7 +80,7 @@ class ToolsAlone:
             if task is None or task.cancelling():
                 raise
             raise EffectError(
-                "CancelledError", words_of(error)
+                "CancelledError", message_of(error)
             ) from error  # of something in the tool: nobody cancels the run
 
 
@@ -150,7 +150,7 @@ class _Threads:
                 value = context.run(function)
             except BaseException as raised:
                 error = raised
-            return partial(tell, loop, self._returned, ended, value, error)
+            return partial(call_on_loop, loop, self._returned, ended, value, error)
 
         self._pool.run(work)
         value, error = await ended

@@ -22,8 +22,8 @@ import msgspec
 import pyarrow as pa
 
 from sabot.arrays import as_type
-from sabot.calls.functions import behind
-from sabot.errors import UNREADABLE, UserError, short_repr, words_of
+from sabot.calls.functions import unwrap
+from sabot.errors import UNREADABLE, UserError, message_of, short_repr
 from sabot.llm.json_schema import mismatch
 from sabot.llm.spec import JsonSchema
 
@@ -270,10 +270,10 @@ _VALUES: tuple[tuple[Callable[[pa.DataType], bool], Any], ...] = (
 
 def _hints_of(func: Callable[..., Any], where: str) -> dict[str, Any]:
     try:
-        return get_type_hints(behind(func), include_extras=True)
+        return get_type_hints(unwrap(func), include_extras=True)
     except NameError as error:
         raise UserError(
-            f"{where}: a type of its parameters cannot be found: {words_of(error)}",
+            f"{where}: a type of its parameters cannot be found: {message_of(error)}",
             hint="import it when the program runs, not under TYPE_CHECKING alone",
         ) from error
 
@@ -336,7 +336,7 @@ def _decoded(text: str, kind: Any) -> Any:
     except msgspec.ValidationError as error:
         raise Mismatch(str(error)) from error
     except UNREADABLE as error:
-        raise _NoJson(f"it is no JSON: {words_of(error)}") from error
+        raise _NoJson(f"it is no JSON: {message_of(error)}") from error
 
 
 def _alone(text: str, kind: Any, wrapped: Mismatch) -> Any:

@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from sabot.calls.functions import behind
+from sabot.calls.functions import unwrap
 from sabot.calls.options import Retry, checked_whole
 from sabot.config import Duration, checked_name, parse_seconds
 from sabot.errors import UserError, short_repr
@@ -283,7 +283,7 @@ def _made(
         raise UserError(f"tool {func.name}: it is a tool already", hint="say all of it in one @tool(…)")
     if not callable(func):
         raise UserError(f"tool: {short_repr(func)} is no function", hint='write @tool, or @tool(effect="read")')
-    runs = behind(func)
+    runs = unwrap(func)
     name = checked_name(_name_of(func) if name is None else name, "tool: name")
     if isinstance(func, type) or inspect.isgeneratorfunction(runs) or inspect.isasyncgenfunction(runs):
         kind = "a class" if isinstance(func, type) else "a generator"

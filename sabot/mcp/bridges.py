@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 import msgspec
 
 from sabot.config import Duration, is_whole, parse_seconds
-from sabot.errors import UNREADABLE, SabotError, TransientError, UserError, short_repr, words_of
+from sabot.errors import UNREADABLE, SabotError, TransientError, UserError, message_of, short_repr
 
 _log = logging.getLogger(__name__)
 
@@ -95,9 +95,9 @@ class BridgedServer:
                     await self._sleep(self._backoff_s * 2**attempt)
                     continue
                 if self.reachable:
-                    _log.warning("%s: %s cannot be reached: %s", what, name, words_of(failure))
+                    _log.warning("%s: %s cannot be reached: %s", what, name, message_of(failure))
                 self.reachable = False
-                raise Unreachable(f"{name} cannot be reached: {words_of(failure)}") from failure
+                raise Unreachable(f"{name} cannot be reached: {message_of(failure)}") from failure
             except SabotError as failure:
                 raise error(f"{what}: {name}: {failure.message}", hint=failure.hint) from failure
             self.reachable = True

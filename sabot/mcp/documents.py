@@ -18,7 +18,7 @@ import msgspec
 
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, is_whole, parse_seconds
-from sabot.errors import SabotError, UserError, short_repr, words_of
+from sabot.errors import SabotError, UserError, message_of, short_repr
 from sabot.llm.tools import Tool, tool
 from sabot.mcp.bridges import BridgedServer, CallTool, OnBridgeError, Unreachable
 
@@ -187,7 +187,7 @@ class DocumentBridge:
                 says = await says if inspect.isawaitable(says) else says
             except Exception as failure:
                 raise VerificationFailed(
-                    f"claim {short_repr(claim)}: document {each.id}: {type(failure).__name__}: {words_of(failure)}"
+                    f"claim {short_repr(claim)}: document {each.id}: {type(failure).__name__}: {message_of(failure)}"
                 ) from failure
             if says not in get_args(Says):
                 raise VerificationFailed(f"claim {short_repr(claim)}: the judge says {short_repr(says)}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from sabot.errors import UserError
-from sabot.threads import tell
+from sabot.threads import call_on_loop
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class LoopThread:
         def start() -> None:
             nonlocal task
             task = there.create_task(work)
-            task.add_done_callback(lambda done: tell(here, _pass_on, done, answer))
+            task.add_done_callback(lambda done: call_on_loop(here, _pass_on, done, answer))
 
         def cancel() -> None:
             if task is not None:
@@ -45,7 +45,7 @@ class LoopThread:
         try:
             return await answer
         except asyncio.CancelledError:
-            tell(there, cancel)
+            call_on_loop(there, cancel)
             raise
 
     def keep(self, work: Coroutine[Any, Any, Any]) -> None:

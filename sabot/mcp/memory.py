@@ -29,11 +29,11 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import checked_name, checked_text
 from sabot.disk import own_folder, private
 from sabot.errors import UNREADABLE, TransientError, UserError, short_repr
-from sabot.faults import hint_of
 from sabot.llm.tools import Tool, tool
+from sabot.os_errors import hint_of
 from sabot.redaction import without_secrets
 from sabot.state import MapState
-from sabot.threads import aside
+from sabot.threads import run_in_thread
 
 StoredMemory: TypeAlias = dict[str, Any]
 """A memory: text, tags, stored_ms, and `also`, its earlier wordings as [id, text, stored_ms]; or `into`, the id that it is a part of."""
@@ -131,10 +131,10 @@ class MemoryFile:
             raise
 
     async def read(self, scope: str, ids: Collection[str] | None = None) -> dict[str, StoredMemory]:
-        return await aside(self._locked, lambda: self._read(scope, ids))
+        return await run_in_thread(self._locked, lambda: self._read(scope, ids))
 
     async def change(self, scope: str, ids: Collection[str] | None, change: MemoryChange) -> None:
-        await aside(self._locked, lambda: self._change(scope, ids, change))
+        await run_in_thread(self._locked, lambda: self._change(scope, ids, change))
 
     def close(self) -> None:
         """Closes the file. Idempotent; a call that is under way ends first."""
@@ -227,7 +227,7 @@ class Memory:
         if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _FOUND_MOST:
             raise UserError(f"memory: limit={short_repr(limit)}", hint=f"from 1 to {_FOUND_MOST}")
         standing = _standing_in(await self._home.read(_scope(scope)))
-        scores = await aside(
+        scores = await run_in_thread(
             _ranked, {each: _words_of(record) for each, record in standing.items()}, _words(_text(query))
         )
         order = sorted(scores, key=lambda each: (-scores[each], -standing[each]["stored_ms"], each))
@@ -254,7 +254,7 @@ class Memory:
             raise UserError(f"memory: similarity={short_repr(similarity)}", hint="from 0.5 to 1")
         scope = _scope(scope)
         standing = _standing_in(await self._home.read(scope))
-        leaders = await aside(_leaders, standing, similarity)
+        leaders = await run_in_thread(_leaders, standing, similarity)
         wanted = {*leaders, *leaders.values()}
         await self._home.change(scope, wanted, lambda found: _merged(_standing_in(found), leaders))
         return {"before": len(standing), "after": len(standing) - len(leaders)}

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from sabot.errors import UserError, words_of
+from sabot.errors import UserError, message_of
 from sabot.journal.effects import EffectClass
 from sabot.llm.json_schema import mismatch
 from sabot.llm.schema import Mismatch
@@ -107,7 +107,7 @@ def _wrong_with(schema: Any) -> str:
     except UserError as error:
         return error.message
     except (Mismatch, AttributeError, TypeError, ValueError, KeyError) as error:
-        return "" if isinstance(error, Mismatch) else f"{type(error).__name__}: {words_of(error)}"
+        return "" if isinstance(error, Mismatch) else f"{type(error).__name__}: {message_of(error)}"
     return ""
 
 

@@ -22,7 +22,7 @@ from mcp import Client, MCPError
 from mcp.types import HEADER_MISMATCH, Implementation
 from pydantic import TypeAdapter, ValidationError
 
-from sabot.errors import SabotError, short_repr, words_of
+from sabot.errors import SabotError, message_of, short_repr
 from sabot.llm.json_schema import mismatch
 from sabot.llm.schema import Mismatch
 from sabot.mcp.config import PROTOCOL_VERSIONS, McpConfig, McpServerSpec, SessionKey
@@ -250,7 +250,7 @@ class McpConnection:
                 async for _ in changes:
                     self._stale = True
         except (MCPError, RuntimeError, TimeoutError) as error:
-            _log.debug("MCP server %s: no subscription any more: %s", self.key, words_of(error))
+            _log.debug("MCP server %s: no subscription any more: %s", self.key, message_of(error))
         self._stale = True  # what it has missed is looked up before the next call
 
     def _awaits(self) -> bool:

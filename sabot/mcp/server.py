@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sabot.config import check_called
-from sabot.errors import MissingExtra, SabotError, UserError, short_repr, words_of
-from sabot.faults import hint_of
+from sabot.errors import MissingExtra, SabotError, UserError, message_of, short_repr
 from sabot.journal.effects import EffectClass
 from sabot.llm.tools import UNTRUSTED, Tool
+from sabot.os_errors import hint_of
 from sabot.redaction import clean_value, keep_secret, scrubbed
-from sabot.threads import aside
+from sabot.threads import run_in_thread
 
 try:
     import mcp_types as types
@@ -173,7 +173,7 @@ class ToolServer:
         try:
             arguments = tool.arguments(msgspec.json.encode(params.arguments or {}).decode())
             async with self._places, asyncio.timeout(tool.timeout_s):
-                done = tool.func(**arguments) if tool.is_async else aside(tool.func, **arguments)
+                done = tool.func(**arguments) if tool.is_async else run_in_thread(tool.func, **arguments)
                 return self._result(tool, await done)
         except SabotError as error:
             return _failed(str(error))
@@ -183,7 +183,7 @@ class ToolServer:
             return _failed(f"{tool.name} did not answer within {tool.timeout_s:g} s")
         except Exception as error:
             _log.exception("tool %s failed", tool.name)
-            return _failed(scrubbed(f"{tool.name} failed: {type(error).__name__}: {words_of(error)}"))
+            return _failed(scrubbed(f"{tool.name} failed: {type(error).__name__}: {message_of(error)}"))
 
     def _result(self, tool: Tool, value: Any) -> "types.CallToolResult":
         try:

@@ -18,7 +18,7 @@ from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, checked_name, parse_seconds
-from sabot.errors import SabotError, short_repr, words_of
+from sabot.errors import SabotError, message_of, short_repr
 from sabot.llm.tools import Tool, tool
 from sabot.mcp.bridges import BridgedServer, CallTool, OnBridgeError, Unreachable
 
@@ -221,7 +221,7 @@ class SessionBridge:
                 )
             except (Unreachable, SnapshotFailed) as failure:
                 session.missed += 1
-                _log.warning("%s: heartbeat missed, %d in a row: %s", what, session.missed, words_of(failure))
+                _log.warning("%s: heartbeat missed, %d in a row: %s", what, session.missed, message_of(failure))
                 return
             session.missed, session.unsent = 0, False
 

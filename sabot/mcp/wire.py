@@ -9,7 +9,7 @@ import msgspec
 from mcp import MCPError
 from pydantic import BaseModel, ValidationError
 
-from sabot.errors import SabotError, words_of
+from sabot.errors import SabotError, message_of
 from sabot.mcp.config import McpConfig
 from sabot.mcp.errors import (
     McpError,
@@ -41,7 +41,7 @@ def check_encoded(server: str, what: str, value: object) -> None:
     try:
         msgspec.json.encode(value)
     except (UnicodeEncodeError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise McpInvalidArguments(server, f"{what} cannot be sent: {words_of(error)}") from None
+        raise McpInvalidArguments(server, f"{what} cannot be sent: {message_of(error)}") from None
 
 
 def recordable(server: str, what: str, value: T) -> T:
@@ -49,7 +49,7 @@ def recordable(server: str, what: str, value: T) -> T:
     try:
         msgspec.msgpack.encode(value)
     except (OverflowError, ValueError, RecursionError) as error:
-        raise McpInvalidAnswer(server, f"{what}: it has what cannot be recorded: {words_of(error)}") from None
+        raise McpInvalidAnswer(server, f"{what}: it has what cannot be recorded: {message_of(error)}") from None
     return value
 
 
@@ -135,7 +135,7 @@ def errors_in(error: BaseException | None) -> Sequence[BaseException]:
 
 def reason_of(error: BaseException) -> str:
     """Why a session has ended."""
-    return "; ".join(f"{type(each).__name__}: {words_of(each)}"[:300] for each in errors_in(error)) or "it was closed"
+    return "; ".join(f"{type(each).__name__}: {message_of(each)}"[:300] for each in errors_in(error)) or "it was closed"
 
 
 def client_version() -> str:

@@ -1,5 +1,5 @@
 """Physical operators: what runs inside a task."""
 
-from sabot.late import late_names
+from sabot.lazy_imports import lazy_exports
 
-__getattr__, __dir__, __all__ = late_names(__name__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -22,8 +22,8 @@ from sabot._cython.arrow.border import validate
 from sabot._cython.groups.partition import KEY_GROUPS, hash_columns
 from sabot.disk import make_folder
 from sabot.errors import CorruptCheckpoint
-from sabot.faults import taking_over
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, Operator, OperatorContext
+from sabot.os_errors import restoring
 from sabot.state.base import Cut, Owned, Saved
 from sabot.state.segments import Mine, Segments
 from sabot.state.tables.restored import Renewal
@@ -299,7 +299,7 @@ def read_batches(directory: Path, name: str) -> Iterator[pa.RecordBatch]:
     """The batches of the file NAME.arrow; no batch where the file was not written."""
     path = directory / f"{name}.arrow"
     if path.exists():
-        with taking_over("state", path), pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as reader:
+        with restoring("state", path), pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as reader:
             for batch in reader:
                 validate(batch)
                 yield batch
@@ -307,7 +307,7 @@ def read_batches(directory: Path, name: str) -> Iterator[pa.RecordBatch]:
 
 def columns_in(file: Path) -> pa.Schema:
     """The columns of a file of a checkpoint."""
-    with taking_over("state", file), pa.OSFile(str(file), "rb") as source, pa.ipc.open_stream(source) as reader:
+    with restoring("state", file), pa.OSFile(str(file), "rb") as source, pa.ipc.open_stream(source) as reader:
         return reader.schema
 
 

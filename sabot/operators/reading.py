@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 from sabot._cython.groups.partition import hash_columns
 from sabot.codecs.json import schema_of_text
 from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
-from sabot.faults import taking_over
 from sabot.operators.agents.timers import saved_timers, state_name
 from sabot.operators.base import Operator, OperatorContext, Saved, without_marks
 from sabot.operators.layout.themes import reader_of
+from sabot.os_errors import restoring
 from sabot.state.reading import SavedApp, key_candidates, namespaces_in, plain_column, read_namespaces
 
 _AGENTS = "agents"  # the task that runs all agents
@@ -69,7 +69,7 @@ def operators_of(manifest: SavedApp) -> list[OperatorInfo]:
 
 
 def _reading(manifest: SavedApp) -> AbstractContextManager[None]:
-    return taking_over("its state", f"checkpoint {manifest.checkpoint_id}")
+    return restoring("its state", f"checkpoint {manifest.checkpoint_id}")
 
 
 def parts_of(manifest: SavedApp, operator: str) -> dict[str, Saved]:

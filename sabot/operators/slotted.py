@@ -22,7 +22,6 @@ from sabot._cython.groups.keyed import GroupTable
 from sabot._cython.groups.partition import hash_columns
 from sabot._cython.groups.tables import give_back
 from sabot.disk import make_folder
-from sabot.faults import taking_over
 from sabot.operators.base import Cut, OperatorContext, Saved
 from sabot.operators.cuts import MEMORY_SHARE, OpenCuts, OpenRows, Rows
 from sabot.operators.keeping import (
@@ -36,6 +35,7 @@ from sabot.operators.keeping import (
     read_batches,
     take_over,
 )
+from sabot.os_errors import restoring
 from sabot.state.segments import Piece, Segments, SegmentsCut, read_segments
 from sabot.state.tables.idle import longest_idle
 
@@ -321,7 +321,7 @@ def saved_rows(part: Saved, name: str) -> Iterator[pa.RecordBatch]:
     yield from read_batches(part.directory, name)
     if told := part.facts.get("segments"):
         path = part.directory / f"{name}.arrow"
-        with taking_over("state", path), pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as reader:
+        with restoring("state", path), pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as reader:
             schema = reader.schema
         yield from read_segments(part.directory / _COLD, schema, told)
 

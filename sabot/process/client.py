@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sabot.config import Duration, is_number, parse_seconds
-from sabot.disk import tell_of_open_folder
+from sabot.disk import warn_of_open_folder
 from sabot.errors import UserError, short_repr
 from sabot.process.cgroups import ControlGroups
 from sabot.process.command import Command, confined_command, spawn_failure, spawn_request
@@ -32,7 +32,7 @@ from sabot.process.status import ExitStatus, ProcessUsage
 from sabot.process.streams import ChildInput, ChildOutput
 from sabot.process.supervisor import LENGTH
 from sabot.process.user_folder import user_folder
-from sabot.threads import aside, done, tell, to_the_end
+from sabot.threads import call_on_loop, run_in_thread, run_to_end, wait_done
 
 _STOP_SECONDS = 20.0
 _GONE_SECONDS = 5.0
@@ -99,7 +99,7 @@ class Child:
 
         Raises CommunicationError when the supervisor was killed.
         """
-        await done(self._ended)
+        await wait_done(self._ended)
         return self._ended.result()
 
     def signal(self, number: int) -> None:
@@ -190,7 +190,7 @@ class Child:
         if self._loop.is_closed():
             self.close_streams()
         elif self.stdin is not None:
-            tell(self._loop, self.stdin.abandon)
+            call_on_loop(self._loop, self.stdin.abandon)
         if isinstance(end, ExitStatus):
             self._ended.set_result(end)
         else:
@@ -232,7 +232,7 @@ class Supervisor:
         self._unsent: deque[tuple[bytes, list[int]]] = deque()  # requests, with descriptors to be sent and closed
         self._mount = Path(mount)
         self._leases = user_folder()
-        tell_of_open_folder(self._leases.parent)
+        warn_of_open_folder(self._leases.parent)
         self._socket, far = socket.socketpair()
         with far:
             self._process = subprocess.Popen(
@@ -270,7 +270,7 @@ class Supervisor:
         its lease; UserError on another system than Linux.
         """
         current = cls._current
-        return current if current is not None and not current._over else await aside(cls._started)
+        return current if current is not None and not current._over else await run_in_thread(cls._started)
 
     @classmethod
     def _started(cls) -> "Supervisor":
@@ -298,7 +298,7 @@ class Supervisor:
         """
         number = next(self._numbers)
         try:
-            sandbox = None if command.trust is None else await aside(confined_command, command)
+            sandbox = None if command.trust is None else await run_in_thread(confined_command, command)
             request = spawn_request(number, command, sandbox)
             streams, far = _pipes(command)
         except AgentError:
@@ -320,7 +320,7 @@ class Supervisor:
             child.close_streams()
             if not isinstance(error, AgentError):
                 child.kill()
-                await to_the_end(_gone(child, reply))
+                await run_to_end(_gone(child, reply))
             raise
         finally:
             for each in set(far):
@@ -346,7 +346,7 @@ class Supervisor:
         if self._over:  # perhaps before it knew of this reply
             raise self._lost()
         async with asyncio.timeout(_ANSWER_SECONDS):
-            await done(reply)
+            await wait_done(reply)
         return reply.result()
 
     def silent(self, whose: str) -> CommunicationError:
@@ -478,7 +478,7 @@ async def _gone(child: Child, reply: "Future[dict[str, Any]]") -> None:
     """Returns when a child is over that was killed while it was started, or when its supervisor does not say so."""
     with suppress(TimeoutError, AgentError):
         async with asyncio.timeout(_GONE_SECONDS):
-            await done(reply)
+            await wait_done(reply)
             if reply.result()["event"] == "began":
                 await child.wait()
 

@@ -16,11 +16,11 @@ import msgspec
 
 from sabot.clock import Clock
 from sabot.config import check_numbers, checked_durations, is_whole
-from sabot.errors import SabotError, UserError, short_repr, words_of
+from sabot.errors import SabotError, UserError, message_of, short_repr
 from sabot.process.command import are_texts
 from sabot.process.errors import ExecutionError, InvalidContext, ResourceLimitExceeded, Timeout
 from sabot.process.worker import RuntimeAgent, WorkerProcess
-from sabot.threads import to_the_end
+from sabot.threads import run_to_end
 
 _log = logging.getLogger(__name__)
 
@@ -233,7 +233,7 @@ class AgentExecutor:
                 raise Timeout(f"task {task.task_id} of agent {agent.name!r} was not done in {seconds:g} s") from error
             finally:
                 if answer is None:
-                    await to_the_end(process.stop(why="its task was ended", by_task=True))
+                    await run_to_end(process.stop(why="its task was ended", by_task=True))
         if (
             answer.get("error") is not None or "result" not in answer
         ):  # older programs write "error": null beside a result
@@ -278,10 +278,10 @@ class AgentExecutor:
             outcome, reason = "failed", str(error)
             return _error(_FAILED, str(error))
         except Exception as error:
-            outcome, reason = "failed", f"{type(error).__name__}: {words_of(error)}"
+            outcome, reason = "failed", f"{type(error).__name__}: {message_of(error)}"
             raise
         finally:
-            await to_the_end(self._audit(agent, task, params, outcome, reason))
+            await run_to_end(self._audit(agent, task, params, outcome, reason))
 
     def _refusal(self, agent: RuntimeAgent, task: TaskDelegation, params: Any) -> dict[str, Any] | None:
         """What the process is told where its call is not made; None: it is made."""

@@ -25,7 +25,7 @@ from sabot.process.executor import (
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of, stricter
 from sabot.process.worker import AgentLog, ProcessState, RuntimeAgent, WorkerProcess
-from sabot.watch import KeptTasks
+from sabot.supervision import TaskSet
 
 _log = logging.getLogger(__name__)
 _LINE_BYTES = 10 << 20  # of an answer, where output is not limited
@@ -184,7 +184,7 @@ class ProcessRuntime:
         self._spawned = 0
         self._cpu_of_ended = 0.0
         self._running = False
-        self._tasks = KeptTasks("the runtime of processes")
+        self._tasks = TaskSet("the runtime of processes")
 
     async def start(self) -> None:
         """Begins to watch agents. Before that none can be spawned. Raises UserError where `mcp` names a program that is not there."""

@@ -33,7 +33,7 @@ from sabot.process.errors import (
 )
 from sabot.process.limits import ResourceLimits
 from sabot.process.status import ExitStatus, ProcessUsage
-from sabot.threads import to_the_end
+from sabot.threads import run_to_end
 
 _LAST_WORDS = 4000  # characters
 _NO_MEMORY = (
@@ -155,18 +155,18 @@ class WorkerProcess:
         self._to(ProcessState.STARTING)
         try:
             async with asyncio.timeout(within):
-                await to_the_end(self._begin(command))
+                await run_to_end(self._begin(command))
                 if wait_ready:
                     await self._ready.wait()
                 if self.state is not ProcessState.STARTING:
                     raise SpawnFailed(f"agent {self._name!r} has ended before it was ready: {self.how()}")
         except TimeoutError as error:
-            await to_the_end(self.stop())
+            await run_to_end(self.stop())
             raise Timeout(
                 f"agent {self._name!r} was not ready in {within:g} s", hint='it says {"method": "ready"} on its stdout'
             ) from error
         except BaseException:
-            await to_the_end(self.stop())
+            await run_to_end(self.stop())
             raise
         self.was_ready = True
         self._to(ProcessState.READY)

@@ -21,10 +21,10 @@ from sabot._cython.flow.channel import END, Barrier, Channel, Gate
 from sabot.checkpoint import TaskSnapshot
 from sabot.clock import Clock
 from sabot.errors import InternalError, SabotError, UserError
-from sabot.exits import EXITS, carried, exit_in
 from sabot.metrics import Sample
 from sabot.operators import AgentOperator, DurableAgentOperator
 from sabot.operators.agents.timers import KeyTimers, cut_timers
+from sabot.process_exit import EXITS, find_exit, wrap_exit
 from sabot.runtime.feeding import AgentSource
 from sabot.runtime.jobs import DurableJobs
 from sabot.runtime.reading import Reader
@@ -34,7 +34,7 @@ from sabot.runtime.unfinished import finished_up_to, from_ipc, keep_unfinished, 
 from sabot.runtime.writing import AgentSink, Flushes, OperatorPort, SinkPort, StreamPort
 from sabot.state import HeldWrites, Snapshot, StateBackend
 from sabot.state.base import Cut, LocalBackend
-from sabot.watch import watched
+from sabot.supervision import watch_task
 
 _log = logging.getLogger(__name__)
 
@@ -274,7 +274,7 @@ class AgentTask:
             self.gate.resume(index)
 
         what = f"the wait for room in agent {operator.spec.agent_id}"
-        self._waiting[index] = watched(self._loop.create_task(resume()), what, partial(self.break_down, what))
+        self._waiting[index] = watch_task(self._loop.create_task(resume()), what, partial(self.break_down, what))
 
     async def _operators_end(self) -> None:
         """Processes every row that came in, along the chains of agents (upstream first), and ends the streams that read agents."""
@@ -312,7 +312,7 @@ class AgentTask:
             return
         self.cut_seconds = self._clock.monotonic() - began
         ack = self._loop.create_task(self._acknowledge(checkpoint_id, snapshot, state, flushes))
-        self._acks[checkpoint_id] = watched(
+        self._acks[checkpoint_id] = watch_task(
             ack, "the acknowledgement", lambda error: self._coordinator.decline(checkpoint_id, self.name, str(error))
         )
         ack.add_done_callback(lambda _: self._acks.pop(checkpoint_id, None))
@@ -356,7 +356,7 @@ class AgentTask:
         errors = [result for result in results if isinstance(result, BaseException)]
         if errors:
             _discard(state)
-            if exit_in(errors[0]) is not None:
+            if find_exit(errors[0]) is not None:
                 self.break_down("state", errors[0])
             self._coordinator.decline(checkpoint_id, self.name, str(errors[0]))
             return
@@ -545,4 +545,4 @@ async def _users(snapshot: Coroutine[Any, Any, Snapshot]) -> Snapshot:
     try:
         return await snapshot
     except EXITS as asked:
-        raise carried(asked, "the user's StateBackend") from asked
+        raise wrap_exit(asked, "the user's StateBackend") from asked

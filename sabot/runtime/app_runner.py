@@ -30,10 +30,10 @@ from sabot.errors import (
     UserError,
     WorkerLost,
 )
-from sabot.exits import Exit, exit_in
 from sabot.kafka import open_source
 from sabot.metrics import Health, Metrics, Sample
 from sabot.probes import Page, page_of
+from sabot.process_exit import Exit, find_exit
 from sabot.runtime.blocking import Watch
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.local_streams import LocalStreams
@@ -41,7 +41,7 @@ from sabot.runtime.origin import Origin
 from sabot.runtime.run import LASTING, Run, Undelivered
 from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval
-from sabot.threads import Handle, tell, threads, to_the_end
+from sabot.threads import Handle, call_on_loop, run_to_end, threads
 
 if TYPE_CHECKING:
     from sabot.journal import Journal
@@ -137,7 +137,7 @@ class AppRunner:
         try:
             await self._open()
         except SabotError as error:
-            if (asked := exit_in(error)) is not None:
+            if (asked := find_exit(error)) is not None:
                 raise asked from None
             raise
 
@@ -176,7 +176,7 @@ class AppRunner:
             try:
                 await run.open()
             except BaseException:
-                await to_the_end(run.release())
+                await run_to_end(run.release())
                 raise
             finally:
                 self.restored_from = run.restored_from
@@ -224,7 +224,7 @@ class AppRunner:
             await asyncio.shield(stopping)
         except asyncio.CancelledError:  # everything is closed, but without the last checkpoint
             stopping.cancel()
-            await to_the_end(_ended(stopping))
+            await run_to_end(_ended(stopping))
             raise
 
     async def _stop(self, drain: bool) -> None:
@@ -241,7 +241,7 @@ class AppRunner:
 
     def _heed(self, error: BaseException | None) -> None:
         """Takes note of a failure. If the user's code asked for the end of the process, everything is stopped in an orderly way first."""
-        asked = exit_in(error)
+        asked = find_exit(error)
         if asked is None or self._exit is not None or self._loop is None:
             return
         self._exit = asked
@@ -413,7 +413,7 @@ class AppRunner:
             asyncio.get_running_loop(),
             asyncio.Event(),
         )
-        sink.on_full = lambda: tell(loop, full.set)
+        sink.on_full = lambda: call_on_loop(loop, full.set)
         try:
             await streams.start()
             streams.awaited = True
@@ -429,7 +429,7 @@ class AppRunner:
                 filled.cancel()
                 await streams.close()
         except SabotError as error:
-            if (asked := exit_in(error)) is not None:
+            if (asked := find_exit(error)) is not None:
                 raise asked from None
             raise
 
@@ -503,7 +503,7 @@ class AppRunner:
         if loop is None or loop.is_closed():
             why = why or "the event loop has ended"
         else:
-            tell(loop, answered.set)
+            call_on_loop(loop, answered.set)
             if not answered.wait(_ANSWER_SECONDS):
                 why = why or f"the event loop has not answered for {_ANSWER_SECONDS:g} s: a function blocks it"
         report: dict[str, Any] = {}

@@ -23,10 +23,10 @@ from sabot.connectors.base import Delivery, Sink, Source, agreed_delivery
 from sabot.delivery import StagedSink
 from sabot.disk import make_folder, own_folder
 from sabot.errors import SabotError, UserError
-from sabot.faults import taking_over
 from sabot.operators.base import Operator, OperatorContext, without_marks
 from sabot.operators.reading import parts_of
 from sabot.operators.sink import SinkWriter
+from sabot.os_errors import restoring
 from sabot.plan import Edge, Plan, Reading, Stage, Step, agreed_nans, check, ending, walk
 from sabot.runtime.agent_output import AgentInput, AgentOutput
 from sabot.runtime.alignment import Alignment
@@ -153,7 +153,7 @@ class Build:
             elsewhere = self.settings.spread.readers_elsewhere(stage_id)
             task.readers_before += [] if elsewhere is None else [elsewhere]
         if restored is not None:
-            with taking_over("the streams", restored.path):
+            with restoring("the streams", restored.path):
                 self._restore(restored)
 
     def _built(self, stage: Stage) -> Built:

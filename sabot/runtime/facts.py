@@ -12,7 +12,7 @@ import msgspec
 from sabot.checkpoint import Manifest
 from sabot.codecs.formats import JSON, ArrowIpc
 from sabot.codecs.json import schema_of_text
-from sabot.faults import taking_over
+from sabot.os_errors import restoring
 
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _Places = list[tuple[str, _Int64, _Int64]]
@@ -90,7 +90,7 @@ def check_facts(manifest: Manifest) -> None:
     """Raises CorruptCheckpoint, naming the manifest, the task and the entry."""
     where = manifest.path or f"checkpoint {manifest.checkpoint_id}"
     for name, task in manifest.tasks.items():
-        with taking_over(f"task {name}", where):
+        with restoring(f"task {name}", where):
             schemas: list[str | None] = []
             if "operators" in task.meta:
                 stream = msgspec.convert(task.meta, _StreamTask)

@@ -23,7 +23,7 @@ from sabot.errors import InternalError, UserError
 from sabot.operators import AgentOperator, decoded
 from sabot.runtime.reading import Reader
 from sabot.runtime.task import Chain, Output, StreamTask, close_tasks
-from sabot.threads import Handle, aside, tell
+from sabot.threads import Handle, call_on_loop, run_in_thread
 
 _STOP_SECONDS = 30.0
 
@@ -131,7 +131,7 @@ class AgentSource:
 
     async def stop(self) -> None:
         """Ends the thread, commits the last requested positions, and closes the source."""
-        self._left = await aside(close_tasks, [self.task], _STOP_SECONDS)
+        self._left = await run_in_thread(close_tasks, [self.task], _STOP_SECONDS)
 
     @property
     def left(self) -> list[tuple[str, Handle]]:
@@ -163,4 +163,4 @@ class AgentSource:
         if error is not None:
             if isinstance(error, InternalError) and error.__cause__ is not None:
                 error = error.__cause__  # the agent's failure puts its own message around the cause
-            tell(self._loop, self.on_broken, self, error)
+            call_on_loop(self._loop, self.on_broken, self, error)

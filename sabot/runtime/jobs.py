@@ -14,7 +14,6 @@ from typing import Any, Protocol
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.clock import Clock
 from sabot.errors import SabotError, UserError
-from sabot.faults import taking_over
 from sabot.jobs.guard import EffectGuard
 from sabot.jobs.host import JobHost
 from sabot.jobs.log import Listener
@@ -24,11 +23,12 @@ from sabot.journal import Journal, JournalReader, MemoryHome, MemoryJournal, che
 from sabot.journal.source import held_for
 from sabot.operators import AgentOperator, DurableAgentOperator
 from sabot.operators.agents.mailbox import NOTES, STATE, MailRoom, NotesOfParked
+from sabot.os_errors import restoring
 from sabot.runtime.facts import stored_journal
 from sabot.runtime.restore import positions_in
 from sabot.state import open_backend, state_directory
 from sabot.state.base import Cut, LocalBackend
-from sabot.threads import aside, to_the_end
+from sabot.threads import run_in_thread, run_to_end
 
 _log = logging.getLogger(__name__)
 
@@ -182,8 +182,8 @@ class DurableJobs:
                 (NOTES, "notes of parked jobs", self._notes.load),
             ):
                 if name in restored.tasks[task].states:
-                    with taking_over(what, restored.path):
-                        await to_the_end(aside(_load, restored, task, name, load))
+                    with restoring(what, restored.path):
+                        await run_to_end(run_in_thread(_load, restored, task, name, load))
         if facts is None:
             self._open = await self.host.open(None)
         else:
@@ -263,7 +263,7 @@ class DurableJobs:
     async def close(self) -> None:
         """Drops the jobs in memory; the journal has them. Idempotent."""
         await self.host.close()
-        await aside(self.mail.shut)
+        await run_in_thread(self.mail.shut)
 
     def statistics(self) -> dict[str, Any]:
         """Those of the host, and `waiting`: rows that wait for their turn, in memory and in mailboxes; from any thread."""

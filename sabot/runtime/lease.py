@@ -12,7 +12,7 @@ from sabot.plan import walk
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import AppSettings
-from sabot.threads import aside, tell, to_the_end
+from sabot.threads import call_on_loop, run_in_thread, run_to_end
 
 
 async def take_lease(
@@ -39,18 +39,18 @@ async def take_lease(
     loop, life = asyncio.get_running_loop(), life_of_this_process()
 
     def tell_lost(error: SabotError) -> None:
-        tell(loop, lost, error)
+        call_on_loop(loop, lost, error)
 
     lease = KafkaLease(app.broker, app.id, min(read), app.kafka, life=life, is_over=is_over, lost=tell_lost)
-    taking = asyncio.ensure_future(aside(lease.take, stop_asked.is_set))
+    taking = asyncio.ensure_future(run_in_thread(lease.take, stop_asked.is_set))
     try:
         taken = await asyncio.shield(taking)
     except BaseException:
         lease.give_up()
-        await to_the_end(_close(taking, lease.close))
+        await run_to_end(_close(taking, lease.close))
         raise
     if not taken:
-        await to_the_end(aside(lease.close))
+        await run_to_end(run_in_thread(lease.close))
         raise StoppedEarly(f"app {app.id}: stopped before its start was complete")
     return lease.close
 
@@ -58,4 +58,4 @@ async def take_lease(
 async def _close(taking: asyncio.Future[bool], close: Callable[[], None]) -> None:
     await asyncio.wait([taking])
     taking.exception()  # the start was cancelled, or raises it itself
-    await aside(close)
+    await run_in_thread(close)

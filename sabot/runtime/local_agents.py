@@ -15,13 +15,13 @@ from sabot.connectors.base import Sink, Source, up_to
 from sabot.connectors.places import Place
 from sabot.delivery import StagedSink
 from sabot.errors import AgentFailed, CheckpointFailed, SabotError, UserError
-from sabot.faults import taking_over
 from sabot.jobs.guard import guard_of
 from sabot.jobs.judging import judged_within
 from sabot.journal import Journal
 from sabot.operators import AgentOperator, Counters, DurableAgentOperator, Port, agent_operator
 from sabot.operators.agents.rows import RECORD_ROWS
 from sabot.operators.agents.timers import restore_timers
+from sabot.os_errors import restoring
 from sabot.plan import inputs_of, place_of_sink
 from sabot.runtime.agent_groups import TASK, AgentGroup, whole_app
 from sabot.runtime.agent_sinks import AgentSinks
@@ -39,8 +39,8 @@ from sabot.runtime.unfinished import positions_of
 from sabot.runtime.writing import AgentSink, OperatorPort, SeveralSinks, SinkPort, StreamPort
 from sabot.state import HeldWrites, StateBackend
 from sabot.state.base import LocalBackend
-from sabot.threads import Handle, aside, to_the_end
-from sabot.watch import unexpected, watched
+from sabot.supervision import unexpected_end, watch_task
+from sabot.threads import Handle, run_in_thread, run_to_end
 
 _log = logging.getLogger(__name__)
 
@@ -122,14 +122,14 @@ class LocalAgents:
         for source in self.task.sources:
             source.start()
         self._running = self._loop.create_task(self._run(), name="agent task")
-        watched(self._running, _AGENT_TASK, self._ended_early, stopped=lambda: self._closed)
+        watch_task(self._running, _AGENT_TASK, self._ended_early, stopped=lambda: self._closed)
 
     async def _run(self) -> None:
         """Runs until every input has ended. Raises only errors of the tree in `errors`."""
         try:
             await self.task.run()
         except Exception as error:
-            raise unexpected(_AGENT_TASK, error) from error
+            raise unexpected_end(_AGENT_TASK, error) from error
 
     def _ended_early(self, error: SabotError) -> None:
         self.task.break_down(_AGENT_TASK, error)
@@ -160,7 +160,7 @@ class LocalAgents:
             )
         await self._open_sinks()
         for operator in operators.values():
-            await to_the_end(aside(operator.open_payloads))
+            await run_to_end(run_in_thread(operator.open_payloads))
         self.task.operators = dict(reversed(operators.items()))
         self._check_reprocess()
         for operator in self.task.operators.values():
@@ -175,9 +175,9 @@ class LocalAgents:
             for name in meta["sources"].keys() - {source.name for source in self.task.sources}:
                 _log.warning("source %s of the checkpoint is gone from the program; its position is dropped", name)
             self.was_complete = bool(meta["ended"]) and not self.settings.reprocess
-            with taking_over("rows whose calls had not ended", restored.path):
+            with restoring("rows whose calls had not ended", restored.path):
                 self.task.restore_unfinished(meta, lambda name: restored.read_file(self.group.task, name))
-            with taking_over("timers of agents", restored.path):
+            with restoring("timers of agents", restored.path):
                 restore_timers(
                     self.task.timers, meta["agents"], stored.states, partial(restored.state_directory, self.group.task)
                 )
@@ -236,8 +236,8 @@ class LocalAgents:
         spec = operator.spec
         until = self.settings.until if spec.until is None and isinstance(entry, str) else spec.until
         source = up_to(self._open_source(spec, entry) if isinstance(entry, str) else entry, until)
-        await to_the_end(aside(scan_columns, source, spec))
-        source = await to_the_end(aside(self.group.share_of, source))
+        await run_to_end(run_in_thread(scan_columns, source, spec))
+        source = await run_to_end(run_in_thread(self.group.share_of, source))
         if any(other.source is source for other in self.task.sources):
             raise UserError(f"agent {spec.agent_id}: another agent reads this very Source", hint="make one for each")
         name = f"{spec.agent_id}/{source.name}"
@@ -253,7 +253,7 @@ class LocalAgents:
             if facts is not None and (before := changed_format(spec.format, facts)):
                 _log.warning("source %s: its records were read as %s, and now as %s", name, before, spec.format.said)
                 text = None
-            codec = await to_the_end(aside(operator.make_codec, source.name, text))
+            codec = await run_to_end(run_in_thread(operator.make_codec, source.name, text))
             operator.codecs[source.name] = codec.another()  # the source thread has a codec of its own
         start, again = spec.start, 0 if facts is None else facts.get("again", 0)
         if spec.agent_id in self.settings.reprocess:
@@ -262,12 +262,12 @@ class LocalAgents:
         task = AgentSource(name, source, operator, codec=codec, max_rows=max_rows, clock=self._clock, loop=self._loop)
         self.task.connect(task)
         positions = None if facts is None or facts["positions"] is None else positions_of(facts["positions"])
-        await to_the_end(aside(task.open, positions, start, facts))
+        await run_to_end(run_in_thread(task.open, positions, start, facts))
         task.again = again
         if isinstance(operator, DurableAgentOperator):
             operator.names.again = max(again, operator.names.again)
         if isinstance(operator, DurableAgentOperator) and spec.job_id is None:
-            task.identity = await to_the_end(aside(source.identity))
+            task.identity = await run_to_end(run_in_thread(source.identity))
             if task.identity is None:
                 raise UserError(
                     f"agent {spec.agent_id} is durable, and nothing of {source.name!r} says which record is which, for ever",
@@ -374,8 +374,8 @@ class LocalAgents:
     async def _open_sinks(self) -> None:
         """Opens the sinks concurrently. Their topics then exist before the sources are opened, which may read them."""
         own = [port for port in self._sinks.values() if isinstance(port, AgentSink)]
-        opening = asyncio.gather(*(aside(sink.open) for sink in own), return_exceptions=True)
-        for error in await to_the_end(_all(opening)):
+        opening = asyncio.gather(*(run_in_thread(sink.open) for sink in own), return_exceptions=True)
+        for error in await run_to_end(_all(opening)):
             if error is not None:
                 raise error
         for sink in own:

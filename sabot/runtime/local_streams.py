@@ -23,7 +23,7 @@ from sabot.runtime.restore import positions_in
 from sabot.runtime.settings import Settings
 from sabot.runtime.streams import had_ended, keep_finals
 from sabot.runtime.task import StreamTask, close_tasks
-from sabot.threads import Handle, aside, tell, to_the_end
+from sabot.threads import Handle, call_on_loop, run_in_thread, run_to_end
 
 _log = logging.getLogger(__name__)
 
@@ -72,12 +72,12 @@ class LocalStreams:
         """Opens everything, and puts it where the checkpoint says. Raises what opening raises; then nothing is left open."""
         if restored is not None and self._was_complete(restored):
             return
-        building = asyncio.ensure_future(aside(self.build.open, restored))
+        building = asyncio.ensure_future(run_in_thread(self.build.open, restored))
         try:
             await asyncio.shield(building)
         except BaseException:
             self.build.cancelled.set()
-            await to_the_end(self._give_up(building))
+            await run_to_end(self._give_up(building))
             raise
 
     def run(self) -> None:
@@ -151,7 +151,7 @@ class LocalStreams:
 
     def _task_over(self, task: StreamTask) -> None:
         """In the task's thread."""
-        tell(self._loop, self._count_out, task)
+        call_on_loop(self._loop, self._count_out, task)
 
     def _count_out(self, task: StreamTask) -> None:
         self._left -= 1
@@ -192,7 +192,7 @@ class LocalStreams:
             coordinator.on_complete.remove(self._commit)
         for task in self.tasks:
             coordinator.abandon(task.name)
-        self.left += await aside(_close, [task for task in self.tasks if task.built])
+        self.left += await run_in_thread(_close, [task for task in self.tasks if task.built])
         self.build.give_back_sources()
         if self._over.done() and not self._over.cancelled():
             self._over.exception()  # told by whoever ran the job

@@ -10,7 +10,7 @@ from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest
 from sabot.errors import UserError
 from sabot.runtime.settings import AppSettings
 from sabot.runtime.streams import SpreadStreams
-from sabot.threads import aside
+from sabot.threads import run_in_thread
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class AppRequests:
         manifest = await self._checkpoint()
         path: Path | str | None = manifest.path
         if location is not None:
-            path = await aside(self._storage.copy_to, manifest, location)
+            path = await run_in_thread(self._storage.copy_to, manifest, location)
         return {"checkpoint": manifest.checkpoint_id, "path": str(path)}
 
     async def _checkpoint(self) -> Manifest:

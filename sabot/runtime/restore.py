@@ -24,9 +24,9 @@ from sabot.codecs.json import schema_of_text
 from sabot.connectors.base import Delivery, Positions, Sink, Source
 from sabot.connectors.files.sink import FileSink
 from sabot.errors import UserError
-from sabot.faults import taking_over
 from sabot.operators.base import OP_COLUMN, TIME_COLUMN
 from sabot.operators.event_time import ComputedTime
+from sabot.os_errors import restoring
 from sabot.plan import (
     Plan,
     Verdict,
@@ -279,5 +279,5 @@ async def restore_state(backend: StateBackend | None, restored: Manifest | None,
     """Restores what the agents of a task keep, before they are opened."""
     stored = None if restored is None else restored.tasks.get(task)
     if restored is not None and stored is not None and backend is not None and "state" in stored.states:
-        with taking_over("agents' state", restored.path):
+        with restoring("agents' state", restored.path):
             await backend.restore(load_snapshot(restored.state_directory(task, "state")))

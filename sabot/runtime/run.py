@@ -32,8 +32,8 @@ from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval, s
 from sabot.runtime.streams import SpreadStreams, Streams
 from sabot.runtime.task import StreamTask
 from sabot.state import StateBackend
-from sabot.threads import Handle, all_over, aside, tell, threads, to_the_end
-from sabot.watch import unexpected, watched
+from sabot.supervision import unexpected_end, watch_task
+from sabot.threads import Handle, call_on_loop, run_in_thread, run_to_end, threads, wait_all
 
 if TYPE_CHECKING:
     from sabot.journal import Journal
@@ -135,12 +135,12 @@ class Run:
             self._metrics.serve(app.metrics_port, app.metrics_host)
         self._origin.begin()
         # Not on the event loop: taking the lock, wiping a database and reading a manifest wait for the disk.
-        await to_the_end(aside(self._open))
+        await run_to_end(run_in_thread(self._open))
         storage = self._storage
         if storage is None:
             self._origin.refuse_without_storage()
-        manifest = None if storage is None else await aside(self._origin.find, storage)
-        await to_the_end(aside(self._check_journal, manifest))
+        manifest = None if storage is None else await run_in_thread(self._origin.find, storage)
+        await run_to_end(run_in_thread(self._check_journal, manifest))
         incarnation = manifest.incarnation if manifest is not None else uuid.uuid4().hex
         if storage is not None:
             coordinator.keep_in(storage, self._origin.describe(manifest), incarnation)
@@ -163,7 +163,7 @@ class Run:
         await self._open_parts(manifest, self._settings(self._delivery))
         self._let_go = await take_lease(app, storage, self.agents, self._writes, self._stop_asked, self.break_)
         self._delivery.check_restored()
-        await to_the_end(self._delivery.open())
+        await run_to_end(self._delivery.open())
         self._let_run()
         if storage is not None and storage.asked_at is not None:
             anew = self.goes_on.set if self._in_run else None
@@ -261,7 +261,7 @@ class Run:
     def _beside(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Starts a task that runs as long as the app does. The run is broken if it ends."""
         task = asyncio.create_task(work, name=name)
-        return watched(task, f"the task of {name}", self.break_, stopped=lambda: not self.running)
+        return watch_task(task, f"the task of {name}", self.break_, stopped=lambda: not self.running)
 
     def _new_delivery(self, manifest: Manifest | None, incarnation: str) -> StagedSinks:
         return StagedSinks(
@@ -275,7 +275,7 @@ class Run:
             choice=self.app.redeliver,
             fresh=self._fresh and manifest is None,  # a savepoint has rules of its own
             on_full=self._hold,
-            on_broken=lambda error: tell(self._loop, self.break_, error),
+            on_broken=lambda error: call_on_loop(self._loop, self.break_, error),
         )
 
     # -- while it runs ----------------------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ class Run:
         for part in self._parts():
             part.hold(held)
         if held:  # the output may wait for a checkpoint that is not due for long
-            tell(self._loop, self._coordinator.beat)
+            call_on_loop(self._loop, self._coordinator.beat)
 
     def _streams_over(self, over: asyncio.Future[None]) -> None:
         failure = None if over.cancelled() else over.exception()
@@ -341,7 +341,7 @@ class Run:
         self._heed(error)
         self._coordinator.refuse(str(error))
         if not self._broken.done():
-            failure = unexpected("the run", error)
+            failure = unexpected_end("the run", error)
             _log.error("%s", failure)
             self._broken.set_exception(failure)
             # Marks the exception as retrieved: `until_over`, the stop or the next call raises it.
@@ -362,7 +362,7 @@ class Run:
         ends = (self._stop_asked.wait(), self._agents_broken.wait(), self.goes_on.wait())
         waits: set[asyncio.Future[Any]] = {*map(asyncio.ensure_future, ends), broken}
         parts = self._parts()
-        over = asyncio.ensure_future(all_over([part.running for part in parts]))
+        over = asyncio.ensure_future(wait_all([part.running for part in parts]))
         if self._streams is not None:
             self._streams.awaited = True
         if parts:
@@ -418,7 +418,7 @@ class Run:
         except CheckpointFailed as error:
             failure = error
         finally:
-            await to_the_end(self.release())
+            await run_to_end(self.release())
         if self._broken.done() and not self._awaited:
             self._broken.result()  # nothing else would raise it
         if failure is not None:
@@ -467,19 +467,19 @@ class Run:
         self.can_go_back = storage is not None and (backend is None or self._owns_backend or known)
         if storage is not None:
             try:  # a worker that has lost the app must not claim it back with a restart
-                await aside(storage.check_owner)
+                await run_in_thread(storage.check_owner)
             except SabotError as error:
                 self.taken = error if isinstance(error, AppLocked) else None
         coordinator.refuse("the app is stopping")  # requests that wait must not reach tasks that have ended
         async with AsyncExitStack() as last:  # closes in reverse order, even if one of them raises
             if storage is not None:
-                last.push_async_callback(aside, storage.unlock)
-            last.push_async_callback(aside, self._let_go)
+                last.push_async_callback(run_in_thread, storage.unlock)
+            last.push_async_callback(run_in_thread, self._let_go)
             if backend is not None and self._owns_backend:
                 last.push_async_callback(backend.close)
-            last.push_async_callback(aside, partial(self._journal.close, ran=self._ran))
+            last.push_async_callback(run_in_thread, partial(self._journal.close, ran=self._ran))
             last.push_async_callback(self.app.lifespan.close)
-            last.push_async_callback(aside, self._metrics.close)
+            last.push_async_callback(run_in_thread, self._metrics.close)
             last.callback(self._metrics.settle)  # from here on no scrape reads the backend
             for agent in self.agents.values():
                 last.callback(agent.released)

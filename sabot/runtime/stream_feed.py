@@ -22,8 +22,8 @@ from sabot._cython.flow.channel import END, Abort, Barrier, Channel
 from sabot.errors import SabotError
 from sabot.operators import AgentOperator
 from sabot.runtime.reading import Reader
-from sabot.threads import tell
-from sabot.watch import guarded, watched
+from sabot.supervision import watch_call, watch_task
+from sabot.threads import call_on_loop
 
 
 class StreamFeed:
@@ -54,7 +54,7 @@ class StreamFeed:
         self._armed = False
         self._scheduled = False
         what = f"the hand-over of rows from {self.name}"
-        self._read_safely = guarded(self._read, what, partial(on_broken, what))
+        self._read_safely = watch_call(self._read, what, partial(on_broken, what))
 
     def start(self) -> None:
         """Begins to read the channel."""
@@ -132,7 +132,7 @@ class StreamFeed:
     def _arm(self) -> None:
         if not self._armed:
             self._armed = True
-            self._channel.when_readable(lambda: tell(self._loop, self._is_readable))
+            self._channel.when_readable(lambda: call_on_loop(self._loop, self._is_readable))
 
     def _is_readable(self) -> None:
         self._armed = False
@@ -186,7 +186,7 @@ class StreamFeed:
             return True
         if serves and self._waiting is None:
             what = f"the wait for room in agent {operator.spec.agent_id}"
-            self._waiting = watched(self._loop.create_task(self._wait()), what, partial(self._on_broken, what))
+            self._waiting = watch_task(self._loop.create_task(self._wait()), what, partial(self._on_broken, what))
         return False
 
     async def _wait(self) -> None:

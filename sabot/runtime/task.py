@@ -20,10 +20,10 @@ from sabot._cython.groups.partition import hash_columns, partition_indices
 from sabot.checkpoint import TaskSnapshot
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import InternalError, SabotError
-from sabot.exits import EXITS, carried
-from sabot.faults import hint_of, taking_over
 from sabot.operators.base import COMPLETE, END_OF_TIME, START_OF_TIME, Operator
 from sabot.operators.rows.origin import of_selected, reselected
+from sabot.os_errors import hint_of, restoring
+from sabot.process_exit import EXITS, wrap_exit
 from sabot.runtime.blocking import held_up_by
 from sabot.runtime.facts import read_to_end
 from sabot.runtime.filling import Fill
@@ -306,7 +306,7 @@ class StreamTask:
         for operator in self.chain.operators:
             saved = operators.get(operator.id)
             if saved:
-                with taking_over(f"state of {operator.id} ({operator.text})", saved[0].directory):
+                with restoring(f"state of {operator.id} ({operator.text})", saved[0].directory):
                     operator.restore(saved)
 
     # -- the thread ---------------------------------------------------------------------------------------------------
@@ -542,7 +542,7 @@ def close_tasks(tasks: Sequence[StreamTask], seconds: float) -> list[tuple[str, 
 
 def _internal(name: str, error: BaseException) -> SabotError:
     if isinstance(error, EXITS):
-        return carried(error, f"the user's code in task {name}")
+        return wrap_exit(error, f"the user's code in task {name}")
     wrapped = InternalError(f"task {name}: {type(error).__name__}: {error}", hint=hint_of(error))
     wrapped.__cause__ = error
     return wrapped

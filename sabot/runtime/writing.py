@@ -23,13 +23,13 @@ from sabot.checkpoint import TaskSnapshot
 from sabot.clock import Clock
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.errors import SabotError, UserError
-from sabot.faults import hint_of
 from sabot.metrics import Sample
 from sabot.operators.base import OperatorContext
 from sabot.operators.sink import SinkWriter
+from sabot.os_errors import hint_of
 from sabot.runtime.inputs import GateInput
 from sabot.runtime.task import Chain, Link, StreamTask, close_tasks
-from sabot.threads import Handle, aside, tell
+from sabot.threads import Handle, call_on_loop, run_in_thread
 
 if TYPE_CHECKING:
     from sabot.operators import AgentOperator
@@ -161,7 +161,7 @@ class SinkPort:
     def _arm(self) -> None:
         if not self._armed:
             self._armed = True
-            self._channel.when_writable(lambda: tell(self._loop, self._drain))
+            self._channel.when_writable(lambda: call_on_loop(self._loop, self._drain))
 
     def _drain(self) -> None:
         self._armed = False
@@ -326,7 +326,7 @@ class AgentSink(SinkPort):
         self.task = StreamTask(f"sink {name}", self, clock)
         self.task.input = GateInput([channel])
         self.task.chain = Chain([Link(writer, [])], [])
-        self.task.on_over = lambda task: tell(loop, self._ended)
+        self.task.on_over = lambda task: call_on_loop(loop, self._ended)
 
     def open(self) -> None:
         """Blocking. Call it before `start`. Raises what `open_writer` raises."""
@@ -362,7 +362,7 @@ class AgentSink(SinkPort):
         if self.task.handle.is_alive() and self.error is None:
             flushed, _ = await asyncio.wait([self.barrier(self._last + 1)], timeout=_STOP_SECONDS)
             seconds = _STOP_SECONDS if flushed else 0.1
-        self._left = await aside(close_tasks, [self.task], seconds)
+        self._left = await run_in_thread(close_tasks, [self.task], seconds)
         if self._left:
             _log.error("%d rows for it are not written", self.waiting_rows)
 
@@ -404,11 +404,11 @@ class AgentSink(SinkPort):
 
     def acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
         """A barrier has come, and everything before it is flushed."""
-        tell(self._loop, self._has_flushed, checkpoint_id, snapshot.sealed)
+        call_on_loop(self._loop, self._has_flushed, checkpoint_id, snapshot.sealed)
 
     def detach(self, task: str, final: TaskSnapshot | None = None) -> None:
         """Every input has ended, and the sink is finished."""
-        tell(self._loop, self._has_finished, {} if final is None else final.sealed)
+        call_on_loop(self._loop, self._has_finished, {} if final is None else final.sealed)
 
     def _has_flushed(self, checkpoint_id: int, sealed: Mapping[str, int]) -> None:
         flushed = self._flushed.pop(checkpoint_id, None)

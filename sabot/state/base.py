@@ -25,7 +25,7 @@ import pyarrow as pa
 from sabot.config import Duration, parse_bytes, parse_ms, parse_seconds
 from sabot.errors import UserError
 from sabot.state.files import made_whole
-from sabot.threads import aside
+from sabot.threads import run_in_thread
 
 if TYPE_CHECKING:
     from sabot.state.expiry import Expiry
@@ -224,7 +224,7 @@ class LocalSnapshot(Snapshot):
         return self.cut.entries()
 
     async def save(self, directory: Path) -> int:
-        size = await aside(self._save, directory)
+        size = await run_in_thread(self._save, directory)
         self.cut.discard()
         self.cut, self.path = self.cut.saved_in(directory), directory
         return size
@@ -272,17 +272,17 @@ class LocalBackend(StateBackend):
     async def snapshot(self) -> Snapshot:
         snapshot = LocalSnapshot(self.cut())
         try:
-            await aside(snapshot.cut.wait)
+            await run_in_thread(snapshot.cut.wait)
         except BaseException:
             snapshot.discard()
             raise
         return snapshot
 
     async def restore(self, snapshot: Snapshot) -> None:
-        await aside(self.load, [snapshot.cut if isinstance(snapshot, LocalSnapshot) else snapshot])
+        await run_in_thread(self.load, [snapshot.cut if isinstance(snapshot, LocalSnapshot) else snapshot])
 
     async def close(self) -> None:
-        await aside(self.shut)
+        await run_in_thread(self.shut)
 
 
 class ClosedTables(dict[str, Any]):

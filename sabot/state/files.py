@@ -9,9 +9,9 @@ from pathlib import Path
 from threading import Lock
 from typing import IO, Self
 
-from sabot.disk import copy_private, link_or_copy, lock, make_folder, own_folder, sync, tell_of_open_folder
+from sabot.disk import copy_private, link_or_copy, lock, make_folder, own_folder, sync, warn_of_open_folder
 from sabot.errors import AppLocked, UserError
-from sabot.faults import hint_of
+from sabot.os_errors import hint_of
 
 _IMMUTABLE = (".sst", ".blob")
 
@@ -30,7 +30,7 @@ def lock_directory(directory: Path) -> IO[bytes]:
 
     try:
         own_folder(directory)
-        tell_of_open_folder(directory.parent)
+        warn_of_open_folder(directory.parent)
         return lock(directory / "lock", str(os.getpid()), taken)
     except OSError as error:
         raise UserError(f"state directory {directory}: {error}", hint=hint_of(error)) from error

@@ -24,7 +24,7 @@ from sabot._cython.arrow.border import validate
 from sabot._cython.groups.tables import KeyFilter
 from sabot.disk import make_folder, private, sync
 from sabot.errors import CorruptCheckpoint, SabotError
-from sabot.faults import hint_of, taking_over
+from sabot.os_errors import hint_of, restoring
 from sabot.state.files import Shared, link_file, remove_tree
 from sabot.state.segment_parts import HEAD, Mine, SegmentPart, chosen, joined, laid_out, merged
 
@@ -139,7 +139,7 @@ class Segments:
         """Takes over a checkpoint as a whole, by links. told: its facts."""
         for (name, _), gone in zip(told, _read_gone(source, told), strict=True):
             file = self._directory / f"{next(self._numbers):012d}.arrow"
-            with taking_over("rows", source / name):
+            with restoring("rows", source / name):
                 link_file(source / name, file)
                 segment = _SegmentFile(file, durable=True)
                 _check(segment, self.schema, source / name)
@@ -305,7 +305,7 @@ class _SegmentFile(Shared):
 def read_segments(directory: Path, rows: pa.Schema, told: Sequence[Sequence[Any]]) -> Iterator[pa.RecordBatch]:
     """The rows that `SegmentsCut` saved, in pieces. told: its facts. Raises CorruptCheckpoint."""
     for (name, _), gone in zip(told, _read_gone(directory, told), strict=True):
-        with taking_over("rows", directory):
+        with restoring("rows", directory):
             segment = _SegmentFile(directory / name)
             segment.begin_with(gone)
             _check(segment, rows, directory / name)
@@ -313,7 +313,7 @@ def read_segments(directory: Path, rows: pa.Schema, told: Sequence[Sequence[Any]
 
 
 def _read_gone(directory: Path, told: Sequence[Sequence[Any]]) -> list[Any]:
-    with taking_over("rows", directory):
+    with restoring("rows", directory):
         rows = [row for data in _mapped(directory / _GONE) for row in data.to_pylist()] if told else []
         if [[row["segment"], row["rows"]] for row in rows] != [list(each) for each in told]:
             raise CorruptCheckpoint(f"{directory / _GONE}: names other segments than the manifest")
@@ -322,7 +322,7 @@ def _read_gone(directory: Path, told: Sequence[Sequence[Any]]) -> list[Any]:
 
 def _chosen(file: Path, gone: Any, rows: pa.Schema, mine: Mine, kind: int | None) -> Iterator[pa.RecordBatch]:
     """The batches of a segment that has the living rows of this one that are `mine`."""
-    with taking_over("rows", file):
+    with restoring("rows", file):
         segment = _SegmentFile(file)
         segment.begin_with(gone)
         _check_columns(segment, rows, file)

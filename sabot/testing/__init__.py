@@ -3,6 +3,6 @@ hand, a broker inside the process; runners that let an app die and begin again; 
 server in the place of models.
 """
 
-from sabot.late import late_names
+from sabot.lazy_imports import lazy_exports
 
-__getattr__, __dir__, __all__ = late_names(__name__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

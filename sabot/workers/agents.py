@@ -18,7 +18,7 @@ from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import AppSettings, Settings
 from sabot.state import StateBackend
 from sabot.state.base import LocalBackend
-from sabot.threads import aside
+from sabot.threads import run_in_thread
 from sabot.workers.messages import AgentHasFailed, ControlMessage, failed
 from sabot.workers.remote import RemoteCheckpoints
 
@@ -55,11 +55,13 @@ class WorkerAgents:
         for agent in self._agents.values():
             agent.starts(self._app.broker, self._app.kafka)
         if any(spec.durable and spec.agent_id in self._agents for spec in specs):
-            journal, self._mail = await aside(self._app.open_journal)
+            journal, self._mail = await run_in_thread(self._app.open_journal)
             self._journal = journal
-            await aside(check_journal, journal, stored_journal(restored, TASK))
+            await run_in_thread(check_journal, journal, stored_journal(restored, TASK))
         if self._keeps_state:
-            self._backend, _ = await aside(self._app.open_state, f"db-{self._group.room}" if self._group.own else "db")
+            self._backend, _ = await run_in_thread(
+                self._app.open_state, f"db-{self._group.room}" if self._group.own else "db"
+            )
             await restore_state(self._backend, restored, self._group.task)
         for agent in self._agents.values():
             agent.state_backend = self._backend
@@ -108,8 +110,8 @@ class WorkerAgents:
         for agent in self._agents.values():
             agent.released()
         if self._journal is not None and self._mail is not None:
-            await aside(self._mail.shut)
-            await aside(self._journal.close)
+            await run_in_thread(self._mail.shut)
+            await run_in_thread(self._journal.close)
         if self._backend is not None:
             await self._backend.close()
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 from sabot.errors import TransientError
-from sabot.faults import hint_of
+from sabot.os_errors import hint_of
 from sabot.workers.joining import Ticket, name_of
 from sabot.workers.memory import Kills, MemoryKills
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 from sabot.errors import InternalError, UserError
 from sabot.exchange import address_of
-from sabot.faults import hint_of
-from sabot.watch import KeptTasks
+from sabot.os_errors import hint_of
+from sabot.supervision import TaskSet
 from sabot.workers.connection import FIRST_BYTES, ControlConnection
 from sabot.workers.joining import family_of, versions
 from sabot.workers.member import Member
@@ -42,7 +42,7 @@ class JoinListener:
         self._server: asyncio.Server | None = None
         self._strangers = 0
         self._standing_by: list[ControlConnection] = []
-        self._greetings = KeptTasks("a worker that joins")
+        self._greetings = TaskSet("a worker that joins")
 
     async def open(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
         """Listens; port 0: at a free one. Raises UserError for an address that cannot be had."""

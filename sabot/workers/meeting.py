@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sabot.errors import UserError
-from sabot.threads import aside
+from sabot.threads import run_in_thread
 from sabot.workers.joining import Ticket, parse_address
 from sabot.workers.launching import Launcher
 from sabot.workers.listener import JoinListener
@@ -102,7 +102,7 @@ class _TcpArrival:
         """Listens, and starts the workers, where that is not somebody else's to do."""
         meeting, secrets = self._meeting, self._meeting.secrets
         ours = "" if self._launcher is None else await self._launcher.open(len(self._members))
-        context = None if secrets is None else await aside(secrets.context, server=True)
+        context = None if secrets is None else await run_in_thread(secrets.context, server=True)
         await self._listener.open(meeting.host or ours, meeting.port, context)
         if self._launcher is None:
             _log.info("%d workers are waited for at %s", len(self._members), self._listener.address)

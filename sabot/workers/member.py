@@ -8,8 +8,8 @@ from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import SabotError, WorkerLost
-from sabot.exits import EXITS
-from sabot.watch import unexpected
+from sabot.process_exit import EXITS
+from sabot.supervision import unexpected_end
 from sabot.workers.connection import ControlChannel
 from sabot.workers.joining import name_of
 from sabot.workers.launching import LaunchedProcess
@@ -88,7 +88,7 @@ class Member:
                 self._note(message)
                 self.on_message(self, message)
         except (Exception, *EXITS) as error:
-            self._is_gone(unexpected(f"the connection of {self.text}", error))
+            self._is_gone(unexpected_end(f"the connection of {self.text}", error))
             return
         if self._process is None:
             self._is_gone(WorkerLost(f"{self.text} is gone", hint="its own log says more, or its machine is gone too"))

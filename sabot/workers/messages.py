@@ -7,8 +7,8 @@ import msgspec
 from sabot import errors
 from sabot.checkpoint.places import StoredFile
 from sabot.errors import DataError, InternalError, SabotError, TransientError, UserError
-from sabot.exits import exit_in
 from sabot.metrics import Sample
+from sabot.process_exit import find_exit
 
 __all__ = [
     "AbortBarriers",
@@ -329,7 +329,7 @@ _KINDS: tuple[type[SabotError], ...] = (UserError, DataError, TransientError, In
 
 def failed(error: BaseException, *, edge: bool = False) -> WorkerFailed:
     """An error, as a message."""
-    asked = exit_in(error)
+    asked = find_exit(error)
     kind = next((each.__name__ for each in _KINDS if isinstance(error, each)), InternalError.__name__)
     message = error.message if isinstance(error, SabotError) else f"{type(error).__name__}: {error}"
     hint = error.hint if isinstance(error, SabotError) else ""

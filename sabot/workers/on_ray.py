@@ -18,8 +18,8 @@ from functools import partial
 from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK
-from sabot.errors import MissingExtra, TransientError, UserError, words_of
-from sabot.threads import aside, tell
+from sabot.errors import MissingExtra, TransientError, UserError, message_of
+from sabot.threads import call_on_loop, run_in_thread
 from sabot.workers.joining import Ticket, parse_address
 from sabot.workers.launching import Ended, LaunchedProcess, how_it_ended
 
@@ -72,21 +72,25 @@ class RayLauncher:
 
     async def open(self, workers: int) -> str:
         """The address of this machine in the cluster. Raises TransientError where the cluster has no room for all."""
-        self._group = await aside(self._asked, workers)
+        self._group = await run_in_thread(self._asked, workers)
         _keep_sigterm()
         if not await _placed(self._group, _ROOM_SECONDS):
-            raise TransientError(await aside(self._no_room, f"{workers} workers", _ROOM_SECONDS), hint=_MORE_ROOM)
+            raise TransientError(
+                await run_in_thread(self._no_room, f"{workers} workers", _ROOM_SECONDS), hint=_MORE_ROOM
+            )
         address: str = self._ray.util.get_node_ip_address()
         return address
 
     async def make_room(self, more: int) -> None:
         """Takes the places beside those of the workers that run, so that the cluster grows where it can, and gives them back."""
-        group = await aside(self._asked, more)
+        group = await run_in_thread(self._asked, more)
         try:
             if not await _placed(group, _MORE_ROOM_SECONDS):
-                raise UserError(await aside(self._no_room, f"{more} more workers", _MORE_ROOM_SECONDS), hint=_MORE_ROOM)
+                raise UserError(
+                    await run_in_thread(self._no_room, f"{more} more workers", _MORE_ROOM_SECONDS), hint=_MORE_ROOM
+                )
         finally:
-            await aside(self._ray.util.remove_placement_group, group)
+            await run_in_thread(self._ray.util.remove_placement_group, group)
 
     def _asked(self, workers: int) -> Any:
         """The placement group, for which there may not be room yet."""
@@ -98,7 +102,7 @@ class RayLauncher:
                 ray.init(address=self._address, namespace="sabot", configure_logging=False)
             except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
                 raise UserError(
-                    f"there is no Ray cluster at {self._address}: {words_of(error)[:500]}",
+                    f"there is no Ray cluster at {self._address}: {message_of(error)[:500]}",
                     hint=f"--ray {_ADDRESS_WORDS}; this machine has to be one of its nodes (ray start --address=…)",
                 ) from error
         return ray.util.placement_group([self._resources] * workers, strategy="SPREAD")
@@ -112,7 +116,7 @@ class RayLauncher:
 
     async def launch(self, ticket: Ticket) -> LaunchedProcess:
         """See `Launcher`."""
-        return await aside(self._launch, ticket, asyncio.get_running_loop())
+        return await run_in_thread(self._launch, ticket, asyncio.get_running_loop())
 
     def _launch(self, ticket: Ticket, loop: asyncio.AbstractEventLoop) -> "_RayProcess":
         ray = self._ray
@@ -128,7 +132,7 @@ class RayLauncher:
         """Gives the places back."""
         group, self._group = self._group, None
         if group is not None:
-            await aside(self._ray.util.remove_placement_group, group)
+            await run_in_thread(self._ray.util.remove_placement_group, group)
 
 
 def _keep_sigterm() -> None:
@@ -144,7 +148,7 @@ def _keep_sigterm() -> None:
 async def _placed(group: Any, seconds: float) -> bool:
     """Whether the cluster has had room for the placement group within so long."""
     ends_s = SYSTEM_CLOCK.monotonic() + seconds
-    while not await aside(group.wait, 1.0):
+    while not await run_in_thread(group.wait, 1.0):
         if SYSTEM_CLOCK.monotonic() > ends_s:
             return False
     return True
@@ -191,7 +195,7 @@ class _RayProcess:
         self._kill = kill
         self._loop = loop
         self._ended: asyncio.Future[Ended] = loop.create_future()
-        running.add_done_callback(lambda result: tell(loop, self._end, _ended(result)))
+        running.add_done_callback(lambda result: call_on_loop(loop, self._end, _ended(result)))
 
     async def wait(self) -> Ended:
         """See `LaunchedProcess`."""
@@ -210,7 +214,7 @@ class _RayProcess:
 def _ended(result: "Future[int | str]") -> Ended:
     error = result.exception()
     if error is not None:
-        lines = words_of(error).strip().splitlines()
+        lines = message_of(error).strip().splitlines()
         return Ended("was lost with its Ray actor", lines[0][:300] if lines else type(error).__name__)
     found = result.result()
     if isinstance(found, str):

@@ -20,8 +20,8 @@ import msgspec
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.errors import InternalError, SabotError, TransientError, UserError
 from sabot.exchange import Exchange
-from sabot.exits import EXITS
 from sabot.process.tree import numbers_of
+from sabot.process_exit import EXITS
 from sabot.runtime.agent_groups import agent_groups
 from sabot.runtime.agent_sinks import AgentSinks
 from sabot.runtime.alignment import Alignment
@@ -29,8 +29,8 @@ from sabot.runtime.blocking import Watch
 from sabot.runtime.local_agents import LocalAgents
 from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.settings import settings_of
-from sabot.threads import aside, tell, threads
-from sabot.watch import unexpected, watched
+from sabot.supervision import unexpected_end, watch_task
+from sabot.threads import call_on_loop, run_in_thread, threads
 from sabot.workers.agents import AppWithAgents, WorkerAgents
 from sabot.workers.connection import SILENT_SECONDS, ControlChannel
 from sabot.workers.drift import TELL_SECONDS
@@ -126,7 +126,7 @@ async def _work(ticket: Ticket, load: Callable[[], WorkerApp], named: Callable[[
             os._exit(code)
         return code
     except (Exception, *EXITS) as error:
-        joined.connection.send(failed(unexpected("the start of the worker", error)))
+        joined.connection.send(failed(unexpected_end("the start of the worker", error)))
         return AGAIN
     finally:
         await joined.connection.close()
@@ -251,12 +251,12 @@ class AppWorker:
             self._tell_drifts(self._open.streams.build.alignments)
             self._connection.send(Opened())
         except (Exception, *EXITS) as error:
-            self._connection.send(failed(unexpected("the start of the worker", error)))
+            self._connection.send(failed(unexpected_end("the start of the worker", error)))
 
     async def _opened(self, start: Start) -> _OpenShare:
         app = self._app
         if start.folder is not None:
-            await aside(_check_shared, Path(start.folder), start.proof)
+            await run_in_thread(_check_shared, Path(start.folder), start.proof)
         share = WorkerShare(app.id, self._worker, start, self._exchange, self._tell)
         storage = None if start.folder is None and start.store is None else app.checkpoints()
         saved = saved_of(start, self._worker, storage)
@@ -276,7 +276,7 @@ class AppWorker:
         await app.lifespan.open(self._stop_asked)
         restored = None
         if start.checkpoint is not None:
-            restored = await aside(_read, app, start.checkpoint, start.place, storage)
+            restored = await run_in_thread(_read, app, start.checkpoint, start.place, storage)
         specs = [agent.spec for agent in app.agents().values() if agent.spec is not None]
         ends = [] if start.over else app.ends()
         wanted = AgentSinks(specs, ends, settings).wanted
@@ -292,7 +292,7 @@ class AppWorker:
         try:
             await asyncio.gather(*(each.stop(drain=drain) for each in opened.parts))
         except (Exception, *EXITS) as error:
-            self._connection.send(failed(unexpected("the stop of the worker", error)))
+            self._connection.send(failed(unexpected_end("the stop of the worker", error)))
             return
         self._connection.send(self._figures())
         self._connection.send(Stopped())
@@ -304,9 +304,9 @@ class AppWorker:
             await opened.streams.close()
             for each in opened.agents:
                 await each.close()
-            await aside(opened.checkpoints.close)
+            await run_in_thread(opened.checkpoints.close)
             self.left_behind = [call for each in opened.parts for call in each.left_behind]
-        await aside(self._exchange.close)
+        await run_in_thread(self._exchange.close)
         await self._app.lifespan.close()
         await self._app.let_go()
 
@@ -314,7 +314,7 @@ class AppWorker:
 
     def _tell(self, message: ControlMessage) -> None:
         """From any thread."""
-        tell(self._loop, self._connection.send, message)
+        call_on_loop(self._loop, self._connection.send, message)
 
     def _over(self, running: asyncio.Future[None]) -> None:
         error = None if running.cancelled() else running.exception()
@@ -348,7 +348,7 @@ class AppWorker:
     def _tell_drifts(self, alignments: Mapping[str, Alignment]) -> None:
         if alignments:
             self._telling = asyncio.create_task(self._tell_drift(alignments), name="event time")
-            watched(self._telling, "what tells the event time", lambda error: self._connection.send(failed(error)))
+            watch_task(self._telling, "what tells the event time", lambda error: self._connection.send(failed(error)))
 
     async def _tell_drift(self, alignments: Mapping[str, Alignment]) -> None:
         told: dict[str, Drift] = {}

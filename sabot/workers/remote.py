@@ -23,7 +23,7 @@ from sabot.connectors.base import Delivery, Sink
 from sabot.delivery import StagedSink
 from sabot.delivery.parts import Part, PartSeries
 from sabot.delivery.staged import track_of
-from sabot.errors import InternalError, words_of
+from sabot.errors import InternalError, message_of
 from sabot.state.base import Cut, Snapshot
 from sabot.workers.messages import (
     Complete,
@@ -123,7 +123,7 @@ class RemoteCheckpoints:
             self._give_parts()
             states, files = self._save(snapshot, checkpoint_id)
         except Exception as error:  # the coordinator reports it, and the job runs on
-            return Declined(checkpoint_id, task, f"its state could not be saved: {words_of(error)}")
+            return Declined(checkpoint_id, task, f"its state could not be saved: {message_of(error)}")
         return TaskCut(checkpoint_id, task, snapshot.meta, states, dict(snapshot.sealed), files)
 
     def _detach(self, task: str, final: TaskSnapshot) -> None:
@@ -188,7 +188,7 @@ class RemoteCheckpoints:
         try:
             self._give_parts()
         except Exception as error:  # the next cut tries again, and fails its checkpoint with the error
-            _log.warning("a part of output could not be stored: %s; it is tried again", words_of(error))
+            _log.warning("a part of output could not be stored: %s; it is tried again", message_of(error))
 
     def _end_track(self, track: str) -> None:
         try:

@@ -30,8 +30,8 @@ from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import Settings
 from sabot.runtime.streams import had_ended, keep_finals
 from sabot.runtime.task import StreamTask
-from sabot.threads import Handle, aside, to_the_end
-from sabot.watch import watched
+from sabot.supervision import watch_task
+from sabot.threads import Handle, run_in_thread, run_to_end
 from sabot.workers.connection import SILENT_SECONDS
 from sabot.workers.drift import TELL_SECONDS, Drifts, aligned_workers
 from sabot.workers.meeting import Meeting
@@ -161,7 +161,7 @@ class WorkerStreams:
             await self._open(restored)
         except BaseException:
             self._build.cancelled.set()
-            await to_the_end(self.close())
+            await run_to_end(self.close())
             raise
 
     async def _open(self, restored: Manifest | None) -> None:
@@ -174,7 +174,7 @@ class WorkerStreams:
         finally:
             opening.cancel()
             await asyncio.wait([opening])
-        planning = asyncio.ensure_future(aside(self._plan, restored))
+        planning = asyncio.ensure_future(run_in_thread(self._plan, restored))
         try:
             await self._unless_failed([planning])
             within_s = self._arrival.within_s
@@ -278,7 +278,7 @@ class WorkerStreams:
             member.send(run)
         if self._drifts.wanted:
             telling = asyncio.create_task(self._tell_drift(), name="event time of workers")
-            self._watching.append(watched(telling, "what tells the event time", self._fail))
+            self._watching.append(watch_task(telling, "what tells the event time", self._fail))
 
     def _hint(self, member: Member, task: str) -> str:
         return f"{member.beat.hints.get(task, 'nothing is known of it')}; on {member.text}"
@@ -426,7 +426,7 @@ class WorkerStreams:
         self.left_behind += [call for each in self.members if each.closed.done() for call in each.closed.result()]
         self._build.give_back_sources()
         if self._folder is not None:
-            await aside(shutil.rmtree, self._folder, ignore_errors=True)
+            await run_in_thread(shutil.rmtree, self._folder, ignore_errors=True)
         if not self._over.done():
             self._over.cancel()
 

@@ -14,7 +14,7 @@ import pytest
 
 from sabot.calls import CallOptions, Crew, Retry, crew
 from sabot.calls.cache import UNKNOWN, Questions
-from sabot.calls.functions import each_piece
+from sabot.calls.functions import for_each_piece
 from sabot.calls.limits import AdaptiveLimit, TokenBucket
 from sabot.clock import SYSTEM_CLOCK, ManualClock
 from sabot.config import parse_rate
@@ -667,7 +667,7 @@ def test_a_function_that_yields_is_held_up_by_who_takes_its_pieces():
             taken.append(piece)
             await room.acquire()
 
-        giving = asyncio.ensure_future(each_piece(tokens(), take))
+        giving = asyncio.ensure_future(for_each_piece(tokens(), take))
         await asyncio.sleep(1)
         assert made == [0, 1, 2]  # the third waits for room
         room.release()
@@ -698,7 +698,7 @@ def test_a_function_that_yields_is_closed_whatever_happens(how):
             if how == "the taker fails":
                 raise ValueError("enough")
 
-        giving = asyncio.ensure_future(each_piece(tokens(), refuse))
+        giving = asyncio.ensure_future(for_each_piece(tokens(), refuse))
         await asyncio.sleep(1)
         giving.cancel()
         await asyncio.wait([giving])

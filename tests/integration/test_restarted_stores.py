@@ -25,7 +25,7 @@ from sabot.agents import (
 )
 from sabot.errors import TransientError
 from sabot.llm import Agent, Completion, ExecutionEngine, Price, PriceTable, ScriptedProvider, Usage, assistant
-from sabot.threads import aside
+from sabot.threads import run_in_thread
 from tools.postgres import Postgres
 from tools.postgres import server_or_skip as postgres_or_skip
 from tools.redis_server import Redis
@@ -62,9 +62,9 @@ async def restarts(postgres: Postgres, redis: Redis, load: Load) -> None:
     while clock.time() < end:
         await asyncio.sleep(EVERY_SECONDS)
         rounds += 1
-        await asyncio.gather(aside(postgres.stop, kill=rounds % 2 == 1), aside(redis.stop))
+        await asyncio.gather(run_in_thread(postgres.stop, kill=rounds % 2 == 1), run_in_thread(redis.stop))
         await asyncio.sleep(AWAY_SECONDS)
-        await asyncio.gather(aside(postgres.start), aside(redis.start))
+        await asyncio.gather(run_in_thread(postgres.start), run_in_thread(redis.start))
     load.done["restarts"] = rounds
     load.over = True
 

@@ -37,7 +37,7 @@ from sabot.llm import (
     Usage,
     assistant,
 )
-from sabot.threads import aside
+from sabot.threads import run_in_thread
 from tools.command_line import lines
 from tools.postgres import Postgres, server_or_skip
 from tools.redis_server import Redis
@@ -100,7 +100,7 @@ async def test_a_budget_is_not_exceeded_though_a_process_is_killed_with_calls_in
         assert said(dead) == 40
         dead.kill()
     with child(place, "one", 200, "spend") as one, child(place, "two", 200, "spend") as two:
-        spent = sum(await asyncio.gather(aside(said, one), aside(said, two)))
+        spent = sum(await asyncio.gather(run_in_thread(said, one), run_in_thread(said, two)))
     ledger = shared_ledger(place)
     try:
         used = await until_used(ledger, 200 * spent + 300 * 40)  # the lease of the dead one ends
@@ -111,7 +111,7 @@ async def test_a_budget_is_not_exceeded_though_a_process_is_killed_with_calls_in
         assert await ledger.check_budget(OF, LIMIT - used.tokens) is BudgetDecision.ALLOW
     finally:
         await ledger.close()
-    shown = await aside(lines, "ledger", place.rpartition(" ")[2], "--by", "type,job", "--json")
+    shown = await run_in_thread(lines, "ledger", place.rpartition(" ")[2], "--by", "type,job", "--json")
     doubts = [each for each in shown if each["type"] == "doubt"]
     assert {each["job"]: each["in_doubt"] for each in doubts} == {f"dead/{number}": 300 for number in range(40)}
 
@@ -123,10 +123,10 @@ class Own:
         self.server, self.url = server, url
 
     async def stop(self) -> None:
-        await aside(self.server.stop, kill=True)
+        await run_in_thread(self.server.stop, kill=True)
 
     async def start(self) -> None:
-        await aside(self.server.start)
+        await run_in_thread(self.server.start)
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +169,8 @@ async def test_a_redis_that_is_restarted_has_forgotten_nothing(redis: Redis, tmp
     assert await hold(ledgers[0], "held", 10) == 10
     spending = [asyncio.create_task(spend(each, f"ledger {at}", 200)) for at, each in enumerate(ledgers)]
     await until_used(ledgers[0], 200)
-    await aside(redis.stop)
-    await aside(redis.start)
+    await run_in_thread(redis.stop)
+    await run_in_thread(redis.start)
     spent = sum(await asyncio.gather(*spending))
     used = (await ledgers[0].used("tenant"))["monthly"]
     assert used == Amounts(200 * spent, Decimal(0), spent)
@@ -290,7 +290,7 @@ async def test_kernels_that_share_a_budget_make_no_more_calls_than_it_has(
                 assert (await ledger.used("acme"))["monthly"] == Amounts(30, Decimal(0), 2)
             (tmp_path / "sharing.py").write_text(PROGRAM.format(url=url))
             monkeypatch.syspath_prepend(tmp_path)
-            (shown,) = await aside(lines, "budgets", "sharing:kernel", "--json")
+            (shown,) = await run_in_thread(lines, "budgets", "sharing:kernel", "--json")
             assert (shown["scope"], shown["used"], shown["of"]) == ("acme", "2", "2"), "another process sees them"
 
 

@@ -22,10 +22,10 @@ import msgspec
 from sabot._cython.flow.channel import END, Channel, ChannelClosed
 from sabot.errors import CheckpointFailed, TransientError
 from sabot.exchange.frames import Frame, Framing, element_of
-from sabot.exits import EXITS
+from sabot.process_exit import EXITS
+from sabot.supervision import unexpected_end
 from sabot.testing.loop import SimulatedProcess
 from sabot.threads import threads
-from sabot.watch import unexpected
 from sabot.workers.connection import frame_of, message_of
 from sabot.workers.joining import versions
 from sabot.workers.launching import Ended, how_it_ended
@@ -282,7 +282,7 @@ class WorkerProcess:
                 code = 0 if await self._worker.run() else AGAIN
                 break
         except (Exception, *EXITS) as error:
-            channel.send(failed(unexpected("the start of the worker", error)))
+            channel.send(failed(unexpected_end("the start of the worker", error)))
         self._die(code)
 
     async def wait(self) -> Ended:

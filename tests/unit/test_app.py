@@ -287,7 +287,9 @@ async def test_a_stop_leaves_no_task_on_the_loop(memory_url, tmp_path):
     await asyncio.sleep(0)
     assert asyncio.all_tasks() - before == set()
     kept = {thread.name for thread in set(threading.enumerate()) - threads}
-    assert {name for name in kept if not name.startswith(("asyncio_", "sabot-aside"))} == set()  # pools of threads stay
+    assert {
+        name for name in kept if not name.startswith(("asyncio_", "sabot-blocking"))
+    } == set()  # pools of threads stay
 
 
 async def test_stop_writes_a_final_checkpoint_and_the_next_start_goes_on_there(memory_url, tmp_path):

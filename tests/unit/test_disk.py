@@ -28,8 +28,8 @@ from sabot.disk import (
     make_folder,
     open_lock,
     own_folder,
-    remove_left,
-    tell_of_open_folder,
+    remove_abandoned,
+    warn_of_open_folder,
 )
 from sabot.errors import AppLocked, CorruptCheckpoint, SabotError, UserError
 from sabot.state import BackendConfig, RocksDBBackend
@@ -134,10 +134,10 @@ def test_missing_folders_are_made_for_us_alone(tmp_path: Path, no_umask: None) -
 def test_a_folder_that_anyone_may_change_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for given in (0o700, 0o755, 0o775, 0o1777):
         tmp_path.chmod(given)
-        tell_of_open_folder(tmp_path)
+        warn_of_open_folder(tmp_path)
     assert not caplog.records
     tmp_path.chmod(0o777)
-    tell_of_open_folder(tmp_path)
+    warn_of_open_folder(tmp_path)
     assert f"{tmp_path}: every user of this machine may rename and remove what is in it" in caplog.text
 
 
@@ -395,7 +395,7 @@ def test_a_temporary_folder_of_a_living_process_stays(tmp_path: Path) -> None:
         (tmp_path / "sabot-x-link").symlink_to(one)
         (tmp_path / "sabot-x-pipe").mkdir()
         os.mkfifo(tmp_path / "sabot-x-pipe/temporary.lock")
-        remove_left(tmp_path, "sabot-x-")
+        remove_abandoned(tmp_path, "sabot-x-")
         assert one.exists()
     assert not one.exists()
 

@@ -14,8 +14,8 @@ import sabot
 from sabot import App, SabotError, SqlSink, UserAggregate
 from sabot.connectors.files import NdjsonSource, files
 from sabot.connectors.memory import MemorySource
-from sabot.exits import carried, exit_in
 from sabot.llm import ExecutionEngine, ScriptedProvider
+from sabot.process_exit import find_exit, wrap_exit
 from sabot.state import MemoryBackend, open_backend
 from sabot.testing import END, ListSink, MemoryBroker, ScriptedSource
 
@@ -436,17 +436,17 @@ def test_a_start_that_the_user_ends_raises_the_exit() -> None:
 def test_an_exit_is_found_behind_the_errors_that_carry_it() -> None:
     asked = SystemExit(3)
     outer = RuntimeError("outer")
-    outer.__cause__ = carried(asked, "the sink")
+    outer.__cause__ = wrap_exit(asked, "the sink")
     assert str(outer.__cause__) == "the sink ends the process: SystemExit: 3"
-    assert str(carried(KeyboardInterrupt(), "it")) == "it ends the process: KeyboardInterrupt"
-    assert exit_in(outer) is asked
-    assert exit_in(ValueError("x")) is exit_in(None) is None
+    assert str(wrap_exit(KeyboardInterrupt(), "it")) == "it ends the process: KeyboardInterrupt"
+    assert find_exit(outer) is asked
+    assert find_exit(ValueError("x")) is find_exit(None) is None
 
 
 def test_an_error_that_is_its_own_cause_has_no_exit_behind_it() -> None:
     error = ValueError("x")
     error.__cause__ = error
-    assert exit_in(error) is None
+    assert find_exit(error) is None
 
 
 def test_a_sink_that_cannot_be_opened_ends_the_app_with_its_error_which_is_not_its_own_cause(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.files.delivered import Ledger
-from sabot.disk import TemporaryFolder, remove_left
+from sabot.disk import TemporaryFolder, remove_abandoned
 from sabot.runtime.signals import StopSignals
 from sabot.state.files import lock_directory
 
@@ -68,7 +68,7 @@ def test_a_child_does_not_keep_the_temporary_folder_of_a_process_that_is_gone(tm
     folder = TemporaryFolder("sabot-test-", tmp_path)
     with forked():
         folder._mark.close()  # as when its process is killed
-        remove_left(tmp_path, "sabot-test-")
+        remove_abandoned(tmp_path, "sabot-test-")
         assert not folder.path.exists()
 
 

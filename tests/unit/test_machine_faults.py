@@ -16,8 +16,8 @@ from sabot.connectors.base import Batch
 from sabot.connectors.files import ParquetSource
 from sabot.connectors.sql import SqlSink
 from sabot.errors import BrokerUnavailable, CheckpointFailed, CorruptCheckpoint, SabotError, TransientError, UserError
-from sabot.faults import fault_of, hint_of, unreadable
 from sabot.kafka.client import BrokerLink, explain
+from sabot.os_errors import checkpoint_error, errno_of, hint_of
 from sabot.state import BackendConfig, RocksDBBackend
 from sabot.state.backends.database import StateDatabase
 
@@ -45,7 +45,7 @@ def test_each_fault_has_its_hint_however_it_is_told(number: int, words: str) -> 
         pa.ArrowException(f"IOError: Error writing bytes to file. Detail: [errno {number}] {text}"),
         f"Failed to create socket: {text.lower()}",  # librdkafka
     ):
-        assert fault_of(error) == number
+        assert errno_of(error) == number
         assert words in hint_of(error, "otherwise")
 
 
@@ -56,7 +56,7 @@ def test_what_is_no_fault_of_the_machine_is_not_said_to_be_one() -> None:
         Exception("Corruption: bad block"),
         ValueError("7"),
     ):
-        assert fault_of(error) == 0
+        assert errno_of(error) == 0
         assert hint_of(error) == ""
         assert hint_of(error, "look again") == "look again"
 
@@ -180,8 +180,8 @@ def test_a_checkpoint_that_the_machine_does_not_let_us_read_is_not_corrupt(
 
 def test_what_is_damaged_is_corrupt() -> None:
     for number in (errno.ENOENT, errno.EIO, errno.ELOOP):
-        assert isinstance(unreadable("f cannot be read", OSError(number, os.strerror(number))), CorruptCheckpoint)
-    assert isinstance(unreadable("f: cannot be restored", Exception("Corruption: bad block")), CorruptCheckpoint)
+        assert isinstance(checkpoint_error("f cannot be read", OSError(number, os.strerror(number))), CorruptCheckpoint)
+    assert isinstance(checkpoint_error("f: cannot be restored", Exception("Corruption: bad block")), CorruptCheckpoint)
 
 
 class Full:

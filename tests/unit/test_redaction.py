@@ -27,7 +27,7 @@ from sabot.checkpoint.requests import Requests
 from sabot.cli import commands, printing
 from sabot.connectors.base import Sink
 from sabot.connectors.memory import MemoryBroker
-from sabot.errors import SabotError, words_of
+from sabot.errors import SabotError, message_of
 from sabot.kafka import KafkaSink, KafkaSource
 from sabot.kafka.client import BrokerLink, client_of, explain, producer_of
 from sabot.kafka.letters import DeadLetters
@@ -357,7 +357,7 @@ def test_what_hides_something_is_seen_in_errors_and_logs(said: str) -> None:
     shown = HIDING[said]
     refused = McpRefused("desk", f"stock: {said}", -32000, hint=said)
     assert (refused.message, refused.hint) == (f"MCP server desk: stock: {shown}", shown)
-    assert words_of(ValueError(said)) == shown
+    assert message_of(ValueError(said)) == shown
     assert visible(shown) == shown
     out = StringIO()
     handler = logging.StreamHandler(out)

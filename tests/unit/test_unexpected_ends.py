@@ -16,12 +16,12 @@ from sabot.checkpoint import Coordinator, Requests
 from sabot.connectors.memory import MemorySink, MemorySource
 from sabot.delivery.tracks import TrackWork
 from sabot.errors import InternalError
-from sabot.exits import exit_in
 from sabot.operators.agents.operator import AgentOperator
 from sabot.operators.agents.records import RecordAgentOperator
 from sabot.operators.rows.stateless import Filter
+from sabot.process_exit import find_exit
 from sabot.runtime.agent_task import AgentTask
-from sabot.watch import guarded, unexpected, watched
+from sabot.supervision import unexpected_end, watch_call, watch_task
 from tools.agent_tools import bounded, publish, state_of, until, values
 
 BURST = [RecursionError("maximum recursion depth exceeded"), MemoryError()]
@@ -320,7 +320,7 @@ async def test_calls_beside_a_stream_that_cannot_be_handed_over_are_told(memory_
 async def test_watched_tells_errors_and_unwanted_cancellations_alone():
     async def heard_of(work, *, stopped=True, cancel=False):
         heard = []
-        task = watched(asyncio.ensure_future(work), "a task", heard.append, stopped=lambda: stopped)
+        task = watch_task(asyncio.ensure_future(work), "a task", heard.append, stopped=lambda: stopped)
         await asyncio.sleep(0)
         if cancel:
             task.cancel()
@@ -348,13 +348,13 @@ def test_guarded_tells_and_returns():
     def run(what):
         raise MemoryError(what)
 
-    guarded(run, "a thread", heard.append)("no room")
+    watch_call(run, "a thread", heard.append)("no room")
     assert isinstance(heard[0], InternalError)
     assert "a thread has ended unexpectedly: MemoryError: no room" in str(heard[0])
     assert isinstance(heard[0].__cause__, MemoryError)
-    assert unexpected("it", heard[0]) is heard[0]
+    assert unexpected_end("it", heard[0]) is heard[0]
     asked = KeyboardInterrupt()
-    assert exit_in(unexpected("a callback", asked)) is asked
+    assert find_exit(unexpected_end("a callback", asked)) is asked
 
 
 def test_an_app_whose_event_loop_has_ended_says_so(tmp_path: Path) -> None:

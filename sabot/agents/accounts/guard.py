@@ -23,7 +23,7 @@ from sabot.agents.accounts.ledger import BUDGETS, Ledger, together
 from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, has_price, most_use, told_use, unpaid
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
 from sabot.clock import Clock
-from sabot.errors import UNREADABLE, CorruptJournal, UserError, short_repr, words_of
+from sabot.errors import UNREADABLE, CorruptJournal, UserError, message_of, short_repr
 from sabot.jobs.guard import (
     Behalf,
     CallKind,
@@ -40,7 +40,7 @@ from sabot.journal.entries import EffectResult, End, Entry
 from sabot.llm.errors import BudgetUnavailable
 from sabot.llm.results import Completion
 from sabot.stored_names import stored_name
-from sabot.threads import aside, to_the_end
+from sabot.threads import run_in_thread, run_to_end
 
 _log = logging.getLogger(__name__)
 
@@ -400,7 +400,7 @@ def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: by
 
 
 def _unavailable(error: BudgetUnavailable) -> GuardVerdict:
-    return GuardVerdict(Decision.DENY, "budget owner", _VERSION, words_of(error), error=stored_name(type(error)))
+    return GuardVerdict(Decision.DENY, "budget owner", _VERSION, message_of(error), error=stored_name(type(error)))
 
 
 def _usage(rows: list[LedgerEvent]) -> bytes:
@@ -433,7 +433,7 @@ async def brought_up(ledger: Ledger, journal: JournalReader) -> int:
     """
     await ledger.reach()
     count, corrected, rows = 0, 0, rows_of(entry for _, entry in journal.read())
-    while chunk := await to_the_end(aside(list, islice(rows, _AT_ONCE))):
+    while chunk := await run_to_end(run_in_thread(list, islice(rows, _AT_ONCE))):
         corrected += await ledger.correct(chunk)
         count += len(chunk)
     if corrected:

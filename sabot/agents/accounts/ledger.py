@@ -30,7 +30,7 @@ from sabot.agents.accounts.shared import FIRST_WAIT_S, LONGEST_WAIT_S, SharedAcc
 from sabot.agents.context import ExecutionContext
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, amount, check_called, checked_kind, checked_text, parse_seconds, whole
-from sabot.errors import BrokerUnavailable, DataError, TransientError, UserError, short_repr, words_of
+from sabot.errors import BrokerUnavailable, DataError, TransientError, UserError, message_of, short_repr
 from sabot.llm.errors import BudgetExceeded
 from sabot.llm.results import Usage
 
@@ -223,9 +223,9 @@ class Ledger:
                 if SYSTEM_CLOCK.monotonic() + wait_s > until:
                     if isinstance(error, BrokerUnavailable):
                         raise
-                    raise BrokerUnavailable(words_of(error)) from error
+                    raise BrokerUnavailable(message_of(error)) from error
                 if wait_s == FIRST_WAIT_S:
-                    _log.warning("ledger: its writer does not answer, and the start waits: %s", words_of(error))
+                    _log.warning("ledger: its writer does not answer, and the start waits: %s", message_of(error))
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
@@ -444,7 +444,7 @@ class Ledger:
                 self._named.difference_update(each.event.event_id for each in rows)
                 rows = []
         except Exception as error:
-            _log.warning("ledger: %d rows could not be written, and wait: %s", len(rows), words_of(error))
+            _log.warning("ledger: %d rows could not be written, and wait: %s", len(rows), message_of(error))
             return error
         finally:
             self._rows[:0] = rows
@@ -461,7 +461,7 @@ class Ledger:
                 return await self._kept(rows[:middle], keep) + await self._kept(rows[middle:], keep)
             self.refused_rows += 1
             event = rows[0].event
-            _log.error("ledger: row %s of scope %s is left out: %s", event.event_id, event.scope_id, words_of(error))
+            _log.error("ledger: row %s of scope %s is left out: %s", event.event_id, event.scope_id, message_of(error))
             return 0
 
     async def close(self) -> None:

@@ -36,7 +36,7 @@ from sabot.llm.errors import UNPAID, BudgetExceeded, TurnLimitExceeded
 from sabot.llm.prices import PRICES_HINT
 from sabot.llm.results import Completion, Usage, is_cost
 from sabot.stored_names import stored_name
-from sabot.threads import aside, to_the_end
+from sabot.threads import run_in_thread, run_to_end
 
 ASSUMED_TOKENS = 4096
 """That an answer may have, where its request has no max_tokens."""
@@ -340,7 +340,7 @@ class JobLimits(EffectGuard):
 
     async def open(self, journal: Journal) -> None:
         """As `EffectGuard.open`: reads what the jobs that are open have used."""
-        await to_the_end(aside(self._read, journal))
+        await run_to_end(run_in_thread(self._read, journal))
 
     def _read(self, journal: Journal) -> None:
         for _, entry in journal.read():

@@ -18,10 +18,10 @@ from sabot.agents.accounts.contract import LedgerEvent, LedgerSum
 from sabot.agents.accounts.owners import BudgetBatch, Reservation, Worked, opened_account, rows_alone, work
 from sabot.config import checked_path
 from sabot.disk import private
-from sabot.errors import DataError, UserError, short_repr, words_of
+from sabot.errors import DataError, UserError, message_of, short_repr
 from sabot.journal.tables import connected, explained, transaction
 from sabot.steps import step
-from sabot.threads import aside, to_the_end
+from sabot.threads import run_in_thread, run_to_end
 
 DATABASE = "ledger.db"
 """Of an app, in its state directory."""
@@ -306,7 +306,7 @@ class SqliteLedgerWriter:
 
     async def work(self, batch: BudgetBatch) -> Worked:
         """As `BudgetOwner.work`: in one transaction."""
-        return await to_the_end(aside(self._work, batch))
+        return await run_to_end(run_in_thread(self._work, batch))
 
     def _work(self, batch: BudgetBatch) -> Worked:
         with step("ledger", self.path), self._connection() as connection, transaction(connection), self._content_told():
@@ -317,13 +317,13 @@ class SqliteLedgerWriter:
         if self.shared and events:
             await self.work(rows_alone(events))
             return
-        await to_the_end(aside(self._write, [_row(event) for event in events]))
+        await run_to_end(run_in_thread(self._write, [_row(event) for event in events]))
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
         """As `LedgerWriter.correct`: in one transaction."""
         if self.shared and events:
             return (await self.work(rows_alone(events, corrects=True))).corrected
-        return await to_the_end(aside(self._write, [_row(event) for event in events], True))
+        return await run_to_end(run_in_thread(self._write, [_row(event) for event in events], True))
 
     def _write(self, rows: Sequence[tuple[Any, ...]], corrects: bool = False) -> int:
         wrong: set[str] = set()
@@ -341,16 +341,16 @@ class SqliteLedgerWriter:
         try:
             yield
         except (OverflowError, UnicodeError, sqlite3.DataError, sqlite3.IntegrityError) as error:
-            raise DataError(f"{self._where} does not take it: {words_of(error)}") from error
+            raise DataError(f"{self._where} does not take it: {message_of(error)}") from error
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
         """As `LedgerWriter.known`."""
-        found = [await to_the_end(aside(self._asked, _KNOWN, (name,))) for name in event_ids]
+        found = [await run_to_end(run_in_thread(self._asked, _KNOWN, (name,))) for name in event_ids]
         return {name for rows in found for (name,) in rows}
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
         """As `LedgerWriter.used`."""
-        ((tokens, cost, calls),) = await to_the_end(aside(self._asked, _USED, (scope_id, since_ms)))
+        ((tokens, cost, calls),) = await run_to_end(run_in_thread(self._asked, _USED, (scope_id, since_ms)))
         return Amounts(tokens, Decimal(cost), calls)
 
     async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:
@@ -358,7 +358,9 @@ class SqliteLedgerWriter:
         words = [GROUPS[word].sql for word in checked_groups(by)]
         groups = ", ".join(words)
         tail = f" GROUP BY {groups} ORDER BY {groups}" if words else " HAVING count(*) > 0"
-        rows = await to_the_end(aside(self._asked, f"SELECT {groups}{', ' if words else ''}{_SUMS}{tail}", (since_ms,)))
+        rows = await run_to_end(
+            run_in_thread(self._asked, f"SELECT {groups}{', ' if words else ''}{_SUMS}{tail}", (since_ms,))
+        )
         return [sum_of_row(row, len(words)) for row in rows]
 
     def _asked(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:

@@ -16,7 +16,7 @@ from sabot.agents.accounts.budgets import Amounts, Budget, Judgement, Window
 from sabot.agents.accounts.contract import LedgerEvent
 from sabot.agents.accounts.owners import REPORT_PART, BudgetBatch, BudgetOwner, BudgetStep, SettledRow, Worked
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.errors import DataError, TransientError, UserError, words_of
+from sabot.errors import DataError, TransientError, UserError, message_of
 from sabot.llm.errors import BudgetUnavailable
 
 _log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ class SharedAccounts:
             async with asyncio.timeout(self.patience_s):
                 return await answer
         except TimeoutError as error:
-            why = "no answer" if self._failed is None else words_of(self._failed)
+            why = "no answer" if self._failed is None else message_of(self._failed)
             lacks = TransientError(f"{self.owner.where} has not answered for {self.patience_s:g} s: {why}")
             if step is None:
                 raise lacks from error
@@ -176,7 +176,7 @@ class SharedAccounts:
             raise self._unavailable(step, error) from error
 
     def _unavailable(self, step: BudgetStep, error: Exception) -> BudgetUnavailable:
-        return BudgetUnavailable(f"what the budget of {step.scope} has left is not known: {words_of(error)}")
+        return BudgetUnavailable(f"what the budget of {step.scope} has left is not known: {message_of(error)}")
 
     def _put(self, asked: _Pending) -> None:
         self._queue.append(asked)
@@ -207,12 +207,12 @@ class SharedAccounts:
                         alone = len(taken)
                     elif not taken[0].fails(error):
                         _log.error(
-                            "budgets: %s does not take what a call reserves: %s", self.owner.where, words_of(error)
+                            "budgets: %s does not take what a call reserves: %s", self.owner.where, message_of(error)
                         )
                 except TransientError as error:
                     if self._failed is None:
                         _log.warning(
-                            "budgets: %s does not answer, and calls wait: %s", self.owner.where, words_of(error)
+                            "budgets: %s does not answer, and calls wait: %s", self.owner.where, message_of(error)
                         )
                     self._failed = error
                     self._queue.extendleft(reversed(taken))

@@ -23,7 +23,7 @@ from sabot.calls.options import checked_whole
 from sabot.clock import SYSTEM_CLOCK
 from sabot.config import Duration, checked_kind, parse_seconds
 from sabot.connectors.redis import RedisServer
-from sabot.errors import UNREADABLE, DataError, SabotError, TransientError, UserError, short_repr, words_of
+from sabot.errors import UNREADABLE, DataError, SabotError, TransientError, UserError, message_of, short_repr
 from sabot.kafka import RecordSender
 
 _log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class _Adapter(ABC):
         try:
             return msgspec.json.encode(event, enc_hook=str)
         except Exception as error:  # also what the `__str__` of a value of the user's raises
-            self._lose(event, DataError(f"event {event.event_id} cannot be written as JSON: {words_of(error)}"))
+            self._lose(event, DataError(f"event {event.event_id} cannot be written as JSON: {message_of(error)}"))
             return b""
 
     async def _patiently(self, events: list[tuple[RuntimeEvent, bytes]]) -> None:
@@ -249,7 +249,7 @@ def _error(said: object) -> SabotError | None:
 
 def _ours(error: Exception) -> SabotError:
     """An error of a client that it does not document may pass."""
-    return error if isinstance(error, SabotError) else TransientError(f"{type(error).__name__}: {words_of(error)}")
+    return error if isinstance(error, SabotError) else TransientError(f"{type(error).__name__}: {message_of(error)}")
 
 
 class RedisStreamsAdapter(_Adapter):

@@ -31,8 +31,8 @@ from sabot.jobs.recovery import last_begin, whole_entries
 from sabot.jobs.tree import ChildLimits, parent_of
 from sabot.jobs.values import pack_error
 from sabot.journal import Begin, End, Entry, Journal, Position, digest
-from sabot.threads import aside
-from sabot.watch import unexpected, watched
+from sabot.supervision import unexpected_end, watch_task
+from sabot.threads import run_in_thread
 
 _TURNS = 20  # of the event loop, in which whoever gets a handle may begin to listen
 _RETOLD_ENTRIES = 1_024  # of the end of the journal: jobs that ended there are told of again
@@ -88,7 +88,7 @@ class KernelHost:
 
     async def start(self) -> None:
         """Reads which jobs are open, and serves. Raises UserError where an agent of some is not here."""
-        self._positions = await aside(self.journal.positions)
+        self._positions = await run_in_thread(self.journal.positions)
         found = await self._host.open(self._positions)
         found = [job for job in found if job.agent]  # others are a JobManager's
         cut = [job for job in found if job.cut]
@@ -126,7 +126,7 @@ class KernelHost:
     def _broke(self, what: str, error: BaseException) -> None:
         """Nothing can go on."""
         if self.failure is None:
-            self.failure = unexpected(what, error)
+            self.failure = unexpected_end(what, error)
             self._host.stopping = True
             self._end_all(self.failure)
 
@@ -303,7 +303,7 @@ class KernelHost:
         if self._showing is None or self._showing.done():  # it is not the host's, which would cut it short at the end
             what = "what shows jobs in stores"
             self._showing = asyncio.get_running_loop().create_task(self._show_all(), name=what)
-            watched(self._showing, what, partial(self._broke, what), stopped=lambda: self._host.stopping)
+            watch_task(self._showing, what, partial(self._broke, what), stopped=lambda: self._host.stopping)
 
     async def _show_all(self) -> None:
         while self._news:

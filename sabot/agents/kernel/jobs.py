@@ -17,7 +17,6 @@ from sabot.calls.heard import HeardErrors
 from sabot.clock import Clock
 from sabot.config import checked_kind, checked_name
 from sabot.errors import NonDeterminism, UserError, short_repr
-from sabot.exits import EXITS
 from sabot.jobs.guard import Behalf
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.run import JobRun
@@ -29,6 +28,7 @@ from sabot.llm.engine import ExecutionEngine
 from sabot.llm.messages import ChatMessage
 from sabot.llm.results import Usage
 from sabot.operators.agents.job_rows import version_of
+from sabot.process_exit import EXITS
 from sabot.state.backends.memory import MemoryBackend
 
 _NO_STATE = MemoryBackend()  # a job's own, of which nothing is ever applied

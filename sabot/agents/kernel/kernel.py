@@ -44,7 +44,7 @@ from sabot.journal.opening import open_inbox, open_journal, open_reader
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
 from sabot.runtime.host import interpreter
-from sabot.threads import aside, to_the_end
+from sabot.threads import run_in_thread, run_to_end
 
 
 class RuntimeKernel:
@@ -182,7 +182,7 @@ class RuntimeKernel:
             journal = MemoryJournal(place)
         else:
             clock = self._options["clock"]
-            journal = await to_the_end(aside(partial(open_journal, place, app=self.name, clock=clock)))
+            journal = await run_to_end(run_in_thread(partial(open_journal, place, app=self.name, clock=clock)))
         agents = {each.agent_id: each for each in self._agents.values()}
         try:
             policy = guard_of(await self._guards())
@@ -191,7 +191,7 @@ class RuntimeKernel:
             await host.start()
         except BaseException:
             if journal is not place:
-                await to_the_end(aside(journal.close))
+                await run_to_end(run_in_thread(journal.close))
             raise
         self._store.journal = journal
         interpreter.suit()
@@ -213,7 +213,7 @@ class RuntimeKernel:
             else:
                 in_folder = isinstance(place, Path) or (isinstance(place, str) and "://" not in place)
                 folder = Path(str(place)) if in_folder else None
-                self.ledger = await to_the_end(aside(ledger_of, budgets, folder, clock))
+                self.ledger = await run_to_end(run_in_thread(ledger_of, budgets, folder, clock))
         return self.ledger
 
     async def accounts(self) -> Ledger | None:
@@ -240,13 +240,13 @@ class RuntimeKernel:
                 f"kernel {self.name} was closed before the end of the job", hint="await kernel.resume() goes on with it"
             )
             try:
-                await to_the_end(self._host.close(why))
+                await run_to_end(self._host.close(why))
             finally:
                 interpreter.restore()
             journal = self._host.journal
             if journal is not self._place:
                 self._store.journal = None
-                await to_the_end(aside(journal.close))
+                await run_to_end(run_in_thread(journal.close))
         self._host.check()
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
@@ -363,7 +363,7 @@ class RuntimeKernel:
     async def post(self, letter: Letter) -> None:
         """Into the inbox of the journal. Raises LetterRefused."""
         checked_kind(letter, Letter, "post: letter")
-        await aside(self._store.post, letter)
+        await run_in_thread(self._store.post, letter)
 
     def statistics(self) -> dict[str, Any]:
         """Jobs: `running`, `parked`, `waiting` for a place, `blocked` by id with the reason; `begun`, `ended`, `effects` and `doubts` since

@@ -18,7 +18,7 @@ import msgspec
 from sabot.agents.context import ExecutionContext
 from sabot.api.durable import DurableContext
 from sabot.config import check_numbers, checked_durations, checked_kind
-from sabot.errors import EffectError, SabotError, UserError, short_repr, words_of
+from sabot.errors import EffectError, SabotError, UserError, message_of, short_repr
 from sabot.jobs.guard import APART
 from sabot.llm.agent import Agent, Doing, current_doing
 from sabot.llm.alone import ToolsAlone
@@ -250,7 +250,7 @@ async def step(operator: Operator, given: Any, context: OperatorContext) -> Oper
     except (FlowTimeout, DepthExceeded, FlowCycle):
         raise
     except _FAILURES as error:
-        return OperatorResult(f"{type(error).__name__}: {words_of(error)}", success=False, error=error)
+        return OperatorResult(f"{type(error).__name__}: {message_of(error)}", success=False, error=error)
     finally:
         current_doing.reset(before)
         APART.reset(counted)

@@ -20,7 +20,7 @@ import msgspec
 
 from sabot.agents.policy.rules import PolicyRule
 from sabot.config import checked_kind, checked_words
-from sabot.errors import MissingExtra, UserError, short_repr, words_of
+from sabot.errors import MissingExtra, UserError, message_of, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
 
 _RESOURCES: dict[CallKind, str] = {"tool": "Tool", "model": "Model", "child": "Agent"}
@@ -72,7 +72,7 @@ class CedarPolicy(PolicyRule):
             found = [] if self.schema is None else cedarpy.validate_policies(policies, self.schema).errors
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
-                f"CedarPolicy {name}: {words_of(error)}", hint="policies and entities as Cedar has them"
+                f"CedarPolicy {name}: {message_of(error)}", hint="policies and entities as Cedar has them"
             ) from error
         if found:
             raise UserError(

@@ -25,7 +25,7 @@ from sabot.agents.policy.names import check_names
 from sabot.agents.policy.rules import PolicyRule, RuleAnswer, asked_words
 from sabot.api.durable import DurableContext
 from sabot.config import Duration, checked_kind, checked_text, checked_words, parse_seconds
-from sabot.errors import UserError, short_repr, words_of
+from sabot.errors import UserError, message_of, short_repr
 from sabot.jobs.guard import (
     NOBODY,
     Behalf,
@@ -303,7 +303,7 @@ class PolicyEngine(EffectGuard):
 
     def _failed(self, rule: PolicyRule, error: BaseException) -> GuardVerdict:
         name = rule.name or type(rule).__name__
-        said = f"no answer within {self._timeout_s:g} s" if isinstance(error, TimeoutError) else words_of(error)
+        said = f"no answer within {self._timeout_s:g} s" if isinstance(error, TimeoutError) else message_of(error)
         reason = f"rule {name} has failed: {type(error).__name__}: {said}"
         return GuardVerdict(Decision.DENY, name, self.version, reason)
 

@@ -17,7 +17,7 @@ from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 from sabot.agents.policy.rules import PolicyRule
-from sabot.calls.functions import behind
+from sabot.calls.functions import unwrap
 from sabot.errors import UserError
 from sabot.jobs.guard import CallKind
 from sabot.llm.names import MODELS, SERVERS, TOOLS
@@ -47,7 +47,7 @@ def names_around(functions: Iterable[Callable[..., Any]]) -> _CodeWords:
     """Returns what the modules of these functions, and the functions themselves, have in their code."""
     found, seen = _CodeWords(set(), set()), set[int]()
     for function in functions:
-        runs = behind(function)
+        runs = unwrap(function)
         if not isinstance(runs, FunctionType):
             continue
         _of_code(runs.__code__, found)

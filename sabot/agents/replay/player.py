@@ -21,7 +21,7 @@ from sabot.agents.replay.recording import Recording
 from sabot.api.agent import AgentSpec
 from sabot.clock import SYSTEM_CLOCK
 from sabot.config import checked_kind
-from sabot.errors import NoStateBackend, SabotError, UserError, short_repr, words_of
+from sabot.errors import NoStateBackend, SabotError, UserError, message_of, short_repr
 from sabot.jobs.history import ContinueAs, History
 from sabot.jobs.run import Ask, JobRun, effect_words
 from sabot.jobs.values import pack
@@ -177,7 +177,7 @@ def verified(recording: Recording, code: JobCode) -> Verified:
     except NoStateBackend:
         difference = "it reads its state, and how that was then is not recorded"
     except (Exception, SystemExit) as error:  # the user's code
-        difference = f"it cannot be run: {type(error).__name__}: {words_of(error)}"
+        difference = f"it cannot be run: {type(error).__name__}: {message_of(error)}"
     finally:
         run.discard()
     return Verified(recording.job_id, len(asked), difference, _hash(asked))
@@ -215,7 +215,7 @@ def _difference(run: JobRun, asked: Iterable[Ask], code: JobCode) -> str:
         error = run.outcome()[1] if run.finished else None
         if isinstance(error, NoStateBackend):
             raise error
-        raised = f"it raises {type(error).__name__}: {words_of(error)}; " if isinstance(error, Exception) else ""
+        raised = f"it raises {type(error).__name__}: {message_of(error)}; " if isinstance(error, Exception) else ""
         return raised + run.blocked.message
     end = run.history.end
     if end is None:
@@ -234,7 +234,7 @@ def _other_end(run: JobRun, end: End, value: Any, error: BaseException | None, c
     if error is not None and not isinstance(error, ContinueAs):
         if end.outcome == "cancelled" and run.cancels:
             return ""
-        told = f"{type(error).__name__}: {words_of(error)}"
+        told = f"{type(error).__name__}: {message_of(error)}"
         return (
             "" if end.outcome == "failed" and end.result in ("", stored_name(type(error))) else f"it fails now: {told}"
         )

@@ -17,7 +17,7 @@ from sabot.agents.jobs import JobRecord, JobStatus
 from sabot.agents.store import JobsOfJournal
 from sabot.agents.stores.tables import PostgresTables
 from sabot.journal.base import JournalReader
-from sabot.threads import aside, to_the_end
+from sabot.threads import run_in_thread, run_to_end
 
 _AT_ONCE = 1000  # jobs in a statement
 _LATEST = 253_402_300_000.0  # seconds since 1970, in the year 9999: many clients know no later one
@@ -86,7 +86,7 @@ class PostgresJobViews:
 
     async def create_tables(self) -> None:
         """Makes the tables where they are missing, as the first use does. Raises as `refresh`."""
-        await to_the_end(aside(self._tables.create))
+        await run_to_end(run_in_thread(self._tables.create))
 
     async def refresh(self, journal: JournalReader) -> int:
         """The tables show what is durable of this journal. Reads what stands behind the last call's; the first call, and the first after
@@ -95,14 +95,14 @@ class PostgresJobViews:
         Raises TransientError while a server does not answer, UserError, CorruptJournal.
         """
         async with self._turn:
-            return await to_the_end(aside(self._refresh, journal))
+            return await run_to_end(run_in_thread(self._refresh, journal))
 
     async def wrong(self, journal: JournalReader) -> list[str]:
         """The jobs of which the tables say something else than this journal, though they show them up to their last entry or further. Those
         that the journal has trimmed are not among them. Raises as `refresh`.
         """
         async with self._turn:
-            return await to_the_end(aside(self._wrong, journal))
+            return await run_to_end(run_in_thread(self._wrong, journal))
 
     def _wrong(self, journal: JournalReader) -> list[str]:
         known, last = JobsOfJournal(journal, blank=True), dict[str, int]()
@@ -125,7 +125,7 @@ class PostgresJobViews:
     async def rebuild(self, journal: JournalReader) -> int:
         """As `refresh`, of all; what the tables had of this journal goes, also jobs that are trimmed from it. -> how many jobs."""
         async with self._turn:
-            return await to_the_end(aside(self._refresh, journal, True))
+            return await run_to_end(run_in_thread(self._refresh, journal, True))
 
     def _refresh(self, journal: JournalReader, anew: bool = False) -> int:
         known = self._known
@@ -147,7 +147,7 @@ class PostgresJobViews:
 
     async def close(self) -> None:
         """The next use connects again."""
-        await to_the_end(aside(self._tables.close))
+        await run_to_end(run_in_thread(self._tables.close))
 
 
 def forget_jobs(connection: Any, identity: str) -> None:

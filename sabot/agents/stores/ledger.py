@@ -11,10 +11,10 @@ from sabot.agents.accounts.contract import LedgerEvent, LedgerSum
 from sabot.agents.accounts.owners import BudgetBatch, Worked, check_skew, rows_alone, work
 from sabot.agents.accounts.rows import GROUPS, SETTLES, checked_groups, contradicted, sum_of_row
 from sabot.agents.stores.tables import PostgresTables
-from sabot.errors import DataError, UserError, words_of
+from sabot.errors import DataError, UserError, message_of
 from sabot.redaction import clean_cause
 from sabot.steps import step
-from sabot.threads import aside, to_the_end
+from sabot.threads import run_in_thread, run_to_end
 
 _TABLES = {
     "runtime_ledger": """
@@ -96,11 +96,11 @@ class PostgresLedgerWriter:
         """Makes the tables where they are missing, as the first use does. Raises as other calls, and UserError with make=False."""
         if not self._makes:
             raise UserError(f"{self.where}: it was made with make=False, and makes no tables")
-        await to_the_end(aside(self._tables.create))
+        await run_to_end(run_in_thread(self._tables.create))
 
     async def work(self, batch: BudgetBatch) -> Worked:
         """As `BudgetOwner.work`: in one transaction."""
-        return await to_the_end(aside(self._work, batch))
+        return await run_to_end(run_in_thread(self._work, batch))
 
     def _work(self, batch: BudgetBatch) -> Worked:
         with (
@@ -118,13 +118,13 @@ class PostgresLedgerWriter:
         if self.shared and events:
             await self.work(rows_alone(events))
             return
-        await to_the_end(aside(self._write, _rows(events), _conflict(events)))
+        await run_to_end(run_in_thread(self._write, _rows(events), _conflict(events)))
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
         """As `LedgerWriter.correct`: as `write`. The user may delete rows, where some are wrong."""
         if self.shared and events:
             return (await self.work(rows_alone(events, corrects=True))).corrected
-        return await to_the_end(aside(self._write, _rows(events), _conflict(events), True))
+        return await run_to_end(run_in_thread(self._write, _rows(events), _conflict(events), True))
 
     def _write(self, rows: list[tuple[Any, ...]], conflict: str, corrects: bool = False) -> int:
         wrong: set[str] = set()
@@ -162,11 +162,11 @@ class PostgresLedgerWriter:
                 rows: list[tuple[Any, ...]] = connection.execute(statement, values).fetchall()
                 return rows
 
-        return await to_the_end(aside(ask))
+        return await run_to_end(run_in_thread(ask))
 
     async def close(self) -> None:
         """As `LedgerWriter.close`; the next use connects again."""
-        await to_the_end(aside(self._tables.close))
+        await run_to_end(run_in_thread(self._tables.close))
 
 
 class _PostgresBook(TableBook):
@@ -204,7 +204,7 @@ def _content_told(connection: Any) -> Iterator[None]:
     except (connection.Error, UnicodeError) as error:
         state = getattr(error, "sqlstate", None) or ""
         if isinstance(error, connection.DataError | UnicodeError) or state.startswith(_CONTENT):
-            raise DataError(f"runtime_ledger does not take it: {words_of(error).strip()}") from clean_cause(error)
+            raise DataError(f"runtime_ledger does not take it: {message_of(error).strip()}") from clean_cause(error)
         raise
 
 

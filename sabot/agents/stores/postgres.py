@@ -31,7 +31,7 @@ from sabot.journal.base import Journal, JournalReader, Question, check_letter, e
 from sabot.journal.entries import Body, Entry, Intent, Letter, StoredBody, decode_entry, encode_entry
 from sabot.journal.opening import open_inbox, open_reader
 from sabot.journal.schemas import app_of_journal, split_app
-from sabot.threads import aside, to_the_end
+from sabot.threads import run_in_thread, run_to_end
 
 _log = logging.getLogger(__name__)
 
@@ -143,11 +143,11 @@ class PostgresJobStore(JobsAndActions):
 
     async def create_tables(self) -> None:
         """Makes the tables where they are missing, as the first use does."""
-        await to_the_end(aside(self._tables.create))
+        await run_to_end(run_in_thread(self._tables.create))
 
     async def close(self) -> None:
         """Ends the connections; the next use connects again. A pool stays open."""
-        await to_the_end(aside(self._tables.close))
+        await run_to_end(run_in_thread(self._tables.close))
         await self.views.close()
 
     # -- one job's entries --------------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ class PostgresJobStore(JobsAndActions):
         until = SYSTEM_CLOCK.monotonic() + _PATIENCE_SECONDS
         while True:
             try:
-                return await to_the_end(aside(call))
+                return await run_to_end(run_in_thread(call))
             except TransientError:
                 if SYSTEM_CLOCK.monotonic() > until:
                     raise
@@ -247,7 +247,7 @@ class PostgresJobStore(JobsAndActions):
                 with self._tables.transaction() as connection:
                     return app_of_journal(connection, identity)
 
-            name = await to_the_end(aside(app))
+            name = await run_to_end(run_in_thread(app))
             if name is None:
                 raise UserError(
                     f"job {job_id} is shown in {self._tables.where}, and its journal is not in this database, or not open to this user",
@@ -418,7 +418,7 @@ class PostgresJobStore(JobsAndActions):
             with self._tables.transaction() as connection:
                 return int(connection.execute(_TRIM, (before,)).rowcount)
 
-        return await to_the_end(aside(trim))
+        return await run_to_end(run_in_thread(trim))
 
     async def rebuild(self) -> int:
         """Makes `runtime_jobs` and `runtime_actions` anew, as after a loss: of the jobs whose entries are here, and of the kernel's. -> how
@@ -432,7 +432,7 @@ class PostgresJobStore(JobsAndActions):
                 known, counts = self._known(connection, job_ids)
                 return show_jobs(connection, _OURS, {job_id: count - 1 for job_id, count in counts.items()}, known)
 
-        shown = await to_the_end(aside(rebuild))
+        shown = await run_to_end(run_in_thread(rebuild))
         if self._shown is None:
             return shown
         await self._shown.flush()

@@ -21,7 +21,7 @@ from sabot.config import Duration, checked_kind, parse_seconds
 from sabot.connectors.redis import RedisServer
 from sabot.errors import UNREADABLE, DataError, LetterRefused, TransientError, UserError
 from sabot.journal.base import Journal
-from sabot.threads import aside, to_the_end
+from sabot.threads import run_in_thread, run_to_end
 
 _log = logging.getLogger(__name__)
 
@@ -390,7 +390,7 @@ class RedisActionStore(ActionStore):
             return
         async with mirror.turn:
             try:
-                for action in await to_the_end(aside(mirror.news, mirror.journal)):
+                for action in await run_to_end(run_in_thread(mirror.news, mirror.journal)):
                     await self._show_action(mirror, action)
                 mirror.silent = False
             except BaseException as error:

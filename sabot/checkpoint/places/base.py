@@ -29,7 +29,7 @@ import msgspec
 from sabot.checkpoint.protocol import file_name
 from sabot.disk import TemporaryFolder, link_or_copy, lock, make_folder, own_folder
 from sabot.errors import AppLocked, CorruptCheckpoint
-from sabot.faults import unreadable
+from sabot.os_errors import checkpoint_error
 
 READ_BYTES = 1 << 20
 _READERS = 4
@@ -190,7 +190,7 @@ class Place(ABC):
         try:
             sizes = self.sizes(stored.name for _, stored in distinct)
         except OSError as error:
-            raise unreadable(f"{self.where} cannot be read", error) from error
+            raise checkpoint_error(f"{self.where} cannot be read", error) from error
         for path, stored in distinct:
             size = sizes.get(stored.name)
             if size is None:
@@ -216,7 +216,7 @@ class Place(ABC):
                 size += len(chunk)
                 digest.update(chunk)
         except OSError as error:
-            raise unreadable(f"{where} cannot be read", error) from error
+            raise checkpoint_error(f"{where} cannot be read", error) from error
         if size != stored.size or digest.hexdigest() != stored.sha256:
             raise damaged(where, size, stored)
 

@@ -20,9 +20,9 @@ from sabot.disk import (
     own_folder,
     private,
     regular,
-    remove_left,
+    remove_abandoned,
     sync,
-    tell_of_open_folder,
+    warn_of_open_folder,
 )
 from sabot.steps import step
 
@@ -51,13 +51,13 @@ class LocalPlace(Place):
         if not self.where.exists():
             make_folder(self.where)
             sync(self.where.parent)
-        tell_of_open_folder(self.where)
+        warn_of_open_folder(self.where)
         self.take_scratch(self.where / _LOCK, self.where / "scratch")
         own_folder(self.where / "requests")  # made by the owner, so that it belongs to him whoever asks first
         for name in ("claims", "checkpoints", "files"):
             if os.path.lexists(self.where / name):
                 own_folder(self.where / name)
-        remove_left(self.where, "reading-")
+        remove_abandoned(self.where, "reading-")
 
     def advice(self, error: OSError) -> str:
         return "make it writable, or give another one (checkpoint_dir=)"

@@ -23,7 +23,7 @@ from sabot.connectors.files.parts import remove
 from sabot.connectors.files.target import FileTarget
 from sabot.connectors.files.writing import FileWriting
 from sabot.errors import AppLocked, TransientError, UserError
-from sabot.faults import hint_of
+from sabot.os_errors import hint_of
 
 _log = logging.getLogger(__name__)
 

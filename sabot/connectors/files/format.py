@@ -15,7 +15,7 @@ from sabot.connectors.files.growth import Growth
 from sabot.connectors.files.partitions import check_partitions
 from sabot.connectors.files.parts import FilePart, Rows, RowWriter
 from sabot.errors import TransientError, UserError
-from sabot.faults import hint_of
+from sabot.os_errors import hint_of
 
 
 class FileFormat(ABC, Generic[Rows]):

@@ -14,7 +14,7 @@ import msgspec
 from sabot.connectors.files.paths import bare_suffix, codec_of, open_stream
 from sabot.connectors.letters import DeadLetter, letter_of_row
 from sabot.errors import UNREADABLE, UserError
-from sabot.faults import hint_of
+from sabot.os_errors import hint_of
 
 _LINE_BYTES = 256 << 20  # a longer one is no letter: a record has at most some 16 MiB, and JSON may say a byte in six
 _BLOCK_BYTES = 1 << 20

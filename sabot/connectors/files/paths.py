@@ -14,7 +14,7 @@ import pyarrow as pa
 from sabot.config import checked_path
 from sabot.connectors.files.remote import Remotely, RemotePath, is_remote, listed, remote_path
 from sabot.errors import UserError
-from sabot.faults import hint_of
+from sabot.os_errors import hint_of
 
 Paths = str | os.PathLike[str] | Remotely | Sequence[str | os.PathLike[str] | Remotely]
 

@@ -18,7 +18,7 @@ from sabot.connectors.files.target import FileTarget
 from sabot.connectors.files.writing import FileWriting
 from sabot.connectors.letters import as_columns
 from sabot.errors import UserError
-from sabot.faults import hint_of
+from sabot.os_errors import hint_of
 from sabot.redaction import redacted_url
 
 _PART_BYTES = 64 << 20

@@ -26,7 +26,7 @@ from sabot.connectors.files.columns import checked, picked
 from sabot.connectors.files.paths import DataFile, Paths, bare_suffix, digest, find_files, name_of, open_stream
 from sabot.connectors.files.remote import has_pattern, is_remote, remote_path
 from sabot.errors import UserError
-from sabot.faults import hint_of
+from sabot.os_errors import hint_of
 
 _HEAD_BYTES = 4096  # of the first line, which tells one file from another of the same path
 _FILE = 44  # bits of the offset in a file: 16 TiB

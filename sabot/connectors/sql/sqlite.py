@@ -11,7 +11,7 @@ import pyarrow as pa
 from sabot.connectors.sql.database import TOKENS, Database, quoted
 from sabot.connectors.sql.rows import Columns, JsonKind, json_text, utc
 from sabot.errors import TransientError, UserError
-from sabot.faults import hint_of
+from sabot.os_errors import hint_of
 from sabot.steps import step
 
 _WAIT_SECONDS = 30.0  # how long a transaction waits for other writers of the file

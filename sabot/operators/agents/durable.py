@@ -24,7 +24,6 @@ from sabot.api.agent import AgentSpec
 from sabot.api.context import apply_writes
 from sabot.calls.limits import TokenBucket
 from sabot.errors import DataError, InputChanged, NonDeterminism, SabotError, UserError
-from sabot.exits import EXITS
 from sabot.jobs.asking import answered
 from sabot.jobs.guard import Behalf
 from sabot.jobs.host import JobHost
@@ -58,7 +57,8 @@ from sabot.operators.agents.key_order import KeyOrder
 from sabot.operators.agents.mailbox import MailRoom
 from sabot.operators.agents.operator import AgentOperator
 from sabot.operators.agents.rows import RecordReader, Row, place_of, results_of, waiting_batches
-from sabot.watch import guarded, watched
+from sabot.process_exit import EXITS
+from sabot.supervision import watch_call, watch_task
 
 
 class DurableAgentOperator(AgentOperator):
@@ -327,7 +327,7 @@ class DurableAgentOperator(AgentOperator):
             self._rate.begun(now)
         elif self._waits_for_rate is None:
             what = f"what lets jobs of agent {self.spec.agent_id} begin"
-            go_on = guarded(self._go_on_by_rate, what, partial(self.on_broken, what))
+            go_on = watch_call(self._go_on_by_rate, what, partial(self.on_broken, what))
             self._waits_for_rate = self.loop.call_later(wait_s, go_on)
         return wait_s > 0
 
@@ -353,7 +353,7 @@ class DurableAgentOperator(AgentOperator):
         task = self.loop.create_task(work, name=what)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return watched(task, what, partial(self.on_broken, what))
+        return watch_task(task, what, partial(self.on_broken, what))
 
     # -- jobs run: what the host asks (`jobs.owner.JobOwner`) ---------------------------------------------------------
 

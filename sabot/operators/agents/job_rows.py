@@ -11,7 +11,7 @@ import msgspec
 from sabot._cython.arrow.batch import Batch
 from sabot.api.agent import AgentSpec
 from sabot.api.durable import DurableContext
-from sabot.calls.functions import behind
+from sabot.calls.functions import unwrap
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import Headers, encode_json
@@ -296,7 +296,7 @@ def version_of(function: Callable[..., Any], version: str = "") -> str:
     """What BEGIN says of the code: its version, by default a short name of the function's code, and the Python that runs it, since another
     one may make tasks in another order (`jobs.run`). The same in every process that has the same source and Python.
     """
-    code = getattr(behind(function), "__code__", None)
+    code = getattr(unwrap(function), "__code__", None)
     if not version and code is not None:
         version = blake2b(repr(_shape(code)).encode(), digest_size=6).hexdigest()
     return f"{version}{PYTHON_MARK}{sys.version_info.major}.{sys.version_info.minor}"

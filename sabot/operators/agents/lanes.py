@@ -13,9 +13,9 @@ from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext, apply_writes, timer_changes
 from sabot.calls import Crew
 from sabot.errors import SabotError
-from sabot.exits import EXITS
 from sabot.operators.agents.operator import AgentOperator
-from sabot.watch import unexpected
+from sabot.process_exit import EXITS
+from sabot.supervision import unexpected_end
 
 _log = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ class LaneOperator(AgentOperator):
             self.fail(RuntimeError("the task that runs the call was cancelled"), where)
         else:
             what = f"a lane of agent {self.spec.agent_id}, at {where},"
-            self.on_broken(what, unexpected(what, error))
+            self.on_broken(what, unexpected_end(what, error))
 
     def broke(self, what: str, error: SabotError) -> None:
         """A callback of the crew has ended unexpectedly."""

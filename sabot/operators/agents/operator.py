@@ -25,9 +25,7 @@ from sabot.codecs import Codec
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import RECORD_SCHEMA, Headers
 from sabot.connectors.letters import letter_headers
-from sabot.errors import AgentFailed, SabotError, UserError, words_of
-from sabot.exits import EXITS
-from sabot.faults import hint_of
+from sabot.errors import AgentFailed, SabotError, UserError, message_of
 from sabot.metrics import Durations, Sample
 from sabot.operators.agents.counters import Counters
 from sabot.operators.agents.payloads import RowPayloads, payloads_of
@@ -35,6 +33,8 @@ from sabot.operators.agents.rows import RecordReader, Result, Row, nulled_in, pl
 from sabot.operators.agents.timers import KeyTimers
 from sabot.operators.held import Held, HeldRows
 from sabot.operators.nulled import Nulled
+from sabot.os_errors import hint_of
+from sabot.process_exit import EXITS
 from sabot.state import StateBackend
 
 _log = logging.getLogger(__name__)
@@ -394,7 +394,7 @@ class AgentOperator(ABC):
         """The agent ends here: its own error under policy `fail`, or its source or sink broke. Unfinished rows stay."""
         if self.failure is not None:
             return
-        words, hint = words_of(error), ""
+        words, hint = message_of(error), ""
         if isinstance(error, SabotError):
             words, hint = error.message, error.hint
         self.failure = AgentFailed(

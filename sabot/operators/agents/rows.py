@@ -15,7 +15,7 @@ from sabot._cython.text.json import NESTING_MAX, BadRow, is_too_deep
 from sabot._cython.text.records import bytes_list, state_key
 from sabot.api.agent import AgentSpec
 from sabot.api.context import Message
-from sabot.calls.functions import behind, each_piece
+from sabot.calls.functions import for_each_piece, unwrap
 from sabot.codecs import Codec
 from sabot.codecs.formats import JSON
 from sabot.codecs.json import JsonCodec
@@ -353,12 +353,12 @@ def gathering(
     func: Callable[..., Any], form: Callable[[Any], Any] = lambda value: value, payload_of: PayloadOf = as_json
 ) -> tuple[Callable[..., Any], bool]:
     """The function to call, and whether it is a coroutine function; what generators give is gathered for `results_of`, in this form."""
-    target = behind(func)
+    target = unwrap(func)
     if inspect.isasyncgenfunction(target):
 
         async def gather(*given: Any) -> _Several:
             several = _Several([], payload_of)
-            await each_piece(func(*given), lambda value: several.add(form(value)))
+            await for_each_piece(func(*given), lambda value: several.add(form(value)))
             return several
 
         return gather, True

@@ -33,7 +33,7 @@ from sabot.errors import CorruptCheckpoint, SabotError
 from sabot.operators.cuts import OpenCuts, OpenRows, Rows
 from sabot.operators.keeping import Batches, KeptCut, read_batches
 from sabot.state.base import Cut
-from sabot.watch import guarded
+from sabot.supervision import watch_call
 
 DueTimer = tuple[bytes, int, str]
 """The scope of its key, its time in ms, its name."""
@@ -74,7 +74,7 @@ class KeyTimers:
         """
         self._what = f"what looks for due timers of {name}"
         self._clock, self._loop, self._put = clock, asyncio.get_running_loop(), put
-        self._look_safely = guarded(self._look, self._what, partial(broke, self._what))
+        self._look_safely = watch_call(self._look, self._what, partial(broke, self._what))
         self._table = TimerTable()
         self._cuts = OpenCuts()
         self._slots: dict[bytes, int] = {}  # of the keys that have timers

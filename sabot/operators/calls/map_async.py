@@ -11,7 +11,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot.api.calls import check_coroutine_function, function_name
 from sabot.api.nodes import calls as nodes
 from sabot.api.nodes.read import only_source
-from sabot.calls.functions import each_piece, gives_pieces
+from sabot.calls.functions import for_each_piece, is_async_generator
 from sabot.operators.base import TIME_COLUMN, OperatorContext, with_time
 from sabot.operators.calls.answers import Answers, BatchAnswers, joined
 from sabot.operators.calls.chunks import CHUNK_ROWS, Chunk, Done
@@ -43,7 +43,7 @@ class MapAsync(HeldCalls):
         **calls: Any,
     ) -> None:
         check_coroutine_function(function, "map_async", pieces=not batch)
-        super().__init__(_gathering(function) if gives_pieces(function) else function, keys=keys, **calls)
+        super().__init__(_gathering(function) if is_async_generator(function) else function, keys=keys, **calls)
         self._schema, self._batch, self._rows = schema, batch, rows
         self._time, self._fixed = time, fixed
         if batch:
@@ -120,7 +120,7 @@ def _gathering(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     async def gather(row: Any) -> list[Any]:
         rows: list[Any] = []
-        await each_piece(function(row), lambda piece: None if piece is None else rows.append(piece))
+        await for_each_piece(function(row), lambda piece: None if piece is None else rows.append(piece))
         return rows
 
     return gather

@@ -19,13 +19,13 @@ from sabot._cython.arrow.batch import Batch
 from sabot.api.arguments import RowPolicy
 from sabot.codecs.marks import UPDATE_AFTER
 from sabot.connectors.letters import letters_of_rows
-from sabot.errors import DataError, SabotError, UserError, words_of
-from sabot.faults import is_of_the_world
+from sabot.errors import DataError, SabotError, UserError, message_of
 from sabot.logs import warn_of_users_error
 from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN, OperatorContext, without_marks
 from sabot.operators.expressions.casts import RefusedValues
 from sabot.operators.expressions.node import Compiled
 from sabot.operators.rows.origin import of_selected
+from sabot.os_errors import is_environment_error
 from sabot.redaction import scrubbed
 from sabot.stored_names import stored_name
 
@@ -57,7 +57,7 @@ class BadRows:
         program, such as a UserError that the function itself has raised, or other columns than its schema says.
         """
         cause = cause_of(error)
-        return not self.fails and not is_of_the_world(cause) and not isinstance(cause, _OF_THE_PROGRAM)
+        return not self.fails and not is_environment_error(cause) and not isinstance(cause, _OF_THE_PROGRAM)
 
     def halved(
         self, batch: Batch, call: Callable[[Batch], T], nulls: Callable[[Batch], T]
@@ -104,7 +104,7 @@ class BadRows:
 
     def said(self, batch: Batch, row: int, error: BaseException) -> str:
         """The error with the place of its row."""
-        message = error.message if isinstance(error, SabotError) else words_of(error)
+        message = error.message if isinstance(error, SabotError) else message_of(error)
         place = row_place(batch, row)
         return message if message.endswith(place) else f"{message}; {place}"
 
@@ -119,7 +119,7 @@ class BadRows:
             rows, places = [rows[i] for i in kept], [places[i] for i in kept] if places else None
         return letters_of_rows(
             data.select(without_marks(data.schema).names),
-            [(stored_name(type(cause_of(errors[row]))), words_of(errors[row])) for row in rows],
+            [(stored_name(type(cause_of(errors[row]))), message_of(errors[row])) for row in rows],
             [1] * len(rows),
             times=data.column(TIME_COLUMN).to_pylist() if TIME_COLUMN in data.schema.names else None,
             topic=batch.topic,

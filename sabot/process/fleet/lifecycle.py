@@ -17,7 +17,7 @@ from types import TracebackType
 
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, check_called, parse_seconds
-from sabot.errors import words_of
+from sabot.errors import message_of
 from sabot.process.client import Child, Supervisor
 from sabot.process.command import Command
 from sabot.process.errors import (
@@ -31,8 +31,8 @@ from sabot.process.errors import (
 )
 from sabot.process.fleet.instances import OVER, AgentInstance, InstanceInfo, LifecycleConfig, LifecycleState, OnState
 from sabot.process.status import ExitStatus
-from sabot.threads import to_the_end
-from sabot.watch import KeptTasks
+from sabot.supervision import TaskSet
+from sabot.threads import run_to_end
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class LifecycleManager:
         self._clock = clock
         self._sleep = sleep
         self._agents: dict[str, AgentInstance] = {}
-        self._tasks = KeptTasks("the lifecycle manager")
+        self._tasks = TaskSet("the lifecycle manager")
         self._looking = False
         self._closed = False
 
@@ -111,7 +111,7 @@ class LifecycleManager:
         try:
             await asyncio.shield(self._tasks.begin(self._start_first(agent), awaited=True))
         except asyncio.CancelledError:
-            await to_the_end(self._terminate(agent, 0.0, "its spawn was cancelled"))
+            await run_to_end(self._terminate(agent, 0.0, "its spawn was cancelled"))
             raise
         if agent.state is not LifecycleState.RUNNING:
             raise AgentNotSpawned(f"agent {agent.label}: {agent.why}")
@@ -135,13 +135,13 @@ class LifecycleManager:
         release_memory: the manager's `checkpoint` saves it instead, and its processes end. Raises SuspendFailed; UnknownAgent.
         """
         agent = self.agent(agent_id)
-        await to_the_end(self._suspend(agent, release_memory, why or "it was suspended"))
+        await run_to_end(self._suspend(agent, release_memory, why or "it was suspended"))
         return agent
 
     async def resume(self, agent_id: str) -> AgentInstance:
         """Lets a suspended agent go on, in a new process where its old one has ended. Raises ResumeFailed; UnknownAgent."""
         agent = self.agent(agent_id)
-        await to_the_end(self._resume(agent))
+        await run_to_end(self._resume(agent))
         return agent
 
     async def restart(self, agent_id: str, *, at_once: bool = False, why: str = "") -> AgentInstance:
@@ -151,7 +151,7 @@ class LifecycleManager:
         restarts are used up; UnknownAgent.
         """
         agent = self.agent(agent_id)
-        await to_the_end(self._restart(agent, at_once, why or "it was restarted"))
+        await run_to_end(self._restart(agent, at_once, why or "it was restarted"))
         if await agent.until(LifecycleState.RUNNING, LifecycleState.SUSPENDED, *OVER) in OVER:
             raise RestartFailed(f"agent {agent.label} was not started again: {agent.why}")
         return agent
@@ -163,13 +163,13 @@ class LifecycleManager:
         """
         agent = self.agent(agent_id)
         grace_s = None if grace_seconds is None else parse_seconds(grace_seconds, name="terminate: grace_seconds")
-        await to_the_end(self._terminate(agent, grace_s, why or "it was terminated"))
+        await run_to_end(self._terminate(agent, grace_s, why or "it was terminated"))
         return agent
 
     async def close(self) -> None:
         """Terminates all agents. Returns when nothing of them is left; raises TerminateFailed where that cannot be done."""
         self._closed = True
-        await to_the_end(self._close())
+        await run_to_end(self._close())
 
     # -- who is there -------------------------------------------------------------------------------------------------
 
@@ -196,7 +196,7 @@ class LifecycleManager:
         agent = self.agent(agent_id)
         agent.users += 1
         try:
-            await to_the_end(self._wake(agent))
+            await run_to_end(self._wake(agent))
             yield agent
         finally:
             agent.users -= 1
@@ -212,7 +212,7 @@ class LifecycleManager:
                 self._see(agent)
             if agent.state is LifecycleState.RUNNING and not agent.is_adopted and await self._is_idle(agent):
                 try:
-                    await to_the_end(self._suspend(agent, self.config.release_idle, "it was idle", if_idle=True))
+                    await run_to_end(self._suspend(agent, self.config.release_idle, "it was idle", if_idle=True))
                 except SuspendFailed as error:  # the next look tries again
                     _log.warning("%s", error)
                 else:
@@ -249,7 +249,7 @@ class LifecycleManager:
                 agent.child = await (await Supervisor.running()).spawn(agent.command)
                 await self._until_ready(agent, agent.child)
         except Exception as error:
-            why = f"it was not ready in {seconds:g} s" if limit.expired() else words_of(error)
+            why = f"it was not ready in {seconds:g} s" if limit.expired() else message_of(error)
             if agent.child is not None:
                 try:
                     await self._stop(agent, agent.child, 0.0)
@@ -447,7 +447,7 @@ class LifecycleManager:
         except Exception as error:
             if agent.state is LifecycleState.SUSPENDED:
                 child.pause()
-            raise SuspendFailed(f"agent {agent.label} was not suspended: {words_of(error)}") from error
+            raise SuspendFailed(f"agent {agent.label} was not suspended: {message_of(error)}") from error
         agent.command = command
 
     async def _resume(self, agent: AgentInstance) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, check_called, is_whole, parse_seconds
-from sabot.errors import SabotError, UserError, short_repr, words_of
+from sabot.errors import SabotError, UserError, message_of, short_repr
 from sabot.process.client import Child
 from sabot.process.errors import (
     CommunicationError,
@@ -159,7 +159,7 @@ class ResourceManager:
         try:
             quota = replace(account.quota, **changes)  # type: ignore[arg-type]
         except (InvalidQuota, TypeError) as error:
-            raise QuotaUpdateFailed(f"the quota of agent {agent_id!r} stays: {words_of(error)}") from error
+            raise QuotaUpdateFailed(f"the quota of agent {agent_id!r} stays: {message_of(error)}") from error
         await self.set_quota(agent_id, quota)
         return quota
 
@@ -322,7 +322,7 @@ class ResourceManager:
         try:
             await self._do(agent, account, resource, action, str(violation))
         except SabotError as error:
-            self._note(replace(violation, error=words_of(error)))
+            self._note(replace(violation, error=message_of(error)))
             raise
         breach.done, breach.why = action, str(violation)
         self._note(violation)

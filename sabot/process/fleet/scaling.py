@@ -29,8 +29,8 @@ from sabot.process.fleet.recommending import FleetConfig, FleetMetrics, Recommen
 from sabot.process.fleet.warm import WarmPool
 from sabot.process.limits import ResourceLimits
 from sabot.process.status import ProcessUsage
-from sabot.threads import to_the_end
-from sabot.watch import KeptTasks
+from sabot.supervision import TaskSet
+from sabot.threads import run_to_end
 
 _log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class FleetManager:
         self._failures = 0  # ends of replicas since work was done; of those that end together it is one
         self._running = False
         self._scaling = asyncio.Lock()
-        self._tasks = KeptTasks(f"fleet {self.name!r}")
+        self._tasks = TaskSet(f"fleet {self.name!r}")
         self._last = FleetMetrics(0, 0, 0, 0, 0.0, None, None, 0)
         self._counts = {"up": 0, "down": 0, "died": 0, "given_back": 0}
 
@@ -115,7 +115,7 @@ class FleetManager:
         try:
             await self._grow(self.config.min_replicas)
         except BaseException:
-            await to_the_end(self.close())
+            await run_to_end(self.close())
             raise
         self._tasks.begin(self._watch())
 
@@ -126,7 +126,7 @@ class FleetManager:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await to_the_end(self.close())
+        await run_to_end(self.close())
 
     @property
     def replicas(self) -> list[FleetReplica]:
@@ -172,7 +172,7 @@ class FleetManager:
                     f"fleet {self.name!r}: {replicas} replicas are fewer than min_replicas={self.config.min_replicas}"
                 )
             if replicas > self._target:
-                await to_the_end(self._grow(replicas))
+                await run_to_end(self._grow(replicas))
                 self._counts["up"] += 1
             elif replicas < self._target:
                 await self._shrink(self._target - replicas)
@@ -393,7 +393,7 @@ class FleetManager:
         if isinstance(self._what, WarmPool):
             self._enter(await self._what.allocate(self.config.spawn_timeout_secs), None)
         else:
-            await to_the_end(self._spawn(self._what))
+            await run_to_end(self._spawn(self._what))
 
     async def _spawn(self, command: Command) -> None:
         child = await (await Supervisor.running()).spawn(command)
@@ -473,7 +473,7 @@ class FleetManager:
                 if replica.work is not None:
                     replica.is_given_back = True
                     replica.work.cancel()
-                await to_the_end(self._end(replica))
+                await run_to_end(self._end(replica))
                 if replica in self._replicas:
                     self._replicas.remove(replica)
 

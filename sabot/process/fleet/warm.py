@@ -23,8 +23,8 @@ from sabot.process.errors import AgentError, CommunicationError, SpawnFailed, Wa
 from sabot.process.fleet.lifecycle import LifecycleManager
 from sabot.process.limits import ResourceLimits
 from sabot.process.tree import numbers_of
-from sabot.threads import to_the_end
-from sabot.watch import KeptTasks
+from sabot.supervision import TaskSet
+from sabot.threads import run_to_end
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class WarmPool:
         self._given_out: set[Child] = set()
         self._starting = 0
         self._waiting: deque[asyncio.Future[Child]] = deque()
-        self._tasks = KeptTasks(f"warm pool {self.name!r}")
+        self._tasks = TaskSet(f"warm pool {self.name!r}")
         self._running = False
         self._round = 0  # how often a child has ended warm, or did not start; children that end together count once
         self._good_round = 0  # the last one in which a child was given out
@@ -141,7 +141,7 @@ class WarmPool:
                 if isinstance(each, BaseException):
                     raise each
         except BaseException:
-            await to_the_end(self.close())
+            await run_to_end(self.close())
             raise
         self._tasks.begin(self._refresh())
 
@@ -152,7 +152,7 @@ class WarmPool:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await to_the_end(self.close())
+        await run_to_end(self.close())
 
     @property
     def children(self) -> list[Child]:
@@ -187,7 +187,7 @@ class WarmPool:
             if again and self._running and _is_fit(child) and self._is_quiet(child):
                 self._enter(child, was_out=True)
             else:
-                await to_the_end(self._end(child))
+                await run_to_end(self._end(child))
 
     @asynccontextmanager
     async def borrowed(self, wait_secs: Duration | None = 0.0) -> AsyncIterator[Child]:
@@ -196,7 +196,7 @@ class WarmPool:
         try:
             yield child
         finally:
-            await to_the_end(self.give_back(child))
+            await run_to_end(self.give_back(child))
 
     async def refresh(self) -> int:
         """Replaces the children that would be too old at the next look. -> how many"""
@@ -377,19 +377,19 @@ class WarmPool:
 
     async def _spawn(self) -> None:
         """Starts a child, which enters the pool when it is warm."""
-        child = await to_the_end(self._begin())
+        child = await run_to_end(self._begin())
         if self._ready is not None:
             try:
                 async with asyncio.timeout(self.config.spawn_timeout_secs):
                     await self._until_ready(child)
             except TimeoutError:
-                await to_the_end(self._end(child))
+                await run_to_end(self._end(child))
                 raise SpawnFailed(
                     f"{self.command.argv[0]} was not warm in {self.config.spawn_timeout_secs:g} s",
                     hint=f"it is to say {self._ready.decode()!r} on its stdout",
                 ) from None
             except BaseException:
-                await to_the_end(self._end(child))
+                await run_to_end(self._end(child))
                 raise
         self._counts["spawned"] += 1
         self._enter(child)

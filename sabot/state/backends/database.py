@@ -33,7 +33,7 @@ from rocksdict import (
 
 from sabot.disk import TemporaryFolder, make_folder, private
 from sabot.errors import UNREADABLE, CorruptCheckpoint, SabotError, UserError
-from sabot.faults import unreadable
+from sabot.os_errors import checkpoint_error
 from sabot.state.files import seen_from
 
 MARK_FILE = "sabot-state.json"
@@ -255,7 +255,7 @@ def read_mark(directory: Path) -> bool:
             raise CorruptCheckpoint(f"{mark_file}: is no state of this version of Sabot")
         sealed, files = bool(mark["sealed"]), dict(mark["files"])
     except (OSError, KeyError, TypeError, *UNREADABLE) as error:
-        raise unreadable(f"{mark_file}: cannot be read as state", error) from error
+        raise checkpoint_error(f"{mark_file}: cannot be read as state", error) from error
     for name, size in files.items():
         if name in ("", ".", "..") or "/" in name or "\0" in name:
             raise CorruptCheckpoint(f"{mark_file}: its entry {name!a} is no file of a database")
@@ -279,7 +279,7 @@ def read_database(directory: Path) -> Iterator[tuple[str, bytes, bytes]]:
             names = Rdict.list_cf(str(view), options)
             db: Any = Rdict(str(view), options, dict.fromkeys(names, options), AccessType.read_only(False))
         except Exception as error:  # rocksdict has no class of its own for what RocksDB reports
-            raise unreadable(f"{directory}: cannot be read as state", error) from error
+            raise checkpoint_error(f"{directory}: cannot be read as state", error) from error
         with db:
             for name in names:
                 if name.startswith(_FAMILY):

@@ -16,7 +16,7 @@ import pyarrow as pa
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.disk import private
 from sabot.errors import CorruptCheckpoint, SabotError, UserError
-from sabot.faults import unreadable
+from sabot.os_errors import checkpoint_error
 from sabot.state.base import BackendConfig, BackendCut, ClosedTables, Entry, LocalBackend, Mine, Snapshot
 from sabot.state.expiry import Expiry, converted
 
@@ -229,7 +229,7 @@ class SavedFile(BackendCut):
             with pa.memory_map(str(file)) as data:
                 metadata = pa.ipc.open_file(data).schema.metadata or {}
         except (OSError, pa.ArrowInvalid) as error:
-            raise unreadable(f"{file}: cannot be read as state", error) from error
+            raise checkpoint_error(f"{file}: cannot be read as state", error) from error
         if metadata.get(b"sabot.state") != _FORMAT:
             raise CorruptCheckpoint(f"{file}: is no state of this version of Sabot")
         self.sealed = metadata.get(b"sabot.sealed") == b"1"
@@ -248,7 +248,7 @@ class SavedFile(BackendCut):
                     batch.validate(full=True)
                     yield batch
         except (OSError, pa.ArrowInvalid) as error:
-            raise unreadable(f"{file}: cannot be read as state", error) from error
+            raise checkpoint_error(f"{file}: cannot be read as state", error) from error
 
     def save(self, directory: Path) -> int:
         return _write(self._batches(), directory, sealed=self.sealed)

@@ -22,7 +22,7 @@ from pathlib import Path
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.disk import make_folder, own_folder
 from sabot.errors import CheckpointFailed, SabotError, UserError
-from sabot.faults import hint_of, unreadable
+from sabot.os_errors import checkpoint_error, hint_of
 from sabot.state.backends.database import StateDatabase, database_options, read_database, read_mark
 from sabot.state.base import BackendConfig, BackendCut, ClosedTables, Entry, LocalBackend, Mine, Snapshot
 from sabot.state.expiry import Expiry, converted
@@ -381,7 +381,7 @@ class RocksDBBackend(LocalBackend):
             remove_tree(directory)
             if isinstance(error, SabotError) or not isinstance(error, Exception):
                 raise
-            raise unreadable(f"{parts[0].path}: cannot be restored", error) from error
+            raise checkpoint_error(f"{parts[0].path}: cannot be restored", error) from error
 
     def _import(self, database: StateDatabase, entries: Iterator[Entry]) -> None:
         part: _Entries = {}

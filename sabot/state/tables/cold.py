@@ -18,7 +18,7 @@ from sabot._cython.groups.keyed import GroupTable
 from sabot._cython.groups.tables import places
 from sabot._cython.rows.row_bytes import RowCodec
 from sabot.disk import make_folder
-from sabot.faults import taking_over, unreadable
+from sabot.os_errors import checkpoint_error, restoring
 from sabot.state.backends.database import Piece, StateDatabase, database_options, read_database, read_mark
 from sabot.state.files import link_tree, remove_tree
 from sabot.state.tables.parts import PARTS, Parts, merged_parts
@@ -58,7 +58,7 @@ class ColdGroups:
             return cls(directory, states, keys, cache_bytes)
         except Exception as error:  # rocksdict has no class of its own for what RocksDB reports
             remove_tree(directory)
-            raise unreadable(f"{source}: cannot be restored", error) from error
+            raise checkpoint_error(f"{source}: cannot be restored", error) from error
 
     def write(self, pane: int, hashes: pa.UInt64Array, take: Take) -> None:
         """Keeps the groups that `take` gives (keys, then accumulators), one for each hash, each key once."""
@@ -139,7 +139,7 @@ class _Codec:
 
     def unpack(self, pairs: list[tuple[bytes, bytes]]) -> pa.RecordBatch:
         """The groups of these pairs. Raises CorruptCheckpoint: the database may come from a checkpoint, whose bytes are not trusted."""
-        with taking_over("groups", "their database"):
+        with restoring("groups", "their database"):
             keys = self._key_rows.unpack([key for key, _ in pairs], skip=_HEAD_BYTES)
             values = self._value_rows.unpack([value for _, value in pairs])
             groups = pa.RecordBatch.from_arrays([*keys, *values], schema=self._states)

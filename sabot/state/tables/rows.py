@@ -28,7 +28,7 @@ from sabot._cython.groups.partition import hash_columns
 from sabot._cython.rows.row_table import ALIVE, RowCut, RowTable
 from sabot.disk import make_folder, private
 from sabot.errors import CorruptCheckpoint
-from sabot.faults import unreadable
+from sabot.os_errors import checkpoint_error
 from sabot.state.base import Cut, Owned, Saved
 from sabot.state.files import Shared, link_file, remove_tree
 
@@ -161,7 +161,7 @@ class RowStore:
                         self._put(kept, order, rows, counts, owned)
                         yield len(rows)
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-            raise unreadable(f"{directory}: cannot be read as rows", error) from error
+            raise checkpoint_error(f"{directory}: cannot be read as rows", error) from error
 
     def _kept(self, data: pa.RecordBatch, columns: Sequence[int]) -> pa.RecordBatch:
         """The table's columns of rows of a file; the one that may have come later is null where the file lacks it."""

@@ -24,7 +24,7 @@ from sabot._cython.arrow.border import validate
 from sabot._cython.groups.keyed import TableCut
 from sabot.disk import make_folder, private
 from sabot.errors import CorruptCheckpoint
-from sabot.faults import unreadable
+from sabot.os_errors import checkpoint_error
 from sabot.state.files import Shared, link_file, link_tree, remove_tree
 from sabot.state.tables.cold import ColdGroups
 
@@ -241,7 +241,7 @@ def _read(file: Path, number: int, schema: pa.Schema, *, gone: bool) -> Iterator
                 validate(groups)
                 yield SavedChange(number, int(about[b"pane"]), int(about[b"life"]), gone, groups)
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise unreadable(f"{file}: cannot be read as state", error) from error
+        raise checkpoint_error(f"{file}: cannot be read as state", error) from error
 
 
 def _columns(schema: pa.Schema) -> str:

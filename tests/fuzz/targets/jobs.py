@@ -21,8 +21,8 @@ from sabot.checkpoint.requests import Requests
 from sabot.checkpoint.storage import CheckpointStorage
 from sabot.delivery.parts import read_part
 from sabot.errors import AgentFailed, InternalError, SabotError
-from sabot.faults import taking_over
 from sabot.operators.reading import operators_of, state_of
+from sabot.os_errors import restoring
 from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, run
 from targets.base import Target, refused, use
 from targets.saved import damaged_arrow
@@ -117,7 +117,7 @@ class Jobs(Target):
             names: Sequence[str] = [each.id for each in operators_of(manifest)]
             for lane in manifest.lanes.values():
                 for part in lane.pending:
-                    with taking_over("part", part.file):
+                    with restoring("part", part.file):
                         for batch in read_part(manifest.part_path(part)):
                             use(batch)
         except SabotError as error:

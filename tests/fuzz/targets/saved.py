@@ -20,7 +20,6 @@ from sabot.api.patterns import pattern, step
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.codecs.marks import OP_COLUMN
 from sabot.errors import SabotError
-from sabot.faults import taking_over
 from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import TIME_COLUMN, Operator, Saved
 from sabot.operators.changes.groups import GroupAggregate
@@ -43,6 +42,7 @@ from sabot.operators.rows.subset import Sample
 from sabot.operators.windows.fixed import WindowAggregate
 from sabot.operators.windows.sessions import SessionAggregate
 from sabot.operators.windows.top import WindowTopN
+from sabot.os_errors import restoring
 from targets.base import Target, refused, use
 from tools.operator_run import OperatorRun
 
@@ -241,7 +241,7 @@ class State(Target):
     def _restored(self, case: Case, saved: Saved, directory: Path) -> bool:
         run = _run(case, directory)
         try:
-            with taking_over("op-1", saved.directory):  # as `runtime.task` does
+            with restoring("op-1", saved.directory):  # as `runtime.task` does
                 run._start(1, [saved])
             with suppress(Exception):  # what no program has written may fail later, loudly; memory stays whole
                 _feed(run, case, ROWS[:7], CITIES[:2])

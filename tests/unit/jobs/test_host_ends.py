@@ -11,10 +11,10 @@ from unit.jobs.hosting import Agent, entries, hosting
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import BrokerUnavailable, JournalFailed
-from sabot.exits import exit_in
 from sabot.jobs.values import unpack
 from sabot.journal import EffectResult, Intent, Letter, MemoryHome, MemoryJournal, Reconciled
 from sabot.llm.tools import tool
+from sabot.process_exit import find_exit
 from tools.agent_tools import until
 
 SYNC_THREADS = 16  # that calls of sync tools may have
@@ -304,5 +304,5 @@ async def test_a_tool_that_asks_for_the_end_of_the_process_ends_the_run_and_is_n
     async with hosting(home, agent_of(leave)) as jobs:
         jobs.begin("j1")
         await until(lambda: jobs.broken)
-        assert isinstance(exit_in(jobs.broken[0][1]), SystemExit)
+        assert isinstance(find_exit(jobs.broken[0][1]), SystemExit)
     assert recorded(home) == ["Begin", "Intent"]

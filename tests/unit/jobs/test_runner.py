@@ -22,11 +22,11 @@ import pytest
 from sabot import secret
 from sabot.clock import SYSTEM_CLOCK, ManualClock
 from sabot.errors import JournalFailed, NotSent, SabotError
-from sabot.exits import exit_in
 from sabot.jobs.runner import Certainty, EffectRunner, Outcome
 from sabot.jobs.values import MAX_RESULT_BYTES, unpack, unpack_error
 from sabot.journal.effects import EffectClass, EffectId, Reconciled
 from sabot.llm.tools import Effect, Tool, tool
+from sabot.process_exit import find_exit
 from sabot.testing.loop import SimulatedLoop
 from tools.agent_tools import until
 
@@ -1068,7 +1068,7 @@ async def test_a_tool_that_asks_for_the_end_of_the_process_ends_the_run(asked: B
     runner.make(effect(), tool(leave if is_async else sync_leave), (), {}, told)
     await until(lambda: broken != [])
     await turns()
-    assert exit_in(broken[0]) is asked
+    assert find_exit(broken[0]) is asked
     assert (told.all, runner.in_flight(), len(broken)) == ([], 0, 1)
 
 
@@ -1086,7 +1086,7 @@ async def test_an_exit_of_a_call_that_was_left_behind_is_not_lost() -> None:
     await told.one()
     go.set()
     await until(lambda: broken != [])
-    assert isinstance(exit_in(broken[0]), SystemExit)
+    assert isinstance(find_exit(broken[0]), SystemExit)
 
 
 def test_without_an_owner_an_exit_comes_out_of_the_loop() -> None:

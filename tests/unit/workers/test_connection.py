@@ -7,8 +7,8 @@ import struct
 import pytest
 
 from sabot.errors import DataError, InternalError, SabotError, TransientError, UserError
-from sabot.exits import carried, exit_in
 from sabot.metrics import Sample
+from sabot.process_exit import find_exit, wrap_exit
 from sabot.workers import connection as module
 from sabot.workers.connection import ControlConnection
 from sabot.workers.messages import Beat, Hello, TaskCut, TaskEnded, TasksOver, Trigger, error_of, failed
@@ -138,6 +138,6 @@ def test_an_error_that_may_pass_by_itself_still_may():
 
 @pytest.mark.parametrize("asked", [SystemExit(3), SystemExit("told"), SystemExit(), KeyboardInterrupt()])
 def test_an_exit_of_the_program_is_still_one(asked):
-    found = exit_in(error_of(failed(carried(asked, "task read/0")), "worker 1"))
+    found = find_exit(error_of(failed(wrap_exit(asked, "task read/0")), "worker 1"))
     assert type(found) is type(asked)
     assert found.args == asked.args or (found.args, asked.args) == ((None,), ())

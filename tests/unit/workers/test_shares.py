@@ -18,7 +18,7 @@ from sabot.plan import make_plan
 from sabot.runtime.build import Build
 from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.settings import Settings
-from sabot.threads import aside, threads
+from sabot.threads import run_in_thread, threads
 from sabot.workers.messages import HasFirst, Start
 from sabot.workers.placement import fingerprint, place
 from sabot.workers.share import NoShare, WorkerShare
@@ -75,7 +75,7 @@ async def shares(app, settings, workers):
     whole = Build(
         app.ends(), replace(settings, spread=NoShare()), agents=(), wanted={}, loop=asyncio.get_running_loop()
     )
-    await aside(whole.open, None)
+    await run_in_thread(whole.open, None)
     whole.give_back_sources()
     placement = place(whole.plan.stages, workers)
     assert set(placement.values()) == set(range(workers))

@@ -11,9 +11,9 @@ import pytest
 from sabot import AgentContext, App, UserError, col
 from sabot._cython.text.records import state_key
 from sabot.errors import CorruptCheckpoint
-from sabot.faults import taking_over
 from sabot.operators import cuts
 from sabot.operators.agents.timers import KeyTimers, key_of, saved_timers
+from sabot.os_errors import restoring
 from sabot.state import BackendConfig, MemoryBackend
 from sabot.testing import END, ManualClock, ScriptedSource
 from tools.agent_tools import bounded, checkpoint, crash_image, publish, records, started, state_of, until, values
@@ -596,7 +596,7 @@ def test_a_file_that_holds_no_timers_is_refused(damage, tmp_path):
         if not refused:
             assert list(saved_timers(tmp_path)) == [("x", "n", 5)]
             continue
-        with pytest.raises(CorruptCheckpoint), taking_over("timers", tmp_path):
+        with pytest.raises(CorruptCheckpoint), restoring("timers", tmp_path):
             list(saved_timers(tmp_path))
 
 

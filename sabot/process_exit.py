@@ -11,7 +11,7 @@ EXITS = (KeyboardInterrupt, SystemExit)
 Exit = KeyboardInterrupt | SystemExit
 
 
-def exit_in(error: BaseException | None) -> Exit | None:
+def find_exit(error: BaseException | None) -> Exit | None:
     """The exit behind this error: the first one in the chain of the error and its causes; None when there is none."""
     seen: set[int] = set()  # a user's error may be its own cause
     while error is not None and id(error) not in seen:
@@ -22,8 +22,8 @@ def exit_in(error: BaseException | None) -> Exit | None:
     return None
 
 
-def carried(asked: BaseException, where: str) -> SabotError:
-    """An ordinary error whose cause is the exit `asked`; `exit_in` finds it there."""
+def wrap_exit(asked: BaseException, where: str) -> SabotError:
+    """An ordinary error whose cause is the exit `asked`; `find_exit` finds it there."""
     error = SabotError(f"{where} ends the process: {type(asked).__name__}: {asked}".rstrip(": "))
     error.__cause__ = asked
     return error

@@ -1,4 +1,4 @@
-"""What an error of the operating system means, and what to do about it, for every module that reads or writes.
+"""Errors of the operating system: which one an exception is, and a hint about what to do, for every module that reads or writes.
 
 Python's errors have the number of the error (`OSError.errno`). Those of RocksDB, Arrow and librdkafka only quote the system's text for it
 ("IO error: No space left on device: While appending to file: …"), so the number is derived from that text.
@@ -114,8 +114,8 @@ _WORDS["database or disk is full"] = errno.ENOSPC  # SQLite's own text
 _LONGEST_FIRST = sorted(_WORDS, key=len, reverse=True)
 
 
-def fault_of(error: object) -> int:
-    """The `errno` of the system's error that this error is, or that its text quotes; 0 when it is none that we know."""
+def errno_of(error: object) -> int:
+    """Returns the `errno` of the system error that `error` is or that its text quotes, or 0 if it is none of those known here."""
     if isinstance(error, MemoryError):
         return errno.ENOMEM
     if isinstance(error, OSError) and error.errno in _HINTS and error.errno != errno.EAGAIN:
@@ -125,14 +125,14 @@ def fault_of(error: object) -> int:
 
 
 def hint_of(error: object, otherwise: str = "") -> str:
-    """What to do about an error that is a fault of the machine; `otherwise` for any other error."""
-    fault = fault_of(error)
+    """Returns what to do about an error of the operating system, or `otherwise` for any other error."""
+    fault = errno_of(error)
     return _HINTS[fault]() if fault else otherwise
 
 
-def is_of_the_world(error: BaseException) -> bool:
-    """Whether an error of the user's function says nothing of the row that it was called with: the network, the disk or the memory failed,
-    and the same call may pass later. A file that a row names and that is not there, or may not be read, is the row's own fault.
+def is_environment_error(error: BaseException) -> bool:
+    """Returns True if an error of a user's function has nothing to do with the row: the network, the disk or the memory failed, and the same
+    call may succeed later. A missing or unreadable file is an error of the row, which may have named the file.
     """
     of_a_path = isinstance(
         error, FileNotFoundError | FileExistsError | IsADirectoryError | NotADirectoryError | PermissionError
@@ -140,28 +140,29 @@ def is_of_the_world(error: BaseException) -> bool:
     return isinstance(error, OSError | TransientError | MemoryError) and not of_a_path
 
 
-def unreadable(what: str, error: BaseException) -> UserError:
-    """The error for a part of a checkpoint that cannot be used: CorruptCheckpoint, or UserError where a fault of the machine only keeps us
-    from reading it.
+def checkpoint_error(what: str, error: BaseException) -> UserError:
+    """Returns the error for a file of a checkpoint that cannot be used: a UserError if the machine failed and the file may be good (no memory,
+    too many open files, …), else a CorruptCheckpoint.
     """
     message = f"{what}: {getattr(error, 'strerror', None) or error}"
-    if fault_of(error) in _PASSING:
+    if errno_of(error) in _PASSING:
         return UserError(message, hint=hint_of(error))
     return CorruptCheckpoint(message)
 
 
 @contextmanager
-def taking_over(what: str, where: object) -> Iterator[None]:
-    """Wraps code that makes state out of a checkpoint. Hashes of its files and the checksum of its manifest reveal damage, but whoever can
-    write a file can write its hash too. So any error that the contents cause becomes a CorruptCheckpoint that names `where`, except
-    faults of the machine.
+def restoring(what: str, where: object) -> Iterator[None]:
+    """Wraps code that restores state from a checkpoint: an error that the contents cause becomes a CorruptCheckpoint that names `where`.
+
+    Hashes and checksums reveal damage, but whoever can write a file can write its hash too, so contents are not trusted. An error of the
+    machine becomes a UserError, and a SabotError passes unchanged.
     """
     try:
         yield
     except Exception as error:
         if isinstance(error, SabotError) and not isinstance(error, InternalError):
             raise
-        found = unreadable(f"{what} cannot be taken over from {where}: {type(error).__name__}", error)
+        found = checkpoint_error(f"{what} cannot be taken over from {where}: {type(error).__name__}", error)
         if isinstance(found, CorruptCheckpoint):
             found.hint = (
                 "no Sabot of this version has written it so: go back to another checkpoint, or start with --fresh"

@@ -1,7 +1,7 @@
 """Public names that are loaded when they are first asked for (PEP 562), so that a program pays for what it uses.
 
 The stub of a package, `__init__.pyi`, is the one place that says its names and the module of each: type checkers and editors read it, and
-so does `late_names`. Each line is `from module import Name as Name`, by which a stub says that a name is the package's own.
+so does `lazy_exports`. Each line is `from module import Name as Name`, by which a stub says that a name is the package's own.
 """
 
 import ast
@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 
-def late_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """The `__getattr__`, the `__dir__` and the `__all__` of a package."""
     where = _homes(package)
 
