@@ -131,8 +131,8 @@ def hint_of(error: object, otherwise: str = "") -> str:
 
 
 def is_environment_error(error: BaseException) -> bool:
-    """Returns True if an error of a user's function has nothing to do with the row: the network, the disk or the memory failed, and the same
-    call may succeed later. A missing or unreadable file is an error of the row, which may have named the file.
+    """Returns True if an error of a user's function has nothing to do with the row: the network, the disk or the memory failed, and the
+    same call may succeed later. A missing or unreadable file is an error of the row, which may have named the file.
     """
     of_a_path = isinstance(
         error, FileNotFoundError | FileExistsError | IsADirectoryError | NotADirectoryError | PermissionError
@@ -141,8 +141,8 @@ def is_environment_error(error: BaseException) -> bool:
 
 
 def checkpoint_error(what: str, error: BaseException) -> UserError:
-    """Returns the error for a file of a checkpoint that cannot be used: a UserError if the machine failed and the file may be good (no memory,
-    too many open files, …), else a CorruptCheckpoint.
+    """Returns the error for a file of a checkpoint that cannot be used: a UserError if the machine failed and the file may be good (no
+    memory, too many open files, …), else a CorruptCheckpoint.
     """
     message = f"{what}: {getattr(error, 'strerror', None) or error}"
     if errno_of(error) in _PASSING:
