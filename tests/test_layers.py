@@ -22,6 +22,7 @@ ORDER = [
     "stored_names",
     "os_errors",
     "config",
+    "options",
     "clock",
     "steps",
     "disk",

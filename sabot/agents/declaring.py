@@ -5,19 +5,15 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from sabot.agents.runtime import AgentRuntime
-from sabot.api.agent import AGENT_OPTIONS, AgentSpec, MailboxFull, OnError
+from sabot.api.agent import AgentOptions, AgentSpec, BatchAgentOptions, RecordAgentOptions, Topics
 from sabot.clock import Clock
-from sabot.codecs.base import Format
 from sabot.config import Duration, checked_name, checked_topic
-from sabot.connectors.base import Delivery, OnNan, Sink, Source
-from sabot.connectors.places import Place, Start, Until
+from sabot.connectors.places import Place
 from sabot.errors import UserError, short_repr
-from sabot.jobs.tree import ChildLimits
+from sabot.options import options_of, spells_out
 from sabot.state import state_directory
 
 if TYPE_CHECKING:
@@ -162,102 +158,38 @@ class DeclaresAgents:
     @overload
     def agent(
         self,
-        topic: str | Source | Sequence[str | Source] | None = None,
+        topic: Topics = None,
         *,
         name: str | None = None,
-        batch: Literal[False] = False,
-        key: str | None = None,
-        sink: "str | Sink | Source | Sequence[str | Sink | Source] | Callable[..., Any] | None" = None,
-        schema: pa.Schema | Mapping[str, Any] | None = None,
-        concurrency: int = 1,
-        timeout: Duration | None = None,
-        on_error: OnError = "fail",
-        retries: int = 3,
-        backoff: Duration = "100ms",
-        rate: str | float | None = None,
-        dead_letter: str | Sink = "{topic}.dlq",
-        delivery: Delivery = None,
-        nan: OnNan = None,
-        format: str | Format | None = None,
-        sink_format: str | Format | None = None,
-        start: Start = "earliest",
-        until: Until | None = None,
-        on_timer: Callable[..., Any] | None = None,
-        durable: bool = False,
-        mailbox: int | None = None,
-        mailbox_full: MailboxFull | None = None,
-        job_id: str | None = None,
-        scope: str | None = None,
-        principal: str | None = None,
-        labels: Collection[str] | None = None,
-        children: ChildLimits | None = None,
-        tombstones: bool = False,
-        process: bool | int = False,
+        batch: Literal[True],
+        **options: Unpack[BatchAgentOptions],
     ) -> Callable[[F], F]: ...
 
     @overload
     def agent(
         self,
-        topic: str | Source | Sequence[str | Source] | None = None,
+        topic: Topics = None,
         *,
         name: str | None = None,
-        batch: Literal[True],
-        key: str | None = None,
-        sink: "str | Sink | Source | Callable[..., Any] | None" = None,
-        schema: pa.Schema | Mapping[str, Any] | None = None,
-        concurrency: int = 1,
-        timeout: Duration | None = None,
-        on_error: OnError = "fail",
-        retries: int = 3,
-        backoff: Duration = "100ms",
-        rate: str | float | None = None,
-        dead_letter: str | Sink = "{topic}.dlq",
-        delivery: Delivery = None,
-        nan: OnNan = None,
-        format: str | Format | None = None,
-        sink_format: str | Format | None = None,
-        start: Start = "earliest",
-        until: Until | None = None,
-        durable: bool = False,
-        labels: Collection[str] | None = None,
-        children: ChildLimits | None = None,
-        process: bool | int = False,
+        batch: Literal[False] = False,
+        **options: Unpack[RecordAgentOptions],
     ) -> Callable[[F], F]: ...
 
+    @spells_out(AgentOptions)
     def agent(self, topic: Any = None, *, name: str | None = None, **options: Any) -> Callable[[F], F]:
         """Makes a function an agent of this app: `@app.agent("orders", sink="alerts")`. The function itself is returned.
 
-        topic: a topic, a Source, or a list of them; by default the function's name. name: by default the function's name.
-        key: the field whose value owns the state. on_timer: with `key`, `f(timer, ctx)` is called for timers that the key has set.
-        sink: a topic, a Sink, or another agent's function; or a list of topics and Sinks, of which `Message(…, topic=)` names one; other
-        results go into the first.
-        batch: the function gets `(pa.RecordBatch, ctx)`; schema: its columns, by default inferred from the first records.
-        A record agent may have a schema too: records that do not fit it go to the dead letters.
-        tombstones: records without a payload are given to the function too, with the message None; with key=, schema= says how the key of
-        such a record is read. Without it they are dead letters.
-        concurrency: how many calls run at a time, in order per key. timeout: of one call.
-        durable: each record is a job, whose effects are in the journal (`docs/durable-agents.md`). mailbox: how many records may wait
-        behind a key whose job is not over; mailbox_full: "hold" (the source) or "dead_letter". job_id: the field that says which request
-        a record is; scope, principal: the fields that say for which tenant, and for whom, its job runs; without scope= that is the app.
-        labels: of its records; ["untrusted"]: anybody may have written them. children: how many a job may begin, and how deep they go, as
-        `sabot.agents.ChildLimits` says.
-        on_error: "fail", "retry" (retries, backoff), "skip". nan: what becomes of NaN and infinities, which JSON has not: "null"; "fail":
-        such a result is an error of its call; None: null, with a warning.
-        format: what the records of its topics are, "json" by default, and sink_format: what its results in topics are; see
-        docs/formats.md. A record agent gets the columns of a record as a dict, and returns a dict with those of its sink's format.
-        dead_letter: topic of what cannot be processed. start, until: from where and up to where a topic is read, as in `App.stream`.
-        process: under `sabot run` it has a process of its own; a number: so many, each of which reads some of the partitions. With `key=`
-        the records of a key are in one partition then, since their own keys say the same; without, it has no state (docs/scale-out.md).
+        The function gets a record's value and an AgentContext; what it returns or yields goes to the sink. With `batch=True` it gets a
+        `pa.RecordBatch` in place of the value. `durable=True` needs a journal (docs/durable-agents.md), `process=` records that are
+        partitioned by `key=` (docs/scale-out.md). docs/agents.md describes all options. Raises UserError, which names the agent.
+
+        `topic`: a topic, a Source, or a list of them; by default the function's name.
+        `name`: the last part of the agent's id, by default the function's name.
         """
         if callable(topic) and not isinstance(topic, str):
             raise UserError("@app.agent is written with brackets", hint="@app.agent() or @app.agent('topic')")
 
         def register(func: F) -> F:
-            unknown = options.keys() - AGENT_OPTIONS
-            if unknown:
-                raise UserError(
-                    f"@app.agent has no option {', '.join(sorted(unknown))}", hint=f"it has {', '.join(AGENT_OPTIONS)}"
-                )
             label: Any = name or getattr(func, "__name__", "")
             if label:  # a functools.partial has no name
                 checked_name(label, f"app {self.id}: agent name")
@@ -295,7 +227,7 @@ class DeclaresAgents:
         from sabot.llm.errors import ABOUT_ITS_RECORD
 
         checked_name(name, f"app {self.id}: agent name")
-        wiring = {each: options.pop(each) for each in list(options) if each in AGENT_OPTIONS}
+        wiring = {each: options.pop(each) for each in list(options) if each in options_of(AgentOptions)}
         where = f"llm_agent {name}"
         if wiring.get("durable") is False:
             raise UserError(f"{where}: durable=False", hint="in @app.agent without durable=True, await Agent(…).run(…)")
@@ -376,9 +308,11 @@ class DeclaresAgents:
         from sabot.agents.programs import AgentCommand
 
         where, durable = f"process_agent {name}", options.get("durable", False)
-        wrong = [each for each in options if each not in AGENT_OPTIONS or each in ("batch", "on_timer", "tombstones")]
+        wrong = options.keys() - options_of(AgentOptions) | options.keys() & {"batch", "on_timer", "tombstones"}
         if wrong:
-            raise UserError(f"{where}: it has no option {', '.join(wrong)}", hint="a program is run for each record")
+            raise UserError(
+                f"{where}: it has no option {', '.join(sorted(wrong))}", hint="a program is run for each record"
+            )
         if not durable and (effect is not None or in_doubt is not None):
             raise UserError(
                 f"{where}: effect= and in_doubt= are of durable agents", hint="durable=True, or leave them out"

@@ -2,17 +2,18 @@
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, TypedDict, Unpack, get_args
 
 import pyarrow as pa
 
 from sabot.api.expr import as_type
 from sabot.api.formats import payload_format, sink_format
 from sabot.calls import CallOptions, Retry
+from sabot.calls.options import CALL_WORDS
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
-from sabot.config import NAME_BYTES, Duration, checked_name, is_whole
+from sabot.config import NAME_BYTES, Duration, checked_flag, checked_name, is_whole
 from sabot.connectors.base import (
     Delivery,
     OnNan,
@@ -27,227 +28,219 @@ from sabot.connectors.base import (
 )
 from sabot.connectors.places import Place, Start, Until, checked_start, checked_until
 from sabot.errors import UserError
-from sabot.jobs.tree import DEFAULT_LIMITS, ChildLimits, checked_limits
+from sabot.jobs.tree import ChildLimits, checked_limits
+from sabot.options import Option, with_defaults
 
 OnError = Literal["fail", "retry", "skip"]
 
 MailboxFull = Literal["hold", "dead_letter"]
 
+Topics = str | Source | Sequence[str | Source] | None
+"""What an agent reads: a topic, a Source, or a list of them; None: the topic with the name of its function."""
+
 _POLICIES = ("fail", "retry", "skip")
+_DURABLE_ONLY = ("mailbox", "mailbox_full", "job_id", "scope", "principal", "labels", "children")
 _MAILBOX_ROWS = 10_000
 _PROCESSES_MAX = 64
 
 
-@dataclass(frozen=True, slots=True)
-class AgentSpec:
-    """An agent as the user described it. `sink` is a topic, a Sink, another agent's function, or None; more_sinks: those that results may
-    name beside it. check: raises DataError for the
-    value of a record that the agent cannot take, which is a dead letter then. format: of the records of its topics; sink_format: of the
-    results in topics, None: JSON. tombstones: records without a payload are its own too.
-    start, until: from where a topic is read without a checkpoint, and up to where; None: without an end.
+class BatchAgentOptions(TypedDict, total=False):
+    """The options of `@app.agent` with `batch=True`, which agents of records have too."""
 
-    Of a durable agent: mailbox: how many rows may wait behind a key that is busy; mailbox_full: what happens to more of them. job_id: the
-    field that says which request a record is; scope, principal: the fields that say on whose behalf its job runs; labels: of each record;
-    children: that a job may begin.
-    buried: errors that are dead letters whatever on_error= says: those of a model's answers to one record.
-    process: how many processes of its own it has; 0: it runs with the app's other agents.
-    """
+    key: Annotated[str | None, Option(None, "the field of a record whose value owns the state")]
+    sink: Annotated[
+        "str | Sink | Source | Callable[..., Any] | Sequence[str | Sink | Source] | None",
+        Option(None, "a topic, a Sink or another agent's function; or a list of topics and Sinks, see `Message`"),
+    ]
+    schema: Annotated[
+        pa.Schema | Mapping[str, Any] | None,
+        Option(None, "the columns of a record; without it a batch agent's are inferred from the first records"),
+    ]
+    concurrency: Annotated[int, Option(1, "the number of calls that run at a time, in order per key")]
+    timeout: Annotated[Duration | None, Option(None, "the longest time that one call may take")]
+    on_error: Annotated[
+        OnError, Option("fail", 'the reaction to a call that raised: "fail", "retry" or "skip" the record')
+    ]
+    retries: Annotated[int, Option(3, 'the number of further attempts with on_error="retry"')]
+    backoff: Annotated[Duration, Option("100ms", "the wait before the first further attempt; it doubles each time")]
+    rate: Annotated[str | float | None, Option(None, 'the number of attempts that may begin: "50/s", "300/m"')]
+    dead_letter: Annotated[str | Sink, Option("{topic}.dlq", "the topic or Sink for records that cannot be processed")]
+    delivery: Annotated[
+        Delivery, Option(None, '"exactly_once" or "at_least_once"; by default exactly once where the sink can')
+    ]
+    nan: Annotated[
+        OnNan, Option(None, 'the JSON of NaN and infinities: "null"; "fail" is an error; None is null with a warning')
+    ]
+    format: Annotated[str | Format | None, Option(None, 'the format of the records of its topics, by default "json"')]
+    sink_format: Annotated[str | Format | None, Option(None, 'the format of its results in topics, by default "json"')]
+    start: Annotated[
+        Start, Option("earliest", "the place where a topic is read from without a checkpoint, by default the app's")
+    ]
+    until: Annotated[Until | None, Option(None, "the place where its topics end; None: nowhere")]
+    durable: Annotated[bool, Option(False, "True makes each record a job, whose effects are in the journal")]
+    labels: Annotated[
+        Collection[str] | None, Option(None, 'the labels of its records: ["untrusted"] if anybody may write them')
+    ]
+    children: Annotated[ChildLimits | None, Option(None, "the number and depth of the children that a job may begin")]
+    process: Annotated[
+        bool | int, Option(False, "True or the number of processes of its own that it has under `sabot run`")
+    ]
+
+
+class RecordAgentOptions(BatchAgentOptions, total=False):
+    """The options of `@app.agent` without `batch=True`."""
+
+    on_timer: Annotated[
+        Callable[..., Any] | None, Option(None, "the function f(timer, ctx) for timers; it needs `key=`")
+    ]
+    tombstones: Annotated[
+        bool, Option(False, "True if the function is also called for records without a payload; else dead letters")
+    ]
+    mailbox: Annotated[int | None, Option(None, "the number of records that may wait behind a busy key: 10,000")]
+    mailbox_full: Annotated[
+        MailboxFull | None, Option(None, '"hold" (the source) or "dead_letter", when the mailbox is full')
+    ]
+    job_id: Annotated[str | None, Option(None, "the field whose value is the same for the same request only")]
+    scope: Annotated[str | None, Option(None, "the field with the tenant for whom a job runs; else it is the app")]
+    principal: Annotated[str | None, Option(None, "the field with the person on whose behalf a job runs")]
+
+
+class AgentOptions(RecordAgentOptions, total=False):
+    """All options of `@app.agent`."""
+
+    batch: Annotated[bool, Option(False, "True if the function takes (pa.RecordBatch, ctx)")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSpec:
+    """An agent as the user described it: the checked values of `AgentOptions`, with the name, the function and the inputs."""
 
     agent_id: str
     func: Callable[..., Any]
     inputs: tuple[str | Source, ...]
-    key: str | None = None
-    sink: Any = None
-    more_sinks: tuple[str | Sink, ...] = ()
-    batch: bool = False
-    schema: pa.Schema | None = None
-    calls: CallOptions = field(default_factory=CallOptions)
-    dead_letter: str | Sink = "{topic}.dlq"
-    delivery: Delivery = None
-    nan: OnNan = None
-    format: Format = JSON
-    sink_format: Format | None = None
-    start: Place = "earliest"
-    until: Place | None = None
-    on_timer: Callable[..., Any] | None = None
-    durable: bool = False
-    mailbox: int = _MAILBOX_ROWS
-    mailbox_full: MailboxFull = "hold"
-    job_id: str | None = None
-    scope: str | None = None
-    principal: str | None = None
-    labels: tuple[str, ...] = ()
+    topic_by_name: bool
+    """True if no topic was given: the name is the topic, unless another agent writes into this one."""
+    key: str | None
+    sink: Any
+    """A topic, a Sink, another agent's function, or None."""
+    more_sinks: tuple[str | Sink, ...]
+    """Further topics and Sinks, which a result may name."""
+    batch: bool
+    schema: pa.Schema | None
+    calls: CallOptions
+    dead_letter: str | Sink
+    delivery: Delivery
+    nan: OnNan
+    format: Format
+    sink_format: Format | None
+    start: Place
+    until: Place | None
+    on_timer: Callable[..., Any] | None
+    durable: bool
+    mailbox: int
+    mailbox_full: MailboxFull
+    job_id: str | None
+    scope: str | None
+    principal: str | None
+    labels: tuple[str, ...]
+    children: ChildLimits
+    tombstones: bool
+    process: int
+    """The number of processes of its own; 0 if the agent runs with the app's other agents."""
     buried: tuple[type[Exception], ...] = ()
-    children: ChildLimits = DEFAULT_LIMITS
-    tombstones: bool = False
-    process: int = 0
-    topic_by_name: bool = False  # no topic was given: its name is the topic, unless another agent writes into it
+    """Errors that make a dead letter whatever `on_error=` says: those of a model's answers to one record."""
     check: Callable[[Any], object] | None = None
+    """A function that raises DataError for the value of a record that the agent cannot take."""
 
     @classmethod
     def of(
         cls,
         agent_id: str,
         func: Callable[..., Any],
-        topic: str | Source | list[str | Source] | None = None,
+        topic: Topics = None,
         *,
         name: str = "",
-        key: str | None = None,
-        sink: Any = None,
-        batch: bool = False,
-        schema: pa.Schema | dict[str, str] | None = None,
-        concurrency: int = 1,
-        timeout: Duration | None = None,
-        on_error: OnError = "fail",
-        retries: int = 3,
-        backoff: Duration = "100ms",
-        rate: str | float | None = None,
-        dead_letter: str | Sink = "{topic}.dlq",
-        delivery: Delivery = None,
-        nan: OnNan = None,
-        format: str | Format | None = None,
-        sink_format: str | Format | None = None,
-        start: Start = "earliest",
-        until: Until | None = None,
-        on_timer: Callable[..., Any] | None = None,
-        durable: bool = False,
-        mailbox: int | None = None,
-        mailbox_full: MailboxFull | None = None,
-        job_id: str | None = None,
-        scope: str | None = None,
-        principal: str | None = None,
-        labels: Collection[str] | None = None,
-        children: ChildLimits | None = None,
-        tombstones: bool = False,
-        process: bool | int = False,
+        **options: Unpack[AgentOptions],
     ) -> "AgentSpec":
         """Makes the description of the arguments that the user wrote. Raises UserError, which names the agent."""
+        where = f"agent {agent_id}"
 
         def refuse(what: str, hint: str = "") -> UserError:
-            return UserError(f"agent {agent_id}: {what}", hint=hint)
+            return UserError(f"{where}: {what}", hint=hint)
 
         checked_name(agent_id, "agent id", longest=2 * NAME_BYTES + 1)
+        given = with_defaults("@app.agent", AgentOptions, options)
         if not callable(func):
             raise refuse(f"{func!r} is not callable", "put @app.agent(...) above a function")
-        topics = topic if isinstance(topic, list | tuple) else [topic or name or getattr(func, "__name__", "")]
+        topics: Any = topic if isinstance(topic, list | tuple) else [topic or name or getattr(func, "__name__", "")]
         if not topics or any(not isinstance(t, str | Source) or t == "" for t in topics):
             raise refuse(f"topic {topic!r}", "give a topic name, a Source, or a list of them")
         for each in topics:
-            check_input(each, f"agent {agent_id}: topic", "")
+            check_input(each, f"{where}: topic", "")
         if len({t if isinstance(t, str) else t.name for t in topics}) != len(topics):
             raise refuse(f"topic {topic!r} names one topic twice")
-        calls = CallOptions.of(
-            f"agent {agent_id}",
-            concurrency=concurrency,
-            timeout=timeout,
-            retries=retries,
-            backoff=backoff,
-            on_error=on_error,
-            policies=_POLICIES,
-            rate=rate,
-        )
-        if on_error != "retry":
+        calls = CallOptions.of(where, policies=_POLICIES, **{word: given.pop(word) for word in CALL_WORDS})
+        if calls.on_error != "retry":
             calls = replace(calls, retry=Retry(0, calls.retry.backoff_s))
-        check_delivery(delivery, f"agent {agent_id}")
-        check_nan(nan, f"agent {agent_id}")
-        if batch and concurrency != 1 and not durable:
-            raise refuse(f"concurrency={concurrency}", "a batch agent takes one batch at a time")
+        key, batch, durable, process = (given[word] for word in ("key", "batch", "durable", "process"))
+        check_delivery(given["delivery"], where)
+        check_nan(given["nan"], where)
+        if batch and calls.concurrency != 1 and not durable:
+            raise refuse(f"concurrency={calls.concurrency}", "a batch agent takes one batch at a time")
         if batch and (inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func)):
             raise refuse("a batch agent cannot yield", "return one RecordBatch, or None")
+        on_timer = given["on_timer"]
         if on_timer is not None and not callable(on_timer):
             raise refuse(f"on_timer={on_timer!r} is no function")
         if on_timer is not None and (batch or key is None):
             raise refuse("on_timer=, and no key that timers belong to", "a record agent with key= has timers")
-        known = None if schema is None else as_schema(schema, where=f"agent {agent_id}")
-        if not isinstance(tombstones, bool):
-            raise refuse(f"tombstones={tombstones!r}", "True or False")
-        if tombstones and batch:
+        schema = None if given["schema"] is None else as_schema(given["schema"], where=where)
+        checked_flag(f"{where}: tombstones", given["tombstones"])
+        if given["tombstones"] and batch:
             raise refuse("tombstones=True with batch=True", "a batch has columns, and a tombstone none: leave it out")
-        if tombstones and key is not None and (known is None or key not in known.names):
+        if given["tombstones"] and key is not None and (schema is None or key not in schema.names):
             raise refuse(
                 f"tombstones=True with key={key!r}, which a tombstone says in the record's key alone",
                 f'schema={{"{key}": "string"}} says how that is read: text as it is, other types as JSON',
             )
-        _check_durable(
-            refuse,
-            durable=durable,
-            batch=batch,
-            keyed=key is not None,
-            on_timer=on_timer,
-            only={
-                "mailbox": mailbox,
-                "mailbox_full": mailbox_full,
-                "job_id": job_id,
-                "scope": scope,
-                "principal": principal,
-                "labels": labels,
-                "children": children,
-            },
-        )
+        _check_durable(refuse, given)
         if not isinstance(process, bool) and not is_whole(process, 1, _PROCESSES_MAX):
             raise refuse(f"process={process!r}", f"True, or a number of processes, 1 to {_PROCESSES_MAX}")
         if process and durable:
             raise refuse("process= with durable=True", "the jobs of an app have one journal, and so one process")
-        if process and callable(sink):
+        sinks = _sinks_of(refuse, given["sink"], where, batch=batch)
+        if process and callable(sinks[0]):
             raise refuse("process=, and its results go to an agent of another process", "put a topic between the two")
-        sinks = [
-            sink_of(each, f"agent {agent_id}: sink") for each in (sink if isinstance(sink, list | tuple) else [sink])
-        ]
-        if isinstance(sink, list | tuple) and (batch or not all(isinstance(each, str | Sink) for each in sinks)):
+        if given["nan"] is not None and not isinstance(sinks[0], str | Sink):
             raise refuse(
-                f"sink={sink!r}", "several sinks are topics and Sinks, of a record agent: Message(…, topic=) says which"
+                f"nan={given['nan']!r}, and no sink", "what another agent or a stream gets keeps its NaN; .to(…, nan=)"
             )
-        if not sinks or (not isinstance(sinks[0], str | Sink | None) and not callable(sinks[0])):
-            raise refuse(
-                f"sink {sink!r}", "a topic name, a Sink, or another agent's function; or a list of topics and Sinks"
-            )
-        if nan is not None and not isinstance(sinks[0], str | Sink):
-            raise refuse(f"nan={nan!r}, and no sink", "what another agent or a stream gets keeps its NaN; .to(…, nan=)")
-        for each in sinks:
-            if isinstance(each, str | Sink):
-                check_sink(each, f"agent {agent_id}: sink")
-        if len({each if isinstance(each, str) else getattr(each, "name", "") for each in sinks}) != len(sinks):
-            raise refuse(f"sink={sink!r} has one name twice", "Message(…, topic=) could not say which")
-        check_sink(dead_letter, f"agent {agent_id}: dead_letter")
-        for word, place in (("start", start), ("until", until)):
-            if isinstance(place, Mapping) and len(topics) > 1:
+        check_sink(given["dead_letter"], f"{where}: dead_letter")
+        for word in ("start", "until"):
+            if isinstance(given[word], Mapping) and len(topics) > 1:
                 raise refuse(
-                    f"{word}={place!r}, and several topics", "offsets are of one topic: make an agent for each"
+                    f"{word}={given[word]!r}, and several topics", "offsets are of one topic: make an agent for each"
                 )
-        for each in topics if until is not None else ():
-            check_ends(each, f"agent {agent_id}")
-        spec = cls(
-            agent_id=agent_id,
-            func=func,
-            inputs=tuple(topics),
-            key=key,
-            sink=sinks[0],
-            more_sinks=tuple(sinks[1:]),
-            batch=batch,
-            schema=known,
-            calls=calls,
-            dead_letter=dead_letter,
-            delivery=delivery,
-            nan=nan,
-            format=_input_format(refuse, format, topics, known, f"agent {agent_id}", batch=batch, durable=durable),
-            sink_format=_output_format(
-                refuse, sink_format, sinks, f"agent {agent_id}", batch=batch, keyed=key is not None
+        for each in topics if given["until"] is not None else ():
+            check_ends(each, where)
+        given |= {
+            "sink": sinks[0],
+            "more_sinks": tuple(sinks[1:]),
+            "schema": schema,
+            "calls": calls,
+            "format": _input_format(refuse, given["format"], topics, schema, where, batch=batch, durable=durable),
+            "sink_format": _output_format(
+                refuse, given["sink_format"], sinks, where, batch=batch, keyed=key is not None
             ),
-            start=checked_start(start, f"agent {agent_id}"),
-            until=checked_until(until, f"agent {agent_id}"),
-            on_timer=on_timer,
-            durable=durable,
-            mailbox=_MAILBOX_ROWS if mailbox is None else mailbox,
-            mailbox_full=mailbox_full or "hold",
-            job_id=job_id,
-            scope=scope,
-            principal=principal,
-            labels=tuple(sorted(set(labels or ()))),
-            children=checked_limits(f"agent {agent_id}", children),
-            tombstones=tombstones,
-            process=int(process),
-            topic_by_name=topic is None,
-        )
+            "start": checked_start(given["start"], where),
+            "until": checked_until(given["until"], where),
+            "mailbox": _MAILBOX_ROWS if given["mailbox"] is None else given["mailbox"],
+            "mailbox_full": given["mailbox_full"] or "hold",
+            "labels": tuple(sorted(set(given["labels"] or ()))),
+            "children": checked_limits(where, given["children"]),
+            "process": int(process),
+        }
+        spec = cls(agent_id=agent_id, func=func, inputs=tuple(topics), topic_by_name=topic is None, **given)
         _check_called(refuse, func, ("batch", "ctx") if batch else ("ctx",))
         return spec
 
@@ -334,33 +327,45 @@ def _output_format(
     return found
 
 
-def _check_durable(
-    refuse: Callable[[str, str], UserError],
-    *,
-    durable: bool,
-    batch: bool,
-    keyed: bool,
-    on_timer: object,
-    only: Mapping[str, Any],
-) -> None:
-    """only: the options that durable agents alone have, None where they are not given."""
+def _sinks_of(refuse: Callable[[str, str], UserError], given: Any, where: str, *, batch: bool) -> list[Any]:
+    """Returns the sinks, the first one first: [None] without a sink."""
+    several = isinstance(given, list | tuple)
+    sinks = [sink_of(each, f"{where}: sink") for each in (given if several else [given])]
+    if several and (batch or not all(isinstance(each, str | Sink) for each in sinks)):
+        raise refuse(
+            f"sink={given!r}", "several sinks are topics and Sinks, of a record agent: Message(…, topic=) says which"
+        )
+    if not sinks or (not isinstance(sinks[0], str | Sink | None) and not callable(sinks[0])):
+        raise refuse(
+            f"sink {given!r}", "a topic name, a Sink, or another agent's function; or a list of topics and Sinks"
+        )
+    for each in sinks:
+        if isinstance(each, str | Sink):
+            check_sink(each, f"{where}: sink")
+    if len({each if isinstance(each, str) else getattr(each, "name", "") for each in sinks}) != len(sinks):
+        raise refuse(f"sink={given!r} has one name twice", "Message(…, topic=) could not say which")
+    return sinks
+
+
+def _check_durable(refuse: Callable[[str, str], UserError], given: Mapping[str, Any]) -> None:
+    """Checks the options that durable agents alone have."""
+    durable, batch = given["durable"], given["batch"]
     if not isinstance(durable, bool):
         raise refuse(f"durable={durable!r}", "True or False")
     if not durable:
-        for name, value in only.items():
-            if value is not None:
+        for name in _DURABLE_ONLY:
+            if given[name] is not None:
                 raise refuse(f"{name}= is of durable agents", "durable=True, or leave it out")
         return
-    if on_timer is not None:
+    if given["on_timer"] is not None:
         raise refuse("durable=True with on_timer=", "a durable agent waits: await ctx.sleep('1h')")
-    mailbox, full, job_id = (only[name] for name in ("mailbox", "mailbox_full", "job_id"))
-    labels = only["labels"]
+    mailbox, full, job_id, labels = (given[name] for name in ("mailbox", "mailbox_full", "job_id", "labels"))
     if labels is not None and (isinstance(labels, str) or not all(isinstance(each, str) and each for each in labels)):
         raise refuse(f"labels={labels!r}", 'texts in a list: labels=["untrusted"]')
     if labels and any("," in each for each in labels):
         raise refuse(f"labels={labels!r}", "without commas, which stand between them in the header of a record")
     for name in ("scope", "principal"):
-        field = only[name]
+        field = given[name]
         if field is not None and (not isinstance(field, str) or not field):
             raise refuse(f"{name}={field!r}", "the name of the field that says it")
         if field is not None and batch:
@@ -369,7 +374,7 @@ def _check_durable(
         raise refuse(f"mailbox={mailbox!r}", "how many records may wait behind a key that is busy: 1 or more")
     if full not in (None, *get_args(MailboxFull)):
         raise refuse(f"mailbox_full={full!r}", f"one of {', '.join(map(repr, get_args(MailboxFull)))}")
-    if (batch or not keyed) and (mailbox is not None or full is not None):
+    if (batch or given["key"] is None) and (mailbox is not None or full is not None):
         none = "batches" if batch else "no key"
         raise refuse(f"a mailbox, and {none}", "without keys jobs are independent, and none waits for another")
     if batch and job_id is not None:
@@ -378,10 +383,6 @@ def _check_durable(
         )
     if job_id is not None and (not isinstance(job_id, str) or not job_id):
         raise refuse(f"job_id={job_id!r}", "the name of the field whose value is the same only for the same request")
-
-
-AGENT_OPTIONS = sorted((AgentSpec.of.__kwdefaults__ or {}).keys() - {"name"})
-"""The arguments of `@app.agent` beside topic and name."""
 
 
 def as_schema(schema: pa.Schema | dict[str, str], *, where: str) -> pa.Schema:

@@ -8,6 +8,9 @@ from sabot.arrays import python_value
 from sabot.config import Duration, is_whole, parse_rate, parse_seconds
 from sabot.errors import UserError
 
+CALL_WORDS = ("concurrency", "timeout", "retries", "backoff", "on_error", "rate")
+"""The arguments of `CallOptions.of` that users write, which agents and steps with calls share."""
+
 _MOST_AT_ONCE = 100_000
 _LONGEST_BACKOFF_SECONDS = 30.0
 _MOST_DOUBLINGS = 60  # of any back-off that is not 0 they make more than the longest

@@ -6,6 +6,7 @@ import inspect
 import re
 import sys
 import typing
+from dataclasses import fields
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,9 @@ import pytest
 
 import sabot
 from sabot.agents.declaring import DeclaresAgents
-from sabot.api.agent import AgentSpec
+from sabot.api.agent import AgentOptions, AgentSpec, BatchAgentOptions
+from sabot.calls.options import CALL_WORDS
+from sabot.options import options_of
 from tools.source_tree import PROJECT
 
 GOOD = """
@@ -91,15 +94,24 @@ INNER = {
 }
 
 
-def test_each_option_of_an_agent_is_spelled_out_for_records_and_those_of_batches_for_batches() -> None:
-    record, batch = (inspect.signature(each).parameters for each in typing.get_overloads(DeclaresAgents.agent))
-    spec = inspect.signature(AgentSpec.of).parameters
-    known = {name: each.default for name, each in spec.items() if each.kind is each.KEYWORD_ONLY}
-    found = {name: each.default for name, each in record.items() if each.kind is each.KEYWORD_ONLY}
-    assert found == {**known, "name": None}
+def test_the_signature_of_agent_spells_out_each_option_with_its_default() -> None:
+    shown = inspect.signature(DeclaresAgents.agent).parameters
+    known = {name: each.default for name, each in options_of(AgentOptions).items()}
+    assert {name: each.default for name, each in shown.items() if name not in ("self", "topic")} == {
+        "name": None,
+        **known,
+    }
+    assert shown["retries"].annotation is int
+    assert "`mailbox`: the number of records that may wait behind a busy key" in (DeclaresAgents.agent.__doc__ or "")
+
+
+def test_each_option_of_an_agent_has_a_field_in_its_description() -> None:
+    assert options_of(AgentOptions).keys() - set(CALL_WORDS) <= {each.name for each in fields(AgentSpec)}
+
+
+def test_an_agent_of_batches_has_the_options_that_mean_something_for_batches() -> None:
     only_records = {"on_timer", "mailbox", "mailbox_full", "job_id", "scope", "principal", "tombstones"}
-    assert batch.keys() == record.keys() - only_records
-    assert {name for name in batch if batch[name].default != record[name].default} == {"batch"}
+    assert options_of(AgentOptions).keys() - options_of(BatchAgentOptions).keys() == only_records | {"batch"}
 
 
 def test_what_collect_returns_is_a_table_to_mypy_too() -> None:
