@@ -70,7 +70,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 class App(DeclaresAgents, HasStreams, HasTopics):
     """An application: `app = App("fraud", broker="kafka://localhost:19092", state="rocksdb:///var/lib/fraud")`.
 
-    id: the name of the job; agents are called `<id>.<name>`.
+    id: the name of the app; agents are called `<id>.<name>`.
     broker: `memory://` (dies with the process) or `kafka://host:port`.
     state: None, "memory", a directory, or "rocksdb:///abs/dir".
     journal: of durable agents: a directory, by default `<state dir>/journal`; "memory", gone with the process; or kafka://, postgresql://.
@@ -82,7 +82,7 @@ class App(DeclaresAgents, HasStreams, HasTopics):
     checkpoint_interval: seconds or "1s"; by default 1 s with an exactly-once sink, whose results wait for checkpoints, and 60 s without.
     checkpoint_timeout: how long a checkpoint may take. stop_timeout: how long the stop may take that Ctrl-C or SIGTERM asks of `main()` and
     `sabot run`; then the process ends at once, whatever still runs.
-    restart: "fixed(3, 1s)": after a failure `run()` restarts the job from the last checkpoint, up to 3 times within 10 minutes; "none".
+    restart: "fixed(3, 1s)": after a failure `run()` restarts the app from the last checkpoint, up to 3 times within 10 minutes; "none".
     parallelism: threads for each stage of a stream. Agents always share one event loop: use concurrency=N for them.
     memory_budget: with a state directory, the memory for the tables of each keyed step of a stream, by default 256MB; the rest is on disk.
     start: where topics are read from without a checkpoint, as in `stream`.
@@ -494,7 +494,7 @@ class App(DeclaresAgents, HasStreams, HasTopics):
         return self.agent_runtime.runner.progress()
 
     def statistics(self) -> dict[str, Any]:
-        """Figures of everything that lives long, from any thread; what belongs to a running job is empty without one.
+        """Figures of everything that lives long, from any thread; what belongs to a running app is empty without one.
 
             app           the id
             failure       what ended this run, or the last one, unexpectedly; None where all is well
@@ -506,13 +506,13 @@ class App(DeclaresAgents, HasStreams, HasTopics):
             sinks         by name: rows_out, waiting, channel
             jobs          of durable agents: running, parked, blocked, waiting (rows), begun, ended, effects, doubts, in_flight, journal
             streams       by task of a stage: batches, watermark_ms, its input and operators; after a run those of its end
-            workers       of a job with --workers: worker, pid, rows, rows_per_second, lag, cpu_percent, memory_bytes, silent_seconds, tasks
+            workers       with --workers: worker, pid, rows, rows_per_second, lag, cpu_percent, memory_bytes, silent_seconds, tasks
             engines       of models, by "provider model", those that are asked in the app's event loop: as ExecutionEngine.statistics
             gate          inputs, and how many are ended, idle or held back; barriers_total, aborts_total
             broker        of memory://: topics, rows, bytes, rows_total, dropped_rows; of others nothing
             metrics       scrapes, port
 
         A channel: rows, bytes and elements held, capacity_rows, capacity_bytes, rows_total, batches_total, full_total.
-        The figures of agents that are restored from a checkpoint go on from there; rows are counted from the start of the job.
+        The figures of agents that are restored from a checkpoint go on from there; rows are counted from the start of the app.
         """
         return {"app": self.id, **self.agent_runtime.runner.report()}

@@ -180,7 +180,7 @@ def parse_rate(value: str | float, *, name: str = "rate") -> float:
 
 
 class Restart(NamedTuple):
-    """What happens when a task of a job fails: a number of restarts from the last checkpoint, each after a wait; then the job fails."""
+    """What happens when a task of an app fails: a number of restarts from the last checkpoint, each after a wait; then the app fails."""
 
     attempts: int
     delay_s: float

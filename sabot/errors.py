@@ -4,8 +4,8 @@ SabotError(message, *, hint=)
 ├── UserError              you asked for something that cannot be; the hint says what to do
 │   ├── NoStateBackend     `ctx.state()` without a state backend (also a RuntimeError)
 │   ├── MissingExtra       an optional package is not installed (also an ImportError)
-│   ├── AppLocked          another worker runs this job, or holds this directory
-│   ├── StorageLost        the directory of a running job's checkpoints was removed
+│   ├── AppLocked          another worker runs this app, or holds this directory
+│   ├── StorageLost        the directory of a running app's checkpoints was removed
 │   ├── CorruptCheckpoint  a checkpoint that cannot be read; names the file
 │   ├── DeliveryConflict   checkpoint and receiver disagree on what was delivered; the hint spells out the choice
 │   ├── CorruptJournal     a journal that cannot be read; names the place
@@ -25,7 +25,7 @@ SabotError(message, *, hint=)
 │   ├── MailboxFull        more records wait behind a key than its mailbox holds
 │   ├── NotSent            raised by a tool: nothing of the call has left, so it may be made again
 │   └── Overloaded         the service behind a call wants fewer calls; raised by the user's functions
-├── CheckpointFailed       a checkpoint that did not complete; the job goes on
+├── CheckpointFailed       a checkpoint that did not complete; the app goes on
 ├── JournalFailed          an entry could not be made durable; the run ends
 ├── JobCancelled           a job of a kernel was cancelled; raised by `ExecutionHandle.result()`
 ├── EffectError            what a job sees of an effect that has failed: the error's type and message
@@ -97,11 +97,11 @@ class MissingExtra(UserError, ImportError):
 
 
 class AppLocked(UserError):
-    """Another live process owns the directory or the job."""
+    """Another live process owns the directory or the app."""
 
 
 class StorageLost(UserError):
-    """The directory of the checkpoints was removed, or emptied, while its job ran: nothing of the run can be saved any more."""
+    """The directory of the checkpoints was removed, or emptied, while its app ran: nothing of the run can be saved any more."""
 
 
 class CorruptCheckpoint(UserError):
@@ -192,7 +192,7 @@ class NotSent(TransientError):
 
 
 class WorkerLost(TransientError):
-    """A process that runs tasks of the job has ended, or nothing is heard of it any more. The message names it and says how."""
+    """A process that runs tasks of the app has ended, or nothing is heard of it any more. The message names it and says how."""
 
 
 class Overloaded(TransientError):
@@ -208,7 +208,7 @@ class Overloaded(TransientError):
 
 
 class CheckpointFailed(SabotError):
-    """A checkpoint did not complete; the job goes on and the previous checkpoint stays valid."""
+    """A checkpoint did not complete; the app goes on and the previous checkpoint stays valid."""
 
 
 class JournalFailed(SabotError):

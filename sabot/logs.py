@@ -25,7 +25,7 @@ class _Scrubbing(logging.Formatter):
 
 
 class _AsJson(logging.Formatter):
-    """One JSON object a line: time (ISO, UTC), level, logger, message; worker where the job has several, traceback where there is one."""
+    """One JSON object a line: time (ISO, UTC), level, logger, message; worker where the app has several, traceback where there is one."""
 
     def __init__(self, worker: str) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def users_part(trace: TracebackType | None) -> TracebackType | None:
 
 def set_up_logging(level: str, form: str = "text", worker: str = "") -> None:
     """Sends log lines of Sabot from `level` up, and those of other libraries from `warning` up, to stderr. A program that has set up
-    logging by itself keeps its handlers. worker: the name of this process, for its lines, where the job has several.
+    logging by itself keeps its handlers. worker: the name of this process, for its lines, where the app has several.
     """
     if logging.getLogger().handlers:
         return

@@ -3,7 +3,7 @@
 Objects count in plain numbers as they work; their owners yield the numbers as samples when a scrape asks (`Metrics`), so processing a
 record costs nothing extra. `_KINDS` lists the names. All labels are strings: `app`; `operator`, which is an agent's id, "sink", or
 the task of a stream ("stage/subtask"); `topic`, where rows come from or go to, which may be another agent's id or a file; `partition`.
-Figures of models have `provider`, `model` and `kind` in the places of these three. Of a job in several processes, figures of one of them
+Figures of models have `provider`, `model` and `kind` in the places of these three. Of an app in several processes, figures of one of them
 have the label `worker`, its number.
 
 Durations are kept as a histogram (`Durations`), to which each batch adds one. Rows are counted per batch too, hence not by partition.
@@ -162,9 +162,9 @@ class Health(Protocol):
 
 
 class Metrics:
-    """The figures of one app, over all its jobs, and the port where they can be read.
+    """The figures of one app, over all its runs, and the port where they can be read.
 
-    `lasting` yields the samples of objects that live as long as the app; `follow` adds those of a job. When that job is over (`settle`)
+    `lasting` yields the samples of objects that live as long as the app; `follow` adds those of a run. When that run is over (`settle`)
     its counters are kept, so that no counter ever goes back within a process, whatever a restore did. The scraping thread calls both,
     one scrape at a time. All methods may be called from any thread. probes: further paths of the port, and what makes their pages.
     """
@@ -186,12 +186,12 @@ class Metrics:
         self._server: PageServer | None = None
 
     def follow(self, samples: Callable[[], Iterable[Sample]]) -> None:
-        """From now on each scrape includes the samples of this job."""
+        """From now on each scrape includes the samples of this run."""
         with self._lock:
             self._running = samples
 
     def settle(self) -> None:
-        """Called when the job is over: its counters are kept, its gauges dropped. Waits for a scrape that is under way. Idempotent."""
+        """Called when the run is over: its counters are kept, its gauges dropped. Waits for a scrape that is under way. Idempotent."""
         with self._lock:
             running, self._running = self._running, None
             if running is not None:

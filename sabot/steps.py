@@ -1,4 +1,4 @@
-"""The steps by which a job changes the world outside it: files, topics, tables. Each step has a name and is announced here.
+"""The steps by which an app changes the world outside it: files, topics, tables. Each step has a name and is announced here.
 
     with step("rename", path):
         os.rename(unfinished, path)

@@ -1,4 +1,4 @@
-"""AgentProcess: a running agent and its figures, as one sees it from outside. By itself it is a job of one agent."""
+"""AgentProcess: a running agent and its figures, as one sees it from outside. By itself it is a run of one agent."""
 
 import asyncio
 import enum
@@ -61,9 +61,9 @@ class AgentProcess:
     spec: AgentSpec | None = None
     kafka: dict[str, Any] = field(default_factory=dict, repr=False)
     clock: Clock = SYSTEM_CLOCK
-    _job: "LocalAgents | None" = field(default=None, repr=False)
-    _own_job: bool = field(default=False, repr=False)
-    _coordinator: "Coordinator | None" = field(default=None, repr=False)  # of its own job
+    _agents: "LocalAgents | None" = field(default=None, repr=False)
+    _own_run: bool = field(default=False, repr=False)
+    _coordinator: "Coordinator | None" = field(default=None, repr=False)  # of its own run
 
     def __post_init__(self) -> None:
         if self.spec is None:
@@ -73,9 +73,9 @@ class AgentProcess:
         """Runs this agent by itself, from the earliest record. Idempotent. Raises UserError, BrokerUnavailable."""
         if self.state in (AgentState.STARTING, AgentState.RUNNING):
             return
-        if self._job is not None:  # stopped by itself while its app runs on
-            self._job.restart_agent(self.agent_id)
-            self.runs_in(self._job)
+        if self._agents is not None:  # stopped by itself while its app runs on
+            self._agents.restart_agent(self.agent_id)
+            self.runs_in(self._agents)
             return
         from sabot.checkpoint import Coordinator
         from sabot.runtime.local_agents import LocalAgents  # imported late: it loads what runs agents
@@ -91,7 +91,7 @@ class AgentProcess:
             open_sink=lambda topic, format: open_sink(topic, self.broker, self.kafka, format),
             clock=self.clock,
         )
-        job = LocalAgents(
+        agents = LocalAgents(
             [self.spec],
             settings,
             coordinator=coordinator,
@@ -101,12 +101,12 @@ class AgentProcess:
             on_failed=lambda agent_id, failure: self.on_failed(failure),
         )
         try:
-            await job.start()
+            await agents.start()
         except BaseException:
             self.is_not_started()
             raise
-        self._own_job, self._coordinator = True, coordinator
-        self.runs_in(job)
+        self._own_run, self._coordinator = True, coordinator
+        self.runs_in(agents)
 
     def open_source(self, topic: str, group_id: str) -> Source:
         """The consumer of one of its topics; `consumer` is that of the first."""
@@ -129,16 +129,16 @@ class AgentProcess:
         if self.state is AgentState.RUNNING:
             self.state = AgentState.STOPPING
 
-    def runs_in(self, job: "LocalAgents") -> None:
-        """The job runs, and this agent in it."""
-        self._job = job
+    def runs_in(self, agents: "LocalAgents") -> None:
+        """The agents of a run have started, and this agent is one of them."""
+        self._agents = agents
         self.barrier_queue = asyncio.Queue()  # it belongs to the event loop that is running now
         self.error = self.failure = None
         self.state = AgentState.RUNNING
-        self.process = asyncio.create_task(self._processing_loop(job), name=f"agent {self.agent_id}")
+        self.process = asyncio.create_task(self._processing_loop(agents), name=f"agent {self.agent_id}")
         what = f"the processing loop of agent {self.agent_id}"
-        watch_task(self.process, what, lambda error: self._loop_ended(job, what, error))
-        _log.info("agent %s runs on %s", self.agent_id, ", ".join(job.topics_of(self.agent_id)))
+        watch_task(self.process, what, lambda error: self._loop_ended(agents, what, error))
+        _log.info("agent %s runs on %s", self.agent_id, ", ".join(agents.topics_of(self.agent_id)))
 
     def runs_elsewhere(self) -> None:
         """It runs in another process, which tells of its figures and of its failure."""
@@ -152,10 +152,10 @@ class AgentProcess:
         self.last_message_time = figures["last_message_time"]
         self.dead_letters = figures["dead_letters"]
 
-    def _loop_ended(self, job: "LocalAgents", what: str, error: SabotError) -> None:
+    def _loop_ended(self, agents: "LocalAgents", what: str, error: SabotError) -> None:
         """The agent's failure, which stands in `error` and in the log; or one of the engine."""
         if error is not self.error:
-            job.task.break_down(what, error)
+            agents.task.break_down(what, error)
 
     async def stop(self) -> None:
         """Takes no more records, ends or cancels its calls, closes its consumer. Idempotent."""
@@ -165,27 +165,27 @@ class AgentProcess:
         if self.process is not None:
             self.process.cancel()
             await asyncio.wait([self.process])
-        if self._job is not None and self._own_job:
+        if self._agents is not None and self._own_run:
             assert self._coordinator is not None
-            await self._job.finish(self._coordinator)
+            await self._agents.finish(self._coordinator)
             self.released()
-        elif self._job is not None:
-            await self._job.stop_agent(self.agent_id)
+        elif self._agents is not None:
+            await self._agents.stop_agent(self.agent_id)
         self.state = AgentState.STOPPED
         _log.info("agent %s stopped", self.agent_id)
 
     def released(self) -> None:
-        """Its job is over. A failed agent stays FAILED for everyone to see."""
+        """Its run is over. A failed agent stays FAILED for everyone to see."""
         if self.process is not None and not self.process.done():
             self.process.cancel()
-        self._job = None
-        self._own_job = False
+        self._agents = None
+        self._own_run = False
         self.consumer = None
         if self.state is not AgentState.FAILED:
             self.state = AgentState.STOPPED
 
     def halted(self, failure: SabotError) -> None:
-        """The job cannot go on, whatever this agent does."""
+        """The run cannot go on, whatever this agent does."""
         if self.state is AgentState.RUNNING:
             self.state = AgentState.FAILED
             self.failure = str(failure)
@@ -207,11 +207,11 @@ class AgentProcess:
         """
         await self.barrier_queue.put(checkpoint_id)
 
-    async def _processing_loop(self, job: "LocalAgents") -> None:
+    async def _processing_loop(self, agents: "LocalAgents") -> None:
         """Passes barriers on to the engine, which processes the records; ends with the agent's failure, or by cancellation."""
         while (checkpoint_id := await self.barrier_queue.get()) is not None:
-            job.coordinator.begin_after(checkpoint_id)
-            job.task.inject(checkpoint_id)
+            agents.coordinator.begin_after(checkpoint_id)
+            agents.task.inject(checkpoint_id)
         assert self.error is not None
         raise self.error
 

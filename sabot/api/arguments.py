@@ -20,7 +20,7 @@ Schema: TypeAlias = pa.Schema | Mapping[str, Any]
 
 RowPolicy = Literal["dead_letter", "null", "fail"]
 """What becomes of a row for which an expression or a function fails: it goes to the dead letters of its source; what could not be
-computed is null; or the job ends with an error that names the row."""
+computed is null; or the app ends with an error that names the row."""
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
 """What the numbers of event time count since 1970 UTC."""

@@ -1,4 +1,4 @@
-"""Errors of the user's calls, told in the log though the job goes on."""
+"""Errors of the user's calls, told in the log though the app goes on."""
 
 import logging
 from dataclasses import dataclass

@@ -1,5 +1,5 @@
-"""Checkpoints: who takes part and when one is complete (`coordinator`), how one is stored (`storage`, `manifest`, `places`), whose job
-it is (`protocol`, `ownership`), and what is asked of a running job (`requests`).
+"""Checkpoints: who takes part and when one is complete (`coordinator`), how one is stored (`storage`, `manifest`, `places`), which worker
+owns the app (`protocol`, `ownership`), and what is asked of a running app (`requests`).
 """
 
 from sabot.checkpoint.coordinator import Coordinator, TaskSnapshot

@@ -1,4 +1,4 @@
-"""Files that the workers of a spread job store themselves, in the object store where its coordinator writes the manifests.
+"""Files that the workers of a spread app store themselves, in the object store where its coordinator writes the manifests.
 
 The coordinator is told their names, and lists them. A name has the generation of the run, and a writer that is new for each file: so
 nobody else ever writes it, and whoever removes a file that no manifest lists cannot hit one that is on its way into a manifest.

@@ -6,7 +6,7 @@ The life of a checkpoint, top to bottom in this file:
     _start       every attached task is asked to emit its barrier; from here there is a deadline
     acknowledge  a task hands over its cut; or it declines, or it ends (detach) and is waited for no more
     _write       the cuts are saved beside the event loop, the manifest last
-    _complete    the sources may commit             or   _fail   every task lets go of it; the job runs on
+    _complete    the sources may commit             or   _fail   every task lets go of it; the app runs on
 
 A failed checkpoint costs nothing but itself: no barrier of it stays behind (abort), no file, and the checkpoint
 before it is still the one to recover from. What a task hands over belongs to the coordinator, which discards it in
@@ -115,7 +115,7 @@ class SavedOutput(Protocol):
 
 
 class Coordinator:
-    """Makes the checkpoints of one job, one at a time.
+    """Makes the checkpoints of one app, one at a time.
 
     `timeout` runs from the barriers to the last cut. The writing that follows has no time-out, because a thread that waits for a disk
     cannot be stopped. `describe` goes into every manifest. `trigger`, `acknowledge`, `decline` and `detach` may be called from any
@@ -137,7 +137,7 @@ class Coordinator:
         # Called with the id of the oldest checkpoint that is left: what only older ones need may go.
         self.on_retained: list[Callable[[int], None]] = []
         self.on_failed: Callable[[], None] = lambda: None
-        # Called when another worker has taken the job over; when no checkpoint can be made any more.
+        # Called when another worker has taken the app over; when no checkpoint can be made any more.
         self.on_lost: Callable[[SabotError], None] = lambda error: None
         self.on_broken: Callable[[SabotError], None] = _told
         self._timeout = parse_seconds(timeout, name="checkpoint timeout")
@@ -185,7 +185,7 @@ class Coordinator:
         hint: Callable[[], str] | None = None,
         saving: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Adds a running task. Attach all tasks of a job before the first trigger: a manifest lists only the tasks that took part.
+        """Adds a running task. Attach all tasks of an app before the first trigger: a manifest lists only the tasks that took part.
 
         `inject(id)` asks it to emit its barrier, `abort(id)` to forget that one (also one it never saw); both are
         called on the event loop and must not block. `hint()` says what it is busy with, for the error of a checkpoint
@@ -194,7 +194,7 @@ class Coordinator:
         """
         self._remember_loop()
         if task in self._tasks:
-            raise UserError(f"task {task!r} is attached already", hint="give every task of a job its own name")
+            raise UserError(f"task {task!r} is attached already", hint="give every task of an app its own name")
         self._tasks[task] = _Task(inject, abort, hint, saving)
         self._replace_final(task, None)
 
@@ -538,7 +538,7 @@ class Coordinator:
         if self._refused:  # the failure was reported when it happened
             _log.debug("%s", error)
         else:
-            _log.warning("%s; the job goes on, and the checkpoint before it stays valid", error)
+            _log.warning("%s; the app goes on, and the checkpoint before it stays valid", error)
         return error
 
     def _end(self, flight: _InFlight, outcome: Manifest | CheckpointFailed) -> None:

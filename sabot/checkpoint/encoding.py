@@ -1,4 +1,4 @@
-"""How a manifest is written into its file and read again. Damage, other formats, and entries that no job writes are refused."""
+"""How a manifest is written into its file and read again. Damage, other formats, and entries that no app writes are refused."""
 
 import re
 import zlib
@@ -58,7 +58,7 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
 def _too_old(where: object, version: int) -> CorruptCheckpoint:
     return CorruptCheckpoint(
         f"{where} was written by an older Sabot: it has format {version}, not {FORMAT_VERSION}",
-        hint="install that version again and let the job end there; or ",
+        hint="install that version again and let the app end there; or ",
     )
 
 

@@ -13,7 +13,7 @@ from sabot.state.base import Cut, Snapshot
 from sabot.steps import step
 from sabot.threads import run_in_thread
 
-# So many states are saved at a time, each in a thread. The checkpoint that a job takes at its end holds the job up: saved one after the
+# So many states are saved at a time, each in a thread. The checkpoint that an app takes at its end holds the app up: saved one after the
 # other, the states of two subtasks take as long as that of one with all keys.
 _AT_ONCE = 4
 
@@ -137,4 +137,4 @@ class KeptState:
         """Discards the state, and removes its own folder."""
         self._state.discard()
         if self._home is not None:
-            shutil.rmtree(self._home, ignore_errors=True)  # what cannot be removed now goes when the job is locked next
+            shutil.rmtree(self._home, ignore_errors=True)  # what cannot be removed now goes when the app is locked next

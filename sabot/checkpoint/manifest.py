@@ -45,7 +45,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
     contents: every file, by the path below `CheckpointStorage.begin`'s directory under which it was written. lanes: the tracks of the
     exactly-once sinks, by id; formats (a manifest, a table of tokens, the token of a file) and metrics go on calling a track a lane.
-    incarnation: of the job, made at its fresh start. generation: of the run that wrote the manifest. place: None for a checkpoint that is
+    incarnation: of the app, made at its fresh start. generation: of the run that wrote the manifest. place: None for a checkpoint that is
     kept in memory only. path: None for that one, and for one that is not on this machine.
     """
 
@@ -62,7 +62,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
     @property
     def mark(self) -> Mark:
-        """Where it stands in the order of the job's checkpoints."""
+        """Where it stands in the order of the app's checkpoints."""
         return Mark(self.generation, self.checkpoint_id)
 
     @property

@@ -1,4 +1,4 @@
-"""A worker's claim of a job, written into the place of its checkpoints. `protocol` decides what a claim means."""
+"""A worker's claim of an app, written into the place of its checkpoints. `protocol` decides what a claim means."""
 
 import uuid
 
@@ -30,7 +30,7 @@ def marks_in(place: Place) -> list[Mark]:
 
 
 class Ownership:
-    """Whether this worker owns the job whose checkpoints are in a place. The place itself is owned (`Place.own`) before a claim is made.
+    """Whether this worker owns the app whose checkpoints are in a place. The place itself is owned (`Place.own`) before a claim is made.
 
     claim: that of this worker; None before the first, and after `let_go`. seen: all claims that were in the place after it was made. All
     methods block; errors of the place are OSError.
@@ -45,7 +45,7 @@ class Ownership:
     def mine(self) -> Claim:
         """The claim of this worker. Raises InternalError without one."""
         if self.claim is None:
-            raise InternalError("the job was not claimed")
+            raise InternalError("the app was not claimed")
         return self.claim
 
     def take(self, *, above: int = 0, afresh: bool = False) -> None:
@@ -64,7 +64,7 @@ class Ownership:
                 return
 
     def check(self) -> None:
-        """Raises AppLocked when another worker has taken the job over since, and StorageLost as `check_place`."""
+        """Raises AppLocked when another worker has taken the app over since, and StorageLost as `check_place`."""
         self.check_place()
         owner = overtaken_by(self.mine, claims_in(self._place))
         if owner is not None:
@@ -83,8 +83,8 @@ class Ownership:
             there = False
         if not there:
             raise StorageLost(
-                f"{self._place.where} was removed, or emptied, while the job ran: nothing of this run can be saved any more",
-                hint="start the job again: it begins with what is there then",
+                f"{self._place.where} was removed, or emptied, while the app ran: nothing of this run can be saved any more",
+                hint="start the app again: it begins with what is there then",
             )
 
     def tidy(self) -> None:
@@ -92,7 +92,7 @@ class Ownership:
         self._place.remove(f"claims/{claim_name(claim)}" for claim in stale_claims(self.mine, self.seen))
 
     def let_go(self) -> None:
-        """This worker owns the job no longer. Its claim stays in the place."""
+        """This worker owns the app no longer. Its claim stays in the place."""
         self.claim = None
 
     def _taken(self, owner: Claim) -> AppLocked:
@@ -101,6 +101,6 @@ class Ownership:
         except OSError:  # a claim removed meanwhile would only have said who its worker was
             who = ""
         return AppLocked(
-            f"another worker has taken this job over in {self._place.where}: {who or f'generation {owner.generation}'}",
-            hint="one worker runs a job: let that one go on, or stop it and start this one again",
+            f"another worker has taken this app over in {self._place.where}: {who or f'generation {owner.generation}'}",
+            hint="one worker runs an app: let that one go on, or stop it and start this one again",
         )

@@ -1,13 +1,13 @@
-"""Who owns a job's checkpoints, which of them count, and which files may be removed: decided from names that were listed, without I/O.
+"""Who owns an app's checkpoints, which of them count, and which files may be removed: decided from names that were listed, without I/O.
 
-    claims/0000000003-<worker>          the worker claims generation 3: from here on it runs the job
+    claims/0000000003-<worker>          the worker claims generation 3: from here on it runs the app
     claims/0000000004-<worker>-afresh   the same for generation 4; checkpoints of earlier generations no longer count
     checkpoints/0000000007-0000000003   checkpoint 7, made by generation 3
     files/<2 hex>/<sha256>-3            contents, stored by generation 3
-    files/<2 hex>/<sha256>-3-<writer>   the same by a worker of a spread job, whose files nobody else writes (`contents`)
+    files/<2 hex>/<sha256>-3-<writer>   the same by a worker of a spread app, whose files nobody else writes (`contents`)
 
-Two workers of one job may be alive at once: one was taken for dead, or started by mistake. An object store has no lock that keeps them
-apart, so each *writes, then reads*. A worker that takes a job over writes its claim, then lists the checkpoints. A worker that completes
+Two workers of one app may be alive at once: one was taken for dead, or started by mistake. An object store has no lock that keeps them
+apart, so each *writes, then reads*. A worker that takes an app over writes its claim, then lists the checkpoints. A worker that completes
 a checkpoint writes the manifest, then lists the claims. Whichever reads last sees what the other wrote. Either the new worker starts from
 that checkpoint, or the older worker learns that it is not the owner; then the checkpoint does not count, and none of its output is
 delivered. The store only has to show in a listing what was written before it.
@@ -30,7 +30,7 @@ _FILE = re.compile(rf"files/([0-9a-f]{{2}})/(\1[0-9a-f]{{62}})-([0-9]{{1,100}})(
 
 
 class Claim(NamedTuple):
-    """A worker's claim of a generation. Claims are ordered: the greatest owns the job."""
+    """A worker's claim of a generation. Claims are ordered: the greatest owns the app."""
 
     generation: int
     worker: str  # 32 hex digits, new for each claim
@@ -60,7 +60,7 @@ class FileName(NamedTuple):
 class Verdict(enum.Enum):
     """What came of a claim."""
 
-    OWNER = "the job is ours"
+    OWNER = "the app is ours"
     AGAIN = "another has claimed this generation too, and may take itself for its owner: claim a later one"
     TAKEN = "another was here first, or came after us: it goes on, we do not"
 
@@ -101,7 +101,7 @@ def read_file_name(name: str) -> FileName | None:
     return found if found is not None and file_name(*found) == name else None
 
 
-# Who owns the job
+# Who owns the app
 
 
 def next_generation(claims: Iterable[Claim], marks: Iterable[Mark], above: int = 0) -> int:
@@ -126,7 +126,7 @@ def judge(mine: Claim, claims: Iterable[Claim]) -> Verdict:
 
 
 def overtaken_by(mine: Claim, claims: Iterable[Claim]) -> Claim | None:
-    """The claim of the worker that owns the job now. None: `mine` still does."""
+    """The claim of the worker that owns the app now. None: `mine` still does."""
     newest = max(claims, key=lambda claim: claim.rank, default=mine)
     return newest if newest.rank > mine.rank else None
 

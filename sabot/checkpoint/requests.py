@@ -1,4 +1,4 @@
-"""Requests to a running job, as files in its checkpoint directory: that needs no port, and works on every machine that sees the directory.
+"""Requests to a running app, as files in its checkpoint directory: that needs no port, and works on every machine that sees the directory.
 
 requests/<id>.json        asked: {"savepoint": LOCATION} or {"checkpoint": true}
 requests/<id>.done.json   answered: {"checkpoint": id, "path": …} or {"error": …}
@@ -35,7 +35,7 @@ _MOST_BYTES = 65_536  # of a request
 
 
 class Requests:
-    """The requests as the running job sees them. All methods block on the disk, and may be called from any thread."""
+    """The requests as the running app sees them. All methods block on the disk, and may be called from any thread."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._folder = Path(directory) / "requests"
@@ -87,7 +87,7 @@ class Requests:
 
 
 async def serve(requests: Requests, answered: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> None:
-    """Answers requests on the event loop of the job until it is cancelled.
+    """Answers requests on the event loop of the app until it is cancelled.
 
     answered: does what is asked, and returns the answer; `id` in it is that of the request, also where a later run finds it again.
     """
@@ -100,7 +100,7 @@ async def serve(requests: Requests, answered: Callable[[dict[str, Any]], Awaitab
         await asyncio.sleep(_SERVE_SECONDS)
         try:
             pending = await run_in_thread(requests.pending)
-        except OSError as error:  # no permission, no more files: the job needs no requests
+        except OSError as error:  # no permission, no more files: the app needs no requests
             if not unread:
                 _log.warning("requests of the command line cannot be read: %s", error)
             unread = True
@@ -119,7 +119,7 @@ async def serve(requests: Requests, answered: Callable[[dict[str, Any]], Awaitab
 
 
 def ask(directory: str | os.PathLike[str], request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:
-    """Asks the job that runs on this checkpoint directory, and returns its answer. Raises UserError when it refuses, does not answer, or
+    """Asks the app that runs on this checkpoint directory, and returns its answer. Raises UserError when it refuses, does not answer, or
     has ended: nobody has locked the directory for three seconds.
     """
     place = LocalPlace(Path(directory))
@@ -137,7 +137,7 @@ def ask(directory: str | os.PathLike[str], request: dict[str, Any], timeout: flo
             now = SYSTEM_CLOCK.monotonic()
             if now > deadline:
                 raise UserError(
-                    f"no job answers on {directory} within {timeout:g} s",
+                    f"no app answers on {directory} within {timeout:g} s",
                     hint="does it run, and is this its checkpoint directory?",
                 )
             if now >= looked + _LOOK_SECONDS:
@@ -145,7 +145,7 @@ def ask(directory: str | os.PathLike[str], request: dict[str, Any], timeout: flo
                 seen = now if place.in_use() else seen
                 if now - seen > _GONE_SECONDS:
                     raise UserError(
-                        f"the job on {directory} has ended meanwhile", hint="its log says why, or when it is restarted"
+                        f"the app on {directory} has ended meanwhile", hint="its log says why, or when it is restarted"
                     )
             time.sleep(_POLL_SECONDS)
         answer: dict[str, Any] = json.loads(done.read_bytes())
@@ -167,6 +167,6 @@ def _write(path: Path, value: dict[str, Any]) -> None:
 
 
 def _give_to_owner(path: Path) -> None:
-    """Gives a file that root has made to the owner of its folder: that is the user of the job, who must be able to read it."""
+    """Gives a file that root has made to the owner of its folder: that is the user of the app, who must be able to read it."""
     if os.geteuid() == 0:
         os.chown(path, path.parent.stat().st_uid, -1, follow_symlinks=False)

@@ -1,6 +1,6 @@
-"""Savepoints: copies of checkpoints, and what the job remembers of those that it made, as its journal keeps the entries that they need.
+"""Savepoints: copies of checkpoints, and what the app remembers of those that it made, as its journal keeps the entries that they need.
 
-    copies/<hash of the location>.json     in the place of the job's checkpoints, made before the savepoint is
+    copies/<hash of the location>.json     in the place of the app's checkpoints, made before the savepoint is
 
 A savepoint without a journal is not remembered: it needs nothing but its own files. One that is gone is forgotten a day after it was made,
 so that a savepoint which is being copied is not taken for one that is gone; `sabot savepoint drop` forgets it at once.
@@ -53,7 +53,7 @@ def _name(location: Location) -> str:
 
 
 def make_savepoint(of: Place, manifest: Manifest, location: Location) -> Path | str:
-    """As `CheckpointStorage.copy_to`. of: where the job keeps its checkpoints."""
+    """As `CheckpointStorage.copy_to`. of: where the app keeps its checkpoints."""
     source, target = manifest.home(), place_of(location)
     try:
         if _manifests(target):
@@ -87,7 +87,7 @@ def _copy(manifest: Manifest, source: Place, target: Place) -> None:
 
 
 def note_savepoint(place: Place, manifest: Manifest, location: Location) -> bool:
-    """Remembers, in the place of a job, a savepoint that is about to be made of this checkpoint. False: it needs no journal, and is not
+    """Remembers, in the place of an app, a savepoint that is about to be made of this checkpoint. False: it needs no journal, and is not
     remembered. Blocks. Raises OSError.
     """
     facts = [stored.meta["journal"] for stored in manifest.tasks.values() if "journal" in stored.meta]
@@ -104,12 +104,12 @@ def note_savepoint(place: Place, manifest: Manifest, location: Location) -> bool
 
 
 def forget_savepoint(place: Place, location: Location) -> None:
-    """The job remembers nothing of a savepoint there. Blocks. Raises OSError."""
+    """The app remembers nothing of a savepoint there. Blocks. Raises OSError."""
     place.remove([_name(location)])
 
 
 def savepoints_of(place: Place, *, tidy: bool) -> list[SavepointNote]:
-    """The savepoints that a job remembers. tidy: those that are gone are forgotten. Blocks. Raises OSError; CorruptCheckpoint for a note
+    """The savepoints that an app remembers. tidy: those that are gone are forgotten. Blocks. Raises OSError; CorruptCheckpoint for a note
     that cannot be read.
     """
     found = []
@@ -142,7 +142,7 @@ def _is_gone(note: SavepointNote) -> bool:
 
 
 def is_savepoint(location: Location) -> bool:
-    """Whether there is one: not where a job keeps its checkpoints. Blocks. Raises OSError."""
+    """Whether there is one: not where an app keeps its checkpoints. Blocks. Raises OSError."""
     place = place_of(location)
     return bool(_manifests(place)) and not place.names("claims")
 
@@ -152,7 +152,7 @@ def _manifests(place: Place) -> list[str]:
 
 
 def drop_savepoint(location: Location) -> None:
-    """Removes the savepoint at a location, its manifest first. Blocks. Raises UserError where there is none, and where a job keeps its
+    """Removes the savepoint at a location, its manifest first. Blocks. Raises UserError where there is none, and where an app keeps its
     checkpoints.
     """
     place = place_of(location)
@@ -160,7 +160,7 @@ def drop_savepoint(location: Location) -> None:
         manifests = _manifests(place)
         if place.names("claims"):
             raise UserError(
-                f"{place.where} has the checkpoints of a job, and is no savepoint", hint="give its own place"
+                f"{place.where} has the checkpoints of an app, and is no savepoint", hint="give its own place"
             )
         if not manifests:
             raise UserError(f"{place.where} holds no savepoint", hint="give the place that `savepoint create` named")

@@ -33,7 +33,7 @@ def refuse_repeated_keys(body: bytes, where: str) -> None:
 
 
 def refuse_unsound(manifest: Manifest, where: str) -> None:
-    """Raises CorruptCheckpoint, which names the manifest and the entry, for an entry that no job writes."""
+    """Raises CorruptCheckpoint, which names the manifest and the entry, for an entry that no app writes."""
     for name, value in (("created_ms", manifest.created_ms), ("checkpoint_id", manifest.checkpoint_id)):
         _refuse_number(where, name, value)
     _refuse_incarnation(where, "incarnation", manifest.incarnation)
@@ -63,7 +63,7 @@ def _refuse_path(where: str, path: str) -> None:
     elif "" in components or "." in components:
         why = "is no path of a file"
     elif "\\" in path or not path.isprintable():
-        why = "has characters that no job writes"
+        why = "has characters that no app writes"
     elif (
         len(path.encode()) > _MOST_BYTES_OF_A_PATH
         or max(len(one.encode()) for one in components) > _MOST_BYTES_OF_A_NAME

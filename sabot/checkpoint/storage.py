@@ -1,9 +1,9 @@
-"""The checkpoints of a job, in a directory or an object store. A checkpoint exists completely or not at all.
+"""The checkpoints of an app, in a directory or an object store. A checkpoint exists completely or not at all.
 
-    <root>/LOCK                                    only in a directory: held by the worker that owns the job
-    <root>/claims/0000000003-<uuid>                who claimed generation 3 of the job
+    <root>/LOCK                                    only in a directory: held by the worker that owns the app
+    <root>/claims/0000000003-<uuid>                who claimed generation 3 of the app
     <root>/checkpoints/0000000007-0000000003.json  manifest of checkpoint 7, made by generation 3: it never changes
-    <root>/copies/<hash>.json                      what the job remembers of a savepoint (`savepoints`)
+    <root>/copies/<hash>.json                      what the app remembers of a savepoint (`savepoints`)
     <root>/files/ab/ab12…-3                        contents by their SHA-256, shared by all checkpoints that list them
     <root>/scratch/                                only in a directory: what this run is writing, or has restored
     <root>/reading-…/                              only in a directory: what somebody who only reads has restored
@@ -11,7 +11,7 @@
 The files of a checkpoint are moved to their names first, then its manifest is created, in one step. So a crash between any two steps
 leaves the previous checkpoint or the new one, never a mix. Contents that are stored already are not stored again, and a file that an
 earlier checkpoint has too (the same inode) is not even read again. An old checkpoint is removed in the opposite order: its manifest
-first, then the files that no other manifest lists. `protocol` decides who owns the job, which checkpoints count and what may be removed;
+first, then the files that no other manifest lists. `protocol` decides who owns the app, which checkpoints count and what may be removed;
 `places` stores the bytes.
 """
 
@@ -58,7 +58,7 @@ _T = TypeVar("_T")
 
 
 class CheckpointStorage:
-    """The checkpoints of one job in one place; the newest `retain` of them are kept.
+    """The checkpoints of one app in one place; the newest `retain` of them are kept.
 
     location: a directory, a URI of a file system that pyarrow knows (`s3://bucket/path`), or a pyarrow FileSystem and a path.
     scratch: for a remote one, a folder on this machine for what is being written; best on the disk of the state, so that files
@@ -76,7 +76,7 @@ class CheckpointStorage:
         self.retain = retain
         self._exclusive = threading.RLock()
         self._ownership = Ownership(self._place)
-        # By hash, the contents that a new checkpoint may use: those of the checkpoint from which the job started, and those stored since.
+        # By hash, the contents that a new checkpoint may use: those of the checkpoint from which the app started, and those stored since.
         self._stored: dict[str, StoredFile] = {}
         # The files that each manifest lists which was written or read here. A file is removed when no manifest lists it any more.
         self._known: dict[Mark, frozenset[str]] = {}
@@ -86,7 +86,7 @@ class CheckpointStorage:
         self._pinned: Counter[Mark] = Counter()
         self._unneeded: deque[StoredFile] = deque()
 
-    # Owning the job
+    # Owning the app
 
     @property
     def generation(self) -> int:
@@ -94,7 +94,7 @@ class CheckpointStorage:
         return 0 if self._ownership.claim is None else self._ownership.claim.generation
 
     def lock(self) -> None:
-        """Makes this worker the owner of the job, until `unlock`, the end of the process, or another worker takes it over. Idempotent.
+        """Makes this worker the owner of the app, until `unlock`, the end of the process, or another worker takes it over. Idempotent.
 
         In a directory another worker gets AppLocked as long as this process lives on the same machine. In an object store the later worker
         is the owner, and the earlier one finds out at its next checkpoint or `check_owner`.
@@ -127,12 +127,12 @@ class CheckpointStorage:
                 self._ownership.take(above=generation)
 
     def check_owner(self) -> None:
-        """Raises AppLocked when another worker has taken the job over. Does not wait for a checkpoint that is being written."""
+        """Raises AppLocked when another worker has taken the app over. Does not wait for a checkpoint that is being written."""
         with self.explained():
             self._ownership.check()
 
     def unlock(self) -> None:
-        """Lets another worker own the job, and removes what was restored. Idempotent."""
+        """Lets another worker own the app, and removes what was restored. Idempotent."""
         with self._exclusive:
             if self._place.owned:
                 self._place.release()
@@ -153,11 +153,11 @@ class CheckpointStorage:
 
     @property
     def asked_at(self) -> Path | None:
-        """See `Place.asked_at`: the directory, or the folder beside the state of a job whose checkpoints are in an object store."""
+        """See `Place.asked_at`: the directory, or the folder beside the state of an app whose checkpoints are in an object store."""
         return self._place.asked_at
 
     def in_use(self) -> bool:
-        """Whether a worker owns the job now. Always False for an object store, where nothing tells."""
+        """Whether a worker owns the app now. Always False for an object store, where nothing tells."""
         return self._place.in_use()
 
     # Writing one
@@ -179,7 +179,7 @@ class CheckpointStorage:
 
         stored: files that workers have stored already (`writer`), by their path in the checkpoint.
         Returns the manifest with `contents`, `generation` and where it is. Raises CheckpointFailed, after which `abort` cleans up, and
-        AppLocked when another worker has taken the job over; then the checkpoint does not count.
+        AppLocked when another worker has taken the app over; then the checkpoint does not count.
         """
         with self._exclusive, self.explained():
             self.lock()
@@ -195,7 +195,7 @@ class CheckpointStorage:
             except FileExistsError as error:
                 raise CheckpointFailed(
                     f"{self._place.locate(name)} exists already",
-                    hint="two jobs may be using one directory: give each its own checkpoint_dir",
+                    hint="two apps may be using one directory: give each its own checkpoint_dir",
                 ) from error
             except OSError:
                 if not isinstance(self._place, LocalPlace):  # an object store may have it in spite of the error
@@ -262,7 +262,7 @@ class CheckpointStorage:
             return min(left, default=None)
 
     def clear(self) -> None:
-        """Makes the job start afresh, in a new generation: no earlier checkpoint counts any more. One step, which happens or does not."""
+        """Makes the app start afresh, in a new generation: no earlier checkpoint counts any more. One step, which happens or does not."""
         with self._exclusive:
             self.lock()
             with self.explained():
@@ -286,20 +286,20 @@ class CheckpointStorage:
             return make_savepoint(self._place, manifest, location)
 
     def note(self, manifest: Manifest, location: Location) -> None:
-        """Remembers that a start may go back to a savepoint, which the job has made in another directory. Does nothing where the location
-        is none, but has checkpoints of a job. Raises CheckpointFailed.
+        """Remembers that a start may go back to a savepoint, which the app has made in another directory. Does nothing where the location
+        is none, but has checkpoints of an app. Raises CheckpointFailed.
         """
         with self._exclusive, self.explained():
             if is_savepoint(location):
                 note_savepoint(self._place, manifest, location)
 
     def savepoints(self) -> list[SavepointNote]:
-        """The savepoints of this job that need a journal, without those that are gone. Raises CheckpointFailed, CorruptCheckpoint."""
+        """The savepoints of this app that need a journal, without those that are gone. Raises CheckpointFailed, CorruptCheckpoint."""
         with self.explained():
             return savepoints_of(self._place, tidy=self._place.owned)
 
     def drop_savepoint(self, location: Location) -> None:
-        """Removes a savepoint of this job, and with it what the journal keeps for it. Raises UserError, CheckpointFailed."""
+        """Removes a savepoint of this app, and with it what the journal keeps for it. Raises UserError, CheckpointFailed."""
         drop_savepoint(location)
         with self.explained():
             forget_savepoint(self._place, location)
@@ -321,7 +321,7 @@ class CheckpointStorage:
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is an object store: each worker of a spread job stores its files there itself."""
+        """Whether it is an object store: each worker of a spread app stores its files there itself."""
         return not isinstance(self._place, LocalPlace)
 
     def writer(self, generation: int, name: str) -> ContentsWriter:
@@ -364,7 +364,7 @@ class CheckpointStorage:
             except CorruptCheckpoint:
                 if marks[-1] in marks_in(self._place):
                     raise
-                # The owner of the job has removed this checkpoint in the meantime, and there are newer ones.
+                # The owner of the app has removed this checkpoint in the meantime, and there are newer ones.
         if isinstance(self._place, LocalPlace):
             refuse_format_1(self._place.where)
         return None
@@ -509,7 +509,7 @@ class CheckpointStorage:
 
     @contextmanager
     def _with_ways_on(self, mark: Mark) -> Iterator[None]:
-        """Adds to a CorruptCheckpoint the hint what to do. Raises AppLocked instead where another worker owns the job by now."""
+        """Adds to a CorruptCheckpoint the hint what to do. Raises AppLocked instead where another worker owns the app by now."""
         try:
             yield
         except CorruptCheckpoint as error:

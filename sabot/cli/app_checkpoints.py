@@ -1,4 +1,4 @@
-"""Finds the checkpoints that the word JOB of the command line means: of an app, in a directory, or in an object store."""
+"""Finds the checkpoints that the word APP of the command line means: of an app, in a directory, or in an object store."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from sabot.state import state_directory
 AppWord = Annotated[
     str,
     typer.Argument(
-        metavar="JOB", help="module:app, or where checkpoints are: a checkpoint or state directory, a URI, a savepoint."
+        metavar="APP", help="module:app, or where checkpoints are: a checkpoint or state directory, a URI, a savepoint."
     ),
 ]
 _APP = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -32,8 +32,8 @@ class KeepsNoCheckpoints(UserError):
 
 @dataclass
 class AppCheckpoints:
-    """The checkpoints of one job, in `location`. chosen: the id that the user gave with the place, as JOB@ID; 0: the newest. state: the
-    directory in which the job may have its state.
+    """The checkpoints of one app, in `location`. chosen: the id that the user gave with the place, as APP@ID; 0: the newest. state: the
+    directory in which the app may have its state.
     """
 
     location: Location
@@ -66,7 +66,7 @@ class AppCheckpoints:
         ids = self.storage.ids()
         if not ids:
             self.storage.latest()  # raises where the checkpoints are of another format
-            raise UserError(f"{self.place} holds no checkpoint", hint="the job writes one after checkpoint_interval=")
+            raise UserError(f"{self.place} holds no checkpoint", hint="the app writes one after checkpoint_interval=")
         wanted = checkpoint_id or self.chosen or ids[-1]
         if wanted not in ids:
             raise UserError(f"{self.place} has no checkpoint {wanted}", hint=f"it has {', '.join(map(str, ids))}")
@@ -77,12 +77,12 @@ class AppCheckpoints:
             raise
 
     def runs(self) -> bool:
-        """Whether a worker runs the job now. That can be known only of a directory on this machine."""
+        """Whether a worker runs the app now. That can be known only of a directory on this machine."""
         return self.storage.in_use()
 
 
 def control_of(app: AppCheckpoints) -> Path | None:
-    """The folder in which the job is asked that runs on this machine now; None: none does, or it has no folder here."""
+    """The folder in which the app is asked that runs on this machine now; None: none does, or it has no folder here."""
     beside = [] if app.state is None else [app.state / "scratch"]  # where checkpoints are in an object store
     for place in [app.storage.directory, *beside]:
         if isinstance(place, Path) and is_local_place(place) and CheckpointStorage(place).in_use():
@@ -91,7 +91,7 @@ def control_of(app: AppCheckpoints) -> Path | None:
 
 
 def find_checkpoints(word: str) -> AppCheckpoints:
-    """The job that `word` names. Raises WrongUse, KeepsNoCheckpoints."""
+    """The app that `word` names. Raises WrongUse, KeepsNoCheckpoints."""
     at = _AT.fullmatch(word)
     if at is not None and not Path(word).exists():
         return replace(find_checkpoints(at[1]), chosen=int(at[2]))

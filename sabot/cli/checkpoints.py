@@ -1,4 +1,4 @@
-"""`sabot checkpoints`, `sabot savepoint`: what is saved of a job, whether it is whole, and a copy to keep."""
+"""`sabot checkpoints`, `sabot savepoint`: what is saved of an app, whether it is whole, and a copy to keep."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ from sabot.errors import CheckpointFailed, CorruptCheckpoint, UserError
 from sabot.logs import set_up_logging
 from sabot.redaction import redacted_url
 
-checkpoints = typer.Typer(help="Checkpoints of a job.", no_args_is_help=True, rich_markup_mode=None)
+checkpoints = typer.Typer(help="Checkpoints of an app.", no_args_is_help=True, rich_markup_mode=None)
 savepoint = typer.Typer(help="Checkpoints to keep.", no_args_is_help=True, rich_markup_mode=None)
 
 _STATE_DEPTH = 3  # <task>/states/<state>/…
@@ -136,10 +136,10 @@ def create(
     to: Annotated[
         str | None, typer.Option(metavar="PLACE", help="Default: savepoints, beside the checkpoints.")
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How long a running job may take.")] = 60.0,
+    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How long a running app may take.")] = 60.0,
     json: Json = False,
 ) -> None:
-    """Keep a checkpoint: a running job makes one for it, of any other the newest is copied. Nobody tidies it up.
+    """Keep a checkpoint: a running app makes one for it, of any other the newest is copied. Nobody tidies it up.
 
     `sabot run --from PLACE` starts from it.
     """
@@ -206,16 +206,16 @@ def _copied(app: AppCheckpoints, place: Location) -> tuple[int, str]:
         if manifest.checkpoint_id in app.storage.ids():
             raise
         raise UserError(
-            f"checkpoint {manifest.checkpoint_id} was copied while its job, which runs, removed it: newer ones are there",
-            hint="ask the job: name its --state directory, on the machine where it was started; or have it stopped",
+            f"checkpoint {manifest.checkpoint_id} was copied while its app, which runs, removed it: newer ones are there",
+            hint="ask the app: name its --state directory, on the machine where it was started; or have it stopped",
         ) from error
 
 
 def _place(app: AppCheckpoints, to: str | None, control: Path | None = None) -> Location:
-    """As the running job, which has another current folder, understands it. control: where that is asked."""
+    """As the running app, which has another current folder, understands it. control: where that is asked."""
     if to is None and control not in (None, app.storage.directory):
         raise UserError(
-            f"the job on {app.place} has its checkpoints elsewhere, in an object store",
+            f"the app on {app.place} has its checkpoints elsewhere, in an object store",
             hint="--to says where the savepoint is to be",
         )
     if to is None:
@@ -274,5 +274,5 @@ def _tracks(manifest: Manifest) -> Iterable[list[object]]:
 
 
 def _seq(seq: int) -> str:
-    """The number of a part as text: the run of the job that made it, and its number in that run."""
+    """The number of a part as text: the run of the app that made it, and its number in that run."""
     return in_words(seq) if seq else "-"

@@ -36,20 +36,22 @@ _cli = typer.Typer(
 _LATE = {
     "init": LateCommand("Write a small project with a test into a new folder.", ("starting",), "init"),
     "plan": LateCommand("Print the plan of an app.", ("planning",), "plan"),
-    "state": LateCommand("Read the state of a job, running or not, from its newest checkpoint.", ("reading",), "state"),
+    "state": LateCommand(
+        "Read the state of an app, running or not, from its newest checkpoint.", ("reading",), "state"
+    ),
     "plugins": LateCommand(
         "The plugins that are installed, what each brings, and why one cannot be loaded.", ("plugins",), "plugins"
     ),
-    "join": LateCommand("Work for a job whose coordinator waits on another machine.", ("joining",), "join"),
+    "join": LateCommand("Work for an app whose coordinator waits on another machine.", ("joining",), "join"),
     "audit": LateCommand(
         "What a job was allowed to do, by which rule, and who has approved it.", ("auditing",), "audit"
     ),
     "ledger": LateCommand("What jobs have used.", ("ledger",), "ledger"),
     "budgets": LateCommand("What the scopes of an app, or a kernel, may use.", ("ledger",), "budgets"),
-    "checkpoints": LateCommand("Checkpoints of a job.", ("checkpoints",), "checkpoints"),
+    "checkpoints": LateCommand("Checkpoints of an app.", ("checkpoints",), "checkpoints"),
     "savepoint": LateCommand("Checkpoints to keep.", ("checkpoints",), "savepoint"),
-    "workers": LateCommand("What each worker of a running job does.", ("workers",), "workers"),
-    "rescale": LateCommand("Give a running job another number of workers.", ("workers",), "rescale"),
+    "workers": LateCommand("What each worker of a running app does.", ("workers",), "workers"),
+    "rescale": LateCommand("Give a running app another number of workers.", ("workers",), "rescale"),
     "dlq": LateCommand("Dead letters in Kafka topics, files and tables.", ("letters",), "dlq"),
     "journal": LateCommand("The journal of effects.", ("journal",), "journal"),
     "jobs": LateCommand("Jobs in a journal.", ("replaying", "states", "agent_jobs"), "jobs"),
@@ -353,7 +355,7 @@ def _spread(
     if workers == 1 and not any(agent.spec is not None and agent.spec.process for agent in app.agents().values()):
         if any(given is not None for given in (listen, secrets, ray, ray_resources)):
             raise WrongUse(
-                "--listen, --secrets and --ray are for a job of several workers", hint="give --workers N too"
+                "--listen, --secrets and --ray are for an app of several workers", hint="give --workers N too"
             )
         return
     from sabot.workers import LocalLauncher, TcpMeeting, over_workers  # here, so that other commands do not load it

@@ -18,7 +18,7 @@ def join(
     loglevel: LogLevel = "info",
     log_format: LogFormat = "text",
 ) -> None:
-    """Work for a job whose coordinator waits on another machine (sabot run … --workers N --listen HOST:PORT), until it is over."""
+    """Work for an app whose coordinator waits on another machine (sabot run … --workers N --listen HOST:PORT), until it is over."""
     set_up_logging(loglevel, log_format)
     worker = ["run-worker", target, "--loglevel", loglevel, "--log-format", log_format]
     command = [sys.executable, "-P", "-m", "sabot", *worker]

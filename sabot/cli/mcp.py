@@ -1,4 +1,4 @@
-"""`sabot mcp serve`: what a job keeps, and what agents remember, offered to any MCP client."""
+"""`sabot mcp serve`: what an app keeps, and what agents remember, offered to any MCP client."""
 
 import asyncio
 import os
@@ -35,7 +35,7 @@ _PORT_MOST = 65_535
 _KEPT_MOST = 8  # tables that were read
 
 _STATE_TOLD = (
-    "state_list, state_schema and state_read read what a streaming job keeps, as of its newest checkpoint, which each answer names; "
+    "state_list, state_schema and state_read read what a streaming app keeps, as of its newest checkpoint, which each answer names; "
     "they change nothing."
 )
 _MEMORY_TOLD = (
@@ -55,7 +55,7 @@ def serve(
     app: Annotated[
         str | None,
         typer.Argument(
-            metavar="[JOB]", help="module:app, a file app.py, or where checkpoints are; without one only --memory."
+            metavar="[APP]", help="module:app, a file app.py, or where checkpoints are; without one only --memory."
         ),
     ] = None,
     memory: Annotated[str | None, typer.Option(metavar="DIR", help="Offer the memory tools over this folder.")] = None,
@@ -66,7 +66,7 @@ def serve(
         list[str] | None, typer.Option(metavar="NAME", help="Offer this state alone; may be repeated.")
     ] = None,
     fresh: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Ask a running job for a checkpoint when its newest is older.")
+        str | None, typer.Option(metavar="TIME", help="Ask a running app for a checkpoint when its newest is older.")
     ] = None,
     largest: Annotated[
         str, typer.Option(metavar="SIZE", help="State beyond this size is read by key alone.")
@@ -79,11 +79,11 @@ def serve(
         str | None, typer.Option(metavar="FILE", help=f"The token of clients on HTTP; or in the variable {_TOKEN}.")
     ] = None,
 ) -> None:
-    """Offer the state of a job, running or not, and what agents remember, to an MCP client: on standard input and output, or on HTTP."""
+    """Offer the state of an app, running or not, and what agents remember, to an MCP client: on standard input and output, or on HTTP."""
 
     def work() -> None:
         if app is None and memory is None:
-            raise WrongUse("there is nothing to serve", hint="name a JOB, or --memory DIR")
+            raise WrongUse("there is nothing to serve", hint="name an APP, or --memory DIR")
         if http is None and token_file is not None:
             raise WrongUse("--token-file is for HTTP", hint="give --http PORT too, or leave it out")
         address = None if http is None else (*_address(http), _token(token_file))
@@ -149,10 +149,10 @@ def _on_interrupt(handler: Callable[[int, FrameType | None], Any]) -> Iterator[N
 
 
 class Checkpoints:
-    """The checkpoints of a job, each opened when it is asked for.
+    """The checkpoints of an app, each opened when it is asked for.
 
-    fresh_s: a running job is asked for a checkpoint when its newest is older; None: never. largest: of what is read whole, in bytes. What
-    was read last is kept up to that size, so that its next page is there when the job has removed the checkpoint.
+    fresh_s: a running app is asked for a checkpoint when its newest is older; None: never. largest: of what is read whole, in bytes. What
+    was read last is kept up to that size, so that its next page is there when the app has removed the checkpoint.
     """
 
     def __init__(self, app: AppCheckpoints, fresh_s: float | None, largest: int) -> None:
@@ -213,7 +213,7 @@ class Checkpoints:
 
 
 class SavedCheckpoint:
-    """One of them. pinned: it is this one that is wanted; else a newer one takes its place where the job removes it meanwhile."""
+    """One of them. pinned: it is this one that is wanted; else a newer one takes its place where the app removes it meanwhile."""
 
     def __init__(self, source: Checkpoints, manifest: Manifest, pinned: bool) -> None:
         self._source = source
@@ -245,7 +245,7 @@ class SavedCheckpoint:
 
 
 def _gone(checkpoint_id: int) -> UserError:
-    return UserError(f"checkpoint {checkpoint_id} is gone: the job has newer ones", hint="begin anew, without cursor")
+    return UserError(f"checkpoint {checkpoint_id} is gone: the app has newer ones", hint="begin anew, without cursor")
 
 
 def _size_of(manifest: Manifest, name: str) -> int:

@@ -42,7 +42,7 @@ def plan(
     target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="The module and the App in it.")],
     against: Annotated[
         str | None,
-        typer.Option(metavar="JOB", help="A checkpoint or state directory, a savepoint; DIR@ID for an older one."),
+        typer.Option(metavar="APP", help="A checkpoint or state directory, a savepoint; DIR@ID for an older one."),
     ] = None,
     drop: Annotated[list[str] | None, typer.Option(metavar="NAME", help="As in `sabot run`.")] = None,
     parallelism: Annotated[int | None, typer.Option(min=1, metavar="N", help="As in `sabot run`.")] = None,

@@ -1,4 +1,4 @@
-"""`sabot state`: prints the state of a job as tables."""
+"""`sabot state`: prints the state of an app as tables."""
 
 import sys
 from typing import Annotated, Any
@@ -40,14 +40,14 @@ def state(
     as_of: Annotated[
         int | None, typer.Option(min=1, metavar="ID", help="At this checkpoint; default: the newest.")
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Of a running job: as it is now.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Of a running app: as it is now.")] = False,
     form: Annotated[
         str, typer.Option("--format", metavar="FORMAT", callback=_format, help=", ".join(_FORMATS))
     ] = "table",
     json: Annotated[bool, typer.Option("--json", help="The same as --format json: an object on a line.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="At most so many rows.")] = None,
 ) -> None:
-    """Read the state of a job, running or not, from its newest checkpoint. Without OPERATOR: who keeps state."""
+    """Read the state of an app, running or not, from its newest checkpoint. Without OPERATOR: who keeps state."""
     wanted = "json" if json else form
 
     def work() -> None:
@@ -59,7 +59,7 @@ def state(
         checkpoint_id = as_of
         if fresh:
             if not found.runs():
-                raise UserError(f"no job runs on {found.place}", hint="without --fresh its newest checkpoint is read")
+                raise UserError(f"no app runs on {found.place}", hint="without --fresh its newest checkpoint is read")
             checkpoint_id = ask(found.place, {"checkpoint": True})["checkpoint"]
         manifest = found.manifest(checkpoint_id)
         try:

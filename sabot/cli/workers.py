@@ -1,4 +1,4 @@
-"""`sabot workers`, `sabot rescale`: the worker processes of a running job, and another number of them."""
+"""`sabot workers`, `sabot rescale`: the worker processes of a running app, and another number of them."""
 
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ Json = Annotated[bool, typer.Option("--json", help="JSON, an object on a line.")
 
 
 def workers(app: AppWord, json: Json = False) -> None:
-    """What each worker of a running job does: its tasks, rows, lag, CPU and memory. Rates are those of the last seconds."""
+    """What each worker of a running app does: its tasks, rows, lag, CPU and memory. Rates are those of the last seconds."""
 
     def work() -> None:
         _print(_asked(find_checkpoints(app), {"workers": True}, _ASK_SECONDS), json)
@@ -31,7 +31,7 @@ def rescale(
     timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How long it may take.")] = 100.0,
     json: Json = False,
 ) -> None:
-    """Give a running job another number of workers: it stops with a checkpoint, and goes on from there; no row is lost or repeated."""
+    """Give a running app another number of workers: it stops with a checkpoint, and goes on from there; no row is lost or repeated."""
 
     def work() -> None:
         _print(_asked(find_checkpoints(app), {"rescale": workers}, timeout), json)
@@ -48,7 +48,7 @@ def _asked(app: AppCheckpoints, request: dict[str, Any], timeout: float) -> dict
     control = control_of(app)
     if control is None:
         raise UserError(
-            f"no job runs on {app.place} on this machine",
+            f"no app runs on {app.place} on this machine",
             hint="sabot run module:app --workers N starts it; one with its checkpoints in an object store is asked where it "
             "was started, by its --state directory",
         )

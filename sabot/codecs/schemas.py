@@ -84,7 +84,7 @@ def _checked_subject(subject: Any, what: str) -> None:
 
 
 class _RegistryAvro(AvroCodec):
-    """A codec whose reader's schema may be one that a registry had when the job began: a checkpoint keeps it."""
+    """A codec whose reader's schema may be one that a registry had when the app began: a checkpoint keeps it."""
 
     def __init__(self, reader: str, schema_of: Callable[[int], str], columns: list[str] | None) -> None:
         super().__init__(reader, schema_of=schema_of, columns=columns)

@@ -46,7 +46,7 @@ Delivery = Literal["exactly_once", "at_least_once"] | None
 """How often a result reaches its sink when something crashes. None: exactly once where that is possible."""
 
 OnNan = Literal["null", "fail"] | None
-"""What becomes of floats that a sink's format has no form for. "fail": the job stops. None: null, with a warning."""
+"""What becomes of floats that a sink's format has no form for. "fail": the app stops. None: null, with a warning."""
 
 
 def check_nan(nan: object, where: str) -> None:
@@ -267,7 +267,7 @@ class Source(ABC):
         """Tells the outside world (a consumer group) that a complete checkpoint covers these positions.
 
         They are for tools that show the lag, and are read back only with `start="committed"`. Called from the source's thread. May raise
-        TransientError, which is logged and does not stop the job.
+        TransientError, which is logged and does not stop the app.
         """
 
     def lag(self) -> dict[tuple[str, int], int]:
@@ -299,7 +299,7 @@ class Source(ABC):
 class Track:
     """The source of the parts that a sink is given, and so the key of its token.
 
-    app: the app's id. sink: the place of the sink in the program, the same in each run. incarnation: of the job; a job that starts afresh
+    app: the app's id. sink: the place of the sink in the program, the same in each run. incarnation: of the app; an app that starts afresh
     gets a new one, and every start from its checkpoints keeps it.
     """
 
@@ -344,14 +344,14 @@ class Sink(ABC):
     format: Format = JSON
     """What rows become where they are written as records."""
     still_ours: Callable[[], bool] | None = None
-    """Whether this process still owns the job. The engine sets it before `claim`; a sink asks it when its receiver reports that somebody
+    """Whether this process still owns the app. The engine sets it before `claim`; a sink asks it when its receiver reports that somebody
     else has claimed the track. Blocks; called from the track's thread. None: nobody knows.
     """
     sealed: Mapping[str, int] = {}
     """Only set by the engine's StagedSink: by track id, the number of the last part that was complete at the last flush."""
 
     def start_afresh(self) -> None:  # noqa: B027 - most sinks add to what is there
-        """Tells, before `open`, that the job starts without a checkpoint. Rows that an earlier run has left unfinished do not belong to it
+        """Tells, before `open`, that the app starts without a checkpoint. Rows that an earlier run has left unfinished do not belong to it
         and may be dropped, and a sink that may overwrite begins empty. Without this call nothing at the receiver is lost.
         """
 
@@ -400,7 +400,7 @@ class Sink(ABC):
         """Returns when all written rows are safe at the receiver. Raises when some were refused, and names them."""
 
     def known(self, track: Track) -> Token | None:
-        """What the receiver knows of the track, without claiming it: a start that is refused must not end a job that runs.
+        """What the receiver knows of the track, without claiming it: a start that is refused must not end an app that runs.
 
         Called before `claim`. None: the receiver knows nothing, or cannot tell without a claim. A missing topic is made here, since other
         tasks may want to read it before the claim. Raises the errors of `open`.
@@ -431,7 +431,7 @@ class Sink(ABC):
 
         seq grows, with gaps. Track, incarnation and seq together name a part for ever, so a receiver that remembers parts by a key needs
         all three in it. Raises TransientError when the part may be tried again (after a `claim`, whose token says whether it arrived), and
-        AppLocked when another process has claimed the track; any other error ends the job. Whatever it raises, the receiver has all rows
+        AppLocked when another process has claimed the track; any other error ends the app. Whatever it raises, the receiver has all rows
         of the part or none.
         """
         raise NotImplementedError
@@ -451,7 +451,7 @@ class Sink(ABC):
 
     def finish(self) -> None:
         """Completes the result: the input has ended for good, and no more rows will be written. When it returns, the result is complete
-        and safe, as after `flush`. May be called again, by a job that turns out to be finished.
+        and safe, as after `flush`. May be called again, by an app that turns out to be finished.
         """
         self.flush()
 

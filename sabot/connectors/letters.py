@@ -386,7 +386,7 @@ class Home(Protocol):
 class Letters:
     """The dead letters of a place as they were when it was opened. Methods block, and are called from one thread. `close` it at the end.
 
-    What comes while it is read is not shown: letters that a running job writes because it fails again would else be redriven for ever.
+    What comes while it is read is not shown: letters that a running app writes because it fails again would else be redriven for ever.
     """
 
     def __init__(self, home: Home) -> None:

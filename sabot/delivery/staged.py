@@ -3,7 +3,7 @@
     write ─▶ part (a file) ─▶ seal, at a barrier ─▶ manifest lists it ─▶ release ─▶ deliver, in order ─▶ the next manifest
     sink's thread                                   coordinator                     track's thread        lists it no more
 
-A job has one track for each sink that delivers exactly once. The parts of a track are numbered (`tokens`), and the receiver keeps the
+An app has one track for each sink that delivers exactly once. The parts of a track are numbered (`tokens`), and the receiver keeps the
 number of the last part that it has (`Sink.deliver`), so the next start knows of a part that was delivered just before a crash. Parts are
 cut where they are written, by their bytes only, because a part that is delivered again must have the same rows.
 
@@ -132,7 +132,7 @@ def _track_id(room: str, sink: Sink) -> str:
 def track_of(room: str, sink: Sink, wanted: str | None, *, kept: bool = True) -> str | None:
     """The id of the track through which a sink is written exactly once; None: the sink is written at least once.
 
-    room: who writes ("streams", "agents"). wanted: "exactly_once", "at_least_once", or None for what suits the sink. kept: whether the job
+    room: who writes ("streams", "agents"). wanted: "exactly_once", "at_least_once", or None for what suits the sink. kept: whether the app
     keeps checkpoints. Raises UserError for a sink that cannot deliver as wanted.
     """
     if wanted == "at_least_once" or (wanted is None and not (sink.delivers and sink.lasting and kept)):
@@ -175,7 +175,7 @@ def _undelivered(
 
 
 class StagedSinks:
-    """The exactly-once sinks of one run of a job. All methods are called on the event loop, unless they say otherwise."""
+    """The exactly-once sinks of one run of an app. All methods are called on the event loop, unless they say otherwise."""
 
     def __init__(
         self,
@@ -297,18 +297,18 @@ class StagedSinks:
 
     @property
     def exactly_once(self) -> bool:
-        """Whether the job has a sink that delivers exactly once."""
+        """Whether the app has a sink that delivers exactly once."""
         return bool(self._tracks)
 
     def still_ours(self) -> bool:
-        """Whether no other worker has taken the job over. Blocks. Raises TransientError where the place of the checkpoints does not say."""
+        """Whether no other worker has taken the app over. Blocks. Raises TransientError where the place of the checkpoints does not say."""
         assert self._storage is not None
         try:
             self._storage.check_owner()
         except AppLocked:
             return False
         except CheckpointFailed as error:
-            raise TransientError(f"nobody knows whose the job is: {error.message}", hint=error.hint) from error
+            raise TransientError(f"nobody knows whose the app is: {error.message}", hint=error.hint) from error
         return True
 
     def check_restored(self) -> None:
@@ -350,7 +350,7 @@ class StagedSinks:
         self.look_at_fullness()
 
     def look_at_fullness(self) -> None:
-        """Tells the job when the output that waits becomes too much, or no longer is. Called by the tracks, from any thread."""
+        """Tells the app when the output that waits becomes too much, or no longer is. Called by the tracks, from any thread."""
         with self._telling:  # calls in order, so that the sources end in the state that is true last
             full = any(track.full for track in list(self._tracks.values()))
             if full == self._full:

@@ -1,6 +1,6 @@
 """Decides what is delivered after a start, from what the checkpoint says of a track and from the receiver's token.
 
-    seq = generation * 2**34 + n      so no run of a job (a generation) gives out a number that another run may have given out
+    seq = generation * 2**34 + n      so no run of an app (a generation) gives out a number that another run may have given out
 
 These functions are pure: they use no files, clocks or receivers. docs/decisions/007 has the reasons for the rules.
 """
@@ -61,7 +61,7 @@ def opening(
     """How the track of the sink `name` begins. Raises DeliveryConflict, whose hint has the choices, where it could repeat or lose output.
 
     stored: the track in the restored checkpoint; None where it has none, or nothing is restored. newest: the restored checkpoint is the
-    newest of the job, not a savepoint. choice: one of CHOICES that the user gave, or None. fresh: the user wants the job to start afresh.
+    newest of the app, not a savepoint. choice: one of CHOICES that the user gave, or None. fresh: the user wants the app to start afresh.
     token_place: the file in which the token is, if it is one.
     """
     if choice is not None and choice not in CHOICES:
@@ -88,7 +88,7 @@ def opening(
         if fresh:
             return Opening(0, max(above, after(token.seq)), settle=True)
         why = (
-            f"the receiver has output of another life of this job (incarnation {token.incarnation or 'unknown'}, this one is "
+            f"the receiver has output of another life of this app (incarnation {token.incarnation or 'unknown'}, this one is "
             f"{incarnation}), which had other checkpoints (if they are gone for good: start afresh, --fresh)"
         )
     elif token.seq < track.delivered:

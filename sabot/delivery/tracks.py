@@ -32,7 +32,7 @@ _BACKOFF_SECONDS = (0.2, 10.0)  # after a failed delivery: the first wait, doubl
 
 
 class TrackRun(Protocol):
-    """What a track asks of the run of the job to which it belongs (`staged.StagedSinks`)."""
+    """What a track asks of the run of the app to which it belongs (`staged.StagedSinks`)."""
 
     app: str
     restored: Manifest | None
@@ -45,7 +45,7 @@ class TrackRun(Protocol):
     spawn: Spawn
 
     def still_ours(self) -> bool:
-        """Whether no other worker has taken the job over. Blocks. Raises TransientError where nobody can say."""
+        """Whether no other worker has taken the app over. Blocks. Raises TransientError where nobody can say."""
 
     def part_path(self, track_id: str, seq: int) -> Path:
         """The path of the file of a new part."""
@@ -113,7 +113,7 @@ class TrackWork:
         self._begin(begin, stored, delivery.restored)
 
     def start(self) -> None:
-        """Starts to deliver the parts that wait. Called when no track of the job was refused. Blocks."""
+        """Starts to deliver the parts that wait. Called when no track of the app was refused. Blocks."""
         delivery = self._delivery
         if self._note:
             _log.warning("sink %s: %s", self.sink.name, self._note)
@@ -145,8 +145,8 @@ class TrackWork:
         )
 
     def _incarnation(self, stored: StoredTrack | None) -> str:
-        """The incarnation of the job. Where nobody can know the last number (a start from a savepoint, into a sink without a token) the
-        track gets an incarnation of its own: two jobs that start from one savepoint would give the same numbers to different rows.
+        """The incarnation of the app. Where nobody can know the last number (a start from a savepoint, into a sink without a token) the
+        track gets an incarnation of its own: two apps that start from one savepoint would give the same numbers to different rows.
         """
         if not self._delivery.newest and not self.sink.keeps_token:
             return uuid.uuid4().hex
@@ -301,11 +301,11 @@ class TrackWork:
         """Claims the track again after an error, and reads from the token how far the receiver got."""
         if self._claimed:
             return
-        # The error may be that of a process that stood still: its claim would end the run that has taken the job over.
+        # The error may be that of a process that stood still: its claim would end the run that has taken the app over.
         if not self._delivery.still_ours():
             raise AppLocked(
-                f"sink {self.sink.name}: another worker has taken this job over, and delivers its output",
-                hint="one worker runs a job: let that one go on, or stop it and start this one again",
+                f"sink {self.sink.name}: another worker has taken this app over, and delivers its output",
+                hint="one worker runs an app: let that one go on, or stop it and start this one again",
             )
         token = self.sink.claim(self.name)
         self._claimed = True
@@ -320,7 +320,7 @@ class TrackWork:
             raise UserError(
                 f"sink {self.sink.name}: the receiver's token says {in_words(token.seq)} of {token.incarnation}, and "
                 f"{in_words(self.delivered)} of {self.name.incarnation} was delivered: somebody else has written it",
-                hint="one job delivers into one place",
+                hint="one app delivers into one place",
             )
         # The part before the error has arrived; otherwise the claim tells nothing about parts.
         if token.seq > self.delivered:

@@ -1,6 +1,6 @@
 """The exchange: channels whose two ends are in different processes, over Arrow Flight. The only importer of pyarrow.flight.
 
-It knows elements and channels, and nothing of plans, jobs and checkpoints.
+It knows elements and channels, and nothing of plans, apps and checkpoints.
 """
 
 from sabot.exchange.link import Tls, address_of

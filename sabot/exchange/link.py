@@ -1,4 +1,4 @@
-"""How workers reach each other: addresses, the job's token, certificates, and the two ways in which a connection is cut."""
+"""How workers reach each other: addresses, the app's token, certificates, and the two ways in which a connection is cut."""
 
 import hmac
 import os
@@ -47,7 +47,7 @@ def location(address: str, tls: Tls | None) -> flight.Location:
 
 
 def credentials(token: str) -> list[tuple[bytes, bytes]]:
-    """The headers by which a call shows that it comes from this job."""
+    """The headers by which a call shows that it comes from this app."""
     return [(_HEADER.encode(), f"Bearer {token}".encode())]
 
 
@@ -64,7 +64,7 @@ class Doorkeeper(flight.ServerMiddlewareFactory):  # type: ignore[misc]  # pyarr
         given = shown[0] if len(shown) == 1 else ""
         if not hmac.compare_digest(given.encode() if isinstance(given, str) else given, self._wanted):
             self.refused_total += 1
-            raise flight.FlightUnauthenticatedError("this call does not show the token of this job")
+            raise flight.FlightUnauthenticatedError("this call does not show the token of this app")
 
 
 def reason(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 A call of `do_exchange` is an edge: its descriptor names the edge and the session of the worker that sends. It ends with END, or with a
 frame that says that another call goes on. Whatever else ends it is a failure, which the worker is told.
 
-Who has the job's token is trusted: what comes is decoded by Arrow, which refuses what is no record batch of the call's schema, but
+Who has the app's token is trusted: what comes is decoded by Arrow, which refuses what is no record batch of the call's schema, but
 values, offsets of texts for instance, are not looked through (`_cython.arrow.border` does that with data of users).
 """
 
@@ -198,7 +198,7 @@ class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has 
         text = f"the edge {inbound.edge!r} from the worker at {inbound.peer.partition(':')[2]} is broken: {why}"
         if not told and not self._closing:
             if isinstance(error, SabotError | flight.FlightError | OSError):
-                made: SabotError = TransientError(text, hint="the job goes on from its last checkpoint")
+                made: SabotError = TransientError(text, hint="the app goes on from its last checkpoint")
             else:
                 made = InternalError(text)
             made.__cause__ = error

@@ -255,7 +255,7 @@ class Peer:
         """What the worker is told of an edge that broke."""
         made = TransientError(
             f"the edge {edge!r} to the worker at {self.address} is broken: {reason(error)}",
-            hint="the job goes on from its last checkpoint",
+            hint="the app goes on from its last checkpoint",
         )
         made.__cause__ = error
         return made

@@ -22,7 +22,7 @@ class Exchange:
     the receiver's is full, the sender's fills; when the receiver's reader closes his, the sender's is closed too, and its producer gets
     ChannelClosed. END comes only where END was put.
 
-    token: the job's; who does not show it is refused, who does is trusted. It crosses in the clear unless there is `tls`, so a `host`
+    token: the app's; who does not show it is refused, who does is trusted. It crosses in the clear unless there is `tls`, so a `host`
     other than loopback wants that. credit_rows, credit_bytes: what an edge may have on its way beside what its two channels hold.
     message_bytes: of one message at most; a single row that is larger is one of its own. timeout: the seconds after which a worker that
     does not answer is lost.

@@ -492,7 +492,7 @@ def topic_id_of(admin: Any, link: BrokerLink, topic: str) -> str:
 
 
 def connection_of(kafka: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that say how the broker is reached, which all clients of a job share."""
+    """The settings that say how the broker is reached, which all clients of an app share."""
     connection = ("security.", "sasl.", "ssl", "oauth", "client.", "socket.", "broker.", "metadata.", "enable.ssl")
     return {name: value for name, value in kafka.items() if name.startswith(connection) or name == "debug"}
 

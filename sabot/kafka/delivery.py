@@ -77,9 +77,9 @@ T = TypeVar("T")
 
 
 class KafkaDelivery(KafkaWriter):
-    """A KafkaWriter that also delivers parts. A job uses either `write` or `deliver`, never both.
+    """A KafkaWriter that also delivers parts. An app uses either `write` or `deliver`, never both.
 
-    still_ours: set by the engine before `claim`; it says whether this process still owns the job. It is needed because the broker gives
+    still_ours: set by the engine before `claim`; it says whether this process still owns the app. It is needed because the broker gives
     the same error to a producer whose transaction timed out and to one whose track another process has claimed. Where nobody can say,
     the track counts as lost (AppLocked).
     """
@@ -138,7 +138,7 @@ class KafkaDelivery(KafkaWriter):
         return found
 
     def _is_ours(self) -> bool | None:
-        """Whether this process owns the job; None where that is unknown."""
+        """Whether this process owns the app; None where that is unknown."""
         return None if self.still_ours is None else self.still_ours()
 
     def _connect(self, client: "_Client", partitions: int) -> None:
@@ -289,7 +289,7 @@ class KafkaDelivery(KafkaWriter):
         if code in UNKNOWN:
             return UserError(
                 f"topic {self.name!r} is not on kafka://{address} any more",
-                hint="it was deleted while the job wrote to it? make it anew by a new start",
+                hint="it was deleted while the app wrote to it? make it anew by a new start",
             )
         if code == KafkaError.MSG_SIZE_TOO_LARGE or code in LASTING:
             return refusal(error, self._link, self.name, size)
@@ -313,7 +313,7 @@ class KafkaDelivery(KafkaWriter):
         )
 
     def _bounded(self, what: str, hint: str = "") -> SabotError:
-        """The error for a fault that a new producer may mend: transient, but after FAULTS_IN_A_ROW in a row the job fails."""
+        """The error for a fault that a new producer may mend: transient, but after FAULTS_IN_A_ROW in a row the app fails."""
         self._faults += 1
         what = f"topic {self.name!r} on kafka://{self._link.address}: {what}"
         if self._faults < FAULTS_IN_A_ROW:
@@ -323,7 +323,7 @@ class KafkaDelivery(KafkaWriter):
     def _taken_over(self, track: Track) -> AppLocked:
         self._lost = True
         return AppLocked(
-            f"another worker delivers to topic {self.name!r} as {_track_id(track)!r}: it has taken job {track.app!r} over",
+            f"another worker delivers to topic {self.name!r} as {_track_id(track)!r}: it has taken app {track.app!r} over",
             hint="stop one of the two; app ids are to be unique on a broker",
         )
 

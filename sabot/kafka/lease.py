@@ -1,4 +1,4 @@
-"""The lease of a job that reads a topic and keeps no checkpoints: the broker lets one worker at a time have it.
+"""The lease of an app that reads a topic and keeps no checkpoints: the broker lets one worker at a time have it.
 
 The lease is the one static member of a consumer group of its own. Who joins as this member fences who was it before, at once and at the
 broker, so two workers that look at the same time cannot both keep it. The broker shows that a member is there, but not who joined last;

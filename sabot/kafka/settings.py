@@ -27,7 +27,7 @@ _COMMITS = (
 )
 _WRITES_ONCE = "a record that is sent again would be written twice, or one that is acknowledged be lost"
 _REPORTS = "Sabot learns by it what the broker has refused"
-_ASSIGNS = "Sabot assigns partitions itself, and one worker runs a job"
+_ASSIGNS = "Sabot assigns partitions itself, and one worker runs an app"
 
 _BROKER = _Ours("the address of the broker says it", hint='leave it out; App(broker="kafka://one:9092,two:9092")')
 

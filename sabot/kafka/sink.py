@@ -21,8 +21,8 @@ class KafkaSink(Sink):
     Kafka client, with dots: `**{"linger.ms": 50}`.
 
     Exactly once: a part is one transaction, which readers with `isolation.level=read_committed` see whole. The number of the last part is
-    kept as the offset of consumer group `sabot.<job>.<sink>.0` at partition 0 of the topic. No other consumer may use that group; the
-    metadata of the offset is the job's incarnation.
+    kept as the offset of consumer group `sabot.<app>.<sink>.0` at partition 0 of the topic. No other consumer may use that group; the
+    metadata of the offset is the app's incarnation.
     """
 
     broker: str

@@ -1,7 +1,7 @@
-"""Tools that read what a job keeps, out of its checkpoints: keyed state of agents, aggregates and tables of streams.
+"""Tools that read what an app keeps, out of its checkpoints: keyed state of agents, aggregates and tables of streams.
 
 An answer says as of which checkpoint it is. It holds at most 1,000 rows and 64 KB; `next` in it, given back as `cursor`, goes on where it
-ended, in the same checkpoint. They only read: the job may run, elsewhere, or have stopped.
+ended, in the same checkpoint. They only read: the app may run, elsewhere, or have stopped.
 """
 
 from collections.abc import Callable, Collection
@@ -42,7 +42,7 @@ class StateRows(TypedDict):
 
 
 class SavedState(Protocol):
-    """The state of a job in one checkpoint. Its calls may block, and raise UserError with the names of the job and the state."""
+    """The state of an app in one checkpoint. Its calls may block, and raise UserError with the names of the app and the state."""
 
     @property
     def checkpoint_id(self) -> int: ...
@@ -57,14 +57,14 @@ class SavedState(Protocol):
 
 
 class StateSource(Protocol):
-    """Opens the checkpoints of a job."""
+    """Opens the checkpoints of an app."""
 
     def open(self, checkpoint_id: int | None) -> AbstractContextManager[SavedState]:
         """The checkpoint of this id, or the newest. May block. Raises UserError where there is none, or not any more."""
 
 
 def state_tools(source: StateSource, *, only: Collection[str] = ()) -> list[Tool]:
-    """The tools `state_list`, `state_schema` and `state_read` of a job. only: the names that they offer; by default all that is kept.
+    """The tools `state_list`, `state_schema` and `state_read` of an app. only: the names that they offer; by default all that is kept.
 
     Known secrets are hidden in values, and so is what stands under the name of one (`password`, `api_key`).
     """
@@ -76,7 +76,7 @@ def state_tools(source: StateSource, *, only: Collection[str] = ()) -> list[Tool
 
     @tool(effect="read")
     def state_list() -> dict[str, Any]:
-        """List who keeps state in this streaming job: agents, aggregates, tables. Their names are what the other tools take."""
+        """List who keeps state in this streaming app: agents, aggregates, tables. Their names are what the other tools take."""
         with source.open(None) as saved:
             kept = [each for each in saved.kept() if not only or each["name"] in only]
             return {"as_of": _as_of(saved), "state": kept}
@@ -97,7 +97,7 @@ def state_tools(source: StateSource, *, only: Collection[str] = ()) -> list[Tool
     def state_read(
         name: str, key: str | None = None, prefix: str | None = None, limit: int = 50, cursor: str | None = None
     ) -> StateRows:
-        """Read rows of a state, as of the job's newest checkpoint.
+        """Read rows of a state, as of the app's newest checkpoint.
 
         Args:
             name: Whose state, as state_list gives it.

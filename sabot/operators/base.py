@@ -131,7 +131,7 @@ class Operator:
     event_time: str = ""  # what the event times in its state were read from, in words; "": it has none
     forgets: frozenset[str] = frozenset()  # set before `restore`: names of what it does not take over, as aggregates
     emit: Callable[[Batch], None]
-    spent_at_end = False  # True: unless it is named, nobody needs its state when all inputs of the job have ended
+    spent_at_end = False  # True: unless it is named, nobody needs its state when all inputs of the app have ended
     inputs = 1  # 2: rows of a second input come to `process_right`; such an operator is the first of its chain
     polls = False  # True: the task calls `poll` between elements, at least every 50 ms
     gives_table = False  # True: `table` gives the rows that its changes have made

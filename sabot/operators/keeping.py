@@ -236,7 +236,7 @@ class Keeper:
             each.restore(saved, owned)
 
     def once(self, saved: Sequence[Saved], fact: str) -> int:
-        """A count that each subtask goes on with, so that the job's sum stays the same: its own, where `saved` is its own alone; else
+        """A count that each subtask goes on with, so that the app's sum stays the same: its own, where `saved` is its own alone; else
         subtask 0 has the sum over all subtasks of the checkpoint, and the others have 0.
         """
         mine = self._context.subtask == 0 or all(part.own for part in saved)
@@ -290,7 +290,7 @@ class KeepsWatermark(Keeping):
 
 
 def last_watermark(saved: Sequence[Saved], default: T, fact: str = "watermark") -> int | T:
-    """The least watermark that the subtasks had noted; `default` where one had none, or the job was drained, so that time begins anew."""
+    """The least watermark that the subtasks had noted; `default` where one had none, or the app was drained, so that time begins anew."""
     marks = [part.facts[fact] for part in saved]
     return min(marks) if marks and None not in marks and min(marks) < END_OF_TIME else default
 

@@ -29,7 +29,7 @@ from sabot.operators.nulled import Nulled
 
 _log = logging.getLogger(__name__)
 
-_WAYS = 'nan="null" of to(…), or of the agent, says that this is meant, nan="fail" stops the job instead'
+_WAYS = 'nan="null" of to(…), or of the agent, says that this is meant, nan="fail" stops the app instead'
 _LASTING = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, NotImplementedError)
 
 

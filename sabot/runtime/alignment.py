@@ -34,7 +34,7 @@ class Alignment:
         self._waiting: dict[int, Callable[[], None]] = {}  # by reader: what wakes it
 
     def here(self, now_ms: int) -> tuple[int | None, int | None]:
-        """(The event time of the partition that is furthest behind, that of those with rows to read), for the job's other processes.
+        """(The event time of the partition that is furthest behind, that of those with rows to read), for the app's other processes.
 
         now_ms: of the monotonic clock, as for `limit`.
         """

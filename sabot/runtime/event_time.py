@@ -79,7 +79,7 @@ class SourceTime:
         self._failed = -1
 
     def count_failed(self, rows: int, reason: str) -> None:
-        """Counts rows that have no event time. Raises UserError where none of the first rows has one: time= names no time then, and the job
+        """Counts rows that have no event time. Raises UserError where none of the first rows has one: time= names no time then, and the app
         would set all rows apart. reason: why the first of them has none.
         """
         if not self._is_new or self._failed < 0:

@@ -139,7 +139,7 @@ class AgentSource:
         return self._left
 
     def statistics(self) -> dict[str, Any]:
-        """Returns rows_in (read in this job), ended, lag, why it waits for a schema registry ("": it does not), and the figures of its
+        """Returns rows_in (read in this run), ended, lag, why it waits for a schema registry ("": it does not), and the figures of its
         channel; from any thread.
         """
         return {

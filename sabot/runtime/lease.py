@@ -1,4 +1,4 @@
-"""Takes the lease of a job at its broker, where nothing else keeps a second worker from the same topic."""
+"""Takes the lease of an app at its broker, where nothing else keeps a second worker from the same topic."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ async def take_lease(
     lost: Callable[[BaseException], None],
 ) -> Callable[[], None]:
     """Returns what lets the lease go, blocking. It is that of the topic that comes first by name; there is none, and nothing to let go,
-    where no topic of Kafka is read, or the job has a storage for checkpoints, which has an owner already.
+    where no topic of Kafka is read, or the app has a storage for checkpoints, which has an owner already.
 
     lost: called on this loop with an AppLocked. Raises AppLocked where another worker has the lease, StoppedEarly.
     """

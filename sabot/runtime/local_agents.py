@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 _AGENT_TASK = "the task that hands records to agents"
 _BATCH_ROWS = 16384  # so that the cost of a call is spread over many rows
-_GRACE_SECONDS = 2.0  # how long running calls may go on when the job is stopped
+_GRACE_SECONDS = 2.0  # how long running calls may go on when the app is stopped
 
 
 class LocalAgents:
@@ -474,7 +474,7 @@ class LocalAgents:
         return [] if self.task.jobs is None else [self.task.jobs.host.quiesce()]
 
     async def finish(self, coordinator: Coordinator) -> None:
-        """Stops a job that runs outside of an app: takes a last checkpoint, so that finished work is committed, and closes."""
+        """Stops agents that run outside of an app: takes a last checkpoint, so that finished work is committed, and closes."""
         await self.stop(drain=False)
         try:
             await coordinator.wait(coordinator.trigger())

@@ -195,7 +195,7 @@ class LocalStreams:
         self.left += await run_in_thread(_close, [task for task in self.tasks if task.built])
         self.build.give_back_sources()
         if self._over.done() and not self._over.cancelled():
-            self._over.exception()  # told by whoever ran the job
+            self._over.exception()  # told by whoever ran the app
         elif not self._over.done():
             self._over.cancel()
 
@@ -257,7 +257,7 @@ def _nothing(checkpoint_id: int) -> None:
 
 
 def _close(tasks: list[StreamTask]) -> list[tuple[str, Handle]]:
-    """Closes the tasks. The memory of their state goes back to the system: allocators would keep it for a job that may never come. -> as
+    """Closes the tasks. The memory of their state goes back to the system: allocators would keep it for an app that may never come. -> as
     `close_tasks`.
     """
     left = close_tasks(tasks, _JOIN_SECONDS)

@@ -1,4 +1,4 @@
-"""Which checkpoint a start resumes from: the newest one of the job, a savepoint that the user chose, or none."""
+"""Which checkpoint a start resumes from: the newest one of the app, a savepoint that the user chose, or none."""
 
 import logging
 import re
@@ -12,12 +12,12 @@ from sabot.redaction import redacted_url
 
 _log = logging.getLogger(__name__)
 
-# A job that resumes from a savepoint skips so many generations, as the job that wrote the savepoint goes on to use the next ones.
+# An app that resumes from a savepoint skips so many generations, as the app that wrote the savepoint goes on to use the next ones.
 _FAR_GENERATIONS = 4096
 
 
 class Asked(Protocol):
-    """The user's wishes for the next start. They are dropped once a checkpoint of the job's own has followed."""
+    """The user's wishes for the next start. They are dropped once a checkpoint of the app's own has followed."""
 
     id: str
     version: str
@@ -27,10 +27,10 @@ class Asked(Protocol):
 
 
 class Origin:
-    """The origin of each start of one job. Its methods block, unless said otherwise."""
+    """The origin of each start of one app. Its methods block, unless said otherwise."""
 
     def __init__(self, asked: Asked) -> None:
-        self.savepoint: str | None = None  # set until a checkpoint of the job has followed the savepoint
+        self.savepoint: str | None = None  # set until a checkpoint of the app has followed the savepoint
         self.drop: frozenset[str] = frozenset()  # what is not taken over of the checkpoint that `find` has given
         self._asked = asked
         self._place: object = None  # the directory of the checkpoints, in this run or the last one
@@ -111,7 +111,7 @@ class Origin:
         return found
 
     def followed(self) -> None:
-        """A checkpoint of the job's own is complete, so the next start resumes from it. Does not block."""
+        """A checkpoint of the app's own is complete, so the next start resumes from it. Does not block."""
         self.savepoint = self._asked.from_ = self._asked.redeliver = None
 
     def refuse_without_storage(self) -> None:
@@ -125,7 +125,7 @@ class Origin:
     def _gone(self, directory: object, checkpoint_id: int) -> UserError:
         return UserError(
             f"app {self._asked.id} cannot go back to checkpoint {checkpoint_id}, which it has made: {directory} has it no more",
-            hint="was the directory removed, renamed or unmounted while the job ran? Bring it back, and start again",
+            hint="was the directory removed, renamed or unmounted while the app ran? Bring it back, and start again",
         )
 
 

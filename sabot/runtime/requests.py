@@ -1,4 +1,4 @@
-"""What the command line asks of a running job (`checkpoint.requests`), and what the job does then."""
+"""What the command line asks of a running app (`checkpoint.requests`), and what the app does then."""
 
 import asyncio
 import logging
@@ -16,12 +16,12 @@ _log = logging.getLogger(__name__)
 
 
 class AppRequests:
-    """Those to one run of a job. All methods on its event loop.
+    """Those to one run of an app. All methods on its event loop.
 
     {"checkpoint": true}    a checkpoint, now
     {"savepoint": PLACE}    the same, and a copy of it
     {"workers": true}       which worker runs what, and how fast
-    {"rescale": N}          the run ends with a checkpoint, and the job goes on from it with N workers
+    {"rescale": N}          the run ends with a checkpoint, and the app goes on from it with N workers
     """
 
     def __init__(
@@ -34,8 +34,8 @@ class AppRequests:
         restarts: int,
         begin_anew: Callable[[], None] | None,
     ) -> None:
-        """spread: the streams of the run, where they are in other processes. restarts: of the job so far. begin_anew: ends this run, so
-        that the job goes on in another one; None: nobody would begin that.
+        """spread: the streams of the run, where they are in other processes. restarts: of the app so far. begin_anew: ends this run, so
+        that the app goes on in another one; None: nobody would begin that.
         """
         self._app = app
         self._storage = storage
@@ -73,7 +73,7 @@ class AppRequests:
         }
 
     async def _rescale(self, wanted: object, request: str) -> dict[str, Any]:
-        """Returns once the job runs with so many workers. Otherwise it ends the run and never returns: the next run finds the request
+        """Returns once the app runs with so many workers. Otherwise it ends the run and never returns: the next run finds the request
         again, and answers it.
         """
         maker = self._app.workers
@@ -96,7 +96,7 @@ class AppRequests:
             )
         maker.check(wanted)
         await self._spread.make_room(wanted)
-        await self._checkpoint()  # a job that cannot take one is left as it is
+        await self._checkpoint()  # an app that cannot take one is left as it is
         maker.rescale(wanted, request)
         _log.info("app %s: ends its workers (%d), to go on with %d from a checkpoint", self._app.id, before, wanted)
         self._spread.goes_on = True

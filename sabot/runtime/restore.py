@@ -181,7 +181,7 @@ def _saying_what_is_kept(kept: Mapping[str, pa.Schema]) -> Iterator[None]:
         if not kept or "column" not in f"{error.message} {error.hint}":
             raise
         names = "; ".join(f"{name}: {', '.join(schema.names)}" for name, schema in kept.items())
-        told = f"the checkpoint keeps the columns that were inferred when the job began ({names}); --schema refresh infers them anew"
+        told = f"the checkpoint keeps the columns that were inferred when the app began ({names}); --schema refresh infers them anew"
         raise UserError(error.message, hint=f"{error.hint}; {told}" if error.hint else told) from error
 
 

@@ -26,8 +26,8 @@ class RunnableAgent(Counters, Protocol):
     def starts(self, broker: str, kafka: dict[str, Any]) -> None:
         """A run begins."""
 
-    def runs_in(self, job: "LocalAgents") -> None:
-        """The agent has started, in this job."""
+    def runs_in(self, agents: "LocalAgents") -> None:
+        """The agent has started, as one of these agents."""
 
     def runs_elsewhere(self) -> None:
         """The agent has started, in another process."""

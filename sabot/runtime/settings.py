@@ -33,7 +33,7 @@ _CHECKPOINT_SECONDS = 60.0  # between checkpoints without one
 
 
 class AppSettings(Protocol):
-    """The settings that a job reads from its app at each start."""
+    """The settings that a run reads from its app at each start."""
 
     id: str
     broker: str

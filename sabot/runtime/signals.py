@@ -109,7 +109,7 @@ class StopSignals:
                     holder._give_back()
 
     def _take(self, claim: bool) -> None:
-        """Signals that nobody has claimed; one that is ignored stays so (nohup; a job in the background of a script)."""
+        """Signals that nobody has claimed; one that is ignored stays so (nohup; a program that a script runs in the background)."""
         StopSignals._holder = self
         for number in _NUMBERS:
             before = signal.getsignal(number)

@@ -1,4 +1,4 @@
-"""Which tasks of a job's streams run in this process, and how rows reach those that run in others."""
+"""Which tasks of an app's streams run in this process, and how rows reach those that run in others."""
 
 from typing import Protocol
 
@@ -19,19 +19,19 @@ class Holds(Protocol):
 
 
 class Spread(Protocol):
-    """Where the tasks of a job are, as one of its processes sees them. `Build` asks it."""
+    """Where the tasks of an app are, as one of its processes sees them. `Build` asks it."""
 
     whole: bool
-    """Every task of the job is in this process."""
+    """Every task of the app is in this process."""
 
     def is_here(self, task: str) -> bool:
         """Whether this process runs the task."""
 
     def agree(self, plan: Plan) -> None:
-        """Called with the plan of this process before anything of it is opened. Raises where it is not that of the whole job."""
+        """Called with the plan of this process before anything of it is opened. Raises where it is not that of the whole app."""
 
     def columns_of(self, stream: str) -> pa.Schema | None:
-        """The columns of a stream that were inferred for the whole job; None: this process infers them."""
+        """The columns of a stream that were inferred for the whole app; None: this process infers them."""
 
     def arrives(self, edge: str, channel: Channel) -> None:
         """What a task of another process sends along this edge goes into the channel."""
@@ -47,7 +47,7 @@ class Spread(Protocol):
 
 
 class WholeApp:
-    """The spread of a job that runs in one process."""
+    """The spread of an app that runs in one process."""
 
     whole = True
 

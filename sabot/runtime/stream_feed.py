@@ -40,7 +40,7 @@ class StreamFeed:
         self.name = channel.name
         self.operator = operator
         self.recorded: list[Batch] = []  # rows that came after the last cut and before its barrier, in order
-        self.rows_in = 0  # rows taken out of the channel in this job
+        self.rows_in = 0  # rows taken out of the channel in this run
         self.over = asyncio.Event()  # no more rows come
         self._channel = channel
         self._readers = readers

@@ -115,7 +115,7 @@ class SpreadStreams(Streams, Protocol):
     """The streams of a run in processes of their own, and its agents."""
 
     goes_on: bool
-    """Whether the job goes on in another run as soon as this one is closed."""
+    """Whether the app goes on in another run as soon as this one is closed."""
 
     @property
     def agents(self) -> AgentsElsewhere: ...
@@ -125,7 +125,7 @@ class SpreadStreams(Streams, Protocol):
 
 
 def had_ended(restored: Manifest) -> bool:
-    """Whether every task of streams had ended in the checkpoint, its input read to the end, and all results were complete. A job that was
+    """Whether every task of streams had ended in the checkpoint, its input read to the end, and all results were complete. An app that was
     drained before the end of its inputs had not.
     """
     stored = stored_streams(restored)

@@ -264,7 +264,7 @@ class Cuts(Protocol):
 
 
 class StreamTask:
-    """One subtask of a stage. Built and opened on the job's thread, then its own thread's alone.
+    """One subtask of a stage. Built and opened on the app's thread, then its own thread's alone.
 
     A thread that may not wait (`step(0)`) keeps what a full channel refuses, and takes no element before that has gone.
     """
@@ -294,7 +294,7 @@ class StreamTask:
 
     @property
     def built(self) -> bool:
-        """It has its input and its chain; an error while the job was built may have come before."""
+        """It has its input and its chain; an error while the app was built may have come before."""
         return hasattr(self, "input") and hasattr(self, "chain")
 
     def start(self) -> None:
@@ -434,7 +434,7 @@ class StreamTask:
         """Goes on with the end of the input, as far as what is in flight allows."""
         assert self._finishing is not None
         if next(self._finishing, self) is not self or self.stopping:
-            return  # stopping: left behind, the job has gone on without it
+            return  # stopping: left behind, the app has gone on without it
         self._finishing = None
         self.ended = True
         final = self._snapshot()

@@ -1,4 +1,4 @@
-"""How rows leave a job: a sink has one thread, behind a gate over the channels of all its writers.
+"""How rows leave an app: a sink has one thread, behind a gate over the channels of all its writers.
 
 A chain of a stream writes from its own thread (`task.Output`), which may block until the channel has room. Agents write from the event
 loop, which must not block: a `SinkPort` takes whatever it is given, keeps what the full channel refuses, and says when it is full.
@@ -111,7 +111,7 @@ class SinkPort:
 
     def __init__(self, name: str, channel: Channel, loop: asyncio.AbstractEventLoop) -> None:
         self.name = name
-        self.rows = 0  # the rows that were put in this job
+        self.rows = 0  # the rows that were put in this run
         self._loop = loop
         self._channel = channel
         # Elements that the full channel refused; operators stop while the port is `full`.
@@ -238,7 +238,7 @@ class SinkPort:
         return 0
 
     def statistics(self) -> dict[str, Any]:
-        """Returns rows_out (in this job), waiting (elements that the full channel refused), the figures of the channel; nulled, if any."""
+        """Returns rows_out (in this run), waiting (elements that the full channel refused), the figures of the channel; nulled, if any."""
         figures = {"rows_out": self.rows_out, "waiting": len(self._backlog), "channel": self._channel.statistics()}
         return {**figures, "nulled": self.nulled} if self.nulled else figures
 

@@ -58,7 +58,7 @@ class Cut(Protocol):
 class Saved:
     """A cut as a restore finds it: the directory into which `Cut.save` wrote, and the facts about it from the manifest.
 
-    own: it is that of the subtask that gets it, and no other subtask gets it, since the job has as many as before.
+    own: it is that of the subtask that gets it, and no other subtask gets it, since the app has as many as before.
     """
 
     directory: Path

@@ -197,7 +197,7 @@ def converted(
 
 
 def _converted(value: bytes, sealed: bool, expiry: Expiry | None) -> bytes:
-    """Adapts a value to a job that has gained or lost its ttl since the checkpoint: a value without an expiry gets a full time to live from
+    """Adapts a value where the ttl came or went since the checkpoint: a value without an expiry gets a full time to live from
     now, or a value with one loses it.
     """
     if sealed and expiry is None:

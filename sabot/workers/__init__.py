@@ -2,7 +2,7 @@
 
 `maker` says how many workers a run has, and `streams` is the coordinator's side of it. It knows each worker as a `member`: a launcher has
 started its process (`launching`, `on_ray`), or somebody has, with `sabot join` (`supervising`), and it has come over TCP to the `listener`;
-`meeting` is all of that. `process` is the side of a worker, which comes by `joining`, with the `secrets` of the job. Between them go the
+`meeting` is all of that. `process` is the side of a worker, which comes by `joining`, with the `secrets` of the app. Between them go the
 `messages`, over a `connection`. `placement` says which worker runs which task. Rows go from worker to worker (`sabot.exchange`), and never
 through the coordinator.
 """

@@ -1,4 +1,4 @@
-"""The control channel between a coordinator and one worker: messages over a TCP connection, with TLS where the job has it.
+"""The control channel between a coordinator and one worker: messages over a TCP connection, with TLS where the app has it.
 
 A frame is the length of its message, four bytes, and the message. The end of the connection tells each that the other is gone. A machine
 that vanishes ends nothing, so the kernel asks after it (keepalive), also while Python is busy; a process that hangs is found by heartbeats.
@@ -65,7 +65,7 @@ def message_of(frame: bytes) -> ControlMessage:
     try:
         message: ControlMessage = _decoder.decode(frame)
     except UNREADABLE as error:
-        raise InternalError(f"a message between the processes of the job cannot be read: {error}") from error
+        raise InternalError(f"a message between the processes of the app cannot be read: {error}") from error
     return message
 
 

@@ -61,7 +61,7 @@ class JoinedApp(msgspec.Struct, frozen=True):
 
 
 def versions() -> dict[str, str]:
-    """Of what must be alike in all processes of a job: they share plans, rows and state."""
+    """Of what must be alike in all processes of an app: they share plans, rows and state."""
     return {"sabot": version("sabot"), "Python": platform.python_version(), "pyarrow": pa.__version__}
 
 
@@ -95,7 +95,7 @@ def read_ticket() -> Ticket:
         ticket = Ticket.read(given)
     except UNREADABLE:
         raise UserError(
-            "this command is for the coordinator of a job", hint="sabot run module:app --workers N starts it"
+            "this command is for the coordinator of an app", hint="sabot run module:app --workers N starts it"
         ) from None
     nothing = os.open(os.devnull, os.O_RDONLY)  # for a program that reads its standard input
     os.dup2(nothing, 0)
@@ -140,5 +140,5 @@ async def join(ticket: Ticket) -> JoinedApp:
         )
     raise TransientError(
         f"the coordinator at {ticket.address} has ended the connection",
-        hint="is TLS on at one end only, or is its job over?",
+        hint="is TLS on at one end only, or is its app over?",
     )

@@ -64,7 +64,7 @@ class LocalLauncher:
         return "127.0.0.1"
 
     async def make_room(self, more: int) -> None:
-        """There is room for as many as a job may have."""
+        """There is room for as many as an app may have."""
 
     async def launch(self, ticket: Ticket) -> LaunchedProcess:
         """See `Launcher`."""

@@ -108,7 +108,7 @@ class JoinListener:
         """False: it is gone. Raises UserError for one that is refused."""
         if not hmac.compare_digest(join.token.encode("utf-8", "replace"), self._token):
             raise UserError(
-                f"a worker at {connection.peer} has shown another token than this job's",
+                f"a worker at {connection.peer} has shown another token than this app's",
                 hint="is it a worker of an earlier start, or is the file `token` another one there?",
             )
         where = f"{connection.peer} (pid {join.pid} on {join.host[:100]})"

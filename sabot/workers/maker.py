@@ -1,4 +1,4 @@
-"""How many workers a job has, also after a rescale, and what makes the streams of each of its runs."""
+"""How many workers an app has, also after a rescale, and what makes the streams of each of its runs."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ from sabot.workers.streams import WorkerStreams
 _log = logging.getLogger(__name__)
 
 _WORKERS_MAX = 64
-_RESCALE_TRIES = 3  # to begin with another number of workers, however many restarts the job may have
+_RESCALE_TRIES = 3  # to begin with another number of workers, however many restarts the app may have
 
 
 def over_workers(app: SpreadApp, meeting: Meeting, workers: int) -> StreamsMaker:
@@ -43,7 +43,7 @@ class _OverWorkers:
 
     def check(self, workers: int) -> None:
         if not 1 <= workers <= _WORKERS_MAX:
-            raise UserError(f"workers={workers}: a job has 1 to {_WORKERS_MAX} of them")
+            raise UserError(f"workers={workers}: an app has 1 to {_WORKERS_MAX} of them")
 
     def rescale(self, workers: int, request: str = "") -> None:
         self._before, self._request, self._refusal = self.workers, request, ""

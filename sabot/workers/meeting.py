@@ -1,4 +1,4 @@
-"""How the workers of a job and its coordinator find each other: who starts them, where they join, and with which secrets."""
+"""How the workers of an app and its coordinator find each other: who starts them, where they join, and with which secrets."""
 
 import asyncio
 import logging
@@ -41,7 +41,7 @@ class Arrival(Protocol):
 
 
 class Meeting(Protocol):
-    """How the workers of a job come to its coordinator: over TCP, or as a simulation has it."""
+    """How the workers of an app come to its coordinator: over TCP, or as a simulation has it."""
 
     def begin(self, members: Sequence[Member], welcome: Callable[[Member], ControlMessage]) -> Arrival:
         """For an epoch with these workers. welcome: what each is told that joins."""
@@ -127,7 +127,7 @@ class _TcpArrival:
             await self._launcher.make_room(more)
         elif more > (waiting := self._listener.standing_by):
             raise UserError(
-                f"{more} more workers are wanted than the job has, and {waiting} stand by at {self._listener.address}",
+                f"{more} more workers are wanted than the app has, and {waiting} stand by at {self._listener.address}",
                 hint="sabot join on some machine, as often as workers are missing; then again",
             )
 

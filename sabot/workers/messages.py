@@ -60,7 +60,7 @@ class ControlMessage(msgspec.Struct, frozen=True, tag=True):
 
 
 class Welcome(ControlMessage, frozen=True):
-    """The answer to `Join`. token: of this epoch of the job, for the exchange. settings: what the user has said beside the program."""
+    """The answer to `Join`. token: of this epoch of the app, for the exchange. settings: what the user has said beside the program."""
 
     worker: int
     token: str
@@ -83,7 +83,7 @@ class Start(ControlMessage, frozen=True):
 
     placement: the worker of each task. addresses: of the exchange of each worker. columns: of streams whose columns were inferred, as an
     Arrow schema. plan: the fingerprint of the coordinator's. checkpoint: the one that is restored, in `place`; None: in the place that the
-    program names. folder: for saved state; None: the job keeps no checkpoints, or store and generation are given: the object store of its
+    program names. folder: for saved state; None: the app keeps no checkpoints, or store and generation are given: the object store of its
     checkpoints, into which workers store what they save, in files of this generation. tracks: the folder of the parts of each exactly-once
     sink. over: the streams had ended in the checkpoint, and are not opened. reprocess: durable agents whose records are read again. proof:
     what the file `proof` in the folder says, by which a worker knows that it sees the coordinator's folder, and not one of its own machine.
@@ -153,7 +153,7 @@ class Stop(ControlMessage, frozen=True):
 
 
 class Close(ControlMessage, frozen=True):
-    """Close everything, and end. again: the job goes on without delay, and a worker that somebody else has started is wanted again."""
+    """Close everything, and end. again: the app goes on without delay, and a worker that somebody else has started is wanted again."""
 
     again: bool = False
 
@@ -163,7 +163,7 @@ class Close(ControlMessage, frozen=True):
 
 class Join(ControlMessage, frozen=True):
     """The first one. token: what it was started with. worker: its number; None: any. versions: of what must be alike in all processes of a
-    job.
+    app.
     """
 
     token: str

@@ -122,7 +122,7 @@ class RemoteCheckpoints:
         try:
             self._give_parts()
             states, files = self._save(snapshot, checkpoint_id)
-        except Exception as error:  # the coordinator reports it, and the job runs on
+        except Exception as error:  # the coordinator reports it, and the app runs on
             return Declined(checkpoint_id, task, f"its state could not be saved: {message_of(error)}")
         return TaskCut(checkpoint_id, task, snapshot.meta, states, dict(snapshot.sealed), files)
 
@@ -130,7 +130,7 @@ class RemoteCheckpoints:
         try:
             self._give_parts()
             states, files = self._save(final, None)
-        except Exception as error:  # without its last state the job cannot go on
+        except Exception as error:  # without its last state the app cannot go on
             self._send(failed(error))
             return
         self._send(TaskEnded(task, final.meta, states, dict(final.sealed), files))
@@ -309,7 +309,7 @@ class RemoteTracks:
     """The exactly-once sinks of a worker."""
 
     def __init__(self, folders: Mapping[str, str], saved: SavedHere | None, checkpoints: RemoteCheckpoints) -> None:
-        """folders: for parts, by track id, as the coordinator has said. saved: None where the job keeps no checkpoints."""
+        """folders: for parts, by track id, as the coordinator has said. saved: None where the app keeps no checkpoints."""
         self._folders = folders
         self._saved = saved
         self._checkpoints = checkpoints

@@ -1,4 +1,4 @@
-"""The agents of a job, as its coordinator sees them: which worker has which of their tasks, and what that says of them."""
+"""The agents of an app, as its coordinator sees them: which worker has which of their tasks, and what that says of them."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

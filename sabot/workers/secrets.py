@@ -5,7 +5,7 @@ They are files of one folder, of which each machine has a copy, as Kubernetes mo
     token                       16 characters or more
     tls.crt, tls.key, ca.crt    for TLS: the certificate, its key, and the authority that has signed those of all machines (PEM)
 
-All certificates of a job bear the DNS name `sabot-workers`, so that one serves every machine, whatever its address. TLS is mutual, and the
+All certificates of an app bear the DNS name `sabot-workers`, so that one serves every machine, whatever its address. TLS is mutual, and the
 same for control messages and for rows.
 """
 

@@ -1,4 +1,4 @@
-"""The spread of a job over processes, as a worker sees it, and as the coordinator does, which runs no task itself."""
+"""The spread of an app over processes, as a worker sees it, and as the coordinator does, which runs no task itself."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -14,7 +14,7 @@ from sabot.workers.placement import fingerprint
 
 
 class RowExchange(Protocol):
-    """What carries rows between the workers of a job: `sabot.exchange.Exchange`, or what a simulation has."""
+    """What carries rows between the workers of an app: `sabot.exchange.Exchange`, or what a simulation has."""
 
     address: str
     """Where other workers reach it."""

@@ -1,8 +1,8 @@
 """The streams of an app in processes of their own, as the run of the app sees them (`runtime.streams.Streams`).
 
-The process that the user has started is the coordinator: it owns the job, makes the plan, takes the checkpoints, and delivers exactly-once
+The process that the user has started is the coordinator: it owns the app, makes the plan, takes the checkpoints, and delivers exactly-once
 output. Workers, which it starts or which join it, run the tasks. An epoch is from the start of the workers to their end. When one of them
-fails, dies or falls silent, the epoch has failed: all are ended, and the run ends with an error. The job restarts from its last checkpoint
+fails, dies or falls silent, the epoch has failed: all are ended, and the run ends with an error. The app restarts from its last checkpoint
 then, as it does in one process.
 """
 
@@ -93,7 +93,7 @@ class WorkerStreams:
         savepoint: str | None,
     ) -> None:
         """meeting: how workers come here. told: what the user has said beside the program (`App.configure`). savepoint: the one from which
-        the job starts.
+        the app starts.
         """
         self.was_complete = False
         self.awaited = False
@@ -242,7 +242,7 @@ class WorkerStreams:
         )
 
     def _place_of(self, restored: Manifest) -> str | None:
-        """Where workers read this checkpoint; None: where the job's own are."""
+        """Where workers read this checkpoint; None: where the app's own are."""
         if restored.path is not None:
             return os.path.abspath(restored.path.parents[1])
         return None if self._savepoint is None else place_and_number(self._savepoint)[0]

@@ -23,7 +23,7 @@ _LOOK_SECONDS = 10.0
 
 
 def join_as_worker(command: Sequence[str], address: str, secrets: str) -> None:
-    """Works for the coordinator at `address` ("host:port") until its job is over; each start of the job gets a new process. Blocks.
+    """Works for the coordinator at `address` ("host:port") until its app is over; each start of the app gets a new process. Blocks.
 
     command: starts the process, which imports the program and calls `run_worker`. secrets: the folder. Raises UserError where the
     coordinator refuses it.
@@ -38,7 +38,7 @@ def join_as_worker(command: Sequence[str], address: str, secrets: str) -> None:
         _wait_for(address)
         code = _worked(command, ticket)
         if code == 0:
-            _log.info("the job is over")
+            _log.info("the app is over")
             return
         if 0 < code < AGAIN:
             raise UserError("the worker cannot work for this coordinator", hint="its last words are before this line")

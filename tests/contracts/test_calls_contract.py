@@ -34,7 +34,7 @@ class Job:
         self.in_flight = self.most = 0
         loop = asyncio.get_running_loop()
         options = CallOptions(**options)
-        self.crew = Crew("job", self, options, clock=SYSTEM_CLOCK, loop=loop, own_queues=own_queues)
+        self.crew = Crew("app", self, options, clock=SYSTEM_CLOCK, loop=loop, own_queues=own_queues)
         self.own_queues = own_queues
         self.crew.start()
 

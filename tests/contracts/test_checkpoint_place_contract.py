@@ -47,14 +47,14 @@ def location(request, tmp_path: Path):
     if request.param == "directory":
         return tmp_path / "place"
     if request.param == "in memory":
-        return in_memory()[0], "bucket/jobs"
+        return in_memory()[0], "bucket/apps"
     if request.param == "subtree":
         (tmp_path / "tree").mkdir()
-        return arrow_fs.SubTreeFileSystem(str(tmp_path / "tree"), arrow_fs.LocalFileSystem()), "jobs"
+        return arrow_fs.SubTreeFileSystem(str(tmp_path / "tree"), arrow_fs.LocalFileSystem()), "apps"
     filesystem = request.getfixturevalue("s3")
     bucket = f"sabot-{uuid.uuid4().hex}"
     filesystem.create_dir(bucket)
-    return filesystem, f"{bucket}/jobs"
+    return filesystem, f"{bucket}/apps"
 
 
 @pytest.fixture
@@ -312,7 +312,7 @@ def test_a_worker_that_was_overtaken_stops_at_its_next_checkpoint(location) -> N
     second.lock()
     assert (first.generation, second.generation) == (1, 2)
     with pytest.raises(
-        AppLocked, match=rf"another worker has taken this job over in .*: process {os.getpid()} on host"
+        AppLocked, match=rf"another worker has taken this app over in .*: process {os.getpid()} on host"
     ):
         first.check_owner()
     with pytest.raises(AppLocked):

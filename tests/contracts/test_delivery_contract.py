@@ -16,7 +16,7 @@ from sabot.connectors.base import Sink, Token, Track
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 from sabot.errors import AppLocked, TransientError, UserError
 
-TRACK = Track("job", "sink.1", "first")
+TRACK = Track("app", "sink.1", "first")
 SCHEMA = pa.schema([("n", pa.int64()), ("text", pa.string())])
 GENERATION = 2**40
 Part = tuple[int, list[pa.RecordBatch]]
@@ -63,7 +63,7 @@ def claimed(place: DeliveryPlace, track: Track = TRACK) -> Sink:
 
 
 def run(place: DeliveryPlace, parts: Sequence[Part]) -> None:
-    """A run of a job whose checkpoint lists these parts."""
+    """A run of an app whose checkpoint lists these parts."""
     sink = place.sink()
     assert sink.delivers
     sink.expect(SCHEMA)
@@ -165,7 +165,7 @@ def test_a_part_without_rows_moves_the_token(place: DeliveryPlace) -> None:
 
 
 def test_tracks_do_not_know_of_each_other(place: DeliveryPlace) -> None:
-    others = [Track("job", "sink.2", "first"), Track("job.2", "sink.1", "other")]
+    others = [Track("app", "sink.2", "first"), Track("app.2", "sink.1", "other")]
     sink = claimed(place)
     sink.deliver(*PARTS[2])
     for number, track in enumerate(others):

@@ -81,7 +81,7 @@ class Run(OperatorRun):
         self.poll(0)
 
     def stop(self) -> None:
-        """Closes all of it, as a job that is stopped does."""
+        """Closes all of it, as an app that is stopped does."""
         for part in self.parts:
             part.close()
         self.calls.turns()

@@ -35,7 +35,7 @@ def payloads(*seqs: int) -> list[bytes]:
 
 
 def track_of(topic: str) -> Track:
-    return Track("job", topic, "this-one")
+    return Track("app", topic, "this-one")
 
 
 class At:

@@ -14,7 +14,7 @@ from sabot import steps
 from sabot.connectors.base import Track
 from sabot.connectors.sql import SqlSink
 
-TRACK = Track("job", "sink.1", "first")
+TRACK = Track("app", "sink.1", "first")
 
 
 class Pause:

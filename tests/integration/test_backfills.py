@@ -61,7 +61,7 @@ async def test_up_to_now_every_window_closes_and_the_app_ends(
     await bounded(build().run(), 40)
     assert answers(jsons(place.read(out))) == expected(rows)
     send(place, topic, payments(100, first=900))
-    await bounded(build().run(), 40)  # the job is complete: what came later is none of it
+    await bounded(build().run(), 40)  # the app is complete: what came later is none of it
     assert answers(jsons(place.read(out))) == expected(rows)
 
 
@@ -240,7 +240,7 @@ async def test_an_app_that_is_told_where_to_end_says_it_for_topics_that_name_no_
     assert [record.value["n"] for record in place.read(short)] == [0]
     assert seen == [0, 1, 2, 3]
     seen.clear()
-    await bounded(build().run(), 40)  # the job is complete
+    await bounded(build().run(), 40)  # the app is complete
     assert (seen, len(place.read(out))) == ([], 4)
 
 

@@ -45,7 +45,7 @@ def place(kafka_url: str) -> Place:
 
 @pytest.fixture
 def track() -> Track:
-    return Track(f"job-{uuid.uuid4().hex[:8]}", "sink.1", "first")
+    return Track(f"app-{uuid.uuid4().hex[:8]}", "sink.1", "first")
 
 
 def changes(count: int, seed: int) -> list[dict[str, Any]]:

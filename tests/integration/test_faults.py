@@ -452,7 +452,7 @@ async def test_a_second_worker_and_a_locked_directory_are_refused_and_the_first_
 
         @app.agent(topic, name="count", key="k", sink=out)
         async def never(ctx):
-            raise AssertionError("two workers on one job")
+            raise AssertionError("two workers on one app")
 
         with pytest.raises(AppLocked, match=rf"{state / 'checkpoints'} is in use by process {first.pid}"):
             await bounded(app.run())

@@ -275,7 +275,7 @@ def test_a_batch_that_is_larger_than_the_client_takes_is_named_with_the_setting(
 async def test_the_group_of_a_stream_is_seen_by_the_brokers_own_tools(
     kafka_url: str, topic: str, tmp_path: Path
 ) -> None:
-    """Its offsets are those of a complete checkpoint, and the figures of the job say how far behind it is."""
+    """Its offsets are those of a complete checkpoint, and the figures of the app say how far behind it is."""
     place, name = Place(kafka_url), f"group-{uuid.uuid4().hex[:8]}"
     place.topic(2, name=topic)
     place.fill(topic, [b'{"v": 1}'] * 7)

@@ -121,13 +121,13 @@ def test_a_part_that_is_given_again_is_there_once(kafka_url: str, topic: str, si
 def test_the_token_is_an_offset_of_the_tracks_group_with_the_incarnation(
     kafka_url: str, topic: str, sinks: Any
 ) -> None:
-    track = Track("job", topic, "0b9e")
+    track = Track("app", topic, "0b9e")
     sink = sinks()
     sink.claim(track)
     sink.deliver(3 << 40 | 5, part(1))
-    assert token(kafka_url, f"sabot.job.{topic}.0", topic) == (3 << 40 | 5, "0b9e")
+    assert token(kafka_url, f"sabot.app.{topic}.0", topic) == (3 << 40 | 5, "0b9e")
     sink.settle(3 << 40 | 9)
-    assert token(kafka_url, f"sabot.job.{topic}.0", topic) == (3 << 40 | 9, "0b9e")
+    assert token(kafka_url, f"sabot.app.{topic}.0", topic) == (3 << 40 | 9, "0b9e")
     sink.deliver(3 << 40 | 9, part(2))
     assert committed(kafka_url, topic) == payloads(1)
     assert sinks().claim(track) == Token(3 << 40 | 9, "0b9e")
@@ -137,24 +137,24 @@ def test_a_part_of_another_incarnation_is_not_taken_for_one_that_is_there(
     kafka_url: str, topic: str, sinks: Any
 ) -> None:
     sink = sinks()
-    sink.claim(Track("job", topic, "older"))
+    sink.claim(Track("app", topic, "older"))
     sink.deliver(9, part(9))
-    assert sink.claim(Track("job", topic, "newer")) == Token(9, "older")
+    assert sink.claim(Track("app", topic, "newer")) == Token(9, "older")
     sink.deliver(1, part(1))
     assert committed(kafka_url, topic) == payloads(9, 1)
-    assert sink.claim(Track("job", topic, "newer")) == Token(1, "newer")
+    assert sink.claim(Track("app", topic, "newer")) == Token(1, "newer")
 
 
 def test_tracks_of_one_topic_do_not_disturb_each_other(kafka_url: str, topic: str, sinks: Any) -> None:
     first, second = sinks(), sinks()
-    first.claim(Track("job", "a", topic))
-    second.claim(Track("job", "b", topic))
+    first.claim(Track("app", "a", topic))
+    second.claim(Track("app", "b", topic))
     first.deliver(1, part(1))
     second.deliver(5, part(5))
     first.deliver(2, part(2))
     assert sorted(committed(kafka_url, topic)) == sorted(payloads(1, 2, 5))
-    assert first.claim(Track("job", "a", topic)) == Token(2, topic)
-    assert second.claim(Track("job", "b", topic)) == Token(5, topic)
+    assert first.claim(Track("app", "a", topic)) == Token(2, topic)
+    assert second.claim(Track("app", "b", topic)) == Token(5, topic)
 
 
 def test_keys_headers_timestamps_and_partitions_are_as_with_write(kafka_url: str, topic: str, sinks: Any) -> None:
@@ -551,7 +551,7 @@ def test_over_memory_it_is_a_memory_sink_with_an_address_of_its_own() -> None:
     assert isinstance(sink, KafkaSink)
     assert isinstance(sink, MemorySink)
     assert (type(sink).__name__, sink.address) == ("KafkaSink", "t@memory://delivery")
-    assert sink.claim(Track("job", "0", "i")) is None
+    assert sink.claim(Track("app", "0", "i")) is None
     sink.deliver(1, columns(1))
     sink.deliver(1, columns(1))
     assert len(MemoryBroker.get("memory://delivery").records("t")) == 1

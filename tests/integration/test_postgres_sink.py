@@ -31,7 +31,7 @@ from sabot.errors import AppLocked, BrokerUnavailable, MissingExtra, TransientEr
 from tools.broker import free_ports
 from tools.postgres import Postgres, server_or_skip
 
-TRACK = Track("job", "sink.1", "first")
+TRACK = Track("app", "sink.1", "first")
 CHILD = Path(__file__).with_name("postgres_child.py")
 
 
@@ -258,7 +258,7 @@ def test_sinks_that_start_together_make_the_tables_once(url: str) -> None:
         sink = SqlSink(url, "results", schema=pa.schema([("n", pa.int64())]))
         barrier.wait()
         try:
-            sink.claim(Track("job", f"sink.{number}", "first"))
+            sink.claim(Track("app", f"sink.{number}", "first"))
             sink.deliver(1, [pa.record_batch({"n": [number]})])
         except BaseException as error:
             errors.append(error)

@@ -1,5 +1,5 @@
-"""Savepoints of running jobs: kept by themselves, started from with another parallelism, in another place or to go back; and the
-state of a job, read from outside.
+"""Savepoints of running apps: kept by themselves, started from with another parallelism, in another place or to go back; and the
+state of an app, read from outside.
 """
 
 import asyncio
@@ -209,7 +209,7 @@ def n_of(app: App, **which: Any) -> int:
 
 
 async def test_a_savepoint_outlives_the_checkpoints_and_their_directory(memory_url: str, tmp_path: Path) -> None:
-    folder, saved = tmp_path / "job", tmp_path / "saved"
+    folder, saved = tmp_path / "app", tmp_path / "saved"
     folder.mkdir()
     app = counter(memory_url, folder)
     async with running(app):
@@ -439,7 +439,7 @@ async def number(ctx):
 
 @pytest.mark.slow  # two processes; savepoints themselves are tested above
 def test_the_command_line_makes_a_savepoint_of_a_running_job_and_starts_from_it(tmp_path: Path) -> None:
-    """The job hangs in a call when it is asked, and is killed thereafter."""
+    """The app hangs in a call when it is asked, and is killed thereafter."""
     (tmp_path / "lines_program.py").write_text(PROGRAM)
     write_lines(tmp_path / "in.ndjson", [{"of": n} for n in range(10)])
     env = environment()

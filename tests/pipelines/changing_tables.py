@@ -1,4 +1,4 @@
-"""Random programs over tables that change, which are themselves changed between the lives of their job, beside DuckDB.
+"""Random programs over tables that change, which are themselves changed between the lives of their app, beside DuckDB.
 
 A `Shape` is a program, as values: so it can be drawn, changed at random, built as streams (`build`) and asked of DuckDB (`answer`).
 """

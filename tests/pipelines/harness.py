@@ -809,7 +809,7 @@ def app_of(how: Circumstance, folder: Path, checkpoints: Path, interval: float |
     state = (
         str(folder / "state") if how.state == "rocksdb" else how.state
     )  # after a crash: with all that was left behind
-    app = App("job", parallelism=how.parallelism, state=state, checkpoint_dir=checkpoints)
+    app = App("app", parallelism=how.parallelism, state=state, checkpoint_dir=checkpoints)
     app.configure(checkpoint_interval=interval)
     return app
 
@@ -948,7 +948,7 @@ def run_crashes(program: Program, table: pa.Table, how: Circumstance, folder: Pa
         apps[-1].request_stop()
 
     def build(directory: Path) -> App:
-        app = App("job", parallelism=how.parallelism, state=str(directory), checkpoint_dir=directory / "checkpoints")
+        app = App("app", parallelism=how.parallelism, state=str(directory), checkpoint_dir=directory / "checkpoints")
         apps.append(app)
         app.configure(checkpoint_interval=0.01 if how.seed % 2 else None)
         scripts = [

@@ -110,7 +110,7 @@ def halves(aggregates: Aggregates) -> tuple[Aggregates, Aggregates]:
 
 
 class Life:
-    """Programs of one job, one after the other."""
+    """Programs of one app, one after the other."""
 
     def __init__(self, broker: str, directory: Path, state: str) -> None:
         self.broker, self.directory, self.state = broker, directory, state
@@ -148,11 +148,11 @@ class Life:
 
 @pytest.fixture(params=["memory", "rocksdb"])
 def life(request: Any, memory_url: str, tmp_path: Path) -> Life:
-    return Life(memory_url, tmp_path / "job", request.param)
+    return Life(memory_url, tmp_path / "app", request.param)
 
 
 async def alone(tmp_path: Path, program: Program, rows: Sequence[Any]) -> list[Any]:
-    """What a job writes that has nothing but these rows, and is not interrupted."""
+    """What an app writes that has nothing but these rows, and is not interrupted."""
     directory = tmp_path / f"alone-{len(rows)}"
     other = Life(f"memory://{directory.name}-{tmp_path.name}", directory, "memory")
     app = await other.run(program, rows, drain=True)
@@ -509,7 +509,7 @@ async def test_what_a_process_function_keeps_is_dropped_by_its_name(life: Life) 
 
 
 async def test_a_change_from_a_savepoint_drops_once_too(life: Life, tmp_path: Path) -> None:
-    """The job is started with the same options again, and goes on from where it was then."""
+    """The app is started with the same options again, and goes on from where it was then."""
     make = running()
     await life.run(make({"n": sabot.count(), "s": sabot.sum("x")}), ROWS[:HALF])
     savepoint = crash_image(life.directory / "checkpoints", tmp_path / "savepoint")

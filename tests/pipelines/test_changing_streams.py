@@ -1,4 +1,4 @@
-"""A job over streams whose program changes from life to life: columns come and go behind joins as of event time, patterns, first rows of
+"""An app over streams whose program changes from life to life: columns come and go behind joins as of event time, patterns, first rows of
 windows, and chains of these. Each row that comes out is that of a run that nobody interrupted, in the columns that were always there; no
 row is missing, none comes twice; or the start is refused, as `sabot plan --against` says.
 
@@ -128,7 +128,7 @@ def _sums(rng: random.Random) -> tuple[tuple[str, str], ...]:
 
 
 class Job:
-    """The lives of one job, one after the other."""
+    """The lives of one app, one after the other."""
 
     def __init__(self, broker: str, directory: Path, state: str) -> None:
         self.broker, self.directory, self.state = broker, directory, state
@@ -191,7 +191,7 @@ def by_key(shape: Shape, rows: list[Row], names: set[str]) -> Counter[Any]:
 
 
 async def lived(seed: int, broker: str, directory: Path) -> Counter[str]:
-    """A job of up to four lives. Returns how often a start was right or refused; AssertionError where it was wrong."""
+    """An app of up to four lives. Returns how often a start was right or refused; AssertionError where it was wrong."""
     rng = random.Random(seed)
     shape, rows = drawn(rng), history(rng, 120)
     told, counts = [f"seed {seed}", str(shape)], Counter[str]()

@@ -1,4 +1,4 @@
-"""A job over tables whose program changes from life to life: the state that a start takes over is that of DuckDB, or the start is refused.
+"""An app over tables whose program changes from life to life: the state that a start takes over is that of DuckDB, or the start is refused.
 
 Wrong without a word is what must never be. SABOT_CHANGING_SEEDS=N draws N programs.
 """
@@ -27,7 +27,7 @@ SEEDS = int(os.environ.get("SABOT_CHANGING_SEEDS", "60"))
 
 
 class Job:
-    """The lives of one job over the tables, one after the other."""
+    """The lives of one app over the tables, one after the other."""
 
     def __init__(self, broker: str, directory: Path, rng: random.Random) -> None:
         self.broker, self.directory, self.rng = broker, directory, rng
@@ -82,7 +82,7 @@ class Job:
         return values(app, "out")[before:]
 
     def wrong(self, shape: Shape, written: Sequence[Row]) -> str:
-        """How what the job has now differs from DuckDB's answer: the state of its last step, and the last row of each key in its output."""
+        """How what the app has now differs from DuckDB's answer: the state of its last step, and the last row of each key in its output."""
         right = answer(shape, list(self.history.cars.values()), list(self.history.shops.values()))
         right = {key: plainly(row) for key, row in right.items()}
         keys = shape.keys if shape.end == "group" else ("g", "place")
@@ -103,7 +103,7 @@ class Job:
 
 
 async def lived(seed: int, broker: str, directory: Path) -> Counter[str]:
-    """A job of three or four lives. Returns how often a start was right or refused; AssertionError where it was wrong."""
+    """An app of three or four lives. Returns how often a start was right or refused; AssertionError where it was wrong."""
     rng = random.Random(seed)
     job, shape = Job(broker, directory, rng), drawn(rng)
     counts: Counter[str] = Counter()
@@ -148,7 +148,7 @@ MAKERS = ["opel", "fiat", "opel", "seat", "fiat", "opel"]
 
 
 class Cars:
-    """A table of cars and the lives of a job over it."""
+    """A table of cars and the lives of an app over it."""
 
     def __init__(self, broker: str, directory: Path, state: str, **settings: Any) -> None:
         self.broker, self.directory, self.state, self.settings = broker, directory, state, settings
@@ -191,7 +191,7 @@ class Cars:
 
 @pytest.fixture(params=["memory", "rocksdb"])
 def cars(request: Any, memory_url: str, tmp_path: Path) -> Cars:
-    return Cars(memory_url, tmp_path / "job", request.param)
+    return Cars(memory_url, tmp_path / "app", request.param)
 
 
 def makers(**aggregates: Any) -> Any:
@@ -293,7 +293,7 @@ async def test_aggregates_over_groups_that_swap_their_names_are_refused(cars: Ca
 
 async def test_what_is_added_over_a_table_larger_than_the_budget_is_filled(memory_url: str, tmp_path: Path) -> None:
     """Groups that had left the memory are brought back for it, in several subtasks."""
-    cars = Cars(memory_url, tmp_path / "job", "rocksdb", memory_budget="8MB", parallelism=2)
+    cars = Cars(memory_url, tmp_path / "app", "rocksdb", memory_budget="8MB", parallelism=2)
     count = 20_000
     rows = [cars.put(i, f"maker {i % 9001:04}", i % 11, i) for i in range(count)]
     await cars.live(makers(n=sabot.count(), p=sabot.sum("price"), s=sabot.max("seats")), *rows)

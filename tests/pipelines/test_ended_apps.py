@@ -1,4 +1,4 @@
-"""A job whose inputs have all been read to their end: what its last checkpoint keeps, and what a start makes of it."""
+"""An app whose inputs have all been read to their end: what its last checkpoint keeps, and what a start makes of it."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ def joined(folder: Path, *, name: str | None = None, **settings: Any) -> App:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    place = tmp_path / "job"
+    place = tmp_path / "app"
     place.mkdir()
     write(place / "bids.ndjson", BIDS)
     write(place / "people.ndjson", PEOPLE)

@@ -1,5 +1,5 @@
 """What users are promised of results: there once a checkpoint covers them, once each and in order, whatever the receiver does
-and wherever the job dies; and a stop with the choice spelled out where nobody can know.
+and wherever the app dies; and a stop with the choice spelled out where nobody can know.
 """
 
 import asyncio
@@ -557,7 +557,7 @@ def test_rows_behind_the_last_checkpoint_are_not_delivered_by_a_dead_process(tmp
     assert sink.rows == dicts([1, 2, 3, 4])
 
 
-# -- a bounded job, killed near its end -----------------------------------------------------------------------------------
+# -- a bounded app, killed near its end -----------------------------------------------------------------------------------
 
 
 def bounded_app(folder: Path, kind: str) -> App:
@@ -591,8 +591,8 @@ def in_table(path: Path) -> list[int] | None:
 @pytest.mark.one_in(2, "a third of a second of a core each")
 @pytest.mark.parametrize("kind", ["parquet", "sqlite", "join"])
 async def test_a_bounded_job_killed_at_its_end_is_completed_by_the_next_start(tmp_path: Path, kind: str) -> None:
-    """A picture of the disk is taken before each step from the last checkpoint on, and a job started on each of them. Where that checkpoint
-    is complete the job reads no more: the rows of a join are not kept, and a row that came into its file since would find no partner.
+    """A picture of the disk is taken before each step from the last checkpoint on, and an app starts on each of them. Where that checkpoint
+    is complete the app reads no more: the rows of a join are not kept, and a row that came into its file since would find no partner.
     """
     live, pictures = tmp_path / "live", tmp_path / "pictures"
     live.mkdir()
@@ -717,7 +717,7 @@ def test_stopping_does_not_wait_for_ever_for_a_stuck_receiver(tmp_path: Path) ->
 def test_an_input_that_ends_while_the_receiver_is_away_is_delivered_or_its_end_is_an_error(
     tmp_path: Path, failures: int
 ) -> None:
-    """In virtual time: forty failures take some six minutes. A job without an error has delivered everything."""
+    """In virtual time: forty failures take some six minutes. An app without an error has delivered everything."""
     sink = Receiver()
     errors = iter([TransientError("away")] * failures)
 
@@ -794,7 +794,7 @@ def tokens(folder: Path, sql: str = "SELECT lane, seq FROM sabot_tokens") -> lis
 
 
 async def test_what_was_pending_when_the_process_died_is_delivered_by_the_next(memory_url: str, tmp_path: Path) -> None:
-    folder = tmp_path / "job"
+    folder = tmp_path / "app"
     folder.mkdir()
     await lived(to_sql(memory_url, folder), [1, 2])
     await died_before_delivery(memory_url, folder, [3, 4])
@@ -807,7 +807,7 @@ async def test_what_was_pending_when_the_process_died_is_delivered_by_the_next(m
 async def test_a_lost_token_with_pending_parts_is_a_choice(
     memory_url: str, tmp_path: Path, choice: str, then: list[int]
 ) -> None:
-    folder = tmp_path / "job"
+    folder = tmp_path / "app"
     folder.mkdir()
     await lived(to_sql(memory_url, folder), [1, 2])
     await died_before_delivery(memory_url, folder, [3, 4])
@@ -831,7 +831,7 @@ async def test_a_lost_token_with_pending_parts_is_a_choice(
 @pytest.mark.parametrize("change", ["another sink", "at_least_once"])
 async def test_pending_output_whose_sink_is_gone_stops_the_start(memory_url: str, tmp_path: Path, change: str) -> None:
     """It would be dropped without a word. (Finding 7: the second change is not told as what it is.)"""
-    folder = tmp_path / "job"
+    folder = tmp_path / "app"
     folder.mkdir()
     await lived(to_sql(memory_url, folder), [1, 2])
     await died_before_delivery(memory_url, folder, [3, 4])
@@ -952,7 +952,7 @@ async def test_a_job_that_dies_before_its_first_checkpoint_starts_without_a_ques
 async def test_a_savepoint_older_than_what_was_delivered_is_a_choice(
     memory_url: str, tmp_path: Path, choice: str
 ) -> None:
-    folder = tmp_path / "job"
+    folder = tmp_path / "app"
     folder.mkdir()
     await lived(to_sql(memory_url, folder), [1, 2])
     await lived(to_sql(memory_url, folder))  # its checkpoint knows that they are delivered
@@ -1019,13 +1019,13 @@ async def test_a_number_is_never_used_twice_by_two_histories_of_one_savepoint(
 ) -> None:
     """A sink without a token knows parts by their numbers: what comes under one that it has is lost. (Finding 4.)"""
     sink = Receiver()
-    await lived(numbers(memory_url, tmp_path / "job", sink), [1, 2])
-    storage = CheckpointStorage(tmp_path / "job" / "checkpoints")
+    await lived(numbers(memory_url, tmp_path / "app", sink), [1, 2])
+    storage = CheckpointStorage(tmp_path / "app" / "checkpoints")
     storage.copy_to(storage.latest(), tmp_path / "saved")
-    await lived(numbers(memory_url, tmp_path / "job", sink), [3])
+    await lived(numbers(memory_url, tmp_path / "app", sink), [3])
     for start in range(
         starts
-    ):  # the same job goes on from the savepoint, each time where nothing is known of the others
+    ):  # the same app goes on from the savepoint, each time where nothing is known of the others
         app = numbers(memory_url, tmp_path / f"elsewhere-{start}", sink)
         app.configure(from_=str(tmp_path / "saved"), redeliver="repeat")
         async with running(app):
@@ -1048,7 +1048,7 @@ def stage_file(folder: Path) -> Path:
 @pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("harm", ["truncated", "changed", "removed"])
 async def test_a_damaged_stage_stops_the_start_and_is_named(memory_url: str, tmp_path: Path, harm: str) -> None:
-    folder = tmp_path / "job"
+    folder = tmp_path / "app"
     folder.mkdir()
     await lived(to_sql(memory_url, folder), [1, 2])
     await died_before_delivery(memory_url, folder, [3, 4])
@@ -1085,7 +1085,7 @@ async def test_a_manifest_of_a_newer_version_stops_the_start(memory_url: str, tm
     assert in_table(tmp_path / "out.db") == [1, 2]
 
 
-# -- two of one job -------------------------------------------------------------------------------------------------------
+# -- two of one app -------------------------------------------------------------------------------------------------------
 
 
 async def test_a_second_run_on_one_directory_is_refused_and_the_first_goes_on(memory_url: str, tmp_path: Path) -> None:
@@ -1111,7 +1111,7 @@ class Elsewhere(App):
 
 
 def on_one_store(memory_url: str, folder: Path, sink: Sink) -> tuple[App, App]:
-    """The same job two times."""
+    """The same app two times."""
 
     def build() -> App:
         app = Elsewhere(
@@ -1144,7 +1144,7 @@ async def test_a_run_that_stood_still_takes_no_sink_from_the_run_after_it(memory
         await until(lambda: sink.rows == [1])
         claims = len(sink.claims)
         healed.set()
-        with pytest.raises(AppLocked, match="another worker has taken this job over"):
+        with pytest.raises(AppLocked, match="another worker has taken this app over"):
             await bounded(running)
         assert len(sink.claims) == claims
         await feed(second, [2])
@@ -1242,7 +1242,7 @@ def test_checkpoints_are_taken_each_second_during_a_call_of_ten(tmp_path: Path) 
 async def test_a_start_that_is_refused_takes_nothing_from_the_job_that_runs(
     memory_url: str, tmp_path: Path, kind: str
 ) -> None:
-    """It had claimed the tracks before it compared the tokens: the healthy job lost them, and ended, and nobody ran."""
+    """It had claimed the tracks before it compared the tokens: the healthy app lost them, and ended, and nobody ran."""
 
     def build(state: str) -> App:
         sink: Sink = NdjsonSink(tmp_path / "out.ndjson")

@@ -1,4 +1,4 @@
-"""Values at the ends of every type, as event time and in casts: each row goes on or is a dead letter, and none ends the job."""
+"""Values at the ends of every type, as event time and in casts: each row goes on or is a dead letter, and none ends the app."""
 
 import datetime as dt
 from pathlib import Path

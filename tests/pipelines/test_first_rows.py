@@ -1,4 +1,4 @@
-"""`head(n)`: the first n rows of a stream pass, once, whatever crashes, and with whatever number of threads the job goes on."""
+"""`head(n)`: the first n rows of a stream pass, once, whatever crashes, and with whatever number of threads the app goes on."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The memory of a job's state goes back to the system when its streams have ended."""
+"""The memory of an app's state goes back to the system when its streams have ended."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A job whose task fails goes on from its last checkpoint, so often as `restart=` says, and nobody sees it in the results."""
+"""An app whose task fails goes on from its last checkpoint, so often as `restart=` says, and nobody sees it in the results."""
 
 import asyncio
 import itertools
@@ -105,7 +105,7 @@ async def test_a_task_that_fails_for_a_while_goes_on_from_the_last_checkpoint(
         await until(lambda: len(sink.rows) == 3)
         with caplog.at_level(logging.WARNING, "sabot"):
             publish(app, "in", dicts([4, 5]))
-            await until(lambda: trouble.seen[5], "the job to go on")
+            await until(lambda: trouble.seen[5], "the app to go on")
         await until(lambda: run.read() is not None)
         await checkpoint(app)
         await until(lambda: len(sink.rows) == 5, "the rest")
@@ -125,7 +125,7 @@ async def test_a_failure_before_the_first_checkpoint_starts_over(memory_url: str
     async with Running(app) as run:
         await until(lambda: sum(trouble.seen.values()) == 2)
         publish(app, "in", dicts([3]))
-        await until(lambda: trouble.seen[3], "the job to start over")
+        await until(lambda: trouble.seen[3], "the app to start over")
         await until(lambda: run.read() is not None)
         await checkpoint(app)
         await until(lambda: len(sink.rows) == 3)
@@ -136,7 +136,7 @@ async def test_a_failure_before_the_first_checkpoint_starts_over(memory_url: str
 async def test_a_restart_whose_checkpoint_is_gone_does_not_begin_from_nothing(
     memory_url: str, tmp_path: Path, how: str
 ) -> None:
-    """A volume that was unmounted, or a folder that was renamed, while the job ran: it counted from 1 again, without a word."""
+    """A volume that was unmounted, or a folder that was renamed, while the app ran: it counted from 1 again, without a word."""
     trouble = Trouble(2, [OSError("flaky")])
     app = through(memory_url, tmp_path, ListSink(), trouble)
     publish(app, "in", dicts([1]))
@@ -153,7 +153,7 @@ async def test_a_restart_whose_checkpoint_is_gone_does_not_begin_from_nothing(
     (tmp_path / "checkpoints").exists() and shutil.rmtree(tmp_path / "checkpoints")
     (tmp_path / "elsewhere").rename(tmp_path / "checkpoints")
     async with Running(app):
-        await until(lambda: trouble.seen[2], "the job goes on where it was")
+        await until(lambda: trouble.seen[2], "the app goes on where it was")
     assert trouble.seen[1] == 1
 
 
@@ -270,7 +270,7 @@ async def test_a_sink_that_breaks_gets_the_rows_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("when", ["while it runs", "at its end"])
 async def test_a_receiver_that_breaks_is_one_more_failure_of_a_task(tmp_path: Path, when: str) -> None:
-    """(Finding 6: at the end of a bounded job it was the end of the job.)"""
+    """(Finding 6: at the end of a bounded app it was the end of the app.)"""
     broken = [OSError("io"), OSError("io")]
 
     class Broken(ListSink):
@@ -308,7 +308,7 @@ async def test_state_of_agents_beside_the_failing_stream_is_exact(memory_url: st
         await until(lambda: app.statistics()["agents"]["restarts.count"]["messages_processed"] == 3)
         publish(app, "words", ["d"])
         publish(app, "in", dicts([3]))
-        await until(lambda: trouble.seen[3], "the job to go on")
+        await until(lambda: trouble.seen[3], "the app to go on")
         await until(lambda: run.read() is not None)
         publish(app, "words", ["e"])
         await until(lambda: len(counted.rows) == 5)

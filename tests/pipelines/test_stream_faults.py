@@ -259,7 +259,7 @@ async def test_a_start_without_a_record_says_what_it_lacks(memory_url):
 
 @pytest.mark.parametrize("made_again", [False, True], ids=["gone", "empty"])
 async def test_a_state_directory_that_is_removed_ends_the_run(memory_url, tmp_path, made_again):
-    """It went on without results, and said at each checkpoint that the job goes on."""
+    """It went on without results, and said at each checkpoint that the app goes on."""
     app = App("gone", broker=memory_url, state=tmp_path / "state", checkpoint_interval=3600)
     app.stream("orders", schema={"k": "string"}).key_by("k").aggregate(n=sabot.count()).to("counts")
     await app.start()
@@ -268,7 +268,7 @@ async def test_a_state_directory_that_is_removed_ends_the_run(memory_url, tmp_pa
     shutil.rmtree(tmp_path / "state")
     if made_again:
         (tmp_path / "state" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(SabotError, match=r"checkpoints was removed, or emptied, while the job ran"):
+    with pytest.raises(SabotError, match=r"checkpoints was removed, or emptied, while the app ran"):
         await app.agent_runtime.trigger_checkpoint()
     assert isinstance(app.agent_runtime.runner.failure, StorageLost)
     with pytest.raises(StorageLost):

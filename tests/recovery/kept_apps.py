@@ -1,8 +1,8 @@
-"""The jobs whose checkpoints are kept in `kept/`: their programs, what they read, and what they write into.
+"""The apps whose checkpoints are kept in `kept/`: their programs, what they read, and what they write into.
 
-A kept checkpoint was written when its job had read the first half of its input. `kept/make.py` writes them, `test_kept_checkpoints`
+A kept checkpoint was written when its app had read the first half of its input. `kept/make.py` writes them, `test_kept_checkpoints`
 restores them. A program here must stay as it is for as long as its checkpoint is kept: it is the program that wrote it. Something new is
-a new job.
+a new app.
 """
 
 import asyncio
@@ -41,8 +41,8 @@ from sabot.testing import END, ListSink, MemoryBroker, ScriptedSource
 
 ROWS, FIRST, HALF = 100, 30, 50  # of an input; the rows before the first checkpoint, and before the one that is kept
 BATCH = 10  # rows at a time; the checkpoints are between two batches
-WRITTEN_S = 1_600_000_000.0  # the clock of the job when it begins and writes its checkpoint, seconds since 1970
-RESTORED_S = WRITTEN_S + 7200  # the clock of the job that goes on: processing timers are due
+WRITTEN_S = 1_600_000_000.0  # the clock of the app when it begins and writes its checkpoint, seconds since 1970
+RESTORED_S = WRITTEN_S + 7200  # the clock of the app that goes on: processing timers are due
 PATIENCE_S = 30.0
 
 SCHEMA = pa.schema(
@@ -96,7 +96,7 @@ class StartingClock(SystemClock):
         return super().time() + self._ahead
 
 
-# What the job reads and writes
+# What the app reads and writes
 
 
 class Stopping:
@@ -208,12 +208,12 @@ Build = Callable[[App, Scene], None]
 
 
 @dataclass(frozen=True)
-class Job:
+class Program:
     """A program, and how it ran. state: "memory" or "rocksdb". rescales: its result is the same with any parallelism.
 
     waiting: calls that are in flight in the checkpoint, at least. fired: processing timers that come before the last row. endless: it reads
     topics, whose records `publish` makes.
-    prepare: makes what is outside before the job begins. outcome: what is outside in the end, beside what sinks of the scene have got.
+    prepare: makes what is outside before the app begins. outcome: what is outside in the end, beside what sinks of the scene have got.
     """
 
     name: str
@@ -742,23 +742,23 @@ def _folders() -> None:
     Path("out").mkdir()
 
 
-JOBS = {
-    job.name: job
-    for job in [
+PROGRAMS = {
+    program.name: program
+    for program in [
         *(
-            Job(f"{build.__name__.replace('_', '-')}-{state}", build, state)
+            Program(f"{build.__name__.replace('_', '-')}-{state}", build, state)
             for build in (windows, running, changes, over, joins, time_joins, patterns)
             for state in ("memory", "rocksdb")
         ),
-        *(Job(f"processes-{state}", processes, state, fired=5) for state in ("memory", "rocksdb")),
-        *(Job(f"slices-{state}", slices, state) for state in ("memory", "rocksdb")),
-        Job("one-thread", one_thread, "memory", parallelism=1, rescales=False),
-        Job("calls", calls, "memory", waiting=12),
-        Job("agents-memory", agents, "memory", waiting=2),
-        Job("agents-rocksdb", agents, "rocksdb", waiting=2),
-        Job("topics", topics, "memory", endless=True),
-        Job("files", files, "memory", rescales=False, prepare=_write_inputs, outcome=read_outputs),
-        Job("deliveries", deliveries, "rocksdb", prepare=_folders, outcome=read_deliveries),
+        *(Program(f"processes-{state}", processes, state, fired=5) for state in ("memory", "rocksdb")),
+        *(Program(f"slices-{state}", slices, state) for state in ("memory", "rocksdb")),
+        Program("one-thread", one_thread, "memory", parallelism=1, rescales=False),
+        Program("calls", calls, "memory", waiting=12),
+        Program("agents-memory", agents, "memory", waiting=2),
+        Program("agents-rocksdb", agents, "rocksdb", waiting=2),
+        Program("topics", topics, "memory", endless=True),
+        Program("files", files, "memory", rescales=False, prepare=_write_inputs, outcome=read_outputs),
+        Program("deliveries", deliveries, "rocksdb", prepare=_folders, outcome=read_deliveries),
     ]
 }
 
@@ -782,9 +782,9 @@ def contents(checkpoints: Path) -> dict[str, Any]:
     return dict(sorted(found.items()))
 
 
-def outcome(job: Job, scene: Scene) -> dict[str, list[str]]:
-    """Everything that the job has put out, as text, in an order of its own. Of changes what they come to: how often each row is there."""
-    found = job.outcome() | {name: sink.rows for name, sink in scene.sinks.items()}
+def outcome(program: Program, scene: Scene) -> dict[str, list[str]]:
+    """Everything that the app has put out, as text, in an order of its own. Of changes what they come to: how often each row is there."""
+    found = program.outcome() | {name: sink.rows for name, sink in scene.sinks.items()}
     for name in found:
         if name.endswith("-dead"):  # what is said of an error beside its row is no matter of these tests
             found[name] = [{column: row[column] for column in row if column != "error"} for row in found[name]]
@@ -810,16 +810,16 @@ async def until(condition: Callable[[], Any], what: str) -> None:
         await asyncio.sleep(0.002)
 
 
-async def finish(job: Job, app: App, scene: Scene, *, restored: bool) -> dict[str, list[str]]:
+async def finish(program: Program, app: App, scene: Scene, *, restored: bool) -> dict[str, list[str]]:
     """Runs the app to its end. -> outcome."""
-    scene.last = lambda: scene.fired >= job.fired
-    if not job.endless:
+    scene.last = lambda: scene.fired >= program.fired
+    if not program.endless:
         await asyncio.wait_for(app.run(), PATIENCE_S)
-        return outcome(job, scene)
+        return outcome(program, scene)
     publish(scene, 0, ROWS)
     await app.start()
     try:
         await until(lambda: rows_read(app) >= 2 * (ROWS - HALF if restored else ROWS), "the records to be read")
     finally:
         await asyncio.wait_for(app.stop(drain=True), PATIENCE_S)
-    return outcome(job, scene)
+    return outcome(program, scene)

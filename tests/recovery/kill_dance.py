@@ -1,11 +1,11 @@
-"""kill -9, pauses and broker restarts against an exactly-once job on a real broker; then every result is counted.
+"""kill -9, pauses and broker restarts against an exactly-once app on a real broker; then every result is counted.
 
     python tests/recovery/kill_dance.py --kills 20 --seed 1 --rows 200000 [--workers 3] [--broker HOST:PORT] [--keep]
 
 A producer writes rows to a topic, in transactions of which some are aborted, while `sabot run dance_app:app` reads it and is killed,
 at moments that the seed draws: as it starts, as it runs, right behind a checkpoint, when its output is on the way. Now and then a
 worker is paused (SIGSTOP) first, a successor started on the same checkpoints as if on another host, and the paused one woken up again:
-it has to end by itself. With --workers a job has so many processes, and its coordinator: what is killed is one of these, also while they
+it has to end by itself. With --workers an app has so many processes, and its coordinator: what is killed is one of these, also while they
 start, and what is paused goes on after a while, shorter or longer than the time-outs. The broker, if it is ours, is restarted twice: by
 SIGTERM, and by kill -9. Then dance_verifier.py, which has no line of the engine, says what is lost and what is there too often.
 
@@ -48,12 +48,12 @@ CHUNK_ROWS = 200  # rows of one transaction of the producer
 ABORTED = 0.1  # the share of transactions that are aborted
 BASE_MS, STEP_MS = 1_790_000_000_000, 5  # event time of row n
 PATIENCE = 120.0  # seconds until a checkpoint, the end of a woken worker or the next result must have come
-WOKEN_SECONDS = 60.0  # until a worker that was paused has found out that the job is another's now
+WOKEN_SECONDS = 60.0  # until a worker that was paused has found out that the app is another's now
 CHECKPOINT_SECONDS = 0.5
 DEATHS = 5  # so many workers may end by themselves: then the dance is given up
 SHARED = 0.3  # the share of workers that reach the checkpoints as from another host
 MANNERS = {"starting": 3, "delivering": 5, "running": 4}  # when a worker is killed, and how often
-COORDINATOR = 0.3  # of the processes of a job with workers, how often its coordinator is killed or paused
+COORDINATOR = 0.3  # of the processes of an app with workers, how often its coordinator is killed or paused
 SUCCEEDED = 0.3  # how often a pause is that of a coordinator that has a successor meanwhile
 # An edge between two workers is broken after 10 s without an answer, a process is taken for dead after 30 s.
 PAUSE_SECONDS = (0.3, 5.0, 12.0, 35.0)
@@ -199,7 +199,7 @@ class Place:
         environment: dict[str, str] | None = None,
         processes: int = 1,
     ) -> None:
-        """processes: of each job, beside its coordinator; 1: all of it is one process."""
+        """processes: of each app, beside its coordinator; 1: all of it is one process."""
         name = uuid.uuid4().hex[:8]
         self.folder = folder
         self.broker = broker
@@ -356,7 +356,7 @@ class Dance:
             self._live()
 
     def _live(self) -> None:
-        """Runs one worker, or one and its successor, until it is killed. A job of several processes loses some of them before."""
+        """Runs one worker, or one and its successor, until it is killed. An app of several processes loses some of them before."""
         shared = self.kills in self._pauses or self._random.random() < SHARED
         worker = self._worker(shared=shared)
         while True:
@@ -430,7 +430,7 @@ class Dance:
         return self._place.worker(self._random.choice(["a", "b"]), parallelism=parallelism, shared=shared)
 
     def _kill_member(self, worker: Worker) -> None:
-        """Kills one of the processes of a job, which goes on."""
+        """Kills one of the processes of an app, which goes on."""
         which, members = self._random.random(), worker.members()
         if not members:
             return  # there are none yet, or none between two epochs
@@ -442,7 +442,7 @@ class Dance:
         say(f"kill {self.kills} of {self._kills}: process {at + 1} of {len(members)}")
 
     def _stand_still(self, worker: Worker) -> Worker:
-        """Pauses one of the processes of a job for a while. -> the same job"""
+        """Pauses one of the processes of an app for a while. -> the same app"""
         self._await_moment(worker, self._random.choice(list(MANNERS)))
         seconds, coordinator = self._random.choice(self._pause_seconds), self._random.random() < COORDINATOR
         members = wait_until(lambda: worker.members() or not worker.alive, "a worker process")
@@ -553,7 +553,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--pauses", type=int, help="default: one for five kills")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes of each job")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes of each app")
     parser.add_argument("--longest-pause", type=float, default=PAUSE_SECONDS[-1], metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, default=200_000)

@@ -1,4 +1,4 @@
-"""The job of kill_dance.py at full speed for minutes: does anything grow that should not?
+"""The app of kill_dance.py at full speed for minutes: does anything grow that should not?
 
     python tests/recovery/soak.py [--minutes 10] [--kill-seconds 20] [--broker HOST:PORT]
 

@@ -643,7 +643,7 @@ async def test_drain_ends_although_an_agent_that_was_stopped_has_no_room(app, na
 
 
 async def test_drain_ends_although_the_inputs_had_ended_when_an_agent_was_stopped(app, tmp_path, impatient):
-    """The job waited already for the rows of the agent upstream, which the drain then stopped. Found by random crashes."""
+    """The app waited already for the rows of the agent upstream, which the drain then stopped. Found by random crashes."""
     numbers(tmp_path / "orders", 20)
 
     @app.agent()

@@ -172,7 +172,7 @@ def test_more_than_one_death_in_a_row_changes_nothing(sample: int | None) -> Non
 
 
 class Loading:
-    """A job that keeps the names of the modules which it loads when it runs."""
+    """An app that keeps the names of the modules which it loads when it runs."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

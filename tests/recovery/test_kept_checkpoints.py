@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kept_apps import HALF, JOBS, RESTORED_S, WRITTEN_S, Job, Scene, contents, finish, publish
+from kept_apps import HALF, PROGRAMS, RESTORED_S, WRITTEN_S, Program, Scene, contents, finish, publish
 
 from sabot.api.nodes.read import Read
 from sabot.checkpoint import CheckpointStorage
@@ -62,9 +62,9 @@ def narrow(state: dict[str, Any], columns: list[str]) -> dict[str, Any]:
 
 @dataclass
 class Kept:
-    """A job as its archive says that it was; `outside` the app is the current folder."""
+    """An app as its archive says that it was; `outside` the app is the current folder."""
 
-    job: Job
+    program: Program
     folder: Path
     scene: Scene
     state: Any
@@ -80,32 +80,32 @@ def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, memory
         (folder / "outside").mkdir(exist_ok=True)
         monkeypatch.chdir(folder / "outside")
         expected = json.loads((folder / "expected.json").read_text())
-        yield Kept(JOBS[request.param], folder, Scene(broker=memory_url), expected["state"], expected["outcome"])
+        yield Kept(PROGRAMS[request.param], folder, Scene(broker=memory_url), expected["state"], expected["outcome"])
 
 
-each_app = pytest.mark.parametrize("kept", JOBS, indirect=True)
+each_program = pytest.mark.parametrize("kept", PROGRAMS, indirect=True)
 each_way = pytest.mark.parametrize(
     ("kept", "parallelism"),
-    [(name, p) for name, job in JOBS.items() for p in ([1, 3] if job.rescales else [job.parallelism])],
+    [(name, p) for name, program in PROGRAMS.items() for p in ([1, 3] if program.rescales else [program.parallelism])],
     indirect=["kept"],
 )
 
 
-@pytest.mark.one_in(10, "each kind of state is in several jobs")
-@each_app
+@pytest.mark.one_in(10, "each kind of state is in several apps")
+@each_program
 def test_what_a_kept_checkpoint_holds_is_read_as_it_was(kept: Kept) -> None:
     assert contents(kept.folder / "checkpoints") == kept.state
 
 
 @pytest.mark.one_in(4, "some hundredths of a second of a core each")
-@each_app
+@each_program
 def test_the_plan_of_its_program_takes_over_all_state_of_a_kept_checkpoint(kept: Kept) -> None:
     """Also of operators that nobody has named: they are known by what their rows have gone through."""
-    app = kept.job.app(kept.scene, kept.folder, WRITTEN_S)
+    app = kept.program.app(kept.scene, kept.folder, WRITTEN_S)
     writes = app.agent_runtime.writes
     reads = [node for node in walk(writes) if isinstance(node, Read)]
     known = {id(read): read.schema or read.source.infer_schema() for read in reads}
-    plan = make_plan(with_schemas(writes, known), parallelism=kept.job.parallelism)
+    plan = make_plan(with_schemas(writes, known), parallelism=kept.program.parallelism)
     manifest = CheckpointStorage(kept.folder / "checkpoints").latest()
     assert manifest is not None
     verdicts = compare(planned(plan), manifest)
@@ -117,14 +117,14 @@ def test_the_plan_of_its_program_takes_over_all_state_of_a_kept_checkpoint(kept:
     assert len(verdicts) == sum(each["kind"] != "agent" for each in kept.state.values())
 
 
-@pytest.mark.one_in(48, "each kind of state is in several jobs")
+@pytest.mark.one_in(48, "each kind of state is in several apps")
 @each_way
 async def test_a_restored_job_keeps_what_was_kept(kept: Kept, parallelism: int) -> None:
     """It takes a checkpoint before any further row has come, and that holds the same."""
     kept.scene.limit, kept.scene.hold = 0, True
-    if kept.job.endless:
+    if kept.program.endless:
         publish(kept.scene, 0, HALF)
-    app = kept.job.app(kept.scene, kept.folder, WRITTEN_S, parallelism)
+    app = kept.program.app(kept.scene, kept.folder, WRITTEN_S, parallelism)
     await app.start()
     try:
         await checkpoint(app)
@@ -139,19 +139,19 @@ async def test_a_restored_job_keeps_what_was_kept(kept: Kept, parallelism: int) 
         await app.stop()
 
 
-@pytest.mark.one_in(40, "each kind of state is in several jobs")
+@pytest.mark.one_in(40, "each kind of state is in several apps")
 @each_way
 async def test_a_job_goes_on_from_a_kept_checkpoint(kept: Kept, parallelism: int) -> None:
-    app = kept.job.app(kept.scene, kept.folder, RESTORED_S, parallelism)
-    outcome = await finish(kept.job, app, kept.scene, restored=True)
+    app = kept.program.app(kept.scene, kept.folder, RESTORED_S, parallelism)
+    outcome = await finish(kept.program, app, kept.scene, restored=True)
     assert app.agent_runtime.runner.restored_from is not None
     assert outcome == kept.outcome
 
 
 def test_state_of_each_kind_is_kept() -> None:
     found = set()
-    for job in JOBS:
-        with tarfile.open(ARCHIVES / f"{job}.tar.xz") as archive:
+    for program in PROGRAMS:
+        with tarfile.open(ARCHIVES / f"{program}.tar.xz") as archive:
             expected = archive.extractfile("expected.json")
             assert expected is not None
             found |= {each["kind"] for each in json.load(expected)["state"].values()}

@@ -104,7 +104,7 @@ def benchmark_results(job, rows):
     return [{"n": n, "twice": n % 10 * 2} for n in range(rows) if n % 10]
 
 
-@pytest.mark.parametrize("job", exactly_once.JOBS)
+@pytest.mark.parametrize("app", exactly_once.JOBS)
 @pytest.mark.parametrize(
     "spoil", [None, lambda rows: rows[1:], lambda rows: [*rows, rows[3]]], ids=["whole", "one lost", "one twice"]
 )

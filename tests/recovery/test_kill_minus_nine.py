@@ -123,7 +123,7 @@ async def test_a_second_worker_is_refused_while_the_first_lives_and_let_in_after
 
         @second.agent(NdjsonSource(tmp_path / "in.ndjson"))
         async def count(ctx):
-            raise AssertionError("two workers on one job")
+            raise AssertionError("two workers on one app")
 
         with pytest.raises(AppLocked) as raised:
             await bounded(second.run())

@@ -316,7 +316,7 @@ async def test_a_stop_while_the_first_record_is_waited_for_ends_the_wait(tmp_pat
 
 
 async def test_the_failure_of_a_stream_is_told(tmp_path, memory_url, caplog):
-    """Between `start` and `stop` nobody asked the job how it went."""
+    """Between `start` and `stop` nobody asked the app how it went."""
     app = App("counts", broker=memory_url)
 
     def broken(batch):

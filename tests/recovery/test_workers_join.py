@@ -1,5 +1,5 @@
 """`sabot run --listen` and `sabot join`: workers that somebody else starts, over TLS; one is killed, and another takes its place; and the
-job is given another number of them.
+app is given another number of them.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ def secrets(path, *, token="a token of sixteen characters", tls=True):
     path.mkdir()
     (path / "token").write_text(token)
     if tls:
-        authority = Authority("job")
+        authority = Authority("app")
         pem = authority.server(x509.DNSName("sabot-workers"))
         for name, data in {"tls.crt": pem, "tls.key": pem, "ca.crt": authority.pem}.items():
             (path / name).write_bytes(data)
@@ -99,7 +99,7 @@ async def test_a_job_whose_workers_join_is_given_as_many_of_them_as_are_there(tm
         await reached("tasks on 2 workers")
         refused = await asyncio.to_thread(sabot_says, "rescale", state, "--workers", 4)
         assert refused.exit_code == 1
-        assert f"2 more workers are wanted than the job has, and 0 stand by at {address}" in refused.stderr
+        assert f"2 more workers are wanted than the app has, and 0 stand by at {address}" in refused.stderr
         await rescaled(1)
         await reached("stands by")
         await rescaled(2)
@@ -131,7 +131,7 @@ async def test_a_worker_with_another_token_is_refused_in_one_line_at_both_ends(t
             )
         )
         assert done.returncode == 1
-        assert "another token than this job's" in done.stderr
+        assert "another token than this app's" in done.stderr
         assert "another token of that length" not in done.stderr + lines_of(log)
         assert process.poll() is None
         process.terminate()

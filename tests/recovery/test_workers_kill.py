@@ -1,7 +1,7 @@
 """kill -9 of a worker, and of the coordinator, of `sabot run --workers`: every window is in the topic once, with the right answer.
 
 A worker that dies ends the epoch: the coordinator starts all workers anew, from the last checkpoint. A coordinator that dies takes its
-workers with it, and the next start goes on. And a job goes from workers to one process, and back, by its checkpoints.
+workers with it, and the next start goes on. And an app goes from workers to one process, and back, by its checkpoints.
 """
 
 import asyncio

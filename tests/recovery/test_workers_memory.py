@@ -1,4 +1,4 @@
-"""A worker that the system's memory killer ends is named as that, and the job goes on: in a control group that may have little memory."""
+"""A worker that the system's memory killer ends is named as that, and the app goes on: in a control group that may have little memory."""
 
 import asyncio
 import contextlib

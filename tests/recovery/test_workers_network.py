@@ -1,4 +1,4 @@
-"""The network between two workers of `sabot run --workers` is cut: the job goes on from its last checkpoint, with every window once."""
+"""The network between two workers of `sabot run --workers` is cut: the app goes on from its last checkpoint, with every window once."""
 
 import asyncio
 import sys

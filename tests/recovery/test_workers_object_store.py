@@ -84,7 +84,7 @@ async def test_workers_that_share_no_folder_make_every_window_once_though_one_is
     for folder in (secrets, *homes):
         folder.mkdir()
     (secrets / "token").write_text("a token of sixteen characters")
-    address, place = f"127.0.0.1:{port}", store.format("job")
+    address, place = f"127.0.0.1:{port}", store.format("app")
     words = ["minutes_app:app", "--state", "state", "--checkpoint-dir", place, "--checkpoint-interval", "0.2"]
     words += ["--workers", "2", "--listen", address, "--secrets", str(secrets), "--restart", "fixed(5, 100ms)"]
 

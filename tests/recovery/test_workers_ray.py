@@ -63,10 +63,10 @@ def short():
 
 
 class Dance:
-    """A job on a Ray cluster whose nodes are killed and paused at random, in the middle of its work and while it starts. Nodes and job are
+    """An app on a Ray cluster whose nodes are killed and paused at random, in the middle of its work and while it starts. Nodes and app are
     started again when they have ended, as an operator would.
 
-    The head is also the coordinator's node: what ends it ends the job, and the cluster with it.
+    The head is also the coordinator's node: what ends it ends the app, and the cluster with it.
     """
 
     def __init__(self, seed, cluster, folder, words, env):
@@ -87,12 +87,12 @@ class Dance:
         self._running.close()
 
     async def work(self):
-        """The job runs, if need be from a new start, and has taken a checkpoint."""
+        """The app runs, if need be from a new start, and has taken a checkpoint."""
         known = manifests(self._folder / "state" / "checkpoints")
         await self.until(lambda: manifests(self._folder / "state" / "checkpoints") - known, "a checkpoint")
 
     async def until(self, reached, what):
-        """Waits for it, with the cluster whole and the job started whenever it has ended."""
+        """Waits for it, with the cluster whole and the app started whenever it has ended."""
         await asyncio.to_thread(self._cluster.mend)
         limit = time.monotonic() + SECONDS
         while not await asyncio.to_thread(reached):

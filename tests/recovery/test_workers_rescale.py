@@ -1,4 +1,4 @@
-"""`sabot rescale` and `sabot workers` of a running job: every window is in the topic once, with the right answer, though the number of
+"""`sabot rescale` and `sabot workers` of a running app: every window is in the topic once, with the right answer, though the number of
 workers changes while rows come, and processes are killed in the middle of it.
 """
 
@@ -49,7 +49,7 @@ async def test_windows_are_there_once_though_the_number_of_workers_changes_and_p
             assert sum(each["memory_bytes"] for each in found) > 10_000_000
             refused = await asyncio.to_thread(sabot_says, "rescale", state, "--workers", 65)
             assert refused.exit_code == 1
-            assert "a job has 1 to 64 of them" in refused.stderr
+            assert "an app has 1 to 64 of them" in refused.stderr
 
             found = await rescaled(3)
             assert [each["pid"] for each in found] == epochs(log)[1]
@@ -57,7 +57,7 @@ async def test_windows_are_there_once_though_the_number_of_workers_changes_and_p
             assert not any(alive(pid) for pid in epochs(log)[0])
             await checkpoint_after(log, tmp_path, process)
 
-            asked = asyncio.create_task(rescaled(1))  # a worker is killed while the job stops, or starts again
+            asked = asyncio.create_task(rescaled(1))  # a worker is killed while the app stops, or starts again
             await asyncio.sleep(rng.uniform(0.2, 1.0))
             with suppress(ProcessLookupError):
                 os.kill(rng.choice(epochs(log)[-1]), signal.SIGKILL)

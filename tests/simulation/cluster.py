@@ -1,4 +1,4 @@
-"""The workers of a job in the simulation: their processes, the channels to the coordinator, the edges between them, and what goes wrong
+"""The workers of an app in the simulation: their processes, the channels to the coordinator, the edges between them, and what goes wrong
 with these by a seed. Coordinator, workers, messages and frames are the real ones; sockets, Flight and the kernel are these classes.
 
     kill      a process ends, at once; its peers and the coordinator notice a little later

@@ -174,7 +174,7 @@ def with_room(make: Any, capacity_rows: int) -> Any:
 
 
 def asking(app: App) -> Callable[[], None]:
-    """Asks the job of this app for a checkpoint, some times, wherever it is called."""
+    """Asks the app of this app for a checkpoint, some times, wherever it is called."""
     job, barriers, here = app.agent_runtime.runner, iter(range(12)), contextvars.copy_context()
 
     def checkpoint() -> None:
@@ -313,7 +313,7 @@ class Seed:
         self.counts = Refusing("counts", refusals, random.Random(dice.random()))
         self.letters = Refusing("letters", refusals, random.Random(dice.random()))
         self.jobs: Jobs | None = None
-        if random.Random(f"has jobs {self.number}").random() < SHARE:
+        if random.Random(f"has apps {self.number}").random() < SHARE:
             self.jobs = Jobs(self.number, lambda name: Refusing(name, refusals, random.Random(f"{name} {self.number}")))
             self.limits["sabot.jobs.timers._LOOK_SECONDS"] = self.jobs.looks_s
         self.worker_faults = Faults(random.Random(f"cluster {self.number}").choice([0, 1, 2, 4]))

@@ -428,7 +428,7 @@ class Worker:
             self.say(TasksOver())
 
 
-# -- the job ----------------------------------------------------------------------------------------------------------------
+# -- the app ----------------------------------------------------------------------------------------------------------------
 
 
 class MeteredLoop(SimulatedLoop):
@@ -576,7 +576,7 @@ class World:
             over = await coordinator.ended()
 
     def look(self, manifest: Manifest) -> None:
-        """A checkpoint is complete: it must be whole, and of a coordinator that still owns the job."""
+        """A checkpoint is complete: it must be whole, and of a coordinator that still owns the app."""
         generation = manifest.generation
         newest = max((each for each, _ in self.completed), default=0)
         assert generation >= newest, f"generation {generation} completes a checkpoint behind generation {newest}"
@@ -689,7 +689,7 @@ class Coordinator:
             await asyncio.sleep(0.05)
 
     async def ended(self) -> bool:
-        """Waits for its end; -> whether the job has come to its own."""
+        """Waits for its end; -> whether the app has come to its own."""
         await asyncio.wait([self._main])
         dead, self.owner.dead = self.owner.dead, True
         for worker in self.network.processes:
@@ -700,5 +700,5 @@ class Coordinator:
         if not dead and not self._main.cancelled() and (error := self._main.exception()) is not None:
             if not (self.world.networks[-1] is not self.network and isinstance(error, SabotError)):
                 raise error
-            _log.debug("%s has lost the job: %s", self.owner.name, error)
+            _log.debug("%s has lost the app: %s", self.owner.name, error)
         return self._ran

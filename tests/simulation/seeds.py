@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes that share the seeds")
-    parser.add_argument("--workers-of-job", type=int, default=1, help="simulated, of each program; 0: 1 to 4 in turn")
+    parser.add_argument("--workers-of-app", type=int, default=1, help="simulated, of each program; 0: 1 to 4 in turn")
     given = parser.parse_args()
     began = time.perf_counter()
     numbers = range(given.start, given.start + given.seeds)

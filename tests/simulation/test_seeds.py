@@ -84,13 +84,13 @@ def again(*asked: Any, **named: Any) -> Doubt:
 
 
 def without_results(history: History, entry: Entry) -> None:
-    """What a job has been told before a crash is forgotten."""
+    """What an app has been told before a crash is forgotten."""
     if not isinstance(entry, EffectResult):
         add(history, entry)
 
 
 def none_open(*asked: Any) -> list[OpenJob]:
-    """A start finds no job that it has to go on with."""
+    """A start finds no app that it has to go on with."""
     return []
 
 

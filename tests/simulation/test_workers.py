@@ -1,7 +1,7 @@
-"""A job over workers keeps its word under a seeded scheduler, whatever dies, falls silent or is cut off: random programs over two to four
+"""An app over workers keeps its word under a seeded scheduler, whatever dies, falls silent or is cut off: random programs over two to four
 workers (`graphs`, `cluster`), and the coordinator with up to a hundred, or as many as one likes (`model`).
 
-python tests/simulation/seeds.py --seeds 200 --workers-of-job 0        programs; 0: with 1 to 4 workers in turn
+python tests/simulation/seeds.py --seeds 200 --workers-of-app 0        programs; 0: with 1 to 4 workers in turn
 SABOT_SEEDS=300 pytest tests/simulation/test_workers.py      more than the few of a normal run
 """
 
@@ -92,7 +92,7 @@ def of_any_checkpoint(self: Coordinator, checkpoint_id: int, task: str, snapshot
 
 
 def nobody(*asked: Any) -> None:
-    """Nobody has taken the job over."""
+    """Nobody has taken the app over."""
 
 
 acknowledge = Coordinator._acknowledge

@@ -43,7 +43,7 @@ async def started(*apps: App) -> AsyncIterator[None]:
 
 
 class Remembered:
-    """`over_workers`, with the streams of each run of the job."""
+    """`over_workers`, with the streams of each run of the app."""
 
     def __init__(self, maker: Any) -> None:
         self.maker = maker

@@ -187,7 +187,7 @@ class OperatorRun:
             self._keys, self._dealt_anew = keys, True
 
     def restart(self, parallelism: int) -> None:
-        """A run of so many subtasks, restored from a checkpoint that was made here: as in a job, with as many subtasks as before each gets
+        """A run of so many subtasks, restored from a checkpoint that was made here: as in an app, with as many subtasks as before each gets
         what it had itself, unless rows go to any of them.
         """
         same = parallelism == len(self.parts) and not (self._broadcast or self._dealt_anew)

@@ -203,9 +203,9 @@ def refused(at: Path, use: Callable[[], object]) -> None:
 @pytest.mark.parametrize("plant", IN_PLACE_OF_A_FILE)
 def test_the_lock_of_checkpoints_is_no_file_of_another(tmp_path: Path, victim: Path, plant: Plant) -> None:
     """Seen before: a symbolic link to a file of another emptied that file, and wrote the name of this process into it."""
-    (tmp_path / "jobs").mkdir()
-    plant(tmp_path / "jobs/LOCK", victim)
-    refused(tmp_path / "jobs/LOCK", CheckpointStorage(tmp_path / "jobs").lock)
+    (tmp_path / "apps").mkdir()
+    plant(tmp_path / "apps/LOCK", victim)
+    refused(tmp_path / "apps/LOCK", CheckpointStorage(tmp_path / "apps").lock)
 
 
 @pytest.mark.parametrize("plant", IN_PLACE_OF_A_FILE)
@@ -218,9 +218,9 @@ def test_the_lock_of_state_is_no_file_of_another(tmp_path: Path, victim: Path, p
 @pytest.mark.parametrize("name", ["scratch", "claims", "checkpoints", "files", "requests"])
 @pytest.mark.parametrize("plant", IN_PLACE_OF_A_FOLDER)
 def test_a_folder_of_checkpoints_is_no_folder_of_another(tmp_path: Path, victim: Path, plant: Plant, name: str) -> None:
-    (tmp_path / "jobs").mkdir()
-    plant(tmp_path / "jobs" / name, victim)
-    refused(tmp_path / "jobs" / name, CheckpointStorage(tmp_path / "jobs").lock)
+    (tmp_path / "apps").mkdir()
+    plant(tmp_path / "apps" / name, victim)
+    refused(tmp_path / "apps" / name, CheckpointStorage(tmp_path / "apps").lock)
 
 
 @pytest.mark.parametrize("name", ["db", "db/db", "db/snapshots"])
@@ -235,7 +235,7 @@ def test_a_folder_of_state_is_no_folder_of_another(tmp_path: Path, victim: Path,
 def test_the_scratch_of_a_place_elsewhere_is_no_folder_of_another(tmp_path: Path, victim: Path, plant: Plant) -> None:
     plant(tmp_path / "scratch", victim)
     place = arrow_fs.SubTreeFileSystem(str(tmp_path), arrow_fs.LocalFileSystem())
-    refused(tmp_path / "scratch", CheckpointStorage((place, "jobs"), scratch=tmp_path / "scratch").lock)
+    refused(tmp_path / "scratch", CheckpointStorage((place, "apps"), scratch=tmp_path / "scratch").lock)
 
 
 @pytest.mark.parametrize("plant", IN_PLACE_OF_A_FOLDER)
@@ -291,11 +291,11 @@ def test_a_lock_whose_file_is_removed_while_another_one_opens_it_is_taken_in_the
 @pytest.mark.parametrize("plant", [link, pipe, folder])
 @pytest.mark.parametrize("what", ["manifest", "contents"])
 def test_what_a_checkpoint_is_read_from_are_files(tmp_path: Path, victim: Path, plant: Plant, what: str) -> None:
-    storage = CheckpointStorage(tmp_path / "jobs")
+    storage = CheckpointStorage(tmp_path / "apps")
     (storage.begin(1) / "blob").write_bytes(b"precious")
     manifest = storage.commit(1, Manifest(1, 0))
     storage.unlock()
-    file = manifest.path if what == "manifest" else tmp_path / "jobs" / manifest.contents["blob"].name
+    file = manifest.path if what == "manifest" else tmp_path / "apps" / manifest.contents["blob"].name
     file.unlink()
     plant(file, victim)
     if what == "manifest" and plant is not link:
@@ -307,7 +307,7 @@ def test_what_a_checkpoint_is_read_from_are_files(tmp_path: Path, victim: Path, 
 
 @pytest.mark.parametrize("plant", [link, pipe, folder])
 def test_a_request_is_a_file(tmp_path: Path, victim: Path, plant: Plant) -> None:
-    """Seen before: a pipe among the requests stopped the thread that answers them, and with it the stop of the job."""
+    """Seen before: a pipe among the requests stopped the thread that answers them, and with it the stop of the app."""
     (tmp_path / "requests").mkdir()
     plant(tmp_path / "requests" / f"{'a' * 32}.json", victim)
     (tmp_path / "requests" / f"{'b' * 32}.json").write_text('{"checkpoint": true}')
@@ -323,7 +323,7 @@ def test_what_stands_beside_the_output_of_a_sink_is_no_link(tmp_path: Path, vict
     sink = NdjsonSink(tmp_path / "out.ndjson")
     plant(tmp_path / ".out.ndjson.token", victim)
     with pytest.raises(SabotError, match=r"out\.ndjson"):
-        sink.claim(Track("job", "track", "1"))
+        sink.claim(Track("app", "track", "1"))
 
 
 def test_a_file_that_is_being_written_takes_the_place_of_a_link(tmp_path: Path, victim: Path, no_umask: None) -> None:
@@ -358,7 +358,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_what_a_killed_process_left_goes_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seen before: `reading-…` stayed in a savepoint for ever, and in the folder for temporary files what a job wrote whose
+    """Seen before: `reading-…` stayed in a savepoint for ever, and in the folder for temporary files what an app wrote whose
     checkpoints are elsewhere."""
     temporary = tmp_path / "tmp"
     temporary.mkdir()
@@ -376,7 +376,7 @@ def test_what_a_killed_process_left_goes_with_the_next(tmp_path: Path, monkeypat
     assert child.returncode == -signal.SIGKILL
     left = [Path(line) for line in child.stdout.splitlines()]
     assert [folder.exists() for folder in left] == [True, True]
-    (temporary / "sabot-job-of-a-user").mkdir()
+    (temporary / "sabot-app-of-a-user").mkdir()
     reader = CheckpointStorage(tmp_path / "savepoint")
     mine = reader.latest().state_directory("task", "default")
     place = RemotePlace(arrow_fs.LocalFileSystem(), str(tmp_path / "elsewhere"), "elsewhere")
@@ -385,7 +385,7 @@ def test_what_a_killed_process_left_goes_with_the_next(tmp_path: Path, monkeypat
     assert all(folder.exists() for folder in (mine, place.scratch))
     place.disown()
     del reader
-    assert [path.name for path in temporary.iterdir()] == ["sabot-job-of-a-user"]  # no mark of ours is in it
+    assert [path.name for path in temporary.iterdir()] == ["sabot-app-of-a-user"]  # no mark of ours is in it
 
 
 def test_a_temporary_folder_of_a_living_process_stays(tmp_path: Path) -> None:

@@ -173,9 +173,9 @@ def test_a_directory_with_a_nul_is_refused_at_once(where: str) -> None:
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
-        (Path("s3://key:secret@bucket/jobs"), "s3://bucket/jobs"),
+        (Path("s3://key:secret@bucket/apps"), "s3://bucket/apps"),
         ("gs:/bucket", "gs://bucket"),
-        ("file:/var/jobs", "file:///var/jobs"),
+        ("file:/var/apps", "file:///var/apps"),
     ],
 )
 def test_an_address_with_one_slash_is_no_directory_of_that_name(where: str, written: Any, meant: str) -> None:

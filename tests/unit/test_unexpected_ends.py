@@ -29,7 +29,7 @@ BURST = [RecursionError("maximum recursion depth exceeded"), MemoryError()]
 
 @pytest.fixture
 def app(memory_url, tmp_path):
-    """An agent whose results and state are in checkpoints, in a job of its own."""
+    """An agent whose results and state are in checkpoints, in an app of its own."""
     app = App("shop", broker=memory_url, checkpoint_dir=tmp_path, checkpoint_interval=0.02, restart="none")
 
     @app.agent("orders", sink="copies", timeout="50ms")

@@ -302,7 +302,7 @@ class Stream(RowMethods, Looks, NamedElsewhere):
         otherwise as they complete, but a watermark never overtakes a row. timeout: of one attempt. retries: with a backoff that
         doubles each time.
         rate: how many attempts may begin, over all subtasks: "50/s", "300/m". If the function raises `Overloaded`, the concurrency is
-        lowered and the call is made again. on_error: what follows a last attempt that failed: "fail" stops the job; "skip" goes on, and
+        lowered and the call is made again. on_error: what follows a last attempt that failed: "fail" stops the app; "skip" goes on, and
         sends the row to dead_letter.
         batch: the function gets a RecordBatch of at most `rows` rows, and returns anything that speaks Arrow.
         Calls in flight are in the checkpoint: a call that had not ended is made again after a restart.
@@ -422,7 +422,7 @@ class Stream(RowMethods, Looks, NamedElsewhere):
         are visible at once, and may be repeated after a crash. None: exactly once if the sink supports it and checkpoints are written.
 
         nan: what becomes of floats that the sink's format does not have, NaN and infinities in JSON, NaN in SQLite: "null"; "fail" stops
-        the job, before the batch is written. None: null, with a warning for each column.
+        the app, before the batch is written. None: null, with a warning for each column.
 
         format: of a topic, what rows become: "json" (the default), "csv", "raw", "arrow", Avro(…), Protobuf(…). docs/formats.md has all.
         """

@@ -189,7 +189,7 @@ class KeyedStream(NamedElsewhere):
         Its columns are the keys, match_start and match_end (the times of the first and last row, both included), then the measures:
         `n=sabot.step("a").count()`, `amount=sabot.step("b").last("amount")`. skip: where the next match may begin: "past_last": behind the
         last row of this one; "to_next": at the row behind its first; "none": anywhere, so all matches are found.
-        max_partial: how many incomplete matches a key may have; more stop the job.
+        max_partial: how many incomplete matches a key may have; more stop the app.
         late: a topic or Sink for rows that arrive too late to be matched, as in `window`.
         """
         known = check_measures(pattern, skip, measures)

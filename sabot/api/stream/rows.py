@@ -138,7 +138,7 @@ class RowMethods:
     def head(self, n: int) -> "Stream":
         """The first `n` rows to arrive (0 or more), of all subtasks together; no rows after those.
 
-        The count is in the checkpoint, so n rows pass in total, whatever crashes, and with whatever parallelism the job resumes. With
+        The count is in the checkpoint, so n rows pass in total, whatever crashes, and with whatever parallelism the app resumes. With
         several readers or partitions, the order of arrival may differ from run to run. The input is still read to its end (an endless one
         for ever), as other streams may read it too, and for its event time. Not for changes.
         """

@@ -39,7 +39,7 @@ _Inode = tuple[int, int]  # device, number
 
 
 class StoredFile(msgspec.Struct, frozen=True, order=True, omit_defaults=True):
-    """Stored contents: their length in bytes, their SHA-256 (hex), the generation that stored them, and, where a worker of a spread job did
+    """Stored contents: their length in bytes, their SHA-256 (hex), the generation that stored them, and, where a worker of a spread app did
     that, what tells its files apart.
     """
 
@@ -68,7 +68,7 @@ class Place(ABC):
 
     def __init__(self) -> None:
         self.known: dict[_Inode, tuple[int, int, StoredFile]] = {}  # -> size, mtime in ns, contents
-        # Raises AppLocked where a file may be missing because another worker owns the job.
+        # Raises AppLocked where a file may be missing because another worker owns the app.
         self.doubt: Callable[[], None] = lambda: None
         self._reading: TemporaryFolder | None = None
         self._restoring = threading.Lock()
@@ -86,7 +86,7 @@ class Place(ABC):
     @property
     @abstractmethod
     def asked_at(self) -> Path | None:
-        """The folder of this machine in which the running job finds requests of the command line, below `requests`. None: there is none."""
+        """The folder of this machine in which the running app finds requests of the command line, below `requests`. None: there is none."""
 
     @property
     def owned(self) -> bool:
@@ -296,7 +296,7 @@ def this_worker() -> str:
 def _taken(directory: Path, owner: str) -> AppLocked:
     return AppLocked(
         f"{directory} is in use by {owner or 'another process'}",
-        hint="stop that process first, or give this job another directory (checkpoint_dir=)",
+        hint="stop that process first, or give this app another directory (checkpoint_dir=)",
     )
 
 

@@ -30,7 +30,7 @@ _LOCK = "LOCK"
 
 
 def is_local_place(directory: Path) -> bool:
-    """Whether a job keeps its checkpoints in this directory, or a savepoint is there."""
+    """Whether an app keeps its checkpoints in this directory, or a savepoint is there."""
     return any((directory / name).exists() for name in (_LOCK, "claims", "checkpoints"))
 
 

@@ -61,7 +61,7 @@ class RemotePlace(Place):
             own_folder(home)
             own_folder(home / "requests")  # made by the owner, so that it belongs to him whoever asks first
         else:
-            self._temporary = TemporaryFolder("sabot-job-")
+            self._temporary = TemporaryFolder("sabot-app-")
             home = self._temporary.path
         self.take_scratch(home / "LOCK", home / "scratch")
 

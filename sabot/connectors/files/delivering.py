@@ -135,7 +135,7 @@ class FileDelivering:
         return entry
 
     def _begun(self, entry: Entry) -> Entry:
-        """The entry for a job that begins: completed files stay, unless they are to be overwritten; unfinished rows are dropped."""
+        """The entry for an app that begins: completed files stay, unless they are to be overwritten; unfinished rows are dropped."""
         target = self._target
         if self._format.continues and not target.folder:
             length = 0 if target.overwrite or not target.path.exists() else entry.length
@@ -276,7 +276,7 @@ class FileDelivering:
             except Busy as error:
                 raise AppLocked(
                     f"file {self._target.name!r}: another process writes the results of {track.key} now",
-                    hint="a job runs once; this worker stops",
+                    hint="an app runs once; this worker stops",
                 ) from error
         self._owner = owner
 

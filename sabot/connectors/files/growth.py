@@ -234,7 +234,7 @@ class PendingGrowth(Growth[Rows]):
         if at != length:
             raise UserError(
                 f"file {os.fspath(self.grown)!r} is damaged: of {length} bytes that were delivered {at} can be read",
-                hint="bring it back from a copy; or start the job afresh",
+                hint="bring it back from a copy; or start the app afresh",
             )
 
 

@@ -31,7 +31,7 @@ class NdjsonSource(FileSource):
     Blank lines are skipped; the last line may lack its end. Keys and headers are null, the timestamp is the time of the
     file's last change. Plain files are shared by readers in chunks; a compressed one has one reader.
 
-    block_bytes: how much is read and decoded at a time, the size of a chunk too; None: 4 MB, or 7 MB where readers share a file. A job
+    block_bytes: how much is read and decoded at a time, the size of a chunk too; None: 4 MB, or 7 MB where readers share a file. An app
     goes on with the chunks of its checkpoint.
     """
 

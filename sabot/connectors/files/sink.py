@@ -31,7 +31,7 @@ class FileSink(Sink):
     compression) were delivered, and until then they are safe, and not to be seen. Any other path: one file.
 
     What is there already is added to: a folder gets further parts, a text file further rows; a file of another format stays until a
-    new one with the old rows and the new ones is complete. But a job that begins (`start_afresh`) drops what an earlier run
+    new one with the old rows and the new ones is complete. But an app that begins (`start_afresh`) drops what an earlier run
     has left unfinished, and does not mix its rows into a complete file of such a format: that is a UserError, unless
     `overwrite`. With `overwrite` it begins with nothing: a text file is emptied, the parts of a folder are removed, any other
     file is replaced when the new one is complete.

@@ -95,10 +95,10 @@ class FileTarget:
         return self.path.rglob("*part-*") if self._format.partition_by else self.path.iterdir()
 
     def check_free(self) -> None:
-        """Raises UserError where a job that begins would mix its rows into a complete file."""
+        """Raises UserError where an app that begins would mix its rows into a complete file."""
         if self.path.exists() and not self.overwrite:
             raise UserError(
-                f"file {self.name!r} is there already, and this job begins",
+                f"file {self.name!r} is there already, and this app begins",
                 hint="overwrite=True replaces it; a path that ends in / is a folder, which gets a new part",
             )
 

@@ -33,11 +33,11 @@ class FileWriting:
         self._clock = clock
         self._since = 0.0  # when the newest part got its first rows in this process
         self._part: FilePart[Any] | None = None
-        self._anew = False  # the job begins, and may overwrite what is there
+        self._anew = False  # the app begins, and may overwrite what is there
         self._complete = False  # the one file was there when this was opened, or is finished
 
     def open(self, *, afresh: bool) -> None:
-        """Goes on with what is there. afresh: the job begins, so what an earlier run left unfinished is dropped."""
+        """Goes on with what is there. afresh: the app begins, so what an earlier run left unfinished is dropped."""
         self._format.forget()
         self.number = 0
         self._since = self._clock.monotonic()

@@ -162,8 +162,8 @@ class MemoryBroker:
 
     def _lost(self, track: Track) -> AppLocked:
         return AppLocked(
-            f"another job of this process delivers {track.key!r} into memory://{self.name} now",
-            hint="stop one of the two; a job that is not the same needs another name (App(id))",
+            f"another app of this process delivers {track.key!r} into memory://{self.name} now",
+            hint="stop one of the two; an app that is not the same needs another name (App(id))",
         )
 
     def statistics(self) -> dict[str, int]:

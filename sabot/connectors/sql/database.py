@@ -184,11 +184,11 @@ class Database(ABC):
     def _lost(self, track: Track) -> AppLocked:
         return AppLocked(
             f"another process delivers {track.key!r} into table {self.table} of {self.where} now",
-            hint="stop one of the two; a job that is not the same needs another name (App(id))",
+            hint="stop one of the two; an app that is not the same needs another name (App(id))",
         )
 
     def _gone(self, track: Track) -> UserError:
         return UserError(
             f"{self.where}: the row {track.key!r} has gone from {TOKENS}, and with it what was delivered",
-            hint="nobody but the job may change that table; start again to be given the choice",
+            hint="nobody but the app may change that table; start again to be given the choice",
         )

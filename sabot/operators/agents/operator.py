@@ -148,9 +148,9 @@ class AgentOperator(ABC):
         self.codecs: dict[str, Codec] = {}  # by topic: without a schema each has its own
         self.payload_of = payloads_of(spec)
         self.heard = HeardErrors(f"agent {spec.agent_id}", clock)
-        self.errors_before = counters.errors_count  # in earlier jobs
-        self.key_kinds: set[str] = set()  # which kinds of values the keys were that it has seen, in earlier jobs too
-        self._nulled = Nulled(spec.nan, _WAYS, _log)  # floats of its results that JSON has as null, in this job
+        self.errors_before = counters.errors_count  # in earlier runs
+        self.key_kinds: set[str] = set()  # which kinds of values the keys were that it has seen, in earlier runs too
+        self._nulled = Nulled(spec.nan, _WAYS, _log)  # floats of its results that JSON has as null, in this run
         self.results = None if output is None else RowBuffer(output, spec.agent_id, on_broken)
         self.branches: dict[str, RowBuffer] = {}
         for name, port in branches.items():

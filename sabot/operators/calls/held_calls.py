@@ -4,7 +4,7 @@
                      chunks: rows and the outcomes of their calls, which come from the event loop (`calls.Handover`)
 
 Rows stay here until they are emitted: in the order of the input, or as their calls end, but never across a mark. A call that is in
-flight when the job is stopped is made again after the restore; one that has ended is not.
+flight when the app is stopped is made again after the restore; one that has ended is not.
 """
 
 from collections import deque

@@ -18,7 +18,7 @@ from sabot.operators.rows.origin import reselected
 
 
 class Head(Keeping):
-    """Passes the first `n` rows that come, over all lives of the job; then none. It copies nothing: what does not fit is left out of the
+    """Passes the first `n` rows that come, over all lives of the app; then none. It copies nothing: what does not fit is left out of the
     batch's selection.
 
     Its only state is the number of rows that it has passed. All rows have to come to one subtask.
@@ -73,7 +73,7 @@ class Head(Keeping):
 class Sample(Keeping):
     """Passes each row with the probability `fraction`, by a generator of this subtask that goes on where the checkpoint left it.
 
-    A subtask that the job had not before begins with a new generator.
+    A subtask that the app had not before begins with a new generator.
     """
 
     def __init__(self, fraction: float, seed: int) -> None:

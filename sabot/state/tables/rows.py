@@ -127,7 +127,7 @@ class RowStore:
                 yield _Piece(first, last, alive, None)
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None:
-        """Restores what `cut` took, with order and counts, but with new ids. `saved` has an entry for each subtask of the job at the
+        """Restores what `cut` took, with order and counts, but with new ids. `saved` has an entry for each subtask of the app at the
         checkpoint. Must be called before all other methods.
 
         owned: tells by key hashes (0 where there are no keys) which rows are this subtask's; None: all. Raises CorruptCheckpoint.

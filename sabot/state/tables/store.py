@@ -269,7 +269,7 @@ class TableStore:
         return facts, TablesCut(self._deltas, local=self._directory / "deltas", cut=cut, over=over)
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None = None, renewal: Renewal | None = None) -> None:
-        """Restores what `cut` took. `saved` has an entry for each subtask of the job at the checkpoint. Must be called while the store is
+        """Restores what `cut` took. `saved` has an entry for each subtask of the app at the checkpoint. Must be called while the store is
         empty.
 
         owned: tells which groups are this subtask's; None: all. renewal: how groups of the checkpoint, which had other accumulators, become

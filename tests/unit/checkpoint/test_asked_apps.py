@@ -1,4 +1,4 @@
-"""What the command line asks of a running job, and who answers when the job has ended."""
+"""What the command line asks of a running app, and who answers when the app has ended."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ def meanwhile(seconds: float) -> None:
 
 
 def test_a_job_that_ends_is_not_waited_for(tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seen before: `sabot rescale` of a job that was just ending waited for 100 s."""
+    """Seen before: `sabot rescale` of an app that was just ending waited for 100 s."""
     storage = CheckpointStorage(tmp_path)
     storage.lock()
     began = clock.monotonic()
@@ -45,14 +45,14 @@ def test_a_job_that_is_busy_is_waited_for(tmp_path: Path, clock: ManualClock) ->
     storage = CheckpointStorage(tmp_path)
     storage.lock()
     began = clock.monotonic()
-    with pytest.raises(UserError, match="no job answers"):
+    with pytest.raises(UserError, match="no app answers"):
         ask(tmp_path, {"workers": True}, 60)
     assert clock.monotonic() - began > 60
     storage.unlock()
 
 
 def test_the_next_run_of_a_job_answers(tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two runs of a job its directory is locked by nobody."""
+    """Between two runs of an app its directory is locked by nobody."""
 
     def answers(seconds: float) -> None:
         if seconds > 2.5:

@@ -16,19 +16,19 @@ from tools.checkpoint_tools import InMemory, in_memory
 
 
 class Store:
-    """A job in an object store, and a worker of it. `sent`: the files that were written, in order."""
+    """An app in an object store, and a worker of it. `sent`: the files that were written, in order."""
 
     def __init__(self, tmp_path: Path, name: str = "e-0") -> None:
         self.sent: list[str] = []
         self.refuse = ""
-        self.location = (in_memory(self._turn)[0], "jobs")
+        self.location = (in_memory(self._turn)[0], "apps")
         self.storage = CheckpointStorage(self.location, retain=1)
         self.storage.lock()
         self.worker = CheckpointStorage(self.location, scratch=tmp_path / "scratch")
         self.writer: ContentsWriter = self.worker.writer(self.storage.generation, name)
 
     def _turn(self, verb: str, path: str) -> None:
-        if verb == "write" and path.startswith("jobs/files/"):
+        if verb == "write" and path.startswith("apps/files/"):
             if self.refuse and len(self.sent) >= int(self.refuse):
                 raise OSError(5, "not today")
             self.sent.append(path)
@@ -159,10 +159,10 @@ def test_a_part_is_fetched_and_its_damage_is_told(store: Store, tmp_path: Path) 
     handler: InMemory = store.location[0].handler
     other = store.writer.store_file(path)
     assert other.name != stored.name
-    handler.files[f"jobs/{other.name}"] = b"Rows"
+    handler.files[f"apps/{other.name}"] = b"Rows"
     with pytest.raises(CorruptCheckpoint, match="its checksum differs"):
         store.storage.fetched(other)
-    del handler.files[f"jobs/{other.name}"]
+    del handler.files[f"apps/{other.name}"]
     with pytest.raises(TransientError, match=other.sha256):
         store.storage.fetched(other)
 

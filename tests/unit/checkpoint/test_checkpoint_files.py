@@ -22,23 +22,23 @@ from tools.checkpoint_tools import assert_whole, in_memory, write
 def test_what_a_checkpoint_before_held_is_neither_read_nor_sent_again(tmp_path: Path) -> None:
     sent: list[str] = []
     filesystem, _ = in_memory(lambda verb, path: sent.append(path) if verb == "write" else None)
-    storage = CheckpointStorage((filesystem, "jobs"), scratch=tmp_path / "scratch")
+    storage = CheckpointStorage((filesystem, "apps"), scratch=tmp_path / "scratch")
     table = tmp_path / "000007.sst"
     table.write_bytes(b"x" * 100)
     for checkpoint_id in (1, 2, 3):
         os.link(table, storage.begin(checkpoint_id) / "000007.sst")
         manifest = storage.commit(checkpoint_id, Manifest(checkpoint_id, 0))
-    assert len([path for path in sent if path.startswith("jobs/files/")]) == 1
+    assert len([path for path in sent if path.startswith("apps/files/")]) == 1
     assert manifest.contents["000007.sst"].size == 100
     storage.unlock()
 
 
 def test_scratch_on_this_machine_belongs_to_one_worker(tmp_path: Path) -> None:
     filesystem, _ = in_memory()
-    first = CheckpointStorage((filesystem, "jobs"), scratch=tmp_path)
+    first = CheckpointStorage((filesystem, "apps"), scratch=tmp_path)
     first.lock()
     with pytest.raises(AppLocked, match="is in use by process"):
-        CheckpointStorage((filesystem, "jobs"), scratch=tmp_path).lock()
+        CheckpointStorage((filesystem, "apps"), scratch=tmp_path).lock()
     first.check_owner()
     first.unlock()
 
@@ -71,7 +71,7 @@ def test_a_crash_at_any_step_leaves_the_old_checkpoint_or_the_new(moment: str) -
     seen: list[bytes] = []
     for at in range(100):
         filesystem, _ = in_memory()
-        storage = CheckpointStorage((filesystem, "jobs"), retain=1)
+        storage = CheckpointStorage((filesystem, "apps"), retain=1)
         storage._place.parallel = 1  # steps in one order
         write(storage, 1, b"old")
         steps.watch(CrashAt(at, moment))
@@ -84,7 +84,7 @@ def test_a_crash_at_any_step_leaves_the_old_checkpoint_or_the_new(moment: str) -
         finally:
             steps.watch(None)
         storage.unlock()
-        again = CheckpointStorage((filesystem, "jobs"), retain=1)
+        again = CheckpointStorage((filesystem, "apps"), retain=1)
         manifest = again.latest()
         data = {1: b"old", 2: b"new"}[manifest.checkpoint_id]
         assert_whole(manifest, data)
@@ -104,11 +104,11 @@ def test_a_crash_at_any_step_leaves_the_old_checkpoint_or_the_new(moment: str) -
 @pytest.mark.parametrize("arrived", [False, True])
 def test_after_a_lost_answer_the_manifest_may_be_there_and_its_files_stay(arrived: bool) -> None:
     filesystem, handler = in_memory()
-    storage = CheckpointStorage((filesystem, "jobs"), retain=2)
+    storage = CheckpointStorage((filesystem, "apps"), retain=2)
     write(storage, 1, b"first")
 
     def lose(verb: str, path: str) -> None:
-        if verb == "move" and path.startswith("jobs/checkpoints"):
+        if verb == "move" and path.startswith("apps/checkpoints"):
             if arrived:
                 handler.files[path] = next(data for name, data in handler.files.items() if name.startswith(path))
             raise OSError("connection reset")
@@ -118,7 +118,7 @@ def test_after_a_lost_answer_the_manifest_may_be_there_and_its_files_stay(arrive
         write(storage, 2, b"second")
     storage.abort(2)
     handler.turn = lambda verb, path: None
-    newest = CheckpointStorage((filesystem, "jobs")).latest()
+    newest = CheckpointStorage((filesystem, "apps")).latest()
     assert newest.checkpoint_id == (2 if arrived else 1)
     assert_whole(newest, b"second" if arrived else b"first")
     write(storage, 3, b"third")
@@ -130,25 +130,25 @@ def test_after_a_lost_answer_the_manifest_may_be_there_and_its_files_stay(arrive
 
 def test_errors_name_the_place_and_the_reason() -> None:
     filesystem, handler = in_memory()
-    storage = CheckpointStorage((filesystem, "bucket/jobs"))
+    storage = CheckpointStorage((filesystem, "bucket/apps"))
     storage.lock()
 
     def fail(verb: str, path: str) -> None:
         raise OSError("access denied")
 
     handler.turn = fail
-    with pytest.raises(CheckpointFailed, match=r"could not be written to .*bucket/jobs: access denied"):
+    with pytest.raises(CheckpointFailed, match=r"could not be written to .*bucket/apps: access denied"):
         write(storage, 1)
     with pytest.raises(CheckpointFailed, match="access denied"):
         storage.check_owner()
     storage.unlock()
-    with pytest.raises(UserError, match="bucket/jobs cannot be used: access denied"):
+    with pytest.raises(UserError, match="bucket/apps cannot be used: access denied"):
         storage.lock()
 
 
 @pytest.mark.parametrize(
     ("location", "where"),
-    [("dir", "dir"), ("file:///var/x", "/var/x"), ("mock:///jobs/x", "mock:///jobs/x"), (Path("a/b"), "a/b")],
+    [("dir", "dir"), ("file:///var/x", "/var/x"), ("mock:///apps/x", "mock:///apps/x"), (Path("a/b"), "a/b")],
 )
 def test_a_place_is_named_by_a_path_or_a_uri(location, where: str) -> None:
     assert str(place_of(location).where).endswith(where)
@@ -158,7 +158,7 @@ def test_a_place_that_is_none_is_refused_and_secrets_are_not_told() -> None:
     with pytest.raises(UserError, match="nowhere://x is no place for checkpoints") as refused:
         place_of("nowhere://key:secret@x?password=secret")
     assert "secret" not in str(refused.value)
-    assert place_of("s3://key:secret@bucket/jobs?region=us-east-1").where == "s3://bucket/jobs"
+    assert place_of("s3://key:secret@bucket/apps?region=us-east-1").where == "s3://bucket/apps"
 
 
 # Workers over one store, in every order of what they do to it
@@ -180,7 +180,7 @@ class Baton:
 
 
 class Run(threading.Thread):
-    """A worker: owns the job, goes on from its newest checkpoint, makes more."""
+    """A worker: owns the app, goes on from its newest checkpoint, makes more."""
 
     def __init__(self, baton: Baton, location, number: int) -> None:
         super().__init__(daemon=True)
@@ -238,7 +238,7 @@ def test_workers_of_one_job_never_count_checkpoints_past_each_other(
 ) -> None:
     baton = Baton()
     filesystem, _ = in_memory(baton.wait)
-    location = (filesystem, "jobs")
+    location = (filesystem, "apps")
     runs = [Run(baton, location, number) for number in range(workers)]
     for run in runs:
         run.start()

@@ -1,4 +1,4 @@
-"""Whose the job is, which checkpoint counts, what may go: each by itself, then workers in every order over one shared place."""
+"""Whose the app is, which checkpoint counts, what may go: each by itself, then workers in every order over one shared place."""
 
 from collections import Counter
 from collections.abc import Iterator

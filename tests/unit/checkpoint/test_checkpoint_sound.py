@@ -21,7 +21,7 @@ ZEROS = "0" * 64
 
 
 def write(storage: CheckpointStorage, checkpoint_id: int) -> Manifest:
-    """One task with a blob and a state of one file; the job is over."""
+    """One task with a blob and a state of one file; the app is over."""
     directory = storage.begin(checkpoint_id)
     (directory / "t/state").mkdir(parents=True)
     (directory / "t/blob").write_bytes(b"blob")
@@ -33,7 +33,7 @@ def write(storage: CheckpointStorage, checkpoint_id: int) -> Manifest:
 
 
 def sealed(body: bytes) -> bytes:
-    """A manifest of this body, as a job writes it."""
+    """A manifest of this body, as an app writes it."""
     return b'{"format_version":2,"crc32":%d,"body":%s}' % (zlib.crc32(body), body)
 
 
@@ -75,9 +75,9 @@ FORGED = [
     (renamed("t/state/./planted"), "is no path of a file"),
     (renamed("t/state/"), "is no path of a file"),
     (renamed(""), "is no path of a file"),
-    (renamed("t/state/\0planted"), "characters that no job writes"),
-    (renamed("t/state/\x1b[2Jplanted"), "characters that no job writes"),
-    (renamed("t/state/..\\planted"), "characters that no job writes"),
+    (renamed("t/state/\0planted"), "characters that no app writes"),
+    (renamed("t/state/\x1b[2Jplanted"), "characters that no app writes"),
+    (renamed("t/state/..\\planted"), "characters that no app writes"),
     (renamed("t/state/" + "x" * 256), "is too long"),
     (renamed("t/state/" + "x/" * 600 + "x"), "is too long"),
     (with_file("t/state/current"), "where case does not count"),
@@ -150,11 +150,11 @@ def test_no_file_of_another_is_removed_for_its_name(tmp_path: Path, manifest: Pa
 
 
 def test_so_it_is_in_another_file_system(tmp_path: Path) -> None:
-    place = arrow_fs.SubTreeFileSystem(str(tmp_path), arrow_fs.LocalFileSystem()), "jobs"
+    place = arrow_fs.SubTreeFileSystem(str(tmp_path), arrow_fs.LocalFileSystem()), "apps"
     storage = CheckpointStorage(place)
     write(storage, 1)
-    forge(next((tmp_path / "jobs/checkpoints").iterdir()), renamed("t/state/../../../planted"))
-    with pytest.raises(CorruptCheckpoint, match=r"jobs/checkpoints/0000000001-.*planted' leads out"):
+    forge(next((tmp_path / "apps/checkpoints").iterdir()), renamed("t/state/../../../planted"))
+    with pytest.raises(CorruptCheckpoint, match=r"apps/checkpoints/0000000001-.*planted' leads out"):
         CheckpointStorage(place).latest()
     storage.unlock()
 

@@ -404,7 +404,7 @@ def test_what_is_near_of_a_pinned_checkpoint_in_an_object_store_stays_near_while
     tmp_path: Path,
 ) -> None:
     """A savepoint is copied from there: a file that the next checkpoint no longer needed was gone when it was to be read."""
-    storage = CheckpointStorage((in_memory()[0], "jobs"), scratch=tmp_path)
+    storage = CheckpointStorage((in_memory()[0], "apps"), scratch=tmp_path)
     first = write(storage, 1, b"first")
     file = first.contents["t/blob"]
     with storage.pinned(first):
@@ -420,7 +420,7 @@ def test_what_is_near_of_a_pinned_checkpoint_in_an_object_store_stays_near_while
 
 def test_files_that_several_threads_fetch_for_a_reader_come_into_one_folder(tmp_path: Path) -> None:
     """Each thread made a folder; those that lost were removed, with what was in them."""
-    location = in_memory()[0], "jobs"
+    location = in_memory()[0], "apps"
     writer = CheckpointStorage(location)
     files = list(write(writer, 1).contents.values())
     writer.unlock()

@@ -441,7 +441,7 @@ async def test_a_timeout_names_the_missing_tasks_and_frees_all_of_them(tmp_path:
     assert job.aborted == [("a", 1), ("slow", 1), ("slower", 1)]
     assert (state.saved, state.discarded) == (0, 1)
     assert names(tmp_path) == []
-    assert "the job goes on" in caplog.text
+    assert "the app goes on" in caplog.text
 
     late = State()
     coordinator.acknowledge(1, "slow", cut(2, late))
@@ -651,7 +651,7 @@ async def test_a_full_disk_fails_checkpoints_until_there_is_room(small_disk: Pat
     storage.unlock()
 
 
-# The end of the job
+# The end of the app
 
 
 async def test_close_aborts_what_is_in_flight_and_what_waits() -> None:

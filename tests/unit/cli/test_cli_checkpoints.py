@@ -1,4 +1,4 @@
-"""`sabot checkpoints` and `sabot savepoint`: what is printed of a job's checkpoints, and where the job is looked for."""
+"""`sabot checkpoints` and `sabot savepoint`: what is printed of an app's checkpoints, and where the app is looked for."""
 
 import asyncio
 import json
@@ -132,7 +132,7 @@ def test_verify_reads_every_file_and_names_the_first_that_differs(saved: Path, t
     storage.copy_to(newest, copy)
     (broken,) = [path for path in (copy / "files").rglob("*-1") if path.stat().st_size > 9999]
     data = bytearray(broken.read_bytes())
-    broken.unlink()  # it is a link: the job's own file stays as it is
+    broken.unlink()  # it is a link: the app's own file stays as it is
     data[77] ^= 1
     broken.write_bytes(data)
     done = sabot_says("checkpoints", "verify", copy, newest.checkpoint_id)
@@ -154,7 +154,7 @@ def test_a_damaged_manifest_does_not_hide_the_others(saved: Path, tmp_path: Path
     assert done.stdout.splitlines()[-1].split()[0] == str(int(second.name.split("-")[0]))
 
 
-# --- where the job is
+# --- where the app is
 
 
 def test_a_job_is_found_by_any_of_its_places(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ def test_the_newest_checkpoint_of_a_job_that_does_not_run_is_copied(saved: Path,
 def test_a_checkpoint_that_its_job_removes_while_it_is_copied_is_named_as_that(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with a job in an object store, of which nothing tells that it runs."""
+    """As with an app in an object store, of which nothing tells that it runs."""
     copy = shutil.copytree(saved / "state" / "checkpoints", tmp_path / "copy")
     verify = CheckpointStorage.verify
 
@@ -230,7 +230,7 @@ def test_a_checkpoint_that_its_job_removes_while_it_is_copied_is_named_as_that(
     monkeypatch.setattr(CheckpointStorage, "verify", late)
     done = sabot_says("savepoint", "create", copy, "--to", tmp_path / "kept")
     assert done.exit_code == 1
-    assert "was copied while its job, which runs, removed it" in done.stderr
+    assert "was copied while its app, which runs, removed it" in done.stderr
     assert "--state directory" in done.stderr
 
 
@@ -266,7 +266,7 @@ async def test_a_running_job_with_its_checkpoints_in_an_object_store_is_asked_by
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cli_counter_4.py").write_text(PROGRAM.format(broker=memory_url))
     app = load_app("cli_counter_4:app")
-    app.checkpoint_dir = in_memory()[0], "jobs"
+    app.checkpoint_dir = in_memory()[0], "apps"
     await app.start()
     try:
         await app.send("ticks", 1)
@@ -285,7 +285,7 @@ async def test_a_savepoint_for_which_a_journal_keeps_entries_is_listed_and_dropp
 
     @app.agent(NdjsonSource(str(tmp_path / "rows.ndjson")), durable=True)
     async def nothing(ctx: Any) -> None:
-        """Its jobs do nothing."""
+        """Its apps do nothing."""
 
     (tmp_path / "rows.ndjson").write_text("{}")
     await app.run()
@@ -294,7 +294,7 @@ async def test_a_savepoint_for_which_a_journal_keeps_entries_is_listed_and_dropp
     newest = find_checkpoints(str(tmp_path / "state")).manifest().checkpoint_id
     assert (listed["checkpoint"], listed["savepoint"]) == (newest, str(tmp_path / "kept"))
     job = sabot_says("savepoint", "drop", tmp_path / "state", tmp_path / "state" / "checkpoints")
-    assert (job.exit_code, "has the checkpoints of a job" in job.stderr) == (1, True)
+    assert (job.exit_code, "has the checkpoints of an app" in job.stderr) == (1, True)
     (dropped,) = lines("savepoint", "drop", tmp_path / "state", tmp_path / "kept", "--json")
     assert dropped == {"dropped": str(tmp_path / "kept")}
     assert not (tmp_path / "kept").exists()

@@ -1,4 +1,4 @@
-"""`sabot mcp serve`: the state of a job and the memory tools, asked for by the SDK's client."""
+"""`sabot mcp serve`: the state of an app and the memory tools, asked for by the SDK's client."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ app = App("totals", state="state")
 
 
 async def run(folder: Path, rows: list[dict[str, Any]] = ROWS) -> str:
-    """The state directory of a job that has run to its end: totals by account, and what agents keep."""
+    """The state directory of an app that has run to its end: totals by account, and what agents keep."""
     source = folder / "rows.ndjson"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     app = App("totals", state=str(folder / "state"))
@@ -141,7 +141,7 @@ async def test_pages_follow_one_another_and_are_of_one_checkpoint(tmp_path: Path
         ({"name": "nobody"}, "has no operator or agent 'nobody' (there are aggregate-1, totals.seen"),
         ({"name": "aggregate-1", "limit": 0}, "limit=0 (from 1 to 1,000)"),
         ({"name": "aggregate-1", "cursor": "x:y"}, "cursor='x:y' (give back what stands under next"),
-        ({"name": "aggregate-1", "cursor": "99:0"}, "checkpoint 99 is gone: the job has newer ones"),
+        ({"name": "aggregate-1", "cursor": "99:0"}, "checkpoint 99 is gone: the app has newer ones"),
     ],
 )
 async def test_what_is_not_there_is_named(state: str, arguments: dict[str, Any], said: str) -> None:
@@ -206,9 +206,9 @@ async def test_beside_an_app_without_checkpoints_the_memory_alone_is_served(tmp_
 
 
 async def test_over_stdio_a_client_gets_state_and_a_memory_that_lasts(state: str, tmp_path: Path) -> None:
-    (tmp_path / "job.py").write_text(PROGRAM)
+    (tmp_path / "app.py").write_text(PROGRAM)
     (tmp_path / "state").symlink_to(state)
-    words = [*SABOT[1:], "mcp", "serve", "job.py", "--memory", "memory", "--scope", "team"]
+    words = [*SABOT[1:], "mcp", "serve", "app.py", "--memory", "memory", "--scope", "team"]
     server = StdioServerParameters(command=sys.executable, args=words, env=ENV, cwd=tmp_path)
     async with Client(server) as client:
         names = [each.name for each in (await client.list_tools()).tools]
@@ -266,7 +266,7 @@ def test_the_official_inspector_lists_the_tools_and_calls_them(state: str, tmp_p
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        ([], 2, "there is nothing to serve (name a JOB, or --memory DIR)"),
+        ([], 2, "there is nothing to serve (name an APP, or --memory DIR)"),
         (["nowhere"], 2, "there is no directory nowhere"),
         (["--memory", "m", "--token-file", "t"], 2, "--token-file is for HTTP"),
         (["--memory", "m", "--http", "x:y:z"], 2, "--http 'x:y:z' is no address"),

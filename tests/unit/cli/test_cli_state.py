@@ -1,4 +1,4 @@
-"""`sabot state`: what a job keeps, read by somebody else, in the forms that people and programs want."""
+"""`sabot state`: what an app keeps, read by somebody else, in the forms that people and programs want."""
 
 import asyncio
 import csv
@@ -19,7 +19,7 @@ from tools.command_line import lines, sabot_says
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The state directory of a job that has run to its end: totals by account, and the counts of an agent."""
+    """The state directory of an app that has run to its end: totals by account, and the counts of an agent."""
     folder = tmp_path_factory.mktemp("totals")
     text = "".join(json.dumps(row) + "\n" for row in ROWS)
     (folder / "rows.ndjson").write_text(text)
@@ -78,7 +78,7 @@ def test_one_key_is_asked_for_and_an_older_checkpoint(state: str) -> None:
         (["aggregate-1", "--as-of", "99"], 1, "has no checkpoint 99"),
         (["aggregate-1", "--format", "xml"], 2, "'xml' is none of table, json, csv"),
         (["aggregate-1", "--fresh", "--as-of", "1"], 2, "--fresh is of now, --as-of of then"),
-        (["aggregate-1", "--fresh"], 1, "no job runs on"),
+        (["aggregate-1", "--fresh"], 1, "no app runs on"),
     ],
 )
 def test_what_cannot_be_read_is_told(state: str, words: list[str], code: int, said: str) -> None:

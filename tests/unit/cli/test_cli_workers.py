@@ -1,4 +1,4 @@
-"""`sabot workers` and `sabot rescale` of jobs that have no workers, or do not run; with workers: tests/recovery/test_workers_rescale.py."""
+"""`sabot workers` and `sabot rescale` of apps that have no workers, or do not run; with workers: tests/recovery/test_workers_rescale.py."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ def test_a_job_that_does_not_run_is_told_at_once(here: Path, words: list[str]) -
     (here / PLACE).mkdir(parents=True)
     said = sabot_says(*words, "state")
     assert said.exit_code == 1
-    assert said.stderr.startswith("sabot: no job runs on ")
+    assert said.stderr.startswith("sabot: no app runs on ")
     assert "--workers N" in said.stderr
 
 
@@ -53,7 +53,7 @@ def test_a_number_that_is_none_is_wrong_use(here: Path, workers: str) -> None:
 
 
 class Answering(threading.Thread):
-    """A job that gives this answer to the first request."""
+    """An app that gives this answer to the first request."""
 
     def __init__(self, answer: dict[str, Any], place: str) -> None:
         super().__init__(daemon=True)
@@ -80,7 +80,7 @@ def worker(number: int, **tasks: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("words", [["workers"], ["rescale", "--workers", "2"]])
 @pytest.mark.parametrize("place", [PLACE, f"{PLACE}/checkpoints", f"{PLACE}/scratch"], ids=["place", "state", "store"])
 def test_what_workers_do_is_a_table_or_an_object_for_each(here: Path, place: str, words: list[str]) -> None:
-    """place: where the running job holds its lock: that of its checkpoints, or beside its state, where these are in an object store."""
+    """place: where the running app holds its lock: that of its checkpoints, or beside its state, where these are in an object store."""
     running = CheckpointStorage(here / place)
     running.lock()
     unknown = {"rows": None, "rows_per_second": None, "lag": None}

@@ -266,7 +266,7 @@ WRONG_DEFAULTS: list[tuple[Any, Any]] = [
 
 @pytest.mark.parametrize(("kind", "default"), WRONG_DEFAULTS, ids=repr)
 def test_a_default_that_is_no_value_of_its_type_is_named_where_it_is_needed(kind: Any, default: Any) -> None:
-    """A registry takes such schemas from clients that do not check them: a record must not end the job by a bare TypeError."""
+    """A registry takes such schemas from clients that do not check them: a record must not end the app by a bare TypeError."""
     reader = json.dumps(record(("b", kind, default)))
     assert AvroCodec(reader).schema.names == ["b"], "a writer that has the field needs no default"
     with pytest.raises(UserError, match="field b: its default is "):

@@ -46,7 +46,7 @@ def decoded(schema: pa.Schema, payloads: list[bytes]) -> list[Any]:
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: " ".join(schema.names))
 @settings(max_examples=60, deadline=None)
 @given(payloads=st.lists(PAYLOADS, min_size=1, max_size=5))
-@example(payloads=[b'"""x,1'])  # Arrow's parser refuses it, and that ended the job
+@example(payloads=[b'"""x,1'])  # Arrow's parser refuses it, and that ended the app
 @example(payloads=[MARK + b'",1'])
 @example(payloads=[b"1,1", MARK + b"1,1"])
 def test_what_becomes_of_a_payload_depends_on_it_alone(schema: pa.Schema, payloads: list[bytes]) -> None:

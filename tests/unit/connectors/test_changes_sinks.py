@@ -37,7 +37,7 @@ from sabot.operators.sink import SinkWriter
 from sabot.testing import ListSink
 from tools.postgres import server_or_skip
 
-TRACK = Track("job", "sink.1", "first")
+TRACK = Track("app", "sink.1", "first")
 SCHEMA = pa.schema([("region", pa.string()), ("n", pa.int64()), ("day", pa.int32()), ("x", pa.float64())])
 KEYS = ("day", "region")
 
@@ -203,7 +203,7 @@ def test_parts_make_the_table_once_however_often_they_are_given(
     make: Callable[[], Place], tmp_path: Path, changes: list[Change], cuts: list[int]
 ) -> None:
     place, batches = make(), pieces(changes, cuts)
-    track = Track(f"job-{uuid.uuid4().hex}", "sink.1", "first")  # one database has them all
+    track = Track(f"app-{uuid.uuid4().hex}", "sink.1", "first")  # one database has them all
     sink = place.sink()
     sink.expect_changes(SCHEMA, KEYS)
     sink.claim(track)
@@ -276,7 +276,7 @@ def test_a_crash_at_any_step_of_a_part_leaves_the_table_of_before_or_of_after(ma
             sink.deliver(seq, [sink.fitting(batch(changes))])
 
     for number, after in itertools.product(range(1, 100), [False, True]):
-        place, track = make(), Track(f"job-{uuid.uuid4().hex}", "sink.1", "first")
+        place, track = make(), Track(f"app-{uuid.uuid4().hex}", "sink.1", "first")
         deliver(place, 1, first, track)
         crash = CrashAt(number, after)
         steps.watch(crash)

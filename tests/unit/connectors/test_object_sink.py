@@ -21,7 +21,7 @@ from tools.agent_tools import publish, started, until, values
 from tools.checkpoint_tools import in_memory
 from tools.gcs_server import gcs_server
 
-TRACK = Track("job", "out", "one")
+TRACK = Track("app", "out", "one")
 ROWS = [{"day": f"d{n % 3}", "n": n} for n in range(6)]
 
 

@@ -1,4 +1,4 @@
-"""What is to be delivered after a start: the table of decision 007 row by row, and a model of a job, its receiver and its
+"""What is to be delivered after a start: the table of decision 007 row by row, and a model of an app, its receiver and its
 checkpoints, in which no row may be lost or come twice unless the user has said so.
 """
 

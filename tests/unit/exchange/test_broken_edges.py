@@ -304,7 +304,7 @@ def test_a_second_sender_a_call_without_names_and_an_unknown_action_are_refused(
 
 
 def test_tls_takes_who_has_a_certificate_of_the_jobs_authority(exchange):
-    ours, theirs = Authority("job"), Authority("others")
+    ours, theirs = Authority("app"), Authority("others")
 
     def tls(authority: Authority, trusted: Authority) -> Tls:
         pem = authority.server(x509.IPAddress(ip_address("127.0.0.1")))

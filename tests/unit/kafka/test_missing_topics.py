@@ -61,7 +61,7 @@ def test_a_topic_that_we_may_not_see_is_not_made(monkeypatch):
     ],
 )
 def test_what_the_broker_makes_no_topic_of_is_an_error_of_the_user_with_a_hint(monkeypatch, code, said, hint):
-    """It was a TransientError, and a job with restart= tried it again and again."""
+    """It was a TransientError, and an app with restart= tried it again and again."""
 
     class Refusing(Client):
         def create_topics(self, requests, **_):

@@ -1,4 +1,4 @@
-"""A manifest that somebody else has written, with a checksum that fits: a corrupt checkpoint, or a job that goes on."""
+"""A manifest that somebody else has written, with a checksum that fits: a corrupt checkpoint, or an app that goes on."""
 
 import json
 import re

@@ -174,7 +174,7 @@ async def test_a_start_needs_the_registry_only_where_it_has_to_ask(memory_url: s
 async def test_the_schema_of_a_reader_stays_when_the_subject_has_a_newer_one(
     memory_url: str, tmp_path: Path, server: SchemaServer, registry: Registry
 ) -> None:
-    """The columns of a job do not change under its state; `schema="refresh"` takes the newest."""
+    """The columns of an app do not change under its state; `schema="refresh"` takes the newest."""
 
     def program() -> App:
         app = App("shop", memory_url, checkpoint_dir=tmp_path / "checkpoints")

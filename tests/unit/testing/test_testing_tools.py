@@ -193,10 +193,10 @@ def test_after_a_crash_no_step_of_that_life_happens():
 
 def test_the_sink_takes_a_part_once():
     sink, data = ListSink(), pa.record_batch({"n": [1]})
-    assert sink.claim(Track("job", "sink", "one")) is None
+    assert sink.claim(Track("app", "sink", "one")) is None
     for seq in (1, 1, 3, 1, 3):
         sink.deliver(seq, [data])
-    sink.claim(Track("job", "sink", "another"))  # its numbers begin again
+    sink.claim(Track("app", "sink", "another"))  # its numbers begin again
     sink.deliver(1, [data])
     assert [row["n"] for row in sink.rows] == [1, 1, 1]
 
@@ -214,7 +214,7 @@ def test_the_sink_loses_what_was_not_flushed():
 
 def test_the_table_of_a_sink_needs_rows_alike():
     sink = ListSink()
-    sink.claim(Track("job", "sink", "one"))
+    sink.claim(Track("app", "sink", "one"))
     sink.deliver(1, [pa.record_batch({"n": [1]}), pa.record_batch({"m": [1]})])
     assert sink.rows == [{"n": 1}, {"m": 1}]
     with pytest.raises(UserError, match="different columns"):

@@ -1,4 +1,4 @@
-"""Messages between the processes of a job: what goes in comes out, errors keep what matters of them, garbage is refused."""
+"""Messages between the processes of an app: what goes in comes out, errors keep what matters of them, garbage is refused."""
 
 import asyncio
 import socket

@@ -17,7 +17,7 @@ from sabot.workers.memory import Kills, MemoryKills
 class Kernel:
     """The files of a kernel, in a folder: version 1 or 2 of control groups, or none."""
 
-    def __init__(self, folder: Path, version: int = 2, *, group: str = "/job", seen: str = "job", limit: str = "max"):
+    def __init__(self, folder: Path, version: int = 2, *, group: str = "/app", seen: str = "app", limit: str = "max"):
         """group: as /proc says. seen: where it is mounted."""
         self._proc, self._mount = folder / "proc", folder / "cgroup"
         (self._proc / "self").mkdir(parents=True)
@@ -57,7 +57,7 @@ def test_an_end_has_its_code_or_its_signal(tmp_path: Path, code: int, words: str
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize(
-    ("group", "seen"), [("/job", "job"), ("/docker/ab12", ""), ("/", "")], ids=["a group", "a container", "its root"]
+    ("group", "seen"), [("/app", "app"), ("/docker/ab12", ""), ("/", "")], ids=["a group", "a container", "its root"]
 )
 def test_a_worker_that_the_memory_killer_has_killed_is_named_as_that(
     tmp_path: Path, version: int, group: str, seen: str

@@ -86,7 +86,7 @@ async def test_a_worker_that_shows_the_token_gets_its_number_and_is_heard():
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"token": "a token of another job"}, "another token"),
+        ({"token": "a token of another app"}, "another token"),
         ({"token": ""}, "another token"),
         ({"worker": 2}, "number 3 of 2"),
         ({"worker": -1}, "number 0 of 2"),
@@ -190,7 +190,7 @@ async def test_room_for_more_workers_is_what_stands_by_and_has_not_left():
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 async def test_workers_join_over_ipv6_too_with_tls_or_without(tmp_path):
-    for secrets in (None, folder(tmp_path / "secrets", Authority("job"))):
+    for secrets in (None, folder(tmp_path / "secrets", Authority("app"))):
         async with waiting(secrets=secrets, host="::1") as here:
             assert here.listener.address.startswith("[::1]:")
             joined = await join(here.ticket(0, secrets=secrets))
@@ -227,7 +227,7 @@ async def test_an_address_that_is_taken_is_told():
 
 
 async def test_tls_takes_who_has_a_certificate_of_the_jobs_authority(tmp_path):
-    ours, theirs = Authority("job"), Authority("others")
+    ours, theirs = Authority("app"), Authority("others")
     good = folder(tmp_path / "good", ours)
     untrusted = folder(tmp_path / "untrusted", theirs, ours)
     trusts_others = folder(tmp_path / "others", ours, theirs)
@@ -247,7 +247,7 @@ async def test_tls_takes_who_has_a_certificate_of_the_jobs_authority(tmp_path):
 
 
 def test_a_certificate_of_another_name_is_refused_by_the_worker(tmp_path):
-    path, authority = tmp_path / "secrets", Authority("job")
+    path, authority = tmp_path / "secrets", Authority("app")
     folder(path, authority)
     pem = authority.server(x509.DNSName("elsewhere.example.org"))
     (path / "tls.crt").write_bytes(pem)
@@ -263,7 +263,7 @@ def test_a_certificate_of_another_name_is_refused_by_the_worker(tmp_path):
 
 def test_secrets_are_read_whole_or_refused(tmp_path):
     path = tmp_path / "secrets"
-    good = folder(path, Authority("job"))
+    good = folder(path, Authority("app"))
     found = WorkerSecrets.read(good)
     assert found.token == "sixteen characters"
     assert found.context(server=False).verify_mode == ssl.CERT_REQUIRED
@@ -302,7 +302,7 @@ def test_a_worker_notices_that_the_folder_it_sees_is_another_one(tmp_path):
     check = process_module._check_shared
     with pytest.raises(UserError, match="does not see"):
         check(tmp_path, "proof")
-    (tmp_path / "proof").write_text("of another job")
+    (tmp_path / "proof").write_text("of another app")
     with pytest.raises(UserError, match="share"):
         check(tmp_path, "proof")
     (tmp_path / "proof").write_text("proof")

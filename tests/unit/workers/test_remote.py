@@ -317,7 +317,7 @@ def test_an_end_is_not_told_as_long_as_a_part_of_it_cannot_be_stored(tmp_path):
 
 
 def test_where_the_checkpoints_are_elsewhere_than_the_coordinators_a_worker_is_refused():
-    start = Start("e", {}, [], {}, "", None, None, None, {}, [], store="s3://one/job", generation=3)
-    elsewhere = CheckpointStorage((in_memory()[0], "jobs"))
-    with pytest.raises(UserError, match="s3://one/job at the coordinator"):
+    start = Start("e", {}, [], {}, "", None, None, None, {}, [], store="s3://one/app", generation=3)
+    elsewhere = CheckpointStorage((in_memory()[0], "apps"))
+    with pytest.raises(UserError, match="s3://one/app at the coordinator"):
         saved_of(start, 0, elsewhere)

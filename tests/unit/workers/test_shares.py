@@ -1,4 +1,4 @@
-"""One job as several shares of it in this process: what they make together is what the whole makes."""
+"""One app as several shares of it in this process: what they make together is what the whole makes."""
 
 import asyncio
 import json
@@ -47,7 +47,7 @@ class Wires:
 
 
 async def results(app, workers=None):
-    """What the app writes into "out", as one job or in so many shares."""
+    """What the app writes into "out", as one app or in so many shares."""
     before = len(MemoryBroker.get(app.broker).records("out"))
     settings = Settings(
         app=app.id,

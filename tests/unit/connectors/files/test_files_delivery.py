@@ -27,7 +27,7 @@ from sabot.connectors.files.delivered import Busy, Entry, Ledger
 from sabot.errors import AppLocked, TransientError, UserError
 from sabot.steps import watch
 
-TRACK = Track("job", "out", "i1")
+TRACK = Track("app", "out", "i1")
 Parts = list[tuple[int, list[pa.RecordBatch]]]
 
 
@@ -285,7 +285,7 @@ def test_rows_are_there_once_whatever_step_a_crash_comes_at(kind: str, tmp_path:
 @pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("file")])
 def test_a_finished_file_is_gone_on_with_whatever_step_a_crash_comes_at(kind: str, tmp_path: Path) -> None:
-    """By a job that was given more input: the rows of a file that cannot be added to are taken over."""
+    """By an app that was given more input: the rows of a file that cannot be added to are taken over."""
     whole = Place(tmp_path / "whole", kind)
     whole.root.mkdir()
     live(whole)
@@ -445,7 +445,7 @@ def test_the_token_is_read_back_by_whoever_claims_next(kind: str, tmp_path: Path
     sink.finish()
     sink.close()
     later = place.sink()
-    assert later.claim(Track("job", "out", "i2")) == Token(4, "i1")  # what to make of it is not the sink's to say
+    assert later.claim(Track("app", "out", "i2")) == Token(4, "i1")  # what to make of it is not the sink's to say
     later.settle(9)
     later.deliver(10, [rows(1, 1)])
     later.finish()
@@ -467,7 +467,7 @@ def test_a_part_of_a_folder_waits_until_it_is_large_enough_if_that_is_asked_for(
         assert place.numbers() == [0, 1, 2]
         sink.deliver(3, [rows(3, 1)])
         assert place.numbers() == [0, 1, 2]
-        sink.close()  # as when the job stops
+        sink.close()  # as when the app stops
         assert [place.read(path) for path in place.files()] == [[0, 1, 2], [3]]
         assert place.hidden() == []
 
@@ -567,7 +567,7 @@ def test_a_claim_under_way_keeps_the_one_before_out(tmp_path: Path) -> None:
     sink.claim(TRACK)
     with open(tmp_path / ".t.ndjson.token", "rb+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(AppLocked, match=r"another process writes the results of sabot\.job\.out now"):
+        with pytest.raises(AppLocked, match=r"another process writes the results of sabot\.app\.out now"):
             sink.deliver(1, [rows(0, 1)])
 
 
@@ -578,7 +578,7 @@ def test_a_second_track_on_one_path_is_named(tmp_path: Path) -> None:
         sink.claim(TRACK)
         sink.deliver(1, [rows(0, 1)])
         other = place.sink()
-        with pytest.raises(UserError, match=r"gets the results of sabot\.job\.out, and sabot\.job2\.out would write"):
+        with pytest.raises(UserError, match=r"gets the results of sabot\.app\.out, and sabot\.job2\.out would write"):
             other.claim(Track("job2", "out", "x"))
         sink.deliver(2, [rows(1, 1)])
         sink.finish()
@@ -590,7 +590,7 @@ def test_a_second_track_on_one_path_is_named(tmp_path: Path) -> None:
         assert place.numbers() == [0, 1, 2]
 
 
-# --- a job that begins, and what is there already
+# --- an app that begins, and what is there already
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -601,9 +601,9 @@ def test_a_job_that_begins_finds_the_end_of_an_earlier_one(kind: str, overwrite:
     again = place.sink()
     again.start_afresh()
     added = place.folder or place.kind in ("ndjson", "csv")
-    track = Track("job", "out", "i2")
+    track = Track("app", "out", "i2")
     if not added and not overwrite:
-        with pytest.raises(UserError, match="is there already, and this job begins"):
+        with pytest.raises(UserError, match="is there already, and this app begins"):
             again.claim(track)
         assert place.numbers() == NUMBERS
         return
@@ -628,7 +628,7 @@ def test_a_job_that_begins_drops_what_an_earlier_one_left_unfinished(
     sink.deliver(1, [rows(0, 3)])
     again = place.sink()
     again.start_afresh()
-    assert again.claim(Track("job", "out", "i2")) == Token(1, "i1")
+    assert again.claim(Track("app", "out", "i2")) == Token(1, "i1")
     assert "an earlier run left unfinished is dropped" in caplog.text
     again.deliver(2, [rows(10, 1)])
     again.finish()
@@ -665,7 +665,7 @@ def test_crashes_while_a_job_begins_with_nothing_leave_nothing_of_the_old(kind: 
 
 
 def test_a_file_of_another_run_is_replaced_and_never_mixed_even_by_a_process_that_goes_on(tmp_path: Path) -> None:
-    """overwrite, and a crash before the first row: the next process is not told that the job has just begun."""
+    """overwrite, and a crash before the first row: the next process is not told that the app has just begun."""
     place = Place(tmp_path, "file parquet", overwrite=True)
     live(place)
     sink = place.sink()

@@ -18,7 +18,7 @@ from sabot.connectors.files import growth, partitions
 from sabot.errors import UserError
 from sabot.testing import BARRIER, END, ManualClock, ScriptedSource, crash_at_every_step
 
-TRACK = Track("job", "lake", "one")
+TRACK = Track("app", "lake", "one")
 ROWS = [{"day": f"d{n % 3}", "hour": n % 2, "n": n} for n in range(12)]
 
 
@@ -147,7 +147,7 @@ def test_overwrite_removes_the_parts_of_all_partitions(tmp_path: Path) -> None:
     sink.close()
     again = ParquetSink(tmp_path, partition_by=["day", "hour"], overwrite=True)
     again.start_afresh()
-    again.claim(Track("job", "lake", "two"))
+    again.claim(Track("app", "lake", "two"))
     deliver(again, 1, ROWS[:1])
     again.close()
     assert files_of(tmp_path) == ["day=d0/hour=0/part-00000.parquet"]

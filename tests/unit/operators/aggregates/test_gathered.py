@@ -215,7 +215,7 @@ class Written:
 @pytest.mark.one_in(2, "a third of a second of a core each")
 @pytest.mark.parametrize("kept", [1_000, 50_000])
 def test_slots_that_come_and_go_cost_what_they_hold_not_what_is_kept(monkeypatch, kept):
-    """Sorting all that was kept, each time a few sessions were over, made a job slower with every open session."""
+    """Sorting all that was kept, each time a few sessions were over, made an app slower with every open session."""
     extras = Extras([gather("all", "collect_list", TEXT)])
     data = pa.RecordBatch.from_pylist([{"text": "x", "t": 1}] * kept, SCHEMA)
     extras.add(ints(range(100, 100 + kept)), data, None)

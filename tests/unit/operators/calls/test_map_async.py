@@ -896,7 +896,7 @@ def test_closing_cancels_what_is_in_flight(loop):
 
 
 class LoopThread:
-    """An event loop in a thread of its own, as a running job has it."""
+    """An event loop in a thread of its own, as a running app has it."""
 
     def __enter__(self):
         self.loop = asyncio.new_event_loop()

@@ -57,7 +57,7 @@ def test_a_late_row_goes_on_at_once():
 
 
 def test_a_late_row_goes_on_at_once_after_a_restore_too(tmp_path):
-    """It waited for the first watermark after the restore. A drained job begins time anew."""
+    """It waited for the first watermark after the restore. A drained app begins time anew."""
     run = Run()
     for watermark, late in ((100, [(2, 50)]), (END_OF_TIME, [])):
         run.operator.advance(watermark)

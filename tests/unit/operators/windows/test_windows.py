@@ -1,6 +1,6 @@
 """Windows of event time against DuckDB and plain Python: one harness over all windows, aggregates and ways in which rows can come.
 
-The answer must not depend on how rows are split into batches, where watermarks fall, how many subtasks there are, or where the job
+The answer must not depend on how rows are split into batches, where watermarks fall, how many subtasks there are, or where the app
 is stopped and started again with another number of them.
 """
 
