@@ -14,7 +14,7 @@ AGENT_BENCHMARKS := $(sort $(wildcard benchmarks/agents/*.py))
 # Every worker imports all tests, and hundreds of them start a child: nothing of this is compiled anew each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all slow ray simulate fuzz check lint types kernels-debug bench bench-smoke smokes kafka kafka-stop soak clean
+.PHONY: demo test test-all slow ray simulate fuzz check lint types kernels-debug bench bench-smoke smokes docs docs-serve kafka kafka-stop soak clean
 
 demo: $(STAMP)
 	@$(BIN)/sabot demo fraud
@@ -63,7 +63,7 @@ soak: $(STAMP)
 	@$(BIN)/python tests/recovery/soak.py
 
 # Everything that `make test` does not see: style, types, the kernels with bounds checks and asserts, the benchmarks' answers.
-check: bench-smoke lint types kernels-debug
+check: bench-smoke lint types kernels-debug docs
 
 lint: $(STAMP)
 	$(BIN)/ruff check
@@ -91,6 +91,13 @@ smokes:
 	@set -e; for script in $(AGENT_BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script --rows 100; done
 	@echo "== benchmarks.nexmark"; $(BIN)/python -m benchmarks.nexmark --events 20000 --check
 	@echo "== benchmarks/changes"; SABOT_BENCHMARK_ROWS=20000 $(BIN)/pytest -q --benchmark-disable benchmarks/changes
+
+# The site in build/site, with llms.txt and llms-full.md for coding agents. A warning is an error.
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml
+
+docs-serve: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --config-file docs/site/mkdocs.yml
 
 kafka:
 	@tools/kafka/kafka.sh start

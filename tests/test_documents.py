@@ -182,7 +182,7 @@ def test_a_link_of_a_page_leads_somewhere(page: Path) -> None:
         found = page if not path else page.parent / path
         assert found.exists(), target
         titles = re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE) if part else []
-        assert not part or part in [title.lower().replace(" ", "-") for title in titles], target
+        assert not part or part in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], target
 
 
 # --- what pages say about the code

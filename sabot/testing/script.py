@@ -27,7 +27,12 @@ class ScriptMark(enum.Enum):
     END = "the source ends"
 
 
-BARRIER, CRASH, END = ScriptMark.BARRIER, ScriptMark.CRASH, ScriptMark.END
+BARRIER = ScriptMark.BARRIER
+"""The mark at which a checkpoint is taken. The entries after it wait until the checkpoint is complete."""
+CRASH = ScriptMark.CRASH
+"""The mark at which the process dies, once. The next process continues from the last checkpoint."""
+END = ScriptMark.END
+"""The mark at which the source ends."""
 
 
 class Director(Protocol):

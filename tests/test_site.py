@@ -1,0 +1,92 @@
+"""The site: what it is made of, and what a build may not contain. `make docs` builds it, and fails at a warning."""
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from tools.source_tree import PROJECT
+
+SITE = PROJECT / "docs" / "site"
+
+
+def module(name: str) -> ModuleType:
+    """A module of the site, which is in no package."""
+    spec = importlib.util.spec_from_file_location(f"site_{name}", SITE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+# --- nothing comes from another origin
+
+
+@pytest.mark.parametrize(
+    ("element", "found"),
+    [
+        ('<script src="https://cdn.example/a.js"></script>', ["https://cdn.example/a.js"]),
+        ('<script src="//cdn.example/a.js"></script>', ["//cdn.example/a.js"]),
+        ('<link rel="stylesheet" href="https://fonts.example/css">', ["https://fonts.example/css"]),
+        ('<link rel="preconnect" href="https://fonts.example">', ["https://fonts.example"]),
+        ('<img src="http://badges.example/a.svg">', ["http://badges.example/a.svg"]),
+        ("<style>@import 'https://fonts.example/css'</style>", ["https://fonts.example/css"]),
+        ('<p style="background: url(https://a.example/b.png)">', ["https://a.example/b.png"]),
+        ('<pre class="mermaid">', ["mermaid, which the theme would load from a CDN"]),
+        ('<a href="https://kafka.apache.org">Kafka</a>', []),
+        ('<link rel="canonical" href="https://docs.example/">', []),
+        ('<script src="assets/a.js"></script>', []),
+    ],
+)
+def test_an_address_that_a_page_would_load_is_found(element: str, found: list[str]) -> None:
+    assert module("origins").of_page(f"<html><body>{element}</body></html>") == found
+
+
+# --- parameters in docstrings
+
+
+def test_the_parameters_of_a_docstring_become_a_list() -> None:
+    text = "Opens it.\n\npath: the file.\n`size`: the bytes\nof a part.\n\nNot a parameter: this."
+    shown = "Opens it.\n\n\n- `path`: the file.\n- `size`: the bytes\n    of a part.\n\nNot a parameter: this."
+    assert module("docstrings").with_lists(text, {"path", "size"}) == shown
+
+
+# --- the navigation
+
+
+def test_every_page_of_the_navigation_exists_and_every_page_is_in_it() -> None:
+    def leaves(nav: object) -> list[str]:
+        if isinstance(nav, str):
+            return [nav]
+        found = nav.values() if isinstance(nav, dict) else nav
+        return [leaf for each in found for leaf in leaves(each)]  # type: ignore[attr-defined]
+
+    listed = leaves(yaml.load((SITE / "mkdocs.yml").read_text(), yaml.BaseLoader)["nav"])
+    made = {"reference/api", "reference/commands.md", "reference/examples.md", "decisions"}
+    written = {path.relative_to(PROJECT / "docs").as_posix() for path in (PROJECT / "docs").rglob("*.md")}
+    written = {name for name in written if not name.startswith("decisions/")}
+    assert len(listed) == len(set(listed))
+    assert {name for name in listed if not name.startswith("project/")} - made == written
+
+
+# --- the whole
+
+
+@pytest.mark.slow  # twenty seconds of a core
+def test_the_site_is_built_without_a_warning_and_has_the_files_for_coding_agents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = pytest.importorskip("mkdocs.commands.build", reason="pip install 'sabot[docs]'")
+    config = pytest.importorskip("mkdocs.config", reason="pip install 'sabot[docs]'")
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    build.build(config.load_config(str(SITE / "mkdocs.yml"), strict=True, site_dir=str(tmp_path)))
+    listed = re.findall(r"\]\((\S+\.md)\)", (tmp_path / "llms.txt").read_text())
+    assert len(listed) > 90
+    assert [place for place in listed if not (tmp_path / place).exists()] == []
+    whole = (tmp_path / "llms-full.md").read_text()
+    assert [place for place in listed[1:] if f"<!-- {place} -->" not in whole] == []
+    assert (tmp_path / "search" / "search_index.js").stat().st_size > 1_000_000  # so that search works without a server
