@@ -29,7 +29,7 @@ MEMBERS = {  # of a contract that more than one class fulfils: methods, properti
     "connectors/base.py:Sink": 25,
     "connectors/base.py:Source": 26,
     "jobs/guard.py:EffectGuard": 16,  # 044
-    "jobs/owner.py:Desk": 18,  # 044
+    "jobs/owner.py:HostServices": 18,  # 044
     "jobs/owner.py:JobOwner": 15,
     "journal/base.py:Journal": 14,
     "journal/base.py:JournalReader": 12,

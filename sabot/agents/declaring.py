@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sabot.api.lifespan import Lifespan
     from sabot.api.stream import Stream
     from sabot.jobs.guard import EffectGuard
-    from sabot.jobs.judging import GuardJudge
+    from sabot.jobs.judges import GuardJudge
     from sabot.jobs.log import Listener
     from sabot.journal.memory import MemoryHome
     from sabot.llm.agent import Agent, AgentResult
@@ -143,7 +143,7 @@ class DeclaresAgents:
     def judge(self) -> "GuardJudge | None":
         """Who judges calls of models that no job makes; None: nobody."""
         if self._judge is None and (self.policy is not None or self._budgets is not None):
-            from sabot.jobs.judging import judge_of
+            from sabot.jobs.judges import judge_of
 
             self._judge = judge_of(self.id, self.guards, self.clock)
         return self._judge

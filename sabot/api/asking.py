@@ -19,7 +19,7 @@ from sabot.llm.asking import request_of
 from sabot.llm.cache import MemoryCache
 from sabot.llm.columns import AnswerColumns
 from sabot.llm.engine import ExecutionEngine
-from sabot.llm.judging import JUDGE, CallJudge
+from sabot.llm.judges import JUDGE, CallJudge
 from sabot.llm.messages import system, user
 from sabot.llm.spec import RequestContext, RequestSpec
 

@@ -17,7 +17,7 @@ from sabot.api.asked_batches import AgentModel, Said
 from sabot.config import check_called
 from sabot.errors import DataError, EffectError, TransientError, UserError, short_repr
 from sabot.jobs.guard import Price
-from sabot.jobs.judging import GuardJudge
+from sabot.jobs.judges import GuardJudge
 from sabot.jobs.run import JobRun, Pieces
 from sabot.jobs.values import pack
 from sabot.journal.effects import EffectClass
@@ -26,7 +26,7 @@ from sabot.llm.asking import request_of, with_output
 from sabot.llm.conversation import Conversation
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.errors import ModelError, model_error
-from sabot.llm.judging import JUDGE, CallJudge
+from sabot.llm.judges import JUDGE, CallJudge
 from sabot.llm.messages import ChatMessage
 from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.results import Completion, Piece

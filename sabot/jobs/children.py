@@ -6,7 +6,7 @@ import msgspec
 
 from sabot.errors import DataError, EffectError, UserError
 from sabot.jobs.guard import Behalf, EffectGuard
-from sabot.jobs.owner import Desk, Live, OpenJob
+from sabot.jobs.owner import HostServices, OpenJob, RunningJob
 from sabot.jobs.run import Ask
 from sabot.jobs.tree import ChildLimits, child_id, parent_of
 from sabot.jobs.values import pack_error, unpack
@@ -19,34 +19,34 @@ class Children:
     """Its methods, but for `not_begun`, are parts of items of the host's task. limits: by agent."""
 
     def __init__(
-        self, desk: Desk, guard: EffectGuard | None, *, result: Callable[[Live, Ask, str, bytes], None]
+        self, host: HostServices, guard: EffectGuard | None, *, result: Callable[[RunningJob, Ask, str, bytes], None]
     ) -> None:
         """result: records what has come of an effect."""
         self.limits: dict[str, ChildLimits] = {}
         self.begun_total = 0  # of those that have waited so
-        self._desk, self._guard, self._result = desk, guard, result
+        self._host, self._guard, self._result = host, guard, result
 
-    def begin(self, live: Live, ask: Ask) -> None:
+    def begin(self, running: RunningJob, ask: Ask) -> None:
         """The child of this effect, unless it has begun."""
-        child, failed = child_id(live.job.job_id, ask.ordinal), ask.ordinal in live.job.history.failed_children
-        if child in self._desk.jobs:
+        child, failed = child_id(running.job.job_id, ask.ordinal), ask.ordinal in running.job.history.failed_children
+        if child in self._host.jobs:
             return  # it tells its end
-        if (refusal := self._refused(live, ask)) is not None:
-            self._result(live, ask, refusal.type, pack_error(refusal))
+        if (refusal := self._refused(running, ask)) is not None:
+            self._result(running, ask, refusal.type, pack_error(refusal))
             return
         try:
-            owner = self._desk.owner_of(ask.name)
+            owner = self._host.owner_of(ask.name)
             if owner is None:
                 raise UserError(f"ctx.child: there is no durable agent {ask.name}")
-            self._desk.jobs.ask(child)
-            owner.begin_child(child, unpack(ask.body), failed=failed, behalf=live.job.behalf)
+            self._host.jobs.ask(child)
+            owner.begin_child(child, unpack(ask.body), failed=failed, behalf=running.job.behalf)
         except (UserError, DataError) as error:
-            self._desk.jobs.not_begun(child)
-            self._result(live, ask, stored_name(type(error)), pack_error(error))
+            self._host.jobs.not_begun(child)
+            self._result(running, ask, stored_name(type(error)), pack_error(error))
 
-    def _refused(self, live: Live, ask: Ask) -> EffectError | None:
+    def _refused(self, running: RunningJob, ask: Ask) -> EffectError | None:
         """Why a job may not begin this child; None: it may."""
-        job, jobs = live.job, self._desk.jobs
+        job, jobs = running.job, self._host.jobs
         if job.cancels or job.job_id in jobs.cancelled:
             return EffectError("JobCancelled", f"job {job.job_id} was cancelled, and begins no child {ask.name}")
         agent, chain = job.history.begin.agent, jobs.chain(job.job_id)
@@ -75,48 +75,48 @@ class Children:
         """A child of this agent waits for its turn. Where it goes on when its job has ended, its BEGIN is recorded now: after a restart
         nobody might ask for it. failed: it has begun before. -> it, as `JobHost.resume` takes it; None: it begins at its turn.
         """
-        desk = self._desk
-        if failed or not self.limits[desk.jobs.agent_of(parent_of(job_id)[0])].outlive:
+        host = self._host
+        if failed or not self.limits[host.jobs.agent_of(parent_of(job_id)[0])].outlive:
             return None
         facts = code, *behalf[:2], 1, behalf.labels
-        entry = Begin(job_id, desk.now_ms(), agent_id, record, key, digest, *facts)
+        entry = Begin(job_id, host.now_ms(), agent_id, record, key, digest, *facts)
         if self._guard is not None:
             self._guard.begun(entry)
-        desk.jobs.add(job_id, agent_id, begun=True)
+        host.jobs.add(job_id, agent_id, begun=True)
         self.begun_total += 1
-        at = desk.append(entry)
+        at = host.append(entry)
         return OpenJob(
             job_id, agent_id, key, record, digest, at, True, None, last=at, begun_ms=entry.at_ms, behalf=behalf
         )
 
     def turn(self, job_id: str, load: Callable[[str], None]) -> None:
         """The turn of a child that has waited, with its BEGIN in the journal: its timers count from now."""
-        if not self._desk.stopping:
-            self._desk.append(Attempt(job_id, self._desk.now_ms(), 0, 1))
+        if not self._host.stopping:
+            self._host.append(Attempt(job_id, self._host.now_ms(), 0, 1))
             load(job_id)
 
     def not_begun(self, job_id: str, outcome: str, body: bytes) -> None:
         """It does not begin: its parent is told this of it, as of its END."""
 
         def tell() -> None:
-            self._desk.jobs.not_begun(job_id)
+            self._host.jobs.not_begun(job_id)
             self.over(job_id, outcome, body, ())
 
-        self._desk.put(tell)
+        self._host.put(tell)
 
     def over(self, job_id: str, outcome: str, body: bytes, labels: tuple[str, ...], ran_ms: int = 0) -> None:
         """A job has ended; if it is a child, its parent hears of it. body, labels: of its END. ran_ms: how long it has run."""
         if self._guard is not None:
             self._guard.over(job_id)
         parent, ordinal = parent_of(job_id)
-        if parent not in self._desk.jobs:
+        if parent not in self._host.jobs:
             return
-        live = self._desk.live(parent)
-        if live is not None and ordinal not in live.job.open:
+        running = self._host.running_job(parent)
+        if running is not None and ordinal not in running.job.open:
             return  # it was told before the restart
         told = "ok" if outcome == "succeeded" else outcome
-        entry = EffectResult(parent, self._desk.now_ms(), ordinal, 1, told, body, labels=labels, ran_ms=ran_ms)
+        entry = EffectResult(parent, self._host.now_ms(), ordinal, 1, told, body, labels=labels, ran_ms=ran_ms)
         if self._guard is not None:
             used = self._guard.settle(EffectId(parent, ordinal), "child", "", told, body, entry.at_ms)
             entry = msgspec.structs.replace(entry, usage=used)
-        self._desk.arrived(self._desk.append(entry, live), entry)
+        self._host.deliver(self._host.append(entry, running), entry)

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from sabot.errors import UNREADABLE, CorruptJournal, UserError, message_of, short_repr
-from sabot.jobs.hiding import hidden
+from sabot.jobs.masking import mask
 from sabot.journal.base import Journal
 from sabot.journal.effects import EffectId
 from sabot.journal.entries import Attempt, Begin, Entry
@@ -204,8 +204,8 @@ class GuardedCall:
             return self
         spec = self.spec
         if spec is not None:
-            spec = hidden(verdict.spec(spec), verdict.hide)
-        args, kwargs = hidden((self.args, self.kwargs), verdict.hide)
+            spec = mask(verdict.spec(spec), verdict.hide)
+        args, kwargs = mask((self.args, self.kwargs), verdict.hide)
         name = verdict.model if verdict.model and self.kind == "model" else self.name
         return replace(self, name=name, spec=spec, args=args, kwargs=kwargs)
 
@@ -295,7 +295,7 @@ class EffectGuards(EffectGuard):
 
     def _from(self, at: int, call: GuardedCall, so_far: GuardVerdict | None) -> GuardVerdict | Awaitable[GuardVerdict]:
         while at < len(self._guards):
-            found = judged(self._guards[at], call)
+            found = judge_call(self._guards[at], call)
             if not isinstance(found, GuardVerdict):
                 return self._awaited(found, at, call, so_far)
             if at and degraded_to(call, found):
@@ -332,7 +332,7 @@ class EffectGuards(EffectGuard):
         """
         place, first = 0, asked[0]
         while place < count and so_far.decision is not Decision.DENY:
-            answer = judged(self._guards[place], call, degraded=True)
+            answer = judge_call(self._guards[place], call, degraded=True)
             said = for_degraded(answer if isinstance(answer, GuardVerdict) else await answer, call.name, first)
             place += 1
             if model := degraded_to(call, said):
@@ -458,7 +458,9 @@ def ring_of(models: Sequence[str], rule: str = "", version: str = "") -> GuardVe
     return GuardVerdict(Decision.DENY, rule, version, reason)
 
 
-def judged(guard: EffectGuard, call: GuardedCall, *, degraded: bool = False) -> GuardVerdict | Awaitable[GuardVerdict]:
+def judge_call(
+    guard: EffectGuard, call: GuardedCall, *, degraded: bool = False
+) -> GuardVerdict | Awaitable[GuardVerdict]:
     """What the guard decides; degraded: as `EffectGuard.decide_degraded`. Where it raises, or changes what cannot be changed, the call is
     denied, and the reason says so.
     """

@@ -18,14 +18,14 @@ from typing import Any
 
 from sabot.clock import Clock, ForwardClock
 from sabot.errors import NonDeterminism, SabotError
-from sabot.jobs.asking import answered
 from sabot.jobs.derived import question_token
 from sabot.jobs.effects import Effects
 from sabot.jobs.guard import NOBODY, Behalf, EffectGuard
 from sabot.jobs.history import ContinueAs, Delivery, History
+from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.letters import UNAWAITED_CHILD, JobLetters
 from sabot.jobs.log import JobLog, Listener
-from sabot.jobs.owner import Item, JobOwner, Live, OpenJob
+from sabot.jobs.owner import Item, JobOwner, OpenJob, RunningJob
 from sabot.jobs.parking import ParkedNotes, Parking
 from sabot.jobs.recovery import open_jobs
 from sabot.jobs.run import JobRun
@@ -74,12 +74,12 @@ class JobHost:
         self._make_run = make_run
         self._loop = asyncio.get_running_loop()
         self._owners: dict[str, JobOwner] = {}
-        self._live: dict[str, Live] = {}
+        self._running: dict[str, RunningJob] = {}
         self.jobs = OpenJobs()
         self._blocked: dict[str, NonDeterminism] = {}
-        self._retold: set[str] = set()  # jobs that were open at the start, which the listener is told of again
+        self._republished: set[str] = set()  # jobs that were open at the start, which the listener is told of again
         self._items: deque[Item] = deque()
-        self._roused: asyncio.Future[None] | None = None
+        self._waker: asyncio.Future[None] | None = None
         self._serving: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._arriving: deque[tuple[Position, Delivery]] | None = None  # entries of this item that are not delivered
@@ -114,7 +114,7 @@ class JobHost:
         for job in found:
             if not job.cut:
                 self.jobs.add(job.job_id, job.agent, begun=True, cancelled=job.cancelled)
-        self._retold = {job.job_id for job in found}
+        self._republished = {job.job_id for job in found}
         self.log.unapplied = {job.job_id: job.ended_at for job in found if job.ended_at is not None}
         await run_to_end(run_in_thread(self.parking.open, found))
         await self._effects.reopen(found)
@@ -131,7 +131,7 @@ class JobHost:
     async def quiesce(self) -> None:
         """Begins no job and makes no effect any more; the effects that run have `stop_grace_s` to end, and their results are recorded."""
         self.stopping = True
-        self.log.leave()
+        self.log.stop_waiting()
         self._timers.stop()
         await self._effects.runner.close(self._stop_grace_s)
         if self._serving is None:
@@ -146,12 +146,12 @@ class JobHost:
     async def close(self) -> None:
         """Drops all jobs in memory; the journal has them. Idempotent."""
         await self.quiesce()
-        await self.log.told()
+        await self.log.wait_published()
         for task in list(self._tasks):
             task.cancel()
-        for live in self._live.values():
-            live.job.discard()
-        self._live.clear()
+        for running in self._running.values():
+            running.job.discard()
+        self._running.clear()
         try:
             await self._guard.close()
         except (SabotError, OSError) as error:  # the journal has it, and the next start reads it there
@@ -202,18 +202,20 @@ class JobHost:
         self.put(begin)
 
     def _begin(self, history: History, owner: JobOwner, entry: Begin) -> None:
-        live = self._come(history, owner)
-        self.append(entry, live)
-        self.run(live, live.job.start, owner.call)
+        running = self._load(history, owner)
+        self.append(entry, running)
+        self.run(running, running.job.start, owner.call)
 
-    def _come(self, history: History, owner: JobOwner, last: Position | None = None) -> Live:
+    def _load(self, history: History, owner: JobOwner, last: Position | None = None) -> RunningJob:
         """The job is in memory from now on."""
         job = self._make_run(history.begin.job, history, key=self.journal.key, code=owner.code, pieces=self.log)
-        live = self._live[job.job_id] = Live(job, owner, last, since_ms=self.now_ms(), since_s=self.steady_s())
-        self._effects.limit(live)
-        return live
+        running = self._running[job.job_id] = RunningJob(
+            job, owner, last, since_ms=self.now_ms(), since_s=self.steady_s()
+        )
+        self._effects.limit(running)
+        return running
 
-    def rests(self, job: OpenJob) -> bool:
+    def stays_parked(self, job: OpenJob) -> bool:
         """Whether an open job is parked as it was at the cut, and need not run over its history: its owner is told that it is parked."""
         return self.parking.take_up(job, self._owners[job.agent], self._timers)
 
@@ -230,46 +232,46 @@ class JobHost:
         self.jobs.remove(job.job_id)
         self.log.unapplied.pop(job.job_id, None)
         if job.ended_at is not None:
-            self.log.again([(job.ended_at, end)])
+            self.log.publish_again([(job.ended_at, end)])
         self._owners[job.agent].had_ended(job)
         self.children.over(job.job_id, end.outcome, self.journal.load(end.body), end.labels)
 
-    async def known(self, job_id: str) -> JobMark | None:
+    async def mark_of(self, job_id: str) -> JobMark | None:
         """What the journal knows of a job that may have been asked for before; None: nothing."""
-        return await answered(self.journal.job, job_id)
+        return await call_journal(self.journal.job, job_id)
 
     # -- the task that serves -----------------------------------------------------------------------------------------
 
     def put(self, item: Item) -> None:
-        """As `Desk.put`."""
+        """As `HostServices.put`."""
         self._items.append(item)
-        self._rouse()
+        self._wake()
 
-    def put_first(self, items: Sequence[Item]) -> None:
-        """As `Desk.put_first`."""
+    def put_front(self, items: Sequence[Item]) -> None:
+        """As `HostServices.put_front`."""
         self._items.extendleft(reversed(items))
-        self._rouse()
+        self._wake()
 
     def put_later(self, wait_s: float, item: Item) -> None:
-        """As `Desk.put_later`."""
+        """As `HostServices.put_later`."""
         self._loop.call_later(wait_s, self.put, item)
 
-    def _rouse(self) -> None:
-        if self._roused is not None and not self._roused.done():
-            self._roused.set_result(None)
+    def _wake(self) -> None:
+        if self._waker is not None and not self._waker.done():
+            self._waker.set_result(None)
 
     async def _serve(self) -> None:
         monotonic = self._clock.monotonic
         slice_end = monotonic() + _SLICE_SECONDS
         while True:
             if not self._items:
-                self._roused = self._loop.create_future()
-                await self._roused
+                self._waker = self._loop.create_future()
+                await self._waker
                 slice_end = monotonic() + _SLICE_SECONDS
                 continue
             await self.journal.room()
             if self.log.is_ahead:
-                await self.log.listened()
+                await self.log.wait_room()
             waiting = self._items.popleft()()
             if waiting is not None:
                 await waiting
@@ -277,84 +279,84 @@ class JobHost:
                 await asyncio.sleep(0)
                 slice_end = monotonic() + _SLICE_SECONDS
 
-    def beside(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
-        """As `Desk.beside`."""
+    def spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
+        """As `HostServices.spawn`."""
         task = self._loop.create_task(work, name=what)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return watch_task(task, what, partial(self._on_broken, what), stopped=lambda: self.stopping)
 
     def now_ms(self) -> int:
-        """As `Desk.now_ms`."""
+        """As `HostServices.now_ms`."""
         return round(self._clock.time() * 1000)
 
-    def append(self, entry: Entry, live: Live | None = None) -> Position:
-        """As `Desk.append`."""
+    def append(self, entry: Entry, running: RunningJob | None = None) -> Position:
+        """As `HostServices.append`."""
         position = self.log.append(entry)
-        if live is not None:
-            live.last = position
+        if running is not None:
+            running.last = position
         return position
 
-    def live(self, job_id: str) -> Live | None:
-        """As `Desk.live`."""
-        return self._live.get(job_id)
+    def running_job(self, job_id: str) -> RunningJob | None:
+        """As `HostServices.running_job`."""
+        return self._running.get(job_id)
 
-    def runs(self, live: Live) -> bool:
-        """As `Desk.runs`."""
-        return self._live.get(live.job.job_id) is live
+    def is_running(self, running: RunningJob) -> bool:
+        """As `HostServices.is_running`."""
+        return self._running.get(running.job.job_id) is running
 
     def owner_of(self, agent_id: str) -> JobOwner | None:
-        """As `Desk.owner_of`."""
+        """As `HostServices.owner_of`."""
         return self._owners.get(agent_id)
 
     # -- turns --------------------------------------------------------------------------------------------------------
 
-    def run(self, live: Live, turn: Callable[..., None], *given: Any) -> None:
-        """As `Desk.run`."""
-        job = live.job
+    def run(self, running: RunningJob, turn: Callable[..., None], *given: Any) -> None:
+        """As `HostServices.run`."""
+        job = running.job
         try:
             turn(*given)
         except (Exception, *EXITS) as error:
-            self._failed(live, error)
+            self._failed(running, error)
             return
         if job.blocked is not None:
-            self._block(live, job.blocked)
+            self._block(running, job.blocked)
             return
         gone, new = job.take_gone(), job.take_new()
         if gone or new:
-            live.noting += 1
-            asked = [partial(self._effects.asked, live, ask) for ask in new]
-            dropped = [partial(self._letters.dropped, live, ask) for ask in gone]
-            self.put_first([*asked, *dropped, partial(self._noted, live)])
+            running.noting += 1
+            asked = [partial(self._effects.asked, running, ask) for ask in new]
+            dropped = [partial(self._letters.dropped, running, ask) for ask in gone]
+            self.put_front([*asked, *dropped, partial(self._noted, running)])
         else:
-            self.settle(live)
+            self.settle(running)
 
-    def _noted(self, live: Live) -> None:
+    def _noted(self, running: RunningJob) -> None:
         """What a turn has asked is in the journal. Another letter of the same step may have made a turn meanwhile."""
-        live.noting -= 1
-        self.settle(live)
+        running.noting -= 1
+        self.settle(running)
 
-    def settle(self, live: Live) -> None:
-        """As `Desk.settle`."""
-        job = live.job
-        if not self.runs(live) or live.ending or live.noting:
+    def settle(self, running: RunningJob) -> None:
+        """As `HostServices.settle`."""
+        job = running.job
+        if not self.is_running(running) or running.ending or running.noting:
             return
         if job.over:
-            self._end(live)
+            self._end(running)
         elif self.stopping:
             return  # what it has asked last is not in the journal
         elif (stuck := job.stuck) is not None:
-            self._failed(live, stuck)
-        elif live.may_park(self._clock.time(), self.steady_s()):
-            del self._live[job.job_id]
-            self.parking.park(live, self.jobs.agent_of(job.job_id))
+            self._failed(running, stuck)
+        elif running.may_park(self._clock.time(), self.steady_s()):
+            del self._running[job.job_id]
+            self.parking.park(running, self.jobs.agent_of(job.job_id))
 
-    def arrived(self, position: Position, entry: Delivery) -> None:
-        """As `Desk.arrived`. What comes of a delivery is appended behind all that is in the journal, so it is delivered behind it."""
-        self.arrived_together([(position, entry)])
+    def deliver(self, position: Position, entry: Delivery) -> None:
+        """As `HostServices.deliver`. Entries that follow from a delivery are appended, and delivered, behind all others."""
+        self.deliver_all([(position, entry)])
 
-    def arrived_together(self, entries: Sequence[tuple[Position, Entry]]) -> None:
-        """As `Desk.arrived_together`."""
+    def deliver_all(self, entries: Sequence[tuple[Position, Entry]]) -> None:
+        """As `HostServices.deliver_all`."""
         told = [(at, each) for at, each in entries if isinstance(each, Answer | Signal | Cancel | EffectResult)]
         if self._arriving is not None:
             self._arriving.extend(told)
@@ -367,175 +369,177 @@ class JobHost:
             self._arriving = None
 
     def _deliver(self, position: Position, entry: Delivery) -> None:
-        live = self._live.get(entry.job)
-        if live is None:
-            self.parking.arrived(position, entry)
+        running = self._running.get(entry.job)
+        if running is None:
+            self.parking.deliver(position, entry)
             return
-        if live.last is None or live.last < position:
-            live.last = position
+        if running.last is None or running.last < position:
+            running.last = position
         if isinstance(entry, Answer):
-            ask = live.job.open.get(entry.ordinal)
+            ask = running.job.open.get(entry.ordinal)
             if ask is not None and ask.kind != "ask" and entry.token in (ask.doubt, ask.token):
-                self._effects.answered(live, ask, entry)
+                self._effects.deliver_answer(running, ask, entry)
                 return
-        self.run(live, live.job.deliver, entry)
+        self.run(running, running.job.deliver, entry)
 
-    def resumed(self, job_id: str, entries: list[tuple[Position, Entry]]) -> None:
-        """As `Desk.resumed`."""
+    def replay_job(self, job_id: str, entries: list[tuple[Position, Entry]]) -> None:
+        """As `HostServices.replay_job`."""
         if self.stopping:
             return
-        if job_id in self._retold:
-            self._retold.remove(job_id)
-            self.log.again(entries)
+        if job_id in self._republished:
+            self._republished.remove(job_id)
+            self.log.publish_again(entries)
         history = History.of(job_id, [entry for _, entry in entries])
         owner = self._owners[history.begin.agent]
-        live = self._come(history, owner, entries[-1][0])
-        self.run(live, live.job.start, owner.call)
+        running = self._load(history, owner, entries[-1][0])
+        self.run(running, running.job.start, owner.call)
 
     # -- timers and letters -------------------------------------------------------------------------------------------
 
     def _awaits(self, job_id: str, ordinal: int) -> bool:
-        live = self._live.get(job_id)
-        return self.parking.awaits(job_id, ordinal) if live is None else live.awaits(ordinal)
+        running = self._running.get(job_id)
+        return self.parking.awaits(job_id, ordinal) if running is None else running.awaits(ordinal)
 
     def _due(self, job_id: str, ordinal: int) -> None:
         """A timer, the deadline of a question, or the time of an attempt (ordinal 0)."""
         if not ordinal:
-            self._effects.overtime(job_id)
-            self.parking.overtime(job_id)
+            self._effects.time_out(job_id)
+            self.parking.time_out(job_id)
             return
         if not self._awaits(job_id, ordinal):
             return
         if self.parking.is_loading(job_id):
             self.put_later(_AGAIN_SECONDS, partial(self._due, job_id, ordinal))
             return
-        live = self._live.get(job_id)
-        asked = self.parking.asks(job_id, ordinal) if live is None else live.job.open[ordinal].kind != "sleep"
+        running = self._running.get(job_id)
+        asked = self.parking.asks(job_id, ordinal) if running is None else running.job.open[ordinal].kind != "sleep"
         if asked:
             self._letters.withdraw(job_id, ordinal, question_token(self.journal.key, job_id, ordinal), "expired")
             return
         entry = EffectResult(job_id, self.now_ms(), ordinal)
-        self.arrived(self.append(entry, live), entry)
+        self.deliver(self.append(entry, running), entry)
 
     # -- ends ---------------------------------------------------------------------------------------------------------
 
-    def _end(self, live: Live) -> None:
+    def _end(self, running: RunningJob) -> None:
         """The function has returned, and nothing that it asked may still happen."""
-        job, owner = live.job, live.owner
+        job, owner = running.job, running.owner
         value, error = job.outcome()
         if error is not None:
-            self._failed(live, error)
+            self._failed(running, error)
             return
         recorded = job.history.end
-        if owner.leaves_at_once and not live.safe and live.last is not None and recorded is None:
-            self._when_durable(live, live.last, partial(self.settle, live))
+        if owner.leaves_at_once and not running.safe and running.last is not None and recorded is None:
+            self._when_durable(running, running.last, partial(self.settle, running))
             return
         try:
             output = owner.ended(job, value)
         except (Exception, *EXITS) as failure:
-            self._failed(live, failure)
+            self._failed(running, failure)
             return
         name = digest(self.journal.key, "output", "", output)
         if recorded is not None and recorded.digest != name:
             other = f"job {job.job_id} has given other output than before the restart"
             self._on_broken(f"job {job.job_id}", NonDeterminism(other, hint="bring the old code back"))
             return
-        self._over(live, "succeeded", output, name)
+        self._over(running, "succeeded", output, name)
 
-    def _when_durable(self, live: Live, position: Position, item: Callable[[], None]) -> None:
+    def _when_durable(self, running: RunningJob, position: Position, item: Callable[[], None]) -> None:
         def go_on() -> None:
-            live.ending, live.safe = False, True
-            if self.runs(live):
+            running.ending, running.safe = False, True
+            if self.is_running(running):
                 item()
 
-        live.ending = True
+        running.ending = True
         self.log.when_durable(position, partial(self.put, go_on))
 
-    def _over(self, live: Live, outcome: str, body: bytes, name: bytes = b"", result: str = "") -> None:
+    def _over(self, running: RunningJob, outcome: str, body: bytes, name: bytes = b"", result: str = "") -> None:
         """The last entry of a job. result: the error's type, or the reason. body: the output, or the error."""
-        job_id, labels, ran_ms = live.job.job_id, live.job.behalf.labels, live.ran_ms(self.steady_s())
+        job_id, labels, ran_ms = running.job.job_id, running.job.behalf.labels, running.ran_ms(self.steady_s())
         told: Sequence[tuple[Position, Entry]] = ()
-        if live.job.history.end is None:
-            self._effects.leave(live)
-            told = self._letters.left(live, self.children.limits)  # before END: where that is durable, they are told
+        if running.job.history.end is None:
+            self._effects.leave(running)
+            told = self._letters.left(running, self.children.limits)  # before END: where that is durable, they are told
             used = self._guard.ended(job_id, self.now_ms())
-            self.append(End(job_id, self.now_ms(), outcome, result, name, body, labels, used), live)
-        self._forget(live)
+            self.append(End(job_id, self.now_ms(), outcome, result, name, body, labels, used), running)
+        self._forget(running)
         self.jobs.remove(job_id)
         self.log.unapplied.pop(job_id, None)
         self._ended_total += 1
-        live.owner.over(job_id, outcome)
+        running.owner.over(job_id, outcome)
         self.children.over(job_id, outcome, body, labels, ran_ms)
-        self.arrived_together(told)
+        self.deliver_all(told)
 
-    def _forget(self, live: Live, *, stays_open: bool = False) -> None:
+    def _forget(self, running: RunningJob, *, stays_open: bool = False) -> None:
         """It is not in memory any more. stays_open: the next start goes on with it."""
-        del self._live[live.job.job_id]
-        self._effects.forget(live.job, stays_open)
-        live.job.discard()
+        del self._running[running.job.job_id]
+        self._effects.forget(running.job, stays_open)
+        running.job.discard()
 
-    def _failed(self, live: Live, error: BaseException) -> None:
+    def _failed(self, running: RunningJob, error: BaseException) -> None:
         """The function has raised."""
-        job = live.job
+        job = running.job
         if isinstance(error, ContinueAs):
-            self._continue(live, error.message)
+            self._continue(running, error.message)
             return
         if isinstance(error, asyncio.CancelledError):
             if job.cancels:
-                self._over(live, "cancelled", pack_error(error), result=job.cancels[-1].reason)
+                self._over(running, "cancelled", pack_error(error), result=job.cancels[-1].reason)
                 return
             error = RuntimeError("the call was cancelled from inside")
-        if not live.safe and live.last is not None and job.history.end is None:
-            self._when_durable(live, live.last, partial(self._failed, live, error))  # before its dead letter leaves
+        if not running.safe and running.last is not None and job.history.end is None:
+            self._when_durable(
+                running, running.last, partial(self._failed, running, error)
+            )  # before its dead letter leaves
             return
-        verdict = live.owner.failed(job, error)
+        verdict = running.owner.failed(job, error)
         if verdict == "again":
-            self.put_later(live.owner.backoff_s(job.history.attempt), partial(self._attempt, live))
+            self.put_later(running.owner.backoff_s(job.history.attempt), partial(self._attempt, running))
         elif verdict == "end":
-            self._over(live, "failed", pack_error(error, whole=True), result=stored_name(type(error)))
+            self._over(running, "failed", pack_error(error, whole=True), result=stored_name(type(error)))
         else:
-            self._forget(live, stays_open=True)
+            self._forget(running, stays_open=True)
 
-    def _attempt(self, live: Live) -> None:
+    def _attempt(self, running: RunningJob) -> None:
         """The function is run again: results stay, errors of what may be repeated are asked again."""
-        job_id = live.job.job_id
-        if not self.runs(live) or self.stopping:
+        job_id = running.job.job_id
+        if not self.is_running(running) or self.stopping:
             return
         if self._letters.under_way(job_id):  # what it has given up must stand before the attempt
-            self.put_later(_AGAIN_SECONDS, partial(self._attempt, live))
+            self.put_later(_AGAIN_SECONDS, partial(self._attempt, running))
             return
-        self._effects.leave(live)
-        self.append(Attempt(job_id, self.now_ms(), 0, live.job.history.attempt + 1), live)
-        self._forget(live)
+        self._effects.leave(running)
+        self.append(Attempt(job_id, self.now_ms(), 0, running.job.history.attempt + 1), running)
+        self._forget(running)
         self.parking.load(job_id)
 
-    def _continue(self, live: Live, message: Any) -> None:
+    def _continue(self, running: RunningJob, message: Any) -> None:
         """A new history of the same job."""
-        self._effects.leave(live)
-        told = self._letters.left(live, self.children.limits)
-        job, owner = live.job, live.owner
+        self._effects.leave(running)
+        told = self._letters.left(running, self.children.limits)
+        job, owner = running.job, running.owner
         old, record = job.history.begin, owner.continued(job, message)
         behalf = job.behalf
         facts = old.agent, record, old.key, old.digest, owner.code, *behalf[:2], old.run, behalf.labels
         entry = Begin(job.job_id, self.now_ms(), *facts)
         job.history.last_ordinal = job.last_asked
-        self._forget(live)
+        self._forget(running)
         self._begin(job.history.anew(entry), owner, entry)
-        self.arrived_together(told)
+        self.deliver_all(told)
 
-    def _block(self, live: Live, error: NonDeterminism) -> None:
+    def _block(self, running: RunningJob, error: NonDeterminism) -> None:
         _log.error("%s", error)
-        self._blocked[live.job.job_id] = error
-        self._forget(live, stays_open=True)
-        self.log.blocked(live.job.job_id, error)
-        live.owner.blocked(live.job.job_id, error)
+        self._blocked[running.job.job_id] = error
+        self._forget(running, stays_open=True)
+        self.log.blocked(running.job.job_id, error)
+        running.owner.blocked(running.job.job_id, error)
 
     # -- figures ------------------------------------------------------------------------------------------------------
 
     def statistics(self) -> dict[str, Any]:
         """Of jobs: running (or waking), parked, blocked (by id: why); since the start begun, ended, effects, doubts. Calls in flight."""
         return {
-            "running": len(self._live) + self.parking.loading,
+            "running": len(self._running) + self.parking.loading,
             "parked": self.parking.parked,
             "blocked": {job_id: str(error) for job_id, error in self._blocked.items()},
             "begun": self._begun_total + self.children.begun_total,

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 from sabot.errors import LetterRefused
-from sabot.jobs.asking import answered
+from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.log import JobLog
-from sabot.jobs.owner import Desk, Live
+from sabot.jobs.owner import HostServices, RunningJob
 from sabot.jobs.run import Ask
 from sabot.jobs.tree import ChildLimits, child_id
 from sabot.jobs.values import pack_error
@@ -26,9 +26,9 @@ UNAWAITED_CHILD = "its parent waits no longer"
 class JobLetters:
     """Its methods are items of the host's task, or put some."""
 
-    def __init__(self, desk: Desk, log: JobLog, *, all_taken: Callable[[str], None]) -> None:
+    def __init__(self, host: HostServices, log: JobLog, *, all_taken: Callable[[str], None]) -> None:
         """all_taken: no letter of this job is under way any more."""
-        self._desk = desk
+        self._host = host
         self._log = log
         self._all_taken = all_taken
         self._posting: Counter[str] = Counter()  # letters of jobs that are not taken
@@ -41,9 +41,9 @@ class JobLetters:
         """Letters become entries, and their jobs hear of them before anything else is delivered."""
 
         async def take() -> None:
-            entries = await run_in_thread(self._desk.journal.take)
-            self._log.taken(entries)
-            self._desk.arrived_together([*entries, *self._cancelled_with(entries)])
+            entries = await run_in_thread(self._host.journal.take)
+            self._log.note_taken(entries)
+            self._host.deliver_all([*entries, *self._cancelled_with(entries)])
 
         return run_to_end(take())
 
@@ -55,42 +55,42 @@ class JobLetters:
         return told
 
     def _below(self, entry: Cancel) -> list[tuple[Position, Entry]]:
-        desk, told = self._desk, list[tuple[Position, Entry]]()
-        for below in desk.jobs.cancel(entry.job):
-            cancel = Cancel(below, desk.now_ms(), f"job {entry.job} was cancelled: {entry.reason}", entry.by)
-            told.append((desk.append(cancel), cancel))
+        host, told = self._host, list[tuple[Position, Entry]]()
+        for below in host.jobs.cancel(entry.job):
+            cancel = Cancel(below, host.now_ms(), f"job {entry.job} was cancelled: {entry.reason}", entry.by)
+            told.append((host.append(cancel), cancel))
         return told
 
-    def left(self, live: Live, limits: Mapping[str, ChildLimits]) -> list[tuple[Position, Entry]]:
+    def left(self, running: RunningJob, limits: Mapping[str, ChildLimits]) -> list[tuple[Position, Entry]]:
         """The job is about to end, or to begin anew: nobody will wait for its children. -> what is told to them, and those below.
         limits: of each agent; they may say that children outlive the job.
         """
-        job, desk, told = live.job, self._desk, list[tuple[Position, Entry]]()
+        job, host, told = running.job, self._host, list[tuple[Position, Entry]]()
         if limits[job.history.begin.agent].outlive:
             return told
         for ask in [ask for ask in job.open.values() if ask.kind == "child" and ask.noted and ask.attempt]:
             child = child_id(job.job_id, ask.ordinal)
-            if desk.jobs.drop(child):
+            if host.jobs.drop(child):
                 cancel = Cancel(
-                    child, desk.now_ms(), job.late or f"job {job.job_id} has ended, and did not wait for it"
+                    child, host.now_ms(), job.late or f"job {job.job_id} has ended, and did not wait for it"
                 )
-                told += [(desk.append(cancel), cancel), *self._below(cancel)]
+                told += [(host.append(cancel), cancel), *self._below(cancel)]
         return told
 
-    def dropped(self, live: Live, ask: Ask) -> None:
+    def dropped(self, running: RunningJob, ask: Ask) -> None:
         """The function waits no longer for a question, or for a child."""
-        job_id, ordinal = live.job.job_id, ask.ordinal
+        job_id, ordinal = running.job.job_id, ask.ordinal
         if ask.token:
             self.withdraw(job_id, ordinal, ask.token, "cancelled")
         if ask.kind != "child":
             return
-        if self._desk.jobs.drop(child := child_id(job_id, ordinal)):
-            cancel = Letter("cancel", job=child, name=live.job.late or UNAWAITED_CHILD)
+        if self._host.jobs.drop(child := child_id(job_id, ordinal)):
+            cancel = Letter("cancel", job=child, name=running.job.late or UNAWAITED_CHILD)
             self._post(cancel, job_id, f"the cancellation of child {ordinal} of job {job_id}")
-        if self._desk.runs(live) and not live.job.history.has_result(ordinal):
+        if self._host.is_running(running) and not running.job.history.has_result(ordinal):
             told = pack_error(asyncio.CancelledError(UNAWAITED_CHILD))
-            entry = EffectResult(job_id, self._desk.now_ms(), ordinal, 1, "cancelled", told)
-            self._desk.arrived(self._desk.append(entry, live), entry)  # another attempt asks for another child
+            entry = EffectResult(job_id, self._host.now_ms(), ordinal, 1, "cancelled", told)
+            self._host.deliver(self._host.append(entry, running), entry)  # another attempt asks for another child
 
     def withdraw(self, job_id: str, ordinal: int, token: str, why: str) -> None:
         """Closes a question, unless an answer came first. why: "expired" or "cancelled"."""
@@ -99,17 +99,17 @@ class JobLetters:
 
     def _post(self, letter: Letter, job_id: str, what: str) -> None:
         self._posting[job_id] += 1
-        self._desk.beside(self._posted(letter, job_id), what)
+        self._host.spawn(self._posted(letter, job_id), what)
 
     async def _posted(self, letter: Letter, job_id: str) -> None:
-        await self._desk.journal.flush()  # what it is about
+        await self._host.journal.flush()  # what it is about
         try:
-            await answered(self._desk.journal.post, letter)  # sent again, it may be told that it was the first
+            await call_journal(self._host.journal.post, letter)  # sent again, it may be told that it was the first
         except LetterRefused as refused:
             if refused.reason == "expired":  # only answers are
                 raise
-        self._desk.put(self.take)
-        self._desk.put(partial(self._taken, job_id))
+        self._host.put(self.take)
+        self._host.put(partial(self._taken, job_id))
 
     def _taken(self, job_id: str) -> None:
         self._posting[job_id] -= 1

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from sabot.errors import NonDeterminism, SabotError, TransientError
-from sabot.jobs.owner import Desk
+from sabot.jobs.owner import HostServices
 from sabot.journal import EffectId, Journal, Position
 from sabot.journal.entries import Entry
 from sabot.threads import run_in_thread, run_to_end
@@ -52,13 +52,13 @@ class Blocked(NamedTuple):
     at_ms: int
 
 
-News = Entry | Fragment | Blocked
+Notice = Entry | Fragment | Blocked
 
 
 class Listener(Protocol):
     """Who is told what happens in the jobs of a host."""
 
-    async def told(self, news: News) -> None:
+    async def publish(self, notice: Notice) -> None:
         """Something has happened. The next thing is told when this has returned. What it raises ends the run."""
 
     async def wants_fragments(self, job_id: str) -> bool:
@@ -69,19 +69,19 @@ class JobLog:
     """All on the event loop of the host."""
 
     def __init__(
-        self, desk: Desk, journal: Journal, listener: Listener | None, kept: Callable[[], Awaitable[None]]
+        self, host: HostServices, journal: Journal, listener: Listener | None, kept: Callable[[], Awaitable[None]]
     ) -> None:
         """kept: returns when what is made of results is kept elsewhere, so that the journal may forget them."""
         self._kept = kept
         self.journal = journal
         self.listener = listener
         self.unapplied: dict[str, Position] = {}  # where the END stands of those that had ended before the start
-        self._desk = desk
+        self._host = host
         self._ends: dict[int, int] = {}  # of each partition
         self._flushing = 0
-        self._untold: deque[tuple[Position | None, News | asyncio.Future[None]]] = deque()
-        self._telling: asyncio.Task[None] | None = None
-        self._roomless: asyncio.Future[None] | None = None
+        self._unpublished: deque[tuple[Position | None, Notice | asyncio.Future[None]]] = deque()
+        self._publisher: asyncio.Task[None] | None = None
+        self._room_waiter: asyncio.Future[None] | None = None
         # Who waits for the disk, of each partition.
         self._awaited: dict[int, deque[tuple[Position, Callable[[], None]]]] = {}
         self._leaving = False
@@ -95,15 +95,15 @@ class JobLog:
         position = self.journal.append(entry)
         self._ends[position.partition] = position.offset + 1
         if self.listener is not None:
-            self._tell(position, entry)
+            self._publish(position, entry)
         return position
 
-    def taken(self, entries: Iterable[tuple[Position, Entry]]) -> None:
+    def note_taken(self, entries: Iterable[tuple[Position, Entry]]) -> None:
         """The journal has made these entries of letters."""
         for position, entry in entries:
             self._ends[position.partition] = position.offset + 1
             if self.listener is not None:
-                self._tell(position, entry)
+                self._publish(position, entry)
 
     def when_durable(self, position: Position, item: Callable[[], None]) -> None:
         """Calls `item` when the entry there is durable. All ends of jobs of a partition wait in one task, not in one each."""
@@ -111,7 +111,7 @@ class JobLog:
             awaited.append((position, item))
             return
         self._awaited[position.partition] = deque([(position, item)])
-        self._desk.beside(self._await_disk(position.partition), "what waits for the ends of jobs to be durable")
+        self._host.spawn(self._await_disk(position.partition), "what waits for the ends of jobs to be durable")
 
     async def _await_disk(self, partition: int) -> None:
         awaited = self._awaited[partition]
@@ -131,78 +131,80 @@ class JobLog:
 
     def fragment(self, effect: EffectId, number: int, text: str, reasoning: str) -> None:
         """A piece of the answer to this call has come."""
-        self._hear(Fragment(effect.job, effect.ordinal, effect.attempt, number, text, reasoning, self._desk.now_ms()))
+        self._publish_now(
+            Fragment(effect.job, effect.ordinal, effect.attempt, number, text, reasoning, self._host.now_ms())
+        )
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
         """A job does not go on."""
-        self._hear(Blocked(job_id, error, self._desk.now_ms()))
+        self._publish_now(Blocked(job_id, error, self._host.now_ms()))
 
-    def _hear(self, news: Fragment | Blocked) -> None:
+    def _publish_now(self, notice: Fragment | Blocked) -> None:
         if self.listener is not None:
-            self._tell(None, news)
+            self._publish(None, notice)
 
-    def again(self, entries: Sequence[tuple[Position, Entry]]) -> None:
+    def publish_again(self, entries: Sequence[tuple[Position, Entry]]) -> None:
         """Durable entries, which may have been told of before a crash."""
         if self.listener is not None:
             for _, entry in entries:
-                self._tell(None, entry)
+                self._publish(None, entry)
 
-    def _tell(self, position: Position | None, news: News) -> None:
-        self._untold.append((position, news))
-        if self._telling is None:
-            self._telling = self._desk.beside(self._tell_all(), "what tells listeners of jobs")
+    def _publish(self, position: Position | None, notice: Notice) -> None:
+        self._unpublished.append((position, notice))
+        if self._publisher is None:
+            self._publisher = self._host.spawn(self._publish_all(), "what tells listeners of jobs")
 
-    async def _tell_all(self) -> None:
-        listener, untold = self.listener, self._untold
+    async def _publish_all(self) -> None:
+        listener, unpublished = self.listener, self._unpublished
         assert listener is not None
         try:
-            while untold:
-                count = len(untold)
-                last = {at.partition: at for at, _ in untold if at is not None}
+            while unpublished:
+                count = len(unpublished)
+                last = {at.partition: at for at, _ in unpublished if at is not None}
                 for position in last.values():
                     await self.journal.durable(position)
                 for _ in range(count):
-                    _, news = untold[0]
-                    if not isinstance(news, asyncio.Future):
-                        await listener.told(news)
-                    elif not news.done():
-                        news.set_result(None)
-                    untold.popleft()
+                    _, notice = unpublished[0]
+                    if not isinstance(notice, asyncio.Future):
+                        await listener.publish(notice)
+                    elif not notice.done():
+                        notice.set_result(None)
+                    unpublished.popleft()
                 self._has_room()
         finally:
-            self._telling = None
+            self._publisher = None
 
     @property
     def is_ahead(self) -> bool:
         """The listener is behind by so much that nothing more should be appended now."""
-        return len(self._untold) > AHEAD_MOST and not self._leaving
+        return len(self._unpublished) > AHEAD_MOST and not self._leaving
 
-    async def listened(self) -> None:
+    async def wait_room(self) -> None:
         """Returns when the listener is no longer that far behind, or the host is to stop."""
         while self.is_ahead:
-            self._roomless = asyncio.get_running_loop().create_future()
-            await self._roomless
+            self._room_waiter = asyncio.get_running_loop().create_future()
+            await self._room_waiter
 
     def _has_room(self) -> None:
-        if self._roomless is not None and not self._roomless.done() and not self.is_ahead:
-            self._roomless.set_result(None)
+        if self._room_waiter is not None and not self._room_waiter.done() and not self.is_ahead:
+            self._room_waiter.set_result(None)
 
-    def leave(self) -> None:
+    def stop_waiting(self) -> None:
         """The host is to stop: it waits for no listener."""
         self._leaving = True
         self._has_room()
 
-    async def caught_up(self) -> None:
+    async def wait_caught_up(self) -> None:
         """Returns when the listener was told of all that has happened before the call."""
-        if self._telling is not None:
+        if self._publisher is not None:
             told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._untold.append((None, told))
-            await asyncio.wait([told, self._telling], return_when=asyncio.FIRST_COMPLETED)
+            self._unpublished.append((None, told))
+            await asyncio.wait([told, self._publisher], return_when=asyncio.FIRST_COMPLETED)
 
-    async def told(self) -> None:
+    async def wait_published(self) -> None:
         """Returns when the listener was told of all, or after a while."""
-        if self._telling is not None:
-            await asyncio.wait([self._telling], timeout=LAST_SECONDS)
+        if self._publisher is not None:
+            await asyncio.wait([self._publisher], timeout=LAST_SECONDS)
 
     # -- barriers -----------------------------------------------------------------------------------------------------
 
@@ -227,7 +229,7 @@ class JobLog:
             while not flushed.done():
                 before = self.journal.positions()
                 await asyncio.wait([flushed], timeout=_SILENT_SECONDS)
-                if self._desk.stopping and not flushed.done() and self.journal.positions() == before:
+                if self._host.stopping and not flushed.done() and self.journal.positions() == before:
                     raise TransientError(f"{self.journal.where} has not answered for {_SILENT_SECONDS:g} s")
             flushed.result()
         finally:
@@ -263,4 +265,4 @@ class JobLog:
                 return
             await run_in_thread(trim)
 
-        self._desk.beside(when_kept(), "the trimming of the journal")
+        self._host.spawn(when_kept(), "the trimming of the journal")

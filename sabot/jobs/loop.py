@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any, TypeVar, TypeVarTuple
 
 from sabot.errors import InternalError, UserError, short_repr
-from sabot.llm.judging import IN_JOB
+from sabot.llm.judges import IN_JOB
 
 _log = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
 """Who a job belongs to, and what the parts of a host have in common.
 
-JobOwner   an agent: makes the function's context, takes what it returns, decides what follows an error
-Live       a job in memory
-Desk       the host, as `effects`, `parking` and `timers` see it
+JobOwner       an agent: makes the function's context, takes what it returns, decides what follows an error
+RunningJob     a job in memory
+HostServices   the host, as `effects`, `parking` and `timers` see it
 """
 
 import asyncio
@@ -106,7 +106,7 @@ class JobOwner(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Live:
+class RunningJob:
     """A job in memory. last: of its last entry. ending: its end waits until that is durable. safe: it is. noting: turns whose asks are not
     in the journal. due_s: when its time is over, by the steady clock; 0: it may run on. limit: what says so. judging: what it has asked
     for and is being decided, by ordinal. since_ms: when it came into memory; since_s: the same, by the steady clock.
@@ -147,7 +147,7 @@ class Live:
         return ask is not None and ask.due_ms > 0
 
 
-class Desk(Protocol):
+class HostServices(Protocol):
     """The host, as its parts see it. All on its event loop. jobs: that it knows, and that have not ended."""
 
     journal: Journal
@@ -157,10 +157,10 @@ class Desk(Protocol):
     def stopping(self) -> bool:
         """Nothing new is begun, and no effect made."""
 
-    def live(self, job_id: str) -> Live | None:
+    def running_job(self, job_id: str) -> RunningJob | None:
         """The job, if it is in memory."""
 
-    def runs(self, live: Live) -> bool:
+    def is_running(self, running: RunningJob) -> bool:
         """Whether this is that job still: it may have ended, parked or begun anew."""
 
     def owner_of(self, agent_id: str) -> JobOwner | None:
@@ -169,31 +169,31 @@ class Desk(Protocol):
     def put(self, item: Item) -> None:
         """To be done behind all that waits."""
 
-    def put_first(self, items: Sequence[Item]) -> None:
+    def put_front(self, items: Sequence[Item]) -> None:
         """To be done before all that waits, as nothing may be delivered in between."""
 
     def put_later(self, wait_s: float, item: Item) -> None:
         """To be done after so many seconds."""
 
-    def append(self, entry: Entry, live: Live | None = None) -> Position:
+    def append(self, entry: Entry, running: RunningJob | None = None) -> Position:
         """Into the journal. Only from within an item."""
 
-    def run(self, live: Live, turn: Callable[..., None], *given: Any) -> None:
+    def run(self, running: RunningJob, turn: Callable[..., None], *given: Any) -> None:
         """A turn of the job, and what follows of it."""
 
-    def settle(self, live: Live) -> None:
+    def settle(self, running: RunningJob) -> None:
         """The job is quiet: it goes on to wait, parks, or ends; not before all that it has asked is in the journal."""
 
-    def arrived(self, position: Position, entry: Delivery) -> None:
+    def deliver(self, position: Position, entry: Delivery) -> None:
         """An entry has come for a job: it is told, or woken. What comes of that stands behind it in the journal, and is told behind it."""
 
-    def arrived_together(self, entries: Sequence[tuple[Position, Entry]]) -> None:
+    def deliver_all(self, entries: Sequence[tuple[Position, Entry]]) -> None:
         """Entries that were appended in one step have come for jobs."""
 
-    def resumed(self, job_id: str, entries: list[tuple[Position, Entry]]) -> None:
+    def replay_job(self, job_id: str, entries: list[tuple[Position, Entry]]) -> None:
         """A job runs over its history."""
 
-    def beside(self, work: Coroutine[Any, Any, None], what: str) -> "asyncio.Task[None]":
+    def spawn(self, work: Coroutine[Any, Any, None], what: str) -> "asyncio.Task[None]":
         """Starts a task of its own, for what waits. It is cancelled when the host is closed."""
 
     def now_ms(self) -> int:

@@ -15,9 +15,9 @@ from typing import Protocol
 
 import msgspec
 
-from sabot.jobs.asking import answered
 from sabot.jobs.history import Delivery
-from sabot.jobs.owner import Desk, JobOwner, Live, OpenJob
+from sabot.jobs.journal_calls import call_journal
+from sabot.jobs.owner import HostServices, JobOwner, OpenJob, RunningJob
 from sabot.jobs.recovery import whole_entries
 from sabot.jobs.timers import JobTimers
 from sabot.journal import EffectResult, Entry, Position, Signal
@@ -60,7 +60,7 @@ _decode = msgspec.msgpack.Decoder(ParkedNote).decode
 
 class _Parked(msgspec.Struct, gc=False):  # of 100,000 of them the garbage collector would look at each, again and again
     """agent: its id. waits: names of signals. timers, questions: ordinals of timers, and of questions with a deadline. limit_s: when its
-    own time is over (`Live.limit_s`). woken: its owner was told that it is to run.
+    own time is over (`RunningJob.limit_s`). woken: its owner was told that it is to run.
     """
 
     agent: str
@@ -74,9 +74,9 @@ class _Parked(msgspec.Struct, gc=False):  # of 100,000 of them the garbage colle
 class Parking:
     """The jobs of a host that are parked, and those whose history is being read."""
 
-    def __init__(self, desk: Desk, notes: ParkedNotes | None, *, has_letter: Callable[[str], bool]) -> None:
+    def __init__(self, host: HostServices, notes: ParkedNotes | None, *, has_letter: Callable[[str], bool]) -> None:
         """notes: None: a start runs all open jobs over their history. has_letter: whether a letter of a job is under way."""
-        self._desk = desk
+        self._host = host
         self._notes = notes
         self._has_letter = has_letter
         self._parked: dict[str, _Parked] = {}
@@ -115,26 +115,26 @@ class Parking:
         parked = self._parked.get(job_id)
         return parked is not None and ordinal in parked.questions
 
-    def park(self, live: Live, agent_id: str) -> None:
+    def park(self, running: RunningJob, agent_id: str) -> None:
         """The job holds nothing any more but a small record."""
-        job_id, asks, at = live.job.job_id, live.job.open.values(), live.last
+        job_id, asks, at = running.job.job_id, running.job.open.values(), running.last
         assert at is not None
         note = ParkedNote(
             at.partition,
             at.offset,
-            live.job.code,
+            running.job.code,
             tuple(ask.name for ask in asks if ask.kind == "wait"),
             tuple((ask.ordinal, ask.due_ms) for ask in asks if ask.due_ms and ask.kind == "sleep"),
             tuple((ask.ordinal, ask.due_ms) for ask in asks if ask.due_ms and ask.kind != "sleep"),
-            self._desk.now_ms(),
+            self._host.now_ms(),
         )
-        self._rests(job_id, agent_id, note, live.limit_s)
+        self._add_parked(job_id, agent_id, note, running.limit_s)
         if self._notes is not None and all(ask.kind in _NOTED or ask.token for ask in asks):
             self._unnoted[job_id] = note
             if not self._has_letter(job_id):
                 self.letters_taken(job_id)
-        live.job.discard()
-        live.owner.parked(job_id)
+        running.job.discard()
+        running.owner.parked(job_id)
 
     def letters_taken(self, job_id: str) -> None:
         """No letter of this job is under way any more."""
@@ -162,17 +162,17 @@ class Parking:
         if note.code != owner.code:  # what the new code does over that history is known when it has run
             self._notes.remove(job.job_id)
             return False
-        self._rests(job.job_id, job.agent, note)
+        self._add_parked(job.job_id, job.agent, note)
         for ordinal, due_ms in (*note.timers, *note.questions):
             timers.add_rest(note.at_ms, due_ms, job.job_id, ordinal)
         owner.parked(job.job_id)
         return True
 
-    def _rests(self, job_id: str, agent_id: str, note: ParkedNote, limit_s: float = 0.0) -> None:
+    def _add_parked(self, job_id: str, agent_id: str, note: ParkedNote, limit_s: float = 0.0) -> None:
         timers, questions = ([ordinal for ordinal, _ in each] for each in (note.timers, note.questions))
         self._parked[job_id] = _Parked(agent_id, note.waits, tuple(timers), tuple(questions), limit_s)
 
-    def arrived(self, position: Position, entry: Delivery) -> None:
+    def deliver(self, position: Position, entry: Delivery) -> None:
         """An entry has come for a job that is not in memory."""
         job_id = entry.job
         if job_id in self._loading:
@@ -186,10 +186,10 @@ class Parking:
         if not (isinstance(entry, Signal) and entry.name not in parked.waits):  # else it comes when the job runs
             self._wake(job_id, parked)
 
-    def overtime(self, job_id: str) -> None:
+    def time_out(self, job_id: str) -> None:
         """The time of a job that may be parked is over: it wakes, and is cancelled where it sleeps."""
         parked = self._parked.get(job_id)
-        if parked is not None and 0 < parked.limit_s <= self._desk.steady_s():
+        if parked is not None and 0 < parked.limit_s <= self._host.steady_s():
             self._wake(job_id, parked)
 
     def _wake(self, job_id: str, parked: _Parked) -> None:
@@ -199,7 +199,7 @@ class Parking:
         self._unnoted.pop(job_id, None)
         if self._notes is not None:
             self._notes.remove(job_id)
-        owner = self._desk.owner_of(parked.agent)
+        owner = self._host.owner_of(parked.agent)
         assert owner is not None
         owner.woken(job_id)
 
@@ -214,15 +214,15 @@ class Parking:
         self._to_load.append(job_id)
         if self._loads < _LOADS:
             self._loads += 1
-            self._desk.beside(self._read(), "the reading of histories of jobs")
+            self._host.spawn(self._read(), "the reading of histories of jobs")
 
     async def _read(self) -> None:
         try:
             while self._to_load:
                 job_id = self._to_load.popleft()
-                await self._desk.journal.flush()  # what woke the job must be among what is read
-                entries = await answered(whole_entries, self._desk.journal, job_id)
-                self._desk.put(partial(self._loaded, job_id, entries))
+                await self._host.journal.flush()  # what woke the job must be among what is read
+                entries = await call_journal(whole_entries, self._host.journal, job_id)
+                self._host.put(partial(self._loaded, job_id, entries))
         finally:
             self._loads -= 1
 
@@ -230,4 +230,4 @@ class Parking:
         behind = self._loading.pop(job_id)
         last = entries[-1][0] if entries else None
         entries += [each for each in behind if last is None or each[0] > last]
-        self._desk.resumed(job_id, entries)
+        self._host.replay_job(job_id, entries)

@@ -15,7 +15,7 @@ from functools import partial
 
 from sabot.errors import EffectError, UserError
 from sabot.jobs.derived import question_token
-from sabot.jobs.owner import Desk, Live
+from sabot.jobs.owner import HostServices, RunningJob
 from sabot.jobs.run import Ask
 from sabot.jobs.timers import JobTimers
 from sabot.journal.effects import EffectId, digest
@@ -44,14 +44,14 @@ class CallQuestions:
 
     def __init__(
         self,
-        desk: Desk,
+        host: HostServices,
         timers: JobTimers,
         *,
         stop: Callable[[EffectId], None],
-        again: Callable[[Live, Ask], None],
+        again: Callable[[RunningJob, Ask], None],
     ) -> None:
         """stop: cancels a call, of which nobody is told. again: makes another attempt."""
-        self._desk, self._timers, self._stop, self._again = desk, timers, stop, again
+        self._host, self._timers, self._stop, self._again = host, timers, stop, again
         self._loop = asyncio.get_running_loop()
 
     async def ask(self, effect: EffectId, kind: str, body: bytes, seconds: float | None) -> str:
@@ -61,30 +61,30 @@ class CallQuestions:
                 f"effect {effect} asks a person in an event loop of its own", hint="make its tool a coroutine function"
             )
         asked: asyncio.Future[str] = self._loop.create_future()
-        self._desk.put(partial(self._ask, effect, kind, body, seconds, asked))
+        self._host.put(partial(self._ask, effect, kind, body, seconds, asked))
         return await asked
 
     def _ask(
         self, effect: EffectId, kind: str, body: bytes, seconds: float | None, asked: "asyncio.Future[str]"
     ) -> None:
-        live = self._desk.live(effect.job)
-        ask = None if live is None else live.job.open.get(effect.ordinal)
+        running = self._host.running_job(effect.job)
+        ask = None if running is None else running.job.open.get(effect.ordinal)
         if asked.done():
             return
-        if live is None or ask is None or self._desk.stopping:
+        if running is None or ask is None or self._host.stopping:
             asked.set_exception(EffectError("EffectOver", f"nobody waits for effect {effect}: it asks nobody"))
             return
-        history, key, ordinal = live.job.history, self._desk.journal.key, effect.ordinal
+        history, key, ordinal = running.job.history, self._host.journal.key, effect.ordinal
         before, name = history.approvals.get(ordinal), digest(key, "ask", kind, body)
         if before is None:
-            at_ms, token = self._desk.now_ms(), question_token(key, effect.job, ordinal)
+            at_ms, token = self._host.now_ms(), question_token(key, effect.job, ordinal)
             due_ms = 0 if seconds is None else at_ms + round(seconds * 1000)
             question = Intent(effect.job, at_ms, ordinal, "ask", kind, name, "", body, token, due_ms)
-            self._desk.append(question, live)
+            self._host.append(question, running)
             history.approvals[ordinal] = question
             history.stopped.add(ordinal)
             self._stop(effect)
-            self.waits(live, ask, None)
+            self.waits(running, ask, None)
         elif (before.name, before.digest) == (kind, name) and history.approval(ordinal) is not None:
             asked.set_result(before.token)
         else:
@@ -92,14 +92,14 @@ class CallQuestions:
             hint = "let another tool ask it, or the agent's function by ctx.ask; where a rule asks, the tool need not"
             asked.set_exception(UserError(said, hint=hint))
 
-    def waits(self, live: Live, ask: Ask, answer: Answer | None) -> None:
+    def waits(self, running: RunningJob, ask: Ask, answer: Answer | None) -> None:
         """The last attempt of a call has ended at its question. Behind the answer there is another one."""
         if answer is not None:
             ask.token, ask.due_ms = "", 0
-            self._again(live, ask)
+            self._again(running, ask)
             return
-        question = live.job.history.approvals[ask.ordinal]
+        question = running.job.history.approvals[ask.ordinal]
         ask.token, ask.due_ms = question.token, question.due_ms
         if ask.due_ms:
-            self._timers.add_rest(question.at_ms, ask.due_ms, live.job.job_id, ask.ordinal)
-        self._desk.put_first([partial(self._desk.settle, live)])
+            self._timers.add_rest(question.at_ms, ask.due_ms, running.job.job_id, ask.ordinal)
+        self._host.put_front([partial(self._host.settle, running)])

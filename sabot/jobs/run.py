@@ -27,9 +27,9 @@ from sabot.jobs.guard import (
     decode_verdict,
     encode_verdict,
 )
-from sabot.jobs.hiding import hidden
 from sabot.jobs.history import PARKS_MS, TIMEOUT, WAITS_LONG, ContinueAs, Delivery, History
 from sabot.jobs.loop import JobLoop, JobTimer
+from sabot.jobs.masking import mask
 from sabot.jobs.values import copied, pack, unpack, unpack_error
 from sabot.journal.effects import RULES, EffectClass, EffectId, digest
 from sabot.journal.entries import Answer, Cancel, EffectResult, Intent, Signal
@@ -90,9 +90,9 @@ class Ask:
         if self.args and isinstance(self.args[0], RequestSpec):
             self.args = (verdict.spec(self.args[0]), *self.args[1:])
         if verdict.hide:
-            self.args, self.kwargs = hidden((self.args, self.kwargs), verdict.hide)
+            self.args, self.kwargs = mask((self.args, self.kwargs), verdict.hide)
             asked = unpack(self.body)
-            shown = hidden(asked, verdict.hide)
+            shown = mask(asked, verdict.hide)
             if shown is not asked:
                 self.body = pack(shown, f"arguments of {self.name}")
 

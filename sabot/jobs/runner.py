@@ -34,7 +34,7 @@ from sabot.jobs.certainty import Certainty, certainty_of
 from sabot.jobs.questions import CALL, AsksPerson, CallUnderWay
 from sabot.jobs.values import pack, pack_error, type_of, unpack, unpack_error
 from sabot.journal.effects import EffectId, Reconciled
-from sabot.llm.judging import JUDGE, SENDABLE, CallJudge, begin_judging, end_judging
+from sabot.llm.judges import JUDGE, SENDABLE, CallJudge, begin_judging, end_judging
 from sabot.llm.tools import Effect, Tool
 from sabot.process_exit import EXITS, find_exit, wrap_exit
 from sabot.redaction import HIDDEN, without_secrets

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from functools import partial
 
 from sabot.clock import ForwardClock
-from sabot.jobs.asking import answered
-from sabot.jobs.owner import Desk
+from sabot.jobs.journal_calls import call_journal
+from sabot.jobs.owner import HostServices
 from sabot.supervision import watch_call
 
 _LOOK_SECONDS = 0.02
@@ -24,7 +24,7 @@ class JobTimers:
 
     def __init__(
         self,
-        desk: Desk,
+        host: HostServices,
         clock: ForwardClock,
         *,
         due: Callable[[str, int], None],
@@ -32,7 +32,7 @@ class JobTimers:
         keeps: Callable[[str, int], bool],
         broke: Callable[[str, BaseException], None],
     ) -> None:
-        self._desk, self._clock = desk, clock
+        self._host, self._clock = host, clock
         self._due, self._letters, self._keeps = due, letters, keeps
         self._loop = asyncio.get_running_loop()
         what = "what looks for timers and letters of jobs"
@@ -91,20 +91,20 @@ class JobTimers:
         now = self._clock.monotonic()
         while self._heap and self._heap[0][0] <= now:
             _, job_id, ordinal = heapq.heappop(self._heap)
-            self._desk.put(partial(self._due, job_id, ordinal))
+            self._host.put(partial(self._due, job_id, ordinal))
         if not self._asking and self._loop.time() >= self._ask_at:
             self._asking = True
-            self._ask_at = self._loop.time() + self._desk.journal.look_s
-            self._desk.beside(self._ask_inbox(), "the look into the inbox")
+            self._ask_at = self._loop.time() + self._host.journal.look_s
+            self._host.spawn(self._ask_inbox(), "the look into the inbox")
         self._arm()
 
     async def _ask_inbox(self) -> None:
         try:
             await (
-                self._desk.journal.room()
+                self._host.journal.room()
             )  # raises where it has failed, which nobody else hears of while all jobs are parked
-            if self._desk.journal.may_have_letters() or self._has_letters:
-                self._has_letters = bool(await answered(self._desk.journal.letters))
+            if self._host.journal.may_have_letters() or self._has_letters:
+                self._has_letters = bool(await call_journal(self._host.journal.letters))
                 if self._has_letters:
                     self._letters()
         finally:

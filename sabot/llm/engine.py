@@ -24,7 +24,7 @@ from sabot.llm.asking import request_of, with_output
 from sabot.llm.cache import CompletionCache
 from sabot.llm.errors import BudgetExceeded, ModelError, retold
 from sabot.llm.idempotency import IdempotencyTracker, SharedCall, in_pieces
-from sabot.llm.judging import IN_JOB, judge_of_this
+from sabot.llm.judges import IN_JOB, judge_of_this
 from sabot.llm.limits import CircuitBreaker, Limits
 from sabot.llm.messages import ChatMessage
 from sabot.llm.middleware import MIDDLEWARE, BuiltIn, CallBudget, CallFigures, Middleware, ModelCall, Outcome, chained

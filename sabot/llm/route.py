@@ -12,7 +12,7 @@ import msgspec
 
 from sabot.clock import Clock
 from sabot.llm.errors import ModelUnavailable, may_cost
-from sabot.llm.judging import SENDABLE
+from sabot.llm.judges import SENDABLE
 from sabot.llm.limits import Admission, Circuit, CircuitBreaker, Limits
 from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.names import MODELS

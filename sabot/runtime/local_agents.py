@@ -16,7 +16,7 @@ from sabot.connectors.places import Place
 from sabot.delivery import StagedSink
 from sabot.errors import AgentFailed, CheckpointFailed, SabotError, UserError
 from sabot.jobs.guard import guard_of
-from sabot.jobs.judging import judged_within
+from sabot.jobs.judges import with_judge
 from sabot.journal import Journal
 from sabot.operators import AgentOperator, Counters, DurableAgentOperator, Port, agent_operator
 from sabot.operators.agents.rows import RECORD_ROWS
@@ -140,7 +140,7 @@ class LocalAgents:
         if restored is not None:
             self.group.check(restored)
         operators: dict[str, AgentOperator] = {}
-        make = judged_within(agent_operator, self.settings.app, self.settings.guards, self._clock)
+        make = with_judge(agent_operator, self.settings.app, self.settings.guards, self._clock)
         await self._open_journal(restored)
         for spec in self.specs:
             branches = {name: self._sink(sink) for name, sink in spec.sinks.items()}

@@ -21,7 +21,7 @@ from sabot.agents.reading import as_plain, value_of
 from sabot.errors import EffectError
 from sabot.jobs.guard import Decision, decode_verdict
 from sabot.jobs.history import IN_DOUBT
-from sabot.jobs.log import Blocked, Fragment, News
+from sabot.jobs.log import Blocked, Fragment, Notice
 from sabot.journal.effects import EffectClass
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Intent, StoredBody, body_of
 
@@ -65,49 +65,49 @@ class JobEvents:
         """As of a Listener."""
         return self._bus.wants(_TYPE.MODEL_TOKEN, job_id) or self._bus.wants(_TYPE.MODEL_REASONING, job_id)
 
-    async def told(self, news: News) -> None:
+    async def publish(self, notice: Notice) -> None:
         """As of a Listener."""
-        job = self._jobs.get(news.job)
+        job = self._jobs.get(notice.job)
         if job is None:
-            job = self._jobs[news.job] = _ToldJob()
-        if isinstance(news, Begin) and news.origin is not None:
-            job.untaken = news.origin.entries
-        elif job.untaken and not isinstance(news, Fragment | Blocked):
+            job = self._jobs[notice.job] = _ToldJob()
+        if isinstance(notice, Begin) and notice.origin is not None:
+            job.untaken = notice.origin.entries
+        elif job.untaken and not isinstance(notice, Fragment | Blocked):
             job.untaken -= 1
             return
-        match news:
+        match notice:
             case Begin():
-                await self._began(job, news)
+                await self._began(job, notice)
             case Intent(kind="call"):
-                job.calls[news.ordinal] = news
-                verdict = decode_verdict(news.note)
+                job.calls[notice.ordinal] = notice
+                verdict = decode_verdict(notice.note)
                 if verdict is None or verdict.decision not in (
                     Decision.DENY,
                     Decision.ASK,
                 ):  # allowed, it has an ATTEMPT
-                    await self._call(job, news, 1)
+                    await self._call(job, notice, 1)
             case Intent(kind="ask"):
-                await self._asked(job, news)
+                await self._asked(job, notice)
             case Attempt(ordinal=0):
-                job.attempt = news.attempt
-                await self._status(job, news, "running", {"attempt": news.attempt})
-            case Attempt() if not news.note:  # else the same attempt asks another model
-                intent = job.calls.get(news.ordinal)
+                job.attempt = notice.attempt
+                await self._status(job, notice, "running", {"attempt": notice.attempt})
+            case Attempt() if not notice.note:  # else the same attempt asks another model
+                intent = job.calls.get(notice.ordinal)
                 if intent is not None:
-                    await self._call(job, msgspec.structs.replace(intent, at_ms=news.at_ms), news.attempt)
+                    await self._call(job, msgspec.structs.replace(intent, at_ms=notice.at_ms), notice.attempt)
             case Fragment():
-                await self._piece(job, news)
+                await self._piece(job, notice)
             case EffectResult():
-                intent = job.calls.pop(news.ordinal, None)
+                intent = job.calls.pop(notice.ordinal, None)
                 if intent is not None:
-                    await self._result(job, intent, news)
+                    await self._result(job, intent, notice)
             case Answer():
-                await self._answered(job, news)
+                await self._answered(job, notice)
             case Blocked():
-                await self._status(job, news, "blocked", {"error": str(news.error)})
+                await self._status(job, notice, "blocked", {"error": str(notice.error)})
             case End():
-                del self._jobs[news.job]
-                await self._ended(job, news)
+                del self._jobs[notice.job]
+                await self._ended(job, notice)
 
     async def _publish(
         self, job: _ToldJob, kind: RuntimeEventType, job_id: str, at_ms: int, name: str, data: Mapping[str, Any]
@@ -115,14 +115,14 @@ class JobEvents:
         event_id = f"{job_id}/{name}/{kind}"
         await self._bus.publish(RuntimeEvent(kind, job_id, data, event_id, at_ms / 1000, job.scope, job.principal))
 
-    async def _status(self, job: _ToldJob, news: News, status: str, data: Mapping[str, Any]) -> None:
-        if self._bus.wants(_TYPE.JOB_STATUS_CHANGED, news.job):
-            name = f"0/{job.attempt}/{news.at_ms}/{status}"
+    async def _status(self, job: _ToldJob, notice: Notice, status: str, data: Mapping[str, Any]) -> None:
+        if self._bus.wants(_TYPE.JOB_STATUS_CHANGED, notice.job):
+            name = f"0/{job.attempt}/{notice.at_ms}/{status}"
             await self._publish(
                 job,
                 _TYPE.JOB_STATUS_CHANGED,
-                news.job,
-                news.at_ms,
+                notice.job,
+                notice.at_ms,
                 name,
                 {"status": status, "agent": job.agent, **data},
             )
@@ -238,7 +238,7 @@ async def events_of(entries: Iterable[Entry]) -> list[RuntimeEvent]:
     collected = _Collected()
     told = JobEvents(collected)
     for entry in entries:
-        await told.told(entry)
+        await told.publish(entry)
     return collected.events
 
 

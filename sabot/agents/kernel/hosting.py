@@ -22,10 +22,10 @@ from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, encode_reque
 from sabot.agents.store import ShowsJobs
 from sabot.clock import Clock
 from sabot.errors import IdempotencyConflict, InternalError, NonDeterminism, SabotError, UserError
-from sabot.jobs.asking import answered
 from sabot.jobs.guard import Behalf, EffectGuard
 from sabot.jobs.host import JobHost
-from sabot.jobs.log import Blocked, Fragment, News
+from sabot.jobs.journal_calls import call_journal
+from sabot.jobs.log import Blocked, Fragment, Notice
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.recovery import last_begin, whole_entries
 from sabot.jobs.tree import ChildLimits, parent_of
@@ -214,7 +214,7 @@ class KernelHost:
                 raise
             self._resume(job, handle)
             return handle
-        mark = await self._host.known(job_id)
+        mark = await self._host.mark_of(job_id)
         if mark is None:
             return None
         _check_same(request, job_id, mark.digest, handle.digest)
@@ -225,12 +225,12 @@ class KernelHost:
 
     async def caught_up(self) -> None:
         """Returns when all events up to now are published."""
-        await self._host.log.caught_up()
+        await self._host.log.wait_caught_up()
 
     async def settle_from_journal(self, handle: ExecutionHandle) -> None:
         """The handle of a job that has ended. Raises UserError where its END is forgotten."""
         await self.journal.flush()
-        for _, entry in reversed(await answered(whole_entries, self.journal, handle.job_id)):
+        for _, entry in reversed(await call_journal(whole_entries, self.journal, handle.job_id)):
             if isinstance(entry, End):
                 assert isinstance(entry.body, bytes)
                 handle.settle(outcome_of(handle.job_id, entry.outcome, entry.body), ended=True)
@@ -250,9 +250,9 @@ class KernelHost:
             ended = {each.job: at for at, each in tail if isinstance(each, End) and at.offset < ends[at.partition]}
             return [whole_entries(self.journal, job_id) for job_id in ended]
 
-        for entries in await answered(histories) if any(ends.values()) else []:
+        for entries in await call_journal(histories) if any(ends.values()) else []:
             if entries and isinstance(begin := entries[0][1], Begin) and begin.agent in self._agents:
-                self._host.log.again(entries)
+                self._host.log.publish_again(entries)
 
     def resume(self) -> list[ExecutionHandle]:
         """All open jobs go on, in the order in which they began. Returns their handles."""
@@ -336,7 +336,7 @@ class KernelHost:
         """As `JobWatch.child`."""
         if job_id in self.handles:
             return
-        parent = self._host.live(parent_of(job_id)[0])
+        parent = self._host.running_job(parent_of(job_id)[0])
         if parent is not None and parent.due_s and not self._children.outlive:
             left_s = max(0.0, parent.due_s - self._host.steady_s())
             request = replace(request, budgets=BudgetSpec(max_runtime_seconds=left_s))
@@ -347,10 +347,10 @@ class KernelHost:
 
         # If it ended, and a crash came before its parent was told, it runs over what it has done.
         async def look() -> None:
-            before = await answered(last_begin, self.journal, job_id)
+            before = await call_journal(last_begin, self.journal, job_id)
             self._when_free(job_id, partial(begin, run=1 if before is None else before.run + 1))
 
-        self._host.beside(look(), f"the look for job {job_id}")
+        self._host.spawn(look(), f"the look for job {job_id}")
 
     def says(self, job_id: str, said: bytes | BaseException) -> None:
         """As `JobWatch.says`."""
@@ -416,9 +416,9 @@ class _KernelEvents(JobEvents):
             self._given.pop(job_id, None)
         return await super().wants_fragments(job_id)
 
-    async def told(self, news: News) -> None:
-        await super().told(news)
-        if self._durable is not None and not isinstance(news, Fragment | Blocked):
+    async def publish(self, notice: Notice) -> None:
+        await super().publish(notice)
+        if self._durable is not None and not isinstance(notice, Fragment | Blocked):
             self._durable()
 
 

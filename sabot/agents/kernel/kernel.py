@@ -30,10 +30,10 @@ from sabot.calls.options import checked_whole
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, checked_kind, checked_name, checked_text, parse_seconds
 from sabot.errors import JournalFailed, UserError, short_repr
-from sabot.jobs.asking import answered
 from sabot.jobs.guard import EffectGuard, checked_guard, guard_of
 from sabot.jobs.history import History
 from sabot.jobs.host import STOP_GRACE_SECONDS
+from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.recovery import whole_entries
 from sabot.jobs.run import JobRun
 from sabot.jobs.tree import ChildLimits, checked_limits
@@ -283,7 +283,7 @@ class RuntimeKernel:
         )
 
     async def take_over(self, taken: Sequence[Entry]) -> ExecutionHandle:
-        """A new job that goes on behind these entries, as `jobs.taking` makes them of another one's (`StateManager.restore`). Waits for a
+        """A new job that goes on behind these entries, as `jobs.takeover` makes them of another one's (`StateManager.restore`). Waits for a
         place as `execute`. Raises NonDeterminism, and begins nothing, where the code of today does something else than they say.
         """
         begin = taken[0] if isinstance(taken, Sequence) and taken else None
@@ -339,7 +339,7 @@ class RuntimeKernel:
         checked_word(job_id, "record: job_id")
         host = await self._started()
         await host.journal.flush()
-        return await answered(record_job, host.journal, job_id)
+        return await call_journal(record_job, host.journal, job_id)
 
     def code(self, agent: str = "") -> JobCode:
         """The code of an agent, by default of the first one, for `ReplayPlayer.replay(mode="verify", code=…)`. Raises UserError."""
@@ -358,7 +358,7 @@ class RuntimeKernel:
     async def _entries(self, job_id: str) -> list[Any]:
         host = await self._started()
         await host.journal.flush()
-        return [entry for _, entry in await answered(whole_entries, host.journal, job_id)]
+        return [entry for _, entry in await call_journal(whole_entries, host.journal, job_id)]
 
     async def post(self, letter: Letter) -> None:
         """Into the inbox of the journal. Raises LetterRefused."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 from sabot.config import Duration, checked_kind, checked_words, is_whole, parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
-from sabot.jobs.hiding import hidden
+from sabot.jobs.masking import mask
 from sabot.journal.effects import RULES, EffectClass
 from sabot.llm.tools import UNTRUSTED, Tool
 from sabot.operators.agents.job_rows import version_of
@@ -406,7 +406,7 @@ class RedactionPolicy(PolicyRule):
 
     def decide(self, call: GuardedCall) -> RuleAnswer:
         said = (call.args, call.kwargs) if call.spec is None else call.spec
-        if hidden(said, self.patterns) is said:
+        if mask(said, self.patterns) is said:
             return None
         return GuardVerdict(
             Decision.REDACT, reason=f"texts in it are hidden ({asked_words(call)})", hide=tuple(self.patterns)

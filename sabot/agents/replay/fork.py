@@ -41,7 +41,7 @@ from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.run import Ask, JobRun, effect_words
-from sabot.jobs.taking import part_of
+from sabot.jobs.takeover import part_of
 from sabot.jobs.values import pack, unpack
 from sabot.journal import EffectId, Journal, MemoryHome, MemoryJournal, MemoryReader
 from sabot.journal.effects import EffectClass
@@ -514,7 +514,7 @@ class _ForkOwner:
         entry: Answer | Signal = Answer(run.job_id, at_ms, ask.ordinal, token, "resolved", body, "fork")
         if ask.kind == "wait":
             entry = Signal(run.job_id, at_ms, ask.name, f"fork {ask.ordinal}", body, "fork")
-        host.arrived(host.append(entry, host.live(run.job_id)), entry)
+        host.deliver(host.append(entry, host.running_job(run.job_id)), entry)
 
     def woken(self, job_id: str) -> None:
         """As `JobOwner.woken`."""

@@ -31,7 +31,7 @@ from sabot.config import checked_kind, checked_path, checked_text, is_whole
 from sabot.disk import private, sync
 from sabot.errors import UNREADABLE, DataError, UserError, short_repr
 from sabot.jobs.recovery import whole_entries
-from sabot.jobs.taking import seeds_of
+from sabot.jobs.takeover import seeds_of
 from sabot.journal import JournalReader, digest
 from sabot.journal.entries import Answer, Begin, Entry, Intent, decode_entry, encode_entry
 

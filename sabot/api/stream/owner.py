@@ -10,7 +10,7 @@ from sabot.api.nodes.node import Node
 from sabot.api.nodes.read import StreamEnd
 
 if TYPE_CHECKING:
-    from sabot.llm.judging import CallJudge
+    from sabot.llm.judges import CallJudge
 
 
 class Owner(Protocol):

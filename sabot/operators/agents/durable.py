@@ -24,9 +24,9 @@ from sabot.api.agent import AgentSpec
 from sabot.api.context import apply_writes
 from sabot.calls.limits import TokenBucket
 from sabot.errors import DataError, InputChanged, NonDeterminism, SabotError, UserError
-from sabot.jobs.asking import answered
 from sabot.jobs.guard import Behalf
 from sabot.jobs.host import JobHost
+from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.recovery import last_begin
 from sabot.jobs.run import JobRun
@@ -240,7 +240,7 @@ class DurableAgentOperator(AgentOperator):
     def turn(self, call: JobCall) -> None:
         """As `OrderOwner.turn`. A job that is parked as it was at the cut holds its key, and waits."""
         self.calls[call.job_id] = call
-        if call.before is None or not self.host.rests(call.before):
+        if call.before is None or not self.host.stays_parked(call.before):
             self._ready.append(call)
 
     def has_failed(self) -> bool:
@@ -270,7 +270,7 @@ class DurableAgentOperator(AgentOperator):
             elif call.before is not None:
                 self.host.resume(call.before)
             elif call.named:
-                self._beside(self.look(call))
+                self._spawn(self.look(call))
             else:
                 self.begin(call)
         if not self.unprocessed:
@@ -290,13 +290,13 @@ class DurableAgentOperator(AgentOperator):
     async def look(self, call: JobCall) -> None:
         """Begins a job whose id may have been there before, if it was not, or if it had failed: then what it has done is in the journal."""
         await self.host.journal.flush()  # what ended just now
-        mark = await self.host.known(call.job_id)
+        mark = await self.host.mark_of(call.job_id)
         if not self._started or (mark is None and not call.is_failed_child):
             call.named = not self._started
             self._looked(call)
             return
         may_begin = mark is None or (call.failed_run and mark.outcome in MAY_BEGIN_AGAIN and mark.digest == call.digest)
-        begin = await answered(last_begin, self.host.journal, call.job_id) if may_begin else None
+        begin = await call_journal(last_begin, self.host.journal, call.job_id) if may_begin else None
         if begin is not None and call.failed_run >= begin.run:
             call.named, call.run = False, begin.run + 1
             self._looked(call)
@@ -345,9 +345,9 @@ class DurableAgentOperator(AgentOperator):
                 self._waits_for_port = None
                 self.go_on()
 
-            self._waits_for_port = self._beside(wait())
+            self._waits_for_port = self._spawn(wait())
 
-    def _beside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task of its own, for what waits."""
         what = f"what begins jobs of agent {self.spec.agent_id}"
         task = self.loop.create_task(work, name=what)

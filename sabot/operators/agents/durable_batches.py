@@ -24,8 +24,8 @@ from sabot.api.agent import AgentSpec
 from sabot.api.durable import BatchJobContext
 from sabot.codecs.records import RECORD_SCHEMA, header_rows
 from sabot.errors import DataError, InputChanged, SabotError, UserError
-from sabot.jobs.asking import answered
 from sabot.jobs.guard import NOBODY, Behalf
+from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.recovery import last_begin
 from sabot.jobs.run import JobRun
@@ -302,9 +302,9 @@ class DurableBatchOperator(DurableAgentOperator):
     async def look(self, call: JobCall) -> None:
         """As in the base. The job of rows that were sent again is about all rows of its BEGIN."""
         assert isinstance(call, _BatchCall)
-        begin = await answered(last_begin, self.host.journal, call.job_id)
+        begin = await call_journal(last_begin, self.host.journal, call.job_id)
         if begin is not None:
-            body = await answered(self.host.journal.load, begin.body)
+            body = await call_journal(self.host.journal.load, begin.body)
             of_before = of_ipc(self.read_input(body, call.job_id).records).column(0)
             assert call.records is not None
             if pc.all(pc.is_in(call.records.column(0), value_set=of_before)).as_py():

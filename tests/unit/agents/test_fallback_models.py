@@ -15,7 +15,7 @@ from sabot.agents.policy.auditing import audit_job
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.jobs.guard import Behalf, EffectGuard, guard_of, stood_in
-from sabot.jobs.judging import judge_of
+from sabot.jobs.judges import judge_of
 from sabot.journal import Attempt, MemoryHome, MemoryReader
 from sabot.llm import (
     BudgetExceeded,
@@ -31,7 +31,7 @@ from sabot.llm import (
     Usage,
     assistant,
 )
-from sabot.llm.judging import JUDGE
+from sabot.llm.judges import JUDGE
 
 PRICES = PriceTable(
     {"m": Price("1", "10"), "spare": Price("2", "20"), "third": Price("3", "30"), "dear": Price("2000", "20000")},

@@ -16,7 +16,7 @@ from sabot.agents.accounts.limits import JobLimits
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.jobs.guard import guard_of
-from sabot.jobs.judging import judge_of
+from sabot.jobs.judges import judge_of
 from sabot.jobs.log import Fragment
 from sabot.journal import Attempt, Letter, MemoryHome, MemoryReader
 from sabot.llm import (
@@ -31,7 +31,7 @@ from sabot.llm import (
     RequestSpec,
     ScriptedProvider,
 )
-from sabot.llm.judging import JUDGE
+from sabot.llm.judges import JUDGE
 
 LOST = ModelUnavailable("the connection broke")
 RESERVED = str(COST)
@@ -84,9 +84,9 @@ class Hearing:
     async def wants_fragments(self, job_id: str) -> bool:
         return True
 
-    async def told(self, news: Any) -> None:
-        if isinstance(news, Fragment):
-            self.pieces.append(news.attempt)
+    async def publish(self, notice: Any) -> None:
+        if isinstance(notice, Fragment):
+            self.pieces.append(notice.attempt)
 
 
 @pytest.mark.parametrize("listener", [None, Hearing()])

@@ -156,7 +156,7 @@ async def hosting(
     agent.host = host
     found = await host.open(*restored)
     host.start()
-    rested = [job.job_id for job in found if resume and host.rests(job)]
+    rested = [job.job_id for job in found if resume and host.stays_parked(job)]
     for job in found if resume else []:
         if job.job_id not in rested:
             host.resume(job)

@@ -631,7 +631,7 @@ class LifeOf:
         host.start()
         before = {job.job_id: job for job in found}
         for job in found:
-            if host.rests(job):
+            if host.stays_parked(job):
                 seed.rested += 1
                 self.agent.begun.add(job.job_id)
             else:

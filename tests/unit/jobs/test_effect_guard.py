@@ -26,9 +26,9 @@ from sabot.jobs.guard import (
     GuardVerdict,
     decode_verdict,
     encode_verdict,
-    judged,
+    judge_call,
 )
-from sabot.jobs.hiding import hidden
+from sabot.jobs.masking import mask
 from sabot.jobs.values import unpack
 from sabot.journal import Attempt, EffectId, EffectResult, Intent, Letter, MemoryHome, MemoryJournal
 from sabot.llm.messages import user
@@ -443,14 +443,14 @@ def test_hidden_looks_into_what_calls_are_given_and_leaves_the_rest_as_it_is() -
         at: tuple[float, float] = (0.0, 1.0)
 
     spec = RequestSpec(messages=(user("my number is 4711"),), model="m")
-    assert hidden(spec, ["4711"]).messages[0].text == "my number is ***"
-    assert hidden(Place("4711"), ["4711"]) == Place("***")
+    assert mask(spec, ["4711"]).messages[0].text == "my number is ***"
+    assert mask(Place("4711"), ["4711"]) == Place("***")
     same = [Place("Ulm"), {"a": {"b": (1, 2.0, b"4711", None)}}, spec]
-    assert hidden(same, ["0815"]) is same
-    assert hidden({"4711": 1}, ["4711"]) == {"***": 1}
-    assert hidden([b"\xff is 4711"], ["4711"]) == [b"\xff is ***"], "texts in UTF-8, and what is none, stay bytes"
+    assert mask(same, ["0815"]) is same
+    assert mask({"4711": 1}, ["4711"]) == {"***": 1}
+    assert mask([b"\xff is 4711"], ["4711"]) == [b"\xff is ***"], "texts in UTF-8, and what is none, stay bytes"
     with pytest.raises(UserError, match="texts cannot be hidden in an argument of type builtins"):
-        hidden([object()], ["4711"])
+        mask([object()], ["4711"])
 
 
 async def test_what_cannot_be_looked_into_is_denied_where_a_rule_hides_texts() -> None:
@@ -636,7 +636,7 @@ async def test_a_verdict_that_could_not_be_read_again_denies_the_call(
         return verdict()
 
     guard = Judge(lambda _: told() if later else verdict())
-    made = judged(guard, call_of())
+    made = judge_call(guard, call_of())
     found = made if isinstance(made, GuardVerdict) else await made
     assert found.decision is Decision.DENY
     assert found.reason.startswith("what decides on it has failed: ")
@@ -650,10 +650,10 @@ async def test_a_rule_that_waits_for_what_was_cancelled_denies_the_call() -> Non
         await other
         return GuardVerdict()
 
-    made = judged(Judge(lambda _: told()), call_of())
+    made = judge_call(Judge(lambda _: told()), call_of())
     assert not isinstance(made, GuardVerdict)
     assert (await made).decision is Decision.DENY
-    waiting = asyncio.ensure_future(_awaited(judged(Judge(lambda _: _never()), call_of())))
+    waiting = asyncio.ensure_future(_awaited(judge_call(Judge(lambda _: _never()), call_of())))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -25,7 +25,7 @@ from sabot.llm import (
     Usage,
     assistant,
 )
-from sabot.llm.judging import JUDGE
+from sabot.llm.judges import JUDGE
 from tools.agent_tools import until
 from tools.redis_server import Redis, server_or_skip
 

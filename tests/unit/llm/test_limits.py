@@ -20,7 +20,7 @@ from sabot.llm import (
     Usage,
     assistant,
 )
-from sabot.llm.judging import SENDABLE
+from sabot.llm.judges import SENDABLE
 from sabot.llm.limits import TokenBalance
 
 

@@ -13,7 +13,7 @@ T = TypeVar("T")
 _AGAIN_SECONDS = 0.1
 
 
-async def answered(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def call_journal(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Runs `call` as `threads.run_in_thread` does, and repeats it for as long as the journal's home does not answer. There is no limit:
     entries wait for the same home, and the journal ends the run if they wait too long.
     """

@@ -16,13 +16,23 @@ import msgspec
 
 from sabot.clock import Clock
 from sabot.errors import PolicyDenied, UserError
-from sabot.jobs.guard import NOBODY, Behalf, Decision, EffectGuard, GuardedCall, GuardVerdict, Price, guard_of, judged
-from sabot.jobs.hiding import hidden
-from sabot.jobs.owner import Desk
+from sabot.jobs.guard import (
+    NOBODY,
+    Behalf,
+    Decision,
+    EffectGuard,
+    GuardedCall,
+    GuardVerdict,
+    Price,
+    guard_of,
+    judge_call,
+)
+from sabot.jobs.masking import mask
+from sabot.jobs.owner import HostServices
 from sabot.jobs.values import pack, pack_error, type_of
 from sabot.journal.effects import EffectClass, EffectId
 from sabot.llm.errors import model_error
-from sabot.llm.judging import JUDGE
+from sabot.llm.judges import JUDGE
 from sabot.llm.messages import assistant, user
 from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.results import Completion
@@ -51,13 +61,13 @@ class GuardJudge:
         self, call: ModelCall, model: str, price: Price, ask: Callable[[], Awaitable[Outcome]]
     ) -> Outcome:
         guard, effect = self._guard, EffectId(f"{self._calls}/{call.context.request_id}", next(self._numbers))
-        found = judged(guard, self._asked(effect, model, call, price))
+        found = judge_call(guard, self._asked(effect, model, call, price))
         verdict = found if isinstance(found, GuardVerdict) else await found
         if verdict.decision in (Decision.DENY, Decision.ASK):
             guard.drop(effect)
             raise self._denied(model, verdict)
-        call.spec = hidden(verdict.spec(call.spec), verdict.hide)
-        call.texts = hidden(call.texts, verdict.hide)
+        call.spec = mask(verdict.spec(call.spec), verdict.hide)
+        call.texts = mask(call.texts, verdict.hide)
 
         async def instead(call: ModelCall, price: Price) -> None:
             await self.instead(effect, call, price)
@@ -88,14 +98,14 @@ class GuardJudge:
         too, and what that may cost more is reserved for the effect. Raises PolicyDenied and BudgetExceeded, which the log has too.
         """
         effect = EffectId(effect.job, effect.ordinal, effect.attempt + call.unread)  # the attempt that asks it
-        found = judged(self._guard, self._asked(effect, call.model, call, price), degraded=True)
+        found = judge_call(self._guard, self._asked(effect, call.model, call, price), degraded=True)
         verdict = found if isinstance(found, GuardVerdict) else await found
         await self._noted(effect, msgspec.structs.replace(verdict, about=call.model))
         if verdict.decision in (Decision.DENY, Decision.ASK):
             refusal = self._denied(call.model, verdict, "nobody is asked for a model that stands in for another one")
             _log.warning("%s: %s", self._calls, refusal)
             raise refusal
-        call.spec = hidden(verdict.spec(call.spec), verdict.hide)
+        call.spec = mask(verdict.spec(call.spec), verdict.hide)
         call.model = call.spec.model or call.model
 
     async def _noted(self, effect: EffectId, verdict: GuardVerdict) -> None:
@@ -162,16 +172,18 @@ def judge_of(app: str, guards: Sequence[EffectGuard], clock: Clock) -> GuardJudg
     return None if guard is None else GuardJudge(f"{app}.calls", f"{app}.calls", guard, clock)
 
 
-def judge_within(desk: Desk, guard: EffectGuard, clock: Clock, note: NoteInstead, effect: EffectId) -> GuardJudge:
+def judge_within(
+    host: HostServices, guard: EffectGuard, clock: Clock, note: NoteInstead, effect: EffectId
+) -> GuardJudge:
     """Of what the tool of this effect, which is about to be called, asks of models by itself. note: records what is decided of a model
     that stands in for that of the effect.
     """
-    live = desk.live(effect.job)
-    assert live is not None, f"effect {effect} is made for a job that is not in memory"
-    return _ToolJudge(effect, live.job.history.begin.agent, live.job.behalf, guard, clock, note)
+    running = host.running_job(effect.job)
+    assert running is not None, f"effect {effect} is made for a job that is not in memory"
+    return _ToolJudge(effect, running.job.history.begin.agent, running.job.behalf, guard, clock, note)
 
 
-def judged_within(function: Callable[P, T], app: str, guards: Sequence[EffectGuard], clock: Clock) -> Callable[P, T]:
+def with_judge(function: Callable[P, T], app: str, guards: Sequence[EffectGuard], clock: Clock) -> Callable[P, T]:
     """The function, as it runs in this app: calls of models of what it makes are judged."""
     context = copy_context()
     context.run(JUDGE.set, judge_of(app, guards, clock))

@@ -85,7 +85,7 @@ def seeds_of(job_id: str, entries: Iterable[Entry], key: bytes) -> tuple[bytes, 
     return tuple(seeds.values())
 
 
-def taken_over(before: Sequence[Entry], job_id: str, origin: JobOrigin, at_ms: int, key: bytes) -> list[Entry]:
+def take_over(before: Sequence[Entry], job_id: str, origin: JobOrigin, at_ms: int, key: bytes) -> list[Entry]:
     """The entries with which the job of this id begins: those of another one before a place. origin: with the time of now. at_ms: when it
     was there. key: of the journal of both.
     """

@@ -24,7 +24,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 _NO_TEXT = (type(None), bool, int, float, Decimal, date, time, timedelta, UUID, Secret)
 
 
-def hidden(value: Any, patterns: Sequence[str]) -> Any:
+def mask(value: Any, patterns: Sequence[str]) -> Any:
     """The value with `***` for each text in it, also in UTF-8, that matches one of these regular expressions; the value itself where none
     does.
 
