@@ -1,1 +1,3 @@
-"""Arrow data: batches, the check of data from outside, the view that kernels have of a column, selections, comparisons."""
+"""Arrow data: batches, the check of data from outside, the view through which kernels read a column, selections,
+comparisons.
+"""

@@ -15,12 +15,12 @@ cdef int64_t MAX_OFFSET = 2**31 - 1
 
 
 cdef class Batch:
-    """An Arrow RecordBatch with its source offsets: the only unit that moves. Immutable.
+    """An Arrow RecordBatch with its source offsets: the only unit that moves between steps. Immutable.
 
-    `data` is anything that speaks the Arrow C Data Interface (`__arrow_c_array__`, or a stream, whose chunks are joined);
-    a pa.RecordBatch is kept as it is. `offsets` maps (topic, partition) to the NEXT offset to read. Of a decoded batch,
-    `records` are the records it was decoded from and `rejected` those that could not be (their `row` counts in `records`).
-    Inside a compiled chain a batch may have a `selection`: only those rows of `data` count.
+    `data`: any object with `__arrow_c_array__` or `__arrow_c_stream__` (the chunks of a stream are joined); a
+    pa.RecordBatch is kept as it is. `offsets`: {(topic, partition): the next offset to read}. `records`: the records
+    that a decoded batch was decoded from. `rejected`: those that could not be decoded; their `row` counts rows of
+    `records`. `selection`: the row numbers of `data` that count, used inside a compiled chain.
     """
 
     def __init__(self, data, offsets=None, str topic="", records=None, rejected=(), selection=None, hashes=None, bad=None):
@@ -45,7 +45,9 @@ cdef class Batch:
 
     @property
     def nbytes(self):
-        """Bytes that the rows of this batch take (of a slice: the slice's share), children, offsets and `records` included."""
+        """The bytes of the rows that count (of a slice: the slice's share), including children, offsets and
+        `records`.
+        """
         return self.size()
 
     @property
@@ -53,13 +55,16 @@ cdef class Batch:
         return self.data.schema
 
     def with_data(self, data):
-        """The same offsets and topic with other rows, without `records` and `rejected`, which belong to the rows of this batch."""
+        """Returns a batch of other rows with the same offsets and topic. It has no `records` and `rejected`, which
+        belong to the old rows.
+        """
         return self.over(data if type(data) is _RecordBatch else _import(data), self._offsets)
 
     def with_selection(self, selection, hashes=None):
-        """The same rows, of which only those that `selection` (a pa.Int32Array of row numbers of `data`) names count, in its order.
+        """Returns a batch of the same data in which only the rows of `selection` count, in that order.
 
-        `hashes`: the key hash of every row of `data`, where it is known.
+        `selection`: row numbers of `data` (pa.Int32Array), or None for all rows. `hashes`: the key hash of every row
+        of `data`, or None.
         """
         cdef Batch batch = self.over(self.data, self._offsets)
         batch.selection = selection
@@ -68,15 +73,17 @@ cdef class Batch:
         return batch
 
     def taken(self):
-        """`data` without the rows that the selection leaves out; `data` itself where there is no selection."""
+        """Returns the rows that count: `data` itself if there is no selection, else a copy."""
         return self.data if self.selection is None else self.data.take(self.selection)
 
     def slice(self, int64_t offset, length=None):
-        """A part of the rows, without copying. The slice keeps all offsets when it holds the last row; otherwise it has none.
+        """Returns a part of the rows without copying. It keeps all offsets if it holds the last row; otherwise it has
+        none.
 
-        Its `records` begin at its first row and end before the first row of the next slice (those of the first slice begin, and those of
-        the last slice end, with the batch's), so that consecutive slices divide the rejected rows among them.
-        Raises IndexError when `offset` is outside 0..num_rows, ValueError for a negative `length`.
+        Consecutive slices divide the rejected rows among them: the `records` of a slice begin at its first row and
+        end before the first row of the next slice. The first slice also has all records before its rows, the last one
+        all records after them. Raises IndexError if `offset` is outside 0..num_rows, ValueError for a negative
+        `length`.
         """
         if self.selection is not None:
             return self.over(self.taken(), self._offsets).slice(offset, length)
@@ -111,7 +118,8 @@ cdef class Batch:
         return f"Batch({self.num_rows} rows of {self.data.schema.names}, topic={self.topic!r}, offsets={self._offsets})"
 
     cdef int64_t size(self) except -1:
-        # RecordBatch.nbytes counts the referenced part of each buffer; get_total_buffer_size would count a slice's whole parent.
+        # RecordBatch.nbytes counts the used part of each buffer; get_total_buffer_size would count the whole parent
+        # of a slice.
         if self._nbytes < 0:
             self._nbytes = self.data.nbytes + (0 if self.records is None else self.records.nbytes)
             if self.selection is not None and self.data.num_rows > 0:
@@ -119,7 +127,9 @@ cdef class Batch:
         return self._nbytes
 
     cdef int64_t record_of(self, int64_t row) except -1:
-        """The place in `records` of a row of `data`: the rejected rows before it are added to its number."""
+        """Returns the row of `records` from which row `row` of `data` was decoded: `row` plus the number of rejected
+        rows before it.
+        """
         for bad in self.rejected:
             if bad.row > row:
                 break
@@ -144,10 +154,10 @@ cdef class Batch:
 def normalise(data):
     """Converts any Arrow data to a RecordBatch of canonical types.
 
-    View, large, dictionary and run-end types become string, binary, list or plain types; decimal128 and all others stay. A batch that is
-    canonical already is returned unchanged. Raises TypeError for an object without Arrow capsules, UserError for data that fits no
-    canonical array, and for columns whose buffers are smaller than their rows need. Offsets and values inside the buffers come from the
-    program, and are trusted.
+    View, large, dictionary and run-end types become string, binary, list or plain types; all others stay. A batch
+    that is canonical already is returned unchanged. Raises TypeError for an object without Arrow capsules; UserError
+    for data that has no canonical form and for columns whose buffers are too small for their rows. Offsets and values
+    inside the buffers are not checked.
     """
     batch = data if isinstance(data, _RecordBatch) else _import(data)
     try:
@@ -167,7 +177,9 @@ def normalise(data):
 
 
 def _import(data):
-    """A pa.RecordBatch from any object with Arrow capsules, which are taken once."""
+    """Imports any object with Arrow capsules as a pa.RecordBatch. The capsules are requested once, because a producer
+    may give them only once.
+    """
     if isinstance(data, _RecordBatch):
         return data
     if isinstance(data, pa.Table):
@@ -180,7 +192,7 @@ def _import(data):
 
 
 cdef object _rows_of(object capsules):
-    """A foreign struct array as a RecordBatch of its fields."""
+    """Imports a foreign struct array as a RecordBatch of its fields."""
     cdef ArrowArray* raw = array_of(capsules.pair[1])
     if schema_of(capsules.pair[0]).format != b"+s":
         raise TypeError(f"a batch is made of rows of columns, not of {pa.field(capsules).type}")
@@ -189,14 +201,14 @@ cdef object _rows_of(object capsules):
         return _RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
     if raw.offset == 0 and raw.null_count == 0:
         return pa.record_batch(capsules)
-    array = pa.array(capsules)  # first an array, because pyarrow makes no batch of a struct array with an offset
+    array = pa.array(capsules)  # pyarrow makes no batch of a struct array with an offset
     if array.null_count:
         raise UserError("a batch cannot have rows that are null as a whole", hint="drop them or make their columns null")
     return _RecordBatch.from_struct_array(array)
 
 
 def _joined(table):
-    """A table's chunks as one RecordBatch."""
+    """Joins a table's chunks into one RecordBatch."""
     columns = [_one_chunk(column) for column in table.columns]
     if not columns:
         return pa.record_batch([pa.nulls(table.num_rows)], names=["_"]).select([])
@@ -204,7 +216,7 @@ def _joined(table):
 
 
 def _one_chunk(chunked):
-    """A ChunkedArray as one Array; a single chunk is not copied."""
+    """Joins a ChunkedArray into one Array. A single chunk is not copied."""
     if chunked.num_chunks == 1:
         return chunked.chunk(0)
     if chunked.num_chunks == 0:
@@ -213,7 +225,7 @@ def _one_chunk(chunked):
 
 
 class _Capsules:
-    """Passes a pair of capsules on to pyarrow."""
+    """A pair of capsules that pyarrow can import."""
 
     def __init__(self, pair):
         self.pair = pair
@@ -226,7 +238,7 @@ class _Capsules:
 
 
 cdef object _from_capsules(object data):
-    """A foreign array as a pa.Array; its capsules are taken once."""
+    """Imports a foreign array as a pa.Array. The capsules are requested once."""
     capsules = _Capsules(data.__arrow_c_array__())
     if array_of(capsules.pair[1]).length == 0:
         return pa.nulls(0, pa.field(capsules).type)  # as in _rows_of
@@ -247,14 +259,14 @@ cdef object plain_array(object data):
 
 
 cdef object _plain_field(object field):
-    """The field itself, or the same field with the canonical type."""
+    """Returns the field itself, or the same field with the canonical type."""
     kind = field.type
     plain = _plain_type(kind)
     return field if plain is kind else field.with_type(plain)
 
 
 cdef object _plain_type(object kind):
-    """The canonical type; the same object where nothing changes."""
+    """Returns the canonical type, which is the same object if nothing changes."""
     types = pa.types
     if not types.is_nested(kind):
         if types.is_dictionary(kind):
@@ -286,7 +298,7 @@ cdef object _plain_type(object kind):
 
 
 cdef object _plain(object array, str name):
-    """The same values in the canonical type."""
+    """Converts an array to its canonical type. Raises UserError if it has no canonical form."""
     try:
         return _converted(array)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowCapacityError) as error:

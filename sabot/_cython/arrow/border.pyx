@@ -1,4 +1,4 @@
-"""Checks Arrow data from outside, before a kernel follows its offsets. See border.pyi for the contract."""
+"""Checks Arrow data from outside before a kernel follows its offsets. See border.pyi for the contract."""
 
 import pyarrow as pa
 
@@ -8,7 +8,8 @@ __all__ = ["validate"]
 
 
 cdef extern from "arrow/utf8.h" namespace "sabot" nogil:
-    int utf8_length(const uint8_t* p, const uint8_t* end) noexcept  # length of the sequence at p, whose first byte is >= 0x80; 0: invalid
+    # length of the sequence at p, whose first byte is >= 0x80; 0 if invalid
+    int utf8_length(const uint8_t* p, const uint8_t* end) noexcept
 
 
 ctypedef fused Offset:
@@ -18,9 +19,9 @@ ctypedef fused Offset:
 
 cdef enum:
     BLOCK = 512  # bytes that are checked at once, in a loop without an exit, which compilers vectorise
-    FOREIGN = 24  # with more characters in a block that are not ASCII, pyarrow's check is the faster one
+    FOREIGN = 24  # above so many characters in a block that are not ASCII, pyarrow's check is faster
 
-cdef dict TEXTS = {  # by type: (bytes of an offset, whether it is text)
+cdef dict TEXTS = {  # type: (bytes per offset, True for text)
     pa.string(): (4, True),
     pa.binary(): (4, False),
     pa.large_string(): (8, True),
@@ -29,7 +30,7 @@ cdef dict TEXTS = {  # by type: (bytes of an offset, whether it is text)
 
 
 def validate(batch):
-    """Raises pa.ArrowInvalid, naming the column, for data that does not conform to its types."""
+    """Raises pa.ArrowInvalid, naming the column, for a batch whose data does not conform to its types."""
     for name, column in zip(batch.schema.names, batch.columns):
         try:
             column.validate()  # checks the sizes of buffers and the outermost offsets, on which the loops below rely
@@ -41,10 +42,10 @@ def validate(batch):
 
 
 cdef bint sound(object array, int width, bint text) except -1:
-    """Whether the values are consecutive, and valid UTF-8 where they are text.
+    """Returns True if the values are consecutive and, for text, valid UTF-8.
 
-    False only means that pyarrow has to decide: bytes behind null rows are checked too, and text with few ASCII blocks is not read to its
-    end.
+    False means that pyarrow has to decide: bytes of null rows are checked here too, and text with few ASCII blocks is
+    not read to its end.
     """
     cdef int64_t n = len(array)
     if n == 0:
@@ -71,9 +72,10 @@ cdef bint in_order(const Offset* offsets, int64_t n) noexcept nogil:
 
 
 cdef bint is_utf8(const Offset* offsets, const uint8_t* data, int64_t n) noexcept nogil:
-    """Whether each of the values between these offsets, which ascend, is UTF-8.
+    """Returns True if each value between these ascending offsets is UTF-8.
 
-    The values are read as one text: where that is valid, and no value begins in the middle of a character, each value is valid.
+    The values are read as one text. If the text is valid and no value begins in the middle of a character, each value
+    is valid.
     """
     cdef const uint8_t* end = data + offsets[n]
     cdef const uint8_t* p = after_ascii(data + offsets[0], end)
@@ -103,7 +105,7 @@ cdef bint is_utf8(const Offset* offsets, const uint8_t* data, int64_t n) noexcep
 
 
 cdef const uint8_t* after_ascii(const uint8_t* p, const uint8_t* end) noexcept nogil:
-    """The first block that is not all ASCII; `end` where there is none."""
+    """Returns the address of the first block that is not all ASCII, or `end`."""
     cdef int64_t i, size
     cdef uint8_t seen
     while p < end:

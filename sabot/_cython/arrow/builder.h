@@ -1,10 +1,11 @@
-/* A column under construction: the buffers that a decoder fills row by row, and how they become an ArrowArray.
+/* A column builder: the buffers that a decoder fills row by row, and their export as an ArrowArray.
 
-Validity and booleans take a byte per row while rows are read (so that a bad row is undone by resetting lengths), and become bits in
-finish(). `append`, `append_null` and `room` count the rows of each column by itself, for decoders that meet fields in any order. A decoder
-that fills all columns of a record at one row number may write there instead, after `reserve`, and set the lengths by `truncate`.
+   While rows are read, validity and booleans take one byte per row, so that a bad row is undone by resetting lengths.
+   finish() packs them into bits. `append`, `append_null` and `room` count the rows of each column separately, for
+   decoders that read fields in any order. A decoder that fills all columns of a record at one row number may instead
+   call `reserve`, write into the buffers, and set the lengths with `truncate`.
 
-Throws std::bad_alloc, or std::overflow_error for a column that is too large for Arrow. */
+   Throws std::bad_alloc, or std::overflow_error for a column that is too large for Arrow. */
 #pragma once
 
 #include <algorithm>
@@ -23,22 +24,22 @@ Throws std::bad_alloc, or std::overflow_error for a column that is too large for
 
 namespace sabot {
 
-/* Which buffers a column has. A map is a list of structs. */
+/* The kind of a column, which decides what buffers it has. A map is a list of structs. */
 enum class Layout : uint8_t { null_, bool_, fixed, bytes, list, struct_ };
 
-/* `Self` is the class that derives from it: the children are of that class too. */
+/* A column under construction. `Self` is the class that derives from this one; the children have that class too. */
 template <class Self>
 struct ColumnBuilder {
     Layout layout;
     bool nullable;
-    int64_t width;              /* bytes of a value while rows are read: 1 for bools, 0 for layouts without values of fixed width */
-    int64_t len = 0, cap = 0;   /* the column has `len` rows; the buffers have room for `cap` */
-    uint8_t* valid = nullptr;   /* a byte per row: 1 if it is not null */
+    int64_t width;              /* bytes per value while rows are read: 1 for bools, 0 for layouts without fixed-width values */
+    int64_t len = 0, cap = 0;   /* `len`: rows in the column; `cap`: rows for which the buffers have room */
+    uint8_t* valid = nullptr;   /* one byte per row: 1 if the row is not null */
     uint8_t* data = nullptr;    /* values of fixed width; for bool, a byte per row */
-    int32_t* offsets = nullptr; /* for bytes and list: cap + 1 offsets, offsets[len] is the length of the text or the child */
+    int32_t* offsets = nullptr; /* for bytes and list: cap + 1 offsets; offsets[len] is the length of `text` or of the child */
     Bytes text;
     std::vector<std::unique_ptr<Self>> children;
-    double per_row = 0;         /* text bytes or list items per row in the last batch, from which room is reserved */
+    double per_row = 0;         /* text bytes or list items per row in the last batch; begin() reserves room by it */
 
     ColumnBuilder(Layout layout_, bool nullable_, int64_t width_) : layout(layout_), nullable(nullable_), width(width_) {}
     ColumnBuilder(const ColumnBuilder&) = delete;
@@ -52,7 +53,7 @@ struct ColumnBuilder {
 
     __attribute__((noinline)) void grow(int64_t rows) {
         if (rows > MAX_OFFSET || len == MAX_OFFSET) throw std::overflow_error("a column of this batch has more than 2^31 rows: use smaller batches");
-        resize(valid, rows + 8); /* because finish() reads 8 at a time */
+        resize(valid, rows + 8); /* finish() reads 8 bytes at a time */
         if (width) resize(data, rows * width + 8);
         if (has_offsets()) {
             const bool fresh = offsets == nullptr;
@@ -73,14 +74,15 @@ struct ColumnBuilder {
         buffer = static_cast<T*>(grown);
     }
 
-    /* Makes room for `rows` rows in all, here and in the children of structs. Children come first: none has less room than its parent. */
+    /* Makes room for `rows` rows in all, here and in the children of structs. Children are grown first, so none has
+       less room than its parent. */
     void reserve(int64_t rows) {
         if (layout == Layout::struct_)
             for (auto& child : children) child->reserve(rows);
         if (rows > cap) grow(rows);
     }
 
-    /* Empties the column, and makes room for `rows`. */
+    /* Empties the column and makes room for `rows` rows. */
     void begin(int64_t rows) {
         for (auto& child : children) {
             const double items = layout == Layout::list ? static_cast<double>(rows) * per_row * 1.1 : static_cast<double>(rows);
@@ -96,7 +98,7 @@ struct ColumnBuilder {
         }
     }
 
-    /* Removes all rows but the first `rows`, and what an incomplete row has left in text and children. */
+    /* Keeps the first `rows` rows. Also removes the text and the child rows that an incomplete row has appended. */
     void truncate(int64_t rows) {
         len = rows;
         const int64_t below = offsets ? offsets[rows] : 0;
@@ -112,7 +114,8 @@ struct ColumnBuilder {
         len++;
     }
 
-    /* Adds a row without a value: null if the column is nullable, else zero or empty (hidden by a null parent, or undone). */
+    /* Appends a row without a value: null if the column is nullable, else zero or empty. A zero is never seen: its
+       parent is null, or the row is removed again. */
     void append_null() {
         room();
         blank(len);
@@ -121,7 +124,7 @@ struct ColumnBuilder {
         len++;
     }
 
-    /* Writes such a row at `row`, for which there is room, here and in the children of structs. */
+    /* Writes a row without a value at `row`, here and in the children of structs. There must be room for it. */
     void put_null(int64_t row) {
         blank(row);
         if (layout == Layout::struct_)
@@ -136,7 +139,7 @@ struct ColumnBuilder {
     }
 };
 
-/* Packs bytes 0/1 into bits in place, 8 at a time. Returns the number of ones. */
+/* Packs n bytes, each 0 or 1, into bits in place, 8 at a time. Returns the number of ones. */
 static inline int64_t pack_bits(uint8_t* bytes, int64_t n) {
     int64_t ones = 0;
     std::memset(bytes + n, 0, 8);
@@ -149,7 +152,8 @@ static inline int64_t pack_bits(uint8_t* bytes, int64_t n) {
     return ones;
 }
 
-/* Takes a buffer of `held` bytes, made smaller where much of it is not used. */
+/* Returns the buffer of `held` bytes and sets the caller's pointer to null. The buffer is shrunk if much of it is
+   unused. */
 template <class T>
 static inline T* fitted(T*& buffer, int64_t used, int64_t held) {
     T* taken = buffer;
@@ -194,7 +198,7 @@ static void finish(Node& node, ArrowArray* out) {
         out->buffers[1] = fitted(node.offsets, (n + 1) * 4, (cap + 1) * 4);
     }
     if (node.layout == Layout::bytes) {
-        node.text.ensure(0); /* so that the buffer is never null */
+        node.text.ensure(0); /* the buffer must never be null */
         const int64_t used = node.text.len, held = node.text.cap;
         uint8_t* text = node.text.take();
         out->buffers[2] = fitted(text, used, held);
@@ -206,7 +210,8 @@ static void finish(Node& node, ArrowArray* out) {
     }
 }
 
-/* Makes a binary array of n values: `append(bytes, i)` appends those of value i. If it throws, nothing is left in `out`. */
+/* Makes a binary array of n values. `append(bytes, i)` appends the bytes of value i. If it throws, `out` is left
+   released. */
 template <class Append>
 static void make_binary(int64_t n, ArrowArray* out, Append append) {
     out->release = nullptr;
@@ -231,7 +236,7 @@ static void make_binary(int64_t n, ArrowArray* out, Append append) {
     }
 }
 
-/* Exports a whole batch. If it throws, nothing is left in `out`. */
+/* Exports a whole batch. If it throws, `out` is left released. */
 template <class Node>
 static void hand_over(Node& root, ArrowArray* out) {
     out->release = nullptr;

@@ -1,6 +1,7 @@
-/* A growing buffer of bytes that becomes a buffer of an Arrow array, and loads of several bytes at once.
+/* A growing byte buffer that can become a buffer of an Arrow array, and loads of several bytes at once.
 
-All of it is `nogil`. Appending to a buffer may throw std::bad_alloc, or std::overflow_error above 2 GiB; the rest is noexcept. */
+   Nothing here needs the GIL. Appending to a buffer may throw std::bad_alloc, or std::overflow_error above 2 GiB; the
+   rest is noexcept. */
 #pragma once
 
 #include <cstdint>
@@ -14,9 +15,9 @@ All of it is `nogil`. Appending to a buffer may throw std::bad_alloc, or std::ov
 
 namespace sabot {
 
-constexpr int64_t MAX_OFFSET = 0x7fffffff; /* Arrow's 32-bit offsets */
+constexpr int64_t MAX_OFFSET = 0x7fffffff; /* the largest of Arrow's 32-bit offsets */
 
-/* A growing byte buffer from malloc, so that it can be handed over to Arrow, whose release callback frees it. */
+/* A growing byte buffer. Its memory comes from malloc, because an Arrow array that takes it frees it with free(). */
 struct Bytes {
     uint8_t* data = nullptr;
     int64_t len = 0, cap = 0;
@@ -26,7 +27,8 @@ struct Bytes {
     Bytes& operator=(const Bytes&) = delete;
     ~Bytes() { std::free(data); }
 
-    /* Makes room for `more` bytes, plus 16 that a block store may touch. Throws overflow_error beyond Arrow's offsets. */
+    /* Makes room for `more` bytes, plus 16 bytes that a store of a whole block may overwrite. Throws overflow_error
+       above MAX_OFFSET. */
     inline void ensure(int64_t more) {
         if (SABOT_UNLIKELY(len + more + 16 > cap)) grow(more);
     }
@@ -35,7 +37,7 @@ struct Bytes {
             throw std::overflow_error("a column of this batch has more than 2 GiB of text: use smaller batches");
         int64_t want = len + more + 64;
         if (want < cap * 2) want = cap * 2;
-        if (want > MAX_OFFSET + 16) want = MAX_OFFSET + 16; /* not more, so that every overflow of the offsets is noticed here */
+        if (want > MAX_OFFSET + 16) want = MAX_OFFSET + 16; /* no larger, so that this function sees every overflow */
         void* grown = std::realloc(data, static_cast<size_t>(want));
         if (grown == nullptr) throw std::bad_alloc();
         data = static_cast<uint8_t*>(grown);

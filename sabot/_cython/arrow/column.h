@@ -1,18 +1,19 @@
-/* The view that every kernel has of a column (`View`), and how results become a column again. columns.pxd declares the same for Cython.
+/* The view through which every kernel reads a column (`View`), and the packing of results into a column. columns.pxd
+   declares the same for Cython.
 
-A kernel works through a column in blocks of at most BLOCK_ROWS rows, which `Rows` names: a run of rows, or a part of a selection. Code
-that depends on the type is chosen once per block.
+   A kernel reads a column in blocks of at most BLOCK_ROWS rows. `Rows` names the rows of a block: consecutive rows, or a
+   part of a selection. Code that depends on the type is chosen once per block.
 
-What every reader of Arrow data must expect, and `view_of` handles:
+   Rules of the Arrow format that every reader must obey, and that `view_of` handles:
 
-- row i of an array is at `offset + i` in its buffers, also in those of validity and of bools (bits);
-- the child of a struct keeps its own offset: row i of the parent is `parent.offset + i` of the child, hence
-  `parent.offset + child.offset + i` of the child's buffers (a list's child is addressed by the list's offsets instead);
-- `null_count` may be -1 (not counted), and the validity buffer may be absent even then;
-- an empty array may have no buffers behind its pointers at all.
+   - row i of an array is at `offset + i` in its buffers, also in the bits of validity and of bools;
+   - the child of a struct has an offset of its own: row i of the parent is `parent.offset + i` of the child, hence
+     `parent.offset + child.offset + i` of the child's buffers (a list's child is addressed by the list's offsets);
+   - `null_count` may be -1 (not counted), and even then the validity buffer may be absent;
+   - an empty array may have null pointers as buffers.
 
-All functions here are `noexcept nogil`: they allocate nothing, throw nothing and need no interpreter. A view owns nothing: the pair of
-capsules that it was made from must live as long as it is read. */
+   All functions here are `noexcept nogil`: they allocate nothing, throw nothing and need no interpreter. A view owns no
+   memory: the pair of capsules that it was made from must live as long as the view is read. */
 #pragma once
 
 #include <cstdint>
@@ -26,7 +27,7 @@ capsules that it was made from must live as long as it is read. */
 
 namespace sabot {
 
-constexpr int BLOCK_ROWS = 512; /* so that slots, row addresses and values of a block stay in the first-level cache */
+constexpr int BLOCK_ROWS = 512; /* slots, row addresses and values of so many rows fit into the first-level cache */
 
 enum class Type : uint8_t {
     other, /* only its validity can be read */
@@ -48,7 +49,8 @@ static inline int width_of(Type type) {
     }
 }
 
-/* The type for an Arrow format; dates, times, timestamps and durations have the type of the integers that store them. */
+/* Returns the type for an Arrow format. Dates, times, timestamps and durations have the type of the integers that
+   store them. */
 static inline Type type_of(const char* format) {
     if (format[0] == 't') {
         if (format[1] == 'd') return format[2] == 'D' ? Type::int32 : Type::int64;
@@ -77,17 +79,17 @@ static inline Type type_of(const char* format) {
     }
 }
 
-/* A flat view of one array, read only. Rows are counted from 0; the accessors of a value do not check validity. */
+/* A flat read-only view of one array. Rows are counted from 0. The accessors of a value do not check validity. */
 struct View {
     Type type = Type::other;
-    bool temporal = false;             /* a date, time, timestamp or duration; `type` is then that of its integers */
+    bool temporal = false;             /* true for a date, time, timestamp or duration; `type` is then the type of its integers */
     int64_t length = 0;                /* rows */
-    int64_t start = 0;                 /* the place of row 0 in every buffer: the array's offset, plus the parent's for a child */
-    const uint8_t* validity = nullptr; /* null: no row is null */
+    int64_t start = 0;  /* the position of row 0 in every buffer: the array's offset, plus the parent's offset for a child */
+    const uint8_t* validity = nullptr; /* null if no row is null */
     const void* values = nullptr;      /* numbers, bits, fixed-size bytes; null when length is 0 */
-    const int32_t* offsets = nullptr;  /* of text and bytes; null when length is 0 */
+    const int32_t* offsets = nullptr;  /* for text and bytes; null when length is 0 */
     const uint8_t* data = nullptr;     /* the bytes, for all types that have bytes; null when length is 0 */
-    const uint8_t* end = nullptr;      /* the end of all rows' bytes */
+    const uint8_t* end = nullptr;      /* the end of the bytes of all rows */
     int64_t width = 0;                 /* bytes per row, for fixed-size bytes */
 
     bool nullable() const { return validity != nullptr || type == Type::nothing; }
@@ -109,7 +111,7 @@ struct View {
         *size = offsets[i + 1] - offsets[i];
         return data + offsets[i];
     }
-    /* The value of a column of integers of any width; for uint64 the same 64 bits, to be cast back. */
+    /* Returns the value in a column of integers of any width. A uint64 comes as the same 64 bits, to be cast back. */
     int64_t integer(int64_t row) const {
         const int64_t i = start + row;
         switch (type) {
@@ -122,12 +124,12 @@ struct View {
             default: return static_cast<const int64_t*>(values)[i];
         }
     }
-    /* The value of a column of float32 or float64. */
+    /* Returns the value in a column of float32 or float64. */
     double real(int64_t row) const {
         if (type == Type::float32) return static_cast<const float*>(values)[start + row];
         return static_cast<const double*>(values)[start + row];
     }
-    /* Row 0 of a column whose values are of this C++ type; null where it has no rows. */
+    /* Returns the address of row 0 in a column of this C++ type, or null if the column has no rows. */
     template <class T>
     const T* from() const {
         return length == 0 ? nullptr : static_cast<const T*>(values) + start;
@@ -139,8 +141,8 @@ struct View {
     const uint64_t* uint64s() const { return from<uint64_t>(); }
 };
 
-/* Makes the view of an array. For the child of a struct, `parent_offset` and `length` are those of the struct; otherwise 0 and
-   array.length. If the type is `other`, only `valid` may be called. */
+/* Makes the view of an array. For the child of a struct, `parent_offset` and `length` are those of the struct; for
+   any other array they are 0 and array.length. If the type is `other`, only `valid` may be called. */
 static inline View view_of(const ArrowSchema* schema, const ArrowArray* array, int64_t parent_offset, int64_t length) {
     View view;
     view.type = schema->dictionary != nullptr ? Type::other : type_of(schema->format);
@@ -150,7 +152,7 @@ static inline View view_of(const ArrowSchema* schema, const ArrowArray* array, i
     if (length == 0 || array->n_buffers == 0) return view;
     if (array->null_count != 0) view.validity = static_cast<const uint8_t*>(array->buffers[0]);
     if (view.type == Type::other || view.type == Type::nothing) return view;
-    static const uint8_t none = 0; /* stands in for `data` where all rows are empty and there is no buffer */
+    static const uint8_t none = 0; /* replaces `data` if all rows are empty and there is no buffer */
     if (view.type == Type::text || view.type == Type::bytes) {
         view.offsets = static_cast<const int32_t*>(array->buffers[1]);
         view.data = static_cast<const uint8_t*>(array->buffers[2]);
@@ -167,17 +169,18 @@ static inline View view_of(const ArrowSchema* schema, const ArrowArray* array, i
     return view;
 }
 
-/* The bytes of a decimal of this format: d:precision,scale[,bits]. */
+/* Returns the number of bytes of a decimal with this format: d:precision,scale[,bits]. */
 static inline int64_t decimal_width(const char* format) {
     const char* comma = std::strchr(format, ',');
     comma = comma == nullptr ? nullptr : std::strchr(comma + 1, ',');
     return comma == nullptr ? 16 : std::strtoll(comma + 1, nullptr, 10) / 8;
 }
 
-/* The type of a key column in a table: decimals are keys by their bytes, which are equal where they are, since their scale is the column's. */
+/* Returns the type of a key column. Decimals are compared by their bytes: all values of a column have the same scale,
+   so equal decimals have equal bytes. */
 static inline Type key_type_of(const char* format) { return format[0] == 'd' ? Type::bytes : type_of(format); }
 
-/* As view_of, for a column that is a key: decimals have the type `fixed`. */
+/* Makes the view of a key column, like view_of. A decimal has the type `fixed`. */
 static inline View key_view_of(const ArrowSchema* schema, const ArrowArray* array, int64_t parent_offset, int64_t length) {
     View view = view_of(schema, array, parent_offset, length);
     if (schema->format[0] != 'd' || schema->dictionary != nullptr) return view;
@@ -191,7 +194,8 @@ static inline View key_view_of(const ArrowSchema* schema, const ArrowArray* arra
     return view;
 }
 
-/* The rows of a block: `count` of them from `base` on, which count rows of the selection where there is one. */
+/* The rows of a block: `count` rows from number `base` on. With a selection (`chosen` is not null), `base` counts
+   rows of the selection. */
 struct Rows {
     const int32_t* chosen;
     int64_t base;
@@ -212,7 +216,7 @@ static inline void each_row(const Rows& rows, Body body) {
     }
 }
 
-/* Whether all numbers are at least 0 and below `end`. */
+/* Returns true if all numbers are at least 0 and below `end`. */
 static inline bool all_within(const int32_t* numbers, int64_t count, int64_t end) {
     int32_t least = INT32_MAX, greatest = INT32_MIN;
     for (int64_t i = 0; i < count; i++) {
@@ -222,7 +226,7 @@ static inline bool all_within(const int32_t* numbers, int64_t count, int64_t end
     return count == 0 || (least >= 0 && greatest < end);
 }
 
-/* Calls body(T()) for the C++ type of a column of numbers. */
+/* Calls body(T()) with the C++ type T of a column of numbers. */
 template <class Body>
 static inline void with_number(Type type, Body body) {
     switch (type) {
@@ -239,7 +243,8 @@ static inline void with_number(Type type, Body body) {
     }
 }
 
-/* The numbers of a block as `To`: in `scratch`, unless they are consecutive values of that type already. Null rows give any value. */
+/* Returns the numbers of a block as `To`. They are in `scratch`, unless the column has them consecutively in that
+   type already. The value of a null row is undefined. */
 template <class To>
 static inline const To* numbers(const View& view, const Rows& rows, To* scratch) {
     if (view.type == Type::nothing) {
@@ -276,7 +281,8 @@ static inline double double_of(uint64_t bits) {
     return value;
 }
 
-/* Writes `count` rows of 64 bits (integers, or the bits of a double) into a column's buffers, from its row `first` on, a multiple of 8. */
+/* Writes `count` rows of 64 bits (integers, or the bits of a double) into a column's buffers, from row `first` on,
+   which is a multiple of 8. Returns the number of nulls. */
 static inline int64_t pack(
     Type type, const uint64_t* raw, const uint8_t* valid, int count, int64_t first, void* values, uint8_t* validity
 ) {

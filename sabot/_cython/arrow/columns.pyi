@@ -1,1 +1,1 @@
-"""How kernels read columns and make them: for other kernels only (columns.pxd); nothing in here is for Python."""
+"""Reading and making of columns, for other kernels only (columns.pxd). Python code uses nothing in here."""

@@ -1,4 +1,4 @@
-"""How kernels read columns and make them. See columns.pxd; nothing in here is for Python."""
+"""The reading of columns by kernels, and the making of new ones. See columns.pxd; Python code uses nothing in here."""
 
 import pyarrow as pa
 
@@ -18,7 +18,7 @@ cdef object _from_buffers = pa.Array.from_buffers
 
 
 cdef object open_view(object array, View* view):
-    """Fills `view`, and returns the object that has to stay alive while it is read."""
+    """Fills `view`. Returns the object that has to stay alive while the view is read."""
     capsules = array.__arrow_c_array__()
     cdef ArrowArray* raw = array_of(capsules[1])
     view[0] = view_of(schema_of(capsules[0]), raw, 0, raw.length)
@@ -26,7 +26,7 @@ cdef object open_view(object array, View* view):
 
 
 cdef object open_key(object array, View* view):
-    """As open_view, for a key."""
+    """Fills `view` for a key column, like open_view."""
     capsules = array.__arrow_c_array__()
     cdef ArrowArray* raw = array_of(capsules[1])
     view[0] = key_view_of(schema_of(capsules[0]), raw, 0, raw.length)
@@ -34,7 +34,9 @@ cdef object open_key(object array, View* view):
 
 
 cdef object open_array(object array, View* view, Type type, str name):
-    """Fills `view`, and returns the object that has to stay alive while it is read. TypeError for another type, ValueError for nulls."""
+    """Fills `view`. Returns the object that has to stay alive while it is read. Raises TypeError for another type,
+    ValueError for nulls.
+    """
     array = plain_array(array)
     if array.null_count:
         raise ValueError(f"{name}: {array.null_count} values are null")
@@ -50,7 +52,9 @@ cdef class Numbers:
 
 
 cdef Numbers numbers_of(object data, object data_type, str name, int64_t length):
-    """Opens an array of numbers. TypeError for another type; ValueError where it has nulls, or another length (-1: any)."""
+    """Opens an array of numbers. Raises TypeError for another type; ValueError for nulls, or for another length (-1:
+    any length).
+    """
     array = plain_array(data)
     if array.type != data_type:
         raise TypeError(f"{name} must be {data_type}, not {array.type}")
@@ -59,7 +63,7 @@ cdef Numbers numbers_of(object data, object data_type, str name, int64_t length)
     cdef Numbers numbers = Numbers()
     numbers.array = array
     numbers.length = len(array)
-    numbers.values = <const void*> <size_t> 8  # of an empty array; it is never read
+    numbers.values = <const void*> <size_t> 8  # for an empty array; never read
     if length >= 0 and numbers.length != length:
         raise ValueError(f"{name}: {numbers.length} of {length} rows")
     if numbers.length:
@@ -69,7 +73,9 @@ cdef Numbers numbers_of(object data, object data_type, str name, int64_t length)
 
 
 cdef Numbers rows_of(object selection, int64_t rows):
-    """Opens row numbers, each below `rows`; None selects all rows: then `values` is NULL."""
+    """Opens row numbers, each below `rows`. For None, which selects all rows, `values` is NULL. Raises IndexError for
+    other numbers.
+    """
     cdef Numbers numbers
     if selection is None:
         numbers = Numbers()
@@ -83,7 +89,7 @@ cdef Numbers rows_of(object selection, int64_t rows):
 
 
 cdef object new_array(object kind, int64_t size, void** data):
-    """An array of `size` values, to be filled through `data` (OUT)."""
+    """Returns an array of `size` values, to be filled through `data` (OUT)."""
     buffer = _allocate((size * <int64_t> kind.bit_width + 7) // 8)
     data[0] = <void*> <size_t> buffer.address
     return _from_buffers(kind, size, [None, buffer], 0)

@@ -1,6 +1,7 @@
-/* Comparisons of strings with a constant, 64 rows at a time: lengths are compared first, then eight bytes at a time as a word.
+/* Comparisons of strings with a constant, 64 rows at a time: first by length, then by words of eight bytes.
 
-All of it is `nogil`. `LiteralSet.add` and `ready` may throw std::bad_alloc (`except +`); the rest is noexcept. */
+   Nothing here needs the GIL. `LiteralSet.add` and `ready` may throw std::bad_alloc (`except +`); the rest is
+   noexcept. */
 #pragma once
 
 #include <algorithm>
@@ -11,16 +12,16 @@ All of it is `nogil`. `LiteralSet.add` and `ready` may throw std::bad_alloc (`ex
 
 namespace sabot {
 
-/* The rows of a string or binary array: IN only, owns nothing. */
+/* The rows of a string or binary array. Read only; owns no memory. */
 struct Strings {
-    const int32_t* offsets;  // length + 1 offsets; not read where length is 0
-    const uint8_t* data;     // may be NULL where all strings are empty
+    const int32_t* offsets;  // length + 1 offsets; not read if length is 0
+    const uint8_t* data;     // may be NULL if all strings are empty
     int64_t length;
 
     int32_t size(int64_t row) const { return offsets[row + 1] - offsets[row]; }
     const uint8_t* at(int64_t row) const { return data + offsets[row]; }
 
-    /* The first row with fewer than `reach` bytes of data from its beginning to the end of the buffer. */
+    /* Returns the first row that has fewer than `reach` bytes between its first byte and the end of the buffer. */
     int64_t end_of_reach(int64_t reach) const {
         if (length == 0) return 0;
         const int64_t last = static_cast<int64_t>(offsets[length]) - reach;
@@ -35,7 +36,8 @@ static inline uint64_t word_at(const uint8_t* data) {
     return word;
 }
 
-/* A mask for the first bytes of a word, as many as the string has, at most 8. It is a table, because branches on lengths mispredict. */
+/* Returns a mask for the first `size` bytes of a word, at most 8. The masks are in a table, because branches on
+   lengths are mispredicted. */
 static inline uint64_t word_mask(int32_t size) {
     static constexpr uint64_t masks[9] = {
         0, 0xff, 0xffff, 0xffffff, 0xffffffff, 0xffffffffff, 0xffffffffffff, 0xffffffffffffff, 0xffffffffffffffff,
@@ -54,7 +56,7 @@ static inline uint64_t bits_of(const uint8_t* flags) {
     return bits;
 }
 
-/* Which of 64 consecutive values of one width are `wanted`, as bits. */
+/* Compares 64 consecutive values of one width with `wanted`. Returns one bit per value. */
 template <class Value>
 static inline uint64_t same_values(const uint8_t* data, uint64_t wanted) {
     uint8_t flags[64];
@@ -66,8 +68,8 @@ static inline uint64_t same_values(const uint8_t* data, uint64_t wanted) {
     return bits_of(flags);
 }
 
-/* Writes bit skip + row of `out` for each row: `one(row)` computes a bit, `block(row)` 64 of them, for rows before `blocks_end`.
-   OUT: all bytes that hold such bits; their other bits become 0. */
+/* Writes bit `skip + row` of `out` for each row. `one(row)` computes one bit. `block(row)` computes 64 bits and is
+   called only for rows before `blocks_end`. OUT: all bytes that hold such bits; their other bits become 0. */
 template <class One, class Block>
 static inline void write_bits(int64_t rows, int skip, int64_t blocks_end, uint8_t* out, One one, Block block) {
     std::memset(out, 0, static_cast<size_t>((skip + rows + 7) / 8));
@@ -84,7 +86,7 @@ static inline void write_bits(int64_t rows, int skip, int64_t blocks_end, uint8_
     while (row < rows) single();
 }
 
-/* Which strings equal `wanted`, or begin with it. Writes `out` as `write_bits` does. */
+/* Finds the strings that equal `wanted` or, if `prefix`, begin with it. Writes `out` like `write_bits`. */
 template <bool prefix>
 static void match_literal(const Strings& strings, const uint8_t* wanted, int32_t size, int skip, uint8_t* out) {
     const bool two_words = size > 8;
@@ -107,7 +109,7 @@ static void match_literal(const Strings& strings, const uint8_t* wanted, int32_t
                 all &= fit;
             }
             if (!some) return 0;
-            if (!prefix && all) {  // all have the wanted length, so they lie as numbers of that width do
+            if (!prefix && all) {  // all strings have the wanted length, so they lie in memory like numbers of that width
                 const uint8_t* first = strings.data + offsets[0];
                 switch (size) {
                     case 1: return same_values<uint8_t>(first, head);
@@ -140,12 +142,14 @@ static inline void begin_with(const Strings& strings, const uint8_t* wanted, int
     match_literal<true>(strings, wanted, size, skip, out);
 }
 
-/* Which strings contain `wanted`. All strings are searched as one text: 64 places at once by first and last byte, then the bytes between;
-   a place that reaches into the next string does not count. Writes `out` as `write_bits` does. */
+/* Finds the strings that contain `wanted`. Writes `out` like `write_bits`. All strings are searched as one text:
+   first and last byte are compared at 64 positions at once, then the bytes between them. A match that reaches into
+   the next string does not count. */
 static void contain(const Strings& strings, const uint8_t* wanted, int32_t size, int skip, uint8_t* out) {
     std::memset(out, size ? 0 : 0xff, static_cast<size_t>((skip + strings.length + 7) / 8));
     if (size == 0 || strings.length == 0) return;
-    const int64_t end = static_cast<int64_t>(strings.offsets[strings.length]) - size + 1;  // the end of the places where it can begin
+    // the first position at which `wanted` cannot begin any more
+    const int64_t end = static_cast<int64_t>(strings.offsets[strings.length]) - size + 1;
     const uint8_t first = wanted[0], last = wanted[size - 1];
     int64_t row = 0;
     const auto candidate = [&](int64_t place) {
@@ -169,18 +173,19 @@ static void contain(const Strings& strings, const uint8_t* wanted, int32_t size,
         if (strings.data[place] == first && strings.data[place + size - 1] == last) candidate(place);
 }
 
-/* A small set of strings, hashed so that no two of them share a slot: by bytes and length as one word where all are shorter than a word,
-   otherwise by their length, their first and their last eight bytes. Factors for the hash are found by trial; where none are found (two
-   strings can agree in all three), rows are compared with each string of the set. */
+/* A small set of strings in a hash table without collisions. If all strings are shorter than a word, the key is their
+   bytes and length in one word; otherwise it is their length, first eight bytes and last eight bytes. The factors of
+   the hash are found by trial. If none are found (two strings can agree in length, head and tail), each row is
+   compared with every string of the set. */
 class LiteralSet {
   public:
     void add(const uint8_t* data, int64_t size) { values_.emplace_back(reinterpret_cast<const char*>(data), size); }
 
-    /* To be called after the last `add` and before the first `match`. */
+    /* Builds the table. Call it after the last `add` and before the first `match`. */
     void ready() {
         std::sort(values_.begin(), values_.end());
         values_.erase(std::unique(values_.begin(), values_.end()), values_.end());
-        entries_.assign(1, Entry{-1, 0, 0, nullptr});  // the entry of all empty slots: no string has this length
+        entries_.assign(1, Entry{-1, 0, 0, nullptr});  // the entry of all empty slots: no string has length -1
         for (const std::string& value : values_) {
             Entry entry{static_cast<int32_t>(value.size()), 0, 0, reinterpret_cast<const uint8_t*>(value.data())};
             std::memcpy(&entry.head, entry.data, std::min<size_t>(value.size(), 8));
@@ -198,7 +203,7 @@ class LiteralSet {
         }
     }
 
-    /* Which strings are in the set. Writes `out` as `write_bits` does. */
+    /* Finds the strings that are in the set. Writes `out` like `write_bits`. */
     void match(const Strings& strings, int skip, uint8_t* out) const {
         const int64_t end = apart_ ? strings.end_of_reach(8) : 0;
         const auto one = [&](int64_t row) { return holds(strings.at(row), strings.size(row)); };
@@ -213,12 +218,12 @@ class LiteralSet {
 
     struct Entry {
         int32_t size;
-        uint64_t head, tail;  // the first and the last 8 bytes; for a shorter string, both are its bytes and zeros
+        uint64_t head, tail;  // the first and the last 8 bytes; for a shorter string both are its bytes, padded with zeros
         const uint8_t* data;
     };
 
     struct Hash {
-        uint64_t head, tail, size;  // factors
+        uint64_t head, tail, size;  // factors of the hash
         int shift;
 
         size_t slot(uint64_t word) const { return (word * head) >> shift; }
@@ -227,7 +232,8 @@ class LiteralSet {
         }
     };
 
-    /* Fewer than 8 bytes with their count as the last byte; for more, a word that differs from all of those. */
+    /* Packs a string of fewer than 8 bytes into a word with its length as the last byte. For a longer string it
+       returns a word that differs from all of these. */
     static uint64_t packed(uint64_t head, int32_t size) {
         return (head & word_mask(size)) | static_cast<uint64_t>(std::min(size, 8)) << 56;
     }
@@ -276,7 +282,8 @@ class LiteralSet {
         return false;
     }
 
-    /* Tries to put each string into a slot of its own with the current factors; false where two share a slot. */
+    /* Tries to put each string into a slot of its own with the current factors. Returns false if two strings share a
+       slot. */
     bool place_words() {
         words_.assign(size_t{1} << (64 - hash_.shift), NO_WORD);
         for (size_t i = 1; i < entries_.size(); i++) {
@@ -298,7 +305,7 @@ class LiteralSet {
         return true;
     }
 
-    uint64_t next_factor() {  // of a splitmix64 sequence
+    uint64_t next_factor() {  // the next number of a splitmix64 sequence
         seed_ += 0x9e3779b97f4a7c15;
         uint64_t z = seed_;
         z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
@@ -306,12 +313,12 @@ class LiteralSet {
         return (z ^ (z >> 31)) | 1;
     }
 
-    static constexpr uint64_t NO_WORD = uint64_t{0x10} << 56;  // `packed` never gives it: its last byte is below 8, or has bit 8
+    static constexpr uint64_t NO_WORD = uint64_t{0x10} << 56;  // `packed` never returns this word: its last byte is at most 8
 
     std::vector<std::string> values_;
     std::vector<Entry> entries_;
-    std::vector<uint64_t> words_;  // used where all strings are shorter than a word
-    std::vector<uint16_t> slots_;  // used otherwise: the place of an entry; 0: none
+    std::vector<uint64_t> words_;  // used if all strings are shorter than a word
+    std::vector<uint16_t> slots_;  // used otherwise: the index of an entry, or 0 for an empty slot
     Hash hash_{};
     uint64_t seed_ = 0;
     int32_t longest_ = 0;

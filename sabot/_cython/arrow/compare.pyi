@@ -3,25 +3,26 @@ from typing import Any
 
 import pyarrow as pa
 
-LITERALS: int  # the most constants that a LiteralSet takes
+LITERALS: int  # the largest number of constants in a LiteralSet
 
-# `strings` are string or binary in any encoding, else TypeError. A result has as many rows, and is null where the string is (the bitmap
-# is shared, not copied). Values are compared as bytes; those of strings are UTF-8. The GIL is released over the rows.
+# `strings` is a string or binary array in any encoding, else TypeError is raised. A result has one row per string,
+# and is null where the string is null (the validity bitmap is shared, not copied). Strings are compared as UTF-8
+# bytes. The GIL is released. A constant of 2 GiB or more raises ValueError.
 
 def equal_literal(strings: pa.Array[Any], value: bytes) -> pa.BooleanArray:
-    """Whether each string is `value`."""
+    """Returns True for each string that equals `value`."""
 
 def starts_with(strings: pa.Array[Any], value: bytes) -> pa.BooleanArray:
-    """Whether each string begins with `value`; with b"" all do."""
+    """Returns True for each string that begins with `value`. Every string begins with b""."""
 
 def contains(strings: pa.Array[Any], value: bytes) -> pa.BooleanArray:
-    """Whether each string contains `value`; every string contains b""."""
+    """Returns True for each string that contains `value`. Every string contains b""."""
 
 class LiteralSet:
-    """A set of constants in which strings are looked up. Make it once and keep it; threads may share it."""
+    """A set of constants in which strings are looked up. Make it once and keep it. Several threads may use it."""
 
     def __init__(self, values: Iterable[bytes]) -> None:
-        """Raises ValueError for more than LITERALS constants."""
+        """Raises ValueError for more than LITERALS constants, TypeError for a constant that is not bytes."""
 
     def holds(self, strings: pa.Array[Any]) -> pa.BooleanArray:
-        """Whether each string is among the constants."""
+        """Returns True for each string that is among the constants."""

@@ -33,12 +33,12 @@ cdef int64_t MAX_SIZE = 2**31 - 1
 
 
 cdef class _Answer:
-    """Strings to read, and a bit for each of them to write. The result shares the validity bitmap of the strings."""
+    """The strings to read, and one bit to write for each. The result shares the validity bitmap of the strings."""
 
     cdef object array           # keeps the memory of the strings alive
     cdef object buffer          # keeps the memory of `out` alive
     cdef Strings strings
-    cdef int skip               # the bit of row 0 in the first byte of `out`, the same as in the validity bitmap
+    cdef int skip               # the bit of row 0 in the first byte of `out`; the same as in the validity bitmap
     cdef uint8_t* out
 
     cdef object finish(self):
@@ -85,22 +85,24 @@ cdef object _matched(object strings, bytes value, Match match):
 
 
 def equal_literal(strings, bytes value not None):
-    """Whether each string, as bytes, is `value`; null where it is null."""
+    """Returns True for each string that equals `value`, compared as bytes; null for null."""
     return _matched(strings, value, equal_to)
 
 
 def starts_with(strings, bytes value not None):
-    """Whether each string, as bytes, begins with `value`; null where it is null."""
+    """Returns True for each string that begins with `value`, compared as bytes; null for null."""
     return _matched(strings, value, begin_with)
 
 
 def contains(strings, bytes value not None):
-    """Whether each string, as bytes, contains `value`; null where it is null."""
+    """Returns True for each string that contains `value`, compared as bytes; null for null."""
     return _matched(strings, value, contain)
 
 
 cdef class LiteralSet:
-    """A set of at most LITERALS constants (else ValueError), in which strings are looked up. Threads may share it."""
+    """A set of at most LITERALS constants (else ValueError), in which strings are looked up. Several threads may use
+    it.
+    """
 
     cdef CLiteralSet values
 
@@ -115,7 +117,7 @@ cdef class LiteralSet:
         self.values.ready()
 
     def holds(self, strings):
-        """Whether each string, as bytes, is among the constants; null where it is null."""
+        """Returns True for each string that is among the constants, compared as bytes; null for null."""
         cdef _Answer answer = _answer(strings)
         with nogil:
             self.values.match(answer.strings, answer.skip, answer.out)

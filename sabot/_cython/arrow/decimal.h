@@ -1,4 +1,4 @@
-/* Decimals as Arrow stores them: whole numbers, beside a scale that is the column's. All of it is noexcept. */
+/* Decimals as Arrow stores them: whole numbers, with one scale for the whole column. All functions are noexcept. */
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ static constexpr uint64_t TENS[] = {
     10000000000000, 100000000000000, 1000000000000000, 10000000000000000, 100000000000000000, 1000000000000000000,
     10000000000000000000ull};
 
-/* A decimal without its point, as a whole number of up to 76 digits: two's complement, the lowest word first. */
+/* A decimal without its point, as a whole number of up to 76 digits: in two's complement, the lowest word first. */
 struct Whole {
     uint64_t words[4] = {0, 0, 0, 0};
 
@@ -28,7 +28,7 @@ struct Whole {
             carry = carry && word == 0;
         }
     }
-    /* Divides it, which must not be negative, and returns the remainder. */
+    /* Divides the number, which must not be negative, and returns the remainder. */
     uint64_t divide(uint64_t by) {
         unsigned __int128 rest = 0;
         for (int i = 3; i >= 0; i--) {
@@ -40,7 +40,7 @@ struct Whole {
     }
     bool is_zero() const { return (words[0] | words[1] | words[2] | words[3]) == 0; }
     bool is_negative() const { return words[3] >> 63; }
-    /* Whether its magnitude is below `limit`, which is positive. */
+    /* Returns true if the magnitude of the number is below `limit`, which is positive. */
     bool is_below(const Whole& limit) const {
         Whole size = *this;
         if (size.is_negative()) size.negate();
@@ -50,7 +50,7 @@ struct Whole {
     }
 };
 
-/* Ten to the power of `digits`, at most 76. */
+/* Returns ten to the power of `digits`, which is at most 76. */
 static inline Whole power_of_ten(int digits) {
     Whole made;
     made.words[0] = 1;

@@ -1,11 +1,11 @@
-/* Chosen rows of several arrays of one type, one array behind the other, copied once into a new array.
+/* Copies chosen rows of several arrays of one type into one new array, each row once.
 
-        parts     [a b c d] of which 0, 2      [e f] all
-                   └───┬───────────────────────┬┘
-        new array [a c e f]
+          parts     [a b c d] rows 0, 2          [e f] all rows
+                     └───┬───────────────────────┬┘
+          new array [a c e f]
 
-   All columns lie in one block, which its owner takes from Arrow's pool: fresh pages of the system, as malloc gives for blocks of this size,
-   cost more than the copy. */
+   All columns lie in one block of memory. The caller takes the block from Arrow's pool: malloc gives blocks of this size
+   as fresh pages of the system, and page faults would cost more than the copy. */
 #pragma once
 
 #include <cstdint>
@@ -17,19 +17,19 @@
 
 namespace sabot {
 
-/* A column of one batch, and the rows of it that are copied. */
+/* A column of one batch, and the rows to copy from it. */
 struct Part {
     View view;
-    const int32_t* chosen; /* null: all rows */
-    int64_t count;         /* how many rows are copied */
+    const int32_t* chosen; /* row numbers, or null for all rows */
+    int64_t count;         /* the number of rows to copy */
 };
 
-/* The parts of one column. Owns nothing. */
+/* The parts of one new column, one per batch. Owns no memory. */
 struct Parts {
     const Part* first;
     size_t count;
 
-    /* Calls body(part, number in the new array, row of the part) for each row. */
+    /* Calls body(part, row of the new array, row of the part) for each row. */
     template <class Body>
     void each_row(Body body) const {
         int64_t at = 0;
@@ -41,14 +41,15 @@ struct Parts {
     }
 };
 
-/* Where the buffers of a column begin in the block; -1: it has no such buffer. */
+/* The offsets at which the buffers of a column begin in the block; -1 for a buffer that the column does not have. */
 struct Place {
     Type type = Type::nothing;
-    int64_t width = 0; /* of fixed-size bytes */
+    int64_t width = 0; /* bytes per value, for fixed-size bytes */
     int64_t validity = -1, values = -1, data = -1;
 };
 
-constexpr int64_t SHORT = 32; /* a text of at most so many bytes is copied as so many: a copy of a known size takes no call */
+// a text of at most 32 bytes is copied as 32 bytes: a memcpy of a constant size is not a call
+constexpr int64_t SHORT = 32;
 constexpr int64_t ALIGNED = 64;
 
 static inline bool is_text(Type type) { return type == Type::text || type == Type::bytes; }
@@ -62,8 +63,9 @@ static inline int64_t bytes_of(const Parts& parts) {
     return bytes;
 }
 
-/* Places each column in the block, and returns the bytes that the block takes; -1 where the bytes of texts are more than 32-bit offsets
-   reach. `parts` has `count` parts of the first column, then those of the second, and so on. No type is `other`. */
+/* Places each column in the block. Returns the size of the block in bytes, or -1 if a column has more bytes of text
+   than 32-bit offsets can address. `parts` has `count` parts of the first column, then `count` parts of the second,
+   and so on. No type is `other`. */
 static inline int64_t place_columns(const Part* parts, size_t count, size_t columns, int64_t rows, Place* places) {
     int64_t end = 0;
     auto put = [&](int64_t bytes) {
@@ -80,7 +82,7 @@ static inline int64_t place_columns(const Part* parts, size_t count, size_t colu
         for (size_t p = 0; p < count; p++) {
             const View& view = column.first[p].view;
             nullable = nullable || view.nullable();
-            if (view.width > place.width) place.width = view.width; /* the view of an empty array does not know it */
+            if (view.width > place.width) place.width = view.width; /* the view of an empty array has width 0 */
         }
         if (nullable) place.validity = put((rows + 7) / 8);
         if (is_text(place.type)) {
@@ -97,7 +99,7 @@ static inline int64_t place_columns(const Part* parts, size_t count, size_t colu
     return end;
 }
 
-/* Bits that `bit(part, row)` gives; -> how many are 0. */
+/* Writes the bit `bit(part, row)` for each row. Returns the number of zeros. */
 template <class Bit>
 static inline int64_t gather_bits(const Parts& parts, int64_t rows, uint8_t* bits, Bit bit) {
     int64_t zeros = 0;
@@ -136,7 +138,7 @@ static inline void gather_texts(const Parts& parts, int32_t* offsets, uint8_t* d
     });
 }
 
-/* Fills the buffers of a column; -> how many rows are null. */
+/* Fills the buffers of a column. Returns the number of null rows. */
 static inline int64_t gather(const Parts& parts, int64_t rows, const Place& place, uint8_t* block) {
     if (place.type == Type::nothing) return rows;
     uint8_t* values = block + place.values;
@@ -160,7 +162,8 @@ static inline int64_t gather(const Parts& parts, int64_t rows, const Place& plac
     return nulls;
 }
 
-/* Children are released with the struct, which owns their memory. Arrow's import never moves one out of it. */
+/* The struct owns the memory of its children and frees it when it is released. Arrow's import never moves a child out
+   of it. */
 static inline void release_gathered_child(ArrowArray* child) { child->release = nullptr; }
 
 static inline void release_gathered(ArrowArray* array) {
@@ -183,8 +186,8 @@ static inline T* zeroed(size_t count) {
     return memory;
 }
 
-/* Makes `out` (zeroed) a struct of the columns, which are filled. owner: the array of the block, which moves into `out`. Throws bad_alloc;
-   `out` is to be released in any case. */
+/* Makes `out` (IN zeroed) a struct array of the columns and copies the rows into them. `owner`: the array that owns
+   the block; it moves into `out`. Throws bad_alloc; the caller releases `out` in any case. */
 static inline void gather_columns(
     const Part* parts, size_t count, size_t columns, int64_t rows, const Place* places, uint8_t* block, ArrowArray* owner, ArrowArray* out
 ) {
@@ -212,7 +215,7 @@ static inline void gather_columns(
     out->private_data = kept;
 }
 
-/* Fills the column of the key hashes, which stands in the block behind those of the batch. */
+/* Fills the column of the key hashes, which lies in the block after the columns of the batch. */
 static inline void gather_hashes(const Part* parts, size_t count, int64_t rows, const Place& place, uint8_t* block) {
     gather(Parts{parts, count}, rows, place, block);
 }

@@ -5,7 +5,9 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 
 def gathered(parts: Sequence[Batch]) -> tuple[pa.RecordBatch, pa.UInt64Array | None]:
-    """The rows of these batches that count, one batch behind the other, and their key hashes (None where those of one are not known).
+    """Joins the rows of the batches that count, in order. Returns them and their key hashes, or None if one batch has
+    no hashes.
 
-    Rows and hashes are copied once, without the GIL. The batches (one at least) have the same columns, else ValueError.
+    Rows and hashes are copied once, without the GIL. There must be at least one batch. Raises ValueError if the
+    columns of the batches differ.
     """

@@ -1,4 +1,4 @@
-"""Joins batches of which selected rows count. See gather.pyi for the contract; the loops over rows are in gather.h."""
+"""Joins the selected rows of several batches. See gather.pyi for the contract; the loops over rows are in gather.h."""
 
 import pyarrow as pa
 
@@ -22,9 +22,10 @@ cdef extern from "arrow/gather.h" namespace "sabot" nogil:
     cppclass Place:
         int64_t values
 
-    # IN `parts`, column by column. OUT `places`. Returns the bytes of the block; -1 where texts are too long for 32-bit offsets.
+    # IN `parts`, column by column. OUT `places`. Returns the size of the block in bytes, or -1 if texts are too long
+    # for 32-bit offsets.
     int64_t place_columns(const Part* parts, size_t count, size_t columns, int64_t rows, Place* places) noexcept
-    # OUT `out` (IN zeroed), to be released in any case; `owner` moves into it.
+    # OUT `out` (IN zeroed), which the caller releases in any case. `owner` moves into it. Throws bad_alloc.
     void gather_columns(
         const Part* parts, size_t count, size_t columns, int64_t rows, const Place* places, uint8_t* block, ArrowArray* owner,
         ArrowArray* out
@@ -36,7 +37,7 @@ cdef object _UINT64 = pa.uint64()
 
 
 def gathered(parts):
-    """The rows of these batches that count, one batch behind the other, and their key hashes (or None)."""
+    """Joins the rows of the batches that count, in order. Returns them and their key hashes, or None."""
     cdef Batch part
     cdef Batch first = parts[0]
     schema = first.data.schema
@@ -93,7 +94,7 @@ def gathered(parts):
 
 
 cdef tuple _concatenated(parts, bint hashed):
-    """The same by pyarrow, which copies chosen rows twice: for columns of types that kernels do not read."""
+    """Joins the batches with pyarrow, which copies chosen rows twice: for columns of types that kernels cannot read."""
     joined = pa.concat_batches([part.taken() for part in parts])
     if not hashed:
         return joined, None

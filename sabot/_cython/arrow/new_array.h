@@ -1,5 +1,5 @@
-/* An Arrow array whose buffers come from malloc, made to be handed over through the C Data Interface: its consumer releases it, in any
-thread and without the interpreter. */
+/* Makes Arrow arrays whose buffers come from malloc, for export through the C Data Interface. The consumer may
+   release them in any thread, without the GIL. */
 #pragma once
 
 #include <cstdlib>
@@ -22,7 +22,8 @@ static inline void release_array(ArrowArray* array) {
     array->release = nullptr;
 }
 
-/* Makes an array without buffers, with `children` released children. Throws bad_alloc; `out` can then be released or has no release. */
+/* Makes an array whose buffers are null, with `children` released children. Throws bad_alloc; then `out` is either
+   released or can be released. */
 static inline void make_array(ArrowArray* out, int64_t length, int buffers, size_t children) {
     std::memset(out, 0, sizeof *out);
     out->length = length;

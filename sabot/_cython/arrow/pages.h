@@ -1,4 +1,5 @@
-/* What is asked of the system about pages of memory. All of it is advice: where the system does not take it, nothing but time is lost. */
+/* Requests to the operating system about pages of memory. They are hints: if the system ignores one, the program is
+   only slower. */
 #pragma once
 
 #include <cstddef>
@@ -15,7 +16,8 @@ namespace sabot {
 constexpr size_t PAGE = 4096;
 constexpr size_t HUGE_PAGE = size_t(1) << 21;
 
-/* Memory for random access: in huge pages where it is large enough and the system provides them. To be freed by std::free. */
+/* Allocates memory for random access. Large blocks are in huge pages if the system provides them. Free it with
+   std::free. Throws bad_alloc. */
 static inline void* allocate(size_t bytes) {
     void* memory = nullptr;
     if (posix_memalign(&memory, bytes >= HUGE_PAGE ? HUGE_PAGE : 64, bytes) != 0) throw std::bad_alloc();
@@ -25,8 +27,9 @@ static inline void* allocate(size_t bytes) {
     return memory;
 }
 
-/* Has the system provide the pages of `n` bytes, which are about to be written for the first time. In one call they cost half of what
-they cost by faults, one by one. Best in steps that the processor's cache holds, as the pages are filled with zeros. Linux 5.14 and later. */
+/* Maps the pages of `n` bytes that are about to be written for the first time. One call costs half as much as one
+   page fault for each page. Call it for pieces that fit into the processor's cache, because the system fills the
+   pages with zeros. Needs Linux 5.14; does nothing elsewhere. */
 static inline void provide(void* at, size_t n) {
 #if defined(__linux__)
 #if !defined(MADV_POPULATE_WRITE)

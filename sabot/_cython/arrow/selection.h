@@ -1,4 +1,4 @@
-/* Selects rows of a batch by a mask, as row numbers. All of it is `noexcept nogil`. See selection.pyi. */
+/* Selects rows of a batch by a mask and returns their numbers. All functions are `noexcept nogil`. See selection.pyi. */
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace sabot {
 
-/* 64 bits of a bitmap, from bit `start` on. It reads only bytes that hold some of these bits. */
+/* Returns 64 bits of a bitmap from bit `start` on. It reads only bytes that hold some of these bits. */
 static inline uint64_t bits_at(const uint8_t* bitmap, int64_t start) {
     uint64_t bits;
     std::memcpy(&bits, bitmap + (start >> 3), 8);
@@ -16,7 +16,8 @@ static inline uint64_t bits_at(const uint8_t* bitmap, int64_t start) {
     return shift ? bits >> shift | static_cast<uint64_t>(bitmap[(start >> 3) + 8]) << (64 - shift) : bits;
 }
 
-/* The rows where the mask is true, of all rows or of those that `chosen` names. OUT out[count]; returns how many there are. */
+/* Finds the rows where the mask is true and not null, among all rows or, if `chosen` is not null, among the chosen
+   ones. OUT out[count]: the row numbers. Returns the number of rows found. */
 static inline int64_t select_rows(const View& mask, const int32_t* chosen, int64_t count, int32_t* out) {
     int64_t n = 0;
     if (chosen) {

@@ -17,7 +17,9 @@ cdef object _INT32 = pa.int32()
 
 
 def select_rows(mask, selection=None):
-    """The rows of `selection` (None: of all) where the mask is true and not null, in order."""
+    """Returns the row numbers in `selection` (or of all rows, for None) where the mask is true and not null, in
+    order.
+    """
     array = plain_array(mask)
     if array.type != pa.bool_():
         raise TypeError(f"a mask must be bool, not {array.type}")

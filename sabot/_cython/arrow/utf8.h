@@ -1,4 +1,4 @@
-/* UTF-8, as Arrow's strings must have it: shortest forms, no surrogates, up to U+10FFFF. All of it is noexcept. */
+/* UTF-8 as Arrow's strings require it: shortest forms, no surrogates, up to U+10FFFF. All functions are noexcept. */
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,8 @@
 
 namespace sabot {
 
-/* Length of the valid UTF-8 sequence (2 to 4 bytes) that begins at p with a byte >= 0x80; 0 if it is not valid. */
+/* Returns the length (2 to 4) of the UTF-8 sequence at p, whose first byte is >= 0x80, or 0 if the sequence is
+   invalid. */
 static inline int utf8_length(const uint8_t* p, const uint8_t* end) {
     auto follows = [](uint8_t c) { return (c & 0xC0) == 0x80; };
     const uint8_t c = p[0];
@@ -49,7 +50,7 @@ static inline int utf8_write(uint32_t point, uint8_t* out) {
     return 4;
 }
 
-/* Whether n bytes are UTF-8. ASCII, which most text is, is seen 8 bytes at a time. */
+/* Returns true if the n bytes are valid UTF-8. ASCII is checked 8 bytes at a time, because most text is ASCII. */
 static inline bool is_utf8(const uint8_t* p, int64_t n) {
     const uint8_t* const end = p + n;
     while (p < end) {
