@@ -1,6 +1,8 @@
-"""Converts Avro payloads to Arrow batches, and back. See avro.pyi for the contract; the loops are in avro_read.h and avro_write.h.
+"""Converts Avro payloads to Arrow batches, and back. See avro.pyi for the contract; the loops are in avro_read.h and
+avro_write.h.
 
-Steps, which Python makes once per schema, are turned into trees of C++ steps here; after that a batch takes one call without the GIL.
+This module turns the steps, which Python makes once per schema, into trees of C++ steps. Then a batch takes one call
+without the GIL.
 """
 
 import pyarrow as pa
@@ -46,7 +48,7 @@ cdef extern from "binary/avro_read.h" namespace "sabot::avro" nogil:
     cppclass ReadStep:
         ReadStep(int op, Column* column, int64_t size, const string& path) except +
         void of_union(int null_at)
-        ReadStep* add_step(int op, Column* column, int64_t size, const string& path) except +  # stays in its place until the next is added
+        ReadStep* add_step(int op, Column* column, int64_t size, const string& path) except +  # valid until the next step is added
         void add_text(const string& text, cbool is_known) except +
 
     cppclass CBadRow "sabot::BadRow":
@@ -56,7 +58,8 @@ cdef extern from "binary/avro_read.h" namespace "sabot::avro" nogil:
     cppclass Decoder:
         Column root
         Decoder() except +
-        # May be called from any thread (calls wait for each other); `out` becomes a struct array that owns its buffers.
+        # May be called from any thread; concurrent calls wait for each other. `out` becomes a struct array that owns
+        # its buffers.
         void rows(
             const int32_t* offsets, const uint8_t* data, const uint8_t* validity, int64_t bit, int64_t n, int64_t header,
             const ReadStep** programs, const int32_t* which, ArrowArray* out, vector[CBadRow]& bad
@@ -76,7 +79,7 @@ cdef extern from "binary/avro_write.h" namespace "sabot::avro" nogil:
         string data
         WriteStep(int op, int column, int64_t size, const string& path) except +
         void of_union(int null_at)
-        WriteStep* add_step(int op, int column, int64_t size, const string& path) except +  # stays in its place until the next is added
+        WriteStep* add_step(int op, int column, int64_t size, const string& path) except +  # valid until the next step is added
         void add_symbol(const string& name) except +
         void sort_symbols() except +
 
@@ -85,7 +88,8 @@ cdef extern from "binary/avro_write.h" namespace "sabot::avro" nogil:
     ) except +
 
 
-# In the order of ReadOp, each with the layout of the column that it fills and the bytes of a value; None: any, or none.
+# In the order of ReadOp: the op, the layout of the column that it fills, and the bytes of a value. None stands for
+# any layout, or for no column.
 cdef tuple READS = (
     ("skip", None, 0),
     ("skip_varint", None, 0),
@@ -125,7 +129,7 @@ cdef dict WRITE_OPS = {name: number for number, name in enumerate(WRITES)}
 
 
 cdef tuple shape_of(object data_type):
-    """The layout of a column of this type, and the bytes of a value."""
+    """Returns the layout of a column of this type and the bytes of a value."""
     types = pa.types
     if types.is_null(data_type):
         return NULL_, 0
@@ -143,7 +147,7 @@ cdef tuple shape_of(object data_type):
 
 
 cdef list children_of(object data_type):
-    """The fields of a struct, the item of a list, the entries of a map."""
+    """Returns the fields of a struct, the item of a list, or the entries of a map."""
     if pa.types.is_map(data_type):
         entries = pa.struct([data_type.key_field, data_type.item_field])
         return [pa.field("entries", entries, nullable=False)]
@@ -159,23 +163,25 @@ cdef int add_columns(Column* parent, list fields) except -1:
         column = new Column(layout, field.nullable, width)
         if pa.types.is_decimal(field.type):
             column.limit = power_of_ten(field.type.precision)
-        parent.add_child(column)  # from here on the parent owns the column, even when the next line raises
+        parent.add_child(column)  # the parent owns the column from here on, even if the next line raises
         add_columns(column, children_of(field.type))
     return 0
 
 
 cdef class AvroProgram:
-    """How payloads of one writer's schema are read into the columns of one decoder."""
+    """The reading of payloads of one writer's schema into the columns of one decoder."""
 
     cdef ReadStep* root
-    cdef object decoder  # whose columns the steps know
+    cdef object decoder  # the decoder with the columns that the steps fill
 
     def __dealloc__(self):
         del self.root
 
 
 cdef class AvroDecoder:
-    """Decodes payloads into a RecordBatch of `schema`. Calls from several threads are safe, and run one after the other."""
+    """Decodes payloads into a RecordBatch of `schema`. Calls from several threads are safe; they run one after the
+    other.
+    """
 
     cdef Decoder* decoder
     cdef readonly object schema
@@ -191,7 +197,9 @@ cdef class AvroDecoder:
         del self.decoder
 
     def program(self, step):
-        """The program of a record: its steps fill each column of the schema exactly once, or one of them fails."""
+        """Compiles the steps of a record. They must fill each column of the schema exactly once, or one of them must
+        be "fail".
+        """
         made = AvroProgram()
         made.decoder = self
         made.root = new ReadStep(READ_OPS[step.op], &self.decoder.root, 0, b"")
@@ -199,7 +207,7 @@ cdef class AvroDecoder:
         return made
 
     def decode(self, payloads, programs, which=None, header=0):
-        """The good rows, in order, and the bad ones."""
+        """Decodes payloads. Returns the good rows, in order, and the bad rows."""
         cdef View view
         keep = open_view(plain_array(payloads), &view)  # kept alive while its buffers are read
         if view.type != TYPE_BYTES and view.type != TYPE_TEXT:
@@ -229,7 +237,7 @@ cdef class AvroDecoder:
 
 
 cdef int check_fit(step, data_type) except -1:
-    """Raises TypeError where a step would write values of another size than the column's."""
+    """Raises TypeError if a step would write values of another size than the column's."""
     _, layout, width = READS[READ_OPS[step.op]]
     has_layout, has_width = shape_of(data_type)
     if width is None:
@@ -240,7 +248,7 @@ cdef int check_fit(step, data_type) except -1:
 
 
 cdef int fill_read(ReadStep* made, step, Column* column, list fields) except -1:
-    """Gives a C++ step what it has below it. fields: the children of its column."""
+    """Fills in a C++ step and the steps below it. `fields`: the children of its column."""
     cdef ReadStep* child
     cdef Column* below
     cdef int64_t i
@@ -267,7 +275,7 @@ cdef int fill_read(ReadStep* made, step, Column* column, list fields) except -1:
 
 
 cdef class AvroWriter:
-    """Writes rows of one schema as payloads."""
+    """Encodes rows of one schema as payloads."""
 
     cdef WriteStep* root
 
@@ -281,7 +289,7 @@ cdef class AvroWriter:
         del self.root
 
     def write(self, batch, bytes header=b""):
-        """The payloads; or (row, column, why) of a value that cannot be written."""
+        """Encodes each row. Returns the payloads, or (row, column, reason) of the first value that cannot be written."""
         cdef ArrowArray out
         cdef Unwritable wrong
         cdef string before = header

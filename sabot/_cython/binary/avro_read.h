@@ -1,19 +1,24 @@
 /* Reads Avro's binary encoding into columns.
 
-A writer's schema, resolved against the columns, is a tree of Steps (codecs/avro/resolution.py makes it, once per schema). A record is the
-list of the steps of its fields, in the order of its bytes; each reads a value into a column, or passes over it:
+   A writer's schema, resolved against the columns, is a tree of ReadSteps, which codecs/avro/resolution.py makes once per
+   schema. A record is the list of the steps of its fields, in the order of the payload's bytes. Each step reads one value
+   into a column, or skips it:
 
-    payload bytes --record()--> Step of the field --value()--> valid[] data[] offsets[] text  --finish()--> ArrowArray
+       payload bytes --record()--> step of the field --value()--> valid[] data[] offsets[] text  --finish()--> ArrowArray
 
-Columns of one record are all at the same row, `at`, for which the record has made room: a field costs no count and no check of capacity.
+   All columns of one record are at the same row, `at`, for which the record has reserved room. So a field needs no row
+   count and no check of capacity.
 
-What makes the loops fast: a field is never longer than what `end` allows, or is at most VARINT_MAX bytes. So the end is checked once
-behind each field, where PADDING bytes behind the end can be read, whatever they hold. The last rows of a batch are copied for that.
+   The loops are fast because the end is checked once after each field. A field either fits before `end` or is at most
+   VARINT_MAX bytes long, and PADDING bytes after the end can be read, whatever they contain. The last payloads of a batch
+   are copied for that.
 
-A bad payload ends its row: functions return nullptr and `error` is set. What is allocated for a row is bounded by its bytes: a length or a
-count beyond them is refused before anything is reserved for it, and items that take no bytes are counted against the payload's size.
+   A bad payload ends its row: functions return nullptr and set `error`. The memory for a row is bounded by its bytes: a
+   length or count that exceeds the payload is refused before memory is reserved, and items that take no bytes count
+   against the size of the payload.
 
-All of it is `nogil`, and throws only std::bad_alloc, or std::overflow_error for a column that is too large for Arrow (`except +`). */
+   Nothing here needs the GIL. Functions throw only std::bad_alloc, or std::overflow_error for a column that is too large
+   for Arrow (`except +`). */
 #pragma once
 
 #include <cstdint>
@@ -37,24 +42,24 @@ namespace sabot::avro {
 constexpr int64_t PADDING = Payloads::PADDING;
 
 enum class ReadOp : uint8_t {
-    skip, skip_varint, skip_sized,  /* `size` bytes; a number; a length and as many bytes */
-    nothing,                        /* no bytes, a null */
-    boolean, int32, int64, float32, float64, /* as the writer has them */
+    skip, skip_varint, skip_sized,  /* skips `size` bytes; a number; a length and as many bytes */
+    nothing,                        /* no bytes: a null */
+    boolean, int32, int64, float32, float64, /* as the writer encodes them */
     int32_as_int64, int32_as_float32, int32_as_float64, int64_as_float32, int64_as_float64, float32_as_float64,
-    time32, time64,                 /* numbers of a day, below `size` */
-    bytes, text,                    /* text is checked to be UTF-8 */
+    time32, time64,                 /* a time of day, which must be below `size` */
+    bytes, text,                    /* text must be valid UTF-8 */
     fixed,                          /* `size` bytes */
-    decimal,                        /* `size` bytes; -1: a length and as many bytes */
-    uuid,                           /* 16 bytes as text */
-    enum_,                          /* a number of a symbol in `texts` */
-    record, array, union_,          /* over `steps`; an item of an array takes at least `size` bytes */
-    constant,                       /* no bytes: steps[0] reads what is in texts[0] */
-    fail,                           /* no bytes: the row is bad, as texts[0] says */
+    decimal,                        /* `size` bytes, or for -1 a length and as many bytes */
+    uuid,                           /* 16 bytes, which become text */
+    enum_,                          /* the number of a symbol in `texts` */
+    record, array, union_,          /* values of `steps`; an item of an array takes at least `size` bytes */
+    constant,                       /* no bytes: steps[0] reads the bytes in texts[0] */
+    fail,                           /* no bytes: the row is bad, for the reason in texts[0] */
 };
 
-/* One column under construction. */
+/* A column under construction. */
 struct Column : ColumnBuilder<Column> {
-    Whole limit; /* decimals: the least positive number with too many digits */
+    Whole limit; /* for decimals: the least positive number with too many digits */
 
     Column(int layout_, bool nullable_, int64_t width_) : ColumnBuilder(static_cast<Layout>(layout_), nullable_, width_) {}
 
@@ -62,17 +67,17 @@ struct Column : ColumnBuilder<Column> {
     Column* child(size_t i) { return children[i].get(); }
 };
 
-/* How a value of the writer's is read. */
+/* The reading of one value of the writer's schema. */
 struct ReadStep {
     ReadOp op;
-    uint8_t null_branch = NO_UNION; /* of a union of null and one type: the byte that says null */
-    uint8_t value_branch = 0;       /* and the byte that says the type, whose step this is */
-    Column* column;                 /* where it goes; null: nowhere */
+    uint8_t null_branch = NO_UNION; /* for a union of null and one type: the byte that stands for null */
+    uint8_t value_branch = 0;       /* the byte that stands for the other type, which this step reads */
+    Column* column;                 /* the column that gets the value, or null to skip the value */
     int64_t size;
     std::vector<ReadStep> steps;
-    std::vector<std::string> texts; /* symbols; with `known`, whether the columns' schema has them too */
+    std::vector<std::string> texts; /* symbols; `known`: true for each symbol that the columns' schema has too */
     std::vector<bool> known;
-    std::string path;               /* the name for users: "order.items[].price" */
+    std::string path;               /* the name for messages: "order.items[].price" */
 
     static constexpr uint8_t NO_UNION = 0xFF;
 
@@ -80,10 +85,10 @@ struct ReadStep {
         : op(static_cast<ReadOp>(op_)), column(column_), size(size_), path(path_) {}
 
     void of_union(int null_at) {
-        null_branch = null_at == 0 ? 0 : 2; /* zigzag of 0 and 1 */
+        null_branch = null_at == 0 ? 0 : 2; /* zigzag encoding of 0 and 1 */
         value_branch = null_at == 0 ? 2 : 0;
     }
-    /* Adds a step that the caller fills in. It stays where it is only until the next is added. */
+    /* Adds a step for the caller to fill in. The pointer is valid until the next step is added. */
     ReadStep* add_step(int op_, Column* column_, int64_t size_, const std::string& path_) {
         steps.emplace_back(op_, column_, size_, path_);
         return &steps.back();
@@ -98,9 +103,10 @@ class Decoder {
   public:
     Column root{static_cast<int>(Layout::struct_), false, 0};
 
-    /* Decodes n values of a binary array, each without its first `header` bytes: `offsets` has n + 1 entries, `validity` is null or bits
-    that begin at `bit`. Row i is read by programs[which[i]]; by the first where `which` is null. Returns the good rows as a struct array,
-    and the bad ones. May be called from any thread (calls wait for each other). */
+    /* Decodes n values of a binary array, each without its first `header` bytes. `offsets` has n + 1 entries;
+       `validity` is null, or bits from `bit` on. Row i is read by programs[which[i]], or by programs[0] if `which` is
+       null. OUT `out`: the good rows as a struct array; `bad`: the bad rows. May be called from any thread;
+       concurrent calls wait for each other. */
     void rows(const int32_t* offsets, const uint8_t* data, const uint8_t* validity, int64_t bit, int64_t n, int64_t header,
               const ReadStep* const* programs, const int32_t* which, ArrowArray* out, std::vector<BadRow>& bad) {
         std::lock_guard<std::mutex> lock(in_use);
@@ -151,7 +157,8 @@ class Decoder {
         error += reason + " at byte " + std::to_string(at - start);
         return nullptr;
     }
-    /* The value at `from` is not as it should be, or what was read of it reaches beyond the end. */
+    /* Sets `error` for a bad value at `from`. `after`: the end of what was read, or null if a number was longer than
+       64 bits. */
     __attribute__((noinline, cold)) const uint8_t* wrong(const ReadStep& step, const uint8_t* from, const uint8_t* after, const char* reason) {
         if (after == nullptr) { /* no number of 64 bits */
             after = from + VARINT_MAX;
@@ -182,7 +189,7 @@ class Decoder {
         return number;
     }
 
-    /* Reads a zigzag number that fits 32 bits. */
+    /* Reads a zigzag number that fits into 32 bits. */
     __attribute__((always_inline)) inline const uint8_t* small(const ReadStep& step, const uint8_t* p, int32_t& number) {
         uint64_t raw = 0;
         const uint8_t* const after = read_varint(p, raw);
@@ -197,7 +204,7 @@ class Decoder {
         number = zigzag_decode(raw);
         return after;
     }
-    /* Reads a length, of bytes that follow. */
+    /* Reads a length and checks that as many bytes follow. */
     __attribute__((always_inline)) inline const uint8_t* length(const ReadStep& step, const uint8_t* p, int64_t& n) {
         const uint8_t* const after = large(step, p, n);
         if (SABOT_UNLIKELY(after == nullptr)) return nullptr;
@@ -210,7 +217,8 @@ class Decoder {
 
     __attribute__((noinline)) const uint8_t* value_apart(const ReadStep& step, const uint8_t* p, int64_t at) { return value(step, p, at); }
 
-    /* Reads the value at p, which is not behind the end. Returns the place behind it, which may be behind the end; nullptr: it is bad. */
+    /* Reads the value at p, which is not beyond the end. Returns the address after the value, which may be beyond the
+       end, or nullptr for a bad value. */
     __attribute__((always_inline)) inline const uint8_t* value(const ReadStep& step, const uint8_t* p, int64_t at) {
         if (step.null_branch != ReadStep::NO_UNION) {
             const uint8_t branch = *p;
@@ -376,7 +384,7 @@ class Decoder {
         return p + 16;
     }
 
-    /* Reads a whole number of any length, the highest byte first, in two's complement. */
+    /* Reads a whole number of any length: two's complement, highest byte first. */
     const uint8_t* decimal(const ReadStep& step, const uint8_t* p, int64_t at) {
         int64_t n = step.size;
         if (n < 0) {
@@ -387,7 +395,7 @@ class Decoder {
             return fail(step, end, "the payload ends too early");
         }
         const uint8_t sign = *p & 0x80 ? 0xFF : 0;
-        const uint8_t* first = p; /* of at most 32 bytes that say all: what stands before them repeats the sign */
+        const uint8_t* first = p; /* at most 32 bytes that hold the number; the bytes before them only repeat the sign */
         const uint8_t* const last = p + n;
         while (last - first > 32 && *first == sign) first++;
         uint8_t low[32];
@@ -405,7 +413,8 @@ class Decoder {
         return last;
     }
 
-    /* Reads the blocks of an array: each has a count, and so many items; after a count below 0 comes the block's size in bytes. */
+    /* Reads the blocks of an array. Each block is a count and as many items. A negative count is followed by the size
+       of the block in bytes. */
     __attribute__((noinline)) const uint8_t* array(const ReadStep& step, const uint8_t* p, int64_t at) {
         const ReadStep& item = step.steps[0];
         Column* const items = step.column ? step.column->child(0) : nullptr;
@@ -447,7 +456,7 @@ class Decoder {
     }
 
     const uint8_t* constant(const ReadStep& step, const uint8_t* p, int64_t at) {
-        const std::string& bytes = step.texts[0]; /* with PADDING behind them, as the Cython side makes them */
+        const std::string& bytes = step.texts[0]; /* followed by PADDING bytes, which the Cython side adds */
         const uint8_t* const from = reinterpret_cast<const uint8_t*>(bytes.data());
         const uint8_t* const end_before = end;
         const int64_t spare_before = spare;

@@ -1,8 +1,10 @@
-/* Writes columns in Avro's binary encoding, one record a row, into the data of one binary array.
+/* Writes columns in Avro's binary encoding: one record per row, as the values of one binary array.
 
-A schema, matched with the columns, is a tree of WriteSteps (codecs/avro/encoding.py makes it). It is bound to the arrays of each batch.
+   A schema, matched with the columns, is a tree of WriteSteps (codecs/avro/encoding.py makes it). It is bound to the
+   arrays of each batch.
 
-All of it is `nogil`. It throws std::bad_alloc, and std::overflow_error for more than 2 GiB of payloads (`except +`). */
+   Nothing here needs the GIL. Functions throw std::bad_alloc, and std::overflow_error for more than 2 GiB of payloads
+   (`except +`). */
 #pragma once
 
 #include <algorithm>
@@ -21,40 +23,40 @@ All of it is `nogil`. It throws std::bad_alloc, and std::overflow_error for more
 namespace sabot::avro {
 
 enum class WriteOp : uint8_t {
-    nothing,                /* no bytes: the column's rows are null */
+    nothing,                /* no bytes: all rows of the column are null */
     boolean,
-    whole,                  /* integers and times: times `multiply`, by `divide` rounded down, from `least` to `most` */
+    whole,  /* integers and times: multiplied by `multiply`, divided by `divide` rounding down; must be from `least` to `most` */
     float32, float64,
-    bytes, text,            /* text is checked to be UTF-8 */
+    bytes, text,            /* text must be valid UTF-8 */
     fixed,                  /* `size` bytes */
-    decimal,                /* `size` bytes; -1: a length and as many bytes */
-    uuid,                   /* text as 16 bytes */
-    enum_,                  /* text as the number of a symbol */
-    record, array,          /* over `steps` */
-    constant,               /* no column: these bytes */
+    decimal,                /* `size` bytes, or for -1 a length and as many bytes */
+    uuid,                   /* text, written as 16 bytes */
+    enum_,                  /* text, written as the number of the symbol */
+    record, array,          /* values of `steps` */
+    constant,               /* no column: the bytes in `data` */
 };
 
-/* A value that the schema cannot hold. */
+/* A value that the schema cannot represent. */
 struct Unwritable {
     std::string path;
     std::string why;
 };
 
-/* How a column is written. */
+/* The writing of one column. */
 struct WriteStep {
     WriteOp op;
-    uint8_t null_branch = NO_UNION; /* of a union of null and one type: the byte that says null */
+    uint8_t null_branch = NO_UNION; /* for a union of null and one type: the byte that stands for null */
     uint8_t value_branch = 0;
-    int column;                     /* which child of the parent's array; -1: none */
+    int column;                     /* the index of the child in the parent's array, or -1 for none */
     int64_t size;
     int64_t multiply = 1, divide = 1;
     int64_t least = INT64_MIN, most = INT64_MAX;
     std::vector<WriteStep> steps;
     std::string data;               /* the bytes of a constant */
     std::vector<std::pair<std::string, int64_t>> symbols; /* sorted, with their numbers */
-    std::string path;               /* the name for users: "order.items[].price" */
-    View view;                      /* of the rows of this batch, as is what follows */
-    const int32_t* bounds = nullptr; /* of lists */
+    std::string path;               /* the name for messages: "order.items[].price" */
+    View view;                      /* the rows of the bound batch; the following fields too */
+    const int32_t* bounds = nullptr; /* offsets of a list */
 
     static constexpr uint8_t NO_UNION = 0xFF;
 
@@ -62,10 +64,10 @@ struct WriteStep {
         : op(static_cast<WriteOp>(op_)), column(column_), size(size_), path(path_) {}
 
     void of_union(int null_at) {
-        null_branch = null_at == 0 ? 0 : 2; /* zigzag of 0 and 1 */
+        null_branch = null_at == 0 ? 0 : 2; /* zigzag encoding of 0 and 1 */
         value_branch = null_at == 0 ? 2 : 0;
     }
-    /* Adds a step that the caller fills in. It stays where it is only until the next is added. */
+    /* Adds a step for the caller to fill in. The pointer is valid until the next step is added. */
     WriteStep* add_step(int op_, int column_, int64_t size_, const std::string& path_) {
         steps.emplace_back(op_, column_, size_, path_);
         return &steps.back();
@@ -73,7 +75,7 @@ struct WriteStep {
     void add_symbol(const std::string& name) { symbols.emplace_back(name, static_cast<int64_t>(symbols.size())); }
     void sort_symbols() { std::sort(symbols.begin(), symbols.end()); }
 
-    /* Reads from this array from now on; for the child of a struct, `parent_offset` and `length` are those of the struct. */
+    /* Binds the step to an array. For the child of a struct, `parent_offset` and `length` are those of the struct. */
     void bind(const ArrowSchema* schema, const ArrowArray* array, int64_t parent_offset, int64_t length) {
         if (op == WriteOp::constant) return;
         view = op == WriteOp::decimal ? key_view_of(schema, array, parent_offset, length) : view_of(schema, array, parent_offset, length);
@@ -160,7 +162,7 @@ struct WriteStep {
         int64_t n;
         const uint8_t* p = view.bytes_at(row, &n);
         const uint8_t sign = p[n - 1] & 0x80 ? 0xFF : 0;
-        while (n > 1 && p[n - 1] == sign && (p[n - 2] & 0x80) == (sign & 0x80)) n--; /* the fewest bytes that say the number */
+        while (n > 1 && p[n - 1] == sign && (p[n - 2] & 0x80) == (sign & 0x80)) n--; /* the fewest bytes that hold the number */
         if (size >= 0 && n > size) refuse("takes more than " + std::to_string(size) + " bytes");
         if (size < 0) write_varint(out, zigzag_encode(n));
         for (int64_t i = n; i < size; i++) out.put_byte(sign);
@@ -199,8 +201,8 @@ struct WriteStep {
     }
 };
 
-/* Writes the rows of a batch as a binary array, each behind the bytes `header`. -1; else the number of a row that cannot be written, and why:
-   `out` is not made then. */
+/* Writes the rows of a batch as a binary array, each after the bytes of `header`. Returns -1, or the number of a row
+   that cannot be written: then `wrong` says why and `out` is not made. */
 static int64_t write_rows(WriteStep& root, const ArrowSchema* schema, const ArrowArray* batch, const std::string& header, ArrowArray* out,
                           Unwritable& wrong) {
     int64_t row = 0;

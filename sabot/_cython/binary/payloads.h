@@ -1,4 +1,4 @@
-/* The payloads of a batch, as decoders of binary formats walk through them. */
+/* Access to the payloads of a batch, for decoders of binary formats. */
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@ struct BadRow {
     std::string reason;
 };
 
-/* n values of a binary array: `offsets` has n + 1 entries, `validity` is null or bits that begin at `bit`. Behind each value PADDING bytes can
-be read, whatever they hold: the last values are copied for that. Throws bad_alloc. */
+/* The n values of a binary array. `offsets` has n + 1 entries; `validity` is null, or bits from `bit` on. After each
+   value PADDING bytes can be read, whatever they contain; the last values are copied for that. Throws bad_alloc. */
 class Payloads {
   public:
     static constexpr int64_t PADDING = 16;
@@ -27,7 +27,7 @@ class Payloads {
     bool is_null(int64_t i) const { return validity_ && !(validity_[(bit_ + i) >> 3] >> ((bit_ + i) & 7) & 1); }
     int64_t size(int64_t i) const { return offsets_[i + 1] - offsets_[i]; }
 
-    /* Where value i begins; valid until the next is asked for. */
+    /* Returns the address of value i, valid until the next call. */
     const uint8_t* at(int64_t i) {
         const uint8_t* const from = data_ + offsets_[i];
         return SABOT_LIKELY(offsets_[i + 1] <= safe_) ? from : copied(from, size(i));
@@ -37,7 +37,7 @@ class Payloads {
     const int32_t* const offsets_;
     const uint8_t* const data_;
     const uint8_t* const validity_;
-    const int64_t bit_, safe_; /* behind a value that ends later than at `safe_`, fewer bytes can be read */
+    const int64_t bit_, safe_; /* a value that ends after `safe_` has fewer than PADDING readable bytes after it */
     Bytes copy_;
 
     __attribute__((noinline)) const uint8_t* copied(const uint8_t* from, int64_t size) {

@@ -1,7 +1,7 @@
-"""Converts Protobuf payloads to Arrow batches, and back. See protobuf.pyi for the contract; the loops are in protobuf_read.h and
-protobuf_write.h.
+"""Converts Protobuf payloads to Arrow batches, and back. See protobuf.pyi for the contract; the loops are in
+protobuf_read.h and protobuf_write.h.
 
-A message type is turned into a tree of C++ columns here, once; after that a batch takes one call without the GIL.
+This module turns a message type into a tree of C++ columns, once. Then a batch takes one call without the GIL.
 """
 
 from dataclasses import dataclass
@@ -67,7 +67,8 @@ cdef extern from "binary/protobuf_read.h" namespace "sabot::protobuf" nogil:
         Decoder() except +
         Column* add(Column* message, const Spec& spec) except +  # the decoder owns the column
         void oneof(const vector[Column*]& members) except +
-        # May be called from any thread (calls wait for each other); `out` becomes a struct array that owns its buffers.
+        # May be called from any thread; concurrent calls wait for each other. `out` becomes a struct array that owns
+        # its buffers.
         void rows(
             const int32_t* offsets, const uint8_t* data, const uint8_t* validity, int64_t bit, int64_t n,
             const vector[Writer]& writers, const int32_t* which, ArrowArray* out, vector[CBadRow]& bad
@@ -87,19 +88,19 @@ cdef extern from "binary/protobuf_write.h" namespace "sabot::protobuf" nogil:
         OutNames names
         vector[vector[Out*]] oneofs
         Out(int op, int inner) except +
-        Out* add(Out* field) except +  # takes ownership, also when it raises
+        Out* add(Out* field) except +  # takes ownership, even if it raises
 
     cppclass Encoder:
         Out root
         string header
         Encoder() except +
-        # False: a value cannot be written, which the last arguments describe.
+        # Returns False if a value cannot be written; the last three arguments then say which and why.
         cbool rows(const ArrowArray* batch, ArrowArray* out, int64_t& row, string& path, string& reason) except +
 
 
 @dataclass(frozen=True)
 class WireWriter:
-    """Who has made payloads with a header. See protobuf.pyi."""
+    """The payloads with one schema id in their header. See protobuf.pyi."""
 
     places: tuple[tuple[int, ...], ...] = ()
     refusal: str = ""
@@ -153,7 +154,7 @@ cdef dict PER_SECOND = {"s": 1, "ms": 1000, "us": 1000000, "ns": 1000000000}
 
 
 cdef int add_fields(Decoder* decoder, Column* message, object fields) except -1:
-    """Gives `message` its fields, and these theirs."""
+    """Adds the fields to `message`, and their fields to them."""
     cdef Column* column
     cdef Spec spec
     cdef dict oneofs = {}
@@ -168,7 +169,7 @@ cdef int add_fields(Decoder* decoder, Column* message, object fields) except -1:
         spec.first = b"" if field.presence or field.repeated or not field.values else field.values[0][0].encode()
         column = decoder.add(message, spec)
         names = {}
-        for name, number in field.values:  # of several names of one number the first is given
+        for name, number in field.values:  # if several names have one number, the first name is used
             if number not in names:
                 names[number] = name
                 column.names.add(number, name.encode())
@@ -202,7 +203,7 @@ cdef class ProtobufDecoder:
         del self.decoder
 
     def decode(self, payloads, writers=(), which=None):
-        """Decodes an array of type binary into the good rows, in order, and the bad ones. The GIL is released."""
+        """Decodes an array of type binary. Returns the good rows, in order, and the bad rows. The GIL is released."""
         cdef View view
         keep = open_view(plain_array(payloads), &view)  # kept alive while its buffers are read
         if view.type != TYPE_BYTES:
@@ -232,8 +233,8 @@ cdef class ProtobufDecoder:
 
 
 cdef int add_columns(Out* message, object fields, object types, bint pair=False) except -1:
-    """Gives `message` those of its fields that have a column. types: the struct type, or the schema, of the columns. pair: it is one of a
-    map, where key and value are always written.
+    """Adds those fields to `message` that have a column. `types`: the struct type or the schema of the columns.
+    `pair`: True for the message of a map's pair, whose key and value are always written.
     """
     cdef Out* out
     cdef dict oneofs = {}
@@ -295,7 +296,7 @@ cdef class ProtobufWriter:
         del self.encoder
 
     def encode(self, batch):
-        """The payloads of the rows, an array of type binary. The GIL is released."""
+        """Encodes each row. Returns the payloads as a binary array. The GIL is released."""
         if batch.schema.types != self.schema.types or batch.schema.names != self.schema.names:
             raise TypeError(f"a batch of {batch.schema}, not of {self.schema}")
         cdef ArrowArray out

@@ -1,16 +1,18 @@
-/* Columns of Protobuf messages under construction.
+/* The columns of Protobuf messages under construction.
 
-Fields come in any order, more than once or not at all, so a row is written by its number. Columns whose rows are the same, those of a message
-and of the messages in it, make a Scope; the items of a repeated field are a scope of their own:
+   Fields come in any order, several times or not at all, so values are written by row number. A Scope is a set of columns
+   with the same rows: the columns of a message and of the messages in it. The items of a repeated field are a scope of
+   their own:
 
-    message Order { string id = 1; Buyer buyer = 2; repeated Item items = 3; }
+       message Order { string id = 1; Buyer buyer = 2; repeated Item items = 3; }
 
-    scope of the batch:  id  buyer  buyer.name  items (offsets) ──▶ scope of the items:  item  item.sku  item.price
+       scope of the batch:  id  buyer  buyer.name  items (offsets) ──▶ scope of the items:  item  item.sku  item.price
 
-The row number `len` of a scope, the one that is being read, and all rows behind it are blank: values zero, optional fields null, texts and
-lists without offsets. So a field that does not come costs nothing, but for the offsets of texts and lists, which `close` writes.
+   The row being read has the number `len` of its scope. This row and all rows after it are blank: values are zero,
+   optional fields null, texts and lists have no offsets. So a missing field needs no work except the offsets of texts and
+   lists, which `close` writes.
 
-All of it is `nogil`, and throws only what ColumnBuilder throws. */
+   Nothing here needs the GIL. Functions throw only what ColumnBuilder throws. */
 #pragma once
 
 #include <algorithm>
@@ -28,16 +30,17 @@ namespace sabot::protobuf {
 
 enum Wire : uint32_t { VARINT = 0, FIXED64 = 1, LENGTH = 2, GROUP = 3, END = 4, FIXED32 = 5 };
 
-/* How the bytes of a value are read. */
+/* The reading of a value. */
 enum class Op : uint8_t {
-    varint32, varint64, zigzag32, zigzag64, bool_, fixed32, fixed64, /* numbers: each becomes as many bytes as its column is wide */
+    varint32, varint64, zigzag32, zigzag64, bool_, fixed32, fixed64, /* numbers; a value takes as many bytes as its column is wide */
     enum_, string, bytes,
-    timestamp, duration, /* google.protobuf's, as microseconds */
-    wrapped,             /* a message of one field, called value, which is optional: google.protobuf.StringValue and so on */
+    timestamp, duration, /* messages of google.protobuf, as microseconds */
+    wrapped,             /* a message of one optional field called value, like google.protobuf.StringValue */
     message,
-    /* Of fields alone: */
-    item, packed,        /* one item of the list that is the column; any number of them */
-    skip_number, skip_bytes, skip_4, skip_8, unknown, /* without a column: a number; a length and so many bytes; so many; anything else */
+    /* Only for fields: */
+    item, packed,        /* one item of the column, which is a list; any number of items */
+    /* fields without a column: a number; a length and as many bytes; 4 bytes; 8 bytes; anything else */
+    skip_number, skip_bytes, skip_4, skip_8, unknown,
 };
 
 static inline Layout layout_of(Op op) {
@@ -58,22 +61,22 @@ static inline int width_of(Op op) {
     }
 }
 
-constexpr int64_t SHORT = Payloads::PADDING; /* bytes of short texts */
+constexpr int64_t SHORT = Payloads::PADDING; /* bytes of a short text */
 
 struct Column;
 struct Scope;
 
-/* What a tag (field number and wire type) means in a message. */
+/* The meaning of a tag (field number and wire type) in a message. */
 struct Field {
     Op op;
     Column* column;
 };
 
-/* The fields of a message by their tags. Most tags are small, and found without a search. Unknown ones are skipped, each in the way of its wire
-type. */
+/* The fields of a message by tag. Small tags, which are most, are looked up without a search. Unknown tags are
+   skipped by their wire type. */
 class Tags {
   public:
-    static constexpr uint32_t SHORT = 128; /* tags below take one byte */
+    static constexpr uint32_t SHORT = 128; /* tags below this value take one byte */
 
     Tags() {
         for (uint32_t tag = 0; tag < SHORT; tag++) low_.push_back(skipping(tag));
@@ -91,14 +94,14 @@ class Tags {
         const auto found = high_.find(tag);
         return found == high_.end() ? skipping(tag) : found->second;
     }
-    const Field* shorts() const { return low_.data(); } /* of the tags below SHORT */
+    const Field* shorts() const { return low_.data(); } /* the fields of the tags below SHORT */
 
   private:
     std::vector<Field> low_; /* by tag */
     std::unordered_map<uint32_t, Field> high_;
 
     static Field skipping(uint32_t tag) {
-        if (tag < 8) return {Op::unknown, nullptr}; /* the field number is 0 */
+        if (tag < 8) return {Op::unknown, nullptr}; /* field number 0 is invalid */
         switch (tag & 7) {
             case VARINT: return {Op::skip_number, nullptr};
             case FIXED64: return {Op::skip_8, nullptr};
@@ -112,14 +115,14 @@ class Tags {
 /* The names of an enum's values. */
 class Names {
   public:
-    std::string first; /* what a field has that does not come; empty for fields that are null then */
-    bool closed = false; /* a number without a name is no value of the field */
+    std::string first; /* the value of a missing field; empty for fields that are null if missing */
+    bool closed = false; /* a number without a name is not a value of the field */
 
     void add(int32_t number, const std::string& name) {
         names_.emplace(number, name);
         if (number < 0 || number > 255) return;
         if (low_.size() <= static_cast<size_t>(number)) low_.resize(static_cast<size_t>(number) + 1, nullptr);
-        low_[static_cast<size_t>(number)] = &names_.find(number)->second; /* which stays where it is */
+        low_[static_cast<size_t>(number)] = &names_.find(number)->second; /* elements of an unordered_map do not move */
     }
     inline const std::string* find(int32_t number) const {
         if (static_cast<uint32_t>(number) < low_.size()) return low_[static_cast<size_t>(number)];
@@ -132,24 +135,24 @@ class Names {
     std::vector<const std::string*> low_; /* by number */
 };
 
-/* One column; of a list, `children[0]` is the column of the items. */
+/* One column. For a list, `children[0]` is the column of the items. */
 struct Column : ColumnBuilder<Column> {
     Op op;
-    bool contested = false;   /* is a member of a oneof with others */
+    bool contested = false;   /* a member of a oneof with other members */
     bool group = false;       /* a message between two tags, without a length */
     bool required = false;
-    bool map = false;         /* a list of pairs, of which the last counts for each key */
+    bool map = false;         /* a list of pairs; for equal keys the last pair counts */
     bool pair = false;        /* a message that is a pair of a map */
-    Op inner = Op::varint32;  /* wrapped: of the value */
+    Op inner = Op::varint32;  /* wrapped: how the value is read */
     uint32_t inner_tag = 0;
-    Scope* scope = nullptr;   /* whose rows it has */
+    Scope* scope = nullptr;   /* the scope that the column belongs to */
     std::unique_ptr<Scope> items;
     std::vector<Column*> rivals; /* the other members of its oneof */
     Tags tags;                /* message: its fields */
-    Names names;              /* enum_ */
-    int64_t seconds = 0;      /* timestamp, duration: of the row that is being read */
+    Names names;              /* enum_: its names */
+    int64_t seconds = 0;      /* timestamp, duration: the seconds in the row being read */
     int32_t nanos = 0;
-    std::string path;         /* the name for users: "order.items[].price" */
+    std::string path;         /* the name for messages: "order.items[].price" */
 
     Column(Layout layout_, bool nullable_, Op op_, int width_, const std::string& path_);
     ~Column();
@@ -161,10 +164,10 @@ struct Column : ColumnBuilder<Column> {
         std::memcpy(data + row * static_cast<int64_t>(sizeof(T)), &value, sizeof(T));
     }
     inline void put_bytes(int64_t row, const void* from, int64_t n) {
-        text.len = offsets[row]; /* the last value counts */
+        text.len = offsets[row]; /* of several values the last one counts */
         text.put(from, n);
     }
-    /* The same for bytes behind whose first SHORT can be read: short ones are copied as so many, which is faster. */
+    /* Like put_bytes, if SHORT bytes can be read from `from`: a short text is copied as SHORT bytes, which is faster. */
     inline void put_short(int64_t row, const uint8_t* from, int64_t n) {
         if (SABOT_UNLIKELY(n > SHORT)) return put_bytes(row, from, n);
         text.len = offsets[row];
@@ -172,7 +175,7 @@ struct Column : ColumnBuilder<Column> {
         std::memcpy(text.data + text.len, from, SHORT);
         text.len += n;
     }
-    /* Makes rows blank that are not part of a closed row. */
+    /* Makes the rows `from` to `to` - 1 blank. They are not part of a closed row. */
     void blank_rows(int64_t from, int64_t to) {
         if (from >= to) return;
         std::memset(valid + from, !nullable && !required, static_cast<size_t>(to - from));
@@ -182,13 +185,13 @@ struct Column : ColumnBuilder<Column> {
 
 /* Columns with the same rows. */
 struct Scope {
-    int64_t len = 0;             /* rows that are closed */
+    int64_t len = 0;             /* the number of closed rows */
     int64_t cap = 0;
     std::vector<Column*> columns;
     std::vector<Column*> texts, lists, times;
-    std::vector<Column*> firsts; /* enums that have the name of a value where none has come */
-    std::vector<std::pair<Column*, Column*>> required; /* and the message that each is in */
-    bool plain = true;           /* has none of these: there is nothing to do at the end of a row */
+    std::vector<Column*> firsts; /* enums whose missing value has a name */
+    std::vector<std::pair<Column*, Column*>> required; /* required columns, each with its message */
+    bool plain = true;           /* true if a row needs no work at its end: no text, list, time or required field */
 
     void add(Column* column, Column* message) {
         column->scope = this;
@@ -201,7 +204,7 @@ struct Scope {
         plain = texts.empty() && lists.empty() && times.empty() && required.empty();
     }
 
-    /* Empties it, and those of its lists. The columns have made room by `ColumnBuilder::begin`, for `rows` at least. */
+    /* Empties the scope and the scopes of its lists. `ColumnBuilder::begin` has made room for `rows` rows at least. */
     void begin() {
         len = 0;
         cap = MAX_OFFSET;
@@ -224,7 +227,7 @@ struct Scope {
         }
         cap = rows;
     }
-    /* Removes all rows but the first `rows`, and what the row that is being read has left. */
+    /* Keeps the first `rows` rows. Also removes the values of the row being read. */
     void truncate(int64_t rows) {
         if (cap == 0) return;
         for (Column* column : columns) {
@@ -235,7 +238,7 @@ struct Scope {
         for (Column* column : lists) column->items->truncate(column->offsets[rows]);
         len = rows;
     }
-    /* Says the number of rows to the columns, before they are handed over. */
+    /* Sets the number of rows of the columns, before the batch is exported. */
     void settle() {
         for (Column* column : columns) {
             if (column->cap == 0) column->grow(8);
@@ -243,7 +246,7 @@ struct Scope {
         }
         for (Column* list : lists) list->items->settle();
     }
-    /* Copies a closed row to an earlier place. Rows are moved in order, so texts and items only move down. */
+    /* Copies a closed row to an earlier position. Rows are moved in order, so texts and items only move down. */
     void move(int64_t from, int64_t to) {
         if (from == to) return;
         for (Column* column : columns) {
@@ -263,9 +266,9 @@ struct Scope {
 
 inline Column::Column(Layout layout_, bool nullable_, Op op_, int width_, const std::string& path_)
     : ColumnBuilder(layout_, nullable_, width_), op(op_), path(path_) {}
-inline Column::~Column() = default; /* here, where Scope is known */
+inline Column::~Column() = default; /* Scope is complete only here */
 
-/* Makes the value of the row that is being read blank again. */
+/* Makes the value blank again in the row being read. */
 static void clear(Column& column, int64_t row) {
     column.blank_rows(row, row + 1);
     column.seconds = column.nanos = 0;
@@ -279,7 +282,7 @@ static void clear(Column& column, int64_t row) {
     }
 }
 
-/* Says that the field has a value in this row, which ends those of the other members of its oneof. */
+/* Notes that the field has a value in this row, and clears the other members of its oneof. */
 static inline void choose(Column& column, int64_t row) {
     column.valid[row] = 1;
     if (SABOT_UNLIKELY(column.contested))
@@ -287,7 +290,7 @@ static inline void choose(Column& column, int64_t row) {
             if (rival->valid[row]) clear(*rival, row);
 }
 
-/* The order of two keys of a map. */
+/* Compares two keys of a map. */
 static inline int compare_keys(const Column& key, int64_t a, int64_t b) {
     if (key.layout != Layout::bytes)
         return std::memcmp(key.data + a * key.width, key.data + b * key.width, static_cast<size_t>(key.width));
@@ -297,10 +300,10 @@ static inline int compare_keys(const Column& key, int64_t a, int64_t b) {
     return order ? order : first < second ? -1 : first > second;
 }
 
-/* Removes those pairs from `begin` on whose key comes again. */
+/* Removes the pairs from `begin` on whose key comes again later. */
 static void keep_last(Scope& pairs, const Column& key, int64_t begin) {
     const int64_t n = pairs.len - begin;
-    std::vector<int64_t> again; /* the rows that go */
+    std::vector<int64_t> again; /* the rows to remove */
     if (n <= 8) {
         for (int64_t i = begin; i < pairs.len; i++)
             for (int64_t j = i + 1; j < pairs.len; j++)

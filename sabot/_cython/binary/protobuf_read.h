@@ -1,12 +1,14 @@
-/* Reads Protobuf messages into columns. protobuf_columns.h has the columns, and how a row is undone.
+/* Reads Protobuf messages into columns. protobuf_columns.h has the columns, and the undoing of a row.
 
-Source: https://protobuf.dev/programming-guides/encoding/. As that demands, unknown fields are skipped, and fields of another wire type than
-theirs count as unknown; of a field that comes twice the last value counts, messages are merged, and items gather; numbers may be packed or
-not, whatever the .proto file says. What is left open is read as the library of C++ and Python does: tags and lengths take at most five bytes,
-bits beyond a number's width are dropped.
+   Source: https://protobuf.dev/programming-guides/encoding/. As it demands, unknown fields are skipped, and a field
+   with another wire type than its own counts as unknown. If a field comes twice, the last value counts, messages are
+   merged, and items are appended. Numbers may be packed or not, whatever the .proto file says. Where the page says
+   nothing, this reader follows the library of C++ and Python: tags and lengths take at most five bytes, and bits
+   beyond a number's width are dropped.
 
-Functions return the place behind what they have read, or nullptr: then `reason_` says why, and the row is bad. All of it is `nogil`, and throws
-only std::bad_alloc, or std::overflow_error for a column that is too large for Arrow. Damaged input throws nothing. */
+   Functions return the address after what they have read, or nullptr: then `reason_` says why, and the row is bad.
+   Nothing here needs the GIL. Functions throw only std::bad_alloc, or std::overflow_error for a column that is too
+   large for Arrow. Damaged input throws nothing. */
 #pragma once
 
 #include <charconv>
@@ -23,21 +25,21 @@ only std::bad_alloc, or std::overflow_error for a column that is too large for A
 
 namespace sabot::protobuf {
 
-constexpr int MAX_DEPTH = 100; /* of groups that are skipped; those of wanted fields are bounded by their types */
+constexpr int MAX_DEPTH = 100; /* levels of skipped groups; wanted groups are bounded by their types */
 constexpr int64_t TIME_MIN = -62135596800, TIME_MAX = 253402300799; /* seconds of google.protobuf.Timestamp: years 1 to 9999 */
 constexpr int64_t DURATION_MAX = 315576000000;                      /* seconds of google.protobuf.Duration: 10,000 years */
 
-/* What payloads of one writer's file have before the message: where that may stand in the file, as indexes. `refusal`: why none of them can be
-read; `other`: why one of another message cannot. */
+/* The header of payloads from one writer's .proto file. `places`: where the message may stand in that file, as
+   indexes. `refusal`: why no payload can be read, or "". `other`: why a payload with another message cannot be read. */
 struct Writer {
     std::vector<std::vector<int64_t>> places;
     std::string refusal, other;
 };
 
-/* What the compiled description of a field says; see `WireField` of protobuf.pyi. */
+/* The compiled description of a field; see `WireField` of protobuf.pyi. */
 struct Spec {
     uint32_t number = 0;
-    int op = 0, inner = 0; /* Op; inner: that of a wrapped value */
+    int op = 0, inner = 0; /* values of Op; `inner`: the type of a wrapped value */
     bool presence = false, required = false, repeated = false, map = false, group = false, closed = false;
     std::string path, first;
 };
@@ -55,11 +57,12 @@ static inline uint32_t wire_of(Op op, bool group) {
 class Decoder {
   public:
     Column root{Layout::struct_, false, Op::message, 0, ""};
-    bool framed = false; /* whether payloads begin with the header of Confluent's registry */
+    bool framed = false; /* true if payloads begin with the header of Confluent's registry */
 
     Decoder() { rows_.add(&root, &root); }
 
-    /* Gives a message a field, and returns the column of its values (of a list: of the items). It lives as long as the decoder. */
+    /* Adds a field to a message. Returns the column of its values (for a list, of its items), which lives as long as
+       the decoder. */
     Column* add(Column* message, const Spec& spec) {
         const Op op = static_cast<Op>(spec.op), inner = static_cast<Op>(spec.inner), stored = op == Op::wrapped ? inner : op;
         const uint32_t wire = wire_of(op, spec.group), tag = spec.number << 3;
@@ -90,7 +93,7 @@ class Decoder {
         return column;
     }
 
-    /* Says that these columns are the members of a oneof: of those that come the last counts. */
+    /* Makes these columns the members of a oneof: if several come, the last one counts. */
     void oneof(const std::vector<Column*>& members) {
         for (Column* member : members)
             for (Column* other : members)
@@ -100,9 +103,10 @@ class Decoder {
                 }
     }
 
-    /* Decodes n values of a binary array: `offsets` has n + 1 entries, `validity` is null or bits that begin at `bit`. Row i is of
-       writers[which[i]]; of the first where `which` is null; where there are no writers the places of messages are not looked at. The good
-       rows become a struct array. May be called from any thread without the GIL. */
+    /* Decodes n values of a binary array. `offsets` has n + 1 entries; `validity` is null, or bits from `bit` on. Row
+       i was written by writers[which[i]], or by writers[0] if `which` is null. Without writers, the message indexes
+       in the header are not checked. OUT `out`: the good rows as a struct array; `bad`: the bad rows. May be called
+       from any thread without the GIL. */
     void rows(const int32_t* offsets, const uint8_t* data, const uint8_t* validity, int64_t bit, int64_t n, const std::vector<Writer>& writers,
               const int32_t* which, ArrowArray* out, std::vector<BadRow>& bad) {
         std::lock_guard<std::mutex> lock(in_use_);
@@ -126,12 +130,12 @@ class Decoder {
 
   private:
     Scope rows_;
-    const uint8_t* start_ = nullptr; /* of the payload */
-    const Writer* writer_ = nullptr; /* of the payload; null: of a place in any file */
+    const uint8_t* start_ = nullptr; /* the start of the payload */
+    const Writer* writer_ = nullptr; /* the writer of the payload, or null if message indexes are not checked */
     std::vector<int64_t> place_;
     std::string reason_;
     int depth_ = 0;
-    bool dropped_ = false; /* the value just read is a number that a closed enum does not have */
+    bool dropped_ = false; /* true if the value just read is a number that a closed enum does not have */
     std::mutex in_use_;    /* serialises calls: a decoder has one set of columns */
 
     bool row(const uint8_t* p, const uint8_t* end) {
@@ -153,8 +157,8 @@ class Decoder {
     }
     const uint8_t* cut(const uint8_t* at) { return damaged(at, "the message ends within a field"); }
 
-    /* The header of Confluent's registry: a 0, the schema's id in 4 bytes, and the place of the message in its file, as the number of indexes
-       and these, all zigzag; a single 0 stands for the first message. */
+    /* Reads the header of Confluent's registry: a byte 0, the schema's id in 4 bytes, and the position of the message
+       in its file as a count of indexes and the indexes, all zigzag. A single 0 stands for the first message. */
     const uint8_t* header(const uint8_t* p, const uint8_t* end) {
         const uint8_t* const at = p;
         if (p == end || *p != 0) return fail(at, "the payload does not begin with the byte 0 of a schema registry's header");
@@ -210,13 +214,13 @@ class Decoder {
         return p;
     }
 
-    /* Reads a number. Behind `end` there are SHORT bytes that can be read, which is more than a number takes. */
+    /* Reads a number. After `end` SHORT more bytes can be read, more than a number takes. */
     inline const uint8_t* read_number(const uint8_t* p, const uint8_t* end, uint64_t& value) {
         const uint8_t* const after = read_varint(p, value);
         return SABOT_LIKELY(after != nullptr && after <= end) ? after : odd_number(p, end, value);
     }
 
-    /* A number that does not end before `end`, or has more than 64 bits, of which the low ones count. */
+    /* Handles a number that does not end before `end`, or has more than 64 bits, of which the low ones count. */
     __attribute__((noinline, cold)) const uint8_t* odd_number(const uint8_t* p, const uint8_t* end, uint64_t& value) {
         if (end - p < VARINT_MAX) return cut(p);
         if (p[VARINT_MAX - 1] >= 0x80) return damaged(p, "a number takes more than 10 bytes");
@@ -225,7 +229,7 @@ class Decoder {
         return p + VARINT_MAX;
     }
 
-    /* The bytes of a message whose tag has been read: p to `stop`. Returns the place behind it. */
+    /* Finds the bytes of a message whose tag has been read: from p to `stop`. Returns the address after the message. */
     inline const uint8_t* body(bool group, uint32_t tag, const uint8_t*& p, const uint8_t* end, const uint8_t*& stop) {
         if (SABOT_UNLIKELY(group)) return skip_group(p, end, tag >> 3, &stop);
         int64_t length = 0;
@@ -251,7 +255,7 @@ class Decoder {
         }
     }
 
-    /* Skips a group to behind its end. OUT stop: where the tag of its end begins. */
+    /* Skips a group and its end tag. OUT stop: the address of its end tag. */
     const uint8_t* skip_group(const uint8_t* p, const uint8_t* end, uint32_t number, const uint8_t** stop) {
         if (++depth_ > MAX_DEPTH) return damaged(p, "groups are nested deeper than 100");
         const uint8_t* const at = p;
@@ -308,14 +312,14 @@ class Decoder {
                 case Op::unknown: p = skip(tag, p, end); break;
                 default:
                     p = value(field.op, *field.column, tag, p, end, row);
-                    if (!message.pair) dropped_ = false; /* a pair with such a number is none: see `item` */
+                    if (!message.pair) dropped_ = false; /* a pair with such a number is dropped as a whole: see `item` */
             }
             if (SABOT_UNLIKELY(p == nullptr)) return nullptr;
         }
         return p;
     }
 
-    /* Reads a value that is no message into a row of its column. */
+    /* Reads a value other than a message into a row of its column. */
     template <Op op>
     inline const uint8_t* scalar(Column& column, const uint8_t* p, const uint8_t* end, int64_t row) {
         if constexpr (op == Op::fixed32 || op == Op::fixed64) {
@@ -349,7 +353,7 @@ class Decoder {
         }
     }
 
-    /* Whether n bytes are ASCII, of which there are few. Behind the first, SHORT can be read. */
+    /* Returns true if n bytes are ASCII. n is small, and SHORT bytes can be read from p. */
     static inline bool is_short_ascii(const uint8_t* p, int64_t n) {
 #if defined(__SSE2__)
         const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
@@ -385,7 +389,7 @@ class Decoder {
         }
     }
 
-    /* Puts the name of an enum's value; a number without a name is itself the text, unless the enum is closed. */
+    /* Stores the name of an enum's value. A number without a name is stored as text, unless the enum is closed. */
     void named(Column& column, int32_t number, int64_t row) {
         const std::string* name = column.names.find(number);
         if (SABOT_LIKELY(name != nullptr)) {
@@ -400,7 +404,7 @@ class Decoder {
         }
     }
 
-    /* Reads a Timestamp or a Duration: 1, seconds; 2, nanoseconds. `close` makes the value. */
+    /* Reads a Timestamp or a Duration: field 1 is seconds, field 2 nanoseconds. `close` computes the value. */
     const uint8_t* time(Column& column, uint32_t tag, const uint8_t* p, const uint8_t* end, int64_t row) {
         const uint8_t* stop = nullptr;
         const uint8_t* const after = body(column.group, tag, p, end, stop);
@@ -425,7 +429,7 @@ class Decoder {
         return after;
     }
 
-    /* Reads a message of one field, with the number 1: its value, or the default where it is empty. */
+    /* Reads a message of one field with the number 1: its value, or the default if the message is empty. */
     const uint8_t* wrapped(Column& column, uint32_t tag, const uint8_t* p, const uint8_t* end, int64_t row) {
         const uint8_t* stop = nullptr;
         const uint8_t* const after = body(column.group, tag, p, end, stop);
@@ -457,7 +461,7 @@ class Decoder {
         return close(items, p) ? p : nullptr;
     }
 
-    /* Reads the items of a list of numbers, one behind the other without tags. */
+    /* Reads the packed items of a list of numbers, which have no tags between them. */
     const uint8_t* packed(Column& list, const uint8_t* p, const uint8_t* end) {
         Scope& items = *list.items;
         Column& column = *list.children[0];
@@ -491,7 +495,7 @@ class Decoder {
 
     /* ---- the end of a row ------------------------------------------------------------------------------------ */
 
-    /* Ends the row that is being read. false: it lacks a field, or has a time that is none. */
+    /* Ends the row being read. Returns false if a required field is missing or a time is out of range. */
     inline bool close(Scope& scope, const uint8_t* at) {
         if (scope.plain) return scope.len++, true;
         const int64_t row = scope.len;

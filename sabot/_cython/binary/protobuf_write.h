@@ -1,10 +1,11 @@
 /* Writes rows of columns as Protobuf messages, each a value of one binary array.
 
-Fields are written in the order of their numbers, numbers of a list packed where the .proto file has them so. A submessage is preceded by its length,
-which is known only behind it: one byte is kept free, and the submessage is moved where the length takes more.
+   Fields are written in the order of their numbers; the numbers of a list are packed if the .proto file says so. A
+   submessage is preceded by its length, which is known only at its end: one byte is kept free for the length, and the
+   submessage is moved if the length takes more.
 
-All of it is `nogil`. It throws std::bad_alloc, std::overflow_error for more than 2 GiB, and `Unwritable` for a value that no message can
-have (`except +`). */
+   Nothing here needs the GIL. Functions throw std::bad_alloc, std::overflow_error for more than 2 GiB, and
+   `Unwritable` for a value that the message cannot represent (`except +`). */
 #pragma once
 
 #include <charconv>
@@ -26,23 +27,23 @@ struct Unwritable {
 
 static inline int varint_size(uint64_t value) { return (63 - __builtin_clzll(value | 1)) / 7 + 1; }
 
-/* A field to be written; `array` of its parent is borrowed. */
+/* A field to write. The array of its parent is borrowed. */
 struct Out {
     Op op, inner;
     bool presence = false, required = false, repeated = false, packed = false, group = false;
-    bool is_signed = false;      /* varint32: negative numbers have all 64 bits */
+    bool is_signed = false;      /* varint32: negative numbers are written with 64 bits */
     bool numbers = false;        /* enum_: the column has numbers, not names */
     uint32_t number = 0;
     int64_t per_second = 1;      /* timestamp, duration: units of the column per second */
-    size_t child = 0;            /* the place of its column among those of the message */
+    size_t child = 0;            /* the index of its column among the columns of the message */
     std::string path;
-    std::map<std::string, int32_t, std::less<>> names; /* enum_ */
-    std::vector<std::unique_ptr<Out>> fields;          /* message: those that have a column, by number */
-    std::vector<std::vector<Out*>> oneofs;             /* message: members, where several have a column */
+    std::map<std::string, int32_t, std::less<>> names; /* enum_: numbers by name */
+    std::vector<std::unique_ptr<Out>> fields;          /* message: the fields that have a column, by number */
+    std::vector<std::vector<Out*>> oneofs;             /* message: the members of each oneof with more than one column */
 
     Out(int op_, int inner_) : op(static_cast<Op>(op_)), inner(static_cast<Op>(inner_)) {}
 
-    /* Takes ownership. */
+    /* Adds a field of the message. Takes ownership. */
     Out* add(Out* field) {
         std::unique_ptr<Out> owned(field);
         fields.push_back(std::move(owned));
@@ -53,10 +54,10 @@ struct Out {
 class Encoder {
   public:
     Out root{static_cast<int>(Op::message), static_cast<int>(Op::message)};
-    std::string header; /* what each payload begins with */
+    std::string header; /* the first bytes of each payload */
 
-    /* Writes the rows of a struct array without nulls (a record batch) as a binary array. False: a row has a value that cannot be
-       written, which the last arguments describe. */
+    /* Writes the rows of a struct array without nulls (a record batch) as a binary array. Returns false if a value
+       cannot be written; then `row`, `path` and `reason` say which and why. */
     bool rows(const ArrowArray* batch, ArrowArray* out, int64_t& row, std::string& path, std::string& reason) {
         int64_t at = 0;
         try {
@@ -94,7 +95,7 @@ class Encoder {
 
     static void tag(Bytes& out, const Out& field, uint32_t wire) { write_varint(out, field.number << 3 | wire); }
 
-    /* Writes what `body` writes, with its length before it. */
+    /* Writes the bytes that `body` writes, preceded by their length. */
     template <class Body>
     static void with_length(Bytes& out, Body body) {
         out.put_byte(0);
@@ -139,7 +140,7 @@ class Encoder {
         }
     }
 
-    /* Whether the value is what a field without presence has when it is left out. */
+    /* Returns true if the value is the default that a field without presence has when it is left out. */
     bool is_default(const Out& field, Op op, const ArrowArray* array, int64_t at) const {
         switch (op) {
             case Op::bool_: return !(static_cast<const uint8_t*>(array->buffers[1])[at >> 3] >> (at & 7) & 1);
@@ -189,7 +190,7 @@ class Encoder {
         out.put(found.data(), static_cast<int64_t>(found.size()));
     }
 
-    /* Writes what stands within a submessage. */
+    /* Writes the bytes of a submessage. */
     void content(Bytes& out, const Out& field, const ArrowArray* array, int64_t at) const {
         if (field.op == Op::message) return message(out, field, array, at);
         if (field.op != Op::wrapped) return time(out, field, fixed<int64_t>(array, at));
@@ -226,10 +227,11 @@ class Encoder {
         }
     }
 
-    /* Negative numbers of 32 bits take ten bytes, as if they had 64. */
+    /* Negative numbers of 32 bits take ten bytes, as if they had 64 bits. */
     static uint64_t signed_(int32_t value) { return static_cast<uint64_t>(static_cast<int64_t>(value)); }
 
-    /* The number of an enum's value. A text that is no name may be the number itself, as decoding gives it. */
+    /* Returns the number of an enum's value. A text that is not a name may be the number itself, because decoding
+       gives numbers without a name as text. */
     int32_t number_of(const Out& field, const ArrowArray* array, int64_t at) const {
         if (field.numbers) return fixed<int32_t>(array, at);
         const std::string_view name = bytes(array, at);

@@ -1,5 +1,5 @@
-/* Base-128 numbers, 7 bits a byte with the lowest first, and their zigzag form (0, -1, 1, -2, … as 0, 1, 2, 3, …), which Avro and Protobuf
-share. All of it is noexcept, except that appending to a buffer may throw (arrow/bytes.h). */
+/* Base-128 numbers (7 bits per byte, the lowest first) and their zigzag form (0, -1, 1, -2, … as 0, 1, 2, 3, …), for
+   Avro and Protobuf. All functions are noexcept, except that appending to a buffer may throw (arrow/bytes.h). */
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@ share. All of it is noexcept, except that appending to a buffer may throw (arrow
 
 namespace sabot {
 
-constexpr int64_t VARINT_MAX = 10; /* bytes of 64 bits */
+constexpr int64_t VARINT_MAX = 10; /* bytes of a 64-bit number */
 
 __attribute__((noinline)) static const uint8_t* read_long_varint(const uint8_t* p, uint64_t& value) {
     value = 0;
@@ -21,8 +21,9 @@ __attribute__((noinline)) static const uint8_t* read_long_varint(const uint8_t* 
     return p + 10;
 }
 
-/* Reads the number at p, where VARINT_MAX bytes can be read, whatever they hold. Returns the place behind it; nullptr: it has more than 64
-   bits. Numbers of two to eight bytes are not branched on by their length, which is unpredictable in times and ids. */
+/* Reads the number at p, where VARINT_MAX bytes can be read, whatever they contain. Returns the address after it, or
+   nullptr if it has more than 64 bits. There is no branch on lengths of two to eight bytes, because lengths of times
+   and ids are unpredictable. */
 __attribute__((always_inline)) static inline const uint8_t* read_varint(const uint8_t* p, uint64_t& value) {
     if (SABOT_LIKELY(*p < 0x80)) {
         value = *p;
@@ -32,13 +33,14 @@ __attribute__((always_inline)) static inline const uint8_t* read_varint(const ui
     const uint64_t stop = ~word & 0x8080808080808080ull; /* the lowest of these bits is in the last byte */
     if (SABOT_UNLIKELY(stop == 0)) return read_long_varint(p, value);
     word &= (stop ^ (stop - 1)) & 0x7F7F7F7F7F7F7F7Full;
-    word = (word & 0x007F007F007F007Full) | (word & 0x7F007F007F007F00ull) >> 1; /* 7 bits a byte become 14 in two, 28 in four, 56 */
+    /* 7 bits in one byte become 14 bits in two, 28 in four, 56 in eight */
+    word = (word & 0x007F007F007F007Full) | (word & 0x7F007F007F007F00ull) >> 1;
     word = (word & 0x00003FFF00003FFFull) | (word & 0x3FFF00003FFF0000ull) >> 2;
     value = (word & 0x000000000FFFFFFFull) | (word & 0x0FFFFFFF00000000ull) >> 4;
     return p + (__builtin_ctzll(stop) >> 3) + 1;
 }
 
-/* Reads the number at p, which ends before `end`. nullptr: it does not, or has more than 64 bits. */
+/* Reads the number at p. Returns nullptr if it does not end before `end` or has more than 64 bits. */
 static inline const uint8_t* read_varint(const uint8_t* p, const uint8_t* end, uint64_t& value) {
     if (SABOT_LIKELY(end - p >= VARINT_MAX)) return read_varint(p, value);
     value = 0;

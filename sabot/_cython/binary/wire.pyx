@@ -1,4 +1,6 @@
-"""Confluent's wire format of payloads: a byte 0, the id of their schema in a registry (4 bytes, the highest first), then the rest."""
+"""The header of Confluent's registry in payloads: a byte 0, the schema id in 4 bytes (highest first), then the
+message.
+"""
 
 from cython.operator cimport dereference
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
@@ -14,12 +16,12 @@ HEADER_BYTES = 5
 
 
 def schema_ids(payloads):
-    """See wire.pyi."""
+    """Reads the schema ids at the beginning of the payloads. See wire.pyi."""
     cdef View view
     keep = open_view(plain_array(payloads), &view)  # kept alive while its buffers are read
     if view.type != TYPE_BYTES and view.type != TYPE_TEXT:
         raise TypeError(f"payloads are binary, not {payloads.type}")
-    cdef vector[int64_t] ids  # as they come; -1: no header
+    cdef vector[int64_t] ids  # in the order of first appearance; -1 stands for no header
     cdef vector[int32_t] which
     cdef unordered_map[int64_t, int32_t] places
     cdef int64_t n = view.length, row, size, last = -2, found

@@ -3,19 +3,23 @@ from collections.abc import Callable, Sequence
 from sabot._cython.arrow.batch import Batch
 
 class Barrier:
-    """An in-band mark: everything before it belongs to the checkpoint `checkpoint_id` (> 0). Compared by value."""
+    """A mark in a channel: everything before it belongs to the checkpoint `checkpoint_id`, which must be > 0.
+    Compared by value.
+    """
     @property
     def checkpoint_id(self) -> int: ...
     def __init__(self, checkpoint_id: int) -> None: ...
 
 class Abort:
-    """An in-band mark: the checkpoint `checkpoint_id` is aborted, so a gate reads the inputs again that it held back. Compared by value."""
+    """A mark in a channel: the checkpoint `checkpoint_id` is aborted, so a gate reads its held inputs again. Compared
+    by value.
+    """
     @property
     def checkpoint_id(self) -> int: ...
     def __init__(self, checkpoint_id: int) -> None: ...
 
 class Watermark:
-    """An in-band mark: no row with an event time below `timestamp_ms` is expected after it. Compared by value."""
+    """A mark in a channel: after it, no row with an event time below `timestamp_ms` is expected. Compared by value."""
     @property
     def timestamp_ms(self) -> int: ...
     def __init__(self, timestamp_ms: int) -> None: ...
@@ -29,91 +33,112 @@ END: _Mark  # the last element of an input
 Element = Batch | Barrier | Abort | Watermark | _Mark
 
 class ChannelClosed(Exception):
-    """The consumer has closed the channel; nothing more can be put."""
+    """Raised by a put after the consumer has closed the channel."""
 
 class Channel:
-    """A bounded queue between two tasks, one producer and one consumer, each on any thread or event loop.
+    """A bounded queue between two tasks: one producer and one consumer, each on any thread or event loop.
 
-    A BATCH is accepted while rows and bytes held are below both capacities (so one batch larger than the capacity
-    passes through an empty channel); marks are always accepted. Full means backpressure, never loss.
-    Blocking calls release the GIL; in the main thread Ctrl-C interrupts them (within 100 ms), in others only `close()` does.
-    An error of a callback is reported through sys.unraisablehook and not raised, because the caller is the other task.
+    A batch is accepted while both the rows and the bytes in the channel are below their capacities. So a batch that
+    is larger than the capacity passes through an empty channel. Marks are always accepted. A full channel makes the
+    producer wait and loses nothing. Blocking calls release the GIL. In the main thread Ctrl-C interrupts them within
+    100 ms; in other threads only `close()` does. An exception of a callback is reported through sys.unraisablehook
+    and not raised, because it belongs to the other task.
     """
 
     name: str
     def __init__(self, capacity_rows: int = 65536, capacity_bytes: int = 67108864, name: str = "") -> None: ...
     def put(self, element: Element, timeout: float | None = None) -> bool:
-        """Puts an element, and blocks while the channel is full; returns False after `timeout` seconds. Raises ChannelClosed."""
+        """Puts an element; blocks while the channel is full. Returns False after `timeout` seconds (None: never).
+        Raises ChannelClosed.
+        """
     def put_nowait(self, element: Element) -> bool:
-        """Puts an element; returns False when the channel is full. Raises ChannelClosed."""
+        """Puts an element. Returns False if the channel is full. Raises ChannelClosed."""
     def get(self, timeout: float | None = None) -> Element | None:
-        """Takes an element, and blocks while the channel is empty; returns None after `timeout` seconds, or when it is closed and empty."""
+        """Takes the oldest element; blocks while the channel is empty. Returns None after `timeout` seconds (None:
+        never), or if the channel is closed and empty.
+        """
     def get_nowait(self) -> Element | None: ...
     def peek_nowait(self) -> Element | None: ...
     def when_readable(self, callback: Callable[[], object]) -> None:
-        """Registers a callback that is called once, as soon as there is an element or the channel is closed, possibly at once. It runs in
-        the thread that caused this. A later registration replaces it.
+        """Registers a callback that is called once, when there is an element or the channel is closed; at once if
+        that is so already. It runs in the thread that puts the element or closes the channel. A later registration
+        replaces an earlier one.
         """
     def when_writable(self, callback: Callable[[], object]) -> None:
-        """Like `when_readable`, for the producer: when a batch would be accepted, or the channel is closed."""
+        """Like `when_readable`, for the producer: the callback is called when the channel would accept a batch or is
+        closed.
+        """
     def close(self) -> None:
-        """Called by the consumer: drops the elements, and wakes waiting producers, which raise ChannelClosed. Idempotent."""
+        """Drops all elements and wakes waiting producers, which raise ChannelClosed. Called by the consumer.
+        Idempotent.
+        """
     @property
     def rows(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
     def __len__(self) -> int: ...
     def statistics(self) -> dict[str, int]:
-        """rows, bytes and elements in the channel; capacity_rows, capacity_bytes; rows_total, batches_total; full_total, the number of puts
-        that found it full.
+        """Returns rows, bytes and elements in the channel; capacity_rows and capacity_bytes; rows_total and
+        batches_total; and full_total, the number of puts that found the channel full.
         """
 
 class Gate:
-    """Joins the input channels of a task: it aligns barriers, and takes the minimum of the watermarks of inputs that are not idle.
+    """Joins the input channels of a task: it aligns barriers and takes the least watermark of the inputs that are not idle.
 
-    Elements come out as (input index, element):
-    - BATCH with the input that it came from; inputs are served in turn, so none starves;
-    - BARRIER with index -1 once every input that has not ended has delivered it. Meanwhile the inputs that have delivered it are held
-      back: they are not read, so their channels fill and slow their sources down;
-    - ABORT with index -1 when one comes in-band on an input that is not held back, or by `abort()`. Held inputs are then read again, and
-      later barriers with that id or a lower one are dropped. A newer barrier than the awaited one aborts the older one (ABORT is emitted
-      first). Each id is emitted once, however many inputs deliver it, and even when its barrier has passed this gate already, because
-      tasks downstream may wait for it. Barriers up to the last one that was emitted are dropped too (repeated ids);
-    - WATERMARK with index -1 when the minimum over active inputs rises; IDLE when all have become idle, after the greatest of their
-      watermarks (as if the inputs behind had become idle first); ACTIVE when one has woken;
-    - END with index -1, once, when all inputs have ended. An input that has ended counts as idle, and as having delivered every barrier.
+    Elements come out as (input index, element); marks have the index -1:
+    - a batch comes out with the index of its input. Inputs are read in turn, so that none starves;
+    - Barrier comes out when every input that has not ended has delivered it. An input that has delivered it is held: it is
+      not read until the barrier is aligned, so its channel fills and its producer waits;
+    - Abort comes out when an input that is not held delivers it, or after `abort()`. Held inputs are read again, and later
+      barriers with this id or a lower one are dropped. A newer barrier than the awaited one aborts the awaited one. Each id
+      is emitted once, even if its barrier has come out already, because tasks downstream may still wait for that barrier.
+      A barrier with an id that has come out is dropped as well;
+    - Watermark comes out when the least watermark of the active inputs rises. IDLE comes out when all inputs have become
+      idle, after a watermark equal to the greatest of theirs. ACTIVE comes out when one of them is active again;
+    - END comes out once, when all inputs have ended. An ended input counts as idle and as having delivered every barrier.
     """
     def __init__(self, channels: Sequence[Channel]) -> None: ...
     def next_nowait(self) -> tuple[int, Element] | None: ...
     def next(self, timeout: float | None = None) -> tuple[int, Element] | None:
-        """Takes the next element, and blocks until there is one; None on time-out, after END, and when the gate is closed."""
+        """Takes the next element; blocks until there is one. Returns None after `timeout` seconds (None: never),
+        after END, after `wake()`, and if the gate is closed.
+        """
     def wake(self) -> None:
-        """Makes the current or the next call of `next` return soon, even if there is nothing to read. May be called from any thread."""
+        """Makes the current or the next call of `next` return soon, even if there is nothing to read. May be called
+        from any thread.
+        """
     def when_readable(self, callback: Callable[[], object]) -> None:
-        """Like Channel.when_readable, for any input that is not held back.
+        """Like Channel.when_readable, for any input that is not held.
 
-        The callback may be called when `next_nowait` returns None (because of a race with holding back), but never too seldom.
+        The callback may also be called when `next_nowait` returns None, because an input was held meanwhile; it is
+        never omitted.
         """
     def deliver(self, index: int, checkpoint_id: int) -> None:
-        """Acts as if this barrier were the next element of this input, whose consumer is busy: the barrier overtakes the batches in the
-        channel, which the checkpoint then does not cover. The real barrier is dropped when it comes. Only on the thread that reads the
-        gate."""
+        """Treats this barrier as the next element of this input, whose consumer is busy. The barrier overtakes the
+        batches in the channel, so the checkpoint does not cover them. The real barrier is dropped when it arrives.
+        Only the thread that reads the gate may call this.
+        """
     def end(self, index: int) -> None:
-        """Acts as if END were the next element of this input: the elements in its channel are not read any more. Idempotent; only on the
-        thread that reads the gate."""
+        """Treats END as the next element of this input: the elements in its channel are never read. Idempotent. Only
+        the thread that reads the gate may call this.
+        """
     def pause(self, index: int) -> None:
-        """Stops reading this input until `resume`, because its consumer has no room. Barriers behind its batches wait too."""
+        """Stops reading this input until `resume`, because its consumer has no room. Its barriers wait too."""
     def ended(self, index: int) -> bool:
-        """Whether END of this input has been read. Only on the thread that reads the gate."""
+        """Returns True if END of this input has been read. Only the thread that reads the gate may call this."""
     def resume(self, index: int) -> None:
-        """Reads this input again after `pause`. Idempotent; only on the thread that reads the gate."""
+        """Reads this input again after `pause`. Idempotent. Only the thread that reads the gate may call this."""
     def abort(self, checkpoint_id: int) -> None:
-        """Acts as if an ABORT had come. May be called from any thread."""
+        """Aborts this checkpoint as if Abort had arrived on an input. May be called from any thread. Raises
+        ValueError unless the id is > 0.
+        """
     @property
     def waiting_for(self) -> list[int]:
-        """The inputs that have not delivered the awaited barrier; empty when none is awaited."""
+        """The indexes of the inputs that have not delivered the awaited barrier; empty if no barrier is awaited."""
     def close(self) -> None:
-        """Closes all channels."""
+        """Closes all channels. Idempotent."""
     def statistics(self) -> dict[str, int]:
-        """inputs, and how many of them are ended, idle, held; rows and bytes in their channels; awaited (checkpoint id, 0: none);
-        barriers_total (aligned), aborts_total."""
+        """Returns the number of inputs and how many are ended, idle and held; rows and bytes in their channels;
+        awaited (a checkpoint id, or 0); barriers_total (aligned barriers), aborts_total; and alignment_seconds, the
+        time from the first to the last arrival of the last aligned barrier.
+        """

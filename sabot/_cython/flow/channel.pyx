@@ -1,4 +1,4 @@
-"""Elements, Channel and Gate. See channel.pyi for the contract, and channel.pxd for the rules of access to fields."""
+"""Elements, Channel and Gate. See channel.pyi for the contract and channel.pxd for the rules of access to fields."""
 
 import threading
 from collections import deque
@@ -12,20 +12,22 @@ from libc.stdint cimport INT64_MIN
 __all__ = ["ACTIVE", "END", "IDLE", "Abort", "Barrier", "Channel", "ChannelClosed", "Gate", "Watermark"]
 
 cdef extern from "Python.h":
-    PyObject* PyObject_CallNoArgs(PyObject* function)  # NULL: an error is set
+    PyObject* PyObject_CallNoArgs(PyObject* function)  # returns NULL with an error set
 
 cdef extern from "pythread.h":
     unsigned long PyThread_get_thread_ident()
 
 cdef unsigned long MAIN_THREAD = threading.main_thread().ident
-cdef double SIGNAL_SECONDS = 0.1    # how often the waiting main thread checks for Ctrl-C
+cdef double SIGNAL_SECONDS = 0.1    # the interval at which a waiting main thread checks for Ctrl-C
 cdef double LONGEST_WAIT = 3600.0   # longer waits are divided, because C++ clocks overflow on very long ones
 
 
 # Elements
 
 cdef class Barrier:
-    """An in-band mark: everything before it belongs to the checkpoint `checkpoint_id` (> 0). Compared by value."""
+    """A mark in a channel: everything before it belongs to the checkpoint `checkpoint_id`, which must be > 0.
+    Compared by value.
+    """
 
     def __init__(self, int64_t checkpoint_id):
         if checkpoint_id <= 0:
@@ -46,7 +48,9 @@ cdef class Barrier:
 
 
 cdef class Abort:
-    """An in-band mark: the checkpoint `checkpoint_id` is aborted, so a gate reads the inputs again that it held back. Compared by value."""
+    """A mark in a channel: the checkpoint `checkpoint_id` is aborted, so a gate reads its held inputs again. Compared
+    by value.
+    """
 
     def __init__(self, int64_t checkpoint_id):
         if checkpoint_id <= 0:
@@ -67,7 +71,7 @@ cdef class Abort:
 
 
 cdef class Watermark:
-    """An in-band mark: no row with an event time below `timestamp_ms` is expected after it. Compared by value."""
+    """A mark in a channel: after it, no row with an event time below `timestamp_ms` is expected. Compared by value."""
 
     def __init__(self, int64_t timestamp_ms):
         self.timestamp_ms = timestamp_ms
@@ -86,7 +90,9 @@ cdef class Watermark:
 
 
 cdef class _Mark:
-    """An element without content. There is one object of each kind, which is compared with `is`."""
+    """A mark without content: IDLE, ACTIVE or END. There is one object of each kind, and marks are compared with
+    `is`.
+    """
 
     def __init__(self, str name not None):
         self.name = name
@@ -95,7 +101,7 @@ cdef class _Mark:
         return self.name
 
     def __reduce__(self):
-        return self.name  # pickle finds the one object by its name in this module
+        return self.name  # unpickling finds the one object by this name in this module
 
 
 IDLE = _Mark("IDLE")
@@ -108,7 +114,7 @@ cdef _Mark _END = END
 
 
 class ChannelClosed(Exception):
-    """The consumer has closed the channel; nothing more can be put."""
+    """Raised by a put after the consumer has closed the channel."""
 
 
 # Waiting
@@ -132,12 +138,14 @@ cdef class _Signal:
 
 
 cdef double _deadline(object timeout) except? -1.0:
-    """The time of steady_seconds that is `timeout` seconds from now; infinite for None."""
+    """Returns the time of steady_seconds that is `timeout` seconds from now; infinity for None."""
     return INFINITY if timeout is None else steady_seconds() + <double> timeout
 
 
 cdef int _call(object callback) except -1:
-    """Calls the callback unless it is None. Its error is reported and not raised, because the caller is the other task."""
+    """Calls the callback, if it is not None. Its exception is reported and not raised, because it belongs to the
+    other task.
+    """
     cdef PyObject* result
     if callback is not None:
         result = PyObject_CallNoArgs(<PyObject*> callback)
@@ -153,11 +161,11 @@ cdef int _call(object callback) except -1:
 # Channel
 
 cdef class Channel:
-    """A bounded queue between two tasks, one producer and one consumer, each on any thread or event loop.
+    """A bounded queue between two tasks: one producer and one consumer, each on any thread or event loop.
 
-    A BATCH is accepted while rows and bytes held are below both capacities (so one batch larger than the capacity passes through
-    an empty channel); marks are always accepted. Full means backpressure, never loss. Blocking calls release the GIL; in the main
-    thread Ctrl-C interrupts them, in others only `close()` does.
+    A batch is accepted while both the rows and the bytes in the channel are below their capacities; marks are always
+    accepted. A full channel makes the producer wait and loses nothing. Blocking calls release the GIL. In the main
+    thread Ctrl-C interrupts them; in other threads only `close()` does.
     """
 
     def __init__(self, int64_t capacity_rows=65536, int64_t capacity_bytes=67108864, str name not None=""):
@@ -171,7 +179,9 @@ cdef class Channel:
         self._writable = _Signal()
 
     def put(self, element, timeout=None):
-        """Puts an element, and blocks while the channel is full; returns False after `timeout` seconds. Raises ChannelClosed."""
+        """Puts an element; blocks while the channel is full. Returns False after `timeout` seconds (None: never).
+        Raises ChannelClosed.
+        """
         if self.push(element):
             return True
         self._full_total += 1
@@ -185,14 +195,16 @@ cdef class Channel:
                 return False
 
     def put_nowait(self, element):
-        """Puts an element; returns False when the channel is full. Raises ChannelClosed."""
+        """Puts an element. Returns False if the channel is full. Raises ChannelClosed."""
         if self.push(element):
             return True
         self._full_total += 1
         return False
 
     def get(self, timeout=None):
-        """Takes an element, and blocks while the channel is empty; returns None after `timeout` seconds, or when it is closed and empty."""
+        """Takes the oldest element; blocks while the channel is empty. Returns None after `timeout` seconds (None:
+        never), or if the channel is closed and empty.
+        """
         element = self.pop()
         if element is not None:
             return element
@@ -206,16 +218,17 @@ cdef class Channel:
                 return element
 
     def get_nowait(self):
-        """Takes an element; returns None when the channel is empty."""
+        """Takes the oldest element. Returns None if the channel is empty."""
         return self.pop()
 
     def peek_nowait(self):
-        """The element that the next get would take; None when the channel is empty."""
+        """Returns the element that the next get would take, or None if the channel is empty."""
         return self._elements[0] if self._elements else None
 
     def when_readable(self, callback):
-        """Registers a callback that is called once, as soon as there is an element or the channel is closed, possibly at once. It runs in
-        the thread that caused this. A later registration replaces it.
+        """Registers a callback that is called once, when there is an element or the channel is closed; at once if
+        that is so already. It runs in the thread that puts the element or closes the channel. A later registration
+        replaces an earlier one.
         """
         replaced = self._on_readable  # freed at the end of this call, because freeing it may run Python code
         self._on_readable = callback
@@ -224,7 +237,9 @@ cdef class Channel:
             _call(callback)
 
     def when_writable(self, callback):
-        """Like `when_readable`, for the producer: when a batch would be accepted, or the channel is closed."""
+        """Like `when_readable`, for the producer: the callback is called when the channel would accept a batch or is
+        closed.
+        """
         replaced = self._on_writable
         self._on_writable = callback
         if not self.full() or self._closed:
@@ -232,7 +247,9 @@ cdef class Channel:
             _call(callback)
 
     def close(self):
-        """Called by the consumer: drops the elements, and wakes waiting producers, which raise ChannelClosed. Idempotent."""
+        """Drops all elements and wakes waiting producers, which raise ChannelClosed. Called by the consumer.
+        Idempotent.
+        """
         self._closed = True
         dropped = self._elements
         self._elements = deque()
@@ -259,7 +276,9 @@ cdef class Channel:
         return f"Channel({self.name!r}, {len(self._elements)} elements, {self._rows} of {self.capacity_rows} rows)"
 
     def statistics(self):
-        """rows, bytes, elements held; capacity_rows, capacity_bytes; rows_total, batches_total; full_total (puts that found it full)."""
+        """Returns rows, bytes and elements in the channel, its capacities, and totals. full_total counts the puts
+        that found it full.
+        """
         return {
             "rows": self._rows,
             "bytes": self._bytes,
@@ -277,7 +296,7 @@ cdef class Channel:
     cdef bint push(self, object element) except -1:
         cdef int64_t size
         if isinstance(element, Batch):
-            size = (<Batch> element).size()  # first, because it may call Python
+            size = (<Batch> element).size()  # read first, because it may call Python
             if self._closed:
                 raise ChannelClosed(self.name)
             if self.full():
@@ -315,9 +334,11 @@ cdef class Channel:
 # Gate
 
 cdef class Gate:
-    """Joins the input channels of a task: it aligns barriers, and takes the minimum of the watermarks of inputs that are not idle.
+    """Joins the input channels of a task: it aligns barriers and takes the least watermark of the inputs that are not
+    idle.
 
-    channel.pyi says what it emits, and when. One thread at a time reads a gate; any thread may call `abort`, `close` and `statistics`.
+    See channel.pyi for the elements that it emits. One thread at a time reads a gate; any thread may call `abort`,
+    `wake`, `close` and `statistics`.
     """
 
     def __init__(self, channels):
@@ -334,11 +355,13 @@ cdef class Gate:
         self._watermark = INT64_MIN
 
     def next_nowait(self):
-        """Takes the next (input index, element); None when there is nothing to read now."""
+        """Takes the next (input index, element). Returns None if there is nothing to read now."""
         return self.poll()
 
     def next(self, timeout=None):
-        """Takes the next element, and blocks until there is one; None on time-out, after END, and when the gate is closed."""
+        """Takes the next element; blocks until there is one. Returns None after `timeout` seconds (None: never),
+        after END, after `wake()`, and if the gate is closed.
+        """
         found = self.poll()
         if found is not None:
             return found
@@ -359,9 +382,10 @@ cdef class Gate:
         self._signal.signal.notify()
 
     def when_readable(self, callback):
-        """Like Channel.when_readable, for any input that is not held back.
+        """Like Channel.when_readable, for any input that is not held.
 
-        The callback may be called when `next_nowait` returns None (because of a race with holding back), but never too seldom.
+        The callback may also be called when `next_nowait` returns None, because an input was held meanwhile; it is
+        never omitted.
         """
         cdef size_t i
         replaced = self._on_readable
@@ -378,19 +402,23 @@ cdef class Gate:
         _call(callback)
 
     def deliver(self, size_t index, int64_t checkpoint_id):
-        """Acts as if this barrier were the next element of this input; the real one, behind its batches, is dropped later."""
+        """Treats this barrier as the next element of this input. The real barrier, which is behind batches, is
+        dropped when it arrives.
+        """
         if not self._inputs.at(index).held and not self._inputs.at(index).ended:
             self.read(index, Barrier(checkpoint_id))
             self._fire()
 
     def end(self, size_t index):
-        """Acts as if END were the next element of this input: the elements in its channel are not read any more. Idempotent."""
+        """Treats END as the next element of this input: the elements in its channel are never read. Idempotent."""
         if not self._inputs.at(index).ended:
             self.read(index, _END)
             self._fire()
 
     def pause(self, size_t index):
-        """Stops reading this input until `resume`, because its consumer has no room. Its channel fills and slows its producer down."""
+        """Stops reading this input until `resume`, because its consumer has no room. Its channel fills and its
+        producer waits.
+        """
         self._inputs.at(index).paused = True
 
     def resume(self, size_t index):
@@ -400,11 +428,11 @@ cdef class Gate:
         self._fire()
 
     def ended(self, size_t index):
-        """Whether END of this input has been read."""
+        """Returns True if END of this input has been read."""
         return True if self._inputs.at(index).ended else False
 
     def abort(self, int64_t checkpoint_id):
-        """Acts as if an ABORT had come. May be called from any thread."""
+        """Aborts this checkpoint as if Abort had arrived on an input. May be called from any thread."""
         if checkpoint_id <= 0:
             raise ValueError(f"a checkpoint id is positive, not {checkpoint_id}")
         self._aborts.append(checkpoint_id)
@@ -413,7 +441,7 @@ cdef class Gate:
 
     @property
     def waiting_for(self):
-        """The inputs that have not delivered the awaited barrier; empty when none is awaited."""
+        """The indexes of the inputs that have not delivered the awaited barrier; empty if no barrier is awaited."""
         if self._awaited == 0:
             return []
         return [i for i in range(self._inputs.size()) if not self._inputs[i].held and not self._inputs[i].ended]
@@ -430,8 +458,7 @@ cdef class Gate:
         return f"Gate({self._channels})"
 
     def statistics(self):
-        """inputs, and how many of them are ended, idle, held; rows and bytes in their channels; awaited (checkpoint id, 0: none);
-        barriers_total (aligned), aborts_total; alignment_seconds: from the first arrival of the last aligned barrier to the last."""
+        """Returns the figures of the gate; see channel.pyi."""
         cdef Input input
         figures = {
             "inputs": self._inputs.size(),
@@ -480,13 +507,13 @@ cdef class Gate:
         return None
 
     cdef object read(self, size_t index, object element):
-        """Handles one mark of an input that is neither held nor ended, and puts the resulting elements into _out."""
+        """Handles a mark of an input that is neither held nor ended, and appends the elements that it causes to _out."""
         cdef Input* input = &self._inputs[index]
         cdef int64_t checkpoint_id
         if isinstance(element, Barrier):
             checkpoint_id = (<Barrier> element).checkpoint_id
             if checkpoint_id <= self._settled or checkpoint_id < self._awaited:
-                return  # its checkpoint is completed, aborted, or older than the awaited one
+                return  # this checkpoint is completed, aborted, or older than the awaited one
             if 0 < self._awaited < checkpoint_id:
                 self.give_up(self._awaited)
             if self._awaited == 0:
@@ -509,9 +536,9 @@ cdef class Gate:
             self.settle_time()
 
     cdef object give_up(self, int64_t checkpoint_id):
-        """Aborts the checkpoint, and all older ones."""
+        """Aborts the checkpoint and all older ones."""
         if checkpoint_id <= self._aborted:
-            return  # each input delivers the same ABORT
+            return  # every input delivers the same Abort
         self._aborted = checkpoint_id
         self._settled = max(self._settled, checkpoint_id)
         if 0 < self._awaited <= checkpoint_id:
@@ -520,7 +547,7 @@ cdef class Gate:
         self._out.append((-1, Abort(checkpoint_id)))
 
     cdef object complete_if_aligned(self):
-        """Emits BARRIER when all inputs that have not ended have delivered it."""
+        """Emits Barrier if all inputs that have not ended have delivered it."""
         cdef size_t i
         if self._awaited == 0:
             return
@@ -534,17 +561,17 @@ cdef class Gate:
         self.release()
 
     cdef void release(self) noexcept:
-        """Reads held inputs again, and awaits no barrier any more."""
+        """Reads held inputs again and awaits no barrier."""
         cdef size_t i
         self._awaited = 0
         for i in range(self._inputs.size()):
             self._inputs[i].held = False
 
     cdef object settle_time(self):
-        """Emits END, ACTIVE, WATERMARK or IDLE where the state of the inputs has changed accordingly.
+        """Emits END, ACTIVE, Watermark or IDLE after the state of an input has changed.
 
-        An idle input with elements in its channel counts as active: its ACTIVE was put before other inputs could move event time past the
-        rows behind it, but the channels of those may be read first.
+        An idle input with elements in its channel counts as active. Its ACTIVE was put before other inputs could move
+        event time beyond its rows, but the gate may read the channels of the other inputs first.
         """
         cdef size_t i, running = 0, active = 0
         cdef int64_t least = 0
@@ -562,7 +589,8 @@ cdef class Gate:
             self._out.append((-1, _END))
         elif active == 0:
             if not self._idle:
-                # As if the inputs behind had become idle first: the watermark must not depend on the order in which inputs become idle.
+                # The watermark must not depend on the order in which inputs become idle, so it is the greatest of
+                # theirs, as if the other inputs had become idle first.
                 for i in range(self._inputs.size()):
                     if not self._inputs[i].ended and self._inputs[i].watermark > self._watermark:
                         self._watermark = self._inputs[i].watermark
@@ -580,7 +608,7 @@ cdef class Gate:
                 self._out.append((-1, Watermark(least)))
 
     cdef bint ready(self) noexcept:
-        """Whether there may be something to read."""
+        """Returns True if there may be something to read."""
         cdef size_t i
         if self._out or self._aborts or self._closed:
             return True

@@ -1,73 +1,85 @@
 import pyarrow as pa
 
 EVENT: int
-"""The kind of timers that are due by event time, when the watermark reaches their time."""
+"""The kind of timers that are due when the watermark reaches their event time."""
 PROCESSING: int
-"""The kind of timers that are due by processing time, when the clock reaches their time."""
+"""The kind of timers that are due when the clock reaches their processing time."""
 
 class TimerTable:
-    """Timers by key. A timer consists of the slot of its key (>= 0, assigned by the caller), a time in ms, a kind and a name; equal timers
-    are one timer.
+    """A table of timers by key. A timer is a slot (>= 0, the caller's number for the key), a time in ms, a kind and a
+    name. Equal timers are one timer.
 
-    The kinds are independent of each other. Due timers are returned in the order of (time, since when the key has had timers without
-    interruption, when they were set). Has one owner. Setting and taking a timer takes some tens of nanoseconds however many there are.
+    The two kinds are independent. Due timers are returned in the order of time; at equal times, the key that has had
+    timers for longer without interruption comes first; for one key, the timer that was set first. The table has one
+    owner thread. Setting and taking a timer takes some tens of nanoseconds, however many there are.
     """
 
     over: int
-    """The slot that exceeded the bound of `guard`; -1: none did."""
+    """The slot that exceeded the limit of `guard`, or -1."""
     def __len__(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
     def set(self, slot: int, at: int, kind: int, name: str = "") -> bool:
-        """Sets one timer, and returns whether it is new. Its time may be in the past."""
+        """Sets one timer. Its time may be in the past. Returns True if the timer is new. Raises IndexError for a
+        negative slot.
+        """
     def unset(self, slot: int, at: int, kind: int, name: str = "") -> bool:
-        """Deletes one timer, and returns whether it existed."""
+        """Deletes one timer. Returns True if it existed."""
     def add(self, slots: pa.Int32Array, at: pa.Int64Array, kind: int) -> int:
-        """Sets a timer without a name for each row, in order, and returns how many are new. The GIL is released."""
+        """Sets a timer without a name for each row, in order. Returns how many are new. The GIL is released."""
     def delete(self, slots: pa.Int32Array, at: pa.Int64Array, kind: int) -> int:
-        """Deletes the timer of each row, and returns how many existed. The GIL is released."""
+        """Deletes the timer without a name of each row. Returns how many existed. The GIL is released."""
     def next_slot(self, limit: int, kind: int) -> int | None:
-        """The slot of the timer that `take_one` would return; None if there is none."""
+        """Returns the slot of the timer that `take_one` would return, or None."""
     def take_one(self, limit: int, kind: int) -> tuple[int, int, str] | None:
-        """Removes the next timer with time <= limit, and returns its (slot, time, name); None if there is none."""
+        """Removes the next timer with time <= limit. Returns its (slot, time, name), or None if no timer is due."""
     def take(self, limit: int, kind: int, rows: int) -> tuple[pa.Int32Array, pa.Int64Array]:
-        """Removes the next timers, at most `rows`, and returns their slots and times; the GIL is released.
+        """Removes the next timers with time <= limit, at most `rows`. Returns their slots and times. The GIL is
+        released.
 
-        A slot occurs with one time only: the result ends before a timer whose slot occurs with another time already. So timers that the
-        caller then sets for one of these keys are returned before any later timer of that key.
+        In one result a slot has only one time: the result ends before a timer whose slot is in it with another time.
+        So timers that the caller then sets for one of these keys are returned before any later timer of the key.
         """
     def soon(self, limit: int, kind: int, rows: int) -> pa.Int32Array:
-        """Slots that probably have the next timers with time <= limit, so that the caller can look up their state together."""
+        """Returns slots that probably have the next timers with time <= limit. The caller looks up their state
+        together.
+        """
     def soonest(self, kind: int) -> int:
-        """A lower bound of the times (ms) of timers of this kind, which may be that of a deleted timer; 2**63 - 1 where there are none.
+        """Returns a lower bound of the times (ms) of the timers of this kind, or 2**63 - 1 if there are none. It may
+        be the time of a deleted timer.
 
         Timers that are held back do not count.
         """
     def hold(self, kind: int) -> None:
-        """Holds back the timers of this kind that are set from here on: they are not returned before `release`, also where they have been
-        evicted and put back meanwhile.
+        """Holds back timers of this kind that are set from now on: they are not returned before `release`, even if
+        they are evicted and put back meanwhile.
         """
     def release(self, kind: int) -> None: ...
     def guard(self, limit: int) -> None:
-        """Begins a round in which no key should set more than `limit` timers at or before the floor; `over` tells which did. 0 ends it."""
+        """Begins a round in which no key should set more than `limit` timers at or before the floor. `over` names a
+        key that did. 0 ends the round.
+        """
     def floor(self, at: int) -> None:
-        """Sets the floor of `guard`: timers at or before this time count."""
+        """Sets the floor for `guard`, in ms: timers at or before this time count."""
     def vacant(self, slots: pa.Int32Array) -> pa.Int32Array:
-        """Of these slots, and of all slots whose last timer was removed since the last call, those without timers, each once."""
+        """Returns the slots that have no timers, each once, among these slots and all slots whose last timer was
+        removed since the last call.
+        """
     @property
     def last(self) -> tuple[int, int]:
-        """The greatest serial and the greatest order so far."""
+        """The greatest serial and the greatest order given so far (see `rows_of`)."""
     def due(self, limit: int, kind: int) -> pa.Int32Array:
-        """The slots of the timers with time <= limit, with repeats."""
+        """Returns the slots of the timers with time <= limit, with repeats."""
     def rows_of(self, slots: pa.Int32Array) -> pa.RecordBatch:
-        """The timers of these slots: slot, at, kind, name, serial and order. Another thread may call it while the owner changes those of
-        other slots.
+        """Returns the timers of these slots: slot, at (ms), kind, name, serial and order. Serials number keys by when
+        they got their first timer, orders number timers by when they were set. Another thread may call it while the
+        owner changes timers of other slots.
         """
     def put_back(self, slots: pa.Int32Array, rows: pa.RecordBatch, serial: int = 0, order: int = 0) -> None:
-        """Sets timers of `rows_of`, with the slots that their keys have here. They are returned in the same order among each other; serial
-        and order are added to theirs. Raises ValueError for rows that no timer has.
+        """Sets timers that `rows_of` returned, with the slots that their keys have in this table. Their relative
+        order is kept; `serial` and `order` are added to their own. Raises ValueError for rows that cannot be timers.
         """
     def evict(self, slots: pa.Int32Array) -> None:
-        """Removes the timers of these slots, which `vacant` does not name for that."""
+        """Removes the timers of these slots. `vacant` does not report these slots."""
     def statistics(self) -> dict[str, int]:
-        """timers, fired (so far), names (that timers have), bytes."""
+        """Returns timers (in the table), fired (so far), names (in use) and bytes."""

@@ -1,4 +1,4 @@
-"""Timers by key. See timers.pyi for the contract; timers_queue.h has the loops."""
+"""Timers by key. See timers.pyi for the contract; the loops are in timers_queue.h."""
 
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint64_t
 from libcpp cimport bool as cbool
@@ -81,7 +81,7 @@ _ROWS = pa.schema(
     ]
 )
 
-cdef int64_t _FAR = <int64_t> 1 << 62  # more than the serial or the order of any timer
+cdef int64_t _FAR = <int64_t> 1 << 62  # greater than the serial and the order of any timer
 
 
 cdef int _kind(kind) except -1:
@@ -91,7 +91,7 @@ cdef int _kind(kind) except -1:
 
 
 cdef class _Sets:
-    """The arguments of `add` and `delete`, opened: slots, and a time for each."""
+    """The opened arguments of `add` and `delete`: slots, and a time for each."""
 
     cdef View slot_column, at_column
     cdef object alive
@@ -112,11 +112,11 @@ cdef class _Sets:
 
 
 cdef class TimerTable:
-    """Timers by key. See timers.pyi."""
+    """A table of timers by key. See timers.pyi for all methods."""
 
     cdef Timers timers
-    cdef dict name_ids              # the ids of names that timers have, by text; that of "" is always 0
-    cdef list name_texts            # the texts of names, by id
+    cdef dict name_ids              # name: its id, for the names that timers have; the id of "" is always 0
+    cdef list name_texts            # the names by id
     cdef vector[int64_t] name_counts
     cdef vector[int32_t] unused_names
 
@@ -134,11 +134,9 @@ cdef class TimerTable:
 
     @property
     def over(self):
-        """See timers.pyi."""
         return self.timers.over
 
     def set(self, int32_t slot, int64_t at, kind, str name not None=""):
-        """Sets one timer. See timers.pyi."""
         if slot < 0:
             raise IndexError(f"slot {slot} is negative")
         cdef int which = _kind(kind)
@@ -149,7 +147,6 @@ cdef class TimerTable:
         return False
 
     def unset(self, int32_t slot, int64_t at, kind, str name not None=""):
-        """Deletes one timer. See timers.pyi."""
         cdef int which = _kind(kind)
         number = self.name_ids.get(name)
         if number is None or not self.timers.remove(slot, at, which, number):
@@ -158,7 +155,6 @@ cdef class TimerTable:
         return True
 
     def add(self, slots, at, kind):
-        """Sets a timer for each row. See timers.pyi."""
         cdef _Sets rows = _Sets(slots, at)
         cdef int which = _kind(kind)
         cdef int64_t i, ahead, added = 0
@@ -178,7 +174,6 @@ cdef class TimerTable:
         return added
 
     def delete(self, slots, at, kind):
-        """Deletes the timer of each row. See timers.pyi."""
         cdef _Sets rows = _Sets(slots, at)
         cdef int which = _kind(kind)
         cdef int64_t i, gone = 0
@@ -193,12 +188,10 @@ cdef class TimerTable:
         return gone
 
     def next_slot(self, int64_t limit, kind):
-        """The slot of the timer that `take_one` would give. See timers.pyi."""
         cdef int32_t slot = self.timers.next_slot(_kind(kind), limit)
         return None if slot < 0 else slot
 
     def take_one(self, int64_t limit, kind):
-        """Removes and returns the next timer that is due. See timers.pyi."""
         cdef Timer timer
         if not self.timers.take(_kind(kind), limit, &timer):
             return None
@@ -207,7 +200,6 @@ cdef class TimerTable:
         return timer.slot, timer.at, text
 
     def take(self, int64_t limit, kind, int64_t rows):
-        """Removes and returns the next timers that are due. See timers.pyi."""
         cdef vector[int32_t] slots
         cdef vector[int64_t] times
         cdef int which = _kind(kind)
@@ -222,33 +214,26 @@ cdef class TimerTable:
         return int32_array(slots), int64_array(times)
 
     def soon(self, int64_t limit, kind, int64_t rows):
-        """Slots that probably have the next timers. See timers.pyi."""
         cdef vector[int32_t] slots
         self.timers.soon(_kind(kind), limit, rows, slots)
         return int32_array(slots)
 
     def soonest(self, kind):
-        """A lower bound of the times of timers. See timers.pyi."""
         return self.timers.soonest(_kind(kind))
 
     def hold(self, kind):
-        """See timers.pyi."""
         self.timers.hold(_kind(kind))
 
     def release(self, kind):
-        """See timers.pyi."""
         self.timers.release(_kind(kind))
 
     def guard(self, int64_t limit):
-        """See timers.pyi."""
         self.timers.begin_guard(limit)
 
     def floor(self, int64_t at):
-        """See timers.pyi."""
         self.timers.set_floor(at)
 
     def vacant(self, slots):
-        """See timers.pyi."""
         cdef View column
         cdef object alive = open_array(slots, &column, TYPE_INT32, "slots")
         cdef vector[int32_t] out
@@ -260,27 +245,24 @@ cdef class TimerTable:
                 self.timers.mutex.unlock()
         return int32_array(out)
 
-    # The timers of some keys, for a cut and for state that is not in memory
+    # Timers of some keys, for snapshots and for state that is not in memory
 
     @property
     def last(self):
-        """See timers.pyi."""
         return self.timers.serials, self.timers.orders
 
     def due(self, int64_t limit, kind):
-        """The slots of the timers that are due. See timers.pyi."""
         cdef vector[int32_t] slots
         self.timers.due(_kind(kind), limit, slots)
         return int32_array(slots)
 
     def rows_of(self, slots):
-        """The timers of these slots. See timers.pyi."""
         cdef View column
         cdef object alive = open_array(slots, &column, TYPE_INT32, "slots")
         cdef vector[Timer] found
         cdef int64_t i, count
         with nogil:
-            self.timers.mutex.lock()  # and the GIL again: so nobody changes timers, whether with it or without
+            self.timers.mutex.lock()  # mutex and GIL are both held: no thread can change timers now, whether it holds the GIL or not
         try:
             self.timers.of_slots(column.int32s(), column.length, found)
         finally:
@@ -310,7 +292,6 @@ cdef class TimerTable:
         return pa.RecordBatch.from_arrays([*columns[:3], texts, *columns[3:]], schema=_ROWS)
 
     def put_back(self, slots, rows, serial=0, order=0):
-        """Sets timers of `rows_of`. See timers.pyi."""
         cdef View kind_column, serial_column, order_column
         cdef _Sets given = _Sets(slots, rows.column(1))
         cdef list alive = [
@@ -341,7 +322,6 @@ cdef class TimerTable:
                 self._unname(number)
 
     def evict(self, slots):
-        """Removes the timers of these slots. See timers.pyi."""
         cdef View column
         cdef object alive = open_array(slots, &column, TYPE_INT32, "slots")
         self.timers.names.clear()
@@ -349,7 +329,6 @@ cdef class TimerTable:
         self._unname_all()
 
     def statistics(self):
-        """timers, fired, names, bytes."""
         return {
             "timers": self.timers.alive,
             "fired": self.timers.fired,
@@ -358,7 +337,7 @@ cdef class TimerTable:
         }
 
     cdef int32_t _name(self, str text) except -1:
-        """The id of a name; a new name gets one."""
+        """Returns the id of a name. A new name gets an id."""
         number = self.name_ids.get(text)
         if number is not None:
             return number
@@ -375,14 +354,14 @@ cdef class TimerTable:
         return fresh
 
     cdef int _unname_all(self) except -1:
-        """Counts the timers less that were taken out."""
+        """Decrements the counts of the names of the timers that were removed last."""
         cdef size_t i
         for i in range(self.timers.names.size()):
             self._unname(self.timers.names[i])
         return 0
 
     cdef int _unname(self, int32_t number) except -1:
-        """Counts one timer less that has this name."""
+        """Decrements the count of timers with this name. A name without timers loses its id."""
         self.name_counts[number] -= 1
         if number and self.name_counts[number] == 0:
             del self.name_ids[self.name_texts[number]]

@@ -1,19 +1,21 @@
-/* Timers by key, which are returned when they are due, each once. See timers.pyi.
+/* Timers by key. A timer is returned once, when it is due. See timers.pyi.
 
-        index     (slot, kind, time, name) ──▶ timer         open addressing; 8 bytes per entry
-        timers    by id: time, key, order, …                  ids are used again
-        Queue     one per kind:
-                      run       all timers of one time, in order ──▶ the next to be returned
-                      heap      timers that were set at or before `last`, the time of the queue
-                      buckets   all later timers: bucket b holds times whose highest bit that differs from `last` is b
+          index     (slot, kind, time, name) ──▶ timer          open addressing; 8 bytes per entry
+          timers    by id: time, key, order, …                  ids are reused
+          Queue     one per kind:
+                        run       all timers of one time, in order ──▶ the next to be returned
+                        heap      timers that were set at or before `last`, the time of the queue
+                        buckets   all later timers: bucket b holds times whose highest bit that differs from `last` is b
 
-   The queue is a radix heap (Ahuja, Mehlhorn, Orlin, Tarjan 1990), which needs times that do not precede the last one returned; earlier
-   timers go to the small heap beside it. Setting a timer appends it to a bucket. It moves at most 64 times, each time to a lower bucket,
-   and usually a few times. A deleted timer stays in the queue, dead, until it is reached, or until more timers are dead than alive.
+   The queue is a radix heap (Ahuja, Mehlhorn, Orlin, Tarjan 1990). A radix heap takes no time below the last one returned;
+   such timers go to the small heap beside it. Setting a timer appends it to a bucket. It moves at most 64 times, each time
+   to a lower bucket, and usually a few times. A deleted timer stays in the queue as a dead one until the queue reaches it,
+   or until more timers are dead than alive.
 
-   Order: by time, then by how long the key has had timers, then by when they were set.
+   Order: by time, then by how long the key has had timers, then by when the timer was set.
 
-   All of it is `nogil`. Functions that add may throw std::bad_alloc, and std::overflow_error for the 2^31st timer (`except +`). */
+   Nothing here needs the GIL. Functions that add timers may throw std::bad_alloc, and std::overflow_error for the 2^31st
+   timer (`except +`). */
 #pragma once
 
 #include <algorithm>
@@ -25,31 +27,31 @@
 
 namespace sabot {
 
-constexpr int64_t SLACK = 1024; /* so many dead timers are always tolerated */
+constexpr int64_t SLACK = 1024; /* this many dead timers are always tolerated */
 constexpr int KINDS = 2;
 constexpr int64_t TIMERS_AHEAD = 16; /* how many timers ahead memory is prefetched */
-constexpr size_t SOON = 16;          /* timers of a bucket with at most so many count as next */
+constexpr size_t SOON = 16;          /* the timers of a bucket with at most so many count as next */
 
 struct Timer {
     int64_t at;      /* ms */
-    uint64_t serial; /* that of its key: less for keys that have had timers for longer */
+    uint64_t serial; /* the serial of its key; lower for keys that have had timers for longer */
     uint64_t order;  /* the order in which timers were set */
-    int32_t slot;    /* that of its key */
+    int32_t slot;    /* the slot of its key */
     int32_t name;
-    int32_t next, before; /* timers of the same key; -1: none */
+    int32_t next, before; /* ids of the neighbours in the list of timers of the key, or -1 */
     uint8_t kind;
     bool alive;
 };
 
 struct Slot {
     uint64_t serial = 0;
-    int64_t at = 0;        /* the time of its timers in the batch that is being taken */
+    int64_t at = 0;        /* the time of its timers in the batch that is being taken, in ms */
     uint64_t batch = 0;    /* the last batch that it was in */
     uint64_t round = 0;    /* the last guarded round in which it set timers */
     uint64_t looked = 0;   /* the last call of `vacant` that checked it */
-    int64_t guarded = 0;   /* how many timers it set in that round at or before the floor */
+    int64_t guarded = 0;   /* the number of timers that it set in that round at or before the floor */
     int64_t timers = 0;
-    int32_t head = -1;     /* one of its timers */
+    int32_t head = -1;     /* the id of one of its timers, or -1 */
 };
 
 struct Entry {
@@ -61,14 +63,14 @@ class Timers {
   public:
     int64_t alive = 0, dead = 0;
     int64_t fired = 0;
-    int32_t over = -1; /* the slot that has set more timers in a round than the guard allows; -1: none */
-    uint64_t serials = 0, orders = 0; /* the greatest so far */
-    std::mutex mutex; /* held by who changes timers without the GIL, and by who reads those of a cut */
+    int32_t over = -1; /* the slot that set more timers in a round than the guard allows, or -1 */
+    uint64_t serials = 0, orders = 0; /* the greatest given so far */
+    std::mutex mutex; /* held to change timers without the GIL, and to read timers for a snapshot */
 
-    /* Sets a timer; returns whether it is new. Its name has one more timer then. */
+    /* Sets a timer. Returns true if it is new; the caller then counts one more timer for its name. */
     bool add(int32_t slot, int64_t at, int kind, int32_t name) { return set<true>(slot, at, kind, name, 0, 0); }
 
-    /* As `add`, of a timer that was set before: it has its place in the order. */
+    /* Like `add`, for a timer that was set before: it keeps its place in the order. */
     bool put(int32_t slot, int64_t at, int kind, int32_t name, uint64_t serial, uint64_t order) {
         return set<false>(slot, at, kind, name, serial, order);
     }
@@ -111,7 +113,8 @@ class Timers {
         if (slot >= 0 && static_cast<size_t>(slot) < slots_.size()) __builtin_prefetch(&slots_[slot]);
     }
 
-    /* Prefetches the timer that the next one of the slot will stand before. The slot should be there already. */
+    /* Prefetches the timer before which the next timer of the slot will be linked. The slot should be in the cache
+       already. */
     void fetch_head(int32_t slot) const {
         if (slot < 0 || static_cast<size_t>(slot) >= slots_.size()) return;
         if (slots_[slot].head >= 0) __builtin_prefetch(&timers_[slots_[slot].head], 1);
@@ -123,7 +126,7 @@ class Timers {
         if (!index_.empty()) __builtin_prefetch(&index_[hash_of(slot, at, kind, name) & mask_], 1);
     }
 
-    /* Deletes a timer; returns whether it existed. Its name has one timer less then. */
+    /* Deletes a timer. Returns true if it existed; the caller then counts one timer less for its name. */
     bool remove(int32_t slot, int64_t at, int kind, int32_t name) {
         if (index_.empty()) return false;
         const uint64_t hash = hash_of(slot, at, kind, name);
@@ -139,7 +142,7 @@ class Timers {
         return false;
     }
 
-    /* Removes the next timer of the kind with time <= limit, and copies it to `out`; false where there is none. */
+    /* Removes the next timer of the kind with time <= limit and copies it to `out`. Returns false if there is none. */
     bool take(int kind, int64_t limit, Timer* out) {
         Queue& queue = queues_[kind];
         const int32_t id = next(queue, limit);
@@ -149,7 +152,8 @@ class Timers {
         return true;
     }
 
-    /* Removes the next timers, at most `rows`, up to one whose key is in the batch with another time; appends slots and times. */
+    /* Removes the next timers, at most `rows`, and appends their slots and times. It stops before a timer whose key
+       is in the batch with another time. */
     void take_batch(int kind, int64_t limit, int64_t rows, std::vector<int32_t>& slots, std::vector<int64_t>& times) {
         Queue& queue = queues_[kind];
         batches_++;
@@ -169,13 +173,14 @@ class Timers {
             drop(queue, id);
         }
     }
-    std::vector<int32_t> names; /* those of the timers of the last take_batch or evict: each has one timer less */
+    /* the names of the timers removed by the last take_batch or evict; the caller counts one timer less for each */
+    std::vector<int32_t> names;
 
-    /* Slots that probably have the next timers, in no order. */
+    /* Appends slots that probably have the next timers, in no order. */
     void soon(int kind, int64_t limit, size_t rows, std::vector<int32_t>& out) {
         Queue& queue = queues_[kind];
         if (next(queue, limit) < 0) return;
-        auto look = [&](int32_t id) { /* a dead timer's key may not exist any more */
+        auto look = [&](int32_t id) { /* the key of a dead timer may not exist any more */
             if (timers_[id].alive) out.push_back(timers_[id].slot);
         };
         for (size_t i = queue.at_run; i < queue.run.size() && out.size() < rows; i++) look(queue.run[i]);
@@ -185,7 +190,8 @@ class Timers {
         }
     }
 
-    /* A lower bound of the times of timers of the kind, which may be that of a deleted one; INT64_MAX where there are none. */
+    /* Returns a lower bound of the times (ms) of timers of the kind, or INT64_MAX if there are none. It may be the
+       time of a deleted timer. */
     int64_t soonest(int kind) const noexcept {
         const Queue& queue = queues_[kind];
         int64_t at = INT64_MAX;
@@ -198,7 +204,7 @@ class Timers {
         return at;
     }
 
-    /* From here on new timers of the kind are held back until `release`, also where they are put again. */
+    /* Holds back timers of the kind that are set from now on until `release`, even if they are evicted and put back. */
     void hold(int kind) {
         queues_[kind].holding = true;
         queues_[kind].held_from = orders;
@@ -210,7 +216,7 @@ class Timers {
         queue.held.clear();
     }
 
-    /* Begins a round in which a key may set so many timers at or before the floor. 0 ends it. */
+    /* Begins a round in which a key may set `limit` timers at or before the floor. 0 ends the round. */
     void begin_guard(int64_t limit) {
         guard_limit_ = limit;
         rounds_++;
@@ -218,7 +224,8 @@ class Timers {
     }
     void set_floor(int64_t floor) { guard_floor_ = floor; }
 
-    /* Of these slots, and of all that have lost their last timer since the last call, those without timers, each once. */
+    /* Appends the slots without timers, each once, among these slots and all that have lost their last timer since
+       the last call. */
     void vacant(const int32_t* slots, int64_t count, std::vector<int32_t>& out) {
         looks_++;
         auto look = [&](int32_t slot) {
@@ -234,7 +241,7 @@ class Timers {
         vacated_.clear();
     }
 
-    /* The timers of these slots. */
+    /* Appends the timers of these slots. */
     void of_slots(const int32_t* slots, int64_t count, std::vector<Timer>& out) const {
         for (int64_t i = 0; i < count; i++) {
             if (i + TIMERS_AHEAD < count) fetch_slot(slots[i + TIMERS_AHEAD]);
@@ -243,7 +250,7 @@ class Timers {
         }
     }
 
-    /* Removes the timers of these slots, which do not become vacant by it. */
+    /* Removes the timers of these slots. `vacant` does not report these slots. */
     void evict(const int32_t* slots, int64_t count) {
         const size_t vacated = vacated_.size();
         for (int64_t i = 0; i < count; i++) {
@@ -260,7 +267,7 @@ class Timers {
         if (dead > alive + SLACK) sweep();
     }
 
-    /* The slots of all timers of the kind with time <= limit, with repeats. */
+    /* Appends the slots of all timers of the kind with time <= limit, with repeats. */
     void due(int kind, int64_t limit, std::vector<int32_t>& out) const {
         const Queue& queue = queues_[kind];
         auto look = [&](int32_t id) {
@@ -275,7 +282,7 @@ class Timers {
         }
     }
 
-    /* The slot of the next timer of the kind with time <= limit; -1: none. */
+    /* Returns the slot of the next timer of the kind with time <= limit, or -1. */
     int32_t next_slot(int kind, int64_t limit) {
         const int32_t id = next(queues_[kind], limit);
         return id < 0 ? -1 : timers_[id].slot;
@@ -293,12 +300,12 @@ class Timers {
 
   private:
     struct Known {
-        int32_t id; /* -1: free */
+        int32_t id; /* -1 for a free entry */
         uint32_t tag;
     };
     struct Bucket {
         std::vector<Entry> entries;
-        int64_t least = INT64_MAX; /* the least time in the bucket, dead timers included */
+        int64_t least = INT64_MAX; /* the least time in the bucket in ms, dead timers included */
     };
     struct Queue {
         Bucket buckets[65];
@@ -308,7 +315,7 @@ class Timers {
         int64_t run_at = 0;
         int64_t last = INT64_MIN;
         bool holding = false;
-        uint64_t held_from = 0; /* timers that were set later are held back */
+        uint64_t held_from = 0; /* timers with a greater order are held back */
     };
 
     std::vector<Timer> timers_;
@@ -329,7 +336,8 @@ class Timers {
         hash = (hash ^ who) * 0xa54ff53a5f1d36f1ULL;
         return hash ^ hash >> 32;
     }
-    /* The part of a hash that an entry of the index keeps. It also gives the entry's place, since there are at most 2^32 places. */
+    /* Returns the part of a hash that an entry of the index keeps. It also gives the entry's position, because the
+       index has at most 2^32 entries. */
     static uint32_t tag_of(uint64_t hash) { return static_cast<uint32_t>(hash); }
     static bool same(const Timer& timer, int32_t slot, int64_t at, int kind, int32_t name) {
         return timer.at == at && timer.slot == slot && timer.name == name && timer.kind == kind;
@@ -356,7 +364,7 @@ class Timers {
         if (++key.guarded > guard_limit_) over = slot;
     }
 
-    /* Doubles the index. */
+    /* Doubles the size of the index. */
     void grow() {
         const size_t size = index_.empty() ? 1024 : index_.size() * 2;
         std::vector<Known> before(size, Known{-1, 0});
@@ -370,7 +378,7 @@ class Timers {
         }
     }
 
-    /* Removes a timer from the index and from its key; closes the gap in the index. */
+    /* Removes a timer from the index and from its key, and closes the gap in the index. */
     void forget(size_t place, int32_t id) {
         size_t hole = place;
         for (size_t at = (hole + 1) & mask_; index_[at].id >= 0; at = (at + 1) & mask_) {
@@ -391,7 +399,7 @@ class Timers {
         if (--key.timers == 0) vacated_.push_back(timer.slot);
     }
 
-    /* Removes a timer that is first in the run or in the heap, to be returned. */
+    /* Removes a timer that is first in the run or the heap, to be returned. */
     void drop(Queue& queue, int32_t id) {
         const uint64_t hash = hash_of(timers_[id]);
         size_t place = hash & mask_;
@@ -430,13 +438,13 @@ class Timers {
         bucket.least = std::min(bucket.least, entry.at);
     }
 
-    /* Frees the id of a dead timer that was reached. */
+    /* Frees the id of a dead timer that the queue has reached. */
     void bury(int32_t id) {
         dead--;
         unused_.push_back(id);
     }
 
-    /* The next living timer with time <= limit, which is then first in the run or the heap; -1: none. */
+    /* Returns the next living timer with time <= limit, now first in the run or the heap, or -1. */
     int32_t next(Queue& queue, int64_t limit) {
         while (true) {
             while (queue.at_run < queue.run.size() && !timers_[queue.run[queue.at_run]].alive) bury(queue.run[queue.at_run++]);
@@ -454,7 +462,7 @@ class Timers {
         }
     }
 
-    /* Moves the timers of the next time into the run, if that is <= limit; returns whether there are any. */
+    /* Moves the timers of the next time into the run if that time is <= limit. Returns false if there are none. */
     bool refill(Queue& queue, int64_t limit) {
         queue.run.clear();
         queue.at_run = 0;
