@@ -1,9 +1,10 @@
-/* The key hash, the msgpack encoding of keys, and the hashes of a column's rows. See `key_hash` in partition.pyx for the definition.
+/* The key hash, the msgpack encoding of keys, and the hashes of a column's rows. See `key_hash` in partition.pyx for
+   the definition.
 
-The encoding of keys, and the way in which hashes of several columns are combined, are part of the format of checkpoints: a change of
-either must change SABOT_HASH_VERSION.
+   The encoding of keys and the combination of the hashes of several columns are part of the format of checkpoints. A
+   change of either must change SABOT_HASH_VERSION.
 
-All functions are `noexcept nogil`. */
+   All functions are `noexcept nogil`. */
 #pragma once
 
 #include <cmath>
@@ -56,7 +57,8 @@ static inline uint64_t sabot_hash(const uint8_t* data, int64_t size) {
     return sabot_mix(hash ^ SABOT_K3, SABOT_K0 + (uint64_t)size);
 }
 
-// Writes the head of a msgpack value of length `size`, given the first bytes of its short, 8, 16 and 32 bit forms (0: no such form).
+// Writes the head of a msgpack value of length `size` and returns the bytes written. `fix`, `tag8` and `tag16` are
+// the first bytes of its short, 8-bit and 16-bit forms (0: no such form).
 static inline int sabot_put_head(uint8_t* out, uint64_t size, uint8_t fix, uint64_t fix_below, uint8_t tag8, uint8_t tag16) {
     if (size < fix_below) { out[0] = (uint8_t)(fix | size); return 1; }
     if (tag8 && size < 0x100) { out[0] = tag8; out[1] = (uint8_t)size; return 2; }
@@ -95,7 +97,7 @@ static inline int sabot_put_float(uint8_t* out, double value) {
     std::memcpy(&bits, &value, 8);
     return sabot_put_word(out, 0xcb, bits, 8);
 }
-// Makes equal keys equal in bits: -0.0 becomes 0.0, every NaN the one quiet NaN.
+// Writes a float as a key: equal keys have equal bits, so -0.0 becomes 0.0 and every NaN the one quiet NaN.
 static inline int sabot_put_key_float(uint8_t* out, double value) {
     if (std::isnan(value)) return sabot_put_word(out, 0xcb, 0x7ff8000000000000ULL, 8);
     return sabot_put_float(out, value == 0.0 ? 0.0 : value);
@@ -106,7 +108,7 @@ namespace sabot {
 struct Words {
     uint64_t low, high;
 };
-struct WordMasks { /* the masks of the first n bytes, by n */
+struct WordMasks { /* masks of the first n bytes, for each n */
     Words of[17];
     constexpr WordMasks() : of() {
         for (int size = 0; size <= 16; size++) {
@@ -117,7 +119,8 @@ struct WordMasks { /* the masks of the first n bytes, by n */
 };
 static constexpr WordMasks WORD_MASKS;
 
-/* The first `size` (at most 16) bytes at p as two little-endian words, filled up with zeros; it reads nothing at or behind `end`. */
+/* Returns the first `size` (at most 16) bytes at p as two little-endian words, padded with zeros. Reads nothing at
+   `end` or beyond. */
 static inline Words short_words(const uint8_t* p, int64_t size, const uint8_t* end) {
     Words words;
     if (__builtin_expect(end - p >= 16, 1)) {
@@ -132,7 +135,7 @@ static inline Words short_words(const uint8_t* p, int64_t size, const uint8_t* e
     return words;
 }
 
-/* sabot_hash of 1 to 16 bytes that are already in two words. */
+/* Returns the sabot_hash of 1 to 16 bytes that are already in two words. */
 static inline uint64_t hash_words(uint64_t a, uint64_t b, uint64_t size) {
     const uint64_t hash = sabot_step(SABOT_K0 ^ size, a, b, size == 16 ? SABOT_K1 : SABOT_K2);
     return sabot_mix(hash ^ SABOT_K3, SABOT_K0 + size);
@@ -140,9 +143,9 @@ static inline uint64_t hash_words(uint64_t a, uint64_t b, uint64_t size) {
 
 static inline uint64_t hash_null() { return hash_words(0xc0, 0, 1); }
 
-/* The form of an integer in msgpack, by the number of bits that it needs. */
+/* The msgpack form of an integer, one for each number of bits that it needs. */
 struct IntForm {
-    uint64_t own;      /* a mask for the part of the value that is in the tag byte itself */
+    uint64_t own;      /* a mask for the part of the value that is in the tag byte */
     uint64_t behind;   /* a mask for the bytes after the tag: the value in big endian, after the shift */
     uint8_t tag, shift, size;
 };
@@ -169,7 +172,8 @@ static inline const IntForm& form_of(uint64_t value, bool negative) {
     return INT_FORMS.of[64 + 65 * negative - __builtin_clzll(magnitude | 1)];
 }
 
-/* The sabot_hash of what sabot_put_int (or, if not `negative`, sabot_put_uint) writes for the value; without branches. */
+/* Returns the sabot_hash of the bytes that sabot_put_int (or, if not `negative`, sabot_put_uint) writes for the
+   value. Has no branches. */
 static inline uint64_t hash_int(uint64_t value, bool negative) {
     const IntForm& form = form_of(value, negative);
     const uint64_t big_endian = __builtin_bswap64(value) >> form.shift & form.behind;
@@ -182,7 +186,7 @@ static inline uint64_t hash_float(double value) {
     return hash_words(0xcb | big_endian << 8, big_endian >> 56, 9);
 }
 
-/* The sabot_hash of a head and 16 or more bytes, which are not copied. */
+/* Returns the sabot_hash of a head followed by 16 or more bytes, which are not copied. */
 static inline uint64_t hash_long(uint64_t head, int head_size, const uint8_t* data, int64_t size) {
     const uint64_t total = head_size + size;
     const int shift = 8 * head_size;
@@ -190,7 +194,7 @@ static inline uint64_t hash_long(uint64_t head, int head_size, const uint8_t* da
     uint64_t hash = sabot_step(SABOT_K0 ^ total, head | a << shift, b << shift | a >> (64 - shift), SABOT_K1);
     int64_t at = 16 - head_size;
     for (; size - at >= 16; at += 16) hash = sabot_step(hash, sabot_load64(data + at), sabot_load64(data + at + 8), SABOT_K1);
-    if (at < size) { /* the last 16 bytes, without those that were hashed already */
+    if (at < size) { /* the last 16 bytes, without those already hashed */
         unsigned __int128 last = (unsigned __int128)sabot_load64(data + size - 8) << 64 | sabot_load64(data + size - 16);
         last >>= 8 * (16 - (size - at));
         hash = sabot_step(hash, (uint64_t)last, (uint64_t)(last >> 64), SABOT_K2);
@@ -215,10 +219,10 @@ static inline uint64_t hash_text(const uint8_t* data, int64_t size, const uint8_
     return sabot_hash(whole, put + size);
 }
 
-/* Combines the hash so far with the hash of the next column. */
+/* Combines the hash of the columns so far with the hash of the next column. */
 static inline uint64_t hash_combined(uint64_t hash, uint64_t next) { return sabot_step(hash, next, SABOT_K0, SABOT_K2); }
 
-/* The hash of each row of a block in out[i]; for a further column it is combined with the hash that is there. */
+/* Writes the hash of each row of a block to out[i]. For a `further` column, combines it with the hash that is there. */
 static inline void hash_block(const View& view, const Rows& rows, bool further, uint64_t* out) {
     const uint64_t null_hash = hash_null();
     const bool nullable = view.nullable();
@@ -255,7 +259,7 @@ static inline void hash_block(const View& view, const Rows& rows, bool further, 
     });
 }
 
-/* Fills hashes[row] for all rows, or for the `count` rows that `chosen` names. */
+/* Fills hashes[row] for all rows, or for the `count` rows in `chosen`. */
 static inline void hash_columns(const View* views, int columns, const int32_t* chosen, int64_t count, uint64_t* hashes) {
     uint64_t block[BLOCK_ROWS];
     for (int64_t base = 0; base < count; base += BLOCK_ROWS) {
@@ -266,7 +270,7 @@ static inline void hash_columns(const View* views, int columns, const int32_t* c
     }
 }
 
-/* The bytes that a value that is not null takes in msgpack. */
+/* Returns the msgpack size in bytes of a value that is not null. */
 static inline int64_t value_size(const View& view, int64_t row) {
     switch (view.type) {
         case Type::bool_: return 1;
@@ -284,7 +288,8 @@ static inline int64_t value_size(const View& view, int64_t row) {
     }
 }
 
-/* Writes a value that is not null in msgpack, and returns the bytes written. keys: floats that compare equal are written alike. */
+/* Writes a value that is not null in msgpack. Returns the bytes written. `keys`: true to write floats that compare
+   equal as equal bytes. */
 static inline int64_t put_value(uint8_t* out, const View& view, int64_t row, bool keys) {
     switch (view.type) {
         case Type::bool_: *out = view.truth(row) ? 0xc3 : 0xc2; return 1;
@@ -302,7 +307,8 @@ static inline int64_t put_value(uint8_t* out, const View& view, int64_t row, boo
     }
 }
 
-/* Writes a key in msgpack: the value of one column, or an array of the values of several; null is nil. `key_size` gives its bytes. */
+/* Returns the msgpack size in bytes of a key: the value of one column, or an array of the values of several. A null
+   is nil. */
 static inline int64_t key_size(const View* views, int columns, int64_t row) {
     int64_t size = columns == 1 ? 0 : columns < 16 ? 1 : 3;
     for (int c = 0; c < columns; c++) size += views[c].valid(row) ? value_size(views[c], row) : 1;

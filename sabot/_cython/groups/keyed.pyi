@@ -6,28 +6,33 @@ import pyarrow as pa
 from sabot.errors import DataError
 
 KINDS: frozenset[str]
-"""The aggregates that the kernel keeps in fixed-width accumulators: count, sum, min, max, mean, variance, first, last."""
+"""The aggregates that the kernel keeps in accumulators of fixed width: count, sum, min, max, mean, variance, first,
+last.
+"""
 
 def sum_overflow(what: str, keys: pa.RecordBatch | None = None) -> DataError:
-    """The error for a sum that its type cannot hold. keys: columns whose first row is the key; names that begin with "__" are left out."""
+    """Returns the error for a sum that its type cannot hold. `what`: the beginning of its message. `keys`: columns
+    whose first row is the key of the sum; columns whose names begin with "__" are left out.
+    """
 
 class GroupTable:
-    """Groups by key: each key has a slot (0, 1, …), each slot its accumulators. Has one owner; the GIL is released once per call.
+    """Groups by key: each key has a slot (0, 1, …), each slot its accumulators. Has one owner thread; the GIL is released.
 
-    keys: names and canonical types of the key columns: bool, all ints, floats, string, binary, date, time, timestamp, duration.
-    Null is a key like any other; -0.0 equals 0.0, and every NaN equals every NaN. Without key columns there is one group.
-    aggregates: (kind, type of the argument or None). Arguments: bool, ints, floats, date, time, timestamp, duration.
-      count        int64: the number of rows; with an argument, which may be of any type, of rows where it is not null
-      sum          int64 for ints and bool, uint64 for unsigned, float64 for floats; null without a value. Calls that add raise DataError
-                   where a sum exceeds 64 bits, even in between; the table must not be used after that
-      min max      the argument's type; null without a value; NaN only where there is no other value
+    `keys`: names and canonical types of the key columns: bool, all ints, floats, decimals, string, binary, date, time,
+    timestamp, duration. Null is a key like any other; -0.0 equals 0.0, and every NaN equals every NaN. Without key columns
+    there is one group.
+    `aggregates`: (kind, type of the argument or None). Arguments: bool, ints, floats, date, time, timestamp, duration.
+      count        int64: the number of rows; with an argument, of any type, the number of rows where it is not null
+      sum          int64 for ints and bool, uint64 for unsigned, float64 for floats; null without a value. Methods that add
+                   raise DataError if a sum exceeds 64 bits, even in between; the table must not be used after that
+      min max      the argument's type; null without a value; NaN only if there is no other value
       mean         float64; for ints and bool computed from an exact sum (128 bits); null without a value
-      variance     float64, that of the sample (n - 1): Welford, merged by Chan et al.; null for fewer than two values
-      first last   the argument's type: the value, or null, of the row with the least (greatest) `order`; among equal orders of the row that
-                   came first (last). Rows whose order is null do not count
+      variance     float64, of the sample (n - 1): Welford, merged by Chan et al.; null for fewer than two values
+      first last   the argument's type: the value, or null, of the row with the least (greatest) `order`; among equal orders
+                   of the row that came first (last). Rows whose order is null do not count
 
-    Raises TypeError for unsupported types, ValueError for an unknown kind; and, before anything has changed, IndexError for slots that
-    hold no group and for rows or columns that do not exist.
+    Raises TypeError for unsupported types, ValueError for an unknown kind; and, before anything has changed, IndexError for
+    slots without a group and for rows or columns that do not exist.
     """
 
     def __init__(self, keys: pa.Schema, aggregates: Sequence[tuple[str, pa.DataType | None]]) -> None: ...
@@ -35,17 +40,19 @@ class GroupTable:
     def keys(self) -> pa.Schema: ...
     @property
     def results(self) -> list[pa.DataType]:
-        """The types of the results that `finish` gives, one per aggregate."""
+        """The types of the results of `finish`, one per aggregate."""
     @property
     def states(self) -> pa.Schema:
         """The columns of `export`: the keys, then the accumulators ("0.count", "0.sum", …)."""
     def __len__(self) -> int:
-        """The number of groups."""
+        """Returns the number of groups."""
     def reserve(self, groups: int) -> None:
-        """Makes room in the index for so many more groups. Not growing it in between halves the cost of inserting them."""
+        """Makes room in the index for `groups` more groups. Inserting them takes half the time if the index does not
+        grow in between.
+        """
     @property
     def nbytes(self) -> int:
-        """The memory that the table takes, including keys and index."""
+        """The bytes of memory that the table takes, including keys and index."""
     def update(
         self,
         data: pa.RecordBatch,
@@ -58,13 +65,14 @@ class GroupTable:
         selection: pa.Int32Array | None = None,
         want_slots: bool = False,
     ) -> pa.Int32Array | None:
-        """Adds the rows that `selection` names, in its order (None: all).
+        """Adds the rows of `selection`, in its order, or all rows for None.
 
-        keys, arguments: column indices, one per key and one per aggregate (-1: the aggregate has no argument). filters: per aggregate the
-        index of a bool column; only rows where it is true count for the aggregate; -1: all rows count. order: the index of an int64
-        column for first and last; -1: the order in which rows come. hashes: those of all rows, which must be what `hash_columns` gives
-        for the keys (`merge` relies on it); None: they are computed. Returns the slot of each row if `want_slots`. Raises TypeError
-        where a column is not of the type that the table was made for; that is checked once per call, not per row.
+        `keys`, `arguments`: column indexes, one per key and one per aggregate (-1 for an aggregate without an
+        argument). `filters`: for each aggregate the index of a bool column, or -1; the aggregate counts only rows
+        where the column is true. `order`: the index of an int64 column for first and last, or -1 for the order in
+        which rows come. `hashes`: the result of `hash_columns` for the keys of all rows (`merge` relies on it), or
+        None to compute them. Returns the slot of each row if `want_slots`, else None. Raises TypeError for a column
+        of another type than the table was made for; the check is made once per call.
         """
     def resolve(
         self,
@@ -75,7 +83,9 @@ class GroupTable:
         selection: pa.Int32Array | None = None,
         insert: bool = True,
     ) -> pa.Int32Array:
-        """The slot of each row. A missing key is inserted with empty accumulators if `insert`; otherwise it gives -1."""
+        """Returns the slot of each row. A missing key is inserted with empty accumulators if `insert`; otherwise its
+        slot is -1.
+        """
     def accumulate(
         self,
         slots: pa.Int32Array,
@@ -86,7 +96,7 @@ class GroupTable:
         order: int = -1,
         selection: pa.Int32Array | None = None,
     ) -> None:
-        """The second half of `update`: adds row i of the selection to slots[i]; rows whose slot is -1 are skipped."""
+        """Adds row i of the selection to slots[i], like the second half of `update`. Rows with slot -1 are skipped."""
     def running(
         self,
         slots: pa.Int32Array,
@@ -97,95 +107,112 @@ class GroupTable:
         order: int = -1,
         selection: pa.Int32Array | None = None,
     ) -> list[pa.Array[Any]]:
-        """Like `accumulate`, and returns for each row the results of its slot right after the row was added: one array per aggregate."""
+        """Like `accumulate`. Returns for each row the results of its slot right after the row was added: one array
+        per aggregate.
+        """
     def merge(self, state: pa.RecordBatch, *, selection: pa.Int32Array | None = None) -> pa.Int32Array:
-        """Merges groups that `export` of a table with the same columns gave. Returns the slot of each row.
+        """Merges groups that `export` of a table with the same columns returned. Returns the slot of each row.
 
-        Where orders are equal, first keeps the value that is here, and last takes the one that comes.
+        For equal orders, first keeps the value of this table, and last takes the merged value.
         """
     def merge_slots(self, into: pa.Int32Array, source: pa.Int32Array) -> None:
-        """Merges the accumulators of slot source[i] into slot into[i], pair by pair, in order. The sources become empty; their keys stay.
+        """Merges the accumulators of slot source[i] into slot into[i], pair by pair, in order. The sources become
+        empty; their keys stay.
 
-        Raises ValueError where into[i] is source[i].
+        Raises ValueError if into[i] is source[i].
         """
     def export(self, slots: pa.Int32Array | None = None) -> pa.RecordBatch:
-        """Keys and accumulators of these slots, or of all groups in the order of their slots, with the columns of `states`."""
+        """Returns keys and accumulators of these slots, or of all groups in the order of their slots, with the
+        columns of `states`.
+        """
     def key_columns(self, slots: pa.Int32Array | None = None) -> list[pa.Array[Any]]: ...
     def finish(self, slots: pa.Int32Array | None = None) -> list[pa.Array[Any]]:
-        """The key columns, then one column of results per aggregate. The table does not change."""
+        """Returns the key columns and one column of results per aggregate. The table does not change."""
     def values(self, slots: pa.Int32Array) -> list[pa.Array[Any]]:
-        """The results of these slots, one column per aggregate, as `finish` gives them."""
+        """Returns the results of these slots, one column per aggregate, like `finish`."""
     def slots(self) -> pa.Int32Array:
-        """All slots that hold a group, ascending."""
+        """Returns all slots that hold a group, ascending."""
     def dirty(self) -> pa.Int32Array:
-        """The slots that were updated, merged or inserted since `clean`, ascending."""
+        """Returns the slots that were updated, merged or inserted since `clean`, ascending."""
     def clean(self) -> None:
-        """Makes all slots count as clean."""
+        """Marks all slots as clean."""
     def hashes(self, slots: pa.Int32Array) -> pa.UInt64Array:
-        """The key hash of each slot."""
+        """Returns the key hash of each slot."""
     def idle_since(self, tick: int) -> pa.Int32Array:
-        """The slots that were last touched (by update, resolve, merge) before the table's `tick` was set to this value."""
+        """Returns the slots that were last touched (by update, resolve, merge) before the table's `tick` was set to
+        this value.
+        """
     def cut(self, turn: tuple[int, int] | None = None) -> TableCut:
-        """Takes a cut of the groups as they are now, and makes all slots clean. It reads one byte per slot and copies nothing.
+        """Takes a snapshot of the groups (a "cut") and marks all slots as clean. It reads one byte per slot and
+        copies nothing.
 
-        turn: None for all groups; (start, more) for the dirty groups, and for `more` groups from slot `start` on, dirty or not.
-        A table has one open cut: taking another one first copies the groups that an older one still needs. While a cut is open, a group
-        is copied before its first change. Call `close` when the cut is saved.
+        `turn`: None for all groups; or (start, more) for the dirty groups and for `more` groups from slot `start` on,
+        dirty or not. A table has one open snapshot: taking another one first copies the groups that the older one
+        still needs. While it is open, a group is copied before its first change. Call `close` when the snapshot is
+        saved.
         """
     tick: int
-    """A clock that the owner sets, at most 2^31 - 1, at first 0. Each touch of a group records it."""
+    """A clock that the owner sets, 0 to 2^31 - 1, at first 0. Each touch of a group records it."""
     def remove(self, slots: pa.Int32Array) -> None:
-        """Removes the groups, dirty or not; later inserts use their slots again. Raises ValueError for a slot that is named twice."""
+        """Removes the groups, dirty or not. Later inserts reuse their slots. Raises ValueError for a slot that is
+        named twice.
+        """
     def clear(self) -> None:
-        """Removes all groups, and keeps the memory for new ones. The count of arrivals goes on, so groups that were exported before count
-        as earlier for first and last.
+        """Removes all groups and keeps the memory for new ones. The count of arrivals goes on, so groups exported
+        before still count as earlier for first and last.
         """
     def statistics(self) -> dict[str, int]:
-        """groups, slots, dirty, bytes."""
+        """Returns the number of groups, slots in use, dirty slots, and bytes."""
 
 class TableCut:
-    """The groups of a table as they were at `GroupTable.cut`. Any one thread may read it while the owner goes on with the table.
+    """A snapshot of the groups of a table, taken by `GroupTable.cut`. Any one thread may read it while the owner
+    changes the table.
 
-    The owner may have to wait while the reader copies some hundred rows. The cut keeps the table alive when its owner has dropped it.
+    The owner may wait while the reader copies some hundred rows. The snapshot keeps the table alive if its owner
+    drops it.
     """
 
     next_slot: int
-    """The slot at which the next turn begins, behind the last group of this one; 0 when this turn reached the end of the table."""
+    """The slot at which the next turn begins, after the last group of this one; 0 if this turn reached the end of the
+    table.
+    """
     @property
     def schema(self) -> pa.Schema:
-        """`GroupTable.states`."""
+        """The columns, the same as `GroupTable.states`."""
     def __len__(self) -> int:
-        """The number of groups."""
+        """Returns the number of groups."""
     def read(self, rows: int) -> pa.RecordBatch | None:
-        """The next groups, about `rows`, in no particular order, with the columns of `GroupTable.export`; None at the end.
+        """Returns the next groups, about `rows`, in no particular order, with the columns of `GroupTable.export`;
+        None at the end.
 
         Raises RuntimeError after `close`.
         """
     def rewind(self) -> None:
-        """Begins again with the first groups."""
+        """Starts again with the first groups."""
     def close(self) -> None:
-        """Releases the cut. Idempotent; may be called from any thread, but not during a `read`."""
+        """Releases the snapshot. Idempotent; may be called from any thread, but not during a `read`."""
 
 class SlidingTable(GroupTable):
     """The groups of a window that slides over panes, which enter in order and leave in the same order.
 
-    It is a queue made of two stacks, the back and the front. enter(1), enter(2), … puts panes into the back. When the front is empty, all
-    panes of the back must turn to it, from the last to the first: turn(3), turn(2), turn(1). From then on they may leave, each once:
-    leave(1), leave(2), leave(3); others may enter meanwhile. The table holds the merged groups of all panes that have entered and not
-    left; groups that none of these has are removed. All methods that read (`finish`, `export`, …) work as in a GroupTable. Of those that
-    write only `clear` may be called; it removes all panes, and pane numbers may begin again.
+    It is a queue made of two stacks, the back and the front. enter(1), enter(2), … put panes into the back. When the
+    front is empty, all panes of the back must turn to it, from the last to the first: turn(3), turn(2), turn(1). From
+    then on they may leave, each once: leave(1), leave(2), leave(3); others may enter meanwhile. The table holds the
+    merged groups of all panes that have entered and not left. Groups that none of these panes has are removed. All
+    reading methods (`finish`, `export`, …) work like those of a GroupTable. The only other writing method that may be
+    called is `clear`, which removes all panes; then pane numbers may start again.
 
-    Panes are GroupTables with the same keys and aggregates (else TypeError), which must not change until they have turned. A pane may
-    enter and turn in parts, which are tables without a common key; then it leaves in the same parts, the one that turned last first.
-    number: the number of the pane, 1 to 2^31 - 2, above that of the pane before. Raises ValueError for another one, and for impossible
-    slots.
+    Panes are GroupTables with the same keys and aggregates (else TypeError), which must not change until they have
+    turned. A pane may enter and turn in parts, which are tables without a common key; then it leaves in the same
+    parts, the part that turned last first. `number`: the number of the pane, 1 to 2^31 - 2, above that of the pane
+    before. Raises ValueError for another number and for impossible slots.
     """
 
     def enter(self, pane: GroupTable, number: int) -> pa.Int32Array:
-        """Adds a pane to the back. Returns the slots of its groups, in the order of pane.slots(). A pane with number 0 never leaves, so
-        nothing is kept for that.
+        """Adds a pane to the back. Returns the slots of its groups, in the order of pane.slots(). A pane with number
+        0 never leaves, so nothing is kept for its removal.
         """
     def turn(self, pane: GroupTable, number: int, slots: pa.Int32Array) -> None:
-        """Moves a pane to the front. slots: the result of its `enter`."""
+        """Moves a pane to the front. `slots`: the result of its `enter`."""
     def leave(self, number: int, slots: pa.Int32Array) -> None:
-        """Removes the pane that turned last. slots: the same as for `turn`."""
+        """Removes the pane that turned last. `slots`: the same as for `turn`."""

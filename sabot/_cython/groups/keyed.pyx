@@ -1,6 +1,7 @@
 """Groups by key with their accumulators. See keyed.pyi for the contract; the loops over rows are in keyed_table.h.
 
-Types are resolved here, once per table, and columns are opened as views, once per call; then the call runs without the GIL.
+Types are resolved here once per table, and columns are opened as views once per call. Then the call runs without the
+GIL.
 """
 
 import pyarrow as pa
@@ -39,14 +40,14 @@ cdef extern from "groups/keyed_table.h" namespace "sabot" nogil:
     int DIRTY
 
     cppclass Inputs:
-        const View* argument        # NULL: the aggregate has none
-        const View* filter          # NULL: every row counts
+        const View* argument        # NULL if the aggregate has no argument
+        const View* filter          # NULL if every row counts
 
     cppclass Output:
         void* values                # numbers or bits; for bytes, the offsets
         uint8_t* validity
         uint8_t* data               # the bytes
-        int64_t nulls               # OUT
+        int64_t nulls               # OUT: the number of nulls
 
     cppclass Source:
         What what
@@ -67,8 +68,8 @@ cdef extern from "groups/keyed_table.h" namespace "sabot" nogil:
         # Callers have to check that slots are within the table, and rows within the columns.
         int64_t groups
         int32_t tick
-        int overflow                # the aggregate whose sum exceeded 64 bits; -1: none did
-        int64_t overflow_slot       # the slot of that sum; -1: unknown
+        int overflow                # the aggregate whose sum exceeded 64 bits, or -1
+        int64_t overflow_slot       # the slot of that sum, or -1 if unknown
         void add_key(Type type) except +
         void add_aggregate(Kind kind, Type argument, Type result) except +
         void ready() except +
@@ -102,7 +103,7 @@ cdef extern from "groups/keyed_table.h" namespace "sabot" nogil:
         int64_t slots_idle(int32_t since, int32_t* out)
         void hashes(const int32_t* slots, int64_t count, uint64_t* out)
         void clean()
-        cbool remove(const int32_t* slots, int64_t count) except +  # False, with nothing changed, where a slot is named twice
+        cbool remove(const int32_t* slots, int64_t count) except +  # returns False, with nothing changed, if a slot is named twice
         void clear() except +
 
 
@@ -132,7 +133,7 @@ cdef object _BINARY = pa.binary()
 
 
 cdef bytes _format(object data_type):
-    """The type as the C data interface writes it."""
+    """Returns the type in the notation of the C data interface."""
     capsule = data_type.__arrow_c_schema__()
     return schema_of(capsule).format
 
@@ -153,7 +154,7 @@ cdef bint _is_number(object data_type):
 
 
 cdef bint _is_bytes(object data_type):
-    """Whether keys of this type are kept as bytes: decimals are, by those of which they consist."""
+    """Returns True if keys of this type are kept as bytes: text, binary and decimals."""
     return data_type == pa.string() or data_type == pa.binary() or _is_wide_decimal(data_type)
 
 
@@ -162,7 +163,7 @@ cdef bint _is_wide_decimal(object data_type):
 
 
 cdef object _decimals(object array, object data_type):
-    """Decimals of the bytes of which they consist."""
+    """Converts the bytes of decimals to decimals."""
     validity = array.buffers()[0]
     if array.null_count:  # null rows have no bytes
         array = pc.fill_null(array, bytes(data_type.byte_width))
@@ -184,7 +185,9 @@ cdef class _Columns:
     cdef ArrowArray* array
 
     cdef View view(self, int64_t index, bytes format, str what) except *:
-        """The view of column `index`, whose type must be `format`; with None, any type whose nulls can be read."""
+        """Returns the view of column `index`, whose type must be `format`; for None, any type whose nulls can be
+        read. `what` begins the message of an error.
+        """
         cdef ArrowSchema* schema
         cdef View view
         if not 0 <= index < self.array.n_children:
@@ -199,7 +202,7 @@ cdef class _Columns:
         return view
 
     cdef View key(self, int64_t index, bytes format, str what) except *:
-        """The view of a key, whose type must be `format`."""
+        """Returns the view of a key column, whose type must be `format`."""
         self.view(index, format, what)
         return key_view_of(self.schema.children[index], self.array.children[index], self.array.offset, self.array.length)
 
@@ -226,7 +229,7 @@ cdef class _Call:
     cdef _Columns columns
     cdef Numbers rows
     cdef Numbers hashes             # or None
-    cdef vector[View] views         # never grows beyond what was reserved, because inputs point into it
+    cdef vector[View] views         # never grows beyond its reserved size, because inputs point into it
     cdef vector[Inputs] inputs
     cdef View order_view
     cdef const View* order
@@ -236,7 +239,9 @@ cdef class _Call:
 
 
 def sum_overflow(str what, keys=None):
-    """The error for a sum that its type cannot hold. keys: columns whose first row is the key; the engine's own columns are left out."""
+    """Returns the error for a sum that its type cannot hold. `keys`: columns whose first row is the key; the engine's
+    own columns are left out.
+    """
     told = [] if keys is None else [
         f"{name}={column[0].as_py()!r}" for name, column in zip(keys.schema.names, keys.columns) if not name.startswith("__")
     ]
@@ -247,16 +252,18 @@ def sum_overflow(str what, keys=None):
 
 
 cdef class GroupTable:
-    """Groups by key: each key has a slot (0, 1, …), each slot its accumulators. Has one owner; the GIL is released once per call."""
+    """Groups by key: each key has a slot (0, 1, …), each slot its accumulators. Has one owner thread; the GIL is
+    released.
+    """
 
     cdef Table* table
     cdef readonly object keys
     cdef readonly list results
     cdef readonly object states
     cdef tuple aggregates           # (kind, type of the argument or None)
-    cdef list key_formats           # in the notation of the C data interface, as the following
-    cdef list argument_formats      # None: there is no argument, or it may have any type
-    cdef list state_formats         # those of the accumulators
+    cdef list key_formats           # in the notation of the C data interface, like the next two
+    cdef list argument_formats      # None if there is no argument, or if it may have any type
+    cdef list state_formats         # of the accumulators
 
     def __cinit__(self, *args, **kwargs):
         self.table = new Table()
@@ -300,12 +307,12 @@ cdef class GroupTable:
 
     @property
     def nbytes(self):
-        """The memory that the table takes, including keys and index."""
+        """The bytes of memory that the table takes, including keys and index."""
         return self.table.nbytes()
 
     @property
     def tick(self):
-        """A clock that the owner sets, at most 2^31 - 1, at first 0. Each touch of a group records it."""
+        """A clock that the owner sets, 0 to 2^31 - 1, at first 0. Each touch of a group records it."""
         return self.table.tick
 
     @tick.setter
@@ -315,7 +322,7 @@ cdef class GroupTable:
         self.table.tick = <int32_t> value
 
     def statistics(self):
-        """groups, slots, dirty, bytes."""
+        """Returns the number of groups, slots in use, dirty slots, and bytes."""
         return {
             "groups": self.table.groups,
             "slots": self.table.slots_used(),
@@ -324,16 +331,16 @@ cdef class GroupTable:
         }
 
     def reserve(self, int64_t groups):
-        """Makes room in the index for so many more groups."""
+        """Makes room in the index for `groups` more groups."""
         if not 0 <= groups < MAX_OFFSET:
             raise ValueError(f"a table holds 0 to 2^31 - 2 groups, not {groups}")
         with nogil:
             self.table.reserve(groups)
 
-    # What comes in
+    # Adding rows
 
     cdef int check_sums(self) except -1:
-        """To be called after each call that adds. Raises DataError where a sum exceeds what its type can hold."""
+        """Raises DataError if a sum exceeds what its type can hold. Called after each call that adds."""
         if self.table.overflow < 0:
             return 0
         result = self.results[self.table.overflow]
@@ -394,7 +401,7 @@ cdef class GroupTable:
     def update(
         self, data, keys, arguments, filters=None, *, int64_t order=-1, hashes=None, selection=None, bint want_slots=False
     ):
-        """Adds the rows that `selection` names, in its order. See keyed.pyi."""
+        """Adds the rows of `selection`, in its order, or all rows for None. See keyed.pyi."""
         cdef _Call call = self.open(data, selection, hashes)
         call.views.reserve(len(self.key_formats) + 2 * len(self.aggregates))
         self.add_keys(call, keys)
@@ -409,7 +416,9 @@ cdef class GroupTable:
         return _int32_array(buffer, call.count) if want_slots else None
 
     def resolve(self, data, keys, *, hashes=None, selection=None, bint insert=True):
-        """The slot of each row. A missing key is inserted with empty accumulators if `insert`; otherwise it gives -1."""
+        """Returns the slot of each row. A missing key is inserted with empty accumulators if `insert`; otherwise its
+        slot is -1.
+        """
         cdef _Call call = self.open(data, selection, hashes)
         self.add_keys(call, keys)
         buffer = pa.allocate_buffer(call.count * 4)
@@ -428,7 +437,7 @@ cdef class GroupTable:
         return numbers
 
     def accumulate(self, slots, data, arguments, filters=None, *, int64_t order=-1, selection=None):
-        """The second half of `update`: row i of the selection goes to slots[i]; -1 is passed over."""
+        """Adds row i of the selection to slots[i], like the second half of `update`. Rows with slot -1 are skipped."""
         cdef _Call call = self.open(data, selection, None)
         self.add_inputs(call, arguments, filters, order)
         cdef Numbers numbers = self.slots_of(call, slots)
@@ -437,7 +446,9 @@ cdef class GroupTable:
         self.check_sums()
 
     def running(self, slots, data, arguments, filters=None, *, int64_t order=-1, selection=None):
-        """As `accumulate`, and gives for each row the results of its slot right after it was added: one array an aggregate."""
+        """Like `accumulate`. Returns for each row the results of its slot right after the row was added: one array
+        per aggregate.
+        """
         cdef _Call call = self.open(data, selection, None)
         self.add_inputs(call, arguments, filters, order)
         cdef Numbers numbers = self.slots_of(call, slots)
@@ -452,7 +463,7 @@ cdef class GroupTable:
         return outputs.arrays()
 
     def merge(self, state, *, selection=None):
-        """Adds what `export` of another table gave: same columns. -> the slot of each row."""
+        """Merges groups that `export` of a table with the same columns returned. Returns the slot of each row."""
         cdef _Call call = self.open(state, selection, None)
         cdef size_t keys = len(self.key_formats)
         if state.schema.names != self.states.names:
@@ -468,7 +479,9 @@ cdef class GroupTable:
         return _int32_array(buffer, call.count)
 
     def merge_slots(self, into, source):
-        """Accumulators of source[i] are added to into[i], pair by pair, in order; the sources become empty (their keys stay)."""
+        """Merges the accumulators of slot source[i] into slot into[i], pair by pair, in order. The sources become
+        empty; their keys stay.
+        """
         cdef Numbers to = self.groups(into)
         cdef Numbers origin = self.groups(source)
         cdef int64_t i
@@ -481,10 +494,10 @@ cdef class GroupTable:
             self.table.merge_slots(to.int32(), origin.int32(), to.length)
         self.check_sums()
 
-    # What goes out
+    # Reading results
 
     cdef bint all_live(self, Numbers slots, bint absent) noexcept:
-        """Whether all of them hold groups; with `absent`, -1 may be among them."""
+        """Returns True if all slots hold groups. With `absent`, -1 is allowed too."""
         cdef const int32_t* values = slots.int32()
         cdef Table* table = self.table
         cdef int64_t i
@@ -495,14 +508,14 @@ cdef class GroupTable:
         return result
 
     cdef Numbers groups(self, object slots):
-        """Slots that hold groups; None: all of them. IndexError where one holds none."""
+        """Opens slots, or all slots that hold groups for None. Raises IndexError for a slot without a group."""
         cdef Numbers numbers = numbers_of(self.slots() if slots is None else slots, _INT32, "slots", -1)
         if slots is not None and not self.all_live(numbers, False):
             raise IndexError("slots that hold no group")
         return numbers
 
     cdef list gather(self, vector[Source]& sources, list types, object slots):
-        """These columns of the slots."""
+        """Returns these columns of the slots."""
         cdef Numbers numbers = self.groups(slots)
         cdef _Outputs outputs = _Outputs(numbers.length)
         cdef size_t s
@@ -519,7 +532,7 @@ cdef class GroupTable:
         return outputs.arrays()
 
     cdef list key_sources(self, vector[Source]& sources):
-        """Adds the sources of the key columns; -> their types."""
+        """Adds the sources of the key columns. Returns their types."""
         cdef Source source
         for i in range(len(self.key_formats)):
             source.what, source.index, source.field_index = KEY, i, 0
@@ -527,13 +540,13 @@ cdef class GroupTable:
         return [field.type for field in self.keys]
 
     def key_columns(self, slots=None):
-        """The key columns of these slots, or of all groups in the order of their slots."""
+        """Returns the key columns of these slots, or of all groups in the order of their slots."""
         cdef vector[Source] sources
         cdef list types = self.key_sources(sources)
         return self.gather(sources, types, slots)
 
     def finish(self, slots=None):
-        """The key columns, then one column of results an aggregate. The table stays as it is."""
+        """Returns the key columns and one column of results per aggregate. The table does not change."""
         cdef vector[Source] sources
         cdef Source source
         cdef list types = self.key_sources(sources)
@@ -543,7 +556,7 @@ cdef class GroupTable:
         return self.gather(sources, types + self.results, slots)
 
     def values(self, slots):
-        """What `finish` gives of these slots, without the keys."""
+        """Returns the results of these slots, one column per aggregate, like `finish`."""
         cdef vector[Source] sources
         cdef Source source
         for i in range(len(self.results)):
@@ -552,7 +565,7 @@ cdef class GroupTable:
         return self.gather(sources, self.results, slots)
 
     cdef list state_sources(self, vector[Source]& sources):
-        """Adds the sources of all columns of `states`; -> their types."""
+        """Adds the sources of all columns of `states`. Returns their types."""
         cdef Source source
         cdef list types = self.key_sources(sources)
         for i, (kind, argument) in enumerate(self.aggregates):
@@ -568,13 +581,15 @@ cdef class GroupTable:
         return _RecordBatch.from_arrays(columns, schema=self.states)
 
     def export(self, slots=None):
-        """Keys and accumulators of these slots, or of all groups in the order of their slots; `states` says the columns."""
+        """Returns keys and accumulators of these slots, or of all groups in the order of their slots, with the
+        columns of `states`.
+        """
         cdef vector[Source] sources
         cdef list types = self.state_sources(sources)
         return self.state_batch(self.gather(sources, types, slots), self.table.groups if slots is None else len(slots))
 
     def cut(self, turn=None):
-        """The groups as they are now. See keyed.pyi."""
+        """Takes a snapshot of the groups. See keyed.pyi."""
         cdef TableCut cut = TableCut.__new__(TableCut)
         cdef cbool everything = turn is None
         cdef int64_t start = 0, more = 0
@@ -589,15 +604,17 @@ cdef class GroupTable:
         return cut
 
     def slots(self):
-        """All slots that hold a group, ascending."""
+        """Returns all slots that hold a group, ascending."""
         return self.slots_with(LIVE, -1)
 
     def dirty(self):
-        """Slots that were updated, merged or inserted since `clean`; ascending."""
+        """Returns the slots that were updated, merged or inserted since `clean`, ascending."""
         return self.slots_with(DIRTY, -1)
 
     def idle_since(self, int64_t tick):
-        """Slots last touched (update, resolve, merge) before the table's `tick` was set to this value."""
+        """Returns the slots that were last touched (by update, resolve, merge) before the table's `tick` was set to
+        this value.
+        """
         return self.slots_with(0, min(max(tick, 0), MAX_OFFSET))
 
     cdef object slots_with(self, int state, int64_t since):
@@ -612,12 +629,12 @@ cdef class GroupTable:
         return _int32_array(buffer, count)
 
     def clean(self):
-        """Nothing is dirty from here."""
+        """Marks all slots as clean."""
         with nogil:
             self.table.clean()
 
     def hashes(self, slots):
-        """The key hash of each slot."""
+        """Returns the key hash of each slot."""
         cdef Numbers numbers = self.groups(slots)
         buffer = pa.allocate_buffer(numbers.length * 8)
         cdef uint64_t* out = <uint64_t*> <size_t> buffer.address
@@ -626,7 +643,7 @@ cdef class GroupTable:
         return pa.Array.from_buffers(_UINT64, numbers.length, [None, buffer], 0)
 
     def remove(self, slots):
-        """The groups are gone; their slots are used again by later inserts. Also those that are dirty."""
+        """Removes the groups, dirty or not. Later inserts reuse their slots."""
         cdef Numbers numbers = self.groups(slots)
         cdef bint removed
         with nogil:
@@ -635,13 +652,13 @@ cdef class GroupTable:
             raise ValueError("a slot to be removed is named twice")
 
     def clear(self):
-        """No groups; memory is kept for the next ones."""
+        """Removes all groups and keeps the memory for new ones."""
         with nogil:
             self.table.clear()
 
 
 cdef class TableCut:
-    """Groups of a table as they were at a moment. See keyed.pyi."""
+    """A snapshot of the groups of a table. See keyed.pyi."""
 
     cdef GroupTable table
     cdef shared_ptr[Cut] cut
@@ -660,7 +677,7 @@ cdef class TableCut:
         return self.table.states
 
     def read(self, int64_t rows):
-        """The next groups, about so many: columns as `export` gives them. None: there are no more."""
+        """Returns the next groups, about `rows`, with the columns of `GroupTable.export`; None at the end."""
         cdef vector[Source] sources
         cdef list types = self.table.state_sources(sources)
         cdef Table* table = self.table.table
@@ -686,12 +703,12 @@ cdef class TableCut:
         return self.table.state_batch(outputs.arrays(), self.copies.count)
 
     def rewind(self):
-        """What comes next is the first again."""
+        """Starts again with the first groups."""
         with nogil:
             self.cut.get().rewind()
 
     def close(self):
-        """It is not needed any more. Idempotent."""
+        """Releases the snapshot. Idempotent."""
         with nogil:
             self.cut.get().close()
 
@@ -726,7 +743,7 @@ cdef class SlidingTable(GroupTable):
         return 0
 
     def enter(self, GroupTable pane, int32_t number):
-        """A pane comes. -> the slots of its groups, in the order of pane.slots()."""
+        """Adds a pane to the back. Returns the slots of its groups, in the order of pane.slots()."""
         cdef Table* table = self.pane_table(pane)
         self.check_number(number, 0)
         buffer = pa.allocate_buffer(table.groups * 4)
@@ -737,7 +754,7 @@ cdef class SlidingTable(GroupTable):
         return _int32_array(buffer, table.groups)
 
     def turn(self, GroupTable pane, int32_t number, slots):
-        """A pane turns to the front."""
+        """Moves a pane to the front."""
         cdef Table* table = self.pane_table(pane)
         cdef Numbers numbers = self.groups(slots)
         self.check_number(number, 1)
@@ -751,7 +768,7 @@ cdef class SlidingTable(GroupTable):
         raise TypeError("a sliding window is not cut: its panes are what a snapshot keeps")
 
     def leave(self, int32_t number, slots):
-        """The pane goes that turned last."""
+        """Removes the pane that turned last."""
         cdef Numbers numbers = self.groups(slots)
         self.check_number(number, 1)
         if numbers.length > self.slide.groups_in_front():
@@ -767,7 +784,7 @@ cdef class SlidingTable(GroupTable):
 
 
 cdef class _Outputs:
-    """Arrays of one length in the making."""
+    """Arrays of one length under construction."""
 
     cdef vector[Output] items
     cdef list buffers               # (type, values or offsets, validity, bytes or None)
@@ -778,7 +795,7 @@ cdef class _Outputs:
         self.buffers = []
 
     cdef int add(self, object data_type, int64_t size) except -1:
-        """A column of this type; of string and binary, `size` bytes in all."""
+        """Adds a column of this type; a column of string or binary has `size` bytes in all."""
         cdef Output item
         cdef bint text = _is_bytes(data_type)
         validity = pa.allocate_buffer((self.length + 7) // 8)
@@ -811,7 +828,9 @@ cdef class _Outputs:
 
 
 cdef object _result_type(str kind, object argument):
-    """What an aggregate gives; ValueError for one that the kernel does not know, TypeError for an argument that it cannot take."""
+    """Returns the type of an aggregate's result. Raises ValueError for an unknown aggregate, TypeError for an
+    argument that it cannot take.
+    """
     types = pa.types
     if kind not in _KINDS:
         raise ValueError(f"unknown aggregate {kind!r}: there are {', '.join(sorted(_KINDS))}")
@@ -831,14 +850,14 @@ cdef object _result_type(str kind, object argument):
 
 
 cdef list _state_types(str kind, object argument):
-    """(name, type) of the accumulators of an aggregate, as `export` gives them."""
+    """Returns (name, type) for each accumulator of an aggregate, in the order of `export`."""
     count = ("count", pa.int64())
     if kind == "count":
         return [count]
     if kind == "mean":
         if pa.types.is_floating(argument):
             return [count, ("sum", pa.float64())]
-        return [count, ("high", pa.int64()), ("low", pa.uint64())]  # of a sum of 128 bits
+        return [count, ("high", pa.int64()), ("low", pa.uint64())]  # the words of a sum of 128 bits
     if kind == "variance":
         return [count, ("mean", pa.float64()), ("m2", pa.float64())]
     if kind in ("first", "last"):

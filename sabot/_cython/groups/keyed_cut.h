@@ -1,14 +1,15 @@
-/* The groups of a table as they were at one moment, which are read while the table goes on to change.
+/* A cut: a snapshot of the groups of a table, read in another thread while the table changes.
 
-        bits     by id: 1 means that the row in the table is unchanged, and is to be read there
-        kept     copies of the rows that the owner has changed or removed since
+          bits     by id: 1 means that the row in the table is unchanged since the cut, and is read there
+          kept     copies of the rows that the owner has changed or removed since the cut
 
-   Taking a cut makes the bits; nothing else is copied then. From then on a writer holds `mutex` for each block of rows, and first copies
-   the rows whose bit is set to `kept`. The reader holds it for some hundred rows at a time, and copies the rows whose bit is set into its
-   own memory. So each group is in exactly one of the two places. Reading changes neither, so a reader that failed to write its rows can
-   begin again; a row that is kept after it was read is marked as such. Without a cut, writers only test one pointer per block.
+   Taking a cut makes the bits and copies nothing else. From then on a writer holds `mutex` for each block of rows, and
+   copies each row whose bit is set to `kept` before changing it. The reader holds the mutex for some hundred rows at a
+   time, and copies the rows whose bit is set into its own memory. So each group is in exactly one of the two places.
+   Reading changes neither, so a reader that failed to write its rows can begin again. A row that is copied to `kept` after
+   it was read is marked `late`. Without a cut, writers only test one pointer per block.
 
-   All of it is `nogil`. What keeps or copies rows may throw std::bad_alloc (`except +`). */
+   Nothing here needs the GIL. Functions that keep or copy rows may throw std::bad_alloc (`except +`). */
 #pragma once
 
 #include <algorithm>
@@ -20,7 +21,7 @@
 
 namespace sabot {
 
-/* Rows outside the table. A cell of long bytes then holds the place in `bytes`. */
+/* Rows outside the table. The cell of a long key holds an offset into `bytes`. */
 struct Copies {
     std::vector<uint8_t> rows;
     std::vector<uint8_t> bytes;
@@ -38,15 +39,15 @@ class Cut {
 
   public:
     int64_t groups = 0;
-    int64_t next_slot = 0; /* the slot behind the last group of the turn; 0 at the end of the table */
+    int64_t next_slot = 0; /* the slot after the last group of this turn, or 0 at the end of the table */
 
-    /* Begins reading from the start. */
+    /* Starts reading from the beginning. */
     void rewind() {
         std::lock_guard<std::mutex> hold(mutex_);
         next_id_ = next_kept_ = 0;
         for (auto& piece : kept_) std::fill_n(piece->late, KEPT_ROWS, false);
     }
-    /* Releases the cut: it will not be read any more. Idempotent. */
+    /* Releases the cut and the rows kept for it. No read may follow. Idempotent. */
     void close() {
         std::vector<uint64_t> bits;
         std::vector<std::unique_ptr<Kept>> kept; /* freed after the lock is released, so that the owner does not wait for it */
@@ -61,17 +62,17 @@ class Cut {
     static constexpr int64_t READ_ROWS = 512;  /* the rows (and up to one word more) that are copied while the owner may wait */
     static constexpr int64_t READ_WORDS = 8192;
 
-    struct Kept { /* rows are kept in pieces, so that keeping a row never moves earlier ones */
+    struct Kept { /* a piece of the kept rows; with pieces, keeping a row never moves earlier rows */
         Copies rows;
-        bool late[KEPT_ROWS] = {}; /* the row was read before it was kept */
+        bool late[KEPT_ROWS] = {}; /* true if the row was read before it was kept */
     };
 
-    std::mutex mutex_; /* guards all that follows, and the table's rows */
+    std::mutex mutex_; /* guards the following fields and the table's rows */
     bool open_ = true;
     std::vector<uint64_t> bits_;
     std::vector<std::unique_ptr<Kept>> kept_;
-    int64_t next_id_ = 0;   /* rows below this id were read; it is always the first bit of a word */
-    int64_t next_kept_ = 0; /* how many kept rows were read or skipped */
+    int64_t next_id_ = 0;   /* rows below this id were read; always the first bit of a word */
+    int64_t next_kept_ = 0; /* the number of kept rows that were read or skipped */
 
     int64_t kept_rows() const {
         return kept_.empty() ? 0 : static_cast<int64_t>(kept_.size() - 1) * KEPT_ROWS + kept_.back()->rows.count;

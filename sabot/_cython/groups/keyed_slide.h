@@ -1,22 +1,25 @@
-/* A window that slides over panes: one table, which panes enter and leave in the same order. It hashes no key and copies no pane's keys:
-   when a pane enters, its groups are found once, by the hashes in the pane's rows, and after that by their slots.
+/* The groups of a window that slides over panes: one table, which panes enter and leave in the same order. No key is
+   hashed and no pane's keys are copied: when a pane enters, its groups are found once, by the hashes in the pane's rows,
+   and after that by their slots.
 
-        panes    1  2  3  4 | 5  6  7      the window is 2 to 7; the next one is 3 to 8
-        front       2  3  4 |              for each group of 2, the merged accumulators of 3+4: a stack, 2 on top, 4 at the bottom
-        back                | 5+6+7        beside_, by slot
+           panes    1  2  3  4 | 5  6  7      the window is 2 to 7; the next one is 3 to 8
+           front       2  3  4 |              for each group of 2, the merged accumulators of 3+4: a stack, 2 on top, 4 at the bottom
+           back                | 5+6+7        beside_, by slot
 
-   When 8 enters, it is merged into the window and into the back. When 2 leaves, each of its groups is set to the accumulators of 3+4,
-   and then those of the back are merged in. When the front is used up, all panes turn into a new front: from the last to the first, the
-   merged accumulators of the panes after it are saved for each pane, and the pane is merged into them. These are the two stacks of
-   Tangwongsan, Hirzel, Schneider: Low-latency sliding-window aggregation. They take two passes over a pane's groups besides the one in
-   which it enters, and no subtraction, which would be inexact for sums of floats and impossible for minimum and maximum.
+   When 8 enters, it is merged into the window and into the back. When 2 leaves, each of its groups is set to the
+   accumulators of 3+4, and then those of the back are merged into it. When the front is used up, all panes of the back
+   turn into a new front: from the last pane to the first, the merged accumulators of the panes after it are saved for each
+   pane, and then the pane is merged into them. This is the two-stacks algorithm of Tangwongsan, Hirzel, Schneider:
+   Low-latency sliding-window aggregation. It takes two passes over a pane's groups besides the pass in which it enters,
+   and no subtraction, which would be inexact for sums of floats and impossible for minimum and maximum.
 
-   beside_ holds, by slot, the merged accumulators of the back; and while panes turn, those of the panes that have turned. A cell of it is
-   a row of the table without hash and keys: | number of the last pane that has the group 4 · bits 4 | accumulators |. That number answers
-   all questions about a group: it is removed when that pane leaves, the back has it if that pane is in the back, and that pane is the
-   first one to turn that has it. So cells are never cleared: a cell with too low a number counts as empty.
+   beside_ holds, by slot, the merged accumulators of the back, and during a turn those of the panes that have turned. A
+   cell of it is a row of the table without hash and keys: | number of the last pane that has the group 4 · bits 4 |
+   accumulators |. The pane number answers three questions: the group is removed when that pane leaves; the back has the
+   group if that pane is in the back; and that pane is the first one to turn that has the group. So cells are never
+   cleared: a cell with too low a number counts as empty.
 
-   All of it is `nogil`. `enter`, `turn` and `leave` throw what a Table throws (`except +`). */
+   Nothing here needs the GIL. `enter`, `turn` and `leave` throw what a Table throws (`except +`). */
 #pragma once
 
 #include "groups/keyed_table.h"
@@ -27,9 +30,9 @@ class Slide {
   public:
     explicit Slide(Table* window) : window_(*window) {}
 
-    /* After the table's. */
+    /* Lays out the cells. Call it after the table's `ready`. */
     void ready() {
-        const int skipped = window_.body_at_ - 8; /* because a cell is a row without its hash and keys */
+        const int skipped = window_.body_at_ - 8; /* a cell is a row without its hash and keys */
         layout_ = window_.aggregates_;
         for (Aggregate& a : layout_) {
             a.at -= skipped;
@@ -49,7 +52,8 @@ class Slide {
         front_size_ = 0;
     }
 
-    /* Adds a pane, or a part of one. number: that of the pane, above all before; 0: it never leaves. OUT slots[pane.groups]. */
+    /* Adds a pane, or a part of one. `number`: the pane's number, above all before; 0 for a pane that never leaves.
+       OUT slots[pane.groups]. */
     void enter(const Table& pane, int32_t number, int32_t* slots) {
         Block block(0);
         std::vector<uint8_t*> cells(BLOCK_ROWS), from(BLOCK_ROWS);
@@ -74,7 +78,8 @@ class Slide {
         }
     }
 
-    /* Moves a pane to the front; panes must come from the last that entered to the first that has not left. slots: those of `enter`. */
+    /* Moves a pane to the front. Panes must come from the last that entered to the first that has not left. `slots`:
+       the slots from `enter`. */
     void turn(const Table& pane, int32_t number, const int32_t* slots) {
         make_room();
         make_room_in_front(pane.groups * width_);
@@ -97,7 +102,8 @@ class Slide {
         }
     }
 
-    /* Removes the pane that turned last, and the groups that no other pane has. slots: those of `turn`, at most `groups_in_front`. */
+    /* Removes the pane that turned last, and the groups that no other pane has. `slots`: the slots from `turn`, at
+       most `groups_in_front`. */
     void leave(int32_t number, const int32_t* slots, int64_t count) {
         make_room();
         front_size_ -= count * width_;
@@ -136,18 +142,18 @@ class Slide {
         void operator()(uint8_t* memory) const { std::free(memory); }
     };
     Table& window_;
-    std::vector<Aggregate> layout_; /* the aggregates as they lie in a cell */
+    std::vector<Aggregate> layout_; /* the aggregates with their positions in a cell */
     std::vector<uint8_t> image_;    /* the cell of a group without values */
     std::vector<uint8_t, Scattered<uint8_t>> beside_;
     std::unique_ptr<uint8_t, Free> front_; /* a stack of cells */
-    int64_t front_size_ = 0;        /* its bytes in use, and its capacity */
+    int64_t front_size_ = 0;        /* bytes in use, and capacity in bytes */
     int64_t front_room_ = 0;
     int64_t width_ = 8;             /* bytes per cell */
-    int32_t back_ = 1;              /* the number from which on panes are in the back */
+    int32_t back_ = 1;              /* panes with this number or a higher one are in the back */
 
     uint8_t* cell(int64_t slot) { return beside_.data() + slot * width_; }
     static int32_t last_of(const uint8_t* cell) { return get<int32_t>(cell); }
-    /* Calls body(width), with a compile-time constant for the usual widths. */
+    /* Calls body(width) with a compile-time constant for the usual widths. */
     template <class Body>
     void with_width(Body body) const {
         switch (width_) {
@@ -162,7 +168,7 @@ class Slide {
         for (int64_t w = 0; w < bytes; w += 8) put(to + w, get<uint64_t>(from + w));
     }
     void reset(uint8_t* cell, bool really, int64_t width) const {
-        const uint64_t mask = -static_cast<uint64_t>(really); /* without a branch, because either case is equally likely */
+        const uint64_t mask = -static_cast<uint64_t>(really); /* no branch, because both cases are equally likely */
         const uint8_t* image = image_.data();
         put(cell, get<uint64_t>(cell) & ~(mask & ~0xffffffffULL));
         for (int64_t w = 8; w < width; w += 8) put(cell + w, (get<uint64_t>(cell + w) & ~mask) | (get<uint64_t>(image + w) & mask));

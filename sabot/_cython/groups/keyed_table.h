@@ -1,27 +1,30 @@
-/* Groups by key, with their accumulators. See keyed.pyi for their meaning; this file defines how they lie in memory.
+/* Groups by key, with their accumulators. See keyed.pyi for their meaning; this file defines their layout in memory.
 
-    hash ──top bits──▶ buckets_[ 11 tags and ids ]    a bucket is a cache line; an entry that finds it full goes to the next one
-                                      │
-                                      ▼
-    segments_[id / SEGMENT][id % SEGMENT]             one row per group, all of one width:
-        | hash 8 | tick 4 · bits 4 | key cells | more bits | accumulators |
+       hash ──top bits──▶ buckets_[ 11 tags and ids ]    a bucket is a cache line; an entry that finds it full goes to the next one
+                                         │
+                                         ▼
+       segments_[id / SEGMENT][id % SEGMENT]             one row per group, all of one width:
+           | hash 8 | tick 4 · bits 4 | key cells | more bits | accumulators |
 
-- id = slot + 1. Row 0 belongs to no group: a key that was not found points at it, so that loops need no branch.
-- A tag is 8 bits of the hash, so that few keys are compared in vain; 0 is a free place. A bucket counts the entries that went past it,
-  so that a search knows where to end, and removing an entry needs no tombstone. (As in Facebook's F14, 2019.)
-- A key cell is a word (numbers, in 64 bits) or 16 bytes: length, then up to INLINE bytes, or 4 bytes and the place in the arena.
-- `bits`: which number keys are null, then which aggregates have seen a value, then which have seen a null (first, last).
-- state_[id]: LIVE, DIRTY. It is a byte of its own, so that marking a group dirty is one store.
-- cut_: the cut that another thread reads (keyed_cut.h). All code that writes rows does so under `Writing`, and calls `keep` before it
-  changes a group.
+   - id = slot + 1. Row 0 belongs to no group: a key that was not found gets id 0, so that loops need no branch.
+   - A tag is 8 bits of the hash; comparing tags first avoids most comparisons of unequal keys. 0 marks a free place. A
+     bucket counts the entries that went past it, so a search knows where to end, and removing an entry leaves no
+     tombstone (as in Facebook's F14, 2019).
+   - A key cell is a word (numbers, in 64 bits) or 16 bytes: the length, then up to INLINE bytes, or the first 4 bytes and
+     the offset in the arena.
+   - `bits`: one for each number key that is null, then one for each aggregate that has seen a value, then one for each
+     that has seen a null (first, last).
+   - state_[id]: LIVE, DIRTY. It is a byte of its own, so that marking a group dirty is one store.
+   - cut_: the snapshot that another thread reads (keyed_cut.h). All code that writes rows does so under `Writing`, and
+     calls `keep` before it changes a group.
 
-Rows are processed in blocks. First the slots of the whole block are found (index and rows are prefetched), then each aggregate runs over
-the block in a loop of its own, without the rows that do not count for it. Room is made before a block, so that rows and index do not move
-while it is processed.
+   Rows are processed in blocks. First the slots of the whole block are found (index and rows are prefetched); then each
+   aggregate runs over the block in a loop of its own, without the rows that do not count for it. Room is made before a
+   block, so rows and index do not move while it is processed.
 
-All of it is `nogil`. Functions that make room for groups or keys may throw std::bad_alloc, and std::length_error for more than 2^31 groups
-(`except +`); the functions that keyed.pyx declares without `except +` throw nothing. A sum that overflows throws nothing either: it
-sets `overflow`, which the caller asks after each call. */
+   Nothing here needs the GIL. Functions that make room for groups or keys may throw std::bad_alloc, and std::length_error
+   for more than 2^31 groups (`except +`); the functions that keyed.pyx declares without `except +` throw nothing. A sum
+   that overflows does not throw: it sets `overflow`, which the caller checks after each call. */
 #pragma once
 
 #include <algorithm>
@@ -54,9 +57,9 @@ constexpr int INLINE = 12;
 constexpr int AHEAD = 16; /* how many rows ahead memory is prefetched */
 constexpr uint32_t NULL_LENGTH = 0xffffffff; /* the length that marks a null in a cell of bytes */
 
-/* The accumulators of each kind, 8 bytes each, in this order, which is also that of `export`.
-   count: count.  sum min max: value.  mean: count, sum (of integers: high, low).  variance: count, mean, sum of squared distances.
-   first last: value, order. */
+/* The accumulators of each kind, 8 bytes each, in the order of `export`.
+   count: count.  sum min max: value.  mean: count, sum (of integers: high, low).
+   variance: count, mean, sum of squared distances.  first last: value, order. */
 enum class Kind : uint8_t { count, sum, min, max, mean, variance, first, last };
 enum class Number : uint8_t { integer, natural, real }; /* the type of the accumulator: int64, uint64, float64 */
 
@@ -76,7 +79,7 @@ static inline void put(uint8_t* at, T value) {
 }
 
 template <class T>
-struct Scattered { /* an allocator for vectors that are read at random */
+struct Scattered { /* an allocator for vectors with random access */
     using value_type = T;
     Scattered() = default;
     template <class Other>
@@ -99,27 +102,27 @@ struct Bit {
 
 struct KeyColumn {
     Type type;
-    int at;        /* the place of its cell in a row */
+    int at;        /* the offset of its cell in a row */
     uint64_t null; /* its null bit in the header word; 0 for bytes, where the cell marks a null */
 };
 
 struct Aggregate {
     Kind kind;
     int index;     /* its number in the table */
-    Type argument; /* other: there is none, or only its validity is read */
+    Type argument; /* `other` if there is no argument, or if only its validity is read */
     Number number;
     int fields;
-    int at;   /* the place of its accumulators in a row */
-    Bit seen; /* for sum, min, max, first, last: there is a value */
-    Bit null; /* for first, last: the value is null */
+    int at;   /* the offset of its accumulators in a row */
+    Bit seen; /* for sum, min, max, first, last: set if there is a value */
+    Bit null; /* for first, last: set if the value is null */
     Type result;
     Type field_types[3];
 };
 
 /* The inputs of one aggregate in a call. */
 struct Inputs {
-    const View* argument = nullptr; /* null: the aggregate has no argument */
-    const View* filter = nullptr;   /* null: every row counts */
+    const View* argument = nullptr; /* null if the aggregate has no argument */
+    const View* filter = nullptr;   /* null if every row counts */
 };
 
 /* The memory for a column of results. */
@@ -130,14 +133,16 @@ struct Output {
     int64_t nulls = 0;
 };
 
-/* A column that can be read from the table: key `index`, the result of aggregate `index`, or its accumulator `field`. */
+/* A column that can be read from the table: key `index`, the result of aggregate `index`, or its accumulator
+   `field_index`. */
 struct Source {
     enum What : uint8_t { key, result, field } what;
     int index;
     int field_index;
 };
 
-/* How a value is added to an accumulator. wrong: its top bit is set, and stays set, when a sum overflows 64 bits. */
+/* The addition of a value to an accumulator. The top bit of `wrong` is set, and stays set, when a sum overflows 64
+   bits. */
 template <class T>
 struct AddSum {
     using Value = T;
@@ -227,9 +232,9 @@ struct alignas(64) Bucket {
     uint32_t ids[PLACES + 1]; /* the last one is always 0, which is no group */
     uint8_t tags[PLACES];
     uint8_t unused;
-    uint32_t passed; /* how many entries found this bucket full and went on */
+    uint32_t passed; /* the number of entries that found this bucket full and went on to the next */
 
-    /* A bit mask of the places with this tag. */
+    /* Returns a bit mask of the places with this tag. */
     uint32_t places(uint8_t tag) const {
 #if defined(__SSE2__)
         const __m128i here = _mm_loadu_si128(reinterpret_cast<const __m128i*>(tags));
@@ -255,12 +260,12 @@ static inline uint8_t tag_of(uint64_t hash) {
 }
 
 struct Cell {
-    uint64_t low, high; /* a word and nothing; or the length and 4 bytes, then 8 more bytes or the place of the bytes */
+    uint64_t low, high; /* a word and nothing; or the length and 4 bytes, then 8 more bytes or the offset in the arena */
     uint32_t length() const { return static_cast<uint32_t>(low); }
     bool is_long() const { return length() > INLINE && length() != NULL_LENGTH; }
 };
 
-/* The state of the block of rows that is processed. */
+/* The state of the block of rows being processed. */
 struct Block {
     Rows rows;
     uint64_t hash[BLOCK_ROWS];
@@ -269,9 +274,9 @@ struct Block {
     uint8_t ok[BLOCK_ROWS];
     uint64_t nulls[BLOCK_ROWS]; /* the null bits of number keys, as in the header word */
     std::vector<Cell> cells;   /* the cell of key c in row i is at c * BLOCK_ROWS + i */
-    bool any_absent = false;   /* whether some id is 0 */
+    bool any_absent = false;   /* true if some id is 0 */
 
-    /* For one aggregate: the rows that count for it. */
+    /* The rows that count for the aggregate being processed. */
     uint8_t* some_at[BLOCK_ROWS];
     int32_t some_rows[BLOCK_ROWS];
     int32_t some_index[BLOCK_ROWS];
@@ -291,7 +296,7 @@ struct Block {
         else if constexpr (std::is_same_v<T, int64_t>) return numbers<int64_t>(view, of, integers);
         else return numbers<uint64_t>(view, of, naturals);
     }
-    /* Numbers of any type as 64 bits: integers, or the bits of a double. */
+    /* Returns numbers of any type as 64 bits: integers, or the bits of a double. */
     const uint64_t* words(const View& view, const Rows& of) {
         if (!is_float(view.type)) return numbers<uint64_t>(view, of, naturals);
         std::memmove(raw, numbers<double>(view, of, reals), 8 * of.count);
@@ -305,8 +310,8 @@ class Table {
   public:
     int64_t groups = 0;
     int32_t tick = 0;
-    int overflow = -1;          /* the aggregate whose sum overflowed 64 bits; -1: none did */
-    int64_t overflow_slot = -1; /* the slot of that sum; -1: unknown */
+    int overflow = -1;          /* the aggregate whose sum overflowed 64 bits, or -1 */
+    int64_t overflow_slot = -1; /* the slot of that sum, or -1 if unknown */
 
     Table() = default;
     Table(const Table&) = delete;
@@ -315,7 +320,7 @@ class Table {
         for (uint8_t* segment : segments_) std::free(segment);
     }
 
-    /* To be called in this order: for all keys, for all aggregates, then `ready`. */
+    /* Call add_key for all keys, then add_aggregate for all aggregates, then `ready`. */
     void add_key(Type type) { keys_.push_back({type, 0, 0}); }
     void add_aggregate(Kind kind, Type argument, Type result) {
         Aggregate a{};
@@ -339,20 +344,21 @@ class Table {
         aggregates_.push_back(a);
     }
     void ready();
-    /* Makes room in the index for so many more groups, so that it need not grow in between. */
+    /* Makes room in the index for `more` groups, so that it does not grow in between. */
     void reserve(int64_t more);
 
     const std::vector<Aggregate>& aggregates() const { return aggregates_; }
     int64_t slots_used() const { return used_ - 1; }
     int64_t nbytes() const;
-    int64_t dirty_groups() const { /* reads eight states at a time: those behind the last group are 0 */
+    int64_t dirty_groups() const { /* reads eight states at a time: the states after the last group are 0 */
         int64_t count = 0;
         for (int64_t id = 0; id < used_; id += 8) count += ((get<uint64_t>(&state_[id]) >> 1 & ONES) * ONES) >> 56;
         return count;
     }
     bool live(int64_t slot) const { return slot >= 0 && slot < slots_used() && (state_[slot + 1] & LIVE); }
 
-    /* OUT slots[count], which may be null. hashes: those of all rows, or null. order: null for the order of arrival. */
+    /* Adds rows. OUT slots[count], may be null. `hashes`: the hashes of all rows, or null. `order`: null for the
+       order of arrival. */
     void update(
         const View* keys, const Inputs* inputs, const View* order, const uint64_t* hashes, const int32_t* chosen, int64_t count,
         int32_t* slots
@@ -395,7 +401,7 @@ class Table {
         }
     }
 
-    /* OUT one output per aggregate. */
+    /* Like accumulate, and writes the results of each row's group after that row. OUT one output per aggregate. */
     void running(
         const int32_t* slots, const Inputs* inputs, const View* order, const int32_t* chosen, int64_t count, Output* outputs
     ) {
@@ -422,7 +428,7 @@ class Table {
         }
     }
 
-    /* fields: the columns of accumulators, in the order of `export`. */
+    /* Merges exported groups. `fields`: the columns of accumulators, in the order of `export`. OUT slots[count]. */
     void merge(const View* keys, const View* fields, const int32_t* chosen, int64_t count, int32_t* slots) {
         Block block(keys_.size());
         std::vector<uint64_t> words(3 * BLOCK_ROWS);
@@ -453,7 +459,8 @@ class Table {
         }
     }
 
-    /* All slots must hold groups, and into[i] != source[i]. */
+    /* Merges slot source[i] into into[i], in order, and empties the sources. All slots must hold groups, and into[i]
+       != source[i]. */
     void merge_slots(const int32_t* into, const int32_t* source, int64_t count) {
         const Writing writing(*this);
         for (int64_t i = 0; i < count; i++) {
@@ -472,7 +479,7 @@ class Table {
         }
     }
 
-    /* The size in bytes of a column of bytes for these slots. */
+    /* Returns the size in bytes of a key column of text or bytes for these slots. */
     int64_t key_bytes(int key, const int32_t* slots, int64_t count) const {
         return key_bytes_of(key, count, [&](int64_t i) { return row(slots[i] + 1); });
     }
@@ -480,7 +487,7 @@ class Table {
         return key_bytes_of(key, copies.count, [&](int64_t i) { return copies.rows.data() + i * stride_; });
     }
 
-    /* Columns of these slots. For bytes, `data` must have room for `key_bytes`. */
+    /* Writes the columns of these slots. For bytes, `data` must have room for `key_bytes`. */
     void columns(const std::vector<Source>& sources, const int32_t* slots, int64_t count, Output* outputs) const {
         columns_of(sources, count, arena_.data(), outputs, [&](int64_t i) { return row(slots[i] + 1); });
     }
@@ -490,10 +497,11 @@ class Table {
         });
     }
 
-    /* Takes a cut: of all groups, or of those that are dirty and of `more` live ones from slot `start` on, dirty or not. All groups are
-       clean then. */
+    /* Takes a snapshot: of all groups, or of the dirty groups and of `more` live groups from slot `start` on. All
+       groups are clean afterwards. */
     std::shared_ptr<Cut> cut(bool all, int64_t start, int64_t more);
-    /* Fills `out` with the next rows of a cut of this table, `most` or a few more; none at the end. Called by any one thread. */
+    /* Fills `out` with the next rows of a snapshot of this table, `most` or a few more; none at the end. One thread
+       at a time. */
     void read(Cut& cut, int64_t most, Copies& out) const;
 
   private:
@@ -552,7 +560,7 @@ class Table {
     }
 
   public:
-    /* OUT out, at most `groups` slots; returns how many. */
+    /* Writes the slots in this state to `out`, which has room for `groups`. Returns their number. */
     int64_t slots_in(uint8_t state, int32_t* out) const {
         int64_t n = 0;
         for (int64_t id = 1; id < used_; id++)
@@ -572,7 +580,7 @@ class Table {
         for (int64_t id = 1; id < used_; id++) state_[id] &= LIVE;
     }
 
-    /* All slots must hold groups. Returns false, with nothing changed, where a slot is named twice. */
+    /* Removes groups. All slots must hold groups. Returns false, with nothing changed, if a slot is named twice. */
     bool remove(const int32_t* slots, int64_t count) {
         const Writing writing(*this);
         int64_t marked = 0;
@@ -581,7 +589,7 @@ class Table {
             while (marked > 0) state_[slots[--marked] + 1] &= LIVE | DIRTY;
             return false;
         }
-        try { /* first everything that may throw */
+        try { /* first the steps that may throw */
             free_.reserve(free_.size() + count);
             if (cut_) for (int64_t i = 0; i < count; i++) keep(slots[i] + 1);
         } catch (...) {
@@ -625,23 +633,23 @@ class Table {
   private:
     std::vector<KeyColumn> keys_;
     std::vector<Aggregate> aggregates_;
-    uint64_t key_nulls_ = 0;   /* the mask of all null bits of keys, in the header word */
-    int body_at_ = 16;         /* where bits beyond the header word, and accumulators, begin */
-    int end_ = 16;             /* where accumulators end */
+    uint64_t key_nulls_ = 0;   /* the mask of all null bits of keys in the header word */
+    int body_at_ = 16;         /* the offset of the bits beyond the header word and of the accumulators */
+    int end_ = 16;             /* the offset of the end of the accumulators */
     int64_t stride_ = 0;       /* bytes per row */
     std::vector<uint8_t> image_; /* the row of a group without values */
     std::vector<uint8_t*> segments_;
     int64_t capacity_ = 0;     /* rows */
-    int64_t used_ = 1;         /* how many ids were given out, including 0 */
+    int64_t used_ = 1;         /* the number of ids given out, including 0 */
     std::vector<uint32_t> free_; /* ids that can be given out again */
     std::vector<uint8_t> state_;
     std::vector<Bucket, Scattered<Bucket>> buckets_;
     int bucket_bits_ = 0;      /* there are 2^bucket_bits_ buckets */
     std::vector<uint8_t> arena_;
     int64_t arena_dead_ = 0;   /* bytes in the arena that belonged to removed groups */
-    int64_t arrived_ = 0;      /* rows so far, the order of arrival. Never reset, so that exported groups count as earlier */
+    int64_t arrived_ = 0;      /* rows so far, the order of arrival; never reset, so exported groups count as earlier */
 
-    std::shared_ptr<Cut> cut_; /* the last cut, until it is found closed */
+    std::shared_ptr<Cut> cut_; /* the last snapshot, until it is found closed */
 
     static int block_rows(int64_t base, int64_t count) { return static_cast<int>(std::min<int64_t>(BLOCK_ROWS, count - base)); }
 
@@ -652,9 +660,9 @@ class Table {
 
     uint8_t* row(int64_t id) const { return segments_[id >> SEGMENT_BITS] + (id & (SEGMENT - 1)) * stride_; }
 
-    /* The cut */
+    /* The snapshot */
 
-    /* Held while rows, arena and segments change, so that no cut reads them meanwhile. */
+    /* A lock held while rows, arena and segments change, so that no reader of a snapshot sees them change. */
     class Writing {
       public:
         explicit Writing(Table& table) {
@@ -668,7 +676,7 @@ class Table {
       private:
         std::unique_lock<std::mutex> lock_;
     };
-    /* To be called before the group changes: copies the row if the cut still needs it. */
+    /* Copies the row if the snapshot still needs it. Call it before the group changes. */
     void keep(uint32_t id) {
         if (cut_ && cut_->has(id)) put_aside(id);
     }
@@ -770,7 +778,8 @@ class Table {
     template <bool INSERT>
     void find_block(Block& block, const View* views, const uint64_t* hashes);
 
-    /* Takes the next rows of another table with the same keys and aggregates, from id `next` on, at most BLOCK_ROWS; returns how many. */
+    /* Reads the next rows of another table with the same keys and aggregates, from id `next` on, at most BLOCK_ROWS.
+       Returns their number. */
     int next_rows(int64_t* next, uint8_t** rows) const {
         int n = 0;
         int64_t id = *next;
@@ -781,7 +790,7 @@ class Table {
         *next = id;
         return n;
     }
-    /* Like find_block, for the groups of such rows. Missing groups are inserted without values. */
+    /* Like find_block, for the groups of rows of another table. Missing groups are inserted without values. */
     void find_rows(const Table& other, uint8_t* const* from, int n, Block& block);
     uint32_t find_row(const Table& other, const uint8_t* from);
     bool same_row(const uint8_t* at, const Table& other, const uint8_t* from) const {
@@ -833,7 +842,7 @@ class Table {
         return bits;
     }
 
-    /* Fills block.ok: whether each row counts for the aggregate. Returns false where all do. */
+    /* Fills block.ok: 1 for each row that counts for the aggregate. Returns false if all rows count. */
     static bool choose(Block& block, const Aggregate& a, const Inputs& input, const View* order) {
         const bool ordered = a.kind == Kind::first || a.kind == Kind::last; /* null counts as a value, but not as an order */
         const View* needed = ordered ? order : input.argument;
@@ -863,7 +872,8 @@ class Table {
 
     void merge_one(const Aggregate& a, uint8_t* at, const uint64_t* values, bool null);
 
-    /* Merges the accumulators of from[i] into those of to[i]; no row is in `to` twice. The layouts may differ, see Slide. */
+    /* Merges the accumulators of from[i] into those of to[i]; no row is in `to` twice. The layouts may differ, see
+       Slide. */
     void merge_rows(
         const std::vector<Aggregate>& to_layout, uint8_t* const* to, const std::vector<Aggregate>& from_layout,
         uint8_t* const* from, int n
@@ -878,8 +888,9 @@ class Table {
         });
     }
 
-    /* Finds the group whose sum overflowed. at[i]: a group's row, or a cell of a Slide, to which value_of(i) was added. Subtracting the
-       values again, from the last on, shows it. Runs once per table, which must not be used after that. */
+    /* Finds the group whose sum overflowed. at[i] is a group's row, or a cell of a Slide, to which value_of(i) was
+       added. Subtracting the values again, from the last to the first, finds the overflow. Runs once per table: the
+       table must not be used after it. */
     template <class Op, class ValueOf>
     [[gnu::cold, gnu::noinline]] void overflows(const Aggregate& a, uint8_t* const* at, ValueOf value_of, int n) {
         if constexpr (std::is_integral_v<typename Op::Value>) {
@@ -894,7 +905,7 @@ class Table {
             }
         }
     }
-    /* The id of a row; -1 if it is not in the table. */
+    /* Returns the slot of a row, or -1 if the row is not in the table. */
     int64_t slot_of(const uint8_t* row) const {
         for (size_t s = 0; s < segments_.size(); s++) {
             const int64_t at = row - segments_[s], first = static_cast<int64_t>(s) * SEGMENT;
@@ -916,7 +927,7 @@ class Table {
     int64_t put_bytes(const KeyColumn& key, const uint8_t* arena, uint8_t* const* at, int count, int64_t base, Output& out, int64_t* written) const;
 };
 
-/* Making and growing */
+/* Layout and growth */
 
 inline void Table::ready() {
     int at = 16, bit = 32;
@@ -963,7 +974,7 @@ inline void Table::ready() {
     make_room(0);
 }
 
-/* Makes room for `more` groups. When it throws, nothing has changed for the caller. */
+/* Makes room for `more` groups. If it throws, nothing has changed for the caller. */
 inline void Table::make_room(int64_t more) {
     while (groups + more > MOST_IN_BUCKET * static_cast<int64_t>(buckets_.size())) grow_buckets(std::max(3, bucket_bits_ + 1));
     const int64_t needed = used_ + std::max<int64_t>(0, more - static_cast<int64_t>(free_.size()));
@@ -1034,7 +1045,7 @@ inline int64_t Table::nbytes() const {
     );
 }
 
-/* The cut */
+/* The snapshot */
 
 inline void Table::copy(Copies& to, const uint8_t* from, const uint8_t* arena) const {
     to.rows.resize(to.count * stride_); /* changes nothing unless an earlier call threw in between */
@@ -1049,7 +1060,7 @@ inline void Table::copy(Copies& to, const uint8_t* from, const uint8_t* arena) c
     to.count++;
 }
 
-/* Called under the cut's lock. */
+/* Copies the row to the kept rows. Called under the cut's lock. */
 inline void Table::put_aside(uint32_t id) {
     Cut& cut = *cut_;
     if (cut.kept_rows() == static_cast<int64_t>(cut.kept_.size()) * Cut::KEPT_ROWS) {
@@ -1063,7 +1074,7 @@ inline void Table::put_aside(uint32_t id) {
     cut.bits_[id >> 6] &= ~(1ULL << (id & 63));
 }
 
-/* Copies everything that the cut still needs out of the table. */
+/* Copies all rows out of the table that the snapshot still needs. */
 inline void Table::leave_cut() {
     if (!cut_) return;
     {
@@ -1079,7 +1090,7 @@ inline std::shared_ptr<Cut> Table::cut(bool all, int64_t start, int64_t more) {
     const int64_t words = (used_ + 63) / 64;
     cut->bits_.resize(words);
     leave_cut();
-    auto bits_of = [&](int64_t word, int shift) { /* 64 states to 64 bits; states behind the last group are 0 */
+    auto bits_of = [&](int64_t word, int shift) { /* packs 64 states into 64 bits; states after the last group are 0 */
         uint64_t bits = 0;
         for (int part = 0; part < 8; part++) {
             const uint64_t states = get<uint64_t>(&state_[word * 64 + part * 8]) >> shift & ONES;
@@ -1114,7 +1125,7 @@ inline std::shared_ptr<Cut> Table::cut(bool all, int64_t start, int64_t more) {
             break;
         }
     }
-    cut->next_slot = through ? 0 : last; /* id + 1 - 1 */
+    cut->next_slot = through ? 0 : last; /* the slot after `last`: slot = id - 1, plus 1 */
     if (cut->groups) cut_ = cut;
     return cut;
 }
@@ -1192,7 +1203,7 @@ inline void Table::load_keys(Block& block, const View* views) {
 }
 
 inline uint32_t Table::insert(Block& block, int i) {
-    for (size_t k = 0; k < keys_.size(); k++) { /* first everything that may throw */
+    for (size_t k = 0; k < keys_.size(); k++) { /* first the steps that may throw */
         if (!has_bytes(keys_[k].type)) continue;
         Cell& cell = block.cells[k * BLOCK_ROWS + i];
         if (!cell.is_long()) continue;
@@ -1293,7 +1304,7 @@ inline uint32_t Table::find_row(const Table& other, const uint8_t* from) {
         }
         if (bucket.passed == 0) break;
     }
-    std::vector<uint64_t> places; /* the places of long keys in the arena; made first, because this may throw */
+    std::vector<uint64_t> places; /* the offsets of long keys in the arena; reserved first, because this may throw */
     for (const KeyColumn& key : keys_) {
         if (!has_bytes(key.type)) continue;
         const Cell cell{get<uint64_t>(from + key.at), get<uint64_t>(from + key.at + 8)};
@@ -1316,7 +1327,7 @@ inline uint32_t Table::find_row(const Table& other, const uint8_t* from) {
     return id;
 }
 
-/* Adding */
+/* Adding rows */
 
 inline void Table::add_block(Block& block, const Aggregate& a, const Inputs& input, const View* order) {
     Rows rows = block.rows;
@@ -1360,7 +1371,7 @@ inline void Table::add_block(Block& block, const Aggregate& a, const Inputs& inp
         for (int i = 0; i < n; i++) a.seen.set(at[i]);
 }
 
-/* Like add_block, but row by row; block.raw and block.valid become the results after each row. */
+/* Like add_block, but row by row: block.raw and block.valid become the results after each row. */
 inline void Table::run_block(Block& block, const Aggregate& a, const Inputs& input, const View* order) {
     const Rows& rows = block.rows;
     const int n = rows.count;
@@ -1445,7 +1456,7 @@ inline void Table::merge_rows(
     const std::vector<Aggregate>& to_layout, uint8_t* const* to, const std::vector<Aggregate>& from_layout,
     uint8_t* const* from, int n
 ) {
-    uint64_t bits = 0; /* the bits of aggregates in the header word, which nearly always has them all */
+    uint64_t bits = 0; /* the aggregates' bits in the header word, which nearly always has all of them */
     int to_word = 0, from_word = 0;
     for (size_t k = 0; k < to_layout.size(); k++) {
         const Aggregate& a = to_layout[k];
@@ -1474,7 +1485,7 @@ inline void Table::merge_rows(
     if (bits) for (int i = 0; i < n; i++) put(to[i] + to_word, get<uint64_t>(to[i] + to_word) | (get<uint64_t>(from[i] + from_word) & bits));
 }
 
-/* Giving */
+/* Reading results */
 
 inline bool Table::result_of(const Aggregate& a, const uint8_t* row, uint64_t* raw) {
     const uint8_t* at = row + a.at;

@@ -1,8 +1,10 @@
-"""State of aggregates over changes, by slot (0, 1, …), from which added values can be removed again. Each store has one owner.
+"""State of aggregates over changes, by slot (0, 1, …), from which added values can be removed again. Each store has
+one owner thread.
 
-Values are byte strings, ordered bytewise: binary or large binary without nulls. takes: for each row whether its value is removed instead
-of added (numpy bool). A slot that was never used is empty. `save` returns a state for each slot, `load` adds states to the slots'
-contents and raises ValueError for bytes that are no state. A slot below 0 raises IndexError.
+Values are byte strings, ordered bytewise: binary or large binary without nulls. `takes` (numpy bool): for each row,
+True to remove its value instead of adding it. A slot that was never used is empty. `save` returns a state for each
+slot. `load` adds states to the contents of slots, and raises ValueError for bytes that are not a state. A slot below
+0 raises IndexError.
 """
 
 from collections.abc import Sequence
@@ -11,38 +13,49 @@ from typing import Any
 import pyarrow as pa
 
 def join_keys(parts: Sequence[pa.Array[Any]], widths: Sequence[int]) -> pa.LargeBinaryArray:
-    """Joins the parts of each row to one key. Keys sort as the sequences of their parts do. widths: bytes of a part, -1 where they vary."""
+    """Joins the parts of each row into one key. Keys sort like the sequences of their parts. `widths`: the bytes of
+    each part, or -1 for parts of varying length.
+    """
 
 def split_keys(keys: pa.Array[Any], widths: Sequence[int]) -> list[pa.LargeBinaryArray]:
-    """The parts of keys that `join_keys` made: its inverse."""
+    """Splits keys that `join_keys` made into their parts. Raises ValueError for other bytes."""
 
 class Multisets:
-    """Counts of the distinct values of each slot. Adding a value takes O(log n) for n distinct values."""
+    """The distinct values of each slot, with counts. Adding a value takes O(log n) for n distinct values."""
 
     @property
     def nbytes(self) -> int: ...
     def add(self, slots: Any, values: pa.Array[Any], takes: Any) -> None:
-        """Adds values and removes those of rows in `takes`. A value may be removed before it is added, if both come before any query."""
+        """Adds values, or removes them where `takes` is True. A value may be removed before it is added, if both
+        happen before the next query.
+        """
     def differing(self, slots: Any) -> Any:
-        """The number of distinct values of each slot (numpy int64)."""
+        """Returns the number of distinct values of each slot (numpy int64)."""
     def least(self, slots: Any, last_resort: bytes = ...) -> pa.LargeBinaryArray:
-        """The least value of each slot, null without one. The value `last_resort` is returned only where there is no other."""
+        """Returns the least value of each slot, or null for an empty slot. The value `last_resort` is returned only
+        if there is no other.
+        """
     def greatest(self, slots: Any, last_resort: bytes = ...) -> pa.LargeBinaryArray: ...
     def first_of_greatest(self, slots: Any, width: int) -> pa.LargeBinaryArray:
-        """For keys of several parts: the least key among those with the greatest first part. width: that part's, as for `join_keys`."""
+        """For keys of several parts: returns the least key among those with the greatest first part. `width`: the
+        bytes of that part, like in `join_keys`.
+        """
     def best(self, slots: Any, most: int) -> tuple[Any, pa.LargeBinaryArray]:
-        """Pairs of (how many per slot, the `most` greatest values of each, greatest first, repeated as often as they occur)."""
+        """Returns how many values each slot gives, and the `most` greatest values of each slot, greatest first,
+        repeated as often as they occur.
+        """
     def save(self, slots: Any) -> pa.LargeBinaryArray: ...
     def load(self, slots: Any, states: pa.Array[Any]) -> None: ...
     def remove(self, slots: Any) -> None: ...
     def clear(self) -> None: ...
 
 class DistinctNumbers:
-    """Which numbers each slot has had, counted for several filters: of each value it knows which filters let one of its rows through. A
-    value takes some 24 bytes, whatever the number of filters, and is not removed but with its slot.
+    """The distinct numbers of each slot, counted for several filters: for each number the filters that accepted one
+    of its rows. A number takes some 24 bytes, whatever the number of filters. Numbers are removed only together with
+    their slot.
 
-    filters: how many, at most 32. width: the bytes that a number has in a state, which is the one that a `Multisets` of values of so many
-    bytes gives, and takes.
+    `filters`: the number of filters, at most 32. `width`: the bytes of a number in a state. A state has the format of
+    a `Multisets` with values of `width` bytes, and `load` takes such states.
     """
 
     def __init__(self, filters: int, width: int) -> None: ...
@@ -51,41 +64,43 @@ class DistinctNumbers:
     @property
     def nbytes(self) -> int: ...
     def add(self, slots: Any, words: Any, filters: Any) -> None:
-        """Adds numbers (numpy uint64, of at most `width` bytes). filters: for each row the bits of those that let it through (numpy
-        uint32). Raises IndexError for a filter that there is not, here and below.
+        """Adds numbers (numpy uint64, of at most `width` bytes). `filters` (numpy uint32): for each row the bits of
+        the filters that accepted it. Raises IndexError for a filter that does not exist, here and below.
         """
     def differing(self, slots: Any, filter: int) -> Any:
-        """How many distinct numbers of each slot this filter has let through (numpy int64)."""
+        """Returns the number of distinct numbers of each slot that this filter accepted (numpy int64)."""
     def save(self, slots: Any, filter: int) -> pa.LargeBinaryArray: ...
     def load(self, slots: Any, states: pa.Array[Any], filter: int) -> None: ...
     def remove(self, slots: Any) -> None: ...
     def clear(self) -> None: ...
 
 class Arrivals:
-    """The values of each slot, ordered by a given number, then by arrival. A value can also be looked up, to remove it."""
+    """The values of each slot, ordered by a given number, then by arrival. Values can also be found, to remove them."""
 
     @property
     def nbytes(self) -> int: ...
     def add(self, slots: Any, values: pa.Array[Any], orders: Any, takes: Any) -> int:
-        """Adds values with their orders (int64), and removes those of rows in `takes`: the oldest equal value of the same order; where
-        there is none, the first equal value.
+        """Adds values with their orders (int64). Where `takes` is True, removes the oldest equal value with the same
+        order, or else the first equal value.
 
-        Returns how many values were to be removed and do not exist.
+        Returns how many values were to be removed but did not exist.
         """
     def first(self, slots: Any) -> pa.LargeBinaryArray:
-        """The first value of each slot; null without one."""
+        """Returns the first value of each slot, or null for an empty slot."""
     def last(self, slots: Any) -> pa.LargeBinaryArray: ...
     def all(self, slots: Any) -> tuple[Any, pa.LargeBinaryArray]:
-        """Pairs of (how many per slot, all values in order)."""
+        """Returns the number of values of each slot, and all values in order."""
     def save(self, slots: Any) -> pa.LargeBinaryArray: ...
     def load(self, slots: Any, states: pa.Array[Any]) -> None: ...
     def remove(self, slots: Any) -> None: ...
     def clear(self) -> None: ...
 
 class ExactSums:
-    """Exact sums of numbers, rounded only when they are read: the order of additions does not matter, and x - x leaves 0.
+    """Exact sums of numbers, rounded only when they are read: the order of additions does not matter, and x - x
+    leaves 0.
 
-    squares: also keep sums of squares, for variances. A slot takes about 110 bytes, and 8 for each 32 bits of range of its numbers.
+    `squares`: True to keep sums of squares too, for variances. A slot takes about 110 bytes, and 8 for each 32 bits
+    of range of its numbers.
     """
 
     def __init__(self, squares: bool = False) -> None: ...
@@ -93,16 +108,24 @@ class ExactSums:
     @property
     def nbytes(self) -> int: ...
     def add_reals(self, slots: Any, values: Any, takes: Any) -> None:
-        """Adds or removes numpy float64 values. NaN and infinities are counted, so they can be removed too."""
+        """Adds numpy float64 values, or removes them where `takes` is True. NaN and infinities are counted, so they
+        can be removed too.
+        """
     def add_words(self, slots: Any, words: Any, signed: bool, takes: Any) -> None:
-        """Adds or removes whole numbers: numpy uint64 (rows, words), the lowest word first, in two's complement if `signed`."""
+        """Adds whole numbers, or removes them where `takes` is True: numpy uint64 (rows, words), the lowest word
+        first, in two's complement if `signed`.
+        """
     def sums(self, slots: Any) -> pa.DoubleArray:
-        """The sums, rounded once; null where there is no value."""
+        """Returns the sums, each rounded once; null for an empty slot."""
     def means(self, slots: Any) -> pa.DoubleArray: ...
     def variances(self, slots: Any, ddof: int) -> pa.DoubleArray:
-        """The variances; null for `ddof` values or fewer, NaN where one of the values is NaN or infinite."""
+        """Returns the variances; null for `ddof` values or fewer, NaN if a value is NaN or infinite. Raises
+        ValueError without `squares`.
+        """
     def whole(self, slots: Any, width: int) -> tuple[Any, Any]:
-        """Pairs of (the sums of whole numbers as words, whether there is a value). Raises OverflowError for a sum that does not fit."""
+        """Returns the sums of whole numbers as `width` words each, and True for each slot with a value. Raises
+        OverflowError for a sum that does not fit.
+        """
     def save(self, slots: Any) -> pa.LargeBinaryArray: ...
     def load(self, slots: Any, states: pa.Array[Any]) -> None: ...
     def remove(self, slots: Any) -> None: ...

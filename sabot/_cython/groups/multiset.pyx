@@ -122,10 +122,10 @@ cdef _Slots _slots(object slots):
 
 
 cdef class _Bytes:
-    """An array of binary or large binary, without nulls, open for reading."""
+    """An array of binary or large binary without nulls, open for reading."""
 
     cdef object array
-    cdef const int32_t* narrow      # offsets; or NULL
+    cdef const int32_t* narrow      # offsets, or NULL
     cdef const int64_t* wide
     cdef const char* data
     cdef int64_t count
@@ -143,7 +143,9 @@ cdef class _Bytes:
 
 
 cdef _Bytes _bytes(object array, int64_t count):
-    """Opens an array, which must have `count` values."""
+    """Opens an array, which must have `count` values. Raises TypeError unless it is binary, ValueError for nulls or
+    another length.
+    """
     cdef _Bytes result = _Bytes()
     if array.type != _LARGE_BINARY and array.type != pa.binary():
         raise TypeError(f"values are binary, not {array.type}")
@@ -168,7 +170,7 @@ cdef _Bytes _bytes(object array, int64_t count):
 
 
 cdef object _large_binary(Strings& strings):
-    """The strings as a large binary array, null where a string is not valid."""
+    """Returns the strings as a large binary array, null where a string is not valid."""
     cdef int64_t count = <int64_t> strings.ends.size()
     cdef int64_t[::1] to
     cdef uint8_t[::1] bits
@@ -191,7 +193,7 @@ cdef const uint8_t[::1] _flags(object flags, int64_t count):
     return array
 
 
-# The methods that all stores have
+# The methods of all stores
 
 ctypedef fused Store:
     MultisetStore
@@ -225,15 +227,15 @@ cdef object _remove(Store* store, object slots):
 # Keys of several columns
 
 cdef cppclass Part:
-    # The array of one part of the keys.
-    const int32_t* narrow           # offsets; or NULL
+    # One part of the keys, as an array.
+    const int32_t* narrow           # offsets, or NULL
     const int64_t* wide
     const char* data
-    int64_t width                   # bytes of each value; -1: they vary
+    int64_t width                   # bytes of each value, or -1 if they vary
 
 
 def join_keys(parts, widths):
-    """Joins parts to one key per row. See multiset.pyi."""
+    """Joins the parts of each row into one key. See multiset.pyi."""
     cdef list opened = []           # keeps the memory alive
     cdef vector[Part] pieces
     cdef Part piece
@@ -267,7 +269,7 @@ def join_keys(parts, widths):
 
 
 def split_keys(keys, widths):
-    """The parts of keys. See multiset.pyi."""
+    """Splits keys into their parts. See multiset.pyi."""
     cdef _Bytes whole = _bytes(keys, len(keys))
     cdef size_t p, number = len(widths)
     cdef vector[int64_t] sizes = widths
@@ -294,7 +296,7 @@ def split_keys(keys, widths):
 # The stores
 
 cdef class Multisets:
-    """Counts of the distinct values of each slot. See multiset.pyi."""
+    """The distinct values of each slot, with counts. See multiset.pyi."""
 
     cdef MultisetStore store
 
@@ -368,7 +370,7 @@ cdef class Multisets:
 
 
 cdef class DistinctNumbers:
-    """Which numbers each slot has, for several filters. See multiset.pyi."""
+    """The distinct numbers of each slot, counted for several filters. See multiset.pyi."""
 
     cdef DistinctStore* store
     cdef readonly int filters

@@ -1,12 +1,13 @@
-/* Which numbers each slot has, for several filters at once: aggregates that count the distinct values of one column, but of other rows.
-A value stands once, with a bit for each filter that let one of its rows through:
+/* The distinct numbers of each slot, counted for several filters at once: for aggregates that count the distinct values of
+   one column in different rows. A value is stored once, with a bit for each filter that accepted one of its rows:
 
-    slots_[3] ─▶ [ 17: 011 ] [ empty ] [ 42: 001 ] [ empty ]      a hash table with linear probing; 17 is counted by filters 0 and 1
-    counts_    … [ 3 * filters + 0: 2 ] [ + 1: 1 ] [ + 2: 0 ]
+       slots_[3] ─▶ [ 17: 011 ] [ empty ] [ 42: 001 ] [ empty ]      a hash table with linear probing; 17 is counted by filters 0 and 1
+       counts_    … [ 3 * filters + 0: 2 ] [ + 1: 1 ] [ + 2: 0 ]
 
-Values cannot be taken away. A state is written as `Multisets` writes one, with the count 1.
+   Values cannot be removed. A state has the format of `Multisets`, with the count 1 for each value.
 
-All of it is `nogil`. Adding and saving may throw std::bad_alloc; `load` throws std::invalid_argument for a damaged state (`except +`). */
+   Nothing here needs the GIL. Adding and saving may throw std::bad_alloc; `load` throws std::invalid_argument for a damaged
+   state (`except +`). */
 #pragma once
 
 #include <algorithm>
@@ -22,16 +23,16 @@ namespace sabot {
 class DistinctNumbers {
     struct Entry {
         uint64_t word;
-        uint32_t filters; /* 0: the place is empty */
+        uint32_t filters; /* 0 if the place is empty */
     };
     struct Group {
-        std::vector<Entry> places; /* as many as a power of two; at most three quarters are taken */
+        std::vector<Entry> places; /* a power of two; at most three quarters are in use */
         size_t taken = 0;
     };
     int filters_;
     std::vector<Group> slots_;
     std::vector<int64_t> counts_; /* by slot and filter */
-    int64_t places_ = 0;          /* of all slots */
+    int64_t places_ = 0;          /* the places of all slots */
 
     static size_t hash(uint64_t word) {
         word *= 0x9E3779B97F4A7C15;
@@ -61,7 +62,7 @@ class DistinctNumbers {
                static_cast<int64_t>(slots_.capacity() * sizeof(Group) + counts_.capacity() * 8);
     }
 
-    /* filters: the bits of those that let the row through. */
+    /* Adds a number to a slot. `filters`: the bits of the filters that accepted the row. */
     void add(int32_t slot, uint64_t word, uint32_t filters) {
         if (filters == 0) return;
         if (!has(slot)) {
@@ -86,7 +87,7 @@ class DistinctNumbers {
             out[i] = has(slots[i]) ? counts_[static_cast<size_t>(slots[i]) * filters_ + filter] : 0;
     }
 
-    /* The numbers that one filter counts, each as its last `width` bytes, the highest first. */
+    /* Saves the numbers that one filter counts, each as its last `width` bytes, highest byte first. */
     void save(const int32_t* slots, int64_t count, int filter, int width, Strings& out) const {
         for (int64_t i = 0; i < count; i++) {
             if (has(slots[i])) {

@@ -1,12 +1,13 @@
 /* State of aggregates over changes, from which rows can be removed again. See multiset.pyi for its meaning.
 
-Values are byte strings that sort as the values do. They are kept in `Sorted`: sorted chunks of at most MOST entries in sequence, so that
-an insertion moves few entries however many there are; most groups have one chunk.
+   Values are byte strings that sort like the values. They are kept in `Sorted`: a sequence of sorted chunks of at most
+   MOST entries, so that an insertion moves few entries, however many there are. Most groups have one chunk.
 
-    tops_      [    c    ] [   f   ] [ g ]      the first bytes of each chunk's last entry, as a number: contiguous in memory
-    chunks_ ─▶ [ a a b c ] [ d d f ] [ g ]      lower(e): by the tops, then within one chunk
+       tops_      [    c    ] [   f   ] [ g ]      the first bytes of each chunk's last entry, as a number: contiguous in memory
+       chunks_ ─▶ [ a a b c ] [ d d f ] [ g ]      lower(e): by the tops, then within one chunk
 
-All of it is `nogil`. Adding and saving may throw std::bad_alloc; `load` throws std::invalid_argument for a damaged state (`except +`). */
+   Nothing here needs the GIL. Adding and saving may throw std::bad_alloc; `load` throws std::invalid_argument for a damaged
+   state (`except +`). */
 #pragma once
 
 #include <algorithm>
@@ -20,14 +21,15 @@ All of it is `nogil`. Adding and saving may throw std::bad_alloc; `load` throws 
 
 namespace sabot {
 
-/* The first eight bytes as a number, which sorts as these bytes do. */
+/* Returns the first eight bytes as a number that sorts like these bytes. */
 static inline uint64_t prefix_of(std::string_view bytes) {
     uint64_t word = 0;
     std::memcpy(&word, bytes.data(), std::min<size_t>(8, bytes.size()));
     return __builtin_bswap64(word);
 }
 
-/* Less has less(entry, probe), and top(entry) and top(probe): numbers that sort as entries do, or are equal where they cannot tell. */
+/* A sorted sequence of entries. Less has less(entry, probe), and top(entry) and top(probe): numbers that sort like
+   the entries, or are equal if they do not decide the order. */
 template <class Entry, class Less>
 class Sorted {
     static constexpr size_t MOST = 256;
@@ -54,7 +56,7 @@ class Sorted {
     void advance(Place& place) const {
         if (++place.at == chunks_[place.chunk].size()) place = {place.chunk + 1, 0};
     }
-    /* Moves the place back by one; false if it was the first. */
+    /* Moves the place back by one entry. Returns false if it was at the first. */
     bool retreat(Place& place) const {
         if (place.at > 0) {
             place.at--;
@@ -66,7 +68,7 @@ class Sorted {
         return true;
     }
 
-    /* The place of the first entry that is not less than the probe. */
+    /* Returns the place of the first entry that is not less than the probe. */
     template <class Probe>
     Place lower(const Probe& probe) const {
         const Less less{};
@@ -82,7 +84,7 @@ class Sorted {
         return {static_cast<size_t>(chunk - chunks_.begin()), static_cast<size_t>(entry - chunk->begin())};
     }
 
-    /* Inserts an entry before `place`, a result of `lower`. */
+    /* Inserts an entry before `place`, which must be a result of `lower`. */
     void insert(Place place, Entry&& entry) {
         if (chunks_.empty()) {
             chunks_.emplace_back();
@@ -91,7 +93,8 @@ class Sorted {
         if (place.chunk == chunks_.size()) place = {chunks_.size() - 1, chunks_.back().size()};
         if (chunks_[place.chunk].size() >= MOST) {
             std::vector<Entry>& full = chunks_[place.chunk];
-            const bool behind = place.chunk + 1 == chunks_.size() && place.at == full.size(); /* entries come in order: leave chunks full */
+            /* entries come in order: leave chunks full */
+            const bool behind = place.chunk + 1 == chunks_.size() && place.at == full.size();
             const size_t kept = behind ? MOST : MOST / 2;
             std::vector<Entry> rest(std::make_move_iterator(full.begin() + kept), std::make_move_iterator(full.end()));
             full.resize(kept);
@@ -129,7 +132,7 @@ class Sorted {
     }
 };
 
-/* An array of byte strings that is being built: row i ends at ends[i]. */
+/* An array of byte strings under construction: row i ends at ends[i]. */
 struct Strings {
     std::vector<int64_t> ends;
     std::vector<uint8_t> valid;
@@ -147,7 +150,7 @@ static inline void append(std::string& to, T value) {
     to.append(reinterpret_cast<const char*>(&value), sizeof value);
 }
 
-/* Reads what `append` wrote. Throws std::invalid_argument at a premature end. */
+/* Reads the bytes that `append` wrote. Throws std::invalid_argument if they end too early. */
 struct Reader {
     const char* at;
     const char* end;
@@ -178,7 +181,7 @@ struct ByKey {
     static uint64_t top(std::string_view key) { return prefix_of(key); }
 };
 
-/* By slot: the distinct values, with counts. */
+/* The distinct values of each slot, with counts. */
 class Multisets {
     std::vector<Sorted<Counted, ByKey>> slots_;
     std::vector<int64_t> differing_; /* the number of distinct values of each slot */
@@ -224,7 +227,7 @@ class Multisets {
             out.add((*values)[place].key);
         }
     }
-    /* last_resort: a value that is returned only where there is no other. */
+    /* Finds the greatest value of each slot. `last_resort`: a value that is returned only if there is no other. */
     void greatest(const int32_t* slots, int64_t count, std::string_view last_resort, Strings& out) const {
         for (int64_t i = 0; i < count; i++) {
             const Sorted<Counted, ByKey>* values = has(slots[i]) ? &slots_[slots[i]] : nullptr;
@@ -238,7 +241,8 @@ class Multisets {
             out.add((*values)[place].key);
         }
     }
-    /* The least value with the same first part as the greatest: the first `width` bytes; with -1, the bytes up to and with `ending`. */
+    /* Finds the least value that has the same first part as the greatest. The first part is the first `width` bytes
+       or, for -1, the bytes up to and including `ending`. */
     void first_of_greatest(const int32_t* slots, int64_t count, int64_t width, std::string_view ending, Strings& out) const {
         for (int64_t i = 0; i < count; i++) {
             const Sorted<Counted, ByKey>* values = has(slots[i]) ? &slots_[slots[i]] : nullptr;
@@ -253,7 +257,7 @@ class Multisets {
             out.add((*values)[values->lower(last.substr(0, size))].key);
         }
     }
-    /* The `most` greatest values of each slot, greatest first; sizes[i] says how many. */
+    /* Finds the `most` greatest values of each slot, greatest first. OUT sizes[i]: how many were found. */
     void best(const int32_t* slots, int64_t count, int64_t most, int64_t* sizes, Strings& out) const {
         for (int64_t i = 0; i < count; i++) {
             int64_t left = most;
@@ -306,7 +310,7 @@ class Multisets {
     bool has(int32_t slot) const { return static_cast<size_t>(slot) < slots_.size(); }
 };
 
-/* A value with its `order` and the number of its arrival. */
+/* A value with its order and the number of its arrival. */
 struct Arrival {
     int64_t order, number;
     std::string value;
@@ -336,7 +340,7 @@ struct ByValue {
     static uint64_t top(const Wanted& a) { return prefix_of(a.value); }
 };
 
-/* By slot: the values in order, with an index by value. */
+/* The values of each slot in order, with an index by value. */
 class Arrivals {
     struct Group {
         Sorted<ArrivalAt, ByMoment> moments; /* owns the arrivals */
@@ -355,7 +359,8 @@ class Arrivals {
     }
     void add(int32_t slot, int64_t order, std::string_view value) { put(slot, order, number_++, value); }
 
-    /* Removes the oldest equal value of this order; else the first equal value. False: there is none. */
+    /* Removes the oldest equal value with this order, or else the first equal value. Returns false if there is no
+       equal value. */
     bool take(int32_t slot, int64_t order, std::string_view value) {
         if (!has(slot)) return false;
         Group& group = slots_[slot];
@@ -437,7 +442,8 @@ class Arrivals {
     }
 };
 
-/* Keys of several parts: a part of fixed width is written as it is; another one with 0 written as 0 255, and 0 0 at its end. */
+/* Appends one part of a key. A part of fixed width is written as it is. In any other part, a byte 0 is written as 0
+   255, and the part ends with 0 0. */
 static inline void append_escaped(std::string& out, const char* data, int64_t size) {
     const char* end = data + size;
     while (data < end) {

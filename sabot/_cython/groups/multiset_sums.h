@@ -1,10 +1,12 @@
-/* Exact sums by slot: a value that was added and then removed leaves nothing, whatever was added in between.
+/* Exact sums by slot: a value that was added and then removed leaves no trace, whatever was added in between.
 
-A sum is an integer multiple of a power of two, kept as digits of 32 bits in signed words of 64. So an addition touches only the digits
-of its number, and carries are deferred for 2^30 additions (Neal, Fast exact summation using small and large superaccumulators, 2015).
-Only digits in the range of the numbers so far exist: a few, for numbers of similar size. NaN and infinities are counted.
+   A sum is an integer multiple of a power of two, kept as digits of 32 bits in signed words of 64 bits. So an
+   addition touches only the digits of its number, and carries are deferred for 2^30 additions (Neal, Fast exact
+   summation using small and large superaccumulators, 2015). Only digits in the range of the numbers so far exist: a
+   few, for numbers of similar size. NaN and infinities are counted.
 
-All of it is `nogil`. Adding and saving may throw std::bad_alloc; `load` throws std::invalid_argument for a damaged state (`except +`). */
+   Nothing here needs the GIL. Adding and saving may throw std::bad_alloc; `load` throws std::invalid_argument for a
+   damaged state (`except +`). */
 #pragma once
 
 #include <cmath>
@@ -34,7 +36,7 @@ class Digits {
   public:
     int64_t nbytes() const { return static_cast<int64_t>(digits_.capacity() * 8); }
 
-    /* Adds digits whose first has weight 2^(32 * at). */
+    /* Adds digits, the first of which has weight 2^(32 * at). */
     template <class D>
     void add(const D* digits, int count, int32_t at, bool negative) {
         if (count == 0) return;
@@ -54,7 +56,7 @@ class Digits {
     }
     /* Adds number * 2^exponent. */
     void add(unsigned __int128 number, int32_t exponent, bool negative) {
-        const int32_t at = exponent >> 5, shift = exponent & 31; /* floor */
+        const int32_t at = exponent >> 5, shift = exponent & 31; /* rounds down */
         uint32_t digits[5];
         const unsigned __int128 low = number << shift;
         int count = 4;
@@ -66,7 +68,7 @@ class Digits {
         while (skipped < count && digits[skipped] == 0) skipped++;
         add(digits + skipped, count - skipped, at + skipped, negative);
     }
-    /* Digits from 0 to 2^32 - 1, but the last, which has the sign; none of 0 at the ends. */
+    /* Makes all digits 0 to 2^32 - 1, except the last, which has the sign. Removes zero digits at both ends. */
     void carry() {
         int64_t over = 0;
         for (int64_t& digit : digits_) {
@@ -105,7 +107,7 @@ class Digits {
         append(out, static_cast<uint32_t>(digits_.size()));
         for (const int64_t digit : digits_) append(out, digit);
     }
-    void load(Reader& reader) { /* adds what was saved */
+    void load(Reader& reader) { /* adds a saved sum */
         const int32_t base = reader.get<int32_t>();
         const uint32_t count = reader.get<uint32_t>();
         std::vector<int64_t> digits;
@@ -114,7 +116,8 @@ class Digits {
     }
 };
 
-/* About number * 2^exponent: `number` has its top bit, and its last one says that something was cut off behind it. */
+/* An approximation of number * 2^exponent. The top bit of `number` is set; its last bit is set if nonzero digits were
+   cut off. */
 struct Rounded {
     uint64_t number = 0;
     int exponent = 0;
@@ -125,7 +128,7 @@ struct Rounded {
         if (count == 0) return;
         unsigned __int128 top = 0;
         for (int i = count - 1; i >= count - 3; i--) top = top << 32 | (i >= 0 ? from.digits[i] : 0);
-        int shift = 0; /* to the right, of 96 bits */
+        int shift = 0; /* to the right, in 96 bits */
         while (top >> shift >> 64) shift++;
         number = static_cast<uint64_t>(top >> shift);
         bool rest = (top & (((unsigned __int128)1 << shift) - 1)) != 0;
@@ -143,7 +146,7 @@ struct Rounded {
     }
 };
 
-/* The nearest double to a number divided by a count of at least 1. */
+/* Returns the nearest double to a number divided by a count of at least 1. */
 static inline double quotient(const Magnitude& from, uint64_t divisor) {
     const int count = static_cast<int>(from.digits.size());
     if (count == 0) return 0.0;
@@ -180,7 +183,7 @@ static inline Magnitude product(const Magnitude& a, const Magnitude& b) {
 }
 
 struct Sum {
-    int64_t count = 0, nans = 0, ups = 0, downs = 0; /* values; of these NaN, infinity, -infinity */
+    int64_t count = 0, nans = 0, ups = 0, downs = 0; /* number of values; of NaN, of infinity, of -infinity among them */
     Digits sum, squares;
 
     bool special(double* out) const {
@@ -191,7 +194,7 @@ struct Sum {
     }
 };
 
-/* By slot: the sum of numbers, and where `squares` of their squares. */
+/* The sum of the numbers of each slot and, if `squares`, the sum of their squares. */
 class ExactSums {
     std::vector<Sum> slots_;
     bool squares_;
@@ -221,7 +224,7 @@ class ExactSums {
             put(to, number, exponent - 53, value < 0, take);
         }
     }
-    /* words: a whole number, in two's complement if it is signed. */
+    /* Adds a whole number, given as words; two's complement if `is_signed`. `take`: true to subtract it. */
     void add_words(int32_t slot, const uint64_t* words, int count, bool is_signed, bool take) {
         reach(slot);
         Sum& to = slots_[slot];
@@ -236,7 +239,7 @@ class ExactSums {
         if (count == 1) put(to, own[0], 0, negative, take);
         else for (int i = 0; i < count; i++) to.sum.add((unsigned __int128)own[i], 64 * i, negative != take);
     }
-    /* OUT values and valid; a slot without a value becomes null. */
+    /* Computes the sums. OUT values and valid; a slot without a value becomes null. */
     void sums(const int32_t* slots, int64_t count, double* values, uint8_t* valid) const {
         each(slots, count, values, valid, 0, [](const Sum& of) { return Rounded(of.sum.magnitude()).as_double(); });
     }
@@ -245,7 +248,7 @@ class ExactSums {
             return quotient(of.sum.magnitude(), static_cast<uint64_t>(of.count));
         });
     }
-    /* (sum of squares - square of the sum / n) / (n - ddof); the numerator times n is exact. */
+    /* Computes (sum of squares - square of the sum / n) / (n - ddof). The numerator times n is exact. */
     void variances(const int32_t* slots, int64_t count, int64_t ddof, double* values, uint8_t* valid) const {
         each(slots, count, values, valid, ddof, [ddof](const Sum& of) {
             Magnitude n;
@@ -260,7 +263,8 @@ class ExactSums {
         for (int64_t i = 0; i < count; i++) /* the variance of infinite values is NaN */
             if (std::isinf(values[i]) && special_at(slots[i])) values[i] = std::numeric_limits<double>::quiet_NaN();
     }
-    /* OUT words: the sums in two's complement, `width` words per row. Returns -1, or the row whose sum does not fit. */
+    /* Computes sums of whole numbers. OUT words: two's complement, `width` words per row. Returns -1, or the row
+       whose sum does not fit. */
     int64_t whole(const int32_t* slots, int64_t count, int width, uint64_t* words, uint8_t* valid) const {
         for (int64_t i = 0; i < count; i++) {
             uint64_t* out = words + i * width;
@@ -321,7 +325,7 @@ class ExactSums {
         to.sum.add((unsigned __int128)number, exponent, negative != take);
         if (squares_) to.squares.add((unsigned __int128)number * number, 2 * exponent, take);
     }
-    /* The variances; null where there are not more values than `ddof`. */
+    /* Writes body(sum) for each slot; null for slots that do not have more values than `ddof`. */
     template <class Body>
     void each(const int32_t* slots, int64_t count, double* values, uint8_t* valid, int64_t ddof, Body body) const {
         for (int64_t i = 0; i < count; i++) {

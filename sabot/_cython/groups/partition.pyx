@@ -1,4 +1,4 @@
-"""The key hash, key groups, and the split of a batch by them. See partition.pyi for the contract."""
+"""The key hash, key groups, and the partitioning of a batch by them. See partition.pyi for the contract."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_GET_SIZE
 from libc.string cimport memset
@@ -30,7 +30,7 @@ _KEY_NUMBERS = 32  # the most key columns that are not text: each has a null bit
 
 
 def check_keys(keys):
-    """Raises UserError for a key of more columns than a table supports."""
+    """Raises UserError for a key with more columns than a table supports."""
     types = pa.types
     numbers = sum([not (types.is_string(kind) or types.is_binary(kind) or types.is_decimal(kind)) for kind in keys.types])
     if numbers > _KEY_NUMBERS:
@@ -41,10 +41,10 @@ def check_keys(keys):
 
 
 def key_hash(bytes data not None):
-    """The stable 64-bit hash of an encoded key, version 1.
+    """Returns the stable 64-bit hash of an encoded key, version 1.
 
-    With 64-bit arithmetic, K0..K3 the odd constants of key_hash.h and mix(a, b) the upper half of the 128-bit product a * b xor its lower
-    half:
+    With 64-bit arithmetic, K0..K3 the odd constants of key_hash.h, and mix(a, b) the upper half of the 128-bit product
+    a * b xor its lower half:
 
         step(h, a, b, K) = mix(a ^ K, b ^ h) + rotate_left(h, 27)
         h = K0 ^ size
@@ -52,19 +52,19 @@ def key_hash(bytes data not None):
         if bytes are left, filled up with zeros to 16 bytes:                   h = step(h, a, b, K2)
         the hash is mix(h ^ K3, K0 + size)
 
-    The multiply-and-fold mixing is that of Wang Yi's wyhash; the added rotation preserves earlier blocks where a factor is 0. The hash
-    resists accidents, not attackers: it has no seed, because state outlives the process.
+    The multiply-and-fold mixing is that of Wang Yi's wyhash; the added rotation preserves earlier blocks if a factor is 0.
+    The hash resists accidents, not attackers: it has no seed, because state outlives the process.
     """
     return hash_bytes(<const uint8_t*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
 
 
 def key_group(bytes data not None):
-    """key_hash(data) % KEY_GROUPS."""
+    """Returns the key group of an encoded key: key_hash(data) % KEY_GROUPS."""
     return group_of(<const uint8_t*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
 
 
 def hash_array(keys):
-    """The key_hash of msgpack(keys[i]) for each row i. See partition.pyi."""
+    """Returns the key_hash of msgpack(keys[i]) for each row i. See partition.pyi."""
     array = plain_array(keys)
     cdef View view
     cdef object alive = open_view(array, &view)
@@ -78,10 +78,10 @@ def hash_array(keys):
 
 
 def hash_columns(columns, selection=None):
-    """The stable hash of each row's key. See partition.pyi.
+    """Returns the stable hash of each row's key. See partition.pyi.
 
-    Several columns are combined with `step` and the constants of `key_hash`: with h the hash so far and g that of the next column,
-    h = step(h, g, K0, K2).
+    Several columns are combined with `step` and the constants of `key_hash`. With h the hash so far and g the hash of
+    the next column, h = step(h, g, K0, K2).
     """
     cdef vector[View] views
     cdef list alive = []
@@ -109,7 +109,7 @@ def hash_columns(columns, selection=None):
 
 
 def hash_rows(list keys not None):
-    """The key_hash of each record key (raw bytes); 0 for None."""
+    """Returns the key_hash of each record key (raw bytes), or 0 for None."""
     hashes = []
     for key in keys:
         if key is None:
@@ -122,7 +122,7 @@ def hash_rows(list keys not None):
 
 
 def partition_indices(hashes, int64_t parts, selection=None):
-    """Sorts rows by part (a stable counting sort), where key groups are divided evenly over `parts`. See partition.pyi.
+    """Sorts rows by part, in a stable counting sort. See partition.pyi.
 
     Key group g belongs to part g * parts // KEY_GROUPS. `parts` is 1 to KEY_GROUPS; `hashes` is uint64 without nulls.
     """
@@ -156,7 +156,7 @@ cdef inline int64_t _part(uint64_t hash, int64_t parts) noexcept nogil:
 cdef void _counting_sort(
     const uint64_t* hashes, const int32_t* chosen, int64_t length, int64_t parts, int32_t* indices, int32_t* bounds
 ) noexcept nogil:
-    # IN hashes, chosen[length] (NULL: all rows); OUT indices[length], bounds[parts + 1]
+    # IN hashes, chosen[length] (NULL for all rows). OUT indices[length], bounds[parts + 1].
     cdef int32_t next_free[1024]
     cdef int64_t i, row, part
     memset(bounds, 0, (parts + 1) * sizeof(int32_t))

@@ -1,4 +1,4 @@
-/* Means: exact sums divided by counts, rounded once, to the nearest double, halves to the even one. */
+/* Means: exact sums divided by counts, rounded once to the nearest double, halves to the even one. */
 #ifndef SABOT_QUOTIENT_H
 #define SABOT_QUOTIENT_H
 
@@ -7,13 +7,14 @@
 
 namespace sabot {
 
-/* value * 2^exponent / count, for a count from 1 to 2^63 - 1. rest: the value lacks a fraction below its last bit; then its first bit is 1. */
+/* Returns value * 2^exponent / count, for a count from 1 to 2^63 - 1. `rest`: true if the value lacks a fraction
+   below its last bit; then the first bit of `value` is 1. */
 static inline double nearest_quotient(unsigned __int128 value, int exponent, bool rest, uint64_t count) {
     if (value == 0) return 0.0;
     const uint64_t high = static_cast<uint64_t>(value >> 64);
     const int shift = high ? __builtin_clzll(high) : 64 + __builtin_clzll(static_cast<uint64_t>(value));
     value <<= shift;
-    unsigned __int128 quotient = value / count; /* of 65 bits at least, so the last one only says that more follows */
+    unsigned __int128 quotient = value / count; /* 65 bits at least, so the last bit only says that more digits follow */
     if (rest || quotient * count != value) quotient |= 1;
     return std::ldexp(static_cast<double>(quotient), exponent - shift);
 }

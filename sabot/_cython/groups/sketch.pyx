@@ -54,7 +54,9 @@ cdef object _large_binary(Strings& strings):
 
 
 cdef tuple _opened(object states, int64_t count):
-    """The offsets and the bytes of a large binary array."""
+    """Returns the offsets and the bytes of a large binary array. Raises ValueError unless it has `count` values and
+    no nulls.
+    """
     if states.type != pa.large_binary() or states.null_count or len(states) != count:
         raise ValueError(f"{count} states are large binary without nulls, not {len(states)} of {states.type}")
     offsets = np.zeros(1, np.int64)
@@ -66,7 +68,7 @@ cdef tuple _opened(object states, int64_t count):
     return offsets, held
 
 
-# The methods that both stores have
+# The methods of both stores
 
 ctypedef fused Store:
     DistinctStore

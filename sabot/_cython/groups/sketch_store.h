@@ -1,14 +1,16 @@
 /* Sketches by slot, which estimate the number of distinct values, and quantiles. See sketch.pyi.
 
-Distinct: HyperLogLog (Flajolet et al. 2007) with 2^12 registers and the estimator of Ertl (New cardinality estimation algorithms for
-HyperLogLog sketches, 2017), which needs no bias correction from zero to billions. As long as there are few distinct values, their hashes
-are kept instead, in the same memory, and the answer is exact.
+   Distinct: HyperLogLog (Flajolet et al. 2007) with 2^12 registers and the estimator of Ertl (New cardinality
+   estimation algorithms for HyperLogLog sketches, 2017), which needs no bias correction from zero to billions. While
+   there are few distinct values, their hashes are kept instead, in the same memory, and the answer is exact.
 
-Quantiles: DDSketch (Masson, Rim, Lee 2019). Values are counted in bins whose width is proportional to their place, so that the middle of
-a bin is within ALPHA of all values in it. Bins are never merged: the range of a double has some 35,000 bins on either side of 0, which
-bounds their number. So a sketch does not depend on the order of values, and a value can be removed.
+   Quantiles: DDSketch (Masson, Rim, Lee 2019). Values are counted in bins whose width is proportional to their
+   position, so that the middle of a bin is within ALPHA of all its values. Bins are never merged: their number is
+   bounded, because the range of a double has some 35,000 bins on either side of 0. So a sketch does not depend on the
+   order of values, and a value can be removed.
 
-All of it is `nogil`. It throws std::bad_alloc, and `load` std::invalid_argument for a damaged state (`except +`). */
+   Nothing here needs the GIL. Functions throw std::bad_alloc, and `load` std::invalid_argument for a damaged state
+   (`except +`). */
 #pragma once
 
 #include <algorithm>
@@ -25,7 +27,7 @@ namespace sabot {
 
 constexpr int REGISTER_BITS = 12;
 constexpr int REGISTERS = 1 << REGISTER_BITS;
-constexpr size_t MOST_HASHES = REGISTERS / 8; /* so many hashes take as many bytes as the registers */
+constexpr size_t MOST_HASHES = REGISTERS / 8; /* as many hashes as fit into the bytes of the registers */
 constexpr int RANKS = 64 - REGISTER_BITS + 1; /* the greatest value of a register */
 
 static inline uint64_t remixed(uint64_t hash) { /* splitmix64: the low bits of a key hash are those of its key group */
@@ -38,7 +40,7 @@ static inline uint64_t remixed(uint64_t hash) { /* splitmix64: the low bits of a
 
 class Distinct {
     struct Group {
-        std::vector<uint64_t> hashes; /* the first `sorted` ascending and distinct, then others in the order of arrival */
+        std::vector<uint64_t> hashes; /* the first `sorted` ascending and distinct, the others in the order of arrival */
         std::vector<uint8_t> registers; /* replace the hashes when there are many */
         size_t sorted = 0;
 
@@ -164,11 +166,11 @@ class Distinct {
 };
 
 constexpr double ALPHA = 0.0099; /* 1 %, less a margin for rounding */
-constexpr int32_t MIDDLE = 1 << 17;   /* the place of the bin of 1, so that the places of positive values are above 0 */
+constexpr int32_t MIDDLE = 1 << 17;   /* the bin of 1, so that the bins of positive values are above 0 */
 constexpr int32_t INFINITE = 1 << 19; /* the bin of infinity */
 
 struct Bin {
-    int32_t place; /* ascends with the values; 0 is the bin of zeros, those below are of negative values */
+    int32_t place; /* the number of the bin; ascends with the values; 0 is the bin of zeros, negative values have lower numbers */
     int64_t count;
 };
 
@@ -211,7 +213,7 @@ class Quantiles {
     void add(int32_t slot, double value, bool take) {
         if (value == value) put(slot, place_of(value), take ? -1 : 1);
     }
-    /* OUT a value for each of the quantiles; false where the slot has no values. */
+    /* Writes each of the `count` quantiles in `of` to `out`. Returns false if the slot has no values. */
     bool quantiles(int32_t slot, const double* of, int64_t count, double* out) const {
         if (static_cast<size_t>(slot) >= slots_.size()) return false;
         const std::vector<Bin>& bins = slots_[slot];

@@ -1,17 +1,21 @@
 import pyarrow as pa
 
 def places(hashes: pa.UInt64Array) -> pa.UInt64Array:
-    """The place of a key in a database, from its hash: the 10 bits of its key group first, then the rest of the hash."""
+    """Returns the position of each key in a database, from its hash: the 10 bits of its key group first, then the
+    rest of the hash.
+    """
 
 def give_back() -> None:
-    """Returns freed memory to the system, which the C library (glibc) would keep otherwise. Takes some milliseconds."""
+    """Returns freed memory to the system; the C library (glibc) would keep it otherwise. Takes some milliseconds."""
 
 class KeyFilter:
-    """A Bloom filter over key hashes that grows. It takes about 2 bytes per key; one in fifty missing keys passes."""
+    """A Bloom filter over key hashes that grows. It takes about 2 bytes per key; it accepts one in fifty missing
+    keys.
+    """
 
     def __init__(self) -> None: ...
     def add(self, hashes: pa.UInt64Array) -> None: ...
     def candidates(self, hashes: pa.UInt64Array, rows: pa.Int32Array) -> pa.Int32Array:
-        """Those of the rows whose hash may have been added, in order. hashes: those of all rows."""
+        """Returns those of the rows, in order, whose hash may have been added. `hashes`: the hashes of all rows."""
     @property
     def nbytes(self) -> int: ...

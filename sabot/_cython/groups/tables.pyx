@@ -1,4 +1,6 @@
-"""Functions of key hashes for state in a database: the place of a key, and a filter over the keys that exist. See tables.pyi."""
+"""Functions of key hashes for state in a database: the position of a key, and a filter over the keys that exist. See
+tables.pyi.
+"""
 
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libcpp.vector cimport vector
@@ -32,13 +34,15 @@ cdef extern from *:
     void _give_back "sabot_give_back"() noexcept nogil
 
 cdef enum:
-    GROUP_BITS = 10           # the bits of a hash that give the key group: KEY_GROUPS is 1024
+    GROUP_BITS = 10           # the bits of a hash that are the key group: KEY_GROUPS is 1024
     FIRST_LEVEL = 1 << 14     # the number of keys for which the first level of a filter is made
-    KEYS_PER_WORD = 5         # when a level is full
+    KEYS_PER_WORD = 5         # a level is full at so many
 
 
 def places(hashes):
-    """The place of a key in a database, from its hash: the 10 bits of its key group first, then the rest of the hash."""
+    """Returns the position of each key in a database, from its hash: the 10 bits of its key group first, then the
+    rest of the hash.
+    """
     cdef View column
     cdef object alive = open_array(hashes, &column, TYPE_UINT64, "hashes")
     cdef object buffer = pa.allocate_buffer(column.length * 8)
@@ -52,7 +56,7 @@ def places(hashes):
 
 
 def give_back():
-    """Returns freed memory to the system, which the C library (glibc) would keep otherwise."""
+    """Returns freed memory to the system; the C library (glibc) would keep it otherwise."""
     with nogil:
         _give_back()
 
@@ -60,10 +64,11 @@ def give_back():
 # The filter
 
 cdef class KeyFilter:
-    """A Bloom filter over key hashes that grows: a new level, four times as large, when one is full.
+    """A Bloom filter over key hashes that grows: when a level is full, a new one is added that is four times as
+    large.
 
-    All bits of a key are in one word, so a lookup reads one cache line per level (Putze, Sanders, Singler: Cache-, hash- and
-    space-efficient Bloom filters, 2007).
+    All bits of a key are in one word, so a lookup reads one cache line per level (Putze, Sanders, Singler: Cache-,
+    hash- and space-efficient Bloom filters, 2007).
     """
 
     cdef vector[vector[uint64_t]] levels
@@ -102,7 +107,7 @@ cdef class KeyFilter:
         self.room = keys
 
     def candidates(self, hashes, rows):
-        """Those of the rows whose hash may have been added, in order. hashes: those of all rows."""
+        """Returns those of the rows, in order, whose hash may have been added. `hashes`: the hashes of all rows."""
         cdef View column, picked
         cdef object alive = open_array(hashes, &column, TYPE_UINT64, "hashes"), alive_rows = open_array(rows, &picked, TYPE_INT32, "rows")
         cdef const uint64_t* words = column.uint64s()
