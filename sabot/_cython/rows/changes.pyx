@@ -1,4 +1,6 @@
-"""The groups that a batch touches, and the changes of their rows. See changes.pyi for the contract. Plain loops over numpy arrays."""
+"""The distinct slots of a batch, and the changes of their rows. See changes.pyi for the contract. Plain loops over
+numpy arrays.
+"""
 
 import numpy as np
 
@@ -11,7 +13,7 @@ cdef class Touches:
     """Finds the distinct slots of a batch, in the order of their first rows. See changes.pyi."""
 
     cdef object array
-    cdef int32_t[::1] places        # by slot: its place among those of this call; -1: none
+    cdef int32_t[::1] places        # by slot: its index among the slots of this call, or -1
 
     def __init__(self):
         self.array = np.full(1024, -1, np.int32)
@@ -56,7 +58,7 @@ cdef class Touches:
                 fresh = place < 0
                 place = found if fresh else place
                 places[slot] = place
-                out[found] = slot  # for a slot that is not fresh, the next row overwrites this, and the row below
+                out[found] = slot  # for a slot seen before, the next row overwrites this, and the row below
                 first[found] = <int32_t> i
                 back[i] = place
                 found += fresh
@@ -76,7 +78,7 @@ cdef class Touches:
 
 
 def weave(taken, added):
-    """The source of each change's row, and its op. See changes.pyi."""
+    """Lists the changes of keys. See changes.pyi."""
     cdef const uint8_t[::1] away = np.ascontiguousarray(taken).view(np.uint8)
     cdef const uint8_t[::1] here = np.ascontiguousarray(added).view(np.uint8)
     cdef int64_t count = len(away), i, total = 0

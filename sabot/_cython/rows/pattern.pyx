@@ -1,4 +1,6 @@
-"""Matches patterns in sequences of rows by key. See pattern.pyi for the contract; pattern_walk.h advances partial matches by a row."""
+"""Matches patterns in sequences of rows by key. See pattern.pyi for the contract; pattern_walk.h extends partial
+matches by a row.
+"""
 
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memset
@@ -161,7 +163,7 @@ _PARTIALS = [
 
 
 class TooManyPartials(Exception):
-    """A key has too many partial matches; `args` is its slot."""
+    """Raised if a key has too many partial matches; `args` has its slot."""
 
 
 cdef int _index(list names, object name, str what) except -1:
@@ -171,12 +173,12 @@ cdef int _index(list names, object name, str what) except -1:
 
 
 cdef class PatternTable:
-    """Partial matches of a pattern, by key slot. See pattern.pyi."""
+    """The partial matches of a pattern, by key slot. See pattern.pyi."""
 
     cdef Matcher matcher
     cdef vector[uint64_t] masks            # the bits of the tests that each chosen row passes
     cdef vector[int32_t] chosen            # the chosen rows
-    cdef int64_t done                      # how many of the chosen rows are walked
+    cdef int64_t done                      # the number of chosen rows that are walked
     cdef int64_t rows                      # the number of rows of the batch
     cdef View slot_column, time_column
     cdef object alive                      # keeps arrays of the batch alive
@@ -259,7 +261,7 @@ cdef class PatternTable:
     def live_nodes(self):
         return self.matcher.nodes
 
-    # Rows in
+    # Adding rows
 
     def choose(self, tests, int64_t rows, selection=None):
         """Chooses the rows that can affect partial matches, and those that can begin one. See pattern.pyi."""
@@ -332,7 +334,7 @@ cdef class PatternTable:
         self.done = 0
 
     def walk(self):
-        """Walks the chosen rows until all are done, or matches have to be taken out. See pattern.pyi."""
+        """Processes the chosen rows until all are done, or matches have to be taken out. See pattern.pyi."""
         cdef const int32_t* slot = self.slot_column.int32s()
         cdef const int64_t* time = self.time_column.int64s()
         cdef int64_t i = self.done, count = self.chosen.size()
@@ -356,16 +358,16 @@ cdef class PatternTable:
         return True
 
     def expire(self, int64_t watermark_ms):
-        """Drops partial matches whose time is over, or makes matches of them. See pattern.pyi."""
+        """Drops partial matches whose time is over, or turns them into matches. See pattern.pyi."""
         cdef bint done
         with nogil:
             done = self.matcher.expire(watermark_ms)
         return done
 
-    # What came of it
+    # Matches
 
     def matches(self):
-        """The matches found since the last call. See pattern.pyi."""
+        """Returns the matches found since the last call. See pattern.pyi."""
         cdef Found* found = &self.matcher.found
         cdef vector[int32_t] taken
         cdef size_t i
@@ -381,7 +383,7 @@ cdef class PatternTable:
         return answer
 
     def vacant(self):
-        """Key slots that have no partial match any more. See pattern.pyi."""
+        """Returns the key slots that have no partial match any more. See pattern.pyi."""
         cdef vector[int32_t] out
         self.matcher.drain_vacant(out)
         return int32_array(out)
@@ -394,10 +396,10 @@ cdef class PatternTable:
             self.matcher.renumber(live)
         return int64_array(live)
 
-    # Out and in again
+    # Saving and loading
 
     def export(self, slots=None):
-        """Copies of (partial matches, nodes). See pattern.pyi."""
+        """Returns copies of partial matches and nodes. See pattern.pyi."""
         cdef vector[int32_t] given
         cdef View column
         cdef object alive
@@ -420,7 +422,7 @@ cdef class PatternTable:
         self.matcher.evict(column.int32s(), column.length)
 
     def due(self, int64_t watermark_ms):
-        """The slots that `expire` may change. See pattern.pyi."""
+        """Returns the slots that `expire` may change. See pattern.pyi."""
         cdef vector[int32_t] out
         self.matcher.due(watermark_ms, out)
         return int32_array(out)
@@ -492,7 +494,7 @@ cdef class PatternTable:
         return pa.schema([*_PARTIALS, *slots])
 
     cdef object _values(self, const vector[int32_t]& which, int slot):
-        """The values that these partial matches remember in a slot."""
+        """Returns the values that these partial matches remember in a slot."""
         cdef Matcher* matcher = &self.matcher
         cdef int64_t size = which.size(), i, nulls = 0
         cdef bint texts = matcher.slots[slot].kind == BYTES_KIND

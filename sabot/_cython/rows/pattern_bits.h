@@ -1,6 +1,4 @@
-/* Packs several bool columns into one word per row.
-
-All of it is `noexcept nogil`. */
+/* Packs several bool columns into one word per row. All functions are `noexcept nogil`. */
 #pragma once
 
 #include <cstdint>
@@ -10,7 +8,7 @@ All of it is `noexcept nogil`. */
 
 namespace sabot {
 
-/* 64 bits of a bitmap from bit `at` on; bits behind `end` are 0. */
+/* Returns 64 bits of a bitmap from bit `at` on; bits from `end` on are 0. */
 static inline uint64_t word_at(const uint8_t* bitmap, int64_t at, int64_t end) {
     const int64_t first = at >> 3, bytes = ((end + 7) >> 3) - first, shift = at & 7;
     uint64_t word = 0;
@@ -21,7 +19,7 @@ static inline uint64_t word_at(const uint8_t* bitmap, int64_t at, int64_t end) {
     return word;
 }
 
-/* Sets `bit` in masks[i] where row i (of the selection, where there is one) is true; null is not true. */
+/* Sets `bit` in masks[i] if row i (of the selection, if there is one) is true; null is not true. */
 static inline void add_bits(const View& view, const int32_t* chosen, int64_t count, uint64_t bit, uint64_t* masks) {
     if (view.type == Type::nothing || view.length == 0) return;
     if (chosen) {

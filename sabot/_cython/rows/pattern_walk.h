@@ -1,17 +1,18 @@
-/* Partial matches of a pattern, and how rows advance them. See pattern.pyi for the definition of a match.
+/* The partial matches of a pattern, and their extension by rows. See pattern.pyi for the definition of a match.
 
-      key ──▶ partial ──next──▶ partial ──▶ …           in the order of preference, hence also ordered by their first row
-                 │ node            │ node
-                 ▼                 ▼
-      row c ──▶ row b ──prev──▶ row a                   nodes: the rows taken, newest first; shared and reference counted;
-                                                        where not each row is kept, one node stands for several
+        key ──▶ partial ──next──▶ partial ──▶ …           in the order of preference, hence also ordered by their first row
+                   │ node            │ node
+                   ▼                 ▼
+         row c ──▶ row b ──prev──▶ row a                  nodes: the rows taken, newest first; shared and reference counted;
+                                                          if a step does not keep each row, one node stands for several
 
-A partial match knows what it may take next: another row of its `step` (`loop`), or a first row of a step in `targets`. A row that it takes
-makes a new partial match in its place. The old one stays behind the new one, with what it may still take if it skips the row, or is
-dropped where that is nothing. `interest` has the bits of the tests that can affect a partial match: a row that passes none of them costs
-only a look at its key.
+   A partial match may take two kinds of rows next: another row of its `step` (`loop`), or a first row of a step in
+   `targets`. A row that it takes makes a new partial match in its place. The old one stays behind the new one, with the
+   steps that it may still take if it skips the row, or is dropped if there are none. `interest` has the bits of the tests
+   that can affect a partial match: a row that passes none of them costs only a look at its key.
 
-All of it is `nogil`. Functions that add partial matches or nodes may throw std::bad_alloc (`except +`); those that read are noexcept. */
+   Nothing here needs the GIL. Functions that add partial matches or nodes may throw std::bad_alloc (`except +`); those that
+   only read are noexcept. */
 #pragma once
 
 #include <algorithm>
@@ -28,17 +29,18 @@ namespace sabot {
 enum : int { STRICT = 0, RELAXED = 1, ANY = 2 };           /* which rows may be skipped before a row that is taken */
 enum : int { PAST_LAST = 0, TO_NEXT = 1, ALL = 2 };        /* where matching goes on after a match */
 enum : int { SIGNED = 0, UNSIGNED = 1, FLOAT = 2, BYTES = 3 }; /* the kind of a value */
-enum : int { COUNT = 0, ENDS = 1, EACH = 2 };              /* which rows of a step are kept: none, the first and the last, all */
-constexpr int END = 63;                                    /* the bit of `targets` for the wait in which no forbidden row may come */
+/* the rows of a step that are kept: none (only their number), the first and the last, all */
+enum : int { COUNT = 0, ENDS = 1, EACH = 2 };
+constexpr int END = 63;  /* the bit of `targets` for the time after the last step in which no forbidden row may come */
 constexpr uint64_t EVERY = 1ull << 63;                     /* the bit of a test that all rows pass */
-constexpr int LOOK_BACK = 16;                              /* how many earlier partial matches a new one is compared with */
+constexpr int LOOK_BACK = 16;                              /* the number of earlier partial matches that a new one is compared with */
 
 struct Condition {
     int op; /* == != < <= > >= */
     bool left_captured, right_captured;
-    int left, right; /* a slot of the partial, or a column of operands */
+    int left, right; /* a slot of the partial match, or a column of operands */
     int kind;
-    bool own; /* compares with an earlier row of the same step; the first row of the step passes */
+    bool own; /* true if it compares with an earlier row of the same step; the first row of the step passes */
 };
 
 struct Test {
@@ -47,7 +49,7 @@ struct Test {
 };
 
 struct StepPlan {
-    int32_t least, most; /* rows; most 0: any number */
+    int32_t least, most; /* numbers of rows; `most` 0 for any number */
     int before, between; /* which rows may be skipped before its first row, and between its rows */
     bool optional, greedy;
     int keep;
@@ -56,7 +58,7 @@ struct StepPlan {
 
 struct SlotPlan {
     int step;
-    bool first; /* whether the value is that of the step's first row, or of its last */
+    bool first; /* true for the value of the step's first row, false for its last row */
     int kind;
     int source; /* the column of operands */
 };
@@ -64,36 +66,36 @@ struct SlotPlan {
 constexpr int64_t FAR_SERIAL = int64_t{1} << 62; /* greater than the number of any row */
 
 struct Partial {
-    int64_t start, last; /* the serial numbers of its first row and its last */
+    int64_t start, last; /* the serial numbers of its first and its last row */
     int64_t first_time;
     uint64_t targets;
-    uint64_t valid; /* the slots that have a value, as bits */
+    uint64_t valid; /* one bit for each slot that has a value */
     int32_t node, next;
-    int32_t count; /* how many rows of `step` it has; where any number may be, not counted beyond the least number */
+    int32_t count; /* its number of rows in `step`; for a step with any number of rows, counted up to `least` only */
     int16_t step;
     bool loop;
 };
 
 struct Node {
-    int64_t row; /* its number; -1: it has none, because no match reports it */
+    int64_t row; /* its number, or -1 if it has none because no match reports it */
     int32_t prev, refs;
     int32_t depth; /* the number of nodes up to this one */
     int32_t total; /* the number of rows up to this one */
-    int32_t weight; /* for how many rows it stands, the last of which is its own */
+    int32_t weight; /* the number of rows for which it stands; its own row is the last of them */
     int32_t slot; /* the slot of its key */
     int32_t step;
 };
 
 struct KeyOf {
     uint64_t interest = 0; /* the union of its partial matches' interest, or a superset */
-    int64_t deadline = INT64_MAX; /* that of the first partial match */
-    int64_t queued_at = 0; /* the time for which it is queued */
+    int64_t deadline = INT64_MAX; /* the deadline of the first partial match */
+    int64_t queued_at = 0; /* the deadline under which the key is in the queue */
     int32_t head = -1, tail = -1, size = 0;
     int32_t nodes = 0;
     bool queued = false, listed = false;
 };
 
-struct Found { /* matches; those rows of match i are from offsets[i] to offsets[i + 1] */
+struct Found { /* found matches; the rows of match i are those from offsets[i] to offsets[i + 1] */
     std::vector<int32_t> slots, steps;
     std::vector<int64_t> first, last, offsets, rows, weights;
     void clear() {
@@ -105,13 +107,13 @@ struct Found { /* matches; those rows of match i are from offsets[i] to offsets[
 class Matcher {
 public:
     std::vector<StepPlan> steps;
-    std::vector<std::vector<Test>> gaps; /* tests of rows that may not come before step i; the last: after the last step */
+    std::vector<std::vector<Test>> gaps; /* tests of rows that may not come before step i; the last entry: after the last step */
     std::vector<SlotPlan> slots;
     std::vector<int> operand_kinds;
-    std::vector<View> operands; /* those of the batch */
+    std::vector<View> operands; /* the operands of the batch */
     int64_t within = -1;
     int skip = PAST_LAST;
-    int64_t most_partials = 10000, most_nodes = 1000000, output_rows = 1 << 20; /* the first two are bounds per key */
+    int64_t most_partials = 10000, most_nodes = 1000000, output_rows = 1 << 20; /* the first two are limits per key */
 
     uint64_t start_bits = 0, watched = 0;
     Found found;
@@ -119,15 +121,15 @@ public:
     std::vector<KeyOf> keys;
     int64_t next_row = 0, serial = 0;
     int64_t partials = 0, nodes = 0, bytes = 0;
-    int32_t crowded = -1; /* the key that exceeds a bound */
+    int32_t crowded = -1; /* the key that exceeds a limit, or -1 */
 
-    /* To be called when the plans are filled in. */
+    /* Prepares matching. Call it when the plans are filled in. */
     void ready() {
         const int n = static_cast<int>(steps.size());
         reach_.assign(n + 1, 0);
         final_.assign(n + 1, false);
         jump_bits_.assign(n + 1, std::vector<uint64_t>(n + 1, 0));
-        for (int from = 0; from <= n; from++) { /* from 0 is before the first step, i + 1 is in step i */
+        for (int from = 0; from <= n; from++) { /* from 0: before the first step; from i + 1: in step i */
             int to = from;
             for (; to < n; to++) {
                 reach_[from] |= 1ull << to;
@@ -161,7 +163,7 @@ public:
 
     bool full() const { return static_cast<int64_t>(found.rows.size()) >= output_rows; }
 
-    /* Walks a row of a key; `mask` has the bits of the tests that the row passes. */
+    /* Processes a row of a key. `mask` has the bits of the tests that the row passes. */
     void row(int32_t slot, int64_t index, uint64_t mask, int64_t time) {
         KeyOf& key = keys[slot];
         if (!(mask & (key.interest | start_bits))) return;
@@ -177,7 +179,8 @@ public:
         note(slot);
     }
 
-    /* Drops the partial matches that no row at or after `watermark` can extend; returns false where `found` was full before the end. */
+    /* Drops the partial matches that no row at or after `watermark` can extend. Returns false if `found` became full
+       before the end. */
     bool expire(int64_t watermark) {
         while (!queue_.empty() && queue_.front().first < watermark) {
             if (full()) return false;
@@ -185,14 +188,14 @@ public:
             std::pop_heap(queue_.begin(), queue_.end(), Later());
             queue_.pop_back();
             keys[slot].queued = false;
-            if (keys[slot].size == 0) continue; /* the slot has become vacant, and may be another key's by now */
+            if (keys[slot].size == 0) continue; /* the slot has become vacant; it may belong to another key by now */
             expire_front(slot, watermark);
             note(slot);
         }
         return true;
     }
 
-    /* The keys that have lost their last partial match since the last call. */
+    /* Appends the keys that have lost their last partial match since the last call. */
     void drain_vacant(std::vector<int32_t>& out) {
         for (int32_t slot : listed_) {
             keys[slot].listed = false;
@@ -201,7 +204,7 @@ public:
         listed_.clear();
     }
 
-    /* The numbers of rows in nodes, ascending, each once. */
+    /* Appends the numbers of the rows in nodes, ascending, each once. */
     void live_rows(std::vector<int64_t>& out) const {
         out.reserve(nodes);
         for (const Node& node : node_pool_)
@@ -217,8 +220,8 @@ public:
         next_row = static_cast<int64_t>(live.size());
     }
 
-    /* The partial matches of these keys, in their order, and the nodes that they have, key by key. `place` tells where a node stands, until
-       `forget_places`. */
+    /* Appends the partial matches of these keys, in their order, and their nodes, key by key. `place` returns the
+       position of a node in `order` until `forget_places`. */
     void gather(const int32_t* given, int64_t count, std::vector<int32_t>& which, std::vector<int32_t>& order) {
         if (places_.size() < node_pool_.size()) places_.resize(node_pool_.size(), -1);
         for (int64_t i = 0; i < count; i++) {
@@ -237,13 +240,13 @@ public:
         for (int32_t node : order) places_[node] = -1;
     }
 
-    /* Drops all partial matches of these keys, which do not become vacant by it. */
+    /* Drops all partial matches of these keys. These keys are not reported as vacant. */
     void evict(const int32_t* given, int64_t count) {
         for (int64_t i = 0; i < count; i++)
             if (given[i] >= 0 && given[i] < static_cast<int64_t>(keys.size())) clear(given[i]);
     }
 
-    /* The keys that `expire` may change, with repeats. */
+    /* Appends the keys that `expire` may change, with repeats. */
     void due(int64_t watermark, std::vector<int32_t>& out) const {
         std::vector<size_t> open;
         if (!queue_.empty()) open.push_back(0);
@@ -260,7 +263,7 @@ public:
     uint64_t value(int32_t partial, int slot) const { return values_[partial * slots.size() + slot]; }
     const std::string& text(uint64_t handle) const { return texts_[handle]; }
 
-    /* Returns -1 where there are more rows than a match can have. */
+    /* Adds a node of a checkpoint. Returns its id, or -1 if there are more rows than a match can have. */
     int32_t load_node(int64_t row, int32_t prev, int32_t step, int32_t weight, int32_t slot) {
         if (prev >= 0 && weight > INT32_MAX - node_pool_[prev].total) return -1;
         const int32_t made = new_node(row, prev, step, weight, slot);
@@ -269,7 +272,7 @@ public:
         keys[slot].nodes--;
         return made;
     }
-    /* Whether the partial match can result from some rows in this pattern. */
+    /* Returns true if the partial match can result from some rows in this pattern. */
     bool belongs(const Partial& given) const {
         const StepPlan& step = steps[given.step];
         return given.count >= 1 && given.count <= std::max(step.least, step.most) && !(given.targets & ~reach_[given.step + 1])
@@ -313,10 +316,10 @@ private:
     std::vector<int32_t> unused_nodes_, places_;
     std::vector<std::string> texts_;
     std::vector<int32_t> text_refs_, unused_texts_, row_text_;
-    std::vector<std::pair<int64_t, int32_t>> queue_; /* a heap of (deadline, key), the earliest on top; an entry may be out of date */
+    std::vector<std::pair<int64_t, int32_t>> queue_; /* a heap of (deadline, key), the earliest on top; entries may be out of date */
     std::vector<int32_t> listed_, fresh_;
     bool has_text_ = false;
-    int64_t index_ = 0, row_ = -1; /* the current row: its place in the batch, and its number once it is taken */
+    int64_t index_ = 0, row_ = -1; /* the current row: its index in the batch, and its number once it is taken */
 
     void note(int32_t slot) {
         KeyOf& key = keys[slot];
@@ -378,7 +381,7 @@ private:
 
     void hold(int32_t node) {
         if (node_pool_[node].refs++ > 0) return;
-        nodes++; /* a node that was loaded */
+        nodes++; /* a loaded node */
         keys[node_pool_[node].slot].nodes++;
     }
 
@@ -517,7 +520,7 @@ private:
         return true;
     }
 
-    /* Whether the current row is forbidden between step `from - 1` and step `to`. */
+    /* Returns true if the current row is forbidden between step `from - 1` and step `to`. */
     bool forbidden(int from, int to, uint64_t mask, int32_t p) const {
         if (!(mask & jump_bits_[from][to])) return false;
         for (int gap = from; gap <= to; gap++)
@@ -546,7 +549,8 @@ private:
 
     /* -- rows ------------------------------------------------------------------------------------------------------------- */
 
-    /* Extends partial match `p` (-1: a new one) by the current row as a row of step j. OUT complete: it is a match. */
+    /* Extends partial match `p` (-1 for a new one) by the current row as a row of step j. OUT complete: true if it is
+       a match. */
     int32_t child(int32_t slot, int32_t p, int j, bool looping, int64_t time, bool* complete) {
         const StepPlan& plan = steps[j];
         if (row_ < 0 && plan.keep != COUNT) {
@@ -586,7 +590,7 @@ private:
         return made;
     }
 
-    /* A node for the current row after `prev`, or in the place of `prev` where that need not be kept. */
+    /* Returns a node for the current row: a new one after `prev`, or a changed `prev` if its row need not be kept. */
     int32_t grown(int32_t prev, int j, bool looping, int32_t slot) {
         const int keep = steps[j].keep;
         int32_t weight = 1;
@@ -620,7 +624,7 @@ private:
         found.offsets.push_back(static_cast<int64_t>(base + depth));
     }
 
-    /* Whether partial match `a` makes `b` superfluous: whatever `b` may become, `a` may too, and `a` is preferred. */
+    /* Returns true if partial match `a` makes `b` superfluous: `a` can become all that `b` can, and `a` is preferred. */
     bool covers(int32_t a, int32_t b) const {
         const Partial &x = pool_[a], &y = pool_[b];
         if (x.step != y.step || x.count != y.count || x.valid != y.valid || (y.targets & ~x.targets)) return false;
@@ -632,7 +636,7 @@ private:
         }
         return true;
     }
-    bool comparable(int32_t a, int32_t b) const { /* not with different first rows: the earlier is preferred, but its time ends sooner */
+    bool comparable(int32_t a, int32_t b) const { /* false for different first rows: the earlier is preferred, but its time ends sooner */
         return pool_[a].start == pool_[b].start || (skip == PAST_LAST && within < 0);
     }
 
@@ -645,10 +649,11 @@ private:
         fresh_.push_back(p);
     }
 
-    /* Offers the current row to all partial matches of a key; returns whether it ended a match after which matching begins anew. */
+    /* Offers the current row to all partial matches of a key. Returns true if it completed a match after which
+       matching starts anew. */
     bool walk(int32_t slot, uint64_t mask, int64_t time) {
         fresh_.clear();
-        int64_t ended = -1; /* the first row of which a match is complete, and which makes no other (TO_NEXT) */
+        int64_t ended = -1; /* the first row that has a complete match and starts no other (TO_NEXT) */
         int32_t next;
         for (int32_t p = keys[slot].head; p >= 0; p = next) {
             next = pool_[p].next;
@@ -715,7 +720,8 @@ private:
         return false;
     }
 
-    /* Lets partial match `p` take the current row; returns whether that ends all with the same first row. */
+    /* Lets partial match `p` take the current row. Returns true if that ends all partial matches with the same first
+       row. */
     bool advance(int32_t slot, int32_t p, int j, bool looping, int64_t time) {
         bool complete;
         const int32_t made = child(slot, p, j, looping, time, &complete);
@@ -731,7 +737,7 @@ private:
         return false;
     }
 
-    /* Begins matches with the current row. */
+    /* Starts matches with the current row. */
     void begin(int32_t slot, uint64_t mask, int64_t time) {
         fresh_.clear();
         for (uint64_t left = reach_[0]; left; left &= left - 1) {
@@ -803,7 +809,7 @@ private:
         if (key.head < 0) empty(slot);
     }
 
-    /* To be called when another partial match has become the first of the key. */
+    /* Updates the deadline of the key. Call it when another partial match has become its first. */
     void await(int32_t slot) {
         KeyOf& key = keys[slot];
         if (within < 0) return;
@@ -815,7 +821,7 @@ private:
         std::push_heap(queue_.begin(), queue_.end(), Later());
     }
 
-    /* Drops the key's partial matches whose time is over at `now`; those that only had to wait become matches. */
+    /* Drops the key's partial matches whose time is over at `now`. Those that only had to wait become matches. */
     void expire_front(int32_t slot, int64_t now) {
         KeyOf& key = keys[slot];
         while (key.head >= 0) {

@@ -49,7 +49,7 @@ cdef extern from "rows/ranked_table.h" namespace "sabot" nogil:
         cbool decimal
 
     cppclass Ranking:
-        # Callers have to check that slots are not negative, and rows within the columns.
+        # Callers have to check that slots are not negative, and that rows are within the columns.
         Layout layout
         vector[SortColumn] by
         cbool exact
@@ -115,7 +115,7 @@ cdef extern from *:
 
 
 cdef class RankTable:
-    """Rows by key slot, and which of them are among the first n. See ranked.pyi."""
+    """Rows by key slot, and the first n rows of each slot. See ranked.pyi."""
 
     cdef Ranking* ranking
     cdef readonly object rows
@@ -257,7 +257,7 @@ cdef class RankTable:
             self.ranking.absorb(other.ranking[0], column.int32s())
 
     def settle(self):
-        """Computes what has changed, for `pieces`. See ranked.pyi."""
+        """Computes the changes of the result, for `pieces`. See ranked.pyi."""
         cdef vector[int32_t] vacant
         with nogil:
             self.ranking.settle(vacant)
@@ -269,7 +269,7 @@ cdef class RankTable:
             self.ranking.members()
 
     def pieces(self, int64_t rows):
-        """The rows as (columns, ranks, ops, times). See ranked.pyi."""
+        """Returns the rows as (columns, ranks, ops, times). See ranked.pyi."""
         cdef int64_t start = 0, count
         cdef int64_t size = self.ranking.out.size()
         cdef list found = []
@@ -294,7 +294,7 @@ cdef class RankTable:
         return arrays, ranks, ops, times
 
     def export(self, slots):
-        """The rows of these slots. See ranked.pyi."""
+        """Returns the rows of these slots. See ranked.pyi."""
         cdef View column
         cdef vector[const Row*] found
         cdef vector[Made] columns
@@ -315,7 +315,7 @@ cdef class RankTable:
         return pa.RecordBatch.from_arrays([*arrays, numbers, times], schema=schema)
 
     def remove(self, slots):
-        """Forgets the rows of these slots. See ranked.pyi."""
+        """Removes the rows of these slots. See ranked.pyi."""
         self._check_own()
         cdef View column
         alive = open_array(slots, &column, TYPE_INT32, "slots")

@@ -1,13 +1,14 @@
-/* Rows by key slot, in the order of a sort key and of arrival, and which of them are among the first n. See ranked.pyi.
+/* Rows by key slot, in the order of a sort key and of arrival, and the first n rows of each slot. See ranked.pyi.
 
-    slot ─▶ Ordered ─▶ Entry (prefix, number, ─▶ Row) …     ascending; one block, or several for many entries
-    hash ─▶ Row ─▶ next: an equal row that came before      only where rows can be removed
+       slot ─▶ Ordered ─▶ Entry (prefix, number, ─▶ Row) …     ascending; one block, or several for many entries
+       hash ─▶ Row ─▶ next: an equal row that came before      only if rows can be removed
 
-`prefix` is the sort key where that is one column of fixed width (an order-preserving integer, exact); otherwise the first 8 bytes of a
-sort key whose bytes compare as its columns do, and which is stored behind the row. `number` counts arrivals; its highest bits say that the
-exact sort key is null. A row that cannot enter costs one comparison with the bound of its slot.
+   `prefix` is the sort key itself if that is one column of fixed width (as an order-preserving integer, exact). Otherwise
+   it is the first 8 bytes of a sort key whose bytes compare like its columns; that sort key is stored after the row.
+   `number` counts arrivals; its highest bits say that the exact sort key is null. A row that cannot enter costs one
+   comparison with the bound of its slot.
 
-All of it is `nogil`, and throws only std::bad_alloc (`except +`). */
+   Nothing here needs the GIL. Functions throw only std::bad_alloc (`except +`). */
 #pragma once
 
 #include <algorithm>
@@ -31,8 +32,8 @@ struct Row {
     uint64_t hash;
     int32_t slot;
     uint32_t size;      /* bytes of the row */
-    uint32_t sort_size; /* bytes of the sort key behind the row */
-    uint32_t rank;      /* the rank in the result, where rows of equal keys share one; 0: the row is not in the result */
+    uint32_t sort_size; /* bytes of the sort key after the row */
+    uint32_t rank;      /* the rank in the result, which rows of equal keys may share; 0 if the row is not in the result */
 
     uint8_t* bytes() { return reinterpret_cast<uint8_t*>(this + 1); }
     const uint8_t* bytes() const { return reinterpret_cast<const uint8_t*>(this + 1); }
@@ -61,7 +62,7 @@ struct Probe {
         : prefix(entry.prefix), number(entry.number), sort(entry.row->sort()), sort_size(entry.row->sort_size) {}
 };
 
-/* Returns < 0, 0 or > 0, by the sort key alone. */
+/* Compares the sort keys alone. Returns < 0, 0 or > 0. */
 static inline int compare_keys(const Probe& a, const Probe& b, bool exact) {
     if (a.prefix != b.prefix) return a.prefix < b.prefix ? -1 : 1;
     if (exact) return static_cast<int>((a.number & NULL_KEY) != 0) - static_cast<int>((b.number & NULL_KEY) != 0);
@@ -76,7 +77,7 @@ static inline bool before(const Entry& a, const Probe& b, bool exact) {
     return exact ? a.number < b.number : compare(Probe(a), b, false) < 0;
 }
 
-/* Entries in order: one block at first; with many entries several, each with about BLOCK / 4 to BLOCK entries. */
+/* Entries in order: one block at first; many entries have several blocks of about BLOCK / 4 to BLOCK entries. */
 class Ordered {
    public:
     static constexpr size_t BLOCK = 256;
@@ -102,9 +103,9 @@ class Ordered {
         if (place.index) return {place.block, place.index - 1};
         return {place.block - 1, block(place.block - 1).size() - 1};
     }
-    /* The first entry that is not before the probe. */
+    /* Returns the place of the first entry that is not before the probe. */
     Place find(const Probe& probe, bool exact) const {
-        size_t low = 0, high = blocks() - 1; /* the first block whose last entry is not before it */
+        size_t low = 0, high = blocks() - 1; /* finds the first block whose last entry is not before the probe */
         while (low < high) {
             const size_t middle = (low + high) / 2;
             if (before(block(middle).back(), probe, exact)) low = middle + 1;
@@ -116,7 +117,7 @@ class Ordered {
                                    : std::lower_bound(in.begin(), in.end(), probe, is_before) - in.begin();
         return index < in.size() ? Place{low, index} : Place{low + 1, 0};
     }
-    /* The first entry with a greater sort key. */
+    /* Returns the place of the first entry with a greater sort key. */
     Place beyond(const Entry& entry, bool exact) const {
         if (!exact) {
             Probe probe(entry);
@@ -126,7 +127,7 @@ class Ordered {
         const bool null = entry.number & NULL_KEY;
         return find(Probe(entry.prefix, null ? ~0ULL : NULL_KEY, nullptr, 0), exact);
     }
-    /* The first entry with this sort key. */
+    /* Returns the place of the first entry with this sort key. */
     Place group(const Entry& entry, bool exact) const {
         Probe probe(entry);
         probe.number = exact ? entry.number & NULL_KEY : 0;
@@ -144,7 +145,7 @@ class Ordered {
         }
         return end();
     }
-    /* room: for how many entries there is to be room at first. */
+    /* Inserts an entry. `room`: the number of entries for which the first block has room. */
     void insert(const Entry& entry, bool exact, size_t room) {
         Place place = find(Probe(entry), exact);
         if (place.block == blocks()) place = {place.block - 1, block(place.block - 1).size()};
@@ -177,14 +178,14 @@ class Ordered {
 
    private:
     std::vector<Entry> flat;
-    std::unique_ptr<std::vector<std::vector<Entry>>> more; /* replaces the one block */
+    std::unique_ptr<std::vector<std::vector<Entry>>> more; /* replaces the single block */
     size_t count = 0;
 
     size_t blocks() const { return more == nullptr ? 1 : more->size(); }
     const std::vector<Entry>& block(size_t i) const { return more == nullptr ? flat : (*more)[i]; }
     std::vector<Entry>& block(size_t i) { return more == nullptr ? flat : (*more)[i]; }
 
-    /* Without branches, because they would be mispredicted each time. */
+    /* Has no branches, because they would be mispredicted each time. */
     static size_t lower_exact(const std::vector<Entry>& in, const Probe& probe) {
         const Entry* first = in.data();
         size_t left = in.size();
@@ -233,7 +234,7 @@ class Ordered {
     }
 };
 
-/* An index of rows by the hash of their bytes: open addressing, equal rows in a chain. */
+/* An index of rows by the hash of their bytes: open addressing, with a chain of equal rows. */
 class RowIndex {
    public:
     void put(Row* row) {
@@ -252,7 +253,7 @@ class RowIndex {
             }
         }
     }
-    /* Removes the newest row with these bytes from the index and returns it; null if there is none. */
+    /* Removes the newest row with these bytes from the index and returns it, or null if there is none. */
     Row* take(uint64_t hash, const uint8_t* bytes, uint32_t size) {
         if (cells.empty()) return nullptr;
         for (size_t i = hash & (cells.size() - 1); cells[i] != nullptr; i = (i + 1) & (cells.size() - 1)) {
@@ -286,7 +287,7 @@ class RowIndex {
             cells[i] = chain;
         }
     }
-    /* Closes the gap at cell i, which has become empty, by moving later entries up (Knuth, 6.4 R). */
+    /* Closes the gap at the empty cell i by moving later entries up (Knuth, 6.4 R). */
     void close(size_t i) {
         used--;
         const size_t mask = cells.size() - 1;
@@ -305,7 +306,7 @@ class RowIndex {
 struct SortColumn {
     int index;
     bool descending;
-    bool decimal; /* read as little-endian two's complement; otherwise as `View` does */
+    bool decimal; /* read as little-endian two's complement; other types are read through `View` */
 };
 
 struct Change {
@@ -316,7 +317,7 @@ struct Change {
 
 enum Op : int8_t { INSERT = 0, UPDATE_BEFORE = 1, UPDATE_AFTER = 2, DELETE = 3 };
 
-/* An integer that compares as the value does; the value is not null, and not NaN. */
+/* Returns an integer that compares like the value. The value must not be null or NaN. */
 static inline uint64_t ordered(int64_t value) { return static_cast<uint64_t>(value) ^ (1ULL << 63); }
 static inline uint64_t ordered(uint64_t value) { return value; }
 static inline uint64_t ordered(double value) {
@@ -351,9 +352,9 @@ class Ranking {
         return bytes + rows * static_cast<int64_t>(sizeof(Entry));
     }
 
-    /* Adds and removes rows. sort_views: a view per column of `by`. ops: null if all rows are added.
-       arrival: row r has number arrival + r; -1: the table goes on counting, in the order of `chosen`.
-       Returns -1, or the first row that was to be removed and does not exist; rows after that one are not processed. */
+    /* Adds and removes rows. `sort_views`: a view per column of `by`. `ops`: null if all rows are added. `arrival`:
+       row r has the number arrival + r; for -1 the table counts on, in the order of `chosen`. Returns -1, or the
+       first row that was to be removed and does not exist; the rows after it are not processed. */
     int64_t add(
         const std::vector<Source>& columns, const std::vector<View>& sort_views, const int32_t* slots, const int32_t* chosen,
         int64_t count, const int8_t* ops, const int64_t* times, int64_t arrival
@@ -391,7 +392,7 @@ class Ranking {
         }
         return -1;
     }
-    /* Loads rows of a checkpoint. numbers: those that the cut gave. */
+    /* Loads rows of a checkpoint. `numbers`: the arrival numbers in the checkpoint. */
     void load(
         const std::vector<Source>& columns, const std::vector<View>& sort_views, const int32_t* slots, int64_t count,
         const int64_t* numbers, const int64_t* times
@@ -413,8 +414,8 @@ class Ranking {
         }
     }
 
-    /* Adds the rows of another table of the same columns, with their arrival numbers; the other table keeps owning them. slots: where the
-       rows of each of its slots go. Rows of a slot behind one that cannot enter are skipped. */
+    /* Adds the rows of another table of the same columns, with their arrival numbers; the other table keeps owning
+       them. slots[s] gets the rows of its slot s. Once a row of a slot cannot enter, its later rows are skipped. */
     void absorb(const Ranking& other, const int32_t* slots) {
         borrows = true;
         const int64_t used = other.slots_used();
@@ -443,7 +444,7 @@ class Ranking {
         }
     }
 
-    /* Fills `out` with the changes since the last call. vacant: slots without rows, which may be used again. */
+    /* Fills `out` with the changes since the last call. OUT vacant: slots without rows, which may be reused. */
     void settle(std::vector<int32_t>& vacant) {
         bury();
         out.clear();
@@ -453,7 +454,7 @@ class Ranking {
                 return a.row->slot != b.row->slot ? a.row->slot < b.row->slot : compare(Probe(a), Probe(b), exact) < 0;
             });
             std::sort(touched.begin(), touched.end(), [](const Touch& a, const Touch& b) { return a.slot < b.slot; });
-            size_t left = 0; /* the place in `gone` of the rows of this slot or later ones */
+            size_t left = 0; /* the position in `gone` of the first row of this slot or a later one */
             for (size_t i = 0; i < touched.size(); i++) {
                 const Touch& touch = touched[i];
                 if (i + 8 < touched.size()) __builtin_prefetch(&keys[touched[i + 8].slot]);
@@ -494,14 +495,14 @@ class Ranking {
             }
         }
     }
-    /* The rows of these slots, slot by slot, in order. */
+    /* Appends the rows of these slots, slot by slot, in order. */
     void rows_of(const int32_t* slots, int64_t count, std::vector<const Row*>& found) const {
         for (int64_t i = 0; i < count; i++) {
             if (slots[i] >= static_cast<int64_t>(keys.size())) continue;
             keys[slots[i]].order.each([&](const Entry& entry) { found.push_back(entry.row); });
         }
     }
-    /* Forgets the rows of these slots, and what `out` has. All changes must be settled. */
+    /* Removes the rows of these slots, and empties `out`. All changes must be settled. */
     void remove(const int32_t* slots, int64_t count) {
         bury();
         out.clear();
@@ -519,7 +520,8 @@ class Ranking {
         }
     }
 
-    /* How many changes of `out` from `start` on, at most `most`, are converted at once: limited in bytes, without splitting a pair. */
+    /* Returns how many changes of `out` from `start` on are converted at once: at most `most`, limited in bytes,
+       without splitting a pair. */
     int64_t piece(int64_t start, int64_t most) const {
         int64_t count = 0, bytes = 0;
         while (start + count < static_cast<int64_t>(out.size()) && count < most) {
@@ -530,7 +532,7 @@ class Ranking {
         if (count > 1 && out[start + count - 1].op == UPDATE_BEFORE) count--;
         return count;
     }
-    /* An upper bound of the slots that hold rows. */
+    /* Returns an upper bound of the slots that hold rows. */
     int64_t slots_used() const {
         size_t used = keys.size();
         while (used > 0 && keys[used - 1].order.size() == 0) used--;
@@ -544,9 +546,9 @@ class Ranking {
 
     struct Key {
         Ordered order;
-        Entry edge;            /* the last row that was among the first n at the last `settle`; without a row if none was */
-        int64_t distinct = 0;  /* the number of distinct sort keys, where rows are evicted by dense rank */
-        int64_t touch = 0;     /* 1 + its place in `touched` */
+        Entry edge;            /* the last row that was among the first n at the last `settle`; has no row if there was none */
+        int64_t distinct = 0;  /* the number of distinct sort keys, if rows are evicted by dense rank */
+        int64_t touch = 0;     /* 1 + its index in `touched` */
     };
     struct Touch {
         int32_t slot;
@@ -559,7 +561,7 @@ class Ranking {
     RowPool pool;
     std::vector<Touch> touched;
     std::vector<Entry> gone;      /* removed since the last `settle` */
-    std::vector<Row*> fresh;      /* added since the last `settle`, where changes are not found by walking */
+    std::vector<Row*> fresh;      /* added since the last `settle`, if changes are not found by walking the entries */
     std::vector<Row*> finished;   /* removed from the result, to be freed */
     std::vector<Change> adds, takes;
     std::vector<Entry> was, now;
@@ -575,7 +577,7 @@ class Ranking {
         keys.resize(size);
         bounds.resize(size, ~0ULL);
     }
-    /* Skips rows that cannot enter: for those only the bound is read. */
+    /* Prefetches for a later row. A row that cannot enter needs only the bound. */
     void prefetch(const int32_t* slots, const uint64_t* prefixes, int64_t base, int i) const {
         __builtin_prefetch(&bounds[slots[base + i + AHEAD]]);
         auto may_enter = [&](int k) { return !exact || prefixes[k] <= bounds[slots[base + k]]; };
@@ -620,7 +622,8 @@ class Ranking {
             });
         }
     }
-    /* Writes the sort key of a row to `sort_scratch`; returns its first 8 bytes. A column is 0 and the value, 1 for NaN, or 2 for null. */
+    /* Writes the sort key of a row to `sort_scratch`. Returns its first 8 bytes. A column is written as 0 and the
+       value, 1 for NaN, or 2 for null. */
     uint64_t sort_key(const std::vector<Source>& columns, const std::vector<View>& views, int64_t row) {
         Bytes& out = sort_scratch;
         out.clear();
@@ -677,12 +680,12 @@ class Ranking {
         return true;
     }
 
-    /* Rows in and out */
+    /* Adding and removing rows */
 
     bool full(const Key& key) const {
         return ties == Ties::dense_rank ? key.distinct >= n : static_cast<int64_t>(key.order.size()) >= n;
     }
-    /* Whether a row can enter whose prefix equals the bound. */
+    /* Returns true if a row can enter whose prefix equals the bound. */
     bool enters(int32_t slot, uint64_t prefix, uint64_t number) const {
         const Key& key = keys[slot];
         if (changes || !full(key)) return true;
@@ -759,7 +762,7 @@ class Ranking {
         }
         bounds[slot] = full(key) ? order.last().prefix : ~0ULL;
     }
-    /* Removes the row whose bytes are in `scratch`; false if it does not exist. */
+    /* Removes the row whose bytes are in `scratch`. Returns false if it does not exist. */
     bool take() {
         const uint32_t size = static_cast<uint32_t>(scratch.size());
         Row* row = index.take(sabot_hash(scratch.data(), size), scratch.data(), size);
@@ -771,7 +774,7 @@ class Ranking {
         return true;
     }
 
-    /* What has changed */
+    /* Changes of the result */
 
     Entry edge_of(const Key& key) const {
         const Ordered& order = key.order;
@@ -786,7 +789,7 @@ class Ranking {
         const Entry& nth = order.at(order.place_of(n - 1));
         return ties == Ties::row_number ? nth : order.at(order.ahead(order.beyond(nth, exact)));
     }
-    /* The rank of an entry at `place`, which follows `last` with `rank`. */
+    /* Returns the rank of an entry at `place`, which follows the entry `last` with the rank `rank`. */
     int64_t next_rank(int64_t rank, int64_t place, const Entry& last, const Entry& entry) const {
         if (ties == Ties::row_number || last.row == nullptr) return place + 1;
         if (compare_keys(Probe(last), Probe(entry), exact) == 0) return rank;
@@ -802,7 +805,7 @@ class Ranking {
         now.clear();
         takes.clear();
         const size_t first_add = adds.size();
-        auto of_removed = [&](const Entry* upto) { /* removed rows before this entry */
+        auto of_removed = [&](const Entry* upto) { /* counts removed rows before this entry */
             for (; left < gone.size() && gone[left].row->slot == touch.slot; left++) {
                 const Entry& entry = gone[left];
                 if (upto != nullptr && compare(Probe(entry), Probe(*upto), exact) > 0) return;
@@ -848,7 +851,7 @@ class Ranking {
         }
     }
     bool numbered() const { return ranked && ties == Ties::row_number; }
-    /* The changes from `was` to `now`, whose first rows have the rank after `start`. */
+    /* Emits the changes from `was` to `now`, whose first rows have the rank after `start`. */
     void pairs(int64_t start) {
         for (size_t i = 0; i < was.size() || i < now.size(); i++) {
             const int64_t rank = start + static_cast<int64_t>(i) + 1;
@@ -872,7 +875,7 @@ class Ranking {
         };
         std::vector<Change> added(adds.begin() + first, adds.end());
         if (!ranked)
-            for (Change& take : takes) take.rank = 1; /* the rank of the added ones */
+            for (Change& take : takes) take.rank = 1; /* the rank of the added rows */
         std::stable_sort(takes.begin(), takes.end(), less);
         std::stable_sort(added.begin(), added.end(), less);
         std::vector<Change> kept;

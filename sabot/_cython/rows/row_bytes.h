@@ -1,23 +1,25 @@
 /* Rows of any columns as bytes: the only encoding of rows that the engine itself reads back.
 
-    value of a fixed width:  its bytes as in Arrow (little endian), a bool as a byte
-    value of a text:         uint32 size, bytes
-    value of a list:         uint32 size, its values
-    value of a child:        uint8 whether it is there, then the value; for a struct: its children
+       value of fixed width:    its bytes as in Arrow (little endian), a bool as a byte
+       value of a text:         uint32 size, bytes
+       value of a list:         uint32 size, its values
+       value of a child:        uint8 1 if it is not null, then the value; for a struct: its children
 
-There are two arrangements of a row's columns:
+   There are two arrangements of a row's columns:
 
-    Layout, in memory:      null bits | columns of fixed width, each at its place | the others, in sequence
-    Compact, in a database: validity bits | the values that are not null, in sequence
+       Layout, in memory:      null bits | columns of fixed width, each at its place | the others, in sequence
+       Compact, in a database: validity bits | the values that are not null, in sequence
 
-The bits take a byte for 8 columns. In a Layout a null has zeros in its fixed place, and no bytes otherwise. -0.0 is kept as 0.0 and every
-NaN as the one quiet NaN, so rows are equal, column by column, when their bytes are; only a Compact that is no key keeps floats unchanged.
+   The bits take one byte for 8 columns. In a Layout a null has zeros in its fixed place, and no bytes otherwise. -0.0 is
+   kept as 0.0 and every NaN as the one quiet NaN, so rows are equal, column by column, if their bytes are. Only a Compact
+   that is not a key keeps floats unchanged.
 
-Two other encodings exist for other purposes: keys of state are msgpack (key_hash.h), because they are hashed, and read by others; and
-values that have to sort as bytes are escaped (multiset_store.h). Compact and these two are part of the format of checkpoints.
+   Two other encodings exist for other purposes. Keys of state are msgpack (key_hash.h), because they are hashed, and read
+   by other programs. Values that have to sort as bytes are escaped (multiset_store.h). Compact and these two are part of
+   the format of checkpoints.
 
-Everything here is `nogil`. Functions that allocate (`open`, `write` of a Layout, `Made`) may throw std::bad_alloc; those marked noexcept
-throw nothing. Callers have to check that rows, sizes and types are right. */
+   Nothing here needs the GIL. Functions that allocate (`open`, `write` of a Layout, `Made`) may throw std::bad_alloc;
+   functions marked noexcept throw nothing. Callers have to check that rows, sizes and types are right. */
 #pragma once
 
 #include <cmath>
@@ -38,7 +40,7 @@ enum class Shape : uint8_t { nothing, bit, plain, real32, real64, bytes, list, f
 
 struct Node {
     Shape shape = Shape::unknown;
-    int64_t width = 0; /* of plain: bytes; of fixed_list: values */
+    int64_t width = 0; /* for plain: bytes; for fixed_list: values */
     std::vector<Node> children;
 
     bool fixed() const { return shape >= Shape::bit && shape <= Shape::real64; }
@@ -88,7 +90,7 @@ static inline Node node_of(const ArrowSchema* schema) {
     return node;
 }
 
-/* A column open for reading; row 0 is at `start` in every buffer. */
+/* A column open for reading. Row 0 is at `start` in every buffer. */
 struct Source {
     const Node* node = nullptr;
     int64_t start = 0;
@@ -115,7 +117,7 @@ struct Source {
         const int64_t i = start + row;
         return validity == nullptr || ((validity[i >> 3] >> (i & 7)) & 1);
     }
-    /* A value of fixed width, which is not null. */
+    /* Copies a value of fixed width, which is not null. */
     void copy(int64_t row, uint8_t* out) const {
         const int64_t i = start + row;
         switch (node->shape) {
@@ -174,7 +176,7 @@ static inline void each_child(const Source& source, int64_t row, Body body) {
     }
 }
 
-/* The bytes of a value that is not null. */
+/* Returns the number of bytes of a value that is not null. */
 static inline int64_t value_size(const Source& source, int64_t row) noexcept {
     if (source.node->fixed()) return source.node->width;
     const int64_t i = source.start + row;
@@ -207,11 +209,11 @@ static inline void put_value(const Source& source, int64_t row, uint8_t*& at) no
     });
 }
 
-/* A column that is being made. */
+/* A column under construction. */
 struct Made {
     const Node* node = nullptr;
     int64_t rows = 0, nulls = 0;
-    Bytes validity, values; /* bits; values, bits or bytes */
+    Bytes validity, values; /* `validity`: bits; `values`: bits or bytes */
     std::vector<int32_t> offsets;
     std::vector<Made> children;
 
@@ -286,11 +288,11 @@ struct Layout {
     static constexpr int64_t AT_ONCE = 64; /* so many rows are read column by column, so that they stay in the first-level cache */
 
     std::vector<Node> nodes;
-    std::vector<int64_t> places; /* the places of the columns of fixed width; -1 for others */
+    std::vector<int64_t> places; /* the offsets of the columns of fixed width in a row; -1 for others */
     std::vector<int> loose;      /* the other columns */
     int64_t head = 0;            /* bytes of the null bits and the columns of fixed width */
 
-    /* Adds a column; false if its type is not supported. */
+    /* Adds a column. Returns false if its type is not supported. */
     bool add(const ArrowSchema* schema) {
         nodes.push_back(node_of(schema));
         return nodes.back().shape != Shape::unknown;
@@ -316,8 +318,8 @@ struct Layout {
             else put_value(columns[i], row, at);
         }
     }
-    /* Makes columns of rows: bytes_of(i) points at the bytes of row i. wanted: which columns to make, null for all. visit(i) is called
-       while row i is in the cache. */
+    /* Makes columns from rows. bytes_of(i) returns the address of row i. `wanted`: one flag per column, or null for
+       all columns. visit(i) is called while row i is in the cache. */
     template <class BytesOf, class Visit>
     void read(
         int64_t count, BytesOf bytes_of, std::vector<Made>& columns, const std::vector<char>* wanted, Visit visit
@@ -346,7 +348,8 @@ struct Layout {
             if (start == 0 && end < count) reserve_texts(columns, end, count);
         }
     }
-    /* Makes room for the texts of all rows, which are about as long as those of the first ones: growing copies, and touches new memory. */
+    /* Makes room for the texts of all rows, estimated from the first rows: growing step by step would copy, and touch
+       new memory. */
     static constexpr size_t MOST_RESERVED = 64 << 20;
     void reserve_texts(std::vector<Made>& columns, int64_t first, int64_t count) const {
         for (int c : loose) {
@@ -397,7 +400,7 @@ struct Layout {
     }
 };
 
-/* OUT: a column that rows are read back into, in memory of known size that is all zeros. */
+/* A column into which rows are read. OUT: memory of known size, all zeros at first. */
 struct Filled {
     uint8_t* values = nullptr;   /* numbers, bits, or the bytes of texts */
     uint8_t* validity = nullptr; /* bits */
@@ -408,9 +411,10 @@ struct Filled {
 /* Rows in a database, of columns without children. The format of `write` is part of the format of checkpoints. */
 struct Compact {
     std::vector<Node> nodes;
-    std::vector<int64_t> widths; /* the widths of the columns of fixed width; 0 for others */
+    std::vector<int64_t> widths; /* bytes per value of the columns of fixed width; 0 for others */
 
-    /* Adds a column; false if its type is not supported. keys: floats that compare equal are written alike. */
+    /* Adds a column. Returns false if its type is not supported. `keys`: true to write floats that compare equal as
+       equal bytes. */
     bool add(const ArrowSchema* schema, bool keys) {
         Node node = node_of(schema);
         if (!keys && (node.shape == Shape::real32 || node.shape == Shape::real64)) node.shape = Shape::plain;
@@ -424,7 +428,7 @@ struct Compact {
             if (columns[c].valid(row)) size += widths[c] ? widths[c] : value_size(columns[c], row);
         return size;
     }
-    /* Writes the row into `size` bytes. */
+    /* Writes the row into `out`, which has as many bytes as the row takes. */
     void write(const std::vector<Source>& columns, int64_t row, uint8_t* out) const noexcept {
         uint8_t* at = out + bits();
         std::memset(out, 0, bits());
@@ -439,7 +443,7 @@ struct Compact {
             }
         }
     }
-    /* Whether these bytes are a row; text_bytes[c] grows by the size of its text in column c. */
+    /* Returns true if these bytes are a row. Adds the size of its text in column c to text_bytes[c]. */
     bool measure(const uint8_t* row, int64_t size, int64_t* text_bytes) const noexcept {
         int64_t at = bits();
         for (size_t c = 0; c < nodes.size() && at <= size; c++) {
@@ -456,7 +460,7 @@ struct Compact {
         }
         return at == size;
     }
-    /* Reads a row that was measured into row `i` of the columns; rows must come in order. */
+    /* Reads a measured row into row `i` of the columns. Rows must be read in order. */
     void read(const uint8_t* row, int64_t i, Filled* columns) const noexcept {
         const uint8_t* at = row + bits();
         for (size_t c = 0; c < nodes.size(); c++) {
@@ -488,7 +492,8 @@ struct Compact {
     static bool is_there(const uint8_t* row, size_t c) noexcept { return (row[c >> 3] >> (c & 7)) & 1; }
 };
 
-/* Memory for rows: pieces of slabs, by size; a freed piece is used again for rows of its size. Long rows come from malloc. */
+/* Memory for rows: pieces of slabs, by size. A freed piece is reused for rows of its size. Long rows come from
+   malloc. */
 class RowPool {
    public:
     RowPool() = default;
@@ -521,7 +526,7 @@ class RowPool {
         std::memcpy(piece, &unused[units], sizeof(void*));
         unused[units] = piece;
     }
-    /* Frees all slabs at once: every row in them was freed, or is not needed any more. */
+    /* Frees all slabs at once. Every row in them must be freed or no longer needed. */
     void clear() {
         slabs.clear();
         std::fill(unused, unused + SIZES, nullptr);

@@ -10,7 +10,7 @@ from sabot._cython.arrow.c_data cimport ArrowArray, ArrowSchema
 cdef extern from "rows/row_bytes.h" namespace "sabot" nogil:
     cppclass Node:
         cbool fixed() noexcept
-        int64_t width               # bytes per row, where the width is fixed
+        int64_t width               # bytes per row, for types of fixed width
 
     cppclass Source:
         # A column open for reading.
@@ -27,16 +27,17 @@ cdef extern from "rows/row_bytes.h" namespace "sabot" nogil:
 
     cppclass Layout:
         vector[Node] nodes
-        cbool add(const ArrowSchema* schema) except +   # False: the type is not supported
+        cbool add(const ArrowSchema* schema) except +   # returns False if the type is not supported
         void ready() except +
 
 
-# Returns a pa.Array of `kind`, from whose storage type the Node was made. It takes over the memory of `made`, which is empty then.
+# Returns a pa.Array of `kind`, from whose storage type the Node was made. Takes over the memory of `made`, which is
+# empty afterwards. Raises MemoryError.
 cdef object array_of_made(Made* made, object kind)
 
 # Adds the nodes for the types of the columns. Raises TypeError naming a column whose type is not supported.
 cdef int lay_out(Layout* layout, object schema) except -1
 
-# Opens the first `layout.nodes.size()` columns of a RecordBatch, which must have the types of `schema`. OUT `sources`. Returns the object
-# that has to stay alive while they are read.
+# Opens the first `layout.nodes.size()` columns of a RecordBatch. OUT `sources`. Returns the object that has to stay
+# alive while they are read. Raises TypeError unless `data` is a RecordBatch whose columns have the types of `schema`.
 cdef tuple open_rows(Layout* layout, object schema, object data, vector[Source]* sources)

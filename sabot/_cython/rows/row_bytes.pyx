@@ -1,6 +1,7 @@
-"""Rows of columns as bytes, and back. See row_bytes.pyi for RowCodec, row_bytes.pxd for other kernels; the loops are in row_bytes.h.
+"""Rows of columns as bytes, and back. See row_bytes.pyi for RowCodec, row_bytes.pxd for other kernels; the loops are
+in row_bytes.h.
 
-Bytes objects can be made only with the GIL, so `pack` and `unpack` keep it; they call no Python code per row.
+Bytes objects can be made only with the GIL, so `pack` and `unpack` hold it; they call no Python code per row.
 """
 
 import pyarrow as pa
@@ -41,7 +42,7 @@ cdef extern from "rows/row_bytes.h" namespace "sabot" nogil:
         void read(const uint8_t* row, int64_t i, Filled* columns) noexcept
 
 cdef enum:
-    HEAD_BYTES = 16           # pane and place
+    HEAD_BYTES = 16           # pane and head
     MAX_DATA = 0x7FFFFFFF     # bytes in the data buffer of one string or binary array
 
 cdef object _RecordBatch = pa.RecordBatch
@@ -50,13 +51,13 @@ cdef object _RecordBatch = pa.RecordBatch
 # Rows in the memory of a kernel
 
 cdef class _Owner:
-    """The memory of a column that was made, as long as arrays use it."""
+    """Owns the memory of a column that was made, as long as arrays use it."""
 
     cdef Made made
 
 
 cdef object array_of_made(Made* made, object kind):
-    """A pa.Array over the memory of the column, which is taken from it: nothing is copied while the interpreter's lock is held."""
+    """Returns a pa.Array over the memory of the column, which is taken from it. Nothing is copied."""
     cdef _Owner owner = _Owner()
     owner.made = move(made[0])
     return _array_over(&owner.made, kind, owner)
@@ -94,7 +95,7 @@ cdef object _buffer(const void* data, int64_t size, _Owner owner):
 
 
 cdef int lay_out(Layout* layout, object schema) except -1:
-    """Adds the nodes for the types of the columns."""
+    """Adds the nodes for the types of the columns. Raises TypeError naming a column whose type is not supported."""
     capsule = schema.__arrow_c_schema__()
     cdef ArrowSchema* raw = schema_of(capsule)
     cdef int64_t i
@@ -106,7 +107,7 @@ cdef int lay_out(Layout* layout, object schema) except -1:
 
 
 cdef tuple open_rows(Layout* layout, object schema, object data, vector[Source]* sources):
-    """Opens columns for reading. Raises TypeError where their types are not those of `schema`."""
+    """Opens columns for reading. Raises TypeError if their types are not those of `schema`."""
     if not isinstance(data, _RecordBatch):
         raise TypeError(f"rows are a pyarrow.RecordBatch, not a {type(data).__name__}")
     cdef int64_t i, count = layout.nodes.size()
@@ -136,7 +137,9 @@ cdef class RowCodec:
                 raise TypeError(f"groups with {kind} cannot be kept in a database")
 
     def pack(self, columns, *, int64_t pane=0, heads=None):
-        """With `heads`, each row begins with the pane (8 bytes that sort as the number does) and its head."""
+        """Packs each row into a bytes object. With `heads`, a row begins with the pane (8 bytes that sort like the
+        number) and its head.
+        """
         cdef vector[Source] sources
         cdef View head_view
         cdef ArrowArray* array
@@ -178,7 +181,7 @@ cdef class RowCodec:
         return rows
 
     def unpack(self, rows, *, int64_t skip=0):
-        """The columns of packed rows, without their first `skip` bytes."""
+        """Returns the columns of packed rows, without the first `skip` bytes of each row."""
         cdef object items = PySequence_Fast(rows, b"unpack needs a sequence of bytes")
         cdef int64_t count = PySequence_Fast_GET_SIZE(items), row, size, i
         cdef PyObject** item = PySequence_Fast_ITEMS(items)
@@ -233,7 +236,9 @@ cdef inline void _put_big_endian(uint8_t* out, uint64_t word) noexcept nogil:
 
 
 cdef bint _is_kept(object kind) except -1:
-    """Whether the type is a number, time, bool or text. A Compact could keep more types, but state in a database has never had others."""
+    """Returns True if the type is a number, time, bool or text. A Compact could keep more types, but state in a
+    database has never had others.
+    """
     types = pa.types
     return (
         types.is_boolean(kind) or types.is_integer(kind) or types.is_float32(kind) or types.is_float64(kind)

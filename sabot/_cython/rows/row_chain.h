@@ -1,12 +1,12 @@
 /* The rows of one key in order: sorted entries (order, id).
 
-    count 0, 1      in the head itself
-    up to SOME      in an array from a pool, whose size is doubled each time
-    more            in leaves of up to SOME entries, with a list of leaves: so a key may have millions, arriving in any order
+       count 0, 1      in the head itself
+       up to SOME      in an array from a pool, whose size is doubled each time
+       more            in leaves of up to SOME entries, with a list of leaves: a key may have millions, arriving in any order
 
-Appending a row at the end, which is the usual case, moves nothing.
+   Appending a row at the end, which is the usual case, moves nothing.
 
-All of it is `nogil`, and throws only std::bad_alloc. */
+   Nothing here needs the GIL. Functions throw only std::bad_alloc. */
 #pragma once
 
 #include <algorithm>
@@ -131,7 +131,7 @@ struct Leaves {
     ~Leaves() {
         for (Part& part : parts) delete part.leaf;
     }
-    /* The leaf that has an entry, or would have it. */
+    /* Returns the index of the leaf that has an entry, or would have it. */
     size_t part_of(const Entry& entry) const {
         size_t low = 0, high = parts.size();
         while (high - low > 1) {
@@ -147,8 +147,8 @@ struct Leaves {
 struct alignas(32) Chain {
     static constexpr uint8_t IN_LEAVES = 0xff;
     uint32_t count = 0;
-    uint8_t size_class = 0; /* that of the array; 0: the entry is in the head */
-    bool twin = false;      /* whether there is a second chain, by the hash of the whole row */
+    uint8_t size_class = 0; /* the size class of the array; 0 if the entry is in the head */
+    bool twin = false;      /* true if there is a second chain, by the hash of the whole row */
     union {
         Entry one;
         Entry* some;
@@ -167,12 +167,12 @@ class Chains {
     static void fetch(const Chain& chain) {
         if (chain.size_class) __builtin_prefetch(chain.some);
     }
-    /* The place where the next entry will most likely be put, for prefetching. */
+    /* Prefetches the place where the next entry will most likely be put. */
     static void fetch_end(const Chain& chain) {
         if (chain.size_class && chain.size_class != Chain::IN_LEAVES) __builtin_prefetch(chain.some + chain.count);
     }
 
-    /* The position of the first entry that is not before this one. */
+    /* Returns the position of the first entry that is not before this one. */
     static Spot seek(const Chain& chain, const Entry& entry) {
         if (chain.size_class != Chain::IN_LEAVES) {
             const Entry* first = entries(chain);
@@ -188,7 +188,7 @@ class Chains {
         }
         return {static_cast<uint32_t>(part), at};
     }
-    /* The contiguous entries from the position on; none at the end. */
+    /* Returns the contiguous entries from the position on; none at the end. */
     static const Entry* run(const Chain& chain, const Spot& spot, uint32_t* length) {
         if (chain.size_class != Chain::IN_LEAVES) {
             *length = chain.count - spot.at;
@@ -206,7 +206,7 @@ class Chains {
         spot.at += taken;
         if (taken == length && chain.size_class == Chain::IN_LEAVES) spot = {spot.part + 1, 0};
     }
-    /* The entry before the position, or null. */
+    /* Returns the entry before the position, or null. */
     static const Entry* before(const Chain& chain, const Spot& spot) {
         if (chain.size_class != Chain::IN_LEAVES) return spot.at ? entries(chain) + spot.at - 1 : nullptr;
         if (spot.at) return chain.many->parts[spot.part].leaf->entries + spot.at - 1;
@@ -240,7 +240,7 @@ class Chains {
         chain.count++;
     }
 
-    /* Removes an entry; false if it does not exist. */
+    /* Removes an entry. Returns false if it does not exist. */
     bool remove(Chain& chain, const Entry& entry) {
         if (chain.count == 0) return false;
         const Spot spot = seek(chain, entry);
@@ -264,7 +264,7 @@ class Chains {
         }
         return true;
     }
-    /* Removes all entries, and frees the memory of the chain. */
+    /* Removes all entries and frees the memory of the chain. */
     void clear(Chain& chain) {
         if (chain.size_class == Chain::IN_LEAVES) {
             leaves_ -= chain.many->parts.size();

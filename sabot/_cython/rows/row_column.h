@@ -1,9 +1,10 @@
-/* A column of rows that are kept, of any type, in Arrow's layout, so that results are exported without a copy.
+/* A column of kept rows, of any type, in Arrow's layout, so that results are exported without a copy.
 
-A Layout describes how a type lies in memory, a Store is one column of it. Rows are added to a Store from an Arrow array (`append`) or from
-rows of other Stores (`gather`); nested columns have a Store for each child, which is filled by the same two functions.
+   A Layout describes the memory of a type; a Store is one column of the type. Rows are added to a Store from an Arrow
+   array (`append`) or from rows of other Stores (`gather`). A nested column has a Store for each child, filled by the
+   same two functions.
 
-All of it is `nogil`. It throws std::bad_alloc, and std::overflow_error for a column above 2 GB. */
+   Nothing here needs the GIL. Functions throw std::bad_alloc, and std::overflow_error for a column above 2 GB. */
 #pragma once
 
 #include <algorithm>
@@ -24,7 +25,8 @@ namespace sabot {
 constexpr size_t MOST_EXPECTED = 64 << 20; /* the most bytes that are reserved by an estimate */
 constexpr int FETCH = 16; /* how many rows ahead memory is prefetched */
 
-/* Memory that grows, and is handed over to Arrow in the end, or freed. It may borrow a part of other memory until it has to grow. */
+/* Memory that grows, and in the end is exported to Arrow or freed. It may borrow a part of other memory until it has
+   to grow. */
 class Memory {
   public:
     Memory() = default;
@@ -43,7 +45,7 @@ class Memory {
     template <class T>
     T* as() const { return reinterpret_cast<T*>(at_); }
     size_t room() const { return room_; }
-    /* Makes room for so many bytes in all, and for more if it had to grow before. */
+    /* Makes room for `bytes` bytes in all, and for more if it had to grow before. */
     void reserve(size_t bytes) {
         if (bytes <= ready_) return;
         if (bytes > room_) grow(bytes);
@@ -55,12 +57,13 @@ class Memory {
         provide(at_ + ready_, to - ready_);
         ready_ = to;
     }
-    /* Makes room for about so many bytes, which are to be kept: their pages are new ones of the system's, not some that were used before. */
+    /* Makes room for about `bytes` bytes of data that will be kept. The pages come from the system, not from memory
+       freed before. */
     void keep(size_t bytes) {
         if (bytes > room_) grow(bytes);
         keeps_ = true;
     }
-    /* Gives back what is beyond so many bytes, where that is much. */
+    /* Gives back the memory beyond `bytes` bytes if it is much. */
     void fit(size_t bytes) {
         bytes = (bytes + 63) & ~size_t(63);
         if (bytes == 0 || bytes + 4096 > room_) return;
@@ -72,7 +75,7 @@ class Memory {
         room_ = bytes;
         if (ready_ > room_) ready_ = room_;
     }
-    /* Borrows memory, to be used while it suffices; only for a Memory that is empty. */
+    /* Borrows memory and uses it until it is too small. The Memory must be empty. */
     void lend(uint8_t* at, size_t bytes) {
         at_ = at;
         room_ = ready_ = bytes;
@@ -84,7 +87,7 @@ class Memory {
 
     uint8_t* at_ = nullptr;
     size_t room_ = 0;
-    size_t ready_ = 0; /* bytes that can be written without more ado */
+    size_t ready_ = 0; /* bytes that can be written without another check */
     bool own_ = true;
     bool keeps_ = false;
 
@@ -131,9 +134,10 @@ struct Layout {
     int real = 0;       /* for fixed: bytes of a float; 0 for other types */
     std::vector<Layout> children;
 
-    /* Bytes per row, for types of fixed width. */
+    /* Returns the bytes per row for types of fixed width, or 0. */
     int64_t wide() const { return shape == Shape::fixed ? width : 0; }
-    /* For unsupported types (views, run ends, unions, 64-bit offsets, dictionaries) the shape is `other`, in the layout or in a child. */
+    /* Returns the layout of a type. For unsupported types (views, run ends, unions, 64-bit offsets, dictionaries) the
+       shape is `other`, in the layout or in a child. */
     static Layout of(const ArrowSchema* schema) {
         Layout layout;
         const char* format = schema->format;
@@ -173,7 +177,8 @@ struct Layout {
     }
 };
 
-/* Whether two types are equal, apart from names of columns, nullability and metadata; the names of fields in nested types count. */
+/* Returns true if two types are equal, apart from names of columns, nullability and metadata; names of fields in
+   nested types count. */
 static inline bool same_type(const ArrowSchema* a, const ArrowSchema* b) {
     if (std::strcmp(a->format, b->format) != 0 || a->n_children != b->n_children) return false;
     if ((a->dictionary != nullptr) != (b->dictionary != nullptr)) return false;
@@ -188,7 +193,7 @@ static inline bool same_type(const ArrowSchema* a, const ArrowSchema* b) {
 
 /* Rows of an array, without its own offset: a run of rows, or a list of row numbers. */
 struct Picked {
-    const int64_t* rows; /* null: a run */
+    const int64_t* rows; /* null for a run */
     int64_t first;
     int64_t count;
 
@@ -197,7 +202,7 @@ struct Picked {
 
 struct Store {
     int64_t rows = 0;
-    bool nullable = false; /* whether some row is null, so that there is `validity` */
+    bool nullable = false; /* true if some row is null, so that there is `validity` */
     Memory validity;
     Memory values; /* numbers or bits; for bytes and lists the offsets, one more than rows, as uint32 */
     Memory data;   /* the bytes, for bytes */
@@ -211,7 +216,7 @@ struct Store {
             values.as<uint32_t>()[0] = 0;
         }
     }
-    /* Makes room for so many rows in all, and for as much variable data as `like` has. */
+    /* Makes room for `count` rows in all, and for as much variable data as `like` has. */
     void reserve(const Layout& layout, int64_t count, const Store* like) {
         switch (layout.shape) {
             case Layout::Shape::bits: values.reserve((count + 7) / 8); break;
@@ -224,7 +229,8 @@ struct Store {
         for (size_t c = 0; like && c < children.size(); c++)
             children[c].reserve(layout.children[c], like->children[c].rows, &like->children[c]);
     }
-    /* Makes room for the texts of so many rows in all, which are about as long as those that it has: growing copies, and touches new memory. */
+    /* Makes room for the texts of `count` rows in all, estimated from the rows so far: growing step by step would
+       copy, and touch new memory. */
     void expect(const Layout& layout, int64_t count) {
         if (layout.shape != Layout::Shape::bytes || rows == 0) return;
         const double each = values.as<uint32_t>()[rows] / static_cast<double>(rows);
@@ -240,7 +246,7 @@ struct Store {
             children[c].truncate(layout.children[c], left);
         }
     }
-    /* Makes as many rows and children as the other has, all empty. */
+    /* Makes as many rows and children as the other store has, all empty. */
     void take_shape(const Store& other) {
         rows = other.rows;
         nullable = other.nullable;
@@ -253,7 +259,7 @@ struct Store {
         for (const Store& child : children) total += child.nbytes() + sizeof(Store);
         return total;
     }
-    /* The size of variable data: bytes and items. */
+    /* Returns the size of variable data: bytes and items. */
     int64_t loose(const Layout& layout) const {
         int64_t total = layout.shape == Layout::Shape::bytes ? values.as<uint32_t>()[rows] : 0;
         if (layout.shape == Layout::Shape::list) total += 8 * children[0].rows;
@@ -261,7 +267,7 @@ struct Store {
         return total;
     }
 
-    /* Called before `rows` grows: sets the validity of the next `count` rows, to true or to valid(i). */
+    /* Sets the validity of the next `count` rows, to true or to valid(i). Called before `rows` grows. */
     void add_valid(int64_t count) {
         if (!nullable) return;
         validity.reserve((rows + count + 7) / 8);
@@ -280,7 +286,7 @@ struct Store {
         validity.reserve((rows + count + 7) / 8);
         for (; i < count; i++) put_bit(validity.at(), rows + i, valid(i));
     }
-    /* Appends the end of the next row to the offsets. */
+    /* Checks and returns the end of the next row for the offsets. */
     static uint32_t offset(uint64_t end) {
         if (end > 0x7fffffff) throw std::overflow_error("more than 2 GB in one column: take fewer rows at once");
         return static_cast<uint32_t>(end);
@@ -288,7 +294,7 @@ struct Store {
 };
 
 template <class Body>
-static inline void with_width(int64_t width, Body body) { /* calls body(width), with a compile-time constant for usual widths */
+static inline void with_width(int64_t width, Body body) { /* calls body(width) with a compile-time constant for usual widths */
     switch (width) {
         case 1: return body(std::integral_constant<int, 1>());
         case 2: return body(std::integral_constant<int, 2>());
@@ -360,7 +366,7 @@ static inline void append(Store& to, const Layout& layout, const ArrowArray* fro
         for (size_t i = 0; i < inner.size(); i++) inner[i] = picked.rows[i] + shift;
         const Picked below{picked.rows ? inner.data() : nullptr, picked.first + shift, count};
         for (size_t c = 0; c < to.children.size(); c++) append(to.children[c], layout.children[c], from->children[c], below);
-    } else { /* lists; a null one may have items, which are skipped */
+    } else { /* lists; a null list may have items, which are skipped */
         const bool fixed = layout.shape == Shape::fixed_list;
         const int32_t* offsets = fixed ? nullptr : static_cast<const int32_t*>(from->buffers[1]) + shift;
         std::vector<int64_t> items;
@@ -384,7 +390,7 @@ static inline void append(Store& to, const Layout& layout, const ArrowArray* fro
     to.rows += count;
 }
 
-/* The place of a row in a column; without a store it is a row of nulls. */
+/* The position of a row in a column. Without a store it is a row of nulls. */
 struct Place {
     const Store* store;
     int64_t row;
@@ -395,7 +401,7 @@ struct Places { /* a list of places, as one type for all levels, so that templat
     Place operator()(int64_t i) const { return places[i]; }
 };
 
-/* Appends rows of other stores of this type to the store; at(i) is the Place of the i-th row. */
+/* Appends rows of other stores of this type to the store. at(i) returns the Place of the i-th row. */
 template <class At>
 static inline void gather(Store& to, const Layout& layout, int64_t count, bool some_missing, At at) {
     using Shape = Layout::Shape;
@@ -514,7 +520,7 @@ static inline double float_at(const uint8_t* at, int bytes, bool* is_nan) {
     return half == 0x8000 ? 0 : half;
 }
 
-/* Whether two values are equal: null equals null, NaN equals NaN, -0.0 equals 0.0. */
+/* Returns true if two values are equal: null equals null, NaN equals NaN, -0.0 equals 0.0. */
 static inline bool same_value(const Layout& layout, const Store& a, int64_t i, const Store& b, int64_t j) {
     using Shape = Layout::Shape;
     if (layout.shape == Shape::nothing) return true;
@@ -555,7 +561,7 @@ static inline bool same_value(const Layout& layout, const Store& a, int64_t i, c
     }
 }
 
-/* A hash of a value; equal values have equal hashes. */
+/* Returns a hash of a value; equal values have equal hashes. */
 static inline uint64_t hash_value(const Layout& layout, const Store& store, int64_t row) {
     using Shape = Layout::Shape;
     if (layout.shape == Shape::nothing || !store.valid(row)) return hash_null();
@@ -591,7 +597,7 @@ static inline uint64_t hash_value(const Layout& layout, const Store& store, int6
     }
 }
 
-/* Stores as Arrow arrays */
+/* Export of stores as Arrow arrays */
 
 struct Given { /* the memory that an exported array owns */
     Memory parts[3];
@@ -645,7 +651,7 @@ static inline void give_store(Store& store, const Layout& layout, ArrowArray* ou
     store.rows = 0;
 }
 
-/* Exports columns of `rows` rows as one struct array; `columns` names the layout of each. */
+/* Exports columns of `rows` rows as one struct array. `columns`: for each store the index of its layout. */
 static inline void give_columns(
     std::vector<Store>& stores, const std::vector<Layout>& layouts, const std::vector<int>& columns, int64_t rows, ArrowArray* out
 ) {

@@ -1,6 +1,8 @@
-/* Memory that the system may page out: it is written to a file and mapped. The file has no name, and disappears with the process.
+/* Memory that the system may page out: it is written to a file, and the file is mapped. The file has no name and
+   disappears with the process.
 
-All of it is `nogil`. It throws std::ios_base::failure (an OSError in Python) where the file cannot be made or mapped. */
+   Nothing here needs the GIL. Functions throw std::ios_base::failure (an OSError in Python) if the file cannot be
+   made or mapped. */
 #pragma once
 
 #include <cerrno>
@@ -51,7 +53,7 @@ class Mapped {
         if (at_) munmap(at_, bytes_);
     }
 
-    /* Writes the parts in sequence, and lets them refer to the mapped file instead of their own memory. */
+    /* Lends the next `bytes` bytes of the mapped file to a Memory, in the sequence in which they were written. */
     void lend_next(Memory& memory, size_t bytes) {
         if (bytes) memory.lend(at_ + next_, bytes);
         next_ += padded(bytes);

@@ -1,10 +1,11 @@
-/* An index of the rows of all keys by order, which finds the rows below a bound without reading the others.
+/* An index of the rows of all keys by order. It finds the rows below a bound without reading the others.
 
-Rows are indexed when it is queried: those that came since the last query are sorted, and become a run. Runs are merged so that each is at
-least twice as long as the next (O'Neil, Cheng, Gawlick, O'Neil, The log-structured merge-tree, 1996); so a row is moved O(log n) times,
-and a query reads O(log n) runs. Removed rows are skipped, and dropped by merges.
+   Rows are indexed when the index is queried: those that came since the last query are sorted and become a run. Runs
+   are merged so that each is at least twice as long as the next (O'Neil, Cheng, Gawlick, O'Neil, The log-structured
+   merge-tree, 1996). So a row is moved O(log n) times, and a query reads O(log n) runs. Removed rows are skipped, and
+   dropped by merges.
 
-All of it is `nogil`, and throws only std::bad_alloc. */
+   Nothing here needs the GIL. Functions throw only std::bad_alloc. */
 #pragma once
 
 #include <algorithm>
@@ -30,7 +31,8 @@ class OrderRuns {
             while (!runs_.empty() && (runs_.size() > 1 || size() > 2 * rows + 65536)) merge_last(live);
     }
 
-    /* Calls body(entry) for each live row with an order below the bound, run by run. consume: these rows are not returned again. */
+    /* Calls body(entry) for each live row with an order below the bound, run by run. `consume`: true if these rows
+       shall not be returned again. */
     template <class Live, class Body>
     void below(int64_t order, bool consume, Live live, Body body) {
         for (Run& run : runs_) {
@@ -60,7 +62,7 @@ class OrderRuns {
   private:
     struct Run {
         std::vector<Entry> entries;
-        size_t at; /* entries before it were consumed */
+        size_t at; /* the entries before this index were consumed */
         size_t left() const { return entries.size() - at; }
     };
     std::vector<Run> runs_;

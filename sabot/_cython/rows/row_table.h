@@ -1,19 +1,20 @@
-/* Rows by key. See row_table.pyi for the calls; this file defines how the rows lie in memory.
+/* Rows by key. See row_table.pyi for the calls; this file defines the layout of the rows in memory.
 
-    key ──Table (keyed_table.h)──▶ slot ──chains_[slot]──▶ entries (order, id), sorted       row_chain.h
-                                                                    │
-    pages_[id / 2^25][id / 2^16] ──▶ RowBlock: the columns of up to 65,536 rows  ◀──────────┘   row_column.h
-                                     + order, slot, live bit, [count] of each
+       key ──Table (keyed_table.h)──▶ slot ──chains_[slot]──▶ entries (order, id), sorted       row_chain.h
+                                                                      │
+       pages_[id / 2^25][id / 2^16] ──▶ RowBlock: the columns of up to 65,536 rows  ◀──────────┘   row_column.h
+                                        + order, slot, live bit, [count] of each
 
-- A row's id gives its block and its place in the block. Blocks are filled one after the other; in a full block only live bits and counts
-  change. A block without live rows is freed. A block with few is replaced by one with these rows only, and the list of their places in
-  the old block, in which ids are searched: so ids stay valid.
-- A cut shares the blocks, and copies live bits and counts, and the block that still grows.
-- row_runs.h is the index by order, which finds the rows below a bound; it is built at the first query.
-- A key with many rows of one order gets a second chain, by the hash of the whole row, when one of them is first looked up by value.
+   - A row's id gives its block and its position in the block. Blocks are filled one after the other; in a full block only
+     live bits and counts change. A block without live rows is freed. A block with few live rows is replaced by a sparse
+     one: these rows, and the sorted list of their positions in the old block, in which ids are searched. So ids stay valid.
+   - A cut (a snapshot) shares the blocks. It copies live bits and counts, and the block that still grows.
+   - row_runs.h is the index by order, which finds the rows below a bound; it is built at the first query.
+   - A key with many rows of one order gets a second chain, by the hash of the whole row, when one of these rows is first
+     looked up by value.
 
-All of it is `nogil`. It throws std::bad_alloc, std::out_of_range for a row that is not there, std::invalid_argument for a row that is to
-be removed twice, and what row_mapped.h throws (`except +`). */
+   Nothing here needs the GIL. Functions throw std::bad_alloc, std::out_of_range for a row that does not exist,
+   std::invalid_argument for a row that is removed twice in a call, and the exceptions of row_mapped.h (`except +`). */
 #pragma once
 
 #include <array>
@@ -31,13 +32,14 @@ namespace sabot {
 
 constexpr int BLOCK_BITS = 16;
 constexpr int64_t BLOCK_IDS = int64_t(1) << BLOCK_BITS;
-constexpr int64_t STEP = 4096;             /* how many rows are copied at a time */
+constexpr int64_t STEP = 4096;             /* rows copied at a time */
 constexpr int64_t MOST_LOOSE = 64 << 20;   /* the most bytes of variable data in a block */
 constexpr int64_t FEW = 32;                /* up to so many rows of one order are compared one by one */
 constexpr int64_t SMALL_BLOCK = 65536;     /* a block of at most so many bytes gets no file */
-constexpr int64_t SPARSE = 4;              /* a block is written anew when only one in so many rows is alive */
+constexpr int64_t SPARSE = 4;              /* a block is replaced by a sparse one if at most one in so many rows is alive */
 
-static inline int64_t count_bits(const uint64_t* words, int64_t from, int64_t end) { /* positions */
+/* counts ones among the positions `from` to `end` - 1 */
+static inline int64_t count_bits(const uint64_t* words, int64_t from, int64_t end) {
     int64_t total = 0;
     for (; from < end && (from & 63); from++) total += (words[from >> 6] >> (from & 63)) & 1;
     for (; from + 64 <= end; from += 64) total += __builtin_popcountll(words[from >> 6]);
@@ -49,14 +51,14 @@ struct RowBlock {
     std::unique_ptr<uint8_t, void (*)(void*)> wide{nullptr, std::free}; /* the columns of fixed width, of a block that will become full */
     std::unique_ptr<Mapped> mapped; /* the file that has the columns, if any */
     int64_t first_id = 0;
-    int64_t used = 0; /* how many rows were inserted */
+    int64_t used = 0; /* the number of rows inserted */
     std::vector<Store> columns;
     Memory orders;                /* int64 */
     Memory slots;                 /* int32 */
     bool sparse = false;
-    std::vector<uint16_t> locals; /* in a sparse block: id - first_id of each row, ascending */
+    std::vector<uint16_t> locals; /* for a sparse block: id - first_id of each row, ascending */
 
-    /* The fields that still change when the block is full */
+    /* These fields still change when the block is full */
     int64_t alive = 0;
     std::vector<uint64_t> live;  /* bits, by position */
     std::vector<int32_t> counts;
@@ -69,14 +71,14 @@ struct RowBlock {
     void set_live(int64_t at) { live[at >> 6] |= 1ULL << (at & 63); }
     void set_dead(int64_t at) { live[at >> 6] &= ~(1ULL << (at & 63)); }
     int64_t id(int64_t at) const { return first_id + (sparse ? locals[at] : at); }
-    /* The position of the first row whose id is not below this one. */
+    /* Returns the position of the first row whose id is at least `id`. */
     int64_t position_from(int64_t id) const {
         const int64_t local = std::max<int64_t>(id - first_id, 0);
         if (!sparse) return std::min(local, used);
         if (local >= BLOCK_IDS) return used;
         return std::lower_bound(locals.begin(), locals.end(), static_cast<uint16_t>(local)) - locals.begin();
     }
-    /* The position of a row; -1 if the block does not have it. */
+    /* Returns the position of a row, or -1 if the block does not have it. */
     int64_t position(int64_t id) const {
         const int64_t local = id - first_id;
         if (!sparse) return local < used ? local : -1;
@@ -92,14 +94,14 @@ struct RowBlock {
     }
 };
 
-/* Which rows of a block are alive, in the form that takes the fewest bytes in a file. */
+/* The live rows of a block, in the form that takes the fewest bytes in a file. */
 struct Alive {
     enum Kind : uint8_t { all, bits, locals } kind = all;
-    std::string data;   /* bits by id - first_id, or a list of these numbers, as uint16 */
-    std::string counts; /* the counts of the live rows, by id, as wide as the largest needs; empty: all are 0 */
+    std::string data;   /* bits by id - first_id, or a list of these numbers as uint16 */
+    std::string counts; /* the counts of the live rows, by id, each in as many bytes as the largest needs; empty if all are 0 */
 };
 
-/* The rows at a moment. Its blocks do not change; any thread may read it. */
+/* A snapshot of the rows. Its blocks do not change; any thread may read it. */
 class RowsCut {
   public:
     struct Part {
@@ -113,7 +115,7 @@ class RowsCut {
     int64_t rows = 0;
     int64_t next_id = 0;
 
-    size_t part_from(int64_t id) const { /* the first part that ends behind this id */
+    size_t part_from(int64_t id) const { /* returns the first part that ends after this id */
         size_t low = 0, high = parts.size();
         while (low < high) {
             const size_t middle = (low + high) / 2;
@@ -131,19 +133,20 @@ class RowsCut {
         return total;
     }
     Alive alive(const Part& part) const;
-    /* Copies columns, order and id of live rows with first <= id < end, at most `most`, to `out`; returns the first id not read. */
+    /* Copies columns, order and id of live rows with first <= id < end, at most `most`, to `out`. Returns the first
+       id not read. */
     int64_t read(const std::vector<Layout>& layouts, int64_t first, int64_t end, int64_t most, std::vector<Store>& out) const;
 };
 
-/* The rows of a batch; only those in `chosen` count, where there is such a list. */
+/* The rows of a batch. If there is a list `chosen`, only its rows count. */
 struct Incoming {
-    ArrowArray* const* columns = nullptr; /* those of the table, if these are whole rows; else null */
-    int64_t offset = 0;                   /* that of the batch */
+    ArrowArray* const* columns = nullptr; /* the columns of the table if these are whole rows, else null */
+    int64_t offset = 0;                   /* the offset of the batch */
     const View* keys = nullptr;
-    const uint64_t* hashes = nullptr;     /* those of all rows; may be null */
+    const uint64_t* hashes = nullptr;     /* the hashes of all rows; may be null */
     const int32_t* chosen = nullptr;
     int64_t count = 0;
-    const int64_t* order = nullptr;       /* those of all rows; null means 0. In a search, the order that is searched for */
+    const int64_t* order = nullptr;       /* the orders of all rows, or null for 0; in a search, the order that is searched for */
 
     int64_t row(int64_t i) const { return chosen ? chosen[i] : i; }
     int64_t order_of(int64_t i) const { return order ? order[row(i)] : 0; }
@@ -154,10 +157,10 @@ class RowTable;
 /* A search that can be continued where it stopped. */
 class Finder {
   public:
-    /* lower, upper: those of all rows; may be null. */
+    /* `lower`, `upper`: bounds for all rows; may be null. */
     Finder(const int64_t* lower, const int64_t* upper, int64_t limit) : lower_(lower), upper_(upper), limit_(limit) {}
     void start(RowTable& table, const Incoming& in);
-    /* Writes up to `most` pairs to numbers (int32) and ids (int64); returns how many: fewer than `most` at the end. */
+    /* Writes up to `most` pairs to numbers (int32) and ids (int64). Returns how many; fewer than `most` at the end. */
     int64_t next(const RowTable& table, int64_t most, Memory& numbers, Memory& ids);
     bool outdated(const RowTable& table) const;
 
@@ -196,7 +199,8 @@ class RowTable {
         keys.ready();
         measure();
     }
-    /* Full blocks, the oldest first, are moved into files in this directory, so that at most so many bytes of them are in memory. */
+    /* Moves full blocks, the oldest first, into files in this directory, so that at most `memory_bytes` bytes of them
+       are in memory. */
     void use_directory(const std::string& directory, int64_t memory_bytes) {
         directory_ = directory;
         memory_bytes_ = memory_bytes;
@@ -206,9 +210,9 @@ class RowTable {
     int64_t blocks() const { return blocks_; }
     int64_t nbytes() const { return bytes_; }
 
-    /* OUT ids[count]. */
+    /* Adds rows. OUT ids[count]. */
     void insert(const Incoming& in, int64_t* ids);
-    /* OUT slots[count], -1 where the key does not exist, or is null. */
+    /* Looks up keys. OUT slots[count], -1 if the key does not exist or is null. */
     void known_slots(const Incoming& in, int32_t* slots) {
         keys.resolve(in.keys, keyed_ ? in.hashes : nullptr, in.chosen, in.count, false, slots);
         for (size_t k = 0; k < key_count(); k++) {
@@ -219,10 +223,10 @@ class RowTable {
     }
     void set_key_count(size_t count) { key_count_ = count; }
     size_t key_count() const { return key_count_; }
-    /* OUT ids[count]: the last row at or before the order, or the first at or after it. */
+    /* Finds the last row at or before the order, or the first at or after it. OUT ids[count]. */
     void nearest(const Incoming& in, bool last, int64_t* ids);
     void match(const Incoming& in, int64_t* ids);
-    /* The following throw std::out_of_range for an id that does not exist; only `take` accepts -1. */
+    /* The following functions throw std::out_of_range for an id that does not exist; only `take` accepts -1. */
     void take(const int64_t* ids, int64_t count, const std::vector<int>& columns, std::vector<Store>& out) const;
     void orders(const int64_t* ids, int64_t count, int64_t* out) const {
         each(ids, count, [&](int64_t i, const RowBlock& block, int64_t at) { out[i] = block.order(at); });
@@ -237,14 +241,14 @@ class RowTable {
     void counts(const int64_t* ids, int64_t count, int32_t* out) const {
         each(ids, count, [&](int64_t i, const RowBlock& block, int64_t at) { out[i] = block.counts[at]; });
     }
-    /* by: null means that `same` is added to all. */
+    /* Adds by[i] to the count of row ids[i], or `same` to all if `by` is null. */
     void add_counts(const int64_t* ids, int64_t count, const int32_t* by, int32_t same) {
         each(ids, count, [](int64_t, const RowBlock&, int64_t) {});
         each(ids, count, [&](int64_t i, const RowBlock& block, int64_t at) {
             const_cast<RowBlock&>(block).counts[at] += by ? by[i] : same;
         });
     }
-    /* Throws std::invalid_argument for an id that is named twice. */
+    /* Removes rows. Throws std::invalid_argument for an id that is named twice. */
     void remove(const int64_t* ids, int64_t count);
     void below(int64_t order, std::vector<int64_t>& ids);
     void superseded(int64_t order, std::vector<int64_t>& ids);
@@ -270,10 +274,10 @@ class RowTable {
     int64_t first_page_ = 0;
     int64_t next_block_ = 0;          /* the number of the next block */
     RowBlock* open_ = nullptr;        /* the block that grows */
-    std::string directory_;           /* empty: all blocks stay in memory */
+    std::string directory_;           /* empty if all blocks stay in memory */
     int64_t memory_bytes_ = 0;
     int64_t next_to_move_ = 0;        /* blocks with a lower number are in files, or too small for one */
-    bool filled_ = false;             /* some block became full, so the next ones probably will */
+    bool filled_ = false;             /* true if some block became full; then the next ones probably will */
     std::vector<int64_t> texts_;      /* by column: the bytes of its texts in the last full block */
     std::vector<Chain, Scattered<Chain>> chains_; /* by slot */
     Chains entries_;                  /* the memory of all chains */
@@ -339,7 +343,7 @@ class RowTable {
         }
     }
     void thin_out(RowBlock* block);
-    /* To be called when rows of a full block were removed. */
+    /* Frees or replaces a full block, if few rows are left in it. Call it after rows were removed. */
     void settle(RowBlock* block) {
         if (block->alive == 0) free_block(block);
         else if (block->alive * SPARSE < block->used) thin_out(block);
@@ -396,7 +400,7 @@ class RowTable {
         return true;
     }
 
-    /* The rows that came since the last query by order. */
+    /* Indexes the rows that came since the last query by order. */
     void take_in(OrderRuns& runs);
 };
 
@@ -483,7 +487,7 @@ inline void RowTable::open_block() {
         };
         for (size_t c = 0; c < layouts_.size(); c++)
             if (layouts_[c].wide()) lend(block->columns[c].values, layouts_[c].wide());
-        for (size_t c = 0; c < layouts_.size(); c++) /* texts of as many rows take about as many bytes again */
+        for (size_t c = 0; c < layouts_.size(); c++) /* texts of as many rows probably take as many bytes again */
             if (texts_[c]) block->columns[c].data.keep(texts_[c] + texts_[c] / 16);
         lend(block->orders, 8);
         lend(block->slots, 4);
@@ -498,7 +502,7 @@ inline void RowTable::open_block() {
     blocks_++;
 }
 
-/* Its texts give back the room that they do not need, and the next block gets as much as they do. */
+/* Closes the open block. The memory of its texts is trimmed, and the next block gets as much. */
 inline void RowTable::close_block() {
     texts_.assign(layouts_.size(), 0);
     for (size_t c = 0; c < layouts_.size(); c++) {
@@ -683,7 +687,7 @@ inline void RowTable::make_twin(int32_t slot) {
         Chains::step(chain, spot, length, length);
         if (chain.size_class != Chain::IN_LEAVES) break;
     }
-    std::sort(entries.begin(), entries.end()); /* so that each is appended at the end */
+    std::sort(entries.begin(), entries.end()); /* then each is appended at the end */
     for (const Entry& entry : entries) entries_.add(twin, entry);
 }
 
@@ -722,7 +726,7 @@ inline void RowTable::match(const Incoming& in, int64_t* ids) {
     std::vector<int32_t> slots(in.count);
     keys.resolve(in.keys, keyed_ ? in.hashes : nullptr, in.chosen, in.count, false, slots.data());
     std::vector<Found> marked;
-    std::unordered_map<int64_t, int64_t> last; /* by the hash of a row: the last one of these rows that was returned */
+    std::unordered_map<int64_t, int64_t> last; /* by the hash of a row: the last of these rows that was returned */
     struct Unmark {
         std::vector<Found>& marked;
         ~Unmark() {
@@ -800,7 +804,7 @@ inline void RowTable::thin_out(RowBlock* block) {
     place_of(block->first_id >> BLOCK_BITS) = std::move(few);
 }
 
-/* Makes a new block, because a cut may be reading the old one. */
+/* Makes a new block, because a snapshot may be reading the old one. */
 inline void RowTable::move_out(std::shared_ptr<RowBlock>& place) {
     RowBlock& block = *place;
     std::vector<Mapped::Part> parts;
@@ -940,7 +944,7 @@ inline void RowTable::superseded(int64_t order, std::vector<int64_t>& ids) {
         }
     }
     std::sort(found_now.begin(), found_now.end());
-    std::vector<int64_t> before; /* rows returned by an earlier call, which may have asked for a later order, and not removed since */
+    std::vector<int64_t> before; /* rows returned by an earlier call, perhaps with a later order, and not removed since */
     for (int64_t id : given_) {
         Found found;
         if (!locate(id, found) || std::binary_search(found_now.begin(), found_now.end(), id)) continue;
@@ -968,7 +972,7 @@ inline std::shared_ptr<RowsCut> RowTable::cut() const {
         for (const std::shared_ptr<RowBlock>& block : page->blocks) {
             if (!block || block->alive == 0) continue;
             std::shared_ptr<const RowBlock> kept = block;
-            if (block.get() == open_) { /* others are not written any more */
+            if (block.get() == open_) { /* other blocks are not written any more */
                 auto copy = make_block(block->first_id >> BLOCK_BITS);
                 const int64_t n = copy->used = block->used;
                 copy->orders.reserve(8 * n);

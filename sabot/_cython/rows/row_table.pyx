@@ -1,6 +1,6 @@
 """Rows by key. See row_table.pyi for the contract; the loops over rows are in row_table.h.
 
-Types are checked here and columns opened as views, once per call; then the call runs without the GIL.
+Types are checked here and columns opened as views, once per call. Then the call runs without the GIL.
 """
 
 import os
@@ -120,7 +120,7 @@ ALIVE = pa.schema(
 )
 
 
-# What is made here
+# Arrays made here
 
 cdef void _release_capsule(object capsule) noexcept:
     cdef ArrowArray* array = <ArrowArray*> PyCapsule_GetPointer(capsule, "arrow_array")
@@ -130,7 +130,7 @@ cdef void _release_capsule(object capsule) noexcept:
 
 
 cdef class _Made:
-    """An array that was made here, whose memory pyarrow takes over."""
+    """An array that was made here. pyarrow takes over its memory."""
 
     cdef object capsule
     cdef ArrowArray* array
@@ -147,7 +147,7 @@ cdef class _Made:
         return self.schema.__arrow_c_schema__(), self.capsule
 
 
-# What comes in
+# Arguments
 
 cdef class _Rows:
     """The rows of one call, open for reading."""
@@ -161,7 +161,7 @@ cdef class _Rows:
     cdef Incoming rows
 
     cdef int64_t add_numbers(self, object data, object data_type, str name) except 0:
-        """Opens an array with an entry for each row of the batch, and returns the address of its values."""
+        """Opens an array with an entry for each row of the batch. Returns the address of its values."""
         cdef Numbers numbers = numbers_of(data, data_type, name, self.array.length)
         self.kept.append(numbers)
         return <int64_t> numbers.values
@@ -190,13 +190,13 @@ cdef _Rows _open(object data, object selection, object hashes):
 
 
 cdef class RowTable:
-    """Rows by key, kept in columns of its own. See row_table.pyi."""
+    """Rows by key, kept in the table's own columns. See row_table.pyi."""
 
     cdef Table* table
     cdef readonly object rows
     cdef readonly list keys
     cdef readonly bint counted
-    cdef list key_columns           # the indices of the key columns
+    cdef list key_columns           # the indexes of the key columns
     cdef object schema_capsule      # the schema of the rows
     cdef ArrowSchema* schema
     cdef dict schemas               # the schemas of selections of columns
@@ -246,11 +246,11 @@ cdef class RowTable:
 
     @property
     def nbytes(self):
-        """The memory that it takes, including index and keys."""
+        """The bytes of memory that the table takes, including index and keys."""
         return self.table.nbytes()
 
     def statistics(self):
-        """rows, keys, blocks, bytes."""
+        """Returns the numbers of rows, keys, blocks and bytes."""
         return {
             "rows": self.table.rows(),
             "keys": self.table.keys.groups,
@@ -258,10 +258,10 @@ cdef class RowTable:
             "bytes": self.table.nbytes(),
         }
 
-    # What comes in
+    # Adding rows
 
     cdef int add_keys(self, _Rows call, object keys) except -1:
-        """Adds the columns of the batch that are the key."""
+        """Adds the key columns of the batch to the call."""
         cdef int64_t column
         if len(keys) != len(self.key_columns):
             raise ValueError(f"{len(keys)} key columns, the table has {len(self.key_columns)}")
@@ -303,7 +303,7 @@ cdef class RowTable:
         return call
 
     def insert(self, data, order=None, *, hashes=None, selection=None):
-        """Adds rows; returns their ids."""
+        """Adds rows. Returns their ids."""
         cdef _Rows call = self.open_rows(data, order, hashes, selection)
         cdef int64_t* ids
         made = new_array(_INT64, call.rows.count, <void**> &ids)
@@ -311,15 +311,15 @@ cdef class RowTable:
             self.table.insert(call.rows, ids)
         return made
 
-    # What is looked for
+    # Searching
 
     def find(self, data, keys, *, hashes=None, selection=None, lower=None, upper=None, limit=None):
-        """All pairs (row of `data`, row of the table) of equal keys with lower <= order <= upper."""
+        """Returns all pairs (row of `data`, row of the table) of equal keys with lower <= order <= upper."""
         cdef _Found found = self.finder(data, keys, hashes, selection, lower, upper, limit)
         return found.next(LAST_ID)
 
     def find_chunks(self, data, keys, *, hashes=None, selection=None, lower=None, upper=None, limit=None, int64_t rows=65_536):
-        """The pairs of `find` in pieces."""
+        """Returns the pairs of `find` in pieces."""
         if rows < 1:
             raise ValueError(f"pieces of {rows} pairs")
         cdef _Found found = self.finder(data, keys, hashes, selection, lower, upper, limit)
@@ -347,11 +347,11 @@ cdef class RowTable:
         return found
 
     def last_at(self, data, keys, at, *, hashes=None, selection=None):
-        """The id of the key's last row with order <= at; -1: none."""
+        """Returns the id of the key's last row with order <= at, or -1."""
         return self.nearest(data, keys, at, hashes, selection, True)
 
     def first_at(self, data, keys, at, *, hashes=None, selection=None):
-        """The id of the key's first row with order >= at; -1: none."""
+        """Returns the id of the key's first row with order >= at, or -1."""
         return self.nearest(data, keys, at, hashes, selection, False)
 
     cdef object nearest(self, object data, object keys, object at, object hashes, object selection, bint last):
@@ -364,7 +364,7 @@ cdef class RowTable:
         return made
 
     def match(self, data, order=None, *, hashes=None, selection=None):
-        """The ids of equal rows; -1: none."""
+        """Returns the ids of equal rows, or -1."""
         cdef _Rows call = self.open_rows(data, order, hashes, selection)
         cdef int64_t* ids
         made = new_array(_INT64, call.rows.count, <void**> &ids)
@@ -373,7 +373,7 @@ cdef class RowTable:
         return made
 
     def key_ids(self, data, keys, *, hashes=None, selection=None):
-        """A number for each row's key; -1: the table has no rows of the key, or the key has a null."""
+        """Returns a number for each row's key; -1 if the table has no rows of the key, or the key has a null."""
         cdef _Rows call = self.open_probes(data, keys, hashes, selection)
         cdef int32_t* slots
         made = new_array(_INT32, call.rows.count, <void**> &slots)
@@ -381,10 +381,10 @@ cdef class RowTable:
             self.table.known_slots(call.rows, slots)
         return made
 
-    # What is known by id
+    # Access by id
 
     def take(self, ids, columns=None):
-        """The rows; -1: a row of nulls."""
+        """Returns the rows; the id -1 gives a row of nulls."""
         cdef Numbers numbers = numbers_of(ids, _INT64, "ids", -1)
         cdef vector[int] wanted
         cdef vector[Store] stores
@@ -409,7 +409,7 @@ cdef class RowTable:
         return pa.record_batch(made)
 
     def orders(self, ids):
-        """The orders of the rows."""
+        """Returns the orders of the rows."""
         cdef Numbers numbers = numbers_of(ids, _INT64, "ids", -1)
         cdef int64_t* out
         made = new_array(_INT64, numbers.length, <void**> &out)
@@ -418,7 +418,7 @@ cdef class RowTable:
         return made
 
     def hashes(self, ids):
-        """The hashes of the rows' keys."""
+        """Returns the hashes of the rows' keys."""
         cdef Numbers numbers = numbers_of(ids, _INT64, "ids", -1)
         cdef uint64_t* out
         made = new_array(_UINT64, numbers.length, <void**> &out)
@@ -427,7 +427,7 @@ cdef class RowTable:
         return made
 
     def counts(self, ids):
-        """The counts of the rows."""
+        """Returns the counts of the rows."""
         cdef Numbers numbers = self.countable(ids)
         cdef int32_t* out
         made = new_array(_INT32, numbers.length, <void**> &out)
@@ -459,24 +459,24 @@ cdef class RowTable:
         with nogil:
             self.table.remove(numbers.int64(), numbers.length)
 
-    # What is known by order
+    # Access by order
 
     def below(self, int64_t order):
-        """The ids of rows with an order below this one, sorted by (order, id)."""
+        """Returns the ids of rows with an order below this one, sorted by (order, id)."""
         cdef vector[int64_t] ids
         with nogil:
             self.table.below(order, ids)
         return int64_array(ids)
 
     def superseded(self, int64_t order):
-        """The ids of rows with an order below this one that are not the last such row of their key."""
+        """Returns the ids of rows with an order below this one that are not the last such row of their key."""
         cdef vector[int64_t] ids
         with nogil:
             self.table.superseded(order, ids)
         return int64_array(ids)
 
     def cut(self):
-        """Takes the rows as they are now."""
+        """Takes a snapshot of the rows."""
         cdef RowCut cut = RowCut.__new__(RowCut)
         with nogil:
             cut.cut = self.table.cut()
@@ -522,7 +522,7 @@ cdef class _Found:
 
 
 cdef class RowCut:
-    """The rows of a table at a moment. See row_table.pyi."""
+    """A snapshot of the rows of a table. See row_table.pyi."""
 
     cdef RowTable table
     cdef shared_ptr[RowsCut] cut
@@ -539,12 +539,12 @@ cdef class RowCut:
         return self.cut.get().rows
 
     def rows_in(self, int64_t first, int64_t end):
-        """How many rows have first <= id < end."""
+        """Returns the number of rows with first <= id < end."""
         self.need()
         return self.cut.get().rows_in(first, end)
 
     def read(self, int64_t first=0, int64_t end=LAST_ID, *, int64_t rows=65_536):
-        """The rows with first <= id < end, by id."""
+        """Returns the rows with first <= id < end, by id."""
         while first < end:
             batch, first = self.read_some(first, end, rows)
             if batch.num_rows:
@@ -561,7 +561,7 @@ cdef class RowCut:
         return pa.record_batch(made), first
 
     def alive(self):
-        """Which ids are alive, block by block, and their counts."""
+        """Returns the live ids, block by block, and their counts."""
         self.need()
         cdef shared_ptr[RowsCut] cut = self.cut
         cdef Alive found
@@ -581,5 +581,5 @@ cdef class RowCut:
             )
 
     def close(self):
-        """Frees what only the cut keeps."""
+        """Frees the memory that only the snapshot keeps."""
         self.cut.reset()
