@@ -7,7 +7,7 @@ import pytest
 
 from sabot import App, NdjsonSink, UserError, col, count, files, tumbling
 from sabot.connectors.base import _FILE
-from sabot.connectors.files.choice import _SUFFIXES
+from sabot.connectors.files.paths import FORMATS
 from sabot.testing import MemoryBroker
 
 HEAD = """
@@ -54,7 +54,7 @@ def test_the_name_of_a_file_is_no_topic_to_read():
 
 
 def test_every_ending_that_files_reads_is_known_as_that_of_a_file():
-    assert all(_FILE.fullmatch(f"name{suffix}") for suffix in _SUFFIXES)
+    assert all(_FILE.fullmatch(f"name{suffix}") for suffix in FORMATS)
     assert not any(_FILE.fullmatch(topic) for topic in ("orders", "orders.dlq", "in.csv.dlq", "json", "a.b", ".csv"))
 
 

@@ -4,22 +4,16 @@ from sabot.config import RECORD_BYTES
 from sabot.connectors.files.column_sources import ArrowSource, ParquetSource
 from sabot.connectors.files.csv import CsvSource
 from sabot.connectors.files.ndjson import NdjsonSource
-from sabot.connectors.files.paths import Paths, bare_suffix, find_files, name_of
+from sabot.connectors.files.paths import FORMATS, Paths, bare_suffix, find_files, format_of, name_of
 from sabot.connectors.files.source import FileSource
 from sabot.errors import UserError
 
-_FORMATS: dict[str, type[FileSource]] = {
+_SOURCES: dict[str, type[FileSource]] = {
     "ndjson": NdjsonSource,
     "csv": CsvSource,
     "parquet": ParquetSource,
     "arrow": ArrowSource,
 }
-_SUFFIXES = {suffix: name for name, kind in _FORMATS.items() for suffix in kind.suffixes}
-
-
-def format_of(path: str) -> str | None:
-    """The format that the ending of a path tells. None where it tells none."""
-    return _SUFFIXES.get(bare_suffix(path))
 
 
 def files(path: Paths, format: str | None = None, *, record_bytes: int | str = RECORD_BYTES) -> FileSource:
@@ -29,21 +23,21 @@ def files(path: Paths, format: str | None = None, *, record_bytes: int | str = R
     Raises UserError where nothing is found, or files of several formats, or a suffix that says nothing.
     """
     if format is not None:
-        if format not in _FORMATS:
-            raise UserError(f"{format!r} is no format of files", hint=f"one of {', '.join(_FORMATS)}")
-        return _FORMATS[format](path, record_bytes=record_bytes)
+        if format not in _SOURCES:
+            raise UserError(f"{format!r} is no format of files", hint=f"one of {', '.join(_SOURCES)}")
+        return _SOURCES[format](path, record_bytes=record_bytes)
     first: dict[str, str] = {}  # by format
-    for file in find_files(path, _SUFFIXES)[0]:
-        suffix = bare_suffix(file.path)
-        if suffix not in _SUFFIXES:
+    for file in find_files(path, FORMATS)[0]:
+        found_format = format_of(file.path)
+        if found_format is None:
             raise UserError(
-                f"file {file.path!r}: its ending {suffix!r} does not say what is in it",
-                hint=f"say format= one of {', '.join(_FORMATS)}",
+                f"file {file.path!r}: its ending {bare_suffix(file.path)!r} does not say what is in it",
+                hint=f"say format= one of {', '.join(_SOURCES)}",
             )
-        first.setdefault(_SUFFIXES[suffix], file.path)
+        first.setdefault(found_format, file.path)
     if len(first) > 1:
         found = ", ".join(f"{path!r} ({name})" for name, path in first.items())
         raise UserError(
             f"{name_of(path)!r} has files of several formats: {found}", hint='say format=, or a glob: "folder/*.csv"'
         )
-    return _FORMATS[next(iter(first))](path, record_bytes=record_bytes)
+    return _SOURCES[next(iter(first))](path, record_bytes=record_bytes)

@@ -15,7 +15,7 @@ from pyarrow import parquet as pq
 from sabot._cython.arrow.border import validate
 from sabot.codecs.records import HEAD_BYTES, above
 from sabot.connectors.files.columns import as_wanted, canonical, checked, distinct, fitted, most_rows
-from sabot.connectors.files.paths import DataFile, codec_of, open_raw, open_stream
+from sabot.connectors.files.paths import SUFFIXES, DataFile, codec_of, open_raw, open_stream
 from sabot.connectors.files.remote import RemotePath
 from sabot.connectors.files.source import FileReader, FileSource, Found, Share, no_place
 from sabot.errors import UserError
@@ -30,7 +30,7 @@ _MAGIC = b"ARROW1"
 class ParquetSource(FileSource):
     """Reads the rows of Parquet files, and only the wanted columns. Readers share row groups."""
 
-    suffixes = (".parquet", ".pq")
+    suffixes = SUFFIXES["parquet"]
 
     def _open_file(self, file: DataFile, offset: int) -> FileReader:
         if self._schema is None:
@@ -52,7 +52,7 @@ class ArrowSource(FileSource):
     batches of a file. A stream is one piece, and may be compressed as a whole.
     """
 
-    suffixes = (".arrow", ".arrows", ".ipc", ".feather")
+    suffixes = SUFFIXES["arrow"]
 
     def _pieces(self, file: DataFile) -> bool:
         return not _is_stream(file.path)

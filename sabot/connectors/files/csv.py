@@ -13,7 +13,7 @@ from sabot._cython.arrow.batch import normalise
 from sabot.codecs.csv_text import convert_options, failing_texts, parse_options, why_not
 from sabot.config import RECORD_BYTES
 from sabot.connectors.files.blocks import BlockReader, Blocks, Buffer, Nothing, StreamedFile
-from sabot.connectors.files.paths import DataFile, Paths, bare_suffix
+from sabot.connectors.files.paths import SUFFIXES, DataFile, Paths, bare_suffix
 from sabot.connectors.files.source import FileReader, FileSource, Found
 from sabot.errors import UserError
 
@@ -37,7 +37,7 @@ class CsvSource(FileSource):
     A file is one piece: readers share whole files, never parts of one.
     """
 
-    suffixes = (".csv", ".tsv")
+    suffixes = SUFFIXES["csv"]
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from sabot.codecs.records import RECORD_SCHEMA
 from sabot.config import RECORD_BYTES
 from sabot.connectors.base import Positions
 from sabot.connectors.files.blocks import BlockReader, Blocks, Lines, open_blocks
-from sabot.connectors.files.paths import DataFile, Paths, codec_of, cut_anywhere
+from sabot.connectors.files.paths import SUFFIXES, DataFile, Paths, codec_of, cut_anywhere
 from sabot.connectors.files.source import FileReader, FileSource, Found, global_offset
 from sabot.errors import UserError
 
@@ -35,7 +35,7 @@ class NdjsonSource(FileSource):
     goes on with the chunks of its checkpoint.
     """
 
-    suffixes = (".ndjson", ".jsonl", ".json")
+    suffixes = SUFFIXES["ndjson"]
     has_records = True
 
     def __init__(self, path: Paths, *, block_bytes: int | None = None, record_bytes: int | str = RECORD_BYTES) -> None:

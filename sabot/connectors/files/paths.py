@@ -18,6 +18,14 @@ from sabot.os_errors import hint_of
 
 Paths = str | os.PathLike[str] | Remotely | Sequence[str | os.PathLike[str] | Remotely]
 
+SUFFIXES = {
+    "ndjson": (".ndjson", ".jsonl", ".json"),
+    "csv": (".csv", ".tsv"),
+    "parquet": (".parquet", ".pq"),
+    "arrow": (".arrow", ".arrows", ".ipc", ".feather"),
+}
+"""The suffixes of each format of files. A sink gives its files the first one."""
+FORMATS = {suffix: name for name, suffixes in SUFFIXES.items() for suffix in suffixes}
 COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 
 
@@ -40,6 +48,11 @@ def bare_suffix(path: str) -> str:
     """Returns the suffix that names the format, in lower case and without the suffix of a compression."""
     stem, suffix = os.path.splitext(path)
     return (os.path.splitext(stem)[1] if suffix.lower() in COMPRESSION else suffix).lower()
+
+
+def format_of(path: str) -> str | None:
+    """Returns the format that the suffix of a path names, or None if it names none."""
+    return FORMATS.get(bare_suffix(path))
 
 
 def open_raw(path: str) -> Any:

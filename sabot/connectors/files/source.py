@@ -23,6 +23,7 @@ from sabot.codecs.records import BAD_SCHEMA, build_records
 from sabot.config import FIELDS, RECORD_BYTES, parse_bytes
 from sabot.connectors.base import Positions, Sink, Source
 from sabot.connectors.files.columns import checked, picked
+from sabot.connectors.files.objects import ObjectSink
 from sabot.connectors.files.paths import DataFile, Paths, bare_suffix, digest, find_files, name_of, open_stream
 from sabot.connectors.files.remote import has_pattern, is_remote, remote_path
 from sabot.errors import UserError
@@ -243,8 +244,6 @@ class FileSource(Source):
 
     def as_sink(self) -> Sink:
         """An ObjectSink of this format, for a folder of an object store."""
-        from sabot.connectors.files.objects import ObjectSink  # sinks of files ask which sources there are
-
         if is_remote(self._paths):
             path = remote_path(self._paths)
             if not has_pattern(path) and bare_suffix(path) not in self.suffixes:
