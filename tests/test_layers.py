@@ -145,19 +145,7 @@ def test_a_room_imports_only_rooms_above_it() -> None:
 
 
 CIRCLES = [  # groups of modules that import each other; a group may shrink, or go
-    {"api.context", "api.durable", "api.models"},
-    {"agents.replay.fork", "agents.replay.player"},
-    {"llm.asking", "llm.engine", "llm.telemetry", "llm.tools"},
-    {"state.base", "state.expiry"},
     {f"api.stream.{name}" for name in ("base", "connected", "grouped", "keyed", "rows", "windowed")},
-    {
-        f"connectors.files.{name}"
-        for name in (
-            *("blocks", "choice", "column_sinks", "column_sources", "csv", "delivering", "ndjson", "objects"),
-            *("sink", "source", "target", "text_sinks", "writing"),
-        )
-    },
-    {f"runtime.{name}" for name in ("local_agents", "agent_sinks", "build", "runnable", "settings", "local_streams")},
 ]
 
 

@@ -67,7 +67,7 @@ from sabot.agents import (
     record_job,
 )
 from sabot.agents.accounts.budgets import Amounts
-from sabot.agents.replay.player import hash_of_steps, verified
+from sabot.agents.replay.verification import hash_of_steps, verified
 from sabot.jobs.guard import Behalf
 from sabot.journal import Begin, EffectId, open_reader
 from tools.postgres import Postgres

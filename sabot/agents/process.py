@@ -19,7 +19,7 @@ from sabot.supervision import watch_task
 
 if TYPE_CHECKING:
     from sabot.checkpoint import Coordinator
-    from sabot.runtime.local_agents import LocalAgents
+    from sabot.runtime.runnable import RunningAgents
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class AgentProcess:
     spec: AgentSpec | None = None
     kafka: dict[str, Any] = field(default_factory=dict, repr=False)
     clock: Clock = SYSTEM_CLOCK
-    _agents: "LocalAgents | None" = field(default=None, repr=False)
+    _agents: "RunningAgents | None" = field(default=None, repr=False)
     _own_run: bool = field(default=False, repr=False)
     _coordinator: "Coordinator | None" = field(default=None, repr=False)  # of its own run
 
@@ -129,7 +129,7 @@ class AgentProcess:
         if self.state is AgentState.RUNNING:
             self.state = AgentState.STOPPING
 
-    def runs_in(self, agents: "LocalAgents") -> None:
+    def runs_in(self, agents: "RunningAgents") -> None:
         """The agents of a run have started, and this agent is one of them."""
         self._agents = agents
         self.barrier_queue = asyncio.Queue()  # it belongs to the event loop that is running now
@@ -152,7 +152,7 @@ class AgentProcess:
         self.last_message_time = figures["last_message_time"]
         self.dead_letters = figures["dead_letters"]
 
-    def _loop_ended(self, agents: "LocalAgents", what: str, error: SabotError) -> None:
+    def _loop_ended(self, agents: "RunningAgents", what: str, error: SabotError) -> None:
         """The agent's failure, which stands in `error` and in the log; or one of the engine."""
         if error is not self.error:
             agents.task.break_down(what, error)
@@ -207,7 +207,7 @@ class AgentProcess:
         """
         await self.barrier_queue.put(checkpoint_id)
 
-    async def _processing_loop(self, agents: "LocalAgents") -> None:
+    async def _processing_loop(self, agents: "RunningAgents") -> None:
         """Passes barriers on to the engine, which processes the records; ends with the agent's failure, or by cancellation."""
         while (checkpoint_id := await self.barrier_queue.get()) is not None:
             agents.coordinator.begin_after(checkpoint_id)

@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 TimerChange = tuple[bool, int, str]
 """Whether a timer is set or deleted, its time in ms, its name."""
 
+DURABLE_NAMES = frozenset(
+    {
+        *("ask", "attempt", "call", "child", "continue_as", "job_id", "labels", "patched", "principal", "random"),
+        *("scope", "sleep", "step", "uuid", "wait"),
+    }
+)
+"""The attributes that only the context of a durable agent has (`durable.DurableContext`)."""
+
 
 class Message:
     """A result with a key, headers or a topic of its own: `return Message(value, key=b"acc1", topic="alerts")`.
@@ -164,10 +172,8 @@ class AgentContext:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> NoReturn:
-            from sabot.api.durable import DurableContext  # which is made of this class
-
             what = f"{type(self).__name__!r} object has no attribute {name!r}"
-            if hasattr(DurableContext, name):
+            if name in DURABLE_NAMES:
                 what = (
                     f"ctx.{name} is there in durable agents, and {self.agent_id} is none: @app.agent(…, durable=True)"
                 )

@@ -164,7 +164,7 @@ class DurableContext(AgentContext):
         """
         from sabot.api.models import JobModel
 
-        return JobModel(self, self._job, engine)
+        return JobModel(self.call, self._job, engine)
 
     def now(self) -> int:
         """The job's time, in ms since 1970: that of the last result, answer or timer that it was told. The same in every replay."""

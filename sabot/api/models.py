@@ -1,29 +1,23 @@
-"""Models in durable agents: what a job asks of a model is an effect, and an agent of `sabot.llm` runs over the job's journal.
+"""Models in durable agents: each request that a job sends to a model (`ctx.llm(engine)`) is an effect in the job's journal.
 
-ctx.llm(engine)     asks a model: class `metered`, so it may be asked again after a crash, and what was answered is never paid again
-session             the conversation of a key, in keyed state: written when the job ends well, bounded by the agent's window
+Its class is `metered`: it may be repeated after a crash, and an answer that is recorded is never paid for again.
 """
 
 import asyncio
-import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from string import Formatter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from sabot.api.asked_batches import AgentModel, Said
-from sabot.config import check_called
-from sabot.errors import DataError, EffectError, TransientError, UserError, short_repr
+from sabot.errors import EffectError, TransientError
 from sabot.jobs.guard import Price
 from sabot.jobs.judges import GuardJudge
 from sabot.jobs.run import JobRun, Pieces
 from sabot.jobs.values import pack
 from sabot.journal.effects import EffectClass
-from sabot.llm.agent import Agent, AgentResult
 from sabot.llm.asking import request_of, with_output
-from sabot.llm.conversation import Conversation
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.errors import ModelError, model_error
 from sabot.llm.judges import JUDGE, CallJudge
@@ -34,24 +28,19 @@ from sabot.llm.schema import Schema
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Effect, Tool, as_tool
 
-if TYPE_CHECKING:
-    from sabot.api.durable import DurableContext
-
 ASKS = "llm"
 """The name of the effect; not that of the model, which may be changed while jobs are open."""
-
-_SESSION = "conversation"
-_BRACES = "{text} is a field; {{ and }} are braces"
 
 
 class JobModel(AgentModel):
     """A model, asked by one job; `ctx.llm(engine)`. Each answer is in the journal before the job goes on.
 
     The intent of a request has its digest, and of its messages those behind the last answer: the others are in the journal already.
+    call: `DurableContext.call` of the job, which makes the calls of tools.
     """
 
-    def __init__(self, ctx: "DurableContext", job: JobRun, engine: ExecutionEngine) -> None:
-        self._ctx = ctx
+    def __init__(self, call: Callable[..., Awaitable[Any]], job: JobRun, engine: ExecutionEngine) -> None:
+        self._call_tool = call
         self._job = job
         self._tool = as_tool(_asking(engine, job.job_id, job.pieces), effect=EffectClass.METERED)
         super().__init__(engine)
@@ -87,11 +76,11 @@ class JobModel(AgentModel):
 
     def of(self, engine: ExecutionEngine) -> "JobModel":
         """The same job, with another engine."""
-        return JobModel(self._ctx, self._job, engine)
+        return JobModel(self._call_tool, self._job, engine)
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
         """Calls a tool: an effect of the tool's class."""
-        return await self._ctx.call(tool, **arguments)
+        return await self._call_tool(tool, **arguments)
 
 
 class _Requests:
@@ -167,65 +156,3 @@ def _news(messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:
         if messages[at - 1].role == "assistant":
             return messages[at:]
     return messages
-
-
-def agent_function(
-    agent: Agent,
-    *,
-    prompt: str | Callable[[Any], object] | None,
-    reply: Callable[[Any, AgentResult], Any] | None,
-    session: bool,
-) -> Callable[["DurableContext"], Any]:
-    """The function of a durable agent that runs `agent` over each record.
-
-    prompt: a template ("Summarize: {text}"), or a function of the message; None: the message is a text, or has a field "prompt", "text" or
-    "question". reply: what is sent to the sink. session: a key has one conversation. Raises UserError where one of them is async.
-    """
-    check_called(f"agent {agent.name!r}", prompt=prompt, reply=reply)
-
-    async def run(ctx: "DurableContext") -> Any:
-        message = ctx.message
-        said = _prompt_of(message, prompt)
-        state = ctx.state() if session else None
-        kept = None if state is None else await state.get(_SESSION)
-        conversation = Conversation() if kept is None else Conversation.from_bytes(kept)
-        result = await agent.run(said, conversation=conversation, doing=ctx.llm(agent.engine))
-        if state is not None:
-            await state.put(_SESSION, conversation.to_bytes())
-        return _plain(result) if reply is None else reply(message, result)
-
-    run.__name__ = run.__qualname__ = agent.name
-    return run
-
-
-def check_template(prompt: str, where: str) -> None:
-    """Raises UserError where the template cannot be filled by any record: braces of JSON, a brace that is not closed."""
-    try:
-        fields = [field for _, field, _, _ in Formatter().parse(prompt) if field is not None]
-        wrong = next((field for field in fields if not re.match(r"\w+", field)), None)
-    except ValueError as error:
-        raise UserError(f"{where}: the prompt {short_repr(prompt)}: {error}", hint=_BRACES) from error
-    if wrong is not None:
-        raise UserError(f"{where}: the prompt {short_repr(prompt)}: {{{wrong}}} is no field of a record", hint=_BRACES)
-
-
-def _prompt_of(message: Any, prompt: str | Callable[[Any], object] | None) -> object:
-    if callable(prompt):
-        return prompt(message)
-    if prompt is not None:
-        try:
-            return prompt.format_map(message) if isinstance(message, Mapping) else prompt.format(message)
-        except (KeyError, IndexError, AttributeError) as error:
-            raise DataError(f"the prompt {short_repr(prompt)} needs {error}, which the record does not have") from error
-    if isinstance(message, str):
-        return message
-    if isinstance(message, Mapping):
-        for field in ("prompt", "text", "question"):
-            if isinstance(message.get(field), str):
-                return message[field]
-    raise DataError('a record is no prompt: it is no text, and has no field "prompt", "text" or "question"')
-
-
-def _plain(result: AgentResult) -> Any:
-    """What is sent where nobody says otherwise."""
-    return {"content": result.content} if result.output is None else msgspec.to_builtins(result.output)

@@ -14,8 +14,8 @@ from sabot.agents.accounts.rows import InMemoryLedgerWriter
 from sabot.agents.kernel import RuntimeKernel
 from sabot.agents.reading import as_plain
 from sabot.agents.replay.fork import FORK_ALLOWS, Forked, fork
-from sabot.agents.replay.player import JobCode, code_of, steps_of, verified
 from sabot.agents.replay.recording import Recording, record_job
+from sabot.agents.replay.verification import JobCode, code_of, steps_of, verified
 from sabot.agents.states import checkpoints_of
 from sabot.app import App
 from sabot.cli.agent_jobs import JobId, jobs

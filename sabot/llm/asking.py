@@ -15,7 +15,6 @@ from sabot.llm.messages import messages_of
 from sabot.llm.results import Completion
 from sabot.llm.schema import Mismatch, Schema
 from sabot.llm.spec import RequestSpec
-from sabot.llm.tools import Tool
 
 _FIELDS = frozenset(RequestSpec.__struct_fields__) - {"messages", "output"}
 _NOT_OPTIONS = {
@@ -53,7 +52,7 @@ def request_of(prompt: Any, output: Any, fields: Mapping[str, Any]) -> tuple[Req
     if unknown := fields.keys() - _FIELDS - {"output"}:
         raise UserError(f"{sorted(unknown)[0]!r} is no field of a request", hint=", ".join(sorted(_FIELDS)))
     if "tools" in fields:
-        tools = tuple(each.schema if isinstance(each, Tool) else each for each in fields["tools"])
+        tools = tuple(getattr(each, "schema", each) for each in fields["tools"])  # a Tool has a ToolSchema
         fields = {**fields, "tools": tools}
     if isinstance(fields.get("stop"), list):
         fields = {**fields, "stop": tuple(fields["stop"])}

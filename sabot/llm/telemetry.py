@@ -5,13 +5,13 @@ import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sabot.metrics import Sample, Value, minus, plus
 
 if TYPE_CHECKING:
-    from sabot.llm.engine import ExecutionEngine
     from sabot.llm.middleware import CallFigures
+    from sabot.llm.provider import Provider
 
 _COUNTERS = {  # by metric: the field of CallFigures
     "sabot_model_calls_total": "calls",
@@ -33,11 +33,18 @@ _Label = tuple[str, str]  # provider, model
 _Totals = dict[tuple[str, _Label, str], Value]  # by metric, label and kind of tokens
 
 
+class _Engine(Protocol):
+    @property
+    def provider(self) -> "Provider": ...
+
+    def statistics(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Member:
     label: _Label
     figures: "CallFigures"
-    engine: "weakref.ref[ExecutionEngine]"
+    engine: weakref.ref[_Engine]
 
 
 class _LoopEngines:
@@ -48,7 +55,7 @@ class _LoopEngines:
         self._members: list[_Member] = []
         self._gone: _Totals = {}
 
-    def add(self, engine: "ExecutionEngine", figures: "CallFigures") -> None:
+    def add(self, engine: _Engine, figures: "CallFigures") -> None:
         label = (engine.provider.name, engine.provider.model)
         with self._lock:
             self._sweep()
@@ -68,14 +75,14 @@ class _LoopEngines:
                 _count(totals, member)
             return totals
 
-    def engines(self) -> "list[tuple[_Label, ExecutionEngine]]":
+    def engines(self) -> list[tuple[_Label, _Engine]]:
         return [(each.label, engine) for each in self._members if (engine := each.engine()) is not None]
 
 
 _loops: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopEngines]" = weakref.WeakKeyDictionary()
 
 
-def join_loop(loop: asyncio.AbstractEventLoop, engine: "ExecutionEngine", figures: "CallFigures") -> None:
+def join_loop(loop: asyncio.AbstractEventLoop, engine: _Engine, figures: "CallFigures") -> None:
     """The engine belongs to this loop from now on."""
     _engines_of(loop).add(engine, figures)
 

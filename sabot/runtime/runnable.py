@@ -5,13 +5,34 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sabot.api.agent import AgentSpec
+from sabot.checkpoint import Coordinator
 from sabot.connectors.base import Source
 from sabot.errors import AgentFailed, SabotError
 from sabot.operators import Counters
+from sabot.runtime.streams import AgentCoordinator
 from sabot.state import StateBackend
 
 if TYPE_CHECKING:
-    from sabot.runtime.local_agents import LocalAgents
+    from sabot.runtime.agent_task import AgentTask
+
+
+class RunningAgents(Protocol):
+    """The running agents of a process, as one of them calls them (`local_agents.LocalAgents`)."""
+
+    coordinator: AgentCoordinator
+    task: "AgentTask"
+
+    def topics_of(self, agent_id: str) -> list[str]:
+        """Returns the names of the inputs of an agent."""
+
+    async def stop_agent(self, agent_id: str) -> None:
+        """Stops one agent from taking rows; the others run on."""
+
+    def restart_agent(self, agent_id: str) -> None:
+        """Starts an agent that `stop_agent` has stopped."""
+
+    async def finish(self, coordinator: Coordinator) -> None:
+        """Stops agents that run outside of an app, and takes a last checkpoint."""
 
 
 class RunnableAgent(Counters, Protocol):
@@ -26,7 +47,7 @@ class RunnableAgent(Counters, Protocol):
     def starts(self, broker: str, kafka: dict[str, Any]) -> None:
         """A run begins."""
 
-    def runs_in(self, agents: "LocalAgents") -> None:
+    def runs_in(self, agents: RunningAgents) -> None:
         """The agent has started, as one of these agents."""
 
     def runs_elsewhere(self) -> None:

@@ -18,17 +18,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import pyarrow as pa
 
 from sabot.config import Duration, parse_bytes, parse_ms, parse_seconds
 from sabot.errors import UserError
+from sabot.state.expiry import MARK_BYTES, Expiry, convert
 from sabot.state.files import made_whole
 from sabot.threads import run_in_thread
-
-if TYPE_CHECKING:
-    from sabot.state.expiry import Expiry
 
 _snapshot_ids = count(1)
 
@@ -243,7 +241,7 @@ class LocalBackend(StateBackend):
     This class implements the coroutines of the contract by those calls. expiry: decides when values expire; None: they stay.
     """
 
-    expiry: "Expiry | None" = None
+    expiry: Expiry | None = None
 
     @property
     @abstractmethod
@@ -290,3 +288,15 @@ class ClosedTables(dict[str, Any]):
 
     def get(self, key: object, default: object = None) -> Any:
         raise UserError("the state backend is closed")
+
+
+def stored_entries(
+    parts: Sequence[BackendCut | Snapshot], mine: Mine | None, passed: bytes, expiry: Expiry | None
+) -> Iterator[Entry]:
+    """Yields the entries of the parts as a backend with `expiry` stores them. `mine` and `passed` are those of `LocalBackend.load`."""
+    for part in parts:
+        entries = part.entries()
+        if part.sealed and passed:
+            entries = (entry for entry in entries if entry[2][:MARK_BYTES] > passed)
+        for namespace, key, value in entries if mine is None else mine(entries):
+            yield namespace, key, convert(value, part.sealed, expiry)

@@ -9,13 +9,13 @@ see it any more.
 """
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from sabot.clock import Clock
-from sabot.state.base import BackendCut, Entry, Mine, Snapshot
 
-_WIDTH = 8
+MARK_BYTES = 8
+"""The length of the expiry before a sealed value."""
 _ZERO = 1 << 63  # added to event times in sealed values
 _BUCKETS = 16  # in a time to live: how precisely the index in memory knows when a value expires
 
@@ -51,16 +51,16 @@ class Expiry:
 
     def now_mark(self) -> bytes:
         """The present as a mark: a sealed value is expired when its first 8 bytes are not greater."""
-        return self._now_ms().to_bytes(_WIDTH, "big")
+        return self._now_ms().to_bytes(MARK_BYTES, "big")
 
     def passed_mark(self) -> bytes:
         """The mark up to which expired values may be removed, because no read at an earlier time will come."""
         now_ms = self._now_ms()
-        return (now_ms if self.needed_ms is None else min(now_ms, self.needed_ms)).to_bytes(_WIDTH, "big")
+        return (now_ms if self.needed_ms is None else min(now_ms, self.needed_ms)).to_bytes(MARK_BYTES, "big")
 
     def end_mark(self) -> bytes:
         """The expiry of a value that is written now."""
-        return (self._now_ms() + self.ttl_ms).to_bytes(_WIDTH, "big")
+        return (self._now_ms() + self.ttl_ms).to_bytes(MARK_BYTES, "big")
 
     def order(self) -> "ExpiryOrder":
         """Makes the index that finds expired values in tables in memory; each backend has one."""
@@ -70,9 +70,9 @@ class Expiry:
         return None if value is None else self.end_mark() + value
 
     def open(self, sealed: bytes | None) -> bytes | None:
-        if sealed is None or sealed[:_WIDTH] <= self.now_mark():
+        if sealed is None or sealed[:MARK_BYTES] <= self.now_mark():
             return None
-        return sealed[_WIDTH:]
+        return sealed[MARK_BYTES:]
 
     def seal_many(self, values: Sequence[bytes | None]) -> list[bytes | None]:
         end = self.end_mark()
@@ -80,7 +80,7 @@ class Expiry:
 
     def open_many(self, sealed: Sequence[bytes | None]) -> list[bytes | None]:
         now = self.now_mark()
-        return [None if value is None or value[:_WIDTH] <= now else value[_WIDTH:] for value in sealed]
+        return [None if value is None or value[:MARK_BYTES] <= now else value[MARK_BYTES:] for value in sealed]
 
 
 class EventExpiry(Expiry):
@@ -107,7 +107,7 @@ class EventExpiry(Expiry):
 
 def event_mark(ms: int) -> bytes:
     """An event time as a mark, the form in which sealed values carry it."""
-    return min(ms + _ZERO, 2**64 - 1).to_bytes(_WIDTH, "big")
+    return min(ms + _ZERO, 2**64 - 1).to_bytes(MARK_BYTES, "big")
 
 
 class ExpiryOrder:
@@ -124,14 +124,16 @@ class ExpiryOrder:
 
     def restored(self, tables: Tables) -> Tables:
         """The tables of a checkpoint, put into the order of expiry."""
-        return {name: dict(sorted(table.items(), key=lambda pair: pair[1][:_WIDTH])) for name, table in tables.items()}
+        return {
+            name: dict(sorted(table.items(), key=lambda pair: pair[1][:MARK_BYTES])) for name, table in tables.items()
+        }
 
     def remove(self, tables: Mapping[str, Table], passed: bytes) -> None:
         """Removes the values whose expiry is not above `passed`. Costs what it removes, not what there is."""
         for table in tables.values():
             expired = []
             for key, value in table.items():  # the oldest first
-                if value[:_WIDTH] > passed:
+                if value[:MARK_BYTES] > passed:
                     break
                 expired.append(key)
             for key in expired:
@@ -158,7 +160,7 @@ class _ByBucket(ExpiryOrder):
         self._due, self._buckets = {}, []
         for namespace, table in tables.items():
             for key, value in table.items():
-                self._expiring(namespace, int.from_bytes(value[:_WIDTH], "big") - _ZERO).add(key)
+                self._expiring(namespace, int.from_bytes(value[:MARK_BYTES], "big") - _ZERO).add(key)
         return tables
 
     def remove(self, tables: Mapping[str, Table], passed: bytes) -> None:
@@ -169,7 +171,7 @@ class _ByBucket(ExpiryOrder):
                 if table is not None:
                     for key in keys:
                         value = table.get(key)
-                        if value is not None and value[:_WIDTH] <= passed:
+                        if value is not None and value[:MARK_BYTES] <= passed:
                             del table[key]
 
     def _expiring(self, namespace: str, until_ms: int) -> set[bytes]:
@@ -184,24 +186,12 @@ class _ByBucket(ExpiryOrder):
         return keys
 
 
-def converted(
-    parts: Iterable[BackendCut | Snapshot], mine: Mine | None, passed: bytes, expiry: Expiry | None
-) -> Iterator[Entry]:
-    """The entries of the parts as a backend with `expiry` keeps them. mine, passed: see `LocalBackend.load`."""
-    for part in parts:
-        entries = part.entries()
-        if part.sealed and passed:
-            entries = (entry for entry in entries if entry[2][:_WIDTH] > passed)
-        for namespace, key, value in entries if mine is None else mine(entries):
-            yield namespace, key, _converted(value, part.sealed, expiry)
-
-
-def _converted(value: bytes, sealed: bool, expiry: Expiry | None) -> bytes:
-    """Adapts a value where the ttl came or went since the checkpoint: a value without an expiry gets a full time to live from
-    now, or a value with one loses it.
+def convert(value: bytes, sealed: bool, expiry: Expiry | None) -> bytes:
+    """Returns a value of a checkpoint as a backend with `expiry` stores it: a value without an expiry gets a full time to live from now if
+    the program has gained a ttl, and a sealed value loses its expiry if the program has lost it.
     """
     if sealed and expiry is None:
-        return value[_WIDTH:]
+        return value[MARK_BYTES:]
     if not sealed and expiry is not None:
         return expiry.end_mark() + value
     return value

@@ -8,6 +8,8 @@ import msgspec
 import pytest
 
 from sabot import AgentContext, App
+from sabot.api.context import DURABLE_NAMES
+from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import AgentFailed, CheckpointFailed, DataError, UserError
@@ -320,6 +322,11 @@ def test_an_agent_that_is_not_durable_says_so_when_it_asks_a_person() -> None:
     assert not hasattr(ctx, "ask")
     with pytest.raises(AttributeError, match="has no attribute 'lm'"):
         ctx.lm  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_the_names_that_only_durable_agents_have_are_those_of_their_context() -> None:
+    names = {name for name in dir(DurableContext) if not hasattr(AgentContext, name) and not name.startswith("_")}
+    assert names == DURABLE_NAMES
 
 
 KEY = "sk-proj-Zq81MvtT0p5ecret"

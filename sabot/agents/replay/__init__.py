@@ -6,8 +6,9 @@ fork        a job goes on from one of its steps, otherwise than it did
 """
 
 from sabot.agents.replay.fork import FORK_ALLOWS, Forked, fork
-from sabot.agents.replay.player import JobCode, ReplayDifference, ReplayMode, ReplayPlayer, Verified, code_of, verified
+from sabot.agents.replay.player import ReplayMode, ReplayPlayer
 from sabot.agents.replay.recording import Recording, ReplayRecorder, RunMetadata, record_job
+from sabot.agents.replay.verification import JobCode, ReplayDifference, Verified, code_of, verified
 
 __all__ = [
     "FORK_ALLOWS",

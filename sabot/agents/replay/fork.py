@@ -19,8 +19,8 @@ from sabot.agents.accounts.guard import LedgerGuard
 from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.limits import JobLimits
 from sabot.agents.reading import as_plain
-from sabot.agents.replay.player import JobCode, ReplayDifference, steps_of
 from sabot.agents.replay.recording import Recording, record_job
+from sabot.agents.replay.verification import JobCode, ReplayDifference, steps_of
 from sabot.api.models import ASKS, request_body
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import checked_kind, checked_words

@@ -17,8 +17,17 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.disk import private
 from sabot.errors import CorruptCheckpoint, SabotError, UserError
 from sabot.os_errors import checkpoint_error
-from sabot.state.base import BackendConfig, BackendCut, ClosedTables, Entry, LocalBackend, Mine, Snapshot
-from sabot.state.expiry import Expiry, converted
+from sabot.state.base import (
+    BackendConfig,
+    BackendCut,
+    ClosedTables,
+    Entry,
+    LocalBackend,
+    Mine,
+    Snapshot,
+    stored_entries,
+)
+from sabot.state.expiry import Expiry
 
 STATE_FILE = "state.arrow"
 _FORMAT = b"1"
@@ -386,7 +395,7 @@ class MemoryBackend(LocalBackend):
     def load(self, parts: Sequence[BackendCut | Snapshot], mine: Mine | None = None, passed: bytes = b"") -> None:
         self._tables.get("")
         tables: dict[str, dict[bytes, bytes]] = {}
-        for namespace, key, value in converted(parts, mine, passed, self.expiry):
+        for namespace, key, value in stored_entries(parts, mine, passed, self.expiry):
             tables.setdefault(namespace, {})[key] = value
         self._tables = {**(tables if self._order is None else self._order.restored(tables))}
 

@@ -24,8 +24,17 @@ from sabot.disk import make_folder, own_folder
 from sabot.errors import CheckpointFailed, SabotError, UserError
 from sabot.os_errors import checkpoint_error, hint_of
 from sabot.state.backends.database import StateDatabase, database_options, read_database, read_mark
-from sabot.state.base import BackendConfig, BackendCut, ClosedTables, Entry, LocalBackend, Mine, Snapshot
-from sabot.state.expiry import Expiry, converted
+from sabot.state.base import (
+    BackendConfig,
+    BackendCut,
+    ClosedTables,
+    Entry,
+    LocalBackend,
+    Mine,
+    Snapshot,
+    stored_entries,
+)
+from sabot.state.expiry import Expiry
 from sabot.state.files import link_tree, lock_directory, remove_tree
 
 _Entries = dict[bytes, bytes | None]
@@ -372,7 +381,7 @@ class RocksDBBackend(LocalBackend):
                 return StateDatabase(directory, self._options, sealed=self.expires)
             database = StateDatabase(directory, self._options, sealed=self.expires)
             try:
-                self._import(database, converted(parts, mine, passed, self.expiry))
+                self._import(database, stored_entries(parts, mine, passed, self.expiry))
             except BaseException:
                 database.close()
                 raise

@@ -22,7 +22,7 @@ from sabot.agents import (
     record_job,
 )
 from sabot.agents.replay import JobCode, fork, verified
-from sabot.agents.replay.player import steps_of
+from sabot.agents.replay.verification import steps_of
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import PolicyDenied, UserError

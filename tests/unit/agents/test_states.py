@@ -26,7 +26,7 @@ from sabot.agents import (
     RuntimeKernel,
     StateManager,
 )
-from sabot.agents.replay.player import verified
+from sabot.agents.replay.verification import verified
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, UserError
 from sabot.journal import Begin, EffectResult, End, Letter, MemoryHome, MemoryInbox, MemoryJournal, MemoryReader, Signal

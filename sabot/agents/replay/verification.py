@@ -1,0 +1,168 @@
+"""Runs the code of today over a recording: it is the same if it asks for the same effects and ends the same way."""
+
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from sabot.agents.reading import as_plain, readable, value_of
+from sabot.agents.replay.recording import Recording
+from sabot.api.agent import AgentSpec
+from sabot.clock import SYSTEM_CLOCK
+from sabot.config import checked_kind
+from sabot.errors import NoStateBackend, SabotError, UserError, message_of, short_repr
+from sabot.jobs.history import ContinueAs, History
+from sabot.jobs.run import Ask, JobRun, effect_words
+from sabot.jobs.values import pack
+from sabot.journal.entries import Answer, EffectResult, End, Intent
+from sabot.operators.agents.job_function import job_function
+from sabot.operators.agents.rows import plain_of
+from sabot.stored_names import stored_name
+
+
+def _packed(run: JobRun, value: Any) -> bytes:
+    return pack(plain_of(value), f"the result of job {run.job_id}")
+
+
+def _continued(run: JobRun, message: Any) -> bytes:
+    return pack(message, f"the input of job {run.job_id}")
+
+
+@dataclass(frozen=True, slots=True)
+class JobCode:
+    """What runs over a recording. call: the coroutine of the job's function, for a run of it. packed: its result, as END has it.
+    continued: its input for `ctx.continue_as`, as BEGIN has it.
+    """
+
+    call: Callable[[JobRun], Coroutine[Any, Any, Any]]
+    packed: Callable[[JobRun, Any], bytes] = _packed
+    continued: Callable[[JobRun, Any], bytes] = _continued
+
+
+class ReplayDifference(SabotError):
+    """The code of today does not do what is recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What came of a verification. steps: effects that the function has asked for. difference: the first thing that it does otherwise than
+    is recorded; "" where there is none. events_hash: of what it has asked (`hash_of_steps` says that of the recording).
+    """
+
+    job_id: str
+    steps: int
+    difference: str
+    events_hash: str
+
+    @property
+    def same(self) -> bool:
+        """It does what is recorded."""
+        return not self.difference
+
+
+def code_of(spec: AgentSpec) -> JobCode:
+    """A durable agent's function, as its jobs run it; its state is not there."""
+    checked_kind(spec, AgentSpec, "code_of: spec", "the spec of a durable agent: agent.spec")
+    function = job_function(spec, None, SYSTEM_CLOCK)
+    return JobCode(lambda run: function.call(function.context(run)[0]), function.packed, function.continued)
+
+
+def verified(recording: Recording, code: JobCode) -> Verified:
+    """Runs the code over a recording of a journal. Nothing is called. Raises UserError for a recording without entries."""
+    if not recording.entries:
+        raise UserError(
+            "the recording has events only", hint="record_job(reader, job_id) records what code can run over"
+        )
+    run = JobRun(recording.job_id, _history(recording), key=recording.key, code="of today", seed=recording.seeds[-1])
+    asked: list[Ask] = []
+    try:
+        run.start(code.call)
+        asked = run.take_new()
+        difference = _other_arguments(run, asked) or _difference(run, asked, code)
+    except NoStateBackend:
+        difference = "it reads its state, and how that was then is not recorded"
+    except (Exception, SystemExit) as error:  # the user's code
+        difference = f"it cannot be run: {type(error).__name__}: {message_of(error)}"
+    finally:
+        run.discard()
+    return Verified(recording.job_id, len(asked), difference, _hash(asked))
+
+
+def hash_of_steps(recording: Recording) -> str:
+    """Of what is recorded to have been asked: the ordinals, kinds, names and arguments."""
+    return _hash(_history(recording).intents.values())
+
+
+def _history(recording: Recording) -> History:
+    return History.of(recording.job_id, recording.entries)
+
+
+def _hash(asked: Iterable[Ask | Intent]) -> str:
+    found = blake2b(digest_size=16)
+    for each in sorted(asked, key=lambda ask: ask.ordinal):
+        said = b"" if each.kind == "sleep" else each.digest
+        found.update(msgspec.msgpack.encode([each.ordinal, each.kind, each.name, said]))
+    return found.hexdigest()
+
+
+def _other_arguments(run: JobRun, asked: Iterable[Ask]) -> str:
+    """Of the first effect that is asked for with others than are recorded. A start would take the recorded result of some classes."""
+    for ask in sorted(asked, key=lambda ask: ask.ordinal):
+        recorded = run.history.intents.get(ask.ordinal)
+        if recorded is not None and ask.kind != "sleep" and ask.digest != recorded.digest:
+            return f"at step {ask.ordinal}, it asks for {effect_words(ask.kind, ask.name)} with other arguments"
+    return ""
+
+
+def _difference(run: JobRun, asked: Iterable[Ask], code: JobCode) -> str:
+    new = [effect_words(ask.kind, ask.name) for ask in asked if not ask.noted]
+    if run.blocked is not None:
+        error = run.outcome()[1] if run.finished else None
+        if isinstance(error, NoStateBackend):
+            raise error
+        raised = f"it raises {type(error).__name__}: {message_of(error)}; " if isinstance(error, Exception) else ""
+        return raised + run.blocked.message
+    end = run.history.end
+    if end is None:
+        return ""  # the recording stops here
+    if new:
+        return f"it goes on and asks for {', '.join(new)}, where the recording has its end"
+    if not run.finished:
+        return "it does not end where the recording ends"
+    value, error = run.outcome()
+    if isinstance(error, NoStateBackend):
+        raise error
+    return _other_end(run, end, value, error, code)
+
+
+def _other_end(run: JobRun, end: End, value: Any, error: BaseException | None, code: JobCode) -> str:
+    if error is not None and not isinstance(error, ContinueAs):
+        if end.outcome == "cancelled" and run.cancels:
+            return ""
+        told = f"{type(error).__name__}: {message_of(error)}"
+        return (
+            "" if end.outcome == "failed" and end.result in ("", stored_name(type(error))) else f"it fails now: {told}"
+        )
+    if end.outcome != "succeeded":
+        return f"it ends well now, and the recording ends as {end.outcome}"
+    if end.body and code.packed(run, value) != end.body:
+        return f"its result is another one now: {short_repr(as_plain(value))}"
+    return ""
+
+
+def steps_of(recording: Recording) -> list[dict[str, Any]]:
+    """What was asked, in order: ordinal, kind, name, arguments, and what came of each (outcome and value)."""
+    steps: dict[int, dict[str, Any]] = {}
+    for entry in recording.entries:
+        if isinstance(entry, Intent) and entry.ordinal not in steps:
+            said = {"ordinal": entry.ordinal, "kind": entry.kind, "name": entry.name, "asked": _said(entry)}
+            steps[entry.ordinal] = {**said, "outcome": "", "value": None}
+        elif isinstance(entry, EffectResult | Answer) and entry.ordinal in steps:
+            steps[entry.ordinal] |= {"outcome": entry.outcome, "value": _said(entry)}
+    return list(steps.values())
+
+
+def _said(entry: Intent | EffectResult | Answer) -> Any:
+    return as_plain(readable(value_of(entry, entry.body)))  # type: ignore[arg-type]

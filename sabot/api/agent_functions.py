@@ -1,0 +1,82 @@
+"""The function of a durable agent that runs a `sabot.llm.Agent` over each record: `app.llm_agent` makes it.
+
+With `session=True` each key has one conversation. It is kept in keyed state, and written when the job succeeds.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from string import Formatter
+from typing import Any
+
+import msgspec
+
+from sabot.api.durable import DurableContext
+from sabot.config import check_called
+from sabot.errors import DataError, UserError, short_repr
+from sabot.llm.agent import Agent, AgentResult
+from sabot.llm.conversation import Conversation
+
+_SESSION = "conversation"
+_BRACES = "{text} is a field; {{ and }} are braces"
+
+
+def agent_function(
+    agent: Agent,
+    *,
+    prompt: str | Callable[[Any], object] | None,
+    reply: Callable[[Any, AgentResult], Any] | None,
+    session: bool,
+) -> Callable[[DurableContext], Any]:
+    """The function of a durable agent that runs `agent` over each record.
+
+    prompt: a template ("Summarize: {text}"), or a function of the message; None: the message is a text, or has a field "prompt", "text" or
+    "question". reply: what is sent to the sink. session: a key has one conversation. Raises UserError where one of them is async.
+    """
+    check_called(f"agent {agent.name!r}", prompt=prompt, reply=reply)
+
+    async def run(ctx: DurableContext) -> Any:
+        message = ctx.message
+        said = _prompt_of(message, prompt)
+        state = ctx.state() if session else None
+        kept = None if state is None else await state.get(_SESSION)
+        conversation = Conversation() if kept is None else Conversation.from_bytes(kept)
+        result = await agent.run(said, conversation=conversation, doing=ctx.llm(agent.engine))
+        if state is not None:
+            await state.put(_SESSION, conversation.to_bytes())
+        return _plain(result) if reply is None else reply(message, result)
+
+    run.__name__ = run.__qualname__ = agent.name
+    return run
+
+
+def check_template(prompt: str, where: str) -> None:
+    """Raises UserError where the template cannot be filled by any record: braces of JSON, a brace that is not closed."""
+    try:
+        fields = [field for _, field, _, _ in Formatter().parse(prompt) if field is not None]
+        wrong = next((field for field in fields if not re.match(r"\w+", field)), None)
+    except ValueError as error:
+        raise UserError(f"{where}: the prompt {short_repr(prompt)}: {error}", hint=_BRACES) from error
+    if wrong is not None:
+        raise UserError(f"{where}: the prompt {short_repr(prompt)}: {{{wrong}}} is no field of a record", hint=_BRACES)
+
+
+def _prompt_of(message: Any, prompt: str | Callable[[Any], object] | None) -> object:
+    if callable(prompt):
+        return prompt(message)
+    if prompt is not None:
+        try:
+            return prompt.format_map(message) if isinstance(message, Mapping) else prompt.format(message)
+        except (KeyError, IndexError, AttributeError) as error:
+            raise DataError(f"the prompt {short_repr(prompt)} needs {error}, which the record does not have") from error
+    if isinstance(message, str):
+        return message
+    if isinstance(message, Mapping):
+        for field in ("prompt", "text", "question"):
+            if isinstance(message.get(field), str):
+                return message[field]
+    raise DataError('a record is no prompt: it is no text, and has no field "prompt", "text" or "question"')
+
+
+def _plain(result: AgentResult) -> Any:
+    """What is sent where nobody says otherwise."""
+    return {"content": result.content} if result.output is None else msgspec.to_builtins(result.output)
