@@ -1,4 +1,6 @@
-"""The compiled data plane: all loops over rows. A tree whose kernels are not built cannot be imported."""
+"""The compiled kernels: all loops over rows. Importing this package from a tree whose kernels are not built raises
+ImportError.
+"""
 
 from importlib.util import find_spec as _find_spec
 

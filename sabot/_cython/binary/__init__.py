@@ -1,1 +1,1 @@
-"""Converts binary payloads, whose schema is known, to columns, and back."""
+"""Converts binary payloads with a known schema to columns, and back."""

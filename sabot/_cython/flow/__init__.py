@@ -1,1 +1,1 @@
-"""What connects tasks, and time: channels, gates, timers."""
+"""Channels and gates, which connect tasks, and timers."""

@@ -1,8 +1,8 @@
-/* What is used of librdkafka's C interface, declared here and resolved when the program runs.
+/* The used part of librdkafka's C interface, declared here and resolved at run time.
 
-`load` finds the functions in the library that the loaded Python client uses, be that the one in its wheel or the system's, so there is
-one librdkafka in the process. All declarations are of the stable, public interface (rdkafka.h; the structs have not changed since 0.9,
-`rd_kafka_vu_t` not since 1.6, which has added it). */
+   `load` finds the functions in the library that the loaded Python client uses (from its wheel or from the system),
+   so that the process has one librdkafka. All declarations are of the stable, public interface (rdkafka.h; the
+   structs have not changed since 0.9, `rd_kafka_vu_t` not since it was added in 1.6). */
 #pragma once
 
 #include <dlfcn.h>
@@ -21,18 +21,18 @@ struct rd_kafka_headers_t;
 struct rd_kafka_error_t;
 
 struct rd_kafka_message_t {
-    int err; /* not 0: an event of the partition, `payload` is then its text; or a record that was not delivered */
+    int err; /* if not 0: an event of the partition, whose text is `payload`, or a record that was not delivered */
     rd_kafka_topic_t* rkt;
     int32_t partition;
-    void* payload; /* null: a tombstone */
+    void* payload; /* null for a tombstone */
     size_t len;
-    void* key; /* null: no key */
+    void* key; /* null if there is no key */
     size_t key_len;
     int64_t offset;
     void* _private;
 };
 
-struct rd_kafka_vu_t { /* a field of a record that is produced */
+struct rd_kafka_vu_t { /* a field of a produced record */
     int vtype;
     union {
         rd_kafka_topic_t* rkt;
@@ -90,7 +90,8 @@ SABOT_LIBRDKAFKA(SABOT_DECLARE)
 #undef SABOT_DECLARE
 }  // namespace client
 
-/* Resolves the functions in the shared object `path`, which is loaded, and in the libraries that it needs. Returns "" or what is missing. */
+/* Resolves the functions in the loaded shared object `path` and in the libraries that it needs. Returns "" or an
+   error text. */
 static std::string load(const char* path) {
     void* library = dlopen(path, RTLD_NOW | RTLD_NOLOAD);
     if (library == nullptr) return "it is not loaded";
@@ -102,7 +103,7 @@ static std::string load(const char* path) {
     client::name = reinterpret_cast<result(*) arguments>(dlsym(library, "rd_kafka_" #name));
     SABOT_LIBRDKAFKA(SABOT_RESOLVE)
 #undef SABOT_RESOLVE
-    return ""; /* the library stays loaded for as long as the process runs */
+    return ""; /* the library stays loaded until the process ends */
 }
 
 }  // namespace sabot

@@ -1,7 +1,8 @@
-"""Takes a consumer's records as columns, and gives a producer records from columns, without a Python object per record.
+"""Reads a consumer's records into columns, and sends records from columns through a producer, without a Python object
+per record.
 
-See librdkafka.pyi for the contracts; the loops are in record_queue.h and record_producer.h, and how a client of Python's becomes usable
-here is in plugin.h. Each call releases the GIL once per batch.
+See librdkafka.pyi for the contracts. The loops are in record_queue.h and record_producer.h, the access to a Python
+client is in plugin.h. Each call releases the GIL once per batch.
 """
 
 cimport cython
@@ -88,7 +89,9 @@ cdef extern from "kafka/plugin.h" namespace "sabot" nogil:
 
 
 def load_client(str library not None):
-    """Finds librdkafka's functions through a loaded shared object that uses them. Returns librdkafka's version; raises UserError."""
+    """Finds librdkafka's functions through a loaded shared object that uses them. Returns librdkafka's version.
+    Raises UserError.
+    """
     missing = c_load(library.encode()).decode()
     if missing:
         raise UserError(
@@ -99,7 +102,7 @@ def load_client(str library not None):
 
 
 cdef object _client(make, dict conf):
-    """What `make` returns for these settings and our plugin. Its handle is then in `client_made`."""
+    """Calls `make` with these settings and our plugin, and returns the client. Its handle is then in `client_made`."""
     global client_made
     theirs = conf.get(PLUGINS)
     client_made = NULL
@@ -109,7 +112,7 @@ cdef object _client(make, dict conf):
     return client
 
 
-@cython.no_gc_clear  # else the collector could take `client` away first, and the client must outlive the queue
+@cython.no_gc_clear  # the collector must not clear `client`, which must outlive the queue
 cdef class RecordQueue:
     cdef Queue* queue
     cdef readonly object client
@@ -172,7 +175,9 @@ cdef class RecordQueue:
 
 
 cdef Records _records(tuple capsules) except *:
-    """A view of the batch behind these capsules, which must stay alive as long as it. Raises TypeError for other columns."""
+    """Returns a view of the batch in these capsules, which must stay alive as long as the view. Raises TypeError for
+    other columns.
+    """
     if not Records.fits(schema_of(capsules[0])):
         raise TypeError("these are not the columns of records")
     return Records(schema_of(capsules[0]), array_of(capsules[1]))
@@ -187,7 +192,7 @@ def rows_above(data, int64_t limit):
     return dict(zip(rows, sizes))
 
 
-@cython.no_gc_clear  # else the collector could take `client` away first, and the client must outlive its topic
+@cython.no_gc_clear  # the collector must not clear `client`, which must outlive its topic
 cdef class RecordProducer:
     cdef Producer* producer
     cdef readonly object client

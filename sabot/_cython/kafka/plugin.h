@@ -1,6 +1,6 @@
-/* How a client of Python's becomes usable without Python: `conf_init` is the entry point of a librdkafka plugin. A client that is made with
-this module in `plugin.library.paths` calls it, and `client_made` is then that client's handle. The Python client still owns the handle and
-answers all callbacks in its `poll`. */
+/* Access to a Python client without Python. `conf_init` is the entry point of a librdkafka plugin. A client that is
+   made with this module in `plugin.library.paths` calls it, and then `client_made` is that client's handle. The
+   Python client still owns the handle and runs all callbacks in its `poll`. */
 #pragma once
 
 #include <cstdio>
@@ -22,7 +22,7 @@ static int note_delivery(rd_kafka_t*, rd_kafka_message_t* record, void* deliveri
     return 0;
 }
 
-static int forget_deliveries(rd_kafka_t*, void* deliveries) { /* the last that a client calls */
+static int forget_deliveries(rd_kafka_t*, void* deliveries) { /* the last interceptor that a client calls */
     delete static_cast<std::shared_ptr<Deliveries>*>(deliveries);
     return 0;
 }
@@ -46,7 +46,8 @@ extern "C" __attribute__((visibility("default"), used)) inline int conf_init(rd_
         std::snprintf(errstr, size, "sabot has another module of Kafka in this process; if its files were replaced since, start anew");
         return CLIENT_FAILED;
     }
-    /* Without this a delivered record stays in memory until Python polls. The Python client keeps the setting of this name to itself. */
+    /* Without this setting a delivered record stays in memory until Python polls. The Python client does not pass its
+       own setting of this name on. */
     if (Deliveries::expected && client::conf_set(conf, "delivery.report.only.error", "true", errstr, size) != 0) return CLIENT_FAILED;
     return client::conf_interceptor_add_on_new(conf, PLUGIN, note_client, nullptr);
 }

@@ -1,11 +1,14 @@
-/* A producer's records from columns, and what became of them.
+/* Sends records from columns through a producer, and counts their deliveries.
 
-`RecordProducer::put` gives rows to the client one after another, which copies them. It gives those of one partition together: the client keeps
-a list of records per partition, and walks through each several times, which waits for memory where neighbours of a list are not neighbours
-in memory (1 M records with keys to 4 partitions took 2.3 CPU s in the order of the batch, and 0.9 grouped). Nothing is told of a record that is delivered but a
-count; of those that are not, `Deliveries` keeps the first. Both come from an interceptor, which the client calls in its own threads for
-each record when it is acknowledged or given up, and not from the client's delivery reports: these would have to wait in a queue for Python's
-`poll`, where the Python client takes the pointer that a record carries for an object of its own. So our records carry none. */
+   `RecordProducer::put` passes rows to the client, which copies them. It passes the rows of one partition together.
+   The client keeps a list of records per partition and walks each list several times; if neighbours of a list are not
+   neighbours in memory, these walks wait for memory (1 M records with keys to 4 partitions took 2.3 CPU s in the
+   order of the batch, and 0.9 grouped).
+
+   A delivered record only increments a count; of the records that were not delivered, `Deliveries` keeps the first.
+   Both come from an interceptor, which the client calls in its own threads for each record that is acknowledged or
+   given up. The client's delivery reports are not used: they would wait in a queue for Python's `poll`, where the
+   Python client takes the pointer that a record carries for an object of its own. So our records carry no pointer. */
 #pragma once
 
 #include <algorithm>
@@ -28,12 +31,13 @@ namespace sabot {
 constexpr int QUEUE_FULL = -184; /* RD_KAFKA_RESP_ERR__QUEUE_FULL */
 constexpr int COPY = 2;          /* RD_KAFKA_MSG_F_COPY */
 constexpr int64_t NOBODY = INT64_MAX;
-constexpr int64_t GROUPED_ROWS = 16384; /* rows are grouped among so many, so what is sent again after a full queue is bounded */
+/* rows are grouped in blocks of so many, which bounds the rows that are sent again after a full queue */
+constexpr int64_t GROUPED_ROWS = 16384;
 constexpr int64_t HEADER_LENGTHS = 10; /* the most bytes that the lengths of a header's name and value take */
 enum Vtype { VTYPE_RKT = 2, VTYPE_VALUE = 4, VTYPE_KEY = 5, VTYPE_MSGFLAGS = 7, VTYPE_TIMESTAMP = 8, VTYPE_HEADERS = 10 };
 
-/* IN: a batch of the columns payload, key, timestamp, partition, offset and headers, of which partition and offset are not read. It owns
-nothing: the structs must live as long as it is used. */
+/* The rows of a batch with the columns payload, key, timestamp, partition, offset and headers, of which partition and
+   offset are not read. Owns no memory: the structs must live as long as it is used. */
 class Records {
   public:
     Records() = default;
@@ -48,7 +52,7 @@ class Records {
         values_ = view_of(pairs_schema->children[1], pairs->children[1], pairs->offset, pairs->length);
     }
 
-    /* Whether a batch has these columns, by their types. */
+    /* Returns true if a batch has columns of these types. */
     static bool fits(const ArrowSchema* schema) {
         static const char* const formats[] = {"z", "z", "l", "i", "l", "+l"};
         if (schema->n_children != 6) return false;
@@ -60,14 +64,14 @@ class Records {
 
     int64_t length = 0; /* rows */
 
-    /* Null for no payload; never null for an empty one. */
+    /* Return null for no payload or key; never null for an empty one. */
     void* payload(int64_t row, size_t* size) const { return bytes(payloads_, row, size); }
     void* key(int64_t row, size_t* size) const { return bytes(keys_, row, size); }
 
-    /* Milliseconds since 1970; 0, which the client takes for the time of now, where there is none. */
+    /* Returns milliseconds since 1970, or 0 for null; the client replaces 0 by the current time. */
     int64_t timestamp(int64_t row) const { return timestamps_.valid(row) ? timestamps_.int64s()[row] : 0; }
 
-    /* The headers of a row, owned by the caller; null where it has none. */
+    /* Returns the headers of a row, owned by the caller, or null if it has none. */
     rd_kafka_headers_t* headers(int64_t row) const {
         const Range range = entries(row);
         if (range.first == range.end) return nullptr;
@@ -81,7 +85,7 @@ class Records {
         return made;
     }
 
-    /* The bytes of a row's payload, key and headers, the lengths of headers included. */
+    /* Returns the bytes of a row's payload, key and headers, including the lengths of headers. */
     int64_t size(int64_t row) const {
         size_t payload_size, key_size;
         payload(row, &payload_size);
@@ -97,7 +101,7 @@ class Records {
         return total;
     }
 
-    /* The rows above `limit` bytes, and the bytes of each. */
+    /* Finds the rows above `limit` bytes. OUT rows, and sizes: the bytes of each. */
     void above(int64_t limit, std::vector<int64_t>& rows, std::vector<int64_t>& sizes) const {
         for (int64_t row = 0; row < length; row++) {
             const int64_t bytes = size(row);
@@ -113,7 +117,7 @@ class Records {
     };
 
     View payloads_, keys_, timestamps_, headers_, names_, values_;
-    const int32_t* bounds_ = nullptr; /* where the headers of each row begin; null where there is no row */
+    const int32_t* bounds_ = nullptr; /* the index of the first header of each row; null if there are no rows */
 
     static bool is(const ArrowSchema* schema, const char* format) {
         return schema->dictionary == nullptr && std::strcmp(schema->format, format) == 0;
@@ -139,8 +143,8 @@ class Records {
     }
 };
 
-/* The hash of a key by which Kafka's Java clients, and librdkafka with `murmur2` or `murmur2_random`, choose its partition.
-Source: Austin Appleby, MurmurHash2, with the seed 0x9747b28c */
+/* The hash of a key by which Kafka's Java clients, and librdkafka with `murmur2` or `murmur2_random`, choose its
+   partition. Source: Austin Appleby, MurmurHash2, with the seed 0x9747b28c. */
 static inline uint32_t murmur2(const uint8_t* data, size_t size) {
     constexpr uint32_t factor = 0x5bd1e995;
     uint32_t mixed = 0x9747b28c ^ static_cast<uint32_t>(size);
@@ -158,13 +162,13 @@ static inline uint32_t murmur2(const uint8_t* data, size_t size) {
     return mixed ^ mixed >> 15;
 }
 
-/* Rows of a batch, those of each partition together and in their order; rows without a key, whose partition is the client's choice, are last.
-Reused for block after block. Throws bad_alloc. */
+/* Groups the rows of a block by partition and keeps their order inside each. Rows without a key, whose partition the
+   client chooses, come last. Reused for block after block. Throws bad_alloc. */
 class Grouping {
   public:
     explicit Grouping(int32_t partitions) : partitions_(partitions) {}
 
-    /* The order of rows [begin, end), counted from `begin`; null: as they are. */
+    /* Returns the order of rows [begin, end), counted from `begin`, or null for the order in which they are. */
     const int32_t* group(const Records& records, int64_t begin, int64_t end) {
         if (partitions_ < 2) return nullptr;
         const size_t count = static_cast<size_t>(end - begin);
@@ -190,19 +194,19 @@ class Grouping {
 
 struct Refusal { /* a record that was not delivered */
     static constexpr size_t KEY_BYTES = 64;
-    int code = 0; /* of the client's error; 0: there is none */
-    int32_t partition = -1; /* -1: none was chosen yet */
+    int code = 0; /* the code of the client's error, or 0 */
+    int32_t partition = -1; /* -1 if none was chosen yet */
     int64_t size = 0; /* bytes of payload and key */
     bool keyed = false;
-    size_t key_size = 0;     /* of what is kept of the key */
+    size_t key_size = 0;     /* the number of bytes in `key` */
     char key[KEY_BYTES] = {}; /* its first bytes */
 };
 
-/* What became of the records of one client, which tells of them in its own threads. Belongs to the client and to the RecordProducer,
-whichever lives longer. All methods may be called from any thread. */
+/* The deliveries of one client, which reports them in its own threads. Owned by the client and the RecordProducer
+   together. All methods may be called from any thread. */
 class Deliveries {
   public:
-    /* The deliveries of the client that this thread makes; null while it makes none with deliveries. */
+    /* The deliveries of the client that this thread is making; null if it makes no client with deliveries. */
     static inline thread_local std::shared_ptr<Deliveries>* expected = nullptr;
 
     void gave(int64_t records) { given_ += records; }
@@ -215,8 +219,8 @@ class Deliveries {
         advanced_.notify_all();
     }
 
-    /* Returns when a quarter of the records that are on their way has been delivered or given up, at once where none are; or after
-    `timeout_ms`. */
+    /* Waits until a quarter of the records in flight has been delivered or given up, or for `timeout_ms`. Returns at
+       once if none are in flight. */
     void wait(int timeout_ms) {
         std::unique_lock<std::mutex> lock(mutex_);
         const int64_t done = done_, goal = done + (given_ - done + 3) / 4;
@@ -225,7 +229,8 @@ class Deliveries {
         goal_ = NOBODY;
     }
 
-    /* Returns how many records were refused since the last call; `first` is the first of them, if there is one. */
+    /* Returns the number of records that were refused since the last call. OUT first: the first of them, if there is
+       one. */
     int64_t refused(Refusal& first) {
         std::lock_guard<std::mutex> lock(mutex_);
         first = first_;
@@ -236,8 +241,8 @@ class Deliveries {
 
   private:
     std::atomic<int64_t> given_{0}, done_{0}; /* records taken by the client; those of them that were delivered or refused */
-    std::atomic<int64_t> goal_{NOBODY};       /* the `done_` that somebody waits for */
-    std::mutex mutex_;                        /* of all below */
+    std::atomic<int64_t> goal_{NOBODY};       /* the value of `done_` that a thread waits for */
+    std::mutex mutex_;                        /* guards the following fields */
     std::condition_variable advanced_;
     int64_t refused_ = 0;
     Refusal first_;
@@ -255,12 +260,12 @@ class Deliveries {
 };
 
 struct Fault { /* why a row was not taken */
-    int code = 0; /* of the client's error; 0: its queue is full */
+    int code = 0; /* the code of the client's error, or 0 if its queue is full */
     std::string text;
 };
 
-/* The records of one topic to one producer, whose records all come from here. Its methods may be called from any thread, and need no
-interpreter. */
+/* Sends records to one topic of one producer, which gets all its records from here. Methods may be called from any
+   thread, without the GIL. */
 class RecordProducer {
   public:
     RecordProducer(rd_kafka_t* producer, std::shared_ptr<Deliveries> deliveries, const char* topic, int32_t partitions)
@@ -273,11 +278,12 @@ class RecordProducer {
 
     const std::shared_ptr<Deliveries> deliveries;
 
-    /* False: the client does not take this name of a topic. */
+    /* Returns false if the client refuses this name of a topic. */
     bool ready() const { return topic_ != nullptr; }
 
-    /* Gives the rows to the client, which copies them, but for the `taken` that it was given by earlier calls for this batch. Returns how many
-    it has then: less than all where it does not take the next, and `fault` says why. Throws bad_alloc. */
+    /* Passes the rows to the client, which copies them, except the `taken` rows that earlier calls for this batch
+       passed. Returns how many rows it has then. If these are not all, `fault` says why it refused the next row.
+       Throws bad_alloc. */
     int64_t put(const Records& records, int64_t taken, Fault& fault) {
         Grouping grouping(partitions_);
         Fields fields(topic_);
@@ -296,7 +302,7 @@ class RecordProducer {
     }
 
   private:
-    struct Fields { /* of a record, as the client takes them */
+    struct Fields { /* the fields of a record for the client */
         rd_kafka_vu_t all[6];
         rd_kafka_vu_t &payload = all[2], &key = all[3], &timestamp = all[4], &headers = all[5];
 
@@ -314,9 +320,9 @@ class RecordProducer {
 
     rd_kafka_t* const producer_; /* owned by the Python client, which outlives this object */
     rd_kafka_topic_t* const topic_;
-    const int32_t partitions_; /* by which rows are grouped */
+    const int32_t partitions_; /* the number of partitions by which rows are grouped */
 
-    /* False: the row is not taken. */
+    /* Passes one row to the client. Returns false if the client does not take it. */
     bool give(const Records& records, int64_t row, Fields& fields, Fault& fault) {
         fields.payload.u.mem.ptr = records.payload(row, &fields.payload.u.mem.size);
         fields.key.u.mem.ptr = records.key(row, &fields.key.u.mem.size);
@@ -324,7 +330,7 @@ class RecordProducer {
         rd_kafka_headers_t* headers = fields.headers.u.headers = records.headers(row);
         rd_kafka_error_t* error = client::produceva(producer_, fields.all, headers ? 6 : 5);
         if (error == nullptr) return true;
-        if (headers) client::headers_destroy(headers); /* which the client owns only where it takes the record */
+        if (headers) client::headers_destroy(headers); /* the client owns them only if it takes the record */
         const int code = client::error_code(error);
         if (code != QUEUE_FULL) {
             fault.code = code;

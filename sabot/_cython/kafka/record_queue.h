@@ -1,8 +1,8 @@
-/* A consumer's records as columns.
+/* Reads a consumer's records into columns.
 
-Only the queues of partitions are forwarded to a queue of ours, before they are assigned: these carry records and faults of partitions, no
-callbacks. The Python client still owns the handle and answers all callbacks (errors, statistics, tokens, commits) in its `poll`, which finds
-the state of Python that they need. */
+   Only the queues of partitions are forwarded to our queue, before the partitions are assigned. These queues carry
+   records and errors of partitions, no callbacks. The Python client still owns the handle and runs all callbacks
+   (errors, statistics, tokens, commits) in its `poll`, with the Python state that they need. */
 #pragma once
 
 #include <algorithm>
@@ -27,9 +27,9 @@ the state of Python that they need. */
 
 namespace sabot {
 
-constexpr int64_t AHEAD = 4; /* records whose memory is fetched while an earlier one is copied */
+constexpr int64_t AHEAD = 4; /* how many records ahead memory is prefetched */
 
-struct Event { /* of a partition: its end was reached, or a fault */
+struct Event { /* an event of a partition: its end was reached, or an error */
     int code;
     int32_t partition;
     int64_t offset;
@@ -60,7 +60,7 @@ class BytesColumn {
 
     int64_t bytes() const { return data_.len; }
 
-    /* Hands the column over; `out` is released. */
+    /* Exports the column. `out` must be released. */
     void give(ArrowArray* out) {
         make_array(out, rows_, 3, 0);
         out->null_count = nulls_;
@@ -110,7 +110,7 @@ class HeadersColumn {
         put_bound();
     }
 
-    /* A row without headers. */
+    /* Appends a row without headers. */
     void skip() {
         rows_++;
         put_bound();
@@ -139,8 +139,8 @@ class HeadersColumn {
 
   private:
     struct Entry {
-        int64_t name; /* where its name begins */
-        int64_t size; /* of its value; -1: null */
+        int64_t name; /* the offset of its name */
+        int64_t size; /* bytes of its value, or -1 for null */
     };
 
     Bytes bounds_, valid_;
@@ -148,7 +148,7 @@ class HeadersColumn {
     std::string names_, values_;
     int64_t rows_ = 0, with_headers_ = 0;
 
-    /* Names are text; Kafka's own clients write UTF-8, and a byte that is none becomes U+FFFD. */
+    /* Appends a name as text. Kafka's own clients write UTF-8; an invalid byte becomes U+FFFD. */
     void put_name(const char* name) {
         const uint8_t* p = reinterpret_cast<const uint8_t*>(name);
         const uint8_t* const end = p + std::strlen(name);
@@ -189,7 +189,7 @@ class NumberColumn {
     int64_t rows_ = 0;
 };
 
-/* Messages that have come from the client, which are destroyed with this object if not before. */
+/* Messages taken from the client. They are destroyed with this object, if not before. */
 class Messages {
   public:
     Messages() = default;
@@ -197,7 +197,7 @@ class Messages {
     Messages& operator=(const Messages&) = delete;
     ~Messages() { clear(); }
 
-    /* Adds up to `most` messages. With a timeout it waits until there are so many. */
+    /* Adds up to `most` messages. With a timeout it waits until there are so many, or until the timeout. */
     void take(rd_kafka_queue_t* queue, int timeout_ms, int64_t most) {
         if (held_.size() < static_cast<size_t>(count_ + most)) held_.resize(static_cast<size_t>(count_ + most));
         const ssize_t came = client::consume_batch_queue(queue, timeout_ms, held_.data() + count_, static_cast<size_t>(most));
@@ -209,14 +209,14 @@ class Messages {
         held_[static_cast<size_t>(count_++)] = message;
     }
 
-    /* Gives message i away, which must not be asked for again. */
+    /* Returns message i to the caller, who owns it then. It must not be used here again. */
     rd_kafka_message_t* give(int64_t i) { return std::exchange(held_[static_cast<size_t>(i)], nullptr); }
 
     int64_t count() const { return count_; }
     bool empty() const { return count_ == 0; }
     const rd_kafka_message_t* operator[](int64_t i) const { return held_[static_cast<size_t>(i)]; }
 
-    /* Destroys message i, which must not be asked for again. */
+    /* Destroys message i, which must not be used again. */
     void drop(int64_t i) {
         client::message_destroy(held_[static_cast<size_t>(i)]);
         held_[static_cast<size_t>(i)] = nullptr;
@@ -240,7 +240,8 @@ class Messages {
     int64_t count_ = 0;
 };
 
-/* Messages that were taken from the client when their partitions were held back: by partition, in order, and at most so many. */
+/* A bounded number of messages that were taken from the client when their partitions were held; by partition, in
+   order. */
 class KeptMessages {
   public:
     KeptMessages() = default;
@@ -248,7 +249,7 @@ class KeptMessages {
     KeptMessages& operator=(const KeptMessages&) = delete;
     ~KeptMessages() { clear(); }
 
-    /* Takes all that are there, unless that are too many: then it returns false. */
+    /* Takes all messages of the queue. Returns false, without them, if they are too many. */
     bool take(rd_kafka_queue_t* queue) {
         Messages came;
         do {
@@ -264,7 +265,7 @@ class KeptMessages {
         return came.empty();
     }
 
-    /* Moves up to `most` messages to `out`, of partitions that are not held back. */
+    /* Moves up to `most` messages of partitions that are not held to `out`. */
     void move(const std::unordered_set<int32_t>& held, int64_t most, Messages& out) {
         if (count_ == 0) return;
         for (auto& [partition, messages] : by_partition_) {
@@ -286,34 +287,37 @@ class KeptMessages {
     }
 
   private:
-    static constexpr int64_t ROWS = 200'000, BYTES = 128 << 20, AT_ONCE = 4096; /* twice what our settings let the client fetch ahead */
+    static constexpr int64_t ROWS = 200'000, BYTES = 128 << 20, AT_ONCE = 4096; /* twice the limit of our settings for fetching ahead */
     std::unordered_map<int32_t, std::deque<rd_kafka_message_t*>> by_partition_;
     int64_t count_ = 0, bytes_ = 0;
 
     static int64_t size_of(const rd_kafka_message_t* message) { return static_cast<int64_t>(message->len + message->key_len); }
 };
 
-/* The records of the partitions of one consumer that were given to `follow`. Its methods may be called from any thread; they need no
-interpreter, and wait for each other. After `close` they do nothing. */
+/* The records of those partitions of one consumer that `follow` was called for. Methods may be called from any
+   thread, without the GIL, and wait for each other. After `close` they do nothing. */
 class RecordQueue {
   public:
-    /* later: the column `headers` of `read` is null, and `headers` gives those of single records. For each message the client makes a buffer to
-    find out that it has none, which takes a quarter of the time of all reading. */
+    /* `later`: true if the column `headers` of `read` shall be null, and `headers` returns those of single records.
+       To find out that a message has no headers the client makes a buffer, which takes a quarter of the time of all
+       reading. */
     RecordQueue(rd_kafka_t* consumer, bool later) : consumer_(consumer), queue_(client::queue_new(consumer)), later_(later) {}
     RecordQueue(const RecordQueue&) = delete;
     RecordQueue& operator=(const RecordQueue&) = delete;
     ~RecordQueue() { close(); }
 
-    /* The records of this partition come here, once it is assigned. False: the client has no such queue, or this one is closed. */
+    /* Forwards the records of this partition to this queue, from its assignment on. Returns false if the client has
+       no such queue, or this one is closed. */
     bool follow(const char* topic, int32_t partition) {
         std::lock_guard<std::mutex> lock(in_use_);
         topic_ = topic;
         return queue_ != nullptr && forward(partition, queue_);
     }
 
-    /* Returns how many records there are, at most `most`; where there are none, it waits up to `timeout_ms` for the first. They become the
-    struct array `out`, which is made only where there are any, with the columns payload, key, timestamp, partition, offset and headers.
-    `next` gets the offset behind the last record of each partition, `events` what else has come. Throws bad_alloc, overflow_error. */
+    /* Reads records. Returns their number, at most `most`; if there are none, waits up to `timeout_ms` for the first.
+       OUT `out`, made only if there are records: a struct array with the columns payload, key, timestamp, partition,
+       offset and headers; `next`: the offset after the last record of each partition; `events`: events of partitions.
+       Throws bad_alloc, overflow_error. */
     int64_t read(int64_t most, int timeout_ms, ArrowArray* out, std::unordered_map<int32_t, int64_t>& next, std::vector<Event>& events) {
         std::lock_guard<std::mutex> lock(in_use_);
         if (queue_ == nullptr || most < 1) return 0;
@@ -327,9 +331,9 @@ class RecordQueue {
         return last_.empty() ? 0 : columns(out, next, events);
     }
 
-    /* From here on `read` gives records of these partitions no more, and of all others. What the client has fetched of them is kept, and
-    comes when they are held back no longer. Returns those that are new among them and that the client is to pause: the others stay apart,
-    in their own queues. Throws bad_alloc. */
+    /* Makes `read` return no records of these partitions, and of all others again. Fetched records of held partitions
+       are kept, and come when the partition is not held any more. Returns the newly held partitions that the client
+       has to pause; the others stay in their own queues. Throws bad_alloc. */
     std::vector<int32_t> hold(const std::vector<int32_t>& partitions) {
         std::lock_guard<std::mutex> lock(in_use_);
         if (queue_ == nullptr) return {};
@@ -344,12 +348,13 @@ class RecordQueue {
             else
                 paused.push_back(each);
         if (fresh.empty() || kept_.take(queue_)) return paused;
-        for (const int32_t each : fresh) /* what is left of them in the queue goes away only where the client pauses them */
+        for (const int32_t each : fresh) /* records left in the queue disappear only if the client pauses the partition */
             if (apart_.count(each)) rejoin(each);
         return fresh;
     }
 
-    /* The column `headers` of `count` records of the last `read`, in any order; of others it is null. Throws bad_alloc, overflow_error. */
+    /* Makes the column `headers` for `count` records of the last `read`, in any order; null for other records. Throws
+       bad_alloc, overflow_error. */
     void headers(const int32_t* partitions, const int64_t* offsets, int64_t count, ArrowArray* out) {
         std::lock_guard<std::mutex> lock(in_use_);
         using Place = std::pair<int32_t, int64_t>;
@@ -374,7 +379,7 @@ class RecordQueue {
     void close() {
         std::lock_guard<std::mutex> once(closing_);
         if (queue_ == nullptr) return;
-        client::queue_yield(queue_); /* a reader that waits returns */
+        client::queue_yield(queue_); /* makes a waiting reader return */
         std::lock_guard<std::mutex> lock(in_use_);
         last_.clear();
         kept_.clear();
@@ -385,19 +390,19 @@ class RecordQueue {
   private:
     rd_kafka_t* const consumer_; /* owned by the Python client, which outlives this object */
     rd_kafka_queue_t* queue_;    /* null once closed */
-    std::mutex in_use_, closing_; /* only `close` changes `queue_`, with both */
+    std::mutex in_use_, closing_; /* only `close` changes `queue_`, and it holds both */
     const bool later_;
-    Messages last_; /* the batch that was read last: where headers are for later they can be asked for until the next one */
+    Messages last_; /* the last batch read; if headers are read later, they come from it until the next batch */
     std::string topic_;
-    std::unordered_set<int32_t> held_;  /* partitions that are held back */
-    std::unordered_set<int32_t> apart_; /* those of them whose own queues are not forwarded: the client fetches no further there than it may
-                                           fetch ahead, and drops nothing */
-    KeptMessages kept_; /* older than what is in the queue of the same partition */
-    double bytes_per_row_ = 128; /* of payload, in the last batch */
+    std::unordered_set<int32_t> held_;  /* partitions that are held */
+    std::unordered_set<int32_t> apart_; /* held partitions that stay in their own queues, up to the client's limit for fetching ahead */
+    KeptMessages kept_; /* older than the messages in the queue of the same partition */
+    double bytes_per_row_ = 128; /* bytes of payload per row in the last batch */
 
-    static constexpr size_t APART = 2; /* each may take as much memory as all that are read take together */
+    static constexpr size_t APART = 2; /* each may take as much memory as all partitions that are read take together */
 
-    /* Has the records of a partition come to `to`; null: to its own queue. What is in that goes along. False: it has none. */
+    /* Forwards the records of a partition, with those in its queue, to `to`, or for null back to its own queue.
+       Returns false if the partition has no queue. */
     bool forward(int32_t partition, rd_kafka_queue_t* to) {
         rd_kafka_queue_t* from = client::queue_get_partition(consumer_, topic_.c_str(), partition);
         if (from == nullptr) return false;

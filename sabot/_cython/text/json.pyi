@@ -4,16 +4,17 @@ from typing import Any
 import pyarrow as pa
 
 NESTING_MAX: int
-"""How deeply objects and lists may be nested in data from outside, for every decoder."""
+"""The greatest nesting of objects and lists in data from outside, for every decoder."""
 
 def is_too_deep(payload: bytes) -> bool:
-    """Whether a payload, valid or not, has objects and lists nested deeper than NESTING_MAX."""
+    """Returns True if a payload, valid or not, has objects and lists nested deeper than NESTING_MAX."""
 
 class BadRow:
-    """A payload that could not be decoded: `row` is its index in the input, `reason` says why, and at which byte. Compared by value.
+    """A payload that could not be decoded: `row` is its index in the input, `reason` says why, and at which byte.
+    Compared by value.
 
-    After decode_lines, `data[start:end]` is the line without its line ending, from which a reader of files gets payload and offset; after
-    decode() both are -1. The byte in `reason` counts from `start`.
+    After decode_lines, `data[start:end]` is the line without its line ending, and the byte in `reason` counts from
+    `start`. After decode() both are -1.
     """
     def __init__(self, row: int, reason: str, start: int = -1, end: int = -1) -> None: ...
     @property
@@ -26,39 +27,51 @@ class BadRow:
     def end(self) -> int: ...
 
 class JsonDecoder:
-    """Decodes payloads into a RecordBatch of `schema`, in one call; only the wanted columns are built.
+    """Decodes payloads into a RecordBatch of `schema`, in one call. Only the wanted columns are built.
 
-    Types: bool, all ints, float32/64, string, binary (the UTF-8 of a JSON string), timestamp (any unit; values are UTC with or without a
-    zone) and date32/64, both from integers (epoch ms) or ISO 8601 strings, decimal128/256, from numbers or strings that are one, struct
-    and list of these, `pa.null()`; other types raise UserError naming the column. int64 time columns take integers only.
-    A decimal is exact: a number with more digits than its type has, before or behind the point, makes a bad row; 1.500 and 15e-1 are 1.5.
-    Of duplicate keys the last wins. Unknown fields are skipped, but must be valid JSON. A missing or null value becomes null, or a bad row
-    where the column is not nullable.
-    The following make a bad row, and decoding goes on: a value of the wrong type, a number out of the type's range, invalid UTF-8, half a
-    surrogate pair in a wanted string, trailing bytes, an empty or None payload, a payload that is no object, nesting deeper than 512.
-    An int fits a float column; a float without a fraction does not fit an int column. NaN and Infinity are not JSON.
-    A byte order mark before a payload is skipped. Digits of a time beyond the column's unit are dropped.
+    Types: bool, all ints, float32/64, string, binary (the UTF-8 of a JSON string), timestamp (any unit; values are
+    UTC with or without a zone) and date32/64, both from integers (epoch ms) or ISO 8601 strings, decimal128/256, from
+    numbers or strings with a number, struct and list of these, `pa.null()`; other types raise UserError naming the
+    column. int64 time columns take integers only.
+
+    A decimal is exact: a number with more digits than its type, before or after the point, makes a bad row; 1.500 and
+    15e-1 are 1.5. Of duplicate keys the last counts. Unknown fields are skipped, but must be valid JSON. A missing or
+    null value becomes null, or a bad row if the column is not nullable.
+
+    These payloads become bad rows, and decoding goes on: a value of the wrong type, a number out of the type's range,
+    invalid UTF-8, half a surrogate pair in a wanted string, trailing bytes, an empty or None payload, a payload that
+    is not an object, nesting deeper than 512. An int fits a float column; a float without a fraction does not fit an
+    int column. NaN and Infinity are not JSON. A byte order mark before a payload is skipped. Digits of a time beyond
+    the column's unit are dropped.
     """
 
     schema: pa.Schema
     def __init__(self, schema: pa.Schema) -> None: ...
     def decode(self, payloads: Sequence[bytes | None] | pa.Array[Any] | Any) -> tuple[pa.RecordBatch, list[BadRow]]:
-        """Decodes payloads into the good rows, in order, and the bad ones.
+        """Decodes payloads. Returns the good rows, in order, and the bad rows.
 
-        Accepts an Arrow array of binary or string, any slice, or a sequence of bytes and None; else TypeError. The GIL is released while
-        parsing. Raises OverflowError where a column would take more than 2 GiB.
+        Accepts an Arrow array of binary or string, any slice, or a sequence of bytes and None; raises TypeError for
+        anything else. The GIL is released while parsing. Raises OverflowError if a column would take more than 2 GiB.
         """
     def decode_lines(self, data: bytes | memoryview | pa.Buffer) -> tuple[pa.RecordBatch, list[BadRow]]:
-        """Decodes NDJSON: complete lines, which end in \\n or \\r\\n (the last may lack it); blank lines are skipped and not counted. Each
-        bad row has the bounds of its line. The GIL is released."""
+        r"""Decodes NDJSON: complete lines, which end in \n or \r\n (the last may lack it). Blank lines are skipped and
+        not counted. Each bad row has the bounds of its line. The GIL is released.
+        """
 
 def infer_schema(payloads: Sequence[bytes | None]) -> pa.Schema:
-    """The narrowest schema that all valid payloads fit, of bool, int64, float64, string, list, struct and null. int64 and float64 together
-    give float64, as do integers beyond 64 bits. Other types that disagree raise UserError naming the field and both types; string is never
-    guessed. Fields are in the order of their first appearance. Without a valid payload the schema has no columns."""
+    """Returns the narrowest schema that all valid payloads fit, of bool, int64, float64, string, list, struct and
+    null.
+
+    int64 and float64 together give float64, as do integers beyond 64 bits. Other types that disagree raise UserError
+    naming the field and both types. Fields are in the order of their first appearance. Without a valid payload the
+    schema has no columns.
+    """
 
 def encode_rows(batch: pa.RecordBatch) -> pa.BinaryArray:
-    """Encodes each row as one JSON object, compact, in UTF-8. Nulls, NaN and infinities are written as null; timestamps and dates as epoch
-    ms; decimals as numbers with all digits of their scale (1.50); binary as a UTF-8 string (TypeError if it is not); struct and list as
-    objects and lists. Other types raise UserError naming the column. Floats are written with the fewest digits that round-trip, and
-    always with a point or an exponent: 1.0 is `1.0`."""
+    """Encodes each row as one JSON object, compact, in UTF-8.
+
+    Nulls, NaN and infinities are written as null; timestamps and dates as epoch ms; decimals as numbers with all
+    digits of their scale (1.50); binary as a UTF-8 string (TypeError for other bytes); struct and list as objects and
+    lists. Other types raise UserError naming the column. Floats are written with the fewest digits that round-trip,
+    and always with a point or an exponent: 1.0 is `1.0`. Raises OverflowError above 2 GiB.
+    """

@@ -1,7 +1,8 @@
-"""Converts JSON payloads to Arrow batches, and back. See json.pyi for the contract; the loops are in json_parse.h and json_write.h.
+"""Converts JSON payloads to Arrow batches, and back. See json.pyi for the contract; the loops are in json_parse.h and
+json_write.h.
 
-A schema is turned into a tree of C++ nodes here, once; after that a batch takes one call without the GIL, and its buffers are handed over
-through the Arrow C Data Interface.
+This module turns a schema into a tree of C++ nodes, once. Then a batch takes one call without the GIL, and its
+buffers are exported through the Arrow C Data Interface.
 """
 
 import json as _stdlib_json
@@ -65,7 +66,8 @@ cdef extern from "text/json_parse.h" namespace "sabot" nogil:
     cppclass Decoder:
         Node root
         Decoder() except +
-        # Each may be called from any thread (calls wait for each other); `out` becomes a struct array that owns its buffers.
+        # Each may be called from any thread; concurrent calls wait for each other. `out` becomes a struct array that
+        # owns its buffers.
         void rows[Offset](
             const Offset* offsets, const uint8_t* data, const uint8_t* validity, int64_t bit, int64_t n,
             ArrowArray* out, vector[CBadRow]& bad
@@ -82,7 +84,7 @@ cdef extern from "text/json_write.h" namespace "sabot" nogil:
         Column(int kind, cbool checked, int64_t per_second, const string& path, const string& name, cbool first) except +
         void add_child(Column* child) except +  # takes ownership
 
-    # False: a value of the column `path` has no JSON form.
+    # Returns False if JSON cannot represent a value of the column `path`.
     cbool write_rows(Column& root, const ArrowArray* batch, ArrowArray* out, string& path) except +
 
 
@@ -90,7 +92,7 @@ NESTING_MAX = MAX_DEPTH
 
 
 def is_too_deep(bytes payload not None):
-    """Whether a payload, valid or not, has objects and lists nested deeper than NESTING_MAX."""
+    """Returns True if a payload, valid or not, has objects and lists nested deeper than NESTING_MAX."""
     if PyBytes_GET_SIZE(payload) <= MAX_DEPTH:
         return False
     return c_is_too_deep(<const uint8_t*> PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
@@ -114,13 +116,13 @@ cdef dict KINDS = {
     pa.date32(): DATE32,
     pa.date64(): DATE64,
 }
-cdef int MAX_NESTED = 60  # how deeply types may be nested; Arrow imports up to 64 levels
+cdef int MAX_NESTED = 60  # the greatest nesting of types; Arrow imports up to 64 levels
 cdef int MAX_SCALE = 76  # of decimals
 cdef dict PER_SECOND = {"s": 1, "ms": 1000, "us": 1000000, "ns": 1000000000}
 
 
 cdef int kind_of(object data_type, str path, str verb) except -1:
-    """The C++ kind of an Arrow type; UserError naming the column where JSON has no form for it."""
+    """Returns the C++ kind of an Arrow type. Raises UserError naming the column if JSON cannot represent the type."""
     kind = KINDS.get(data_type)
     if kind is not None:
         return kind
@@ -141,7 +143,7 @@ cdef int kind_of(object data_type, str path, str verb) except -1:
 
 
 cdef list children_of(object data_type, str path):
-    """Pairs (field, its path) of a struct's fields or a list's item."""
+    """Returns pairs (field, its path) of a struct's fields or of a list's item."""
     if pa.types.is_list(data_type):
         return [(data_type.value_field, f"{path}[]")]
     return [(data_type.field(i), f"{path}.{data_type.field(i).name}") for i in range(data_type.num_fields)]
@@ -150,7 +152,7 @@ cdef list children_of(object data_type, str path):
 cdef class BadRow:
     """A payload that could not be decoded: `row` is its index in the input, `reason` says why, and at which byte.
 
-    `start` and `end` are the bounds of its line in the data given to decode_lines, -1 elsewhere.
+    `start` and `end` are the bounds of its line in the data given to decode_lines, else -1.
     """
 
     cdef readonly int64_t row
@@ -182,7 +184,9 @@ cdef class BadRow:
 
 
 cdef int add_fields(Node* parent, list fields, int depth=1) except -1:
-    """Gives `parent` a node for each (field, path). Raises UserError for types that JSON cannot give, and for names given twice."""
+    """Adds a node to `parent` for each (field, path). Raises UserError for types that JSON cannot represent, and for
+    names given twice.
+    """
     cdef Node* node
     cdef int kind
     if depth > MAX_NESTED:
@@ -197,17 +201,17 @@ cdef int add_fields(Node* parent, list fields, int depth=1) except -1:
         node = new Node(kind, field.nullable, unit, path.encode(), str(field.type).encode())
         if kind == DECIMAL128 or kind == DECIMAL256:
             node.precision, node.scale = field.type.precision, field.type.scale
-        parent.add_child(node, field.name.encode())  # from here on the parent owns the node, even when the next line raises
+        parent.add_child(node, field.name.encode())  # the parent owns the node from here on, even if the next line raises
         if kind == STRUCT_ or kind == LIST_:
             add_fields(node, children_of(field.type, path), depth + 1)
     return 0
 
 
 cdef class JsonDecoder:
-    """Decodes payloads into a RecordBatch of `schema`, in one call; only the wanted columns are built.
+    """Decodes payloads into a RecordBatch of `schema`, in one call. Only the wanted columns are built.
 
-    It learns the order of fields and the size of texts from the rows that it has seen. Calls from several threads are safe, and run one
-    after the other.
+    It learns the order of fields and the size of texts from the rows that it has seen. Calls from several threads are
+    safe; they run one after the other.
     """
 
     cdef Decoder* decoder
@@ -226,17 +230,19 @@ cdef class JsonDecoder:
         del self.decoder
 
     def decode(self, payloads):
-        """Decodes payloads into the good rows, in order, and the bad ones.
+        """Decodes payloads. Returns the good rows, in order, and the bad rows.
 
-        `payloads`: bytes objects and None, or an Arrow array of binary or string (any slice). The GIL is released while parsing.
-        Raises OverflowError where a column would take more than 2 GiB.
+        `payloads`: bytes objects and None, or an Arrow array of binary or string (any slice). The GIL is released
+        while parsing. Raises OverflowError if a column would take more than 2 GiB.
         """
         if isinstance(payloads, (pa.Array, pa.ChunkedArray)) or hasattr(payloads, "__arrow_c_array__"):
             return self._decode_array(_binary(payloads))
         return self._decode_list(tuple(payloads))  # the tuple keeps every payload alive while the GIL is released
 
     def decode_lines(self, data):
-        """Decodes NDJSON: lines that end in \\n or \\r\\n (the last may lack it); blank lines are skipped and not counted."""
+        r"""Decodes NDJSON: lines that end in \n or \r\n (the last may lack it). Blank lines are skipped and not
+        counted.
+        """
         cdef Py_buffer view
         cdef ArrowArray out
         cdef vector[CBadRow] bad
@@ -297,7 +303,7 @@ cdef class JsonDecoder:
 
 
 def _binary(payloads):
-    """Any Arrow array of payloads as an array of type binary or string."""
+    """Converts any Arrow array of payloads to an array of type binary or string."""
     if isinstance(payloads, pa.ChunkedArray):
         payloads = payloads.combine_chunks()
     array = payloads if isinstance(payloads, pa.Array) else pa.array(payloads)
@@ -310,10 +316,11 @@ def _binary(payloads):
 
 
 def infer_schema(payloads):
-    """The narrowest schema that all valid payloads fit, with the fields in the order of their first appearance.
+    """Returns the narrowest schema that all valid payloads fit, with the fields in the order of their first
+    appearance.
 
-    Any type replaces null, and float64 replaces int64 (integers beyond 64 bits are float64). Raises UserError where two rows disagree on
-    the type of a field. Payloads that are bad for every schema do not count.
+    Any type replaces null, and float64 replaces int64 (integers beyond 64 bits are float64). Raises UserError if two
+    rows disagree on the type of a field. Payloads that are bad for every schema do not count.
     """
     payloads = list(payloads)
     _, bad = JsonDecoder(pa.schema([])).decode(payloads)
@@ -331,7 +338,7 @@ def infer_schema(payloads):
 
 
 def _count(shape):
-    """The number of fields in a shape, at all levels."""
+    """Returns the number of fields in a shape, at all levels."""
     if isinstance(shape, dict):
         return sum([1 + _count(item) for item in shape.values()])
     return _count(shape[0]) if isinstance(shape, list) else 0
@@ -342,7 +349,7 @@ def _integer(text):
 
 
 def _shape(value, path):
-    """The type of one value: None, "bool", "int64", "float64", "string", [shape of the items], {name: shape}."""
+    """Returns the type of one value: None, "bool", "int64", "float64", "string", [shape of the items], {name: shape}."""
     if value is None:
         return None
     if isinstance(value, bool):
@@ -366,12 +373,12 @@ def _below(path, name):
 
 
 def _is_text(name):
-    """Whether a column can have this name; False for one with half of a surrogate pair."""
+    """Returns True if a column can have this name; False for a name with half of a surrogate pair."""
     return not any(0xD800 <= ord(c) < 0xE000 for c in name)
 
 
 def _merged(a, b, path):
-    """The narrowest shape that both fit."""
+    """Returns the narrowest shape that both fit. Raises UserError if there is none."""
     if a is None or a == b:
         return b
     if b is None:
@@ -402,7 +409,7 @@ def _arrow_type(shape):
 
 
 cdef int add_columns(Column* parent, list fields) except -1:
-    """Gives `parent` a column for each (field, path). Raises UserError for types that have no form in JSON."""
+    """Adds a column to `parent` for each (field, path). Raises UserError for types that JSON cannot represent."""
     cdef Column* column
     cdef int kind
     first = True
@@ -412,7 +419,7 @@ cdef int add_columns(Column* parent, list fields) except -1:
         column = new Column(kind, field.type == pa.binary(), unit, path.encode(), field.name.encode(), first)
         if kind == DECIMAL128 or kind == DECIMAL256:
             column.scale = field.type.scale
-        parent.add_child(column)  # from here on the parent owns the column, even when the next line raises
+        parent.add_child(column)  # the parent owns the column from here on, even if the next line raises
         if kind == STRUCT_ or kind == LIST_:
             add_columns(column, children_of(field.type, path))
         first = False
@@ -422,9 +429,9 @@ cdef int add_columns(Column* parent, list fields) except -1:
 def encode_rows(batch):
     """Encodes each row as one JSON object, compact, in UTF-8, with the fields in the order of the columns.
 
-    Nulls, NaN and infinities are written as null, times as epoch ms, decimals with all their digits; floats with the fewest digits that
-    round-trip, and always with a point or an exponent. Raises UserError for a column whose type has no form in JSON, TypeError for binary that is not UTF-8, OverflowError
-    beyond 2 GiB.
+    Nulls, NaN and infinities are written as null, times as epoch ms, decimals with all their digits; floats with the
+    fewest digits that round-trip, and always with a point or an exponent. Raises UserError for a column whose type
+    JSON cannot represent, TypeError for binary that is not UTF-8, OverflowError above 2 GiB.
     """
     batch = normalise(batch)
     cdef Column* root = new Column(STRUCT_, False, 1, b"", b"", True)

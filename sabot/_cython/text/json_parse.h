@@ -1,20 +1,22 @@
 /* Parses JSON objects into columns.
 
-A Decoder owns a tree of Nodes, one per column (and per child of a struct or list). A row is parsed once, from left to right; the values of
-wanted fields go straight into the nodes' buffers, all other values are checked and skipped:
+   A Decoder owns a tree of Nodes, one per column (and per child of a struct or list). A row is parsed once, from left to
+   right; the values of wanted fields go straight into the nodes' buffers, all other values are checked and skipped:
 
-    row bytes --object()--> node of the field --value()--> valid[] data[] offsets[] text  --finish()--> ArrowArray
+       row bytes --object()--> node of the field --value()--> valid[] data[] offsets[] text  --finish()--> ArrowArray
 
-What makes the loops fast:
-- A row must end in '}', and `end` is right behind it. So every scan outside a string stops at that byte by itself, and only strings and
-  closing braces compare with `end`. At least PADDING bytes behind `end` can be read, whatever they hold.
-- The fields of a row usually come in the order of the row before: each key remembers its successor, and 16 bytes are compared at once.
+   Two things make the loops fast:
+   - A row must end in '}', and `end` is right after it. So every scan outside a string stops at that byte by itself; only
+     strings and closing braces compare with `end`. At least PADDING bytes after `end` can be read, whatever they contain.
+   - The fields of a row usually come in the order of the row before: each key remembers its successor, and 16 bytes are
+     compared at once.
 
-A syntax error ends the row: functions return nullptr and `error` is set. A value of the wrong type does not, because a later
-duplicate of the field may replace it: the value is skipped, `mismatch` is set, and the object remembers it until its end.
+   A syntax error ends the row: functions return nullptr and set `error`. A value of the wrong type does not end the row,
+   because a later duplicate of the field may replace it: the value is skipped, `mismatch` is set, and the object remembers
+   the error until its end.
 
-All of it is `nogil`, and throws only std::bad_alloc, or std::overflow_error for a column that is too large for Arrow (`except +`).
-Damaged input throws nothing. */
+   Nothing here needs the GIL. Functions throw only std::bad_alloc, or std::overflow_error for a column that is too large
+   for Arrow (`except +`). Damaged input throws nothing. */
 #pragma once
 
 #include <algorithm>
@@ -78,26 +80,27 @@ static inline Layout layout_of(Kind kind) {
 
 struct Error {
     std::string reason;
-    int64_t at = 0; /* the byte of the payload */
+    int64_t at = 0; /* the index of the byte in the payload */
 };
 
 struct BadRow {
     int64_t row;
     std::string reason;
-    int64_t start = -1, end = -1; /* the bounds of its line in the data; -1 if payloads were given one by one */
+    int64_t start = -1, end = -1; /* the bounds of its line in the data, or -1 if payloads were given one by one */
 };
 
 /* A field name of an object, and the name that followed it last time. */
 struct Key {
     std::string name;
-    std::string quoted;         /* "name" with its quotes; empty if it has characters that must be escaped, and is never predicted */
+    std::string quoted;         /* "name" with its quotes; empty if it has characters that must be escaped: then it is never predicted */
     alignas(16) uint8_t head[16];
-    uint32_t rest_mask = 0;     /* a mask of the 16 head bytes that are behind the name; 0xFFFF: the name is longer than the head */
-    int field = -1;             /* the index of the wanted child; -1: the field is not wanted */
+    /* a mask of those of the 16 head bytes that are after the name; 0xFFFF if the name is longer than the head */
+    uint32_t rest_mask = 0;
+    int field = -1;             /* the index of the wanted child, or -1 if the field is not wanted */
     int next = 0;
 };
 
-/* The field names of one object: wanted ones first, then unknown ones as they come, at most MAX_KEYS. */
+/* The field names of one object: wanted names first, then unknown ones as they come, at most MAX_KEYS. */
 struct Keys {
     std::vector<Key> keys;
     std::vector<int> table;     /* open addressing: an index into keys, or -1 */
@@ -167,20 +170,20 @@ static inline bool predicted(const Key& key, const uint8_t* p, const uint8_t* en
            std::memcmp(p, key.quoted.data(), key.quoted.size()) == 0;
 }
 
-/* One column under construction. */
+/* A column under construction. */
 struct Node : ColumnBuilder<Node> {
     Kind kind;
     int64_t per_second;         /* timestamp: units per second */
-    std::string path;           /* the name for users: "order.items[].price" */
+    std::string path;           /* the name for messages: "order.items[].price" */
     std::string type;           /* the type in pyarrow's notation, for messages */
     Keys keys;                  /* for struct: the names of the children and of unknown fields */
-    int precision = 0, scale = 0; /* decimals: how many digits there are, and how many of them are behind the point */
+    int precision = 0, scale = 0; /* decimals: the number of digits, and of digits after the point */
 
     Node(int kind_, bool nullable_, int64_t per_second_, const std::string& path_, const std::string& type_)
         : ColumnBuilder(layout_of(static_cast<Kind>(kind_)), nullable_, width_of(static_cast<Kind>(kind_))),
           kind(static_cast<Kind>(kind_)), per_second(per_second_), path(path_), type(type_) {}
 
-    /* Takes ownership of `child`; `name` is its field name in a struct. */
+    /* Adds a child and takes ownership of it. `name` is its field name in a struct. */
     void add_child(Node* child, const std::string& name) {
         children.emplace_back(child);
         if (kind == Kind::struct_) keys.add(name.data(), name.size(), static_cast<int>(children.size()) - 1);
@@ -193,10 +196,10 @@ static constexpr uint64_t POWERS[] = {1, 10, 100, 1000, 10000, 100000, 1000000, 
 static constexpr double EXACT_POWERS[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
                                           1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
 
-/* Reads at most 8 digits at p: returns how many there are, and their value. It does not branch on their number. */
+/* Reads at most 8 digits at p. Returns their number, and their value in `value`. Does not branch on their number. */
 static inline int digits8(const uint8_t* p, uint64_t& value) {
     uint64_t t = load8(p) ^ 0x3030303030303030ull; /* digits become 0 to 9 */
-    /* A carry moves up only from a byte that is no digit, so the first such byte is found correctly. */
+    /* A carry moves up only from a byte that is not a digit, so the first such byte is found correctly. */
     const uint64_t other = ((t + 0x7676767676767676ull) | t) & 0x8080808080808080ull;
     const int n = other ? __builtin_ctzll(other) >> 3 : 8;
     if (n == 0) return 0;
@@ -211,15 +214,16 @@ static inline int digits8(const uint8_t* p, uint64_t& value) {
 struct Number {
     const uint8_t* begin;
     const uint8_t* end;
-    uint64_t mantissa;      /* all digits, without the point; meaningless beyond 19 digits */
-    int64_t digits;         /* how many digits there are */
-    int64_t whole_digits;   /* how many digits are before the point */
+    uint64_t mantissa;      /* all digits, without the point; undefined beyond 19 digits */
+    int64_t digits;         /* the number of digits */
+    int64_t whole_digits;   /* the number of digits before the point */
     int64_t exponent;       /* the exponent of ten, for the mantissa as a whole number */
     bool negative;
-    bool whole;             /* whether there is neither a fraction nor an exponent */
+    bool whole;             /* true if there is neither a fraction nor an exponent */
 };
 
-/* Reads a JSON number. nullptr: it is none, and `wrong` is the place of the error. */
+/* Reads a JSON number. Returns the address after it, or nullptr for an invalid number; then `wrong` is the address of
+   the error. */
 __attribute__((always_inline)) static inline const uint8_t* scan_number(const uint8_t* p, Number& number, const uint8_t*& wrong) {
     number.begin = p;
     number.negative = *p == '-';
@@ -278,7 +282,7 @@ __attribute__((always_inline)) static inline const uint8_t* scan_number(const ui
     return p;
 }
 
-/* The magnitude of a whole number; false if it has more than 64 bits. */
+/* Computes the magnitude of a whole number. Returns false if it has more than 64 bits. */
 static inline bool magnitude(const Number& number, uint64_t& value) {
     if (SABOT_LIKELY(number.digits <= 19)) {
         value = number.mantissa;
@@ -293,7 +297,8 @@ static inline bool magnitude(const Number& number, uint64_t& value) {
     return true;
 }
 
-/* The nearest value of type T (double or float), by the C++ library; false if the number is larger than any. */
+/* Computes the nearest value of type T (double or float) with the C++ library. Returns false if the number is larger
+   than any. */
 template <class T>
 static inline bool nearest(const Number& number, T& value) {
 #if defined(__cpp_lib_to_chars)
@@ -312,11 +317,11 @@ static inline bool nearest(const Number& number, T& value) {
 #endif
 }
 
-/* The nearest double; false if the number is larger than any. */
+/* Computes the nearest double. Returns false if the number is larger than any. */
 static inline bool to_double(const Number& number, double& value) {
     if (SABOT_LIKELY(number.digits <= 19 && number.mantissa <= (uint64_t{1} << 53) && number.exponent >= -22 &&
                      number.exponent <= 22)) {
-        /* Both operands are exact, so the one rounding is correct (Clinger 1990). */
+        /* Both operands are exact, so the single rounding is correct (Clinger 1990). */
         double d = static_cast<double>(number.mantissa);
         d = number.exponent < 0 ? d / EXACT_POWERS[-number.exponent] : d * EXACT_POWERS[number.exponent];
         value = number.negative ? -d : d;
@@ -325,31 +330,33 @@ static inline bool to_double(const Number& number, double& value) {
     return nearest(number, value);
 }
 
-/* The nearest float; false if the number is larger than any. */
+/* Computes the nearest float. Returns false if the number is larger than any. */
 static inline bool to_float(const Number& number, float& value) {
     double d;
     if (!to_double(number, d)) return false;
     uint64_t bits;
     std::memcpy(&bits, &d, 8);
-    /* Rounding twice is wrong only if the double lies exactly between two floats: by its 29 spare bits, or below FLT_MIN. */
+    /* Rounding twice is wrong only if the double lies exactly between two floats: by its 29 spare bits, or below
+       FLT_MIN. */
     if (SABOT_UNLIKELY((bits & 0x1FFFFFFF) == 0x10000000 || (std::fabs(d) < 1.1754943508222875e-38 && d != 0)))
         return nearest(number, value);
     value = static_cast<float>(d);
     return std::isfinite(value);
 }
 
-/* The number at this scale. false: it has more digits behind the point, other than zeros, or more than `precision` in all. */
+/* Computes the number at this scale. Returns false if it has more digits after the point, other than zeros, or more
+   than `precision` in all. */
 static inline bool to_decimal(const Number& number, int precision, int scale, Whole& value) {
-    int64_t digits, shift; /* the value has so many digits, and is to be multiplied by 10^shift */
+    int64_t digits, shift; /* the value has `digits` digits, and is multiplied by 10^shift */
     if (SABOT_LIKELY(number.digits <= 19 && number.exponent + scale >= 0)) {
         value.words[0] = number.mantissa;
         if (number.mantissa == 0) return true;
         digits = number.digits;
         shift = number.exponent + scale;
-        if (*(number.begin + number.negative) == '0') /* 0.0012: leading zeros are no digits */
+        if (*(number.begin + number.negative) == '0') /* in 0.0012 the leading zeros do not count as digits */
             for (digits = 1; digits < 19 && number.mantissa >= TENS[digits]; digits++) {}
     } else {
-        int64_t zeros = 0; /* behind the last digit that counts */
+        int64_t zeros = 0; /* zeros after the last digit that counts */
         digits = 0;
         for (const uint8_t* p = number.begin + number.negative; p < number.end && (*p | 0x20) != 'e'; p++) {
             if (*p == '.') continue;
@@ -376,15 +383,16 @@ static inline bool to_decimal(const Number& number, int precision, int scale, Wh
 
 static inline int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 
-/* Days from 1970-01-01 to a date of the proleptic Gregorian calendar, counted in years that begin in March. */
+/* Returns the days from 1970-01-01 to a date of the proleptic Gregorian calendar. Years are counted from March. */
 static inline int64_t days_since_1970(int64_t year, int64_t month, int64_t day) {
     const int64_t y = month > 2 ? year : year - 1;
     const int64_t m = month > 2 ? month - 3 : month + 9;
     return 365 * y + floor_div(y, 4) - floor_div(y, 100) + floor_div(y, 400) + (153 * m + 2) / 5 + day - 1 - 719468;
 }
 
-/* Reads ISO 8601 as computers write it: a date, optionally [T or space] hh:mm[:ss[.fraction]] and Z or an offset; without one it is UTC.
-   OUT seconds since 1970, and nanoseconds of the second (digits beyond the ninth are dropped). */
+/* Reads an ISO 8601 time: a date, optionally [T or space] hh:mm[:ss[.fraction]] and Z or an offset; without an offset
+   it is UTC. OUT seconds since 1970, and nanoseconds of the second (digits beyond the ninth are dropped). Returns
+   false for other text. */
 static inline bool read_iso(const uint8_t* p, const uint8_t* end, int64_t& seconds, int64_t& nanos) {
     auto number = [&](int n, int64_t& value) {
         if (end - p < n) return false;
@@ -435,16 +443,17 @@ class Decoder {
   public:
     Node root{static_cast<int>(Kind::struct_), false, 0, "", "object"};
 
-    /* Decodes n values of a binary array: `offsets` has n + 1 entries, `validity` is null or bits that begin at `bit`.
+    /* Decodes n values of a binary array. `offsets` has n + 1 entries; `validity` is null, or bits from `bit` on.
 
-    This and the next two functions return the good rows as a struct array, and the bad ones. They may be called from any thread without
-    the GIL; they throw bad_alloc, and overflow_error beyond Arrow's 32-bit offsets. */
+       This function and the next two write the good rows to `out` as a struct array, and the bad rows to `bad_rows`.
+       They may be called from any thread without the GIL. They throw bad_alloc, and overflow_error beyond Arrow's
+       32-bit offsets. */
     template <class Offset>
     void rows(const Offset* offsets, const uint8_t* data, const uint8_t* validity, int64_t bit, int64_t n,
               ArrowArray* out, std::vector<BadRow>& bad_rows) {
         std::lock_guard<std::mutex> lock(in_use);
         begin(n);
-        const int64_t safe = n ? offsets[n] - PADDING : 0; /* behind a row that ends later, fewer than PADDING bytes can be read */
+        const int64_t safe = n ? offsets[n] - PADDING : 0; /* a row that ends later has fewer than PADDING readable bytes after it */
         for (int64_t i = 0; i < n; i++) {
             const int64_t from = offsets[i], to = offsets[i + 1];
             if (validity && !(validity[(bit + i) >> 3] >> ((bit + i) & 7) & 1))
@@ -504,7 +513,7 @@ class Decoder {
     const uint8_t* start = nullptr;
     const uint8_t* end = nullptr;
     Error error;
-    bool mismatch = false;   /* the value just read has the wrong type, which `error` describes */
+    bool mismatch = false;   /* true if the value just read has the wrong type, which `error` describes */
     bool lone_surrogate = false;
     std::vector<Poison> poisons;
     Bytes key_text, value_text, scratch;
@@ -524,7 +533,8 @@ class Decoder {
         hand_over(root, out);
     }
 
-    /* Decodes row number `row`: n bytes at p, behind which PADDING more can be read. A bad row leaves only its entry in `bad`. */
+    /* Decodes row number `row`: n bytes at p, after which PADDING more can be read. A bad row leaves only its entry
+       in `bad`. */
     bool row(const uint8_t* p, int64_t n, int64_t row) {
         const int64_t good = root.len;
         if (SABOT_LIKELY(parse(p, n))) return true;
@@ -535,7 +545,7 @@ class Decoder {
         return false;
     }
 
-    /* The same for bytes behind which nothing may be read. */
+    /* Decodes a row after which no more bytes can be read. */
     bool row_copied(const uint8_t* p, int64_t n, int64_t row_) {
         scratch.len = 0;
         scratch.ensure(n + PADDING);
@@ -660,7 +670,7 @@ class Decoder {
                 p = space(p + 1);
                 if (field >= 0) {
                     Node& child = *node.children[static_cast<size_t>(field)];
-                    if (SABOT_UNLIKELY(child.len != slot)) { /* a duplicate key: the last wins */
+                    if (SABOT_UNLIKELY(child.len != slot)) { /* a duplicate key: the last one counts */
                         child.truncate(slot);
                         forget(child, poisoned);
                         filled--;
@@ -714,7 +724,7 @@ class Decoder {
             if (poisons[i - 1].node == &child) poisons.erase(poisons.begin() + static_cast<std::ptrdiff_t>(i - 1));
     }
 
-    /* Looks up a key that was not predicted. found: its index, -1 if it is unknown and cannot be remembered. */
+    /* Looks up a key that was not predicted. OUT found: its index, or -1 if it is unknown and cannot be remembered. */
     __attribute__((noinline)) const uint8_t* other_key(Keys& keys, const uint8_t* p, int& found) {
         if (*p != '"') return fail(p, "expected a field name in quotes");
         key_text.len = 0;
@@ -730,11 +740,13 @@ class Decoder {
         return p;
     }
 
-    /* Reads the rest of a string, after its opening quote, into `out`, or only checks it. Returns the place behind the closing quote. */
+    /* Reads the rest of a string, after its opening quote, into `out`, or only checks it. Returns the address after
+       the closing quote. */
     template <bool keep>
     inline const uint8_t* string(const uint8_t* p, Bytes& out) {
         for (;;) {
-            /* Most strings end within 32 bytes. Of a longer one twice as many are looked at, which mispredicts its end less often. */
+            /* Most strings end within 32 bytes. A longer one is searched 64 bytes at a time, so that its end is
+               mispredicted less often. */
             if (keep) {
                 out.ensure(32);
                 std::memcpy(out.data + out.len, p, 32);
@@ -825,7 +837,8 @@ class Decoder {
 
     static inline bool word4(const uint8_t* p, const char* word) { return std::memcmp(p, word, 4) == 0; }
 
-    /* Whether `true` or `false` is at p, where its first letter is. It does not branch on which, because that is unpredictable. */
+    /* Returns true if `true` or `false` is at p, where the first letter is known. It has no branch on the value,
+       because values are unpredictable. */
     static inline bool boolean(const uint8_t* p, bool& yes) {
         uint32_t word;
         yes = *p == 't';
@@ -995,10 +1008,11 @@ class Decoder {
         return wrong(node, p, depth, "the number is out of range for ");
     }
 
-    /* For code that is no hot loop: it does not change what compilers inline where. */
+    /* A copy that is never inlined, for code outside of hot loops: it does not change what compilers inline
+       elsewhere. */
     __attribute__((noinline)) static const uint8_t* scan_apart(const uint8_t* p, Number& number) { return scan(p, number); }
 
-    /* Reads a decimal: a number, or a string that is one. No digit is lost. */
+    /* Reads a decimal: a number, or a string with a number. No digit is lost. */
     __attribute__((noinline)) const uint8_t* decimal(Node& node, const uint8_t* p, int depth) {
         Number number;
         const uint8_t* after;
@@ -1006,7 +1020,7 @@ class Decoder {
             value_text.len = 0;
             after = string<true>(p + 1, value_text);
             if (after == nullptr) return nullptr;
-            value_text.ensure(16); /* scan_number reads behind the end */
+            value_text.ensure(16); /* scan_number reads beyond the end */
             std::memset(value_text.data + value_text.len, 0, 16);
             if (scan_apart(value_text.data, number) != value_text.data + value_text.len)
                 return wrong(node, p, depth, "the string is no number for ");
@@ -1100,8 +1114,8 @@ class Decoder {
     }
 };
 
-/* Whether a payload nests objects and lists deeper than MAX_DEPTH. Nearly all payloads have fewer brackets in all, which are counted in a
-loop without branches. */
+/* Returns true if a payload nests objects and lists deeper than MAX_DEPTH. Nearly all payloads have fewer brackets in
+   all, so these are counted first, in a loop without branches. */
 inline bool is_too_deep(const uint8_t* p, int64_t n) {
     int64_t opened = 0;
     for (int64_t i = 0; i < n; ++i) opened += (p[i] | 0x20) == '{'; /* '[' is '{' without this bit */

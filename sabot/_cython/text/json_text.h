@@ -1,4 +1,4 @@
-/* Functions on JSON text that the reader and the writer share: scanning 16 to 64 bytes at a time. All of it is noexcept. */
+/* Scans of JSON text, 16 to 64 bytes at a time, for the reader and the writer. All functions are noexcept. */
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 namespace sabot {
 
 #if defined(__SSE2__)
-/* Which of the 16 bytes at p end plain ASCII text, a bit each. */
+/* Returns one bit for each of the 16 bytes at p that ends plain ASCII text. */
 static inline uint32_t odd16(const uint8_t* p) {
     const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     /* As signed numbers bytes >= 0x80 are negative, so one comparison finds controls and non-ASCII. */
@@ -23,7 +23,8 @@ static inline uint32_t odd16(const uint8_t* p) {
 }
 #endif
 
-/* The index of the first of the 16 bytes at p that ends plain ASCII text: a quote, backslash, control or non-ASCII byte. 16: none. */
+/* Returns the index of the first of the 16 bytes at p that ends plain ASCII text: a quote, backslash, control or
+   non-ASCII byte. Returns 16 if there is none. */
 static inline int plain16(const uint8_t* p) {
 #if defined(__SSE2__)
     return __builtin_ctz(odd16(p) | 0x10000u);
@@ -40,7 +41,7 @@ static inline int plain16(const uint8_t* p) {
 #endif
 }
 
-/* The same of 32 and of 64 bytes. */
+/* Return the same for 32 and for 64 bytes. */
 static inline int plain32(const uint8_t* p) {
 #if defined(__SSE2__)
     return __builtin_ctzll(odd16(p) | static_cast<uint64_t>(odd16(p + 16)) << 16 | uint64_t{1} << 32);

@@ -1,7 +1,7 @@
-/* Writes columns as JSON objects, one per row, into the data of one binary array.
+/* Writes columns as JSON objects, one per row, as the values of one binary array.
 
-All of it is `nogil`. It throws std::bad_alloc, std::overflow_error for more than 2 GiB of text, and `Unwritable`, which has the path of a
-value without a form in JSON (`except +`). */
+   Nothing here needs the GIL. Functions throw std::bad_alloc, std::overflow_error for more than 2 GiB of text, and
+   `Unwritable` with the path of a value that JSON cannot represent (`except +`). */
 #pragma once
 
 #include <charconv>
@@ -20,7 +20,7 @@ value without a form in JSON (`except +`). */
 
 namespace sabot {
 
-/* A value has no form in JSON; becomes TypeError. */
+/* A value that JSON cannot represent; becomes TypeError. */
 struct Unwritable {
     std::string path;
 };
@@ -95,7 +95,7 @@ static inline void write_float(Bytes& out, T value) {
 /* Writes all digits: 1.50 at scale 2. */
 __attribute__((noinline)) static void write_decimal(Bytes& out, Whole value, int scale) {
     char digits[100];
-    char* p = digits + sizeof digits; /* they are made from the last one on */
+    char* p = digits + sizeof digits; /* the digits are made from the last one on */
     const bool negative = value.words[3] >> 63;
     if (negative) value.negate();
     int made = 0;
@@ -114,12 +114,12 @@ __attribute__((noinline)) static void write_decimal(Bytes& out, Whole value, int
     for (; scale < 0; scale++) out.put_byte('0');
 }
 
-/* One column to be written; `array` is borrowed. */
+/* One column to write; `array` is borrowed. */
 struct Column {
     Kind kind;
-    bool checked;             /* whether text has to be checked for valid UTF-8 */
+    bool checked;             /* true if text must be checked for valid UTF-8 */
     int64_t per_second;       /* timestamp: units per second */
-    int scale = 0;            /* decimals: digits behind the point */
+    int scale = 0;            /* decimals: digits after the point */
     std::string path;
     std::string key;          /* "name": in the object, with a comma before all but the first */
     const ArrowArray* array = nullptr;
@@ -230,8 +230,8 @@ struct Column {
     }
 };
 
-/* Writes the rows of a struct array without nulls (a record batch) as a binary array. False: a value of column `path` has no JSON form.
-   Throws bad_alloc, overflow_error. */
+/* Writes the rows of a struct array without nulls (a record batch) as a binary array. Returns false if JSON cannot
+   represent a value of column `path`. Throws bad_alloc, overflow_error. */
 static bool write_rows(Column& root, const ArrowArray* batch, ArrowArray* out, std::string& path) {
     try {
         root.bind(batch);

@@ -1,6 +1,7 @@
-"""The hot conversions between Python's bytes objects and Arrow columns, and the encoding of state keys and values.
+"""Conversions between Python's bytes objects and Arrow columns, and the encoding of state keys and values.
 
-See records.pyi for the contract. Bytes objects can be made only with the GIL, so these loops hold it; they call no Python code per row.
+See records.pyi for the contract. Bytes objects can be made only with the GIL, so these loops hold it; they call no
+Python code per row.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -56,7 +57,7 @@ cdef extern from "Python.h":
 
 cdef enum:
     GROUP_BYTES = 2       # the bytes of the key group before every key, big endian
-    DEPTH_LIMIT = 64      # how deeply tuples may be nested in a key
+    DEPTH_LIMIT = 64      # the greatest nesting of tuples in a key
     MAX_DATA = 0x7FFFFFFF  # the most bytes in the data buffer of one string or binary array
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -66,9 +67,9 @@ _decode = msgspec.msgpack.Decoder().decode
 # Bytes objects and binary arrays
 
 def binary_array(values):
-    """An array of pa.binary() from bytes objects, in one pass and without a Python call per row.
+    """Returns an array of pa.binary() with these bytes objects, made in one pass without a Python call per row.
 
-    Raises TypeError for an item that is neither bytes nor None, UserError when the bytes do not fit one array (2 GiB).
+    Raises TypeError for an item that is neither bytes nor None, UserError if the bytes do not fit one array (2 GiB).
     """
     cdef object items = PySequence_Fast(values, b"binary_array needs a sequence of bytes")
     cdef Py_ssize_t count = PySequence_Fast_GET_SIZE(items), row, nulls = 0
@@ -91,12 +92,12 @@ def binary_array(values):
 
 
 cdef class _Strings:
-    """A string or binary array of known size that is being written."""
+    """A string or binary array of known size under construction."""
 
     cdef object offset_buffer, data_buffer, validity_buffer
     cdef int32_t* offsets
     cdef uint8_t* data
-    cdef uint8_t* validity    # NULL: no nulls
+    cdef uint8_t* validity    # NULL if there are no nulls
     cdef int64_t count, nulls, used
 
     def __cinit__(self, int64_t count, int64_t nulls, int64_t total):
@@ -126,7 +127,7 @@ cdef class _Strings:
 
 
 cdef object _bitmap(int64_t count, bint value):
-    """A buffer of at least `count` bits, all `value`."""
+    """Returns a buffer of at least `count` bits, all `value`."""
     buffer = pa.allocate_buffer((count + 7) // 8)
     memset(<void*> <size_t> buffer.address, 0xFF if value else 0, (count + 7) // 8)
     return buffer
@@ -141,7 +142,8 @@ cdef inline void _set(uint8_t* bits, int64_t row) noexcept nogil:
 
 
 def bytes_list(array):
-    """The values of a binary or string array (any slice, any encoding; fixed-size binary too) as bytes objects.
+    """Returns the values of a binary or string array (any slice, any encoding; fixed-size binary too) as bytes
+    objects.
 
     Raises TypeError for other types.
     """
@@ -168,11 +170,11 @@ def bytes_list(array):
 # Keys of state
 
 def state_key(key, *, bytes scope not None=b""):
-    """One key of state: 2 bytes of key group (big endian) + msgpack(key), with floats as in `hash_array`.
+    """Returns one key of state: 2 bytes of key group (big endian) and msgpack(key), with floats as in `hash_array`.
 
-    With `scope` (the encoded key of a keyed agent's record, made by this function) the result is `scope + msgpack(key)`, which keeps the
-    scope's key group. key: None, bool, int (64 bit), float, str, bytes, or tuples/lists of these (64 deep); anything else raises
-    TypeError.
+    `scope`: the encoded key of a keyed agent's record, made by this function; the result is then `scope +
+    msgpack(key)`, in the scope's key group. `key`: None, bool, int (64 bit), float, str, bytes, or tuples/lists of
+    these (64 deep); raises TypeError for anything else.
     """
     cdef uint8_t small[16]
     cdef Py_ssize_t size
@@ -191,7 +193,7 @@ def state_key(key, *, bytes scope not None=b""):
 
 
 cdef bytes _joined(bytes scope, const uint8_t* head, int head_size, const uint8_t* tail, int64_t tail_size):
-    """scope (or the key group) + head + tail."""
+    """Joins scope (or the key group), head and tail."""
     cdef int64_t before = PyBytes_GET_SIZE(scope)
     if 0 < before <= GROUP_BYTES:
         raise ValueError(f"{scope!r} is no encoded key")
@@ -263,9 +265,10 @@ cdef inline void _append(vector[uint8_t]& out, const uint8_t* data, int64_t size
 
 
 def encode_keys(keys):
-    """The key of state for each row: `state_key(keys[i].as_py())`, vectorised.
+    """Returns the key of state for each row: `state_key(keys[i].as_py())`, vectorised.
 
-    Accepts string, binary, integers, bool and floats in any encoding; else TypeError naming the type. A null raises ValueError.
+    Accepts string, binary, integers, bool and floats in any encoding; raises TypeError naming any other type,
+    ValueError for a null.
     """
     array = plain_array(keys)
     cdef vector[View] views
@@ -279,7 +282,9 @@ def encode_keys(keys):
 
 
 def key_rows(columns, hashes):
-    """The stored key of each row: the key group of hashes[i] and the msgpack of the columns' values. See records.pyi."""
+    """Returns the stored key of each row: the key group of hashes[i] and the msgpack of the columns' values. See
+    records.pyi.
+    """
     cdef vector[View] views
     cdef View view
     cdef list alive = []
@@ -300,10 +305,10 @@ def key_rows(columns, hashes):
 
 
 def encode_values(values):
-    """The msgpack of each row's value; None, which deletes, for null.
+    """Returns the msgpack of each row's value; None for null, which deletes.
 
-    It is fast for bool, all ints, float32/64, string, binary, fixed_size_binary, in any encoding; lists of these and structs also work,
-    more slowly, through msgspec. Timestamps, decimals and the like raise TypeError naming the type.
+    It is fast for bool, all ints, float32/64, string, binary, fixed_size_binary, in any encoding; lists of these and
+    structs work too, more slowly, through msgspec. Timestamps, decimals and the like raise TypeError naming the type.
     """
     array = plain_array(values)
     cdef View view
@@ -315,7 +320,9 @@ def encode_values(values):
 
 
 cdef object _require_plain_msgpack(object kind, object whole):
-    """Raises TypeError unless lists and structs of `kind` hold only values that msgpack has without extensions."""
+    """Raises TypeError unless lists and structs of `kind` contain only values that msgpack can represent without
+    extensions.
+    """
     types = pa.types
     if types.is_struct(kind):
         for field in kind:
@@ -330,7 +337,9 @@ cdef object _require_plain_msgpack(object kind, object whole):
 
 
 cdef list _encoded_keys(const vector[View]& views, const uint64_t* hashes):
-    """The key of each row of the columns (at least one): its key group, of hashes[row] or, for NULL, of the key's bytes, and msgpack."""
+    """Returns the key of each row of the columns (at least one): its key group and msgpack. The key group is that of
+    hashes[row] or, for NULL, of the key's bytes.
+    """
     cdef int64_t count = views[0].length, row, size
     cdef int columns = <int> views.size()
     cdef const View* view = views.data()
@@ -352,7 +361,7 @@ cdef list _encoded_keys(const vector[View]& views, const uint64_t* hashes):
 
 
 cdef list _encoded_values(const View* view):
-    """The msgpack of each row; None for null."""
+    """Returns the msgpack of each row; None for null."""
     cdef list rows = PyList_New(view.length)
     cdef int64_t row
     cdef object made
@@ -377,7 +386,7 @@ cdef enum Found:
     FOUND_STRING = 16
     FOUND_BINARY = 32
     FOUND_UINT = 64     # an integer above int64, whose bits are in `number`
-    FOUND_OTHER = 128   # a container, an extension, or no msgpack: msgspec decides
+    FOUND_OTHER = 128   # a container, an extension, or invalid msgpack: msgspec decides
 
 
 cdef struct Value:
@@ -448,11 +457,11 @@ cdef Found _scan(const uint8_t* data, int64_t size, Value* value) noexcept nogil
 
 
 def decode_values(values):
-    """An Arrow array from msgpack values; None and nil become null.
+    """Returns an Arrow array of msgpack values; None and nil become null.
 
-    Ints give int64 (uint64 where one needs it and none is negative), ints and floats together float64, str gives string, bin binary, bool
-    bool, and no value at all pa.null(). Other or mixed values go through msgspec and pa.array, and raise their errors. A string that is not
-    UTF-8 raises ValueError.
+    Ints give int64 (uint64 if one needs it and none is negative), ints and floats together float64, str gives string,
+    bin binary, bool bool, and no value at all pa.null(). Other or mixed values go through msgspec and pa.array, and
+    raise their errors. A string that is not UTF-8 raises ValueError.
     """
     cdef object items = PySequence_Fast(values, b"decode_values needs a sequence of bytes")
     cdef Py_ssize_t count = PySequence_Fast_GET_SIZE(items), row, nulls = 0
@@ -498,7 +507,7 @@ cdef bint _any_negative(vector[Value]& found) noexcept nogil:
 
 
 cdef object _numbers(vector[Value]& found, int64_t nulls, int seen):
-    """An array of int64, of uint64 where any value needs it, or of float64 where any is a float."""
+    """Returns an array of int64, of uint64 if a value needs it, or of float64 if one is a float."""
     cdef int64_t count = found.size(), row
     buffer = pa.allocate_buffer(count * 8)
     validity_buffer = _bitmap(count, True) if nulls else None

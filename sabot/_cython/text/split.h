@@ -1,6 +1,5 @@
-/* One part of each text, between two separators, without the list of all parts.
-
-All of it is `noexcept nogil`, and allocates nothing. */
+/* Finds one part of each text between separators, without a list of all parts. All functions are `noexcept nogil` and
+   allocate nothing. */
 #pragma once
 
 #include <cstdint>
@@ -12,7 +11,7 @@ struct Separator {
     const uint8_t* bytes;
     int64_t size; /* at least 1 */
 
-    /* Where it is first in [at, end); `end` where it is not. */
+    /* Returns the address of its first occurrence in [at, end), or `end`. */
     const uint8_t* find(const uint8_t* at, const uint8_t* end) const {
         while (end - at >= size) {
             at = static_cast<const uint8_t*>(std::memchr(at, bytes[0], static_cast<size_t>(end - at - size + 1)));
@@ -24,7 +23,8 @@ struct Separator {
     }
 };
 
-/* Finds part `index` of the text in [at, end), from its end if negative. false: it has fewer parts. */
+/* Finds part `index` of the text in [at, end), counted from the end if negative. Returns false if the text has fewer
+   parts. */
 static inline bool find_part(
     const uint8_t* at, const uint8_t* end, Separator by, int64_t index, const uint8_t** first, const uint8_t** last
 ) {
@@ -46,8 +46,9 @@ static inline bool find_part(
     }
 }
 
-/* For each text that is valid: where its part begins in `data` (starts), and where it is to end in the result (ends), with a bit that it is
-there. A text that is null, or has fewer parts, has an empty part and no bit. offsets: the first text's. validity: as in a View. */
+/* Finds the part of each text. OUT starts: its offset in `data`; ends: the end of its copy in the result; a bit that
+   is 1 if the part exists. A text that is null or has fewer parts gets an empty part and the bit 0. `offsets`: from
+   the first text on. `validity`: as in a View. */
 static inline void find_parts(
     const int32_t* offsets, const uint8_t* data, const uint8_t* validity, int64_t start, int64_t count, Separator by, int64_t index,
     int32_t* starts, int32_t* ends, uint8_t* there

@@ -25,7 +25,7 @@ cdef extern from "text/split.h" namespace "sabot" nogil:
 
 
 def split_part(texts, bytes by not None, int64_t index):
-    """Part `index` of each text, split at each `by`; null where it has fewer."""
+    """Returns part `index` of each text, split at each `by`; null if it has fewer parts."""
     if not by:
         raise ValueError("there is nothing to split by")
     array = plain_array(texts)

@@ -24,7 +24,9 @@ cdef int64_t MAX_BYTES = 2**31 - 1
 
 
 def write_times(times, int64_t per_second, bytes text not None, fields):
-    """Times as texts of one width: `text`, with the digits of each field at its place; None where a year has not four digits."""
+    """Returns times as texts of one width: `text` with the digits of each field at its place; None if a year does not
+    have four digits.
+    """
     if per_second not in (1, 1_000, 1_000_000, 1_000_000_000):
         raise ValueError(f"per_second is 1, 1,000, 1,000,000 or 1,000,000,000, not {per_second}")
     cdef TimeFormat format

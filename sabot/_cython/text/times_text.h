@@ -1,9 +1,10 @@
-/* Times as text, in formats whose every part has a fixed width: so each text is as long as the others, and is the format's own text with
-digits put into it. What the row before had too, its day or its second, is not computed again.
+/* Writes times as text, in formats whose parts all have a fixed width. So all texts have the same length: the text of
+   the format, with the digits put into it. A day or second that equals that of the row before is not computed again.
 
-The Gregorian calendar of a day number is computed as in H. Hinnant, "chrono-Compatible Low-Level Date Algorithms" (2013).
+   The Gregorian calendar of a day number is computed as in H. Hinnant, "chrono-Compatible Low-Level Date Algorithms"
+   (2013).
 
-All of it is `nogil` and noexcept, but `add`, which may throw std::bad_alloc (`except +`). */
+   Nothing here needs the GIL. All functions are noexcept, except `add`, which may throw std::bad_alloc (`except +`). */
 #pragma once
 
 #include <cstdint>
@@ -15,14 +16,16 @@ namespace sabot {
 
 class TimeFormat {
   public:
-    /* text: the format, with any bytes where digits go. per_second: how many of the unit of the times are one second. */
+    /* Sets the format. `text`: the format, with any bytes in place of digits. `per_second`: the units of the times
+       per second. */
     void open(const char* text, int32_t width, int64_t per_second) {
         text_.assign(text, static_cast<size_t>(width));
         per_second_ = per_second;
         per_day_ = per_second * 86400;
     }
 
-    /* Y m d H M S, or f for `digits` (1 to 9) digits of the fraction of a second, to stand at `place` of the text. */
+    /* Adds a field at offset `place` of the text: one of Y m d H M S, or f for `digits` (1 to 9) digits of the
+       fraction of a second. */
     void add(char code, int32_t place, int32_t digits) {
         if (code == 'f') {
             int64_t factor = 1;
@@ -35,12 +38,13 @@ class TimeFormat {
 
     int32_t width() const { return static_cast<int32_t>(text_.size()); }
 
-    /* Writes width() bytes for each time to `out`; for one that is null, any such text. false: a year has not four digits, and
-    `out` is not complete. validity: bit `start` is that of the first time; NULL where all are valid. */
+    /* Writes width() bytes for each time to `out`; a null time gets the text of another one. Returns false, with
+       `out` incomplete, if a year does not have four digits. `validity`: bit `start` is that of the first time, or
+       NULL if all are valid. */
     bool write(const int64_t* times, const uint8_t* validity, int64_t start, int64_t count, uint8_t* out) {
         const size_t width = text_.size();
         int64_t day = 0;
-        bool known = false;  // whether `day` and `second` are those of the digits in text_
+        bool known = false;  // true if the digits in text_ are those of `day` and `second`
         int64_t second = 0;
         for (int64_t row = 0; row < count; row++, out += width) {
             const int64_t bit = start + row;
@@ -81,8 +85,8 @@ class TimeFormat {
         return quotient - (value % divisor < 0);
     }
 
-    /* How far `value` is behind the beginning of the `number`th stretch of this length. Unsigned on the way: that beginning may be no
-    int64, for the first day that there is in ns. */
+    /* Returns the distance of `value` from the beginning of the `number`th interval of this length. Computed
+       unsigned, because the beginning of the first day in ns is not an int64. */
     static int64_t behind(int64_t value, int64_t number, int64_t length) {
         return static_cast<int64_t>(static_cast<uint64_t>(value) - static_cast<uint64_t>(number) * static_cast<uint64_t>(length));
     }
@@ -100,12 +104,12 @@ class TimeFormat {
 
     bool put_day(int64_t day) {
         if (day < -719528 || day > 2932896) return false;  // 0000-01-01, 9999-12-31
-        const int64_t shifted = day + 719468;               // since 0000-03-01: the leap day is the last of a year
+        const int64_t shifted = day + 719468;               // since 0000-03-01: the leap day is the last day of a year
         const int64_t era = (shifted >= 0 ? shifted : shifted - 146096) / 146097;
         const uint32_t of_era = static_cast<uint32_t>(shifted - era * 146097);
         const uint32_t year_of_era = (of_era - of_era / 1460 + of_era / 36524 - of_era / 146096) / 365;
         const uint32_t of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        const uint32_t march = (5 * of_year + 2) / 153;  // the month, March is 0
+        const uint32_t march = (5 * of_year + 2) / 153;  // the month, counted from March as 0
         const uint32_t month = march < 10 ? march + 3 : march - 9;
         const uint32_t year = static_cast<uint32_t>(static_cast<int64_t>(year_of_era) + era * 400 + (month <= 2));
         for (const Field& field : fields_) {

@@ -1,1 +1,1 @@
-"""The rows near a row in time: panes of windows, sessions and runs, frames of `over`."""
+"""The rows near a row in time: panes of windows, sessions and runs, and the frames of `over`."""
