@@ -1,4 +1,6 @@
-"""The rows around each row among those of its key. See over.pyi for the contract; the loops are in over_frames.h and over_rows.h."""
+"""The rows around each row among the rows of its key. See over.pyi for the contract; the loops are in over_frames.h
+and over_rows.h.
+"""
 
 import pyarrow as pa
 
@@ -57,14 +59,14 @@ cdef extern from "windows/over_frames.h" namespace "sabot" nogil:
         vector[uint8_t] valid
 
     cppclass Frames:
-        # Callers have to check that slots are not negative, and rows within the columns.
+        # Callers have to check that slots are not negative, and that rows are within the columns.
         vector[FrameCall] calls
         int values
         int64_t rows
         int64_t ms
         vector[FrameColumn] results
         int64_t kept
-        int64_t overflow            # the first row whose sum overflows 64 bits; -1: none
+        int64_t overflow            # the first row whose sum overflows 64 bits, or -1
         int overflow_call
         Frames() except +
         void ready()
@@ -171,7 +173,7 @@ cdef extern from *:
     int64_t kept_piece "sabot_kept_piece"(const vector[const Kept*]& rows, int64_t start, int64_t most) nogil
 
 
-# Arrays in and out
+# Arguments and results
 
 cdef class _Rows:
     """The rows of a call: row i of `count` has slot slots[i], and is row chosen[i] of the data."""
@@ -180,8 +182,8 @@ cdef class _Rows:
     cdef list alive
     cdef int64_t count
     cdef const int32_t* slots
-    cdef const int32_t* chosen      # NULL: all rows
-    cdef const int64_t* times       # those of all rows of the data
+    cdef const int32_t* chosen      # NULL for all rows
+    cdef const int64_t* times       # the times of all rows of the data
 
     def __cinit__(self, slots, data, selection, time):
         cdef int64_t rows = data.num_rows
@@ -227,8 +229,8 @@ cdef class FrameTable:
     """Aggregates over the last rows of each key slot. See over.pyi."""
 
     cdef Frames* frames
-    cdef list sources               # for each value of a row, the column indices (argument, filter); -1: none
-    cdef list argument_types        # for each value, the type of the argument; None: there is none, or it may be any
+    cdef list sources               # for each value of a row, the column indexes (argument, filter), or -1
+    cdef list argument_types        # for each value, the type of the argument, or None if there is none, or if it may have any type
     cdef readonly list results      # the types of the results
 
     def __cinit__(self, aggregates, arguments, filters, results, *, int64_t rows=-1, int64_t ms=-1):
@@ -271,7 +273,7 @@ cdef class FrameTable:
         return self.frames.nbytes()
 
     def add(self, slots, data, time, *, selection=None):
-        """Adds rows; returns the results of each. See over.pyi."""
+        """Adds rows. Returns the results of each. See over.pyi."""
         cdef _Rows rows = _Rows(slots, data, selection, time)
         capsules = data.__arrow_c_array__()
         cdef ArrowSchema* schema = schema_of(capsules[0])
@@ -329,20 +331,20 @@ cdef class FrameTable:
         return int32_array(vacant)
 
     def due(self, int64_t watermark_ms):
-        """The slots that `advance` would change. See over.pyi."""
+        """Returns the slots that `advance` would change. See over.pyi."""
         cdef vector[int32_t] slots
         with nogil:
             self.frames.due(watermark_ms, slots)
         return int32_array(slots)
 
     def remove(self, slots):
-        """Forgets the rows of these slots. See over.pyi."""
+        """Removes the rows of these slots. See over.pyi."""
         cdef _Slots chosen = _Slots(slots)
         with nogil:
             self.frames.remove(chosen.values, chosen.count)
 
     def current(self, chosen=None):
-        """(slots, times, results). See over.pyi."""
+        """Returns (slots, times, results). See over.pyi."""
         cdef vector[int32_t] slots
         cdef vector[int64_t] newest
         cdef _Slots of
@@ -359,7 +361,7 @@ cdef class FrameTable:
         return int32_array(slots), int64_array(newest), self._results(slots.size())
 
     def export(self, chosen=None):
-        """Rows as columns. See over.pyi."""
+        """Returns rows as columns. See over.pyi."""
         cdef vector[int32_t] every
         if chosen is None:
             self.frames.every(every)
@@ -386,7 +388,7 @@ cdef class FrameTable:
         return pa.RecordBatch.from_arrays(columns, names=names)
 
     def load(self, state):
-        """Rows of `export`. See over.pyi."""
+        """Loads rows of `export`. See over.pyi."""
         cdef View column, slots, times
         cdef vector[const uint64_t*] raw
         cdef vector[const uint8_t*] states
@@ -407,7 +409,7 @@ cdef class FrameTable:
 
 
 cdef Type _kernel_type(object data_type) except *:
-    """The kernel's code for a type; `nothing` for None."""
+    """Returns the kernel's code for a type; `nothing` for None."""
     if data_type is None:
         return TYPE_NOTHING
     capsule = data_type.__arrow_c_schema__()
@@ -435,13 +437,13 @@ cdef Fold _fold(str kind, object argument_type) except *:
     raise ValueError(f"there is no aggregate {kind!r} of a frame")
 
 
-# Rows beside rows
+# Rows before and after a row
 
 cdef list _columns_of(
     const Layout* layout, object schema, const vector[const Kept*]& rows, int64_t start, int64_t count,
     const vector[const Kept*]& instead, object wanted
 ):
-    """The columns of these rows that `wanted` names by index (None: all), in order."""
+    """Returns the columns of these rows that `wanted` names by index (None for all), in order."""
     cdef vector[Made] columns
     cdef vector[char] marks
     indices = range(len(schema)) if wanted is None else wanted
@@ -456,7 +458,7 @@ cdef list _columns_of(
 
 
 cdef list _all_rows(const Layout* layout, object schema, const vector[const Kept*]& rows, int64_t most):
-    """Batches of (slot, time, number, columns…); the names of the first three are reserved."""
+    """Returns batches of (slot, time, number, columns…); the names of the first three are reserved."""
     cdef int64_t start = 0, count, i
     cdef int64_t size = rows.size()
     cdef int32_t* slots
@@ -490,7 +492,7 @@ cdef list _checked_offsets(object offsets, vector[int64_t]* out):
 
 
 cdef class PlaceTable:
-    """The place of each row among those of its key slot, and the rows before it. See over.pyi."""
+    """The position of each row among the rows of its key slot, and the rows before it. See over.pyi."""
 
     cdef Places* places
     cdef readonly object columns
@@ -529,7 +531,7 @@ cdef class PlaceTable:
         return ranks, found, history
 
     def export(self, int64_t rows, slots=None):
-        """(counters, the rows that are kept). See over.pyi."""
+        """Returns (counters, kept rows). See over.pyi."""
         cdef vector[int32_t] found
         cdef vector[const Kept*] kept
         cdef _Slots chosen
@@ -549,7 +551,7 @@ cdef class PlaceTable:
         return counters, _all_rows(&self.places.kept.layout, self.columns, kept, rows)
 
     def remove(self, slots):
-        """Forgets these slots. See over.pyi."""
+        """Removes these slots. See over.pyi."""
         cdef _Slots chosen = _Slots(slots)
         with nogil:
             self.places.remove(chosen.values, chosen.count)
@@ -614,11 +616,11 @@ cdef class WaitTable:
 
     @property
     def least(self):
-        """The least time of a row that waits; None if none does."""
+        """The least time of a waiting row, or None if no row waits."""
         return self.rows_waiting.least() if self.rows_waiting.waiting() else None
 
     def add(self, slots, data, time, *, selection=None, int64_t rows=65536):
-        """Adds rows; returns those that need not wait any more. See over.pyi."""
+        """Adds rows. Returns those that need not wait any more. See over.pyi."""
         cdef _Rows given = _Rows(slots, data, selection, time)
         cdef vector[Source] sources
         capsules = open_rows(&self.rows_waiting.kept.layout, self.rows, data, &sources)
@@ -627,7 +629,7 @@ cdef class WaitTable:
         return self._ready(rows)
 
     def flush(self, int64_t rows=65536):
-        """Returns all rows that wait, at the end of the input. See over.pyi."""
+        """Returns all waiting rows at the end of the input. See over.pyi."""
         cdef vector[int32_t] slots
         with nogil:
             self.rows_waiting.flush(slots)
@@ -661,7 +663,7 @@ cdef class WaitTable:
         return found
 
     def export(self, int64_t rows, slots=None):
-        """The rows that wait. See over.pyi."""
+        """Returns the waiting rows. See over.pyi."""
         cdef vector[const Kept*] all
         cdef _Slots chosen
         if slots is None:
@@ -672,13 +674,13 @@ cdef class WaitTable:
         return _all_rows(&self.rows_waiting.kept.layout, self.rows, all, rows)
 
     def remove(self, slots):
-        """Forgets the rows of these slots. See over.pyi."""
+        """Removes the waiting rows of these slots. See over.pyi."""
         cdef _Slots chosen = _Slots(slots)
         with nogil:
             self.rows_waiting.remove(chosen.values, chosen.count)
 
     def load(self, slots, data, time, numbers):
-        """Rows of `export`. See over.pyi."""
+        """Loads rows of `export`. See over.pyi."""
         cdef _Rows rows = _Rows(slots, data, None, time)
         cdef View column
         alive = open_array(numbers, &column, TYPE_INT64, "numbers")

@@ -1,17 +1,18 @@
 /* Aggregates over the last rows of each key slot, limited by number or by time. See over.pyi.
 
-    ring:   oldest ▏ front rows ▏ back rows ▕ newest
-    front:  for each front row, the merged accumulator of it and all front rows after it; that of the oldest row is on top
-    back:   the merged accumulator of the back rows
+       ring:   oldest ▏ front rows ▏ back rows ▕ newest
+       front:  for each front row, the merged accumulator of it and all front rows after it; that of the oldest row is on top
+       back:   the merged accumulator of the back rows
 
-A new row is added to the back, and the oldest one is removed from the front; when the front is empty, all rows turn to it, from the newest
-to the oldest. The result of a frame is the front's top merged with the back. So nothing is ever subtracted, and a row costs three
-additions, however long the frame (two stacks; Tangwongsan, Hirzel, Schneider 2017, tell their history).
+   A new row is added to the back, and the oldest one is removed from the front. When the front is empty, all rows turn to
+   it, from the newest to the oldest. The result of a frame is the front's top merged with the back. So nothing is ever
+   subtracted, and a row costs three additions, however long the frame (two stacks; see Tangwongsan, Hirzel, Schneider 2017
+   for their history).
 
-A late row, older than an earlier one of its key, is inserted by time among the rows that are kept. The key's frames are then computed again
-from there, once per call, which also gives the results of the late rows.
+   A late row is older than an earlier one of its key. It is inserted by time among the rows that are kept. The key's frames
+   are then computed again from there, once per call, which also gives the results of the late rows.
 
-All of it is `nogil`, and throws only std::bad_alloc (`except +`). A sum that overflows sets `overflow`. */
+   Nothing here needs the GIL. Functions throw only std::bad_alloc (`except +`). A sum that overflows sets `overflow`. */
 #pragma once
 
 #include <algorithm>
@@ -28,24 +29,24 @@ enum class Fold : uint8_t { count, sum_int, sum_float, min, max, mean_int, mean_
 
 /* An accumulator of some rows. The meaning of a and b depends on its Fold. */
 struct Folded {
-    int64_t n = 0; /* how many values count; if 0, a and b are meaningless */
+    int64_t n = 0; /* the number of values that count; if 0, a and b are undefined */
     uint64_t a = 0, b = 0;
 };
 
 struct FrameCall {
     Fold fold;
-    Type type;   /* the type of the argument; nothing: there is none, rows are counted */
+    Type type;   /* the type of the argument, or `nothing` if there is none and rows are counted */
     Type result;
-    int value;   /* the number of the value in a row; -1: none */
+    int value;   /* the index of the value in a row, or -1 */
 };
 
 /* One value of a row: an argument under a filter. */
 struct FrameValue {
-    const View* argument; /* null: there is none, rows themselves count */
-    const View* filter;   /* null: every row counts */
+    const View* argument; /* null if there is no argument, and rows count */
+    const View* filter;   /* null if every row counts */
 };
 
-/* The filter holds; the value is not null; in exported rows: the row is one of the front. */
+/* Bits of a value's state: the filter holds; the value is not null; in exported rows: the row belongs to the front. */
 enum : uint8_t { COUNTS = 1, THERE = 2, FRONT = 4 };
 
 static inline bool is_nan(const FrameCall& call, uint64_t bits) { return is_float(call.type) && std::isnan(double_of(bits)); }
@@ -55,7 +56,7 @@ static inline bool less_than(const FrameCall& call, uint64_t a, uint64_t b) {
     return static_cast<int64_t>(a) < static_cast<int64_t>(b);
 }
 
-/* The accumulator of one row. Values are integers in 64 bits, or the bits of a double. */
+/* Returns the accumulator of one row. Values are integers in 64 bits, or the bits of a double. */
 static inline Folded lift(const FrameCall& call, uint64_t value, uint8_t state) {
     Folded one;
     if (!(state & COUNTS)) return one;
@@ -86,7 +87,7 @@ static inline Folded together(const FrameCall& call, const Folded& x, const Fold
         }
         case Fold::min: sum.a = is_nan(call, x.a) || (!is_nan(call, y.a) && less_than(call, y.a, x.a)) ? y.a : x.a; break;
         case Fold::max: sum.a = is_nan(call, x.a) || (!is_nan(call, y.a) && less_than(call, x.a, y.a)) ? y.a : x.a; break;
-        case Fold::variance: { /* Chan, Golub, LeVeque 1979; a: the mean, b: squared distances from it */
+        case Fold::variance: { /* Chan, Golub, LeVeque 1979; a: the mean, b: the sum of squared distances from it */
             const double nx = static_cast<double>(x.n), ny = static_cast<double>(y.n);
             const double away = double_of(y.a) - double_of(x.a);
             sum.a = bits_of(double_of(x.a) + away * (ny / (nx + ny)));
@@ -99,7 +100,7 @@ static inline Folded together(const FrameCall& call, const Folded& x, const Fold
     return sum;
 }
 
-/* Computes the result; false for null. */
+/* Computes the result. Returns false for null. */
 static inline bool finished(const FrameCall& call, const Folded& all, uint64_t* out) {
     *out = all.a;
     switch (call.fold) {
@@ -119,7 +120,7 @@ static inline bool finished(const FrameCall& call, const Folded& all, uint64_t* 
     }
 }
 
-/* Whether the sum of whole numbers fits into 64 bits. */
+/* Returns true if the sum of whole numbers fits into 64 bits. */
 static inline bool fits(const FrameCall& call, const Folded& all) {
     return all.b == (is_unsigned(call.type) || static_cast<int64_t>(all.a) >= 0 ? 0 : ~0ULL);
 }
@@ -133,12 +134,12 @@ struct FrameColumn {
 class Frames {
    public:
     std::vector<FrameCall> calls;
-    int values = 0;    /* how many values a row has */
-    int64_t rows = -1; /* how many rows before the row itself are in its frame; -1: limited by time */
+    int values = 0;    /* the number of values of a row */
+    int64_t rows = -1; /* the number of rows before a row in its frame, or -1 for frames limited by time */
     int64_t ms = 0;
-    std::vector<FrameColumn> results; /* those of the last `add` or `current`, one per aggregate */
+    std::vector<FrameColumn> results; /* the results of the last `add` or `current`, one per aggregate */
     int64_t kept = 0;
-    int64_t overflow = -1; /* the first row (for `current`, key) whose sum overflows 64 bits; -1: none */
+    int64_t overflow = -1; /* the first row (for `current`, key) whose sum overflows 64 bits, or -1 */
     int overflow_call = 0;
 
     void ready() {
@@ -146,11 +147,12 @@ class Frames {
         shift = 0;
         while (ms >> (shift + 1) >= 32) shift++; /* expired rows are dropped at most a 32nd of the frame later */
     }
-    /* The number of keys that have rows. */
+    /* Returns the number of keys that have rows. */
     int64_t used() const { return present; }
     int64_t nbytes() const { return static_cast<int64_t>(keys.capacity() * sizeof(Key)) + heap + 4 * entries; }
 
-    /* Adds rows, and fills `results`. By time, all rows with the same key and time must come in one call, or are late. */
+    /* Adds rows and fills `results`. For frames limited by time, all rows with the same key and time must come in one
+       call; later ones are late. */
     void add(const int32_t* slots, const int32_t* chosen, int64_t count, const std::vector<FrameValue>& from, const int64_t* times) {
         read(chosen, count, from);
         results.resize(calls.size());
@@ -194,7 +196,8 @@ class Frames {
             heap += key.nbytes();
         }
     }
-    /* Called when no row below the watermark will come on time: drops rows that no later frame includes. vacant: slots without rows. */
+    /* Drops rows that no later frame includes. Call it when no row below the watermark will come on time. OUT vacant:
+       slots without rows. */
     void advance(int64_t upto, std::vector<int32_t>& vacant) {
         if (rows >= 0) return;
         watermark = std::max(watermark, upto);
@@ -208,7 +211,7 @@ class Frames {
             entries -= slots.size();
             for (const int32_t slot : slots) {
                 Key& key = keys[slot];
-                if (key.bucket != bucket) continue; /* it stands elsewhere in the wheel, or its rows were removed */
+                if (key.bucket != bucket) continue; /* it has another entry in the wheel, or its rows were removed */
                 key.bucket = NO_BUCKET;
                 heap -= key.nbytes();
                 if (bucket_of(key.newest) < now) clear(key);
@@ -220,7 +223,7 @@ class Frames {
         }
         for (const int32_t slot : stay) schedule(slot);
     }
-    /* The slots at which `advance` would look. */
+    /* Appends the slots that `advance` would check. */
     void due(int64_t upto, std::vector<int32_t>& slots) const {
         for (const auto& [bucket, some] : wheel) {
             if (bucket >= std::max(watermark, upto) >> shift) break;
@@ -228,7 +231,7 @@ class Frames {
                 if (keys[slot].bucket == bucket) slots.push_back(slot);
         }
     }
-    /* Forgets the rows of these slots. */
+    /* Removes the rows of these slots. */
     void remove(const int32_t* slots, int64_t count) {
         for (int64_t i = 0; i < count; i++) {
             if (slots[i] >= static_cast<int64_t>(keys.size())) continue;
@@ -239,7 +242,7 @@ class Frames {
             key.bucket = NO_BUCKET;
         }
     }
-    /* All slots that have rows. */
+    /* Appends all slots that have rows. */
     void every(std::vector<int32_t>& slots) const {
         for (size_t slot = 0; slot < keys.size(); slot++)
             if (keys[slot].size()) slots.push_back(static_cast<int32_t>(slot));
@@ -254,9 +257,10 @@ class Frames {
             for (size_t i = 0; i < slots.size(); i++) give(keys[slots[i]], c, i);
         }
     }
-    /* How many rows a slot has. */
+    /* Returns the number of rows of a slot. */
     int64_t size_of(int32_t slot) const { return slot < static_cast<int64_t>(keys.size()) ? keys[slot].size() : 0; }
-    /* The rows of these slots, slot by slot, the oldest first: times, and `values` pairs of columns, value and state. */
+    /* Exports the rows of these slots, slot by slot, the oldest first: times, and for each value a pair of columns,
+       value and state. */
     void export_rows(
         const int32_t* chosen, int64_t count, int32_t* slots, int64_t* times, uint64_t** raw, uint8_t** states
     ) const {
@@ -276,7 +280,8 @@ class Frames {
             }
         }
     }
-    /* Loads exported rows. The rows of the front become one again, so that sums of floats are the same, bit by bit. */
+    /* Loads exported rows. The rows of the front become a front again, so that sums of floats stay the same, bit by
+       bit. */
     void load(const int32_t* slots, int64_t count, const int64_t* times, const uint64_t** raw, const uint8_t** states) {
         std::vector<uint64_t> row(width);
         for (int64_t i = 0; i < count; i++) {
@@ -311,12 +316,12 @@ class Frames {
 
     struct Key {
         std::vector<uint64_t> ring;  /* rows of `width` words: time, values, a byte of state per value */
-        std::vector<Folded> front;   /* accumulators per aggregate and row, those of the oldest row last */
+        std::vector<Folded> front;   /* accumulators per aggregate and row; those of the oldest row are last */
         std::vector<Folded> back;    /* accumulators per aggregate */
-        size_t head = 0, end = 0;    /* the places of the oldest row in the ring, and behind the newest */
+        size_t head = 0, end = 0;    /* the positions of the oldest row in the ring and after the newest */
         int64_t newest = 0;
-        int32_t first = -1, last = -1; /* the key's rows in this call, as a list */
-        int64_t bucket = NO_BUCKET;    /* its place in the wheel */
+        int32_t first = -1, last = -1; /* the key's rows in this call, as a linked list */
+        int64_t bucket = NO_BUCKET;    /* its bucket in the wheel */
 
         size_t size() const { return end - head; }
         int64_t nbytes() const {
@@ -327,13 +332,13 @@ class Frames {
     };
     struct Come {
         int64_t time;
-        int32_t i; /* the row in this call; -1 for a row that was kept */
+        int32_t i; /* the row in this call, or -1 for a kept row */
     };
 
     std::vector<Key> keys; /* by slot */
     std::map<int64_t, std::vector<int32_t>> wheel; /* slots by the time at which their oldest row expires, in steps of 2^shift ms */
-    int64_t entries = 0;           /* of the wheel, with those that are not valid any more */
-    int64_t present = 0, heap = 0; /* how many keys have rows; the bytes of all rows and accumulators */
+    int64_t entries = 0;           /* entries of the wheel, including stale ones */
+    int64_t present = 0, heap = 0; /* the number of keys that have rows; the bytes of all rows and accumulators */
     std::vector<std::vector<uint64_t>> read_values; /* the values of this call, by value and row */
     std::vector<std::vector<uint8_t>> read_states;
     std::vector<int32_t> next, touched;
@@ -396,17 +401,17 @@ class Frames {
         key.head = key.end = 0;
     }
     int64_t bucket_of(int64_t time) const { return (time > INT64_MAX - ms ? INT64_MAX : time + ms) >> shift; }
-    /* Puts a key into the wheel, at its oldest row. */
+    /* Inserts a key into the wheel, for its oldest row. */
     void schedule(int32_t slot) {
         Key& key = keys[slot];
         if (key.size() == 0) return;
         const int64_t bucket = bucket_of(key.oldest());
-        if (key.bucket <= bucket) return; /* it is looked at before that */
+        if (key.bucket <= bucket) return; /* the key is checked before that */
         key.bucket = bucket;
         wheel[bucket].push_back(slot);
         if (++entries > 2 * present + 1024) sweep();
     }
-    /* Frees the wheel of entries that are not valid any more. */
+    /* Removes stale entries from the wheel. */
     void sweep() {
         wheel.clear();
         entries = 0;
@@ -476,7 +481,7 @@ class Frames {
             overflow_call = static_cast<int>(c);
         }
     }
-    /* Adds row i of this call; computes the results of `peers` and of it when it is the last row of its time. */
+    /* Adds row i of this call. If it is the last row of its time, computes its result and those of `peers`. */
     void step(Key& key, int64_t time, int32_t i, bool last_of_time, const uint64_t* row) {
         push(key, row);
         if (i >= 0) peers.push_back(i);
@@ -496,14 +501,14 @@ class Frames {
         out[0] = static_cast<uint64_t>(came.time);
         for (int v = 0; v < values; v++) out[1 + v] = read_values[v][came.i], set_state(out.data(), v, read_states[v][came.i]);
     }
-    /* Adds rows mine[from] to mine[to - 1], none of which is older than the newest. */
+    /* Adds rows mine[from] to mine[to - 1], none of which is older than the newest row. */
     void come(Key& key, size_t from, size_t to) {
         for (size_t k = from; k < to; k++) {
             write(mine[k], line);
             step(key, mine[k].time, mine[k].i, k + 1 == to || mine[k + 1].time != mine[k].time, line.data());
         }
     }
-    /* Inserts the first `late` rows of `mine` among those that are kept. */
+    /* Inserts the first `late` rows of `mine` among the kept rows. */
     void again(Key& key, size_t late) {
         old.assign(key.row(0, width), key.row(0, width) + key.size() * width);
         clear(key);

@@ -1,6 +1,7 @@
-/* The neighbours of a row among those of its key: the rows before it (Places), and the rows after it (Waiting). See over.pyi.
+/* The neighbours of a row among the rows of its key: the rows before it (Places) and the rows after it (Waiting). See
+   over.pyi.
 
-All of it is `nogil`, and throws only std::bad_alloc (`except +`). */
+   Nothing here needs the GIL. Functions throw only std::bad_alloc (`except +`). */
 #pragma once
 
 #include <map>
@@ -13,7 +14,7 @@ constexpr int64_t NO_ROW = -1;
 
 struct Kept {
     int64_t time, number;
-    int64_t mark; /* its place in the results of this call; -1 */
+    int64_t mark; /* its index in the results of this call, or -1 */
     int32_t slot;
     uint32_t size;
 
@@ -27,7 +28,8 @@ struct Arrived {
     int32_t i; /* the number of the row in this call */
 };
 
-/* The rows of a call by slot; those of a slot are sorted by time, rows with equal times as they came. */
+/* The rows of a call by slot. The rows of a slot are sorted by time; rows with equal times stay in the order in which
+   they came. */
 class BySlot {
    public:
     std::vector<int32_t> slots; /* the slots that have rows, in the order of their first rows */
@@ -49,7 +51,7 @@ class BySlot {
             last[of[i]] = static_cast<int32_t>(i);
         }
     }
-    /* Takes the rows of a slot; may be called once for each. */
+    /* Returns the rows of a slot. May be called once for each slot. */
     const std::vector<Arrived>& take(int32_t slot, const int64_t* times, const int32_t* chosen) {
         rows.clear();
         bool sorted = true;
@@ -96,16 +98,17 @@ class Keeping {
     Bytes scratch;
 };
 
-/* The position of each row among those of its key, by time: numbers, ranks, and values of earlier rows.
+/* The position of each row among the rows of its key, by time: numbers, ranks, and values of earlier rows.
 
-    last: the key's newest rows, at most `depth` of them, the oldest first. */
+   `last`: the key's newest rows, at most `depth` of them, the oldest first. */
 class Places {
    public:
     Keeping kept; /* the rows, with the columns whose values are returned */
     int64_t depth = 0;
     std::vector<int64_t> offsets; /* 1 to depth */
 
-    /* The results of the last `add`, by row. sources, by offset: i >= 0, row i of this call; -1: none; -2 - h: history[h]. */
+    /* The results of the last `add`, by row. `sources`, by offset: i >= 0 for row i of this call; -1 for none; -2 - h
+       for history[h]. */
     std::vector<int64_t> numbers, ranks, dense_ranks;
     std::vector<std::vector<int64_t>> sources;
     std::vector<const Kept*> history;
@@ -139,17 +142,17 @@ class Places {
     int64_t nbytes() const {
         return keys.capacity() * sizeof(Key) + kept.nbytes() + kept.rows * 8 + by_slot.nbytes();
     }
-    /* All slots that have counted rows. */
+    /* Appends all slots that have counted rows. */
     void every(std::vector<int32_t>& slots) const {
         for (size_t slot = 0; slot < keys.size(); slot++)
             if (keys[slot].rows > 0) slots.push_back(static_cast<int32_t>(slot));
     }
-    /* Those of these slots that have counted rows. */
+    /* Appends those of these slots that have counted rows. */
     void there(const int32_t* slots, int64_t count, std::vector<int32_t>& out) const {
         for (int64_t i = 0; i < count; i++)
             if (slots[i] < static_cast<int64_t>(keys.size()) && keys[slots[i]].rows > 0) out.push_back(slots[i]);
     }
-    /* The counters of these slots: rows, newest, rank, dense rank; and how many of their rows are kept. */
+    /* Returns the counters of these slots (rows, newest, rank, dense rank) and how many of their rows are kept. */
     void counters(
         const std::vector<int32_t>& slots, int64_t* rows, int64_t* newest, int64_t* rank, int64_t* dense, int64_t* last
     ) const {
@@ -167,7 +170,7 @@ class Places {
     void history_of(const std::vector<int32_t>& slots, std::vector<const Kept*>& out) const {
         for (const int32_t slot : slots) out.insert(out.end(), keys[slot].last.begin(), keys[slot].last.end());
     }
-    /* Forgets these slots. */
+    /* Removes these slots. */
     void remove(const int32_t* slots, int64_t count) {
         for (int64_t i = 0; i < count; i++) {
             if (slots[i] >= static_cast<int64_t>(keys.size())) continue;
@@ -177,7 +180,7 @@ class Places {
             key = Key();
         }
     }
-    /* Loads the next row of a slot; false where its counter is missing, or it has `depth` rows already. */
+    /* Loads the next row of a slot. Returns false if its counter is missing, or it has `depth` rows already. */
     bool load(const std::vector<Source>& columns, int64_t row, int32_t slot, int64_t time) {
         if (slot >= static_cast<int64_t>(keys.size()) || static_cast<int64_t>(keys[slot].last.size()) >= depth) return false;
         keys[slot].last.push_back(kept.keep(columns, row, time, 0, slot));
@@ -191,12 +194,12 @@ class Places {
     };
     struct Seen {
         int64_t time;
-        int64_t i; /* a row of this call; -1 - k for key.last[k] */
+        int64_t i; /* a row of this call, or -1 - k for key.last[k] */
     };
 
     std::vector<Key> keys;
     BySlot by_slot;
-    int64_t present = 0; /* how many slots have counted rows */
+    int64_t present = 0; /* the number of slots that have counted rows */
     std::vector<Kept*> gone;
     std::vector<Seen> seen;
     std::vector<Kept*> left;
@@ -264,7 +267,8 @@ class Waiting {
     int64_t next_number = 0;
     std::vector<int64_t> offsets; /* 1 to depth */
 
-    /* The results of the last `add` or `flush`, in the order of arrival. sources, by offset: null where there is no row. */
+    /* The results of the last `add` or `flush`, in the order of arrival. `sources`, by offset: the row ahead, or
+       null. */
     std::vector<const Kept*> ready;
     std::vector<std::vector<const Kept*>> sources;
 
@@ -277,7 +281,7 @@ class Waiting {
     int64_t nbytes() const {
         return keys.capacity() * sizeof(Key) + kept.nbytes() + kept.rows * 8 + times_there.size() * 64 + by_slot.nbytes();
     }
-    /* The time of the oldest row that waits; there must be one. */
+    /* Returns the time of the oldest waiting row; there must be one. */
     int64_t least() const { return times_there.begin()->first; }
 
     void add(
@@ -299,7 +303,7 @@ class Waiting {
         next_number += count;
         arrange();
     }
-    /* Releases all rows at the end of the input. slots: those that had rows. */
+    /* Releases all rows at the end of the input. OUT slots: those that had rows. */
     void flush(std::vector<int32_t>& slots) {
         bury();
         for (size_t slot = 0; slot < keys.size(); slot++) {
@@ -318,7 +322,7 @@ class Waiting {
                 out.insert(out.end(), keys[slots[i]].begin(), keys[slots[i]].end());
             }
     }
-    /* Forgets the rows of these slots, which wait no more. */
+    /* Removes the rows of these slots. */
     void remove(const int32_t* slots, int64_t count) {
         for (int64_t i = 0; i < count; i++) {
             if (slots[i] >= static_cast<int64_t>(keys.size())) continue;
@@ -345,7 +349,7 @@ class Waiting {
     std::vector<Kept*> gone;
     std::vector<Kept*> out;
     std::vector<std::vector<const Kept*>> out_sources;
-    std::map<int64_t, int64_t> times_there; /* how many rows wait, by time */
+    std::map<int64_t, int64_t> times_there; /* the number of waiting rows by time */
 
     void bury() {
         for (Kept* row : gone) kept.drop(row);

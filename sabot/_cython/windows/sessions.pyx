@@ -1,6 +1,7 @@
-"""The session, or the run, that a row belongs to. See sessions.pyi for the contract; the loops over rows are in spans.h.
+"""The session, or the run, that a row belongs to. See sessions.pyi for the contract; the loops over rows are in
+spans.h.
 
-Arrays are opened here, once per call; then the call runs without the GIL.
+Arrays are opened here, once per call. Then the call runs without the GIL.
 """
 
 from libc.stdint cimport int32_t, int64_t
@@ -24,8 +25,8 @@ __all__ = ["RunTable", "SessionTable"]
 cdef extern from "windows/spans.h" namespace "sabot" nogil:
     cppclass SpanRows:
         const int32_t* slots
-        const int64_t* times        # NULL: the rows have no times
-        const int32_t* chosen       # NULL: all rows
+        const int64_t* times        # NULL if the rows have no times
+        const int32_t* chosen       # NULL for all rows
         int64_t count
         int32_t greatest            # the greatest slot
 
@@ -62,7 +63,7 @@ _RUNS = pa.schema([("run", _INT32), *_BOUNDS, ("count", _INT64)])
 
 
 cdef class _Rows:
-    """The checked rows of one call; keeps their arrays alive."""
+    """The checked rows of one call. Keeps their arrays alive."""
 
     cdef SpanRows rows
     cdef list alive
@@ -120,7 +121,7 @@ cdef class _Table:
         return self.table.nbytes()
 
     cdef tuple add_rows(self, object slots, object time, object selection):
-        """Adds rows; returns (the span of each row, and the results of the rule's `add`)."""
+        """Adds rows. Returns (the span of each row, and the results of the rule's `add`)."""
         cdef _Rows given = _Rows(slots, time, selection)
         cdef int32_t* out
         cdef vector[int32_t] a, b, c
@@ -130,7 +131,9 @@ cdef class _Table:
         return ids, int32_array(a), int32_array(b), int32_array(c)
 
     cdef object opened(self, object ids, View* view):
-        """Fills `view`, and returns the object that has to stay alive while it is read. KeyError unless all ids are those of spans."""
+        """Fills `view`. Returns the object that has to stay alive while it is read. Raises KeyError for an id that is
+        not a span.
+        """
         name = self.columns.names[0]
         alive = open_array(ids, view, TYPE_INT32, name + "s")
         cdef int64_t bad = self.table.unknown(view.int32s(), view.length)
@@ -139,7 +142,7 @@ cdef class _Table:
         return alive
 
     def bounds(self, ids):
-        """Two times of each span. See sessions.pyi."""
+        """Returns two times of each span. See sessions.pyi."""
         cdef View view
         cdef object alive = self.opened(ids, &view)
         cdef int64_t* first
@@ -151,7 +154,7 @@ cdef class _Table:
         return firsts, lasts
 
     def slots(self, ids):
-        """The key slots of the spans."""
+        """Returns the key slots of the spans."""
         cdef View view
         cdef object alive = self.opened(ids, &view)
         cdef int32_t* out
@@ -161,7 +164,7 @@ cdef class _Table:
         return slots
 
     def remove(self, ids):
-        """Removes the spans; returns slots without any. See sessions.pyi."""
+        """Removes the spans. Returns slots without any. See sessions.pyi."""
         cdef View view
         cdef object alive = self.opened(ids, &view)
         cdef vector[int32_t] vacant
@@ -170,7 +173,7 @@ cdef class _Table:
         return int32_array(vacant)
 
     def of_slots(self, slots):
-        """The spans of these slots, and which slot each belongs to. See sessions.pyi."""
+        """Returns the spans of these slots, and the slot that each belongs to. See sessions.pyi."""
         cdef View view
         cdef object alive = open_array(slots, &view, TYPE_INT32, "slots")
         cdef vector[int32_t] ids, which
@@ -179,7 +182,7 @@ cdef class _Table:
         return int32_array(ids), int32_array(which)
 
     def export(self, ids=None):
-        """Spans as columns. See sessions.pyi."""
+        """Returns spans as columns. See sessions.pyi."""
         cdef vector[int32_t] every
         if ids is None:
             with nogil:
@@ -204,7 +207,7 @@ cdef class _Table:
         return pa.RecordBatch.from_arrays(columns, schema=self.columns)
 
     def load(self, state):
-        """Loads spans of `export`; returns their new ids. See sessions.pyi."""
+        """Loads spans of `export`. Returns their new ids. See sessions.pyi."""
         cdef _Rows given = _Rows(state.column("slot"), None, None)
         cdef View first, last, rest
         name = self.columns.names[4]
@@ -234,13 +237,13 @@ cdef class SessionTable(_Table):
         del self.sessions
 
     def add(self, slots, time, selection=None):
-        """The session of each row, the new sessions, and the merges of earlier ones. See sessions.pyi."""
+        """Returns the session of each row, the new sessions, and the merges of earlier ones. See sessions.pyi."""
         if time is None:
             raise TypeError("sessions need event time")
         return self.add_rows(slots, time, selection)
 
     def vacant(self, slots):
-        """Slots without a session, each once. See sessions.pyi."""
+        """Returns slots without a session, each once. See sessions.pyi."""
         cdef _Rows given = _Rows(slots, None, None)
         cdef vector[int32_t] out
         with nogil:
@@ -248,14 +251,14 @@ cdef class SessionTable(_Table):
         return int32_array(out)
 
     def advance(self, int64_t watermark_ms):
-        """The sessions that are (ripe, over). See sessions.pyi."""
+        """Returns the sessions that are (ripe, over). See sessions.pyi."""
         cdef vector[int32_t] ripe, over
         with nogil:
             self.table.advance(watermark_ms, ripe, over)
         return int32_array(ripe), int32_array(over)
 
     def statistics(self):
-        """open, merged, late, bytes."""
+        """Returns the numbers of open sessions, merges and late rows, and bytes."""
         return {"open": len(self), "merged": self.sessions.merges, "late": self.sessions.late, "bytes": self.nbytes}
 
 
@@ -275,18 +278,18 @@ cdef class RunTable(_Table):
         del self.runs
 
     def add(self, slots, time=None, selection=None):
-        """The run of each row, those that began, their first rows, those that ended. See sessions.pyi."""
+        """Returns the run of each row, those that began, their first rows, those that ended. See sessions.pyi."""
         if time is None and self.by_time:
             raise TypeError("runs that end by time need event time")
         return self.add_rows(slots, time, selection)
 
     def advance(self, int64_t watermark_ms):
-        """Runs that are over by event time. See sessions.pyi."""
+        """Returns runs that are over by event time. See sessions.pyi."""
         cdef vector[int32_t] ripe, over
         with nogil:
             self.table.advance(watermark_ms, ripe, over)
         return int32_array(over)
 
     def statistics(self):
-        """open, bytes."""
+        """Returns the number of open runs, and bytes."""
         return {"open": len(self), "bytes": self.nbytes}

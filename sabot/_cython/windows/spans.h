@@ -1,17 +1,17 @@
-/* Spans of event time by key: sessions, and runs of rows. One table of them (`Spans`), and two rules (`Sessions`, `Runs`).
+/* Spans of event time by key: sessions, and runs of rows. One table of spans (`Spans`) and two rules (`Sessions`, `Runs`).
 
-      latest[slot] ──▶ session ──left──▶ session ──left──▶ …        sessions: one chain per key, by time; `right` leads back
-      latest[slot] ──▶ run                                          runs: the one that the key's next row may belong to
-      wheel (wheel.h): the time at which a span has to be checked next
+        latest[slot] ──▶ session ──left──▶ session ──left──▶ …        sessions: one chain per key, by time; `right` leads back
+        latest[slot] ──▶ run                                          runs: the one that the key's next row may belong to
+        wheel (wheel.h): the time at which a span has to be checked next
 
-A chain is walked from its latest session; where that takes long, the key gets a search tree over the same sessions (`trees`). The wheel is
-lazy: rows that extend a span do not change its entry. The time of an entry is at most the one at which its span is due. An entry whose span
-is not due yet is inserted again, and a stale entry (one whose span has another `due`) is dropped. So a span costs an insertion for each
-wait that it lives, and an advance costs the entries that it finds and the rest of the bucket in which it ends. (A binary heap instead
-took a third of all time, at 50,000 open sessions.)
+   A chain is walked from its latest session; if that takes long, the key gets a search tree over the same sessions
+   (`trees`). The wheel is lazy: rows that extend a span do not change its entry. The time of an entry is at most the time
+   at which its span is due. An entry whose span is not due yet is inserted again; a stale entry (its span has another
+   `due`) is dropped. So a span costs one insertion for each wait, and an advance costs the entries that it finds and the
+   rest of the bucket in which it ends. (A binary heap instead took a third of all time, at 50,000 open sessions.)
 
-Everything here is `nogil`. Functions that allocate may throw std::bad_alloc, and std::overflow_error for the 2^31st span (`except +`);
-those marked noexcept throw nothing. Callers have to check that slots and ids are within the table. */
+   Nothing here needs the GIL. Functions that allocate may throw std::bad_alloc, and std::overflow_error for the 2^31st span
+   (`except +`); functions marked noexcept throw nothing. Callers have to check that slots and ids are within the table. */
 #pragma once
 
 #include <cstdint>
@@ -29,21 +29,22 @@ namespace sabot {
 
 using Ids = std::vector<int32_t>;
 
-/* Times. A difference of two int64 may overflow, so differences are compared as uint64, which is exact where later >= earlier. */
+/* Times. The difference of two int64 may overflow, so differences are compared as uint64, which is exact if later >=
+   earlier. */
 
-/* Whether later >= earlier + ms, for ms > 0. */
+/* Returns true if later >= earlier + ms, for ms > 0. */
 static inline bool apart(int64_t earlier, int64_t later, int64_t ms) noexcept {
     return later >= earlier && static_cast<uint64_t>(later) - static_cast<uint64_t>(earlier) >= static_cast<uint64_t>(ms);
 }
 
-/* time + ms, but at most INT64_MAX; ms >= 0. */
+/* Returns time + ms, but at most INT64_MAX, for ms >= 0. */
 static inline int64_t plus(int64_t time, int64_t ms) noexcept { return time > INT64_MAX - ms ? INT64_MAX : time + ms; }
 
 /* The rows of one call: row i of `count` has slot slots[i], and its time is at row(i). */
 struct SpanRows {
     const int32_t* slots = nullptr;
-    const int64_t* times = nullptr;  /* null: the rows have no times */
-    const int32_t* chosen = nullptr; /* null: all rows */
+    const int64_t* times = nullptr;  /* null if the rows have no times */
+    const int32_t* chosen = nullptr; /* null for all rows */
     int64_t count = 0;
     int32_t greatest = -1; /* the greatest slot */
 
@@ -51,17 +52,17 @@ struct SpanRows {
 };
 
 struct Span {
-    int64_t first; /* the least time of its rows, ms; for a run with a limited span, that of the row that began it */
+    int64_t first; /* the least time of its rows, ms; for a run with a limited span, the time of the row that began it */
     int64_t last;  /* the greatest time of its rows, ms */
-    int64_t due;   /* the time of its current entry in the wheel; OVER: it has none */
-    int32_t slot;  /* that of its key; NONE: the id is free */
+    int64_t due;   /* the time of its current entry in the wheel, or OVER if it has none */
+    int32_t slot;  /* the slot of its key, or NONE for a free id */
 };
 
 /* The methods of a table of spans that do not depend on its rule. */
 class SpanTable {
    public:
     static constexpr int32_t NONE = -1;         /* no span */
-    static constexpr int32_t GIVEN_BACK = -2;   /* for a slot: no span, and `remove` or `vacant` has reported that */
+    static constexpr int32_t GIVEN_BACK = -2;   /* for a slot: no span, and `remove` or `vacant` has reported the slot */
     static constexpr int64_t OVER = INT64_MIN;
 
     virtual ~SpanTable() = default;
@@ -70,27 +71,28 @@ class SpanTable {
     /* Adds rows. out[i]: the span of row i, or NONE. The rule defines a, b and c. */
     virtual void add(const SpanRows& rows, int32_t* out, Ids& a, Ids& b, Ids& c) = 0;
     virtual void advance(int64_t watermark_ms, Ids& ripe, Ids& over) = 0;
-    /* The place in ids of the first one that is no span; -1 if all are. */
+    /* Returns the position of the first entry of `ids` that is not a span, or -1 if all are. */
     virtual int64_t unknown(const int32_t* ids, int64_t count) const noexcept = 0;
     virtual void bounds(const int32_t* ids, int64_t count, int64_t* first, int64_t* last) const noexcept = 0;
     virtual void slots(const int32_t* ids, int64_t count, int32_t* out) const noexcept = 0;
-    /* Removes spans; an id may be named twice. vacant: slots that have no span any more. */
+    /* Removes spans; an id may be named twice. OUT vacant: slots that have no span any more. */
     virtual void remove(const int32_t* ids, int64_t count, Ids& vacant) = 0;
-    /* The spans of these slots, slot by slot, each key's latest first. which: the place in `slots` of each. */
+    /* Finds the spans of these slots, slot by slot, each key's latest first. OUT which: the position in `slots` of
+       each. */
     virtual void of_slots(const int32_t* slots, int64_t count, Ids& ids, Ids& which) const = 0;
     /* Fills `ids` with all spans. */
     virtual void all(Ids& ids) const = 0;
-    /* Writes these spans to columns. rest: the value that only this rule has. */
+    /* Writes these spans to columns. `rest`: the column that only this rule has. */
     virtual void write(const int32_t* ids, int64_t count, int32_t* slots, int64_t* first, int64_t* last, void* rest) const noexcept = 0;
-    /* Loads spans that were written. out: their new ids. */
+    /* Loads spans that `write` wrote. OUT out: their new ids. */
     virtual void load(const SpanRows& rows, const int64_t* first, const int64_t* last, const View& rest, int32_t* out) = 0;
 };
 
-/* Rule: the class that derives from this one. It must have
+/* The rule is the class that derives from this one. It must have
        unlink(id): removes the span from the chain of its key
-       before(id): the span of the same key before it in time; NONE where there is none
-       waits(id): whether the span still needs its entry in the wheel
-       look_at(id, watermark, ripe, over): is called when the time of its entry has come. */
+       before(id): returns the span of the same key before it in time, or NONE
+       waits(id): returns true if the span still needs its entry in the wheel
+       look_at(id, watermark, ripe, over): called when the time of its entry has come. */
 template <class Rule, class S>
 class Spans : public SpanTable {
    public:
@@ -160,7 +162,7 @@ class Spans : public SpanTable {
     void reach(int32_t slot) {
         if (static_cast<int64_t>(latest.size()) <= slot) latest.resize(slot + 1, NONE);
     }
-    /* Takes an id for a new span, which the caller has to fill. */
+    /* Returns an id for a new span, which the caller has to fill. */
     int32_t take_id(const char* name) {
         if (!unused.empty()) {
             const int32_t id = unused.back();
@@ -184,7 +186,7 @@ class Spans : public SpanTable {
     }
 
    private:
-    static constexpr int64_t SLACK = 1024; /* so many stale entries of the wheel are always tolerated */
+    static constexpr int64_t SLACK = 1024; /* this many stale entries of the wheel are always tolerated */
 
     Rule& rule() noexcept { return static_cast<Rule&>(*this); }
     const Rule& rule_of() const noexcept { return static_cast<const Rule&>(*this); }
@@ -205,7 +207,8 @@ struct Session : Span {
     uint8_t fresh; /* it was made in this call of `add` */
 };
 
-/* A row belongs to a session when it is less than gap_ms away from one of its rows. `add` returns (created, into, source). */
+/* A row belongs to a session if it is less than gap_ms away from one of its rows. `add` returns (created, into,
+   source). */
 class Sessions final : public Spans<Sessions, Session> {
    public:
     int64_t merges = 0, late = 0;
@@ -238,7 +241,8 @@ class Sessions final : public Spans<Sessions, Session> {
         }
         joined.clear();
     }
-    /* ripe: the session has ended, and has changed since it was last returned. over: its lateness has passed, too. */
+    /* Finds sessions at a watermark. OUT ripe: sessions that have ended, and have changed since they were last
+       returned; over: sessions whose lateness has passed too. */
     void advance(int64_t watermark, Ids& ripe, Ids& over) override {
         if (watermark > watermark_ms) watermark_ms = watermark;
         Spans::advance(watermark_ms, ripe, over);
@@ -255,7 +259,7 @@ class Sessions final : public Spans<Sessions, Session> {
             due = plus(due, lateness_ms);
         }
         if (due <= watermark) {
-            session.due = OVER; /* so that an entry of an earlier session with this id does not match it */
+            session.due = OVER; /* then an entry of an earlier session with this id does not match it */
             over.push_back(id);
         } else {
             schedule(id, due);
@@ -267,7 +271,7 @@ class Sessions final : public Spans<Sessions, Session> {
             end[i] = plus(spans[ids[i]].last, gap_ms);
         }
     }
-    /* Those of the slots without a session that were not reported yet. */
+    /* Appends those of the slots without a session that were not reported yet. */
     void vacant(const int32_t* slots, int64_t count, Ids& out) {
         for (int64_t i = 0; i < count; i++) {
             if (slots[i] < static_cast<int64_t>(latest.size()) && latest[slots[i]] == NONE) {
@@ -321,7 +325,8 @@ class Sessions final : public Spans<Sessions, Session> {
     const int64_t gap_ms, lateness_ms;
     int64_t watermark_ms = INT64_MIN, in_trees = 0;
     std::unordered_map<int32_t, Tree> trees; /* by slot, for keys with long chains */
-    /* Sessions of one call of `add`: those made; those merged away; of the latter, those that existed before the call. */
+    /* Sessions of one call of `add`: those made; those merged away; of the latter, those that existed before the
+       call. */
     Ids made, merged_away, joined;
 
     Tree* tree_of(int32_t slot) {
@@ -329,7 +334,7 @@ class Sessions final : public Spans<Sessions, Session> {
         const auto found = trees.find(slot);
         return found == trees.end() ? nullptr : &found->second;
     }
-    /* The session that this one has become a part of; it also shortens the path there. */
+    /* Returns the session that this one has become a part of, and shortens the path to it. */
     int32_t survivor(int32_t id) noexcept {
         int32_t top = id;
         while (spans[top].into != NONE) top = spans[top].into;
@@ -340,7 +345,7 @@ class Sessions final : public Spans<Sessions, Session> {
         }
         return top;
     }
-    /* Adds a row, and returns the session that it belongs to; NONE for a late row. */
+    /* Adds a row. Returns the session that it belongs to, or NONE for a late row. */
     int32_t place(int32_t slot, int64_t time) {
         int32_t right;
         int32_t left = find(slot, time, &right);
@@ -361,7 +366,7 @@ class Sessions final : public Spans<Sessions, Session> {
         }
         return make(slot, time, time, left, right);
     }
-    /* The key's last session with first <= time, and (OUT) the one after it; NONE where there is none. */
+    /* Returns the key's last session with first <= time, or NONE. OUT right: the one after it, or NONE. */
     int32_t find(int32_t slot, int64_t time, int32_t* right) {
         int32_t left = latest[slot];
         *right = NONE;
@@ -387,7 +392,7 @@ class Sessions final : public Spans<Sessions, Session> {
         *right = tree->upper_bound(time)->second; /* never the end: `time` is before WALK_LIMIT sessions */
         return spans[*right].left;
     }
-    /* To be called after adding a row: a session that was returned as ripe has to be returned again. */
+    /* Notes that a session has changed, so that it is returned as ripe again. Call it after adding a row. */
     int32_t changed(int32_t id) {
         Session& session = spans[id];
         if (session.given) {
@@ -422,7 +427,7 @@ class Sessions final : public Spans<Sessions, Session> {
         }
         session.first = first;
     }
-    /* Merges two neighbours, and returns the one that stays, preferably one that existed before this call. */
+    /* Merges two neighbours. Returns the session that stays, preferably one that existed before this call. */
     int32_t join(int32_t left, int32_t right) {
         const bool keep_right = spans[left].fresh && !spans[right].fresh;
         const int32_t kept = keep_right ? right : left, other = keep_right ? left : right;
@@ -443,8 +448,8 @@ struct Run : Span {
     int64_t count; /* the number of rows */
 };
 
-/* Divides the rows of a key, in the order in which they come, into runs. A limit of 0 is none. `add` returns (runs that began, the rows
-   that began them, runs that ended). */
+/* Divides the rows of a key, in the order in which they come, into runs. A limit of 0 is none. `add` returns (runs
+   that began, the rows that began them, runs that ended). */
 class Runs final : public Spans<Runs, Run> {
    public:
     Runs(int64_t rows, int64_t idle_ms, int64_t span_ms) : most_rows(rows), idle_ms(idle_ms), span_ms(span_ms) {
@@ -476,12 +481,12 @@ class Runs final : public Spans<Runs, Run> {
             out[i] = id;
         }
     }
-    /* A run that has ended, and is not removed yet, needs no entry. */
+    /* A run that has ended and is not removed yet needs no entry. */
     bool waits(int32_t id) const noexcept { return latest[spans[id].slot] == id; }
     void look_at(int32_t id, int64_t watermark, Ids&, Ids& over) {
         const int64_t due = due_of(spans[id]);
         if (due <= watermark) {
-            spans[id].due = OVER; /* so that an entry of an earlier run with this id does not match it */
+            spans[id].due = OVER; /* then an entry of an earlier run with this id does not match it */
             over.push_back(id);
         } else {
             schedule(id, due);
@@ -511,11 +516,11 @@ class Runs final : public Spans<Runs, Run> {
    private:
     const int64_t most_rows, idle_ms, span_ms;
 
-    /* Whether no row at this time or later can belong to the run. */
+    /* Returns true if no row at this time or later can belong to the run. */
     bool is_over(const Run& run, int64_t time) const noexcept {
         return (idle_ms && apart(run.last, time, idle_ms)) || (span_ms && apart(run.first, time, span_ms));
     }
-    /* The time from which on the run is over. */
+    /* Returns the time from which on the run is over. */
     int64_t due_of(const Run& run) const noexcept {
         int64_t due = idle_ms ? plus(run.last, idle_ms) : INT64_MAX;
         if (span_ms && plus(run.first, span_ms) < due) due = plus(run.first, span_ms);

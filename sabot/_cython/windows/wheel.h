@@ -1,11 +1,12 @@
 /* A timing wheel.
 
-      buckets[b % SIZE] ──▶ (due, id), (due, id), …        bucket b covers 2^shift ms from b * 2^shift on
+        buckets[b % SIZE] ──▶ (due, id), (due, id), …        bucket b covers 2^shift ms from b * 2^shift on
 
-A bucket is at most a 512th of the longest wait. Entries of later rounds of the wheel are in the same buckets: whoever takes a bucket has
-to put back the entries that are later than the watermark. Inserting an entry is O(1); an advance costs the buckets that it passes.
+   A bucket is at most a 512th of the longest wait. The buckets also hold entries of later rounds of the wheel: the caller
+   of `take` has to put back the entries that are later than the watermark. Inserting an entry is O(1); an advance costs the
+   buckets that it passes.
 
-All of it is `nogil`; `put` may throw std::bad_alloc (`except +`), the rest is noexcept. */
+   Nothing here needs the GIL. `put` may throw std::bad_alloc (`except +`); the rest is noexcept. */
 #pragma once
 
 #include <cstdint>
@@ -21,7 +22,7 @@ class Wheel {
 
     int64_t entries = 0;
 
-    /* A wheel for waits of at most `ms`, which it divides into at least SPOKES buckets, unless buckets would be shorter than 1 ms. */
+    /* Sets the longest wait to `ms`. It spans at least SPOKES buckets, unless buckets would be shorter than 1 ms. */
     void waits_for(int64_t ms) noexcept {
         while (ms >> (shift + 1) >= SPOKES) shift++;
     }
@@ -30,14 +31,15 @@ class Wheel {
         buckets[static_cast<uint64_t>(bucket < now ? now : bucket) % SIZE].emplace_back(due, id);
         entries++;
     }
-    /* Moves the watermark; `take` then returns the buckets between the old one and the new one. */
+    /* Moves the watermark. `take` then returns the buckets between the old one and the new one. */
     void advance(int64_t watermark) noexcept {
         const int64_t before = now;
         if (watermark >> shift > now) now = watermark >> shift;
         const uint64_t passed = static_cast<uint64_t>(now) - static_cast<uint64_t>(before);
         left = passed < SIZE ? passed + 1 : SIZE;
     }
-    /* Takes the entries of the next bucket; false if there is none left. The caller puts back entries later than the watermark. */
+    /* Takes the entries of the next bucket. Returns false if there is no bucket left. The caller puts back entries
+       later than the watermark. */
     bool take(std::vector<Entry>& out) noexcept {
         out.clear();
         if (!left) return false;
@@ -57,7 +59,7 @@ class Wheel {
 
     std::vector<std::vector<Entry>> buckets = std::vector<std::vector<Entry>>(SIZE);
     int64_t now = INT64_MIN; /* the bucket of the watermark */
-    uint64_t left = 0;       /* how many buckets up to `now` `take` has not returned yet */
+    uint64_t left = 0;       /* the number of buckets up to `now` that `take` has not returned yet */
     int shift = 0;
 };
 

@@ -1,8 +1,9 @@
 """Divides rows by pane of event time. See window.pyi for the contract.
 
-One pass finds the least and the greatest time: usually both are in one pane, and nothing has to be moved. Otherwise rows are sorted by
-pane, by counting. A pane's number is computed by multiplication with 1 / size and corrected by one where it is off, which is exact while
-the distance to the first pane is below 2^52. Where panes are too far apart to be counted in an array, a hash map numbers them.
+One pass finds the least and the greatest time: usually both are in one pane, and nothing has to be moved. Otherwise
+rows are sorted by pane in a counting sort. A pane's number is computed by multiplication with 1 / size and corrected
+by one if it is off, which is exact while the distance to the first pane is below 2^52. If panes are too far apart to
+be counted in an array, a hash map numbers them.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint64_t
@@ -28,12 +29,12 @@ cdef int64_t EXACT = 2**52         # up to this distance a double gives the numb
 cdef struct Rows:
     # IN: the times, and the rows that count.
     const int64_t* time
-    const int32_t* selection   # NULL: all
-    int64_t count              # rows that count
+    const int32_t* selection   # NULL for all rows
+    int64_t count              # the number of rows that count
 
 
 cdef class _Opened:
-    """The arrays behind a Rows, kept alive."""
+    """Keeps the arrays behind a Rows alive."""
 
     cdef Rows rows
     cdef object alive
@@ -63,7 +64,7 @@ cdef inline int64_t _row(const Rows* rows, int64_t i) noexcept nogil:
 
 
 cdef void _range(const Rows* rows, int64_t* least, int64_t* greatest) noexcept nogil:
-    # OUT least and greatest of all rows; without rows the least is above the greatest.
+    # OUT least and greatest of all rows. Without rows the least is above the greatest.
     cdef int64_t low = GREATEST, high = LEAST, i, t
     cdef const int64_t* time = rows.time
     cdef const int32_t* selection = rows.selection
@@ -82,7 +83,7 @@ cdef void _range(const Rows* rows, int64_t* least, int64_t* greatest) noexcept n
 
 
 cdef int64_t _least_from(const Rows* rows, int64_t late_before, int64_t* late) noexcept nogil:
-    # Returns the least time that is not late; GREATEST where all are late. OUT late: how many are late.
+    # Returns the least time that is not late, or GREATEST if all are late. OUT late: how many are late.
     cdef int64_t low = GREATEST, count = 0, i, t
     for i in range(rows.count):
         t = rows.time[_row(rows, i)]
@@ -95,13 +96,13 @@ cdef int64_t _least_from(const Rows* rows, int64_t late_before, int64_t* late) n
 
 
 cdef inline int64_t _floor(int64_t time, int64_t size, int64_t offset) noexcept nogil:
-    # The start of the pane.
+    # Returns the start of the pane.
     cdef int64_t rest = (time - offset) % size    # C: the sign of the dividend
     return time - rest - (size if rest < 0 else 0)
 
 
 def min_max(time, selection=None):
-    """(least, greatest) of the rows that `selection` names; None without rows."""
+    """Returns (least, greatest) time of the rows of `selection` (None for all), or None without rows."""
     cdef _Opened opened = _Opened(time, selection)
     cdef int64_t least, greatest
     with nogil:
@@ -110,7 +111,9 @@ def min_max(time, selection=None):
 
 
 def split_panes(time, int64_t size_ms, int64_t offset_ms, selection=None, *, int64_t late_before=LEAST):
-    """Divides rows by pane: (late rows or None, [(start of the pane, rows or None), ...] sorted by start). See window.pyi."""
+    """Divides rows by pane: (late rows or None, [(start of the pane, rows or None), ...] sorted by start). See
+    window.pyi.
+    """
     if size_ms < 1 or size_ms > FARTHEST:
         raise ValueError(f"a pane has 1 to 2**61 ms, not {size_ms}")
     cdef _Opened opened = _Opened(time, selection)
@@ -139,7 +142,7 @@ def split_panes(time, int64_t size_ms, int64_t offset_ms, selection=None, *, int
     if first == last and late_count == 0:
         return None, [(first, selection)]
     cdef vector[int64_t] starts     # the starts of the panes that have rows, ascending
-    cdef vector[int64_t] ends       # where the rows of pane i end in `sorted`; they begin where those of i - 1 end
+    cdef vector[int64_t] ends       # the ends of the rows of each pane in `sorted`; they begin at the end of the pane before
     buffer = pa.allocate_buffer((rows.count - late_count) * 4)
     cdef int32_t* sorted = <int32_t*> <size_t> buffer.address
     with nogil:
@@ -168,7 +171,7 @@ cdef void _all(const Rows* rows, int32_t* out) noexcept nogil:
 
 
 cdef inline int64_t _pane(int64_t distance, double inverse, int64_t size) noexcept nogil:
-    # distance // size for 0 <= distance < EXACT.
+    # Returns distance // size for 0 <= distance < EXACT.
     cdef int64_t pane = <int64_t> (<double> distance * inverse)
     cdef int64_t rest = distance - pane * size
     return pane - (rest < 0) + (rest >= size)
@@ -178,10 +181,10 @@ cdef void _split_near(
     const Rows* rows, int64_t size, int64_t first, int64_t last, int64_t late_before, int32_t* late, int32_t* sorted,
     vector[int64_t]& starts, vector[int64_t]& ends,
 ) noexcept nogil:
-    # A counting sort; pane p is the p-th pane from `first` on.
+    # A counting sort: pane p is the p-th pane from `first` on.
     cdef int64_t panes = (last - first) // size + 1, i, p, row, t, sum = 0
     cdef double inverse = 1.0 / <double> size
-    cdef vector[int64_t] free        # the next free place of each pane in `sorted`
+    cdef vector[int64_t] free        # the next free position of each pane in `sorted`
     free.assign(panes + 1, 0)
     for i in range(rows.count):
         t = rows.time[_row(rows, i)]
