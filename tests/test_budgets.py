@@ -34,7 +34,12 @@ MEMBERS = {  # of a contract that more than one class fulfils: methods, properti
     "journal/base.py:Journal": 14,
     "journal/base.py:JournalReader": 12,
     "llm/provider.py:Provider": 7,
-    "operators/base.py:Operator": 42,  # 032: a step is filled from the table above it
+    "operators/base.py:FilledFromTable": 3,
+    "operators/base.py:HoldsMarks": 2,
+    "operators/base.py:Operator": 8,
+    "operators/base.py:Restorable": 2,
+    "operators/base.py:Stateful": 7,
+    "operators/base.py:WaitsForCalls": 4,
 }
 HINT = "say in docs/decisions/ why it pays for what a reader has to learn, and name the record beside its budget in tests/test_budgets.py"
 

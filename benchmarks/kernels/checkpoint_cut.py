@@ -7,7 +7,7 @@ N keys, each of which a pass touches once, in random order, in batches of 64 Ki 
 tumbling window that stays open, `running` a running aggregate. `memory`: no directory; `directory`: one, and a budget of `--budget`
 (as a rule more than is needed; what does not fit is in RocksDB). For each:
 
-    cut_ms       `Operator.snapshot()` when every key has changed: the rows stand still. The worst and the best of all passes
+    cut_ms       `Stateful.snapshot()` when every key has changed: the rows stand still. The worst and the best of all passes
     save_s       writing that, in another thread as a rule; and its bytes
     open         rows/s of a pass with the cut open (each row is put aside before it changes), over rows/s of one without: the best of each
     one_percent  with a directory: the same when one key of a hundred has changed, `seconds` for both, and the shares of the whole

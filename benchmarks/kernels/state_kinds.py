@@ -4,7 +4,7 @@
 
 N keys, each of which comes once, in batches of 64 Ki rows. For each kind:
 
-    cut_ms      `Operator.snapshot()`, when every key has changed: the rows stand still. The best and the worst of all cuts, in memory
+    cut_ms      `Stateful.snapshot()`, when every key has changed: the rows stand still. The best and the worst of all cuts, in memory
     budget_cut_ms    the same with a directory and `--budget`
     save_s      writing the last of them, in another thread as a rule
     rows_per_s  of the rows that came, in memory
@@ -48,7 +48,7 @@ from sabot.operators.agents.timers import KeyTimers
 from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN, Cut, Operator, OperatorContext, Saved
 from sabot.operators.changes.groups import GroupAggregate
-from sabot.operators.functions.process import Process
+from sabot.operators.functions.process import process_operator
 from sabot.operators.keyed.over import Over
 from sabot.operators.keyed.over_columns import OverColumn
 from sabot.operators.keyed.running import CountAggregate, Deduplicate, RunningAggregate
@@ -103,7 +103,7 @@ def nothing(keys: Any, at: Any, ctx: Any) -> None:
 
 
 def made(function: Callable[..., Any], on_timer: Callable[..., Any] | None = None) -> Operator:
-    return Process(["key"], process_spec(function, schema={"key": "int64"}, batch=True, on_timer=on_timer))
+    return process_operator(["key"], process_spec(function, schema={"key": "int64"}, batch=True, on_timer=on_timer))
 
 
 KINDS = {

@@ -36,7 +36,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot.api.functions import process_spec
 from sabot.connectors.files import files
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext
-from sabot.operators.functions.process import Process
+from sabot.operators.functions.process import process_operator
 
 GIVEN = {"key": "int64", "at": "int64"}
 LOW = 0xFFFF
@@ -89,7 +89,7 @@ def run_operator(rows: pa.Table, pending: int) -> tuple[float, float, Answer]:
     """-> (seconds to set a timer for each row, seconds to fire them all, the answer)."""
     data = rows.append_column(TIME_COLUMN, rows["ts"]).combine_chunks().to_batches()[0]
     arm, fire = batch_form(pending)
-    operator = Process(["key"], process_spec(arm, on_timer=fire, schema=GIVEN, batch=True))
+    operator = process_operator(["key"], process_spec(arm, on_timer=fire, schema=GIVEN, batch=True))
     found: list[pa.RecordBatch] = []
     operator.emit = lambda batch: found.append(batch.taken())
     operator.open(OperatorContext(data.schema))

@@ -1,22 +1,25 @@
-"""The contract of a step of a compiled chain. What is written here holds for every operator of a stream;
-`tests/contracts/test_operator_contract.py` checks it for each of `operator_cases`, where a new operator needs a case.
+"""The contract of an operator: one step of a stream, in one subtask.
 
-A chain is a list of operators in one subtask: plain calls, no queue. One thread owns it and makes all calls, in this order:
+`Operator` has the eight members that every operator has. What only some do is an ability, a class beside it (decision 052). The suite
+`tests/contracts/test_operator_contract.py` checks the contract for each case in `operator_cases`; a new operator needs a case there.
 
-    open ─▶ [restore] ─▶ ( process | advance | snapshot )* ─▶ [finish] ─▶ close
+A chain is a list of operators in one subtask: plain calls, no queue. One thread owns the chain and makes all calls, in this order:
 
-Operators call `emit` (set before `open`) with what they have made; it may block, which is backpressure. A batch may carry a
-`selection`: only the rows that it names count. An operator that cannot use one asks for `batch.taken()`.
+    open ─▶ [restore] ─▶ ( process | advance | poll | snapshot )* ─▶ [finish] ─▶ [snapshot] ─▶ close
 
-Event time travels as the column TIME_COLUMN (int64, ms UTC, not null), last of the columns, where something downstream needs it.
+A batch may carry a `selection`: only the rows that it names count. An operator that cannot use a selection calls `batch.taken()`.
 
-Changes: rows of a result that is not final carry OP_COLUMN (int8, not null), before TIME_COLUMN. INSERT and UPDATE_AFTER add a row to
-a table, a multiset; DELETE and UPDATE_BEFORE take an equal one away, which is there: whatever came so far, applied in order, is a
-table. UPDATE_BEFORE is directly followed by its UPDATE_AFTER, of the same unique key; an operator that cannot keep them together emits
-DELETE and INSERT instead, which mean the same.
+Event time travels in the column TIME_COLUMN (int64, ms UTC, not null), the last column, if a step further on needs it.
+
+Changes: rows of a result that is not final have the column OP_COLUMN (int8, not null), before TIME_COLUMN. INSERT and UPDATE_AFTER add a
+row to a table, which is a multiset; DELETE and UPDATE_BEFORE take an equal row away, which must be in the table. So any prefix of the
+changes makes a table. UPDATE_BEFORE is directly followed by its UPDATE_AFTER, with the same unique key. An operator that cannot keep the
+two together emits DELETE and INSERT instead, which mean the same.
 """
 
 import asyncio
+import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,9 +46,21 @@ __all__ = [
     "UPDATE_AFTER",
     "UPDATE_BEFORE",
     "Cut",
+    "FilledFromTable",
+    "GivesTable",
+    "HasBranches",
+    "HoldsMarks",
     "Operator",
     "OperatorContext",
+    "Polled",
+    "Restorable",
     "Saved",
+    "SecondInput",
+    "Stateful",
+    "StepInfo",
+    "WaitsForCalls",
+    "WritesOutside",
+    "branch_schema",
     "with_marks",
     "with_time",
     "without_marks",
@@ -118,143 +133,284 @@ class OperatorContext:
         return [list(keys).index(key) for key in self.parted_by or keys]
 
 
-class Operator:
-    """One step of a chain. A step without state overrides `process`, and `open` if its output has other columns than its input."""
+@dataclass(eq=False)
+class StepInfo:
+    """The place of an operator in the plan. The planner sets it; the operator reads it from `open` on.
 
-    id: str = ""  # stable over restarts: it names the operator's state in checkpoints
-    parted_by: tuple[str, ...] = ()  # as of the context, where the operator can keep its state by some of its keys
-    sealed: Mapping[str, int] = {}  # an exactly-once sink says here, by track, its last part before the last snapshot
-    text: str = ""  # what the operator does, as the plan says it
-    named: bool = False  # whether the user gave the id
-    path: str = ""  # a digest of the steps before it, which tells two operators that do the same apart
-    lineage: Sequence[Any] = ()  # by input, of which tables its changes are, as JSON values (`plan.lineage`)
-    event_time: str = ""  # what the event times in its state were read from, in words; "": it has none
-    forgets: frozenset[str] = frozenset()  # set before `restore`: names of what it does not take over, as aggregates
+    `id`: the name of the operator's state in checkpoints, which stays the same over restarts.
+    `text`: what the operator does, for people.
+    `named`: True if the user gave the id (`.named("x")`).
+    `path`: a digest of all steps before the operator, by which a start finds the state of a step without a name.
+    `event_time`: the expressions, as text, that gave the event times in the state, or "" if the state has none.
+    `lineage`: for each input, the tables whose changes come through it, as JSON values (`plan.lineage`).
+    """
+
+    id: str = ""
+    text: str = ""
+    named: bool = False
+    path: str = ""
+    event_time: str = ""
+    lineage: Sequence[Any] = ()
+
+
+_ABILITIES: dict[str, type["Operator"]] = {}  # by the name of a member, the ability that defines it
+
+
+class Operator:
+    """One step of a stream in one subtask: the eight members that every operator has.
+
+    Each method is called in the thread of the task, and may raise: an error ends the task, and the app recovers. A step without state
+    overrides `process`, and `open` if its columns change:
+
+        class Doubled(Operator):
+            def process(self, batch: Batch) -> None:
+                self.emit(batch.with_data(twice(batch.data)))
+
+    What only some operators do is an ability: a class below, which an operator names among its bases. The task asks by `isinstance` once,
+    when it builds the chain. A class that defines a member of an ability without having it as a base is refused with a TypeError.
+    """
+
+    step: StepInfo = StepInfo()
+    """The place of the operator in the plan. It is set before `open`."""
+
     emit: Callable[[Batch], None]
-    spent_at_end = False  # True: unless it is named, nobody needs its state when all inputs of the app have ended
-    inputs = 1  # 2: rows of a second input come to `process_right`; such an operator is the first of its chain
-    polls = False  # True: the task calls `poll` between elements, at least every 50 ms
-    gives_table = False  # True: `table` gives the rows that its changes have made
-    takes_table = (
-        False  # True: it keeps what the changes of its inputs have made; without what came before it would be wrong
-    )
-    holds = False  # True: watermarks do not pass by themselves; the operator gets them in `hold`, and gives them to `on_mark`
-    on_mark: Callable[[Any], None]  # set before `open` for an operator that holds
-    wake: Callable[[], None] = staticmethod(lambda: None)  # asks for a `poll` soon, from any thread
-    _about: dict[str, Any] | None = None
+    """Takes the rows that the operator has made. It is set before `open`. It blocks while a channel behind the chain is full."""
+
+    def __init_subclass__(cls, *, ability: bool = False, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if ability:
+            names = {*vars(cls), *inspect.get_annotations(cls)}
+            _ABILITIES.update({name: cls for name in names if not name.startswith("_")})
+            return
+        for base in cls.__mro__:
+            for name in vars(base):
+                needed = _ABILITIES.get(name)
+                if needed is not None and not issubclass(cls, needed):
+                    raise TypeError(
+                        f"{cls.__qualname__} defines {name}, which only an operator with the ability {needed.__name__} has: "
+                        f"nothing would call it; write class {cls.__name__}(…, {needed.__name__}), or choose another name"
+                    )
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        """Makes the operator ready to process; -> the columns of what it emits. Raises UserError for columns that are not there."""
+        """Makes the operator ready to process, and returns the columns of the rows that it emits.
+
+        Called once, by the thread that builds the app, before any row. The planner also opens and closes an operator only to learn its
+        columns. Raises UserError for columns that do not exist or do not fit.
+        """
         return context.input
 
-    def branch_schema(self, name: str, input: pa.Schema) -> pa.Schema:
-        """The columns of the rows that go to `context.branches[name]`; called after `open`. input: the columns of its input."""
-        return RECORD_SCHEMA if name.endswith(LETTERS) else without_time(input)
-
-    def restore(self, saved: list[Saved]) -> None:
-        """Takes back the state of a checkpoint.
-
-        saved: an entry for each subtask that the operator had then; where it has as many now, only that of this one, which is `own`.
-        """
-
     def process(self, batch: Batch) -> None:
-        """Takes rows, in order, and emits what follows from them. It emits a batch without rows only if one came, which changes nothing.
+        """Processes rows of the first input, in order, and emits the rows that follow from them. May block in `emit`.
 
-        Batches are immutable, and may be kept.
+        Batches are immutable, so the operator may keep them. It emits a batch without rows only if it was given one.
         """
         self.emit(batch)
 
-    def process_right(self, batch: Batch) -> None:
-        """Takes rows of the second input, in order."""
-        raise NotImplementedError
-
     def advance(self, watermark_ms: int) -> int | None:
-        """No row below this event time is expected any more. Emits what has become complete; then the chain calls the next operator.
+        """Takes a watermark: no row below this event time is expected any more. Emits what has become complete.
 
-        -> the watermark for the next operator: a lower one where older rows are still to be emitted; None: the same one. The end of
-        time is passed on as it is, whatever `advance` returned.
+        Returns the watermark for the next operator, which is lower if older rows are still to be emitted, or None for the same watermark.
+        After `advance(END_OF_TIME)` the next operator gets END_OF_TIME, whatever this method returns.
         """
 
-    def poll(self, now_ms: int) -> None:
-        """Called if the operator `polls`: emits what has become ready without new rows. now_ms: processing time."""
+    def finish(self) -> None:
+        """Emits all rows that are left. Called once, when the input has ended for good, after `advance(END_OF_TIME)`. May block."""
 
-    def hold(self, mark: Any) -> None:
-        """Called if the operator `holds`: `mark` (of time, or COMPLETE) goes to `on_mark` once all rows before it are emitted."""
+    def close(self) -> None:
+        """Releases files, memory, threads and connections. Idempotent; also called for an operator that was never opened.
 
-    @property
-    def has_room(self) -> bool:
-        """False when the operator is at its limit of rows in flight: the task takes no more elements for now, and polls."""
-        return True
-
-    @property
-    def is_empty(self) -> bool:
-        """True when no row is in flight. The end of the input waits for that."""
-        return True
-
-    def flush(self) -> None:
-        """At a barrier, before any `snapshot` of the chain: makes safe what must be safe outside before the task acknowledges.
-
-        May block. An error ends the task.
+        Called by the thread that ends the app, when the task's thread has ended. Rows that were not emitted are lost.
         """
 
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
-        """At a barrier: (facts for the manifest, as JSON values; what must be saved). Must be quick, since no row moves meanwhile."""
-        return {}, None
-
-    def state_schema(self) -> dict[str, Any] | None:
-        """What the state consists of, as JSON values under names for people; called after `open`. None: the operator has no state.
-
-        State of one program goes on in another where the schemas are equal, or `taken_over` says how.
-        """
-        return None
-
-    def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
-        """How the state of a checkpoint goes on though `fact` of `state_schema` was `before` in it and is `now`, in words for people. None:
-        it cannot. groups: how many the checkpoint has, as `group_count`. Called after `open`, also after `close`.
-        """
-        return None
-
-    def state_reader(self) -> dict[str, Any]:
-        """What `operators.reading` needs to make an operator that can read the state, as JSON values."""
+    def statistics(self) -> dict[str, Any]:
+        """Returns figures for metrics, by name. Called from any thread, at any time; must not block."""
         return {}
 
+
+class SecondInput(Operator, ABC, ability=True):
+    """An operator with two inputs, as a join. It is the first operator of its chain; `OperatorContext.right` has its second columns."""
+
+    @abstractmethod
+    def process_right(self, batch: Batch) -> None:
+        """Processes rows of the second input, in order. Otherwise like `process`; rows of both inputs come in any order."""
+
+
+class HasBranches(Operator, ABC, ability=True):
+    """An operator with an output branch whose columns are others than those of its input, as a join's late rows of the right."""
+
+    @abstractmethod
+    def branch_schema(self, name: str, input: pa.Schema) -> pa.Schema:
+        """Returns the columns of the rows that go to `context.branches[name]`. Called after `open`, while the chain is built.
+
+        `input`: the columns of the operator's first input.
+        """
+
+
+class Polled(Operator, ABC, ability=True):
+    """An operator that acts without new rows, as with a timer or a call that ends. A chain with one costs a call between elements."""
+
+    @abstractmethod
+    def poll(self, now_ms: int) -> None:
+        """Emits what has become ready. Called by the task between elements, at least every 50 ms. May block in `emit`.
+
+        `now_ms`: the processing time.
+        """
+
+
+class WaitsForCalls(Polled, ability=True):
+    """An operator whose rows wait for calls that run outside of the task's thread, as `map_async`."""
+
+    wake: Callable[[], None] = staticmethod(lambda: None)
+    """Asks the task for a `poll` soon. Set before `open`; the operator calls it from any thread."""
+
+    @property
+    @abstractmethod
+    def has_room(self) -> bool:
+        """False if the operator is at its limit of rows in flight. The task then takes no rows, and polls. Asked after each `poll`."""
+
+    @property
+    @abstractmethod
+    def is_empty(self) -> bool:
+        """True if no row is in flight. At the end of the input the task polls until it is True, and then calls `finish`."""
+
+    @property
+    @abstractmethod
+    def left_behind(self) -> list[str]:
+        """The user's calls that refused to be cancelled, for a message. Asked after `close`."""
+
+
+class HoldsMarks(Operator, ABC, ability=True):
+    """An operator that decides when watermarks go on to the next operator. `hold` is called in place of `advance`."""
+
+    on_mark: Callable[[Any], None]
+    """Passes a mark on to the next operator. Set before `open`; the operator calls it in the task's thread."""
+
+    @abstractmethod
+    def hold(self, mark: Any) -> None:
+        """Takes a mark: a Watermark, IDLE, ACTIVE or COMPLETE. The operator gives it to `on_mark` when all rows before it are emitted.
+
+        An operator that makes event times of its own may drop a watermark and pass on another one.
+        """
+
+
+class WritesOutside(Operator, ABC, ability=True):
+    """An operator whose rows leave the app: the writer of a sink."""
+
+    @abstractmethod
+    def flush(self) -> Mapping[str, int]:
+        """Makes all rows so far safe: at the receiver, or in parts that the checkpoint will name.
+
+        Called at a barrier and at the end of the input, before `snapshot` of any operator of the chain. May block. The task acknowledges
+        the barrier only after it. Returns the number of the last sealed part by track; for a sink that is not exactly-once, nothing.
+        """
+
+
+class Restorable(Operator, ability=True):
+    """An operator that restores state from a checkpoint and shows it. The command `sabot state` needs no more than this."""
+
+    def restore(self, saved: list[Saved], forgets: frozenset[str] = frozenset()) -> None:
+        """Takes back the state of a checkpoint. Called at most once, after `open` and before any row.
+
+        `saved`: an entry for each subtask that the operator had then. If it has as many now, only the entry of this subtask, with `own`
+        set. `forgets`: names (of aggregates, or of a function's values) whose state is not taken over. Raises CorruptCheckpoint, and
+        UserError for state that does not fit.
+        """
+        raise NotImplementedError
+
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """The state as columns (keys, bounds of windows, aggregates), in pieces. Called after `restore`, before any row."""
+        """Yields the state as columns (keys, bounds of windows, values), in pieces. Called after `restore`, before any row."""
         return iter(())
 
+
+class Stateful(Restorable, ABC, ability=True):
+    """An operator whose state is part of every checkpoint. `Keeping` makes snapshots and restores of most of them."""
+
+    parted_by: tuple[str, ...] = ()
+    """The columns by whose key group rows come to the subtasks, if these are only some of the operator's keys; else empty."""
+
+    spent_at_end = False
+    """True if nobody needs the state when all inputs of the app have ended, as of a join. A checkpoint then leaves it out, unless the
+    user has named the operator."""
+
+    _about: dict[str, Any] | None = None
+
+    @abstractmethod
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
+        """Returns the facts for the manifest, as JSON values with those of `about_state`, and the state to be saved, or None.
+
+        Called at a barrier, and once more at the end of the input. Must be quick, since no row moves meanwhile: other threads save the
+        Cut, which does not change when the state does.
+        """
+
+    @abstractmethod
+    def state_schema(self) -> dict[str, Any]:
+        """Returns what the state consists of, as JSON values under names for people; "kind" is one. Called after `open`.
+
+        State of one program continues in another if the schemas are equal, or if `taken_over` says how.
+        """
+
+    def state_reader(self) -> dict[str, Any]:
+        """Returns what `operators.reading` needs to make an operator that reads the state, as JSON values. Called after `open`."""
+        return {}
+
+    def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
+        """Returns in words how the state continues though `fact` of `state_schema` was `before` in the checkpoint and is `now`, or None if
+        it cannot. Called by the planner, after `open`, also after `close`.
+
+        `groups`: the number of groups in the checkpoint.
+        """
+        return None
+
+    def about_state(self, groups: int) -> dict[str, Any]:
+        """Returns the facts that every `snapshot` contains, by which a start recognises the state.
+
+        `groups`: about how many groups the state has. A start that would lose them is refused.
+        """
+        if self._about is None:
+            self._about = {"schema": self.state_schema(), "reader": self.state_reader()}
+        step = self.step
+        about = {"named": step.named, "path": step.path, "event_time": step.event_time, "groups": groups}
+        about |= {"lineage": step.lineage} if step.lineage else {}
+        return {**self._about, **about, **({"parted_by": list(self.parted_by)} if self.parted_by else {})}
+
+
+class GivesTable(Stateful, ability=True):
+    """An operator that keeps a table and emits its changes. A step behind it that is new in the program can be filled from the table."""
+
+    @abstractmethod
     def table(self) -> Iterator[Batch]:
-        """The rows that its changes have made so far, as inserts with all marks. Called after `restore`, where it `gives_table`."""
-        return iter(())
+        """Yields the rows of the table, as inserts with all marks. Called after `restore`, before any row, by the thread that starts."""
+
+
+class FilledFromTable(Stateful, ability=True):
+    """An operator that keeps the rows of tables whose changes it takes. Without the rows that came before, its results would be wrong: a
+    change may take a row away that it has never had. So a start fills it from the table, or is refused (decision 032).
+    """
+
+    needs_table = True
+    """False if the input is an append stream. Then the operator may begin with the rows from now on."""
 
     def unfit_to_fill(self, names: frozenset[str]) -> str:
-        """Why the rows of a table cannot take the place of the changes that made it, for these aggregates, or with no names for all that
-        the operator keeps; "" where they can. Called after `open`, also after `close`.
+        """Returns why the rows of the table cannot stand for the changes that made it, or "" if they can.
+
+        `names`: the aggregates to be filled, or no name for all that the operator keeps. Called by the planner, after `open`, also after
+        `close`.
         """
         return ""
 
     def fill(self, rows: Iterator[Batch], names: frozenset[str]) -> None:
-        """Fills these aggregates, which are empty after a restore, from the rows of the table that the others were made of."""
+        """Fills aggregates that were added to the program, and are empty after `restore`, from the rows of the table.
+
+        Only called if `state_schema` lists aggregates. Called by the thread that starts, before any row. `names`: the aggregates.
+        """
         raise NotImplementedError
 
-    def about_state(self, groups: int) -> dict[str, Any]:
-        """The facts that every operator with state puts into its snapshot. groups: about how many it keeps."""
-        if self._about is None:
-            self._about = {"schema": self.state_schema(), "reader": self.state_reader()}
-        about = {"named": self.named, "path": self.path, "event_time": self.event_time, "groups": groups}
-        about |= {"lineage": self.lineage} if self.lineage else {}
-        return {**self._about, **about, **({"parted_by": list(self.parted_by)} if self.parted_by else {})}
 
-    def finish(self) -> None:
-        """The input has ended for good, after `advance(END_OF_TIME)` where it had event time: emits all that is left."""
+def branch_schema(operator: Operator, name: str, input: pa.Schema) -> pa.Schema:
+    """Returns the columns of the rows that go to the output branch `name` of an open operator: dead letters, or rows of the input.
 
-    def close(self) -> None:
-        """Lets go of everything. Idempotent."""
-
-    @property
-    def left_behind(self) -> list[str]:
-        """After `close`: the user's calls that refused to be cancelled."""
-        return []
-
-    def statistics(self) -> dict[str, Any]:
-        """Figures for metrics; may be called from any thread."""
-        return {}
+    `input`: the columns of the operator's first input.
+    """
+    if name.endswith(LETTERS):
+        return RECORD_SCHEMA
+    return operator.branch_schema(name, input) if isinstance(operator, HasBranches) else without_time(input)

@@ -22,7 +22,7 @@ from sabot._cython.arrow.border import validate
 from sabot._cython.groups.partition import KEY_GROUPS, hash_columns
 from sabot.disk import make_folder
 from sabot.errors import CorruptCheckpoint
-from sabot.operators.base import END_OF_TIME, START_OF_TIME, Operator, OperatorContext
+from sabot.operators.base import END_OF_TIME, START_OF_TIME, OperatorContext, Stateful
 from sabot.os_errors import restoring
 from sabot.state.base import Cut, Owned, Saved
 from sabot.state.segments import Mine, Segments
@@ -243,7 +243,7 @@ class Keeper:
         return sum(part.facts[fact] for part in saved) if mine else 0
 
 
-class Keeping(Operator):
+class Keeping(Stateful):
     """An operator with state: `open` sets `kept`, and snapshot and restore are made of it here, for all operators.
 
     What remains an operator's own is how its state reads: `state_schema`, `state_reader` and `contents` name its columns, and only the
@@ -251,6 +251,7 @@ class Keeping(Operator):
     """
 
     kept: Keeper
+    forgets: frozenset[str] = frozenset()  # the names of which a restore takes nothing over
 
     def group_count(self) -> int:
         """About how many groups or rows it keeps. A start that would lose them is refused; 0 where they may be lost."""
@@ -271,7 +272,8 @@ class Keeping(Operator):
         facts, cut = self.kept.cut()
         return {**noted, **facts, **self.about_state(self.group_count())}, cut
 
-    def restore(self, saved: list[Saved]) -> None:
+    def restore(self, saved: list[Saved], forgets: frozenset[str] = frozenset()) -> None:
+        self.forgets = forgets
         self.foretell(saved)
         self.kept.restore(saved)
         self.recall(saved)
@@ -368,12 +370,12 @@ def only_columns_of(schema: pa.Schema, rows: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def columns_schema(fields: Iterable[pa.Field]) -> list[list[str]]:
-    """Names and types, for `Operator.state_schema`."""
+    """Names and types, for `Stateful.state_schema`."""
     return [[field.name, str(field.type)] for field in fields]
 
 
 def fewer_columns(before: Sequence[Sequence[str]], now: Sequence[Sequence[str]], whose: str = "") -> str | None:
-    """How rows of a checkpoint go on without some of their columns, or with these in another order: for `Operator.taken_over`. None: they
+    """How rows of a checkpoint go on without some of their columns, or with these in another order: for `Stateful.taken_over`. None: they
     lack a column that the program keeps now, or have it with another type. before, now: as `columns_schema` gives them.
     """
     then, here = {name: kind for name, kind in before}, {name for name, _ in now}

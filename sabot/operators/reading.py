@@ -1,6 +1,6 @@
 """State read from outside: a checkpoint -> tables, without the program that wrote it.
 
-The checkpoint describes the state of each operator of a stream (`Operator.state_reader`). An operator like it is made, restores the
+The checkpoint describes the state of each operator of a stream (`Stateful.state_reader`). An operator like it is made, restores the
 state of all subtasks, and gives its `contents`. `state.reading` reads the state of agents.
 """
 
@@ -18,7 +18,7 @@ from sabot._cython.groups.partition import hash_columns
 from sabot.codecs.json import schema_of_text
 from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.operators.agents.timers import saved_timers, state_name
-from sabot.operators.base import Operator, OperatorContext, Saved, without_marks
+from sabot.operators.base import OperatorContext, Restorable, Saved, StepInfo, without_marks
 from sabot.operators.layout.themes import reader_of
 from sabot.os_errors import restoring
 from sabot.state.reading import SavedApp, key_candidates, namespaces_in, plain_column, read_namespaces
@@ -133,7 +133,7 @@ def _stream_state(name: str, parts: list[Saved], key: Any) -> pa.Table:
     input = schema_of_text(reader["input"])
     assert input is not None
     operator = make(reader)
-    operator.id = name
+    operator.step = StepInfo(name)
     context = OperatorContext(input, right=schema_of_text(reader.get("right")))
     wanted = None
     if key is not None:
@@ -150,7 +150,7 @@ def _stream_state(name: str, parts: list[Saved], key: Any) -> pa.Table:
     return table.select(without_marks(table.schema).names)
 
 
-def _reader_of(schema: Mapping[str, Any] | None) -> Callable[[Mapping[str, Any]], Operator] | str | None:
+def _reader_of(schema: Mapping[str, Any] | None) -> Callable[[Mapping[str, Any]], Restorable] | str | None:
     """The reader for the kind of this state; for aggregates in windows, the reader for the kind of window."""
     if not schema:
         return None

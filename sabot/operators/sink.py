@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,8 +21,8 @@ from sabot.operators.base import (
     TIME_COLUMN,
     UPDATE_AFTER,
     UPDATE_BEFORE,
-    Operator,
     OperatorContext,
+    WritesOutside,
     without_marks,
 )
 from sabot.operators.nulled import Nulled
@@ -33,7 +33,7 @@ _WAYS = 'nan="null" of to(…), or of the agent, says that this is meant, nan="f
 _LASTING = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, NotImplementedError)
 
 
-class SinkWriter(Operator):
+class SinkWriter(WritesOutside):
     """Writes the rows that come. At a barrier all rows before it are safe: at the receiver, or in parts that the checkpoint will name.
 
     key: the column whose values are the records' keys. changes: rows are changes of a table with this unique key, and the rows of one
@@ -110,10 +110,10 @@ class SinkWriter(Operator):
             self.sink.write(Batch(data, None, batch.topic))
         self.rows_out += data.num_rows
 
-    def flush(self) -> None:
+    def flush(self) -> Mapping[str, int]:
         with self._named():
             self.sink.flush()
-        self.sealed = self.sink.sealed
+        return self.sink.sealed
 
     def finish(self) -> None:
         with self._named():

@@ -13,7 +13,7 @@ from typing import Any
 from sabot.codecs.json import schema_of_text
 from sabot.errors import UserError
 from sabot.operators.aggregates.carried import ROWS_OF_A_KEY, Fate, fates
-from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
+from sabot.operators.base import TIME_COLUMN, FilledFromTable, GivesTable, Operator, OperatorContext, Stateful
 from sabot.operators.keyed.over_columns import hidden_over, keeps_over
 from sabot.operators.layout.stages import Stage, Step
 from sabot.operators.reading import parts_of
@@ -34,14 +34,14 @@ def planned(plan: Plan) -> list[Planned]:
     found: list[Planned] = []
 
     def look(stage: Stage, step: Step, operator: Operator, context: OperatorContext) -> None:
-        state = operator.state_schema()
-        if state is not None:
+        if isinstance(operator, Stateful):
+            unfit = operator.unfit_to_fill if isinstance(operator, FilledFromTable) and operator.needs_table else None
             found.append(
                 Planned(
-                    *(step.id, step.text, state, stage.parallelism),
+                    *(step.id, step.text, operator.state_schema(), stage.parallelism),
                     *(step.named, step.path, step.event_time, operator.taken_over),
                     *(TIME_COLUMN in context.input.names and step.by_time, step.lineage),
-                    *(operator.gives_table, operator.unfit_to_fill if operator.takes_table else None),
+                    *(isinstance(operator, GivesTable), unfit),
                 )
             )
 

@@ -9,7 +9,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot.api.agent import AgentSpec
 from sabot.connectors.places import Place
 from sabot.errors import UserError
-from sabot.operators.base import Operator, OperatorContext
+from sabot.operators.base import Operator, OperatorContext, SecondInput, branch_schema
 from sabot.operators.layout.stages import Edge, Stage, Step, column_types
 
 
@@ -77,15 +77,16 @@ class Plan:
                         check_alike(known, schema)
                     continue
                 operator = target.make()
-                if operator.inputs == 2 and stage.id not in rights:
+                two_inputs = isinstance(operator, SecondInput)
+                if two_inputs and stage.id not in rights:
                     continue
-                context = OperatorContext(schema, right=rights[stage.id] if operator.inputs == 2 else None)
+                context = OperatorContext(schema, right=rights[stage.id] if two_inputs else None)
                 context.branches.update(dict.fromkeys(target.branches, _nowhere))
                 try:
                     columns = operator.open(context)
                     if look is not None:
                         look(stage, target, operator, context)
-                    beside = {name: operator.branch_schema(name, schema) for name in target.branches}
+                    beside = {name: branch_schema(operator, name, schema) for name in target.branches}
                 finally:
                     operator.close()
                 visit(stage, target.targets, columns)

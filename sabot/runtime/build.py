@@ -23,7 +23,15 @@ from sabot.connectors.base import Delivery, Sink, Source, agreed_delivery
 from sabot.delivery import StagedSink
 from sabot.disk import make_folder, own_folder
 from sabot.errors import SabotError, UserError
-from sabot.operators.base import Operator, OperatorContext, without_marks
+from sabot.operators.base import (
+    Operator,
+    OperatorContext,
+    SecondInput,
+    StepInfo,
+    WaitsForCalls,
+    branch_schema,
+    without_marks,
+)
 from sabot.operators.reading import parts_of
 from sabot.operators.sink import SinkWriter
 from sabot.os_errors import restoring
@@ -377,28 +385,27 @@ class Build:
             outputs.append(output)
             return output
         operator = target.make()
-        operator.id, operator.text = target.id, target.text
-        operator.named, operator.path, operator.event_time = target.named, target.path, target.event_time
-        operator.lineage = target.lineage
+        operator.step = target
         context = OperatorContext(
             schema,
             number,
             stage.parallelism,
             None if self.settings.directory is None else self._directory(task, operator),
             self.settings.memory_budget // max(1, stage.parallelism),
-            right=self.stages[stage.id].right_schema if operator.inputs == 2 else None,
+            right=self.stages[stage.id].right_schema if isinstance(operator, SecondInput) else None,
             clock=self.settings.clock,
             loop=lambda: self._loop,
             dead_letters=letters if self.settings.has_dead_letters else None,
             **self._origin(task),
         )
-        operator.wake = task.wake
+        if isinstance(operator, WaitsForCalls):
+            operator.wake = task.wake
         branches = {name: Branch() for name in target.branches}
         context.branches.update(branches)
         columns = operator.open(context)
         link = partial(self._link, task=task, number=number, stage=stage, outputs=outputs, letters=letters)
         behind = {
-            name: [link(each, operator.branch_schema(name, schema)) for each in steps]
+            name: [link(each, branch_schema(operator, name, schema)) for each in steps]
             for name, steps in target.branches.items()
         }
         for name, branch in branches.items():
@@ -409,7 +416,7 @@ class Build:
     def _directory(self, task: StreamTask, operator: Operator) -> Path:
         assert self.settings.directory is not None
         own_folder(self.settings.directory)
-        directory = self.settings.directory / task.name.replace("/", "-") / operator.id
+        directory = self.settings.directory / task.name.replace("/", "-") / operator.step.id
         shutil.rmtree(directory, ignore_errors=True)  # left by an earlier run; only the checkpoint counts
         make_folder(directory)
         return directory
@@ -438,7 +445,7 @@ class Build:
         expected = None if built.mixed or records else without_marks(built.schema)
         stage, clock = built.stage, self.settings.clock
         writer = SinkWriter(opened, key, expected, lambda: int(clock.time() * 1000), stage.changes, stage.nan)
-        writer.id = stage.id
+        writer.step = StepInfo(stage.id)
         open_writer(writer, [without_marks(schema) for schema in built.coming], built.schema or RECORD_SCHEMA)
         return writer
 
@@ -477,24 +484,24 @@ class Build:
                 _log.log(logging.WARNING if loses else logging.INFO, "%s: %s: %s", each.id, each.outcome, each.why)
         saved = {operator: parts_of(restored, before) for operator, before in saved_as.items()}
         subtasks = {
-            operator.id: self.stages[stage_of(task.name)].stage.parallelism
+            operator.step.id: self.stages[stage_of(task.name)].stage.parallelism
             for task in self.tasks
-            for operator in task.chain.operators
+            for operator in task.chain.stateful
         }
         scattered = {step.id for built in self.stages.values() for step in built.stage.steps() if step.scattered}
         states_of = {operator: list(parts.values()) for operator, parts in saved.items()}
         filling = Filling(self.plan, verdicts, states_of, self.settings.directory)
         for task in self.tasks:
             states = {}
-            for operator in task.chain.operators:
-                parts = saved.get(operator.id, {})
-                same = len(parts) == subtasks[operator.id] and task.name in parts and operator.id not in scattered
+            for operator in task.chain.stateful:
+                id = operator.step.id
+                parts = saved.get(id, {})
+                same = len(parts) == subtasks[id] and task.name in parts and id not in scattered
                 same = same and tuple(parts[task.name].facts.get("parted_by", ())) == operator.parted_by
-                operator.forgets = forgets.get(operator.id, frozenset())
-                states[operator.id] = [replace(parts[task.name], own=True)] if same else list(parts.values())
-            task.restore(states)
-            for operator in task.chain.operators:
-                fill = filling.of(operator, task.name, subtasks[operator.id])
+                states[id] = [replace(parts[task.name], own=True)] if same else list(parts.values())
+            task.restore(states, forgets)
+            for operator in task.chain.stateful:
+                fill = filling.of(operator, task.name, subtasks[operator.step.id])
                 if fill is not None:
                     task.fills.append(fill)
 

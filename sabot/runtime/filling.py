@@ -15,7 +15,15 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.partition import hash_columns
 from sabot.disk import make_folder, own_folder
-from sabot.operators.base import Operator, OperatorContext, Saved
+from sabot.operators.base import (
+    FilledFromTable,
+    GivesTable,
+    Operator,
+    OperatorContext,
+    Saved,
+    SecondInput,
+    Stateful,
+)
 from sabot.operators.keeping import owned_groups
 from sabot.plan import Edge, Plan, Stage, Step, Verdict, Way, ways
 from sabot.state.files import remove_tree
@@ -33,7 +41,10 @@ class Fill:
         """Called in the task's thread, before it takes its first element: the operator may emit."""
         try:
             for number, rows in self.rows:
-                take = self._operator.process_right if number else self._operator.process
+                take = self._operator.process
+                if number:
+                    assert isinstance(self._operator, SecondInput)
+                    take = self._operator.process_right
                 for batch in rows:
                     take(batch)
         finally:
@@ -63,7 +74,7 @@ class Filling:
 
         def look(stage: Stage, step: Step, operator: Operator, context: OperatorContext) -> None:
             self._inputs[step.id] = context.input, context.right
-            if operator.state_schema() is not None:
+            if isinstance(operator, Stateful):
                 keeping.add(step.id)
 
         if any(each.fills for each in verdicts):
@@ -76,13 +87,13 @@ class Filling:
 
         To be called when the operator's state is restored. parallelism: of how many subtasks the task is one.
         """
-        verdict = self._verdicts.get(operator.id)
+        verdict = self._verdicts.get(operator.step.id)
         if verdict is None or not verdict.fills:
             return None
         folder = None
         if self._directory is not None:
             own_folder(self._directory)
-            folder = self._directory / f"filling-{task.replace('/', '-')}-{operator.id}"
+            folder = self._directory / f"filling-{task.replace('/', '-')}-{operator.step.id}"
             remove_tree(folder)
             make_folder(folder)
         fill = Fill(operator, folder)
@@ -94,14 +105,15 @@ class Filling:
         return None
 
     def _prepare(self, fill: Fill, operator: Operator, share: "_Share") -> None:
-        verdict = self._verdicts[operator.id]
+        verdict = self._verdicts[operator.step.id]
         for number in verdict.fills:
-            way = self._ways[operator.id][number]
+            way = self._ways[operator.step.id][number]
             assert way is not None
             rows = self._rows(way, share, fill)
             if verdict.saved_as is None:
                 fill.rows.append((number, rows))
             else:
+                assert isinstance(operator, FilledFromTable)
                 operator.fill(rows, frozenset(part.name for part in verdict.parts if part.now and part.source is None))
 
     def _rows(self, way: Way, share: "_Share", fill: Fill) -> Iterator[Batch]:
@@ -110,16 +122,17 @@ class Filling:
         last = edges[-1] if edges else None
         input, right = self._inputs[way.maker.id]
         maker = way.maker.make()
+        assert isinstance(maker, GivesTable)
         fill.opened.append(maker)
-        maker.id, maker.text = way.maker.id, way.maker.text
-        maker.forgets = self._verdicts[maker.id].forgets
+        maker.step = way.maker
+        verdict = self._verdicts[way.maker.id]
         folder = None if share.folder is None else share.folder / str(len(fill.opened))
         if folder is not None:
             make_folder(folder)
         whole = _Share(0, 1, folder) if last is not None and not last.straight else replace(share, folder=folder)
         columns = maker.open(OperatorContext(input, whole.subtask, whole.parallelism, folder, right=right))
-        maker.restore(list(self._saved[maker.id]))
-        if self._verdicts[maker.id].fills:
+        maker.restore(list(self._saved[way.maker.id]), verdict.forgets)
+        if verdict.fills:
             self._prepare(fill, maker, whole)
         steps: list[Operator] = []
         for step in (each for each in way.through if isinstance(each, Step)):
@@ -139,7 +152,7 @@ class _Share:
     folder: Path | None
 
 
-def _passed(maker: Operator, steps: Sequence[Operator], edge: Edge | None, share: _Share) -> Iterator[Batch]:
+def _passed(maker: GivesTable, steps: Sequence[Operator], edge: Edge | None, share: _Share) -> Iterator[Batch]:
     """Yields the rows of the maker's table, behind the steps, that the edge gives to the subtask."""
     came: list[Batch] = []
     receive: Callable[[Batch], None] = came.append

@@ -203,7 +203,7 @@ class LocalStreams:
     def left_behind(self) -> list[str]:
         """After `close`: calls of the user's that refused to be cancelled."""
         tasks = [task for task in self.tasks if task.built]
-        return [call for task in tasks for operator in task.chain.operators for call in operator.left_behind]
+        return [call for task in tasks for operator in task.chain.waiting for call in operator.left_behind]
 
     # -- figures ------------------------------------------------------------------------------------------------------
 
@@ -242,14 +242,16 @@ class LocalStreams:
             for operator in task.chain.operators:
                 figures: Mapping[str, Any] = operator.statistics()
                 if "late_rows" in figures:
-                    yield Sample("sabot_records_late_total", figures["late_rows"], f"{task.name} {operator.id}", "")
+                    yield Sample(
+                        "sabot_records_late_total", figures["late_rows"], f"{task.name} {operator.step.id}", ""
+                    )
                 if figures.get("dead_rows"):
-                    name = f"{task.name} {operator.id}"
+                    name = f"{task.name} {operator.step.id}"
                     yield Sample("sabot_dead_letters_total", figures["dead_rows"], name, "")
                 if figures.get("nulled"):
-                    yield Sample("sabot_sink_nulled_total", figures["nulled"], task.name, operator.id)
+                    yield Sample("sabot_sink_nulled_total", figures["nulled"], task.name, operator.step.id)
                 if "rows_out" in figures:
-                    yield Sample("sabot_records_out_total", figures["rows_out"], task.name, operator.id)
+                    yield Sample("sabot_records_out_total", figures["rows_out"], task.name, operator.step.id)
 
 
 def _nothing(checkpoint_id: int) -> None:

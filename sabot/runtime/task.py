@@ -20,7 +20,18 @@ from sabot._cython.groups.partition import hash_columns, partition_indices
 from sabot.checkpoint import TaskSnapshot
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import InternalError, SabotError
-from sabot.operators.base import COMPLETE, END_OF_TIME, START_OF_TIME, Operator
+from sabot.operators.base import (
+    COMPLETE,
+    END_OF_TIME,
+    START_OF_TIME,
+    HoldsMarks,
+    Operator,
+    Polled,
+    SecondInput,
+    Stateful,
+    WaitsForCalls,
+    WritesOutside,
+)
 from sabot.operators.rows.origin import of_selected, reselected
 from sabot.os_errors import hint_of, restoring
 from sabot.process_exit import EXITS, wrap_exit
@@ -146,13 +157,14 @@ class Link:
         self.branches = [target for branch in (branches or {}).values() for target in branch]
         self._told = START_OF_TIME  # the watermark that the operator put in place of its own
         operator.emit = receiver_of(targets)
-        if operator.holds:
-            operator.on_mark = self._pass
+        self._holder = operator if isinstance(operator, HoldsMarks) else None
+        if self._holder is not None:
+            self._holder.on_mark = self._pass
 
     def mark(self, element: Any) -> None:
         """WATERMARK, IDLE, ACTIVE or COMPLETE: the operator first, then those behind it; who holds passes it on later."""
-        if self.operator.holds:
-            self.operator.hold(element)
+        if self._holder is not None:
+            self._holder.hold(element)
         elif isinstance(element, Watermark):
             told = self.operator.advance(element.timestamp_ms)
             if told is None or element.timestamp_ms == END_OF_TIME:
@@ -197,9 +209,13 @@ class Chain:
             self._gather(root)
         self.process = receiver_of(roots)
         self.process_right: Callable[[Batch], None] | None = None
-        if len(self.links) and self.links[0].operator.inputs == 2:
-            self.process_right = self.links[0].operator.process_right
-        self.pollers = [link.operator for link in self.links if link.operator.polls]
+        operators = self.operators
+        if operators and isinstance(operators[0], SecondInput):
+            self.process_right = operators[0].process_right
+        self.pollers = [each for each in operators if isinstance(each, Polled)]
+        self.waiting = [each for each in operators if isinstance(each, WaitsForCalls)]
+        self.stateful = [each for each in operators if isinstance(each, Stateful)]
+        self.writers = [each for each in operators if isinstance(each, WritesOutside)]
 
     def _gather(self, target: Link | Output) -> None:
         if isinstance(target, Link):
@@ -220,12 +236,12 @@ class Chain:
     @property
     def has_room(self) -> bool:
         """No: operators have as much in flight as they may."""
-        return all([operator.has_room for operator in self.pollers])
+        return all([operator.has_room for operator in self.waiting])
 
     @property
     def is_empty(self) -> bool:
         """Nothing is in flight."""
-        return all([operator.is_empty for operator in self.pollers])
+        return all([operator.is_empty for operator in self.waiting])
 
     def mark_time(self, element: Any) -> None:
         """WATERMARK, IDLE, ACTIVE or COMPLETE: goes down the chain like rows, and out of it."""
@@ -237,10 +253,10 @@ class Chain:
         for root in self.roots:
             if isinstance(root, Link):
                 root.mark(Watermark(END_OF_TIME))
-        for link in self.links:
-            while not link.operator.is_empty:
+        for operator in self.operators:
+            while isinstance(operator, WaitsForCalls) and not operator.is_empty:
                 yield
-            link.operator.finish()
+            operator.finish()
 
     def mark(self, element: Any) -> None:
         """To every channel behind the chain, at once."""
@@ -301,13 +317,16 @@ class StreamTask:
         """The thread begins to take elements."""
         self.handle.start()
 
-    def restore(self, operators: Mapping[str, list[Saved]]) -> None:
-        """The states of a checkpoint, by operator id; before `start`."""
-        for operator in self.chain.operators:
-            saved = operators.get(operator.id)
-            if saved:
-                with restoring(f"state of {operator.id} ({operator.text})", saved[0].directory):
-                    operator.restore(saved)
+    def restore(self, states: Mapping[str, list[Saved]], forgets: Mapping[str, frozenset[str]]) -> None:
+        """Restores the operators. Called before `start`.
+
+        `states`: the states of a checkpoint, by operator id. `forgets`: the names that an operator does not take over, by operator id.
+        """
+        for operator in self.chain.stateful:
+            id = operator.step.id
+            if saved := states.get(id):
+                with restoring(f"state of {id} ({operator.step.text})", saved[0].directory):
+                    operator.restore(saved, forgets.get(id, frozenset()))
 
     # -- the thread ---------------------------------------------------------------------------------------------------
 
@@ -455,17 +474,17 @@ class StreamTask:
         self._coordinator.acknowledge(barrier.checkpoint_id, self.name, snapshot)
 
     def _snapshot(self) -> TaskSnapshot:
-        for operator in self.chain.operators:
-            operator.flush()
-        facts: dict[str, Any] = {}
+        sealed: dict[str, int] = {}
+        for writer in self.chain.writers:
+            sealed.update(writer.flush())
+        facts: dict[str, Any] = {operator.step.id: {} for operator in self.chain.operators}
         states: dict[str, Cut] = {}
-        for operator in self.chain.operators:
-            facts[operator.id], state = operator.snapshot()
+        for operator in self.chain.stateful:
+            facts[operator.step.id], state = operator.snapshot()
             if state is not None:
-                states[operator.id] = state
-        texts = {each.id: each.text for each in self.chain.operators if facts[each.id] or each.id in states}
+                states[operator.step.id] = state
+        texts = {each.step.id: each.step.text for each in self.chain.stateful}
         meta = {"ended": self.ended, "input": self.input.facts(), "operators": facts, "texts": texts}
-        sealed = {track: seq for each in self.chain.operators for track, seq in each.sealed.items()}
         return TaskSnapshot(meta, {}, states, sealed)
 
     def _last(self, final: TaskSnapshot) -> TaskSnapshot | None:
@@ -473,7 +492,7 @@ class StreamTask:
         meta = final.meta
         if not read_to_end(meta):
             return None
-        kept = {each.id for each in self.chain.operators if each.named or not each.spent_at_end}
+        kept = {each.step.id for each in self.chain.stateful if each.step.named or not each.spent_at_end}
         facts = {id: facts if id in kept else {} for id, facts in meta["operators"].items()}
         texts = {id: text for id, text in meta["texts"].items() if id in kept}
         read = {**meta["input"], "over": True} if meta["input"] else {}
@@ -516,7 +535,7 @@ class StreamTask:
             "ended": self.ended,
             "watermark_ms": self.watermark_ms,
             "cut_seconds": self.cut_seconds,
-            "operators": {operator.id: operator.statistics() for operator in self.chain.operators},
+            "operators": {operator.step.id: operator.statistics() for operator in self.chain.operators},
         }
 
 

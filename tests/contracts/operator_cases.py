@@ -31,6 +31,7 @@ from sabot.operators.base import (
     Operator,
     OperatorContext,
     Saved,
+    Stateful,
 )
 from sabot.operators.calls.lookups import LookupAsync
 from sabot.operators.calls.map_async import MapAsync
@@ -38,7 +39,7 @@ from sabot.operators.calls.map_llm import MapLlm
 from sabot.operators.changes.groups import GroupAggregate
 from sabot.operators.changes.materialize import Materialize
 from sabot.operators.changes.steps import Changelog, Upsert
-from sabot.operators.functions.process import Process
+from sabot.operators.functions.process import process_operator
 from sabot.operators.joins.asof import AsofJoin
 from sabot.operators.joins.interval import IntervalJoin
 from sabot.operators.joins.join import Join, TableLookup
@@ -157,10 +158,10 @@ class Case:
         return type(made.last if isinstance(made, Pair) else made)
 
 
-class Pair(Operator):
+class Pair(Stateful):
     """Two operators as a chain calls them, the first of which keeps no state."""
 
-    def __init__(self, first: Operator, last: Operator) -> None:
+    def __init__(self, first: Operator, last: Stateful) -> None:
         self.first, self.last = first, last
 
     def open(self, context: OperatorContext) -> pa.Schema:
@@ -188,8 +189,11 @@ class Pair(Operator):
     def snapshot(self) -> Any:
         return self.last.snapshot()
 
-    def restore(self, saved: list[Saved]) -> None:
-        self.last.restore(saved)
+    def state_schema(self) -> dict[str, Any]:
+        return self.last.state_schema()
+
+    def restore(self, saved: list[Saved], forgets: frozenset[str] = frozenset()) -> None:
+        self.last.restore(saved, forgets)
 
     def contents(self) -> Iterator[pa.RecordBatch]:
         return self.last.contents()
@@ -260,6 +264,13 @@ def counted(row: Row, ctx: Any) -> Any:
     ctx.list("numbers").add(row["n"])
     ctx.map("shops").put(row["shop"], (ctx.map("shops").get(row["shop"]) or 0.0) + row["x"])
     ctx.timers.event(1_000_000 + row["shop"], "end")
+    return {"user": ctx.key, "what": str(row["n"]), "count": count}
+
+
+def numbered(row: Row, ctx: Any) -> Any:
+    """State of one kind, and no timers."""
+    count = (ctx.state("count").get() or 0) + 1
+    ctx.state("count").put(count)
     return {"user": ctx.key, "what": str(row["n"]), "count": count}
 
 
@@ -475,13 +486,13 @@ CASES = [
     ),
     Case(
         "process",
-        lambda: Process(["user"], process_spec(counted, schema=RESULT, on_timer=at_the_end)),
+        lambda: process_operator(["user"], process_spec(counted, schema=RESULT, on_timer=at_the_end)),
         APPEND,
         punctual=False,
     ),
     Case(
         "process, batch",
-        lambda: Process(
+        lambda: process_operator(
             ["user"],
             process_spec(
                 summed_by_batch, schema={"user": "string", "total": "float64"}, batch=True, on_timer=negated_at_the_end
@@ -490,9 +501,14 @@ CASES = [
         APPEND,
         punctual=False,
     ),
+    Case(
+        "process without timers",
+        lambda: process_operator(["user"], process_spec(numbered, schema=RESULT)),
+        SORTED,
+    ),
     _joined(
         "connect",
-        lambda: Process(
+        lambda: process_operator(
             ["shop"],
             process_spec(left_row, right=right_row, two_inputs=True, schema=RESULT, on_timer=both_at_the_end),
             right_keys=["number"],
@@ -501,7 +517,9 @@ CASES = [
     ),
     _joined(
         "connect, broadcast",
-        lambda: Process(["user"], process_spec(ruled, right=rule, two_inputs=True, broadcast=True, schema=RESULT)),
+        lambda: process_operator(
+            ["user"], process_spec(ruled, right=rule, two_inputs=True, broadcast=True, schema=RESULT)
+        ),
         keys=("user",),
         right_first=True,
         broadcast=True,

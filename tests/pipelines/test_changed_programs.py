@@ -26,7 +26,7 @@ from sabot import (
     tumbling,
 )
 from sabot.connectors.memory import MemoryBroker
-from sabot.operators.base import Operator
+from sabot.operators.base import Stateful
 from tools.agent_tools import bounded, checkpoint, crash_image, publish, until, values
 
 SCHEMA = {"k": "string", "n": "int64", "x": "int64", "y": "float64", "w": "string", "ts": "int64"}
@@ -595,13 +595,13 @@ async def test_what_keeps_no_times_goes_on_and_a_checkpoint_that_does_not_say_is
     with pytest.raises(UserError, match="event time was ts") as refused:
         await life.run(program, [], time="n")
     assert "sums" not in str(refused.value)
-    about = Operator.about_state
+    about = Stateful.about_state
 
-    def earlier(self: Operator, groups: int) -> dict[str, Any]:
+    def earlier(self: Stateful, groups: int) -> dict[str, Any]:
         return {name: fact for name, fact in about(self, groups).items() if name != "event_time"}
 
     with monkeypatch.context() as patched:
-        patched.setattr(Operator, "about_state", earlier)
+        patched.setattr(Stateful, "about_state", earlier)
         await life.run(program, [])
     await life.run(program, [], time="n")
 

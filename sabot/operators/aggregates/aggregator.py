@@ -453,7 +453,7 @@ class Aggregator:
 def aggregates_schema(
     aggregates: Sequence[AggregateColumn], results: Sequence[pa.Field], input: pa.Schema
 ) -> dict[str, Any]:
-    """The aggregates for `Operator.state_schema`: [name, text, type of the result] each. results: one field for each of them."""
+    """The aggregates for `Stateful.state_schema`: [name, text, type of the result] each. results: one field for each of them."""
     schema: dict[str, Any] = {
         "aggregates": [
             [aggregate.name, f"{'exact ' * aggregate.adds_decimals(input)}{aggregate.words()}", str(field.type)]
@@ -466,7 +466,7 @@ def aggregates_schema(
 
 
 def aggregates_reader(keys: Sequence[str], aggregates: Sequence[AggregateColumn], input: pa.Schema) -> dict[str, Any]:
-    """Keys, aggregates and the columns that they use, for `Operator.state_reader`. The users' functions are left out."""
+    """Keys, aggregates and the columns that they use, for `Stateful.state_reader`. The users' functions are left out."""
     used = {*keys, TIME_COLUMN}.union(
         *((aggregate.argument, aggregate.by, aggregate.where) for aggregate in aggregates)
     )

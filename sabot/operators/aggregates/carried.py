@@ -225,7 +225,7 @@ def carried(
 ) -> Carried | None:
     """How the state of a checkpoint becomes that of the aggregates of now; None where it has the same ones, and goes on as it is.
 
-    now: as in `fates`. shape: where their state stands. was: the same of the checkpoint's, by its `reader` (`Operator.state_reader`).
+    now: as in `fates`. shape: where their state stands. was: the same of the checkpoint's, by its `reader` (`Stateful.state_reader`).
     hidden: what both keep for no aggregate of the user's, whose places stand behind those of the others. keeps: as in `fates`.
     """
     facts = next((part.facts for part in saved if part.facts.get("schema")), None)

@@ -28,10 +28,7 @@ class LocalCombine(Operator):
     same window, keys and aggregates. It has no state. It pays where a batch has many rows of a group.
     """
 
-    def __init__(
-        self, window: TimeWindow, keys: Sequence[str], aggregates: Sequence[AggregateColumn], *, id: str = ""
-    ) -> None:
-        self.id = id
+    def __init__(self, window: TimeWindow, keys: Sequence[str], aggregates: Sequence[AggregateColumn]) -> None:
         self._shape = WindowShape(window)
         self._keys, self._aggregates = tuple(keys), tuple(aggregates)
         self._rows_in = self._rows_out = 0

@@ -27,9 +27,12 @@ from sabot.errors import UserError
 from sabot.operators.base import (
     TIME_COLUMN,
     Cut,
-    Operator,
+    HasBranches,
+    HoldsMarks,
     OperatorContext,
     Saved,
+    Stateful,
+    WaitsForCalls,
     without_marks,
     without_time,
 )
@@ -43,7 +46,7 @@ _EMIT_ROWS = 65_536
 _CAPACITY_BYTES = 64 << 20
 
 
-class HeldCalls(Operator):
+class HeldCalls(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
     """The queue of `MapAsync`, `LookupAsync` and `MapLlm`. By itself it makes no calls: then it shows what a checkpoint holds.
 
     keys: columns by whose key group rows come to this subtask; none: they come to any. With another parallelism, or other keys, rows in
@@ -51,8 +54,6 @@ class HeldCalls(Operator):
     them stands the least watermark that the old subtasks had been told.
     """
 
-    polls = True
-    holds = True
     kind = "calls"
     argument = "row"  # what a call is made for, as errors say it
     hint_of_failure = "retries= calls again"
@@ -295,7 +296,7 @@ class HeldCalls(Operator):
         answers = self._answers()
         return None if answers is None else answers.schema
 
-    def state_schema(self) -> dict[str, Any] | None:
+    def state_schema(self) -> dict[str, Any]:
         return {"kind": self.kind, "columns": columns_schema(without_time(self.input))}
 
     def state_reader(self) -> dict[str, Any]:
@@ -306,7 +307,7 @@ class HeldCalls(Operator):
         for chunk in self.held:
             yield chunk.data.take(pa.array(chunk.waiting()))
 
-    def restore(self, saved: list[Saved]) -> None:
+    def restore(self, saved: list[Saved], forgets: frozenset[str] = frozenset()) -> None:
         for part in saved:
             if part.own:
                 self._put_back(part, part.facts["marks"], None)

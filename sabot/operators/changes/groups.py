@@ -20,7 +20,16 @@ from sabot._cython.rows.changes import Touches
 from sabot.disk import make_folder
 from sabot.operators.aggregates.aggregator import AggregateColumn, aggregates_reader, aggregates_schema
 from sabot.operators.aggregates.carried import ROWS_OF_A_KEY, Shape, carried
-from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN, OperatorContext, Saved, with_marks
+from sabot.operators.base import (
+    INSERT,
+    OP_COLUMN,
+    TIME_COLUMN,
+    FilledFromTable,
+    GivesTable,
+    OperatorContext,
+    Saved,
+    with_marks,
+)
 from sabot.operators.changes.added import AddedGroups
 from sabot.operators.changes.removable import RemovableGroups
 from sabot.operators.changes.state import Groups, StoredGroups
@@ -34,14 +43,12 @@ from sabot.state.files import remove_tree
 _BY_ARRIVAL = ("first", "last", "collect_list", "user")  # where rows have no event time
 
 
-class KeptGroups(Keeping):
+class KeptGroups(Keeping, GivesTable, FilledFromTable):
     """One row for each key, kept current: the base of aggregates and upserts. The result is changes, with the unique key `keys`."""
 
-    gives_table = True
     _groups: "Groups | None" = None
 
-    def __init__(self, keys: Sequence[str], id: str) -> None:
-        self.id = id
+    def __init__(self, keys: Sequence[str]) -> None:
         self.key_names = list(keys)
 
     @abstractmethod
@@ -162,12 +169,11 @@ class GroupAggregate(KeptGroups):
         *,
         changes: bool,
         parted_by: tuple[str, ...] = (),
-        id: str = "",
     ) -> None:
-        super().__init__(keys, id)
+        super().__init__(keys)
         self._aggregates, self._changes = list(aggregates), changes
         self.parted_by = parted_by
-        self.takes_table = changes
+        self.needs_table = changes
 
     def process(self, batch: Batch) -> None:
         if self.parted_by and batch.hashes is not None:  # of these columns, not of all keys

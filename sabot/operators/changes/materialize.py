@@ -20,6 +20,7 @@ from sabot.operators.base import (
     START_OF_TIME,
     TIME_COLUMN,
     Cut,
+    FilledFromTable,
     OperatorContext,
     Saved,
     with_time,
@@ -38,17 +39,14 @@ Array: TypeAlias = pa.Array
 _MOST_KEYS = 32  # columns that the store takes for its key
 
 
-class Materialize(Keeping):
+class Materialize(Keeping, FilledFromTable):
     """Keeps the table that the changes make, and emits its rows once, when the input has ended. Equal rows come one after the other.
 
     keys: columns by whose key groups subtasks share the rows (none: one subtask has them all). The event time of a row is the latest of
     the rows that are equal to it. The rows come before the watermark at the end of time, and no watermark passes before.
     """
 
-    takes_table = True
-
-    def __init__(self, keys: Sequence[str] = (), *, id: str = "") -> None:
-        self.id = id
+    def __init__(self, keys: Sequence[str] = ()) -> None:
         self._names = list(keys)
         self.parted_by = tuple(keys)
         self._given = False

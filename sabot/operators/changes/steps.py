@@ -97,12 +97,12 @@ class Upsert(KeptGroups):
     and the event time of the key's row is the latest of the key so far.
     """
 
-    def __init__(self, keys: Sequence[str], *, changes: bool, deletes: bool = False, id: str = "") -> None:
-        super().__init__(keys, id)
+    def __init__(self, keys: Sequence[str], *, changes: bool, deletes: bool = False) -> None:
+        super().__init__(keys)
         if not keys:
             raise UserError("upsert needs a key", hint='upsert("id")')
         self._changes, self._deletes = changes, deletes
-        self.takes_table = changes and not deletes
+        self.needs_table = changes and not deletes
         self._untimed = False  # whether it goes on with rows that were kept without their event time
         self._last_only = deletes or not changes  # whether the last row of each key is kept, not all of them
 

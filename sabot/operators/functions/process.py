@@ -36,8 +36,11 @@ from sabot.operators.base import (
     START_OF_TIME,
     TIME_COLUMN,
     Cut,
+    HasBranches,
     OperatorContext,
+    Polled,
     Saved,
+    SecondInput,
     with_time,
 )
 from sabot.operators.columns import key_columns, time_index
@@ -56,13 +59,12 @@ _VALUES = "values"  # the folder of a checkpoint with the values
 _BROADCAST = pa.schema([("name", pa.string()), ("key", pa.binary()), ("value", pa.binary())])
 
 
-class Process(Keeping):
+class Process(Keeping, HasBranches):
     """The functions of `spec` over rows by `keys`. The rows that they give have the columns of spec.schema, and event time.
 
-    right_keys: the keys of the second input, in the order of `keys`; none where it is broadcast. A result has the event time of the row
-    that made it, or of the timer (but not below the watermark that was passed on before); the time of a processing timer is the
-    watermark. Late rows are processed like others, since the function can ask ctx.watermark. Where only the left has event time, the
-    rows of the right have the watermark as their time.
+    A result has the event time of the row that made it, or of the timer (but not below the watermark that was passed on before); the
+    time of a processing timer is the watermark. Late rows are processed like others, since the function can ask ctx.watermark. Where only
+    the left has event time, the rows of the right have the watermark as their time.
     """
 
     def __init__(
@@ -70,16 +72,11 @@ class Process(Keeping):
         keys: Sequence[str],
         spec: ProcessSpec,
         *,
-        right_keys: Sequence[str] = (),
-        id: str = "",
         on_error: RowPolicy = "fail",
     ) -> None:
-        self.id = id
         self.spec = spec
         self.on_error = on_error
-        self.inputs = 1 if spec.right is None else 2
-        self.polls = spec.on_timer is not None
-        self._names, self._right_names = list(keys), list(right_keys)
+        self._names = list(keys)
         self._state: Keyed | None = None
         self._dropped: dict[str, int] = {}
 
@@ -88,10 +85,7 @@ class Process(Keeping):
         keys, key_indices = key_columns(self._names, context.input)
         if not self._names:
             raise UserError(f"{spec.name}: there is no key", hint='stream.key_by("account").process(...)')
-        # context.right belongs to the first step of the chain, and is not set for this one unless it has two inputs
-        for input in (context.input, context.right if spec.right is not None else None):
-            if input is not None and OP_COLUMN in input.names:
-                raise UserError(f"{spec.name}: its rows are changes", hint="make them rows first: .changelog()")
+        self._refuse_changes(context.input)
         timed = TIME_COLUMN in context.input.names
         if spec.ttl_ms is not None:
             time_index(context.input, f"{spec.name}: values with a ttl")
@@ -102,33 +96,17 @@ class Process(Keeping):
         form = BatchForm if spec.batch else RowForm
         self._form: Form = form(self._state, self._give, self._aside)
         self._left = Side(context.input, key_indices)
-        self._right: Side | None = None
-        if spec.right is not None:
-            self._right = self._open_right(context.right, keys)
         return self._schema
 
-    def _open_right(self, input: pa.Schema | None, keys: pa.Schema) -> "Side":
-        assert input is not None, "an operator of two inputs is told the columns of both"
-        if self.spec.broadcast:
-            return Side(input, [])
-        ours, indices = key_columns(self._right_names, input)
-        if [field.type for field in ours] != [field.type for field in keys]:
-            sides = [", ".join(f"{field.name} {field.type}" for field in each) for each in (keys, ours)]
-            raise UserError(f"{self.spec.name}: the keys of the sides differ: {sides[0]}; {sides[1]}", hint="cast them")
-        return Side(input, indices)
+    def _refuse_changes(self, input: pa.Schema) -> None:
+        if OP_COLUMN in input.names:
+            raise UserError(f"{self.spec.name}: its rows are changes", hint="make them rows first: .changelog()")
 
     def branch_schema(self, name: str, input: pa.Schema) -> pa.Schema:
         return with_time(self.spec.sides[name], self._keyed.timed)
 
     def process(self, batch: Batch) -> None:
         self._form.rows(self.spec.function, self._left, batch)
-        self._settle()
-
-    def process_right(self, batch: Batch) -> None:
-        function, side = self.spec.right, self._right
-        assert function is not None, "an operator of one input has no right side"
-        assert side is not None, "open comes first"
-        self._form.rows(function, side, batch)
         self._settle()
 
     def _settle(self) -> None:
@@ -149,19 +127,6 @@ class Process(Keeping):
                 self._form.fire(EVENT, at, START_OF_TIME if passed is None else passed)
             state.timers.guard(0)
         state.forget_expired(watermark_ms)
-
-    def poll(self, now_ms: int) -> None:
-        state = self._keyed
-        if not len(state.set_timers):
-            return
-        state.poll_ms = now_ms
-        state.timers.hold(PROCESSING)  # a timer that is set for now fires at the next poll
-        try:
-            for at in state.set_timers.firing(PROCESSING, now_ms):
-                self._form.fire(PROCESSING, at, state.now())
-        finally:
-            state.timers.release(PROCESSING)
-            state.poll_ms = None
 
     def _give(self, data: pa.RecordBatch, times: Array | None, batch: Batch | None) -> None:
         """Emits rows. batch: the batch of which these are the last results; None: more will come."""
@@ -252,6 +217,77 @@ class Process(Keeping):
             "dropped": dict(self._dropped),
             **self._state.bad.statistics(),
         }
+
+
+class ProcessWithTimers(Process, Polled):
+    """A Process whose functions may set timers."""
+
+    def poll(self, now_ms: int) -> None:
+        state = self._keyed
+        if not len(state.set_timers):
+            return
+        state.poll_ms = now_ms
+        state.timers.hold(PROCESSING)  # a timer that is set for now fires at the next poll
+        try:
+            for at in state.set_timers.firing(PROCESSING, now_ms):
+                self._form.fire(PROCESSING, at, state.now())
+        finally:
+            state.timers.release(PROCESSING)
+            state.poll_ms = None
+
+
+class ConnectedProcess(ProcessWithTimers, SecondInput):
+    """A Process over two inputs.
+
+    `right_keys`: the keys of the second input, in the order of `keys`, or none if it is broadcast.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        spec: ProcessSpec,
+        *,
+        right_keys: Sequence[str] = (),
+        on_error: RowPolicy = "fail",
+    ) -> None:
+        super().__init__(keys, spec, on_error=on_error)
+        self._right_names = list(right_keys)
+        self._right: Side | None = None
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        assert context.right is not None, "an operator of two inputs is opened with the columns of both"
+        self._refuse_changes(context.right)
+        schema = super().open(context)
+        self._right = self._open_right(context.right, self._keyed.keys)
+        return schema
+
+    def _open_right(self, input: pa.Schema, keys: pa.Schema) -> "Side":
+        if self.spec.broadcast:
+            return Side(input, [])
+        ours, indices = key_columns(self._right_names, input)
+        if [field.type for field in ours] != [field.type for field in keys]:
+            sides = [", ".join(f"{field.name} {field.type}" for field in each) for each in (keys, ours)]
+            raise UserError(f"{self.spec.name}: the keys of the sides differ: {sides[0]}; {sides[1]}", hint="cast them")
+        return Side(input, indices)
+
+    def process_right(self, batch: Batch) -> None:
+        function, side = self.spec.right, self._right
+        assert function is not None, "an operator of one input has no right side"
+        assert side is not None, "open comes first"
+        self._form.rows(function, side, batch)
+        self._settle()
+
+
+def process_operator(
+    keys: Sequence[str], spec: ProcessSpec, *, right_keys: Sequence[str] = (), on_error: RowPolicy = "fail"
+) -> Process:
+    """Returns the operator for these functions: of two inputs or one, polled if the functions may set timers.
+
+    `right_keys`: as for `ConnectedProcess`.
+    """
+    if spec.right is not None:
+        return ConnectedProcess(keys, spec, right_keys=right_keys, on_error=on_error)
+    return (Process if spec.on_timer is None else ProcessWithTimers)(keys, spec, on_error=on_error)
 
 
 class _Values(Kept):
@@ -364,13 +400,18 @@ def _key_columns(found: Sequence[Any], keys: pa.Schema) -> list[Array]:
 
 def place_process(node: nodes.Process, site: Site) -> Site:
     site = site.together(node.keys, "process")
-    make = partial(Process, node.keys, node.spec, on_error=site.policy(node.on_error))
+    make = partial(process_operator, node.keys, node.spec, on_error=site.policy(node.on_error))
     return site.step(node.text(), make, id=node.id, keys=None)
 
 
 def place_connect(node: nodes.Connect, left: Site, right: Site) -> Site:
     site = left.layout.meet(node, "process", left, right, (node.left_keys, node.right_keys))
-    make = partial(Process, node.left_keys, node.spec, right_keys=node.right_keys, on_error=site.policy(node.on_error))
+    make = partial(
+        ConnectedProcess,
+        *(node.left_keys, node.spec),
+        right_keys=node.right_keys,
+        on_error=site.policy(node.on_error),
+    )
     return site.step(node.text(), make, id=node.id, keys=None)
 
 

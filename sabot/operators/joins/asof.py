@@ -45,9 +45,8 @@ class AsofJoin(TimedJoin):
         strategy: str = "backward",
         tolerance_ms: int | None = None,
         right_changes: bool = False,
-        id: str = "",
     ) -> None:
-        super().__init__(sides, how, id)
+        super().__init__(sides, how)
         if strategy not in ("backward", "forward", "nearest"):
             raise UserError(f"as-of join: strategy={strategy!r} is not known", hint="one of backward, forward, nearest")
         if tolerance_ms is not None and not 0 <= tolerance_ms <= LONGEST_MS:

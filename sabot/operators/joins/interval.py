@@ -30,8 +30,8 @@ class IntervalJoin(TimedJoin):
 
     kind = "interval join"
 
-    def __init__(self, sides: Sides, how: str, lower_ms: int | None, upper_ms: int | None, *, id: str = "") -> None:
-        super().__init__(sides, how, id)
+    def __init__(self, sides: Sides, how: str, lower_ms: int | None, upper_ms: int | None) -> None:
+        super().__init__(sides, how)
         if lower_ms is not None and upper_ms is not None and lower_ms > upper_ms:
             raise UserError(
                 f"interval join: nothing is between {lower_ms} ms and {upper_ms} ms",

@@ -17,7 +17,17 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot.api.nodes import joins as nodes
 from sabot.errors import UserError
-from sabot.operators.base import DELETE, INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
+from sabot.operators.base import (
+    DELETE,
+    INSERT,
+    OP_COLUMN,
+    START_OF_TIME,
+    TIME_COLUMN,
+    FilledFromTable,
+    Operator,
+    OperatorContext,
+    Saved,
+)
 from sabot.operators.changes.weaving import same_rows
 from sabot.operators.columns import no_event_time
 from sabot.operators.joins.sides import Joined, Result, Rows, Side, Sides, later
@@ -28,7 +38,7 @@ from sabot.operators.readers import Readers
 __all__ = ["PLACES", "READERS", "Join", "Sides", "TableLookup", "place_sides"]
 
 
-class Join(Joined):
+class Join(Joined, FilledFromTable):
     """Every pair of rows with equal keys, of all rows that are there: the join of SQL, over tables that change.
 
     how: "inner"; "left", "right" and "full", where a row without a partner comes out with nulls, and is taken back when its first partner
@@ -44,7 +54,6 @@ class Join(Joined):
     """
 
     kind = "join"
-    takes_table = True
 
     def __init__(
         self,
@@ -56,9 +65,8 @@ class Join(Joined):
         broadcast: bool = False,
         left_keep_ms: int | None = None,
         right_keep_ms: int | None = None,
-        id: str = "",
     ) -> None:
-        super().__init__(sides, how, id)
+        super().__init__(sides, how)
         self._left_keep_ms, self._right_keep_ms = left_keep_ms, right_keep_ms
         for name, ms, changes in (("left", left_keep_ms, left_changes), ("right", right_keep_ms, right_changes)):
             if ms is not None and ms < 0:
@@ -327,7 +335,7 @@ class Join(Joined):
         return {**figures, "unknown_takes": self._unknown_takes()} if figures else figures
 
 
-class TableLookup(Joined):
+class TableLookup(Joined, FilledFromTable):
     """Each row of the left with the row that the table on the right has for its key at that moment. Results are never taken back.
 
     The right is a stream of changes with unique keys, where the last change of a key counts, or one that only adds rows, where the last
@@ -338,11 +346,10 @@ class TableLookup(Joined):
     """
 
     kind = "lookup"
-    takes_table = True
     hows = ("left", "inner")
 
-    def __init__(self, sides: Sides, how: str, *, broadcast: bool = False, id: str = "") -> None:
-        super().__init__(sides, how, id)
+    def __init__(self, sides: Sides, how: str, *, broadcast: bool = False) -> None:
+        super().__init__(sides, how)
         self._broadcast = broadcast
 
     def _opened(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:

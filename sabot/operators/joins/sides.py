@@ -19,6 +19,7 @@ from sabot.operators.base import (
     OP_COLUMN,
     TIME_COLUMN,
     OperatorContext,
+    SecondInput,
     with_marks,
     without_marks,
 )
@@ -410,15 +411,14 @@ class Emission:
             self._emit(Batch(held[0] if len(held) == 1 else pa.concat_batches(held)))
 
 
-class Joined(Keeping):
+class Joined(Keeping, SecondInput):
     """The base of all joins: two sides, which are kept, saved and restored together."""
 
-    inputs = 2
     spent_at_end = True  # rows wait for partners, and none will come
     kind = ""  # the kind of its state; errors begin with it
     hows: tuple[str, ...] = _ALL_HOW
 
-    def __init__(self, sides: Sides, how: str, id: str) -> None:
+    def __init__(self, sides: Sides, how: str) -> None:
         if how not in self.hows:
             raise UserError(f"{self.kind}: how={how!r} is not known", hint=f"one of {', '.join(self.hows)}")
         if len(sides.left_keys) != len(sides.right_keys):
@@ -427,7 +427,6 @@ class Joined(Keeping):
             )
         if how in ("semi", "anti") and not sides.left_keys:
             raise UserError(f"{self.kind}: how={how!r} without keys", hint="name the columns to join on")
-        self.id = id
         self.sides, self.how = sides, how
 
     def open(self, context: OperatorContext) -> pa.Schema:

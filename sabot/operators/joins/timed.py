@@ -15,9 +15,9 @@ from sabot.api.nodes.joins import MADE_KEY
 from sabot.operators.base import (
     CHUNK_ROWS,
     END_OF_TIME,
-    LETTERS,
     START_OF_TIME,
     TIME_COLUMN,
+    HasBranches,
     OperatorContext,
     Saved,
 )
@@ -29,7 +29,7 @@ from sabot.operators.late_rows import LateRows
 LONGEST_MS = 2**60  # the longest interval or tolerance
 
 
-class TimedJoin(Joined):
+class TimedJoin(Joined, HasBranches):
     """A join whose two sides have event time."""
 
     def open(self, context: OperatorContext) -> pa.Schema:
@@ -37,7 +37,7 @@ class TimedJoin(Joined):
             if schema is not None and TIME_COLUMN not in schema.names:
                 raise no_event_time(f"{self.kind}: the {name} side has no event time")
         self.set_watermark(START_OF_TIME)
-        step, sides = self.text or self.kind, self.sides
+        step, sides = self.step.text or self.kind, self.sides
         self.late = {
             "left": LateRows(context, step, "late", _hidden(sides.left_keys)),
             "right": LateRows(context, step, "late_right", _hidden(sides.right_keys)),
@@ -45,8 +45,6 @@ class TimedJoin(Joined):
         return super().open(context)
 
     def branch_schema(self, name: str, input: pa.Schema) -> pa.Schema:
-        if name.endswith(LETTERS):
-            return super().branch_schema(name, input)
         columns, keys = self.context.input, self.sides.left_keys
         if name == "late_right":
             assert self.context.right is not None, "a join has two inputs"

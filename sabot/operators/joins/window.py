@@ -31,8 +31,8 @@ class WindowJoin(TimedJoin):
 
     kind = "window join"
 
-    def __init__(self, sides: Sides, how: str, window: Window, *, id: str = "") -> None:
-        super().__init__(sides, how, id)
+    def __init__(self, sides: Sides, how: str, window: Window) -> None:
+        super().__init__(sides, how)
         if not isinstance(window, TimeWindow):
             raise UserError(
                 f"a join in a {type(window).__name__}: the two sides would not have the same windows",

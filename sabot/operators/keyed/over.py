@@ -67,7 +67,6 @@ class Over(KeepsWatermark):
         *,
         preceding_rows: int | None = None,
         preceding_ms: int | None = None,
-        id: str = "",
     ) -> None:
         if preceding_rows is not None and preceding_ms is not None:
             raise UserError("over: a frame is of rows or of time, not both", hint="give one of them")
@@ -83,7 +82,6 @@ class Over(KeepsWatermark):
                 )
             if each.kind in ("lag", "lead") and each.offset < 1:
                 raise UserError(f"{each.name}: {each.kind} by {each.offset} rows", hint="1 or more")
-        self.id = id
         self._names, self._described = list(keys), list(columns)
         self._rows, self._ms = preceding_rows, preceding_ms
         self._parts: list[OverState] = []

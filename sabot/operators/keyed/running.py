@@ -54,8 +54,7 @@ class _Keyed(Keeping):
     _runs: RunTable | None = None
     _carried: Carried | None = None  # how the groups of a checkpoint with other aggregates become groups of the store
 
-    def __init__(self, keys: Sequence[str], id: str) -> None:
-        self.id = id
+    def __init__(self, keys: Sequence[str]) -> None:
         self._names = list(keys)
         self._state: Any = None  # a KeyedRuns, where there are `_runs`
 
@@ -113,9 +112,9 @@ class RunningAggregate(_Keyed):
     """
 
     def __init__(
-        self, keys: Sequence[str], aggregates: Sequence[AggregateColumn], *, ttl_ms: int | None = None, id: str = ""
+        self, keys: Sequence[str], aggregates: Sequence[AggregateColumn], *, ttl_ms: int | None = None
     ) -> None:
-        super().__init__(keys, id)
+        super().__init__(keys)
         self._aggregates, self._ttl_ms = list(aggregates), ttl_ms
         _check_ms("ttl", ttl_ms)
         _check_running([aggregate for aggregate in aggregates if aggregate.kind in _WHOLE])
@@ -208,8 +207,8 @@ class CountAggregate(_Keyed):
     end of the input windows with fewer rows are emitted too.
     """
 
-    def __init__(self, size: int, keys: Sequence[str], aggregates: Sequence[AggregateColumn], *, id: str = "") -> None:
-        super().__init__(keys, id)
+    def __init__(self, size: int, keys: Sequence[str], aggregates: Sequence[AggregateColumn]) -> None:
+        super().__init__(keys)
         if size < 1:
             raise UserError(f"a window of {size} rows", hint="1 or more")
         self._size, self._aggregates = size, list(aggregates)
@@ -287,8 +286,8 @@ class Deduplicate(_Keyed):
     the watermark has come that far: so a row that is very late passes, even if it is within that time.
     """
 
-    def __init__(self, keys: Sequence[str], within_ms: int | None = None, *, id: str = "") -> None:
-        super().__init__(keys, id)
+    def __init__(self, keys: Sequence[str], within_ms: int | None = None) -> None:
+        super().__init__(keys)
         _check_ms("within", within_ms)
         self._within_ms = within_ms
         self._dropped_rows = 0
@@ -367,10 +366,8 @@ class Reduce(_Keyed):
     whose bytes are estimated for the budget. ttl_ms: a key starts anew when no row of it has come for so long, in event time.
     """
 
-    def __init__(
-        self, keys: Sequence[str], function: Callable[[Row, Row], Row], ttl_ms: int | None = None, *, id: str = ""
-    ) -> None:
-        super().__init__(keys, id)
+    def __init__(self, keys: Sequence[str], function: Callable[[Row, Row], Row], ttl_ms: int | None = None) -> None:
+        super().__init__(keys)
         _check_ms("ttl", ttl_ms)
         self._function, self._ttl_ms = function, ttl_ms
 

@@ -21,6 +21,7 @@ from sabot.operators.base import (
     CHUNK_ROWS,
     OP_COLUMN,
     TIME_COLUMN,
+    FilledFromTable,
     OperatorContext,
     Saved,
     with_marks,
@@ -47,13 +48,12 @@ class Ranked(Keeping):
     """The base of TopN and WindowTopN: their arguments, and the columns of their rows."""
 
     def __init__(
-        self, keys: Sequence[str], n: int, by: Sequence[tuple[str, bool]], ties: str, rank: str | None, id: str
+        self, keys: Sequence[str], n: int, by: Sequence[tuple[str, bool]], ties: str, rank: str | None
     ) -> None:
         if not is_whole(n, 1):
             raise UserError(f"top_n: {n!r} is no number of rows", hint="a whole number, 1 or more")
         if ties not in TIES:
             raise UserError(f"top_n: ties {ties!r} is unknown", hint=f"one of {', '.join(TIES)}")
-        self.id = id
         self.names, self._n, self._by = list(keys), n, [(name, bool(descending)) for name, descending in by]
         self._ties, self.rank = ties, rank
 
@@ -108,7 +108,7 @@ class Ranked(Keeping):
         }
 
 
-class TopN(Ranked):
+class TopN(Ranked, FilledFromTable):
     """The rows that are among the first `n` of their key, ordered by the columns of `by` (name, descending), as changes.
 
     Null comes after NaN, and NaN after all numbers, whether descending or not; of equal rows the first to arrive comes first. ties says
@@ -132,10 +132,9 @@ class TopN(Ranked):
         rank: str | None = None,
         changes: bool = False,
         parted_by: tuple[str, ...] = (),
-        id: str = "",
     ) -> None:
-        super().__init__(keys, n, by, ties, rank, id)
-        self._changes = self.takes_table = changes
+        super().__init__(keys, n, by, ties, rank)
+        self._changes = self.needs_table = changes
         self.parted_by = parted_by
         self._state: _KeptRanks | None = None
 

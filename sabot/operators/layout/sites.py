@@ -178,7 +178,7 @@ class Layout:
                 f"two steps are called {id!r}", hint="name each once, and not as others are called by themselves"
             )
         self._ids.add(id)
-        return Step(id, text, make, named=given, path=path)
+        return Step(id, text, given, path, make=make)
 
     def sink(
         self,

@@ -7,7 +7,6 @@ never joins.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
@@ -15,7 +14,7 @@ from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import Read
 from sabot.codecs.base import Format
 from sabot.connectors.base import Delivery, OnNan, Sink
-from sabot.operators.base import Operator, with_marks
+from sabot.operators.base import Operator, StepInfo, with_marks
 
 
 @dataclass(eq=False)
@@ -39,24 +38,19 @@ class Edge:
 
 
 @dataclass(eq=False)
-class Step:
-    """One operator of a chain. make: gives a new one for each subtask. targets: where its rows go; branches: where rows of its
-    output branches go, by name.
+class Step(StepInfo):
+    """One operator of a chain.
+
+    `make`: returns a new operator; called for each subtask. `targets`: the steps and edges to which its rows go. `branches`: the same for
+    its output branches, by name. `by_time`: True if a result behind the step depends on event time. `scattered`: True if rows come to any
+    subtask although state is restored by key group.
     """
 
-    id: str
-    text: str
-    make: Callable[[], Operator]
+    make: Callable[[], Operator] = field(kw_only=True)
     targets: list["Step | Edge"] = field(default_factory=list)
     branches: dict[str, list["Step | Edge"]] = field(default_factory=dict)
-    named: bool = False  # whether the user gave the id
-    path: str = ""  # a digest of all steps before it, back to the sources
-    event_time: str = ""  # what the event times that it keeps are read from; "": it keeps none
-    lineage: list[list[dict[str, Any]]] = field(
-        default_factory=list
-    )  # by input, of which tables its changes are (`plan.lineage`)
-    by_time: bool = False  # whether a result behind it depends on event time
-    scattered: bool = False  # rows come to any subtask; state is still restored by key group
+    by_time: bool = False
+    scattered: bool = False
 
 
 @dataclass(eq=False)

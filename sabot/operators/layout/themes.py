@@ -11,7 +11,7 @@ from typing import Any
 
 from sabot.api.nodes.node import Node
 from sabot.errors import UserError
-from sabot.operators.base import Operator
+from sabot.operators.base import Restorable
 from sabot.operators.layout.sites import Site
 
 _THEMES = {
@@ -40,7 +40,7 @@ def place_of(kind: type[Node]) -> Callable[..., Site]:
     raise UserError(f"{kind.__name__} is no step of a stream")
 
 
-def reader_of(kind: str) -> Callable[[Mapping[str, Any]], Operator] | str | None:
+def reader_of(kind: str) -> Callable[[Mapping[str, Any]], Restorable] | str | None:
     """The function that makes an operator which reads this kind of state, or a text that says what is kept where it is no rows (see
     `readers`); None: nobody knows the kind.
     """
@@ -48,7 +48,7 @@ def reader_of(kind: str) -> Callable[[Mapping[str, Any]], Operator] | str | None
 
 
 @cache
-def _readers() -> dict[str, Callable[[Mapping[str, Any]], Operator] | str]:
+def _readers() -> dict[str, Callable[[Mapping[str, Any]], Restorable] | str]:
     names = [name for names in _THEMES.values() for name in names]
     return {kind: make for name in [*names, *_ONLY_READ] for kind, make in _table(name, "READERS").items()}
 

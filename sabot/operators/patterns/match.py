@@ -60,9 +60,7 @@ class Pattern(Keeping):
         measures: Sequence[tuple[str, Expr]],
         *,
         max_partial: int = MAX_PARTIAL,
-        id: str = "",
     ) -> None:
-        self.id = id
         self._names, self._pattern, self._skip = list(keys), pattern, skip
         self._given = check_measures(pattern, skip, dict(measures))
         self._max_partial = max_partial
@@ -71,7 +69,7 @@ class Pattern(Keeping):
         self._opened = False
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        self._late = LateRows(context, self.text)
+        self._late = LateRows(context, self.step.text)
         self._time = time_index(context.input, "patterns")
         self._keys, self._key_indices = key_columns(self._names, context.input)
         self._known = key_table(self._keys)

@@ -20,7 +20,7 @@ from sabot._cython.groups.keyed import GroupTable
 from sabot._cython.rows.pattern import PatternTable
 from sabot.api.patterns import MATCH_START
 from sabot.errors import CorruptCheckpoint
-from sabot.operators.base import Operator, OperatorContext, Saved
+from sabot.operators.base import OperatorContext, Restorable, Saved
 from sabot.operators.cuts import Rows
 from sabot.operators.keeping import Owned, key_hashes, owned_or_all, read_batches
 from sabot.operators.patterns.kept_rows import KeptRows
@@ -184,7 +184,7 @@ class Partials(Slotted):
         self.tidy()
 
 
-class PatternState(Operator):
+class PatternState(Restorable):
     """The state of a Pattern, read without the program: its partial matches (`contents`), no rows.
 
     It is no `Keeping`: it takes in the partial matches, without the kernel, and never saves anything.
@@ -199,7 +199,7 @@ class PatternState(Operator):
         self._keys = pa.schema([context.input.field(name) for name in self._names])
         return _contents_schema(self._keys)
 
-    def restore(self, saved: list[Saved]) -> None:
+    def restore(self, saved: list[Saved], forgets: frozenset[str] = frozenset()) -> None:
         owned = owned_or_all(self._context, len(self._keys) > 0)
         for part in saved:
             for partials in read_batches(part.directory, "partials"):  # of an older checkpoint

@@ -51,7 +51,7 @@ class Filter(Operator):
         self.rows_in = self.rows_out = 0
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        bad = BadRows(self.text or "filter", self.on_error, context)
+        bad = BadRows(self.step.text or "filter", self.on_error, context)
         self._rows = _Rows({"": self.predicate}, context.input, bad, compile_predicate)
         self._changes = OP_COLUMN in context.input.names
         return context.input
@@ -87,7 +87,7 @@ class Select(Operator):
 
     def open(self, context: OperatorContext) -> pa.Schema:
         check_given_names("select", [name for name, _ in self.columns])
-        bad = BadRows(self.text or "select", self.on_error, context)
+        bad = BadRows(self.step.text or "select", self.on_error, context)
         self._outputs = _Outputs(context.input, dict(self.columns), bad)
         return self._outputs.schema
 
@@ -109,7 +109,7 @@ class WithColumns(Operator):
 
     def open(self, context: OperatorContext) -> pa.Schema:
         check_given_names("with_columns", [name for name, _ in self.columns])
-        bad = BadRows(self.text or "with_columns", self.on_error, context)
+        bad = BadRows(self.step.text or "with_columns", self.on_error, context)
         outputs = {name: col(name) for name in without_marks(context.input).names}
         replaced = any(name in outputs for name, _ in self.columns)
         outputs.update(self.columns)
@@ -154,7 +154,7 @@ class EndVersions(Operator):
         self.on_error = on_error
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        bad = BadRows(self.text or "filter", self.on_error, context)
+        bad = BadRows(self.step.text or "filter", self.on_error, context)
         self._rows = _Rows({"": self.predicate}, context.input, bad, compile_predicate, keep=True)
         self._op = context.input.get_field_index(OP_COLUMN)
         return context.input

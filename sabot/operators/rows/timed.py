@@ -22,7 +22,9 @@ from sabot.operators.base import (
     END_OF_TIME,
     START_OF_TIME,
     TIME_COLUMN,
+    HoldsMarks,
     OperatorContext,
+    Polled,
     Saved,
     with_time,
     without_time,
@@ -113,14 +115,12 @@ class _Part:
             del self.former[:at], self.new[:at]
 
 
-class NewTime(Keeping):
+class NewTime(Keeping, HoldsMarks):
     """Rows with the event time that is computed of their columns. Its watermark is the greatest one that has `passed` less the lateness;
     the watermarks of the input go no further. Of an input without event time it goes by the rows of this subtask alone.
 
     Rows whose values are no time are set apart; with on_error="null" they are dropped, as no row is without event time.
     """
-
-    holds = True
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class NewTime(Keeping):
         if isinstance(expr, str):
             expr = col(expr) if expr in rows.names else path_of(expr)
         self._computed = ComputedTime("with_time", expr, self._unit, self._format, rows)
-        self._bad = BadRows(self.text or "with_time", self._on_error, context)
+        self._bad = BadRows(self.step.text or "with_time", self._on_error, context)
         self._subtask = context.subtask
         self._passed.join(context.subtask)
         self._greatest_ms = self._told_ms = START_OF_TIME
@@ -207,14 +207,11 @@ class NewTime(Keeping):
         return self._bad.statistics() if hasattr(self, "_bad") else {}
 
 
-class ArrivalTime(Keeping):
+class ArrivalTime(Keeping, HoldsMarks, Polled):
     """Rows whose event time is the time at which they come here. Its watermark is the clock.
 
     Time never goes back: where the clock does, or is behind the one that the checkpoint saw, it stands still until the clock has caught up.
     """
-
-    holds = True
-    polls = True
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._timed = TIME_COLUMN in context.input.names

@@ -69,11 +69,10 @@ class WindowAggregate(Keeping):
         emit_every_ms: int | None = None,
         partial: bool = False,
         parted_by: tuple[str, ...] = (),
-        id: str = "",
     ) -> None:
         if emit_every_ms is not None and emit_every_ms < 1:
             raise UserError(f"emit_every: {emit_every_ms} ms is no interval", hint="1 ms or more")
-        self.id, self.parted_by = id, parted_by
+        self.parted_by = parted_by
         self._window = window
         self._shape = WindowShape(window)
         self._keys, self._aggregates = tuple(keys), tuple(aggregates)
@@ -87,7 +86,7 @@ class WindowAggregate(Keeping):
         self._time = context.input.get_field_index(PANE_COLUMN if self._partial else TIME_COLUMN)
         self._aggregator = Aggregator(self._keys, self._aggregates, rows, order=TIME_COLUMN)
         self._key_indices = [context.input.get_field_index(name) for name in self._keys]
-        self._late = LateRows(context, self.text)
+        self._late = LateRows(context, self.step.text)
         self._store = self._aggregator.store(context)
         self._extras: dict[int, Extras] = {}
         self._panes: list[int] = []  # the starts of the panes that hold rows, ascending

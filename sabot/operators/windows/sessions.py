@@ -48,9 +48,7 @@ class SessionAggregate(Keeping):
         *,
         allowed_lateness_ms: int = 0,
         time: WindowTime = "event",
-        id: str = "",
     ) -> None:
-        self.id = id
         self._window = SessionWindow(gap_ms, time)
         self._gap_ms, self._lateness_ms = gap_ms, allowed_lateness_ms
         self._keys, self._aggregates = list(keys), list(aggregates)
@@ -59,7 +57,7 @@ class SessionAggregate(Keeping):
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._context = context
-        self._late = LateRows(context, self.text)
+        self._late = LateRows(context, self.step.text)
         self._time = time_index(context.input, "session windows")
         self._sessions = SessionTable(self._gap_ms, self._lateness_ms)
         self._state = _OpenSessions(
@@ -332,7 +330,7 @@ class Numbered(KeyedRuns):
         return pa.RecordBatch.from_arrays(self.key_columns(number), schema=self.keys)
 
     def aggregates_schema(self) -> dict[str, Any]:
-        """The aggregates, for `Operator.state_schema`."""
+        """The aggregates, for `Stateful.state_schema`."""
         return aggregates_schema(self._aggregates, self.results, self._input)
 
     def contents(self) -> Iterator[tuple[pa.Int32Array, list[Array], list[Array]]]:

@@ -61,9 +61,8 @@ class WindowTopN(Ranked):
         rank: str | None = None,
         allowed_lateness_ms: int = 0,
         parted_by: tuple[str, ...] = (),
-        id: str = "",
     ) -> None:
-        super().__init__(keys, n, by, ties, rank, id)
+        super().__init__(keys, n, by, ties, rank)
         self.parted_by = parted_by
         self._window, self._shape, self._lateness = window, WindowShape(window), allowed_lateness_ms
         self._windows_emitted = self._arrivals = 0
@@ -74,7 +73,7 @@ class WindowTopN(Ranked):
         context = replace(context, parted_by=self.parted_by)
         self._time = time_index(context.input, "a top_n of a window")
         self.open_rows(context)
-        self._late = LateRows(context, self.text)
+        self._late = LateRows(context, self.step.text)
         # pane -> the keys of rows that came for it after one of its windows was emitted
         self._reopened: dict[int, GroupTable] = {}
         self._watermark = self._late_before = START_OF_TIME

@@ -21,10 +21,10 @@ from sabot.api.windows import HoppingWindow, TumblingWindow
 from sabot.errors import CorruptCheckpoint
 from sabot.operators import cuts
 from sabot.operators.aggregates.aggregator import AggregateColumn
-from sabot.operators.base import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, Operator, OperatorContext, Saved
+from sabot.operators.base import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, Operator, OperatorContext, Polled, Saved
 from sabot.operators.changes.groups import GroupAggregate
 from sabot.operators.functions import timed
-from sabot.operators.functions.process import Process
+from sabot.operators.functions.process import process_operator
 from sabot.operators.keyed.over import Over
 from sabot.operators.keyed.over_columns import OverColumn
 from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
@@ -123,7 +123,7 @@ def rang_many(keys: Any, at: pa.Int64Array, ctx: Any) -> pa.RecordBatch:
 
 
 def timers(function: Any, on_timer: Any, **options: Any) -> Operator:
-    return Process(["key"], process_spec(function, schema=RANG, on_timer=on_timer, **options))
+    return process_operator(["key"], process_spec(function, schema=RANG, on_timer=on_timer, **options))
 
 
 FALLS = pattern("low", col("n") % 3 == 0, times=(1, 3)).then(
@@ -346,7 +346,7 @@ def feed(operator: Operator, given: list[pa.RecordBatch]) -> None:
         if number % 3 == 2:
             now = piece.column(TIME_COLUMN)[-1].as_py() - 10
             operator.advance(now)
-            if operator.polls:
+            if isinstance(operator, Polled):
                 operator.poll(now)
 
 
@@ -359,7 +359,7 @@ def saved(cut: Any, facts: dict[str, Any], directory: Path) -> Saved:
 
 def ended(operator: Operator, out: list[Any]) -> Counter[str]:
     operator.advance(2**63 - 1)
-    for _ in range(4 if operator.polls else 0):
+    for _ in range(4 if isinstance(operator, Polled) else 0):
         operator.poll(10**9)
     operator.finish()
     operator.close()

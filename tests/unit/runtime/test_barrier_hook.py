@@ -10,6 +10,7 @@ import pytest
 from sabot import App
 from sabot.connectors.base import Sink
 from sabot.errors import CheckpointFailed
+from sabot.operators.base import Stateful
 from sabot.operators.sink import SinkWriter
 from sabot.runtime.agent_task import AgentTask
 from tools.agent_tools import bounded, publish, started, until
@@ -97,10 +98,9 @@ class Kept(Sink):
         self.said.append("close")
 
 
-def test_the_hook_of_a_sink_writer_flushes_its_sink_and_its_snapshot_keeps_nothing() -> None:
+def test_the_hook_of_a_sink_writer_flushes_its_sink_and_it_has_no_state() -> None:
     sink = Kept()
     writer = SinkWriter(sink, None, None, lambda: 0)
-    writer.flush()
+    assert writer.flush() == {}
     assert sink.said == ["flush"]
-    assert writer.snapshot() == ({}, None)
-    assert sink.said == ["flush"]
+    assert not isinstance(writer, Stateful)

@@ -28,7 +28,7 @@ from sabot.operators.calls.map_async import MapAsync
 from sabot.operators.changes.groups import GroupAggregate
 from sabot.operators.changes.materialize import Materialize
 from sabot.operators.changes.steps import Changelog, Upsert
-from sabot.operators.functions.process import Process
+from sabot.operators.functions.process import process_operator
 from sabot.operators.joins.asof import AsofJoin
 from sabot.operators.joins.interval import IntervalJoin
 from sabot.operators.joins.join import Join, TableLookup
@@ -549,7 +549,7 @@ def test_a_process_step_gives_what_its_function_keeps(tmp_path: Path) -> None:
         ctx.timers.event(ctx.timestamp + 1_000_000)
 
     spec = process_spec(seen, schema={"n": "int64"}, on_timer=lambda timer, ctx: None)
-    job = job_of(run_of(lambda: Process(["user"], spec), tmp_path, parallelism=2).checkpoint())
+    job = job_of(run_of(lambda: process_operator(["user"], spec), tmp_path, parallelism=2).checkpoint())
     mine = by_key(ROWS, "user")["u1",]
     found = {row["name"]: json.loads(row["value"]) for row in state_of(job, "op-1", "u1").to_pylist()}
     shops = {shop: len(rows) for (shop,), rows in by_key(mine, "shop").items()}

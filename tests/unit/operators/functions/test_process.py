@@ -23,9 +23,9 @@ from sabot.api.functions import ProcessSpec, Timer, process_spec
 from sabot.clock import ManualClock
 from sabot.codecs.json import schema_of_text
 from sabot.errors import CorruptCheckpoint, UserError
-from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext, Saved
+from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext, Polled, Saved
 from sabot.operators.functions import state as process_state
-from sabot.operators.functions.process import Process, saved_process
+from sabot.operators.functions.process import Process, process_operator, saved_process
 from tools.operator_run import OperatorRun
 
 INPUT = pa.schema([("k", pa.string()), ("op", pa.int64()), ("v", pa.int64()), (TIME_COLUMN, pa.int64())])
@@ -57,7 +57,7 @@ class Run(OperatorRun):
         self.clock, self.spec = ManualClock(1000.0), spec
         self.sides: dict[str, list[dict[str, Any]]] = defaultdict(list)
         super().__init__(
-            lambda: Process(keys, spec, right_keys=right_keys),
+            lambda: process_operator(keys, spec, right_keys=right_keys),
             input,
             keys,
             directory,
@@ -717,7 +717,7 @@ def test_a_processing_timer_set_for_now_fires_at_the_next_poll(run: Any) -> None
         ctx.timers.processing(ctx.now())
 
     made = run(lambda row, ctx: ctx.timers.processing(ctx.now() + 500), on_timer=fire)
-    assert made.parts[0].polls
+    assert isinstance(made.parts[0], Polled)
     made.feed(rows_of([("a", 0, 0, 1)]))
     made.pass_time(0.4)
     assert fired == []
@@ -910,7 +910,7 @@ def test_an_object_brings_its_methods(run: Any) -> None:
 
     spec = process_spec(Plain(), schema=OUTPUT)
     assert spec.on_timer is None
-    assert not Process(["k"], spec).polls
+    assert not isinstance(process_operator(["k"], spec), Polled)
     with pytest.raises(UserError, match="other side"):
         process_spec(Plain(), schema=OUTPUT, two_inputs=True)
     with pytest.raises(UserError, match=r"Plain is a class .*Plain\(\)"):
