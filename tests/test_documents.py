@@ -407,7 +407,7 @@ def test_the_code_of_a_step_is_shown_as_it_is() -> None:
     shown = re.findall(r"^`(sabot/[\w/]+\.py)`\n\n```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
     assert [path for path, _ in shown[:3]] == [
         "sabot/api/nodes/keyed.py",
-        "sabot/api/stream/keyed.py",
+        "sabot/api/stream/stream.py",
         "sabot/operators/keyed/top.py",
     ]
     for path, text in shown:

@@ -20,39 +20,63 @@ from sabot.api.aggregates import Aggregate
 from sabot.api.arguments import (
     Computed,
     Keys,
+    RowPolicy,
     Schema,
+    TimeUnit,
+    aggregates_of_keywords,
     column_names,
+    expression_of,
     flat,
+    function_of,
     named_columns_of,
+    one_of,
+    optional_ms,
+    order_of,
+    row_policy,
+    whole_ms,
 )
 from sabot.api.calls import AsyncCall
 from sabot.api.describe import aggregates_of, table_of
 from sabot.api.expr import Expr, col
 from sabot.api.formats import sink_format
+from sabot.api.functions import process_spec
 from sabot.api.nodes.agents import Feed
 from sabot.api.nodes.calls import MapAsync
-from sabot.api.nodes.changes import Changelog, Materialize, Upsert
+from sabot.api.nodes.changes import Changelog, GroupAggregate, Materialize, Upsert
 from sabot.api.nodes.functions import Connect, Process, Side
 from sabot.api.nodes.joins import JoinHow
+from sabot.api.nodes.keyed import Deduplicate, Over, Reduce, RunningAggregate, Ties, TopN
 from sabot.api.nodes.node import Node, check_columns, with_id
+from sabot.api.nodes.patterns import Match
 from sabot.api.nodes.read import Write
 from sabot.api.nodes.rows import (
     Broadcast,
+    Drop,
+    Explode,
+    Filter,
+    Head,
+    OnError,
+    Rename,
+    Sample,
+    Select,
     Union,
     WithColumns,
+    flat_map_node,
+    map_batches_node,
 )
+from sabot.api.nodes.times import with_time_node
+from sabot.api.nodes.windows import AggregateWindow, WindowTopN
+from sabot.api.over import OverFunction
+from sabot.api.patterns import MATCH_END, MATCH_START, Pattern, check_measures
 from sabot.api.stream.elsewhere import NamedElsewhere
-from sabot.api.stream.grouped import GroupedStream
 from sabot.api.stream.joins import asof_node, join_node, keyed_sides, lookup_async_node, lookup_node, without_made
-from sabot.api.stream.keyed import KeyedStream
 from sabot.api.stream.looks import Looks
 from sabot.api.stream.outputs import check_takes_changes
 from sabot.api.stream.owner import Owner
-from sabot.api.stream.rows import RowMethods
-from sabot.api.stream.windowed import WindowedStream
-from sabot.api.windows import Window
+from sabot.api.windows import CountWindow, CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow, Window
+from sabot.arrays import python_value
 from sabot.codecs.base import Format
-from sabot.config import Duration
+from sabot.config import Duration, checked_flag, is_whole
 from sabot.connectors.base import Delivery, OnNan, Sink, Source, check_delivery, check_nan, check_sink, sink_of
 from sabot.errors import UserError
 
@@ -97,7 +121,7 @@ class Steps:
         return Steps(stream._owner, stream._node) if isinstance(stream, Stream) else None
 
 
-class Stream(RowMethods, Looks, NamedElsewhere):
+class Stream(Looks, NamedElsewhere):
     """The rows after a step. Immutable: every method gives a new stream; nothing runs before the app does, or `collect`.
 
     Most streams are append streams: a row that came stays. What `group_by`, `upsert`, `top_n` and outer joins give are changes: rows
@@ -107,6 +131,124 @@ class Stream(RowMethods, Looks, NamedElsewhere):
     def __init__(self, owner: Owner, node: Node) -> None:
         self._owner = owner
         self._node = node
+
+    # -- rows and columns ---------------------------------------------------------------------------------------------
+
+    def filter(self, *predicates: Expr) -> "Stream":
+        """The rows for which all predicates are true. A row for which one is null is dropped."""
+        if not predicates:
+            raise UserError("filter needs a predicate", hint='filter(col("amount") > 10)')
+        node = self._node
+        for predicate in predicates:
+            node = Filter(node, expression_of(predicate, "filter"))
+        return self._then(node)
+
+    def select(self, *columns: str | Expr | Sequence[str | Expr], **named: Expr | Any) -> "Stream":
+        """These columns, in this order: names, expressions, or name=expression."""
+        return self._then(Select(self._node, named_columns_of(columns, named, "select")))
+
+    def with_columns(self, *columns: Expr, **named: Expr | Any) -> "Stream":
+        """Adds columns, or replaces those of the same name. All expressions see the columns as they were before the step."""
+        return self._then(WithColumns(self._node, named_columns_of(columns, named, "with_columns")))
+
+    def drop(self, *names: str | Sequence[str]) -> "Stream":
+        """All columns but these."""
+        return self._then(Drop(self._node, column_names(flat(names), "drop")))
+
+    def rename(self, names: Mapping[str, str]) -> "Stream":
+        """Renames columns: {old name: new name}."""
+        pairs = tuple((str(old), str(new)) for old, new in names.items())
+        return self._then(Rename(self._node, pairs))
+
+    def with_time(
+        self,
+        time: str | Expr,
+        *,
+        lateness: Duration = 0,
+        time_unit: TimeUnit | None = None,
+        time_format: str | None = None,
+    ) -> "Stream":
+        """Rows have this event time from here on; windows behind go by it. Arguments as in `App.stream`; values that are no times are
+        errors of their rows (`on_error`).
+        """
+        return self._then(with_time_node(self._node, time, time_unit, time_format, lateness))
+
+    def on_error(self, policy: RowPolicy) -> "Stream":
+        """What becomes of a row for which an expression or a function of a later step fails: "dead_letter", "null" or "fail"."""
+        return self._then(OnError(self._node, row_policy("on_error", policy)))
+
+    def map_batches(
+        self,
+        function: Callable[[pa.RecordBatch], Any],
+        *,
+        schema: Schema | None = None,
+        on_error: RowPolicy | None = None,
+    ) -> "Stream":
+        """Calls `function(batch: pa.RecordBatch)`, which returns anything that speaks Arrow, or None for no rows.
+
+        schema: of the result; without one, the function is called once with an empty batch to find out. If windows follow, event time is
+        read again from its column if the result has it; otherwise the number of rows must stay the same. on_error: as of `on_error`, for
+        this step; where the function fails it is called again with halves of the batch, until the rows that it fails for are found.
+        """
+        return self._then(map_batches_node(self._node, function, schema, on_error))
+
+    def flat_map(
+        self, function: Callable[[dict[str, Any]], Any], *, schema: Schema, on_error: RowPolicy | None = None
+    ) -> "Stream":
+        """Calls `function(row: dict)`, which returns an iterable of dicts. This is a Python call for each row: prefer `map_batches`."""
+        return self._then(flat_map_node(self._node, function, schema, on_error))
+
+    def explode(self, *columns: str | Sequence[str], empty_as_null: bool = False, keep_nulls: bool = True) -> "Stream":
+        """A row for each value of the list in this column; a list that is null gives a row with null, an empty one none, as in polars.
+
+        empty_as_null: an empty list gives a row with null, too. keep_nulls=False: one that is null gives none. Lists of several columns go
+        together; a row in which they differ in length fails (`on_error`). Not for changes.
+        """
+        for each in flat(columns):
+            if isinstance(each, Expr):
+                name = each.column
+                hint = f'with_columns(items={each!r}).explode("items")' if name is None else f'explode("{name}")'
+                raise UserError(f"explode: {each!r} is an expression, and explode takes names of columns", hint=hint)
+        names = column_names(flat(columns), "explode")
+        if not names or len(set(names)) < len(names):
+            raise UserError("explode needs columns of lists, each once", hint='explode("tags")')
+        return self._then(
+            Explode(
+                self._node,
+                names,
+                checked_flag("explode: empty_as_null", empty_as_null),
+                checked_flag("explode: keep_nulls", keep_nulls),
+            )
+        )
+
+    def head(self, n: int) -> "Stream":
+        """The first `n` rows to arrive (0 or more), of all subtasks together; no rows after those.
+
+        The count is in the checkpoint, so n rows pass in total, whatever crashes, and with whatever parallelism the app resumes. With
+        several readers or partitions, the order of arrival may differ from run to run. The input is still read to its end (an endless one
+        for ever), as other streams may read it too, and for its event time. Not for changes.
+        """
+        n = python_value(n)
+        if not is_whole(n, 0):
+            raise UserError(
+                f"head: {n!r} is no number of rows",
+                hint="a whole number, 0 or more; which rows are last is known only at the end",
+            )
+        return self._then(Head(self._node, n))
+
+    def sample(self, fraction: float, *, seed: int = 0) -> "Stream":
+        """A random sample: each row passes with the probability `fraction` (0 to 1). `seed`: that of the random number generator.
+
+        The same rows, in the same order and with the same parallelism, give the same sample.
+        """
+        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
+            raise UserError(f"sample: {fraction!r} is no share of the rows", hint="from 0 to 1: sample(0.1)")
+        return self._then(Sample(self._node, float(fraction), seed))
+
+    def split(self, predicate: Expr) -> tuple["Stream", "Stream"]:
+        """Returns two streams: the rows for which the predicate is true, and all other rows, also those for which it is null."""
+        yes = expression_of(predicate, "split")
+        return self.filter(yes), self.filter(~yes.fill_null(False))
 
     # -- keys and time ------------------------------------------------------------------------------------------------
 
@@ -495,3 +637,327 @@ class ProcessedStream(Stream):
 
     def named(self, id: str) -> "ProcessedStream":
         return ProcessedStream(self._owner, super().named(id)._node)
+
+
+class KeyedStream(NamedElsewhere):
+    """Rows with a key: its methods work on the rows of each key separately."""
+
+    _made_by = 'key_by("column")'
+    _ends_in = "aggregate(…), over(…), process(…)"
+
+    def __init__(self, steps: Steps, keys: tuple[str, ...]) -> None:
+        self._steps = steps
+        self._keys = keys
+
+    def window(
+        self,
+        window: Window,
+        *,
+        allowed_lateness: Duration = 0,
+        emit_every: Duration | None = None,
+        late: str | Sink | None = None,
+    ) -> "WindowedStream":
+        """Groups the rows of each key by windows of event time, of processing time, or of a count.
+
+        allowed_lateness: how long after its end a window still takes rows; each time it does, its whole result is emitted again.
+        emit_every: emits early results of open windows each time event time has advanced by this much.
+        late: a topic or Sink for rows that arrive even later; they are counted in any case. "{topic}.dlq", as for dead_letter= of a stream,
+        makes dead letters of them.
+        """
+        if not isinstance(window, Window):
+            raise UserError(
+                f"window: {window!r} is no window", hint='tumbling("1m"), hopping("1h", "1m"), session("5m")'
+            )
+        if late is not None:
+            check_sink(late, "window: late", 'late="late-orders"')
+        if getattr(window, "time", "event") == "processing" and (late is not None or allowed_lateness):
+            raise UserError(
+                "window: no row comes late for a window of processing time",
+                hint="leave late= and allowed_lateness= out",
+            )
+        every = None if emit_every is None else whole_ms(emit_every, "emit_every")
+        if every is not None and isinstance(window, SessionWindow | CountWindow):
+            raise UserError("emit_every: sessions and windows by count have no early results", hint="leave it out")
+        return WindowedStream(
+            self._steps, self._keys, window, whole_ms(allowed_lateness, "allowed_lateness"), every, late
+        )
+
+    def aggregate(self, *unnamed: Aggregate, ttl: Duration | None = None, **aggregates: Aggregate | Expr) -> "Stream":
+        """For each row, the aggregates of its key so far, including the row, or what is computed of them (`share=sum("a") / sum("b")`).
+        ttl: a key without rows for so much event time starts anew.
+
+        For numbers and times: count, sum, min, max, mean, variance, stddev, first, last, any. The other aggregates need a window.
+        """
+        known, computed = aggregates_of_keywords(unnamed, aggregates)
+        node = RunningAggregate(self._steps.node, self._keys, known, optional_ms(ttl, "ttl"))
+        return self._steps.then_aggregate(node, known, computed)
+
+    def reduce(
+        self,
+        function: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]],
+        *,
+        ttl: Duration | None = None,
+    ) -> "Stream":
+        """For each row, the rows of its key so far reduced to one: `function(so_far, row)` gets and returns dicts of the same columns."""
+        node = Reduce(self._steps.node, self._keys, function_of(function, "reduce"), optional_ms(ttl, "ttl"))
+        return self._steps.then(node)
+
+    def deduplicate(self, *, within: Duration | None = None) -> "Stream":
+        """The first row of each key; with `within`, a key counts as new again once this much event time has passed since its first row."""
+        return self._steps.then(Deduplicate(self._steps.node, self._keys, optional_ms(within, "within")))
+
+    def top_n(
+        self,
+        n: int,
+        by: str | Sequence[str],
+        *,
+        descending: bool | Sequence[bool] = True,
+        ties: Ties = "row_number",
+        rank: str | None = None,
+    ) -> "Stream":
+        """The first `n` rows of each key in the order of `by`, kept up to date, as changes.
+
+        descending: the greatest come first; for several columns, give one of each. Null and NaN come last. ties: "row_number": of equal
+        rows, the first to arrive; "rank": all rows that have fewer than `n` before them; "dense_rank": all rows of the first `n` values.
+        rank: the name of a column with the row's rank (1, 2, …); each move in the ranking is then an update.
+        """
+        number, order = order_of("top_n", n, by, descending)
+        ties = one_of("top_n: ties", ties, ("row_number", "rank", "dense_rank"))
+        return self._steps.then(TopN(self._steps.node, self._keys, number, order, ties, rank))
+
+    def process(
+        self,
+        function: Any,
+        *,
+        schema: Schema,
+        batch: bool = False,
+        on_timer: Callable[..., Any] | None = None,
+        sides: Mapping[str, Schema] | None = None,
+        ttl: Duration | None = None,
+        on_error: RowPolicy | None = None,
+    ) -> "ProcessedStream":
+        """Calls the user's function for the rows of a key, with its state and timers: `function(row, ctx)` gives None, a dict, or several.
+
+        schema: of the result. function may also be an object (see `sabot.Process`). on_timer: `on_timer(timer, ctx)`. batch: the
+        vectorised form, `function(keys, batch, ctx)` and `on_timer(keys, at, ctx)`: no Python per row. sides: name -> schema of the rows
+        that leave by `ctx.side(name, row)`; `.side(name)` is their stream. ttl: a value of the state expires after so long (of event
+        time) since it was put. `api/functions` describes what `ctx` can do. on_error: as `Stream.on_error`, for this step; what a call has
+        changed before it failed (values, timers, results, broadcast maps) is undone.
+        """
+        spec = process_spec(function, schema=schema, batch=batch, on_timer=on_timer, sides=sides, ttl=ttl)
+        own = None if on_error is None else row_policy(spec.name, on_error)
+        node = Process(self._steps.node, self._keys, spec, on_error=own)
+        return self._steps.then_process(node)
+
+    def over(self, *, preceding: int | Duration | None = None, **columns: Aggregate | OverFunction) -> "Stream":
+        """Adds columns to each row that are computed from the rows of its key up to it, in the order of event time: SQL's OVER.
+
+        preceding: how many earlier rows count (5: six with the row itself), or those of how much event time ("1h": this includes rows of
+        equal time that come after it); None: all. `total=sabot.sum("x")` and the other aggregates of numbers and times; `sabot.lag("x")`,
+        `lead("x")`, `row_number()`, `rank()`, `dense_rank()`. A row is emitted once event time has passed it; with lead, once the rows that
+        it looks ahead to have come.
+        """
+        if not columns:
+            raise UserError("over needs a column to add", hint='over(preceding=5, mean=sabot.mean("price"))')
+        rows, ms, preceding = None, None, python_value(preceding)
+        if isinstance(preceding, int) and not isinstance(preceding, bool):
+            rows = preceding
+            if rows < 0:
+                raise UserError(f"over: preceding={preceding!r} rows", hint="0 or more")
+        elif preceding is not None:
+            ms = whole_ms(preceding, "preceding")
+        for name, each in columns.items():
+            if not isinstance(each, Aggregate | OverFunction):
+                raise UserError(f"over: {name}={each!r}", hint=f'{name}=sabot.sum("amount"), sabot.lag("amount"), …')
+            check_columns(f"over: {name}", self._steps.node, sorted(each.columns))
+        known = self._steps.node.column_names or ()
+        if taken := [name for name in columns if name in known]:
+            raise UserError(f"over: {taken[0]!r} is the name of another column", hint="choose another name")
+        return self._steps.then(Over(self._steps.node, self._keys, tuple(columns.items()), rows, ms))
+
+    def pattern(
+        self,
+        pattern: Pattern,
+        *,
+        skip: Literal["past_last", "to_next", "none"] = "past_last",
+        max_partial: int = 10_000,
+        late: str | Sink | None = None,
+        **measures: Expr,
+    ) -> "Stream":
+        """Emits one row for each sequence of rows of a key that matches the pattern (`sabot.pattern`), in the order of event time.
+
+        Its columns are the keys, match_start and match_end (the times of the first and last row, both included), then the measures:
+        `n=sabot.step("a").count()`, `amount=sabot.step("b").last("amount")`. skip: where the next match may begin: "past_last": behind the
+        last row of this one; "to_next": at the row behind its first; "none": anywhere, so all matches are found.
+        max_partial: how many incomplete matches a key may have; more stop the app.
+        late: a topic or Sink for rows that arrive too late to be matched, as in `window`.
+        """
+        known = check_measures(pattern, skip, measures)
+        if late is not None:
+            check_sink(late, "pattern: late", 'late="late-orders"')
+        max_partial = python_value(max_partial)
+        if not is_whole(max_partial, 1):
+            raise UserError(f"pattern: max_partial={max_partial!r}", hint="a whole number, 1 or more")
+        for name, _ in known:
+            if name in (*self._keys, MATCH_START, MATCH_END):
+                raise UserError(f"pattern: {name!r} is the name of another column", hint="choose another name")
+        return self._steps.then(Match(self._steps.node, self._keys, pattern, skip, known, max_partial, late))
+
+    def connect(self, other: "KeyedStream | Stream") -> "ConnectedStreams":
+        """Connects two streams for one process step: another by the same keys, or a broadcast one: `connect(rules.broadcast())`."""
+        by_key = isinstance(other, KeyedStream)
+        right = other._steps if isinstance(other, KeyedStream) else self._steps.of(other)
+        if right is not None and right.owner is not self._steps.owner:
+            raise UserError("connect: the other stream is of another app", hint="make both with one app")
+        right_keys = other._keys if isinstance(other, KeyedStream) else ()
+        fits = len(right_keys) == len(self._keys) if by_key else right is not None and isinstance(right.node, Broadcast)
+        if right is None or not fits:
+            raise UserError(
+                f"connect: {other!r} is no stream by {len(self._keys)} keys, and no broadcast one",
+                hint='connect(other.key_by("account")), connect(rules.broadcast())',
+            )
+        return ConnectedStreams(self._steps, self._keys, right.node, right_keys)
+
+    def __repr__(self) -> str:
+        return f"KeyedStream(by {', '.join(self._keys)})"
+
+
+class WindowedStream(NamedElsewhere):
+    """Rows with a key and a window: its methods work on the rows of each key and window separately."""
+
+    _made_by = 'window(tumbling("1m"))'
+    _ends_in = "aggregate(…), top_n(…)"
+
+    def __init__(
+        self,
+        steps: Steps,
+        keys: tuple[str, ...],
+        window: Window,
+        allowed_lateness_ms: int,
+        emit_every_ms: int | None,
+        late: str | Sink | None,
+    ) -> None:
+        self._steps = steps
+        self._keys = keys
+        self._window = window
+        self._allowed_lateness_ms = allowed_lateness_ms
+        self._emit_every_ms = emit_every_ms
+        self._late = late
+
+    def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate | Expr) -> "Stream":
+        """One row for each key and window: the keys, window_start, window_end (the end is exclusive), then these aggregates, or what is
+        computed of them: `share=sum("a") / sum("b")`.
+        """
+        known, computed = aggregates_of_keywords(unnamed, aggregates)
+        node = AggregateWindow(
+            self._steps.node,
+            self._keys,
+            self._window,
+            known,
+            self._allowed_lateness_ms,
+            self._emit_every_ms,
+            self._late,
+        )
+        for name in aggregates:
+            if name in (*self._keys, "window_start", "window_end"):
+                raise UserError(f"aggregate: {name!r} is the name of another column", hint="choose another name")
+        return self._steps.then_aggregate(node, known, computed)
+
+    def top_n(
+        self,
+        n: int,
+        by: str | Sequence[str],
+        *,
+        descending: bool | Sequence[bool] = True,
+        ties: Ties = "row_number",
+        rank: str | None = None,
+    ) -> "Stream":
+        """The first `n` rows of each key and window in the order of `by`, when the window closes: the row, window_start, window_end.
+
+        The arguments are as in KeyedStream.top_n. For tumbling, hopping and cumulative windows. Behind another window, the bounds of the
+        rows' own window are row_window_start and row_window_end.
+        """
+        window = self._window
+        if not isinstance(window, TumblingWindow | HoppingWindow | CumulativeWindow) or self._emit_every_ms is not None:
+            raise UserError(
+                "top_n: only of tumbling, hopping and cumulative windows, at their end", hint='window(tumbling("1m"))'
+            )
+        number, order = order_of("top_n", n, by, descending)
+        ties = one_of("top_n: ties", ties, ("row_number", "rank", "dense_rank"))
+        known = self._steps.node.column_names or ()
+        own = {name: f"row_{name}" for name in ("window_start", "window_end") if name in known}
+        node: Node = self._steps.node
+        if own and not any(name in own for name in self._keys):
+            node = Rename(node, tuple(own.items()))
+            node.check()
+            order = tuple((own.get(name, name), down) for name, down in order)
+        node = WindowTopN(node, self._keys, window, number, order, ties, rank, self._allowed_lateness_ms, self._late)
+        return self._steps.then(node)
+
+    def __repr__(self) -> str:
+        return f"WindowedStream({self._window})"
+
+
+class GroupedStream(NamedElsewhere):
+    """Rows grouped by key. `aggregate` makes one row of each group, and updates it as rows come."""
+
+    _made_by = 'group_by("column")'
+    _ends_in = "aggregate(…)"
+
+    def __init__(self, steps: Steps, keys: tuple[str, ...]) -> None:
+        self._steps = steps
+        self._keys = keys
+
+    def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate | Expr) -> "Stream":
+        """The keys and these aggregates, or what is computed of them (`share=sum("a") / sum("b")`), as changes. A batch updates the row of
+        a key at most once. A key is deleted when all its rows are.
+        """
+        known, computed = aggregates_of_keywords(unnamed, aggregates)
+        for name in aggregates:
+            if name in self._keys:
+                raise UserError(f"aggregate: {name!r} is the name of another column", hint="choose another name")
+        return self._steps.then_aggregate(GroupAggregate(self._steps.node, self._keys, known), known, computed)
+
+    def __repr__(self) -> str:
+        return f"GroupedStream(by {', '.join(self._keys)})"
+
+
+class ConnectedStreams:
+    """Two streams that one step will process."""
+
+    def __init__(self, steps: Steps, keys: tuple[str, ...], right: Node, right_keys: tuple[str, ...]) -> None:
+        self._steps = steps
+        self._keys = keys
+        self._right = right
+        self._right_keys = right_keys
+
+    def process(
+        self,
+        function: Any,
+        *,
+        right: Callable[..., Any] | None = None,
+        schema: Schema,
+        batch: bool = False,
+        on_timer: Callable[..., Any] | None = None,
+        sides: Mapping[str, Schema] | None = None,
+        ttl: Duration | None = None,
+        on_error: RowPolicy | None = None,
+    ) -> "ProcessedStream":
+        """As KeyedStream.process; `right(row, ctx)` gets the rows of the other stream. Both functions share state and timers by key.
+
+        Each subtask gets all rows of a broadcast stream; what they say is kept in `ctx.broadcast(name)`, a map that all keys read.
+        """
+        spec = process_spec(
+            function,
+            schema=schema,
+            batch=batch,
+            on_timer=on_timer,
+            sides=sides,
+            ttl=ttl,
+            right=right,
+            two_inputs=True,
+            broadcast=isinstance(self._right, Broadcast),
+        )
+        own = None if on_error is None else row_policy(spec.name, on_error)
+        node = Connect(self._steps.node, self._right, self._keys, self._right_keys, spec, on_error=own)
+        return self._steps.then_process(node)
