@@ -34,7 +34,7 @@ COMMITS = $(shell git rev-list --count HEAD 2>/dev/null || echo 0)
 test-all: test
 	@$(MAKE) -j 2 slow simulate SEEDS=400 START=$$(($(COMMITS) * 400)) WORKERS=2
 
-# Crashes at 80 steps of each whole pipeline, packages, kills of a job on Kafka, the cases that `make test` leaves out, and properties, of
+# Crashes at 80 steps of each whole pipeline, packages, kills of an app on Kafka, the cases that `make test` leaves out, and properties, of
 # whose examples it tries some: of all these tests one in six, with each commit other ones. EVERY=1: all of them, at all steps (25 minutes).
 slow: $(STAMP)
 	@$(BIN)/pytest -q -p no:benchmark -n 3 --dist loadfile --no-loadscope-reorder -m "slow or hypothesis" $(if $(EVERY),,--one-in 6) tests

@@ -1,4 +1,4 @@
-"""The jobs of kafka_ingest.py in Bytewax: a Python function a record; it ends with the topic. It has no recovery: a crash begins anew.
+"""The programs of kafka_ingest.py in Bytewax: a Python function a record; it ends with the topic. It has no recovery: a crash begins anew.
 
 Started by ingest_peers.py in an environment of its own.
 """

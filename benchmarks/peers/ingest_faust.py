@@ -1,4 +1,4 @@
-"""The jobs of kafka_ingest.py in Faust (faust-streaming): a Python coroutine over records, a windowed table in memory with its changelog
+"""Programs of kafka_ingest.py in Faust (faust-streaming): a Python coroutine over records, a windowed table in memory with its changelog
 topic, at least once; orjson and uvloop.
 
 It closes windows by the clock of the wall, not by the times of records, so each record gives its window as it is then: the last of a

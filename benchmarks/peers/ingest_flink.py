@@ -1,4 +1,4 @@
-"""The jobs of kafka_ingest.py in Flink SQL: the topic up to its end, in streaming mode; windows by transactions with a checkpoint a second.
+"""Programs of kafka_ingest.py in Flink SQL: the topic up to its end, in streaming mode; windows by transactions with a checkpoint a second.
 
 A first job decodes the topic, uncounted, so that the second one, which counts, finds the JVM warm.
 """

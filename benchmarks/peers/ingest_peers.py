@@ -1,4 +1,4 @@
-"""The jobs of benchmarks/pipelines/kafka_ingest.py in other engines, which runs them by `--peers flink quix bytewax faust`.
+"""The programs of benchmarks/pipelines/kafka_ingest.py in other engines, which runs them by `--peers flink quix bytewax faust`.
 
     decode     3 of the 7 fields of each record, amounts added up
     windows    count, sum and max per account and minute of event time, back into a topic
@@ -29,7 +29,7 @@ import venvs
 from confluent_kafka import Consumer, Producer, TopicPartition
 from venvs import python_of
 
-__all__ = ["PEERS", "Failed", "Job", "finish", "prepare", "run", "windows_of"]
+__all__ = ["PEERS", "Failed", "Program", "finish", "prepare", "run", "windows_of"]
 
 HERE = Path(__file__).parent
 PATIENCE_SECONDS = 180.0
@@ -59,7 +59,7 @@ PEERS = {
 
 
 @dataclass(frozen=True)
-class Job:
+class Program:
     """kind: decode or windows. rows, windows: how many there are without those of the last records."""
 
     kind: str
@@ -108,30 +108,38 @@ def windows_of(peer: str, found: pa.Table) -> pa.Table:
     return found.take(last["place_max"])
 
 
-def run(peer: str, job: Job) -> dict[str, float]:
+def run(peer: str, program: Program) -> dict[str, float]:
     """-> seconds, cpu_seconds, rows; of `decode` the amount. Raises Failed."""
     try:
         if peer == "flink":
-            given = (job.kind, job.broker, job.topic, job.out, job.threads, job.minute_ms, job.disorder_ms)
+            given = (
+                program.kind,
+                program.broker,
+                program.topic,
+                program.out,
+                program.threads,
+                program.minute_ms,
+                program.disorder_ms,
+            )
             figures = ingest_flink.run(*given, PATIENCE_SECONDS)
         else:
-            figures = _run(peer, job)
+            figures = _run(peer, program)
     except subprocess.TimeoutExpired as error:
         raise Failed(f"was not done after {PATIENCE_SECONDS:.0f} s") from error
     except RuntimeError as error:
         raise Failed(str(error)) from error
-    figures["rows"] = figures["rows"] - job.partitions if job.kind == "decode" else job.rows
+    figures["rows"] = figures["rows"] - program.partitions if program.kind == "decode" else program.rows
     return figures
 
 
 class _Results(threading.Thread):
     """Waits until a reader of committed records has got so many."""
 
-    def __init__(self, job: Job, wanted: int) -> None:
+    def __init__(self, program: Program, wanted: int) -> None:
         super().__init__(daemon=True)
-        conf = {"bootstrap.servers": job.broker, "group.id": job.out, "enable.auto.commit": False}
+        conf = {"bootstrap.servers": program.broker, "group.id": program.out, "enable.auto.commit": False}
         self._consumer = Consumer({**conf, "isolation.level": "read_committed"})
-        self._consumer.assign([TopicPartition(job.out, partition, 0) for partition in range(job.partitions)])
+        self._consumer.assign([TopicPartition(program.out, partition, 0) for partition in range(program.partitions)])
         self._wanted, self._closing = wanted, threading.Event()
         self.count, self.full_at = 0, 0.0
 
@@ -146,11 +154,19 @@ class _Results(threading.Thread):
         self.join()
 
 
-def _run(peer: str, job: Job) -> dict[str, float]:
+def _run(peer: str, program: Program) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="sabot-bench-") as folder, open(Path(folder) / "said", "w") as said:
-        words = [python_of(peer), str(HERE / f"ingest_{peer}.py"), job.kind, job.broker, job.topic, job.out, folder]
-        words += [str(job.rows + job.partitions), str(job.minute_ms), str(job.disorder_ms)]
-        results = _Results(job, job.results(peer)) if job.kind == "windows" else None
+        words = [
+            python_of(peer),
+            str(HERE / f"ingest_{peer}.py"),
+            program.kind,
+            program.broker,
+            program.topic,
+            program.out,
+            folder,
+        ]
+        words += [str(program.rows + program.partitions), str(program.minute_ms), str(program.disorder_ms)]
+        results = _Results(program, program.results(peer)) if program.kind == "windows" else None
         process = subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT, cwd=folder)
         try:
             if results is not None:
@@ -165,10 +181,10 @@ def _run(peer: str, job: Job) -> dict[str, float]:
         raise Failed("it did not say when its first record came")
     began, cpu_before = marks["first"]
     if results is not None:
-        return {"seconds": results.full_at - began, "cpu_seconds": cpu - cpu_before, "rows": job.rows}
+        return {"seconds": results.full_at - began, "cpu_seconds": cpu - cpu_before, "rows": program.rows}
     ended, cpu_after, amount = marks["last"]
     figures = {"seconds": ended - began, "cpu_seconds": cpu_after - cpu_before, "amount": amount}
-    return {**figures, "rows": job.rows + job.partitions}
+    return {**figures, "rows": program.rows + program.partitions}
 
 
 def _marks(said: Path) -> dict[str, list[float]]:

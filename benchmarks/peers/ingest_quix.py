@@ -1,4 +1,4 @@
-"""The jobs of kafka_ingest.py in Quix Streams: a Python function a record; windows in its RocksDB state, exactly once by transactions.
+"""The programs of kafka_ingest.py in Quix Streams: a Python function a record; windows in its RocksDB state, exactly once by transactions.
 
 Started by ingest_peers.py in an environment of its own; ends by SIGTERM.
 """

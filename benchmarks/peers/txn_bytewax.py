@@ -1,4 +1,4 @@
-"""The job of benchmarks/pipelines/txn_workers.py in Bytewax, of which several processes run this: a Python function a record.
+"""The program of benchmarks/pipelines/txn_workers.py in Bytewax, of which several processes run this: a Python function a record.
 
     python -m bytewax.run txn_bytewax:flow -i 0 -a "127.0.0.1:2101;127.0.0.1:2102"        TXN_FOLDER in the environment
 

@@ -1,4 +1,4 @@
-"""The job of benchmarks/pipelines/txn_workers.py in other engines, in two processes or what comes near it.
+"""The program of benchmarks/pipelines/txn_workers.py in other engines, in two processes or what comes near it.
 
     bytewax    two processes, one worker each, rows between them over loopback; no recovery
     flink      Flink SQL with two task managers of one slot: in one JVM, rows between them over loopback; a checkpoint each second

@@ -1,4 +1,4 @@
-"""The job of benchmarks/pipelines/txn_workers.py in Ray Data, which is a batch: two workers with a CPU each, blocks of Arrow.
+"""The program of benchmarks/pipelines/txn_workers.py in Ray Data, which is a batch: two workers with a CPU each, blocks of Arrow.
 
     python txn_ray.py FOLDER PROCESSES        FOLDER/in is read, FOLDER/out is written
 

@@ -1,7 +1,7 @@
-"""What exactly once costs: the same job from a real broker into it, at least once and exactly once, a checkpoint each second.
+"""What exactly once costs: the same program from a real broker into it, at least once and exactly once, a checkpoint each second.
 
     python benchmarks/pipelines/exactly_once.py --seconds 30                 runs of 30 s, as many rows as that takes
-    python benchmarks/pipelines/exactly_once.py --rows 20000 --jobs stream
+    python benchmarks/pipelines/exactly_once.py --rows 20000 --programs stream
 
     stream    filter, compute, one record out for nine of ten rows
     windows   count and sum per account and 100 s of event time, one record out for ten rows
@@ -42,7 +42,7 @@ from tools.broker import running
 
 MODES = ("at_least_once", "exactly_once")
 COMPARED = ("rows_per_s", "cpu_seconds")
-JOBS = ("stream", "windows", "agent")
+PROGRAMS = ("stream", "windows", "agent")
 SCHEMA = {"n": "int64", "account": "string", "amount": "int64", "ts": "int64"}
 PARTITIONS, ACCOUNTS = 4, 10_000
 BASE_MS, WINDOW_MS = 1_790_000_000_000, 100_000
@@ -140,8 +140,8 @@ CHECKS = {"stream": check_stream, "windows": check_windows, "agent": check_agent
 # One run
 
 
-def build(app: App, job: str, mode: Any, source: str, out: str) -> None:
-    if job == "agent":
+def build(app: App, program: str, mode: Any, source: str, out: str) -> None:
+    if program == "agent":
 
         @app.agent(source, key="account", sink=out, concurrency=64, delivery=mode)
         async def count(ctx):  # type: ignore[no-untyped-def]
@@ -152,7 +152,7 @@ def build(app: App, job: str, mode: Any, source: str, out: str) -> None:
 
         return
     stream = app.stream(source, schema=SCHEMA, time="ts")
-    if job == "stream":
+    if program == "stream":
         stream = stream.filter(col("amount") > 0).select("n", "account", twice=col("amount") * 2)
         stream.to(out, key="account", delivery=mode)
     else:
@@ -160,8 +160,8 @@ def build(app: App, job: str, mode: Any, source: str, out: str) -> None:
         windows.aggregate(rows=sabot.count(), sum=sabot.sum("amount")).to(out, key="account", delivery=mode)
 
 
-def rows_done(app: App, job: str) -> int:
-    if job == "agent":
+def rows_done(app: App, program: str) -> int:
+    if program == "agent":
         return sum(int(agent.messages_processed) for agent in app.agent_runtime.agents.values())
     return sum(task["input"].get("rows_in", 0) for task in app.statistics()["streams"].values() if "input" in task)
 
@@ -169,14 +169,14 @@ def rows_done(app: App, job: str) -> int:
 async def run(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="sabot-bench-") as folder:
         app = App(f"bench-{uuid.uuid4().hex[:8]}", options.broker, state=f"{folder}/state", checkpoint_interval="1s")
-        build(app, options.job, options.mode, options.input, options.out)
+        build(app, options.program, options.mode, options.input, options.out)
         await app.start()
         try:
             done, began, cpu = 0, time.perf_counter(), time.process_time()
             moved = began
             while done < options.rows:
                 await asyncio.sleep(0.005)
-                now, before, done = time.perf_counter(), done, rows_done(app, options.job)
+                now, before, done = time.perf_counter(), done, rows_done(app, options.program)
                 if before == 0:
                     began, cpu = now, time.process_time()
                 moved = now if done > before else moved
@@ -197,20 +197,20 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
 # All runs
 
 
-def one(broker: str, job: str, mode: str, source: str, rows: int) -> dict[str, Any]:
+def one(broker: str, program: str, mode: str, source: str, rows: int) -> dict[str, Any]:
     """A run in a process of its own, and the check of its answer."""
     out = f"out-{uuid.uuid4().hex[:8]}"
     admin.create_topic(broker, out, PARTITIONS, config={"retention.ms": "-1"})
-    words = ["--here", "--broker", broker, "--job", job, "--mode", mode, "--input", source, "--out", out]
+    words = ["--here", "--broker", broker, "--program", program, "--mode", mode, "--input", source, "--out", out]
     done = subprocess.run(
         [sys.executable, __file__, *words, "--rows", str(rows)], stdout=subprocess.PIPE, text=True, check=False
     )
     if done.returncode:
-        sys.exit(f"{job}, {mode}: the run failed")
+        sys.exit(f"{program}, {mode}: the run failed")
     outcome: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    outcome["results"] = CHECKS[job](broker, out, rows)
+    outcome["results"] = CHECKS[program](broker, out, rows)
     admin.delete_topic(broker, out)
-    print(f"{job} {mode}: {outcome}", file=sys.stderr, flush=True)
+    print(f"{program} {mode}: {outcome}", file=sys.stderr, flush=True)
     return outcome
 
 
@@ -234,19 +234,19 @@ def measure(broker: str, options: argparse.Namespace) -> dict[str, Any]:
     rates: dict[str, float] = {}
     if options.rows is None:
         fill(broker, f"{name}-first", CALIBRATION_ROWS)
-        for job in options.jobs:
-            rates[job] = one(broker, job, "at_least_once", f"{name}-first", CALIBRATION_ROWS)["rows_per_s"]
+        for program in options.programs:
+            rates[program] = one(broker, program, "at_least_once", f"{name}-first", CALIBRATION_ROWS)["rows_per_s"]
     outcome: dict[str, Any] = {}
-    for job in options.jobs:  # each has an input of its length: a stop in the middle of one would be no end
-        rows = options.rows or math.ceil(rates[job] * options.seconds * WARM)
-        source = f"{name}-{job}"
+    for program in options.programs:  # each has an input of its length: a stop in the middle of one would be no end
+        rows = options.rows or math.ceil(rates[program] * options.seconds * WARM)
+        source = f"{name}-{program}"
         fill(broker, source, rows)
         found: dict[str, list[dict[str, Any]]] = {mode: [] for mode in MODES}
         for number in range(options.rounds):
             for mode in MODES[:: 1 if number % 2 == 0 else -1]:
-                found[mode].append(one(broker, job, mode, source, rows))
+                found[mode].append(one(broker, program, mode, source, rows))
         admin.delete_topic(broker, source)
-        outcome[job] = {"rows": rows, **summary(found)}
+        outcome[program] = {"rows": rows, **summary(found)}
     return outcome
 
 
@@ -255,10 +255,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="of each run, in place of --seconds")
     parser.add_argument("--seconds", type=float, default=10.0, help="that a run shall take")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each kind")
-    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
+    parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
     parser.add_argument("--bound", type=float, help="percent")
     parser.add_argument("--broker", metavar="URL", help="kafka://HOST:PORT; default: our own")
-    for name in ("--job", "--mode", "--input", "--out"):
+    for name in ("--program", "--mode", "--input", "--out"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -268,7 +268,9 @@ def main() -> None:
     with running(options.broker) as broker:
         outcome = measure(broker, options)
     print(json.dumps({"benchmark": "exactly_once", "rounds": options.rounds, **outcome}))
-    if options.bound is not None and any(outcome[job]["cost_percent"] > options.bound for job in options.jobs):
+    if options.bound is not None and any(
+        outcome[program]["cost_percent"] > options.bound for program in options.programs
+    ):
         sys.exit(1)
 
 

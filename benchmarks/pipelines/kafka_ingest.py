@@ -453,7 +453,7 @@ def check_windows(found: pa.Table, wanted: pa.Table) -> None:
 
 
 def measure_peer(broker: str, peer: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Its jobs, on a topic of its own; a job that fails, or whose answer is wrong, has the reason in place of figures."""
+    """Its programs, on a topic of its own; a program that fails, or whose answer is wrong, has the reason in place of figures."""
     rows = min(options.rows, ingest_peers.PEERS[peer].most_rows)
     topic = f"bench-{uuid.uuid4().hex[:8]}"
     wanted = fill(broker, topic, rows, options.partitions, keyed=True)
@@ -465,9 +465,9 @@ def measure_peer(broker: str, peer: str, options: argparse.Namespace) -> dict[st
         out = f"{topic}-{kind}"
         admin.create_topic(broker, out, options.partitions, config={"retention.ms": "-1"})
         shape = (options.partitions, rows, wanted.num_rows, options.threads, MINUTE_MS, DISORDER_MS)
-        job = ingest_peers.Job(kind, address, topic, out, *shape)
+        program = ingest_peers.Program(kind, address, topic, out, *shape)
         try:
-            outcome = ingest_peers.run(peer, job)
+            outcome = ingest_peers.run(peer, program)
             check(outcome, rows, -1.0, amount)
             if kind == "windows":
                 check_windows(ingest_peers.windows_of(peer, committed(broker, out, options.partitions)), wanted)

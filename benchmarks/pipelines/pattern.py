@@ -97,7 +97,7 @@ class Kept(Sink):
         """Nothing to do."""
 
 
-def run_job(path: Path, threads: int, pattern: Pattern) -> tuple[float, float, list[pa.RecordBatch]]:
+def run_app(path: Path, threads: int, pattern: Pattern) -> tuple[float, float, list[pa.RecordBatch]]:
     """The program as a user writes it; -> seconds, those of the processors, matches."""
     schema = {"user": "int64", "kind": "string", "amount": "float64", "ts": "int64"}
     app, kept = App("pattern", parallelism=threads), Kept()
@@ -206,14 +206,14 @@ def measure(
 ) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
     """-> figures, the matches."""
     want = twin(events, name)
-    jobs = [run_job(path, threads, PATTERNS[name]()) for _ in range(repeat)]
+    runs_of_app = [run_app(path, threads, PATTERNS[name]()) for _ in range(repeat)]
     alone = [run_operator(events, PATTERNS[name]()) for _ in range(repeat)]
-    for matches in [*(job[2] for job in jobs), *(each[1] for each in alone)]:
+    for matches in [*(run[2] for run in runs_of_app), *(each[1] for each in alone)]:
         if answer(matches) != want:
             count = sum(batch.num_rows for batch in matches)
             print(f"{name}: {count} matches are not the {len(want)} of the twin", file=sys.stderr)
             sys.exit(1)
-    best, operator_seconds = min(jobs, key=lambda job: job[0]), min(each[0] for each in alone)
+    best, operator_seconds = min(runs_of_app, key=lambda run: run[0]), min(each[0] for each in alone)
     figures = {
         "matches": len(want),
         **rates(len(events), *best[:2]),

@@ -3,7 +3,7 @@
     python benchmarks/pipelines/timers.py --rows 5000000 --pending 1000000 --threads 2 --repeat 3 --peers flink --data DIR
 
 A row comes each millisecond of event time, of one of as many keys as timers are pending, and sets a timer of its key --pending ms later.
-A timer that fires gives its key and its time. `job`: the program with batch functions, from the first byte read to the last row in
+A timer that fires gives its key and its time. `app`: the program with batch functions, from the first byte read to the last row in
 the sink; it sets and fires a timer for each row. `rows_form`: the same with functions over single rows, over a tenth of the rows.
 `operator`: the process operator alone, one thread: --pending timers are set, then the watermark passes them all; `fired_per_s` counts
 the second part alone, `set_per_s` the first. Checked: how many fired, sums of keys, of the last 16 bits of the times, and of their product.
@@ -75,7 +75,7 @@ def row_form(pending: int) -> tuple[Any, Any]:
     return arm, fire
 
 
-def run_job(path: Path, pending: int, threads: int, batch: bool) -> tuple[dict[str, float], Answer]:
+def run_app(path: Path, pending: int, threads: int, batch: bool) -> tuple[dict[str, float], Answer]:
     app, totals = App("timers", parallelism=threads), Totals("key", "at")
     rows = app.stream(files(path), schema={"key": "int64", "ts": "int64"}, time="ts")
     arm, fire = (batch_form if batch else row_form)(pending)
@@ -146,13 +146,13 @@ def main() -> None:
             return {name: round(value, 3) for name, value in taken.items()} | rates
 
         paths = {}
-        for name, count in (("job", options.rows), ("rows_form", max(options.rows // 10, 1))):
+        for name, count in (("app", options.rows), ("rows_form", max(options.rows // 10, 1))):
             rows = make_rows(count, pending)
             path = paths[name] = folder / f"timers-{count}-{pending}.parquet"
             pq.write_table(rows, path, row_group_size=GROUP_ROWS)
             truth = expected(rows, pending)
-            batch = name == "job"
-            runs = least(lambda p=path, b=batch: run_job(p, pending, options.threads, b), options.repeat, name, truth)  # type: ignore[misc]
+            batch = name == "app"
+            runs = least(lambda p=path, b=batch: run_app(p, pending, options.threads, b), options.repeat, name, truth)  # type: ignore[misc]
             result[name] = figures(runs, count)
         rows = make_rows(pending, pending)
         truth = expected(rows, pending)
@@ -169,7 +169,7 @@ def main() -> None:
             except NotThere as reason:
                 print(f"flink: left out: {reason}", file=sys.stderr)
             else:
-                raw = flink_peer.raw(paths["job"], paths["job"].with_suffix(".raw"))
+                raw = flink_peer.raw(paths["app"], paths["app"].with_suffix(".raw"))
                 truth = expected(make_rows(options.rows, pending), pending)
                 for parallelism in (1, 2):
                     given = flink_peer.run("timers", raw, pending, parallelism=parallelism)

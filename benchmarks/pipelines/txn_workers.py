@@ -1,4 +1,4 @@
-"""The job of txn_windows.py in one process with two threads, in two workers, and in other engines with two processes.
+"""The program of txn_windows.py in one process with two threads, in two workers, and in other engines with two processes.
 
     python benchmarks/pipelines/txn_workers.py --rows 5000000 --repeat 3 --peers bytewax,flink,ray
 

@@ -24,7 +24,7 @@ from sabot.testing.loop import SimulatedLoop
 SEEDS = range(10)
 
 
-class Job:
+class Calling:
     """Calls of one function, and what was told of them. Items are (key, number)."""
 
     def __init__(self, function, *, own_queues=False, skip=True, **options):
@@ -137,18 +137,18 @@ def test_each_item_is_called_once_and_never_more_at_once_than_allowed(seed, own_
         return item[1] * 2
 
     async def main():
-        job = Job(call, own_queues=own_queues, concurrency=4)
+        calling = Calling(call, own_queues=own_queues, concurrency=4)
         given = items(60)
         while given:
             count = dice.randrange(1, 9)
-            job.give(*given[:count])
+            calling.give(*given[:count])
             del given[:count]
             await asyncio.sleep(dice.choice((0, 0.005)))
-        await job.finished(60)
-        assert Counter(job.done) == Counter((item, item[1] * 2) for item in items(60))
-        assert 1 < job.most <= 4
-        assert job.crew.in_flight == 0
-        await job.crew.close()
+        await calling.finished(60)
+        assert Counter(calling.done) == Counter((item, item[1] * 2) for item in items(60))
+        assert 1 < calling.most <= 4
+        assert calling.crew.in_flight == 0
+        await calling.crew.close()
 
     simulated(main, seed)
 
@@ -165,14 +165,14 @@ def test_a_queue_is_called_in_its_order_also_where_calls_fail_and_are_made_again
             raise Overloaded()
 
     async def main():
-        job = Job(call, own_queues=True, concurrency=3, retry=Retry(3, 0.01))
-        job.give(*items(50))
-        await job.finished(50)
-        ended = [item for item, *_ in [*job.done]]
+        calling = Calling(call, own_queues=True, concurrency=3, retry=Retry(3, 0.01))
+        calling.give(*items(50))
+        await calling.finished(50)
+        ended = [item for item, *_ in [*calling.done]]
         for worker in range(3):
             mine = [item for item in ended if item[0] % 3 == worker]
             assert mine == sorted(mine, key=lambda item: item[1])
-        await job.crew.close()
+        await calling.crew.close()
 
     simulated(main, seed)
 
@@ -182,11 +182,11 @@ def test_a_shared_queue_begins_in_its_order():
         await asyncio.sleep(0.01 * (item[1] % 3))
 
     async def main():
-        job = Job(call, concurrency=3)
-        job.give(*items(30))
-        await job.finished(30)
-        assert [item for item, _ in job.began] == items(30)
-        await job.crew.close()
+        calling = Calling(call, concurrency=3)
+        calling.give(*items(30))
+        await calling.finished(30)
+        assert [item for item, _ in calling.began] == items(30)
+        await calling.crew.close()
 
     simulated(main)
 
@@ -195,13 +195,13 @@ def test_a_shared_queue_begins_in_its_order():
 @both
 def test_calls_that_never_wait_leave_the_loop_to_others(own_queues):
     async def main():
-        job = Job(lambda item: [None for _ in range(200)], own_queues=own_queues, concurrency=2)
-        job.give(*items(20_000))
+        calling = Calling(lambda item: [None for _ in range(200)], own_queues=own_queues, concurrency=2)
+        calling.give(*items(20_000))
         ticks = 0
-        while len(job.done) < 20_000:
+        while len(calling.done) < 20_000:
             await asyncio.sleep(0)
             ticks += 1
-        await job.crew.close()
+        await calling.crew.close()
         return ticks
 
     assert asyncio.run(main()) > 5
@@ -218,11 +218,11 @@ def test_each_call_has_a_context_of_its_own(own_queues):
         return who.get() == item
 
     async def main():
-        job = Job(call, own_queues=own_queues, concurrency=2)
-        job.give(*items(10))
-        await job.finished(10)
-        assert [output for _, output in job.done] == [True] * 10
-        await job.crew.close()
+        calling = Calling(call, own_queues=own_queues, concurrency=2)
+        calling.give(*items(10))
+        await calling.finished(10)
+        assert [output for _, output in calling.done] == [True] * 10
+        await calling.crew.close()
 
     simulated(main)
 
@@ -236,17 +236,17 @@ def test_an_attempt_that_fails_is_made_again_after_waits_that_double(own_queues)
         raise ConnectionError("down")
 
     async def main():
-        job = Job(call, own_queues=own_queues, retry=Retry(10, 0.1))
-        job.give((0, 0))
-        await job.finished(1)
-        times = [time for _, time in job.began]
+        calling = Calling(call, own_queues=own_queues, retry=Retry(10, 0.1))
+        calling.give((0, 0))
+        await calling.finished(1)
+        times = [time for _, time in calling.began]
         waits = [later - earlier for earlier, later in itertools.pairwise(times)]
         assert waits == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0], abs=0.05)
-        [(item, failure, attempts)] = job.lost
+        [(item, failure, attempts)] = calling.lost
         assert (item, type(failure), attempts) == ((0, 0), ConnectionError, 11)
-        assert [attempt for *_, attempt in job.attempts_failed] == list(range(1, 12))
-        assert job.crew.retries == 10
-        await job.crew.close()
+        assert [attempt for *_, attempt in calling.attempts_failed] == list(range(1, 12))
+        assert calling.crew.retries == 10
+        await calling.crew.close()
 
     simulated(main)
 
@@ -254,14 +254,14 @@ def test_an_attempt_that_fails_is_made_again_after_waits_that_double(own_queues)
 @both
 def test_a_result_that_cannot_be_written_is_a_failed_attempt(own_queues):
     async def main():
-        job = Job(lambda item: "odd", own_queues=own_queues)
-        job.give((0, 0), (0, 1))
-        await job.finished(2)
-        assert [(item, str(failure)) for item, failure, _ in job.lost] == [
+        calling = Calling(lambda item: "odd", own_queues=own_queues)
+        calling.give((0, 0), (0, 1))
+        await calling.finished(2)
+        assert [(item, str(failure)) for item, failure, _ in calling.lost] == [
             ((0, 0), "this cannot be written"),
             ((0, 1), "this cannot be written"),
         ]
-        await job.crew.close()
+        await calling.crew.close()
 
     simulated(main)
 
@@ -276,13 +276,13 @@ def test_an_attempt_that_takes_too_long_is_cancelled_and_no_other(seed, own_queu
         await asyncio.sleep(60 if item[1] in slow else dice.random())
 
     async def main():
-        job = Job(call, own_queues=own_queues, concurrency=5, timeout_s=2.0)
-        job.give(*items(40))
-        await job.finished(40)
-        assert {item[1] for item, *_ in job.lost} == slow
-        assert {str(failure) for _, failure, _ in job.lost} <= {"the call took longer than timeout=2.0s"}
-        assert job.crew.timeouts == len(slow)
-        await job.crew.close()
+        calling = Calling(call, own_queues=own_queues, concurrency=5, timeout_s=2.0)
+        calling.give(*items(40))
+        await calling.finished(40)
+        assert {item[1] for item, *_ in calling.lost} == slow
+        assert {str(failure) for _, failure, _ in calling.lost} <= {"the call took longer than timeout=2.0s"}
+        assert calling.crew.timeouts == len(slow)
+        await calling.crew.close()
 
     simulated(main, seed)
 
@@ -296,11 +296,11 @@ def test_a_call_that_answers_although_it_was_cancelled_for_its_time_has_answered
             return "late"
 
     async def main():
-        job = Job(call, own_queues=own_queues, timeout_s=1.0)
-        job.give((0, 0), (0, 1))
-        await job.finished(2)
-        assert job.done == [((0, 0), "late"), ((0, 1), "late")]
-        await job.crew.close()
+        calling = Calling(call, own_queues=own_queues, timeout_s=1.0)
+        calling.give((0, 0), (0, 1))
+        await calling.finished(2)
+        assert calling.done == [((0, 0), "late"), ((0, 1), "late")]
+        await calling.crew.close()
 
     simulated(main)
 
@@ -315,14 +315,14 @@ def test_a_call_that_is_cancelled_from_inside_has_failed_and_the_worker_goes_on(
             raise asyncio.CancelledError
 
     async def main():
-        job = Job(call, own_queues=own_queues)
-        job.give((0, 1), (0, 2))
-        await job.finished(2)
-        assert [(item, str(failure)) for item, failure, _ in job.lost] == [
+        calling = Calling(call, own_queues=own_queues)
+        calling.give((0, 1), (0, 2))
+        await calling.finished(2)
+        assert [(item, str(failure)) for item, failure, _ in calling.lost] == [
             ((0, 1), "the call was cancelled from inside")
         ]
-        assert [item for item, _ in job.done] == [(0, 2)]
-        await job.crew.close()
+        assert [item for item, _ in calling.done] == [(0, 2)]
+        await calling.crew.close()
 
     simulated(main)
 
@@ -333,13 +333,13 @@ def test_a_worker_that_somebody_else_cancels_is_told_of(own_queues):
         await asyncio.sleep(60)
 
     async def main():
-        job = Job(call, own_queues=own_queues)
-        job.give((0, 0))
+        calling = Calling(call, own_queues=own_queues)
+        calling.give((0, 0))
         await asyncio.sleep(1)
-        job.crew.workers[0].task.cancel()
+        calling.crew.workers[0].task.cancel()
         await asyncio.sleep(1)
-        assert job.unexpected == [((0, 0), None)]
-        assert job.left() == [(0, 0)]
+        assert calling.unexpected == [((0, 0), None)]
+        assert calling.left() == [(0, 0)]
 
     simulated(main)
 
@@ -352,18 +352,18 @@ def test_after_the_end_no_call_begins_and_no_item_is_lost(own_queues):
             raise ValueError("no good")
 
     async def main():
-        job = Job(call, own_queues=own_queues, concurrency=2, skip=False)
-        job.give(*items(20, keys=2))
+        calling = Calling(call, own_queues=own_queues, concurrency=2, skip=False)
+        calling.give(*items(20, keys=2))
         await asyncio.sleep(60)
-        assert [item for item, *_ in job.lost] == [(1, 3)]
-        ended = {item for item, _ in job.done}
-        assert (1, 3) in job.left()
-        assert ended | set(job.left()) == set(items(20, keys=2))
-        assert not ended & set(job.left())
-        began = len(job.began)
+        assert [item for item, *_ in calling.lost] == [(1, 3)]
+        ended = {item for item, _ in calling.done}
+        assert (1, 3) in calling.left()
+        assert ended | set(calling.left()) == set(items(20, keys=2))
+        assert not ended & set(calling.left())
+        began = len(calling.began)
         await asyncio.sleep(60)
-        assert len(job.began) == began
-        await job.crew.close()
+        assert len(calling.began) == began
+        await calling.crew.close()
 
     simulated(main)
 
@@ -373,13 +373,13 @@ def test_the_end_of_the_process_is_no_error_to_be_made_again():
         raise KeyboardInterrupt
 
     async def main():
-        job = Job(call, retry=Retry(5, 0.1))
-        job.give((0, 0), (0, 1))
-        await job.finished(1)
+        calling = Calling(call, retry=Retry(5, 0.1))
+        calling.give((0, 0), (0, 1))
+        await calling.finished(1)
         await asyncio.sleep(1)
-        assert [type(failure) for _, failure, _ in job.lost] == [KeyboardInterrupt]
-        assert job.attempts_failed == []
-        assert len(job.began) == 1
+        assert [type(failure) for _, failure, _ in calling.lost] == [KeyboardInterrupt]
+        assert calling.attempts_failed == []
+        assert len(calling.began) == 1
 
     simulated(main)
 
@@ -394,19 +394,19 @@ def test_quiesce_lets_calls_end_and_close_cancels_them_and_start_makes_them_agai
         return "ended"
 
     async def main():
-        job = Job(call, own_queues=own_queues, concurrency=2)
-        job.give(*items(6, keys=2))
+        calling = Calling(call, own_queues=own_queues, concurrency=2)
+        calling.give(*items(6, keys=2))
         await asyncio.sleep(0.5)
-        await job.crew.quiesce(2.0)
-        assert job.crew.stopped
-        assert [item for item, _ in job.done] == [(1, 1)]
-        await job.crew.close()
-        await job.crew.close()
-        assert set(job.left()) == set(items(6, keys=2)) - {(1, 1)}
-        assert job.crew.left_behind == []
-        job.crew.start()
+        await calling.crew.quiesce(2.0)
+        assert calling.crew.stopped
+        assert [item for item, _ in calling.done] == [(1, 1)]
+        await calling.crew.close()
+        await calling.crew.close()
+        assert set(calling.left()) == set(items(6, keys=2)) - {(1, 1)}
+        assert calling.crew.left_behind == []
+        calling.crew.start()
         await asyncio.sleep(1000)
-        assert Counter(item for item, _ in job.done) == Counter(items(6, keys=2))
+        assert Counter(item for item, _ in calling.done) == Counter(items(6, keys=2))
 
     simulated(main)
 
@@ -425,13 +425,13 @@ def test_a_call_that_refuses_to_be_cancelled_is_left_behind_and_named(own_queues
 
     async def main():
         nonlocal refuses
-        job = Job(call, own_queues=own_queues, concurrency=2)
-        job.give((0, 0), (1, 1))
+        calling = Calling(call, own_queues=own_queues, concurrency=2)
+        calling.give((0, 0), (1, 1))
         await asyncio.sleep(1)
         before = asyncio.get_running_loop().time()
-        await job.crew.close()
+        await calling.crew.close()
         assert asyncio.get_running_loop().time() - before == pytest.approx(crew.CANCEL_SECONDS, abs=0.5)
-        assert job.crew.left_behind == [(0, 0)]
+        assert calling.crew.left_behind == [(0, 0)]
         refuses = False
 
     simulated(main)
@@ -449,13 +449,13 @@ def test_a_call_that_cleans_up_is_waited_for_and_disturbed_once_at_most(own_queu
             cleaned.append(item)
 
     async def main():
-        job = Job(call, own_queues=own_queues, concurrency=2)
-        job.give((0, 0), (1, 1))
+        calling = Calling(call, own_queues=own_queues, concurrency=2)
+        calling.give((0, 0), (1, 1))
         await asyncio.sleep(1)
-        await job.crew.close()
+        await calling.crew.close()
         assert sorted(cleaned) == [(0, 0), (1, 1)]
-        assert job.crew.left_behind == []
-        assert sorted(job.left()) == [(0, 0), (1, 1)]
+        assert calling.crew.left_behind == []
+        assert sorted(calling.left()) == [(0, 0), (1, 1)]
 
     simulated(main)
 
@@ -483,15 +483,15 @@ def test_a_service_that_is_overloaded_gets_fewer_calls_at_once_and_every_item_is
             busy -= 1
 
     async def main():
-        job = Job(call, own_queues=own_queues, concurrency=40)
-        job.give(*items(400, keys=40))
-        await job.finished(400)
-        assert job.lost == []
-        assert job.attempts_failed == []
-        assert job.crew.overloads == refused > 0
-        assert job.crew.limit < 10
+        calling = Calling(call, own_queues=own_queues, concurrency=40)
+        calling.give(*items(400, keys=40))
+        await calling.finished(400)
+        assert calling.lost == []
+        assert calling.attempts_failed == []
+        assert calling.crew.overloads == refused > 0
+        assert calling.crew.limit < 10
         assert refused < 200  # without a limit it is turned away several times for each call
-        await job.crew.close()
+        await calling.crew.close()
 
     simulated(main, seed)
 
@@ -507,12 +507,12 @@ def test_retry_after_holds_all_calls_and_then_the_one_that_was_turned_away_is_ma
             raise Overloaded(retry_after="30")
 
     async def main():
-        job = Job(call, own_queues=own_queues, concurrency=2)
-        job.give(*items(10, keys=2))
-        await job.finished(10)
-        assert not [time for _, time in job.began if told[0] < time < told[0] + 29.9]
-        assert job.lost == []
-        await job.crew.close()
+        calling = Calling(call, own_queues=own_queues, concurrency=2)
+        calling.give(*items(10, keys=2))
+        await calling.finished(10)
+        assert not [time for _, time in calling.began if told[0] < time < told[0] + 29.9]
+        assert calling.lost == []
+        await calling.crew.close()
 
     simulated(main)
 
@@ -524,15 +524,15 @@ def test_a_call_that_is_turned_away_for_ten_minutes_has_failed(own_queues):
         raise Overloaded(retry_after=3600 if item[1] else 1)
 
     async def main():
-        job = Job(call, own_queues=own_queues, concurrency=1, retry=Retry(3, 0.1))
-        job.give((0, 0))
-        await job.finished(1)
-        first, last = job.began[0][1], job.began[-1][1]
+        calling = Calling(call, own_queues=own_queues, concurrency=1, retry=Retry(3, 0.1))
+        calling.give((0, 0))
+        await calling.finished(1)
+        first, last = calling.began[0][1], calling.began[-1][1]
         assert 560 < last - first <= 600
-        job.give((0, 1))  # a service that asks for longer than that is not waited for
-        await job.finished(2)
-        assert [type(failure) for _, failure, _ in job.lost] == [Overloaded, Overloaded]
-        await job.crew.close()
+        calling.give((0, 1))  # a service that asks for longer than that is not waited for
+        await calling.finished(2)
+        assert [type(failure) for _, failure, _ in calling.lost] == [Overloaded, Overloaded]
+        await calling.crew.close()
 
     simulated(main)
 
@@ -546,16 +546,16 @@ def test_no_more_calls_begin_in_a_second_than_the_rate_allows(seed, own_queues):
         await asyncio.sleep(dice.random() * 0.1)
 
     async def main():
-        job = Job(call, own_queues=own_queues, concurrency=10, rate=20.0)
+        calling = Calling(call, own_queues=own_queues, concurrency=10, rate=20.0)
         for _ in range(4):
-            job.give(*items(25, keys=10))
+            calling.give(*items(25, keys=10))
             await asyncio.sleep(dice.choice((0, 3)))
-        await job.finished(100)
-        times = [time for _, time in job.began]
+        await calling.finished(100)
+        times = [time for _, time in calling.began]
         for first, time in enumerate(times):
             assert sum(time <= later < time + 1 for later in times[first:]) <= 22
         assert times[-1] - times[0] < 13  # and hardly fewer
-        await job.crew.close()
+        await calling.crew.close()
 
     simulated(main, seed)
 
@@ -563,14 +563,14 @@ def test_no_more_calls_begin_in_a_second_than_the_rate_allows(seed, own_queues):
 @both
 def test_a_stop_does_not_wait_for_limits(own_queues):
     async def main():
-        job = Job(lambda item: None, own_queues=own_queues, concurrency=3, rate=0.001)
-        job.give(*items(10, keys=3))
+        calling = Calling(lambda item: None, own_queues=own_queues, concurrency=3, rate=0.001)
+        calling.give(*items(10, keys=3))
         await asyncio.sleep(1)
-        await job.crew.quiesce(60)
+        await calling.crew.quiesce(60)
         assert asyncio.get_running_loop().time() < 2
-        assert len(job.done) == 1
-        assert len(job.left()) == 9
-        await job.crew.close()
+        assert len(calling.done) == 1
+        assert len(calling.left()) == 9
+        await calling.crew.close()
 
     simulated(main)
 

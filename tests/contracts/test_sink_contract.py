@@ -269,7 +269,7 @@ def test_a_stop_without_the_end_of_the_input_loses_nothing(table_place: TablePla
     assert read_back(table_place) == ROWS.to_pylist()
 
 
-def test_a_job_that_is_found_to_be_finished_changes_nothing(table_place: TablePlace) -> None:
+def test_an_app_that_is_found_to_be_finished_changes_nothing(table_place: TablePlace) -> None:
     for overwrite in (False, True, False):
         sink = table_place.sink(overwrite=overwrite)
         sink.expect(ROWS.schema)
@@ -283,7 +283,7 @@ def test_a_job_that_is_found_to_be_finished_changes_nothing(table_place: TablePl
         assert read_back(table_place) == ROWS.to_pylist()
 
 
-def test_a_job_that_goes_on_after_its_end_adds_to_what_is_there(table_place: TablePlace) -> None:
+def test_an_app_that_goes_on_after_its_end_adds_to_what_is_there(table_place: TablePlace) -> None:
     for start in (0, 10):
         sink = table_place.sink()
         sink.open()
@@ -293,7 +293,7 @@ def test_a_job_that_goes_on_after_its_end_adds_to_what_is_there(table_place: Tab
     assert read_back(table_place) == ROWS.slice(0, 20).to_pylist()
 
 
-def test_overwrite_at_the_start_of_a_job_leaves_nothing_of_the_run_before(table_place: TablePlace) -> None:
+def test_overwrite_at_the_start_of_an_app_leaves_nothing_of_the_run_before(table_place: TablePlace) -> None:
     for run in range(3):
         sink = table_place.sink(overwrite=True)
         sink.start_afresh()

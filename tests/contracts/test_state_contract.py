@@ -548,7 +548,7 @@ async def test_a_restored_value_keeps_its_expiry(open_, clock, tmp_path, target)
 
 
 @pytest.mark.parametrize("target", KINDS[:2])
-async def test_a_job_may_gain_or_lose_its_ttl_between_two_runs(open_, clock, target):
+async def test_an_app_may_gain_or_lose_its_ttl_between_two_runs(open_, clock, target):
     plain, expiring = open_(), open_(target, ttl="10s")
     plain.write("v", b"k", b"1")
     await expiring.restore(await plain.snapshot())

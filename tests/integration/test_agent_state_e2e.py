@@ -86,7 +86,7 @@ async def test_multiple_agents_share_state(memory_url):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_file_job_that_is_stopped_half_way_goes_on_with_state_and_position(kind, memory_url, tmp_path):
+async def test_a_file_app_that_is_stopped_half_way_goes_on_with_state_and_position(kind, memory_url, tmp_path):
     lines = write_lines(tmp_path / "in.ndjson", range(1000))
     counts = []
 
@@ -134,7 +134,7 @@ async def test_keyed_state_comes_back_for_each_key(kind, memory_url, tmp_path):
     assert totals == {f"a{n}": list(range(1, 101)) for n in range(7)}
 
 
-async def test_a_finished_job_started_again_says_that_it_is_complete(memory_url, tmp_path, caplog):
+async def test_a_finished_app_started_again_says_that_it_is_complete(memory_url, tmp_path, caplog):
     lines = write_lines(tmp_path / "in.ndjson", range(10))
     seen = []
 

@@ -182,7 +182,7 @@ async def test_multiple_agents_go_on_when_some_have_come_to_their_end(memory_url
 
 @pytest.mark.one_in(2, "half a second of a core each")
 @pytest.mark.parametrize("kind", KINDS)
-async def test_each_checkpoint_of_a_running_job_is_a_place_to_go_on_from(kind, memory_url, tmp_path):
+async def test_each_checkpoint_of_a_running_app_is_a_place_to_go_on_from(kind, memory_url, tmp_path):
     """Crashes at checkpoints that fall anywhere: the count in the state always fits the position."""
     rows = 3000
     lines = write_lines(tmp_path / "in.ndjson", [{"k": f"k{n % 13}", "n": n} for n in range(rows)])
@@ -236,7 +236,7 @@ async def test_periodic_checkpoints_of_a_tenth_of_a_second_work(memory_url, tmp_
         await until(three)
 
 
-async def test_a_failed_checkpoint_leaves_the_job_running_and_the_previous_one_valid(memory_url, tmp_path):
+async def test_a_failed_checkpoint_leaves_the_app_running_and_the_previous_one_valid(memory_url, tmp_path):
     """The directory cannot be written for a while: something else is in the way."""
     lines = write_lines(tmp_path / "in.ndjson", range(300))
 

@@ -273,7 +273,7 @@ def stopped_child(parent: int) -> int:
     raise AssertionError("no worker stopped itself")
 
 
-def test_a_fenced_worker_that_still_owns_its_job_goes_on_with_a_new_claim(
+def test_a_fenced_worker_that_still_owns_its_app_goes_on_with_a_new_claim(
     kafka_url: str, topic: str, sinks: Any
 ) -> None:
     """The broker says the same to one whose transaction timed out. The other claim stands for its time-out here."""
@@ -291,7 +291,7 @@ def test_a_fenced_worker_that_still_owns_its_job_goes_on_with_a_new_claim(
     assert committed(kafka_url, topic) == payloads(1, 2)
 
 
-def test_a_worker_without_its_job_fences_nobody(kafka_url: str, topic: str, sinks: Any) -> None:
+def test_a_worker_without_its_app_fences_nobody(kafka_url: str, topic: str, sinks: Any) -> None:
     older, newer = sinks(), sinks()
     older.claim(track_of(topic))
     newer.claim(track_of(topic))
@@ -512,7 +512,7 @@ def test_close_while_a_call_hangs_returns_and_ends_the_delivery(
     sink.close()
 
 
-def test_faults_in_a_row_end_the_job_and_a_part_between_starts_the_count_anew(
+def test_faults_in_a_row_end_the_app_and_a_part_between_starts_the_count_anew(
     topic: str, sinks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delivery, "FAULTS_IN_A_ROW", 2)

@@ -236,7 +236,7 @@ def test_what_the_broker_refuses_is_raised_by_flush_once(kafka_url: str, topic: 
     ],
     ids=["no key", "far in the future"],
 )
-async def test_a_record_that_the_topic_will_never_take_ends_the_job_with_the_setting(
+async def test_a_record_that_the_topic_will_never_take_ends_the_app_with_the_setting(
     kafka_url: str,
     topic: str,
     tmp_path: Path,

@@ -453,7 +453,7 @@ async def _end(app: App, running: "asyncio.Task[None]") -> str:
 @pytest.mark.one_in(4, "both rights are taken away, and under both deliveries")
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
 @pytest.mark.parametrize("taken", ["read", "write"])
-async def test_a_right_that_is_taken_away_while_a_job_runs_ends_it_with_the_reason(
+async def test_a_right_that_is_taken_away_while_an_app_runs_ends_it_with_the_reason(
     secure: SecureBroker, user: str, filled: str, tmp_path: Path, taken: str, delivery: Any
 ) -> None:
     out = f"{filled}.out"
@@ -475,7 +475,7 @@ async def test_a_right_that_is_taken_away_while_a_job_runs_ends_it_with_the_reas
 
 
 @pytest.mark.slow  # a second of a core, or more
-async def test_a_password_that_is_changed_while_a_job_runs_is_told_once_and_ends_it(
+async def test_a_password_that_is_changed_while_an_app_runs_is_told_once_and_ends_it(
     secure: SecureBroker,
     user: str,
     filled: str,

@@ -125,7 +125,7 @@ async def savepoint(app: App, place: Path) -> dict[str, Any]:
 @pytest.mark.one_in(4, "half a second of a core each")
 @pytest.mark.parametrize("same_directory", [True, False])
 @pytest.mark.parametrize("plan", [(1, 4, 2), (4, 1, 4)])
-async def test_a_job_goes_on_from_savepoints_with_another_parallelism_and_the_same_answers(
+async def test_an_app_goes_on_from_savepoints_with_another_parallelism_and_the_same_answers(
     memory_url: str, tmp_path: Path, plan: tuple[int, ...], same_directory: bool
 ) -> None:
     rows, each = payments(0, 900), 300
@@ -363,7 +363,7 @@ async def test_who_asks_when_nobody_runs_is_told_so_and_the_next_run_does_not_an
     assert not (tmp_path / "saved").exists()
 
 
-async def test_a_place_that_holds_a_savepoint_is_refused_and_the_job_goes_on(memory_url: str, tmp_path: Path) -> None:
+async def test_a_place_that_holds_a_savepoint_is_refused_and_the_app_goes_on(memory_url: str, tmp_path: Path) -> None:
     app = counter(memory_url, tmp_path)
     async with running(app):
         await counted(app, memory_url, [1])
@@ -438,7 +438,7 @@ async def number(ctx):
 
 
 @pytest.mark.slow  # two processes; savepoints themselves are tested above
-def test_the_command_line_makes_a_savepoint_of_a_running_job_and_starts_from_it(tmp_path: Path) -> None:
+def test_the_command_line_makes_a_savepoint_of_a_running_app_and_starts_from_it(tmp_path: Path) -> None:
     """The app hangs in a call when it is asked, and is killed thereafter."""
     (tmp_path / "lines_program.py").write_text(PROGRAM)
     write_lines(tmp_path / "in.ndjson", [{"of": n} for n in range(10)])
@@ -447,16 +447,16 @@ def test_the_command_line_makes_a_savepoint_of_a_running_job_and_starts_from_it(
     def sabot_runs(*words: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run([*SABOT, *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
 
-    job = subprocess.Popen([*SABOT, "run", "lines_program:app"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*SABOT, "run", "lines_program:app"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
     try:
         asyncio.run(until(lambda: len(read_lines(tmp_path / "out.ndjson")) == 5, patience=60))
         made = sabot_runs("savepoint", "create", "lines_program:app", "--to", "saved")
         assert made.returncode == 0, made.stderr
         assert "saved" in made.stdout
-        assert job.poll() is None, "it goes on"
+        assert process.poll() is None, "it goes on"
     finally:
-        job.kill()
-        job.wait()
+        process.kill()
+        process.wait()
     shutil.rmtree(tmp_path / "state")
     (tmp_path / "go").touch()
     done = sabot_runs("run", "lines_program:app", "--from", "saved")

@@ -103,7 +103,7 @@ def test_a_step_may_have_another_policy_than_its_stream() -> None:
     assert all(each["row"]["half"] is None for each in facts(letters))
 
 
-async def test_a_row_that_ends_the_job_is_named_and_restarts_do_not_repeat_it(memory_url: str, tmp_path: Any) -> None:
+async def test_a_row_that_ends_the_app_is_named_and_restarts_do_not_repeat_it(memory_url: str, tmp_path: Any) -> None:
     app = App("bad", memory_url, checkpoint_dir=tmp_path, restart="fixed(3, 1ms)")
     publish(app, "in", rows(10))
     priced(app.stream("in", schema=SCHEMA, on_error="fail")).to(ListSink())
@@ -158,7 +158,7 @@ def test_a_function_that_fails_for_all_rows_is_not_called_without_end(monkeypatc
         TransientError("busy"),
     ],
 )
-def test_what_is_no_row_s_fault_ends_the_job(error: Exception) -> None:
+def test_what_is_no_row_s_fault_ends_the_app(error: Exception) -> None:
     def broken(batch: pa.RecordBatch) -> pa.RecordBatch:
         raise error
 
@@ -333,7 +333,7 @@ def test_a_timer_whose_function_fails_is_set_apart_and_the_others_fire(batch: bo
         assert max(row["total"] for row in results.rows if row["n"] % 2) == 8
 
 
-def test_a_process_step_may_end_the_job_or_give_nulls() -> None:
+def test_a_process_step_may_end_the_app_or_give_nulls() -> None:
     def priced(row: dict[str, Any], ctx: Any) -> dict[str, Any]:
         return {"n": row["n"], "price": float(row["price"])}
 

@@ -127,7 +127,7 @@ def _sums(rng: random.Random) -> tuple[tuple[str, str], ...]:
     return tuple((name, kinds[name]) for name in rng.sample(list(kinds), rng.randint(1, 3)))
 
 
-class Job:
+class Lives:
     """The lives of one app, one after the other."""
 
     def __init__(self, broker: str, directory: Path, state: str) -> None:
@@ -195,23 +195,23 @@ async def lived(seed: int, broker: str, directory: Path) -> Counter[str]:
     rng = random.Random(seed)
     shape, rows = drawn(rng), history(rng, 120)
     told, counts = [f"seed {seed}", str(shape)], Counter[str]()
-    job = Job(broker, directory, rng.choice(["memory", "rocksdb"]))
+    lives = Lives(broker, directory, rng.choice(["memory", "rocksdb"]))
     ends = sorted(rng.sample(range(20, 110), rng.randint(1, 3)))
-    written = [(shape, await job.live(shape, rows[: ends[0]], rng.choice([1, 1, 2]), last=False))]
+    written = [(shape, await lives.live(shape, rows[: ends[0]], rng.choice([1, 1, 2]), last=False))]
     for first, end in zip(ends, [*ends[1:], len(rows)], strict=True):
         other, parallelism = changed(shape, rng), rng.choice([1, 1, 2])
         told.append(f"{other} parallelism {parallelism} from {first}")
-        if await job.refused(other, parallelism):
+        if await lives.refused(other, parallelism):
             counts["refused"] += 1
             told.append("refused")
             other = shape
         counts["same" if other == shape else "changed"] += 1
         shape = other
-        written.append((shape, await job.live(shape, rows[first:end], parallelism, last=end == len(rows))))
+        written.append((shape, await lives.live(shape, rows[first:end], parallelism, last=end == len(rows))))
     whole = replace(shape, columns=EVERY[shape.core])
     if shape.sums:
         whole = replace(whole, sums=tuple({each: None for life, _ in written for each in life.sums}))
-    alone = Job(f"{broker}-alone", directory / "alone", "memory")
+    alone = Lives(f"{broker}-alone", directory / "alone", "memory")
     expected = await alone.live(whole, rows, 1, last=True)
     always = [set(dict(life.sums)) if shape.sums else set(life.columns) for life, _ in written]
     names = set.intersection(*always)

@@ -26,7 +26,7 @@ from tools.agent_tools import bounded, publish, until, values
 SEEDS = int(os.environ.get("SABOT_CHANGING_SEEDS", "60"))
 
 
-class Job:
+class Lives:
     """The lives of one app over the tables, one after the other."""
 
     def __init__(self, broker: str, directory: Path, rng: random.Random) -> None:
@@ -105,11 +105,11 @@ class Job:
 async def lived(seed: int, broker: str, directory: Path) -> Counter[str]:
     """An app of three or four lives. Returns how often a start was right or refused; AssertionError where it was wrong."""
     rng = random.Random(seed)
-    job, shape = Job(broker, directory, rng), drawn(rng)
+    lives, shape = Lives(broker, directory, rng), drawn(rng)
     counts: Counter[str] = Counter()
     told, dropped = [f"{shape}"], False
     parallelism = rng.choice([1, 1, 2])
-    wrong = job.wrong(shape, await job.live(shape, rng.randint(20, 40), parallelism))
+    wrong = lives.wrong(shape, await lives.live(shape, rng.randint(20, 40), parallelism))
     for _ in range(rng.randint(2, 3)):
         assert not wrong, f"seed {seed}: {wrong}\n" + "\n".join(told)
         other, settings = changed(shape, rng), {}
@@ -117,7 +117,7 @@ async def lived(seed: int, broker: str, directory: Path) -> Counter[str]:
             settings["drop"] = [rng.choice(["end", "middle"]) if other.middle else "end"]
         parallelism = rng.choice([1, 1, 2])
         told.append(f"{other} {settings} parallelism {parallelism}")
-        error = await job.refused(other, parallelism, **settings)
+        error = await lives.refused(other, parallelism, **settings)
         if error is not None:
             counts["refused"] += 1
             told.append(f"refused: {error}")
@@ -126,12 +126,12 @@ async def lived(seed: int, broker: str, directory: Path) -> Counter[str]:
                 continue
             settings["drop"] = sorted({*settings.get("drop", ()), *ways})
             told.append(f"{settings}")
-            again = await job.refused(other, parallelism, **settings)
+            again = await lives.refused(other, parallelism, **settings)
             assert again is None, f"seed {seed}: {again}\n" + "\n".join(told)
-        written = await job.live(other, rng.randint(5, 20), parallelism, **settings)
+        written = await lives.live(other, rng.randint(5, 20), parallelism, **settings)
         counts["same" if other == shape else "changed"] += 1
         shape, dropped = other, bool(settings)  # what is dropped is dropped once
-        wrong = job.wrong(shape, written)
+        wrong = lives.wrong(shape, written)
     assert not wrong, f"seed {seed}: {wrong}\n" + "\n".join(told)
     return counts
 

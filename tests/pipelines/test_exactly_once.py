@@ -426,7 +426,7 @@ async def test_a_stuck_receiver_keeps_no_row_from_another_sink(memory_url: str, 
         await until(lambda: stuck.rows == [1, 2])
 
 
-async def test_a_receiver_that_refuses_for_good_ends_the_job_and_the_next_start_delivers(
+async def test_a_receiver_that_refuses_for_good_ends_the_app_and_the_next_start_delivers(
     memory_url: str, tmp_path: Path
 ) -> None:
     broken, sink = True, Receiver()
@@ -590,7 +590,7 @@ def in_table(path: Path) -> list[int] | None:
 
 @pytest.mark.one_in(2, "a third of a second of a core each")
 @pytest.mark.parametrize("kind", ["parquet", "sqlite", "join"])
-async def test_a_bounded_job_killed_at_its_end_is_completed_by_the_next_start(tmp_path: Path, kind: str) -> None:
+async def test_a_bounded_app_killed_at_its_end_is_completed_by_the_next_start(tmp_path: Path, kind: str) -> None:
     """A picture of the disk is taken before each step from the last checkpoint on, and an app starts on each of them. Where that checkpoint
     is complete the app reads no more: the rows of a join are not kept, and a row that came into its file since would find no partner.
     """
@@ -653,7 +653,7 @@ async def test_a_disk_that_fails_once_at_any_step_costs_no_row(tmp_path: Path, k
         assert results(folder, kind) == list(range(90)), folder.name
 
 
-async def test_a_bounded_job_whose_last_checkpoint_fails_says_so_and_the_next_start_completes_it(
+async def test_a_bounded_app_whose_last_checkpoint_fails_says_so_and_the_next_start_completes_it(
     tmp_path: Path,
 ) -> None:
     def at(name: str, what: str) -> None:
@@ -667,7 +667,7 @@ async def test_a_bounded_job_whose_last_checkpoint_fails_says_so_and_the_next_st
     assert results(tmp_path, "parquet") == list(range(90))
 
 
-async def test_a_bounded_job_ends_when_its_last_rows_are_delivered(tmp_path: Path) -> None:
+async def test_a_bounded_app_ends_when_its_last_rows_are_delivered(tmp_path: Path) -> None:
     sink = Receiver()
     failures = iter([TransientError("busy"), TransientError("still busy")])
 
@@ -926,7 +926,7 @@ async def test_a_token_that_was_left_beside_removed_output_is_named_and_a_start_
     assert (tmp_path / "out.ndjson").read_text().count("\n") == 2
 
 
-async def test_a_job_that_dies_before_its_first_checkpoint_starts_without_a_question(
+async def test_an_app_that_dies_before_its_first_checkpoint_starts_without_a_question(
     memory_url: str, tmp_path: Path
 ) -> None:
     """The token has been claimed by a life that left no checkpoint."""
@@ -1239,7 +1239,7 @@ def test_checkpoints_are_taken_each_second_during_a_call_of_ten(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "table"])
-async def test_a_start_that_is_refused_takes_nothing_from_the_job_that_runs(
+async def test_a_start_that_is_refused_takes_nothing_from_the_app_that_runs(
     memory_url: str, tmp_path: Path, kind: str
 ) -> None:
     """It had claimed the tracks before it compared the tokens: the healthy app lost them, and ended, and nobody ran."""

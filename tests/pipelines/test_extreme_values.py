@@ -71,7 +71,7 @@ def went(values: pa.Array, *, time: Any = None, step: Expr | None = None) -> tup
 
 
 @pytest.mark.parametrize("kind", COLUMNS)
-def test_no_event_time_ends_the_job(kind: str) -> None:
+def test_no_event_time_ends_the_app(kind: str) -> None:
     values = COLUMNS[kind]
     for time in ("t", *STEPS[1:4], STEPS[-1]):
         found = went(values, time=time)
@@ -79,7 +79,7 @@ def test_no_event_time_ends_the_job(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", COLUMNS)
-def test_no_value_of_a_step_ends_the_job(kind: str) -> None:
+def test_no_value_of_a_step_ends_the_app(kind: str) -> None:
     values = COLUMNS[kind]
     for step in STEPS:
         found = went(values, step=step)

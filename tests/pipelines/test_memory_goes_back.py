@@ -41,7 +41,7 @@ print(before, megabytes("VmHWM"), megabytes("VmRSS"))
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what a process has in memory is read from /proc")
 @pytest.mark.slow
-def test_a_process_is_small_again_when_a_job_with_much_state_has_ended(tmp_path: Path) -> None:
+def test_a_process_is_small_again_when_an_app_with_much_state_has_ended(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path / "rows.arrow")], capture_output=True, text=True, check=True
     )

@@ -153,7 +153,7 @@ async def test_the_clock_closes_windows_without_another_row(memory_url: str, tmp
     ]
 
 
-async def test_a_window_that_ended_while_the_job_stood_still_comes_at_its_next_start(
+async def test_a_window_that_ended_while_the_app_stood_still_comes_at_its_next_start(
     memory_url: str, tmp_path: Path
 ) -> None:
     clock = ManualClock(start=1_700_000_000.0)

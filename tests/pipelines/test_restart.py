@@ -320,7 +320,7 @@ async def test_state_of_agents_beside_the_failing_stream_is_exact(memory_url: st
 # -- failures that stay ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_poison_record_ends_the_job_after_so_many_restarts(memory_url: str, tmp_path: Path) -> None:
+async def test_a_poison_record_ends_the_app_after_so_many_restarts(memory_url: str, tmp_path: Path) -> None:
     sink = ListSink()
     trouble = Trouble(3, [OSError("always")], forever=True)
     app = through(memory_url, tmp_path, sink, trouble)
@@ -383,7 +383,7 @@ async def test_a_bug_in_the_users_function_never_loops(memory_url: str, tmp_path
     assert 1 <= trouble.failed <= 4
 
 
-async def test_an_agent_that_fails_by_its_policy_does_not_restart_the_job(memory_url: str, tmp_path: Path) -> None:
+async def test_an_agent_that_fails_by_its_policy_does_not_restart_the_app(memory_url: str, tmp_path: Path) -> None:
     calls = 0
     app = App("policy", memory_url, checkpoint_dir=str(tmp_path), restart="fixed(3, 1ms)")
 
@@ -464,7 +464,7 @@ def test_failures_that_are_far_apart_do_not_add_up() -> None:
     assert found.seconds >= 6 * 250
 
 
-def test_the_job_waits_before_it_starts_again() -> None:
+def test_the_app_waits_before_it_starts_again() -> None:
     waits: list[float] = []
 
     def build(folder: Path) -> App:

@@ -1072,7 +1072,7 @@ async def test_results_in_a_topic_and_in_files_are_the_results(memory_url: str, 
     assert not (wrong := differences(kept.table(), want)), wrong
 
 
-async def test_a_bounded_job_that_ended_is_complete_and_writes_nothing_again(tmp_path: Path) -> None:
+async def test_a_bounded_app_that_ended_is_complete_and_writes_nothing_again(tmp_path: Path) -> None:
     kept, program = Kept(), WINDOWS[0]
     for _ in range(2):
         app = App("ended", checkpoint_dir=tmp_path, state="memory")
@@ -1301,7 +1301,7 @@ def test_a_window_without_event_time_is_told() -> None:
 
 @pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 3])
-async def test_after_an_error_in_a_function_was_mended_the_job_goes_on(parallelism: int, tmp_path: Path) -> None:
+async def test_after_an_error_in_a_function_was_mended_the_app_goes_on(parallelism: int, tmp_path: Path) -> None:
     table, kept, broken, gate = table_of("plain"), Kept(), True, Gate(0.5)
 
     def fragile(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -1073,7 +1073,7 @@ async def test_offsets_are_not_committed_past_rows_that_a_chained_agent_has_not_
     assert MemoryBroker.get(app.broker).committed("shop.up-group", "orders") == {0: 10}
 
 
-async def test_a_file_that_grew_after_its_job_had_ended_is_read_on_once(memory_url, tmp_path):
+async def test_a_file_that_grew_after_its_app_had_ended_is_read_on_once(memory_url, tmp_path):
     """The last checkpoint was left out where the one before was of the end: what came since was read again at each start."""
     numbers(tmp_path / "orders", 3)
     seen = []

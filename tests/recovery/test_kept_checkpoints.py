@@ -119,7 +119,7 @@ def test_the_plan_of_its_program_takes_over_all_state_of_a_kept_checkpoint(kept:
 
 @pytest.mark.one_in(48, "each kind of state is in several apps")
 @each_way
-async def test_a_restored_job_keeps_what_was_kept(kept: Kept, parallelism: int) -> None:
+async def test_a_restored_app_keeps_what_was_kept(kept: Kept, parallelism: int) -> None:
     """It takes a checkpoint before any further row has come, and that holds the same."""
     kept.scene.limit, kept.scene.hold = 0, True
     if kept.program.endless:
@@ -141,7 +141,7 @@ async def test_a_restored_job_keeps_what_was_kept(kept: Kept, parallelism: int) 
 
 @pytest.mark.one_in(40, "each kind of state is in several apps")
 @each_way
-async def test_a_job_goes_on_from_a_kept_checkpoint(kept: Kept, parallelism: int) -> None:
+async def test_an_app_goes_on_from_a_kept_checkpoint(kept: Kept, parallelism: int) -> None:
     app = kept.program.app(kept.scene, kept.folder, RESTORED_S, parallelism)
     outcome = await finish(kept.program, app, kept.scene, restored=True)
     assert app.agent_runtime.runner.restored_from is not None

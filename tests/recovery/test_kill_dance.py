@@ -96,27 +96,27 @@ def test_a_file_with_two_names_counts_once(tmp_path):
     assert soak.directory(tmp_path) == (0.0015, 2)
 
 
-def benchmark_results(job, rows):
-    if job == "windows":
+def benchmark_results(program, rows):
+    if program == "windows":
         return [{"account": f"acc{n}", "window_start": 0, "rows": 1, "sum": n % 10} for n in range(rows)]
-    if job == "agent":
+    if program == "agent":
         return [{"n": n, "seen": n // exactly_once.ACCOUNTS + 1} for n in range(rows)]
     return [{"n": n, "twice": n % 10 * 2} for n in range(rows) if n % 10]
 
 
-@pytest.mark.parametrize("app", exactly_once.JOBS)
+@pytest.mark.parametrize("program", exactly_once.PROGRAMS)
 @pytest.mark.parametrize(
     "spoil", [None, lambda rows: rows[1:], lambda rows: [*rows, rows[3]]], ids=["whole", "one lost", "one twice"]
 )
-def test_the_benchmark_checks_that_each_result_is_there_once(monkeypatch, job, spoil):
-    found = benchmark_results(job, 50)
-    spoiled = found if spoil is None else spoil(found[1:] if job == "windows" else found)
+def test_the_benchmark_checks_that_each_result_is_there_once(monkeypatch, program, spoil):
+    found = benchmark_results(program, 50)
+    spoiled = found if spoil is None else spoil(found[1:] if program == "windows" else found)
     monkeypatch.setattr(exactly_once, "results", lambda *_: [pa.RecordBatch.from_pylist(spoiled)])
     if spoil is None:
-        assert exactly_once.CHECKS[job]("", "", 50) == len(found)
+        assert exactly_once.CHECKS[program]("", "", 50) == len(found)
     else:
         with pytest.raises(AssertionError):
-            exactly_once.CHECKS[job]("", "", 50)
+            exactly_once.CHECKS[program]("", "", 50)
 
 
 @pytest.mark.kafka

@@ -155,7 +155,7 @@ async def test_windows_are_exact_whatever_crashed(tmp_path, kind, state, paralle
     assert found == expected(rows, kind)
 
 
-async def test_a_finished_job_started_again_reads_nothing_twice(tmp_path):
+async def test_a_finished_app_started_again_reads_nothing_twice(tmp_path):
     (tmp_path / "in.ndjson").write_text('{"k": 1, "ts": 5}\n{"k": 1, "ts": 6}\n')
 
     def app():
@@ -244,7 +244,7 @@ async def test_a_drained_app_with_calls_goes_on_with_another_parallelism(memory_
     assert [row["n"] for row in values(app, "minutes")] == [5, 5]
 
 
-async def test_counts_of_a_job_go_on_from_those_of_all_its_subtasks(memory_url, tmp_path):
+async def test_counts_of_an_app_go_on_from_those_of_all_its_subtasks(memory_url, tmp_path):
     """Where each subtask got its own state back, the first alone went on with its count."""
 
     def dropped(app):
@@ -337,7 +337,7 @@ async def test_the_failure_of_a_stream_is_told(tmp_path, memory_url, caplog):
 @pytest.mark.one_in(6, "a third of a second of a core each")
 @pytest.mark.parametrize("state", ["memory", "rocksdb"])
 @pytest.mark.parametrize("threads", [(1, 4, 2), (4, 1, 3), (2, 3, 1)])
-async def test_a_stopped_job_goes_on_with_another_parallelism(tmp_path, memory_url, state, threads):
+async def test_a_stopped_app_goes_on_with_another_parallelism(tmp_path, memory_url, state, threads):
     """Every keyed step finds the state of its key groups, whoever had it before."""
     MemoryBroker.get(memory_url).create_topic("orders", 3)
     for life, parallelism in enumerate(threads):

@@ -73,7 +73,7 @@ async def test_workers_that_join_over_tls_make_every_window_once_though_one_is_k
     assert len(found) == len(expected(rows)), "a window came twice"
 
 
-async def test_a_job_whose_workers_join_is_given_as_many_of_them_as_are_there(tmp_path):
+async def test_an_app_whose_workers_join_is_given_as_many_of_them_as_are_there(tmp_path):
     rows, out, log = payments(3000), tmp_path / "out.ndjson", tmp_path / "log"
     write_lines(tmp_path / "in.ndjson", rows)
     env = {"MINUTES_ID": "files", "MINUTES_IN": str(tmp_path / "in.ndjson"), "MINUTES_OUT": str(out)}

@@ -136,7 +136,7 @@ def program(folder, name, function, out="out.ndjson"):
 
 
 @pytest.mark.slow  # five processes
-async def test_a_job_ends_although_workers_have_no_task(tmp_path):
+async def test_an_app_ends_although_workers_have_no_task(tmp_path):
     (tmp_path / "small.py").write_text(
         "import sabot\n"
         "from sabot.testing import END, ScriptedSource\n"
@@ -158,7 +158,7 @@ async def test_an_error_of_a_worker_is_told_in_one_line_with_its_name(tmp_path):
 
 
 @pytest.mark.slow  # three processes
-async def test_the_exit_that_a_function_asks_for_in_a_worker_is_that_of_the_job(tmp_path):
+async def test_the_exit_that_a_function_asks_for_in_a_worker_is_that_of_the_app(tmp_path):
     program(tmp_path, "leaving", "def look(batch): sys.exit(7)")
     done = await asyncio.to_thread(lambda: sabot_run("leaving:app", "--workers", "2", folder=tmp_path, seconds=SECONDS))
     assert done.returncode == 7, done.stderr

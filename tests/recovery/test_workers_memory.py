@@ -54,7 +54,7 @@ def removed(folder):
     return not folder.exists()
 
 
-async def test_a_worker_that_had_too_much_memory_is_named_as_that_and_the_job_goes_on(tmp_path, group):
+async def test_a_worker_that_had_too_much_memory_is_named_as_that_and_the_app_goes_on(tmp_path, group):
     rows, out, log, hungry = payments(3000), tmp_path / "out.ndjson", tmp_path / "log", tmp_path / "hungry"
     write_lines(tmp_path / "in.ndjson", rows)
     env = {"MINUTES_ID": "files", "MINUTES_IN": str(tmp_path / "in.ndjson"), "MINUTES_OUT": str(out)}

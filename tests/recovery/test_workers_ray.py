@@ -77,7 +77,7 @@ class Dance:
         self._log = folder / "log"
         self._words = words
         self._env = env
-        self._job = None
+        self._coordinator = None
         self._running = contextlib.ExitStack()
 
     def __enter__(self):
@@ -96,10 +96,12 @@ class Dance:
         await asyncio.to_thread(self._cluster.mend)
         limit = time.monotonic() + SECONDS
         while not await asyncio.to_thread(reached):
-            if self._job is None or self._job.poll() is not None:
+            if self._coordinator is None or self._coordinator.poll() is not None:
                 await asyncio.to_thread(self._cluster.mend)
                 self._running.close()
-                self._job = self._running.enter_context(running(self._log, *self._words, folder=HERE, **self._env))
+                self._coordinator = self._running.enter_context(
+                    running(self._log, *self._words, folder=HERE, **self._env)
+                )
             assert time.monotonic() < limit, f"waited in vain for {what} after {self.done}: {lines_of(self._log)}"
             await asyncio.sleep(0.1)
 
@@ -123,8 +125,8 @@ class Dance:
     async def stop(self):
         """In good order, however long that takes: Ray would abort the process three seconds after the signal."""
         await self.work()
-        self._job.terminate()
-        code = await asyncio.to_thread(self._job.wait, SECONDS)
+        self._coordinator.terminate()
+        code = await asyncio.to_thread(self._coordinator.wait, SECONDS)
         assert code == 0, f"ended with {code} after {self.done}: {lines_of(self._log)}"
         assert "SIGTERM received" not in lines_of(self._log), "Ray handles the signal"
 

@@ -104,7 +104,7 @@ async def test_what_ends_the_run_before_a_rescale_is_no_failure_of_the_new_numbe
 
 
 @pytest.mark.parametrize("restarts", [1, 100_000])
-async def test_a_number_of_workers_with_which_the_job_cannot_begin_is_taken_back(tmp_path, monkeypatch, restarts):
+async def test_a_number_of_workers_with_which_the_app_cannot_begin_is_taken_back(tmp_path, monkeypatch, restarts):
     module = f"narrow_{restarts}"  # a process imports a module of one name once
     (tmp_path / f"{module}.py").write_text(
         "import sabot\n"

@@ -451,7 +451,7 @@ class MeteredLoop(SimulatedLoop):
         heapq.heappush(self._timers, (handle.when(), next(self._numbers), handle))
 
     def _work(self, key: int) -> None:
-        self._metered(super()._work, key, self._jobs[key][0]._context)
+        self._metered(super()._work, key, self._calls[key][0]._context)
 
     def _call(self, handle: asyncio.Handle) -> None:
         self._metered(super()._call, handle, handle._context)  # type: ignore[attr-defined]

@@ -689,7 +689,7 @@ async def test_a_batch_agent_without_a_schema_gets_the_inferred_one(app):
     assert rows == [{"n": n, "price": n / 2, "who": f"w{n}", "ok": n % 2 == 0} for n in range(10)]
 
 
-async def test_an_inferred_schema_stays_for_the_whole_job(app):
+async def test_an_inferred_schema_stays_for_the_whole_app(app):
     schemas, rows = [], []
 
     @app.agent("in", batch=True)

@@ -154,7 +154,7 @@ def test_every_timer_of_the_benchmark_fires_once(monkeypatch, tmp_path, batch):
     rows = timers.make_rows(4_000, 1_000)
     pq.write_table(rows, tmp_path / "rows.parquet", row_group_size=500)
     truth = timers.expected(rows, 1_000)
-    assert timers.run_job(tmp_path / "rows.parquet", 1_000, 2, batch)[1] == truth
+    assert timers.run_app(tmp_path / "rows.parquet", 1_000, 2, batch)[1] == truth
     assert timers.run_operator(rows, 1_000)[2] == truth
     with pytest.raises(AssertionError, match="rows gives"):
         timers.least(lambda: ({"seconds": 1.0}, (0, 0, 0, 0)), 1, "rows", truth)

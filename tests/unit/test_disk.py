@@ -64,7 +64,7 @@ def open_to_others(root: Path) -> list[str]:
 
 @pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("given", ["made by the user", "missing"])
-async def test_what_a_job_keeps_is_for_its_user_alone(tmp_path: Path, no_umask: None, given: str) -> None:
+async def test_what_an_app_keeps_is_for_its_user_alone(tmp_path: Path, no_umask: None, given: str) -> None:
     """Seen before: folders 0755 and files 0644. The output is the user's, and has the mode that his umask leaves."""
     state, out, savepoint = tmp_path / "state", tmp_path / "out", tmp_path / "savepoint"
     if given == "made by the user":

@@ -379,7 +379,7 @@ async def test_no_counter_goes_back_when_an_older_checkpoint_is_restored(tmp_pat
     assert at(last, "sabot_records_out_total", app="shop", operator="shop.first", topic="shop.second") == 5
 
 
-async def test_gauges_go_with_the_job_and_counters_stay(app: App) -> None:
+async def test_gauges_go_with_the_app_and_counters_stay(app: App) -> None:
     sorting_out(app)
     publish(app, "orders", [1])
     async with started(app):

@@ -266,7 +266,7 @@ async def test_a_stream_tells_the_next_call_after_start(stream_app, place, error
     await bounded(stream_app.stop())
 
 
-async def test_after_a_failure_no_checkpoint_pretends_that_the_job_goes_on(stream_app, monkeypatch, caplog):
+async def test_after_a_failure_no_checkpoint_pretends_that_the_app_goes_on(stream_app, monkeypatch, caplog):
     burst(monkeypatch, Filter, "process", ValueError("odd"))
     publish(stream_app, "orders", [{"n": 1}])
     await stream_app.start()

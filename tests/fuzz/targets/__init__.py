@@ -2,8 +2,8 @@
 
 from targets.avro import Avro
 from targets.base import Target
+from targets.checkpoints import Checkpoints
 from targets.columns import Arrow, Parquet
-from targets.jobs import Jobs
 from targets.protobuf import Protobuf
 from targets.records import DeadLetterRows, Packed, Payloads, Tables, Values
 from targets.saved import State
@@ -27,6 +27,6 @@ _ALL = (
     Packed,
     DeadLetterRows,
     State,
-    Jobs,
+    Checkpoints,
 )
 TARGETS: dict[str, type[Target]] = {target.name: target for target in _ALL}

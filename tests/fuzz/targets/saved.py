@@ -228,10 +228,10 @@ class State(Target):
             return bool(self._read(saved) | self._restored(case, saved, Path(folder) / "run"))
 
     def _read(self, saved: Saved) -> bool:
-        job = _Job(saved)
+        saved_app = _SavedApp(saved)
         try:
-            operators_of(job)
-            table = state_of(job, "op-1")
+            operators_of(saved_app)
+            table = state_of(saved_app, "op-1")
         except SabotError as error:
             return refused(error)
         for batch in table.to_batches():
@@ -305,7 +305,7 @@ class _Task(NamedTuple):
     states: dict[str, str]
 
 
-class _Job:
+class _SavedApp:
     """A checkpoint of one operator, as reading sees it."""
 
     checkpoint_id = 7

@@ -28,7 +28,9 @@ def meanwhile(seconds: float) -> None:
     """What happens while `ask` waits; tests put theirs in its place."""
 
 
-def test_a_job_that_ends_is_not_waited_for(tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_app_that_ends_is_not_waited_for(
+    tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Seen before: `sabot rescale` of an app that was just ending waited for 100 s."""
     storage = CheckpointStorage(tmp_path)
     storage.lock()
@@ -41,7 +43,7 @@ def test_a_job_that_ends_is_not_waited_for(tmp_path: Path, clock: ManualClock, m
     assert not list((tmp_path / "requests").iterdir())
 
 
-def test_a_job_that_is_busy_is_waited_for(tmp_path: Path, clock: ManualClock) -> None:
+def test_an_app_that_is_busy_is_waited_for(tmp_path: Path, clock: ManualClock) -> None:
     storage = CheckpointStorage(tmp_path)
     storage.lock()
     began = clock.monotonic()
@@ -51,7 +53,7 @@ def test_a_job_that_is_busy_is_waited_for(tmp_path: Path, clock: ManualClock) ->
     storage.unlock()
 
 
-def test_the_next_run_of_a_job_answers(tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_run_of_an_app_answers(tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two runs of an app its directory is locked by nobody."""
 
     def answers(seconds: float) -> None:

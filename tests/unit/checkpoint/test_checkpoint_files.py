@@ -233,7 +233,7 @@ def write_small(storage: CheckpointStorage, checkpoint_id: int, data: bytes) -> 
     schedule=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 25)), min_size=4, max_size=30),
 )
 @settings(max_examples=25, deadline=None)
-def test_workers_of_one_job_never_count_checkpoints_past_each_other(
+def test_workers_of_one_app_never_count_checkpoints_past_each_other(
     workers: int, schedule: list[tuple[int, int]]
 ) -> None:
     baton = Baton()

@@ -269,7 +269,7 @@ def assert_all_is_well(place: Place, workers: list[Worker]) -> None:
         assert place.manifests[mark] <= place.files, "the one to go on from is whole"
 
 
-def test_the_last_worker_of_many_that_start_together_runs_the_job() -> None:
+def test_the_last_worker_of_many_that_start_together_runs_the_app() -> None:
     """Each takes a step in turn: not all may give up."""
     place = Place()
     workers = [Worker(n, place, False, 2) for n in range(3)]

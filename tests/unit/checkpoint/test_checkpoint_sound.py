@@ -123,7 +123,7 @@ def manifest(one: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("change", "why"), FORGED)
-def test_an_entry_that_no_job_writes_is_refused_by_its_name(
+def test_an_entry_that_no_app_writes_is_refused_by_its_name(
     tmp_path: Path, manifest: Path, change: Callable[[Any], object], why: str
 ) -> None:
     """Seen before: a restore made the file of a state called "../planted" outside its directory."""

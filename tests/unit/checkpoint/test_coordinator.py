@@ -18,7 +18,7 @@ from sabot.errors import CheckpointFailed, UserError
 from sabot.state import MemoryBackend, ValueState, load_snapshot, open_backend
 
 
-class Job:
+class Tasks:
     """Tasks that note what the coordinator asks of them."""
 
     def __init__(self, coordinator: Coordinator, *tasks: str) -> None:
@@ -106,13 +106,13 @@ async def test_all_cuts_become_one_checkpoint_on_the_disk(tmp_path: Path) -> Non
     storage = CheckpointStorage(tmp_path)
     clock = ManualClock(1_700_000_000.5)
     coordinator = Coordinator(storage, clock=clock, describe={"app": "fraud", "hash": 1})
-    job = Job(coordinator, "source", "agent/one", "..")
+    attached = Tasks(coordinator, "source", "agent/one", "..")
     state = State(b"x" * 10)
     events: list[object] = []
     coordinator.on_complete.append(lambda manifest: events.append((manifest.checkpoint_id, storage.latest())))
 
     checkpoint_id = coordinator.trigger()
-    assert job.injected == [("source", 1), ("agent/one", 1), ("..", 1)]
+    assert attached.injected == [("source", 1), ("agent/one", 1), ("..", 1)]
     coordinator.acknowledge(1, "source", cut(5))
     coordinator.acknowledge(1, "..", cut(7, **{"../up": b"blob"}))
     assert names(tmp_path) == []
@@ -133,7 +133,7 @@ async def test_all_cuts_become_one_checkpoint_on_the_disk(tmp_path: Path) -> Non
     assert manifest.read_file("..", "../up") == b"blob"
     assert (manifest.state_directory("agent/one", "default") / "data").read_bytes() == b"x" * 10
     assert (state.saved, state.discarded) == (1, 1)
-    assert job.aborted == []
+    assert attached.aborted == []
     assert coordinator.statistics() == {
         "completed": 1,
         "failed": 0,
@@ -148,7 +148,7 @@ async def test_all_cuts_become_one_checkpoint_on_the_disk(tmp_path: Path) -> Non
 
 async def test_without_storage_the_cuts_are_discarded_and_the_manifest_has_no_path() -> None:
     coordinator = Coordinator()
-    Job(coordinator, "a")
+    Tasks(coordinator, "a")
     state = State()
     coordinator.acknowledge(coordinator.trigger(), "a", cut(3, state))
     manifest = await coordinator.wait(1)
@@ -162,7 +162,7 @@ async def test_who_keeps_a_log_hears_which_checkpoint_is_the_oldest(tmp_path: Pa
     coordinator = Coordinator(storage)
     oldest: list[int] = []
     coordinator.on_retained.append(oldest.append)
-    Job(coordinator, "a")
+    Tasks(coordinator, "a")
     for number in range(1, 5):
         coordinator.acknowledge(coordinator.trigger(), "a", cut(number))
         await coordinator.wait(number)
@@ -181,7 +181,7 @@ async def test_nobody_hears_of_an_oldest_checkpoint_where_none_is_kept() -> None
     coordinator = Coordinator()
     oldest: list[int] = []
     coordinator.on_retained.append(oldest.append)
-    Job(coordinator, "a")
+    Tasks(coordinator, "a")
     coordinator.acknowledge(coordinator.trigger(), "a", cut(1))
     await coordinator.wait(1)
     assert oldest == []
@@ -191,7 +191,7 @@ async def test_ids_go_on_after_a_restart_and_old_checkpoints_are_dropped(tmp_pat
     for run in range(3):
         storage = CheckpointStorage(tmp_path, retain=2)
         coordinator = Coordinator(storage)
-        Job(coordinator, "a")
+        Tasks(coordinator, "a")
         for _ in range(2):
             checkpoint_id = coordinator.trigger()
             coordinator.acknowledge(checkpoint_id, "a", cut(checkpoint_id))
@@ -203,14 +203,14 @@ async def test_ids_go_on_after_a_restart_and_old_checkpoints_are_dropped(tmp_pat
 
 async def test_a_later_trigger_waits_for_the_checkpoint_in_flight(tmp_path: Path) -> None:
     coordinator = Coordinator(CheckpointStorage(tmp_path))
-    job = Job(coordinator, "a")
+    attached = Tasks(coordinator, "a")
     assert [coordinator.trigger() for _ in range(3)] == [1, 2, 3]
-    assert job.injected == [("a", 1)]
+    assert attached.injected == [("a", 1)]
     coordinator.acknowledge(1, "a", cut())
     await coordinator.wait(1)
-    assert job.injected == [("a", 1), ("a", 2)]
+    assert attached.injected == [("a", 1), ("a", 2)]
     coordinator.decline(2, "a", "no")
-    assert job.injected == [("a", 1), ("a", 2), ("a", 3)]
+    assert attached.injected == [("a", 1), ("a", 2), ("a", 3)]
     coordinator.acknowledge(3, "a", cut())
     assert (await coordinator.wait(3)).checkpoint_id == 3
 
@@ -224,7 +224,7 @@ async def test_tasks_may_answer_before_inject_returns() -> None:
 
 async def test_the_line_of_waiting_checkpoints_is_bounded() -> None:
     coordinator = Coordinator()
-    Job(coordinator, "a")
+    Tasks(coordinator, "a")
     for _ in range(128):
         coordinator.trigger()
     with pytest.raises(UserError, match="128 checkpoints wait already"):
@@ -244,11 +244,11 @@ async def test_a_callback_that_raises_is_logged_and_the_others_are_called(caplog
 
 async def test_unknown_ids_and_taken_names_are_refused() -> None:
     coordinator = Coordinator()
-    Job(coordinator, "a")
+    Tasks(coordinator, "a")
     with pytest.raises(UserError, match="checkpoint 7 is not known"):
         await coordinator.wait(7)
     with pytest.raises(UserError, match="'a' is attached already"):
-        Job(coordinator, "a")
+        Tasks(coordinator, "a")
 
 
 async def test_triggers_and_acknowledgements_may_come_from_other_threads(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ async def test_triggers_and_acknowledgements_may_come_from_other_threads(tmp_pat
 
 async def test_a_waiter_that_is_cancelled_disturbs_nobody() -> None:
     coordinator = Coordinator()
-    Job(coordinator, "a")
+    Tasks(coordinator, "a")
     first = asyncio.create_task(coordinator.wait(coordinator.trigger()))
     second = asyncio.create_task(coordinator.wait(1))
     await asyncio.sleep(0)
@@ -282,7 +282,7 @@ async def test_a_waiter_that_is_cancelled_disturbs_nobody() -> None:
 async def test_a_task_that_ends_is_waited_for_no_more_and_its_end_is_in_all_later_manifests(tmp_path: Path) -> None:
     storage = CheckpointStorage(tmp_path)
     coordinator = Coordinator(storage)
-    Job(coordinator, "a", "b")
+    Tasks(coordinator, "a", "b")
     end = State(b"end")
     coordinator.trigger()
     coordinator.acknowledge(1, "a", cut(1))
@@ -306,7 +306,7 @@ async def test_a_task_that_ends_is_waited_for_no_more_and_its_end_is_in_all_late
 async def test_what_nobody_needs_after_the_end_is_kept_until_all_have_ended(tmp_path: Path) -> None:
     storage = CheckpointStorage(tmp_path)
     coordinator = Coordinator(storage)
-    Job(coordinator, "a", "b")
+    Tasks(coordinator, "a", "b")
     table, rows = State(b"table"), State(b"rows")
     final = TaskSnapshot({"offset": 9}, {}, {"table": table, "rows": rows})
     final.last = TaskSnapshot({"offset": 10}, {}, {"table": table})
@@ -336,7 +336,7 @@ async def test_real_state_of_an_ended_task_outlives_failed_checkpoints(tmp_path:
     counts = ValueState(backend, "counts")
     storage = CheckpointStorage(tmp_path / "checkpoints", retain=1)
     coordinator = Coordinator(storage)
-    Job(coordinator, "ended", "live")
+    Tasks(coordinator, "ended", "live")
     await counts.put("k", 1)
     coordinator.detach("ended", TaskSnapshot({}, {}, {"default": backend.cut()}))
     await counts.put("k", 2)
@@ -363,7 +363,7 @@ async def test_the_snapshot_of_a_users_own_backend_saves_itself(tmp_path: Path) 
     counts = ValueState(backend, "counts")
     storage = CheckpointStorage(tmp_path)
     coordinator = Coordinator(storage)
-    Job(coordinator, "ended", "live")
+    Tasks(coordinator, "ended", "live")
     await counts.put("k", 1)
     coordinator.detach("ended", TaskSnapshot({}, {}, {"default": await backend.snapshot()}))
     for value in (2, 3):
@@ -380,7 +380,7 @@ async def test_the_snapshot_of_a_users_own_backend_saves_itself(tmp_path: Path) 
 async def test_a_cut_that_was_acknowledged_counts_more_than_the_end_after_it() -> None:
     """Between its barrier and its end the task sent rows that the tasks behind it do not have in their cut."""
     coordinator = Coordinator()
-    Job(coordinator, "a", "b")
+    Tasks(coordinator, "a", "b")
     coordinator.trigger()
     coordinator.acknowledge(1, "a", cut(1))
     coordinator.detach("a", cut(50))
@@ -392,7 +392,7 @@ async def test_a_cut_that_was_acknowledged_counts_more_than_the_end_after_it() -
 
 async def test_a_task_that_fails_without_a_final_leaves_the_manifest() -> None:
     coordinator = Coordinator()
-    Job(coordinator, "a", "b")
+    Tasks(coordinator, "a", "b")
     coordinator.trigger()
     coordinator.detach("b")
     coordinator.acknowledge(1, "a", cut())
@@ -401,12 +401,12 @@ async def test_a_task_that_fails_without_a_final_leaves_the_manifest() -> None:
 
 async def test_a_task_that_comes_again_takes_the_place_of_its_final(tmp_path: Path) -> None:
     coordinator = Coordinator(CheckpointStorage(tmp_path))
-    job = Job(coordinator, "a", "b")
+    attached = Tasks(coordinator, "a", "b")
     end = State()
     coordinator.detach("b", cut(5, end))
     coordinator.trigger()
-    job.attach("b")  # the checkpoint in flight does not ask it, and still holds what it was
-    assert job.injected == [("a", 1)]
+    attached.attach("b")  # the checkpoint in flight does not ask it, and still holds what it was
+    assert attached.injected == [("a", 1)]
     coordinator.acknowledge(1, "a", cut(1))
     assert end.discarded == 0
     assert (await coordinator.wait(1)).tasks["b"].meta == {"offset": 5}
@@ -424,7 +424,7 @@ async def test_a_timeout_names_the_missing_tasks_and_frees_all_of_them(tmp_path:
     clock = ManualClock()
     storage = CheckpointStorage(tmp_path)
     coordinator = Coordinator(storage, clock=clock, timeout="10s")
-    job = Job(coordinator, "a", "slow", "slower")
+    attached = Tasks(coordinator, "a", "slow", "slower")
     state = State()
     coordinator.trigger()
     coordinator.acknowledge(1, "a", cut(1, state))
@@ -438,7 +438,7 @@ async def test_a_timeout_names_the_missing_tasks_and_frees_all_of_them(tmp_path:
     assert failed.value.message == (
         "checkpoint 1: timed out after 10 s, still waiting for slow: busy with in[0]@4, slower: busy with in[0]@6"
     )
-    assert job.aborted == [("a", 1), ("slow", 1), ("slower", 1)]
+    assert attached.aborted == [("a", 1), ("slow", 1), ("slower", 1)]
     assert (state.saved, state.discarded) == (0, 1)
     assert names(tmp_path) == []
     assert "the app goes on" in caplog.text
@@ -479,7 +479,7 @@ async def test_a_timeout_does_not_count_for_cuts_that_are_taken_and_being_saved(
 
 async def test_the_timer_of_the_event_loop_ends_a_checkpoint_too() -> None:
     coordinator = Coordinator(timeout="10ms")
-    Job(coordinator, "a")
+    Tasks(coordinator, "a")
     with pytest.raises(CheckpointFailed, match="timed out"):
         await asyncio.wait_for(coordinator.wait(coordinator.trigger()), 5)
 
@@ -497,12 +497,12 @@ async def test_a_hint_that_fails_does_not_hide_the_timeout() -> None:
 
 async def test_a_task_may_decline() -> None:
     coordinator = Coordinator()
-    job = Job(coordinator, "a", "b")
+    attached = Tasks(coordinator, "a", "b")
     coordinator.trigger()
     coordinator.decline(1, "b", "its sink cannot flush")
     with pytest.raises(CheckpointFailed, match="checkpoint 1: task b declined: its sink cannot flush"):
         await coordinator.wait(1)
-    assert job.aborted == [("a", 1), ("b", 1)]
+    assert attached.aborted == [("a", 1), ("b", 1)]
 
 
 async def test_answers_from_inside_abort_are_too_late() -> None:
@@ -545,7 +545,7 @@ async def test_a_task_that_cannot_emit_its_barrier_fails_the_checkpoint_and_all_
 async def test_a_write_that_fails_leaves_nothing_and_the_one_before(tmp_path: Path, error, words: str) -> None:
     storage = CheckpointStorage(tmp_path)
     coordinator = Coordinator(storage)
-    job = Job(coordinator, "a")
+    attached = Tasks(coordinator, "a")
     committed: list[int] = []
     coordinator.on_complete.append(lambda manifest: committed.append(manifest.checkpoint_id))
     states = [State(), State(error=error), State()]
@@ -562,14 +562,14 @@ async def test_a_write_that_fails_leaves_nothing_and_the_one_before(tmp_path: Pa
         assert names(tmp_path) == ["0000000001"]
         assert storage.latest().checkpoint_id == 1
     assert committed == [1, 3]
-    assert job.aborted == [("a", 2)]
+    assert attached.aborted == [("a", 2)]
     assert [state.discarded for state in states] == [1, 1, 1]
 
 
 async def test_states_of_several_tasks_are_saved_at_the_same_time(tmp_path: Path) -> None:
     storage = CheckpointStorage(tmp_path)
     coordinator = Coordinator(storage)
-    Job(coordinator, "join/0", "join/1")
+    Tasks(coordinator, "join/0", "join/1")
     states = {"join/0": State(b"left"), "join/1": State(b"right")}
     checkpoint_id = coordinator.trigger()
     for task, state in states.items():
@@ -587,7 +587,7 @@ async def test_states_of_several_tasks_are_saved_at_the_same_time(tmp_path: Path
 
 async def test_a_write_that_fails_waits_for_the_other_states_that_are_being_saved(tmp_path: Path) -> None:
     coordinator = Coordinator(CheckpointStorage(tmp_path))
-    Job(coordinator, "a", "b")
+    Tasks(coordinator, "a", "b")
     failing, slow = State(error=OSError(errno.EIO, os.strerror(errno.EIO))), State()
     slow.go_on.clear()
     checkpoint_id = coordinator.trigger()
@@ -607,7 +607,7 @@ async def test_a_write_that_fails_waits_for_the_other_states_that_are_being_save
 
 async def test_meta_that_is_not_json_fails_with_a_reason(tmp_path: Path) -> None:
     coordinator = Coordinator(CheckpointStorage(tmp_path))
-    Job(coordinator, "a")
+    Tasks(coordinator, "a")
     coordinator.acknowledge(coordinator.trigger(), "a", TaskSnapshot({"offsets": {("in", 0): 3}}))
     with pytest.raises(CheckpointFailed, match="cannot be written as JSON") as failed:
         await coordinator.wait(1)
@@ -632,7 +632,7 @@ async def test_a_full_disk_fails_checkpoints_until_there_is_room(small_disk: Pat
     ballast.write_bytes(b"x" * 100_000)
     storage = CheckpointStorage(small_disk / "checkpoints")
     coordinator = Coordinator(storage)
-    Job(coordinator, "a")
+    Tasks(coordinator, "a")
     for checkpoint_id in (1, 2):
         coordinator.acknowledge(coordinator.trigger(), "a", cut(checkpoint_id, blob=b"y" * 10_000))
         await coordinator.wait(checkpoint_id)
@@ -656,7 +656,7 @@ async def test_a_full_disk_fails_checkpoints_until_there_is_room(small_disk: Pat
 
 async def test_close_aborts_what_is_in_flight_and_what_waits() -> None:
     coordinator = Coordinator()
-    job = Job(coordinator, "a", "b")
+    attached = Tasks(coordinator, "a", "b")
     state = State()
     coordinator.trigger()
     coordinator.trigger()
@@ -666,14 +666,14 @@ async def test_close_aborts_what_is_in_flight_and_what_waits() -> None:
         with pytest.raises(CheckpointFailed, match=f"checkpoint {checkpoint_id}: the app is stopping"):
             await coordinator.wait(checkpoint_id)
     assert state.discarded == 1
-    assert job.aborted == [("a", 1), ("b", 1)]
-    assert job.injected == [("a", 1), ("b", 1)]
+    assert attached.aborted == [("a", 1), ("b", 1)]
+    assert attached.injected == [("a", 1), ("b", 1)]
 
 
 async def test_close_lets_a_write_that_has_begun_finish(tmp_path: Path) -> None:
     storage = CheckpointStorage(tmp_path)
     coordinator = Coordinator(storage)
-    Job(coordinator, "a")
+    Tasks(coordinator, "a")
     state = State()
     state.go_on.clear()
     coordinator.acknowledge(coordinator.trigger(), "a", cut(1, state))
@@ -689,7 +689,7 @@ async def test_close_lets_a_write_that_has_begun_finish(tmp_path: Path) -> None:
 
 async def test_a_writer_that_is_cancelled_cleans_up(tmp_path: Path) -> None:
     coordinator = Coordinator(CheckpointStorage(tmp_path))
-    Job(coordinator, "a")
+    Tasks(coordinator, "a")
     state = State()
     state.go_on.clear()
     coordinator.acknowledge(coordinator.trigger(), "a", cut(1, state))
@@ -710,7 +710,7 @@ async def test_a_writer_that_is_cancelled_inside_commit_leaves_no_damaged_checkp
     """A thread cannot be cancelled: removing the files under it would let it give a damaged directory its final name."""
     storage = CheckpointStorage(tmp_path)
     coordinator = Coordinator(storage)
-    Job(coordinator, "a")
+    Tasks(coordinator, "a")
     entered, go_on = threading.Event(), threading.Event()
     rename = os.rename
 
@@ -740,12 +740,12 @@ async def test_a_writer_that_is_cancelled_inside_commit_leaves_no_damaged_checkp
 async def test_a_beat_is_skipped_while_one_is_in_flight_and_when_no_task_runs() -> None:
     coordinator = Coordinator()
     assert coordinator.beat() is None
-    job = Job(coordinator, "a")
+    attached = Tasks(coordinator, "a")
     assert coordinator.beat() == 1
     assert coordinator.beat() is None
     coordinator.acknowledge(1, "a", cut())
     assert coordinator.beat() == 2
-    assert job.injected == [("a", 1), ("a", 2)]
+    assert attached.injected == [("a", 1), ("a", 2)]
 
 
 async def test_the_loop_survives_failures_and_ends_by_cancellation(caplog) -> None:
@@ -775,7 +775,7 @@ async def test_the_loop_survives_failures_and_ends_by_cancellation(caplog) -> No
 async def test_a_beat_survives_a_directory_that_cannot_be_read(tmp_path: Path, monkeypatch, caplog) -> None:
     storage = CheckpointStorage(tmp_path)
     coordinator = Coordinator(storage)
-    Job(coordinator, "a")
+    Tasks(coordinator, "a")
     with monkeypatch.context() as patch:
         patch.setattr(storage, "last_id", lambda: (_ for _ in ()).throw(PermissionError("no")))
         assert coordinator.beat() is None

@@ -36,7 +36,7 @@ def counted(root: Path) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-async def test_files_bytes_and_descriptors_of_a_job_have_no_slope(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_files_bytes_and_descriptors_of_an_app_have_no_slope(monkeypatch: pytest.MonkeyPatch) -> None:
     """State of an agent, a table of a stream, output that is delivered exactly once; the sizes at which things are begun anew are
     small, so that some hundred checkpoints are a day."""
     monkeypatch.setattr(database, "_MANIFEST_BYTES", 8 << 10)

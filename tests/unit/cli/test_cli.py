@@ -133,7 +133,7 @@ async def show(ctx):
 
 
 @pytest.mark.slow  # a second of a core, or more
-def test_a_finished_bounded_job_says_that_it_is_complete_and_how_to_start_afresh(here: Path) -> None:
+def test_a_finished_bounded_app_says_that_it_is_complete_and_how_to_start_afresh(here: Path) -> None:
     (here / "rows.ndjson").write_text('{"n": 1}\n{"n": 2}\n')
     write(here, bounded=BOUNDED)
     first = sabot_does(here, "run", "bounded:app")

@@ -157,7 +157,7 @@ def test_a_damaged_manifest_does_not_hide_the_others(saved: Path, tmp_path: Path
 # --- where the app is
 
 
-def test_a_job_is_found_by_any_of_its_places(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_app_is_found_by_any_of_its_places(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = saved / "state" / "checkpoints"
     newest = find_checkpoints(str(root)).manifest().checkpoint_id
     savepoint = CheckpointStorage(root).copy_to(find_checkpoints(str(root)).manifest(), tmp_path / "kept")
@@ -204,7 +204,7 @@ def test_a_checkpoint_that_is_not_there_is_answered_with_those_that_are(saved: P
 # --- keeping one
 
 
-def test_the_newest_checkpoint_of_a_job_that_does_not_run_is_copied(saved: Path, tmp_path: Path) -> None:
+def test_the_newest_checkpoint_of_an_app_that_does_not_run_is_copied(saved: Path, tmp_path: Path) -> None:
     (made,) = lines("savepoint", "create", saved / "state", "--to", tmp_path / "kept", "--json")
     newest = find_checkpoints(str(saved / "state")).manifest().checkpoint_id
     assert made == {"checkpoint": newest, "savepoint": str(tmp_path / "kept"), "running": False}
@@ -215,7 +215,7 @@ def test_the_newest_checkpoint_of_a_job_that_does_not_run_is_copied(saved: Path,
     assert older["checkpoint"] == newest - 1
 
 
-def test_a_checkpoint_that_its_job_removes_while_it_is_copied_is_named_as_that(
+def test_a_checkpoint_that_its_app_removes_while_it_is_copied_is_named_as_that(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with an app in an object store, of which nothing tells that it runs."""
@@ -241,7 +241,7 @@ def test_a_savepoint_without_a_place_goes_beside_the_checkpoints(saved: Path) ->
     assert find_checkpoints(str(where)).storage.ids()
 
 
-async def test_a_running_job_makes_one_for_it(tmp_path: Path, memory_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_running_app_makes_one_for_it(tmp_path: Path, memory_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cli_counter_1.py").write_text(PROGRAM.format(broker=memory_url))
     app = load_app("cli_counter_1:app")
@@ -260,7 +260,7 @@ async def test_a_running_job_makes_one_for_it(tmp_path: Path, memory_url: str, m
     assert (tmp_path / "kept" / "checkpoints").is_dir()
 
 
-async def test_a_running_job_with_its_checkpoints_in_an_object_store_is_asked_by_its_state_directory(
+async def test_a_running_app_with_its_checkpoints_in_an_object_store_is_asked_by_its_state_directory(
     tmp_path: Path, memory_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -293,8 +293,8 @@ async def test_a_savepoint_for_which_a_journal_keeps_entries_is_listed_and_dropp
     (listed,) = lines("savepoint", "list", tmp_path / "state", "--json")
     newest = find_checkpoints(str(tmp_path / "state")).manifest().checkpoint_id
     assert (listed["checkpoint"], listed["savepoint"]) == (newest, str(tmp_path / "kept"))
-    job = sabot_says("savepoint", "drop", tmp_path / "state", tmp_path / "state" / "checkpoints")
-    assert (job.exit_code, "has the checkpoints of an app" in job.stderr) == (1, True)
+    dropped = sabot_says("savepoint", "drop", tmp_path / "state", tmp_path / "state" / "checkpoints")
+    assert (dropped.exit_code, "has the checkpoints of an app" in dropped.stderr) == (1, True)
     (dropped,) = lines("savepoint", "drop", tmp_path / "state", tmp_path / "kept", "--json")
     assert dropped == {"dropped": str(tmp_path / "kept")}
     assert not (tmp_path / "kept").exists()

@@ -167,7 +167,7 @@ async def test_large_state_is_read_by_key_alone(state: str) -> None:
         assert len((await asked(client, "state_read", name="aggregate-1", key="a01"))["rows"]) == 1
 
 
-async def test_a_running_job_is_asked_for_a_checkpoint_where_its_newest_is_old(tmp_path: Path) -> None:
+async def test_a_running_app_is_asked_for_a_checkpoint_where_its_newest_is_old(tmp_path: Path) -> None:
     app = App("live", state=str(tmp_path / "state"), checkpoint_interval=3600)
 
     @app.agent("in", name="seen", sink="out")

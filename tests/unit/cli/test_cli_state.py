@@ -86,7 +86,7 @@ def test_what_cannot_be_read_is_told(state: str, words: list[str], code: int, sa
     assert (done.exit_code, said in done.stderr) == (code, True), done.stderr
 
 
-async def test_the_state_of_a_running_job_as_it_is_now(
+async def test_the_state_of_a_running_app_as_it_is_now(
     tmp_path: Path, memory_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -21,7 +21,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-async def test_a_job_in_one_process_has_no_workers_and_cannot_be_rescaled(here: Path, memory_url: str) -> None:
+async def test_an_app_in_one_process_has_no_workers_and_cannot_be_rescaled(here: Path, memory_url: str) -> None:
     app = App("alone", memory_url, state="state", checkpoint_interval=60)
     app.stream("rows", schema={"n": "int64"}).to("out")
     await app.start()
@@ -39,7 +39,7 @@ async def test_a_job_in_one_process_has_no_workers_and_cannot_be_rescaled(here: 
 
 
 @pytest.mark.parametrize("words", [["workers"], ["rescale", "--workers", "2"]])
-def test_a_job_that_does_not_run_is_told_at_once(here: Path, words: list[str]) -> None:
+def test_an_app_that_does_not_run_is_told_at_once(here: Path, words: list[str]) -> None:
     (here / PLACE).mkdir(parents=True)
     said = sabot_says(*words, "state")
     assert said.exit_code == 1
@@ -87,11 +87,11 @@ def test_what_workers_do_is_a_table_or_an_object_for_each(here: Path, place: str
     known = {"rows": 1_000_000, "rows_per_second": 12_345.6, "lag": 9}
     silent = worker(2) | unknown | {"cpu_percent": None, "memory_bytes": None}
     answer = {"app": "shop", "restarts": 1, "checkpoint": 12, "workers": [worker(1, read=known, keyed=unknown), silent]}
-    job = Answering(answer, place)
-    job.start()
+    answering = Answering(answer, place)
+    answering.start()
     said = sabot_says(*words, "state")
-    job.join(10)
-    assert job.requests == [{"rescale": 2} if words[0] == "rescale" else {"workers": True}]
+    answering.join(10)
+    assert answering.requests == [{"rescale": 2} if words[0] == "rescale" else {"workers": True}]
     assert said.stdout.splitlines() == [
         "shop: workers 2, tasks 2, restarts 1, checkpoint 12",
         "",
@@ -103,10 +103,10 @@ def test_what_workers_do_is_a_table_or_an_object_for_each(here: Path, place: str
         "read   1       12,346  9    1,000,000",
         "keyed  1       -       -    -",
     ]
-    job = Answering(answer, place)
-    job.start()
+    answering = Answering(answer, place)
+    answering.start()
     found = sabot_says(*words, "state", "--json").stdout.splitlines()
-    job.join(10)
+    answering.join(10)
     running.unlock()
     assert [json.loads(line) for line in found] == [
         {"app": "shop", "restarts": 1, **each} for each in answer["workers"]

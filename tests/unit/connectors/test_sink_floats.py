@@ -73,7 +73,7 @@ async def test_null_that_is_meant_is_counted_and_not_told_of(app, caplog):
     assert warnings(caplog) == []
 
 
-async def test_fail_stops_the_job_before_the_batch_is_written(app):
+async def test_fail_stops_the_app_before_the_batch_is_written(app):
     scores(app).to("scores", nan="fail")
     with pytest.raises(UserError, match=r"sink scores: column 'x' is nan in row 1 of 4") as raised:
         await app.run()
@@ -259,7 +259,7 @@ async def test_an_agent_says_what_becomes_of_nan(memory_url, tmp_path, caplog, d
     assert "it is a dead letter" in told
 
 
-async def test_nan_of_a_batch_agent_stops_the_job(app):
+async def test_nan_of_a_batch_agent_stops_the_app(app):
     @app.agent("orders", sink="scores", batch=True, schema={"n": "int64"}, nan="fail")
     def score(batch, ctx):
         return pa.record_batch({"x": pa.array([NAN] * batch.num_rows)})

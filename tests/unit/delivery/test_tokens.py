@@ -298,7 +298,7 @@ class Checkpoint:
     incarnation: str
 
 
-class Job:
+class AppModel:
     """Reads 0, 1, 2, … and writes them through one track. A part holds the rows between two cuts."""
 
     def __init__(self, receiver: Receiver) -> None:
@@ -383,31 +383,31 @@ STEPS = st.lists(
 )
 
 
-def played(job: Job, steps: list[str]) -> Job:
+def played(model: AppModel, steps: list[str]) -> AppModel:
     for what in steps:
         if what == "read":
-            job.read(3)
+            model.read(3)
         elif what == "checkpoint":
-            job.checkpoint()
+            model.checkpoint()
         elif what.startswith("deliver"):
-            job.deliver(1 if what.endswith("one") else 100)
+            model.deliver(1 if what.endswith("one") else 100)
         elif what == "savepoint":
-            job.checkpoint()
-            job.savepoint = job.newest
+            model.checkpoint()
+            model.savepoint = model.newest
         else:
             if what.endswith("delivering"):
-                job.deliver(2, noted=False)
-            job.start(job.newest, choice=None)
-    return job
+                model.deliver(2, noted=False)
+            model.start(model.newest, choice=None)
+    return model
 
 
 @settings(max_examples=120, deadline=None)
 @given(STEPS)
 def test_crashes_alone_neither_lose_nor_repeat_a_row_nor_ask_anybody(steps: list[str]) -> None:
     receiver = Receiver()
-    job = played(Job(receiver), steps)
-    job.finish()
-    assert receiver.rows == list(range(job.position))
+    model = played(AppModel(receiver), steps)
+    model.finish()
+    assert receiver.rows == list(range(model.position))
 
 
 @settings(max_examples=80, deadline=None)
@@ -416,26 +416,26 @@ def test_a_savepoint_repeats_or_loses_output_only_if_the_user_says_so(
     before: list[str], behind: list[str], choice: str | None, elsewhere: bool
 ) -> None:
     receiver = Receiver()
-    job = played(Job(receiver), before)
-    job.checkpoint()
-    saved = job.newest
+    model = played(AppModel(receiver), before)
+    model.checkpoint()
+    saved = model.newest
     assert saved is not None
-    played(job, behind)
+    played(model, behind)
     arrived = list(receiver.rows)
     if elsewhere:
-        job.generation = 0  # in an empty directory, which knows of no claim
+        model.generation = 0  # in an empty directory, which knows of no claim
     try:
-        job.start(replace(saved), choice=choice)
+        model.start(replace(saved), choice=choice)
     except DeliveryConflict:
         assert choice is None
         assert receiver.rows == arrived, "nothing was done"
         return
-    job.read(1)
-    job.finish()
+    model.read(1)
+    model.finish()
     if choice is None:
-        assert receiver.rows == list(range(job.position))
+        assert receiver.rows == list(range(model.position))
     elif choice == "repeat":
-        assert set(receiver.rows) == set(range(max(job.position, max(arrived, default=-1) + 1))), "nothing is lost"
+        assert set(receiver.rows) == set(range(max(model.position, max(arrived, default=-1) + 1))), "nothing is lost"
     assert receiver.rows[: len(arrived)] == arrived
 
 
@@ -443,22 +443,22 @@ def test_a_savepoint_repeats_or_loses_output_only_if_the_user_says_so(
 @given(STEPS, st.sampled_from([None, *CHOICES]))
 def test_a_lost_token_never_repeats_or_loses_by_itself(steps: list[str], choice: str | None) -> None:
     receiver = Receiver()
-    job = played(Job(receiver), steps)
+    model = played(AppModel(receiver), steps)
     receiver.token = None
     arrived = list(receiver.rows)
-    began_anew = job.newest is None
+    began_anew = model.newest is None
     try:
-        job.start(job.newest, choice=choice)
+        model.start(model.newest, choice=choice)
     except DeliveryConflict:
         assert choice is None
         return
-    job.finish()
+    model.finish()
     if began_anew:  # nothing had been delivered, because nothing is before the first checkpoint
         assert not arrived
     if choice is None:
-        assert receiver.rows == list(range(job.position))
+        assert receiver.rows == list(range(model.position))
     elif choice == "repeat":
-        assert set(receiver.rows) == set(range(job.position)), "nothing is lost"
+        assert set(receiver.rows) == set(range(model.position)), "nothing is lost"
     else:
         assert len(receiver.rows) == len(set(receiver.rows)), "nothing comes twice"
 
@@ -468,17 +468,17 @@ def test_a_lost_token_never_repeats_or_loses_by_itself(steps: list[str], choice:
 def test_a_life_that_began_anew_delivers_all_of_it_or_stops(before: list[str], behind: list[str], fresh: bool) -> None:
     """The state directory was deleted, or the user has said --fresh."""
     receiver = Receiver()
-    job = played(Job(receiver), before)
+    model = played(AppModel(receiver), before)
     arrived = list(receiver.rows)
     if not fresh:
-        job.generation = 0  # the claims went with the directory
+        model.generation = 0  # the claims went with the directory
     try:
-        job.start(None, choice=None, fresh=fresh)
+        model.start(None, choice=None, fresh=fresh)
     except DeliveryConflict:
         assert not fresh
         assert arrived, "nothing had come out of it, so nothing could be repeated"
         return
-    played(job, behind)
-    job.finish()
-    assert receiver.rows[len(arrived) :] == list(range(job.position))
+    played(model, behind)
+    model.finish()
+    assert receiver.rows[len(arrived) :] == list(range(model.position))
     assert fresh or not arrived

@@ -303,7 +303,7 @@ def test_a_second_sender_a_call_without_names_and_an_unknown_action_are_refused(
     assert heard.empty()
 
 
-def test_tls_takes_who_has_a_certificate_of_the_jobs_authority(exchange):
+def test_tls_takes_who_has_a_certificate_of_the_apps_authority(exchange):
     ours, theirs = Authority("app"), Authority("others")
 
     def tls(authority: Authority, trusted: Authority) -> Tls:

@@ -106,7 +106,7 @@ def test_rows_that_are_made_when_they_are_saved_are_let_go_once(tmp_path: Path) 
     assert over == ["over"]
 
 
-def test_a_sum_of_the_job_goes_on_in_the_first_subtask(tmp_path: Path) -> None:
+def test_a_sum_of_the_app_goes_on_in_the_first_subtask(tmp_path: Path) -> None:
     saved = [Saved(tmp_path, {"late_rows": 3}), Saved(tmp_path, {"late_rows": 4})]
     assert Both(0, 2).keeper.once(saved, "late_rows") == 7
     assert Both(1, 2).keeper.once(saved, "late_rows") == 0

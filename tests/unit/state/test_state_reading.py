@@ -80,7 +80,7 @@ class Task:
 
 
 @dataclass
-class Job:
+class Checkpoint:
     """A checkpoint, as reading sees it."""
 
     tasks: dict[str, Task]
@@ -92,7 +92,7 @@ class Job:
         return self.directories[task, name]
 
 
-def job_of(saved: list[Saved], operator: str = "op-1") -> Job:
+def checkpoint_of(saved: list[Saved], operator: str = "op-1") -> Checkpoint:
     tasks, directories = {}, {}
     for number, part in enumerate(saved):
         name = f"window-1/{number}"
@@ -100,7 +100,7 @@ def job_of(saved: list[Saved], operator: str = "op-1") -> Job:
         meta = {"operators": {operator: part.facts, "filter-1": {}}, "texts": {operator: "what it does"}}
         tasks[name] = Task(meta, {operator: "states/0"} if some else {})
         directories[name, operator] = part.directory
-    return Job(tasks, directories)
+    return Checkpoint(tasks, directories)
 
 
 def run_of(make: Any, tmp_path: Path, *, keys: list[str] | None = None, **options: Any) -> OperatorRun:
@@ -132,7 +132,7 @@ def at(ms: int) -> datetime.datetime:
 def test_running_aggregates_are_read_as_they_stand(tmp_path: Path, options: Any) -> None:
     calls = CALLS[:2]
     run = run_of(lambda: RunningAggregate(["user", "shop"], calls), tmp_path, **options)
-    table = state_of(job_of(run.checkpoint()), "op-1")
+    table = state_of(checkpoint_of(run.checkpoint()), "op-1")
     want = [
         {"user": user, "shop": shop, "n": len(rows), "total": sum(row["x"] for row in rows)}
         for (user, shop), rows in by_key(ROWS, "user", "shop").items()
@@ -150,12 +150,12 @@ def test_groups_that_are_not_in_memory_are_read_too(tmp_path: Path) -> None:
     run.feed(pa.RecordBatch.from_pylist(users, schema=SCHEMA), 5000)
     assert run.statistic("evicted_total") > 0
     run.feed(pa.RecordBatch.from_pylist(users[:100], schema=SCHEMA))
-    job = job_of(run.checkpoint())
-    table = state_of(job, "op-1")
+    checkpoint = checkpoint_of(run.checkpoint())
+    table = state_of(checkpoint, "op-1")
     assert table.num_rows == 30_000
     assert sum(table["n"].to_pylist()) == 30_100
-    assert state_of(job, "op-1", "user 7").to_pylist() == [{"user": "user 7", "n": 2, "total": 2 * ROWS[7]["x"]}]
-    assert state_of(job, "op-1", "user 777").num_rows == 1
+    assert state_of(checkpoint, "op-1", "user 7").to_pylist() == [{"user": "user 7", "n": 2, "total": 2 * ROWS[7]["x"]}]
+    assert state_of(checkpoint, "op-1", "user 777").num_rows == 1
 
 
 @pytest.mark.one_in(6, "a quarter of a second of a core each")
@@ -166,7 +166,7 @@ def test_open_windows_are_read_with_their_bounds(tmp_path: Path, window: Any, pa
     calls = [*CALLS, *GATHERED]
     run = run_of(lambda: WindowAggregate(window, ["user"], calls), tmp_path, parallelism=parallelism)
     run.advance(watermark)
-    table = state_of(job_of(run.checkpoint()), "op-1")
+    table = state_of(checkpoint_of(run.checkpoint()), "op-1")
     before = len(run.batches)
     run.end()  # the windows that were open come out, and nothing else has come meanwhile
     rest = [row for batch in run.batches[before:] for row in batch.taken().to_pylist()]
@@ -181,7 +181,7 @@ def test_windows_within_their_lateness_are_read_too(tmp_path: Path) -> None:
     window = TumblingWindow(500)
     run = run_of(lambda: WindowAggregate(window, ["user"], CALLS, allowed_lateness_ms=400), tmp_path)
     run.advance(1000)
-    found = state_of(job_of(run.checkpoint()), "op-1", "u3").to_pylist()
+    found = state_of(checkpoint_of(run.checkpoint()), "op-1", "u3").to_pylist()
     want = by_key([row for row in ROWS if row["user"] == "u3"], "user")["u3",]
     starts = sorted({row[TIME_COLUMN] // 500 * 500 for row in want if row[TIME_COLUMN] >= 500})
     assert sorted(row["window_start"] for row in found) == [at(start) for start in starts]
@@ -189,16 +189,16 @@ def test_windows_within_their_lateness_are_read_too(tmp_path: Path) -> None:
 
 def test_without_keys_there_is_one_row_a_window(tmp_path: Path) -> None:
     run = run_of(lambda: WindowAggregate(TumblingWindow(10_000), [], CALLS[:1]), tmp_path, keys=[])
-    job = job_of(run.checkpoint())
-    assert state_of(job, "op-1").to_pylist() == [{"window_start": at(0), "window_end": at(10_000), "n": 200}]
+    checkpoint = checkpoint_of(run.checkpoint())
+    assert state_of(checkpoint, "op-1").to_pylist() == [{"window_start": at(0), "window_end": at(10_000), "n": 200}]
     with pytest.raises(UserError, match="op-1 has no keys"):
-        state_of(job, "op-1", "u1")
+        state_of(checkpoint, "op-1", "u1")
 
 
 def test_sessions_are_read_with_their_bounds(tmp_path: Path) -> None:
     run = run_of(lambda: SessionAggregate(25, ["user"], [*CALLS, *GATHERED]), tmp_path, parallelism=2)
     run.advance(900)
-    table = state_of(job_of(run.checkpoint()), "op-1")
+    table = state_of(checkpoint_of(run.checkpoint()), "op-1")
     before = len(run.batches)
     run.end()
     rest = [row for batch in run.batches[before:] for row in batch.taken().to_pylist()]
@@ -208,7 +208,7 @@ def test_sessions_are_read_with_their_bounds(tmp_path: Path) -> None:
 
 def test_windows_by_count_are_read(tmp_path: Path) -> None:
     run = run_of(lambda: CountAggregate(9, ["user"], CALLS[:2]), tmp_path)
-    found = state_of(job_of(run.checkpoint()), "op-1").to_pylist()
+    found = state_of(checkpoint_of(run.checkpoint()), "op-1").to_pylist()
     want = []
     for (user,), rows in by_key(ROWS, "user").items():
         if open_rows := rows[len(rows) // 9 * 9 :]:
@@ -221,7 +221,7 @@ def test_windows_by_count_are_read(tmp_path: Path) -> None:
 def test_running_aggregates_with_a_ttl_are_read_after_what_is_over(tmp_path: Path) -> None:
     run = run_of(lambda: RunningAggregate(["user"], CALLS[:1], ttl_ms=1000), tmp_path)
     run.advance(ROWS[-1][TIME_COLUMN] + 950)
-    found = {row["user"]: row["n"] for row in state_of(job_of(run.checkpoint()), "op-1").to_pylist()}
+    found = {row["user"]: row["n"] for row in state_of(checkpoint_of(run.checkpoint()), "op-1").to_pylist()}
     last = {user: max(row[TIME_COLUMN] for row in rows) for (user,), rows in by_key(ROWS, "user").items()}
     alive = {user for user, time in last.items() if time + 1000 > ROWS[-1][TIME_COLUMN] + 950}
     assert found == {user: len(rows) for (user,), rows in by_key(ROWS, "user").items() if user in alive}
@@ -229,10 +229,10 @@ def test_running_aggregates_with_a_ttl_are_read_after_what_is_over(tmp_path: Pat
 
 
 def test_deduplicate_gives_the_keys_it_has_seen(tmp_path: Path) -> None:
-    job = job_of(run_of(lambda: Deduplicate(["note"]), tmp_path / "ever", keys=["note"]).checkpoint())
-    assert sorted(state_of(job, "op-1")["note"].to_pylist()) == ["n0", "n1", "n2", "n3", "n4"]
+    checkpoint = checkpoint_of(run_of(lambda: Deduplicate(["note"]), tmp_path / "ever", keys=["note"]).checkpoint())
+    assert sorted(state_of(checkpoint, "op-1")["note"].to_pylist()) == ["n0", "n1", "n2", "n3", "n4"]
     within = run_of(lambda: Deduplicate(["note"], 100_000), tmp_path / "within", keys=["note"], parallelism=2)
-    table = state_of(job_of(within.checkpoint()), "op-1", "n3")
+    table = state_of(checkpoint_of(within.checkpoint()), "op-1", "n3")
     assert table.to_pylist() == [{"note": "n3", "passed_at": at(ROWS[3][TIME_COLUMN])}]
 
 
@@ -241,7 +241,7 @@ def test_reduce_gives_its_rows_without_its_function(tmp_path: Path) -> None:
         return {**row, "x": so_far["x"] + row["x"]}
 
     run = run_of(lambda: Reduce(["user"], longest), tmp_path, parallelism=2)
-    table = state_of(job_of(run.checkpoint()), "op-1", "u4")
+    table = state_of(checkpoint_of(run.checkpoint()), "op-1", "u4")
     mine = by_key(ROWS, "user")["u4",]
     want = {**mine[-1], "x": sum(row["x"] for row in mine)}
     del want[TIME_COLUMN]
@@ -251,7 +251,7 @@ def test_reduce_gives_its_rows_without_its_function(tmp_path: Path) -> None:
 def test_rows_that_wait_for_their_turn_are_read(tmp_path: Path) -> None:
     run = run_of(lambda: EventOrder(("user",)), tmp_path, parallelism=2)
     run.advance(1500)
-    table = state_of(job_of(run.checkpoint()), "op-1")
+    table = state_of(checkpoint_of(run.checkpoint()), "op-1")
     assert sorted(table["x"].to_pylist()) == sorted(row["x"] for row in ROWS if row[TIME_COLUMN] >= 1500)
     assert TIME_COLUMN not in table.schema.names
 
@@ -278,7 +278,7 @@ class Together:
 def test_of_a_users_function_the_state_is_given_as_json(tmp_path: Path) -> None:
     calls = [AggregateColumn("mine", "user", "x", function=Together()), AggregateColumn("n", "count")]
     run = run_of(lambda: WindowAggregate(TumblingWindow(10_000), ["user"], calls), tmp_path)
-    (row,) = state_of(job_of(run.checkpoint()), "op-1", "u2").to_pylist()
+    (row,) = state_of(checkpoint_of(run.checkpoint()), "op-1", "u2").to_pylist()
     mine = by_key(ROWS, "user")["u2",]
     assert json.loads(row["mine"])["sum"] == sum(each["x"] for each in mine)
     assert row["n"] == len(mine)
@@ -294,7 +294,7 @@ def test_of_windows_that_share_rows_the_states_of_their_slices_are_given(tmp_pat
     ]
     run = run_of(lambda: WindowAggregate(window, ["user"], calls), tmp_path, parallelism=2)
     run.advance(900)
-    found = state_of(job_of(run.checkpoint()), "op-1").to_pylist()
+    found = state_of(checkpoint_of(run.checkpoint()), "op-1").to_pylist()
     several = 0
     for row in found:
         mine = json.loads(row["mine"])
@@ -305,39 +305,45 @@ def test_of_windows_that_share_rows_the_states_of_their_slices_are_given(tmp_pat
 
 
 def test_a_key_is_given_as_a_value_or_as_text(tmp_path: Path) -> None:
-    job = job_of(run_of(lambda: RunningAggregate(["user", "shop"], CALLS[:1]), tmp_path, parallelism=2).checkpoint())
+    checkpoint = checkpoint_of(
+        run_of(lambda: RunningAggregate(["user", "shop"], CALLS[:1]), tmp_path, parallelism=2).checkpoint()
+    )
     want = [{"user": "u4", "shop": 1, "n": len(by_key(ROWS, "user", "shop")["u4", 1])}]
     for key in (["u4", 1], ("u4", "1"), '["u4", 1]', '["u4", "1"]'):
-        assert state_of(job, "op-1", key).to_pylist() == want
-    nobody = state_of(job, "op-1", [None, 1])
+        assert state_of(checkpoint, "op-1", key).to_pylist() == want
+    nobody = state_of(checkpoint, "op-1", [None, 1])
     assert nobody["n"].to_pylist() == [len(by_key(ROWS, "user", "shop")[None, 1])]
-    assert state_of(job, "op-1", ["nobody", 1]).num_rows == 0
-    assert state_of(job, "op-1", ["nobody", 1]).schema.names == ["user", "shop", "n"]
+    assert state_of(checkpoint, "op-1", ["nobody", 1]).num_rows == 0
+    assert state_of(checkpoint, "op-1", ["nobody", 1]).schema.names == ["user", "shop", "n"]
     with pytest.raises(UserError, match="a key of op-1 is 2 values: user, shop"):
-        state_of(job, "op-1", "u4")
+        state_of(checkpoint, "op-1", "u4")
     with pytest.raises(UserError, match="shop, a key of op-1, is int32, and cannot be 'one'"):
-        state_of(job, "op-1", ["u4", "one"])
+        state_of(checkpoint, "op-1", ["u4", "one"])
 
 
 def test_operators_are_listed_with_about_how_much_they_keep(tmp_path: Path) -> None:
-    job = job_of(run_of(lambda: RunningAggregate(["user"], CALLS[:1]), tmp_path, parallelism=2).checkpoint())
-    assert operators_of(job) == [OperatorInfo("op-1", "what it does", "running aggregate", len(by_key(ROWS, "user")))]
+    checkpoint = checkpoint_of(
+        run_of(lambda: RunningAggregate(["user"], CALLS[:1]), tmp_path, parallelism=2).checkpoint()
+    )
+    assert operators_of(checkpoint) == [
+        OperatorInfo("op-1", "what it does", "running aggregate", len(by_key(ROWS, "user")))
+    ]
 
 
 def test_who_is_not_there_or_keeps_nothing_is_a_users_mistake(tmp_path: Path) -> None:
-    job = job_of(run_of(lambda: RunningAggregate(["user"], CALLS[:1]), tmp_path).checkpoint())
+    checkpoint = checkpoint_of(run_of(lambda: RunningAggregate(["user"], CALLS[:1]), tmp_path).checkpoint())
     with pytest.raises(UserError, match=r"checkpoint 7 has no operator or agent 'totals' \(there are op-1\)"):
-        state_of(job, "totals")
+        state_of(checkpoint, "totals")
     with pytest.raises(UserError, match=r"filter-1 keeps no state \(with state there are op-1\)"):
-        state_of(job, "filter-1")
-    job.tasks["window-1/0"].meta["operators"]["op-1"]["reader"] = {}
+        state_of(checkpoint, "filter-1")
+    checkpoint.tasks["window-1/0"].meta["operators"]["op-1"]["reader"] = {}
     with pytest.raises(UserError, match="the state of op-1 cannot be read from outside"):
-        state_of(job, "op-1")
+        state_of(checkpoint, "op-1")
 
 
 def test_an_operator_without_rows_gives_no_rows_with_its_columns(tmp_path: Path) -> None:
     run = OperatorRun(lambda: WindowAggregate(TumblingWindow(500), ["user"], CALLS), SCHEMA, ["user"], tmp_path)
-    table = state_of(job_of(run.checkpoint()), "op-1")
+    table = state_of(checkpoint_of(run.checkpoint()), "op-1")
     assert table.num_rows == 0
     assert table.schema.names == ["user", "window_start", "window_end", "n", "total", "spread"]
 
@@ -371,8 +377,8 @@ def sides_of(table: pa.Table) -> dict[str, list[dict[str, Any]]]:
 
 @pytest.mark.parametrize("parallelism", [1, 3])
 def test_a_join_gives_the_rows_of_both_sides(tmp_path: Path, parallelism: int) -> None:
-    job = job_of(joined(lambda: Join(SIDES, "full"), tmp_path, parallelism).checkpoint())
-    table = state_of(job, "op-1")
+    checkpoint = checkpoint_of(joined(lambda: Join(SIDES, "full"), tmp_path, parallelism).checkpoint())
+    table = state_of(checkpoint, "op-1")
     assert table.schema.names == ["side", "user", "shop", "x", "note", "city"]
     found = sides_of(table)
     assert in_order(found["left"]) == in_order([{**row, "city": None} for row in users(ROWS)])
@@ -380,10 +386,10 @@ def test_a_join_gives_the_rows_of_both_sides(tmp_path: Path, parallelism: int) -
     assert in_order(found["right"]) == in_order(
         [{**nothing, "shop": row["number"], "city": row["city"]} for row in CITIES]
     )
-    one = sides_of(state_of(job, "op-1", "2"))
+    one = sides_of(state_of(checkpoint, "op-1", "2"))
     assert in_order(one["left"]) == in_order([{**row, "city": None} for row in users(ROWS) if row["shop"] == 2])
     assert [row["city"] for row in one["right"]] == ["c2"]
-    assert [(each.kind, each.rows) for each in operators_of(job)] == [("join", len(ROWS) + len(CITIES))]
+    assert [(each.kind, each.rows) for each in operators_of(checkpoint)] == [("join", len(ROWS) + len(CITIES))]
 
 
 @pytest.mark.parametrize(
@@ -396,19 +402,19 @@ def test_a_join_gives_the_rows_of_both_sides(tmp_path: Path, parallelism: int) -
     ],
 )
 def test_joins_by_time_give_what_can_still_meet(tmp_path: Path, make: Any, kind: str, left: int, right: int) -> None:
-    job = job_of(joined(make, tmp_path, 2, watermark=1200).checkpoint())
-    found = sides_of(state_of(job, "op-1"))
+    checkpoint = checkpoint_of(joined(make, tmp_path, 2, watermark=1200).checkpoint())
+    found = sides_of(state_of(checkpoint, "op-1"))
     kept = [{**row, "city": None} for row, whole in zip(users(ROWS), ROWS, strict=True) if whole[TIME_COLUMN] >= left]
     assert in_order([{name: row[name] for name in kept[0]} for row in found["left"]]) == in_order(kept)
     assert sorted(row["city"] for row in found.get("right", [])) == [
         row["city"] for row in CITIES if row[TIME_COLUMN] >= right
     ]
-    assert [each.kind for each in operators_of(job)] == [kind]
+    assert [each.kind for each in operators_of(checkpoint)] == [kind]
 
 
 def test_a_lookup_gives_its_table(tmp_path: Path) -> None:
-    job = job_of(joined(lambda: TableLookup(SIDES, "left"), tmp_path, 2).checkpoint())
-    assert sorted(state_of(job, "op-1").select(["side", "shop", "city"]).to_pylist(), key=repr) == [
+    checkpoint = checkpoint_of(joined(lambda: TableLookup(SIDES, "left"), tmp_path, 2).checkpoint())
+    assert sorted(state_of(checkpoint, "op-1").select(["side", "shop", "city"]).to_pylist(), key=repr) == [
         {"side": "right", "shop": row["number"], "city": row["city"]} for row in CITIES
     ]
 
@@ -432,7 +438,7 @@ def changed(make: Any, tmp_path: Path, keys: list[str], **options: Any) -> Opera
 def test_groups_are_read_as_they_stand(tmp_path: Path, changes: bool) -> None:
     calls = [*CALLS[:2], AggregateColumn("most", "max", "x"), AggregateColumn("notes", "count_distinct", "note")]
     fill, rows = (changed, LEFT) if changes else (run_of, ROWS)
-    job = job_of(
+    checkpoint = checkpoint_of(
         fill(
             lambda: GroupAggregate(["user"], calls, changes=changes), tmp_path, keys=["user"], parallelism=2
         ).checkpoint()
@@ -447,31 +453,35 @@ def test_groups_are_read_as_they_stand(tmp_path: Path, changes: bool) -> None:
         }
         for (user,), mine in by_key(rows, "user").items()
     ]
-    assert in_order(state_of(job, "op-1").to_pylist()) == in_order(want)
-    assert state_of(job, "op-1", "u3").to_pylist() == [row for row in want if row["user"] == "u3"]
-    assert [(each.kind, each.rows) for each in operators_of(job)] == [("groups", len(want))]
+    assert in_order(state_of(checkpoint, "op-1").to_pylist()) == in_order(want)
+    assert state_of(checkpoint, "op-1", "u3").to_pylist() == [row for row in want if row["user"] == "u3"]
+    assert [(each.kind, each.rows) for each in operators_of(checkpoint)] == [("groups", len(want))]
 
 
 def test_of_a_users_function_over_changes_the_rows_are_given(tmp_path: Path) -> None:
     calls = [AggregateColumn("mine", "user", "x", function=Together())]
-    job = job_of(changed(lambda: GroupAggregate(["user"], calls, changes=True), tmp_path, ["user"]).checkpoint())
-    (row,) = state_of(job, "op-1", "u2").to_pylist()
+    checkpoint = checkpoint_of(
+        changed(lambda: GroupAggregate(["user"], calls, changes=True), tmp_path, ["user"]).checkpoint()
+    )
+    (row,) = state_of(checkpoint, "op-1", "u2").to_pylist()
     assert sorted(json.loads(row["mine"])) == [each["x"] for each in LEFT if each["user"] == "u2"]
 
 
 @pytest.mark.parametrize("changes", [False, True])
 def test_an_upsert_gives_the_row_of_each_key(tmp_path: Path, changes: bool) -> None:
     fill, rows = (changed, LEFT) if changes else (run_of, ROWS)
-    job = job_of(fill(lambda: Upsert(["user"], changes=changes), tmp_path, keys=["user"], parallelism=2).checkpoint())
+    checkpoint = checkpoint_of(
+        fill(lambda: Upsert(["user"], changes=changes), tmp_path, keys=["user"], parallelism=2).checkpoint()
+    )
     last = {row["user"]: row for row in rows}
-    assert in_order(state_of(job, "op-1").to_pylist()) == in_order(users(list(last.values())))
-    assert state_of(job, "op-1", "u5").to_pylist() == users([last["u5"]])
+    assert in_order(state_of(checkpoint, "op-1").to_pylist()) == in_order(users(list(last.values())))
+    assert state_of(checkpoint, "op-1", "u5").to_pylist() == users([last["u5"]])
 
 
 def test_materialized_rows_are_read_before_they_come_out(tmp_path: Path) -> None:
-    job = job_of(changed(lambda: Materialize(["user"]), tmp_path, ["user"], parallelism=2).checkpoint())
-    assert in_order(state_of(job, "op-1").to_pylist()) == in_order(users(LEFT))
-    whole = job_of(changed(Materialize, tmp_path / "whole", []).checkpoint())
+    checkpoint = checkpoint_of(changed(lambda: Materialize(["user"]), tmp_path, ["user"], parallelism=2).checkpoint())
+    assert in_order(state_of(checkpoint, "op-1").to_pylist()) == in_order(users(LEFT))
+    whole = checkpoint_of(changed(Materialize, tmp_path / "whole", []).checkpoint())
     assert in_order(state_of(whole, "op-1").to_pylist()) == in_order(users(LEFT))
     with pytest.raises(UserError, match="op-1 has no keys"):
         state_of(whole, "op-1", "u1")
@@ -481,20 +491,22 @@ def test_materialized_rows_are_read_before_they_come_out(tmp_path: Path) -> None
 
 
 def test_a_top_n_gives_the_rows_that_it_keeps(tmp_path: Path) -> None:
-    job = job_of(run_of(lambda: TopN(["user"], 2, [("x", True)], rank="place"), tmp_path, parallelism=2).checkpoint())
+    checkpoint = checkpoint_of(
+        run_of(lambda: TopN(["user"], 2, [("x", True)], rank="place"), tmp_path, parallelism=2).checkpoint()
+    )
     best = {user: sorted(rows, key=lambda row: -row["x"])[:2] for (user,), rows in by_key(ROWS, "user").items()}
-    assert in_order(state_of(job, "op-1").to_pylist()) == in_order(
+    assert in_order(state_of(checkpoint, "op-1").to_pylist()) == in_order(
         users([row for rows in best.values() for row in rows])
     )
-    assert state_of(job, "op-1", "u6").to_pylist() == users(best["u6"])
+    assert state_of(checkpoint, "op-1", "u6").to_pylist() == users(best["u6"])
     all_of_them = changed(lambda: TopN(["user"], 2, [("x", True)], changes=True), tmp_path / "all", ["user"])
-    assert in_order(state_of(job_of(all_of_them.checkpoint()), "op-1").to_pylist()) == in_order(users(LEFT))
+    assert in_order(state_of(checkpoint_of(all_of_them.checkpoint()), "op-1").to_pylist()) == in_order(users(LEFT))
 
 
 def test_a_top_n_of_windows_gives_those_that_are_open(tmp_path: Path) -> None:
     run = run_of(lambda: WindowTopN(HoppingWindow(600, 200), ["user"], 2, [("x", True)], rank="place"), tmp_path)
     run.advance(1000)
-    table = state_of(job_of(run.checkpoint()), "op-1")
+    table = state_of(checkpoint_of(run.checkpoint()), "op-1")
     before = len(run.batches)
     run.end()
     rest = [row for batch in run.batches[before:] for row in batch.taken().to_pylist()]
@@ -508,21 +520,21 @@ def test_over_gives_the_aggregates_after_the_newest_row(tmp_path: Path, frame: A
     run = OperatorRun(lambda: Over(["user"], columns, **frame), SCHEMA, ["user"], tmp_path, 2)
     rows = sorted(ROWS, key=lambda row: row[TIME_COLUMN])
     run.feed(pa.RecordBatch.from_pylist(rows, schema=SCHEMA), 37)
-    job = job_of(run.checkpoint())
+    checkpoint = checkpoint_of(run.checkpoint())
     newest = {}
     for row in run.results:
         newest[row["user"]] = {name: row[name] for name in ("user", "n", "total")}
     held = [] if "preceding_ms" not in frame else [rows[-1]["user"]]  # the newest row waits for others of its time
-    found = {row["user"]: row for row in state_of(job, "op-1").to_pylist()}
+    found = {row["user"]: row for row in state_of(checkpoint, "op-1").to_pylist()}
     assert {user: found[user] for user in newest if user not in held} == {u: newest[u] for u in newest if u not in held}
     assert found.keys() == newest.keys()
-    assert state_of(job, "op-1", "u4").to_pylist() == [found["u4"]]
+    assert state_of(checkpoint, "op-1", "u4").to_pylist() == [found["u4"]]
 
 
 def test_over_without_aggregates_gives_how_many_rows_there_were(tmp_path: Path) -> None:
     run = OperatorRun(lambda: Over(["user"], [OverColumn("place", "row_number")]), SCHEMA, ["user"], tmp_path)
     run.feed(pa.RecordBatch.from_pylist(sorted(ROWS, key=lambda row: row[TIME_COLUMN]), schema=SCHEMA))
-    found = {row["user"]: row["rows"] for row in state_of(job_of(run.checkpoint()), "op-1").to_pylist()}
+    found = {row["user"]: row["rows"] for row in state_of(checkpoint_of(run.checkpoint()), "op-1").to_pylist()}
     assert found == {user: len(rows) for (user,), rows in by_key(ROWS, "user").items()}
 
 
@@ -533,12 +545,12 @@ def test_a_pattern_gives_its_partial_matches(tmp_path: Path) -> None:
     )
     rows = sorted(ROWS, key=lambda row: row[TIME_COLUMN])
     run.feed(pa.RecordBatch.from_pylist(rows, schema=SCHEMA), 37)
-    job = job_of(run.checkpoint())
-    found = state_of(job, "op-1", "u3").to_pylist()
+    checkpoint = checkpoint_of(run.checkpoint())
+    found = state_of(checkpoint, "op-1", "u3").to_pylist()
     low = next(row for row in rows if row["user"] == "u3" and row["x"] < 1)
     high = sum(row["user"] == "u3" and row["x"] >= 40 for row in rows)
     assert {"user": "u3", "match_start": at(low[TIME_COLUMN]), "step": "high", "rows": 1 + high} in found
-    assert sum(each.rows or 0 for each in operators_of(job)) == state_of(job, "op-1").num_rows
+    assert sum(each.rows or 0 for each in operators_of(checkpoint)) == state_of(checkpoint, "op-1").num_rows
 
 
 def test_a_process_step_gives_what_its_function_keeps(tmp_path: Path) -> None:
@@ -549,16 +561,16 @@ def test_a_process_step_gives_what_its_function_keeps(tmp_path: Path) -> None:
         ctx.timers.event(ctx.timestamp + 1_000_000)
 
     spec = process_spec(seen, schema={"n": "int64"}, on_timer=lambda timer, ctx: None)
-    job = job_of(run_of(lambda: process_operator(["user"], spec), tmp_path, parallelism=2).checkpoint())
+    checkpoint = checkpoint_of(run_of(lambda: process_operator(["user"], spec), tmp_path, parallelism=2).checkpoint())
     mine = by_key(ROWS, "user")["u1",]
-    found = {row["name"]: json.loads(row["value"]) for row in state_of(job, "op-1", "u1").to_pylist()}
+    found = {row["name"]: json.loads(row["value"]) for row in state_of(checkpoint, "op-1", "u1").to_pylist()}
     shops = {shop: len(rows) for (shop,), rows in by_key(mine, "shop").items()}
     assert found == {
         "last": mine[-1]["x"],
         "notes": [row["note"] for row in mine],
         "shops": [[k, v] for k, v in shops.items()],
     }
-    assert state_of(job, "op-1").num_rows == 3 * len(by_key(ROWS, "user"))
+    assert state_of(checkpoint, "op-1").num_rows == 3 * len(by_key(ROWS, "user"))
 
 
 async def _never(argument: Any) -> Any:
@@ -579,11 +591,11 @@ def test_of_async_calls_the_rows_in_flight_are_given(tmp_path: Path, make: Any, 
     held.process(Batch(pa.RecordBatch.from_pylist(ROWS[1:9], schema=SCHEMA)))
     facts, state = held.snapshot()
     state.save(tmp_path)
-    job = job_of([Saved(tmp_path, json.loads(json.dumps(facts)))])
-    assert state_of(job, "op-1").to_pylist() == users(ROWS[1:9])
-    assert operators_of(job) == [OperatorInfo("op-1", "what it does", kind, 8)]
+    checkpoint = checkpoint_of([Saved(tmp_path, json.loads(json.dumps(facts)))])
+    assert state_of(checkpoint, "op-1").to_pylist() == users(ROWS[1:9])
+    assert operators_of(checkpoint) == [OperatorInfo("op-1", "what it does", kind, 8)]
     with pytest.raises(UserError, match="op-1 has no keys"):
-        state_of(job, "op-1", "u1")
+        state_of(checkpoint, "op-1", "u1")
 
 
 @pytest.mark.parametrize(
@@ -594,9 +606,9 @@ def test_of_async_calls_the_rows_in_flight_are_given(tmp_path: Path, make: Any, 
     ],
 )
 def test_what_keeps_no_rows_says_so(tmp_path: Path, make: Any, what: str) -> None:
-    job = job_of(OperatorRun(make, CHANGES, [], tmp_path).checkpoint())
+    checkpoint = checkpoint_of(OperatorRun(make, CHANGES, [], tmp_path).checkpoint())
     with pytest.raises(UserError, match=f"op-1 keeps no rows, only {what}"):
-        state_of(job, "op-1")
+        state_of(checkpoint, "op-1")
 
 
 # Agents
@@ -625,24 +637,24 @@ def backend_of(kind: str, tmp_path: Path, clock: ManualClock, **config: Any) -> 
     return RocksDBBackend(BackendConfig("rocksdb", tmp_path / "db", **config), clock=clock)
 
 
-async def job_of_agents(backend: Any, directory: Path) -> Job:
+async def checkpoint_of_agents(backend: Any, directory: Path) -> Checkpoint:
     snapshot = await backend.snapshot()
     await snapshot.save(directory)
     await backend.close()
     meta = {"agents": {"bank": {}, "shop.clicks": {}}, "sources": {}, "ended": False}
-    return Job({"agents": Task(meta, {"state": "states/0"})}, {("agents", "state"): directory})
+    return Checkpoint({"agents": Task(meta, {"state": "states/0"})}, {("agents", "state"): directory})
 
 
 @pytest.mark.parametrize("kind", ["memory", "rocksdb"])
 async def test_agents_state_is_read_decoded(tmp_path: Path, kind: str) -> None:
     backend = backend_of(kind, tmp_path, ManualClock())
     await fill(backend)
-    job = await job_of_agents(backend, tmp_path / "saved")
-    assert [(each.id, each.kind, each.rows) for each in operators_of(job)] == [
+    checkpoint = await checkpoint_of_agents(backend, tmp_path / "saved")
+    assert [(each.id, each.kind, each.rows) for each in operators_of(checkpoint)] == [
         ("bank", "agent", None),
         ("shop.clicks", "agent", None),
     ]
-    bank = state_of(job, "bank")
+    bank = state_of(checkpoint, "bank")
     assert bank.schema.names == ["namespace", "record_key", "key", "value"]
     assert in_order(bank.to_pylist()) == in_order(
         [
@@ -651,10 +663,12 @@ async def test_agents_state_is_read_decoded(tmp_path: Path, kind: str) -> None:
             {"namespace": "bank/default", "record_key": "acc2", "key": "seen", "value": "5"},
         ]
     )
-    seen = state_of(job, "bank/default", "acc2")
+    seen = state_of(checkpoint, "bank/default", "acc2")
     assert seen.to_pylist() == [{"namespace": "bank/default", "record_key": "acc2", "key": "seen", "value": 5}]
     assert seen.schema.field("value").type == pa.int64()
-    shared = {(row["namespace"], row["key"]): json.loads(row["value"]) for row in state_of(job, "clicks").to_pylist()}
+    shared = {
+        (row["namespace"], row["key"]): json.loads(row["value"]) for row in state_of(checkpoint, "clicks").to_pylist()
+    }
     assert shared == {
         ("pages", '"/"'): 1,
         ("pages", '"/docs"'): 2.5,
@@ -662,12 +676,12 @@ async def test_agents_state_is_read_decoded(tmp_path: Path, kind: str) -> None:
         ("shops", '"c"'): {"south": 1, "west": 2},
         ("shops", "9"): [[3, "three"]],
     }
-    assert state_of(job, "shops", "9")["value"].to_pylist() == ['[[3,"three"]]']
-    assert state_of(job, "pages", '["a", 1]').num_rows == 1
-    assert state_of(job, "pages", ("a", 1)).num_rows == 1
-    assert state_of(job, "pages", "nobody").num_rows == 0
+    assert state_of(checkpoint, "shops", "9")["value"].to_pylist() == ['[[3,"three"]]']
+    assert state_of(checkpoint, "pages", '["a", 1]').num_rows == 1
+    assert state_of(checkpoint, "pages", ("a", 1)).num_rows == 1
+    assert state_of(checkpoint, "pages", "nobody").num_rows == 0
     with pytest.raises(UserError, match=r"no operator or agent 'page'.*bank, shop\.clicks.*pages"):
-        state_of(job, "page")
+        state_of(checkpoint, "page")
 
 
 @pytest.mark.parametrize("kind", ["memory", "rocksdb"])
@@ -678,35 +692,35 @@ async def test_what_had_expired_at_the_checkpoint_is_not_there(tmp_path: Path, k
     clock.advance(6)
     await ValueState(backend, "pages").put("young", 2)
     clock.advance(2)
-    job = await job_of_agents(backend, tmp_path / "saved")
-    job.created_ms = round(clock.time() * 1000) + 3000
-    assert state_of(job, "clicks").to_pylist() == [{"namespace": "pages", "key": "young", "value": 2}]
+    checkpoint = await checkpoint_of_agents(backend, tmp_path / "saved")
+    checkpoint.created_ms = round(clock.time() * 1000) + 3000
+    assert state_of(checkpoint, "clicks").to_pylist() == [{"namespace": "pages", "key": "young", "value": 2}]
 
 
 def test_a_backend_of_the_users_own_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "mine.bin").write_bytes(b"?")
-    job = Job({"agents": Task({"agents": {"bank": {}}}, {"state": "s"})}, {("agents", "state"): tmp_path})
+    checkpoint = Checkpoint({"agents": Task({"agents": {"bank": {}}}, {"state": "s"})}, {("agents", "state"): tmp_path})
     with pytest.raises(
         UserError, match="the state of bank cannot be read from outside: its backend is the program's own"
     ):
-        state_of(job, "bank")
+        state_of(checkpoint, "bank")
     (tmp_path / "state.arrow").write_bytes(b"broken")
     with pytest.raises(CorruptCheckpoint, match=r"state\.arrow"):
-        state_of(job, "bank")
+        state_of(checkpoint, "bank")
 
 
 def test_agents_without_a_backend_keep_no_state() -> None:
-    job = Job({"agents": Task({"agents": {"bank": {}}})})
+    checkpoint = Checkpoint({"agents": Task({"agents": {"bank": {}}})})
     with pytest.raises(UserError, match="agent bank keeps no state"):
-        state_of(job, "bank")
+        state_of(checkpoint, "bank")
 
 
 async def test_nothing_is_written_by_reading(tmp_path: Path) -> None:
     backend = backend_of("rocksdb", tmp_path, ManualClock())
     await fill(backend)
-    job = await job_of_agents(backend, tmp_path / "saved")
+    checkpoint = await checkpoint_of_agents(backend, tmp_path / "saved")
     before = {path: path.stat().st_mtime_ns for path in sorted((tmp_path / "saved").rglob("*"))}
-    state_of(job, "bank")
+    state_of(checkpoint, "bank")
     assert {path: path.stat().st_mtime_ns for path in sorted((tmp_path / "saved").rglob("*"))} == before
 
 
@@ -725,12 +739,12 @@ async def test_nothing_is_written_by_reading(tmp_path: Path) -> None:
     ],
 )
 def test_figures_of_another_kind_are_a_corrupt_checkpoint(tmp_path: Path, facts: Any) -> None:
-    job = job_of(run_of(lambda: RunningAggregate(["user"], CALLS[:2]), tmp_path).checkpoint())
-    kept = job.tasks["window-1/0"].meta["operators"]["op-1"]
+    checkpoint = checkpoint_of(run_of(lambda: RunningAggregate(["user"], CALLS[:2]), tmp_path).checkpoint())
+    kept = checkpoint.tasks["window-1/0"].meta["operators"]["op-1"]
     for name, value in facts.items():
         kept[name] = {**kept[name], **value} if isinstance(value, dict) and value else value
     with pytest.raises(UserError, match=r"checkpoint 7: \w+|cannot be read from outside|there should be"):
-        (*operators_of(job), state_of(job, "op-1"))
+        (*operators_of(checkpoint), state_of(checkpoint, "op-1"))
 
 
 @pytest.mark.parametrize(
@@ -758,5 +772,5 @@ def test_offsets_that_lead_out_of_a_file_of_state_are_a_corrupt_checkpoint(
     for at in places:
         path.write_bytes(data[:at] + struct.pack("<ii", 0, 1 << 30) + data[at + 8 :])
         with pytest.raises(CorruptCheckpoint, match=re.escape(str(path))):
-            state_of(job_of(saved), "op-1")
+            state_of(checkpoint_of(saved), "op-1")
     assert places

@@ -226,7 +226,7 @@ async def test_an_address_that_is_taken_is_told():
             await here.listener.open("127.0.0.1", taken.getsockname()[1], None)
 
 
-async def test_tls_takes_who_has_a_certificate_of_the_jobs_authority(tmp_path):
+async def test_tls_takes_who_has_a_certificate_of_the_apps_authority(tmp_path):
     ours, theirs = Authority("app"), Authority("others")
     good = folder(tmp_path / "good", ours)
     untrusted = folder(tmp_path / "untrusted", theirs, ours)

@@ -56,18 +56,18 @@ async def results(app, workers=None):
         open_sink=lambda topic, format: open_sink(topic, app.broker, {}, format),
         parallelism=app.parallelism,
     )
-    jobs = [LocalStreams(app.ends(), settings)] if workers is None else await shares(app, settings, workers)
+    parts = [LocalStreams(app.ends(), settings)] if workers is None else await shares(app, settings, workers)
     try:
-        for job in jobs:
-            await job.open()
-        for job in jobs:
-            if isinstance(job.settings.spread, WorkerShare):
-                job.settings.spread.connect()
-            job.run()
-        await asyncio.wait_for(asyncio.gather(*(job.running for job in jobs)), 20)
+        for part in parts:
+            await part.open()
+        for part in parts:
+            if isinstance(part.settings.spread, WorkerShare):
+                part.settings.spread.connect()
+            part.run()
+        await asyncio.wait_for(asyncio.gather(*(part.running for part in parts)), 20)
     finally:
-        for job in jobs:
-            await job.close()
+        for part in parts:
+            await part.close()
     return Counter(json.dumps(record.value) for record in MemoryBroker.get(app.broker).records("out")[before:])
 
 
@@ -80,17 +80,17 @@ async def shares(app, settings, workers):
     placement = place(whole.plan.stages, workers)
     assert set(placement.values()) == set(range(workers))
     start = Start("1", placement, ["here"] * workers, {}, fingerprint(app.id, whole.plan), None, None, None, {}, [])
-    wires, jobs = Wires(), []
+    wires, parts = Wires(), []
 
     def told(worker, message):
         assert isinstance(message, HasFirst)
-        for job in jobs[:worker] + jobs[worker + 1 :]:
-            job.build.has_first(message.stage, message.task)
+        for part in parts[:worker] + parts[worker + 1 :]:
+            part.build.has_first(message.stage, message.task)
 
     for worker in range(workers):
         share = WorkerShare(app.id, worker, start, wires, lambda message, worker=worker: told(worker, message))
-        jobs.append(LocalStreams(app.ends(), replace(settings, coordinator=Coordinator(), spread=share)))
-    return jobs
+        parts.append(LocalStreams(app.ends(), replace(settings, coordinator=Coordinator(), spread=share)))
+    return parts
 
 
 def filled(url, topic, count, keys=7):

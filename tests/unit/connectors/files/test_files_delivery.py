@@ -595,7 +595,7 @@ def test_a_second_track_on_one_path_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_job_that_begins_finds_the_end_of_an_earlier_one(kind: str, overwrite: bool, tmp_path: Path) -> None:
+def test_an_app_that_begins_finds_the_end_of_an_earlier_one(kind: str, overwrite: bool, tmp_path: Path) -> None:
     place = Place(tmp_path, kind, overwrite=overwrite)
     live(place)
     again = place.sink()
@@ -619,7 +619,7 @@ def test_a_job_that_begins_finds_the_end_of_an_earlier_one(kind: str, overwrite:
 
 
 @pytest.mark.parametrize("kind", ["file parquet", "file ndjson.gz", "folder ndjson", "folder arrow"])
-def test_a_job_that_begins_drops_what_an_earlier_one_left_unfinished(
+def test_an_app_that_begins_drops_what_an_earlier_one_left_unfinished(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = Place(tmp_path, kind, **({"part_bytes": 1000} if kind.startswith("folder") else {}))
@@ -638,7 +638,7 @@ def test_a_job_that_begins_drops_what_an_earlier_one_left_unfinished(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_crashes_while_a_job_begins_with_nothing_leave_nothing_of_the_old(kind: str, tmp_path: Path) -> None:
+def test_crashes_while_an_app_begins_with_nothing_leave_nothing_of_the_old(kind: str, tmp_path: Path) -> None:
     old = Place(tmp_path / "old", kind)
     old.root.mkdir()
     live(old)
@@ -787,7 +787,7 @@ def test_columns_that_are_expected_and_cannot_be_said_are_known_before_a_row_com
     assert place.files() == []
 
 
-def test_a_text_file_that_lost_what_was_delivered_stops_the_job(tmp_path: Path) -> None:
+def test_a_text_file_that_lost_what_was_delivered_stops_the_app(tmp_path: Path) -> None:
     place = Place(tmp_path, "file ndjson")
     sink = place.sink()
     sink.claim(TRACK)
@@ -817,7 +817,7 @@ def test_rows_that_somebody_else_adds_meanwhile_are_not_written_into(tmp_path: P
         sink.deliver(2, [rows(1, 1)])
 
 
-def test_a_damaged_journal_or_token_stops_the_job(tmp_path: Path) -> None:
+def test_a_damaged_journal_or_token_stops_the_app(tmp_path: Path) -> None:
     place = Place(tmp_path, "file parquet")
     sink = place.sink()
     sink.claim(TRACK)

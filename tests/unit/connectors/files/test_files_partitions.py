@@ -284,7 +284,7 @@ def test_a_part_of_which_some_partitions_have_their_files_is_gone_on_with(tmp_pa
     assert len(files_of(tmp_path)) == 6
 
 
-def test_a_job_that_begins_drops_the_unfinished_part_of_all_partitions(tmp_path: Path) -> None:
+def test_an_app_that_begins_drops_the_unfinished_part_of_all_partitions(tmp_path: Path) -> None:
     sink = opened(tmp_path)
     sink.write(Batch(batch(ROWS[:6])))
     sink.flush()

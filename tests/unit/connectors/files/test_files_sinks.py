@@ -143,7 +143,7 @@ def test_rows_that_are_not_flushed_wait_in_bounded_memory(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_complete_file_is_added_to_by_a_job_that_goes_on(tmp_path: Path, overwrite: bool) -> None:
+def test_a_complete_file_is_added_to_by_an_app_that_goes_on(tmp_path: Path, overwrite: bool) -> None:
     """A crash after the file was complete and before the checkpoint was: rows since the last one come again."""
     path = tmp_path / "t.parquet"
     for first in (0, 2):
@@ -176,7 +176,7 @@ def test_a_crash_while_a_complete_file_is_taken_over_loses_nothing(tmp_path: Pat
     assert names(tmp_path) == ["t.parquet"]
 
 
-def test_a_complete_file_is_not_mixed_with_the_rows_of_a_new_job(tmp_path: Path) -> None:
+def test_a_complete_file_is_not_mixed_with_the_rows_of_a_new_app(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     sink = opened(ParquetSink(path))
     sink.write(rows(0, 3))
@@ -191,7 +191,7 @@ def test_a_complete_file_is_not_mixed_with_the_rows_of_a_new_job(tmp_path: Path)
 
 
 @pytest.mark.parametrize("path", ["t.parquet", "t.ndjson.gz", "parts/"])
-def test_a_job_that_begins_drops_what_an_earlier_run_left_unfinished(
+def test_an_app_that_begins_drops_what_an_earlier_run_left_unfinished(
     path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As when a worker is killed before its first checkpoint is complete."""
@@ -229,7 +229,7 @@ def test_overwrite_replaces_a_file_when_the_new_one_is_complete(tmp_path: Path) 
     assert parquet(path) == [10, 11, 12]
 
 
-def test_overwrite_does_not_empty_the_file_of_a_job_that_has_ended(tmp_path: Path) -> None:
+def test_overwrite_does_not_empty_the_file_of_an_app_that_has_ended(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     for write in (True, False):
         sink = ParquetSink(path, overwrite=True)

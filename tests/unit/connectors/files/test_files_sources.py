@@ -133,7 +133,7 @@ def test_readers_stopped_after_every_batch_give_each_line_once(
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["the checkpoint names its chunks", "as checkpoints were before"])
-def test_a_job_goes_on_with_the_chunks_of_its_checkpoint(tmp_path: Path, named: bool) -> None:
+def test_an_app_goes_on_with_the_chunks_of_its_checkpoint(tmp_path: Path, named: bool) -> None:
     path = tmp_path / "rows.ndjson"
     path.write_text("".join(f'{{"n":{n}}}\n' for n in range(2_000)))
     positions: Positions = {}

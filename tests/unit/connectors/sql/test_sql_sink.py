@@ -342,7 +342,7 @@ def test_a_database_that_another_writes_may_be_tried_again(path: Path, monkeypat
     assert query(path, "SELECT * FROM results") == [(1,), (2,)]
 
 
-def test_a_token_that_somebody_deleted_stops_the_job(path: Path) -> None:
+def test_a_token_that_somebody_deleted_stops_the_app(path: Path) -> None:
     sink = SqlSink(f"sqlite://{path}", "results")
     sink.claim(TRACK)
     sink.deliver(1, [pa.record_batch({"n": [1]})])

@@ -779,7 +779,7 @@ def test_with_another_parallelism_each_row_in_flight_has_one_owner(loop, tmp_pat
 
 
 @pytest.mark.parametrize("now", [1, 2, 3])
-def test_a_drained_job_that_goes_on_begins_time_anew(loop, tmp_path, now):
+def test_a_drained_app_that_goes_on_begins_time_anew(loop, tmp_path, now):
     """With another parallelism the end of time came back as a watermark, and all rows after it were late."""
     saved = []
     for subtask in range(2):
@@ -1290,7 +1290,7 @@ def test_rows_that_are_skipped_go_to_the_dead_letter_sink(tmp_path):
     assert {letter.facts["agent"].split("/")[0] for letter in letters} == {"picky"}
 
 
-def test_all_of_a_job_is_told_to_people(loop):
+def test_all_of_an_app_is_told_to_people(loop):
     run = mapping(loop, Service(loop))
     run.feed(rows(1, 2))
     figures = run.operator.statistics()

@@ -494,7 +494,7 @@ def test_an_engine_serves_one_event_loop_after_the_other():
 # -- failures -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_call_that_fails_ends_the_job_with_the_model_s_error(loop):
+def test_a_call_that_fails_ends_the_app_with_the_model_s_error(loop):
     error = AuthenticationFailed("the key is wrong", provider="openai", model="gpt", request_id="req-1")
     model = Model(loop, lambda prompt: error)
     run = Prompts(model, loop)

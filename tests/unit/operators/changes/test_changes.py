@@ -291,7 +291,7 @@ def test_a_changelog_says_what_each_row_is():
     assert found[0].offsets == {("t", 0): 4}
 
 
-def test_the_log_of_a_drained_job_that_goes_on_begins_time_anew(tmp_path: Path) -> None:
+def test_the_log_of_a_drained_app_that_goes_on_begins_time_anew(tmp_path: Path) -> None:
     """Its rows had the end of time as theirs, until the first watermark came."""
 
     def logged(run: OperatorRun, time: int) -> int:

@@ -1083,7 +1083,7 @@ def test_timers_of_other_keys_are_no_state_of_this_program(run: Any) -> None:
         other.parts[0].restore(made.checkpoint())
 
 
-def test_a_drained_job_that_goes_on_begins_time_anew(run: Any) -> None:
+def test_a_drained_app_that_goes_on_begins_time_anew(run: Any) -> None:
     made = run(program, on_timer=as_timers_fire, sides={"aside": {"op": "int64"}})
     made.feed(rows_of([("a", 0, 5, 100)]))
     made.end()

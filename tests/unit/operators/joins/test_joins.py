@@ -587,7 +587,7 @@ def test_rows_that_a_checkpoint_has_already_are_not_written_again(tmp_path: Path
 
 
 @pytest.mark.parametrize("parallelism", [1, 2])
-def test_a_drained_job_that_goes_on_begins_time_anew(tmp_path: Path, parallelism: int) -> None:
+def test_a_drained_app_that_goes_on_begins_time_anew(tmp_path: Path, parallelism: int) -> None:
     """Rows of a right side without event time have the watermark as theirs, which was at the end of time."""
     untimed = RIGHT.remove(RIGHT.get_field_index(TIME_COLUMN))
     run = OperatorRun(lambda: Join(SIDES, "inner"), LEFT, ["k"], tmp_path, right=untimed, right_keys=["rk"])

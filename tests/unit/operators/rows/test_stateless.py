@@ -116,7 +116,7 @@ def test_filter_does_not_look_at_rows_that_are_filtered_already_where_looking_co
         run(Filter(predicate), Batch(data, OFFSETS, "pay"))
 
 
-def test_a_far_value_in_a_row_that_is_filtered_already_does_not_end_the_job() -> None:
+def test_a_far_value_in_a_row_that_is_filtered_already_does_not_end_the_app() -> None:
     data = pa.record_batch(
         {"a": pa.array([1, 32503680000000, 2], pa.timestamp("ms")), "b": pa.array([1, 1, 1], pa.duration("ns"))}
     )

@@ -148,7 +148,7 @@ def windows_of(time: int, window: Any, step: int) -> Iterator[tuple[int, int]]:
     return ((end - window.size_ms, end) for end in range(pane + step, pane + window.size_ms + 1, step))
 
 
-class Job:
+class Subtasks:
     """Subtasks of one WindowAggregate, as the runtime runs them: rows split by key group, watermarks to all."""
 
     def __init__(
@@ -221,23 +221,23 @@ def plain(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def run(
-    job: Job, data: pa.RecordBatch, seed: int, *, restarts: Path | None = None, splits: int = 12
+    subtasks: Subtasks, data: pa.RecordBatch, seed: int, *, restarts: Path | None = None, splits: int = 12
 ) -> list[dict[str, Any]]:
     """The rows in batches of any size, watermarks where no row is late by them, and restarts anywhere."""
     dice = random.Random(seed)
     cuts = sorted({0, data.num_rows, *(dice.randrange(data.num_rows + 1) for _ in range(splits))})
     times = data.column(TIME_COLUMN).to_pylist()
     for begin, end in pairwise(cuts):
-        job.process(data.slice(begin, end - begin))
+        subtasks.process(data.slice(begin, end - begin))
         if dice.random() < 0.6:
-            job.advance(min(times[end:], default=0) - dice.randrange(40))
+            subtasks.advance(min(times[end:], default=0) - dice.randrange(40))
         if restarts is not None and dice.random() < 0.4:
-            job.restart(restarts, dice.randrange(1, 5) if job.keys else 1)
-    job.advance(END_OF_TIME)
-    for part in job.parts:
+            subtasks.restart(restarts, dice.randrange(1, 5) if subtasks.keys else 1)
+    subtasks.advance(END_OF_TIME)
+    for part in subtasks.parts:
         part.finish()
         part.close()
-    results = job.results()
+    results = subtasks.results()
     for row in results:
         assert row.pop(TIME_COLUMN) == row["window_end"] - 1
     return results
@@ -268,9 +268,9 @@ def check(found: list[dict[str, Any]], wanted: list[dict[str, Any]], keys: list[
 @pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
 def test_windows_give_what_duckdb_gives(tmp_path, window, keys, calls):
     data = rows(1, 160)
-    job = Job(tmp_path if keys else None, window, keys, [call for call, _ in calls])
-    check(run(job, data, 2, restarts=tmp_path), expected(data, window, keys, calls), keys)
-    assert job.late == []
+    subtasks = Subtasks(tmp_path if keys else None, window, keys, [call for call, _ in calls])
+    check(run(subtasks, data, 2, restarts=tmp_path), expected(data, window, keys, calls), keys)
+    assert subtasks.late == []
 
 
 @settings(max_examples=10, deadline=None)
@@ -284,8 +284,8 @@ def test_windows_give_what_duckdb_gives(tmp_path, window, keys, calls):
 def test_the_answer_is_the_same_however_rows_come(tmp_path_factory, seed, window, count, gap, splits):
     calls = [KERNEL[0], KERNEL[2], KERNEL[9], GATHERED[1]]
     data = rows(seed, count, gap=gap, disorder=seed % 200)
-    job = Job(None, window, ["account"], [call for call, _ in calls])
-    found = run(job, data, seed, restarts=tmp_path_factory.mktemp("saved"), splits=splits)
+    subtasks = Subtasks(None, window, ["account"], [call for call, _ in calls])
+    found = run(subtasks, data, seed, restarts=tmp_path_factory.mktemp("saved"), splits=splits)
     check(found, expected(data, window, ["account"], calls) if count else [], ["account"])
 
 
@@ -328,10 +328,10 @@ def batch_of(times: list[int], accounts: list[str | None] | None = None) -> pa.R
     return pa.RecordBatch.from_pydict(columns, SCHEMA)
 
 
-def spans(job: Job) -> list[tuple[Any, ...]]:
+def spans(subtasks: Subtasks) -> list[tuple[Any, ...]]:
     """(start, end, account, n) of what has come out since the last call."""
-    found = [(row["window_start"], row["window_end"], row["account"], row["n"]) for row in job.results()]
-    job.out.clear()
+    found = [(row["window_start"], row["window_end"], row["account"], row["n"]) for row in subtasks.results()]
+    subtasks.out.clear()
     return found
 
 
@@ -339,60 +339,60 @@ COUNT = [AggregateColumn("n", "count")]
 
 
 def test_a_window_closes_when_the_watermark_reaches_its_end_and_windows_come_in_order():
-    job = Job(None, tumbling("10ms"), ["account"], COUNT)
-    job.process(batch_of([25, 3, 14, 9]))
-    job.advance(9)
-    assert spans(job) == []
-    job.advance(10)
-    assert spans(job) == [(0, 10, "a", 2)]
-    job.advance(40)
-    assert spans(job) == [(10, 20, "a", 1), (20, 30, "a", 1)]
-    job.advance(30)  # a watermark does not go back
-    assert job.parts[0].statistics()["panes"] == 0
+    subtasks = Subtasks(None, tumbling("10ms"), ["account"], COUNT)
+    subtasks.process(batch_of([25, 3, 14, 9]))
+    subtasks.advance(9)
+    assert spans(subtasks) == []
+    subtasks.advance(10)
+    assert spans(subtasks) == [(0, 10, "a", 2)]
+    subtasks.advance(40)
+    assert spans(subtasks) == [(10, 20, "a", 1), (20, 30, "a", 1)]
+    subtasks.advance(30)  # a watermark does not go back
+    assert subtasks.parts[0].statistics()["panes"] == 0
 
 
 def test_late_rows_are_counted_and_go_to_the_side_without_their_time():
-    job = Job(None, tumbling("10ms"), ["account"], COUNT)
-    job.advance(20)
-    job.process(batch_of([20, 19, 5, 31]))
-    job.advance(END_OF_TIME)
-    assert spans(job) == [(20, 30, "a", 1), (30, 40, "a", 1)]
-    assert job.parts[0].statistics()["late_rows"] == 2
-    assert [batch.num_rows for batch in job.late] == [2]
-    assert TIME_COLUMN not in job.late[0].schema.names
-    job.process(batch_of([10**15]))  # after the end of time everything is late
-    assert job.parts[0].statistics()["late_rows"] == 3
+    subtasks = Subtasks(None, tumbling("10ms"), ["account"], COUNT)
+    subtasks.advance(20)
+    subtasks.process(batch_of([20, 19, 5, 31]))
+    subtasks.advance(END_OF_TIME)
+    assert spans(subtasks) == [(20, 30, "a", 1), (30, 40, "a", 1)]
+    assert subtasks.parts[0].statistics()["late_rows"] == 2
+    assert [batch.num_rows for batch in subtasks.late] == [2]
+    assert TIME_COLUMN not in subtasks.late[0].schema.names
+    subtasks.process(batch_of([10**15]))  # after the end of time everything is late
+    assert subtasks.parts[0].statistics()["late_rows"] == 3
 
 
 def test_a_row_of_a_hopping_window_is_late_only_when_its_last_window_is_over():
-    job = Job(None, hopping("30ms", "10ms"), ["account"], COUNT)
-    job.advance(20)
-    job.process(batch_of([5, -5, -15]))  # in windows to 10, 20, 30; to 0, 10, 20; to -10, 0, 10
-    job.advance(END_OF_TIME)
-    assert spans(job) == [(0, 30, "a", 1)]
-    assert job.parts[0].statistics()["late_rows"] == 2
+    subtasks = Subtasks(None, hopping("30ms", "10ms"), ["account"], COUNT)
+    subtasks.advance(20)
+    subtasks.process(batch_of([5, -5, -15]))  # in windows to 10, 20, 30; to 0, 10, 20; to -10, 0, 10
+    subtasks.advance(END_OF_TIME)
+    assert spans(subtasks) == [(0, 30, "a", 1)]
+    assert subtasks.parts[0].statistics()["late_rows"] == 2
 
 
 def test_a_row_within_the_allowed_lateness_brings_its_window_again(tmp_path):
     for restart in (False, True):
-        job = Job(None, tumbling("10ms"), ["account"], COUNT, allowed_lateness_ms=20)
-        job.process(batch_of([1, 2, 12], ["a", "b", "a"]))
-        job.advance(20)
-        assert sorted(spans(job)) == [(0, 10, "a", 1), (0, 10, "b", 1), (10, 20, "a", 1)]
-        job.process(batch_of([3, 3], ["a", "c"]))
+        subtasks = Subtasks(None, tumbling("10ms"), ["account"], COUNT, allowed_lateness_ms=20)
+        subtasks.process(batch_of([1, 2, 12], ["a", "b", "a"]))
+        subtasks.advance(20)
+        assert sorted(spans(subtasks)) == [(0, 10, "a", 1), (0, 10, "b", 1), (10, 20, "a", 1)]
+        subtasks.process(batch_of([3, 3], ["a", "c"]))
         if restart:
-            job.restart(tmp_path, 3)
-        job.advance(21)
-        assert sorted(spans(job)) == [(0, 10, "a", 2), (0, 10, "c", 1)]
-        job.advance(29)
-        assert spans(job) == []
-        job.process(batch_of([4]))
-        job.advance(50)
-        assert spans(job) == [(0, 10, "a", 3)]
-        job.process(batch_of([5]))
-        job.advance(END_OF_TIME)
-        assert spans(job) == []
-        assert sum(part.statistics()["late_rows"] for part in job.parts) == 1
+            subtasks.restart(tmp_path, 3)
+        subtasks.advance(21)
+        assert sorted(spans(subtasks)) == [(0, 10, "a", 2), (0, 10, "c", 1)]
+        subtasks.advance(29)
+        assert spans(subtasks) == []
+        subtasks.process(batch_of([4]))
+        subtasks.advance(50)
+        assert spans(subtasks) == [(0, 10, "a", 3)]
+        subtasks.process(batch_of([5]))
+        subtasks.advance(END_OF_TIME)
+        assert spans(subtasks) == []
+        assert sum(part.statistics()["late_rows"] for part in subtasks.parts) == 1
 
 
 class Model:
@@ -441,33 +441,33 @@ class Model:
 )
 def test_late_and_early_results_are_those_of_plain_python(tmp_path_factory, window, lateness, every, steps):
     directory = tmp_path_factory.mktemp("saved")
-    job = Job(None, window, ["account"], COUNT, allowed_lateness_ms=lateness, emit_every_ms=every)
+    subtasks = Subtasks(None, window, ["account"], COUNT, allowed_lateness_ms=lateness, emit_every_ms=every)
     model, watermark = Model(window, lateness, every), 0
     for step in steps:
         if step is None:
-            job.restart(directory, 1 + len(job.parts) % 3)
+            subtasks.restart(directory, 1 + len(subtasks.parts) % 3)
         elif isinstance(step, int):
             watermark += step
-            job.advance(watermark)
+            subtasks.advance(watermark)
             wanted = model.advance(watermark)
-            found = spans(job)
+            found = spans(subtasks)
             assert sorted(found) == sorted(wanted)
-            if len(job.parts) == 1:
+            if len(subtasks.parts) == 1:
                 assert [end for _, end, *_ in found] == [end for _, end, *_ in sorted(wanted, key=itemgetter(1))]
         else:
             times, accounts = [watermark + time for time, _ in step], [account for _, account in step]
-            job.process(batch_of(times, accounts))
+            subtasks.process(batch_of(times, accounts))
             model.process(times, accounts)
-    assert sum(part.statistics()["late_rows"] for part in job.parts) == model.late
+    assert sum(part.statistics()["late_rows"] for part in subtasks.parts) == model.late
 
 
 def test_windows_after_a_long_gap_do_not_wait_for_every_empty_one():
     for window in [tumbling("1ms"), hopping("60ms", "1ms"), cumulative("1s", "1ms")]:
-        job = Job(None, window, ["account"], COUNT)
-        job.process(batch_of([0, 10**14]))  # 3,000 years
-        job.advance(10**14 - 100_000)
-        job.advance(10**14 + 100_000)
-        ends = {end for _, end, *_ in spans(job)}
+        subtasks = Subtasks(None, window, ["account"], COUNT)
+        subtasks.process(batch_of([0, 10**14]))  # 3,000 years
+        subtasks.advance(10**14 - 100_000)
+        subtasks.advance(10**14 + 100_000)
+        ends = {end for _, end, *_ in spans(subtasks)}
         assert min(ends) == 1
         assert 10**14 < max(ends) <= 10**14 + 1_000
 
@@ -486,18 +486,18 @@ def test_results_come_in_bounded_batches():
 
 
 def test_a_slide_costs_what_its_panes_cost_not_what_the_window_has():
-    job = Job(None, hopping("60ms", "1ms"), ["account"], COUNT)
-    job.process(batch_of(list(range(1200))))
-    job.advance(1201)
-    assert len(spans(job)) == 1201
-    assert job.parts[0].statistics()["merges"] < 6 * 1200
+    subtasks = Subtasks(None, hopping("60ms", "1ms"), ["account"], COUNT)
+    subtasks.process(batch_of(list(range(1200))))
+    subtasks.advance(1201)
+    assert len(spans(subtasks)) == 1201
+    assert subtasks.parts[0].statistics()["merges"] < 6 * 1200
 
 
 @pytest.mark.slow  # a second of a core, or more
 def test_more_groups_than_the_memory_budget_holds_give_the_same(tmp_path):
     window = hopping("1s", "500ms")
     calls = [KERNEL[0], KERNEL[3], KERNEL[5]]
-    job = Job(tmp_path, window, ["account"], [call for call, _ in calls])
+    subtasks = Subtasks(tmp_path, window, ["account"], [call for call, _ in calls])
     dice = np.random.default_rng(7)
     parts = []
     for begin in range(0, 60_000, 10_000):
@@ -507,16 +507,16 @@ def test_more_groups_than_the_memory_budget_holds_give_the_same(tmp_path):
         parts.append(part.set_column(3, "units", pa.array(dice.integers(0, 1000, 10_000))))
     evicted = 0
     for number, part in enumerate(parts):
-        job.process(part)
+        subtasks.process(part)
         if number == 3:
-            evicted += job.parts[0].statistics()["evicted_total"]
-            job.restart(tmp_path, 2)
-    job.advance(END_OF_TIME)
+            evicted += subtasks.parts[0].statistics()["evicted_total"]
+            subtasks.restart(tmp_path, 2)
+    subtasks.advance(END_OF_TIME)
     assert evicted > 0
-    for batch in job.parts:
+    for batch in subtasks.parts:
         batch.close()
     wanted = expected(pa.Table.from_batches(parts).combine_chunks().to_batches()[0], window, ["account"], calls)
-    found = [{k: v for k, v in row.items() if k != TIME_COLUMN} for row in job.results()]
+    found = [{k: v for k, v in row.items() if k != TIME_COLUMN} for row in subtasks.results()]
     by = itemgetter("window_start", "account")
     assert sorted(found, key=by) == sorted(wanted, key=by)
 
@@ -525,7 +525,7 @@ def test_more_groups_than_the_memory_budget_holds_give_the_same(tmp_path):
 def test_panes_that_leave_memory_while_their_window_slides_give_the_same(tmp_path):
     window = hopping("1s", "250ms")
     calls = [KERNEL[0], KERNEL[3], KERNEL[5]]
-    job = Job(tmp_path, window, ["account"], [call for call, _ in calls])
+    subtasks = Subtasks(tmp_path, window, ["account"], [call for call, _ in calls])
     dice = np.random.default_rng(11)
     parts, evicted = [], []
     for number in range(12):
@@ -533,14 +533,14 @@ def test_panes_that_leave_memory_while_their_window_slides_give_the_same(tmp_pat
         accounts = [f"account number {i}" for i in dice.integers(0, 6_000, count)]
         part = batch_of((250 * number + dice.integers(0, 250, count)).tolist(), accounts)
         parts.append(part.set_column(3, "units", pa.array(dice.integers(0, 1000, count))))
-        job.process(parts[-1])
-        evicted.append(job.parts[0].statistics()["evicted_total"])
-        job.advance(250 * number)
-    job.advance(END_OF_TIME)
-    job.parts[0].close()
+        subtasks.process(parts[-1])
+        evicted.append(subtasks.parts[0].statistics()["evicted_total"])
+        subtasks.advance(250 * number)
+    subtasks.advance(END_OF_TIME)
+    subtasks.parts[0].close()
     assert evicted[1] == 0 < evicted[5] < evicted[-1]
     wanted = expected(pa.Table.from_batches(parts).combine_chunks().to_batches()[0], window, ["account"], calls)
-    found = [{k: v for k, v in row.items() if k != TIME_COLUMN} for row in job.results()]
+    found = [{k: v for k, v in row.items() if k != TIME_COLUMN} for row in subtasks.results()]
     by = itemgetter("window_start", "account")
     assert sorted(found, key=by) == sorted(wanted, key=by)
 

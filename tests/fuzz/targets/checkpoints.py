@@ -1,4 +1,4 @@
-"""A whole checkpoint: manifest, files, requests. It is looked at as `sabot checkpoints` and `sabot state` do, and a job goes on from it."""
+"""A whole checkpoint: manifest, files, requests. It is looked at as `sabot checkpoints` and `sabot state` do, and an app resumes it."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, run
 from targets.base import Target, refused, use
 from targets.saved import damaged_arrow
 
-__all__ = ["Jobs"]
+__all__ = ["Checkpoints"]
 
 _ROWS = [{"user": f"u{n % 3}", "x": n / 4, "ts": n * 1000} for n in range(12)]
 _SCHEMA = pa.schema([("user", pa.string()), ("x", pa.float64()), ("ts", pa.int64())])
@@ -37,10 +37,10 @@ class _Enough(Exception):
     """The first life is over, and there shall be no second one."""
 
 
-class Jobs(Target):
-    """Checkpoints of a job with a stream, an agent with state, and exactly-once output that waits for its delivery."""
+class Checkpoints(Target):
+    """Checkpoints of an app with a stream, an agent with state, and exactly-once output that waits for its delivery."""
 
-    name = "jobs"
+    name = "checkpoints"
     a_moment = 5
 
     def __init__(self) -> None:
