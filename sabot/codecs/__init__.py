@@ -1,4 +1,4 @@
-"""Codecs, which decode records into a RecordBatch."""
+"""Codecs, which decode records into batches, and encoders, which make payloads of batches."""
 
 from sabot.codecs.base import Codec
 from sabot.codecs.json import JsonCodec

@@ -1,4 +1,4 @@
-"""Payloads that are Arrow IPC, as a stream or a file: a record has many rows."""
+"""Payloads that are Arrow IPC streams or files. One record has many rows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,19 +14,20 @@ from sabot.codecs.json import schema_of_text, schema_text
 from sabot.errors import UserError
 
 ROWS_MAX = 1 << 20
-"""How many rows a record may have. A column of nulls has no bytes, so the size of a payload does not bound them."""
+"""The most rows of a record. A column of nulls has no bytes, so the size of a payload does not limit its rows."""
 
 PAYLOAD_BYTES = 512 << 10
-"""About how large a payload becomes: half of what a broker takes by default."""
+"""The approximate size of a written payload in bytes: half of a broker's default limit."""
 
 _FILE = b"ARROW1"
 
 
 class ArrowCodec:
-    """Decodes records that are IPC streams, or files, of record batches. Without a schema it is that of the first readable record.
+    """Decodes records that are IPC streams or files of record batches. Without a schema, it takes that of the first
+    readable record.
 
-    Columns are taken by name: others are left out, one that is missing is null, and one of another type is cast where no value changes.
-    A record is good as a whole or bad as a whole.
+    Columns are matched by name: extra columns are left out, a missing one is null, and one of another type is cast if
+    no value changes. If one row of a record is bad, the whole record is bad.
     """
 
     def __init__(self, schema: pa.Schema | None = None) -> None:
@@ -34,29 +35,27 @@ class ArrowCodec:
 
     @property
     def schema(self) -> pa.Schema | None:
-        """The columns of decoded batches; None before the first readable record of a codec without a given schema."""
+        """The columns of decoded batches, or None before the first readable record of a codec without a given schema."""
         return self._schema
 
     @property
     def text(self) -> str | None:
-        """`schema` for a checkpoint; `resumed` reads it."""
+        """The schema as text for a checkpoint; `resumed` reads it."""
         return schema_text(self._schema)
 
     def resumed(self, text: str | None) -> "ArrowCodec":
-        """The codec whose schema is this one's or, where that is unknown, what a checkpoint holds as `text`."""
+        """Returns a codec with this codec's schema or, if that is unknown, the schema in `text` from a checkpoint."""
         return ArrowCodec(schema_of_text(text) if self._schema is None else self._schema)
 
     def another(self) -> "ArrowCodec":
-        """A codec with the same settings, for another thread."""
         return ArrowCodec(self._schema)
 
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
-        """The rows of all good records, and the bad records."""
+        """Returns the rows of all good records, and the bad records."""
         data, _, bad = self.decode_many(batch)
         return data, bad
 
     def decode_many(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Any, list[BadRow]]:
-        """See `ManyRows.decode_many`."""
         pieces: list[pa.RecordBatch] = []
         numbers: list[Any] = []
         bad: list[BadRow] = []
@@ -74,7 +73,9 @@ class ArrowCodec:
         return data, np.concatenate(numbers) if numbers else np.empty(0, np.int64), bad
 
     def _fitted(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """The rows with the columns of `schema`. Without one, those of the rows become it, if a stream can have them."""
+        """Returns the rows with the columns of `schema`. Without a schema, theirs becomes the schema. Raises
+        UserError for columns that do not fit, or that a stream cannot have.
+        """
         if self._schema is None:
             if any(rows.schema.names.count(name) > 1 for name in rows.schema.names):
                 raise UserError("it has several columns of one name")
@@ -99,18 +100,17 @@ class ArrowCodec:
 
 
 class ArrowEncoder:
-    """Rows as IPC streams, each with up to `rows` of them, or of about PAYLOAD_BYTES."""
+    """Encodes rows as IPC streams, each with up to `rows` of them, or of about PAYLOAD_BYTES."""
 
     def __init__(self, rows: int, compression: str | None = None) -> None:
         self._rows = rows
         self._options = pa.ipc.IpcWriteOptions(compression=compression)
 
     def another(self) -> "ArrowEncoder":
-        """An encoder with the same settings, for another thread."""
         return ArrowEncoder(self._rows, self._options.compression)
 
     def encode(self, batch: pa.RecordBatch) -> pa.BinaryArray:
-        """See `Encoder.encode`: a payload has many rows."""
+        """Returns payloads of many rows each."""
         return pa.array([self._written(piece) for piece in self._pieces(batch)], pa.binary())
 
     def _pieces(self, batch: pa.RecordBatch) -> Sequence[pa.RecordBatch]:
@@ -128,7 +128,7 @@ class ArrowEncoder:
 
 
 def _read(payload: bytes | None) -> pa.RecordBatch:
-    """All rows of a payload, in canonical types, every byte of them checked."""
+    """Returns all rows of a payload, in canonical types, after a full check of its bytes. Raises UserError."""
     if payload is None:
         raise UserError("the payload is null")
     opening = pa.ipc.open_file if payload.startswith(_FILE) else pa.ipc.open_stream

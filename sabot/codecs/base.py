@@ -1,10 +1,10 @@
-"""The contracts of formats: what a record's payload becomes, and how rows become payloads.
+"""The contracts of formats: the decoding of payloads into columns, and the encoding of rows as payloads.
 
-    Format    what users name: `format="csv"`, `format=Avro(…)`; settings, which make the other two
+    Format    the user's choice: `format="csv"`, `format=Avro(…)`; its settings make codecs and encoders
     Codec     decodes the records of a source into columns
-    Encoder   makes payloads of columns, for a sink
+    Encoder   makes payloads from columns, for a sink
 
-tests/contracts/test_codec_contract.py holds every codec to this, and test_format_contract.py every pair of codec and encoder.
+tests/contracts/test_codec_contract.py checks every codec, test_format_contract.py every pair of codec and encoder.
 """
 
 from abc import ABC, abstractmethod
@@ -18,35 +18,44 @@ from sabot._cython.text.json import BadRow
 from sabot.errors import UserError
 
 LostFloats = Literal["nan", "not_finite"] | None
-"""The floats that a format has no form for, and has as null: NaN; or infinities too. None: it has every float."""
+"""The floats that a format cannot represent and writes as null: "nan" only NaN, "not_finite" infinities too; None if
+it writes every float.
+"""
 
 
 class Codec(Protocol):
-    """How the records of a source become columns. A codec belongs to one thread: each reader makes its own by `another`.
+    """Decodes the records of a source into columns. A codec belongs to one thread: each reader makes its own by
+    `another`.
 
-    What it learns from records (an inferred schema) it says as `text`, which a checkpoint keeps and `resumed` reads. What a record becomes
-    depends on that record alone, and on what was learnt before.
+    A codec may learn from records, for example an inferred schema. Then `text` returns what it has learnt; a
+    checkpoint keeps this text, and `resumed` reads it. The rows of a record depend only on the record and on what was
+    learnt before it.
     """
 
     @property
     def schema(self) -> pa.Schema | None:
-        """The columns of decoded batches; None while they are unknown, before the first batch."""
+        """The columns of decoded batches, or None while they are unknown, before the first batch."""
 
     @property
     def text(self) -> str | None:
-        """What a checkpoint keeps of this codec; None where its settings say everything, or nothing was learnt yet."""
+        """The text that a checkpoint keeps of this codec, or None if there is nothing to keep: the settings are
+        complete, or nothing was learnt yet.
+        """
 
     def resumed(self, text: str | None) -> "Codec":
-        """A codec with the same settings that goes on with the `text` of a checkpoint. Settings that were given win over it."""
+        """Returns a codec with the same settings that goes on with the `text` of a checkpoint. Given settings win
+        over the text.
+        """
 
     def another(self) -> "Codec":
-        """A codec with the same settings, for another thread."""
+        """Returns a codec with the same settings, for another thread."""
 
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
-        """Decodes records into the good rows, in order, and the bad ones, which never stop a batch. The records are of RECORD_SCHEMA, or
-        only their column `payload`.
+        """Decodes records. Returns the good rows, in order, and the bad rows; a bad row never stops a batch. The
+        records have RECORD_SCHEMA, or only its column `payload`.
 
-        Raises RegistryUnavailable where a schema registry must be asked and does not answer. The same batch may be given again then.
+        Raises RegistryUnavailable if a schema registry must be asked and does not answer. The caller may then pass
+        the same batch again.
         """
 
 
@@ -54,30 +63,32 @@ class ManyRows(Protocol):
     """A codec whose records have any number of rows each."""
 
     def decode_many(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Any, list[BadRow]]:
-        """As `Codec.decode`, and between its results the number (int64) of the record that each good row is from, in order. A bad record
-        gives no row.
+        """Decodes like `Codec.decode`. Returns the good rows; for each of them the index of its record (int64),
+        ascending; and the bad rows. A bad record has no good rows.
         """
 
 
 class Encoder(Protocol):
-    """How rows become payloads. An encoder belongs to one thread: each writer makes its own by `another`."""
+    """Encodes rows as payloads. An encoder belongs to one thread: each writer makes its own by `another`."""
 
     def another(self) -> "Encoder":
-        """An encoder with the same settings, for another thread."""
+        """Returns an encoder with the same settings, for another thread."""
 
     def encode(self, batch: pa.RecordBatch) -> pa.BinaryArray:
-        """A payload for each row, in order; of a format without `one_row`, payloads of many rows each.
+        """Returns a payload for each row, in order; for a format without `one_row`, payloads of many rows each.
 
-        Raises UserError for a value that the format cannot say; it names row and column, and why.
+        Raises UserError, with row and column, for a value that the format cannot represent.
         """
 
 
 class Format(ABC):
-    """What users give as `format=`: settings, immutable and comparable. Made for a topic, it is a codec or an encoder.
+    """A format, which users give as `format=`: settings, immutable and comparable. For a topic it makes a codec or an
+    encoder.
 
-    name: as users write it, and the first word of what a checkpoint keeps. one_row: a payload is one row. own_columns: the format itself
-    says which columns there are, so `schema=` is not given. needs_schema: nothing but `schema=` says it. sample_rows: of how many
-    records a codec learns the columns.
+    `name`: the name for users, and the first word of the text in a checkpoint. `one_row`: True if a payload is one
+    row. `own_columns`: True if the format itself knows the columns, so that `schema=` is not given. `needs_schema`:
+    True if only `schema=` gives the columns. `sample_rows`: the number of records from which a codec learns the
+    columns.
     """
 
     name: ClassVar[str]
@@ -88,16 +99,18 @@ class Format(ABC):
 
     @property
     def said(self) -> str:
-        """The format in words, for plans and checkpoints: the same for the same settings."""
+        """The format in words, for plans and checkpoints: the same words for the same settings."""
         return self.name
 
     @property
     def known_columns(self) -> pa.Schema | None:
-        """The columns, where the settings say them."""
+        """The columns, if the settings give them, else None."""
         return None
 
     def check_input(self, schema: pa.Schema | None, where: str) -> None:
-        """Raises UserError, whose text begins with `where`, for a `schema=` of what comes in that the format does not take, or lacks."""
+        """Raises UserError, beginning with `where`, for a `schema=` of an input that the format does not take, or for
+        a missing one.
+        """
         if self.own_columns and schema is not None:
             raise UserError(
                 f"{where}: schema= beside format {self.name}, which says the columns itself", hint="leave schema= out"
@@ -109,7 +122,8 @@ class Format(ABC):
             )
 
     def columns(self, topic: str) -> pa.Schema | None:
-        """The columns of a topic, where `known_columns` or a registry says them; None: only records do, or `schema=`. Blocking.
+        """Returns the columns of a topic if the settings or a registry know them, or None if only records or
+        `schema=` give them. May block.
 
         Raises UserError, RegistryUnavailable.
         """
@@ -119,32 +133,37 @@ class Format(ABC):
     def codec(
         self, topic: str, schema: pa.Schema | None, columns: Sequence[str] | None = None, text: str | None = None
     ) -> Codec:
-        """A codec for these columns (None: all) of `schema` (None: it learns them), which goes on with the `text` of a checkpoint.
+        """Returns a codec. `columns`: the columns of `schema` to decode, or None for all. `schema`: None if the codec
+        shall learn it. `text`: what a checkpoint kept of the codec.
 
-        Blocking, where a registry must be asked. Raises UserError, RegistryUnavailable.
+        May block to ask a registry. Raises UserError, RegistryUnavailable.
         """
 
     @abstractmethod
     def encoder(self, topic: str) -> Encoder:
-        """An encoder for whatever rows come. Nothing is asked before the first of them."""
+        """Returns an encoder for rows of any columns. It asks no registry before the first rows."""
 
     @abstractmethod
     def check_types(self, schema: pa.Schema, where: str) -> None:
-        """Raises UserError, whose text begins with `where`, for columns that the format can never say. Asks nobody."""
+        """Raises UserError, beginning with `where`, for columns that the format can never represent. Asks no
+        registry.
+        """
 
     def floats_lost(self, kind: pa.DataType) -> LostFloats:
-        """Which floats become null in a column of this type."""
+        """Returns which floats become null in a column of this type."""
         return None
 
 
 def many_rows(codec: Codec) -> ManyRows | None:
-    """The codec, if its records have any number of rows each. (`isinstance` of a Protocol takes as long as decoding a hundred records.)"""
+    """Returns the codec if its records have any number of rows each, else None. (`isinstance` with a Protocol takes
+    as long as decoding a hundred records.)
+    """
     many: ManyRows | None = cast("Any", codec) if hasattr(codec, "decode_many") else None
     return many
 
 
 def decode_numbered(codec: Codec, records: pa.RecordBatch) -> tuple[pa.RecordBatch, Any, list[BadRow]]:
-    """As `ManyRows.decode_many`, of any codec."""
+    """Decodes like `ManyRows.decode_many`, with any codec."""
     if (many := many_rows(codec)) is not None:
         return many.decode_many(records)
     data, bad = codec.decode(records)
@@ -153,7 +172,7 @@ def decode_numbered(codec: Codec, records: pa.RecordBatch) -> tuple[pa.RecordBat
 
 
 def decode_records(codec: Codec, records: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch, list[BadRow]]:
-    """The good rows, the record of each of them, and the bad records."""
+    """Returns the good rows, the record of each of them, and the bad records."""
     if (many := many_rows(codec)) is not None:
         data, numbers, bad = many.decode_many(records)
         return data, numbered(records, numbers), bad
@@ -164,7 +183,7 @@ def decode_records(codec: Codec, records: pa.RecordBatch) -> tuple[pa.RecordBatc
 
 
 def numbered(records: pa.RecordBatch, numbers: Any) -> pa.RecordBatch:
-    """The records of these numbers, without a copy where they are all, each once, in order."""
+    """Returns the records at these indexes. Nothing is copied if they are all records, each once, in order."""
     if len(numbers) == records.num_rows and (numbers == np.arange(len(numbers))).all():
         return records
     return records.take(pa.array(numbers))

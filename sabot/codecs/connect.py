@@ -1,10 +1,10 @@
-"""Kafka Connect's types in JSON: numbers and texts whose meaning stands in the schema around a payload, or has to be settled.
+"""Kafka Connect's types in JSON: numbers and texts whose meaning is in the schema around a payload, or in settings.
 
     {"schema": {"type": "struct", "fields": [{"field": "at", "type": "int64", "name": "io.debezium.time.MicroTimestamp"}]},
      "payload": {"at": 1769860800007000}}
 
-The JSON converter writes the schema before each payload (schemas.enable=true), in the same bytes as long as the table stays as it is. So
-the payloads of a batch are parted by the bytes that they begin with, and a schema is read once.
+The JSON converter writes the schema before each payload (schemas.enable=true), with the same bytes until the table
+changes. So the payloads of a batch are grouped by the bytes that they begin with, and each schema is read once.
 """
 
 import json
@@ -20,7 +20,7 @@ from sabot.arrays import PER_SECOND, decimal_array, decimal_floats, decimal_type
 from sabot.errors import UNREADABLE
 
 ConnectType = tuple[str, int]
-"""The name of a type of Connect, and the scale where it is a decimal's."""
+"""The name of a type of Connect, and its scale if it is a decimal."""
 
 _DECIMAL = "org.apache.kafka.connect.data.Decimal"
 _VARIABLE = "io.debezium.data.VariableScaleDecimal"
@@ -41,8 +41,8 @@ _MOST_PLACES = 76
 _NUMBER_OF_LETTER = np.full(256, 255, np.uint8)
 _NUMBER_OF_LETTER[list(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")] = np.arange(64)
 SCHEMAS = 1000
-"""How many schemas' programs a codec keeps."""
-_HEADS = 16  # in one batch, beyond which each payload's schema is read by itself
+"""The most schemas whose programs a codec keeps."""
+_HEADS = 16  # distinct schemas in one batch; with more, the schema of each payload is read by itself
 _NAMES = ("org.apache.kafka.connect.data.", "io.debezium.")
 
 Convert = Callable[[Any], Any]
@@ -53,9 +53,11 @@ class _Wrapped(msgspec.Struct):
 
 
 class ConnectTypes:
-    """Columns of types that Kafka Connect writes in its own way: JSON is read with the schema `plain`, then converted by `typed`.
+    """Converts columns of types that Kafka Connect writes in its own way: JSON is decoded with the schema `plain`,
+    then `typed` converts it.
 
-    known: the types that the payloads' schema names, by column. Without one a time is in ms, a date in days, and a decimal a text.
+    `known`: the types that the payloads' schema names, by column. Without a schema a time is in ms, a date in days,
+    and a decimal a text.
     """
 
     def __init__(self, schema: pa.Schema, known: Mapping[str, ConnectType] | None = None) -> None:
@@ -71,7 +73,9 @@ class ConnectTypes:
         self.plain = pa.schema(fields)
 
     def typed(self, columns: Sequence[Any]) -> tuple[list[Any], dict[int, str]]:
-        """The columns converted to the schema's types, null where a value cannot be converted; and the error of each such row."""
+        """Returns the columns converted to the schema's types, with null for values that cannot be converted, and the
+        error of each such row.
+        """
         made: list[Any] = list(columns)
         wrong: dict[int, str] = {}
         for index, convert in self._conversions.items():
@@ -80,7 +84,7 @@ class ConnectTypes:
                 made[index] = convert(column)
             except pa.ArrowInvalid:
                 values, lost = [], []
-                for row in range(len(column)):  # only where some value of the column is wrong, which is rare
+                for row in range(len(column)):  # only if some value of the column is wrong, which is rare
                     try:
                         values.append(convert(column.slice(row, 1)))
                     except pa.ArrowInvalid:
@@ -109,7 +113,9 @@ _UNITS_HINT = " (the connector needs time.precision.mode=connect, or schemas.ena
 
 
 def by_schema(payloads: pa.Array) -> Iterator[tuple[bytes, Any]]:
-    """The distinct texts of the schemas around the payloads, with the numbers of their rows; b"" for those that name no type of Connect."""
+    """Yields the distinct texts of the schemas around the payloads, with the numbers of their rows. Payloads whose
+    schema names no type of Connect come with b"".
+    """
     rest = np.arange(len(payloads))
     for _ in range(_HEADS):
         if not len(rest):
@@ -130,7 +136,9 @@ def by_schema(payloads: pa.Array) -> Iterator[tuple[bytes, Any]]:
     left = payloads.take(pa.array(rest))
     telling = np.asarray(pc.or_(*(pc.match_substring(left, name) for name in _NAMES)).fill_null(False))
     groups: dict[bytes, list[int]] = {b"": rest[~telling].tolist()}
-    for row in np.flatnonzero(telling).tolist():  # a schema behind its payload, or tables without number in one topic
+    for row in np.flatnonzero(
+        telling
+    ).tolist():  # the schema comes after its payload, or very many tables are in one topic
         groups.setdefault(_schema_in(left[row].as_py()), []).append(int(rest[row]))
     yield from ((schema, np.array(rows)) for schema, rows in groups.items() if rows)
 
@@ -139,11 +147,13 @@ def _schema_in(payload: bytes) -> bytes:
     try:
         return bytes(msgspec.json.decode(payload, type=_Wrapped).schema)
     except UNREADABLE:
-        return b""  # whoever decodes the payload says why
+        return b""  # the decoder of the payload will give the reason
 
 
 def types_of(schema: bytes, inside: Sequence[str] = ()) -> dict[str, ConnectType]:
-    """The types of Connect that a schema names, by field. inside: the fields of which the first that is there has them, as "after"."""
+    """Returns the types of Connect that a schema names, by field. `inside`: field names such as "after"; the first of
+    them that the schema has is read instead of the schema itself.
+    """
     try:
         node = json.loads(schema)
         fields = node["fields"]
@@ -155,11 +165,13 @@ def types_of(schema: bytes, inside: Sequence[str] = ()) -> dict[str, ConnectType
             if each.get("name") is not None
         }
     except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError):
-        return {}  # no schema of Connect's: its columns are read as without one
+        return {}  # not a schema of Connect: its columns are read as without one
 
 
 def _conversion(kind: pa.DataType, known: ConnectType | None) -> tuple[pa.DataType, Convert] | None:
-    """The type that JSON has for this one, and the conversion from it; None where JSON has the type itself."""
+    """Returns the type with which JSON is decoded, and the conversion from it to this type; None if JSON has the type
+    itself.
+    """
     types = pa.types
     if known is not None:
         found = _known_conversion(kind, *known)
@@ -190,7 +202,7 @@ def _known_conversion(kind: pa.DataType, name: str, scale: int) -> tuple[pa.Data
 
 
 def _tried(convert: Convert, nothing: pa.Array) -> Convert:
-    """The conversion; if there is none between these types, one that refuses each value."""
+    """Returns the conversion or, if there is none between these types, a function that refuses each value."""
     try:
         convert(nothing)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
@@ -204,7 +216,9 @@ def _tried(convert: Convert, nothing: pa.Array) -> Convert:
 
 
 def _checked_years(times: Any) -> Any:
-    """Times that JSON says in ms; ArrowInvalid for one outside the years 1 to 9999, which is in another unit."""
+    """Returns times that JSON gave in ms. Raises ArrowInvalid for one outside the years 1 to 9999, which must be in
+    another unit.
+    """
     ends = pc.min_max(times.cast(pa.int64())).as_py()
     per_ms = max(PER_SECOND[times.type.unit] / 1000, 0.001)
     if ends["min"] is not None and not (_YEAR_1 * per_ms <= ends["min"] and ends["max"] < _YEAR_10000 * per_ms):
@@ -213,7 +227,7 @@ def _checked_years(times: Any) -> Any:
 
 
 def _timely(column: Any, written: pa.DataType, kind: pa.DataType) -> Any:
-    """Integers that count the unit of the type `written`, as times of the other type, rounded down."""
+    """Converts integers in the unit of the type `written` to times of the type `kind`, rounded down."""
     made = (column if written.bit_width == 64 else column.cast(pa.int32())).view(written)
     if pa.types.is_time(written):
         ends = pc.min_max(column).as_py()
@@ -229,7 +243,7 @@ def _numbers(decimals: Any, kind: pa.DataType) -> Any:
 
 
 def _variable(column: Any, kind: pa.DataType) -> Any:
-    """Decimals of which each has its own scale."""
+    """Returns decimals of which each has its own scale."""
     scales = pc.struct_field(column, [0])
     made = pa.nulls(len(column), kind)
     for scale in pc.unique(scales.drop_null()).to_pylist():
@@ -240,7 +254,7 @@ def _variable(column: Any, kind: pa.DataType) -> Any:
 
 
 def _decimals(texts: Any, scale: int) -> Any:
-    """Decimals whose unscaled values are texts in base64 of a two's complement, the most significant byte first."""
+    """Returns decimals whose unscaled values are base64 texts of a two's complement, highest byte first."""
     if not -_MOST_PLACES <= scale <= _MOST_PLACES:
         raise pa.ArrowInvalid(f"a decimal of scale {scale}")
     values: Any = np.zeros(len(texts), np.int64)
@@ -270,7 +284,7 @@ def _decimals(texts: Any, scale: int) -> Any:
 
 
 def _signed(octets: Any) -> Any:
-    """Rows of bytes as integers: of 64 bits, or Python's where a row has more than 8 bytes."""
+    """Returns rows of bytes as integers: of 64 bits, or Python integers if a row has more than 8 bytes."""
     wide = octets.shape[1] > 8
     made = octets[:, 0].astype(np.int8).astype(object if wide else np.int64)
     for place in range(1, octets.shape[1]):

@@ -1,4 +1,4 @@
-"""Payloads that are one CSV record each, without a header: `schema` says which columns their fields are, in order."""
+"""Payloads that are one CSV record each, without a header line: `schema` gives the columns of the fields, in order."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,10 +18,11 @@ _MARK = b"\xef\xbb\xbf"  # the byte order mark, which some programs write before
 
 
 class CsvCodec:
-    """Decodes CSV records by the rules of `CsvSource`. schema: of all fields, in order. columns: those that are decoded; None: all.
+    """Decodes CSV records by the rules of `CsvSource`. `schema`: the columns of all fields, in order. `columns`:
+    those to decode, or None for all.
 
-    An empty field is null, a quoted empty one is an empty text. A line break at the end of the payload is left out, and a byte order mark
-    before it.
+    An empty field is null; a quoted empty field is an empty text. A line break at the end of a payload and a byte
+    order mark at its beginning are left out.
     """
 
     text = None
@@ -35,7 +36,7 @@ class CsvCodec:
         self._as_bytes = convert_options(None)
         self._as_bytes.column_types = dict.fromkeys(schema.names, pa.binary())
         self._delimiter = delimiter
-        # A quote opens a quoted field only at the start of a field, and ends it only before what is no further quote.
+        # A quote opens a quoted field only at the start of a field. It ends the field unless another quote follows.
         other, quoted = f"[^{_escaped(delimiter)}\r\n]", '"[^"]*(?:""[^"]*)*"'
         self._quoted = f"(\\A|{_escaped(delimiter)}){quoted}".encode()
         plain = f'(?:[^"{_escaped(delimiter)}\r\n]{other}*)?'
@@ -43,15 +44,13 @@ class CsvCodec:
         self._one_record = f"\\A{field}(?:{_escaped(delimiter)}{field})*\\z"
 
     def resumed(self, text: str | None) -> "CsvCodec":
-        """A codec with the same settings, which say everything."""
+        """Returns a codec with the same settings. `text` is ignored: the codec learns nothing from records."""
         return self.another()
 
     def another(self) -> "CsvCodec":
-        """A codec with the same settings, for another thread."""
         return CsvCodec(*self._given)
 
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
-        """See `Codec.decode`."""
         payloads, bad = batch.column("payload"), dict[int, str]()
         numbers = np.arange(len(payloads))
         if payloads.null_count:
@@ -80,11 +79,15 @@ class CsvCodec:
         return rows, [BadRow(row, bad[row]) for row in sorted(bad)]
 
     def _has_empty(self, text: bytes) -> bool:
-        """Whether there may be an empty line, which Arrow takes for a row of nulls, however many columns there are."""
+        """Returns True if there may be an empty line, which Arrow reads as a row of nulls, whatever the number of
+        columns.
+        """
         return len(self._names) > 1 and (text.startswith(b"\n") or b"\n\n" in text)
 
     def _salvaged(self, payloads: Any, numbers: Any, bad: dict[int, str]) -> pa.RecordBatch:
-        """The good rows of payloads of which some are bad: found by their number of fields, by their values, then by parsing halves."""
+        """Returns the good rows if some payloads are bad. Bad ones are found by their number of fields, by their
+        values, and then by parsing halves.
+        """
         bare = pc.replace_substring_regex(payloads, pattern=self._quoted, replacement=rb"\1")
         fields = np.asarray(pc.count_substring(bare, self._delimiter)) + 1
         for row in np.flatnonzero(fields != len(self._names)).tolist():
@@ -109,7 +112,9 @@ class CsvCodec:
         return pa.concat_batches(parts) if parts else pa.RecordBatch.from_pylist([], schema=self.schema)
 
     def _misspelt(self, payloads: Any, numbers: Any, bad: dict[int, str]) -> None:
-        """Puts into `bad` the rows of which a field is no value of its column. All have as many fields as there are columns."""
+        """Puts rows into `bad` that have a field which is not a value of its column. All rows have the right number
+        of fields.
+        """
         texts = self._table(_joined(payloads), self._as_bytes)
         for field in self.schema:
             column = texts.column(field.name)
@@ -128,17 +133,15 @@ class CsvCodec:
 
 
 class CsvEncoder:
-    """Rows as CSV records without line breaks at their end, which a CsvCodec with the same columns reads back."""
+    """Encodes rows as CSV records without a line break at the end. A CsvCodec with the same columns reads them back."""
 
     def __init__(self, delimiter: str = ",") -> None:
         self._delimiter = delimiter
 
     def another(self) -> "CsvEncoder":
-        """An encoder with the same settings, for another thread."""
         return CsvEncoder(self._delimiter)
 
     def encode(self, batch: pa.RecordBatch) -> pa.BinaryArray:
-        """See `Encoder.encode`."""
         fields = field_texts(batch, self._delimiter)
         if not fields:
             return binary_array([b""] * batch.num_rows)
@@ -147,7 +150,7 @@ class CsvEncoder:
 
 
 def _joined(payloads: Any) -> bytes:
-    """The payloads, each with a line break behind it."""
+    """Joins the payloads, with a line break after each."""
     if not len(payloads):
         return b""
     whole = pa.ListArray.from_arrays(pa.array([0, len(payloads)], pa.int32()), payloads)
@@ -156,12 +159,14 @@ def _joined(payloads: Any) -> bytes:
 
 
 def _without_mark(payloads: Any) -> Any:
-    """The payloads without the byte order mark that some begin with. Arrow's parser would leave out that of the first one alone."""
+    """Removes the byte order mark at the beginning of payloads. Arrow's parser would remove only that of the first
+    payload.
+    """
     return pc.if_else(pc.starts_with(payloads, _MARK), pc.binary_replace_slice(payloads, 0, len(_MARK), b""), payloads)
 
 
 def _without_end(payloads: Any) -> Any:
-    """The payloads without the line break that some have at their end."""
+    """Removes the line break at the end of payloads."""
     if not pc.any(pc.ends_with(payloads, b"\n")).as_py():
         return payloads
     return pc.replace_substring_regex(payloads, pattern=rb"\r?\n\z", replacement=b"")

@@ -1,4 +1,4 @@
-"""CSV as text: how fields become values and values fields, for files and for the payloads of records."""
+"""The text form of CSV: values from fields and fields from values, for files and for the payloads of records."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,20 +11,20 @@ from pyarrow import csv
 from sabot._cython.arrow.batch import normalise
 from sabot.errors import UserError
 
-# At most this many values, among which some fail, are cast one by one.
+# The most values that are cast one by one to find those that fail.
 _SINGLY = 8
 
 
 def parse_options(delimiter: str, **more: Any) -> csv.ParseOptions:
-    """How records are read: a quoted field may hold line breaks."""
+    """Returns options with which a quoted field may contain line breaks."""
     return csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, **more)
 
 
 def convert_options(wanted: pa.Schema | None, names: Sequence[str] = ()) -> csv.ConvertOptions:
-    """How fields become these columns, by name; None: types are guessed. names: those of all fields. An empty field is null, a quoted one
-    is an empty text.
+    """Returns options that convert fields to these columns, by name; None to guess the types. `names`: the names of
+    all fields. An empty field is null, a quoted one is an empty text.
 
-    Raises UserError for a type that no text is read as.
+    Raises UserError for a type that cannot be read from text.
     """
     options = csv.ConvertOptions(strings_can_be_null=True, quoted_strings_can_be_null=False, null_values=[""])
     if wanted is not None:
@@ -61,7 +61,9 @@ def _texts(kind: Any) -> bool:
 
 
 def _plausible(kind: Any) -> str | None:
-    """Returns a pattern that every valid text of this type matches; None for types whose cast differs from the parser's conversion."""
+    """Returns a pattern that every valid text of this type matches, or None for types whose cast differs from the
+    parser's conversion.
+    """
     if pa.types.is_integer(kind):
         return "^[-+]?(0[xX][0-9a-fA-F]+|[0-9]+)$"
     if pa.types.is_floating(kind):
@@ -74,7 +76,9 @@ def _plausible(kind: Any) -> str | None:
 
 
 def failing_texts(texts: pa.Array, kind: Any) -> list[int]:
-    """Returns the fields that are not values of the type. A field that is not returned may still be bad: the parser decides."""
+    """Returns the indexes of fields that are not values of the type. A field that is not returned may still be bad:
+    the parser decides.
+    """
     failing: list[int] = []
     numbers: Any = np.arange(len(texts))
     if not _texts(kind):
@@ -108,7 +112,7 @@ def failing_texts(texts: pa.Array, kind: Any) -> list[int]:
 
 
 def refuse_csv_types(schema: pa.Schema, where: str) -> None:
-    """Raises UserError, whose text begins with `where`, for a column that no field of CSV can be."""
+    """Raises UserError, beginning with `where`, for a column that CSV cannot represent."""
     for field in schema:
         kind = field.type
         if (
@@ -124,7 +128,7 @@ def refuse_csv_types(schema: pa.Schema, where: str) -> None:
 
 
 def plain_times(data: pa.RecordBatch) -> pa.RecordBatch:
-    """Writes times in UTC as pyarrow's CSV writer would, which needs 2.5 us for each."""
+    """Formats times in UTC as pyarrow's CSV writer would, which takes 2.5 us for each."""
     for number, field in enumerate(data.schema):
         if pa.types.is_timestamp(field.type) and field.type.tz in ("UTC", "Etc/UTC"):
             text: Any = data.column(number).cast(pa.timestamp(field.type.unit)).cast(pa.string())
@@ -134,7 +138,9 @@ def plain_times(data: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def field_texts(data: pa.RecordBatch, delimiter: str) -> list[pa.StringArray]:
-    """Each column as fields: null is empty; an empty text is quoted, as is one with a delimiter, a quote or a line break in it."""
+    """Returns each column as fields. Null is an empty field; an empty text is quoted, and so is a text with a
+    delimiter, a quote or a line break in it.
+    """
     marks = "[" + "".join(f"\\x{ord(mark):02x}" for mark in {delimiter, '"', "\n", "\r"}) + "]"
     made = []
     for field, column in zip(data.schema, plain_times(normalise(data)).columns, strict=True):

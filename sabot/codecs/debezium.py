@@ -1,23 +1,24 @@
-"""Decodes what Debezium's connectors write through Kafka Connect's JSON converter: changes in envelopes, and Connect's types.
+"""Decodes the changes that Debezium's connectors write through Kafka Connect's JSON converter: envelopes with Connect's types.
 
     {"before": {…} | null, "after": {…} | null, "op": "c" | "r" | "u" | "d" | "t", "source": {…}, "ts_ms": …}
 
-either as it is, or as the payload of {"schema": …, "payload": …} (schemas.enable=true). For c, r and u, `after` is the key's row now. For
-d the key has no row any more; the key is taken from `before`, or from the record's key where the database does not write it (PostgreSQL
-writes the columns of REPLICA IDENTITY). An update of the key itself comes as a deletion and a creation. A truncation (t) names no rows,
-and is a bad row.
+An envelope is the whole payload, or the payload of {"schema": …, "payload": …} (schemas.enable=true). For c, r and u,
+`after` is the current row of the key. For d the key has no row any more; the key is taken from `before`, or from the
+record's key if the database does not write it (PostgreSQL writes the columns of REPLICA IDENTITY). An update of the key
+itself comes as a deletion and a creation. A truncation (t) names no rows, and is a bad row.
 
-The table's schema gives the types of the columns. How the connector writes them stands in the schema around an envelope, where there is
-one (schemas.enable=true): times in ms, us or ns, days, decimals as bytes or with a scale of their own. Without one:
+The table's schema gives the types of the columns. The schema around an envelope, if there is one, says how the connector
+writes them: times in ms, us or ns, days, decimals as bytes or with a scale of their own. Without that schema:
 
-- `decimal.handling.mode=string` for decimal columns (`double` for float64 ones). The default, base64 of bytes, gives bad rows.
-- `time.precision.mode=connect`: timestamp columns come as ms. The default is microseconds: as ms those are times after the year 9999 (but
-  for the years until 1978), which are bad rows.
-- Timestamps with a zone come as ISO 8601 texts, dates as days, times of day as ms.
-- `binary.handling.mode`, with a schema too: a binary column gets the text as it stands, base64 or hex.
+- Decimal columns need `decimal.handling.mode=string` (`double` for float64 columns). The default, base64 of bytes, gives
+  bad rows.
+- Timestamp columns need `time.precision.mode=connect`, which writes ms. The default is microseconds: read as ms, these
+  are times after the year 9999 (except for the years until 1978), which are bad rows.
+- Timestamps with a zone are ISO 8601 texts, dates are days, times of day are ms.
+- With or without a schema, a binary column gets the text as it is written, base64 or hex (`binary.handling.mode`).
 
-An update that does not change a large value of PostgreSQL has "__debezium_unavailable_value" in its place; REPLICA IDENTITY FULL avoids
-that. The flat rows that the transform ExtractNewRecordState writes are read by `format="json"`.
+If an update does not change a large value of PostgreSQL, the value is "__debezium_unavailable_value"; REPLICA IDENTITY
+FULL avoids that. The flat rows of the transform ExtractNewRecordState are read by `format="json"`.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ _DELETION = pa.scalar(3, pa.int32())
 
 
 class _Program:
-    """How envelopes of one schema are decoded. named: its text, where it names types of Connect."""
+    """The decoding of envelopes with one schema. `named`: the text of the schema, if it names types of Connect."""
 
     def __init__(self, schema: pa.Schema, keys: Sequence[str], *, wrapped: bool, named: bytes = b"") -> None:
         known = types_of(named, ("after", "before"))
@@ -54,18 +55,18 @@ class _Program:
 
 
 class Envelopes:
-    """Decodes payloads, each in an envelope, into rows with the columns of `schema` and their ops."""
+    """Decodes payloads, each an envelope, into rows with the columns of `schema` and their ops."""
 
     def __init__(self, schema: pa.Schema, keys: Sequence[str]) -> None:
         self._schema, self._names = schema, tuple(keys)
         self._keys = [schema.get_field_index(key) for key in keys]
         self._plain = _Program(schema, keys, wrapped=False)
-        self._programs: dict[bytes, _Program] = {}  # of wrapped envelopes, by the text of their schema
-        self._wrapped = False  # whether most envelopes of the last batch had a schema around them
+        self._programs: dict[bytes, _Program] = {}  # for envelopes with a schema around them, by the text of the schema
+        self._wrapped = False  # True if most envelopes of the last batch had a schema around them
 
     def read(self, payloads: pa.Array, bad: dict[int, str]) -> list[tuple[Any, pa.RecordBatch]]:
-        """Decodes the payloads that are not null: pairs of row numbers and these rows, with the op as the last column. Errors of the other
-        rows go into `bad`.
+        """Decodes the payloads that are not null. Returns pairs of row numbers and these rows, with the op as the
+        last column. Errors of the other rows go into `bad`.
         """
         numbers = np.arange(len(payloads))
         first = self._wrapped
@@ -85,7 +86,7 @@ class Envelopes:
     def _read_all(
         self, wrapped: bool, payloads: pa.Array, numbers: Any, bad: dict[int, str]
     ) -> tuple[list[tuple[Any, pa.RecordBatch]], Any]:
-        """The rows whose envelope has this form, and the numbers of the rows whose envelope has not."""
+        """Returns the rows whose envelope has this form, and the numbers of the rows whose envelope does not."""
         if not wrapped:
             read, others = self._read(self._plain, payloads, numbers, bad)
             return [read], others
@@ -135,7 +136,7 @@ class Envelopes:
 
 
 def _of_registry(payload: Any) -> str:
-    """What to say of a payload that is no JSON as it is of a schema registry's converter."""
+    """Returns a hint if a payload that is not JSON looks like one of a schema registry's converter, else ""."""
     is_framed = payload.as_py()[:1] in (b"\0", "\0")
     return (
         "; it begins as the registry's Avro and Protobuf do: the connector needs the JSON converter"

@@ -1,4 +1,4 @@
-"""Fields of records, such as their keys and offsets, as columns beside those of their payloads."""
+"""Fields of records, such as key and offset, as columns after those of the payloads."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,12 +20,14 @@ _TYPES: Mapping[str, pa.DataType] = {
     "offset": pa.int64(),
     "timestamp": pa.timestamp("ms", "UTC"),
 }
-_HEADER = "headers."  # and the name of a header: its last value, as text
+_HEADER = "headers."  # followed by the name of a header, whose last value becomes a text
 _HINT = f'{", ".join(map(repr, _TYPES))}, "{_HEADER}NAME" for one header as text'
 
 
 def fields_of(fields: Any, where: str) -> tuple[tuple[str, str], ...]:
-    """The pairs (column, field) of `fields=`, given as a list or as {column: field}. Raises UserError that begins with `where`."""
+    """Returns the pairs (column, field) of `fields=`, given as a list or as {column: field}. Raises UserError,
+    beginning with `where`.
+    """
     if isinstance(fields, str) or not isinstance(fields, Mapping | Sequence):
         raise UserError(
             f"{where}: fields={fields!r}",
@@ -43,14 +45,15 @@ def fields_of(fields: Any, where: str) -> tuple[tuple[str, str], ...]:
 
 
 def type_of_field(field: str) -> pa.DataType:
-    """The type of the column that a field becomes."""
+    """Returns the type of the column for a field."""
     return _TYPES.get(field, pa.string())
 
 
 class FieldCodec:
-    """A codec's columns, and behind them these fields of the records, as pairs (column, field). A codec belongs to one thread.
+    """A codec that adds columns for these fields of the records, given as pairs (column, field), after the columns of
+    the payloads. It belongs to one thread.
 
-    A record whose field is asked for as text and is no UTF-8 is a bad row.
+    A record is a bad row if one of these fields is read as text and is not UTF-8.
     """
 
     def __init__(self, codec: Codec, fields: Sequence[tuple[str, str]]) -> None:
@@ -60,35 +63,32 @@ class FieldCodec:
 
     @property
     def schema(self) -> pa.Schema | None:
-        """The columns of decoded batches; None while those of the payloads are unknown."""
+        """The columns of decoded batches, or None while those of the payloads are unknown."""
         known = self._codec.schema
         return None if known is None else pa.schema([*known, *self._columns])
 
     @property
     def reads_headers(self) -> bool:
-        """Whether one of the fields is the headers, or one of them."""
+        """True if one of the fields is the headers, or one header."""
         return any(field == "headers" or field.startswith(_HEADER) for _, field in self._fields)
 
     @property
     def text(self) -> str | None:
-        """What a checkpoint keeps of the payloads' codec."""
         return self._codec.text
 
     def resumed(self, text: str | None) -> "FieldCodec":
-        """The same fields behind the payloads' codec, which goes on with `text`."""
+        """Returns a codec with the same fields, whose payloads' codec goes on with `text`."""
         return FieldCodec(self._codec.resumed(text), self._fields)
 
     def another(self) -> "FieldCodec":
-        """A codec with the same settings, for another thread."""
         return FieldCodec(self._codec.another(), self._fields)
 
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
-        """Decodes records (RECORD_SCHEMA) into the good rows, in order, and the bad ones."""
+        """Decodes records (RECORD_SCHEMA). Returns the good rows, in order, and the bad rows."""
         data, _, bad = self.decode_many(batch)
         return data, bad
 
     def decode_many(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Any, list[BadRow]]:
-        """See `ManyRows.decode_many`."""
         data, numbers, bad = decode_numbered(self._codec, batch)
         records = numbered(batch, numbers)
         unfit: dict[int, str] = {}
@@ -104,7 +104,7 @@ class FieldCodec:
 
 
 def _column(records: pa.RecordBatch, field: str, unfit: dict[int, str]) -> Any:
-    """The field of each record. unfit: gets the rows that have no such value, and why."""
+    """Returns the field of each record. `unfit` gets the rows without a valid value, with the reason."""
     if field.startswith(_HEADER):
         name = field.removeprefix(_HEADER)
         return _text(_last(records.column("headers"), name), f"its header {name!r}", "headers", unfit)
@@ -115,7 +115,7 @@ def _column(records: pa.RecordBatch, field: str, unfit: dict[int, str]) -> Any:
 
 
 def _last(headers: Any, name: str) -> Any:
-    """The value of the last header of this name of each record; null where there is none."""
+    """Returns the value of each record's last header with this name, or null."""
     if headers.null_count == len(headers):
         return pa.nulls(len(headers), pa.binary())
     pairs = headers.flatten()
@@ -126,7 +126,7 @@ def _last(headers: Any, name: str) -> Any:
 
 
 def _text(values: Any, what: str, instead: str, unfit: dict[int, str]) -> Any:
-    """Bytes as text, null where they are no UTF-8: those rows are unfit."""
+    """Returns bytes as text, with null for bytes that are not UTF-8. `unfit` gets these rows, with the reason."""
     try:
         return values.cast(pa.string())
     except pa.ArrowInvalid:

@@ -1,4 +1,6 @@
-"""The formats that need nothing but their settings, and formats by name. Those with schemas of their own are in `schemas`."""
+"""The formats that need only their settings, and the lookup of formats by name. Formats with schemas of their own are
+in `schemas`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +24,9 @@ _UNQUOTABLE = '"\r\n'
 
 @dataclass(frozen=True)
 class Json(Format):
-    """A payload is one JSON object. Without `schema=` the columns are inferred from the first 1,000 records."""
+    """The format of payloads that are one JSON object each. Without `schema=` the columns are inferred from the first
+    1,000 records.
+    """
 
     name: ClassVar[str] = "json"
 
@@ -43,7 +47,9 @@ class Json(Format):
 
 @dataclass(frozen=True)
 class Csv(Format):
-    """A payload is one CSV record, whose fields are the columns of `schema=`, in order. delimiter: one character of ASCII."""
+    """The format of payloads that are one CSV record each, whose fields are the columns of `schema=`, in order.
+    `delimiter`: one ASCII character.
+    """
 
     name: ClassVar[str] = "csv"
     needs_schema: ClassVar[bool] = True
@@ -82,7 +88,9 @@ class Csv(Format):
 
 @dataclass(frozen=True)
 class Raw(Format):
-    """A payload is the one column `value`, as it is: bytes, or with text=True a text in UTF-8."""
+    """The format of payloads that are read unchanged into the column `value`: as bytes, or with text=True as UTF-8
+    text.
+    """
 
     name: ClassVar[str] = "raw"
     own_columns: ClassVar[bool] = True
@@ -123,9 +131,10 @@ class Raw(Format):
 
 @dataclass(frozen=True)
 class ArrowIpc(Format):
-    """A payload is an Arrow IPC stream, or file, of many rows; without `schema=` the first record has the columns.
+    """The format of payloads that are Arrow IPC streams, or files, of many rows. Without `schema=` the first record
+    gives the columns.
 
-    rows: how many a payload has at most, when it is written. compression: None, "lz4" or "zstd".
+    `rows`: the most rows of a written payload. `compression`: None, "lz4" or "zstd".
     """
 
     name: ClassVar[str] = "arrow"
@@ -149,7 +158,7 @@ class ArrowIpc(Format):
         return ArrowEncoder(self.rows, self.compression)
 
     def check_types(self, schema: pa.Schema, where: str) -> None:
-        """Arrow has every type."""
+        """Accepts all columns: Arrow represents every type."""
 
 
 JSON = Json()
@@ -158,7 +167,9 @@ _BY_NAME: dict[str, Format] = {each.name: each for each in (JSON, Csv(), Raw(), 
 
 
 def format_of(given: object, where: str, more: Sequence[str] = ()) -> Format:
-    """A Format, or the one of this name; None is JSON. Raises UserError, whose text begins with `where` and which names `more` too."""
+    """Returns the given Format, or the format of this name; None is JSON. Raises UserError, beginning with `where`,
+    for another value; its hint names the formats and `more`.
+    """
     if given is None:
         return JSON
     if isinstance(given, Format):
@@ -172,7 +183,9 @@ def format_of(given: object, where: str, more: Sequence[str] = ()) -> Format:
 
 
 def agreed_format(name: str, one: Format | None, other: Format | None) -> Format | None:
-    """The format of a topic that two streams or agents write. None leaves it to the other. Raises UserError where the two differ."""
+    """Returns the format of a topic that two streams or agents write. None stands for the other's format. Raises
+    UserError if the two differ.
+    """
     if None not in (one, other) and one != other:
         assert one is not None
         assert other is not None

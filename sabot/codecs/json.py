@@ -1,4 +1,4 @@
-"""Payloads that are one JSON object each: decoded with a given schema or one that is inferred from the first rows, and encoded."""
+"""Payloads that are one JSON object each: decoded with a given or inferred schema, and encoded."""
 
 import pyarrow as pa
 
@@ -10,9 +10,11 @@ _NO_COLUMNS = pa.schema([])
 
 
 class JsonCodec:
-    """Decodes payloads of one JSON object each. Without a schema, it is inferred once, from the first batch with a readable payload.
+    """Decodes payloads of one JSON object each. A missing schema is inferred once, from the first batch with a
+    readable payload.
 
-    Later rows that do not fit are bad rows; so a checkpoint stores `text`, and the next start goes on with it.
+    Later rows that do not fit this schema are bad rows. So a checkpoint stores `text`, and the next start goes on
+    with it.
     """
 
     def __init__(self, schema: pa.Schema | None = None) -> None:
@@ -20,26 +22,27 @@ class JsonCodec:
 
     @property
     def schema(self) -> pa.Schema | None:
-        """The columns of decoded batches; None before the first readable payload of a codec without a given schema."""
+        """The columns of decoded batches, or None before the first readable payload of a codec without a given
+        schema.
+        """
         return None if self._decoder is None else self._decoder.schema
 
     @property
     def text(self) -> str | None:
-        """`schema` for a checkpoint; `resumed` reads it."""
+        """The schema as text for a checkpoint; `resumed` reads it."""
         return schema_text(self.schema)
 
     def resumed(self, text: str | None) -> "JsonCodec":
-        """The codec whose schema is this one's or, where that is unknown, what a checkpoint holds as `text`."""
+        """Returns a codec with this codec's schema or, if that is unknown, the schema in `text` from a checkpoint."""
         return JsonCodec(schema_of_text(text) if self.schema is None else self.schema)
 
     def another(self) -> "JsonCodec":
-        """A codec with the same settings, for another thread."""
         return JsonCodec(self.schema)
 
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
-        """Decodes the column `payload` into the good rows, in order, and the bad ones, which never stop a batch.
+        """Decodes the column `payload`. Returns the good rows, in order, and the bad rows, which never stop a batch.
 
-        Raises UserError where the schema must be inferred and the first 1,000 payloads do not agree on a field's type.
+        Raises UserError if the schema must be inferred and the first 1,000 payloads do not agree on a field's type.
         """
         payloads = batch.column("payload")
         if self._decoder is None:
@@ -53,19 +56,19 @@ class JsonCodec:
 
 
 class JsonEncoder:
-    """Rows as JSON objects, by the rules of `encode_rows`."""
+    """Encodes rows as JSON objects, by the rules of `encode_rows`."""
 
     def another(self) -> "JsonEncoder":
-        """Another one: there are no settings."""
         return JsonEncoder()
 
     def encode(self, batch: pa.RecordBatch) -> pa.BinaryArray:
-        """See `Encoder.encode`."""
         return encode_rows(batch)
 
 
 def sayable_json(rows: pa.RecordBatch) -> pa.BinaryArray:
-    """The rows as JSON, whatever their types: columns that JSON has not, such as lists of binary, become text, or are left out."""
+    """Returns the rows as JSON, whatever their types: columns that JSON cannot represent, such as lists of binary,
+    become text or are left out.
+    """
     columns = {}
     for name, column in zip(rows.schema.names, rows.columns, strict=True):
         try:
@@ -78,10 +81,10 @@ def sayable_json(rows: pa.RecordBatch) -> pa.BinaryArray:
 
 
 def schema_text(schema: pa.Schema | None) -> str | None:
-    """A schema of any types as text for a checkpoint; `schema_of_text` reads it."""
+    """Returns a schema of any types as text for a checkpoint; `schema_of_text` reads it."""
     return None if schema is None else schema.serialize().to_pybytes().hex()
 
 
 def schema_of_text(text: str | None) -> pa.Schema | None:
-    """The schema that `schema_text` has written as this text."""
+    """Returns the schema that `schema_text` has written as this text."""
     return None if text is None else pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text)))

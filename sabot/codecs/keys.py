@@ -13,11 +13,11 @@ from sabot.codecs.connect import SCHEMAS, ConnectTypes, by_schema, types_of
 
 _SEVERAL = "the record's key cannot be read: it is no single JSON value"
 Found = tuple[list[Any], dict[int, str]]
-"""The key columns, null where a key lacks the value; and the error of each row whose key cannot be read."""
+"""The key columns, null where a key lacks the value, and the error of each row whose key cannot be read."""
 
 
 class TextKeys:
-    """For one key column of text or bytes: the record's key is the value."""
+    """Reads keys for one key column of text or bytes: the record's key is the value."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self._kind = schema.field(0).type
@@ -28,7 +28,7 @@ class TextKeys:
         except pa.ArrowInvalid:
             texts: list[str | None] = []
             wrong: dict[int, str] = {}
-            for row, key in enumerate(bytes_list(keys)):  # only where some key of the batch is wrong, which is rare
+            for row, key in enumerate(bytes_list(keys)):  # only if some key of the batch is wrong, which is rare
                 try:
                     texts.append(None if key is None else key.decode())
                 except UnicodeDecodeError as error:
@@ -38,9 +38,11 @@ class TextKeys:
 
 
 class JsonKeys:
-    """For keys in JSON: an object with the key columns. One column may also be its value alone, and a time also text without quotes.
+    """Reads keys in JSON: an object with the key columns. A single column may also be its bare value, and a bare time
+    may lack quotes.
 
-    connect: keys are as Kafka Connect writes them: always an object, which may be the payload of an object with a schema.
+    `connect`: True if keys are written by Kafka Connect: always an object, which may be the payload of an object with
+    a schema.
     """
 
     def __init__(self, schema: pa.Schema, *, connect: bool, named: bytes = b"") -> None:
@@ -69,7 +71,7 @@ class JsonKeys:
         }
 
     def _of(self, named: bytes) -> "JsonKeys":
-        """The reader of keys with this schema around them."""
+        """Returns the reader of keys with this schema around them."""
         if not named:
             return self
         if named not in self._by_schema:
@@ -103,8 +105,8 @@ class JsonKeys:
         return spread.column(0).flatten() if way else spread.columns, wrong
 
     def _objects(self, keys: pa.Array, alone: pa.Field) -> tuple[pa.Array, dict[int, str]]:
-        """Wraps values alone as objects, and says for each other row why its key is not one value. It must be checked, because a key such
-        as `5,"id":9` would become a valid object with a further member.
+        """Wraps bare values as objects. Returns them, and the error of each row whose key is not one value. The check
+        is needed because a key such as `5,"id":9` would become a valid object with a further member.
         """
         values = keys
         if pa.types.is_temporal(alone.type):
@@ -114,7 +116,8 @@ class JsonKeys:
         objects = pc.starts_with(keys, "{")
         asked = np.flatnonzero(pc.and_not(pc.match_substring(values, ","), objects).fill_null(False))
         several = {}
-        # A text that is valid both as a member of an object and in a list is one value: `5,"id":9` is no member of a list.
+        # A text that is valid both as a member of an object and in a list is one value: `5,"id":9` is invalid in a
+        # list.
         if len(asked):
             _, refused = self._lists.decode(_joined(begin + b"[", values.take(pa.array(asked)), b"]}"))
             several = {int(asked[each.row]): _SEVERAL for each in refused}

@@ -1,4 +1,6 @@
-"""The columns that the engine adds behind the user's, known to every room: the event time of a row, and the op of a change."""
+"""The columns that the engine adds after the user's, known to every room: the event time of a row, and the op of a
+change.
+"""
 
 TIME_COLUMN = "__time"
 OP_COLUMN = "__op"

@@ -1,4 +1,4 @@
-"""Payloads as they are, in one column `value`: bytes, or text."""
+"""Payloads that are kept unchanged in one column `value`, as bytes or text."""
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,9 @@ VALUE = "value"
 
 
 class RawCodec:
-    """The payload of each record, as bytes or as text. A record without a payload is a bad row, and with text one that is no UTF-8."""
+    """Reads the payload of each record as bytes or text. A record without a payload is a bad row; for text, so is a
+    payload that is not UTF-8.
+    """
 
     text = None
 
@@ -21,15 +23,13 @@ class RawCodec:
         self.schema = schema
 
     def resumed(self, text: str | None) -> "RawCodec":
-        """A codec with the same settings, which say everything."""
+        """Returns a codec with the same settings. `text` is ignored: the codec learns nothing from records."""
         return self.another()
 
     def another(self) -> "RawCodec":
-        """A codec with the same settings, for another thread."""
         return RawCodec(self.schema)
 
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
-        """See `Codec.decode`."""
         payloads = batch.column("payload")
         bad = [BadRow(row, "the payload is null") for row in _where(payloads.is_null())] if payloads.null_count else []
         values = payloads.drop_null() if bad else payloads
@@ -46,14 +46,12 @@ class RawCodec:
 
 
 class RawEncoder:
-    """The one column of the rows as payloads: bytes as they are, text as UTF-8."""
+    """Writes the one column of the rows as payloads: bytes unchanged, text as UTF-8."""
 
     def another(self) -> "RawEncoder":
-        """Another one: there are no settings."""
         return RawEncoder()
 
     def encode(self, batch: pa.RecordBatch) -> pa.BinaryArray:
-        """See `Encoder.encode`."""
         column = normalise(batch).column(0)
         if column.null_count:
             name, row = batch.schema.names[0], _where(column.is_null())[0]
@@ -70,7 +68,7 @@ def _where(mask: pa.BooleanArray) -> list[int]:
 
 
 def _no_text(payload: bytes | None) -> str | None:
-    """Why a payload is no text; None: it is one, or null."""
+    """Returns the reason why a payload is not text, or None if it is text or null."""
     try:
         (payload or b"").decode()
     except UnicodeDecodeError as error:

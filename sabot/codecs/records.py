@@ -1,6 +1,7 @@
-"""Records as brokers and files have them: payload, key, headers and a time, made from values and columns, and read back as objects.
+"""The records of brokers and files: payload, key, headers and a time. They are made from values and columns, and read
+as objects.
 
-Here are also the changes of a table as records, and the bounds of a record's size.
+This module also makes records from the changes of a table, and limits the size of records.
 """
 
 import json
@@ -26,7 +27,7 @@ from sabot.errors import UNREADABLE, DataError, UserError
 
 
 def _of_numpy(value: Any) -> Any:
-    """What stands in JSON for a scalar or an array of numpy's. Raises TypeError for anything else."""
+    """Returns the JSON value for a scalar or an array of numpy. Raises TypeError for anything else."""
     if isinstance(value, np.datetime64) and not np.isnat(value):
         return np.datetime_as_string(value)  # ISO 8601 with all digits of its unit
     if isinstance(value, np.ndarray):
@@ -51,26 +52,26 @@ RECORD_SCHEMA = pa.schema(
         ("timestamp", pa.int64()),  # ms since 1970 UTC
         ("partition", pa.int32()),
         ("offset", pa.int64()),
-        ("headers", _HEADERS),  # null where there are none
+        ("headers", _HEADERS),  # null if there are none
     ]
 )
-"""The columns of a batch of records that are not decoded yet; the Batch has their topic."""
+"""The columns of a batch of undecoded records; the Batch has their topic."""
 
 BAD_SCHEMA = RECORD_SCHEMA.append(pa.field("reason", pa.string()))
-"""The columns of records that a decoding source set apart (`Batch.bad`): the record as it came, and the reason."""
+"""The columns of records that a decoding source could not decode (`Batch.bad`): the unchanged record, and the reason."""
 
 HEAD_BYTES = 1024
-"""How many bytes of a record that is too large are kept for its dead letter."""
+"""The number of bytes of a too large record that are kept for its dead letter."""
 
 Headers = tuple[tuple[str, bytes], ...]
 
 HeadersLike = Mapping[str, bytes | str | None] | Iterable[tuple[str, bytes | str | None]]
-"""What a program may give as headers, see `checked_headers`."""
+"""The headers that a program may give, see `checked_headers`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record as the broker has it. A record whose `payload` is None is a tombstone; `timestamp` is ms since 1970 UTC."""
+    """One record of a broker. A record whose `payload` is None is a tombstone; `timestamp` is ms since 1970 UTC."""
 
     payload: bytes | None
     key: bytes | None
@@ -82,13 +83,13 @@ class Record:
 
     @property
     def value(self) -> Any:
-        """The payload decoded as JSON. Raises DataError naming topic, partition and offset."""
+        """Returns the payload decoded as JSON. Raises DataError with topic, partition and offset."""
         return decode_json(self.payload, where=f"{self.topic}[{self.partition}]@{self.offset}")
 
 
 def decode_json(payload: bytes | None, *, where: str) -> Any:
-    """The value that `json.loads` gives for this payload, faster. Raises DataError, whose text begins with `where`. A payload nested deeper
-    than NESTING_MAX is refused even where the interpreter's stack would suffice, so that recursive code can walk the value.
+    """Decodes a payload like `json.loads`, but faster. Raises DataError, beginning with `where`, also for a payload
+    nested deeper than NESTING_MAX, so that recursive code can walk the value.
     """
     if payload is None:
         raise DataError(f"{where}: the payload is null", hint="a tombstone has no JSON value")
@@ -105,7 +106,9 @@ def decode_json(payload: bytes | None, *, where: str) -> Any:
 
 
 def encode_json(value: Any) -> bytes:
-    """The value as compact JSON, which `decode_json` reads. Raises UserError for a value that JSON does not allow."""
+    """Returns the value as compact JSON, which `decode_json` reads. Raises UserError for a value that JSON does not
+    allow.
+    """
     try:
         return _encode(value)
     except UnicodeEncodeError:
@@ -115,16 +118,17 @@ def encode_json(value: Any) -> bytes:
 
 
 def encode_payload(value: Any, key: Any) -> bytes | None:
-    """The payload of a record: bytes unchanged, anything else as JSON; None under a key is a tombstone, without one JSON's null."""
+    """Returns the payload of a record: bytes unchanged, anything else as JSON. None with a key is a tombstone; None
+    without a key is JSON's null.
+    """
     if isinstance(value, bytes) or (value is None and key is not None):
         return value
     return encode_json(value)
 
 
 def nulled_fields(value: Any) -> list[str]:
-    """Where a value that `encode_json` takes has NaN or an infinity, which JSON has as null: "score", "points[].x", each as often as it is.
-
-    "" is the value itself.
+    """Returns the paths at which a value has NaN or an infinity, which JSON writes as null: "score", "points[].x",
+    each once per occurrence. The path "" is the value itself.
     """
 
     def plain(each: Any) -> Any:
@@ -145,16 +149,17 @@ def nulled_fields(value: Any) -> list[str]:
 
 
 def encode_key(key: Any) -> bytes | None:
-    """The key of a record: None and bytes unchanged, a string as UTF-8, anything else as JSON."""
+    """Returns the key of a record: None and bytes unchanged, a string as UTF-8, anything else as JSON."""
     if key is None or isinstance(key, bytes):
         return key
     return key.encode() if isinstance(key, str) else encode_json(key)
 
 
 def checked_headers(headers: HeadersLike, what: str) -> Headers:
-    """The headers as a record holds them: of pairs, or of a dict, with texts as UTF-8. A value may be None, as on Kafka.
+    """Returns headers, given as pairs or as a dict, in the form of a record: texts become UTF-8; a value may be None,
+    as in Kafka.
 
-    Raises UserError, whose text begins with `what`.
+    Raises UserError, beginning with `what`.
     """
     if headers == ():
         return ()
@@ -183,10 +188,10 @@ def build_records(
     offsets: Any,
     headers: Sequence[Headers] | None = None,
 ) -> pa.RecordBatch:
-    """A batch of RECORD_SCHEMA from the fields of records. `timestamps`, `partitions` and `offsets` are anything that numpy reads as
-    integers; a partition that all rows share may be a plain number.
+    """Returns a batch of RECORD_SCHEMA from the fields of records. `timestamps`, `partitions` and `offsets` are
+    anything that numpy reads as integers; if all rows have one partition, it may be a plain number.
 
-    `keys` or `headers` is None where no record has any.
+    `keys` or `headers` is None if no record has any.
     """
     rows = len(payloads)
     columns = [
@@ -218,7 +223,7 @@ def _header_array(headers: Sequence[Headers]) -> Any:
 
 
 def header_rows(column: Any) -> list[Headers]:
-    """For each row of the headers column of RECORD_SCHEMA, a tuple of (name, value) pairs."""
+    """Returns for each row of the headers column of RECORD_SCHEMA a tuple of (name, value) pairs."""
     if column.null_count == len(column):
         return [()] * len(column)
     return [tuple((pair["name"], pair["value"]) for pair in row) if row else () for row in column.to_pylist()]
@@ -227,8 +232,9 @@ def header_rows(column: Any) -> list[Headers]:
 def to_records(
     batch: Batch, now_ms: int, keys: Sequence[str] | None = None, encoder: Encoder = _JSON
 ) -> pa.RecordBatch:
-    """The records that a sink writes for a batch: RECORD_SCHEMA unchanged (a null timestamp becomes `now_ms`), other columns as payloads
-    of the encoder. keys: the key columns, where the sink was told to expect changes.
+    """Returns the records that a sink writes for a batch. A batch of RECORD_SCHEMA stays as it is (a null timestamp
+    becomes `now_ms`); rows of other columns become payloads of the encoder. `keys`: the key columns, if the sink
+    takes changes.
     """
     data = batch.taken()
     if keys is not None and carries_changes(data.schema):
@@ -244,7 +250,7 @@ def to_records(
 def row_records(
     data: pa.RecordBatch, keys: pa.BinaryArray | None, now_ms: int, encoder: Encoder = _JSON
 ) -> pa.RecordBatch:
-    """A batch of RECORD_SCHEMA with the payloads of these rows; `keys` is None where no record has a key."""
+    """Returns a batch of RECORD_SCHEMA with the payloads of these rows. `keys`: None if no record has a key."""
     return _records(encoder.encode(data), keys, now_ms)
 
 
@@ -262,17 +268,18 @@ def _records(payloads: pa.BinaryArray, keys: pa.BinaryArray | None, now_ms: int)
 
 
 def carries_changes(schema: pa.Schema) -> bool:
-    """Whether the rows are changes, with their op in OP_COLUMN, the last column."""
+    """Returns True if the rows are changes, with their op in OP_COLUMN, the last column."""
     return len(schema) > 0 and schema.field(len(schema) - 1).name == OP_COLUMN
 
 
 def empty_batch(schema: pa.Schema) -> pa.RecordBatch:
-    """A batch of these columns without rows."""
+    """Returns a batch of these columns without rows."""
     return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
 
 
 def refuse_types(schema: pa.Schema, try_out: Callable[[pa.RecordBatch], object], where: str, format: str) -> None:
-    """Raises UserError, whose text begins with `where`, for the first column that `try_out` cannot write, given the column without rows.
+    """Raises UserError, beginning with `where`, for the first column that `try_out` cannot write. `try_out` gets each
+    column without rows.
 
     Undecoded records (RECORD_SCHEMA) are not checked.
     """
@@ -294,8 +301,8 @@ def _cast_of(column: str) -> str:
 
 
 def record_keys(data: pa.RecordBatch, keys: Sequence[str]) -> pa.BinaryArray:
-    """The keys of the records of these rows. One key column gives its value: text unchanged, other types as JSON, null as no key. Several
-    columns give one JSON object, no column an empty one.
+    """Returns the keys of the records of these rows. One key column gives its value: text unchanged, other types as
+    JSON, null as no key. Several columns give a JSON object, no columns an empty one.
     """
     if not keys:
         return pa.array([b"{}"]).take(pa.array(np.zeros(data.num_rows, np.int64)))
@@ -312,17 +319,17 @@ def record_keys(data: pa.RecordBatch, keys: Sequence[str]) -> pa.BinaryArray:
 
 
 def change_records(data: pa.RecordBatch, keys: Sequence[str], now_ms: int, encoder: Encoder = _JSON) -> pa.RecordBatch:
-    """The records of changes: each has a key made of the columns `keys`, and the row as its payload; a row that deletes its key has no
-    payload, which makes it a tombstone.
+    """Returns the records of changes. Each has the key from the columns `keys`, and the row as its payload; a row
+    that deletes its key becomes a tombstone, without a payload.
 
-    Raises UserError for a row without its key, since no reader could tell which row a tombstone deletes.
+    Raises UserError for a row without its key, because no reader could tell which row a tombstone deletes.
     """
     rows = data.select(data.schema.names[:-1])
     check_keys(rows, keys, "a log of changes")
     ends: Any = pc.equal(data.column(data.num_columns - 1), pa.scalar(DELETE, pa.int8()))
     if not pc.any(ends).as_py():
         return row_records(rows, record_keys(rows, keys), now_ms, encoder)
-    # A row that ends has its key alone: an encoder may refuse the nulls of the others.
+    # A deleting row has only its key: an encoder may refuse the nulls in its other columns.
     there = np.asarray(pc.invert(ends))
     payloads: Any = encoder.encode(rows.filter(pa.array(there)))
     spread = payloads.take(pa.array(np.cumsum(there) - 1, mask=~there))
@@ -330,7 +337,7 @@ def change_records(data: pa.RecordBatch, keys: Sequence[str], now_ms: int, encod
 
 
 def check_keys(data: pa.RecordBatch, keys: Sequence[str], where: str) -> None:
-    """Raises UserError, whose text begins with `where`, for a row whose key is null or NaN."""
+    """Raises UserError, beginning with `where`, for a row whose key is null or NaN."""
     for key in keys:
         column = data.column(key)
         if column.null_count:
@@ -344,7 +351,7 @@ def check_keys(data: pa.RecordBatch, keys: Sequence[str], where: str) -> None:
 
 
 def above(data: pa.RecordBatch, size: int) -> list[int]:
-    """The numbers of the rows that take more than `size` bytes."""
+    """Returns the numbers of the rows that take more than `size` bytes."""
     if data.nbytes <= size:
         return []
     rows = data.num_rows
@@ -355,14 +362,16 @@ def above(data: pa.RecordBatch, size: int) -> list[int]:
 
 
 def bad_records(records: pa.RecordBatch, bad: Sequence[BadRow]) -> pa.RecordBatch:
-    """These records (RECORD_SCHEMA) with the reasons why they are bad, as BAD_SCHEMA."""
+    """Returns these records (RECORD_SCHEMA) as BAD_SCHEMA, with the reasons why they are bad."""
     rows = records.take(pa.array([each.row for each in bad], pa.int64()))
     reasons = pa.array([each.reason for each in bad], pa.string())
     return pa.RecordBatch.from_arrays([*rows.columns, reasons], schema=BAD_SCHEMA)
 
 
 def bounded(batch: Batch, record_bytes: int) -> Batch:
-    """The batch of RECORD_SCHEMA with the records above the bound moved to `bad`, with their first bytes and without headers."""
+    """Returns the batch of RECORD_SCHEMA with the records above `record_bytes` moved to `bad`, shortened to their
+    first bytes and without headers.
+    """
     data = batch.data
     # A margin, because each record also takes bytes in the fixed-width columns.
     long = above(data, record_bytes + HEAD_BYTES)
@@ -382,7 +391,7 @@ def bounded(batch: Batch, record_bytes: int) -> Batch:
 
 
 def iterate_records(data: pa.RecordBatch, topic: str) -> list[Record]:
-    """The records of a batch of RECORD_SCHEMA as objects, for code that handles one at a time."""
+    """Returns the records of a batch of RECORD_SCHEMA as objects, for code that handles them one by one."""
     payload, key, timestamp, partition, offset, headers = data.columns
     return [
         Record(p, k, h, t, topic, n, o)

@@ -1,4 +1,4 @@
-"""Formats whose schemas have a language of their own, and what they ask of a schema registry."""
+"""The formats with a schema language of their own, and their use of a schema registry."""
 
 import json
 import os
@@ -26,7 +26,7 @@ _PLACES = ("topic", "record")
 
 @dataclass(frozen=True)
 class Reference:
-    """A schema that another one uses, under the name that it has there: a version of a subject."""
+    """A schema that another one refers to: a version of a subject, under the name in the referring schema."""
 
     name: str
     subject: str
@@ -34,28 +34,31 @@ class Reference:
 
 
 class SchemaRegistry(Protocol):
-    """What formats ask of a schema registry; `sabot.Registry` is one. kind: "AVRO" or "PROTOBUF". All of it may block, is called from any
-    thread, and raises RegistryUnavailable. The text of a schema of Avro has the types in it that it refers to; a file of Protobuf has not.
+    """The functions of a schema registry that formats call; `sabot.Registry` has them. `kind`: "AVRO" or "PROTOBUF".
+    All of them may block, may be called from any thread, and raise RegistryUnavailable. The text of an Avro schema
+    includes the types that it refers to; a Protobuf file does not.
     """
 
     def schema_of(self, id: int, kind: str) -> str:
-        """The text of the schema of this id. Raises UnknownSchema."""
+        """Returns the text of the schema with this id. Raises UnknownSchema."""
 
     def latest(self, subject: str, kind: str) -> tuple[int, str]:
-        """The id and the text of the newest schema of a subject. Raises UserError where there is none."""
+        """Returns the id and the text of the newest schema of a subject. Raises UserError if there is none."""
 
     def register(self, subject: str, text: str, kind: str, references: Sequence[Reference] = ()) -> int:
-        """The id of this schema, which is made the newest of the subject where it is none of its schemas. Raises UserError."""
+        """Returns the id of this schema. If the subject does not have it, registers it as its newest. Raises
+        UserError.
+        """
 
     def refer(self, name: str, text: str, kind: str, references: Sequence[Reference] = ()) -> Reference:
-        """Registers a schema under the subject of this name, for others to refer to. Raises UserError."""
+        """Registers a schema under the subject of this name, for other schemas to refer to. Raises UserError."""
 
     def lookup(self, subject: str, text: str, kind: str) -> int:
-        """The id of this schema of a subject. Raises UserError where it is none of them."""
+        """Returns the id of this schema of a subject. Raises UserError if the subject does not have it."""
 
 
 class _BySchema:
-    """An encoder whose payloads depend on the columns: it makes one of `make` for each schema that comes."""
+    """An encoder whose payloads depend on the columns: it calls `make` for each schema of the rows."""
 
     def __init__(self, make: Any) -> None:
         self._make = make
@@ -63,11 +66,9 @@ class _BySchema:
         self._encoder: Encoder | None = None
 
     def another(self) -> "_BySchema":
-        """An encoder with the same settings, for another thread."""
         return _BySchema(self._make)
 
     def encode(self, batch: pa.RecordBatch) -> pa.BinaryArray:
-        """See `Encoder.encode`."""
         if self._encoder is None or not batch.schema.equals(self._schema):
             self._encoder, self._schema = self._make(batch.schema), batch.schema
         return self._encoder.encode(batch)
@@ -84,7 +85,9 @@ def _checked_subject(subject: Any, what: str) -> None:
 
 
 class _RegistryAvro(AvroCodec):
-    """A codec whose reader's schema may be one that a registry had when the app began: a checkpoint keeps it."""
+    """An Avro codec whose reader's schema may have come from a registry when the app began; a checkpoint keeps that
+    schema.
+    """
 
     def __init__(self, reader: str, schema_of: Callable[[int], str], columns: list[str] | None) -> None:
         super().__init__(reader, schema_of=schema_of, columns=columns)
@@ -96,23 +99,24 @@ class _RegistryAvro(AvroCodec):
         return self._settings[0]
 
     def resumed(self, text: str | None) -> "_RegistryAvro":
-        """The codec that reads with the schema of a checkpoint."""
+        """Returns a codec that reads with the schema of a checkpoint."""
         reader, schema_of, columns = self._settings
         return _RegistryAvro(text or reader, schema_of, columns)
 
     def another(self) -> "_RegistryAvro":
-        """A codec with the same settings, for another thread."""
         return _RegistryAvro(*self._settings)
 
 
 @dataclass(frozen=True)
 class Avro(Format):
-    """A payload is one Avro record. With a registry it stands behind the id of its writer's schema (Confluent's wire format), and is
-    resolved against `schema`; without one it is written with `schema` itself.
+    """The format of payloads that are one Avro record each. With a registry a payload begins with the id of its
+    writer's schema (Confluent's wire format), which is resolved against `schema`. Without a registry payloads are
+    written with `schema` itself.
 
-    schema: a dict, its JSON text, or the path of a file. Readers without one take the newest of the subject; writers one that is made of
-    the columns, or with auto_register=False the newest of the subject. subject: its name in the registry, with {topic} and {record} (the
-    full name of the record). auto_register: a writer's schema is registered where it is not, instead of being refused.
+    `schema`: a dict, its JSON text, or the path of a file. Without it, a reader takes the newest schema of the
+    subject; a writer makes one from the columns or, with auto_register=False, takes the newest of the subject.
+    `subject`: its name in the registry, with {topic} and {record} (the full name of the record). `auto_register`:
+    True to register a writer's schema that the registry does not have, False to refuse it.
     """
 
     name: ClassVar[str] = "avro"
@@ -125,7 +129,7 @@ class Avro(Format):
     def __post_init__(self) -> None:
         if self.schema is not None:
             object.__setattr__(self, "schema", _schema_text(self.schema))
-            arrow_schema(self.schema)  # says what is wrong with it
+            arrow_schema(self.schema)  # raises UserError for a wrong schema
         _checked_subject(self.subject, "Avro")
         checked_flag("Avro: auto_register", self.auto_register)
 
@@ -167,7 +171,7 @@ class Avro(Format):
             raise UserError(f"{where}: {error.message}", hint=error.hint) from error
 
     def _reader(self, topic: str) -> str:
-        """The text of the schema that rows are read with."""
+        """Returns the text of the schema with which rows are read."""
         if self.schema is not None:
             text: str = self.schema
             return text
@@ -176,7 +180,7 @@ class Avro(Format):
         return self.registry.latest(self._subject(topic, None), "AVRO")[1]
 
     def _encoder(self, topic: str, columns: pa.Schema) -> Encoder:
-        """For rows with these columns; their schema is registered."""
+        """Returns an encoder for rows with these columns, and registers their schema."""
         if self.registry is None:
             return AvroEncoder(self.schema or avro_schema(columns, _name_of(topic)))
         if self.schema is None and not self.auto_register:
@@ -184,7 +188,7 @@ class Avro(Format):
             return AvroEncoder(text, schema_id=id)
         text = self.schema or json.dumps(avro_schema(columns, _name_of(topic)))
         make = AvroEncoder(text)
-        make.encode(empty_batch(columns))  # a schema that the columns do not fit is not registered
+        make.encode(empty_batch(columns))  # a schema that the columns do not fit must not be registered
         register = self.registry.register if self.auto_register else self.registry.lookup
         return AvroEncoder(text, schema_id=register(self._subject(topic, text), text, "AVRO"))
 
@@ -195,11 +199,13 @@ class Avro(Format):
 
 @dataclass(frozen=True)
 class Protobuf(Format):
-    """A payload is one message of Protobuf. With a registry it stands behind the id of its schema and the place of the message in it
-    (Confluent's wire format), which say whether it is this message; its fields are known by their numbers.
+    """The format of payloads that are one Protobuf message each. With a registry a payload begins with the id of its
+    schema and the position of the message in it (Confluent's wire format); a payload with another message is a bad
+    row. Fields are identified by their numbers.
 
-    message: a generated class, its descriptor, or `descriptor_of(files, "package.Message")`. subject: as of `Avro`; {record} is the full
-    name of the message. auto_register: a writer registers the file of the message, instead of taking the newest schema of the subject.
+    `message`: a generated class, its descriptor, or `descriptor_of(files, "package.Message")`. `subject`: as for
+    `Avro`; {record} is the full name of the message. `auto_register`: True if a writer registers the file of the
+    message, False if it takes the newest schema of the subject.
     """
 
     name: ClassVar[str] = "protobuf"
@@ -211,7 +217,7 @@ class Protobuf(Format):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "message", message_type(self.message))
-        columns_of(self.message)  # says what is wrong with it
+        columns_of(self.message)  # raises UserError for a wrong message
         _checked_subject(self.subject, "Protobuf")
         checked_flag("Protobuf: auto_register", self.auto_register)
 
@@ -237,7 +243,7 @@ class Protobuf(Format):
             raise UserError(f"{where}: {error.message}", hint=error.hint) from error
 
     def _encoder(self, topic: str, columns: pa.Schema) -> Encoder:
-        """For rows with these columns; the schema of the message is registered."""
+        """Returns an encoder for rows with these columns, and registers the schema of the message."""
         ProtobufEncoder(self.message).check(columns)
         return ProtobufEncoder(
             self.message, schema_id=None if self.registry is None else self._id(self.registry, topic)
@@ -250,7 +256,9 @@ class Protobuf(Format):
         made: dict[str, Reference] = {}
 
         def imports(file: Any) -> list[Reference]:
-            """The files that this one imports, which are registered before it. Registries have those of Google's themselves."""
+            """Registers the files that this one imports, and returns references to them. Registries already have
+            Google's own files.
+            """
             used = [each for each in file.dependencies if not each.name.startswith("google/protobuf/")]
             for each in used:
                 if each.name not in made:
@@ -262,12 +270,12 @@ class Protobuf(Format):
 
 
 def _text(file: Any) -> str:
-    """A file of Protobuf as registries take it."""
+    """Returns a file of Protobuf in the form that registries take."""
     return b64encode(file.serialized_pb).decode()
 
 
 def _schema_text(schema: Any) -> str:
-    """A schema as JSON text, as it is compared and registered."""
+    """Returns a schema as JSON text, in the form that is compared and registered. Raises UserError."""
     if isinstance(schema, os.PathLike):
         with open(schema, encoding="utf-8") as file:
             schema = file.read()
@@ -284,13 +292,13 @@ def _schema_text(schema: Any) -> str:
 
 
 def _full_name(schema: Any) -> str:
-    """The full name of a record, as subjects have it."""
+    """Returns the full name of a record, for subjects."""
     name = str(schema.get("name", "")) if isinstance(schema, Mapping) else ""
     space = schema.get("namespace") if isinstance(schema, Mapping) else None
     return name if not space or "." in name else f"{space}.{name}"
 
 
 def _name_of(topic: str) -> str:
-    """A name that Avro allows for the record of a topic."""
+    """Returns a name that Avro allows for the record of a topic."""
     name = re.sub(r"\W", "_", topic, flags=re.ASCII)
     return name if name[:1].isalpha() or name.startswith("_") else f"_{name}"

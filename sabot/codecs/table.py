@@ -1,4 +1,5 @@
-"""Decodes records of a table into rows with an op: INSERT, the row is the key's row from now on; DELETE, the key has no row any more.
+"""Decodes records of a table into rows with an op: INSERT for the current row of a key, DELETE for a key that has no row any
+more.
 
 payload ─▶ the row, its key among its columns            no payload ─▶ the record's key ─▶ the key's columns, all else null
 """
@@ -22,14 +23,17 @@ _FORMATS = ("json", "debezium")
 
 
 class TableCodec:
-    """Decodes the records of a topic that holds a table: the last record of a key is its row, a null payload (a tombstone) deletes it.
+    """Decodes the records of a topic that holds a table: the last record of a key is its row; a null payload (a
+    tombstone) deletes it.
 
-    schema: the table's columns, including `keys`. Key columns that a payload lacks are read from the record's key: one column of text as it
-    is, one of another type as JSON (its value, or an object with it), several as a JSON object. time: the column of event time, if it is
-    one of these; in a row that deletes a key it is the record's timestamp. format: "json", the payload is the row; "debezium": see
-    `codecs.debezium`. payloads: decodes payloads that are rows, with nulls for keys that they lack; None: they are JSON.
+    `schema`: the table's columns, including `keys`. Key columns that a payload lacks are read from the record's key:
+    a single column of text as it is, one of another type as JSON (its value, or an object with it), several columns
+    as a JSON object. `time`: the column of event time, if it is one of these; for a row that deletes a key it is the
+    record's timestamp. `format`: "json" if the payload is the row; "debezium": see `codecs.debezium`. `payloads`: the
+    codec for payloads that are rows, with nulls for keys that they lack; None for JSON.
 
-    A row whose key is null, or that deletes a key which cannot be read, is a bad row. A codec belongs to one thread: see `another`.
+    A row is bad if its key is null, or if it deletes a key that cannot be read. A codec belongs to one thread: see
+    `another`. Raises UserError for settings that do not fit.
     """
 
     def __init__(
@@ -65,24 +69,23 @@ class TableCodec:
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns of decoded batches: the table's, any of which may be null in a row that deletes a key, and OP_COLUMN."""
+        """The columns of decoded batches: those of the table (nullable, for rows that delete a key) and OP_COLUMN."""
         return self._schema
 
     @property
     def text(self) -> str | None:
-        """What the codec of the payloads has learnt."""
+        """The text of the payloads' codec."""
         return None if self._payloads is None else self._payloads.text
 
     def resumed(self, text: str | None) -> "TableCodec":
-        """A codec with the same settings, whose payloads' codec goes on with `text`."""
+        """Returns a codec with the same settings, whose payloads' codec goes on with `text`."""
         return TableCodec(*self._given, None if self._payloads is None else self._payloads.resumed(text))
 
     def another(self) -> "TableCodec":
-        """A codec with the same settings, for another thread."""
         return TableCodec(*self._given, None if self._payloads is None else self._payloads.another())
 
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
-        """Decodes records (RECORD_SCHEMA) into the good rows, in order, and the bad ones."""
+        """Decodes records (RECORD_SCHEMA). Returns the good rows, in order, and the bad rows."""
         payloads = batch.column("payload")
         numbers = np.arange(len(payloads))
         pieces: list[tuple[Any, pa.RecordBatch]] = []
@@ -101,7 +104,7 @@ class TableCodec:
         return data, [BadRow(row, bad[row]) for row in sorted(bad)]
 
     def _ends(self, rows: int) -> pa.RecordBatch:
-        """Rows that delete keys, whose key columns are not filled in yet."""
+        """Returns rows that delete keys, whose key columns are not filled in yet."""
         columns: list[Any] = [pa.nulls(rows, field.type) for field in self._schema]
         columns[-1] = _ops(rows, DELETE)
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
@@ -139,7 +142,7 @@ class TableCodec:
         return numbers[good], data.filter(pa.array(good))
 
     def _lack(self, row: pa.RecordBatch) -> str:
-        """The reason given for a row that lacks its key."""
+        """Returns the reason for a row that lacks its key."""
         names = ", ".join(repr(key) for key in self._keys if row.column(key).null_count)
         if row.column(row.num_columns - 1)[0].as_py() == DELETE:
             return f"a deletion without its key {names}"
@@ -162,7 +165,6 @@ class _Plain:
         self._codec = codec
 
     def read(self, payloads: pa.Array, bad: dict[int, str]) -> list[tuple[Any, pa.RecordBatch]]:
-        """See `Envelopes.read`."""
         rows, refused = self._codec.decode(pa.RecordBatch.from_arrays([payloads], names=["payload"]))
         bad.update({each.row: each.reason for each in refused})
         numbers = np.delete(np.arange(len(payloads)), [each.row for each in refused])
@@ -185,7 +187,7 @@ def _in_order(pieces: list[tuple[Any, pa.RecordBatch]]) -> tuple[Any, pa.RecordB
 
 
 def _as_time(stamps: Any, kind: pa.DataType) -> Any:
-    """Milliseconds converted to the type of the event time column."""
+    """Converts milliseconds to the type of the event time column."""
     if pa.types.is_integer(kind):
         return stamps.cast(kind)
     if pa.types.is_timestamp(kind):

@@ -1,21 +1,21 @@
-"""Payloads whose writers' schemas are in a registry: what a codec has made of each of them."""
+"""A cache of values made from writers' schemas, for payloads whose writers' schemas are in a registry."""
 
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from sabot.errors import UnknownSchema, UserError
 
-_WRITERS = 1000  # how many are kept
+_WRITERS = 1000  # the most values that are kept
 
 T = TypeVar("T")
 
 
 class ByWriter(Generic[T]):
-    """What `make` has made of writers' schemas, by their ids. It belongs to one thread.
+    """The values that `make` made from writers' schemas, by schema id. It belongs to one thread.
 
-    schema_of: the text of a schema; it is called once for each id, and again for those that it raises UnknownSchema for. make: of such a
-    text; it raises UserError for one that the reader cannot use. refuse: what stands for a schema that is unknown or cannot be used, of
-    the reason.
+    `schema_of`: returns the text of a schema. It is called once for each id; if it raises UnknownSchema, it is called
+    for that id again. `make`: returns the value for such a text, or raises UserError if the reader cannot use it.
+    `refuse`: returns the value for a schema that is unknown or cannot be used, given the reason.
     """
 
     def __init__(self, schema_of: Callable[[int], str], make: Callable[[str], T], refuse: Callable[[str], T]) -> None:
@@ -29,7 +29,7 @@ class ByWriter(Generic[T]):
             try:
                 text = self.schema_of(id)
             except UnknownSchema as error:
-                return self._refuse(str(error))  # not kept, since the id may become known
+                return self._refuse(str(error))  # not cached, because the id may become known
             if len(self._made) >= _WRITERS:
                 self._made.clear()
             try:

@@ -1,4 +1,4 @@
-"""Avro: its schemas as columns, payloads to columns and back."""
+"""Avro: its schemas as columns, and the decoding and encoding of payloads."""
 
 from sabot.codecs.avro.codec import AvroCodec, AvroEncoder
 from sabot.codecs.avro.columns import arrow_schema, avro_schema

@@ -1,4 +1,4 @@
-"""Avro as a format of payloads, with and without the header of Confluent's wire format."""
+"""The codec and the encoder of Avro, with and without the header of Confluent's wire format."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,14 +19,17 @@ _NO_HEADER = "the payload does not begin with the id of a schema: a byte 0, and 
 
 
 class AvroCodec:
-    """Decodes payloads of one Avro record each into columns of `reader_schema`. A codec belongs to one thread: see `another`.
+    """Decodes payloads of one Avro record each into columns of `reader_schema`. A codec belongs to one thread: see
+    `another`.
 
-    writer_schema: what all payloads were written with, where that is another schema. schema_of: payloads begin with the id of their
-    schema, as in Confluent's wire format, and this returns the schema's text; it is called once for each id, and again for those that it
-    raises UnknownSchema for, whose records are bad rows. columns: only these fields are decoded, in this order.
+    `writer_schema`: the schema with which all payloads were written, if it is another one. `schema_of`: a function
+    for payloads that begin with the id of their schema (Confluent's wire format); it returns the schema's text. It is
+    called once for each id. If it raises UnknownSchema, the records with that id are bad rows, and it is called for
+    that id again. `columns`: the fields to decode, in this order, or None for all.
 
-    A writer's schema is resolved against the reader's as the specification says: fields by name or alias, defaults, promotions. Payloads
-    of an id whose schema does not fit are bad rows. Raises UserError where `writer_schema` does not fit, or a field has no column type.
+    A writer's schema is resolved against the reader's by the rules of the specification: fields by name or alias,
+    defaults, promotions. Payloads are bad rows if the schema of their id does not fit. Raises UserError if
+    `writer_schema` does not fit, or if a field has no column type.
     """
 
     def __init__(
@@ -49,26 +52,26 @@ class AvroCodec:
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns of decoded batches."""
         return self._schema
 
     @property
     def text(self) -> None:
-        """Nothing is learnt from records."""
+        """None: the codec learns nothing from records."""
         return None
 
     def resumed(self, text: str | None) -> "AvroCodec":
-        """A codec with the same settings, which say everything."""
+        """Returns a codec with the same settings. `text` is ignored: the codec learns nothing from records."""
         return self.another()
 
     def another(self) -> "AvroCodec":
-        """A codec with the same settings, for another thread."""
         writer, columns = self._given
         schema_of = None if self._writers is None else self._writers.schema_of
         return AvroCodec(self._reader, writer_schema=writer, schema_of=schema_of, columns=columns)
 
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
-        """Decodes the column `payload` into the good rows, in order, and the bad ones. Raises what `schema_of` does, but UnknownSchema."""
+        """Decodes the column `payload`. Returns the good rows, in order, and the bad rows. Raises the errors of
+        `schema_of`, except UnknownSchema.
+        """
         payloads = batch.column("payload")
         if self._writers is None:
             return self._decoder.decode(payloads, [self._program])
@@ -87,10 +90,11 @@ class AvroCodec:
 
 
 class AvroEncoder:
-    """Writes rows as payloads of one Avro record each. An encoder belongs to one thread: see `another`.
+    """Encodes rows as payloads of one Avro record each. An encoder belongs to one thread: see `another`.
 
-    schema_id: payloads begin with this id, as in Confluent's wire format. Columns are found by name. A field without a column gets its
-    default; a column without a field is refused. Times are rounded down to the unit of the schema, integers must fit its type.
+    `schema_id`: the id with which payloads begin (Confluent's wire format), or None for no header. Columns are
+    matched by name. A field without a column gets its default; a column without a field is refused. Times are rounded
+    down to the unit of the schema; integers must fit into the type of the field.
     """
 
     def __init__(self, schema: SchemaLike, *, schema_id: int | None = None) -> None:
@@ -99,18 +103,17 @@ class AvroEncoder:
         if schema_id is not None and not 0 <= schema_id < 2**32:
             raise UserError(f"schema_id={schema_id} is no id of a schema", hint="ids have 32 bits")
         self._header = b"" if schema_id is None else b"\0" + schema_id.to_bytes(4, "big")
-        self._columns: pa.Schema | None = None  # of the last batch, for which `_writer` is made
+        self._columns: pa.Schema | None = None  # the columns of the last batch, for which `_writer` was made
         self._writer: AvroWriter | None = None
 
     def another(self) -> "AvroEncoder":
-        """An encoder with the same settings, for another thread."""
         return AvroEncoder(self._record, schema_id=self._schema_id)
 
     def encode(self, batch: pa.RecordBatch) -> pa.BinaryArray:
-        """A payload for each row, in order.
+        """Returns a payload for each row, in order.
 
-        Raises UserError for columns that do not fit the schema; and for a value that does not, with its row and column. OverflowError
-        beyond 2 GiB.
+        Raises UserError for columns that do not fit the schema, and for a value that does not fit, with its row and
+        column; OverflowError above 2 GiB.
         """
         batch = normalise(batch)
         if self._writer is None or batch.schema != self._columns:

@@ -1,4 +1,4 @@
-"""Which columns an Avro schema has, and which Avro schema columns have.
+"""Converts Avro schemas to columns, and columns to Avro schemas.
 
 null, boolean, int, long, float, double      null, bool, int32, int64, float32, float64
 bytes, string, enum, fixed(n)                binary, string, string, fixed_size_binary(n)
@@ -55,21 +55,25 @@ _LOGICAL = {
     "uuid": pa.string(),
 }
 _MOST_DIGITS = 76
-_MOST_FIXED_BYTES = 1 << 20  # a column of fixed values has room for each row, nulls included, whatever a payload holds
+_MOST_FIXED_BYTES = (
+    1 << 20
+)  # a column of fixed values has room for each row, even for nulls, whatever the payloads contain
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def arrow_schema(schema: SchemaLike) -> pa.Schema:
-    """The columns of payloads with this schema, each nullable if it is a union with null.
+    """Returns the columns of payloads with this schema. A column is nullable if its field is a union with null.
 
-    Raises UserError for what is no schema of a record, and for a field that has no column type: another union than of null and one type, a
-    decimal of more than 76 digits, a record that contains itself.
+    Raises UserError for a schema that is not a record, and for a field without a column type: a union other than of
+    null and one type, a decimal of more than 76 digits, a record that contains itself.
     """
     return columns_of(parsed_record(schema), None)
 
 
 def columns_of(record: AvroRecord, names: Sequence[str] | None) -> pa.Schema:
-    """The columns of a record; those of these names, in their order, where there are any. Raises UserError, also for an unknown name."""
+    """Returns the columns of a record, or only those with these names, in their order. Raises UserError for a field
+    without a column type and for an unknown or repeated name.
+    """
     fields = {each.name: each for each in record.fields}
     if names is None:
         names = list(fields)
@@ -85,12 +89,14 @@ def columns_of(record: AvroRecord, names: Sequence[str] | None) -> pa.Schema:
 
 
 def is_null(kind: AvroType) -> bool:
-    """Whether it is the type null."""
+    """Returns True if the type is null."""
     return isinstance(kind, AvroPrimitive) and kind.name == "null"
 
 
 def nullable_type(kind: AvroType, path: str) -> tuple[AvroType, bool]:
-    """The one type that a value has unless it is null, and whether it may be. Raises UserError for a union of several types."""
+    """Returns the type of a value that is not null, and True if null is allowed. Raises UserError for a union of
+    several types.
+    """
     if not isinstance(kind, AvroUnion):
         return kind, is_null(kind)
     others = [each for each in kind.branches if not is_null(each)]
@@ -143,10 +149,11 @@ def _logical_type(logical: Logical, path: str) -> pa.DataType:
 
 
 def avro_schema(schema: pa.Schema, name: str) -> dict[str, Any]:
-    """An Avro schema of columns, as JSON: a record of this name; nullable columns are unions with null, which is their default.
+    """Returns an Avro schema for columns, as JSON: a record with this name. Nullable columns are unions with null,
+    and null is their default.
 
-    Raises UserError for a column whose name or type Avro has not: names have letters, digits and _; there are no durations, no times in
-    nanoseconds and no decimals with a scale below 0.
+    Raises UserError for a column whose name or type Avro does not have: names consist of letters, digits and _; there
+    are no durations, no times in nanoseconds and no decimals with a scale below 0.
     """
     if not all(map(_NAME.fullmatch, name.split("."))):
         raise UserError(f"{name!r} is no name of an Avro schema", hint="letters, digits and _, with dots between them")
@@ -173,7 +180,9 @@ def _written_field(field: Any, name: str, path: str, names: set[str]) -> Any:
 
 
 def _written_type(kind: pa.DataType, name: str, path: str, names: set[str]) -> Any:
-    """The type of a column. name: what a record or fixed type in it is called, unless it is one of `names`, which are taken."""
+    """Returns the Avro type of a column. `name`: the name for a record or fixed type in it. `names`: the names that
+    are taken.
+    """
     types = pa.types
     if types.is_dictionary(kind):
         return _written_type(kind.value_type, name, path, names)

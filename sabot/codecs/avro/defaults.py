@@ -1,4 +1,4 @@
-"""Defaults of fields, which a schema says as JSON, in Avro's binary encoding."""
+"""Encodes the defaults of fields, which a schema gives as JSON, in Avro's binary encoding."""
 
 import struct
 from typing import Any
@@ -19,16 +19,16 @@ from sabot.codecs.avro.schema import (
 from sabot.errors import UserError
 
 _BITS = {"int": 32, "long": 64}
-_FLOATS = ("NaN", "Infinity", "-Infinity")  # as Java writes those that JSON has not
+_FLOATS = ("NaN", "Infinity", "-Infinity")  # the spellings of Java's writer; JSON has no such numbers
 _OF_DAY = {"time-millis": 86_400_000, "time-micros": 86_400_000_000}
 
 
 class _Unfit(Exception):
-    """A value that is none of its type."""
+    """Raised for a value that is not of its type."""
 
 
 def encoded_default(field: AvroField, path: str) -> bytes:
-    """The default of a field that has one. Raises UserError where it is no value of the field's type."""
+    """Returns the encoded default of a field that has one. Raises UserError if it is not a value of the field's type."""
     try:
         return _encoded(field.type, field.default)
     except _Unfit as error:
@@ -58,7 +58,7 @@ def _encoded(kind: AvroType, value: Any) -> bytes:
 
 
 def _means(logical: Logical | None, value: Any) -> bool:
-    """Whether a value of the plain type is one of its logical type too, by the rules for payloads."""
+    """Returns True if a value of the plain type is valid for its logical type too, by the rules for payloads."""
     if logical is None:
         return True
     if logical.name == "decimal":
@@ -68,7 +68,7 @@ def _means(logical: Logical | None, value: Any) -> bool:
 
 
 def _of_union(kind: AvroUnion, value: Any) -> bytes:
-    """A value of the first branch that it fits; up to Avro 1.11 it must be the first of all."""
+    """Encodes a value with the first branch that it fits. (Up to Avro 1.11 it had to fit the first branch of all.)"""
     for number, branch in enumerate(kind.branches):
         try:
             return _number(number) + _encoded(branch, value)
@@ -99,19 +99,19 @@ def _plain(name: str, value: Any) -> bytes:
             try:
                 return struct.pack("<f" if name == "float" else "<d", float(value))
             except OverflowError:
-                pass  # the number is none of the type, as is said below
+                pass  # the number is not of the type: raised below
         case "bytes" if isinstance(value, str) and _is_latin(value):
             return _sized(value.encode("latin-1"))
         case "string" if isinstance(value, str):
             try:
                 return _sized(value.encode())
             except UnicodeEncodeError:
-                pass  # half of a surrogate pair, which JSON can say
+                pass  # half of a surrogate pair, which JSON allows: raised below
     raise _Unfit(f"{value!r:.60}, which is no {name}")
 
 
 def _is_latin(value: str) -> bool:
-    """Whether each character stands for a byte."""
+    """Returns True if each character stands for one byte."""
     return all(ord(each) < 256 for each in value)
 
 
@@ -124,7 +124,7 @@ def _sized(value: bytes) -> bytes:
 
 
 def _number(value: int) -> bytes:
-    """A number as zigzag and base 128."""
+    """Returns a number in zigzag and base-128 encoding."""
     rest = value << 1 ^ value >> 63
     made = bytearray()
     while rest > 127:

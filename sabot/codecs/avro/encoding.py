@@ -1,8 +1,8 @@
-"""How columns are written with an Avro schema: a tree of WriteSteps, made once for each pair of schemas.
+"""Plans the encoding of columns with an Avro schema: a tree of WriteSteps, made once for each pair of schemas.
 
-Columns are found by their names. A field without a column gets its default; a column without a field is refused, since nobody would miss
-it before it is needed. Integers go into int and long where they fit, which is checked for each value; times are rounded down to the unit
-of the schema; decimals keep their scale.
+Columns are matched by their names. A field without a column gets its default. A column without a field is refused,
+because its loss would be noticed only when its data is needed. Integers go into int and long if they fit, which is
+checked for each value; times are rounded down to the unit of the schema; decimals keep their scale.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ _DAY_MS = 86_400_000
 
 @dataclass(frozen=True, slots=True)
 class WriteStep:
-    """See `_WriteStep` in _cython/binary/avro.pyi."""
+    """A step of the encoding; see `_WriteStep` in _cython/binary/avro.pyi."""
 
     op: str
     path: str
@@ -52,7 +52,7 @@ class WriteStep:
 
 
 def encoding(record: AvroRecord, schema: pa.Schema) -> WriteStep:
-    """How rows with these columns are written as this record. Raises UserError where they do not fit."""
+    """Returns the steps that write rows with these columns as this record. Raises UserError if they do not fit."""
     return WriteStep("record", "", steps=_fields(record, list(schema), ""))
 
 
@@ -77,7 +77,9 @@ def _fields(record: AvroRecord, columns: Sequence[Any], path: str) -> list[Write
 
 
 def _written(kind: AvroType, column: pa.DataType, path: str, number: int) -> WriteStep:
-    """How a column, which is its parent's child of this number, is written."""
+    """Returns the step for a column, which is child `number` of its parent. Raises UserError if the column does not
+    fit.
+    """
     branches = kind.branches if isinstance(kind, AvroUnion) else (kind,)
     others = [each for each in branches if not is_null(each)]
     if pa.types.is_null(column) and len(others) < len(branches):
@@ -95,7 +97,7 @@ def _written(kind: AvroType, column: pa.DataType, path: str, number: int) -> Wri
 
 
 def _in_union(step: WriteStep, kind: AvroType, chosen: AvroType) -> WriteStep:
-    """The step with the branch that it is of the union `kind`, if it is one."""
+    """Returns the step with the number of its branch, if `kind` is a union."""
     if not isinstance(kind, AvroUnion):
         return step
     nulls = [number for number, each in enumerate(kind.branches) if is_null(each)]
@@ -109,7 +111,7 @@ def _hint(kind: AvroType) -> str:
 
 
 def _plain(kind: AvroType, column: pa.DataType, path: str) -> WriteStep | None:
-    """How a column is written as a type that is no union; None: it is not."""
+    """Returns the step for a column and a type that is not a union, or None if the column does not fit."""
     types = pa.types
     match kind:
         case AvroRecord() if types.is_struct(column):
@@ -181,7 +183,9 @@ def _logical(kind: AvroPrimitive | AvroFixed, logical: Logical, column: pa.DataT
     is_time = types.is_time(column) if base == "time" else types.is_timestamp(column)
     bits = 32 if logical.name == "time-millis" else 64
     if types.is_integer(column) and unit == "millis":
-        return _within(_whole(path, bits), base, _UNITS[unit])  # integers are milliseconds wherever they are times
+        return _within(
+            _whole(path, bits), base, _UNITS[unit]
+        )  # integers in time columns are milliseconds, as everywhere
     if not is_time:
         return None
     multiply, divide = _NS[column.unit], _UNITS[unit]
@@ -189,5 +193,5 @@ def _logical(kind: AvroPrimitive | AvroFixed, logical: Logical, column: pa.DataT
 
 
 def _within(step: WriteStep, base: str, unit_ns: int) -> WriteStep:
-    """The step; if it writes times of a day, only those within one."""
+    """Returns the step. If it writes times of a day, it is limited to times within a day."""
     return replace(step, least=0, most=_DAY_MS * 10**6 // unit_ns - 1) if base == "time" else step

@@ -1,4 +1,4 @@
-"""Schemas that refer to others by name, as registries keep them: made one schema."""
+"""Joins a schema with the schemas that it refers to by name, which registries keep apart."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,8 +10,8 @@ _DEFINED = ("record", "error", "enum", "fixed")
 
 
 def with_references(schema: str, others: Iterable[str]) -> str:
-    """The JSON text of a schema that has the definitions of the named types in it which it uses of the others, each where it is used
-    first. Raises UserError for a text that is no JSON.
+    """Returns the JSON text of a schema in which each named type from `others` is defined where it is first used.
+    Raises UserError for a text that is not JSON.
     """
     known: dict[str, Mapping[str, Any]] = {}
     try:
@@ -23,14 +23,16 @@ def with_references(schema: str, others: Iterable[str]) -> str:
 
 
 def _named(node: Mapping[str, Any], space: str) -> tuple[str, str]:
-    """The full name of a definition, and the namespace of what is in it."""
+    """Returns the full name of a definition, and the namespace of the types in it."""
     name, own = str(node.get("name", "")), space if node.get("namespace") is None else node["namespace"]
     full = name if "." in name or not own else f"{own}.{name}"
     return full, full.rpartition(".")[0]
 
 
 def _collect(node: Any, space: str, known: dict[str, Mapping[str, Any]]) -> None:
-    """Notes the definitions in a schema, by their full names. They say their namespace, since they will stand elsewhere."""
+    """Adds the definitions in a schema to `known`, by their full names. A copy gets its namespace written out,
+    because it will be moved.
+    """
     if isinstance(node, list):
         for each in node:
             _collect(each, space, known)
@@ -43,7 +45,7 @@ def _collect(node: Any, space: str, known: dict[str, Mapping[str, Any]]) -> None
 
 
 def _inner(node: Mapping[str, Any]) -> Iterator[Any]:
-    """The types directly in a definition or another complex type."""
+    """Yields the types directly in a definition or another complex type."""
     yield from (node[key] for key in ("items", "values", "type") if isinstance(node.get(key), list | Mapping))
     fields = node.get("fields")
     yield from (each["type"] for each in (fields if isinstance(fields, list) else ()) if _is_field(each))
@@ -69,7 +71,7 @@ def _inlined(node: Any, space: str, known: Mapping[str, Mapping[str, Any]], defi
     if node.get("type") in _DEFINED:
         full, space = _named(node, space)
         if full in defined:
-            return full  # it came where it was used first
+            return full  # already defined where it was used first
         defined.add(full)
         if isinstance(node.get("fields"), list):
             made["fields"] = [

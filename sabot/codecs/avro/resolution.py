@@ -1,5 +1,5 @@
-"""How payloads of a writer's schema become the columns of a reader's: the specification's chapter "Schema Resolution", decided once for
-each pair of schemas, and never for a record.
+"""Resolves a writer's schema against a reader's: the specification's chapter "Schema Resolution", done once for each pair of
+schemas, never per record.
 
 The result is a tree of ReadSteps in the order of the writer's bytes:
 
@@ -30,7 +30,7 @@ from sabot.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class ReadStep:
-    """See `_ReadStep` in _cython/binary/avro.pyi."""
+    """A step of the decoding; see `_ReadStep` in _cython/binary/avro.pyi."""
 
     op: str
     path: str
@@ -63,17 +63,21 @@ _PASSED_OVER = {"null": 0, "boolean": 1, "float": 4, "double": 8}
 
 
 def resolved(writer: AvroRecord, reader: AvroRecord, columns: Sequence[str]) -> ReadStep:
-    """The program that reads these columns of the reader's schema, in this order. Raises UserError where the schemas do not fit."""
+    """Returns the steps that read these columns of the reader's schema, in this order. Raises UserError if the
+    schemas do not fit.
+    """
     return _record(writer, reader, "", columns)
 
 
 def failing(reason: str) -> ReadStep:
-    """A program for which every payload is bad."""
+    """Returns a step that makes every payload a bad row with this reason."""
     return ReadStep("fail", "", texts=(reason.encode(),))
 
 
 def _read(writer: AvroType, reader: AvroType, path: str, child: int) -> ReadStep:
-    """Reads a value into the child column of this number."""
+    """Returns the step that reads a value into child `child` of its column, or skips it for -1. Raises UserError if
+    the types do not fit.
+    """
     inner, nullable = nullable_type(reader, path)
     if isinstance(writer, AvroUnion):
         return _of_union(writer, reader, path, child)
@@ -106,7 +110,7 @@ def _of_union(writer: AvroUnion, reader: AvroType, path: str, child: int) -> Rea
 
 
 def _match(writer: AvroType, reader: AvroType, path: str) -> ReadStep | None:
-    """How a value that is no union becomes one of the reader's type; None: it does not."""
+    """Returns the step that reads a value (not a union) as the reader's type, or None if it does not fit."""
     match writer, reader:
         case (AvroPrimitive() | AvroFixed(), AvroPrimitive() | AvroFixed()):
             return _plain(writer, reader, path)
@@ -149,7 +153,9 @@ def _plain(writer: AvroPrimitive | AvroFixed, reader: AvroPrimitive | AvroFixed,
 
 
 def _same_kind(writer: AvroPrimitive | AvroFixed, reader: AvroPrimitive | AvroFixed, meaning: Logical | None) -> bool:
-    """Whether both are fixed, of the same name and size, or neither is. Decimals that are alike may be bytes here and fixed there."""
+    """Returns True if both types are fixed, with the same name and size, or neither is. Equal decimals may be bytes
+    in one schema and fixed in the other.
+    """
     if meaning is not None and meaning.name == "decimal" and writer.logical == meaning:
         return True
     if isinstance(writer, AvroFixed) and isinstance(reader, AvroFixed):
@@ -160,12 +166,14 @@ def _same_kind(writer: AvroPrimitive | AvroFixed, reader: AvroPrimitive | AvroFi
 
 
 def _same_name(writer: AvroRecord | AvroEnum | AvroFixed, reader: AvroRecord | AvroEnum | AvroFixed) -> bool:
-    """Whether the types have one name, without their namespaces, or the writer's is an alias of the reader's."""
+    """Returns True if the types have the same name, without namespaces, or the writer's name is an alias of the
+    reader's type.
+    """
     return writer.name.rpartition(".")[2] == reader.name.rpartition(".")[2] or writer.name in reader.aliases
 
 
 def _record(writer: AvroRecord, reader: AvroRecord, path: str, wanted: Sequence[str]) -> ReadStep:
-    """Fills the children of a struct, which are the `wanted` fields of the reader's record."""
+    """Returns the step that fills the children of a struct, which are the `wanted` fields of the reader's record."""
     if not _same_name(writer, reader):
         where = f"field {path}: " if path else ""
         raise UserError(
@@ -193,7 +201,9 @@ def _below(path: str, name: str) -> str:
 
 
 def _sources(writer: AvroRecord, reader: AvroRecord) -> dict[str, int]:
-    """For the reader's fields that the writer has, where it has them: under their name, else under an alias that is no field's name."""
+    """Returns for each reader's field that the writer has the index of the writer's field: by name, else by an alias
+    that is not the name of another field.
+    """
     places = {each.name: place for place, each in enumerate(writer.fields)}
     names = {each.name for each in reader.fields}
     found: dict[str, int] = {}
@@ -215,7 +225,7 @@ def _default(field: AvroField, path: str, child: int) -> ReadStep:
 
 
 def _pass_over(kind: AvroType, path: str, steps: list[ReadStep]) -> None:
-    """Adds the steps that pass over a value. Runs of a fixed length become one step."""
+    """Adds the steps that skip a value. A run of fixed length becomes one step."""
     size = (
         _PASSED_OVER.get(kind.name)
         if isinstance(kind, AvroPrimitive)
@@ -251,7 +261,7 @@ def _pass_over(kind: AvroType, path: str, steps: list[ReadStep]) -> None:
 
 
 def _passed_over(kind: AvroType, path: str) -> ReadStep:
-    """One step that passes over a value."""
+    """Returns one step that skips a value."""
     steps: list[ReadStep] = []
     _pass_over(kind, path, steps)
     return steps[0] if len(steps) == 1 else ReadStep("record", path, steps=steps)
@@ -262,7 +272,8 @@ def _union_passed_over(kind: AvroUnion, path: str) -> ReadStep:
     nulls = [number for number, each in enumerate(kind.branches) if is_null(each)]
     if len(steps) == 2 and nulls:
         step = steps[1 - nulls[0]]
-        # A record whose one field is a union of this kind too is that field's step: both have a number to read.
+        # A record whose only field is such a union too would be the step of that field: each of the two has a branch
+        # number to read.
         step = step if step.null < 0 else ReadStep("record", path, steps=(step,))
         return replace(step, null=nulls[0])
     return ReadStep("union", path, steps=steps)

@@ -1,4 +1,6 @@
-"""Avro's schemas as checked types, of JSON: the specification is https://avro.apache.org/docs/1.12.0/specification/."""
+"""Parses Avro schemas, given as JSON, into checked types. The specification is
+https://avro.apache.org/docs/1.12.0/specification/.
+"""
 
 import json
 import os
@@ -39,12 +41,12 @@ _CONNECT = {
     "io.debezium.time.MicroTimestamp": "local-timestamp-micros",
     "io.debezium.time.NanoTimestamp": "local-timestamp-nanos",
 }
-"""What Debezium's times are that Connect's Avro converter gives their names alone, as `connect.name`."""
+"""The times of Debezium to which Connect's Avro converter gives only a name, as `connect.name`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Logical:
-    """What a value means, beside how it is written. precision, scale: of decimals."""
+    """The meaning of a value beyond its encoding. `precision`, `scale`: for decimals."""
 
     name: str
     precision: int = 0
@@ -56,7 +58,7 @@ class Logical:
 
 @dataclass(frozen=True, eq=False)
 class AvroPrimitive:
-    """null, boolean, int, long, float, double, bytes or string."""
+    """The type null, boolean, int, long, float, double, bytes or string."""
 
     name: str
     logical: Logical | None = None
@@ -74,7 +76,7 @@ class AvroPrimitive:
 
 @dataclass(frozen=True, eq=False)
 class AvroFixed:
-    """So many bytes. name: with its namespace, as all names are."""
+    """A type with a fixed number of bytes. `name` includes the namespace, like all names."""
 
     name: str
     size: int
@@ -94,7 +96,7 @@ class AvroFixed:
 
 @dataclass(frozen=True, eq=False)
 class AvroEnum:
-    """One of its symbols. default: for a writer's symbol that is not among them."""
+    """A type whose values are symbols. `default`: the symbol for a writer's symbol that this type does not have."""
 
     name: str
     symbols: tuple[str, ...]
@@ -110,7 +112,9 @@ class AvroEnum:
 
 @dataclass(frozen=True, eq=False)
 class _Nested:
-    """A type over others: how many types there are in all, where a named one counts as often as it is used, and how many levels."""
+    """A type made of other types, with the number of types in it (a named type counts each time that it is used) and
+    of their levels.
+    """
 
     @property
     def below(self) -> "tuple[AvroType, ...]":
@@ -119,25 +123,24 @@ class _Nested:
 
     @cached_property
     def weight(self) -> int:
-        """How many types there are, here and below."""
+        """The number of types, here and below."""
         return 1 + sum(each.weight for each in self.below)
 
     @cached_property
     def depth(self) -> int:
-        """How many levels of types there are."""
+        """The number of levels of types."""
         return 1 + max((each.depth for each in self.below), default=0)
 
 
 @dataclass(frozen=True, eq=False)
 class AvroArray(_Nested):
-    """Any number of items."""
+    """A list of any number of items."""
 
     items: "AvroType"
     least_bytes: int = field(default=1, init=False)
 
     @property
     def below(self) -> "tuple[AvroType, ...]":
-        """The items' type."""
         return (self.items,)
 
     def __str__(self) -> str:
@@ -146,14 +149,13 @@ class AvroArray(_Nested):
 
 @dataclass(frozen=True, eq=False)
 class AvroMap(_Nested):
-    """Any number of values under texts."""
+    """A map from texts to values."""
 
     values: "AvroType"
     least_bytes: int = field(default=1, init=False)
 
     @property
     def below(self) -> "tuple[AvroType, ...]":
-        """The values' type."""
         return (self.values,)
 
     def __str__(self) -> str:
@@ -162,14 +164,13 @@ class AvroMap(_Nested):
 
 @dataclass(frozen=True, eq=False)
 class AvroUnion(_Nested):
-    """One of several types."""
+    """A value of one of several types."""
 
     branches: "tuple[AvroType, ...]"
     least_bytes: int = field(default=1, init=False)
 
     @property
     def below(self) -> "tuple[AvroType, ...]":
-        """The branches."""
         return self.branches
 
     def __str__(self) -> str:
@@ -178,7 +179,7 @@ class AvroUnion(_Nested):
 
 @dataclass(frozen=True, eq=False)
 class AvroField:
-    """A field of a record. default: as JSON, or NO_DEFAULT."""
+    """A field of a record. `default`: as JSON, or NO_DEFAULT."""
 
     name: str
     type: "AvroType"
@@ -188,7 +189,7 @@ class AvroField:
 
 @dataclass(frozen=True, eq=False)
 class AvroRecord(_Nested):
-    """Named fields."""
+    """A record of named fields."""
 
     name: str
     fields: tuple[AvroField, ...]
@@ -196,7 +197,6 @@ class AvroRecord(_Nested):
 
     @property
     def below(self) -> "tuple[AvroType, ...]":
-        """The fields' types."""
         return tuple(each.type for each in self.fields)
 
     @cached_property
@@ -212,11 +212,13 @@ AvroType = AvroPrimitive | AvroFixed | AvroEnum | AvroArray | AvroMap | AvroUnio
 
 
 SchemaLike = Mapping[str, Any] | str | os.PathLike[str] | AvroRecord
-"""A schema: a dict, JSON text, the path of a file with it, or what `parsed_record` has made of one of these."""
+"""A schema: a dict, JSON text, the path of a file with it, or a result of `parsed_record`."""
 
 
 def parsed_record(schema: SchemaLike) -> AvroRecord:
-    """The record that a schema says. Raises UserError for what is no schema of a record, and for records that contain themselves."""
+    """Returns the record type of a schema. Raises UserError for a schema that is not a record, and for records that
+    contain themselves.
+    """
     if isinstance(schema, AvroRecord):
         return schema
     made = _Parser().type(_json_of(schema), "", "the schema", 1)
@@ -246,13 +248,13 @@ def _json_of(schema: Mapping[str, Any] | str | os.PathLike[str]) -> Any:
 
 
 class _Parser:
-    """Reads one schema. A name is known from its definition on; `None` while its record is being read."""
+    """Parses one schema. `_names` has each name from its definition on, with None while its record is being read."""
 
     def __init__(self) -> None:
         self._named: dict[str, AvroType | None] = {}
 
     def type(self, node: Any, namespace: str, where: str, depth: int) -> AvroType:
-        """The type that a JSON value says. where: begins the texts of errors."""
+        """Returns the type for a JSON value. `where`: the beginning of error messages. Raises UserError."""
         if depth > _DEEPEST:
             raise UserError(f"{where}: types are nested deeper than {_DEEPEST}")
         if isinstance(node, str):
@@ -301,7 +303,7 @@ class _Parser:
 
     def _definition(self, kind: str, node: Mapping[str, Any], namespace: str, where: str, depth: int) -> AvroType:
         name = node.get("name")
-        space = namespace if node.get("namespace") is None else node["namespace"]  # null, as some generators write it
+        space = namespace if node.get("namespace") is None else node["namespace"]  # some generators write null
         if not isinstance(name, str) or not _NAME.fullmatch(name) or not isinstance(space, str):
             raise UserError(
                 f"{where}: {name!r} is no name of a type", hint="letters, digits and _, with dots between them"
@@ -359,7 +361,9 @@ def _texts(values: Any, where: str) -> tuple[str, ...]:
 
 
 def _logical(node: Mapping[str, Any], kind: str, size: int) -> Logical | None:
-    """The logical type of a node; None where it has none, or one that does not fit its type, which the specification says to ignore."""
+    """Returns the logical type of a node, or None. A logical type that does not fit its type is ignored, as the
+    specification demands.
+    """
     name = node.get("logicalType") or _CONNECT.get(str(node.get("connect.name")))
     if not isinstance(name, str) or kind not in _LOGICAL.get(name, ()):
         return None

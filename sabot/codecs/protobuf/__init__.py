@@ -1,17 +1,17 @@
-"""Protobuf: payloads to columns and back, without an object for a record.
+"""Protobuf: the decoding and encoding of payloads, without an object per record.
 
 | in the .proto file | column |
 |---|---|
 | numbers, `bool`, `string`, `bytes` | of the same type |
 | an enum | string: the name. A number without a name is text of digits; in a closed enum (proto2) such a value is skipped |
 | a message, a group | struct |
-| `repeated`, `map` | list, map: empty where nothing came. Of two pairs with one key the last counts |
+| `repeated`, `map` | list, map: empty if the field is missing. Of two pairs with one key the last counts |
 | `google.protobuf.Timestamp`, `Duration` | timestamp("us", "UTC"), duration("us"); digits beyond microseconds are dropped |
 | `google.protobuf.StringValue` and so on | of the type of the value |
 
-A field that did not come is null where Protobuf tells absent from default: `optional`, members of a oneof, messages, all of proto2.
-Elsewhere it is the default: 0, "", the first name of an enum. Defaults that a proto2 file gives are not used. Encoding refuses a null in a
-field that cannot be absent. Extensions are skipped, as unknown fields are.
+A missing field is null if Protobuf tells absent from default: `optional`, members of a oneof, messages, all of proto2.
+Any other missing field is the default: 0, "", the first name of an enum. Defaults that a proto2 file gives are not used.
+Encoding refuses a null in a field that cannot be absent. Extensions and unknown fields are skipped.
 """
 
 from sabot.codecs.protobuf.codec import ProtobufCodec

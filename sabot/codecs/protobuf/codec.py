@@ -1,4 +1,4 @@
-"""Decodes Protobuf payloads into batches."""
+"""The codec of Protobuf payloads."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,12 +16,14 @@ from sabot.codecs.writers import ByWriter
 class ProtobufCodec:
     """Decodes payloads of one message type.
 
-    message: a generated class, its descriptor, or what `descriptor_of` gives. columns: the fields that become columns, in this order; None:
-    all. framed: payloads begin with the header of Confluent's schema registry, a 0, a schema's id in 4 bytes, and the place of the message
-    in that schema's file. schema_of: the file of an id, by which payloads of other messages are bad rows; None: the header is skipped.
-    Fields are known by their numbers, whatever schema the writer had.
+    `message`: a generated class, its descriptor, or a result of `descriptor_of`. `columns`: the fields that become
+    columns, in this order, or None for all. `framed`: True if payloads begin with the header of Confluent's schema
+    registry: a 0, a schema's id in 4 bytes, and the position of the message in that schema's file. `schema_of`:
+    returns the file of an id; payloads of other messages are then bad rows. None skips the header. Fields are
+    identified by their numbers, whatever schema the writer had.
 
-    Raises UserError for a message that contains itself, within the wanted columns. A codec belongs to one thread: see `another`.
+    Raises UserError if the message contains itself, within the wanted columns. A codec belongs to one thread: see
+    `another`.
     """
 
     def __init__(
@@ -36,7 +38,9 @@ class ProtobufCodec:
         descriptor = message_type(message)
         names = [field.name for field in descriptor.fields] if columns is None else list(columns)
         fields = wire_fields(descriptor, names)
-        others = oneof_others(descriptor, names)  # they are decoded because they end the values of wanted fields
+        others = oneof_others(
+            descriptor, names
+        )  # these must be decoded because they replace the values of wanted fields
         self._schema = pa.schema(map(arrow_field, fields))
         self._wanted = range(len(fields)) if others else None
         self._decoder = ProtobufDecoder(
@@ -47,25 +51,25 @@ class ProtobufCodec:
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns of decoded batches."""
         return self._schema
 
     @property
     def text(self) -> None:
-        """Nothing is learnt from records."""
+        """None: the codec learns nothing from records."""
         return None
 
     def resumed(self, text: str | None) -> "ProtobufCodec":
-        """A codec with the same settings, which say everything."""
+        """Returns a codec with the same settings. `text` is ignored: the codec learns nothing from records."""
         return self.another()
 
     def another(self) -> "ProtobufCodec":
-        """A codec with the same settings, for another thread."""
         message, framed, columns, schema_of = self._given
         return ProtobufCodec(message, framed=framed, columns=columns, schema_of=schema_of)
 
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
-        """Decodes the column `payload` into the good rows, in order, and the bad ones. Raises what `schema_of` does, but UnknownSchema."""
+        """Decodes the column `payload`. Returns the good rows, in order, and the bad rows. Raises the errors of
+        `schema_of`, except UnknownSchema.
+        """
         payloads = batch.column("payload")
         writers: list[WireWriter] = []
         which = None

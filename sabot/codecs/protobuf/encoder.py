@@ -1,4 +1,4 @@
-"""Encodes batches as Protobuf payloads."""
+"""The encoder of Protobuf payloads."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,12 +12,12 @@ from sabot.errors import UserError
 
 
 class ProtobufEncoder:
-    """Encodes rows as payloads of one message type. Columns have the names of fields; fields without a column are left out.
+    """Encodes rows as payloads of one message type. Columns have the names of fields; fields without a column are
+    left out.
 
-    message: see ProtobufCodec. schema_id: payloads begin with the header of Confluent's schema registry, with this id; None: without one.
-    Numbers may be of any width, if their values fit; enums names or numbers; times of any unit. A column of nulls alone has any type.
-
-    An encoder belongs to one thread: see `another`.
+    `message`: see ProtobufCodec. `schema_id`: the id for the header of Confluent's schema registry, or None for no
+    header. Numbers may be of any width if their values fit; enums may be names or numbers; times may have any unit. A
+    column of nulls only may have any type. An encoder belongs to one thread: see `another`.
     """
 
     def __init__(self, message: Any, *, schema_id: int | None = None) -> None:
@@ -28,18 +28,19 @@ class ProtobufEncoder:
         self._writer: ProtobufWriter | None = None
 
     def another(self) -> "ProtobufEncoder":
-        """An encoder with the same settings, for another thread."""
         message, schema_id = self._given
         return ProtobufEncoder(message, schema_id=schema_id)
 
     def check(self, schema: pa.Schema) -> None:
-        """Raises UserError for a column that the message has no field for, for one of a type that the field cannot have, and for a
-        required field without a column.
+        """Raises UserError for a column without a field in the message, for a column whose type does not fit the
+        field, and for a required field without a column.
         """
         self._writer_of(schema)
 
     def encode(self, batch: pa.RecordBatch) -> pa.BinaryArray:
-        """A payload for each row. Raises UserError as `check` does, and for a value that the message cannot have, naming row and column."""
+        """Returns a payload for each row. Raises the errors of `check`, and UserError, with row and column, for a
+        value that the message cannot represent.
+        """
         if self._writer is None or batch.schema != self._schema:
             self._writer, self._schema = self._writer_of(batch.schema), batch.schema
         wanted = self._writer.schema
@@ -58,7 +59,9 @@ class ProtobufEncoder:
 
 
 def _header(descriptor: Any, schema_id: int) -> bytes:
-    """The header of Confluent's schema registry: a 0, the id, and the path of the message in its file, as zigzag numbers."""
+    """Returns the header of Confluent's schema registry: a 0, the id, and the path of the message in its file, as
+    zigzag numbers.
+    """
     path = []
     while descriptor.containing_type is not None:
         path.append([each.name for each in descriptor.containing_type.nested_types].index(descriptor.name))
@@ -76,11 +79,13 @@ def _varint(number: int) -> bytes:
     return bytes([*digits, number])
 
 
-# -- columns as a message takes them
+# -- conversion of columns to types that a message takes
 
 
 def _fitted(kind: pa.DataType, field: WireField) -> pa.DataType:
-    """The type, of those that the kernel writes, to which a column of type `kind` is cast. UserError where there is none."""
+    """Returns the type that the kernel writes for this field, to which a column of type `kind` is cast. Raises
+    UserError if there is none.
+    """
     if types.is_null(kind):
         return arrow_type(field)
     if field.map:
@@ -146,12 +151,14 @@ def _fitted_value(kind: pa.DataType, field: WireField) -> pa.DataType:
 
 
 def _converted(column: Any, field: pa.Field) -> Any:
-    """The column as the type that the kernel writes."""
+    """Converts the column to the type that the kernel writes. Raises UserError, with the row, for a value that does
+    not fit.
+    """
     if column.type == field.type:
         return column
     try:
         return column.cast(field.type)
-    except pa.ArrowInvalid:  # pyarrow casts the items of rows too that are not in a slice
+    except pa.ArrowInvalid:  # pyarrow also casts items of rows outside of the slice
         column = column.take(_numbers(0, len(column)))
     try:
         return column.cast(field.type)
@@ -164,8 +171,8 @@ def _converted(column: Any, field: pa.Field) -> Any:
 
 
 def _first_unfit(column: Any, kind: pa.DataType) -> int:
-    """The row of a value that cannot be cast, in a column that has one."""
-    low, high = 0, len(column)  # all rows before `low` can be cast, and some before `high` cannot
+    """Returns the row of the first value that cannot be cast, in a column that has one."""
+    low, high = 0, len(column)  # all rows before `low` can be cast, and some row before `high` cannot
     while high - low > 1:
         middle = (low + high) // 2
         try:

@@ -1,6 +1,8 @@
-"""Message types as columns: descriptors of Protobuf to the fields that the kernel is compiled from, and these to Arrow types.
+"""Converts message types to columns: descriptors of Protobuf to the fields that the kernel is compiled from, and
+these to Arrow types.
 
-Descriptors come with the package protobuf, which made them; nothing of it is imported here but to read a FileDescriptorSet.
+Descriptors come from the package protobuf, which the user has installed. This module imports it only to read a
+FileDescriptorSet.
 """
 
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ import pyarrow as pa
 from sabot._cython.binary.protobuf import WireField
 from sabot.errors import MissingExtra, UserError
 
-_NESTED = 60  # how deeply types may be nested; Arrow imports up to 64 levels
+_NESTED = 60  # the greatest nesting of types; Arrow imports up to 64 levels
 _GROUP, _MESSAGE, _ENUM = 10, 11, 14
 _KINDS = {  # by the numbers of FieldDescriptorProto.Type
     **{1: "double", 2: "float", 3: "int64", 4: "uint64", 5: "int32", 6: "fixed64", 7: "fixed32", 8: "bool"},
@@ -54,7 +56,7 @@ _KNOWN = {
 
 
 def message_type(message: Any) -> Any:
-    """The descriptor of what users give as a message type."""
+    """Returns the descriptor of a message type that a user has given in any form. Raises UserError for anything else."""
     descriptor = getattr(message, "DESCRIPTOR", message)
     if not (hasattr(descriptor, "fields_by_name") and hasattr(descriptor, "oneofs_by_name")):
         raise UserError(
@@ -65,8 +67,8 @@ def message_type(message: Any) -> Any:
 
 
 def descriptor_of(files: bytes, name: str) -> Any:
-    """The message type called `name`, with its package, among these files: a serialized FileDescriptorSet, which
-    `protoc --include_imports --descriptor_set_out=FILE` writes.
+    """Returns the message type called `name` (with its package) in these files, a serialized FileDescriptorSet from
+    `protoc --include_imports --descriptor_set_out=FILE`. Raises UserError; MissingExtra without the package protobuf.
     """
     try:
         from google.protobuf import descriptor_pb2, descriptor_pool
@@ -98,13 +100,13 @@ def descriptor_of(files: bytes, name: str) -> Any:
 
 
 def arrow_schema(message: Any) -> pa.Schema:
-    """The columns that a message of this type becomes. Raises UserError for one that contains itself."""
+    """Returns the columns of a message of this type. Raises UserError if it contains itself."""
     descriptor = message_type(message)
     return pa.schema(map(arrow_field, wire_fields(descriptor, [field.name for field in descriptor.fields])))
 
 
 def wire_fields(descriptor: Any, names: Sequence[str]) -> list[WireField]:
-    """The fields with these names, in this order."""
+    """Returns the fields with these names, in this order. Raises UserError for an unknown or repeated name."""
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"the field {twice[0]!r} of {descriptor.full_name} is named twice", hint="name it once")
@@ -118,19 +120,19 @@ def wire_fields(descriptor: Any, names: Sequence[str]) -> list[WireField]:
 
 
 def oneof_others(descriptor: Any, names: Sequence[str]) -> list[WireField]:
-    """The other members of the oneofs that these fields are in, messages without their fields."""
+    """Returns the other members of the oneofs that these fields belong to; messages come without their fields."""
     oneofs = {descriptor.fields_by_name[name].containing_oneof for name in names} - {None}
     others = [field for oneof in descriptor.oneofs if oneof in oneofs for field in oneof.fields]
     return [_wire_field(field, field.name, None) for field in others if field.name not in names]
 
 
 def arrow_field(field: WireField) -> pa.Field:
-    """The column of a field."""
+    """Returns the column of a field."""
     return pa.field(field.name, arrow_type(field), nullable=field.presence and not field.required)
 
 
 def arrow_type(field: WireField) -> pa.DataType:
-    """The type of a field's column."""
+    """Returns the type of a field's column."""
     if field.map:
         key, value = field.fields
         return pa.map_(arrow_type(key), pa.field("value", arrow_type(value), nullable=False))
@@ -139,7 +141,9 @@ def arrow_type(field: WireField) -> pa.DataType:
 
 
 def _wire_field(field: Any, path: str, above: tuple[str, ...] | None) -> WireField:
-    """above: the messages that the field is in, from outside; None: of a message only whether it is there is asked."""
+    """Returns the field for the kernel. `above`: the messages around the field, from the outermost; None for a
+    message whose fields are not read.
+    """
     oneof = field.containing_oneof
     found = WireField(
         field.name,
@@ -163,13 +167,15 @@ def _wire_field(field: Any, path: str, above: tuple[str, ...] | None) -> WireFie
         return replace(found, kind=kind, inner=inner)
     is_map = field.message_type.GetOptions().map_entry
     below = () if above is None else _below(field.message_type, f"{path}[]" if found.repeated else path, above)
-    if is_map:  # key and value are there in every pair, as defaults where they did not come
+    if is_map:  # key and value of a pair are never missing: a missing one is the default
         below = tuple(replace(each, presence=False) for each in below)
     return replace(found, kind="message", map=is_map, fields=below)
 
 
 def _below(descriptor: Any, path: str, above: tuple[str, ...]) -> tuple[WireField, ...]:
-    """The fields of a message within others."""
+    """Returns the fields of a message within other messages. Raises UserError for a message within itself, or too
+    many levels.
+    """
     if descriptor.full_name in above:
         raise UserError(
             f"column {path!r}: the message {descriptor.full_name} contains itself, which no column can",

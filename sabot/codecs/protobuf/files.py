@@ -1,4 +1,4 @@
-"""Files of Protobuf as registries have them: where a message stands in one, as the header of a payload says it."""
+"""Files of Protobuf from a registry: the position of a message in its file, which the header of a payload contains."""
 
 import re
 from base64 import b64decode
@@ -10,17 +10,22 @@ from typing import Any
 from sabot.errors import MissingExtra, UserError
 
 Place = tuple[int, ...]
-"""The index of a message in its file, or that of the outermost message around it, and so on inwards."""
+"""The index of a message in its file; for a message within messages the index of the outermost one, and so on
+inwards.
+"""
 
-_DEEPEST = 100  # levels of braces, as of messages in the library of Protobuf
-# A comment or a text that does not end takes all that is left: tried again at each of its characters it would take the square of the time.
+_DEEPEST = 100  # levels of braces; the library of Protobuf has the same limit for messages
+# A comment or text without an end takes the rest of the file. A pattern that fails there would be tried again at each
+# character, which takes quadratic time.
 _COMMENT_OR_TEXT = r"""//[^\n]*|/\*.*?(?:\*/|\Z)|"(?:\\.|[^"\\])*"?|'(?:\\.|[^'\\])*'?"""
 _TOKEN = re.compile(rf"{_COMMENT_OR_TEXT}|[\w.]+|[^\s\w]", re.DOTALL)
 
 
 @dataclass
 class _Named:
-    """A message, with those in it in the order of the file. entry: the file does not name it, it is that of a map."""
+    """A message, with the messages in it in the order of the file. `entry`: True for the message of a map, which the
+    file does not name.
+    """
 
     name: str
     entry: bool = False
@@ -28,9 +33,11 @@ class _Named:
 
 
 def places_of(file: str, message: str) -> set[Place]:
-    """The places of the message of this full name in a file: its text, or a serialized FileDescriptorProto in base64. None: it has none.
+    """Returns the places of the message with this full name in a file, given as text or as a serialized
+    FileDescriptorProto in base64. Returns an empty set if it has none.
 
-    There may be two: libraries made with protoc's descriptors count the entries of maps among the messages of a message, Java's does not.
+    There may be two places: libraries with protoc's descriptors count the entries of maps among the messages of a
+    message, Java's does not. Raises UserError for a file that cannot be read.
     """
     try:
         package, messages = _of_descriptor(b64decode(file, validate=True))
@@ -67,10 +74,12 @@ def _of_descriptor(data: bytes) -> tuple[str, list[_Named]]:
 
 
 def _of_text(text: str) -> tuple[str, list[_Named]]:
-    """Reads the names of messages; whatever else is between braces is passed over. A group is a message of where its field stands."""
+    """Reads the names of messages. Everything else between braces is skipped. A group is a message at the position of
+    its field.
+    """
     tokens = [each for each in _TOKEN.findall(text) if not each.startswith(("//", "/*", '"', "'"))]
     package, file = "", _Named("")
-    open_: list[_Named] = [file]  # for each brace: the message that it is in
+    open_: list[_Named] = [file]  # for each open brace: the message that it belongs to
     after = ";"  # the token before
     named = ""  # the message that the next brace opens
     for token, next_, third in zip(tokens, [*tokens[1:], ""], [*tokens[2:], "", ""], strict=False):
