@@ -6,6 +6,7 @@ not needed any more, so that it is removed.
 
 import ast
 import inspect
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -16,7 +17,7 @@ import pytest
 
 import sabot
 import sabot.testing
-from tools.source_tree import PROJECT, ROOT, nodes_of, sources
+from tools.source_tree import PROJECT, ROOT, nodes_of, sources, text_of
 
 # -- privates -----------------------------------------------------------------------------------------------------------
 
@@ -129,6 +130,89 @@ def test_a_class_name_is_defined_in_one_module() -> None:
     several = {name: sorted(paths) for name, paths in found.items() if len(paths) > 1}
     assert {name: paths for name, paths in several.items() if name not in SHARED_NAMES} == {}
     assert SHARED_NAMES - several.keys() == set(), "these names mean one thing now: take them off the list"
+
+
+# -- app and job ------------------------------------------------------------------------------------------------------------
+
+ENGINE = (  # rooms, and modules beside them, in which the running program is an app; a job is one run of a durable agent's function
+    *(
+        "api",
+        "calls",
+        "checkpoint",
+        "cli",
+        "codecs",
+        "config.py",
+        "connectors",
+        "delivery",
+        "disk.py",
+        "exchange",
+        "kafka",
+    ),
+    *(
+        "app.py",
+        "clock.py",
+        "logs.py",
+        "mcp",
+        "metrics.py",
+        "operators",
+        "plan",
+        "probes.py",
+        "runtime",
+        "state",
+        "steps.py",
+    ),
+    *("supervision.py", "testing", "threads.py", "workers", "_cython"),
+)
+
+ABOUT_JOBS = {  # modules of these rooms that are about jobs of durable agents, or about their journals
+    **dict.fromkeys(
+        (f"api/{name}.py" for name in ("agent", "agent_functions", "asked_batches", "durable", "models")),
+        "what a durable agent is declared with, and what its function gets",
+    ),
+    **dict.fromkeys(
+        (
+            f"cli/{name}.py"
+            for name in (
+                "actions",
+                "agent_jobs",
+                "auditing",
+                "demos",
+                "journal",
+                "ledger",
+                "letters",
+                "replaying",
+                "states",
+            )
+        ),
+        "commands about jobs: sabot jobs, actions, journal, ledger, audit, dlq --job",
+    ),
+    **dict.fromkeys(
+        (f"runtime/{name}.py" for name in ("agent_task", "jobs", "local_agents", "run_journal")),
+        "the jobs of the durable agents of a run",
+    ),
+    "mcp/pool.py": "a server may ask people through a job",
+}
+
+SAYS_DURABLE = re.compile(  # lines of other modules that name a job of a durable agent
+    r"durable|\bjobs\.|\.jobs\b|\bjob_(id|key)\b|\"jobs\"|surround_jobs|open jobs go on|What jobs have used|whose jobs these are"
+    r"|What a job was allowed|        jobs   "
+)
+
+
+def test_the_running_program_is_an_app_and_no_job() -> None:
+    wrong = []
+    for name, path in sources(".py", ".pyx", ".pxd").items():
+        room = name.partition("/")[0]
+        if room in ENGINE and name not in ABOUT_JOBS and not name.startswith("operators/agents/"):
+            for number, line in enumerate(text_of(path).splitlines(), 1):
+                if re.search("job", line, re.IGNORECASE) and not SAYS_DURABLE.search(line):
+                    wrong.append(f"{name}:{number}: {line.strip()}")
+    assert wrong == []
+
+
+def test_modules_about_jobs_are_there_and_have_the_word() -> None:
+    there = sources(".py")
+    assert [name for name in ABOUT_JOBS if name not in there or "job" not in text_of(there[name]).lower()] == []
 
 
 # -- docstrings -----------------------------------------------------------------------------------------------------------

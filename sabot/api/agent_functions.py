@@ -1,6 +1,6 @@
 """The function of a durable agent that runs a `sabot.llm.Agent` over each record: `app.llm_agent` makes it.
 
-With `session=True` each key has one conversation. It is kept in keyed state, and written when the app succeeds.
+With `session=True` each key has one conversation. It is kept in keyed state, and written when the job succeeds.
 """
 
 import re

@@ -182,7 +182,7 @@ def drop(
     place: Annotated[str, typer.Argument(metavar="PLACE", help="Where the savepoint is.")],
     json: Json = False,
 ) -> None:
-    """Remove a savepoint, and let the journal of its job trim what was kept for it."""
+    """Remove a savepoint, and let the journal of its app trim what was kept for it."""
 
     def work() -> None:
         found = find_checkpoints(app)

@@ -281,8 +281,8 @@ class Run:
     # -- while it runs ----------------------------------------------------------------------------------------------------
 
     def checkpoint_ended(self, *, failed: bool = False) -> None:
-        """Requests another one if, when all have been told of this one, sources are held because output waits for one, or jobs wait for
-        their first one; where it has failed, later.
+        """Requests another one if, when all have been told of this one, sources are held because output waits for one, or durable jobs wait
+        for their first one; where it has failed, later.
         """
         self._loop.call_later(_AGAIN_SECONDS if failed else 0.0, self._beat_if_needed)
 

@@ -63,7 +63,7 @@ class AppSettings(Protocol):
 
     @property
     def guards(self) -> "Sequence[EffectGuard]":
-        """What decides on what jobs ask, the first one first."""
+        """What decides on what durable jobs ask, the first one first."""
 
     def open_tables(self) -> Path | None:
         """Returns the directory for the tables of streams; None: they stay in memory."""

@@ -2,7 +2,7 @@
 
     sealed value = 8 bytes expiry (big endian) + value
 
-For agents the time is processing time (ms since 1970 UTC), read from the backend's clock, or that of a job, which is the same in every
+For agents the time is processing time (ms since 1970 UTC), read from the backend's clock, or that of a durable job, the same in every
 replay (`Expiry.at_ms`). For process functions it is event time, set by the owner (ms since 1970 UTC plus 2**63, so that times before 1970
 sort correctly as bytes). An expired value reads as absent, and is removed later: at a cut, or when the watermark says that no reader can
 see it any more.
@@ -114,7 +114,7 @@ class ExpiryOrder:
     """Finds the expired values of tables in memory without looking at the others.
 
     Processing time does not run backwards, so values expire in the order in which they were written, which is the order of the dict. The
-    time of a job is at most behind it, so one of its values may be removed later than it expires: with the one that was written before it.
+    time of a durable job is at most behind it: one of its values may be removed later than it expires, with the one written before it.
     """
 
     def written(self, namespace: str, table: Table, keys: Iterable[bytes]) -> None:
