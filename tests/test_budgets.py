@@ -13,6 +13,7 @@ from tools.source_tree import ROOT, nodes_of, tree_of
 NAMES = {  # what `from sabot.X import …` offers, by the stub of the package
     "": 126,
     "agents": 138,  # docs/decisions/043
+    "connectors": 21,  # docs/decisions/051
     "journal": 43,
     "llm": 68,
     "mcp": 49,
@@ -26,8 +27,9 @@ MEMBERS = {  # of a contract that more than one class fulfils: methods, properti
     "checkpoint/places/base.py:Place": 30,
     "codecs/base.py:Codec": 5,
     "codecs/base.py:Format": 13,
-    "connectors/base.py:Sink": 25,
-    "connectors/base.py:Source": 26,
+    "connectors/base.py:Delivers": 7,  # 051
+    "connectors/base.py:Sink": 6,
+    "connectors/base.py:Source": 6,
     "jobs/guard.py:EffectGuard": 16,  # 044
     "jobs/owner.py:HostServices": 18,  # 044
     "jobs/owner.py:JobOwner": 15,

@@ -33,7 +33,7 @@ from sabot.connectors.memory import MemoryBroker
 from sabot.mcp import ToolServer, state_tools
 from tools.broker import Broker
 from tools.command_line import child
-from tools.source_tree import sources, text_of
+from tools.source_tree import nodes_of, sources, text_of
 
 ROOT = Path(__file__).parents[1]
 DECISIONS = ROOT / "docs" / "decisions"
@@ -56,7 +56,11 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 def programs(page: Path) -> list[tuple[str, str | None]]:
     """Every Python block of a page, and what is said to be its output: the text block that follows."""
-    found = [*blocks(page), ("", "")]
+    return programs_of(blocks(page))
+
+
+def programs_of(blocks: list[tuple[str, str]]) -> list[tuple[str, str | None]]:
+    found = [*blocks, ("", "")]
     return [
         (text, after if kind == "text" else None)
         for (language, text), (kind, after) in itertools.pairwise(found)
@@ -112,11 +116,16 @@ def test_the_code_of_a_page_runs_from_top_to_bottom_like_a_notebook(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    run_cells(page.name, programs(page))
+
+
+def run_cells(name: str, programs: list[tuple[str, str | None]]) -> None:
+    """Runs the programs one after the other, with the same variables, and compares what each prints with its output."""
     MemoryBroker.get().reset()
     cells: dict[str, Any] = {"__name__": "__main__", "asyncio": asyncio}
     with bounded(SECONDS), asyncio.Runner() as runner:
-        for number, (program, output) in enumerate(programs(page)):
-            code = compile(program, f"{page.name}#{number}", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        for number, (program, output) in enumerate(programs):
+            code = compile(program, f"{name}#{number}", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
             with contextlib.redirect_stdout(io.StringIO()) as printed:
                 if code.co_flags & inspect.CO_COROUTINE:
                     runner.run(eval(code, cells))
@@ -124,6 +133,38 @@ def test_the_code_of_a_page_runs_from_top_to_bottom_like_a_notebook(
                     exec(code, cells)
             assert output is None or printed.getvalue() == output
     MemoryBroker.get().reset()
+
+
+def examples_in_docstrings() -> dict[str, str]:
+    """The docstrings of the package that have an example, by the place of what they describe."""
+    found = {}
+    for name, path in sources(".py").items():
+        for kind in (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef):
+            for node in nodes_of(path, kind):
+                if "```python" in (text := ast.get_docstring(node) or ""):
+                    found[f"{name}:{node.name}"] = text
+    return found
+
+
+DOCSTRINGS = examples_in_docstrings()
+
+
+@pytest.mark.parametrize("place", DOCSTRINGS)
+def test_the_example_of_a_docstring_runs_and_prints_what_stands_below_it(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_cells(place, programs_of(BLOCK.findall(DOCSTRINGS[place])))
+
+
+def test_what_a_program_begins_with_has_an_example_in_its_docstring() -> None:
+    assert {
+        "api/streams.py:stream",
+        "api/streams.py:table",
+        "agents/declaring.py:agent",
+        "connectors/base.py:Source",
+        "connectors/base.py:Sink",
+    } <= DOCSTRINGS.keys()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))

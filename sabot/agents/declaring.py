@@ -177,7 +177,27 @@ class DeclaresAgents:
 
     @spells_out(AgentOptions)
     def agent(self, topic: Any = None, *, name: str | None = None, **options: Any) -> Callable[[F], F]:
-        """Makes a function an agent of this app: `@app.agent("orders", sink="alerts")`. The function itself is returned.
+        """Makes a function an agent of this app, which is called for each record of a topic, and returns the function itself.
+
+        ```python
+        from sabot import App, console
+
+        app = App("orders")
+
+
+        @app.agent("orders", sink=console(), until="now")
+        async def large(ctx):
+            return ctx.message if ctx.message["amount"] > 100 else None
+
+
+        await app.send("orders", {"id": 1, "amount": 5})
+        await app.send("orders", {"id": 2, "amount": 500})
+        await app.run()
+        ```
+
+        ```text
+        {"id":2,"amount":500}
+        ```
 
         The function gets a record's value and an AgentContext; what it returns or yields goes to the sink. With `batch=True` it gets a
         `pa.RecordBatch` in place of the value. `durable=True` needs a journal (docs/durable-agents.md), `process=` records that are

@@ -13,7 +13,8 @@ from sabot.api.prompts import prompt_of
 from sabot.calls import CallOptions
 from sabot.calls.options import checked_whole
 from sabot.config import checked_flag
-from sabot.connectors.base import Sink, check_sink
+from sabot.connectors.base import Sink
+from sabot.connectors.checks import check_sink
 from sabot.errors import UserError, short_repr
 from sabot.llm.asking import request_of
 from sabot.llm.cache import MemoryCache

@@ -7,12 +7,13 @@ import pyarrow as pa
 from sabot.codecs.base import Format
 from sabot.codecs.formats import format_of
 from sabot.connectors.base import Sink, Source
+from sabot.connectors.defaults import decodes
 from sabot.errors import UserError
 
 
 def payload_format(given: Any, source: Any, schema: pa.Schema | None, where: str) -> Format:
     """The format of the payloads of a source. UserError, which begins with `where`, for one that does not fit source or schema."""
-    if given is not None and isinstance(source, Source) and type(source).scan is not Source.scan:
+    if given is not None and isinstance(source, Source) and decodes(source):
         raise UserError(
             f"{where}: format= is of records, and {source.name} has rows without any", hint="leave format= out"
         )

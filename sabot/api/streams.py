@@ -41,7 +41,24 @@ class HasStreams(Owner):
         start: Start | None = None,
         until: Until | None = None,
     ) -> Stream:
-        """The rows of a topic, of a Source such as `files("data/*.ndjson")`, or of an agent. Nothing runs before `.to(…)` and the start.
+        """Returns the rows of a topic, of a Source such as `files("data/*.ndjson")`, or of an agent. Nothing runs before `.to(…)` and the
+        start.
+
+        ```python
+        from sabot import App, col, console
+
+        app = App("orders")
+        orders = app.stream("orders", schema={"id": "int64", "amount": "int64"}, until="now")
+        orders.filter(col("amount") > 100).to(console())
+
+        await app.send("orders", {"id": 1, "amount": 5})
+        await app.send("orders", {"id": 2, "amount": 500})
+        await app.run()
+        ```
+
+        ```text
+        {"id":2,"amount":500}
+        ```
 
         An agent is given by its function, declared with `@app.agent()` without sink=. The rows are what it returns, with these columns.
 
@@ -87,7 +104,24 @@ class HasStreams(Owner):
         first: bool | None = None,
         until: Until | None = None,
     ) -> Stream:
-        """The table that a compacted topic holds: the last record of each key is its row, a tombstone (a null payload) deletes it. Changes.
+        """Returns the changes of the table that a compacted topic holds: the last record of each key is its row, and a tombstone (a record
+        with a null payload) deletes the row.
+
+        ```python
+        from sabot import App, console
+
+        app = App("customers")
+        customers = app.table("customers", key="id", schema={"id": "int64", "name": "string"}, until="now")
+        customers.materialize().to(console())
+
+        await app.send("customers", {"id": 1, "name": "Ann"})
+        await app.send("customers", {"id": 1, "name": "Anna"})
+        await app.run()
+        ```
+
+        ```text
+        {"id":1,"name":"Anna"}
+        ```
 
         key: the columns of the key; those missing in a payload are read from the record's key. schema: of the table's columns.
         format: as of `stream`, where a payload is the row; "debezium": it is the envelope of a change (`docs/changes.md` has the setup of

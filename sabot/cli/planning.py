@@ -14,6 +14,7 @@ from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.printing import columns, json_line, moment
 from sabot.cli.running import guarded
 from sabot.connectors.base import Source
+from sabot.connectors.defaults import columns_of
 from sabot.delivery import undelivered
 from sabot.errors import UserError
 from sabot.kafka import open_sink
@@ -115,7 +116,7 @@ def _plan(app: App, manifest: Manifest | None) -> Plan:
         agents=_specs(app),
         parallelism=app.parallelism,
         infer=lambda node, readers: (
-            node.source.infer_schema() if isinstance(node.source, Source) else node.format.columns(node.name)
+            columns_of(node.source) if isinstance(node.source, Source) else node.format.columns(node.name)
         ),
     )
     made.check()

@@ -1,13 +1,17 @@
-"""The contracts of sources and sinks. `tests/contracts/` checks them for every implementation.
+"""The contracts of sources and sinks, and of their abilities.
 
-One thread at a time calls the methods: those of a source its reader's thread, those of a sink the task that writes to it. Unless a
-docstring says otherwise a method may block. After a crash nothing is called: a new process opens the source at the positions of the
-last complete checkpoint.
+`Source` and `Sink` have only the members that every connector needs. What some connectors can do beside is an ability: a small base class
+that a connector names beside `Source` or `Sink`, as in `class Numbers(Source, Bounded)`. The engine asks for an ability once, when it
+opens the connector (`connectors/defaults.py`). A class that defines a member of an ability without naming the ability is a UserError
+when the class is defined: the engine would never call that member.
+
+One thread at a time calls the methods of a connector: of a source the thread of its reader, of a sink the task that writes to it, or the
+thread that delivers its parts. A method may block unless its docstring says otherwise. After a crash no method is called: a new process
+opens the source at the positions of the last complete checkpoint. `tests/contracts/` checks all of this for every implementation.
 """
 
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,291 +20,404 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.base import Format, LostFloats
 from sabot.codecs.formats import JSON
-from sabot.config import RECORD_BYTES, checked_no_password, checked_text, checked_topic
-from sabot.connectors.places import Bound, Place
+from sabot.config import RECORD_BYTES
+from sabot.connectors.places import Bound
 from sabot.errors import UserError
 
 __all__ = [
+    "AsksOwner",
+    "Bounded",
+    "ChecksTypes",
+    "Commits",
+    "Delivers",
     "Delivery",
+    "ExpectsColumns",
+    "Finishes",
+    "HasIdentity",
+    "HoldsPartitions",
+    "KeepsToken",
+    "LimitsRecords",
     "LostFloats",
     "OnNan",
     "Positions",
+    "ReadsInParallel",
+    "ReportsBacklog",
+    "ReportsLag",
+    "ReportsProgress",
+    "Scans",
     "Sink",
+    "SkipsHeaders",
     "Source",
+    "StartsAfresh",
+    "TakesBound",
+    "TakesChanges",
     "Token",
     "Track",
-    "agreed_delivery",
-    "check_delivery",
-    "check_ends",
-    "check_input",
-    "check_nan",
-    "check_sink",
-    "sink_of",
-    "up_to",
+    "WritesBack",
+    "attributes_without_ability",
 ]
 
 Positions = dict[tuple[str, int], int]
 """(topic, partition) -> the next offset to read."""
 
 Delivery = Literal["exactly_once", "at_least_once"] | None
-"""How often a result reaches its sink when something crashes. None: exactly once where that is possible."""
+"""How often a result reaches its sink when something crashes. None: exactly once if that is possible."""
 
 OnNan = Literal["null", "fail"] | None
-"""What becomes of floats that a sink's format has no form for. "fail": the app stops. None: null, with a warning."""
+"""What happens to a float for which a sink's format has no form: it becomes null, or the app stops. None: null, with a warning."""
 
 
-def check_nan(nan: object, where: str) -> None:
-    """Raises a UserError, whose text begins with `where`, for anything but an OnNan."""
-    if nan not in (None, "null", "fail"):
-        raise UserError(f"{where}: nan={nan!r}", hint='"null" or "fail"; left out: null, with a warning')
-
-
-def check_delivery(delivery: object, where: str) -> None:
-    """Raises a UserError, whose text begins with `where`, for anything but a Delivery."""
-    if delivery not in (None, "exactly_once", "at_least_once"):
-        raise UserError(f"{where}: delivery={delivery!r}", hint='"exactly_once" or "at_least_once"')
-
-
-def agreed_delivery(sink: "str | Sink", one: Delivery, other: Delivery) -> Delivery:
-    """The delivery of a sink that two streams or agents write. None leaves it to the other. Raises UserError where the two differ."""
-    if None not in (one, other) and one != other:
-        name = sink if isinstance(sink, str) else sink.name
-        raise UserError(f"sink {name}: two write it, with different delivery=", hint="give both the same")
-    return one or other
-
-
-def check_input(source: object, where: str, hint: str) -> None:
-    """A topic, or a Source, with a name that a checkpoint can hold. Raises UserError that begins with `where`."""
-    _check_connector(source, Source, where, hint)
-
-
-def check_ends(source: "str | Source", where: str) -> None:
-    """Raises UserError, whose text begins with `where`, for a source that `until=` cannot be said of."""
-    if isinstance(source, Source) and type(source).end_at is Source.end_at:
-        raise UserError(
-            f"{where}: until= is of topics, and {source.name} is none", hint="leave it out, and filter by a column"
-        )
-
-
-def up_to(source: "Source", until: Place | None) -> "Source":
-    """The source, which ends at this bound; None: where it ends by itself, if it does. Raises UserError as `Source.end_at`."""
-    if until is not None:
-        source.end_at(Bound(until))
-    return source
-
-
-def sink_of(given: object, where: str) -> Any:
-    """Where rows go that are to go to `given`: for a Source it is the Sink that writes there. UserError begins with `where`."""
-    if not isinstance(given, Source):
-        return given
-    made = given.as_sink()
-    if made is None:
-        raise UserError(
-            f"{where}: {given!r} is no topic and no Sink", hint='"topic", or a Sink: ParquetSink("out.parquet")'
-        )
-    return made
-
-
-def check_sink(sink: object, where: str, hint: str = '"{topic}.dlq"') -> None:
-    """A topic, or a Sink, with a name that a checkpoint can hold. Raises UserError that begins with `where`."""
-    _check_connector(sink, Sink, where, hint)
-
-
-def _check_connector(given: object, kind: "type[Source] | type[Sink]", where: str, hint: str) -> None:
-    if isinstance(given, str):
-        _check_no_file(checked_topic(given, where), where, kind)
-    elif isinstance(given, kind):
-        what = f"{where}: the name of its {type(given).__name__}"
-        checked_no_password(checked_text(given.name, what), what)
-    else:
-        raise UserError(f"{where}: {given!r} is no topic and no {kind.__name__}", hint=hint)
-
-
-_FILE = re.compile(r".+\.(ndjson|jsonl?|[ct]sv|parquet|pq|arrows?|ipc|feather)(\.(gz|zstd?))?", re.IGNORECASE)
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://.*", re.DOTALL)
-_FILE_SINKS = {"n": "NdjsonSink", "j": "NdjsonSink", "c": "CsvSink", "t": "CsvSink", "p": "ParquetSink"}
-
-
-def _check_no_file(topic: str, where: str, kind: "type[Source] | type[Sink]") -> None:
-    """Refuses the name of a file or an address: a topic of that name would be read or made, and nobody would look there."""
-    if (address := _ADDRESS.fullmatch(topic)) is not None:
-        of_database = address[1] in ("sqlite", "postgres", "postgresql") and kind is Sink
-        of_broker = address[1] in ("memory", "kafka")
-        place = f"files({topic!r})" if kind is Source else f'files({topic!r}, "parquet")'
-        hint = f'SqlSink({topic!r}, table="…")' if of_database else "App(broker=…) takes it" if of_broker else place
-        raise UserError(f"{where}: {topic!r} is an address, and a text is the name of a topic", hint=hint)
-    if (file := _FILE.fullmatch(topic)) is not None:
-        made = "files" if kind is Source else _FILE_SINKS.get(file[1][0].lower(), "ArrowSink")
-        raise UserError(
-            f"{where}: {topic!r} is the name of a file, and a text is the name of a topic",
-            hint=f"{made}({topic!r}); a topic that is called so: sabot.kafka.Kafka{kind.__name__}({topic!r}, broker)",
-        )
+# -- sources ----------------------------------------------------------------------------------------------------------
 
 
 class Source(ABC):
-    """A source of records: partitions that can be read again from an offset.
+    """A source of rows, in partitions that can be read again from an offset. This one is complete; an app reads it to its end:
 
-    name: the topic (or path) in dead letters, metrics and positions. bounded: whether the input ends by itself.
+    ```python
+    import pyarrow as pa
+
+    from sabot import App, Batch, Source
+    from sabot.connectors import Bounded
+
+
+    class Numbers(Source, Bounded):
+        name = "numbers"
+        schema = pa.schema([("n", pa.int64())])
+
+        def open(self, positions, start="earliest"):
+            self.next = (positions or {}).get((self.name, 0), 0)
+
+        def read_batch(self, max_rows, timeout):
+            rows = pa.record_batch({"n": list(range(self.next, min(self.next + max_rows, 3)))}, self.schema)
+            self.next += rows.num_rows
+            return Batch(rows, self.positions(), self.name) if rows.num_rows else None
+
+        @property
+        def exhausted(self):
+            return self.next == 3
+
+        def positions(self):
+            return {(self.name, 0): self.next}
+
+        def close(self):
+            "There is nothing to release."
+
+
+    print(App("count").stream(Numbers()).collect().to_pylist())
+    ```
+
+    ```text
+    [{'n': 0}, {'n': 1}, {'n': 2}]
+    ```
+
+    Abilities of a source: Bounded and TakesBound (it ends), ReadsInParallel, Scans (it decodes only the columns that are needed),
+    HoldsPartitions, SkipsHeaders, LimitsRecords, HasIdentity, Commits, ReportsLag, ReportsBacklog, ReportsProgress, WritesBack.
     """
 
     name: str
-    bounded: bool = False
-    has_records: bool = True
-    """It gives records until `scan` asks for columns, or says a `schema` of its own. False: its rows are columns, and `scan` says which."""
-    record_bytes: int = RECORD_BYTES
-    """The greatest size of a record that is not decoded, in bytes. A larger one goes to the dead letters, with its first bytes."""
-    bound: Bound | None = None
-    """Where this source ends although its log goes on, as `end_at` was told; None: nowhere. `open` makes offsets of it."""
+    """The name in positions, metrics and dead letters: the topic, or the path. A checkpoint finds the source again by its name."""
 
-    def readers(self, count: int) -> "Sequence[Source]":
-        """Returns at most `count` sources that share the partitions of this one. The same `count` gives the same shares.
-
-        Called before `open`. Each returned source is then opened, read and closed by a thread of its own, and this one is not. They read
-        at about the same event time. Their positions do not overlap, so they may be put into one dict; `open` is given all of them, and
-        each source takes its own. Positions made with another number of readers are a UserError that says so.
-        """
-        return [self]
-
-    def scan(self, schema: pa.Schema | None, columns: Sequence[str] | None) -> bool:
-        """Asks for decoded batches of `columns` (None: all) of `schema` (None: the columns of the data). Called before `readers` and
-        `open`. May read the beginning of the data. Raises UserError for columns that the data does not have.
-
-        True: the source decodes by itself, and its property `schema` says which columns come, in the order of `columns`. Rows that do not
-        fit are set apart: the next batch has them in `Batch.bad` (BAD_SCHEMA), and may have no other rows. False: the source gives
-        records, which the engine decodes.
-
-        A source that overrides only `schema` gives all its columns: the engine takes those that it asked for.
-        """
-        own = self.schema
-        if own is None:
-            return False
-        for field in schema or ():
-            if field.name not in own.names:
-                raise UserError(f"source {self.name} has no column {field.name}", hint=f"it has {', '.join(own.names)}")
-            if (kind := own.field(field.name).type) != field.type:
-                raise UserError(
-                    f"source {self.name}: {field.name} is {kind}, and schema= of the stream says {field.type}",
-                    hint=f'leave schema= out, and cast: .with_columns({field.name}=col("{field.name}").cast(…))',
-                )
-        return True
-
-    def infer_schema(self) -> pa.Schema | None:
-        """All columns that decoded batches can have. None: they are not known before records come. Called before `open`, and raises the
-        same errors.
-        """
-        return self.schema
-
-    def progress(self) -> tuple[float, float] | None:
-        """(done, total) in bytes, of a bounded source that knows them. The figures of several readers add up. Never blocks; callable from
-        any thread.
+    @property
+    def schema(self) -> pa.Schema | None:
+        """The columns of the batches of a source that decodes its rows. None: batches have RECORD_SCHEMA, and the engine decodes them.
+        A source of the first kind that cannot leave columns out has all of them here, and the engine takes those that it needs.
         """
         return None
 
-    def end_at(self, bound: Bound) -> None:
-        """Makes an endless source one that ends at the bound: it gives the records before it, and is then exhausted. Called before
-        `readers` and `open`. Only topics can: of another source it raises UserError.
-        """
-        check_ends(self, "end_at")
-
-    def leave_headers(self) -> None:  # noqa: B027 - a source for which it saves nothing goes on giving them
-        """Asks for records whose column `headers` is null, because nobody looks at them. Called before `open`."""
-
-    def with_headers(self, records: pa.RecordBatch) -> pa.RecordBatch:
-        """Rows of the last batch (RECORD_SCHEMA), in any order, with the headers that `leave_headers` left out. Called from the source's
-        thread, before the next `read_batch`.
-        """
-        return records
-
     @abstractmethod
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
-        """Makes the source ready to read. `positions` are those of the restored checkpoint, at which reading goes on.
+        """Makes the source ready to read. `positions` are those of the restored checkpoint, at which reading continues.
 
-        Without positions of this source (None, or a dict that has none of them) it begins at `start`: "earliest", "latest", "committed"
-        (the offsets of the group, "earliest" where it has none) or a timestamp in ms. Where `positions` has some partitions of this
-        source, the others are new since that checkpoint: they begin at their first record, as do partitions that are found while running.
-        Raises UserError for a source that does not exist, and BrokerUnavailable (within 10 s, with the address) when no broker answers.
-        A restored position that no longer exists (retention) is a UserError that names it; no record is skipped silently.
+        Without positions of this source (None, or a dict that has none of them) reading begins at `start`: "earliest", "latest",
+        "committed" (the offsets of the consumer group, or "earliest" if it has none) or a timestamp in ms. If `positions` has only some
+        partitions of this source, the others are new since that checkpoint, and begin at their first record, as do partitions that are
+        found while the app runs. Raises UserError for a source that does not exist, and for a position that no longer exists (retention):
+        no record is skipped silently. Raises BrokerUnavailable, within 10 s and with the address, if no broker answers.
         """
 
     @abstractmethod
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
-        """Returns the next rows, at most `max_rows`, in order per partition, as soon as there are some. None after `timeout` seconds.
+        """Returns the next rows, at most `max_rows`, in order within each partition, as soon as there is one; None after `timeout` seconds.
 
-        The batch's `offsets` cover exactly its rows (and those in its `bad`). Its columns are RECORD_SCHEMA, or those of the property
-        `schema` where the source decodes. The source itself waits until faults of the network are over, and logs them; it raises only
-        errors that will not pass.
+        The `offsets` of the batch are those behind its rows, including the rows in its `bad`. Its columns are those of `schema`, or of
+        RECORD_SCHEMA. The source waits until faults of the network are over, and logs them; it raises only errors that will not pass.
         """
-
-    @property
-    def schema(self) -> pa.Schema | None:
-        """The columns of the batches of a source that decodes. None: batches have RECORD_SCHEMA."""
-        return None
-
-    @property
-    def log_id(self) -> str:
-        """The id of the log whose offsets the positions are. "": the log outlives the process. In another log the positions are void."""
-        return ""
-
-    def topic_id(self) -> str:
-        """The id that the broker gave the topic when it was made; "": it gives none. A checkpoint keeps it beside the positions, which mean
-        nothing in a topic with another id. Does not change until `close`. May block, and raises as `open` does.
-        """
-        return ""
-
-    def identity(self) -> str | None:
-        """Names the log whose records this source gives, for ever: no other log has this name, also none that is made anew under the same
-        topic or path. With partition and offset it names a record, so the jobs of durable agents are called by it. None: the source cannot
-        say, or its rows are no records. Called after `open`; may block, and raises as `open` does.
-        """
-        return None
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether a bounded source has given its last row. `read_batch` then returns None at once."""
-        return False
 
     @abstractmethod
     def positions(self) -> Positions:
-        """For each known partition, the offset behind the last row that `read_batch` returned. These go into the checkpoint."""
-
-    def commit(self, positions: Positions) -> None:  # noqa: B027 - a source without groups has nothing to do
-        """Tells the outside world (a consumer group) that a complete checkpoint covers these positions.
-
-        They are for tools that show the lag, and are read back only with `start="committed"`. Called from the source's thread. May raise
-        TransientError, which is logged and does not stop the app.
-        """
-
-    def lag(self) -> dict[tuple[str, int], int]:
-        """The number of rows not read yet, for each partition for which the source knows it. Never blocks; callable from any thread."""
-        return {}
-
-    def hold(self, partitions: Set[tuple[str, int]]) -> None:  # noqa: B027 - a source may be held only as a whole
-        """Asks for no rows of these partitions from now on, and for those of all others. A source that cannot leave some of its partitions
-        out ignores it. Called from the source's thread, between calls of `read_batch`.
-        """
-
-    def backlog(self) -> int | None:
-        """The number of records, at most, that were there at `open` and have not been read yet; 0: all have. A source without an end that
-        says so may be read before the streams that wait for it (`app.table(first=)`). None: it cannot say. Never blocks; callable from any
-        thread.
-        """
-        return None
-
-    def as_sink(self) -> "Sink | None":
-        """The Sink that writes where this source reads, for `to(files("s3://…"))`; None: none does. May raise UserError."""
-        return None
+        """Returns the offset behind the last row that `read_batch` returned, for each known partition. The checkpoint stores these."""
 
     @abstractmethod
     def close(self) -> None:
-        """Releases all resources. Idempotent. Also called after an `open` that failed."""
+        """Releases all resources. Also called after an `open` that failed, and may be called twice."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        _refuse_members_without_ability(cls, "Source", _SOURCE_ABILITIES)
+
+
+class Bounded(ABC):
+    """The ability of a source to end by itself. The stream then ends too: windows close, and the app is over when all its inputs are."""
+
+    bounded: bool = True
+    """True if the rows have an end. An object that cannot end although its class can, such as a topic without `until=`, sets False before
+    it is given to a stream.
+    """
+
+    @property
+    @abstractmethod
+    def exhausted(self) -> bool:
+        """True if `read_batch` has returned the last row. Asked after each `read_batch` that returned None. Never blocks."""
+
+
+class TakesBound(Bounded):
+    """The ability of an endless source, such as a topic, to end at a place that the user chooses (`until=`)."""
+
+    bounded: bool = False
+    bound: Bound | None = None
+    """The place at which this source ends although its log continues, or None. `open` turns it into offsets (`Bound.settle`)."""
+
+    def end_at(self, bound: Bound) -> None:
+        """Makes the source give the records before `bound`, and then be exhausted. Called before `readers` and `open`. Never blocks."""
+        self.bound, self.bounded = bound, True
+
+
+class ReadsInParallel(ABC):
+    """The ability of a source to be read by several threads, each of which reads some of the partitions."""
+
+    @abstractmethod
+    def readers(self, count: int) -> Sequence[Source]:
+        """Returns at most `count` sources that share the partitions of this one. The same `count` gives the same shares.
+
+        Called before `open`. Each returned source is then opened, read and closed by a thread of its own, and this one is not (unless it is
+        the only one returned). They read at about the same event time. Their positions do not overlap, so they fit into one dict; `open`
+        of each source gets all of them, and takes its own. `open` raises UserError for positions of another number of readers.
+        """
+
+
+class Scans(ABC):
+    """The ability of a source to decode its rows itself, and to leave out columns that no step of the stream uses."""
+
+    has_records: bool = True
+    """True if the source gives records until `scan` is called. False: its rows are always columns."""
+
+    @abstractmethod
+    def scan(self, schema: pa.Schema | None, columns: Sequence[str] | None) -> bool:
+        """Asks for decoded batches with the columns `columns` (None: all) of `schema` (None: the columns of the data).
+
+        True: the property `schema` now has these columns, in the order of `columns`, and `read_batch` gives them. Rows that do not fit
+        are in `Batch.bad` (BAD_SCHEMA) of the next batch, which may have no other rows. False: the source gives records, which the engine
+        decodes. Called before `readers` and `open`. May read the beginning of the data. Raises UserError for columns that the data does not
+        have.
+        """
+
+    @abstractmethod
+    def infer_schema(self) -> pa.Schema | None:
+        """Returns all columns that decoded batches can have, or None if they are not known before records arrive. Called before `open`,
+        whose errors it raises. May read the beginning of the data.
+        """
+
+
+class SkipsHeaders(ABC):
+    """The ability of a source to read records without their headers, which saves memory and time where no step reads headers."""
+
+    @abstractmethod
+    def leave_headers(self) -> None:
+        """Asks for records whose column `headers` is null. Called before `open`. Never blocks."""
+
+    @abstractmethod
+    def with_headers(self, records: pa.RecordBatch) -> pa.RecordBatch:
+        """Returns the rows with their headers. `records` are rows of the last batch (RECORD_SCHEMA), in any order: those that become dead
+        letters. Called before the next `read_batch`. Never blocks.
+        """
+
+
+class LimitsRecords:
+    """The ability of a source of records to have another limit of their size than the engine's (16 MiB)."""
+
+    record_bytes: int = RECORD_BYTES
+    """The largest size of a record that is decoded, in bytes. A larger record becomes a dead letter with its first bytes."""
+
+
+class HasIdentity(ABC):
+    """The ability of a source to tell whether its log is still the same one: offsets mean nothing in another log."""
+
+    @property
+    def log_id(self) -> str:
+        """The id of a log that ends with its process, or "" if the log outlives the process. A checkpoint stores it beside the positions;
+        they are ignored, with a warning, in a log with another id. Never blocks.
+        """
+        return ""
+
+    def topic_id(self) -> str:
+        """Returns the id that the broker gave the topic when it was made, or "" if the broker gives none. A checkpoint stores it beside the
+        positions; a start with another id is a UserError. The id does not change between `open` and `close`. Raises as `open` does.
+        """
+        return ""
+
+    @abstractmethod
+    def identity(self) -> str | None:
+        """Returns a name of the log that no other log ever has, even if it is made again under the same topic or path; None if there is
+        none, or the rows are no records. This name, a partition and an offset name a record, and so a job of a durable agent. Called after
+        `open`, and raises as `open` does.
+        """
+
+
+class Commits(ABC):
+    """The ability of a source to publish its progress, such as the offsets of a consumer group, for tools that show how far an app is."""
+
+    @abstractmethod
+    def commit(self, positions: Positions) -> None:
+        """Publishes positions that a complete checkpoint covers. They are read back only with `start="committed"`: a restart uses those of
+        the checkpoint. Called between two `read_batch`. A TransientError is logged and does not stop the app.
+        """
+
+
+class ReportsLag(ABC):
+    """The ability of a source to tell how many of its rows are not read yet: for metrics, and to know which partitions are idle."""
+
+    @abstractmethod
+    def lag(self) -> dict[tuple[str, int], int]:
+        """Returns the number of unread rows of each partition for which it is known. Never blocks; called from any thread, also before
+        `open` and after `close`.
+        """
+
+
+class ReportsBacklog(ABC):
+    """The ability of an endless source to tell when all that was there at its start has been read (`app.table(first=True)`)."""
+
+    @abstractmethod
+    def backlog(self) -> int | None:
+        """Returns the number of records, at most, that were there at `open` and are not read yet. 0: all have been read. None: it is not
+        known. Never blocks; called from any thread.
+        """
+
+
+class ReportsProgress(ABC):
+    """The ability of a bounded source to tell how much of it has been read, for the progress bar of a run."""
+
+    @abstractmethod
+    def progress(self) -> tuple[float, float] | None:
+        """Returns (bytes read, bytes in all), or None before `open`. The figures of several readers add up. Never blocks; called from any
+        thread.
+        """
+
+
+class HoldsPartitions(ABC):
+    """The ability of a source to leave out some of its partitions while others are read (`max_drift=`)."""
+
+    @abstractmethod
+    def hold(self, partitions: Set[tuple[str, int]]) -> None:
+        """From now on `read_batch` gives no rows of `partitions`, and rows of all others. Called between two `read_batch`."""
+
+
+class WritesBack(ABC):
+    """The ability of a source to name the sink that writes to its place, as `to(files("s3://bucket/folder/"))` needs it."""
+
+    @abstractmethod
+    def as_sink(self) -> "Sink":
+        """Returns the sink. Called when the program is built. Raises UserError if rows cannot be written to this place."""
+
+
+_SOURCE_ABILITIES = (
+    Bounded,
+    TakesBound,
+    ReadsInParallel,
+    Scans,
+    SkipsHeaders,
+    LimitsRecords,
+    HasIdentity,
+    Commits,
+    ReportsLag,
+    ReportsBacklog,
+    ReportsProgress,
+    HoldsPartitions,
+    WritesBack,
+)
+
+
+# -- sinks ------------------------------------------------------------------------------------------------------------
+
+
+class Sink(ABC):
+    """A receiver of results. This one is complete, and an app writes to it:
+
+    ```python
+    from sabot import App, Sink
+
+
+    class Printed(Sink):
+        name = "printed"
+
+        def open(self):
+            "There is nothing to open."
+
+        def write(self, batch):
+            print(batch.taken().to_pylist())
+
+        def flush(self):
+            "No row waits in memory."
+
+        def close(self):
+            "There is nothing to release."
+
+
+    app = App("orders")
+    app.stream("orders", schema={"id": "int64", "amount": "int64"}, until="now").to(Printed())
+    await app.send("orders", {"id": 1, "amount": 500})
+    await app.run()
+    ```
+
+    ```text
+    [{'id': 1, 'amount': 500}]
+    ```
+
+    At least once: rows that were flushed before a barrier are at the receiver after a crash, possibly twice. Order of calls:
+    [start_afresh] [check_types]* [expect | expect_changes] open (write | flush)* [finish] close.
+
+    Exactly once, for a sink that Delivers: the engine keeps the rows of an epoch in its checkpoint, as parts, and does not call `write`.
+    When the checkpoint is complete, a thread of the sink's track delivers its parts in order. Order of calls:
+    [start_afresh] [check_types]* [expect | expect_changes] known (claim (deliver | settle)*)* [finish] close.
+
+    Abilities of a sink: Delivers and KeepsToken (exactly once), AsksOwner, TakesChanges, StartsAfresh, ExpectsColumns, ChecksTypes,
+    Finishes.
+    """
+
+    name: str
+    """The name in metrics and messages: the topic, the path or the table. A checkpoint finds the sink again by its name."""
+    format: Format = JSON
+    """The format in which rows become records, for a sink of records, and for rows with a `key=`."""
+
+    @abstractmethod
+    def open(self) -> None:
+        """Makes the sink ready to write, and makes the topic or file if it is missing. Raises the errors of `Source.open`."""
+
+    @abstractmethod
+    def write(self, batch: Batch) -> None:
+        """Takes the rows, in order. Rows of RECORD_SCHEMA are written as they are: payload, key, headers and timestamp (null: now), without
+        partition and offset. Rows of any other schema are encoded in `format`, or in that of the sink's files. May keep rows in memory, and
+        waits when there are too many. Raises an error that names the rows which the receiver refuses.
+        """
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Waits until all written rows are safe at the receiver. Raises an error that names the rows which the receiver refused."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Releases all resources without flushing. May be called twice. If `finish` was not called before, the next `open` continues."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        _refuse_members_without_ability(cls, "Sink", _SINK_ABILITIES)
 
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """The source of the parts that a sink is given, and so the key of its token.
+    """The source of the parts that a sink gets, and so the key of its token.
 
-    app: the app's id. sink: the place of the sink in the program, the same in each run. incarnation: of the app; an app that starts afresh
-    gets a new one, and every start from its checkpoints keeps it.
+    `app`: the app's id. `sink`: the place of the sink in the program, the same in each run. `incarnation`: an id of the app's life; an app
+    that starts afresh gets a new one, and every start from its checkpoints keeps it.
     """
 
     app: str
@@ -315,146 +432,186 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a receiver knows of a track: the number of the last part that it has, and the incarnation that sent the part."""
+    """The progress of a track at its receiver: the number of the last part that arrived, and the incarnation that sent that part."""
 
     seq: int
     incarnation: str
 
 
-class Sink(ABC):
-    """A receiver of results.
+class Delivers(ABC):
+    """The ability of a sink to take each row exactly once.
 
-    At least once: rows that were flushed before a barrier are at the receiver after a crash, possibly twice. Order of calls:
-    [start_afresh] [expect] open (write | flush)* [finish] close.
-
-    Exactly once, for a sink that has `deliver`: the rows of an epoch are saved in its checkpoint, as parts. When the checkpoint is
-    complete, a thread of the sink's track delivers the parts, in order. Order of calls:
-    [start_afresh] [check_types]* [expect] [known] (claim (deliver | settle)*)* [finish] close.
+    Its methods are called by the thread of the sink's track, except `known` and `fitting`, which the task calls that writes to the sink.
     """
 
     name: str
-    keeps_token: bool = False
-    """`deliver` keeps (seq, incarnation) at the receiver, in one step with the rows, and `claim` reads it back."""
-    token_place: str = ""
-    """Where the token is, if that is a file beside the output, for messages; known after `known` or `claim`."""
     lasting: bool = True
-    """The rows in it outlive the process. Where they do not, exactly once is used only if the user asks for it."""
-    takes_changes: bool = False
-    """It can keep a table up to date by changes (see `expect_changes`)."""
-    format: Format = JSON
-    """What rows become where they are written as records."""
-    still_ours: Callable[[], bool] | None = None
-    """Whether this process still owns the app. The engine sets it before `claim`; a sink asks it when its receiver reports that somebody
-    else has claimed the track. Blocks; called from the track's thread. None: nobody knows.
-    """
-    sealed: Mapping[str, int] = {}
-    """Only set by the engine's StagedSink: by track id, the number of the last part that was complete at the last flush."""
+    """False if rows in the receiver end with the process: exactly once is then used only if the user asks for it."""
 
-    def start_afresh(self) -> None:  # noqa: B027 - most sinks add to what is there
-        """Tells, before `open`, that the app starts without a checkpoint. Rows that an earlier run has left unfinished do not belong to it
-        and may be dropped, and a sink that may overwrite begins empty. Without this call nothing at the receiver is lost.
-        """
-
-    def expect(self, schema: pa.Schema) -> None:  # noqa: B027 - only a format with columns needs them
-        """Tells, before `open`, the columns that will come, where the plan knows them: a result without rows needs them."""
-
-    def check_types(self, schema: pa.Schema) -> None:  # noqa: B027 - a sink may take all there are
-        """Raises a UserError, with sink, column, type and what to do, for a column that can never be written. Changes nothing.
-
-        Called before `open` for each stream whose columns the plan knows, and for the results of batch agents, from another thread.
-        """
-
-    def floats_lost(self, kind: pa.DataType) -> LostFloats:
-        """Which floats become null in a column of this type, because the format has no form for them. Called for types with floats."""
-        return None
-
-    def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
-        """Tells, before `open` and in place of `expect`, that changes of a table with these columns will be written.
-
-        Batches then have OP_COLUMN (int8) as their last column. After INSERT and UPDATE_AFTER the row is the only one with its values of
-        `keys`; after DELETE no row has them (the other columns are those of the deleted row). No other operations come. A change holds
-        until the next change of its key, so writing again from some point on (at least once) ends in the same table, and of several rows
-        of a key in one batch only the last matters. A row with a null in its key is a UserError. Raises UserError for a sink that keeps
-        no table, and for keys that the receiver does not have.
-        """
-        if not self.takes_changes:
-            raise UserError(
-                f"sink {self.name} takes rows that are final, not changes of them",
-                hint="a topic or a SqlSink takes changes; or write .materialize() (the last state, at the end of the input) "
-                "or .changelog() (each change as a row) before .to()",
-            )
-
-    @abstractmethod
-    def open(self) -> None:
-        """Makes the sink ready to write, and makes the topic or file if it is missing. Raises the errors of Source.open."""
-
-    @abstractmethod
-    def write(self, batch: Batch) -> None:
-        """Takes the rows, in order. Rows of RECORD_SCHEMA are written as they are (payload, key, headers;
-        timestamp null: now; partition, offset ignored); any other schema is encoded in the sink's `format`, or in that of its
-        files. May buffer; blocks when its buffer is full.
-        """
-
-    @abstractmethod
-    def flush(self) -> None:
-        """Returns when all written rows are safe at the receiver. Raises when some were refused, and names them."""
+    @property
+    def address(self) -> str:
+        """The place to which the sink writes. Two sinks of one name that write to different places have different addresses."""
+        return self.name
 
     def known(self, track: Track) -> Token | None:
-        """What the receiver knows of the track, without claiming it: a start that is refused must not end an app that runs.
-
-        Called before `claim`. None: the receiver knows nothing, or cannot tell without a claim. A missing topic is made here, since other
-        tasks may want to read it before the claim. Raises the errors of `open`.
+        """Returns the token of the track without claiming the track, so that a start which is refused does not end an app that runs. None:
+        the receiver has no token, or cannot tell without a claim. Called before `claim`. Makes a missing topic, which other tasks may read
+        before the claim. Raises the errors of `open`.
         """
         return None
 
+    @abstractmethod
     def claim(self, track: Track) -> Token | None:
         """Makes the sink ready to deliver. Called in place of `open`, whose errors it raises, and again after each error.
 
         When it returns, no process that claimed this track before can deliver any more (as far as the receiver can prevent it), and a part
-        that such a process was delivering is at the receiver completely or not at all. A later call, before `close`, raises AppLocked
-        where another process has claimed the track in the meantime: the earlier process must not take it back. Returns what the receiver
-        knows, or None where no part came. A sink that keeps no token returns None, and recognises a repeated part by its seq.
+        that such a process was delivering is at the receiver completely or not at all. Returns the receiver's token, or None if no part
+        came; a sink that keeps no token returns None, and recognises a repeated part by its number. A later call, before `close`, raises
+        AppLocked if another process has claimed the track meanwhile: the earlier process must not take it back.
         """
-        self.open()
-        return None
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """Turns rows as `write` takes them into rows as `deliver` gets them. Called after `claim`, in the thread that writes.
-
-        Raises, as `write` does, for rows that the receiver would refuse: once they are in a checkpoint nobody can take them out.
+        """Returns the rows in the form in which `deliver` gets them. Called after `claim`, in place of `write`, whose errors it raises for
+        rows that the receiver would refuse: rows that are in a checkpoint cannot be taken out of it.
         """
         return data
 
+    @abstractmethod
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
-        """Takes a part: rows that `fitting` has returned, at most some 64 MiB. When it returns, all of them are at the receiver, safe and
-        visible, and none is there twice, however often the part is given (with the same seq and the same rows).
+        """Takes a part: rows that `fitting` has returned, at most some 64 MiB. When it returns, all rows are at the receiver, safe and
+        visible, and none is there twice, however often the part is given (with the same number and the same rows).
 
-        seq grows, with gaps. Track, incarnation and seq together name a part for ever, so a receiver that remembers parts by a key needs
-        all three in it. Raises TransientError when the part may be tried again (after a `claim`, whose token says whether it arrived), and
-        AppLocked when another process has claimed the track; any other error ends the app. Whatever it raises, the receiver has all rows
-        of the part or none.
+        `seq`, the number of the part, grows, with gaps. Track, incarnation and number together name a part for ever, so a receiver that
+        remembers parts by a key needs all three in the key. Raises TransientError if the part may be tried again (after a `claim`, whose
+        token says whether the part arrived), and AppLocked if another process has claimed the track; any other error ends the app. Whatever
+        it raises, the receiver has all rows of the part or none.
         """
-        raise NotImplementedError
 
-    def settle(self, seq: int) -> None:  # noqa: B027 - only a receiver that forgets tokens needs it
-        """Sets the token to `seq` without rows, for a token that the receiver lost or may forget. Only called where `keeps_token`."""
+
+class KeepsToken(Delivers):
+    """The ability of a sink to store the token at the receiver, in one step with the rows: `claim` then tells which parts have arrived."""
 
     @property
-    def address(self) -> str:
-        """The place into which the sink writes. Two sinks of one name that write into different places have different addresses."""
-        return self.name
-
-    @property
-    def delivers(self) -> bool:
-        """Whether the sink can deliver exactly once."""
-        return type(self).deliver is not Sink.deliver
-
-    def finish(self) -> None:
-        """Completes the result: the input has ended for good, and no more rows will be written. When it returns, the result is complete
-        and safe, as after `flush`. May be called again, by an app that turns out to be finished.
-        """
-        self.flush()
+    def token_place(self) -> str:
+        """The path of the file that has the token, for messages; "" if the token is not in a file. Known after `known` or `claim`."""
+        return ""
 
     @abstractmethod
-    def close(self) -> None:
-        """Releases all resources without flushing. Idempotent. Where `finish` was not called before, the next `open` goes on."""
+    def settle(self, seq: int) -> None:
+        """Sets the token to `seq` without rows: at each start, and once an hour if no part comes, as a receiver may forget old tokens.
+        Raises the errors of `deliver`.
+        """
+
+
+class AsksOwner:
+    """The ability of a sink to ask whether this process still owns the app, when its receiver reports that another process has claimed the
+    track.
+    """
+
+    still_ours: Callable[[], bool] | None = None
+    """Returns True if this process owns the app. The engine sets it before `claim`; None: nobody can tell. It blocks, and is called
+    from the track's thread. Raises TransientError if the owner cannot be found out.
+    """
+
+
+class TakesChanges(ABC):
+    """The ability of a sink to keep a table up to date: later rows replace earlier ones, or remove them."""
+
+    @abstractmethod
+    def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
+        """Announces changes of a table with these columns. Called before `open` (or `known`), in place of `expect`.
+
+        Batches then have OP_COLUMN (int8) as their last column. After INSERT and UPDATE_AFTER the row is the only one with its values of
+        `keys`; after DELETE no row has these values (the other columns are those of the deleted row). No other ops come. A change holds
+        until the next change of its key, so writing again from some point on (at least once) ends in the same table, and of several rows
+        of a key in one batch only the last one matters. Later, `write` raises UserError for a row with a null in its key. Raises UserError
+        for keys that the receiver does not have.
+        """
+
+
+class StartsAfresh(ABC):
+    """The ability of a sink to begin empty, and to drop rows that an earlier run left unfinished."""
+
+    @abstractmethod
+    def start_afresh(self) -> None:
+        """Says that the app starts without a checkpoint. Called before `open` (or `known`). Only after this call the next `open` or `claim`
+        may remove rows from the receiver.
+        """
+
+
+class ExpectsColumns(ABC):
+    """The ability of a sink to learn its columns before the first row, which a result without rows needs."""
+
+    @abstractmethod
+    def expect(self, schema: pa.Schema) -> None:
+        """Announces the columns that will come, if the plan knows them. Called before `open` (or `known`)."""
+
+
+class ChecksTypes(ABC):
+    """The ability of a sink to refuse columns that it can never write, before the app runs."""
+
+    @abstractmethod
+    def check_types(self, schema: pa.Schema) -> None:
+        """Raises UserError, with sink, column, type and a remedy, for a column that can never be written. Changes nothing in the sink.
+
+        Called before `open` for each stream whose columns the plan knows; for the results of batch agents while the sink is open, from
+        another thread.
+        """
+
+    def floats_lost(self, kind: pa.DataType) -> LostFloats:
+        """Returns which floats become null in a column of this type, which has floats, because the format has no form for them. Never
+        blocks.
+        """
+        return None
+
+
+class Finishes(ABC):
+    """The ability of a sink to complete its result when the input has ended: to write a footer, or to rename a file."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Completes the result, as no more rows will come. When it returns, the result is complete and safe, as after `flush`. Called
+        in place of the last `flush`; again by an app that turns out to be finished when it starts.
+        """
+
+
+_SINK_ABILITIES = (
+    Delivers,
+    KeepsToken,
+    AsksOwner,
+    TakesChanges,
+    StartsAfresh,
+    ExpectsColumns,
+    ChecksTypes,
+    Finishes,
+)
+
+
+# -- abilities that a class does not name -------------------------------------------------------------------------------
+
+
+def _members(ability: type) -> list[str]:
+    inherited = {name for base in ability.__bases__ for name in dir(base)}
+    return [name for name in vars(ability) if not name.startswith("_") and name not in inherited]
+
+
+def _refuse_members_without_ability(cls: type, kind: str, abilities: Sequence[type]) -> None:
+    for ability in abilities:
+        if issubclass(cls, ability):
+            continue
+        for name in _members(ability):
+            if hasattr(cls, name):
+                raise UserError(
+                    f"class {cls.__name__} has {name}, which the engine uses only of a {kind} that names the ability {ability.__name__}",
+                    hint=f"class {cls.__name__}({kind}, {ability.__name__}), from sabot.connectors import {ability.__name__}; "
+                    f"or another name, if {name} is a helper of your own",
+                )
+
+
+def attributes_without_ability(connector: Source | Sink) -> Iterator[tuple[str, str]]:
+    """Yields (attribute, ability) for each attribute of an ability that the object has set although its class does not name the ability."""
+    for ability in (*_SOURCE_ABILITIES,) if isinstance(connector, Source) else _SINK_ABILITIES:
+        if not isinstance(connector, ability):
+            for name in _members(ability):
+                if name in vars(connector) and not callable(vars(ability)[name]):
+                    yield name, ability.__name__

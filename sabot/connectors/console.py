@@ -9,19 +9,20 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import to_records
-from sabot.connectors.base import LostFloats, Sink
+from sabot.connectors.base import ChecksTypes, LostFloats, Sink
 
 # what moves the cursor of a terminal, or turns the direction of text; JSON escapes a part of it
 _CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
-class ConsoleSink(Sink):
+class ConsoleSink(Sink, ChecksTypes):
     """Writes each row as a line of JSON to the standard output as it is at that moment. What would control a terminal is escaped."""
-
-    lasting = False
 
     def __init__(self, name: str = "console") -> None:
         self.name = name
+
+    def check_types(self, schema: pa.Schema) -> None:
+        """Takes all types."""
 
     def floats_lost(self, kind: pa.DataType) -> LostFloats:
         return "not_finite"

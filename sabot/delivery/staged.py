@@ -17,7 +17,7 @@ import re
 import shutil
 import threading
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,8 +28,9 @@ from sabot.checkpoint.manifest import Manifest, StoredTrack
 from sabot.checkpoint.places import StoredFile
 from sabot.checkpoint.storage import CheckpointStorage
 from sabot.clock import Clock
-from sabot.codecs.base import Format, LostFloats
-from sabot.connectors.base import Sink
+from sabot.codecs.base import Format
+from sabot.connectors.base import Finishes, Sink
+from sabot.connectors.defaults import Stages, address_of, delivers_of
 from sabot.delivery.parts import Part
 from sabot.delivery.tracks import TrackWork
 from sabot.disk import make_folder
@@ -62,11 +63,18 @@ class WrittenTrack(Protocol):
         """See `TrackWork.finish`."""
 
 
-class StagedSink(Sink):
+class StagedSink(Sink, Stages, Finishes):
     """The sink that a task gets in place of its own: `write` puts rows into a part, `flush` seals the part."""
 
     def __init__(self, track: WrittenTrack) -> None:
+        receiver = delivers_of(track.sink)
+        assert receiver is not None
         self._track = track
+        self._fitting = receiver.fitting
+
+    @property
+    def receiver(self) -> Sink:
+        return self._track.sink
 
     @property
     def track_id(self) -> str:
@@ -77,35 +85,16 @@ class StagedSink(Sink):
     def name(self) -> str:  # type: ignore[override]
         return self._track.sink.name
 
-    def start_afresh(self) -> None:
-        self._track.sink.start_afresh()
-
-    def check_types(self, schema: pa.Schema) -> None:
-        self._track.sink.check_types(schema)
-
-    def floats_lost(self, kind: pa.DataType) -> LostFloats:
-        return self._track.sink.floats_lost(kind)
-
     @property
     def format(self) -> Format:  # type: ignore[override]
         return self._track.sink.format
-
-    def expect(self, schema: pa.Schema) -> None:
-        self._track.sink.expect(schema)
-
-    @property
-    def takes_changes(self) -> bool:  # type: ignore[override]
-        return self._track.sink.takes_changes
-
-    def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
-        self._track.sink.expect_changes(schema, keys)
 
     def open(self) -> None:
         """Makes the place where the sink writes, and reads its token. `StagedSinks.open` claims all tracks later, together."""
         self._track.look()
 
     def write(self, batch: Batch) -> None:
-        self._track.write(self._track.sink.fitting(batch.taken()))
+        self._track.write(self._fitting(batch.taken()))
 
     def flush(self) -> None:
         self.sealed = {self._track.id: self._track.seal()}
@@ -125,8 +114,9 @@ class StagedSink(Sink):
 
 def _track_id(room: str, sink: Sink) -> str:
     """The id of the sink's track, the same in each run of a program: receivers use it in names of groups, transactions and folders."""
+    address = address_of(sink)
     plain = re.sub("[^A-Za-z0-9._-]+", "_", sink.name)[-80:]
-    return f"{room}.{plain}" if plain == sink.address else f"{room}.{plain}-{zlib.crc32(sink.address.encode()):08x}"
+    return f"{room}.{plain}" if plain == address else f"{room}.{plain}-{zlib.crc32(address.encode()):08x}"
 
 
 def track_of(room: str, sink: Sink, wanted: str | None, *, kept: bool = True) -> str | None:
@@ -135,12 +125,13 @@ def track_of(room: str, sink: Sink, wanted: str | None, *, kept: bool = True) ->
     room: who writes ("streams", "agents"). wanted: "exactly_once", "at_least_once", or None for what suits the sink. kept: whether the app
     keeps checkpoints. Raises UserError for a sink that cannot deliver as wanted.
     """
-    if wanted == "at_least_once" or (wanted is None and not (sink.delivers and sink.lasting and kept)):
+    receiver = delivers_of(sink)
+    if wanted == "at_least_once" or (wanted is None and not (receiver is not None and receiver.lasting and kept)):
         return None
-    if not sink.delivers:
+    if receiver is None:
         raise UserError(
             f"sink {sink.name} cannot deliver exactly once",
-            hint='give it a method deliver(seq, batches), or say delivery="at_least_once"',
+            hint='give it the ability Delivers (docs/sinks.md), or say delivery="at_least_once"',
         )
     return _track_id(room, sink)
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 from sabot.checkpoint.manifest import Manifest, StoredPart, StoredTrack
 from sabot.clock import Clock
 from sabot.connectors.base import Sink, Token, Track
+from sabot.connectors.defaults import delivers_of, finish_of, keeps_token_of, set_owner
 from sabot.delivery.parts import Part, PartSeries, read_part
 from sabot.delivery.tokens import Opening, in_words, opening
 from sabot.errors import AppLocked, DataError, SabotError, TransientError, UserError
@@ -65,7 +66,11 @@ class TrackWork:
 
     def __init__(self, track_id: str, sink: Sink, delivery: TrackRun) -> None:
         self.id = track_id
+        receiver = delivers_of(sink)
+        assert receiver is not None
         self.sink = sink
+        self._receiver = receiver
+        self._keeper = keeps_token_of(sink)  # None: the receiver stores no token
         self.delivered = self.known = 0  # the last number at the receiver; as the last manifest has it
         self.delivered_rows = 0
         self.failures = 0  # in a row
@@ -99,16 +104,16 @@ class TrackWork:
         self.name = Track(self._delivery.app, self.id, self._incarnation(stored))
         _wait_for_left(self.sink)
         with self._named():
-            token = self.sink.known(self.name)
+            token = self._receiver.known(self.name)
         if token is not None:
             self._opening(stored, token)
 
     def open(self) -> None:
         """Claims the track, and compares its token with the checkpoint. Called after `look`; raises the same errors. Blocks."""
         delivery, stored = self._delivery, self._stored
-        self.sink.still_ours = delivery.still_ours
+        set_owner(self.sink, delivery.still_ours)
         with self._named():
-            token = self.sink.claim(self.name)
+            token = self._receiver.claim(self.name)
         begin = self._opening(stored, token)
         self._begin(begin, stored, delivery.restored)
 
@@ -117,9 +122,9 @@ class TrackWork:
         delivery = self._delivery
         if self._note:
             _log.warning("sink %s: %s", self.sink.name, self._note)
-        if self.sink.keeps_token:  # set, or renewed
+        if self._keeper is not None:  # the token is set, or renewed
             with self._named():
-                self.sink.settle(self.delivered)
+                self._keeper.settle(self.delivered)
         self._settled_at = delivery.clock.monotonic()
         self._thread = delivery.spawn(f"delivery {self.id}", self._step)
         self._thread.start()
@@ -135,20 +140,20 @@ class TrackWork:
             self.sink.name,
             stored,
             token,
-            keeps_token=self.sink.keeps_token,
+            keeps_token=self._keeper is not None,
             incarnation=self.name.incarnation,
             generation=run.generation,
             newest=run.newest,
             choice=run.choice,
             fresh=run.fresh,
-            token_place=self.sink.token_place if self.sink.keeps_token else "",
+            token_place="" if self._keeper is None else self._keeper.token_place,
         )
 
     def _incarnation(self, stored: StoredTrack | None) -> str:
         """The incarnation of the app. Where nobody can know the last number (a start from a savepoint, into a sink without a token) the
         track gets an incarnation of its own: two apps that start from one savepoint would give the same numbers to different rows.
         """
-        if not self._delivery.newest and not self.sink.keeps_token:
+        if not self._delivery.newest and self._keeper is None:
             return uuid.uuid4().hex
         return (stored.incarnation if stored is not None else "") or self._delivery.incarnation
 
@@ -261,7 +266,7 @@ class TrackWork:
             if part is None:
                 self._renew()
             elif part.seq > self.delivered:  # after a claim the token may say that the part has arrived
-                self.sink.deliver(part.seq, list(read_part(self._delivery.local(part))))
+                self._receiver.deliver(part.seq, list(read_part(self._delivery.local(part))))
                 self._is_delivered(part.seq, part.rows)
         except TransientError as error:
             self._failed(error)
@@ -292,8 +297,8 @@ class TrackWork:
         _log.error("sink %s: %d rows are dropped, as redeliver=skip says: %s", self.sink.name, part.rows, error)
         self._claimed = False
         self._reclaim()
-        if self.sink.keeps_token:
-            self.sink.settle(part.seq)
+        if self._keeper is not None:
+            self._keeper.settle(part.seq)
         self._is_delivered(part.seq, 0)
         return True
 
@@ -307,9 +312,9 @@ class TrackWork:
                 f"sink {self.sink.name}: another worker has taken this app over, and delivers its output",
                 hint="one worker runs an app: let that one go on, or stop it and start this one again",
             )
-        token = self.sink.claim(self.name)
+        token = self._receiver.claim(self.name)
         self._claimed = True
-        if not self.sink.keeps_token or (token is None and self.delivered == 0):
+        if self._keeper is None or (token is None and self.delivered == 0):
             return
         if token is None:
             raise UserError(
@@ -328,8 +333,8 @@ class TrackWork:
             self._is_delivered(token.seq, rows)
 
     def _renew(self) -> None:
-        if self.sink.keeps_token:
-            self.sink.settle(self.delivered)
+        if self._keeper is not None:
+            self._keeper.settle(self.delivered)
         self._settled_at = self._delivery.clock.monotonic()
 
     def _is_delivered(self, seq: int, rows: int) -> None:
@@ -376,7 +381,7 @@ class TrackWork:
             ready = self._finish and not self.finished and all(part.seq <= self.delivered for part in self._parts)
         if ready:
             with step("finish", self.id), self._named():
-                self.sink.finish()
+                finish_of(self.sink)()
             self.finished = True
 
     def close(self, seconds: float) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import build_records
-from sabot.connectors.base import Positions, Source
+from sabot.connectors.base import HasIdentity, Positions, ReportsLag, Source
 from sabot.errors import UserError
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import Entry
@@ -33,7 +33,7 @@ class JournalRow(NamedTuple):
     at_ms: int
 
 
-class JournalSource(Source):
+class JournalSource(Source, HasIdentity, ReportsLag):
     """Rows of the durable entries of a journal, each partition in order. It does not end."""
 
     def __init__(

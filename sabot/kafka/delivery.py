@@ -23,7 +23,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import to_records
-from sabot.connectors.base import Token, Track
+from sabot.connectors.base import AsksOwner, Finishes, KeepsToken, Token, Track
 from sabot.errors import AppLocked, BrokerUnavailable, SabotError, TransientError, UserError
 from sabot.kafka.client import (
     ANSWER_SECONDS,
@@ -76,15 +76,13 @@ _PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}
 T = TypeVar("T")
 
 
-class KafkaDelivery(KafkaWriter):
+class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
     """A KafkaWriter that also delivers parts. An app uses either `write` or `deliver`, never both.
 
     still_ours: set by the engine before `claim`; it says whether this process still owns the app. It is needed because the broker gives
     the same error to a producer whose transaction timed out and to one whose track another process has claimed. Where nobody can say,
     the track counts as lost (AppLocked).
     """
-
-    keeps_token = True
 
     def __init__(self, topic: str, broker: str, kafka: Mapping[str, Any], format: Format = JSON) -> None:
         super().__init__(topic, broker, kafka, format)
@@ -164,7 +162,7 @@ class KafkaDelivery(KafkaWriter):
         return rows
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
-        """See `Sink.deliver`. A part has to be committed within `transaction.timeout.ms`."""
+        """Takes a part in one transaction. A part has to be committed within `transaction.timeout.ms`."""
         client = self._claimed()
         if seq <= self._seq:
             return

@@ -23,7 +23,19 @@ from sabot._cython.kafka.librdkafka import RecordQueue
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.config import RECORD_BYTES
-from sabot.connectors.base import Positions, Source
+from sabot.connectors.base import (
+    Commits,
+    HasIdentity,
+    HoldsPartitions,
+    LimitsRecords,
+    Positions,
+    ReadsInParallel,
+    ReportsBacklog,
+    ReportsLag,
+    SkipsHeaders,
+    Source,
+    TakesBound,
+)
 from sabot.connectors.places import Bound, made_again, offsets_of
 from sabot.errors import BrokerUnavailable, DataError, InternalError, SabotError, TransientError, UserError
 from sabot.kafka.client import (
@@ -54,7 +66,18 @@ _HEADERS = RECORD_SCHEMA.get_field_index("headers")
 _LOST = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 
 
-class KafkaReader(Source):
+class KafkaReader(
+    Source,
+    TakesBound,
+    ReadsInParallel,
+    SkipsHeaders,
+    LimitsRecords,
+    HasIdentity,
+    Commits,
+    ReportsLag,
+    ReportsBacklog,
+    HoldsPartitions,
+):
     """Reads the partitions of `topic`, and looks for new ones every `partition_check` seconds."""
 
     def __init__(
@@ -107,9 +130,6 @@ class KafkaReader(Source):
             for reader in found:
                 reader.end_at(Bound(self.bound.asked))
         return found
-
-    def end_at(self, bound: Bound) -> None:
-        self.bound, self.bounded = bound, True
 
     def leave_headers(self) -> None:
         self._headers = False

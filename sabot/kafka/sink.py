@@ -5,12 +5,12 @@ from typing import Any
 
 from sabot.codecs.base import Format
 from sabot.codecs.formats import format_of
-from sabot.connectors.base import Sink
+from sabot.connectors.base import ChecksTypes, KeepsToken, Sink, TakesChanges
 from sabot.connectors.memory import MemorySink
 from sabot.kafka.topics import sink_of
 
 
-class KafkaSink(Sink):
+class KafkaSink(Sink, TakesChanges, ChecksTypes, KeepsToken):
     """A topic of a kafka:// or memory:// broker, made if it is missing. Changes become records with keys, and tombstones. A topic that is
     made for changes is compacted; one that exists should be (`cleanup.policy=compact`), or its retention drops keys that rarely change.
 

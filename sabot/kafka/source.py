@@ -10,7 +10,20 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import Record, iterate_records
 from sabot.config import Duration
-from sabot.connectors.base import Positions, Source
+from sabot.connectors.base import (
+    Commits,
+    HasIdentity,
+    HoldsPartitions,
+    LimitsRecords,
+    Positions,
+    ReadsInParallel,
+    ReportsBacklog,
+    ReportsLag,
+    SkipsHeaders,
+    Source,
+    TakesBound,
+)
+from sabot.connectors.defaults import leave_headers, record_bytes_of, with_headers
 from sabot.connectors.memory import MemorySource
 from sabot.connectors.places import Bound, Until, checked_until
 from sabot.errors import UserError
@@ -21,7 +34,18 @@ FETCH_ROWS = 1024  # how many records the record-by-record interface fetches ahe
 FETCH_SECONDS = 0.5  # how long its thread waits for Kafka in one call, and so how long `stop` may take
 
 
-class KafkaSource(Source):
+class KafkaSource(
+    Source,
+    TakesBound,
+    ReadsInParallel,
+    SkipsHeaders,
+    LimitsRecords,
+    HasIdentity,
+    Commits,
+    ReportsLag,
+    ReportsBacklog,
+    HoldsPartitions,
+):
     """A topic of a kafka:// or memory:// broker.
 
     The engine uses `open`, `read_batch`, `positions`, `commit`, `close` (see `Source`). User code calls `await start()`, then `await
@@ -47,7 +71,7 @@ class KafkaSource(Source):
         self.broker = broker
         self.group_id = group_id
         self._source = open_source(topic, broker, group_id, kafka, partition_check=partition_check)
-        self.record_bytes = self._source.record_bytes
+        self.record_bytes = record_bytes_of(self._source)
         self._open = False
         self._thread: ThreadPoolExecutor | None = None  # reads from Kafka for the record-by-record interface
         self._fetch: Future[Batch | None] | None = None
@@ -61,17 +85,17 @@ class KafkaSource(Source):
 
     def end_at(self, bound: Bound) -> None:
         self._source.end_at(bound)
-        self.bound, self.bounded = bound, True
+        super().end_at(bound)
 
     @property
     def exhausted(self) -> bool:
         return self._source.exhausted and not self._records
 
     def leave_headers(self) -> None:
-        self._source.leave_headers()
+        leave_headers(self._source)
 
     def with_headers(self, records: pa.RecordBatch) -> pa.RecordBatch:
-        return self._source.with_headers(records)
+        return with_headers(self._source, records)
 
     def readers(self, count: int) -> Sequence[Source]:
         return self._source.readers(count)

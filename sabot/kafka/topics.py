@@ -5,16 +5,19 @@ The first kafka:// address loads the Kafka client, so a program without one does
 
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import Headers
 from sabot.config import Duration, parse_broker, parse_seconds
-from sabot.connectors.base import Sink, Source
+from sabot.connectors.base import Sink
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 from sabot.threads import run_in_thread
+
+if TYPE_CHECKING:
+    from sabot.kafka.reader import KafkaReader
 
 
 def open_source(
@@ -24,7 +27,7 @@ def open_source(
     kafka: Mapping[str, Any] | None = None,
     *,
     partition_check: Duration = "30s",
-) -> Source:
+) -> "KafkaReader | MemorySource":
     """The source of a topic, not opened yet. kafka: settings of the client. partition_check: how often it looks for new partitions."""
     seconds = parse_seconds(partition_check, name="partition_check")
     if _in_memory(broker):

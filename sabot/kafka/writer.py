@@ -16,7 +16,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import Headers, to_records
-from sabot.connectors.base import LostFloats, Sink
+from sabot.connectors.base import ChecksTypes, LostFloats, Sink, TakesChanges
 from sabot.errors import DataError, RowErrors, SabotError, TransientError, UserError
 from sabot.kafka.client import (
     MESSAGE_BYTES,
@@ -107,10 +107,8 @@ def check_sizes(data: pa.RecordBatch, limit: int, topic: str, first: int = 0) ->
         raise RowErrors({first + row: f"topic {topic!r}: {size} {why}" for row, size in big.items()})
 
 
-class KafkaWriter(Sink):
+class KafkaWriter(Sink, TakesChanges, ChecksTypes):
     """A sink with one idempotent producer. A refused record is raised by `flush`, or by the next `write`."""
-
-    takes_changes = True
 
     def __init__(self, topic: str, broker: str, kafka: Mapping[str, Any], format: Format = JSON) -> None:
         self.name = topic

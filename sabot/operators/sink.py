@@ -14,6 +14,7 @@ from sabot._cython.arrow.batch import Batch, normalise
 from sabot.codecs.base import Encoder
 from sabot.codecs.records import RECORD_SCHEMA, record_keys, row_records
 from sabot.connectors.base import LostFloats, OnNan, Sink
+from sabot.connectors.defaults import Stages, check_types, expect, expect_changes, finish_of, floats_lost
 from sabot.errors import SabotError, TransientError, UserError
 from sabot.operators.base import (
     DELETE,
@@ -51,6 +52,8 @@ class SinkWriter(WritesOutside):
     ) -> None:
         self.sink = sink
         self.rows_out = 0
+        self._stages = sink if isinstance(sink, Stages) else None
+        self._finish = finish_of(sink)
         self._key = key
         self._encoder = sink.format.encoder(sink.name)
         self._expected = expected
@@ -65,7 +68,7 @@ class SinkWriter(WritesOutside):
         if self._changes is None and self._key is not None:
             self.sink.format.check_types(columns, f"sink {self.sink.name!r}, with key={self._key!r}")
         else:
-            self.sink.check_types(columns)
+            check_types(self.sink, columns)
 
     def open(self, context: OperatorContext) -> pa.Schema:
         if self._changes is not None:
@@ -73,7 +76,7 @@ class SinkWriter(WritesOutside):
         elif self._expected is not None and self._key is not None:
             self._check_columns([self._key], self._expected)
         elif self._expected is not None:
-            self.sink.expect(self._expected)
+            expect(self.sink, self._expected)
         self.sink.open()
         return context.input
 
@@ -85,7 +88,7 @@ class SinkWriter(WritesOutside):
                 hint=f"leave key= out, or write .upsert({self._key!r}) before .to()",
             )
         self._check_columns(keys, columns)
-        self.sink.expect_changes(columns, keys)
+        expect_changes(self.sink, columns, keys)
 
     def _check_columns(self, keys: Sequence[str], columns: pa.Schema) -> None:
         for key in keys:
@@ -113,11 +116,11 @@ class SinkWriter(WritesOutside):
     def flush(self) -> Mapping[str, int]:
         with self._named():
             self.sink.flush()
-        return self.sink.sealed
+        return {} if self._stages is None else self._stages.sealed
 
     def finish(self) -> None:
         with self._named():
-            self.sink.finish()
+            self._finish()
 
     @contextlib.contextmanager
     def _named(self, data: pa.RecordBatch | None = None) -> Iterator[None]:
@@ -178,7 +181,7 @@ class SinkWriter(WritesOutside):
         keyed = self._changes is None and self._key is not None
         plain = normalise(pa.RecordBatch.from_pylist([], schema=schema)).schema
         kinds = [(index, field.type) for index, field in enumerate(plain) if _has_floats(field.type)]
-        lost = self.sink.format.floats_lost if keyed else self.sink.floats_lost
+        lost = self.sink.format.floats_lost if keyed else partial(floats_lost, self.sink)
         found = [(index, lost(kind)) for index, kind in kinds]
         return [(index, floats) for index, floats in found if floats is not None]
 

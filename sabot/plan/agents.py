@@ -11,7 +11,8 @@ from sabot.api.nodes.read import StreamEnd
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON, agreed_format
 from sabot.config import dead_letter_topic
-from sabot.connectors.base import Delivery, OnNan, Sink, agreed_delivery
+from sabot.connectors.base import Delivery, OnNan, Sink
+from sabot.connectors.checks import agreed_delivery
 from sabot.errors import UserError
 
 

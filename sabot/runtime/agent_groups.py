@@ -12,6 +12,7 @@ from sabot.api.nodes.agents import AgentRead
 from sabot.api.nodes.read import StreamEnd, Write
 from sabot.checkpoint import Manifest
 from sabot.connectors.base import Sink, Source
+from sabot.connectors.defaults import readers_of
 from sabot.errors import UserError
 from sabot.plan import fed_by_streams, walk
 
@@ -38,7 +39,7 @@ class AgentGroup:
         """What this task reads of an input. Blocks. Raises UserError for an input that cannot be read by as many."""
         if self.count == 1:
             return source
-        readers = source.readers(self.count)
+        readers = readers_of(source, self.count)
         if len(readers) < self.count:
             raise UserError(
                 f"agent {self.agents[0]}: process={self.count}, and {source.name} can be read by {len(readers)} at a time",

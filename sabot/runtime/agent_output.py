@@ -12,12 +12,14 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import END, Channel, Gate
-from sabot.connectors.base import Positions, Source
+from sabot.connectors.base import Bounded, Positions, ReportsLag, Source
 from sabot.runtime.reading import SourceInput
 
 
-class AgentOutput(Source):
+class AgentOutput(Source, Bounded, ReportsLag):
     """The output of an agent: records, or the columns of a batch agent. It has one partition, whose offset is the number of rows so far."""
+
+    bounded = False  # the stream ends with the agent, and nobody knows when
 
     def __init__(self, agent_id: str, columns: pa.Schema) -> None:
         """columns: as the stream's schema= declares them."""

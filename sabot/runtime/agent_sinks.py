@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import StreamEnd
 from sabot.connectors.base import Sink
+from sabot.connectors.defaults import start_afresh
 from sabot.delivery import StagedSink
 from sabot.operators.sink import SinkWriter
 from sabot.plan import (
@@ -46,7 +47,7 @@ class AgentSinks:
         opened = self._settings.open_sink(sink, self._formats.get(place)) if isinstance(sink, str) else sink
         opened = self._settings.staged(group.room, opened, self.wanted[place])
         if afresh:
-            opened.start_afresh()
+            start_afresh(opened)
         return SinkWriter(opened, None, None, lambda: int(clock.time() * 1000), nan=self._nans.get(place))
 
     def dead_letter_topics(self, spec: AgentSpec) -> dict[str, str]:

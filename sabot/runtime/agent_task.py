@@ -511,7 +511,7 @@ class AgentTask:
             agent_id, topic = source.operator.spec.agent_id, source.source.name
             yield Sample("sabot_records_in_total", source.input.rows_in, agent_id, topic)
             yield Sample("sabot_channel_rows", source.channel.rows, agent_id, topic)
-            for (name, partition), lag in source.source.lag().items():
+            for (name, partition), lag in source.input.unread().items():
                 yield Sample("sabot_consumer_lag", lag, agent_id, name, str(partition))
         for feed in self.feeds:
             agent_id = feed.operator.spec.agent_id

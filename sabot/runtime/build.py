@@ -19,7 +19,9 @@ from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.checkpoint import Manifest
 from sabot.codecs import Codec
 from sabot.codecs.records import RECORD_SCHEMA
-from sabot.connectors.base import Delivery, Sink, Source, agreed_delivery
+from sabot.connectors.base import Delivery, Sink, Source
+from sabot.connectors.checks import agreed_delivery
+from sabot.connectors.defaults import columns_of, ends, is_same_log, readers_of, scan, start_afresh
 from sabot.delivery import StagedSink
 from sabot.disk import make_folder, own_folder
 from sabot.errors import SabotError, UserError
@@ -227,7 +229,7 @@ class Build:
         for source in [
             source for _, task, source in self.inputs if stage_of(task.name) in {origin.id, *self.plan.before(origin)}
         ]:
-            if not source.source.bounded:
+            if not ends(source.source):
                 source.awaited_by = names if not source.awaited_by else f"{source.awaited_by}, {names}"
         self._first[stage.id] = {f"{stage.id}/{number}" for number in range(stage.parallelism)}, waiting
         for source in waiting:
@@ -257,11 +259,11 @@ class Build:
         if (known := self.settings.spread.columns_of(node.name)) is not None:
             return known
         source = self.settings.source_of(node)
-        for inferred in (source.infer_schema, partial(node.format.columns, node.name)):
+        for inferred in (partial(columns_of, source), partial(node.format.columns, node.name)):
             if (columns := inferred()) is not None:
                 return columns
         positions = {
-            place: at for facts in readers if facts["log"] == source.log_id for place, at in positions_in(facts).items()
+            place: at for facts in readers if is_same_log(source, facts) for place, at in positions_in(facts).items()
         }
         patience_s = self.settings.first_record_s
         return wait_for_columns(
@@ -285,10 +287,10 @@ class Build:
         if isinstance(node, AgentRead):
             source = self.given[node.agent.agent_id] = AgentOutput(node.agent.agent_id, node.schema)
         codec: Codec | None = None
-        if not source.scan(node.schema, schema.names):
+        if not scan(source, node.schema, schema.names):
             before = [] if restored is None else readers_in(restored, node.name)
             codec = codec_of(node, schema, before, refresh=self.settings.refresh_schema)
-        return source.readers(stage.parallelism), codec
+        return readers_of(source, stage.parallelism), codec
 
     def _open_reader(
         self,
@@ -327,7 +329,7 @@ class Build:
                     f"task {task.name} of the checkpoint reads {facts['source']}, this program's reads {node.name}",
                     hint="run the program that wrote it; or start afresh (--fresh)",
                 )
-            if facts["log"] == source.log_id:
+            if is_same_log(source, facts):
                 positions = positions_in(facts)
             else:
                 _log.warning(
@@ -440,7 +442,7 @@ class Build:
         assert built.stage.sink is not None
         key = built.stage.sink[1]
         if self._afresh:
-            opened.start_afresh()
+            start_afresh(opened)
         records = built.schema is None or built.schema.equals(RECORD_SCHEMA)  # nothing is known of the columns then
         expected = None if built.mixed or records else without_marks(built.schema)
         stage, clock = built.stage, self.settings.clock

@@ -18,6 +18,7 @@ from sabot.codecs import Codec
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import RECORD_SCHEMA, bounded, to_records
 from sabot.connectors.base import Positions, Source
+from sabot.connectors.defaults import gives_columns, scan
 from sabot.connectors.places import Place
 from sabot.errors import InternalError, UserError
 from sabot.operators import AgentOperator, decoded
@@ -33,9 +34,9 @@ def scan_columns(source: Source, spec: AgentSpec) -> None:
 
     Raises UserError for columns that it does not have, and, for a record agent, whose rows become JSON, for types that JSON cannot say.
     """
-    if source.has_records:
+    if not gives_columns(source):
         return
-    source.scan(spec.schema if spec.batch else None, None)
+    scan(source, spec.schema if spec.batch else None, None)
     if not spec.batch and source.schema is not None:
         where = f"agent {spec.agent_id}, from {source.name}"
         check_names(where, [] if spec.key is None else [spec.key], source.schema.names)
@@ -58,7 +59,7 @@ class _RecordInput(Reader):
         if not batch.data.schema.equals(RECORD_SCHEMA):
             return batch if self._record_clock is None else self._as_records(batch, self._record_clock)
         if batch.bad is None:
-            batch = bounded(batch, self.source.record_bytes)
+            batch = bounded(batch, self.record_bytes)
         return batch if self._codec is None else decoded(batch, self._codec)
 
     def _as_records(self, batch: Batch, clock: Clock) -> Batch:

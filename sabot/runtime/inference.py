@@ -8,6 +8,7 @@ import pyarrow as pa
 from sabot.clock import Clock
 from sabot.codecs.base import Format
 from sabot.connectors.base import Positions, Source
+from sabot.connectors.defaults import ends, exhausted_of
 from sabot.errors import SabotError, UserError
 
 _log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def wait_for_columns(
     records that cannot be decoded, and where none has come after so many seconds.
     """
     codec, sample = format.codec(name, None), format.sample_rows
+    exhausted = exhausted_of(source)
     source.open(positions or None, "earliest")
     try:
         rows: list[pa.RecordBatch] = []
@@ -54,7 +56,7 @@ def wait_for_columns(
                 rows.append(batch.data.select(["payload"]))
                 count += batch.num_rows
                 deadline = min(deadline, clock.monotonic() + _SETTLE_SECONDS)
-            elif source.exhausted:
+            elif exhausted():
                 break
             elif not rows and clock.monotonic() > begun + first_record_s:
                 raise UserError(
@@ -68,7 +70,7 @@ def wait_for_columns(
             codec.decode(pa.concat_batches(rows))
     finally:
         source.close()
-    if not rows and source.bounded:
+    if not rows and ends(source):
         raise UserError(
             f"stream {name}: there is no record up to until=, and without one its columns are not known",
             hint="give it schema=",

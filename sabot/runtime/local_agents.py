@@ -11,7 +11,8 @@ from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Coordinator, Manifest
 from sabot.codecs import Codec
 from sabot.codecs.formats import JSON
-from sabot.connectors.base import Sink, Source, up_to
+from sabot.connectors.base import Sink, Source
+from sabot.connectors.defaults import identity_of, is_same_log, up_to
 from sabot.connectors.places import Place
 from sabot.delivery import StagedSink
 from sabot.errors import AgentFailed, CheckpointFailed, SabotError, UserError
@@ -242,7 +243,7 @@ class LocalAgents:
             raise UserError(f"agent {spec.agent_id}: another agent reads this very Source", hint="make one for each")
         name = f"{spec.agent_id}/{source.name}"
         facts = None if meta is None else meta["sources"].get(name)
-        if facts is not None and facts["log"] != source.log_id:
+        if facts is not None and not is_same_log(source, facts):
             _log.warning(
                 "source %s: its log died with the process that wrote the checkpoint; reading from its start", name
             )
@@ -267,7 +268,7 @@ class LocalAgents:
         if isinstance(operator, DurableAgentOperator):
             operator.names.again = max(again, operator.names.again)
         if isinstance(operator, DurableAgentOperator) and spec.job_id is None:
-            task.identity = await run_to_end(run_in_thread(source.identity))
+            task.identity = await run_to_end(run_in_thread(identity_of, source))
             if task.identity is None:
                 raise UserError(
                     f"agent {spec.agent_id} is durable, and nothing of {source.name!r} says which record is which, for ever",

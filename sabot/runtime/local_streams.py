@@ -13,6 +13,7 @@ from sabot.api.nodes.agents import AgentRead
 from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Manifest
 from sabot.connectors.base import Delivery
+from sabot.connectors.defaults import progress_of
 from sabot.metrics import Sample
 from sabot.plan import fed_by_streams, walk
 from sabot.runtime.agent_output import AgentInput
@@ -209,7 +210,7 @@ class LocalStreams:
 
     def progress(self) -> tuple[float, float] | None:
         """(bytes read, all bytes) of the bounded sources; None where there are none."""
-        parts = [part for _, _, source in self.build.inputs if (part := source.source.progress()) is not None]
+        parts = [part for _, _, source in self.build.inputs if (part := progress_of(source.source)) is not None]
         return (sum(part[0] for part in parts), sum(part[1] for part in parts)) if parts else None
 
     def statistics(self) -> dict[str, Any]:
@@ -231,7 +232,7 @@ class LocalStreams:
                 yield Sample("sabot_watermark_lag_seconds", (now_ms - task.watermark_ms) / 1000, task.name, topic)
             if backlog := source.backlog:
                 yield Sample("sabot_backlog_records", backlog, task.name, topic)
-            for (name, partition), lag in source.source.lag().items():
+            for (name, partition), lag in source.unread().items():
                 yield Sample("sabot_consumer_lag", lag, task.name, name, str(partition))
         for task in self.tasks:
             yield Sample("sabot_checkpoint_sync_seconds", task.cut_seconds, task.name)

@@ -23,6 +23,16 @@ from sabot.codecs.fields import FieldCodec
 from sabot.codecs.json import sayable_json, schema_text
 from sabot.codecs.records import RECORD_SCHEMA, bounded, build_records
 from sabot.connectors.base import Positions, Source
+from sabot.connectors.defaults import (
+    backlog_of,
+    bound_of,
+    exhausted_of,
+    hold_of,
+    lag_of,
+    leave_headers,
+    record_bytes_of,
+    with_headers,
+)
 from sabot.connectors.letters import letters_of
 from sabot.connectors.places import Place
 from sabot.errors import RegistryUnavailable, UserError
@@ -52,7 +62,10 @@ class Reader:
     def __init__(self, name: str, source: Source, *, max_rows: int = _BATCH_ROWS) -> None:
         self.name = name
         self.source = source
-        self.topic_id = ""  # of the topic that was opened, as `Source.topic_id` says
+        self.topic_id = ""  # the id of the topic that was opened (`HasIdentity.topic_id`)
+        self.unread = lag_of(source)  # the number of unread rows by partition; from any thread
+        self.record_bytes = record_bytes_of(source)
+        self._exhausted = exhausted_of(source)
         self.rows_in = 0
         self.exhausted = False  # the source ended by itself
         self.paused = False
@@ -121,7 +134,7 @@ class Reader:
 
     def lag(self) -> dict[str, int]:
         """Returns the rows that are not read yet, by "topic[partition]"."""
-        return {f"{topic}[{partition}]": lag for (topic, partition), lag in self.source.lag().items()}
+        return {f"{topic}[{partition}]": lag for (topic, partition), lag in self.unread().items()}
 
     def statistics(self) -> dict[str, Any]:
         return {"rows_in": self.rows_in, "lag": self.lag()}
@@ -150,7 +163,7 @@ class Reader:
             return self._tried(batch)
         read = self.source.read_batch(self._max_rows, wait_seconds)
         if read is None:
-            if self.source.exhausted:
+            if self._exhausted():
                 self._has_ended()
             else:
                 self._has_nothing()
@@ -250,7 +263,9 @@ class SourceInput(Reader):
         self._next_told_ms = 0
         self.alignments: list[Alignment] = []
         self._told_of_waiting = False
-        self._parts = type(source).hold is not Source.hold  # some of its partitions can wait, and the others go on
+        self._bound = bound_of(source)
+        self._backlog = backlog_of(source)
+        self._hold = hold_of(source)  # None: its partitions cannot wait while others are read
         self._kept_back: frozenset[tuple[str, int]] = frozenset()  # partitions that wait for other sources
         self._held: frozenset[tuple[str, int]] = frozenset()  # those that the source was told of
         self._codec = codec
@@ -283,12 +298,12 @@ class SourceInput(Reader):
     @property
     def backlog(self) -> int:
         """The rows that are still to be read before sources that wait for this one; from any thread."""
-        return (self.source.backlog() or 0) if self.awaited_by else 0
+        return (self._backlog() or 0) if self.awaited_by and self._backlog is not None else 0
 
     def open(self, positions: Positions | None, start: Place, facts: Mapping[str, Any] | None) -> None:
         """Blocking. Raises what `open_source` raises."""
         if self._codec is not None and not (isinstance(self._codec, FieldCodec) and self._codec.reads_headers):
-            self.source.leave_headers()
+            leave_headers(self.source)
         self.open_source(positions, start, facts)
         self._positions = dict(self.source.positions())
         now_ms = self._now_ms()
@@ -329,11 +344,11 @@ class SourceInput(Reader):
         if self._waiting is not None or self.awaited_by:
             return
         now_ms = self._now_ms()
-        lag = self.source.lag()
+        lag = self.unread()
         backlog = sum(lag.values()) > _BATCH_ROWS
         limit_ms = min(each.limit(now_ms, backlog=backlog) for each in self.alignments)
         # Partitions without rows are polled beside those that wait: what comes into them is furthest behind.
-        kept_back, goes_on = self.watermarks.beyond(self._positions, limit_ms, unread=not self._parts)
+        kept_back, goes_on = self.watermarks.beyond(self._positions, limit_ms, unread=self._hold is None)
         self.ahead = bool(kept_back) and not goes_on
         if self.ahead:
             self.watermarks.busy(kept_back, now_ms)
@@ -351,12 +366,13 @@ class SourceInput(Reader):
         # Where all of it is ahead nothing is read anyway, and what the source has fetched stays.
         if kept_back != self._held and not self.ahead:
             self._held = kept_back
-            self.source.hold(kept_back)
+            if self._hold is not None:
+                self._hold(kept_back)
 
     def _note_unread(self, came: bool) -> None:
         """After a poll: which partitions have rows to read, for those that are aligned with them. came: it gave rows."""
         if self.alignments:
-            lag, unknown = self.source.lag(), 1 if came else 0
+            lag, unknown = self.unread(), 1 if came else 0
             self.watermarks.unread(self._positions, [place for place in self._positions if lag.get(place, unknown) > 0])
             for each in self.alignments:
                 each.moved()
@@ -368,8 +384,8 @@ class SourceInput(Reader):
     def _goes_on(self) -> None:
         if self._timed:
             self.watermarks.back(self._positions, self._now_ms())
-            if self.source.bound is not None and self._waiting is None:
-                self.watermarks.end((self.source.name, partition) for partition in self.source.bound.over)
+            if self._bound is not None and self._waiting is None:
+                self.watermarks.end((self.source.name, partition) for partition in self._bound.over)
 
     def _has_nothing(self) -> None:
         if self._timed:
@@ -393,7 +409,7 @@ class SourceInput(Reader):
         """Returns the rows decoded and with event time; their watermarks follow. None if no row was good."""
         records: pa.RecordBatch | None = None
         if self._codec is not None and batch.bad is None:
-            batch = bounded(batch, self.source.record_bytes)
+            batch = bounded(batch, self.record_bytes)
         decodes = self._codec if batch.data.schema.equals(RECORD_SCHEMA) else None
         if decodes is not None:
             data, records, bad = decode_records(decodes, batch.data)
@@ -478,7 +494,7 @@ class SourceInput(Reader):
         return data, times, records
 
     def _tell_time(self, now_ms: int) -> None:
-        lag = self.source.lag()
+        lag = self.unread()
         if lag:  # a partition that is missing in `lag` counts as having rows
             self.watermarks.awake([place for place in self._positions if lag.get(place, 1) > 0], now_ms)
         self._marks.extend(self._told.progress(now_ms))
@@ -523,7 +539,7 @@ class SourceInput(Reader):
         if not self.dead_letters:
             _log.warning("%s: a row was set apart for the dead letters, the first one: %.1000s", topic, reasons[0])
         self.dead_letters += records.num_rows
-        self._dead_letter(letters_of(self.source.with_headers(records), reasons, topic=topic, **self._origin))
+        self._dead_letter(letters_of(with_headers(self.source, records), reasons, topic=topic, **self._origin))
 
     def facts(self) -> dict[str, Any]:
         return {

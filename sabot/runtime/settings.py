@@ -12,7 +12,8 @@ from sabot.checkpoint import CheckpointStorage, Coordinator
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.base import Format
 from sabot.config import Restart
-from sabot.connectors.base import Delivery, Sink, Source, up_to
+from sabot.connectors.base import Delivery, Sink, Source
+from sabot.connectors.defaults import up_to
 from sabot.connectors.places import Place
 from sabot.delivery import StagedSinks
 from sabot.kafka import open_sink, open_source

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sabot.connectors.base import Positions, Source
+from sabot.connectors.defaults import bound_of, commit_of, log_id_of, topic_id_of
 from sabot.connectors.places import Place, made_again
 from sabot.errors import TransientError
 from sabot.steps import step
@@ -20,31 +21,31 @@ def open_log(source: Source, positions: Positions | None, start: Place, facts: M
     Blocking. Raises what `Source.open` raises, and UserError if the topic is another one now.
     """
     topic_id = "" if facts is None else facts.get("topic_id", "")
-    found = source.topic_id() if positions and topic_id else ""
+    found = topic_id_of(source) if positions and topic_id else ""
     if found not in ("", topic_id):
         raise made_again(source.name, topic_id, found, "since the checkpoint")
-    if source.bound is not None:
-        source.bound.keep(facts.get("until") if positions and facts is not None else None)
+    if (bound := bound_of(source)) is not None:
+        bound.keep(facts.get("until") if positions and facts is not None else None)
     if isinstance(start, Mapping):
         positions = positions or {(source.name, partition): offset for partition, offset in start.items()}
         start = "earliest"
     source.open(positions, start)
-    return source.topic_id() or topic_id
+    return topic_id_of(source) or topic_id
 
 
 def facts_of(source: Source, topic_id: str) -> dict[str, Any]:
     """What a checkpoint keeps of the log, beside the positions in it."""
-    bound = source.bound
-    return {"log": source.log_id, "topic_id": topic_id, "until": None if bound is None else bound.facts()}
+    bound = bound_of(source)
+    return {"log": log_id_of(source), "topic_id": topic_id, "until": None if bound is None else bound.facts()}
 
 
 def commit_offsets(source: Source, positions: Positions) -> None:
     """Tells the source that a complete checkpoint covers these positions. In the source's thread."""
-    if type(source).commit is Source.commit:
-        return  # this source has nothing to commit to
+    if (commit := commit_of(source)) is None:
+        return
     try:
         with step("offset commit", source.name):
-            source.commit(positions)
+            commit(positions)
     except TransientError as error:
         _log.warning(
             "source %s: offsets could not be committed, the next checkpoint tries again: %s", source.name, error

@@ -12,7 +12,7 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import build_records, encode_json
-from sabot.connectors.base import Positions, Source
+from sabot.connectors.base import Bounded, HasIdentity, Positions, ReportsLag, Scans, Source
 from sabot.errors import UserError
 
 _START_MS = 1_700_000_000_000  # the timestamp of the first record; each further one is a ms later
@@ -54,7 +54,7 @@ class _Entry:
     what: pa.RecordBatch | ScriptMark
 
 
-class ScriptedSource(Source):
+class ScriptedSource(Source, Bounded, Scans, HasIdentity, ReportsLag):
     """`ScriptedSource([rows, BARRIER, rows, CRASH, rows, END])`, for streams and agents, in apps that `sabot.testing.run` runs.
 
     Rows are an Arrow batch or table; a list of dicts (for record agents, of any JSON values), which becomes one batch; or one such value.

@@ -8,13 +8,13 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import RECORD_SCHEMA, decode_json, iterate_records
-from sabot.connectors.base import Sink, Token, Track
+from sabot.connectors.base import Delivers, ExpectsColumns, Sink, TakesChanges, Token, Track
 from sabot.errors import UserError
 from sabot.operators.base import DELETE, OP_COLUMN, with_marks
 from sabot.steps import step
 
 
-class ListSink(Sink):
+class ListSink(Sink, Delivers, TakesChanges, ExpectsColumns):
     """Keeps the rows that arrive, exactly once or at least once, and survives the crashes of a test as the outside world does.
 
     Make it outside the function that builds the app. With at least once, rows count when they are flushed, and rows that were not flushed
@@ -23,8 +23,6 @@ class ListSink(Sink):
     It accepts changes: `rows` are the changes as they came, each with its op in "__op" (0 and 2: the key's row from now on; 3: the key has
     no row any more), `current` is the table that results from them.
     """
-
-    takes_changes = True
 
     def __init__(self, name: str = "list") -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""A topic that is read up to a bound (`Source.end_at`), on the embedded broker and on a real one."""
+"""A topic that is read up to a bound (`TakesBound.end_at`), on the embedded broker and on a real one."""
 
 from datetime import UTC, datetime
 from typing import Any

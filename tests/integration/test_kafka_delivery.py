@@ -27,7 +27,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.kafka.librdkafka import RecordProducer
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import build_records, iterate_records
-from sabot.connectors.base import Token, Track
+from sabot.connectors.base import Delivers, KeepsToken, Token, Track
 from sabot.connectors.memory import MemoryBroker, MemorySink
 from sabot.errors import AppLocked, BrokerUnavailable, DataError, RowErrors, SabotError, TransientError, UserError
 from sabot.kafka import KafkaSink, KafkaSource, admin, client, delivery
@@ -90,8 +90,8 @@ def sinks(kafka_url: str, topic: str) -> Iterator[Any]:
 
 def test_parts_are_seen_whole_in_order_and_in_their_steps(kafka_url: str, topic: str, sinks: Any, watch: Any) -> None:
     sink = sinks()
-    assert sink.delivers
-    assert sink.keeps_token
+    assert isinstance(sink, Delivers)
+    assert isinstance(sink, KeepsToken)
     assert sink.claim(track_of(topic)) is None
     noted = watch()
     sink.deliver(7, part(7))

@@ -26,7 +26,7 @@ import pyarrow.feather
 import pyarrow.parquet
 
 from sabot import App, Batch, Sink, Source, Stream, UserError, files
-from sabot.connectors.base import Positions
+from sabot.connectors.base import Bounded, ExpectsColumns, Positions, ReadsInParallel, Scans
 from sabot.testing import BARRIER, CRASH, END, ListSink, MemoryBroker, ScriptedSource
 from sabot.testing import run as run_lives
 
@@ -211,10 +211,8 @@ class Gate:
         return len(places) == partitions and all(at >= self.limit(rows) for at, rows in places)
 
 
-class Rows(Source):
+class Rows(Source, Bounded, ReadsInParallel, Scans):
     """A table as a bounded source of decoded batches: partitions, and splits from a seed."""
-
-    bounded = True
 
     def __init__(
         self,
@@ -323,7 +321,7 @@ class Rows(Source):
         """Nothing to let go of."""
 
 
-class Kept(Sink):
+class Kept(Sink, ExpectsColumns):
     """Keeps what was flushed, in the order in which it came; what was not is lost by `crash`, as in a process that dies."""
 
     def __init__(self, name: str = "kept", landed: list[pa.RecordBatch] | None = None) -> None:

@@ -39,6 +39,7 @@ from sabot import (
 )
 from sabot.checkpoint import CheckpointStorage
 from sabot.codecs.records import RECORD_SCHEMA, iterate_records
+from sabot.connectors.base import Delivers, KeepsToken
 from sabot.connectors.memory import MemoryBroker
 from sabot.delivery import undelivered
 from sabot.kafka import open_sink
@@ -51,7 +52,7 @@ SCHEMA = pa.schema([("n", pa.int64())])
 PATIENCE = 20.0
 
 
-class Receiver(Sink):
+class Receiver(Sink, Delivers):
     """A user's own: keeps no token, knows a part by its number. `trouble(seq, rows)` may raise or wait, before a part is taken;
     `late_trouble` after it was.
     """
@@ -1279,13 +1280,14 @@ def test_a_receiver_that_can_be_claimed_and_takes_nothing_is_asked_less_and_less
     "takes parts again" five times a second, and nothing was backed off.
     """
 
-    class Full(Receiver):
-        keeps_token = True
-
+    class Full(Receiver, KeepsToken):
         def claim(self, track: Track) -> Token | None:
             super().claim(track)
             last = max((seq for _, seq in self.taken), default=0)
             return Token(last, track.incarnation)
+
+        def settle(self, seq: int) -> None:
+            """The number of the last part is that of the last one taken."""
 
     sink = Full()
     refusals = iter(range(8))

@@ -9,13 +9,13 @@ import pytest
 import sabot
 from sabot import App, Batch, SabotError, Source, UserError, col, tumbling
 from sabot.codecs.records import build_records
+from sabot.connectors.base import Bounded
 
 
-class Numbers(Source):
+class Numbers(Source, Bounded):
     """The source of docs/connectors.md: its batches come decoded, as its `schema` says."""
 
     name = "numbers"
-    bounded = True
     schema = pa.schema([("n", pa.int64()), ("half", pa.float64())])
 
     def __init__(self, count):

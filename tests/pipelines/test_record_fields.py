@@ -12,8 +12,8 @@ from sabot._cython.arrow.batch import Batch
 from sabot.codecs import JsonCodec
 from sabot.codecs.fields import FieldCodec
 from sabot.codecs.records import build_records
-from sabot.connectors.base import Source
-from sabot.testing import END, ListSink, MemoryBroker, ScriptedSource
+from sabot.connectors.base import Bounded, Positions, Source
+from sabot.testing import ListSink, MemoryBroker
 from tools.agent_tools import bounded, started, until, values
 
 SCHEMA = {"n": "int64"}
@@ -67,14 +67,23 @@ def test_fields_stay_with_their_records_where_some_are_bad() -> None:
     assert bad[2][1].startswith("its header 'by' is no UTF-8 text")
 
 
-class Columns(ScriptedSource):
+class Columns(Source, Bounded):
     """Gives columns, and does not say so before it is read."""
 
-    scan = Source.scan
+    name = "columns"
+    exhausted = False
+
+    def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
+        """Nothing to open."""
 
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
-        batch = super().read_batch(max_rows, timeout)
-        return None if batch is None else Batch(pa.record_batch({"n": [1]}), batch.offsets, batch.topic)
+        return Batch(pa.record_batch({"n": [1]}), {(self.name, 0): 1}, self.name)
+
+    def positions(self) -> Positions:
+        return {(self.name, 0): 0}
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def topic(url: str, count: int = 4) -> App:
@@ -135,7 +144,7 @@ def test_rows_that_are_no_records_have_no_fields(memory_url: str, tmp_path: Path
     with pytest.raises(UserError, match=r"rows\.ndjson has rows without any"):
         app.stream(files(tmp_path / "rows.ndjson"), fields=["offset"])
     with pytest.raises(UserError, match=r"its source gives columns \(leave fields= out"):
-        app.stream(Columns([[{"n": 1}], END]), schema=SCHEMA, fields=["offset"]).collect()
+        app.stream(Columns(), schema=SCHEMA, fields=["offset"]).collect()
 
     @app.agent("in")
     async def doubled(ctx: Any) -> Any:

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import sabot
 from sabot import AgentFailed, App, Batch, Sink, Source, TransientError, UserError
-from sabot.connectors.base import Positions
+from sabot.connectors.base import Bounded, Positions, Scans
 from sabot.testing import END, ListSink, ScriptedSource, simulate
 from tools.agent_tools import bounded, checkpoint, publish, until
 
@@ -157,11 +157,10 @@ async def test_a_restart_whose_checkpoint_is_gone_does_not_begin_from_nothing(
     assert trouble.seen[1] == 1
 
 
-class FlakySource(Source):
+class FlakySource(Source, Bounded, Scans):
     """Gives 0 to 99 in tens; its connection breaks at each of the given places, once."""
 
     name = "flaky"
-    bounded = True
 
     def __init__(self, breaks: set[int]) -> None:
         self.breaks = breaks

@@ -72,7 +72,7 @@ from sabot import (
     tumbling,
     when,
 )
-from sabot.connectors.base import Positions
+from sabot.connectors.base import Bounded, Positions, Scans
 from sabot.testing import MemoryBroker
 
 SEEDS = range(int(os.environ.get("SABOT_STREAM_SEEDS", "1")))
@@ -1132,7 +1132,7 @@ def test_results_have_the_types_of_their_aggregates() -> None:
 # -- bounds ---------------------------------------------------------------------------------------------------------------
 
 
-class Endless(Source):
+class Endless(Source, Bounded, Scans):
     """Gives 4,096 rows at a time until it has been told that it is enough."""
 
     name = "endless"

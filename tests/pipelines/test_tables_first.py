@@ -16,7 +16,7 @@ from harness import until
 import sabot
 from sabot import App, Batch, Source, Stream, UserError
 from sabot.codecs.records import build_records
-from sabot.connectors.base import Positions
+from sabot.connectors.base import Positions, ReportsBacklog
 from sabot.kafka import KafkaSource
 from sabot.testing import ListSink, MemoryBroker
 
@@ -38,8 +38,8 @@ class Away(KafkaSource):
         return super().read_batch(max_rows, 0) if self.back.wait(timeout) else None
 
 
-class Growing(Source):
-    """A table that never ends, and had so many rows at the start: row i names the key i % rows."""
+class Silent(Source):
+    """A table that never ends, and had so many rows at the start: row i names the key i % rows. It does not say where its end is."""
 
     def __init__(self, rows: int, *, says: bool = True) -> None:
         self.name = "growing"
@@ -57,17 +57,15 @@ class Growing(Source):
     def positions(self) -> Positions:
         return {(self.name, 0): self.at}
 
-    def backlog(self) -> int | None:
-        return max(0, self.rows - self.at)
-
     def close(self) -> None:
         """Nothing is open."""
 
 
-class Silent(Growing):
-    """As Growing, but it does not say where its end is."""
+class Growing(Silent, ReportsBacklog):
+    """As Silent, and says where its end is."""
 
-    backlog = Source.backlog
+    def backlog(self) -> int | None:
+        return max(0, self.rows - self.at)
 
 
 def publish(url: str, topic: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 import sabot
 from sabot import App, Message, Sink, SqlSink, UserError, col
+from sabot.connectors.base import Delivers
 from sabot.steps import step
 from sabot.testing import BARRIER, END, ScriptedSource, crash_at_every_step
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.integration
 ROWS = [[{"k": f"k{number % 3}", "n": number} for number in range(start, start + 6)] for start in (0, 6)]
 
 
-class LineSink(Sink):
+class LineSink(Sink, Delivers):
     """A file of lines, one for each part: "seq rows…"."""
 
     def __init__(self, path: Path, *, forgetful: bool = False) -> None:
@@ -37,6 +38,9 @@ class LineSink(Sink):
 
     def flush(self) -> None:
         """Nothing waits."""
+
+    def claim(self, track):
+        self.open()
 
     def deliver(self, seq, batches):
         lines = self._path.read_bytes().split(b"\n")[:-1]  # a line that is torn does not count

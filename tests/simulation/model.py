@@ -37,7 +37,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import END, Abort, Barrier, Channel, Gate
 from sabot.checkpoint import CheckpointStorage, Manifest, TaskSnapshot
 from sabot.checkpoint.places import LocalPlace
-from sabot.connectors.base import Positions
+from sabot.connectors.base import Bounded, Positions, ReadsInParallel, Scans
 from sabot.errors import SabotError
 from sabot.steps import watch
 from sabot.testing import ListSink
@@ -80,11 +80,11 @@ NAME = "numbers"
 TRACK = "out"
 
 
-class Numbers(Source):
+class Numbers(Source, Bounded, ReadsInParallel, Scans):
     """What the plan is told of the sources; nobody reads it."""
 
     name = NAME
-    bounded = True
+    exhausted = False
     schema = COLUMNS
 
     def readers(self, count: int) -> Sequence[Source]:

@@ -17,7 +17,9 @@ from sabot.codecs.base import Format
 from sabot.codecs.fields import fields_of, type_of_field
 from sabot.codecs.formats import JSON
 from sabot.config import Duration, checked_flag, parse_ms
-from sabot.connectors.base import Delivery, OnNan, Sink, Source, check_ends, check_input, check_sink
+from sabot.connectors.base import Delivery, OnNan, Sink, Source
+from sabot.connectors.checks import check_input, check_sink
+from sabot.connectors.defaults import check_ends, columns_of, decodes, ends, hold_of
 from sabot.connectors.places import Place, Start, Until, checked_start, checked_until
 from sabot.errors import SabotError, UserError
 
@@ -69,7 +71,7 @@ class Read(Node):
     @property
     def bounded(self) -> bool:
         """Whether it has an end."""
-        return self.until is not None or (isinstance(self.source, Source) and self.source.bounded)
+        return self.until is not None or (isinstance(self.source, Source) and ends(self.source))
 
     @property
     def has_time(self) -> bool:
@@ -84,7 +86,7 @@ class Read(Node):
         """`schema`; where none was given, what the data of a Source tells, or the registry of the format."""
         if self.schema is not None:
             return self.schema
-        return self.source.infer_schema() if isinstance(self.source, Source) else self.format.columns(self.name)
+        return columns_of(self.source) if isinstance(self.source, Source) else self.format.columns(self.name)
 
     @cached_property
     def columns(self) -> pa.Schema | None:
@@ -206,7 +208,7 @@ def read_node(
     payloads = payload_format(format, source, known, "stream")
     known = payloads.known_columns if known is None else known
     pairs = fields_of(fields, "stream")
-    if pairs and isinstance(source, Source) and (type(source).scan is not Source.scan or source.schema is not None):
+    if pairs and isinstance(source, Source) and (decodes(source) or source.schema is not None):
         raise UserError(
             f"stream: fields= are of records, and {source.name} has rows without any", hint="a topic has records"
         )
@@ -233,10 +235,10 @@ def read_node(
 
 
 def _drift_ms(source: str | Source, max_drift: Duration) -> int:
-    if isinstance(source, Source) and type(source).hold is Source.hold:
+    if isinstance(source, Source) and hold_of(source) is None:
         raise UserError(
             f"stream: max_drift= is for partitions that can wait for each other, and {source.name} has none",
-            hint="leave max_drift= out: files are read one after another; a Source of your own needs hold()",
+            hint="leave max_drift= out: files are read one after another; a Source of your own needs the ability HoldsPartitions",
         )
     return whole_ms(max_drift, "stream: max_drift")
 

@@ -6,13 +6,14 @@ import pyarrow as pa
 
 from sabot.api.nodes.node import Node
 from sabot.connectors.base import Sink
+from sabot.connectors.defaults import takes_changes
 from sabot.errors import UserError
 
 
 def check_takes_changes(node: Node, sink: str | Sink, key: str | None) -> None:
     """Raises UserError unless the sink can keep changes, and the program says by which key."""
     name = repr(sink) if isinstance(sink, str) else f"{type(sink).__name__}({sink.name!r})"
-    if not isinstance(sink, str) and not sink.takes_changes:
+    if not isinstance(sink, str) and not takes_changes(sink):
         raise UserError(
             f"to({name}): the rows are changes (updates and deletes of earlier ones), and this sink can only add rows",
             hint=".materialize().to(…) writes the final rows, .changelog().to(…) each change as a row; "

@@ -77,7 +77,9 @@ from sabot.api.windows import CountWindow, CumulativeWindow, HoppingWindow, Sess
 from sabot.arrays import python_value
 from sabot.codecs.base import Format
 from sabot.config import Duration, checked_flag, is_whole
-from sabot.connectors.base import Delivery, OnNan, Sink, Source, check_delivery, check_nan, check_sink, sink_of
+from sabot.connectors.base import Delivery, OnNan, Sink, Source
+from sabot.connectors.checks import check_delivery, check_nan, check_sink
+from sabot.connectors.defaults import sink_of
 from sabot.errors import UserError
 
 if TYPE_CHECKING:

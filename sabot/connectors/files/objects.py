@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot.connectors.base import LostFloats, Sink, Token, Track
+from sabot.connectors.base import ChecksTypes, Delivers, Finishes, LostFloats, Sink, Token, Track
 from sabot.connectors.files.partitions import partitions_of
 from sabot.connectors.files.remote import Remotely, RemotePath, naming, remote_path
 from sabot.connectors.files.text_sinks import column_format
@@ -27,7 +27,7 @@ from sabot.steps import step
 _OBJECT_BYTES = 64 << 20
 
 
-class ObjectSink(Sink):
+class ObjectSink(Sink, Delivers, ChecksTypes, Finishes):
     """A folder of an object store, as `files` reads them: each delivery is an object of its own, or one for each partition.
 
     format: "parquet", "arrow", "ndjson" or "csv". compression: as the sinks of files have it. Exactly once an object is there when a

@@ -10,7 +10,17 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
-from sabot.connectors.base import LostFloats, Sink, Token, Track
+from sabot.connectors.base import (
+    ChecksTypes,
+    ExpectsColumns,
+    Finishes,
+    KeepsToken,
+    LostFloats,
+    Sink,
+    StartsAfresh,
+    Token,
+    Track,
+)
 from sabot.connectors.files.delivering import FileDelivering
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.remote import is_remote
@@ -24,7 +34,7 @@ from sabot.redaction import redacted_url
 _PART_BYTES = 64 << 20
 
 
-class FileSink(Sink):
+class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Finishes):
     """A path that ends in "/" or is a folder: parts `part-00000.<format>`, each complete when it appears. At least once, one is
     completed at a flush when it holds `part_bytes` (64 MiB), at the end of the input and when the sink is closed. Exactly once,
     each delivery is a part of its own; or, where `part_bytes` is given, one is completed when so many bytes of rows (before
@@ -36,8 +46,6 @@ class FileSink(Sink):
     `overwrite`. With `overwrite` it begins with nothing: a text file is emptied, the parts of a folder are removed, any other
     file is replaced when the new one is complete.
     """
-
-    keeps_token = True
 
     def __init__(
         self,
@@ -68,7 +76,7 @@ class FileSink(Sink):
         self._target.check_ending(type(self).__name__)
 
     @property
-    def token_place(self) -> str:  # type: ignore[override]
+    def token_place(self) -> str:
         return os.fspath(self._target.ledger.path)
 
     def start_afresh(self) -> None:

@@ -21,7 +21,19 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import BAD_SCHEMA, build_records
 from sabot.config import FIELDS, RECORD_BYTES, parse_bytes
-from sabot.connectors.base import Positions, Sink, Source
+from sabot.connectors.base import (
+    Bounded,
+    HasIdentity,
+    LimitsRecords,
+    Positions,
+    ReadsInParallel,
+    ReportsLag,
+    ReportsProgress,
+    Scans,
+    Sink,
+    Source,
+    WritesBack,
+)
 from sabot.connectors.files.columns import checked, picked
 from sabot.connectors.files.objects import ObjectSink
 from sabot.connectors.files.paths import DataFile, Paths, bare_suffix, digest, find_files, name_of, open_stream
@@ -84,7 +96,17 @@ class FileReader(ABC):
         """Closes the file."""
 
 
-class FileSource(Source):
+class FileSource(
+    Source,
+    Bounded,
+    ReadsInParallel,
+    Scans,
+    LimitsRecords,
+    HasIdentity,
+    ReportsLag,
+    ReportsProgress,
+    WritesBack,
+):
     """The rows of files as they are when the source is opened, in order; bounded.
 
     `path` is a file, a folder, a glob ("data/**/*.json.gz") or a list of these; a folder's files are read by name.
@@ -92,7 +114,6 @@ class FileSource(Source):
     A record of more than `record_bytes` is set apart, with its first bytes.
     """
 
-    bounded = True
     suffixes: ClassVar[tuple[str, ...]]
     has_records = False
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot.connectors.base import Sink
+from sabot.connectors.base import ExpectsColumns, Sink
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class CountSink(Sink):
             log.warning("%s: %d rows were set apart and are not in the result", self.name, self.rows)
 
 
-class TableSink(Sink):
+class TableSink(Sink, ExpectsColumns):
     """Keeps what is written in memory, up to `limit` rows: what `Stream.collect` gives. on_full: called when it has so many, at least once,
     and in the thread that writes.
     """

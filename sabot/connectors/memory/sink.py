@@ -10,23 +10,21 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import carries_changes, to_records
-from sabot.connectors.base import LostFloats, Sink, Token, Track
+from sabot.connectors.base import ChecksTypes, KeepsToken, LostFloats, Sink, TakesChanges, Token, Track
 from sabot.connectors.memory.broker import MemoryBroker
 from sabot.connectors.memory.topic import Topic, take
 from sabot.errors import UserError
 from sabot.steps import step
 
 
-class MemorySink(Sink):
+class MemorySink(Sink, TakesChanges, ChecksTypes, KeepsToken):
     """Writes to a topic of the embedded broker. When `write` returns the rows are in it. Changes become records with keys, and tombstones.
 
     A topic full of what its live readers have not read makes `write` wait; after `write_timeout` seconds it
     raises TransientError. Delivers exactly once, as long as the process lives: tokens are the broker's.
     """
 
-    keeps_token = True
     lasting = False
-    takes_changes = True
 
     def __init__(
         self, topic: str, broker_url: str = "memory://", format: Format = JSON, *, write_timeout: float = 300.0

@@ -6,14 +6,26 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
-from sabot.connectors.base import Positions, Source
+from sabot.connectors.base import (
+    Commits,
+    HasIdentity,
+    HoldsPartitions,
+    Positions,
+    ReadsInParallel,
+    ReportsBacklog,
+    ReportsLag,
+    Source,
+    TakesBound,
+)
 from sabot.connectors.memory.broker import MemoryBroker
 from sabot.connectors.memory.topic import GATHER_BYTES, RUN_ROWS, Partition, Topic, concat
 from sabot.connectors.places import Bound, offsets_of
 from sabot.errors import UserError
 
 
-class MemorySource(Source):
+class MemorySource(
+    Source, TakesBound, ReadsInParallel, HasIdentity, Commits, ReportsLag, ReportsBacklog, HoldsPartitions
+):
     """Reads a topic of the embedded broker, all its partitions. `read_batch` waits on a condition; nothing
     polls.
     """
@@ -55,9 +67,6 @@ class MemorySource(Source):
             for reader in found:
                 reader.end_at(Bound(self.bound.asked))
         return found
-
-    def end_at(self, bound: Bound) -> None:
-        self.bound, self.bounded = bound, True
 
     def _owns(self, part: Partition) -> bool:
         return part.index % self._share[1] == self._share[0]

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot.codecs.marks import DELETE
 from sabot.codecs.records import RECORD_SCHEMA, carries_changes, check_keys, refuse_types
-from sabot.connectors.base import LostFloats, Sink, Token, Track
+from sabot.connectors.base import ChecksTypes, ExpectsColumns, KeepsToken, LostFloats, Sink, TakesChanges, Token, Track
 from sabot.connectors.letters import as_columns
 from sabot.connectors.sql.database import Database
 from sabot.connectors.sql.postgres import PostgresDatabase
@@ -24,7 +24,7 @@ from sabot.redaction import has_password, keep_url, redacted_url
 _HINT = "write sqlite:///absolute/path.db, sqlite:relative/path.db or postgresql://user@host/database"
 
 
-class SqlSink(Sink):
+class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken):
     """Rows into a table: `SqlSink("sqlite:///var/lib/alerts.db", table="alerts")`.
 
     url: sqlite:///absolute/path.db, sqlite:relative/path.db, or postgresql://user@host/database with whatever libpq takes behind
@@ -39,9 +39,6 @@ class SqlSink(Sink):
 
     Exactly once: the rows of a part and its token (table `sabot_tokens`) are one transaction. At least once: each batch is one.
     """
-
-    keeps_token = True
-    takes_changes = True
 
     def __init__(self, url: str, table: str, *, keys: Sequence[str] = (), schema: pa.Schema | None = None) -> None:
         if isinstance(keys, str):

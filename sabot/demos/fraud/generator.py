@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot.connectors.base import Positions, Source
+from sabot.connectors.base import Bounded, Positions, ReportsLag, Source
 from sabot.errors import UserError
 
 SCHEMA = pa.schema(
@@ -180,11 +180,10 @@ def _times_of_day(random: np.random.Generator, rows: int) -> _Floats:
         seconds[outside] = random.normal(_NOON_SECONDS, _SPREAD_SECONDS, len(outside))
 
 
-class FraudSource(Source):
+class FraudSource(Source, Bounded, ReportsLag):
     """The first `rows` rows of a seed as a bounded source with one partition; a position is a row number."""
 
     name = "transactions"
-    bounded = True
 
     def __init__(
         self, rows: int = 1_000_000, seed: int = 0, *, customers: int = 5_000, terminals: int = 10_000

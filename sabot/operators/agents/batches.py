@@ -16,6 +16,7 @@ from sabot.codecs.base import many_rows
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import RECORD_SCHEMA, bad_records, to_records
 from sabot.connectors.base import Sink
+from sabot.connectors.defaults import check_types
 from sabot.errors import RowErrors, UserError
 from sabot.operators.agents.lanes import LaneOperator
 from sabot.operators.agents.operator import AgentOperator, Port
@@ -142,7 +143,7 @@ class BatchOutput:
         elif isinstance(spec.sink, str):
             to_records(Batch(batch.slice(0, 1)), 0)  # a type that JSON cannot say is this call's error, not the sink's
         elif isinstance(spec.sink, Sink) and (self._checked is None or not batch.schema.equals(self._checked)):
-            spec.sink.check_types(batch.schema)
+            check_types(spec.sink, batch.schema)
             self._checked = batch.schema
         return batch if port is None else port.fitted(batch)
 

@@ -27,7 +27,9 @@ from sabot.api.nodes.times import WithTime
 from sabot.codecs.base import Format
 from sabot.codecs.formats import agreed_format
 from sabot.config import dead_letter_topic
-from sabot.connectors.base import Delivery, OnNan, Sink, Source, agreed_delivery
+from sabot.connectors.base import Delivery, OnNan, Sink, Source
+from sabot.connectors.checks import agreed_delivery
+from sabot.connectors.defaults import backlog_of, ends
 from sabot.errors import UserError
 from sabot.operators.base import LETTERS, Operator
 from sabot.operators.layout.stages import Aligned, Edge, Stage, Step
@@ -315,7 +317,7 @@ def _endless(reads: Iterable[Read]) -> str:
     for each in reads:
         source = each.source
         if isinstance(each, AgentRead) or (
-            isinstance(source, Source) and not source.bounded and type(source).backlog is Source.backlog
+            isinstance(source, Source) and not ends(source) and backlog_of(source) is None
         ):
             return f"{each.name} does not say where its end is"
     return ""

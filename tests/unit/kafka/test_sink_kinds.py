@@ -2,6 +2,7 @@
 
 import pytest
 
+from sabot.connectors.base import Delivers
 from sabot.connectors.memory import MemorySink
 from sabot.kafka import KafkaSink
 from sabot.kafka.delivery import KafkaDelivery
@@ -24,6 +25,6 @@ def test_a_derived_class_may_have_a_constructor_of_its_own(region: str, kind: ty
     assert isinstance(sink, kind)
     assert not isinstance(sink, other)
     assert (type(sink).__name__, sink.region, sink.name) == ("OfRegion", region, f"orders-{region}")
-    assert sink.delivers
+    assert isinstance(sink, Delivers)
     assert sink.lasting == (kind is KafkaDelivery)
     assert type(sink).write is kind.write

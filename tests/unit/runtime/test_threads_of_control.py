@@ -12,6 +12,7 @@ from sabot import Batch
 from sabot._cython.flow.channel import END, Barrier, Channel, Watermark
 from sabot.checkpoint import Coordinator
 from sabot.clock import ManualClock
+from sabot.connectors.base import Commits
 from sabot.errors import UserError
 from sabot.runtime.event_time import SourceTime
 from sabot.runtime.feeding import AgentSource
@@ -99,10 +100,10 @@ def test_a_source_does_not_fall_silent_while_it_is_held():
     assert source.next(0.0).num_rows == 3
 
 
-def agent_source(script, *, max_rows):
+def agent_source(script, *, max_rows, kind=ScriptedSource):
     source = AgentSource(
         "agent/script",
-        ScriptedSource(script),
+        kind(script),
         SimpleNamespace(spec=SimpleNamespace(batch=True)),
         codec=None,
         max_rows=max_rows,
@@ -142,15 +143,16 @@ def test_a_source_of_an_agent_keeps_what_its_full_channel_refuses(monkeypatch):
 
 def test_of_the_positions_to_commit_the_last_ones_count():
     """A source whose thread waits for room is asked at each checkpoint; what it is asked for does not pile up."""
-    source = agent_source([[1], THE_END], max_rows=1)
+
+    class Committing(ScriptedSource, Commits):
+        def commit(self, positions):
+            committed.append(positions)
+
+    source = agent_source([[1], THE_END], max_rows=1, kind=Committing)
     committed = []
-    type(source.source).commit = lambda self, positions: committed.append(positions)
-    try:
-        for offset in range(100):
-            source.input.request_commit({("script", 0): offset})
-        source.task.step(0.0)
-    finally:
-        del type(source.source).commit
+    for offset in range(100):
+        source.input.request_commit({("script", 0): offset})
+    source.task.step(0.0)
     assert committed == [{("script", 0): 99}]
 
 

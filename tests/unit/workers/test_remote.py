@@ -9,7 +9,7 @@ import pytest
 from sabot._cython.arrow.batch import Batch
 from sabot.checkpoint import CheckpointStorage, TaskSnapshot
 from sabot.checkpoint.places import StoredFile
-from sabot.connectors.base import Sink
+from sabot.connectors.base import Delivers, Sink
 from sabot.delivery import StagedSink
 from sabot.delivery.parts import read_part
 from sabot.errors import InternalError, UserError
@@ -178,7 +178,7 @@ def test_agents_hear_of_their_part_of_a_complete_checkpoint_and_of_the_oldest_th
     assert left == [2]
 
 
-class Receiver(Sink):
+class Receiver(Sink, Delivers):
     """Can deliver, and is never asked to here."""
 
     name = "receiver"
@@ -191,6 +191,9 @@ class Receiver(Sink):
 
     def flush(self):
         raise AssertionError("a worker flushed the sink")
+
+    def claim(self, track):
+        raise AssertionError("a worker claimed the track")
 
     def deliver(self, seq, batches):
         raise AssertionError("a worker delivered")

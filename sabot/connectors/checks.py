@@ -1,0 +1,76 @@
+"""Checks of connectors and their options, as users give them to streams and agents."""
+
+import re
+
+from sabot.config import checked_no_password, checked_text, checked_topic
+from sabot.connectors.base import Delivery, Sink, Source, attributes_without_ability
+from sabot.errors import UserError
+
+__all__ = ["agreed_delivery", "check_delivery", "check_input", "check_nan", "check_sink"]
+
+
+def check_nan(nan: object, where: str) -> None:
+    """Raises a UserError, whose text begins with `where`, for anything but an OnNan."""
+    if nan not in (None, "null", "fail"):
+        raise UserError(f"{where}: nan={nan!r}", hint='"null" or "fail"; left out: null, with a warning')
+
+
+def check_delivery(delivery: object, where: str) -> None:
+    """Raises a UserError, whose text begins with `where`, for anything but a Delivery."""
+    if delivery not in (None, "exactly_once", "at_least_once"):
+        raise UserError(f"{where}: delivery={delivery!r}", hint='"exactly_once" or "at_least_once"')
+
+
+def agreed_delivery(sink: "str | Sink", one: Delivery, other: Delivery) -> Delivery:
+    """The delivery of a sink that two streams or agents write. None leaves it to the other. Raises UserError where the two differ."""
+    if None not in (one, other) and one != other:
+        name = sink if isinstance(sink, str) else sink.name
+        raise UserError(f"sink {name}: two write it, with different delivery=", hint="give both the same")
+    return one or other
+
+
+def check_input(source: object, where: str, hint: str) -> None:
+    """A topic, or a Source, with a name that a checkpoint can hold. Raises UserError that begins with `where`."""
+    _check_connector(source, Source, where, hint)
+
+
+def check_sink(sink: object, where: str, hint: str = '"{topic}.dlq"') -> None:
+    """A topic, or a Sink, with a name that a checkpoint can hold. Raises UserError that begins with `where`."""
+    _check_connector(sink, Sink, where, hint)
+
+
+def _check_connector(given: object, kind: "type[Source] | type[Sink]", where: str, hint: str) -> None:
+    if isinstance(given, str):
+        _check_no_file(checked_topic(given, where), where, kind)
+    elif isinstance(given, kind):
+        what = f"{where}: the name of its {type(given).__name__}"
+        checked_no_password(checked_text(given.name, what), what)
+        for name, ability in attributes_without_ability(given):
+            raise UserError(
+                f"{where}: its {type(given).__name__} sets {name}, which the engine uses only of a {kind.__name__} that names the "
+                f"ability {ability}",
+                hint=f"class {type(given).__name__}({kind.__name__}, {ability}), from sabot.connectors import {ability}",
+            )
+    else:
+        raise UserError(f"{where}: {given!r} is no topic and no {kind.__name__}", hint=hint)
+
+
+_FILE = re.compile(r".+\.(ndjson|jsonl?|[ct]sv|parquet|pq|arrows?|ipc|feather)(\.(gz|zstd?))?", re.IGNORECASE)
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://.*", re.DOTALL)
+_FILE_SINKS = {"n": "NdjsonSink", "j": "NdjsonSink", "c": "CsvSink", "t": "CsvSink", "p": "ParquetSink"}
+
+
+def _check_no_file(topic: str, where: str, kind: "type[Source] | type[Sink]") -> None:
+    """Refuses the name of a file or an address: a topic of that name would be read or made, and nobody would look there."""
+    if (address := _ADDRESS.fullmatch(topic)) is not None:
+        of_database = address[1] in ("sqlite", "postgres", "postgresql") and kind is Sink
+        of_broker = address[1] in ("memory", "kafka")
+        place = f"files({topic!r})" if kind is Source else f'files({topic!r}, "parquet")'
+        hint = f'SqlSink({topic!r}, table="…")' if of_database else "App(broker=…) takes it" if of_broker else place
+        raise UserError(f"{where}: {topic!r} is an address, and a text is the name of a topic", hint=hint)
+    if (file := _FILE.fullmatch(topic)) is not None:
+        made = "files" if kind is Source else _FILE_SINKS.get(file[1][0].lower(), "ArrowSink")
+        raise UserError(
+            f"{where}: {topic!r} is the name of a file, and a text is the name of a topic",
+            hint=f"{made}({topic!r}); a topic that is called so: sabot.kafka.Kafka{kind.__name__}({topic!r}, broker)",
+        )
