@@ -31,7 +31,7 @@ from sabot.checkpoint.contents import ContentsWriter, files_below, sha256_of_eac
 from sabot.checkpoint.encoding import decode_manifest, encode_manifest, folders_of_format_1, refuse_format_1
 from sabot.checkpoint.manifest import Manifest
 from sabot.checkpoint.ownership import Ownership, claims_in, marks_in
-from sabot.checkpoint.places import LocalPlace, Location, StoredFile, each, place_of
+from sabot.checkpoint.places import LocalPlace, Location, StoredFile, check_files, each, place_of
 from sabot.checkpoint.protocol import (
     Mark,
     counting,
@@ -359,7 +359,7 @@ class CheckpointStorage:
             try:
                 with self._with_ways_on(marks[-1]):
                     manifest = self._read(marks[-1])
-                    self._place.check(manifest.contents)
+                    check_files(self._place, manifest.contents)
                     return manifest
             except CorruptCheckpoint:
                 if marks[-1] in marks_in(self._place):
@@ -384,7 +384,7 @@ class CheckpointStorage:
     def verify(self, manifest: Manifest) -> None:
         """Reads every file and compares its hash. Raises CorruptCheckpoint, which names the first that differs."""
         with self._with_ways_on(manifest.mark):
-            self._place.check(manifest.contents, fully=True)
+            check_files(self._place, manifest.contents, fully=True)
 
     def release_restored(self) -> None:
         """Removes the directories that `Manifest.state_directory` made. Each is removed with its checkpoint at the latest."""
@@ -522,7 +522,7 @@ class CheckpointStorage:
         bad = [corrupt]
         for older in reversed([mark for mark in self._counting() if mark < corrupt]):
             try:
-                self._place.check(self._read(older).contents)
+                check_files(self._place, self._read(older).contents)
             except CorruptCheckpoint:
                 bad.append(older)
                 continue

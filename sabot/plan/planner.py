@@ -8,7 +8,7 @@ import pyarrow as pa
 from sabot.api.agent import AgentSpec
 from sabot.api.expr import col
 from sabot.api.nodes.agents import AgentRead, Feed
-from sabot.api.nodes.node import Node, walk
+from sabot.api.nodes.node import Node, check_event_time, walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.api.nodes.times import WithTime
 from sabot.codecs.formats import format_of
@@ -100,7 +100,7 @@ class _Planner:
         site = self._read(node) if isinstance(node, Read) else self._step(node, inputs)
         matters = id(node) in self._time.matters
         if site.timed and matters:
-            node.check_event_time()
+            check_event_time(node)
         by_time = matters or node.needs_time or node.goes_by_time
         self._by_time[site.stage.id] = self._by_time.get(site.stage.id, False) or by_time
         self._trace(node, site, inputs)

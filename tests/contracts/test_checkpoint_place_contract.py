@@ -12,7 +12,7 @@ from pyarrow import fs as arrow_fs
 
 from sabot import steps
 from sabot.checkpoint import CheckpointStorage
-from sabot.checkpoint.places import LocalPlace, Place, RemotePlace, StoredFile, place_of
+from sabot.checkpoint.places import LocalPlace, Place, RemotePlace, StoredFile, check_files, place_of
 from sabot.errors import AppLocked, CorruptCheckpoint
 from tools.checkpoint_tools import assert_whole, in_memory, write
 
@@ -106,11 +106,11 @@ def test_contents_are_moved_in_and_fetched_as_they_were(place: Place) -> None:
     for _ in range(2):
         assert place.fetch(large).read_bytes() == place.contents(large) == data
         place.let_go(set())  # of what is kept on this machine nothing is needed: it comes from the place again
-    place.check({"a": large, "b": empty}, fully=True)
+    check_files(place, {"a": large, "b": empty}, fully=True)
     place.remove([large.name])
     assert place.all_files() == [empty.name]
     with pytest.raises(CorruptCheckpoint, match=rf"{large.name} \(a\) is missing"):
-        place.check({"a": large, "b": empty})
+        check_files(place, {"a": large, "b": empty})
 
 
 def test_a_file_that_is_added_stays_where_it_is(place: Place, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_contents_that_are_put_again_take_the_place_of_what_is_there(place: Plac
         place.sync()
     assert place.sizes([stored.name]) == {stored.name: 5}
     assert place.contents(stored) == b"whole"
-    place.check({"a": stored}, fully=True)
+    check_files(place, {"a": stored}, fully=True)
 
 
 def test_contents_that_differ_from_their_hash_are_named(place: Place) -> None:
@@ -179,7 +179,7 @@ def test_contents_that_differ_from_their_hash_are_named(place: Place) -> None:
         place.put(path, stored.name)
         place.sync()
         with pytest.raises(CorruptCheckpoint, match=stored.name):
-            place.check({"t/blob": stored}, fully=True)
+            check_files(place, {"t/blob": stored}, fully=True)
 
 
 def test_a_missing_file_is_an_error_of_the_system_that_names_it(place: Place) -> None:

@@ -158,12 +158,6 @@ class Node:
             return {}
         return {self._time_behind(time) or time: as_is for time, as_is in self.inputs[0].event_times.items()}
 
-    @property
-    def event_time(self) -> str | None:
-        """The column that is the event time of its rows as it is; None: no column is, or not the same one of all rows."""
-        times = self.event_times
-        return next((time for time, as_is in times.items() if as_is), None) if len(times) == 1 else None
-
     def _time_behind(self, time: str) -> str | None:
         """What the step calls the event time that its input calls `time`; None: it gives that name to something else."""
         given = self.given
@@ -182,17 +176,6 @@ class Node:
         if any(upstream.changes for upstream in self.append_only):
             raise refused_changes(self.word, self.hint_of_changes)
 
-    def check_event_time(self) -> None:
-        """Raises UserError where the step puts other values under the name of event time. Asked only where something goes by it."""
-        if not self.inputs or not self.keeps_time:
-            return
-        for time in sorted(self.inputs[0].event_times):
-            if self._time_behind(time) is None:
-                raise UserError(
-                    f"{self.word}: {time!r} is the stream's event time, and windows would still go by what it was",
-                    hint="give the new column another name; or .with_time(…) behind it says that windows go by it",
-                )
-
 
 class AddsColumns(Node):
     """A step that passes on the rows of its input, with further columns behind them, whose names are those of `given`."""
@@ -204,6 +187,24 @@ class AddsColumns(Node):
 
     def asks(self, wanted: Columns) -> tuple[Columns, ...]:
         return (with_more(without(wanted, self.given), *self.mentioned),)
+
+
+def time_column(node: Node) -> str | None:
+    """Returns the column whose values are the event times of the step's rows, or None if no column is, or not the same one in all rows."""
+    times = node.event_times
+    return next((time for time, as_is in times.items() if as_is), None) if len(times) == 1 else None
+
+
+def check_event_time(node: Node) -> None:
+    """Raises UserError if the step puts other values into the column of the event time. Called only if a step goes by event time."""
+    if not node.inputs or not node.keeps_time:
+        return
+    for time in sorted(node.inputs[0].event_times):
+        if node._time_behind(time) is None:
+            raise UserError(
+                f"{node.word}: {time!r} is the stream's event time, and windows would still go by what it was",
+                hint="give the new column another name; or .with_time(…) behind it says that windows go by it",
+            )
 
 
 def walk(ends: Iterable[Node]) -> list[Node]:

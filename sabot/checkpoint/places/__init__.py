@@ -1,6 +1,6 @@
 """Where the bytes of checkpoints are: in a directory, or in an object store (`base` is the contract of both)."""
 
-from sabot.checkpoint.places.base import Place, StoredFile, each, this_worker
+from sabot.checkpoint.places.base import Place, StoredFile, check_files, each, this_worker
 from sabot.checkpoint.places.local import LocalPlace, is_local_place
 from sabot.checkpoint.places.location import Location, place_of
 from sabot.checkpoint.places.remote import RemotePlace
@@ -11,6 +11,7 @@ __all__ = [
     "Place",
     "RemotePlace",
     "StoredFile",
+    "check_files",
     "each",
     "is_local_place",
     "place_of",

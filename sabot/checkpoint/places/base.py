@@ -151,8 +151,9 @@ class Place(ABC):
     def remove(self, names: Iterable[str]) -> None:
         """Removes these files. It is no error if one does not exist."""
 
-    def let_go(self, needed: set[str]) -> None:  # noqa: B027 - a directory keeps nothing twice
-        """Removes copies on this machine of all contents but those `needed`."""
+    @abstractmethod
+    def let_go(self, needed: set[str]) -> None:
+        """Removes the copies on this machine of all contents except those named in `needed`. A directory keeps no copies."""
 
     # Reading
 
@@ -180,45 +181,8 @@ class Place(ABC):
         """The contents of a small file. Raises CorruptCheckpoint where they differ from those that were stored."""
         return self.fetch(stored).read_bytes()
 
-    def check(self, files: Mapping[str, StoredFile], *, fully: bool = False) -> None:
-        """Checks that every file exists as it was stored. Raises CorruptCheckpoint, which names the first that does not.
-
-        files: by their path in the checkpoint, for messages. Of a remote file only the length is checked, unless `fully`; its contents are
-        compared when it is fetched.
-        """
-        distinct = sorted({stored.name: (path, stored) for path, stored in files.items()}.values())
-        try:
-            sizes = self.sizes(stored.name for _, stored in distinct)
-        except OSError as error:
-            raise checkpoint_error(f"{self.where} cannot be read", error) from error
-        for path, stored in distinct:
-            size = sizes.get(stored.name)
-            if size is None:
-                raise CorruptCheckpoint(f"{self.locate(stored.name)} ({path}) is missing")
-            if size < 0:
-                raise CorruptCheckpoint(f"{self.locate(stored.name)} ({path}) is a link or a folder, and no file")
-            if size != stored.size:
-                raise damaged(f"{self.locate(stored.name)} ({path})", size, stored)
-        if fully or self.checks_contents:
-            with ThreadPoolExecutor(_READERS, "sabot checkpoint reader") as readers:
-                for _ in readers.map(self._compare, distinct):
-                    pass
-
     checks_contents = True
-    """Whether `check` always compares the contents: reading them is cheap, and `fetch` does not compare them."""
-
-    def _compare(self, file: tuple[str, StoredFile]) -> None:
-        path, stored = file
-        where = f"{self.locate(stored.name)} ({path})"
-        size, digest = 0, hashlib.sha256()
-        try:
-            for chunk in self.chunks(stored.name):
-                size += len(chunk)
-                digest.update(chunk)
-        except OSError as error:
-            raise checkpoint_error(f"{where} cannot be read", error) from error
-        if size != stored.size or digest.hexdigest() != stored.sha256:
-            raise damaged(where, size, stored)
+    """True if `check_files` always compares the contents: reading them is cheap, and `fetch` does not compare them."""
 
     def folder(self, name: str, files: Mapping[str, StoredFile]) -> Path:
         """A folder on this machine with these files under these relative paths. It must not be written to.
@@ -266,19 +230,57 @@ class Place(ABC):
         with self._restoring:
             shutil.rmtree(self.workspace() / "restored" / name, ignore_errors=True)
 
-    # For those that derive from it
 
-    def take_scratch(self, lock_path: Path, scratch: Path) -> None:
-        """For `own`: `scratch` is an empty folder, and belongs to the process that has the lock. Raises AppLocked."""
-        lock_file = lock(lock_path, f"{this_worker()}\n", partial(_taken, lock_path.parent))
-        try:
-            own_folder(scratch)
-            shutil.rmtree(scratch)
-            own_folder(scratch)
-        except BaseException:
-            lock_file.close()
-            raise
-        self._lock_file, self.scratch = lock_file, scratch
+def check_files(place: Place, files: Mapping[str, StoredFile], *, fully: bool = False) -> None:
+    """Checks that every file exists in the place as it was stored. Raises CorruptCheckpoint, which names the first that does not.
+
+    files: by their path in the checkpoint, for messages. Of a remote file only the length is checked, unless `fully`; its contents are
+    compared when it is fetched.
+    """
+    distinct = sorted({stored.name: (path, stored) for path, stored in files.items()}.values())
+    try:
+        sizes = place.sizes(stored.name for _, stored in distinct)
+    except OSError as error:
+        raise checkpoint_error(f"{place.where} cannot be read", error) from error
+    for path, stored in distinct:
+        size = sizes.get(stored.name)
+        if size is None:
+            raise CorruptCheckpoint(f"{place.locate(stored.name)} ({path}) is missing")
+        if size < 0:
+            raise CorruptCheckpoint(f"{place.locate(stored.name)} ({path}) is a link or a folder, and no file")
+        if size != stored.size:
+            raise damaged(f"{place.locate(stored.name)} ({path})", size, stored)
+    if fully or place.checks_contents:
+        with ThreadPoolExecutor(_READERS, "sabot checkpoint reader") as readers:
+            for _ in readers.map(partial(_compare, place), distinct):
+                pass
+
+
+def _compare(place: Place, file: tuple[str, StoredFile]) -> None:
+    path, stored = file
+    where = f"{place.locate(stored.name)} ({path})"
+    size, digest = 0, hashlib.sha256()
+    try:
+        for chunk in place.chunks(stored.name):
+            size += len(chunk)
+            digest.update(chunk)
+    except OSError as error:
+        raise checkpoint_error(f"{where} cannot be read", error) from error
+    if size != stored.size or digest.hexdigest() != stored.sha256:
+        raise damaged(where, size, stored)
+
+
+def take_scratch(place: Place, lock_path: Path, scratch: Path) -> None:
+    """Takes the lock for `Place.own`, and makes an empty `scratch` folder. Raises AppLocked if another process has the lock."""
+    lock_file = lock(lock_path, f"{this_worker()}\n", partial(_taken, lock_path.parent))
+    try:
+        own_folder(scratch)
+        shutil.rmtree(scratch)
+        own_folder(scratch)
+    except BaseException:
+        lock_file.close()
+        raise
+    place._lock_file, place.scratch = lock_file, scratch
 
 
 def damaged(where: str, size: int, stored: StoredFile) -> CorruptCheckpoint:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from sabot.checkpoint.places.base import READ_BYTES, Place, StoredFile
+from sabot.checkpoint.places.base import READ_BYTES, Place, StoredFile, take_scratch
 from sabot.disk import (
     TemporaryFolder,
     close_to_others,
@@ -52,7 +52,7 @@ class LocalPlace(Place):
             make_folder(self.where)
             sync(self.where.parent)
         warn_of_open_folder(self.where)
-        self.take_scratch(self.where / _LOCK, self.where / "scratch")
+        take_scratch(self, self.where / _LOCK, self.where / "scratch")
         own_folder(self.where / "requests")  # made by the owner, so that it belongs to him whoever asks first
         for name in ("claims", "checkpoints", "files"):
             if os.path.lexists(self.where / name):
@@ -139,6 +139,9 @@ class LocalPlace(Place):
         for folder in sorted(folders):
             if folder.exists():
                 sync(folder)
+
+    def let_go(self, needed: set[str]) -> None:
+        return  # nothing is kept twice
 
     def read(self, name: str) -> bytes:
         with open(self.where / name, "rb", opener=regular) as file:

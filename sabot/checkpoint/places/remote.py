@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs as arrow_fs
 
-from sabot.checkpoint.places.base import READ_BYTES, Place, StoredFile, damaged
+from sabot.checkpoint.places.base import READ_BYTES, Place, StoredFile, damaged, take_scratch
 from sabot.disk import TemporaryFolder, make_folder, own_folder, private
 from sabot.object_stores import OBJECT_STORES, check_bucket, hint_of_store
 from sabot.redaction import clean_cause, scrubbed
@@ -63,7 +63,7 @@ class RemotePlace(Place):
         else:
             self._temporary = TemporaryFolder("sabot-app-")
             home = self._temporary.path
-        self.take_scratch(home / "LOCK", home / "scratch")
+        take_scratch(self, home / "LOCK", home / "scratch")
 
     def advice(self, error: OSError) -> str:
         return hint_of_store(self._fs, str(error))

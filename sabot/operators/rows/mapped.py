@@ -11,7 +11,7 @@ from sabot._cython.arrow.batch import Batch, normalise
 from sabot._cython.arrow.border import validate
 from sabot.api.arguments import RowPolicy
 from sabot.api.nodes import rows as nodes
-from sabot.api.nodes.node import Node
+from sabot.api.nodes.node import Node, time_column
 from sabot.api.words import name_of
 from sabot.arrays import batch_of_rows, is_time, to_ms
 from sabot.errors import DataError, UserError
@@ -359,7 +359,7 @@ def times_of(node: Node, site: Site, *, follows: bool = True) -> dict[str, Any]:
     stands for, which the function must not change (`fixed`), where something goes by event time. follows: the step has a new event
     time where the function changes the first.
     """
-    time = node.inputs[0].event_time if follows else None
+    time = time_column(node.inputs[0]) if follows else None
     matters = id(node) in site.layout.matters
     return {"time": time, "fixed": [name for name in node.inputs[0].event_times if matters and name != time]}
 
