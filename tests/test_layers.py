@@ -24,6 +24,7 @@ ORDER = [
     "config",
     "options",
     "clock",
+    "backoff",
     "steps",
     "disk",
     "process_exit",

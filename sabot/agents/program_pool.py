@@ -28,7 +28,7 @@ from sabot.agents.program_runs import (
     RunId,
     how_ended,
 )
-from sabot.calls.options import Retry
+from sabot.backoff import Backoff
 from sabot.codecs.records import encode_json
 from sabot.errors import short_repr
 from sabot.process.client import Child, Supervisor
@@ -39,9 +39,7 @@ from sabot.threads import run_to_end
 
 PoolProtocol = Literal["lines", "json"]
 
-_BACKOFF = Retry(
-    backoff_s=0.1
-)  # between a child that has ended and the next: doubled with each that ends before one has answered
+_BACKOFF = Backoff(0.1, 30.0)  # after children that ended one after the other, before any of them has answered
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +67,7 @@ class ProgramPool:
         protocol: PoolProtocol,
         *,
         timeout_s: float | None,
-        backoff: Retry = _BACKOFF,
+        backoff: Backoff = _BACKOFF,
     ) -> None:
         """program: its name, in errors. command: of a child; of its limits time and output are those of a record. timeout_s: so long a
         child may take for one.
@@ -159,8 +157,8 @@ class ProgramPool:
             await resident.end()
 
     def _count(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._not_before = loop.time() + self._backoff.wait_s(self._ended)
         self._ended += 1
+        self._not_before = loop.time() + self._backoff.wait_s(self._ended)
 
     async def _answered(self, resident: "_Resident", stdin: str, run_id: RunId, began: int) -> list[str]:
         line = stdin.encode()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sabot.arrays import python_value
+from sabot.backoff import Backoff
 from sabot.config import Duration, is_whole, parse_rate, parse_seconds
 from sabot.errors import UserError
 
@@ -13,7 +14,6 @@ CALL_WORDS = ("concurrency", "timeout", "retries", "backoff", "on_error", "rate"
 
 _MOST_AT_ONCE = 100_000
 _LONGEST_BACKOFF_SECONDS = 30.0
-_MOST_DOUBLINGS = 60  # of any back-off that is not 0 they make more than the longest
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Retry:
 
     def wait_s(self, retries: int) -> float:
         """Seconds before the next attempt, where `retries` have been made already: at most half a minute."""
-        return min(_LONGEST_BACKOFF_SECONDS, self.backoff_s * 2.0 ** min(retries, _MOST_DOUBLINGS))
+        return Backoff(self.backoff_s, _LONGEST_BACKOFF_SECONDS).wait_s(retries + 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from sabot.backoff import Backoff
 from sabot.checkpoint.manifest import Manifest, StoredPart, StoredTrack
 from sabot.clock import Clock
 from sabot.connectors.base import Sink, Token, Track
@@ -29,7 +30,7 @@ FULL_EPOCHS = 16  # complete checkpoints whose output waits, of one track
 FULL_BYTES = 1 << 30  # of parts that wait or are being written, of one track
 RENEW_SECONDS = 3600.0  # a token that is not renewed may be forgotten by its receiver
 _LEFT_SECONDS = 30.0  # how long a start waits for a delivery that an earlier one left behind
-_BACKOFF_SECONDS = (0.2, 10.0)  # after a failed delivery: the first wait, doubled up to the last
+_BACKOFF = Backoff(0.2, 10.0)  # after a failed delivery
 
 
 class TrackRun(Protocol):
@@ -87,7 +88,6 @@ class TrackWork:
         self._closing = False
         self._claimed = True
         self._retry_at = 0.0
-        self._wait = _BACKOFF_SECONDS[0]
         self._settled_at = 0.0
         self._finish = False
         self._note = ""
@@ -347,7 +347,6 @@ class TrackWork:
             while self._epochs and self._epochs[0] <= seq:
                 self._epochs.popleft()
             self.failures = 0
-            self._wait = _BACKOFF_SECONDS[0]
             self._settled_at = self._delivery.clock.monotonic()
             self._changed.notify_all()
         self._delivery.look_at_fullness()
@@ -359,8 +358,7 @@ class TrackWork:
         if self.failures == 1:
             _log.warning("sink %s does not take its output: %s; trying again", self.sink.name, error)
         with self._changed:
-            self._retry_at = self._delivery.clock.monotonic() + self._wait
-            self._wait = min(2 * self._wait, _BACKOFF_SECONDS[1])
+            self._retry_at = self._delivery.clock.monotonic() + _BACKOFF.wait_s(self.failures)
 
     @contextmanager
     def _named(self) -> Iterator[None]:

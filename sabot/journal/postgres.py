@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from sabot.backoff import Backoff
 from sabot.clock import SYSTEM_CLOCK, Clock, boot_seconds
 from sabot.errors import (
     AppLocked,
@@ -52,7 +53,7 @@ _log = logging.getLogger(__name__)
 _LONGEST_KEY = 600  # characters of an id or a token; an index holds 2,704 bytes
 _RENEWALS = 5  # in the time of a lease
 _MARGIN = 0.1  # of a lease, that its owner does not count on
-_FIRST_WAIT, _LONGEST_WAIT = 0.05, 1.0  # seconds between tries
+_BACKOFF = Backoff(0.05, 1.0)  # between tries
 _AT_THE_START = 30.0  # seconds for which a start goes on to try where the server has answered once
 _AT_THE_END = 5.0  # seconds for which `close` waits for a server that does not answer
 
@@ -176,7 +177,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
         self._silent = False  # the server does not answer, and that was told
         self._closed = False
         self._writing: Any = None
-        began, wait_s, answered = boot_seconds(), _FIRST_WAIT, False
+        began, failures, answered = boot_seconds(), 0, False
         while True:
             try:
                 self._writing = place.connect(self._session_of(self._owner))
@@ -189,8 +190,8 @@ class PostgresJournal(PostgresReader, SqlJournal):
                 ):  # an address at which nobody is may be a wrong one
                     raise
                 _log.warning("%s: the connection broke during the start, which is tried again: %s", place.where, error)
-            self._ending.wait(wait_s)
-            wait_s = min(2 * wait_s, _LONGEST_WAIT)
+            failures += 1
+            self._ending.wait(_BACKOFF.wait_s(failures))
 
     def _open(self, url: str, app: str | None, clock: Clock, capacity_bytes: int) -> None:
         """All that is behind the first connection; what raises leaves nothing open."""
@@ -384,7 +385,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
         rows = rows_of(group)
         self.bodies += sum(bool(row.body) for row in rows)
         behind = rows[-1].place + 1
-        wait_s, began, ending = _FIRST_WAIT, boot_seconds(), 0.0
+        failures, began, ending = 0, boot_seconds(), 0.0
         while True:
             try:
                 if self._writing is None:
@@ -403,8 +404,8 @@ class PostgresJournal(PostgresReader, SqlJournal):
             except UserError:
                 self._come_back()  # says so, if the claim was lost
                 raise
-            self._ending.wait(wait_s)
-            wait_s = min(2 * wait_s, _LONGEST_WAIT)
+            failures += 1
+            self._ending.wait(_BACKOFF.wait_s(failures))
 
     def _write(self, rows: list[StoredEntry]) -> None:
         connection, server = self._writing, self._place.server

@@ -15,10 +15,13 @@ from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
+from sabot.backoff import Backoff
 from sabot.config import Duration, is_whole, parse_seconds
 from sabot.errors import UNREADABLE, SabotError, TransientError, UserError, message_of, short_repr
 
 _log = logging.getLogger(__name__)
+
+_LONGEST_BACKOFF_SECONDS = 30.0
 
 OnBridgeError = Literal["fail_fast", "graceful"]
 
@@ -68,7 +71,7 @@ class BridgedServer:
         self._server = server
         self.graceful = on_error == "graceful"
         self._retries = retries
-        self._backoff_s = parse_seconds(backoff, name="bridge: backoff")
+        self._backoff = Backoff(parse_seconds(backoff, name="bridge: backoff"), _LONGEST_BACKOFF_SECONDS)
         self._timeout_s = parse_seconds(timeout, name="bridge: timeout", zero=False)
         self._sleep = sleep
         self.reachable = True
@@ -92,7 +95,7 @@ class BridgedServer:
                 answer = await self._server.call(name, arguments, timeout=once_s or self._timeout_s)
             except (TransientError, TimeoutError) as failure:
                 if attempt + 1 < tries:
-                    await self._sleep(self._backoff_s * 2**attempt)
+                    await self._sleep(self._backoff.wait_s(attempt + 1))
                     continue
                 if self.reachable:
                     _log.warning("%s: %s cannot be reached: %s", what, name, message_of(failure))

@@ -15,13 +15,13 @@ import anyio
 from mcp import MCPError
 from mcp.types import JSONRPCNotification
 
+from sabot.backoff import Backoff
 from sabot.mcp.config import SessionKey
 from sabot.mcp.errors import McpUnavailable
 from sabot.mcp.loop_thread import seen
 
 _PING_SECONDS = 5.0
-_FIRST_REST_SECONDS = 5.0
-_LONGEST_REST_SECONDS = 60.0
+_BACKOFF = Backoff(5.0, 60.0)  # before the next session with a server whose sessions hang
 _UNASKED_PER_SECOND = 50.0  # notifications, while nothing is asked of the server
 _UNASKED_BURST = 500.0
 _LOOK_SECONDS = 0.02
@@ -106,8 +106,7 @@ class Rests:
     def hung(self, key: SessionKey, why: str, opened: bool) -> None:
         """The session was given up. opened: it was open before."""
         times = self._hung.get(key, (0, 0.0, ""))[0] + 1
-        doubled = times - (2 if opened else 1)
-        rest = 0.0 if doubled < 0 else min(_FIRST_REST_SECONDS * 2**doubled, _LONGEST_REST_SECONDS)
+        rest = _BACKOFF.wait_s(times - opened)
         self._hung[key] = (times, asyncio.get_running_loop().time() + rest, why)
 
     def answered(self, key: SessionKey) -> None:

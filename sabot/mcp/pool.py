@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
+from sabot.backoff import Backoff
 from sabot.config import Duration, parse_seconds
 from sabot.errors import MissingExtra, UserError, short_repr
 from sabot.llm.names import SERVERS
@@ -40,7 +41,7 @@ OnChange = Literal["refuse", "allow"]
 """What becomes of a call of a tool that has changed since it was offered."""
 
 _AGENT_SERVER = "agent"  # the name of the server that an agent has where none is named
-_BACKOFF_SECONDS = 0.1
+_BACKOFF = Backoff(0.1, 30.0)  # between attempts to open a session
 _STOP_SECONDS = 15.0
 
 
@@ -360,8 +361,8 @@ class McpServerPool:
                 self._legacy.discard(key.server)
                 if not error.passes or attempt == self.config.max_retries:
                     raise
-                await asyncio.sleep(_BACKOFF_SECONDS * 2**attempt)
                 attempt += 1
+                await asyncio.sleep(_BACKOFF.wait_s(attempt))
                 continue
             connection.used_at = asyncio.get_running_loop().time()
             self._opened[key] = connection

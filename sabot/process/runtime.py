@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol
 
+from sabot.backoff import Backoff
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import check_called, check_numbers, checked_durations, checked_kind
 from sabot.errors import UserError, short_repr
@@ -28,6 +29,7 @@ from sabot.process.worker import AgentLog, ProcessState, RuntimeAgent, WorkerPro
 from sabot.supervision import TaskSet
 
 _log = logging.getLogger(__name__)
+_LONGEST_BACKOFF_SECONDS = 60.0  # unless `backoff_seconds` is longer
 _LINE_BYTES = 10 << 20  # of an answer, where output is not limited
 # Limits that are held here, and not by the supervisor of the process.
 _OF_TASKS = ("max_task_duration", "max_output_bytes", "max_tool_calls_per_task", "max_tool_calls_per_minute")
@@ -75,9 +77,9 @@ class MonitoringConfig:
 @dataclass(frozen=True, kw_only=True)
 class RecoveryConfig:
     """enable_auto_restart: an agent whose process ends is started again, at most `max_restart_attempts` times without a task done in
-    between, after `backoff_seconds`, and twice as long each time. Then it is degraded. enable_graceful_degradation: another agent of its
-    type does the tasks of a degraded one; else they are refused. failure_threshold: health checks in a row that find a process stopped,
-    until it is ended.
+    between, after `backoff_seconds`, and twice as long each time, at most 60 s. Then it is degraded. enable_graceful_degradation: another
+    agent of its type does the tasks of a degraded one; else they are refused. failure_threshold: health checks in a row that find a
+    process stopped, until it is ended.
     """
 
     enable_auto_restart: bool = True
@@ -402,7 +404,8 @@ class ProcessRuntime:
                 await self._publish("agent.degraded", agent.id)
                 return
             if counts:
-                await self._sleep(own.backoff_seconds * 2 ** (agent.failures - 1))
+                longest_s = max(own.backoff_seconds, _LONGEST_BACKOFF_SECONDS)
+                await self._sleep(Backoff(own.backoff_seconds, longest_s).wait_s(agent.failures))
             try:
                 if not agent.is_over:
                     agent.restarts += 1

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from sabot.api.nodes.read import Read
+from sabot.backoff import Backoff
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs import Codec, TableCodec
 from sabot.codecs.base import Format
@@ -16,7 +17,7 @@ from sabot.errors import RegistryUnavailable
 
 _log = logging.getLogger(__name__)
 
-_BACKOFF_SECONDS = (0.25, 5.0)  # before a registry is asked again: the first wait, doubled up to the last
+_BACKOFF = Backoff(0.25, 5.0)  # before a registry is asked again
 
 
 def codec_of(node: Read, schema: pa.Schema, readers: Iterable[Mapping[str, Any]], *, refresh: bool) -> Codec:
@@ -65,22 +66,22 @@ class Outage:
     def __init__(self, name: str) -> None:
         self.why = ""  # the last error; "": there is no outage
         self._name = name
-        self._next = self._wait = 0.0
+        self._failures = 0
+        self._next = 0.0
 
     def began(self, error: RegistryUnavailable) -> None:
         """The registry has not answered."""
-        first, longest = _BACKOFF_SECONDS
         if not self.why:
             _log.warning("%s: reading stands still: %s", self._name, error.message)
-        self._wait = first if not self.why else min(longest, 2 * self._wait)
-        self._next = SYSTEM_CLOCK.monotonic() + self._wait
+        self._failures += 1
+        self._next = SYSTEM_CLOCK.monotonic() + _BACKOFF.wait_s(self._failures)
         self.why = error.message
 
     def over(self) -> None:
         """It has answered."""
         if self.why:
             _log.info("%s: the schema registry answers again, reading goes on", self._name)
-            self.why, self._next = "", 0.0
+            self.why, self._failures, self._next = "", 0, 0.0
 
     def left_seconds(self) -> float:
         """How long to wait before the next try."""

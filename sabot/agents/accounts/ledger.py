@@ -26,7 +26,7 @@ from sabot.agents.accounts.budgets import (
 )
 from sabot.agents.accounts.contract import Durable, LedgerEvent, LedgerWriter, checked_writer
 from sabot.agents.accounts.owners import BudgetOwner, SettledRow
-from sabot.agents.accounts.shared import FIRST_WAIT_S, LONGEST_WAIT_S, SharedAccounts
+from sabot.agents.accounts.shared import BACKOFF, SharedAccounts
 from sabot.agents.context import ExecutionContext
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, amount, check_called, checked_kind, checked_text, parse_seconds, whole
@@ -212,7 +212,7 @@ class Ledger:
         """Returns when the writer answers; where budgets are shared it is waited for, as calls wait for their owner (`patience`). Raises
         BrokerUnavailable where it does not, UserError where it refuses.
         """
-        until, wait_s = SYSTEM_CLOCK.monotonic(), FIRST_WAIT_S
+        until, failures = SYSTEM_CLOCK.monotonic(), 0
         if self._shared is not None:
             until += self._shared.patience_s
         while True:
@@ -220,14 +220,14 @@ class Ledger:
                 await self.writer.write([])
                 return
             except TransientError as error:
-                if SYSTEM_CLOCK.monotonic() + wait_s > until:
+                failures += 1
+                if SYSTEM_CLOCK.monotonic() + BACKOFF.wait_s(failures) > until:
                     if isinstance(error, BrokerUnavailable):
                         raise
                     raise BrokerUnavailable(message_of(error)) from error
-                if wait_s == FIRST_WAIT_S:
+                if failures == 1:
                     _log.warning("ledger: its writer does not answer, and the start waits: %s", message_of(error))
-            await asyncio.sleep(wait_s)
-            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+            await asyncio.sleep(BACKOFF.wait_s(failures))
 
     async def reserve_shared(
         self, call: str, scope_id: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from sabot.agents.accounts.budgets import Amounts, Budget, Judgement, Window
 from sabot.agents.accounts.contract import LedgerEvent
 from sabot.agents.accounts.owners import REPORT_PART, BudgetBatch, BudgetOwner, BudgetStep, SettledRow, Worked
+from sabot.backoff import Backoff
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import DataError, TransientError, UserError, message_of
 from sabot.llm.errors import BudgetUnavailable
@@ -22,7 +23,7 @@ from sabot.llm.errors import BudgetUnavailable
 _log = logging.getLogger(__name__)
 
 _MOST_AT_ONCE = 1000  # steps of a batch
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.02, 1.0  # between tries of a batch
+BACKOFF = Backoff(0.02, 1.0)  # between tries of a batch
 
 
 class _Pending:
@@ -194,7 +195,7 @@ class SharedAccounts:
                 self._put(_Pending())
 
     async def _work(self) -> None:
-        wait_s, alone = FIRST_WAIT_S, 0
+        failures = alone = 0
         try:
             while self._queue:
                 taken = self._taken(1 if alone else _MOST_AT_ONCE)
@@ -216,14 +217,14 @@ class SharedAccounts:
                         )
                     self._failed = error
                     self._queue.extendleft(reversed(taken))
-                    await asyncio.sleep(wait_s)
-                    wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+                    failures += 1
+                    await asyncio.sleep(BACKOFF.wait_s(failures))
                 except UserError as error:
                     self._queue.extendleft(reversed([each for each in taken if not each.fails(error)]))
                     if all(each.answer is None for each in self._queue):
                         return  # the next call tries again
                 else:
-                    self._failed, wait_s = None, FIRST_WAIT_S
+                    self._failed, failures = None, 0
                     self._tell(taken, worked)
         except Exception as error:  # a fault of the owner, or of ours: whoever waits hears of it
             for each in (*taken, *self._queue):

@@ -19,6 +19,7 @@ import msgspec
 
 from sabot.agents.context import checked_word
 from sabot.agents.events.bus import EventBus, RuntimeEvent, RuntimeEventType, Slow, Subscription
+from sabot.backoff import Backoff
 from sabot.calls.options import checked_whole
 from sabot.clock import SYSTEM_CLOCK
 from sabot.config import Duration, checked_kind, parse_seconds
@@ -28,8 +29,7 @@ from sabot.kafka import RecordSender
 
 _log = logging.getLogger(__name__)
 
-_AGAIN_SECONDS = 0.05  # before the second attempt; then twice as long each time
-_LONGEST_SECONDS = 5.0
+_BACKOFF = Backoff(0.05, 5.0)  # between attempts
 _READ = 1000  # entries of a stream at a time
 
 
@@ -143,9 +143,10 @@ class _Adapter(ABC):
             return b""
 
     async def _patiently(self, events: list[tuple[RuntimeEvent, bytes]]) -> None:
-        until, wait_s = SYSTEM_CLOCK.monotonic() + self._patience_s, _AGAIN_SECONDS
+        until, attempt = SYSTEM_CLOCK.monotonic() + self._patience_s, 0
         while events:
-            again = []
+            attempt += 1
+            wait_s, again = _BACKOFF.wait_s(attempt), []
             for each, error in zip(events, await self._outcomes(events), strict=True):
                 if error is None:
                     self.sent += 1
@@ -156,7 +157,6 @@ class _Adapter(ABC):
             events = again
             if events:
                 await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, _LONGEST_SECONDS)
 
     async def _outcomes(self, events: Sequence[tuple[RuntimeEvent, bytes]]) -> list[SabotError | None]:
         """What `_send` says of each event; where it raises for all of them, what it says of each alone."""

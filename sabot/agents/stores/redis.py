@@ -16,6 +16,7 @@ import msgspec
 from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, ActionStore, LocalSignals, check_resolution
 from sabot.agents.jobs import JobRecord, JobSpec, JobStatus, JobStore
 from sabot.agents.store import JobsAndActions, JobsOfJournal, as_json
+from sabot.backoff import Backoff
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, checked_kind, parse_seconds
 from sabot.connectors.redis import RedisServer
@@ -25,7 +26,7 @@ from sabot.threads import run_in_thread, run_to_end
 
 _log = logging.getLogger(__name__)
 
-_FIRST_WAIT, _LONGEST_WAIT = 0.05, 5.0  # seconds between tries
+_BACKOFF = Backoff(0.05, 5.0)  # between tries
 
 
 def _server(client: Any, what: str, feature: str) -> RedisServer:
@@ -101,13 +102,13 @@ class RedisSignalChannel:
         return heard
 
     async def _hear(self, heard: Any) -> None:
-        wait_s = _FIRST_WAIT
+        failures = 0
         while True:
             try:
                 if heard is None:
                     heard = await self._subscribed()
                     self._silent = False
-                wait_s = _FIRST_WAIT
+                failures = 0
                 while True:
                     with self._server.explained():
                         message = await heard.get_message(ignore_subscribe_messages=True, timeout=1.0)
@@ -117,8 +118,8 @@ class RedisSignalChannel:
                 self._tell(error)
                 await _closed(heard)
                 heard = None
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, _LONGEST_WAIT)
+                failures += 1
+                await asyncio.sleep(_BACKOFF.wait_s(failures))
             except asyncio.CancelledError:
                 await _closed(heard)
                 raise

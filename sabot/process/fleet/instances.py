@@ -51,8 +51,9 @@ class LifecycleConfig:
     """Times in seconds.
 
     spawn_timeout: until an agent is ready. shutdown_timeout: from SIGTERM to SIGKILL, and for a checkpoint.
-    max_restarts: of an agent that fails, after `restart_backoff`, and twice as long each time; who has run for `stable_after` begins the
-    count anew. idle_suspend: who does nothing for so long is suspended; None: nobody is. release_idle: its memory is given back then.
+    max_restarts: of an agent that fails, after `restart_backoff`, and twice as long each time, at most 60 s; who has run for `stable_after`
+    begins the count anew. idle_suspend: who does nothing for so long is suspended; None: nobody is. release_idle: its memory is given back
+    then.
     """
 
     spawn_timeout: float = 60.0

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from types import TracebackType
 
+from sabot.backoff import Backoff
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, check_called, parse_seconds
 from sabot.errors import message_of
@@ -37,6 +38,7 @@ from sabot.threads import run_to_end
 _log = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 5.0  # for the supervisor to say that a signal was sent
+_LONGEST_BACKOFF_SECONDS = 60.0  # unless `restart_backoff` is longer
 _KILL_SECONDS = 10.0  # for SIGKILL to end what it was sent to
 _ENDED_KEPT = 1000  # agents that have ended, of which a manager still tells
 _STOPPED = "somebody else has stopped its process (SIGSTOP)"
@@ -316,7 +318,8 @@ class LifecycleManager:
             agent.become(LifecycleState.FAILED)
         else:
             agent.failures += 1
-            self._plan(agent, own.restart_backoff * 2.0 ** (agent.failures - 1))
+            longest_s = max(own.restart_backoff, _LONGEST_BACKOFF_SECONDS)
+            self._plan(agent, Backoff(own.restart_backoff, longest_s).wait_s(agent.failures))
 
     def _plan(self, agent: AgentInstance, seconds: float) -> None:
         self._drop_plan(agent)

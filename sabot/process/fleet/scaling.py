@@ -18,6 +18,7 @@ from itertools import count
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
+from sabot.backoff import Backoff
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UserError
 from sabot.metrics import Sample
@@ -36,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_LONGEST_BACKOFF_SECONDS = 60.0
+_BACKOFF = Backoff(1.0, 60.0)  # after replicas that ended at once, one after the other
 
 
 @dataclass(eq=False)
@@ -434,7 +435,7 @@ class FleetManager:
         try:
             while not begun:
                 if failures := self._failures:
-                    await self._sleep(min(_LONGEST_BACKOFF_SECONDS, 2.0 ** (failures - 1)))
+                    await self._sleep(_BACKOFF.wait_s(failures))
                 try:
                     await self._begin()
                     begun = True

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 
+from sabot.backoff import Backoff
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, check_numbers, checked_durations, parse_seconds
 from sabot.errors import UserError
@@ -28,7 +29,7 @@ from sabot.threads import run_to_end
 
 _log = logging.getLogger(__name__)
 
-_LONGEST_BACKOFF_SECONDS = 60.0
+_BACKOFF = Backoff(1.0, 60.0)  # after children that ended at once, one after the other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,7 +326,7 @@ class WarmPool:
         try:
             while True:
                 if failures := self._round - self._good_round:
-                    await self._sleep(min(_LONGEST_BACKOFF_SECONDS, 2.0 ** (failures - 1)))
+                    await self._sleep(_BACKOFF.wait_s(failures))
                 round_ = self._round
                 try:
                     await self._spawn()
