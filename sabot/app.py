@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 
 from sabot._cython.groups.partition import KEY_GROUPS
-from sabot.agents.declaring import DeclaresAgents
+from sabot.agents.declarations import AgentDeclarations
 from sabot.agents.runtime import AgentProcess, AgentRuntime
 from sabot.api.agent import AgentSpec
 from sabot.api.arguments import one_of
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from sabot.agents.events.bus import EventBus
     from sabot.agents.policy.engine import PolicyEngine
     from sabot.checkpoint import CheckpointStorage, Manifest
-    from sabot.journal import Journal, MemoryHome
+    from sabot.journal import Journal, MemoryStorage
     from sabot.operators.reading import StateView
     from sabot.plan import Plan
     from sabot.runtime.settings import StreamsMaker
@@ -67,7 +67,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 # A program says what is to be run long before it is, or only to be planned or asked: its methods import what runs it when they need it.
-class App(DeclaresAgents, HasStreams, HasTopics):
+class App(AgentDeclarations, HasStreams, HasTopics):
     """An application: `app = App("fraud", broker="kafka://localhost:19092", state="rocksdb:///var/lib/fraud")`.
 
     id: the name of the app; agents are called `<id>.<name>`.
@@ -132,7 +132,7 @@ class App(DeclaresAgents, HasStreams, HasTopics):
         self.fresh = self.forget_effects = self.refresh_schema = False
         self.drop: frozenset[str] = frozenset()
         self._state_backend: StateBackend | None = None
-        self.journal_home: MemoryHome | None = None
+        self.journal_storage: MemoryStorage | None = None
         self.stop_timeout_s = parse_seconds(stop_timeout, name="stop_timeout")
         self.checkpoint_timeout_s = parse_seconds(checkpoint_timeout, name="checkpoint_timeout")
         self.dedupe_s = parse_seconds(dedupe, name="dedupe", zero=False)
@@ -459,13 +459,13 @@ class App(DeclaresAgents, HasStreams, HasTopics):
 
     def open_journal(self) -> "tuple[Journal, LocalBackend]":
         """Opens the journal of durable agents, and a store for their mailboxes, both of which the runtime closes. Raises UserError."""
-        from sabot.journal.memory import MemoryHome
+        from sabot.journal.memory import MemoryStorage
         from sabot.runtime.jobs import open_app_journal
 
         storage = self.checkpoints()
-        if self.journal_home is None or storage is None or self.forget_effects:
-            self.journal_home = MemoryHome(self.clock)  # which the next run of this process may go on with
-        return open_app_journal(self, storage, self.journal_home)
+        if self.journal_storage is None or storage is None or self.forget_effects:
+            self.journal_storage = MemoryStorage(self.clock)  # which the next run of this process may go on with
+        return open_app_journal(self, storage, self.journal_storage)
 
     def open_storage(self) -> "CheckpointStorage | None":
         """Opens the checkpoint directory, locked for this process; None without one."""

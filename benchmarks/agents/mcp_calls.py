@@ -69,7 +69,7 @@ async def run(calls: int, rounds: int) -> dict[str, Any]:
     """All rounds."""
     from mcp import Client, StdioServerParameters
 
-    from sabot.llm.alone import ToolsAlone
+    from sabot.llm.direct import DirectTools
     from sabot.llm.spec import RequestContext
     from sabot.mcp import McpServerPool
 
@@ -86,7 +86,7 @@ async def run(calls: int, rounds: int) -> dict[str, Any]:
         McpServerPool() as pool,
     ):
         (tool,) = await pool.tools("adds", command=[sys.executable, *SERVE])
-        session, alone = await pool.session("adds"), ToolsAlone(RequestContext())
+        session, alone = await pool.session("adds"), DirectTools(RequestContext())
 
         async def by_sdk(number: int) -> str:
             return (await client.call_tool("add", {"a": number, "b": 1})).content[0].text  # type: ignore[union-attr]

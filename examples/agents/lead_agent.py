@@ -42,12 +42,12 @@ async def main():
 
             async def handle_query(ctx):
                 query = ctx.message
-                doing = ctx.llm(engine)
-                plan = await lead.run(f"Query: {query}\nWho of analyst, writer does what? As JSON.", doing=doing)
+                effects = ctx.llm(engine)
+                plan = await lead.run(f"Query: {query}\nWho of analyst, writer does what? As JSON.", effects=effects)
                 tasks = json.loads(plan.content)
                 answers = await asyncio.gather(*(ctx.child(worker, task) for worker, task in tasks.items()))
                 said = "\n".join(answer["content"] for answer in answers)
-                return (await lead.run(f"Join these answers:\n{said}", doing=doing)).content
+                return (await lead.run(f"Join these answers:\n{said}", effects=effects)).content
 
             kernel = RuntimeKernel.create(agent=[handle_query, analyst, writer], engine=engine, journal=folder)
             async with kernel:

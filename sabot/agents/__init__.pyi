@@ -27,6 +27,12 @@ from sabot.agents.events.bus import RuntimeEventType as RuntimeEventType
 from sabot.agents.events.bus import Subscription as Subscription
 from sabot.agents.events.otel import OpenTelemetryAdapter as OpenTelemetryAdapter
 from sabot.agents.events.otel import OTelConfig as OTelConfig
+from sabot.agents.job_checkpoints import JobCheckpoint as JobCheckpoint
+from sabot.agents.job_checkpoints import JobCheckpointDamaged as JobCheckpointDamaged
+from sabot.agents.job_checkpoints import JobCheckpointFailed as JobCheckpointFailed
+from sabot.agents.job_checkpoints import JobCheckpointTooLarge as JobCheckpointTooLarge
+from sabot.agents.job_checkpoints import RestoreFailed as RestoreFailed
+from sabot.agents.job_checkpoints import StateManager as StateManager
 from sabot.agents.jobs import JobManager as JobManager
 from sabot.agents.jobs import JobRecord as JobRecord
 from sabot.agents.jobs import JobSpec as JobSpec
@@ -97,12 +103,6 @@ from sabot.agents.replay import record_job as record_job
 from sabot.agents.runtime import AgentProcess as AgentProcess
 from sabot.agents.runtime import AgentRuntime as AgentRuntime
 from sabot.agents.runtime import AgentState as AgentState
-from sabot.agents.states import JobCheckpoint as JobCheckpoint
-from sabot.agents.states import JobCheckpointDamaged as JobCheckpointDamaged
-from sabot.agents.states import JobCheckpointFailed as JobCheckpointFailed
-from sabot.agents.states import JobCheckpointTooLarge as JobCheckpointTooLarge
-from sabot.agents.states import RestoreFailed as RestoreFailed
-from sabot.agents.states import StateManager as StateManager
 from sabot.agents.store import InMemoryActionStore as InMemoryActionStore
 from sabot.agents.store import InMemoryJobStore as InMemoryJobStore
 from sabot.agents.store import JournalStore as JournalStore

@@ -80,8 +80,8 @@ class ProgramPool:
         own = limits.without("max_task_duration", "max_output_bytes")
         self._command = replace(command, stdin="pipe", limits=own, output_bytes=self._most + 1, lossless=True)
         self._slots = asyncio.Semaphore(size)
-        self._idle: list[_Resident] = []
-        self._all: set[_Resident] = set()
+        self._idle: list[_PooledInstance] = []
+        self._all: set[_PooledInstance] = set()
         self._ended = 0  # children, since one has answered
         self._not_before = 0.0  # of the loop's clock: then the next child is started
 
@@ -98,47 +98,47 @@ class ProgramPool:
         record in hand, or was ended because of it.
         """
         assert stdin is not None
-        async with self._slots, self._resident(argv) as resident:
+        async with self._slots, self._instance(argv) as instance:
             if began is not None:
-                began(resident.child)
-            before = resident.stdout.total_bytes
+                began(instance.child)
+            before = instance.stdout.total_bytes
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    lines = await self._answered(resident, stdin, run_id, before)
+                    lines = await self._answered(instance, stdin, run_id, before)
             except TimeoutError:
                 why = f"has not answered in {self._timeout_s:g} s, and was ended"
-                raise await self._lost(resident, why) from None
+                raise await self._lost(instance, why) from None
             except ExecutionError:
-                self._has_answered(resident)
+                self._has_answered(instance)
                 raise
-            self._has_answered(resident)
+            self._has_answered(instance)
         return ProgramOutput(lines)
 
-    def _has_answered(self, resident: "_Resident") -> None:
+    def _has_answered(self, instance: "_PooledInstance") -> None:
         self._ended = 0
-        resident.is_free = True
+        instance.is_free = True
 
     @asynccontextmanager
-    async def _resident(self, argv: Sequence[str]) -> "AsyncIterator[_Resident]":
+    async def _instance(self, argv: Sequence[str]) -> "AsyncIterator[_PooledInstance]":
         """A child that has no record in hand. If it still has one afterwards, it is ended."""
         while self._idle:
-            resident = self._idle.pop()
-            if not (why := resident.unusable(self._protocol)):
+            instance = self._idle.pop()
+            if not (why := instance.unusable(self._protocol)):
                 break
-            _log.warning("%s (pid %d) %s: another one is started", self._program, resident.child.pid, why)
-            await run_to_end(self._gone(resident))
+            _log.warning("%s (pid %d) %s: another one is started", self._program, instance.child.pid, why)
+            await run_to_end(self._gone(instance))
         else:
-            resident = await self._started(argv)
-        resident.is_free = False
+            instance = await self._started(argv)
+        instance.is_free = False
         try:
-            yield resident
+            yield instance
         finally:
-            if resident.is_free:
-                self._idle.append(resident)
+            if instance.is_free:
+                self._idle.append(instance)
             else:
-                await run_to_end(self._gone(resident))
+                await run_to_end(self._gone(instance))
 
-    async def _started(self, argv: Sequence[str]) -> "_Resident":
+    async def _started(self, argv: Sequence[str]) -> "_PooledInstance":
         loop = asyncio.get_running_loop()
         await asyncio.sleep(max(0.0, self._not_before - loop.time()))
         try:
@@ -146,46 +146,46 @@ class ProgramPool:
         except BaseException:
             self._count(loop)
             raise
-        resident = _Resident(child)
-        self._all.add(resident)
-        return resident
+        instance = _PooledInstance(child)
+        self._all.add(instance)
+        return instance
 
-    async def _gone(self, resident: "_Resident") -> None:
-        if resident in self._all:
-            self._all.discard(resident)
+    async def _gone(self, instance: "_PooledInstance") -> None:
+        if instance in self._all:
+            self._all.discard(instance)
             self._count(asyncio.get_running_loop())
-            await resident.end()
+            await instance.end()
 
     def _count(self, loop: asyncio.AbstractEventLoop) -> None:
         self._ended += 1
         self._not_before = loop.time() + self._backoff.wait_s(self._ended)
 
-    async def _answered(self, resident: "_Resident", stdin: str, run_id: RunId, began: int) -> list[str]:
+    async def _answered(self, instance: "_PooledInstance", stdin: str, run_id: RunId, began: int) -> list[str]:
         line = stdin.encode()
         if self._protocol == "json":
             line = b'{"id": %s, "record": %s}\n' % (encode_json(run_id.key), line.rstrip(b"\n"))
-        assert resident.child.stdin is not None
+        assert instance.child.stdin is not None
         try:
-            resident.child.stdin.write(line)
-            await resident.child.stdin.drain()
+            instance.child.stdin.write(line)
+            await instance.child.stdin.drain()
         except CommunicationError:  # it does not read any more, whether it has ended or not
-            raise await self._lost(resident, "") from None
+            raise await self._lost(instance, "") from None
         found: list[str] = []
         for count in range(1, MAX_LINES + 2):
             try:
-                said = await anext(resident.lines, None)
+                said = await anext(instance.lines, None)
             except CommunicationError:  # a line that does not end
                 break
             if said is None:
-                raise await self._lost(resident, "")
-            if resident.stdout.total_bytes - began > self._most or count > MAX_LINES:
+                raise await self._lost(instance, "")
+            if instance.stdout.total_bytes - began > self._most or count > MAX_LINES:
                 break
             if self._protocol == "lines":
                 return [said.decode(errors="replace")]
             if self._taken(said, run_id, found):
                 return found
         why = f"was ended, because it wrote more than {self._most:,} bytes, or {MAX_LINES:,} lines"
-        raise await self._lost(resident, why)
+        raise await self._lost(instance, why)
 
     def _taken(self, said: bytes, run_id: RunId, found: list[str]) -> bool:
         """Whether it is the end of the answer. What is no answer to this record is passed over. Raises ExecutionError."""
@@ -204,19 +204,19 @@ class ProgramPool:
                 found.append(bytes(each).decode())
         return message.result is not msgspec.UNSET
 
-    async def _lost(self, resident: "_Resident", why: str) -> CommunicationError:
+    async def _lost(self, instance: "_PooledInstance", why: str) -> CommunicationError:
         """The child has ended, or is ended now, and had a record in hand. why: "": as its status says."""
         try:
-            await resident.end()
-            why = why or how_ended(await resident.child.wait())
+            await instance.end()
+            why = why or how_ended(await instance.child.wait())
         except CommunicationError as error:  # the supervisor was killed
             why = why or f"was ended: {error.message}"
         return CommunicationError(
-            f"{self._program} {why}, with a record in hand: nobody knows how far it came{resident.tail}"
+            f"{self._program} {why}, with a record in hand: nobody knows how far it came{instance.tail}"
         )
 
 
-class _Resident:
+class _PooledInstance:
     """A child of a pool, with what it says. is_free: it has no record in hand."""
 
     def __init__(self, child: Child) -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from sabot.agents.program_pool import PoolProtocol, ProgramPool
 from sabot.agents.program_runs import Heard, LiveLines, ProgramOutput, ProgramRuns, RunId
 from sabot.agents.program_sessions import ProgramSessions
-from sabot.agents.program_words import CommandWords
+from sabot.agents.program_templates import CommandTemplate
 from sabot.api.context import AgentContext, Message
 from sabot.api.lifespan import Resource
 from sabot.calls.options import checked_whole
@@ -95,7 +95,7 @@ class AgentCommand:
             )
         except UserError as error:
             raise UserError(f"{where}: {error.message}", hint=error.hint) from error
-        self.words = CommandWords(where, command)
+        self.words = CommandTemplate(where, command)
         self._program = self.words.program
         timeout_s = None if timeout is None else parse_seconds(timeout, name=f"{where}: timeout")
         if timeout_s == 0:
@@ -122,10 +122,10 @@ class AgentCommand:
         self._resume = None if resume is None else self._resume_words(where, resume)
 
     @staticmethod
-    def _resume_words(where: str, resume: Sequence[str]) -> CommandWords:
+    def _resume_words(where: str, resume: Sequence[str]) -> CommandTemplate:
         if isinstance(resume, str) or not resume or not all(isinstance(each, str) for each in resume):
             raise UserError(f"{where}: resume={short_repr(resume)} is no command", hint=_RESUME)
-        words = CommandWords(f"{where}: resume", resume)
+        words = CommandTemplate(f"{where}: resume", resume)
         if (_SESSION,) not in words.fields:
             raise UserError(f"{where}: resume= does not say where the session's id goes", hint=_RESUME)
         return words
@@ -281,6 +281,6 @@ class AgentCommand:
             raise ExecutionError(f"{self._program}: line {number} is not JSON: {short_repr(line)}") from error
 
 
-def _resumed(words: CommandWords, record: Any, session: str) -> list[str]:
+def _resumed(words: CommandTemplate, record: Any, session: str) -> list[str]:
     """The command that goes on with this session."""
     return words.of({**(record if isinstance(record, Mapping) else {}), _SESSION: session})

@@ -17,10 +17,10 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, ActionStore
-from sabot.agents.changing import as_json, begun, check_same, digest_of, moved, name_of, question
 from sabot.agents.context import checked_word
+from sabot.agents.job_entries import as_json, begin_entry, check_same, digest_of, move_entry, name_of, question_entry
 from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, JobStore
-from sabot.agents.reading import Progress, as_plain, value_of
+from sabot.agents.progress import Progress, as_plain, value_of
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, checked_kind, checked_words, parse_ms
 from sabot.errors import (
@@ -43,10 +43,10 @@ __all__ = [
     "HasBodies",
     "InMemoryActionStore",
     "InMemoryJobStore",
+    "JobView",
     "JobsAndActions",
     "JobsOfJournal",
     "JournalStore",
-    "ShowsJobs",
     "as_json",
     "cancel_letter",
 ]
@@ -272,7 +272,7 @@ class JobsAndActions(JobStore, ActionStore):
 
 
 @runtime_checkable
-class ShowsJobs(Protocol):
+class JobView(Protocol):
     """A store in which jobs and actions of another owner are seen (`RuntimeKernel(job_store=…, action_store=…)`). home: over what a kernel
     runs that is given no journal: the store's own, or the address of a database; None: the store has none to give.
     """
@@ -314,17 +314,17 @@ class JournalStore(JobsAndActions):
 
     @property
     def home(self) -> Journal:
-        """As `ShowsJobs.home`: its journal."""
+        """As `JobView.home`: its journal."""
         return self.journal
 
     def lend(self, to: JobsAndActions) -> None:
-        """As `ShowsJobs.lend`. Its own journal may be the one over which the jobs run."""
+        """As `JobView.lend`. Its own journal may be the one over which the jobs run."""
         if self._lent is not None:
             raise UserError(f"the store of {self.journal.where} is that of another kernel", hint="make one for each")
         self._lent = to
 
     async def show(self, journal: Journal) -> None:
-        """As `ShowsJobs.show`. Where it is not the store's own, and that has jobs too, the log says that they are not shown."""
+        """As `JobView.show`. Where it is not the store's own, and that has jobs too, the log says that they are not shown."""
         if journal is not self.journal and (others := len(self._known.jobs)):
             _log.warning(
                 "%s has %d jobs that are not those of %s: the journal of the kernel holds, and only its jobs are shown",
@@ -338,7 +338,7 @@ class JournalStore(JobsAndActions):
             return await self._lent.create(spec)
         checked_kind(spec, JobSpec, "create: spec", "JobSpec(scope_id=…)")
         job_id, content = name_of(spec), digest_of(spec, self.journal.key)
-        begin = begun(job_id, spec, content, self._now_ms())
+        begin = begin_entry(job_id, spec, content, self._now_ms())
         async with self._lock:
             known = self._known.jobs.get(job_id)
             mark = await run_in_thread(self.journal.job, job_id) if spec.idempotency_key and known is None else None
@@ -374,7 +374,7 @@ class JournalStore(JobsAndActions):
         await self._look()
         async with self._lock:
             before = self._known.jobs.get(checked_word(job_id, "job_id"))
-            await self._append(moved(before, job_id, status, self._now_ms(), result_ref, error))
+            await self._append(move_entry(before, job_id, status, self._now_ms(), result_ref, error))
             job = self._known.jobs[job_id]
         await self._settled(job_id)
         return job
@@ -399,7 +399,7 @@ class JournalStore(JobsAndActions):
         await self._look()
         async with self._lock:
             job, ordinal = self._known.jobs.get(spec.job_id), self._known.next_ordinal(spec.job_id)
-            asked = question(job, ordinal, spec, self._now_ms(), self.journal.key)
+            asked = question_entry(job, ordinal, spec, self._now_ms(), self.journal.key)
             await self._append(asked)
             action = self._known.of_token(asked.token)
         await self._settled(spec.job_id)
@@ -510,7 +510,7 @@ class JournalStore(JobsAndActions):
         """Called when an entry is durable, before what it says is told. A store that shows entries elsewhere does it here."""
 
     async def leave(self) -> None:
-        """As `ShowsJobs.leave`."""
+        """As `JobView.leave`."""
 
 
 class InMemoryJobStore(JournalStore):

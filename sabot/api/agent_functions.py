@@ -40,7 +40,7 @@ def agent_function(
         state = ctx.state() if session else None
         kept = None if state is None else await state.get(_SESSION)
         conversation = Conversation() if kept is None else Conversation.from_bytes(kept)
-        result = await agent.run(said, conversation=conversation, doing=ctx.llm(agent.engine))
+        result = await agent.run(said, conversation=conversation, effects=ctx.llm(agent.engine))
         if state is not None:
             await state.put(_SESSION, conversation.to_bytes())
         return _plain(result) if reply is None else reply(message, result)

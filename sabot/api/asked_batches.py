@@ -12,8 +12,8 @@ from sabot.api.asking import Asking
 from sabot.api.expr import Expr
 from sabot.api.prompts import Template, distinct_prompts, given_prompts, prompt_of, text_of
 from sabot.errors import SabotError, UserError
-from sabot.llm.alone import Alone
 from sabot.llm.columns import AnswerColumns
+from sabot.llm.direct import DirectEffects
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.results import Completion, Piece
 from sabot.llm.schema import Schema
@@ -31,7 +31,7 @@ class AgentModel:
 
     def __init__(self, engine: ExecutionEngine) -> None:
         self.engine = engine
-        self._alone = Alone(engine, RequestContext())
+        self._alone = DirectEffects(engine, RequestContext())
 
     async def complete(self, prompt: object, *, output: Any = None, **fields: Any) -> Completion:
         """The model's answer, as of ExecutionEngine."""

@@ -95,7 +95,7 @@ class DurableContext(AgentContext):
         """
         made = as_tool(tool)
         if made.converse is not None and not args:
-            return await made.converse(made, _JobSite(self), kwargs)
+            return await made.converse(made, _JobCaller(self), kwargs)
         return await self._made(made, args, kwargs)
 
     async def step(
@@ -194,7 +194,7 @@ class DurableContext(AgentContext):
         raise UserError(f"agent {self.agent_id}: a durable agent has no timers", hint="await ctx.sleep('1h')")
 
 
-class _JobSite:
+class _JobCaller:
     """Where a tool that converses is called in a job: each step is an effect, each question an action."""
 
     def __init__(self, ctx: DurableContext) -> None:

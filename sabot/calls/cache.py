@@ -23,7 +23,7 @@ UNKNOWN = _Unknown()
 """In place of an answer, since None may be one."""
 
 
-class KeptAnswers(Generic[Question]):
+class AnswerCache(Generic[Question]):
     """Answers by question (hashable). most: how many are kept; 0: none. ttl_s: how long one is kept; None: as long as there is room."""
 
     def __init__(self, most: int, ttl_s: float | None, clock: Clock) -> None:
@@ -59,7 +59,7 @@ class KeptAnswers(Generic[Question]):
                 answers.popitem(last=False)
 
 
-class Questions(KeptAnswers[Question], Generic[Question, Waiter]):
+class Questions(AnswerCache[Question], Generic[Question, Waiter]):
     """Answers that are kept, and questions that are under way. A waiter is whatever the caller wants to have back when the answer to an
     equal question comes.
     """

@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, Protocol
 import pyarrow as pa
 
 from sabot.calls.crew import CANCEL_SECONDS, Crew
-from sabot.calls.heard import HeardErrors
+from sabot.calls.error_log import ErrorLog
 from sabot.calls.options import CallOptions
 from sabot.clock import Clock
 from sabot.errors import InternalError, SabotError, UserError, short_repr
@@ -108,7 +108,7 @@ class Handover:
         self._name, self._function, self._loop, self._on_ready = name, function, loop, on_ready
         self._ordered, self._skip = ordered, options.on_error == "skip"
         self._argument, self._again = argument, again
-        self._heard = HeardErrors(name, clock)
+        self._errors = ErrorLog(name, clock)
         self._crew: Crew[Call] = Crew(name, self, options, clock=clock, loop=loop, refill=self._refill)
         self._settled: deque[tuple[Work, int]] = deque()  # loop: append; operator: popleft
         self._told = False  # loop: sets; operator: clears, before it looks
@@ -153,7 +153,7 @@ class Handover:
         self._closing = True
         if not self._given:
             return
-        self._heard.tell_rest()
+        self._errors.flush()
         here = self._thread is None or self._thread == threading.get_ident()
         try:
             self._loop.call_soon_threadsafe(self._cancel, not here)
@@ -265,7 +265,7 @@ class Handover:
             error.__cause__ = failure
             self._fail(error)
         else:
-            self._heard.hear(
+            self._errors.add(
                 failure, shown(argument, self._argument), "its row goes on to the dead letters, if there are any"
             )
         return Failed(scrubbed(text), stored_name(type(failure)), attempts)

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from sabot.agents.checking import CheckedJob, check_jobs
+from sabot.agents.job_checks import CheckedJob, check_jobs
 from sabot.agents.jobs import JobRecord, JobStatus, OpenEffect
-from sabot.agents.reading import as_plain, value_of
+from sabot.agents.progress import as_plain, value_of
 from sabot.agents.store import JobsOfJournal, as_json, cancel_letter
 from sabot.app import App
 from sabot.cli.app_checkpoints import find_checkpoints

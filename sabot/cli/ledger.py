@@ -10,7 +10,7 @@ import typer
 
 from sabot.agents.accounts.budgets import Amounts, Budget, Window
 from sabot.agents.accounts.contract import LedgerWriter
-from sabot.agents.accounts.guard import brought_up
+from sabot.agents.accounts.guard import update_ledger
 from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
 from sabot.agents.kernel import RuntimeKernel
@@ -44,7 +44,7 @@ async def _writer(place: str, kafka: list[str] | None) -> LedgerWriter:
     if _is_journal(place):
         writer = InMemoryLedgerWriter()
         with reading(place, kafka) as reader:
-            await brought_up(Ledger(writer), reader)
+            await update_ledger(Ledger(writer), reader)
         return writer
     if "://" in place:
         return PostgresLedgerWriter(place, make=False)
@@ -125,7 +125,7 @@ async def accounts_of(program: App | RuntimeKernel) -> Ledger | None:
         and "://" in str(program.journal_place)
     ):
         with program.jobs.store.reader() as reader:
-            await brought_up(accounts, reader)
+            await update_ledger(accounts, reader)
     return accounts
 
 

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from sabot.agents.accounts.rows import InMemoryLedgerWriter
+from sabot.agents.job_checkpoints import checkpoints_of
 from sabot.agents.kernel import RuntimeKernel
-from sabot.agents.reading import as_plain
+from sabot.agents.progress import as_plain
 from sabot.agents.replay.fork import FORK_ALLOWS, Forked, fork
 from sabot.agents.replay.recording import Recording, record_job
 from sabot.agents.replay.verification import JobCode, code_of, steps_of, verified
-from sabot.agents.states import checkpoints_of
 from sabot.app import App
 from sabot.cli.agent_jobs import JobId, jobs
 from sabot.cli.journal import Json, json_of, quietly, reading, value_text
@@ -228,7 +228,7 @@ def _part(job: str, begin: str, place: str | None, kafka: list[str] | None) -> t
             f"job {job} has no checkpoint {begin}",
             hint=f"it has {', '.join(known)}" if known else "it has none: give the number of a step",
         )
-    return recording.up_to(known[begin].entries), None
+    return recording.take_until(known[begin].entries), None
 
 
 def _answer(word: str) -> tuple[str, Any]:

@@ -6,9 +6,16 @@ from typing import Annotated
 
 import typer
 
+from sabot.agents.job_checkpoints import (
+    MOST_BYTES,
+    CheckpointType,
+    StateManager,
+    checkpoint_letter,
+    checkpoints_of,
+    refused,
+)
 from sabot.agents.kernel import ExecutionResult, RuntimeKernel
-from sabot.agents.reading import as_plain
-from sabot.agents.states import MOST_BYTES, CheckpointType, StateManager, checkpoint_letter, checkpoints_of, refused
+from sabot.agents.progress import as_plain
 from sabot.cli.agent_jobs import JobId, jobs
 from sabot.cli.journal import By, Json, Place, post, quietly, reading, this_user
 from sabot.cli.loading import WrongUse, load_program

@@ -23,8 +23,8 @@ from functools import partial
 from typing import Any
 
 from sabot.calls.crew import CANCEL_SECONDS
+from sabot.calls.error_log import ErrorLog
 from sabot.calls.functions import awaitable, unwrap
-from sabot.calls.heard import HeardErrors
 from sabot.calls.pool import ThreadPool
 from sabot.calls.steps import watched
 from sabot.clock import Clock
@@ -129,7 +129,7 @@ class EffectRunner:
         self._jobs: dict[str, dict[tuple[int, bool], _Call]] = {}  # calls that nobody was told of
         self._left: dict[_Call, None] = {}  # calls that were told of, and run
         self._pool = ThreadPool(clock)
-        self._heard = HeardErrors("jobs", clock)
+        self._errors = ErrorLog("jobs", clock)
         self._free = sync_threads
         self._waiting: deque[asyncio.Future[None]] = deque()  # for a thread
         self._most_left = sync_threads * _LEFT_PER_THREAD
@@ -235,7 +235,7 @@ class EffectRunner:
 
         Calls that ignore their cancellation for some seconds, and those in threads, are `left_behind`.
         """
-        self._heard.tell_rest()
+        self._errors.flush()
         began = self._loop.time()
         while self._jobs:
             is_sent = any(call.began != math.inf for call in self._under_way())
@@ -342,7 +342,7 @@ class EffectRunner:
         certainty = Certainty.NOT_SENT if call.began == math.inf else certainty_of(error)
         kind = type_of(error)
         if not isinstance(error, (asyncio.CancelledError, *EXITS, JournalFailed)):
-            self._heard.hear(error, f"tool {call.tool.name}, effect {call.effect}", "the job is told")
+            self._errors.add(error, f"tool {call.tool.name}, effect {call.effect}", "the job is told")
         return Outcome(certainty, "Error" if kind == "ok" else kind, pack_error(error), self._seconds(call))
 
     def _break(self, call: _Call, error: SabotError) -> None:

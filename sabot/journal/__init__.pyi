@@ -27,10 +27,10 @@ from sabot.journal.entries import Letter as Letter
 from sabot.journal.entries import Signal as Signal
 from sabot.journal.entries import StoredBody as StoredBody
 from sabot.journal.entries import kind_of as kind_of
-from sabot.journal.memory import MemoryHome as MemoryHome
 from sabot.journal.memory import MemoryInbox as MemoryInbox
 from sabot.journal.memory import MemoryJournal as MemoryJournal
 from sabot.journal.memory import MemoryReader as MemoryReader
+from sabot.journal.memory import MemoryStorage as MemoryStorage
 from sabot.journal.opening import is_at_server as is_at_server
 from sabot.journal.opening import open_inbox as open_inbox
 from sabot.journal.opening import open_journal as open_journal

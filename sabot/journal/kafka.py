@@ -47,8 +47,8 @@ from sabot.journal.frames import (
     encode_letter_record,
     is_claim,
 )
-from sabot.journal.life import is_over, life_of_this_process
-from sabot.journal.owning import OwnInbox, SqlJournal
+from sabot.journal.owner_inbox import OwnerInbox, SqlJournal
+from sabot.journal.process_life import is_over, life_of_this_process
 from sabot.journal.replica import FRAMES, LETTERS, Replica, journal_topic, trimmed
 from sabot.journal.tables import StoredEntry, TablesReader, add, copied, letter_facts, rows_of
 from sabot.journal.writing import CAPACITY_BYTES, Appended, GroupWriter
@@ -449,7 +449,7 @@ class KafkaJournal(TablesReader, SqlJournal):
         self._replica.close()
 
 
-class _OfOwner(OwnInbox):
+class _OfOwner(OwnerInbox):
     """trim: of jobs, before a place, and of marks before a time."""
 
     def __init__(self, posts: _Posts, trim: Callable[[Sequence[str], int, int], int]) -> None:

@@ -1,7 +1,7 @@
 """A journal in memory, for tests and scripts: what the other homes do, and gone with the process.
 
-`MemoryHome` is where it lies, as a folder is for SQLite: a second `MemoryJournal` of the same home, after the first is closed, finds what
-the first has written.
+`MemoryStorage` holds the entries, as a folder does for SQLite: a second `MemoryJournal` over the same storage, opened after the first is
+closed, has the entries of the first.
 """
 
 import secrets
@@ -24,7 +24,6 @@ from sabot.journal.base import (
     check_letter,
     entry_of_letter,
 )
-from sabot.journal.counting import Run, check_counted, joined, runs_of
 from sabot.journal.entries import (
     Answer,
     Begin,
@@ -41,9 +40,10 @@ from sabot.journal.entries import (
     hash_of,
     with_stored_body,
 )
+from sabot.journal.entry_counts import Run, check_counted, joined, runs_of
 
 
-class MemoryHome:
+class MemoryStorage:
     """What a journal in memory holds. One lock for all."""
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -67,127 +67,127 @@ class MemoryHome:
 
 
 class MemoryReader(JournalReader):
-    """Reads a `MemoryHome`."""
+    """Reads a `MemoryStorage`."""
 
     where = "journal in memory"
 
-    def __init__(self, home: MemoryHome) -> None:
-        self.home = home
-        self.identity = home.identity
-        self.key = home.key
+    def __init__(self, storage: MemoryStorage) -> None:
+        self.storage = storage
+        self.identity = storage.identity
+        self.key = storage.key
 
     def positions(self) -> dict[int, int]:
-        return {0: self.home.next}
+        return {0: self.storage.next}
 
     def trimmed(self) -> dict[int, int]:
-        return {0: self.home.removed}
+        return {0: self.storage.removed}
 
     def read(self, job: str | None = None, start: Mapping[int, int] | None = None) -> Iterator[tuple[Position, Entry]]:
         first = (start or {}).get(0, 0)
-        with self.home.lock:
-            offsets = list(self.home.entries) if job is None else list(self.home.of_job.get(job, ()))
+        with self.storage.lock:
+            offsets = list(self.storage.entries) if job is None else list(self.storage.of_job.get(job, ()))
             if job is None:
                 self._check(first, offsets)
         for offset in offsets:
-            found = self.home.entries.get(offset)
+            found = self.storage.entries.get(offset)
             if offset >= first and found is not None:
                 yield Position(0, offset), decode_entry(found[1], self.where)
 
     def _check(self, first: int, offsets: list[int]) -> None:
         """Raises CorruptJournal where an entry from `first` on is missing."""
         later = [offset for offset in offsets if offset >= first]
-        check_counted(lambda *_: self.home.gone, self.where, first, later, max(first, self.home.next))
+        check_counted(lambda *_: self.storage.gone, self.where, first, later, max(first, self.storage.next))
 
     def load(self, body: Body) -> bytes:
         if isinstance(body, bytes):
             return body
-        found = self.home.bodies.get(body.hash)
+        found = self.storage.bodies.get(body.hash)
         if found is None or hash_of(found) != body.hash:
             raise CorruptJournal(f"{self.where}: body {body.hash.hex()} is missing or damaged")
         return found
 
     def job(self, job: str) -> JobMark | None:
-        return self.home.marks.get(job)
+        return self.storage.marks.get(job)
 
     def question(self, token: str) -> Question | None:
-        return self.home.questions.get(token)
+        return self.storage.questions.get(token)
 
     def letters(self) -> list[Letter]:
-        return [letter for _, letter in list(self.home.letters.values()) if letter is not None]
+        return [letter for _, letter in list(self.storage.letters.values()) if letter is not None]
 
     def close(self) -> None:
         """Nothing is held."""
 
 
 class MemoryInbox(Inbox):
-    """Posts into a `MemoryHome`."""
+    """Posts into a `MemoryStorage`."""
 
-    def __init__(self, home: MemoryHome) -> None:
-        self._home = home
+    def __init__(self, storage: MemoryStorage) -> None:
+        self._storage = storage
 
     def post(self, letter: Letter) -> None:
-        home = self._home
-        with home.lock:
-            now_ms = round(home.clock.time() * 1000)
-            question, mark = home.questions.get(letter.token), home.marks.get(letter.job)
-            job = check_letter(letter, question, mark, letter.once in home.letters, now_ms)
+        storage = self._storage
+        with storage.lock:
+            now_ms = round(storage.clock.time() * 1000)
+            question, mark = storage.questions.get(letter.token), storage.marks.get(letter.job)
+            job = check_letter(letter, question, mark, letter.once in storage.letters, now_ms)
             encode_letter(letter)  # as in the other homes, only what can be read again is taken
-            home.letters[letter.once] = (job, letter)
+            storage.letters[letter.once] = (job, letter)
 
     def close(self) -> None:
         """Nothing is held."""
 
 
 class MemoryJournal(MemoryReader, Journal):
-    """The owner of a `MemoryHome`. What is appended is durable at once, as far as memory is: an append never waits and never fails."""
+    """The owner of a `MemoryStorage`. What is appended is durable at once, as far as memory is: an append never waits and never fails."""
 
-    def __init__(self, home: MemoryHome | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
-        super().__init__(home if home is not None else MemoryHome(clock))
-        with self.home.lock:
-            if self.home.owner is not None:
+    def __init__(self, storage: MemoryStorage | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        super().__init__(storage if storage is not None else MemoryStorage(clock))
+        with self.storage.lock:
+            if self.storage.owner is not None:
                 raise AppLocked(f"{self.where}: another owner holds it", hint="close that one first")
-            self.home.owner = self
-        self.clock = self.home.clock
-        self._first = self.home.next
+            self.storage.owner = self
+        self.clock = self.storage.clock
+        self._first = self.storage.next
         self._letters = self._refused = 0
 
     def append(self, entry: Entry) -> Position:
-        with self.home.lock:
+        with self.storage.lock:
             self._check_open()
-            offset = self.home.next
+            offset = self.storage.next
             entry, body = with_stored_body(entry)
             data = encode_entry(entry)
-            self.home.next += 1
+            self.storage.next += 1
             if body:
-                self.home.bodies.setdefault(hash_of(body), body)
+                self.storage.bodies.setdefault(hash_of(body), body)
             named = body_of(entry)
             if isinstance(named, StoredBody):
-                self.home.uses[offset] = named.hash
-            self.home.entries[offset] = (entry.job, data)
-            self.home.of_job.setdefault(entry.job, []).append(offset)
+                self.storage.uses[offset] = named.hash
+            self.storage.entries[offset] = (entry.job, data)
+            self.storage.of_job.setdefault(entry.job, []).append(offset)
             self._index(offset, entry)
         return Position(0, offset)
 
     def _check_open(self) -> None:
-        if self.home.owner is not self:
+        if self.storage.owner is not self:
             raise UserError(f"{self.where} is closed")
 
     def _index(self, offset: int, entry: Entry) -> None:
-        home = self.home
+        storage = self.storage
         if isinstance(entry, Begin):
-            home.marks[entry.job] = JobMark(entry.job, Position(0, offset), entry.digest)
+            storage.marks[entry.job] = JobMark(entry.job, Position(0, offset), entry.digest)
         elif isinstance(entry, End):
-            mark = home.marks.get(entry.job) or JobMark(entry.job, Position(0, offset), b"")
-            home.marks[entry.job] = replace(mark, outcome=entry.outcome, result=entry.result, ended_ms=entry.at_ms)
-            for token in home.tokens.get(entry.job, ()):
-                question = home.questions.get(token)
+            mark = storage.marks.get(entry.job) or JobMark(entry.job, Position(0, offset), b"")
+            storage.marks[entry.job] = replace(mark, outcome=entry.outcome, result=entry.result, ended_ms=entry.at_ms)
+            for token in storage.tokens.get(entry.job, ()):
+                question = storage.questions.get(token)
                 if question is not None and question.job == entry.job and not question.closed:
-                    home.questions[token] = replace(question, closed=f"the job has ended: {entry.outcome}")
+                    storage.questions[token] = replace(question, closed=f"the job has ended: {entry.outcome}")
         elif isinstance(entry, Intent) and entry.token:
-            home.questions[entry.token] = Question(entry.job, entry.ordinal, entry.due_ms)
-            home.tokens.setdefault(entry.job, []).append(entry.token)
-        elif isinstance(entry, Answer) and entry.token in home.questions:
-            home.questions[entry.token] = replace(home.questions[entry.token], closed=entry.outcome)
+            storage.questions[entry.token] = Question(entry.job, entry.ordinal, entry.due_ms)
+            storage.tokens.setdefault(entry.job, []).append(entry.token)
+        elif isinstance(entry, Answer) and entry.token in storage.questions:
+            storage.questions[entry.token] = replace(storage.questions[entry.token], closed=entry.outcome)
 
     async def room(self) -> None:
         self._check_open()
@@ -203,63 +203,63 @@ class MemoryJournal(MemoryReader, Journal):
 
     def post(self, letter: Letter) -> None:
         try:
-            MemoryInbox(self.home).post(letter)
+            MemoryInbox(self.storage).post(letter)
         except LetterRefused:
             self._refused += 1
             raise
 
     def take(self) -> list[tuple[Position, Entry]]:
         taken = []
-        with self.home.lock:
-            for once, (job, letter) in list(self.home.letters.items()):
+        with self.storage.lock:
+            for once, (job, letter) in list(self.storage.letters.items()):
                 if letter is not None:
                     at_ms = round(self.clock.time() * 1000)
-                    entry = entry_of_letter(letter, self.home.questions.get(letter.token), at_ms)
+                    entry = entry_of_letter(letter, self.storage.questions.get(letter.token), at_ms)
                     taken.append((self.append(entry), entry))
-                    self.home.letters[once] = (job, None)
+                    self.storage.letters[once] = (job, None)
         self._letters += len(taken)
         return taken
 
     def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
-        home, removed = self.home, 0
+        storage, removed = self.storage, 0
         trimmed: set[str] = set()
-        with home.lock:
-            for job, mark in list(home.marks.items()):
-                offsets = home.of_job.get(job, [])
+        with storage.lock:
+            for job, mark in list(storage.marks.items()):
+                offsets = storage.of_job.get(job, [])
                 kept = mark.outcome in MAY_BEGIN_AGAIN and mark.ended_ms >= forget_before_ms
                 if not mark.outcome or kept or (offsets and offsets[-1] >= before.get(0, 0)):
                     continue
-                ends = [at for at in offsets if isinstance(decode_entry(home.entries[at][1], self.where), End)]
-                home.removed = max(home.removed, 0, *(at + 1 for at in ends))
-                home.gone = joined([*home.gone, *runs_of(offsets)])
+                ends = [at for at in offsets if isinstance(decode_entry(storage.entries[at][1], self.where), End)]
+                storage.removed = max(storage.removed, 0, *(at + 1 for at in ends))
+                storage.gone = joined([*storage.gone, *runs_of(offsets)])
                 for offset in offsets:
-                    del home.entries[offset]
-                    home.uses.pop(offset, None)
+                    del storage.entries[offset]
+                    storage.uses.pop(offset, None)
                 removed += len(offsets)
-                home.of_job.pop(job, None)
+                storage.of_job.pop(job, None)
                 trimmed.add(job)
-                for token in home.tokens.pop(job, ()):
-                    home.questions.pop(token, None)
+                for token in storage.tokens.pop(job, ()):
+                    storage.questions.pop(token, None)
                 if mark.ended_ms < forget_before_ms:
-                    del home.marks[job]
-            home.letters = {once: each for once, each in home.letters.items() if each[0] not in trimmed}
-            named = set(home.uses.values())
-            home.bodies = {name: body for name, body in home.bodies.items() if name in named}
+                    del storage.marks[job]
+            storage.letters = {once: each for once, each in storage.letters.items() if each[0] not in trimmed}
+            named = set(storage.uses.values())
+            storage.bodies = {name: body for name, body in storage.bodies.items() if name in named}
         return removed
 
     def statistics(self) -> dict[str, Any]:
-        appended = self.home.next - self._first
+        appended = self.storage.next - self._first
         return {
             "entries": appended,
             "commits": appended,
             "waiting": 0,
             "bytes_waiting": 0,
-            "bodies": len(self.home.bodies),
+            "bodies": len(self.storage.bodies),
             "letters": self._letters,
             "refused": self._refused,
         }
 
     def close(self) -> None:
-        with self.home.lock:
-            if self.home.owner is self:
-                self.home.owner = None
+        with self.storage.lock:
+            if self.storage.owner is self:
+                self.storage.owner = None

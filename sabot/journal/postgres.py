@@ -39,10 +39,10 @@ from sabot.errors import (
     short_repr,
 )
 from sabot.journal.base import Position
-from sabot.journal.counting import COUNTED, end_of_log
 from sabot.journal.entries import Entry
-from sabot.journal.life import is_over, life_of_this_process
-from sabot.journal.owning import SqlInbox, SqlJournal
+from sabot.journal.entry_counts import COUNTED, end_of_log
+from sabot.journal.owner_inbox import SqlInbox, SqlJournal
+from sabot.journal.process_life import is_over, life_of_this_process
 from sabot.journal.schemas import JournalSchema, PostgresSession, Statements
 from sabot.journal.tables import Connection, SqlReader, StoredEntry, add, rows_of
 from sabot.journal.writing import CAPACITY_BYTES, Appended, GroupWriter

@@ -15,8 +15,8 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.config import checked_kind, checked_topic, legal_topic, parse_broker
 from sabot.disk import TemporaryFolder, private
 from sabot.errors import BrokerUnavailable, CorruptJournal, DataError, UserError
-from sabot.journal.counting import count_anew
 from sabot.journal.entries import decode_entry
+from sabot.journal.entry_counts import count_anew
 from sabot.journal.frames import (
     CopyBegin,
     CopyEnd,

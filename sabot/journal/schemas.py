@@ -13,7 +13,7 @@ from sabot.config import checked_kind
 from sabot.connectors.sql.database import quoted
 from sabot.connectors.sql.server import PostgresServer
 from sabot.errors import CorruptJournal, LetterRefused, TransientError, UserError
-from sabot.journal.counting import COUNTED, begin_to_count, make_tables
+from sabot.journal.entry_counts import COUNTED, begin_to_count, make_tables
 from sabot.steps import step
 
 _FORMAT = COUNTED

@@ -23,8 +23,8 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import checked_path
 from sabot.disk import lock, own_folder, private, sync
 from sabot.errors import AppLocked, CorruptJournal, JournalFailed, SabotError, UserError
-from sabot.journal.counting import COUNTED, begin_to_count
-from sabot.journal.owning import SqlInbox, SqlJournal
+from sabot.journal.entry_counts import COUNTED, begin_to_count
+from sabot.journal.owner_inbox import SqlInbox, SqlJournal
 from sabot.journal.tables import (
     HELD,
     Connection,

@@ -22,20 +22,6 @@ from urllib.parse import quote
 
 from sabot.errors import CorruptJournal, TransientError, UserError
 from sabot.journal.base import MAY_BEGIN_AGAIN, JobMark, JournalReader, Position, Question
-from sabot.journal.counting import (
-    COUNTED,
-    ENDS,
-    GONE,
-    WRITTEN_END,
-    check_counted,
-    count_anew,
-    end_of_log,
-    end_of_rows,
-    make_tables,
-    note_gone,
-    runs_of,
-    written,
-)
 from sabot.journal.entries import (
     Answer,
     Begin,
@@ -51,6 +37,20 @@ from sabot.journal.entries import (
     encode_entry,
     hash_of,
     with_stored_body,
+)
+from sabot.journal.entry_counts import (
+    COUNTED,
+    ENDS,
+    GONE,
+    WRITTEN_END,
+    check_counted,
+    count_anew,
+    end_of_log,
+    end_of_rows,
+    make_tables,
+    note_gone,
+    runs_of,
+    written,
 )
 from sabot.journal.writing import Appended
 from sabot.os_errors import hint_of

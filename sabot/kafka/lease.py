@@ -53,7 +53,7 @@ class KafkaLease:
         is_over: Callable[[str], bool],
         lost: Callable[[SabotError], None],
     ) -> None:
-        """life, is_over: see `sabot.journal.life`; they spare a start the wait for the session of a process that is gone for sure."""
+        """life, is_over: of `sabot.journal.process_life`; with them a start does not wait for the session of a process that has ended."""
         self.group = f"sabot.{app}.lease.{topic}"
         self.holder = f"{app}@{socket.gethostname()}:{os.getpid()}"
         self._app = app

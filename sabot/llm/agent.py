@@ -4,8 +4,8 @@
              ▲                              │                 └ no: told why ─────┐
              └── results, in their order ◀──┴─ tool calls, side by side ◀─────────┘
 
-The loop does nothing to the world itself: `Doing` asks models and calls tools. Alone they are called; in a job of a durable agent each is
-an effect, so that after a crash the loop runs again over what the journal has.
+The loop does nothing to the world itself: `AgentEffects` asks models and calls tools. Outside a job these calls are made at
+once; in a job of a durable agent each is an effect, so that after a crash the loop runs again over what the journal has.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ import msgspec
 from sabot.calls.options import checked_whole
 from sabot.config import Duration, checked_kind, checked_name, checked_text, parse_seconds
 from sabot.errors import UNREADABLE, EffectError, UserError, message_of, short_repr
-from sabot.llm.alone import Alone
 from sabot.llm.asking import request_of, with_output
 from sabot.llm.conversation import Conversation, Gauge, cut, groups_of, with_shorter_results, without_oldest
+from sabot.llm.direct import DirectEffects
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.errors import (
     AgentRunError,
@@ -88,10 +88,10 @@ class ToolEnded:
 AgentEvent = Piece | ToolStarted | ToolEnded | AgentResult
 
 
-class Doing(Protocol):
+class AgentEffects(Protocol):
     """How an agent reaches the world."""
 
-    def of(self, engine: ExecutionEngine) -> "Doing":
+    def of(self, engine: ExecutionEngine) -> "AgentEffects":
         """The same, for an agent with another engine."""
 
     async def complete(self, spec: RequestSpec, /) -> Completion:
@@ -104,12 +104,12 @@ class Doing(Protocol):
         """Calls the tool. Raises what the tool raises; ToolTimeout."""
 
 
-current_doing: ContextVar[Doing | None] = ContextVar("current_doing", default=None)
+current_effects: ContextVar[AgentEffects | None] = ContextVar("current_effects", default=None)
 """How agents that are not told reach the world, while a flow runs (`sabot.agents.orchestration`)."""
 
 
-def _of(doing: Doing | None, engine: ExecutionEngine) -> Doing | None:
-    return None if doing is None else doing.of(engine)
+def _of(effects: AgentEffects | None, engine: ExecutionEngine) -> AgentEffects | None:
+    return None if effects is None else effects.of(engine)
 
 
 class Agent:
@@ -212,7 +212,7 @@ class Agent:
         *,
         conversation: Conversation | None = None,
         context: RequestContext | None = None,
-        doing: Doing | None = None,
+        effects: AgentEffects | None = None,
     ) -> AgentResult:
         """Runs until the model answers. prompt: a text, a ChatMessage, or several of them. conversation: what was said before; what is said
         now is added to it. context: on whose behalf. doing: how the world is reached: a durable agent gives `ctx.llm(engine)`; None: as a
@@ -220,7 +220,7 @@ class Agent:
 
         Raises ModelError; MalformedAnswer where no answer matches the output's type; TurnLimitExceeded; ContextLengthExceeded.
         """
-        async with aclosing(self._events(prompt, conversation, context, doing, streams=False)) as events:
+        async with aclosing(self._events(prompt, conversation, context, effects, streams=False)) as events:
             async for event in events:
                 if isinstance(event, AgentResult):
                     return event
@@ -232,10 +232,10 @@ class Agent:
         *,
         conversation: Conversation | None = None,
         context: RequestContext | None = None,
-        doing: Doing | None = None,
+        effects: AgentEffects | None = None,
     ) -> AsyncIterator[AgentEvent]:
         """As `run`, in events as they come: pieces of text, tools that start and end, and the AgentResult last."""
-        async with aclosing(self._events(prompt, conversation, context, doing, streams=True)) as events:
+        async with aclosing(self._events(prompt, conversation, context, effects, streams=True)) as events:
             async for event in events:
                 yield event
 
@@ -244,14 +244,18 @@ class Agent:
         prompt: object,
         conversation: Conversation | None,
         context: RequestContext | None,
-        doing: Doing | None,
+        effects: AgentEffects | None,
         *,
         streams: bool,
     ) -> AsyncGenerator[AgentEvent, None]:
-        doing = doing or _of(current_doing.get(), self.engine) or Alone(self.engine, context or RequestContext())
+        effects = (
+            effects
+            or _of(current_effects.get(), self.engine)
+            or DirectEffects(self.engine, context or RequestContext())
+        )
         run = _Turns(
             self,
-            doing.around_tools(self.use_middleware) if isinstance(doing, Alone) else doing,
+            effects.around_tools(self.use_middleware) if isinstance(effects, DirectEffects) else effects,
             Conversation() if conversation is None else conversation,
             messages_of(prompt),
             streams,
@@ -282,10 +286,15 @@ class _Turns:
     """One run."""
 
     def __init__(
-        self, agent: Agent, doing: Doing, conversation: Conversation, prompt: Sequence[ChatMessage], streams: bool
+        self,
+        agent: Agent,
+        effects: AgentEffects,
+        conversation: Conversation,
+        prompt: Sequence[ChatMessage],
+        streams: bool,
     ) -> None:
         self._agent = agent
-        self._doing = doing
+        self._effects = effects
         self._conversation = conversation
         self._prompt = tuple(prompt)
         self._said: list[ChatMessage] = []  # after the prompt
@@ -377,9 +386,9 @@ class _Turns:
 
     async def _answer(self, spec: RequestSpec) -> AsyncGenerator[Piece, None]:
         if not self._streams:
-            yield Piece(completion=self._counted(spec, await self._doing.complete(spec)))
+            yield Piece(completion=self._counted(spec, await self._effects.complete(spec)))
             return
-        async with aclosing(self._doing.stream(spec)) as pieces:
+        async with aclosing(self._effects.stream(spec)) as pieces:
             async for piece in pieces:
                 if piece.completion is not None:
                     self._counted(spec, piece.completion)
@@ -427,7 +436,7 @@ class _Turns:
         ask = user(_SUMMARY)
         _, shown = without_oldest(left, self._gauge.tokens((ask,)), room, self._gauge)
         spec = msgspec.structs.replace(self._agent.request, messages=(*shown, ask), tools=(), output=None)
-        return user(_SUMMARIZED + self._counted(spec, await self._doing.complete(spec)).content)
+        return user(_SUMMARIZED + self._counted(spec, await self._effects.complete(spec)).content)
 
     # -- tools --------------------------------------------------------------------------------------------------------
 
@@ -491,8 +500,8 @@ class _Turns:
             there = ", ".join(self._agent.tools) or "none"
             raise ToolError(f"there is no tool {short_repr(call.name)}; tools are: {there}")
         if isinstance(tool, Tool):
-            return await self._doing.call(tool, tool.arguments(call.arguments))
-        result = await tool.run(_prompt_of(call), doing=self._doing.of(tool.engine))
+            return await self._effects.call(tool, tool.arguments(call.arguments))
+        result = await tool.run(_prompt_of(call), effects=self._effects.of(tool.engine))
         self._usage += result.usage
         self._cost = None if self._cost is None or result.cost is None else self._cost + result.cost
         return result.content

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
-from sabot.calls.cache import UNKNOWN, KeptAnswers
+from sabot.calls.cache import UNKNOWN, AnswerCache
 from sabot.calls.options import checked_whole
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
@@ -53,7 +53,7 @@ class MemoryCache:
     def __init__(self, most: int = 10_000, ttl: Duration | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
         checked_whole("MemoryCache", "most", most, 1)
         ttl_s = None if ttl is None else parse_seconds(ttl, name="ttl")
-        self._answers: KeptAnswers[bytes] = KeptAnswers(most, ttl_s, clock)
+        self._answers: AnswerCache[bytes] = AnswerCache(most, ttl_s, clock)
 
     async def get(self, key: bytes) -> Completion | None:
         """The answer, if it is kept."""

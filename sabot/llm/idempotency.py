@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from sabot.calls.cache import UNKNOWN, KeptAnswers
+from sabot.calls.cache import UNKNOWN, AnswerCache
 from sabot.calls.options import checked_whole
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
@@ -144,7 +144,7 @@ class IdempotencyTracker:
         checked_whole("IdempotencyTracker", "most", most, 0)
         self.hits = 0
         ttl_s = None if ttl is None else parse_seconds(ttl, name="ttl")
-        self._answers: KeptAnswers[tuple[str, str]] = KeptAnswers(most, ttl_s, clock)
+        self._answers: AnswerCache[tuple[str, str]] = AnswerCache(most, ttl_s, clock)
         self._under_way: dict[tuple[str, str], tuple[bytes, SharedCall]] = {}
         self._hooks: dict[str, list[Callable[[IdempotencyEvent], None]]] = {name: [] for name in HOOKS}
 

@@ -29,11 +29,11 @@ from sabot.calls.options import Retry
 from sabot.clock import Clock
 from sabot.config import amount, checked_kind, whole
 from sabot.errors import TransientError, UserError, short_repr
-from sabot.llm.counting import count_tokens, tokens_asked, tokens_of
 from sabot.llm.errors import BudgetExceeded, CircuitOpen, ModelError, ModelTimeout, RateLimited
 from sabot.llm.prices import PRICES_HINT, Prices
 from sabot.llm.results import Completion, Embeddings, Piece, Usage, is_cost
 from sabot.llm.spec import RequestContext, RequestSpec
+from sabot.llm.token_counts import count_tokens, tokens_asked, tokens_of
 from sabot.metrics import Durations
 
 _log = logging.getLogger("sabot.llm")

@@ -85,7 +85,7 @@ class ToolParameters(Protocol):
         """The arguments by name, from the JSON that a model wrote. Raises `schema.Mismatch`."""
 
 
-class CallSite(Protocol):
+class ToolCaller(Protocol):
     """Where a tool that converses is called: alone, or in a job, whose journal then has each step."""
 
     scope: str
@@ -130,7 +130,7 @@ class Tool:
     says_retries: bool = False
     labels: frozenset[str] = frozenset()
     parameters: ToolParameters | None = None
-    converse: "Callable[[Tool, CallSite, Mapping[str, Any]], Awaitable[Any]] | None" = None
+    converse: "Callable[[Tool, ToolCaller, Mapping[str, Any]], Awaitable[Any]] | None" = None
 
     def __post_init__(self) -> None:
         vars(self).update(__doc__=self.func.__doc__, __wrapped__=self.func)

@@ -24,7 +24,7 @@ from sabot.mcp.errors import McpUnavailable as McpUnavailable
 from sabot.mcp.memory import FoundMemory as FoundMemory
 from sabot.mcp.memory import Memory as Memory
 from sabot.mcp.memory import MemoryFile as MemoryFile
-from sabot.mcp.memory import MemoryKeeping as MemoryKeeping
+from sabot.mcp.memory import MemoryStore as MemoryStore
 from sabot.mcp.memory import Remembered as Remembered
 from sabot.mcp.memory import StateMemories as StateMemories
 from sabot.mcp.pool import McpServerPool as McpServerPool

@@ -4,7 +4,8 @@
                                    └─ no answer: hung. The session ends, and the next call opens another one;
                                       while other calls of it still have time, new ones fail at once
 
-A server that hangs again and again, or at its start, is not started for each call: `Rests` says for how long nothing is asked of it.
+A server that hangs again and again, or at its start, is not started for each call: `ServerBackoff` says how long
+nothing is asked of it.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ _UNASKED_BURST = 500.0
 _LOOK_SECONDS = 0.02
 
 
-class Pulse:
+class SessionHealth:
     """The health of one session. server: for messages. ping: sends a request that any server answers. end: ends the session, for a reason.
 
     hung: it did not answer a ping. under_way: requests that wait for an answer.
@@ -94,7 +95,7 @@ class Pulse:
             self._end(self._why)
 
 
-class Rests:
+class ServerBackoff:
     """Sessions that were given up because their servers hung, in a row without an answer to a call: for how long nothing is asked of them.
 
     One that hung in a call is opened again at once. One that hung again, or while it was opened, rests, each time twice as long.
@@ -125,7 +126,7 @@ class Rests:
             )
 
 
-class Paced:
+class PacedStream:
     """A stream of messages. While nothing is asked of the server, its notifications are read at a bounded rate, so that one that floods has
     to wait instead of keeping a core busy. is_awaited: whether something is asked.
     """
@@ -160,7 +161,7 @@ class Paced:
         """Closes the stream."""
         await self._stream.aclose()
 
-    def __aiter__(self) -> "Paced":
+    def __aiter__(self) -> "PacedStream":
         return self
 
     async def __anext__(self) -> Any:
@@ -169,7 +170,7 @@ class Paced:
         except anyio.EndOfStream:
             raise StopAsyncIteration from None
 
-    async def __aenter__(self) -> "Paced":
+    async def __aenter__(self) -> "PacedStream":
         return self
 
     async def __aexit__(self, *raised: object) -> None:

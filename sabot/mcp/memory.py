@@ -74,7 +74,7 @@ class Remembered(TypedDict):
     earlier: list[str]
 
 
-class MemoryKeeping(Protocol):
+class MemoryStore(Protocol):
     """Keeps records by scope and id."""
 
     async def read(self, scope: str, ids: Collection[str] | None = None) -> dict[str, StoredMemory]:
@@ -197,8 +197,8 @@ class Memory:
     A scope holds 10,000 memories, a text 65,536 characters; known secrets of this process are hidden in what is stored.
     """
 
-    def __init__(self, home: MemoryKeeping, *, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._home = home
+    def __init__(self, home: MemoryStore, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._store = home
         self._clock = clock
 
     async def store(self, scope: str, text: str, tags: Collection[str] = ()) -> str:
@@ -206,7 +206,7 @@ class Memory:
         scope, text = _scope(scope), without_secrets(_text(text))
         labels, now_ms = _tags(tags), int(self._clock.time() * 1000)
         id, found = await self._standing(scope, id_of(text))
-        if found is None and len(await self._home.read(scope)) >= _MEMORIES_MOST:
+        if found is None and len(await self._store.read(scope)) >= _MEMORIES_MOST:
             raise UserError(
                 f"memory {scope!r} holds {_MEMORIES_MOST:,} texts, the most that it may", hint="forget some"
             )
@@ -217,7 +217,7 @@ class Memory:
             merged = "into" in record  # since it was looked up, by another process
             return {} if merged else {id: record | {"tags": sorted({*record["tags"], *labels})[:_TAGS_MOST]}}
 
-        await self._home.change(scope, [id], add)
+        await self._store.change(scope, [id], add)
         return id
 
     async def search(self, scope: str, query: str, limit: int = 10) -> list[FoundMemory]:
@@ -226,7 +226,7 @@ class Memory:
         """
         if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _FOUND_MOST:
             raise UserError(f"memory: limit={short_repr(limit)}", hint=f"from 1 to {_FOUND_MOST}")
-        standing = _standing_in(await self._home.read(_scope(scope)))
+        standing = _standing_in(await self._store.read(_scope(scope)))
         scores = await run_in_thread(
             _ranked, {each: _words_of(record) for each, record in standing.items()}, _words(_text(query))
         )
@@ -253,10 +253,10 @@ class Memory:
         if isinstance(similarity, bool) or not isinstance(similarity, int | float) or not 0.5 <= similarity <= 1:
             raise UserError(f"memory: similarity={short_repr(similarity)}", hint="from 0.5 to 1")
         scope = _scope(scope)
-        standing = _standing_in(await self._home.read(scope))
+        standing = _standing_in(await self._store.read(scope))
         leaders = await run_in_thread(_leaders, standing, similarity)
         wanted = {*leaders, *leaders.values()}
-        await self._home.change(scope, wanted, lambda found: _merged(_standing_in(found), leaders))
+        await self._store.change(scope, wanted, lambda found: _merged(_standing_in(found), leaders))
         return {"before": len(standing), "after": len(standing) - len(leaders)}
 
     async def forget(self, scope: str, id: str) -> bool:
@@ -266,7 +266,7 @@ class Memory:
         if record is None:
             return False
         gone = [standing, *(each for each, _, _ in record["also"])]
-        await self._home.change(scope, gone, dict.fromkeys)
+        await self._store.change(scope, gone, dict.fromkeys)
         return True
 
     def tools(self, scope: str = "default") -> list[Tool]:
@@ -318,7 +318,7 @@ class Memory:
         consolidates at this moment.
         """
         while True:
-            record = (await self._home.read(scope, [id])).get(id)
+            record = (await self._store.read(scope, [id])).get(id)
             if record is None or "into" not in record:
                 return id, record
             id = record["into"]

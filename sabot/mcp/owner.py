@@ -37,7 +37,7 @@ from sabot.mcp.errors import (
     McpToolChanged,
     McpUnavailable,
 )
-from sabot.mcp.health import Pulse
+from sabot.mcp.health import SessionHealth
 from sabot.mcp.listing import all_pages, offers_of
 from sabot.mcp.loop_thread import seen
 from sabot.mcp.offers import Offer, OfferedArguments
@@ -108,7 +108,9 @@ class McpConnection:
         self._legacy = legacy
         self._on_over = on_over
         self._on_hung = on_hung
-        self._pulse = Pulse(key.server, self._ping, self._given_up, most_seconds=config.seconds("request_timeout"))
+        self._health = SessionHealth(
+            key.server, self._ping, self._given_up, most_seconds=config.seconds("request_timeout")
+        )
         self._client: Any = None
         self._stale = False
         self._why = ""  # it has ended
@@ -219,7 +221,7 @@ class McpConnection:
         if not self._why:
             self._why = "it was closed" if error is None else reason_of(error)
         self._client = None
-        self._pulse.stop()
+        self._health.stop()
         if self._listener is not None:
             self._listener.cancel()
         for state in list(self._suspended):
@@ -255,7 +257,7 @@ class McpConnection:
 
     def _awaits(self) -> bool:
         """Whether the server is asked something, or is just being met."""
-        return self._client is None or self._pulse.under_way > 0
+        return self._client is None or self._health.under_way > 0
 
     async def _ping(self) -> None:
         if self.version >= _MODERN:
@@ -299,7 +301,7 @@ class McpConnection:
         if answers is not None and self.version < _MODERN:
             raise McpConnectionLost(self.key.server, f"{name}: the call that had asked is gone, with its session")
         check_granted(self.key.server, name, answers or {})
-        await self._pulse.checked()
+        await self._health.checked()
         await self.refresh()
         self._check_call(name, arguments, expects)
         call = SentCall(name, seconds, self._config.most_seconds(seconds))
@@ -318,7 +320,7 @@ class McpConnection:
             async with call.in_time(self.key.server, self._config):
                 yield
         except McpTimeout:
-            self._pulse.doubt(f"{call.name} did not answer in time")
+            self._health.doubt(f"{call.name} did not answer in time")
             raise
 
     def _check_call(self, name: str, arguments: Mapping[str, Any], expects: str) -> None:
@@ -421,10 +423,10 @@ class McpConnection:
 
     async def _sent(self, what: str, send: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:
         """What the server answers. Raises McpError."""
-        self._pulse.begun()
+        self._health.begun()
         try:
             found = await send(*args, **options)
-            self._pulse.answered()
+            self._health.answered()
             return found
         except MCPError as error:
             raise self._refusal(what, error) from None
@@ -433,7 +435,7 @@ class McpConnection:
                 self.key.server, f"{what}: its answer is not what the protocol says: {first_wrong(error)}"
             ) from None
         finally:
-            self._pulse.over()
+            self._health.over()
 
     def _refusal(self, what: str, error: Any) -> McpError:
         if error.code == SESSION_OVER or is_closed(error):
@@ -523,7 +525,7 @@ class McpConnection:
     async def request(self, method: str, *args: Any, **options: Any) -> Any:
         """The answer to a request that changes nothing. method: of the SDK's session. Raises McpError."""
         check_encoded(self.key.server, method, [args, options])
-        await self._pulse.checked()
+        await self._health.checked()
         async with self._timed(method):
             return await self._sent(method, getattr(self._session, method), *args, **options)
 
@@ -540,5 +542,5 @@ class McpConnection:
         except TimeoutError:
             why = f"{what} was not answered within {seconds:g} s"
             if self._client is not None:
-                self._pulse.doubt(why)
+                self._health.doubt(why)
             raise McpTimeout(self.key.server, why) from None

@@ -21,7 +21,7 @@ from sabot.llm.names import SERVERS
 from sabot.llm.tools import InDoubt, Tool
 from sabot.mcp.config import Connect, McpConfig, McpServerSpec, PerTenant, SessionKey
 from sabot.mcp.errors import McpBusy, McpConnectionLost, McpInvalidArguments, McpUnavailable
-from sabot.mcp.health import Rests
+from sabot.mcp.health import ServerBackoff
 from sabot.mcp.loop_thread import LoopThread
 from sabot.mcp.results import McpResult
 from sabot.mcp.session import McpSession
@@ -83,7 +83,7 @@ class McpServerPool:
         self._closing = 0
         self._changed = asyncio.Event()  # set when there may be room, and replaced
         self._legacy: set[str] = set()  # servers that do not survive `server/discover`
-        self._rests = Rests()
+        self._backoff = ServerBackoff()
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
         SERVERS.add(self)
@@ -276,7 +276,7 @@ class McpServerPool:
             async with self._in_use(key) as connection:
                 try:
                     result = await connection.call(name, arguments, **options)
-                    self._rests.answered(key)
+                    self._backoff.answered(key)
                     return result
                 except McpUnavailable:
                     if not first or connection.is_open:
@@ -319,7 +319,7 @@ class McpServerPool:
             return found
         opening = self._opening.get(key)
         if opening is None:
-            self._rests.check(key)
+            self._backoff.check(key)
             opening = self._opening[key] = asyncio.create_task(self._open(key))
             opening.add_done_callback(functools.partial(self._was_opened, key))
         return await asyncio.shield(opening)
@@ -344,7 +344,7 @@ class McpServerPool:
                 samples=self._sampling is not None,
                 legacy=key.server in self._legacy,
                 on_over=self._over,
-                on_hung=self._rests.hung,
+                on_hung=self._backoff.hung,
             )
             began = asyncio.get_running_loop().time()
             try:

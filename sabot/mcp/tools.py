@@ -21,7 +21,7 @@ from sabot.llm.errors import BudgetExceeded, ModelError, TurnLimitExceeded
 from sabot.llm.json_schema import mismatch
 from sabot.llm.messages import ChatMessage, Image, Part, Text, system
 from sabot.llm.spec import RequestSpec
-from sabot.llm.tools import UNTRUSTED, CallSite, InDoubt, Tool, as_tool
+from sabot.llm.tools import UNTRUSTED, InDoubt, Tool, ToolCaller, as_tool
 from sabot.mcp.config import McpConfig, SessionKey
 from sabot.mcp.errors import McpRefused
 from sabot.mcp.offers import Offer, OfferedArguments, clean
@@ -75,7 +75,7 @@ class RemoteTool:
         """The call, with nothing around it. Raises McpError."""
         return await self._talk(_Direct(self._questions), self._key, partial(self._once, self._key), arguments)
 
-    async def converse(self, tool: Tool, site: CallSite, arguments: Mapping[str, Any]) -> McpResult:
+    async def converse(self, tool: Tool, site: ToolCaller, arguments: Mapping[str, Any]) -> McpResult:
         """The call as a caller of tools makes it, in steps. Raises McpError, or what the caller makes of it."""
         key = replace(self._key, scope=site.scope or self._key.scope, principal=site.principal or self._key.principal)
         step = replace(tool, func=partial(self._once, key), converse=None)
@@ -86,7 +86,7 @@ class RemoteTool:
         return await self._talk(site, key, make, arguments)
 
     async def _talk(
-        self, site: CallSite, key: SessionKey, make: Callable[..., Awaitable[Any]], arguments: Mapping[str, Any]
+        self, site: ToolCaller, key: SessionKey, make: Callable[..., Awaitable[Any]], arguments: Mapping[str, Any]
     ) -> McpResult:
         given: dict[str, Any] = {}
         for _ in range(self._questions.most + 1):
@@ -139,7 +139,7 @@ class ServerQuestions:
         self._sampling = sampling
 
     async def answer(
-        self, site: CallSite, ask: Ask | None, server: str, tool: str, question: Mapping[str, Any]
+        self, site: ToolCaller, ask: Ask | None, server: str, tool: str, question: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The answer, as `McpConnection.call` takes it."""
         method, params = question["method"], question["params"]
@@ -149,7 +149,7 @@ class ServerQuestions:
             return {"method": method, "result": await self._elicited(site, ask, server, tool, params)}
         return {"method": method, "error": {"code": -32601, "message": "nobody answers this"}}
 
-    async def _sampled(self, site: CallSite, params: Mapping[str, Any]) -> dict[str, Any]:
+    async def _sampled(self, site: ToolCaller, params: Mapping[str, Any]) -> dict[str, Any]:
         if self._sampling is None:
             return _refusal("no model answers servers: McpServerPool(sampling=engine) lets one")
         try:
@@ -161,7 +161,7 @@ class ServerQuestions:
         return {"result": {"role": "assistant", "content": text, "model": said.model or "model", "stopReason": stopped}}
 
     async def _elicited(
-        self, site: CallSite, ask: Ask | None, server: str, tool: str, params: Mapping[str, Any]
+        self, site: ToolCaller, ask: Ask | None, server: str, tool: str, params: Mapping[str, Any]
     ) -> dict[str, Any]:
         message = clean(str(params.get("message", "")), 4000)
         payload: dict[str, Any] = {"server": server, "tool": tool, "message": message}

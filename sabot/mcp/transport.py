@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from sabot.errors import UNREADABLE as UNREADABLE_JSON
 from sabot.errors import SabotError
 from sabot.mcp.config import McpConfig, McpServerSpec, SessionKey
-from sabot.mcp.health import Paced
+from sabot.mcp.health import PacedStream
 from sabot.process.client import Supervisor
 from sabot.process.command import Command
 from sabot.redaction import scrubbed
@@ -420,7 +420,7 @@ class _BoundedEvents(_BoundedBody):
 
 
 class Transport:
-    """How this server is reached, as the SDK takes it. is_awaited: whether something is asked of the server (`Paced`)."""
+    """How this server is reached, as the SDK takes it. is_awaited: whether something is asked of the server (`PacedStream`)."""
 
     def __init__(
         self,
@@ -446,7 +446,7 @@ class Transport:
         else:
             self._opened = over_process(spec.command_of(self._key), config=config, on_end=self._on_end)
         heard, said = await self._opened.__aenter__()
-        return Paced(heard, self._is_awaited), said
+        return PacedStream(heard, self._is_awaited), said
 
     async def __aexit__(self, *raised: Any) -> Any:
         return await self._opened.__aexit__(*raised)

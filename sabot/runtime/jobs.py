@@ -19,7 +19,7 @@ from sabot.jobs.host import JobHost
 from sabot.jobs.log import Listener
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.recovery import unapplied_jobs
-from sabot.journal import Journal, JournalReader, MemoryHome, MemoryJournal, check_place, open_journal
+from sabot.journal import Journal, JournalReader, MemoryJournal, MemoryStorage, check_place, open_journal
 from sabot.journal.source import held_for
 from sabot.operators import AgentOperator, DurableAgentOperator
 from sabot.operators.agents.mailbox import NOTES, STATE, MailRoom, NotesOfParked
@@ -59,7 +59,7 @@ def journal_place(app: JournalSettings) -> str | Path:
 
 
 def open_app_journal(
-    app: JournalSettings, storage: CheckpointStorage | None, memory: MemoryHome
+    app: JournalSettings, storage: CheckpointStorage | None, memory: MemoryStorage
 ) -> tuple[Journal, LocalBackend]:
     """The journal of an app, by default in its state directory, and a store for mailboxes. storage: of its checkpoints. memory: where the
     journal is for "memory".

@@ -7,7 +7,7 @@ from sabot.api.nodes.read import Read, StreamEnd
 from sabot.checkpoint import CheckpointStorage
 from sabot.config import parse_broker
 from sabot.errors import SabotError
-from sabot.journal.life import is_over, life_of_this_process
+from sabot.journal.process_life import is_over, life_of_this_process
 from sabot.plan import walk
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.runnable import RunnableAgent

@@ -13,7 +13,6 @@ import msgspec
 
 from sabot.config import Duration, parse_seconds
 from sabot.errors import SabotError, UserError
-from sabot.llm.counting import count_tokens, tokens_of
 from sabot.llm.errors import (
     AuthenticationFailed,
     MalformedAnswer,
@@ -27,6 +26,7 @@ from sabot.llm.messages import ToolCall, assistant
 from sabot.llm.providers.scripted import Answers, Script, ScriptedAnswer, vectors_of
 from sabot.llm.results import Completion, Usage
 from sabot.llm.spec import RequestSpec
+from sabot.llm.token_counts import count_tokens, tokens_of
 from sabot.testing.http_server import HttpExchange, HttpServer
 from sabot.testing.model_apis import ChatApi, MessagesApi, ModelApi, ResponsesApi, status_of
 from sabot.testing.witness_server import FaultPlan

@@ -27,9 +27,9 @@ from sabot.journal import (
     Entry,
     Journal,
     JournalReader,
-    MemoryHome,
     MemoryJournal,
     MemoryReader,
+    MemoryStorage,
     SqliteJournal,
 )
 from sabot.journal.source import JournalRow, JournalSource
@@ -179,14 +179,14 @@ class JournalPlace:
     def __init__(self, folder: Path, *, in_memory: bool) -> None:
         self.topic = "journal of the test"
         self.folder, self.in_memory = folder, in_memory
-        self.homes: dict[str, MemoryHome] = {}
+        self.homes: dict[str, MemoryStorage] = {}
 
     def _where(self) -> Path:
         return self.folder / str(len(self.topic))
 
     def journal(self) -> Journal:
         if self.in_memory:
-            return MemoryJournal(self.homes.setdefault(self.topic, MemoryHome()))
+            return MemoryJournal(self.homes.setdefault(self.topic, MemoryStorage()))
         return SqliteJournal(self._where())
 
     def create(self, partitions: int = 1) -> None:

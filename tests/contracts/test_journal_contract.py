@@ -31,10 +31,10 @@ from sabot.journal import (
     Journal,
     JournalReader,
     Letter,
-    MemoryHome,
     MemoryInbox,
     MemoryJournal,
     MemoryReader,
+    MemoryStorage,
     Position,
     PostgresInbox,
     PostgresJournal,
@@ -68,21 +68,21 @@ class Home(Protocol):
 class InMemory:
     def __init__(self) -> None:
         self.clock = ManualClock()
-        self.home = MemoryHome(self.clock)
+        self.storage = MemoryStorage(self.clock)
 
     def owner(self) -> Journal:
-        return MemoryJournal(self.home)
+        return MemoryJournal(self.storage)
 
     def reader(self) -> JournalReader:
-        return MemoryReader(self.home)
+        return MemoryReader(self.storage)
 
     def inbox(self) -> Inbox:
-        return MemoryInbox(self.home)
+        return MemoryInbox(self.storage)
 
     def lose(self, *places: int) -> None:
         for place in places:
-            job, _ = self.home.entries.pop(place)
-            self.home.of_job[job].remove(place)
+            job, _ = self.storage.entries.pop(place)
+            self.storage.of_job[job].remove(place)
 
 
 class InSqlite:

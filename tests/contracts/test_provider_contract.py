@@ -41,7 +41,7 @@ from sabot.llm import (
     tool_result,
     user,
 )
-from sabot.llm.counting import most_tokens_asked
+from sabot.llm.token_counts import most_tokens_asked
 from sabot.testing import FakeModelServer
 
 KEY = "sk-proj-Zq81MvtT0p5ecret"

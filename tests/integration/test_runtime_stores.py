@@ -31,12 +31,12 @@ from sabot.agents import (
     PostgresLedgerWriter,
     RuntimeKernel,
 )
-from sabot.agents.accounts.guard import brought_up
+from sabot.agents.accounts.guard import update_ledger
 from sabot.clock import ManualClock
 from sabot.errors import BrokerUnavailable, DataError, SabotError, TransientError, UserError
 from sabot.journal import MemoryJournal
 from sabot.journal.entries import Begin, End, Entry, Intent
-from sabot.journal.memory import MemoryHome, MemoryReader
+from sabot.journal.memory import MemoryReader, MemoryStorage
 from sabot.journal.opening import open_reader
 from tools.broker import free_ports
 from tools.postgres import Postgres, server_or_skip
@@ -281,7 +281,7 @@ async def test_a_store_in_postgres_keeps_jobs_and_shows_them(database: str) -> N
 
 
 async def test_who_has_read_less_of_the_journal_does_not_win(database: str) -> None:
-    home = MemoryHome(ManualClock(1000.0))
+    home = MemoryStorage(ManualClock(1000.0))
     journal, slow, fast = (
         MemoryJournal(home, clock=ManualClock(1000.0)),
         PostgresJobViews(database),
@@ -378,7 +378,7 @@ async def test_a_missing_server_is_told_of_at_the_start() -> None:
     (port,) = free_ports(1)
     ledger = Ledger(PostgresLedgerWriter(f"postgresql://u:s3cret@127.0.0.1:{port}/none"))
     with pytest.raises(SabotError, match=f"PostgreSQL at 127.0.0.1:{port}/none") as refused:
-        await brought_up(ledger, MemoryJournal())
+        await update_ledger(ledger, MemoryJournal())
     assert "s3cret" not in str(refused.value)
 
 

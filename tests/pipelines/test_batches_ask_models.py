@@ -216,7 +216,7 @@ async def test_agents_that_are_not_durable_ask_models_too(reviews: Reviews) -> N
     @app.agent("questions", sink="answers")
     async def answer(ctx: Any) -> Any:
         pieces = [piece.text async for piece in ctx.llm(engine).stream("again") if piece.completion is None]
-        told = await Agent(engine, tools=[look]).run("look", doing=ctx.llm(engine))
+        told = await Agent(engine, tools=[look]).run("look", effects=ctx.llm(engine))
         return {
             "said": (await ctx.llm(engine).complete(ctx.message["text"])).content,
             "pieces": pieces,

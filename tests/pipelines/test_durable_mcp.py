@@ -210,7 +210,7 @@ async def test_an_agent_in_a_job_calls_no_tool_of_a_server_twice(office: Office,
     agent = Agent(ExecutionEngine(provider, retries=0, patience=0), tools=tools, name="clerk")
 
     async def handle(ctx: Any) -> Any:
-        result = await agent.run("go", doing=ctx.llm(agent.engine))
+        result = await agent.run("go", effects=ctx.llm(agent.engine))
         await ctx.sleep("1h")
         return [[each.text, each.is_error] for each in result.messages if each.role == "tool"]
 

@@ -147,7 +147,7 @@ async def test_an_agent_in_a_job_calls_no_unsafe_tool_twice(desk: Desk) -> None:
     agent = Agent(ExecutionEngine(provider), tools=[refund], name="support")
 
     async def handle(ctx: Any) -> Any:
-        result = await agent.run(ctx.message["text"], doing=ctx.llm(agent.engine))
+        result = await agent.run(ctx.message["text"], effects=ctx.llm(agent.engine))
         await ctx.sleep("1h")
         return {"content": result.content, "tokens": result.usage.total_tokens}
 
@@ -250,7 +250,7 @@ async def test_hostile_calls_of_tools_break_no_job_and_its_replay_is_the_same(de
     agent = Agent(ExecutionEngine(provider), tools=[note])
 
     async def handle(ctx: Any) -> Any:
-        result = await agent.run(ctx.message["text"], doing=ctx.llm(agent.engine))
+        result = await agent.run(ctx.message["text"], effects=ctx.llm(agent.engine))
         told = [message.is_error for message in result.messages if message.role == "tool"]
         await ctx.sleep("1h")
         return {"content": result.content, "told": told}
@@ -282,7 +282,7 @@ async def test_a_call_that_failed_is_made_again_in_a_job_too(desk: Desk) -> None
     agent = Agent(ExecutionEngine(provider), tools=[sometimes])
 
     async def handle(ctx: Any) -> Any:
-        result = await agent.run("go", doing=ctx.llm(agent.engine))
+        result = await agent.run("go", effects=ctx.llm(agent.engine))
         return {"told": result.messages[2].text}
 
     async with started(desk.app(handle)):
@@ -342,7 +342,7 @@ async def test_a_key_that_is_wrong_is_in_no_log_no_journal_and_no_letter(
 
         async def handle(ctx: Any) -> Any:
             with pytest.raises(AuthenticationFailed) as caught:
-                await Agent(engine).run("go", doing=ctx.llm(engine))
+                await Agent(engine).run("go", effects=ctx.llm(engine))
             assert ctx.message["text"] != "fail", f"{caught.value!r} {engine!r} with {KEY}"
             return {"error": str(caught.value)}
 

@@ -9,7 +9,7 @@ import pytest
 from pipelines.test_durable_agents import Shop, checkpoint, crash, figures, jobs
 
 from sabot import App, UserError
-from sabot.agents.checking import check_jobs
+from sabot.agents.job_checks import check_jobs
 from sabot.checkpoint import CheckpointStorage
 from sabot.journal import SqliteReader
 from sabot.state import BackendConfig, MemoryBackend, RocksDBBackend, Snapshot, StateBackend

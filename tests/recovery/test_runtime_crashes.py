@@ -14,7 +14,7 @@ import pytest
 from recovery import runtime_apps as apps
 
 from sabot.agents import InMemoryLedgerWriter, Ledger
-from sabot.agents.accounts.guard import brought_up
+from sabot.agents.accounts.guard import update_ledger
 from sabot.jobs.guard import Decision, decode_verdict
 from sabot.journal import Begin, EffectResult, End, Entry, Intent, open_reader
 from sabot.llm import Completion, Usage, assistant
@@ -60,7 +60,7 @@ def check(model: FakeModelServer, directory: Path) -> Any:
 
 async def rows_of_journal(reader: Any) -> list[tuple[Any, ...]]:
     writer = InMemoryLedgerWriter()
-    await brought_up(Ledger(writer), reader)
+    await update_ledger(Ledger(writer), reader)
     return [(row.event_id, row.type, row.total_tokens, row.reserved_tokens) for row in writer.events]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sabot import App, files
-from sabot.calls.heard import EVERY_S, HeardErrors
+from sabot.calls.error_log import EVERY_S, ErrorLog
 from sabot.logs import set_up_logging
 from sabot.testing import ListSink, ManualClock
 from tools.agent_tools import publish, records, started, until
@@ -31,21 +31,21 @@ def caught(n: int) -> ValueError:
 
 def test_an_error_has_its_traceback_once_a_place_and_then_a_line_with_the_count_in_ten_seconds(caplog: Any) -> None:
     clock = ManualClock()
-    heard = HeardErrors("agent score", clock)
+    heard = ErrorLog("agent score", clock)
     for n in range(1000):
-        heard.hear(caught(n), f"orders[0]@{n}", "it is a dead letter")
-    heard.hear(KeyError("price"), "orders[0]@1000", "it is a dead letter")
+        heard.add(caught(n), f"orders[0]@{n}", "it is a dead letter")
+    heard.add(KeyError("price"), "orders[0]@1000", "it is a dead letter")
     assert [line.getMessage() for line in caplog.records] == [
         "agent score: ValueError: bad 0; orders[0]@0; it is a dead letter",
         "agent score: KeyError: 'price'; orders[0]@1000; it is a dead letter",
     ]
     assert "fails(n)" in caplog.text
     clock.advance(EVERY_S)
-    heard.hear(caught(1001), "orders[0]@1001", "it is a dead letter")
-    heard.hear(caught(1002), "orders[0]@1002", "it is a dead letter")
+    heard.add(caught(1001), "orders[0]@1001", "it is a dead letter")
+    heard.add(caught(1002), "orders[0]@1002", "it is a dead letter")
     said = "agent score: 1000 more errors ValueError in 10 s, the last one: ValueError: bad 1001; orders[0]@1001; it is a dead letter"
     assert [line.getMessage() for line in caplog.records[2:]] == [said]
-    heard.tell_rest()
+    heard.flush()
     assert "agent score: 1 more errors ValueError" in caplog.records[-1].getMessage()
     assert caplog.text.count("Traceback") == 1
 
@@ -71,7 +71,7 @@ async def test_an_agent_that_goes_on_says_what_went_wrong(
     publish(app, "orders", [{"n": n} for n in range(5)])
     async with started(app):
         await until(lambda: len(records(app, "orders.dlq")) == 5, "dead letters")
-    told = [line for line in caplog.records if line.name == "sabot.calls.heard"]
+    told = [line for line in caplog.records if line.name == "sabot.calls.error_log"]
     assert told[0].getMessage().startswith(f"agent {next(iter(app.agent_runtime.agents))}: ValueError: no price; ")
     assert "orders[0]@0" in told[0].getMessage()
     assert told[0].exc_text
@@ -99,7 +99,7 @@ def test_a_script_s_main_logs_as_the_command_does(tmp_path: Path, capsys: Any, u
 
     app.main()
     said = capsys.readouterr().err
-    assert " WARNING sabot.calls.heard: agent " in said
+    assert " WARNING sabot.calls.error_log: agent " in said
     assert ": ValueError: no price; " in said
     assert 'raise ValueError("no price")' in said
 

@@ -102,7 +102,7 @@ class Budget:
                 f"{where}: warn_at={short_repr(self.warn_at)}", hint="a part of the limit: more than 0, at most 1"
             )
 
-    def together(self, other: "Budget") -> "Budget":
+    def merge(self, other: "Budget") -> "Budget":
         """Both at once, for the same scope: of two limits of a kind the lower one. Raises UserError where different things follow."""
         for name in ("exhausted", "degrade_to", "unpriced", "warn_at"):
             if (mine := getattr(self, name)) != (its := getattr(other, name)):

@@ -19,8 +19,8 @@ import msgspec
 
 from sabot.agents.accounts.budgets import Amounts, Budget, BudgetDecision, Judgement, unpriced
 from sabot.agents.accounts.contract import Durable, LedgerEvent
-from sabot.agents.accounts.ledger import BUDGETS, Ledger, together
-from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, has_price, most_use, told_use, unpaid
+from sabot.agents.accounts.ledger import BUDGETS, Ledger, merge_budgets
+from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, has_price, most_use, reported_use, unpaid
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE, CorruptJournal, UserError, message_of, short_repr
@@ -353,7 +353,7 @@ class LedgerGuard(EffectGuard):
 
     async def open(self, journal: Journal) -> None:
         """As `EffectGuard.open`: rows that a crash has left out are written."""
-        await brought_up(self.ledger, journal)
+        await update_ledger(self.ledger, journal)
         self._durable = journal.flush
 
     async def flush(self) -> None:
@@ -394,7 +394,7 @@ def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: by
     if answer.cached:
         made = {"name": name, "cost": Decimal(0), "reserved_tokens": 0}
         return msgspec.structs.replace(row, type="model", **made)
-    usage, cost = told_use(answer, row.amounts)
+    usage, cost = reported_use(answer, row.amounts)
     made = {"name": name, "input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
     return msgspec.structs.replace(row, type="model", cost=cost, **made)
 
@@ -426,7 +426,7 @@ def rows_of(entries: Iterable[Entry]) -> Iterator[LedgerEvent]:
                 raise CorruptJournal(f"job {entry.job}: what {what} cannot be read: {error}") from error
 
 
-async def brought_up(ledger: Ledger, journal: JournalReader) -> int:
+async def update_ledger(ledger: Ledger, journal: JournalReader) -> int:
     """Gives the ledger the rows of a journal that it does not have, as after a crash. Where it has others, those of the journal count, and
     the log says so. -> how many rows the journal has. Raises BrokerUnavailable where the writer does not answer: a server that is missing
     is told of now, and not by the first call.
@@ -447,7 +447,7 @@ def checked_budgets(given: object) -> "list[Budget] | Ledger":
         return given
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise UserError(f"budgets={short_repr(given)}", hint=BUDGETS)
-    return together(given)
+    return merge_budgets(given)
 
 
 def ledger_of(budgets: "Sequence[Budget] | Ledger", directory: Path | None, clock: Clock) -> Ledger:

@@ -77,7 +77,7 @@ class Ledger:
         lease: Duration = "30s",
         patience: Duration = "10s",
     ) -> None:
-        """budgets: those of the same scope hold together (`Budget.together`). on_decision: told of each call that is not simply allowed.
+        """budgets: those of the same scope hold together (`Budget.merge`). on_decision: told of each call that is not simply allowed.
         owner: of budgets that other processes spend from too; by default the writer, if it is a shared one; else this ledger alone. lease:
         what a process has reserved that the owner has not heard of for so long is in doubt, and counts as used. patience: for how long a
         call waits for an owner that does not answer; then it is not made.
@@ -99,7 +99,7 @@ class Ledger:
         self._asked: dict[str, asyncio.Event] = {}
         self._named: set[str] = set()  # of rows that wait for the writer
         self.refused_rows = 0
-        for budget in together(budgets):
+        for budget in merge_budgets(budgets):
             self.set_budget(budget)
 
     def _sharing(
@@ -476,13 +476,13 @@ class Ledger:
                 await self._shared.owner.close()
 
 
-def together(budgets: Iterable[Budget]) -> list[Budget]:
+def merge_budgets(budgets: Iterable[Budget]) -> list[Budget]:
     """One for each scope. Raises UserError for what is no Budget, and for two that contradict each other."""
     checked_kind(budgets, Iterable, "budgets", '[Budget("scope", max_cost_daily=…)]')
     found: dict[str, Budget] = {}
     for budget in map(_checked, budgets):
         before = found.get(budget.scope_id)
-        found[budget.scope_id] = budget if before is None else before.together(budget)
+        found[budget.scope_id] = budget if before is None else before.merge(budget)
     return list(found.values())
 
 

@@ -31,10 +31,10 @@ from sabot.jobs.tree import child_id, parent_of
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal import EffectId, Journal
 from sabot.journal.entries import Attempt, Begin, EffectResult, End, Entry, Intent
-from sabot.llm.counting import most_tokens_asked
 from sabot.llm.errors import UNPAID, BudgetExceeded, TurnLimitExceeded
 from sabot.llm.prices import PRICES_HINT
 from sabot.llm.results import Completion, Usage, is_cost
+from sabot.llm.token_counts import most_tokens_asked
 from sabot.stored_names import stored_name
 from sabot.threads import run_in_thread, run_to_end
 
@@ -409,11 +409,11 @@ def _used(opened: _TreeCall, attempt: int, outcome: str, body: bytes) -> TreeUse
     answer = msgspec.convert(unpack(body), Completion)
     if answer.cached:
         return before
-    usage, cost = told_use(answer, wanted)
+    usage, cost = reported_use(answer, wanted)
     return TreeUse(before.tokens + usage.total_tokens, before.cost + (cost or 0), 1)
 
 
-def told_use(answer: Completion, wanted: Amounts) -> tuple[Usage, Decimal | None]:
+def reported_use(answer: Completion, wanted: Amounts) -> tuple[Usage, Decimal | None]:
     """Tokens and cost by what an answer says. One that says nothing of its tokens, or what cannot be (some that are negative, more cached
     than were read, a cost that is no number), counts with what was reserved: else a server gives a budget back what it has used, or ends
     it for good.

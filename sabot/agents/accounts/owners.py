@@ -58,7 +58,7 @@ class BudgetStep(NamedTuple):
         return self.budget.scope_id
 
 
-def held_by(step: BudgetStep) -> BudgetStep:
+def held_again(step: BudgetStep) -> BudgetStep:
     """What a step has reserved, reserved again in any case."""
     return BudgetStep("hold", step.budget, step.call, step.number, step.wanted, step.doubts)
 
@@ -86,7 +86,7 @@ class BudgetBatch(NamedTuple):
     corrects: bool = False
 
 
-class Worked(NamedTuple):
+class BatchResult(NamedTuple):
     """judgements: of the steps that reserve, in their order. used: by the scopes of the steps in the windows of now, without what is
     reserved. corrected: how many rows were. now_s: when it was, by the clock that windows end by.
     """
@@ -107,7 +107,7 @@ class BudgetOwner(Protocol):
     keeps_rows: bool
     """Whether it keeps rows of a ledger too, in the same step as the accounts. Else it is told of them when they are written."""
 
-    async def work(self, batch: BudgetBatch) -> Worked:
+    async def work(self, batch: BudgetBatch) -> BatchResult:
         """All of it is durable when it returns; where it raises TransientError it may be, and the same batch may be given again. Raises
         DataError, and does nothing, where a row cannot be kept for what it says; UserError where the owner refuses.
         """
@@ -131,7 +131,7 @@ encode_doubts = msgspec.json.Encoder().encode
 decode_doubts = msgspec.json.Decoder(tuple[LedgerEvent, ...]).decode
 
 
-class Book(Protocol):
+class AccountStore(Protocol):
     """Accounts, reservations and rows within one transaction, in which nobody else changes the accounts that it has given."""
 
     def now(self) -> float:
@@ -175,10 +175,10 @@ def check_skew(machine_s: float | None, now_s: float, where: str) -> None:
         )
 
 
-class _Working:
+class _BatchWork:
     """The work of a batch."""
 
-    def __init__(self, book: Book, batch: BudgetBatch, now_s: float) -> None:
+    def __init__(self, book: AccountStore, batch: BudgetBatch, now_s: float) -> None:
         self.book, self.batch, self.now_s = book, batch, now_s
         budgets = {step.scope: step.budget for step in batch.steps}
         others = {row.event.scope_id for row in batch.rows} - budgets.keys()
@@ -268,12 +268,12 @@ class _Working:
             self.settle(msgspec.structs.replace(row, at_ms=round(self.now_s * 1000)))
 
 
-def work(book: Book, batch: BudgetBatch) -> Worked:
+def work(book: AccountStore, batch: BudgetBatch) -> BatchResult:
     """What a batch asks of an owner, done in the transaction of this book. Raises UserError for a clock that is far off the owner's."""
     now_s = book.now() if batch.now_s is None else batch.now_s
     if not batch.holder:  # rows of another time, or by another clock, end no window before they are there
         now_s = min(now_s, max(row.event.at_ms for row in batch.rows) / 1000)
-    working = _Working(book, batch, now_s)
+    working = _BatchWork(book, batch, now_s)
     for reservation in working.dead:
         working.expire(reservation)
     for row in batch.rows:
@@ -292,10 +292,10 @@ def work(book: Book, batch: BudgetBatch) -> Worked:
     if batch.holder:
         book.hold(batch.holder, now_s + batch.lease_s, now_s)
     used = {scope: account.used(now_s) for scope, account in working.accounts.items()}
-    return Worked([each for each in judged if each is not None], used, working.corrected, now_s)
+    return BatchResult([each for each in judged if each is not None], used, working.corrected, now_s)
 
 
-def rows_alone(events: Sequence[LedgerEvent], *, corrects: bool = False) -> BudgetBatch:
+def batch_of_rows(events: Sequence[LedgerEvent], *, corrects: bool = False) -> BudgetBatch:
     """Rows of nobody who holds reservations."""
     return BudgetBatch("", 0.0, rows=[SettledRow(each) for each in events], corrects=corrects)
 

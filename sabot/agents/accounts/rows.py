@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sabot.agents.accounts.books import TableBook, tables_of_budgets
 from sabot.agents.accounts.budgets import Account, Amounts, Budget, Window
 from sabot.agents.accounts.contract import LedgerEvent, LedgerSum
-from sabot.agents.accounts.owners import BudgetBatch, Reservation, Worked, opened_account, rows_alone, work
+from sabot.agents.accounts.owners import BatchResult, BudgetBatch, Reservation, batch_of_rows, opened_account, work
+from sabot.agents.accounts.tables import TableAccountStore, tables_of_budgets
 from sabot.config import checked_path
 from sabot.disk import private
 from sabot.errors import DataError, UserError, message_of, short_repr
@@ -66,8 +66,8 @@ def checked_groups(by: Sequence[str]) -> tuple[str, ...]:
     return tuple(by)
 
 
-class _MemoryBook:
-    """A `Book` of this process: the naive twin of the tables."""
+class _MemoryAccountStore:
+    """An `AccountStore` of this process: the naive twin of the tables."""
 
     def __init__(self, rows: dict[str, LedgerEvent], used: Callable[[str, int], Amounts]) -> None:
         self._rows, self._used = rows, used
@@ -126,9 +126,9 @@ class InMemoryLedgerWriter:
     def __init__(self, *, shared: bool = False) -> None:
         self.shared = shared
         self._rows: dict[str, LedgerEvent] = {}
-        self._book = _MemoryBook(self._rows, self._used)
+        self._book = _MemoryAccountStore(self._rows, self._used)
 
-    async def work(self, batch: BudgetBatch) -> Worked:
+    async def work(self, batch: BudgetBatch) -> BatchResult:
         """As `BudgetOwner.work`."""
         return work(self._book, batch)
 
@@ -144,7 +144,7 @@ class InMemoryLedgerWriter:
     async def write(self, events: Sequence[LedgerEvent]) -> None:
         """As `LedgerWriter.write`."""
         if self.shared and events:
-            work(self._book, rows_alone(events))
+            work(self._book, batch_of_rows(events))
             return
         for event in events:
             before = self._rows.get(event.event_id)
@@ -154,7 +154,7 @@ class InMemoryLedgerWriter:
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
         """As `LedgerWriter.correct`."""
         if self.shared and events:
-            return work(self._book, rows_alone(events, corrects=True)).corrected
+            return work(self._book, batch_of_rows(events, corrects=True)).corrected
         kept = {name: _row(event) for name, event in self._rows.items()}
         wrong = contradicted(map(_row, events), kept)
         for name in wrong:
@@ -243,7 +243,7 @@ class _ExactSum:
         return str(self._total)
 
 
-class _SqliteBook(TableBook):
+class _SqliteAccountStore(TableAccountStore):
     def now(self) -> float:
         return time.time()
 
@@ -304,25 +304,25 @@ class SqliteLedgerWriter:
             raise
         return connection
 
-    async def work(self, batch: BudgetBatch) -> Worked:
+    async def work(self, batch: BudgetBatch) -> BatchResult:
         """As `BudgetOwner.work`: in one transaction."""
         return await run_to_end(run_in_thread(self._work, batch))
 
-    def _work(self, batch: BudgetBatch) -> Worked:
+    def _work(self, batch: BudgetBatch) -> BatchResult:
         with step("ledger", self.path), self._connection() as connection, transaction(connection), self._content_told():
-            return work(_SqliteBook(connection.cursor()), batch)
+            return work(_SqliteAccountStore(connection.cursor()), batch)
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
         """As `LedgerWriter.write`: in one transaction."""
         if self.shared and events:
-            await self.work(rows_alone(events))
+            await self.work(batch_of_rows(events))
             return
         await run_to_end(run_in_thread(self._write, [_row(event) for event in events]))
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
         """As `LedgerWriter.correct`: in one transaction."""
         if self.shared and events:
-            return (await self.work(rows_alone(events, corrects=True))).corrected
+            return (await self.work(batch_of_rows(events, corrects=True))).corrected
         return await run_to_end(run_in_thread(self._write, [_row(event) for event in events], True))
 
     def _write(self, rows: Sequence[tuple[Any, ...]], corrects: bool = False) -> int:

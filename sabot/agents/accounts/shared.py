@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from sabot.agents.accounts.budgets import Amounts, Budget, Judgement, Window
 from sabot.agents.accounts.contract import LedgerEvent
-from sabot.agents.accounts.owners import REPORT_PART, BudgetBatch, BudgetOwner, BudgetStep, SettledRow, Worked
+from sabot.agents.accounts.owners import REPORT_PART, BatchResult, BudgetBatch, BudgetOwner, BudgetStep, SettledRow
 from sabot.backoff import Backoff
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import DataError, TransientError, UserError, message_of
@@ -256,7 +256,7 @@ class SharedAccounts:
             corrects=any(each.corrects for each in taken),
         )
 
-    def _tell(self, taken: Sequence[_Pending], worked: Worked) -> None:
+    def _tell(self, taken: Sequence[_Pending], worked: BatchResult) -> None:
         judged = iter(worked.judgements)
         for each in taken:
             step, answer = each.step, each.answer

@@ -16,10 +16,10 @@ import msgspec
 
 from sabot.agents.context import BudgetSpec
 from sabot.agents.events.bus import InMemoryEventBus
-from sabot.agents.events.telling import JobEvents
+from sabot.agents.events.job_events import JobEvents
 from sabot.agents.kernel.handle import ExecutionHandle, outcome_of
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, encode_request
-from sabot.agents.store import ShowsJobs
+from sabot.agents.store import JobView
 from sabot.clock import Clock
 from sabot.errors import IdempotencyConflict, InternalError, NonDeterminism, SabotError, UserError
 from sabot.jobs.guard import Behalf, EffectGuard
@@ -48,7 +48,7 @@ class KernelHost:
         agents: Mapping[str, KernelAgent],
         handle: Callable[[str, KernelAgent, bytes], ExecutionHandle],
         events: InMemoryEventBus,
-        shown: Sequence[ShowsJobs] = (),
+        shown: Sequence[JobView] = (),
         *,
         clock: Clock,
         max_jobs: int,

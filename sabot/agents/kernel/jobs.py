@@ -12,8 +12,8 @@ import msgspec
 
 from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, checked_fields, checked_word
 from sabot.api.durable import DurableContext, durable_context
+from sabot.calls.error_log import ErrorLog
 from sabot.calls.functions import awaitable
-from sabot.calls.heard import HeardErrors
 from sabot.clock import Clock
 from sabot.config import checked_kind, checked_name
 from sabot.errors import NonDeterminism, UserError, short_repr
@@ -191,7 +191,7 @@ class KernelAgent:
         self.code = version_of(Agent.run if isinstance(agent, Agent) else agent, version)
         self._engine = engine if engine is not None else agent.engine if isinstance(agent, Agent) else None
         self._clock = clock
-        self._heard = HeardErrors(f"agent {self.agent_id}", clock)
+        self._errors = ErrorLog(f"agent {self.agent_id}", clock)
         self.watch: JobWatch
         self._decoded: tuple[JobRun, ExecutionRequest] | None = None  # the last one
 
@@ -222,7 +222,7 @@ class KernelAgent:
         said = request.prompt
         if not isinstance(said, str):
             said = msgspec.convert(said, list[ChatMessage])
-        return await self.agent.run(said, doing=ctx.llm(self._engine))
+        return await self.agent.run(said, effects=ctx.llm(self._engine))
 
     def time_left(self, job: JobRun) -> tuple[float, str] | None:
         """As `JobOwner.time_left`: what `max_runtime_seconds` leaves, by the times of the entries of the job, so over restarts too."""
@@ -250,7 +250,7 @@ class KernelAgent:
         if isinstance(error, EXITS):
             self.watch.asked_to_exit(job.job_id, error)
             return "stop"
-        self._heard.hear(error, f"job {job.job_id}", "it has failed")
+        self._errors.add(error, f"job {job.job_id}", "it has failed")
         self.watch.says(job.job_id, error)
         return "end"
 

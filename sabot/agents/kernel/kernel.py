@@ -11,21 +11,21 @@ from typing import Any
 
 from sabot.agents.accounts.budgets import Budget
 from sabot.agents.accounts.contract import LedgerWriter, checked_writer
-from sabot.agents.accounts.guard import LedgerGuard, brought_up, checked_budgets, ledger_of
+from sabot.agents.accounts.guard import LedgerGuard, checked_budgets, ledger_of, update_ledger
 from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.limits import JobLimits
 from sabot.agents.accounts.rows import InMemoryLedgerWriter
 from sabot.agents.actions import ActionManager, ActionStore
+from sabot.agents.app_jobs import AppJobs, AppJobStore
 from sabot.agents.context import PolicyRef, checked_word
 from sabot.agents.events.bus import InMemoryEventBus, RuntimeEvent
-from sabot.agents.events.telling import events_of
+from sabot.agents.events.job_events import events_of
 from sabot.agents.jobs import JobRecord, JobSpec, JobStore
 from sabot.agents.kernel.handle import ExecutionHandle
 from sabot.agents.kernel.hosting import KernelHost
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent
-from sabot.agents.outside import AppJobs, OutsideStore
 from sabot.agents.replay import JobCode, Recording, record_job
-from sabot.agents.store import ShowsJobs
+from sabot.agents.store import JobView
 from sabot.calls.options import checked_whole
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, checked_kind, checked_name, checked_text, parse_seconds
@@ -37,7 +37,7 @@ from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.recovery import whole_entries
 from sabot.jobs.run import JobRun
 from sabot.jobs.tree import ChildLimits, checked_limits
-from sabot.journal import Begin, Journal, JournalReader, MemoryHome, MemoryJournal
+from sabot.journal import Begin, Journal, JournalReader, MemoryJournal, MemoryStorage
 from sabot.journal.entries import Entry, Letter
 from sabot.journal.memory import MemoryInbox, MemoryReader
 from sabot.journal.opening import open_inbox, open_journal, open_reader
@@ -89,7 +89,7 @@ class RuntimeKernel:
         for word, given, kind, hint in (
             ("engine", engine, ExecutionEngine, "an ExecutionEngine"),
             ("event_bus", event_bus, InMemoryEventBus, "an InMemoryEventBus"),
-            ("journal", journal, str | Path | Journal | MemoryHome, "a folder, an address, or a Journal"),
+            ("journal", journal, str | Path | Journal | MemoryStorage, "a folder, an address, or a Journal"),
         ):
             if given is not None and (given == "" or not isinstance(given, kind)):
                 raise UserError(f"RuntimeKernel: {word}={short_repr(given)}", hint=hint)
@@ -121,7 +121,7 @@ class RuntimeKernel:
             raise UserError(
                 f"kernel {self.name}: its agents are {names or 'none'}", hint="one or more, each with its own name"
             )
-        self._place = MemoryHome(clock) if journal is None else journal
+        self._place = MemoryStorage(clock) if journal is None else journal
         self.policy, self._budgets, self._writer = checked_guard(policy), budgets, ledger_writer
         if budgets is not None:
             checked_budgets(budgets)
@@ -178,7 +178,7 @@ class RuntimeKernel:
             self.policy.check_names(functions, ids, f"kernel {self.name}: its policy")
         if isinstance(place, Journal):
             journal = place
-        elif isinstance(place, MemoryHome):
+        elif isinstance(place, MemoryStorage):
             journal = MemoryJournal(place)
         else:
             clock = self._options["clock"]
@@ -225,7 +225,7 @@ class RuntimeKernel:
         ledger = await self._accounts(self._budgets)
         if self._host is None and isinstance(ledger.writer, InMemoryLedgerWriter) and "://" in str(self._place):
             with self._store.reader() as reader:
-                await brought_up(ledger, reader)
+                await update_ledger(ledger, reader)
         return ledger
 
     async def close(self) -> None:
@@ -372,10 +372,10 @@ class RuntimeKernel:
         return {} if self._host is None else self._host.statistics()
 
 
-class _KernelStore(OutsideStore):
+class _KernelStore(AppJobStore):
     """Jobs and actions in the journal of a kernel, from here or from elsewhere. journal: while a kernel here has it."""
 
-    def __init__(self, place: "str | Path | Journal | MemoryHome", name: str, clock: Clock) -> None:
+    def __init__(self, place: "str | Path | Journal | MemoryStorage", name: str, clock: Clock) -> None:
         self.clock = clock
         self.journal: Journal | None = place if isinstance(place, Journal) else None
         self._place = place
@@ -392,12 +392,12 @@ class _KernelStore(OutsideStore):
             return
         place = self._place
         assert not isinstance(place, Journal)
-        opened = MemoryReader(place) if isinstance(place, MemoryHome) else open_reader(place, app=self._name)
+        opened = MemoryReader(place) if isinstance(place, MemoryStorage) else open_reader(place, app=self._name)
         with closing(opened) as reader:
             yield reader
 
     async def own_writes(self) -> None:
-        """As `OutsideStore.own_writes`: a handle says that its job is over when END is appended, and END is read when it is durable."""
+        """As `AppJobStore.own_writes`: a handle says that its job is over when END is appended, and END is read when it is durable."""
         if self.journal is not None:
             with suppress(JournalFailed):  # the kernel says so; what is durable can be read all the same
                 await self.journal.flush()
@@ -412,16 +412,16 @@ class _KernelStore(OutsideStore):
         place = self._place
         assert not isinstance(place, Journal)
         where: Mapping[str, Any] = {"app": self._name, "clock": self.clock}
-        opened = MemoryInbox(place) if isinstance(place, MemoryHome) else open_inbox(place, **where)
+        opened = MemoryInbox(place) if isinstance(place, MemoryStorage) else open_inbox(place, **where)
         with closing(opened) as inbox:
             inbox.post(letter)
 
 
-def _stores_of(job_store: Any, action_store: Any) -> list[ShowsJobs]:
+def _stores_of(job_store: Any, action_store: Any) -> list[JobView]:
     """Those of which somebody reads, each once. Raises UserError for one that cannot show the jobs of another owner."""
-    found: list[ShowsJobs] = []
+    found: list[JobView] = []
     for name, store in (("job_store", job_store), ("action_store", action_store)):
-        while store is not None and not isinstance(store, ShowsJobs):
+        while store is not None and not isinstance(store, JobView):
             if not isinstance(inner := getattr(store, "store", None), JobStore):
                 raise UserError(
                     f"{name}={short_repr(store)} does not show the jobs of a kernel",

@@ -2,8 +2,9 @@
 
 Operator.execute(input, context) ─▶ OperatorResult        an agent, a function, or a pattern of other operators
 
-A flow runs in the loop of whoever runs it, and reaches the world through `context.doing` only: alone that makes the calls, in a job each is
-an effect. So a flow is durable where its job is, and has no store of its own: after a crash it runs again over what the journal has.
+A flow runs in the loop of whoever runs it, and reaches the world through `context.effects` only: outside
+a job that makes the calls, in a job each call is an effect. So
+a flow is durable where its job is, and has no store of its own: after a crash it runs again over what the journal has.
 """
 
 import asyncio
@@ -20,8 +21,8 @@ from sabot.api.durable import DurableContext
 from sabot.config import check_numbers, checked_durations, checked_kind
 from sabot.errors import EffectError, SabotError, UserError, message_of, short_repr
 from sabot.jobs.guard import APART
-from sabot.llm.agent import Agent, Doing, current_doing
-from sabot.llm.alone import ToolsAlone
+from sabot.llm.agent import Agent, AgentEffects, current_effects
+from sabot.llm.direct import DirectTools
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.errors import AgentRunError, BudgetExceeded, ModelError, ToolError
 from sabot.llm.results import Completion, Piece, Usage
@@ -101,7 +102,7 @@ class OperatorContext:
     """
 
     execution: ExecutionContext | None = None
-    doing: Doing | None = None
+    effects: AgentEffects | None = None
     config: OrchestrationConfig = field(default_factory=OrchestrationConfig)
     depth: int = 0
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -112,18 +113,18 @@ class OperatorContext:
         if given is None or isinstance(given, ExecutionContext):
             given = cls(execution=given)
         elif isinstance(given, DurableContext):
-            given = cls(doing=_InJob(given))
+            given = cls(effects=_InJob(given))
         elif not isinstance(given, OperatorContext):
             raise UserError(
                 f"{short_repr(given)} is no context of an operator",
                 hint="an OperatorContext, an ExecutionContext, or the ctx of a durable agent",
             )
-        return given if given.doing is not None else replace(given, doing=current_doing.get())
+        return given if given.effects is not None else replace(given, effects=current_effects.get())
 
     async def call(self, tool: Tool | Callable[..., Any], /, **arguments: Any) -> Any:
         """Calls a tool: in a job an effect of the tool's class, alone a call. A plain function counts as unsafe."""
-        doing = ToolsAlone(RequestContext()) if self.doing is None else self.doing
-        return await doing.call(as_tool(tool), arguments)
+        effects = DirectTools(RequestContext()) if self.effects is None else self.effects
+        return await effects.call(as_tool(tool), arguments)
 
 
 class _InJob:
@@ -132,7 +133,7 @@ class _InJob:
     def __init__(self, ctx: DurableContext) -> None:
         self._ctx = ctx
 
-    def of(self, engine: ExecutionEngine) -> Doing:
+    def of(self, engine: ExecutionEngine) -> AgentEffects:
         return self._ctx.llm(engine)
 
     async def complete(self, spec: RequestSpec) -> Completion:
@@ -244,7 +245,7 @@ async def _kept(flow: Coroutine[Any, Any, T], config: OrchestrationConfig) -> T:
 
 async def step(operator: Operator, given: Any, context: OperatorContext) -> OperatorResult:
     """What comes of an operator within a flow: its failures are results, and its agents reach the world through the context."""
-    before, counted = current_doing.set(context.doing), APART.set(APART.get() or not context.config.inherit_budgets)
+    before, counted = current_effects.set(context.effects), APART.set(APART.get() or not context.config.inherit_budgets)
     try:
         result = await operator.execute(given, context)
     except (FlowTimeout, DepthExceeded, FlowCycle):
@@ -252,7 +253,7 @@ async def step(operator: Operator, given: Any, context: OperatorContext) -> Oper
     except _FAILURES as error:
         return OperatorResult(f"{type(error).__name__}: {message_of(error)}", success=False, error=error)
     finally:
-        current_doing.reset(before)
+        current_effects.reset(before)
         APART.reset(counted)
     if not isinstance(result, OperatorResult):
         raise UserError(
@@ -261,7 +262,7 @@ async def step(operator: Operator, given: Any, context: OperatorContext) -> Oper
     return result
 
 
-async def side_by_side(
+async def run_parallel(
     who: str, work: Sequence[tuple[Operator, Any]], context: OperatorContext
 ) -> list[OperatorResult]:
     """The results of operators with their inputs, in their order. Raises DepthExceeded where they are too many."""
@@ -304,8 +305,8 @@ class AgentStep(Operator):
     async def execute(self, input_data: Any, context: Any = None) -> OperatorResult:
         """Runs the agent once."""
         said = self._said(input_data)
-        doing = OperatorContext.of(context).doing
-        ran = await self.agent.run(said, doing=None if doing is None else doing.of(self.agent.engine))
+        effects = OperatorContext.of(context).effects
+        ran = await self.agent.run(said, effects=None if effects is None else effects.of(self.agent.engine))
         content = ran.content if ran.output is None else ran.output
         return OperatorResult(content, usage=ran.usage, metadata={"turns": ran.turns, "cost": ran.cost})
 
@@ -388,7 +389,7 @@ def fields_of(given: Any) -> dict[str, Any]:
     return dict(given) if isinstance(given, Mapping) else {"text": given}
 
 
-def carried_on(given: Any, content: Any) -> dict[str, Any]:
+def with_content(given: Any, content: Any) -> dict[str, Any]:
     """What the next step is given: the fields that the first was given, and the content of the one before: its fields, or "text"."""
     builtin = content if isinstance(content, Mapping | str) else msgspec.to_builtins(content, enc_hook=str)
     return {**fields_of(given), **fields_of(builtin)}

@@ -18,12 +18,12 @@ from sabot.agents.orchestration.base import (
     OperatorLike,
     OperatorResult,
     as_operator,
-    carried_on,
     fields_of,
     prompt_of,
-    side_by_side,
+    run_parallel,
     step,
     usage_of,
+    with_content,
 )
 from sabot.config import is_whole
 from sabot.errors import UNREADABLE, UserError, short_repr
@@ -54,7 +54,7 @@ class ChainOperator(Flow):
             done.append(result)
             if not result.success:
                 break
-            next_given = carried_on(given, result.content)
+            next_given = with_content(given, result.content)
         return replace(done[-1], usage=usage_of(done), metadata={**done[-1].metadata, "steps": len(done)})
 
 
@@ -71,7 +71,7 @@ class ParallelOperator(Flow):
         self._aggregate = aggregate
 
     async def _flow(self, given: Any, context: OperatorContext) -> OperatorResult:
-        results = await side_by_side(self.name, [(each, given) for each in self.operators], context)
+        results = await run_parallel(self.name, [(each, given) for each in self.operators], context)
         failed = [result for result in results if not result.success]
         success = len(failed) < len(results) if self._aggregate else not failed
         made = self._aggregate and success
@@ -111,8 +111,8 @@ class MapReduceOperator(Flow):
         items = fields.pop(self._items, None)
         if isinstance(items, str | Mapping) or not isinstance(items, Sequence):
             raise FlowFailed(f"{self.name}: its input has no list {self._items!r}: {short_repr(given)}")
-        mapped = await side_by_side(
-            self.name, [(self.map_operator, carried_on(fields, item)) for item in items], context
+        mapped = await run_parallel(
+            self.name, [(self.map_operator, with_content(fields, item)) for item in items], context
         )
         for number, result in enumerate(mapped):
             if not result.success:
@@ -169,7 +169,7 @@ class PlannerExecutorOperator(Flow):
             results = []
             for each in steps:
                 before = [result.content for result in results]
-                results.append(await step(self.executor, {**carried_on(fields, each), "results": before}, context))
+                results.append(await step(self.executor, {**with_content(fields, each), "results": before}, context))
                 if not results[-1].success:
                     break
         done += results
@@ -236,7 +236,7 @@ class DebateOperator(Flow):
         arguments: list[dict[str, Any]] = []
         for number in range(1, self.max_rounds + 1):
             told = {**fields, "round": number, "arguments": list(arguments)}
-            said = await side_by_side(self.name, [(each, told) for each in self.debaters], context)
+            said = await run_parallel(self.name, [(each, told) for each in self.debaters], context)
             done += said
             if not any(result.success for result in said):
                 return replace(said[0], usage=usage_of(done), metadata={"rounds": number})

@@ -28,7 +28,7 @@ from sabot.agents.orchestration.base import (
     OrchestrationConfig,
     as_operator,
     fields_of,
-    side_by_side,
+    run_parallel,
     step,
 )
 from sabot.config import Duration, check_numbers, checked_durations, is_whole
@@ -270,7 +270,7 @@ class Workflow(Flow):
                 result = await step(self._operators[node.id], fields, context)
                 return result, {**fields, node.id: result.content, "text": result.content}, node.next
             case ParallelNode():
-                results = await side_by_side(node.id, [(each, fields) for each in self._branches[node.id]], context)
+                results = await run_parallel(node.id, [(each, fields) for each in self._branches[node.id]], context)
                 failed = [each for each in results if not each.success]
                 usage = Usage()
                 for each in results:

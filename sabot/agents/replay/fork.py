@@ -18,7 +18,7 @@ import msgspec
 from sabot.agents.accounts.guard import LedgerGuard
 from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.limits import JobLimits
-from sabot.agents.reading import as_plain
+from sabot.agents.progress import as_plain
 from sabot.agents.replay.recording import Recording, record_job
 from sabot.agents.replay.verification import JobCode, ReplayDifference, steps_of
 from sabot.api.models import ASKS, request_body
@@ -43,7 +43,7 @@ from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.run import Ask, JobRun, effect_words
 from sabot.jobs.takeover import part_of
 from sabot.jobs.values import pack, unpack
-from sabot.journal import EffectId, Journal, MemoryHome, MemoryJournal, MemoryReader
+from sabot.journal import EffectId, Journal, MemoryJournal, MemoryReader, MemoryStorage
 from sabot.journal.effects import EffectClass
 from sabot.journal.entries import Answer, Begin, EffectResult, End, Entry, Intent, Signal
 from sabot.llm.messages import assistant, system
@@ -112,12 +112,12 @@ async def fork(
     checked_kind(recording, Recording, "fork: recording", "what record_job has recorded")
     checked_kind(code, JobCode, "fork: code", "code_of(agent.spec)")
     checked_words(allow, "fork: allow")
-    entries = _up_to(recording, at)
+    entries = _entries_until(recording, at)
     today = clock
     clock = _ForkClock(clock, max(entry.at_ms for entry in entries) / 1000)
-    home = MemoryHome(clock)
-    home.key = recording.key
-    journal = MemoryJournal(home)
+    storage = MemoryStorage(clock)
+    storage.key = recording.key
+    journal = MemoryJournal(storage)
     for entry in entries:
         journal.append(entry)
     changes = _Changes(answers or {}, prompt)
@@ -133,7 +133,7 @@ async def fork(
     guards: list[EffectGuard] = [first, *([] if guard is None else [guard]), JobLimits()]
     booked_as = "" if ledger is None else f"{recording.job_id}/fork-{uuid.uuid4().hex[:12]}"
     if ledger is not None:
-        guards.append(_ForkBooks(ledger, recording.job_id, booked_as, changes, today))
+        guards.append(_ForkLedger(ledger, recording.job_id, booked_as, changes, today))
     host = JobHost(
         journal, clock=clock, on_broken=owner.broken, stop_grace_s=0.0, guard=guard_of(guards), make_run=run_of
     )
@@ -152,7 +152,7 @@ async def fork(
     finally:
         await host.close()
         journal.close()
-    made = record_job(MemoryReader(home), recording.job_id)
+    made = record_job(MemoryReader(storage), recording.job_id)
     seeds = (*recording.seeds, *made.seeds[len(recording.seeds) :])
     made = replace(made, initial_input=recording.initial_input, seeds=seeds)
     named = _asked_for(recording.entries) | _asked_for(made.entries) | {each.value for each in EffectClass}
@@ -173,7 +173,7 @@ def _asked_for(entries: Sequence[Entry]) -> set[str]:
     return found
 
 
-def _up_to(recording: Recording, at: int | None) -> list[Entry]:
+def _entries_until(recording: Recording, at: int | None) -> list[Entry]:
     """The entries up to the result of this step, without those of effects that have none by then. Raises UserError."""
     entries = recording.entries
     if not entries:
@@ -353,7 +353,7 @@ class _ForkGuard(EffectGuard):
         return GuardVerdict()
 
 
-class _ForkBooks(LedgerGuard):
+class _ForkLedger(LedgerGuard):
     """The ledger of the program, for what a fork itself asks for: under a job of its own, since the rows of the job are those of its own
     effects; and at the time at which it is asked, which is not that of the fork's clock.
     """

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from sabot.agents.events.bus import EventBus, RuntimeEvent, RuntimeEventType
-from sabot.agents.events.telling import events_of
+from sabot.agents.events.job_events import events_of
 from sabot.agents.replay.fork import fork
 from sabot.agents.replay.recording import Recording
 from sabot.agents.replay.verification import JobCode, ReplayDifference, verified

@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from sabot.agents.events.bus import EventBus, RuntimeEvent, Subscription
-from sabot.agents.reading import as_plain, value_of
+from sabot.agents.progress import as_plain, value_of
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import checked_kind, checked_path, checked_text, is_whole
 from sabot.disk import private, sync
@@ -92,7 +92,7 @@ class Recording:
     key: bytes = b""
     seeds: tuple[bytes, ...] = ()
 
-    def up_to(self, count: int) -> "Recording":
+    def take_until(self, count: int) -> "Recording":
         """Of its first entries only."""
         if not is_whole(count, 0):
             raise UserError(f"up_to: count={short_repr(count)}", hint="a number of entries")

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
-from sabot.agents.accounts.books import TableBook, tables_of_budgets
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.contract import LedgerEvent, LedgerSum
-from sabot.agents.accounts.owners import BudgetBatch, Worked, check_skew, rows_alone, work
+from sabot.agents.accounts.owners import BatchResult, BudgetBatch, batch_of_rows, check_skew, work
 from sabot.agents.accounts.rows import GROUPS, SETTLES, checked_groups, contradicted, sum_of_row
+from sabot.agents.accounts.tables import TableAccountStore, tables_of_budgets
 from sabot.agents.stores.tables import PostgresTables
 from sabot.errors import DataError, UserError, message_of
 from sabot.redaction import clean_cause
@@ -98,32 +98,32 @@ class PostgresLedgerWriter:
             raise UserError(f"{self.where}: it was made with make=False, and makes no tables")
         await run_to_end(run_in_thread(self._tables.create))
 
-    async def work(self, batch: BudgetBatch) -> Worked:
+    async def work(self, batch: BudgetBatch) -> BatchResult:
         """As `BudgetOwner.work`: in one transaction."""
         return await run_to_end(run_in_thread(self._work, batch))
 
-    def _work(self, batch: BudgetBatch) -> Worked:
+    def _work(self, batch: BudgetBatch) -> BatchResult:
         with (
             step("ledger", "runtime_accounts"),
             self._tables.transaction() as connection,
             _content_told(connection),
             connection.cursor() as cursor,
         ):
-            worked = work(_PostgresBook(cursor), batch)
+            worked = work(_PostgresAccountStore(cursor), batch)
             check_skew(batch.machine_s, worked.now_s, self.where)  # else nothing of it is done
             return worked
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
         """As `LedgerWriter.write`: in one transaction, which may be given again. Without events the table is there when it returns."""
         if self.shared and events:
-            await self.work(rows_alone(events))
+            await self.work(batch_of_rows(events))
             return
         await run_to_end(run_in_thread(self._write, _rows(events), _conflict(events)))
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
         """As `LedgerWriter.correct`: as `write`. The user may delete rows, where some are wrong."""
         if self.shared and events:
-            return (await self.work(rows_alone(events, corrects=True))).corrected
+            return (await self.work(batch_of_rows(events, corrects=True))).corrected
         return await run_to_end(run_in_thread(self._write, _rows(events), _conflict(events), True))
 
     def _write(self, rows: list[tuple[Any, ...]], conflict: str, corrects: bool = False) -> int:
@@ -169,7 +169,7 @@ class PostgresLedgerWriter:
         await run_to_end(run_in_thread(self._tables.close))
 
 
-class _PostgresBook(TableBook):
+class _PostgresAccountStore(TableAccountStore):
     mark, lock = "%s", "FOR UPDATE"
 
     def now(self) -> float:

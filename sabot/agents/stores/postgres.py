@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, check_resolution
-from sabot.agents.changing import as_json, begun, check_same, digest_of, moved, name_of, question
+from sabot.agents.app_jobs import AppJobStore
 from sabot.agents.context import checked_word
+from sabot.agents.job_entries import as_json, begin_entry, check_same, digest_of, move_entry, name_of, question_entry
 from sabot.agents.jobs import JobRecord, JobSpec, JobStatus
-from sabot.agents.outside import OutsideStore
 from sabot.agents.store import JobsAndActions, JobsOfJournal
 from sabot.agents.stores.jobs import TABLES, PostgresJobViews, forget_jobs, show_jobs
 from sabot.agents.stores.tables import PostgresTables
@@ -94,7 +94,7 @@ class _Stored:
         return body
 
 
-class _Elsewhere(OutsideStore):
+class _Elsewhere(AppJobStore):
     """Jobs and actions in the journal of an app, or of a kernel, at an address."""
 
     running = None
@@ -268,7 +268,7 @@ class PostgresJobStore(JobsAndActions):
             nonlocal new
             new = job_id not in known.jobs
             check_same(job_id, spec, content, known.digests.get(job_id, content))
-            return begun(job_id, spec, content, self._now_ms()) if new else None
+            return begin_entry(job_id, spec, content, self._now_ms()) if new else None
 
         known = await self._change(job_id, begin)
         assert known is not None
@@ -290,7 +290,7 @@ class PostgresJobStore(JobsAndActions):
         checked_word(job_id, "job_id")
 
         def move(known: JobsOfJournal) -> Entry:
-            return moved(known.jobs.get(job_id), job_id, status, self._now_ms(), result_ref, error)
+            return move_entry(known.jobs.get(job_id), job_id, status, self._now_ms(), result_ref, error)
 
         known = await self._change(job_id, move, known_only=True)
         if known is not None:
@@ -320,7 +320,7 @@ class PostgresJobStore(JobsAndActions):
 
         def ask(known: JobsOfJournal) -> Entry:
             job, ordinal = known.jobs.get(spec.job_id), known.next_ordinal(spec.job_id)
-            return question(job, ordinal, spec, self._now_ms(), _KEY)
+            return question_entry(job, ordinal, spec, self._now_ms(), _KEY)
 
         known = await self._change(spec.job_id, ask)
         assert known is not None
@@ -441,7 +441,7 @@ class PostgresJobStore(JobsAndActions):
     # -- of a kernel --------------------------------------------------------------------------------------------------
 
     def lend(self, to: JobsAndActions) -> None:
-        """As `ShowsJobs.lend`."""
+        """As `JobView.lend`."""
         if self._lent is not None:
             raise UserError(f"the store of {self._tables.where} is that of another kernel", hint="make one for each")
         self._lent = to
@@ -474,7 +474,7 @@ class PostgresJobStore(JobsAndActions):
             self._told = True
 
     async def leave(self) -> None:
-        """As `ShowsJobs.leave`."""
+        """As `JobView.leave`."""
         self._shown = None
 
 

@@ -359,16 +359,16 @@ class RedisActionStore(ActionStore):
 
     # -- of a kernel ----------------------------------------------------------------------------------------------------
 
-    home = None  # as of `ShowsJobs`: there is no journal in Redis
+    home = None  # as of `JobView`: there is no journal in Redis
 
     def lend(self, to: JobsAndActions) -> None:
-        """As `ShowsJobs.lend`."""
+        """As `JobView.lend`."""
         if self._mirror is not None:
             raise UserError("the RedisActionStore is that of another kernel", hint="make one for each")
         self._mirror = _Mirror(to)
 
     async def show(self, journal: Journal) -> None:
-        """As `ShowsJobs.show`. Raises TransientError where no server answers."""
+        """As `JobView.show`. Raises TransientError where no server answers."""
         assert self._mirror is not None
         await self.start()
         self._mirror.journal, self._mirror.anew = journal, True
@@ -377,7 +377,7 @@ class RedisActionStore(ActionStore):
         self._mirror.hearing = asyncio.create_task(self._hear_answers(self._mirror), name="answers of Redis")
 
     async def leave(self) -> None:
-        """As `ShowsJobs.leave`."""
+        """As `JobView.leave`."""
         mirror = self._mirror
         if mirror is not None and mirror.hearing is not None:
             hearing, mirror.hearing = mirror.hearing, None
@@ -385,7 +385,7 @@ class RedisActionStore(ActionStore):
             await asyncio.gather(hearing, return_exceptions=True)
 
     async def became_durable(self) -> None:
-        """As `ShowsJobs.became_durable`."""
+        """As `JobView.became_durable`."""
         mirror = self._mirror
         if mirror is None or mirror.journal is None:
             return

@@ -35,13 +35,13 @@ from sabot.agents.accounts.contract import LedgerEvent, LedgerSum, LedgerWriter,
 from sabot.agents.accounts.owners import (
     REPORT_PART,
     REPORT_SLACK_S,
+    BatchResult,
     BudgetBatch,
     BudgetStep,
     SettledRow,
-    Worked,
+    batch_of_rows,
     check_skew,
-    held_by,
-    rows_alone,
+    held_again,
 )
 from sabot.connectors.redis import RedisServer
 from sabot.errors import TransientError, UserError
@@ -364,7 +364,7 @@ class RedisBudgets:
         self._checked_s: float | None = None
         self._trusted = lossy
 
-    async def work(self, batch: BudgetBatch) -> Worked:
+    async def work(self, batch: BudgetBatch) -> BatchResult:
         """As `BudgetOwner.work`: the rows, then a script for each scope. TransientError for a call that fits where an account was lost,
         until living processes have told what they have in flight; all else of the batch is done then.
         """
@@ -401,7 +401,7 @@ class RedisBudgets:
                 f"{self.where} has lost the account of scope {name}: no call is granted for {silent[name]:.1f} s, in which living "
                 "processes tell what they have in flight"
             )
-        return Worked([judged[at] for at in sorted(judged)], used, corrected)
+        return BatchResult([judged[at] for at in sorted(judged)], used, corrected)
 
     async def _asked(
         self, name: str, batch: BudgetBatch, steps: Sequence[BudgetStep], rows: Sequence[SettledRow]
@@ -430,7 +430,7 @@ class RedisBudgets:
                 what = "%s has lost the account of scope %s: it is made anew of rows, and of what is in flight"
                 _log.warning(what, self.where, name)
                 was_there = True
-                scope.epoch, held = answer.epoch, [held_by(step) for step in scope.mine.values()]
+                scope.epoch, held = answer.epoch, [held_again(step) for step in scope.mine.values()]
                 continue
             break
         scope.epoch = answer.epoch
@@ -512,13 +512,13 @@ class RedisBudgets:
     async def write(self, events: Sequence[LedgerEvent]) -> None:
         """As `LedgerWriter.write`."""
         if events:
-            await self.work(rows_alone(events))
+            await self.work(batch_of_rows(events))
         else:
             await self._writer.write(events)
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
         """As `LedgerWriter.correct`; what scopes have used changes by what settles a doubt only."""
-        return (await self.work(rows_alone(events, corrects=True))).corrected if events else 0
+        return (await self.work(batch_of_rows(events, corrects=True))).corrected if events else 0
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
         """As `LedgerWriter.known`."""

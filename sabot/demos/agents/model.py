@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from sabot.llm import ChatMessage, Completion, RequestSpec, ToolCall, Usage, assistant
-from sabot.llm.counting import tokens_of
+from sabot.llm.token_counts import tokens_of
 
 _SECONDS = 0.05  # a model takes its time, so that several are asked at once
 _ORDER = re.compile(r"\bo-\d+\b")

@@ -23,11 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sabot.errors import UserError, short_repr
-from sabot.llm.counting import count_tokens, tokens_of
 from sabot.llm.errors import AnswerTooLarge, ModelError, ModelTimeout
 from sabot.llm.messages import ChatMessage, assistant
 from sabot.llm.results import Completion, Embeddings, Piece, Usage
 from sabot.llm.spec import RequestSpec
+from sabot.llm.token_counts import count_tokens, tokens_of
 
 Answer: TypeAlias = str | ChatMessage | Completion | Exception | tuple[str | Exception, ...]
 Answers: TypeAlias = Answer | Callable[[Any], Any] | list[Answer | Callable[[Any], Any]]

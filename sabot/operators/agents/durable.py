@@ -145,7 +145,7 @@ class DurableAgentOperator(AgentOperator):
 
     async def close(self) -> None:
         await self.quiesce(0.0)
-        self.heard.tell_rest()
+        self.error_log.flush()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -224,7 +224,7 @@ class DurableAgentOperator(AgentOperator):
         if isinstance(error, InputChanged) and self.spec.calls.on_error == "fail":
             self.fail(error, place_of(row_of(call.record)))
             return
-        self.heard.hear(error, place_of(row_of(call.record)), "it is a dead letter")
+        self.error_log.add(error, place_of(row_of(call.record)), "it is a dead letter")
         self.bury(call.record, FailedRun(call.job_id, call.failed_run, call.digest), error, 0)
         self.row_over(call)
 
@@ -399,7 +399,7 @@ class DurableAgentOperator(AgentOperator):
             return "stop"
         policy = self.policy(error)
         if not isinstance(error, EXITS):
-            self.hear(error, where, attempts)
+            self.log_error(error, where, attempts)
         if isinstance(error, EXITS) or (policy == "fail" and (not call.reopened or call.renewed)):
             self.fail(error, where)
             return "stop"

@@ -282,7 +282,7 @@ class DurableBatchOperator(DurableAgentOperator):
         if isinstance(error, InputChanged) and self.spec.calls.on_error == "fail":
             self.fail(error, place_of_rows(call.topic, call.records))
             return
-        self.heard.hear(error, place_of_rows(call.topic, call.records), "its rows are dead letters")
+        self.error_log.add(error, place_of_rows(call.topic, call.records), "its rows are dead letters")
         self._give_up(call.records, call.topic, FailedRun(call.job_id, call.failed_run), error, 0)
         self.row_over(call)
 

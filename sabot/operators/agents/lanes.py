@@ -44,7 +44,7 @@ class LaneOperator(AgentOperator):
     async def close(self) -> None:
         self._stop_timers()
         await self._crew.close()
-        self.heard.tell_rest()
+        self.error_log.flush()
         for item in self._crew.left_behind:
             place = f"agent {self.spec.agent_id} at {self._where(item)}"
             if place not in self.left_behind:
@@ -138,7 +138,7 @@ class LaneOperator(AgentOperator):
         if self._salvage(item, failure, attempts):
             return True
         self.counters.errors_count += 1
-        self.hear(failure, self._where(item), attempts)
+        self.log_error(failure, self._where(item), attempts)
         return False
 
     @abstractmethod

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.agent import AgentSpec
-from sabot.calls.heard import HeardErrors
+from sabot.calls.error_log import ErrorLog
 from sabot.clock import Clock
 from sabot.codecs import Codec
 from sabot.codecs.formats import JSON
@@ -147,7 +147,7 @@ class AgentOperator(ABC):
         self.counters = counters
         self.codecs: dict[str, Codec] = {}  # by topic: without a schema each has its own
         self.payload_of = payloads_of(spec)
-        self.heard = HeardErrors(f"agent {spec.agent_id}", clock)
+        self.error_log = ErrorLog(f"agent {spec.agent_id}", clock)
         self.errors_before = counters.errors_count  # in earlier runs
         self.key_kinds: set[str] = set()  # which kinds of values the keys were that it has seen, in earlier runs too
         self._nulled = Nulled(spec.nan, _WAYS, _log)  # floats of its results that JSON has as null, in this run
@@ -254,7 +254,7 @@ class AgentOperator(ABC):
         held, rows, bad = reader.read(batch, self.now_ms())
         for row, error in bad:
             self.counters.errors_count += 1
-            self.heard.hear(error, place_of(row), "it is a dead letter")
+            self.error_log.add(error, place_of(row), "it is a dead letter")
             self.dead_letter(row, error, 0)
         self.took(held)
         return rows
@@ -419,14 +419,14 @@ class AgentOperator(ABC):
         """Returns what `on_error=` says of this error."""
         return "skip" if isinstance(error, self.spec.buried) else self.spec.calls.on_error
 
-    def hear(self, error: BaseException, where: str, attempts: int) -> None:
+    def log_error(self, error: BaseException, where: str, attempts: int) -> None:
         """A call has failed, and the agent goes on: the log says so. Under policy `fail` the failure of the agent says it."""
         calls, policy = self.spec.calls, self.policy(error)
         if policy == "fail":
             return
         again = policy == "retry" and attempts <= calls.retry.retries
         fate = f"attempt {attempts} of {calls.retry.retries + 1}, there is another" if again else "it is a dead letter"
-        self.heard.hear(error, where, fate)
+        self.error_log.add(error, where, fate)
 
     @abstractmethod
     def end_calls(self) -> None:

@@ -13,12 +13,12 @@ from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
 
 from sabot.agents import Budget, InMemoryLedgerWriter, Ledger, LedgerEvent, SqliteLedgerWriter
 from sabot.agents.accounts.budgets import Amounts
-from sabot.agents.accounts.guard import LedgerGuard, brought_up, rows_of
-from sabot.agents.accounts.limits import told_use
+from sabot.agents.accounts.guard import LedgerGuard, rows_of, update_ledger
+from sabot.agents.accounts.limits import reported_use
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.jobs.values import pack
-from sabot.journal import EffectResult, Intent, Letter, MemoryHome, MemoryJournal, MemoryReader
+from sabot.journal import EffectResult, Intent, Letter, MemoryJournal, MemoryReader, MemoryStorage
 from sabot.llm import (
     BudgetExceeded,
     Completion,
@@ -110,7 +110,7 @@ def rows(of: LedgerGuard) -> dict[str, tuple[str, str, int, str | None]]:
     }
 
 
-async def run(home: MemoryHome, function: Any, by: LedgerGuard, *jobs: str) -> Agent:
+async def run(home: MemoryStorage, function: Any, by: LedgerGuard, *jobs: str) -> Agent:
     agent = Agent(function)
     async with hosting(home, agent, guard=by) as running:
         for job in jobs:
@@ -122,7 +122,7 @@ async def run(home: MemoryHome, function: Any, by: LedgerGuard, *jobs: str) -> A
 
 async def test_each_call_is_a_row_with_what_it_used() -> None:
     by = guard()
-    agent = await run(MemoryHome(ManualClock(1.0)), World().job, by, "job")
+    agent = await run(MemoryStorage(ManualClock(1.0)), World().job, by, "job")
     assert agent.done["job"] == ["m", "m"]
     assert rows(by) == {
         "job/1/1": ("model", "m", 150, "0.000600"),
@@ -143,7 +143,7 @@ async def test_a_call_that_does_not_fit_is_not_made_and_the_function_hears_why()
             seen.append(error.message)
 
     by = guard(max_tokens_daily=200, warn_at=1)
-    await run(MemoryHome(ManualClock(1.0)), job, by, "job")
+    await run(MemoryStorage(ManualClock(1.0)), job, by, "job")
     assert len(world.provider.requests) == 1
     assert list(rows(by)) == ["job/1/1"]
     assert seen == [
@@ -165,7 +165,7 @@ async def test_200_jobs_side_by_side_never_use_more_than_there_is() -> None:
 
     by = guard(max_tokens_daily=5_000)
     jobs = [f"job {number}" for number in range(200)]
-    agent = await run(MemoryHome(ManualClock(1.0)), job, by, *jobs)
+    agent = await run(MemoryStorage(ManualClock(1.0)), job, by, *jobs)
     made = [each for each in agent.done.values() if each == "made"]
     assert len(made) == len(world.provider.requests) == len(rows(by))
     assert (await by.ledger.used("app"))["daily"].tokens == 150 * len(made) <= 5_000
@@ -195,7 +195,7 @@ async def test_no_budget_is_exceeded_by_what_a_vendor_counts_of_prompts(prompt: 
             await ctx.llm(world.engine).complete(prompt, max_tokens=10)
 
     by = guard(max_tokens_daily=limit, max_cost_daily=Decimal(limit) / 10**6, warn_at=1)
-    await run(MemoryHome(ManualClock(1.0)), job, by, *(f"job {number}" for number in range(40)))
+    await run(MemoryStorage(ManualClock(1.0)), job, by, *(f"job {number}" for number in range(40)))
     used = (await by.ledger.used("app"))["daily"]
     assert used.calls == len(world.provider.requests) > 0
     assert (used.tokens <= limit, used.cost <= Decimal(limit) / 10**6) == (True, True), used
@@ -219,7 +219,7 @@ async def test_a_model_is_told_how_much_is_reserved_for_its_answer(budget: Any, 
         with suppress(BudgetExceeded):
             await ctx.llm(world.engine).complete("one", max_tokens=said)
 
-    await run(MemoryHome(ManualClock(1.0)), job, guard(**budget), "job")
+    await run(MemoryStorage(ManualClock(1.0)), job, guard(**budget), "job")
     denied = said == 10_000 and "max_tokens_daily" in budget
     assert [each.max_tokens for each in world.provider.requests] == ([] if denied else [said or sent])
 
@@ -231,7 +231,7 @@ async def test_money_is_reserved_by_the_prices() -> None:
         await ctx.llm(world.engine).complete("one", max_tokens=100)
 
     by = guard(max_cost_daily=COST - Decimal("0.000001"))
-    agent = await run(MemoryHome(ManualClock(1.0)), job, by, "job")
+    agent = await run(MemoryStorage(ManualClock(1.0)), job, by, "job")
     assert agent.outcomes == {"job": "failed"}
     assert world.provider.requests == []
 
@@ -239,14 +239,14 @@ async def test_money_is_reserved_by_the_prices() -> None:
 async def test_a_cheaper_model_answers_where_the_budget_says_so() -> None:
     world = World()
     by = guard(max_tokens_daily=200, warn_at=1, exhausted="degrade", degrade_to="small")
-    agent = await run(MemoryHome(ManualClock(1.0)), world.job, by, "job")
+    agent = await run(MemoryStorage(ManualClock(1.0)), world.job, by, "job")
     assert agent.done["job"] == ["m", "small"]
     assert rows(by)["job/3/1"] == ("model", "small", 150, "0.0000600")
 
 
 async def test_a_person_may_allow_more_and_who_refuses_pays_nothing() -> None:
     for approved in (True, False):
-        world, home = World(), MemoryHome(ManualClock(1.0))
+        world, home = World(), MemoryStorage(ManualClock(1.0))
         by = guard(max_tokens_daily=200, warn_at=1, exhausted="ask")
         agent = Agent(world.job)
         async with hosting(home, agent, guard=by) as running:
@@ -276,14 +276,14 @@ async def test_a_call_that_failed_may_have_been_paid_or_not(error: Exception, ro
         await ctx.llm(world.engine).complete("one", max_tokens=100)
 
     by = guard(max_tokens_daily=1000)
-    await run(MemoryHome(ManualClock(1.0)), job, by, "job")
+    await run(MemoryStorage(ManualClock(1.0)), job, by, "job")
     assert rows(by) == {"job/1/1": row}
     assert (await by.ledger.used("app"))["daily"].tokens == (MOST if row[0] == "doubt" else 0)
 
 
 @pytest.mark.one_in(2, "a fifth of a second of a core each")
 async def test_after_a_crash_at_any_step_rows_and_calls_agree(tmp_path: Path) -> None:
-    home = MemoryHome(ManualClock(1_000.0))
+    home = MemoryStorage(ManualClock(1_000.0))
     await run(home, World().job, guard(), "job")
     written = entries(home)
     assert sum(isinstance(entry, EffectResult) for entry in written) == 3
@@ -292,10 +292,10 @@ async def test_after_a_crash_at_any_step_rows_and_calls_agree(tmp_path: Path) ->
         world, cut = World(), prefix(home, count)
         writer = SqliteLedgerWriter(tmp_path / f"{count}.db", shared=SHARED)
         by = guard(writer, max_tokens_daily=10_000)
-        assert await brought_up(by.ledger, MemoryReader(cut)) == sum(
+        assert await update_ledger(by.ledger, MemoryReader(cut)) == sum(
             isinstance(entry, EffectResult) for entry in before
         )
-        assert await brought_up(by.ledger, MemoryReader(cut)) == sum(
+        assert await update_ledger(by.ledger, MemoryReader(cut)) == sum(
             isinstance(entry, EffectResult) for entry in before
         )
         asked = {entry.ordinal for entry in before if isinstance(entry, Intent) and entry.name == "llm"}
@@ -314,7 +314,7 @@ async def test_after_a_crash_at_any_step_rows_and_calls_agree(tmp_path: Path) ->
 
 
 async def test_what_an_open_call_may_use_is_reserved_again_after_a_crash() -> None:
-    home = MemoryHome(ManualClock(1_000.0))
+    home = MemoryStorage(ManualClock(1_000.0))
     await run(home, World().job, guard(), "job")
     cut = prefix(home, 2)  # BEGIN, INTENT
     assert isinstance(entries(cut)[-1], Intent)
@@ -341,7 +341,7 @@ async def test_a_call_that_outlives_its_job_is_in_doubt_with_what_it_may_use(end
             await ctx.wait("go")
             raise ValueError(f"{len(asking)} answers are not awaited")
 
-        by, home = guard(clock=clock, max_tokens_daily=10_000), MemoryHome(clock)
+        by, home = guard(clock=clock, max_tokens_daily=10_000), MemoryStorage(clock)
         agent = Agent(job, clock, timeout_s=60 if ends == "timed out" else None)
         async with hosting(home, agent, guard=by) as running:
             running.begin("job")
@@ -367,7 +367,7 @@ async def test_a_call_that_outlives_its_job_is_in_doubt_with_what_it_may_use(end
     assert used == Amounts(recorded + sum(each.reserved_tokens for each in found), used.cost, 3)
     assert await reserved(by) == Amounts()
     anew = guard(clock=clock, max_tokens_daily=10_000)
-    assert await brought_up(anew.ledger, MemoryReader(home)) == 3, "the journal has them"
+    assert await update_ledger(anew.ledger, MemoryReader(home)) == 3, "the journal has them"
     assert (await anew.ledger.used("app"))["daily"] == used
     await engine.close()
 
@@ -379,7 +379,7 @@ async def test_the_calls_of_another_attempt_of_a_job_have_rows_and_none_counts_t
         return (await ctx.llm(world.engine).complete("one", max_tokens=100)).model
 
     clock = ManualClock(1_000_000.0)
-    by, home = guard(clock=clock, max_tokens_daily=10_000), MemoryHome(clock)
+    by, home = guard(clock=clock, max_tokens_daily=10_000), MemoryStorage(clock)
     agent = Agent(job, clock, verdict="again")
     async with hosting(home, agent, guard=by) as running:
         running.begin("job")
@@ -389,7 +389,7 @@ async def test_the_calls_of_another_attempt_of_a_job_have_rows_and_none_counts_t
     used = (await by.ledger.used("app"))["daily"]
     assert (used.tokens, used.calls) == (MOST + 150, 2)
     anew = guard(clock=clock, max_tokens_daily=10_000)
-    await brought_up(anew.ledger, MemoryReader(home))
+    await update_ledger(anew.ledger, MemoryReader(home))
     assert (await anew.ledger.used("app"))["daily"] == used
 
 
@@ -415,7 +415,7 @@ async def test_the_later_result_of_a_call_takes_the_place_of_its_doubt() -> None
         return (await asking).model
 
     clock = ManualClock(1_000_000.0)
-    by, home = guard(clock=clock, max_tokens_daily=10_000), MemoryHome(clock)
+    by, home = guard(clock=clock, max_tokens_daily=10_000), MemoryStorage(clock)
     agent = Agent(job, clock)
     async with hosting(home, agent, guard=by) as running:
         running.begin("job")
@@ -433,12 +433,12 @@ async def test_the_later_result_of_a_call_takes_the_place_of_its_doubt() -> None
     used = Amounts(150, Decimal("0.0006"), 1)
     assert (await by.ledger.used("app"))["daily"] == used
     anew = guard(clock=clock, max_tokens_daily=10_000)
-    await brought_up(anew.ledger, MemoryReader(home))
+    await update_ledger(anew.ledger, MemoryReader(home))
     assert (await anew.ledger.used("app"))["daily"] == used
 
 
 async def test_no_row_outlives_its_result() -> None:
-    by, home = guard(max_tokens_daily=1000), MemoryHome(ManualClock(1.0))
+    by, home = guard(max_tokens_daily=1000), MemoryStorage(ManualClock(1.0))
     disk = asyncio.Event()
 
     class SlowDisk(MemoryJournal):
@@ -464,7 +464,7 @@ async def test_a_job_that_has_ended_asks_no_model_again_when_it_is_run_over_its_
         asyncio.ensure_future(ctx.llm(world.engine).complete("not awaited", max_tokens=100))  # noqa: RUF006
         await ctx.call(world.look, "x")
 
-    home = MemoryHome(clock)
+    home = MemoryStorage(clock)
     await run(home, job, guard(), "job")
     asked = len(world.provider.requests)
     async with hosting(home, Agent(job, clock), guard=guard()) as running:  # no checkpoint covers its end
@@ -490,7 +490,7 @@ class Waits(World):
 
 @pytest.mark.parametrize("limit", [3 * MOST - 1, 3 * MOST])
 async def test_a_call_in_doubt_is_made_again_where_the_budget_has_room_for_all_of_its_attempts(limit: int) -> None:
-    home, said = MemoryHome(ManualClock(1_000.0)), []
+    home, said = MemoryStorage(ManualClock(1_000.0)), []
 
     async def job(ctx: DurableContext) -> Any:
         try:
@@ -523,7 +523,7 @@ async def test_a_call_in_doubt_is_made_again_where_the_budget_has_room_for_all_o
 async def test_where_ledger_and_journal_disagree_the_journal_wins_and_that_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    home, path = MemoryHome(ManualClock(1.0)), tmp_path / "ledger.db"
+    home, path = MemoryStorage(ManualClock(1.0)), tmp_path / "ledger.db"
     await run(home, World().job, guard(SqliteLedgerWriter(path)), "job")
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("UPDATE runtime_ledger SET input_tokens = 1, total_tokens = 1 WHERE event_id = 'job/1/1'")
@@ -554,7 +554,7 @@ async def test_a_journal_forgets_no_result_whose_row_is_not_kept(caplog: pytest.
 
     writer, world = Full(), World()
     by = guard(writer)
-    home, agent = MemoryHome(ManualClock(1.0)), Agent(world.job)
+    home, agent = MemoryStorage(ManualClock(1.0)), Agent(world.job)
     async with hosting(home, agent, guard=by) as running:
         running.begin("job")
         await running.over("job")
@@ -575,7 +575,7 @@ async def test_an_answer_that_does_not_say_what_it_has_used_is_not_free(
     """It counts with what was reserved, tokens and money, in the ledger as in the limits of a job, and the log says so once a model."""
     silent = World(lambda spec: Completion(message=assistant("yes"), usage=usage, model="m", provider="scripted"))
     by = guard(max_cost_daily="0.003")  # two calls, each of which may cost 0.001 and what it reads
-    async with hosting(MemoryJournal(MemoryHome(ManualClock())), Agent(silent.job), guard=by) as host:
+    async with hosting(MemoryJournal(MemoryStorage(ManualClock())), Agent(silent.job), guard=by) as host:
         host.begin("job")
         await host.over("job")
         host.begin("next")
@@ -626,21 +626,21 @@ async def test_an_answer_that_says_what_cannot_be_counts_with_what_was_reserved(
     prices = PriceTable({"m": Price("1", "10", cached="0")}, version="1")
     world.engine = ExecutionEngine(world.provider, retries=0, patience=0, prices=prices)
     by = guard(max_cost_daily="1")
-    await run(MemoryHome(ManualClock(1.0)), world.job, by, "job")
+    await run(MemoryStorage(ManualClock(1.0)), world.job, by, "job")
     assert [rows(by)[f"job/{each}/1"] for each in (1, 3)] == [("model", "m", MOST, str(COST))] * 2
     assert (await by.ledger.used("app"))["daily"].cost == 2 * COST
     said = "scripted says what cannot be of what an answer of m has used: budgets count what was reserved for it"
     assert [each.getMessage() for each in caplog.records if "what was reserved" in each.getMessage()] == [said]
     assert world.engine.statistics()["cost"] == 0
     answer = Completion(message=assistant("yes"), **told)
-    assert told_use(answer, Amounts(MOST, COST, 1)) == (Usage(MOST), COST), "as a journal of another program has it"
+    assert reported_use(answer, Amounts(MOST, COST, 1)) == (Usage(MOST), COST), "as a journal of another program has it"
 
 
 @pytest.mark.parametrize("cost", ["NaN", "-3", "Infinity"])
 async def test_a_price_that_is_none_is_not_known(cost: str) -> None:
     world, by = World(), guard(max_cost_daily="1")
     world.engine = ExecutionEngine(world.provider, retries=0, patience=0, prices=Mad(cost))
-    agent = await run(MemoryHome(ManualClock(1.0)), world.job, by, "job")
+    agent = await run(MemoryStorage(ManualClock(1.0)), world.job, by, "job")
     assert "the price of m is not known" in str(agent.errors["job"])
     assert rows(by) == {}
     assert world.provider.requests == []

@@ -7,7 +7,7 @@ import pytest
 from sabot.agents import BudgetSpec, ChildLimits, ExecutionRequest, JobStatus, RuntimeKernel
 from sabot.clock import ManualClock
 from sabot.errors import EffectError
-from sabot.journal import MemoryHome
+from sabot.journal import MemoryStorage
 from tools.agent_tools import until
 
 
@@ -16,7 +16,7 @@ class Tree:
 
     def __init__(self):
         self.clock, self.seen = ManualClock(1_000.0), []
-        self.home = MemoryHome(self.clock)
+        self.storage = MemoryStorage(self.clock)
 
         async def sleeper(ctx):
             await ctx.sleep(ctx.message)
@@ -49,7 +49,7 @@ class Tree:
         self.agents = [parent, twice, beside, approved, busy, sleeper, asker]
 
     def kernel(self, **how):
-        return RuntimeKernel.create(agent=self.agents, journal=self.home, clock=self.clock, **how)
+        return RuntimeKernel.create(agent=self.agents, journal=self.storage, clock=self.clock, **how)
 
     async def begin(self, kernel, agent, prompt=1):
         return await kernel.execute(

@@ -16,7 +16,7 @@ from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.jobs.guard import Behalf, EffectGuard, guard_of, stood_in
 from sabot.jobs.judges import judge_of
-from sabot.journal import Attempt, MemoryHome, MemoryReader
+from sabot.journal import Attempt, MemoryReader, MemoryStorage
 from sabot.llm import (
     BudgetExceeded,
     Completion,
@@ -66,7 +66,7 @@ class Desk:
                 except (ModelError, BudgetExceeded) as error:
                     found.append(error)
 
-            async with hosting(MemoryHome(clock), Agent(job), guard=guard_of(guards)) as running:
+            async with hosting(MemoryStorage(clock), Agent(job), guard=guard_of(guards)) as running:
                 running.begin("job", behalf=Behalf(labels=labels))
                 await running.over("job")
             return found[0]
@@ -195,7 +195,7 @@ class Asking:
         denied = ScriptedProvider(answer, model="denied")
         self.engine = ExecutionEngine(self.first, fallback=[denied, self.spare], retries=0, patience=0, prices=PRICES)
         self.policy = PolicyEngine([ModelPolicy(["denied"], denied=True), ModelPolicy(["spare"], degrade_to="dear")])
-        self.home, self.books = MemoryHome(ManualClock(1_000_000.0)), guard(max_cost_daily=100)
+        self.storage, self.books = MemoryStorage(ManualClock(1_000_000.0)), guard(max_cost_daily=100)
 
     async def job(self, ctx: DurableContext) -> Any:
         return (await ctx.llm(self.engine).complete("one", max_tokens=100)).model
@@ -209,10 +209,10 @@ class Asking:
 async def test_an_audit_says_what_was_decided_of_fallbacks_too() -> None:
     asking = Asking()
     asking.spare.release()
-    async with hosting(asking.home, Agent(asking.job), guard=asking.guard()) as running:
+    async with hosting(asking.storage, Agent(asking.job), guard=asking.guard()) as running:
         running.begin("job")
         await running.over("job")
-    reader = MemoryReader(asking.home)
+    reader = MemoryReader(asking.storage)
     found = [
         (each.name, each.in_place_of, each.decision, each.rule, each.model, each.outcome)
         for each in audit_job(reader, "job")
@@ -237,7 +237,7 @@ async def test_an_audit_says_of_each_model_of_a_call_that_it_failed_but_of_the_o
     async def job(ctx: DurableContext) -> Any:
         return (await ctx.llm(engine).complete("one", max_tokens=100)).model
 
-    home = MemoryHome(ManualClock(1_000_000.0))
+    home = MemoryStorage(ManualClock(1_000_000.0))
     async with hosting(home, Agent(job), guard=guard_of([PolicyEngine([ModelPolicy(["no"], denied=True)])])) as running:
         running.begin("job")
         await running.over("job")
@@ -249,13 +249,13 @@ async def test_a_fallback_is_asked_only_when_the_journal_has_what_was_decided_of
     asking, told = Asking(), list[bool]()
 
     def said(spec: RequestSpec) -> Completion:
-        (note,) = [each for each in entries(asking.home) if isinstance(each, Attempt) and stood_in(each)]
+        (note,) = [each for each in entries(asking.storage) if isinstance(each, Attempt) and stood_in(each)]
         told.append((note.ordinal, note.attempt) == (1, 2))
         return answer(spec)
 
     asking.spare = ScriptedProvider(said, model="spare")
     asking.engine = ExecutionEngine(asking.first, fallback=[asking.spare], retries=0, patience=0, prices=PRICES)
-    async with hosting(asking.home, Agent(asking.job), guard=asking.guard()) as running:
+    async with hosting(asking.storage, Agent(asking.job), guard=asking.guard()) as running:
         running.begin("job")
         await running.over("job")
     assert told == [True]
@@ -265,10 +265,10 @@ async def test_what_a_crash_leaves_of_a_fallback_is_in_doubt_under_its_name_and_
     """It was booked under the first model's name, and after the restart at the first model's price."""
     dear = Decimal(18 * 2000 + 100 * 20000) / 1_000_000
     asking = Asking()
-    async with hosting(asking.home, Agent(asking.job), guard=asking.guard()) as running:
+    async with hosting(asking.storage, Agent(asking.job), guard=asking.guard()) as running:
         running.begin("job")
         await asking.spare.arrived(1)
-        left = prefix(asking.home, len(entries(asking.home)))
+        left = prefix(asking.storage, len(entries(asking.storage)))
         reserved = asking.books.ledger._accounts["app"].reserved
         assert (reserved.cost, reserved.calls) == (2 * dear, 2)
     asking.books = guard(max_cost_daily=100)
@@ -307,7 +307,7 @@ async def test_what_a_policy_puts_in_place_of_a_budgets_cheaper_model_is_in_doub
     async def job(ctx: DurableContext) -> Any:
         await ctx.llm(engine).complete("one", max_tokens=100)
 
-    async with hosting(MemoryHome(ManualClock(1_000_000.0)), Agent(job), guard=guards) as running:
+    async with hosting(MemoryStorage(ManualClock(1_000_000.0)), Agent(job), guard=guards) as running:
         running.begin("job")
         await running.over("job")
     await by.ledger.flush()

@@ -26,7 +26,7 @@ from sabot.agents.replay.verification import steps_of
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import PolicyDenied, UserError
-from sabot.journal import Letter, MemoryHome, MemoryReader
+from sabot.journal import Letter, MemoryReader, MemoryStorage
 from sabot.llm import tool
 from tools.agent_tools import until
 
@@ -71,7 +71,7 @@ class Shop:
 
 
 async def shop_recorded() -> Recording:
-    home = MemoryHome(ManualClock(1_000.0))
+    home = MemoryStorage(ManualClock(1_000.0))
     async with hosting(home, Agent(Shop().job)) as running:
         running.begin("job", "hello")
         await running.over("job")
@@ -158,7 +158,7 @@ async def test_what_a_policy_wants_a_person_to_allow_is_answered_too(approved: b
 
 
 async def test_calls_of_a_new_history_and_children_are_allowed_by_answers_too() -> None:
-    home, sent = MemoryHome(ManualClock(1_000.0)), list[str]()
+    home, sent = MemoryStorage(ManualClock(1_000.0)), list[str]()
 
     async def was(ctx: DurableContext) -> None:
         await ctx.sleep("1ms")
@@ -213,7 +213,7 @@ async def test_what_had_no_result_by_then_is_asked_anew_and_an_unsafe_call_is_no
         except PolicyDenied:
             return "denied"
 
-    home = MemoryHome(ManualClock(1_000.0))
+    home = MemoryStorage(ManualClock(1_000.0))
     async with hosting(home, Agent(job)) as running:
         running.begin("job", "hello")
         await running.over("job")
@@ -229,7 +229,7 @@ async def test_a_child_is_not_begun() -> None:
             return "child"
         return await ctx.child("agent", "child")
 
-    home = MemoryHome()
+    home = MemoryStorage()
     async with hosting(home, Agent(job)) as running:
         running.begin("job", "hello")
         await running.over("job")
@@ -302,7 +302,7 @@ async def test_signals_and_children_have_stand_ins() -> None:
 
 async def waiting_recorded(job: Any) -> Recording:
     """A job that has had one signal, of the two that it waits for."""
-    home = MemoryHome(ManualClock(1_000.0))
+    home = MemoryStorage(ManualClock(1_000.0))
     async with hosting(home, Agent(job)) as running:
         running.begin("job", "hello")
         await running.parks("job")
@@ -321,7 +321,7 @@ async def test_a_fork_goes_on_over_continue_as() -> None:
             ctx.continue_as(seen)
         return seen
 
-    home = MemoryHome(ManualClock(1_000.0))
+    home = MemoryStorage(ManualClock(1_000.0))
     async with hosting(home, Agent(counts)) as running:
         running.begin("job", [])
         await running.over("job")
@@ -382,7 +382,7 @@ async def sells(ctx: DurableContext) -> Any:
 
 async def sold_without_answers() -> Recording:
     clock = ManualClock(1_000.0)
-    async with hosting(home := MemoryHome(clock), Agent(sells, clock)) as running:
+    async with hosting(home := MemoryStorage(clock), Agent(sells, clock)) as running:
         running.begin("job")
         await running.parks("job")
         clock.advance(5)
@@ -431,7 +431,7 @@ async def asks_for_an_hour(ctx: DurableContext) -> Any:
 
 
 async def asked_for_an_hour(clock: ManualClock) -> Recording:
-    home = MemoryHome(clock)
+    home = MemoryStorage(clock)
     async with hosting(home, Agent(asks_for_an_hour, clock)) as running:
         running.begin("job")
         await running.parks("job")

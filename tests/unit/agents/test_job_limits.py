@@ -27,7 +27,7 @@ from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, UserError
 from sabot.jobs.guard import APART, guard_of
-from sabot.journal import EffectResult, MemoryHome
+from sabot.journal import EffectResult, MemoryStorage
 from sabot.llm import Agent as ModelAgent
 from sabot.llm import (
     BudgetExceeded,
@@ -43,7 +43,7 @@ from sabot.llm import (
     assistant,
     tool,
 )
-from sabot.llm.counting import tokens_asked
+from sabot.llm.token_counts import tokens_asked
 
 PRICES = PriceTable({"m": Price("1", "10")}, version="1")
 
@@ -201,7 +201,7 @@ LIMITED = {"prompt": 1, "budgets": {"max_turns": 3, "max_tokens": 1000}}
 
 
 async def test_after_a_crash_at_any_step_a_tree_uses_no_more_than_it_may() -> None:
-    home, first, limits = MemoryHome(ManualClock(1_000.0)), Tree(), JobLimits()
+    home, first, limits = MemoryStorage(ManualClock(1_000.0)), Tree(), JobLimits()
     async with hosting(home, Agent(first), guard=limits) as running:
         running.begin("job", LIMITED)
         await running.over("job")
@@ -225,7 +225,7 @@ async def test_after_a_crash_at_any_step_a_tree_uses_no_more_than_it_may() -> No
 
 
 async def test_a_call_is_not_made_again_where_its_attempts_together_would_not_fit() -> None:
-    home = MemoryHome(ManualClock(1_000.0))
+    home = MemoryStorage(ManualClock(1_000.0))
     begin = {"prompt": 1, "budgets": {"max_tokens": 180}}  # an attempt may use 115
     async with hosting(home, Agent(Tree()), guard=JobLimits()) as running:
         running.begin("job", begin)
@@ -239,7 +239,7 @@ async def test_a_call_is_not_made_again_where_its_attempts_together_would_not_fi
 
 
 async def test_what_calls_without_a_result_may_have_used_counts_after_a_crash() -> None:
-    home = MemoryHome(ManualClock(1_000.0))
+    home = MemoryStorage(ManualClock(1_000.0))
     async with hosting(home, Agent(Tree()), guard=JobLimits()) as running:
         running.begin("job", LIMITED)
         await running.over("job")
@@ -300,7 +300,7 @@ async def test_what_tools_ask_of_models_counts_in_the_budget_of_their_job(
 
 
 async def test_what_tools_have_asked_counts_after_a_crash_too() -> None:
-    home, begin = MemoryHome(ManualClock(1_000.0)), {"prompt": 1, "budgets": {"max_turns": 1}}
+    home, begin = MemoryStorage(ManualClock(1_000.0)), {"prompt": 1, "budgets": {"max_turns": 1}}
     async with hosting(home, Agent(Asks()), guard=JobLimits()) as running:
         running.begin("job", begin)
         await running.over("job")
@@ -365,7 +365,7 @@ async def test_steps_of_a_flow_may_be_left_out_of_the_budget_of_its_job() -> Non
 
     async def f(ctx: DurableContext) -> Any:
         config = OrchestrationConfig(inherit_budgets=ctx.message)
-        within = OperatorContext(doing=OperatorContext.of(ctx).doing, config=config)
+        within = OperatorContext(effects=OperatorContext.of(ctx).effects, config=config)
         result = await ChainOperator([step, step, step]).execute("go", within)
         await ctx.llm(asks).complete("beside", max_tokens=10)
         return result.success

@@ -32,7 +32,7 @@ from sabot.agents.jobs import ENDS, TRANSITIONS, check_move
 from sabot.agents.store import cancel_letter
 from sabot.clock import ManualClock
 from sabot.errors import UserError
-from sabot.journal import Letter, MemoryHome, MemoryJournal, Position
+from sabot.journal import Letter, MemoryJournal, MemoryStorage, Position
 
 SPEC = JobSpec(scope_id="tenant-123", principal_id="user-456", idempotency_key="unique-key")
 
@@ -131,7 +131,7 @@ def test_transitions_of_any_program_are_those_of_the_table_also_after_a_new_star
 
 async def walk(verbs: list[str]) -> None:
     clock = ManualClock(0.0)
-    home = MemoryHome(clock)
+    home = MemoryStorage(clock)
     store = JournalStore(MemoryJournal(home))
     jobs, actions = JobManager(store), ActionManager(store)
     job_id = (await jobs.create(JobSpec(scope_id="s", deadline=100.0))).job_id

@@ -25,7 +25,7 @@ from sabot.agents import (
 )
 from sabot.clock import ManualClock
 from sabot.errors import AppLocked, EffectError, JobCancelled, JournalFailed, NonDeterminism, UserError
-from sabot.journal import MemoryHome, MemoryJournal, MemoryReader
+from sabot.journal import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.llm import ChatMessage, Completion, Price, PriceTable, ToolCall, TurnLimitExceeded, Usage, assistant, tool
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
@@ -349,7 +349,7 @@ async def test_a_job_that_runs_too_long_is_ended():
 @pytest.mark.parametrize("restart", [False, True])
 async def test_a_job_that_sleeps_longer_than_it_may_run_is_ended(restart):
     clock = ManualClock()
-    home, limits = MemoryHome(clock), BudgetSpec(max_runtime_seconds=5)
+    home, limits = MemoryStorage(clock), BudgetSpec(max_runtime_seconds=5)
 
     async def f(ctx):
         if ctx.message == "short":
@@ -390,7 +390,7 @@ async def test_a_job_that_sleeps_longer_than_it_may_run_is_ended(restart):
 
 async def test_the_time_of_a_job_counts_from_its_beginning_over_a_restart_and_not_while_it_waits_for_a_person():
     clock, guard = ManualClock(), asyncio.Event()
-    home, limits = MemoryHome(clock), BudgetSpec(max_runtime_seconds=60)
+    home, limits = MemoryStorage(clock), BudgetSpec(max_runtime_seconds=60)
 
     @tool(effect="read")
     async def waits() -> str:
@@ -582,7 +582,7 @@ async def test_jobs_that_are_parked_hold_no_place():
 
 
 async def test_jobs_that_have_ended_leave_the_kernel_and_after_a_while_its_journal():
-    home = MemoryHome()
+    home = MemoryStorage()
 
     async def f(ctx):
         return ctx.message
@@ -607,7 +607,7 @@ async def test_jobs_that_have_ended_leave_the_kernel_and_after_a_while_its_journ
 
 def cut(home, count):
     """A journal with the first entries of another one, as a crash leaves it."""
-    copy = MemoryHome(home.clock)
+    copy = MemoryStorage(home.clock)
     copy.identity, copy.key = home.identity, home.key
     whole = MemoryJournal(copy)
     for _, entry in list(MemoryReader(home).read())[:count]:
@@ -640,7 +640,7 @@ class Shop:
 @pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("count", range(1, 12))
 async def test_after_a_crash_at_each_entry_nothing_unsafe_is_done_twice_and_no_answer_is_paid_twice(count):
-    home, shop = MemoryHome(), Shop()
+    home, shop = MemoryStorage(), Shop()
     async with shop.kernel(MemoryJournal(home)) as kernel:
         whole = await run(kernel, "buy it", idempotency_key="k")
     recorded = [type(entry).__name__ for _, entry in MemoryReader(home).read()]
@@ -733,7 +733,7 @@ async def test_a_job_that_is_open_and_not_resumed_stays_so_until_it_is(tmp_path)
 
 
 async def test_a_child_that_had_ended_before_its_parent_was_told_is_not_done_again():
-    home, made = MemoryHome(), []
+    home, made = MemoryStorage(), []
 
     async def pays():
         made.append(1)

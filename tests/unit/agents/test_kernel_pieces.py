@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sabot.agents import ExecutionRequest, InMemoryEventBus, RuntimeEventType, RuntimeKernel
-from sabot.journal import MemoryHome, MemoryJournal
+from sabot.journal import MemoryJournal, MemoryStorage
 from sabot.llm import ScriptedProvider
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
@@ -77,7 +77,7 @@ async def test_a_subscriber_of_the_bus_gets_pieces_where_he_wants_them() -> None
 
 
 async def test_who_listens_to_a_job_that_goes_on_after_a_restart_hears_its_pieces() -> None:
-    home, provider = MemoryHome(), Asked()
+    home, provider = MemoryStorage(), Asked()
     journal = MemoryJournal(home)
     provider.hold()
     async with kernel_of(provider, journal=journal, stop_grace="0ms") as kernel:

@@ -23,7 +23,7 @@ from sabot.agents import (
     SqliteLedgerWriter,
 )
 from sabot.agents.accounts.budgets import Amounts
-from sabot.agents.accounts.guard import brought_up
+from sabot.agents.accounts.guard import update_ledger
 from sabot.clock import ManualClock
 from sabot.connectors.sql.server import PostgresServer
 from sabot.errors import BrokerUnavailable, DataError, TransientError, UserError
@@ -482,7 +482,7 @@ class Away(InMemoryLedgerWriter):
 
 async def test_a_start_waits_for_the_server_of_shared_budgets_while_it_restarts() -> None:
     writer = Away(3, shared=True)
-    await brought_up(Ledger(writer, patience="60s"), MemoryJournal())
+    await update_ledger(Ledger(writer, patience="60s"), MemoryJournal())
     assert writer.times == -1
 
 
@@ -490,7 +490,7 @@ async def test_a_start_waits_for_the_server_of_shared_budgets_while_it_restarts(
 async def test_a_start_without_its_server_says_that_it_is_not_there(shared: bool) -> None:
     ledger = Ledger(Away(10**6, shared=shared), patience="30ms")
     with pytest.raises(BrokerUnavailable, match="db:5432: server closed the connection"):
-        await brought_up(ledger, MemoryJournal())
+        await update_ledger(ledger, MemoryJournal())
 
 
 def test_a_connection_that_breaks_off_as_it_is_made_is_a_server_that_is_not_there(

@@ -18,7 +18,7 @@ from sabot.clock import ManualClock
 from sabot.jobs.guard import guard_of
 from sabot.jobs.judges import judge_of
 from sabot.jobs.log import Fragment
-from sabot.journal import Attempt, Letter, MemoryHome, MemoryReader
+from sabot.journal import Attempt, Letter, MemoryReader, MemoryStorage
 from sabot.llm import (
     BudgetExceeded,
     ExecutionEngine,
@@ -64,8 +64,8 @@ class Asking:
             self.errors.append(error)
         return None
 
-    async def run(self, by: LedgerGuard, home: MemoryHome | None = None, listener: Any = None) -> MemoryHome:
-        home = home or MemoryHome(ManualClock(1_000_000.0))
+    async def run(self, by: LedgerGuard, home: MemoryStorage | None = None, listener: Any = None) -> MemoryStorage:
+        home = home or MemoryStorage(ManualClock(1_000_000.0))
         begun = bool(entries(home))
         async with hosting(home, Agent(self.job), guard=by, listener=listener) as running:
             if not begun:
@@ -170,7 +170,7 @@ async def test_another_provider_is_asked_only_where_the_budget_has_room_for_both
 
 
 async def test_what_a_job_may_use_holds_for_retries_too() -> None:
-    home, asking = MemoryHome(ManualClock(1_000.0)), Asking(LOST, LOST, LOST, answer)
+    home, asking = MemoryStorage(ManualClock(1_000.0)), Asking(LOST, LOST, LOST, answer)
     by = guard()
     guards = guard_of([by, JobLimits()])
     async with hosting(home, Agent(asking.job), guard=guards) as running:
@@ -182,7 +182,7 @@ async def test_what_a_job_may_use_holds_for_retries_too() -> None:
 
 
 async def test_a_request_is_in_the_journal_before_it_is_sent() -> None:
-    home, seen = MemoryHome(ManualClock(1_000.0)), []
+    home, seen = MemoryStorage(ManualClock(1_000.0)), []
 
     def attempts() -> list[int]:
         return [each.attempt for each in entries(home) if isinstance(each, Attempt)]
@@ -216,7 +216,7 @@ async def test_who_is_not_waited_for_sends_nothing_more() -> None:
         asleep.set()
         await go_on.wait()
 
-    asking, by, home = Asking(LOST, answer, sleep=sleep), guard(), MemoryHome(ManualClock(1_000.0))
+    asking, by, home = Asking(LOST, answer, sleep=sleep), guard(), MemoryStorage(ManualClock(1_000.0))
     async with hosting(home, Agent(asking.job), guard=by, grace_s=5.0) as running:
         running.begin("job")
         await asleep.wait()

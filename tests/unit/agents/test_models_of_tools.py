@@ -15,7 +15,7 @@ from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, UserError
 from sabot.jobs.guard import NOBODY, Behalf, EffectGuard, guard_of
-from sabot.journal import MemoryHome
+from sabot.journal import MemoryStorage
 from sabot.llm import Agent as ModelAgent
 from sabot.llm import ExecutionEngine, ScriptedProvider, ToolCall, assistant, tool
 
@@ -49,7 +49,7 @@ class Desk:
     async def run(self, job: Job, *guards: EffectGuard, behalf: Behalf = NOBODY) -> Any:
         """What the job returns."""
         agent = Agent(job)
-        async with hosting(MemoryHome(ManualClock(1.0)), agent, guard=guard_of(guards)) as running:
+        async with hosting(MemoryStorage(ManualClock(1.0)), agent, guard=guard_of(guards)) as running:
             running.begin("job", behalf=behalf)
             await running.over("job")
         return agent.done["job"] if "job" in agent.done else agent.errors["job"]
@@ -211,7 +211,7 @@ async def test_each_call_of_a_model_is_judged_once_whoever_makes_it() -> None:
         await ctx.llm(desk.engine).complete("of the job", max_tokens=100)
         await ctx.call(desk.asks, "of a tool")
         asked.append("--")
-        await lead.run("of the lead", doing=ctx.llm(agents))
+        await lead.run("of the lead", effects=ctx.llm(agents))
 
     await desk.run(job, PolicyEngine([rule]))
     assert asked == ["of the job", "of a tool", "--", "of the lead", "of an agent", "of a tool", "yes", "yes"]

@@ -29,7 +29,7 @@ from sabot.agents import (
 )
 from sabot.errors import UserError
 from sabot.jobs.guard import Behalf, decode_verdict
-from sabot.journal import EffectId, Intent, Letter, MemoryHome
+from sabot.journal import EffectId, Intent, Letter, MemoryStorage
 from sabot.llm.messages import user
 
 INSIDE, OUTSIDE = (ExecutionContext(scope_id=each) for each in ("internal", "guests"))
@@ -401,7 +401,7 @@ async def test_deny_leaves_the_side_effect_file_untouched(tmp_path: Path) -> Non
         return "written"
 
     policy = PolicyEngine([ToolPolicy(tool_patterns=["file_*"], allowed_scopes=["internal"])])
-    home = MemoryHome()
+    home = MemoryStorage()
     async with hosting(home, Agent(f), guard=policy) as jobs:
         jobs.begin("j", behalf=Behalf("guests", "eve"))
         await jobs.over("j")
@@ -431,7 +431,7 @@ async def test_a_rule_that_is_added_holds_for_what_is_asked_from_then_on_also_in
         except PolicyDenied:
             return [first, "denied"]
 
-    home = MemoryHome()
+    home = MemoryStorage()
     async with hosting(home, Agent(f), guard=policy) as jobs:
         jobs.begin("j")
         await jobs.until(lambda: len(entries(home)) == 2)
@@ -472,14 +472,14 @@ async def test_what_a_job_makes_of_an_untrusted_result_carries_its_label_over_re
             await ctx.call(mail, "after")
         return found
 
-    home, policy = MemoryHome(), PolicyEngine([LabelPolicy()])
+    home, policy = MemoryStorage(), PolicyEngine([LabelPolicy()])
 
     def questions(jobs: Any) -> list[Any]:
-        return [each for each in jobs.journal.home.questions.values() if not each.closed]
+        return [each for each in jobs.journal.storage.questions.values() if not each.closed]
 
     async def approve(jobs: Any, job: str) -> None:
         await jobs.until(lambda: [each.job for each in questions(jobs)] == [job])
-        token = next(token for token, each in jobs.journal.home.questions.items() if not each.closed)
+        token = next(token for token, each in jobs.journal.storage.questions.items() if not each.closed)
         jobs.journal.post(Letter("answer", token, body=b'{"approved": true}'))
 
     async with hosting(home, Agent(f), guard=policy) as jobs:

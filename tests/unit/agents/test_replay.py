@@ -26,7 +26,7 @@ from sabot.agents.replay.verification import JobCode, hash_of_steps, steps_of, v
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import DataError, UserError
-from sabot.journal import MemoryHome, MemoryReader
+from sabot.journal import MemoryReader, MemoryStorage
 from sabot.journal.entries import Letter
 from sabot.llm import Agent as ModelAgent
 from sabot.llm import ExecutionEngine, ScriptedProvider, ToolCall, assistant, tool
@@ -59,7 +59,7 @@ class World:
 
 
 async def recorded(world: World, function: Callable[..., Any] | None = None) -> tuple[Recording, Agent]:
-    home = MemoryHome(ManualClock(1_000.0))
+    home = MemoryStorage(ManualClock(1_000.0))
     agent = Agent(function or world.job)
     async with hosting(home, agent) as running:
         running.begin("job", "hello")
@@ -184,7 +184,7 @@ async def test_a_job_is_verified_without_a_call(tmp_path: Path) -> None:
 
 
 async def test_a_recording_has_no_token_and_no_digest_of_its_journal() -> None:
-    home = MemoryHome(ManualClock(1_000.0))
+    home = MemoryStorage(ManualClock(1_000.0))
     world = World()
     async with hosting(home, Agent(world.job)) as running:
         running.begin("job", "hello")
@@ -264,7 +264,7 @@ async def test_a_job_that_failed_is_verified_too() -> None:
 
 async def test_a_job_that_is_not_there_is_refused() -> None:
     with pytest.raises(UserError, match="has no job nobody"):
-        record_job(MemoryReader(MemoryHome(ManualClock(1.0))), "nobody")
+        record_job(MemoryReader(MemoryStorage(ManualClock(1.0))), "nobody")
 
 
 async def test_jobs_of_a_kernel_are_verified_by_its_own_code() -> None:

@@ -29,7 +29,17 @@ from sabot.agents import (
 from sabot.agents.replay.verification import verified
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, UserError
-from sabot.journal import Begin, EffectResult, End, Letter, MemoryHome, MemoryInbox, MemoryJournal, MemoryReader, Signal
+from sabot.journal import (
+    Begin,
+    EffectResult,
+    End,
+    Letter,
+    MemoryInbox,
+    MemoryJournal,
+    MemoryReader,
+    MemoryStorage,
+    Signal,
+)
 from sabot.llm import tool
 from sabot.llm.errors import BudgetExceeded
 from tools.agent_tools import until
@@ -63,7 +73,7 @@ class Shop:
         return {"seen": seen, "lot": lot, "began": began, "done": done, "lots": ctx.random().random()}
 
     @asynccontextmanager
-    async def kernel(self, home: MemoryHome, **options: Any) -> AsyncIterator[RuntimeKernel]:
+    async def kernel(self, home: MemoryStorage, **options: Any) -> AsyncIterator[RuntimeKernel]:
         """Over this journal; what is open there goes on."""
         with closing(MemoryJournal(home)) as journal:
             async with RuntimeKernel.create(agent=self.shop, journal=journal, stop_grace=0, **options) as kernel:
@@ -92,7 +102,7 @@ async def answer(handle: ExecutionHandle, approved: bool = True) -> Any:
 
 
 async def test_a_job_goes_on_from_a_checkpoint_as_another_job_and_does_nothing_twice_that_it_had_done() -> None:
-    shop, home = Shop(), MemoryHome()
+    shop, home = Shop(), MemoryStorage()
     async with shop.kernel(home) as kernel:
         states, first = StateManager(kernel), await asked(kernel)
         made = await states.create(first.job_id, "asked", by="ada")
@@ -117,7 +127,7 @@ async def test_a_job_goes_on_from_a_checkpoint_as_another_job_and_does_nothing_t
 
 
 async def test_a_restored_job_is_a_job_like_others_after_a_crash_and_can_be_gone_back_to() -> None:
-    shop, home = Shop(), MemoryHome()
+    shop, home = Shop(), MemoryStorage()
     async with shop.kernel(home) as kernel:
         states, first = StateManager(kernel), await asked(kernel)
         await states.create(first.job_id)
@@ -140,7 +150,7 @@ async def test_a_restored_job_is_a_job_like_others_after_a_crash_and_can_be_gone
 
 
 async def test_what_was_done_behind_the_checkpoint_is_not_done_again_without_being_told() -> None:
-    shop, home = Shop("idempotent"), MemoryHome()
+    shop, home = Shop("idempotent"), MemoryStorage()
     async with shop.kernel(home) as kernel:
         states, first = StateManager(kernel), await asked(kernel)
         await states.create(first.job_id)
@@ -156,7 +166,7 @@ async def test_what_was_done_behind_the_checkpoint_is_not_done_again_without_bei
 
 
 async def test_what_was_denied_behind_the_checkpoint_was_not_done() -> None:
-    shop, home = Shop(), MemoryHome()
+    shop, home = Shop(), MemoryStorage()
     policy = PolicyEngine([lambda call: Decision.DENY if call.name == "pay" else None])
     async with shop.kernel(home, policy=policy) as kernel:
         states, first = StateManager(kernel), await asked(kernel)
@@ -171,7 +181,7 @@ async def test_what_was_denied_behind_the_checkpoint_was_not_done() -> None:
 
 async def test_a_question_and_the_time_of_the_job_have_what_was_left_of_them_at_the_checkpoint() -> None:
     clock = ManualClock()
-    shop, home = Shop(), MemoryHome(clock)
+    shop, home = Shop(), MemoryStorage(clock)
     async with shop.kernel(home) as kernel:
         states = StateManager(kernel)
         limits = BudgetSpec(max_runtime_seconds=30)
@@ -247,7 +257,7 @@ async def test_the_history_behind_continue_as_is_taken_over_too() -> None:
 
 
 async def test_what_the_job_had_used_counts_once() -> None:
-    shop, home, writer = Shop(), MemoryHome(), InMemoryLedgerWriter()
+    shop, home, writer = Shop(), MemoryStorage(), InMemoryLedgerWriter()
     for restores in (True, False):
         async with shop.kernel(home, budgets=[], ledger_writer=writer) as kernel:
             if restores:
@@ -263,7 +273,7 @@ async def test_what_the_job_had_used_counts_once() -> None:
 
 @pytest.mark.parametrize("restarts", [False, True])
 async def test_the_budget_of_the_job_counts_what_was_used_before_the_checkpoint(restarts: bool) -> None:
-    shop, home, once = Shop(), MemoryHome(), BudgetSpec(max_tool_calls=1)
+    shop, home, once = Shop(), MemoryStorage(), BudgetSpec(max_tool_calls=1)
     async with shop.kernel(home) as kernel:
         states = StateManager(kernel)
         first = await kernel.execute(ExecutionRequest(prompt="go", budgets=once))
@@ -285,9 +295,9 @@ async def test_the_budget_of_the_job_counts_what_was_used_before_the_checkpoint(
 # -- a kill in the middle -------------------------------------------------------------------------------------------------
 
 
-def cut(home: MemoryHome, count: int) -> MemoryHome:
+def cut(home: MemoryStorage, count: int) -> MemoryStorage:
     """A journal with the first entries of another one, as a crash leaves it."""
-    copy = MemoryHome(home.clock)
+    copy = MemoryStorage(home.clock)
     copy.identity, copy.key = home.identity, home.key
     with closing(MemoryJournal(copy)) as whole:
         for _, entry in list(MemoryReader(home).read())[:count]:
@@ -296,7 +306,7 @@ def cut(home: MemoryHome, count: int) -> MemoryHome:
 
 
 async def test_a_restore_that_a_crash_has_cut_short_is_over_and_nothing_of_it_is_done() -> None:
-    shop, home = Shop(), MemoryHome()
+    shop, home = Shop(), MemoryStorage()
     async with shop.kernel(home) as kernel:
         states, first = StateManager(kernel), await asked(kernel)
         await states.create(first.job_id)
@@ -327,7 +337,7 @@ async def test_a_restore_that_a_crash_has_cut_short_is_over_and_nothing_of_it_is
 
 async def test_a_checkpoint_that_cannot_be_made_is_refused() -> None:
     shop = Shop()
-    async with shop.kernel(MemoryHome()) as kernel:
+    async with shop.kernel(MemoryStorage()) as kernel:
         states, first = StateManager(kernel), await asked(kernel)
         await states.create(first.job_id, "one")
         with pytest.raises(JobCheckpointFailed, match="has a checkpoint one") as told:
@@ -347,7 +357,7 @@ async def test_a_checkpoint_that_cannot_be_made_is_refused() -> None:
 
 async def test_a_history_that_is_too_long_is_refused_when_it_is_made_and_when_it_is_gone_back_to() -> None:
     shop = Shop()
-    async with shop.kernel(MemoryHome()) as kernel:
+    async with shop.kernel(MemoryStorage()) as kernel:
         first = await asked(kernel)
         with pytest.raises(JobCheckpointTooLarge, match="bytes, and 100 are allowed") as told:
             await StateManager(kernel, max_size=100).create(first.job_id)
@@ -362,7 +372,7 @@ async def test_a_history_that_is_too_long_is_refused_when_it_is_made_and_when_it
 async def test_a_checkpoint_that_is_not_there_or_too_old_is_not_gone_back_to() -> None:
     clock = ManualClock()
     shop = Shop()
-    async with shop.kernel(MemoryHome(clock)) as kernel:
+    async with shop.kernel(MemoryStorage(clock)) as kernel:
         states, first = StateManager(kernel), await asked(kernel)
         with pytest.raises(RestoreFailed, match="has no checkpoint") as told:
             await states.restore(first.job_id)
@@ -381,7 +391,7 @@ async def test_a_checkpoint_that_is_not_there_or_too_old_is_not_gone_back_to() -
 
 async def test_a_job_that_has_not_ended_is_gone_back_to_only_beside_it() -> None:
     shop = Shop()
-    async with shop.kernel(MemoryHome()) as kernel:
+    async with shop.kernel(MemoryStorage()) as kernel:
         states, first = StateManager(kernel), await asked(kernel)
         await states.create(first.job_id)
         with pytest.raises(RestoreFailed, match="has not ended"):
@@ -392,12 +402,12 @@ async def test_a_job_that_has_not_ended_is_gone_back_to_only_beside_it() -> None
 
 
 async def test_a_history_that_was_changed_is_not_gone_back_to() -> None:
-    shop, home = Shop(), MemoryHome()
+    shop, home = Shop(), MemoryStorage()
     async with shop.kernel(home) as kernel:
         first = await asked(kernel)
         await StateManager(kernel).create(first.job_id, "one")
         await answer(first, approved=False)
-    other = MemoryHome()
+    other = MemoryStorage()
     other.identity, other.key = home.identity, home.key
     with closing(MemoryJournal(other)) as journal:
         for _, entry in MemoryReader(home).read():
@@ -411,7 +421,7 @@ async def test_a_history_that_was_changed_is_not_gone_back_to() -> None:
 
 
 async def test_a_signal_that_says_nothing_of_a_checkpoint_is_in_nobodys_way() -> None:
-    shop, home = Shop(), MemoryHome()
+    shop, home = Shop(), MemoryStorage()
     async with shop.kernel(home) as kernel:
         states, first = StateManager(kernel), await asked(kernel)
         token = f"checkpoint bad of {first.job_id}"
@@ -426,7 +436,7 @@ async def test_a_signal_that_says_nothing_of_a_checkpoint_is_in_nobodys_way() ->
 
 
 async def test_code_that_does_something_else_by_then_goes_on_from_nothing() -> None:
-    shop, home = Shop(), MemoryHome()
+    shop, home = Shop(), MemoryStorage()
     async with shop.kernel(home) as kernel:
         states, first = StateManager(kernel), await asked(kernel)
         await states.create(first.job_id)
@@ -483,7 +493,7 @@ async def test_checkpoints_are_made_by_themselves_where_something_has_come_since
         assert await waits.get() == 60.0
         waits.task_done()
 
-    async with shop.kernel(MemoryHome()) as kernel, StateManager(kernel, sleep=sleep) as states:
+    async with shop.kernel(MemoryStorage()) as kernel, StateManager(kernel, sleep=sleep) as states:
         first = await asked(kernel)
         for _ in range(3):
             await turn()
@@ -502,14 +512,14 @@ async def test_without_auto_checkpoints_are_made_when_they_are_asked_for() -> No
     async def sleep(seconds: float) -> None:
         raise AssertionError("nothing waits")
 
-    async with Shop().kernel(MemoryHome()) as kernel, StateManager(kernel, auto=None, sleep=sleep) as states:
+    async with Shop().kernel(MemoryStorage()) as kernel, StateManager(kernel, auto=None, sleep=sleep) as states:
         first = await asked(kernel)
         assert await states.checkpoints(first.job_id) == []
 
 
 async def test_hot_state_is_there_for_its_time_and_the_last_one_counts() -> None:
     clock = ManualClock()
-    async with Shop().kernel(MemoryHome()) as kernel:
+    async with Shop().kernel(MemoryStorage()) as kernel:
         hot = StateManager(kernel, hot=HotState(ttl="10s", clock=clock)).hot
         assert await hot.load("agent-7") is None
         await hot.save("agent-7", {"phase": "reading"})
@@ -536,7 +546,7 @@ async def asked_too(kernel: RuntimeKernel) -> ExecutionHandle:
 
 async def test_a_checkpoint_is_exported_into_a_compressed_file(tmp_path: Path) -> None:
     shop = Shop()
-    async with shop.kernel(MemoryHome()) as kernel:
+    async with shop.kernel(MemoryStorage()) as kernel:
         states, first = StateManager(kernel), await asked(kernel)
         made = await states.create(first.job_id, "one")
         await answer(first)

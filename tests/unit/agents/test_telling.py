@@ -9,11 +9,11 @@ from unit.jobs.hosting import Agent, entries, hosting, prefix
 
 from sabot import App
 from sabot.agents import InMemoryEventBus
-from sabot.agents.events.telling import JobEvents
+from sabot.agents.events.job_events import JobEvents
 from sabot.errors import NotSent, PolicyDenied
 from sabot.jobs import log
 from sabot.jobs.guard import Decision, EffectGuard, GuardVerdict
-from sabot.journal import Letter, MemoryHome, MemoryJournal
+from sabot.journal import Letter, MemoryJournal, MemoryStorage
 from sabot.llm import ChatMessage, Completion, ModelUnavailable, Usage
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.providers.scripted import ScriptedProvider
@@ -60,7 +60,7 @@ async def test_a_job_tells_its_calls_and_its_end():
     async def f(ctx):
         return await ctx.call(look, ctx.message)
 
-    async with heard.hosting(MemoryHome(), Agent(f)) as jobs:
+    async with heard.hosting(MemoryStorage(), Agent(f)) as jobs:
         jobs.begin("j", "gold")
         await jobs.over("j")
     assert heard.types() == ["job.started", "tool.start", "tool.end", "job.completed", "final.result"]
@@ -78,7 +78,7 @@ async def test_attempts_and_errors_are_told():
     async def f(ctx):
         await ctx.call(fails)
 
-    async with heard.hosting(MemoryHome(), Agent(f)) as jobs:
+    async with heard.hosting(MemoryStorage(), Agent(f)) as jobs:
         jobs.begin("j")
         await jobs.over("j")
     assert heard.types() == ["job.started", "tool.start", "tool.start", "tool.error", "job.failed", "final.error"]
@@ -87,7 +87,7 @@ async def test_attempts_and_errors_are_told():
 
 
 async def test_a_question_and_its_answer_are_told():
-    heard, home = Heard(), MemoryHome()
+    heard, home = Heard(), MemoryStorage()
 
     async def f(ctx):
         return (await ctx.ask("confirm", {"amount": 5})).approved
@@ -116,7 +116,7 @@ async def test_a_question_and_its_answer_are_told():
 
 
 async def test_a_cancelled_job_is_told_as_one():
-    heard, home = Heard(), MemoryHome()
+    heard, home = Heard(), MemoryStorage()
 
     async def f(ctx):
         await ctx.wait("never")
@@ -131,7 +131,7 @@ async def test_a_cancelled_job_is_told_as_one():
 
 
 async def test_pieces_of_an_answer_are_told_before_it_and_are_not_in_the_journal():
-    heard, home = Heard(), MemoryHome()
+    heard, home = Heard(), MemoryStorage()
     provider = ScriptedProvider([("Once ", "upon ", "a time")])
     async with ExecutionEngine(provider) as engine:
 
@@ -158,7 +158,7 @@ async def test_a_stream_that_breaks_off_is_asked_for_as_a_whole():
         async def f(ctx):
             return (await ctx.llm(engine).complete("a tale")).content
 
-        async with heard.hosting(MemoryHome(), Agent(f)) as jobs:
+        async with heard.hosting(MemoryStorage(), Agent(f)) as jobs:
             jobs.begin("j")
             await jobs.over("j")
             assert jobs.agent.done == {"j": "Once upon a time"}
@@ -177,7 +177,7 @@ async def test_a_model_is_asked_for_the_whole_where_nobody_wants_pieces():
         async def f(ctx):
             await ctx.llm(engine).complete("a tale")
 
-        async with heard.hosting(MemoryHome(), Agent(f)) as jobs:
+        async with heard.hosting(MemoryStorage(), Agent(f)) as jobs:
             jobs.begin("j")
             await jobs.over("j")
     assert (heard.types(), streamed) == (["model.done", "job.completed"], [])
@@ -191,7 +191,7 @@ async def _steps(ctx):
 
 @pytest.mark.parametrize("count", range(1, 8))
 async def test_after_a_crash_at_each_entry_all_events_have_come_at_least_once_with_the_ids_they_had(count):
-    whole, home = Heard(), MemoryHome()
+    whole, home = Heard(), MemoryStorage()
     async with whole.hosting(home, Agent(_steps)) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
@@ -222,7 +222,7 @@ async def test_nothing_is_told_before_it_is_durable():
         """A disk that takes its time."""
 
         def __init__(self):
-            super().__init__(MemoryHome())
+            super().__init__(MemoryStorage())
             self.safe = asyncio.Event()
 
         async def durable(self, position):
@@ -253,7 +253,7 @@ async def test_one_that_holds_the_host_up_is_waited_for(monkeypatch):
     async def f(ctx):
         begun.append(ctx.job_id)
 
-    async with hosting(MemoryHome(), Agent(f), listener=JobEvents(bus)) as jobs:
+    async with hosting(MemoryStorage(), Agent(f), listener=JobEvents(bus)) as jobs:
         for number in range(200):
             jobs.begin(f"j{number}")
         await jobs.until(lambda: jobs.host.log.is_ahead)
@@ -274,7 +274,7 @@ async def test_a_stop_waits_for_no_listener_that_hangs(monkeypatch):
     async def f(ctx):
         return None
 
-    async with hosting(MemoryHome(), Agent(f), listener=JobEvents(bus)) as jobs:
+    async with hosting(MemoryStorage(), Agent(f), listener=JobEvents(bus)) as jobs:
         for number in range(30):
             jobs.begin(f"j{number}")
         await jobs.until(lambda: jobs.host.log.is_ahead)
@@ -286,7 +286,7 @@ async def test_no_listener_costs_no_task_and_no_memory():
     async def f(ctx):
         await ctx.call(look, 1)
 
-    async with hosting(MemoryHome(), Agent(f)) as jobs:
+    async with hosting(MemoryStorage(), Agent(f)) as jobs:
         jobs.begin("j")
         await jobs.over("j")
         assert not jobs.host.log.is_ahead
@@ -305,7 +305,7 @@ async def test_what_was_not_sent_is_told_as_another_attempt():
     async def f(ctx):
         await ctx.call(mail, 1)
 
-    async with heard.hosting(MemoryHome(), Agent(f)) as jobs:
+    async with heard.hosting(MemoryStorage(), Agent(f)) as jobs:
         jobs.begin("j")
         await jobs.over("j")
     assert heard.types() == ["job.started", "tool.start", "tool.start", "tool.end", "job.completed", "final.result"]
@@ -334,7 +334,7 @@ async def test_an_app_tells_what_happens_in_the_jobs_of_its_durable_agents():
 
 
 async def test_a_call_that_is_denied_was_not_started_and_one_that_a_person_allows_has_started_then():
-    heard, home, verdicts = Heard(), MemoryHome(), iter([Decision.DENY, Decision.ASK, Decision.ASK])
+    heard, home, verdicts = Heard(), MemoryStorage(), iter([Decision.DENY, Decision.ASK, Decision.ASK])
 
     class Judge(EffectGuard):
         def decide(self, call):

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 import sabot
-from sabot.agents.declaring import DeclaresAgents
+from sabot.agents.declarations import AgentDeclarations
 from sabot.api.agent import AgentOptions, AgentSpec, BatchAgentOptions
 from sabot.calls.options import CALL_WORDS
 from sabot.options import options_of
@@ -95,14 +95,14 @@ INNER = {
 
 
 def test_the_signature_of_agent_spells_out_each_option_with_its_default() -> None:
-    shown = inspect.signature(DeclaresAgents.agent).parameters
+    shown = inspect.signature(AgentDeclarations.agent).parameters
     known = {name: each.default for name, each in options_of(AgentOptions).items()}
     assert {name: each.default for name, each in shown.items() if name not in ("self", "topic")} == {
         "name": None,
         **known,
     }
     assert shown["retries"].annotation is int
-    assert "`mailbox`: the number of records that may wait behind a busy key" in (DeclaresAgents.agent.__doc__ or "")
+    assert "`mailbox`: the number of records that may wait behind a busy key" in (AgentDeclarations.agent.__doc__ or "")
 
 
 def test_each_option_of_an_agent_has_a_field_in_its_description() -> None:

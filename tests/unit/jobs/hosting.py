@@ -15,7 +15,7 @@ from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import pack, unpack
-from sabot.journal import Entry, Journal, MemoryHome, MemoryJournal, MemoryReader
+from sabot.journal import Entry, Journal, MemoryJournal, MemoryReader, MemoryStorage
 from sabot.state import BackendConfig, MemoryBackend
 
 AGENT = "app.agent"
@@ -128,7 +128,7 @@ class Hosting:
 
 @asynccontextmanager
 async def hosting(
-    journal: Journal | MemoryHome,
+    journal: Journal | MemoryStorage,
     agent: Agent,
     *,
     resume: bool = True,
@@ -141,7 +141,7 @@ async def hosting(
     """A host over this journal; jobs that are open in it go on. restored: the arguments of `JobHost.open`. notes: of parked jobs. guard:
     decides what they may do.
     """
-    owned = MemoryJournal(journal) if isinstance(journal, MemoryHome) else journal
+    owned = MemoryJournal(journal) if isinstance(journal, MemoryStorage) else journal
     broken: list[tuple[str, BaseException]] = []
     host = JobHost(
         owned,
@@ -164,13 +164,13 @@ async def hosting(
         yield Hosting(host, agent, owned, found, broken, rested)
     finally:
         await host.close()
-        if isinstance(journal, MemoryHome):
+        if isinstance(journal, MemoryStorage):
             owned.close()
 
 
-def prefix(home: MemoryHome, count: int) -> MemoryHome:
+def prefix(home: MemoryStorage, count: int) -> MemoryStorage:
     """A journal with the first `count` entries of another one, as a crash leaves it."""
-    cut = MemoryHome(home.clock)
+    cut = MemoryStorage(home.clock)
     cut.identity, cut.key = home.identity, home.key
     whole = MemoryJournal(cut)
     for _, entry in list(MemoryReader(home).read())[:count]:
@@ -179,5 +179,5 @@ def prefix(home: MemoryHome, count: int) -> MemoryHome:
     return cut
 
 
-def entries(home: MemoryHome) -> list[Entry]:
+def entries(home: MemoryStorage) -> list[Entry]:
     return [entry for _, entry in MemoryReader(home).read()]

@@ -41,8 +41,8 @@ from sabot.journal import (
     Intent,
     Journal,
     Letter,
-    MemoryHome,
     MemoryJournal,
+    MemoryStorage,
     Position,
     Reconciled,
     SqliteJournal,
@@ -266,11 +266,11 @@ class Crash:
 class Cut(MemoryJournal):
     """A journal in memory that keeps what it held when it had so many entries."""
 
-    def __init__(self, home: MemoryHome, at: int) -> None:
+    def __init__(self, home: MemoryStorage, at: int) -> None:
         super().__init__(home)
         self._at = home.next + at if at else 0
         self._taking = False
-        self.image: MemoryHome | None = None
+        self.image: MemoryStorage | None = None
 
     def append(self, entry: Entry) -> Position:
         position = super().append(entry)
@@ -286,13 +286,13 @@ class Cut(MemoryJournal):
         return taken
 
     def _look(self) -> None:
-        if self._at and self.image is None and self.home.next >= self._at:
-            self.image = image_of(self.home)
+        if self._at and self.image is None and self.storage.next >= self._at:
+            self.image = image_of(self.storage)
 
 
-def image_of(home: MemoryHome) -> MemoryHome:
+def image_of(home: MemoryStorage) -> MemoryStorage:
     """What a crash would leave of it now."""
-    image = MemoryHome(home.clock)
+    image = MemoryStorage(home.clock)
     image.identity, image.key, image.next, image.removed = home.identity, home.key, home.next, home.removed
     for name in ("entries", "bodies", "uses", "marks", "questions", "letters"):
         setattr(image, name, dict(getattr(home, name)))
@@ -305,7 +305,7 @@ class InMemory:
     """Lives over a journal in memory."""
 
     def __init__(self, dice: random.Random) -> None:
-        self._home = MemoryHome(SYSTEM_CLOCK)
+        self._home = MemoryStorage(SYSTEM_CLOCK)
         self._home.key = dice.randbytes(32)
         self._journal: Cut | None = None
 
@@ -396,7 +396,7 @@ class Seed:
         self.person = Person(self.dice)
         steps = (step for program in self.plan.values() for step in walk_program(program))
         self.law = Law(self.dice, steps, self.world.wrong) if guarded else None
-        self.home = InMemory(self.dice) if folder is None else InSqlite(self.dice, folder)
+        self.storage = InMemory(self.dice) if folder is None else InSqlite(self.dice, folder)
         self.traces: dict[tuple[str, int, int], list[tuple[int, Any]]] = {}  # what was seen, and when: entries so far
         self.values: dict[str, Any] = {}
         self.outcomes: dict[str, str] = {}
@@ -418,7 +418,7 @@ class Seed:
     def _some_crash(self) -> Crash:
         dice = self.dice
         match dice.choice(("entries", "turns", "stop")):
-            case "entries" if isinstance(self.home, InMemory):
+            case "entries" if isinstance(self.storage, InMemory):
                 return Crash(entries=dice.choice((1, 2, 3, dice.randint(1, 12), dice.randint(1, 80))))
             case "stop":
                 return Crash(stops_s=dice.choice((0.0, 0.02, 0.4, 2.0, 10.0)))
@@ -586,7 +586,7 @@ class LifeOf:
         loop = SimulatedLoop(dice, most_turns=200_000)  # type: ignore[abstract]  # sockets and processes are not simulated
 
         def look() -> None:
-            if self.seed.home.is_over() or 0 < self.crash.turns <= loop.turns:
+            if self.seed.storage.is_over() or 0 < self.crash.turns <= loop.turns:
                 raise Dead
 
         loop.on_turn = look
@@ -595,7 +595,7 @@ class LifeOf:
             over = bool(loop.run_until_complete(self._main()))
         except Dead:
             self.dead = True
-            durable = self.seed.home.crash()
+            durable = self.seed.storage.crash()
             self.seed.crashed(durable)
             self.seed.notes = self.notes.restored(durable, dice)
         finally:
@@ -603,7 +603,7 @@ class LifeOf:
             loop.on_turn = None
             if self.agent.host is not None and not self.closing:  # so that what is left of a dead life says nothing
                 loop.run_until_complete(self.agent.host.close())
-            self.seed.home.close()
+            self.seed.storage.close()
             loop.close()
             self.seed.turns += loop.turns
         return over
@@ -613,7 +613,7 @@ class LifeOf:
 
     async def _main(self) -> bool:
         seed = self.seed
-        self.journal = seed.home.open(self.crash)
+        self.journal = seed.storage.open(self.crash)
         self.first = self.journal.positions().get(0, 0)
         self._check_inbox()
         if self.guard is not None:

@@ -7,11 +7,11 @@ from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
 
 from sabot.clock import ManualClock
 from sabot.jobs.history import History
-from sabot.journal import Begin, EffectResult, End, Intent, Letter, MemoryHome
+from sabot.journal import Begin, EffectResult, End, Intent, Letter, MemoryStorage
 from sabot.llm import tool
 
 
-def late_ones(home: MemoryHome) -> list[EffectResult]:
+def late_ones(home: MemoryStorage) -> list[EffectResult]:
     return [each for each in entries(home) if isinstance(each, EffectResult) and each.ordinal == 0]
 
 
@@ -40,7 +40,7 @@ class Slow:
 
 
 async def test_an_attempt_that_runs_too_long_fails_with_a_timeout_and_so_it_does_in_every_replay() -> None:
-    home, clock, slow = MemoryHome(), ManualClock(), Slow()
+    home, clock, slow = MemoryStorage(), ManualClock(), Slow()
     agent = Agent(slow, clock, timeout_s=5)
     async with hosting(home, agent) as jobs:
         jobs.begin("a")
@@ -63,7 +63,7 @@ async def test_an_attempt_that_runs_too_long_fails_with_a_timeout_and_so_it_does
 
 
 async def test_the_time_stands_still_while_a_job_is_parked_and_begins_anew_when_it_wakes() -> None:
-    home, clock = MemoryHome(), ManualClock()
+    home, clock = MemoryStorage(), ManualClock()
     slow = Slow()
 
     async def function(ctx: Any) -> Any:
@@ -84,7 +84,7 @@ async def test_the_time_stands_still_while_a_job_is_parked_and_begins_anew_when_
 
 
 async def test_another_attempt_has_its_time_anew() -> None:
-    home, clock, slow = MemoryHome(), ManualClock(), Slow()
+    home, clock, slow = MemoryStorage(), ManualClock(), Slow()
     agent = Agent(slow, clock, timeout_s=5, verdict="again")
     async with hosting(home, agent) as jobs:
         jobs.begin("a")
@@ -104,7 +104,7 @@ async def test_another_attempt_has_its_time_anew() -> None:
 
 
 async def test_an_unsafe_call_that_hangs_is_a_question_to_a_person_once_the_time_is_over() -> None:
-    home, clock, slow = MemoryHome(), ManualClock(), Slow("unsafe")
+    home, clock, slow = MemoryStorage(), ManualClock(), Slow("unsafe")
     agent = Agent(slow, clock, timeout_s=5)
     async with hosting(home, agent) as jobs:
         jobs.begin("a")
@@ -119,7 +119,7 @@ async def test_an_unsafe_call_that_hangs_is_a_question_to_a_person_once_the_time
 
 
 async def test_what_the_function_does_about_it_is_not_cut_short() -> None:
-    home, clock, slow = MemoryHome(), ManualClock(), Slow()
+    home, clock, slow = MemoryStorage(), ManualClock(), Slow()
     undone: list[str] = []
 
     @tool(effect="unsafe")
@@ -146,7 +146,7 @@ async def test_what_the_function_does_about_it_is_not_cut_short() -> None:
 
 
 async def test_a_cancel_from_outside_is_a_cancel_though_the_time_is_over_too() -> None:
-    home, clock = MemoryHome(), ManualClock()
+    home, clock = MemoryStorage(), ManualClock()
     slow = Slow()
 
     async def function(ctx: Any) -> Any:
@@ -167,7 +167,7 @@ async def test_a_cancel_from_outside_is_a_cancel_though_the_time_is_over_too() -
 
 
 async def test_a_call_that_was_not_sent_is_not_in_doubt() -> None:
-    home, clock, slow = MemoryHome(), ManualClock(), Slow("unsafe")
+    home, clock, slow = MemoryStorage(), ManualClock(), Slow("unsafe")
     agent = Agent(slow, clock, timeout_s=5)
     async with hosting(home, agent) as jobs:
         written, durable = asyncio.Event(), jobs.journal.durable

@@ -8,7 +8,7 @@ from unit.jobs.hosting import Agent, hosting
 
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
-from sabot.journal import MemoryHome
+from sabot.journal import MemoryStorage
 from sabot.llm.tools import tool
 
 
@@ -16,7 +16,7 @@ from sabot.llm.tools import tool
 async def test_a_clock_that_is_set_moves_no_timer_of_this_life(jump_s: int) -> None:
     """Set back by an hour, a sleep of 5 s did not end, and a time-out of 4 s let a step of 8 s through; set forth, both came at once."""
     clock = ManualClock()
-    home = MemoryHome(clock)
+    home = MemoryStorage(clock)
 
     async def f(ctx: DurableContext) -> Any:
         if ctx.message == "gives up":
@@ -49,7 +49,7 @@ async def test_what_is_left_of_a_wait_over_a_restart_goes_by_the_time_of_day_and
     jump_s: int, left_s: int
 ) -> None:
     clock = ManualClock()
-    home = MemoryHome(clock)
+    home = MemoryStorage(clock)
 
     async def f(ctx: DurableContext) -> Any:
         await ctx.sleep("1h")
@@ -87,7 +87,7 @@ async def test_the_time_of_an_attempt_is_not_cut_by_a_clock_that_is_set_forth() 
     async def f(ctx: DurableContext) -> Any:
         return await ctx.call(look)
 
-    async with hosting(MemoryHome(clock), Agent(f, clock, timeout_s=4)) as jobs:
+    async with hosting(MemoryStorage(clock), Agent(f, clock, timeout_s=4)) as jobs:
         jobs.begin("job")
         await jobs.until(lambda: jobs.host.statistics()["in_flight"] == 1)
         clock.set(clock.time() + 3600)
@@ -100,7 +100,7 @@ async def test_the_time_of_an_attempt_is_not_cut_by_a_clock_that_is_set_forth() 
 
 async def test_a_function_that_polls_until_a_time_comes_to_its_end_after_the_clock_was_set_back() -> None:
     clock = ManualClock()
-    home = MemoryHome(clock)
+    home = MemoryStorage(clock)
 
     async def f(ctx: DurableContext) -> Any:
         loop = asyncio.get_running_loop()

@@ -30,7 +30,7 @@ from sabot.jobs.guard import (
 )
 from sabot.jobs.masking import mask
 from sabot.jobs.values import unpack
-from sabot.journal import Attempt, EffectId, EffectResult, Intent, Letter, MemoryHome, MemoryJournal
+from sabot.journal import Attempt, EffectId, EffectResult, Intent, Letter, MemoryJournal, MemoryStorage
 from sabot.llm.messages import user
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import tool
@@ -75,7 +75,7 @@ def says(verdict: GuardVerdict) -> Judge:
 
 
 def open_tokens(jobs: Any) -> list[str]:
-    return [token for token, question in jobs.journal.home.questions.items() if not question.closed]
+    return [token for token, question in jobs.journal.storage.questions.items() if not question.closed]
 
 
 async def answers(jobs: Any, body: bytes) -> str:
@@ -86,11 +86,11 @@ async def answers(jobs: Any, body: bytes) -> str:
     return token
 
 
-def verdicts(home: MemoryHome) -> list[GuardVerdict | None]:
+def verdicts(home: MemoryStorage) -> list[GuardVerdict | None]:
     return [decode_verdict(entry.note) for entry in entries(home) if isinstance(entry, Intent) and entry.kind != "ask"]
 
 
-def kinds(home: MemoryHome) -> list[str]:
+def kinds(home: MemoryStorage) -> list[str]:
     return [type(entry).__name__ for entry in entries(home)]
 
 
@@ -119,7 +119,7 @@ class Mail:
 
 @pytest.mark.parametrize("effect", ["read", "metered", "idempotent", "unsafe"])
 async def test_deny_leaves_the_world_as_it_is_and_the_function_may_catch_it(tmp_path: Path, effect: str) -> None:
-    file, home, guard = tmp_path / "file", MemoryHome(), says(DENY)
+    file, home, guard = tmp_path / "file", MemoryStorage(), says(DENY)
 
     @tool(effect=effect)
     def file_write(text: str) -> None:
@@ -147,7 +147,7 @@ async def test_deny_is_the_error_of_a_job_that_does_not_catch_it() -> None:
     async def f(ctx: DurableContext) -> Any:
         return await ctx.call(Mail().send, "bob")
 
-    async with hosting(MemoryHome(), Agent(f), guard=says(DENY)) as jobs:
+    async with hosting(MemoryStorage(), Agent(f), guard=says(DENY)) as jobs:
         jobs.begin("j")
         await jobs.over("j")
         assert isinstance(jobs.agent.errors["j"], PolicyDenied)
@@ -155,7 +155,7 @@ async def test_deny_is_the_error_of_a_job_that_does_not_catch_it() -> None:
 
 
 async def test_deny_holds_after_a_kill_before_its_result_though_the_policy_allows_it_now() -> None:
-    mail, home = Mail(), MemoryHome()
+    mail, home = Mail(), MemoryStorage()
     async with hosting(home, Agent(mail.agent), guard=says(DENY)) as jobs:
         jobs.begin("j")
         await jobs.over("j")
@@ -168,7 +168,7 @@ async def test_deny_holds_after_a_kill_before_its_result_though_the_policy_allow
 
 
 async def test_what_was_allowed_is_made_after_a_kill_though_the_policy_denies_it_now() -> None:
-    mail, home = Mail("idempotent"), MemoryHome()
+    mail, home = Mail("idempotent"), MemoryStorage()
     async with hosting(home, Agent(mail.agent), guard=Judge()) as jobs:
         jobs.begin("j", behalf=Behalf("acme", "ada"))
         await jobs.over("j")
@@ -184,7 +184,7 @@ async def test_what_was_allowed_is_made_after_a_kill_though_the_policy_denies_it
 
 
 async def test_another_attempt_of_the_job_is_judged_anew_where_a_rule_has_denied() -> None:
-    mail, home, found = Mail(), MemoryHome(), [DENY, GuardVerdict()]
+    mail, home, found = Mail(), MemoryStorage(), [DENY, GuardVerdict()]
 
     async def f(ctx: DurableContext) -> Any:
         return await ctx.call(mail.send, "bob")
@@ -210,7 +210,7 @@ async def test_a_rule_that_raises_denies_and_says_so() -> None:
 
     for rule in (broken, broken_later):
         mail = Mail()
-        async with hosting(MemoryHome(), Agent(mail.agent), guard=Judge(rule)) as jobs:
+        async with hosting(MemoryStorage(), Agent(mail.agent), guard=Judge(rule)) as jobs:
             jobs.begin("j")
             await jobs.over("j")
             assert "what decides on it has failed: ZeroDivisionError: the rule of Ada" in jobs.agent.done["j"][1]
@@ -222,7 +222,7 @@ async def test_a_rule_that_raises_denies_and_says_so() -> None:
 
 @pytest.mark.parametrize("effect", ["read", "unsafe"])
 async def test_a_person_allows_it(effect: str) -> None:
-    mail, home, guard = Mail(effect), MemoryHome(), says(ASK)
+    mail, home, guard = Mail(effect), MemoryStorage(), says(ASK)
     async with hosting(home, Agent(mail.agent), guard=guard) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
@@ -242,7 +242,7 @@ async def test_a_person_allows_it(effect: str) -> None:
 @pytest.mark.parametrize("body", [b'{"approved": false}', b"{}", b'{"approved": "true"}', b"yes", b""])
 async def test_any_other_answer_than_yes_refuses(body: bytes) -> None:
     mail = Mail()
-    async with hosting(MemoryHome(), Agent(mail.agent), guard=says(ASK)) as jobs:
+    async with hosting(MemoryStorage(), Agent(mail.agent), guard=says(ASK)) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
         await answers(jobs, body)
@@ -255,7 +255,7 @@ async def test_any_other_answer_than_yes_refuses(body: bytes) -> None:
 async def test_killed_after_each_entry_a_person_is_asked_once_and_mail_goes_out_at_most_once(
     body: bytes, said: Any
 ) -> None:
-    mail, home = Mail(), MemoryHome()
+    mail, home = Mail(), MemoryStorage()
     async with hosting(home, Agent(mail.agent), guard=says(ASK)) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
@@ -272,13 +272,13 @@ async def test_killed_after_each_entry_a_person_is_asked_once_and_mail_goes_out_
                 await answers(jobs, b'{"outcome": "done", "result": "sent to bob"}')
             await jobs.over("j")
             assert jobs.agent.done["j"] in (said, [*said, "send was not done: it was rejected by ada"])
-            assert len(jobs.journal.home.questions) <= 2
+            assert len(jobs.journal.storage.questions) <= 2
         assert len(guard.asked) == (1 if count == 1 else 0)
         assert again.sent.total() == (0 if "Attempt" in before or b"true" not in body else 1), count
 
 
 async def test_a_parked_question_is_noted_so_a_start_needs_no_replay() -> None:
-    home, notes, runs = MemoryHome(), Notes(), Counter[str]()
+    home, notes, runs = MemoryStorage(), Notes(), Counter[str]()
 
     async def f(ctx: DurableContext) -> Any:
         runs[ctx.job_id] += 1
@@ -307,7 +307,7 @@ class Notes(dict[str, bytes]):
 
 async def test_a_question_that_nobody_answers_in_time_is_a_refusal() -> None:
     clock, mail = ManualClock(), Mail()
-    home = MemoryHome(clock)
+    home = MemoryStorage(clock)
     guard = says(msgspec.structs.replace(ASK, wait_s=60.0))
     async with hosting(home, Agent(mail.agent, clock=clock), guard=guard) as jobs:
         jobs.begin("j")
@@ -321,7 +321,7 @@ async def test_a_question_that_nobody_answers_in_time_is_a_refusal() -> None:
 
 
 async def test_a_call_that_its_job_waits_for_no_longer_is_not_made_though_somebody_allows_it() -> None:
-    mail, home = Mail(), MemoryHome()
+    mail, home = Mail(), MemoryStorage()
 
     async def f(ctx: DurableContext) -> Any:
         asked = asyncio.ensure_future(ctx.call(mail.send, "bob"))
@@ -350,7 +350,7 @@ async def test_a_call_that_its_job_waits_for_no_longer_is_not_made_though_somebo
 
 
 async def test_a_job_that_is_cancelled_withdraws_its_question() -> None:
-    mail, home = Mail(), MemoryHome()
+    mail, home = Mail(), MemoryStorage()
     async with hosting(home, Agent(mail.agent), guard=says(ASK)) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
@@ -361,7 +361,7 @@ async def test_a_job_that_is_cancelled_withdraws_its_question() -> None:
 
 
 async def test_what_a_person_has_refused_stays_refused_in_another_attempt() -> None:
-    mail, home, guard, tried = Mail(), MemoryHome(), says(ASK), []
+    mail, home, guard, tried = Mail(), MemoryStorage(), says(ASK), []
 
     async def f(ctx: DurableContext) -> Any:
         tried.append(ctx.attempt)
@@ -383,7 +383,7 @@ async def test_what_a_person_has_refused_stays_refused_in_another_attempt() -> N
 
 
 async def test_an_approved_call_that_fails_unsent_is_made_again_and_counts_its_attempts() -> None:
-    home, attempts = MemoryHome(), []
+    home, attempts = MemoryStorage(), []
 
     @tool(effect="idempotent", retries=2, backoff="0s")
     async def put(effect: Any = None) -> str:
@@ -409,7 +409,7 @@ async def test_an_approved_call_that_fails_unsent_is_made_again_and_counts_its_a
 
 
 async def test_redact_hides_texts_from_the_tool_and_the_journal_and_the_digest_stays() -> None:
-    home, plain, got = MemoryHome(), MemoryHome(), []
+    home, plain, got = MemoryStorage(), MemoryStorage(), []
     hide = GuardVerdict(Decision.REDACT, rule="cards", hide=(r"\b\d{16}\b",))
 
     @tool(effect="idempotent")
@@ -461,7 +461,7 @@ async def test_what_cannot_be_looked_into_is_denied_where_a_rule_hides_texts() -
     async def f(ctx: DurableContext) -> Any:
         return await ctx.call(Mail().send, Odd())
 
-    async with hosting(MemoryHome(), Agent(f), guard=says(GuardVerdict(Decision.REDACT, hide=("4711",)))) as jobs:
+    async with hosting(MemoryStorage(), Agent(f), guard=says(GuardVerdict(Decision.REDACT, hide=("4711",)))) as jobs:
         jobs.begin("j")
         await jobs.over("j")
         assert "texts cannot be hidden in an argument of type" in str(jobs.agent.errors["j"])
@@ -471,7 +471,7 @@ async def test_what_cannot_be_looked_into_is_denied_where_a_rule_hides_texts() -
 
 
 async def test_a_guard_is_told_who_asks_for_what_and_a_child_runs_on_its_parents_behalf() -> None:
-    home, guard, mail = MemoryHome(), Judge(used=b"used"), Mail()
+    home, guard, mail = MemoryStorage(), Judge(used=b"used"), Mail()
 
     async def f(ctx: DurableContext) -> Any:
         if ctx.message == "child":
@@ -500,7 +500,7 @@ async def test_others_go_on_while_a_rule_takes_its_time_and_a_job_that_is_gone_i
         return GuardVerdict()
 
     guard = Judge(lambda call: slow(call) if call.effect.job != "quick" else GuardVerdict())
-    home = MemoryHome()
+    home = MemoryStorage()
     async with hosting(home, Agent(mail.agent), guard=guard) as jobs:
         jobs.begin("slow")
         jobs.begin("gone")
@@ -549,7 +549,7 @@ def test_a_guard_that_denies_frees_what_the_ones_before_it_have_reserved() -> No
 
 
 async def test_without_a_guard_no_intent_has_a_note() -> None:
-    home = MemoryHome()
+    home = MemoryStorage()
     async with hosting(home, Agent(Mail().agent)) as jobs:
         jobs.begin("j")
         await jobs.over("j")
@@ -565,7 +565,7 @@ def test_a_denial_is_an_error_of_an_effect() -> None:
 @pytest.mark.parametrize("goes_on", [False, True], ids=["ends", "continues"])
 async def test_what_is_decided_too_late_is_not_made_and_a_restart_asks_the_same(goes_on: bool) -> None:
     """What nobody waited for had an ordinal and no intent: behind a restart, the job asked for something else than it had."""
-    home, looked, decided = MemoryHome(), Counter[str](), asyncio.Event()
+    home, looked, decided = MemoryStorage(), Counter[str](), asyncio.Event()
 
     async def later(_: GuardedCall) -> GuardVerdict:
         await decided.wait()
@@ -598,7 +598,7 @@ async def test_what_is_decided_too_late_is_not_made_and_a_restart_asks_the_same(
 
 async def test_a_job_does_not_go_on_as_another_before_all_that_it_has_asked_has_an_intent() -> None:
     """The question about the first call let the job go on before the second one was noted; a restart then missed an ordinal."""
-    home, mail = MemoryHome(), Mail("read")
+    home, mail = MemoryStorage(), Mail("read")
 
     async def f(ctx: DurableContext) -> Any:
         if ctx.message == "again":

@@ -17,7 +17,7 @@ from sabot.agents import (
 )
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
-from sabot.journal import EffectResult, Intent, MemoryHome
+from sabot.journal import EffectResult, Intent, MemoryStorage
 from sabot.llm import Agent as ModelAgent
 from sabot.llm import ExecutionEngine, RequestSpec, ScriptedProvider, tool
 
@@ -78,7 +78,7 @@ class Research:
 
 
 async def test_a_flow_goes_on_after_a_crash_at_any_of_its_steps_and_asks_nothing_that_was_answered() -> None:
-    home = MemoryHome(ManualClock(1_000.0))
+    home = MemoryStorage(ManualClock(1_000.0))
     whole = Research()
     agent = Agent(whole, clock=ManualClock(1_000.0))
     async with hosting(home, agent) as running:

@@ -10,7 +10,7 @@ from unit.jobs.hosting import Agent, hosting
 
 from sabot.api.durable import DurableContext
 from sabot.errors import UserError
-from sabot.journal import MemoryHome
+from sabot.journal import MemoryStorage
 from sabot.llm import Agent as ModelAgent
 from sabot.llm import ExecutionEngine
 from sabot.llm.providers.scripted import ScriptedProvider
@@ -47,7 +47,7 @@ FORGOTTEN: dict[str, Callable[[DurableContext], Any]] = {
     "ctx.child(agent)": lambda ctx: ctx.child(agent, {}),
     "ctx.llm(engine).complete(…)": lambda ctx: ctx.llm(engine()).complete("hello"),
     "state.put(…)": lambda ctx: ctx.state().put("key", 1),
-    "Agent.run(…)": lambda ctx: ModelAgent(engine()).run("hello", doing=ctx.llm(engine())),
+    "Agent.run(…)": lambda ctx: ModelAgent(engine()).run("hello", effects=ctx.llm(engine())),
     "refunds_all(…)": refunds_all,
     "wait_for(call)": lambda ctx: asyncio.wait_for(ctx.call(refund, 1), 5),
 }
@@ -56,8 +56,8 @@ FORGOTTEN: dict[str, Callable[[DurableContext], Any]] = {
 async def agent(ctx: DurableContext) -> None: ...
 
 
-async def ended(function: Any) -> tuple[Agent, MemoryHome]:
-    home, owner = MemoryHome(), Agent(function)
+async def ended(function: Any) -> tuple[Agent, MemoryStorage]:
+    home, owner = MemoryStorage(), Agent(function)
     async with hosting(home, owner) as jobs:
         jobs.begin("j1")
         await jobs.over("j1")
@@ -138,7 +138,7 @@ async def test_effects_that_are_awaited_later_together_or_cancelled_are_not_forg
 
 
 async def test_a_job_that_the_journal_has_as_succeeded_stays_so_when_it_is_run_over_its_history() -> None:
-    home = MemoryHome()
+    home = MemoryStorage()
 
     async def returns(ctx: DurableContext) -> str:
         return "done"

@@ -21,8 +21,8 @@ from sabot.journal import (
     End,
     Intent,
     Letter,
-    MemoryHome,
     MemoryJournal,
+    MemoryStorage,
     Position,
     Reconciled,
 )
@@ -46,7 +46,7 @@ class World:
 
 
 async def test_an_effect_is_in_the_journal_before_and_after() -> None:
-    world, home = World(), MemoryHome()
+    world, home = World(), MemoryStorage()
     pay = world.tool("pay")
 
     async def f(ctx: DurableContext) -> Any:
@@ -81,7 +81,7 @@ def agent_of(world: World) -> Agent:
 
 
 async def test_killed_after_each_entry_the_same_answer_comes_and_nothing_unsafe_is_done_twice() -> None:
-    whole, home = World(), MemoryHome()
+    whole, home = World(), MemoryStorage()
     async with hosting(home, agent_of(whole)) as jobs:
         jobs.begin("j")
         await jobs.over("j")
@@ -118,23 +118,23 @@ def value_of(intent: Intent) -> Any:
 
 
 def open_questions(jobs: Any) -> list[str]:
-    home = jobs.journal.home
+    home = jobs.journal.storage
     return [token for token, question in home.questions.items() if not question.closed]
 
 
 def amount(jobs: Any, token: str) -> int:
-    ordinal = jobs.journal.home.questions[token].ordinal
+    ordinal = jobs.journal.storage.questions[token].ordinal
     return int(
         next(
             value_of(e)
-            for e in entries(jobs.journal.home)
+            for e in entries(jobs.journal.storage)
             if isinstance(e, Intent) and e.ordinal == ordinal and e.kind == "call"
         )
     )
 
 
 async def test_a_tool_gets_what_its_intent_says_whoever_changes_the_arguments() -> None:
-    home, got = MemoryHome(), []
+    home, got = MemoryStorage(), []
 
     @dataclass
     class Place:
@@ -166,7 +166,7 @@ async def test_a_tool_gets_what_its_intent_says_whoever_changes_the_arguments() 
 
 
 async def test_a_question_parks_its_job_and_an_answer_wakes_it() -> None:
-    home = MemoryHome()
+    home = MemoryStorage()
 
     async def f(ctx: DurableContext) -> Any:
         answer = await ctx.ask("confirm", {"message": "Refund?"}, timeout="2d")
@@ -186,7 +186,7 @@ async def test_a_question_parks_its_job_and_an_answer_wakes_it() -> None:
 
 async def test_a_job_that_parks_or_ends_leaves_nothing_to_the_garbage_collector() -> None:
     """With 100,000 parked jobs each collection stopped all others for a third of a second."""
-    home, runs = MemoryHome(), []
+    home, runs = MemoryStorage(), []
     look = World().tool("look", effect="read")
 
     async def f(ctx: DurableContext) -> Any:
@@ -235,7 +235,7 @@ async def sleeps_and_asks(ctx: DurableContext) -> Any:
 
 async def test_a_job_that_is_parked_as_in_the_checkpoint_is_run_when_it_wakes_and_not_before() -> None:
     """Each of these lives ends where the job is parked, and the next one wakes it by something else: a signal, a timer, a deadline."""
-    home, clock, runs = MemoryHome(ManualClock()), ManualClock(), []
+    home, clock, runs = MemoryStorage(ManualClock()), ManualClock(), []
     home.clock = clock
     notes: Notes = Notes()
 
@@ -270,7 +270,7 @@ async def test_a_job_that_is_parked_as_in_the_checkpoint_is_run_when_it_wakes_an
 
 
 async def test_a_job_to_which_something_has_come_since_the_checkpoint_is_run_over_it() -> None:
-    home = MemoryHome()
+    home = MemoryStorage()
     notes: Notes = Notes()
     async with hosting(home, Agent(sleeps_and_asks), notes=notes) as jobs:
         for job in ("still", "signalled", "gone on", "without a note"):
@@ -291,7 +291,7 @@ async def test_a_job_to_which_something_has_come_since_the_checkpoint_is_run_ove
 
 
 async def test_new_code_runs_over_the_history_of_a_parked_job_at_the_start() -> None:
-    home, notes = MemoryHome(), Notes()
+    home, notes = MemoryStorage(), Notes()
     async with hosting(home, Agent(sleeps_and_asks), notes=notes) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
@@ -309,7 +309,7 @@ async def test_new_code_runs_over_the_history_of_a_parked_job_at_the_start() -> 
 @pytest.mark.parametrize("waits", ["child", "doubt", "letter"])
 async def test_a_job_whose_wait_needs_more_than_a_wake_up_is_not_noted(waits: str) -> None:
     """A child may have to be begun again, an effect in doubt has more than a question, and a letter may not have arrived."""
-    home, notes = MemoryHome(), Notes()
+    home, notes = MemoryStorage(), Notes()
     held = asyncio.Event()
 
     @tool(effect="unsafe")
@@ -347,7 +347,7 @@ async def test_a_job_whose_wait_needs_more_than_a_wake_up_is_not_noted(waits: st
 
 async def test_a_question_that_nobody_answers_expires_by_the_clock() -> None:
     clock = ManualClock()
-    home = MemoryHome(clock)
+    home = MemoryStorage(clock)
 
     async def f(ctx: DurableContext) -> Any:
         answer = await ctx.ask("confirm", {}, timeout="1h")
@@ -373,7 +373,7 @@ async def test_a_job_sleeps_parked_and_a_timeout_ends_a_wait() -> None:
         except TimeoutError:
             return [slept, "late"]
 
-    async with hosting(MemoryHome(clock), Agent(f, clock)) as jobs:
+    async with hosting(MemoryStorage(clock), Agent(f, clock)) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
         clock.advance(3600)
@@ -388,7 +388,7 @@ async def test_signals_come_in_order_also_before_they_are_waited_for() -> None:
         await ctx.wait("start")
         return [await ctx.wait("item"), await ctx.wait("item")]
 
-    async with hosting(MemoryHome(), Agent(f)) as jobs:
+    async with hosting(MemoryStorage(), Agent(f)) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
         for number, (name, body) in enumerate([("item", b"1"), ("item", b"2"), ("start", b"")]):
@@ -408,7 +408,7 @@ async def test_a_cancel_is_raised_once_where_the_job_waits_and_it_may_clean_up()
             await ctx.call(undo, 1)
             raise
 
-    async with hosting(MemoryHome(), Agent(f)) as jobs:
+    async with hosting(MemoryStorage(), Agent(f)) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
         jobs.journal.post(Letter("cancel", job="j", name="enough"))
@@ -430,7 +430,7 @@ async def test_an_error_of_a_tool_is_its_result_and_the_function_may_handle_it()
         except EffectError as error:
             return [error.type, error.message]
 
-    home = MemoryHome()
+    home = MemoryStorage()
     async with hosting(home, Agent(f)) as jobs:
         jobs.begin("j")
         await jobs.over("j")
@@ -456,7 +456,7 @@ async def test_a_reconcilable_effect_in_doubt_is_looked_up(found: Reconciled) ->
     async def f(ctx: DurableContext) -> Any:
         return await ctx.call(pay, 5)
 
-    home = MemoryHome()
+    home = MemoryStorage()
     async with hosting(home, Agent(f)) as jobs:
         jobs.begin("j")
         await jobs.over("j")
@@ -477,7 +477,7 @@ async def test_an_answer_about_one_attempt_says_nothing_about_the_next_one() -> 
     """A refund was in doubt, a person said "not done", it was made again, and the process was killed in that call. The next start took the
     old answer for the new attempt and made the refund a third time: seen by a witness under kills.
     """
-    world, home = World(), MemoryHome()
+    world, home = World(), MemoryStorage()
     refund = world.tool("refund")
 
     async def f(ctx: DurableContext) -> Any:
@@ -519,7 +519,7 @@ async def test_a_cut_before_an_ended_job_was_run_over_its_history_does_not_cover
             raise ValueError("no")
         return 1
 
-    home = MemoryHome()
+    home = MemoryStorage()
     async with hosting(home, Agent(f)) as jobs:
         jobs.begin("before")
         await jobs.over("before")
@@ -544,7 +544,7 @@ async def test_a_cut_before_an_ended_job_was_run_over_its_history_does_not_cover
 
 
 async def test_other_code_blocks_the_job_and_says_where() -> None:
-    world, home = World(), MemoryHome()
+    world, home = World(), MemoryStorage()
     pay, mail = world.tool("pay"), world.tool("mail")
 
     async def old(ctx: DurableContext) -> Any:
@@ -568,7 +568,7 @@ async def test_other_code_blocks_the_job_and_says_where() -> None:
 
 async def test_a_wait_with_a_time_out_is_no_sleep_in_the_error_of_a_blocked_job() -> None:
     """The user had written `ctx.wait("paid", timeout="1d")`, and looked for a sleep in his code: step 1 was a "sleep timeout"."""
-    home = MemoryHome()
+    home = MemoryStorage()
 
     async def old(ctx: DurableContext) -> Any:
         await ctx.wait("paid", timeout="1d")
@@ -588,7 +588,7 @@ async def test_a_wait_with_a_time_out_is_no_sleep_in_the_error_of_a_blocked_job(
 
 async def test_an_effect_in_doubt_that_fails_is_an_error_that_code_can_tell_from_others() -> None:
     """Its type was UserError, as that of a tool's own mistake in its arguments."""
-    world, home = World(), MemoryHome()
+    world, home = World(), MemoryStorage()
     refund = world.tool("refund", in_doubt="fail")
 
     async def f(ctx: DurableContext) -> Any:
@@ -616,7 +616,7 @@ async def test_a_question_whose_type_is_misspelt_is_refused_with_the_one_that_wa
     async def f(ctx: DurableContext) -> Any:
         await ctx.ask(kind, {"message": "Refund?"})
 
-    async with hosting(MemoryHome(), Agent(f)) as jobs:
+    async with hosting(MemoryStorage(), Agent(f)) as jobs:
         jobs.begin("j")
         await jobs.over("j")
     assert "did you mean" in str(jobs.agent.errors["j"])
@@ -630,15 +630,15 @@ async def test_a_message_is_no_type_of_a_question_and_a_word_of_the_users_is_one
             assert "ctx.ask('confirm', {'message': '…'})" in caught.value.hint
         await ctx.ask("customer", {})
 
-    async with hosting(MemoryHome(), Agent(f)) as jobs:
+    async with hosting(MemoryStorage(), Agent(f)) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
-        assert [each.name for each in entries(jobs.journal.home) if isinstance(each, Intent)] == ["customer"]
+        assert [each.name for each in entries(jobs.journal.storage) if isinstance(each, Intent)] == ["customer"]
 
 
 async def test_a_job_that_another_python_runs_otherwise_is_blocked_and_told_so() -> None:
     """As `asyncio.wait_for`, which made a task of its own up to 3.11; the same code under the same version was named, and nothing else."""
-    world, home = World(), MemoryHome()
+    world, home = World(), MemoryStorage()
     pay, mail = world.tool("pay"), world.tool("mail")
 
     async def f(ctx: DurableContext, first: Any, second: Any) -> None:
@@ -662,7 +662,7 @@ async def test_a_job_that_had_ended_asks_nothing_more(ends: bool) -> None:
     """Its end stood behind the checkpoint, so it is run again for its state and output; a call that new code has behind the old end was
     made then, for a job that was over.
     """
-    world, home = World(), MemoryHome()
+    world, home = World(), MemoryStorage()
     pay, mail = world.tool("pay"), world.tool("mail")
 
     async def old(ctx: DurableContext) -> Any:
@@ -690,7 +690,7 @@ async def test_a_job_that_had_ended_asks_nothing_more(ends: bool) -> None:
 
 async def test_another_attempt_is_patched_as_the_one_before_was() -> None:
     """The time-out has an ordinal of its own in each attempt, so the second attempt did not find the patch, and ran the old code."""
-    world, home = World(), MemoryHome()
+    world, home = World(), MemoryStorage()
     pay, mail = world.tool("pay"), world.tool("mail")
 
     async def f(ctx: DurableContext) -> bool:
@@ -715,7 +715,7 @@ async def test_another_attempt_is_patched_as_the_one_before_was() -> None:
 
 
 async def test_a_patched_function_serves_old_and_new_jobs() -> None:
-    world, home = World(), MemoryHome()
+    world, home = World(), MemoryStorage()
     pay, check = world.tool("pay"), world.tool("check", effect="read")
 
     async def old(ctx: DurableContext) -> Any:
@@ -729,7 +729,7 @@ async def test_a_patched_function_serves_old_and_new_jobs() -> None:
         return await ctx.call(pay, ctx.message)
 
     clock = ManualClock()
-    home = MemoryHome(clock)
+    home = MemoryStorage(clock)
     async with hosting(home, Agent(old, clock)) as jobs:
         jobs.begin("old", 1)
         await jobs.parks("old")
@@ -746,7 +746,7 @@ async def test_a_patched_function_serves_old_and_new_jobs() -> None:
 
 
 async def test_a_job_that_is_tried_again_keeps_results_and_asks_errors_anew() -> None:
-    world, home = World(), MemoryHome()
+    world, home = World(), MemoryStorage()
     pay = world.tool("pay")
     fails = [ValueError("busy")]
 
@@ -775,7 +775,7 @@ async def test_a_job_that_is_tried_again_keeps_results_and_asks_errors_anew() ->
 
 
 async def test_a_job_goes_on_as_a_new_history() -> None:
-    world, home = World(), MemoryHome()
+    world, home = World(), MemoryStorage()
     pay = world.tool("pay")
 
     async def f(ctx: DurableContext) -> Any:
@@ -797,7 +797,7 @@ async def test_what_waits_for_nothing_fails_with_the_fix() -> None:
     async def f(ctx: DurableContext) -> Any:
         await asyncio.Event().wait()
 
-    async with hosting(MemoryHome(), Agent(f)) as jobs:
+    async with hosting(MemoryStorage(), Agent(f)) as jobs:
         jobs.begin("j")
         await jobs.over("j")
         assert "nobody will give it" in str(jobs.agent.errors["j"])
@@ -815,7 +815,7 @@ async def test_a_parked_job_makes_no_effect_in_its_finally() -> None:
             ran.append("finally")
             await ctx.call(pay, 1)
 
-    async with hosting(MemoryHome(), Agent(f)) as jobs:
+    async with hosting(MemoryStorage(), Agent(f)) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
         assert (ran, jobs.broken) == (["finally"], [])
@@ -823,7 +823,7 @@ async def test_a_parked_job_makes_no_effect_in_its_finally() -> None:
 
 
 async def test_an_end_behind_the_checkpoint_is_told_again_and_its_job_not_run() -> None:
-    home, calls = MemoryHome(), []
+    home, calls = MemoryStorage(), []
 
     async def f(ctx: DurableContext) -> Any:
         calls.append(1)
@@ -841,7 +841,7 @@ async def test_an_end_behind_the_checkpoint_is_told_again_and_its_job_not_run() 
 
 
 async def test_a_child_is_a_job_of_its_own_and_its_parent_parks() -> None:
-    world, home = World(), MemoryHome()
+    world, home = World(), MemoryStorage()
     pay = world.tool("pay")
 
     async def f(ctx: DurableContext) -> Any:
@@ -909,7 +909,7 @@ async def test_a_failure_is_told_when_the_journal_is_durable() -> None:
 
     async with hosting(journal, Agent(f)) as jobs:
         jobs.begin("j")
-        await jobs.until(lambda: jobs.host.statistics()["running"] and entries(journal.home))
+        await jobs.until(lambda: jobs.host.statistics()["running"] and entries(journal.storage))
         await asyncio.sleep(0)
         assert not jobs.agent.errors
         journal.back.set()
@@ -918,7 +918,7 @@ async def test_a_failure_is_told_when_the_journal_is_durable() -> None:
 
 
 async def test_another_attempt_has_the_time_of_its_time_outs_anew_and_sleeps_no_sleep_again() -> None:
-    clock, home = ManualClock(), MemoryHome()
+    clock, home = ManualClock(), MemoryStorage()
 
     async def f(ctx: DurableContext) -> Any:
         await ctx.sleep("1h")
@@ -928,8 +928,8 @@ async def test_another_attempt_has_the_time_of_its_time_outs_anew_and_sleeps_no_
         return [ctx.attempt, answer.approved]
 
     agent = Agent(f, clock, verdict="again")
-    async with hosting(MemoryHome(clock), agent) as jobs:
-        home = jobs.journal.home
+    async with hosting(MemoryStorage(clock), agent) as jobs:
+        home = jobs.journal.storage
         jobs.begin("j")
         await jobs.parks("j")
         clock.advance(3600)
@@ -955,7 +955,7 @@ async def test_the_last_barrier_waits_no_longer_for_a_journal_in_which_nothing_b
     async def f(ctx: DurableContext) -> None:
         """Nothing."""
 
-    async with hosting(MemoryHome(), Agent(f)) as jobs:
+    async with hosting(MemoryStorage(), Agent(f)) as jobs:
         monkeypatch.setattr(jobs.journal, "flush", asyncio.Event().wait)
         running = jobs.host.log.barrier(1)
         await jobs.host.quiesce()

@@ -12,7 +12,7 @@ from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import BrokerUnavailable, JournalFailed
 from sabot.jobs.values import unpack
-from sabot.journal import EffectResult, Intent, Letter, MemoryHome, MemoryJournal, Reconciled
+from sabot.journal import EffectResult, Intent, Letter, MemoryJournal, MemoryStorage, Reconciled
 from sabot.llm.tools import tool
 from sabot.process_exit import find_exit
 from tools.agent_tools import until
@@ -43,13 +43,13 @@ def agent_of(made: Any) -> Agent:
     return Agent(f)
 
 
-def recorded(home: MemoryHome) -> list[str]:
+def recorded(home: MemoryStorage) -> list[str]:
     return [type(entry).__name__ for entry in entries(home)]
 
 
 @pytest.mark.parametrize("effect", ["read", "metered", "idempotent"])
 async def test_a_call_that_a_stop_has_cut_has_no_result_and_is_made_again_at_the_next_start(effect: str) -> None:
-    home, slow = MemoryHome(), Slow(effect)
+    home, slow = MemoryStorage(), Slow(effect)
     async with hosting(home, agent_of(slow.tool)) as jobs:
         jobs.begin("j1")
         await slow.begun.wait()
@@ -60,7 +60,7 @@ async def test_a_call_that_a_stop_has_cut_has_no_result_and_is_made_again_at_the
 
 
 async def test_an_unsafe_call_that_a_stop_has_cut_is_asked_about_and_not_made_again() -> None:
-    home, slow = MemoryHome(), Slow("unsafe")
+    home, slow = MemoryStorage(), Slow("unsafe")
     async with hosting(home, agent_of(slow.tool)) as jobs:
         jobs.begin("j1")
         await slow.begun.wait()
@@ -72,7 +72,7 @@ async def test_an_unsafe_call_that_a_stop_has_cut_is_asked_about_and_not_made_ag
 
 
 async def test_a_call_that_ends_in_the_grace_of_a_stop_is_recorded() -> None:
-    home, begun = MemoryHome(), asyncio.Event()
+    home, begun = MemoryStorage(), asyncio.Event()
 
     @tool
     async def pay() -> str:
@@ -102,7 +102,7 @@ class LeasedJournal(MemoryJournal):
 
 async def test_a_call_of_a_job_that_ends_the_run_is_recorded_in_the_grace_of_the_stop() -> None:
     """Nobody was told of it any more, so a person was asked whether it was done, though the tool had said so."""
-    home, begun, goes_on = MemoryHome(), asyncio.Event(), asyncio.Event()
+    home, begun, goes_on = MemoryStorage(), asyncio.Event(), asyncio.Event()
 
     @tool
     async def pay() -> str:
@@ -133,7 +133,7 @@ async def test_a_worker_whose_claim_another_one_has_taken_sends_nothing_and_its_
         with pytest.raises(JournalFailed, match="taken the journal over"):
             await jobs.over("j1")
     assert sent == []
-    assert not any(isinstance(entry, EffectResult) for entry in entries(journal.home))
+    assert not any(isinstance(entry, EffectResult) for entry in entries(journal.storage))
 
 
 async def test_a_journal_that_fails_while_all_jobs_are_parked_ends_the_run() -> None:
@@ -169,7 +169,7 @@ async def test_a_call_that_has_waited_for_a_thread_waits_for_its_claim_too() -> 
         await jobs.until(lambda: len(calls) == SYNC_THREADS)
         journal.left_s = 0.0
         free.set()
-        await jobs.until(lambda: recorded(journal.home).count("EffectResult") == SYNC_THREADS)
+        await jobs.until(lambda: recorded(journal.storage).count("EffectResult") == SYNC_THREADS)
         assert (len(calls), jobs.broken) == (SYNC_THREADS, [])
         journal.left_s = 1.0
         await jobs.over("j1")
@@ -181,7 +181,7 @@ async def test_what_a_paused_worker_may_still_be_doing_is_judged_when_its_last_c
     left_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the lease was over at the takeover, the effect was judged at once, though the other worker's call could be under way."""
-    home, loop, at = MemoryHome(), asyncio.get_running_loop(), dict[str, float]()
+    home, loop, at = MemoryStorage(), asyncio.get_running_loop(), dict[str, float]()
     timeout_s, under_way = 0.4, asyncio.Event()
 
     async def look(effect: Any) -> Reconciled:
@@ -206,7 +206,7 @@ async def test_what_a_paused_worker_may_still_be_doing_is_judged_when_its_last_c
 
 
 async def test_what_may_be_repeated_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    home, slow = MemoryHome(), Slow("idempotent")
+    home, slow = MemoryStorage(), Slow("idempotent")
     async with hosting(home, agent_of(slow.tool)) as jobs:
         jobs.begin("j1")
         await slow.begun.wait()
@@ -229,7 +229,7 @@ async def test_a_job_has_so_many_effects_and_goes_on_as_a_new_history(monkeypatc
             ctx.continue_as(left - 5)
         return "over"
 
-    async with hosting(MemoryHome(), Agent(f)) as jobs:
+    async with hosting(MemoryStorage(), Agent(f)) as jobs:
         jobs.begin("too many", 0)
         jobs.begin("in turn", 12)
         await jobs.over("too many", "in turn")
@@ -241,7 +241,7 @@ async def test_a_job_has_so_many_effects_and_goes_on_as_a_new_history(monkeypatc
 class AwayJournal(MemoryJournal):
     """Of each thing that it is asked, it does not answer the first few times."""
 
-    def __init__(self, home: MemoryHome) -> None:
+    def __init__(self, home: MemoryStorage) -> None:
         super().__init__(home)
         self.unanswered: Counter[str] = Counter()
 
@@ -272,7 +272,7 @@ class AwayJournal(MemoryJournal):
 async def test_a_journal_that_does_not_answer_for_a_while_is_asked_again_and_no_run_ends() -> None:
     """A PostgreSQL server that was restarted ended the run of each app at its next look into the inbox."""
     clock = ManualClock()
-    journal = AwayJournal(MemoryHome(clock))
+    journal = AwayJournal(MemoryStorage(clock))
 
     async def f(ctx: DurableContext) -> Any:
         reply = await ctx.ask("confirm", {}, timeout="1h")
@@ -295,7 +295,7 @@ async def test_a_journal_that_does_not_answer_for_a_while_is_asked_again_and_no_
 
 
 async def test_a_tool_that_asks_for_the_end_of_the_process_ends_the_run_and_is_no_result() -> None:
-    home = MemoryHome()
+    home = MemoryStorage()
 
     @tool(effect="read")
     async def leave() -> None:

@@ -17,14 +17,14 @@ from sabot.clock import ManualClock
 from sabot.errors import EffectError, UserError
 from sabot.jobs.guard import Behalf
 from sabot.jobs.tree import OpenJobs, child_id, parent_of
-from sabot.journal import Begin, Cancel, End, Letter, MemoryHome
+from sabot.journal import Begin, Cancel, End, Letter, MemoryStorage
 from sabot.llm.tools import tool
 
 DEEP = ChildLimits(max_depth=1_000_000)
 
 
-def home() -> MemoryHome:
-    return MemoryHome(ManualClock(1_000.0))
+def home() -> MemoryStorage:
+    return MemoryStorage(ManualClock(1_000.0))
 
 
 @dataclass
@@ -141,7 +141,7 @@ async def test_a_child_that_nobody_waits_for_is_cancelled_at_its_begin(way: str)
             await ctx.child("agent", "child")
 
     clock = ManualClock(1_000.0)
-    agent, place, child = Slow(job, clock), MemoryHome(clock), "job~1" if way == "cancel" else "job~2"
+    agent, place, child = Slow(job, clock), MemoryStorage(clock), "job~1" if way == "cancel" else "job~2"
     async with hosting(place, agent) as running:
         running.begin("job", "parent")
         await running.parks("job")

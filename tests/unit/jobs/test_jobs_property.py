@@ -19,7 +19,7 @@ from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, LetterRefused
 from sabot.jobs import run
-from sabot.journal import Attempt, Begin, Entry, Intent, Letter, MemoryHome
+from sabot.journal import Attempt, Begin, Entry, Intent, Letter, MemoryStorage
 from sabot.llm.tools import tool
 
 # -- random programs ----------------------------------------------------------------------------------------------------
@@ -134,12 +134,12 @@ class World:
 
 def questions(jobs: Hosting) -> list[str]:
     """Tokens of those that are open."""
-    return [token for token, question in jobs.journal.home.questions.items() if not question.closed]  # type: ignore[attr-defined]
+    return [token for token, question in jobs.journal.storage.questions.items() if not question.closed]  # type: ignore[attr-defined]
 
 
 async def test_a_result_that_is_asked_late_in_another_attempt_is_the_recorded_one() -> None:
     """The read fails at first and is asked again; the payment behind it was taken for one in doubt, though its result was there."""
-    world, home, fails = World(), MemoryHome(), [ValueError("busy")]
+    world, home, fails = World(), MemoryStorage(), [ValueError("busy")]
     pay = world.tool("pay")
 
     @tool(effect="read")
@@ -167,7 +167,7 @@ async def test_a_result_that_is_asked_late_in_another_attempt_is_the_recorded_on
 
 
 async def test_a_question_that_an_attempt_gave_up_is_asked_anew_and_an_answered_one_is_not() -> None:
-    home = MemoryHome()
+    home = MemoryStorage()
     world = World()
     look = world.tool("look", effect="read")
 
@@ -195,7 +195,7 @@ async def test_a_question_that_an_attempt_gave_up_is_asked_anew_and_an_answered_
 
 async def test_a_child_that_an_attempt_gave_up_is_another_child_in_the_next_one() -> None:
     """It was begun again under its old id, over the history that had ended."""
-    home = MemoryHome()
+    home = MemoryStorage()
 
     async def f(ctx: DurableContext) -> Any:
         if ctx.message == "child":
@@ -221,7 +221,7 @@ async def test_chance_and_ids_are_those_of_the_attempt_before() -> None:
         if ctx.attempt < 3:
             raise ValueError("again")
 
-    async with hosting(MemoryHome(), Agent(f, verdict="again")) as jobs:
+    async with hosting(MemoryStorage(), Agent(f, verdict="again")) as jobs:
         jobs.begin("j")
         await jobs.over("j")
     assert list(world.made.values()) == [1]
@@ -232,7 +232,7 @@ async def test_chance_and_ids_are_those_of_the_attempt_before() -> None:
 
 async def test_what_comes_of_one_letter_is_told_behind_the_letters_that_came_with_it() -> None:
     """A verdict and an answer are taken in one step. The verdict's result stands behind the answer in the journal, and was told first."""
-    home, release, called = MemoryHome(), asyncio.Event(), asyncio.Event()
+    home, release, called = MemoryStorage(), asyncio.Event(), asyncio.Event()
 
     @tool
     async def pay() -> None:
@@ -272,7 +272,7 @@ async def test_what_comes_of_one_letter_is_told_behind_the_letters_that_came_wit
 async def test_a_job_is_not_parked_before_what_it_has_asked_is_noted() -> None:
     """Two letters are taken in one step: the second one parked the job, and the timer that the first one had led to was never set."""
     clock = ManualClock()
-    home = MemoryHome(clock)
+    home = MemoryStorage(clock)
 
     async def f(ctx: DurableContext) -> Any:
         await ctx.wait("go", timeout="0.9s")  # too short to be parked
@@ -292,7 +292,7 @@ async def test_a_job_is_not_parked_before_what_it_has_asked_is_noted() -> None:
 
 async def test_a_job_that_goes_on_as_another_while_the_host_stops_does_so_at_the_next_start() -> None:
     """A host that stops notes nothing that is asked, so the new history must not begin behind that."""
-    home, world, called, release = MemoryHome(), World(), asyncio.Event(), asyncio.Event()
+    home, world, called, release = MemoryStorage(), World(), asyncio.Event(), asyncio.Event()
     pay = world.tool("pay")
 
     @tool
@@ -339,7 +339,7 @@ async def test_a_function_that_asks_otherwise_is_blocked_with_the_step_and_both_
     change: str, step: str, words: str
 ) -> None:
     world, clock = World(), ManualClock()
-    home = MemoryHome(clock)
+    home = MemoryStorage(clock)
     look, pay, check = world.tool("look", effect="read"), world.tool("pay"), world.tool("check", effect="read")
 
     async def f(ctx: DurableContext) -> Any:
@@ -392,7 +392,7 @@ class Unsayable:
     "result", [b"x" * (50 << 20), Unsayable(), {1: Unsayable()}, lambda: 1], ids=["50 MB", "a", "b", "c"]
 )
 async def test_a_result_that_cannot_be_recorded_is_an_error_and_the_effect_is_not_made_again(result: Any) -> None:
-    home, calls = MemoryHome(), []
+    home, calls = MemoryStorage(), []
 
     @tool
     async def pay() -> Any:
@@ -440,7 +440,7 @@ async def test_a_tool_that_hangs_and_ignores_its_cancellation_holds_nobody_but_i
                 await ctx.call(stubborn)
         return "over"
 
-    async with hosting(MemoryHome(), Agent(f)) as jobs:
+    async with hosting(MemoryStorage(), Agent(f)) as jobs:
         jobs.begin("stubborn", "stubborn")
         jobs.begin("hangs", "hangs")
         await jobs.parks("stubborn")  # a person is asked
@@ -460,7 +460,7 @@ async def test_a_tool_that_hangs_and_ignores_its_cancellation_holds_nobody_but_i
 
 async def test_an_answer_comes_once_in_time_and_with_its_token() -> None:
     clock = ManualClock()
-    home = MemoryHome(clock)
+    home = MemoryStorage(clock)
 
     async def f(ctx: DurableContext) -> Any:
         reply = await ctx.ask("confirm", {}, timeout="1h")

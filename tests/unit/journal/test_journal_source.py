@@ -7,7 +7,7 @@ import pytest
 
 from sabot.codecs.records import iterate_records
 from sabot.errors import UserError
-from sabot.journal import Begin, EffectResult, End, Entry, JournalReader, MemoryHome, MemoryJournal, MemoryReader
+from sabot.journal import Begin, EffectResult, End, Entry, JournalReader, MemoryJournal, MemoryReader, MemoryStorage
 from sabot.journal.source import ROWS, JournalRow, JournalSource, held_for
 
 NAME = "journal of shop"
@@ -19,8 +19,8 @@ def rows(entry: Entry) -> list[JournalRow]:
     return [JournalRow(bytes([each]), b"k", entry.at_ms) for each in usage]
 
 
-def journal(*usages: bytes) -> MemoryHome:
-    home = MemoryHome()
+def journal(*usages: bytes) -> MemoryStorage:
+    home = MemoryStorage()
     with_claim = MemoryJournal(home)
     for number, usage in enumerate(usages):
         with_claim.append(EffectResult("job", number, 1, usage=usage))
@@ -28,7 +28,7 @@ def journal(*usages: bytes) -> MemoryHome:
     return home
 
 
-def source(home: MemoryHome) -> JournalSource:
+def source(home: MemoryStorage) -> JournalSource:
     @contextmanager
     def reading() -> Iterator[JournalReader]:
         yield MemoryReader(home)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sabot.errors import CorruptJournal
-from sabot.journal.counting import GONE, begin_to_count, check_counted, make_tables, note_gone, runs_of
+from sabot.journal.entry_counts import GONE, begin_to_count, check_counted, make_tables, note_gone, runs_of
 
 places = st.sets(st.integers(0, 30))
 

@@ -3,7 +3,7 @@
 import pytest
 
 from sabot.llm import ChatMessage, Image, RequestSpec, ToolCall, ToolSchema, assistant, system, tool_result, user
-from sabot.llm.counting import IMAGE_TOKENS, most_tokens, most_tokens_asked, tokens_asked
+from sabot.llm.token_counts import IMAGE_TOKENS, most_tokens, most_tokens_asked, tokens_asked
 
 LOOK = ToolSchema("look", "Looks something up.", {"type": "object", "properties": {"name": {"type": "string"}}})
 

@@ -35,7 +35,7 @@ from sabot.llm import (
     tool,
 )
 from sabot.llm.agent import Agent
-from sabot.llm.alone import Alone
+from sabot.llm.direct import DirectEffects
 from sabot.llm.tools import as_tool
 from sabot.testing import FakeModelServer
 
@@ -509,7 +509,7 @@ async def test_an_async_tool_that_blocks_the_loop_is_named_in_the_log(caplog: py
         clock.advance(3.0)
         raise OSError("gone")
 
-    alone = Alone(ExecutionEngine(ScriptedProvider("yes")), RequestContext(), clock)
+    alone = DirectEffects(ExecutionEngine(ScriptedProvider("yes")), RequestContext(), clock)
     assert await alone.call(as_tool(polite, timeout="30s"), {}) == "fine"
     assert caplog.records == []
     with pytest.raises(OSError, match="gone"):

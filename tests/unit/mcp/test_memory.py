@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from sabot import App, NdjsonSource
 from sabot.clock import ManualClock
 from sabot.errors import UserError
-from sabot.mcp import Memory, MemoryFile, MemoryKeeping, StateMemories
+from sabot.mcp import Memory, MemoryFile, MemoryStore, StateMemories
 from sabot.mcp.memory import _leaders
 from sabot.redaction import HIDDEN, keep_secret
 from sabot.state import BackendConfig, MapState, MemoryBackend
 
 
 @pytest.fixture(params=["file", "state"])
-def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MemoryKeeping]:
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MemoryStore]:
     if request.param == "state":
         yield StateMemories(MapState(MemoryBackend(BackendConfig()), "notes"))
         return
@@ -35,7 +35,7 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def memory(home: MemoryKeeping, clock: ManualClock) -> Memory:
+def memory(home: MemoryStore, clock: ManualClock) -> Memory:
     return Memory(home, clock=clock)
 
 

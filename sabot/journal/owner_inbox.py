@@ -13,7 +13,7 @@ from sabot.journal.tables import Connection, SqlReader, add_letter, forget, lett
 from sabot.journal.writing import GroupWriter
 
 
-class OwnInbox(Inbox):
+class OwnerInbox(Inbox):
     """What an owner does beside its entries: it posts letters, and trims."""
 
     @abstractmethod
@@ -25,7 +25,7 @@ class OwnInbox(Inbox):
         """As `tables.forget`, likewise."""
 
 
-class SqlInbox(OwnInbox):
+class SqlInbox(OwnerInbox):
     """Posts into the tables, and trims them. clock: by which letters are judged."""
 
     clock: Clock
@@ -55,11 +55,11 @@ class SqlJournal(SqlReader, Journal):
     """The owner. A home says how a statement is run, calls `start` when all is open, and closes what it has opened."""
 
     writer: GroupWriter
-    inbox: OwnInbox
+    inbox: OwnerInbox
     bodies: int
     """How many were stored by hash since it was opened: its home counts."""
 
-    def start(self, writer: GroupWriter, inbox: OwnInbox, clock: Clock) -> None:
+    def start(self, writer: GroupWriter, inbox: OwnerInbox, clock: Clock) -> None:
         """writer: of the entries. inbox: of this owner. From now on entries and letters are taken."""
         self.writer = writer
         self.inbox = inbox

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import msgspec
 
 from sabot.agents.events.bus import RuntimeEvent, RuntimeEventType
-from sabot.agents.reading import as_plain, value_of
+from sabot.agents.progress import as_plain, value_of
 from sabot.errors import EffectError
 from sabot.jobs.guard import Decision, decode_verdict
 from sabot.jobs.history import IN_DOUBT
@@ -30,7 +30,7 @@ _CLOSED = {"resolved": _TYPE.ACTION_RESOLVED, "expired": _TYPE.ACTION_EXPIRED}
 _ENDS = {"succeeded": _TYPE.JOB_COMPLETED, "cancelled": _TYPE.JOB_CANCELLED}
 
 
-class _ToldJob(msgspec.Struct):
+class _PublishedJob(msgspec.Struct):
     """What later events of an open job need. calls: without a result, by ordinal. questions: open ones, by token. untaken: entries that
     come and are those of the job from whose checkpoint this one goes on: they were told of there.
     """
@@ -59,7 +59,7 @@ class JobEvents:
 
     def __init__(self, bus: Publishing) -> None:
         self._bus = bus
-        self._jobs: dict[str, _ToldJob] = {}  # that have not ended
+        self._jobs: dict[str, _PublishedJob] = {}  # that have not ended
 
     async def wants_fragments(self, job_id: str) -> bool:
         """As of a Listener."""
@@ -69,7 +69,7 @@ class JobEvents:
         """As of a Listener."""
         job = self._jobs.get(notice.job)
         if job is None:
-            job = self._jobs[notice.job] = _ToldJob()
+            job = self._jobs[notice.job] = _PublishedJob()
         if isinstance(notice, Begin) and notice.origin is not None:
             job.untaken = notice.origin.entries
         elif job.untaken and not isinstance(notice, Fragment | Blocked):
@@ -110,12 +110,12 @@ class JobEvents:
                 await self._ended(job, notice)
 
     async def _publish(
-        self, job: _ToldJob, kind: RuntimeEventType, job_id: str, at_ms: int, name: str, data: Mapping[str, Any]
+        self, job: _PublishedJob, kind: RuntimeEventType, job_id: str, at_ms: int, name: str, data: Mapping[str, Any]
     ) -> None:
         event_id = f"{job_id}/{name}/{kind}"
         await self._bus.publish(RuntimeEvent(kind, job_id, data, event_id, at_ms / 1000, job.scope, job.principal))
 
-    async def _status(self, job: _ToldJob, notice: Notice, status: str, data: Mapping[str, Any]) -> None:
+    async def _status(self, job: _PublishedJob, notice: Notice, status: str, data: Mapping[str, Any]) -> None:
         if self._bus.wants(_TYPE.JOB_STATUS_CHANGED, notice.job):
             name = f"0/{job.attempt}/{notice.at_ms}/{status}"
             await self._publish(
@@ -127,7 +127,7 @@ class JobEvents:
                 {"status": status, "agent": job.agent, **data},
             )
 
-    async def _began(self, job: _ToldJob, begin: Begin) -> None:
+    async def _began(self, job: _PublishedJob, begin: Begin) -> None:
         job.agent, job.scope, job.principal = begin.agent, begin.scope, begin.principal
         job.calls, job.questions = {}, {}
         if self._bus.wants(_TYPE.JOB_STARTED, begin.job):
@@ -138,7 +138,7 @@ class JobEvents:
             name = f"0/{job.attempt}/{at_ms}"
             await self._publish(job, _TYPE.JOB_STARTED, begin.job, at_ms, name, data)
 
-    async def _call(self, job: _ToldJob, intent: Intent, attempt: int) -> None:
+    async def _call(self, job: _PublishedJob, intent: Intent, attempt: int) -> None:
         if _asks_model(intent) or not self._bus.wants(_TYPE.TOOL_START, intent.job):
             return
         said = _said(intent)
@@ -153,14 +153,14 @@ class JobEvents:
         data |= _decided(intent)
         await self._publish(job, _TYPE.TOOL_START, intent.job, intent.at_ms, f"{intent.ordinal}/{attempt}", data)
 
-    async def _piece(self, job: _ToldJob, piece: Fragment) -> None:
+    async def _piece(self, job: _PublishedJob, piece: Fragment) -> None:
         name = f"{piece.ordinal}/{piece.attempt}/{piece.number}"
         for kind, text in ((_TYPE.MODEL_TOKEN, piece.text), (_TYPE.MODEL_REASONING, piece.reasoning)):
             if text and self._bus.wants(kind, piece.job):
                 data = {"text": text, "ordinal": piece.ordinal, "attempt": piece.attempt, "number": piece.number}
                 await self._publish(job, kind, piece.job, piece.at_ms, name, data)
 
-    async def _result(self, job: _ToldJob, intent: Intent, result: EffectResult) -> None:
+    async def _result(self, job: _PublishedJob, intent: Intent, result: EffectResult) -> None:
         failed, model = result.outcome != "ok", _asks_model(intent)
         kind = _TYPE.MODEL_DONE if model else _TYPE.TOOL_ERROR if failed else _TYPE.TOOL_END
         if not self._bus.wants(kind, result.job):
@@ -179,7 +179,7 @@ class JobEvents:
         name = f"{result.ordinal}/{result.attempt}"
         await self._publish(job, kind, result.job, result.at_ms, name, data)
 
-    async def _asked(self, job: _ToldJob, question: Intent) -> None:
+    async def _asked(self, job: _PublishedJob, question: Intent) -> None:
         first = not job.questions
         job.questions[question.token] = question
         if self._bus.wants(_TYPE.ACTION_REQUIRED, question.job):
@@ -194,7 +194,7 @@ class JobEvents:
         if first:
             await self._status(job, question, "waiting_action", {})
 
-    async def _answered(self, job: _ToldJob, answer: Answer) -> None:
+    async def _answered(self, job: _PublishedJob, answer: Answer) -> None:
         question = job.questions.pop(answer.token, None)
         kind = _CLOSED.get(answer.outcome, _TYPE.ACTION_CANCELLED)
         if self._bus.wants(kind, answer.job):
@@ -205,7 +205,7 @@ class JobEvents:
         if not job.questions:
             await self._status(job, answer, "running", {})
 
-    async def _ended(self, job: _ToldJob, end: End) -> None:
+    async def _ended(self, job: _PublishedJob, end: End) -> None:
         kind = _ENDS.get(end.outcome, _TYPE.JOB_FAILED)
         final = _TYPE.FINAL_RESULT if kind is _TYPE.JOB_COMPLETED else _TYPE.FINAL_ERROR
         name = f"0/{job.attempt}/{end.at_ms}"

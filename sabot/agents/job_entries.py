@@ -50,12 +50,12 @@ def check_same(job_id: str, spec: JobSpec, content: bytes, before: bytes) -> Non
         )
 
 
-def begun(job_id: str, spec: JobSpec, content: bytes, now_ms: int) -> Begin:
+def begin_entry(job_id: str, spec: JobSpec, content: bytes, now_ms: int) -> Begin:
     """A job begins. Raises UserError for what JSON cannot say."""
     return Begin(job_id, now_ms, body=as_json(spec, "the job"), digest=content)
 
 
-def moved(
+def move_entry(
     job: JobRecord | None, job_id: str, status: JobStatus, now_ms: int, result_ref: str, error: str
 ) -> Attempt | End:
     """A job takes another status. Raises IllegalTransition, and UserError where there is no such job."""
@@ -72,7 +72,7 @@ def moved(
     return End(job_id, now_ms, status, checked_word(result_ref or error, "result_ref, error"))
 
 
-def question(job: JobRecord | None, ordinal: int, spec: ActionSpec, now_ms: int, key: bytes) -> Intent:
+def question_entry(job: JobRecord | None, ordinal: int, spec: ActionSpec, now_ms: int, key: bytes) -> Intent:
     """A question of a job, by its next ordinal. job: None: nobody here knows it. Raises IllegalTransition where the job does not run."""
     if job is not None and job.status is not JobStatus.WAITING_ACTION:  # it may ask several things at once
         check_move(spec.job_id, job.status, JobStatus.WAITING_ACTION)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from sabot.agents.accounts.budgets import Budget
     from sabot.agents.accounts.ledger import Ledger
     from sabot.agents.actions import ActionManager
+    from sabot.agents.app_jobs import AppJobs, AppJobStore
     from sabot.agents.events.bus import EventBus
-    from sabot.agents.outside import AppJobs, OutsideStore
     from sabot.agents.policy.engine import PolicyEngine
     from sabot.agents.program_pool import PoolProtocol
     from sabot.agents.programs import LineFormat
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sabot.jobs.guard import EffectGuard
     from sabot.jobs.judges import GuardJudge
     from sabot.jobs.log import Listener
-    from sabot.journal.memory import MemoryHome
+    from sabot.journal.memory import MemoryStorage
     from sabot.llm.agent import Agent, AgentResult
     from sabot.llm.engine import ExecutionEngine
     from sabot.llm.tools import InDoubt
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class DeclaresAgents:
+class AgentDeclarations:
     """The part of an App that agents are declared with."""
 
     id: str
     start_at: Place
     state_place: str | None
     journal_place: str | Path | None
-    journal_home: "MemoryHome | None"
+    journal_storage: "MemoryStorage | None"
     kafka: dict[str, Any]
     fresh: bool
     forget_effects: bool
@@ -65,7 +65,7 @@ class DeclaresAgents:
     @cached_property
     def jobs(self) -> "AppJobs":
         """The jobs of durable agents, whoever runs the app."""
-        from sabot.agents.outside import AppJobs
+        from sabot.agents.app_jobs import AppJobs
 
         return AppJobs(self._outside)
 
@@ -77,11 +77,11 @@ class DeclaresAgents:
         return ActionManager(self._outside)
 
     @cached_property
-    def _outside(self) -> "OutsideStore":
+    def _outside(self) -> "AppJobStore":
         """Where both are read, and told."""
-        from sabot.agents.outside import OutsideStore
+        from sabot.agents.app_jobs import AppJobStore
 
-        return OutsideStore(self)
+        return AppJobStore(self)
 
     def surround_jobs(
         self,
@@ -100,7 +100,7 @@ class DeclaresAgents:
 
             checked_budgets(budgets)
         if events is not None:
-            from sabot.agents.events.telling import JobEvents
+            from sabot.agents.events.job_events import JobEvents
 
             if not (hasattr(events, "publish") and hasattr(events, "wants")):
                 raise UserError(f"events={short_repr(events)}", hint="an EventBus: InMemoryEventBus()")

@@ -19,7 +19,7 @@ from sabot.errors import IllegalTransition, LetterRefused, UserError
 from sabot.jobs.questions import CALL
 from sabot.journal.base import Journal, JournalReader, entry_of_letter
 from sabot.journal.entries import Letter
-from sabot.journal.memory import MemoryHome, MemoryInbox, MemoryReader
+from sabot.journal.memory import MemoryInbox, MemoryReader, MemoryStorage
 from sabot.journal.opening import open_inbox, open_reader
 from sabot.runtime.jobs import JournalSettings, journal_place
 from sabot.threads import run_in_thread
@@ -29,10 +29,10 @@ class _App(JournalSettings, Protocol):
     """journal_home: what a journal in memory is in."""
 
     agent_runtime: AgentRuntime
-    journal_home: MemoryHome | None
+    journal_storage: MemoryStorage | None
 
 
-class OutsideStore(JobsAndActions):
+class AppJobStore(JobsAndActions):
     """Jobs and actions in the journal of an app."""
 
     def __init__(self, app: _App) -> None:
@@ -52,7 +52,7 @@ class OutsideStore(JobsAndActions):
             yield running
             return
         place = journal_place(app)
-        opened = MemoryReader(self._home()) if place == "memory" else open_reader(place, app=app.id, kafka=app.kafka)
+        opened = MemoryReader(self._storage()) if place == "memory" else open_reader(place, app=app.id, kafka=app.kafka)
         with closing(opened) as reader:
             yield reader
 
@@ -64,18 +64,18 @@ class OutsideStore(JobsAndActions):
             return
         place = journal_place(app)
         where: dict[str, Any] = {"app": app.id, "clock": app.clock, "kafka": app.kafka}
-        opened = MemoryInbox(self._home()) if place == "memory" else open_inbox(place, **where)
+        opened = MemoryInbox(self._storage()) if place == "memory" else open_inbox(place, **where)
         with closing(opened) as inbox:
             inbox.post(letter)
 
     async def own_writes(self) -> None:
         """What this process has told of its jobs can be read from now on."""
 
-    def _home(self) -> MemoryHome:
-        home = self._app.journal_home
-        if home is None:
+    def _storage(self) -> MemoryStorage:
+        storage = self._app.journal_storage
+        if storage is None:
             raise UserError(f"app {self._app.id} has not run: its journal in memory is not made")
-        return home
+        return storage
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
@@ -130,7 +130,7 @@ class OutsideStore(JobsAndActions):
             )
         seconds: Any = spec.timeout_seconds
         token = await call.ask(call.effect, spec.type, payload, seconds)
-        return await run_in_thread(self._told, token)
+        return await run_in_thread(self._action_of, token)
 
     async def action(self, action_id: str) -> ActionRecord | None:
         found = await self.actions(job_id=action_id.rpartition("/")[0])
@@ -153,7 +153,7 @@ class OutsideStore(JobsAndActions):
         if asked is not None:
             check_resolution(asked, resolution)
         self.post(Letter("answer", token, body=as_json(dict(resolution), "resolution"), by=by))
-        return self._told(token)
+        return self._action_of(token)
 
     async def close_action(self, action_id: str, status: ActionStatus) -> ActionRecord:
         action = await self.action(action_id)
@@ -164,14 +164,14 @@ class OutsideStore(JobsAndActions):
         except LetterRefused as refused:
             if refused.reason not in ("second", "closed"):
                 raise
-        return await run_in_thread(self._told, action.resume_token)
+        return await run_in_thread(self._action_of, action.resume_token)
 
     def _of_token(self, token: str) -> ActionRecord | None:
         with self.reader() as reader:
             question = reader.question(token)
             return None if question is None else self._known(reader, question.job).of_token(token)
 
-    def _told(self, token: str) -> ActionRecord:
+    def _action_of(self, token: str) -> ActionRecord:
         action = self._of_token(token)
         if action is None:  # its job has ended meanwhile, and is trimmed
             raise LetterRefused("the job of this question is over, and forgotten", reason="closed")
@@ -200,9 +200,9 @@ class OutsideStore(JobsAndActions):
 class AppJobs(JobManager):
     """The jobs of an app's durable agents (`app.jobs`), from anywhere."""
 
-    store: OutsideStore
+    store: AppJobStore
 
-    def __init__(self, store: OutsideStore) -> None:
+    def __init__(self, store: AppJobStore) -> None:
         super().__init__(store)
 
     async def signal(self, job_id: str, name: str, value: Any = None, *, token: str = "", by: str = "") -> None:

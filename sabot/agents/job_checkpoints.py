@@ -18,10 +18,10 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import msgspec
 
+from sabot.agents.app_jobs import AppJobs
 from sabot.agents.context import checked_word
 from sabot.agents.jobs import JobStatus
 from sabot.agents.kernel import ExecutionHandle, RuntimeKernel
-from sabot.agents.outside import AppJobs
 from sabot.agents.replay import Recording, record_job
 from sabot.agents.store import as_json
 from sabot.agents.stores.hot import HotState
@@ -308,7 +308,7 @@ class StateManager:
     def _export(self, job_id: str, name: str, path: Path | str) -> Recording:
         with self._store.reader() as reader:
             found = self._find(reader, job_id, name)
-            recording = record_job(reader, job_id).up_to(found.checkpoint.entries)
+            recording = record_job(reader, job_id).take_until(found.checkpoint.entries)
         recording.save(path)
         return recording
 

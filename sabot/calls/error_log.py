@@ -16,15 +16,15 @@ _PLACES = 100  # of so many places the traceback is told
 
 
 @dataclass
-class _Heard:
+class _ErrorCount:
     """What was not told yet of a class of errors."""
 
-    told_at: float
+    logged_at: float
     count: int = 0
     last: str = ""
 
 
-class HeardErrors:
+class ErrorLog:
     """The first error that is raised at a place of the program is told with the user's traceback; of each class of errors after that a line
     in some seconds says how many there were, and the last one. One thread owns it.
     """
@@ -34,35 +34,35 @@ class HeardErrors:
         self._name = name
         self._clock = clock
         self._places: set[tuple[str, str, int]] = set()
-        self._kinds: dict[str, _Heard] = {}
+        self._kinds: dict[str, _ErrorCount] = {}
 
-    def hear(self, error: BaseException, where: str, fate: str) -> None:
+    def add(self, error: BaseException, where: str, fate: str) -> None:
         """where: the record or row. fate: what becomes of it."""
         name, own = scrubbed(type(error).__name__), users_part(error.__traceback__)
         said = f"{name}: {scrubbed(message_of(error))}; {where}; {fate}"
         place, now = _place(name, own), self._clock.monotonic()
-        kind = self._kinds.setdefault(name, _Heard(now))
+        kind = self._kinds.setdefault(name, _ErrorCount(now))
         if place not in self._places and len(self._places) < _PLACES:
             self._places.add(place)
             warn_of_users_error(_log, error, "%s: %s", self._name, said)
             return
         kind.count += 1
         kind.last = said
-        if now - kind.told_at >= EVERY_S:
-            self._tell(name, kind, now)
+        if now - kind.logged_at >= EVERY_S:
+            self._log_count(name, kind, now)
 
-    def tell_rest(self) -> None:
+    def flush(self) -> None:
         """At the end: what was not told yet."""
         for name, kind in self._kinds.items():
             if kind.count:
-                self._tell(name, kind, self._clock.monotonic())
+                self._log_count(name, kind, self._clock.monotonic())
 
-    def _tell(self, name: str, kind: _Heard, now: float) -> None:
+    def _log_count(self, name: str, kind: _ErrorCount, now: float) -> None:
         _log.warning(
             "%s: %d more errors %s in %.0f s, the last one: %s",
-            *(self._name, kind.count, name, now - kind.told_at, kind.last),
+            *(self._name, kind.count, name, now - kind.logged_at, kind.last),
         )
-        kind.told_at, kind.count = now, 0
+        kind.logged_at, kind.count = now, 0
 
 
 def _place(name: str, trace: TracebackType | None) -> tuple[str, str, int]:

@@ -16,14 +16,14 @@ _BRACES = "{field} is a field of the record, {place.city} one inside of it; {{ a
 _SHELLS = {"sh", "ash", "bash", "dash", "ksh", "zsh"}
 
 
-class CommandWords:
+class CommandTemplate:
     """The command of an agent. fields: those of a record that its words have, as paths into it. program: its name."""
 
     def __init__(self, where: str, command: Sequence[str]) -> None:
         """where: names the agent in errors. Raises UserError."""
         self.program = PurePath(command[0]).name
         ends = command.index("--") if "--" in command else len(command)
-        self._words = [_Word(word, where, number < ends) for number, word in enumerate(command)]
+        self._words = [_TemplateWord(word, where, number < ends) for number, word in enumerate(command)]
         self.fields = [names for word in self._words for names in word.fields]
         self._check(where, command)
 
@@ -59,7 +59,7 @@ class CommandWords:
         return [word.of(record) for word in self._words]
 
 
-class _Word:
+class _TemplateWord:
     """A word of a command: texts[0] fields[0] texts[1] … texts[n]. fields: paths into the record. may_be_option: of a value that is the
     beginning of the word, the program may be told that it is an option.
     """

@@ -25,7 +25,7 @@ from sabot.threads import call_on_loop
 _MOST_THREADS = 64  # of sync tools, in one event loop; those that do not return are among them
 
 
-class ToolsAlone:
+class DirectTools:
     """Calls tools without a journal, for one run."""
 
     def __init__(self, context: RequestContext, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -38,7 +38,7 @@ class ToolsAlone:
         """Calls the tool, and again where it has failed and its class allows that. Raises what the tool raises; ToolTimeout."""
         with nullcontext() if self.around is None else self.around.call(tool.name, self._context):
             if tool.converse is not None:
-                return await tool.converse(tool, _AloneSite(self, self._context), arguments)
+                return await tool.converse(tool, _DirectCaller(self, self._context), arguments)
             return await self.make(tool, arguments)
 
     async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
@@ -84,10 +84,10 @@ class ToolsAlone:
             ) from error  # of something in the tool: nobody cancels the run
 
 
-class _AloneSite:
+class _DirectCaller:
     """Where a tool that converses is called outside of a job."""
 
-    def __init__(self, tools: ToolsAlone, context: RequestContext) -> None:
+    def __init__(self, tools: DirectTools, context: RequestContext) -> None:
         self._tools = tools
         self._context = context
         self.scope = context.tenant_id or ""
@@ -103,18 +103,18 @@ class _AloneSite:
         return await engine.complete(spec, context=self._context.child())
 
 
-class Alone(ToolsAlone):
-    """A `Doing` without a journal, for one run."""
+class DirectEffects(DirectTools):
+    """An `AgentEffects` without a journal, for one run."""
 
     def __init__(self, engine: ExecutionEngine, context: RequestContext, clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__(context, clock)
         self._engine = engine
 
-    def of(self, engine: ExecutionEngine) -> "Alone":
+    def of(self, engine: ExecutionEngine) -> "DirectEffects":
         """The same, for an agent with another engine."""
-        return Alone(engine, self._context.child(), self._clock)
+        return DirectEffects(engine, self._context.child(), self._clock)
 
-    def around_tools(self, middleware: bool) -> "Alone":
+    def around_tools(self, middleware: bool) -> "DirectEffects":
         """Itself, with or without the middleware of its engine around the calls of tools."""
         self.around = self._engine.around_tools if middleware else None
         return self

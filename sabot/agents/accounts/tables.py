@@ -31,9 +31,10 @@ def tables_of_budgets(number: str, money: str, time: str) -> dict[str, str]:
     }
 
 
-class TableBook(ABC):
-    """A `Book` over a cursor, within a transaction that its user has begun. mark: of a parameter of a statement. lock: behind a SELECT, so
-    that nobody else changes its rows.
+class TableAccountStore(ABC):
+    """An `AccountStore` over a cursor, within a transaction that its user has begun.
+
+    mark: the placeholder of a parameter in a statement. lock: the words after a SELECT that keep others from changing its rows.
     """
 
     mark = "?"
@@ -45,7 +46,7 @@ class TableBook(ABC):
 
     @abstractmethod
     def now(self) -> float:
-        """As `Book.now`."""
+        """As `AccountStore.now`."""
 
     @abstractmethod
     def among(self, column: str) -> str:
@@ -57,11 +58,11 @@ class TableBook(ABC):
 
     @abstractmethod
     def rows(self, event_ids: Collection[str]) -> dict[str, LedgerEvent]:
-        """As `Book.rows`."""
+        """As `AccountStore.rows`."""
 
     @abstractmethod
     def put_rows(self, events: Sequence[LedgerEvent], replaced: Collection[str]) -> None:
-        """As `Book.put_rows`."""
+        """As `AccountStore.put_rows`."""
 
     @abstractmethod
     def used(self, scope_id: str, since_ms: int) -> Amounts:
@@ -79,7 +80,7 @@ class TableBook(ABC):
             self._cursor.executemany(statement.replace("?", self.mark), rows)
 
     def known(self, scopes: Collection[str]) -> set[str]:
-        """As `Book.known`."""
+        """As `AccountStore.known`."""
         found = self.select(
             f"SELECT scope_id FROM runtime_accounts WHERE span = ? AND {self.among('scope_id')}",
             _RESERVED,
@@ -88,7 +89,7 @@ class TableBook(ABC):
         return {scope for (scope,) in found}
 
     def accounts(self, budgets: Mapping[str, Budget], now_s: float) -> dict[str, Account]:
-        """As `Book.accounts`. Who locks several locks them in the order of their names, so none waits for another in a ring."""
+        """As `AccountStore.accounts`. Who locks several locks them in the order of their names, so none waits for another in a ring."""
         if not budgets:
             return {}
         accounts = self._locked(budgets)
@@ -120,7 +121,7 @@ class TableBook(ABC):
         return accounts
 
     def put_accounts(self, accounts: Mapping[str, Account]) -> None:
-        """As `Book.put_accounts`."""
+        """As `AccountStore.put_accounts`."""
         rows: list[tuple[Any, ...]] = []
         for scope, account in accounts.items():
             rows += [(scope, window, began, *_kept(used)) for window, (began, used) in account.windows.items()]
@@ -132,11 +133,11 @@ class TableBook(ABC):
         )
 
     def reservations(self, calls: Collection[str]) -> list[Reservation]:
-        """As `Book.reservations`."""
+        """As `AccountStore.reservations`."""
         return self._reservations(self.among("call_id"), self.several(calls))
 
     def dead(self, scopes: Collection[str], now_s: float) -> list[Reservation]:
-        """As `Book.dead`."""
+        """As `AccountStore.dead`."""
         holders = [name for (name,) in self.select("SELECT holder FROM runtime_holders WHERE until < ?", now_s)]
         self._dead = holders
         if not holders or not scopes:
@@ -155,7 +156,7 @@ class TableBook(ABC):
         ]
 
     def put_reservations(self, kept: Sequence[Reservation], dropped: Sequence[tuple[str, str]]) -> None:
-        """As `Book.put_reservations`."""
+        """As `AccountStore.put_reservations`."""
         self.change("DELETE FROM runtime_reservations WHERE scope_id = ? AND call_id = ?", dropped)
         self.change(
             "INSERT INTO runtime_reservations VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (call_id, scope_id) DO UPDATE SET "
@@ -175,7 +176,7 @@ class TableBook(ABC):
         )
 
     def hold(self, holder: str, until_s: float, now_s: float) -> None:
-        """As `Book.hold`."""
+        """As `AccountStore.hold`."""
         self.change(
             "INSERT INTO runtime_holders VALUES (?, ?) ON CONFLICT (holder) DO UPDATE SET until = excluded.until",
             [(holder, until_s)],
