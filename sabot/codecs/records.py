@@ -83,7 +83,7 @@ class Record:
 
     @property
     def value(self) -> Any:
-        """Returns the payload decoded as JSON. Raises DataError with topic, partition and offset."""
+        """The payload decoded as JSON. Raises DataError with topic, partition and offset."""
         return decode_json(self.payload, where=f"{self.topic}[{self.partition}]@{self.offset}")
 
 

@@ -1,4 +1,6 @@
-"""Keyed state: backends that keep bytes, the kinds of state that users see, and the overlay of an unfinished call."""
+"""Keyed state: backends that keep bytes, the kinds of state that users see, and the overlay for the writes of an
+unfinished call.
+"""
 
 from sabot.state.backends.memory import MemoryBackend
 from sabot.state.backends.rocksdb import RocksDBBackend

@@ -1,16 +1,16 @@
-"""The contracts of state: what a barrier takes from any store, and what backends offer to agents and process functions.
+"""The contracts of state: cuts of stores at a barrier, and the backends for agents and process functions.
 
-    cut        in memory: what a store was at a barrier. Taken by a plain call, saved by another thread
-    saved      on disk: the files of a cut, and the facts beside them in the manifest
-    snapshot   what `await backend.snapshot()` returns to users: a cut, saved or not
+    cut        the contents of a store at a barrier, in memory. A plain call takes it, another thread saves it
+    saved      the files of a cut on disk, and the facts about them in the manifest
+    snapshot   the result of `await backend.snapshot()` for users: a cut, saved or not
 
-`tests/contracts/test_state_contract.py` checks the contract of backends for each of them.
+`tests/contracts/test_state_contract.py` checks every backend.
 
-A backend keeps opaque bytes under (namespace, key). Keys come encoded by `sabot._cython.text.records.state_key`, values as
-msgpack; so every read returns a copy, and values come back with the same types from every backend.
+A backend keeps opaque bytes under (namespace, key). Keys are encoded by `sabot._cython.text.records.state_key`, values
+as msgpack. So every read returns a copy, and values have the same types with every backend.
 
-A backend has one owner, the task whose state it is. Only the owner reads and writes, by plain calls that do not suspend. `items`,
-`namespaces` and `statistics` may also be called from another thread.
+A backend has one owner, the task whose state it is. Only the owner reads and writes, by plain calls that do not suspend.
+`items`, `namespaces` and `statistics` may also be called from another thread.
 """
 
 from abc import ABC, abstractmethod
@@ -37,26 +37,27 @@ Mine: TypeAlias = Callable[[Iterator[Entry]], Iterator[Entry]]
 """Selects the entries of a checkpoint that belong to this subtask."""
 
 Owned: TypeAlias = Callable[[pa.UInt64Array], pa.BooleanArray]
-"""Tells by key hashes which groups or rows belong to this subtask."""
+"""Returns for each key hash whether its group or row belongs to this subtask."""
 
 
 class Cut(Protocol):
-    """The contents of a store at a barrier. Taking a cut copies nothing large, and does not wait."""
+    """The contents of a store at a barrier. Taking a cut copies nothing large and does not wait."""
 
     def save(self, directory: Path) -> int:
-        """Writes the contents into `directory`, which exists and is empty; returns the bytes written. May block, may be called from any
-        thread, and may be called again only if it has raised.
+        """Writes the contents into `directory`, which exists and is empty. Returns the bytes written. May block, may
+        be called from any thread, and may be called again only if it has raised.
         """
 
     def discard(self) -> None:
-        """Releases the cut, whether or not it was saved; saved files stay. Idempotent; may be called from any thread."""
+        """Releases the cut, saved or not; saved files stay. Idempotent; may be called from any thread."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A cut as a restore finds it: the directory into which `Cut.save` wrote, and the facts about it from the manifest.
+    """A saved cut, as a restore gets it: the directory into which `Cut.save` wrote, and the facts about it from the
+    manifest.
 
-    own: it is that of the subtask that gets it, and no other subtask gets it, since the app has as many as before.
+    `own`: True if this subtask alone gets it, and saved it: the app has as many subtasks as before.
     """
 
     directory: Path
@@ -66,13 +67,13 @@ class Saved:
 
 @dataclass(frozen=True)
 class BackendConfig:
-    """How a backend is opened. Checked at construction: every mistake is a UserError.
+    """The settings of a backend. The constructor raises UserError for every mistake.
 
-    backend_type: "memory" or "rocksdb".
-    path: the directory of a RocksDB backend; it is made if missing, and belongs to one process at a time.
-    memory_budget: bound of what RocksDB state keeps in memory ("256MB"); a memory backend holds everything and ignores it.
-    ttl: a value reads as absent once this much time has passed since it was written; None: values stay.
-    options: RocksDB settings by the names of `rocksdict.Options` setters: `{"max_open_files": 100}`.
+    `backend_type`: "memory" or "rocksdb". `path`: the directory of a RocksDB backend; it is made if missing, and
+    belongs to one process at a time. `memory_budget`: the most memory for RocksDB state ("256MB"); a memory backend
+    keeps everything in memory and ignores it. `ttl`: the time after its last write at which a value reads as absent,
+    or None if values stay. `options`: RocksDB settings by the names of `rocksdict.Options` setters:
+    `{"max_open_files": 100}`.
     """
 
     backend_type: str = "memory"
@@ -105,8 +106,8 @@ class BackendConfig:
 class Snapshot(ABC):
     """The state of a backend at one moment. It can be restored any number of times, into any backend.
 
-    `path` is the directory of its files: in the backend's own directory, or where it was last saved; None when it is only in memory.
-    `sealed` says that its values carry an expiry (see `expiry.py`).
+    `path`: the directory of its files, in the backend's own directory or where it was last saved; None if it is only
+    in memory. `sealed`: True if its values carry an expiry (see `expiry.py`).
     """
 
     id: int
@@ -115,14 +116,17 @@ class Snapshot(ABC):
 
     @abstractmethod
     def entries(self) -> Iterator[Entry]:
-        """(namespace, key, stored value), each namespace in one run. May block. Raises CorruptCheckpoint naming the file."""
+        """Yields (namespace, key, stored value), each namespace in one run. May block. Raises CorruptCheckpoint
+        naming the file.
+        """
 
     @abstractmethod
     async def save(self, directory: Path) -> int:
-        """Writes the snapshot into `directory`, which must not exist yet; returns the bytes written or linked.
+        """Writes the snapshot into `directory`, which must not exist yet. Returns the bytes written or linked.
 
-        When it returns, everything is on the disk (fsync), and `directory` belongs to the caller: `discard` leaves it alone.
-        When it raises (OSError), nothing is left at `directory`, and the snapshot can be saved again elsewhere.
+        When it returns, everything is on the disk (fsync), and `directory` belongs to the caller: `discard` does not
+        remove it. If it raises (OSError), nothing is left at `directory`, and the snapshot can be saved again
+        elsewhere.
         """
 
     @abstractmethod
@@ -134,39 +138,42 @@ class StateBackend(ABC):
     """Keyed state of one task: bytes under (namespace, key)."""
 
     expires: bool = False
-    """Whether values vanish some time after they were written (`ttl`)."""
+    """True if values expire some time after they were written (`ttl`)."""
 
     @abstractmethod
     def read(self, namespace: str, key: bytes) -> bytes | None:
-        """The value, or None."""
+        """Returns the value, or None."""
 
     @abstractmethod
     def write(self, namespace: str, key: bytes, value: bytes | None) -> None:
-        """Keeps the value; None deletes it. Reads see the write at once; it is durable with the next snapshot."""
+        """Stores the value; None deletes the key. Reads see the write at once; it is durable with the next snapshot."""
 
     @abstractmethod
     def read_many(self, namespace: str, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The values of the keys, in their order."""
+        """Returns the values of the keys, in their order, with None for missing keys."""
 
     @abstractmethod
     def write_many(self, namespace: str, keys: Sequence[bytes], values: Sequence[bytes | None]) -> None:
-        """Keeps each value under the key at its place; of equal keys the last wins. ValueError when the lengths differ."""
+        """Stores each value under the key at its index; of equal keys the last one counts. Raises ValueError if the
+        lengths differ.
+        """
 
     @abstractmethod
     def items(self, namespace: str) -> Iterator[tuple[bytes, bytes]]:
-        """All keys and values in key order, as they are at the call; later writes are not visible."""
+        """Yields all keys and values in key order, as they are at the call; later writes are not visible."""
 
     @abstractmethod
     def namespaces(self) -> list[str]:
-        """The namespaces that hold something, sorted."""
+        """Returns the namespaces that have entries, sorted."""
 
     @abstractmethod
     def statistics(self) -> dict[str, int]:
-        """At least `keys` and `bytes`; estimates are allowed. Cheap enough for every metrics scrape."""
+        """Returns at least `keys` and `bytes`, which may be estimates. Fast enough for every scrape of metrics."""
 
     @abstractmethod
     async def snapshot(self) -> Snapshot:
-        """Takes a cut before it first suspends, so writes after the call began are not in it. Returns when the cut can be saved.
+        """Takes a cut before it first suspends, so writes after the call are not in it. Returns when the cut can be
+        saved.
 
         Raises CheckpointFailed; the backend then goes on with everything that was written.
         """
@@ -175,7 +182,7 @@ class StateBackend(ABC):
     async def restore(self, snapshot: Snapshot) -> None:
         """Replaces all state by that of the snapshot. The owner makes no other call meanwhile.
 
-        Raises CorruptCheckpoint naming the file; the backend then holds what it held before.
+        Raises CorruptCheckpoint naming the file; the backend then keeps its state.
         """
 
     @abstractmethod
@@ -184,24 +191,28 @@ class StateBackend(ABC):
 
 
 class BackendCut(ABC):
-    """The values of a backend at one moment, taken by its `cut`, or found in the files of a saved cut. It fulfils the contract of Cut."""
+    """The values of a backend at one moment: a cut, or the files of a saved cut. It fulfils the contract of Cut."""
 
     sealed: bool
-    """Whether the values carry an expiry (see `expiry.py`)."""
+    """True if the values carry an expiry (see `expiry.py`)."""
     path: Path | None = None
-    """The directory of its files; None when the values are in memory."""
+    """The directory of its files, or None if the values are in memory."""
 
     @abstractmethod
     def entries(self) -> Iterator[Entry]:
-        """(namespace, key, stored value), each namespace in one run. May block. Raises CorruptCheckpoint naming the file."""
+        """Yields (namespace, key, stored value), each namespace in one run. May block. Raises CorruptCheckpoint
+        naming the file.
+        """
 
     @abstractmethod
     def save(self, directory: Path) -> int:
-        """Writes the values into `directory`, which exists and is empty, and makes them durable (fsync); returns the bytes. May block."""
+        """Writes the values into `directory`, which exists and is empty, and makes them durable (fsync). Returns the
+        bytes. May block.
+        """
 
     @abstractmethod
     def saved_in(self, directory: Path) -> "BackendCut":
-        """The same values, read from the files that `save` wrote into `directory`."""
+        """Returns the same values, read from the files that `save` wrote into `directory`."""
 
     def wait(self) -> None:  # noqa: B027  only some subclasses have to wait
         """Blocks until `save` and `entries` can read all values. Raises CheckpointFailed."""
@@ -238,7 +249,8 @@ class LocalSnapshot(Snapshot):
 class LocalBackend(StateBackend):
     """A backend whose subclasses implement plain calls only, so that it can also be used without an event loop.
 
-    This class implements the coroutines of the contract by those calls. expiry: decides when values expire; None: they stay.
+    This class implements the coroutines of the contract with those calls. `expiry`: decides when values expire, or
+    None if they stay.
     """
 
     expiry: Expiry | None = None
@@ -246,18 +258,20 @@ class LocalBackend(StateBackend):
     @property
     @abstractmethod
     def is_empty(self) -> bool:
-        """Whether there is nothing to save: no value, and no file that an earlier value has left."""
+        """True if there is nothing to save: no value, and no file of an earlier value."""
 
     @abstractmethod
     def cut(self) -> BackendCut:
-        """Takes all values as they are now, without waiting. The cut's `save` raises CheckpointFailed for values that cannot be written."""
+        """Takes a cut of all values without waiting. The cut's `save` raises CheckpointFailed for values that cannot
+        be written.
+        """
 
     @abstractmethod
     def load(self, parts: Sequence[BackendCut | Snapshot], mine: Mine | None = None, passed: bytes = b"") -> None:
         """Replaces all state by the values of all parts together. May block.
 
-        mine: selects the entries to take over; None: all. passed: values that had expired by this mark need not be restored.
-        Raises CorruptCheckpoint naming the file; the backend then holds what it held before.
+        `mine`: selects the entries to take over, or None for all. `passed`: values that had expired by this mark may
+        be left out. Raises CorruptCheckpoint naming the file; the backend then keeps its state.
         """
 
     def remove_expired(self) -> None:
@@ -284,7 +298,7 @@ class LocalBackend(StateBackend):
 
 
 class ClosedTables(dict[str, Any]):
-    """Replaces the tables of a closed backend and raises UserError on access, so that the hot paths need no check of their own."""
+    """Replaces the tables of a closed backend. Access raises UserError, so the hot paths need no check of their own."""
 
     def get(self, key: object, default: object = None) -> Any:
         raise UserError("the state backend is closed")
@@ -293,7 +307,9 @@ class ClosedTables(dict[str, Any]):
 def stored_entries(
     parts: Sequence[BackendCut | Snapshot], mine: Mine | None, passed: bytes, expiry: Expiry | None
 ) -> Iterator[Entry]:
-    """Yields the entries of the parts as a backend with `expiry` stores them. `mine` and `passed` are those of `LocalBackend.load`."""
+    """Yields the entries of the parts in the form in which a backend with `expiry` stores them. `mine` and `passed`:
+    see `LocalBackend.load`.
+    """
     for part in parts:
         entries = part.entries()
         if part.sealed and passed:

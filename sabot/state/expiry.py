@@ -1,11 +1,11 @@
-"""Time to live, for all backends: a stored value carries the moment at which it expires.
+"""Time to live, for all backends: a stored value carries the time at which it expires.
 
     sealed value = 8 bytes expiry (big endian) + value
 
-For agents the time is processing time (ms since 1970 UTC), read from the backend's clock, or that of a durable job, the same in every
-replay (`Expiry.at_ms`). For process functions it is event time, set by the owner (ms since 1970 UTC plus 2**63, so that times before 1970
-sort correctly as bytes). An expired value reads as absent, and is removed later: at a cut, or when the watermark says that no reader can
-see it any more.
+For agents the time is processing time (ms since 1970 UTC). It is read from the backend's clock, or is that of a
+durable job, which is the same in every replay (`Expiry.at_ms`). For process functions it is event time, set by the
+owner (ms since 1970 UTC plus 2**63, so that times before 1970 sort correctly as bytes). An expired value reads as
+absent. It is removed later: at a cut, or when the watermark says that no reader can see it any more.
 """
 
 import heapq
@@ -15,15 +15,15 @@ from typing import Protocol
 from sabot.clock import Clock
 
 MARK_BYTES = 8
-"""The length of the expiry before a sealed value."""
+"""The length in bytes of the expiry before a sealed value."""
 _ZERO = 1 << 63  # added to event times in sealed values
-_BUCKETS = 16  # in a time to live: how precisely the index in memory knows when a value expires
+_BUCKETS = 16  # buckets per time to live: the precision of the index in memory
 
 Tables = dict[str, dict[bytes, bytes]]
 
 
 class Table(Protocol):
-    """A dict of values in the order in which they were written, or what stands for one."""
+    """The methods of a dict of values in the order in which they were written."""
 
     def get(self, key: bytes, /) -> bytes | None: ...
     def pop(self, key: bytes, default: None, /) -> object: ...
@@ -32,10 +32,10 @@ class Table(Protocol):
 
 
 class Expiry:
-    """Seals values with an expiry `ttl_ms` from now, and opens sealed values that are still alive.
+    """Seals values with an expiry `ttl_ms` from now, and opens sealed values that have not expired.
 
-    at_ms: the time that counts as now, set around a read or a write; None: the clock's. needed_ms: no read at an earlier time will come;
-    None: none before the clock's.
+    `at_ms`: the time that counts as now, set around a read or a write, or None for the clock's time. `needed_ms`: no
+    read at an earlier time will come; None: no read before the clock's time.
     """
 
     __slots__ = ("_clock", "at_ms", "needed_ms", "ttl_ms")
@@ -50,20 +50,20 @@ class Expiry:
         return int(self._clock.time() * 1000) if self.at_ms is None else self.at_ms
 
     def now_mark(self) -> bytes:
-        """The present as a mark: a sealed value is expired when its first 8 bytes are not greater."""
+        """Returns the current time as a mark: a sealed value has expired if its first 8 bytes are not greater."""
         return self._now_ms().to_bytes(MARK_BYTES, "big")
 
     def passed_mark(self) -> bytes:
-        """The mark up to which expired values may be removed, because no read at an earlier time will come."""
+        """Returns the mark up to which expired values may be removed, because no read at an earlier time will come."""
         now_ms = self._now_ms()
         return (now_ms if self.needed_ms is None else min(now_ms, self.needed_ms)).to_bytes(MARK_BYTES, "big")
 
     def end_mark(self) -> bytes:
-        """The expiry of a value that is written now."""
+        """Returns the expiry of a value that is written now."""
         return (self._now_ms() + self.ttl_ms).to_bytes(MARK_BYTES, "big")
 
     def order(self) -> "ExpiryOrder":
-        """Makes the index that finds expired values in tables in memory; each backend has one."""
+        """Returns a new index that finds expired values in tables in memory. Each backend has one."""
         return ExpiryOrder()
 
     def seal(self, value: bytes | None) -> bytes | None:
@@ -84,7 +84,9 @@ class Expiry:
 
 
 class EventExpiry(Expiry):
-    """Expiry by event time. Its owner sets `now_ms` before each read and write, and `passed_ms` as the watermark rises."""
+    """Expiry by event time. Its owner sets `now_ms` before each read and write, and `passed_ms` as the watermark
+    rises.
+    """
 
     __slots__ = ("now_ms", "passed_ms")
 
@@ -106,30 +108,31 @@ class EventExpiry(Expiry):
 
 
 def event_mark(ms: int) -> bytes:
-    """An event time as a mark, the form in which sealed values carry it."""
+    """Returns an event time as a mark, the form in which sealed values carry it."""
     return min(ms + _ZERO, 2**64 - 1).to_bytes(MARK_BYTES, "big")
 
 
 class ExpiryOrder:
-    """Finds the expired values of tables in memory without looking at the others.
+    """Finds the expired values of tables in memory without reading the others.
 
-    Processing time does not run backwards, so values expire in the order in which they were written, which is the order of the dict. The
-    time of a durable job is at most behind it: one of its values may be removed later than it expires, with the one written before it.
+    Processing time does not run backwards, so values expire in the order in which they were written, which is the
+    order of the dict. The time of a durable job may lag behind, so one of its values may be removed later than it
+    expires: together with the value written before it.
     """
 
     def written(self, namespace: str, table: Table, keys: Iterable[bytes]) -> None:
-        """Called before keys are written: moves keys that are there already to the end of the order."""
+        """Moves keys that exist already to the end of the order. Called before keys are written."""
         for key in keys:
             table.pop(key, None)
 
     def restored(self, tables: Tables) -> Tables:
-        """The tables of a checkpoint, put into the order of expiry."""
+        """Returns the tables of a checkpoint in the order of expiry."""
         return {
             name: dict(sorted(table.items(), key=lambda pair: pair[1][:MARK_BYTES])) for name, table in tables.items()
         }
 
     def remove(self, tables: Mapping[str, Table], passed: bytes) -> None:
-        """Removes the values whose expiry is not above `passed`. Costs what it removes, not what there is."""
+        """Removes the values whose expiry is at most `passed`, at a cost that depends only on their number."""
         for table in tables.values():
             expired = []
             for key, value in table.items():  # the oldest first
@@ -141,8 +144,8 @@ class ExpiryOrder:
 
 
 class _ByBucket(ExpiryOrder):
-    """For event time, which may run backwards from row to row: keys are indexed by the bucket, a stretch of time, in which their values
-    expire. A bucket is read once, when all of it has passed.
+    """Finds expired values by event time, which may run backwards from row to row: keys are indexed by the bucket, an
+    interval of time, in which their values expire. A bucket is read once, when all of it has passed.
     """
 
     def __init__(self, expiry: EventExpiry) -> None:
@@ -187,8 +190,9 @@ class _ByBucket(ExpiryOrder):
 
 
 def convert(value: bytes, sealed: bool, expiry: Expiry | None) -> bytes:
-    """Returns a value of a checkpoint as a backend with `expiry` stores it: a value without an expiry gets a full time to live from now if
-    the program has gained a ttl, and a sealed value loses its expiry if the program has lost it.
+    """Returns a value of a checkpoint in the form in which a backend with `expiry` stores it. If the program has
+    gained a ttl, a value without an expiry gets a full time to live from now; if the program has lost it, a sealed
+    value loses its expiry.
     """
     if sealed and expiry is None:
         return value[MARK_BYTES:]

@@ -1,4 +1,6 @@
-"""Directories of state on disk: they are made whole or not at all, their files are linked where possible, and one process owns each."""
+"""Directories of state on disk. A directory is made completely or not at all, its files are linked if possible, and
+one process owns it.
+"""
 
 import os
 import shutil
@@ -19,7 +21,7 @@ _IMMUTABLE = (".sst", ".blob")
 def lock_directory(directory: Path) -> IO[bytes]:
     """Makes the directory, and locks it until the returned file is closed or the process ends in any way.
 
-    Raises AppLocked, naming the directory and the process that has it; UserError if it cannot be made.
+    Raises AppLocked, naming the directory and the process that has it; UserError if the directory cannot be made.
     """
 
     def taken(holder: str) -> AppLocked:
@@ -37,14 +39,14 @@ def lock_directory(directory: Path) -> IO[bytes]:
 
 
 def remove_tree(directory: Path) -> None:
-    """Removes a directory; one that does not exist is no error."""
+    """Removes a directory. A missing directory is not an error."""
     with suppress(FileNotFoundError):
         shutil.rmtree(directory)
 
 
 @contextmanager
 def made_whole(directory: Path) -> Iterator[Path]:
-    """Yields a directory to fill. On success it becomes `directory`, durable; on an error nothing is left of it."""
+    """Yields a directory to fill. On success it becomes `directory` and is durable; on an error it is removed."""
     if directory.exists():
         raise FileExistsError(f"{directory} exists already")
     make_folder(directory.parent)
@@ -62,10 +64,11 @@ def made_whole(directory: Path) -> Iterator[Path]:
 
 
 def link_tree(source: Path, target: Path) -> int:
-    """Links or copies the files of `source` into the existing directory `target`, and makes them durable; returns their bytes.
+    """Links or copies the files of `source` into the existing directory `target`, and makes them durable. Returns
+    their bytes.
 
-    Files that never change are hard links where the file system allows it. The others are copies, because RocksDB writes into them once
-    the directory is opened.
+    Files that never change are hard links if the file system allows it. The others are copies, because RocksDB writes
+    into them once the directory is opened.
     """
     size = 0
     for file in source.iterdir():
@@ -80,8 +83,9 @@ def link_tree(source: Path, target: Path) -> int:
 
 
 def seen_from(source: Path, view: Path) -> None:
-    """Makes the files of `source` readable in the existing directory `view`. RocksDB rewrites its small files even when it only reads a
-    database, and must not do so in a checkpoint; so those files are copies, and files that never change are symbolic links.
+    """Makes the files of `source` readable in the existing directory `view`. RocksDB rewrites its small files even if
+    it only reads a database, and must not do so in a checkpoint. So those files are copies, and files that never
+    change are symbolic links.
     """
     for file in source.iterdir():
         if file.suffix in _IMMUTABLE:
@@ -91,16 +95,19 @@ def seen_from(source: Path, view: Path) -> None:
 
 
 def link_file(file: Path, copy: Path) -> int:
-    """Gives a durable file that never changes again a second name, by a hard link where that is possible; returns its bytes."""
+    """Gives a durable file that never changes a second name, by a hard link if possible, else by a copy. Returns its
+    bytes.
+    """
     if not link_or_copy(file, copy):
         sync(copy)
     return copy.stat().st_size
 
 
 class Shared(ABC):
-    """What several cuts hold, with its files: the last `release` frees it. All methods may be called from any thread.
+    """An object with files that several cuts hold. The last `release` frees it. All methods may be called from any
+    thread.
 
-    holders: how many there are at first. `_lock` guards all that a holder may change.
+    `holders`: the number of holders at first. `_lock` guards everything that a holder may change.
     """
 
     def __init__(self, holders: int = 0) -> None:
@@ -120,4 +127,4 @@ class Shared(ABC):
 
     @abstractmethod
     def _free(self) -> None:
-        """Nobody holds it any more. Called with the lock."""
+        """Frees the object, which nobody holds any more. Called with the lock."""

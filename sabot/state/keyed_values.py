@@ -1,8 +1,8 @@
 """Values by key of process functions, kept in the same backends as those of agents.
 
-A stream's operator has no event loop, so it uses the plain calls of a LocalBackend. A ttl is in *event* time: whether a value is expired
-is decided at the time of the row or timer that reads it (`EventExpiry.now_ms`), and an expired value is removed when the watermark says
-that no row or timer can read it any more.
+A stream's operator has no event loop, so it uses the plain calls of a LocalBackend. A ttl is in *event* time: a value
+has expired or not at the time of the row or timer that reads it (`EventExpiry.now_ms`). An expired value is removed
+when the watermark says that no row or timer can read it any more.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _LEAST_BUDGET = 1_000_000
 
 
 def open_values(directory: Path | None, memory_budget: int, expiry: EventExpiry | None) -> LocalBackend:
-    """Opens a backend for values: RocksDB in `directory`, which no one else uses; in memory without one."""
+    """Opens a backend for values: RocksDB in `directory`, which nothing else uses, or memory for None."""
     if directory is None:
         return MemoryBackend(expiry=expiry)
     config = BackendConfig("rocksdb", directory, memory_budget=max(memory_budget, _LEAST_BUDGET))

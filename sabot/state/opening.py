@@ -1,4 +1,4 @@
-"""Opens backends from what users write (`state=`), and snapshots from directories."""
+"""Opens backends from the user's `state=`, and snapshots from directories."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ _HINT = 'write "memory", a directory, or rocksdb:///absolute/directory'
 
 
 def state_directory(state: str | None) -> Path | None:
-    """The directory that `state=` names: that of DIR or "rocksdb:///abs/dir"; None for "memory" and None."""
+    """Returns the directory in `state=`, given as DIR or "rocksdb:///abs/dir"; None for "memory" and None. Raises
+    UserError.
+    """
     if state is None or state == "memory":
         return None
     if not isinstance(state, str | Path):
@@ -38,9 +40,10 @@ def state_directory(state: str | None) -> Path | None:
 def open_backend(
     state: str | None, directory_name: str, *, clock: Clock = SYSTEM_CLOCK, **config: Any
 ) -> StateBackend | None:
-    """The backend for `state=`: in memory for "memory", RocksDB in DIR/directory_name for DIR or "rocksdb:///abs/dir"; None for None.
+    """Returns the backend for `state=`: in memory for "memory", RocksDB in DIR/directory_name for DIR or
+    "rocksdb:///abs/dir"; None for None.
 
-    `config` gives further fields of BackendConfig. Raises UserError, AppLocked.
+    `config`: further fields of BackendConfig. Raises UserError, AppLocked.
     """
     if state is None:
         return None
@@ -51,7 +54,9 @@ def open_backend(
 
 
 def saved_values(directory: Path) -> BackendCut:
-    """The values that a backend of either kind has saved in `directory`. Raises CorruptCheckpoint naming a missing file."""
+    """Returns the values that a backend of either kind has saved in `directory`. Raises CorruptCheckpoint naming a
+    missing file.
+    """
     if (directory / STATE_FILE).exists():
         return SavedFile(directory)
     if (directory / "CURRENT").exists():
@@ -60,5 +65,7 @@ def saved_values(directory: Path) -> BackendCut:
 
 
 def load_snapshot(directory: Path) -> Snapshot:
-    """The snapshot that a backend of either kind has saved in `directory`. Raises CorruptCheckpoint naming a missing file."""
+    """Returns the snapshot that a backend of either kind has saved in `directory`. Raises CorruptCheckpoint naming a
+    missing file.
+    """
     return LocalSnapshot(saved_values(directory))

@@ -1,4 +1,6 @@
-"""What a call sees of a backend: its own writes, which reach the backend only when the call ends; the values as they are at its time."""
+"""Views of a backend for one call: its own writes, which reach the backend only when the call ends, and the values at
+its time.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar, TypeVarTuple
@@ -14,7 +16,7 @@ Ts = TypeVarTuple("Ts")
 
 
 class _OfACall(StateBackend):
-    """Reads and writes only: operations on the whole backend raise UserError."""
+    """A backend that only reads and writes: operations on the whole backend raise UserError."""
 
     __slots__ = ()
 
@@ -35,8 +37,8 @@ class _OfACall(StateBackend):
 
 
 class Overlay(_OfACall):
-    """Holds writes over a base backend. Reads see these writes first, then the base. `apply` writes them to the base, `discard` drops them;
-    afterwards the overlay can be used again.
+    """Keeps writes over a base backend. Reads see these writes first, then the base. `apply` writes them to the base,
+    `discard` drops them; then the overlay can be used again.
     """
 
     __slots__ = ("_base", "_writes", "expires")
@@ -71,7 +73,7 @@ class Overlay(_OfACall):
         self._writes.setdefault(namespace, {}).update(zip(keys, values, strict=True))
 
     def apply(self) -> None:
-        """Writes everything to the base, in one call per namespace."""
+        """Writes all entries to the base, in one call per namespace."""
         for namespace, writes in self._writes.items():
             if len(writes) == 1:
                 for key, value in writes.items():
@@ -81,11 +83,11 @@ class Overlay(_OfACall):
         self._writes.clear()
 
     def discard(self) -> None:
-        """Drops all writes, as if the call had made none."""
+        """Drops all writes."""
         self._writes.clear()
 
     def statistics(self) -> dict[str, int]:
-        """The keys and bytes of the writes it holds."""
+        """Returns the keys and bytes of the writes that it keeps."""
         tables = self._writes.values()
         return {
             "keys": sum(map(len, tables)),
@@ -94,8 +96,8 @@ class Overlay(_OfACall):
 
 
 class HeldWrites(Overlay):
-    """Wraps a user's own backend, whose `snapshot` may take its cut late: between `hold` and `let_go`, writes are held here, where reads
-    see them, and stay out of the snapshot.
+    """Wraps a user's own backend, whose `snapshot` may take its cut late. Between `hold` and `let_go`, writes are
+    kept here, where reads see them, and stay out of the snapshot.
     """
 
     __slots__ = ("_holding",)
@@ -105,8 +107,10 @@ class HeldWrites(Overlay):
         self._holding = False
 
     def hold(self) -> None:
-        """From here on writes are held back, so that they are not in the snapshot that is being taken. Raises SabotError while an earlier
-        one is being taken: when that has ended, the writes that were held back reach the base, and so they would get into this one.
+        """Keeps writes here from now on, so that they are not in the snapshot that is being taken.
+
+        Raises SabotError while an earlier snapshot is being taken: when that one ends, its held writes reach the
+        base, and so they would get into the new snapshot.
         """
         if self._holding:
             raise SabotError(
@@ -116,7 +120,7 @@ class HeldWrites(Overlay):
         self._holding = True
 
     def let_go(self) -> None:
-        """Called when the snapshot has taken its cut: the held writes go to the base."""
+        """Writes the held writes to the base. Called when the snapshot has taken its cut."""
         self._holding = False
         self.apply()
 
@@ -134,7 +138,7 @@ class HeldWrites(Overlay):
 
 
 class ExpiringOverlay(Overlay):
-    """Holds values with the event time at which they were put, from which their time to live counts."""
+    """Keeps values with the event time at which they were put, from which their time to live counts."""
 
     __slots__ = ("_expiry", "_put_at")
 
@@ -179,10 +183,10 @@ class ExpiringOverlay(Overlay):
 
 
 class LoggedWrites(_OfACall):
-    """Writes to the base, and notes what was there before. `keep` forgets the notes, `undo` puts back what they say.
+    """Writes to the base, and logs the earlier values. `keep` empties the log; `undo` restores the values in it.
 
-    log: namespace, key, value before, namespace, key, value before, … A caller that has just read the value may write to the base itself,
-    and add to the log.
+    `log`: namespace, key, value before, namespace, key, value before, … A caller that has just read the value may
+    write to the base itself and append to the log.
     """
 
     __slots__ = ("_base", "expires", "log")
@@ -208,11 +212,11 @@ class LoggedWrites(_OfACall):
         self._base.write_many(namespace, keys, values)
 
     def keep(self) -> None:
-        """Makes the writes last."""
+        """Makes the writes permanent."""
         self.log.clear()
 
     def undo(self) -> None:
-        """Takes the writes since the last `keep` back."""
+        """Undoes the writes since the last `keep`."""
         for at in range(len(self.log) - 3, -1, -3):
             self._base.write(*self.log[at : at + 3])
         self.log.clear()
@@ -222,8 +226,8 @@ class LoggedWrites(_OfACall):
 
 
 class StateAt(_OfACall):
-    """The values of a backend as they are at a time other than the clock's: those that had expired by then are absent, and the time to live
-    of those that are written begins then.
+    """The values of a backend at a time other than the clock's: values that had expired by then are absent, and the
+    time to live of written values begins then.
     """
 
     __slots__ = ("_base", "_expiry", "_now_ms")
@@ -231,7 +235,7 @@ class StateAt(_OfACall):
     expires = True
 
     def __init__(self, base: StateBackend, expiry: Expiry, now_ms: Callable[[], int]) -> None:
-        """expiry: of the backend. now_ms: tells the time, in ms since 1970."""
+        """`expiry`: of the backend. `now_ms`: returns the time in ms since 1970."""
         self._base, self._expiry, self._now_ms = base, expiry, now_ms
 
     def read(self, namespace: str, key: bytes) -> bytes | None:

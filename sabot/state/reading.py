@@ -1,4 +1,4 @@
-"""Reads the state of agents out of a checkpoint, as a table, without the program that wrote it.
+"""Reads the state of agents from a checkpoint, as a table, without the program that wrote it.
 
 Agents keep bytes under (namespace, key), in the layout of `values`. A list or a map is one row here, as JSON.
 """
@@ -17,7 +17,7 @@ from sabot.state.opening import load_snapshot
 
 _GROUP_BYTES = 2
 _EXPIRY_BYTES = 8
-_LIST, _MAP = 1, 2  # codes of the msgpack extensions that mark a list and a map, see `values`
+_LIST, _MAP = 1, 2  # codes of the msgpack extensions for the heads of a list and a map, see `values`
 _MOST_INT64 = 2**63 - 1
 _SCALARS: dict[type, pa.DataType] = {
     bool: pa.bool_(),
@@ -29,7 +29,7 @@ _SCALARS: dict[type, pa.DataType] = {
 
 
 class SavedTask(Protocol):
-    """One task of a checkpoint: its facts, and the names of the states that it saved."""
+    """A task of a checkpoint: its facts, and the names of the states that it saved."""
 
     @property
     def meta(self) -> Mapping[str, Any]: ...
@@ -38,7 +38,7 @@ class SavedTask(Protocol):
 
 
 class SavedApp(Protocol):
-    """The part of `checkpoint.Manifest` that reading needs."""
+    """The fields of `checkpoint.Manifest` that reading needs."""
 
     @property
     def checkpoint_id(self) -> int: ...
@@ -50,20 +50,24 @@ class SavedApp(Protocol):
 
 
 def namespaces_in(directory: Path) -> list[str]:
-    """The namespaces that hold something. It reads every key. Raises CorruptCheckpoint for files that are no state of Sabot."""
+    """Returns the namespaces that have entries. Reads every key. Raises CorruptCheckpoint for files that are not
+    state of Sabot.
+    """
     return [namespace for namespace, _ in groupby(load_snapshot(directory).entries(), key=lambda entry: entry[0])]
 
 
 def read_namespaces(
     directory: Path, now_ms: int, wanted: Callable[[str], bool], *, by_record: bool | None = None, key: Any = None
 ) -> pa.Table:
-    """A table of what a backend saved in `directory`: namespace, [record_key,] key, value, in the order of namespaces and stored keys.
+    """Returns a table of the values that a backend saved in `directory`: namespace, [record_key,] key, value, in the
+    order of namespaces and stored keys.
 
-    by_record: whether keys are scoped by the key of the record, which then is the column record_key; None: decide by whether all are.
-    key: only the rows of this key (of the record, where there is one); text is also tried as JSON. A column of keys or values has the
-    values' own type where all are of one scalar type, and holds JSON text otherwise. A list becomes a JSON list; a map a JSON object, or
-    a list of pairs where some field is not text. Values that had expired at `now_ms` are left out. Raises CorruptCheckpoint for files
-    that are no state of Sabot.
+    `by_record`: True if keys are scoped by the key of the record, which then is the column record_key; None to find
+    out whether all are. `key`: only the rows of this key (of the record, if there is one); a text is also tried as
+    JSON. A column of keys or values has their own type if all are of one scalar type, else JSON text. A list becomes
+    a JSON list; a map becomes a JSON object, or a list of pairs if some field is not text. Values that had expired at
+    `now_ms` are left out. Raises CorruptCheckpoint for files that are not state of Sabot, UserError for a key that
+    cannot be one.
     """
     spaces: list[str] = []
     keys: list[list[Any]] = []
@@ -85,7 +89,9 @@ def read_namespaces(
 
 
 def key_candidates(key: Any) -> list[Any]:
-    """The values that a key may stand for: itself; for text, which may come from a command line, also its value as JSON and its bytes."""
+    """Returns the values that a key may stand for: itself; for text, which may come from a command line, also its
+    value as JSON and its bytes.
+    """
     if not isinstance(key, str):
         return [key]
     found: list[Any] = [key, key.encode()]
@@ -97,7 +103,9 @@ def key_candidates(key: Any) -> list[Any]:
 
 
 def _prefixes(key: Any) -> Iterator[bytes]:
-    """The prefixes of stored keys, one for each value that the key may stand for and that can be a key."""
+    """Yields prefixes of stored keys, one for each value that the key may stand for. Raises UserError if none can be
+    a key.
+    """
     for each in key_candidates(key):
         try:
             yield state_key(each)
@@ -107,7 +115,7 @@ def _prefixes(key: Any) -> Iterator[bytes]:
 
 
 def plain_column(values: list[Any]) -> "pa.Array[Any]":
-    """A column of the values' own type where they are all of one scalar type (None: null), else of JSON text."""
+    """Returns a column of the values' own type if they are all of one scalar type (None: null), else of JSON text."""
     kinds = {type(value) for value in values if value is not None}
     kind = _SCALARS.get(next(iter(kinds), str)) if len(kinds) <= 1 else None
     if kind == pa.int64() and any(value > _MOST_INT64 for value in values if value is not None):
@@ -118,7 +126,9 @@ def plain_column(values: list[Any]) -> "pa.Array[Any]":
 
 
 def json_text(value: Any) -> str:
-    """The value as JSON text; bytes become base64, and a dict with keys that JSON does not allow becomes a list of pairs."""
+    """Returns the value as JSON text. Bytes become base64; a dict with keys that JSON does not allow becomes a list
+    of pairs.
+    """
     return msgspec.json.encode(_jsonable(value)).decode()
 
 
@@ -127,7 +137,7 @@ def _jsonable(value: Any) -> Any:
         if all(isinstance(name, str) for name in value):
             return dict(
                 zip(value, map(_jsonable, value.values()), strict=True)
-            )  # map: one frame a level, deep values fit
+            )  # map() takes one frame per level, so deep values fit
         return list(map(list, zip(map(_jsonable, value), map(_jsonable, value.values()), strict=True)))
     return list(map(_jsonable, value)) if isinstance(value, list | tuple) else value
 
@@ -135,7 +145,9 @@ def _jsonable(value: Any) -> Any:
 def _by_namespace(
     directory: Path, now_ms: int, wanted: Callable[[str], bool], prefixes: tuple[bytes, ...] | None
 ) -> Iterator[tuple[str, Iterator[tuple[bytes, bytes]]]]:
-    """Pairs of a namespace and its keys and values, limited to those that have not expired and begin with one of the prefixes."""
+    """Yields pairs of a namespace and its keys and values, without expired values, limited to keys that begin with
+    one of the prefixes.
+    """
     snapshot = load_snapshot(directory)
     now_mark = now_ms.to_bytes(_EXPIRY_BYTES, "big")
 
@@ -154,7 +166,9 @@ def _by_namespace(
 
 
 def _values(entries: list[tuple[bytes, bytes]], where: Path) -> Iterator[tuple[list[Any], Any]]:
-    """The key's parts and the value of each value, list and map. The entries of a list or a map follow its head in key order."""
+    """Yields the parts of the key and the value, for each value, list and map. The entries of a list or a map follow
+    its head in key order.
+    """
     place = 0
     while place < len(entries):
         base, data = entries[place]
@@ -169,7 +183,7 @@ def _values(entries: list[tuple[bytes, bytes]], where: Path) -> Iterator[tuple[l
 
 
 def _gathered(kind: int, base: bytes, entries: list[tuple[bytes, bytes]], where: Path) -> Any:
-    """A list, or a map."""
+    """Returns a list or a map from its entries."""
     below = [(_parts(key[len(base) :], where)[0], _decoded(data, where)) for key, data in entries]
     if kind == _LIST:
         return [value for _, value in sorted(below, key=lambda pair: pair[0])]
@@ -183,7 +197,9 @@ def _gathered(kind: int, base: bytes, entries: list[tuple[bytes, bytes]], where:
 
 
 def _parts(data: bytes, where: Path) -> list[Any]:
-    """The consecutive msgpack values of a stored key: at most the record's key, the user's key, and a place or a field."""
+    """Returns the consecutive msgpack values of a stored key: the record's key (if any), the user's key, and a place
+    or a field (if any).
+    """
     for count in (1, 2, 3):
         try:
             parts: list[Any] = msgspec.msgpack.decode(bytes([0x90 + count]) + data)

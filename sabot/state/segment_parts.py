@@ -1,9 +1,9 @@
-"""The parts of a segment (`segments`): rows of a range of key hashes, their columns, and how parts are made of rows and of other parts.
+"""The parts of a segment (`segments`): rows of a range of key hashes and their columns, made from rows or from other parts.
 
-hash    of the row's key; the rows of a part stand by it, those of a key together
+hash    the hash of the row's key; the rows of a part are sorted by it, so the rows of a key are together
 due     the time from which on the row has to be in memory
-by due  the numbers of the part's rows in the order of these times; rows of several kinds, which become due by clocks of their own,
-        kind by kind
+by due  the row numbers of the part in the order of `due`; rows of several kinds, whose times are of different clocks, kind
+        by kind
 ...     the row's own columns
 """
 
@@ -18,42 +18,44 @@ from sabot._cython.arrow.border import validate
 
 HEAD = (pa.field("__hash", pa.uint64()), pa.field("__due", pa.int64()), pa.field("__by_due", pa.int32()))
 _NEVER = 2**63 - 1
-_PIECE_ROWS = 65_536  # about how many rows are read or written at a time
-_PIECE_BYTES = 8_000_000  # fewer, where these would be larger
-_SAMPLE = 64  # one row in so many says where hashes lie
+_PIECE_ROWS = 65_536  # the approximate number of rows that are read or written at a time
+_PIECE_BYTES = 8_000_000  # fewer rows, if their bytes would exceed this
+_SAMPLE = 64  # one row in so many is sampled to find the distribution of hashes
 
 
 @dataclass(frozen=True)
 class Mine:
-    """Which rows of a checkpoint belong here. columns: those that say it; of: a batch of these -> true or false for each row."""
+    """Selects the rows of a checkpoint that belong to this subtask. `columns`: the columns that `of` needs. `of`:
+    returns true or false for each row of a batch of these columns.
+    """
 
     columns: Sequence[int]
     of: Callable[[pa.RecordBatch], pa.BooleanArray]
 
 
 class SegmentPart:
-    """Rows by hash, one or more."""
+    """One or more rows, sorted by hash."""
 
     def __init__(self, data: pa.RecordBatch) -> None:
         self.data = data
         self.rows = self.alive = data.num_rows
         self.hashes, self._times, self._order = (data.column(place).to_numpy() for place in range(len(HEAD)))
         self.gone = np.zeros(self.rows, np.bool_)
-        self._is_shared = False  # whether a cut has `gone`
-        self._ends = [self.rows]  # where the rows of each kind end, in order of `due`
-        self._next = [0]  # the rows of each kind before it have been given
+        self._is_shared = False  # True if a cut holds `gone`
+        self._ends = [self.rows]  # the ends of the rows of each kind, in order of `due`
+        self._next = [0]  # for each kind, the rows before this index were returned
 
     def begin_with(self, gone: Any) -> None:
-        """At a restore: these rows are gone."""
+        """Marks these rows as gone. Called at a restore."""
         self.gone, self.alive = gone, self.rows - int(gone.sum())
 
     def part_by(self, kind: int) -> None:
-        """kind: the number of the column that says by which clock a row is due."""
+        """Divides the rows by kind. `kind`: the index of the column that says by which clock a row is due."""
         first = self.rows - int(np.count_nonzero(self.data.column(kind).to_numpy()))
         self._ends, self._next = [first, self.rows], [0, first]
 
     def of(self, asked: Any) -> Any:
-        """The living rows with these hashes, which ascend."""
+        """Returns the numbers of the living rows with these hashes, which ascend."""
         first = np.searchsorted(self.hashes, asked)
         sizes = np.searchsorted(self.hashes, asked, side="right") - first
         ends = np.cumsum(sizes)
@@ -66,7 +68,7 @@ class SegmentPart:
         return np.flatnonzero(~self.gone)
 
     def full_at(self, rows: int, kind: int) -> int:
-        """The time by which so many more rows are due."""
+        """Returns the time at which more than `rows` further rows of the kind are due, or _NEVER if there are not so many."""
         place = self._next[kind] + rows
         return _NEVER if place >= self._ends[kind] else self._time_at(place)
 
@@ -74,7 +76,7 @@ class SegmentPart:
         return int(self._times[self._order[place]])
 
     def due(self, now: int, kind: int) -> Iterator[Any]:
-        """The living rows of keys of which one is due, in pieces."""
+        """Yields, in pieces, the numbers of all living rows of keys that have a row of the kind due at `now`."""
         while self._next[kind] < self._ends[kind] and self._time_at(self._next[kind]) <= now:
             some = self._order[self._next[kind] : min(self._next[kind] + _PIECE_ROWS, self._ends[kind])]
             some = some[self._times[some] <= now]
@@ -84,16 +86,16 @@ class SegmentPart:
                 yield self.of(np.unique(self.hashes[living]))
 
     def times(self) -> tuple[Any, Any]:
-        """The times at which living rows are due, and how many at each."""
+        """Returns the times at which living rows are due, and the number of rows at each."""
         times, rows = np.unique(self._times[~self.gone], return_counts=True)
         return times, rows
 
     def drop_due(self, now: int) -> None:
-        """Forgets the rows that are due at this time."""
+        """Marks the rows as gone that are due at `now` or earlier."""
         self.forget(np.flatnonzero((self._times <= now) & ~self.gone))
 
     def due_at(self, time: int) -> Any:
-        """The living rows that are due at this very time."""
+        """Returns the numbers of the living rows that are due at exactly this time."""
         first, end = np.searchsorted(self._times, [time, time + 1], sorter=self._order)
         numbers = np.sort(self._order[first:end])
         return numbers[~self.gone[numbers]]
@@ -111,12 +113,12 @@ class SegmentPart:
         return _NEVER
 
     def take(self, numbers: Any, schema: pa.Schema) -> pa.RecordBatch:
-        """These living rows, which are gone from now on."""
+        """Returns these living rows, and marks them as gone."""
         self.forget(numbers)
         return self.rows_at(numbers, schema)
 
     def forget(self, numbers: Any) -> None:
-        """These living rows are gone from now on."""
+        """Marks these living rows as gone."""
         if len(numbers):
             if self._is_shared:
                 self.gone, self._is_shared = self.gone.copy(), False
@@ -131,13 +133,13 @@ class SegmentPart:
         return pa.RecordBatch.from_arrays(columns, schema=schema)
 
     def shared(self) -> Any:
-        """Which rows are gone, as it is now."""
+        """Returns the marks of gone rows for a cut: they will be copied before they change."""
         self._is_shared = True
         return self.gone
 
 
 def joined(pieces: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same rows in fewer pieces: one that reaches the size of a piece ends it."""
+    """Joins pieces into fewer ones: a piece ends when it has reached the usual size."""
     some: list[pa.RecordBatch] = []
     rows = 0
     for piece in pieces:
@@ -154,14 +156,14 @@ def joined(pieces: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 def laid_out(
     schema: pa.Schema, pieces: Iterable[tuple[pa.RecordBatch, Any, Any]], kind: int | None
 ) -> Iterator[pa.RecordBatch]:
-    """The batches of a segment, of pieces of rows (`segments.Piece`). schema: of a batch. kind: the number of the column that says by which
-    clock a row is due.
+    """Yields the batches of a segment from pieces of rows (`segments.Piece`). `schema`: of a batch. `kind`: the index
+    of the column that says by which clock a row is due, or None.
     """
     for rows, hashes, due in pieces:
         head = [hashes, np.full(len(hashes), _NEVER) if due is None else due, np.zeros(len(hashes), np.int32)]
         laid = pa.RecordBatch.from_arrays([*map(pa.array, head), *rows.columns], schema=schema)
         if (hashes[1:] < hashes[:-1]).any():
-            order = np.argsort(hashes, kind="stable")  # rows of a hash stay in their order
+            order = np.argsort(hashes, kind="stable")  # rows with equal hashes stay in their order
             laid, hashes = laid.take(pa.array(order)), hashes[order]
         start, most = 0, _piece_rows(laid.nbytes, laid.num_rows)
         while start < len(hashes):
@@ -171,7 +173,7 @@ def laid_out(
 
 
 def merged(parts: Sequence[SegmentPart], kind: int | None) -> Iterator[pa.RecordBatch]:
-    """The batches of a segment that has the living rows of these parts."""
+    """Yields the batches of a segment with the living rows of these parts."""
     parts = [part for part in parts if part.alive]
     for some in _ranges(parts):
         rows = _whole([part.data.slice(start, end - start) for part, start, end in some])
@@ -182,8 +184,8 @@ def merged(parts: Sequence[SegmentPart], kind: int | None) -> Iterator[pa.Record
 
 
 def chosen(parts: Sequence[SegmentPart], mine: Mine, kind: int | None) -> Iterator[pa.RecordBatch]:
-    """The batches of a segment that has the living rows of these parts that are `mine`. Of a part without any, only the columns that say
-    whose a row is are read.
+    """Yields the batches of a segment with those living rows of these parts that are `mine`. If a part has none, only
+    the columns that `mine` needs are read.
     """
     some: list[pa.RecordBatch] = []
     rows = size = 0
@@ -203,13 +205,15 @@ def chosen(parts: Sequence[SegmentPart], mine: Mine, kind: int | None) -> Iterat
 
 
 def _ranges(parts: Sequence[SegmentPart]) -> Iterator[list[tuple[SegmentPart, int, int]]]:
-    """Ranges of hashes, ascending, each with as many rows as a piece may have: of each part that has some, where these begin and end."""
+    """Yields ranges of hashes, ascending, each with as many rows as a piece may have: for each part with rows in it,
+    their first index and end.
+    """
     if not parts:
         return
     most = _piece_rows(sum(part.data.nbytes for part in parts), sum(part.rows for part in parts))
     sample = np.sort(np.concatenate([part.hashes[::_SAMPLE] for part in parts]))
     step = max(most // _SAMPLE, 1)
-    edges = np.unique(sample[step::step])  # where the second range begins, the third, ...
+    edges = np.unique(sample[step::step])  # the starts of the second and all further ranges
     bounds = [[0, *np.searchsorted(part.hashes, edges).tolist(), part.rows] for part in parts]
     for number in range(len(edges) + 1):
         some = [(part, each[number], each[number + 1]) for part, each in zip(parts, bounds, strict=True)]

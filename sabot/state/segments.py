@@ -1,12 +1,12 @@
-"""Rows of keys that are not in memory, in files that are mapped: what operators keep of the keys that have not come for longest.
+"""Rows of keys that are not in memory, in mapped files: operators move the rows there whose keys have been idle for longest.
 
     000000000007.arrow    a segment: rows that left the memory together, by the hash of their key; it never changes
-    gone.arrow            in a checkpoint only: which rows of which segments had been taken back
+    gone.arrow            in a checkpoint only: the rows of each segment that had been taken back
 
-The batches of a segment are its parts, each a range of hashes (`segment_parts` has their columns); a segment is written part by part, so
-that no more than some megabytes of it are in memory at a time. All rows of a key leave together, so they stand in one part. Rows that are
-taken back stay in the file and count as gone; a segment is written anew, with others of its size, so that there are few. In memory are a
-bit or two bytes for each row.
+The batches of a segment are its parts, each a range of hashes (`segment_parts` has their columns). A segment is written
+part by part, so no more than some megabytes of it are in memory at a time. All rows of a key leave together, so they are
+in one part. Rows that are taken back stay in the file and are marked as gone. A segment is rewritten together with
+others of its size, so that there are few. Each row takes a bit or two bytes in memory.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,19 +32,21 @@ __all__ = ["Mine", "Piece", "Segments", "SegmentsCut", "read_segments"]
 
 _GONE = "gone.arrow"
 _GONE_SCHEMA = pa.schema([("segment", pa.string()), ("rows", pa.int64()), ("gone", pa.binary())])
-_MOST_ROWS = 1 << 19  # of a segment that is made of others
+_MOST_ROWS = 1 << 19  # rows of a segment that is made of others
 _MOST_BYTES = 256_000_000
 _TOGETHER = 4  # so many segments of a size become one
-_SPARSE = 4  # a segment is written anew when one row in so many is left
+_SPARSE = 4  # a segment is rewritten when one row in so many is left
 
 Piece: TypeAlias = tuple[pa.RecordBatch, Any, Any]
-"""Rows, the hashes of their keys (numpy), and the time from which on `due` gives each (numpy int64; None: never)."""
+"""Rows, the hashes of their keys (numpy), and the time from which on `due` returns each (numpy int64; None: never)."""
 
 
 class Segments:
-    """Has one owner, the subtask's thread. rows: the columns of a row. directory: becomes its own, and is emptied.
+    """The rows of keys that are not in memory. Has one owner, the subtask's thread. `rows`: the columns of a row.
+    `directory`: a directory of its own, which is emptied.
 
-    kind: the name of the column (int8) that says by which clock a row becomes due, 0 or 1; None: there is one clock.
+    `kind`: the name of the column (int8) that says by which of two clocks (0 or 1) a row becomes due, or None for one
+    clock.
     """
 
     def __init__(self, rows: pa.Schema, directory: Path, *, kind: str | None = None) -> None:
@@ -67,14 +69,14 @@ class Segments:
         return sum(segment.nbytes for segment in self._segments)
 
     def write(self, pieces: Iterable[Piece]) -> None:
-        """Keeps all rows of some keys, as one segment. No hash of a piece is less than one of the piece before."""
+        """Stores all rows of some keys as one segment. The hashes of a piece are not below those of the piece before."""
         sparse = [each for each in self._segments if each.alive * _SPARSE < each.rows]
         if sparse:
             self._merge(sparse)
         self._add(laid_out(self._laid_out, pieces, self._kind))
 
     def take(self, hashes: Any) -> list[pa.RecordBatch]:
-        """The rows of the keys with these hashes (numpy); they are kept no longer."""
+        """Returns the rows of the keys with these hashes (numpy), and removes them."""
         asked = pa.array(hashes)
         every = pa.array(np.arange(len(hashes), dtype=np.int32))
         found = [each for segment in self._segments for each in joined(segment.take(asked, every, self.schema))]
@@ -82,12 +84,12 @@ class Segments:
         return found
 
     def full_at(self, rows: int, now: int, kind: int = 0) -> int:
-        """The time by which about so many rows of a segment are due; `now` where that is later."""
+        """Returns the time at which about `rows` further rows of a segment are due, but at most `now`."""
         return min([now, *(segment.full_at(rows, kind) for segment in self._segments)])
 
     def due(self, now: int, kind: int = 0) -> Iterator[pa.RecordBatch]:
-        """All rows of the keys of which one of this kind is due at this time, in pieces, as `take`. Nothing may be written before the last
-        piece.
+        """Yields, in pieces, all rows of the keys that have a row of this kind due at `now`, and removes them.
+        Nothing may be written before the last piece.
         """
         for segment in self._segments:
             yield from joined(
@@ -96,12 +98,12 @@ class Segments:
         self._forget_empty()
 
     def due_at(self, time: int) -> Iterator[pa.RecordBatch]:
-        """The rows that are due at this very time, in pieces that end between keys. They stay."""
+        """Yields the rows that are due at exactly this time, in pieces that end between keys. They stay."""
         for segment in self._segments:
             yield from joined(part.rows_at(part.due_at(time), self.schema) for part in segment.parts)
 
     def count_by_due(self) -> dict[int, int]:
-        """How many rows are due at each time."""
+        """Returns the number of rows that are due at each time."""
         found: dict[int, int] = {}
         for part in self._parts():
             for time, rows in zip(*part.times(), strict=True):
@@ -109,34 +111,34 @@ class Segments:
         return found
 
     def drop_due(self, now: int) -> None:
-        """Forgets the rows that are due at this time, and no others."""
+        """Removes the rows that are due at `now` or earlier, and no other rows of their keys."""
         for part in self._parts():
             part.drop_due(now)
         self._forget_empty()
 
     @property
     def least_due(self) -> int | None:
-        """The least time at which a row is due; None: there is no row."""
+        """The least time at which a row is due, or None if there is no row."""
         return min((part.least_due for part in self._parts()), default=None)
 
     def take_all(self) -> Iterator[pa.RecordBatch]:
-        """All rows, in pieces, as `take`."""
+        """Yields all rows in pieces, and removes them."""
         while self._segments:
             parts = self._segments[-1].parts
             yield from joined(part.take(part.living(), self.schema) for part in parts)
             self._forget_empty()
 
     def read(self) -> Iterator[pa.RecordBatch]:
-        """All rows, in pieces. They stay."""
+        """Yields all rows in pieces. They stay."""
         for segment in self._segments:
             yield from segment.read(self.schema)
 
     def cut(self) -> "SegmentsCut":
-        """The rows as they are now, which another thread may save."""
+        """Takes a cut of the rows, which another thread may save."""
         return SegmentsCut([(segment.hold(), segment.shared()) for segment in self._segments])
 
     def link(self, source: Path, told: Sequence[Sequence[Any]]) -> None:
-        """Takes over a checkpoint as a whole, by links. told: its facts."""
+        """Takes over a whole checkpoint by links. `told`: its facts."""
         for (name, _), gone in zip(told, _read_gone(source, told), strict=True):
             file = self._directory / f"{next(self._numbers):012d}.arrow"
             with restoring("rows", source / name):
@@ -149,12 +151,12 @@ class Segments:
         self._forget_empty()
 
     def copy(self, source: Path, told: Sequence[Sequence[Any]], mine: Mine) -> None:
-        """Takes over the rows of a checkpoint that are `mine`. told: its facts. Raises CorruptCheckpoint."""
+        """Takes over the rows of a checkpoint that are `mine`. `told`: its facts. Raises CorruptCheckpoint."""
         for (name, _), gone in zip(told, _read_gone(source, told), strict=True):
             self._add(_chosen(source / name, gone, self.schema, mine, self._kind))
 
     def close(self) -> None:
-        """Lets go of all. Idempotent."""
+        """Releases all segments. Idempotent."""
         segments, self._segments = self._segments, []
         for segment in segments:
             segment.release()
@@ -181,7 +183,7 @@ class Segments:
                 self._merge(same)
 
     def _merge(self, segments: "list[_SegmentFile]") -> None:
-        """Makes one segment of these."""
+        """Merges these segments into one."""
         self._segments = [each for each in self._segments if each not in segments]
         self._add(merged([part for each in segments for part in each.parts], self._kind))
         for each in segments:
@@ -202,11 +204,11 @@ class SegmentsCut:
 
     @property
     def facts(self) -> list[list[Any]]:
-        """For the manifest: the name of each segment, and how many rows it has."""
+        """The name of each segment and its number of rows, for the manifest."""
         return [[segment.file.name, segment.rows] for segment, _ in self._held]
 
     def save(self, directory: Path) -> int:
-        """Writes into `directory`, which is empty; -> the bytes."""
+        """Writes into `directory`, which is empty. Returns the bytes."""
         size = sum(segment.save(directory) for segment, _ in self._held)
         rows = [
             {
@@ -221,7 +223,7 @@ class SegmentsCut:
         return size + (directory / _GONE).stat().st_size
 
     def discard(self) -> None:
-        """Lets go of the segments. Idempotent; any thread."""
+        """Releases the segments. Idempotent; may be called from any thread."""
         with self._lock:
             held, self._held = self._held, []
         for segment, _ in held:
@@ -229,7 +231,7 @@ class SegmentsCut:
 
 
 class _SegmentFile(Shared):
-    """A file of rows by hash, which goes with its last holder."""
+    """A file of rows by hash, which is removed with its last holder."""
 
     def __init__(self, file: Path, *, durable: bool = False) -> None:
         super().__init__(holders=1)
@@ -245,14 +247,14 @@ class _SegmentFile(Shared):
         self._durable = durable
 
     def begin_with(self, gone: Any) -> None:
-        """At a restore: these rows are gone."""
+        """Marks these rows as gone. Called at a restore."""
         start = 0
         for part in self.parts:
             part.begin_with(gone[start : start + part.rows])
             start += part.rows
 
     def part_by(self, kind: int | None) -> None:
-        """kind: the number of the column that says by which clock a row is due."""
+        """Divides the rows by kind. `kind`: the index of the column that says by which clock a row is due, or None."""
         if kind is not None:
             for part in self.parts:
                 part.part_by(kind)
@@ -263,7 +265,7 @@ class _SegmentFile(Shared):
 
     @property
     def level(self) -> int:
-        """Segments of one level have about as many rows."""
+        """The level of the segment: segments of one level have about as many rows."""
         return max(self.alive // 1024, 1).bit_length() // 2
 
     @property
@@ -271,8 +273,8 @@ class _SegmentFile(Shared):
         return self.rows + int(self._filter.nbytes)
 
     def take(self, hashes: pa.UInt64Array, every: pa.Int32Array, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """The living rows with these hashes; they are gone from now on. every: the numbers of all of `hashes`."""
-        # Most are of keys that are new: the filter knows that in less time than sorting takes.
+        """Yields the living rows with these hashes, and marks them as gone. `every`: the row numbers of all `hashes`."""
+        # Most keys are new. The filter finds that out faster than sorting would.
         asked = np.unique(hashes.to_numpy()[self._filter.candidates(hashes, every).to_numpy()])
         starts, ends = np.searchsorted(asked, self._first), np.searchsorted(asked, self._last, side="right")
         for place in np.flatnonzero(ends > starts).tolist():
@@ -280,15 +282,15 @@ class _SegmentFile(Shared):
             yield part.take(part.of(asked[starts[place] : ends[place]]), schema)
 
     def read(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """The living rows, in pieces that end between keys."""
+        """Yields the living rows, in pieces that end between keys."""
         return joined(part.rows_at(part.living(), schema) for part in self.parts)
 
     def full_at(self, rows: int, kind: int) -> int:
-        """The time by which at most so many more rows are due."""
+        """Returns the time at which more than `rows` further rows of a part are due."""
         return min(part.full_at(max(rows // len(self.parts), 1), kind) for part in self.parts)
 
     def shared(self) -> list[Any]:
-        """Which rows are gone, as it is now, by part."""
+        """Returns the marks of gone rows by part, for a cut."""
         return [part.shared() for part in self.parts]
 
     def save(self, directory: Path) -> int:
@@ -303,7 +305,7 @@ class _SegmentFile(Shared):
 
 
 def read_segments(directory: Path, rows: pa.Schema, told: Sequence[Sequence[Any]]) -> Iterator[pa.RecordBatch]:
-    """The rows that `SegmentsCut` saved, in pieces. told: its facts. Raises CorruptCheckpoint."""
+    """Yields the rows that `SegmentsCut` saved, in pieces. `told`: its facts. Raises CorruptCheckpoint."""
     for (name, _), gone in zip(told, _read_gone(directory, told), strict=True):
         with restoring("rows", directory):
             segment = _SegmentFile(directory / name)
@@ -321,7 +323,7 @@ def _read_gone(directory: Path, told: Sequence[Sequence[Any]]) -> list[Any]:
 
 
 def _chosen(file: Path, gone: Any, rows: pa.Schema, mine: Mine, kind: int | None) -> Iterator[pa.RecordBatch]:
-    """The batches of a segment that has the living rows of this one that are `mine`."""
+    """Yields the batches of a segment with those living rows of this one that are `mine`."""
     with restoring("rows", file):
         segment = _SegmentFile(file)
         segment.begin_with(gone)
@@ -342,7 +344,7 @@ def _check_columns(segment: _SegmentFile, rows: pa.Schema, file: Path) -> None:
 
 
 def _write(file: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
-    """-> how many rows it has written."""
+    """Writes a segment. Returns the number of rows."""
     rows = 0
     with suppress(FileNotFoundError):  # a failed write may have left the file
         file.unlink()

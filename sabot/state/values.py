@@ -5,13 +5,13 @@
     ReducingState             one value per key, made by reduce(old, new)
     AggregatingState          one accumulator per key, and a result computed from it
 
-Keys are what `state_key` takes: None, bool, int, float, str, bytes and tuples of these. Values are what msgpack can say: these,
-lists and dicts; a tuple comes back as a list. Anything else is a UserError that names the type and the namespace.
-Putting None deletes the key. The methods are coroutines that never suspend; process functions, which have no event loop, use the plain
-calls of PlainValue, PlainList and PlainMap, which take encoded keys.
+A key is any value that `state_key` takes: None, bool, int, float, str, bytes and tuples of these. A value is any value
+that msgpack has: these, lists and dicts; a tuple is read back as a list. Anything else raises UserError, which names the
+type and the namespace. Putting None deletes the key. The methods are coroutines that never suspend. Process functions,
+which have no event loop, use the plain calls of PlainValue, PlainList and PlainMap, which take encoded keys.
 
-`scope` is the encoded key of a keyed agent's record: it separates the keys of one record key from those of another. A namespace holds
-one kind of state.
+`scope` is the encoded key of a keyed agent's record: it separates the keys of one record key from those of another. A
+namespace has one kind of state.
 """
 
 import struct
@@ -31,13 +31,15 @@ from sabot.state.base import StateBackend
 
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 _LIST, _MAP = 1, 2
-_PLACES = 4096  # how many entries of a list or a map are read in one call
+_PLACES = 4096  # entries of a list or a map that are read in one call
 _KINDS = {_LIST: "a list", _MAP: "a map"}
-# The deepest value that comes in as JSON, and some levels that an agent puts around it. All readers of state accept that depth.
+# The greatest nesting of a value that comes in as JSON, and some levels that an agent adds. All readers of state
+# accept that depth.
 _NESTING_MAX = NESTING_MAX + 64
 _ALL: Any = object()
 
-# The value under the key of a list or a map, its head: a msgpack extension (fixext 16) of its kind, first place, and place after the last.
+# The head of a list or a map, which is the value under its key: a msgpack extension (fixext 16) of its kind, first
+# place, and place after the last.
 _HEAD = struct.Struct(">BBQQ")
 _FIXEXT_16 = 0xD8
 
@@ -45,7 +47,7 @@ A = TypeVar("A")
 
 
 class _WrongKind(Exception):
-    """The head of a list or a map was found where a value was expected."""
+    """Raised if the head of a list or a map is found instead of a value."""
 
 
 def _refuse_head(code: int, data: memoryview) -> NoReturn:
@@ -57,9 +59,10 @@ _decode = msgspec.msgpack.Decoder(ext_hook=_refuse_head).decode
 
 
 def _unfit(value: object, room: int = _NESTING_MAX) -> str:
-    """Why msgpack would not return this value as it is; "" if it would. (msgspec itself accepts far more types.)
+    """Returns the reason why msgpack would not return this value unchanged, or "". (msgspec itself accepts far more
+    types.)
 
-    room: how deep the value may be nested.
+    `room`: the greatest allowed nesting.
     """
     kind = type(value)
     if kind in _PLAIN:
@@ -85,18 +88,18 @@ def _name(kind: type) -> str:
 
 
 def _hint(named: str) -> str:
-    """What to do about a type of numpy's, if one is named."""
+    """Returns a hint for a type of numpy, if one is named, else ""."""
     return "value.item() of numpy's is a plain Python value, array.tolist() a list" if "numpy." in named else ""
 
 
 @lru_cache(maxsize=1024)
 def _known(namespace: str) -> str:
-    """The namespace, if it can be a name in every database that keeps state. Raises UserError."""
+    """Returns the namespace if it can be a name in every database that keeps state. Raises UserError."""
     return checked_text(namespace, "state: namespace")
 
 
 class _State:
-    """The base of all kinds of state: the backend's storage calls for one namespace and one scope."""
+    """The base of all kinds of state: the backend's calls for one namespace and one scope."""
 
     __slots__ = ("_backend", "_namespace", "_read", "_scope", "_write")
 
@@ -132,7 +135,9 @@ class _State:
             raise UserError(f"state {self._namespace!r} holds {error} under this key, not a value") from None
 
     def _head(self, kind: int, base: bytes) -> tuple[int, int]:
-        """(first place, place after the last); (0, 0) when there is nothing under the key."""
+        """Returns (first place, place after the last), or (0, 0) if there is nothing under the key. Raises UserError
+        for another kind of state.
+        """
         data = self._read(self._namespace, base)
         if data is None:
             return 0, 0
@@ -143,7 +148,9 @@ class _State:
         raise UserError(f"state {self._namespace!r} does not hold {_KINDS[kind]} under this key")
 
     def _read_places(self, base: bytes, first: int, end: int) -> list[bytes | None]:
-        """The entries at these places; None where one has expired. It reads in pieces, because a head may claim more places than exist."""
+        """Returns the entries at these places, with None for expired ones. Reads in pieces, because a head may claim
+        more places than exist.
+        """
         found: list[bytes | None] = []
         for start in range(first, end, _PLACES):
             keys = [state_key(n, scope=base) for n in range(start, min(start + _PLACES, end))]
@@ -166,7 +173,7 @@ class ValueState(_State):
     __slots__ = ()
 
     async def get(self, key: object) -> Any:
-        """The value; None when absent."""
+        """Returns the value, or None if absent."""
         data = self._read(self._namespace, self._key(key))
         return None if data is None else self._decoded(data)
 
@@ -179,11 +186,13 @@ class ValueState(_State):
         self._write(self._namespace, self._key(key), None)
 
     def get_many(self, keys: "pa.Array[Any]") -> "pa.Array[Any]":
-        """An array whose row i is the value of keys[i], null when absent. Not a coroutine."""
+        """Returns an array whose row i is the value of keys[i], or null if absent. Not a coroutine."""
         return decode_values(self._backend.read_many(self._namespace, self._keys(keys)))
 
     def put_many(self, keys: "pa.Array[Any]", values: "pa.Array[Any]") -> None:
-        """Does put(keys[i], values[i]) for each row i; null deletes; of equal keys the last row wins. Not a coroutine."""
+        """Sets the value of keys[i] to values[i] for each row i. Null deletes; of equal keys the last row counts. Not
+        a coroutine.
+        """
         if len(keys) != len(values):
             raise UserError(f"state {self._namespace!r}: {len(keys)} keys, {len(values)} values")
         try:
@@ -206,25 +215,27 @@ class PlainValue(_State):
     __slots__ = ()
 
     def value_at(self, key: bytes) -> Any:
-        """None when absent."""
+        """Returns the value, or None if absent."""
         data = self._read(self._namespace, key)
         return None if data is None else self._decoded(data)
 
     def put_at(self, key: bytes, value: Any) -> None:
-        """None deletes."""
+        """Sets the value. None removes it."""
         self._write(self._namespace, key, None if value is None else self._encoded(value))
 
     def decoded(self, data: bytes) -> Any:
-        """The value that state keeps as these bytes."""
+        """Returns the value that state keeps as these bytes."""
         return self._decoded(data)
 
     def encoded(self, value: Any) -> bytes:
-        """A value encoded as state keeps it. Raises UserError for a value that state cannot keep."""
+        """Returns a value as the bytes that state keeps. Raises UserError for a value that state cannot keep."""
         return self._encoded(value)
 
 
 class PlainList(_State):
-    """A list under each encoded key, by plain calls. Each entry has a stored key of its own; a head holds the range of places."""
+    """A list under each encoded key, by plain calls. Each entry has a stored key of its own; a head has the range of
+    places.
+    """
 
     __slots__ = ()
 
@@ -236,12 +247,14 @@ class PlainList(_State):
         self._write(self._namespace, base, _head_bytes(_LIST, first, end + 1))
 
     def entries_at(self, base: bytes) -> list[Any]:
-        """All entries in the order in which they were added; [] when absent. With a ttl, those that are not expired."""
+        """Returns all entries in the order in which they were added; [] if absent. With a ttl, expired entries are
+        left out.
+        """
         first, end = self._head(_LIST, base)
         if first == end:
             return []
         found = self._read_places(base, first, end)
-        if found[0] is None:  # expired: move the head on, so that the next call does not read those places again
+        if found[0] is None:  # expired: the head is moved on, so that the next call does not read those places again
             gone = next((place for place, data in enumerate(found) if data is not None), len(found))
             self._write(self._namespace, base, _head_bytes(_LIST, first + gone, end))
         return [self._decoded(data) for data in found if data is not None]
@@ -265,7 +278,9 @@ class ListState(PlainList):
         self.add_at(self._key(key), value)
 
     async def get(self, key: object) -> list[Any]:
-        """All entries in the order in which they were added; [] when absent. With a ttl, those that are not expired."""
+        """Returns all entries in the order in which they were added; [] if absent. With a ttl, expired entries are
+        left out.
+        """
         return self.entries_at(self._key(key))
 
     async def delete(self, key: object) -> None:
@@ -274,16 +289,17 @@ class ListState(PlainList):
 
 
 class PlainMap(_State):
-    """A dict under each encoded key, by plain calls. A field can be whatever a key can be.
+    """A dict under each encoded key, by plain calls. A field can be any value that a key can be.
 
-    Each field has an entry (its place, its value) under a stored key of its own. Each place stores which field it holds, so that
-    `items_at` finds the fields without a scan. Removing a field moves the field at the last place into the free one.
+    Each field has an entry (its place, its value) under a stored key of its own. Each place stores the name of its
+    field, so that `items_at` finds the fields without a scan. Removing a field moves the field at the last place into
+    the free one.
     """
 
     __slots__ = ()
 
     def put_at(self, base: bytes, field: object, value: object) -> None:
-        """None removes the field."""
+        """Sets the value of the field. None removes the field."""
         if value is None:
             self.remove_at(base, field)
             return
@@ -305,12 +321,12 @@ class PlainMap(_State):
         )
 
     def value_at(self, base: bytes, field: object) -> Any:
-        """None when absent."""
+        """Returns the value of the field, or None if absent."""
         entry = self._read(self._namespace, self._field(base, field))
         return None if entry is None else self._decoded(entry)[1]
 
     def items_at(self, base: bytes) -> dict[Any, Any]:
-        """All fields and values; {} when absent. A tuple as a field comes back as a tuple."""
+        """Returns all fields and values; {} if absent. A tuple as a field is read back as a tuple."""
         first, end = self._head(_MAP, base)
         if first == end:
             return {}
@@ -358,7 +374,7 @@ class PlainMap(_State):
 
     def _field(self, base: bytes, field: object) -> bytes:
         try:
-            return state_key((field,), scope=base)  # in a tuple, so that no field is taken for a place
+            return state_key((field,), scope=base)  # in a tuple, so that no field looks like a place
         except (TypeError, ValueError) as error:
             raise UserError(f"state {self._namespace!r}: field: {error}") from error
 
@@ -369,15 +385,15 @@ class MapState(PlainMap):
     __slots__ = ()
 
     async def put(self, key: object, field: object, value: object) -> None:
-        """None removes the field."""
+        """Sets the value of the field. None removes the field."""
         self.put_at(self._key(key), field, value)
 
     async def get(self, key: object, field: object) -> Any:
-        """The value; None when absent."""
+        """Returns the value of the field, or None if absent."""
         return self.value_at(self._key(key), field)
 
     async def items(self, key: object) -> dict[Any, Any]:
-        """All fields and values; {} when absent. A tuple as a field comes back as a tuple."""
+        """Returns all fields and values; {} if absent. A tuple as a field is read back as a tuple."""
         return self.items_at(self._key(key))
 
     async def delete(self, key: object, field: object = _ALL) -> None:
@@ -393,12 +409,12 @@ def _entry(place: int, data: bytes) -> bytes:
 
 
 def hashable(field: Any) -> Any:
-    """A key in a form that a dict accepts: lists in it become tuples."""
+    """Returns a key in a form that a dict accepts: lists in it become tuples."""
     return tuple(map(hashable, field)) if isinstance(field, list) else field
 
 
 class ReducingState:
-    """One value per key: `add(key, v)` keeps `reduce(old, v)`; the first `v` is kept as it is."""
+    """One value per key: `add(key, v)` keeps `reduce(old, v)`; the first `v` is kept unchanged."""
 
     __slots__ = ("_reduce", "_state")
 
@@ -409,12 +425,12 @@ class ReducingState:
         self._reduce = reduce
 
     async def add(self, key: object, value: object) -> None:
-        """Makes the value of the key reduce(value, new), or the new one where there is none."""
+        """Replaces the value of the key by reduce(value, new), or by the new one if there is none."""
         old = await self._state.get(key)
         await self._state.put(key, value if old is None else self._reduce(old, value))
 
     async def get(self, key: object) -> Any:
-        """The reduced value; None when absent."""
+        """Returns the reduced value, or None if absent."""
         return await self._state.get(key)
 
     async def delete(self, key: object) -> None:
@@ -423,7 +439,8 @@ class ReducingState:
 
 
 class AggregatingState(Generic[A]):
-    """One accumulator per key: `create()` makes it, `add(accumulator, v)` returns the next one, and a read returns `result(accumulator)`.
+    """One accumulator per key: `create()` makes it, `add(accumulator, v)` returns the next one, and a read returns
+    `result(accumulator)`.
 
     The accumulator must be a value that state can keep; `add` may change the given one and return it.
     """
@@ -450,7 +467,7 @@ class AggregatingState(Generic[A]):
         await self._state.put(key, self._add(self._create() if old is None else old, value))
 
     async def get(self, key: object) -> Any:
-        """The result; None when nothing was added."""
+        """Returns the result, or None if nothing was added."""
         accumulator = await self._state.get(key)
         return None if accumulator is None else self._result(accumulator)
 

@@ -1,1 +1,1 @@
-"""Where values are kept: in memory, in RocksDB."""
+"""The backends of state: in memory and in RocksDB."""

@@ -1,9 +1,10 @@
-"""One RocksDB directory: the only importer of rocksdict, and the only module that knows column families.
+"""A RocksDB database in one directory. Only this module imports rocksdict, and only this module knows column
+families.
 
-Everything is written as sorted files that are ingested, never through the memtable. Compared with WriteBatches on rocksdict
-0.3.29: a full disk fails the one file that is being written, and the database goes on, where a failed memtable flush stops
-it until it is reopened, without what the memtable held; there is no WAL to turn off and nothing to flush before a checkpoint;
-and no call holds the GIL for long.
+All writes are sorted files that the database ingests; the memtable is not used. Compared with WriteBatches of
+rocksdict 0.3.29 this has three advantages. A full disk fails only the file being written, and the database goes on; a
+failed memtable flush stops the database until it is reopened, and loses the memtable. There is no WAL to turn off,
+and nothing to flush before a checkpoint. And no call holds the GIL for long.
 
 Not thread safe: one thread writes. Others may read at the same time.
 """
@@ -42,26 +43,27 @@ _FORMAT = 1
 _FAMILY = "state:"
 # The column family with an empty value under each (expiry, namespace, key), in a database of sealed values.
 _EXPIRY = "expiry"
-_SORT_CHUNK = 50_000  # how many keys are converted to Arrow, or back, at a time, which holds the GIL
+_SORT_CHUNK = 50_000  # keys that are converted to or from Arrow at a time, which holds the GIL
 _EXPIRE_CHUNK = 1000
-# RocksDB appends to its MANIFEST what each write adds, some 130 bytes and four keys, and by default begins a new MANIFEST only at 1 GB;
-# but a checkpoint stores the whole MANIFEST. Beyond this size RocksDB begins a new one, which lists the existing files. Where that list
-# alone is longer than this (more than 1000 to 2000 files, 64 to 128 GB), each write begins a new MANIFEST, and takes 66 ms instead of
-# 8 ms (2,500 files); so the bound is not smaller.
+# RocksDB appends each write to its MANIFEST, some 130 bytes and four keys, and by default begins a new MANIFEST only
+# at 1 GB. But a checkpoint stores the whole MANIFEST. Above this size RocksDB begins a new one, which lists the
+# existing files. If that list alone is longer (more than 1000 to 2000 files, 64 to 128 GB), each write begins a new
+# MANIFEST, and takes 66 ms instead of 8 ms (2,500 files); so the limit is not smaller.
 _MANIFEST_BYTES = 256 << 10
 
 _file_numbers = count(1)
 
 Piece = tuple[Sequence[bytes], Sequence[bytes | None]]
-"""Keys and their values; None deletes."""
+"""Keys and their values; the value None deletes its key."""
 
 
 def database_options(cache_bytes: int, extra: Mapping[str, Any], *, lookups: bool = False) -> Options:
-    """The settings of every database; `extra` gives arguments of `Options` setters by name. Raises UserError for a setter that does not
-    exist.
+    """Returns the settings of a database. `extra`: arguments for `Options` setters by name. Raises UserError for an
+    unknown setter.
 
-    lookups: tune for many random reads. RocksDB's index then stays in memory, beside the cache (about 2 bytes a key), and blocks are not
-    compressed: a read took 1.9 us instead of 6.3 us with a million keys and a cache of 32 MB.
+    `lookups`: True for many random reads. RocksDB's index then stays in memory outside of the cache (about 2 bytes
+    per key), and blocks are not compressed: a read took 1.9 us instead of 6.3 us with a million keys and a cache of
+    32 MB.
     """
     options = Options(raw_mode=True)
     options.create_if_missing(True)
@@ -71,7 +73,7 @@ def database_options(cache_bytes: int, extra: Mapping[str, Any], *, lookups: boo
     options.set_keep_log_file_num(2)
     options.set_max_file_opening_threads(
         1
-    )  # of the 16 that it makes by itself one that cannot be made ends the process (SIGABRT)
+    )  # RocksDB would make 16 files; if one cannot be made, it ends the process (SIGABRT)
     options.set_max_manifest_file_size(_MANIFEST_BYTES)
     table = BlockBasedOptions()
     table.set_bloom_filter(10, False)
@@ -92,7 +94,9 @@ def database_options(cache_bytes: int, extra: Mapping[str, Any], *, lookups: boo
 
 
 class StateDatabase:
-    """Stored values under (namespace, key). sealed: each value begins with 8 bytes of expiry, by which it can be removed."""
+    """Stored values under (namespace, key). `sealed`: True if each value begins with 8 bytes of expiry; expired
+    values can then be removed.
+    """
 
     def __init__(self, directory: Path, options: Options, *, sealed: bool) -> None:
         self.directory = directory
@@ -125,18 +129,18 @@ class StateDatabase:
         return values
 
     def items(self, namespace: str, start: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and values in key order, from `start` on, as they are at the call."""
+        """Yields keys and values in key order, from `start` on, as they are at the call."""
         family = self._families.get(_FAMILY + namespace)
         return iter(()) if family is None else family.items(from_key=start)
 
     def namespaces(self) -> list[str]:
-        """The namespaces that were ever written, even those that are empty by now."""
+        """Returns the namespaces that were ever written, even if they are empty by now."""
         return [name.removeprefix(_FAMILY) for name in list(self._families) if name.startswith(_FAMILY)]
 
     def statistics(self) -> dict[str, int]:
-        """RocksDB's own estimates; 0 once the database is closed."""
+        """Returns RocksDB's own estimates; 0 once the database is closed."""
         figures = {"keys": 0, "bytes": 0}
-        with suppress(DbClosedError):  # asked from another thread while the run ends
+        with suppress(DbClosedError):  # another thread may ask while the run ends
             for name, family in list(self._families.items()):
                 if name.startswith(_FAMILY):
                     figures["keys"] += family.property_int_value("rocksdb.estimate-num-keys") or 0
@@ -144,7 +148,9 @@ class StateDatabase:
         return figures
 
     def write(self, namespace: str, entries: Mapping[bytes, bytes | None]) -> None:
-        """Keeps the entries; a None deletes. When it raises, some may be kept; writing them again is fine."""
+        """Stores the entries; the value None deletes its key. If it raises, some entries may be stored; they may be
+        written again.
+        """
         if not entries:
             return
         self._ingest(_FAMILY + namespace, _sorted_pieces(entries))
@@ -155,22 +161,22 @@ class StateDatabase:
             self._ingest(_EXPIRY, _sorted_pieces(dict.fromkeys(marks, b"")))
 
     def write_sorted(self, namespace: str, pieces: Iterable[Piece]) -> None:
-        """Like `write`, for keys and values that come in key order, each key once. Not for sealed values."""
+        """Stores keys and values like `write`. Keys come in order, each once. Not for sealed values."""
         self._ingest(_FAMILY + namespace, pieces)
 
     def delete_range(self, namespace: str, begin: bytes, end: bytes) -> None:
-        """Removes the keys from `begin` to before `end`, at a cost that does not depend on how many they are."""
+        """Removes the keys from `begin` to before `end`, at a cost that does not depend on their number."""
         family = self._families.get(_FAMILY + namespace)
         if family is not None:
             family.delete_range(begin, end)
 
     def remove_expired(self, now_mark: bytes) -> None:
-        """Removes the values whose expiry is not after `now_mark`, at a cost that depends only on how many are removed."""
+        """Removes the values whose expiry is at most `now_mark`, at a cost that depends only on their number."""
         index = self._families.get(_EXPIRY)
         if index is None:
             return
         marks: list[bytes] = []
-        # Earlier removals have left tombstones, which are slow to scan: begin behind them.
+        # Earlier removals have left tombstones, which are slow to scan: begin after them.
         for mark in index.keys(from_key=self._expired_until or None):
             if mark[:8] > now_mark:
                 break
@@ -184,7 +190,7 @@ class StateDatabase:
             for start in range(0, len(candidates), _EXPIRE_CHUNK):
                 chunk = candidates[start : start + _EXPIRE_CHUNK]
                 values = self.get_many(namespace, chunk)
-                # A key that was written again since has a later expiry, and a later entry in the index.
+                # A key that was written again has a later expiry, and a later entry in the index.
                 expired.update(
                     key for key, value in zip(chunk, values, strict=True) if value is not None and value[:8] <= now_mark
                 )
@@ -193,7 +199,7 @@ class StateDatabase:
         self._expired_until = now_mark
 
     def checkpoint(self, directory: Path) -> None:
-        """Makes hard links to all that was written in a new directory, which can be opened as a database of its own."""
+        """Makes a new directory with hard links to all files; it can be opened as a database of its own."""
         self._check_open()
         Checkpoint(self._db).create_checkpoint(str(directory))
         files = {file.name: file.stat().st_size for file in directory.iterdir()}
@@ -201,8 +207,8 @@ class StateDatabase:
             json.dump({"format": _FORMAT, "sealed": self._sealed, "files": files}, mark)
 
     def close(self) -> None:
-        """Closes every handle: RocksDB releases the directory when the last one is closed. Idempotent. An error of one, as of
-        a full disk, leaves none open.
+        """Closes all handles, because RocksDB releases the directory when the last one is closed. If closing one
+        raises, the others are closed too. Idempotent.
         """
         if self._closed:
             return
@@ -247,7 +253,9 @@ class StateDatabase:
 
 
 def read_mark(directory: Path) -> bool:
-    """Whether the checkpoint in `directory` holds sealed values. Raises CorruptCheckpoint if a file is missing or cut short."""
+    """Returns True if the checkpoint in `directory` has sealed values. Raises CorruptCheckpoint if a file is missing
+    or too short.
+    """
     mark_file = directory / MARK_FILE
     try:
         mark = json.loads(mark_file.read_text())
@@ -269,7 +277,9 @@ def read_mark(directory: Path) -> bool:
 
 
 def read_database(directory: Path) -> Iterator[tuple[str, bytes, bytes]]:
-    """The entries (namespace, key, stored value) of a checkpoint, read without writing into it. Raises CorruptCheckpoint."""
+    """Yields the entries (namespace, key, stored value) of a checkpoint, without writing into it. Raises
+    CorruptCheckpoint.
+    """
     options = database_options(8 << 20, {})
     with TemporaryFolder("sabot-database-") as folder:
         view = folder / "db"
@@ -278,7 +288,7 @@ def read_database(directory: Path) -> Iterator[tuple[str, bytes, bytes]]:
             seen_from(directory, view)
             names = Rdict.list_cf(str(view), options)
             db: Any = Rdict(str(view), options, dict.fromkeys(names, options), AccessType.read_only(False))
-        except Exception as error:  # rocksdict has no class of its own for what RocksDB reports
+        except Exception as error:  # rocksdict has no exception class of its own for RocksDB's errors
             raise checkpoint_error(f"{directory}: cannot be read as state", error) from error
         with db:
             for name in names:
@@ -290,7 +300,9 @@ def read_database(directory: Path) -> Iterator[tuple[str, bytes, bytes]]:
 
 
 def _sorted_pieces(entries: Mapping[bytes, bytes | None]) -> Iterator[Piece]:
-    """The entries in key order. Arrow sorts them, because it releases the GIL: Python's sort of 200,000 keys holds it for 50 ms."""
+    """Yields the entries in key order. Arrow sorts them, because it releases the GIL: Python's sort of 200,000 keys
+    holds the GIL for 50 ms.
+    """
     keys = list(entries)
     if not keys:
         return

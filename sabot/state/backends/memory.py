@@ -1,7 +1,7 @@
 """State in memory: a dict of dicts.
 
-A cut copies nothing. It keeps the dicts as they are, and later writes go to a dict above them (`_Layers`); when the cut is over, those
-writes are moved down, some with each further write, until there is one dict again.
+A cut copies nothing. It keeps the dicts unchanged, and later writes go to a dict above them (`_Layers`). When the cut
+is discarded, each further write moves some of these entries down, until there is one dict again.
 """
 
 import os
@@ -37,23 +37,27 @@ _COLUMNS: "list[pa.Field[Any]]" = [
     pa.field("value", pa.binary()),
 ]
 _SCHEMA = pa.schema(_COLUMNS)
-_CHUNK_ROWS = 4096  # converting a chunk holds the GIL, for about a millisecond with this many rows
-_CHUNK_BYTES = 64 << 20  # far below the 2 GiB that one binary array can hold
+_CHUNK_ROWS = 4096  # converting a chunk of so many rows holds the GIL for about a millisecond
+_CHUNK_BYTES = 64 << 20  # far below the 2 GiB of one binary array
 _SAMPLE = 1000
 _MOVED = 8  # entries that are moved down for each write
-_MOVED_AFTER = 128  # writes, or as many as there are entries, since it takes longer to look whether they may be moved
+# writes between two moves (or as many as there are entries), because checking whether entries may be moved takes
+# longer
+_MOVED_AFTER = 128
 _MOVED_AT_CUT = 2_048
-_MOST_LAYERS = 8  # so many cuts may be open before one copies the table
+_MOST_LAYERS = 8  # with so many open cuts, the next one copies the table
 _UNKNOWN = b"\x00unknown"  # compared by identity
 
 _Layer = dict[bytes, bytes | None]
 
 
 class _Layers:
-    """A table of which cuts hold what it was: dicts, the newest first, of which only that one is written. None: the key is deleted.
+    """A table with open cuts, as a list of dicts, the newest first. Only the newest is written. The value None means
+    that the key is deleted.
 
-    It has the methods of a dict that the backend calls. tables[name] is this table; it becomes a dict again when no cut holds it, and all
-    is moved into the oldest layer. Has one owner; `copy` and `some` may be called from any thread.
+    It has the methods of a dict that the backend calls. tables[name] is this table; it becomes a dict again when no
+    cut holds it and all entries are in the oldest layer. Has one owner; `copy` and `some` may be called from any
+    thread.
     """
 
     def __init__(self, tables: "Tables", name: str, table: dict[bytes, bytes]) -> None:
@@ -61,14 +65,12 @@ class _Layers:
         oldest: Any = table
         self._layers: tuple[_Layer, ...] = ({}, oldest)
         self._count = len(table)
-        self._written = 0  # since entries were moved last
+        self._written = 0  # writes since entries were moved last
         self._holders: list[ref[MemoryCut]] = []
-        self._moving: Iterator[tuple[bytes, bytes | None]] | None = (
-            None  # what is left of the layer above the oldest one
-        )
+        self._moving: Iterator[tuple[bytes, bytes | None]] | None = None  # the rest of the layer above the oldest one
 
     def frozen(self) -> tuple[_Layer, ...]:
-        """The layers that have what there is now, and do not change while a cut holds them."""
+        """Returns the layers with the current entries. They do not change while a cut holds them."""
         self._move(_MOVED_AT_CUT)
         if self._layers[0]:
             self._layers = ({}, *self._layers)
@@ -96,7 +98,7 @@ class _Layers:
     def _put(self, key: bytes, value: bytes | None) -> None:
         layers = self._layers
         newest = layers[0]
-        before = newest.pop(key, _UNKNOWN)  # the order of a layer is that in which its keys were written
+        before = newest.pop(key, _UNKNOWN)  # the order of a layer is the order in which its keys were written
         if before is _UNKNOWN:
             before = None
             for layer in layers:
@@ -112,12 +114,12 @@ class _Layers:
             self._written = 0
 
     def put_all(self, keys: Sequence[bytes], values: Sequence[bytes | None]) -> None:
-        """None deletes a key."""
+        """Stores each value under its key; None deletes the key."""
         for key, value in zip(keys, values, strict=True):
             self._put(key, value)
 
     def _move(self, most: int) -> None:
-        """Moves so many entries of the layer above the oldest one into that, if no cut holds it."""
+        """Moves up to `most` entries from the layer above the oldest one into the oldest, if no cut holds it."""
         self._holders = [each for each in self._holders if (cut := each()) is not None and not cut.is_over]
         while most > 0 and len(self._layers) > 1 and not self._holders:
             if self._moving is None:
@@ -140,7 +142,7 @@ class _Layers:
             most -= max(moved, 1)
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """In the order in which they were written."""
+        """Yields keys and values in the order in which they were written."""
         return _living(self._layers)
 
     def values(self) -> Iterator[bytes]:
@@ -148,11 +150,13 @@ class _Layers:
 
     def copy(self) -> dict[bytes, bytes]:
         layers = self._layers
-        copies = [layer.copy() for layer in layers]  # the newest first, since entries move to the oldest one meanwhile
+        copies = [
+            layer.copy() for layer in layers
+        ]  # the newest first, because entries move to the oldest one meanwhile
         return dict(_living(copies))
 
     def some(self, most: int) -> list[tuple[bytes, bytes]]:
-        """So many entries, or all where there are fewer."""
+        """Returns `most` entries, or all if there are fewer."""
         parts = [dict(list(islice(layer.items(), most))) for layer in self._layers]
         return list(islice(_living(parts), most))
 
@@ -165,12 +169,16 @@ Tables = dict[str, Table]
 
 
 def _living(layers: Sequence[_Layer]) -> Iterator[tuple[bytes, bytes]]:
-    """What layers, the newest first, have together; the oldest first."""
+    """Yields the entries of layers (the newest first) together, in the order in which they were written, without
+    deleted keys.
+    """
     return chain.from_iterable(zip(keys, values, strict=True) for keys, values in _pieces(layers))
 
 
 def _pieces(layers: Sequence[_Layer]) -> Iterator[tuple[list[bytes], list[Any]]]:
-    """As `_living`, some thousand keys and values at a time, without Python for each of them where that can be."""
+    """Yields the entries of `_living` in pieces of some thousand keys and values, if possible without Python code for
+    each.
+    """
     for place in range(len(layers) - 1, -1, -1):
         newer = [layer for layer in layers[:place] if layer]
         all_keys, all_values = iter(layers[place]), iter(layers[place].values())
@@ -187,7 +195,7 @@ def _pieces(layers: Sequence[_Layer]) -> Iterator[tuple[list[bytes], list[Any]]]
 
 
 class MemoryCut(BackendCut):
-    """The tables at the cut, each as the layers that had it then."""
+    """The tables at the cut, each as the list of its layers then."""
 
     is_over = False
 
@@ -227,7 +235,7 @@ class MemoryCut(BackendCut):
 
 
 class SavedFile(BackendCut):
-    """The file into which a MemoryCut was saved; `entries` reads its rows. Raises CorruptCheckpoint."""
+    """The file into which a MemoryCut was saved. `entries` reads its rows and raises CorruptCheckpoint."""
 
     path: Path
 
@@ -267,9 +275,9 @@ class SavedFile(BackendCut):
 
 
 def _write(batches: Iterator[pa.RecordBatch], directory: Path, *, sealed: bool) -> int:
-    """Writes the entries to a file in the directory, and returns its size in bytes."""
+    """Writes the entries to a file in the directory. Returns its size in bytes."""
     metadata = {b"sabot.state": _FORMAT, b"sabot.sealed": b"1" if sealed else b"0"}
-    # A file of Python's, not of Arrow's, because every failed write must raise here, even one that happens at close.
+    # A file of Python, not of Arrow, because every failed write must raise here, even one that happens at close.
     with open(directory / STATE_FILE, "xb", opener=private) as out:
         with pa.ipc.new_file(out, _SCHEMA.with_metadata(metadata)) as writer:
             for batch in batches:
@@ -290,16 +298,16 @@ def _batches(namespace: str, keys: list[bytes], values: list[bytes]) -> Iterator
 
 
 class MemoryBackend(LocalBackend):
-    """All state in this process; it survives a crash only where its snapshots are saved.
+    """A backend that keeps all state in this process. It survives a crash only if its snapshots are saved.
 
-    A cut copies nothing, however many keys there are. With `ttl` it also removes expired values, at a cost that depends only on how many
-    are removed.
+    A cut copies nothing, however many keys there are. With `ttl` a cut also removes expired values, at a cost that
+    depends only on their number.
     """
 
     def __init__(
         self, config: BackendConfig | None = None, *, clock: Clock = SYSTEM_CLOCK, expiry: Expiry | None = None
     ) -> None:
-        """expiry: decides when values expire, instead of the config's ttl."""
+        """`expiry`: decides when values expire, instead of the config's ttl."""
         config = config or BackendConfig()
         if config.backend_type != "memory":
             raise UserError(f"MemoryBackend got a config for {config.backend_type!r}")
@@ -364,7 +372,9 @@ class MemoryBackend(LocalBackend):
         return any(value is not None for value in self.expiry.open_many(list(table.copy().values())))
 
     def statistics(self) -> dict[str, int]:
-        """`bytes` is exact up to 1,000 keys per namespace, and extrapolated from the first 1,000 beyond that."""
+        """Returns `keys` and `bytes`. `bytes` is exact up to 1,000 keys per namespace, and extrapolated from the
+        first 1,000 beyond that.
+        """
         keys = size = 0
         for table in list(self._tables.values()):
             sample = table.some(_SAMPLE) if isinstance(table, _Layers) else list(islice(table.items(), _SAMPLE))

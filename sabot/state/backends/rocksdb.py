@@ -3,13 +3,13 @@
     write -> dirty ──(budget or cut)──> flushing ──(worker thread)──> RocksDB
     read  <- dirty <- flushing <- young <- old <- RocksDB
 
-`dirty` and `flushing` (several dicts, the newest first) hold entries that RocksDB does not have yet; `young` and `old` hold copies of
-entries that it has, and None for keys that it is known not to have. When `young` is full it becomes `old`, and the entries that were
-`old` are dropped: so no order is kept per key.
+`dirty` and `flushing` (several dicts, the newest first) have entries that RocksDB does not have yet. `young` and `old`
+have copies of RocksDB's entries, and None for keys that RocksDB is known not to have. When `young` is full it becomes
+`old`, and the entries that were in `old` are dropped; so no order is kept per key.
 
-Files, below the directory of the backend:
+Files in the directory of the backend:
 
-    lock            held by the one process that uses the directory
+    lock            locked by the one process that uses the directory
     db/<n>/         the database; it is never the authority: a start removes it, a restore builds it anew
     snapshots/<n>/  cuts that are neither saved nor discarded yet
 """
@@ -39,13 +39,15 @@ from sabot.state.files import link_tree, lock_directory, remove_tree
 
 _Entries = dict[bytes, bytes | None]
 _UNKNOWN = b"\x00unknown"  # compared by identity
-_ENTRY_BYTES = 150  # the overhead of an entry: two bytes objects and a slot of a dict
+_ENTRY_BYTES = 150  # the overhead of an entry in bytes: two bytes objects and a slot of a dict
 _IMPORT_BYTES = 32 << 20
 _FEW = 10_000  # entries that are put into a dict in about a millisecond
 
 
 class RocksDBCut(BackendCut):
-    """A directory of hard links that RocksDB can open. The thread that writes the dirty values makes it after them."""
+    """A directory of hard links that RocksDB can open. The worker thread makes it, after it has written the dirty
+    values.
+    """
 
     path: Path
 
@@ -77,7 +79,7 @@ class RocksDBCut(BackendCut):
 
 
 class SavedDatabase(BackendCut):
-    """The directory into which a RocksDBCut was saved. Raises CorruptCheckpoint."""
+    """The directory into which a RocksDBCut was saved. Its methods raise CorruptCheckpoint."""
 
     path: Path
 
@@ -96,7 +98,7 @@ class SavedDatabase(BackendCut):
 
 
 class _Table:
-    """One namespace in memory."""
+    """The entries of one namespace that are in memory."""
 
     __slots__ = ("dirty", "flushing", "old", "young")
 
@@ -108,15 +110,16 @@ class _Table:
 
 
 class RocksDBBackend(LocalBackend):
-    """State that may be larger than memory. Of `memory_budget` a sixth is for dirty entries, a sixth for entries that are being flushed, a
-    quarter for RocksDB's block cache, and the rest for copies of entries that RocksDB has.
+    """A backend for state that may be larger than memory. Of `memory_budget` a sixth is for dirty entries, a sixth
+    for entries that are being flushed, a quarter for RocksDB's block cache, and the rest for copies of RocksDB's
+    entries.
 
-    A write blocks when its sixth of the budget is full while the one before is still being flushed.
-    Raises AppLocked at construction when another process, or another backend, has the directory.
+    A write blocks while the dirty entries fill their sixth and the flush before is still running. The constructor
+    raises AppLocked if another process, or another backend, has the directory.
     """
 
     def __init__(self, config: BackendConfig, *, clock: Clock = SYSTEM_CLOCK, expiry: Expiry | None = None) -> None:
-        """expiry: decides when values expire, instead of the config's ttl."""
+        """`expiry`: decides when values expire, instead of the config's ttl."""
         if config.backend_type != "rocksdb" or config.path is None:
             raise UserError(f"RocksDBBackend got a config for {config.backend_type!r}")
         self.config = config
@@ -130,7 +133,7 @@ class RocksDBBackend(LocalBackend):
         self._options = database_options(config.budget_bytes // 4, config.options)
         self._numbers = count(1)
         self._writes: list[Future[Exception | None]] = []
-        self._dropped: list[_Entries] = []  # for the next write, since to free them takes longer than a barrier may
+        self._dropped: list[_Entries] = []  # for the next write: freeing them takes longer than a barrier may
         self._failed: Exception | None = None
         self._lock = lock_directory(self.path)
         try:
@@ -188,7 +191,8 @@ class RocksDBBackend(LocalBackend):
 
     def items(self, namespace: str) -> Iterator[tuple[bytes, bytes]]:
         table = self._tables.get(namespace) or _Table()
-        # In this order, because entries move from dirty to flushing to the database, even while another thread is in this method.
+        # In this order, because entries move from dirty to flushing to the database, even while another thread is in
+        # this method.
         above: _Entries = {}
         for entries in reversed([table.dirty.copy(), *table.flushing]):
             above.update(entries)
@@ -205,7 +209,9 @@ class RocksDBBackend(LocalBackend):
         return sorted(name for name in known if any(True for _ in self.items(name)))
 
     def statistics(self) -> dict[str, int]:
-        """`keys` and `bytes` are RocksDB's estimates plus entries not flushed yet; `cached_*` and `dirty_*` count entries in memory."""
+        """Returns `keys` and `bytes`, which are RocksDB's estimates plus the entries not flushed yet; `cached_*` and
+        `dirty_*` count entries in memory.
+        """
         tables = list(self._tables.values())
         dirty, dirty_bytes = sum(len(table.dirty) for table in tables), self._dirty_bytes
         if self._failed is not None or not all(
@@ -256,7 +262,7 @@ class RocksDBBackend(LocalBackend):
         return self._tables.setdefault(namespace, _Table())
 
     def _cached(self, table: _Table, key: bytes) -> bytes | None:
-        """The cached value of a key that is not dirty; `_UNKNOWN` where only RocksDB can tell."""
+        """Returns the cached value of a key that is not dirty, or `_UNKNOWN` if it is not in memory."""
         for entries in table.flushing:
             value = entries.get(key, _UNKNOWN)
             if value is not _UNKNOWN:
@@ -292,7 +298,9 @@ class RocksDBBackend(LocalBackend):
         self._start(None)
 
     def _start(self, directory: Path | None) -> "Future[Exception | None]":
-        """Queues a flush of all dirty entries behind those under way; with `directory`, a checkpoint of the database follows it."""
+        """Queues a flush of all dirty entries after the queued ones. With `directory`, a checkpoint of the database
+        follows it.
+        """
         parts = []
         for namespace, table in self._tables.items():
             if table.dirty:
@@ -310,12 +318,14 @@ class RocksDBBackend(LocalBackend):
     def _write_out(
         self, parts: list[tuple[str, _Entries]], directory: Path | None, passed: bytes | None, dropped: list[_Entries]
     ) -> Exception | None:
-        """Runs in the worker thread. It returns an error to the owner, which still has all entries then.
+        """Writes entries to the database, in the worker thread. Returns an error instead of raising it; the owner
+        then still has all entries.
 
-        passed: before a checkpoint, values that had expired by this mark are removed from the database. dropped: is freed.
+        `passed`: before a checkpoint, values that had expired by this mark are removed from the database. `dropped`:
+        entries to free.
         """
         for entries in dropped:
-            while entries:  # one by one, since the owner waits while a dict is freed as a whole
+            while entries:  # one by one, because freeing a dict as a whole would make the owner wait
                 entries.popitem()
         if self._failed is not None:
             return self._failed  # the entries that an earlier write could not write belong to this cut too
@@ -331,7 +341,9 @@ class RocksDBBackend(LocalBackend):
         return self._failed
 
     def _settle(self) -> Exception | None:
-        """Waits for all writes. Entries that were written become clean copies; if a write has failed, all become dirty again."""
+        """Waits for all writes. Entries that were written become clean copies; if a write has failed, all become
+        dirty again. Returns the error or None.
+        """
         if not self._writes:
             return None
         for write in self._writes:
@@ -353,7 +365,7 @@ class RocksDBBackend(LocalBackend):
                     table.young.update(entries)
             elif flushing:
                 table.young = flushing[0]
-                if len(flushing) > 1:  # what is older than the two newest must not be read any more
+                if len(flushing) > 1:  # copies older than the two newest dicts must not be read any more
                     self._dropped += [table.old, *flushing[2:]]
                     table.old = flushing[1]
         if error is None:
@@ -367,7 +379,7 @@ class RocksDBBackend(LocalBackend):
         directory = self.path / "db" / str(next(self._numbers))
         try:
             return StateDatabase(directory, self._options, sealed=self.expires)
-        except Exception as error:  # rocksdict has no class of its own for what RocksDB reports
+        except Exception as error:  # rocksdict has no exception class of its own for RocksDB's errors
             raise UserError(f"state directory {self.path}: {error}", hint=hint_of(error)) from error
 
     def _rebuilt(self, parts: Sequence[BackendCut | Snapshot], mine: Mine | None, passed: bytes) -> StateDatabase:
@@ -412,7 +424,7 @@ def _size(key: bytes, value: bytes | None) -> int:
 def _merged(
     above: list[tuple[bytes, bytes | None]], below: Iterator[tuple[bytes, bytes]]
 ) -> Iterator[tuple[bytes, bytes | None]]:
-    """Merges two runs that are in key order; of equal keys the entry of `above` wins."""
+    """Merges two sequences in key order. Of equal keys the entry of `above` wins."""
     place = 0
     for key, value in below:
         while place < len(above) and above[place][0] < key:
@@ -427,7 +439,9 @@ def _merged(
 
 
 def _wipe(directory: Path) -> None:
-    """Empties the directory: what an earlier process has left in it is of no use."""
+    """Empties the directory: files of an earlier process are not needed. Raises UserError for a file that is not from
+    Sabot.
+    """
     own_folder(directory)
     for entry in directory.iterdir():
         if not entry.name.split(".")[0].isdigit():

@@ -1,8 +1,9 @@
 """The groups of keyed tables that are not in memory, in a RocksDB database.
 
-A key is the pane (8 bytes that sort as the number does, so that a pane is one range), the key's place (8 bytes: its key group,
-then the rest of its hash) and the key itself; a value is the accumulators; `RowCodec` packs both. A group that comes back into memory
-leaves its value behind in the database, so a reader has to skip the groups that the tables have.
+A database key is the pane (8 bytes that sort like the number, so that a pane is one range), the key's place (8 bytes:
+its key group, then the rest of its hash) and the key itself. A database value is the accumulators; `RowCodec` packs
+both. A group that comes back into memory leaves its value behind in the database, so a reader has to skip the groups
+that the tables have.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,18 +28,20 @@ Array: TypeAlias = pa.Array
 
 _NAMESPACE = "groups"
 _HEAD_BYTES = 16  # pane and place
-_PIECE_ROWS = 8_192  # how many rows are packed or unpacked at a time, which holds the GIL
-# How many keys are looked up at a time; RocksDB holds a block of 4 KB for each until the last is found.
+_PIECE_ROWS = 8_192  # rows that are packed or unpacked at a time, which holds the GIL
+# The number of keys that are looked up at a time; RocksDB holds a block of 4 KB for each until the last is found.
 _LOOKUP_ROWS = 1_024
 _SIGN = 1 << 63
-_OPTIONS = {"write_buffer_size": 1 << 20, "target_file_size_base": 16 << 20}  # memtables hold only the dropped ranges
+_OPTIONS = {"write_buffer_size": 1 << 20, "target_file_size_base": 16 << 20}  # memtables have only the dropped ranges
 
 Take = Callable[[pa.Int32Array], list[Array]]
-"""Gives the columns of the rows with these numbers."""
+"""Returns the columns of the rows with these numbers."""
 
 
 class ColdGroups:
-    """Has one owner. Another thread may call `checkpoint` while the owner reads, but not while it writes."""
+    """The groups in a database. Has one owner. Another thread may call `checkpoint` while the owner reads, but not
+    while it writes.
+    """
 
     def __init__(self, directory: Path, states: pa.Schema, keys: int, cache_bytes: int) -> None:
         """Opens the database in `directory`, which may be empty."""
@@ -56,20 +59,20 @@ class ColdGroups:
         try:
             link_tree(source, directory)
             return cls(directory, states, keys, cache_bytes)
-        except Exception as error:  # rocksdict has no class of its own for what RocksDB reports
+        except Exception as error:  # rocksdict has no exception class of its own for RocksDB's errors
             remove_tree(directory)
             raise checkpoint_error(f"{source}: cannot be restored", error) from error
 
     def write(self, pane: int, hashes: pa.UInt64Array, take: Take) -> None:
-        """Keeps the groups that `take` gives (keys, then accumulators), one for each hash, each key once."""
+        """Stores the groups that `take` returns (keys, then accumulators), one for each hash, each key once."""
         self._database.write_sorted(_NAMESPACE, self._codec.pieces(pane, hashes, take, delete=False))
 
     def delete(self, pane: int, hashes: pa.UInt64Array, take: Take) -> None:
-        """Removes groups; `take` gives their keys only."""
+        """Removes groups. `take` returns only their keys."""
         self._database.write_sorted(_NAMESPACE, self._codec.pieces(pane, hashes, take, delete=True))
 
     def read(self, pane: int, keys: list[Array], hashes: pa.UInt64Array) -> pa.RecordBatch:
-        """The groups with these keys, without keys that the database does not have."""
+        """Returns the groups with these keys, without keys that the database does not have."""
         parts = []
         heads = places(hashes)
         # In key order, because neighbours share a block.
@@ -84,7 +87,7 @@ class ColdGroups:
         return _joined(parts, self._states)
 
     def scan(self, pane: int) -> Iterator[pa.RecordBatch]:
-        """All groups of the pane as they are at the call, a few thousand per batch."""
+        """Yields all groups of the pane as they are at the call, a few thousand per batch."""
         return self._codec.scan(self._database.items(_NAMESPACE, _pane_bytes(pane)), pane)
 
     def drop(self, pane: int) -> None:
@@ -93,7 +96,7 @@ class ColdGroups:
         self.parts.drop(pane)
 
     def checkpoint(self, directory: Path) -> None:
-        """Makes hard links to all that was written in a new directory."""
+        """Makes a new directory with hard links to all files."""
         self._database.checkpoint(directory)
 
     def statistics(self) -> dict[str, int]:
@@ -106,9 +109,10 @@ class ColdGroups:
 def read_cold(
     directory: Path, states: pa.Schema, keys: int, make: Callable[[], GroupTable]
 ) -> Iterator[tuple[int, bool, pa.RecordBatch]]:
-    """Reads (pane, whether these are parts of groups, groups) from a checkpoint, without writing into it. Raises CorruptCheckpoint.
+    """Yields (pane, True if these are parts of groups, groups) from a checkpoint, without writing into it. Raises
+    CorruptCheckpoint.
 
-    Of a group that is in parts, the tables may have had another part. `make` gives an empty table.
+    If a group is in parts, the tables may have another part of it. `make`: returns an empty table.
     """
     read_mark(directory)
     codec = _Codec(states, keys)
@@ -138,12 +142,14 @@ class _Codec:
         return self._key_rows.pack(keys, pane=pane, heads=heads)
 
     def unpack(self, pairs: list[tuple[bytes, bytes]]) -> pa.RecordBatch:
-        """The groups of these pairs. Raises CorruptCheckpoint: the database may come from a checkpoint, whose bytes are not trusted."""
+        """Returns the groups of these pairs. Raises CorruptCheckpoint, because the database may come from a
+        checkpoint, whose bytes are checked.
+        """
         with restoring("groups", "their database"):
             keys = self._key_rows.unpack([key for key, _ in pairs], skip=_HEAD_BYTES)
             values = self._value_rows.unpack([value for _, value in pairs])
             groups = pa.RecordBatch.from_arrays([*keys, *values], schema=self._states)
-            validate(groups)  # that texts are valid UTF-8
+            validate(groups)  # checks that texts are valid UTF-8
         return groups
 
     def pieces(self, pane: int, hashes: pa.UInt64Array, take: Take, *, delete: bool) -> Iterator[Piece]:
@@ -168,12 +174,12 @@ class _Codec:
                 return
 
     def _order(self, heads: pa.UInt64Array, take: Take) -> np.ndarray[Any, np.dtype[np.int32]]:
-        """The row numbers in the order of the rows' keys as bytes."""
+        """Returns the row numbers in the order of the rows' keys as bytes."""
         words = heads.to_numpy()
         order = np.argsort(words).astype(np.int32)
         words = words[order]
         same = words[1:] == words[:-1]
-        if same.any():  # different keys of one hash
+        if same.any():  # different keys with one hash
             place = 0
             while place < len(order):
                 end = place + 1
@@ -193,7 +199,7 @@ def _pane_bytes(pane: int) -> bytes:
 
 
 def _pane_range(pane: int) -> tuple[bytes, bytes]:
-    """The first key that the pane may have, and the first key behind the pane."""
+    """Returns the first key that the pane may have, and the first key after the pane."""
     begin = _pane_bytes(pane)
     return begin, b"\xff" * 64 if pane == _SIGN - 1 else _pane_bytes(pane + 1)
 

@@ -1,10 +1,11 @@
 """A table whose groups may be in memory or in a database, and which tracks the groups that the next cut has to write.
 
-As long as rows are only added (`update`, `merge`), nothing is looked up, and an evicted group is only a part of the group, in `Parts`.
+While rows are only added (`update`, `merge`), nothing is looked up, and an evicted group is only a part of the group,
+in `Parts`.
 
-From the first call on that needs whole groups (`resolve`, or `update` with `want_slots`), a group is either hot (in the GroupTable) or
-cold (only in the database, in `ColdGroups`). A requested key that is not hot is looked up, and the group found is merged in: from then on
-the group is hot, and its old value in the database is never read.
+The first call that needs whole groups (`resolve`, or `update` with `want_slots`) changes that. Then a group is either
+hot (in the GroupTable) or cold (only in the database, in `ColdGroups`). A requested key that is not hot is looked up,
+and the group found is merged in: from then on the group is hot, and its old value in the database is never read.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,23 +28,24 @@ Array: TypeAlias = pa.Array
 Aggregates: TypeAlias = Sequence[tuple[str, pa.DataType | None]]
 
 CHUNK_ROWS = 65_536
-_COMPACT_GROUPS = 1_000_000  # below so many parts in the database, parts of the same group are not merged there
+_COMPACT_GROUPS = 1_000_000  # with fewer parts in the database, parts of the same group are not merged there
 _ROTATION = 64  # a changing table writes every group again within so many cuts, so that old deltas can be dropped
 
 
 class HotTable(GroupTable):
-    """The hot groups of one pane. Slots, `slots` and `len` count only these; `TableStore` gives all groups of the pane.
+    """The hot groups of one pane. Slots, `slots` and `len` count only these; `TableStore` returns all groups of the
+    pane.
 
-    life: tells this pane from earlier ones with the same number in a checkpoint, since a pane may be dropped and made again.
-    since: the first delta that counts for this life.
-    lookups: whether hot groups are whole. If not, the database may have parts of them, `parts` in all.
-    cold: with lookups, how many groups are only in the database.
+    `life`: distinguishes this pane in a checkpoint from earlier ones with the same number, because a pane may be
+    dropped and made again. `since`: the first delta that counts for this life. `lookups`: True if hot groups are
+    whole; otherwise the database may have parts of them, `parts` in all. `cold`: with lookups, the number of groups
+    that are only in the database.
     """
 
     def __init__(
         self, keys: pa.Schema, aggregates: Aggregates, pane: int, life: int, before_write: Callable[[], None]
     ) -> None:
-        """before_write: is called before each change of the database."""
+        """`before_write`: called before each change of the database."""
         super().__init__(keys, aggregates)
         self._before_write = before_write
         self._aggregates = aggregates
@@ -51,8 +53,8 @@ class HotTable(GroupTable):
         self._probe: GroupTable | None = None
         self.pane = pane
         self.database: ColdGroups | None = None
-        self.filter: KeyFilter | None = None  # the keys that the database may have; None: unknown
-        # (aggregate, below): groups whose result is below it count as removed.
+        self.filter: KeyFilter | None = None  # the keys that the database may have, or None if unknown
+        # (aggregate, limit): groups whose result is below the limit count as removed.
         self.bound: tuple[int, int] | None = None
         self.gone: GroupTable | None = None  # keys that were removed, and that the database may still have
         self.lookups = False
@@ -70,7 +72,7 @@ class HotTable(GroupTable):
         self._cursor = 0  # the slots below it were written in this rotation
         self._rotation = 0  # the delta with which this rotation began
 
-    # Calls that need groups: those that are not hot are looked up first
+    # Calls that need groups. Groups that are not hot are looked up first
 
     def update(
         self,
@@ -131,7 +133,7 @@ class HotTable(GroupTable):
             raise InternalError("groups of a store were asked for by slot, but their slots did not come from `resolve`")
 
     def need_whole(self) -> None:
-        """Switches to lookups: from here on groups are whole. Slots from before are not valid any more."""
+        """Switches to lookups: from now on groups are whole. Earlier slots become invalid."""
         if self.lookups:
             return
         self.lookups = True
@@ -168,7 +170,9 @@ class HotTable(GroupTable):
         return GroupTable(self.keys, self._aggregates)
 
     def ranges(self) -> Iterator[GroupTable]:
-        """All groups, hot or in parts, merged, range by range. A table is valid until the next one is taken."""
+        """Yields tables with all groups, hot or in parts, merged, range by range. A table is valid until the next one
+        is taken.
+        """
         database = self.database
         if database is None:
             return
@@ -194,7 +198,7 @@ class HotTable(GroupTable):
         hashes: pa.UInt64Array | None,
         selection: pa.Int32Array | None,
     ) -> pa.UInt64Array:
-        """Makes the groups of these rows hot, and returns the hashes of the rows' keys."""
+        """Makes the groups of these rows hot. Returns the hashes of the rows' keys."""
         if hashes is None:
             hashes = hash_columns([data.column(index) for index in keys], selection)
         slots = super().resolve(data, keys, hashes=hashes, selection=selection, insert=False).to_numpy()
@@ -228,7 +232,7 @@ class HotTable(GroupTable):
         self.faults += found.num_rows
 
     def only_cold(self, found: pa.RecordBatch) -> pa.RecordBatch:
-        """Of groups found in the database, those that are cold and not below the bound."""
+        """Returns, of groups found in the database, those that are cold and not below the bound."""
         slots = super().resolve(found, range(self._width), insert=False)
         found = self._without_gone(found.filter(pc.less(slots, 0)))
         return found.filter(pc.invert(self._expired(found)))
@@ -239,7 +243,7 @@ class HotTable(GroupTable):
         return found.filter(pc.less(self.gone.resolve(found, range(self._width), insert=False), 0))
 
     def _expired(self, found: pa.RecordBatch) -> pa.BooleanArray:
-        """Which of the groups are below the bound."""
+        """Returns True for the groups below the bound."""
         if self.bound is None or not found.num_rows:
             return pa.repeat(pa.scalar(False), found.num_rows)
         aggregate, bound = self.bound
@@ -269,7 +273,7 @@ class HotTable(GroupTable):
         raise InternalError("a pane of a store is dropped, not cleared")
 
     def leave(self, slots: pa.Int32Array) -> None:
-        """Takes the groups out of memory, for whatever reason."""
+        """Takes the groups out of memory, for any reason."""
         if self.since and len(slots):
             self._left.append(_batch(self.key_columns(slots), self.keys, len(slots)))
             self._left_rows += len(slots)
@@ -307,16 +311,17 @@ class HotTable(GroupTable):
             database.delete(self.pane, gone.hashes(slots), lambda rows: gone.key_columns(slots.take(rows)))
             gone.clear()
 
-    # What a cut writes
+    # Changes for a cut
 
     @property
     def left_more_than_stayed(self) -> bool:
         return self._left_rows > max(len(self), CHUNK_ROWS)
 
     def changes(self, number: int) -> list[Change]:
-        """The changes that delta `number` has to hold, so that the deltas from `since` on give the hot groups.
+        """Returns the changes for delta `number`, so that the deltas from `since` on give the hot groups.
 
-        These are the groups that have changed, and as many others in rotation, so that in time no group needs an older delta.
+        These are the groups that have changed, and as many others in rotation, so that in time no group needs an
+        older delta.
         """
         left, self._left, self._left_rows = self._left, [], 0
         if not self.since:
@@ -337,7 +342,7 @@ class HotTable(GroupTable):
 
 
 def pieces(table: GroupTable, rows: int) -> list[pa.Int32Array | None]:
-    """The slots of all groups in pieces of `rows`; one None where one piece holds them all."""
+    """Returns the slots of all groups in pieces of `rows`, or a single None if one piece is enough."""
     if len(table) <= rows:
         return [None] if len(table) else []
     slots = table.slots()
@@ -350,7 +355,7 @@ def _taken(table: GroupTable, slots: pa.Int32Array, rows: pa.Int32Array) -> list
 
 
 def below_bound(values: Array, bound: int) -> pa.BooleanArray:
-    """Which of the values, which are int64 or times, are below the bound; a null is not."""
+    """Returns True for the values (int64 or times) below the bound; False for null."""
     return pc.fill_null(pc.less(values.view(pa.int64()), pa.scalar(bound, pa.int64())), False)
 
 

@@ -1,4 +1,4 @@
-"""Which groups leave the memory when there are too many: those that were not touched for longest."""
+"""Chooses the groups that leave the memory when there are too many: those that were idle for longest."""
 
 import math
 from collections.abc import Sequence
@@ -10,11 +10,12 @@ from sabot._cython.groups.keyed import GroupTable
 
 
 def longest_idle(tables: Sequence[GroupTable], goal: int, tick: int, since: int = 0) -> tuple[list[pa.Int32Array], int]:
-    """(the slots of each table that leave, `goal` or a few more of all together; the tick before which too few were last touched).
+    """Returns (the slots of each table that leave, `goal` or a few more in all; the tick before which too few were
+    last touched).
 
-    tick: the one that the tables have now. since: what was returned as a tick before, to begin there.
+    `tick`: the current tick of the tables. `since`: a tick that an earlier call returned, where the search begins.
     """
-    low, high = since, tick + 1  # idle since `low`: fewer than the goal; since `high`: all
+    low, high = since, tick + 1  # idle since `low`: fewer than the goal; idle since `high`: all
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if sum(len(each.idle_since(middle)) for each in tables) < goal else (low, middle)

@@ -1,9 +1,9 @@
-"""Parts of groups in a database: accumulators that were evicted without looking up what the database had of the same groups already.
+"""Parts of groups in a database: accumulators that were evicted without looking up the same groups in the database.
 
-Where rows are only added, and results are only read of all groups together, no lookup is needed: a group may be in several parts, which
-are merged when the pane is read. A run is one eviction. It is kept as one Arrow batch for each of 256 ranges of key groups, under the
-pane (8 bytes that sort as the number does), the range (1 byte) and the run (4 bytes). So a range is read at once, oldest part first,
-and fits in memory even when the pane does not.
+If rows are only added, and results are only read for all groups together, no lookup is needed: a group may be in
+several parts, which are merged when the pane is read. A run is one eviction. It is stored as one Arrow batch for each
+of 256 ranges of key groups, under the pane (8 bytes that sort like the number), the range (1 byte) and the run (4
+bytes). So a range is read at once, oldest part first, and fits into memory even if the pane does not.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,14 +28,14 @@ _SIGN = 1 << 63
 
 
 class Parts:
-    """The parts in a database. Has one owner, as `ColdGroups` does."""
+    """The parts in a database. Has one owner, like `ColdGroups`."""
 
     def __init__(self, database: StateDatabase, states: pa.Schema) -> None:
         self._database = database
         self._states = states
 
     def write(self, pane: int, run: int, hashes: pa.UInt64Array, take: Take) -> None:
-        """Keeps the groups that `take` gives (keys, then accumulators). Runs of a pane come in ascending order."""
+        """Stores the groups that `take` returns (keys, then accumulators). The runs of a pane ascend."""
         self._database.write_sorted(PARTS, self._entries(pane, run, hashes, take))
 
     def _entries(self, pane: int, run: int, hashes: pa.UInt64Array, take: Take) -> Iterator[Piece]:
@@ -44,12 +44,14 @@ class Parts:
             yield [_key(pane, number, run)], [groups.serialize().to_pybytes()]
 
     def read(self, pane: int) -> Iterator[tuple[int, list[pa.RecordBatch]]]:
-        """Each range that has parts, with its parts, the oldest first, as they are at the call."""
+        """Yields each range that has parts, with its parts, the oldest first, as they are at the call."""
         for number, pairs in self._read(pane):
             yield number, [self._batch(value) for _, value in pairs]
 
     def compact(self, pane: int, table: GroupTable) -> int:
-        """Merges the parts of each group into one, and returns how many parts are left. `table`: an empty table to merge in."""
+        """Merges the parts of each group into one. Returns the number of parts left. `table`: an empty table to merge
+        in.
+        """
         left = 0
 
         def pieces() -> Iterator[Piece]:
@@ -83,18 +85,20 @@ class Parts:
 def merged_parts(
     pairs: Iterator[tuple[bytes, bytes]], states: pa.Schema, make: Callable[[], GroupTable]
 ) -> Iterator[tuple[int, GroupTable]]:
-    """Pairs of a pane and the groups of one range, each group once, from the entries that a checkpoint has under PARTS."""
+    """Yields pairs of a pane and the groups of one range, each group once, from the entries that a checkpoint has
+    under PARTS.
+    """
     for head, group in groupby(pairs, key=lambda pair: pair[0][:9]):
         table = make()
         for _, value in group:
             batch = ipc.read_record_batch(pa.py_buffer(value), states)
-            validate(batch)  # the bytes of a checkpoint are not trusted
+            validate(batch)  # the bytes of a checkpoint are checked
             table.merge(batch)
         yield int.from_bytes(head[:8], "big") - _SIGN, table
 
 
 def ranges_of(hashes: pa.UInt64Array) -> Iterator[tuple[int, pa.Int32Array]]:
-    """Each range of key groups with the numbers of its rows, ascending."""
+    """Yields each range of key groups with the numbers of its rows, ascending."""
     ranges = (hashes.to_numpy() % np.uint64(KEY_GROUPS) // np.uint64(KEY_GROUPS // _RANGES)).astype(np.uint8)
     order = np.argsort(ranges, kind="stable").astype(np.int32)
     bounds = np.concatenate([[0], np.cumsum(np.bincount(ranges, minlength=_RANGES))])

@@ -1,4 +1,4 @@
-"""The groups of a TableStore, read out of a checkpoint: what `saved` has written, and the database that lies beside it."""
+"""Reads the groups of a TableStore from a checkpoint: from the files of `saved`, and from the database next to them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,23 +20,23 @@ class PaneFacts(NamedTuple):
     life: int
     since: int  # the first delta that counts for the pane
     bound: tuple[int, int] | None
-    cold: int  # how many groups are only in the database
-    parts: int  # how many parts of groups are in the database
-    hot: int = 0  # how many groups are in memory; 0 if unknown
+    cold: int  # the number of groups that are only in the database
+    parts: int  # the number of parts of groups in the database
+    hot: int = 0  # the number of groups in memory; 0 if unknown
 
 
 class Renewal(Protocol):
-    """How groups that had other accumulators become groups of a store."""
+    """The conversion of groups that had other accumulators to groups of a store."""
 
     make: Callable[[], GroupTable]
-    """An empty table with the accumulators that they had."""
+    """Returns an empty table with the old accumulators."""
 
     def groups(self, groups: pa.RecordBatch) -> pa.RecordBatch:
-        """Keys and accumulators of these groups, as the store has them."""
+        """Returns keys and accumulators of these groups in the form of the store."""
 
 
 class SavedGroups:
-    """The groups that a checkpoint has of a store. make: an empty table with the accumulators that they have."""
+    """The groups of a store in a checkpoint. `make`: returns an empty table with their accumulators."""
 
     def __init__(self, directory: Path, panes: Sequence[PaneFacts], make: Callable[[], GroupTable]) -> None:
         self._directory, self._panes, self._make = directory, panes, make
@@ -44,7 +44,7 @@ class SavedGroups:
         self._keys, self._states = table.keys, table.states
 
     def all(self) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Pairs of a pane and groups of it, also those of the database, each group once."""
+        """Yields pairs of a pane and groups of it, including those of the database, each group once."""
         hot = {pane.pane: self._make() for pane in self._panes}
         for number, groups in self.in_memory():
             hot[number].merge(groups)
@@ -56,8 +56,8 @@ class SavedGroups:
                 yield number, table.export(slots)
 
     def in_memory(self) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Pairs of a pane and groups of it that were in memory, each group once: going from the newest change back, each change gives the
-        groups that no newer one has.
+        """Yields pairs of a pane and groups of it that were in memory, each group once. Changes are read from the
+        newest back; each yields the groups that no newer one has.
         """
         since = {(pane.pane, pane.life): pane.since for pane in self._panes}
         changes = [  # files are mapped here, and read later
@@ -82,7 +82,7 @@ class SavedGroups:
                     slots = table.resolve(groups, columns)
                     new = pc.greater_equal(
                         slots, before
-                    )  # slots are given out in order, of a table that nothing leaves
+                    )  # slots are given out in order in a table that no group leaves
                 elif len(table):
                     new = pc.less(table.resolve(groups, columns, insert=False), 0)
                 else:
@@ -91,8 +91,8 @@ class SavedGroups:
                     yield change.pane, groups if new is None else groups.filter(new)
 
     def _beside(self, hot: GroupTable, groups: pa.RecordBatch, are_parts: bool) -> pa.RecordBatch:
-        """The database's values of some groups, made whole: for a group that was hot, the hot value replaces the one in the database, or is
-        merged with it where that is only a part.
+        """Makes some groups of the database whole. For a group that was hot, the hot value replaces that of the
+        database, or is merged with it if that is only a part.
         """
         slots = hot.resolve(groups, range(len(self._keys)), insert=False)
         if not are_parts:

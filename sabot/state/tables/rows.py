@@ -3,11 +3,12 @@
 A checkpoint of a RowStore:
 
     000000000000-000000262144-7.arrow    a segment: the rows in this range of ids at cut 7, with two more columns, order and id
-    alive.arrow                          which of these ids are still rows, and the rows' counts
+    alive.arrow                          the ids that are still rows, and the rows' counts
 
-A segment does not change, so with a directory it is written once, and later checkpoints link to it. `alive.arrow` says, in a bit or a few
-bytes per row, which rows have gone since, and what was counted. New rows become a new segment. Segments of similar size are merged, and
-a segment is written anew when most of its rows have gone. So there are few segments, and a row is written O(log n) times.
+A segment does not change, so with a directory it is written once, and later checkpoints link to it. `alive.arrow` says,
+in a bit or a few bytes per row, which rows were removed since, and their counts. New rows become a new segment. Segments
+of similar size are merged, and a segment is rewritten when most of its rows are removed. So there are few segments, and
+a row is written O(log n) times.
 """
 
 import os
@@ -38,20 +39,21 @@ _FORMAT = 1
 _ALIVE = "alive.arrow"
 _BATCH_ROWS = 65_536  # rows of one batch of a file: the copy that is in memory while it is written
 _SEGMENT_ROWS = 1 << 18
-_SEGMENT_BYTES = 256_000_000  # the approximate bound of a segment where rows are large
-_BLOCK_BITS = 16  # how many low bits of an id are its place in a block of `alive.arrow`
-_SPARSE = 4  # a segment is written anew when only one in so many rows is left
+_SEGMENT_BYTES = 256_000_000  # the approximate limit of a segment with large rows
+_BLOCK_BITS = 16  # the number of low bits of an id that are its position in a block of `alive.arrow`
+_SPARSE = 4  # a segment is rewritten when only one row in so many is left
 _COUNTS = {1: np.int8, 2: np.int16, 4: np.int32}
 _NONE = {"first": 0, "rows": 0, "kind": 2, "data": b"", "counts": b""}  # an entry of ALIVE for a block without a row
 
 
 class RowStore:
-    """A RowTable, `table`, and its checkpoints. Has one owner, the subtask's thread. The other arguments are those of a RowTable.
+    """A RowTable (`table`) and its checkpoints. Has one owner, the subtask's thread. The other arguments are those of
+    a RowTable.
 
-    directory: a directory of its own for files that checkpoints share, and for rows beyond `memory_bytes`, which are mapped from files
-    there (the index stays in memory). None: all rows are in memory, and each checkpoint is written whole. order_of: where the order of rows
-    is made of all their columns, what makes it anew at a restore where these are others than before. later: the column that a checkpoint
-    may lack: it is null in the rows that come from there.
+    `directory`: a directory of its own for files that checkpoints share, and for rows beyond `memory_bytes`, which
+    are mapped from files there (the index stays in memory). For None all rows are in memory, and each checkpoint is
+    written whole. `order_of`: computes the order of rows from all their columns, for a restore with other columns
+    than before. `later`: the column that an older checkpoint may lack; it is null in rows from there.
     """
 
     def __init__(
@@ -79,8 +81,8 @@ class RowStore:
         self._cuts = 0
 
     def cut(self) -> tuple[dict[str, Any], Cut | None]:
-        """Takes the rows as they are now: the facts (JSON values), and the Cut to be saved, which another thread reads while the owner
-        goes on.
+        """Takes a cut of the rows. Returns the facts (JSON values), and the Cut to save, which another thread reads
+        while the owner goes on, or None.
         """
         facts = {"format": _FORMAT, "rows": len(self.table)}
         self._cuts += 1
@@ -103,7 +105,9 @@ class RowStore:
             segment.release()
 
     def _pieces(self, cut: RowCut) -> list["_Piece"]:
-        """All live rows by ranges of ids: written segments that are worth keeping, and ranges that have to be written."""
+        """Returns all live rows by ranges of ids: written segments that are worth keeping, and ranges that have to be
+        written.
+        """
         most = min(_SEGMENT_ROWS, max(1024, _SEGMENT_BYTES * len(self.table) // self.table.nbytes))
         pieces: list[_Piece] = []
         for piece in self._ranges(cut, most):
@@ -127,10 +131,11 @@ class RowStore:
                 yield _Piece(first, last, alive, None)
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None:
-        """Restores what `cut` took, with order and counts, but with new ids. `saved` has an entry for each subtask of the app at the
-        checkpoint. Must be called before all other methods.
+        """Restores rows from cuts, with order and counts, but with new ids. `saved` has an entry for each subtask of
+        the app at the checkpoint. Call it before all other methods.
 
-        owned: tells by key hashes (0 where there are no keys) which rows are this subtask's; None: all. Raises CorruptCheckpoint.
+        `owned`: returns by key hashes (0 without keys) whether rows are this subtask's, or None for all. Raises
+        CorruptCheckpoint.
         """
         for part in saved:
             if part.facts.get("format") != _FORMAT:
@@ -141,7 +146,7 @@ class RowStore:
                     raise CorruptCheckpoint(f"{part.directory}: has {found} rows, not {part.facts['rows']}")
 
     def _load(self, directory: Path, owned: Owned | None) -> Iterator[int]:
-        """Yields, as it goes on, how many rows were read, whether or not they are this subtask's."""
+        """Yields, as it goes on, the number of rows read, including those of other subtasks."""
         try:
             alive = _Alive(directory)
             for file in sorted(directory.iterdir()):
@@ -164,7 +169,7 @@ class RowStore:
             raise checkpoint_error(f"{directory}: cannot be read as rows", error) from error
 
     def _kept(self, data: pa.RecordBatch, columns: Sequence[int]) -> pa.RecordBatch:
-        """The table's columns of rows of a file; the one that may have come later is null where the file lacks it."""
+        """Returns the table's columns of rows of a file; the column `later` is null if the file lacks it."""
         fields = list(self.table.rows)
         found = [
             data.column(c) if c >= 0 else pa.nulls(data.num_rows, each.type)
@@ -173,7 +178,9 @@ class RowStore:
         return pa.RecordBatch.from_arrays(found, schema=self.table.rows)
 
     def _names(self, file: Path, schema: pa.Schema) -> list[int]:
-        """The places of the table's columns in a file, which may have more: the program may keep fewer columns now. -1: it is not there."""
+        """Returns the indexes of the table's columns in a file, or -1 for one that the file lacks. The file may have
+        more columns: the program may keep fewer now.
+        """
         names, rows = schema.names[:-2], self.table.rows
         columns = [names.index(name) if names.count(name) == 1 else -1 for name in rows.names]
         if names == rows.names:
@@ -198,7 +205,7 @@ class RowStore:
             self.table.add_counts(ids, pa.array(counts, pa.int32()))
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """The rows in the order in which they came, in pieces. The table may change meanwhile."""
+        """Yields the rows in the order in which they came, in pieces. The table may change meanwhile."""
         cut = self.table.cut()
         for data in cut.read():
             yield data.select(range(len(self.table.rows)))
@@ -209,7 +216,7 @@ class RowStore:
         self.table = self._make()
 
     def statistics(self) -> dict[str, int]:
-        """`rows`, `keys`, `blocks`, `bytes`; may be called from any thread."""
+        """Returns `rows`, `keys`, `blocks`, `bytes`. May be called from any thread."""
         return self.table.statistics()
 
 
@@ -228,7 +235,7 @@ class _Segment(Shared):
         return self._cut is None
 
     def save(self, directory: Path) -> int:
-        """Writes or links the segment's file into `directory`; returns its bytes."""
+        """Writes or links the segment's file into `directory`. Returns its bytes."""
         with self._lock:
             if self._cut is not None:
                 self._write((self._directory or directory) / self._name, self._cut)
@@ -255,7 +262,7 @@ class _Segment(Shared):
 
 @dataclass(frozen=True)
 class _Piece:
-    """Live rows of a range of ids, and the segment that has them already; None where they have to be written."""
+    """Live rows of a range of ids, and the segment that has them already, or None if they have to be written."""
 
     first: int
     end: int
@@ -263,7 +270,9 @@ class _Piece:
     segment: _Segment | None
 
     def goes_with(self, other: "_Piece", most: int) -> bool:
-        """Whether the two are better written together: one has to be written anyhow, and the other is not much larger."""
+        """Returns True if the two should be written together: one has to be written anyhow, and the other is not much
+        larger.
+        """
         if (self.segment and other.segment) or self.alive + other.alive > most:
             return False
         if self.segment:
@@ -283,7 +292,9 @@ class _RowsCut:
         self._lock = Lock()
 
     def save(self, directory: Path) -> int:
-        """Writes into `directory`, which is empty; returns the bytes. Blocks; may be called from any thread, at most once."""
+        """Writes into `directory`, which is empty. Returns the bytes. Blocks; may be called from any thread, at most
+        once.
+        """
         size = sum(segment.save(directory) for segment in self._segments)
         with pa.OSFile(str(directory / _ALIVE), "wb") as file, ipc.new_file(file, ALIVE) as writer:
             for batch in self._cut.alive():
@@ -293,7 +304,7 @@ class _RowsCut:
         return size
 
     def discard(self) -> None:
-        """Releases the cut, whether or not it was saved. Idempotent; any thread."""
+        """Releases the cut, saved or not. Idempotent; may be called from any thread."""
         with self._lock:
             segments, self._segments = self._segments, []
             self._cut.close()
@@ -306,7 +317,7 @@ class _Alive:
 
     def __init__(self, directory: Path) -> None:
         self._blocks: dict[int, dict[str, Any]] = {}
-        self._passed: dict[int, int] = {}  # how many live rows of a block were asked for
+        self._passed: dict[int, int] = {}  # by block, the number of live rows that were asked for
         with pa.memory_map(str(directory / _ALIVE)) as source:
             reader = ipc.open_file(source)
             for index in range(reader.num_record_batches):
@@ -316,7 +327,9 @@ class _Alive:
                     self._blocks[row["first"] >> _BLOCK_BITS] = row
 
     def of(self, ids: Any) -> tuple[Any, Any]:
-        """The places in `ids` of those that are alive, and their counts (None: all are 0). Each id is asked for once."""
+        """Returns the positions in `ids` of live ids, and their counts, or None if all are 0. Each id is asked for
+        once.
+        """
         blocks = ids >> _BLOCK_BITS
         starts = np.flatnonzero(np.r_[True, blocks[1:] != blocks[:-1]])
         rows: list[Any] = []

@@ -2,10 +2,11 @@
 
     000000000007.arrow        a delta: groups as they were at cut 7, keys and accumulators
     000000000007.gone.arrow   its other half: keys of groups that had left the tables since cut 6
-    cold/                     the database of the groups that are not in memory, where there is one
+    cold/                     the database of the groups that are not in memory, if there is one
 
-Each batch of a delta names its pane and the life of the pane, since a pane may be dropped and made again. Applied in order, the deltas
-give the groups that were in memory. The facts say which lives count, and from which delta on. Files are Arrow IPC, uncompressed.
+Each batch of a delta names its pane and the life of the pane, because a pane may be dropped and made again. Applied in
+order, the deltas give the groups that were in memory. The facts say which lives count, and from which delta on. Files
+are Arrow IPC, uncompressed.
 """
 
 import os
@@ -34,8 +35,8 @@ _BATCH_ROWS = 65_536  # rows of one batch of a delta: the copy that is in memory
 
 
 class Change(NamedTuple):
-    """A change to groups of one pane. With a cut, these groups have the accumulators in it; with a batch, which has only keys, they have
-    left the table (`gone`).
+    """A change to groups of one pane. With a cut, the groups have the accumulators in the cut. With a batch, which
+    has only keys, the groups have left the table (`gone`).
     """
 
     pane: int
@@ -47,7 +48,7 @@ class Change(NamedTuple):
         return not isinstance(self.groups, TableCut)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The groups in batches. May be called again until the change is closed."""
+        """Yields the groups in batches. May be called again until the change is closed."""
         if isinstance(self.groups, TableCut):
             self.groups.rewind()
             while (batch := self.groups.read(_BATCH_ROWS)) is not None:
@@ -73,7 +74,9 @@ class SavedChange:
 
 
 class Delta(Shared):
-    """The changes between two cuts: in memory until the first `write`, then in files, which go with it if they are its `own`."""
+    """The changes between two cuts: in memory until the first `write`, then in files, which are removed with it if
+    they are its `own`.
+    """
 
     def __init__(self, number: int, changes: Sequence[Change], *, own: bool = True) -> None:
         super().__init__()
@@ -89,7 +92,7 @@ class Delta(Shared):
         return self._changes is None
 
     def write(self, directory: Path) -> list[Path]:
-        """Writes the files into `directory` unless they are written already; returns their paths."""
+        """Writes the files into `directory` unless they are written already. Returns their paths."""
         with self._lock:
             if self._changes is not None:
                 self._files = []  # after a failed write, all files are written again
@@ -115,7 +118,9 @@ class Delta(Shared):
 
 
 class ColdCut:
-    """The database as it was at a cut. The owner calls `take` before it writes into the database; otherwise `save` does, in its thread."""
+    """The database as it was at a cut. The owner calls `take` before it writes into the database; otherwise `save`
+    does so, in its thread.
+    """
 
     def __init__(self, database: ColdGroups, directory: Path) -> None:
         self.directory = directory
@@ -129,13 +134,15 @@ class ColdCut:
         return self._open
 
     def take(self) -> None:
-        """Makes links to the database's files, after which it may change. An error is kept for `save`, so that the owner goes on."""
+        """Makes links to the database's files, after which the database may change. An error is kept for `save`, so
+        that the owner goes on.
+        """
         with self._lock:
             if self._open:
                 self._open = False
                 try:
                     self._database.checkpoint(self.directory)
-                except Exception as error:  # rocksdict has no class of its own for what RocksDB reports
+                except Exception as error:  # rocksdict has no exception class of its own for RocksDB's errors
                     self._failed = error
 
     def save(self, directory: Path) -> int:
@@ -157,9 +164,8 @@ class TablesCut:
     def __init__(
         self, deltas: list[Delta], *, local: Path | None = None, cut: ColdCut | None = None, over: Sequence[Delta] = ()
     ) -> None:
-        """local: the directory for deltas that later cuts need too; None where each delta belongs to one cut, and owns no files.
-
-        over: deltas that the owner does not need any more, which are released with this cut.
+        """`local`: the directory for deltas that later cuts need too, or None if each delta belongs to one cut and
+        owns no files. `over`: deltas that the owner does not need any more, which are released with this cut.
         """
         self._deltas = [delta.hold() for delta in deltas]
         self._over = over
@@ -168,7 +174,9 @@ class TablesCut:
         self._lock = Lock()
 
     def save(self, directory: Path) -> int:
-        """Writes into `directory`, which is empty; returns the bytes. Blocks; may be called from any thread, at most once."""
+        """Writes into `directory`, which is empty. Returns the bytes. Blocks; may be called from any thread, at most
+        once.
+        """
         size = 0
         for delta in self._deltas:
             if self._local is None:
@@ -182,7 +190,7 @@ class TablesCut:
         return size
 
     def discard(self) -> None:
-        """Releases the cut, whether or not it was saved. Idempotent; any thread."""
+        """Releases the cut, saved or not. Idempotent; may be called from any thread."""
         with self._lock:
             deltas, self._deltas = [*self._deltas, *self._over], []
             self._over = ()
@@ -207,16 +215,17 @@ def _write(file: Path, changes: list[Change]) -> None:
 
 
 def count_deltas(directory: Path) -> int:
-    """How many deltas are in the directory, which need not exist."""
+    """Returns the number of deltas in the directory, which need not exist."""
     if not directory.exists():
         return 0
     return len({match[1] for match in map(_NAME.fullmatch, os.listdir(directory)) if match})
 
 
 def read_changes(directory: Path, keys: pa.Schema, states: pa.Schema) -> Iterator[SavedChange]:
-    """The changes of the deltas in `directory`, the newest delta first; of each delta, the groups that were there, then those gone.
+    """Yields the changes of the deltas in `directory`, the newest delta first; of each delta first the changed
+    groups, then those gone.
 
-    Raises CorruptCheckpoint, also where a file has other columns.
+    Raises CorruptCheckpoint, also for a file with other columns.
     """
     found = []
     for file in directory.iterdir():

@@ -1,12 +1,13 @@
-"""Keyed tables, in which compiled operators keep groups by key. A pane (the slice of a window; 0 where there are none) has one table.
+"""Keyed tables, in which compiled operators keep groups by key. Each pane (a slice of a window; 0 without windows) has one
+table.
 
     without a directory          with a directory
-    GroupTable per pane          HotTable per pane ──settle: the groups longest untouched──▶ RocksDB
+    GroupTable per pane          HotTable per pane ──settle: the groups idle for longest──▶ RocksDB
         │ all groups                 │ changed groups   ◀──a key that is not hot is looked up──  │ hard links
         ▼                            ▼                                                          ▼
     a checkpoint: deltas (`saved`), and the database of the groups that are not in memory
 
-Files below the directory of a store; none of them is ever the authority, and a start removes them:
+Files in the directory of a store. None of them is ever the authority, and a start removes them:
 
     db/<n>/       the database, made at the first eviction
     deltas/       deltas that later cuts need too
@@ -41,13 +42,14 @@ __all__ = ["CHUNK_ROWS", "TableStore"]
 Array: TypeAlias = pa.Array
 
 _ROW_BYTES = 64  # the approximate size of a group in memory
-_RETIRE_ROWS = 1 << 20  # how many groups `retire` looks at in one call of the kernel
-# How many cleared tables are kept for later panes, because a batch may open and drop many short-lived ones.
+_RETIRE_ROWS = 1 << 20  # groups that `retire` checks in one call of the kernel
+# The number of cleared tables that are kept for later panes, because a batch may open and drop many short-lived
+# panes.
 _SPARES = 64
-_SPARE_BYTES = 32_000_000  # the bound of all of those together
+_SPARE_BYTES = 32_000_000  # the most bytes of all of those together
 _STAY = 0.6  # the share of the groups that stay when room is made
-_GONE_KEYS = 100_000  # how many removed keys are collected in memory before they are removed from the database
-_SWEEP_GROUPS = 200_000  # below so many cold groups, the database is not scanned for expired ones
+_GONE_KEYS = 100_000  # removed keys that are collected in memory before they are removed from the database
+_SWEEP_GROUPS = 200_000  # with fewer cold groups, the database is not scanned for expired ones
 _LAST_TICK = 1 << 30
 _FORMAT = 1
 
@@ -55,10 +57,11 @@ _FORMAT = 1
 class TableStore:
     """The tables of one keyed operator in one subtask, by pane. Has one owner, the subtask's thread.
 
-    With a directory, 0.3 of `memory_budget` is for the tables and a sixteenth for RocksDB's block cache (the system's file cache has the
-    blocks too). The rest is for groups that a cut has copied and not written yet, for RocksDB's index (about 2 bytes per group), and for
-    its compactions. With `evictable=False` all groups stay in memory, however large, and cuts still write only the changed ones.
-    owners: which of the keys say by their hash whose a group is; None: all.
+    With a directory, 0.3 of `memory_budget` is for the tables and a sixteenth for RocksDB's block cache (the system's
+    file cache has the blocks too). The rest is for groups that a cut has copied and not written yet, for RocksDB's
+    index (about 2 bytes per group), and for its compactions. With `evictable=False` all groups stay in memory,
+    however large, and cuts still write only the changed ones. `owners`: the indexes of the keys whose hash decides
+    which subtask owns a group, or None for all keys.
     """
 
     def __init__(
@@ -99,11 +102,13 @@ class TableStore:
 
     @property
     def panes(self) -> list[int]:
-        """The panes that hold something, ascending."""
+        """The panes that have groups, ascending."""
         return sorted(self._tables)
 
     def table(self, pane: int = 0) -> GroupTable:
-        """The pane's table, which is made if it is missing. Ask for it again for each batch, because `settle` may replace it."""
+        """Returns the pane's table, and makes it if it is missing. Call this again for each batch, because `settle`
+        may replace the table.
+        """
         table = self._tables.get(pane)
         if table is None:
             make = self._new if self._directory is None else partial(self._hot, pane)
@@ -114,12 +119,14 @@ class TableStore:
         return table
 
     def whole(self, pane: int = 0) -> GroupTable | None:
-        """The pane's table, if all of its groups are in it and none in RocksDB or on the way there; else None."""
+        """Returns the pane's table if all of its groups are in it, and none in RocksDB or being moved there; else
+        None.
+        """
         table = self.table(pane)
         return None if isinstance(table, HotTable) and (table.parts or table.cold) else table
 
     def finish(self, pane: int = 0) -> Iterator[list[Array]]:
-        """Keys and results of all groups of the pane, in pieces of at most CHUNK_ROWS rows.
+        """Yields keys and results of all groups of the pane, in pieces of at most CHUNK_ROWS rows.
 
         The store must not change until the last piece was taken.
         """
@@ -137,7 +144,8 @@ class TableStore:
                 yield part.finish()
 
     def export(self, pane: int = 0) -> Iterator[pa.RecordBatch]:
-        """Keys and accumulators of all groups of the pane (`GroupTable.states`), in pieces of at most CHUNK_ROWS rows.
+        """Yields keys and accumulators of all groups of the pane (`GroupTable.states`), in pieces of at most
+        CHUNK_ROWS rows.
 
         The store must not change until the last piece was taken.
         """
@@ -152,7 +160,7 @@ class TableStore:
             yield from self._cold(table)
 
     def drop(self, pane: int, *, again: bool = True) -> None:
-        """Drops the pane with all its groups. again: its table may be cleared, and used for a later pane."""
+        """Drops the pane with all its groups. `again`: True if its table may be cleared and reused for a later pane."""
         table = self._tables.pop(pane, None)
         self._touched.pop(pane, None)
         if isinstance(table, HotTable):
@@ -168,10 +176,12 @@ class TableStore:
         return table.nbytes + sum(spare.nbytes for spare in self._spare) <= _SPARE_BYTES
 
     def retire(self, aggregate: int, below: int, pane: int = 0) -> int:
-        """Removes the groups whose result of that aggregate (an int64 or a time that never decreases) is below the bound.
+        """Removes the groups whose result of that aggregate (an int64 or a time that never decreases) is below the
+        bound.
 
-        Returns how many of them were in memory. Matching groups that are only on disk are removed when they are next read. The table
-        remembers one bound for that, so a pane must always be retired by the same aggregate. Scans all groups in memory: call it rarely.
+        Returns how many of them were in memory. Matching groups that are only on disk are removed when they are next
+        read. The table remembers one bound for that, so a pane must always be retired by the same aggregate. Scans
+        all groups in memory: call it rarely.
         """
         table = self._tables.get(pane)
         if table is None:
@@ -192,7 +202,7 @@ class TableStore:
         return gone
 
     def settle(self) -> None:
-        """Keeps the memory budget. To be called after each batch."""
+        """Evicts groups if the memory budget is exceeded. Call it after each batch."""
         if self._directory is None:
             return
         self._tick += 1
@@ -201,18 +211,21 @@ class TableStore:
             if table.gone is not None and len(table.gone) > _GONE_KEYS:
                 self._take_cuts()
                 table.flush_gone()
-            if table.left_more_than_stayed:  # writing all groups that are left is cheaper than listing those gone
+            if table.left_more_than_stayed:  # writing all remaining groups takes less than listing those gone
                 table.begin(next(self._lives))
         self._touched.clear()
         if (
             self._evictable
-            and sum(table.nbytes for table in self._tables.values()) > self._table_bytes // 2  # cheaper to ask
+            # The first sum takes less time.
+            and sum(table.nbytes for table in self._tables.values()) > self._table_bytes // 2
             and sum(map(_used, self._hot_tables())) > self._table_bytes
         ):
             self._make_room()
 
     def longest_untouched(self) -> list[tuple[int, pa.Int32Array]]:
-        """(pane, slots) of the groups that leave when room is made: for a caller that keeps evicted groups itself. Needs a directory."""
+        """Returns (pane, slots) of the groups that leave when room is made, for a caller that keeps evicted groups
+        itself. Needs a directory.
+        """
         return [(table.pane, slots) for table, slots in self._victims(self._hot_tables()) if len(slots)]
 
     def leave(self, pane: int, slots: pa.Int32Array) -> None:
@@ -223,13 +236,13 @@ class TableStore:
             table.begin(next(self._lives))
 
     def replace(self, pane: int) -> None:
-        """Gives the pane an empty table, which takes no memory; an open cut goes on with the one that it had. Needs a directory."""
+        """Gives the pane an empty table, which takes no memory. An open cut keeps the old table. Needs a directory."""
         self._touched.pop(pane, None)
         self._tables[pane] = self._hot(pane)
 
     def cut(self) -> tuple[dict[str, Any], TablesCut | None]:
-        """Takes the tables as they are now: the facts (JSON values), and the Cut to be saved, which another thread reads while the owner
-        goes on.
+        """Takes a cut of the tables. Returns the facts (JSON values), and the Cut to save, which another thread reads
+        while the owner goes on, or None.
         """
         if self._directory is None:
             changes = [Change(pane, 0, table.cut()) for pane, table in self._tables.items() if len(table)]
@@ -269,11 +282,11 @@ class TableStore:
         return facts, TablesCut(self._deltas, local=self._directory / "deltas", cut=cut, over=over)
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None = None, renewal: Renewal | None = None) -> None:
-        """Restores what `cut` took. `saved` has an entry for each subtask of the app at the checkpoint. Must be called while the store is
-        empty.
+        """Restores groups from cuts. `saved` has an entry for each subtask of the app at the checkpoint. Call it
+        while the store is empty.
 
-        owned: tells which groups are this subtask's; None: all. renewal: how groups of the checkpoint, which had other accumulators, become
-        groups of the store. Raises CorruptCheckpoint.
+        `owned`: returns by key hashes whether groups are this subtask's, or None for all. `renewal`: converts groups
+        of a checkpoint with other accumulators to groups of the store. Raises CorruptCheckpoint.
         """
         every_group = pa.array(range(KEY_GROUPS), pa.uint64())
         if owned is not None and owned(every_group).true_count == KEY_GROUPS:
@@ -338,7 +351,9 @@ class TableStore:
             self._database = None
 
     def statistics(self) -> dict[str, int]:
-        """Counts and sizes; may be called from any thread. Without lookups a group may be counted as hot, and as cold several times."""
+        """Returns counts and sizes. May be called from any thread. Without lookups a group may be counted as hot, and
+        several times as cold.
+        """
         tables = list(self._tables.values())
         hot = [table for table in tables if isinstance(table, HotTable)]
         groups = sum(len(table) for table in tables)
@@ -365,7 +380,7 @@ class TableStore:
         return [table for table in self._tables.values() if isinstance(table, HotTable)]
 
     def _cold(self, table: GroupTable) -> Iterator[pa.RecordBatch]:
-        """The groups of a pane that are not in memory."""
+        """Yields the groups of a pane that are not in memory."""
         if isinstance(table, HotTable) and table.cold and table.database is not None:
             for groups in table.database.scan(table.pane):
                 found = table.only_cold(groups)
@@ -380,13 +395,13 @@ class TableStore:
         return self._database
 
     def _take_cuts(self) -> None:
-        """Called before the database changes: links its files for the cuts that are not saved yet."""
+        """Links the database's files for the cuts that are not saved yet. Called before the database changes."""
         cuts, self._cuts = self._cuts, []
         for cut in cuts:
             cut.take()
 
     def _make_room(self) -> None:
-        """Evicts the groups that were not touched for longest to the database."""
+        """Evicts the groups that were idle for longest to the database."""
         self._take_cuts()
         database = self._database or self._open_database(ColdGroups)
         tables = self._hot_tables()
@@ -401,7 +416,7 @@ class TableStore:
                 table.evict(slots, self._runs)
             except SabotError:
                 raise
-            except Exception as error:  # rocksdict has no class of its own for what RocksDB reports
+            except Exception as error:  # rocksdict has no exception class of its own for RocksDB's errors
                 raise SabotError(f"state directory {self._directory}: {error}", hint=hint_of(error)) from error
             if table.left_more_than_stayed:
                 table.begin(next(self._lives))
@@ -419,7 +434,7 @@ class TableStore:
         return list(zip(tables, slots, strict=True))
 
     def _renewed(self, table: HotTable) -> HotTable:
-        """The same groups in a new table, which takes no more memory than they need."""
+        """Returns the same groups in a new table, which takes no more memory than they need."""
         new = self._hot(table.pane)
         new.tick = self._tick
         for slots in pieces(table, CHUNK_ROWS):
@@ -450,8 +465,8 @@ class TableStore:
         self._swept_at = table.cold
 
     def _keep_deltas(self, new: Delta) -> list[Delta]:
-        """Keeps `new` and the older deltas that some table still needs. Returns the others, to be released by a thread for which nothing
-        waits, because that removes files.
+        """Keeps `new` and the older deltas that some table still needs. Returns the other deltas; they are released
+        in another thread, because that removes files.
         """
         since = {table.life: table.since for table in self._hot_tables()}
         kept: list[Delta] = []
@@ -468,7 +483,9 @@ def _taken(columns: list[Array], rows: pa.Int32Array) -> list[Array]:
 
 
 def _used(table: HotTable) -> int:
-    """The bytes that the groups in memory need; memory that removed groups have left behind is not counted, since it is used again."""
+    """Returns the bytes that the groups in memory need. Memory of removed groups does not count, because it is
+    reused.
+    """
     figures = table.statistics()
     used = figures["bytes"] * figures["groups"] // max(figures["slots"], 1)
     return (
