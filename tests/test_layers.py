@@ -25,6 +25,7 @@ ORDER = [
     "options",
     "clock",
     "backoff",
+    "sqlite_files",
     "steps",
     "disk",
     "process_exit",

@@ -26,7 +26,6 @@ from sabot.errors import AppLocked, CorruptJournal, JournalFailed, SabotError, U
 from sabot.journal.entry_counts import COUNTED, begin_to_count
 from sabot.journal.owner_inbox import SqlInbox, SqlJournal
 from sabot.journal.tables import (
-    HELD,
     Connection,
     StoredEntry,
     TablesReader,
@@ -34,13 +33,13 @@ from sabot.journal.tables import (
     connected,
     explained,
     facts_of,
-    is_held,
     make,
     rows_of,
     transaction,
 )
 from sabot.journal.writing import CAPACITY_BYTES, Appended, GroupWriter
 from sabot.os_errors import errno_of, hint_of
+from sabot.sqlite_files import HELD, is_held
 from sabot.steps import step
 
 DATABASE = "journal.db"

@@ -9,7 +9,6 @@ their caller has begun; their statements are those that both databases know, wit
 `connected`, `transaction`, `explained`, `make`.
 """
 
-import os
 import sqlite3
 import threading
 import zlib
@@ -18,9 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
-from urllib.parse import quote
 
-from sabot.errors import CorruptJournal, TransientError, UserError
+from sabot.errors import CorruptJournal, UserError
 from sabot.journal.base import MAY_BEGIN_AGAIN, JobMark, JournalReader, Position, Question
 from sabot.journal.entries import (
     Answer,
@@ -54,6 +52,7 @@ from sabot.journal.entry_counts import (
 )
 from sabot.journal.writing import Appended
 from sabot.os_errors import hint_of
+from sabot.sqlite_files import error_of, open_database
 
 _APPLICATION = 0x5AB07  # SQLite's application_id: which program a database belongs to
 _FORMAT = COUNTED
@@ -110,14 +109,6 @@ _REMOVED = "SELECT value FROM meta WHERE name = 'removed'"  # the place behind t
 _TAKEN = "UPDATE inbox SET taken = 1, letter = ? WHERE number = ?"
 
 
-HELD = "see who has the database open (fuser, lsof): sqlite3 in a terminal, a copy that is being made"
-
-
-def is_held(error: sqlite3.Error) -> bool:
-    """Whether another process had the database to itself, for as long as we wait for that."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-
-
 @contextmanager
 def explained(where: object) -> Iterator[None]:
     """SQLite's errors as ours: damage, or what stands in the way."""
@@ -130,24 +121,15 @@ def explained(where: object) -> Iterator[None]:
                 f"{where} is damaged, or no journal: {error}",
                 hint="go back to a copy of its whole folder; keep what is there",
             ) from error
-        if is_held(error):
-            raise TransientError(f"{where}: another process has held it for {_WAIT_SECONDS:g} s", hint=HELD) from error
-        raise UserError(f"{where}: {error}", hint=hint_of(error)) from error
+        raise error_of(error, where, wait_s=_WAIT_SECONDS) from error
     except OSError as error:
         raise UserError(f"{where}: {error.strerror or error}", hint=hint_of(error)) from error
 
 
 def connected(path: Path, mode: Literal["ro", "rw"], *, synced: bool = True) -> sqlite3.Connection:
     """A connection whose transactions its user begins. synced: a commit is on the disk when it returns."""
-    connection = sqlite3.connect(
-        f"file:{quote(os.fspath(path))}?mode={mode}",
-        uri=True,
-        timeout=_WAIT_SECONDS,
-        isolation_level=None,
-        check_same_thread=False,
-    )
+    connection = open_database(path, wait_s=_WAIT_SECONDS, mode=mode, synchronous="FULL" if synced else "OFF")
     try:
-        connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'OFF'}")
         connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
     except BaseException:
         connection.close()

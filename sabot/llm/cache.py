@@ -21,6 +21,7 @@ from sabot.connectors.redis import RedisServer
 from sabot.disk import private
 from sabot.errors import UNREADABLE, TransientError, UserError
 from sabot.llm.results import Completion
+from sabot.sqlite_files import error_of, open_database
 
 T = TypeVar("T")
 
@@ -28,6 +29,7 @@ _log = logging.getLogger("sabot.llm")
 
 _PRUNE_EVERY = 256  # answers
 _BUSY_SECONDS = 10.0
+_HINT = "a file that is a cache, or none yet, in a folder that can be written to"
 _PAUSE_SECONDS = 5.0  # in which a Redis server that failed is not asked
 
 
@@ -126,21 +128,18 @@ class SqliteCache:
     def _explained(self, function: Callable[..., T], *args: Any) -> T:
         try:
             return function(*args)
-        except (sqlite3.Error, OSError) as error:
-            raise UserError(
-                f"cache {self._path}: {error}",
-                hint="a file that is a cache, or none yet, in a folder that can be written to",
-            ) from error
+        except sqlite3.Error as error:
+            raise error_of(error, f"cache {self._path}", hint=_HINT, wait_s=_BUSY_SECONDS) from error
+        except OSError as error:
+            raise UserError(f"cache {self._path}: {error}", hint=_HINT) from error
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
             # Not a file that is there: to close it would end the locks that another connection of this process has on it.
             with suppress(FileExistsError):
                 os.close(private(str(self._path), os.O_RDWR | os.O_CREAT | os.O_EXCL))
-            connection = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None)
+            connection = open_database(self._path, write_ahead=True, synchronous="NORMAL", wait_s=_BUSY_SECONDS)
             try:
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = NORMAL")
                 connection.execute(
                     "CREATE TABLE IF NOT EXISTS answers_1 (key BLOB PRIMARY KEY, kept REAL NOT NULL, answer BLOB NOT NULL)"
                 )

@@ -28,10 +28,11 @@ import msgspec
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import checked_name, checked_text
 from sabot.disk import own_folder, private
-from sabot.errors import UNREADABLE, TransientError, UserError, short_repr
+from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.llm.tools import Tool, tool
 from sabot.os_errors import hint_of
 from sabot.redaction import without_secrets
+from sabot.sqlite_files import error_of, open_database
 from sabot.state import MapState
 from sabot.threads import run_in_thread
 
@@ -116,13 +117,10 @@ class MemoryFile:
             open(self.path, "ab", opener=private).close()
         except OSError as error:
             raise UserError(f"memory {self.path}: {error.strerror or error}", hint=hint_of(error)) from error
-        self._connection = sqlite3.connect(
-            self.path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
-        )
+        with self._explained():
+            self._connection = open_database(self.path, write_ahead=True, wait_s=_WAIT_SECONDS)
         try:
             with self._explained():
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                self._connection.execute("PRAGMA synchronous = FULL")
                 self._connection.execute(
                     "CREATE TABLE IF NOT EXISTS memories(scope TEXT, id TEXT, record BLOB NOT NULL, PRIMARY KEY (scope, id)) WITHOUT ROWID"
                 )
@@ -184,11 +182,7 @@ class MemoryFile:
         try:
             yield
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise TransientError(
-                    f"memory {self.path}: another process has held it for {_WAIT_SECONDS:g} s"
-                ) from error
-            raise UserError(f"memory {self.path}: {error}", hint=hint_of(error)) from error
+            raise error_of(error, f"memory {self.path}", wait_s=_WAIT_SECONDS) from error
 
 
 class Memory:

@@ -12,13 +12,12 @@ from sabot.connectors.sql.database import TOKENS, Database, quoted
 from sabot.connectors.sql.rows import Columns, JsonKind, json_text, utc
 from sabot.errors import TransientError, UserError
 from sabot.os_errors import hint_of
+from sabot.sqlite_files import error_of, is_held, open_database
 from sabot.steps import step
 
 _WAIT_SECONDS = 30.0  # how long a transaction waits for other writers of the file
 _ROWS = 16384  # rows that become Python tuples at once
 _PASSING = {
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
     sqlite3.SQLITE_NOMEM,
     sqlite3.SQLITE_INTERRUPT,
     sqlite3.SQLITE_IOERR,
@@ -62,10 +61,7 @@ class SqliteDatabase(Database):
                 raise UserError(
                     f"{self.path.parent} cannot be made: {error.strerror or error}", hint=hint_of(error)
                 ) from error
-            self._connection = sqlite3.connect(
-                self.path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection = open_database(self.path, wait_s=_WAIT_SECONDS)
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -89,7 +85,10 @@ class SqliteDatabase(Database):
         try:
             yield
         except sqlite3.Error as error:
-            message = f"table {self.table} of {self.path}: {error}"
+            where = f"table {self.table} of {self.path}"
+            if is_held(error):
+                raise error_of(error, where, wait_s=_WAIT_SECONDS) from error
+            message = f"{where}: {error}"
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING:
                 raise TransientError(message, hint=hint_of(error)) from error
             raise UserError(message) from error

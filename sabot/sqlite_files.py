@@ -1,0 +1,63 @@
+"""Databases of SQLite: opens them in one way, and turns their errors into ours.
+
+Several processes may use one file. One of them writes at a time, and the others wait for it, at most `wait_s` seconds.
+"""
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+from sabot.errors import SabotError, TransientError, UserError
+from sabot.os_errors import hint_of
+
+HELD = "see who has the database open (fuser, lsof): sqlite3 in a terminal, a copy that is being made"
+"""The hint of the error for a database that another process has held for too long."""
+
+
+def open_database(
+    path: Path,
+    *,
+    wait_s: float,
+    mode: Literal["ro", "rw", "rwc"] = "rwc",
+    write_ahead: bool = False,
+    synchronous: Literal["OFF", "NORMAL", "FULL"] = "FULL",
+) -> sqlite3.Connection:
+    """Opens a connection, which any one thread at a time may use. The caller begins its transactions.
+
+    `wait_s`: the seconds that a transaction waits for another one. `mode`: "ro" to read, "rw" for a file that exists, "rwc" to make a
+    missing file. `write_ahead`: True switches the file to a write-ahead log, in which readers and the writer do not wait for each other.
+    `synchronous`: with "FULL" a commit is on the disk when it returns; with "NORMAL" a crash of the machine may take the last commits.
+    Raises sqlite3.Error.
+    """
+    connection = sqlite3.connect(
+        f"file:{quote(os.fspath(path))}?mode={mode}",
+        uri=True,
+        timeout=wait_s,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    try:
+        if write_ahead:
+            connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def is_held(error: sqlite3.Error) -> bool:
+    """Returns True if another connection has held the database for as long as this one waits."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def error_of(error: sqlite3.Error, where: object, *, wait_s: float, hint: str = "") -> SabotError:
+    """Returns a TransientError for a database that is held, else a UserError. Both messages begin with `where`.
+
+    `hint`: of the UserError, if the error is none of the operating system's.
+    """
+    if is_held(error):
+        return TransientError(f"{where}: another process has held it for {wait_s:g} s", hint=HELD)
+    return UserError(f"{where}: {error}", hint=hint_of(error, hint))

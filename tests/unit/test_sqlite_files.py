@@ -1,0 +1,53 @@
+"""How files of SQLite are opened, and what their errors become."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from sabot.errors import TransientError, UserError
+from sabot.sqlite_files import HELD, error_of, is_held, open_database
+
+
+def test_a_database_that_another_connection_holds_is_an_error_that_may_pass(tmp_path: Path) -> None:
+    path = tmp_path / "a file?.db"
+    with closing(open_database(path, wait_s=1)) as holder, closing(open_database(path, wait_s=0.01)) as other:
+        holder.execute("BEGIN IMMEDIATE")
+        with pytest.raises(sqlite3.OperationalError) as caught:
+            other.execute("BEGIN IMMEDIATE")
+    assert is_held(caught.value)
+    error = error_of(caught.value, "memory m.db", wait_s=0.01)
+    assert isinstance(error, TransientError)
+    assert (error.message, error.hint) == ("memory m.db: another process has held it for 0.01 s", HELD)
+
+
+def test_any_other_error_is_the_users_with_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "no.db").write_text("this is no database of SQLite, but a text of some length")
+    with pytest.raises(sqlite3.DatabaseError) as caught:
+        open_database(tmp_path / "no.db", wait_s=1).execute("SELECT * FROM sqlite_master")
+    error = error_of(caught.value, "cache no.db", wait_s=1, hint="remove the file")
+    assert isinstance(error, UserError)
+    assert (error.message, error.hint) == ("cache no.db: file is not a database", "remove the file")
+
+
+def test_readers_and_the_writer_of_a_write_ahead_log_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    with (
+        closing(open_database(path, wait_s=1, write_ahead=True)) as writer,
+        closing(open_database(path, wait_s=1, mode="ro")) as reader,
+    ):
+        writer.execute("CREATE TABLE t (n)")
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("INSERT INTO t VALUES (1)")
+        assert reader.execute("SELECT * FROM t").fetchall() == []
+        writer.execute("COMMIT")
+        assert reader.execute("SELECT * FROM t").fetchall() == [(1,)]
+
+
+def test_a_file_that_is_missing_is_made_only_where_that_is_wanted(tmp_path: Path) -> None:
+    for mode in ("ro", "rw"):
+        with pytest.raises(sqlite3.OperationalError):
+            open_database(tmp_path / "new.db", wait_s=1, mode=mode)
+    open_database(tmp_path / "new.db", wait_s=1).close()
+    assert (tmp_path / "new.db").exists()
