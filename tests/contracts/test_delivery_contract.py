@@ -13,6 +13,7 @@ from contracts.delivery_places import PLACES, DeliveryPlace, Row
 from sabot import steps
 from sabot.codecs.records import build_records
 from sabot.connectors.base import Delivers, KeepsToken, Sink, Token, Track
+from sabot.connectors.defaults import expect, finish_of, start_afresh
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 from sabot.errors import AppLocked, TransientError, UserError
 
@@ -66,13 +67,13 @@ def run(place: DeliveryPlace, parts: Sequence[Part]) -> None:
     """A run of an app whose checkpoint lists these parts."""
     sink = place.sink()
     assert isinstance(sink, Delivers)
-    sink.expect(SCHEMA)
+    expect(sink, SCHEMA)
     token = sink.claim(TRACK)
     there = 0 if token is None else token.seq
     for seq, batches in parts:
         if seq > there:
             sink.deliver(seq, batches)
-    sink.finish()
+    finish_of(sink)()
     sink.close()
 
 
@@ -170,7 +171,7 @@ def test_tracks_do_not_know_of_each_other(place: DeliveryPlace) -> None:
     sink.deliver(*PARTS[2])
     for number, track in enumerate(others):
         other = place.sink()
-        other.start_afresh()
+        start_afresh(other)
         assert other.claim(track) is None
         if isinstance(other, KeepsToken):
             other.deliver(1, [columns([(100 + number, "other")])])
@@ -186,7 +187,7 @@ def test_numbers_of_another_incarnation_count_anew(place: DeliveryPlace) -> None
     sink.deliver(PARTS[2][0], [columns(ALL[:4])])
     sink.close()
     afresh = place.sink()
-    afresh.start_afresh()
+    start_afresh(afresh)
     token = afresh.claim(Track(TRACK.app, TRACK.sink, "second"))
     assert token == (Token(PARTS[2][0], "first") if isinstance(afresh, KeepsToken) else None)
     afresh.deliver(GENERATION + 1, [columns(ALL[4:])])
