@@ -3,46 +3,33 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from sabot._cython.groups.partition import KEY_GROUPS
 from sabot.agents.declarations import AgentDeclarations
 from sabot.agents.runtime import AgentProcess, AgentRuntime
 from sabot.api.agent import AgentSpec
-from sabot.api.arguments import one_of
 from sabot.api.lifespan import Lifespan
 from sabot.api.nodes.node import Node, walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
+from sabot.api.settings import Settings
 from sabot.api.streams import HasStreams
 from sabot.api.topics import HasTopics
 from sabot.api.unrun import note_written
-from sabot.arrays import python_value
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import HeadersLike, checked_headers, encode_key, encode_payload
-from sabot.config import (
-    Duration,
-    checked_name,
-    checked_path,
-    checked_text,
-    checked_topic,
-    is_whole,
-    parse_broker,
-    parse_bytes,
-    parse_restart,
-    parse_seconds,
-)
+from sabot.config import checked_name, checked_topic
 from sabot.connectors.memory import TableSink
-from sabot.connectors.places import Place, Start, Until, checked_start, checked_until
 from sabot.errors import UserError
-from sabot.kafka.settings import checked_settings
 from sabot.kafka.topics import RecordSender
 from sabot.logs import set_up_logging
+from sabot.options import check_names, option, takes, takes_id_and
 from sabot.runtime.signals import StopSignals
 from sabot.state import StateBackend, open_backend, state_directory
 from sabot.state.base import LocalBackend
@@ -63,87 +50,40 @@ IMPORTING = ContextVar("IMPORTING", default=False)
 
 _log = logging.getLogger(__name__)
 
-F = TypeVar("F", bound=Callable[..., Any])
+
+@dataclass(frozen=True, kw_only=True)
+class AppSettings(Settings):
+    """The settings of an app with those that only the program has."""
+
+    events: "EventBus | None" = option(None, "the EventBus that publishes what happens in the jobs of durable agents")
+    policy: "PolicyEngine | None" = option(None, "the PolicyEngine that decides what agents may do")
+    budgets: "Sequence[Budget] | Ledger | None" = option(
+        None, "the limits of what scopes may use, or a Ledger; [] only records what is used"
+    )
+    clock: Clock = option(SYSTEM_CLOCK, "the clock, for tests")
 
 
 # A program says what is to be run long before it is, or only to be planned or asked: its methods import what runs it when they need it.
 class App(AgentDeclarations, HasStreams, HasTopics):
     """An application: `app = App("fraud", broker="kafka://localhost:19092", state="rocksdb:///var/lib/fraud")`.
 
-    id: the name of the app; agents are called `<id>.<name>`.
-    broker: `memory://` (dies with the process) or `kafka://host:port`.
-    state: None, "memory", a directory, or "rocksdb:///abs/dir".
-    journal: of durable agents: a directory, by default `<state dir>/journal`; "memory", gone with the process; or kafka://, postgresql://.
-    events: an EventBus (`sabot.agents`), which is told what happens in the jobs of durable agents.
-    policy: a PolicyEngine (`sabot.agents`), which decides what agents may do (docs/agent-runtime/policy.md).
-    budgets: what scopes may use, or a Ledger; [] only records what is used. None: there is no ledger (docs/agent-runtime/budgets.md).
-    dedupe: how long the id of a durable agent's job is known after its end, so that what comes again is no new job.
-    checkpoint_dir: by default `<state dir>/checkpoints`; with state="memory" no checkpoints are written unless it is given.
-    checkpoint_interval: seconds or "1s"; by default 1 s with an exactly-once sink, whose results wait for checkpoints, and 60 s without.
-    checkpoint_timeout: how long a checkpoint may take. stop_timeout: how long the stop may take that Ctrl-C or SIGTERM asks of `main()` and
-    `sabot run`; then the process ends at once, whatever still runs.
-    restart: "fixed(3, 1s)": after a failure `run()` restarts the app from the last checkpoint, up to 3 times within 10 minutes; "none".
-    parallelism: threads for each stage of a stream. Agents always share one event loop: use concurrency=N for them.
-    memory_budget: with a state directory, the memory for the tables of each keyed step of a stream, by default 256MB; the rest is on disk.
-    start: where topics are read from without a checkpoint, as in `stream`.
-    kafka: client settings for all sources and sinks. version: of your program; it is written into dead letters and checkpoints.
+    `id`: the name of the app; its agents are called `<id>.<name>`. docs/settings.md lists the other arguments, which `configure` and the
+    command line may change. Raises UserError for a wrong value.
     """
 
-    def __init__(
-        self,
-        id: str,
-        broker: str = "memory://",
-        *,
-        state: str | None = None,
-        journal: str | Path | None = None,
-        dedupe: Duration = "7d",
-        events: "EventBus | None" = None,
-        policy: "PolicyEngine | None" = None,
-        budgets: "Sequence[Budget] | Ledger | None" = None,
-        checkpoint_dir: str | Path | None = None,
-        checkpoint_interval: Duration | None = None,
-        checkpoint_timeout: Duration = "60s",
-        stop_timeout: Duration = "60s",
-        restart: str = "fixed(3, 1s)",
-        parallelism: int = 1,
-        memory_budget: str | int | None = None,
-        kafka: dict[str, Any] | None = None,
-        version: str = "",
-        start: Start = "earliest",
-        clock: Clock = SYSTEM_CLOCK,
-    ) -> None:
+    @takes_id_and(AppSettings)
+    def __init__(self, id: str, broker: str = "memory://", **settings: Any) -> None:
         if id in ("", None):
             raise UserError("an App needs an id", hint='App("orders")')
         self.id = checked_name(id, "App id")
-        self.kafka = checked_settings(kafka)
-        self.parallelism = 1
-        self.memory_budget = memory_budget
-        budget = "256MB" if memory_budget is None else memory_budget
-        self.memory_budget_bytes = parse_bytes(budget, name="memory_budget")
-        self.version = checked_text(version, "version")
-        self.clock = clock
-        self.start_at = checked_start(start, f"app {self.id}")
-        self._one_place("start", self.start_at)
-        self.restart = parse_restart(restart)
-        self.checkpoint_interval_s: float | None = None
-        self.redeliver: str | None = None
-        self.end_at: Place | None = None
-        self.from_: str | None = None
-        self.fresh = self.forget_effects = self.refresh_schema = False
-        self.drop: frozenset[str] = frozenset()
+        check_names("App", AppSettings, settings)
+        made = AppSettings(broker, **settings)
+        self.settings: Settings = made
+        self.clock = made.clock
+        self.reprocess: set[str] = set()
         self._state_backend: StateBackend | None = None
         self.journal_storage: MemoryStorage | None = None
-        self.stop_timeout_s = parse_seconds(stop_timeout, name="stop_timeout")
-        self.checkpoint_timeout_s = parse_seconds(checkpoint_timeout, name="checkpoint_timeout")
-        self.dedupe_s = parse_seconds(dedupe, name="dedupe", zero=False)
-        self.surround_jobs(events, policy, budgets)
-        self.broker = broker
-        self.state_place = state
-        self.journal_place: str | Path | None = None
-        self.reprocess: set[str] = set()
-        self.checkpoint_dir = checkpoint_dir
-        self.metrics_port: int | None = None
-        self.metrics_host = "127.0.0.1"
+        self.surround_jobs(made.events, made.policy, made.budgets)
         self.workers: StreamsMaker | None = None
         self.lifespan = Lifespan()
         self.agent_runtime = AgentRuntime(self)
@@ -151,99 +91,21 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         self._collected: set[int] = set()  # ids of the nodes that collect() has run
         self._sender: RecordSender | None = None
         self._sender_lock = threading.Lock()
-        self.configure(
-            broker=broker,
-            state=state,
-            journal=journal,
-            checkpoint_dir=checkpoint_dir,
-            checkpoint_interval=checkpoint_interval,
-            parallelism=parallelism,
-        )
+        self.configure(reprocess=made.reprocess)
 
-    def configure(
-        self,
-        *,
-        broker: str | None = None,
-        state: str | None = None,
-        journal: str | Path | None = None,
-        checkpoint_dir: str | Path | None = None,
-        checkpoint_interval: Duration | None = None,
-        parallelism: int | None = None,
-        fresh: bool | None = None,
-        metrics_port: int | None = None,
-        metrics_host: str | None = None,
-        restart: str | None = None,
-        redeliver: str | None = None,
-        from_: str | None = None,
-        forget_effects: bool | None = None,
-        reprocess: Iterable[str] | None = None,
-        drop: Iterable[str] | None = None,
-        schema: str | None = None,
-        until: Until | None = None,
-    ) -> None:
-        """Changes settings before the start; None leaves a setting as it is. `fresh`: discards existing checkpoints.
+    @takes(Settings)
+    def configure(self, broker: str | None = None, **settings: Any) -> None:
+        """Changes settings before the start. None leaves a setting as it is. Raises UserError for a wrong value."""
+        given = {name: value for name, value in {"broker": broker, **settings}.items() if value is not None}
+        check_names("App.configure", Settings, given)
+        self.settings = replace(self.settings, **given)
+        if "reprocess" in given:
+            self.reprocess = {name if "." in name else f"{self.id}.{name}" for name in self.settings.reprocess}
 
-        forget_effects: with `fresh`, the journal of durable agents is discarded too, so that effects may be made again.
-        reprocess: durable agents whose records are read again, each as a new job: what they do is done again.
-        drop: operators, or OPERATOR.AGGREGATE, whose state is not taken over, once. schema: "refresh": columns are inferred anew.
-        until: where topics end of which no stream, table or agent names an end: "now", or before the first record of a time.
-        from_: starts from this savepoint (a directory; DIR@ID for one of several checkpoints in it).
-        redeliver: what to do if checkpoint and receiver disagree on what was delivered: "repeat" or "skip" (DeliveryConflict).
-        metrics_port: serves `/metrics` for Prometheus, `/healthz` and `/ready` while the app runs (0: a free port, see the log), on
-        127.0.0.1 unless metrics_host names another address of this machine (0.0.0.0: all). Nobody is asked who they are.
-        """
-        if broker is not None:
-            parse_broker(broker)
-            self.broker = broker
-        if state is not None:
-            state_directory(state)
-            self.state_place = state
-        if journal is not None:
-            place = checked_path(journal, "journal")
-            self.journal_place = place if place == "memory" or "://" in place else Path(place).expanduser()
-        if reprocess is not None:
-            self.reprocess = {name if "." in name else f"{self.id}.{name}" for name in reprocess}
-        if schema is not None:
-            self.refresh_schema = one_of("schema", schema, ("kept", "refresh")) == "refresh"
-        dropped = None if drop is None else frozenset([drop] if isinstance(drop, str) else drop)
-        for name, value in (("fresh", fresh), ("forget_effects", forget_effects), ("drop", dropped)):
-            if value is not None:
-                setattr(self, name, value)
-        if checkpoint_dir is not None:
-            if not isinstance(checkpoint_dir, tuple):  # otherwise it is a file system of pyarrow and a path
-                checked_path(checkpoint_dir, "checkpoint_dir")
-            self.checkpoint_dir = checkpoint_dir
-        if checkpoint_interval is not None:
-            self.checkpoint_interval_s = parse_seconds(checkpoint_interval, name="checkpoint_interval", zero=False)
-        if parallelism is not None:
-            parallelism = python_value(parallelism)
-            if not is_whole(parallelism, 1, KEY_GROUPS):
-                raise UserError(f"parallelism={parallelism!r}: a number of threads, 1 to {KEY_GROUPS}")
-            self.parallelism = parallelism
-        if restart is not None:
-            self.restart = parse_restart(restart)
-        if redeliver is not None:
-            from sabot.delivery import CHOICES
-
-            self.redeliver = one_of("redeliver", redeliver, CHOICES)
-        if until is not None:
-            self.end_at = checked_until(until, f"app {self.id}")
-            self._one_place("until", self.end_at)
-        if from_ is not None:
-            self.from_ = checked_path(from_, "from_")
-        if metrics_port is not None:
-            if not 0 <= metrics_port <= 65535:
-                raise UserError(f"metrics_port={metrics_port} is no port", hint="0 takes a free one")
-            self.metrics_port = metrics_port
-        if metrics_host is not None:
-            self.metrics_host = checked_text(metrics_host, "metrics_host")
-
-    def _one_place(self, word: str, place: Place | None) -> None:
-        """Refuses offsets, which are of one topic, as a place in all of them."""
-        if isinstance(place, Mapping):
-            raise UserError(
-                f"app {self.id}: {word}={place!r}", hint=f"offsets are of one topic: app.stream(topic, {word}=…)"
-            )
+    @property
+    def broker(self) -> str:
+        """The address of the broker."""
+        return self.settings.broker
 
     @property
     def state_backend(self) -> StateBackend | None:
@@ -263,7 +125,7 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         from sabot.plan import make_plan, mermaid
 
         runtime = self.agent_runtime
-        return mermaid(make_plan(runtime.writes, agents=runtime.specs, parallelism=self.parallelism))
+        return mermaid(make_plan(runtime.writes, agents=runtime.specs, parallelism=self.settings.parallelism))
 
     def write(self, end: StreamEnd) -> None:
         """Adds the end of a stream; called by `Stream.to`."""
@@ -314,12 +176,13 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         runtime = self.agent_runtime
         ends, agents = leading_to(Write(node, TableSink("out"), None), runtime.specs, runtime.writes)
         known = {id(read): read.found_schema() for read in walk(ends) if isinstance(read, Read)}
-        return make_plan(with_schemas(ends, known), agents=agents, parallelism=self.parallelism)
+        return make_plan(with_schemas(ends, known), agents=agents, parallelism=self.settings.parallelism)
 
     def _warn_of_loose_ends(self) -> None:
         """Warns of a stream without a sink, which most often is a forgotten `.to`, and of a budget that bounds nothing."""
-        if self.memory_budget is not None and state_directory(self.state_place) is None:
-            _log.warning("memory_budget=%s bounds nothing, as state is in memory: give state=DIR", self.memory_budget)
+        budget = self.settings.memory_budget
+        if budget is not None and state_directory(self.settings.state) is None:
+            _log.warning("memory_budget=%s bounds nothing, as state is in memory: give state=DIR", budget)
         read = self._collected | {id(node) for node in walk(self.agent_runtime.writes)}
         for node in self.begun_streams:
             if id(node) not in read and self.agent_runtime.writes:
@@ -365,7 +228,7 @@ class App(AgentDeclarations, HasStreams, HasTopics):
             )
         self._warn_of_loose_ends()
         try:
-            await self.agent_runtime.run(partial(StopSignals.asked, self.request_stop, self.stop_timeout_s))
+            await self.agent_runtime.run(partial(StopSignals.asked, self.request_stop, self.settings.stop_timeout_s))
         finally:
             await self._close_sender()
 
@@ -422,7 +285,7 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         payload, pairs = encode_payload(value, key), checked_headers(headers, f"send({topic!r})")
         with self._sender_lock:
             if self._sender is None:
-                self._sender = RecordSender(self.broker, self.kafka)
+                self._sender = RecordSender(self.broker, self.settings.kafka)
             sender = self._sender
         return await sender.send(topic, payload, encode_key(key), pairs, timestamp, partition)
 
@@ -438,7 +301,7 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         """Returns the assigned backend, or one that is made from `state`, which the runtime closes. name: of its database there."""
         if self._state_backend is not None:
             return self._state_backend, False
-        return open_backend(self.state_place, name), True
+        return open_backend(self.settings.state, name), True
 
     def ends(self) -> list[StreamEnd]:
         """Returns the ends of its streams."""
@@ -455,7 +318,7 @@ class App(AgentDeclarations, HasStreams, HasTopics):
 
     def open_tables(self) -> Path | None:
         """Returns the directory for the tables of streams; None: they stay in memory."""
-        return None if (base := state_directory(self.state_place)) is None else base / "streams"
+        return None if (base := state_directory(self.settings.state)) is None else base / "streams"
 
     def open_journal(self) -> "tuple[Journal, LocalBackend]":
         """Opens the journal of durable agents, and a store for their mailboxes, both of which the runtime closes. Raises UserError."""
@@ -463,7 +326,7 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         from sabot.runtime.jobs import open_app_journal
 
         storage = self.checkpoints()
-        if self.journal_storage is None or storage is None or self.forget_effects:
+        if self.journal_storage is None or storage is None or self.settings.forget_effects:
             self.journal_storage = MemoryStorage(self.clock)  # which the next run of this process may go on with
         return open_app_journal(self, storage, self.journal_storage)
 
@@ -473,14 +336,14 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         if storage is None:
             return None
         storage.lock()
-        if self.fresh:
+        if self.settings.fresh:
             storage.clear()
-            self.fresh = self.forget_effects = False  # they apply to this start only
+            self.settings = replace(self.settings, fresh=False, forget_effects=False)  # they apply to this start only
         return storage
 
     def checkpoints(self) -> "CheckpointStorage | None":
         """Returns the storage for checkpoints, not locked; None: there are none."""
-        directory, base = self.checkpoint_dir, state_directory(self.state_place)
+        directory, base = self.settings.checkpoint_dir, state_directory(self.settings.state)
         if directory is None:
             if base is None:
                 return None

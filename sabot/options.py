@@ -1,41 +1,90 @@
-"""Options that are declared once: the type, the default and the help of each stand in one annotation.
+"""Options that are declared once: the type, the default and the help of each stand in one place.
 
     class AgentOptions(TypedDict, total=False):
         key: Annotated[str | None, Option(None, "the field of a record whose value owns the state")]
 
-A function takes them as `**options: Unpack[AgentOptions]`, which type checkers and editors spell out. `spells_out` does the same for
-`inspect.signature` and `help`, and `with_defaults` refuses a name that nobody has declared.
+    @dataclass(frozen=True, kw_only=True)
+    class Settings:
+        parallelism: int = option(1, "the number of threads of each stage of a stream", check=threads, metavar="N")
+
+A function takes options as `**options: Unpack[AgentOptions]`, or is decorated by `takes(Settings)`: type checkers and editors then know
+their names. `spells_out` tells `inspect.signature` and `help`. The tables in docs/ and the options of the command line are made from
+them too.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sabot.errors import UserError
 
+P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """The default of an option, and the line of help for it, which begins with a noun."""
+    """An option: its default, and the line of help for it, which begins with a noun."""
 
     default: Any
     help: str
+    check: Callable[[Any], Any] | None = None
+    """A function that returns the value as it is kept, and raises UserError for a wrong one."""
+    metavar: str = ""
+    """The word for the value in the help of the command line; "" if the command line has no such option."""
+    kind: type = str
+    """The type of the value on the command line: str, int, bool (a flag) or list (the option may be repeated)."""
+    bounds: tuple[int | None, int | None] = (None, None)
+    """The least and the greatest number that the command line takes."""
+    once: bool = False
+    """True if it is meant for one start of the app: `sabot run --reload` leaves it out when it starts the app again."""
+
+
+def declare(default: Any, help: str) -> Option:
+    """Returns an option for an annotation: `Annotated[int, declare(1, "the number of …")]`."""
+    return Option(default=default, help=help)
+
+
+def option(default: Any, help: str, **facts: Any) -> Any:
+    """Returns a field of a dataclass that is an option. `facts`: further fields of `Option`."""
+    made = {"option": Option(default=default, help=help, **facts)}
+    return field(default_factory=dict, metadata=made) if default == {} else field(default=default, metadata=made)
 
 
 def options_of(declared: type) -> dict[str, Option]:
-    """Returns the options of a class, by name, in the order in which they are declared."""
+    """Returns the options of a TypedDict or dataclass, by name, in the order in which they are declared."""
+    if is_dataclass(declared):
+        return {each.name: each.metadata["option"] for each in fields(declared)}
     return {name: hint.__metadata__[0] for name, hint in declared.__annotations__.items()}
 
 
-def with_defaults(where: str, declared: type, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns all options, those that are not given with their default. Raises UserError for a name that is not declared."""
+def types_of(declared: type) -> dict[str, Any]:
+    """Returns the types of the options, by name."""
+    if is_dataclass(declared):
+        return {each.name: each.type for each in fields(declared)}
+    return {name: hint.__origin__ for name, hint in declared.__annotations__.items()}
+
+
+def check_names(where: str, declared: type, given: Mapping[str, Any]) -> None:
+    """Raises UserError for the name of an option that is not declared."""
     known = options_of(declared)
     if unknown := sorted(given.keys() - known.keys()):
         raise UserError(f"{where} has no option {', '.join(unknown)}", hint=f"it has {', '.join(sorted(known))}")
-    return {name: option.default for name, option in known.items()} | dict(given)
+
+
+def with_defaults(where: str, declared: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns all options: those that are not given have their default. Raises UserError as `check_names`."""
+    check_names(where, declared, given)
+    return {name: each.default for name, each in options_of(declared).items()} | dict(given)
+
+
+def check_values(declared: Any) -> None:
+    """Checks the fields of a frozen dataclass, and keeps what the checks return. A field whose default is None may be None."""
+    for name, each in options_of(type(declared)).items():
+        value = getattr(declared, name)
+        if each.check is not None and not (value is None and each.default is None):
+            object.__setattr__(declared, name, each.check(value))
 
 
 def spells_out(declared: type) -> Callable[[F], F]:
@@ -44,12 +93,9 @@ def spells_out(declared: type) -> Callable[[F], F]:
     def apply(function: F) -> F:
         signature = inspect.signature(function)
         own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
-        known = options_of(declared)
-        kind = inspect.Parameter.KEYWORD_ONLY
-        more = [
-            inspect.Parameter(name, kind, default=each.default, annotation=declared.__annotations__[name].__origin__)
-            for name, each in known.items()
-        ]
+        known = {name: each for name, each in options_of(declared).items() if name not in signature.parameters}
+        kind, types = inspect.Parameter.KEYWORD_ONLY, types_of(declared)
+        more = [inspect.Parameter(name, kind, default=known[name].default, annotation=types[name]) for name in known]
         target: Any = function
         target.__signature__ = signature.replace(parameters=[*own, *more])
         lines = "\n".join(f"        `{name}`: {each.help}." for name, each in known.items())
@@ -57,3 +103,17 @@ def spells_out(declared: type) -> Callable[[F], F]:
         return function
 
     return apply
+
+
+def takes(
+    settings: Callable[P, object],
+) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, P], None]]:
+    """Gives a method the parameters of the dataclass `settings`, for type checkers too."""
+    return spells_out(settings)  # type: ignore[arg-type]
+
+
+def takes_id_and(
+    settings: Callable[P, object],
+) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, str, P], None]]:
+    """Gives a method an id, and the parameters of the dataclass `settings`, for type checkers too."""
+    return spells_out(settings)  # type: ignore[arg-type]

@@ -21,11 +21,11 @@ from sabot.journal.base import Journal, JournalReader, entry_of_letter
 from sabot.journal.entries import Letter
 from sabot.journal.memory import MemoryInbox, MemoryReader, MemoryStorage
 from sabot.journal.opening import open_inbox, open_reader
-from sabot.runtime.jobs import JournalSettings, journal_place
+from sabot.runtime.jobs import JournalOwner, journal_place
 from sabot.threads import run_in_thread
 
 
-class _App(JournalSettings, Protocol):
+class _App(JournalOwner, Protocol):
     """journal_home: what a journal in memory is in."""
 
     agent_runtime: AgentRuntime
@@ -52,7 +52,11 @@ class AppJobStore(JobsAndActions):
             yield running
             return
         place = journal_place(app)
-        opened = MemoryReader(self._storage()) if place == "memory" else open_reader(place, app=app.id, kafka=app.kafka)
+        opened = (
+            MemoryReader(self._storage())
+            if place == "memory"
+            else open_reader(place, app=app.id, kafka=app.settings.kafka)
+        )
         with closing(opened) as reader:
             yield reader
 
@@ -63,7 +67,7 @@ class AppJobStore(JobsAndActions):
             running.post(letter)
             return
         place = journal_place(app)
-        where: dict[str, Any] = {"app": app.id, "clock": app.clock, "kafka": app.kafka}
+        where: dict[str, Any] = {"app": app.id, "clock": app.clock, "kafka": app.settings.kafka}
         opened = MemoryInbox(self._storage()) if place == "memory" else open_inbox(place, **where)
         with closing(opened) as inbox:
             inbox.post(letter)

@@ -4,14 +4,13 @@ import os
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AgentOptions, AgentSpec, BatchAgentOptions, RecordAgentOptions, Topics
+from sabot.api.settings import Settings
 from sabot.clock import Clock
 from sabot.config import Duration, checked_name, checked_topic
-from sabot.connectors.places import Place
 from sabot.errors import UserError, short_repr
 from sabot.options import options_of, spells_out
 from sabot.state import state_directory
@@ -45,13 +44,8 @@ class AgentDeclarations:
     """The part of an App that agents are declared with."""
 
     id: str
-    start_at: Place
-    state_place: str | None
-    journal_place: str | Path | None
+    settings: Settings
     journal_storage: "MemoryStorage | None"
-    kafka: dict[str, Any]
-    fresh: bool
-    forget_effects: bool
     clock: Clock
     agent_runtime: AgentRuntime
     lifespan: "Lifespan"
@@ -112,7 +106,7 @@ class AgentDeclarations:
         if self._ledger is None and self._budgets is not None:
             from sabot.agents.accounts.guard import ledger_of
 
-            self._ledger = ledger_of(self._budgets, state_directory(self.state_place), self.clock)
+            self._ledger = ledger_of(self._budgets, state_directory(self.settings.state), self.clock)
         return self._ledger
 
     def ledger(self, *, lateness: Duration = 0, idle: Duration = "30s") -> "Stream":
@@ -219,7 +213,7 @@ class AgentDeclarations:
         return register
 
     def _spec(self, func: Callable[..., Any], topic: Any, name: str, options: Mapping[str, Any]) -> AgentSpec:
-        return AgentSpec.of(f"{self.id}.{name}", func, topic, name=name, **{"start": self.start_at, **options})
+        return AgentSpec.of(f"{self.id}.{name}", func, topic, name=name, **{"start": self.settings.start, **options})
 
     def llm_agent(
         self,

@@ -79,13 +79,13 @@ class AgentProcess:
             return
         from sabot.checkpoint import Coordinator
         from sabot.runtime.local_agents import LocalAgents  # imported late: it loads what runs agents
-        from sabot.runtime.settings import Settings
+        from sabot.runtime.settings import RunSettings
 
         assert self.spec is not None
         self.starts(self.broker, self.kafka)
         coordinator = Coordinator(clock=self.clock)
-        settings = Settings(
-            app=self.agent_id,
+        settings = RunSettings(
+            app_id=self.agent_id,
             coordinator=coordinator,
             open_source=self.open_source,
             open_sink=lambda topic, format: open_sink(topic, self.broker, self.kafka, format),

@@ -16,7 +16,7 @@ from sabot.errors import SabotError, UserError, message_of, short_repr
 if TYPE_CHECKING:
     from sabot.checkpoint import Coordinator
     from sabot.runtime.app_runner import AppRunner
-    from sabot.runtime.settings import AppSettings
+    from sabot.runtime.settings import RunnableApp
 
 __all__ = ["AgentProcess", "AgentRuntime", "AgentState"]
 
@@ -26,8 +26,8 @@ _log = logging.getLogger(__name__)
 class AgentRuntime:
     """Registers agents and the ends of streams, and runs them all."""
 
-    def __init__(self, app: "AppSettings") -> None:
-        if not hasattr(app, "checkpoint_timeout_s"):  # a Protocol of many fields, which an App has
+    def __init__(self, app: "RunnableApp") -> None:
+        if not hasattr(app, "settings"):
             raise UserError(
                 f"AgentRuntime: app={short_repr(app)}", hint="an App, which makes its own: app.agent_runtime"
             )
@@ -77,9 +77,9 @@ class AgentRuntime:
             agent_id=spec.agent_id,
             agent_func=spec.func,
             topic=spec.topics[0] if len(spec.topics) == 1 else list(spec.topics),
-            broker=self.app.broker,
+            broker=self.app.settings.broker,
             spec=spec,
-            kafka=self.app.kafka,
+            kafka=self.app.settings.kafka,
             clock=self.app.clock,
         )
 

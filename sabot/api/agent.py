@@ -20,7 +20,7 @@ from sabot.connectors.defaults import check_ends, sink_of
 from sabot.connectors.places import Place, Start, Until, checked_start, checked_until
 from sabot.errors import UserError
 from sabot.jobs.tree import ChildLimits, checked_limits
-from sabot.options import Option, with_defaults
+from sabot.options import declare, with_defaults
 
 OnError = Literal["fail", "retry", "skip"]
 
@@ -38,43 +38,43 @@ _PROCESSES_MAX = 64
 class BatchAgentOptions(TypedDict, total=False):
     """The options of `@app.agent` with `batch=True`, which agents of records have too."""
 
-    key: Annotated[str | None, Option(None, "the field of a record whose value owns the state")]
+    key: Annotated[str | None, declare(None, "the field of a record whose value owns the state")]
     sink: Annotated[
         "str | Sink | Source | Callable[..., Any] | Sequence[str | Sink | Source] | None",
-        Option(None, "a topic, a Sink or another agent's function; or a list of topics and Sinks, see `Message`"),
+        declare(None, "a topic, a Sink or another agent's function; or a list of topics and Sinks, see `Message`"),
     ]
     schema: Annotated[
         pa.Schema | Mapping[str, Any] | None,
-        Option(None, "the columns of a record; without it a batch agent's are inferred from the first records"),
+        declare(None, "the columns of a record; without it a batch agent's are inferred from the first records"),
     ]
-    concurrency: Annotated[int, Option(1, "the number of calls that run at a time, in order per key")]
-    timeout: Annotated[Duration | None, Option(None, "the longest time that one call may take")]
+    concurrency: Annotated[int, declare(1, "the number of calls that run at a time, in order per key")]
+    timeout: Annotated[Duration | None, declare(None, "the longest time that one call may take")]
     on_error: Annotated[
-        OnError, Option("fail", 'the reaction to a call that raised: "fail", "retry" or "skip" the record')
+        OnError, declare("fail", 'the reaction to a call that raised: "fail", "retry" or "skip" the record')
     ]
-    retries: Annotated[int, Option(3, 'the number of further attempts with on_error="retry"')]
-    backoff: Annotated[Duration, Option("100ms", "the wait before the first further attempt; it doubles each time")]
-    rate: Annotated[str | float | None, Option(None, 'the number of attempts that may begin: "50/s", "300/m"')]
-    dead_letter: Annotated[str | Sink, Option("{topic}.dlq", "the topic or Sink for records that cannot be processed")]
+    retries: Annotated[int, declare(3, 'the number of further attempts with on_error="retry"')]
+    backoff: Annotated[Duration, declare("100ms", "the wait before the first further attempt; it doubles each time")]
+    rate: Annotated[str | float | None, declare(None, 'the number of attempts that may begin: "50/s", "300/m"')]
+    dead_letter: Annotated[str | Sink, declare("{topic}.dlq", "the topic or Sink for records that cannot be processed")]
     delivery: Annotated[
-        Delivery, Option(None, '"exactly_once" or "at_least_once"; by default exactly once where the sink can')
+        Delivery, declare(None, '"exactly_once" or "at_least_once"; by default exactly once where the sink can')
     ]
     nan: Annotated[
-        OnNan, Option(None, 'the JSON of NaN and infinities: "null"; "fail" is an error; None is null with a warning')
+        OnNan, declare(None, 'the JSON of NaN and infinities: "null"; "fail" is an error; None is null with a warning')
     ]
-    format: Annotated[str | Format | None, Option(None, 'the format of the records of its topics, by default "json"')]
-    sink_format: Annotated[str | Format | None, Option(None, 'the format of its results in topics, by default "json"')]
+    format: Annotated[str | Format | None, declare(None, 'the format of the records of its topics, by default "json"')]
+    sink_format: Annotated[str | Format | None, declare(None, 'the format of its results in topics, by default "json"')]
     start: Annotated[
-        Start, Option("earliest", "the place where a topic is read from without a checkpoint, by default the app's")
+        Start, declare("earliest", "the place where a topic is read from without a checkpoint, by default the app's")
     ]
-    until: Annotated[Until | None, Option(None, "the place where its topics end; None: nowhere")]
-    durable: Annotated[bool, Option(False, "True makes each record a job, whose effects are in the journal")]
+    until: Annotated[Until | None, declare(None, "the place where its topics end; None: nowhere")]
+    durable: Annotated[bool, declare(False, "True makes each record a job, whose effects are in the journal")]
     labels: Annotated[
-        Collection[str] | None, Option(None, 'the labels of its records: ["untrusted"] if anybody may write them')
+        Collection[str] | None, declare(None, 'the labels of its records: ["untrusted"] if anybody may write them')
     ]
-    children: Annotated[ChildLimits | None, Option(None, "the number and depth of the children that a job may begin")]
+    children: Annotated[ChildLimits | None, declare(None, "the number and depth of the children that a job may begin")]
     process: Annotated[
-        bool | int, Option(False, "True or the number of processes of its own that it has under `sabot run`")
+        bool | int, declare(False, "True or the number of processes of its own that it has under `sabot run`")
     ]
 
 
@@ -82,24 +82,24 @@ class RecordAgentOptions(BatchAgentOptions, total=False):
     """The options of `@app.agent` without `batch=True`."""
 
     on_timer: Annotated[
-        Callable[..., Any] | None, Option(None, "the function f(timer, ctx) for timers; it needs `key=`")
+        Callable[..., Any] | None, declare(None, "the function f(timer, ctx) for timers; it needs `key=`")
     ]
     tombstones: Annotated[
-        bool, Option(False, "True if the function is also called for records without a payload; else dead letters")
+        bool, declare(False, "True if the function is also called for records without a payload; else dead letters")
     ]
-    mailbox: Annotated[int | None, Option(None, "the number of records that may wait behind a busy key: 10,000")]
+    mailbox: Annotated[int | None, declare(None, "the number of records that may wait behind a busy key: 10,000")]
     mailbox_full: Annotated[
-        MailboxFull | None, Option(None, '"hold" (the source) or "dead_letter", when the mailbox is full')
+        MailboxFull | None, declare(None, '"hold" (the source) or "dead_letter", when the mailbox is full')
     ]
-    job_id: Annotated[str | None, Option(None, "the field whose value is the same for the same request only")]
-    scope: Annotated[str | None, Option(None, "the field with the tenant for whom a job runs; else it is the app")]
-    principal: Annotated[str | None, Option(None, "the field with the person on whose behalf a job runs")]
+    job_id: Annotated[str | None, declare(None, "the field whose value is the same for the same request only")]
+    scope: Annotated[str | None, declare(None, "the field with the tenant for whom a job runs; else it is the app")]
+    principal: Annotated[str | None, declare(None, "the field with the person on whose behalf a job runs")]
 
 
 class AgentOptions(RecordAgentOptions, total=False):
     """All options of `@app.agent`."""
 
-    batch: Annotated[bool, Option(False, "True if the function takes (pa.RecordBatch, ctx)")]
+    batch: Annotated[bool, declare(False, "True if the function takes (pa.RecordBatch, ctx)")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

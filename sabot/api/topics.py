@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 from sabot.api.lifespan import HasLifespan
+from sabot.api.settings import Settings
 from sabot.arrays import python_value
 from sabot.config import checked_topic, is_whole
 from sabot.errors import UserError
@@ -18,8 +18,7 @@ _log = logging.getLogger(__name__)
 class HasTopics(HasLifespan):
     """The part of an App that says which topics its start makes."""
 
-    broker: str
-    kafka: dict[str, Any]
+    settings: Settings
 
     def topic(self, name: str, *, partitions: int, config: Mapping[str, str] | None = None) -> str:
         """Asks for a topic with so many partitions: `orders = app.topic("orders", partitions=6)`. Returns its name.
@@ -42,8 +41,9 @@ class HasTopics(HasLifespan):
         return name
 
     async def _make_topics(self) -> None:
+        settings = self.settings
         for name, (partitions, config) in self.lifespan.topics.items():
-            there = await run_in_thread(partial(make_topic, name, partitions, self.broker, config, self.kafka))
+            there = await run_in_thread(partial(make_topic, name, partitions, settings.broker, config, settings.kafka))
             if there < partitions:
                 _log.warning(
                     "topic %s has %d partitions, and the program asks for %d: it stays as it is, as its keys would move; `sabot topics "

@@ -20,7 +20,7 @@ from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.journal import By, Json, Place, json_of, post, quietly, reading, this_user, value_text
 from sabot.cli.letters import Broker, Table, redrive_job
 from sabot.cli.loading import WrongUse, load_app
-from sabot.cli.options import Kafka
+from sabot.cli.options import Kafka, Target
 from sabot.cli.printing import columns, json_line, moment, shortened
 from sabot.errors import UserError
 from sabot.jobs.tree import child_id
@@ -221,7 +221,7 @@ def retry_job(
 
 @jobs.command("check")
 def check(
-    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="The module and the App in it.")],
+    target: Target,
     against: Annotated[
         str | None,
         typer.Option(metavar="JOB", help="A checkpoint or state directory, a savepoint; DIR@ID for an older one."),
@@ -252,7 +252,7 @@ def check(
         try:
             with _journal_of(app, against, place, kafka) as reader:
                 found_jobs = check_jobs(
-                    reader, manifest, agents, version=app.version, clock=app.clock, backend=app.state_backend
+                    reader, manifest, agents, version=app.settings.version, clock=app.clock, backend=app.state_backend
                 )
                 checked = list(found_jobs)
         finally:

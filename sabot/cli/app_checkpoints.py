@@ -113,9 +113,9 @@ def find_checkpoints(word: str) -> AppCheckpoints:
 
 def _of_app(word: str) -> AppCheckpoints:
     app = load_app(word)
-    base = state_directory(app.state_place)
-    if app.checkpoint_dir is not None:
-        return AppCheckpoints(app.checkpoint_dir, state=base)
+    base = state_directory(app.settings.state)
+    if app.settings.checkpoint_dir is not None:
+        return AppCheckpoints(app.settings.checkpoint_dir, state=base)
     if base is None:
         raise KeepsNoCheckpoints(
             f"app {app.id} keeps no checkpoints: it has neither a state directory nor checkpoint_dir=",

@@ -18,11 +18,16 @@ _WrongWord: Any = typer.BadParameter.__base__  # UsageError, which Typer does no
 
 
 class LateCommand(NamedTuple):
-    """help: the first line of what the command says of itself. modules: those that make it; the last one has it, as `name`."""
+    """A command that is loaded when it is called."""
 
     help: str
+    """The first line of the command's own help."""
     modules: tuple[str, ...]
+    """The modules in `sabot.cli` that make the command; the last one has it."""
     name: str
+    """The name of the function, or of the group of commands, in that module."""
+    settles: bool = False
+    """True if the command loads a program of the user's, and calls `settled` after that."""
 
 
 class LateGroup(typer.core.TyperGroup):
@@ -77,7 +82,8 @@ def _not_loaded() -> None:
 
 def _loaded(name: str, command: LateCommand) -> Any:
     modules = [import_module(f"sabot.cli.{module}") for module in command.modules]
-    settled()
+    if not command.settles:
+        settled()
     found = getattr(modules[-1], command.name)
     if isinstance(found, typer.Typer):
         return typer.main.get_group(found)

@@ -122,7 +122,7 @@ async def accounts_of(program: App | RuntimeKernel) -> Ledger | None:
     if (
         accounts is not None
         and isinstance(accounts.writer, InMemoryLedgerWriter)
-        and "://" in str(program.journal_place)
+        and "://" in str(program.settings.journal)
     ):
         with program.jobs.store.reader() as reader:
             await update_ledger(accounts, reader)

@@ -285,7 +285,7 @@ def address_of(
     asked = broker is not None
     if target is not None:
         app = load_app(target)
-        broker, settings = broker or app.broker, dict(app.kafka)
+        broker, settings = broker or app.broker, dict(app.settings.kafka)
     if broker is None:
         if not needed:
             return None, {}

@@ -12,22 +12,23 @@ from sabot.logs import LOG_FORMATS, LOG_LEVELS
 from sabot.redaction import setting_name
 
 
-def _log_level(value: str) -> str:
+def log_level(value: str) -> str:
     if value.lower() not in LOG_LEVELS:
         raise typer.BadParameter(f"{value!r} is none of {', '.join(LOG_LEVELS)}")
     return value.lower()
 
 
-def _log_format(value: str) -> str:
+def log_format(value: str) -> str:
     if value.lower() not in LOG_FORMATS:
         raise typer.BadParameter(f"{value!r} is none of {', '.join(LOG_FORMATS)}")
     return value.lower()
 
 
-LogLevel = Annotated[str, typer.Option(metavar="LEVEL", callback=_log_level, help=", ".join(LOG_LEVELS))]
+Target = Annotated[str, typer.Argument(metavar="MODULE:APP", help="The module and the App in it.")]
+LogLevel = Annotated[str, typer.Option(metavar="LEVEL", callback=log_level, help=", ".join(LOG_LEVELS))]
 LogFormat = Annotated[
     str,
-    typer.Option("--log-format", metavar="FORMAT", callback=_log_format, help="text, or json: an object a line."),
+    typer.Option("--log-format", metavar="FORMAT", callback=log_format, help="text, or json: an object a line."),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget the checkpoints; start from the beginning.")]
 Kafka = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the Kafka client.")]

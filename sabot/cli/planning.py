@@ -11,6 +11,7 @@ from sabot.app import App
 from sabot.checkpoint import Manifest, StoredTask
 from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.loading import WrongUse, load_app
+from sabot.cli.options import Target
 from sabot.cli.printing import columns, json_line, moment
 from sabot.cli.running import guarded
 from sabot.connectors.base import Source
@@ -40,7 +41,7 @@ class _Fate:
 
 
 def plan(
-    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="The module and the App in it.")],
+    target: Target,
     against: Annotated[
         str | None,
         typer.Option(metavar="APP", help="A checkpoint or state directory, a savepoint; DIR@ID for an older one."),
@@ -64,7 +65,8 @@ def plan(
                 hint="let a stream go: app.stream(...).to(...)",
             )
         try:
-            app.configure(parallelism=parallelism)
+            if parallelism is not None:
+                app.configure(parallelism=parallelism)
         except UserError as error:
             raise WrongUse(error.message, hint=error.hint) from error
         if against is None:
@@ -114,7 +116,7 @@ def _plan(app: App, manifest: Manifest | None) -> Plan:
         app.agent_runtime.writes,
         manifest,
         agents=_specs(app),
-        parallelism=app.parallelism,
+        parallelism=app.settings.parallelism,
         infer=lambda node, readers: (
             columns_of(node.source) if isinstance(node.source, Source) else node.format.columns(node.name)
         ),
@@ -160,7 +162,7 @@ def _stream_fates(verdict: Verdict) -> Iterator[_Fate]:
 
 def _output_fates(app: App, made: Plan, manifest: Manifest) -> list[_Fate]:
     """The fates of output that waits for a sink which the program no longer has: a start refuses to lose it."""
-    sinks = sinks_of(made, app.agent_runtime.writes, lambda topic: open_sink(topic, app.broker, app.kafka))
+    sinks = sinks_of(made, app.agent_runtime.writes, lambda topic: open_sink(topic, app.broker, app.settings.kafka))
     return [
         _Fate(
             track_id,

@@ -10,32 +10,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 _LOOK_SECONDS = 0.3
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_ONCE = ("fresh", "forget_effects", "reprocess", "drop", "schema", "from_", "redeliver")
 _SKIPPED = {"__pycache__", "node_modules", "site-packages"}
 
 _Stamp = tuple[int, int, int]  # time of modification in ns, size, inode
-
-
-def words_of(settings: Mapping[str, Any], *, again: bool) -> list[str]:
-    """Settings of `sabot run` as options. again: without those that are for the first start alone, such as --fresh."""
-    words = []
-    for name, value in settings.items():
-        if value is None or (again and name in _ONCE):
-            continue
-        option = "--" + name.rstrip("_").replace("_", "-")
-        if value is True:
-            words.append(option)
-        else:
-            for each in value if isinstance(value, list) else [value]:
-                words += [option, str(each)]
-    return words
 
 
 def program_files(folder: Path) -> dict[Path, _Stamp]:

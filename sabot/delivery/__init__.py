@@ -3,6 +3,5 @@ decides what a receiver's token means at a start.
 """
 
 from sabot.delivery.staged import StagedSink, StagedSinks, undelivered
-from sabot.delivery.tokens import CHOICES
 
-__all__ = ["CHOICES", "StagedSink", "StagedSinks", "undelivered"]
+__all__ = ["StagedSink", "StagedSinks", "undelivered"]

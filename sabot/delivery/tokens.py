@@ -6,13 +6,14 @@ These functions are pure: they use no files, clocks or receivers. docs/decisions
 """
 
 from dataclasses import dataclass
+from typing import get_args
 
+from sabot.api.settings import Redeliver
 from sabot.checkpoint.manifest import StoredTrack
 from sabot.connectors.base import Token
 from sabot.errors import DeliveryConflict, UserError
 
 SEQ_BITS = 34  # enough for a part each 200 ms over a century; it leaves 2**29 generations below 2**63
-CHOICES = ("repeat", "skip")
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,10 @@ def opening(
     """How the track of the sink `name` begins. Raises DeliveryConflict, whose hint has the choices, where it could repeat or lose output.
 
     stored: the track in the restored checkpoint; None where it has none, or nothing is restored. newest: the restored checkpoint is the
-    newest of the app, not a savepoint. choice: one of CHOICES that the user gave, or None. fresh: the user wants the app to start afresh.
+    newest of the app, not a savepoint. `choice`: the `redeliver=` of the user, or None. fresh: the user wants the app to start afresh.
     token_place: the file in which the token is, if it is one.
     """
-    if choice is not None and choice not in CHOICES:
+    if choice is not None and choice not in get_args(Redeliver):
         raise UserError(f"redeliver={choice!r}", hint='"repeat" or "skip"')
     track = stored or StoredTrack("")
     above = max(first_seq(generation), track.given)

@@ -20,14 +20,14 @@ from sabot.plan import (
     place_of_sink,
 )
 from sabot.runtime.agent_groups import AgentGroup
-from sabot.runtime.settings import Settings
+from sabot.runtime.settings import RunSettings
 from sabot.runtime.writing import open_writer
 
 
 class AgentSinks:
     """Those of the agents of one app."""
 
-    def __init__(self, specs: Sequence[AgentSpec], ends: Iterable[StreamEnd], settings: Settings) -> None:
+    def __init__(self, specs: Sequence[AgentSpec], ends: Iterable[StreamEnd], settings: RunSettings) -> None:
         """ends: of the app's streams. Raises UserError where those who write a sink do not agree."""
         ends = list(ends)
         self.specs = arranged(specs, ends)

@@ -12,6 +12,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sabot.api.nodes.changes import Materialize
@@ -40,7 +41,7 @@ from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.origin import Origin
 from sabot.runtime.run import LASTING, Run, Undelivered
 from sabot.runtime.runnable import RunnableAgent
-from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval
+from sabot.runtime.settings import RunnableApp, RunSettings, checkpoint_interval
 from sabot.threads import Handle, call_on_loop, run_to_end, threads
 
 if TYPE_CHECKING:
@@ -56,12 +57,12 @@ _RESTART_MEMORY_SECONDS = 600.0  # older failures do not count against `restart=
 class AppRunner:
     """Runs the agents and the streams of an app together, and their checkpoints."""
 
-    def __init__(self, app: AppSettings, agents: Mapping[str, RunnableAgent], writes: Sequence[StreamEnd]) -> None:
+    def __init__(self, app: RunnableApp, agents: Mapping[str, RunnableAgent], writes: Sequence[StreamEnd]) -> None:
         """agents, writes (the ends of streams): those of the app, which may add to them until the start."""
         self.app = app
         self.agents = agents
         self.writes = writes
-        self.coordinator = Coordinator(timeout=app.checkpoint_timeout_s, clock=app.clock)
+        self.coordinator = Coordinator(timeout=app.settings.checkpoint_timeout_s, clock=app.clock)
         self.coordinator.on_complete.append(lambda manifest: self._followed())
         self.coordinator.on_failed = lambda: None if self._run is None else self._run.checkpoint_ended(failed=True)
         self.metrics = Metrics(app.id, self._samples, {"/healthz": self._healthz, "/ready": self._readiness})
@@ -354,7 +355,7 @@ class AppRunner:
         It does not after an error that would occur again: a UserError, unless the user's function failed because of something outside, or
         a row that cannot pass.
         """
-        attempts, delay_s = self.app.restart
+        attempts, delay_s = self.app.settings.restarts
         lasting = isinstance(error, UserError | DataError) and not isinstance(error.__cause__, OSError | TransientError)
         hanging = any(thread.is_alive() for _, thread in self._left)
         # What fails a first start would fail the next one as a rule; the death of a worker says nothing of that kind.
@@ -395,16 +396,13 @@ class AppRunner:
         so many seconds. Tables that wait for their end then give what they have; nothing else is finished: an open window gives no row.
         """
         app = self.app
-        settings = Settings(
-            app=app.id,
+        settings = RunSettings(
+            app_id=app.id,
+            app=replace(app.settings, until=None),
             coordinator=Coordinator(clock=app.clock),
-            open_source=lambda topic, group: open_source(topic, app.broker, group, app.kafka),
+            open_source=lambda topic, group: open_source(topic, app.settings.broker, group, app.settings.kafka),
             open_sink=lambda topic, format: CountSink(topic),
             clock=app.clock,
-            version=app.version,
-            start=app.start_at,
-            parallelism=app.parallelism,
-            memory_budget=app.memory_budget_bytes,
             has_dead_letters=False,
             first_record_s=math.inf if seconds is None else seconds,
         )
@@ -438,7 +436,7 @@ class AppRunner:
     @property
     def checkpoint_interval(self) -> float:
         """Returns the seconds between checkpoints, as far as they are known before the start."""
-        return checkpoint_interval(self.app, exactly_once=False)
+        return checkpoint_interval(self.app.settings, exactly_once=False)
 
     def _followed(self) -> None:
         """A checkpoint of this app is complete, so the next start resumes from it and not from the savepoint."""
@@ -469,14 +467,14 @@ class AppRunner:
 
     def report(self) -> dict[str, Any]:
         """Returns the figures of all long-lived parts, as `App.statistics` describes them. From any thread."""
-        scheme, _ = parse_broker(self.app.broker)
+        scheme, _ = parse_broker(self.app.settings.broker)
         run, failure = self._run, self.failure or self.stalled_by
         return {
             "agents": {agent_id: agent.figures() for agent_id, agent in list(self.agents.items())},
             "checkpoints": self.coordinator.statistics(),
             **{"state": {}, "sources": {}, "operators": {}, "sinks": {}, "gate": {}, "jobs": {}, "workers": []},
             **(self._last_figures if run is None else run.statistics()),
-            "broker": MemoryBroker.get(self.app.broker).statistics() if scheme == "memory" else {},
+            "broker": MemoryBroker.get(self.app.settings.broker).statistics() if scheme == "memory" else {},
             "metrics": self.metrics.statistics(),
             "failure": None if failure is None else str(failure),
         }

@@ -48,7 +48,7 @@ from sabot.runtime.inference import wait_for_columns
 from sabot.runtime.inputs import GateInput
 from sabot.runtime.reading import Reader, SourceInput
 from sabot.runtime.restore import plan_of, positions_in, readers_in, stored_streams, verdicts_of
-from sabot.runtime.settings import Settings
+from sabot.runtime.settings import RunSettings
 from sabot.runtime.task import Chain, Link, Output, StreamTask, receiver_of
 from sabot.runtime.watermarks import Watermarks
 from sabot.runtime.writing import open_writer, refused
@@ -65,7 +65,7 @@ class Build:
     def __init__(
         self,
         ends: Sequence[StreamEnd],
-        settings: Settings,
+        settings: RunSettings,
         *,
         agents: Sequence[AgentSpec],
         wanted: Mapping[str | int, Delivery],
@@ -85,7 +85,7 @@ class Build:
         self.alignments: dict[
             str, Alignment
         ] = {}  # by the stage for which sources are read at about the same event time
-        self.ends = ending(ends, settings.until)
+        self.ends = ending(ends, settings.app.end_at)
         self._agents = agents
         self._wanted = wanted
         self._loop = loop
@@ -109,9 +109,9 @@ class Build:
             self.ends,
             restored,
             agents=self._agents,
-            parallelism=self.settings.parallelism,
+            parallelism=self.settings.app.parallelism,
             infer=self._inferred,
-            refresh=self.settings.refresh_schema,
+            refresh=self.settings.app.refresh_schema,
         )
         self._afresh = restored is None
         readers = {stage.id: self._readers(stage, restored) for stage in self.plan.stages if stage.reading is not None}
@@ -289,7 +289,7 @@ class Build:
         codec: Codec | None = None
         if not scan(source, node.schema, schema.names):
             before = [] if restored is None else readers_in(restored, node.name)
-            codec = codec_of(node, schema, before, refresh=self.settings.refresh_schema)
+            codec = codec_of(node, schema, before, refresh=self.settings.app.refresh_schema)
         return readers_of(source, stage.parallelism), codec
 
     def _open_reader(
@@ -338,7 +338,7 @@ class Build:
                 )
         (self.of_agents if isinstance(source_input, AgentInput) else self.inputs).append((reading, task, source_input))
         try:
-            source_input.open(positions, self.settings.start if node.start is None else node.start, facts)
+            source_input.open(positions, self.settings.app.start_at if node.start is None else node.start, facts)
         except SabotError:
             raise
         except Exception as error:
@@ -354,7 +354,7 @@ class Build:
 
     def _origin(self, task: StreamTask) -> dict[str, Any]:
         """Returns the fields that say in a dead letter which task set the row apart."""
-        return {"agent": f"{self.settings.app}/{task.name}", "version": self.settings.version}
+        return {"agent": f"{self.settings.app_id}/{task.name}", "version": self.settings.app.version}
 
     # -- chains -------------------------------------------------------------------------------------------------------
 
@@ -393,7 +393,7 @@ class Build:
             number,
             stage.parallelism,
             None if self.settings.directory is None else self._directory(task, operator),
-            self.settings.memory_budget // max(1, stage.parallelism),
+            self.settings.app.memory_budget_bytes // max(1, stage.parallelism),
             right=self.stages[stage.id].right_schema if isinstance(operator, SecondInput) else None,
             clock=self.settings.clock,
             loop=lambda: self._loop,

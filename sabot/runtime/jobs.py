@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from sabot.api.settings import Settings
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.clock import Clock
 from sabot.errors import SabotError, UserError
@@ -33,23 +34,19 @@ from sabot.threads import run_in_thread, run_to_end
 _log = logging.getLogger(__name__)
 
 
-class JournalSettings(Protocol):
-    """What an app says of its journal."""
+class JournalOwner(Protocol):
+    """An app, as its journal needs it."""
 
     id: str
     clock: Clock
-    kafka: dict[str, Any]
-    state_place: str | None
-    journal_place: str | Path | None
-    fresh: bool
-    forget_effects: bool
+    settings: Settings
 
 
-def journal_place(app: JournalSettings) -> str | Path:
+def journal_place(app: JournalOwner) -> str | Path:
     """Where the journal of an app is: a directory, an address, or "memory". Raises UserError where it has no place."""
-    if app.journal_place is not None:
-        return app.journal_place
-    base = state_directory(app.state_place)
+    if app.settings.journal is not None:
+        return app.settings.journal
+    base = state_directory(app.settings.state)
     if base is None:
         raise UserError(
             f"app {app.id} has durable agents, and no place for their journal",
@@ -59,7 +56,7 @@ def journal_place(app: JournalSettings) -> str | Path:
 
 
 def open_app_journal(
-    app: JournalSettings, storage: CheckpointStorage | None, memory: MemoryStorage
+    app: JournalOwner, storage: CheckpointStorage | None, memory: MemoryStorage
 ) -> tuple[Journal, LocalBackend]:
     """The journal of an app, by default in its state directory, and a store for mailboxes. storage: of its checkpoints. memory: where the
     journal is for "memory".
@@ -67,8 +64,9 @@ def open_app_journal(
     Blocks. Raises UserError where journal and checkpoints could not be kept together, and where `fresh` would forget effects that nobody
     said may be forgotten.
     """
-    base, fresh = state_directory(app.state_place), app.fresh
-    if app.forget_effects and not fresh:
+    settings = app.settings
+    base, fresh = state_directory(settings.state), settings.fresh
+    if settings.forget_effects and not fresh:
         raise UserError(
             "--forget-effects without --fresh", hint="they go together: sabot run … --fresh --forget-effects"
         )
@@ -88,7 +86,8 @@ def open_app_journal(
     if place == "memory":
         journal = MemoryJournal(memory)
     else:
-        journal = open_journal(place, app=app.id, clock=app.clock, kafka=app.kafka, anew=fresh and app.forget_effects)
+        anew = fresh and settings.forget_effects
+        journal = open_journal(place, app=app.id, clock=app.clock, kafka=settings.kafka, anew=anew)
     if fresh and not journal.is_new:
         journal.close()
         raise UserError(
@@ -96,7 +95,7 @@ def open_app_journal(
             hint="--fresh --forget-effects, if it may; without --fresh the app goes on where it was",
         )
     try:
-        mail = open_backend("memory" if base is None else app.state_place, "mailboxes")
+        mail = open_backend("memory" if base is None else settings.state, "mailboxes")
     except BaseException:
         journal.abandon()
         raise

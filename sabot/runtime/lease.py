@@ -11,12 +11,12 @@ from sabot.journal.process_life import is_over, life_of_this_process
 from sabot.plan import walk
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.runnable import RunnableAgent
-from sabot.runtime.settings import AppSettings
+from sabot.runtime.settings import RunnableApp
 from sabot.threads import call_on_loop, run_in_thread, run_to_end
 
 
 async def take_lease(
-    app: AppSettings,
+    app: RunnableApp,
     storage: CheckpointStorage | None,
     agents: Mapping[str, RunnableAgent],
     writes: Sequence[StreamEnd],
@@ -28,7 +28,7 @@ async def take_lease(
 
     lost: called on this loop with an AppLocked. Raises AppLocked where another worker has the lease, StoppedEarly.
     """
-    scheme, _ = parse_broker(app.broker)
+    scheme, _ = parse_broker(app.settings.broker)
     read = {node.source for node in walk(writes) if isinstance(node, Read) and isinstance(node.source, str)}
     for spec in (agent.spec for agent in agents.values()):
         read.update(() if spec is None else (topic for topic in spec.inputs if isinstance(topic, str)))
@@ -41,7 +41,9 @@ async def take_lease(
     def tell_lost(error: SabotError) -> None:
         call_on_loop(loop, lost, error)
 
-    lease = KafkaLease(app.broker, app.id, min(read), app.kafka, life=life, is_over=is_over, lost=tell_lost)
+    lease = KafkaLease(
+        app.settings.broker, app.id, min(read), app.settings.kafka, life=life, is_over=is_over, lost=tell_lost
+    )
     taking = asyncio.ensure_future(run_in_thread(lease.take, stop_asked.is_set))
     try:
         taken = await asyncio.shield(taking)

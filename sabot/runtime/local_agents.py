@@ -34,7 +34,7 @@ from sabot.runtime.host import interpreter
 from sabot.runtime.jobs import DurableJobs
 from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.reading import Reader
-from sabot.runtime.settings import Settings
+from sabot.runtime.settings import RunSettings
 from sabot.runtime.streams import AgentCoordinator
 from sabot.runtime.unfinished import positions_of
 from sabot.runtime.writing import AgentSink, OperatorPort, SeveralSinks, SinkPort, StreamPort
@@ -56,7 +56,7 @@ class LocalAgents:
     def __init__(
         self,
         specs: Sequence[AgentSpec],
-        settings: Settings,
+        settings: RunSettings,
         *,
         coordinator: AgentCoordinator,
         open_source: Callable[[AgentSpec, str], Source],
@@ -94,7 +94,7 @@ class LocalAgents:
             coordinator=coordinator,
             backend=backend,
             clock=settings.clock,
-            hung_after_s=settings.hung_after_s,
+            hung_after_s=settings.app.checkpoint_timeout_s,
         )
 
     async def start(self, restored: Manifest | None = None) -> None:
@@ -141,7 +141,7 @@ class LocalAgents:
         if restored is not None:
             self.group.check(restored)
         operators: dict[str, AgentOperator] = {}
-        make = with_judge(agent_operator, self.settings.app, self.settings.guards, self._clock)
+        make = with_judge(agent_operator, self.settings.app_id, self.settings.guards, self._clock)
         await self._open_journal(restored)
         for spec in self.specs:
             branches = {name: self._sink(sink) for name, sink in spec.sinks.items()}
@@ -156,7 +156,7 @@ class LocalAgents:
                 on_broken=self.task.break_down,
                 clock=self._clock,
                 counters=self._counters[spec.agent_id],
-                version=self.settings.version,
+                version=self.settings.app.version,
                 **self._durable(spec, port, list(branches.values())),
             )
         await self._open_sinks()
@@ -193,7 +193,7 @@ class LocalAgents:
             clock=self._clock,
             known=self.coordinator.storage is None or stored_journal(restored, TASK) is not None,
             storage=self.coordinator.storage,
-            dedupe_s=self.settings.dedupe_s,
+            dedupe_s=self.settings.app.dedupe_s,
             listener=self.settings.listener,
             guard=guard_of(self.settings.guards),
             on_broken=self.task.break_down,
@@ -235,7 +235,7 @@ class LocalAgents:
 
     async def _connect(self, entry: str | Source, operator: AgentOperator, meta: Mapping[str, Any] | None) -> None:
         spec = operator.spec
-        until = self.settings.until if spec.until is None and isinstance(entry, str) else spec.until
+        until = self.settings.app.end_at if spec.until is None and isinstance(entry, str) else spec.until
         source = up_to(self._open_source(spec, entry) if isinstance(entry, str) else entry, until)
         await run_to_end(run_in_thread(scan_columns, source, spec))
         source = await run_to_end(run_in_thread(self.group.share_of, source))

@@ -21,7 +21,7 @@ from sabot.runtime.build import Build
 from sabot.runtime.host import interpreter
 from sabot.runtime.inputs import GateInput
 from sabot.runtime.restore import positions_in
-from sabot.runtime.settings import Settings
+from sabot.runtime.settings import RunSettings
 from sabot.runtime.streams import had_ended, keep_finals
 from sabot.runtime.task import StreamTask, close_tasks
 from sabot.threads import Handle, call_on_loop, run_in_thread, run_to_end
@@ -37,7 +37,7 @@ class LocalStreams:
     def __init__(
         self,
         ends: Sequence[StreamEnd],
-        settings: Settings,
+        settings: RunSettings,
         *,
         agents: Sequence[AgentSpec] = (),
         wanted: Mapping[str | int, Delivery] | None = None,

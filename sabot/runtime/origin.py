@@ -2,10 +2,12 @@
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from sabot._cython.groups.partition import HASH_VERSION
+from sabot.api.settings import Settings
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.redaction import redacted_url
@@ -20,10 +22,7 @@ class Asked(Protocol):
     """The user's wishes for the next start. They are dropped once a checkpoint of the app's own has followed."""
 
     id: str
-    version: str
-    from_: str | None
-    drop: frozenset[str]
-    redeliver: str | None
+    settings: Settings
 
 
 class Origin:
@@ -39,7 +38,7 @@ class Origin:
 
     def begin(self) -> None:
         """Called when a start begins. Does not block."""
-        self.savepoint = self._asked.from_
+        self.savepoint = self._asked.settings.from_
 
     def opened(self, storage: CheckpointStorage | None) -> None:
         """Records where this run keeps its checkpoints. Does not block."""
@@ -63,19 +62,21 @@ class Origin:
         What the user drops is dropped once: a checkpoint that has followed a start with the same wish is taken over whole.
         """
         found = self._find(storage)
-        self.drop = frozenset() if found is None else self._asked.drop.difference(found.describe.get("dropped", ()))
-        if found is not None and self._asked.drop != self.drop:
-            done = ", ".join(sorted(self._asked.drop - self.drop))
+        self.drop = (
+            frozenset() if found is None else self._asked.settings.dropped.difference(found.describe.get("dropped", ()))
+        )
+        if found is not None and self._asked.settings.dropped != self.drop:
+            done = ", ".join(sorted(self._asked.settings.dropped - self.drop))
             _log.info("the last start has dropped %s, as asked: what it keeps since goes on", done)
         return found
 
     def describe(self, origin: Manifest | None) -> dict[str, Any]:
         """Returns what every checkpoint of this run says of it. origin: what `find` has given. Does not block."""
-        facts: dict[str, Any] = {"app": self._asked.id, "version": self._asked.version, "hash": HASH_VERSION}
+        facts: dict[str, Any] = {"app": self._asked.id, "version": self._asked.settings.version, "hash": HASH_VERSION}
         if origin is not None:  # it may be the savepoint with which the program was started
             facts["from"] = origin.describe.get("from") if self.savepoint is None else identity(origin)
-        if self._asked.drop:
-            facts["dropped"] = sorted(self._asked.drop)
+        if self._asked.settings.dropped:
+            facts["dropped"] = sorted(self._asked.settings.dropped)
         return facts
 
     def _find(self, storage: CheckpointStorage) -> Manifest | None:
@@ -104,7 +105,8 @@ class Origin:
                 "app %s has gone on from %s before, and goes on from where it was then (back to the savepoint once more: --fresh)",
                 *(self._asked.id, f"{savepoint.directory}@{number}" if number else savepoint.directory),
             )
-            self.savepoint = self._asked.from_ = None
+            self.savepoint = None
+            self._asked.settings = replace(self._asked.settings, from_=None)
             return newest
         ours = newest is not None and newest.incarnation == found.incarnation
         storage.claim_above(found.generation + (0 if ours else _FAR_GENERATIONS))
@@ -112,7 +114,8 @@ class Origin:
 
     def followed(self) -> None:
         """A checkpoint of the app's own is complete, so the next start resumes from it. Does not block."""
-        self.savepoint = self._asked.from_ = self._asked.redeliver = None
+        self.savepoint = None
+        self._asked.settings = replace(self._asked.settings, from_=None, redeliver=None)
 
     def refuse_without_storage(self) -> None:
         """Raises UserError if a savepoint was asked for but no checkpoint could follow it. Does not block."""

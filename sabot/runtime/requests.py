@@ -8,7 +8,7 @@ from typing import Any
 
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest
 from sabot.errors import UserError
-from sabot.runtime.settings import AppSettings
+from sabot.runtime.settings import RunnableApp
 from sabot.runtime.streams import SpreadStreams
 from sabot.threads import run_in_thread
 
@@ -26,7 +26,7 @@ class AppRequests:
 
     def __init__(
         self,
-        app: AppSettings,
+        app: RunnableApp,
         storage: CheckpointStorage,
         coordinator: Coordinator,
         spread: SpreadStreams | None,

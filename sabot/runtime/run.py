@@ -28,7 +28,7 @@ from sabot.runtime.requests import AppRequests
 from sabot.runtime.restore import check_app, restore_state
 from sabot.runtime.run_journal import RunJournal
 from sabot.runtime.runnable import RunnableAgent
-from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval, settings_of
+from sabot.runtime.settings import RunnableApp, RunSettings, checkpoint_interval, settings_of
 from sabot.runtime.streams import SpreadStreams, Streams
 from sabot.runtime.task import StreamTask
 from sabot.state import StateBackend
@@ -56,7 +56,7 @@ class Run:
 
     def __init__(
         self,
-        app: AppSettings,
+        app: RunnableApp,
         agents: Mapping[str, RunnableAgent],
         writes: Sequence[StreamEnd],
         *,
@@ -69,7 +69,7 @@ class Run:
         restarts: int,
         in_run: bool,
     ) -> None:
-        """stop_asked: set when the user asks for a stop. first_record_s: see Settings. heed: gets every failure, which may be an exit.
+        """stop_asked: set when the user asks for a stop. first_record_s: see RunSettings. heed: gets every failure, which may be an exit.
         restarts: of the app so far. in_run: `AppRunner.run` begins another run after this one where `goes_on` is set.
         """
         self.app = app
@@ -130,9 +130,9 @@ class Run:
         """Restores the checkpoint, if there is one, opens everything, and starts it. After an error, call `release`."""
         app, coordinator = self.app, self._coordinator
         for agent in self.agents.values():
-            agent.starts(app.broker, app.kafka)
-        if app.metrics_port is not None:
-            self._metrics.serve(app.metrics_port, app.metrics_host)
+            agent.starts(app.settings.broker, app.settings.kafka)
+        if app.settings.metrics_port is not None:
+            self._metrics.serve(app.settings.metrics_port, app.settings.metrics_host)
         self._origin.begin()
         # Not on the event loop: taking the lock, wiping a database and reading a manifest wait for the disk.
         await run_to_end(run_in_thread(self._open))
@@ -177,7 +177,7 @@ class Run:
 
     def _open(self) -> None:
         """Blocking. Each object is assigned to its attribute as soon as it is open, so that `release` finds it."""
-        self._fresh = self.app.fresh
+        self._fresh = self.app.settings.fresh
         self._origin.check_place()
         self._journal.open()
         self._storage = self.app.open_storage()
@@ -192,7 +192,7 @@ class Run:
             assert manifest is not None
             self._storage.note(manifest, self._origin.savepoint)  # a start may go back to it from here, too
 
-    def _settings(self, delivery: StagedSinks) -> Settings:
+    def _settings(self, delivery: StagedSinks) -> RunSettings:
         return settings_of(
             self.app,
             coordinator=self._coordinator,
@@ -202,7 +202,7 @@ class Run:
             first_record_s=self._first_record_s,
         )
 
-    async def _open_parts(self, manifest: Manifest | None, settings: Settings) -> None:
+    async def _open_parts(self, manifest: Manifest | None, settings: RunSettings) -> None:
         """Opens the streams and the agents."""
         if self.app.workers is not None:
             assert self._delivery is not None
@@ -253,7 +253,7 @@ class Run:
         assert self._delivery is not None
         self._hold(self._delivery.full)
         self.running = self._ran = True
-        interval = checkpoint_interval(self.app, exactly_once=self._delivery.exactly_once)
+        interval = checkpoint_interval(self.app.settings, exactly_once=self._delivery.exactly_once)
         self._periodic.append(self._beside(self._coordinator.run(interval), "checkpoints"))
         self._periodic += [self._beside(tick(), name) for name, tick in self.app.lifespan.ticking()]
         self.checkpoint_ended()
@@ -272,7 +272,7 @@ class Run:
             spawn=threads.spawn,
             clock=self.app.clock,
             newest=self._origin.savepoint is None,
-            choice=self.app.redeliver,
+            choice=self.app.settings.redeliver,
             fresh=self._fresh and manifest is None,  # a savepoint has rules of its own
             on_full=self._hold,
             on_broken=lambda error: call_on_loop(self._loop, self.break_, error),

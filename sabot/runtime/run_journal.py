@@ -7,7 +7,7 @@ from sabot.checkpoint import Manifest
 from sabot.runtime.agent_groups import TASK
 from sabot.runtime.facts import stored_journal
 from sabot.runtime.runnable import RunnableAgent
-from sabot.runtime.settings import AppSettings
+from sabot.runtime.settings import RunnableApp
 from sabot.state.base import LocalBackend
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class RunJournal:
     """journal, mail: what its mailboxes are kept in. None: not open here. Its methods block."""
 
-    def __init__(self, app: AppSettings, agents: Mapping[str, RunnableAgent]) -> None:
+    def __init__(self, app: RunnableApp, agents: Mapping[str, RunnableAgent]) -> None:
         self.journal: Journal | None = None
         self.mail: LocalBackend | None = None
         self._app, self._agents = app, agents
@@ -30,7 +30,7 @@ class RunJournal:
         """Opens it, before --fresh removes the checkpoints. Its owner is the worker that runs the agents: there it is begun anew alone."""
         if self._durable and self._app.workers is None:
             self.journal, self.mail = self._app.open_journal()
-        elif self._durable and self._app.fresh:
+        elif self._durable and self._app.settings.fresh:
             journal, mail = self._app.open_journal()
             mail.shut()
             journal.close()

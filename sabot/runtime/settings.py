@@ -1,20 +1,20 @@
-"""The settings of an app, and those of one run, which its parts share and which do not change."""
+"""An app as the runtime needs it, and the settings of one run, which its parts share and which do not change."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sabot.api.lifespan import Lifespan
 from sabot.api.nodes.read import Read, StreamEnd
+from sabot.api.settings import Settings
 from sabot.checkpoint import CheckpointStorage, Coordinator
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.base import Format
-from sabot.config import Restart
+from sabot.config import parse_seconds
 from sabot.connectors.base import Delivery, Sink, Source
 from sabot.connectors.defaults import up_to
-from sabot.connectors.places import Place
 from sabot.delivery import StagedSinks
 from sabot.kafka import open_sink, open_source
 from sabot.runtime.runnable import RunnableAgent
@@ -33,34 +33,22 @@ _EPOCH_SECONDS = 1.0  # between checkpoints with an exactly-once sink, whose res
 _CHECKPOINT_SECONDS = 60.0  # between checkpoints without one
 
 
-class AppSettings(Protocol):
-    """The settings that a run reads from its app at each start."""
+class RunnableApp(Protocol):
+    """An app, as the runtime needs it."""
 
     id: str
-    broker: str
-    kafka: dict[str, Any]
-    version: str
-    clock: Clock
-    checkpoint_timeout_s: float
-    dedupe_s: float
-    listener: "Listener | None"
+    settings: Settings
+    """The settings of the next start. The start itself changes those that are meant for one start."""
     reprocess: set[str]
-    drop: frozenset[str]
-    refresh_schema: bool
-    metrics_port: int | None
-    metrics_host: str
+    clock: Clock
+    listener: "Listener | None"
     lifespan: Lifespan
-    parallelism: int
-    memory_budget_bytes: int
-    start_at: Place
-    end_at: Place | None
-    checkpoint_interval_s: float | None
-    restart: Restart
-    redeliver: str | None
-    from_: str | None
-    fresh: bool
     workers: "StreamsMaker | None"
-    """What runs streams and agents in processes of their own; None: they run in this one."""
+    """The maker of streams and agents in processes of their own, or None if they run in this one."""
+
+    @property
+    def configure(self) -> Callable[..., None]:
+        """The method that changes settings before a start (`App.configure`)."""
 
     @property
     def guards(self) -> "Sequence[EffectGuard]":
@@ -79,60 +67,50 @@ class AppSettings(Protocol):
         """Opens and locks the storage for checkpoints; None: there are no checkpoints."""
 
 
-def checkpoint_interval(app: AppSettings, *, exactly_once: bool) -> float:
+def checkpoint_interval(settings: Settings, *, exactly_once: bool) -> float:
     """Returns the seconds between checkpoints: as the user set them, else by whether results wait for a checkpoint."""
-    if app.checkpoint_interval_s is not None:
-        return app.checkpoint_interval_s
+    if settings.checkpoint_interval is not None:
+        return parse_seconds(settings.checkpoint_interval)
     return _EPOCH_SECONDS if exactly_once else _CHECKPOINT_SECONDS
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunSettings:
     """The settings of one run of an app, for its streams and its agents."""
 
-    app: str
+    app_id: str
     coordinator: TaskCoordinator
     open_source: Callable[[str, str], Source]
-    """(topic, consumer group) -> its source, not open yet."""
+    """A function of a topic and a consumer group that returns the topic's source, not open yet."""
     open_sink: Callable[[str, Format | None], Sink]
-    """(topic, format of its rows; None: JSON) -> its sink, not open yet."""
+    """A function of a topic and the format of its rows (None: JSON) that returns the topic's sink, not open yet."""
     staged: Callable[[str, Sink, Delivery], Sink] = lambda room, sink, wanted: sink
-    """(who writes: "streams" or "agents", sink, delivery=) -> the sink, or what exactly once needs before it."""
+    """A function of the writer ("streams" or "agents"), a sink and `delivery=` that returns the sink, staged if it is exactly once."""
+    app: Settings = Settings()
+    """The settings of the app when the run began."""
     spread: Spread = _WHOLE
-    """Which tasks of streams run in this process."""
+    """The choice of the stream tasks that run in this process."""
     clock: Clock = SYSTEM_CLOCK
-    version: str = ""
-    start: Place = "earliest"
-    until: Place | None = None
-    """Where topics end that no stream, table or agent names an end of; None: nowhere."""
-    parallelism: int = 1
     directory: Path | None = None
-    """For the databases of keyed tables; None: state in memory."""
-    memory_budget: int = 256_000_000
-    hung_after_s: float = 60.0
-    """How long a call of an agent may run at a barrier before it is taken for hung."""
-    dedupe_s: float = 7 * 86_400.0
-    """How long the id of a durable agent's job is known after its end."""
+    """The directory for the databases of keyed tables, or None if they stay in memory."""
     listener: "Listener | None" = None
-    """Is told what happens in the jobs of durable agents."""
+    """The listener to events in the jobs of durable agents."""
     guards: "Sequence[EffectGuard]" = ()
-    """What decides on what they ask, the first one first."""
+    """The guards that decide on effects of durable agents; the first one decides first."""
     reprocess: set[str] = field(default_factory=set)
     """Durable agents whose records are read again as new jobs. Emptied when a checkpoint knows of it."""
     drop: frozenset[str] = frozenset()
-    """Of the restored checkpoint: operators, and OPERATOR.NAME for a part of one, whose state is not taken over."""
-    refresh_schema: bool = False
-    """Columns that were inferred are not those that the checkpoint keeps, but those of the records that come."""
+    """The operators of the restored checkpoint, and OPERATOR.NAME for a part of one, whose state is not taken over."""
     first_record_s: float = math.inf
-    """How long a start waits for the first record of a stream whose columns nobody has said."""
+    """The seconds that a start waits for the first record of a stream without a schema."""
     has_dead_letters: bool = True
-    """False: there is no place for rows that a step cannot process, so they end the run."""
+    """False if there is no place for rows that a step cannot process, so that they end the run."""
     stop_asked: Callable[[], bool] = lambda: False
 
     def source_of(self, node: Read) -> Source:
         """The source of a stream, not open yet. All streams of an app form one consumer group."""
         given = node.source
-        source = given if isinstance(given, Source) else self.open_source(given, f"{self.app}-group")
+        source = given if isinstance(given, Source) else self.open_source(given, f"{self.app_id}-group")
         return up_to(source, node.until)
 
 
@@ -144,7 +122,7 @@ class StreamsMaker(Protocol):
     def __call__(
         self,
         ends: Sequence[StreamEnd],
-        settings: Settings,
+        settings: RunSettings,
         coordinator: Coordinator,
         delivery: StagedSinks,
         agents: Mapping[str, RunnableAgent],
@@ -172,7 +150,7 @@ class StreamsMaker(Protocol):
 
 
 def settings_of(
-    app: AppSettings,
+    app: RunnableApp,
     *,
     coordinator: TaskCoordinator,
     staged: Callable[[str, Sink, Delivery], Sink],
@@ -180,29 +158,23 @@ def settings_of(
     stop_asked: Callable[[], bool],
     first_record_s: float,
     spread: Spread = _WHOLE,
-) -> Settings:
+) -> RunSettings:
     """The settings of a run of this app."""
-    return Settings(
-        app=app.id,
+    settings = app.settings
+    return RunSettings(
+        app_id=app.id,
+        app=settings,
         coordinator=coordinator,
-        open_source=lambda topic, group: open_source(topic, app.broker, group, app.kafka),
-        open_sink=lambda topic, format: open_sink(topic, app.broker, app.kafka, format),
+        open_source=lambda topic, group: open_source(topic, settings.broker, group, settings.kafka),
+        open_sink=lambda topic, format: open_sink(topic, settings.broker, settings.kafka, format),
         staged=staged,
         spread=spread,
         clock=app.clock,
-        version=app.version,
-        start=app.start_at,
-        until=app.end_at,
-        parallelism=app.parallelism,
         directory=app.open_tables(),
-        memory_budget=app.memory_budget_bytes,
-        hung_after_s=app.checkpoint_timeout_s,
-        dedupe_s=app.dedupe_s,
         listener=app.listener,
         guards=app.guards,
         reprocess=app.reprocess,
         drop=drop,
-        refresh_schema=app.refresh_schema,
         stop_asked=stop_asked,
         first_record_s=first_record_s,
     )

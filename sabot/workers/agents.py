@@ -15,7 +15,7 @@ from sabot.runtime.local_agents import LocalAgents
 from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.restore import restore_state
 from sabot.runtime.runnable import RunnableAgent
-from sabot.runtime.settings import AppSettings, Settings
+from sabot.runtime.settings import RunnableApp, RunSettings
 from sabot.state import StateBackend
 from sabot.state.base import LocalBackend
 from sabot.threads import run_in_thread
@@ -23,7 +23,7 @@ from sabot.workers.messages import AgentHasFailed, ControlMessage, failed
 from sabot.workers.remote import RemoteCheckpoints
 
 
-class AppWithAgents(AppSettings, Protocol):
+class AppWithAgents(RunnableApp, Protocol):
     """What a worker asks of an app for its agents and streams."""
 
     def agents(self) -> Mapping[str, RunnableAgent]:
@@ -48,12 +48,12 @@ class WorkerAgents:
         self._backend: StateBackend | None = None
 
     async def open(
-        self, settings: Settings, checkpoints: RemoteCheckpoints, streams: LocalStreams, restored: Manifest | None
+        self, settings: RunSettings, checkpoints: RemoteCheckpoints, streams: LocalStreams, restored: Manifest | None
     ) -> None:
         """Opens all, where the checkpoint says. streams: those of this worker, which are open."""
         specs = [agent.spec for agent in self._app.agents().values() if agent.spec is not None]
         for agent in self._agents.values():
-            agent.starts(self._app.broker, self._app.kafka)
+            agent.starts(self._app.settings.broker, self._app.settings.kafka)
         if any(spec.durable and spec.agent_id in self._agents for spec in specs):
             journal, self._mail = await run_in_thread(self._app.open_journal)
             self._journal = journal

@@ -10,7 +10,7 @@ from sabot.checkpoint import Coordinator
 from sabot.delivery import StagedSinks
 from sabot.errors import UserError
 from sabot.runtime.runnable import RunnableAgent
-from sabot.runtime.settings import Settings, StreamsMaker
+from sabot.runtime.settings import RunSettings, StreamsMaker
 from sabot.workers.meeting import Meeting
 from sabot.workers.refused import SpreadApp, refuse
 from sabot.workers.streams import WorkerStreams
@@ -33,7 +33,7 @@ class _OverWorkers:
     def __init__(self, app: SpreadApp, meeting: Meeting, workers: int) -> None:
         self._app = app
         self._meeting = meeting
-        self._parallelism = app.parallelism  # what the user wants of it, whatever the number of workers
+        self._parallelism = app.settings.parallelism  # what the user wants of it, whatever the number of workers
         # The number of workers with which a run has begun, while none has with the next one; and how often that was tried.
         self._before: int | None = None
         self._tries = 0
@@ -70,29 +70,29 @@ class _OverWorkers:
 
     def _have(self, workers: int) -> None:
         self.workers = workers
-        self._app.parallelism = max(self._parallelism, workers)
-        if self._app.parallelism > self._parallelism:
+        self._app.configure(parallelism=max(self._parallelism, workers))
+        if workers > self._parallelism:
             _log.info("parallelism is %d, one thread of each stage for each worker", workers)
 
     def __call__(
         self,
         ends: Sequence[StreamEnd],
-        settings: Settings,
+        settings: RunSettings,
         coordinator: Coordinator,
         delivery: StagedSinks,
         agents: Mapping[str, RunnableAgent],
     ) -> "WorkerStreams":
-        app = self._app
+        app, asked = self._app, self._app.settings
         self._tries += 1
         refuse(app, ends, [agent.spec for agent in agents.values() if agent.spec is not None])
         told = {
-            "broker": app.broker,
-            "state": app.state_place,
-            "journal": None if app.journal_place is None else os.fspath(app.journal_place),
-            "checkpoint_dir": os.fspath(app.checkpoint_dir) if isinstance(app.checkpoint_dir, str | Path) else None,
-            "until": app.end_at,
-            "parallelism": app.parallelism,
-            "schema": "refresh" if app.refresh_schema else None,
+            "broker": asked.broker,
+            "state": asked.state,
+            "journal": None if asked.journal is None else os.fspath(asked.journal),
+            "checkpoint_dir": os.fspath(asked.checkpoint_dir) if isinstance(asked.checkpoint_dir, str | Path) else None,
+            "until": asked.end_at,
+            "parallelism": asked.parallelism,
+            "schema": asked.schema,
         }
         meeting, workers = self._meeting, self.workers
-        return WorkerStreams(ends, settings, coordinator, delivery, agents, meeting, told, workers, app.from_)
+        return WorkerStreams(ends, settings, coordinator, delivery, agents, meeting, told, workers, asked.from_)

@@ -73,10 +73,6 @@ _PR_SET_PDEATHSIG = 1
 class WorkerApp(AppWithAgents, Protocol):
     """What a worker asks of the program's app."""
 
-    @property
-    def configure(self) -> Callable[..., None]:
-        """See `App.configure`."""
-
     def checkpoints(self) -> CheckpointStorage | None:
         """the checkpoints of the app, not locked; None: it keeps none."""
 

@@ -1,8 +1,7 @@
 """What cannot be spread over processes, each with the reason."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import Read, StreamEnd, Write
@@ -18,11 +17,6 @@ from sabot.workers.agents import AppWithAgents
 
 class SpreadApp(AppWithAgents, Protocol):
     """What spreading asks of an app."""
-
-    state_place: str | None
-    journal_place: str | Path | None
-    forget_effects: bool
-    checkpoint_dir: Any
 
     @property
     def state_backend(self) -> StateBackend | None:
@@ -40,9 +34,9 @@ def refuse(app: SpreadApp, ends: Sequence[StreamEnd], agents: Sequence[AgentSpec
     topics = [node.name for node in walk(ends) if isinstance(node, Read) and isinstance(node.source, str)]
     topics += [end.sink for end in ends if isinstance(end, Write) and isinstance(end.sink, str)]
     topics += [each for spec in agents for each in (*spec.inputs, *spec.sinks.values()) if isinstance(each, str)]
-    if topics and parse_broker(app.broker)[0] == "memory":
+    if topics and parse_broker(app.settings.broker)[0] == "memory":
         raise UserError(
-            f"topic {topics[0]} is at {app.broker}, which lives in one process, and --workers has several",
+            f"topic {topics[0]} is at {app.settings.broker}, which lives in one process, and --workers has several",
             hint='App(…, broker="kafka://host:port"), or --broker; or start without --workers',
         )
 

@@ -13,7 +13,7 @@ from sabot.runtime.agent_groups import TASK, AgentGroup, agent_groups
 from sabot.runtime.agent_sinks import AgentSinks
 from sabot.runtime.facts import stored_journal
 from sabot.runtime.runnable import RunnableAgent
-from sabot.runtime.settings import Settings
+from sabot.runtime.settings import RunSettings
 from sabot.workers.member import Member
 from sabot.workers.messages import AgentHasFailed, Beat, Complete, error_of
 
@@ -21,7 +21,7 @@ from sabot.workers.messages import AgentHasFailed, Beat, Complete, error_of
 class RemoteAgents:
     """All methods on one event loop, unless said otherwise."""
 
-    def __init__(self, agents: Mapping[str, RunnableAgent], ends: Sequence[StreamEnd], settings: Settings) -> None:
+    def __init__(self, agents: Mapping[str, RunnableAgent], ends: Sequence[StreamEnd], settings: RunSettings) -> None:
         """ends: of the app's streams."""
         self.on_failed: Callable[[str, AgentFailed], None] = lambda agent_id, failure: None
         self.specs = [agent.spec for agent in agents.values() if agent.spec is not None]

@@ -27,7 +27,7 @@ from sabot.runtime.build import Build
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.origin import place_and_number
 from sabot.runtime.runnable import RunnableAgent
-from sabot.runtime.settings import Settings
+from sabot.runtime.settings import RunSettings
 from sabot.runtime.streams import had_ended, keep_finals
 from sabot.runtime.task import StreamTask
 from sabot.supervision import watch_task
@@ -83,7 +83,7 @@ class WorkerStreams:
     def __init__(
         self,
         ends: Sequence[StreamEnd],
-        settings: Settings,
+        settings: RunSettings,
         coordinator: Coordinator,
         delivery: StagedSinks,
         agents: Mapping[str, RunnableAgent],
@@ -225,7 +225,7 @@ class WorkerStreams:
             placement=self.placement,
             addresses=[each.hello.result().address for each in self.members],
             columns={node.name: node.schema.serialize().to_pybytes() for node in readings if node.schema is not None},
-            plan=fingerprint(self._settings.app, plan),
+            plan=fingerprint(self._settings.app_id, plan),
             checkpoint=None if restored is None else restored.checkpoint_id,
             place=None if restored is None else self._place_of(restored),
             folder=None if self._folder is None else os.fspath(self._folder),
@@ -365,7 +365,7 @@ class WorkerStreams:
             await asyncio.sleep(BEAT_SECONDS)
             self._tell(Ping())
             if not self._started and self._settings.stop_asked():
-                self._fail(StoppedEarly(f"app {self._settings.app}: stopped before all workers were there"))
+                self._fail(StoppedEarly(f"app {self._settings.app_id}: stopped before all workers were there"))
             patience_s = SILENT_SECONDS if self._started else _OPEN_SECONDS
             for member in [each for each in self.members if each.hello.done()]:
                 # Counted, not measured: while something else holds this event loop, messages wait to be read.

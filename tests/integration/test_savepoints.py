@@ -116,7 +116,7 @@ def finish(url: str, rows: int) -> list[Row]:
 
 async def savepoint(app: App, place: Path) -> dict[str, Any]:
     """As `sabot savepoint create` asks for it."""
-    return await bounded(asyncio.to_thread(ask, str(app.checkpoint_dir), {"savepoint": str(place)}, 15.0))
+    return await bounded(asyncio.to_thread(ask, str(app.settings.checkpoint_dir), {"savepoint": str(place)}, 15.0))
 
 
 # -- another parallelism --------------------------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ async def test_a_checkpoint_can_be_asked_for(memory_url: str, tmp_path: Path) ->
     async with running(app):
         await counted(app, memory_url, [1])
         for _ in range(2):
-            said = await bounded(asyncio.to_thread(ask, str(app.checkpoint_dir), {"checkpoint": True}, 15.0))
+            said = await bounded(asyncio.to_thread(ask, str(app.settings.checkpoint_dir), {"checkpoint": True}, 15.0))
             assert said["checkpoint"] == CheckpointStorage(tmp_path / "checkpoints").last_id()
     requests = list((tmp_path / "checkpoints" / "requests").glob("*"))
     assert requests == [], "nothing is left behind"
@@ -359,7 +359,7 @@ async def test_who_asks_when_nobody_runs_is_told_so_and_the_next_run_does_not_an
     app = counter(memory_url, tmp_path)
     async with running(app):
         await counted(app, memory_url, [2])
-        await bounded(asyncio.to_thread(ask, str(app.checkpoint_dir), {"checkpoint": True}, 15.0))
+        await bounded(asyncio.to_thread(ask, str(app.settings.checkpoint_dir), {"checkpoint": True}, 15.0))
     assert not (tmp_path / "saved").exists()
 
 

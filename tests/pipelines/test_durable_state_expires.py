@@ -167,7 +167,7 @@ async def test_a_check_of_open_jobs_reads_at_their_time_too(shop: Shop, tmp_path
     reader = SqliteReader(shop.directory)
     try:
         checked = check_jobs(
-            reader, storage.latest(), agents, version=app.version, clock=shop.clock, backend=app.state_backend
+            reader, storage.latest(), agents, version=app.settings.version, clock=shop.clock, backend=app.state_backend
         )
         assert [job.verdict for job in checked] == ["ok"]
     finally:

@@ -210,7 +210,7 @@ async def test_a_service_that_does_not_answer_gathers_no_channel_full_of_rows_at
 
         stream = app.stream(orders, schema={"k": "int64"})
     else:
-        app.parallelism = 2
+        app.configure(parallelism=2)
         stream = app.stream(topic, schema={"k": "int64"}).deduplicate("k")
     sink = ListSink("answers")
     stream.map_async(look_up, schema={"k": "int64"}, concurrency=10, batch=True).to(sink)

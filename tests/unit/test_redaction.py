@@ -593,7 +593,7 @@ def test_an_app_with_secrets_says_none_of_them_anywhere(tmp_path: Path, caplog: 
     @app.agent(ScriptedSource([{"n": 1}, {"n": 2}, END], name="in"), key="n", on_error="skip", sink="out")
     async def repeats(ctx: Any) -> Any:
         await ctx.state().put("n", 1)
-        raise ValueError(f"cannot log in with {app.kafka['sasl.password']}, secret={other}")
+        raise ValueError(f"cannot log in with {app.settings.kafka['sasl.password']}, secret={other}")
 
     app.stream(ScriptedSource([{"n": 1}, END], name="rows"), schema={"n": "int64"}).to("rows-out")
 

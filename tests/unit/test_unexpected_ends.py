@@ -201,7 +201,7 @@ async def test_an_agent_that_waits_for_room_in_another_does_not_wait_for_ever(me
 
 async def test_an_acknowledgement_that_breaks_fails_its_checkpoint_at_once(app, monkeypatch):
     publish(app, "orders", [1])
-    app.checkpoint_interval_s = 60.0
+    app.configure(checkpoint_interval=60.0)
     await app.start()
     acknowledge = Coordinator.acknowledge
     burst(monkeypatch, Coordinator, "acknowledge", RecursionError("too deep"))

@@ -93,7 +93,7 @@ async def _stand(program: Program, app: App, scene: Scene, first: int, end: int)
 async def _checkpoint(app: App) -> Any:
     checkpoint_id = await app.agent_runtime.trigger_checkpoint()
     await app.agent_runtime.checkpoint_coordinator.wait(checkpoint_id)
-    return CheckpointStorage(app.checkpoint_dir).read(checkpoint_id)
+    return CheckpointStorage(app.settings.checkpoint_dir).read(checkpoint_id)
 
 
 def pack(folder: Path, target: Path) -> None:

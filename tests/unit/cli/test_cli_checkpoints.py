@@ -266,7 +266,7 @@ async def test_a_running_app_with_its_checkpoints_in_an_object_store_is_asked_by
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cli_counter_4.py").write_text(PROGRAM.format(broker=memory_url))
     app = load_app("cli_counter_4:app")
-    app.checkpoint_dir = in_memory()[0], "apps"
+    app.configure(checkpoint_dir=(in_memory()[0], "apps"))
     await app.start()
     try:
         await app.send("ticks", 1)

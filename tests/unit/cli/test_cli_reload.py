@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sabot.cli.reloading import program_files, words_of
+from sabot.cli.reloading import program_files
+from sabot.cli.run import words_of
 from tools.command_line import ENV, SABOT, child
 
 PROGRAM = """

@@ -3,18 +3,19 @@ checkpoints, in which no row may be lost or come twice unless the user has said 
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sabot import DeliveryConflict, Token, UserError
+from sabot.api.settings import Redeliver
 from sabot.checkpoint.manifest import StoredPart, StoredTrack
 from sabot.cli.running import guarded
-from sabot.delivery import CHOICES
 from sabot.delivery.tokens import Opening, after, first_seq, opening
 
+CHOICES = get_args(Redeliver)
 US, THEM = "a" * 32, "b" * 32
 GENERATION = 3  # of the run that opens; what is stored was given out by run 2
 BASE = 2 * 2**34

@@ -693,7 +693,7 @@ def test_numpy_s_whole_numbers_are_counts_and_durations(memory_url, whole):
             stream.map_async(ask, schema={"k": "int64"}, concurrency=number(4), retries=number(1), timeout=number(3)),
             stream.join(stream, on="k", between=(-5, number(5))),
         ]
-        return [(step.explain(), repr(step._node)) for step in steps], app.parallelism
+        return [(step.explain(), repr(step._node)) for step in steps], app.settings.parallelism
 
     assert built(whole) == built(int)
     with pytest.raises(UserError, match="no number of rows"):

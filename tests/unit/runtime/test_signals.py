@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from sabot import App
-from sabot.cli.commands import _work
+from sabot.cli.run import _work
 from sabot.cli.running import guarded
 from sabot.runtime.signals import StopSignals
 from sabot.steps import watch

@@ -17,7 +17,7 @@ from sabot.kafka.topics import open_sink, open_source
 from sabot.plan import make_plan
 from sabot.runtime.build import Build
 from sabot.runtime.local_streams import LocalStreams
-from sabot.runtime.settings import Settings
+from sabot.runtime.settings import RunSettings
 from sabot.threads import run_in_thread, threads
 from sabot.workers.messages import HasFirst, Start
 from sabot.workers.placement import fingerprint, place
@@ -49,12 +49,12 @@ class Wires:
 async def results(app, workers=None):
     """What the app writes into "out", as one app or in so many shares."""
     before = len(MemoryBroker.get(app.broker).records("out"))
-    settings = Settings(
-        app=app.id,
+    settings = RunSettings(
+        app_id=app.id,
         coordinator=Coordinator(),
         open_source=lambda topic, group: open_source(topic, app.broker, group, {}),
         open_sink=lambda topic, format: open_sink(topic, app.broker, {}, format),
-        parallelism=app.parallelism,
+        app=app.settings,
     )
     parts = [LocalStreams(app.ends(), settings)] if workers is None else await shares(app, settings, workers)
     try:

@@ -1,0 +1,294 @@
+"""The settings of an app: what `App(...)`, `App.configure`, the command line and docs/settings.md say is declared here."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from sabot._cython.groups.partition import KEY_GROUPS
+from sabot.api.arguments import one_of
+from sabot.arrays import python_value
+from sabot.config import (
+    Duration,
+    Restart,
+    checked_flag,
+    checked_path,
+    checked_text,
+    is_whole,
+    parse_broker,
+    parse_bytes,
+    parse_restart,
+    parse_seconds,
+)
+from sabot.connectors.places import Place, Start, Until, checked_start, checked_until
+from sabot.errors import UserError
+from sabot.kafka.settings import checked_settings
+from sabot.options import check_values, option
+from sabot.state import state_directory
+
+Redeliver = Literal["repeat", "skip"]
+"""What to do with output that the checkpoint and the receiver disagree on: send it again, or leave it out."""
+
+_MEMORY_BUDGET = "256MB"
+
+
+def _broker(url: str) -> str:
+    parse_broker(url)
+    return url
+
+
+def _state(place: str) -> str:
+    state_directory(place)
+    return place
+
+
+def _journal(given: Any) -> str | Path:
+    place = checked_path(given, "journal")
+    return place if place == "memory" or "://" in place else Path(place).expanduser()
+
+
+def _checkpoint_dir(given: Any) -> Any:
+    if not isinstance(given, tuple):  # a tuple is a file system of pyarrow and a path
+        checked_path(given, "checkpoint_dir")
+    return given
+
+
+def _seconds(name: str, *, zero: bool = True) -> Any:
+    return partial(parse_seconds, name=name, zero=zero)
+
+
+def _restart(given: str) -> str:
+    parse_restart(given)
+    return given
+
+
+def _memory_budget(given: Any) -> Any:
+    parse_bytes(given, name="memory_budget")
+    return given
+
+
+def _parallelism(given: Any) -> int:
+    threads = python_value(given)
+    if not is_whole(threads, 1, KEY_GROUPS):
+        raise UserError(f"parallelism={threads!r}: a number of threads, 1 to {KEY_GROUPS}")
+    return int(threads)
+
+
+def _start(given: Any) -> Place:
+    place = checked_start(given, "App")
+    _refuse_offsets("start", place)
+    return place
+
+
+def _until(given: Any) -> Place | None:
+    place = checked_until(given, "App")
+    _refuse_offsets("until", place)
+    return place
+
+
+def _refuse_offsets(word: str, place: Place | None) -> None:
+    if isinstance(place, Mapping):
+        raise UserError(f"App: {word}={place!r}", hint=f"offsets are of one topic: app.stream(topic, {word}=…)")
+
+
+def _names(given: str | Iterable[str]) -> frozenset[str]:
+    return frozenset([given] if isinstance(given, str) else given)
+
+
+def _port(given: int) -> int:
+    if not is_whole(given, 0, 65535):
+        raise UserError(f"metrics_port={given!r} is no port", hint="0 takes a free one")
+    return given
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of an app, checked. A setting with a metavar is an option of `sabot run` too.
+
+    Construction raises UserError for a wrong value. `dataclasses.replace` makes changed settings.
+    """
+
+    broker: str = option("memory://", "the broker: memory:// or kafka://host:port", check=_broker, metavar="URL")
+    _: KW_ONLY
+    state: str | None = option(
+        None,
+        'the place of keyed state: a directory, rocksdb:///abs/dir or "memory"',
+        check=_state,
+        metavar="memory|DIR",
+    )
+    journal: str | Path | None = option(
+        None,
+        'the journal of durable agents: a directory, "memory", kafka://… or postgresql://…; by default in the state',
+        check=_journal,
+        metavar="PLACE",
+    )
+    dedupe: Duration = option(
+        "7d",
+        "the time for which the ids of ended jobs of durable agents are known, so that none runs twice",
+        check=_seconds("dedupe", zero=False),
+    )
+    checkpoint_dir: Any = option(
+        None, "the directory or URI of checkpoints; by default in the state", check=_checkpoint_dir, metavar="DIR|URI"
+    )
+    checkpoint_interval: Duration | None = option(
+        None,
+        "the time between checkpoints: 5s, 100ms, or seconds; by default 1s with an exactly-once sink, else 60s",
+        check=_seconds("checkpoint_interval", zero=False),
+        metavar="TIME",
+    )
+    checkpoint_timeout: Duration = option(
+        "60s", "the longest time that a checkpoint may take", check=_seconds("checkpoint_timeout")
+    )
+    stop_timeout: Duration = option(
+        "60s",
+        "the longest time that a stop by Ctrl-C or SIGTERM may take, before the process ends at once",
+        check=_seconds("stop_timeout"),
+    )
+    restart: str = option(
+        "fixed(3, 1s)",
+        'the restarts after a failure, at most so many in 10 minutes, and the wait before each; or "none"',
+        check=_restart,
+        metavar="HOW",
+    )
+    parallelism: int = option(
+        1,
+        "the number of threads of each stage of a stream; agents have concurrency=",
+        check=_parallelism,
+        metavar="N",
+        kind=int,
+        bounds=(1, None),
+    )
+    memory_budget: str | int | None = option(
+        None,
+        f"the memory for the tables of each keyed step, by default {_MEMORY_BUDGET}; the rest is on disk in the state",
+        check=_memory_budget,
+    )
+    kafka: dict[str, Any] = option({}, "the client settings for all Kafka sources and sinks", check=checked_settings)
+    version: str = option(
+        "", "the version of the program, for dead letters and checkpoints", check=partial(checked_text, what="version")
+    )
+    start: Start = option(
+        "earliest", "the place where topics are read from without a checkpoint, as in `stream`", check=_start
+    )
+    until: Until | None = option(
+        None,
+        "the place where topics end that name no end: now, or before the first record of a time (a backfill)",
+        check=_until,
+        metavar="now|TIME",
+    )
+    metrics_port: int | None = option(
+        None,
+        "the port that serves /metrics, /healthz and /ready; 0 takes a free one",
+        check=_port,
+        metavar="PORT",
+        kind=int,
+        bounds=(0, 65535),
+    )
+    metrics_host: str = option(
+        "127.0.0.1",
+        "the address for metrics_port; 0.0.0.0 is all of this machine, and callers are not checked",
+        check=partial(checked_text, what="metrics_host"),
+        metavar="ADDRESS",
+    )
+    fresh: bool = option(
+        False,
+        "a start without the checkpoints, which are removed",
+        check=partial(checked_flag, "fresh"),
+        kind=bool,
+        metavar=" ",
+        once=True,
+    )
+    forget_effects: bool = option(
+        False,
+        "with fresh: removal of the journal too, so that durable agents may do everything again",
+        check=partial(checked_flag, "forget_effects"),
+        kind=bool,
+        metavar=" ",
+        once=True,
+    )
+    reprocess: Iterable[str] = option(
+        (),
+        "durable agents whose records are read again, each as a new job, which does everything again",
+        check=_names,
+        metavar="AGENT",
+        kind=list,
+        once=True,
+    )
+    drop: Iterable[str] = option(
+        (),
+        "state that is not taken over: an operator, or OPERATOR.AGGREGATE",
+        check=_names,
+        metavar="NAME",
+        kind=list,
+        once=True,
+    )
+    schema: Literal["kept", "refresh"] = option(
+        "kept",
+        "the columns of topics without a schema: kept, as in the checkpoint; or refresh, inferred anew",
+        check=partial(one_of, "schema", among=("kept", "refresh")),
+        metavar="kept|refresh",
+        once=True,
+    )
+    from_: str | None = option(
+        None,
+        "the savepoint to start from: a directory; DIR@ID for one of several checkpoints in it",
+        check=partial(checked_path, what="from_"),
+        metavar="SAVEPOINT",
+        once=True,
+    )
+    redeliver: Redeliver | None = option(
+        None,
+        "the choice for output that the receiver has and the checkpoint does not know: repeat or skip",
+        check=partial(one_of, "redeliver", among=get_args(Redeliver)),
+        metavar="repeat|skip",
+        once=True,
+    )
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+    @property
+    def dedupe_s(self) -> float:
+        """`dedupe` in seconds."""
+        return parse_seconds(self.dedupe)
+
+    @property
+    def checkpoint_timeout_s(self) -> float:
+        """`checkpoint_timeout` in seconds."""
+        return parse_seconds(self.checkpoint_timeout)
+
+    @property
+    def stop_timeout_s(self) -> float:
+        """`stop_timeout` in seconds."""
+        return parse_seconds(self.stop_timeout)
+
+    @property
+    def memory_budget_bytes(self) -> int:
+        """`memory_budget` in bytes."""
+        return parse_bytes(_MEMORY_BUDGET if self.memory_budget is None else self.memory_budget)
+
+    @property
+    def restarts(self) -> Restart:
+        """`restart` as numbers."""
+        return parse_restart(self.restart)
+
+    @property
+    def start_at(self) -> Place:
+        """`start`, a time in ms since 1970."""
+        return _start(self.start)
+
+    @property
+    def end_at(self) -> Place | None:
+        """`until`, a time in ms since 1970."""
+        return _until(self.until)
+
+    @property
+    def refresh_schema(self) -> bool:
+        """True if inferred columns are those of the records that come, and not those in the checkpoint."""
+        return self.schema == "refresh"
+
+    @property
+    def dropped(self) -> frozenset[str]:
+        """The names in `drop`."""
+        return _names(self.drop)

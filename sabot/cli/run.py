@@ -1,0 +1,197 @@
+"""`sabot run`, and `worker`, its name in Faust: their options are made from the settings of an app."""
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from sabot.api.settings import Settings
+from sabot.cli.late import settled
+from sabot.cli.loading import WrongUse, load_app
+from sabot.cli.options import Target, log_format, log_level, until_of
+from sabot.cli.running import guarded, run_app
+from sabot.errors import UserError
+from sabot.logs import LOG_LEVELS, set_up_logging
+from sabot.options import Option, option, options_of
+from sabot.redaction import redacted_url
+
+if TYPE_CHECKING:
+    from sabot.app import App
+    from sabot.workers import Launcher
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Settings):
+    """The options of `sabot run`: the settings of the app, and where and how it runs."""
+
+    workers: int | None = option(
+        None,
+        "the number of processes that share the tasks of streams; 1: this one alone",
+        metavar="N",
+        kind=int,
+        bounds=(1, None),
+    )
+    listen: str | None = option(
+        None, "the address where workers of `sabot join`, on other machines, are waited for", metavar="HOST:PORT"
+    )
+    secrets: str | None = option(
+        None,
+        "for workers that join: a directory with the file token, for TLS also tls.crt, tls.key, ca.crt",
+        metavar="DIR",
+    )
+    ray: str | None = option(
+        None, "the Ray cluster on whose nodes the workers start; auto: that of this machine", metavar="ADDRESS"
+    )
+    ray_resources: str | None = option(
+        None, "the resources of its node that each worker takes, by Ray's names: CPU=1", metavar="NAME=N,…"
+    )
+    loglevel: str = option(
+        "info", f"the least level of log lines: {', '.join(LOG_LEVELS)}", check=log_level, metavar="LEVEL"
+    )
+    log_format: str = option(
+        "text", "the format of log lines: text, or json with an object a line", check=log_format, metavar="FORMAT"
+    )
+    reload: bool = option(
+        False, "for development: a new start when a file of the program changes", kind=bool, metavar=" "
+    )
+
+
+def with_options(command: F) -> F:
+    """Gives a command, whose last parameter is `**given`, the options in RunOptions that the command line has."""
+    signature = inspect.signature(command)
+    own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    of_app = {each.name for each in fields(Settings)}
+    known = {name: each for name, each in options_of(RunOptions).items() if each.metavar}
+    made = [_parameter(name, each, name in of_app) for name, each in known.items()]
+    target: Any = command
+    target.__signature__ = signature.replace(parameters=[*own, *made])
+    return command
+
+
+def _parameter(name: str, each: Option, of_app: bool) -> inspect.Parameter:
+    """Returns the parameter of a typer command. A setting of the app that is not given is None, so the program's own value holds."""
+    types: dict[type, Any] = {bool: bool, list: list[str] | None, int: int | None}
+    hint = typer.Option(
+        f"--{name.rstrip('_').replace('_', '-')}",
+        metavar=each.metavar.strip() or None,
+        help=f"{each.help[0].upper()}{each.help[1:]}.",
+        min=each.bounds[0],
+        max=each.bounds[1],
+        callback=None if of_app else each.check,
+    )
+    default = False if each.kind is bool else None if of_app else each.default
+    annotation = Annotated[types.get(each.kind, str | None), hint]  # type: ignore[valid-type]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def words_of(given: Mapping[str, Any], *, again: bool = False) -> list[str]:
+    """Returns options of `sabot run` as words of a command line. `again`: True leaves out those that are for one start, such as --fresh."""
+    words = []
+    for name, value in given.items():
+        if value is None or (again and options_of(RunOptions)[name].once):
+            continue
+        option = f"--{name.rstrip('_').replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        else:
+            for each in value if isinstance(value, list) else [value]:
+                words += [option, str(each)]
+    return words
+
+
+@with_options
+def run(target: Target, **given: Any) -> None:
+    """Run an app until its input ends, or Ctrl-C. The options override what the program says."""
+    loglevel, log_format, reload = (given.pop(name) for name in ("loglevel", "log_format", "reload"))
+    logs = {"loglevel": loglevel, "log_format": log_format}
+    settings = {name: value for name, value in given.items() if value not in (None, False, [])}
+    if reload:
+        command = [sys.executable, "-m", "sabot", "run", target]
+        from sabot.cli.reloading import reload_on_change
+
+        first, again = ([*command, *words_of(logs | settings, again=each)] for each in (False, True))
+        settled()
+        raise typer.Exit(reload_on_change(first, again, Path.cwd()))
+    set_up_logging(loglevel, log_format)
+    worker = ["run-worker", target, *words_of(logs)]
+    raise typer.Exit(guarded(lambda: _work(target, settings, worker), debug=loglevel == "debug"))
+
+
+@with_options
+def worker(context: typer.Context, **given: Any) -> None:
+    """The same as `run`, in Faust's words: sabot -A module:app worker."""
+    if context.obj is None:
+        raise typer.BadParameter("which app? write: sabot -A module:app worker")
+    run(context.obj, **given)
+
+
+def _work(target: str, settings: dict[str, Any], worker: Sequence[str] = ()) -> None:
+    from sabot.runtime.signals import StopSignals
+
+    with StopSignals.held(for_good=True) as signals:
+        with signals.raising():
+            app = _loaded(target, settings, worker)
+            app.agent_runtime.load()
+            settled()
+        run_app(app)
+
+
+def _loaded(target: str, settings: dict[str, Any], worker: Sequence[str]) -> "App":
+    """worker: the command that starts a worker of it."""
+    app = load_app(target)
+    settings = dict(settings)
+    meeting = {name: settings.pop(name, None) for name in ("workers", "listen", "secrets", "ray", "ray_resources")}
+    if settings.get("from_") is not None:
+        from sabot.cli.app_checkpoints import find_checkpoints
+
+        saved = find_checkpoints(settings["from_"])
+        if isinstance(saved.location, tuple):
+            raise WrongUse(
+                f"{redacted_url(settings['from_'])}: its file system has no address",
+                hint="keep it where one has: sabot savepoint create … --to DIR",
+            )
+        settings = settings | {"from_": f"{saved.location}@{saved.manifest().checkpoint_id}"}
+    try:
+        app.configure(**settings | {"until": until_of(settings.get("until"))})
+        _spread(app, worker, **meeting)
+    except UserError as error:
+        raise WrongUse(error.message, hint=error.hint) from error
+    return app
+
+
+def _spread(
+    app: "App",
+    worker: Sequence[str],
+    workers: int | None,
+    listen: str | None,
+    secrets: str | None,
+    ray: str | None,
+    ray_resources: str | None,
+) -> None:
+    """Over workers, where the options ask for several, or an agent for a process of its own."""
+    workers = workers or 1
+    if workers == 1 and not any(agent.spec is not None and agent.spec.process for agent in app.agents().values()):
+        if any(given is not None for given in (listen, secrets, ray, ray_resources)):
+            raise WrongUse(
+                "--listen, --secrets and --ray are for an app of several workers", hint="give --workers N too"
+            )
+        return
+    from sabot.workers import LocalLauncher, TcpMeeting, over_workers  # here, so that other commands do not load it
+
+    launcher: Callable[[], Launcher] | None = None
+    if ray is not None:
+        from sabot.workers.on_ray import RayLauncher, parse_resources
+
+        launcher = partial(RayLauncher, ray, worker, parse_resources(ray_resources or "CPU=1"))
+    elif ray_resources is not None:
+        raise WrongUse("--ray-resources is for workers on Ray", hint="give --ray ADDRESS too")
+    elif listen is None:
+        launcher = partial(LocalLauncher, [sys.executable, "-P", "-m", "sabot", *worker])
+    app.workers = over_workers(app, TcpMeeting.of(launcher, listen, secrets), workers)
