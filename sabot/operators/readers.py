@@ -1,7 +1,7 @@
-"""What operators share that read state out of a checkpoint, without the program that wrote it (see `reading`).
+"""Shared parts of the operators that read state out of a checkpoint, without the program that wrote it (see `reading`).
 
-The `READERS` of each module say how to make such an operator: they map the kind of state (`state_schema`) to a function of the state's
-description (`state_reader`). State without rows has a text in the place of the function, which says what is kept.
+The table `STATE_READERS` of each module maps the kind of state (`state_schema`) to a function that makes such an operator of the state's
+description (`state_reader`). For state without rows, the table has a text that says what the state consists of.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,10 +11,10 @@ import pyarrow as pa
 
 from sabot.codecs.json import schema_of_text
 from sabot.operators.aggregates.aggregator import AggregateColumn
-from sabot.operators.base import Operator
+from sabot.operators.base import Restorable
 from sabot.state.reading import json_text
 
-Readers: TypeAlias = Mapping[str, Callable[[Mapping[str, Any]], Operator] | str]
+StateReaders: TypeAlias = Mapping[str, Callable[[Mapping[str, Any]], Restorable] | str]
 
 
 def aggregates_of(reader: Mapping[str, Any]) -> list[AggregateColumn]:

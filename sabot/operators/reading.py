@@ -19,7 +19,7 @@ from sabot.codecs.json import schema_of_text
 from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.operators.agents.timers import saved_timers, state_name
 from sabot.operators.base import OperatorContext, Restorable, Saved, StepInfo, without_marks
-from sabot.operators.layout.themes import reader_of
+from sabot.operators.layout.operator_table import reader_of
 from sabot.os_errors import restoring
 from sabot.state.reading import SavedApp, key_candidates, namespaces_in, plain_column, read_namespaces
 

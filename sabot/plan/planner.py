@@ -1,4 +1,4 @@
-"""From the optimised graph to stages: each node is put into the plan by the function that its operator's module has for it (PLACES)."""
+"""From the optimised graph to stages: each node is put into the plan by the function that its operator's module has for it (PLANNERS)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,9 +13,9 @@ from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.api.nodes.times import WithTime
 from sabot.codecs.formats import format_of
 from sabot.config import dead_letter_topic
-from sabot.operators.layout.sites import Layout, Site
+from sabot.operators.layout.operator_table import planner_of
+from sabot.operators.layout.plan_points import Layout, PlanPoint
 from sabot.operators.layout.stages import Aligned, Edge, Reading, Stage
-from sabot.operators.layout.themes import place_of
 from sabot.operators.rows.stateless import only_columns
 from sabot.plan.agents import arranged
 from sabot.plan.lineage import Lineages, lineages_behind, said
@@ -51,16 +51,16 @@ class _Planner:
         used = used_columns(ends)
         self._present = present_columns(ends, used)
         self._layout = Layout(parallelism, used, self._time.matters)
-        self._sites: dict[int, Site] = {}
+        self._points: dict[int, PlanPoint] = {}
         self._lineages: dict[int, Lineages] = {}
         self._by_time: dict[str, bool] = {}  # by stage: whether one of its nodes has to do with event time
 
     def plan(self) -> Plan:
         for end in self._ends:
             for node in walk([end.input]):
-                if id(node) not in self._sites:
-                    self._sites[id(node)] = self._placed(node)
-            self._end(end, self._sites[id(end.input)])
+                if id(node) not in self._points:
+                    self._points[id(node)] = self._placed(node)
+            self._end(end, self._points[id(end.input)])
         for stage in self._agents.values():
             self._join_agents(stage)
         stages = self._layout.stages
@@ -70,16 +70,16 @@ class _Planner:
         sinks = [stage for stage in stages if stage.sink is not None]
         return Plan([*upstream_first, *sinks, *reversed(self._agents.values())])
 
-    def _end(self, end: StreamEnd, site: Site) -> None:
+    def _end(self, end: StreamEnd, point: PlanPoint) -> None:
         """Where the rows of a stream leave it."""
         if isinstance(end, Feed):
-            site = place_of(Feed)(end, site)
-            site.targets.append(Edge(self._agents[end.agent.agent_id]))
+            point = planner_of(Feed)(end, point)
+            point.targets.append(Edge(self._agents[end.agent.agent_id]))
         elif isinstance(end, Write):
-            changes = site.unique if site.changes else None
+            changes = point.unique if point.changes else None
             format = format_of(end.format, "to") if isinstance(end.sink, str) else None
             sink = self._layout.sink(end.sink, end.key, end.delivery, changes, end.nan, format)
-            site.targets.append(Edge(sink, changes=site.changes))
+            point.targets.append(Edge(sink, changes=point.changes))
 
     def _join_agents(self, stage: Stage) -> None:
         """The edge into another agent that an agent writes into."""
@@ -88,51 +88,51 @@ class _Planner:
             if other.agent is not None and other.agent.func is stage.agent.sink:
                 stage.targets.append(Edge(other))
 
-    def _placed(self, node: Node) -> Site:
-        """The site where the rows of the node come out. Its inputs are placed already."""
-        inputs = [self._sites[id(upstream)] for upstream in node.inputs]
+    def _placed(self, node: Node) -> PlanPoint:
+        """The point where the rows of the node come out. Its inputs are placed already."""
+        inputs = [self._points[id(upstream)] for upstream in node.inputs]
         times = frozenset[str]().union(*(each.times for each in inputs if each.timed))
         if isinstance(node, Read | WithTime):
             kept, times = times | {node.said_time}, frozenset([node.said_time])
         else:
             kept = times if node.keeps_times else frozenset()
         inputs = [replace(each, times=kept) for each in inputs]
-        site = self._read(node) if isinstance(node, Read) else self._step(node, inputs)
+        point = self._read(node) if isinstance(node, Read) else self._step(node, inputs)
         matters = id(node) in self._time.matters
-        if site.timed and matters:
+        if point.timed and matters:
             check_event_time(node)
         by_time = matters or node.needs_time or node.goes_by_time
-        self._by_time[site.stage.id] = self._by_time.get(site.stage.id, False) or by_time
-        self._trace(node, site, inputs)
+        self._by_time[point.stage.id] = self._by_time.get(point.stage.id, False) or by_time
+        self._trace(node, point, inputs)
         path = path_of(node, [each.path for each in inputs])
         times = frozenset() if node.gives_time and not isinstance(node, WithTime) else times
-        return replace(site, path=path, times=times, changes=node.changes, unique=node.unique)
+        return replace(point, path=path, times=times, changes=node.changes, unique=node.unique)
 
-    def _trace(self, node: Node, site: Site, inputs: Sequence[Site]) -> None:
+    def _trace(self, node: Node, point: PlanPoint, inputs: Sequence[PlanPoint]) -> None:
         """Notes of which tables the changes are that come into the node's step, and those that come out of it."""
-        step = None if any(site.targets is each.targets for each in inputs) else site.last
+        step = None if any(point.targets is each.targets for each in inputs) else point.last
         before = [self._lineages[id(upstream)] for upstream in node.inputs]
         if step is not None and not step.lineage:
             step.by_time = id(node) in self._time.matters
             step.lineage = said(node, before, self._layout.used[id(node)])
         self._lineages[id(node)] = lineages_behind(node, before, step)
 
-    def _step(self, node: Node, inputs: list[Site]) -> Site:
-        return place_of(type(node))(node, *self._narrowed(node, inputs))
+    def _step(self, node: Node, inputs: list[PlanPoint]) -> PlanPoint:
+        return planner_of(type(node))(node, *self._narrowed(node, inputs))
 
-    def _narrowed(self, node: Node, inputs: list[Site]) -> list[Site]:
+    def _narrowed(self, node: Node, inputs: list[PlanPoint]) -> list[PlanPoint]:
         """The inputs of a step that keeps whole rows, without columns of which nothing behind it has a use."""
         if not node.keeps_rows:
             return inputs
         narrowed = []
-        for site, upstream, asked in zip(inputs, node.inputs, node.asks(self._layout.used[id(node)]), strict=True):
+        for point, upstream, asked in zip(inputs, node.inputs, node.asks(self._layout.used[id(node)]), strict=True):
             present, names = self._present[id(upstream)], upstream.column_names
             if asked is not None and present is not None and names is not None and not present <= asked:
-                site = only_columns(site, [(name, col(name)) for name in names if name in asked])
-            narrowed.append(site)
+                point = only_columns(point, [(name, col(name)) for name in names if name in asked])
+            narrowed.append(point)
         return narrowed
 
-    def _read(self, node: Read) -> Site:
+    def _read(self, node: Read) -> PlanPoint:
         layout, used = self._layout, self._layout.used[id(node)]
         timed = id(node) in self._time.read
         columns: tuple[str, ...] | None = None
@@ -152,7 +152,7 @@ class _Planner:
         letters = node.dead_letter
         letters = dead_letter_topic(letters, node.name) if isinstance(letters, str) else letters
         stage.dead_letters = Edge(layout.sink(letters), timeless=True)
-        return Site(
+        return PlanPoint(
             layout, stage, stage.targets, timed=timed, on_error=node.on_error, dead_letter=letters, topic=node.name
         )
 

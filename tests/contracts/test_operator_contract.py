@@ -35,7 +35,7 @@ from sabot.operators.base import (
     Stateful,
     WaitsForCalls,
 )
-from sabot.operators.layout import themes
+from sabot.operators.layout import operator_table
 from sabot.testing import lives
 from tools.operator_run import Loop, OperatorRun
 
@@ -426,4 +426,4 @@ def test_each_kind_of_state_has_a_reader_and_a_case() -> None:
         loop.close()
         if schema is not None:
             kinds.add(schema["window"].partition("(")[0] if schema["kind"] == "window" else schema["kind"])
-    assert kinds == themes._readers().keys()
+    assert kinds == operator_table._readers().keys()

@@ -15,7 +15,7 @@ from sabot.codecs.records import RECORD_SCHEMA, record_keys, row_records
 from sabot.errors import UserError
 from sabot.operators.agents.rows import RECORD_ROWS
 from sabot.operators.base import Operator, OperatorContext, without_marks
-from sabot.operators.layout.sites import Places, Site
+from sabot.operators.layout.plan_points import Planners, PlanPoint
 
 
 class AgentFeed(Operator):
@@ -65,8 +65,8 @@ class AgentFeed(Operator):
             self.emit(Batch(records.slice(start, RECORD_ROWS), None, agent_id))
 
 
-def place_feed(node: Feed, site: Site) -> Site:
-    return site.step(node.text(), partial(AgentFeed, node.agent, node.key))
+def plan_feed(node: Feed, point: PlanPoint) -> PlanPoint:
+    return point.step(node.text(), partial(AgentFeed, node.agent, node.key))
 
 
-PLACES: Places = {Feed: place_feed}
+PLANNERS: Planners = {Feed: plan_feed}

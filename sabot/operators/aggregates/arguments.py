@@ -8,7 +8,7 @@ from sabot.api.aggregates import Aggregate
 from sabot.api.expr import Expr
 from sabot.api.over import OverFunction
 from sabot.operators.aggregates.aggregator import AggregateColumn
-from sabot.operators.layout.sites import Site
+from sabot.operators.layout.plan_points import PlanPoint
 from sabot.operators.rows.stateless import add_columns
 
 
@@ -33,13 +33,15 @@ class Arguments:
         self.columns.append((name, expr))
         return name
 
-    def add(self, site: Site) -> Site:
-        """The site behind a step that computes these columns, if there are any."""
-        return add_columns(site, tuple(self.columns)) if self.columns else site
+    def add(self, point: PlanPoint) -> PlanPoint:
+        """The point behind a step that computes these columns, if there are any."""
+        return add_columns(point, tuple(self.columns)) if self.columns else point
 
 
-def with_arguments(site: Site, given: tuple[tuple[str, Aggregate], ...]) -> tuple[Site, list[AggregateColumn]]:
-    """The site where all arguments of the aggregates are columns, and the aggregates over these columns."""
+def with_arguments(
+    point: PlanPoint, given: tuple[tuple[str, Aggregate], ...]
+) -> tuple[PlanPoint, list[AggregateColumn]]:
+    """The point where all arguments of the aggregates are columns, and the aggregates over these columns."""
     arguments = Arguments(given)
     made = []
     for name, each in given:
@@ -48,7 +50,7 @@ def with_arguments(site: Site, given: tuple[tuple[str, Aggregate], ...]) -> tupl
         made.append(
             AggregateColumn(name, each.kind, argument=argument, by=by, where=where, text=each.text(), **options)
         )
-    return arguments.add(site), made
+    return arguments.add(point), made
 
 
 def _options(aggregate: Aggregate) -> Mapping[str, Any]:

@@ -12,12 +12,12 @@ from sabot.api.calls import check_coroutine_function, function_name
 from sabot.api.nodes import calls as nodes
 from sabot.api.nodes.read import only_source
 from sabot.errors import UserError
-from sabot.operators.base import Operator, OperatorContext
+from sabot.operators.base import OperatorContext, Restorable
 from sabot.operators.calls.held_calls import HeldCalls
 from sabot.operators.calls.questions import AskedRows, QuestionChunk
 from sabot.operators.joins.join import TableLookup
-from sabot.operators.layout.sites import Places, Site
-from sabot.operators.readers import Readers
+from sabot.operators.layout.plan_points import Planners, PlanPoint
+from sabot.operators.readers import StateReaders
 
 _CHUNK_ROWS = 65_536
 
@@ -100,7 +100,7 @@ def _distinct(columns: list["pa.Array[Any]"]) -> tuple[Any, list[Any], int | Non
 # -- where they stand in a plan -----------------------------------------------------------------------------------------
 
 
-def place_lookup_async(node: nodes.LookupAsync, site: Site) -> Site:
+def plan_lookup_async(node: nodes.LookupAsync, point: PlanPoint) -> PlanPoint:
     lookup, call = node.call, node.call.call
     make = partial(
         LookupAsync,
@@ -110,21 +110,21 @@ def place_lookup_async(node: nodes.LookupAsync, site: Site) -> Site:
         options=call.options,
         names=dict(node.answer_names),
         how=lookup.how,
-        keys=site.keys or (),
+        keys=point.keys or (),
         ordered=call.ordered,
         cache_rows=lookup.cache_rows,
         cache_ttl_s=lookup.cache_ttl_s,
         source=only_source(node),
     )
-    return site.step(node.text(), make, id=node.id).beside("dead", node.dead_letter)
+    return point.step(node.text(), make, id=node.id).branch_to("dead", node.dead_letter)
 
 
-PLACES: Places = {nodes.LookupAsync: place_lookup_async}
+PLANNERS: Planners = {nodes.LookupAsync: plan_lookup_async}
 
 
-def _read_with(reader: Mapping[str, Any]) -> Operator:
+def _read_with(reader: Mapping[str, Any]) -> Restorable:
     """In a table, or by calls."""
     return TableLookup.read_with(reader) if "sides" in reader else HeldCalls(keys=reader["keys"])
 
 
-READERS: Readers = {"lookup": _read_with}
+STATE_READERS: StateReaders = {"lookup": _read_with}

@@ -17,8 +17,8 @@ from sabot.operators.calls.answers import Answers, BatchAnswers, joined
 from sabot.operators.calls.chunks import CHUNK_ROWS, Chunk, Done
 from sabot.operators.calls.held_calls import HeldCalls
 from sabot.operators.held import RowNumbers
-from sabot.operators.layout.sites import Places, Site
-from sabot.operators.readers import Readers
+from sabot.operators.layout.plan_points import Planners, PlanPoint
+from sabot.operators.readers import StateReaders
 from sabot.operators.rows.mapped import check_fixed, times_of
 
 
@@ -172,7 +172,7 @@ def _at(parts: list[tuple[Chunk, RowNumbers]], number: int) -> tuple[Chunk, int]
 # -- where they stand in a plan -----------------------------------------------------------------------------------------
 
 
-def place_map_async(node: nodes.MapAsync, site: Site) -> Site:
+def plan_map_async(node: nodes.MapAsync, point: PlanPoint) -> PlanPoint:
     call = node.call
     make = partial(
         MapAsync,
@@ -181,15 +181,15 @@ def place_map_async(node: nodes.MapAsync, site: Site) -> Site:
         options=call.options,
         batch=call.batch,
         rows=call.rows,
-        **times_of(node, site, follows=call.batch),
-        keys=site.keys or (),
+        **times_of(node, point, follows=call.batch),
+        keys=point.keys or (),
         ordered=call.ordered,
         source=only_source(node),
     )
-    return site.step(node.text(), make, id=node.id, keys=None).beside("dead", node.dead_letter)
+    return point.step(node.text(), make, id=node.id, keys=None).branch_to("dead", node.dead_letter)
 
 
-PLACES: Places = {nodes.MapAsync: place_map_async}
+PLANNERS: Planners = {nodes.MapAsync: plan_map_async}
 
 
-READERS: Readers = {"calls": lambda reader: HeldCalls(keys=reader["keys"])}
+STATE_READERS: StateReaders = {"calls": lambda reader: HeldCalls(keys=reader["keys"])}

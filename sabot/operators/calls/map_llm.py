@@ -19,8 +19,8 @@ from sabot.operators.calls.chunks import Done
 from sabot.operators.calls.held_calls import HeldCalls
 from sabot.operators.calls.questions import AskedRows, QuestionChunk
 from sabot.operators.expressions.compiled import compile_expr
-from sabot.operators.layout.sites import Places, Site
-from sabot.operators.readers import Readers
+from sabot.operators.layout.plan_points import Planners, PlanPoint
+from sabot.operators.readers import StateReaders
 
 _CHUNK_ROWS = 4096  # their prompts are made together, and asked in order of their text
 
@@ -125,11 +125,11 @@ def _digest(prompt: str) -> bytes:
 # -- where they stand in a plan -----------------------------------------------------------------------------------------
 
 
-def place_map_llm(node: nodes.MapLlm, site: Site) -> Site:
-    make = partial(MapLlm, node.asked, keys=site.keys or (), source=only_source(node))
-    return site.step(node.text(), make, id=node.id).beside("dead", node.dead_letter)
+def plan_map_llm(node: nodes.MapLlm, point: PlanPoint) -> PlanPoint:
+    make = partial(MapLlm, node.asked, keys=point.keys or (), source=only_source(node))
+    return point.step(node.text(), make, id=node.id).branch_to("dead", node.dead_letter)
 
 
-PLACES: Places = {nodes.MapLlm: place_map_llm}
+PLANNERS: Planners = {nodes.MapLlm: plan_map_llm}
 
-READERS: Readers = {"map_llm": lambda reader: HeldCalls(keys=reader["keys"])}
+STATE_READERS: StateReaders = {"map_llm": lambda reader: HeldCalls(keys=reader["keys"])}

@@ -29,8 +29,8 @@ from sabot.operators.base import (
 from sabot.operators.changes.weaving import signs
 from sabot.operators.columns import key_columns
 from sabot.operators.keeping import Batches, Keeper, Keeping, Kept, Owned, columns_schema, key_hashes
-from sabot.operators.layout.sites import Places, Site
-from sabot.operators.readers import Readers
+from sabot.operators.layout.plan_points import Planners, PlanPoint
+from sabot.operators.readers import StateReaders
 from sabot.state.files import remove_tree
 from sabot.state.tables.store import TableStore
 
@@ -217,12 +217,12 @@ def _is_key(kind: pa.DataType) -> bool:
 # -- where it stands in a plan -----------------------------------------------------------------------------------------
 
 
-def place_materialize(node: nodes.Materialize, site: Site) -> Site:
-    site = site if site.keys is not None else site.together((), "table")
-    return site.step(node.text(), partial(Materialize, site.keys or ()), id=node.id)
+def plan_materialize(node: nodes.Materialize, point: PlanPoint) -> PlanPoint:
+    point = point if point.keys is not None else point.partition_by((), "table")
+    return point.step(node.text(), partial(Materialize, point.keys or ()), id=node.id)
 
 
-PLACES: Places = {nodes.Materialize: place_materialize}
+PLANNERS: Planners = {nodes.Materialize: plan_materialize}
 
 
-READERS: Readers = {"materialize": lambda reader: Materialize(reader["keys"])}
+STATE_READERS: StateReaders = {"materialize": lambda reader: Materialize(reader["keys"])}

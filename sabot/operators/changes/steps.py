@@ -30,8 +30,8 @@ from sabot.operators.changes.removable import LastOfChanges
 from sabot.operators.changes.state import Groups
 from sabot.operators.changes.weaving import same_rows, signs
 from sabot.operators.keeping import Keeper, KeepsWatermark, columns_schema, fewer_columns
-from sabot.operators.layout.sites import Places, Site
-from sabot.operators.readers import Readers, aggregates_of
+from sabot.operators.layout.plan_points import Planners, PlanPoint
+from sabot.operators.readers import StateReaders, aggregates_of
 from sabot.operators.rows.marked import AsInserts
 
 Array: TypeAlias = pa.Array
@@ -184,38 +184,38 @@ class Changelog(KeepsWatermark):
 # -- where they stand in a plan -----------------------------------------------------------------------------------------
 
 
-def place_group_aggregate(node: nodes.GroupAggregate, site: Site) -> Site:
-    site, parted_by = site.together_by_some(node.keys, "grouped")
-    site, aggregates = with_arguments(site, node.aggregates)
-    make = partial(GroupAggregate, node.keys, aggregates, changes=site.changes, parted_by=parted_by)
-    return site.step(node.text(), make, id=node.id)
+def plan_group_aggregate(node: nodes.GroupAggregate, point: PlanPoint) -> PlanPoint:
+    point, parted_by = point.partition_by_some(node.keys, "grouped")
+    point, aggregates = with_arguments(point, node.aggregates)
+    make = partial(GroupAggregate, node.keys, aggregates, changes=point.changes, parted_by=parted_by)
+    return point.step(node.text(), make, id=node.id)
 
 
-def place_upsert(node: nodes.Upsert, site: Site) -> Site:
-    if site.changes and site.unique is not None and set(site.unique) == set(node.keys):
-        return site  # the changes have this key already
-    site = site.together(node.keys, "keyed")
-    make = partial(Upsert, node.keys, changes=site.changes, deletes=node.deletes)
-    return site.step(node.text(), make, id=node.id)
+def plan_upsert(node: nodes.Upsert, point: PlanPoint) -> PlanPoint:
+    if point.changes and point.unique is not None and set(point.unique) == set(node.keys):
+        return point  # the changes have this key already
+    point = point.partition_by(node.keys, "keyed")
+    make = partial(Upsert, node.keys, changes=point.changes, deletes=node.deletes)
+    return point.step(node.text(), make, id=node.id)
 
 
-def place_versions(node: nodes.Versions, site: Site) -> Site:
-    return site if node.deletes else site.step("as versions", AsInserts, changes=True)
+def plan_versions(node: nodes.Versions, point: PlanPoint) -> PlanPoint:
+    return point if node.deletes else point.step("as versions", AsInserts, changes=True)
 
 
-def place_changelog(node: nodes.Changelog, site: Site) -> Site:
-    return site.step(node.text(), Changelog)
+def plan_changelog(node: nodes.Changelog, point: PlanPoint) -> PlanPoint:
+    return point.step(node.text(), Changelog)
 
 
-PLACES: Places = {
-    nodes.GroupAggregate: place_group_aggregate,
-    nodes.Upsert: place_upsert,
-    nodes.Versions: place_versions,
-    nodes.Changelog: place_changelog,
+PLANNERS: Planners = {
+    nodes.GroupAggregate: plan_group_aggregate,
+    nodes.Upsert: plan_upsert,
+    nodes.Versions: plan_versions,
+    nodes.Changelog: plan_changelog,
 }
 
 
-READERS: Readers = {
+STATE_READERS: StateReaders = {
     "groups": lambda reader: GroupAggregate(reader["keys"], aggregates_of(reader), changes=reader["changes"]),
     "upsert": lambda reader: Upsert(reader["keys"], changes=reader["changes"], deletes=reader["deletes"]),
     "changelog": "the event time that its rows have reached",

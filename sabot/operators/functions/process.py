@@ -48,8 +48,8 @@ from sabot.operators.functions.columns import BatchForm
 from sabot.operators.functions.rows import RowForm
 from sabot.operators.functions.state import Form, Keyed, Side, parts_of, plain_key
 from sabot.operators.keeping import Batches, Keeper, Keeping, Kept, Owned, columns_schema, last_watermark, read_batches
-from sabot.operators.layout.sites import Places, Site
-from sabot.operators.readers import Readers
+from sabot.operators.layout.plan_points import Planners, PlanPoint
+from sabot.operators.readers import StateReaders
 from sabot.state.base import Entry, Mine
 from sabot.state.keyed_values import load_values
 
@@ -398,28 +398,28 @@ def _key_columns(found: Sequence[Any], keys: pa.Schema) -> list[Array]:
 # -- where they stand in a plan -----------------------------------------------------------------------------------------
 
 
-def place_process(node: nodes.Process, site: Site) -> Site:
-    site = site.together(node.keys, "process")
-    make = partial(process_operator, node.keys, node.spec, on_error=site.policy(node.on_error))
-    return site.step(node.text(), make, id=node.id, keys=None)
+def plan_process(node: nodes.Process, point: PlanPoint) -> PlanPoint:
+    point = point.partition_by(node.keys, "process")
+    make = partial(process_operator, node.keys, node.spec, on_error=point.policy(node.on_error))
+    return point.step(node.text(), make, id=node.id, keys=None)
 
 
-def place_connect(node: nodes.Connect, left: Site, right: Site) -> Site:
-    site = left.layout.meet(node, "process", left, right, (node.left_keys, node.right_keys))
+def plan_connect(node: nodes.Connect, left: PlanPoint, right: PlanPoint) -> PlanPoint:
+    point = left.layout.connect(node, "process", left, right, (node.left_keys, node.right_keys))
     make = partial(
         ConnectedProcess,
         *(node.left_keys, node.spec),
         right_keys=node.right_keys,
-        on_error=site.policy(node.on_error),
+        on_error=point.policy(node.on_error),
     )
-    return site.step(node.text(), make, id=node.id, keys=None)
+    return point.step(node.text(), make, id=node.id, keys=None)
 
 
-def place_side(node: nodes.Side, site: Site) -> Site:
-    return site.branch(node.name)
+def plan_side(node: nodes.Side, point: PlanPoint) -> PlanPoint:
+    return point.branch(node.name)
 
 
-PLACES: Places = {nodes.Process: place_process, nodes.Connect: place_connect, nodes.Side: place_side}
+PLANNERS: Planners = {nodes.Process: plan_process, nodes.Connect: plan_connect, nodes.Side: plan_side}
 
 
-READERS: Readers = {"process": saved_process}
+STATE_READERS: StateReaders = {"process": saved_process}

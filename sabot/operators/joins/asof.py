@@ -10,11 +10,11 @@ from sabot._cython.arrow.batch import Batch
 from sabot.api.nodes import joins as nodes
 from sabot.errors import UserError
 from sabot.operators.base import CHUNK_ROWS, DELETE, END_OF_TIME, START_OF_TIME, UPDATE_BEFORE, OperatorContext, Saved
-from sabot.operators.joins.join import place_sides
+from sabot.operators.joins.join import plan_sides
 from sabot.operators.joins.sides import Result, Side, Sides
 from sabot.operators.joins.timed import LONGEST_MS, TimedJoin, within
-from sabot.operators.layout.sites import Places, Site
-from sabot.operators.readers import Readers
+from sabot.operators.layout.plan_points import Planners, PlanPoint
+from sabot.operators.readers import StateReaders
 
 _GONE = "__gone"
 
@@ -196,13 +196,13 @@ class AsofJoin(TimedJoin):
 # -- where they stand in a plan -----------------------------------------------------------------------------------------
 
 
-def place_asof_join(node: nodes.AsofJoin, left: Site, right: Site) -> Site:
+def plan_asof_join(node: nodes.AsofJoin, left: PlanPoint, right: PlanPoint) -> PlanPoint:
     options: dict[str, Any] = {"strategy": node.strategy, "tolerance_ms": node.tolerance_ms}
     options["right_changes"] = right.changes
-    return place_sides(node, left, right, lambda sides: AsofJoin(sides, node.how, **options))
+    return plan_sides(node, left, right, lambda sides: AsofJoin(sides, node.how, **options))
 
 
-PLACES: Places = {nodes.AsofJoin: place_asof_join}
+PLANNERS: Planners = {nodes.AsofJoin: plan_asof_join}
 
 
-READERS: Readers = {"as-of join": AsofJoin.read_with}
+STATE_READERS: StateReaders = {"as-of join": AsofJoin.read_with}

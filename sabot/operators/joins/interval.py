@@ -9,11 +9,11 @@ from sabot._cython.arrow.batch import Batch
 from sabot.api.nodes import joins as nodes
 from sabot.errors import UserError
 from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, OperatorContext
-from sabot.operators.joins.join import place_sides
+from sabot.operators.joins.join import plan_sides
 from sabot.operators.joins.sides import Result, Rows, Side, Sides, later
 from sabot.operators.joins.timed import LONGEST_MS, TimedJoin, within
-from sabot.operators.layout.sites import Places, Site
-from sabot.operators.readers import Readers
+from sabot.operators.layout.plan_points import Planners, PlanPoint
+from sabot.operators.readers import StateReaders
 
 _FIRST_PROBE = 64  # rows in the first piece of a probe
 
@@ -197,11 +197,11 @@ class IntervalJoin(TimedJoin):
 # -- where they stand in a plan -----------------------------------------------------------------------------------------
 
 
-def place_interval_join(node: nodes.IntervalJoin, left: Site, right: Site) -> Site:
-    return place_sides(node, left, right, lambda sides: IntervalJoin(sides, node.how, node.lower_ms, node.upper_ms))
+def plan_interval_join(node: nodes.IntervalJoin, left: PlanPoint, right: PlanPoint) -> PlanPoint:
+    return plan_sides(node, left, right, lambda sides: IntervalJoin(sides, node.how, node.lower_ms, node.upper_ms))
 
 
-PLACES: Places = {nodes.IntervalJoin: place_interval_join}
+PLANNERS: Planners = {nodes.IntervalJoin: plan_interval_join}
 
 
-READERS: Readers = {"interval join": IntervalJoin.read_with}
+STATE_READERS: StateReaders = {"interval join": IntervalJoin.read_with}

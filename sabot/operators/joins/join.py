@@ -32,10 +32,10 @@ from sabot.operators.changes.weaving import same_rows
 from sabot.operators.columns import no_event_time
 from sabot.operators.joins.sides import Joined, Result, Rows, Side, Sides, later
 from sabot.operators.keeping import last_watermark
-from sabot.operators.layout.sites import Places, Site
-from sabot.operators.readers import Readers
+from sabot.operators.layout.plan_points import Planners, PlanPoint
+from sabot.operators.readers import StateReaders
 
-__all__ = ["PLACES", "READERS", "Join", "Sides", "TableLookup", "place_sides"]
+__all__ = ["PLANNERS", "STATE_READERS", "Join", "Sides", "TableLookup", "plan_sides"]
 
 
 class Join(Joined, FilledFromTable):
@@ -419,7 +419,7 @@ def _one_a_key(rows: Rows, numbers: Any, times: Any, latest: bool) -> tuple[Rows
 # -- where they stand in a plan -----------------------------------------------------------------------------------------
 
 
-def place_join(node: nodes.Join, left: Site, right: Site) -> Site:
+def plan_join(node: nodes.Join, left: PlanPoint, right: PlanPoint) -> PlanPoint:
     def make(sides: Sides) -> Operator:
         left_keep_ms, right_keep_ms = node.keep_ms
         return Join(
@@ -432,14 +432,14 @@ def place_join(node: nodes.Join, left: Site, right: Site) -> Site:
             right_keep_ms=right_keep_ms,
         )
 
-    return place_sides(node, left, right, make)
+    return plan_sides(node, left, right, make)
 
 
-def place_lookup(node: nodes.Lookup, left: Site, right: Site) -> Site:
-    return place_sides(node, left, right, lambda sides: TableLookup(sides, node.how, broadcast=node.broadcast))
+def plan_lookup(node: nodes.Lookup, left: PlanPoint, right: PlanPoint) -> PlanPoint:
+    return plan_sides(node, left, right, lambda sides: TableLookup(sides, node.how, broadcast=node.broadcast))
 
 
-def place_sides(node: nodes.Join, left: Site, right: Site, make: Callable[[Sides], Operator]) -> Site:
+def plan_sides(node: nodes.Join, left: PlanPoint, right: PlanPoint, make: Callable[[Sides], Operator]) -> PlanPoint:
     """Puts any join into the plan. make: gives its operator, for the columns that are joined."""
     names, used = node.right_names, left.layout.used.get(id(node))
     if names is not None and used is not None:
@@ -453,17 +453,17 @@ def place_sides(node: nodes.Join, left: Site, right: Site, make: Callable[[Sides
             )
         return make(Sides(node.left_keys, node.right_keys, tuple(names)))
 
-    site = left.layout.meet(node, "join", left, right, (node.left_keys, node.right_keys))
-    site = site.step(node.text(), made, id=node.id)
-    assert site.last is not None
-    site.last.scattered = node.broadcast
+    point = left.layout.connect(node, "join", left, right, (node.left_keys, node.right_keys))
+    point = point.step(node.text(), made, id=node.id)
+    assert point.last is not None
+    point.last.scattered = node.broadcast
     if isinstance(node, nodes.JoinByTime):
-        site.late("late", node.late, right.dead_letter)
-        replace(site, topic=right.topic).late("late_right", node.late_right, right.dead_letter)
-    return site
+        point.late_to("late", node.late, right.dead_letter)
+        replace(point, topic=right.topic).late_to("late_right", node.late_right, right.dead_letter)
+    return point
 
 
-PLACES: Places = {nodes.Join: place_join, nodes.Lookup: place_lookup}
+PLANNERS: Planners = {nodes.Join: plan_join, nodes.Lookup: plan_lookup}
 
 
-READERS: Readers = {"join": Join.read_with}
+STATE_READERS: StateReaders = {"join": Join.read_with}

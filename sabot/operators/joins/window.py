@@ -13,11 +13,11 @@ from sabot.api.nodes import joins as nodes
 from sabot.api.windows import Window
 from sabot.errors import UserError
 from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, OperatorContext, Saved
-from sabot.operators.joins.join import place_sides
+from sabot.operators.joins.join import plan_sides
 from sabot.operators.joins.sides import Joined, Result, Rows, Side, Sides
 from sabot.operators.joins.timed import TimedJoin
-from sabot.operators.layout.sites import Places, Site
-from sabot.operators.readers import Readers
+from sabot.operators.layout.plan_points import Planners, PlanPoint
+from sabot.operators.readers import StateReaders
 from sabot.operators.windows.panes import TimeWindow, WindowShape, stored_window, window_of, window_words
 
 
@@ -156,11 +156,11 @@ class WindowJoin(TimedJoin):
 # -- where they stand in a plan -----------------------------------------------------------------------------------------
 
 
-def place_window_join(node: nodes.WindowJoin, left: Site, right: Site) -> Site:
-    return place_sides(node, left, right, lambda sides: WindowJoin(sides, node.how, node.window))
+def plan_window_join(node: nodes.WindowJoin, left: PlanPoint, right: PlanPoint) -> PlanPoint:
+    return plan_sides(node, left, right, lambda sides: WindowJoin(sides, node.how, node.window))
 
 
-PLACES: Places = {nodes.WindowJoin: place_window_join}
+PLANNERS: Planners = {nodes.WindowJoin: plan_window_join}
 
 
-READERS: Readers = {"window join": WindowJoin.read_with}
+STATE_READERS: StateReaders = {"window join": WindowJoin.read_with}

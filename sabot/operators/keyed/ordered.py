@@ -12,8 +12,8 @@ from sabot._cython.arrow.batch import Batch
 from sabot.codecs.json import schema_text
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext, without_time
 from sabot.operators.keeping import Columns, Keeper, KeepsWatermark, columns_schema
-from sabot.operators.layout.sites import Site
-from sabot.operators.readers import Readers
+from sabot.operators.layout.plan_points import PlanPoint
+from sabot.operators.readers import StateReaders
 
 _SMALL_ROWS = 16_384
 
@@ -120,9 +120,9 @@ class EventOrder(KeepsWatermark):
 # -- where they stand in a plan -----------------------------------------------------------------------------------------
 
 
-def in_order(site: Site, keys: tuple[str, ...], id: str) -> Site:
-    """The site behind an EventOrder. id: that of the step which needs the order, where the user gave one."""
-    return site.step("order by event time", partial(EventOrder, keys), id=f"{id}.order" if id else "")
+def in_order(point: PlanPoint, keys: tuple[str, ...], id: str) -> PlanPoint:
+    """The point behind an EventOrder. id: that of the step which needs the order, where the user gave one."""
+    return point.step("order by event time", partial(EventOrder, keys), id=f"{id}.order" if id else "")
 
 
-READERS: Readers = {"rows in order": lambda reader: EventOrder(tuple(reader["keys"]))}
+STATE_READERS: StateReaders = {"rows in order": lambda reader: EventOrder(tuple(reader["keys"]))}

@@ -35,8 +35,8 @@ from sabot.operators.keyed.ordered import in_order
 from sabot.operators.keyed.over_columns import RANKS, OverCarried, OverColumn, columns_read, over_carried
 from sabot.operators.keyed.over_lead import LeadState
 from sabot.operators.keyed.over_state import Array, FrameState, OverState, PlaceState, RunningState
-from sabot.operators.layout.sites import Places, Site
-from sabot.operators.readers import Readers
+from sabot.operators.layout.plan_points import Planners, PlanPoint
+from sabot.operators.readers import StateReaders
 from sabot.operators.rows.stateless import Drop
 
 OVER_KINDS = frozenset([*RANKS, "lag", "lead"])  # the kinds that are no aggregates
@@ -304,14 +304,14 @@ def _exact(each: OverColumn, input: pa.Schema) -> str:
 # -- where they stand in a plan -----------------------------------------------------------------------------------------
 
 
-def place_over(node: nodes.Over, site: Site) -> Site:
-    site = in_order(site.together(node.keys, "over"), node.keys, node.id)
+def plan_over(node: nodes.Over, point: PlanPoint) -> PlanPoint:
+    point = in_order(point.partition_by(node.keys, "over"), node.keys, node.id)
     arguments = Arguments(node.columns)
     described = [_over_column(name, each, arguments) for name, each in node.columns]
     make = partial(Over, node.keys, described, preceding_rows=node.preceding_rows, preceding_ms=node.preceding_ms)
-    site = arguments.add(site).step(node.text(), make, id=node.id)
+    point = arguments.add(point).step(node.text(), make, id=node.id)
     made = [name for name, _ in arguments.columns]
-    return site.step(f"drop {', '.join(made)}", partial(Drop, made)) if made else site
+    return point.step(f"drop {', '.join(made)}", partial(Drop, made)) if made else point
 
 
 def _over_column(name: str, each: Aggregate | OverFunction, arguments: Arguments) -> OverColumn:
@@ -322,7 +322,7 @@ def _over_column(name: str, each: Aggregate | OverFunction, arguments: Arguments
     return OverColumn(name, each.kind, argument, where=where, ddof=ddof, text=each.text())
 
 
-PLACES: Places = {nodes.Over: place_over}
+PLANNERS: Planners = {nodes.Over: plan_over}
 
 
 def _read_with(reader: Mapping[str, Any]) -> Over:
@@ -334,4 +334,4 @@ def _read_with(reader: Mapping[str, Any]) -> Over:
     )
 
 
-READERS: Readers = {"over": _read_with}
+STATE_READERS: StateReaders = {"over": _read_with}

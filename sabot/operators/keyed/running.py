@@ -31,8 +31,8 @@ from sabot.operators.keeping import Keeper, Keeping, Kept, StoredTables, columns
 from sabot.operators.keyed.ordered import in_order
 from sabot.operators.keyed.reduced import ReducedRuns
 from sabot.operators.keyed.top import TopN
-from sabot.operators.layout.sites import Places, Site
-from sabot.operators.readers import Readers, aggregates_of, described, no_function
+from sabot.operators.layout.plan_points import Planners, PlanPoint
+from sabot.operators.readers import StateReaders, aggregates_of, described, no_function
 from sabot.operators.rows.origin import of_selected, reselected
 from sabot.operators.windows.panes import window_words
 from sabot.operators.windows.sessions import KeyedRuns, Numbered, later
@@ -487,37 +487,37 @@ def _no_row(result: Any, key: Row, names: Sequence[str]) -> UserError:
     )
 
 
-def _by_key(site: Site, node: nodes.RunningAggregate | nodes.Reduce | nodes.Deduplicate) -> Site:
-    """The site where all rows of a key are in one subtask, in order of event time where the step goes by a span of time."""
-    site = site.together(node.keys, "keyed")
-    return in_order(site, node.keys, node.id) if node.needs_time else site
+def _by_key(point: PlanPoint, node: nodes.RunningAggregate | nodes.Reduce | nodes.Deduplicate) -> PlanPoint:
+    """The point where all rows of a key are in one subtask, in order of event time where the step goes by a span of time."""
+    point = point.partition_by(node.keys, "keyed")
+    return in_order(point, node.keys, node.id) if node.needs_time else point
 
 
-def place_running_aggregate(node: nodes.RunningAggregate, site: Site) -> Site:
-    site, aggregates = with_arguments(_by_key(site, node), node.aggregates)
-    return site.step(node.text(), partial(RunningAggregate, node.keys, aggregates, ttl_ms=node.ttl_ms), id=node.id)
+def plan_running_aggregate(node: nodes.RunningAggregate, point: PlanPoint) -> PlanPoint:
+    point, aggregates = with_arguments(_by_key(point, node), node.aggregates)
+    return point.step(node.text(), partial(RunningAggregate, node.keys, aggregates, ttl_ms=node.ttl_ms), id=node.id)
 
 
-def place_reduce(node: nodes.Reduce, site: Site) -> Site:
+def plan_reduce(node: nodes.Reduce, point: PlanPoint) -> PlanPoint:
     make = partial(Reduce, node.keys, node.function, ttl_ms=node.ttl_ms)
-    return _by_key(site, node).step(node.text(), make, id=node.id)
+    return _by_key(point, node).step(node.text(), make, id=node.id)
 
 
-def place_deduplicate(node: nodes.Deduplicate, site: Site) -> Site:
+def plan_deduplicate(node: nodes.Deduplicate, point: PlanPoint) -> PlanPoint:
     make: Callable[[], Operator] = partial(Deduplicate, node.keys, within_ms=node.within_ms)
-    if site.changes:  # the first row of each key among those that are there
+    if point.changes:  # the first row of each key among those that are there
         make = partial(TopN, node.keys, 1, (), ties="row_number", rank=None, changes=True)
-    return _by_key(site, node).step(node.text(), make, id=node.id)
+    return _by_key(point, node).step(node.text(), make, id=node.id)
 
 
-PLACES: Places = {
-    nodes.RunningAggregate: place_running_aggregate,
-    nodes.Reduce: place_reduce,
-    nodes.Deduplicate: place_deduplicate,
+PLANNERS: Planners = {
+    nodes.RunningAggregate: plan_running_aggregate,
+    nodes.Reduce: plan_reduce,
+    nodes.Deduplicate: plan_deduplicate,
 }
 
 
-READERS: Readers = {
+STATE_READERS: StateReaders = {
     "count": lambda reader: CountAggregate(reader["size"], reader["keys"], aggregates_of(reader)),
     "running aggregate": lambda reader: RunningAggregate(
         reader["keys"], aggregates_of(reader), ttl_ms=reader["ttl_ms"]

@@ -30,8 +30,8 @@ from sabot.operators.base import (
 from sabot.operators.columns import key_columns, key_table
 from sabot.operators.cuts import Rows
 from sabot.operators.keeping import Keeper, Keeping, columns_schema, fewer_columns, only_columns_of
-from sabot.operators.layout.sites import Places, Site
-from sabot.operators.readers import Readers
+from sabot.operators.layout.plan_points import Planners, PlanPoint
+from sabot.operators.readers import StateReaders
 from sabot.operators.rows.origin import reselected
 from sabot.operators.slotted import Slotted
 
@@ -273,15 +273,15 @@ def _exported(table: RankTable, slots: pa.Int32Array) -> Iterator[pa.RecordBatch
 # -- where they stand in a plan -----------------------------------------------------------------------------------------
 
 
-def place_top_n(node: nodes.TopN, site: Site) -> Site:
-    site, parted_by = site.together_by_some(node.keys, "ranked")
+def plan_top_n(node: nodes.TopN, point: PlanPoint) -> PlanPoint:
+    point, parted_by = point.partition_by_some(node.keys, "ranked")
     make = partial(
-        TopN, node.keys, node.n, node.by, ties=node.ties, rank=node.rank, changes=site.changes, parted_by=parted_by
+        TopN, node.keys, node.n, node.by, ties=node.ties, rank=node.rank, changes=point.changes, parted_by=parted_by
     )
-    return site.step(node.text(), make, id=node.id)
+    return point.step(node.text(), make, id=node.id)
 
 
-PLACES: Places = {nodes.TopN: place_top_n}
+PLANNERS: Planners = {nodes.TopN: plan_top_n}
 
 
 def saved_columns(input: pa.Schema) -> pa.Schema:
@@ -296,4 +296,4 @@ def ranked_of(reader: Mapping[str, Any]) -> dict[str, Any]:
     return {"keys": reader["keys"], "n": reader["n"], "by": by, "ties": reader["ties"], "rank": reader["rank"]}
 
 
-READERS: Readers = {"top_n": lambda reader: TopN(**ranked_of(reader), changes=reader["changes"])}
+STATE_READERS: StateReaders = {"top_n": lambda reader: TopN(**ranked_of(reader), changes=reader["changes"])}

@@ -27,12 +27,12 @@ from sabot.operators.columns import key_columns, key_table, result_schema, time_
 from sabot.operators.keeping import Keeper, Keeping, columns_schema, last_watermark
 from sabot.operators.keyed.ordered import in_order
 from sabot.operators.late_rows import LateRows
-from sabot.operators.layout.sites import Places, Site
+from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.patterns.kept_rows import KeptRows
 from sabot.operators.patterns.measures import TIMESTAMP, MatchedRows, Measures
 from sabot.operators.patterns.plan import PatternPlan
 from sabot.operators.patterns.state import Partials, PatternState, contents_of
-from sabot.operators.readers import Readers
+from sabot.operators.readers import StateReaders
 
 MAX_PARTIAL = 10_000
 _ROWS_A_PARTIAL = 100  # a key may have so many rows for each partial match that it may have
@@ -269,13 +269,13 @@ class Pattern(Keeping):
 # -- where they stand in a plan -----------------------------------------------------------------------------------------
 
 
-def place_match(node: nodes.Match, site: Site) -> Site:
-    site = in_order(site.together(node.keys, "pattern"), node.keys, node.id)
+def plan_match(node: nodes.Match, point: PlanPoint) -> PlanPoint:
+    point = in_order(point.partition_by(node.keys, "pattern"), node.keys, node.id)
     make = partial(Pattern, node.keys, node.pattern, node.skip, node.measures, max_partial=node.max_partial)
-    return site.step(node.text(), make, id=node.id).late("late", node.late)
+    return point.step(node.text(), make, id=node.id).late_to("late", node.late)
 
 
-PLACES: Places = {nodes.Match: place_match}
+PLANNERS: Planners = {nodes.Match: plan_match}
 
 
-READERS: Readers = {"pattern": lambda reader: PatternState(reader["keys"], reader["steps"])}
+STATE_READERS: StateReaders = {"pattern": lambda reader: PatternState(reader["keys"], reader["steps"])}

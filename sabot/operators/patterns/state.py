@@ -268,7 +268,7 @@ def _numbered(row: Any, key_of: Any, keys: int) -> tuple[Any, Any, Any]:
 
 
 def _joined(places: Array, key_of: Any, firsts: Any, counts: Any, name: str, least: int) -> Array:
-    """Places among what a key has as places among what all keys have. Raises ValueError for one that the key does not have."""
+    """Planners among what a key has as places among what all keys have. Raises ValueError for one that the key does not have."""
     found = places.to_numpy()
     if len(found) and ((found < least) | (found >= counts[name][key_of])).any():
         raise ValueError(f"a key does not have so many {name}")

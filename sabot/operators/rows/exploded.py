@@ -13,7 +13,7 @@ from sabot.api.arguments import RowPolicy
 from sabot.api.nodes import rows as nodes
 from sabot.errors import DataError, UserError
 from sabot.operators.base import CHUNK_ROWS, Operator, OperatorContext
-from sabot.operators.layout.sites import Places, Site
+from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.rows.bad import BadRows, row_place
 from sabot.operators.rows.origin import of_selected
 
@@ -112,11 +112,11 @@ def _plain(lists: pa.Array) -> pa.Array:
     return lists.cast(pa.list_(lists.type.value_type)) if pa.types.is_fixed_size_list(lists.type) else lists
 
 
-def place_explode(node: nodes.Explode, site: Site) -> Site:
-    keys = None if site.keys is not None and set(site.keys) & set(node.columns) else site.keys
-    policy = site.policy() if len(node.columns) > 1 else "fail"  # one list alone cannot fail
+def plan_explode(node: nodes.Explode, point: PlanPoint) -> PlanPoint:
+    keys = None if point.keys is not None and set(point.keys) & set(node.columns) else point.keys
+    policy = point.policy() if len(node.columns) > 1 else "fail"  # one list alone cannot fail
     nulls = {"empty_as_null": node.empty_as_null, "keep_nulls": node.keep_nulls}
-    return site.step(node.text(), partial(Explode, node.columns, **nulls, on_error=policy), keys=keys)
+    return point.step(node.text(), partial(Explode, node.columns, **nulls, on_error=policy), keys=keys)
 
 
-PLACES: Places = {nodes.Explode: place_explode}
+PLANNERS: Planners = {nodes.Explode: plan_explode}

@@ -16,7 +16,7 @@ from sabot.api.words import name_of
 from sabot.arrays import batch_of_rows, is_time, to_ms
 from sabot.errors import DataError, UserError
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, with_time, without_time
-from sabot.operators.layout.sites import Places, Site
+from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.rows.bad import BadRows, nulls_of, row_place, where_from
 from sabot.operators.rows.marked import check_given_names
 from sabot.operators.rows.origin import of_selected
@@ -354,24 +354,26 @@ def _is_as_it_was(column: pa.Array, data: pa.RecordBatch, name: str) -> bool:
     return bool(column.equals(before))
 
 
-def times_of(node: Node, site: Site, *, follows: bool = True) -> dict[str, Any]:
+def times_of(node: Node, point: PlanPoint, *, follows: bool = True) -> dict[str, Any]:
     """What a step over the user's function is told of event time: the column that it is as it is (`time`), and the others whose values it
     stands for, which the function must not change (`fixed`), where something goes by event time. follows: the step has a new event
     time where the function changes the first.
     """
     time = time_column(node.inputs[0]) if follows else None
-    matters = id(node) in site.layout.matters
+    matters = id(node) in point.layout.matters
     return {"time": time, "fixed": [name for name in node.inputs[0].event_times if matters and name != time]}
 
 
-def place_map_batches(node: nodes.MapBatches, site: Site) -> Site:
-    make = partial(MapBatches, node.function, node.schema, **times_of(node, site), on_error=site.policy(node.on_error))
-    return site.step(node.text(), make, keys=None)
+def plan_map_batches(node: nodes.MapBatches, point: PlanPoint) -> PlanPoint:
+    make = partial(
+        MapBatches, node.function, node.schema, **times_of(node, point), on_error=point.policy(node.on_error)
+    )
+    return point.step(node.text(), make, keys=None)
 
 
-def place_flat_map(node: nodes.FlatMap, site: Site) -> Site:
-    make = partial(FlatMap, node.function, node.schema, **times_of(node, site), on_error=site.policy(node.on_error))
-    return site.step(node.text(), make, keys=None)
+def plan_flat_map(node: nodes.FlatMap, point: PlanPoint) -> PlanPoint:
+    make = partial(FlatMap, node.function, node.schema, **times_of(node, point), on_error=point.policy(node.on_error))
+    return point.step(node.text(), make, keys=None)
 
 
-PLACES: Places = {nodes.MapBatches: place_map_batches, nodes.FlatMap: place_flat_map}
+PLANNERS: Planners = {nodes.MapBatches: plan_map_batches, nodes.FlatMap: plan_flat_map}

@@ -28,7 +28,7 @@ from sabot.operators.base import (
     without_marks,
 )
 from sabot.operators.expressions.compiled import Compiled, compile_expr, compile_predicate
-from sabot.operators.layout.sites import Places, Site
+from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.layout.stages import Edge
 from sabot.operators.rows.bad import BadRows, salvaged
 from sabot.operators.rows.marked import MARKS, AsInserts, check_given_names, parted
@@ -322,92 +322,94 @@ def _check_there(what: str, names: Iterable[str], schema: pa.Schema) -> None:
 # -- where they stand in a plan -----------------------------------------------------------------------------------------
 
 
-def place_filter(node: nodes.Filter, site: Site) -> Site:
-    return site.step(node.text(), partial(Filter, node.predicate, site.policy()))
+def plan_filter(node: nodes.Filter, point: PlanPoint) -> PlanPoint:
+    return point.step(node.text(), partial(Filter, node.predicate, point.policy()))
 
 
-def place_end_versions(node: nodes.EndVersions, site: Site) -> Site:
-    return site.step(node.text(), partial(EndVersions, node.predicate, site.policy()))
+def plan_end_versions(node: nodes.EndVersions, point: PlanPoint) -> PlanPoint:
+    return point.step(node.text(), partial(EndVersions, node.predicate, point.policy()))
 
 
-def place_select(node: nodes.Select, site: Site) -> Site:
-    return only_columns(site, nodes.only_wanted(node.columns, site.layout.used[id(node)]))
+def plan_select(node: nodes.Select, point: PlanPoint) -> PlanPoint:
+    return only_columns(point, nodes.only_wanted(node.columns, point.layout.used[id(node)]))
 
 
-def only_columns(site: Site, columns: Named) -> Site:
-    """The site behind a step that gives these columns and no others."""
+def only_columns(point: PlanPoint, columns: Named) -> PlanPoint:
+    """The point behind a step that gives these columns and no others."""
     kept = {name for name, expr in columns if expr.column == name}
-    keys = site.keys if site.keys is not None and set(site.keys) <= kept else None
-    policy = _policy(site, columns)
+    keys = point.keys if point.keys is not None and set(point.keys) <= kept else None
+    policy = _policy(point, columns)
     columns = columns or (("_", lit(True)),)  # a batch needs a column to have rows
-    return site.step(select_text(columns), partial(Select, columns, policy), keys=keys)
+    return point.step(select_text(columns), partial(Select, columns, policy), keys=keys)
 
 
-def place_with_columns(node: nodes.WithColumns, site: Site) -> Site:
-    columns = nodes.only_wanted(node.columns, site.layout.used[id(node)])
-    return add_columns(site, columns) if columns else site
+def plan_with_columns(node: nodes.WithColumns, point: PlanPoint) -> PlanPoint:
+    columns = nodes.only_wanted(node.columns, point.layout.used[id(node)])
+    return add_columns(point, columns) if columns else point
 
 
-def add_columns(site: Site, columns: Named) -> Site:
-    """The site behind a step that adds these columns."""
+def add_columns(point: PlanPoint, columns: Named) -> PlanPoint:
+    """The point behind a step that adds these columns."""
     made = {name for name, _ in columns}
-    keys = site.keys if site.keys is not None and not made & set(site.keys) else None
-    return site.step(with_text(columns), partial(WithColumns, columns, _policy(site, columns)), keys=keys)
+    keys = point.keys if point.keys is not None and not made & set(point.keys) else None
+    return point.step(with_text(columns), partial(WithColumns, columns, _policy(point, columns)), keys=keys)
 
 
-def _policy(site: Site, columns: Named) -> RowPolicy:
+def _policy(point: PlanPoint, columns: Named) -> RowPolicy:
     """What the step does with rows for which it fails. One that computes nothing cannot fail, and needs no dead letters."""
-    return site.policy() if any(expr.column is None for _, expr in columns) else "fail"
+    return point.policy() if any(expr.column is None for _, expr in columns) else "fail"
 
 
-def place_drop(node: nodes.Drop, site: Site) -> Site:
-    keys = None if site.keys is not None and set(site.keys) & set(node.names) else site.keys
+def plan_drop(node: nodes.Drop, point: PlanPoint) -> PlanPoint:
+    keys = None if point.keys is not None and set(point.keys) & set(node.names) else point.keys
     checked = node.input.column_names is not None
-    return site.step(node.text(), partial(Drop, node.names, unread=checked), keys=keys)
+    return point.step(node.text(), partial(Drop, node.names, unread=checked), keys=keys)
 
 
-def place_rename(node: nodes.Rename, site: Site) -> Site:
+def plan_rename(node: nodes.Rename, point: PlanPoint) -> PlanPoint:
     renamed, checked = dict(node.names), node.input.column_names is not None
     taken = set(renamed.values()) - renamed.keys()  # names that stand for another column from here on
-    keys = site.keys
+    keys = point.keys
     if keys is not None:
         keys = None if taken & set(keys) else tuple(renamed.get(key, key) for key in keys)
-    return site.step(node.text(), partial(Rename, renamed, unread=checked), keys=keys)
+    return point.step(node.text(), partial(Rename, renamed, unread=checked), keys=keys)
 
 
-def place_union(node: nodes.Union, *sites: Site) -> Site:
-    layout, timed = sites[0].layout, all(site.timed for site in sites)
-    if any(site.changes for site in sites):
-        sites = tuple(site if site.changes else site.step("as inserts", AsInserts, changes=True) for site in sites)
+def plan_union(node: nodes.Union, *points: PlanPoint) -> PlanPoint:
+    layout, timed = points[0].layout, all(point.timed for point in points)
+    if any(point.changes for point in points):
+        points = tuple(
+            point if point.changes else point.step("as inserts", AsInserts, changes=True) for point in points
+        )
     used = layout.used[id(node)]
     if used is not None:  # each stream may have been read with more columns
         names = [name for name in node.streams[0].column_names or sorted(used) if name in used]
-        sites = tuple(only_columns(site, tuple((name, col(name)) for name in names)) for site in sites)
+        points = tuple(only_columns(point, tuple((name, col(name)) for name in names)) for point in points)
     if not timed:
-        sites = tuple(site.untimed() for site in sites)
+        points = tuple(point.without_time() for point in points)
     stage = layout.stage("union", 1)
-    for site in sites:
-        site.targets.append(Edge(stage, changes=site.changes))
-    first = sites[0]
-    return Site(layout, stage, stage.targets, timed=timed, on_error=first.on_error, dead_letter=first.dead_letter)
+    for point in points:
+        point.targets.append(Edge(stage, changes=point.changes))
+    first = points[0]
+    return PlanPoint(layout, stage, stage.targets, timed=timed, on_error=first.on_error, dead_letter=first.dead_letter)
 
 
-def place_on_error(node: nodes.OnError, site: Site) -> Site:
-    return replace(site, on_error=node.policy)
+def plan_on_error(node: nodes.OnError, point: PlanPoint) -> PlanPoint:
+    return replace(point, on_error=node.policy)
 
 
-def place_broadcast(node: nodes.Broadcast, site: Site) -> Site:
-    return site
+def plan_broadcast(node: nodes.Broadcast, point: PlanPoint) -> PlanPoint:
+    return point
 
 
-PLACES: Places = {
-    nodes.Filter: place_filter,
-    nodes.EndVersions: place_end_versions,
-    nodes.Select: place_select,
-    nodes.WithColumns: place_with_columns,
-    nodes.Drop: place_drop,
-    nodes.Rename: place_rename,
-    nodes.Union: place_union,
-    nodes.Broadcast: place_broadcast,
-    nodes.OnError: place_on_error,
+PLANNERS: Planners = {
+    nodes.Filter: plan_filter,
+    nodes.EndVersions: plan_end_versions,
+    nodes.Select: plan_select,
+    nodes.WithColumns: plan_with_columns,
+    nodes.Drop: plan_drop,
+    nodes.Rename: plan_rename,
+    nodes.Union: plan_union,
+    nodes.Broadcast: plan_broadcast,
+    nodes.OnError: plan_on_error,
 }

@@ -12,8 +12,8 @@ from sabot.api.nodes import rows as nodes
 from sabot.codecs.json import schema_text
 from sabot.operators.base import OperatorContext, Saved
 from sabot.operators.keeping import Keeper, Keeping
-from sabot.operators.layout.sites import Places, Site
-from sabot.operators.readers import Readers
+from sabot.operators.layout.plan_points import Planners, PlanPoint
+from sabot.operators.readers import StateReaders
 from sabot.operators.rows.origin import reselected
 
 
@@ -108,15 +108,15 @@ class Sample(Keeping):
 # -- where they stand in a plan -----------------------------------------------------------------------------------------
 
 
-def place_head(node: nodes.Head, site: Site) -> Site:
-    return site.together((), "first").step(node.text(), partial(Head, node.n), id=node.id)
+def plan_head(node: nodes.Head, point: PlanPoint) -> PlanPoint:
+    return point.partition_by((), "first").step(node.text(), partial(Head, node.n), id=node.id)
 
 
-def place_sample(node: nodes.Sample, site: Site) -> Site:
-    return site.step(node.text(), partial(Sample, node.fraction, node.seed), id=node.id)
+def plan_sample(node: nodes.Sample, point: PlanPoint) -> PlanPoint:
+    return point.step(node.text(), partial(Sample, node.fraction, node.seed), id=node.id)
 
 
-PLACES: Places = {nodes.Head: place_head, nodes.Sample: place_sample}
+PLANNERS: Planners = {nodes.Head: plan_head, nodes.Sample: plan_sample}
 
 
-READERS: Readers = {"head": lambda reader: Head(0), "sample": "where its random numbers stand"}
+STATE_READERS: StateReaders = {"head": lambda reader: Head(0), "sample": "where its random numbers stand"}

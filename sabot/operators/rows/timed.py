@@ -31,8 +31,8 @@ from sabot.operators.base import (
 )
 from sabot.operators.event_time import ComputedTime
 from sabot.operators.keeping import Keeper, Keeping
-from sabot.operators.layout.sites import Places, Site
-from sabot.operators.readers import Readers
+from sabot.operators.layout.plan_points import Planners, PlanPoint
+from sabot.operators.readers import StateReaders
 from sabot.operators.rows.bad import BadRows
 from sabot.operators.rows.origin import of_selected, reselected, with_columns_of
 
@@ -248,23 +248,23 @@ class ArrivalTime(Keeping, HoldsMarks, Polled):
         return {"kind": "processing time"}
 
 
-def by_arrival(site: Site) -> Site:
+def by_arrival(point: PlanPoint) -> PlanPoint:
     """The rows with the time at which they come as event time."""
-    return site.step("processing time", ArrivalTime, timed=True)
+    return point.step("processing time", ArrivalTime, timed=True)
 
 
-def place_with_time(node: nodes.WithTime, site: Site) -> Site:
+def plan_with_time(node: nodes.WithTime, point: PlanPoint) -> PlanPoint:
     make = partial(
         NewTime,
         *(node.time, node.lateness_ms),
         unit=node.time_unit,
         format=node.time_format,
-        on_error=site.policy(),
+        on_error=point.policy(),
         passed=Passed(),
     )
-    return site.step(node.text(), make, id=node.id, timed=True)
+    return point.step(node.text(), make, id=node.id, timed=True)
 
 
-PLACES: Places = {nodes.WithTime: place_with_time}
+PLANNERS: Planners = {nodes.WithTime: plan_with_time}
 
-READERS: Readers = {"with_time": "how far event time has come", "processing time": "how far the clock was"}
+STATE_READERS: StateReaders = {"with_time": "how far event time has come", "processing time": "how far the clock was"}

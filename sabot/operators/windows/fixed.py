@@ -24,14 +24,14 @@ from sabot.operators.aggregates.arguments import with_arguments
 from sabot.operators.aggregates.carried import Carried, Shape, carried
 from sabot.operators.aggregates.combining import ROWS_COLUMN, LocalCombine, combined_input, repeated
 from sabot.operators.aggregates.extras import Extras
-from sabot.operators.base import START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
+from sabot.operators.base import START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Restorable, Saved
 from sabot.operators.columns import time_index
 from sabot.operators.cuts import SlotRows
 from sabot.operators.keeping import Batches, Columns, Keeper, Keeping, StoredTables, columns_schema, last_watermark
 from sabot.operators.keyed.running import CountAggregate
 from sabot.operators.late_rows import LateRows
-from sabot.operators.layout.sites import Keys, Places, Site
-from sabot.operators.readers import Readers, aggregates_of, described
+from sabot.operators.layout.plan_points import Keys, Planners, PlanPoint
+from sabot.operators.readers import StateReaders, aggregates_of, described
 from sabot.operators.rows.timed import by_arrival
 from sabot.operators.spilled import SpilledGroups
 from sabot.operators.windows.merged import MergedPanes
@@ -407,18 +407,18 @@ def _without_pane(rows: pa.RecordBatch) -> tuple[int, pa.RecordBatch]:
 # -- where they stand in a plan -----------------------------------------------------------------------------------------
 
 
-def place_window(node: nodes.AggregateWindow, site: Site) -> Site:
+def plan_window(node: nodes.AggregateWindow, point: PlanPoint) -> PlanPoint:
     window, lateness = node.window, node.allowed_lateness_ms
     # With two phases late rows cannot leave.
-    alone = not node.keys and site.layout.parallelism > 1 and node.late is None
+    alone = not node.keys and point.layout.parallelism > 1 and node.late is None
     if alone and not isinstance(window, CountWindow | SessionWindow) and not node.gives_time:
-        return _in_two_phases(node, window, site)
+        return _in_two_phases(node, window, point)
     parted_by: Keys = ()
     if isinstance(window, CountWindow | SessionWindow):
-        site = site.together(node.keys, "window")
+        point = point.partition_by(node.keys, "window")
     else:
-        site, parted_by = site.together_by_some(node.keys, "window")
-    site, aggregates = with_arguments(by_arrival(site) if node.gives_time else site, node.aggregates)
+        point, parted_by = point.partition_by_some(node.keys, "window")
+    point, aggregates = with_arguments(by_arrival(point) if node.gives_time else point, node.aggregates)
     make: Callable[[], Operator]
     if isinstance(window, SessionWindow):
         make = partial(
@@ -436,26 +436,28 @@ def place_window(node: nodes.AggregateWindow, site: Site) -> Site:
             emit_every_ms=node.emit_every_ms,
             parted_by=parted_by,
         )
-    return site.step(node.text(), make, id=node.id).late("late", node.late)
+    return point.step(node.text(), make, id=node.id).late_to("late", node.late)
 
 
-def _in_two_phases(node: nodes.AggregateWindow, window: TimeWindow, site: Site) -> Site:
+def _in_two_phases(node: nodes.AggregateWindow, window: TimeWindow, point: PlanPoint) -> PlanPoint:
     """Without keys all rows go to one subtask, so each batch is combined before it goes there."""
     lateness, every = node.allowed_lateness_ms, node.emit_every_ms
-    site, aggregates = with_arguments(site, node.aggregates)
-    site = site.step(f"combine {node.text()}", partial(LocalCombine, window, (), aggregates)).together((), "window")
+    point, aggregates = with_arguments(point, node.aggregates)
+    point = point.step(f"combine {node.text()}", partial(LocalCombine, window, (), aggregates)).partition_by(
+        (), "window"
+    )
     make = partial(
         WindowAggregate, window, (), aggregates, allowed_lateness_ms=lateness, emit_every_ms=every, partial=True
     )
-    return site.step(node.text(), make, id=node.id)
+    return point.step(node.text(), make, id=node.id)
 
 
-PLACES: Places = {nodes.AggregateWindow: place_window}
+PLANNERS: Planners = {nodes.AggregateWindow: plan_window}
 
 
-def _read_with(reader: Mapping[str, Any]) -> Operator:
+def _read_with(reader: Mapping[str, Any]) -> Restorable:
     lateness = reader["allowed_lateness"]
     return WindowAggregate(window_of(reader), reader["keys"], aggregates_of(reader), allowed_lateness_ms=lateness)
 
 
-READERS: Readers = dict.fromkeys(["tumbling", "hopping", "cumulative"], _read_with)
+STATE_READERS: StateReaders = dict.fromkeys(["tumbling", "hopping", "cumulative"], _read_with)

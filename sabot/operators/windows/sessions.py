@@ -21,7 +21,7 @@ from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, TIME_COLUMN, OperatorC
 from sabot.operators.columns import key_columns, key_table, result_schema, time_index
 from sabot.operators.keeping import Keeper, Keeping, columns_schema, last_watermark
 from sabot.operators.late_rows import LateRows
-from sabot.operators.readers import Readers, aggregates_of, described
+from sabot.operators.readers import StateReaders, aggregates_of, described
 from sabot.operators.slotted import Slotted
 from sabot.operators.windows.panes import window_words
 
@@ -444,4 +444,4 @@ def _read_with(reader: Mapping[str, Any]) -> SessionAggregate:
     return SessionAggregate(reader["gap_ms"], reader["keys"], aggregates_of(reader), allowed_lateness_ms=lateness)
 
 
-READERS: Readers = {"session": _read_with}
+STATE_READERS: StateReaders = {"session": _read_with}

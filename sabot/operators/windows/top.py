@@ -27,8 +27,8 @@ from sabot.operators.cuts import SlotRows
 from sabot.operators.keeping import Batches, Columns, Keeper, last_watermark, only_columns_of
 from sabot.operators.keyed.top import CANNOT_CHANGE, Ranked, ranked_of, saved_columns
 from sabot.operators.late_rows import LateRows
-from sabot.operators.layout.sites import Places, Site
-from sabot.operators.readers import Readers
+from sabot.operators.layout.plan_points import Planners, PlanPoint
+from sabot.operators.readers import StateReaders
 from sabot.operators.rows.timed import by_arrival
 from sabot.operators.spilled import SpilledGroups
 from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, stored_window, window_of, window_words
@@ -416,8 +416,8 @@ class _Panes:
 # -- where they stand in a plan -----------------------------------------------------------------------------------------
 
 
-def place_window_top_n(node: nodes.WindowTopN, site: Site) -> Site:
-    site, parted_by = site.together_by_some(node.keys, "ranked")
+def plan_window_top_n(node: nodes.WindowTopN, point: PlanPoint) -> PlanPoint:
+    point, parted_by = point.partition_by_some(node.keys, "ranked")
     make = partial(
         WindowTopN,
         node.window,
@@ -429,15 +429,15 @@ def place_window_top_n(node: nodes.WindowTopN, site: Site) -> Site:
         allowed_lateness_ms=node.allowed_lateness_ms,
         parted_by=parted_by,
     )
-    site = by_arrival(site) if node.gives_time else site
-    return site.step(node.text(), make, id=node.id).late("late", node.late)
+    point = by_arrival(point) if node.gives_time else point
+    return point.step(node.text(), make, id=node.id).late_to("late", node.late)
 
 
-PLACES: Places = {nodes.WindowTopN: place_window_top_n}
+PLANNERS: Planners = {nodes.WindowTopN: plan_window_top_n}
 
 
 def _read_with(reader: Mapping[str, Any]) -> WindowTopN:
     return WindowTopN(window_of(reader), **ranked_of(reader), allowed_lateness_ms=reader["allowed_lateness"])
 
 
-READERS: Readers = {"window top_n": _read_with}
+STATE_READERS: StateReaders = {"window top_n": _read_with}

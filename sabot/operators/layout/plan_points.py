@@ -1,12 +1,12 @@
 """How steps are put into a plan.
 
-The planner walks over the nodes of the graph. For each node it looks up a function in the `PLACES` of the operators' modules, and calls
-it with the node and the `Site` of each input, which is where the rows of that input come out. The function adds the node's operator and
-whatever must stand before it, and returns the site behind the operator:
+The planner walks over the nodes of the graph. For each node it looks up a function in the `PLANNERS` of the operators' modules, and calls
+the function with the node and the `PlanPoint` of each input: the place in the plan where the rows of that input come out. The function
+adds the node's operator, with the operators that must stand before it, and returns the point behind the operator:
 
-    def place_top_n(node, site):
-        site = site.together(node.keys, "ranked")
-        return site.step(node.text(), partial(TopN, node.keys, …), id=node.id)
+    def plan_top_n(node, point):
+        point = point.partition_by(node.keys, "ranked")
+        return point.step(node.text(), partial(TopN, node.keys, …), id=node.id)
 
 A `Layout` is the plan while it is made. It numbers stages and operators by kind, and these ids name state in checkpoints: a function that
 adds an operator more, or adds them in another order, gives the state of one operator to another.
@@ -39,7 +39,7 @@ Keys: TypeAlias = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Site:
+class PlanPoint:
     """Where the rows of a node come out: the end of a chain, to which the next operator, or an edge into another stage, is added.
 
     keys: each row is in the subtask that owns the key group of these columns; None: in any subtask. timed: rows carry their event time.
@@ -72,25 +72,25 @@ class Site:
             self.stage.dead_letters = Edge(self.layout.sink(self.dead_letter), timeless=True)
         return policy
 
-    def step(self, text: str, make: Callable[[], Operator], *, id: str = "", **facts: Any) -> "Site":
-        """Adds an operator to the end of the chain; -> the site behind it.
+    def step(self, text: str, make: Callable[[], Operator], *, id: str = "", **facts: Any) -> "PlanPoint":
+        """Adds an operator to the end of the chain; -> the point behind it.
 
         text: what the operator does; its first word is its kind. make: gives an operator for each subtask. id: given by the user, else
-        "" and numbered by kind. facts: fields of the new site that differ (`keys=None`: rows are in any subtask from here on).
+        "" and numbered by kind. facts: fields of the new point that differ (`keys=None`: rows are in any subtask from here on).
         """
         step = self.layout.new_step(text, make, id, self.path)
         step.event_time = " and ".join(sorted(self.times))
         self.targets.append(step)
         return replace(self, targets=step.targets, last=step, **facts)
 
-    def beside(self, name: str, sink: str | Sink | None) -> "Site":
+    def branch_to(self, name: str, sink: str | Sink | None) -> "PlanPoint":
         """Sends the rows of the last operator's output branch `name` into this sink; None: they are dropped."""
         if sink is not None:
             assert self.last is not None
             self.last.branches[name] = [Edge(self.layout.sink(sink))]
         return self
 
-    def late(self, name: str, sink: str | Sink | None, *letters: str | Sink | None) -> "Site":
+    def late_to(self, name: str, sink: str | Sink | None, *letters: str | Sink | None) -> "PlanPoint":
         """Sends the late rows of the last operator's output branch `name` into this sink; None: they are dropped. Where the sink is that of
         the stream's dead letters, or of `letters`, they are dead letters.
         """
@@ -102,47 +102,47 @@ class Site:
         if sink in (self.dead_letter, *letters):
             self.last.branches[name + LETTERS] = [Edge(self.layout.sink(sink), timeless=True)]
             return self
-        return self.beside(name, sink)
+        return self.branch_to(name, sink)
 
-    def branch(self, name: str) -> "Site":
-        """The site of the last operator's output branch `name`."""
+    def branch(self, name: str) -> "PlanPoint":
+        """The point of the last operator's output branch `name`."""
         assert self.last is not None
         return replace(self, targets=self.last.branches.setdefault(name, []), keys=None, last=None)
 
-    def together_by_some(self, keys: Keys, name: str) -> "tuple[Site, Keys]":
-        """As `together`, for a step that finds its state again by some of the keys: rows that are together by some are together by all.
+    def partition_by_some(self, keys: Keys, name: str) -> "tuple[PlanPoint, Keys]":
+        """As `partition_by`, for a step that finds its state again by some of the keys: rows that are together by some are together by all.
 
-        -> the site, and these keys (`parted_by`); none: they are all of them.
+        -> the point, and these keys (`parted_by`); none: they are all of them.
         """
         if self.keys and set(self.keys) <= set(keys):
             return self, () if self.keys == keys else self.keys
-        return self.together(keys, name), ()
+        return self.partition_by(keys, name), ()
 
-    def together(self, keys: Keys, name: str) -> "Site":
-        """The site where all rows of a key are in one subtask: this one, if that is so already, else a new stage called `name`."""
+    def partition_by(self, keys: Keys, name: str) -> "PlanPoint":
+        """The point where all rows of a key are in one subtask: this one, if that is so already, else a new stage called `name`."""
         if keys and self.keys == keys:
             return self
         alone = self.stage.parallelism == 1 and (self.stage.reading is None or self.layout.parallelism == 1)
         if alone:
             return replace(self, keys=keys or None)  # the former key columns may be gone behind the step
         stage = self.layout.stage(name, self.layout.parallelism if keys else 1)
-        site = self.parted(keys)
-        site.targets.append(Edge(stage, keys or None, changes=site.changes))
-        return replace(site, stage=stage, targets=stage.targets, keys=keys or None, last=None)
+        point = self.without_pairs(keys)
+        point.targets.append(Edge(stage, keys or None, changes=point.changes))
+        return replace(point, stage=stage, targets=stage.targets, keys=keys or None, last=None)
 
-    def parted(self, keys: Keys) -> "Site":
+    def without_pairs(self, keys: Keys) -> "PlanPoint":
         """Before changes are sent by these keys: an update whose two rows may go to two subtasks becomes a delete and an insert."""
         if not self.changes or not keys or (self.unique is not None and set(keys) <= set(self.unique)):
             return self
         return self.step("part updates", WithoutPairs)
 
-    def untimed(self) -> "Site":
+    def without_time(self) -> "PlanPoint":
         """The rows without their event time."""
         return self.step("without event time", WithoutTime, timed=False) if self.timed else self
 
 
-Places: TypeAlias = Mapping[type[Node], Callable[..., Site]]
-"""Node -> the function that puts it into the plan, which is called with the node and the site of each of its inputs."""
+Planners: TypeAlias = Mapping[type[Node], Callable[..., PlanPoint]]
+"""Node -> the function that puts it into the plan, which is called with the node and the point of each of its inputs."""
 
 
 class Layout:
@@ -173,7 +173,7 @@ class Layout:
         return stage
 
     def new_step(self, text: str, make: Callable[[], Operator], id: str, path: str) -> Step:
-        """A new step for `Site.step`."""
+        """A new step for `PlanPoint.step`."""
         given, id = bool(id), id or self._id(text.split(" ", 1)[0])
         if id in self._ids:
             raise UserError(
@@ -211,20 +211,22 @@ class Layout:
         stage.format = agreed_format(str(name), stage.format, format)
         return stage
 
-    def meet(self, node: TwoInputs, name: str, left: Site, right: Site, keys: tuple[Keys, Keys]) -> Site:
+    def connect(
+        self, node: TwoInputs, name: str, left: PlanPoint, right: PlanPoint, keys: tuple[Keys, Keys]
+    ) -> PlanPoint:
         """The head of a new stage into which two streams go by their keys; each subtask gets all rows of a right side that is broadcast.
 
         With a broadcast right side, rows of the left may stay in their subtasks if they do not depend on each other, as in a join.
         """
         timeless = left.timed and node.time_of_left and (not right.timed or _is_aside(node))
         if left.timed != right.timed and not timeless:
-            left, right = left.untimed(), right.untimed()
+            left, right = left.without_time(), right.without_time()
         whole = isinstance(node.right, Broadcast)
         stays = whole and node.left_may_stay
         by_left, by_right = keys
         stage = self.stage(name, self.parallelism if by_left else 1, aligned=_aligned(node))
-        left = left if stays else left.parted(by_left)
-        right = right if whole else right.parted(by_right)
+        left = left if stays else left.without_pairs(by_left)
+        right = right if whole else right.without_pairs(by_right)
         edge = Edge(stage, None if stays else by_left or None, straight=stays, changes=left.changes)
         edge.first = self._waiting(node.left, node.right, False)
         left.targets.append(edge)

@@ -1,5 +1,5 @@
-"""The modules of operators of streams, and what these say together: how steps stand in a plan (`PLACES`), and how their state is read
-from outside (`READERS`). A module that is not named here is not found; one may have either of the two tables, or both.
+"""The modules of operators of streams, and what these say together: how steps stand in a plan (`PLANNERS`), and how their state is read
+from outside (`STATE_READERS`). A module that is not named here is not found; one may have either of the two tables, or both.
 
 A program has few kinds of steps, so a module is loaded when a node that it may place is looked up; for readers all are.
 """
@@ -12,9 +12,9 @@ from typing import Any
 from sabot.api.nodes.node import Node
 from sabot.errors import UserError
 from sabot.operators.base import Restorable
-from sabot.operators.layout.sites import Site
+from sabot.operators.layout.plan_points import PlanPoint
 
-_THEMES = {
+_MODULES = {
     "agents": ("agents.feed",),
     "calls": ("calls.map_async", "calls.lookups", "calls.map_llm"),
     "changes": ("changes.steps", "changes.materialize"),
@@ -31,10 +31,10 @@ _THEMES = {
 _ONLY_READ = ("windows.sessions", "keyed.ordered")
 
 
-def place_of(kind: type[Node]) -> Callable[..., Site]:
-    """The function that puts nodes of this kind into a plan (see `sites`). Raises UserError where they are no steps."""
-    for name in _THEMES.get(kind.__module__.rpartition(".")[2], ()):
-        place: Callable[..., Site] | None = _table(name, "PLACES").get(kind)
+def planner_of(kind: type[Node]) -> Callable[..., PlanPoint]:
+    """The function that puts nodes of this kind into a plan (see `points`). Raises UserError where they are no steps."""
+    for name in _MODULES.get(kind.__module__.rpartition(".")[2], ()):
+        place: Callable[..., PlanPoint] | None = _table(name, "PLANNERS").get(kind)
         if place is not None:
             return place
     raise UserError(f"{kind.__name__} is no step of a stream")
@@ -49,8 +49,8 @@ def reader_of(kind: str) -> Callable[[Mapping[str, Any]], Restorable] | str | No
 
 @cache
 def _readers() -> dict[str, Callable[[Mapping[str, Any]], Restorable] | str]:
-    names = [name for names in _THEMES.values() for name in names]
-    return {kind: make for name in [*names, *_ONLY_READ] for kind, make in _table(name, "READERS").items()}
+    names = [name for names in _MODULES.values() for name in names]
+    return {kind: make for name in [*names, *_ONLY_READ] for kind, make in _table(name, "STATE_READERS").items()}
 
 
 def _table(name: str, table: str) -> Mapping[Any, Any]:

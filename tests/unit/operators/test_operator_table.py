@@ -8,7 +8,7 @@ import pytest
 
 from sabot.api.nodes.node import Node
 from sabot.errors import UserError
-from sabot.operators.layout.themes import place_of, reader_of
+from sabot.operators.layout.operator_table import planner_of, reader_of
 from tools.source_tree import sources
 
 
@@ -16,18 +16,18 @@ def modules() -> Iterator[ModuleType]:
     """Those of operators that have a table of their own."""
     for name, path in sources(".py").items():
         text = path.read_text()
-        if name.startswith("operators/") and ("\nPLACES" in text or "\nREADERS" in text):
+        if name.startswith("operators/") and ("\nPLANNERS" in text or "\nSTATE_READERS" in text):
             yield importlib.import_module("sabot." + name.removesuffix(".py").replace("/", "."))
 
 
 def test_each_step_is_placed_by_the_module_that_says_so() -> None:
-    said = {node: place for module in modules() for node, place in getattr(module, "PLACES", {}).items()}
+    said = {node: place for module in modules() for node, place in getattr(module, "PLANNERS", {}).items()}
     assert len(said) > 30
-    assert {node: place_of(node) for node in said} == said
+    assert {node: planner_of(node) for node in said} == said
 
 
 def test_each_kind_of_state_is_read_by_the_module_that_says_so() -> None:
-    said = {kind: make for module in modules() for kind, make in getattr(module, "READERS", {}).items()}
+    said = {kind: make for module in modules() for kind, make in getattr(module, "STATE_READERS", {}).items()}
     assert len(said) > 15
     assert {kind: reader_of(kind) for kind in said} == said
 
@@ -37,5 +37,5 @@ def test_what_is_no_step_is_refused_and_what_is_no_kind_of_state_unknown() -> No
         word = "strange"
 
     with pytest.raises(UserError, match="Strange is no step of a stream"):
-        place_of(Strange)
+        planner_of(Strange)
     assert reader_of("strange") is None
