@@ -105,12 +105,6 @@ class Stopping:
     scene: "Scene"
     given = 0
 
-    def readers(self, count: int) -> Sequence[Any]:
-        found: Sequence[Any] = super().readers(count)  # type: ignore[misc]
-        self.scene.sources.remove(self)
-        self.scene.sources += found
-        return found
-
     @property
     def stands(self) -> bool:
         """It has given all that it may."""
@@ -127,6 +121,16 @@ class Stopping:
         return batch
 
 
+class StoppingFiles(Stopping):
+    """Mixed into a source of files, which several readers share."""
+
+    def readers(self, count: int) -> Sequence[Any]:
+        found: Sequence[Any] = super().readers(count)  # type: ignore[misc]
+        self.scene.sources.remove(self)
+        self.scene.sources += found
+        return found
+
+
 class Script(Stopping, ScriptedSource):
     """Its position is a number of rows."""
 
@@ -135,19 +139,19 @@ class Script(Stopping, ScriptedSource):
         self.given = self.positions()[self.name, 0]
 
 
-class Ndjson(Stopping, NdjsonSource):
+class Ndjson(StoppingFiles, NdjsonSource):
     """Of files, as are the next three."""
 
 
-class Csv(Stopping, CsvSource):
+class Csv(StoppingFiles, CsvSource):
     pass
 
 
-class Parquet(Stopping, ParquetSource):
+class Parquet(StoppingFiles, ParquetSource):
     pass
 
 
-class Arrow(Stopping, ArrowSource):
+class Arrow(StoppingFiles, ArrowSource):
     pass
 
 
