@@ -1,13 +1,13 @@
-"""Calls of the user's coroutine functions: how they are made, how many at once, and what happens when one fails.
+"""Calls of the user's coroutine functions: their concurrency, order, retries and failures.
 
-options    what the user may say of them: checked once, frozen
-crew       who makes them on the event loop: so many at once, in order by queue, with time-outs and retries
-limits     when another call may begin: a rate, and what a service takes that says it is overloaded
-functions  what is behind the user's functions, and those that give their results in pieces
-cache      equal questions asked once, answers kept
-handover   calls of an operator that has a thread of its own
+options    the user's options for calls: checked once, frozen
+crew       makes the calls on the event loop: a number at once, in order by queue, with time-outs and retries
+limits     decides when another call may begin: a rate, and the concurrency that an overloaded service accepts
+functions  unwraps the user's functions, and runs those that yield their results in pieces
+cache      asks equal questions once, and keeps answers
+handover   makes calls for an operator that has a thread of its own
 pool       threads for calls of sync functions
-steps      who holds the event loop up
+steps      logs which call blocks the event loop
 """
 
 from sabot.calls.crew import Calls, Crew, Worker

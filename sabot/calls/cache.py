@@ -1,8 +1,8 @@
-"""Equal questions are asked once: answers that are kept, and questions that are under way.
+"""A cache that asks equal questions once: it has answers, and questions whose call is in flight.
 
-Who finds that a question is neither answered nor under way asks it, and reports its answer. Who comes with an equal question meanwhile
-leaves a waiter, and the one who asked passes the answer on to it. Answers are kept up to a number and an age; beyond the number the
-one goes that was not used for longest. All of it belongs to one thread, or one event loop.
+The first caller with a new question makes the call and reports its answer. A caller with an equal question meanwhile
+adds a waiter; the first caller then passes the answer to all waiters. Answers are kept up to a number and an age;
+above the number, the least recently used one is removed. Everything belongs to one thread or one event loop.
 """
 
 import math
@@ -20,28 +20,30 @@ class _Unknown:
 
 
 UNKNOWN = _Unknown()
-"""In place of an answer, since None may be one."""
+"""Stands for a missing answer, because None may be an answer."""
 
 
 class AnswerCache(Generic[Question]):
-    """Answers by question (hashable). most: how many are kept; 0: none. ttl_s: how long one is kept; None: as long as there is room."""
+    """Answers by question (hashable). `most`: the most answers that are kept, 0 for none. `ttl_s`: seconds for which
+    an answer is kept, or None for no limit.
+    """
 
     def __init__(self, most: int, ttl_s: float | None, clock: Clock) -> None:
-        self.hits = 0  # questions that a kept answer answered
+        self.hits = 0  # the number of questions that a kept answer answered
         self._most, self._ttl_s, self._clock = most, math.inf if ttl_s is None else ttl_s, clock
-        # By question (good until, answer); the one that was used last stands last.
+        # question: (good until, answer); the most recently used one is last.
         self._answers: OrderedDict[Question, tuple[float, Any]] = OrderedDict()
 
     def __len__(self) -> int:
-        """How many answers are kept."""
+        """Returns the number of kept answers."""
         return len(self._answers)
 
     def now(self) -> float:
-        """The time that `known` takes: read once where many questions come together."""
+        """Returns the time for `known`. Read it once for many questions."""
         return self._clock.monotonic()
 
     def known(self, question: Question, now: float) -> Any:
-        """The answer, if one is kept that is not too old; else UNKNOWN."""
+        """Returns the answer if a kept one is not too old, else UNKNOWN."""
         found = self._answers.get(question)
         if found is None or now >= found[0]:
             return UNKNOWN
@@ -50,7 +52,7 @@ class AnswerCache(Generic[Question]):
         return found[1]
 
     def keep(self, question: Question, answer: Any) -> None:
-        """From now on it is known; beyond the number the answer goes that was not used for longest."""
+        """Keeps the answer. Above the number of answers, removes the least recently used one."""
         if self._most:
             answers = self._answers
             answers[question] = (self._clock.monotonic() + self._ttl_s, answer)
@@ -60,17 +62,17 @@ class AnswerCache(Generic[Question]):
 
 
 class Questions(AnswerCache[Question], Generic[Question, Waiter]):
-    """Answers that are kept, and questions that are under way. A waiter is whatever the caller wants to have back when the answer to an
-    equal question comes.
+    """Kept answers, and questions whose call is in flight. A waiter is any object that the caller wants back when the
+    answer to an equal question comes.
     """
 
     def __init__(self, most: int, ttl_s: float | None, clock: Clock) -> None:
         super().__init__(most, ttl_s, clock)
-        self._waiting: dict[Question, list[Waiter]] = {}  # by question that is under way: who else waits
+        self._waiting: dict[Question, list[Waiter]] = {}  # by question in flight: its waiters
 
     def under_way(self, question: Question) -> list[Waiter] | None:
-        """The waiters of a question that is under way, to which the caller may add its own. None: it was not; from now on it is, and the
-        caller asks it.
+        """Returns the waiters of a question in flight, to which the caller may add its own; or None if the question
+        was not in flight. From then on it is, and the caller has to make the call.
         """
         waiting = self._waiting.get(question)
         if waiting is None:
@@ -78,7 +80,7 @@ class Questions(AnswerCache[Question], Generic[Question, Waiter]):
         return waiting
 
     def answered(self, question: Question, answer: Any, *, keep: bool) -> list[Waiter]:
-        """The caller has the answer of the question, or its failure (which is not to be kept). -> the waiters."""
+        """Ends a question: the caller has its answer, or its failure (with keep=False). Returns the waiters."""
         waiting = self._waiting.pop(question)
         if keep:
             self.keep(question, answer)

@@ -1,15 +1,17 @@
-"""Makes calls of the user's function on the event loop, at most so many at once. Each call runs in a context (`contextvars`) of its own, as
-it would in a task of its own.
+"""Makes calls of the user's function on the event loop, with a limit on how many run at once. Each call runs in a context
+(`contextvars`) of its own, as it would in a task of its own.
 
     queue ──▶ worker: begin ▶ await ▶ written ▶ ended ──▶ the next one
                         ▲                │
                         └─ after a wait ─┴ attempt_failed ▶ … ▶ failed
 
-Before an attempt begins the limits are asked (`limits`): a rate that the user gave, and how many calls the service takes, once it has said
-that these were too many (`Overloaded`). A call that was turned away is made again when there is room; that is no failed attempt.
+Before an attempt begins, the limits are asked (`limits`): a rate that the user gave, and the number of calls that the
+service accepts, once it has refused one as too many (`Overloaded`). A refused call is made again when there is room;
+that is not a failed attempt.
 
-A worker is one long-lived task that makes one call after the other, inline: a task for each call would cost as much again as the call.
-Workers share one queue, or each has a queue of its own: then the items of one queue are called one after the other, in their order.
+A worker is one long-lived task that makes one call after the other, inline: a task for each call would take as much time
+again as the call. Workers share one queue, or each has a queue of its own; then the items of one queue are called one
+after the other, in their order.
 """
 
 import asyncio
@@ -34,51 +36,61 @@ T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
 CANCEL_SECONDS = 5.0
-"""A call that has not ended so long after it was cancelled is left behind."""
+"""Seconds after which a cancelled call that has not ended is abandoned."""
 
-_CANCEL_AGAIN_SECONDS = 2.5  # for code that swallows one cancellation; before that, cleaning up is not disturbed
-_SLICE_SECONDS = 0.002  # calls that never wait give the loop to others after this long
-_OVERLOADED_SECONDS = 600.0  # a call that has been turned away for so long has failed
-_WATCH_SHARE = 0.01  # an attempt may take so much longer than timeout=, as a share of it: the watch looks no more often
+_CANCEL_AGAIN_SECONDS = 2.5  # for code that swallows one cancellation; its clean-up is not disturbed before that
+_SLICE_SECONDS = 0.002  # calls that never wait let other tasks run after this time
+_OVERLOADED_SECONDS = 600.0  # a call that has been refused for so long has failed
+_WATCH_SHARE = 0.01  # the share of timeout= by which an attempt may exceed it: the watch checks no more often
 
 
 class Calls(Protocol[T_contra]):
-    """The owner of a crew: it says how a call is made, and is told how it ended. All methods run on the event loop. T is what one call is
-    made for, an item.
+    """The owner of a crew. It makes each call and handles its end. All methods run on the event loop. T is the type
+    of an item, for which one call is made.
     """
 
     def begin(self, item: T_contra, run: Callable[..., Any]) -> tuple[Any, Any, bool]:
-        """Calls the user's function as `run(function, …)`, which is in the call's own context.
+        """Calls the user's function as `run(function, …)`, in the call's own context.
 
-        -> (what `ended` gets as `about`, what the function gave, whether that is a coroutine to be awaited). If it raises, the attempt
-        has failed.
+        Returns (the `about` for `ended`, the function's result, True if the result is a coroutine to await). If it
+        raises, the attempt has failed.
         """
 
     def written(self, item: T_contra, value: Any) -> Any:
-        """What the function gave (not None), in the form in which it is kept. If it raises, the attempt has failed."""
+        """Returns the function's result (not None) in the form in which it is kept. If it raises, the attempt has
+        failed.
+        """
 
     def ended(self, item: T_contra, about: Any, output: Any) -> Awaitable[None] | None:
-        """The call has ended well. -> what the worker awaits before its next call; None: nothing."""
+        """Handles the result of a call. Returns an awaitable for which the worker waits before its next call, or
+        None.
+        """
 
     def attempt_failed(self, item: T_contra, failure: BaseException, attempts: int) -> bool:
-        """An attempt has failed. True: the attempt does not count, and what is left of the item is called again at once."""
+        """Handles a failed attempt. Returns True if the attempt does not count, and the rest of the item shall be
+        called again at once.
+        """
 
     def renew(self, item: T_contra) -> None:
-        """Called before another attempt: restores the item, which the failed attempt may have changed."""
+        """Restores the item, which the failed attempt may have changed. Called before another attempt."""
 
     def failed(self, item: T_contra, failure: BaseException, attempts: int) -> Awaitable[None] | None:
-        """All attempts have failed, or one has asked for the end of the process (EXITS). -> as `ended`."""
+        """Handles a call whose attempts have all failed, or one that asks for the end of the process (EXITS). Returns
+        an awaitable or None, like `ended`.
+        """
 
     def worker_ended(self, item: T_contra | None, error: BaseException | None) -> None:
-        """A worker has ended unexpectedly, while it had this item; error None: its task was cancelled by somebody else."""
+        """Handles the unexpected end of a worker, while it had this item. `error`: None if other code cancelled its
+        task.
+        """
 
     def broke(self, what: str, error: SabotError) -> None:
-        """A callback of the crew has ended unexpectedly."""
+        """Handles an unexpected error in a callback of the crew."""
 
 
 class _Resume:
-    """Awaits the rest of a coroutine whose first step was made by hand, in the coroutine's own context. All else (cancellation, the current
-    task) is that of the task which awaits it.
+    """Awaits the rest of a coroutine whose first step was made by hand, in the coroutine's own context. Everything
+    else (cancellation, the current task) is that of the task which awaits it.
     """
 
     __slots__ = ("_coroutine", "_run", "_waiting")
@@ -94,7 +106,7 @@ class _Resume:
             while True:
                 try:
                     sent = yield waiting
-                except BaseException as error:  # the loop throws it in: above all, cancellation
+                except BaseException as error:  # the loop throws it in; most often it is a cancellation
                     waiting = run(coroutine.throw, error)
                 else:
                     waiting = run(coroutine.send, sent)
@@ -103,8 +115,8 @@ class _Resume:
 
 
 class Worker(Generic[T]):
-    """Makes one call after the other. item: what the present call is made for, until it has ended. started: when the present attempt began,
-    in seconds of the clock; infinite while none runs.
+    """Makes one call after the other. `item`: the item of the current call, until it has ended. `started`: the time
+    at which the current attempt began, in seconds of the clock; infinite while none runs.
     """
 
     __slots__ = ("item", "overtime", "queue", "started", "task", "waiter")
@@ -113,16 +125,16 @@ class Worker(Generic[T]):
         self.queue = queue
         self.item: T | None = None
         self.started = math.inf
-        self.overtime = False  # the attempt was cancelled because it took too long
+        self.overtime = False  # True if the attempt was cancelled because it took too long
         self.waiter: asyncio.Future[None] | None = None  # set while it has nothing to do: `rouse` ends the wait
         self.task: asyncio.Task[None] | None = None
 
     def items(self) -> list[T]:
-        """What it has to call: the item whose call has not ended, then those in its queue."""
+        """Returns the item whose call has not ended, and then the items in its queue."""
         return list(self.queue) if self.item is None else [self.item, *self.queue]
 
     def rouse(self) -> None:
-        """There is something in its queue."""
+        """Wakes the worker, because an item was put into its queue."""
         waiter = self.waiter
         if waiter is not None:
             self.waiter = None
@@ -131,10 +143,11 @@ class Worker(Generic[T]):
 
 
 class Crew(Generic[T]):
-    """The workers. name: as messages have it, "agent shop.check".
+    """The workers of a function. `name`: the name in messages, such as "agent shop.check".
 
-    own_queues: a worker for each of the calls that may be in flight, with a queue of its own, from `start` on. Else they share `queue`,
-    and are made as they are needed (`rouse`). refill: is called when that queue is empty, and puts the next items into it.
+    `own_queues`: True to start one worker for each call that may be in flight, each with a queue of its own.
+    Otherwise workers share `queue` and are made when needed (`rouse`). `refill`: called when that queue is empty;
+    puts the next items into it.
     """
 
     def __init__(
@@ -149,15 +162,15 @@ class Crew(Generic[T]):
         refill: Callable[[deque[T]], None] | None = None,
     ) -> None:
         self.name = name
-        self.queue: deque[T] = deque()  # the workers' common one, unless they have their own
+        self.queue: deque[T] = deque()  # shared by the workers, unless each has its own
         self.workers = [Worker(deque[T]()) for _ in range(options.concurrency)] if own_queues else []
-        self.left_behind: list[T] = []  # items whose calls refused to be cancelled
+        self.left_behind: list[T] = []  # items whose calls did not end after a cancellation
         self.retries = self.timeouts = self.overloads = 0
         self._calls, self._options, self._clock, self._loop = calls, options, clock, loop
         self._own_queues, self._refill = own_queues, refill
-        self._parked: deque[Worker[T]] = deque()  # of workers with a common queue, those that have nothing to do
+        self._parked: deque[Worker[T]] = deque()  # idle workers, if they share a queue
         self._limits: list[Limit] = []
-        self._adaptive: AdaptiveLimit | None = None  # None until the first call is turned away
+        self._adaptive: AdaptiveLimit | None = None  # None until the first call is refused
         self._waiting: deque[asyncio.Future[None]] = deque()  # workers that wait until the limits let a call begin
         self._admitting: asyncio.TimerHandle | None = None
         self._reset_limits()
@@ -167,10 +180,10 @@ class Crew(Generic[T]):
         self._watching: asyncio.TimerHandle | None = None
         self._context = contextvars.copy_context()
 
-    # -- life ---------------------------------------------------------------------------------------------------------
+    # -- start and stop ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begins to serve the queues, or goes on after `close`: what was cancelled then is called again."""
+        """Starts to serve the queues, or resumes after `close`: the items of cancelled calls are called again."""
         self._stopping = False
         self._stop_asked.clear()
         self._reset_limits()
@@ -178,7 +191,7 @@ class Crew(Generic[T]):
             self._employ(worker, number)
 
     def rouse(self, count: int) -> None:
-        """So many items have come, or can be had by `refill`: of the workers that share the queue as many go on, or are made."""
+        """Wakes, or makes, as many workers as there are new items in the shared queue or available from `refill`."""
         parked = self._parked
         while count and parked:
             parked.popleft().rouse()
@@ -193,7 +206,7 @@ class Crew(Generic[T]):
         worker.task.add_done_callback(partial(self._worker_ended, worker))
 
     def _worker_ended(self, worker: Worker[T], task: asyncio.Task[None]) -> None:
-        """A worker ends only by being stopped; anything else is told."""
+        """Reports a worker that has ended without being stopped."""
         error = None if task.cancelled() else task.exception()
         if not self._stopping and not self._over:
             self._calls.worker_ended(worker.item, error)
@@ -202,11 +215,11 @@ class Crew(Generic[T]):
 
     @property
     def stopped(self) -> bool:
-        """It begins no further calls: `stop` or `close` was called."""
+        """True if no further calls begin, because `stop` or `close` was called."""
         return self._stopping
 
     def stop(self) -> None:
-        """Begins no further call."""
+        """Begins no further calls."""
         self._stopping = True
         self._stop_asked.set()
         if self._watching is not None and not self._busy():
@@ -224,14 +237,14 @@ class Crew(Generic[T]):
             self._admitting = None
 
     async def quiesce(self, grace_s: float) -> None:
-        """Stops, and waits up to `grace_s` seconds for the calls that run."""
+        """Stops, and waits up to `grace_s` seconds for running calls."""
         self.stop()
         tasks = [worker.task for worker in self.workers if worker.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=grace_s)
 
     def cancel(self) -> None:
-        """Stops, and cancels the calls that run; they end in the loop's next turns."""
+        """Stops, and cancels running calls; they end in the next turns of the loop."""
         self.stop()
         if self._watching is not None:
             self._watching.cancel()
@@ -241,7 +254,7 @@ class Crew(Generic[T]):
                 worker.task.cancel()
 
     async def close(self) -> None:
-        """Cancels what still runs, and waits for it: some seconds at most. Idempotent; queues and items stay as they are."""
+        """Cancels running calls and waits for them, some seconds at most. Idempotent. Queues and items stay."""
         rounds = max(1, round(CANCEL_SECONDS / _CANCEL_AGAIN_SECONDS))
         for _ in range(rounds):
             self.cancel()
@@ -255,7 +268,9 @@ class Crew(Generic[T]):
             worker.started = math.inf
 
     def end(self) -> None:
-        """No call is begun any more, ever, and those of the other workers are cancelled: a call's failure is the end of all."""
+        """Ends the crew for good after a call's failure: no call begins any more, and those of the other workers are
+        cancelled.
+        """
         self._over = True
         current = asyncio.current_task()
         for worker in self.workers:
@@ -266,16 +281,18 @@ class Crew(Generic[T]):
 
     @property
     def in_flight(self) -> int:
-        """Calls that have begun and not ended, with those that wait for another attempt. From any thread."""
+        """The number of calls that have begun and not ended, including those that wait for another attempt. May be
+        read from any thread.
+        """
         return sum(worker.item is not None for worker in self.workers)
 
     @property
     def limit(self) -> int:
-        """Calls that may be in flight now: what the user said, or fewer since the service was overloaded."""
+        """The number of calls that may be in flight now: the user's limit, or less after the service was overloaded."""
         return self._options.concurrency if self._adaptive is None else self._adaptive.limit
 
     def longest(self) -> tuple[T, float] | None:
-        """The attempt that has been running longest: its item, and for how many seconds."""
+        """Returns the item of the longest running attempt and its time in seconds, or None."""
         running = [worker for worker in self.workers if worker.started < math.inf and worker.item is not None]
         if not running:
             return None
@@ -289,7 +306,7 @@ class Crew(Generic[T]):
     # -- calls --------------------------------------------------------------------------------------------------------
 
     async def _serve(self, worker: Worker[T]) -> None:
-        """The life of a worker: take, call, write down, take off."""
+        """Runs a worker: takes an item, calls, keeps the result, and removes the item."""
         calls, queue, monotonic, fresh = self._calls, worker.queue, self._clock.monotonic, self._context.copy
         begin, written, ended = calls.begin, calls.written, calls.ended
         timed = self._options.timeout_s is not None
@@ -297,7 +314,7 @@ class Crew(Generic[T]):
         task = asyncio.current_task()
         assert task is not None
         attempts = overloads = 0
-        first_began = math.inf  # when the first attempt began that was turned away
+        first_began = math.inf  # the time at which the first refused attempt began
         slice_end = monotonic() + _SLICE_SECONDS
         while not self._stopping and not self._over:
             item = worker.item
@@ -341,8 +358,9 @@ class Crew(Generic[T]):
             late, worker.overtime = worker.overtime, False
             if task.cancelling():
                 if failure is not None and self._stopping:
-                    return  # the call was cancelled to stop the worker, and turned the cancellation into an error of its own
-                # Requests to cancel are left over by TaskGroup (Python 3.11), and by a call that answers although it was cancelled.
+                    return  # the call was cancelled to stop the worker, and raised another error instead
+                # Requests to cancel are left over by TaskGroup (Python 3.11), and by a call that returns although it
+                # was cancelled.
                 for _ in range(task.cancelling()):
                     task.uncancel()
             if self._over:
@@ -375,7 +393,7 @@ class Crew(Generic[T]):
                     calls.renew(item)
                     continue
                 room = calls.failed(item, failure, attempts)
-                now = slice_end  # calls that only fail must give the loop to others too
+                now = slice_end  # calls that only fail must let other tasks run too
             if self._over:
                 return
             worker.item = None
@@ -394,14 +412,14 @@ class Crew(Generic[T]):
         return bool(self.queue)
 
     async def _rest(self, worker: Worker[T]) -> None:
-        """Until there is something to do."""
+        """Waits until there is something to do."""
         worker.waiter = waiter = self._loop.create_future()
         if not self._own_queues:
             self._parked.append(worker)
         await waiter
 
     async def _unless_stopped(self, waiting: Awaitable[None]) -> None:
-        """Waits for it, or until the crew is to stop."""
+        """Waits for `waiting`, or until the crew shall stop."""
         ends = [asyncio.ensure_future(waiting), self._loop.create_task(self._stop_asked.wait())]
         try:
             done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -414,7 +432,7 @@ class Crew(Generic[T]):
     def _cancelled(
         self, worker: Worker[T], task: asyncio.Task[Any], error: asyncio.CancelledError
     ) -> BaseException | None:
-        """A CancelledError came out of a call: the error that it means; None when the worker itself is to end."""
+        """Returns the error that a CancelledError out of a call means, or None if the worker itself shall end."""
         if self._stopping or self._over:
             return None
         if worker.overtime or not task.cancelling():
@@ -432,20 +450,22 @@ class Crew(Generic[T]):
             self._limits = [TokenBucket(self._options.rate), self._adaptive]
 
     async def _admitted(self) -> bool:
-        """Waits until the limits let another call begin, first come, first served. False: the crew is to stop."""
+        """Waits until the limits let another call begin, first come, first served. Returns False if the crew shall
+        stop.
+        """
         waiter = self._loop.create_future()
         self._waiting.append(waiter)
         self._admit()
         try:
             await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled() and not self._stopping:  # it was let in
+            if waiter.done() and not waiter.cancelled() and not self._stopping:  # it was admitted
                 self._attempt_ended(self._clock.monotonic(), well=False)
             raise
         return not self._stopping
 
     def _admit(self) -> None:
-        """As many of those that wait as the limits allow; a timer for the next one, where time alone makes room."""
+        """Admits as many waiting workers as the limits allow. Sets a timer for the next one if time alone makes room."""
         waiting, limits = self._waiting, self._limits
         if self._admitting is not None:
             self._admitting.cancel()
@@ -474,7 +494,7 @@ class Crew(Generic[T]):
             self._admit()
 
     def _turned_away(self, began: float, retry_after_s: float) -> None:
-        """The service that the calls go to has said that it is overloaded."""
+        """Lowers the limit: the service has refused a call because it is overloaded."""
         self.overloads += 1
         if self._adaptive is None:
             running = sum(worker.started < math.inf for worker in self.workers)
@@ -497,7 +517,9 @@ class Crew(Generic[T]):
         self._watching = self._loop.call_later(seconds, watch_call(self._watch, what, partial(self._calls.broke, what)))
 
     def _watch(self) -> None:
-        """Cancels attempts that take too long. One timer for all calls: `asyncio.timeout` around each costs more than all else here."""
+        """Cancels attempts that take too long. One timer serves all calls: an `asyncio.timeout` around each would
+        take more time than everything else here.
+        """
         timeout_s = self._options.timeout_s
         assert timeout_s is not None
         self._watching = None

@@ -1,4 +1,4 @@
-"""Errors of the user's calls, told in the log though the app goes on."""
+"""Logs errors of the user's calls in apps that go on after them."""
 
 import logging
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from sabot.redaction import scrubbed
 
 _log = logging.getLogger(__name__)
 
-EVERY_S = 10.0  # at most one line of a kind of error in so many seconds
-_PLACES = 100  # of so many places the traceback is told
+EVERY_S = 10.0  # the shortest interval in seconds between two lines about a class of errors
+_PLACES = 100  # the number of places whose traceback is logged
 
 
 @dataclass
 class _ErrorCount:
-    """What was not told yet of a class of errors."""
+    """The errors of one class that were not logged yet."""
 
     logged_at: float
     count: int = 0
@@ -25,19 +25,19 @@ class _ErrorCount:
 
 
 class ErrorLog:
-    """The first error that is raised at a place of the program is told with the user's traceback; of each class of errors after that a line
-    in some seconds says how many there were, and the last one. One thread owns it.
+    """Logs the first error at each place of the program with the user's traceback. After that, for each class of
+    errors, a line at most every EVERY_S seconds gives their number and the last one. Belongs to one thread.
     """
 
     def __init__(self, name: str, clock: Clock) -> None:
-        """name: whose calls they are, as the log says it."""
+        """`name`: the owner of the calls, as the log names it."""
         self._name = name
         self._clock = clock
         self._places: set[tuple[str, str, int]] = set()
         self._kinds: dict[str, _ErrorCount] = {}
 
     def add(self, error: BaseException, where: str, fate: str) -> None:
-        """where: the record or row. fate: what becomes of it."""
+        """Logs or counts an error. `where`: the record or row. `fate`: what happens to it, such as "skipped"."""
         name, own = scrubbed(type(error).__name__), users_part(error.__traceback__)
         said = f"{name}: {scrubbed(message_of(error))}; {where}; {fate}"
         place, now = _place(name, own), self._clock.monotonic()
@@ -52,7 +52,7 @@ class ErrorLog:
             self._log_count(name, kind, now)
 
     def flush(self) -> None:
-        """At the end: what was not told yet."""
+        """Logs the errors that were only counted. Called at the end."""
         for name, kind in self._kinds.items():
             if kind.count:
                 self._log_count(name, kind, self._clock.monotonic())
@@ -66,7 +66,7 @@ class ErrorLog:
 
 
 def _place(name: str, trace: TracebackType | None) -> tuple[str, str, int]:
-    """The class of an error, and the innermost line."""
+    """Returns the class of an error, and the file and line of the innermost frame."""
     if trace is None:
         return name, "", 0
     while trace.tb_next is not None:

@@ -1,4 +1,4 @@
-"""Facts about the user's functions: what really runs, and whether its results come in pieces."""
+"""Inspects the user's functions, and runs those that yield their results in pieces."""
 
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def unwrap(function: Any) -> Any:
-    """The function that runs when this is called: that of a functools.partial, the `__call__` of an object."""
+    """Returns the function that a call runs: the function in a functools.partial, or the `__call__` of an object."""
     target = getattr(function, "func", function)
     if not inspect.isroutine(target) and callable(target):
         target = type(target).__call__
@@ -16,13 +16,13 @@ def unwrap(function: Any) -> Any:
 
 
 def is_async_generator(function: Any) -> bool:
-    """It is an `async def` that yields."""
+    """Returns True for an `async def` that yields."""
     return inspect.isasyncgenfunction(unwrap(function))
 
 
 async def for_each_piece(pieces: AsyncGenerator[T, None], take: Callable[[T], Awaitable[None] | None]) -> None:
-    """Gives each piece to `take` as it comes. The next one is asked for when what `take` returned, if anything, has been awaited: so
-    whoever has no room holds up the function. The generator is closed in any case.
+    """Passes each piece to `take`. The next piece is requested when the awaitable that `take` returned, if any, has
+    ended; so `take` can slow the function down. The generator is closed in any case.
     """
     try:
         async for piece in pieces:
@@ -34,7 +34,7 @@ async def for_each_piece(pieces: AsyncGenerator[T, None], take: Callable[[T], Aw
 
 
 def awaitable(value: Any) -> tuple[Any, bool]:
-    """What a function gave -> (a coroutine, True) if it is to be awaited, (the value, False) if not."""
+    """Returns (a coroutine, True) for a result that must be awaited, else (the value, False)."""
     if value is None or not inspect.isawaitable(value):
         return value, False
     return (value if hasattr(value, "send") else _awaited(value)), True

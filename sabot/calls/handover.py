@@ -1,10 +1,10 @@
-"""Calls that an operator in a thread of its own has made by a crew on the event loop.
+"""Calls for an operator in a thread of its own, made by a crew on the event loop.
 
     operator's thread                              event loop
     give(works) ──────── call_soon_threadsafe ───▶ works ▶ queue ▶ crew
     settled()   ◀─────── on_ready ──────────────── outcomes
 
-Calls and outcomes are handed over in batches: to wake a thread costs more than a call.
+Calls and outcomes are passed on in batches, because waking a thread takes longer than a call.
 """
 
 import asyncio
@@ -31,16 +31,16 @@ _log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 
-_TELL_SECONDS = 0.002  # the operator is told of outcomes at most so often; they gather meanwhile
-# `close` waits for calls that are cancelled, and checks so often whether their event loop still runs.
+_TELL_SECONDS = 0.002  # the shortest interval between two notifications of the operator; outcomes gather meanwhile
+# The interval at which `close`, while it waits for cancelled calls, checks that their event loop still runs.
 _LOOK_SECONDS = 0.5
 
 
 class Failed:
     """The outcome of a call whose attempts have all failed, with on_error="skip".
 
-    text: what the error said, behind its class where that is not ours. kind: its class; attempts: how many there were. Of one that a
-    checkpoint has kept, only the text is known.
+    `text`: the error's class, unless it is ours, and its message. `kind`: its class. `attempts`: the number of
+    attempts. For a call that a checkpoint has kept, only the text is known.
     """
 
     __slots__ = ("attempts", "kind", "text")
@@ -50,7 +50,7 @@ class Failed:
 
     @property
     def error(self) -> tuple[str, str]:
-        """The error's class, and what it said."""
+        """The error's class and its message."""
         kind, behind, message = self.text.partition(": ")
         if behind and (kind == self.kind or (not self.kind and kind.isidentifier() and kind[0].isupper())):
             return kind, message
@@ -58,37 +58,40 @@ class Failed:
 
 
 class Work(Protocol):
-    """Calls that are made together, each with a number. The event loop owns the outcome of a call until it has told that the call has
-    settled.
+    """Calls that are made together, each with a number. The event loop owns the outcome of a call until it has
+    reported the call as settled.
     """
 
     outcomes: list[Any]
 
     @property
     def calls(self) -> int:
-        """How many are to be made."""
+        """The number of calls."""
 
     @property
     def exhausted(self) -> bool:
-        """`take` has given all calls."""
+        """True when `take` has returned all calls."""
 
     def take(self, places: Iterator[int]) -> Sequence["Call"]:
-        """The next calls that are to be made, each with the next place. It may give none although there are more."""
+        """Returns the next calls to make, each with the next place. May return none although there are more."""
 
     def outcome(self, number: int, result: Any) -> Any:
-        """What is kept of the function's result. Raises UserError for a result that the step does not allow."""
+        """Returns the form in which the function's result is kept. Raises UserError for a result that the step does
+        not allow.
+        """
 
 
 Call = tuple[Work, int, Any, int]
-"""The work, the number of the call in it, the argument, the place among all calls that are given."""
+"""The work, the number of the call in it, the argument, and the place in the order of all calls."""
 
 
 class Handover:
-    """Between an operator in its thread and its crew. Calls are made in the order in which they are given.
+    """Connects an operator in its thread with its crew. Calls begin in the order in which they are given.
 
-    name: of the step, for errors; argument: what a call is made for; again: how it is made again. on_ready: called on the loop when calls
-    have ended; with `ordered` only when the first of those that had not ended is among them. With on_error="skip" the outcome of a call
-    that fails is a `Failed`; else `settled` raises the first error, and no more calls are made.
+    `name`: the step's name, for errors. `argument`: the word for a call's argument, for errors. `again`: the retries.
+    `on_ready`: called on the loop when calls have ended; with `ordered` only if the first unsettled call is among
+    them. With on_error="skip" the outcome of a failed call is a `Failed`; otherwise `settled` raises the first error,
+    and no more calls are made.
     """
 
     def __init__(
@@ -110,18 +113,18 @@ class Handover:
         self._argument, self._again = argument, again
         self._errors = ErrorLog(name, clock)
         self._crew: Crew[Call] = Crew(name, self, options, clock=clock, loop=loop, refill=self._refill)
-        self._settled: deque[tuple[Work, int]] = deque()  # loop: append; operator: popleft
-        self._told = False  # loop: sets; operator: clears, before it looks
+        self._settled: deque[tuple[Work, int]] = deque()  # the loop appends; the operator pops from the left
+        self._told = False  # the loop sets it; the operator clears it before it reads
         self._closing = False
         self._given = False
         self._over = threading.Event()
         self._failure: SabotError | None = None
-        # What follows belongs to the event loop alone.
+        # The following fields belong to the event loop alone.
         self._thread: int | None = None
         self._works: deque[Work] = deque()
         self._places = itertools.count()
         self._head = 0  # all calls before this place have ended
-        self._ended_behind: set[int] = set()  # places of calls that have ended, behind the head
+        self._ended_behind: set[int] = set()  # the places of ended calls after the head
         self._tell_at = 0.0
         self._telling: asyncio.TimerHandle | None = None
         self._ended = self._failed = 0
@@ -130,12 +133,12 @@ class Handover:
     # -- the operator's thread ----------------------------------------------------------------------------------------
 
     def give(self, works: Sequence[Work]) -> None:
-        """They go to the loop in one hand-over."""
+        """Passes the works to the loop, all at once."""
         self._given = True
         self._loop.call_soon_threadsafe(self._safely(self._take), list(works))
 
     def settled(self) -> Iterator[tuple[Work, int]]:
-        """The calls that have ended and were not told of before. Raises the error of one that failed."""
+        """Yields the calls that have ended since the last call. Raises the error of a failed call."""
         self._told = False
         if self._failure is not None:
             raise self._failure
@@ -144,9 +147,10 @@ class Handover:
             yield settled.popleft()
 
     def close(self) -> None:
-        """Cancels what is in flight, and waits until it has ended: some seconds at most, for a function that does not let go.
+        """Cancels the calls in flight and waits until they have ended, some seconds at most if a function ignores its
+        cancellation.
 
-        On the loop's own thread it does not wait: the calls end in the loop's next turns.
+        On the loop's own thread it does not wait: the calls end in the next turns of the loop.
         """
         if self._closing:
             return
@@ -160,7 +164,7 @@ class Handover:
         except RuntimeError:
             if not self._loop.is_closed():
                 raise
-            return  # the loop is closed, and its tasks are gone with it
+            return  # the loop is closed, and its tasks are gone
         if here:
             return
         looks = round(CANCEL_SECONDS / _LOOK_SECONDS) + 2
@@ -170,7 +174,7 @@ class Handover:
             _log.error("%s: %d calls refuse to be cancelled and are left behind", self._name, self.left_behind)
 
     def statistics(self) -> dict[str, int]:
-        """Figures, from any thread."""
+        """Returns figures. May be called from any thread."""
         in_flight = self._crew.in_flight
         return {
             "calls": self._ended + in_flight,
@@ -185,7 +189,7 @@ class Handover:
     # -- the event loop -----------------------------------------------------------------------------------------------
 
     def _take(self, works: list[Work]) -> None:
-        """As many workers as there may be calls are roused, or made."""
+        """Queues the works, and wakes or makes as many workers as calls may run."""
         self._thread = threading.get_ident()
         if self._closing or self._failure is not None:
             return
@@ -193,7 +197,7 @@ class Handover:
         self._crew.rouse(sum(work.calls for work in works))
 
     def _safely(self, turn: Callable[P, None]) -> Callable[P, None]:
-        """A callback of the loop, whose error is told by `settled`."""
+        """Wraps a callback of the loop, so that `settled` raises its error."""
         return watch_call(turn, f"{self._name}: a turn of its calls", self._fail)
 
     def _cancel(self, awaited: bool) -> None:
@@ -219,7 +223,7 @@ class Handover:
             if work.exhausted:
                 works.popleft()
 
-    # -- what the crew asks (`crew.Calls`) ----------------------------------------------------------------------------
+    # -- the methods of `crew.Calls` --------------------------------------------------------------------------------------
 
     def begin(self, item: Call, run: Callable[..., Any]) -> tuple[None, Any, bool]:
         return None, run(self._function, item[2]), True
@@ -239,7 +243,7 @@ class Handover:
         return False
 
     def renew(self, item: Call) -> None:
-        """The argument is given as it is."""
+        """Does nothing: the argument does not change."""
 
     def failed(self, item: Call, failure: BaseException, attempts: int) -> None:
         self._settle(item, self._given_up(failure, item[2], attempts))
@@ -271,7 +275,7 @@ class Handover:
         return Failed(scrubbed(text), stored_name(type(failure)), attempts)
 
     def _fail(self, error: SabotError) -> None:
-        """No call is begun any more, and the operator is told at once."""
+        """Begins no more calls, and notifies the operator at once."""
         if self._failure is None:
             self._failure = error
             self._works.clear()
@@ -281,7 +285,7 @@ class Handover:
                 self._tell()
 
     def _settle(self, item: Call, outcome: Any) -> None:
-        """The operator is told if it can go on."""
+        """Keeps an outcome, and notifies the operator if it can go on."""
         self._ended += 1
         if self._failure is not None:
             return
@@ -312,7 +316,7 @@ class Handover:
 
 
 def shown(argument: Any, what: str = "row") -> str:
-    """What a call was made with, shortened. what: the word for it."""
+    """Returns the argument of a call as text, shortened. `what`: the word for it."""
     if isinstance(argument, pa.RecordBatch):
         first = argument.slice(0, 1).to_pylist()
         return f"a batch of {argument.num_rows} rows, the first {short_repr(first[0] if first else None)}"

@@ -1,40 +1,48 @@
-"""When another call may begin: limits that the service has to which the calls go.
+"""Limits of the called service: they decide when another call may begin.
 
-    AdaptiveLimit   calls in flight: fewer when the service says that it is overloaded, more again while it does not
-    TokenBucket     calls that begin in a second
+    AdaptiveLimit   calls in flight: fewer after the service has said that it is overloaded, more again afterwards
+    TokenBucket     calls that begin per second
 
-Times are seconds of a steady clock, and come from the caller. All of it belongs to one event loop.
+Times are seconds of a monotonic clock, given by the caller. Everything belongs to one event loop.
 """
 
 import math
 from typing import Protocol
 
-_LOWERED_TO = 0.5  # of the calls in flight
-_BURST_SECONDS = 0.05  # of the rate may begin at once: an event loop is late by some milliseconds now and then
+_LOWERED_TO = 0.5  # the share of the calls in flight that is allowed after a refusal
+_BURST_SECONDS = (
+    0.05  # the part of the rate that may begin at once, because an event loop is sometimes late by some milliseconds
+)
 _NEARLY = 1e-9
 
 
 class Limit(Protocol):
-    """What a crew asks before a call begins, and tells when it has begun and ended."""
+    """A limit on calls. A crew asks it before a call begins, and reports the begin and the end of calls."""
 
     def wait_s(self, now: float) -> float:
-        """Seconds until another call may begin. 0: now; infinite: not before one has ended."""
+        """Returns the seconds until another call may begin: 0 for now, infinity if another call must end first."""
 
     def begun(self, now: float) -> None:
-        """A call begins, as `wait_s` allowed."""
+        """Counts a call that begins. `wait_s` has allowed it."""
 
     def ended(self, now: float, began: float, *, well: bool) -> None:
-        """The call that began then has ended: with a result, or with an error that says nothing of limits."""
+        """Counts a call that has ended: with a result, or with an error other than an overload. `began`: the time at
+        which it began.
+        """
 
     def overloaded(self, now: float, began: float, retry_after_s: float) -> None:
-        """The call that began then was turned away: too many requests. retry_after_s: for so long it asks for no more."""
+        """Counts a call that the service has refused as too many. `began`: the time at which it began.
+        `retry_after_s`: the seconds for which the service asks for no more calls.
+        """
 
 
 class AdaptiveLimit:
-    """So many calls in flight as the service takes: additive increase, multiplicative decrease, as TCP has it (RFC 5681, section 3.1).
+    """Limits calls in flight to the number that the service accepts: additive increase, multiplicative decrease, like
+    TCP (RFC 5681, section 3.1).
 
-    Turned away, half of the calls in flight are allowed; for each round of calls that end well while as many were in flight as might be,
-    one more, up to `most`. Calls that had begun before the limit was lowered do not lower it again: they were too many together.
+    After a refusal, half of the calls in flight are allowed. After each round of successful calls with the limit
+    reached, one more is allowed, up to `most`. Refused calls that began before the limit was lowered do not lower it
+    again.
     """
 
     def __init__(self, most: int, in_flight: int = 0) -> None:
@@ -45,7 +53,7 @@ class AdaptiveLimit:
 
     @property
     def limit(self) -> int:
-        """Calls that may be in flight."""
+        """The number of calls that may be in flight."""
         return int(self._limit)
 
     def wait_s(self, now: float) -> float:
@@ -70,13 +78,13 @@ class AdaptiveLimit:
 
 
 class TokenBucket:
-    """At most `rate` calls begin in a second, evenly: after a pause no more at once than come in 50 ms."""
+    """Lets at most `rate` calls begin per second, evenly: after a pause no more at once than in 50 ms of the rate."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
         self._most = max(1.0, rate * _BURST_SECONDS)
         self._tokens = self._most
-        self._seen = math.inf  # when tokens were counted last
+        self._seen = math.inf  # the time at which tokens were last counted
 
     def wait_s(self, now: float) -> float:
         self._tokens = min(self._most, self._tokens + max(0.0, now - self._seen) * self._rate)
@@ -87,7 +95,7 @@ class TokenBucket:
         self._tokens -= 1.0
 
     def ended(self, now: float, began: float, *, well: bool) -> None:
-        """Tokens come with time alone."""
+        """Does nothing: tokens come with time alone."""
 
     def overloaded(self, now: float, began: float, retry_after_s: float) -> None:
-        """The rate is the user's, and stays."""
+        """Does nothing: the rate is the user's."""

@@ -1,4 +1,4 @@
-"""What the user says of calls: how many at once, how long each, how often again. Parsed, checked and bounded here, and nowhere else."""
+"""The user's options for calls: concurrency, time-out, retries, rate. They are parsed and checked only here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from sabot.config import Duration, is_whole, parse_rate, parse_seconds
 from sabot.errors import UserError
 
 CALL_WORDS = ("concurrency", "timeout", "retries", "backoff", "on_error", "rate")
-"""The arguments of `CallOptions.of` that users write, which agents and steps with calls share."""
+"""The options of `CallOptions.of` that users write; agents and steps with calls share them."""
 
 _MOST_AT_ONCE = 100_000
 _LONGEST_BACKOFF_SECONDS = 30.0
@@ -18,22 +18,25 @@ _LONGEST_BACKOFF_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """A call that failed is made again at most `retries` times: after `backoff_s` seconds, then after twice as long each time."""
+    """The retries of a failed call: at most `retries`, after `backoff_s` seconds, and then after twice as long each
+    time.
+    """
 
     retries: int = 0
     backoff_s: float = 0.1
 
     def wait_s(self, retries: int) -> float:
-        """Seconds before the next attempt, where `retries` have been made already: at most half a minute."""
+        """Returns the seconds before the next attempt, after `retries` retries; at most half a minute."""
         return Backoff(self.backoff_s, _LONGEST_BACKOFF_SECONDS).wait_s(retries + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class CallOptions:
-    """concurrency: calls in flight at most. timeout_s: of one attempt, in seconds; None: it may take as long as it likes.
+    """The checked options of calls. `concurrency`: the most calls in flight. `timeout_s`: the most seconds of one
+    attempt, or None for no limit.
 
-    on_error: what happens when a call has failed; which words there are is the step's to say. rate: attempts that begin in a second at
-    most; None: as many as come.
+    `on_error`: what happens after a failed call; each step defines its words. `rate`: the most attempts that begin
+    per second, or None for no limit.
     """
 
     concurrency: int = 1
@@ -55,7 +58,9 @@ class CallOptions:
         policies: Sequence[str],
         rate: str | float | None = None,
     ) -> "CallOptions":
-        """Checks what the user wrote; raises UserError that begins with `where`. policies: the words that on_error= may be."""
+        """Checks the options that the user wrote. Raises UserError, beginning with `where`. `policies`: the allowed
+        words of on_error=.
+        """
         concurrency, retries = python_value([concurrency, retries])
         checked_whole(where, "concurrency", concurrency, 1, _MOST_AT_ONCE)
         checked_whole(where, "retries", retries, 0)
@@ -68,7 +73,9 @@ class CallOptions:
         return cls(concurrency, timeout_s, retry, on_error, None if rate is None else parse_rate(rate))
 
     def shared_by(self, crews: int) -> "CallOptions":
-        """Of one of several crews that make the calls of one step: each has its share of the rate, and all the rest."""
+        """Returns the options for one of several crews that make the calls of one step: each has its share of the
+        rate.
+        """
         return self if self.rate is None else replace(self, rate=self.rate / crews)
 
 

@@ -1,5 +1,5 @@
-"""Threads for calls of sync functions, made as they are needed. They are threads of control (`sabot.threads`): a simulation runs their
-turns, and a call that never returns does not keep the process from ending.
+"""Threads for calls of sync functions, made when needed. They are threads of control (`sabot.threads`): a simulation
+runs their turns, and a call that never returns does not keep the process from ending.
 """
 
 from collections.abc import Callable
@@ -10,20 +10,24 @@ from sabot.clock import Clock
 from sabot.threads import threads
 
 Work = Callable[[], Callable[[], None]]
-"""A call: made in a thread. What it returns is called there too, when the thread is free for the next one. Neither raises."""
+"""A call, made in a thread. Its result is a function that is called in the same thread when the thread is free for
+the next call. Neither raises.
+"""
 
-_IDLE_SECONDS = 5.0  # a thread that had nothing to do for so long ends
+_IDLE_SECONDS = 5.0  # an idle thread ends after this time
 
 
 class ThreadPool:
-    """Its owner bounds how many calls run at once: a call gets the thread that was free last, or a new one."""
+    """Runs calls in threads. A call gets the thread that became free last, or a new one; the owner limits the number
+    of calls.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = Lock()
         self._free: list[_PoolThread] = []
         self._made = 0
-        self.alive = 0  # threads, with those whose calls never return
+        self.alive = 0  # the number of threads, including those whose calls never return
 
     def run(self, work: Work) -> None:
         """Makes the call in a thread, at once."""
@@ -40,13 +44,13 @@ class ThreadPool:
         threads.spawn(name, thread.turn).start()
 
     def freed(self, thread: "_PoolThread") -> None:
-        """The thread has ended its call."""
+        """Notes that the thread has ended its call."""
         thread.free_since = self._clock.monotonic()
         with self._lock:
             self._free.append(thread)
 
     def ends(self, thread: "_PoolThread") -> bool:
-        """Whether a thread that finds nothing to do is to end."""
+        """Returns True if an idle thread shall end."""
         with self._lock:
             if thread not in self._free or self._clock.monotonic() - thread.free_since < _IDLE_SECONDS:
                 return False
@@ -62,7 +66,7 @@ class _PoolThread:
         self._pool = pool
 
     def turn(self, wait_s: float) -> bool | None:
-        """A turn of a thread of control."""
+        """Runs a turn of a thread of control."""
         try:
             work = self.works.get(timeout=wait_s)
         except Empty:

@@ -1,4 +1,4 @@
-"""Who holds the event loop up."""
+"""Finds calls that block the event loop."""
 
 import logging
 import types
@@ -15,8 +15,8 @@ _LONG_SECONDS = 1.0
 
 
 def watched(call: Awaitable[T], name: str, clock: Clock) -> Awaitable[T]:
-    """The call; where it is a coroutine, a warning with the name is logged for each of its steps, from one `await` to the next, that takes
-    a second or more: so long nothing else ran on the event loop.
+    """Returns the call. If it is a coroutine, a warning with the name is logged for each of its steps (from one
+    `await` to the next) that takes a second or more, because nothing else runs on the event loop meanwhile.
     """
     return _in_steps(call, name, clock) if isinstance(call, types.CoroutineType) else call
 
@@ -43,5 +43,5 @@ def _in_steps(call: Coroutine[Any, Any, T], name: str, clock: Clock) -> Generato
         value = error = None
         try:
             value = yield waits_for
-        except BaseException as raised:  # it is the coroutine's to handle
+        except BaseException as raised:  # the coroutine handles it
             error = raised

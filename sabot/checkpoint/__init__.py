@@ -1,5 +1,6 @@
-"""Checkpoints: who takes part and when one is complete (`coordinator`), how one is stored (`storage`, `manifest`, `places`), which worker
-owns the app (`protocol`, `ownership`), and what is asked of a running app (`requests`).
+"""Checkpoints: which tasks take part and when a checkpoint is complete (`coordinator`), its storage (`storage`,
+`manifest`, `places`), the ownership of an app by one worker (`protocol`, `ownership`), and requests to a running app
+(`requests`).
 """
 
 from sabot.checkpoint.coordinator import Coordinator, TaskSnapshot

@@ -1,7 +1,9 @@
-"""Files that the workers of a spread app store themselves, in the object store where its coordinator writes the manifests.
+"""The files that the workers of a distributed app store themselves, in the object store where the coordinator writes
+the manifests.
 
-The coordinator is told their names, and lists them. A name has the generation of the run, and a writer that is new for each file: so
-nobody else ever writes it, and whoever removes a file that no manifest lists cannot hit one that is on its way into a manifest.
+The coordinator gets their names and lists them. A name contains the generation of the run and a writer that is new
+for each file. So no one else ever writes it, and removing a file that no manifest lists cannot remove a file that is
+about to be listed.
 """
 
 import hashlib
@@ -22,39 +24,45 @@ _WORTH_THREADS_BYTES = 1 << 20
 
 @dataclass
 class _Cut:
-    """What was stored for one checkpoint. Its folders hold the inodes by which its files are known again."""
+    """The files stored for one checkpoint. Its folders keep the inodes by which unchanged files are recognised."""
 
     known: dict[tuple[int, int], tuple[int, int, StoredFile]] = field(default_factory=dict)
     folders: list[Path] = field(default_factory=list)
 
 
 class ContentsWriter:
-    """Stores files for checkpoints of which another process writes the manifests. All methods block; `new_folder` may be called from any
-    thread, the others from one.
+    """Stores files for checkpoints whose manifests another process writes. All methods block. `new_folder` may be
+    called from any thread, the others from one.
     """
 
     def __init__(self, place: Place, generation: int, name: str) -> None:
-        """generation: of the run. name: of this writer, lowercase letters, digits and `-`, which no other writer of the run has."""
+        """`generation`: of the run. `name`: of this writer, lowercase letters, digits and `-`; no other writer of the
+        run has it.
+        """
         self._place = place
         self._home = place.workspace() / "saved"
         self._generation = generation
         self._name = name
         self._numbers = itertools.count(1)
         self._cuts: dict[int, _Cut] = {}  # by checkpoint, those that are not complete
-        self._complete = _Cut()  # the newest complete one: the next may use its files, as its manifest stays until then
+        self._complete = (
+            _Cut()
+        )  # the newest complete checkpoint: the next one may use its files, because its manifest stays until then
 
     def new_folder(self) -> Path:
-        """A new folder on this machine, for files to be stored. It stays until `store` or `completed`, or the end of the process."""
+        """Returns a new folder on this machine for files to store. It stays until `store` or `completed`, or until
+        the process ends.
+        """
         folder = self._home / str(next(self._numbers))
         make_folder(folder)
         return folder
 
     def store(self, folder: Path, checkpoint_id: int | None = None) -> dict[str, StoredFile]:
-        """Stores all files below a new folder, which belongs to this writer from here on. Returns the contents by relative path. Raises
-        OSError; then nothing is left in the store.
+        """Stores all files below a folder from `new_folder`, which then belongs to this writer. Returns the contents
+        by relative path. Raises OSError; then nothing is left in the store.
 
-        A file that the newest complete checkpoint has too is not stored again: the same inode is not even read. checkpoint_id: for which
-        checkpoint; None: whichever will be complete next, or several.
+        A file that the newest complete checkpoint has too is not stored again: a file with the same inode is not even
+        read. `checkpoint_id`: the checkpoint of the files, or None for the next complete one, or for several.
         """
         for older in [number for number in self._cuts if checkpoint_id is not None and number < checkpoint_id]:
             self._forget(self._cuts.pop(older))  # it has failed
@@ -83,20 +91,20 @@ class ContentsWriter:
         return found
 
     def store_file(self, path: Path) -> StoredFile:
-        """Stores one file, which stays where it is. Raises as `store`."""
+        """Stores one file, which stays in its place. Raises the errors of `store`."""
         file = self._new_file(path.stat().st_size, sha256_of(path))
         self._upload([(path, file.name)])
         return file
 
     def take_back(self, files: Iterable[StoredFile]) -> None:
-        """Removes those of these files that `store` has stored, and not found in the newest complete checkpoint. No manifest may come to
-        list them. What cannot be removed now goes with the next run.
+        """Removes those of these files that `store` has stored and not found in the newest complete checkpoint. No
+        manifest may list them later. Files that cannot be removed now are removed by the next run.
         """
         complete = {file.name for _, _, file in self._place.known.values()}
         self._remove(file.name for file in files if file.name not in complete)
 
     def completed(self, checkpoint_id: int) -> None:
-        """The checkpoint is complete. What it does not have is not relied on any more."""
+        """Notes that the checkpoint is complete. Later checkpoints rely only on its files."""
         self._forget(self._complete)
         self._complete = self._cuts.pop(checkpoint_id, _Cut())
         self._place.known = self._complete.known
@@ -113,7 +121,7 @@ class ContentsWriter:
             raise
 
     def _remove(self, names: Iterable[str]) -> None:
-        with suppress(OSError):  # the next run removes what is left
+        with suppress(OSError):  # the next run removes the rest
             self._place.remove(names)
 
     def _forget(self, cut: _Cut) -> None:
@@ -122,7 +130,7 @@ class ContentsWriter:
 
 
 def files_below(root: Path) -> list[Path]:
-    """All files below `root`, in an order that is the same each time."""
+    """Returns all files below `root`, always in the same order."""
     found = []
     for folder, folders, names in os.walk(root, onerror=_raise):
         folders.sort()
@@ -131,13 +139,13 @@ def files_below(root: Path) -> list[Path]:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
+    """Returns the SHA-256 of a file, in hex."""
     with path.open("rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_each(paths: Sequence[Path]) -> dict[Path, str]:
-    """The SHA-256 of each file, several at a time unless they are small."""
+    """Returns the SHA-256 of each file. Large files are read several at a time."""
     found = dict.fromkeys(paths, "")
 
     def hashed(path: Path) -> None:

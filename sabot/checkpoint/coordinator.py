@@ -1,16 +1,16 @@
-"""Drives checkpoints: asks the tasks for barriers, collects their snapshots, makes them one checkpoint.
+"""Drives checkpoints: asks the tasks for barriers, collects their snapshots, and combines them into a checkpoint.
 
 The life of a checkpoint, top to bottom in this file:
 
     trigger      it has an id; it waits until the one before it has ended
     _start       every attached task is asked to emit its barrier; from here there is a deadline
-    acknowledge  a task hands over its cut; or it declines, or it ends (detach) and is waited for no more
-    _write       the cuts are saved beside the event loop, the manifest last
-    _complete    the sources may commit             or   _fail   every task lets go of it; the app runs on
+    acknowledge  a task hands over its cut; or it declines, or it ends (detach), and the checkpoint waits for it no more
+    _write       the cuts are saved outside of the event loop, the manifest last
+    _complete    the sources may commit             or   _fail   every task drops the checkpoint; the app runs on
 
-A failed checkpoint costs nothing but itself: no barrier of it stays behind (abort), no file, and the checkpoint
-before it is still the one to recover from. What a task hands over belongs to the coordinator, which discards it in
-the end in every case, also when it comes too late.
+A failed checkpoint harms nothing else: it leaves no barrier (abort) and no file, and the checkpoint before it is still
+the one for recovery. A snapshot that a task hands over belongs to the coordinator, which discards it in the end in every
+case, even if it comes too late.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ from sabot.threads import run_in_thread
 
 _log = logging.getLogger(__name__)
 
-_OUTCOMES_KEPT = 128  # results of ended checkpoints that `wait` still knows
+_OUTCOMES_KEPT = 128  # results of ended checkpoints that `wait` still returns
 _UNFINISHED_MAX = 128  # checkpoints in flight and queued behind it
 
 
@@ -47,9 +47,10 @@ _UNFINISHED_MAX = 128  # checkpoints in flight and queued behind it
 class TaskSnapshot:
     """The state of a task at its barrier.
 
-    `meta` goes into the manifest: JSON values with string keys. `files` are small blobs, or files with them; `states` large ones: cuts, or
-    what the `snapshot` of a user's own backend gave. `sealed`: of the exactly-once sinks that the task writes, the last part before the
-    barrier. `last`, of a task that has ended for good: what is left to keep, with fewer of the states, once all tasks have.
+    `meta` goes into the manifest: JSON values with string keys. `files`: small blobs, or paths of files with them.
+    `states`: large ones: cuts, or the `snapshot` of a user's own backend. `sealed`: for each exactly-once sink that
+    the task writes, the last part before the barrier. `last`: for a task that has ended for good, the smaller
+    snapshot, with fewer states, that is kept once all tasks have ended.
     """
 
     meta: dict[str, Any] = field(default_factory=dict)
@@ -63,7 +64,9 @@ class TaskSnapshot:
         for name, state in self.states.items():
             try:
                 state.discard()
-            except Exception:  # the other states must go too; what this one leaves on disk goes at the next start
+            except (
+                Exception
+            ):  # the other states must be discarded too; the next start removes files that this one leaves
                 _log.exception("state %s could not be discarded", name)
 
 
@@ -77,7 +80,7 @@ class _Task:
 
 @dataclass
 class _InFlight:
-    """The one checkpoint under way."""
+    """The checkpoint that is under way."""
 
     checkpoint_id: int
     started: float
@@ -91,8 +94,8 @@ class _InFlight:
     timer: asyncio.TimerHandle | None = None
 
     def snapshots(self) -> dict[str, TaskSnapshot]:
-        """The snapshots by task name, sorted: that of the barrier, or the last one of a task that has ended. Where all have ended for
-        good, only what is left to keep.
+        """Returns the snapshots by task name, sorted: that of the barrier, or the last one of a task that has ended.
+        If all have ended for good, returns only the smaller snapshots that are kept then.
         """
         last = {name: final.last for name, final in self.finals.items() if final.last is not None}
         over = not self.cuts and len(last) == len(self.finals)
@@ -100,27 +103,29 @@ class _InFlight:
 
 
 class SavedOutput(Protocol):
-    """Output that is saved with each checkpoint, and delivered once that is complete (`sabot.delivery`)."""
+    """Output that is saved with each checkpoint and delivered once the checkpoint is complete (`sabot.delivery`)."""
 
     def compose(self, sealed: Mapping[str, int]) -> tuple[dict[str, StoredTrack], dict[str, Path | StoredFile]]:
-        """What the manifest says of each track, and the files of its parts by their path in the checkpoint.
+        """Returns the manifest's entry of each track, and the files of its parts by their path in the checkpoint.
 
-        sealed: by track, the number of the part that its task sealed last before it passed the barrier on.
+        `sealed`: by track, the number of the part that its task sealed last before it passed the barrier on.
         """
         ...
 
     def release(self, manifest: Manifest) -> None:
-        """Lets the output that the manifest lists be delivered, because the checkpoint is complete."""
+        """Delivers the output that the manifest lists, because the checkpoint is complete. Does not wait for the
+        delivery.
+        """
         ...
 
 
 class Coordinator:
     """Makes the checkpoints of one app, one at a time.
 
-    `timeout` runs from the barriers to the last cut. The writing that follows has no time-out, because a thread that waits for a disk
-    cannot be stopped. `describe` goes into every manifest. `trigger`, `acknowledge`, `decline` and `detach` may be called from any
-    thread, all other methods on the event loop. Without storage a checkpoint is complete when all tasks have acknowledged, and only its
-    manifest is kept, in memory.
+    `timeout` runs from the barriers to the last cut. The writing that follows has no time-out, because a thread that
+    waits for a disk cannot be stopped. `describe` goes into every manifest. `trigger`, `acknowledge`, `decline` and
+    `detach` may be called from any thread, all other methods on the event loop. Without storage a checkpoint is
+    complete when all tasks have acknowledged, and only its manifest is kept, in memory.
     """
 
     def __init__(
@@ -134,10 +139,10 @@ class Coordinator:
         self.storage = storage
         self.delivery: SavedOutput | None = None  # the output that is saved with each checkpoint
         self.on_complete: list[Callable[[Manifest], None]] = []
-        # Called with the id of the oldest checkpoint that is left: what only older ones need may go.
+        # Called with the id of the oldest remaining checkpoint: data that only older ones need may be removed.
         self.on_retained: list[Callable[[int], None]] = []
         self.on_failed: Callable[[], None] = lambda: None
-        # Called when another worker has taken the app over; when no checkpoint can be made any more.
+        # Called when another worker has taken the app over, and when no checkpoint can be made any more.
         self.on_lost: Callable[[SabotError], None] = lambda error: None
         self.on_broken: Callable[[SabotError], None] = _told
         self._timeout = parse_seconds(timeout, name="checkpoint timeout")
@@ -149,33 +154,35 @@ class Coordinator:
         self._replaced_finals: list[TaskSnapshot] = []  # not discarded yet: the checkpoint being written may need them
         self._loop: asyncio.AbstractEventLoop | None = None
         self._triggering = threading.RLock()  # ids start in the order in which they are given out
-        self._last_id: int | None = None  # None: not yet read from the storage
+        self._last_id: int | None = None  # None if not yet read from the storage
         self._unfinished: set[int] = set()
         self._queue: deque[int] = deque()
         self._starting = False
-        self._refused = ""  # why no checkpoint can be taken
+        self._refused = ""  # the reason why no checkpoint can be taken, or ""
         self._in_flight: _InFlight | None = None
         self._outcomes: OrderedDict[int, Manifest | CheckpointFailed] = OrderedDict()
         self._waiters: dict[int, list[asyncio.Future[None]]] = {}
-        self._oldest: int | None = None  # the oldest checkpoint that is left; None: not known
+        self._oldest: int | None = None  # the oldest remaining checkpoint, or None if not known
         self._completed = self._failed = self._last_completed = self._last_bytes = 0
         self._last_seconds = 0.0
         self._last_error = ""
 
     def keep_in(self, storage: CheckpointStorage, describe: Mapping[str, Any], incarnation: str = "") -> None:
-        """Writes all later checkpoints into `storage`, with `describe` in each manifest. Ids stay greater than those of both so far."""
+        """Writes all later checkpoints into `storage`, with `describe` in each manifest. Later ids are greater than
+        those in the storage and those given out so far.
+        """
         self.storage = storage
         self._describe = dict(describe)
         self._incarnation = incarnation
         self.begin_after(storage.last_id())
 
     def begin_after(self, checkpoint_id: int) -> None:
-        """Makes all later ids greater than this one, which somebody else gave out."""
+        """Makes all later ids greater than this one, which was given out elsewhere."""
         if self._last_id is None:
             self._last_id = self.storage.last_id() if self.storage is not None else 0
         self._last_id = max(self._last_id, checkpoint_id)
 
-    # Who takes part
+    # Taking part
 
     def attach(
         self,
@@ -185,12 +192,14 @@ class Coordinator:
         hint: Callable[[], str] | None = None,
         saving: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Adds a running task. Attach all tasks of an app before the first trigger: a manifest lists only the tasks that took part.
+        """Adds a running task. Attach all tasks of an app before the first trigger: a manifest lists only the tasks
+        that took part.
 
-        `inject(id)` asks it to emit its barrier, `abort(id)` to forget that one (also one it never saw); both are
-        called on the event loop and must not block. `hint()` says what it is busy with, for the error of a checkpoint
-        that timed out. `saving()`: its cut is taken, and another process is saving it, for which the time-out does not count.
-        A checkpoint in flight goes on without the new task.
+        `inject(id)` asks the task to emit its barrier, `abort(id)` to drop that barrier (even one that it never saw);
+        both are called on the event loop and must not block. `hint()` returns what the task is busy with, for the
+        error of a checkpoint that timed out. `saving()` returns True if its cut is taken and another process is
+        saving it; the time-out does not count then. A checkpoint in flight goes on without the new task. Raises
+        UserError for a name that is attached already.
         """
         self._remember_loop()
         if task in self._tasks:
@@ -201,9 +210,10 @@ class Coordinator:
     def detach(self, task: str, final: TaskSnapshot | None = None) -> None:
         """Removes a task that ended or failed: no checkpoint waits for it any more.
 
-        `final` is its last snapshot. It goes into all later manifests, and into the one in flight if that was waiting for the task.
-        Without `final` they do not list the task, which is right only for a task that had nothing to keep. A task that has passed its
-        barrier on acknowledges or declines it before it detaches, because its end comes after that cut.
+        `final` is its last snapshot. It goes into all later manifests, and into the one in flight if that waited for
+        the task. Without `final` they do not list the task, which is right only for a task that had nothing to keep.
+        A task that has passed its barrier on acknowledges or declines it before it detaches, because its end comes
+        after that cut.
         """
         self._on_loop(self._detach, task, final)
 
@@ -227,7 +237,9 @@ class Coordinator:
             self._write_if_all_in(flight)
 
     def refuse(self, why: str) -> None:
-        """Fails the checkpoint in flight and all later ones until `close`: a task has failed, so none could be complete."""
+        """Fails the checkpoint in flight and all later ones until `close`: a task has failed, so none could be
+        complete.
+        """
         self._on_loop(self._refuse, why)
 
     def _refuse(self, why: str) -> None:
@@ -236,7 +248,9 @@ class Coordinator:
             self._fail(self._in_flight, why)
 
     def abandon(self, task: str) -> None:
-        """Removes a task that is gone without an end: a checkpoint that waits for it fails, and later ones do not list it."""
+        """Removes a task that is gone without an end: a checkpoint that waits for it fails, and later ones do not
+        list it.
+        """
         self._on_loop(self._abandon, task)
 
     def _abandon(self, task: str) -> None:
@@ -260,13 +274,15 @@ class Coordinator:
             final.discard()
         self._replaced_finals.clear()
 
-    # Asking for one
+    # Triggering
 
     def trigger(self) -> int:
-        """Asks for a checkpoint; -> its id, greater than all before it, also those of earlier runs.
+        """Asks for a checkpoint. Returns its id, which is greater than all before it, including those of earlier
+        runs.
 
-        With no task attached it is complete on return; only if ended tasks left finals and there is storage, a
-        running event loop is not held up for writing these.
+        Without attached tasks the checkpoint is complete on return, with one exception: if ended tasks left final
+        snapshots and there is storage, these are written in the background. Raises UserError if too many checkpoints
+        wait.
         """
         with self._triggering:
             if len(self._unfinished) >= _UNFINISHED_MAX:
@@ -281,17 +297,21 @@ class Coordinator:
             return checkpoint_id
 
     def beat(self) -> int | None:
-        """One round of `run`: triggers a checkpoint, unless one is under way, no task runs (so nothing is new), or all are refused."""
+        """Runs one round of `run`: triggers a checkpoint unless one is under way, no task runs (so nothing is new),
+        or all are refused. Returns its id or None.
+        """
         if self._unfinished or not self._tasks or self._refused:
             return None
         try:
             return self.trigger()
-        except Exception:  # the beat after this one tries again
+        except Exception:  # the next round tries again
             _log.exception("no checkpoint could be triggered")
             return None
 
     async def run(self, interval: Duration) -> None:
-        """Triggers a checkpoint each `interval` until cancelled. One that fails is logged, and the next is tried unless all are refused."""
+        """Triggers a checkpoint each `interval` until cancelled. A failed one is logged, and the next is tried unless
+        all are refused. Raises UserError for an interval of zero.
+        """
         seconds = parse_seconds(interval, name="checkpoint interval")
         if seconds == 0:
             raise UserError("the checkpoint interval is zero", hint='write "1s", or a number of seconds')
@@ -301,9 +321,10 @@ class Coordinator:
             self.beat()
 
     async def wait(self, checkpoint_id: int) -> Manifest:
-        """Waits until the checkpoint is safe, and returns its manifest. Raises CheckpointFailed, which says why it failed.
+        """Waits until the checkpoint is safe. Returns its manifest. Raises CheckpointFailed with the reason of a
+        failure, UserError for an unknown id.
 
-        The last ended checkpoints can be asked for too.
+        The last ended checkpoints are known too.
         """
         self._remember_loop()
         while (outcome := self._outcomes.get(checkpoint_id)) is None:
@@ -341,12 +362,14 @@ class Coordinator:
                 task.inject(checkpoint_id)
             except Exception as error:
                 self._fail(flight, f"task {name} could not emit its barrier: {error!r}", cause=error)
-            if self._in_flight is not flight:  # it failed just now, or a task declined inside `inject`
+            if self._in_flight is not flight:  # it has just failed, or a task declined inside `inject`
                 return
         self._write_if_all_in(flight)
 
     def acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
-        """Takes the snapshot of a task that has passed its barrier on. The coordinator owns `snapshot` from here, and discards it."""
+        """Takes the snapshot of a task that has passed its barrier on. From now on the coordinator owns `snapshot`
+        and discards it.
+        """
         self._on_loop(self._acknowledge, checkpoint_id, task, snapshot)
 
     def _acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
@@ -359,7 +382,9 @@ class Coordinator:
         self._write_if_all_in(flight)
 
     def decline(self, checkpoint_id: int, task: str, reason: str) -> None:
-        """Fails the checkpoint because the task cannot take its snapshot. Has no effect on a checkpoint that has ended."""
+        """Fails the checkpoint because the task cannot take its snapshot. Has no effect on a checkpoint that has
+        ended.
+        """
         self._on_loop(self._decline, checkpoint_id, task, reason)
 
     def _decline(self, checkpoint_id: int, task: str, reason: str) -> None:
@@ -368,15 +393,16 @@ class Coordinator:
             self._fail(flight, f"task {task} declined: {reason}")
 
     def check_timeouts(self) -> None:
-        """Fails the checkpoint in flight if its time-out has passed, unless all cuts are taken, and only being saved. A timer calls this;
-        tests with a ManualClock call it themselves.
+        """Fails the checkpoint in flight if its time-out has passed, unless all cuts are taken and are only being
+        saved. A timer calls this; tests with a ManualClock call it themselves.
         """
         flight = self._in_flight
         if flight is None or not flight.waiting:
             return
         now_s = self._clock.monotonic()
         if now_s >= flight.deadline and all(self._tasks[name].saving() for name in flight.waiting):
-            # A large state takes as long as its storage does. Given up, it would be saved again from its beginning, and never be complete.
+            # Saving a large state takes as long as its storage does. If it were given up, it would start again each
+            # time, and never be complete.
             flight.deadline = now_s + self._timeout
             _log.warning(
                 "checkpoint %d: state is still being saved after %.0f s, that of %s; it is waited for, and there is no other one meanwhile",
@@ -399,7 +425,7 @@ class Coordinator:
             return name
         try:
             return f"{name}: {task.hint()}"
-        except Exception as error:  # the error of the hint must not replace that of the time-out
+        except Exception as error:  # an error of the hint must not replace the time-out
             return f"{name} (its hint failed: {error!r})"
 
     def _set_timer(self, flight: _InFlight) -> None:
@@ -423,7 +449,7 @@ class Coordinator:
             flight.writer = watch_task(writer, f"the writer of checkpoint {flight.checkpoint_id}", self._broke)
 
     def _broke(self, error: SabotError) -> None:
-        """An error inside the coordinator itself: whoever waits gets it, and no further checkpoint is tried."""
+        """Handles an error inside the coordinator itself: waiting callers get it, and no further checkpoint is tried."""
         self._refused = self._refused or str(error)
         flight, self._in_flight = self._in_flight, None
         for checkpoint_id in [*([] if flight is None else [flight.checkpoint_id]), *self._queue]:
@@ -473,7 +499,7 @@ class Coordinator:
             return manifest
 
     def _manifest(self, flight: _InFlight) -> tuple[Manifest, dict[str, Path | StoredFile]]:
-        """The manifest without its contents, and the files of output by their path in the checkpoint."""
+        """Returns the manifest without its contents, and the files of output by their path in the checkpoint."""
         tasks = {}
         for i, (name, snapshot) in enumerate(flight.snapshots().items()):
             folder = _path(i, name)
@@ -498,7 +524,7 @@ class Coordinator:
         )
         return manifest, parts
 
-    # The two ends
+    # Complete or failed
 
     def _complete(self, flight: _InFlight, manifest: Manifest) -> None:
         self._completed += 1
@@ -513,17 +539,17 @@ class Coordinator:
         for tell in told:
             try:
                 tell()
-            except Exception:  # the checkpoint is safe all the same, and the other callbacks must run
+            except Exception:  # the checkpoint is safe anyway, and the other callbacks must run
                 _log.exception("checkpoint %d is complete, but a callback failed", flight.checkpoint_id)
         self._end(flight, manifest)
 
     def _fail(self, flight: _InFlight, why: str, *, hint: str = "", cause: BaseException | None = None) -> None:
-        flight.waiting.clear()  # answers that tasks still give, also from inside `abort`, come too late
+        flight.waiting.clear()  # later answers of tasks, even from inside `abort`, are too late
         flight.writing = True
         for name, task in list(self._tasks.items()):
             try:
                 task.abort(flight.checkpoint_id)
-            except Exception:  # the other tasks must forget the barrier too
+            except Exception:  # the other tasks must drop the barrier too
                 _log.exception("task %s could not abort checkpoint %d", name, flight.checkpoint_id)
         self._end(flight, self._failure(flight.checkpoint_id, why, hint=hint, cause=cause))
         self.on_failed()
@@ -561,7 +587,9 @@ class Coordinator:
                 waiter.set_result(None)
 
     async def close(self) -> None:
-        """Fails the queued checkpoints, aborts the one in flight (or waits until it is written), and discards the final snapshots."""
+        """Fails the queued checkpoints, aborts the one in flight (or waits until it is written), and discards the
+        final snapshots.
+        """
         while self._queue:
             checkpoint_id = self._queue.popleft()
             self._settle(checkpoint_id, self._failure(checkpoint_id, "the app is stopping"))
@@ -575,7 +603,9 @@ class Coordinator:
         self._refused = ""
 
     def statistics(self) -> dict[str, Any]:
-        """Counts since the start; id, seconds and bytes of the last complete checkpoint; the oldest id that is left. Id 0 means none."""
+        """Returns counts since the start; id, seconds and bytes of the last complete checkpoint; the oldest remaining
+        id. Id 0 means none.
+        """
         return {
             "completed": self._completed,
             "failed": self._failed,
@@ -594,7 +624,7 @@ class Coordinator:
             self._loop = _running_loop()
 
     def _on_loop(self, step: Callable[..., None], *args: Any) -> None:
-        """Calls step(*args) on the event loop; at once if this is the thread of the loop, or no loop runs."""
+        """Calls step(*args) on the event loop; at once if this is the loop's thread, or no loop runs."""
         self._remember_loop()
         if self._loop is None or self._loop is _running_loop():
             step(*args)
@@ -614,14 +644,18 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def _path(index: int, name: str) -> str:
-    """A file name in which people recognise `name`; the index makes it unique, whatever characters the name has."""
+    """Returns a file name in which people recognise `name`; the index makes it unique, whatever characters the name
+    has.
+    """
     return f"{index:04d}-{re.sub('[^A-Za-z0-9._-]+', '_', name)[:80]}"
 
 
 def _finish(
     storage: CheckpointStorage, manifest: Manifest, directory: Path, files: Mapping[str, bytes | Path | StoredFile]
 ) -> tuple[Manifest, int | None]:
-    """The end of a checkpoint, which blocks, in a thread. Returns its manifest and the oldest checkpoint that is left (None: unknown)."""
+    """Stores a checkpoint, in a thread. Blocks. Returns its manifest and the oldest remaining checkpoint (None if
+    unknown).
+    """
     stored = {path: file for path, file in files.items() if isinstance(file, StoredFile)}
     for path, file in files.items():
         if isinstance(file, StoredFile):

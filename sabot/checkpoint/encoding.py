@@ -1,4 +1,4 @@
-"""How a manifest is written into its file and read again. Damage, other formats, and entries that no app writes are refused."""
+"""Writes and reads the file of a manifest. Damaged files, other formats, and entries that no app writes are refused."""
 
 import re
 import zlib
@@ -11,11 +11,11 @@ from sabot.checkpoint.sound import refuse_repeated_keys, refuse_unsound
 from sabot.errors import UNREADABLE, CorruptCheckpoint, InternalError
 
 FORMAT_VERSION = 2
-_FORMAT_1 = re.compile(r"chk-\d{10,}(\.tmp)?|kept-.+\.tmp")  # its folders
+_FORMAT_1 = re.compile(r"chk-\d{10,}(\.tmp)?|kept-.+\.tmp")  # the folders of format 1
 
 
 class _Envelope(msgspec.Struct):
-    """The file of a manifest. The body is kept as the bytes that were written, so that its checksum can be compared."""
+    """The file of a manifest. The body is kept as the written bytes, so that its checksum can be compared."""
 
     format_version: int
     crc32: int

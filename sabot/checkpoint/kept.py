@@ -1,4 +1,6 @@
-"""State on its way into a checkpoint, and state of ended tasks, which is saved once and linked into every later checkpoint."""
+"""Saves state into a checkpoint, and keeps the state of ended tasks, which is saved once and linked into every later
+checkpoint.
+"""
 
 import asyncio
 import shutil
@@ -13,14 +15,14 @@ from sabot.state.base import Cut, Snapshot
 from sabot.steps import step
 from sabot.threads import run_in_thread
 
-# So many states are saved at a time, each in a thread. The checkpoint that an app takes at its end holds the app up: saved one after the
-# other, the states of two subtasks take as long as that of one with all keys.
+# The number of states that are saved at a time, each in a thread. At its end the app waits for its last checkpoint:
+# saved one after the other, the states of two subtasks would take as long as one state with all keys.
 _AT_ONCE = 4
 
 
 async def save_states(states: Mapping[str, Cut | Snapshot], directory: Path) -> None:
-    """Saves each state into the folder below `directory` that its path names. Raises the first error when all that had begun have ended;
-    no other begins then.
+    """Saves each state into the folder below `directory` that its path names. After an error no further state is
+    saved; the first error is raised when all saves under way have ended.
     """
     room = asyncio.Semaphore(_AT_ONCE)
     errors: list[Exception] = []
@@ -35,7 +37,7 @@ async def save_states(states: Mapping[str, Cut | Snapshot], directory: Path) -> 
                 errors.append(error)
 
     users = {path: state for path, state in states.items() if _is_users(state)}
-    # In this task: an exit of the user's code would leave another one through the event loop.
+    # In this task: an exit of the user's code would leave another task through the event loop.
     for path, state in users.items():
         await _save_one(path, state, directory)
     await asyncio.gather(*(save(path, state) for path, state in states.items() if path not in users))
@@ -50,13 +52,13 @@ async def _save_one(path: str, state: Cut | Snapshot, directory: Path) -> None:
 
 
 def _is_users(state: Cut | Snapshot) -> bool:
-    """Whether the user's own code saves it."""
+    """Returns True if the user's own code saves the state."""
     return isinstance(state, Snapshot) or (isinstance(state, KeptState) and state.is_users)
 
 
 async def _save_state(state: Cut | Snapshot, directory: Path) -> None:
-    """Saves the state into `directory`, which does not exist yet. A cut is saved in another thread; the snapshot of a user's own backend
-    is awaited.
+    """Saves the state into `directory`, which does not exist yet. A cut is saved in another thread; the snapshot of a
+    user's own backend is awaited.
     """
     if isinstance(state, Snapshot):
         await state.save(directory)
@@ -73,13 +75,15 @@ def _save(cut: Cut, directory: Path) -> None:
 
 
 class SavedAlready:
-    """A Cut of state that is in a checkpoint already: a restored task that has nothing more to do hands it to the later checkpoints."""
+    """A Cut of state that is in a checkpoint already. A restored task that has nothing more to do hands it to later
+    checkpoints.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def save(self, directory: Path) -> int:
-        """Links the files into `directory`, and returns their bytes. May be called any number of times."""
+        """Links the files into `directory`. Returns their bytes. May be called any number of times."""
         shutil.copytree(self._directory, directory, copy_function=link_or_copy, dirs_exist_ok=True)
         return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
@@ -88,10 +92,12 @@ class SavedAlready:
 
 
 class StoredState:
-    """A Cut whose files a worker has stored in the object store of the checkpoints: they are listed there, and never on this machine."""
+    """A Cut whose files a worker has stored in the object store of the checkpoints. They are only listed there, and
+    never on this machine.
+    """
 
     def __init__(self, files: Mapping[str, StoredFile], storage: CheckpointStorage) -> None:
-        """files: by their path below the folder of the state."""
+        """`files`: by their path below the folder of the state."""
         self.files = files
         self._storage = storage
 
@@ -100,12 +106,12 @@ class StoredState:
         raise InternalError(f"{directory}: its files are stored already")
 
     def discard(self) -> None:
-        """The files go, unless a manifest lists them."""
+        """Removes the files, unless a manifest lists them."""
         self._storage.unneeded(self.files.values())
 
 
 class KeptState:
-    """A Cut of an ended task. It is saved once, in a folder of its own, so that it outlives a checkpoint that fails."""
+    """A Cut of an ended task. It is saved once, in a folder of its own, so that it outlives a failed checkpoint."""
 
     def __init__(self, state: Cut | Snapshot, storage: CheckpointStorage) -> None:
         self._state = state
@@ -114,7 +120,7 @@ class KeptState:
 
     @property
     def is_users(self) -> bool:
-        """Whether the user's own code saves the state."""
+        """True if the user's own code saves the state."""
         return isinstance(self._state, Snapshot)
 
     async def keep(self) -> None:
@@ -129,12 +135,16 @@ class KeptState:
             self._home = home
 
     def save(self, directory: Path) -> int:
-        """Links what `keep` has saved into `directory`, and returns the bytes. May be called any number of times."""
+        """Links the files that `keep` has saved into `directory`. Returns the bytes. May be called any number of
+        times.
+        """
         assert self._home is not None, "keep comes first"
         return SavedAlready(self._home / "state").save(directory)
 
     def discard(self) -> None:
-        """Discards the state, and removes its own folder."""
+        """Discards the state and removes its own folder."""
         self._state.discard()
         if self._home is not None:
-            shutil.rmtree(self._home, ignore_errors=True)  # what cannot be removed now goes when the app is locked next
+            shutil.rmtree(
+                self._home, ignore_errors=True
+            )  # files that cannot be removed now are removed when the app is locked next

@@ -1,4 +1,6 @@
-"""The manifest: what a checkpoint holds, by task and by sink, and how its files are read. `encoding` reads and writes it."""
+"""The manifest: the contents of a checkpoint by task and by sink, and the reading of its files. `encoding` reads and
+writes it.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +16,9 @@ from sabot.os_errors import checkpoint_error
 
 
 class StoredTask(msgspec.Struct, frozen=True):
-    """One task in a checkpoint. files, states: by name, the path of a file (files) or of a folder (states) in the manifest's contents."""
+    """A task in a checkpoint. `files`, `states`: by name, the path of a file (`files`) or of a folder (`states`) in
+    the manifest's contents.
+    """
 
     meta: dict[str, Any] = {}
     files: dict[str, str] = {}
@@ -22,7 +26,9 @@ class StoredTask(msgspec.Struct, frozen=True):
 
 
 class StoredPart(msgspec.Struct, frozen=True):
-    """Output that waits to be delivered: its number, its file (a path in the manifest's contents), and how many rows it has."""
+    """A part of output that waits for its delivery: its number, its file (a path in the manifest's contents), and its
+    number of rows.
+    """
 
     seq: int
     file: str
@@ -30,7 +36,9 @@ class StoredPart(msgspec.Struct, frozen=True):
 
 
 class StoredTrack(msgspec.Struct, frozen=True):
-    """The output of one exactly-once sink: the highest number given out, the highest known to be delivered, and the parts that wait."""
+    """The output of one exactly-once sink: the highest number given out, the highest number known to be delivered,
+    and the waiting parts.
+    """
 
     sink: str  # the name of the sink, for messages
     given: int = 0
@@ -41,12 +49,12 @@ class StoredTrack(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
-    contents: every file, by the path below `CheckpointStorage.begin`'s directory under which it was written. lanes: the tracks of the
-    exactly-once sinks, by id; formats (a manifest, a table of tokens, the token of a file) and metrics go on calling a track a lane.
-    incarnation: of the app, made at its fresh start. generation: of the run that wrote the manifest. place: None for a checkpoint that is
-    kept in memory only. path: None for that one, and for one that is not on this machine.
+    `contents`: every file, by its path below the directory from `CheckpointStorage.begin`. `lanes`: the tracks of the
+    exactly-once sinks, by id (stored formats and metrics call a track a lane). `incarnation`: of the app, made at its
+    fresh start. `generation`: of the run that wrote the manifest. `place`: None for a checkpoint that is kept in
+    memory only. `path`: None for that one, and for one that is not on this machine.
     """
 
     checkpoint_id: int
@@ -62,25 +70,28 @@ class Manifest(msgspec.Struct, frozen=True):
 
     @property
     def mark(self) -> Mark:
-        """Where it stands in the order of the app's checkpoints."""
+        """The position of the checkpoint in the order of the app's checkpoints."""
         return Mark(self.generation, self.checkpoint_id)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all files listed."""
+        """The bytes of all listed files."""
         return sum(file.size for file in self.contents.values())
 
     def read_file(self, task: str, name: str) -> bytes:
-        """The small file that the task put into its snapshot under this name. Raises CorruptCheckpoint, which names the file."""
+        """Returns the small file that the task put into its snapshot under this name. Raises CorruptCheckpoint naming
+        the file.
+        """
         stored = self._stored(self.tasks[task].files[name])
         with self._readable(stored):
             return self.home().contents(stored)
 
     def state_directory(self, task: str, name: str) -> Path:
-        """A directory on this machine with the files as which the state of this name was saved. It must not be written to.
+        """Returns a directory on this machine with the files of the state with this name. It must not be written to.
 
-        Where the checkpoint is on this machine, the directory has links to its files. Otherwise they are fetched and compared with their
-        hashes; CorruptCheckpoint where one differs. It stays until `CheckpointStorage.release_restored` or `unlock`, or the process ends.
+        If the checkpoint is on this machine, the directory has links to its files. Otherwise they are fetched and
+        compared with their hashes; raises CorruptCheckpoint if one differs. The directory stays until
+        `CheckpointStorage.release_restored` or `unlock`, or until the process ends.
         """
         folder = self.tasks[task].states[name]
         start = f"{folder}/"
@@ -93,7 +104,9 @@ class Manifest(msgspec.Struct, frozen=True):
             raise checkpoint_error(what, error) from error
 
     def part_path(self, part: StoredPart) -> Path:
-        """The file of a part on this machine. It may be read as long as a checkpoint lists it. Raises the errors of `state_directory`."""
+        """Returns the file of a part on this machine. It may be read as long as a checkpoint lists it. Raises the
+        errors of `state_directory`.
+        """
         stored = self._stored(part.file)
         with self._readable(stored):
             return self.home().fetch(stored)
@@ -105,7 +118,7 @@ class Manifest(msgspec.Struct, frozen=True):
             raise CorruptCheckpoint(f"checkpoint {self.checkpoint_id} has no file {path}") from None
 
     def home(self) -> Place:
-        """The place that has its files. Raises InternalError for a checkpoint that was kept in memory only."""
+        """Returns the place that has its files. Raises InternalError for a checkpoint that was kept in memory only."""
         if self.place is None:
             raise InternalError(f"checkpoint {self.checkpoint_id} was kept in memory only: it has no files")
         return self.place

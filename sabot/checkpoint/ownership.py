@@ -1,4 +1,4 @@
-"""A worker's claim of an app, written into the place of its checkpoints. `protocol` decides what a claim means."""
+"""A worker's claim of an app, written into the place of its checkpoints. `protocol` defines the meaning of claims."""
 
 import uuid
 
@@ -20,20 +20,21 @@ from sabot.errors import AppLocked, InternalError, StorageLost
 
 
 def claims_in(place: Place) -> list[Claim]:
-    """The claims that are in a place now."""
+    """Returns the claims that are in a place now."""
     return [claim for claim in map(read_claim, place.names("claims")) if claim is not None]
 
 
 def marks_in(place: Place) -> list[Mark]:
-    """The checkpoints that are in a place now, whether they count or not."""
+    """Returns the checkpoints that are in a place now, whether they count or not."""
     return [mark for mark in map(read_manifest_name, place.names("checkpoints")) if mark is not None]
 
 
 class Ownership:
-    """Whether this worker owns the app whose checkpoints are in a place. The place itself is owned (`Place.own`) before a claim is made.
+    """This worker's ownership of the app whose checkpoints are in a place. The place itself is owned (`Place.own`)
+    before a claim is made.
 
-    claim: that of this worker; None before the first, and after `let_go`. seen: all claims that were in the place after it was made. All
-    methods block; errors of the place are OSError.
+    `claim`: the claim of this worker, or None before the first, and after `let_go`. `seen`: all claims that were in
+    the place after this claim was made. All methods block and raise OSError for errors of the place.
     """
 
     def __init__(self, place: Place) -> None:
@@ -49,7 +50,9 @@ class Ownership:
         return self.claim
 
     def take(self, *, above: int = 0, afresh: bool = False) -> None:
-        """Claims the next generation, which is greater than `above`. Raises AppLocked where another worker claims a later one."""
+        """Claims the next generation, which is greater than `above`. Raises AppLocked if another worker claims a
+        later one.
+        """
         claims = claims_in(self._place)
         while True:
             mine = Claim(next_generation(claims, marks_in(self._place), above), uuid.uuid4().hex, afresh)
@@ -64,16 +67,18 @@ class Ownership:
                 return
 
     def check(self) -> None:
-        """Raises AppLocked when another worker has taken the app over since, and StorageLost as `check_place`."""
+        """Raises AppLocked if another worker has taken the app over since, and the errors of `check_place`."""
         self.check_place()
         owner = overtaken_by(self.mine, claims_in(self._place))
         if owner is not None:
             raise self._taken(owner)
 
     def check_place(self) -> None:
-        """Raises StorageLost where the claim of this worker is no more in its directory: somebody has removed it, or what it held.
+        """Raises StorageLost if this worker's claim is missing in its directory: the claim, or the directory, was
+        removed.
 
-        In an object store a rule on the age of objects may have removed the claim, which costs nothing there.
+        In an object store this is not checked: a rule on the age of objects may have removed the claim, which does no
+        harm there.
         """
         if self.claim is None or not isinstance(self._place, LocalPlace):
             return
@@ -88,17 +93,17 @@ class Ownership:
             )
 
     def tidy(self) -> None:
-        """Removes the claims that nobody needs any more."""
+        """Removes the claims that are not needed any more."""
         self._place.remove(f"claims/{claim_name(claim)}" for claim in stale_claims(self.mine, self.seen))
 
     def let_go(self) -> None:
-        """This worker owns the app no longer. Its claim stays in the place."""
+        """Gives up the ownership of the app. The claim stays in the place."""
         self.claim = None
 
     def _taken(self, owner: Claim) -> AppLocked:
         try:
             who = self._place.read(f"claims/{claim_name(owner)}").decode("utf-8", "replace").strip()
-        except OSError:  # a claim removed meanwhile would only have said who its worker was
+        except OSError:  # the removed claim would only have named the worker
             who = ""
         return AppLocked(
             f"another worker has taken this app over in {self._place.where}: {who or f'generation {owner.generation}'}",

@@ -1,20 +1,23 @@
-"""Who owns an app's checkpoints, which of them count, and which files may be removed: decided from names that were listed, without I/O.
+"""Decides which worker owns an app's checkpoints, which checkpoints count, and which files may be removed: from listed names,
+without I/O.
 
     claims/0000000003-<worker>          the worker claims generation 3: from here on it runs the app
     claims/0000000004-<worker>-afresh   the same for generation 4; checkpoints of earlier generations no longer count
     checkpoints/0000000007-0000000003   checkpoint 7, made by generation 3
     files/<2 hex>/<sha256>-3            contents, stored by generation 3
-    files/<2 hex>/<sha256>-3-<writer>   the same by a worker of a spread app, whose files nobody else writes (`contents`)
+    files/<2 hex>/<sha256>-3-<writer>   the same by a worker of a distributed app; no one else writes its files (`contents`)
 
-Two workers of one app may be alive at once: one was taken for dead, or started by mistake. An object store has no lock that keeps them
-apart, so each *writes, then reads*. A worker that takes an app over writes its claim, then lists the checkpoints. A worker that completes
-a checkpoint writes the manifest, then lists the claims. Whichever reads last sees what the other wrote. Either the new worker starts from
-that checkpoint, or the older worker learns that it is not the owner; then the checkpoint does not count, and none of its output is
-delivered. The store only has to show in a listing what was written before it.
+Two workers of one app may be alive at once: one was taken for dead, or started by mistake. An object store has no lock
+that keeps them apart, so each *writes, then reads*. A worker that takes an app over writes its claim, then lists the
+checkpoints. A worker that completes a checkpoint writes the manifest, then lists the claims. The worker that reads last
+sees what the other one wrote. Either the new worker starts from that checkpoint, or the older worker finds out that it
+is not the owner; then the checkpoint does not count, and none of its output is delivered. The store only has to show in
+a listing what was written before it.
 
-No worker removes what another may need. A worker uses the files of the checkpoint from which it started, and its own. It removes files
-of its own and earlier generations that no manifest it has seen lists. That is why a file's name has the generation beside the hash: an
-older worker that wakes up while it removes files does not know the names that its successor writes.
+No worker removes files that another may need. A worker uses the files of the checkpoint from which it started, and its
+own. It removes files of its own and earlier generations that no manifest it has seen lists. Therefore the name of a
+file has the generation next to the hash: an older worker that wakes up while it removes files does not know the names
+that its successor writes.
 """
 
 import enum
@@ -38,19 +41,23 @@ class Claim(NamedTuple):
 
     @property
     def rank(self) -> tuple[int, str]:
-        """What claims are ordered by."""
+        """The key by which claims are ordered."""
         return self.generation, self.worker
 
 
 class Mark(NamedTuple):
-    """A checkpoint, and the generation that made it. A start goes on from the greatest: later generations come after earlier ones."""
+    """A checkpoint, and the generation that made it. A start goes on from the greatest: later generations come after
+    earlier ones.
+    """
 
     generation: int
     checkpoint_id: int
 
 
 class FileName(NamedTuple):
-    """The hash of contents (hex), the generation that stored them, and what tells the files of its workers apart."""
+    """The hash of contents (hex), the generation that stored them, and the name that distinguishes the files of its
+    workers.
+    """
 
     sha256: str
     generation: int
@@ -58,7 +65,7 @@ class FileName(NamedTuple):
 
 
 class Verdict(enum.Enum):
-    """What came of a claim."""
+    """The result of a claim."""
 
     OWNER = "the app is ours"
     AGAIN = "another has claimed this generation too, and may take itself for its owner: claim a later one"
@@ -73,7 +80,7 @@ def claim_name(claim: Claim) -> str:
 
 
 def read_claim(name: str) -> Claim | None:
-    """The claim of this name. None: it is not the name of a claim."""
+    """Returns the claim with this name, or None if it is not the name of a claim."""
     match = _CLAIM.fullmatch(name)
     claim = None if match is None else Claim(int(match[1]), match[2], match[3] is not None)
     return claim if claim is not None and claim_name(claim) == name else None
@@ -84,10 +91,12 @@ def manifest_name(mark: Mark) -> str:
 
 
 def read_manifest_name(name: str) -> Mark | None:
-    """The checkpoint of this manifest's name. None: it is not the name of a manifest."""
+    """Returns the checkpoint of this manifest's name, or None if it is not the name of a manifest."""
     match = _MANIFEST.fullmatch(name)
     mark = None if match is None else Mark(int(match[2]), int(match[1]))
-    return mark if mark is not None and manifest_name(mark) == name else None  # one name each: no zeros before it
+    return (
+        mark if mark is not None and manifest_name(mark) == name else None
+    )  # each checkpoint has one name: no zeros before it
 
 
 def file_name(sha256: str, generation: int, writer: str = "") -> str:
@@ -95,26 +104,26 @@ def file_name(sha256: str, generation: int, writer: str = "") -> str:
 
 
 def read_file_name(name: str) -> FileName | None:
-    """The contents of this file's name. None: it is not the name of contents."""
+    """Returns the parts of the name of stored contents, or None for another name."""
     match = _FILE.fullmatch(name)
     found = None if match is None else FileName(match[2], int(match[3]), (match[4] or "")[1:])
     return found if found is not None and file_name(*found) == name else None
 
 
-# Who owns the app
+# Ownership
 
 
 def next_generation(claims: Iterable[Claim], marks: Iterable[Mark], above: int = 0) -> int:
-    """The generation to claim: greater than all generations that were listed, and than `above`."""
+    """Returns the generation to claim: greater than all listed generations, and than `above`."""
     return 1 + max([above, *(claim.generation for claim in claims), *(mark.generation for mark in marks)])
 
 
 def judge(mine: Claim, claims: Iterable[Claim]) -> Verdict:
-    """What came of the claim `mine`. claims: those that were listed after it was written.
+    """Returns the result of the claim `mine`. `claims`: those that were listed after it was written.
 
-    A generation has one owner at most. Of two workers that claim the same generation at least one sees the other's claim. The worker with
-    the lesser name gives up if it sees the greater claim. If it did not see it, it is the owner of this generation, so the worker with
-    the greater name, which cannot know, claims a later generation.
+    A generation has at most one owner. Of two workers that claim the same generation at least one sees the other's
+    claim. The worker with the lesser name gives up if it sees the greater claim. If it did not see it, it is the
+    owner of this generation; so the worker with the greater name, which cannot know this, claims a later generation.
     """
     verdict = Verdict.OWNER
     for other in claims:
@@ -126,24 +135,26 @@ def judge(mine: Claim, claims: Iterable[Claim]) -> Verdict:
 
 
 def overtaken_by(mine: Claim, claims: Iterable[Claim]) -> Claim | None:
-    """The claim of the worker that owns the app now. None: `mine` still does."""
+    """Returns the claim of the worker that owns the app now, or None if the owner is still `mine`."""
     newest = max(claims, key=lambda claim: claim.rank, default=mine)
     return newest if newest.rank > mine.rank else None
 
 
 def stale_claims(mine: Claim, claims: Iterable[Claim]) -> list[Claim]:
-    """The claims that the owner may remove: all but the newest few, and the newest one "afresh", from which on checkpoints count."""
+    """Returns the claims that the owner may remove: all but the newest few, and the newest one "afresh", from which
+    on checkpoints count.
+    """
     older = sorted((claim for claim in claims if claim.rank < mine.rank), key=lambda claim: claim.rank)
     afresh = [claim for claim in older if claim.afresh]
     kept = {*older[-CLAIMS_KEPT:], *([] if mine.afresh else afresh[-1:])}
     return [claim for claim in older if claim not in kept]
 
 
-# Which checkpoints count, and what may go
+# Checkpoints that count, and files that may be removed
 
 
 def counting(marks: Iterable[Mark], claims: Iterable[Claim]) -> list[Mark]:
-    """The checkpoints that count, in order. A start goes on from the last."""
+    """Returns the checkpoints that count, in order. A start goes on from the last."""
     line = max((claim.generation for claim in claims if claim.afresh), default=0)
     return sorted({mark for mark in marks if mark.generation >= line})
 
@@ -151,7 +162,7 @@ def counting(marks: Iterable[Mark], claims: Iterable[Claim]) -> list[Mark]:
 def outdated(
     marks: Iterable[Mark], claims: Iterable[Claim], mine: Claim, retain: int, needed: Iterable[Mark]
 ) -> list[Mark]:
-    """The manifests that the owner may remove: all but the newest `retain` that count, and those `needed`.
+    """Returns the manifests that the owner may remove: all but the newest `retain` that count, and those `needed`.
 
     Manifests of a later generation are never among them, because the worker that wrote them uses them.
     """
@@ -161,7 +172,9 @@ def outdated(
 
 
 def half_written(names: Iterable[str], mine: Claim) -> list[str]:
-    """Of the names in the folder of manifests, the temporary ones that this generation or an earlier one has left half written."""
+    """Returns, of the names in the folder of manifests, the temporary files that this generation or an earlier one
+    has left half written.
+    """
     found = []
     for name in names:
         start, separator, _ = name.partition(".json.")
@@ -172,8 +185,8 @@ def half_written(names: Iterable[str], mine: Claim) -> list[str]:
 
 
 def unlisted(files: Iterable[str], listed: Mapping[str, int], mine: Claim) -> list[str]:
-    """Of these files, those that the owner may remove: they are of no later generation, and no manifest lists them. What its own workers
-    have stored may be on its way into a manifest.
+    """Returns those of these files that the owner may remove: files of no later generation that no manifest lists.
+    Files that its own workers have stored are not among them, because a manifest may soon list them.
     """
     gone = []
     for name in files:

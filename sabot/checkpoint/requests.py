@@ -1,7 +1,8 @@
-"""Requests to a running app, as files in its checkpoint directory: that needs no port, and works on every machine that sees the directory.
+"""Requests to a running app, as files in its checkpoint directory: this needs no port, and works on every machine that sees
+the directory.
 
-requests/<id>.json        asked: {"savepoint": LOCATION} or {"checkpoint": true}
-requests/<id>.done.json   answered: {"checkpoint": id, "path": …} or {"error": …}
+requests/<id>.json        the request: {"savepoint": LOCATION} or {"checkpoint": true}
+requests/<id>.done.json   the answer: {"checkpoint": id, "path": …} or {"error": …}
 """
 
 import asyncio
@@ -29,19 +30,19 @@ _ASKED = re.compile(r"([0-9a-f]{32})\.json")
 _POLL_SECONDS = 0.05
 _SERVE_SECONDS = 0.25
 _LOOK_SECONDS = 0.5
-_GONE_SECONDS = 3.0  # a run is followed by the next one sooner, but for one that waits to be restarted
+_GONE_SECONDS = 3.0  # the next run follows sooner than this, unless it waits to be restarted
 _OLD_SECONDS = 120.0
 _MOST_BYTES = 65_536  # of a request
 
 
 class Requests:
-    """The requests as the running app sees them. All methods block on the disk, and may be called from any thread."""
+    """The requests, as the running app sees them. All methods block on the disk, and may be called from any thread."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._folder = Path(directory) / "requests"
 
     def clear(self) -> None:
-        """Removes requests and answers for which nobody waits any more: an earlier run was asked."""
+        """Removes old requests and answers, which were made to an earlier run."""
         for name in self._names():
             path = self._folder / name
             with suppress(FileNotFoundError):
@@ -49,7 +50,9 @@ class Requests:
                     path.unlink()
 
     def pending(self) -> list[tuple[str, dict[str, Any]]]:
-        """The requests that have no answer yet, as (id, request). A request that cannot be read is answered with the reason."""
+        """Returns the requests without an answer, as (id, request). A request that cannot be read is answered with
+        the reason.
+        """
         names = self._names()
         found = []
         for name in sorted(names):
@@ -60,7 +63,7 @@ class Requests:
                 with open(self._folder / name, "rb", opener=regular) as file:
                     request = json.loads(file.read(_MOST_BYTES))
             except FileNotFoundError:
-                continue  # who asked has given up
+                continue  # the client has given up
             except OSError as error:
                 self.answer(match[1], {"error": f"the request cannot be read: {error.strerror or error}"})
                 continue
@@ -74,9 +77,13 @@ class Requests:
         return found
 
     def answer(self, request_id: str, answer: dict[str, Any]) -> None:
-        """Writes the answer and removes the request: the location of a savepoint may have a key in it, and who asked may be gone."""
+        """Writes the answer and removes the request: the location of a savepoint may have a key in it, and the client
+        may be gone.
+        """
         _write(self._folder / f"{request_id}.done.json", answer)
-        with suppress(FileNotFoundError, IsADirectoryError, PermissionError):  # macOS says of a folder that it may not
+        with suppress(
+            FileNotFoundError, IsADirectoryError, PermissionError
+        ):  # macOS reports a folder as a permission error
             (self._folder / f"{request_id}.json").unlink()
 
     def _names(self) -> set[str]:
@@ -89,7 +96,8 @@ class Requests:
 async def serve(requests: Requests, answered: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> None:
     """Answers requests on the event loop of the app until it is cancelled.
 
-    answered: does what is asked, and returns the answer; `id` in it is that of the request, also where a later run finds it again.
+    `answered`: a coroutine function that executes a request and returns the answer. The request has the key `id`,
+    which stays the same if a later run finds the request again.
     """
     unread = False
     try:
@@ -100,7 +108,7 @@ async def serve(requests: Requests, answered: Callable[[dict[str, Any]], Awaitab
         await asyncio.sleep(_SERVE_SECONDS)
         try:
             pending = await run_in_thread(requests.pending)
-        except OSError as error:  # no permission, no more files: the app needs no requests
+        except OSError as error:  # no permission, or no more files: the app itself needs no requests
             if not unread:
                 _log.warning("requests of the command line cannot be read: %s", error)
             unread = True
@@ -109,7 +117,7 @@ async def serve(requests: Requests, answered: Callable[[dict[str, Any]], Awaitab
         for request_id, request in pending:
             try:
                 answer = await answered({**request, "id": request_id})
-            except Exception as error:  # whatever was asked, the next one is answered
+            except Exception as error:  # after any error, the next request is answered
                 answer = {"error": scrubbed(str(error))}
                 _log.warning("request %s failed: %s", request_id, answer["error"])
             try:
@@ -119,8 +127,9 @@ async def serve(requests: Requests, answered: Callable[[dict[str, Any]], Awaitab
 
 
 def ask(directory: str | os.PathLike[str], request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:
-    """Asks the app that runs on this checkpoint directory, and returns its answer. Raises UserError when it refuses, does not answer, or
-    has ended: nobody has locked the directory for three seconds.
+    """Sends a request to the app that runs on this checkpoint directory. Returns its answer. Blocks for `timeout`
+    seconds at most. Raises UserError if the app refuses, does not answer, or has ended: no process has locked the
+    directory for three seconds.
     """
     place = LocalPlace(Path(directory))
     folder = Path(directory) / "requests"
@@ -167,6 +176,6 @@ def _write(path: Path, value: dict[str, Any]) -> None:
 
 
 def _give_to_owner(path: Path) -> None:
-    """Gives a file that root has made to the owner of its folder: that is the user of the app, who must be able to read it."""
+    """Gives a file that root has made to the owner of its folder: the user of the app, who must be able to read it."""
     if os.geteuid() == 0:
         os.chown(path, path.parent.stat().st_uid, -1, follow_symlinks=False)

@@ -1,9 +1,11 @@
-"""Savepoints: copies of checkpoints, and what the app remembers of those that it made, as its journal keeps the entries that they need.
+"""Savepoints: copies of checkpoints. An app keeps a note of each savepoint that needs its journal, because the journal then
+keeps the entries that the savepoint needs.
 
-    copies/<hash of the location>.json     in the place of the app's checkpoints, made before the savepoint is
+    copies/<hash of the location>.json     in the place of the app's checkpoints, written before the savepoint
 
-A savepoint without a journal is not remembered: it needs nothing but its own files. One that is gone is forgotten a day after it was made,
-so that a savepoint which is being copied is not taken for one that is gone; `sabot savepoint drop` forgets it at once.
+A savepoint without a journal has no note: it needs only its own files. The note of a missing savepoint is removed a day
+after it was made, so that a savepoint which is still being copied does not count as missing. `sabot savepoint drop`
+removes the note at once.
 """
 
 import logging
@@ -32,8 +34,8 @@ _OWN_PLACE = "give the savepoint a place of its own"
 
 
 class SavepointNote(msgspec.Struct, frozen=True):
-    """location: for messages, without secrets. readable: the location says all that is needed to look there. journal: what the savepoint's
-    manifest says of the journal.
+    """A note of a savepoint. `location`: for messages, without secrets. `readable`: True if the location is complete,
+    so that the savepoint can be found by it. `journal`: the journal's entry in the savepoint's manifest.
     """
 
     location: str
@@ -53,7 +55,7 @@ def _name(location: Location) -> str:
 
 
 def make_savepoint(of: Place, manifest: Manifest, location: Location) -> Path | str:
-    """As `CheckpointStorage.copy_to`. of: where the app keeps its checkpoints."""
+    """Makes a savepoint, see `CheckpointStorage.copy_to`. `of`: the place where the app keeps its checkpoints."""
     source, target = manifest.home(), place_of(location)
     try:
         if _manifests(target):
@@ -87,8 +89,8 @@ def _copy(manifest: Manifest, source: Place, target: Place) -> None:
 
 
 def note_savepoint(place: Place, manifest: Manifest, location: Location) -> bool:
-    """Remembers, in the place of an app, a savepoint that is about to be made of this checkpoint. False: it needs no journal, and is not
-    remembered. Blocks. Raises OSError.
+    """Writes a note of a savepoint of this checkpoint that is about to be made. Returns False, without a note, if the
+    savepoint needs no journal. Blocks. Raises OSError.
     """
     facts = [stored.meta["journal"] for stored in manifest.tasks.values() if "journal" in stored.meta]
     if not facts:
@@ -98,19 +100,19 @@ def note_savepoint(place: Place, manifest: Manifest, location: Location) -> bool
     shown = text if readable else redacted_url(text)
     note = SavepointNote(shown, readable, manifest.checkpoint_id, round(SYSTEM_CLOCK.time() * 1000), facts[0])
     name = _name(location)
-    place.remove([name])  # of one that was there before, and is gone: else the location would be refused
+    place.remove([name])  # the note of an earlier savepoint that is gone: with it, the location would be refused
     place.create(name, msgspec.json.encode(note), "savepoint")
     return True
 
 
 def forget_savepoint(place: Place, location: Location) -> None:
-    """The app remembers nothing of a savepoint there. Blocks. Raises OSError."""
+    """Removes the app's note of a savepoint there. Blocks. Raises OSError."""
     place.remove([_name(location)])
 
 
 def savepoints_of(place: Place, *, tidy: bool) -> list[SavepointNote]:
-    """The savepoints that an app remembers. tidy: those that are gone are forgotten. Blocks. Raises OSError; CorruptCheckpoint for a note
-    that cannot be read.
+    """Returns the notes of an app's savepoints. `tidy`: True to remove the notes of missing savepoints. Blocks.
+    Raises OSError; CorruptCheckpoint for a note that cannot be read.
     """
     found = []
     for file in place.names(_FOLDER):
@@ -118,7 +120,7 @@ def savepoints_of(place: Place, *, tidy: bool) -> list[SavepointNote]:
         try:
             note = msgspec.json.decode(place.read(name), type=SavepointNote)
         except FileNotFoundError:
-            continue  # dropped meanwhile
+            continue  # removed meanwhile
         except msgspec.MsgspecError as error:
             raise CorruptCheckpoint(
                 f"{place.locate(name)} is damaged: it says which part of the journal a savepoint needs",
@@ -137,12 +139,14 @@ def _is_gone(note: SavepointNote) -> bool:
         return False
     try:
         return not _manifests(place_of(note.location))
-    except (OSError, UserError):  # nobody can tell
+    except (OSError, UserError):  # unknown: the place cannot be read
         return False
 
 
 def is_savepoint(location: Location) -> bool:
-    """Whether there is one: not where an app keeps its checkpoints. Blocks. Raises OSError."""
+    """Returns True if a savepoint is there, but not for the place where an app keeps its checkpoints. Blocks. Raises
+    OSError.
+    """
     place = place_of(location)
     return bool(_manifests(place)) and not place.names("claims")
 
@@ -152,8 +156,8 @@ def _manifests(place: Place) -> list[str]:
 
 
 def drop_savepoint(location: Location) -> None:
-    """Removes the savepoint at a location, its manifest first. Blocks. Raises UserError where there is none, and where an app keeps its
-    checkpoints.
+    """Removes the savepoint at a location, its manifest first. Blocks. Raises UserError if there is none, and for the
+    place where an app keeps its checkpoints.
     """
     place = place_of(location)
     try:
@@ -168,7 +172,7 @@ def drop_savepoint(location: Location) -> None:
         place.remove(place.all_files())
         if isinstance(place, LocalPlace):
             for folder in [*(place.where / "files").glob("??"), place.where / "files", place.where / "checkpoints"]:
-                with suppress(OSError):  # something else is in it
+                with suppress(OSError):  # other files are in it
                     folder.rmdir()
             with suppress(OSError):
                 place.where.rmdir()

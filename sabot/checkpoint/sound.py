@@ -1,6 +1,8 @@
-"""Checks that what a manifest says is safe to use. Its checksum finds damage, but somebody who forges a manifest writes a right checksum.
+"""Checks that the entries of a manifest are safe to use. Its checksum finds damage, but a forged manifest has a right
+checksum.
 
-A manifest may come from shared storage, or from another machine, and its names become paths that are made, linked and removed here.
+A manifest may come from shared storage or from another machine, and its names become paths that are made, linked and
+removed here.
 """
 
 import json
@@ -16,13 +18,13 @@ from sabot.errors import CorruptCheckpoint
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _INCARNATION = re.compile(r"[A-Za-z0-9_-]{0,64}")
 _MOST = 1 << 63
-# The folder of restored files stands before it, and both together must fit into the system's 4096.
+# The folder of restored files stands before it, and both together must fit into the system's limit of 4096.
 _MOST_BYTES_OF_A_PATH = 1024
 _MOST_BYTES_OF_A_NAME = 255
 
 
 def refuse_repeated_keys(body: bytes, where: str) -> None:
-    """Raises CorruptCheckpoint where a JSON object has a key twice: two readers could take different values for it."""
+    """Raises CorruptCheckpoint if a JSON object has a key twice: two readers could take different values for it."""
 
     def once(pairs: list[tuple[str, Any]]) -> None:
         keys = [key for key, _ in pairs]
@@ -84,7 +86,9 @@ def _refuse_contents(where: str, path: str, file: StoredFile) -> None:
 
 
 def _refuse_colliding(where: str, paths: Iterable[str]) -> None:
-    """Refuses two paths that are one file where the file system ignores case, and a path below another path that is a file."""
+    """Refuses two paths that are one file if the file system ignores case, and a path below another path that is a
+    file.
+    """
     files: dict[str, str] = {}
     for path in paths:
         other = files.setdefault(path.casefold(), path)
@@ -113,5 +117,5 @@ def _unsound(where: str, entry: str, why: str) -> CorruptCheckpoint:
 
 
 def _shown(text: str) -> str:
-    """The text as Python would write it, so that it cannot control a terminal; at most one line."""
+    """Returns the text as Python would write it, so that it cannot control a terminal; at most one line."""
     return ascii(text if len(text) <= 100 else f"{text[:100]}…")

@@ -1,18 +1,18 @@
 """The checkpoints of an app, in a directory or an object store. A checkpoint exists completely or not at all.
 
-    <root>/LOCK                                    only in a directory: held by the worker that owns the app
-    <root>/claims/0000000003-<uuid>                who claimed generation 3 of the app
+    <root>/LOCK                                    only in a directory: locked by the worker that owns the app
+    <root>/claims/0000000003-<uuid>                the claim of generation 3 of the app
     <root>/checkpoints/0000000007-0000000003.json  manifest of checkpoint 7, made by generation 3: it never changes
-    <root>/copies/<hash>.json                      what the app remembers of a savepoint (`savepoints`)
+    <root>/copies/<hash>.json                      the app's note of a savepoint (`savepoints`)
     <root>/files/ab/ab12…-3                        contents by their SHA-256, shared by all checkpoints that list them
-    <root>/scratch/                                only in a directory: what this run is writing, or has restored
-    <root>/reading-…/                              only in a directory: what somebody who only reads has restored
+    <root>/scratch/                                only in a directory: files that this run is writing, or has restored
+    <root>/reading-…/                              only in a directory: files restored by a process that only reads
 
-The files of a checkpoint are moved to their names first, then its manifest is created, in one step. So a crash between any two steps
-leaves the previous checkpoint or the new one, never a mix. Contents that are stored already are not stored again, and a file that an
-earlier checkpoint has too (the same inode) is not even read again. An old checkpoint is removed in the opposite order: its manifest
-first, then the files that no other manifest lists. `protocol` decides who owns the app, which checkpoints count and what may be removed;
-`places` stores the bytes.
+The files of a checkpoint are moved to their names first; then its manifest is created, in one step. So a crash between
+any two steps leaves the previous checkpoint or the new one, never a mix. Contents that are stored already are not stored
+again, and a file that an earlier checkpoint has too (the same inode) is not even read again. An old checkpoint is
+removed in the opposite order: its manifest first, then the files that no other manifest lists. `protocol` decides which
+worker owns the app, which checkpoints count and which files may be removed; `places` stores the bytes.
 """
 
 import logging
@@ -60,12 +60,12 @@ _T = TypeVar("_T")
 class CheckpointStorage:
     """The checkpoints of one app in one place; the newest `retain` of them are kept.
 
-    location: a directory, a URI of a file system that pyarrow knows (`s3://bucket/path`), or a pyarrow FileSystem and a path.
-    scratch: for a remote one, a folder on this machine for what is being written; best on the disk of the state, so that files
-    are linked and not copied. `directory` is the directory's path, or a URI for messages.
+    `location`: a directory, a URI of a file system that pyarrow knows (`s3://bucket/path`), or a pyarrow FileSystem
+    and a path. `scratch`: for a remote location, a folder on this machine for files being written; best on the disk
+    of the state, so that files are linked and not copied. `directory` is the directory's path, or a URI for messages.
 
-    All methods may block on the disk or the network, and may be called from any thread; those that write exclude each other.
-    Writing needs the lock, and takes it if `lock` was not called before.
+    All methods may block on the disk or the network, and may be called from any thread; those that write exclude each
+    other. Writing needs the lock, and takes it if `lock` was not called before.
     """
 
     def __init__(self, location: Location, retain: int = 3, *, scratch: Path | None = None) -> None:
@@ -76,9 +76,11 @@ class CheckpointStorage:
         self.retain = retain
         self._exclusive = threading.RLock()
         self._ownership = Ownership(self._place)
-        # By hash, the contents that a new checkpoint may use: those of the checkpoint from which the app started, and those stored since.
+        # By hash, the contents that a new checkpoint may use: those of the checkpoint from which the app started, and
+        # those stored since.
         self._stored: dict[str, StoredFile] = {}
-        # The files that each manifest lists which was written or read here. A file is removed when no manifest lists it any more.
+        # The files of each manifest that was written or read here. A file is removed when no manifest lists it any
+        # more.
         self._known: dict[Mark, frozenset[str]] = {}
         self._listed: Counter[str] = Counter()
         self._unreadable: set[Mark] = set()
@@ -86,18 +88,20 @@ class CheckpointStorage:
         self._pinned: Counter[Mark] = Counter()
         self._unneeded: deque[StoredFile] = deque()
 
-    # Owning the app
+    # Ownership
 
     @property
     def generation(self) -> int:
-        """The generation of this run, greater than those of all earlier runs. 0 without the lock."""
+        """The generation of this run, greater than those of all earlier runs; 0 without the lock."""
         return 0 if self._ownership.claim is None else self._ownership.claim.generation
 
     def lock(self) -> None:
-        """Makes this worker the owner of the app, until `unlock`, the end of the process, or another worker takes it over. Idempotent.
+        """Makes this worker the owner of the app, until `unlock`, the end of the process, or another worker takes it
+        over. Idempotent.
 
-        In a directory another worker gets AppLocked as long as this process lives on the same machine. In an object store the later worker
-        is the owner, and the earlier one finds out at its next checkpoint or `check_owner`.
+        In a directory another worker gets AppLocked as long as this process lives on the same machine. In an object
+        store the later worker is the owner, and the earlier one finds out at its next checkpoint or `check_owner`.
+        Raises UserError if the place cannot be written.
         """
         with self._exclusive:
             if self._ownership.claim is not None:
@@ -119,7 +123,7 @@ class CheckpointStorage:
                 raise
 
     def claim_above(self, generation: int) -> None:
-        """Makes `self.generation` greater than `generation`, which somebody has used already. Raises like `lock`."""
+        """Makes `self.generation` greater than `generation`, which was used elsewhere. Raises the errors of `lock`."""
         with self._exclusive, self.explained():
             self.lock()
             if self.generation <= generation:
@@ -127,12 +131,14 @@ class CheckpointStorage:
                 self._ownership.take(above=generation)
 
     def check_owner(self) -> None:
-        """Raises AppLocked when another worker has taken the app over. Does not wait for a checkpoint that is being written."""
+        """Raises AppLocked if another worker has taken the app over. Does not wait for a checkpoint that is being
+        written.
+        """
         with self.explained():
             self._ownership.check()
 
     def unlock(self) -> None:
-        """Lets another worker own the app, and removes what was restored. Idempotent."""
+        """Lets another worker own the app, and removes restored files. Idempotent."""
         with self._exclusive:
             if self._place.owned:
                 self._place.release()
@@ -147,23 +153,25 @@ class CheckpointStorage:
         if marks:
             try:
                 manifest = self._read(marks[-1])
-            except CorruptCheckpoint:  # `latest` says so
+            except CorruptCheckpoint:  # `latest` will raise it
                 return
             self._stored = {file.sha256: file for file in manifest.contents.values()}
 
     @property
     def asked_at(self) -> Path | None:
-        """See `Place.asked_at`: the directory, or the folder beside the state of an app whose checkpoints are in an object store."""
+        """The folder of requests, see `Place.asked_at`: the directory, or the folder next to the state of an app
+        whose checkpoints are in an object store.
+        """
         return self._place.asked_at
 
     def in_use(self) -> bool:
-        """Whether a worker owns the app now. Always False for an object store, where nothing tells."""
+        """Returns True if a worker owns the app now. Always False for an object store, which has no lock."""
         return self._place.in_use()
 
-    # Writing one
+    # Writing a checkpoint
 
     def begin(self, checkpoint_id: int) -> Path:
-        """An empty directory on this machine to write this checkpoint's files into."""
+        """Returns an empty directory on this machine for this checkpoint's files."""
         with self._exclusive, self.explained():
             self.lock()
             unfinished = self._unfinished(checkpoint_id)
@@ -177,9 +185,9 @@ class CheckpointStorage:
     ) -> Manifest:
         """Stores the files that were written since `begin`, then the manifest. After that the checkpoint is complete.
 
-        stored: files that workers have stored already (`writer`), by their path in the checkpoint.
-        Returns the manifest with `contents`, `generation` and where it is. Raises CheckpointFailed, after which `abort` cleans up, and
-        AppLocked when another worker has taken the app over; then the checkpoint does not count.
+        `stored`: files that workers have stored already (`writer`), by their path in the checkpoint. Returns the
+        manifest with its `contents`, `generation` and location. Raises CheckpointFailed, after which `abort` cleans
+        up, and AppLocked if another worker has taken the app over; then the checkpoint does not count.
         """
         with self._exclusive, self.explained():
             self.lock()
@@ -211,18 +219,24 @@ class CheckpointStorage:
             return self._here(manifest, mark)
 
     def abort(self, checkpoint_id: int) -> None:
-        """Removes what was written since `begin`. Idempotent. What cannot be removed goes with the next `lock`."""
+        """Removes the files written since `begin`. Idempotent. The next `lock` removes files that cannot be removed
+        now.
+        """
         with self._exclusive:
             if self._place.owned:
                 shutil.rmtree(self._unfinished(checkpoint_id), ignore_errors=True)
 
     def unneeded(self, files: Iterable[StoredFile]) -> None:
-        """Only manifests need these files of workers from here on: what none lists goes with the next `drop_old`. Does not block."""
+        """Releases these files of workers: from now on only manifests keep them, and the next `drop_old` removes
+        those that none lists. Does not block.
+        """
         self._unneeded.extend(files)
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Around code that writes below the directory of `begin`: an OSError becomes a CheckpointFailed that names the place."""
+        """Wraps code that writes below the directory of `begin`: an OSError becomes a CheckpointFailed that names the
+        place.
+        """
         try:
             yield
         except OSError as error:
@@ -234,8 +248,8 @@ class CheckpointStorage:
             ) from error
 
     def keep(self) -> Path:
-        """A new directory on the disk of the checkpoints, so that files can be linked. It stays until the caller removes it, or until the
-        next `lock`.
+        """Returns a new directory on the disk of the checkpoints, so that files can be linked. It stays until the
+        caller removes it, or until the next `lock`.
         """
         with self._exclusive, self.explained():
             self.lock()
@@ -244,8 +258,8 @@ class CheckpointStorage:
     def drop_old(self) -> int | None:
         """Removes all but the newest `retain` checkpoints, and the files that none of these lists.
 
-        Returns the id of the oldest that is left, to which a start can still go back, or None where none is left. Savepoints in other
-        places do not count.
+        Returns the id of the oldest remaining one, to which a start can still go back, or None if none is left.
+        Savepoints in other places do not count.
         """
         with self._exclusive:
             self.lock()
@@ -262,7 +276,9 @@ class CheckpointStorage:
             return min(left, default=None)
 
     def clear(self) -> None:
-        """Makes the app start afresh, in a new generation: no earlier checkpoint counts any more. One step, which happens or does not."""
+        """Makes the app start afresh, in a new generation: no earlier checkpoint counts any more. It is one step,
+        which happens or does not.
+        """
         with self._exclusive:
             self.lock()
             with self.explained():
@@ -276,37 +292,42 @@ class CheckpointStorage:
             self.drop_old()
 
     def copy_to(self, manifest: Manifest, location: Location) -> Path | str:
-        """Makes a savepoint: a copy of the checkpoint in a place of its own, from which nothing is removed. Returns that place.
+        """Makes a savepoint: a copy of the checkpoint in a place of its own, from which nothing is removed. Returns
+        that place.
 
-        `CheckpointStorage(location).latest()` reads it. Files are linked where both are on one disk. The manifest is written last, so a
-        copy that failed is no savepoint and may be made again. One that needs a journal is remembered first (`savepoints`). Raises
-        CheckpointFailed, and UserError where the place has a checkpoint.
+        `CheckpointStorage(location).latest()` reads it. Files are linked if both are on one disk. The manifest is
+        written last, so a failed copy is not a savepoint, and may be made again. If it needs a journal, a note of it
+        is written first (`savepoints`). Raises CheckpointFailed, and UserError if the place has a checkpoint.
         """
         with self.pinned(manifest):
             return make_savepoint(self._place, manifest, location)
 
     def note(self, manifest: Manifest, location: Location) -> None:
-        """Remembers that a start may go back to a savepoint, which the app has made in another directory. Does nothing where the location
-        is none, but has checkpoints of an app. Raises CheckpointFailed.
+        """Writes a note that a start may go back to a savepoint, which the app has made in another directory. Does
+        nothing if the location has checkpoints of an app instead of a savepoint. Raises CheckpointFailed.
         """
         with self._exclusive, self.explained():
             if is_savepoint(location):
                 note_savepoint(self._place, manifest, location)
 
     def savepoints(self) -> list[SavepointNote]:
-        """The savepoints of this app that need a journal, without those that are gone. Raises CheckpointFailed, CorruptCheckpoint."""
+        """Returns the savepoints of this app that need a journal, without missing ones. Raises CheckpointFailed,
+        CorruptCheckpoint.
+        """
         with self.explained():
             return savepoints_of(self._place, tidy=self._place.owned)
 
     def drop_savepoint(self, location: Location) -> None:
-        """Removes a savepoint of this app, and with it what the journal keeps for it. Raises UserError, CheckpointFailed."""
+        """Removes a savepoint of this app. The journal then no longer keeps entries for it. Raises UserError,
+        CheckpointFailed.
+        """
         drop_savepoint(location)
         with self.explained():
             forget_savepoint(self._place, location)
 
     @contextmanager
     def pinned(self, manifest: Manifest) -> Iterator[None]:
-        """While this is entered, `drop_old` keeps this checkpoint and its files."""
+        """Keeps this checkpoint and its files from `drop_old` inside of a `with` statement."""
         with self._exclusive:
             self._pinned[manifest.mark] += 1
         try:
@@ -321,16 +342,16 @@ class CheckpointStorage:
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is an object store: each worker of a spread app stores its files there itself."""
+        """True for an object store: each worker of a distributed app stores its files there itself."""
         return not isinstance(self._place, LocalPlace)
 
     def writer(self, generation: int, name: str) -> ContentsWriter:
-        """What a worker stores files with; the generation is that of its coordinator."""
+        """Returns the writer with which a worker stores files. `generation`: that of its coordinator."""
         return ContentsWriter(self._place, generation, name)
 
     def fetched(self, stored: StoredFile) -> Path:
-        """A copy on this machine of a file that a worker has stored; it may go when no checkpoint lists it. Raises TransientError, and
-        CorruptCheckpoint.
+        """Returns a copy on this machine of a file that a worker has stored; it may be removed when no checkpoint
+        lists it. Raises TransientError and CorruptCheckpoint.
         """
         try:
             return self._place.fetch(stored)
@@ -342,18 +363,18 @@ class CheckpointStorage:
     # Reading
 
     def ids(self) -> list[int]:
-        """The complete checkpoints, oldest first."""
+        """Returns the ids of the complete checkpoints, oldest first."""
         return list(dict.fromkeys(mark.checkpoint_id for mark in self._counting()))
 
     def last_id(self) -> int:
-        """The greatest id of a complete checkpoint; 0 without one."""
+        """Returns the greatest id of a complete checkpoint, or 0."""
         return max(self.ids(), default=0)
 
     def latest(self) -> Manifest | None:
-        """The newest complete checkpoint, checked; None where there is none. Remote files are compared when they are fetched.
+        """Returns the newest complete checkpoint, checked, or None. Remote files are compared when they are fetched.
 
-        Raises CorruptCheckpoint when it cannot be used. To go back to an older checkpoint without asking would deliver output again, so
-        the error leaves that choice to the user, and names the commands.
+        Raises CorruptCheckpoint if it cannot be used. To go back to an older checkpoint without asking would deliver
+        output again, so the error leaves that choice to the user, and names the commands.
         """
         while marks := self._counting():
             try:
@@ -370,11 +391,13 @@ class CheckpointStorage:
         return None
 
     def manifests(self) -> list[Manifest]:
-        """The manifests of all complete checkpoints, oldest first. Their files are not checked. Raises CorruptCheckpoint, as `read`."""
+        """Returns the manifests of all complete checkpoints, oldest first. Their files are not checked. Raises
+        CorruptCheckpoint like `read`.
+        """
         return [self.read(checkpoint_id) for checkpoint_id in self.ids()]
 
     def read(self, checkpoint_id: int) -> Manifest:
-        """The manifest of this checkpoint. Raises CorruptCheckpoint naming the file."""
+        """Returns the manifest of this checkpoint. Raises CorruptCheckpoint naming the file."""
         marks = [mark for mark in self._counting() if mark.checkpoint_id == checkpoint_id]
         if not marks:
             raise CorruptCheckpoint(f"{self.directory} has no checkpoint {checkpoint_id}")
@@ -387,10 +410,12 @@ class CheckpointStorage:
             check_files(self._place, manifest.contents, fully=True)
 
     def release_restored(self) -> None:
-        """Removes the directories that `Manifest.state_directory` made. Each is removed with its checkpoint at the latest."""
+        """Removes the directories that `Manifest.state_directory` made. Each is removed with its checkpoint at the
+        latest.
+        """
         self._place.release()
 
-    # Below: how
+    # Private methods
 
     def _unfinished(self, checkpoint_id: int) -> Path:
         return self._place.scratch / f"{checkpoint_id:010d}"
@@ -424,7 +449,9 @@ class CheckpointStorage:
     def _store_all(
         self, root: Path
     ) -> tuple[dict[str, StoredFile], dict[tuple[int, int], tuple[int, int, StoredFile]]]:
-        """Stores every file below `root`. Returns the contents by path, and the files that the place now has, by inode."""
+        """Stores every file below `root`. Returns the contents by path, and the files that the place now has, by
+        inode.
+        """
         contents: dict[str, StoredFile] = {}
         known: dict[tuple[int, int], tuple[int, int, StoredFile]] = {}
         new: dict[str, tuple[Path, StoredFile]] = {}
@@ -470,7 +497,7 @@ class CheckpointStorage:
         self._listed.update(names)
 
     def _learn_all(self) -> None:
-        """Reads, once, what the manifests of earlier runs list, and removes files that no manifest lists."""
+        """Reads, once, the lists of the manifests of earlier runs, and removes files that no manifest lists."""
         if self._swept:
             return
         marks = marks_in(self._place)
@@ -509,7 +536,9 @@ class CheckpointStorage:
 
     @contextmanager
     def _with_ways_on(self, mark: Mark) -> Iterator[None]:
-        """Adds to a CorruptCheckpoint the hint what to do. Raises AppLocked instead where another worker owns the app by now."""
+        """Adds a hint to a CorruptCheckpoint with the commands for going on. Raises AppLocked instead if another
+        worker owns the app by now.
+        """
         try:
             yield
         except CorruptCheckpoint as error:
@@ -518,7 +547,7 @@ class CheckpointStorage:
             raise
 
     def _ways_on(self, corrupt: Mark) -> str:
-        """The hint for a corrupt checkpoint: remove manifests down to the newest good one, or start afresh."""
+        """Returns the hint for a corrupt checkpoint: remove manifests down to the newest good one, or start afresh."""
         bad = [corrupt]
         for older in reversed([mark for mark in self._counting() if mark < corrupt]):
             try:

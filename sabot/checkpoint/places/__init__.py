@@ -1,4 +1,4 @@
-"""Where the bytes of checkpoints are: in a directory, or in an object store (`base` is the contract of both)."""
+"""The storage of checkpoint files: in a directory, or in an object store (`base` is the contract of both)."""
 
 from sabot.checkpoint.places.base import Place, StoredFile, check_files, each, this_worker
 from sabot.checkpoint.places.local import LocalPlace, is_local_place

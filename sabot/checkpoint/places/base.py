@@ -1,15 +1,16 @@
-"""Where the bytes of checkpoints are: a directory on this machine, or a file system of pyarrow's (an object store).
+"""The contract of places, which store the files of checkpoints: a directory on this machine, or a file system of pyarrow (an
+object store).
 
-A Place holds files under names ("claims/…", "files/ab/ab12…-3"). There are two kinds of places, with one contract
+A Place has files under names ("claims/…", "files/ab/ab12…-3"). There are two kinds of places, with one contract
 (`tests/contracts/test_checkpoint_place_contract.py`):
 
-    LocalPlace    below a directory. A file is safe when it and every folder above it are synced. It gets its name by a rename
-                  or a link, so it exists completely or not at all. Readers get links to files, not copies.
-    RemotePlace   below a path of a `pyarrow.fs.FileSystem`. Files that a checkpoint wrote also stay on this machine as long as the
-                  newest checkpoint needs them. A file that is read is fetched once, and compared with its hash while it is fetched.
+    LocalPlace    below a directory. A file is safe when it and every folder above it are synced. It gets its name by a
+                  rename or a link, so it exists completely or not at all. Readers get links to files, not copies.
+    RemotePlace   below a path of a `pyarrow.fs.FileSystem`. Files that a checkpoint wrote also stay on this machine as
+                  long as the newest checkpoint needs them. A file is fetched once, and compared with its hash meanwhile.
 
-No step relies on the order in which a file system persists two operations without an fsync between them (Pillai et al., "All File
-Systems Are Not Created Equal", OSDI 2014).
+No step relies on the order in which a file system persists two operations without an fsync between them (Pillai et al.,
+"All File Systems Are Not Created Equal", OSDI 2014).
 """
 
 import hashlib
@@ -39,8 +40,8 @@ _Inode = tuple[int, int]  # device, number
 
 
 class StoredFile(msgspec.Struct, frozen=True, order=True, omit_defaults=True):
-    """Stored contents: their length in bytes, their SHA-256 (hex), the generation that stored them, and, where a worker of a spread app did
-    that, what tells its files apart.
+    """The identity of stored contents: their length in bytes, their SHA-256 (hex), the generation that stored them,
+    and, for a worker of a distributed app, a name that distinguishes its files.
     """
 
     size: int
@@ -55,11 +56,12 @@ class StoredFile(msgspec.Struct, frozen=True, order=True, omit_defaults=True):
 
 
 class Place(ABC):
-    """Files under names. All methods block, may be called from any thread, and raise OSError.
+    """A storage of files under names. All methods block, may be called from any thread, and raise OSError.
 
-    where: the place, for messages. scratch: while the place is owned, a folder on this machine for files that are being written, from which
-    `put` takes them. parallel: how many calls of `put` at once are worth while. known: files on this machine that never change, by inode;
-    only those of the newest checkpoint, so none of these inodes can have been freed and used again.
+    `where`: the place, for messages. `scratch`: while the place is owned, a folder on this machine for files being
+    written, from which `put` takes them. `parallel`: the useful number of concurrent calls of `put`. `known`: files
+    on this machine that never change, by inode; only those of the newest checkpoint, so none of these inodes can have
+    been freed and reused.
     """
 
     where: Path | str
@@ -68,7 +70,7 @@ class Place(ABC):
 
     def __init__(self) -> None:
         self.known: dict[_Inode, tuple[int, int, StoredFile]] = {}  # -> size, mtime in ns, contents
-        # Raises AppLocked where a file may be missing because another worker owns the app.
+        # Raises AppLocked if a file may be missing because another worker owns the app.
         self.doubt: Callable[[], None] = lambda: None
         self._reading: TemporaryFolder | None = None
         self._restoring = threading.Lock()
@@ -81,113 +83,124 @@ class Place(ABC):
     def __hash__(self) -> int:
         return hash(str(self.where))
 
-    # Owning it
+    # Ownership
 
     @property
     @abstractmethod
     def asked_at(self) -> Path | None:
-        """The folder of this machine in which the running app finds requests of the command line, below `requests`. None: there is none."""
+        """The folder of this machine in which the running app finds requests of the command line, below `requests`;
+        or None.
+        """
 
     @property
     def owned(self) -> bool:
-        """Whether this process owns the place: between `own` and `disown`."""
+        """True if this process owns the place: between `own` and `disown`."""
         return self._lock_file is not None
 
     @abstractmethod
     def own(self) -> None:
-        """Makes an empty `scratch` that no other process of this machine uses. Raises AppLocked."""
+        """Takes the place and makes an empty `scratch` that no other process of this machine uses. Raises AppLocked."""
 
     def disown(self) -> None:
         """Lets another process own the place. Idempotent."""
         if self._lock_file is not None:
-            # The file stays: if it were removed, two processes could lock two files of this name.
+            # The file stays: if it were removed, two processes could lock two files with this name.
             self._lock_file.close()
             self._lock_file = None
 
     @abstractmethod
     def advice(self, error: OSError) -> str:
-        """What to do where `own` failed, or the first write."""
+        """Returns a hint for an error of `own`, or of the first write."""
 
     def in_use(self) -> bool:
-        """Whether a worker owns the place now. False where nothing tells: only a directory has a lock."""
+        """Returns True if a worker owns the place now. Always False for an object store, because only a directory has
+        a lock.
+        """
         return False
 
     # Names
 
     @abstractmethod
     def names(self, folder: str) -> list[str]:
-        """The names of the files directly in this folder; none where the folder does not exist."""
+        """Returns the names of the files directly in this folder; none if the folder does not exist."""
 
     @abstractmethod
     def all_files(self) -> list[str]:
-        """The names of all files below "files"."""
+        """Returns the names of all files below "files"."""
 
     @abstractmethod
     def locate(self, name: str) -> str:
-        """The path or URI of a file, for messages."""
+        """Returns the path or URI of a file, for messages."""
 
     # Writing
 
     @abstractmethod
     def create(self, name: str, data: bytes, kind: str) -> None:
-        """Creates a small file, which is safe when this returns. It exists completely or not at all. kind: the name of the step.
+        """Creates a small file, which is safe when this returns. It exists completely or not at all. `kind`: the name
+        of the step.
 
-        Raises FileExistsError. After any other error of a remote place the file may exist all the same.
+        Raises FileExistsError. After any other error of a remote place the file may exist anyway.
         """
 
     @abstractmethod
     def put(self, path: Path, name: str) -> None:
-        """Moves a file out of `scratch` to this name, and replaces a file that has the name. It is safe after `sync`."""
+        """Moves a file out of `scratch` to this name, and replaces a file with that name. It is safe after `sync`."""
 
     @abstractmethod
     def add(self, path: Path, name: str, *, safe: bool) -> None:
-        """As `put`, but the file also stays where it is, and never changes. safe: its contents are synced already."""
+        """Stores a file like `put`, but the file also stays in its place, and never changes. `safe`: True if its
+        contents are synced already.
+        """
 
     @abstractmethod
     def sync(self) -> None:
-        """When this returns, all files that were `put` or added are safe under their names."""
+        """Waits until all files of `put` and `add` are safe under their names."""
 
     @abstractmethod
     def remove(self, names: Iterable[str]) -> None:
-        """Removes these files. It is no error if one does not exist."""
+        """Removes these files. A missing file is not an error."""
 
     @abstractmethod
     def let_go(self, needed: set[str]) -> None:
-        """Removes the copies on this machine of all contents except those named in `needed`. A directory keeps no copies."""
+        """Removes the copies on this machine of all contents except those named in `needed`. A directory keeps no
+        copies.
+        """
 
     # Reading
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """The contents of a small file."""
+        """Returns the contents of a small file."""
 
     @abstractmethod
     def chunks(self, name: str) -> Iterator[bytes]:
-        """The contents of a file, in pieces."""
+        """Yields the contents of a file in pieces."""
 
     @abstractmethod
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
-        """The sizes in bytes of those of these files that exist; -1 where the name is a link or a folder."""
+        """Returns the sizes in bytes of those of these files that exist; -1 if the name is a link or a folder."""
 
     @abstractmethod
     def fetch(self, stored: StoredFile) -> Path:
-        """A file on this machine with these contents, to be read or linked. Raises CorruptCheckpoint where the contents differ."""
+        """Returns a file on this machine with these contents, to be read or linked. Raises CorruptCheckpoint if the
+        contents differ.
+        """
 
     def holds(self, path: Path, stored: StoredFile) -> bool:
-        """Whether `path` is another name (a hard link) of the file that has these contents in this place."""
+        """Returns True if `path` is another name (a hard link) of the file with these contents in this place."""
         return False
 
     def contents(self, stored: StoredFile) -> bytes:
-        """The contents of a small file. Raises CorruptCheckpoint where they differ from those that were stored."""
+        """Returns the contents of a small file. Raises CorruptCheckpoint if they differ from the stored contents."""
         return self.fetch(stored).read_bytes()
 
     checks_contents = True
-    """True if `check_files` always compares the contents: reading them is cheap, and `fetch` does not compare them."""
+    """True if `check_files` always compares the contents: reading them is fast, and `fetch` does not compare them."""
 
     def folder(self, name: str, files: Mapping[str, StoredFile]) -> Path:
-        """A folder on this machine with these files under these relative paths. It must not be written to.
+        """Returns a folder on this machine with these files under these relative paths. It must not be written to.
 
-        The same name gives the same folder until `release`. Files are linked where the file system has links.
+        The same name gives the same folder until `release`. Files are linked if the file system has links.
         """
         folder = self.workspace() / "restored" / name
         with self._restoring:
@@ -212,12 +225,14 @@ class Place(ABC):
             self.known[status.st_dev, status.st_ino] = (status.st_size, status.st_mtime_ns, stored)
 
     def workspace(self) -> Path:
-        """A folder on this machine: `scratch` for the owner, a temporary folder for a process that only reads."""
+        """Returns a folder on this machine: `scratch` for the owner, a temporary folder for a process that only
+        reads.
+        """
         if self.owned:
             return self.scratch
         with (
             self._making
-        ):  # files are fetched by several threads: a folder that another one replaced would be removed under its files
+        ):  # several threads fetch files: replacing the folder of another thread would remove it during its use
             if self._reading is None:
                 self._reading = self._reading_folder()
             return self._reading.path
@@ -232,10 +247,11 @@ class Place(ABC):
 
 
 def check_files(place: Place, files: Mapping[str, StoredFile], *, fully: bool = False) -> None:
-    """Checks that every file exists in the place as it was stored. Raises CorruptCheckpoint, which names the first that does not.
+    """Checks that every file exists in the place unchanged. Raises CorruptCheckpoint, which names the first that does
+    not.
 
-    files: by their path in the checkpoint, for messages. Of a remote file only the length is checked, unless `fully`; its contents are
-    compared when it is fetched.
+    `files`: by their path in the checkpoint, for messages. Of a remote file only the length is checked, unless
+    `fully`; its contents are compared when it is fetched.
     """
     distinct = sorted({stored.name: (path, stored) for path, stored in files.items()}.values())
     try:
@@ -271,7 +287,9 @@ def _compare(place: Place, file: tuple[str, StoredFile]) -> None:
 
 
 def take_scratch(place: Place, lock_path: Path, scratch: Path) -> None:
-    """Takes the lock for `Place.own`, and makes an empty `scratch` folder. Raises AppLocked if another process has the lock."""
+    """Takes the lock for `Place.own`, and makes an empty `scratch` folder. Raises AppLocked if another process has
+    the lock.
+    """
     lock_file = lock(lock_path, f"{this_worker()}\n", partial(_taken, lock_path.parent))
     try:
         own_folder(scratch)
@@ -284,14 +302,14 @@ def take_scratch(place: Place, lock_path: Path, scratch: Path) -> None:
 
 
 def damaged(where: str, size: int, stored: StoredFile) -> CorruptCheckpoint:
-    """The error for contents that differ from those that were stored."""
+    """Returns the error for contents that differ from the stored ones."""
     if size != stored.size:
         return CorruptCheckpoint(f"{where} is damaged: {size} bytes, not {stored.size}")
     return CorruptCheckpoint(f"{where} is damaged: its checksum differs")
 
 
 def this_worker() -> str:
-    """This process and its host, as text for messages."""
+    """Returns this process and its host as text for messages."""
     return f"process {os.getpid()} on host {socket.gethostname()}"
 
 
@@ -303,7 +321,9 @@ def _taken(directory: Path, owner: str) -> AppLocked:
 
 
 def each(parallel: int, do: Callable[[_T], None], these: Iterable[_T]) -> None:
-    """Calls do(one) for each, at most `parallel` at a time. The first error is raised when all calls that had begun have ended."""
+    """Calls do(one) for each, at most `parallel` at a time. After an error no further call begins; the first error is
+    raised when all running calls have ended.
+    """
     if parallel == 1:
         for one in these:
             do(one)

@@ -1,4 +1,4 @@
-"""Checkpoints in a directory of this machine."""
+"""A place for checkpoints in a directory of this machine."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ _LOCK = "LOCK"
 
 
 def is_local_place(directory: Path) -> bool:
-    """Whether an app keeps its checkpoints in this directory, or a savepoint is there."""
+    """Returns True if an app keeps its checkpoints in this directory, or a savepoint is there."""
     return any((directory / name).exists() for name in (_LOCK, "claims", "checkpoints"))
 
 
@@ -53,7 +53,7 @@ class LocalPlace(Place):
             sync(self.where.parent)
         warn_of_open_folder(self.where)
         take_scratch(self, self.where / _LOCK, self.where / "scratch")
-        own_folder(self.where / "requests")  # made by the owner, so that it belongs to him whoever asks first
+        own_folder(self.where / "requests")  # made here, so that the app's user owns it, whichever user makes requests
         for name in ("claims", "checkpoints", "files"):
             if os.path.lexists(self.where / name):
                 own_folder(self.where / name)
@@ -141,7 +141,7 @@ class LocalPlace(Place):
                 sync(folder)
 
     def let_go(self, needed: set[str]) -> None:
-        return  # nothing is kept twice
+        return  # there are no copies
 
     def read(self, name: str) -> bytes:
         with open(self.where / name, "rb", opener=regular) as file:
@@ -173,7 +173,7 @@ class LocalPlace(Place):
             return False
 
     def _reading_folder(self) -> TemporaryFolder:
-        """A folder on the same disk where that is possible, so that files can be linked."""
+        """Returns a folder on the same disk if possible, so that files can be linked."""
         try:
             return TemporaryFolder("reading-", self.where)
         except OSError:  # the place is read-only
@@ -194,11 +194,13 @@ class LocalPlace(Place):
 
 
 def _sync_data(path: Path) -> None:
-    """Syncs the contents and the length of a file, but not its other metadata. Also closes a file that RocksDB made to other users."""
+    """Syncs the contents and the length of a file, but not its other metadata. Also makes a file of RocksDB
+    unreadable for other users.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         close_to_others(descriptor)
-        if sys.platform == "darwin":  # has no fdatasync
+        if sys.platform == "darwin":  # macOS has no fdatasync
             os.fsync(descriptor)
         else:
             os.fdatasync(descriptor)

@@ -1,4 +1,4 @@
-"""The location of checkpoints as users write it, and the place that it stands for."""
+"""Parses the location of checkpoints that users write."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ Location = str | os.PathLike[str] | tuple[arrow_fs.FileSystem, str]
 
 
 def place_of(location: Location, scratch: Path | None = None) -> Place:
-    """The place that a location stands for. Raises UserError. scratch: see `RemotePlace`."""
+    """Returns the place for a location. Raises UserError. `scratch`: see `RemotePlace`."""
     if isinstance(location, tuple):
         filesystem, path = location
         where = f"{filesystem.type_name}:{path}"

@@ -1,4 +1,4 @@
-"""Checkpoints in a file system of pyarrow, which is mostly an object store."""
+"""A place for checkpoints in a file system of pyarrow, which is mostly an object store."""
 
 import errno
 import hashlib
@@ -19,7 +19,7 @@ from sabot.redaction import clean_cause, scrubbed
 from sabot.steps import step
 
 _UPLOAD_BYTES = 8 << 20
-_UPLOADS = 8  # at a time: an object store takes some 50 ms to answer an upload of any size
+_UPLOADS = 8  # concurrent uploads: an object store takes some 50 ms to answer an upload of any size
 
 
 class RemotePlace(Place):
@@ -39,7 +39,9 @@ class RemotePlace(Place):
         *,
         parallel: int = _UPLOADS,
     ) -> None:
-        """scratch: a folder on this machine, best on the disk of the state, so that files are linked into it and not copied."""
+        """`scratch`: a folder on this machine, best on the disk of the state, so that files are linked into it and
+        not copied.
+        """
         super().__init__()
         self.where: str = where
         self.parallel = parallel
@@ -59,7 +61,7 @@ class RemotePlace(Place):
         if self._wanted_scratch is not None:
             home = self._wanted_scratch.absolute()
             own_folder(home)
-            own_folder(home / "requests")  # made by the owner, so that it belongs to him whoever asks first
+            own_folder(home / "requests")  # made here, so that the app's user owns it, whichever user makes requests
         else:
             self._temporary = TemporaryFolder("sabot-app-")
             home = self._temporary.path
@@ -186,17 +188,17 @@ class RemotePlace(Place):
         return super().folder(name, files)
 
     def _reading_folder(self) -> TemporaryFolder:
-        """A folder on the disk of the state where there is one, so that files can be linked."""
+        """Returns a folder on the disk of the state if there is one, so that files can be linked."""
         if self._wanted_scratch is None:
             return super()._reading_folder()
         try:
             own_folder(self._wanted_scratch.absolute())
             return TemporaryFolder("reading-", self._wanted_scratch.absolute())
-        except OSError:  # somebody else's, who may read the checkpoints all the same
+        except OSError:  # it belongs to another user, who may read the checkpoints anyway
             return super()._reading_folder()
 
     def near(self, name: str) -> Path:
-        """The path of the copy on this machine of the file of this name. The copy may not exist."""
+        """Returns the path of this machine's copy of the file with this name. The copy may not exist."""
         return self.workspace() / "near" / name
 
     def _below(self, name: str) -> str:
