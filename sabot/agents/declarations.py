@@ -262,7 +262,7 @@ class AgentDeclarations:
 
     @cached_property
     def health(self) -> "HealthMonitor":
-        """Health of the agents that are processes, which the metrics port tells of: `app.health.register("reviewer", child)`. Those of
+        """Health of child processes, which the metrics port tells of: `app.health.register("reviewer", child)`. Those of
         `process_agent` are in it.
         """
         from sabot.api.lifespan import Resource

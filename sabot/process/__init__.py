@@ -1,4 +1,4 @@
-"""Agents that are processes: a supervisor, itself a process, that starts and owns every child of a worker; their streams, limits and ends.
+"""Child processes: a supervisor, itself a process, that starts and owns every child of a worker; their streams, limits and ends.
 
 `import sabot` loads nothing of it, and neither does the supervisor, which needs the standard library alone.
 """

@@ -1,4 +1,4 @@
-"""The programs that an agent may be: how each is called, and what its output means.
+"""The programs that an instance may run: how each is called, and what its output means.
 
 claude and opencode are called as their own documents say today, to work on one task and end: with events as JSON lines, or as plain text.
 Both read a stdin that is open until it ends, so theirs is empty.
@@ -14,7 +14,7 @@ from sabot.process.errors import InvalidContext, ProviderError
 
 @dataclass(frozen=True)
 class ProgramTask:
-    """What an agent is to do. resume: the program's own session, which it goes on with."""
+    """What an instance is to do. resume: the program's own session, which it goes on with."""
 
     task: str
     context: str | None = None

@@ -226,7 +226,7 @@ class Supervisor:
         if sys.platform != "linux":
             raise UserError(
                 f"children are owned by the kernel's subreaper, which {sys.platform} has not",
-                hint="run agents that are processes on Linux",
+                hint="run child processes on Linux",
             )
         self._sending = threading.Lock()
         self._unsent: deque[tuple[bytes, list[int]]] = deque()  # requests, with descriptors to be sent and closed

@@ -1,32 +1,32 @@
-"""What goes wrong with agents that are processes, by the names of documents 003 and 004.
+"""What goes wrong with child processes, by the names of documents 003 and 004.
 
 SabotError
-└── AgentError                  an agent that is a process, or what it was asked, cannot go on
+└── AgentError                  a child process, or what it was asked, cannot go on
     ├── SpawnFailed             the program did not start; names the program and the reason
     │   └── SandboxError        E2040: its sandbox could not be made
     │       ├── SandboxUnavailable  E2041: the system does not have what its level of trust demands
     │       ├── SandboxStepFailed   E2042: the system refused a step of it
     │       ├── SandboxPathRefused  E2043: a path that it names is not there, or cannot be given
-    │       └── TrustExceeded       E2044: more trust is asked for than all agents may have
+    │       └── TrustExceeded       E2044: more trust is asked for than all instances may have
     ├── ExecutionError          the program ended badly, or what it was asked for failed
     ├── CommunicationError      a stream of the child, or the supervisor, does not answer any more
-    ├── NotFound                there is no agent of this id
+    ├── NotFound                there is no instance of this id
     │   └── AgentNotFound       the runtime has none (document 004)
     ├── Timeout                 it was not done in time (also a TimeoutError)
     │   └── DrainTimeout        E2093: what a child of a fleet did was not done when its time to drain was over
-    ├── InvalidContext          what the agent was given does not fit (also a UserError)
+    ├── InvalidContext          what the instance was given does not fit (also a UserError)
     ├── IoError                 the system refused to read or to write (also an OSError)
     ├── ProviderError           the service behind the program has refused
     ├── ResourceLimitExceeded   a task has used more than it may; `limit` is the field of its ResourceLimits (document 004)
     ├── LifecycleError          a verb of the lifecycle has failed
-    │   ├── AgentNotSpawned     E2020: the agent did not start, or was not ready in time (also a SpawnFailed)
+    │   ├── AgentNotSpawned     E2020: the instance did not start, or was not ready in time (also a SpawnFailed)
     │   ├── TerminateFailed     E2021: something of it still runs
     │   ├── SuspendFailed       E2022
     │   ├── ResumeFailed        E2023
     │   ├── RestartFailed       E2024: also when all its restarts are used up
     │   └── UnknownAgent        E2025: there is none of this id (also a NotFound)
-    ├── QuotaError              what an agent may use cannot be said, or cannot be held
-    │   ├── QuotaNotFound       E2070: the agent has no quota
+    ├── QuotaError              what an instance may use cannot be said, or cannot be held
+    │   ├── QuotaNotFound       E2070: the instance has no quota
     │   ├── InvalidQuota        E2071: a limit or a mode that is none (also a UserError)
     │   ├── QuotaExceeded       E2072: a call would use more than is left
     │   ├── QuotaUpdateFailed   E2073: the quota stays as it was, or what was done about it does
@@ -41,7 +41,7 @@ from sabot.errors import SabotError, UserError
 
 
 class AgentError(SabotError):
-    """An agent that is a process, or what it was asked for, cannot go on."""
+    """A child process, or what it was asked for, cannot go on."""
 
 
 class SpawnFailed(AgentError):
@@ -77,7 +77,7 @@ class SandboxPathRefused(SandboxError):
 
 
 class TrustExceeded(SandboxError):
-    """An agent asks for more trust than its runner or runtime gives."""
+    """An instance asks for more trust than its runner or runtime gives."""
 
     code = "E2044"
 
@@ -91,11 +91,11 @@ class CommunicationError(AgentError):
 
 
 class NotFound(AgentError):
-    """There is no agent of this id."""
+    """There is no instance of this id."""
 
 
 class AgentNotFound(NotFound):
-    """The runtime has no agent of this id, or not any more."""
+    """The runtime has no instance of this id, or not any more."""
 
 
 class Timeout(AgentError, TimeoutError):
@@ -103,7 +103,7 @@ class Timeout(AgentError, TimeoutError):
 
 
 class InvalidContext(AgentError, UserError):
-    """What the agent was given does not fit: its name, its task, its environment."""
+    """What the instance was given does not fit: its name, its task, its environment."""
 
 
 class IoError(AgentError, OSError):
@@ -129,47 +129,47 @@ class LifecycleError(AgentError):
 
 
 class AgentNotSpawned(LifecycleError, SpawnFailed):
-    """The agent did not start, or was not ready in time: no process of it is left."""
+    """The instance did not start, or was not ready in time: no process of it is left."""
 
 
 class TerminateFailed(LifecycleError):
-    """The agent was killed, and something of it still runs."""
+    """The instance was killed, and something of it still runs."""
 
     code = "E2021"
 
 
 class SuspendFailed(LifecycleError):
-    """The agent was not suspended."""
+    """The instance was not suspended."""
 
     code = "E2022"
 
 
 class ResumeFailed(LifecycleError):
-    """The agent does not go on."""
+    """The instance does not go on."""
 
     code = "E2023"
 
 
 class RestartFailed(LifecycleError):
-    """The agent was not started again, or not any more."""
+    """The instance was not started again, or not any more."""
 
     code = "E2024"
 
 
 class UnknownAgent(LifecycleError, NotFound):
-    """There is no agent of this id."""
+    """There is no instance of this id."""
 
     code = "E2025"
 
 
 class QuotaError(AgentError):
-    """What an agent may use cannot be said, or cannot be held. code: of document 002."""
+    """What an instance may use cannot be said, or cannot be held. code: of document 002."""
 
     code = "E2070"
 
 
 class QuotaNotFound(QuotaError):
-    """The agent has no quota."""
+    """The instance has no quota."""
 
 
 class InvalidQuota(QuotaError, UserError):
@@ -191,13 +191,13 @@ class QuotaUpdateFailed(QuotaError):
 
 
 class QuotaSuspendFailed(QuotaError):
-    """An agent that uses more than it may was not suspended."""
+    """An instance that uses more than it may was not suspended."""
 
     code = "E2074"
 
 
 class QuotaTerminateFailed(QuotaError):
-    """An agent that uses more than it may was to be terminated, and still runs."""
+    """An instance that uses more than it may was to be terminated, and still runs."""
 
     code = "E2075"
 

@@ -1,5 +1,5 @@
-"""Tasks of agents that are processes, as document 004 has them: submitted, an agent acquired, its process and its tools checked, executed
-with limits, its calls of tools routed, the result collected, the agent released.
+"""Tasks of child processes, as document 004 has them: submitted, an instance acquired, its process and its tools checked, executed
+with limits, its calls of tools routed, the result collected, the instance released.
 """
 
 import asyncio
@@ -31,10 +31,10 @@ _MOST_NAME = 200
 
 @runtime_checkable
 class ToolServers(Protocol):
-    """Whose tools agents call: `sabot.mcp.McpServerPool` is one."""
+    """Whose tools instances call: `sabot.mcp.McpServerPool` is one."""
 
     async def get_or_create(self, agent_id: str) -> Any:
-        """Opens the session of an agent, if there is none."""
+        """Opens the session of an instance, if there is none."""
 
     async def call_tool(self, agent_id: str, call: Any) -> Any:
         """Calls `call.name` with `call.arguments`. The result has `content`, blocks of the protocol, and `is_error`."""
@@ -50,7 +50,8 @@ class ToolServerConfig(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ToolAudit:
-    """A call of a tool by an agent, for audits. arguments_digest: SHA-256 of the arguments as JSON with sorted names, equal for equal ones.
+    """A call of a tool by an instance, for audits. arguments_digest: SHA-256 of the arguments as JSON with sorted names, equal for equal
+    ones.
 
     outcome: "ok"; "tool_error": the tool says that it failed; "failed": nobody answered; "refused": it was not called; "cancelled": its
     task was ended meanwhile. reason: of all but "ok".
@@ -64,7 +65,7 @@ class ToolAudit:
 
 @dataclass(frozen=True, slots=True)
 class ToolRequest:
-    """A tool that an agent calls."""
+    """A tool that an instance calls."""
 
     name: str
     arguments: Mapping[str, Any]
@@ -72,10 +73,10 @@ class ToolRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskDelegation:
-    """What an agent is to do. All of it is given to its process, as JSON.
+    """What an instance is to do. All of it is given to its process, as JSON.
 
     context: what it has to know. output_format, boundaries: what its answer is to look like, and what it is to keep to.
-    allowed_tools: their names; None: all. max_tool_calls, timeout: at most those of the agent's limits; timeout in seconds.
+    allowed_tools: their names; None: all. max_tool_calls, timeout: at most those of the instance's limits; timeout in seconds.
     """
 
     objective: str
@@ -116,7 +117,7 @@ class TaskDelegation:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What an agent has answered. agent_id: who did it, perhaps another one than was asked. seconds: from the task to its answer."""
+    """What an instance has answered. agent_id: who did it, perhaps another one than was asked. seconds: from the task to its answer."""
 
     task_id: str
     agent_id: str
@@ -136,8 +137,8 @@ class ExecutorStatistics:
 
 
 class AgentExecutor:
-    """Gives tasks to agents. choose: the agent that does the tasks of an id. tools: whose tools they call. tell: is told of each step, with
-    the ToolAudit of a call.
+    """Gives tasks to instances. choose: the instance that does the tasks of an id. tools: whose tools they call. tell: is told of each
+    step, with the ToolAudit of a call.
     """
 
     def __init__(
@@ -164,22 +165,22 @@ class AgentExecutor:
     async def execute_task(
         self, agent_id: str, task: TaskDelegation, *, slots: asyncio.Semaphore | None = None
     ) -> TaskResult:
-        """Executes it, after those that the agent was given before. slots: it needs one of them.
+        """Executes it, after those that the instance was given before. slots: it needs one of them.
 
         Raises AgentNotFound; Timeout and ResourceLimitExceeded, where its process is ended and replaced; ExecutionError, when the process
-        says that it has failed, ends, or is not started again; and what opening the agent's session with its tools raises.
+        says that it has failed, ends, or is not started again; and what opening the instance's session with its tools raises.
         """
         if not isinstance(task, TaskDelegation):
             raise InvalidContext(f"a task is no {type(task).__name__}", hint='TaskDelegation(objective="…")')
-        agent = self._choose(agent_id)
-        await self._tell("task.submitted", agent.id, task.task_id, None)
+        instance = self._choose(agent_id)
+        await self._tell("task.submitted", instance.id, task.task_id, None)
         while True:
             some: AbstractAsyncContextManager[Any] = nullcontext() if slots is None else slots
-            async with agent.lock, some:
-                process = await agent.usable()
+            async with instance.lock, some:
+                process = await instance.usable()
                 if process is not None:
-                    return await self._counted(agent, process, task)
-            agent = self._choose(agent_id)  # it was terminated, or is degraded
+                    return await self._counted(instance, process, task)
+            instance = self._choose(agent_id)  # it was terminated, or is degraded
 
     async def execute_tasks_parallel(
         self, tasks: Sequence[tuple[str, TaskDelegation]], max_parallel: int
@@ -199,38 +200,40 @@ class AgentExecutor:
             running = [group.create_task(one(*each)) for each in tasks]
         return [each.result() for each in running]
 
-    async def _counted(self, agent: RuntimeAgent, process: WorkerProcess, task: TaskDelegation) -> TaskResult:
-        """One task of an agent that is acquired and lives."""
+    async def _counted(self, instance: RuntimeAgent, process: WorkerProcess, task: TaskDelegation) -> TaskResult:
+        """One task of an instance that is acquired and lives."""
         began = self._clock.monotonic()
         try:
-            await self._tell("task.acquired", agent.id, task.task_id, None)
-            await self._tell("task.process_checked", agent.id, task.task_id, None)
+            await self._tell("task.acquired", instance.id, task.task_id, None)
+            await self._tell("task.process_checked", instance.id, task.task_id, None)
             if self.tools is not None:
-                await self.tools.get_or_create(agent.id)
-            await self._tell("task.tools_checked", agent.id, task.task_id, None)
-            result, calls = await self._executed(agent, process, task)
+                await self.tools.get_or_create(instance.id)
+            await self._tell("task.tools_checked", instance.id, task.task_id, None)
+            result, calls = await self._executed(instance, process, task)
         except BaseException:
             self._failed += 1
             raise
         else:
             self._succeeded += 1
-            agent.failures = 0
-            await self._tell("task.collected", agent.id, task.task_id, None)
-            return TaskResult(task.task_id, agent.id, result, calls, self._clock.monotonic() - began)
+            instance.failures = 0
+            await self._tell("task.collected", instance.id, task.task_id, None)
+            return TaskResult(task.task_id, instance.id, result, calls, self._clock.monotonic() - began)
         finally:
             self._seconds += self._clock.monotonic() - began
-            await self._tell("task.released", agent.id, task.task_id, None)
+            await self._tell("task.released", instance.id, task.task_id, None)
 
-    async def _executed(self, agent: RuntimeAgent, process: WorkerProcess, task: TaskDelegation) -> tuple[Any, int]:
+    async def _executed(self, instance: RuntimeAgent, process: WorkerProcess, task: TaskDelegation) -> tuple[Any, int]:
         """What it has answered, and how many tools it has called. A process that may still be at the task afterwards is ended."""
-        seconds = _lower(task.timeout, agent.limits.max_task_duration)
+        seconds = _lower(task.timeout, instance.limits.max_task_duration)
         answer: Mapping[str, Any] | None = None
         async with process.busy():
             try:
                 async with asyncio.timeout(seconds):
-                    answer, calls = await self._conversation(agent, process, task)
+                    answer, calls = await self._conversation(instance, process, task)
             except TimeoutError as error:
-                raise Timeout(f"task {task.task_id} of agent {agent.name!r} was not done in {seconds:g} s") from error
+                raise Timeout(
+                    f"task {task.task_id} of instance {instance.name!r} was not done in {seconds:g} s"
+                ) from error
             finally:
                 if answer is None:
                     await run_to_end(process.stop(why="its task was ended", by_task=True))
@@ -239,16 +242,16 @@ class AgentExecutor:
         ):  # older programs write "error": null beside a result
             wrong = answer["error"]
             said = wrong.get("message", wrong) if isinstance(wrong, Mapping) else wrong
-            raise ExecutionError(f"task {task.task_id} of agent {agent.name!r} has failed: {said}")
+            raise ExecutionError(f"task {task.task_id} of instance {instance.name!r} has failed: {said}")
         return answer["result"], calls
 
     async def _conversation(
-        self, agent: RuntimeAgent, process: WorkerProcess, task: TaskDelegation
+        self, instance: RuntimeAgent, process: WorkerProcess, task: TaskDelegation
     ) -> tuple[dict[str, Any], int]:
-        most = _lower(task.max_tool_calls, agent.limits.max_tool_calls_per_task)
+        most = _lower(task.max_tool_calls, instance.limits.max_tool_calls_per_task)
         calls = 0
         await process.tell({"id": task.task_id, "method": "task/execute", "params": task.params()})
-        await self._tell("task.started", agent.id, task.task_id, None)
+        await self._tell("task.started", instance.id, task.task_id, None)
         while True:
             message = await process.hear()
             if message.get("method") != "tools/call":
@@ -257,21 +260,21 @@ class AgentExecutor:
                 continue
             calls += 1
             if most is not None and calls > most:
-                why = f"task {task.task_id} of agent {agent.name!r} has called more than {most:g} tools"
-                await self._audit(agent, task, message.get("params"), "refused", why)
+                why = f"task {task.task_id} of instance {instance.name!r} has called more than {most:g} tools"
+                await self._audit(instance, task, message.get("params"), "refused", why)
                 raise ResourceLimitExceeded(why, limit="max_tool_calls_per_task")
-            await process.tell({"id": message.get("id"), **await self._called(agent, task, message.get("params"))})
+            await process.tell({"id": message.get("id"), **await self._called(instance, task, message.get("params"))})
 
-    async def _called(self, agent: RuntimeAgent, task: TaskDelegation, params: Any) -> dict[str, Any]:
+    async def _called(self, instance: RuntimeAgent, task: TaskDelegation, params: Any) -> dict[str, Any]:
         """What the process is told of its call of a tool: what went wrong is its model's to know."""
-        refused = self._refusal(agent, task, params)
+        refused = self._refusal(instance, task, params)
         if refused is not None:
-            await self._audit(agent, task, params, "refused", refused["error"]["message"])
+            await self._audit(instance, task, params, "refused", refused["error"]["message"])
             return refused
         assert self.tools is not None
         outcome, reason = "cancelled", "the task was ended"
         try:
-            result = await self.tools.call_tool(agent.id, ToolRequest(params["name"], params.get("arguments") or {}))
+            result = await self.tools.call_tool(instance.id, ToolRequest(params["name"], params.get("arguments") or {}))
             outcome, reason = ("tool_error", "the tool says so") if result.is_error else ("ok", "")
             return {"result": {"content": result.content, "isError": result.is_error}}
         except SabotError as error:
@@ -281,9 +284,9 @@ class AgentExecutor:
             outcome, reason = "failed", f"{type(error).__name__}: {message_of(error)}"
             raise
         finally:
-            await run_to_end(self._audit(agent, task, params, outcome, reason))
+            await run_to_end(self._audit(instance, task, params, outcome, reason))
 
-    def _refusal(self, agent: RuntimeAgent, task: TaskDelegation, params: Any) -> dict[str, Any] | None:
+    def _refusal(self, instance: RuntimeAgent, task: TaskDelegation, params: Any) -> dict[str, Any] | None:
         """What the process is told where its call is not made; None: it is made."""
         match params:
             case {"name": str(name), **rest} if isinstance(rest.get("arguments") or {}, dict):
@@ -296,21 +299,23 @@ class AgentExecutor:
             return _error(_REFUSED, self.no_tools)
         if task.allowed_tools is not None and name not in task.allowed_tools:
             return _error(_REFUSED, f"the task does not allow the tool {name!r}")
-        most, now = agent.limits.max_tool_calls_per_minute, self._clock.monotonic()
+        most, now = instance.limits.max_tool_calls_per_minute, self._clock.monotonic()
         if most is None:
             return None
-        recent = agent.tool_calls
+        recent = instance.tool_calls
         while recent and recent[0] <= now - _MINUTE:
             recent.popleft()
         if len(recent) >= most:
             wait = recent[0] + _MINUTE - now
-            refused = _error(_FAILED, f"the agent calls at most {most} tools a minute: the next one in {wait:.1f} s")
+            refused = _error(_FAILED, f"the instance calls at most {most} tools a minute: the next one in {wait:.1f} s")
             refused["error"]["data"] = {"retry_after_seconds": round(wait, 3)}
             return refused
         recent.append(now)
         return None
 
-    async def _audit(self, agent: RuntimeAgent, task: TaskDelegation, params: Any, outcome: str, reason: str) -> None:
+    async def _audit(
+        self, instance: RuntimeAgent, task: TaskDelegation, params: Any, outcome: str, reason: str
+    ) -> None:
         asked = params if isinstance(params, Mapping) else {}
         given = asked.get("arguments") or {}
         arguments = (
@@ -320,8 +325,8 @@ class AgentExecutor:
         )
         call = ToolAudit(str(asked.get("name", ""))[:_MOST_NAME], sha256(arguments).hexdigest(), outcome, reason)
         words = (call.tool, call.arguments_digest, f"{outcome}: {reason}" if reason else outcome)
-        _log.info("task %s of agent %r called %r with arguments %s: %s", task.task_id, agent.name, *words)
-        await self._tell("task.tool_call", agent.id, task.task_id, call)
+        _log.info("task %s of instance %r called %r with arguments %s: %s", task.task_id, instance.name, *words)
+        await self._tell("task.tool_call", instance.id, task.task_id, call)
 
 
 def _error(code: int, message: str) -> dict[str, Any]:

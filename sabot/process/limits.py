@@ -25,8 +25,8 @@ class ResourceLimits:
     max_open_files: of each process; more are refused. max_processes: above it they are killed.
     max_output_bytes: of stdout and stderr together; above it they are killed. max_file_bytes: the size of a file that one of them writes;
     it gets SIGXFSZ.
-    max_tool_calls_per_task: how many tools an agent may call for a task; counted by who runs the task. max_tool_calls_per_minute: in any 60
-    seconds, over all its tasks; further calls are refused, and say when the next one may be made.
+    max_tool_calls_per_task: how many tools an instance may call for a task; counted by who runs the task. max_tool_calls_per_minute: in any
+    60 seconds, over all its tasks; further calls are refused, and say when the next one may be made.
     """
 
     __slots__ = (

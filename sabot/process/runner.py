@@ -34,11 +34,13 @@ from sabot.process.status import ExitStatus
 from sabot.process.streams import CAPACITY_BYTES
 
 _NEEDED = ("name", "model_backend", "task")
-_ENDED_KEPT = 1000  # agents that have ended, of which a runner still tells
+_ENDED_KEPT = 1000  # instances that have ended, of which a runner still tells
 
 
 class AgentStatus(StrEnum):
-    """Where an agent is. A process says by itself only that it runs, is stopped, or has ended: the others are for agents that say more."""
+    """Where an instance is. A process says by itself only that it runs, is stopped, or has ended: the others are for instances that say
+    more.
+    """
 
     IDLE = "Idle"
     INITIALIZING = "Initializing"
@@ -51,7 +53,7 @@ class AgentStatus(StrEnum):
 
 
 class AgentSignal(StrEnum):
-    """What an agent can be sent: SIGINT, SIGTERM, SIGKILL, SIGSTOP, SIGCONT."""
+    """What an instance can be sent: SIGINT, SIGTERM, SIGKILL, SIGSTOP, SIGCONT."""
 
     INTERRUPT = "Interrupt"
     TERMINATE = "Terminate"
@@ -62,7 +64,7 @@ class AgentSignal(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class AgentConfig:
-    """What an agent is, and what it is to do.
+    """What an instance is, and what it is to do.
 
     model_backend: `claude`, `opencode`, `X-cli` for a program X, or the name of a program.
     context, system_prompt: what it has to know; a program without an option for it gets it before the task.
@@ -90,8 +92,8 @@ class AgentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessRunnerConfig:
-    """working_dir: of all agents; None: that of this process. trust: of all agents (`Command.trust`). enable_json_streaming: programs that
-    can give events as JSON lines do. enable_health_checks: every agent is measured each `health_check_interval_secs`.
+    """working_dir: of all instances; None: that of this process. trust: of all instances (`Command.trust`). enable_json_streaming: programs
+    that can give events as JSON lines do. enable_health_checks: every instance is measured each `health_check_interval_secs`.
     max_concurrent_agents: None: any number.
     """
 
@@ -110,7 +112,7 @@ class ProcessRunnerConfig:
 
 @dataclass(frozen=True)
 class AgentMetrics:
-    """What an agent uses, with all that it has started. cpu_usage: percent of one core since the check before, or since the beginning."""
+    """The usage of an instance with all its descendants. cpu_usage: percent of one core since the last check, or since the start."""
 
     cpu_usage: float
     memory_mb: float
@@ -121,7 +123,7 @@ class AgentMetrics:
 
 @dataclass(frozen=True)
 class AgentInfo:
-    """An agent at this moment. metrics: of the last health check."""
+    """An instance at this moment. metrics: of the last health check."""
 
     id: str
     name: str
@@ -133,7 +135,7 @@ class AgentInfo:
 
 
 class AgentHandle:
-    """An agent that was spawned. Its streams belong to the event loop that spawned it.
+    """An instance that was spawned. Its streams belong to the event loop that spawned it.
 
     id: unlike any other's. session_id: by which the program's session can be resumed, once it was read in its output.
     """
@@ -180,7 +182,7 @@ class AgentHandle:
             async with asyncio.timeout(seconds):
                 return await self.child.wait()
         except TimeoutError as error:
-            raise Timeout(f"agent {self.config.name!r} has not ended in {seconds:g} s") from error
+            raise Timeout(f"instance {self.config.name!r} has not ended in {seconds:g} s") from error
 
     async def answer(self) -> str:
         """What it says at last: the text of its result, or its stdout. It must be read by nobody else.
@@ -196,7 +198,7 @@ class AgentHandle:
         else:
             answer = "\n".join(said)
         if not status.success:
-            raise ExecutionError(f"agent {self.config.name!r} {_how(status)}{await self._last_words()}")
+            raise ExecutionError(f"instance {self.config.name!r} {_how(status)}{await self._last_words()}")
         return answer
 
     async def lines(self) -> AsyncIterator[str]:
@@ -260,7 +262,7 @@ class AgentHandle:
                 self.child.resume()
             case _:
                 raise InvalidContext(
-                    f"agent {self.config.name!r}: signal({short_repr(what)})",
+                    f"instance {self.config.name!r}: signal({short_repr(what)})",
                     hint="AgentSignal.INTERRUPT, TERMINATE, KILL, PAUSE or RESUME",
                 )
 
@@ -294,7 +296,7 @@ class AgentHandle:
 
 
 class GracefulShutdown:
-    """Ends an agent in good order: its stdin is closed, SIGTERM, and after `timeout_secs` SIGKILL to all that is left of it."""
+    """Ends an instance in good order: its stdin is closed, SIGTERM, and after `timeout_secs` SIGKILL to all that is left of it."""
 
     def __init__(self, timeout_secs: Duration = 5.0) -> None:
         self.timeout_secs = parse_seconds(timeout_secs, name="GracefulShutdown: timeout_secs")
@@ -305,7 +307,7 @@ class GracefulShutdown:
 
 
 class LocalProcessRunner:
-    """Starts agents as children of this machine. limits: of every agent.
+    """Starts instances as children of this machine. limits: of every instance.
 
     They end with `shutdown`, and with this process, however it ends.
     """
@@ -324,7 +326,7 @@ class LocalProcessRunner:
         return cls(config)
 
     async def spawn(self, config: AgentConfig) -> AgentHandle:
-        """Starts an agent.
+        """Starts an instance.
 
         Raises SpawnFailed when its program does not start (SandboxError where its sandbox cannot be made, TrustExceeded where it asks for
         more trust than the runner gives), when `max_concurrent_agents` run already, and on another system than Linux; InvalidContext for
@@ -340,11 +342,12 @@ class LocalProcessRunner:
         except AgentError:
             raise
         except UserError as error:
-            raise InvalidContext(f"agent {config.name!r}: {error.message}", hint=error.hint) from error
+            raise InvalidContext(f"instance {config.name!r}: {error.message}", hint=error.hint) from error
         most = self.config.max_concurrent_agents
         if most is not None and len(self._alive()) + self._starting >= most:
             raise SpawnFailed(
-                f"agent {config.name!r}: max_concurrent_agents={most} run already", hint="wait for one, or allow more"
+                f"instance {config.name!r}: max_concurrent_agents={most} run already",
+                hint="wait for one, or allow more",
             )
         self._starting += 1
         try:
@@ -353,10 +356,10 @@ class LocalProcessRunner:
             raise
         except UserError as error:  # this is not Linux
             raise SpawnFailed(
-                f"agent {config.name!r} could not be started: {error.message}", hint=error.hint
+                f"instance {config.name!r} could not be started: {error.message}", hint=error.hint
             ) from error
         except OSError as error:  # no supervisor could be started
-            raise IoError(f"agent {config.name!r} could not be started: {error.strerror or error}") from error
+            raise IoError(f"instance {config.name!r} could not be started: {error.strerror or error}") from error
         finally:
             self._starting -= 1
         handle = AgentHandle(config, program, child, events=self.config.enable_json_streaming)
@@ -370,23 +373,23 @@ class LocalProcessRunner:
         return [*(handle.info for handle in self._alive()), *self._ended.values()]
 
     async def get_agent(self, agent_id: str) -> AgentInfo | None:
-        """The agent of this id; None: there is none, or it has ended long ago."""
+        """The instance of this id; None: there is none, or it has ended long ago."""
         handle = self._running.get(agent_id)
         return self._ended.get(agent_id) if handle is None else handle.info
 
     async def kill(self, agent_id: str) -> ExitStatus | None:
-        """Ends the agent now. -> how it ended; None when it had ended. Raises NotFound."""
+        """Ends the instance now. -> how it ended; None when it had ended. Raises NotFound."""
         handle = self._find(agent_id)
         return None if handle is None else await handle.kill()
 
     async def signal(self, agent_id: str, what: AgentSignal) -> None:
-        """Sends the agent a signal. Does nothing when it has ended. Raises NotFound."""
+        """Sends the instance a signal. Does nothing when it has ended. Raises NotFound."""
         handle = self._find(agent_id)
         if handle is not None:
             await handle.signal(what)
 
     async def shutdown(self, grace_seconds: Duration = 5.0) -> None:
-        """Ends all agents in good order, and the health checks."""
+        """Ends all instances in good order, and the health checks."""
         grace_s = parse_seconds(grace_seconds, name="shutdown: grace_seconds")
         await asyncio.gather(*(handle.stop(grace_s) for handle in self._alive()), return_exceptions=True)
         self._alive()
@@ -408,10 +411,10 @@ class LocalProcessRunner:
             if not isinstance(value := getattr(config, what), str) and (value is not None or what in _NEEDED):
                 raise InvalidContext(f"AgentConfig: {what}={short_repr(value)}", hint="a text")
         if not config.name or not config.task:
-            raise InvalidContext("an agent has no name, or no task")
+            raise InvalidContext("an instance has no name, or no task")
         if not are_texts(config.arguments):
             raise InvalidContext(
-                f"agent {config.name!r}: arguments={short_repr(config.arguments)}", hint='arguments=("--verbose",)'
+                f"instance {config.name!r}: arguments={short_repr(config.arguments)}", hint='arguments=("--verbose",)'
             )
         program = program_of(config.model_backend)
         limits = self._limits.narrowed(config.limits) if self._limits is not None else config.limits
@@ -439,7 +442,7 @@ class LocalProcessRunner:
     def _find(self, agent_id: str) -> AgentHandle | None:
         handle = self._running.get(agent_id)
         if handle is None and agent_id not in self._ended:
-            raise NotFound(f"no agent {agent_id!r}", hint="list_agents() has them")
+            raise NotFound(f"no instance {agent_id!r}", hint="list_agents() has them")
         return None if handle is None or handle.child.is_over else handle
 
     def _alive(self) -> list[AgentHandle]:
@@ -452,7 +455,7 @@ class LocalProcessRunner:
         return list(self._running.values())
 
     async def _check_health(self) -> None:
-        """The life of the task that measures all agents, as long as there are any."""
+        """The life of the task that measures all instances, as long as there are any."""
         while True:
             await asyncio.sleep(self.config.health_check_interval_secs)
             if not (alive := self._alive()):

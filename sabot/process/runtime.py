@@ -1,4 +1,4 @@
-"""Long-lived agents that are processes, as document 004 has them: started, given tasks, watched, started again when they end."""
+"""Long-lived child processes, as document 004 has them: started, given tasks, watched, started again when they end."""
 
 import asyncio
 import logging
@@ -37,9 +37,9 @@ _OF_TASKS = ("max_task_duration", "max_output_bytes", "max_tool_calls_per_task",
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessConfig:
-    """max_concurrent_processes: agents at a time. spawn_timeout: seconds until one is ready. shutdown_grace_period: seconds from SIGTERM to
-    SIGKILL. enable_isolation: agents get of the worker's environment only `PATH`, `HOME` and the like; else all of it.
-    trust: of all agents (`Command.trust`).
+    """max_concurrent_processes: instances at a time. spawn_timeout: seconds until one is ready. shutdown_grace_period: seconds from SIGTERM
+    to SIGKILL. enable_isolation: instances get of the worker's environment only `PATH`, `HOME` and the like; else all of it. trust: of all
+    instances (`Command.trust`).
     """
 
     max_concurrent_processes: int = 10
@@ -57,9 +57,9 @@ class ProcessConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MonitoringConfig:
-    """health_check_interval: seconds between two looks at all agents. heartbeat_timeout: for how long an agent that sends heartbeats may be
-    silent. enable_metrics: what agents use is measured each `metrics_interval` seconds. enable_log_aggregation: of what each agent writes
-    besides its answers the newest `log_buffer_bytes` are kept.
+    """health_check_interval: seconds between two looks at all instances. heartbeat_timeout: for how long an instance that sends heartbeats
+    may be silent. enable_metrics: what instances use is measured each `metrics_interval` seconds. enable_log_aggregation: of what each
+    instance writes besides its answers the newest `log_buffer_bytes` are kept.
     """
 
     health_check_interval: float = 10.0
@@ -76,9 +76,9 @@ class MonitoringConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RecoveryConfig:
-    """enable_auto_restart: an agent whose process ends is started again, at most `max_restart_attempts` times without a task done in
+    """enable_auto_restart: an instance whose process ends is started again, at most `max_restart_attempts` times without a task done in
     between, after `backoff_seconds`, and twice as long each time, at most 60 s. Then it is degraded. enable_graceful_degradation: another
-    agent of its type does the tasks of a degraded one; else they are refused. failure_threshold: health checks in a row that find a
+    instance of its type does the tasks of a degraded one; else they are refused. failure_threshold: health checks in a row that find a
     process stopped, until it is ended.
     """
 
@@ -96,10 +96,10 @@ class RecoveryConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """resources: of each agent, with all that it starts; its time, output and calls of tools count for each task.
+    """resources: of each instance, with all that it starts; its time, output and calls of tools count for each task.
 
-    mcp: whose tools agents may call: a `McpConfig`, of which the runtime makes a pool when it starts and closes it when it is shut down, or
-    a `McpServerPool`, which is closed by whoever made it.
+    mcp: whose tools instances may call: a `McpConfig`, of which the runtime makes a pool when it starts and closes it when it is shut down,
+    or a `McpServerPool`, which is closed by whoever made it.
     """
 
     process: ProcessConfig = field(default_factory=ProcessConfig)
@@ -157,11 +157,11 @@ class RuntimeStatistics:
 
 
 class ProcessRuntime:
-    """Runs agents as children of this machine; they get tasks as JSON lines on stdin. They end with `shutdown`, and with this process,
+    """Runs instances as children of this machine; they get tasks as JSON lines on stdin. They end with `shutdown`, and with this process,
     however it ends.
 
-    message_bus: gets a ProcessEvent of whatever happens. on_state: called with an agent, the state of its process before, and the new one.
-    sleep: waits between health checks and before restarts.
+    message_bus: gets a ProcessEvent of whatever happens. on_state: called with an instance, the state of its process before, and the new
+    one. sleep: waits between health checks and before restarts.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class ProcessRuntime:
         self._on_state = on_state
         self._clock = clock
         self._sleep = sleep
-        self._agents: dict[str, RuntimeAgent] = {}
+        self._instances: dict[str, RuntimeAgent] = {}
         self._starting = 0
         self._spawned = 0
         self._cpu_of_ended = 0.0
@@ -189,7 +189,7 @@ class ProcessRuntime:
         self._tasks = TaskSet("the runtime of processes")
 
     async def start(self) -> None:
-        """Begins to watch agents. Before that none can be spawned. Raises UserError where `mcp` names a program that is not there."""
+        """Begins to watch instances. Before that none can be spawned. Raises UserError where `mcp` names a program that is not there."""
         if self._running:
             return
         self._find_tools()
@@ -221,19 +221,19 @@ class ProcessRuntime:
         trust: Sandbox | TrustLevel | str | None = None,
         wait_ready: bool = False,
     ) -> str:
-        """Starts an agent. -> its id. limits, trust: at most those of the runtime. wait_ready: it is ready when it says
+        """Starts an instance. -> its id. limits, trust: at most those of the runtime. wait_ready: it is ready when it says
         `{"method": "ready"}`; else when its program was executed.
 
         Raises UserError before `start`; SpawnFailed, also when `max_concurrent_processes` run already; Timeout.
         """
         self._check_running()
         if not are_texts(args):
-            raise UserError(f"agent {name!r}: args={short_repr(args)}", hint='a list of texts: ["mcp", "stdio"]')
+            raise UserError(f"instance {name!r}: args={short_repr(args)}", hint='a list of texts: ["mcp", "stdio"]')
         own = self.config.process
-        alive = sum(not agent.is_over for agent in self._agents.values())
+        alive = sum(not instance.is_over for instance in self._instances.values())
         if alive + self._starting >= own.max_concurrent_processes:
             raise SpawnFailed(
-                f"agent {name!r}: max_concurrent_processes={own.max_concurrent_processes} run already",
+                f"instance {name!r}: max_concurrent_processes={own.max_concurrent_processes} run already",
                 hint="terminate one, or allow more",
             )
         environment = environment or {}
@@ -250,23 +250,23 @@ class ProcessRuntime:
             lossless=True,
         )
         log = AgentLog(watch.log_buffer_bytes if watch.enable_log_aggregation else 0)
-        agent = RuntimeAgent(name, type, command, whole, log)
-        agent.wait_ready = wait_ready
+        instance = RuntimeAgent(name, type, command, whole, log)
+        instance.wait_ready = wait_ready
         self._starting += 1
         try:
-            await self._start(agent)
+            await self._start(instance)
         finally:
             self._starting -= 1
         if not self._running:
-            await self._end(agent, "the runtime was shut down")
+            await self._end(instance, "the runtime was shut down")
             self._check_running()
-        self._agents[agent.id] = agent
+        self._instances[instance.id] = instance
         self._spawned += 1
-        await self._publish("agent.spawned", agent.id)
-        return agent.id
+        await self._publish("agent.spawned", instance.id)
+        return instance.id
 
     async def execute_task(self, agent_id: str, task: TaskDelegation) -> TaskResult:
-        """Gives the agent a task, after those that it was given before. Raises as `AgentExecutor.execute_task`."""
+        """Gives the instance a task, after those that it was given before. Raises as `AgentExecutor.execute_task`."""
         return await self.executor.execute_task(agent_id, task)
 
     async def execute_tasks_parallel(
@@ -276,41 +276,43 @@ class ProcessRuntime:
         return await self.executor.execute_tasks_parallel(tasks, max_parallel)
 
     async def terminate(self, agent_id: str) -> None:
-        """Ends an agent in good order: SIGTERM, the grace, SIGKILL to all that it has started. Raises AgentNotFound."""
-        agent = self.agent(agent_id)
-        await self._end(agent, "it was terminated")
-        self._agents.pop(agent_id, None)
+        """Ends an instance in good order: SIGTERM, the grace, SIGKILL to all that it has started. Raises AgentNotFound."""
+        instance = self.agent(agent_id)
+        await self._end(instance, "it was terminated")
+        self._instances.pop(agent_id, None)
         await self._publish("agent.terminated", agent_id)
 
     async def shutdown(self) -> None:
-        """Ends all agents in good order."""
+        """Ends all instances in good order."""
         self._running = False
-        await asyncio.gather(*(self._end(agent, "the runtime was shut down") for agent in self._agents.values()))
-        self._agents.clear()
+        await asyncio.gather(
+            *(self._end(instance, "the runtime was shut down") for instance in self._instances.values())
+        )
+        self._instances.clear()
         await self._tasks.cancel()
         servers, self._own_servers = self._own_servers, None
         if servers is not None:
             await servers.close()
 
     def agent(self, agent_id: str) -> RuntimeAgent:
-        """The agent of this id. Raises AgentNotFound."""
-        if (found := self._agents.get(agent_id)) is None:
-            raise AgentNotFound(f"the runtime has no agent {agent_id!r}", hint="was it terminated?")
+        """The instance of this id. Raises AgentNotFound."""
+        if (found := self._instances.get(agent_id)) is None:
+            raise AgentNotFound(f"the runtime has no instance {agent_id!r}", hint="was it terminated?")
         return found
 
     def list_agents(self) -> list[RuntimeAgent]:
         """All that were not terminated."""
-        return list(self._agents.values())
+        return list(self._instances.values())
 
     def logs(self, agent_id: str) -> str:
-        """The newest that the agent has written besides its answers, also to stderr. Raises AgentNotFound."""
+        """The newest that the instance has written besides its answers, also to stderr. Raises AgentNotFound."""
         return self.agent(agent_id).log.text()
 
     async def check_health(self) -> list[str]:
-        """Looks at all agents once, and ends processes that hang. -> the ids of their agents"""
+        """Looks at all instances once, and ends processes that hang. -> the ids of their agents"""
         hung = []
-        for agent in self.list_agents():
-            if (process := agent.process) is None or process.state in (
+        for instance in self.list_agents():
+            if (process := instance.process) is None or process.state in (
                 ProcessState.SHUTTING_DOWN,
                 ProcessState.TERMINATED,
             ):
@@ -324,14 +326,14 @@ class ProcessRuntime:
             else:
                 continue
             await process.stop(why=why)
-            hung.append(agent.id)
+            hung.append(instance.id)
         return hung
 
     async def get_statistics(self) -> RuntimeStatistics:
         """Measured now."""
         await self._measure()
-        alive = [agent for agent in self._agents.values() if agent.pid]
-        used = [agent.usage for agent in alive if agent.usage is not None]
+        alive = [instance for instance in self._instances.values() if instance.pid]
+        used = [instance.usage for instance in alive if instance.usage is not None]
         cpu = self._cpu_of_ended + sum(each.cpu_seconds for each in used)
         tasks = self.executor.get_statistics()
         return RuntimeStatistics(
@@ -347,89 +349,94 @@ class ProcessRuntime:
 
     def _check_running(self) -> None:
         if not self._running:
-            raise UserError("the runtime does not run", hint="await runtime.start() before agents are spawned")
+            raise UserError("the runtime does not run", hint="await runtime.start() before instances are spawned")
 
     def _choose(self, agent_id: str) -> RuntimeAgent:
-        """Who does the tasks of this agent."""
-        agent = self.agent(agent_id)
-        if not agent.is_over:
-            return agent
+        """Who does the tasks of this instance."""
+        instance = self.agent(agent_id)
+        if not instance.is_over:
+            return instance
         if self.config.recovery.enable_graceful_degradation:
-            others = [each for each in self._agents.values() if each.type == agent.type and not each.is_over]
+            others = [each for each in self._instances.values() if each.type == instance.type and not each.is_over]
             if others:
                 return min(others, key=lambda each: each.lock.locked())
         raise ExecutionError(
-            f"agent {agent.name!r} is not started any more: {agent.why}", hint="terminate it, and spawn another one"
+            f"instance {instance.name!r} is not started any more: {instance.why}",
+            hint="terminate it, and spawn another one",
         )
 
-    async def _start(self, agent: RuntimeAgent) -> None:
-        agent.process = WorkerProcess(
-            agent.name,
-            agent.log,
+    async def _start(self, instance: RuntimeAgent) -> None:
+        instance.process = WorkerProcess(
+            instance.name,
+            instance.log,
             self._clock,
-            max_output_bytes=agent.limits.max_output_bytes,
-            max_memory_bytes=agent.limits.max_memory_bytes,
-            changed=lambda before, state: self._changed(agent, before, state),
-            ended=lambda process: self._ended(agent, process),
+            max_output_bytes=instance.limits.max_output_bytes,
+            max_memory_bytes=instance.limits.max_memory_bytes,
+            changed=lambda before, state: self._changed(instance, before, state),
+            ended=lambda process: self._ended(instance, process),
         )
-        await agent.process.start(agent.command, within=self.config.process.spawn_timeout, wait_ready=agent.wait_ready)
+        await instance.process.start(
+            instance.command, within=self.config.process.spawn_timeout, wait_ready=instance.wait_ready
+        )
 
-    def _changed(self, agent: RuntimeAgent, before: ProcessState, state: ProcessState) -> None:
+    def _changed(self, instance: RuntimeAgent, before: ProcessState, state: ProcessState) -> None:
         if state is ProcessState.READY:
-            agent.changed.set()
+            instance.changed.set()
         if self._on_state is not None:
             try:
-                self._on_state(agent, before, state)
+                self._on_state(instance, before, state)
             except Exception:  # who listens has no say
-                _log.exception("on_state of the runtime failed at %s of agent %r", state, agent.name)
+                _log.exception("on_state of the runtime failed at %s of instance %r", state, instance.name)
 
-    def _ended(self, agent: RuntimeAgent, process: WorkerProcess) -> None:
-        agent.usage = None
+    def _ended(self, instance: RuntimeAgent, process: WorkerProcess) -> None:
+        instance.usage = None
         self._cpu_of_ended += 0.0 if process.status is None else process.status.cpu_seconds
-        if process.was_ready and agent.id in self._agents and not agent.is_over:
-            self._tasks.begin(self._recover(agent, process))
+        if process.was_ready and instance.id in self._instances and not instance.is_over:
+            self._tasks.begin(self._recover(instance, process))
 
-    async def _recover(self, agent: RuntimeAgent, process: WorkerProcess) -> None:
+    async def _recover(self, instance: RuntimeAgent, process: WorkerProcess) -> None:
         own = self.config.recovery
         why, counts = process.how(), not process.by_task
-        await self._publish("agent.failed", agent.id)
-        while not agent.is_over:
+        await self._publish("agent.failed", instance.id)
+        while not instance.is_over:
             if not own.enable_auto_restart:
-                agent.over(why)
+                instance.over(why)
                 return
-            agent.failures += counts
-            if agent.failures > own.max_restart_attempts:
-                _log.warning("agent %r is degraded after %d restarts: %s", agent.name, own.max_restart_attempts, why)
-                agent.over(why, degraded=True)
-                await self._publish("agent.degraded", agent.id)
+            instance.failures += counts
+            if instance.failures > own.max_restart_attempts:
+                _log.warning(
+                    "instance %r is degraded after %d restarts: %s", instance.name, own.max_restart_attempts, why
+                )
+                instance.over(why, degraded=True)
+                await self._publish("agent.degraded", instance.id)
                 return
             if counts:
                 longest_s = max(own.backoff_seconds, _LONGEST_BACKOFF_SECONDS)
-                await self._sleep(Backoff(own.backoff_seconds, longest_s).wait_s(agent.failures))
+                await self._sleep(Backoff(own.backoff_seconds, longest_s).wait_s(instance.failures))
             try:
-                if not agent.is_over:
-                    agent.restarts += 1
-                    await self._start(agent)
-                    if agent.is_over:  # meanwhile
-                        await self._end(agent, agent.why)
-                    await self._publish("agent.restarted", agent.id)
+                if not instance.is_over:
+                    instance.restarts += 1
+                    await self._start(instance)
+                    if instance.is_over:  # meanwhile
+                        await self._end(instance, instance.why)
+                    await self._publish("agent.restarted", instance.id)
                     return
             except (AgentError, OSError) as error:
                 why, counts = str(error), True
 
-    async def _end(self, agent: RuntimeAgent, why: str) -> None:
-        agent.over(why, degraded=agent.degraded)
-        if agent.process is not None and agent.process.child is not None:
-            await agent.process.stop(self.config.process.shutdown_grace_period, why=why)
+    async def _end(self, instance: RuntimeAgent, why: str) -> None:
+        instance.over(why, degraded=instance.degraded)
+        if instance.process is not None and instance.process.child is not None:
+            await instance.process.stop(self.config.process.shutdown_grace_period, why=why)
 
     async def _measure(self) -> None:
-        async def one(agent: RuntimeAgent) -> None:
-            child = None if agent.process is None else agent.process.child
+        async def one(instance: RuntimeAgent) -> None:
+            child = None if instance.process is None else instance.process.child
             if child is not None and not child.is_over:
                 try:
-                    agent.usage = await child.usage()
+                    instance.usage = await child.usage()
                 except CommunicationError:  # its supervisor was killed: its end is on the way
-                    agent.usage = None
+                    instance.usage = None
 
         await asyncio.gather(*map(one, self.list_agents()))
 

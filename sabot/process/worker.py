@@ -1,4 +1,4 @@
-"""One process of an agent of the runtime: its states, and what is said with it on stdin and stdout, a JSON value a line (JSON-RPC 2.0).
+"""One process of an instance of the runtime: its states, and what is said with it on stdin and stdout, a JSON value a line (JSON-RPC 2.0).
 
     to it      {"id": …, "method": "task/execute", "params": {…}}                       a task, one at a time
     from it    {"id": …, "result": …}, or {"id": …, "error": {"message": …}}            its answer; the id may be left out
@@ -70,7 +70,7 @@ _NEXT: Final[Mapping[ProcessState, tuple[ProcessState, ...]]] = {
 
 
 class AgentLog:
-    """The newest that the processes of an agent have written, apart from answers. dropped_bytes: how much is not kept any more."""
+    """The newest that the processes of an instance have written, apart from answers. dropped_bytes: how much is not kept any more."""
 
     def __init__(self, capacity_bytes: int) -> None:
         self._capacity = capacity_bytes
@@ -159,11 +159,12 @@ class WorkerProcess:
                 if wait_ready:
                     await self._ready.wait()
                 if self.state is not ProcessState.STARTING:
-                    raise SpawnFailed(f"agent {self._name!r} has ended before it was ready: {self.how()}")
+                    raise SpawnFailed(f"instance {self._name!r} has ended before it was ready: {self.how()}")
         except TimeoutError as error:
             await run_to_end(self.stop())
             raise Timeout(
-                f"agent {self._name!r} was not ready in {within:g} s", hint='it says {"method": "ready"} on its stdout'
+                f"instance {self._name!r} was not ready in {within:g} s",
+                hint='it says {"method": "ready"} on its stdout',
             ) from error
         except BaseException:
             await run_to_end(self.stop())
@@ -243,7 +244,7 @@ class WorkerProcess:
             self._to(ProcessState.SHUTTING_DOWN)
         self._to(ProcessState.TERMINATED)
         if self._said is not None:
-            what = f"agent {self._name!r} has ended in its task: {self.how()}"
+            what = f"instance {self._name!r} has ended in its task: {self.how()}"
             limit = None if self.status is None else self.status.limit
             if limit is None and self._was_denied_memory():
                 limit = "max_memory_bytes"
@@ -304,19 +305,19 @@ class WorkerProcess:
     def _exceeded(self) -> None:
         if self._said is not None and not self._has_exceeded:
             self._has_exceeded = True
-            what = f"agent {self._name!r} has written more for its task than {self._max_output} bytes"
+            what = f"instance {self._name!r} has written more for its task than {self._max_output} bytes"
             self._said.put_nowait(ResourceLimitExceeded(what, limit="max_output_bytes"))
 
     def _to(self, state: ProcessState) -> None:
         before = self.state
         if state not in _NEXT[before]:
-            raise IllegalTransition(f"agent {self._name!r}: a process that is {before} does not become {state}")
+            raise IllegalTransition(f"instance {self._name!r}: a process that is {before} does not become {state}")
         self.state = state
         self._changed(before, state)
 
 
 class RuntimeAgent:
-    """An agent of a runtime, over all its processes.
+    """An instance of a runtime, over all its processes.
 
     failures: processes that have ended by themselves since a task was done. restarts: since the beginning. usage: as last measured.
     """

@@ -66,7 +66,7 @@ class AppRunner:
         self.coordinator.on_complete.append(lambda manifest: self._followed())
         self.coordinator.on_failed = lambda: None if self._run is None else self._run.checkpoint_ended(failed=True)
         self.metrics = Metrics(app.id, self._samples, {"/healthz": self._healthz, "/ready": self._readiness})
-        self.health: Health | None = None  # of agents that are processes
+        self.health: Health | None = None  # of child processes
         self.restored_from: int | None = None
         self.left_behind: list[str] = []  # calls that ignored their cancellation when the app stopped
         self.restarts = 0
@@ -495,7 +495,7 @@ class AppRunner:
     # -- probes, called from the threads of their server --------------------------------------------------------------
 
     def _healthz(self) -> Page:
-        """Whether this process should live on: the event loop answers, nothing has ended the run, and agents that are processes live."""
+        """Whether this process should live on: the event loop answers, nothing has ended the run, and child processes live."""
         why = "" if self.failure is None else self.failure.message
         loop, answered = self._loop, threading.Event()
         if loop is None or loop.is_closed():

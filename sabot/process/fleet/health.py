@@ -1,6 +1,6 @@
-"""Whether agents that are processes live, are ready, or are stuck; what they take, and how often they fail.
+"""Whether child processes live, are ready, or are stuck; what they take, and how often they fail.
 
-a probe finds something wrong ─▶ so many times in a row ─▶ the agent does not live, or is not ready
+a probe finds something wrong ─▶ so many times in a row ─▶ the instance does not live, or is not ready
 the next probe that finds nothing ─▶ it lives, or is ready, again
 a child that is stopped, work without progress ─▶ stuck, at the first probe that finds it
 """
@@ -24,16 +24,16 @@ from sabot.process.errors import CommunicationError, NotFound
 
 _log = logging.getLogger(__name__)
 
-_MOST_REQUESTS = 10_000  # of an agent, in the window
+_MOST_REQUESTS = 10_000  # of an instance, in the window
 _USAGE_SECONDS = 5.0  # for the supervisor to say what a child uses
 
 
 @dataclass(frozen=True, kw_only=True)
 class HealthConfig:
     """liveness_interval_secs, readiness_interval_secs: between two probes. liveness_failures, readiness_failures: probes in a row that find
-    something wrong, until the agent does not live, or is not ready.
+    something wrong, until the instance does not live, or is not ready.
     stuck_secs: for how long work may make no progress. window_secs: over which latency and errors are counted.
-    max_error_rate: above it an agent is not ready, from 0 to 1, where there were at least `min_requests` in the window.
+    max_error_rate: above it an instance is not ready, from 0 to 1, where there were at least `min_requests` in the window.
     """
 
     liveness_interval_secs: float = 10
@@ -55,7 +55,8 @@ class HealthConfig:
 
 @dataclass(frozen=True)
 class HealthSnapshot:
-    """An agent at this moment. why: of each that is not so. requests, error_rate, latencies: of the window; None where there was nothing.
+    """An instance at this moment. why: of each that is not so. requests, error_rate, latencies: of the window; None where there was
+    nothing.
     in_progress: pieces of work. memory_bytes, cpu_seconds: of its children with all that they have started, as measured at the last probe
     of liveness.
     """
@@ -79,7 +80,7 @@ class HealthSnapshot:
 
 @dataclass(frozen=True)
 class HealthChange:
-    """An agent is not any more what it was, or is so again."""
+    """An instance is not any more what it was, or is so again."""
 
     agent_id: str
     what: Literal["live", "ready", "stuck"]
@@ -88,7 +89,7 @@ class HealthChange:
 
 
 class WatchedRequest:
-    """A piece of work of an agent. child: who does it, if that is known."""
+    """A piece of work of an instance. child: who does it, if that is known."""
 
     def __init__(self, began: float, child: Child | None) -> None:
         self.began = began
@@ -115,7 +116,7 @@ class WatchedRequest:
 
 
 @dataclass(eq=False)
-class _WatchedAgent:
+class _WatchedInstance:
     agent_id: str
     child_of: Callable[[], Child | None] | None  # None: it has children only for its work
     is_suspended: Callable[[], bool]
@@ -143,7 +144,7 @@ class _WatchedAgent:
 
 
 class HealthMonitor:
-    """Watches agents that are processes. Probes run in the event loop, from the first child, heartbeat or work on, as long as there is any.
+    """Watches child processes. Probes run in the event loop, from the first child, heartbeat or work on, as long as there is any.
 
     name: of the app, in pages and figures. on_change: is told of each change. Pages and samples may be asked for from any thread.
     """
@@ -163,7 +164,7 @@ class HealthMonitor:
         self._on_change = on_change
         self._clock = clock
         self._sleep = sleep
-        self._agents: dict[str, _WatchedAgent] = {}
+        self._instances: dict[str, _WatchedInstance] = {}
         self._probes: list[asyncio.Task[None]] = []
         self._figures: list[Callable[[], list[Sample]]] = []
         self._metrics: Metrics | None = None
@@ -178,28 +179,28 @@ class HealthMonitor:
         heartbeats: bool = False,
         is_suspended: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Watches an agent from now on, in the place of one of the same id, whose requests are kept.
+        """Watches an instance from now on, in the place of one of the same id, whose requests are kept.
 
         child: its process, or what gives the one that it has now; without it, it has processes only for its work. heartbeats: it calls
         `beat` at least each `liveness_interval_secs`. is_suspended: it is stopped on purpose, so that this is no failure.
         """
-        check_called(f"HealthMonitor: agent {agent_id!r}", child=child, is_suspended=is_suspended)
-        before = self._agents.get(agent_id)
+        check_called(f"HealthMonitor: instance {agent_id!r}", child=child, is_suspended=is_suspended)
+        before = self._instances.get(agent_id)
         child_of = (lambda: child) if isinstance(child, Child) else child
-        watched = _WatchedAgent(agent_id, child_of, is_suspended, self._clock.monotonic() if heartbeats else None)
+        watched = _WatchedInstance(agent_id, child_of, is_suspended, self._clock.monotonic() if heartbeats else None)
         if before is not None:
             watched.past, watched.durations = before.past, before.durations
             watched.requests, watched.errors, watched.open = before.requests, before.errors, before.open
-        self._agents[agent_id] = watched
+        self._instances[agent_id] = watched
         self._look_after()
 
     def unregister(self, agent_id: str) -> None:
         """Watches it no more. Does nothing for one that is not watched."""
-        self._agents.pop(agent_id, None)
+        self._instances.pop(agent_id, None)
         self._look_after()
 
     def beat(self, agent_id: str) -> None:
-        """A heartbeat of the agent, which is progress of its work, too. Raises NotFound."""
+        """A heartbeat of the instance, which is progress of its work, too. Raises NotFound."""
         watched = self._find(agent_id)
         watched.beat_at = self._clock.monotonic()
         for request in watched.open:
@@ -208,14 +209,14 @@ class HealthMonitor:
 
     @contextmanager
     def request(self, agent_id: str, child: Child | None = None) -> Iterator[WatchedRequest]:
-        """The agent works, inside. What is raised counts as an error, and so does `request.failed = True`. Raises NotFound."""
+        """The instance works, inside. What is raised counts as an error, and so does `request.failed = True`. Raises NotFound."""
         watched = self._find(agent_id)
         request = WatchedRequest(self._clock.monotonic(), child)
         watched.open.add(request)
         self._look_after()
         try:
             yield request
-        except asyncio.CancelledError:  # nobody waits for it any more: that says nothing of the agent
+        except asyncio.CancelledError:  # nobody waits for it any more: that says nothing of the instance
             watched.open.discard(request)
             raise
         except BaseException:
@@ -224,16 +225,16 @@ class HealthMonitor:
         finally:
             if request in watched.open:
                 watched.open.discard(request)
-                watched = self._agents.get(agent_id, watched)  # another child may be registered since
+                watched = self._instances.get(agent_id, watched)  # another child may be registered since
                 self._record(watched, self._clock.monotonic() - request.began, request.failed)
             self._look_after()
 
     def record_request(self, agent_id: str, seconds: float, *, failed: bool = False) -> None:
-        """The agent has worked for so long. Raises NotFound."""
+        """The instance has worked for so long. Raises NotFound."""
         self._record(self._find(agent_id), seconds, failed)
 
     def include(self, figures: Callable[[], list[Sample]]) -> None:
-        """`samples` of a fleet or of a warm pool, which are told beside those of agents."""
+        """`samples` of a fleet or of a warm pool, which are told beside those of instances."""
         self._figures.append(figures)
 
     @asynccontextmanager
@@ -251,7 +252,7 @@ class HealthMonitor:
 
     async def close(self) -> None:
         """Watches nothing any more, and serves nothing. Children go on."""
-        self._agents.clear()
+        self._instances.clear()
         self._look_after()
         if self._metrics is not None:
             metrics, self._metrics = self._metrics, None
@@ -260,55 +261,55 @@ class HealthMonitor:
     # -- probes ---------------------------------------------------------------------------------------------------------
 
     async def probe_liveness(self) -> None:
-        """Looks at all agents once, and measures their children."""
-        for watched in list(self._agents.values()):
+        """Looks at all instances once, and measures their children."""
+        for watched in list(self._instances.values()):
             self._stuck(watched)
             self._struck(watched, "live", self._why_not_live(watched), self.config.liveness_failures)
-        await asyncio.gather(*map(self._measure, list(self._agents.values())))
+        await asyncio.gather(*map(self._measure, list(self._instances.values())))
 
     async def probe_readiness(self) -> None:
-        """Looks at all agents once."""
-        for watched in list(self._agents.values()):
+        """Looks at all instances once."""
+        for watched in list(self._instances.values()):
             self._stuck(watched)
             self._struck(watched, "ready", self._why_not_ready(watched), self.config.readiness_failures)
 
     def snapshot(self, agent_id: str) -> HealthSnapshot:
-        """The agent at this moment. Raises NotFound."""
+        """The instance at this moment. Raises NotFound."""
         return self._snapshot(self._find(agent_id))
 
     def snapshots(self) -> list[HealthSnapshot]:
-        """All agents at this moment. From any thread."""
-        return [self._snapshot(each) for each in list(self._agents.values())]
+        """All instances at this moment. From any thread."""
+        return [self._snapshot(each) for each in list(self._instances.values())]
 
     # -- pages ----------------------------------------------------------------------------------------------------------
 
     def liveness(self) -> tuple[str, dict[str, str]]:
-        """(why not all live, or "", and what each agent lacks). From any thread."""
+        """(why not all live, or "", and what each instance lacks). From any thread."""
         return self._lacking("live")
 
     def readiness(self) -> tuple[str, dict[str, str]]:
-        """(why not all are ready, or "", and what each agent lacks). From any thread."""
+        """(why not all are ready, or "", and what each instance lacks). From any thread."""
         return self._lacking("ready")
 
     def samples(self) -> Iterator[Sample]:
         """Figures for Prometheus. From any thread."""
-        for each in list(self._agents.values()):
-            agent = each.agent_id
+        for each in list(self._instances.values()):
+            instance = each.agent_id
             for name, what in (("sabot_process_live", "live"), ("sabot_process_ready", "ready")):
-                yield Sample(name, float(what not in each.wrong), agent)
-            yield Sample("sabot_process_stuck", float("stuck" in each.wrong), agent)
-            yield Sample("sabot_process_in_progress", len(each.open), agent)
-            yield Sample("sabot_process_requests_total", each.requests, agent)
-            yield Sample("sabot_process_errors_total", each.errors, agent)
-            yield Sample("sabot_process_request_seconds", each.durations.read(), agent)
-            yield Sample("sabot_process_memory_bytes", each.memory_bytes, agent)
+                yield Sample(name, float(what not in each.wrong), instance)
+            yield Sample("sabot_process_stuck", float("stuck" in each.wrong), instance)
+            yield Sample("sabot_process_in_progress", len(each.open), instance)
+            yield Sample("sabot_process_requests_total", each.requests, instance)
+            yield Sample("sabot_process_errors_total", each.errors, instance)
+            yield Sample("sabot_process_request_seconds", each.durations.read(), instance)
+            yield Sample("sabot_process_memory_bytes", each.memory_bytes, instance)
         for figures in list(self._figures):
             yield from figures()
 
     def serve(self, port: int = 0, host: str = "127.0.0.1") -> int:
         """Answers `/healthz`, `/ready` and `/metrics` on host:port until `close`; 0 takes a free port. -> the port
 
-        For programs without an app: an app tells of its agents on its own port. Raises MissingExtra, and UserError for an address that
+        For programs without an app: an app tells of its instances on its own port. Raises MissingExtra, and UserError for an address that
         cannot be had, and where it is served already.
         """
         if self._metrics is not None:
@@ -319,32 +320,34 @@ class HealthMonitor:
         return port
 
     def _healthz(self) -> Page:
-        why, agents = self.liveness()
-        return page_of({"app": self.name, "healthy": not why, "why": why, "agents": agents}, good=not why)
+        why, instances = self.liveness()
+        return page_of({"app": self.name, "healthy": not why, "why": why, "agents": instances}, good=not why)
 
     def _readiness(self) -> Page:
-        why, agents = self.readiness()
-        return page_of({"app": self.name, "ready": not why, "why": why, "agents": agents}, good=not why)
+        why, instances = self.readiness()
+        return page_of({"app": self.name, "ready": not why, "why": why, "agents": instances}, good=not why)
 
     def _lacking(self, what: Literal["live", "ready"]) -> tuple[str, dict[str, str]]:
-        agents = {each.agent_id: each.wrong.get(what, "") for each in list(self._agents.values())}
+        instances = {each.agent_id: each.wrong.get(what, "") for each in list(self._instances.values())}
         not_so = "does not live" if what == "live" else "is not ready"
-        return "; ".join(f"agent {agent} {not_so}: {why}" for agent, why in agents.items() if why), agents
+        return "; ".join(
+            f"instance {instance} {not_so}: {why}" for instance, why in instances.items() if why
+        ), instances
 
     # -- inside -----------------------------------------------------------------------------------------------------------
 
-    def _find(self, agent_id: str) -> _WatchedAgent:
-        if (found := self._agents.get(agent_id)) is None:
-            raise NotFound(f"agent {agent_id!r} is not watched", hint="monitor.register(agent_id) before")
+    def _find(self, agent_id: str) -> _WatchedInstance:
+        if (found := self._instances.get(agent_id)) is None:
+            raise NotFound(f"instance {agent_id!r} is not watched", hint="monitor.register(agent_id) before")
         return found
 
-    def _record(self, watched: _WatchedAgent, seconds: float, failed: bool) -> None:
+    def _record(self, watched: _WatchedInstance, seconds: float, failed: bool) -> None:
         watched.past.append((self._clock.monotonic(), seconds, failed))
         watched.durations.add(seconds)
         watched.requests += 1
         watched.errors += failed
 
-    def _why_not_live(self, watched: _WatchedAgent) -> str:
+    def _why_not_live(self, watched: _WatchedInstance) -> str:
         if watched.is_suspended():
             return ""
         if watched.child_of is not None and ((child := watched.child_of()) is None or child.is_over):
@@ -357,7 +360,7 @@ class HealthMonitor:
                 return f"its last heartbeat was {silent:.0f} s ago"
         return ""
 
-    def _why_not_ready(self, watched: _WatchedAgent) -> str:
+    def _why_not_ready(self, watched: _WatchedInstance) -> str:
         if watched.is_suspended():
             return "it is suspended"
         if why := self._why_not_live(watched) or watched.wrong.get("stuck"):
@@ -371,7 +374,7 @@ class HealthMonitor:
             return f"{failed} of {len(past)} requests of the last {self.config.window_secs:g} s have failed"
         return ""
 
-    def _stuck(self, watched: _WatchedAgent) -> None:
+    def _stuck(self, watched: _WatchedInstance) -> None:
         now = self._clock.monotonic()
         why = ""
         if not watched.is_suspended():
@@ -381,12 +384,12 @@ class HealthMonitor:
                 why = f"its work has made no progress for {idle:.0f} s"
         self._becomes(watched, "stuck", why)
 
-    def _struck(self, watched: _WatchedAgent, what: Literal["live", "ready"], why: str, most: int) -> None:
+    def _struck(self, watched: _WatchedInstance, what: Literal["live", "ready"], why: str, most: int) -> None:
         watched.strikes[what] = watched.strikes[what] + 1 if why else 0
         if not why or watched.strikes[what] >= most:
             self._becomes(watched, what, why)
 
-    def _becomes(self, watched: _WatchedAgent, what: Literal["live", "ready", "stuck"], why: str) -> None:
+    def _becomes(self, watched: _WatchedInstance, what: Literal["live", "ready", "stuck"], why: str) -> None:
         before = watched.wrong.get(what, "")
         if why:
             watched.wrong[what] = why
@@ -395,14 +398,14 @@ class HealthMonitor:
         if bool(before) != bool(why):
             is_so = bool(why) if what == "stuck" else not why
             if why:
-                _log.warning("agent %r: %s: %s", watched.agent_id, what if is_so else f"not {what}", why)
+                _log.warning("instance %r: %s: %s", watched.agent_id, what if is_so else f"not {what}", why)
             if self._on_change is not None:
                 try:
                     self._on_change(HealthChange(watched.agent_id, what, is_so, why))
                 except Exception:  # who listens has no say
-                    _log.exception("on_change of the health monitor has failed for agent %r", watched.agent_id)
+                    _log.exception("on_change of the health monitor has failed for instance %r", watched.agent_id)
 
-    async def _measure(self, watched: _WatchedAgent) -> None:
+    async def _measure(self, watched: _WatchedInstance) -> None:
         memory, cpu = 0, 0.0
         for child in watched.children():
             try:
@@ -414,11 +417,11 @@ class HealthMonitor:
             cpu += usage.cpu_seconds
         watched.memory_bytes, watched.cpu_seconds = memory, cpu
 
-    def _window(self, watched: _WatchedAgent) -> list[tuple[float, bool]]:
+    def _window(self, watched: _WatchedInstance) -> list[tuple[float, bool]]:
         since = self._clock.monotonic() - self.config.window_secs
         return [(seconds, failed) for at, seconds, failed in list(watched.past) if at >= since]
 
-    def _snapshot(self, watched: _WatchedAgent) -> HealthSnapshot:
+    def _snapshot(self, watched: _WatchedInstance) -> HealthSnapshot:
         past, wrong = self._window(watched), dict(watched.wrong)
         taken = sorted(seconds for seconds, _ in past)
         return HealthSnapshot(
@@ -445,7 +448,7 @@ class HealthMonitor:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return
-        needed = any(each.is_probed for each in self._agents.values())
+        needed = any(each.is_probed for each in self._instances.values())
         if self._probes and (not needed or self._probes[0].get_loop() is not loop):
             probes, self._probes = self._probes, []
             for each in probes:
@@ -465,7 +468,7 @@ class HealthMonitor:
             self._look_after()  # it ends here, where there is nothing more
 
 
-def _stopped(watched: _WatchedAgent) -> str:
+def _stopped(watched: _WatchedInstance) -> str:
     stopped = [child.pid for child in watched.children() if child.paused and not child.is_over]
     return f"its process {stopped[0]} is stopped (SIGSTOP)" if stopped else ""
 

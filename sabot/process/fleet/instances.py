@@ -1,4 +1,4 @@
-"""An agent that is a process, as its lifecycle manager has it: where it is, what it was told, and its configuration."""
+"""A child process, as its lifecycle manager has it: where it is, what it was told, and its configuration."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class LifecycleState(StrEnum):
-    """Where an agent is in its life."""
+    """Where an instance is in its life."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -43,17 +43,17 @@ _NEXT: Final[Mapping[LifecycleState, tuple[LifecycleState, ...]]] = {
     LifecycleState.TERMINATED: (),
 }
 OVER = (LifecycleState.TERMINATED, LifecycleState.FAILED)
-"""An agent that is in one of these is started again only when somebody restarts it."""
+"""An instance that is in one of these is started again only when somebody restarts it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LifecycleConfig:
     """Times in seconds.
 
-    spawn_timeout: until an agent is ready. shutdown_timeout: from SIGTERM to SIGKILL, and for a checkpoint.
-    max_restarts: of an agent that fails, after `restart_backoff`, and twice as long each time, at most 60 s; who has run for `stable_after`
-    begins the count anew. idle_suspend: who does nothing for so long is suspended; None: nobody is. release_idle: its memory is given back
-    then.
+    spawn_timeout: until an instance is ready. shutdown_timeout: from SIGTERM to SIGKILL, and for a checkpoint.
+    max_restarts: of an instance that fails, after `restart_backoff`, and twice as long each time, at most 60 s; who has run for
+    `stable_after` begins the count anew. idle_suspend: who does nothing for so long is suspended; None: nobody is. release_idle: its memory
+    is given back then.
     """
 
     spawn_timeout: float = 60.0
@@ -78,7 +78,7 @@ class LifecycleConfig:
 
 @dataclass(frozen=True)
 class InstanceInfo:
-    """An agent at this moment.
+    """An instance at this moment.
 
     pid: 0 for none. started_at: of its process, in seconds since 1970; 0 for none. restarts: since the beginning. why: what ended its last
     process, or suspended it. next_start_at: when it is started again, in seconds since 1970; None: nothing is planned.
@@ -95,7 +95,7 @@ class InstanceInfo:
 
 
 class AgentInstance:
-    """An agent of a LifecycleManager, over all its processes, of which it has at most one at a time.
+    """An instance of a LifecycleManager, over all its processes, of which it has at most one at a time.
 
     name: that of its program where none was given. label: names it in errors, by its own name or its id.
     child: its process, None where it has none. command: with which it is started the next time. failures: since it has run long enough.
@@ -154,14 +154,14 @@ class AgentInstance:
         """Goes to this state, and tells of it. Raises IllegalTransition."""
         before = self.state
         if state not in _NEXT[before]:
-            raise IllegalTransition(f"agent {self.label}: one that is {before} does not become {state}")
+            raise IllegalTransition(f"instance {self.label}: one that is {before} does not become {state}")
         self.state = state
         self._changed.set()
         if self._on_state is not None:
             try:
                 self._on_state(self, before, state)
             except Exception:  # who listens has no say
-                _log.exception("on_state of the lifecycle manager has failed for agent %s", self.label)
+                _log.exception("on_state of the lifecycle manager has failed for instance %s", self.label)
 
     async def until(self, *states: LifecycleState) -> LifecycleState:
         """Returns when it is in one of these states, with that one."""
@@ -172,4 +172,4 @@ class AgentInstance:
 
 
 OnState = Callable[[AgentInstance, LifecycleState, LifecycleState], None]
-"""Is told of an agent, its state before, and the new one."""
+"""Is told of an instance, its state before, and the new one."""

@@ -1,4 +1,4 @@
-"""What agents that are processes may use, as their quotas say it: CPU, memory and tokens; and what is told of it.
+"""What child processes may use, as their quotas say it: CPU, memory and tokens; and what is told of it.
 
 A quota is a rule for a manager that looks every few seconds and can warn, slow down, suspend. What must hold at every moment is a limit of
 the command (`ResourceLimits`), which the supervisor and the kernel hold.
@@ -32,7 +32,7 @@ class QuotaMode(StrEnum):
 
 
 class QuotaAction(StrEnum):
-    """What follows. throttle: less CPU for the agent. suspend, terminate: those of the lifecycle manager."""
+    """What follows. throttle: less CPU for the instance. suspend, terminate: those of the lifecycle manager."""
 
     WARN = "warn"
     THROTTLE = "throttle"
@@ -57,11 +57,11 @@ class CountsTokens(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceQuota:
-    """What an agent may use, with all that it has started; exactly so much is allowed. None: it is not limited. Raises InvalidQuota.
+    """What an instance may use, with all that it has started; exactly so much is allowed. None: it is not limited. Raises InvalidQuota.
 
     cpu: cores, say "2", "500m" or 0.5, on average between two looks. memory: resident, say "2Gi", "512Mi" or a number of bytes.
     tokens_per_hour: in an hour of the clock. on_cpu, on_memory, on_tokens: what follows when it uses more, and `mode` says when.
-    throttled_cpu: to what an agent is held that is throttled for its memory or its tokens; for its CPU it is held to `cpu`.
+    throttled_cpu: to what an instance is held that is throttled for its memory or its tokens; for its CPU it is held to `cpu`.
     """
 
     cpu: str | float | None = "2"
@@ -118,7 +118,7 @@ class ResourceQuota:
 
 @dataclass(frozen=True)
 class ResourceReport:
-    """What an agent uses, with all that it has started.
+    """What an instance uses, with all that it has started.
 
     at: seconds since 1970. cpu_cores: on average since the look before; 0 at the first one of a process. cpu_seconds: of all its processes
     from the first one that was looked at. peak_memory_bytes: of all looks. tokens: in this hour. total_tokens: of those reported here.
@@ -152,7 +152,7 @@ class QuotaViolation:
     error: str = ""
 
     def __str__(self) -> str:
-        what = f"agent {self.agent_id!r} uses {self.used:.6g} of {self.resource}, more than {self.limit:.6g}: {self.action}"
+        what = f"instance {self.agent_id!r} uses {self.used:.6g} of {self.resource}, more than {self.limit:.6g}: {self.action}"
         return f"{what}: {self.error}" if self.error else what
 
 

@@ -1,4 +1,4 @@
-"""The manager that measures agents that are processes, over all that they have started, and does what their quotas say."""
+"""The manager that measures child processes, over all that they have started, and does what their quotas say."""
 
 import asyncio
 import logging
@@ -57,7 +57,7 @@ class _Breach:
 
 @dataclass
 class _Account:
-    """An agent with its quota, and what is known of what it uses."""
+    """An instance with its quota, and what is known of what it uses."""
 
     quota: ResourceQuota
     child: Child | None = None  # to which `looked_at`, `seen_cpu` and `held_to` belong
@@ -83,10 +83,10 @@ class _Account:
 
 
 class ResourceManager:
-    """Measures the agents of a lifecycle manager that have a quota, every `report_interval` seconds, and does what their quotas say.
+    """Measures the instances of a lifecycle manager that have a quota, every `report_interval` seconds, and does what their quotas say.
 
-    default: the quota of agents without one of their own; None: they have none. tokens_of: gives the tokens that an agent has used in this
-    hour of the clock, as a ledger has them, beside what is reported here. on_report, on_violation: are told of each.
+    default: the quota of instances without one of their own; None: they have none. tokens_of: gives the tokens that an instance has used in
+    this hour of the clock, as a ledger has them, beside what is reported here. on_report, on_violation: are told of each.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class ResourceManager:
             self._loop = asyncio.ensure_future(self._look_again_and_again())
 
     async def close(self) -> None:
-        """Looks no more. What was done to agents stays, and so do they."""
+        """Looks no more. What was done to instances stays, and so do they."""
         if self._loop is not None:
             self._loop.cancel()
             await asyncio.wait([self._loop])
@@ -137,34 +137,34 @@ class ResourceManager:
     # -- quotas -------------------------------------------------------------------------------------------------------
 
     async def set_quota(self, agent_id: str, quota: ResourceQuota) -> None:
-        """Gives an agent this quota, in the place of the one that it has. What was done about that one is undone, and judged anew.
+        """Gives an instance this quota, in the place of the one that it has. What was done about that one is undone, and judged anew.
 
-        Raises UnknownAgent; QuotaUpdateFailed where the agent cannot be let go; what `check` raises.
+        Raises UnknownAgent; QuotaUpdateFailed where the instance cannot be let go; what `check` raises.
         """
-        agent = self._lives.agent(agent_id)
+        instance = self._lives.agent(agent_id)
         if agent_id not in self._accounts:
             self._accounts[agent_id] = _Account(quota)
             return
         async with self._locked(agent_id) as account:
-            await self._let_go(agent, account)
+            await self._let_go(instance, account)
             account.quota, account.limits = quota, quota.limits()
             for resource in QuotaResource:
-                await self._judge(agent, account, resource)
+                await self._judge(instance, account, resource)
 
     async def update_quota(self, agent_id: str, **changes: object) -> ResourceQuota:
-        """Changes fields of an agent's quota. -> the new one. Raises QuotaNotFound; QuotaUpdateFailed, and then nothing has changed; what
-        `check` raises.
+        """Changes fields of an instance's quota. -> the new one. Raises QuotaNotFound; QuotaUpdateFailed, and then nothing has changed;
+        what `check` raises.
         """
         account = self._account(agent_id)
         try:
             quota = replace(account.quota, **changes)  # type: ignore[arg-type]
         except (InvalidQuota, TypeError) as error:
-            raise QuotaUpdateFailed(f"the quota of agent {agent_id!r} stays: {message_of(error)}") from error
+            raise QuotaUpdateFailed(f"the quota of instance {agent_id!r} stays: {message_of(error)}") from error
         await self.set_quota(agent_id, quota)
         return quota
 
     async def remove_quota(self, agent_id: str) -> None:
-        """From now on the agent has the `default`, or is not measured. What was done about its quota is undone. Raises QuotaNotFound;
+        """From now on the instance has the `default`, or is not measured. What was done about its quota is undone. Raises QuotaNotFound;
         QuotaUpdateFailed where it cannot be let go.
         """
         async with self._locked(agent_id) as account:
@@ -172,8 +172,8 @@ class ResourceManager:
             del self._accounts[agent_id]
 
     async def reset(self, agent_id: str) -> None:
-        """Forgets what the agent has used, the tokens that were reported here too, and undoes what was done about it. Raises QuotaNotFound;
-        QuotaUpdateFailed where it cannot be let go.
+        """Forgets what the instance has used, the tokens that were reported here too, and undoes what was done about it. Raises
+        QuotaNotFound; QuotaUpdateFailed where it cannot be let go.
         """
         async with self._locked(agent_id) as account:
             await self._let_go(self._lives.agent(agent_id), account)
@@ -181,7 +181,7 @@ class ResourceManager:
             account.cpu_seconds = 0.0
 
     def quota(self, agent_id: str) -> ResourceQuota:
-        """That of this agent. Raises QuotaNotFound."""
+        """That of this instance. Raises QuotaNotFound."""
         return self._account(agent_id).quota
 
     @property
@@ -192,10 +192,10 @@ class ResourceManager:
     # -- tokens -------------------------------------------------------------------------------------------------------
 
     async def report_tokens(self, agent_id: str, used: int | CountsTokens) -> None:
-        """Counts what a model has read and written for the agent, and does what its quota says. Raises QuotaNotFound; what `check` does."""
+        """Counts tokens that a model has used for the instance, and enforces its quota. Raises QuotaNotFound, and what `check` raises."""
         tokens: Any = getattr(used, "total_tokens", used)
         if not is_whole(tokens, 0):
-            raise UserError(f"agent {agent_id!r}: {short_repr(used)} is no number of tokens")
+            raise UserError(f"instance {agent_id!r}: {short_repr(used)} is no number of tokens")
         async with self._locked(agent_id) as account:
             self._roll(account)
             account.tokens += tokens
@@ -215,36 +215,36 @@ class ResourceManager:
             return
         left = _HOUR - self._clock.time() % _HOUR
         raise QuotaExceeded(
-            f"agent {agent_id!r} has used {used} of {limit:.0f} tokens in this hour, and wants {tokens}",
+            f"instance {agent_id!r} has used {used} of {limit:.0f} tokens in this hour, and wants {tokens}",
             hint=f"in {left:.0f} s there are new ones",
         )
 
     # -- looks --------------------------------------------------------------------------------------------------------
 
     async def check(self, agent_id: str) -> ResourceReport:
-        """Looks at an agent now, and does what its quota says.
+        """Looks at an instance now, and does what its quota says.
 
         Raises QuotaNotFound; UnknownAgent; QuotaSuspendFailed, QuotaTerminateFailed and ResumeFailed where that could not be done.
         """
-        agent = self._lives.agent(agent_id)
+        instance = self._lives.agent(agent_id)
         errors = []
         async with self._locked(agent_id) as account:
-            await self._measure(agent, account)
+            await self._measure(instance, account)
             for resource in QuotaResource:
                 if resource is QuotaResource.TOKENS:
                     await self._ask_for_tokens(agent_id, account)
                 try:
-                    await self._judge(agent, account, resource)
+                    await self._judge(instance, account, resource)
                 except (QuotaError, LifecycleError) as error:  # the others are judged too
                     errors.append(error)
-            report = self._report(agent, account)
+            report = self._report(instance, account)
         self._tell(self._on_report, report)
         if errors:
             raise errors[0]
         return report
 
     async def check_all(self) -> list[ResourceReport]:
-        """Looks at all agents that have a quota and have not ended. What could not be done is logged, and done at the next look."""
+        """Looks at all instances that have a quota and have not ended. What could not be done is logged, and done at the next look."""
         infos = {info.id: info for info in self._lives.list_agents()}
         for agent_id in self._accounts.keys() - infos.keys():  # they ended long ago
             del self._accounts[agent_id]
@@ -254,9 +254,9 @@ class ResourceManager:
                 try:
                     reports.append(await self.check(info.id))
                 except SabotError as error:
-                    _log.warning("agent %r: %s", info.id, error)
+                    _log.warning("instance %r: %s", info.id, error)
                 except Exception:  # of `tokens_of`: the quotas of the others hold
-                    _log.exception("the quota of agent %r was not checked", info.id)
+                    _log.exception("the quota of instance %r was not checked", info.id)
         return reports
 
     async def _look_again_and_again(self) -> None:
@@ -264,8 +264,8 @@ class ResourceManager:
             await self._sleep(self._interval)
             await self.check_all()
 
-    async def _measure(self, agent: AgentInstance, account: _Account) -> None:
-        child, now = agent.child, self._clock.monotonic()
+    async def _measure(self, instance: AgentInstance, account: _Account) -> None:
+        child, now = instance.child, self._clock.monotonic()
         try:
             used = None if child is None or child.is_over else await child.usage()
         except CommunicationError:  # its supervisor was killed: its end is on the way
@@ -301,7 +301,7 @@ class ResourceManager:
 
     # -- what follows -------------------------------------------------------------------------------------------------
 
-    async def _judge(self, agent: AgentInstance, account: _Account, resource: QuotaResource) -> None:
+    async def _judge(self, instance: AgentInstance, account: _Account, resource: QuotaResource) -> None:
         limit = account.limits.get(resource)
         used = {
             QuotaResource.CPU: account.cores,
@@ -310,17 +310,17 @@ class ResourceManager:
         }[resource]
         breach = account.breaches.get(resource)
         if limit is None or used <= limit:
-            if breach is not None and not (resource is QuotaResource.CPU and self._keeps_below(agent, breach)):
-                await self._lift(agent, account, resource, breach)
+            if breach is not None and not (resource is QuotaResource.CPU and self._keeps_below(instance, breach)):
+                await self._lift(instance, account, resource, breach)
             return
         if breach is None:
             breach = account.breaches[resource] = _Breach(self._clock.monotonic())
         action = self._action(account, resource, breach)
-        if self._is_done(agent, breach, action):
+        if self._is_done(instance, breach, action):
             return
-        violation = QuotaViolation(agent.id, self._clock.time(), resource, used, limit, action)
+        violation = QuotaViolation(instance.id, self._clock.time(), resource, used, limit, action)
         try:
-            await self._do(agent, account, resource, action, str(violation))
+            await self._do(instance, account, resource, action, str(violation))
         except SabotError as error:
             self._note(replace(violation, error=message_of(error)))
             raise
@@ -332,22 +332,22 @@ class ResourceManager:
         soft = quota.mode is QuotaMode.SOFT_THEN_HARD and self._clock.monotonic() - breach.since < quota.grace_seconds
         return QuotaAction.WARN if soft or quota.mode is QuotaMode.WARN_ONLY else quota.action(resource)
 
-    def _keeps_below(self, agent: AgentInstance, breach: _Breach) -> bool:
-        """Whether the agent uses less CPU because of what was done, so that this is no reason to undo it."""
+    def _keeps_below(self, instance: AgentInstance, breach: _Breach) -> bool:
+        """Whether the instance uses less CPU because of what was done, so that this is no reason to undo it."""
         if breach.done is QuotaAction.SUSPEND:
-            return agent.state is LifecycleState.SUSPENDED
+            return instance.state is LifecycleState.SUSPENDED
         return breach.done is QuotaAction.THROTTLE
 
-    def _is_done(self, agent: AgentInstance, breach: _Breach, action: QuotaAction) -> bool:
+    def _is_done(self, instance: AgentInstance, breach: _Breach, action: QuotaAction) -> bool:
         match action:
             case QuotaAction.SUSPEND:  # somebody may have resumed it
-                return agent.state is not LifecycleState.RUNNING
+                return instance.state is not LifecycleState.RUNNING
             case QuotaAction.TERMINATE:
-                return agent.is_over
+                return instance.is_over
         return breach.done is action
 
     async def _do(
-        self, agent: AgentInstance, account: _Account, resource: QuotaResource, action: QuotaAction, why: str
+        self, instance: AgentInstance, account: _Account, resource: QuotaResource, action: QuotaAction, why: str
     ) -> None:
         match action:
             case QuotaAction.THROTTLE:
@@ -356,29 +356,33 @@ class ResourceManager:
                 self._hold(account)
             case QuotaAction.SUSPEND:
                 try:
-                    await self._lives.suspend(agent.id, why=why)
+                    await self._lives.suspend(instance.id, why=why)
                 except LifecycleError as error:
                     raise QuotaSuspendFailed(f"{why}: {error.message}", hint=error.hint) from error
             case QuotaAction.TERMINATE:
                 try:
-                    await self._lives.terminate(agent.id, why=why)
+                    await self._lives.terminate(instance.id, why=why)
                 except LifecycleError as error:
                     raise QuotaTerminateFailed(f"{why}: {error.message}", hint=error.hint) from error
 
-    async def _lift(self, agent: AgentInstance, account: _Account, resource: QuotaResource, breach: _Breach) -> None:
+    async def _lift(self, instance: AgentInstance, account: _Account, resource: QuotaResource, breach: _Breach) -> None:
         """Undoes what was done about this limit. Who was meanwhile suspended for something else stays so. Raises ResumeFailed."""
         if account.held.pop(resource, None) is not None:
             self._hold(account)
-        if breach.done is QuotaAction.SUSPEND and agent.state is LifecycleState.SUSPENDED and agent.why == breach.why:
-            await self._lives.resume(agent.id)
+        if (
+            breach.done is QuotaAction.SUSPEND
+            and instance.state is LifecycleState.SUSPENDED
+            and instance.why == breach.why
+        ):
+            await self._lives.resume(instance.id)
         del account.breaches[resource]
 
-    async def _let_go(self, agent: AgentInstance, account: _Account) -> None:
+    async def _let_go(self, instance: AgentInstance, account: _Account) -> None:
         for resource, breach in list(account.breaches.items()):
             try:
-                await self._lift(agent, account, resource, breach)
+                await self._lift(instance, account, resource, breach)
             except LifecycleError as error:
-                raise QuotaUpdateFailed(f"agent {agent.id!r} is not let go: {error.message}") from error
+                raise QuotaUpdateFailed(f"instance {instance.id!r} is not let go: {error.message}") from error
 
     def _hold(self, account: _Account) -> None:
         wanted = min(account.held.values(), default=None)
@@ -398,11 +402,11 @@ class ResourceManager:
             except Exception:  # who listens has no say
                 _log.exception("on_report or on_violation of the resource manager has failed")
 
-    def _report(self, agent: AgentInstance, account: _Account) -> ResourceReport:
+    def _report(self, instance: AgentInstance, account: _Account) -> ResourceReport:
         return ResourceReport(
-            agent.id,
+            instance.id,
             self._clock.time(),
-            agent.state,
+            instance.state,
             account.processes,
             account.cores,
             account.cpu_seconds,
@@ -419,14 +423,14 @@ class ResourceManager:
         account = self._account(agent_id)
         async with account.lock:
             if self._accounts.get(agent_id) is not account:
-                raise QuotaNotFound(f"agent {agent_id!r} has no quota any more")
+                raise QuotaNotFound(f"instance {agent_id!r} has no quota any more")
             yield account
 
     def _account(self, agent_id: str) -> _Account:
         found = self._accounts.get(agent_id)
         if found is None:
             if self._default is None:
-                raise QuotaNotFound(f"agent {agent_id!r} has no quota", hint="set_quota gives it one")
+                raise QuotaNotFound(f"instance {agent_id!r} has no quota", hint="set_quota gives it one")
             self._lives.agent(agent_id)
             found = self._accounts[agent_id] = _Account(self._default)
         return found

@@ -67,7 +67,7 @@ class FleetManager:
     what: the command of a replica, or a warm pool that gives them.
     lag: says how much there is to do that `run` does not know of, say how many records a consumer lags behind.
     checkpoint: called with a replica that is drained, before its child ends; where it fails, the replica goes on.
-    lives: its replicas are agents of this manager, too, so that quotas hold for them; those of a warm pool are where the pool says so.
+    lives: its replicas are instances of this manager, too, so that quotas hold for them; those of a warm pool are where the pool says so.
     sleep: waits between looks, and for drains.
     """
 

@@ -85,7 +85,8 @@ class WarmPool:
     program has forgotten the work before, and to read what that says of it to the end: a child whose stdout has more, or whose stdin has
     not taken all, is ended, since whoever got it next would take it for an answer. What is in stderr is thrown away. Without `reset` each
     child that is given back is ended.
-    lives: its children are agents of this manager, too, so that quotas hold for them. sleep: waits between looks, and before a replacement.
+    lives: its children are instances of this manager, too, so that quotas hold for them. sleep: waits between looks, and before a
+    replacement.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from sabot.process import (
     Supervisor,
 )
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="agents that are processes run on Linux")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="child processes run on Linux")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The tools of agents that are processes, as document 004 has them: `RuntimeConfig(mcp=McpConfig(...))` runs `cortex mcp stdio`."""
+"""The tools of child processes, as document 004 has them: `RuntimeConfig(mcp=McpConfig(...))` runs `cortex mcp stdio`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Health of agents that are processes: whether they live, are ready, are stuck; and who is told of it."""
+"""Health of child processes: whether they live, are ready, are stuck; and who is told of it."""
 
 import asyncio
 import http.client
@@ -333,7 +333,7 @@ async def test_health_is_served_with_the_figures_of_agents_and_of_pools(watch: W
         await watch.probe_readiness()
     status, body = await asyncio.to_thread(asked, port, "/healthz")
     assert status == 503
-    assert json.loads(body)["why"] == "agent bad does not live: its last heartbeat was 31 s ago"
+    assert json.loads(body)["why"] == "instance bad does not live: its last heartbeat was 31 s ago"
     status, body = await asyncio.to_thread(asked, port, "/ready")
     assert (status, json.loads(body)["agents"]["good"]) == (503, "")
     _, body = await asyncio.to_thread(asked, port, "/metrics")

@@ -124,8 +124,8 @@ def test_defaults() -> None:
         ({"working_dir": "/nowhere"}, SpawnFailed, "its working directory '/nowhere': No such file"),
         ({"working_dir": 3}, InvalidContext, "working_dir=3"),
         ({"working_dir": "/a\0"}, InvalidContext, "a null character"),
-        ({"environment": None}, InvalidContext, "agent 'a': an environment maps names to texts"),
-        ({"environment": {"A": 1}}, InvalidContext, "agent 'a': an environment maps names to texts"),
+        ({"environment": None}, InvalidContext, "instance 'a': an environment maps names to texts"),
+        ({"environment": {"A": 1}}, InvalidContext, "instance 'a': an environment maps names to texts"),
         ({"environment": {"A=B": "1"}}, InvalidContext, "no names of environment variables"),
         ({"environment": {"A": "\ud800"}}, InvalidContext, "half a surrogate pair"),
         ({"task": "a\0b"}, InvalidContext, "a null character"),
@@ -160,7 +160,7 @@ async def test_what_is_no_configuration_and_another_system_are_agent_errors_too(
         await LocalProcessRunner().spawn("claude")  # type: ignore[arg-type]
     monkeypatch.setattr(Supervisor, "_current", None)
     monkeypatch.setattr("sys.platform", "darwin")
-    with pytest.raises(SpawnFailed, match=r"agent 'a' could not be started: .* which darwin has not"):
+    with pytest.raises(SpawnFailed, match=r"instance 'a' could not be started: .* which darwin has not"):
         await LocalProcessRunner().spawn(AgentConfig(name="a", model_backend="sh", task="x"))
 
 
@@ -240,7 +240,7 @@ async def test_what_a_backend_cannot_be_given_is_said(runner: LocalProcessRunner
         await runner.spawn(agent("-cli", "x"))
     with pytest.raises(InvalidContext, match="AgentConfig: task=5"):
         await runner.spawn(agent("custom", 5))  # type: ignore[arg-type]
-    with pytest.raises(InvalidContext, match="an agent has no name, or no task"):
+    with pytest.raises(InvalidContext, match="an instance has no name, or no task"):
         await runner.spawn(agent("custom", ""))
     assert not (programs / "called").exists()
     assert await runner.list_agents() == []
@@ -254,7 +254,7 @@ async def test_an_answer_that_fails_says_who_has_failed(runner: LocalProcessRunn
     with pytest.raises(ProviderError, match=r"opencode: .*APIError"):
         await broken.answer()
     crashed = await runner.spawn(agent(shell, "echo why >&2; exit 9"))
-    with pytest.raises(ExecutionError, match="agent 'tester' ended with 9: why"):
+    with pytest.raises(ExecutionError, match="instance 'tester' ended with 9: why"):
         await crashed.answer()
     limited = await runner.spawn(agent(shell, "exec sleep 1000", limits=ResourceLimits(max_runtime_secs=0.01)))
     with pytest.raises(ExecutionError, match="was ended, because it had more than its max_task_duration"):
@@ -339,7 +339,7 @@ async def test_signals_can_be_caught(runner: LocalProcessRunner, shell: str, wha
 
 async def test_a_wait_that_is_over_leaves_the_agent_running(runner: LocalProcessRunner, shell: str) -> None:
     handle = await runner.spawn(agent(shell, "sleep 1000"))
-    with pytest.raises(Timeout, match=r"agent 'tester' has not ended in 0\.01 s"):
+    with pytest.raises(Timeout, match=r"instance 'tester' has not ended in 0\.01 s"):
         await handle.wait(0.01)
     assert handle.status() is AgentStatus.RUNNING
     await handle.kill()
@@ -378,7 +378,7 @@ async def test_agents_are_listed_found_and_killed_by_their_ids(runner: LocalProc
     assert found is not None
     assert found.pid == handles[0].child.pid
     assert await runner.get_agent("nobody") is None
-    with pytest.raises(NotFound, match="no agent 'nobody'"):
+    with pytest.raises(NotFound, match="no instance 'nobody'"):
         await runner.kill("nobody")
     with pytest.raises(NotFound):
         await runner.signal("nobody", AgentSignal.KILL)

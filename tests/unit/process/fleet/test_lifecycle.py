@@ -138,16 +138,16 @@ async def test_an_agent_runs_is_listed_and_is_terminated(make: Make) -> None:
 
 async def test_an_agent_that_does_not_start_is_failed_and_says_why(make: Make) -> None:
     manager = make()
-    with pytest.raises(AgentNotSpawned, match=r"agent 'nobody': no-such-program: not found on PATH"):
+    with pytest.raises(AgentNotSpawned, match=r"instance 'nobody': no-such-program: not found on PATH"):
         await manager.spawn(Command(argv=["no-such-program"]), agent_id="a", name="nobody")
     assert manager.agent("a").state is FAILED
 
 
 async def test_errors_name_the_agent_also_where_its_program_is_that_of_others(make: Make) -> None:
     manager = make()
-    with pytest.raises(AgentNotSpawned, match=r"agent 'reviewer' \(no-such-program\): no-such-program: not found"):
+    with pytest.raises(AgentNotSpawned, match=r"instance 'reviewer' \(no-such-program\): no-such-program: not found"):
         await manager.spawn(Command(argv=["no-such-program"]), agent_id="reviewer")
-    with pytest.raises(ResumeFailed, match=r"agent 'reviewer' \(no-such-program\) does not go on: it is failed"):
+    with pytest.raises(ResumeFailed, match=r"instance 'reviewer' \(no-such-program\) does not go on: it is failed"):
         await manager.resume("reviewer")
     for agent_id in "one", "other":
         await manager.spawn(SLEEP, agent_id=agent_id)
@@ -157,7 +157,7 @@ async def test_errors_name_the_agent_also_where_its_program_is_that_of_others(ma
             (manager.resume, ResumeFailed),
             (manager.restart, RestartFailed),
         ):
-            with pytest.raises(error, match=rf"agent '{agent_id}' \(sleep\)"):
+            with pytest.raises(error, match=rf"instance '{agent_id}' \(sleep\)"):
                 await verb(agent_id)
     assert [info.name for info in manager.list_agents()] == ["no-such-program", "sleep", "sleep"]
 
@@ -328,7 +328,7 @@ async def test_verbs_that_do_not_fit_are_refused(make: Make) -> None:
     with pytest.raises(RestartFailed, match="is terminated: it was terminated"):
         await manager.restart(agent.id, at_once=True)
     for verb in (manager.suspend, manager.resume, manager.restart, manager.terminate, manager.wait):
-        with pytest.raises(UnknownAgent, match="there is no agent 'nobody'"):
+        with pytest.raises(UnknownAgent, match="there is no instance 'nobody'"):
             await verb("nobody")  # type: ignore[operator]
 
 

@@ -541,7 +541,7 @@ async def test_quotas_are_set_changed_reset_and_removed(make: Make, lives: Lifec
     await resources.remove_quota("a")
     assert agent.state is RUNNING
     for call in (resources.check, resources.reset, resources.remove_quota, resources.update_quota):
-        with pytest.raises(QuotaNotFound, match="agent 'a' has no quota"):
+        with pytest.raises(QuotaNotFound, match="instance 'a' has no quota"):
             await call("a")  # type: ignore[operator]
     with pytest.raises(UnknownAgent):
         await resources.set_quota("nobody", ResourceQuota())
@@ -554,7 +554,7 @@ async def test_a_change_that_cannot_be_changes_nothing(
     resources = make()
     await lives.spawn(SLEEP, agent_id="a")
     await resources.set_quota("a", before := ResourceQuota())
-    with pytest.raises(QuotaUpdateFailed, match=f"the quota of agent 'a' stays: .*{next(iter(changes))}"):
+    with pytest.raises(QuotaUpdateFailed, match=f"the quota of instance 'a' stays: .*{next(iter(changes))}"):
         await resources.update_quota("a", **changes)
     assert resources.quota("a") == before
 
