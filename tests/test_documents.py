@@ -5,6 +5,7 @@ import asyncio
 import builtins
 import codeop
 import contextlib
+import importlib
 import inspect
 import io
 import itertools
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -115,16 +116,37 @@ def test_a_program_of_the_readme_runs_as_a_script_and_prints_what_stands_below_i
 def test_the_code_of_a_page_runs_from_top_to_bottom_like_a_notebook(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A block whose first line names a file, `# shop.py`, is a cell and that file too: blocks below it may import it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("SABOT_BROKER", raising=False)
     run_cells(page.name, programs(page))
+
+
+@contextlib.contextmanager
+def saved_modules() -> Iterator[Callable[[str], None]]:
+    """Saves a program as the file that its first line names, so that later programs may import it; it is forgotten at the end."""
+    names: set[str] = set()
+
+    def save(program: str) -> None:
+        if file := re.match(r"# (\w+)\.py\n", program):
+            Path(f"{file[1]}.py").write_text(program)
+            importlib.invalidate_caches()
+            sys.modules.pop(file[1], None)
+            names.add(file[1])
+
+    yield save
+    for name in names:
+        sys.modules.pop(name, None)
 
 
 def run_cells(name: str, programs: list[tuple[str, str | None]]) -> None:
     """Runs the programs one after the other, with the same variables, and compares what each prints with its output."""
     MemoryBroker.get().reset()
     cells: dict[str, Any] = {"__name__": "__main__", "asyncio": asyncio}
-    with bounded(SECONDS), asyncio.Runner() as runner:
+    with bounded(SECONDS), asyncio.Runner() as runner, saved_modules() as save:
         for number, (program, output) in enumerate(programs):
+            save(program)
             code = compile(program, f"{name}#{number}", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
             with contextlib.redirect_stdout(io.StringIO()) as printed:
                 if code.co_flags & inspect.CO_COROUTINE:
@@ -182,7 +204,8 @@ def test_the_code_of_a_page_can_be_pasted_line_by_line(page: Path) -> None:
 
 def test_a_page_has_code_that_is_run() -> None:
     without = {str(page.relative_to(ROOT / "docs")) for page in PAGES[1:] if not programs(page)}
-    assert without == {"troubleshooting.md", "coming-from/index.md"}
+    indexes = {"coming-from/index.md", "concepts/index.md", "how-to/index.md"}
+    assert without == {"troubleshooting.md", "concepts/glossary.md", *indexes}
 
 
 # --- commands in pages
@@ -192,6 +215,9 @@ COMMANDS = sorted(
 )
 
 
+SAVED = {name for page in PAGES for name in re.findall(r"^```python\n# (\w+\.py)$", page.read_text(), re.MULTILINE)}
+
+
 @pytest.mark.parametrize("line", [line for _, line in COMMANDS], ids=[f"{page}: {line}" for page, line in COMMANDS])
 def test_a_command_of_a_page_exists(line: str) -> None:
     tool, *words = line.split()
@@ -199,15 +225,18 @@ def test_a_command_of_a_page_exists(line: str) -> None:
         goals = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert goals is not None
         assert set(words) <= set(goals[1].split())
+    elif line == "sabot --version":
+        assert "--version" in {name for each in typer.main.get_command(commands._cli).params for name in each.opts}
     elif tool == "sabot":
         command: Any = typer.main.get_command(commands._cli)
+        words = words[2:] if words[0] == "-A" else words
         while words and hasattr(command, "commands"):
             word = words.pop(0)
             command = command.load(word) if isinstance(command, LateGroup) else command.commands[word]
         options = {name for parameter in command.params for name in parameter.opts}
         assert {word for word in words if word.startswith("-")} <= options
     elif tool == "python" and words[0] != "-m":
-        assert (ROOT / words[0]).exists()
+        assert words[0] in SAVED or (ROOT / words[0]).exists()
     elif tool == "python":
         assert (ROOT / Path(*words[1].split("."))).with_suffix(".py").exists()
     else:

@@ -1,6 +1,8 @@
 """The site: what it is made of, and what a build may not contain. `make docs` builds it, and fails at a warning."""
 
+import importlib
 import importlib.util
+import pkgutil
 import re
 from pathlib import Path
 from types import ModuleType
@@ -8,6 +10,8 @@ from types import ModuleType
 import pytest
 import yaml
 
+import sabot
+from sabot.connectors import base
 from tools.source_tree import PROJECT
 
 SITE = PROJECT / "docs" / "site"
@@ -90,3 +94,68 @@ def test_the_site_is_built_without_a_warning_and_has_the_files_for_coding_agents
     whole = (tmp_path / "llms-full.md").read_text()
     assert [place for place in listed[1:] if f"<!-- {place} -->" not in whole] == []
     assert (tmp_path / "search" / "search_index.js").stat().st_size > 1_000_000  # so that search works without a server
+
+
+# --- tables that say what the code is
+
+ROW = re.compile(r"^\| (.+?) \|$", re.MULTILINE)
+
+
+def rows_of(page: str) -> list[list[str]]:
+    """The rows of all tables of a page, as lists of cells."""
+    text = (PROJECT / page).read_text()
+    return [row.split(" | ") for row in ROW.findall(text) if not set(row) <= set("|-: ")]
+
+
+def meanings(page: str, section: str = "") -> dict[str, str]:
+    """The words of a glossary with their meanings."""
+    part = (PROJECT / page).read_text().partition(section)[2].partition("\n## Rooms")[0] if section else None
+    rows = rows_of(page) if part is None else [row.split(" | ") for row in ROW.findall(part)]
+    return {row[0]: row[1] for row in rows if len(row) == 2 and row[0] not in ("word", "---")}
+
+
+def test_a_word_has_one_meaning_in_the_glossary_and_in_the_architecture() -> None:
+    pages, inside = meanings("docs/concepts/glossary.md"), meanings("ARCHITECTURE.md", "## Words")
+    both = pages.keys() & inside.keys()
+    assert len(both) >= 12
+    assert {word: pages[word] for word in both} == {word: inside[word] for word in both}
+
+
+OWN = {  # classes that no user names: what others share, and what `collect` and `print` write to
+    "AgentOutput",
+    "CountSink",
+    "FileSink",
+    "FileSource",
+    "JournalSource",
+    "KafkaDelivery",
+    "KafkaReader",
+    "KafkaWriter",
+    "StagedSink",
+    "TableSink",
+}
+
+
+def subclasses(kind: type) -> set[type]:
+    """The classes of Sabot that derive from `kind`, also by way of others."""
+    below = {cls for each in kind.__subclasses__() for cls in {each, *subclasses(each)}}
+    return {cls for cls in below if cls.__module__.startswith("sabot.") and cls.__name__[0] != "_"}
+
+
+def test_the_table_of_sources_and_sinks_is_that_of_the_classes() -> None:
+    for info in pkgutil.walk_packages(sabot.__path__, "sabot."):
+        if re.match(r"sabot\.(connectors|kafka|testing|runtime|delivery|journal|agents)\b", info.name):
+            importlib.import_module(info.name)
+    classes = {cls.__name__: cls for cls in subclasses(base.Source) | subclasses(base.Sink)}
+    rows = {row[0].strip("`"): row[2:] for row in rows_of("docs/reference/sources-and-sinks.md") if row[0][0] == "`"}
+    assert rows.keys() == classes.keys() - OWN
+    for name, cells in rows.items():
+        cls = classes[name]
+        if issubclass(cls, base.Source):
+            ends = "with `until=`" if issubclass(cls, base.TakesBound) else "yes"
+            assert issubclass(cls, base.Bounded)
+            kinds: list[type] = [base.ReadsInParallel, base.Commits, base.HasIdentity]
+            said = [ends, *("yes" if issubclass(cls, kind) else "no" for kind in kinds)]
+        else:
+            kinds = [base.Delivers, base.KeepsToken, base.TakesChanges]
+            said = ["yes" if issubclass(cls, kind) else "no" for kind in kinds]
+        assert cells == said, name

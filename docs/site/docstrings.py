@@ -5,7 +5,7 @@ from typing import Any
 
 import griffe
 
-_CODE = re.compile(r"(`[^`]+`)")
+_CODE = re.compile(r"(^```.*?^```|`[^`]+`)", re.MULTILINE | re.DOTALL)
 _PARAMETER = re.compile(r"^`?(\w+)`?: (?=\S)")
 
 

@@ -15,6 +15,7 @@ from mkdocs.structure.pages import Page
 ROOT = pages.ROOT
 PROJECT = ["ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/RESULTS.md"]
 LINK = re.compile(r"(\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^)\s]+)\)")
+DRAWING = re.compile(r"^!\[([^\]]*)\]\((\S+\.svg)\)$", re.MULTILINE)
 CODE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 TEXTS: dict[str, tuple[str, str]] = {}
 """The title and the text of each page, for coding agents."""
@@ -59,13 +60,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turns links to files of the project into links to their pages; a link to a file without a page becomes its text."""
     place = page.file.src_uri
-    parts = CODE.split(markdown)
+    parts = CODE.split(markdown)  # text and code, in turn
     parts[::2] = [LINK.sub(lambda found: _link(found, place), part) for part in parts[::2]]
     text = "".join(parts)
+    parts[::2] = [DRAWING.sub(lambda found: _drawing(found, place), part) for part in parts[::2]]
     api = place.removeprefix("reference/api/").removesuffix(".md")
     plain = pages.api_text(api) if place.startswith("reference/api/") else text
     TEXTS[place] = (page.title if isinstance(page.title, str) else place, plain)
-    return text
+    return "".join(parts)
+
+
+def _drawing(found: re.Match[str], place: str) -> str:
+    """Returns a drawing as part of the page, where it takes the colours of the page in place of its own."""
+    drawing = (ROOT / "docs" / place).parent / found[2]
+    return f'<div class="drawing">\n{re.sub(r"<style>.*?</style>", "", drawing.read_text(), flags=re.DOTALL)}</div>'
 
 
 def _link(found: re.Match[str], place: str) -> str:
