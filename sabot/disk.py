@@ -17,19 +17,17 @@ import os
 import shutil
 import stat
 import tempfile
-import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from sabot.errors import SabotError, UserError
+from sabot.errors import UserError
 
 _log = logging.getLogger(__name__)
 
 # Stands in each TemporaryFolder, locked by its process: a folder whose mark is not locked may be removed.
 _MARK = "temporary.lock"
-_LOOKED_SECONDS = 0.01  # who looks at a lock is done by then
 
 _NO_LINKS = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
 _NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EROFS}  # of a file system without modes
@@ -203,44 +201,6 @@ def open_lock(path: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def lock(path: Path, holder: str, taken: Callable[[str], SabotError]) -> IO[bytes]:
-    """Locks the file at `path` until it is closed or the process ends in any way, and writes the text `holder` into it.
-
-    The file is made where it is missing, and removed only by who holds it: one that was removed meanwhile is made anew. Who looks whether
-    it is held (`is_held`) holds it for a moment, so it is tried once more. Raises `taken(text)`, with the text of the other holder, where
-    another process has it; UserError where something else is in its place; OSError.
-    """
-    again = True
-    while True:
-        file = os.fdopen(open_lock(path), "rb+", buffering=0)
-        try:
-            try:
-                hold(file)
-            except BlockingIOError:
-                if again:
-                    again = False
-                    file.close()
-                    time.sleep(_LOOKED_SECONDS)
-                    continue
-                raise taken(file.read(400).decode("utf-8", "replace").strip()) from None
-            if _is_at(path, file):
-                file.truncate(0)
-                file.write(holder.encode())
-                return file
-        except BaseException:
-            file.close()
-            raise
-        file.close()
-
-
-def _is_at(path: Path, file: IO[bytes]) -> bool:
-    """Whether this open file is the one at `path`."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
-    except FileNotFoundError:
-        return False
 
 
 def warn_of_open_folder(folder: Path) -> None:

@@ -28,6 +28,7 @@ ORDER = [
     "sqlite_files",
     "steps",
     "disk",
+    "claims",
     "process_exit",
     "threads",
     "supervision",

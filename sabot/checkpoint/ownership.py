@@ -1,10 +1,11 @@
 """A worker's claim of an app, written into the place of its checkpoints. `protocol` defines the meaning of claims."""
 
+import math
 import uuid
 
 from sabot.checkpoint.places import LocalPlace, Place, this_worker
 from sabot.checkpoint.protocol import (
-    Claim,
+    ClaimRecord,
     Mark,
     Verdict,
     claim_name,
@@ -19,7 +20,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import AppLocked, InternalError, StorageLost
 
 
-def claims_in(place: Place) -> list[Claim]:
+def claims_in(place: Place) -> list[ClaimRecord]:
     """Returns the claims that are in a place now."""
     return [claim for claim in map(read_claim, place.names("claims")) if claim is not None]
 
@@ -30,20 +31,20 @@ def marks_in(place: Place) -> list[Mark]:
 
 
 class Ownership:
-    """This worker's ownership of the app whose checkpoints are in a place. The place itself is owned (`Place.own`)
-    before a claim is made.
+    """This worker's claim (`claims.Claim`) to the app whose checkpoints are in a place. The place itself is owned
+    (`Place.own`) before the claim is taken. A later claim wins: the earlier worker finds out by `renew`.
 
-    `claim`: the claim of this worker, or None before the first, and after `let_go`. `seen`: all claims that were in
+    `claim`: the claim of this worker, or None before the first, and after `release`. `seen`: all claims that were in
     the place after this claim was made. All methods block and raise OSError for errors of the place.
     """
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self.claim: Claim | None = None
-        self.seen: list[Claim] = []
+        self.claim: ClaimRecord | None = None
+        self.seen: list[ClaimRecord] = []
 
     @property
-    def mine(self) -> Claim:
+    def mine(self) -> ClaimRecord:
         """The claim of this worker. Raises InternalError without one."""
         if self.claim is None:
             raise InternalError("the app was not claimed")
@@ -55,7 +56,7 @@ class Ownership:
         """
         claims = claims_in(self._place)
         while True:
-            mine = Claim(next_generation(claims, marks_in(self._place), above), uuid.uuid4().hex, afresh)
+            mine = ClaimRecord(next_generation(claims, marks_in(self._place), above), uuid.uuid4().hex, afresh)
             words = f"{this_worker()}, at {int(SYSTEM_CLOCK.time())} s since 1970\n"
             self._place.create(f"claims/{claim_name(mine)}", words.encode(), "claim")
             claims = claims_in(self._place)
@@ -66,7 +67,7 @@ class Ownership:
                 self.claim, self.seen = mine, claims
                 return
 
-    def check(self) -> None:
+    def renew(self) -> None:
         """Raises AppLocked if another worker has taken the app over since, and the errors of `check_place`."""
         self.check_place()
         owner = overtaken_by(self.mine, claims_in(self._place))
@@ -96,11 +97,14 @@ class Ownership:
         """Removes the claims that are not needed any more."""
         self._place.remove(f"claims/{claim_name(claim)}" for claim in stale_claims(self.mine, self.seen))
 
-    def let_go(self) -> None:
-        """Gives up the ownership of the app. The claim stays in the place."""
+    def left_s(self) -> float:
+        return 0.0 if self.claim is None else math.inf
+
+    def release(self) -> None:
+        """Gives up the ownership of the app. The claim's record stays in the place."""
         self.claim = None
 
-    def _taken(self, owner: Claim) -> AppLocked:
+    def _taken(self, owner: ClaimRecord) -> AppLocked:
         try:
             who = self._place.read(f"claims/{claim_name(owner)}").decode("utf-8", "replace").strip()
         except OSError:  # the removed claim would only have named the worker

@@ -32,7 +32,7 @@ _WRITER = re.compile(r"(?:-[0-9a-z]{1,40}){1,3}")
 _FILE = re.compile(rf"files/([0-9a-f]{{2}})/(\1[0-9a-f]{{62}})-([0-9]{{1,100}})({_WRITER.pattern})?")
 
 
-class Claim(NamedTuple):
+class ClaimRecord(NamedTuple):
     """A worker's claim of a generation. Claims are ordered: the greatest owns the app."""
 
     generation: int
@@ -75,14 +75,14 @@ class Verdict(enum.Enum):
 # Names
 
 
-def claim_name(claim: Claim) -> str:
+def claim_name(claim: ClaimRecord) -> str:
     return f"{claim.generation:010d}-{claim.worker}{'-afresh' if claim.afresh else ''}"
 
 
-def read_claim(name: str) -> Claim | None:
+def read_claim(name: str) -> ClaimRecord | None:
     """Returns the claim with this name, or None if it is not the name of a claim."""
     match = _CLAIM.fullmatch(name)
-    claim = None if match is None else Claim(int(match[1]), match[2], match[3] is not None)
+    claim = None if match is None else ClaimRecord(int(match[1]), match[2], match[3] is not None)
     return claim if claim is not None and claim_name(claim) == name else None
 
 
@@ -113,12 +113,12 @@ def read_file_name(name: str) -> FileName | None:
 # Ownership
 
 
-def next_generation(claims: Iterable[Claim], marks: Iterable[Mark], above: int = 0) -> int:
+def next_generation(claims: Iterable[ClaimRecord], marks: Iterable[Mark], above: int = 0) -> int:
     """Returns the generation to claim: greater than all listed generations, and than `above`."""
     return 1 + max([above, *(claim.generation for claim in claims), *(mark.generation for mark in marks)])
 
 
-def judge(mine: Claim, claims: Iterable[Claim]) -> Verdict:
+def judge(mine: ClaimRecord, claims: Iterable[ClaimRecord]) -> Verdict:
     """Returns the result of the claim `mine`. `claims`: those that were listed after it was written.
 
     A generation has at most one owner. Of two workers that claim the same generation at least one sees the other's
@@ -134,13 +134,13 @@ def judge(mine: Claim, claims: Iterable[Claim]) -> Verdict:
     return verdict
 
 
-def overtaken_by(mine: Claim, claims: Iterable[Claim]) -> Claim | None:
+def overtaken_by(mine: ClaimRecord, claims: Iterable[ClaimRecord]) -> ClaimRecord | None:
     """Returns the claim of the worker that owns the app now, or None if the owner is still `mine`."""
     newest = max(claims, key=lambda claim: claim.rank, default=mine)
     return newest if newest.rank > mine.rank else None
 
 
-def stale_claims(mine: Claim, claims: Iterable[Claim]) -> list[Claim]:
+def stale_claims(mine: ClaimRecord, claims: Iterable[ClaimRecord]) -> list[ClaimRecord]:
     """Returns the claims that the owner may remove: all but the newest few, and the newest one "afresh", from which
     on checkpoints count.
     """
@@ -153,14 +153,14 @@ def stale_claims(mine: Claim, claims: Iterable[Claim]) -> list[Claim]:
 # Checkpoints that count, and files that may be removed
 
 
-def counting(marks: Iterable[Mark], claims: Iterable[Claim]) -> list[Mark]:
+def counting(marks: Iterable[Mark], claims: Iterable[ClaimRecord]) -> list[Mark]:
     """Returns the checkpoints that count, in order. A start goes on from the last."""
     line = max((claim.generation for claim in claims if claim.afresh), default=0)
     return sorted({mark for mark in marks if mark.generation >= line})
 
 
 def outdated(
-    marks: Iterable[Mark], claims: Iterable[Claim], mine: Claim, retain: int, needed: Iterable[Mark]
+    marks: Iterable[Mark], claims: Iterable[ClaimRecord], mine: ClaimRecord, retain: int, needed: Iterable[Mark]
 ) -> list[Mark]:
     """Returns the manifests that the owner may remove: all but the newest `retain` that count, and those `needed`.
 
@@ -171,7 +171,7 @@ def outdated(
     return sorted(mark for mark in found - kept if mark.generation <= mine.generation)
 
 
-def half_written(names: Iterable[str], mine: Claim) -> list[str]:
+def half_written(names: Iterable[str], mine: ClaimRecord) -> list[str]:
     """Returns, of the names in the folder of manifests, the temporary files that this generation or an earlier one
     has left half written.
     """
@@ -184,7 +184,7 @@ def half_written(names: Iterable[str], mine: Claim) -> list[str]:
     return sorted(found)
 
 
-def unlisted(files: Iterable[str], listed: Mapping[str, int], mine: Claim) -> list[str]:
+def unlisted(files: Iterable[str], listed: Mapping[str, int], mine: ClaimRecord) -> list[str]:
     """Returns those of these files that the owner may remove: files of no later generation that no manifest lists.
     Files that its own workers have stored are not among them, because a manifest may soon list them.
     """

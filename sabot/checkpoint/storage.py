@@ -135,7 +135,7 @@ class CheckpointStorage:
         written.
         """
         with self.explained():
-            self._ownership.check()
+            self._ownership.renew()
 
     def unlock(self) -> None:
         """Lets another worker own the app, and removes restored files. Idempotent."""
@@ -145,7 +145,7 @@ class CheckpointStorage:
                 self._place.disown()
             self._place.known = {}
             self._place.doubt = lambda: None
-            self._ownership.let_go()
+            self._ownership.release()
             self._forget()
 
     def _build_upon_newest(self) -> None:
@@ -208,7 +208,7 @@ class CheckpointStorage:
             except OSError:
                 if not isinstance(self._place, LocalPlace):  # an object store may have it in spite of the error
                     self._learn(mark, contents.values())
-                self._ownership.check()
+                self._ownership.renew()
                 raise
             self._learn(mark, contents.values())
             self.check_owner()
@@ -501,7 +501,7 @@ class CheckpointStorage:
         if self._swept:
             return
         marks = marks_in(self._place)
-        self._ownership.check()
+        self._ownership.renew()
         for mark in marks:
             if mark not in self._known and mark not in self._unreadable:
                 try:

@@ -19,9 +19,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from sabot.claims import FileClaim
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import checked_path
-from sabot.disk import lock, own_folder, private, sync
+from sabot.disk import own_folder, private, sync
 from sabot.errors import AppLocked, CorruptJournal, JournalFailed, SabotError, UserError
 from sabot.journal.entry_counts import COUNTED, begin_to_count
 from sabot.journal.owner_inbox import SqlInbox, SqlJournal
@@ -159,13 +160,14 @@ class SqliteJournal(SqliteReader, SqlJournal):
         _check_name(folder)
         try:
             own_folder(folder)
-            self._claim = lock(
+            self._claim = FileClaim(
                 folder / _LOCK,
                 f"process {os.getpid()}",
                 lambda holder: AppLocked(
                     f"the journal in {folder} belongs to {holder or 'another process'}", hint="stop that one first"
                 ),
             )
+            self._claim.take()
         except OSError as error:
             raise UserError(
                 f"the journal in {folder} cannot be opened: {error.strerror or error}", hint=hint_of(error)
@@ -175,7 +177,7 @@ class SqliteJournal(SqliteReader, SqlJournal):
                 _remove(folder)
             self._open(folder, clock, capacity_bytes)
         except BaseException:
-            self._claim.close()
+            self._claim.release()
             raise
 
     def _open(self, folder: Path, clock: Clock, capacity_bytes: int) -> None:
@@ -214,7 +216,7 @@ class SqliteJournal(SqliteReader, SqlJournal):
     def close(self) -> None:
         if not self._closed:
             self._shut()
-            self._claim.close()
+            self._claim.release()
 
     def _shut(self) -> None:
         """Lets go of everything but the claim."""
@@ -238,7 +240,7 @@ class SqliteJournal(SqliteReader, SqlJournal):
                     (folder / _LOCK).unlink()
                     folder.rmdir()
         finally:
-            self._claim.close()
+            self._claim.release()
 
     def may_have_letters(self) -> bool:
         """Its answer is a number in the memory that the processes share, which each commit of another connection changes."""

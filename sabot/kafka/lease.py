@@ -6,6 +6,7 @@ that stands in the metadata of an offset, which only the member can commit: "HOL
 """
 
 import logging
+import math
 import os
 import socket
 import threading
@@ -40,7 +41,7 @@ _CLOSE_SECONDS = 5.0
 
 
 class KafkaLease:
-    """`take` it, and `close` it. `lost` is called with an AppLocked, in another thread, when another worker has it."""
+    """A claim (`claims.Claim`) to a topic. `lost` is called with an AppLocked, in another thread, when another worker takes it."""
 
     def __init__(
         self,
@@ -60,7 +61,8 @@ class KafkaLease:
         self._topic = topic
         self._life = life
         self._is_over = is_over
-        self._lost = lost
+        self._tell_lost = lost
+        self._error: SabotError | None = None  # the reason why the lease is lost
         self._session_ms = int(kafka.get("session.timeout.ms", _SESSION_MS))
         self._kafka = connection_of(kafka)
         self._link = link_of(broker, f"lease of app {app}", kafka)
@@ -72,7 +74,7 @@ class KafkaLease:
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def take(self, stopped: Callable[[], bool]) -> bool:
+    def take(self, stopped: Callable[[], bool] = lambda: False) -> bool:
         """Blocking. False: it was stopped while it waited. Waits for the end of the session of a holder that may be dead, and raises
         AppLocked where that one is still there. Where the broker's ACLs forbid the group, a warning says so, and there is no lease.
         """
@@ -86,7 +88,7 @@ class KafkaLease:
             self._join(is_stopped)
         except KafkaException as error:
             reason = error.args[0]
-            self.close()
+            self.release()
             if reason.code() not in FORBIDDEN:
                 raise explain(reason, self._link, self._topic) from clean_cause(error)
             log.warning(
@@ -95,7 +97,7 @@ class KafkaLease:
             )
             return True
         except BaseException:
-            self.close()
+            self.release()
             raise
         if is_stopped():
             return False
@@ -104,6 +106,19 @@ class KafkaLease:
         self._thread = threading.Thread(target=keep, name=f"kafka-lease-{self._app}", daemon=True)
         self._thread.start()
         return True
+
+    def renew(self) -> None:
+        """Checks that the lease is not lost; a thread keeps its session alive. Raises AppLocked."""
+        if self._error is not None:
+            raise self._error
+
+    def left_s(self) -> float:
+        """Returns 0.0 if the lease is not held or is lost, else `math.inf`. A process that was paused learns of the loss a moment later."""
+        return 0.0 if self._error is not None or self._thread is None else math.inf
+
+    def _lost(self, error: SabotError) -> None:
+        self._error = error
+        self._tell_lost(error)
 
     def _members(self) -> int:
         answer = self._answer(
@@ -233,7 +248,7 @@ class KafkaLease:
             log.debug("app %s: lease of topic %r: %s", self._app, self._topic, said(error.args[0]))
 
     def _keep(self) -> None:
-        """Runs in a thread of its own until the lease is closed, or lost."""
+        """Runs in a thread of its own until the lease is released, or lost."""
         while not self._closing.wait(_LOOK_SECONDS):
             try:
                 self._look(0)
@@ -265,8 +280,8 @@ class KafkaLease:
         """A `take` that waits returns False soon."""
         self._closing.set()
 
-    def close(self) -> None:
-        """Lets the lease go, if it is held: the next worker need not wait. Takes up to 5 s where the broker is gone. Idempotent."""
+    def release(self) -> None:
+        """Gives the lease up, if it is held: the next worker need not wait. Takes up to 5 s if the broker is gone. Idempotent."""
         self._closing.set()
         thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():

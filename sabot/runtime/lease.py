@@ -49,12 +49,12 @@ async def take_lease(
         taken = await asyncio.shield(taking)
     except BaseException:
         lease.give_up()
-        await run_to_end(_close(taking, lease.close))
+        await run_to_end(_close(taking, lease.release))
         raise
     if not taken:
-        await run_to_end(run_in_thread(lease.close))
+        await run_to_end(run_in_thread(lease.release))
         raise StoppedEarly(f"app {app.id}: stopped before its start was complete")
-    return lease.close
+    return lease.release
 
 
 async def _close(taking: asyncio.Future[bool], close: Callable[[], None]) -> None:

@@ -9,17 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
-from typing import IO, Self
+from typing import Self
 
-from sabot.disk import copy_private, link_or_copy, lock, make_folder, own_folder, sync, warn_of_open_folder
+from sabot.claims import FileClaim
+from sabot.disk import copy_private, link_or_copy, make_folder, own_folder, sync, warn_of_open_folder
 from sabot.errors import AppLocked, UserError
 from sabot.os_errors import hint_of
 
 _IMMUTABLE = (".sst", ".blob")
 
 
-def lock_directory(directory: Path) -> IO[bytes]:
-    """Makes the directory, and locks it until the returned file is closed or the process ends in any way.
+def claim_directory(directory: Path) -> FileClaim:
+    """Makes the directory, and returns the claim to it, taken; it lasts until `release`, or until the process ends in any way.
 
     Raises AppLocked, naming the directory and the process that has it; UserError if the directory cannot be made.
     """
@@ -33,9 +34,11 @@ def lock_directory(directory: Path) -> IO[bytes]:
     try:
         own_folder(directory)
         warn_of_open_folder(directory.parent)
-        return lock(directory / "lock", str(os.getpid()), taken)
+        claim = FileClaim(directory / "lock", str(os.getpid()), taken)
+        claim.take()
     except OSError as error:
         raise UserError(f"state directory {directory}: {error}", hint=hint_of(error)) from error
+    return claim
 
 
 def remove_tree(directory: Path) -> None:

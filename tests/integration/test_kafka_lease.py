@@ -86,22 +86,22 @@ def test_a_second_worker_waits_for_the_session_of_the_first_and_is_told_who_that
         second.take()
     assert [line for line in caplog.messages if "worker app@one:1 has topic" in line and "waiting up to 4 s" in line]
     assert first.errors == []
-    first.lease.close()
+    first.lease.release()
     third = Worker(kafka.url, made, "three")
     assert third.take()  # it was let go: nobody waits
-    third.lease.close()
+    third.lease.release()
 
 
 def test_a_lease_that_was_let_go_or_whose_process_is_gone_is_free_at_once(
     kafka: Broker, made: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for end in (lambda worker: worker.lease.close(), Worker.is_killed):
+    for end in (lambda worker: worker.lease.release(), Worker.is_killed):
         before, after = Worker(kafka.url, made, "one"), Worker(kafka.url, made, "two", lambda life: life == "one")
         assert before.take()
         end(before)
         assert after.take()
         assert after.lease._noted() == ("app@two:1", "two")
-        after.lease.close()
+        after.lease.release()
     assert not [line for line in caplog.messages if "waiting" in line]
 
 
@@ -114,7 +114,7 @@ def test_a_killed_worker_of_another_machine_is_followed_when_its_session_is_over
     first.is_killed()
     assert second.take()
     assert [line for line in caplog.messages if "waiting up to" in line]
-    second.lease.close()
+    second.lease.release()
 
 
 def test_of_two_that_look_at_the_same_time_the_later_keeps_it_and_the_other_names_it(kafka: Broker, made: str) -> None:
@@ -125,10 +125,10 @@ def test_of_two_that_look_at_the_same_time_the_later_keeps_it_and_the_other_name
     (error,) = first.errors
     assert isinstance(error, AppLocked)
     assert "app@two:1" in str(error)
-    first.lease.close()
+    first.lease.release()
     assert second.lease._noted() == ("app@two:1", "two")  # the one that lost has not let go what is not its own
     assert not second.errors
-    second.lease.close()
+    second.lease.release()
 
 
 def test_a_forbidden_group_is_a_warning(
@@ -144,7 +144,7 @@ def test_a_forbidden_group_is_a_warning(
     (told,) = [line for line in caplog.messages if "forbidden" in line]
     assert f"group 'sabot.app.lease.{made}'" in told
     assert "grant it Read" in told
-    worker.lease.close()
+    worker.lease.release()
 
 
 @pytest.mark.slow  # waits for the end of a session of a second
@@ -162,7 +162,7 @@ async def test_an_app_without_checkpoints_ends_where_another_worker_takes_its_to
         assert await asyncio.to_thread(other.take)
         with pytest.raises(AppLocked, match="app@other:1"):
             await running
-    other.lease.close()
+    other.lease.release()
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ acknowledge = Coordinator._acknowledge
 FAULTS = [
     ("sabot.checkpoint.Coordinator._acknowledge", of_any_checkpoint, {"declines": 0.1}, "is not whole"),
     ("sabot.workers.streams.SILENT_SECONDS", 1e9, {"faults": 6}, "is silent for"),
-    ("sabot.checkpoint.ownership.Ownership.check", nobody, {"rivals": 1}, "behind generation|too many"),
+    ("sabot.checkpoint.ownership.Ownership.renew", nobody, {"rivals": 1}, "behind generation|too many"),
 ]
 
 

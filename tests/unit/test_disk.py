@@ -19,12 +19,12 @@ from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.checkpoint.manifest import StoredTask
 from sabot.checkpoint.places import RemotePlace
 from sabot.checkpoint.requests import Requests
+from sabot.claims import FileClaim
 from sabot.connectors.base import Batch, Track
 from sabot.connectors.files import ParquetSink
 from sabot.disk import (
     TemporaryFolder,
     is_held,
-    lock,
     make_folder,
     open_lock,
     own_folder,
@@ -115,7 +115,7 @@ def test_folders_of_an_earlier_version_are_closed(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/LOCK").write_text("process 1 on host h\n")
     storage = CheckpointStorage(tmp_path / "checkpoints")
     storage.lock()
-    RocksDBBackend(BackendConfig("rocksdb", tmp_path / "db"))._lock.close()
+    RocksDBBackend(BackendConfig("rocksdb", tmp_path / "db"))._claim.release()
     storage.unlock()
     assert {mode(tmp_path / name) for name in ("db", "db/db", "checkpoints/claims", "checkpoints/files")} == {0o700}
     assert mode(tmp_path / "db/lock") == mode(tmp_path / "checkpoints/LOCK") == 0o600
@@ -277,11 +277,13 @@ def test_a_lock_whose_file_is_removed_while_another_one_opens_it_is_taken_in_the
             path.unlink()
         return opened[-1]
 
-    monkeypatch.setattr("sabot.disk.open_lock", open_before_it_goes)
-    with lock(path, "us", lambda holder: AppLocked(holder)):
-        assert path.read_text() == "us"
-        with pytest.raises(AppLocked, match="us"):
-            lock(path, "them", lambda holder: AppLocked(holder))
+    monkeypatch.setattr("sabot.claims.open_lock", open_before_it_goes)
+    claim = FileClaim(path, "us", AppLocked)
+    claim.take()
+    assert path.read_text() == "us"
+    with pytest.raises(AppLocked, match="us"):
+        FileClaim(path, "them", AppLocked).take()
+    claim.release()
     assert len(opened) == 4, "who finds it locked tries once more"
 
 
@@ -417,6 +419,8 @@ def test_who_looks_whether_a_lock_is_held_keeps_nobody_from_taking_it(
     path = tmp_path / "lock"
     looking = os.open(path, os.O_RDWR | os.O_CREAT)
     assert not is_held(looking)
-    monkeypatch.setattr("sabot.disk.time", SimpleNamespace(sleep=lambda seconds: os.close(looking)))
-    with lock(path, "us", AppLocked):
-        assert path.read_text() == "us"
+    monkeypatch.setattr("sabot.claims.time", SimpleNamespace(sleep=lambda seconds: os.close(looking)))
+    claim = FileClaim(path, "us", AppLocked)
+    claim.take()
+    assert path.read_text() == "us"
+    claim.release()

@@ -12,7 +12,7 @@ from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.files.delivered import Ledger
 from sabot.disk import TemporaryFolder, remove_abandoned
 from sabot.runtime.signals import StopSignals
-from sabot.state.files import lock_directory
+from sabot.state.files import claim_directory
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -43,7 +43,7 @@ def storage_of(folder: Path) -> Callable[[], None]:
 
 
 def database_of(folder: Path) -> Callable[[], None]:
-    return lock_directory(folder / "db").close
+    return claim_directory(folder / "db").release
 
 
 def ledger_of(folder: Path) -> Callable[[], None]:

@@ -23,12 +23,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from sabot.checkpoint.protocol import file_name
-from sabot.disk import TemporaryFolder, link_or_copy, lock, make_folder, own_folder
+from sabot.claims import FileClaim
+from sabot.disk import TemporaryFolder, link_or_copy, make_folder, own_folder
 from sabot.errors import AppLocked, CorruptCheckpoint
 from sabot.os_errors import checkpoint_error
 
@@ -75,7 +76,7 @@ class Place(ABC):
         self._reading: TemporaryFolder | None = None
         self._restoring = threading.Lock()
         self._making = threading.Lock()
-        self._lock_file: IO[bytes] | None = None
+        self._claim: FileClaim | None = None  # between `own` and `disown`
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Place) and str(self.where) == str(other.where)
@@ -95,7 +96,7 @@ class Place(ABC):
     @property
     def owned(self) -> bool:
         """True if this process owns the place: between `own` and `disown`."""
-        return self._lock_file is not None
+        return self._claim is not None
 
     @abstractmethod
     def own(self) -> None:
@@ -103,10 +104,9 @@ class Place(ABC):
 
     def disown(self) -> None:
         """Lets another process own the place. Idempotent."""
-        if self._lock_file is not None:
-            # The file stays: if it were removed, two processes could lock two files with this name.
-            self._lock_file.close()
-            self._lock_file = None
+        if self._claim is not None:
+            self._claim.release()
+            self._claim = None
 
     @abstractmethod
     def advice(self, error: OSError) -> str:
@@ -290,15 +290,16 @@ def take_scratch(place: Place, lock_path: Path, scratch: Path) -> None:
     """Takes the lock for `Place.own`, and makes an empty `scratch` folder. Raises AppLocked if another process has
     the lock.
     """
-    lock_file = lock(lock_path, f"{this_worker()}\n", partial(_taken, lock_path.parent))
+    claim = FileClaim(lock_path, f"{this_worker()}\n", partial(_taken, lock_path.parent))
+    claim.take()
     try:
         own_folder(scratch)
         shutil.rmtree(scratch)
         own_folder(scratch)
     except BaseException:
-        lock_file.close()
+        claim.release()
         raise
-    place._lock_file, place.scratch = lock_file, scratch
+    place._claim, place.scratch = claim, scratch
 
 
 def damaged(where: str, size: int, stored: StoredFile) -> CorruptCheckpoint:

@@ -35,7 +35,7 @@ from sabot.state.base import (
     stored_entries,
 )
 from sabot.state.expiry import Expiry
-from sabot.state.files import link_tree, lock_directory, remove_tree
+from sabot.state.files import claim_directory, link_tree, remove_tree
 
 _Entries = dict[bytes, bytes | None]
 _UNKNOWN = b"\x00unknown"  # compared by identity
@@ -135,13 +135,13 @@ class RocksDBBackend(LocalBackend):
         self._writes: list[Future[Exception | None]] = []
         self._dropped: list[_Entries] = []  # for the next write: freeing them takes longer than a barrier may
         self._failed: Exception | None = None
-        self._lock = lock_directory(self.path)
+        self._claim = claim_directory(self.path)
         try:
             for name in ("db", "snapshots"):
                 _wipe(self.path / name)
             self._database = self._open()
         except BaseException:
-            self._lock.close()
+            self._claim.release()
             raise
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="sabot-state")
 
@@ -256,7 +256,7 @@ class RocksDBBackend(LocalBackend):
         self._tables = ClosedTables()
         self._worker.shutdown()
         self._database.close()
-        self._lock.close()
+        self._claim.release()
 
     def _table(self, namespace: str) -> _Table:
         return self._tables.setdefault(namespace, _Table())

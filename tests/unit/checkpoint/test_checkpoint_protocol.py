@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sabot.checkpoint.protocol import (
     CLAIMS_KEPT,
-    Claim,
+    ClaimRecord,
     Mark,
     Verdict,
     claim_name,
@@ -35,7 +35,7 @@ A, B, C = ("a" * 32, "b" * 32, "c" * 32)
 @given(st.integers(1, 10**12), st.integers(1, 10**12), st.uuids(), st.booleans())
 @settings(max_examples=50)
 def test_names_read_back(generation: int, checkpoint_id: int, worker, afresh: bool) -> None:
-    claim = Claim(generation, worker.hex, afresh)
+    claim = ClaimRecord(generation, worker.hex, afresh)
     assert read_claim(claim_name(claim)) == claim
     assert read_manifest_name(manifest_name(Mark(generation, checkpoint_id))) == (generation, checkpoint_id)
     sha256 = worker.hex * 2
@@ -51,70 +51,70 @@ def test_other_names_are_none_of_ours(name: str) -> None:
 
 def test_a_generation_is_later_than_all_claims_all_checkpoints_and_what_was_asked() -> None:
     assert next_generation([], []) == 1
-    assert next_generation([Claim(3, A)], [Mark(2, 9)]) == 4
-    assert next_generation([Claim(3, A)], [Mark(8, 1)]) == 9
-    assert next_generation([Claim(3, A)], [Mark(8, 1)], above=20) == 21
+    assert next_generation([ClaimRecord(3, A)], [Mark(2, 9)]) == 4
+    assert next_generation([ClaimRecord(3, A)], [Mark(8, 1)]) == 9
+    assert next_generation([ClaimRecord(3, A)], [Mark(8, 1)], above=20) == 21
 
 
 @pytest.mark.parametrize(
     ("claims", "verdict"),
     [
-        ([Claim(3, B)], Verdict.OWNER),
-        ([Claim(2, C), Claim(3, B)], Verdict.OWNER),
-        ([Claim(3, A), Claim(3, B)], Verdict.AGAIN),
-        ([Claim(3, B), Claim(3, C)], Verdict.TAKEN),
-        ([Claim(3, A), Claim(3, B), Claim(3, C)], Verdict.TAKEN),
-        ([Claim(3, B), Claim(4, A)], Verdict.TAKEN),
+        ([ClaimRecord(3, B)], Verdict.OWNER),
+        ([ClaimRecord(2, C), ClaimRecord(3, B)], Verdict.OWNER),
+        ([ClaimRecord(3, A), ClaimRecord(3, B)], Verdict.AGAIN),
+        ([ClaimRecord(3, B), ClaimRecord(3, C)], Verdict.TAKEN),
+        ([ClaimRecord(3, A), ClaimRecord(3, B), ClaimRecord(3, C)], Verdict.TAKEN),
+        ([ClaimRecord(3, B), ClaimRecord(4, A)], Verdict.TAKEN),
     ],
 )
 def test_the_greatest_claim_wins_and_of_equals_nobody_keeps_the_generation(claims, verdict) -> None:
-    assert judge(Claim(3, B), claims) is verdict
+    assert judge(ClaimRecord(3, B), claims) is verdict
 
 
 def test_only_a_greater_claim_overtakes() -> None:
-    mine = Claim(3, B)
+    mine = ClaimRecord(3, B)
     assert overtaken_by(mine, []) is None
-    assert overtaken_by(mine, [mine, Claim(2, C), Claim(3, A)]) is None
-    assert overtaken_by(mine, [mine, Claim(4, A), Claim(9, A), Claim(5, A)]) == Claim(9, A)
-    assert overtaken_by(mine, [mine, Claim(3, C)]) == Claim(3, C)
+    assert overtaken_by(mine, [mine, ClaimRecord(2, C), ClaimRecord(3, A)]) is None
+    assert overtaken_by(mine, [mine, ClaimRecord(4, A), ClaimRecord(9, A), ClaimRecord(5, A)]) == ClaimRecord(9, A)
+    assert overtaken_by(mine, [mine, ClaimRecord(3, C)]) == ClaimRecord(3, C)
 
 
 def test_of_claims_the_newest_stay_and_the_one_that_began_afresh() -> None:
-    claims = [Claim(n, A, n in (2, 5)) for n in range(1, 20)]
-    gone = stale_claims(Claim(20, A), [*claims, Claim(21, A)])
+    claims = [ClaimRecord(n, A, n in (2, 5)) for n in range(1, 20)]
+    gone = stale_claims(ClaimRecord(20, A), [*claims, ClaimRecord(21, A)])
     assert [claim.generation for claim in gone] == [n for n in range(1, 20 - CLAIMS_KEPT) if n != 5]
-    assert Claim(5, A, True) in stale_claims(Claim(20, A, True), claims)
+    assert ClaimRecord(5, A, True) in stale_claims(ClaimRecord(20, A, True), claims)
 
 
 def test_a_later_generation_comes_after_and_what_is_older_than_a_fresh_start_does_not_count() -> None:
     late, before, after = Mark(3, 9), Mark(3, 8), Mark(4, 9)
-    assert counting([after, late, before], [Claim(4, A)]) == [before, late, after]
-    assert counting([after, late, before], [Claim(4, A, True), Claim(5, B)]) == [after]
-    assert counting([after, late, before], [Claim(2, A, True), Claim(5, B, True)]) == []
+    assert counting([after, late, before], [ClaimRecord(4, A)]) == [before, late, after]
+    assert counting([after, late, before], [ClaimRecord(4, A, True), ClaimRecord(5, B)]) == [after]
+    assert counting([after, late, before], [ClaimRecord(2, A, True), ClaimRecord(5, B, True)]) == []
 
 
 def test_the_newest_and_the_needed_manifests_stay_and_those_of_a_later_generation() -> None:
     marks = [Mark(3, n) for n in range(1, 8)]
-    assert outdated(marks, [], Claim(3, A), 3, {Mark(3, 2)}) == [Mark(3, 1), Mark(3, 3), Mark(3, 4)]
-    assert outdated([*marks, Mark(4, 8)], [], Claim(3, A), 1, ()) == marks
-    assert outdated([Mark(4, 1), Mark(4, 2)], [], Claim(3, A), 1, ()) == []
-    assert outdated(marks, [Claim(4, A, True)], Claim(4, A, True), 3, ()) == marks
+    assert outdated(marks, [], ClaimRecord(3, A), 3, {Mark(3, 2)}) == [Mark(3, 1), Mark(3, 3), Mark(3, 4)]
+    assert outdated([*marks, Mark(4, 8)], [], ClaimRecord(3, A), 1, ()) == marks
+    assert outdated([Mark(4, 1), Mark(4, 2)], [], ClaimRecord(3, A), 1, ()) == []
+    assert outdated(marks, [ClaimRecord(4, A, True)], ClaimRecord(4, A, True), 3, ()) == marks
 
 
 def test_files_go_that_no_manifest_lists_but_never_those_of_a_later_generation() -> None:
     names = [file_name(letter * 64, generation) for letter in "abc" for generation in (2, 3, 4)]
-    gone = unlisted([*names, "files/README"], Counter([names[0]]), Claim(3, A))
+    gone = unlisted([*names, "files/README"], Counter([names[0]]), ClaimRecord(3, A))
     assert gone == [names[1], names[3], names[4], names[6], names[7]]
 
 
 def test_files_that_own_workers_have_stored_may_be_on_their_way_into_a_manifest() -> None:
     names = [file_name("a" * 64, generation, "worker-1") for generation in (2, 3, 4)]
-    assert unlisted(names, Counter(), Claim(3, A)) == [names[0]]
+    assert unlisted(names, Counter(), ClaimRecord(3, A)) == [names[0]]
 
 
 def test_half_written_manifests_go_but_those_that_a_successor_may_be_writing() -> None:
     names = [f"000000000{n}-000000000{generation}.json" for n in (1, 2) for generation in (3, 4)]
-    assert half_written([*names, *(f"{name}.0f.tmp" for name in names), "x.json.tmp"], Claim(3, A)) == [
+    assert half_written([*names, *(f"{name}.0f.tmp" for name in names), "x.json.tmp"], ClaimRecord(3, A)) == [
         f"{names[0]}.0f.tmp",
         f"{names[2]}.0f.tmp",
     ]
@@ -125,7 +125,7 @@ def test_half_written_manifests_go_but_those_that_a_successor_may_be_writing() -
 
 @dataclass
 class Place:
-    claims: set[Claim] = field(default_factory=set)
+    claims: set[ClaimRecord] = field(default_factory=set)
     manifests: dict[Mark, frozenset[str]] = field(default_factory=dict)
     files: set[str] = field(default_factory=set)
 
@@ -138,7 +138,7 @@ class Worker:
     place: Place
     afresh: bool
     epochs: int
-    claim: Claim | None = None
+    claim: ClaimRecord | None = None
     base: Mark | None = None
     listed: bool = False
     line: int = 0  # what generations before it left does not count
@@ -153,7 +153,7 @@ class Worker:
             marks = set(self.place.manifests)
             yield
             number = f"{self.number:x}" * 32
-            mine = Claim(next_generation(claims, marks), number, self.afresh)
+            mine = ClaimRecord(next_generation(claims, marks), number, self.afresh)
             self.place.claims.add(mine)
             yield
             claims = set(self.place.claims)

@@ -1,0 +1,155 @@
+"""What every claim keeps (`sabot/claims.py`): one suite for files, apps, topics and journals."""
+
+import math
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from contracts.test_journal_contract import database, home_of, written  # noqa: F401 - `database` is a fixture
+from sabot.checkpoint.ownership import Ownership
+from sabot.checkpoint.places import place_of
+from sabot.claims import Claim, FileClaim
+from sabot.errors import AppLocked, JournalFailed
+from sabot.journal import Begin, Journal
+from sabot.kafka import admin
+from sabot.kafka.lease import KafkaLease
+from tools.checkpoint_tools import in_memory
+
+KINDS = [
+    "file",
+    "app in a directory",
+    "app in a store",
+    pytest.param("topic", marks=[pytest.mark.kafka, pytest.mark.slow]),
+    "sqlite journal",
+    "postgres journal",
+    pytest.param("kafka journal", marks=[pytest.mark.kafka, pytest.mark.slow]),
+]
+
+
+class OfAJournal:
+    """The claim that the owner of a journal has from its construction to `close`."""
+
+    def __init__(self, owner: Callable[[], Journal]) -> None:
+        self._owner = owner
+        self._journal: Journal | None = None
+
+    def take(self) -> None:
+        self._journal = self._owner()
+
+    def renew(self) -> None:
+        assert self._journal is not None
+        try:
+            written(self._journal, Begin(uuid.uuid4().hex, 0))
+        except JournalFailed as error:
+            raise AppLocked(str(error)) from error
+
+    def left_s(self) -> float:
+        return 0.0 if self._journal is None else self._journal.claim_left()
+
+    def release(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+
+Made = Callable[[], Claim]
+
+
+@pytest.fixture(params=KINDS)
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Made]:
+    """Makes claims to one thing. They are released at the end."""
+    kind, claims = request.param, list[Claim]()
+    match kind:
+        case "file":
+
+            def make() -> Claim:
+                return FileClaim(tmp_path / "lock", f"holder {len(claims)}", AppLocked)
+        case "app in a directory":
+
+            def make() -> Claim:
+                return Ownership(place_of(tmp_path / "state"))
+        case "app in a store":
+            store = in_memory()[0], "bucket/apps"
+
+            def make() -> Claim:
+                return Ownership(place_of(store))
+        case "topic":
+            url, topic = request.getfixturevalue("kafka").url, request.getfixturevalue("topic")
+            admin.create_topic(url, topic, 1)
+            settings = {"session.timeout.ms": 1000}
+
+            def make() -> Claim:
+                life = f"life {len(claims)}"
+                return KafkaLease(
+                    url, "app", topic, settings, life=life, is_over=lambda life: False, lost=lambda error: None
+                )
+        case _:
+            home = home_of(kind.partition(" ")[0], request, tmp_path)
+
+            def make() -> Claim:
+                return OfAJournal(home.owner)
+
+    def keep() -> Claim:
+        claims.append(make())
+        return claims[-1]
+
+    yield keep
+    for claim in claims:
+        claim.release()
+
+
+def test_a_claim_that_is_taken_has_time_left_and_is_renewed(made: Made) -> None:
+    claim = made()
+    assert claim.left_s() == 0.0
+    claim.take()
+    assert 0.0 < claim.left_s() <= math.inf
+    claim.renew()
+    assert claim.left_s() > 0.0
+
+
+def test_of_two_holders_one_is_refused(made: Made) -> None:
+    first, second = made(), made()
+    first.take()
+    try:
+        second.take()
+    except AppLocked:
+        first.renew()
+        assert second.left_s() == 0.0
+    else:
+        second.renew()
+        with pytest.raises(AppLocked):
+            first.renew()
+
+
+def test_a_claim_that_is_released_is_free_at_once(made: Made) -> None:
+    first, second = made(), made()
+    first.take()
+    first.release()
+    assert first.left_s() == 0.0
+    second.take()
+    second.renew()
+    assert second.left_s() > 0.0
+
+
+def test_to_release_again_or_without_having_taken_changes_nothing(made: Made) -> None:
+    first, second = made(), made()
+    first.release()
+    second.take()
+    first.release()
+    second.renew()
+    second.release()
+    second.release()
+
+
+def test_a_file_that_was_removed_is_held_no_longer(tmp_path: Path) -> None:
+    first, second = (FileClaim(tmp_path / "lock", name, AppLocked) for name in ("first", "second"))
+    first.take()
+    (tmp_path / "lock").unlink()
+    second.take()
+    with pytest.raises(AppLocked):
+        first.renew()
+    second.renew()
+    first.release()
+    second.release()
