@@ -81,7 +81,7 @@ class Children:
         facts = code, *behalf[:2], 1, behalf.labels
         entry = Begin(job_id, host.now_ms(), agent_id, record, key, digest, *facts)
         if self._guard is not None:
-            self._guard.begun(entry)
+            self._guard.begin_job(entry)
         host.jobs.add(job_id, agent_id, begun=True)
         self.begun_total += 1
         at = host.append(entry)
@@ -107,7 +107,7 @@ class Children:
     def over(self, job_id: str, outcome: str, body: bytes, labels: tuple[str, ...], ran_ms: int = 0) -> None:
         """A job has ended; if it is a child, its parent hears of it. body, labels: of its END. ran_ms: how long it has run."""
         if self._guard is not None:
-            self._guard.over(job_id)
+            self._guard.forget_job(job_id)
         parent, ordinal = parent_of(job_id)
         if parent not in self._host.jobs:
             return

@@ -65,9 +65,9 @@ class Effects:
         self.asked_total = self.doubts_total = 0
         self.children = Children(host, guard, result=self._result)
         judge = None if guard is None else partial(judge_within, host, guard, clock, self.instead)
-        asks: dict[str, Any] = {"may_send": self._may_send, "sendable": self._sendable, "again": self.again}
+        asks: dict[str, Any] = {"may_send": self._may_send, "sendable": self._sendable, "again": self.resend}
         self.runner = EffectRunner(clock=clock, on_broken=partial(broke, "an effect"), judge=judge, **asks)
-        self._questions = CallQuestions(host, timers, stop=self.runner.stop, again=self._again)
+        self._questions = CallQuestions(host, timers, stop=self.runner.stop, again=self._retry)
         self.runner.ask = self._questions.ask
         self._host, self._timers = host, timers
         self._guard = guard
@@ -80,7 +80,7 @@ class Effects:
 
     # -- making -------------------------------------------------------------------------------------------------------
 
-    def asked(self, running: RunningJob, ask: Ask) -> None:
+    def submit(self, running: RunningJob, ask: Ask) -> None:
         """What the function has asked for is noted, and made."""
         host = self._host
         if not host.is_running(running) or (host.stopping and not ask.noted):
@@ -147,7 +147,7 @@ class Effects:
         first = entry if RULES[EffectClass(ask.effect_class)].intent == "first" else None
         ready = partial(self._sendable, first)
         args, kwargs = copied((ask.args, ask.kwargs), ask.name)  # the tool may change what it gets, and be called again
-        self.runner.make(running.job.effect_id(ask), ask.tool, args, kwargs, self._came, ready)
+        self.runner.make(running.job.effect_id(ask), ask.tool, args, kwargs, self._receive, ready)
 
     async def _sendable(self, first: Position | None = None) -> None:
         """Returns when this entry is durable and the claim holds. Where that is over, the server of the journal is away for now, and then
@@ -160,7 +160,7 @@ class Effects:
             await journal.room()
             await asyncio.sleep(_CLAIM_SECONDS)
 
-    def _came(self, effect: EffectId, outcome: Outcome) -> None:
+    def _receive(self, effect: EffectId, outcome: Outcome) -> None:
         self._host.put(partial(self._outcome, effect.job, effect.ordinal, outcome))
 
     def _outcome(self, job_id: str, ordinal: int, outcome: Outcome) -> None:
@@ -178,7 +178,7 @@ class Effects:
             if not (again or doubtful):  # else the next start judges it
                 self._host.append(self._settled(job_id, ask, outcome.outcome, outcome.body))
         elif again:
-            self._host.put_later(retry.wait_s(ask.attempt - 1), partial(self._again, running, ask))
+            self._host.put_later(retry.wait_s(ask.attempt - 1), partial(self._retry, running, ask))
         elif doubtful:
             self._judge(running, ask)
         else:
@@ -202,17 +202,17 @@ class Effects:
             )
         return EffectResult(job_id, at_ms, ask.ordinal, ask.attempt, outcome, body, used, asked=asked)
 
-    def _again(self, running: RunningJob, ask: Ask) -> None:
+    def _retry(self, running: RunningJob, ask: Ask) -> None:
         """Another attempt."""
         if not self._host.is_running(running) or self._host.stopping:
             return
         self._ask_guard(
-            EffectId(running.job.job_id, ask.ordinal, ask.attempt + 1), partial(self._again_judged, running, ask)
+            EffectId(running.job.job_id, ask.ordinal, ask.attempt + 1), partial(self._retry_judged, running, ask)
         )
 
     def _ask_guard(self, effect: EffectId, go_on: Callable[[GuardVerdict | None], None]) -> None:
         """Whether this attempt may be made: at once, or when the guard knows."""
-        said = None if self._guard is None else self._guard.again(effect)
+        said = None if self._guard is None else self._guard.decide_again(effect)
         if said is None or isinstance(said, GuardVerdict):
             return go_on(said)
 
@@ -221,7 +221,7 @@ class Effects:
 
         self._host.spawn(wait(), f"what decides on effect {effect}")
 
-    def _again_judged(self, running: RunningJob, ask: Ask, refused: GuardVerdict | None) -> None:
+    def _retry_judged(self, running: RunningJob, ask: Ask, refused: GuardVerdict | None) -> None:
         if not self._host.is_running(running) or self._host.stopping or ask.ordinal not in running.job.open:
             return
         if refused is not None:
@@ -233,23 +233,23 @@ class Effects:
         entry = Attempt(running.job.job_id, self._host.now_ms(), ask.ordinal, ask.attempt)
         self._make(running, ask, self._host.append(entry, running))
 
-    async def again(self, effect: EffectId) -> EffectId:
+    async def resend(self, effect: EffectId) -> EffectId:
         """The call itself is about to send its request once more, as it has not read what came of the last one: another attempt, if a guard
         lets it. Returns when that may be sent. Raises EffectError where nobody waits for it any more, BudgetExceeded.
         """
         asked: asyncio.Future[tuple[EffectId, Position]] = asyncio.get_running_loop().create_future()
-        self._host.put(partial(self._sent_again, effect, asked))
+        self._host.put(partial(self._resend, effect, asked))
         effect, entry = await asked
         await self._sendable(entry)
         return effect
 
-    def _sent_again(self, effect: EffectId, asked: "asyncio.Future[tuple[EffectId, Position]]") -> None:
+    def _resend(self, effect: EffectId, asked: "asyncio.Future[tuple[EffectId, Position]]") -> None:
         found = self._waited_for(effect, asked)
         if found is not None:
             effect = EffectId(effect.job, effect.ordinal, found[1].attempt + 1)
-            self._ask_guard(effect, partial(self._sent_again_judged, effect, asked))
+            self._ask_guard(effect, partial(self._resend_judged, effect, asked))
 
-    def _sent_again_judged(
+    def _resend_judged(
         self, effect: EffectId, asked: "asyncio.Future[tuple[EffectId, Position]]", refused: GuardVerdict | None
     ) -> None:
         found = self._waited_for(effect, asked)
@@ -429,7 +429,7 @@ class Effects:
             ask.attempt = 1
             self.children.begin(running, ask)
         else:
-            self._again(running, ask)
+            self._retry(running, ask)
 
     # -- the time of an attempt ---------------------------------------------------------------------------------------
 
@@ -479,7 +479,7 @@ class Effects:
             return
         match in_doubt(kind, configured=tool.in_doubt, found=found):
             case Doubt.AGAIN | Doubt.AGAIN_WITH_KEY:
-                self._again(running, ask)
+                self._retry(running, ask)
             case Doubt.RECONCILE:
                 args, kwargs = copied((ask.args, ask.kwargs), ask.name)
                 self.runner.reconcile(job.effect_id(ask), tool, args, kwargs, self._reconciled, self._sendable)
@@ -539,7 +539,7 @@ class Effects:
                 return
             self._result(running, ask, "ok", pack(result, ask.name))
         elif said == "not_done":
-            self._again(running, ask)
+            self._retry(running, ask)
         else:
             by = f" by {answer.by}" if answer.by else ""
             self._result(

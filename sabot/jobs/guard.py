@@ -232,7 +232,7 @@ class EffectGuard:
         """
         return self.decide(call)
 
-    def begun(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
+    def begin_job(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
         """BEGIN of a job is about to be recorded: it begins, or runs once more over what it has done. taken: behind it, of another job,
         from whose checkpoint it goes on.
         """
@@ -258,17 +258,17 @@ class EffectGuard:
     async def ready(self) -> None:
         """`reopen` was called for all that earlier runs have left open, and no job has begun."""
 
-    def again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
+    def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
         """This attempt of an open call is about to be made; those before it have no result. A verdict: it is denied. An awaitable, which
         does not raise, where that takes time: the call may be over meanwhile.
         """
         return None
 
-    def ended(self, job_id: str, at_ms: int) -> bytes:
+    def end_job(self, job_id: str, at_ms: int) -> bytes:
         """END of the job is about to be recorded: calls of it that are open have no result. Returns what they may have used, for it."""
         return b""
 
-    def over(self, job_id: str) -> None:
+    def forget_job(self, job_id: str) -> None:
         """The job has ended, now or before the start: what was decided of its open calls does not count any more."""
 
     async def open(self, journal: Journal) -> None:
@@ -359,10 +359,10 @@ class EffectGuards(EffectGuard):
                 guard.drop(call.effect)
         return (found if so_far is None else so_far.and_then(found)), call.changed(found)
 
-    def begun(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
-        """As `EffectGuard.begun`."""
+    def begin_job(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
+        """As `EffectGuard.begin_job`."""
         for guard in self._guards:
-            guard.begun(begin, taken)
+            guard.begin_job(begin, taken)
 
     def drop(self, effect: EffectId) -> None:
         """As `EffectGuard.drop`."""
@@ -388,28 +388,30 @@ class EffectGuards(EffectGuard):
         for guard in self._guards:
             await guard.ready()
 
-    def again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """As `EffectGuard.again`: the first one that refuses."""
+    def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
+        """As `EffectGuard.decide_again`: the first one that refuses."""
         guards = iter(self._guards)
-        said = next((said for guard in guards if (said := guard.again(effect)) is not None), None)
-        return said if said is None or isinstance(said, GuardVerdict) else self._again_behind(said, guards, effect)
+        said = next((said for guard in guards if (said := guard.decide_again(effect)) is not None), None)
+        return (
+            said if said is None or isinstance(said, GuardVerdict) else self._decide_again_later(said, guards, effect)
+        )
 
-    async def _again_behind(
+    async def _decide_again_later(
         self, said: Awaitable[GuardVerdict | None], guards: Iterator[EffectGuard], effect: EffectId
     ) -> GuardVerdict | None:
         refused = await said
-        rest = EffectGuards([*guards]).again(effect) if refused is None else refused
+        rest = EffectGuards([*guards]).decide_again(effect) if refused is None else refused
         return rest if rest is None or isinstance(rest, GuardVerdict) else await rest
 
-    def ended(self, job_id: str, at_ms: int) -> bytes:
-        """As `EffectGuard.ended`. One of them says what may have been used."""
-        used = [guard.ended(job_id, at_ms) for guard in self._guards]
+    def end_job(self, job_id: str, at_ms: int) -> bytes:
+        """As `EffectGuard.end_job`. One of them says what may have been used."""
+        used = [guard.end_job(job_id, at_ms) for guard in self._guards]
         return next(filter(None, used), b"")
 
-    def over(self, job_id: str) -> None:
-        """As `EffectGuard.over`."""
+    def forget_job(self, job_id: str) -> None:
+        """As `EffectGuard.forget_job`."""
         for guard in self._guards:
-            guard.over(job_id)
+            guard.forget_job(job_id)
 
     async def open(self, journal: Journal) -> None:
         """As `EffectGuard.open`."""

@@ -188,7 +188,7 @@ class JobHost:
             facts = owner.code, *behalf[:2], run, behalf.labels
             entry = Begin(job_id, self.now_ms(), agent_id, record, key, digest, *facts)
             entries: Sequence[Any] = taken or (entry,)
-            self._guard.begun(entries[0], entries[1:])
+            self._guard.begin_job(entries[0], entries[1:])
             self._begun_total += 1
             if self.jobs.begins(job_id):
                 entries = (*entries, Cancel(job_id, entry.at_ms, UNAWAITED_CHILD))
@@ -325,7 +325,7 @@ class JobHost:
         gone, new = job.take_gone(), job.take_new()
         if gone or new:
             running.noting += 1
-            asked = [partial(self._effects.asked, running, ask) for ask in new]
+            asked = [partial(self._effects.submit, running, ask) for ask in new]
             dropped = [partial(self._letters.dropped, running, ask) for ask in gone]
             self.put_front([*asked, *dropped, partial(self._noted, running)])
         else:
@@ -442,7 +442,7 @@ class JobHost:
             other = f"job {job.job_id} has given other output than before the restart"
             self._on_broken(f"job {job.job_id}", NonDeterminism(other, hint="bring the old code back"))
             return
-        self._over(running, "succeeded", output, name)
+        self._close_job(running, "succeeded", output, name)
 
     def _when_durable(self, running: RunningJob, position: Position, item: Callable[[], None]) -> None:
         def go_on() -> None:
@@ -453,20 +453,20 @@ class JobHost:
         running.ending = True
         self.log.when_durable(position, partial(self.put, go_on))
 
-    def _over(self, running: RunningJob, outcome: str, body: bytes, name: bytes = b"", result: str = "") -> None:
+    def _close_job(self, running: RunningJob, outcome: str, body: bytes, name: bytes = b"", result: str = "") -> None:
         """The last entry of a job. result: the error's type, or the reason. body: the output, or the error."""
         job_id, labels, ran_ms = running.job.job_id, running.job.behalf.labels, running.ran_ms(self.steady_s())
         told: Sequence[tuple[Position, Entry]] = ()
         if running.job.history.end is None:
             self._effects.leave(running)
             told = self._letters.left(running, self.children.limits)  # before END: where that is durable, they are told
-            used = self._guard.ended(job_id, self.now_ms())
+            used = self._guard.end_job(job_id, self.now_ms())
             self.append(End(job_id, self.now_ms(), outcome, result, name, body, labels, used), running)
         self._forget(running)
         self.jobs.remove(job_id)
         self.log.unapplied.pop(job_id, None)
         self._ended_total += 1
-        running.owner.over(job_id, outcome)
+        running.owner.job_closed(job_id, outcome)
         self.children.over(job_id, outcome, body, labels, ran_ms)
         self.deliver_all(told)
 
@@ -484,7 +484,7 @@ class JobHost:
             return
         if isinstance(error, asyncio.CancelledError):
             if job.cancels:
-                self._over(running, "cancelled", pack_error(error), result=job.cancels[-1].reason)
+                self._close_job(running, "cancelled", pack_error(error), result=job.cancels[-1].reason)
                 return
             error = RuntimeError("the call was cancelled from inside")
         if not running.safe and running.last is not None and job.history.end is None:
@@ -496,7 +496,7 @@ class JobHost:
         if verdict == "again":
             self.put_later(running.owner.backoff_s(job.history.attempt), partial(self._attempt, running))
         elif verdict == "end":
-            self._over(running, "failed", pack_error(error, whole=True), result=stored_name(type(error)))
+            self._close_job(running, "failed", pack_error(error, whole=True), result=stored_name(type(error)))
         else:
             self._forget(running, stays_open=True)
 

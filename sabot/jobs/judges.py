@@ -75,7 +75,7 @@ class GuardJudge:
         async def again() -> None:
             nonlocal effect
             following = EffectId(effect.job, effect.ordinal, effect.attempt + 1)
-            said = guard.again(following)
+            said = guard.decide_again(following)
             refused = said if said is None or isinstance(said, GuardVerdict) else await said
             if refused is not None:
                 raise self._denied(model, refused)

@@ -98,7 +98,7 @@ class JobOwner(Protocol):
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
         """It cannot go on with this code."""
 
-    def over(self, job_id: str, outcome: str) -> None:
+    def job_closed(self, job_id: str, outcome: str) -> None:
         """END is appended: "succeeded", "failed", "cancelled". Its key is free."""
 
     def had_ended(self, job: OpenJob) -> None:

@@ -302,8 +302,8 @@ class LedgerGuard(EffectGuard):
         for scope in {opened.scope for job in self._open.values() for opened in job.values()}:
             await self.ledger.ready(scope)  # where budgets are shared: what `reopen` has held is known to their owner
 
-    def again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """As `EffectGuard.again`: where the budget has no room for this attempt beside those before it, which may have been paid."""
+    def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
+        """As `EffectGuard.decide_again`: where the budget has no room for this attempt beside those before it, which may have been paid."""
         opened = self._open.get(effect.job, {}).get(effect.ordinal)
         if opened is None:
             return None
@@ -338,16 +338,16 @@ class LedgerGuard(EffectGuard):
     def _is_open(self, effect: EffectId, opened: _Open) -> bool:
         return self._open.get(effect.job, {}).get(effect.ordinal) is opened
 
-    def ended(self, job_id: str, at_ms: int) -> bytes:
-        """As `EffectGuard.ended`: each attempt of a call of a model that has no row is one in doubt."""
+    def end_job(self, job_id: str, at_ms: int) -> bytes:
+        """As `EffectGuard.end_job`: each attempt of a call of a model that has no row is one in doubt."""
         rows = []
         for ordinal, opened in self._open.get(job_id, {}).items():
             effect = EffectId(job_id, ordinal)
             rows += self._recorded(effect, opened, opened.doubts(effect, opened.attempt + 1, at_ms))
         return _usage(rows)
 
-    def over(self, job_id: str) -> None:
-        """As `EffectGuard.over`."""
+    def forget_job(self, job_id: str) -> None:
+        """As `EffectGuard.forget_job`."""
         for ordinal, opened in self._open.pop(job_id, {}).items():
             self._reserve(EffectId(job_id, ordinal), opened, 0)
 

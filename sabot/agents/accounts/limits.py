@@ -127,8 +127,8 @@ class JobLimits(EffectGuard):
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
-    def begun(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
-        """As `EffectGuard.begun`. What it has used by the entries that it has taken over counts."""
+    def begin_job(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
+        """As `EffectGuard.begin_job`. What it has used by the entries that it has taken over counts."""
         self._begun(begin)
         for entry in taken:
             self._read_entry(entry)
@@ -151,8 +151,8 @@ class JobLimits(EffectGuard):
             return None
         return parent
 
-    def ended(self, job_id: str, at_ms: int) -> bytes:
-        """As `EffectGuard.ended`. What its open calls may have used is used."""
+    def end_job(self, job_id: str, at_ms: int) -> bytes:
+        """As `EffectGuard.end_job`. What its open calls may have used is used."""
         job = self._jobs.get(job_id)
         if job is not None:
             for each in job.open.values():
@@ -165,9 +165,9 @@ class JobLimits(EffectGuard):
                 job.tree.lost = job.tree.lost.plus(self._forget(job_id))
         return b""
 
-    def over(self, job_id: str) -> None:
-        """As `EffectGuard.over`."""
-        self.ended(job_id, 0)
+    def forget_job(self, job_id: str) -> None:
+        """As `EffectGuard.forget_job`."""
+        self.end_job(job_id, 0)
 
     def _forget(self, job_id: str) -> TreeUse:
         """-> what it has used, with children that it did not wait for."""
@@ -277,8 +277,8 @@ class JobLimits(EffectGuard):
         job = self._jobs.get(effect.job if within is None else within.job)
         return job, None if job is None else job.open.get(self._key(effect))
 
-    def again(self, effect: EffectId) -> GuardVerdict | None:
-        """As `EffectGuard.again`: where there is no room for this attempt beside those before it, which may have been paid."""
+    def decide_again(self, effect: EffectId) -> GuardVerdict | None:
+        """As `EffectGuard.decide_again`: where there is no room for this attempt beside those before it, which may have been paid."""
         job, opened = self._opened(effect)
         if job is None or opened is None:
             return None
@@ -383,7 +383,7 @@ class JobLimits(EffectGuard):
                 assert isinstance(body, bytes)
                 self.settle(effect, job.open[entry.ordinal].kind, "", entry.outcome, body, 0)
         elif isinstance(entry, End):
-            self.ended(entry.job, 0)
+            self.end_job(entry.job, 0)
 
 
 def most_use(call: GuardedCall) -> Amounts:

@@ -281,8 +281,8 @@ class KernelAgent:
         """As `JobOwner.blocked`."""
         self.watch.is_blocked(job_id, error)
 
-    def over(self, job_id: str, outcome: str) -> None:
-        """As `JobOwner.over`."""
+    def job_closed(self, job_id: str, outcome: str) -> None:
+        """As `JobOwner.job_closed`."""
         self.watch.over(job_id, outcome)
 
     def had_ended(self, job: OpenJob) -> None:

@@ -398,17 +398,17 @@ class _ForkLedger(LedgerGuard):
         if (effect.job, effect.ordinal) not in self._changes.stood_in:
             super().reopen(self._own(effect), agent, behalf, decided)
 
-    def again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """As `EffectGuard.again`."""
-        return super().again(self._own(effect))
+    def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
+        """As `EffectGuard.decide_again`."""
+        return super().decide_again(self._own(effect))
 
-    def ended(self, job_id: str, at_ms: int) -> bytes:
-        """As `EffectGuard.ended`."""
-        return super().ended(self._own_job(job_id), self._now_ms())
+    def end_job(self, job_id: str, at_ms: int) -> bytes:
+        """As `EffectGuard.end_job`."""
+        return super().end_job(self._own_job(job_id), self._now_ms())
 
-    def over(self, job_id: str) -> None:
-        """As `EffectGuard.over`."""
-        super().over(self._own_job(job_id))
+    def forget_job(self, job_id: str) -> None:
+        """As `EffectGuard.forget_job`."""
+        super().forget_job(self._own_job(job_id))
 
 
 class _ForkOwner:
@@ -529,8 +529,8 @@ class _ForkOwner:
         """As `JobOwner.blocked`."""
         self.broken("the job", ReplayDifference(f"job {job_id}, before the fork: {error.message}"))
 
-    def over(self, job_id: str, outcome: str) -> None:
-        """As `JobOwner.over`."""
+    def job_closed(self, job_id: str, outcome: str) -> None:
+        """As `JobOwner.job_closed`."""
         self._is_over(outcome)
 
     def had_ended(self, job: OpenJob) -> None:

@@ -310,7 +310,7 @@ class DurableAgentOperator(AgentOperator):
             )
             self.refuse(call, forgotten)
         if self.failure is None:
-            self._over(call)
+            self._close_call(call)
 
     def _looked(self, call: JobCall) -> None:
         """It is the first one of those that may begin."""
@@ -443,7 +443,7 @@ class DurableAgentOperator(AgentOperator):
         call = self.calls[job_id]
         call.parked = True
         self._parked += 1
-        self._rests(call)
+        self._suspend(call)
 
     def woken(self, job_id: str) -> None:
         """As `JobOwner.woken`. It stays parked until it may run."""
@@ -455,11 +455,11 @@ class DurableAgentOperator(AgentOperator):
         call = self.calls[job_id]
         call.blocked = True
         self.blocked_jobs[job_id] = error
-        self._rests(call)
+        self._suspend(call)
 
-    def over(self, job_id: str, outcome: str) -> None:
-        """As `JobOwner.over`."""
-        self._over(self.calls[job_id])
+    def job_closed(self, job_id: str, outcome: str) -> None:
+        """As `JobOwner.job_closed`."""
+        self._close_call(self.calls[job_id])
 
     def had_ended(self, job: OpenJob) -> None:
         """As `JobOwner.had_ended`."""
@@ -468,14 +468,14 @@ class DurableAgentOperator(AgentOperator):
             error, record = unpack_error(packed), self.read_input(began, job.job_id)
             run = FailedRun(job.job_id, job.run, job.digest, conversation_of(packed))
             self.bury(record, run, (error.type, error.message), None)
-        self._over(self.calls[job.job_id])
+        self._close_call(self.calls[job.job_id])
 
-    def _rests(self, call: JobCall) -> None:
+    def _suspend(self, call: JobCall) -> None:
         """It holds nothing any more but its key."""
         call.ctx = None
         self._runs_no_more(call)
         self.row_over(call)
-        self.order.rests(call)
+        self.order.suspend(call)
         self.go_on()
 
     def _wakes(self, call: JobCall) -> None:
@@ -488,14 +488,14 @@ class DurableAgentOperator(AgentOperator):
             call.runs = False
             self._running -= 1
 
-    def _over(self, call: JobCall) -> None:
+    def _close_call(self, call: JobCall) -> None:
         """The job has ended, or is no job: the next one of its key."""
         del self.calls[call.job_id]
         self.function.begun.pop(call.job_id, None)
         self._wakes(call)
         self._runs_no_more(call)
         self.row_over(call)
-        self.order.over(call)
+        self.order.end(call)
         self.go_on()
 
     def row_over(self, call: JobCall) -> None:

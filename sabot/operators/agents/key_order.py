@@ -156,14 +156,14 @@ class KeyOrder:
                 queue.call = call
         self._owner.turn(call)
 
-    def rests(self, call: JobCall) -> None:
+    def suspend(self, call: JobCall) -> None:
         """Its job takes long: what waits behind it in memory goes into the mailbox."""
         if self._started:
             call.before = None
         if self._spec.job_key is not None:
             self._spill(self._queues[call.scope])
 
-    def over(self, call: JobCall) -> None:
+    def end(self, call: JobCall) -> None:
         """Its job has ended: the next one of its key has its turn."""
         if self._spec.job_key is None:
             return

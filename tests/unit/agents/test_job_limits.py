@@ -400,11 +400,11 @@ def test_a_request_without_limits_is_none_of_its_business() -> None:
     from sabot.journal.entries import Begin
 
     limits = JobLimits()
-    limits.begun(Begin("a", 1, "kernel.f", encode_request(ask(1))))
-    limits.begun(Begin("b", 1, "kernel.f", encode_request(ask({"budgets": {"max_turns": 1}}))))
-    limits.begun(Begin("c", 1, "kernel.f", encode_request(ask(1, max_runtime_seconds=5))))
+    limits.begin_job(Begin("a", 1, "kernel.f", encode_request(ask(1))))
+    limits.begin_job(Begin("b", 1, "kernel.f", encode_request(ask({"budgets": {"max_turns": 1}}))))
+    limits.begin_job(Begin("c", 1, "kernel.f", encode_request(ask(1, max_runtime_seconds=5))))
     assert limits._jobs == {}
-    limits.begun(Begin("d", 1, "kernel.f", encode_request(ask(1, max_turns=5))))
-    limits.begun(Begin("d~1", 1, "kernel.f", b"\xc0"))
-    limits.begun(Begin("d~01", 1, "kernel.f", b"\xc0"))
+    limits.begin_job(Begin("d", 1, "kernel.f", encode_request(ask(1, max_turns=5))))
+    limits.begin_job(Begin("d~1", 1, "kernel.f", b"\xc0"))
+    limits.begin_job(Begin("d~01", 1, "kernel.f", b"\xc0"))
     assert list(limits._jobs) == ["d", "d~1"]

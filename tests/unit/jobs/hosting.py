@@ -91,7 +91,7 @@ class Agent:
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
         self.blocks[job_id] = error
 
-    def over(self, job_id: str, outcome: str) -> None:
+    def job_closed(self, job_id: str, outcome: str) -> None:
         self.outcomes[job_id] = outcome
 
     def had_ended(self, job: OpenJob) -> None:

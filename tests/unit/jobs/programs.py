@@ -884,8 +884,8 @@ class AgentOf(Agent):
         self.life.seed.wrong(f"{job.job_id} failed: {error!r}")
         return "end"
 
-    def over(self, job_id: str, outcome: str) -> None:
-        super().over(job_id, outcome)
+    def job_closed(self, job_id: str, outcome: str) -> None:
+        super().job_closed(job_id, outcome)
         if not self.life.dead:
             self.life.seed.outcomes[job_id] = outcome
 

@@ -66,7 +66,7 @@ class Judge(EffectGuard):
         if effect not in [each for each, *_ in self.reopened]:  # told again when the job asks for it
             self.reopened.append((effect, agent, behalf, decided.verdict))
 
-    def over(self, job_id: str) -> None:
+    def forget_job(self, job_id: str) -> None:
         self.gone.append(job_id)
 
 
