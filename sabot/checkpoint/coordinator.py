@@ -24,10 +24,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from sabot.checkpoint.kept import KeptState, StoredState, save_states
 from sabot.checkpoint.manifest import Manifest, StoredTask, StoredTrack
 from sabot.checkpoint.places import StoredFile
 from sabot.checkpoint.storage import CheckpointStorage
+from sabot.checkpoint.task_states import FinalState, StoredState, save_states
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
 from sabot.disk import link_or_copy, make_folder, private
@@ -220,7 +220,7 @@ class Coordinator:
     def _detach(self, task: str, final: TaskSnapshot | None) -> None:
         if final is not None and self.storage is not None:
             kept = {
-                name: state if isinstance(state, StoredState) else KeptState(state, self.storage)
+                name: state if isinstance(state, StoredState) else FinalState(state, self.storage)
                 for name, state in final.states.items()
             }
             last = final.last
@@ -533,12 +533,12 @@ class Coordinator:
         self._last_bytes = manifest.nbytes
         if self.delivery is not None and manifest.place is not None:  # a checkpoint without tasks is not stored
             self.delivery.release(manifest)
-        told: list[Callable[[], None]] = [partial(callback, manifest) for callback in self.on_complete]
+        callbacks: list[Callable[[], None]] = [partial(callback, manifest) for callback in self.on_complete]
         if self._oldest is not None:
-            told += [partial(callback, self._oldest) for callback in self.on_retained]
-        for tell in told:
+            callbacks += [partial(callback, self._oldest) for callback in self.on_retained]
+        for callback in callbacks:
             try:
-                tell()
+                callback()
             except Exception:  # the checkpoint is safe anyway, and the other callbacks must run
                 _log.exception("checkpoint %d is complete, but a callback failed", flight.checkpoint_id)
         self._end(flight, manifest)

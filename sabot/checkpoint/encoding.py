@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from sabot.checkpoint.manifest import Manifest
-from sabot.checkpoint.sound import refuse_repeated_keys, refuse_unsound
+from sabot.checkpoint.manifest_checks import check_manifest, check_unique_keys
 from sabot.errors import UNREADABLE, CorruptCheckpoint, InternalError
 
 FORMAT_VERSION = 2
@@ -48,10 +48,10 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
         if zlib.crc32(bytes(envelope.body)) != envelope.crc32:
             raise CorruptCheckpoint(f"{where} is damaged: its checksum differs")
         manifest = msgspec.json.decode(envelope.body, type=Manifest)
-        refuse_repeated_keys(bytes(envelope.body), where)
+        check_unique_keys(bytes(envelope.body), where)
     except UNREADABLE as error:
         raise CorruptCheckpoint(f"{where} is damaged: {error}") from error
-    refuse_unsound(manifest, where)
+    check_manifest(manifest, where)
     return manifest
 
 

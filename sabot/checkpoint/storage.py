@@ -158,11 +158,11 @@ class CheckpointStorage:
             self._stored = {file.sha256: file for file in manifest.contents.values()}
 
     @property
-    def asked_at(self) -> Path | None:
-        """The folder of requests, see `Place.asked_at`: the directory, or the folder next to the state of an app
+    def request_folder(self) -> Path | None:
+        """The folder of requests, see `Place.request_folder`: the directory, or the folder next to the state of an app
         whose checkpoints are in an object store.
         """
-        return self._place.asked_at
+        return self._place.request_folder
 
     def in_use(self) -> bool:
         """Returns True if a worker owns the app now. Always False for an object store, which has no lock."""
@@ -214,7 +214,7 @@ class CheckpointStorage:
             self.check_owner()
             self._place.known = known
             pinned = (self._known.get(mark, frozenset()) for mark in self._pinned)  # they are being copied
-            self._place.let_go({file.name for file in contents.values()}.union(*pinned))
+            self._place.drop_copies({file.name for file in contents.values()}.union(*pinned))
             self.abort(checkpoint_id)
             return self._here(manifest, mark)
 
@@ -378,7 +378,7 @@ class CheckpointStorage:
         """
         while marks := self._counting():
             try:
-                with self._with_ways_on(marks[-1]):
+                with self._with_recovery_hint(marks[-1]):
                     manifest = self._read(marks[-1])
                     check_files(self._place, manifest.contents)
                     return manifest
@@ -401,12 +401,12 @@ class CheckpointStorage:
         marks = [mark for mark in self._counting() if mark.checkpoint_id == checkpoint_id]
         if not marks:
             raise CorruptCheckpoint(f"{self.directory} has no checkpoint {checkpoint_id}")
-        with self._with_ways_on(marks[-1]):
+        with self._with_recovery_hint(marks[-1]):
             return self._read(marks[-1])
 
     def verify(self, manifest: Manifest) -> None:
         """Reads every file and compares its hash. Raises CorruptCheckpoint, which names the first that differs."""
-        with self._with_ways_on(manifest.mark):
+        with self._with_recovery_hint(manifest.mark):
             check_files(self._place, manifest.contents, fully=True)
 
     def release_restored(self) -> None:
@@ -535,7 +535,7 @@ class CheckpointStorage:
             del self._stored[file.sha256]
 
     @contextmanager
-    def _with_ways_on(self, mark: Mark) -> Iterator[None]:
+    def _with_recovery_hint(self, mark: Mark) -> Iterator[None]:
         """Adds a hint to a CorruptCheckpoint with the commands for going on. Raises AppLocked instead if another
         worker owns the app by now.
         """
@@ -543,10 +543,10 @@ class CheckpointStorage:
             yield
         except CorruptCheckpoint as error:
             self._place.doubt()
-            error.hint += self._ways_on(mark)
+            error.hint += self._recovery_hint(mark)
             raise
 
-    def _ways_on(self, corrupt: Mark) -> str:
+    def _recovery_hint(self, corrupt: Mark) -> str:
         """Returns the hint for a corrupt checkpoint: remove manifests down to the newest good one, or start afresh."""
         bad = [corrupt]
         for older in reversed([mark for mark in self._counting() if mark < corrupt]):

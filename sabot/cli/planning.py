@@ -148,7 +148,7 @@ def _format_fates(app: App, made: Plan, manifest: Manifest) -> Iterator[_Fate]:
     for id, topic, format, readers in read:
         if before := next(filter(None, (changed_format(format, facts) for facts in readers)), ""):
             why = "the records behind its positions are read in the new format"
-            yield _Fate(id, "migrate", f"{topic} as {before}", f"{topic} as {format.said}", why)
+            yield _Fate(id, "migrate", f"{topic} as {before}", f"{topic} as {format.description}", why)
 
 
 def _stream_fates(verdict: Verdict) -> Iterator[_Fate]:

@@ -98,7 +98,7 @@ class Format(ABC):
     sample_rows: ClassVar[int] = 1000
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """The format in words, for plans and checkpoints: the same words for the same settings."""
         return self.name
 

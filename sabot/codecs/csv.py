@@ -11,7 +11,7 @@ from pyarrow import csv
 from sabot._cython.arrow.batch import normalise
 from sabot._cython.text.json import BadRow
 from sabot._cython.text.records import binary_array
-from sabot.codecs.csv_text import convert_options, failing_texts, field_texts, parse_options, why_not
+from sabot.codecs.csv_text import convert_options, failing_texts, field_texts, parse_error, parse_options
 
 _NOT_ONE = "it is not one CSV record: a line break outside of quotes, or a quote that does not end"
 _MARK = b"\xef\xbb\xbf"  # the byte order mark, which some programs write before UTF-8
@@ -120,7 +120,9 @@ class CsvCodec:
             column = texts.column(field.name)
             found = failing_texts(column, field.type)
             for row, text in zip(found, column.take(pa.array(found, pa.int64())).to_pylist(), strict=True):
-                bad.setdefault(int(numbers[row]), f"field {field.name} is no {field.type}: {why_not(text, field.type)}")
+                bad.setdefault(
+                    int(numbers[row]), f"field {field.name} is no {field.type}: {parse_error(text, field.type)}"
+                )
 
     def _parsed(self, text: bytes) -> pa.RecordBatch:
         return self._table(text, self._converting).select(self.schema.names)

@@ -38,7 +38,7 @@ def convert_options(wanted: pa.Schema | None, names: Sequence[str] = ()) -> csv.
     return options
 
 
-def why_not(value: bytes, kind: Any) -> str:
+def parse_error(value: bytes, kind: Any) -> str:
     """Returns the message of Arrow's parser for this value."""
     if _texts(kind):
         return "invalid UTF8 data"

@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 
 from sabot._cython.text.json import JsonDecoder
 from sabot.codecs.connect import SCHEMAS, ConnectTypes, by_schema, types_of
-from sabot.codecs.marks import DELETE, INSERT, OP_COLUMN
+from sabot.codecs.engine_columns import DELETE, INSERT, OP_COLUMN
 
 _OPS = pa.array(["c", "r", "u", "d"])
 _DELETION = pa.scalar(3, pa.int32())

@@ -61,7 +61,7 @@ class Csv(Format):
             raise UserError(f"Csv(delimiter={mark!r})", hint='one character of ASCII, as "," or "\\t"; no quote')
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         return self.name if self.delimiter == "," else f"{self.name} with {self.delimiter!r} between fields"
 
     def check_input(self, schema: pa.Schema | None, where: str) -> None:
@@ -100,7 +100,7 @@ class Raw(Format):
         checked_flag("Raw: text", self.text)
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         return "raw text" if self.text else self.name
 
     @property
@@ -190,7 +190,8 @@ def agreed_format(name: str, one: Format | None, other: Format | None) -> Format
         assert one is not None
         assert other is not None
         raise UserError(
-            f"topic {name}: two write it, one as {one.said} and one as {other.said}", hint="give both one format="
+            f"topic {name}: two write it, one as {one.description} and one as {other.description}",
+            hint="give both one format=",
         )
     return one or other
 

@@ -65,7 +65,7 @@ class JsonEncoder:
         return encode_rows(batch)
 
 
-def sayable_json(rows: pa.RecordBatch) -> pa.BinaryArray:
+def lossy_json(rows: pa.RecordBatch) -> pa.BinaryArray:
     """Returns the rows as JSON, whatever their types: columns that JSON cannot represent, such as lists of binary,
     become text or are left out.
     """

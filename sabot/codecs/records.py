@@ -20,8 +20,8 @@ from sabot._cython.text.json import NESTING_MAX, BadRow, encode_rows, is_too_dee
 from sabot._cython.text.records import binary_array, bytes_list
 from sabot.arrays import python_value
 from sabot.codecs.base import Encoder
+from sabot.codecs.engine_columns import DELETE, OP_COLUMN
 from sabot.codecs.json import JsonEncoder
-from sabot.codecs.marks import DELETE, OP_COLUMN
 from sabot.config import checked_text
 from sabot.errors import UNREADABLE, DataError, UserError
 

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from sabot._cython.text.json import BadRow
 from sabot.codecs.base import Codec
 from sabot.codecs.debezium import Envelopes
+from sabot.codecs.engine_columns import DELETE, INSERT, OP_COLUMN
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.keys import JsonKeys, TextKeys
-from sabot.codecs.marks import DELETE, INSERT, OP_COLUMN
 from sabot.errors import UserError
 
 _FORMATS = ("json", "debezium")

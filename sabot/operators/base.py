@@ -29,7 +29,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.codecs.marks import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, UPDATE_AFTER, UPDATE_BEFORE
+from sabot.codecs.engine_columns import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, UPDATE_AFTER, UPDATE_BEFORE
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.state.base import Cut, Saved
 

@@ -25,7 +25,7 @@ from sabot.errors import CorruptCheckpoint
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, OperatorContext, Stateful
 from sabot.os_errors import restoring
 from sabot.state.base import Cut, Owned, Saved
-from sabot.state.segments import Mine, Segments
+from sabot.state.segments import RowFilter, Segments
 from sabot.state.tables.restored import Renewal
 from sabot.state.tables.store import TableStore
 
@@ -346,11 +346,11 @@ def key_hashes(keys: Sequence["pa.Array[Any]"], rows: int) -> pa.UInt64Array:
 def take_over(
     cold: Segments, folder: Path, told: Sequence[Sequence[Any]], owned: Owned | None, owners: Sequence[int]
 ) -> None:
-    """Takes over what a checkpoint has on disk. It stays there: whole by links, or the rows that belong here. owners: as in `Mine`."""
+    """Takes over what a checkpoint has on disk. It stays there: whole by links, or the rows that belong here. owners: as in `RowFilter`."""
     if owned is None:
         cold.link(folder, told)
     else:
-        cold.copy(folder, told, Mine(owners, lambda keys: owned(key_hashes(keys.columns, keys.num_rows))))
+        cold.copy(folder, told, RowFilter(owners, lambda keys: owned(key_hashes(keys.columns, keys.num_rows))))
 
 
 def with_columns_of(schema: pa.Schema, rows: pa.RecordBatch) -> pa.RecordBatch:

@@ -335,7 +335,7 @@ class AgentTask:
     def _let_go(self) -> None:
         assert isinstance(self.state, HeldWrites)
         try:
-            self.state.let_go()
+            self.state.release()
         except (Exception, *EXITS) as error:
             self.break_down("state", error)
 

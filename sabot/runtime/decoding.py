@@ -26,7 +26,9 @@ def codec_of(node: Read, schema: pa.Schema, readers: Iterable[Mapping[str, Any]]
     """
     readers = list(readers)
     if before := next(filter(None, (changed_format(node.format, facts) for facts in readers)), ""):
-        _log.warning("stream %s: its records were read as %s, and now as %s", node.name, before, node.format.said)
+        _log.warning(
+            "stream %s: its records were read as %s, and now as %s", node.name, before, node.format.description
+        )
     text = None if refresh else kept_text(node.format, readers)
     fields = [(column, field) for column, field in node.fields if column in schema.names]
     own = dict(node.fields)
@@ -45,7 +47,7 @@ def format_facts(format: Format, codec: Codec | None) -> dict[str, Any]:
     """What a checkpoint keeps of how a source is decoded. A format that says its own columns is taken up again as it was."""
     if codec is None:
         return {}
-    return {"format": format.said, "codec": codec.text if format.own_columns else None}
+    return {"format": format.description, "codec": codec.text if format.own_columns else None}
 
 
 def kept_text(format: Format, readers: Iterable[Mapping[str, Any]]) -> str | None:
@@ -56,8 +58,8 @@ def kept_text(format: Format, readers: Iterable[Mapping[str, Any]]) -> str | Non
 
 def changed_format(format: Format, facts: Mapping[str, Any]) -> str:
     """How a reader of the checkpoint decodes the records that this program decodes as `format`; "": the same way."""
-    before = facts.get("format") or JSON.said
-    return "" if before == format.said else before
+    before = facts.get("format") or JSON.description
+    return "" if before == format.description else before
 
 
 class Outage:

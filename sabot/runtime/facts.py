@@ -55,7 +55,7 @@ class _AgentSource(msgspec.Struct):
     again: _Count = 0
     topic_id: str = ""
     until: _Bound | None = None
-    format: str = JSON.said
+    format: str = JSON.description
 
 
 class _Unfinished(msgspec.Struct):
@@ -70,7 +70,7 @@ class _Agent(msgspec.Struct):
     dead_letters: _Count
     schemas: dict[str, str | None]
     begun: _Places = []
-    format: str = JSON.said
+    format: str = JSON.description
 
 
 class _Journal(msgspec.Struct):

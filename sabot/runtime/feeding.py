@@ -127,7 +127,7 @@ class AgentSource:
             **self.input.log_facts(),
             "identity": self.identity,
             "again": self.again,
-            "format": self.operator.spec.format.said,
+            "format": self.operator.spec.format.description,
         }
 
     async def stop(self) -> None:

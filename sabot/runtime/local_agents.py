@@ -252,7 +252,9 @@ class LocalAgents:
         if (spec.batch or spec.format != JSON) and source.schema is None:
             text = None if facts is None else facts["schema"]
             if facts is not None and (before := changed_format(spec.format, facts)):
-                _log.warning("source %s: its records were read as %s, and now as %s", name, before, spec.format.said)
+                _log.warning(
+                    "source %s: its records were read as %s, and now as %s", name, before, spec.format.description
+                )
                 text = None
             codec = await run_to_end(run_in_thread(operator.make_codec, source.name, text))
             operator.codecs[source.name] = codec.another()  # the source thread has a codec of its own

@@ -20,7 +20,7 @@ from sabot.clock import Clock
 from sabot.codecs import Codec
 from sabot.codecs.base import decode_records
 from sabot.codecs.fields import FieldCodec
-from sabot.codecs.json import sayable_json, schema_text
+from sabot.codecs.json import lossy_json, schema_text
 from sabot.codecs.records import RECORD_SCHEMA, bounded, build_records
 from sabot.connectors.base import Positions, Source
 from sabot.connectors.defaults import (
@@ -531,7 +531,7 @@ class SourceInput(Reader):
             (_, partition), offset = next(iter(batch.offsets.items()), (("", -1), -1))
             count = rows.num_rows
             records = build_records(
-                sayable_json(rows).to_pylist(), None, np.zeros(count), partition, np.full(count, offset)
+                lossy_json(rows).to_pylist(), None, np.zeros(count), partition, np.full(count, offset)
             )
         self._bury(records, reasons, batch.topic or self.source.name)
 

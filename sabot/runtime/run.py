@@ -165,10 +165,10 @@ class Run:
         self._delivery.check_restored()
         await run_to_end(self._delivery.open())
         self._let_run()
-        if storage is not None and storage.asked_at is not None:
+        if storage is not None and storage.request_folder is not None:
             anew = self.goes_on.set if self._in_run else None
             asked = AppRequests(app, storage, coordinator, self._spread, restarts=self._restarts, begin_anew=anew)
-            requests = serve(Requests(storage.asked_at), asked.answer)
+            requests = serve(Requests(storage.request_folder), asked.answer)
             self._periodic.append(self._beside(requests, "requests"))
         if self._origin.savepoint is not None:
             coordinator.beat()  # so that the next start resumes from a checkpoint of this run

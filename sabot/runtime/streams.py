@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from sabot.checkpoint import CheckpointStorage, Manifest, TaskSnapshot
-from sabot.checkpoint.kept import SavedAlready
+from sabot.checkpoint.task_states import RestoredState
 from sabot.errors import AgentFailed
 from sabot.metrics import Sample
 from sabot.runtime.facts import read_to_end
@@ -138,5 +138,5 @@ def had_ended(restored: Manifest) -> bool:
 def keep_finals(restored: Manifest, checkpoints: TaskCoordinator) -> None:
     """Later checkpoints keep what this one says of the tasks of streams, which are not opened again."""
     for name, task in stored_streams(restored).items():
-        states = {state: SavedAlready(restored.state_directory(name, state)) for state in task.states}
+        states = {state: RestoredState(restored.state_directory(name, state)) for state in task.states}
         checkpoints.detach(name, TaskSnapshot(task.meta, {}, states))

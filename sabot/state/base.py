@@ -25,7 +25,7 @@ import pyarrow as pa
 from sabot.config import Duration, parse_bytes, parse_ms, parse_seconds
 from sabot.errors import UserError
 from sabot.state.expiry import MARK_BYTES, Expiry, convert
-from sabot.state.files import made_whole
+from sabot.state.files import atomic_directory
 from sabot.threads import run_in_thread
 
 _snapshot_ids = count(1)
@@ -33,7 +33,7 @@ _snapshot_ids = count(1)
 Entry: TypeAlias = tuple[str, bytes, bytes]
 """Namespace, key, stored value."""
 
-Mine: TypeAlias = Callable[[Iterator[Entry]], Iterator[Entry]]
+EntryFilter: TypeAlias = Callable[[Iterator[Entry]], Iterator[Entry]]
 """Selects the entries of a checkpoint that belong to this subtask."""
 
 Owned: TypeAlias = Callable[[pa.UInt64Array], pa.BooleanArray]
@@ -239,7 +239,7 @@ class LocalSnapshot(Snapshot):
         return size
 
     def _save(self, directory: Path) -> int:
-        with made_whole(directory) as partial:
+        with atomic_directory(directory) as partial:
             return self.cut.save(partial)
 
     def discard(self) -> None:
@@ -267,7 +267,9 @@ class LocalBackend(StateBackend):
         """
 
     @abstractmethod
-    def load(self, parts: Sequence[BackendCut | Snapshot], mine: Mine | None = None, passed: bytes = b"") -> None:
+    def load(
+        self, parts: Sequence[BackendCut | Snapshot], mine: EntryFilter | None = None, passed: bytes = b""
+    ) -> None:
         """Replaces all state by the values of all parts together. May block.
 
         `mine`: selects the entries to take over, or None for all. `passed`: values that had expired by this mark may
@@ -305,7 +307,7 @@ class ClosedTables(dict[str, Any]):
 
 
 def stored_entries(
-    parts: Sequence[BackendCut | Snapshot], mine: Mine | None, passed: bytes, expiry: Expiry | None
+    parts: Sequence[BackendCut | Snapshot], mine: EntryFilter | None, passed: bytes, expiry: Expiry | None
 ) -> Iterator[Entry]:
     """Yields the entries of the parts in the form in which a backend with `expiry` stores them. `mine` and `passed`:
     see `LocalBackend.load`.

@@ -48,7 +48,7 @@ def remove_tree(directory: Path) -> None:
 
 
 @contextmanager
-def made_whole(directory: Path) -> Iterator[Path]:
+def atomic_directory(directory: Path) -> Iterator[Path]:
     """Yields a directory to fill. On success it becomes `directory` and is durable; on an error it is removed."""
     if directory.exists():
         raise FileExistsError(f"{directory} exists already")
@@ -85,7 +85,7 @@ def link_tree(source: Path, target: Path) -> int:
     return size
 
 
-def seen_from(source: Path, view: Path) -> None:
+def link_for_reading(source: Path, view: Path) -> None:
     """Makes the files of `source` readable in the existing directory `view`. RocksDB rewrites its small files even if
     it only reads a database, and must not do so in a checkpoint. So those files are copies, and files that never
     change are symbolic links.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sabot.state.backends.memory import MemoryBackend
 from sabot.state.backends.rocksdb import RocksDBBackend
-from sabot.state.base import BackendConfig, LocalBackend, Mine
+from sabot.state.base import BackendConfig, EntryFilter, LocalBackend
 from sabot.state.expiry import EventExpiry, event_mark
 from sabot.state.opening import saved_values
 
@@ -25,7 +25,7 @@ def open_values(directory: Path | None, memory_budget: int, expiry: EventExpiry 
     return RocksDBBackend(config, expiry=expiry)
 
 
-def load_values(values: LocalBackend, saved: Sequence[Path], mine: Mine | None, watermark_ms: int) -> None:
+def load_values(values: LocalBackend, saved: Sequence[Path], mine: EntryFilter | None, watermark_ms: int) -> None:
     """Restores the values that cuts have saved in these directories, without expired ones. Raises CorruptCheckpoint."""
     if saved:
         values.load([saved_values(directory) for directory in saved], mine, event_mark(watermark_ms))

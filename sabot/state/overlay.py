@@ -15,7 +15,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-class _OfACall(StateBackend):
+class _CallView(StateBackend):
     """A backend that only reads and writes: operations on the whole backend raise UserError."""
 
     __slots__ = ()
@@ -36,7 +36,7 @@ class _OfACall(StateBackend):
         _refuse("close")
 
 
-class Overlay(_OfACall):
+class Overlay(_CallView):
     """Keeps writes over a base backend. Reads see these writes first, then the base. `apply` writes them to the base,
     `discard` drops them; then the overlay can be used again.
     """
@@ -96,7 +96,7 @@ class Overlay(_OfACall):
 
 
 class HeldWrites(Overlay):
-    """Wraps a user's own backend, whose `snapshot` may take its cut late. Between `hold` and `let_go`, writes are
+    """Wraps a user's own backend, whose `snapshot` may take its cut late. Between `hold` and `release`, writes are
     kept here, where reads see them, and stay out of the snapshot.
     """
 
@@ -119,7 +119,7 @@ class HeldWrites(Overlay):
             )
         self._holding = True
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Writes the held writes to the base. Called when the snapshot has taken its cut."""
         self._holding = False
         self.apply()
@@ -182,7 +182,7 @@ class ExpiringOverlay(Overlay):
         return at is not None and at + self._expiry.ttl_ms <= self._expiry.now_ms
 
 
-class LoggedWrites(_OfACall):
+class LoggedWrites(_CallView):
     """Writes to the base, and logs the earlier values. `keep` empties the log; `undo` restores the values in it.
 
     `log`: namespace, key, value before, namespace, key, value before, … A caller that has just read the value may
@@ -225,7 +225,7 @@ class LoggedWrites(_OfACall):
         return self._base.statistics()
 
 
-class StateAt(_OfACall):
+class StateAt(_CallView):
     """The values of a backend at a time other than the clock's: values that had expired by then are absent, and the
     time to live of written values begins then.
     """

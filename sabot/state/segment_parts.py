@@ -24,7 +24,7 @@ _SAMPLE = 64  # one row in so many is sampled to find the distribution of hashes
 
 
 @dataclass(frozen=True)
-class Mine:
+class RowFilter:
     """Selects the rows of a checkpoint that belong to this subtask. `columns`: the columns that `of` needs. `of`:
     returns true or false for each row of a batch of these columns.
     """
@@ -45,11 +45,11 @@ class SegmentPart:
         self._ends = [self.rows]  # the ends of the rows of each kind, in order of `due`
         self._next = [0]  # for each kind, the rows before this index were returned
 
-    def begin_with(self, gone: Any) -> None:
+    def set_gone(self, gone: Any) -> None:
         """Marks these rows as gone. Called at a restore."""
         self.gone, self.alive = gone, self.rows - int(gone.sum())
 
-    def part_by(self, kind: int) -> None:
+    def divide_by_kind(self, kind: int) -> None:
         """Divides the rows by kind. `kind`: the index of the column that says by which clock a row is due."""
         first = self.rows - int(np.count_nonzero(self.data.column(kind).to_numpy()))
         self._ends, self._next = [first, self.rows], [0, first]
@@ -153,7 +153,7 @@ def joined(pieces: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield _whole(some)
 
 
-def laid_out(
+def segment_batches(
     schema: pa.Schema, pieces: Iterable[tuple[pa.RecordBatch, Any, Any]], kind: int | None
 ) -> Iterator[pa.RecordBatch]:
     """Yields the batches of a segment from pieces of rows (`segments.Piece`). `schema`: of a batch. `kind`: the index
@@ -183,7 +183,7 @@ def merged(parts: Sequence[SegmentPart], kind: int | None) -> Iterator[pa.Record
             yield _by_due(rows.take(pa.array(order)), kind)
 
 
-def chosen(parts: Sequence[SegmentPart], mine: Mine, kind: int | None) -> Iterator[pa.RecordBatch]:
+def chosen(parts: Sequence[SegmentPart], mine: RowFilter, kind: int | None) -> Iterator[pa.RecordBatch]:
     """Yields the batches of a segment with those living rows of these parts that are `mine`. If a part has none, only
     the columns that `mine` needs are read.
     """

@@ -26,9 +26,9 @@ from sabot.disk import make_folder, private, sync
 from sabot.errors import CorruptCheckpoint, SabotError
 from sabot.os_errors import hint_of, restoring
 from sabot.state.files import Shared, link_file, remove_tree
-from sabot.state.segment_parts import HEAD, Mine, SegmentPart, chosen, joined, laid_out, merged
+from sabot.state.segment_parts import HEAD, RowFilter, SegmentPart, chosen, joined, merged, segment_batches
 
-__all__ = ["Mine", "Piece", "Segments", "SegmentsCut", "read_segments"]
+__all__ = ["Piece", "RowFilter", "Segments", "SegmentsCut", "read_segments"]
 
 _GONE = "gone.arrow"
 _GONE_SCHEMA = pa.schema([("segment", pa.string()), ("rows", pa.int64()), ("gone", pa.binary())])
@@ -73,7 +73,7 @@ class Segments:
         sparse = [each for each in self._segments if each.alive * _SPARSE < each.rows]
         if sparse:
             self._merge(sparse)
-        self._add(laid_out(self._laid_out, pieces, self._kind))
+        self._add(segment_batches(self._laid_out, pieces, self._kind))
 
     def take(self, hashes: Any) -> list[pa.RecordBatch]:
         """Returns the rows of the keys with these hashes (numpy), and removes them."""
@@ -137,22 +137,22 @@ class Segments:
         """Takes a cut of the rows, which another thread may save."""
         return SegmentsCut([(segment.hold(), segment.shared()) for segment in self._segments])
 
-    def link(self, source: Path, told: Sequence[Sequence[Any]]) -> None:
-        """Takes over a whole checkpoint by links. `told`: its facts."""
-        for (name, _), gone in zip(told, _read_gone(source, told), strict=True):
+    def link(self, source: Path, facts: Sequence[Sequence[Any]]) -> None:
+        """Takes over a whole checkpoint by links. `facts`: its facts."""
+        for (name, _), gone in zip(facts, _read_gone(source, facts), strict=True):
             file = self._directory / f"{next(self._numbers):012d}.arrow"
             with restoring("rows", source / name):
                 link_file(source / name, file)
                 segment = _SegmentFile(file, durable=True)
                 _check(segment, self.schema, source / name)
-                segment.part_by(self._kind)
-                segment.begin_with(gone)
+                segment.divide_by_kind(self._kind)
+                segment.set_gone(gone)
             self._segments.append(segment)
         self._forget_empty()
 
-    def copy(self, source: Path, told: Sequence[Sequence[Any]], mine: Mine) -> None:
-        """Takes over the rows of a checkpoint that are `mine`. `told`: its facts. Raises CorruptCheckpoint."""
-        for (name, _), gone in zip(told, _read_gone(source, told), strict=True):
+    def copy(self, source: Path, facts: Sequence[Sequence[Any]], mine: RowFilter) -> None:
+        """Takes over the rows of a checkpoint that are `mine`. `facts`: its facts. Raises CorruptCheckpoint."""
+        for (name, _), gone in zip(facts, _read_gone(source, facts), strict=True):
             self._add(_chosen(source / name, gone, self.schema, mine, self._kind))
 
     def close(self) -> None:
@@ -174,7 +174,7 @@ class Segments:
             file.unlink()
             return
         segment = _SegmentFile(file)
-        segment.part_by(self._kind)
+        segment.divide_by_kind(self._kind)
         self._segments.append(segment)
         same = [each for each in self._segments if each.level == segment.level][-_TOGETHER:]
         if len(same) == _TOGETHER:
@@ -246,18 +246,18 @@ class _SegmentFile(Shared):
         self._last = np.array([part.hashes[-1] for part in self.parts], np.uint64)
         self._durable = durable
 
-    def begin_with(self, gone: Any) -> None:
+    def set_gone(self, gone: Any) -> None:
         """Marks these rows as gone. Called at a restore."""
         start = 0
         for part in self.parts:
-            part.begin_with(gone[start : start + part.rows])
+            part.set_gone(gone[start : start + part.rows])
             start += part.rows
 
-    def part_by(self, kind: int | None) -> None:
+    def divide_by_kind(self, kind: int | None) -> None:
         """Divides the rows by kind. `kind`: the index of the column that says by which clock a row is due, or None."""
         if kind is not None:
             for part in self.parts:
-                part.part_by(kind)
+                part.divide_by_kind(kind)
 
     @property
     def alive(self) -> int:
@@ -304,29 +304,29 @@ class _SegmentFile(Shared):
         self.file.unlink(missing_ok=True)
 
 
-def read_segments(directory: Path, rows: pa.Schema, told: Sequence[Sequence[Any]]) -> Iterator[pa.RecordBatch]:
-    """Yields the rows that `SegmentsCut` saved, in pieces. `told`: its facts. Raises CorruptCheckpoint."""
-    for (name, _), gone in zip(told, _read_gone(directory, told), strict=True):
+def read_segments(directory: Path, rows: pa.Schema, facts: Sequence[Sequence[Any]]) -> Iterator[pa.RecordBatch]:
+    """Yields the rows that `SegmentsCut` saved, in pieces. `facts`: its facts. Raises CorruptCheckpoint."""
+    for (name, _), gone in zip(facts, _read_gone(directory, facts), strict=True):
         with restoring("rows", directory):
             segment = _SegmentFile(directory / name)
-            segment.begin_with(gone)
+            segment.set_gone(gone)
             _check(segment, rows, directory / name)
             yield from segment.read(rows)
 
 
-def _read_gone(directory: Path, told: Sequence[Sequence[Any]]) -> list[Any]:
+def _read_gone(directory: Path, facts: Sequence[Sequence[Any]]) -> list[Any]:
     with restoring("rows", directory):
-        rows = [row for data in _mapped(directory / _GONE) for row in data.to_pylist()] if told else []
-        if [[row["segment"], row["rows"]] for row in rows] != [list(each) for each in told]:
+        rows = [row for data in _mapped(directory / _GONE) for row in data.to_pylist()] if facts else []
+        if [[row["segment"], row["rows"]] for row in rows] != [list(each) for each in facts]:
             raise CorruptCheckpoint(f"{directory / _GONE}: names other segments than the manifest")
         return [np.unpackbits(np.frombuffer(row["gone"], np.uint8), count=row["rows"]).astype(np.bool_) for row in rows]
 
 
-def _chosen(file: Path, gone: Any, rows: pa.Schema, mine: Mine, kind: int | None) -> Iterator[pa.RecordBatch]:
+def _chosen(file: Path, gone: Any, rows: pa.Schema, mine: RowFilter, kind: int | None) -> Iterator[pa.RecordBatch]:
     """Yields the batches of a segment with those living rows of this one that are `mine`."""
     with restoring("rows", file):
         segment = _SegmentFile(file)
-        segment.begin_with(gone)
+        segment.set_gone(gone)
         _check_columns(segment, rows, file)
         yield from chosen(segment.parts, mine, kind)
 

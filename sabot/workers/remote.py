@@ -17,8 +17,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from sabot.checkpoint import CheckpointStorage, Manifest, StoredTask, TaskSnapshot
-from sabot.checkpoint.kept import SavedAlready, StoredState
 from sabot.checkpoint.places import StoredFile
+from sabot.checkpoint.task_states import RestoredState, StoredState
 from sabot.connectors.base import Delivery, Sink
 from sabot.delivery import StagedSink
 from sabot.delivery.parts import Part, PartSeries
@@ -271,7 +271,7 @@ class _SavedSnapshot(TaskSnapshot):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-class _HandedOver(SavedAlready):
+class _HandedOver(RestoredState):
     """State that a worker has saved. It belongs to the coordinator, which removes it once it is in a checkpoint, or needed no more."""
 
     def __init__(self, directory: Path) -> None:

@@ -105,7 +105,7 @@ def test_contents_are_moved_in_and_fetched_as_they_were(place: Place) -> None:
     assert b"".join(place.chunks(large.name)) == data
     for _ in range(2):
         assert place.fetch(large).read_bytes() == place.contents(large) == data
-        place.let_go(set())  # of what is kept on this machine nothing is needed: it comes from the place again
+        place.drop_copies(set())  # of what is kept on this machine nothing is needed: it comes from the place again
     check_files(place, {"a": large, "b": empty}, fully=True)
     place.remove([large.name])
     assert place.all_files() == [empty.name]

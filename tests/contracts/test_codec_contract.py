@@ -21,9 +21,9 @@ from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorP
 from sabot.codecs import JsonCodec
 from sabot.codecs.avro import AvroCodec
 from sabot.codecs.csv import CsvCodec
+from sabot.codecs.engine_columns import DELETE, INSERT, OP_COLUMN
 from sabot.codecs.fields import FieldCodec
 from sabot.codecs.json import schema_of_text
-from sabot.codecs.marks import DELETE, INSERT, OP_COLUMN
 from sabot.codecs.protobuf import ProtobufCodec
 from sabot.codecs.raw import RawCodec
 from sabot.codecs.records import RECORD_SCHEMA, encode_json

@@ -89,7 +89,7 @@ CASES += [
     Case(Protobuf(MESSAGE), OF_MESSAGE, (b"\x08", b"\xff" * 12, b"\x12\x05ab", None)),
     Case(Protobuf(MESSAGE, registry=LocalRegistry()), OF_MESSAGE, (b"", b"\0\0\0\0\1", b"\0\0\0\0\1\0\x08", None)),
 ]
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.format.said} {len(case.schema)}")
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.format.description} {len(case.schema)}")
 
 texts = st.text(st.characters(codec="utf-8"), max_size=8)
 OF_TYPE: dict[Any, st.SearchStrategy[Any]] = {
@@ -328,7 +328,9 @@ def sample(case: Case) -> list[bytes | None]:
     return [*case.format.encoder("t").encode(batch).to_pylist(), *case.bad]
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.format.one_row], ids=lambda case: case.format.said)
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.format.one_row], ids=lambda case: case.format.description
+)
 async def test_a_job_gets_what_a_plain_agent_gets_live_and_again_after_a_restart(
     case: Case, memory_url: str, tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ from typing import ClassVar, TypeAlias
 
 from sabot.api.expr import Expr
 from sabot.api.words import check_names
-from sabot.codecs.marks import OP_COLUMN, TIME_COLUMN
+from sabot.codecs.engine_columns import OP_COLUMN, TIME_COLUMN
 from sabot.errors import UserError
 
 Columns: TypeAlias = frozenset[str] | None

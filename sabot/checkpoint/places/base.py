@@ -88,7 +88,7 @@ class Place(ABC):
 
     @property
     @abstractmethod
-    def asked_at(self) -> Path | None:
+    def request_folder(self) -> Path | None:
         """The folder of this machine in which the running app finds requests of the command line, below `requests`;
         or None.
         """
@@ -161,7 +161,7 @@ class Place(ABC):
         """Removes these files. A missing file is not an error."""
 
     @abstractmethod
-    def let_go(self, needed: set[str]) -> None:
+    def drop_copies(self, needed: set[str]) -> None:
         """Removes the copies on this machine of all contents except those named in `needed`. A directory keeps no
         copies.
         """

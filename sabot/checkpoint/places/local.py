@@ -44,7 +44,7 @@ class LocalPlace(Place):
         self._unsynced: set[Path] = set()
 
     @property
-    def asked_at(self) -> Path:
+    def request_folder(self) -> Path:
         return self.where
 
     def own(self) -> None:
@@ -140,7 +140,7 @@ class LocalPlace(Place):
             if folder.exists():
                 sync(folder)
 
-    def let_go(self, needed: set[str]) -> None:
+    def drop_copies(self, needed: set[str]) -> None:
         return  # there are no copies
 
     def read(self, name: str) -> bytes:

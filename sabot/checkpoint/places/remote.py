@@ -53,7 +53,7 @@ class RemotePlace(Place):
         self._temporary: TemporaryFolder | None = None
 
     @property
-    def asked_at(self) -> Path | None:
+    def request_folder(self) -> Path | None:
         return self._wanted_scratch
 
     def own(self) -> None:
@@ -128,7 +128,7 @@ class RemotePlace(Place):
                 self._delete(self._below(name))
             self.near(name).unlink(missing_ok=True)
 
-    def let_go(self, needed: set[str]) -> None:
+    def drop_copies(self, needed: set[str]) -> None:
         near = self.near("files")
         for file in near.glob("*/*"):
             if "." not in file.name and f"files/{file.parent.name}/{file.name}" not in needed:

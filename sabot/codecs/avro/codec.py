@@ -12,7 +12,7 @@ from sabot.codecs.avro.columns import columns_of
 from sabot.codecs.avro.encoding import encoding
 from sabot.codecs.avro.resolution import ReadStep, failing, resolved
 from sabot.codecs.avro.schema import AvroRecord, SchemaLike, parsed_record
-from sabot.codecs.writers import ByWriter
+from sabot.codecs.writer_cache import WriterCache
 from sabot.errors import UserError
 
 _NO_HEADER = "the payload does not begin with the id of a schema: a byte 0, and 4 bytes"
@@ -45,9 +45,9 @@ class AvroCodec:
         self._given = (writer, columns)
         self._schema = columns_of(self._reader, columns)
         self._decoder = AvroDecoder(self._schema)
-        self._writers: ByWriter[AvroProgram] | None = None
+        self._writers: WriterCache[AvroProgram] | None = None
         if schema_of is not None:
-            self._writers = ByWriter(schema_of, self._program_of, lambda why: self._compiled(failing(why)))
+            self._writers = WriterCache(schema_of, self._program_of, lambda why: self._compiled(failing(why)))
         self._program = self._compiled(failing(_NO_HEADER) if schema_of is not None else self._steps(writer))
 
     @property

@@ -10,7 +10,7 @@ from sabot._cython.binary.wire import schema_ids
 from sabot._cython.text.json import BadRow
 from sabot.codecs.protobuf.fields import arrow_field, message_type, oneof_others, wire_fields
 from sabot.codecs.protobuf.files import places_of
-from sabot.codecs.writers import ByWriter
+from sabot.codecs.writer_cache import WriterCache
 
 
 class ProtobufCodec:
@@ -47,7 +47,7 @@ class ProtobufCodec:
             [*fields, *others], pa.schema([*self._schema, *map(arrow_field, others)]), framed
         )
         self._name: str = descriptor.full_name
-        self._writers = None if schema_of is None else ByWriter(schema_of, self._writer_of, _refused)
+        self._writers = None if schema_of is None else WriterCache(schema_of, self._writer_of, _refused)
 
     @property
     def schema(self) -> pa.Schema:

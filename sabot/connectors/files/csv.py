@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from sabot._cython.arrow.batch import normalise
-from sabot.codecs.csv_text import convert_options, failing_texts, parse_options, why_not
+from sabot.codecs.csv_text import convert_options, failing_texts, parse_error, parse_options
 from sabot.config import RECORD_BYTES
 from sabot.connectors.files.blocks import BlockReader, Blocks, Buffer, Nothing, StreamedFile
 from sabot.connectors.files.paths import SUFFIXES, DataFile, Paths, bare_suffix
@@ -333,7 +333,7 @@ class _Apart:
                 strict=True,
             ):
                 if n not in self._reasons:
-                    self._reasons[n] = f"{where}: {why_not(text, field.type)}"
+                    self._reasons[n] = f"{where}: {parse_error(text, field.type)}"
 
     def _halved(self, numbers: Any) -> None:
         if not len(numbers):

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch, normalise
-from sabot.codecs.marks import DELETE
+from sabot.codecs.engine_columns import DELETE
 from sabot.codecs.records import RECORD_SCHEMA, carries_changes, check_keys, refuse_types
 from sabot.connectors.base import ChecksTypes, ExpectsColumns, KeepsToken, LostFloats, Sink, TakesChanges, Token, Track
 from sabot.connectors.letters import as_columns

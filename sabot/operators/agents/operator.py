@@ -364,11 +364,11 @@ class AgentOperator(ABC):
 
     def own_facts(self) -> dict[str, Any]:
         """What a checkpoint keeps beside rows and counters; `take_facts` gets it again."""
-        return {"schemas": self.schemas(), "format": self.spec.format.said, "key_kinds": sorted(self.key_kinds)}
+        return {"schemas": self.schemas(), "format": self.spec.format.description, "key_kinds": sorted(self.key_kinds)}
 
     def take_facts(self, facts: Mapping[str, Any]) -> None:
         """`own_facts` of a checkpoint. Before any row comes."""
-        if facts.get("format", JSON.said) == self.spec.format.said:
+        if facts.get("format", JSON.description) == self.spec.format.description:
             self.know(facts["schemas"])
         self.key_kinds.update(facts.get("key_kinds", ()))
 

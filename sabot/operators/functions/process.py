@@ -50,7 +50,7 @@ from sabot.operators.functions.state import Form, Keyed, Side, parts_of, plain_k
 from sabot.operators.keeping import Batches, Keeper, Keeping, Kept, Owned, columns_schema, last_watermark, read_batches
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
-from sabot.state.base import Entry, Mine
+from sabot.state.base import Entry, EntryFilter
 from sabot.state.keyed_values import load_values
 
 Array: TypeAlias = pa.Array
@@ -307,14 +307,14 @@ class _Values(Kept):
         mine = None if owned is None else self._mine(owned)
         load_values(state.values, directories, self._without_forgotten(mine) if state.forgets else mine, passed)
 
-    def _without_forgotten(self, mine: Mine | None) -> Mine:
+    def _without_forgotten(self, mine: EntryFilter | None) -> EntryFilter:
         """As `mine`, without the values of which nothing is taken over."""
         forgets = self._state.forgets
         return lambda entries: (
             entry for entry in (entries if mine is None else mine(entries)) if entry[0] not in forgets
         )
 
-    def _mine(self, owned: Owned) -> Mine:
+    def _mine(self, owned: Owned) -> EntryFilter:
         """Which entries belong to this subtask."""
         if self._context.only is not None:  # `only` may tell keys of one group apart
             return lambda entries: _those_with_hash(entries, self._state.keys, owned)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.arguments import RowPolicy
-from sabot.codecs.marks import UPDATE_AFTER
+from sabot.codecs.engine_columns import UPDATE_AFTER
 from sabot.connectors.letters import letters_of_rows
 from sabot.errors import DataError, SabotError, UserError, message_of
 from sabot.logs import warn_of_users_error

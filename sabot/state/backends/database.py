@@ -35,7 +35,7 @@ from rocksdict import (
 from sabot.disk import TemporaryFolder, make_folder, private
 from sabot.errors import UNREADABLE, CorruptCheckpoint, SabotError, UserError
 from sabot.os_errors import checkpoint_error
-from sabot.state.files import seen_from
+from sabot.state.files import link_for_reading
 
 MARK_FILE = "sabot-state.json"
 _FORMAT = 1
@@ -285,7 +285,7 @@ def read_database(directory: Path) -> Iterator[tuple[str, bytes, bytes]]:
         view = folder / "db"
         try:
             make_folder(view)
-            seen_from(directory, view)
+            link_for_reading(directory, view)
             names = Rdict.list_cf(str(view), options)
             db: Any = Rdict(str(view), options, dict.fromkeys(names, options), AccessType.read_only(False))
         except Exception as error:  # rocksdict has no exception class of its own for RocksDB's errors

@@ -22,8 +22,8 @@ from sabot.state.base import (
     BackendCut,
     ClosedTables,
     Entry,
+    EntryFilter,
     LocalBackend,
-    Mine,
     Snapshot,
     stored_entries,
 )
@@ -402,7 +402,9 @@ class MemoryBackend(LocalBackend):
                 self._tables[name] = layers
         return cut
 
-    def load(self, parts: Sequence[BackendCut | Snapshot], mine: Mine | None = None, passed: bytes = b"") -> None:
+    def load(
+        self, parts: Sequence[BackendCut | Snapshot], mine: EntryFilter | None = None, passed: bytes = b""
+    ) -> None:
         self._tables.get("")
         tables: dict[str, dict[bytes, bytes]] = {}
         for namespace, key, value in stored_entries(parts, mine, passed, self.expiry):

@@ -29,8 +29,8 @@ from sabot.state.base import (
     BackendCut,
     ClosedTables,
     Entry,
+    EntryFilter,
     LocalBackend,
-    Mine,
     Snapshot,
     stored_entries,
 )
@@ -240,7 +240,9 @@ class RocksDBBackend(LocalBackend):
         directory = self.path / "snapshots" / str(next(self._numbers))
         return RocksDBCut(directory, self._start(directory), sealed=self.expires)
 
-    def load(self, parts: Sequence[BackendCut | Snapshot], mine: Mine | None = None, passed: bytes = b"") -> None:
+    def load(
+        self, parts: Sequence[BackendCut | Snapshot], mine: EntryFilter | None = None, passed: bytes = b""
+    ) -> None:
         self._tables.get("")
         self._settle()
         database = self._rebuilt(parts, mine, passed)
@@ -382,7 +384,9 @@ class RocksDBBackend(LocalBackend):
         except Exception as error:  # rocksdict has no exception class of its own for RocksDB's errors
             raise UserError(f"state directory {self.path}: {error}", hint=hint_of(error)) from error
 
-    def _rebuilt(self, parts: Sequence[BackendCut | Snapshot], mine: Mine | None, passed: bytes) -> StateDatabase:
+    def _rebuilt(
+        self, parts: Sequence[BackendCut | Snapshot], mine: EntryFilter | None, passed: bytes
+    ) -> StateDatabase:
         directory = self.path / "db" / str(next(self._numbers))
         source = parts[0] if len(parts) == 1 and mine is None else None
         try:

@@ -15,7 +15,7 @@ from sabot._cython.groups.tables import places
 from sabot._cython.rows.row_bytes import RowCodec
 from sabot._cython.text.records import decode_values, encode_values
 from sabot.cli.printing import moment
-from sabot.codecs.marks import OP_COLUMN
+from sabot.codecs.engine_columns import OP_COLUMN
 from sabot.codecs.records import build_records, decode_json
 from sabot.codecs.table import TableCodec
 from sabot.connectors.files.letters import FileHome

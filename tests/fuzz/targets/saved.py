@@ -18,7 +18,7 @@ from sabot.api.expr import col
 from sabot.api.functions import process_spec
 from sabot.api.patterns import pattern, step
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
-from sabot.codecs.marks import OP_COLUMN
+from sabot.codecs.engine_columns import OP_COLUMN
 from sabot.errors import SabotError
 from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import TIME_COLUMN, Operator, Saved

@@ -8,7 +8,7 @@ import pytest
 
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest, TaskSnapshot
 from sabot.checkpoint.contents import ContentsWriter, sha256_of_each
-from sabot.checkpoint.kept import StoredState
+from sabot.checkpoint.task_states import StoredState
 from sabot.errors import CorruptCheckpoint, TransientError
 from sabot.workers.messages import TaskCut
 from sabot.workers.remote import snapshot_of

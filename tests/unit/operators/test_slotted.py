@@ -35,7 +35,7 @@ from sabot.operators.windows.fixed import WindowAggregate
 from sabot.operators.windows.sessions import SessionAggregate
 from sabot.operators.windows.top import WindowTopN
 from sabot.state import segment_parts
-from sabot.state.segments import Mine, Segments, read_segments
+from sabot.state.segments import RowFilter, Segments, read_segments
 from tools.operator_run import OperatorRun
 
 SCHEMA = pa.schema(
@@ -532,7 +532,7 @@ def test_segments_of_many_parts_keep_what_a_dict_keeps(
 
     def shared(place: Path, told: Any, of: int, number: int) -> Segments:
         """The rows of every `of`th key."""
-        mine = Mine(
+        mine = RowFilter(
             [0], lambda rows: pa.array([kept.get(n, (0, 0))[0] % of == number for n in rows.column(0).to_pylist()])
         )
         part = Segments(batch([1]).schema, tmp_path / f"cold {of} {number}")
@@ -570,7 +570,7 @@ def test_segments_of_many_parts_keep_what_a_dict_keeps(
             parts = [save(shared(place, told, 3, number)) for number in range(3)]
             segments = Segments(batch([1]).schema, tmp_path / "cold")
             for part in parts:
-                segments.copy(*part, Mine([1], lambda rows: pa.array([True] * rows.num_rows)))
+                segments.copy(*part, RowFilter([1], lambda rows: pa.array([True] * rows.num_rows)))
         assert len(segments) == len(kept)
     assert values(segments.read()) == sorted(kept)
     segments.close()

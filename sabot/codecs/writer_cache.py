@@ -10,7 +10,7 @@ _WRITERS = 1000  # the most values that are kept
 T = TypeVar("T")
 
 
-class ByWriter(Generic[T]):
+class WriterCache(Generic[T]):
     """The values that `make` made from writers' schemas, by schema id. It belongs to one thread.
 
     `schema_of`: returns the text of a schema. It is called once for each id; if it raises UnknownSchema, it is called

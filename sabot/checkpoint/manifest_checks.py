@@ -23,18 +23,18 @@ _MOST_BYTES_OF_A_PATH = 1024
 _MOST_BYTES_OF_A_NAME = 255
 
 
-def refuse_repeated_keys(body: bytes, where: str) -> None:
+def check_unique_keys(body: bytes, where: str) -> None:
     """Raises CorruptCheckpoint if a JSON object has a key twice: two readers could take different values for it."""
 
     def once(pairs: list[tuple[str, Any]]) -> None:
         keys = [key for key, _ in pairs]
         if len(set(keys)) < len(keys):
-            raise _unsound(where, next(key for key in keys if keys.count(key) > 1), "is there twice")
+            raise _wrong_entry(where, next(key for key in keys if keys.count(key) > 1), "is there twice")
 
     json.loads(body, object_pairs_hook=once)
 
 
-def refuse_unsound(manifest: Manifest, where: str) -> None:
+def check_manifest(manifest: Manifest, where: str) -> None:
     """Raises CorruptCheckpoint, which names the manifest and the entry, for an entry that no app writes."""
     for name, value in (("created_ms", manifest.created_ms), ("checkpoint_id", manifest.checkpoint_id)):
         _refuse_number(where, name, value)
@@ -42,7 +42,7 @@ def refuse_unsound(manifest: Manifest, where: str) -> None:
     for path, file in manifest.contents.items():
         _refuse_path(where, path)
         _refuse_contents(where, path, file)
-    _refuse_colliding(where, manifest.contents)
+    _check_collisions(where, manifest.contents)
     for task in manifest.tasks.values():
         for path in (*task.files.values(), *task.states.values()):
             _refuse_path(where, path)
@@ -73,19 +73,19 @@ def _refuse_path(where: str, path: str) -> None:
         why = "is too long"
     else:
         return
-    raise _unsound(where, path, why)
+    raise _wrong_entry(where, path, why)
 
 
 def _refuse_contents(where: str, path: str, file: StoredFile) -> None:
     if not _SHA256.fullmatch(file.sha256):
-        raise _unsound(where, path, f"has no SHA-256 but {_shown(file.sha256)}")
+        raise _wrong_entry(where, path, f"has no SHA-256 but {_shown(file.sha256)}")
     _refuse_number(where, path, file.size)
     _refuse_number(where, path, file.generation)
     if read_file_name(file.name) is None:
-        raise _unsound(where, path, f"has the writer {_shown(file.writer)}")
+        raise _wrong_entry(where, path, f"has the writer {_shown(file.writer)}")
 
 
-def _refuse_colliding(where: str, paths: Iterable[str]) -> None:
+def _check_collisions(where: str, paths: Iterable[str]) -> None:
     """Refuses two paths that are one file if the file system ignores case, and a path below another path that is a
     file.
     """
@@ -93,26 +93,26 @@ def _refuse_colliding(where: str, paths: Iterable[str]) -> None:
     for path in paths:
         other = files.setdefault(path.casefold(), path)
         if other is not path:
-            raise _unsound(where, path, f"is the same file as {_shown(other)} where case does not count")
+            raise _wrong_entry(where, path, f"is the same file as {_shown(other)} where case does not count")
     for folded, path in files.items():
         folder = folded.rpartition("/")[0]
         while folder:
             if folder in files:
-                raise _unsound(where, path, f"is below {_shown(files[folder])}, which is a file")
+                raise _wrong_entry(where, path, f"is below {_shown(files[folder])}, which is a file")
             folder = folder.rpartition("/")[0]
 
 
 def _refuse_number(where: str, entry: str, value: int) -> None:
     if not 0 <= value < _MOST:
-        raise _unsound(where, entry, f"has the number {value}")
+        raise _wrong_entry(where, entry, f"has the number {value}")
 
 
 def _refuse_incarnation(where: str, entry: str, value: str) -> None:
     if not _INCARNATION.fullmatch(value):
-        raise _unsound(where, entry, f"has the incarnation {_shown(value)}")
+        raise _wrong_entry(where, entry, f"has the incarnation {_shown(value)}")
 
 
-def _unsound(where: str, entry: str, why: str) -> CorruptCheckpoint:
+def _wrong_entry(where: str, entry: str, why: str) -> CorruptCheckpoint:
     return CorruptCheckpoint(f"{where} is damaged, or was made by somebody else: its entry {_shown(entry)} {why}")
 
 

@@ -53,7 +53,7 @@ async def _save_one(path: str, state: Cut | Snapshot, directory: Path) -> None:
 
 def _is_users(state: Cut | Snapshot) -> bool:
     """Returns True if the user's own code saves the state."""
-    return isinstance(state, Snapshot) or (isinstance(state, KeptState) and state.is_users)
+    return isinstance(state, Snapshot) or (isinstance(state, FinalState) and state.is_users)
 
 
 async def _save_state(state: Cut | Snapshot, directory: Path) -> None:
@@ -64,7 +64,7 @@ async def _save_state(state: Cut | Snapshot, directory: Path) -> None:
         await state.save(directory)
         make_folder(directory)  # the snapshot of an empty backend may have written nothing
         return
-    if isinstance(state, KeptState):
+    if isinstance(state, FinalState):
         await state.keep()
     await run_in_thread(_save, state, directory)
 
@@ -74,7 +74,7 @@ def _save(cut: Cut, directory: Path) -> None:
     cut.save(directory)
 
 
-class SavedAlready:
+class RestoredState:
     """A Cut of state that is in a checkpoint already. A restored task that has nothing more to do hands it to later
     checkpoints.
     """
@@ -110,7 +110,7 @@ class StoredState:
         self._storage.unneeded(self.files.values())
 
 
-class KeptState:
+class FinalState:
     """A Cut of an ended task. It is saved once, in a folder of its own, so that it outlives a failed checkpoint."""
 
     def __init__(self, state: Cut | Snapshot, storage: CheckpointStorage) -> None:
@@ -139,7 +139,7 @@ class KeptState:
         times.
         """
         assert self._home is not None, "keep comes first"
-        return SavedAlready(self._home / "state").save(directory)
+        return RestoredState(self._home / "state").save(directory)
 
     def discard(self) -> None:
         """Discards the state and removes its own folder."""
