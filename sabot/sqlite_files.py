@@ -32,7 +32,7 @@ def open_database(
     Raises sqlite3.Error.
     """
     connection = sqlite3.connect(
-        f"file:{quote(os.fspath(path))}?mode={mode}",
+        f"file:{'//' if path.is_absolute() else ''}{quote(os.fspath(path))}?mode={mode}",  # "//", else //a is a host a
         uri=True,
         timeout=wait_s,
         isolation_level=None,

@@ -22,6 +22,12 @@ def test_a_database_that_another_connection_holds_is_an_error_that_may_pass(tmp_
     assert (error.message, error.hint) == ("memory m.db: another process has held it for 0.01 s", HELD)
 
 
+def test_a_path_that_begins_with_two_slashes_names_a_file_and_no_host(tmp_path: Path) -> None:
+    """`sqlite:////data/a.db` is such a path, and SQLite takes what stands behind `file://` for a host."""
+    open_database(Path(f"/{tmp_path}/a.db"), wait_s=1).close()
+    assert (tmp_path / "a.db").exists()
+
+
 def test_any_other_error_is_the_users_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "no.db").write_text("this is no database of SQLite, but a text of some length")
     with pytest.raises(sqlite3.DatabaseError) as caught:
