@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from sabot import App, NdjsonSink, UserError, col, count, files, tumbling
-from sabot.connectors.base import _FILE
+from sabot.connectors.checks import _FILE
 from sabot.connectors.files.paths import FORMATS
 from sabot.testing import MemoryBroker
 
