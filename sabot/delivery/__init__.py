@@ -1,5 +1,6 @@
-"""Exactly-once output. `staged` saves it in checkpoints until it is delivered; `tracks` has the output of one sink, as `parts`; `tokens`
-decides what a receiver's token means at a start.
+"""Exactly-once output. `staged` saves output in checkpoints until it is delivered, `tracks` delivers the output of
+one sink, `parts` writes the files of output, and `tokens` decides at a start, by the receiver's token, what has to be
+delivered.
 """
 
 from sabot.delivery.staged import StagedSink, StagedSinks, undelivered

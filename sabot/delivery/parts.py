@@ -1,4 +1,4 @@
-"""A part: a piece of an epoch's output in a file, Arrow streams one behind the other."""
+"""A part is a piece of an epoch's output in a file, which holds Arrow IPC streams one after the other."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -19,13 +19,15 @@ from sabot.steps import step
 
 _log = logging.getLogger(__name__)
 
-PART_BYTES = 64 << 20  # a part is cut when it has so many
+PART_BYTES = 64 << 20  # a part with so many bytes of rows is complete
 _CHUNK_BYTES = 1 << 20  # small batches are put together before they are written
 
 
 @dataclass
 class Part:
-    """A piece of output: in a file of this machine, or in the object store of the checkpoints, where a worker has stored it."""
+    """A piece of output in a file: on this machine, or in the object store of the checkpoints if a worker has stored
+    it there.
+    """
 
     seq: int
     file: Path | StoredFile
@@ -51,7 +53,9 @@ class PartWriter:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """Words an OSError of the part's file: without it users would look for the fault at the receiver."""
+        """Raises an OSError of the part's file as a SabotError that names the file; otherwise users would look for
+        the cause at the receiver.
+        """
         try:
             yield
         except OSError as error:
@@ -99,7 +103,7 @@ class PartWriter:
             self._file.close()
 
     def drop(self) -> None:
-        """Closes and removes the file: its rows are not needed any more."""
+        """Closes and removes the file, whose rows are not needed any more."""
         self._waiting.clear()
         with suppress(OSError):  # on a full disk closing fails, but these rows are dropped anyway
             self._file.close()
@@ -107,9 +111,10 @@ class PartWriter:
 
 
 class PartSeries:
-    """The parts of one sink, as its thread writes them: one behind the other, numbered on.
+    """The parts of one sink in the order of their numbers, as the sink's thread writes them.
 
-    path: gives the path of the file of a new part, by its number. complete: takes each part that is complete.
+    `path`: returns the path of the file of a new part, given the part's number. `complete`: called with each part
+    that is complete.
     """
 
     def __init__(self, path: Callable[[int], Path], complete: Callable[[Part], None]) -> None:
@@ -119,7 +124,7 @@ class PartSeries:
         self._writer: PartWriter | None = None
 
     def write(self, data: pa.RecordBatch) -> None:
-        """Adds rows to the open part, and completes the part when it is large."""
+        """Adds rows to the open part, and completes the part when it has PART_BYTES."""
         if data.num_rows == 0:
             return
         if self._writer is None:
@@ -129,7 +134,7 @@ class PartSeries:
             self.seal()
 
     def seal(self) -> int:
-        """Completes the open part, if there is one. Returns the number of the last part."""
+        """Completes the open part, if there is one. Returns the number of the last complete part."""
         writer, self._writer = self._writer, None
         if writer is not None:
             with step("stage", writer.path.name):
@@ -139,14 +144,16 @@ class PartSeries:
         return self.given
 
     def drop_open(self) -> None:
-        """Drops the open part."""
+        """Removes the open part with its rows, if there is one."""
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.drop()
 
 
 def read_part(path: Path) -> Iterator[pa.RecordBatch]:
-    """Yields the batches of the file of a part, mapped into memory."""
+    """Yields the batches in the file of a part. The file is mapped into memory; a batch that is damaged raises an
+    error.
+    """
     with pa.memory_map(str(path)) as source:
         while source.tell() < source.size():
             with ipc.open_stream(source) as stream:

@@ -1,14 +1,16 @@
-"""Exactly-once output: saved with the checkpoint of its epoch, and delivered when that checkpoint is complete.
+"""Exactly-once output: rows are saved with the checkpoint of their epoch, and delivered when that checkpoint is
+complete.
 
     write ─▶ part (a file) ─▶ seal, at a barrier ─▶ manifest lists it ─▶ release ─▶ deliver, in order ─▶ the next manifest
     sink's thread                                   coordinator                     track's thread        lists it no more
 
-An app has one track for each sink that delivers exactly once. The parts of a track are numbered (`tokens`), and the receiver keeps the
-number of the last part that it has (`Sink.deliver`), so the next start knows of a part that was delivered just before a crash. Parts are
-cut where they are written, by their bytes only, because a part that is delivered again must have the same rows.
+An app has one track for each sink that delivers exactly once: the numbered parts of that sink, and the thread that
+delivers them. The receiver keeps the number of the last part that arrived (`connectors.base.Delivers.deliver`), so
+the next start recognises a part that was delivered just before a crash. A part ends after a fixed number of bytes,
+and nothing else splits it, because a part that is delivered again must have the same rows.
 
-A receiver that does not answer delays only its own output: checkpoints go on, and list the parts that wait. When too much waits
-(`tracks.FULL_EPOCHS`, `tracks.FULL_BYTES`) the sources are held until some of it is delivered.
+A receiver that does not answer delays only its own output: checkpoints go on, and list the parts that wait. When too
+much waits (`tracks.FULL_EPOCHS`, `tracks.FULL_BYTES`) the sources are held until some of it is delivered.
 """
 
 import asyncio
@@ -42,29 +44,31 @@ _log = logging.getLogger(__name__)
 
 
 class WrittenTrack(Protocol):
-    """The side of a track that writes: a `TrackWork`, or what a worker process has whose coordinator delivers."""
+    """The side of a track that writes parts: a `TrackWork`, or, in a worker process, an object that sends parts to
+    the coordinator's TrackWork.
+    """
 
     id: str
     sink: Sink
 
     def look(self) -> None:
-        """See `TrackWork.look`."""
+        """Reads the receiver's token without claiming the track (`TrackWork.look`). Blocks."""
 
     def write(self, data: pa.RecordBatch) -> None:
-        """See `TrackWork.write`."""
+        """Adds rows to the open part."""
 
     def seal(self) -> int:
-        """See `TrackWork.seal`."""
+        """Completes the open part, and returns the number of the last part."""
 
     def drop_open(self) -> None:
-        """See `TrackWork.drop_open`."""
+        """Removes the open part with its rows."""
 
     def finish(self) -> None:
-        """See `TrackWork.finish`."""
+        """Notes that the input has ended for good, so that the result is completed when all parts are delivered."""
 
 
 class StagedSink(Sink, Stages, Finishes):
-    """The sink that a task gets in place of its own: `write` puts rows into a part, `flush` seals the part."""
+    """The sink that a task writes to in place of its own: `write` puts rows into a part, `flush` completes the part."""
 
     def __init__(self, track: WrittenTrack) -> None:
         receiver = delivers_of(track.sink)
@@ -78,7 +82,7 @@ class StagedSink(Sink, Stages, Finishes):
 
     @property
     def track_id(self) -> str:
-        """The id of its track."""
+        """The id of the track of this sink."""
         return self._track.id
 
     @property
@@ -90,7 +94,9 @@ class StagedSink(Sink, Stages, Finishes):
         return self._track.sink.format
 
     def open(self) -> None:
-        """Makes the place where the sink writes, and reads its token. `StagedSinks.open` claims all tracks later, together."""
+        """Makes the topic or folder that the sink writes to, and reads the token. `StagedSinks.open` later claims all
+        tracks at once.
+        """
         self._track.look()
 
     def write(self, batch: Batch) -> None:
@@ -104,26 +110,30 @@ class StagedSink(Sink, Stages, Finishes):
         self.end()
 
     def end(self) -> None:
-        """Tells the track that all rows were flushed, and no more will be written. Callable from any thread."""
+        """Notes that all rows were flushed and no more will be written. Callable from any thread."""
         self._track.finish()
 
     def close(self) -> None:
-        """Drops the rows that were not flushed. The track goes on delivering until `StagedSinks.close`."""
+        """Drops the rows that were not flushed. The track continues to deliver until `StagedSinks.close`."""
         self._track.drop_open()
 
 
 def _track_id(room: str, sink: Sink) -> str:
-    """The id of the sink's track, the same in each run of a program: receivers use it in names of groups, transactions and folders."""
+    """Returns the id of the sink's track, which is the same in each run of a program: receivers use it in names of
+    groups, transactions, folders.
+    """
     address = address_of(sink)
     plain = re.sub("[^A-Za-z0-9._-]+", "_", sink.name)[-80:]
     return f"{room}.{plain}" if plain == address else f"{room}.{plain}-{zlib.crc32(address.encode()):08x}"
 
 
 def track_of(room: str, sink: Sink, wanted: str | None, *, kept: bool = True) -> str | None:
-    """The id of the track through which a sink is written exactly once; None: the sink is written at least once.
+    """Returns the id of the track of a sink that is written exactly once, or None if the sink is written at least
+    once.
 
-    room: who writes ("streams", "agents"). wanted: "exactly_once", "at_least_once", or None for what suits the sink. kept: whether the app
-    keeps checkpoints. Raises UserError for a sink that cannot deliver as wanted.
+    `room`: the part of the app that writes, "streams" or "agents". `wanted`: "exactly_once", "at_least_once", or
+    None: exactly once if the sink can, if its rows outlive the process, and if the app keeps checkpoints (`kept`).
+    Raises UserError for a sink that cannot deliver as wanted.
     """
     receiver = delivers_of(sink)
     if wanted == "at_least_once" or (wanted is None and not (receiver is not None and receiver.lasting and kept)):
@@ -139,9 +149,10 @@ def track_of(room: str, sink: Sink, wanted: str | None, *, kept: bool = True) ->
 def undelivered(
     restored: Manifest, sinks: Iterable[tuple[str, Sink, str | None]]
 ) -> Iterator[tuple[str, StoredTrack, str]]:
-    """Yields the saved output that a start would lose: the id of its track, what the checkpoint says of it, and why it would be lost.
+    """Yields the saved output that a start would lose: the id of its track, the track as the checkpoint stores it,
+    and why it would be lost.
 
-    sinks: (room, sink, wanted) of all sinks of the program, as for `track_of`.
+    `sinks`: (room, sink, wanted) of all sinks of the program, as for `track_of`.
     """
     tracks: set[str] = set()
     unstaged: set[str] = set()
@@ -166,7 +177,9 @@ def _undelivered(
 
 
 class StagedSinks:
-    """The exactly-once sinks of one run of an app. All methods are called on the event loop, unless they say otherwise."""
+    """The exactly-once sinks of one run of an app. All methods are called on the event loop unless they say
+    otherwise.
+    """
 
     def __init__(
         self,
@@ -203,8 +216,9 @@ class StagedSinks:
         self._scratch: Path | None = None
 
     def staged(self, room: str, sink: Sink, wanted: str | None) -> Sink:
-        """Returns the sink that a task writes into: the sink itself, or the StagedSink of its track (see `track_of`). Called before the
-        sink is opened, from any thread.
+        """Returns the sink that a task writes to: the sink itself, or the StagedSink of its track (`track_of`).
+        Called before the sink is opened, from any thread. Raises UserError if exactly once is wanted without
+        checkpoints, and for a second sink with the same name and address.
         """
         track_id = track_of(room, sink, wanted, kept=self._storage is not None)
         if track_id is None:
@@ -219,17 +233,19 @@ class StagedSinks:
             if track_id in self._tracks:  # a restart could not tell which saved parts belong to which of the two
                 raise UserError(
                     f"two sinks are called {sink.name}, and deliver exactly once",
-                    hint="give both streams, or agents, the same Sink; or each a name or an address of its own",
+                    hint="give both streams or agents the same Sink object, or two Sinks with different names or addresses",
                 )
             track = self._tracks[track_id] = TrackWork(track_id, sink, self)
         return StagedSink(track)
 
     def part_path(self, track_id: str, seq: int) -> Path:
-        """The path of the file of a new part. Called by the tracks, from their threads."""
+        """Returns the path for the file of a new part. Called by the tracks, from their threads."""
         return self.part_folder(track_id) / f"{seq}.arrow"
 
     def part_folder(self, track_id: str) -> Path:
-        """The folder of the parts of a track, which exists. From any thread; blocks."""
+        """Returns the folder for the parts of a track, and makes it if it is missing. Blocks; callable from any
+        thread.
+        """
         assert self._storage is not None
         with self._lock:
             if self._scratch is None:
@@ -241,29 +257,34 @@ class StagedSinks:
     # -- parts that another process writes ----------------------------------------------------------------------------
 
     def given(self) -> dict[str, int]:
-        """By track id: the number of the last part so far. Valid after `open`."""
+        """Returns the number of the last part so far, by track id. Valid after `open`."""
         return {track_id: track.given for track_id, track in self._tracks.items()}
 
     def add(self, track_id: str, part: Part) -> None:
-        """Takes a part that a worker has completed: in `part_folder`, or in the object store. Parts of a track come in order."""
+        """Takes a part that a worker process has completed, in `part_folder` or in the object store. The parts of a
+        track come in order.
+        """
         self._tracks[track_id].add(part)
 
     def local(self, part: Part) -> Path:
-        """Its file on this machine. Called by the tracks, from their threads. Raises TransientError, CorruptCheckpoint."""
+        """Returns the path of a part's file on this machine, after a download if the part is in the object store.
+        Called by the tracks, from their threads. Raises TransientError, CorruptCheckpoint.
+        """
         if isinstance(part.file, Path):
             return part.file
         assert self._storage is not None
         return self._storage.fetched(part.file)
 
     def has_ended(self, track_id: str) -> None:
-        """No more parts come for this track, because its input has ended."""
+        """Notes that no more parts come for this track, because its input has ended."""
         self._tracks[track_id].finish()
 
     async def open(self) -> None:
-        """Claims all tracks, in parallel. Called when every task has opened its sink and none writes yet. Raises what one track raises.
+        """Claims all tracks in parallel. Called when every task has opened its sink and none writes yet. Raises the
+        error of a track.
 
-        All tokens were read before (`StagedSink.open`), so a start that is refused there has claimed no track. And nothing is delivered,
-        and no token set, before every track was compared with the checkpoint.
+        `StagedSink.open` has read all tokens before, so a start that is refused there has claimed no track. Nothing
+        is delivered, and no token is set, before every track was compared with the checkpoint.
         """
         tracks = list(self._tracks.values())
         for steps in ([track.open for track in tracks], [track.start for track in tracks]):
@@ -273,37 +294,43 @@ class StagedSinks:
 
     @property
     def full(self) -> bool:
-        """Whether so much output waits that the sources are to be held."""
+        """True while so much output waits that the sources have to be held."""
         return self._full
 
     @property
     def has_news(self) -> bool:
-        """Whether parts were delivered that the last manifest still lists."""
+        """True if parts were delivered that the last manifest still lists."""
         return any(track.delivered > track.known for track in list(self._tracks.values()))
 
     @property
     def needs_checkpoint(self) -> bool:
-        """Whether the sources are held by output that no complete checkpoint lists: only the next checkpoint lets it be delivered."""
+        """True if the sources are held by output that no complete checkpoint lists: only the next checkpoint lets
+        that output be delivered.
+        """
         return self._full and not any(track.waiting for track in list(self._tracks.values()))
 
     @property
     def exactly_once(self) -> bool:
-        """Whether the app has a sink that delivers exactly once."""
+        """True if the app has a sink that delivers exactly once."""
         return bool(self._tracks)
 
     def still_ours(self) -> bool:
-        """Whether no other worker has taken the app over. Blocks. Raises TransientError where the place of the checkpoints does not say."""
+        """Returns False if another worker has taken the app over. Blocks. Raises TransientError if the place of the
+        checkpoints does not answer.
+        """
         assert self._storage is not None
         try:
             self._storage.check_owner()
         except AppLocked:
             return False
         except CheckpointFailed as error:
-            raise TransientError(f"nobody knows whose the app is: {error.message}", hint=error.hint) from error
+            raise TransientError(f"it is unknown who owns the app: {error.message}", hint=error.hint) from error
         return True
 
     def check_restored(self) -> None:
-        """Raises UserError for saved output of a sink that the program no longer has. Called when all sinks are open."""
+        """Raises UserError for saved output of a sink that the program no longer has; with redeliver=skip it logs a
+        warning. Called when all sinks are open.
+        """
         if self.restored is None:
             return
         for _, stored, what in _undelivered(self.restored, self._tracks, self._unstaged):
@@ -321,10 +348,14 @@ class StagedSinks:
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def compose(self, sealed: Mapping[str, int]) -> tuple[dict[str, StoredTrack], dict[str, Path | StoredFile]]:
-        """See `SavedOutput.compose`."""
+        """Returns the tracks for a manifest, and the files of their parts by the path that they get in the checkpoint
+        (`SavedOutput.compose`).
+
+        `sealed`: by track id, the number of the last part before the barrier.
+        """
         tracks: dict[str, StoredTrack] = {}
         files: dict[str, Path | StoredFile] = {}
-        # Tracks of streams that had ended before, or of sinks that the program no longer has: what is known of them stays in the manifest.
+        # The manifest keeps tracks of streams that had ended before, and of sinks that the program no longer has.
         for track_id, gone in ({} if self.restored is None else self.restored.lanes).items():
             if track_id not in self._tracks and not gone.pending:
                 tracks[track_id] = gone
@@ -334,15 +365,17 @@ class StagedSinks:
         return tracks, files
 
     def release(self, manifest: Manifest) -> None:
-        """See `SavedOutput.release`."""
+        """Lets the parts that a complete checkpoint lists be delivered (`SavedOutput.release`)."""
         for track_id, stored in manifest.lanes.items():
             if track_id in self._tracks:
                 self._tracks[track_id].release(stored.given)
         self.look_at_fullness()
 
     def look_at_fullness(self) -> None:
-        """Tells the app when the output that waits becomes too much, or no longer is. Called by the tracks, from any thread."""
-        with self._telling:  # calls in order, so that the sources end in the state that is true last
+        """Calls `on_full` when too much output begins to wait, and when that is over. Called by the tracks, from any
+        thread.
+        """
+        with self._telling:  # in order, so that the last call of on_full has the state that is true
             full = any(track.full for track in list(self._tracks.values()))
             if full == self._full:
                 return
@@ -361,15 +394,17 @@ class StagedSinks:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def undelivered(self) -> str:
-        """How many rows wait for which sink, as text for a message."""
+        """Returns how many rows wait for which sink, as text for a message; "" if none waits."""
         waits = {track.sink.name: track.statistics()["undelivered_rows"] for track in self._tracks.values()}
         return ", ".join(f"{rows} rows are not delivered into sink {name}" for name, rows in waits.items() if rows)
 
     async def drained(self, seconds: float, hurried: float, patient: Callable[[], bool]) -> bool:
-        """Waits until all output of complete checkpoints is delivered. Returns False after `seconds`, or when a track has failed.
+        """Waits until all output of complete checkpoints is delivered. Returns False after `seconds`, or when a track
+        has failed.
 
-        patient: whether the caller still waits that long. When it says no, False after `hurried` seconds, or at once where the receivers of
-        all tracks that wait refuse their parts.
+        `patient`: returns True while the caller is willing to wait for so long. When it returns False, `drained`
+        returns False after `hurried` seconds in all, or at once if the receivers of all waiting tracks refuse their
+        parts.
         """
         began = self.clock.monotonic()
         while tracks := [track for track in self._tracks.values() if track.waiting]:
@@ -381,14 +416,16 @@ class StagedSinks:
         return True
 
     async def finish(self) -> bool:
-        """Completes the results of inputs that have ended. Returns whether one was completed, which the next checkpoint should record."""
+        """Completes the results of inputs that have ended. Returns True if one was completed, which the next
+        checkpoint should record.
+        """
         before = [track.finished for track in self._tracks.values()]
         for track in self._tracks.values():
             await run_in_thread(track.finish_if_asked)
         return before != [track.finished for track in self._tracks.values()]
 
     async def close(self, seconds: float = 10.0) -> None:
-        """Ends the tracks, and closes their sinks. Idempotent."""
+        """Ends the tracks, waits `seconds` for each at most, and closes their sinks. May be called twice."""
         tracks, self._tracks = list(self._tracks.values()), {}
         if tracks:
             await asyncio.gather(*(run_in_thread(track.close, seconds) for track in tracks))
@@ -397,5 +434,5 @@ class StagedSinks:
             await run_in_thread(shutil.rmtree, scratch, ignore_errors=True)
 
     def statistics(self) -> dict[str, Any]:
-        """Figures by track id. Callable from any thread."""
+        """Returns figures by track id. Callable from any thread."""
         return {track_id: track.statistics() for track_id, track in list(self._tracks.items())}

@@ -13,15 +13,16 @@ from sabot.checkpoint.manifest import StoredTrack
 from sabot.connectors.base import Token
 from sabot.errors import DeliveryConflict, UserError
 
-SEQ_BITS = 34  # enough for a part each 200 ms over a century; it leaves 2**29 generations below 2**63
+SEQ_BITS = 34  # numbers for a part each 200 ms over a century; 2**29 generations fit below 2**63
 
 
 @dataclass(frozen=True)
 class Opening:
-    """How a track begins. Pending parts above the number `delivered` are delivered. The next new part gets a number above `above`.
+    """The state in which a track begins: pending parts above the number `delivered` are delivered, and the next new
+    part gets a number above `above`.
 
-    renumber: all pending parts are delivered, under new numbers, once a checkpoint lists these. settle: the receiver's token is wrong or
-    missing, and is set to `delivered`. note: what the user should know, for the log.
+    `renumber`: True if all pending parts are delivered under new numbers, once a checkpoint lists these. `settle`:
+    True if the receiver's token is wrong or missing, and is set to `delivered`. `note`: a text for the log, or "".
     """
 
     delivered: int
@@ -32,17 +33,17 @@ class Opening:
 
 
 def first_seq(generation: int) -> int:
-    """The number below that of the first part of this generation."""
+    """Returns the number before that of the first part of this generation."""
     return generation << SEQ_BITS
 
 
 def in_words(seq: int) -> str:
-    """A number as people see it: "4/5" is the fifth part of generation 4."""
+    """Returns a number as people see it: "4/5" is the fifth part of generation 4."""
     return f"{seq >> SEQ_BITS}/{seq & (1 << SEQ_BITS) - 1}"
 
 
 def after(seq: int) -> int:
-    """The number below that of the first part of the generation after that of `seq`."""
+    """Returns the number before that of the first part of the generation after that of `seq`."""
     return ((seq >> SEQ_BITS) + 1) << SEQ_BITS
 
 
@@ -59,11 +60,13 @@ def opening(
     fresh: bool = False,
     token_place: str = "",
 ) -> Opening:
-    """How the track of the sink `name` begins. Raises DeliveryConflict, whose hint has the choices, where it could repeat or lose output.
+    """Returns how the track of the sink `name` begins. Raises DeliveryConflict, whose hint lists the choices, if the
+    start could repeat or lose output and the user has not chosen.
 
-    stored: the track in the restored checkpoint; None where it has none, or nothing is restored. newest: the restored checkpoint is the
-    newest of the app, not a savepoint. `choice`: the `redeliver=` of the user, or None. fresh: the user wants the app to start afresh.
-    token_place: the file in which the token is, if it is one.
+    `stored`: the track in the restored checkpoint, or None if the checkpoint has none or nothing is restored.
+    `newest`: True if the restored checkpoint is the newest of the app, False for a savepoint. `choice`: the
+    `redeliver=` of the user, or None; anything but "repeat" and "skip" is a UserError. `fresh`: True if the user
+    wants the app to start afresh. `token_place`: the path of the file that has the token, or "".
     """
     if choice is not None and choice not in get_args(Redeliver):
         raise UserError(f"redeliver={choice!r}", hint='"repeat" or "skip"')
@@ -89,7 +92,7 @@ def opening(
         if fresh:
             return Opening(0, max(above, after(token.seq)), settle=True)
         why = (
-            f"the receiver has output of another life of this app (incarnation {token.incarnation or 'unknown'}, this one is "
+            f"the receiver has output of another incarnation of this app ({token.incarnation or 'unknown'}; this one is "
             f"{incarnation}), which had other checkpoints (if they are gone for good: start afresh, --fresh)"
         )
     elif token.seq < track.delivered:

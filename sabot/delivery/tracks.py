@@ -1,4 +1,6 @@
-"""A track: the parts of one exactly-once sink, which its thread writes, the coordinator lists, and a thread of the track delivers."""
+"""A track: the parts of one exactly-once sink. The sink's thread writes them, the coordinator lists them, and a
+thread of the track delivers them.
+"""
 
 import logging
 import threading
@@ -26,15 +28,15 @@ from sabot.threads import Handle, Spawn
 
 _log = logging.getLogger(__name__)
 
-FULL_EPOCHS = 16  # complete checkpoints whose output waits, of one track
-FULL_BYTES = 1 << 30  # of parts that wait or are being written, of one track
+FULL_EPOCHS = 16  # so many complete checkpoints whose output waits make a track full
+FULL_BYTES = 1 << 30  # so many bytes in parts that wait or are being written make a track full
 RENEW_SECONDS = 3600.0  # a token that is not renewed may be forgotten by its receiver
 _LEFT_SECONDS = 30.0  # how long a start waits for a delivery that an earlier one left behind
-_BACKOFF = Backoff(0.2, 10.0)  # after a failed delivery
+_BACKOFF = Backoff(0.2, 10.0)  # the waits after failed deliveries, in seconds
 
 
 class TrackRun(Protocol):
-    """What a track asks of the run of the app to which it belongs (`staged.StagedSinks`)."""
+    """The parts of an app's run that a track uses (`staged.StagedSinks`)."""
 
     app: str
     restored: Manifest | None
@@ -47,23 +49,25 @@ class TrackRun(Protocol):
     spawn: Spawn
 
     def still_ours(self) -> bool:
-        """Whether no other worker has taken the app over. Blocks. Raises TransientError where nobody can say."""
+        """Returns False if another worker has taken the app over. Blocks. Raises TransientError if that cannot be
+        found out.
+        """
 
     def part_path(self, track_id: str, seq: int) -> Path:
-        """The path of the file of a new part."""
+        """Returns the path for the file of a new part."""
 
     def local(self, part: Part) -> Path:
-        """The file of a part on this machine. Raises TransientError, CorruptCheckpoint."""
+        """Returns the path of a part's file on this machine. Raises TransientError, CorruptCheckpoint."""
 
     def look_at_fullness(self) -> None:
-        """Parts were added or delivered, so the track may be full now, or no longer."""
+        """Called after parts were added or delivered: the track may be full now, or no longer."""
 
     def broken(self, name: str, error: BaseException) -> None:
-        """The track of this sink has failed for good."""
+        """Called when the track of the sink `name` has failed for good."""
 
 
 class TrackWork:
-    """The parts of one sink: the thread of the sink writes them, the thread of the track delivers them."""
+    """The parts of one sink: the sink's thread writes them, and the track's own thread delivers them."""
 
     def __init__(self, track_id: str, sink: Sink, delivery: TrackRun) -> None:
         self.id = track_id
@@ -72,9 +76,9 @@ class TrackWork:
         self.sink = sink
         self._receiver = receiver
         self._keeper = keeps_token_of(sink)  # None: the receiver stores no token
-        self.delivered = self.known = 0  # the last number at the receiver; as the last manifest has it
+        self.delivered = self.known = 0  # the last part at the receiver: now, and in the last manifest
         self.delivered_rows = 0
-        self.failures = 0  # in a row
+        self.failures = 0  # failed deliveries in a row
         self.failures_total = 0
         self.finished = False
         self.broken = False
@@ -83,7 +87,7 @@ class TrackWork:
         self._changed = threading.Condition()
         self._parts: deque[Part] = deque()  # sealed, not yet dropped by `listed`; the first are the oldest
         self._released = 0  # up to this number parts may be delivered
-        self._epochs: deque[int] = deque()  # numbers at which releases ended that are not all delivered
+        self._epochs: deque[int] = deque()  # the last part of each release that is not wholly delivered
         self._bytes = 0
         self._closing = False
         self._claimed = True
@@ -97,8 +101,8 @@ class TrackWork:
     # -- the start ----------------------------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Reads the receiver's token without claiming the track. Raises DeliveryConflict where the token already rules this start out.
-        Blocks.
+        """Reads the receiver's token without claiming the track. Raises DeliveryConflict if the token already rules
+        this start out. Blocks.
         """
         stored = self._stored
         self.name = Track(self._delivery.app, self.id, self._incarnation(stored))
@@ -109,7 +113,9 @@ class TrackWork:
             self._opening(stored, token)
 
     def open(self) -> None:
-        """Claims the track, and compares its token with the checkpoint. Called after `look`; raises the same errors. Blocks."""
+        """Claims the track, and compares its token with the checkpoint. Called after `look`, whose errors it raises.
+        Blocks.
+        """
         delivery, stored = self._delivery, self._stored
         set_owner(self.sink, delivery.still_ours)
         with self._named():
@@ -118,7 +124,7 @@ class TrackWork:
         self._begin(begin, stored, delivery.restored)
 
     def start(self) -> None:
-        """Starts to deliver the parts that wait. Called when no track of the app was refused. Blocks."""
+        """Starts the thread that delivers the parts. Called when no track of the app was refused. Blocks."""
         delivery = self._delivery
         if self._note:
             _log.warning("sink %s: %s", self.sink.name, self._note)
@@ -150,8 +156,9 @@ class TrackWork:
         )
 
     def _incarnation(self, stored: StoredTrack | None) -> str:
-        """The incarnation of the app. Where nobody can know the last number (a start from a savepoint, into a sink without a token) the
-        track gets an incarnation of its own: two apps that start from one savepoint would give the same numbers to different rows.
+        """Returns the incarnation of the app. If the last delivered number cannot be known (a start from a savepoint,
+        with a sink that keeps no token), the track gets an incarnation of its own: otherwise two apps that start from
+        one savepoint would give the same numbers to different rows.
         """
         if not self._delivery.newest and self._keeper is None:
             return uuid.uuid4().hex
@@ -182,11 +189,11 @@ class TrackWork:
         self._written.write(data)
 
     def seal(self) -> int:
-        """Completes the open part. Returns the number of the last part, which belongs to the cut that is being taken."""
+        """Completes the open part. Returns the number of the last part that belongs to the checkpoint being taken."""
         return self._written.seal()
 
     def drop_open(self) -> None:
-        """Drops the open part. Its rows were written after the last cut, so a restore produces them again."""
+        """Removes the open part. Its rows were written after the last barrier, so a restore produces them again."""
         self._written.drop_open()
 
     @property
@@ -195,22 +202,26 @@ class TrackWork:
         return self._written.given
 
     def add(self, part: Part) -> None:
-        """Takes a part that is complete, also one that another process has written. From any thread; parts come in order."""
+        """Takes a complete part, which another process may have written. Callable from any thread; parts come in
+        order.
+        """
         with self._changed:
             self._parts.append(part)
             self._bytes += part.nbytes
         self._delivery.look_at_fullness()
 
     def finish(self) -> None:
-        """Notes that the input has ended for good; `finish_if_asked` does the rest."""
+        """Notes that the input has ended for good; `finish_if_asked` completes the result later."""
         self._finish = True
 
     # -- the coordinator ----------------------------------------------------------------------------------------------
 
     def listed(self, sealed: int) -> tuple[StoredTrack, list[Part]]:
-        """Returns what a manifest whose cut ended at part `sealed` says of the track, and the parts whose files it needs.
+        """Returns the track for a manifest, and the parts whose files that manifest needs. `sealed`: the number of
+        the last part before the barrier.
 
-        Also removes the files of delivered parts. One manifest is made at a time, so no manifest under way needs these files.
+        Also removes the files of delivered parts. One manifest is made at a time, so no unfinished manifest needs
+        these files.
         """
         with self._changed:
             delivered = self.delivered
@@ -226,7 +237,7 @@ class TrackWork:
         return StoredTrack(self.sink.name, given, delivered, pending, self.finished, incarnation), waiting
 
     def release(self, given: int) -> None:
-        """Lets the parts up to the number `given` be delivered: a complete checkpoint lists them."""
+        """Lets the parts up to the number `given` be delivered, because a complete checkpoint lists them."""
         with self._changed:
             if given > self._released:
                 self._released = given
@@ -236,13 +247,13 @@ class TrackWork:
 
     @property
     def full(self) -> bool:
-        """Whether so much output waits that the sources should be held."""
+        """True while so much output waits that the sources should be held."""
         with self._changed:
             return len(self._epochs) >= FULL_EPOCHS or self._bytes >= FULL_BYTES
 
     @property
     def waiting(self) -> bool:
-        """Whether a released part is not delivered yet."""
+        """True while a released part is not delivered yet."""
         with self._changed:
             return self._next() is not None
 
@@ -252,7 +263,9 @@ class TrackWork:
     # -- its own thread -----------------------------------------------------------------------------------------------
 
     def _step(self, wait_seconds: float) -> bool | None:
-        """One turn of the thread. True: it delivered a part. None: it waited for one, at most `wait_seconds`. False: the track ended."""
+        """Does one turn of the thread. Returns True if it did some work, None if it waited, for at most
+        `wait_seconds`, and False if the track ended.
+        """
         with self._changed:
             if self._closing:
                 return False
@@ -287,12 +300,14 @@ class TrackWork:
         return True
 
     def _may_drop(self, part: Part, error: BaseException) -> bool:
-        """Whether the part was dropped, as redeliver=skip allows: a restored part that its receiver refuses would fail each start."""
+        """Returns True if the part was dropped, as redeliver=skip allows for a restored part that the receiver
+        refuses: each start would fail at it.
+        """
         if part.ours or not isinstance(error, UserError | DataError) or isinstance(error, AppLocked):
             return False
         if self._delivery.choice != "skip":
             error.hint = f"{error.hint}; " if error.hint else ""
-            error.hint += f"it is in the checkpoint: once the receiver takes it, start again; redeliver=skip drops its {part.rows} rows"
+            error.hint += f"its rows are in the checkpoint: start again when the receiver takes them; redeliver=skip drops {part.rows} rows"
             return False
         _log.error("sink %s: %d rows are dropped, as redeliver=skip says: %s", self.sink.name, part.rows, error)
         self._claimed = False
@@ -303,14 +318,16 @@ class TrackWork:
         return True
 
     def _reclaim(self) -> None:
-        """Claims the track again after an error, and reads from the token how far the receiver got."""
+        """Claims the track again after an error, and reads from the token how far the receiver got. Raises AppLocked
+        if another worker has taken the app over, and UserError if the token is lost or another app has written it.
+        """
         if self._claimed:
             return
-        # The error may be that of a process that stood still: its claim would end the run that has taken the app over.
+        # After an error this process may no longer own the app, if it was paused: a claim would then end the new owner's run.
         if not self._delivery.still_ours():
             raise AppLocked(
                 f"sink {self.sink.name}: another worker has taken this app over, and delivers its output",
-                hint="one worker runs an app: let that one go on, or stop it and start this one again",
+                hint="only one worker runs an app: leave that one running, or stop it and start this one again",
             )
         token = self._receiver.claim(self.name)
         self._claimed = True
@@ -319,15 +336,15 @@ class TrackWork:
         if token is None:
             raise UserError(
                 f"sink {self.sink.name}: the receiver has lost its token; part {in_words(self.delivered)} was delivered",
-                hint="start again: the start compares, and says what can be done",
+                hint="start the app again: it compares the receiver with the checkpoint, and names the choices",
             )
         if token.incarnation != self.name.incarnation or token.seq < self.delivered:
             raise UserError(
                 f"sink {self.sink.name}: the receiver's token says {in_words(token.seq)} of {token.incarnation}, and "
-                f"{in_words(self.delivered)} of {self.name.incarnation} was delivered: somebody else has written it",
-                hint="one app delivers into one place",
+                f"{in_words(self.delivered)} of {self.name.incarnation} was delivered: another app has written the token",
+                hint="only one app may deliver into one place; give each app a topic, table or folder of its own",
             )
-        # The part before the error has arrived; otherwise the claim tells nothing about parts.
+        # The part whose delivery failed has arrived after all.
         if token.seq > self.delivered:
             rows = sum(part.rows for part in list(self._parts) if self.delivered < part.seq <= token.seq)
             self._is_delivered(token.seq, rows)
@@ -362,7 +379,7 @@ class TrackWork:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Names the sink in errors that the sink's own code raised."""
+        """Raises errors of the sink's own code as errors that name the sink."""
         try:
             yield
         except SabotError:
@@ -383,19 +400,24 @@ class TrackWork:
             self.finished = True
 
     def close(self, seconds: float) -> None:
-        """Ends the thread and closes the sink. A delivery that hangs longer than `seconds` is left behind. Blocks."""
+        """Ends the thread and closes the sink. A delivery that hangs for longer than `seconds` is left running, with
+        an error in the log. Blocks.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(seconds)
             if self._thread.is_alive():
-                _log.error("sink %s does not come back; the next start delivers what it did not take", self.sink.name)
+                _log.error(
+                    "a delivery into sink %s hangs; the next start delivers the parts that it has not taken",
+                    self.sink.name,
+                )
                 _left[id(self.sink)] = self.sink, self._thread
                 return
         try:
             self.sink.close()
-        except Exception:  # the receiver may be away; what it does not have is in the checkpoint
+        except Exception:  # the receiver may be unreachable; rows that it does not have are in the checkpoint
             _log.exception("sink %s could not be closed", self.sink.name)
         self.drop_open()
 
@@ -412,18 +434,20 @@ class TrackWork:
             }
 
 
-_left: dict[int, tuple[Sink, Handle]] = {}  # sinks in which a delivery of an earlier run of this process hangs
+_left: dict[int, tuple[Sink, Handle]] = {}  # by id, the sinks with a delivery of an earlier run that hangs
 
 
 def _wait_for_left(sink: Sink) -> None:
-    """Waits for a delivery that an earlier run left behind in this sink: a Sink must not be used by two threads."""
+    """Waits for a delivery that an earlier run of this process left running in this sink, as two threads must not use
+    one Sink; then closes the sink. Raises TransientError if the delivery does not end within 30 s.
+    """
     _, thread = _left.get(id(sink), (sink, None))
     if thread is None:
         return
     thread.join(_LEFT_SECONDS)
     if thread.is_alive():
         raise TransientError(
-            f"sink {sink.name} still delivers for the run before", hint="wait for it, or start the process again"
+            f"sink {sink.name} still delivers parts of the run before", hint="wait for it, or restart the process"
         )
     sink.close()
     del _left[id(sink)]

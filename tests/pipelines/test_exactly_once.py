@@ -889,7 +889,7 @@ async def test_a_deleted_state_directory_does_not_deliver_everything_again_by_it
 ) -> None:
     await lived(to_sql(memory_url, tmp_path), [1, 2])
     shutil.rmtree(tmp_path / "checkpoints")
-    with pytest.raises(DeliveryConflict, match="another life") as caught:
+    with pytest.raises(DeliveryConflict, match="another incarnation") as caught:
         await bounded(to_sql(memory_url, tmp_path).run())
     assert caught.value.hint
     assert in_table(tmp_path / "out.db") == [1, 2]
@@ -915,7 +915,7 @@ async def test_a_token_that_was_left_beside_removed_output_is_named_and_a_start_
     shutil.rmtree(tmp_path / "checkpoints")
     (tmp_path / "out.ndjson").unlink()
     token = tmp_path / ".out.ndjson.token"
-    with pytest.raises(DeliveryConflict, match="another life") as caught:
+    with pytest.raises(DeliveryConflict, match="another incarnation") as caught:
         await bounded(to_file().run())
     assert f"the place of its token is {token}" in caught.value.message
     assert f"remove {token}, if the output is gone" in caught.value.hint
@@ -1265,7 +1265,7 @@ async def test_a_start_that_is_refused_takes_nothing_from_the_app_that_runs(
         await until(lambda: rows_read(first) == 2)
         await checkpoint(first)
         await until(lambda: delivered(first) == 2)
-        with pytest.raises(DeliveryConflict, match="another life"):
+        with pytest.raises(DeliveryConflict, match="another incarnation"):
             await bounded(build("other").run())
         publish(first, "in", dicts([3]))
         await until(lambda: rows_read(first) == 3)
