@@ -211,18 +211,24 @@ class GuardedCall:
 
 
 class EffectGuard:
-    """Decides what jobs may do. On the event loop of the host; no method but the awaitables of some and coroutines may suspend."""
+    """A policy that decides which effects jobs may make. It is called on the event loop of the host; only the
+    coroutines and the awaitables that methods return may suspend.
+    """
 
     name: str = ""
-    """By which requests of a kernel may ask for it (`PolicyRef`)."""
+    """The name by which requests of a kernel may choose the guard (`PolicyRef`)."""
 
     def check_names(self, functions: Sequence[Callable[..., Any]], agents: Collection[str], where: str) -> None:
-        """Raises UserError where it is about a tool, a model or an agent that is not there. At a start. functions: of the agents, whose ids
-        are `agents`. where: the app or the kernel.
+        """Raises UserError if a rule names a tool, a model or an agent that does not exist. Called at a start.
+
+        `functions`: the functions of the agents, whose ids are `agents`. `where`: the app or the kernel, for
+        messages.
         """
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """What may become of the call. An awaitable where that takes time: other jobs go on meanwhile. What it raises is a denial."""
+        """Decides on a call. Returns an awaitable if that takes time; other jobs go on meanwhile. An error that it
+        raises counts as a denial.
+        """
         raise NotImplementedError
 
     def decide_degraded(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
@@ -233,52 +239,62 @@ class EffectGuard:
         return self.decide(call)
 
     def begin_job(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
-        """BEGIN of a job is about to be recorded: it begins, or runs once more over what it has done. taken: behind it, of another job,
-        from whose checkpoint it goes on.
+        """Called before BEGIN of a job is recorded: for a new job, and for one that runs once more over its history.
+
+        `taken`: the entries that follow BEGIN if the job goes on from a checkpoint of another job.
         """
 
     def drop(self, effect: EffectId) -> None:
-        """What was decided of this call does not count: its job is gone, or another guard has denied it. What was reserved is free."""
+        """Cancels the decision on this call and frees its reservation: the job is gone, or another guard has denied
+        the call.
+        """
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """The call of this tool, model or agent has a result, which is about to be recorded. Returns what it used, for its entry."""
+        """Settles a call of a tool, a model or an agent whose result is about to be recorded. Returns the encoded
+        usage for the entry.
+        """
         return b""
 
     def asked_by_tool(self, effect: EffectId) -> bytes:
-        """The tool of this effect has a result, which is about to be recorded. Returns what the models have used that it asked by itself,
-        as the limits of the job count it, for its entry.
+        """Returns the encoded usage of the models that the tool of this effect has asked by itself, as the limits of
+        the job count it. Called before the tool's result is recorded.
         """
         return b""
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
-        """It was decided so before, and the call, whose last attempt this is (0: none was made), may be made again: what was reserved is
-        reserved again. A call that is open already is left as it is.
+        """Restores the reservation of a call on which an earlier run has decided, and which may be made again. A call
+        that is open already stays as it is.
+
+        `decided`: the decision, with the number of the last attempt (0 if none was made).
         """
 
     async def ready(self) -> None:
-        """`reopen` was called for all that earlier runs have left open, and no job has begun."""
+        """Called once `reopen` has been called for all open calls of earlier runs, before any job begins."""
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """This attempt of an open call is about to be made; those before it have no result. A verdict: it is denied. An awaitable, which
-        does not raise, where that takes time: the call may be over meanwhile.
+        """Decides whether another attempt of an open call may be made; the attempts before it have no result. Returns
+        None if it may, or the verdict that denies it. Returns an awaitable, which does not raise, if that takes time;
+        the call may have ended meanwhile.
         """
         return None
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
-        """END of the job is about to be recorded: calls of it that are open have no result. Returns what they may have used, for it."""
+        """Called before END of the job is recorded. Returns the encoded usage that its open calls, which have no
+        result, may have caused.
+        """
         return b""
 
     def forget_job(self, job_id: str) -> None:
-        """The job has ended, now or before the start: what was decided of its open calls does not count any more."""
+        """Called when the job has ended, in this run or before it: decisions on its open calls do not count any more."""
 
     async def open(self, journal: Journal) -> None:
-        """No job has begun. What it must know of results of earlier runs, it reads there."""
+        """Reads from the journal what the guard must know of earlier results. Called before any job begins."""
 
     async def flush(self) -> None:
-        """Returns when what it keeps of all results so far is safe, so that the journal may forget them."""
+        """Returns when all that the guard keeps of results so far is durable, so that the journal may remove them."""
 
     async def close(self) -> None:
-        """The run is over, and all jobs are dropped."""
+        """Called at the end of the run, when all jobs have been dropped."""
 
 
 class EffectGuards(EffectGuard):

@@ -56,13 +56,15 @@ Notice = Entry | Fragment | Blocked
 
 
 class Listener(Protocol):
-    """Who is told what happens in the jobs of a host."""
+    """A receiver of all that happens in the jobs of a host."""
 
     async def publish(self, notice: Notice) -> None:
-        """Something has happened. The next thing is told when this has returned. What it raises ends the run."""
+        """Called with one notice at a time: the next one follows when this has returned. An error that it raises ends
+        the run.
+        """
 
     async def wants_fragments(self, job_id: str) -> bool:
-        """Whether pieces of answers of this job are to be told: then models are asked for streams."""
+        """True if the listener wants the pieces of model answers of this job; then models are asked for streams."""
 
 
 class JobLog:
@@ -99,7 +101,7 @@ class JobLog:
         return position
 
     def note_taken(self, entries: Iterable[tuple[Position, Entry]]) -> None:
-        """The journal has made these entries of letters."""
+        """Adds entries that the journal has made of letters to what listeners are told."""
         for position, entry in entries:
             self._ends[position.partition] = position.offset + 1
             if self.listener is not None:
@@ -144,7 +146,7 @@ class JobLog:
             self._publish(None, notice)
 
     def publish_again(self, entries: Sequence[tuple[Position, Entry]]) -> None:
-        """Durable entries, which may have been told of before a crash."""
+        """Publishes durable entries once more: before a crash listeners may not have heard of them."""
         if self.listener is not None:
             for _, entry in entries:
                 self._publish(None, entry)
@@ -180,7 +182,7 @@ class JobLog:
         return len(self._unpublished) > AHEAD_MOST and not self._leaving
 
     async def wait_room(self) -> None:
-        """Returns when the listener is no longer that far behind, or the host is to stop."""
+        """Returns when the listener has caught up to AHEAD_MOST notices, or the host stops."""
         while self.is_ahead:
             self._room_waiter = asyncio.get_running_loop().create_future()
             await self._room_waiter
@@ -190,19 +192,19 @@ class JobLog:
             self._room_waiter.set_result(None)
 
     def stop_waiting(self) -> None:
-        """The host is to stop: it waits for no listener."""
+        """Called when the host stops: from now on it does not wait for the listener."""
         self._leaving = True
         self._has_room()
 
     async def wait_caught_up(self) -> None:
-        """Returns when the listener was told of all that has happened before the call."""
+        """Returns when the listener has got all notices of what happened before the call."""
         if self._publisher is not None:
             told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._unpublished.append((None, told))
             await asyncio.wait([told, self._publisher], return_when=asyncio.FIRST_COMPLETED)
 
     async def wait_published(self) -> None:
-        """Returns when the listener was told of all, or after a while."""
+        """Returns when the listener has got all notices, or after LAST_SECONDS."""
         if self._publisher is not None:
             await asyncio.wait([self._publisher], timeout=LAST_SECONDS)
 

@@ -26,10 +26,14 @@ Item = Callable[[], Awaitable[None] | None]
 
 
 class OpenJob(NamedTuple):
-    """A job that a restored checkpoint does not cover whole. body: of its BEGIN, the record. fresh: the checkpoint knows nothing of it.
-    ended: its END, where there is one; ended_at: where that stands. last: where the last of its entries stands. begun_ms: when it began.
-    behalf, run: of its last BEGIN. decided: what was decided of its effects that have no result, by ordinal. cut: it was to go on from
-    a checkpoint of another job, and a crash came before all of that was written: nobody may run it. cancelled: it was told to end.
+    """A job in the journal that the restored checkpoint does not cover completely.
+
+    `body` and `digest` are those of its BEGIN entry, `began` the position of that entry, `begun_ms` its time. `fresh`
+    is True if the checkpoint does not know the job. `ended` is its END entry, or None, and `ended_at` the position of
+    END; `last` is the position of its last entry. `behalf` and `run` are those of its last BEGIN. `decided` has the
+    guard's decisions on effects without a result, by ordinal. `cut` is True if the job was to go on from a checkpoint
+    of another job and a crash came before all of its first entries were written: such a job is never run. `cancelled`
+    is True if a CANCEL entry stands in the journal.
     """
 
     job_id: str
@@ -51,10 +55,11 @@ class OpenJob(NamedTuple):
 
 
 class JobOwner(Protocol):
-    """What a job is a run of: an agent. All methods are called on the event loop, and must not suspend.
+    """The agent of a job. All methods are called on the event loop, and must not suspend.
 
-    leaves_at_once: its output is seen before a checkpoint covers it, so the journal must be durable first. code: the version of the
-    function. sleep_counts: whether a job that sleeps uses up the time that it has (`time_left`); waiting for others never does.
+    `leaves_at_once` is True if the output can be seen before a checkpoint covers it; then the journal must be durable
+    first. `code` is the version of the function. `sleep_counts` is True if a job uses up its time (`time_left`) while
+    it sleeps; the time in which it waits for others never counts.
     """
 
     leaves_at_once: bool
@@ -65,51 +70,63 @@ class JobOwner(Protocol):
         """Makes the function's context, and its coroutine, for the record in `job.history.begin.body`."""
 
     def ended(self, job: JobRun, value: Any) -> bytes:
-        """The function has returned: its state writes, its output and its row, in one step. Returns the output packed, for END."""
+        """Takes the value that the function has returned: applies its state writes, emits its output and removes its
+        row in one step. Returns the packed output for END.
+        """
 
     def failed(self, job: JobRun, error: BaseException) -> Verdict:
-        """The function has raised, in attempt `job.history.attempt`. "end": the owner has dealt with it (dead letter)."""
+        """Decides what follows an error of the function in attempt `job.history.attempt`. With "end" the owner has
+        already handled the error, for example by a dead letter.
+        """
 
     def time_left(self, job: JobRun) -> tuple[float, str] | None:
-        """How many seconds it may run from now on, until it is parked (with `sleep_counts`: waits for others), and the option that says so.
-        None: as long as it likes.
+        """Returns for how many seconds the job may run from now on, and the name of the option that limits it; None
+        without a limit. The time ends when the job is parked, with `sleep_counts` when it is parked for others.
         """
 
     def backoff_s(self, attempt: int) -> float:
-        """How long to wait before the attempt behind this one."""
+        """Returns the seconds to wait after this attempt before the next one."""
 
     def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
-        """A job with this id and this input, asked for by another job (`ctx.child`), whose behalf is its own: in the order of its key.
-        Raises UserError.
+        """Begins a job with this id and this input, which another job has asked for (`ctx.child`), on behalf of that
+        job. It waits for its turn in the order of its key. Raises UserError.
 
-        failed: it had begun, and failed, which another attempt of the other job does not take for an answer: it is tried once more, over
-        what it has done.
+        `failed`: True if the child has run and failed, and another attempt of its parent asks for it again: it runs
+        once more, over its recorded effects.
         """
 
     def continued(self, job: JobRun, message: Any) -> bytes:
-        """The record of a job that goes on with this input (`ctx.continue_as`)."""
+        """Returns the record with which the job goes on after `ctx.continue_as(message)`."""
 
     def parked(self, job_id: str) -> None:
-        """It holds no coroutine any more."""
+        """Called when the job was parked: it has no coroutine any more."""
 
     def woken(self, job_id: str) -> None:
-        """Something has come for it. `Parking.wake` lets it run."""
+        """Called when an entry has come for a parked job. `Parking.wake` lets the job run."""
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
-        """It cannot go on with this code."""
+        """Called when the job cannot go on with this version of the code."""
 
     def job_closed(self, job_id: str, outcome: str) -> None:
-        """END is appended: "succeeded", "failed", "cancelled". Its key is free."""
+        """Called when END was appended, with the outcome "succeeded", "failed" or "cancelled". The key of the job is
+        free.
+        """
 
     def had_ended(self, job: OpenJob) -> None:
-        """It had failed, or was cancelled, behind the restored checkpoint: it is not run, and its dead letter is emitted again."""
+        """Called at a start for a job that failed or was cancelled after the restored checkpoint. It is not run; its
+        dead letter is emitted again.
+        """
 
 
 @dataclass(slots=True, eq=False)
 class RunningJob:
-    """A job in memory. last: of its last entry. ending: its end waits until that is durable. safe: it is. noting: turns whose asks are not
-    in the journal. due_s: when its time is over, by the steady clock; 0: it may run on. limit: what says so. judging: what it has asked
-    for and is being decided, by ordinal. since_ms: when it came into memory; since_s: the same, by the steady clock.
+    """A job in memory.
+
+    `last` is the position of its last entry. `ending` is True while its end waits until that entry is durable, `safe`
+    once it is. `noting` is the number of turns whose effects are not in the journal yet. `due_s` is the end of its
+    time by the steady clock (0 without a limit), and `limit` the name of the option that set it. `judging` has the
+    effects on which the guard decides at present, by ordinal. `since_ms` and `since_s` are the time at which it came
+    into memory, by the wall clock and by the steady clock.
     """
 
     job: JobRun
@@ -126,21 +143,23 @@ class RunningJob:
 
     @property
     def limit_s(self) -> float:
-        """When its time is over though it is parked; 0: parked it may stay as long as it likes."""
+        """The end of its time by the steady clock if that also holds while it is parked, else 0."""
         sleeps = self.owner.sleep_counts and all(ask.kind == "sleep" for ask in self.job.open.values())
         return self.due_s if sleeps else 0.0
 
     def ran_ms(self, steady_s: float) -> int:
-        """How long it has run and slept, with its children, without the time in which it was parked for others."""
+        """Returns for how many milliseconds it has run and slept, together with its children. Time in which it was
+        parked for others does not count.
+        """
         return self.job.history.ran_until(self.since_ms) + round((steady_s - self.since_s) * 1000)
 
     def may_park(self, now_s: float, steady_s: float) -> bool:
-        """Whether nothing comes for it soon, as far as is known."""
+        """True if, as far as is known, nothing will come for the job soon."""
         soon = 0 < self.limit_s <= steady_s + PARKS_MS / 1000
         return not self.judging and not soon and self.job.may_park(now_s)
 
     def awaits(self, ordinal: int) -> bool:
-        """Whether the timer of this ordinal counts: 0 is the time of the attempt."""
+        """True if the timer of this ordinal is still needed. Ordinal 0 is the time limit of the attempt."""
         if not ordinal:
             return self.due_s > 0
         ask = self.job.open.get(ordinal)
@@ -148,56 +167,65 @@ class RunningJob:
 
 
 class HostServices(Protocol):
-    """The host, as its parts see it. All on its event loop. jobs: that it knows, and that have not ended."""
+    """The services of the host for its parts. All are called on its event loop.
+
+    `jobs`: the jobs that the host knows and that have not ended.
+    """
 
     journal: Journal
     jobs: OpenJobs
 
     @property
     def stopping(self) -> bool:
-        """Nothing new is begun, and no effect made."""
+        """True once the host stops: it begins no job and makes no effect any more."""
 
     def running_job(self, job_id: str) -> RunningJob | None:
-        """The job, if it is in memory."""
+        """Returns the job if it is in memory, else None."""
 
     def is_running(self, running: RunningJob) -> bool:
-        """Whether this is that job still: it may have ended, parked or begun anew."""
+        """True if this run of the job is still in memory. False once it has ended, was parked, or began anew."""
 
     def owner_of(self, agent_id: str) -> JobOwner | None:
-        """The agent of this id, if it is durable."""
+        """Returns the durable agent with this id, or None."""
 
     def put(self, item: Item) -> None:
-        """To be done behind all that waits."""
+        """Adds an item to the end of the host's queue."""
 
     def put_front(self, items: Sequence[Item]) -> None:
-        """To be done before all that waits, as nothing may be delivered in between."""
+        """Adds items to the front of the host's queue, so that nothing is delivered before them."""
 
     def put_later(self, wait_s: float, item: Item) -> None:
-        """To be done after so many seconds."""
+        """Adds an item to the end of the host's queue after `wait_s` seconds."""
 
     def append(self, entry: Entry, running: RunningJob | None = None) -> Position:
-        """Into the journal. Only from within an item."""
+        """Appends an entry to the journal. Only an item of the queue may call it."""
 
     def run(self, running: RunningJob, turn: Callable[..., None], *given: Any) -> None:
-        """A turn of the job, and what follows of it."""
+        """Runs one turn of the job, then notes the effects that it has asked for, or settles it."""
 
     def settle(self, running: RunningJob) -> None:
-        """The job is quiet: it goes on to wait, parks, or ends; not before all that it has asked is in the journal."""
+        """Decides what a quiet job does next: wait, park or end. Does nothing while effects of the job are not in the
+        journal yet.
+        """
 
     def deliver(self, position: Position, entry: Delivery) -> None:
-        """An entry has come for a job: it is told, or woken. What comes of that stands behind it in the journal, and is told behind it."""
+        """Delivers an entry to its job, or wakes a parked one. Entries that follow from it are appended behind it,
+        and delivered after it.
+        """
 
     def deliver_all(self, entries: Sequence[tuple[Position, Entry]]) -> None:
-        """Entries that were appended in one step have come for jobs."""
+        """Delivers entries that were appended in one step, in their order."""
 
     def replay_job(self, job_id: str, entries: list[tuple[Position, Entry]]) -> None:
-        """A job runs over its history."""
+        """Runs a job over its history."""
 
     def spawn(self, work: Coroutine[Any, Any, None], what: str) -> "asyncio.Task[None]":
-        """Starts a task of its own, for what waits. It is cancelled when the host is closed."""
+        """Starts a task for work that waits. It is cancelled when the host is closed; an error of it ends the run."""
 
     def now_ms(self) -> int:
-        """The time, in ms since 1970: of entries, and of what must survive a restart. It never goes back while the host lives."""
+        """Returns the time in milliseconds since 1970, for entries and for all that must survive a restart. It never
+        goes back while the host exists.
+        """
 
     def steady_s(self) -> float:
-        """A count of seconds, by which all is measured that happens in the life of the host."""
+        """Returns the seconds of a clock that never jumps, for durations within the life of the host."""
