@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from sabot._cython.groups.keyed import GroupTable
 from sabot.errors import SabotError
-from sabot.operators.keeping import Batches
+from sabot.operators.state_parts import Batches
 
 Rows: TypeAlias = list[pa.RecordBatch]
 """Rows as columns of several files of a checkpoint, which have as many rows each."""
@@ -143,7 +143,7 @@ class OpenCuts:
 
 
 class SlotRows(OpenCuts):
-    """Rows that stand beside tables, by their slots: for `Columns`, whose cut then copies nothing."""
+    """Rows that stand beside tables, by their slots: for `RowsPart`, whose cut then copies nothing."""
 
     def __init__(self, schema: pa.Schema) -> None:
         super().__init__()

@@ -56,7 +56,7 @@ class LateRows:
         if now - self._told_at >= _EVERY_S:
             self._tell(now)
 
-    def recall(self, count: int) -> None:
+    def add_count(self, count: int) -> None:
         """Goes on counting from a checkpoint, whose rows were told before."""
         self.count = self._told = count
 

@@ -20,7 +20,7 @@ from sabot._cython.groups.partition import hash_columns
 from sabot._cython.groups.tables import give_back
 from sabot.operators.base import CHUNK_ROWS, Cut, OperatorContext, Saved
 from sabot.operators.cuts import MEMORY_SHARE, SlotRows
-from sabot.operators.keeping import Batches, Kept, Owned, key_hashes, take_over
+from sabot.operators.state_parts import Batches, Owned, StatePart, key_hashes, take_over
 from sabot.state.segments import Segments, read_segments
 
 _COLD = "cold"
@@ -74,7 +74,7 @@ class OtherColumns(Protocol):
     def whole(self, rows: pa.RecordBatch) -> pa.RecordBatch: ...
 
 
-class SpilledGroups(Kept):
+class SpilledGroups(StatePart):
     """The groups on disk. rows: the columns of `PaneGroups.rows_of`; keys: which of them are the keys. Has one owner, as the store.
 
     open_rows: the cuts of what stands beside the tables, by pane. carried: at a restore, how groups of a checkpoint with other columns

@@ -24,7 +24,7 @@ from sabot.operators.base import (
     SecondInput,
     Stateful,
 )
-from sabot.operators.keeping import owned_groups
+from sabot.operators.state_parts import owned_groups
 from sabot.plan import Edge, Plan, Stage, Step, Verdict, Way, ways
 from sabot.state.files import remove_tree
 

@@ -21,10 +21,10 @@ from sabot.errors import RowErrors, UserError
 from sabot.operators.agents.lanes import LaneOperator
 from sabot.operators.agents.operator import AgentOperator, Port
 from sabot.operators.agents.rows import place_of, rows_of
-from sabot.operators.held import HeldRows
+from sabot.operators.row_queue import QueuedRows
 
 
-class _HeldBatch(HeldRows):
+class _HeldBatch(QueuedRows):
     """A batch and its call. columns, records: of the rows that are left, where the agent has named others as bad."""
 
     def __init__(self, batch: Batch) -> None:

@@ -54,7 +54,7 @@ from sabot.operators.agents.job_rows import (
     without_ours,
 )
 from sabot.operators.agents.rows import rows_of, with_headers
-from sabot.operators.held import HeldRows
+from sabot.operators.row_queue import QueuedRows
 
 _PIECE_BYTES = 8 << 20  # of the rows of one job: a journal is for what happened, not for files
 _PIECE_ROWS = 4096  # … of which each may have effects of its own: a history has 10,000 at most
@@ -68,7 +68,7 @@ class _BatchCall(JobCall, eq=False, gc=False):
     has it already.
     """
 
-    held: HeldRows | None = None
+    held: QueuedRows | None = None
     rows: Any = None
     topic: str = ""
     log: str = ""
@@ -153,7 +153,7 @@ class DurableBatchOperator(DurableAgentOperator):
         records = batch.records
         if log != self.names.logs.get(batch.topic):
             records = self._stamped(records, batch.topic, log)
-        held = HeldRows(records.num_rows, records, topic=batch.topic)
+        held = QueuedRows(records.num_rows, records, topic=batch.topic)
         held.nbytes = batch.nbytes
         self.took(held)
         for call in self._calls_of(held, batch.data, batch.nbytes, log):
@@ -169,7 +169,7 @@ class DurableBatchOperator(DurableAgentOperator):
                 hint="topics and NDJSON files have records",
             )
             self.fail(nameless, batch.topic)
-        self.took(HeldRows(batch.num_rows, batch.data, topic=batch.topic))
+        self.took(QueuedRows(batch.num_rows, batch.data, topic=batch.topic))
 
     def _changed(self, records: pa.RecordBatch, batch: Batch) -> bool:
         """Other rows than before stand where a job has begun. -> whether the agent goes on."""
@@ -183,7 +183,7 @@ class DurableBatchOperator(DurableAgentOperator):
             return True
         self.fail(error, place_of_rows(batch.topic, records))
         assert batch.records is not None
-        self.took(HeldRows(batch.records.num_rows, batch.records, topic=batch.topic))
+        self.took(QueuedRows(batch.records.num_rows, batch.records, topic=batch.topic))
         return False
 
     def _stamped(self, records: pa.RecordBatch, topic: str, log: str) -> pa.RecordBatch:
@@ -195,7 +195,7 @@ class DurableBatchOperator(DurableAgentOperator):
             headers.append(row.headers if known else (*row.headers, *of_job(job_id, 0)))
         return with_headers(records, headers)
 
-    def _calls_of(self, held: HeldRows, columns: pa.RecordBatch, nbytes: int, log: str) -> Iterator[_BatchCall]:
+    def _calls_of(self, held: QueuedRows, columns: pa.RecordBatch, nbytes: int, log: str) -> Iterator[_BatchCall]:
         """The jobs of rows that have come together: in pieces of some size those that are new, and those whose job is known by its name."""
         if not held.rows:
             return
@@ -214,7 +214,7 @@ class DurableBatchOperator(DurableAgentOperator):
                 yield self._call("", held, piece, columns, log)
 
     def _call(
-        self, job_id: str, held: HeldRows, rows: Any, columns: pa.RecordBatch, log: str, failed_run: int = 0
+        self, job_id: str, held: QueuedRows, rows: Any, columns: pa.RecordBatch, log: str, failed_run: int = 0
     ) -> _BatchCall:
         assert held.data is not None
         records = held.data

@@ -1,8 +1,8 @@
 """An agent as an operator: what any agent has, however its calls are made.
 
-Rows come in, and are held (`operators.held`) until they have ended. State writes, results and the end of a row happen in one step without
-an `await`, so the rows that are held at a barrier are exactly those that the checkpoint must repeat. Results and dead letters leave
-through ports. Who brings rows waits while there is no room for them.
+Rows come in, and stay in a queue (`operators.row_queue`) until they have ended. State writes, results and the end of a row happen in one
+step without an `await`, so the rows in the queue at a barrier are exactly those that the checkpoint must repeat. Results and dead letters
+leave through ports. Who brings rows waits while there is no room for them.
 
 How calls are made stands in `lanes`.
 """
@@ -31,8 +31,8 @@ from sabot.operators.agents.counters import Counters
 from sabot.operators.agents.payloads import RowPayloads, payloads_of
 from sabot.operators.agents.rows import RecordReader, Result, Row, nulled_in, place_of, records_batch, rows_of
 from sabot.operators.agents.timers import KeyTimers
-from sabot.operators.held import Held, HeldRows
 from sabot.operators.nulled import Nulled
+from sabot.operators.row_queue import QueuedRows, RowQueue
 from sabot.os_errors import hint_of
 from sabot.process_exit import EXITS
 from sabot.state import StateBackend
@@ -157,7 +157,7 @@ class AgentOperator(ABC):
             first = self.results if not self.branches else None
             self.branches[name] = first or RowBuffer(port, spec.agent_id, on_broken)
         self._outputs = list(self.branches.values()) or ([] if self.results is None else [self.results])
-        self.held: Held[Any] = Held(capacity_rows, capacity_bytes)
+        self.held: RowQueue[Any] = RowQueue(capacity_rows, capacity_bytes)
         self._dead_port = dead_letters
         self._dead: dict[str, RowBuffer] = {}
         self._on_failed = on_failed
@@ -241,7 +241,7 @@ class AgentOperator(ABC):
         """`drained` has something to wait for."""
         return self.held.rows > 0
 
-    def took(self, held: HeldRows) -> None:
+    def took(self, held: QueuedRows) -> None:
         """These rows, or the timers that are due, are going to be processed."""
         held.since = self.clock.monotonic()
         self.held.add(held)
@@ -259,7 +259,7 @@ class AgentOperator(ABC):
         self.took(held)
         return rows
 
-    def rows_ended(self, held: HeldRows, *, last: bool) -> None:
+    def rows_ended(self, held: QueuedRows, *, last: bool) -> None:
         """Rows that came so have ended, in `self.held` too. last: all that came with them have."""
         if last:
             self._batch_seconds.add(self.clock.monotonic() - held.since)

@@ -22,7 +22,7 @@ from sabot.operators.agents.rows import (
     waiting_batches,
 )
 from sabot.operators.agents.timers import DueTimer, KeyTimers, key_bytes, key_of
-from sabot.operators.held import HeldRows
+from sabot.operators.row_queue import QueuedRows
 
 
 class RecordAgentOperator(LaneOperator):
@@ -61,7 +61,7 @@ class RecordAgentOperator(LaneOperator):
         """Timers that are due, each into the lane of its key, behind the rows that came before."""
         topic = self.spec.topics[0] if len(self.spec.topics) == 1 else ""
         rows = []
-        held = HeldRows(len(due))  # the barrier saves them with the timers that are not due
+        held = QueuedRows(len(due))  # the barrier saves them with the timers that are not due
         for place, timer in enumerate(due):
             scope, at, _ = timer
             row = Row(None, key_bytes(key_of(scope)), at, -1, -1, (), topic, None, scope, held, place, timer)

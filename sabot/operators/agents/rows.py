@@ -31,7 +31,7 @@ from sabot.codecs.records import (
 from sabot.errors import UNREADABLE, DataError, UserError
 from sabot.operators.agents.payloads import PayloadOf, as_json
 from sabot.operators.agents.timers import DueTimer
-from sabot.operators.held import HeldRows
+from sabot.operators.row_queue import QueuedRows
 
 RECORD_ROWS = 2048
 """More records do not come at once: to take so many in holds the event loop up for 2 ms."""
@@ -52,7 +52,7 @@ _KINDS = {
     list: "a list",
 }  # others are refused as keys
 _decode = msgspec.json.Decoder().decode
-_NOT_HELD = HeldRows(0)
+_NOT_HELD = QueuedRows(0)
 _NONE: Mapping[int, Collection[int]] = {}
 
 
@@ -71,7 +71,7 @@ class Row:
     topic: str
     value: Any = None
     scope: bytes = b""
-    held: HeldRows = _NOT_HELD  # those that it came with, and its place among them
+    held: QueuedRows = _NOT_HELD  # those that it came with, and its place among them
     place: int = 0
     timer: DueTimer | None = None
     columns: pa.RecordBatch | None = None
@@ -132,7 +132,7 @@ class RecordReader:
         self._durable = spec.durable
         self._checker = None if spec.schema is None else JsonCodec(spec.schema)
 
-    def read(self, batch: Batch, now_ms: int) -> tuple[HeldRows, list[Row], list[tuple[Row, DataError]]]:
+    def read(self, batch: Batch, now_ms: int) -> tuple[QueuedRows, list[Row], list[tuple[Row, DataError]]]:
         """(what the batch is held as, its rows, those that cannot be processed, which have ended)."""
         records = to_records(batch, now_ms) if batch.records is None else batch.records
         values: dict[int, Any] = {}
@@ -142,7 +142,7 @@ class RecordReader:
             values, columns, reasons = self._columns(batch, records)
         else:
             reasons = self._misfits(records)
-        held = HeldRows(records.num_rows, records, topic=batch.topic)
+        held = QueuedRows(records.num_rows, records, topic=batch.topic)
         rows, bad = [], []
         for number, row in enumerate(rows_of(records, batch.topic)):
             try:
@@ -277,7 +277,7 @@ def with_headers(data: pa.RecordBatch, headers: Sequence[Headers]) -> pa.RecordB
     return build_records(bytes_list(payload), bytes_list(key), timestamp, partition, offset, headers)
 
 
-def waiting_batches(held: Iterable[HeldRows], without: Mapping[int, Collection[int]] = _NONE) -> list[Batch]:
+def waiting_batches(held: Iterable[QueuedRows], without: Mapping[int, Collection[int]] = _NONE) -> list[Batch]:
     """The rows that have not ended, one batch a topic, in order. without: places of rows that are left out, by the id of what they came
     with.
     """

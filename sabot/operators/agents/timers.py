@@ -31,7 +31,7 @@ from sabot.clock import Clock
 from sabot.codecs.records import encode_json
 from sabot.errors import CorruptCheckpoint, SabotError
 from sabot.operators.cuts import OpenCuts, OpenRows, Rows
-from sabot.operators.keeping import Batches, KeptCut, read_batches
+from sabot.operators.state_parts import Batches, PartsCut, read_batches
 from sabot.state.base import Cut
 from sabot.supervision import watch_call
 
@@ -242,7 +242,7 @@ class KeyTimers:
             return None
         due = sorted(self._in_lanes, key=_time)
         waiting = self._cuts.open(partial(_rows_of, self._table, self._scopes, len(due)), len(self._scopes))
-        return KeptCut({_FILE: Batches(_SCHEMA, partial(_rows, due, waiting), partial(self._cuts.over, [waiting]))})
+        return PartsCut({_FILE: Batches(_SCHEMA, partial(_rows, due, waiting), partial(self._cuts.over, [waiting]))})
 
     def load(self, directory: Path) -> None:
         """The timers that a cut has saved there; before `start`."""

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from sabot._cython.flow.channel import ACTIVE, IDLE, Watermark
 from sabot.calls.handover import Call
-from sabot.operators.held import HeldRows, RowNumbers
+from sabot.operators.row_queue import QueuedRows, RowNumbers
 
 CHUNK_ROWS = 1024  # of which some may wait: as long as one of them does, all are in memory
 _TAKE_ROWS = 64  # become Python rows at a time, on the event loop
@@ -18,7 +18,7 @@ Done = tuple[int, int, Any]
 """Of a call that has ended: its first row, how many rows it was made for, its outcome."""
 
 
-class Chunk(HeldRows):
+class Chunk(QueuedRows):
     """Rows that came together, and the calls that they wait for (`calls.handover.Work`). `outcomes` has a place for each call.
 
     settled: by call, whether the operator has its outcome. codes: row -> its call; None: call n is row n's. segment: where it stands.

@@ -13,7 +13,7 @@ from sabot.api.nodes import calls as nodes
 from sabot.api.nodes.read import only_source
 from sabot.errors import UserError
 from sabot.operators.base import OperatorContext, Restorable
-from sabot.operators.calls.held_calls import HeldCalls
+from sabot.operators.calls.async_operator import AsyncOperator
 from sabot.operators.calls.questions import AskedRows, QuestionChunk
 from sabot.operators.joins.join import TableLookup
 from sabot.operators.layout.plan_points import Planners, PlanPoint
@@ -124,7 +124,7 @@ PLANNERS: Planners = {nodes.LookupAsync: plan_lookup_async}
 
 def _read_with(reader: Mapping[str, Any]) -> Restorable:
     """In a table, or by calls."""
-    return TableLookup.read_with(reader) if "sides" in reader else HeldCalls(keys=reader["keys"])
+    return TableLookup.read_with(reader) if "sides" in reader else AsyncOperator(keys=reader["keys"])
 
 
 STATE_READERS: StateReaders = {"lookup": _read_with}

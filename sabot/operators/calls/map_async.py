@@ -14,15 +14,15 @@ from sabot.api.nodes.read import only_source
 from sabot.calls.functions import for_each_piece, is_async_generator
 from sabot.operators.base import TIME_COLUMN, OperatorContext, with_time
 from sabot.operators.calls.answers import Answers, BatchAnswers, joined
+from sabot.operators.calls.async_operator import AsyncOperator
 from sabot.operators.calls.chunks import CHUNK_ROWS, Chunk, Done
-from sabot.operators.calls.held_calls import HeldCalls
-from sabot.operators.held import RowNumbers
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
+from sabot.operators.row_queue import RowNumbers
 from sabot.operators.rows.mapped import check_fixed, times_of
 
 
-class MapAsync(HeldCalls):
+class MapAsync(AsyncOperator):
     """`await function(row)` for each row: a dict, None for nothing, a list of dicts, or it yields dicts; batch: for each slice of at most
     `rows` rows, Arrow in and Arrow out (or None).
 
@@ -47,7 +47,7 @@ class MapAsync(HeldCalls):
         self._schema, self._batch, self._rows = schema, batch, rows
         self._time, self._fixed = time, fixed
         if batch:
-            self.held.capacity_rows *= rows
+            self.queue.capacity_rows *= rows
         self.name = f"map_async({function_name(function)})"
 
     def open(self, context: OperatorContext) -> pa.Schema:
@@ -192,4 +192,4 @@ def plan_map_async(node: nodes.MapAsync, point: PlanPoint) -> PlanPoint:
 PLANNERS: Planners = {nodes.MapAsync: plan_map_async}
 
 
-STATE_READERS: StateReaders = {"calls": lambda reader: HeldCalls(keys=reader["keys"])}
+STATE_READERS: StateReaders = {"calls": lambda reader: AsyncOperator(keys=reader["keys"])}

@@ -15,8 +15,8 @@ from sabot.api.prompts import Template, distinct_prompts, given_prompts, text_of
 from sabot.errors import UserError
 from sabot.operators.base import OperatorContext
 from sabot.operators.calls.answers import Answers
+from sabot.operators.calls.async_operator import AsyncOperator
 from sabot.operators.calls.chunks import Done
-from sabot.operators.calls.held_calls import HeldCalls
 from sabot.operators.calls.questions import AskedRows, QuestionChunk
 from sabot.operators.expressions.compiled import compile_expr
 from sabot.operators.layout.plan_points import Planners, PlanPoint
@@ -132,4 +132,4 @@ def plan_map_llm(node: nodes.MapLlm, point: PlanPoint) -> PlanPoint:
 
 PLANNERS: Planners = {nodes.MapLlm: plan_map_llm}
 
-STATE_READERS: StateReaders = {"map_llm": lambda reader: HeldCalls(keys=reader["keys"])}
+STATE_READERS: StateReaders = {"map_llm": lambda reader: AsyncOperator(keys=reader["keys"])}

@@ -15,9 +15,9 @@ from sabot.calls.handover import Call, Failed
 from sabot.errors import UserError
 from sabot.operators.base import OperatorContext, with_time
 from sabot.operators.calls.answers import Answers, joined
+from sabot.operators.calls.async_operator import AsyncOperator
 from sabot.operators.calls.chunks import Chunk, Done
-from sabot.operators.calls.held_calls import HeldCalls
-from sabot.operators.held import RowNumbers
+from sabot.operators.row_queue import RowNumbers
 
 _TAKE_QUESTIONS = 64  # become Python values at a time, on the event loop
 
@@ -56,7 +56,7 @@ class QuestionChunk(Chunk):
         return self._answers.outcome(result)
 
 
-class AskedRows(HeldCalls):
+class AskedRows(AsyncOperator):
     """Adds the columns of `schema` to rows. A subclass finds the questions of rows (`_asked_by`), in chunks.
 
     known: the answers that are kept, and the questions under way. answer: what makes columns of outcomes.

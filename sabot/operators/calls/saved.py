@@ -17,8 +17,8 @@ from sabot.errors import CorruptCheckpoint
 from sabot.operators.base import Cut
 from sabot.operators.calls.answers import Answers, joined
 from sabot.operators.calls.chunks import Chunk, Done
-from sabot.operators.held import RowNumbers
-from sabot.operators.keeping import Batches, KeptCut, read_batches
+from sabot.operators.row_queue import RowNumbers
+from sabot.operators.state_parts import Batches, PartsCut, read_batches
 
 _DONE = pa.schema([("row", pa.int64()), ("rows", pa.int32()), ("results", pa.int32()), ("error", pa.string())])
 _FAILED = -1  # in place of the number of results
@@ -57,7 +57,7 @@ class CallsCut:
         if results is not None and results.num_rows:
             files["results"] = Batches(results.schema, [results])
         self._waiting = []
-        return KeptCut(files).save(directory)
+        return PartsCut(files).save(directory)
 
     def _columns(self, outcomes: list[Any]) -> tuple[pa.RecordBatch | None, Sequence[int], list[Any]]:
         """(the rows of all outcomes, how many each has, the outcomes). What fits no schema is no outcome: the call is made again, and then

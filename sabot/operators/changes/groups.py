@@ -35,15 +35,15 @@ from sabot.operators.changes.removable import RemovableGroups
 from sabot.operators.changes.state import Groups, StoredGroups
 from sabot.operators.changes.weaving import Weave, differ
 from sabot.operators.columns import key_columns, result_schema
-from sabot.operators.keeping import Keeper, Keeping, columns_schema
 from sabot.operators.readers import described
 from sabot.operators.rows.origin import reselected
+from sabot.operators.state_parts import StatefulOperator, StateParts, columns_schema
 from sabot.state.files import remove_tree
 
 _BY_ARRIVAL = ("first", "last", "collect_list", "user")  # where rows have no event time
 
 
-class KeptGroups(Keeping, GivesTable, FilledFromTable):
+class TableOperator(StatefulOperator, GivesTable, FilledFromTable):
     """One row for each key, kept current: the base of aggregates and upserts. The result is changes, with the unique key `keys`."""
 
     _groups: "Groups | None" = None
@@ -65,7 +65,7 @@ class KeptGroups(Keeping, GivesTable, FilledFromTable):
         self._timed = TIME_COLUMN in self.rows.names
         self.keys, _ = key_columns(self.key_names, self.rows)
         self._groups = self._make(context)
-        self.kept = Keeper(context, self._groups.keeps(), keyed=len(self.key_names) > 0)
+        self.state_parts = StateParts(context, self._groups.parts(), keyed=len(self.key_names) > 0)
         self._touches = Touches()
         fields = result_schema([*self.keys, *self._groups.fields], timed=False)
         names = self._order()
@@ -146,7 +146,7 @@ class KeptGroups(Keeping, GivesTable, FilledFromTable):
         return self._groups
 
 
-class GroupAggregate(KeptGroups):
+class GroupAggregate(TableOperator):
     """`aggregates` over all rows of each key, as changes: one row (keys, aggregates) for each key, as long as the key has rows.
 
     For each key that a batch touches, it emits an insert, an update pair unless the row is equal to the one before, or a delete when the
@@ -217,7 +217,7 @@ class GroupAggregate(KeptGroups):
         context = replace(context, parted_by=self.parted_by)
         return (RemovableGroups if self._changes else AddedGroups)(self.key_names, self._aggregates, self.rows, context)
 
-    def foretell(self, saved: Sequence[Saved]) -> None:
+    def before_restore(self, saved: Sequence[Saved]) -> None:
         groups, now = self._there(), self.state_schema()["aggregates"]
         assert isinstance(groups, StoredGroups)
         hidden = [[*ROWS_OF_A_KEY], *([["", "event time", "int64"]] if self._timed else [])]

@@ -14,7 +14,7 @@ from sabot.operators.base import OP_COLUMN, START_OF_TIME, TIME_COLUMN, Cut, Ope
 from sabot.operators.changes.state import Array, Groups
 from sabot.operators.changes.weaving import signs
 from sabot.operators.columns import key_table
-from sabot.operators.keeping import Kept, Owned, Stored
+from sabot.operators.state_parts import Owned, StatePart, StorePart
 from sabot.state.tables.rows import RowStore
 
 
@@ -78,8 +78,8 @@ class LatestRows(Groups):
     def settle(self) -> None:
         """A RowStore keeps to its budget by itself."""
 
-    def keeps(self) -> list[Kept]:
-        return [Stored("tables", self, folder="")]
+    def parts(self) -> list[StatePart]:
+        return [StorePart("tables", self, folder="")]
 
     def cut(self) -> tuple[dict[str, Any], Cut | None]:
         """The rows at a barrier, as a store gives them."""

@@ -28,9 +28,17 @@ from sabot.operators.base import (
 )
 from sabot.operators.changes.weaving import signs
 from sabot.operators.columns import key_columns
-from sabot.operators.keeping import Batches, Keeper, Keeping, Kept, Owned, columns_schema, key_hashes
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
+from sabot.operators.state_parts import (
+    Batches,
+    Owned,
+    StatefulOperator,
+    StatePart,
+    StateParts,
+    columns_schema,
+    key_hashes,
+)
 from sabot.state.files import remove_tree
 from sabot.state.tables.store import TableStore
 
@@ -39,7 +47,7 @@ Array: TypeAlias = pa.Array
 _MOST_KEYS = 32  # columns that the store takes for its key
 
 
-class Materialize(Keeping, FilledFromTable):
+class Materialize(StatefulOperator, FilledFromTable):
     """Keeps the table that the changes make, and emits its rows once, when the input has ended. Equal rows come one after the other.
 
     keys: columns by whose key groups subtasks share the rows (none: one subtask has them all). The event time of a row is the latest of
@@ -57,7 +65,7 @@ class Materialize(Keeping, FilledFromTable):
         self._columns = without_marks(context.input)
         key_columns(self._names, context.input)  # raises for columns that are missing
         self._table = _Counted(self._columns, self._names, self._timed, context)
-        self.kept = Keeper(context, [self._table], keyed=bool(self._names))
+        self.state_parts = StateParts(context, [self._table], keyed=bool(self._names))
         self._schema = with_time(self._columns, self._timed)
         return self._schema
 
@@ -81,7 +89,7 @@ class Materialize(Keeping, FilledFromTable):
     def group_count(self) -> int:
         return self._there().store.statistics()["groups"]
 
-    def noted(self) -> dict[str, Any]:
+    def own_facts(self) -> dict[str, Any]:
         return {"given": self._given}
 
     def state_schema(self) -> dict[str, Any]:
@@ -112,12 +120,12 @@ class Materialize(Keeping, FilledFromTable):
         return self._table
 
 
-class _Counted(Kept):
+class _Counted(StatePart):
     """The rows of a table, each once, with how often it is there and its latest event time.
 
     A row is its own key in the store, as columns where the store can have all of them as keys, else as bytes. But subtasks share rows
     by the key groups of the columns `keys`. So a restore of several subtasks reads the groups of each, and takes over its own, where
-    `Stored` would take over files whole.
+    `StorePart` would take over files whole.
     """
 
     def __init__(self, columns: pa.Schema, keys: Sequence[str], timed: bool, context: OperatorContext) -> None:

@@ -14,8 +14,8 @@ from sabot.operators.aggregates.aggregator import slot_pieces
 from sabot.operators.aggregates.carried import Carried, Shape
 from sabot.operators.base import OperatorContext
 from sabot.operators.cuts import SlotRows
-from sabot.operators.keeping import Batches, Columns, Kept, StoredTables
 from sabot.operators.spilled import SpilledGroups
+from sabot.operators.state_parts import Batches, RowsPart, StatePart, TablesPart
 from sabot.state.tables.store import TableStore
 
 Array: TypeAlias = pa.Array
@@ -78,7 +78,7 @@ class Groups(ABC):
         """Called after each batch: keeps to the memory budget, where there is one."""
 
     @abstractmethod
-    def keeps(self) -> list[Kept]:
+    def parts(self) -> list[StatePart]:
         """What a checkpoint saves of it."""
 
     @abstractmethod
@@ -219,11 +219,11 @@ class StoredGroups(Groups):
     def bytes_of(self, pane: int) -> int:
         return self.store.table().nbytes + self.nbytes
 
-    def keeps(self) -> list[Kept]:
-        rows = Columns(
+    def parts(self) -> list[StatePart]:
+        rows = RowsPart(
             KEPT, self._saved, self._load, schema=self.saved_schema, keys=self._owners, renewed=self._renewed
         )
-        return [StoredTables("tables", self.store, self._carried), rows, self._spilled]
+        return [TablesPart("tables", self.store, self._carried), rows, self._spilled]
 
     def _saved(self) -> Batches | list[pa.RecordBatch]:
         if not self._has_beside or not len(table := self.store.table()):

@@ -24,15 +24,15 @@ from sabot.operators.base import (
     Saved,
     without_marks,
 )
-from sabot.operators.changes.groups import GroupAggregate, KeptGroups
+from sabot.operators.changes.groups import GroupAggregate, TableOperator
 from sabot.operators.changes.latest import LatestRows
 from sabot.operators.changes.removable import LastOfChanges
 from sabot.operators.changes.state import Groups
 from sabot.operators.changes.weaving import same_rows, signs
-from sabot.operators.keeping import Keeper, KeepsWatermark, columns_schema, fewer_columns
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders, aggregates_of
 from sabot.operators.rows.marked import AsInserts
+from sabot.operators.state_parts import SavesWatermark, StateParts, columns_schema, fewer_columns
 
 Array: TypeAlias = pa.Array
 
@@ -86,7 +86,7 @@ def _left(rows: Any, takes: Any) -> Any:
     return left
 
 
-class Upsert(KeptGroups):
+class Upsert(TableOperator):
     """The last row of each key to arrive, as changes with the unique key `keys`; columns as in the input.
 
     The first row of a key is an insert, and each further one an update pair, unless it is equal to the row before. Only the last row of a
@@ -113,10 +113,10 @@ class Upsert(KeptGroups):
     def _order(self) -> list[str]:
         return list(without_marks(self.rows).names)
 
-    def foretell(self, saved: Sequence[Saved]) -> None:
+    def before_restore(self, saved: Sequence[Saved]) -> None:
         self._untimed = TIME_COLUMN in self.rows.names and any(map(_lacks_times, saved))
 
-    def noted(self) -> dict[str, Any]:
+    def own_facts(self) -> dict[str, Any]:
         return {"untimed": True} if self._untimed else {}
 
     def state_schema(self) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def _lacks_times(part: Saved) -> bool:
     return bool(part.facts.get("untimed")) or (input is not None and TIME_COLUMN not in input.names)
 
 
-class Changelog(KeepsWatermark):
+class Changelog(SavesWatermark):
     """Changes as rows: the column `op` (insert, update_before, update_after, delete), then the columns of the input.
 
     A change may have the event time of the row that it takes back, which may be below the watermark. As a row of a log it would be late,
@@ -161,7 +161,7 @@ class Changelog(KeepsWatermark):
                 f"changelog: there is a column {OP!r} already", hint=f'.rename({OP}="…") before .changelog()'
             )
         self._schema = context.input.remove(place).insert(0, pa.field(OP, pa.string()))
-        self.kept = Keeper(context)
+        self.state_parts = StateParts(context)
         return self._schema
 
     def process(self, batch: Batch) -> None:

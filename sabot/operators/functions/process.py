@@ -47,9 +47,18 @@ from sabot.operators.columns import key_columns, time_index
 from sabot.operators.functions.columns import BatchForm
 from sabot.operators.functions.rows import RowForm
 from sabot.operators.functions.state import Form, Keyed, Side, parts_of, plain_key
-from sabot.operators.keeping import Batches, Keeper, Keeping, Kept, Owned, columns_schema, last_watermark, read_batches
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
+from sabot.operators.state_parts import (
+    Batches,
+    Owned,
+    StatefulOperator,
+    StatePart,
+    StateParts,
+    columns_schema,
+    last_watermark,
+    read_batches,
+)
 from sabot.state.base import Entry, EntryFilter
 from sabot.state.keyed_values import load_values
 
@@ -59,7 +68,7 @@ _VALUES = "values"  # the folder of a checkpoint with the values
 _BROADCAST = pa.schema([("name", pa.string()), ("key", pa.binary()), ("value", pa.binary())])
 
 
-class Process(Keeping, HasBranches):
+class Process(StatefulOperator, HasBranches):
     """The functions of `spec` over rows by `keys`. The rows that they give have the columns of spec.schema, and event time.
 
     A result has the event time of the row that made it, or of the timer (but not below the watermark that was passed on before); the
@@ -91,7 +100,7 @@ class Process(Keeping, HasBranches):
             time_index(context.input, f"{spec.name}: values with a ttl")
         self._context = context
         self._state = state = Keyed(spec, keys, timed, context, self.on_error)
-        self.kept = Keeper(context, [_Values(state, context), state.set_timers, _BroadcastMaps(state)])
+        self.state_parts = StateParts(context, [_Values(state, context), state.set_timers, _BroadcastMaps(state)])
         self._schema = with_time(spec.schema, timed)
         form = BatchForm if spec.batch else RowForm
         self._form: Form = form(self._state, self._give, self._aside)
@@ -154,7 +163,7 @@ class Process(Keeping, HasBranches):
         state = self._keyed
         return state.values.statistics()["keys"] + len(state.set_timers)
 
-    def noted(self) -> dict[str, Any]:
+    def own_facts(self) -> dict[str, Any]:
         state = self._keyed
         return {
             "watermark": state.watermark_ms,
@@ -162,7 +171,7 @@ class Process(Keeping, HasBranches):
             "names": sorted({*state.names, *(name for name, each in state.maps.items() if each.stored)}),
         }
 
-    def foretell(self, saved: Sequence[Saved]) -> None:
+    def before_restore(self, saved: Sequence[Saved]) -> None:
         state = self._keyed
         state.forgets = self.forgets
         state.names |= {name for part in saved for name in part.facts.get("names", ())} - self.forgets
@@ -173,7 +182,7 @@ class Process(Keeping, HasBranches):
         state.latest_ms = max([part.facts["latest"] for part in saved], default=START_OF_TIME)
         state.tell_time(state.now())
 
-    def recall(self, saved: Sequence[Saved]) -> None:
+    def after_restore(self, saved: Sequence[Saved]) -> None:
         if any("names" not in part.facts for part in saved):  # an older checkpoint does not say them
             self._keyed.names |= set(self._keyed.values.namespaces())
 
@@ -290,7 +299,7 @@ def process_operator(
     return (Process if spec.on_timer is None else ProcessWithTimers)(keys, spec, on_error=on_error)
 
 
-class _Values(Kept):
+class _Values(StatePart):
     """The values that functions keep by key: the cut of a backend, whose entries stand under their key groups."""
 
     def __init__(self, state: Keyed, context: OperatorContext) -> None:
@@ -322,7 +331,7 @@ class _Values(Kept):
         return lambda entries: (entry for entry in entries if groups[entry[1][0] << 8 | entry[1][1]])
 
 
-class _BroadcastMaps(Kept):
+class _BroadcastMaps(StatePart):
     """The maps that all keys share, which are the same in every subtask."""
 
     def __init__(self, state: Keyed) -> None:

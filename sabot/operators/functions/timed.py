@@ -11,14 +11,14 @@ from sabot.errors import CorruptCheckpoint
 from sabot.operators.base import START_OF_TIME, OperatorContext, Saved
 from sabot.operators.columns import key_table
 from sabot.operators.cuts import Rows
-from sabot.operators.keeping import Owned
-from sabot.operators.slotted import Slotted
+from sabot.operators.slot_state import SlotState
+from sabot.operators.state_parts import Owned
 
 _DUE_ROWS = 65_536  # timers on disk that become due are brought back by about so many
 _ABOUT = (("at", pa.int64()), ("kind", pa.int8()), ("name", pa.string()), ("serial", pa.int64()), ("order", pa.int64()))
 
 
-class KeysWithTimers(Slotted):
+class KeysWithTimers(SlotState):
     """The keys that have timers, and these.
 
     forgotten: is told which slots have lost their key because it went to the disk.

@@ -174,8 +174,8 @@ class AsofJoin(TimedJoin):
         self.right.table.remove(pa.array(ended[over]))
         self._ended = ended[~over]
 
-    def recall(self, saved: Sequence[Saved]) -> None:
-        super().recall(saved)
+    def after_restore(self, saved: Sequence[Saved]) -> None:
+        super().after_restore(saved)
         if self._right_changes:
             table = self.right.table
             ids = table.below(END_OF_TIME)

@@ -31,9 +31,9 @@ from sabot.operators.base import (
 from sabot.operators.changes.weaving import same_rows
 from sabot.operators.columns import no_event_time
 from sabot.operators.joins.sides import Joined, Result, Rows, Side, Sides, later
-from sabot.operators.keeping import last_watermark
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
+from sabot.operators.state_parts import last_watermark
 
 __all__ = ["PLANNERS", "STATE_READERS", "Join", "Sides", "TableLookup", "plan_sides"]
 
@@ -311,15 +311,15 @@ class Join(Joined, FilledFromTable):
         if self.right.now is not None:
             self.right.now = watermark_ms
 
-    def noted(self) -> dict[str, Any]:
-        return {**super().noted(), "unknown_takes": self._unknown_takes(), "now": self.right.now}
+    def own_facts(self) -> dict[str, Any]:
+        return {**super().own_facts(), "unknown_takes": self._unknown_takes(), "now": self.right.now}
 
     def _unknown_takes(self) -> int:
         return self.left.unknown_takes + self.right.unknown_takes
 
-    def recall(self, saved: Sequence[Saved]) -> None:
-        super().recall(saved)
-        self.left.unknown_takes += self.kept.once(saved, "unknown_takes")
+    def after_restore(self, saved: Sequence[Saved]) -> None:
+        super().after_restore(saved)
+        self.left.unknown_takes += self.state_parts.once(saved, "unknown_takes")
         if self.right.now is not None:
             self.right.now = last_watermark(saved, START_OF_TIME, "now")
 

@@ -26,7 +26,7 @@ from sabot.operators.base import (
 from sabot.operators.changes.steps import net
 from sabot.operators.changes.weaving import same_rows
 from sabot.operators.columns import check_distinct
-from sabot.operators.keeping import Keeper, Keeping, Stored, columns_schema, fewer_columns
+from sabot.operators.state_parts import StatefulOperator, StateParts, StorePart, columns_schema, fewer_columns
 from sabot.state.tables.rows import RowStore
 
 Array: TypeAlias = pa.Array
@@ -411,7 +411,7 @@ class Emission:
             self._emit(Batch(held[0] if len(held) == 1 else pa.concat_batches(held)))
 
 
-class Joined(Keeping, SecondInput):
+class Joined(StatefulOperator, SecondInput):
     """The base of all joins: two sides, which are kept, saved and restored together."""
 
     spent_at_end = True  # rows wait for partners, and none will come
@@ -435,8 +435,8 @@ class Joined(Keeping, SecondInput):
         self.context = context
         self._input, self._other = context.input, context.right
         self.result = self._opened(context, context.input, context.right)
-        stores = [Stored(side.name, side.store, everywhere=self._is_everywhere(side)) for side in self._kept_sides()]
-        self.kept = Keeper(context, stores, keyed=len(self.sides.left_keys) > 0)
+        stores = [StorePart(side.name, side.store, everywhere=self._is_everywhere(side)) for side in self._kept_sides()]
+        self.state_parts = StateParts(context, stores, keyed=len(self.sides.left_keys) > 0)
         self.emission = Emission(lambda batch: self.emit(batch))
         return self.result.schema
 

@@ -23,8 +23,8 @@ from sabot.operators.base import (
 )
 from sabot.operators.columns import no_event_time
 from sabot.operators.joins.sides import Joined, Rows, Side
-from sabot.operators.keeping import last_watermark
 from sabot.operators.late_rows import LateRows
+from sabot.operators.state_parts import last_watermark
 
 LONGEST_MS = 2**60  # the longest interval or tolerance
 
@@ -80,13 +80,13 @@ class TimedJoin(Joined, HasBranches):
             end = min(start + CHUNK_ROWS, len(rows))
             self.emit_alone(side, rows.at(pa.array(np.arange(start, end, dtype=np.int32))), times[start:end])
 
-    def noted(self) -> dict[str, Any]:
-        return {**super().noted(), "watermark": self.watermark, "late_rows": self.late_rows}
+    def own_facts(self) -> dict[str, Any]:
+        return {**super().own_facts(), "watermark": self.watermark, "late_rows": self.late_rows}
 
-    def recall(self, saved: Sequence[Saved]) -> None:
-        super().recall(saved)
+    def after_restore(self, saved: Sequence[Saved]) -> None:
+        super().after_restore(saved)
         self.set_watermark(last_watermark(saved, START_OF_TIME))
-        self.late["left"].recall(self.kept.once(saved, "late_rows"))
+        self.late["left"].add_count(self.state_parts.once(saved, "late_rows"))
 
     @property
     def late_rows(self) -> int:

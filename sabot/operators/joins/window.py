@@ -132,8 +132,8 @@ class WindowJoin(TimedJoin):
         if len(chosen):
             self.emit_alone(side, chosen.taken(), np.full(len(chosen), end - 1), (start, end))
 
-    def recall(self, saved: Sequence[Saved]) -> None:
-        super().recall(saved)
+    def after_restore(self, saved: Sequence[Saved]) -> None:
+        super().after_restore(saved)
         for side in (self.left, self.right):
             times = side.table.orders(side.table.below(END_OF_TIME)).to_numpy()
             self._add_panes(np.unique(times - (times - self._shape.offset) % self._shape.step).tolist())

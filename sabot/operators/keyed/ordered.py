@@ -11,14 +11,14 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.json import schema_text
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext, without_time
-from sabot.operators.keeping import Columns, Keeper, KeepsWatermark, columns_schema
 from sabot.operators.layout.plan_points import PlanPoint
 from sabot.operators.readers import StateReaders
+from sabot.operators.state_parts import RowsPart, SavesWatermark, StateParts, columns_schema
 
 _SMALL_ROWS = 16_384
 
 
-class EventOrder(KeepsWatermark):
+class EventOrder(SavesWatermark):
     """Holds rows back until the watermark has passed them, and emits them sorted by event time; rows of equal time in order of arrival.
 
     Several readers of a source are at different event times, so the order of arrival means nothing. With this operator before them,
@@ -34,8 +34,8 @@ class EventOrder(KeepsWatermark):
     def open(self, context: OperatorContext) -> pa.Schema:
         self._schema = context.input
         keys = [self._schema.get_field_index(name) for name in self._keys]
-        held = Columns("held", lambda: list(self._held), self._hold, schema=self._schema, keys=keys, others=True)
-        self.kept = Keeper(context, [held], keyed=len(self._keys) > 0)
+        held = RowsPart("held", lambda: list(self._held), self._hold, schema=self._schema, keys=keys, others=True)
+        self.state_parts = StateParts(context, [held], keyed=len(self._keys) > 0)
         self._time = context.input.get_field_index(TIME_COLUMN)
         return context.input
 

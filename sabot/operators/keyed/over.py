@@ -30,7 +30,6 @@ from sabot.operators.base import (
     without_time,
 )
 from sabot.operators.columns import check_distinct, key_columns, key_table, time_index
-from sabot.operators.keeping import Columns, Keeper, KeepsWatermark, columns_schema
 from sabot.operators.keyed.ordered import in_order
 from sabot.operators.keyed.over_columns import RANKS, OverCarried, OverColumn, columns_read, over_carried
 from sabot.operators.keyed.over_lead import LeadState
@@ -38,13 +37,14 @@ from sabot.operators.keyed.over_state import Array, FrameState, OverState, Place
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
 from sabot.operators.rows.stateless import Drop
+from sabot.operators.state_parts import RowsPart, SavesWatermark, StateParts, columns_schema
 
 OVER_KINDS = frozenset([*RANKS, "lag", "lead"])  # the kinds that are no aggregates
 _INT64 = pa.int64()
 _MOVED = ("cold", "evicted_total", "faults_total")  # figures of what is not in memory
 
 
-class Over(KeepsWatermark):
+class Over(SavesWatermark):
     """Every row of the input with one more column for each of `columns`, which depends on the rows of its key in order of event time.
 
     Aggregates are over a frame: the row and the `preceding_rows` rows before it; or the rows of its key from its time - preceding_ms to
@@ -116,14 +116,14 @@ class Over(KeepsWatermark):
         self._schema = with_time(pa.schema(result))
         self._held: list[pa.RecordBatch] = []  # rows of the newest time, while more rows of that time may come
         self._held_time = START_OF_TIME
-        kept = [each for part in self._parts for each in part.keeps()]
+        kept = [each for part in self._parts for each in part.parts()]
         if self._leading is not None:
-            kept += self._leading.keeps()
+            kept += self._leading.parts()
         input = context.input
         self._carried: OverCarried | None = None
         more: Any = {"others": True, "renewed": self._renewed}
-        kept.append(Columns("held", lambda: list(self._held), self._held_back, schema=input, keys=keys, **more))
-        self.kept = Keeper(context, kept, keyed=len(self._names) > 0)
+        kept.append(RowsPart("held", lambda: list(self._held), self._held_back, schema=input, keys=keys, **more))
+        self.state_parts = StateParts(context, kept, keyed=len(self._names) > 0)
         return self._schema
 
     # Rows in
@@ -256,7 +256,7 @@ class Over(KeepsWatermark):
     def group_count(self) -> int:
         return max((part.groups() for part in self._parts), default=0)
 
-    def foretell(self, saved: Sequence[Saved]) -> None:
+    def before_restore(self, saved: Sequence[Saved]) -> None:
         self._carried = over_carried(saved, self.state_schema(), self._described, self.forgets)
         for part in self._parts:
             part.carried = self._carried
@@ -266,8 +266,8 @@ class Over(KeepsWatermark):
     def _renewed(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         return rows if self._carried is None else self._carried.rows(self._context.input, rows)
 
-    def recall(self, saved: Sequence[Saved]) -> None:
-        super().recall(saved)
+    def after_restore(self, saved: Sequence[Saved]) -> None:
+        super().after_restore(saved)
         for part in self._parts:
             part.advance(self._watermark)
 

@@ -10,15 +10,15 @@ from sabot._cython.windows.over import WaitTable
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, Cut, OperatorContext, Saved
 from sabot.operators.columns import key_table
 from sabot.operators.cuts import Rows
-from sabot.operators.keeping import Batches, Owned, with_columns_of
 from sabot.operators.keyed.over_columns import OverColumn
-from sabot.operators.keyed.over_state import MARKS, Array, SlottedState, argument_of, default_of, kept_table, or_default
+from sabot.operators.keyed.over_state import MARKS, Array, OverSlots, argument_of, default_of, new_table, or_default
+from sabot.operators.state_parts import Batches, Owned, with_columns_of
 
 _NEXT = "waiting next"  # the fact: the number of the next row
 _NOTED_SLOTS = 8_192  # how many slots are put aside at a time
 
 
-class LeadState(SlottedState):
+class LeadState(OverSlots):
     """Lead: rows wait for the later rows at which they look. They are kept with the columns that are added already (`columns`).
 
     Rows are given in the order in which they came; at the end of the input, those that are on disk come after the others.
@@ -36,7 +36,7 @@ class LeadState(SlottedState):
             sorted({made.get_field_index(each.argument) for each in added if each.offset == offset})
             for offset in self._offsets
         ]
-        self.table = kept_table(lambda: WaitTable(made, self._offsets, self._wanted))
+        self.table = new_table(lambda: WaitTable(made, self._offsets, self._wanted))
         known = key_table(pa.schema([made.field(index) for index in indices]))
         places = [len(MARKS) + index for index in indices]
         super().__init__(known, indices, {"waiting": pa.schema([*MARKS, *made])}, context, places)

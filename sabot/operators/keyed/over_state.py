@@ -19,9 +19,9 @@ from sabot.operators.aggregates.decimals import named_by, too_wide
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext, Saved, without_time
 from sabot.operators.columns import key_at, key_columns, key_table
 from sabot.operators.cuts import Rows
-from sabot.operators.keeping import Kept, StoredTables, read_batches
 from sabot.operators.keyed.over_columns import RANKS, OverCarried, OverColumn
-from sabot.operators.slotted import Slotted
+from sabot.operators.slot_state import SlotState
+from sabot.operators.state_parts import StatePart, TablesPart, read_batches
 from sabot.operators.windows.sessions import later
 
 _INT64 = pa.int64()
@@ -55,7 +55,7 @@ class OverState:
     def contents(self) -> Iterator[pa.RecordBatch]:
         return iter(())
 
-    def keeps(self) -> list[Kept]:
+    def parts(self) -> list[StatePart]:
         """What a checkpoint saves of it."""
         raise NotImplementedError
 
@@ -98,8 +98,8 @@ class RunningState(OverState):
     def contents(self) -> Iterator[pa.RecordBatch]:
         yield from self._aggregator.results(self.store, 0, self._aggregator.extras())
 
-    def keeps(self) -> list[Kept]:
-        return [StoredTables("tables", self.store, self._renewal)]
+    def parts(self) -> list[StatePart]:
+        return [TablesPart("tables", self.store, self._renewal)]
 
     def _renewal(self) -> Carried | None:
         if self.carried is None:
@@ -118,9 +118,11 @@ class RunningState(OverState):
         self.store.close()
 
 
-class SlottedState(Slotted):
-    """State by the slots of keys, which are on disk where they have not come for long. files: as of Slotted; in the first one a row's slot
-    stands first. keys: where the keys stand among its columns; None: nowhere, so that they are written behind them.
+class OverSlots(SlotState):
+    """State of `over` by the slots of keys. Keys that have not come for long are on disk.
+
+    `files`: as for SlotState; the first column of the first file is the slot of a row. `keys`: the indices of the key columns in the first
+    file, or None if it has none, so that they are written behind its columns.
     """
 
     carried: OverCarried | None = None  # as of an OverState
@@ -156,7 +158,7 @@ class SlottedState(Slotted):
     def files_of(self, saved: Sequence[Saved]) -> Mapping[str, pa.Schema]:
         return self.files_in(saved)
 
-    def keeps(self) -> list[Kept]:
+    def parts(self) -> list[StatePart]:
         return [self]
 
     def groups(self) -> int:
@@ -176,7 +178,7 @@ class SlottedState(Slotted):
         super().close()
 
 
-class FrameState(SlottedState, OverState):
+class FrameState(OverSlots, OverState):
     """Aggregates over the last rows. A FrameTable has the rows of each frame."""
 
     tells = True
@@ -305,7 +307,7 @@ class FrameState(SlottedState, OverState):
         return sources
 
 
-class PlaceState(SlottedState, OverState):
+class PlaceState(OverSlots, OverState):
     """Row numbers, ranks, and lag. A PlaceTable counts the rows of each key, and has the columns at which lag looks back.
 
     The rows at which lag looks back stand in a checkpoint as a list for each key, "before"; older ones have them as rows of their own,
@@ -330,7 +332,7 @@ class PlaceState(SlottedState, OverState):
             else:
                 self.fields.append(pa.field(each.name, _INT64))
         kept = pa.schema([context.input.field(name) for name in self._arguments])
-        self._places = kept_table(lambda: PlaceTable(kept, self._offsets))
+        self._places = new_table(lambda: PlaceTable(kept, self._offsets))
         self._before = pa.schema([_AT, *kept])
         counters = pa.schema(list(self._places.export(1)[0].schema)[:-1])
         files = {"places": counters, "before": pa.schema([pa.field("before", _listed(self._before))])}
@@ -468,7 +470,7 @@ def default_of(each: OverColumn, kind: pa.DataType) -> pa.Scalar:
         ) from error
 
 
-def kept_table(make: Callable[[], Any]) -> Any:
+def new_table(make: Callable[[], Any]) -> Any:
     try:
         return make()
     except TypeError as error:

@@ -27,13 +27,13 @@ from sabot.operators.aggregates.decimals import named_by, too_wide
 from sabot.operators.aggregates.user import fits
 from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
 from sabot.operators.columns import key_at, key_columns, key_table, result_schema, time_index
-from sabot.operators.keeping import Keeper, Keeping, Kept, StoredTables, columns_schema
 from sabot.operators.keyed.ordered import in_order
 from sabot.operators.keyed.reduced import ReducedRuns
 from sabot.operators.keyed.top import TopN
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders, aggregates_of, described, no_function
 from sabot.operators.rows.origin import of_selected, reselected
+from sabot.operators.state_parts import StatefulOperator, StatePart, StateParts, TablesPart, columns_schema
 from sabot.operators.windows.panes import window_words
 from sabot.operators.windows.sessions import KeyedRuns, Numbered, later
 from sabot.state.tables.store import TableStore
@@ -47,7 +47,7 @@ _WHOLE = frozenset(
 )  # kinds that have no running result
 
 
-class _Keyed(Keeping):
+class _Keyed(StatefulOperator):
     """The base of these operators. State stands in `_store`, or in `_runs` with what `_state` keeps for each run."""
 
     _store: TableStore | None = None
@@ -63,8 +63,8 @@ class _Keyed(Keeping):
         self._keys, self._key_indices = key_columns(self._names, context.input)
         self._time = int(context.input.get_field_index(TIME_COLUMN))
         self._schema = self._open(context)
-        kept: Kept = self._state if self._store is None else StoredTables("", self._store, lambda: self._carried)
-        self.kept = Keeper(context, [kept], keyed=len(self._names) > 0)
+        kept: StatePart = self._state if self._store is None else TablesPart("", self._store, lambda: self._carried)
+        self.state_parts = StateParts(context, [kept], keyed=len(self._names) > 0)
         return self._schema
 
     @abstractmethod
@@ -172,9 +172,9 @@ class RunningAggregate(_Keyed):
     def advance(self, watermark_ms: int) -> None:
         self._forget_runs(watermark_ms)
 
-    def foretell(self, saved: Sequence[Saved]) -> None:
+    def before_restore(self, saved: Sequence[Saved]) -> None:
         if self._store is None:
-            self._state.foretell(saved, self.forgets)
+            self._state.before_restore(saved, self.forgets)
             return
         now, shape = self.state_schema()["aggregates"], self._aggregator.shape
         self._carried = carried(saved, now, self.forgets, shape, self._shape_in)
@@ -259,8 +259,8 @@ class CountAggregate(_Keyed):
             for _ in self._state.every():
                 self._emit(self._runs, self._runs.export().column("run"))
 
-    def foretell(self, saved: Sequence[Saved]) -> None:
-        self._state.foretell(saved, self.forgets)
+    def before_restore(self, saved: Sequence[Saved]) -> None:
+        self._state.before_restore(saved, self.forgets)
 
     def state_schema(self) -> dict[str, Any]:
         keys, window = columns_schema(self._keys), window_words(CountWindow(self._size))
@@ -330,11 +330,11 @@ class Deduplicate(_Keyed):
     def advance(self, watermark_ms: int) -> None:
         self._forget_runs(watermark_ms)
 
-    def noted(self) -> dict[str, Any]:
+    def own_facts(self) -> dict[str, Any]:
         return {"dropped_rows": self._dropped_rows}
 
-    def recall(self, saved: Sequence[Saved]) -> None:
-        self._dropped_rows = self.kept.once(saved, "dropped_rows")
+    def after_restore(self, saved: Sequence[Saved]) -> None:
+        self._dropped_rows = self.state_parts.once(saved, "dropped_rows")
 
     def state_schema(self) -> dict[str, Any]:
         return {"kind": "deduplicate", "keys": columns_schema(self._keys), "within": self._within_ms}

@@ -29,11 +29,11 @@ from sabot.operators.base import (
 )
 from sabot.operators.columns import key_columns, key_table
 from sabot.operators.cuts import Rows
-from sabot.operators.keeping import Keeper, Keeping, columns_schema, fewer_columns, only_columns_of
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
 from sabot.operators.rows.origin import reselected
-from sabot.operators.slotted import Slotted
+from sabot.operators.slot_state import SlotState
+from sabot.operators.state_parts import StatefulOperator, StateParts, columns_schema, fewer_columns, only_columns_of
 
 TIES = ("row_number", "rank", "dense_rank")
 _TIMESTAMP = pa.timestamp("ms", "UTC")
@@ -44,7 +44,7 @@ _FIRST_SLOT = pa.scalar(0, pa.int32())
 Array: TypeAlias = pa.Array
 
 
-class Ranked(Keeping):
+class Ranked(StatefulOperator):
     """The base of TopN and WindowTopN: their arguments, and the columns of their rows."""
 
     def __init__(
@@ -136,7 +136,7 @@ class TopN(Ranked, FilledFromTable):
         super().__init__(keys, n, by, ties, rank)
         self._changes = self.needs_table = changes
         self.parted_by = parted_by
-        self._state: _KeptRanks | None = None
+        self._state: _RankState | None = None
 
     def open(self, context: OperatorContext) -> pa.Schema:
         if self._changes != (OP_COLUMN in context.input.names):
@@ -145,12 +145,12 @@ class TopN(Ranked, FilledFromTable):
             )
         self.open_rows(context, changes=self._changes, ranked=self.rank is not None)
         context = replace(context, parted_by=self.parted_by)
-        self._state = _KeptRanks(self.table_of(), self.keys, self.key_indices, self.saved_schema(), context)
+        self._state = _RankState(self.table_of(), self.keys, self.key_indices, self.saved_schema(), context)
         self._time = int(context.input.get_field_index(TIME_COLUMN))
         self._op = int(context.input.get_field_index(OP_COLUMN)) if self._changes else -1
         rank = [] if self.rank is None else [pa.field(self.rank, pa.int64())]
         self._schema = with_marks(pa.schema([*self.rows, *rank]), op=True, timed=self._time >= 0)
-        self.kept = Keeper(context, [self._state], keyed=len(self.names) > 0)
+        self.state_parts = StateParts(context, [self._state], keyed=len(self.names) > 0)
         return self._schema
 
     def process(self, batch: Batch) -> None:
@@ -204,7 +204,7 @@ class TopN(Ranked, FilledFromTable):
     def close(self) -> None:
         if self._state is not None:
             self._state.close()
-            self.kept = Keeper(self._context, [], keyed=False)  # which would hold the rows
+            self.state_parts = StateParts(self._context, [], keyed=False)  # which would hold the rows
         self._state = None
 
     def statistics(self) -> dict[str, Any]:
@@ -214,7 +214,7 @@ class TopN(Ranked, FilledFromTable):
         return {"keys": len(self._state.known), "rows": rows, **self._state.figures()}
 
 
-class _KeptRanks(Slotted):
+class _RankState(SlotState):
     """The keys of a TopN, and the rows of each. rows: their columns in a checkpoint."""
 
     refusal = ("the rows have", CANNOT_CHANGE)

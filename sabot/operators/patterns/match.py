@@ -1,7 +1,7 @@
 """Matches of a pattern among the rows of a key (`api/patterns` says what a match is).
 
 Predicates become bool columns, a batch at a time, and a `PatternTable` walks the rows. It keeps the values of earlier rows that later rows
-are compared with. `KeptRows` has the columns that measures need, by the numbers of rows, while a partial match has the row.
+are compared with. `PatternRows` has the columns that measures need, by the numbers of rows, while a partial match has the row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,15 +24,15 @@ from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.columns import key_columns, key_table, result_schema, time_index
-from sabot.operators.keeping import Keeper, Keeping, columns_schema, last_watermark
 from sabot.operators.keyed.ordered import in_order
 from sabot.operators.late_rows import LateRows
 from sabot.operators.layout.plan_points import Planners, PlanPoint
-from sabot.operators.patterns.kept_rows import KeptRows
 from sabot.operators.patterns.measures import TIMESTAMP, MatchedRows, Measures
+from sabot.operators.patterns.pattern_rows import PatternRows
 from sabot.operators.patterns.plan import PatternPlan
 from sabot.operators.patterns.state import Partials, PatternState, contents_of
 from sabot.operators.readers import StateReaders
+from sabot.operators.state_parts import StatefulOperator, StateParts, columns_schema, last_watermark
 
 MAX_PARTIAL = 10_000
 _ROWS_A_PARTIAL = 100  # a key may have so many rows for each partial match that it may have
@@ -40,7 +40,7 @@ _ROWS_A_PARTIAL = 100  # a key may have so many rows for each partial match that
 Array: TypeAlias = pa.Array
 
 
-class Pattern(Keeping):
+class Pattern(StatefulOperator):
     """The matches of a pattern: keys, match_start, match_end, measures; event time is match_end.
 
     match_start and match_end are the times of a match's first and last row (timestamp[ms, UTC], both inclusive); where the pattern ends
@@ -88,7 +88,7 @@ class Pattern(Keeping):
             max_partial=self._max_partial,
             max_rows=_ROWS_A_PARTIAL * self._max_partial,
         )
-        self._rows = KeptRows(self._measures.rows)
+        self._rows = PatternRows(self._measures.rows)
         self._state = Partials(
             self._known,
             self._key_indices,
@@ -98,7 +98,7 @@ class Pattern(Keeping):
             self._pattern.within_ms,
             context,
         )
-        self.kept = Keeper(context, [self._state], keyed=len(self._names) > 0)
+        self.state_parts = StateParts(context, [self._state], keyed=len(self._names) > 0)
         bounds = [pa.field(MATCH_START, TIMESTAMP), pa.field(MATCH_END, TIMESTAMP)]
         self._schema = result_schema([*self._keys, *bounds, *self._measures.results], timed=True)
         self._opened = True
@@ -243,12 +243,12 @@ class Pattern(Keeping):
     def group_count(self) -> int:
         return len(self._table) + self._state.cold_rows
 
-    def noted(self) -> dict[str, Any]:
+    def own_facts(self) -> dict[str, Any]:
         return {"watermark": self._watermark_ms, "late_rows": self._late.count}
 
-    def recall(self, saved: Sequence[Saved]) -> None:
+    def after_restore(self, saved: Sequence[Saved]) -> None:
         self._watermark_ms = last_watermark(saved, None)
-        self._late.recall(self.kept.once(saved, "late_rows"))
+        self._late.add_count(self.state_parts.once(saved, "late_rows"))
 
     def close(self) -> None:
         if self._opened:  # an operator whose columns were refused is closed too

@@ -22,10 +22,10 @@ from sabot.api.patterns import MATCH_START
 from sabot.errors import CorruptCheckpoint
 from sabot.operators.base import OperatorContext, Restorable, Saved
 from sabot.operators.cuts import Rows
-from sabot.operators.keeping import Owned, key_hashes, owned_or_all, read_batches
-from sabot.operators.patterns.kept_rows import KeptRows
 from sabot.operators.patterns.measures import TIMESTAMP
-from sabot.operators.slotted import Slotted, saved_rows
+from sabot.operators.patterns.pattern_rows import PatternRows
+from sabot.operators.slot_state import SlotState, saved_rows
+from sabot.operators.state_parts import Owned, key_hashes, owned_or_all, read_batches
 
 Array: TypeAlias = pa.Array
 
@@ -36,7 +36,7 @@ _OTHER = "the state is not that of this pattern"
 _HINT = "keys, pattern and what is measured cannot change between a checkpoint and its restore"
 
 
-class Partials(Slotted):
+class Partials(SlotState):
     """The partial matches of a table, their keys and rows. Those of keys that have not come for longest are on disk.
 
     schema: what `Pattern.state_schema` says; a checkpoint that kept other rows or values raises CorruptCheckpoint. within_ms: how long
@@ -48,7 +48,7 @@ class Partials(Slotted):
         known: GroupTable,
         key_indices: Sequence[int],
         table: PatternTable,
-        rows: KeptRows,
+        rows: PatternRows,
         schema: Callable[[], dict[str, Any]],
         within_ms: int | None,
         context: OperatorContext,
@@ -187,7 +187,7 @@ class Partials(Slotted):
 class PatternState(Restorable):
     """The state of a Pattern, read without the program: its partial matches (`contents`), no rows.
 
-    It is no `Keeping`: it takes in the partial matches, without the kernel, and never saves anything.
+    It is no `StatefulOperator`: it takes in the partial matches, without the kernel, and never saves anything.
     """
 
     def __init__(self, keys: Sequence[str], steps: Sequence[str]) -> None:

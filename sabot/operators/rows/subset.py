@@ -11,13 +11,13 @@ from sabot._cython.arrow.batch import Batch
 from sabot.api.nodes import rows as nodes
 from sabot.codecs.json import schema_text
 from sabot.operators.base import OperatorContext, Saved
-from sabot.operators.keeping import Keeper, Keeping
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
 from sabot.operators.rows.origin import reselected
+from sabot.operators.state_parts import StatefulOperator, StateParts
 
 
-class Head(Keeping):
+class Head(StatefulOperator):
     """Passes the first `n` rows that come, over all lives of the app; then none. It copies nothing: what does not fit is left out of the
     batch's selection.
 
@@ -31,7 +31,7 @@ class Head(Keeping):
     def open(self, context: OperatorContext) -> pa.Schema:
         self._schema = context.input
         self._counts = context.subtask == 0
-        self.kept = Keeper(context, keyed=False)
+        self.state_parts = StateParts(context, keyed=False)
         return context.input
 
     def process(self, batch: Batch) -> None:
@@ -45,11 +45,11 @@ class Head(Keeping):
         selection = pa.array(np.arange(rows, dtype=np.int32)) if batch.selection is None else batch.selection[:rows]
         self.emit(reselected(batch, selection, batch.hashes))
 
-    def noted(self) -> dict[str, Any]:
+    def own_facts(self) -> dict[str, Any]:
         return {"passed": self._passed}
 
-    def recall(self, saved: Sequence[Saved]) -> None:
-        self._passed = self.kept.once(saved, "passed")
+    def after_restore(self, saved: Sequence[Saved]) -> None:
+        self._passed = self.state_parts.once(saved, "passed")
 
     def group_count(self) -> int:
         """1 when it has passed rows: a program that would lose the count, and pass n rows again, is refused at its start."""
@@ -70,7 +70,7 @@ class Head(Keeping):
             yield pa.record_batch({"rows": pa.array([self._passed], pa.int64())})
 
 
-class Sample(Keeping):
+class Sample(StatefulOperator):
     """Passes each row with the probability `fraction`, by a generator of this subtask that goes on where the checkpoint left it.
 
     A subtask that the app had not before begins with a new generator.
@@ -81,7 +81,7 @@ class Sample(Keeping):
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._random = np.random.Generator(np.random.PCG64([self._seed, context.subtask]))
-        self.kept = Keeper(context)
+        self.state_parts = StateParts(context)
         return context.input
 
     def process(self, batch: Batch) -> None:
@@ -90,14 +90,14 @@ class Sample(Keeping):
             selection = kept if batch.selection is None else batch.selection.take(kept)
             self.emit(reselected(batch, selection, batch.hashes))
 
-    def noted(self) -> dict[str, Any]:
+    def own_facts(self) -> dict[str, Any]:
         state = self._random.bit_generator.state["state"]
         return {"state": str(state["state"]), "inc": str(state["inc"])}
 
     def state_schema(self) -> dict[str, Any]:
         return {"kind": "sample", "fraction": self._fraction, "seed": self._seed}
 
-    def recall(self, saved: Sequence[Saved]) -> None:
+    def after_restore(self, saved: Sequence[Saved]) -> None:
         given = self._random.bit_generator.state
         for part in saved:
             if part.facts["inc"] == str(given["state"]["inc"]):  # the increment tells the generators of subtasks apart

@@ -30,11 +30,11 @@ from sabot.operators.base import (
     without_time,
 )
 from sabot.operators.event_time import ComputedTime
-from sabot.operators.keeping import Keeper, Keeping
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
 from sabot.operators.rows.bad import BadRows
 from sabot.operators.rows.origin import of_selected, reselected, with_columns_of
+from sabot.operators.state_parts import StatefulOperator, StateParts
 
 _MOST_STEPS = 1024
 
@@ -115,7 +115,7 @@ class _Part:
             del self.former[:at], self.new[:at]
 
 
-class NewTime(Keeping, HoldsMarks):
+class NewTime(StatefulOperator, HoldsMarks):
     """Rows with the event time that is computed of their columns. Its watermark is the greatest one that has `passed` less the lateness;
     the watermarks of the input go no further. Of an input without event time it goes by the rows of this subtask alone.
 
@@ -149,7 +149,7 @@ class NewTime(Keeping, HoldsMarks):
         self._passed.join(context.subtask)
         self._greatest_ms = self._told_ms = START_OF_TIME
         self._schema = with_time(rows)
-        self.kept = Keeper(context)
+        self.state_parts = StateParts(context)
         return self._schema
 
     def process(self, batch: Batch) -> None:
@@ -192,10 +192,10 @@ class NewTime(Keeping, HoldsMarks):
             self._told_ms = greatest_ms - self._lateness_ms
             self.on_mark(Watermark(self._told_ms))
 
-    def noted(self) -> dict[str, Any]:
+    def own_facts(self) -> dict[str, Any]:
         return self._passed.facts(self._subtask) if self._timed else {"greatest": self._greatest_ms, "ahead": []}
 
-    def recall(self, saved: Sequence[Saved]) -> None:
+    def after_restore(self, saved: Sequence[Saved]) -> None:
         for part in saved:
             self._passed.load(self._subtask, part.facts)
         self._greatest_ms = min(part.facts["greatest"] for part in saved)
@@ -207,7 +207,7 @@ class NewTime(Keeping, HoldsMarks):
         return self._bad.statistics() if hasattr(self, "_bad") else {}
 
 
-class ArrivalTime(Keeping, HoldsMarks, Polled):
+class ArrivalTime(StatefulOperator, HoldsMarks, Polled):
     """Rows whose event time is the time at which they come here. Its watermark is the clock.
 
     Time never goes back: where the clock does, or is behind the one that the checkpoint saw, it stands still until the clock has caught up.
@@ -218,7 +218,7 @@ class ArrivalTime(Keeping, HoldsMarks, Polled):
         self._schema = with_time(without_time(context.input))
         self._clock = context.clock
         self._now_ms = self._told_ms = START_OF_TIME
-        self.kept = Keeper(context)
+        self.state_parts = StateParts(context)
         return self._schema
 
     def process(self, batch: Batch) -> None:
@@ -238,10 +238,10 @@ class ArrivalTime(Keeping, HoldsMarks, Polled):
         if isinstance(mark, Watermark) and mark.timestamp_ms == END_OF_TIME:
             self.on_mark(mark)
 
-    def noted(self) -> dict[str, Any]:
+    def own_facts(self) -> dict[str, Any]:
         return {"now": self._now_ms}
 
-    def recall(self, saved: Sequence[Saved]) -> None:
+    def after_restore(self, saved: Sequence[Saved]) -> None:
         self._now_ms = max(part.facts["now"] for part in saved)
 
     def state_schema(self) -> dict[str, Any]:

@@ -27,13 +27,21 @@ from sabot.operators.aggregates.extras import Extras
 from sabot.operators.base import START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Restorable, Saved
 from sabot.operators.columns import time_index
 from sabot.operators.cuts import SlotRows
-from sabot.operators.keeping import Batches, Columns, Keeper, Keeping, StoredTables, columns_schema, last_watermark
 from sabot.operators.keyed.running import CountAggregate
 from sabot.operators.late_rows import LateRows
 from sabot.operators.layout.plan_points import Keys, Planners, PlanPoint
 from sabot.operators.readers import StateReaders, aggregates_of, described
 from sabot.operators.rows.timed import by_arrival
 from sabot.operators.spilled import SpilledGroups
+from sabot.operators.state_parts import (
+    Batches,
+    RowsPart,
+    StatefulOperator,
+    StateParts,
+    TablesPart,
+    columns_schema,
+    last_watermark,
+)
 from sabot.operators.windows.merged import MergedPanes
 from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, stored_window, window_of, window_words
 from sabot.operators.windows.sessions import SessionAggregate
@@ -43,7 +51,7 @@ _FIRST_SLOT = pa.scalar(0, pa.int32())  # pyarrow takes 30 µs to make a scalar 
 _WINDOW_TIME = pa.timestamp("ms", tz="UTC")
 
 
-class WindowAggregate(Keeping):
+class WindowAggregate(StatefulOperator):
     """`aggregates` by `keys` and window: emits the keys, window_start, window_end (exclusive), the aggregates, and TIME_COLUMN, which is
     the last ms of the window.
 
@@ -93,7 +101,7 @@ class WindowAggregate(Keeping):
         # pane -> the keys of rows that came for it after one of its windows was emitted
         self._reopened: dict[int, GroupTable] = {}
         self._carried: Carried | None = None
-        self.kept = self._keeper(context)
+        self.state_parts = self._keeper(context)
         self._merged = self._cache()
         self._watermark = START_OF_TIME
         self._late_before = START_OF_TIME
@@ -265,10 +273,10 @@ class WindowAggregate(Keeping):
     def group_count(self) -> int:
         return self._store.statistics()["groups"] + self._spilled.count
 
-    def noted(self) -> dict[str, Any]:
+    def own_facts(self) -> dict[str, Any]:
         return {"watermark": self._watermark, "late_rows": self._late.count}
 
-    def foretell(self, saved: Sequence[Saved]) -> None:
+    def before_restore(self, saved: Sequence[Saved]) -> None:
         now, shape = self.state_schema()["aggregates"], self._aggregator.shape
         self._carried = carried(saved, now, self.forgets, shape, self._shape_in)
 
@@ -276,15 +284,15 @@ class WindowAggregate(Keeping):
         """Where the state of the aggregates that `reader` describes stands."""
         return Aggregator(self._keys, *described(reader), order=TIME_COLUMN).shape
 
-    def recall(self, saved: Sequence[Saved]) -> None:
+    def after_restore(self, saved: Sequence[Saved]) -> None:
         self._panes = sorted({*self._store.panes, *self._spilled.panes})
         for pane in self._panes:
             self._extras_of(pane)
         self._set_watermark(last_watermark(saved, START_OF_TIME))
-        self._late.recall(self.kept.once(saved, "late_rows"))
+        self._late.add_count(self.state_parts.once(saved, "late_rows"))
         self._settle()
 
-    def _keeper(self, context: OperatorContext) -> Keeper:
+    def _keeper(self, context: OperatorContext) -> StateParts:
         """Keeps the groups, what the kernel cannot keep of them, and the keys of windows that must be emitted again.
 
         The last column of the latter two is the pane of the row.
@@ -304,14 +312,14 @@ class WindowAggregate(Keeping):
             spills=self._aggregator.needs_slots,
             owners=owners,
         )
-        return Keeper(
+        return StateParts(
             context,
             [
-                StoredTables("tables", self._store, self._how_carried),
-                Columns(
+                TablesPart("tables", self._store, self._how_carried),
+                RowsPart(
                     "gathered", self._gathered, self._load_gathered, schema=gathered, keys=owners, renewed=self._renewed
                 ),
-                Columns("reopened", self._reopened_keys, self._load_reopened, schema=reopened, keys=owners),
+                RowsPart("reopened", self._reopened_keys, self._load_reopened, schema=reopened, keys=owners),
                 self._spilled,
             ],
             keyed=len(self._keys) > 0,

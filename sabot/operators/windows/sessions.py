@@ -19,10 +19,10 @@ from sabot.operators.aggregates.carried import Carried, Shape, carried
 from sabot.operators.aggregates.decimals import named_by
 from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.columns import key_columns, key_table, result_schema, time_index
-from sabot.operators.keeping import Keeper, Keeping, columns_schema, last_watermark
 from sabot.operators.late_rows import LateRows
 from sabot.operators.readers import StateReaders, aggregates_of, described
-from sabot.operators.slotted import Slotted
+from sabot.operators.slot_state import SlotState
+from sabot.operators.state_parts import StatefulOperator, StateParts, columns_schema, last_watermark
 from sabot.operators.windows.panes import window_words
 
 _GROUP = "__group"
@@ -31,7 +31,7 @@ _TIMESTAMP = pa.timestamp("ms", "UTC")
 Array: TypeAlias = pa.Array
 
 
-class SessionAggregate(Keeping):
+class SessionAggregate(StatefulOperator):
     """`aggregates` over the sessions of each key: keys, window_start (the first row's time), window_end (the last row's + gap), aggregates.
 
     A session is emitted when the watermark reaches its end. It stays for `allowed_lateness_ms` after that; if rows have changed it, the
@@ -72,7 +72,7 @@ class SessionAggregate(Keeping):
             ],
             timed=True,
         )
-        self.kept = Keeper(context, [self._state], keyed=len(self._keys) > 0)
+        self.state_parts = StateParts(context, [self._state], keyed=len(self._keys) > 0)
         return self._schema
 
     def process(self, batch: Batch) -> None:
@@ -141,17 +141,17 @@ class SessionAggregate(Keeping):
     def group_count(self) -> int:
         return int(self._state.count)
 
-    def noted(self) -> dict[str, Any]:
+    def own_facts(self) -> dict[str, Any]:
         return {"watermark": self._watermark_ms, "late_rows": self._late.count}
 
-    def foretell(self, saved: Sequence[Saved]) -> None:
-        self._state.foretell(saved, self.forgets)
+    def before_restore(self, saved: Sequence[Saved]) -> None:
+        self._state.before_restore(saved, self.forgets)
         self._watermark_ms = last_watermark(saved, None)
         if self._watermark_ms is not None:
             self._sessions.advance(self._watermark_ms)  # the kernel is still empty: this only says which rows are late
 
-    def recall(self, saved: Sequence[Saved]) -> None:
-        self._late.recall(self.kept.once(saved, "late_rows"))
+    def after_restore(self, saved: Sequence[Saved]) -> None:
+        self._late.add_count(self.state_parts.once(saved, "late_rows"))
 
     def close(self) -> None:
         if self._state is not None:
@@ -168,7 +168,7 @@ class SessionAggregate(Keeping):
         }
 
 
-class KeyedRuns(Slotted):
+class KeyedRuns(SlotState):
     """Keys, and the sessions or runs that a kernel numbers: the kernel `runs` says which key slot each number belongs to.
 
     due: from which time on a session or run must be in memory, of the rows that the kernel exports; None: no time ends it. beside: by file
@@ -278,7 +278,7 @@ class Numbered(KeyedRuns):
         self._blank: Array = pa.nulls(0, pa.int64())
         super().__init__(keys, context, runs, due, {"states": self._aggregator.states})
 
-    def foretell(self, saved: Sequence[Saved], forgets: frozenset[str]) -> None:
+    def before_restore(self, saved: Sequence[Saved], forgets: frozenset[str]) -> None:
         """Before a restore: how the checkpoint's aggregates become those of now."""
         now, shape = self.aggregates_schema()["aggregates"], self._aggregator.shape
 

@@ -24,13 +24,13 @@ from sabot.errors import UserError
 from sabot.operators.base import CHUNK_ROWS, START_OF_TIME, TIME_COLUMN, OperatorContext, Saved, with_marks
 from sabot.operators.columns import key_table, time_index
 from sabot.operators.cuts import SlotRows
-from sabot.operators.keeping import Batches, Columns, Keeper, last_watermark, only_columns_of
 from sabot.operators.keyed.top import CANNOT_CHANGE, Ranked, ranked_of, saved_columns
 from sabot.operators.late_rows import LateRows
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
 from sabot.operators.rows.timed import by_arrival
 from sabot.operators.spilled import SpilledGroups
+from sabot.operators.state_parts import Batches, RowsPart, StateParts, last_watermark, only_columns_of
 from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, stored_window, window_of, window_words
 from sabot.state.tables.idle import longest_idle
 
@@ -92,7 +92,7 @@ class WindowTopN(Ranked):
             carried=lambda: self._fewer,
             owners=[self.key_indices[place] for place in context.owners(self.names)],
         )
-        self.kept = self._keeper(context)
+        self.state_parts = self._keeper(context)
         return self._schema
 
     @property
@@ -219,16 +219,16 @@ class WindowTopN(Ranked):
         for end in self._shape.ends(self._of_panes.panes, self._watermark - self._lateness):
             yield from self._results(end)
 
-    def _keeper(self, context: OperatorContext) -> Keeper:
+    def _keeper(self, context: OperatorContext) -> StateParts:
         schema = self._keys_table().export().schema.append(pa.field(PANE_COLUMN, pa.int64()))
         paned, owners = self._paned_schema(), context.owners(self.names)
         of_rows = [self.key_indices[place] for place in owners]
         rows: Any = {"schema": paned, "keys": of_rows, "renewed": partial(only_columns_of, paned)}
-        return Keeper(
+        return StateParts(
             context,
             [
-                Columns("rows", self._cut_rows, self._load, **rows, what="the rows have", hint=CANNOT_CHANGE),
-                Columns("reopened", self._reopened_keys, self._load_reopened, schema=schema, keys=owners),
+                RowsPart("rows", self._cut_rows, self._load, **rows, what="the rows have", hint=CANNOT_CHANGE),
+                RowsPart("reopened", self._reopened_keys, self._load_reopened, schema=schema, keys=owners),
                 self._spilled,
             ],
             keyed=len(self.names) > 0,
@@ -250,10 +250,10 @@ class WindowTopN(Ranked):
     def group_count(self) -> int:
         return self._spilled.count + sum(len(pane.known) for _, pane in self._of_panes.items())
 
-    def noted(self) -> dict[str, Any]:
+    def own_facts(self) -> dict[str, Any]:
         return {"watermark": self._watermark, "late_rows": self._late.count, "arrivals": self._arrivals}
 
-    def foretell(self, saved: Sequence[Saved]) -> None:
+    def before_restore(self, saved: Sequence[Saved]) -> None:
         now, reader = (
             self.saved_schema(),
             next((part.facts["reader"] for part in saved if "reader" in part.facts), None),
@@ -262,12 +262,12 @@ class WindowTopN(Ranked):
         then = now if input is None else saved_columns(input)
         self._fewer = None if then.equals(now) else _Fewer(then, partial(only_columns_of, now))
 
-    def recall(self, saved: Sequence[Saved]) -> None:
+    def after_restore(self, saved: Sequence[Saved]) -> None:
         for start in self._spilled.panes:
             self._of_panes.pane(start)
         self._arrivals = max((part.facts["arrivals"] for part in saved), default=0)
         self._set_watermark(last_watermark(saved, START_OF_TIME))
-        self._late.recall(self.kept.once(saved, "late_rows"))
+        self._late.add_count(self.state_parts.once(saved, "late_rows"))
         self._settle()
 
     def _load(self, data: pa.RecordBatch) -> None:

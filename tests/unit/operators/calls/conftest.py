@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from held_runs import Loop
+from async_runs import Loop
 
 
 @pytest.fixture

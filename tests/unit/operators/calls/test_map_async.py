@@ -13,7 +13,7 @@ from collections import Counter
 
 import pyarrow as pa
 import pytest
-from held_runs import INPUT, OUTPUT, Loop, Run, Service, buried, letters_in, rows, spoken
+from async_runs import INPUT, OUTPUT, Loop, Run, Service, buried, letters_in, rows, spoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,11 +27,11 @@ from sabot.clock import ManualClock
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.errors import InternalError, UserError
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext, Saved, with_time
-from sabot.operators.calls import held_calls
-from sabot.operators.calls.held_calls import HeldCalls
+from sabot.operators.calls import async_operator
+from sabot.operators.calls.async_operator import AsyncOperator
 from sabot.operators.calls.lookups import LookupAsync
 from sabot.operators.calls.map_async import MapAsync
-from sabot.operators.keeping import owned_groups
+from sabot.operators.state_parts import owned_groups
 from sabot.testing import BARRIER, END, ListSink, ScriptedSource, simulate
 
 
@@ -181,7 +181,7 @@ def test_rows_that_hang_behind_the_first_count_as_waiting(loop):
 
 
 def test_bytes_that_wait_have_a_bound_too(loop, monkeypatch):
-    monkeypatch.setattr(held_calls, "_CAPACITY_BYTES", 100)
+    monkeypatch.setattr(async_operator, "_CAPACITY_BYTES", 100)
     service = Service(loop)
     run = mapping(loop, service)
     run.feed(rows(*range(8)))
@@ -226,7 +226,7 @@ def test_one_call_that_hangs_does_not_let_the_queue_grow(loop):
     for n in range(1, 200):
         run.feed(rows(n))
         run.answered(service, n)
-    assert len(run.operator.held) == 1
+    assert len(run.operator.queue) == 1
     assert run.operator.has_room
     run.close()
 
@@ -809,7 +809,7 @@ def test_rows_in_flight_can_be_read_without_the_function(loop, tmp_path):
     saved = run.saved(tmp_path / "saved")
     assert saved.facts["schema"] == {"kind": "calls", "columns": [["n", "int64"]]}
     run.close()
-    reader = HeldCalls(keys=saved.facts["reader"]["keys"])
+    reader = AsyncOperator(keys=saved.facts["reader"]["keys"])
     reader.open(OperatorContext(INPUT, loop=lambda: pytest.fail("nobody is to be called")))
     reader.restore([saved])
     assert [row["n"] for piece in reader.contents() for row in piece.to_pylist()] == [1, 3]

@@ -14,7 +14,7 @@ import msgspec
 import pyarrow as pa
 import pydantic
 import pytest
-from held_runs import LoopClock, Run, Service, letters_in
+from async_runs import LoopClock, Run, Service, letters_in
 
 from sabot import App, col, lit
 from sabot._cython.flow.channel import Watermark
@@ -34,7 +34,7 @@ from sabot.llm import (
     system,
 )
 from sabot.operators.base import OperatorContext
-from sabot.operators.calls.held_calls import HeldCalls
+from sabot.operators.calls.async_operator import AsyncOperator
 from sabot.operators.calls.map_llm import MapLlm
 from sabot.testing import BARRIER, END, ListSink, ScriptedSource, simulate
 
@@ -665,7 +665,7 @@ def test_rows_in_flight_can_be_read_without_the_model(loop, tmp_path):
     reader = run.operator.state_reader()
     run.close()
     assert run.operator.state_schema()["kind"] == "map_llm"
-    reading = HeldCalls(keys=reader["keys"])
+    reading = AsyncOperator(keys=reader["keys"])
     reading.open(OperatorContext(INPUT, loop=lambda: pytest.fail("nobody is to be asked")))
     reading.restore([saved])
     assert [row for data in reading.contents() for row in data.to_pylist()] == rows("a", "b").to_pylist()

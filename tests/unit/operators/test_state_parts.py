@@ -10,7 +10,7 @@ import pytest
 from sabot._cython.groups.partition import hash_columns
 from sabot.errors import CorruptCheckpoint
 from sabot.operators.base import OperatorContext
-from sabot.operators.keeping import Batches, Columns, Keeper, KeptCut, Stored, owned_or_all
+from sabot.operators.state_parts import Batches, PartsCut, RowsPart, StateParts, StorePart, owned_or_all
 from sabot.state.base import Owned, Saved
 from sabot.state.tables.rows import RowStore
 
@@ -27,9 +27,9 @@ class Both:
     def __init__(self, subtask: int = 0, parallelism: int = 1, **given: Any) -> None:
         self.store = RowStore(ROWS, ["k"])
         self.held: list[pa.RecordBatch] = []
-        held = Columns("held", lambda: list(self.held), self.held.append, schema=ROWS, keys=[0], **given)
+        held = RowsPart("held", lambda: list(self.held), self.held.append, schema=ROWS, keys=[0], **given)
         context = OperatorContext(ROWS, subtask, parallelism)
-        self.keeper = Keeper(context, [Stored("left", self.store), held])
+        self.keeper = StateParts(context, [StorePart("left", self.store), held])
 
     def saved(self, directory: Path) -> Saved:
         facts, cut = self.keeper.cut()
@@ -88,7 +88,7 @@ def test_other_columns_are_refused_and_fewer_are_taken_where_that_is_said(tmp_pa
     wide = ROWS.append(pa.field("more", pa.int64()))
     rows = some(range(3)).append_column("more", pa.array([7, 8, 9]))
     (tmp_path / "left").mkdir()
-    KeptCut({"held": Batches(wide, [rows])}).save(tmp_path)
+    PartsCut({"held": Batches(wide, [rows])}).save(tmp_path)
     saved = Saved(tmp_path, {"left": {"format": 1, "rows": 0}})
     with pytest.raises(CorruptCheckpoint, match="other columns than the program now keeps"):
         Both().keeper.restore([saved])
@@ -99,7 +99,7 @@ def test_other_columns_are_refused_and_fewer_are_taken_where_that_is_said(tmp_pa
 
 def test_rows_that_are_made_when_they_are_saved_are_let_go_once(tmp_path: Path) -> None:
     over: list[str] = []
-    cut = KeptCut({"rows": Batches(ROWS, lambda: iter([some(range(2))]), lambda: over.append("over"))})
+    cut = PartsCut({"rows": Batches(ROWS, lambda: iter([some(range(2))]), lambda: over.append("over"))})
     cut.save(tmp_path)
     cut.discard()
     cut.discard()
@@ -130,7 +130,7 @@ def test_what_a_subtask_had_itself_is_not_looked_through_for_its_key_groups(tmp_
             found.append((len(saved), owned is None))
 
     found: list[tuple[int, bool]] = []
-    keeper = Keeper(OperatorContext(ROWS, 1, 2), [Stored("left", Asked())])
+    keeper = StateParts(OperatorContext(ROWS, 1, 2), [StorePart("left", Asked())])
     keeper.restore([Saved(tmp_path, {"left": {}}, own=True)])
     keeper.restore([Saved(tmp_path, {"left": {}})])
     keeper.restore([Saved(tmp_path, {"left": {}})] * 2)

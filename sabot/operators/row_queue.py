@@ -1,18 +1,18 @@
 """Rows that wait for a call and survive a barrier: those of agents, and those of `map_async` and `lookup`.
 
-    add ──▶ HeldRows ▸ HeldRows ▸ HeldRows      in order of arrival, bounded by rows and bytes
-            rows end one by one or many at once; a HeldRows is removed when all its rows have ended
+    add ──▶ QueuedRows ▸ QueuedRows ▸ QueuedRows      in order of arrival, bounded by rows and bytes
+            rows end one by one or many at once; a QueuedRows is removed when all its rows have ended
     barrier ──▶ the rows that have not ended: a checkpoint keeps them, and a restore adds them again in this order
 
 A row has ended when the effects of its call are in the state and in the output: the checkpoint does not need it any more. All rows of
-a HeldRows stay in memory as long as one of them waits, so rows are copied only when a barrier asks for the remaining ones.
+a QueuedRows stay in memory as long as one of them waits, so rows are copied only when a barrier asks for the remaining ones.
 
 The two users differ in this:
 
-- The calls of an agent end in any order, and their results are emitted at once. So its rows have no outcomes, and those of a HeldRows
+- The calls of an agent end in any order, and their results are emitted at once. So its rows have no outcomes, and those of a QueuedRows
   end one by one (`operators.agents`).
 - The results of `map_async` and `lookup` are emitted in the order of the rows, or at least do not cross a watermark. So outcomes wait
-  too, between watermarks, and are saved beside the rows (`calls.held_calls`).
+  too, between watermarks, and are saved beside the rows (`calls.async_operator`).
 """
 
 from collections.abc import Collection, Iterator
@@ -21,10 +21,10 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
-RowNumbers = Any  # numpy, int64: rows of a HeldRows
+RowNumbers = Any  # numpy, int64: rows of a QueuedRows
 
 
-class HeldRows:
+class QueuedRows:
     """Rows that came together.
 
     rows: how many. data: the rows; None: no checkpoint keeps them. topic: where they came from. since: when they came, in seconds of a
@@ -88,64 +88,64 @@ class HeldRows:
         return self.data.take(pa.array(waiting[~np.isin(waiting, list(without))] if without else waiting))
 
 
-H = TypeVar("H", bound=HeldRows)
+H = TypeVar("H", bound=QueuedRows)
 
 
-class Held(Generic[H]):
-    """All HeldRows, in order of arrival. One thread owns it; others may read the figures."""
+class RowQueue(Generic[H]):
+    """All QueuedRows, in order of arrival. One thread owns it; others may read the figures."""
 
     def __init__(self, capacity_rows: int, capacity_bytes: int) -> None:
         self.capacity_rows, self.capacity_bytes = capacity_rows, capacity_bytes
         self.rows = self.nbytes = 0  # rows that wait; bytes of all rows that are in memory because of them
-        self._held: dict[int, H] = {}
+        self._queued: dict[int, H] = {}
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._queued)
 
     def __iter__(self) -> Iterator[H]:
         """Must not be changed while it is iterated."""
-        return iter(self._held.values())
+        return iter(self._queued.values())
 
     @property
     def first(self) -> H | None:
-        """Returns the oldest HeldRows."""
-        return next(iter(self._held.values()), None)
+        """Returns the oldest QueuedRows."""
+        return next(iter(self._queued.values()), None)
 
     @property
     def has_room(self) -> bool:
-        """Returns whether more rows may come. Rows that come nevertheless are held too."""
+        """Returns whether more rows may come. Rows that come nevertheless are queued too."""
         return self.rows < self.capacity_rows and self.nbytes < self.capacity_bytes
 
-    def add(self, held: H) -> None:
-        """Adds a HeldRows behind all others, and counts its rows that have not ended."""
-        if held.left:
-            self._held[id(held)] = held
-            self.rows += held.left
-            self.nbytes += held.nbytes
+    def add(self, queued: H) -> None:
+        """Adds a QueuedRows behind all others, and counts its rows that have not ended."""
+        if queued.left:
+            self._queued[id(queued)] = queued
+            self.rows += queued.left
+            self.nbytes += queued.nbytes
 
-    def end(self, held: H, row: int) -> bool:
-        """Ends this row. Returns whether it was the last of its HeldRows. Agents call this for each record."""
-        marks = held._ended
+    def end(self, queued: H, row: int) -> bool:
+        """Ends this row. Returns whether it was the last of its QueuedRows. Agents call this for each record."""
+        marks = queued._ended
         if marks is None:
-            marks = held._ended = bytearray(held.rows)
+            marks = queued._ended = bytearray(queued.rows)
         marks[row] = 1
-        held.left -= 1
+        queued.left -= 1
         self.rows -= 1
-        return not held.left and self._drop(held)
+        return not queued.left and self._drop(queued)
 
-    def end_rows(self, held: H, rows: RowNumbers) -> bool:
+    def end_rows(self, queued: H, rows: RowNumbers) -> bool:
         """Ends these rows. Returns as `end` does."""
-        held.end_rows(rows)
+        queued.end_rows(rows)
         self.rows -= len(rows)
-        return not held.left and self._drop(held)
+        return not queued.left and self._drop(queued)
 
-    def end_first(self, held: H, count: int) -> bool:
+    def end_first(self, queued: H, count: int) -> bool:
         """Ends the first `count` rows of it that wait. Returns as `end` does."""
-        held.end_first(count)
+        queued.end_first(count)
         self.rows -= count
-        return not held.left and self._drop(held)
+        return not queued.left and self._drop(queued)
 
-    def _drop(self, held: H) -> bool:
-        del self._held[id(held)]
-        self.nbytes -= held.nbytes
+    def _drop(self, queued: H) -> bool:
+        del self._queued[id(queued)]
+        self.nbytes -= queued.nbytes
         return True

@@ -12,7 +12,7 @@ _PIECE_ROWS = 16_384  # smaller pieces are put together when they have so many r
 _PIECES = 256  # or when there are so many of them
 
 
-class KeptRows:
+class PatternRows:
     """Rows by their numbers. Rows are appended in pieces; numbers ascend from piece to piece, without gaps within one."""
 
     def __init__(self, schema: pa.Schema) -> None:

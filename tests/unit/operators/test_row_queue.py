@@ -1,18 +1,18 @@
-"""Rows that wait and survive a barrier (`operators.held`), beside a plain list of them."""
+"""Rows that wait and survive a barrier (`operators.row_queue`), beside a plain list of them."""
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sabot.operators.held import Held, HeldRows
+from sabot.operators.row_queue import QueuedRows, RowQueue
 
 
-def chunk(first: int, rows: int) -> HeldRows:
-    return HeldRows(rows, pa.record_batch({"n": range(first, first + rows)}), topic="in")
+def chunk(first: int, rows: int) -> QueuedRows:
+    return QueuedRows(rows, pa.record_batch({"n": range(first, first + rows)}), topic="in")
 
 
-def left(held: Held[HeldRows]) -> list[int]:
+def left(held: RowQueue[QueuedRows]) -> list[int]:
     """What a barrier would save."""
     pieces = [each.waiting_data() for each in held]
     return [n for piece in pieces if piece is not None for n in piece["n"].to_pylist()]
@@ -25,9 +25,9 @@ ADDS = st.tuples(st.just("add"), st.integers(0, 5))
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.one_of(ADDS, ENDS), max_size=40))
 def test_a_barrier_saves_the_rows_that_have_not_ended_in_the_order_in_which_they_came(steps) -> None:
-    held: Held[HeldRows] = Held(1000, 1 << 20)
+    held: RowQueue[QueuedRows] = RowQueue(1000, 1 << 20)
     twin: list[int] = []
-    owner: dict[int, tuple[HeldRows, int]] = {}
+    owner: dict[int, tuple[QueuedRows, int]] = {}
     count = 0
     for step, what in steps:
         if step == "add":
@@ -49,7 +49,7 @@ def test_a_barrier_saves_the_rows_that_have_not_ended_in_the_order_in_which_they
 
 
 def test_rows_may_end_from_the_first_on() -> None:
-    held: Held[HeldRows] = Held(1000, 1 << 20)
+    held: RowQueue[QueuedRows] = RowQueue(1000, 1 << 20)
     first, second = chunk(0, 3), chunk(3, 2)
     held.add(first)
     held.add(second)
@@ -63,7 +63,7 @@ def test_rows_may_end_from_the_first_on() -> None:
 
 @pytest.mark.parametrize(("rows", "nbytes", "has_room"), [(5, 1000, True), (4, 1000, False), (5, 32, False)])
 def test_they_are_bounded_by_rows_and_bytes(rows, nbytes, has_room) -> None:
-    held: Held[HeldRows] = Held(rows, nbytes)
+    held: RowQueue[QueuedRows] = RowQueue(rows, nbytes)
     held.add(chunk(0, 4))  # 32 bytes
     assert held.has_room is has_room
     held.add(chunk(4, 4))
@@ -71,8 +71,8 @@ def test_they_are_bounded_by_rows_and_bytes(rows, nbytes, has_room) -> None:
 
 
 def test_rows_that_no_checkpoint_keeps_count_all_the_same() -> None:
-    held: Held[HeldRows] = Held(2, 1000)
-    timers = HeldRows(2)
+    held: RowQueue[QueuedRows] = RowQueue(2, 1000)
+    timers = QueuedRows(2)
     held.add(timers)
     assert (held.rows, held.has_room, left(held)) == (2, False, [])
     held.end(timers, 1)

@@ -39,14 +39,14 @@ from sabot.operators.base import (
 from sabot.operators.calls.answers import Answers, joined
 from sabot.operators.calls.chunks import Chunk, Done, Segment
 from sabot.operators.calls.saved import CallsCut, filtered, read_done
-from sabot.operators.held import Held, RowNumbers
-from sabot.operators.keeping import columns_schema, last_watermark, owned_groups, read_batches
+from sabot.operators.row_queue import RowNumbers, RowQueue
+from sabot.operators.state_parts import columns_schema, last_watermark, owned_groups, read_batches
 
 _EMIT_ROWS = 65_536
 _CAPACITY_BYTES = 64 << 20
 
 
-class HeldCalls(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
+class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
     """The queue of `MapAsync`, `LookupAsync` and `MapLlm`. By itself it makes no calls: then it shows what a checkpoint holds.
 
     keys: columns by whose key group rows come to this subtask; none: they come to any. With another parallelism, or other keys, rows in
@@ -75,7 +75,7 @@ class HeldCalls(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
         self._ordered, self._options = ordered, options or CallOptions()
         self._skip = self._options.on_error == "skip"
         self._segments = deque([Segment()])
-        self.held: Held[Chunk] = Held(2 * self._options.concurrency, _CAPACITY_BYTES)
+        self.queue: RowQueue[Chunk] = RowQueue(2 * self._options.concurrency, _CAPACITY_BYTES)
         self._watermark_ms: int | None = None  # the last one that came
         self._handover: Handover | None = None
         self._new: list[Chunk] = []  # chunks that were not given to the crew yet
@@ -121,7 +121,7 @@ class HeldCalls(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
             self._segments.append(Segment())
         chunk.segment = self._segments[-1]
         chunk.segment.chunks += chunk.left > 0
-        self.held.add(chunk)
+        self.queue.add(chunk)
         if chunk.settled.any():
             self._touched[id(chunk)] = chunk
         if chunk.calls:
@@ -153,11 +153,11 @@ class HeldCalls(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
 
     @property
     def has_room(self) -> bool:
-        return self.held.has_room
+        return self.queue.has_room
 
     @property
     def is_empty(self) -> bool:
-        return len(self._segments) == 1 and not self.held and not self._segments[0].is_closed
+        return len(self._segments) == 1 and not self.queue and not self._segments[0].is_closed
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
@@ -195,16 +195,16 @@ class HeldCalls(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
             for mark in segment.marks():
                 self.on_mark(mark)
             segment = self._segments[0]
-            looked_at = [chunk for chunk in self.held if chunk.segment is segment]
+            looked_at = [chunk for chunk in self.queue if chunk.segment is segment]
 
     def _from_front(self, segment: Segment) -> list[tuple[Chunk, RowNumbers]]:
         parts = []
-        while (chunk := self.held.first) is not None and chunk.segment is segment:
+        while (chunk := self.queue.first) is not None and chunk.segment is segment:
             rows = chunk.ready(True)
             if not len(rows):
                 break
             parts.append((chunk, rows))
-            if not self.held.end_first(chunk, len(rows)):
+            if not self.queue.end_first(chunk, len(rows)):
                 break
             segment.chunks -= 1
         return parts
@@ -215,7 +215,7 @@ class HeldCalls(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
             rows = chunk.ready(False)
             if len(rows):
                 parts.append((chunk, rows))
-                chunk.segment.chunks -= self.held.end_rows(chunk, rows)
+                chunk.segment.chunks -= self.queue.end_rows(chunk, rows)
         return parts
 
     def _emit_parts(self, parts: list[tuple[Chunk, RowNumbers]]) -> None:
@@ -273,14 +273,14 @@ class HeldCalls(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
             "subtask": self._context.subtask,
             "watermark": self._watermark_ms,
             "marks": self._marks(),
-            **self.about_state(self.held.rows),
+            **self.about_state(self.queue.rows),
         }
-        waiting = [(chunk, chunk.waiting(), chunk.settled.copy()) for chunk in self.held]
+        waiting = [(chunk, chunk.waiting(), chunk.settled.copy()) for chunk in self.queue]
         return facts, CallsCut(self.input, self._answers(), waiting)
 
     def _marks(self) -> list[list[int]]:
         """(rows before it, ms) of each watermark. Idleness is not saved: the inputs tell it anew after a restore."""
-        rows, marks, chunks = 0, [], iter(self.held)
+        rows, marks, chunks = 0, [], iter(self.queue)
         for segment in self._segments:
             rows += sum(chunk.left for chunk in islice(chunks, segment.chunks))
             if segment.watermark is not None:
@@ -304,7 +304,7 @@ class HeldCalls(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
 
     def contents(self) -> Iterator[pa.RecordBatch]:
         """The rows that are held: those whose calls have not ended, and those whose results may not go out yet."""
-        for chunk in self.held:
+        for chunk in self.queue:
             yield chunk.data.take(pa.array(chunk.waiting()))
 
     def restore(self, saved: list[Saved], forgets: frozenset[str] = frozenset()) -> None:
@@ -371,4 +371,4 @@ class HeldCalls(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
 
     def statistics(self) -> dict[str, Any]:
         calls = {} if self._handover is None else self._handover.statistics()
-        return {"held_rows": self.held.rows, "held_bytes": self.held.nbytes, "dead_rows": self._dead_rows, **calls}
+        return {"held_rows": self.queue.rows, "held_bytes": self.queue.nbytes, "dead_rows": self._dead_rows, **calls}

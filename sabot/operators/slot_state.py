@@ -24,11 +24,11 @@ from sabot._cython.groups.tables import give_back
 from sabot.disk import make_folder
 from sabot.operators.base import Cut, OperatorContext, Saved
 from sabot.operators.cuts import MEMORY_SHARE, OpenCuts, OpenRows, Rows
-from sabot.operators.keeping import (
+from sabot.operators.state_parts import (
     CANNOT_CHANGE,
     Batches,
-    Kept,
     Owned,
+    StatePart,
     columns_in,
     key_hashes,
     other_columns,
@@ -46,7 +46,7 @@ _LAST_TICK = 1 << 30
 _COLD = "cold"
 
 
-class Slotted(Kept):
+class SlotState(StatePart):
     """The state of each key of `known`. Has one owner, the subtask's thread; what it does with the state it does within `changing`, in
     which nothing is emitted: the thread that saves a cut waits meanwhile.
 
@@ -215,7 +215,7 @@ class Slotted(Kept):
         if cold is None and not len(self.known):
             return facts, {}
         rows = self._cuts.open(self.rows_of, self.known.statistics()["slots"], nbytes=self.nbytes)
-        return facts, {self._name: _SlottedCut(self, rows, cold)}
+        return facts, {self._name: _SlotStateCut(self, rows, cold)}
 
     @property
     def _fact(self) -> str:
@@ -326,10 +326,10 @@ def saved_rows(part: Saved, name: str) -> Iterator[pa.RecordBatch]:
         yield from read_segments(part.directory / _COLD, schema, told)
 
 
-class _SlottedCut:
+class _SlotStateCut:
     """The state at a barrier, as a Cut: the rows of the slots that there were, and the segments."""
 
-    def __init__(self, state: Slotted, rows: OpenRows, cold: SegmentsCut | None) -> None:
+    def __init__(self, state: SlotState, rows: OpenRows, cold: SegmentsCut | None) -> None:
         self._state, self._rows, self._cold = state, rows, cold
 
     def save(self, directory: Path) -> int:

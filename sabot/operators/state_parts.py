@@ -1,9 +1,9 @@
 """What operators keep at a barrier, and how it comes back: written once for all of them.
 
-An operator (`Keeping`) names what it keeps (`Keeper`); of each there is
+An operator (`StatefulOperator`) names what it keeps (`StateParts`); of each there is
 
-    a store     TABLES/          the folder into which the store's own cut is saved; the store's facts under the same name    `Stored`
-    columns     NAME.arrow       an Arrow IPC stream of rows that stand in memory                                             `Columns`
+    a store     TABLES/          the folder into which the store's own cut is saved; the store's facts under the same name    `StorePart`
+    columns     NAME.arrow       an Arrow IPC stream of rows that stand in memory                                             `RowsPart`
 
 At a barrier each gives its facts and its cut. At a restore each gets what all subtasks of the checkpoint had saved, and takes from it
 what belongs to the key groups of this subtask.
@@ -32,15 +32,15 @@ from sabot.state.tables.store import TableStore
 __all__ = [
     "CANNOT_CHANGE",
     "Batches",
-    "Columns",
-    "Keeper",
-    "Keeping",
-    "KeepsWatermark",
-    "Kept",
-    "KeptCut",
     "Owned",
-    "Stored",
-    "StoredTables",
+    "PartsCut",
+    "RowsPart",
+    "SavesWatermark",
+    "StatePart",
+    "StateParts",
+    "StatefulOperator",
+    "StorePart",
+    "TablesPart",
     "columns_in",
     "columns_schema",
     "fewer_columns",
@@ -76,7 +76,7 @@ class Batches:
         return path.stat().st_size
 
 
-class KeptCut:
+class PartsCut:
     """The cuts of all that an operator keeps, as one Cut. A store's cut is saved in a folder of its name, rows in NAME.arrow.
 
     A store with the name "" is saved into the operator's own folder.
@@ -106,7 +106,7 @@ class KeptCut:
                 part.discard()
 
 
-class Kept(ABC):
+class StatePart(ABC):
     """One thing that an operator keeps, and that a checkpoint saves."""
 
     @abstractmethod
@@ -119,13 +119,13 @@ class Kept(ABC):
 
 
 class Store(Protocol):
-    """What `Stored` keeps: a TableStore, a RowStore, or what cuts and restores as these do."""
+    """What `StorePart` keeps: a TableStore, a RowStore, or what cuts and restores as these do."""
 
     def cut(self) -> tuple[dict[str, Any], Cut | None]: ...
     def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None: ...
 
 
-class Stored(Kept):
+class StorePart(StatePart):
     """A store. Its facts stand under `name` among the operator's facts; with the name "" they are facts of the operator itself.
 
     folder: where its cut is saved, if not under the name. everywhere: all subtasks have the same rows, so one of them is restored.
@@ -150,7 +150,7 @@ class Stored(Kept):
             self._store.restore(parts, owned)
 
 
-class StoredTables(Stored):
+class TablesPart(StorePart):
     """A TableStore. carried: at a restore, how the groups of the checkpoint become groups of the store; None: they go on as they are."""
 
     def __init__(self, name: str, store: TableStore, carried: Callable[[], Renewal | None]) -> None:
@@ -167,7 +167,7 @@ class _Renewing:
         self._store.restore(saved, owned, self._carried())
 
 
-class Columns(Kept):
+class RowsPart(StatePart):
     """Rows in memory, kept as columns.
 
     rows: gives the rows for a cut. load: takes back the rows that belong here, batch by batch. schema: of the rows; keys: the indices of
@@ -212,27 +212,27 @@ class Columns(Kept):
                     self._load(rows)
 
 
-class Keeper:
+class StateParts:
     """All that an operator keeps, in the order in which it is restored. keyed: rows are shared by key groups; else subtask 0 has all."""
 
-    def __init__(self, context: OperatorContext, kept: Sequence[Kept] = (), *, keyed: bool = True) -> None:
-        self._context, self._kept, self._keyed = context, list(kept), keyed
+    def __init__(self, context: OperatorContext, parts: Sequence[StatePart] = (), *, keyed: bool = True) -> None:
+        self._context, self._parts, self._keyed = context, list(parts), keyed
 
     def cut(self) -> tuple[dict[str, Any], Cut | None]:
         """The facts of all that is kept, and their cuts as one."""
         facts: dict[str, Any] = {}
         parts: dict[str, Cut | Batches] = {}
-        for each in self._kept:
+        for each in self._parts:
             told, cuts = each.cut()
             facts |= told
             parts |= cuts
-        return facts, KeptCut(parts) if parts else None
+        return facts, PartsCut(parts) if parts else None
 
     def restore(self, saved: Sequence[Saved]) -> None:
         """Takes back what belongs to this subtask. saved: an entry for each subtask of the checkpoint."""
         # What is this subtask's own is taken over whole: so a store links its database, and does not write it anew.
         owned = None if all(part.own for part in saved) else owned_or_all(self._context, self._keyed)
-        for each in self._kept:
+        for each in self._parts:
             each.restore(saved, owned)
 
     def once(self, saved: Sequence[Saved], fact: str) -> int:
@@ -243,51 +243,51 @@ class Keeper:
         return sum(part.facts[fact] for part in saved) if mine else 0
 
 
-class Keeping(Stateful):
-    """An operator with state: `open` sets `kept`, and snapshot and restore are made of it here, for all operators.
+class StatefulOperator(Stateful):
+    """An operator with state: `open` sets `state_parts`, of which snapshots and restores are made.
 
     What remains an operator's own is how its state reads: `state_schema`, `state_reader` and `contents` name its columns, and only the
     operator knows what these mean.
     """
 
-    kept: Keeper
+    state_parts: StateParts
     forgets: frozenset[str] = frozenset()  # the names of which a restore takes nothing over
 
     def group_count(self) -> int:
         """About how many groups or rows it keeps. A start that would lose them is refused; 0 where they may be lost."""
         return 0
 
-    def noted(self) -> dict[str, Any]:
+    def own_facts(self) -> dict[str, Any]:
         """Facts of its own for the manifest: JSON values."""
         return {}
 
-    def foretell(self, saved: Sequence[Saved]) -> None:
+    def before_restore(self, saved: Sequence[Saved]) -> None:
         """Before what it keeps comes back: facts by which that is judged, as the watermark below which values have expired."""
 
-    def recall(self, saved: Sequence[Saved]) -> None:
+    def after_restore(self, saved: Sequence[Saved]) -> None:
         """After what it keeps has come back: the other facts that it had noted, an entry for each subtask that it had."""
 
     def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
-        noted = self.noted()
-        facts, cut = self.kept.cut()
+        noted = self.own_facts()
+        facts, cut = self.state_parts.cut()
         return {**noted, **facts, **self.about_state(self.group_count())}, cut
 
     def restore(self, saved: list[Saved], forgets: frozenset[str] = frozenset()) -> None:
         self.forgets = forgets
-        self.foretell(saved)
-        self.kept.restore(saved)
-        self.recall(saved)
+        self.before_restore(saved)
+        self.state_parts.restore(saved)
+        self.after_restore(saved)
 
 
-class KeepsWatermark(Keeping):
+class SavesWatermark(StatefulOperator):
     """An operator that goes on after a restore with the watermark that it was told last."""
 
     _watermark = START_OF_TIME
 
-    def noted(self) -> dict[str, Any]:
+    def own_facts(self) -> dict[str, Any]:
         return {"watermark": self._watermark}
 
-    def recall(self, saved: Sequence[Saved]) -> None:
+    def after_restore(self, saved: Sequence[Saved]) -> None:
         self._watermark = last_watermark(saved, START_OF_TIME)
 
 
