@@ -145,10 +145,10 @@ class App(AgentDeclarations, HasStreams, HasTopics):
 
     def collect(self, node: Node, limit: int | None, seconds: float | None) -> pa.Table:
         """Runs the steps up to this node; called by `Stream.collect`."""
-        from sabot.runtime.looking import rows_of
+        from sabot.runtime.collecting import collect_rows
 
         self._collected.update(id(read) for read in walk([node]))
-        return rows_of(self.agent_runtime.runner, node, limit, seconds)
+        return collect_rows(self.agent_runtime.runner, node, limit, seconds)
 
     def explain(self, node: Node) -> str:
         """Returns the plan of the steps up to this node; called by `Stream.explain`."""

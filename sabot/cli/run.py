@@ -147,7 +147,7 @@ def _loaded(target: str, settings: dict[str, Any], worker: Sequence[str]) -> "Ap
     """worker: the command that starts a worker of it."""
     app = load_app(target)
     settings = dict(settings)
-    meeting = {name: settings.pop(name, None) for name in ("workers", "listen", "secrets", "ray", "ray_resources")}
+    cluster = {name: settings.pop(name, None) for name in ("workers", "listen", "secrets", "ray", "ray_resources")}
     if settings.get("from_") is not None:
         from sabot.cli.app_checkpoints import find_checkpoints
 
@@ -160,7 +160,7 @@ def _loaded(target: str, settings: dict[str, Any], worker: Sequence[str]) -> "Ap
         settings = settings | {"from_": f"{saved.location}@{saved.manifest().checkpoint_id}"}
     try:
         app.configure(**settings | {"until": until_of(settings.get("until"))})
-        _spread(app, worker, **meeting)
+        _spread(app, worker, **cluster)
     except UserError as error:
         raise WrongUse(error.message, hint=error.hint) from error
     return app
@@ -183,7 +183,7 @@ def _spread(
                 "--listen, --secrets and --ray are for an app of several workers", hint="give --workers N too"
             )
         return
-    from sabot.workers import LocalLauncher, TcpMeeting, over_workers  # here, so that other commands do not load it
+    from sabot.workers import LocalLauncher, TcpRendezvous, over_workers  # here, so that other commands do not load it
 
     launcher: Callable[[], Launcher] | None = None
     if ray is not None:
@@ -194,4 +194,4 @@ def _spread(
         raise WrongUse("--ray-resources is for workers on Ray", hint="give --ray ADDRESS too")
     elif listen is None:
         launcher = partial(LocalLauncher, [sys.executable, "-P", "-m", "sabot", *worker])
-    app.workers = over_workers(app, TcpMeeting.of(launcher, listen, secrets), workers)
+    app.workers = over_workers(app, TcpRendezvous.of(launcher, listen, secrets), workers)

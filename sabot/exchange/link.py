@@ -51,7 +51,7 @@ def credentials(token: str) -> list[tuple[bytes, bytes]]:
     return [(_HEADER.encode(), f"Bearer {token}".encode())]
 
 
-class Doorkeeper(flight.ServerMiddlewareFactory):  # type: ignore[misc]  # pyarrow has no types
+class TokenCheck(flight.ServerMiddlewareFactory):  # type: ignore[misc]  # pyarrow has no types
     """Refuses every call that does not show the token."""
 
     def __init__(self, token: str) -> None:

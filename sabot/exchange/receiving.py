@@ -19,7 +19,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import END, Channel, ChannelClosed
 from sabot.errors import UNREADABLE, InternalError, SabotError, TransientError
 from sabot.exchange.frames import Frame, element_of, word_aligned
-from sabot.exchange.link import CLOSED, Doorkeeper, Tls, address_of, cut_off, location, reason
+from sabot.exchange.link import CLOSED, Tls, TokenCheck, address_of, cut_off, location, reason
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has 
         self._on_failed = on_failed
         self._timeout = timeout
         self._most_bytes = most_bytes
-        self._doorkeeper = Doorkeeper(token)
+        self._doorkeeper = TokenCheck(token)
         self._changed = threading.Condition()  # of all below
         self._edges: dict[str, Inbound] = {}
         self._silent: dict[str, int] = {}  # rounds in which nothing was heard of a session

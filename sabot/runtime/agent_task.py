@@ -25,7 +25,7 @@ from sabot.metrics import Sample
 from sabot.operators import AgentOperator, DurableAgentOperator
 from sabot.operators.agents.timers import KeyTimers, cut_timers
 from sabot.process_exit import EXITS, find_exit, wrap_exit
-from sabot.runtime.feeding import AgentSource
+from sabot.runtime.agent_source import AgentSource
 from sabot.runtime.jobs import DurableJobs
 from sabot.runtime.reading import Reader
 from sabot.runtime.stream_feed import StreamFeed

@@ -35,7 +35,7 @@ from sabot.kafka import open_source
 from sabot.metrics import Health, Metrics, Sample
 from sabot.probes import Page, page_of
 from sabot.process_exit import Exit, find_exit
-from sabot.runtime.blocking import Watch
+from sabot.runtime.blocking import BlockingMonitor
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.origin import Origin
@@ -71,7 +71,7 @@ class AppRunner:
         self.left_behind: list[str] = []  # calls that ignored their cancellation when the app stopped
         self.restarts = 0
         self._origin = Origin(app)
-        self._watch: Watch | None = None
+        self._watch: BlockingMonitor | None = None
         self._run: Run | None = None  # set from the start to the end of the stop
         self._last_figures: dict[str, Any] = {name: {} for name in LASTING}  # those of the last run
         self._failure: SabotError | None = None  # the failure that ended the last run
@@ -185,7 +185,7 @@ class AppRunner:
             if self.app.workers is not None:
                 self.app.workers.begun()
             if not threads.simulated:
-                self._watch = Watch(run.busy)
+                self._watch = BlockingMonitor(run.busy)
         except BaseException:
             self._run_is_over()
             for agent in self.agents.values():

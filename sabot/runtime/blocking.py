@@ -38,14 +38,14 @@ class BusyTask(Protocol):
 
 
 @dataclass
-class _Told:
+class _BlockedCall:
     """A function that holds something up. since: when that began; next_s: how long it lasts when it is named next."""
 
     since: float
     next_s: float
 
 
-class Watch:
+class BlockingMonitor:
     """Watches an event loop and the threads of streams. Made and closed on the loop."""
 
     def __init__(self, busy: Callable[[], tuple[Sequence[BusyTask], Mapping[str, int]]]) -> None:
@@ -53,8 +53,8 @@ class Watch:
         self._busy = busy
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._asked: _Told | None = None  # a sign of life that has not come
-        self._steps: dict[str, _Told] = {}
+        self._asked: _BlockedCall | None = None  # a sign of life that has not come
+        self._steps: dict[str, _BlockedCall] = {}
         self._over = threading.Event()
         self._watching = threading.Thread(target=self._watch, name="sabot-watch", daemon=True)
         self._watching.start()
@@ -74,7 +74,7 @@ class Watch:
     def _look_at_loop(self, now: float) -> bool:
         """False when the loop is closed."""
         if self._asked is None:
-            self._asked = _Told(now, BLOCKED_S)
+            self._asked = _BlockedCall(now, BLOCKED_S)
             try:
                 self._loop.call_soon_threadsafe(self._lives)
             except RuntimeError:
@@ -112,7 +112,7 @@ class Watch:
             if since is None:
                 self._steps.pop(task.name, None)
             elif told is None or told.since != since:
-                self._steps[task.name] = _Told(since, STEP_S)
+                self._steps[task.name] = _BlockedCall(since, STEP_S)
             elif now - since >= told.next_s:
                 told.next_s *= AGAIN
                 found = None if task.handle.ident is None else held_up_by(task.handle.ident)

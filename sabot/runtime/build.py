@@ -41,7 +41,7 @@ from sabot.plan import Edge, Plan, Reading, Stage, Step, agreed_nans, check, end
 from sabot.runtime.agent_output import AgentInput, AgentOutput
 from sabot.runtime.alignment import Alignment
 from sabot.runtime.decoding import codec_of, format_facts
-from sabot.runtime.edges import Branch, Built, Edges, LetterOutput, stage_of
+from sabot.runtime.edges import Branch, BuiltStage, DeadLetterOutput, Edges, stage_of
 from sabot.runtime.event_time import SourceTime, source_time
 from sabot.runtime.filling import Filling
 from sabot.runtime.inference import wait_for_columns
@@ -74,7 +74,7 @@ class Build:
         """agents: those of the app. wanted: delivery= of the Sinks that agents write, by the id of the Sink. loop: runs async calls."""
         self.settings = settings
         self.plan: Plan | None = None
-        self.stages: dict[str, Built] = {}  # upstream first
+        self.stages: dict[str, BuiltStage] = {}  # upstream first
         self.inputs: list[tuple[Reading, StreamTask, SourceInput]] = []
         self.of_agents: list[tuple[Reading, StreamTask, SourceInput]] = []  # as `inputs`: those that read agents
         self.given: dict[str, AgentOutput] = {}  # by the id of an agent: the source through which a stream reads it
@@ -118,10 +118,10 @@ class Build:
         for stage in self.plan.stages:
             if stage.id in readers:
                 stage.parallelism = len(readers[stage.id][0])
-        self.settings.spread.agree(self.plan)
+        self.settings.placement.agree(self.plan)
         for stage in self.plan.stages:
             self.stages[stage.id] = self._built(stage)
-        self._edges = Edges(self.plan, self.stages, self.settings.spread)
+        self._edges = Edges(self.plan, self.stages, self.settings.placement)
         self._let_agents_in()
         for stage in self.plan.stages:
             built = self.stages[stage.id]
@@ -156,17 +156,17 @@ class Build:
                 read = {each.id for each in self.plan.aligned(stage)}
                 members = [source for _, task, source in self.inputs if stage_of(task.name) in read]
                 if members:
-                    whole = self.settings.spread.whole
+                    whole = self.settings.placement.whole
                     self.alignments[stage.id] = Alignment(stage.aligned.max_drift_ms, members, whole=whole)
         for stage_id, task in self.waits_for_calls():
             task.readers_before += self.readers_before(stage_id)
-            elsewhere = self.settings.spread.readers_elsewhere(stage_id)
+            elsewhere = self.settings.placement.readers_elsewhere(stage_id)
             task.readers_before += [] if elsewhere is None else [elsewhere]
         if restored is not None:
             with restoring("the streams", restored.path):
                 self._restore(restored)
 
-    def _built(self, stage: Stage) -> Built:
+    def _built(self, stage: Stage) -> BuiltStage:
         """Builds the tasks of a stage. For an agent, only the channels into it are made here."""
         names = {number: f"{stage.id}/{number}" for number in range(stage.parallelism)}
         tasks = {}
@@ -174,9 +174,9 @@ class Build:
             tasks = {
                 number: StreamTask(name, self.settings.coordinator, self.settings.clock)
                 for number, name in names.items()
-                if self.settings.spread.is_here(name)
+                if self.settings.placement.is_here(name)
             }
-        return Built(stage, tasks, [[] for _ in names], [set() for _ in names], [set() for _ in names])
+        return BuiltStage(stage, tasks, [[] for _ in names], [set() for _ in names], [set() for _ in names])
 
     @property
     def feeds(self) -> dict[str, list[Channel]]:
@@ -217,7 +217,7 @@ class Build:
             built.stage.delivery = agreed_delivery(sink, built.stage.delivery, self._wanted[id(sink)])
             built.gates[0].append(self.shared[id(sink)])
 
-    def _wait_for_first(self, built: Built) -> None:
+    def _wait_for_first(self, built: BuiltStage) -> None:
         """Delays the sources that wait for an input of a stage until it is complete, and the stage has processed its rows."""
         assert self.plan is not None
         stage = built.stage
@@ -233,7 +233,7 @@ class Build:
                 source.awaited_by = names if not source.awaited_by else f"{source.awaited_by}, {names}"
         self._first[stage.id] = {f"{stage.id}/{number}" for number in range(stage.parallelism)}, waiting
         for source in waiting:
-            source.wait_for(stage.id)
+            source.pause_for(stage.id)
         for task in built.tasks.values():
             assert isinstance(task.input, GateInput)
             task.input.on_first_over = partial(self._has_first, stage.id, task.name)
@@ -241,7 +241,7 @@ class Build:
     def _has_first(self, stage_id: str, task: str) -> None:
         """In the task's thread."""
         self.has_first(stage_id, task)
-        self.settings.spread.has_first(stage_id, task)
+        self.settings.placement.has_first(stage_id, task)
 
     def has_first(self, stage_id: str, task: str) -> None:
         """A task, also one of another process, has processed the input that must come first. From any thread."""
@@ -249,14 +249,14 @@ class Build:
         missing.discard(task)
         if not missing:
             for source in waiting:
-                source.go_on(stage_id)
+                source.resume_for(stage_id)
 
     def _inferred(self, node: Read, readers: Sequence[Mapping[str, Any]]) -> pa.Schema:
         """Infers the columns from the data, or from the first records, for which it may have to wait.
 
         readers: what the checkpoint says of those that read it. Then the records behind their positions count.
         """
-        if (known := self.settings.spread.columns_of(node.name)) is not None:
+        if (known := self.settings.placement.columns_of(node.name)) is not None:
             return known
         source = self.settings.source_of(node)
         for inferred in (partial(columns_of, source), partial(node.format.columns, node.name)):
@@ -344,11 +344,11 @@ class Build:
         except Exception as error:
             raise refused(f"source {node.name}", error) from error
 
-    def _dead_letters(self, stage: Stage, task: StreamTask) -> LetterOutput | None:
+    def _dead_letters(self, stage: Stage, task: StreamTask) -> DeadLetterOutput | None:
         """Returns the way of a task's dead letters to their sink; None where its stage has none."""
         if stage.dead_letters is None:
             return None
-        return LetterOutput(
+        return DeadLetterOutput(
             self._edges.output(stage.dead_letters, stage, task, None), stage.reading.node.name if stage.reading else ""
         )
 
@@ -358,7 +358,7 @@ class Build:
 
     # -- chains -------------------------------------------------------------------------------------------------------
 
-    def _chain(self, built: Built, number: int, letters: LetterOutput | None) -> Chain:
+    def _chain(self, built: BuiltStage, number: int, letters: DeadLetterOutput | None) -> Chain:
         """Makes and opens the operators, from the first to the last, since each determines the columns of the next one's input."""
         stage, task = built.stage, built.tasks[number]
         outputs: list[Output] = []
@@ -380,7 +380,7 @@ class Build:
         number: int,
         stage: Stage,
         outputs: list[Output],
-        letters: LetterOutput | None,
+        letters: DeadLetterOutput | None,
     ) -> Link | Output:
         if isinstance(target, Edge):
             output = self._edges.output(target, stage, task, schema)
@@ -431,14 +431,14 @@ class Build:
                 if isinstance(sink, StagedSink):
                     self._sink_writer(built, sink)
 
-    def _sink_of(self, built: Built) -> Sink:
+    def _sink_of(self, built: BuiltStage) -> Sink:
         """The sink that the task of the stage writes into, not open yet."""
         assert built.stage.sink is not None
         sink = built.stage.sink[0]
         opened = self.settings.open_sink(sink, built.stage.format) if isinstance(sink, str) else sink
         return self.settings.staged("streams", opened, built.stage.delivery)
 
-    def _sink_writer(self, built: Built, opened: Sink) -> Operator:
+    def _sink_writer(self, built: BuiltStage, opened: Sink) -> Operator:
         assert built.stage.sink is not None
         key = built.stage.sink[1]
         if self._afresh:

@@ -8,12 +8,12 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import IDLE, Channel
 from sabot.plan import Edge, Plan, Stage, check_alike, column_types
-from sabot.runtime.spread import Spread
+from sabot.runtime.placement import TaskPlacement
 from sabot.runtime.task import Output, StreamTask
 
 
 @dataclass
-class Built:
+class BuiltStage:
     """A stage with its tasks."""
 
     stage: Stage
@@ -51,7 +51,7 @@ class Built:
 
 
 @dataclass(frozen=True)
-class LetterOutput:
+class DeadLetterOutput:
     """The way of a task's dead letters to their sink. topic: of the source that the task reads; "": it reads none."""
 
     output: Output
@@ -78,13 +78,13 @@ _LEAVING_ROWS = 8_192
 class Edges:
     """Makes the channels between tasks. Between two processes an edge has a channel at either end, under one name."""
 
-    def __init__(self, plan: Plan, stages: dict[str, Built], spread: Spread) -> None:
+    def __init__(self, plan: Plan, stages: dict[str, BuiltStage], placement: TaskPlacement) -> None:
         self._stages = stages
-        self._spread = spread
+        self._placement = placement
         self._tell = plan.before_first()  # ids of the stages that tell when they are complete
         self._columns: dict[Edge, pa.Schema] = {}
         self._own: dict[str, list[int]] = {}
-        if not spread.whole:  # of tasks elsewhere nobody opens the operators here, which say what comes out of them
+        if not placement.whole:  # of tasks elsewhere nobody opens the operators here, which say what comes out of them
             plan.schemas(along=self._columns.__setitem__)
 
     def tells(self, stage: Stage) -> bool:
@@ -99,12 +99,12 @@ class Edges:
         for number in self._targets(edge, stage, int(task.name.rsplit("/", 1)[1])):
             target = f"{edge.target.id}/{number}"
             name = f"{task.name} to {target}"
-            if self._spread.is_here(target):
+            if self._placement.is_here(target):
                 channel = Channel(name=name)
                 self._enters(channel, edge, number)
             else:
                 channel = Channel(capacity_rows=_LEAVING_ROWS, name=name)
-                self._spread.leaves(self._name(edge, stage, task.name, target), channel, target)
+                self._placement.leaves(self._name(edge, stage, task.name, target), channel, target)
             channels.append(channel)
         return Output(
             channels,
@@ -126,7 +126,7 @@ class Edges:
                 if number in self._targets(edge, stage, own):
                     target = f"{edge.target.id}/{number}"
                     channel = Channel(name=f"{task} to {target}")
-                    self._spread.arrives(self._name(edge, stage, task, target), channel)
+                    self._placement.arrives(self._name(edge, stage, task, target), channel)
                     self._enters(channel, edge, number)
 
     def _targets(self, edge: Edge, stage: Stage, own: int) -> range:
@@ -138,7 +138,7 @@ class Edges:
         """The subtasks of a stage that run in this process. Looked up once: each task of every other process asks."""
         if stage not in self._own:
             numbers = range(len(self._stages[stage].gates))
-            self._own[stage] = [number for number in numbers if self._spread.is_here(f"{stage}/{number}")]
+            self._own[stage] = [number for number in numbers if self._placement.is_here(f"{stage}/{number}")]
         return self._own[stage]
 
     def _enters(self, channel: Channel, edge: Edge, number: int) -> None:

@@ -26,10 +26,10 @@ from sabot.os_errors import restoring
 from sabot.plan import inputs_of, place_of_sink
 from sabot.runtime.agent_groups import TASK, AgentGroup, whole_app
 from sabot.runtime.agent_sinks import AgentSinks
+from sabot.runtime.agent_source import AgentSource, scan_columns
 from sabot.runtime.agent_task import AgentTask
 from sabot.runtime.decoding import changed_format
 from sabot.runtime.facts import stored_journal
-from sabot.runtime.feeding import AgentSource, scan_columns
 from sabot.runtime.host import interpreter
 from sabot.runtime.jobs import DurableJobs
 from sabot.runtime.local_streams import LocalStreams

@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 _FAR_GENERATIONS = 4096
 
 
-class Asked(Protocol):
+class ConfiguredApp(Protocol):
     """The user's wishes for the next start. They are dropped once a checkpoint of the app's own has followed."""
 
     id: str
@@ -28,17 +28,17 @@ class Asked(Protocol):
 class Origin:
     """The origin of each start of one app. Its methods block, unless said otherwise."""
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, app: ConfiguredApp) -> None:
         self.savepoint: str | None = None  # set until a checkpoint of the app has followed the savepoint
         self.drop: frozenset[str] = frozenset()  # what is not taken over of the checkpoint that `find` has given
-        self._asked = asked
+        self._app = app
         self._place: object = None  # the directory of the checkpoints, in this run or the last one
         # In a restart: the directory, and the checkpoint that must be there.
         self._back_to: tuple[object, int] | None = None
 
     def begin(self) -> None:
         """Called when a start begins. Does not block."""
-        self.savepoint = self._asked.settings.from_
+        self.savepoint = self._app.settings.from_
 
     def opened(self, storage: CheckpointStorage | None) -> None:
         """Records where this run keeps its checkpoints. Does not block."""
@@ -63,20 +63,20 @@ class Origin:
         """
         found = self._find(storage)
         self.drop = (
-            frozenset() if found is None else self._asked.settings.dropped.difference(found.describe.get("dropped", ()))
+            frozenset() if found is None else self._app.settings.dropped.difference(found.describe.get("dropped", ()))
         )
-        if found is not None and self._asked.settings.dropped != self.drop:
-            done = ", ".join(sorted(self._asked.settings.dropped - self.drop))
+        if found is not None and self._app.settings.dropped != self.drop:
+            done = ", ".join(sorted(self._app.settings.dropped - self.drop))
             _log.info("the last start has dropped %s, as asked: what it keeps since goes on", done)
         return found
 
     def describe(self, origin: Manifest | None) -> dict[str, Any]:
         """Returns what every checkpoint of this run says of it. origin: what `find` has given. Does not block."""
-        facts: dict[str, Any] = {"app": self._asked.id, "version": self._asked.settings.version, "hash": HASH_VERSION}
+        facts: dict[str, Any] = {"app": self._app.id, "version": self._app.settings.version, "hash": HASH_VERSION}
         if origin is not None:  # it may be the savepoint with which the program was started
             facts["from"] = origin.describe.get("from") if self.savepoint is None else identity(origin)
-        if self._asked.settings.dropped:
-            facts["dropped"] = sorted(self._asked.settings.dropped)
+        if self._app.settings.dropped:
+            facts["dropped"] = sorted(self._app.settings.dropped)
         return facts
 
     def _find(self, storage: CheckpointStorage) -> Manifest | None:
@@ -103,10 +103,10 @@ class Origin:
         if newest is not None and newest.describe.get("from") == identity(found):
             _log.warning(
                 "app %s has gone on from %s before, and goes on from where it was then (back to the savepoint once more: --fresh)",
-                *(self._asked.id, f"{savepoint.directory}@{number}" if number else savepoint.directory),
+                *(self._app.id, f"{savepoint.directory}@{number}" if number else savepoint.directory),
             )
             self.savepoint = None
-            self._asked.settings = replace(self._asked.settings, from_=None)
+            self._app.settings = replace(self._app.settings, from_=None)
             return newest
         ours = newest is not None and newest.incarnation == found.incarnation
         storage.claim_above(found.generation + (0 if ours else _FAR_GENERATIONS))
@@ -115,19 +115,19 @@ class Origin:
     def followed(self) -> None:
         """A checkpoint of the app's own is complete, so the next start resumes from it. Does not block."""
         self.savepoint = None
-        self._asked.settings = replace(self._asked.settings, from_=None, redeliver=None)
+        self._app.settings = replace(self._app.settings, from_=None, redeliver=None)
 
     def refuse_without_storage(self) -> None:
         """Raises UserError if a savepoint was asked for but no checkpoint could follow it. Does not block."""
         if self.savepoint is not None:
             raise UserError(
-                f"app {self._asked.id}: it cannot start from {redacted_url(self.savepoint)} and then keep no checkpoints",
+                f"app {self._app.id}: it cannot start from {redacted_url(self.savepoint)} and then keep no checkpoints",
                 hint="App(..., state=DIRECTORY), or checkpoint_dir=",
             )
 
     def _gone(self, directory: object, checkpoint_id: int) -> UserError:
         return UserError(
-            f"app {self._asked.id} cannot go back to checkpoint {checkpoint_id}, which it has made: {directory} has it no more",
+            f"app {self._app.id} cannot go back to checkpoint {checkpoint_id}, which it has made: {directory} has it no more",
             hint="was the directory removed, renamed or unmounted while the app ran? Bring it back, and start again",
         )
 

@@ -43,7 +43,7 @@ from sabot.runtime.alignment import Alignment
 from sabot.runtime.decoding import Outage
 from sabot.runtime.event_time import SourceTime
 from sabot.runtime.source_log import commit_offsets, facts_of, open_log
-from sabot.runtime.watermarks import Told, Watermarks
+from sabot.runtime.watermarks import EmittedMarks, Watermarks
 
 _log = logging.getLogger(__name__)
 
@@ -112,11 +112,11 @@ class Reader:
         self.held = held
         self._wake.set()
 
-    def wait_for(self, name: str) -> None:
-        """Pauses reading, as `hold`, until `go_on` is called with the same name. Several names may wait at once."""
+    def pause_for(self, name: str) -> None:
+        """Pauses reading, as `hold`, until `resume_for` is called with the same name. Several names may wait at once."""
         self.waits_for.add(name)
 
-    def go_on(self, name: str) -> None:
+    def resume_for(self, name: str) -> None:
         """Reading no longer waits for this name."""
         self.waits_for.discard(name)
         self._wake.set()
@@ -280,7 +280,7 @@ class SourceInput(Reader):
         self._clock = clock
         self._positions: Positions = {}
         self.watermarks = watermarks
-        self._told = Told(watermarks)
+        self._told = EmittedMarks(watermarks)
 
     def statistics(self) -> dict[str, Any]:
         return {

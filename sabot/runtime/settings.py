@@ -17,8 +17,8 @@ from sabot.connectors.base import Delivery, Sink, Source
 from sabot.connectors.defaults import up_to
 from sabot.delivery import StagedSinks
 from sabot.kafka import open_sink, open_source
+from sabot.runtime.placement import SingleProcess, TaskPlacement
 from sabot.runtime.runnable import RunnableAgent
-from sabot.runtime.spread import Spread, WholeApp
 from sabot.runtime.streams import SpreadStreams, TaskCoordinator
 from sabot.state import StateBackend
 from sabot.state.base import LocalBackend
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sabot.jobs.log import Listener
     from sabot.journal import Journal
 
-_WHOLE = WholeApp()
+_WHOLE = SingleProcess()
 _EPOCH_SECONDS = 1.0  # between checkpoints with an exactly-once sink, whose results wait for them
 _CHECKPOINT_SECONDS = 60.0  # between checkpoints without one
 
@@ -88,7 +88,7 @@ class RunSettings:
     """A function of the writer ("streams" or "agents"), a sink and `delivery=` that returns the sink, staged if it is exactly once."""
     app: Settings = Settings()
     """The settings of the app when the run began."""
-    spread: Spread = _WHOLE
+    placement: TaskPlacement = _WHOLE
     """The choice of the stream tasks that run in this process."""
     clock: Clock = SYSTEM_CLOCK
     directory: Path | None = None
@@ -157,7 +157,7 @@ def settings_of(
     drop: frozenset[str],
     stop_asked: Callable[[], bool],
     first_record_s: float,
-    spread: Spread = _WHOLE,
+    placement: TaskPlacement = _WHOLE,
 ) -> RunSettings:
     """The settings of a run of this app."""
     settings = app.settings
@@ -168,7 +168,7 @@ def settings_of(
         open_source=lambda topic, group: open_source(topic, settings.broker, group, settings.kafka),
         open_sink=lambda topic, format: open_sink(topic, settings.broker, settings.kafka, format),
         staged=staged,
-        spread=spread,
+        placement=placement,
         clock=app.clock,
         directory=app.open_tables(),
         listener=app.listener,

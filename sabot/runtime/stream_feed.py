@@ -199,6 +199,6 @@ class StreamFeed:
     def _hold(self, held: bool) -> None:
         for reader in self._readers:
             if held and not self.over.is_set():
-                reader.wait_for(self.name)
+                reader.pause_for(self.name)
             elif self.name in reader.waits_for:
-                reader.go_on(self.name)
+                reader.resume_for(self.name)

@@ -39,7 +39,7 @@ from sabot.runtime.blocking import held_up_by
 from sabot.runtime.facts import read_to_end
 from sabot.runtime.filling import Fill
 from sabot.runtime.inputs import SMALL_ROWS, Input
-from sabot.runtime.spread import Holds
+from sabot.runtime.placement import PausableReaders
 from sabot.state.base import Cut, Saved
 from sabot.threads import Handle, threads
 
@@ -303,7 +303,9 @@ class StreamTask:
         self._finishing: Iterator[None] | None = None  # after END, until nothing is in flight
         self._woken = threading.Event()
         self._expected = 0  # the checkpoint whose barrier is on its way; 0: none
-        self.readers_before: list[Holds] = []  # those whose rows come through the gate, of a task that waits for calls
+        self.readers_before: list[
+            PausableReaders
+        ] = []  # those whose rows come through the gate, of a task that waits for calls
         self._holds_readers = False
         self.fills: list[Fill] = []  # run before the first element is taken
         self.handle = threads.spawn(name, self.step)
@@ -385,9 +387,9 @@ class StreamTask:
         self._holds_readers = held
         for reader in self.readers_before:
             if held:
-                reader.wait_for(self.name)
+                reader.pause_for(self.name)
             else:
-                reader.go_on(self.name)
+                reader.resume_for(self.name)
 
     def _without_room(self, wait_seconds: float) -> bool | None:
         """No rows; barriers all the same: those of the task's own source; behind a gate that has ended, when they are asked for."""

@@ -173,7 +173,7 @@ class Watermarks:
             self.latest_ms = latest_ms
 
 
-class Told:
+class EmittedMarks:
     """The watermark and the idleness that one reader has emitted."""
 
     def __init__(self, watermarks: Watermarks) -> None:

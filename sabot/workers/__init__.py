@@ -2,15 +2,15 @@
 
 `maker` says how many workers a run has, and `streams` is the coordinator's side of it. It knows each worker as a `member`: a launcher has
 started its process (`launching`, `on_ray`), or somebody has, with `sabot join` (`supervising`), and it has come over TCP to the `listener`;
-`meeting` is all of that. `process` is the side of a worker, which comes by `joining`, with the `secrets` of the app. Between them go the
+`rendezvous` is all of that. `process` is the side of a worker, which comes by `joining`, with the `secrets` of the app. Between them go the
 `messages`, over a `connection`. `placement` says which worker runs which task. Rows go from worker to worker (`sabot.exchange`), and never
 through the coordinator.
 """
 
 from sabot.workers.launching import Launcher, LocalLauncher
-from sabot.workers.maker import over_workers
-from sabot.workers.meeting import TcpMeeting
 from sabot.workers.process import run_worker
+from sabot.workers.rendezvous import TcpRendezvous
+from sabot.workers.streams_maker import over_workers
 from sabot.workers.supervising import join_as_worker
 
-__all__ = ["Launcher", "LocalLauncher", "TcpMeeting", "join_as_worker", "over_workers", "run_worker"]
+__all__ = ["Launcher", "LocalLauncher", "TcpRendezvous", "join_as_worker", "over_workers", "run_worker"]

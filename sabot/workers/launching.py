@@ -10,13 +10,13 @@ from typing import NamedTuple, Protocol
 from sabot.errors import TransientError
 from sabot.os_errors import hint_of
 from sabot.workers.joining import Ticket, name_of
-from sabot.workers.memory import Kills, MemoryKills
+from sabot.workers.memory import KillCounts, MemoryKills
 
 _MORE_MEMORY = "fewer workers, a smaller memory_budget=, or more memory"
-_UNKNOWN = Kills(None, None)
+_UNKNOWN = KillCounts(None, None)
 
 
-class Ended(NamedTuple):
+class ProcessEnd(NamedTuple):
     """How a process has ended, to be read behind its name; and why, or what to do."""
 
     how: str
@@ -29,7 +29,7 @@ class LaunchedProcess(Protocol):
 
     pid: int | None  # None: not known here
 
-    async def wait(self) -> Ended:
+    async def wait(self) -> ProcessEnd:
         """Returns when it has ended. May be called by several."""
 
     def kill(self) -> None:
@@ -96,7 +96,7 @@ class _LocalProcess:
         self._kills = MemoryKills()
         self._before = self._kills.so_far()
 
-    async def wait(self) -> Ended:
+    async def wait(self) -> ProcessEnd:
         return how_it_ended(await self._process.wait(), self._kills, self._before)
 
     def kill(self) -> None:
@@ -104,19 +104,19 @@ class _LocalProcess:
             self._process.kill()
 
 
-def how_it_ended(code: int, kills: MemoryKills | None = None, before: Kills = _UNKNOWN) -> Ended:
+def how_it_ended(code: int, kills: MemoryKills | None = None, before: KillCounts = _UNKNOWN) -> ProcessEnd:
     """code: as `subprocess` says it. kills: what the system says of kills for memory, where that is this one's; before: at its start."""
     if code != -signal.SIGKILL:
-        return Ended(_how(code), "its last words are in the log before this line")
+        return ProcessEnd(_how(code), "its last words are in the log before this line")
     now = _UNKNOWN if kills is None else kills.so_far()
     if kills is not None and _more(before.group, now.group):
         limit = "" if kills.limit_bytes is None else f" (its control group may have {kills.limit_bytes / 1e6:,.0f} MB)"
-        return Ended(f"was killed by the system because memory ran out{limit}", _MORE_MEMORY, out_of_memory=True)
+        return ProcessEnd(f"was killed by the system because memory ran out{limit}", _MORE_MEMORY, out_of_memory=True)
     if _more(before.machine, now.machine):
         how = f"{_how(code)} when the system killed processes because memory ran out"
-        return Ended(how, _MORE_MEMORY, out_of_memory=True)
+        return ProcessEnd(how, _MORE_MEMORY, out_of_memory=True)
     known = now.group is not None or now.machine is not None
-    return Ended(
+    return ProcessEnd(
         _how(code), "somebody has killed it" if known else "by somebody, or by the system because memory ran out"
     )
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 _NO_LIMIT_BYTES = 1 << 60  # version 1 says a number in the place of none
 
 
-class Kills(NamedTuple):
+class KillCounts(NamedTuple):
     """How many processes were killed since the start of the machine, or of the group. None: nothing says so."""
 
     group: int | None
@@ -30,9 +30,9 @@ class MemoryKills:
                 self._group, self._limit = folder / counts, folder / limit
                 return
 
-    def so_far(self) -> Kills:
+    def so_far(self) -> KillCounts:
         """The counts of now."""
-        return Kills(None if self._group is None else _count(self._group), _count(self._machine))
+        return KillCounts(None if self._group is None else _count(self._group), _count(self._machine))
 
     @property
     def limit_bytes(self) -> int | None:

@@ -21,7 +21,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import MissingExtra, TransientError, UserError, message_of
 from sabot.threads import call_on_loop, run_in_thread
 from sabot.workers.joining import Ticket, parse_address
-from sabot.workers.launching import Ended, LaunchedProcess, how_it_ended
+from sabot.workers.launching import LaunchedProcess, ProcessEnd, how_it_ended
 
 _ROOM_SECONDS = 120.0  # for the cluster to have room, which an autoscaler may have to make
 _MORE_ROOM_SECONDS = 60.0  # for a rescale, which somebody waits for
@@ -194,31 +194,31 @@ class _RayProcess:
     def __init__(self, kill: Callable[[], None], running: "Future[int | str]", loop: asyncio.AbstractEventLoop) -> None:
         self._kill = kill
         self._loop = loop
-        self._ended: asyncio.Future[Ended] = loop.create_future()
+        self._ended: asyncio.Future[ProcessEnd] = loop.create_future()
         running.add_done_callback(lambda result: call_on_loop(loop, self._end, _ended(result)))
 
-    async def wait(self) -> Ended:
+    async def wait(self) -> ProcessEnd:
         """See `LaunchedProcess`."""
         return await asyncio.shield(self._ended)
 
     def kill(self) -> None:
         """Ends the actor, and with it the process. Of a node that is gone nothing may be heard for long, so the wait for it has an end."""
         self._kill()
-        self._loop.call_later(_KILLED_SECONDS, self._end, Ended("was killed", "nothing was heard of its end"))
+        self._loop.call_later(_KILLED_SECONDS, self._end, ProcessEnd("was killed", "nothing was heard of its end"))
 
-    def _end(self, how: Ended) -> None:
+    def _end(self, how: ProcessEnd) -> None:
         if not self._ended.done():
             self._ended.set_result(how)
 
 
-def _ended(result: "Future[int | str]") -> Ended:
+def _ended(result: "Future[int | str]") -> ProcessEnd:
     error = result.exception()
     if error is not None:
         lines = message_of(error).strip().splitlines()
-        return Ended("was lost with its Ray actor", lines[0][:300] if lines else type(error).__name__)
+        return ProcessEnd("was lost with its Ray actor", lines[0][:300] if lines else type(error).__name__)
     found = result.result()
     if isinstance(found, str):
-        return Ended(
+        return ProcessEnd(
             found, "every node has the program at the path of the coordinator: in its image, or in a shared folder"
         )
     return how_it_ended(found)

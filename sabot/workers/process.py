@@ -25,7 +25,7 @@ from sabot.process_exit import EXITS
 from sabot.runtime.agent_groups import agent_groups
 from sabot.runtime.agent_sinks import AgentSinks
 from sabot.runtime.alignment import Alignment
-from sabot.runtime.blocking import Watch
+from sabot.runtime.blocking import BlockingMonitor
 from sabot.runtime.local_agents import LocalAgents
 from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.settings import settings_of
@@ -60,8 +60,8 @@ from sabot.workers.messages import (
     failed,
 )
 from sabot.workers.remote import RemoteCheckpoints, RemoteTracks
-from sabot.workers.saving import SavedHere, SavedInFolder, SavedInStore
-from sabot.workers.share import RowExchange, WorkerShare
+from sabot.workers.saving import FolderSnapshotStore, ObjectSnapshotStore, SnapshotStore
+from sabot.workers.share import RowExchange, WorkerPlacement
 
 _log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class _OpenShare:
 
     streams: LocalStreams
     agents: list[WorkerAgents]
-    share: WorkerShare
+    share: WorkerPlacement
     checkpoints: RemoteCheckpoints
     tracks: RemoteTracks
 
@@ -231,7 +231,7 @@ class AppWorker:
                 running.hold(message.held)
         elif isinstance(message, HoldReaders):
             for reader in streams.build.readers_before(message.stage):
-                (reader.wait_for if message.held else reader.go_on)(message.name)
+                (reader.pause_for if message.held else reader.resume_for)(message.name)
         elif isinstance(message, Drift):
             streams.build.alignments[message.stage].elsewhere(message.least_ms, message.least_unread_ms)
         elif isinstance(message, HasFirst):
@@ -253,7 +253,7 @@ class AppWorker:
         app = self._app
         if start.folder is not None:
             await run_in_thread(_check_shared, Path(start.folder), start.proof)
-        share = WorkerShare(app.id, self._worker, start, self._exchange, self._tell)
+        share = WorkerPlacement(app.id, self._worker, start, self._exchange, self._tell)
         storage = None if start.folder is None and start.store is None else app.checkpoints()
         saved = saved_of(start, self._worker, storage)
         checkpoints = RemoteCheckpoints(self._tell, saved, storage)
@@ -267,7 +267,7 @@ class AppWorker:
             drop=frozenset(start.drop),
             stop_asked=self._stop_asked.is_set,
             first_record_s=0.0,
-            spread=share,
+            placement=share,
         )
         await app.lifespan.open(self._stop_asked)
         restored = None
@@ -328,7 +328,7 @@ class AppWorker:
 
     async def _beat(self) -> bool:
         """Tells the coordinator that this process lives; -> False, when that has said nothing for too long."""
-        watch = None if threads.simulated else Watch(self._busy)
+        watch = None if threads.simulated else BlockingMonitor(self._busy)
         try:
             # Counted, not measured: while a call of the program holds the event loop, messages wait to be read.
             while self._unheard * BEAT_SECONDS <= SILENT_SECONDS:
@@ -401,10 +401,10 @@ def _check_shared(folder: Path, proof: str) -> None:
         )
 
 
-def saved_of(start: Start, worker: int, storage: CheckpointStorage | None) -> SavedHere | None:
+def saved_of(start: Start, worker: int, storage: CheckpointStorage | None) -> SnapshotStore | None:
     """Where a worker saves. Raises UserError where its checkpoints are elsewhere than the coordinator's."""
     if start.folder is not None:
-        return SavedInFolder(Path(start.folder, str(worker)))
+        return FolderSnapshotStore(Path(start.folder, str(worker)))
     if start.store is None:
         return None
     if storage is None or str(storage.directory) != start.store:
@@ -412,7 +412,7 @@ def saved_of(start: Start, worker: int, storage: CheckpointStorage | None) -> Sa
             f"checkpoints are in {None if storage is None else storage.directory} here, and in {start.store} at the coordinator",
             hint="is checkpoint_dir= made of something that differs, as the environment? Start again",
         )
-    return SavedInStore(storage.writer(start.generation, f"{start.epoch}-{worker}"))
+    return ObjectSnapshotStore(storage.writer(start.generation, f"{start.epoch}-{worker}"))
 
 
 def _read(app: WorkerApp, checkpoint_id: int, place: str | None, storage: CheckpointStorage | None) -> Manifest:

@@ -37,7 +37,7 @@ from sabot.workers.messages import (
     TrackEnded,
     failed,
 )
-from sabot.workers.saving import SavedHere
+from sabot.workers.saving import SnapshotStore
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class RemoteCheckpoints:
     def __init__(
         self,
         send: Callable[[ControlMessage], None],
-        saved: SavedHere | None,
+        saved: SnapshotStore | None,
         storage: CheckpointStorage | None = None,
     ) -> None:
         """send: tells the coordinator something, from any thread. saved: where state goes; None: none is kept. storage: of the checkpoints,
@@ -308,7 +308,7 @@ def _taken(file: SavedFile) -> Path | StoredFile:
 class RemoteTracks:
     """The exactly-once sinks of a worker."""
 
-    def __init__(self, folders: Mapping[str, str], saved: SavedHere | None, checkpoints: RemoteCheckpoints) -> None:
+    def __init__(self, folders: Mapping[str, str], saved: SnapshotStore | None, checkpoints: RemoteCheckpoints) -> None:
         """folders: for parts, by track id, as the coordinator has said. saved: None where the app keeps no checkpoints."""
         self._folders = folders
         self._saved = saved

@@ -12,7 +12,7 @@ from sabot.disk import link_or_copy, make_folder, private
 from sabot.workers.messages import PartSealed, SavedFile, SavedFolder
 
 
-class SavedHere(Protocol):
+class SnapshotStore(Protocol):
     """All methods block; those with a checkpoint are called by one thread. Raise OSError."""
 
     at_store: bool
@@ -40,7 +40,7 @@ class SavedHere(Protocol):
         """This checkpoint is complete."""
 
 
-class SavedInFolder:
+class FolderSnapshotStore:
     """A folder beside the checkpoints, which the coordinator has made and workers see. What is in it belongs to the coordinator."""
 
     at_store = False
@@ -79,7 +79,7 @@ class SavedInFolder:
         """The coordinator has linked the files."""
 
 
-class SavedInStore:
+class ObjectSnapshotStore:
     """The object store of the checkpoints, into which this worker writes itself: the coordinator only lists what it is told."""
 
     at_store = True

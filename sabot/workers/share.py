@@ -8,7 +8,7 @@ import pyarrow as pa
 from sabot._cython.flow.channel import Channel
 from sabot.errors import UserError
 from sabot.plan import Plan
-from sabot.runtime.spread import Holds, WholeApp
+from sabot.runtime.placement import PausableReaders, SingleProcess
 from sabot.workers.messages import ControlMessage, HasFirst, HoldReaders, Start
 from sabot.workers.placement import fingerprint
 
@@ -31,7 +31,7 @@ class RowExchange(Protocol):
         """Ends all edges. Blocks."""
 
 
-class NoShare(WholeApp):
+class CoordinatorPlacement(SingleProcess):
     """The spread as the coordinator sees it: it makes the plan, infers columns for all, and every task is elsewhere."""
 
     whole = False
@@ -41,7 +41,7 @@ class NoShare(WholeApp):
         return False
 
 
-class WorkerShare:
+class WorkerPlacement:
     """The spread as one worker sees it."""
 
     whole = False
@@ -88,7 +88,7 @@ class WorkerShare:
         for edge, channel, address in self._leaving:
             self._exchange.send(edge, channel, address)
 
-    def readers_elsewhere(self, stage: str) -> Holds | None:
+    def readers_elsewhere(self, stage: str) -> PausableReaders | None:
         """Those of all other workers, by way of the coordinator."""
         return _Readers(stage, self._send)
 
@@ -108,13 +108,13 @@ class _Readers:
         self._send = send
         self._waited_for: set[str] = set()  # each name is a task's, and touched by its thread alone
 
-    def wait_for(self, name: str) -> None:
+    def pause_for(self, name: str) -> None:
         """They wait for this name. They are told once, though a task that has no room says it each turn."""
         if name not in self._waited_for:
             self._waited_for.add(name)
             self._send(HoldReaders(self._stage, name, True))
 
-    def go_on(self, name: str) -> None:
+    def resume_for(self, name: str) -> None:
         """They no longer wait for it."""
         if name in self._waited_for:
             self._waited_for.discard(name)

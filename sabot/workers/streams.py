@@ -34,7 +34,6 @@ from sabot.supervision import watch_task
 from sabot.threads import Handle, run_in_thread, run_to_end
 from sabot.workers.connection import SILENT_SECONDS
 from sabot.workers.drift import TELL_SECONDS, Drifts, aligned_workers
-from sabot.workers.meeting import Meeting
 from sabot.workers.member import Member
 from sabot.workers.messages import (
     AbortBarriers,
@@ -66,8 +65,9 @@ from sabot.workers.placement import fingerprint, place
 from sabot.workers.process import BEAT_SECONDS
 from sabot.workers.remote import part_of, snapshot_of
 from sabot.workers.remote_agents import RemoteAgents
+from sabot.workers.rendezvous import Rendezvous
 from sabot.workers.secrets import new_token
-from sabot.workers.share import NoShare
+from sabot.workers.share import CoordinatorPlacement
 
 _log = logging.getLogger(__name__)
 
@@ -87,13 +87,13 @@ class WorkerStreams:
         coordinator: Coordinator,
         delivery: StagedSinks,
         agents: Mapping[str, RunnableAgent],
-        meeting: Meeting,
+        rendezvous: Rendezvous,
         told: dict[str, Any],
         workers: int,
         savepoint: str | None,
     ) -> None:
-        """meeting: how workers come here. told: what the user has said beside the program (`App.configure`). savepoint: the one from which
-        the app starts.
+        """`rendezvous`: brings the workers to this process. `told`: the settings that the user has given beside the program
+        (`App.configure`). `savepoint`: the savepoint from which the app starts, or None.
         """
         self.was_complete = False
         self.awaited = False
@@ -114,7 +114,7 @@ class WorkerStreams:
         own = sum(group.own for group in self.agents.groups)
         self._workers = workers if ends or own < len(self.agents.groups) else 0  # those that any task may be on
         self.members = [Member(number) for number in range(self._workers + own)]
-        self._arrival = meeting.begin(self.members, lambda member: Welcome(member.number, token, told))
+        self._arrival = rendezvous.begin(self.members, lambda member: Welcome(member.number, token, told))
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._build = self._new_build(ends)
@@ -127,7 +127,7 @@ class WorkerStreams:
         self._watching: list[asyncio.Task[None]] = []
 
     def _new_build(self, ends: Sequence[StreamEnd]) -> Build:
-        settings, agents = replace(self._settings, spread=NoShare()), self.agents
+        settings, agents = replace(self._settings, placement=CoordinatorPlacement()), self.agents
         return Build(list(ends), settings, agents=agents.specs, wanted=agents.sinks.wanted, loop=self._loop)
 
     @property

@@ -25,7 +25,7 @@ from sabot.errors import AgentFailed, AppLocked, CheckpointFailed, CorruptJourna
 from sabot.journal import Answer, Begin, EffectResult, End, SqliteReader
 from sabot.llm import tool
 from sabot.operators.agents import mailbox
-from sabot.runtime.feeding import AgentSource
+from sabot.runtime.agent_source import AgentSource
 from sabot.testing import ManualClock
 from tools.agent_tools import PATIENCE, bounded, checkpoint, started, until
 
@@ -200,7 +200,7 @@ async def test_a_barrier_that_comes_before_the_row_of_an_ended_job_is_read_again
     begin = AgentSource.start
 
     def start_held(source: AgentSource) -> None:
-        source.input.wait_for("the test")
+        source.input.pause_for("the test")
         begin(source)
 
     with monkeypatch.context() as patch:

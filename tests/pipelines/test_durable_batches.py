@@ -14,7 +14,7 @@ from sabot.connectors.memory import MemoryBroker
 from sabot.errors import AgentFailed, CheckpointFailed
 from sabot.journal import Begin, End, SqliteReader
 from sabot.llm import tool
-from sabot.runtime.feeding import AgentSource
+from sabot.runtime.agent_source import AgentSource
 from sabot.testing import ManualClock
 from tools.agent_tools import checkpoint, started, until
 
@@ -112,7 +112,7 @@ def hold_sources(patch: pytest.MonkeyPatch) -> list[AgentSource]:
     start, held = AgentSource.start, []
 
     def start_held(source: AgentSource) -> None:
-        source.input.wait_for("the test")
+        source.input.pause_for("the test")
         held.append(source)
         start(source)
 
@@ -454,7 +454,7 @@ async def test_a_log_with_other_rows_than_those_of_a_job_is_refused(
         await app.start()
         await checkpoint(app)
     for source in sources:
-        source.input.go_on("the test")
+        source.input.resume_for("the test")
     await until(lambda: figures(app)["running"] == 1)
     await crash(app)
     with pytest.raises(

@@ -19,7 +19,7 @@ import pytest
 from sabot.cli import load_app
 from sabot.errors import WorkerLost
 from sabot.runtime.run import Run
-from sabot.workers import LocalLauncher, TcpMeeting, over_workers
+from sabot.workers import LocalLauncher, TcpRendezvous, over_workers
 from tools.agent_tools import Remembered, environment, manifests, read_lines, until, write_lines
 from tools.stream_tools import PARTITIONS, answers, expected, payments, tick
 
@@ -177,7 +177,7 @@ async def test_a_worker_that_says_nothing_is_taken_for_dead(tmp_path, monkeypatc
     monkeypatch.setattr("sabot.workers.streams.SILENT_SECONDS", 3.0)
     app = load_app("endless:app")
     command = [sys.executable, "-P", "-m", "sabot", "run-worker", "endless:app"]
-    app.workers = made = Remembered(over_workers(app, TcpMeeting.of(partial(LocalLauncher, command), None, None), 2))
+    app.workers = made = Remembered(over_workers(app, TcpRendezvous.of(partial(LocalLauncher, command), None, None), 2))
     running = asyncio.create_task(app.run())
     await until(lambda: running.done() or app.agent_runtime.runner.started, "the workers", patience=60)
     pids = [member.pid for member in made.runs[0].members]
@@ -188,12 +188,12 @@ async def test_a_worker_that_says_nothing_is_taken_for_dead(tmp_path, monkeypatc
 
 
 async def test_a_worker_that_never_joins_is_lost_and_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("sabot.workers.meeting._JOIN_SECONDS", 0.3)
+    monkeypatch.setattr("sabot.workers.rendezvous._JOIN_SECONDS", 0.3)
     program(tmp_path, "waited", "def look(batch): return batch")
     monkeypatch.chdir(tmp_path)
     app = load_app("waited:app")
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
-    app.workers = made = Remembered(over_workers(app, TcpMeeting.of(partial(LocalLauncher, command), None, None), 2))
+    app.workers = made = Remembered(over_workers(app, TcpRendezvous.of(partial(LocalLauncher, command), None, None), 2))
     with pytest.raises(WorkerLost, match=r"worker 1 \(pid \d+\) has not joined in 0.3 s"):
         await asyncio.wait_for(app.run(), 60)
     assert not any(alive(member.pid) for member in made.runs[0].members)
@@ -228,7 +228,7 @@ async def test_a_worker_that_stands_still_while_it_opens_its_tasks_is_replaced(t
     monkeypatch.setattr("sabot.workers.streams._OPEN_SECONDS", 10.0)
     app = load_app("still:app")
     command = [sys.executable, "-P", "-m", "sabot", "run-worker", "still:app"]
-    app.workers = made = Remembered(over_workers(app, TcpMeeting.of(partial(LocalLauncher, command), None, None), 2))
+    app.workers = made = Remembered(over_workers(app, TcpRendezvous.of(partial(LocalLauncher, command), None, None), 2))
     await asyncio.wait_for(app.run(), SECONDS)
     assert (tmp_path / "stopped").exists()
     assert len(made.runs) >= 2
@@ -281,7 +281,7 @@ async def test_a_worker_that_dies_during_the_last_checkpoint_is_replaced(tmp_pat
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     app = load_app("late:app")
     command = [sys.executable, "-P", "-m", "sabot", "run-worker", "late:app"]
-    app.workers = made = Remembered(over_workers(app, TcpMeeting.of(partial(LocalLauncher, command), None, None), 2))
+    app.workers = made = Remembered(over_workers(app, TcpRendezvous.of(partial(LocalLauncher, command), None, None), 2))
     killed, checkpoint = [], Run._checkpoint
 
     async def last(run):

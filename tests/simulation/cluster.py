@@ -28,7 +28,7 @@ from sabot.testing.loop import SimulatedProcess
 from sabot.threads import threads
 from sabot.workers.connection import frame_of, message_of
 from sabot.workers.joining import versions
-from sabot.workers.launching import Ended, how_it_ended
+from sabot.workers.launching import ProcessEnd, how_it_ended
 from sabot.workers.member import Member
 from sabot.workers.messages import ControlMessage, Join, Welcome, failed
 from sabot.workers.process import AGAIN, AppWorker, WorkerApp
@@ -131,22 +131,22 @@ class LaunchedWorker(Peer, Protocol):
 
     pid: int | None
 
-    async def wait(self) -> Ended: ...
+    async def wait(self) -> ProcessEnd: ...
 
 
-class Meeting:
-    """How the workers of an app come to its coordinator (`sabot.workers.meeting.Meeting`). launch: starts the worker of a number."""
+class Rendezvous:
+    """How the workers of an app come to its coordinator (`sabot.workers.rendezvous.Rendezvous`). launch: starts the worker of a number."""
 
     def __init__(self, network: Network, launch: Callable[[int], LaunchedWorker]) -> None:
         self._network = network
         self._launch = launch
 
-    def begin(self, members: Sequence[Member], welcome: Callable[[Member], ControlMessage]) -> "Arrival":
-        return Arrival(self._network, self._launch, members, welcome)
+    def begin(self, members: Sequence[Member], welcome: Callable[[Member], ControlMessage]) -> "JoinRound":
+        return JoinRound(self._network, self._launch, members, welcome)
 
 
-class Arrival:
-    """The workers of one epoch (`sabot.workers.meeting.Arrival`): each joins a while after its start."""
+class JoinRound:
+    """The workers of one epoch (`sabot.workers.rendezvous.JoinRound`): each joins a while after its start."""
 
     within_s = 300.0
 
@@ -260,7 +260,7 @@ class WorkerProcess:
     def __init__(self, network: Network, number: int, build: Callable[[], WorkerApp]) -> None:
         self.number = number
         self.pid: int | None = next(network.pids)
-        self._ended: Ended | None = None
+        self._ended: ProcessEnd | None = None
         self.owner = SimulatedProcess(f"worker {number + 1}")
         self.wire = Wire(network, self.owner)
         self.exchange = Exchange(network, f"worker {number + 1} (pid {self.pid})", self.owner)
@@ -285,7 +285,7 @@ class WorkerProcess:
             channel.send(failed(unexpected_end("the start of the worker", error)))
         self._die(code)
 
-    async def wait(self) -> Ended:
+    async def wait(self) -> ProcessEnd:
         await self._over.wait()
         assert self._ended is not None
         return self._ended

@@ -26,7 +26,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
-from cluster import Faults, Meeting, Network, WorkerProcess, supervised
+from cluster import Faults, Network, Rendezvous, WorkerProcess, supervised
 from flows import (
     SCHEMA,
     Dice,
@@ -299,7 +299,7 @@ class Seed:
         self.faults = dice.choice([0, 0, 0, 1, 4])
         self.limits = {
             "sabot.runtime.edges.Channel": with_room(Channel, dice.choice([1, 20, 65_536])),
-            "sabot.runtime.feeding.Channel": with_room(Channel, room := dice.choice([1, 65_536])),
+            "sabot.runtime.agent_source.Channel": with_room(Channel, room := dice.choice([1, 65_536])),
             "sabot.runtime.writing.Channel": with_room(Channel, room),
             "sabot.runtime.agent_output.Channel": with_room(Channel, room),
             "sabot.runtime.local_agents.agent_operator": with_room(agent_operator, dice.choice([2, 16_384])),
@@ -349,7 +349,7 @@ class Seed:
         def launch(number: int) -> WorkerProcess:
             return WorkerProcess(network, number, lambda: self.made(directory, ask))
 
-        app.workers = over_workers(app, Meeting(network, launch), self.workers)
+        app.workers = over_workers(app, Rendezvous(network, launch), self.workers)
         app.run = supervised(app.run, self.worker_faults)  # type: ignore[assignment, method-assign]
         return app
 

@@ -30,21 +30,22 @@ from typing import Any
 from unittest.mock import patch
 
 import pyarrow as pa
-from cluster import KINDS, Faults, Meeting, Network, Peer, Wire, supervised
+from cluster import KINDS, Faults, Network, Peer, Rendezvous, Wire, supervised
 
 from sabot import App, Source
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import END, Abort, Barrier, Channel, Gate
 from sabot.checkpoint import CheckpointStorage, Manifest, TaskSnapshot
 from sabot.checkpoint.places import LocalPlace
+from sabot.claims import FileClaim
 from sabot.connectors.base import Bounded, Positions, ReadsInParallel, Scans
-from sabot.errors import SabotError
+from sabot.errors import AppLocked, SabotError
 from sabot.steps import watch
 from sabot.testing import ListSink
 from sabot.testing.lives import Crash, temporary_directory
 from sabot.testing.loop import SimulatedLoop, SimulatedProcess, process_here
-from sabot.workers import maker, over_workers
-from sabot.workers.launching import Ended, how_it_ended
+from sabot.workers import over_workers, streams_maker
+from sabot.workers.launching import ProcessEnd, how_it_ended
 from sabot.workers.messages import (
     AbortBarriers,
     Beat,
@@ -68,7 +69,7 @@ from sabot.workers.messages import (
 )
 from sabot.workers.process import BEAT_SECONDS
 from sabot.workers.remote import RemoteCheckpoints, RemoteTracks
-from sabot.workers.saving import SavedInFolder
+from sabot.workers.saving import FolderSnapshotStore
 from sabot.workers.streams import SILENT_SECONDS, WorkerStreams
 from tools.agent_tools import Remembered
 
@@ -261,7 +262,7 @@ class Worker:
         self.network = network
         self.number = number
         self.pid: int | None = next(network.pids)
-        self._ended: Ended | None = None
+        self._ended: ProcessEnd | None = None
         self.owner = SimulatedProcess(f"worker {number + 1}")
         self.dice = random.Random(network.dice.random())
         self.wire = Wire(network, self.owner)
@@ -292,7 +293,7 @@ class Worker:
         for task in list(self.owner.tasks):
             task.cancel()
 
-    async def wait(self) -> Ended:
+    async def wait(self) -> ProcessEnd:
         await self._over.wait()
         assert self._ended is not None
         return self._ended
@@ -373,7 +374,7 @@ class Worker:
 
     def _start(self, start: Start) -> None:
         assert start.folder is not None
-        saved = SavedInFolder(Path(start.folder, str(self.number)))
+        saved = FolderSnapshotStore(Path(start.folder, str(self.number)))
         self.checkpoints = RemoteCheckpoints(self.say, saved)
         self.tracks = RemoteTracks(start.tracks, saved, self.checkpoints)
         self.sink = self.tracks.staged("streams", self.world.receiver.another(), "exactly_once")
@@ -482,10 +483,11 @@ def _watched() -> Iterator[None]:
 
 
 def _scratch_of_each(place: LocalPlace, lock_path: Path, scratch: Path) -> None:
-    """In place of `Place.take_scratch`: without the lock, which only coordinators of one machine share."""
+    """In place of `places.base.take_scratch`: without the lock, which only coordinators of one machine share."""
     scratch.mkdir(exist_ok=True)
     place.scratch = Path(tempfile.mkdtemp(dir=scratch))
-    place._lock_file = open(place.scratch / "lock", "w")  # noqa: SIM115 - the place closes it
+    place._claim = FileClaim(place.scratch / "lock", "", AppLocked)
+    place._claim.take()
 
 
 class World:
@@ -533,9 +535,9 @@ class World:
             with ExitStack() as around:
                 self._directory = around.enter_context(temporary_directory())
                 around.enter_context(_watched())
-                around.enter_context(patch.object(maker, "_WORKERS_MAX", 1 << 20))
+                around.enter_context(patch.object(streams_maker, "_WORKERS_MAX", 1 << 20))
                 if self.rivals:  # an object store has no lock that keeps coordinators apart
-                    around.enter_context(patch.object(LocalPlace, "take_scratch", _scratch_of_each))
+                    around.enter_context(patch("sabot.checkpoint.places.local.take_scratch", _scratch_of_each))
                 try:
                     self.loop.run_until_complete(self._live())
                 finally:
@@ -633,7 +635,7 @@ class Coordinator:
                 world.epochs += 1
             return Worker(world, self.network, number, self._epoch)
 
-        self._made = Remembered(over_workers(app, Meeting(self.network, launch), world.workers))
+        self._made = Remembered(over_workers(app, Rendezvous(self.network, launch), world.workers))
         app.workers = self._made
         app.agent_runtime.runner.coordinator.on_complete.append(self._look)
         silence = asyncio.create_task(self._look_for_silence())

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from sabot.codecs.records import HEAD_BYTES
 from sabot.connectors.files.paths import DataFile, codec_of, cut_anywhere, open_stream, size_now
-from sabot.connectors.files.source import FileReader, Found, Share, no_place
+from sabot.connectors.files.source import FileReader, FoundRows, Share, no_place
 from sabot.errors import InternalError, UserError
 
 SLACK_BYTES = 16 << 10  # read beyond a chunk, to reach the end of its last line
@@ -49,7 +49,7 @@ class Lines:
         return buffer.find(b"\n", low, high) + 1 or high
 
 
-class Long(NamedTuple):
+class LongRecord(NamedTuple):
     """A record above the size bound: its offset, its first bytes, and its length in bytes."""
 
     offset: int
@@ -69,7 +69,7 @@ class Blocks(ABC):
     high = 0
     limit = 0
     offset = 0
-    long: Long | None = None
+    long: LongRecord | None = None
     """The record before `buffer[low:high]`, if it was above the bound."""
     ended = False
     """Nothing comes behind `buffer[low:limit]`."""
@@ -119,9 +119,9 @@ class Blocks(ABC):
             self._found(end, self.limit)
         else:
             self.offset += self.limit - self.low + self._pass()
-        self.long = Long(at, head, self.offset - at)
+        self.long = LongRecord(at, head, self.offset - at)
 
-    def reason(self, long: Long) -> str:
+    def reason(self, long: LongRecord) -> str:
         """Returns why the record was set apart."""
         if long.length <= self._record_bytes:
             return f"a quote that is not closed within {self._record_bytes} bytes (record_bytes=)"
@@ -360,11 +360,11 @@ def open_blocks(file: DataFile, offset: int, share: Share, block_bytes: int, rec
     if cut_anywhere(file.path):
         return ChunkedFile(file, offset, share, block_bytes, record_bytes)
     if not share.has(file.number, 0):
-        return Nothing(offset)
+        return NoBlocks(offset)
     return StreamedFile(file, offset, block_bytes, Lines(), record_bytes)
 
 
-class Nothing(Blocks):
+class NoBlocks(Blocks):
     """A file of which this reader reads nothing."""
 
     def __init__(self, offset: int) -> None:
@@ -397,10 +397,10 @@ class BlockReader(FileReader):
         self.offset = blocks.offset
 
     @abstractmethod
-    def _decode(self, blocks: Blocks, end: int) -> Found:
+    def _decode(self, blocks: Blocks, end: int) -> FoundRows:
         """Decodes `buffer[low:end]`, which may hold no rows. The result refers to no byte of the buffer."""
 
-    def read(self, max_rows: int) -> Found | None:
+    def read(self, max_rows: int) -> FoundRows | None:
         blocks = self._blocks
         while True:
             if blocks.low == blocks.high and not blocks.next():
@@ -409,7 +409,7 @@ class BlockReader(FileReader):
             if blocks.long is not None:
                 long, blocks.long = blocks.long, None
                 self.offset = blocks.offset
-                return Found(self._decode(blocks, blocks.low).data, [(long.offset, long.head, blocks.reason(long))])
+                return FoundRows(self._decode(blocks, blocks.low).data, [(long.offset, long.head, blocks.reason(long))])
             end = self._end(blocks, max_rows)
             found = self._decode(blocks, end)
             rows = found.data.num_rows + len(found.bad)

@@ -14,8 +14,8 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.arrow.border import validate
 from sabot.config import Duration
 from sabot.connectors.files.format import FileFormat
-from sabot.connectors.files.growth import Growth, PendingGrowth
-from sabot.connectors.files.partitions import PartitionedGrowth, PartitionedPart, check_partitions
+from sabot.connectors.files.growing import GrowingFile, PendingFile
+from sabot.connectors.files.partitions import PartitionedFile, PartitionedPart, check_partitions
 from sabot.connectors.files.parts import FilePart, RowWriter, SealedPart, batches_of_frame, frame_of_batches
 from sabot.connectors.files.sink import FileSink
 from sabot.errors import UserError
@@ -47,8 +47,8 @@ class ColumnFormat(FileFormat[pa.RecordBatch]):
     def new_part(self, path: Path, *, hidden: bool, truncate: bool) -> FilePart[pa.RecordBatch]:
         return PartitionedPart(path, self, self.partition_by) if self.partition_by else SealedPart(path, self)
 
-    def new_growth(self, path: Path, *, hidden: bool) -> Growth[pa.RecordBatch]:
-        return PartitionedGrowth(path, self, self.partition_by) if self.partition_by else PendingGrowth(path, self)
+    def new_growth(self, path: Path, *, hidden: bool) -> GrowingFile[pa.RecordBatch]:
+        return PartitionedFile(path, self, self.partition_by) if self.partition_by else PendingFile(path, self)
 
     def rows(self, batch: Batch, *, first: bool) -> pa.RecordBatch:
         if first and self.partition_by:  # the first file is written long after the rows are taken

@@ -17,7 +17,7 @@ from sabot.codecs.records import HEAD_BYTES, above
 from sabot.connectors.files.columns import as_wanted, canonical, checked, distinct, fitted, most_rows
 from sabot.connectors.files.paths import SUFFIXES, DataFile, codec_of, open_raw, open_stream
 from sabot.connectors.files.remote import RemotePath
-from sabot.connectors.files.source import FileReader, FileSource, Found, Share, no_place
+from sabot.connectors.files.source import FileReader, FileSource, FoundRows, Share, no_place
 from sabot.errors import UserError
 
 # The bound on the bytes of text that dictionaries expand to at a time.
@@ -116,7 +116,7 @@ class _Slices(FileReader):
         """Returns the next batch of this share that has a row at or behind `offset`; None at the end, with `offset` there."""
         raise NotImplementedError
 
-    def read(self, max_rows: int) -> Found | None:
+    def read(self, max_rows: int) -> FoundRows | None:
         while self._rest is None:
             found = self._next(max_rows)
             if found is None:
@@ -138,11 +138,11 @@ class _Slices(FileReader):
         self.offset += given.num_rows
         return self._bounded(given, first)
 
-    def _bounded(self, data: pa.RecordBatch, first: int) -> Found:
+    def _bounded(self, data: pa.RecordBatch, first: int) -> FoundRows:
         """Sets rows above the size bound apart, with the first bytes of their longest column."""
         long = above(data, self._record_bytes)
         if not long:
-            return Found(data)
+            return FoundRows(data)
         bad = []
         for row in long:
             one = data.slice(row, 1)
@@ -152,7 +152,7 @@ class _Slices(FileReader):
             bad.append((first + row, _head(one.column(widest)), f"{reason} column {data.schema.names[widest]!r}"))
         good = np.ones(data.num_rows, bool)
         good[long] = False
-        return Found(data.filter(pa.array(good)), bad)
+        return FoundRows(data.filter(pa.array(good)), bad)
 
     def _sound(self, first: int, data: pa.RecordBatch) -> pa.RecordBatch:
         """Returns the batch. Raises ArrowInvalid, with the rows and the column, if its data does not agree with its types."""

@@ -12,9 +12,9 @@ from pyarrow import csv
 from sabot._cython.arrow.batch import normalise
 from sabot.codecs.csv_text import convert_options, failing_texts, parse_error, parse_options
 from sabot.config import RECORD_BYTES
-from sabot.connectors.files.blocks import BlockReader, Blocks, Buffer, Nothing, StreamedFile
+from sabot.connectors.files.blocks import BlockReader, Blocks, Buffer, NoBlocks, StreamedFile
 from sabot.connectors.files.paths import SUFFIXES, DataFile, Paths, bare_suffix
-from sabot.connectors.files.source import FileReader, FileSource, Found
+from sabot.connectors.files.source import FileReader, FileSource, FoundRows
 from sabot.errors import UserError
 
 BLOCK_BYTES = 1 << 20
@@ -61,7 +61,7 @@ class CsvSource(FileSource):
         if wanted is None:
             wanted = self._schema = self.infer_schema()
         if not self._share.has(file.number, 0):
-            return _Rows(Nothing(offset), None, wanted)
+            return _Rows(NoBlocks(offset), None, wanted)
         dialect = self._dialect(file)
         for name in wanted.names:
             if name not in dialect.names and file.size > 0:
@@ -230,9 +230,9 @@ class _Rows(BlockReader):
             self._parsing = parse_options(dialect.delimiter)
             self._converting = convert_options(wanted, dialect.names)
 
-    def _decode(self, blocks: Blocks, end: int) -> Found:
+    def _decode(self, blocks: Blocks, end: int) -> FoundRows:
         try:
-            return Found(self._parsed(blocks, blocks.low, end))
+            return FoundRows(self._parsed(blocks, blocks.low, end))
         except pa.ArrowInvalid:
             return _Apart(self, blocks, end).found()
 
@@ -278,12 +278,12 @@ class _Apart:
         self._reasons: dict[int, str] = {}
         self._parts: list[pa.RecordBatch] = []
 
-    def found(self) -> Found:
+    def found(self) -> FoundRows:
         self._miscounted()
         self._misspelt()
         self._halved(self._left())
         bad = [(self._offset + int(self._starts[n]), self._record(n), self._reasons[n]) for n in sorted(self._reasons)]
-        return Found(_one(pa.Table.from_batches(self._parts, self._rows.wanted)), bad)
+        return FoundRows(_one(pa.Table.from_batches(self._parts, self._rows.wanted)), bad)
 
     def _left(self) -> Any:
         left = np.ones(len(self._starts), dtype=bool)

@@ -18,7 +18,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.connectors.base import Token, Track
 from sabot.connectors.files.delivered import Busy, Entry
 from sabot.connectors.files.format import FileFormat
-from sabot.connectors.files.growth import Growth
+from sabot.connectors.files.growing import GrowingFile
 from sabot.connectors.files.parts import remove
 from sabot.connectors.files.target import FileTarget
 from sabot.connectors.files.writing import FileWriting
@@ -232,7 +232,7 @@ class FileDelivering:
             return replace(entry, number=number + 1, length=0, ready=growth.path.name)
         return replace(entry, number=number, length=length)
 
-    def _free(self, entry: Entry) -> tuple[int, Growth[Any]]:
+    def _free(self, entry: Entry) -> tuple[int, GrowingFile[Any]]:
         """The number and the file into which the next rows go: the next free part of a folder, or the one file."""
         number, growth = entry.number, self._target.growth(entry.number)
         while self._target.folder and growth.taken():
@@ -251,7 +251,7 @@ class FileDelivering:
                 yield self._format.rows(Batch(data), first=first)
                 first = False
 
-    def _is_result(self, growth: Growth[Any], entry: Entry) -> bool:
+    def _is_result(self, growth: GrowingFile[Any], entry: Entry) -> bool:
         """Whether a file without rows has to be made as the result."""
         if self._target.folder:
             return entry.number == 0 and self._format.expected is not None

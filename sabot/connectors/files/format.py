@@ -11,7 +11,7 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import RECORD_SCHEMA, refuse_types
 from sabot.connectors.base import LostFloats
-from sabot.connectors.files.growth import Growth
+from sabot.connectors.files.growing import GrowingFile
 from sabot.connectors.files.partitions import check_partitions
 from sabot.connectors.files.parts import FilePart, Rows, RowWriter
 from sabot.errors import TransientError, UserError
@@ -102,7 +102,7 @@ class FileFormat(ABC, Generic[Rows]):
         """
 
     @abstractmethod
-    def new_growth(self, path: Path, *, hidden: bool) -> Growth[Rows]:
+    def new_growth(self, path: Path, *, hidden: bool) -> GrowingFile[Rows]:
         """The same, of a file into which parts are delivered exactly once."""
 
     @abstractmethod

@@ -14,7 +14,7 @@ from sabot.config import RECORD_BYTES
 from sabot.connectors.base import Positions
 from sabot.connectors.files.blocks import BlockReader, Blocks, Lines, open_blocks
 from sabot.connectors.files.paths import SUFFIXES, DataFile, Paths, codec_of, cut_anywhere
-from sabot.connectors.files.source import FileReader, FileSource, Found, global_offset
+from sabot.connectors.files.source import FileReader, FileSource, FoundRows, global_offset
 from sabot.errors import UserError
 
 BLOCK_BYTES = 4 << 20
@@ -122,13 +122,13 @@ class _Columns(BlockReader):
         super().__init__(blocks, _LINES)
         self._decoder = decoder
 
-    def _decode(self, blocks: Blocks, end: int) -> Found:
+    def _decode(self, blocks: Blocks, end: int) -> FoundRows:
         view = memoryview(blocks.buffer)[blocks.low : end]
         data, bad = self._decoder.decode_lines(view)
         rows = [(blocks.offset + row.start, bytes(view[row.start : row.end]), row.reason) for row in bad]
         if rows and rows[0][0] == 0 and _ARRAY.match(rows[0][1]):
             rows[0] = (*rows[0][:2], f"{rows[0][2]}; one JSON object a line is read, no array of them")
-        return Found(data, rows)
+        return FoundRows(data, rows)
 
 
 class _Payloads(BlockReader):
@@ -139,9 +139,9 @@ class _Payloads(BlockReader):
         self._file = file
         self._partition = partition
 
-    def _decode(self, blocks: Blocks, end: int) -> Found:
+    def _decode(self, blocks: Blocks, end: int) -> FoundRows:
         if end == blocks.low:
-            return Found(pa.RecordBatch.from_pylist([], schema=RECORD_SCHEMA))
+            return FoundRows(pa.RecordBatch.from_pylist([], schema=RECORD_SCHEMA))
         block = bytes(memoryview(blocks.buffer)[blocks.low : end])
         data = np.frombuffer(block, np.uint8)
         stops = np.flatnonzero(data == NEWLINE)
@@ -168,4 +168,4 @@ class _Payloads(BlockReader):
             pa.array(starts + global_offset(self._file, blocks.offset)),
             pa.nulls(rows, RECORD_SCHEMA.field("headers").type),
         ]
-        return Found(pa.RecordBatch.from_arrays(columns, schema=RECORD_SCHEMA))
+        return FoundRows(pa.RecordBatch.from_arrays(columns, schema=RECORD_SCHEMA))

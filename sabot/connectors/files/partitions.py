@@ -19,7 +19,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot.connectors.files.growth import PendingGrowth
+from sabot.connectors.files.growing import PendingFile
 from sabot.connectors.files.parts import Encoding, SealedPart, beside, pending_of, remove, sync_folder
 from sabot.connectors.files.whole import WholeFile
 from sabot.disk import private
@@ -30,7 +30,7 @@ _NULL = "__HIVE_DEFAULT_PARTITION__"
 _NAME_BYTES = 255
 
 
-class PartitionedGrowth(PendingGrowth[pa.RecordBatch]):
+class PartitionedFile(PendingFile[pa.RecordBatch]):
     """A part whose rows become a file in the folder of each partition. by: the columns, which are not in the files."""
 
     def __init__(self, path: Path, encoding: Encoding[pa.RecordBatch], by: Sequence[str]) -> None:
@@ -55,7 +55,7 @@ class PartitionedGrowth(PendingGrowth[pa.RecordBatch]):
         sync_folder(self.path.parent)
         for path, (_, table) in zip(paths, found, strict=True):
             self._make(path.parent)
-            PendingGrowth(path, self._each).complete(0, table.to_batches())
+            PendingFile(path, self._each).complete(0, table.to_batches())
         return True
 
     def publish(self) -> None:
@@ -109,7 +109,7 @@ class PartitionedPart(SealedPart[pa.RecordBatch]):
     """The same at least once. Rows are only in the pending list until the part is sealed."""
 
     def __init__(self, path: Path, encoding: Encoding[pa.RecordBatch], by: Sequence[str]) -> None:
-        self._growth = PartitionedGrowth(path, encoding, by)
+        self._growth = PartitionedFile(path, encoding, by)
         self._bytes = 0
         super().__init__(path, encoding)
         if not self.rows:

@@ -62,7 +62,7 @@ class Share:
         return (file + piece) % self.count == self.index
 
 
-class Found(NamedTuple):
+class FoundRows(NamedTuple):
     """Rows of a file, and the bad rows among them as (offset in the file, payload, reason)."""
 
     data: pa.RecordBatch
@@ -78,7 +78,7 @@ class FileReader(ABC):
     """The offset behind the rows that `read` has returned."""
 
     @abstractmethod
-    def read(self, max_rows: int) -> Found | None:
+    def read(self, max_rows: int) -> FoundRows | None:
         """The next rows, at most `max_rows` with the bad ones. None at the end; `offset` is then the end of the file."""
 
     @property

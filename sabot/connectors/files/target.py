@@ -9,8 +9,8 @@ from typing import Any
 
 from sabot.connectors.files.delivered import Ledger
 from sabot.connectors.files.format import FileFormat
-from sabot.connectors.files.growth import Growth
-from sabot.connectors.files.partitions import PartitionedGrowth
+from sabot.connectors.files.growing import GrowingFile
+from sabot.connectors.files.partitions import PartitionedFile
 from sabot.connectors.files.parts import beside, remove, sync_folder, unfinished
 from sabot.connectors.files.paths import codec_of, format_of
 from sabot.errors import UserError
@@ -68,7 +68,7 @@ class FileTarget:
         """The one file, or the part of this number."""
         return self.path / f"part-{number:05}{self._format.ending}" if self.folder else self.path
 
-    def growth(self, number: int) -> Growth[Any]:
+    def growth(self, number: int) -> GrowingFile[Any]:
         """That file, as it grows exactly once."""
         return self._format.new_growth(self.file(number), hidden=self.folder)
 
@@ -107,7 +107,7 @@ class FileTarget:
         for leftover in leftovers:
             _log.warning("sink %s: %s, left unfinished by an earlier run, is dropped", self.name, leftover.name)
         growth = self._format.new_growth(path, hidden=self.folder)
-        if isinstance(growth, PartitionedGrowth):
+        if isinstance(growth, PartitionedFile):
             growth.discard()
         for leftover in leftovers:
             remove(leftover)

@@ -17,7 +17,7 @@ from sabot.codecs.records import RECORD_SCHEMA, to_records
 from sabot.config import Duration
 from sabot.connectors.files.column_sinks import Arrow, ColumnFormat, Parquet
 from sabot.connectors.files.format import FileFormat
-from sabot.connectors.files.growth import Growth, PendingGrowth, TextGrowth
+from sabot.connectors.files.growing import GrowingFile, GrowingText, PendingFile
 from sabot.connectors.files.parts import AppendedPart, FilePart, RowWriter, SealedPart
 from sabot.connectors.files.paths import COMPRESSION, bare_suffix, codec_of
 from sabot.connectors.files.sink import FileSink
@@ -74,8 +74,8 @@ class _TextFormat(FileFormat[bytes]):
             self.begins_with(part.head())
         return part
 
-    def new_growth(self, path: Path, *, hidden: bool) -> Growth[bytes]:
-        return PendingGrowth(path, self) if self._compression is not None else TextGrowth(path, hidden=hidden)
+    def new_growth(self, path: Path, *, hidden: bool) -> GrowingFile[bytes]:
+        return PendingFile(path, self) if self._compression is not None else GrowingText(path, hidden=hidden)
 
     def rows(self, batch: Batch, *, first: bool) -> bytes:
         lines = self.lines(batch)

@@ -14,8 +14,8 @@ from sabot.checkpoint import Coordinator
 from sabot.clock import ManualClock
 from sabot.connectors.base import Commits
 from sabot.errors import UserError
+from sabot.runtime.agent_source import AgentSource
 from sabot.runtime.event_time import SourceTime
-from sabot.runtime.feeding import AgentSource
 from sabot.runtime.reading import SourceInput
 from sabot.runtime.task import Chain, Output, StreamTask
 from sabot.runtime.watermarks import Watermarks
@@ -128,7 +128,7 @@ def test_a_held_source_of_an_agent_serves_barriers_and_reads_no_more():
 
 
 def test_a_source_of_an_agent_keeps_what_its_full_channel_refuses(monkeypatch):
-    monkeypatch.setattr("sabot.runtime.feeding.Channel", functools.partial(Channel, capacity_rows=1))
+    monkeypatch.setattr("sabot.runtime.agent_source.Channel", functools.partial(Channel, capacity_rows=1))
     source = agent_source([[1], [2], THE_END], max_rows=1)
     assert [source.task.step(0.0), source.task.step(0.0), source.task.step(0.0)] == [True, True, None]
     source.input.request_barrier(1)

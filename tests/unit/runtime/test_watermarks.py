@@ -2,7 +2,7 @@
 
 from sabot._cython.flow.channel import ACTIVE, IDLE, Watermark
 from sabot.operators.base import START_OF_TIME
-from sabot.runtime.watermarks import Told, Watermarks
+from sabot.runtime.watermarks import EmittedMarks, Watermarks
 
 A, B = ("orders", 0), ("orders", 1)
 
@@ -12,7 +12,7 @@ class Time(Watermarks):
 
     def __init__(self, lateness_ms: int = 0, idle_ms: int = 1000) -> None:
         super().__init__(lateness_ms, idle_ms)
-        self.told = Told(self)
+        self.told = EmittedMarks(self)
 
     def progress(self, now_ms):
         return self.told.progress(now_ms)
@@ -153,7 +153,7 @@ def test_after_a_silence_of_all_the_first_row_does_not_leave_the_others_behind()
 def test_a_reader_does_not_run_ahead_of_what_another_has_not_read():
     """Each reader had an event time of its own: after a silence the first one back left the backlog of the others behind."""
     source = two_partitions(idle_ms=1000)
-    first, second = source.told, Told(source)
+    first, second = source.told, EmittedMarks(source)
     source.see(A, 100, 0)
     source.see(B, 100, 0)
     assert first.progress(0) == [Watermark(100)] == second.progress(0)
@@ -215,7 +215,7 @@ def closing(greatest_ms: int) -> int:
 
 def test_with_all_partitions_idle_windows_close_where_that_was_asked():
     marks = Watermarks(5, 1000, closing)
-    told = Told(marks)
+    told = EmittedMarks(marks)
     marks.know([A, B], 0)
     marks.see(A, 130, 0)
     marks.see(B, 70, 100)

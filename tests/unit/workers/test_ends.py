@@ -11,7 +11,7 @@ import pytest
 from sabot.errors import TransientError
 from sabot.workers.joining import Ticket
 from sabot.workers.launching import LocalLauncher, how_it_ended
-from sabot.workers.memory import Kills, MemoryKills
+from sabot.workers.memory import KillCounts, MemoryKills
 
 
 class Kernel:
@@ -30,10 +30,10 @@ class Kernel:
         if self._counts is not None:
             name = "memory.limit_in_bytes" if version == 1 else "memory.max"
             (self._group / name).write_text(f"{limit}\n")
-        self.killed(Kills(0, 0))
+        self.killed(KillCounts(0, 0))
         self.kills = MemoryKills(self._proc, self._mount)
 
-    def killed(self, kills: Kills) -> None:
+    def killed(self, kills: KillCounts) -> None:
         (self._proc / "vmstat").write_text(f"nr_free_pages 7\noom_kill {kills.machine}\n")
         if self._counts is not None:
             self._counts.write_text(f"oom 9\noom_kill_disable 0\noom_kill {kills.group}\noom_group_kill 3\n")
@@ -51,8 +51,8 @@ class Kernel:
 )
 def test_an_end_has_its_code_or_its_signal(tmp_path: Path, code: int, words: str) -> None:
     kernel = Kernel(tmp_path)
-    assert how_it_ended(code, kernel.kills, Kills(0, 0)).how == words
-    assert not how_it_ended(code, kernel.kills, Kills(0, 0)).out_of_memory
+    assert how_it_ended(code, kernel.kills, KillCounts(0, 0)).how == words
+    assert not how_it_ended(code, kernel.kills, KillCounts(0, 0)).out_of_memory
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -63,10 +63,10 @@ def test_a_worker_that_the_memory_killer_has_killed_is_named_as_that(
     tmp_path: Path, version: int, group: str, seen: str
 ) -> None:
     kernel = Kernel(tmp_path, version, group=group, seen=seen, limit="4000000000")
-    kernel.killed(Kills(2, 5))
+    kernel.killed(KillCounts(2, 5))
     before = kernel.kills.so_far()
     assert how_it_ended(-signal.SIGKILL, kernel.kills, before).how == "was killed by SIGKILL"
-    kernel.killed(Kills(3, 6))
+    kernel.killed(KillCounts(3, 6))
     ended = how_it_ended(-signal.SIGKILL, kernel.kills, before)
     assert ended.how == "was killed by the system because memory ran out (its control group may have 4,000 MB)"
     assert "fewer workers" in ended.why
@@ -78,7 +78,7 @@ def test_a_worker_that_the_memory_killer_has_killed_is_named_as_that(
 def test_a_kill_elsewhere_on_the_machine_may_be_the_reason(tmp_path: Path, version: int) -> None:
     kernel = Kernel(tmp_path, version)
     before = kernel.kills.so_far()
-    kernel.killed(Kills(0, 1))
+    kernel.killed(KillCounts(0, 1))
     ended = how_it_ended(-signal.SIGKILL, kernel.kills, before)
     assert ended.how == "was killed by SIGKILL when the system killed processes because memory ran out"
     assert ended.out_of_memory
@@ -91,7 +91,7 @@ def test_no_limit_is_none(tmp_path: Path, limit: str) -> None:
 
 def test_where_nothing_says_so_nothing_is_known(tmp_path: Path) -> None:
     kills = MemoryKills(tmp_path / "none", tmp_path / "none")
-    assert (kills.so_far(), kills.limit_bytes) == (Kills(None, None), None)
+    assert (kills.so_far(), kills.limit_bytes) == (KillCounts(None, None), None)
     assert "or by the system" in how_it_ended(-signal.SIGKILL, kills, kills.so_far()).why
 
 

@@ -17,9 +17,9 @@ from sabot.workers import process as process_module
 from sabot.workers.connection import FIRST_BYTES, ControlConnection
 from sabot.workers.joining import Ticket, join, parse_address, versions
 from sabot.workers.listener import JoinListener
-from sabot.workers.meeting import TcpMeeting
 from sabot.workers.member import Member
 from sabot.workers.messages import Beat, Hello, Join, JoinRefused, Welcome
+from sabot.workers.rendezvous import TcpRendezvous
 from sabot.workers.secrets import CERTIFIED_NAME, WorkerSecrets
 from tools.agent_tools import until
 from tools.broker import has_ipv6
@@ -295,7 +295,7 @@ def test_what_is_no_address_is_refused(text):
 def test_workers_that_join_need_a_token(tmp_path, secrets):
     given = None if secrets is None else str(tmp_path)
     with pytest.raises(UserError, match="show a token"):
-        TcpMeeting.of(None, "127.0.0.1:0", given)
+        TcpRendezvous.of(None, "127.0.0.1:0", given)
 
 
 def test_a_worker_notices_that_the_folder_it_sees_is_another_one(tmp_path):
@@ -311,7 +311,7 @@ def test_a_worker_notices_that_the_folder_it_sees_is_another_one(tmp_path):
 
 async def test_workers_of_loopback_and_of_a_network_do_not_mix():
     members = [Member(0), Member(1)]
-    arrival = TcpMeeting(lambda: None, None, 0, None).begin(members, lambda member: Welcome(0, "", {}))
+    arrival = TcpRendezvous(lambda: None, None, 0, None).begin(members, lambda member: Welcome(0, "", {}))
     members[0].hello.set_result(Hello("10.0.0.1:7"))
     members[1].hello.set_result(Hello("127.0.0.1:7"))
     with pytest.raises(UserError, match="worker 2 has joined over loopback"):

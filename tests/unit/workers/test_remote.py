@@ -16,7 +16,7 @@ from sabot.errors import InternalError, UserError
 from sabot.workers.messages import Complete, Declined, PartSealed, Start, TaskCut, TaskEnded, TrackEnded, WorkerFailed
 from sabot.workers.process import saved_of
 from sabot.workers.remote import RemoteCheckpoints, RemoteTracks, part_of, snapshot_of
-from sabot.workers.saving import SavedInFolder
+from sabot.workers.saving import FolderSnapshotStore
 from tools.checkpoint_tools import in_memory
 
 
@@ -44,7 +44,7 @@ def folder_of(path):
 
 def test_a_cut_is_saved_when_the_coordinator_hears_of_it(tmp_path):
     sent, table = [], Table("all rows")
-    checkpoints = RemoteCheckpoints(sent.append, SavedInFolder(tmp_path / "0"))
+    checkpoints = RemoteCheckpoints(sent.append, FolderSnapshotStore(tmp_path / "0"))
     checkpoints.acknowledge(3, "keyed/0", TaskSnapshot({"ended": False}, {}, {"table": table}, {"streams.out": 2}))
     checkpoints.close()
     [cut] = sent
@@ -57,7 +57,7 @@ def test_a_cut_is_saved_when_the_coordinator_hears_of_it(tmp_path):
 
 def test_the_end_of_a_task_is_told_behind_its_cut_however_long_that_takes_to_save(tmp_path):
     sent, let = [], threading.Event()
-    checkpoints = RemoteCheckpoints(sent.append, SavedInFolder(tmp_path))
+    checkpoints = RemoteCheckpoints(sent.append, FolderSnapshotStore(tmp_path))
     checkpoints.acknowledge(1, "keyed/0", TaskSnapshot(states={"table": Table(let=let)}))
     checkpoints.detach("keyed/0", TaskSnapshot(states={"table": Table()}))
     let.set()
@@ -68,7 +68,7 @@ def test_the_end_of_a_task_is_told_behind_its_cut_however_long_that_takes_to_sav
 
 def test_a_cut_that_cannot_be_saved_is_declined_and_a_last_state_fails_the_worker(tmp_path):
     sent, tables = [], [Table(error=OSError(28, "no space")), Table(error=UserError("no"))]
-    checkpoints = RemoteCheckpoints(sent.append, SavedInFolder(tmp_path))
+    checkpoints = RemoteCheckpoints(sent.append, FolderSnapshotStore(tmp_path))
     checkpoints.acknowledge(1, "keyed/0", TaskSnapshot(states={"table": tables[0]}))
     checkpoints.detach("keyed/1", TaskSnapshot(states={"table": tables[1]}))
     checkpoints.close()
@@ -80,7 +80,7 @@ def test_a_cut_that_cannot_be_saved_is_declined_and_a_last_state_fails_the_worke
 
 def test_small_files_of_a_cut_have_a_folder_that_goes_with_it(tmp_path):
     sent, table = [], Table("all rows")
-    checkpoints = RemoteCheckpoints(sent.append, SavedInFolder(tmp_path))
+    checkpoints = RemoteCheckpoints(sent.append, FolderSnapshotStore(tmp_path))
     rows = {"app.f.0.arrow": b"first", "app.f.1.arrow": b"second"}
     checkpoints.acknowledge(3, "agents", TaskSnapshot({"ended": False}, rows, {"state": table}))
     checkpoints.close()
@@ -95,7 +95,7 @@ def test_small_files_of_a_cut_have_a_folder_that_goes_with_it(tmp_path):
 def test_a_cut_that_waits_for_the_disk_is_told_as_being_saved_until_its_checkpoint_is_given_up(tmp_path):
     sent, let, tables = [], threading.Event(), [Table("1"), Table("2"), Table("3")]
     tables[0].let = let
-    checkpoints = RemoteCheckpoints(sent.append, SavedInFolder(tmp_path))
+    checkpoints = RemoteCheckpoints(sent.append, FolderSnapshotStore(tmp_path))
     for task in ("keyed/0", "keyed/1"):
         checkpoints.attach(task, lambda _: None, lambda _: None, lambda: "busy")
     checkpoints.trigger(1)
@@ -119,7 +119,7 @@ def test_a_cut_that_waits_for_the_disk_is_told_as_being_saved_until_its_checkpoi
 
 def test_of_a_cut_that_cannot_be_saved_as_a_whole_nothing_stays(tmp_path):
     sent = []
-    checkpoints = RemoteCheckpoints(sent.append, SavedInFolder(tmp_path))
+    checkpoints = RemoteCheckpoints(sent.append, FolderSnapshotStore(tmp_path))
     states = {"first": Table("rows"), "second": Table(error=OSError(28, "no space"))}
     checkpoints.acknowledge(1, "keyed/0", TaskSnapshot(states=states))
     checkpoints.close()
@@ -138,7 +138,7 @@ def test_without_checkpoints_on_a_disk_nothing_is_saved():
 
 def test_barriers_reach_the_tasks_that_have_not_ended(tmp_path):
     asked, gone = [], []
-    checkpoints = RemoteCheckpoints(lambda message: None, SavedInFolder(tmp_path))
+    checkpoints = RemoteCheckpoints(lambda message: None, FolderSnapshotStore(tmp_path))
     for task in ("read/0", "read/1"):
         checkpoints.attach(
             task, lambda id, task=task: asked.append((task, id)), gone.append, lambda task=task: f"{task} is busy"
@@ -207,7 +207,7 @@ def rows(*numbers):
 
 
 def tracks_in(folder, folders, send=lambda message: None):
-    saved = SavedInFolder(folder)
+    saved = FolderSnapshotStore(folder)
     return RemoteTracks(folders, saved, RemoteCheckpoints(send, saved))
 
 

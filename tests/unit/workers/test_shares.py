@@ -21,7 +21,7 @@ from sabot.runtime.settings import RunSettings
 from sabot.threads import run_in_thread, threads
 from sabot.workers.messages import HasFirst, Start
 from sabot.workers.placement import fingerprint, place
-from sabot.workers.share import NoShare, WorkerShare
+from sabot.workers.share import CoordinatorPlacement, WorkerPlacement
 
 COLUMNS = {"id": "int64", "key": "string", "ts": "int64"}
 
@@ -61,8 +61,8 @@ async def results(app, workers=None):
         for part in parts:
             await part.open()
         for part in parts:
-            if isinstance(part.settings.spread, WorkerShare):
-                part.settings.spread.connect()
+            if isinstance(part.settings.placement, WorkerPlacement):
+                part.settings.placement.connect()
             part.run()
         await asyncio.wait_for(asyncio.gather(*(part.running for part in parts)), 20)
     finally:
@@ -73,7 +73,11 @@ async def results(app, workers=None):
 
 async def shares(app, settings, workers):
     whole = Build(
-        app.ends(), replace(settings, spread=NoShare()), agents=(), wanted={}, loop=asyncio.get_running_loop()
+        app.ends(),
+        replace(settings, placement=CoordinatorPlacement()),
+        agents=(),
+        wanted={},
+        loop=asyncio.get_running_loop(),
     )
     await run_in_thread(whole.open, None)
     whole.give_back_sources()
@@ -88,8 +92,8 @@ async def shares(app, settings, workers):
             part.build.has_first(message.stage, message.task)
 
     for worker in range(workers):
-        share = WorkerShare(app.id, worker, start, wires, lambda message, worker=worker: told(worker, message))
-        parts.append(LocalStreams(app.ends(), replace(settings, coordinator=Coordinator(), spread=share)))
+        share = WorkerPlacement(app.id, worker, start, wires, lambda message, worker=worker: told(worker, message))
+        parts.append(LocalStreams(app.ends(), replace(settings, coordinator=Coordinator(), placement=share)))
     return parts
 
 
@@ -153,4 +157,4 @@ def test_a_worker_with_another_program_refuses():
     app.stream("in", schema=COLUMNS).to("out")
     plan = make_plan(app.ends())
     with pytest.raises(UserError, match="another one than the coordinator's"):
-        WorkerShare("shared", 0, start, Wires(), lambda message: None).agree(plan)
+        WorkerPlacement("shared", 0, start, Wires(), lambda message: None).agree(plan)

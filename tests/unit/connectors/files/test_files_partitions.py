@@ -14,7 +14,7 @@ from sabot import App, ArrowSink, CsvSink, NdjsonSink, ParquetSink
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.connectors.base import Track
-from sabot.connectors.files import growth, partitions
+from sabot.connectors.files import growing, partitions
 from sabot.errors import UserError
 from sabot.testing import BARRIER, END, ManualClock, ScriptedSource, crash_at_every_step
 
@@ -121,7 +121,7 @@ def test_one_file_is_open_at_a_time_however_many_partitions_there_are(
 ) -> None:
     open_now, most = 0, 0
 
-    class Counted(growth.WholeFile):
+    class Counted(growing.WholeFile):
         def __init__(self, *options: Any) -> None:
             nonlocal open_now, most
             super().__init__(*options)
@@ -133,7 +133,7 @@ def test_one_file_is_open_at_a_time_however_many_partitions_there_are(
             super().close()
             open_now -= 1
 
-    monkeypatch.setattr(growth, "WholeFile", Counted)
+    monkeypatch.setattr(growing, "WholeFile", Counted)
     sink = claimed(tmp_path)
     deliver(sink, 1, [{"day": str(n), "hour": 0, "n": n} for n in range(50)])
     sink.close()

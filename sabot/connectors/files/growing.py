@@ -28,7 +28,7 @@ from sabot.errors import UserError
 from sabot.steps import step
 
 
-class Growth(ABC, Generic[Rows]):
+class GrowingFile(ABC, Generic[Rows]):
     """A file that grows by parts until it is complete, and then gets the name `path`.
 
     length: how many of its bytes count so far. All methods raise OSError; after an error the bytes that count are unchanged.
@@ -102,7 +102,7 @@ class Growth(ABC, Generic[Rows]):
         return file
 
 
-class TextGrowth(Growth[bytes]):
+class GrowingText(GrowingFile[bytes]):
     """A text file, which grows in place: under its own name, or as the .tmp of a part in a folder."""
 
     def __init__(self, path: Path, *, hidden: bool) -> None:
@@ -130,7 +130,7 @@ class TextGrowth(Growth[bytes]):
             return file.read(min(length, 1 << 20))
 
 
-class PendingGrowth(Growth[Rows]):
+class PendingFile(GrowingFile[Rows]):
     """A file whose rows wait in the pending list until it is complete. A delivery that is large enough by itself becomes a file at once."""
 
     def __init__(self, path: Path, encoding: Encoding[Rows]) -> None:

@@ -8,17 +8,17 @@ from sabot._cython.flow.channel import Channel
 from sabot.plan import Plan
 
 
-class Holds(Protocol):
+class PausableReaders(Protocol):
     """Readers that stand still while somebody behind them has no room."""
 
-    def wait_for(self, name: str) -> None:
-        """Reads no more until `go_on` is called with the same name. From any thread."""
+    def pause_for(self, name: str) -> None:
+        """Reads no more until `resume_for` is called with the same name. From any thread."""
 
-    def go_on(self, name: str) -> None:
+    def resume_for(self, name: str) -> None:
         """No longer waits for this name. From any thread."""
 
 
-class Spread(Protocol):
+class TaskPlacement(Protocol):
     """Where the tasks of an app are, as one of its processes sees them. `Build` asks it."""
 
     whole: bool
@@ -39,14 +39,14 @@ class Spread(Protocol):
     def leaves(self, edge: str, channel: Channel, task: str) -> None:
         """What comes into the channel goes along this edge, to the process that runs the task."""
 
-    def readers_elsewhere(self, stage: str) -> Holds | None:
+    def readers_elsewhere(self, stage: str) -> PausableReaders | None:
         """The readers of other processes whose rows reach this stage. None: there are no other processes."""
 
     def has_first(self, stage: str, task: str) -> None:
         """A task of this process has processed the input for which sources of the others wait. From the task's thread."""
 
 
-class WholeApp:
+class SingleProcess:
     """The spread of an app that runs in one process."""
 
     whole = True
@@ -70,7 +70,7 @@ class WholeApp:
         """Not called."""
         raise NotImplementedError
 
-    def readers_elsewhere(self, stage: str) -> Holds | None:
+    def readers_elsewhere(self, stage: str) -> PausableReaders | None:
         """There are none."""
         return None
 

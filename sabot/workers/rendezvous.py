@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 _JOIN_SECONDS = 300.0  # for a process that was started to connect: it loads Sabot first
 
 
-class Arrival(Protocol):
+class JoinRound(Protocol):
     """The workers of one epoch, until all have joined. All methods on one event loop."""
 
     @property
@@ -40,15 +40,15 @@ class Arrival(Protocol):
         """Lets nobody in any more, and ends all workers: they have so long to end by themselves. Idempotent."""
 
 
-class Meeting(Protocol):
+class Rendezvous(Protocol):
     """How the workers of an app come to its coordinator: over TCP, or as a simulation has it."""
 
-    def begin(self, members: Sequence[Member], welcome: Callable[[Member], ControlMessage]) -> Arrival:
+    def begin(self, members: Sequence[Member], welcome: Callable[[Member], ControlMessage]) -> JoinRound:
         """For an epoch with these workers. welcome: what each is told that joins."""
 
 
 @dataclass(frozen=True)
-class TcpMeeting:
+class TcpRendezvous:
     """What the user has said of it.
 
     launcher: makes what starts the workers of an epoch; None: others start them, with `sabot join`. host, port: where the coordinator
@@ -61,7 +61,7 @@ class TcpMeeting:
     secrets: WorkerSecrets | None
 
     @classmethod
-    def of(cls, launcher: Callable[[], Launcher] | None, listen: str | None, secrets: str | None) -> "TcpMeeting":
+    def of(cls, launcher: Callable[[], Launcher] | None, listen: str | None, secrets: str | None) -> "TcpRendezvous":
         """listen: "host:port". secrets: the folder. Raises UserError for what does not go together."""
         known = None if secrets is None else WorkerSecrets.read(secrets)
         host, port = (None, 0) if listen is None else parse_address(listen, "--listen")
@@ -74,36 +74,36 @@ class TcpMeeting:
             _log.warning("the token and all rows cross the network in the clear: certificates in --secrets turn TLS on")
         return cls(launcher, host, port, known)
 
-    def begin(self, members: Sequence[Member], welcome: Callable[[Member], ControlMessage]) -> Arrival:
-        """See `Meeting`."""
-        return _TcpArrival(self, members, welcome)
+    def begin(self, members: Sequence[Member], welcome: Callable[[Member], ControlMessage]) -> JoinRound:
+        """See `Rendezvous`."""
+        return _TcpJoinRound(self, members, welcome)
 
 
-class _TcpArrival:
-    """See `Arrival`."""
+class _TcpJoinRound:
+    """See `JoinRound`."""
 
     def __init__(
-        self, meeting: TcpMeeting, members: Sequence[Member], welcome: Callable[[Member], ControlMessage]
+        self, rendezvous: TcpRendezvous, members: Sequence[Member], welcome: Callable[[Member], ControlMessage]
     ) -> None:
-        self._meeting = meeting
+        self._rendezvous = rendezvous
         self._members = members
-        self._launcher = None if meeting.launcher is None else meeting.launcher()
-        known = None if meeting.secrets is None else meeting.secrets.token
+        self._launcher = None if rendezvous.launcher is None else rendezvous.launcher()
+        known = None if rendezvous.secrets is None else rendezvous.secrets.token
         # Those that are started here show a token of this epoch alone, so that none of an earlier one gets in.
         self._token = known if self._launcher is None and known is not None else new_token()
         self._listener = JoinListener(members, self._token, welcome, numbered=self._launcher is not None)
 
     @property
     def within_s(self) -> float | None:
-        """See `Arrival`."""
+        """See `JoinRound`."""
         return None if self._launcher is None else _JOIN_SECONDS
 
     async def open(self) -> None:
         """Listens, and starts the workers, where that is not somebody else's to do."""
-        meeting, secrets = self._meeting, self._meeting.secrets
+        rendezvous, secrets = self._rendezvous, self._rendezvous.secrets
         ours = "" if self._launcher is None else await self._launcher.open(len(self._members))
         context = None if secrets is None else await run_in_thread(secrets.context, server=True)
-        await self._listener.open(meeting.host or ours, meeting.port, context)
+        await self._listener.open(rendezvous.host or ours, rendezvous.port, context)
         if self._launcher is None:
             _log.info("%d workers are waited for at %s", len(self._members), self._listener.address)
             return
@@ -122,7 +122,7 @@ class _TcpArrival:
             )
 
     async def make_room(self, more: int) -> None:
-        """See `Arrival`."""
+        """See `JoinRound`."""
         if self._launcher is not None:
             await self._launcher.make_room(more)
         elif more > (waiting := self._listener.standing_by):
@@ -132,7 +132,7 @@ class _TcpArrival:
             )
 
     async def close(self, patience_s: float) -> None:
-        """See `Arrival`."""
+        """See `JoinRound`."""
         await self._listener.close()
         await asyncio.gather(*(member.end(patience_s) for member in self._members))
         if self._launcher is not None:

@@ -12,7 +12,7 @@ from sabot.runtime.app_runner import AppRunner
 from sabot.runtime.host import run_here
 
 
-def rows_of(runner: AppRunner, node: Node, limit: int | None, seconds: float | None) -> pa.Table:
+def collect_rows(runner: AppRunner, node: Node, limit: int | None, seconds: float | None) -> pa.Table:
     """The rows of a step, at most `limit`, and those that come within so many seconds. Raises UserError where that would never end."""
     endless = endless_read(node)
     waits = limit is None or any(isinstance(each, Materialize) for each in walk([node]))

@@ -11,8 +11,8 @@ from sabot.delivery import StagedSinks
 from sabot.errors import UserError
 from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import RunSettings, StreamsMaker
-from sabot.workers.meeting import Meeting
-from sabot.workers.refused import SpreadApp, refuse
+from sabot.workers.refusals import SpreadApp, refuse
+from sabot.workers.rendezvous import Rendezvous
 from sabot.workers.streams import WorkerStreams
 
 _log = logging.getLogger(__name__)
@@ -21,18 +21,18 @@ _WORKERS_MAX = 64
 _RESCALE_TRIES = 3  # to begin with another number of workers, however many restarts the app may have
 
 
-def over_workers(app: SpreadApp, meeting: Meeting, workers: int) -> StreamsMaker:
-    """What runs the streams of the app in so many processes, and agents with process= in more. meeting: how these come to this one."""
+def over_workers(app: SpreadApp, rendezvous: Rendezvous, workers: int) -> StreamsMaker:
+    """What runs the streams of the app in so many processes, and agents with process= in more. rendezvous: how these come to this one."""
     own = any(agent.spec is not None and agent.spec.process for agent in app.agents().values())
     if workers == 1 and not own:
         raise UserError("workers=1: that is this process alone", hint="leave --workers out")
-    return _OverWorkers(app, meeting, workers)
+    return _WorkerStreamsMaker(app, rendezvous, workers)
 
 
-class _OverWorkers:
-    def __init__(self, app: SpreadApp, meeting: Meeting, workers: int) -> None:
+class _WorkerStreamsMaker:
+    def __init__(self, app: SpreadApp, rendezvous: Rendezvous, workers: int) -> None:
         self._app = app
-        self._meeting = meeting
+        self._rendezvous = rendezvous
         self._parallelism = app.settings.parallelism  # what the user wants of it, whatever the number of workers
         # The number of workers with which a run has begun, while none has with the next one; and how often that was tried.
         self._before: int | None = None
@@ -94,5 +94,5 @@ class _OverWorkers:
             "parallelism": asked.parallelism,
             "schema": asked.schema,
         }
-        meeting, workers = self._meeting, self.workers
-        return WorkerStreams(ends, settings, coordinator, delivery, agents, meeting, told, workers, asked.from_)
+        rendezvous, workers = self._rendezvous, self.workers
+        return WorkerStreams(ends, settings, coordinator, delivery, agents, rendezvous, told, workers, asked.from_)
