@@ -15,6 +15,7 @@ from mkdocs.structure.pages import Page
 ROOT = pages.ROOT
 PROJECT = ["ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/RESULTS.md"]
 LINK = re.compile(r"(\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^)\s]+)\)")
+INCLUDED = re.compile(r"^<!-- include: (\S+) -->$", re.MULTILINE)
 DRAWING = re.compile(r"^!\[([^\]]*)\]\((\S+\.svg)\)$", re.MULTILINE)
 CODE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 TEXTS: dict[str, tuple[str, str]] = {}
@@ -60,6 +61,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turns links to files of the project into links to their pages; a link to a file without a page becomes its text."""
     place = page.file.src_uri
+    markdown = INCLUDED.sub(lambda found: _included((ROOT / "docs" / place).parent / found[1]), markdown)
     parts = CODE.split(markdown)  # text and code, in turn
     parts[::2] = [LINK.sub(lambda found: _link(found, place), part) for part in parts[::2]]
     text = "".join(parts)
@@ -68,6 +70,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     plain = pages.api_text(api) if place.startswith("reference/api/") else text
     TEXTS[place] = (page.title if isinstance(page.title, str) else place, plain)
     return "".join(parts)
+
+
+def _included(path: Path) -> str:
+    """Returns a file as a block of code."""
+    language = {".yaml": "yaml", ".service": "ini"}.get(path.suffix, "docker")
+    return f"```{language}\n{path.read_text().rstrip()}\n```"
 
 
 def _drawing(found: re.Match[str], place: str) -> str:
