@@ -78,39 +78,42 @@ COMPLETE = Batch(pa.RecordBatch.from_arrays([], schema=pa.schema([])))
 
 
 def with_time(schema: pa.Schema, timed: bool = True) -> pa.Schema:
-    """The columns, with TIME_COLUMN behind them where rows are timed."""
+    """Returns the columns with TIME_COLUMN behind them, or unchanged if `timed` is False."""
     return schema.append(pa.field(TIME_COLUMN, pa.int64())) if timed else schema
 
 
 def without_time(schema: pa.Schema) -> pa.Schema:
-    """The columns without event time."""
+    """Returns the columns without event time."""
     return pa.schema([field for field in schema if field.name != TIME_COLUMN], schema.metadata)
 
 
 def with_marks(schema: pa.Schema, *, op: bool, timed: bool) -> pa.Schema:
-    """The columns that users see, with OP_COLUMN and TIME_COLUMN behind them as asked for."""
+    """Returns the columns that users see, with OP_COLUMN if `op` is True, and TIME_COLUMN if `timed` is True."""
     return with_time(schema.append(pa.field(OP_COLUMN, pa.int8())) if op else schema, timed)
 
 
 def without_marks(schema: pa.Schema) -> pa.Schema:
-    """The columns that users see: those without event time and the op of changes."""
+    """Returns the columns that users see: those without event time and without the op of changes."""
     return pa.schema([field for field in schema if field.name not in (TIME_COLUMN, OP_COLUMN)], schema.metadata)
 
 
 @dataclass
 class OperatorContext:
-    """What an operator is told when it is opened.
+    """The facts that an operator gets when it is opened.
 
-    input: the columns of the rows that will come (with TIME_COLUMN where the plan needs it).
-    directory: an empty directory of the operator's own, for a database; None: state is kept in memory only.
-    memory_budget: the bytes that its state may take in memory where it has a directory.
-    branches: by name of an output branch ("late"), what takes its rows; rows of a branch that is absent are counted and dropped.
-    A branch whose name ends in LETTERS takes them as dead letters.
-    only: key hashes -> which of them a restore takes in; None: those of the subtask's key groups.
-    right: the columns of the second input, for an operator that has two. clock: processing time. loop: the event loop on which the
-    user's coroutines run, in another thread than the operator's. agent, version: who made a dead letter, as the letter says it.
-    parted_by: the columns by whose key groups rows come to the subtasks, where these are only some of the operator's keys.
-    dead_letters: takes letters (RECORD_SCHEMA) of rows that the operator cannot process; None: there is no place for them.
+    `input`: the columns of the rows that will come, with TIME_COLUMN if the plan needs it.
+    `subtask`, `parallelism`: the number of this subtask, and the number of all.
+    `directory`: an empty directory of the operator's own, for a database, or None if state is kept in memory only.
+    `memory_budget`: the bytes that the state may take in memory if there is a directory.
+    `branches`: the receivers of output branches, by name ("late"). Rows of a branch that is absent are counted and dropped; a branch whose
+    name ends in LETTERS takes dead letters.
+    `only`: says which key hashes a restore takes, or None for those of the subtask's key groups.
+    `right`: the columns of the second input, or None.
+    `clock`: the processing time.
+    `loop`: returns the event loop of the user's coroutines, which runs in another thread.
+    `agent`, `version`: the maker of dead letters, for the letters.
+    `parted_by`: the columns by whose key groups rows come to the subtasks, if these are only some of the operator's keys.
+    `dead_letters`: takes dead letters (RECORD_SCHEMA) of rows that the operator cannot process, or None if the app has no place for them.
     """
 
     input: pa.Schema
@@ -129,7 +132,7 @@ class OperatorContext:
     dead_letters: Callable[[pa.RecordBatch], None] | None = None
 
     def owners(self, keys: Sequence[str]) -> list[int]:
-        """Which of an operator's keys say, by their hash, whose a group is: those by which its rows come to the subtasks."""
+        """Returns the indices of those of `keys` whose hash decides to which subtask a row comes."""
         return [list(keys).index(key) for key in self.parted_by or keys]
 
 

@@ -1,4 +1,6 @@
-"""What operators ask of the columns that come in, and make of them: keys, event time, the columns of a result."""
+"""Checks of the columns that come into an operator, and of those that it makes: keys, event time, the columns of a
+result.
+"""
 
 from collections.abc import Sequence
 
@@ -11,7 +13,9 @@ from sabot.operators.base import TIME_COLUMN
 
 
 def column_index(schema: pa.Schema, name: str, what: str) -> int:
-    """Where the column stands. UserError, which begins with `what`, for one that is not there or there twice."""
+    """Returns the index of a column. Raises UserError, whose message begins with `what`, if the column is missing or
+    there are two.
+    """
     index: int = schema.get_field_index(name)
     if index < 0:
         raise UserError(f"{what}: there is no column {name!r}", hint=f"there are {', '.join(schema.names)}")
@@ -19,7 +23,9 @@ def column_index(schema: pa.Schema, name: str, what: str) -> int:
 
 
 def key_columns(names: Sequence[str], input: pa.Schema) -> tuple[pa.Schema, list[int]]:
-    """The columns that rows are grouped by, and their indices. UserError for one that is missing, there twice, or cannot be a key."""
+    """Returns the columns that rows are grouped by, and their indices. Raises UserError for a column that is missing,
+    exists twice, or cannot be a key.
+    """
     indices = [column_index(input, name, "group by") for name in names]
     keys = pa.schema([input.field(index) for index in indices])
     key_table(keys)
@@ -27,7 +33,9 @@ def key_columns(names: Sequence[str], input: pa.Schema) -> tuple[pa.Schema, list
 
 
 def key_table(keys: pa.Schema) -> GroupTable:
-    """A table that gives each key a slot, without accumulators. UserError for types that cannot be keys."""
+    """Returns a table that gives each key a slot, without accumulators. Raises UserError for types that cannot be
+    keys.
+    """
     try:
         return GroupTable(keys, [])
     except TypeError as error:
@@ -35,18 +43,22 @@ def key_table(keys: pa.Schema) -> GroupTable:
 
 
 def key_at(batch: Batch, indices: Sequence[int], row: int) -> pa.RecordBatch:
-    """The key of one of the selected rows, as columns of one row. indices: of the key columns."""
+    """Returns the key of one of the selected rows, as columns with one row. `indices`: those of the key columns."""
     place = pa.array([row]) if batch.selection is None else batch.selection.slice(row, 1)
     return batch.data.select(list(indices)).take(place)
 
 
 def no_event_time(what: str) -> UserError:
-    """The error for rows without event time where it is needed. what: who needs it, or which rows have none: a whole sentence."""
+    """Returns the error for rows without event time. `what`: a whole sentence that says who needs it, or which rows
+    have none.
+    """
     return UserError(what, hint="name the stream's time column: app.stream(..., time='ts')")
 
 
 def time_index(input: pa.Schema, who: str) -> int:
-    """The index of the column of event time; UserError where the stream has none."""
+    """Returns the index of the column of event time. Raises UserError if there is none; `who` is the plural subject
+    of the message.
+    """
     index = int(input.get_field_index(TIME_COLUMN))
     if index < 0:
         raise no_event_time(f"{who} need event time")
@@ -54,13 +66,15 @@ def time_index(input: pa.Schema, who: str) -> int:
 
 
 def result_schema(fields: Sequence[pa.Field], *, timed: bool) -> pa.Schema:
-    """The columns of a result, TIME_COLUMN last where it is timed; UserError where two columns have one name."""
+    """Returns the columns of a result, with TIME_COLUMN last if it is timed. Raises UserError if two columns have one
+    name.
+    """
     check_distinct([field.name for field in fields])
     return pa.schema([*fields, pa.field(TIME_COLUMN, pa.int64())] if timed else fields)
 
 
 def check_distinct(names: Sequence[str], who: str = "", hint: str = "give the aggregate another name") -> None:
-    """Raises UserError, which begins with `who`, where two columns of a result have one name."""
+    """Raises UserError, whose message begins with `who`, if two columns of a result have one name."""
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{who}the result would have two columns {twice!r}", hint=hint)

@@ -1,8 +1,8 @@
-"""Rows by the slots of a table, as a cut reads them later: nothing is copied at the barrier.
+"""Cuts of rows that stand by the slots of a table. A barrier copies nothing.
 
-at a barrier    only which slots there are is noted
-afterwards      the thread that saves reads them, some thousand at a time; who is about to change a slot that was not read yet puts its
-                rows aside first
+at a barrier    only the slots are noted
+afterwards      the thread that saves reads their rows, some thousand slots at a time. Before the owner changes a slot that was not
+                read yet, it puts the rows of the slot aside
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,10 +19,12 @@ from sabot.errors import SabotError
 from sabot.operators.state_parts import Batches
 
 Rows: TypeAlias = list[pa.RecordBatch]
-"""Rows as columns of several files of a checkpoint, which have as many rows each."""
+"""Rows as columns of several files of a checkpoint, each with as many rows as the others."""
 
 MEMORY_SHARE = 0.5
-"""How much of a memory budget is for what is in memory; as much again is for rows that an open cut needs and that have changed since."""
+"""The share of a memory budget for state in memory. The rest is for rows that an open cut needs and that have changed
+since.
+"""
 
 _PIECE_SLOTS = 8_192  # how many slots a cut reads at a time at most, while the owner waits
 _PIECE_BYTES = 16_000_000  # about how many bytes these have
@@ -30,8 +32,11 @@ _FREE = nullcontext()
 
 
 class OpenRows:
-    """The rows of the slots of a table as they were at a barrier: read piece by piece by the thread that saves them, while the owner puts
-    aside what he is about to change. slots: how many there were, or which. piece: how many are read at a time.
+    """The rows of the slots of a table as they were at a barrier. The thread that saves reads them piece by piece,
+    while the owner puts aside the rows that it is about to change.
+
+    `slots`: the number of slots, or their numbers (numpy). `lock`: held while rows are read or changed. `piece`: the
+    number of slots that are read at a time.
     """
 
     def __init__(
@@ -45,7 +50,9 @@ class OpenRows:
         self._aside_again: list[Rows] = []  # of those that had been read before; who reads anew needs them
 
     def _marked(self) -> tuple[Any, Any]:
-        """By slot: whether it is as it was, whether it has been read. Made late, since that takes longer than a barrier may."""
+        """Returns two arrays by slot: True if its rows are as they were, True if they have been read. Made when they
+        are first needed, since that takes longer than a barrier may.
+        """
         if self._marks is None:
             if isinstance(self._slots, int):
                 there = np.ones(self._slots, np.bool_)
@@ -56,7 +63,7 @@ class OpenRows:
         return self._marks
 
     def before(self, slots: Any) -> None:
-        """These slots (numpy) will change. The caller has the lock."""
+        """Puts the rows of these slots (numpy) aside, which will change. The caller has the lock."""
         there, was_read = self._marked()
         slots = slots[slots < len(there)]
         slots = slots[there[slots]]
@@ -69,7 +76,9 @@ class OpenRows:
                     kept.append(self._rows_of(pa.array(slots[which])))
 
     def read(self) -> Iterator[Rows]:
-        """All rows as they were, piece by piece, from the first one on."""
+        """Yields all rows as they were at the barrier, piece by piece, from the beginning. Raises SabotError if the
+        cut is discarded meanwhile.
+        """
         place = given = 0
         with self._lock:
             there, was_read = self._marked()
@@ -92,7 +101,7 @@ class OpenRows:
                 yield rows
 
     def close(self) -> None:
-        """Lets go of the rows. The caller has the lock."""
+        """Releases the rows. The caller has the lock."""
         self._rows_of, self._marks = None, None
         self._aside, self._aside_again = [], []
 
@@ -102,8 +111,8 @@ class OpenRows:
 
 
 class OpenCuts:
-    """The cuts that still read the state of one owner. A part of the state is what stands beside one table, as that of a pane; it has any
-    name, None where there is one table.
+    """The cuts that still read the state of one owner. State may have several parts, one beside each table, as for
+    the panes of a window; each has a name, which is None if there is one table.
     """
 
     def __init__(self) -> None:
@@ -112,30 +121,32 @@ class OpenCuts:
 
     @property
     def changing(self) -> "AbstractContextManager[Any]":
-        """In which the owner changes the state, and reads it; nothing is emitted in it."""
+        """The context in which the owner changes or reads the state. The owner emits nothing within it."""
         return self._lock if self._open else _FREE
 
     def note(self, slots: pa.Int32Array, part: Any = None) -> None:
-        """To be called before the rows of these slots change."""
+        """Announces that the rows of these slots will change. Call it before they do."""
         for name, rows in self._open:
             if name == part:
                 rows.before(slots.to_numpy())
 
     def holds(self, part: Any = None) -> bool:
-        """Whether a cut still reads this part, which must not be cleared then."""
+        """Returns True if a cut still reads this part. The part must not be cleared then."""
         return any(name == part for name, _ in self._open)
 
     def open(
         self, rows_of: Callable[[pa.Int32Array], Rows], slots: Any, part: Any = None, *, nbytes: int = 0
     ) -> OpenRows:
-        """The rows of these slots (numpy; or the number of all) as they are now. nbytes: of them together, so that pieces are small."""
+        """Returns the rows of these slots as they are now. `slots`: the number of all slots, or the numbers of some
+        (numpy). `nbytes`: the bytes of all of them, so that pieces stay small; 0: unknown.
+        """
         most = _PIECE_BYTES * slots // nbytes if nbytes else _PIECE_SLOTS
         rows = OpenRows(rows_of, slots, self._lock, max(min(_PIECE_SLOTS, most), 1))
         self._open.append((part, rows))
         return rows
 
     def over(self, cuts: Iterable[OpenRows]) -> None:
-        """These are saved, or will not be. Any thread."""
+        """Ends these cuts, which are saved or were discarded. Called from any thread."""
         with self._lock:
             for each in cuts:
                 each.close()
@@ -143,14 +154,18 @@ class OpenCuts:
 
 
 class SlotRows(OpenCuts):
-    """Rows that stand beside tables, by their slots: for `RowsPart`, whose cut then copies nothing."""
+    """The cuts of rows that stand beside tables, by the slots of the tables. A `RowsPart` that uses one copies
+    nothing at a barrier.
+    """
 
     def __init__(self, schema: pa.Schema) -> None:
         super().__init__()
         self._schema = schema
 
     def cut(self, parts: Iterable[tuple[Any, GroupTable, Callable[[pa.Int32Array], pa.RecordBatch]]]) -> Batches:
-        """The rows of all parts as they are now: of each its name, its table, and what gives the rows of slots."""
+        """Returns the rows of all parts as they are now. Each part is its name, its table, and a function that
+        returns the rows of slots.
+        """
         cuts = []
         for name, table, rows_of in parts:
             count = table.statistics()["slots"]

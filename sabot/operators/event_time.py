@@ -1,4 +1,6 @@
-"""Event time that is computed of the columns of rows: an expression, a field of a struct, numbers in another unit than ms, texts."""
+"""Event time that is computed from the columns of rows: from an expression, a field of a struct, numbers in another
+unit than ms, or texts.
+"""
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +19,11 @@ _FAR_US = 2.0**62  # no float beyond fits into 64 bits as microseconds
 
 
 class ComputedTime:
-    """The event times of rows with one schema, in ms since 1970 UTC. Threads may share it.
+    """A function from rows of one schema to their event times, in ms since 1970 UTC. Threads may share it.
 
-    where: whose time it is, for errors. unit: what numbers count, None: ms. format: of texts, None: ISO 8601. Raises UserError if the type
-    of the expression holds no times, or does not go with the unit or the format.
+    `where`: the stream or step, for errors. `unit`: the unit of numbers, or None for ms. `format`: the format of
+    texts, or None for ISO 8601. Raises UserError if the type of the expression has no times, or does not fit the unit
+    or the format.
     """
 
     def __init__(self, where: str, expr: Expr, unit: str | None, format: str | None, schema: pa.Schema) -> None:
@@ -54,7 +57,9 @@ class ComputedTime:
             raise UserError(f"{where}: event time {self._text!r} is {type}, which has no time_unit", hint=hint)
 
     def of(self, data: pa.RecordBatch) -> tuple[pa.Array, dict[int, str]]:
-        """Returns the times, null where a row has none, and for rows whose value cannot be a time, by number, why."""
+        """Returns the times, null where a row has none, and for each row whose value cannot be a time the reason, by
+        the row's number.
+        """
         bad: dict[int, DataError] = {}
         times = _ms(salvaged("", self._expr, data, bad), self._unit)
         span = pc.min_max(times)
@@ -65,7 +70,9 @@ class ComputedTime:
 
 
 def _ms(values: pa.Array, unit: str) -> pa.Array:
-    """Times of any type as ms, rounded down; null where they do not fit. Floats are rounded to microseconds before."""
+    """Returns times of any type as ms, rounded down, and null for those that do not fit. Floats are rounded to
+    microseconds first.
+    """
     if pa.types.is_floating(values.type):
         counts = floats(pc.cast(values, pa.float64())) * _US[unit]
         fits = np.abs(counts) < _FAR_US  # not of NaN either

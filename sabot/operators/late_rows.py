@@ -1,9 +1,10 @@
-"""Rows that come too late for a step by event time (a window, a join, a pattern): counted, told in the log, and sent where `late=` says.
+"""Rows that come too late for a step that goes by event time: they are counted, reported in the log, and sent where
+`late=` says.
 
-late=          the step's output branch        what goes there
-nothing        none                            nothing: the rows are dropped
-another sink   "late", "late_right"            the rows as they came
-dead letters   "late/letters", …               each row as a dead letter that says how late it was
+    late=          the step's output branch        what goes there
+    nothing        none                            nothing: the rows are dropped
+    another sink   "late", "late_right"            the rows as they came
+    dead letters   "late/letters", …               each row as a dead letter that says how late it was
 """
 
 import logging
@@ -25,22 +26,27 @@ _EVERY_S = 60.0  # at most one line of a step in so many seconds
 
 
 class LateRows:
-    """The rows of one input of a step that came too late for it. One thread owns it.
+    """The rows of one input of a step that came too late. One thread owns it.
 
-    The first ones are told in the log at once, those after them at most once a minute and at the end, always with the number of all.
+    The first ones are reported in the log at once; later ones at most once a minute and at the end, always with the
+    number of all.
     """
 
     def __init__(
         self, context: OperatorContext, step: str, branch: str = "late", hidden: Sequence[str] = (TIME_COLUMN,)
     ) -> None:
-        """step: the step in messages and letters. branch: the output branch of these rows. hidden: columns that do not leave with them."""
+        """`step`: the step in messages and dead letters. `branch`: the output branch of late rows. `hidden`: the
+        columns that are left out there.
+        """
         self.count = 0
         self._context, self._step, self._hidden = context, step[:STEP_LENGTH], list(hidden)
         self._rows, self._letters = context.branches.get(branch), context.branches.get(branch + LETTERS)
         self._told, self._told_at, self._most_ms = 0, -_EVERY_S, 0
 
     def reject(self, batch: Batch, rows: pa.Int32Array, watermark_ms: int) -> None:
-        """Counts these rows of the batch's data, and sends them where they go. watermark_ms: the event time that they are behind."""
+        """Counts these rows of the batch's data, and sends them to the branch. `watermark_ms`: the watermark that
+        their event time is below.
+        """
         times = batch.data.column(TIME_COLUMN).take(rows).to_numpy()
         if self._rows is not None:
             self._rows(batch.with_data(batch.data.take(rows).drop_columns(self._hidden)))
@@ -49,7 +55,9 @@ class LateRows:
         self.note(len(rows), int(times.min()), watermark_ms)
 
     def note(self, count: int, earliest_ms: int, watermark_ms: int) -> None:
-        """Counts rows that stay, or that cannot leave. earliest_ms: the least of their event times."""
+        """Counts rows that stay in the operator, or that have no branch. `earliest_ms`: the least of their event
+        times.
+        """
         self.count += count
         self._most_ms = max(self._most_ms, watermark_ms - earliest_ms)
         now = self._context.clock.monotonic()
@@ -57,11 +65,11 @@ class LateRows:
             self._tell(now)
 
     def add_count(self, count: int) -> None:
-        """Goes on counting from a checkpoint, whose rows were told before."""
+        """Continues with the count of a checkpoint. Its rows were reported before."""
         self.count = self._told = count
 
     def tell_rest(self) -> None:
-        """At the end: tells of the rows that no line was about yet."""
+        """Reports, at the end, the rows that no line of the log has counted."""
         if self.count > self._told:
             self._tell(self._context.clock.monotonic())
 
@@ -101,7 +109,7 @@ def _moment(ms: int) -> str:
 
 
 def _span(ms: int) -> str:
-    """A duration as people say it: "250 ms", "3.2 s", "5 h"."""
+    """Returns a duration for people: "250 ms", "3.2 s", "5 h"."""
     for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000)):
         if ms >= 2 * size or (unit == "s" and ms >= size):
             return f"{ms / size:,.3g} {unit}" if ms < 1000 * size else f"{ms // size:,} {unit}"

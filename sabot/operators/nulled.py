@@ -1,4 +1,6 @@
-"""Floats that become null on their way out, as what is written has no form for them: what becomes of them, and what is said of it."""
+"""Counts and reports floats that become null when they are written, because the format has no form for NaN or
+infinity.
+"""
 
 import logging
 from collections.abc import Callable
@@ -10,9 +12,10 @@ _NAMES_TOLD = 100  # of how many columns or fields a warning tells
 
 
 class Nulled:
-    """Counts them (`count`), and warns of the first ones of each column or field; with `policy` "fail" they are an error instead.
+    """A counter of floats that are written as null (`count`). It warns once for each column or field.
 
-    ways: for the warning, how the user says that they are meant, or not.
+    `policy`: "fail" raises an error instead; "null" counts without a warning. `ways`: how the user says which of the
+    two is meant, for the warning.
     """
 
     def __init__(self, policy: OnNan, ways: str, log: logging.Logger) -> None:
@@ -21,7 +24,11 @@ class Nulled:
         self._told: set[str] = set()
 
     def note(self, name: str, count: int, what: Callable[[], str], hint: str) -> None:
-        """`count` of them, 1 or more, were found under `name`. what: says where the first one is. Raises UserError, with this hint."""
+        """Counts `count` floats, at least 1, in the column or field `name`. Raises UserError with this hint if the
+        policy is "fail".
+
+        `what`: returns a text that names the first one.
+        """
         if self._policy == "fail":
             raise UserError(what(), hint=hint)
         if self._policy is None and name not in self._told and len(self._told) < _NAMES_TOLD:

@@ -1,18 +1,20 @@
-"""Rows that wait for a call and survive a barrier: those of agents, and those of `map_async` and `lookup`.
+"""A queue of rows that wait for a call and survive a barrier: rows of agents, and rows of `map_async`, `lookup` and
+`map_llm`.
 
     add ──▶ QueuedRows ▸ QueuedRows ▸ QueuedRows      in order of arrival, bounded by rows and bytes
             rows end one by one or many at once; a QueuedRows is removed when all its rows have ended
     barrier ──▶ the rows that have not ended: a checkpoint keeps them, and a restore adds them again in this order
 
-A row has ended when the effects of its call are in the state and in the output: the checkpoint does not need it any more. All rows of
-a QueuedRows stay in memory as long as one of them waits, so rows are copied only when a barrier asks for the remaining ones.
+A row has ended when the effects of its call are in the state and in the output: then the checkpoint does not need it
+any more. All rows of a QueuedRows stay in memory as long as one of them waits, so rows are copied only when a barrier
+asks for the remaining ones.
 
-The two users differ in this:
+The two users differ:
 
-- The calls of an agent end in any order, and their results are emitted at once. So its rows have no outcomes, and those of a QueuedRows
-  end one by one (`operators.agents`).
-- The results of `map_async` and `lookup` are emitted in the order of the rows, or at least do not cross a watermark. So outcomes wait
-  too, between watermarks, and are saved beside the rows (`calls.async_operator`).
+- The calls of an agent end in any order, and their results are emitted at once. So its rows end one by one, and the queue keeps no results
+  (`operators.agents`).
+- The results of `map_async`, `lookup` and `map_llm` are emitted in the order of the rows, or at least do not cross a watermark. So results
+  wait too, and are saved beside the rows (`calls.async_operator`).
 """
 
 from collections.abc import Collection, Iterator
@@ -27,8 +29,9 @@ RowNumbers = Any  # numpy, int64: rows of a QueuedRows
 class QueuedRows:
     """Rows that came together.
 
-    rows: how many. data: the rows; None: no checkpoint keeps them. topic: where they came from. since: when they came, in seconds of a
-    clock. left: how many have not ended. Rows end either by `end` and `end_rows`, or only by `end_first`.
+    `rows`: their number. `data`: the rows, or None if no checkpoint keeps them. `topic`: their source. `since`: the
+    time when they came, in seconds of a clock. `left`: the number of rows that have not ended. Rows end either by
+    `end` and `end_rows`, or only by `end_first`.
     """
 
     def __init__(self, rows: int, data: pa.RecordBatch | None = None, *, topic: str = "", since: float = 0.0) -> None:
@@ -61,7 +64,7 @@ class QueuedRows:
 
     @property
     def first(self) -> int:
-        """Returns the first row that waits. Only for rows that end by `end_first`."""
+        """The first row that waits. Only for rows that end by `end_first`."""
         return self._first
 
     def waits(self) -> Any:
@@ -77,8 +80,8 @@ class QueuedRows:
         return np.flatnonzero(self.waits())
 
     def waiting_data(self, without: Collection[int] = ()) -> pa.RecordBatch | None:
-        """Returns the rows that have not ended, as columns. None: there are none, or no checkpoint keeps them. without: rows that wait, and
-        are left out.
+        """Returns the rows that have not ended, as columns, or None if there are none or no checkpoint keeps them.
+        `without`: waiting rows to leave out.
         """
         if self.data is None or self.left == len(without):
             return None
@@ -92,7 +95,7 @@ H = TypeVar("H", bound=QueuedRows)
 
 
 class RowQueue(Generic[H]):
-    """All QueuedRows, in order of arrival. One thread owns it; others may read the figures."""
+    """A queue of QueuedRows, in order of arrival. One thread owns it; other threads may read the figures."""
 
     def __init__(self, capacity_rows: int, capacity_bytes: int) -> None:
         self.capacity_rows, self.capacity_bytes = capacity_rows, capacity_bytes
@@ -108,23 +111,23 @@ class RowQueue(Generic[H]):
 
     @property
     def first(self) -> H | None:
-        """Returns the oldest QueuedRows."""
+        """The oldest QueuedRows, or None."""
         return next(iter(self._queued.values()), None)
 
     @property
     def has_room(self) -> bool:
-        """Returns whether more rows may come. Rows that come nevertheless are queued too."""
+        """True if more rows may come. Rows that come although there is no room are queued too."""
         return self.rows < self.capacity_rows and self.nbytes < self.capacity_bytes
 
     def add(self, queued: H) -> None:
-        """Adds a QueuedRows behind all others, and counts its rows that have not ended."""
+        """Adds a QueuedRows at the end, and counts its rows that have not ended."""
         if queued.left:
             self._queued[id(queued)] = queued
             self.rows += queued.left
             self.nbytes += queued.nbytes
 
     def end(self, queued: H, row: int) -> bool:
-        """Ends this row. Returns whether it was the last of its QueuedRows. Agents call this for each record."""
+        """Ends this row. Returns True if it was the last of its QueuedRows. Agents call this for each record."""
         marks = queued._ended
         if marks is None:
             marks = queued._ended = bytearray(queued.rows)
@@ -134,13 +137,13 @@ class RowQueue(Generic[H]):
         return not queued.left and self._drop(queued)
 
     def end_rows(self, queued: H, rows: RowNumbers) -> bool:
-        """Ends these rows. Returns as `end` does."""
+        """Ends these rows. Returns True if they were the last of their QueuedRows."""
         queued.end_rows(rows)
         self.rows -= len(rows)
         return not queued.left and self._drop(queued)
 
     def end_first(self, queued: H, count: int) -> bool:
-        """Ends the first `count` rows of it that wait. Returns as `end` does."""
+        """Ends the first `count` rows that wait. Returns True if they were the last of their QueuedRows."""
         queued.end_first(count)
         self.rows -= count
         return not queued.left and self._drop(queued)

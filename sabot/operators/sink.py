@@ -1,4 +1,4 @@
-"""The last step of a chain: rows leave for a Sink."""
+"""The last operator of a chain: it writes rows to a Sink."""
 
 import contextlib
 import logging
@@ -35,10 +35,13 @@ _LASTING = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
 
 
 class SinkWriter(WritesOutside):
-    """Writes the rows that come. At a barrier all rows before it are safe: at the receiver, or in parts that the checkpoint will name.
+    """An operator that writes the rows that come. After `flush` all rows before a barrier are safe: at the receiver,
+    or in parts that the checkpoint will name.
 
-    key: the column whose values are the records' keys. changes: rows are changes of a table with this unique key, and the rows of one
-    key come in order. nan: what becomes of floats that the sink's format does not have.
+    `key`: the column whose values are the records' keys, or None. `expected`: the columns of the rows, or None if
+    they are records or mixed. `now_ms`: returns the timestamp of records. `changes`: the unique key if rows are
+    changes of a table, or None; rows of one key come in order. `nan`: the policy for floats that the sink's format
+    does not have.
     """
 
     def __init__(
@@ -64,7 +67,9 @@ class SinkWriter(WritesOutside):
         self._fields: pa.Schema | None = None
 
     def check_types(self, columns: pa.Schema) -> None:
-        """Checks the columns of one of the streams that come in, before `open`. Raises UserError for one that can never be written."""
+        """Raises UserError for a type in `columns` that the sink can never write. Called before `open`, for each
+        stream that comes in.
+        """
         if self._changes is None and self._key is not None:
             self.sink.format.check_types(columns, f"sink {self.sink.name!r}, with key={self._key!r}")
         else:
@@ -124,7 +129,9 @@ class SinkWriter(WritesOutside):
 
     @contextlib.contextmanager
     def _named(self, data: pa.RecordBatch | None = None) -> Iterator[None]:
-        """Errors name the sink. An error that the rows cause is a UserError, since it would come again; others are transient."""
+        """Makes errors name the sink. An error that the rows cause becomes a UserError, since it would come again;
+        other errors become transient.
+        """
         try:
             yield
         except UserError as error:
@@ -147,7 +154,7 @@ class SinkWriter(WritesOutside):
 
     @property
     def nulled(self) -> int:
-        """How many floats that the sink's format does not have became null."""
+        """The number of floats that became null because the sink's format does not have them."""
         return self._nulled.count
 
     def statistics(self) -> dict[str, Any]:
@@ -156,7 +163,9 @@ class SinkWriter(WritesOutside):
     # -- floats that the format does not have --------------------------------------------------------------------------
 
     def _watch(self, data: pa.RecordBatch, batch: Batch) -> None:
-        """Counts the floats that will be null, and warns once of each column. Raises UserError for the first one with nan="fail"."""
+        """Counts the floats that will be null, and warns once for each column. Raises UserError for the first one if
+        nan="fail".
+        """
         if self._fields is None or not data.schema.equals(self._fields):
             self._fields, self._floats = data.schema, self._columns_of_floats(data.schema)
         for index, lost in self._floats:
@@ -175,7 +184,9 @@ class SinkWriter(WritesOutside):
         return f"sink {self.sink.name}: column {name!r} {value} in row {row} {origin}, for which its format has no form"
 
     def _columns_of_floats(self, schema: pa.Schema) -> list[tuple[int, LostFloats]]:
-        """The columns in which floats may be lost, and which floats: no others are looked at."""
+        """Returns the columns that may have floats which the format does not have, and which floats these are. Other
+        columns need no check.
+        """
         if schema.equals(RECORD_SCHEMA):
             return []
         keyed = self._changes is None and self._key is not None
@@ -193,7 +204,7 @@ def _has_floats(kind: pa.DataType) -> bool:
 
 
 def _count_lost(column: Any, lost: LostFloats) -> int:
-    """How many floats of the column, at any depth, are NaN, or not finite. Types are canonical."""
+    """Returns how many floats of the column, at any depth, the format loses: NaN, and infinities unless `lost` is "nan"."""
     if pa.types.is_floating(column.type):
         return int(pc.is_nan(column).true_count if lost == "nan" else pc.is_finite(column).false_count)
     if not _has_floats(column.type):
@@ -203,7 +214,7 @@ def _count_lost(column: Any, lost: LostFloats) -> int:
 
 
 def _first_lost(column: Any, lost: LostFloats) -> int:
-    """The first row that `_count_lost` counts. There is one."""
+    """Returns the first row that `_count_lost` counts. There must be one."""
     low, high = 0, len(column)
     while high - low > 1:
         middle = (low + high) // 2
@@ -215,13 +226,13 @@ def _first_lost(column: Any, lost: LostFloats) -> int:
 
 
 def _origin(batch: Batch) -> str:
-    """Where the rows of the batch are from, as far as that is known, for a message."""
+    """Returns the source of the rows for a message, as far as it is known."""
     offsets = "".join(f", before {topic}[{partition}]@{offset}" for (topic, partition), offset in batch.offsets.items())
     return (f" from {batch.topic}" if batch.topic else "") + offsets
 
 
 def _no_text(data: pa.RecordBatch) -> str:
-    """Names the first binary value that is no UTF-8, for an error; "" where there is none."""
+    """Returns a text that names the first binary value that is not UTF-8, for an error, or ""."""
     for field, column in zip(data.schema, data.columns, strict=True):
         if pa.types.is_binary(field.type):
             for row, value in enumerate(column.to_pylist()):
@@ -233,7 +244,9 @@ def _no_text(data: pa.RecordBatch) -> str:
 
 
 def _settled(data: pa.RecordBatch, keys: Sequence[str]) -> pa.RecordBatch:
-    """Changes as a sink takes them: UPDATE_BEFORE is left out where its UPDATE_AFTER follows with the same key; else it is a DELETE."""
+    """Returns changes as a sink takes them: an UPDATE_BEFORE whose UPDATE_AFTER follows with the same key is left
+    out; otherwise it becomes a DELETE.
+    """
     ops = data.column(OP_COLUMN).to_numpy()
     before = np.flatnonzero(ops == UPDATE_BEFORE)
     if not len(before):
@@ -253,5 +266,7 @@ def _settled(data: pa.RecordBatch, keys: Sequence[str]) -> pa.RecordBatch:
 
 
 def with_key(data: pa.RecordBatch, key: str, now_ms: int, encoder: Encoder) -> pa.RecordBatch:
-    """Rows as records (RECORD_SCHEMA): each is a payload, and the column `key` is the record's key (text as it is, other types as JSON)."""
+    """Returns rows as records (RECORD_SCHEMA). Each row is a payload; the value in the column `key` is the record's
+    key, text as it is and other types as JSON.
+    """
     return row_records(data, record_keys(data, [key]), now_ms, encoder)

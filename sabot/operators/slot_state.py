@@ -1,11 +1,13 @@
-"""State by the slots of a table of keys: how its cut is taken without a copy, and how keys that do not come leave the memory.
+"""State by the slots of a table of keys: its cut copies nothing at a barrier, and keys that do not come leave the
+memory.
 
-    at a barrier     only which slots there are is noted. The thread that saves reads them, some thousand at a time; who is about to
-                     change a slot that was not read yet puts its rows aside first
-    over the budget  the rows of the keys that were not touched for longest go to `Segments`; a row of such a key brings them back, and
-                     so does the time at which they are due
+    at a barrier     only the number of slots is noted. The thread that saves reads their rows later, some thousand at a time. Before the
+                     operator changes a slot that has not been read, it puts the slot's rows aside
+    over the budget  the rows of the keys that were not touched for longest go to `Segments` on disk. A row of such a key brings them back,
+                     and so does the time at which they are due
 
-Both need the same of an operator: the rows of some slots, as a checkpoint has them (`rows_of`), and the way back (`put`, `forget`).
+For both, a subclass gives the rows of some slots, as a checkpoint has them (`rows_of`), and takes them back (`put`,
+`forget`).
 """
 
 from abc import abstractmethod
@@ -47,12 +49,13 @@ _COLD = "cold"
 
 
 class SlotState(StatePart):
-    """The state of each key of `known`. Has one owner, the subtask's thread; what it does with the state it does within `changing`, in
-    which nothing is emitted: the thread that saves a cut waits meanwhile.
+    """State for each key of the table `known`. Its one owner is the thread of the subtask. The owner changes the
+    state only within `changing`, and emits nothing there, since the thread that saves a cut waits meanwhile.
 
-    files: the columns of the rows, by file of a checkpoint. keys: where the columns of the key stand in the first of these. name: the
-    folder of its files, and its name among the facts; "": the operator's own folder, of which there is one. owners: which columns of the
-    first file say by their hash whose a key is; None: those of the key.
+    `files`: the columns of the rows, by the name of the checkpoint's file. `keys`: the indices of the key columns in
+    the first file. `name`: the name of the folder with the files, and of the facts; "" means the operator's own
+    folder. `owners`: the indices of the columns in the first file whose hash decides to which subtask a key belongs;
+    None: the key columns.
     """
 
     refusal = ("the state has", CANNOT_CHANGE)  # what is said of a checkpoint with other columns
@@ -84,24 +87,26 @@ class SlotState(StatePart):
 
     @abstractmethod
     def rows_of(self, slots: pa.Int32Array) -> Rows:
-        """All that is kept of these slots, slot by slot. A slot without a key has no rows."""
+        """Returns all rows of these slots, slot by slot. A slot without a key has no rows."""
 
     @abstractmethod
     def put(self, rows: Rows) -> Any:
-        """Takes rows of keys that are not known. It calls `note` with their slots, before these have the rows."""
+        """Takes rows of keys that are not in the table. It must call `note` with their slots before the slots have
+        the rows.
+        """
 
     @abstractmethod
     def forget(self, slots: pa.Int32Array) -> None:
-        """Forgets these slots, and their keys."""
+        """Removes these slots and their keys."""
 
     def due_of(self, rows: Rows) -> Any:
-        """From which time on each row has to be in memory (numpy int64); None: none of them does."""
+        """Returns for each row the time from which it must be in memory (numpy int64), or None if no row must."""
         return None
 
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """The bytes that all of it takes in memory, with the memory that slots without a key have left behind."""
+        """The bytes that the state takes in memory, with the memory of slots whose keys have left."""
 
     # What the owner calls
 
@@ -110,7 +115,7 @@ class SlotState(StatePart):
         return self._cuts.changing
 
     def resolve(self, batch: Batch) -> pa.Int32Array:
-        """The slot of each selected row, whose state is in memory then, and may be changed."""
+        """Returns the slot of each selected row. The state of these slots is in memory then, and may be changed."""
         data, hashes, selection = batch.data, batch.hashes, batch.selection
         if self._cold:
             if hashes is None:
@@ -121,7 +126,9 @@ class SlotState(StatePart):
         return slots
 
     def fetch(self, data: pa.RecordBatch, hashes: pa.UInt64Array, selection: pa.Int32Array | None) -> None:
-        """Brings the state of these rows' keys back into memory. hashes: of all rows. To be called within `changing`."""
+        """Brings the state of these rows' keys back into memory. Call it within `changing`. `hashes`: those of all
+        rows.
+        """
         if not self.cold_rows:
             return
         slots = self.known.resolve(data, self._key_indices, hashes=hashes, selection=selection, insert=False).to_numpy()
@@ -132,11 +139,15 @@ class SlotState(StatePart):
                 self._put_back(found)
 
     def note(self, slots: pa.Int32Array) -> None:
-        """To be called before these slots are changed or forgotten, in another way than behind `resolve`."""
+        """Announces that these slots will be changed or forgotten. Call it before every such change that does not
+        follow `resolve`.
+        """
         self._cuts.note(slots)
 
     def due(self, now: int) -> Iterator[None]:
-        """Yields with what is in memory, then again with each piece of what is due at this time, which should leave it each time."""
+        """Yields once for the state in memory, then once for each piece on disk that is due at this time, when the
+        piece is in memory. The caller should remove the rows of a piece before it goes on.
+        """
         yield
         if self._cold is not None:
             for rows in self._cold.due(now):
@@ -145,17 +156,17 @@ class SlotState(StatePart):
                 yield
 
     def full_at(self, rows: int, now: int, kind: int = 0) -> int:
-        """The time by which about so many rows on disk are due; `now` where that is later."""
+        """Returns the time by which about `rows` rows on disk are due, or `now` if that is later."""
         return now if self._cold is None else self._cold.full_at(rows, now, kind)
 
     def bring_due(self, now: int, kind: int = 0) -> None:
-        """Brings back all keys of which something is due at this time. To be called within `changing`."""
+        """Brings back all keys of which something is due at this time. Call it within `changing`."""
         if self._cold is not None:
             for rows in self._cold.due(now, kind):
                 self._put_back(rows)
 
     def every(self) -> Iterator[None]:
-        """As `due`, for all keys that are not in memory."""
+        """Like `due`, for all keys that are not in memory."""
         yield
         if self._cold is not None:
             for rows in self._cold.take_all():
@@ -164,7 +175,9 @@ class SlotState(StatePart):
                 yield
 
     def every_read(self) -> Iterator[Any]:
-        """What `put` gives for all keys that are not in memory, piece by piece; afterwards they are as they were."""
+        """Yields the result of `put` for all keys that are not in memory, piece by piece. Afterwards these keys are
+        on disk as before.
+        """
         if self._cold is not None:
             for rows in self._cold.read():
                 yield self.put(_parted(rows, self.files))
@@ -172,25 +185,25 @@ class SlotState(StatePart):
                 self.forget(pa.array(np.unique(slots.to_numpy())))
 
     def settle(self) -> None:
-        """Keeps the budget. To be called after each batch, within `changing`."""
+        """Keeps the memory budget. Call it after each batch, within `changing`."""
         if self._cold is not None:
             self._tick = self.known.tick = 0 if self._tick >= _LAST_TICK else self._tick + 1
             if self.nbytes > self._most_bytes and self._used() > self._most_bytes:
                 self._make_room(self._cold)
 
     def close(self) -> None:
-        """Lets go of what is on disk. A cut that is not saved yet needs the state: see `is_held`."""
+        """Closes the segments on disk. A cut that is not saved yet still needs the state: see `is_held`."""
         if self._cold is not None:
             self._cold.close()
 
     @property
     def is_held(self) -> bool:
-        """Whether a cut still reads the state."""
+        """True if a cut still reads the state."""
         return self._cuts.holds()
 
     @property
     def least_due(self) -> int | None:
-        """The least time at which a row that is not in memory is due; None: all are in memory."""
+        """The least time at which a row on disk is due, or None if all rows are in memory."""
         return None if self._cold is None else self._cold.least_due
 
     @property
@@ -198,7 +211,7 @@ class SlotState(StatePart):
         return 0 if self._cold is None else len(self._cold)
 
     def figures(self) -> dict[str, int]:
-        """For statistics."""
+        """Returns figures for statistics."""
         cold = self._cold
         return {
             "bytes": self.nbytes + (0 if cold is None else cold.nbytes),
@@ -222,15 +235,19 @@ class SlotState(StatePart):
         return f"{self._name} segments" if self._name else "segments"
 
     def over(self, rows: OpenRows) -> None:
-        """A cut is saved, or will not be. Any thread."""
+        """Ends a cut, which is saved or was discarded. Called from any thread."""
         self._cuts.over([rows])
 
     def files_of(self, saved: Sequence[Saved]) -> Mapping[str, pa.Schema]:
-        """The columns that the files of this checkpoint have; `renewed` makes of them those of now."""
+        """Returns the columns of the files of this checkpoint. If they differ from `files`, `renewed` converts the
+        rows.
+        """
         return self.files
 
     def files_in(self, saved: Sequence[Saved]) -> Mapping[str, pa.Schema]:
-        """What `files_of` says where the columns are those of other programs: they are read from the files themselves."""
+        """Returns the columns of the files of this checkpoint, read from the files themselves: for state whose
+        columns differ from program to program.
+        """
         for part in saved:
             paths = {name: self.folder_of(part) / f"{name}.arrow" for name in self.files}
             if all(path.exists() for path in paths.values()):
@@ -241,7 +258,7 @@ class SlotState(StatePart):
         return rows
 
     def read(self, part: Saved, files: Mapping[str, pa.Schema]) -> Iterator[Rows]:
-        """The rows of these files of a checkpoint. Raises CorruptCheckpoint."""
+        """Yields the rows of these files of a checkpoint. Raises CorruptCheckpoint."""
         for rows in zip(*(read_batches(self.folder_of(part), name) for name in files), strict=True):
             if any(not each.schema.equals(schema) for each, schema in zip(rows, files.values(), strict=True)):
                 raise other_columns(part, *self.refusal)
@@ -264,7 +281,7 @@ class SlotState(StatePart):
                     self.settle()
 
     def folder_of(self, part: Saved) -> Path:
-        """Where its files are; state that had no folder of its own before has them in the operator's."""
+        """Returns the folder with the state's files. In older checkpoints this is the operator's own folder."""
         folder = part.directory / self._name
         return folder if folder.is_dir() else part.directory
 
@@ -288,7 +305,9 @@ class SlotState(StatePart):
         self.put(_parted(rows, self.files))
 
     def _used(self) -> int:
-        """The bytes that the keys in memory need; memory that others have left behind is not counted, since it is used again."""
+        """Returns the bytes that the keys in memory need. The memory of slots whose keys have left is not counted,
+        since it is used again.
+        """
         figures = self.known.statistics()
         return self.nbytes * figures["groups"] // max(figures["slots"], 1)
 
@@ -303,7 +322,7 @@ class SlotState(StatePart):
         give_back()
 
     def _leaving(self, slots: pa.Int32Array, schema: pa.Schema) -> Piece:
-        """The rows of these slots, to be kept in a segment."""
+        """Returns the rows of these slots, for a segment."""
         rows = self.rows_of(slots)
         self._evicted += rows[0].num_rows
         columns = [column for each in rows for column in each.columns]
@@ -311,13 +330,15 @@ class SlotState(StatePart):
         return pa.RecordBatch.from_arrays(columns, schema=schema), hashes, self.due_of(rows)
 
     def victims(self) -> pa.Int32Array:
-        """The slots that were not touched for longest."""
+        """Returns the slots that were not touched for longest."""
         (slots,), _ = longest_idle([self.known], int(len(self.known) * _SHARE) + 1, self._tick)
         return slots
 
 
 def saved_rows(part: Saved, name: str) -> Iterator[pa.RecordBatch]:
-    """The rows that were saved in one file, with those that were on disk, for a reader that does not know their columns."""
+    """Yields the rows of one file of a checkpoint, with those that were on disk, for a reader that does not know
+    their columns.
+    """
     yield from read_batches(part.directory, name)
     if told := part.facts.get("segments"):
         path = part.directory / f"{name}.arrow"
@@ -327,7 +348,7 @@ def saved_rows(part: Saved, name: str) -> Iterator[pa.RecordBatch]:
 
 
 class _SlotStateCut:
-    """The state at a barrier, as a Cut: the rows of the slots that there were, and the segments."""
+    """The state at a barrier, as a Cut: the rows of all slots, and the segments."""
 
     def __init__(self, state: SlotState, rows: OpenRows, cold: SegmentsCut | None) -> None:
         self._state, self._rows, self._cold = state, rows, cold
@@ -351,14 +372,14 @@ class _SlotStateCut:
         return size
 
     def discard(self) -> None:
-        """Lets go of the state. Idempotent; any thread."""
+        """Releases the state. Idempotent; called from any thread."""
         self._state.over(self._rows)
         if self._cold is not None:
             self._cold.discard()
 
 
 def _parted(rows: pa.RecordBatch, files: Mapping[str, pa.Schema]) -> Rows:
-    """Rows as their files have them."""
+    """Returns the rows with the columns of each file by themselves."""
     parts, start = [], 0
     for schema in files.values():
         parts.append(pa.RecordBatch.from_arrays(rows.columns[start : start + len(schema)], schema=schema))

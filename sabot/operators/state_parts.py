@@ -1,12 +1,12 @@
-"""What operators keep at a barrier, and how it comes back: written once for all of them.
+"""Snapshots and restores of operators with state, written once for all of them.
 
-An operator (`StatefulOperator`) names what it keeps (`StateParts`); of each there is
+The state of a `StatefulOperator` consists of parts (`StateParts`). There are two kinds:
 
-    a store     TABLES/          the folder into which the store's own cut is saved; the store's facts under the same name    `StorePart`
-    columns     NAME.arrow       an Arrow IPC stream of rows that stand in memory                                             `RowsPart`
+    StorePart   TABLES/       a folder into which the store saves its own cut; its facts have the same name
+    RowsPart    NAME.arrow    an Arrow IPC stream of rows that are in memory
 
-At a barrier each gives its facts and its cut. At a restore each gets what all subtasks of the checkpoint had saved, and takes from it
-what belongs to the key groups of this subtask.
+At a barrier each part gives its facts and its cut. At a restore each part gets what all subtasks of the checkpoint
+have saved, and takes the rows that belong to the key groups of this subtask.
 """
 
 from abc import ABC, abstractmethod
@@ -62,14 +62,16 @@ CANNOT_CHANGE = "keys, aggregates and their columns cannot change between a chec
 
 @dataclass
 class Batches:
-    """Rows at a barrier. Where `rows` is a function, the thread that saves them calls it. over: called when they are no longer needed."""
+    """Rows at a barrier. If `rows` is a function, the thread that saves the rows calls it. `over`: called when the
+    rows are no longer needed.
+    """
 
     schema: pa.Schema
     rows: Sequence[pa.RecordBatch] | Callable[[], Iterable[pa.RecordBatch]]
     over: Callable[[], None] = lambda: None
 
     def write(self, path: Path) -> int:
-        """Writes them into a new file; -> its size in bytes."""
+        """Writes the rows to a new file, and returns its size in bytes."""
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, self.schema) as writer:
             for batch in self.rows() if callable(self.rows) else self.rows:
                 writer.write_batch(batch)
@@ -77,16 +79,17 @@ class Batches:
 
 
 class PartsCut:
-    """The cuts of all that an operator keeps, as one Cut. A store's cut is saved in a folder of its name, rows in NAME.arrow.
+    """The cuts of all parts of an operator's state, as one Cut. The cut of a store is saved in a folder of its name,
+    rows in NAME.arrow.
 
-    A store with the name "" is saved into the operator's own folder.
+    A store with the name "" is saved in the operator's own folder.
     """
 
     def __init__(self, parts: Mapping[str, Cut | Batches]) -> None:
         self._parts = dict(parts)
 
     def save(self, directory: Path) -> int:
-        """Writes into `directory`, which exists and is empty; -> the bytes written."""
+        """Writes the cuts into `directory`, which exists and is empty, and returns the bytes written."""
         written = 0
         for name, part in self._parts.items():
             if isinstance(part, Batches):
@@ -97,7 +100,7 @@ class PartsCut:
         return written
 
     def discard(self) -> None:
-        """Lets go of the rows and of the stores' cuts. Idempotent."""
+        """Releases the rows and the stores' cuts. Idempotent."""
         parts, self._parts = self._parts, {}
         for part in parts.values():
             if isinstance(part, Batches):
@@ -107,28 +110,36 @@ class PartsCut:
 
 
 class StatePart(ABC):
-    """One thing that an operator keeps, and that a checkpoint saves."""
+    """One part of an operator's state."""
 
     @abstractmethod
     def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
-        """At a barrier: (facts for the manifest; by name, what is to be saved). Must be quick, since no row moves meanwhile."""
+        """Returns the part's facts for the manifest, and what is to be saved, by name. Called at a barrier. Must be
+        quick, since no row moves meanwhile.
+        """
 
     @abstractmethod
     def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
-        """Takes back what `cut` gave, an entry for each subtask of the checkpoint. owned: which keys belong here; None: all of them."""
+        """Takes back the results of `cut`, one for each subtask of the checkpoint.
+
+        `owned`: says which keys belong to this subtask, or None if all do. Raises CorruptCheckpoint if the saved
+        columns do not fit.
+        """
 
 
 class Store(Protocol):
-    """What `StorePart` keeps: a TableStore, a RowStore, or what cuts and restores as these do."""
+    """A store of keyed state: a TableStore, a RowStore, or another class with these two methods."""
 
     def cut(self) -> tuple[dict[str, Any], Cut | None]: ...
     def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None: ...
 
 
 class StorePart(StatePart):
-    """A store. Its facts stand under `name` among the operator's facts; with the name "" they are facts of the operator itself.
+    """A store as a part of an operator's state. Its facts have the name `name` among the operator's facts; with the
+    name "" they are the operator's.
 
-    folder: where its cut is saved, if not under the name. everywhere: all subtasks have the same rows, so one of them is restored.
+    `folder`: the folder of its cut, if it is not called `name`. `everywhere`: True if all subtasks have the same
+    rows, so that one of the saved entries is enough.
     """
 
     def __init__(self, name: str, store: Store, *, folder: str | None = None, everywhere: bool = False) -> None:
@@ -151,14 +162,18 @@ class StorePart(StatePart):
 
 
 class TablesPart(StorePart):
-    """A TableStore. carried: at a restore, how the groups of the checkpoint become groups of the store; None: they go on as they are."""
+    """A TableStore as a part of an operator's state.
+
+    `carried`: returns, at a restore, how the checkpoint's groups become groups of the store, or None if they stay as
+    they are.
+    """
 
     def __init__(self, name: str, store: TableStore, carried: Callable[[], Renewal | None]) -> None:
         super().__init__(name, _Renewing(store, carried))
 
 
 class _Renewing:
-    """A TableStore as a Store, whose groups are renewed at a restore."""
+    """A TableStore whose groups are converted at a restore."""
 
     def __init__(self, store: TableStore, carried: Callable[[], Renewal | None]) -> None:
         self.cut, self._store, self._carried = store.cut, store, carried
@@ -168,12 +183,13 @@ class _Renewing:
 
 
 class RowsPart(StatePart):
-    """Rows in memory, kept as columns.
+    """Rows in memory as a part of an operator's state.
 
-    rows: gives the rows for a cut. load: takes back the rows that belong here, batch by batch. schema: of the rows; keys: the indices of
-    its key columns. A checkpoint with other columns raises CorruptCheckpoint, whose text begins with `what`. others: the program may
-    keep columns of other names than the checkpoint has: those that it does not keep are passed over, new ones are null. renewed: makes of
-    rows of the checkpoint rows with the columns of `schema`, where they can be had.
+    `rows`: returns the rows for a cut. `load`: takes a restored batch whose rows belong to this subtask. `schema`:
+    the columns of the rows. `keys`: the indices of the key columns. `others`: True if the program may keep columns
+    with other names than the checkpoint has: columns that it does not keep are left out, new ones are null.
+    `renewed`: converts rows of the checkpoint to the columns of `schema`, if that can be done. `what`, `hint`: the
+    beginning and the hint of the CorruptCheckpoint that is raised for other columns.
     """
 
     def __init__(
@@ -213,13 +229,16 @@ class RowsPart(StatePart):
 
 
 class StateParts:
-    """All that an operator keeps, in the order in which it is restored. keyed: rows are shared by key groups; else subtask 0 has all."""
+    """All parts of an operator's state, in the order in which they are restored.
+
+    `keyed`: True if rows are shared by key groups; False if subtask 0 has all.
+    """
 
     def __init__(self, context: OperatorContext, parts: Sequence[StatePart] = (), *, keyed: bool = True) -> None:
         self._context, self._parts, self._keyed = context, list(parts), keyed
 
     def cut(self) -> tuple[dict[str, Any], Cut | None]:
-        """The facts of all that is kept, and their cuts as one."""
+        """Returns the facts of all parts, and their cuts as one, or None."""
         facts: dict[str, Any] = {}
         parts: dict[str, Cut | Batches] = {}
         for each in self._parts:
@@ -229,43 +248,51 @@ class StateParts:
         return facts, PartsCut(parts) if parts else None
 
     def restore(self, saved: Sequence[Saved]) -> None:
-        """Takes back what belongs to this subtask. saved: an entry for each subtask of the checkpoint."""
+        """Takes back what belongs to this subtask. `saved`: an entry for each subtask of the checkpoint."""
         # What is this subtask's own is taken over whole: so a store links its database, and does not write it anew.
         owned = None if all(part.own for part in saved) else owned_or_all(self._context, self._keyed)
         for each in self._parts:
             each.restore(saved, owned)
 
     def once(self, saved: Sequence[Saved], fact: str) -> int:
-        """A count that each subtask goes on with, so that the app's sum stays the same: its own, where `saved` is its own alone; else
-        subtask 0 has the sum over all subtasks of the checkpoint, and the others have 0.
+        """Returns a count of which the sum over all subtasks stays the same after a restore.
+
+        The count is the subtask's own if `saved` is its own entry. Otherwise subtask 0 gets the sum over all subtasks
+        of the checkpoint, and the others get 0.
         """
         mine = self._context.subtask == 0 or all(part.own for part in saved)
         return sum(part.facts[fact] for part in saved) if mine else 0
 
 
 class StatefulOperator(Stateful):
-    """An operator with state: `open` sets `state_parts`, of which snapshots and restores are made.
+    """The base of nearly all operators with state. `open` sets `state_parts`; `snapshot` and `restore` follow from
+    them.
 
-    What remains an operator's own is how its state reads: `state_schema`, `state_reader` and `contents` name its columns, and only the
-    operator knows what these mean.
+    A subclass describes its state for people: `state_schema`, `state_reader` and `contents`.
     """
 
     state_parts: StateParts
     forgets: frozenset[str] = frozenset()  # the names of which a restore takes nothing over
 
     def group_count(self) -> int:
-        """About how many groups or rows it keeps. A start that would lose them is refused; 0 where they may be lost."""
+        """Returns about how many groups or rows the state has. A start that would lose them is refused. 0 means that
+        the state may be lost.
+        """
         return 0
 
     def own_facts(self) -> dict[str, Any]:
-        """Facts of its own for the manifest: JSON values."""
+        """Returns facts of the operator itself for the manifest, as JSON values."""
         return {}
 
     def before_restore(self, saved: Sequence[Saved]) -> None:
-        """Before what it keeps comes back: facts by which that is judged, as the watermark below which values have expired."""
+        """Reads facts that the parts need when they are restored, such as the watermark below which values have
+        expired.
+        """
 
     def after_restore(self, saved: Sequence[Saved]) -> None:
-        """After what it keeps has come back: the other facts that it had noted, an entry for each subtask that it had."""
+        """Takes back the other facts of `own_facts`, after the parts have been restored. `saved`: an entry for each
+        subtask of the checkpoint.
+        """
 
     def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         noted = self.own_facts()
@@ -280,7 +307,7 @@ class StatefulOperator(Stateful):
 
 
 class SavesWatermark(StatefulOperator):
-    """An operator that goes on after a restore with the watermark that it was told last."""
+    """An operator that continues after a restore with the last watermark that it had."""
 
     _watermark = START_OF_TIME
 
@@ -292,13 +319,17 @@ class SavesWatermark(StatefulOperator):
 
 
 def last_watermark(saved: Sequence[Saved], default: T, fact: str = "watermark") -> int | T:
-    """The least watermark that the subtasks had noted; `default` where one had none, or the app was drained, so that time begins anew."""
+    """Returns the least watermark that the subtasks had saved.
+
+    Returns `default` if a subtask had none, or if the app was drained, so that time begins anew. `fact`: the name of
+    the fact.
+    """
     marks = [part.facts[fact] for part in saved]
     return min(marks) if marks and None not in marks and min(marks) < END_OF_TIME else default
 
 
 def read_batches(directory: Path, name: str) -> Iterator[pa.RecordBatch]:
-    """The batches of the file NAME.arrow; no batch where the file was not written."""
+    """Yields the batches of the file NAME.arrow, or nothing if the file does not exist. Raises CorruptCheckpoint."""
     path = directory / f"{name}.arrow"
     if path.exists():
         with restoring("state", path), pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as reader:
@@ -308,15 +339,16 @@ def read_batches(directory: Path, name: str) -> Iterator[pa.RecordBatch]:
 
 
 def columns_in(file: Path) -> pa.Schema:
-    """The columns of a file of a checkpoint."""
+    """Returns the columns of a file of a checkpoint. Raises CorruptCheckpoint."""
     with restoring("state", file), pa.OSFile(str(file), "rb") as source, pa.ipc.open_stream(source) as reader:
         return reader.schema
 
 
 def owned_groups(context: OperatorContext, keyed: bool = True) -> Owned:
-    """Key hashes -> which belong to this subtask: key group g belongs to subtask g * parallelism // 1024; without keys, all to subtask 0.
+    """Returns a function that says which key hashes belong to this subtask: key group g belongs to subtask g *
+    parallelism // 1024. Without keys, all belong to subtask 0.
 
-    `context.only`, where it is set, takes its place.
+    If `context.only` is set, it is returned instead.
     """
     if context.only is not None:
         return context.only
@@ -332,21 +364,25 @@ def owned_groups(context: OperatorContext, keyed: bool = True) -> Owned:
 
 
 def owned_or_all(context: OperatorContext, keyed: bool = True) -> Owned | None:
-    """As `owned_groups`, or None where all keys belong here."""
+    """Returns the result of `owned_groups`, or None if all keys belong to this subtask."""
     if context.parallelism == 1 and context.only is None:
         return None
     return owned_groups(context, keyed)
 
 
 def key_hashes(keys: Sequence["pa.Array[Any]"], rows: int) -> pa.UInt64Array:
-    """The hash of each row, by whose key group rows are shared among subtasks; without keys it is 0 for all."""
+    """Returns the hash of each row's key, which decides to which subtask it belongs. Without keys it is 0 for all
+    rows.
+    """
     return hash_columns(keys) if keys else pa.array(np.zeros(rows, np.uint64))
 
 
 def take_over(
     cold: Segments, folder: Path, told: Sequence[Sequence[Any]], owned: Owned | None, owners: Sequence[int]
 ) -> None:
-    """Takes over what a checkpoint has on disk. It stays there: whole by links, or the rows that belong here. owners: as in `RowFilter`."""
+    """Takes over segments that a checkpoint has on disk: whole, by links, or only the rows that belong to this
+    subtask. `owners`: as for `RowFilter`.
+    """
     if owned is None:
         cold.link(folder, told)
     else:
@@ -354,7 +390,7 @@ def take_over(
 
 
 def with_columns_of(schema: pa.Schema, rows: pa.RecordBatch) -> pa.RecordBatch:
-    """The rows with the columns of a schema, by name: those that they do not have are null."""
+    """Returns the rows with the columns of a schema, by name. Columns that the rows do not have are null."""
     columns = [
         rows.column(field.name) if field.name in rows.schema.names else pa.nulls(rows.num_rows, field.type)
         for field in schema
@@ -364,19 +400,24 @@ def with_columns_of(schema: pa.Schema, rows: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def only_columns_of(schema: pa.Schema, rows: pa.RecordBatch) -> pa.RecordBatch:
-    """The rows with the columns of a schema, by name; as they are where they lack one of them."""
+    """Returns the rows with the columns of a schema, by name, or the rows as they are if they lack one of these
+    columns.
+    """
     names = rows.schema.names
     return rows.select(schema.names) if set(schema.names) <= set(names) and schema.names != names else rows
 
 
 def columns_schema(fields: Iterable[pa.Field]) -> list[list[str]]:
-    """Names and types, for `Stateful.state_schema`."""
+    """Returns the names and types of columns, for `Stateful.state_schema`."""
     return [[field.name, str(field.type)] for field in fields]
 
 
 def fewer_columns(before: Sequence[Sequence[str]], now: Sequence[Sequence[str]], whose: str = "") -> str | None:
-    """How rows of a checkpoint go on without some of their columns, or with these in another order: for `Stateful.taken_over`. None: they
-    lack a column that the program keeps now, or have it with another type. before, now: as `columns_schema` gives them.
+    """Returns in words how saved rows continue without some of their columns, or in another order, for
+    `Stateful.taken_over`. Returns None if the rows lack a column that the program keeps now, or have it with another
+    type.
+
+    `before`, `now`: results of `columns_schema`. `whose`: words after "the kept rows".
     """
     then, here = {name: kind for name, kind in before}, {name for name, _ in now}
     if any(then.get(name) != kind for name, kind in now):
@@ -387,5 +428,5 @@ def fewer_columns(before: Sequence[Sequence[str]], now: Sequence[Sequence[str]],
 
 
 def other_columns(part: Saved, what: str = "the state has", hint: str = CANNOT_CHANGE) -> CorruptCheckpoint:
-    """The error for a checkpoint that kept other columns than the program keeps."""
+    """Returns the error for a checkpoint whose rows have other columns than the program keeps."""
     return CorruptCheckpoint(f"{part.directory}: {what} other columns than the program now keeps", hint=hint)

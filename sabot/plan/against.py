@@ -1,8 +1,10 @@
-"""Compares a program with a checkpoint before it runs: which operators go on with their state, and which do not. Pure functions.
+"""Compares a program with a checkpoint before the program runs, and says which operators continue with their state.
+Pure functions.
 
-An operator finds its state by the id that the user gave it (`.named("totals")`); else by what it consists of (`state_schema`), if that
-is unlike all others; else by the steps that its rows have gone through, and by the functions in these. The steps before and after an
-operator may change, and so may its aggregates, each of which is found again by what it computes (`operators.aggregates.carried`).
+An operator finds its state by the id that the user gave it (`.named("totals")`). An operator without such an id finds
+it by what the state consists of (`state_schema`), if no other state in the checkpoint is like it; otherwise by the
+steps that its rows have gone through, and by the functions in these steps. The steps before and after an operator may
+change. So may its aggregates, each of which is found again by what it computes (`operators.aggregates.carried`).
 """
 
 from collections import defaultdict
@@ -30,7 +32,10 @@ _UNITS = {"ttl": " ms", "within": " ms", "allowed_lateness": " ms"}
 
 
 def planned(plan: Plan) -> list[Planned]:
-    """The operators of the plan that keep state. Opens and closes every operator. UserError where columns are not known yet."""
+    """Returns the operators of the plan that keep state. Opens and closes every operator.
+
+    Raises UserError if the columns of a source are not known yet.
+    """
     found: list[Planned] = []
 
     def look(stage: Stage, step: Step, operator: Operator, context: OperatorContext) -> None:
@@ -59,10 +64,12 @@ def planned(plan: Plan) -> list[Planned]:
 
 
 def compare(operators: Sequence[Planned], manifest: SavedApp, drop: Iterable[str] = ()) -> list[Verdict]:
-    """A verdict for each operator of the program that keeps state, in order; then for those that only the checkpoint has.
+    """Returns a verdict for each operator of the program that keeps state, in order, and then for each operator that
+    only the checkpoint has.
 
-    drop: what is given up: the id of an operator, in the program or in the checkpoint; or OPERATOR.NAME, for one of its aggregates, or for
-    what a process function keeps under that name. UserError for what there is not.
+    `drop`: the state that the user gives up. Each entry is the id of an operator, in the program or in the
+    checkpoint, or OPERATOR.NAME for one of its aggregates, or for what a process function keeps under that name.
+    Raises UserError for an entry that names no state.
     """
     saved = {each.id: each for each in _saved(manifest)}
     whole, parts = _given_up(drop, operators, saved)
@@ -104,9 +111,10 @@ def compare(operators: Sequence[Planned], manifest: SavedApp, drop: Iterable[str
 
 
 def check(verdicts: Iterable[Verdict], checkpoint: int, spent: Collection[str] = ()) -> dict[str, str]:
-    """Operator -> the id under which the checkpoint has its state. Raises UserError, which says what differs, where state would be lost.
+    """Returns, for each operator that continues, the id under which the checkpoint has its state. Raises UserError if
+    state would be lost; the error says what differs.
 
-    spent: the names that the start which wrote the checkpoint has dropped, and which the next one does not drop again.
+    `spent`: the names that the start which wrote the checkpoint has dropped. The next start does not drop them again.
     """
     found: dict[str, str] = {}
     lost: list[str] = []
@@ -126,7 +134,9 @@ def check(verdicts: Iterable[Verdict], checkpoint: int, spent: Collection[str] =
 
 
 def once_more(ways: Iterable[str], spent: Collection[str]) -> str:
-    """What a hint adds where an option among its ways was given to the last start too, and would not be followed again: "" if none."""
+    """Returns a text for a hint, or "": some of these options were given to the last start too, and would be ignored
+    now.
+    """
     again = [way for way in dict.fromkeys(ways) if way.removeprefix("--drop ") in spent]
     if not again:
         return ""
@@ -137,7 +147,7 @@ def once_more(ways: Iterable[str], spent: Collection[str]) -> str:
 def _given_up(
     drop: Iterable[str], operators: Iterable[Planned], saved: Mapping[str, SavedStep]
 ) -> tuple[set[str], dict[str, set[str]]]:
-    """(ids of operators that are given up whole, names that are given up by operator)."""
+    """Returns the ids of operators whose whole state is given up, and the names that are given up by operator id."""
     names: dict[str, set[str]] = {id: {*_names(old.schema), *old.names} for id, old in saved.items()}
     for new in operators:
         names[new.id] = names.get(new.id, set()) | set(_names(new.schema))
@@ -186,11 +196,13 @@ def _saved(manifest: SavedApp) -> Iterator[SavedStep]:
 def _matched(
     operators: Sequence[Planned], saved: Mapping[str, SavedStep]
 ) -> tuple[dict[str, SavedStep], dict[str, list[SavedStep]]]:
-    """(operator -> the saved one whose state is its own; operator -> the saved ones whose state it may be, where that is unclear).
+    """Returns, by operator id, the saved state that the operator continues, and for the unclear ones the saved states
+    that may be its own.
 
-    Operators are matched by the user's ids first. Those that keep the same state are then matched by their paths; those of one path, as
-    many as before, in the order of their numbers; and where one is left on each side, these two. At last those are matched that differ in
-    some of their aggregates, where only one pair of them has aggregates in common.
+    Operators with an id of the user's are matched first, by that id. Of the others, those that keep the same state
+    are matched by their paths: those of one path, if there are as many as before, in the order of their numbers. If
+    one is left on each side, these two are matched. At last those are matched that differ in some of their
+    aggregates, if only one pair of them has aggregates in common.
     """
     matched = {new.id: saved[new.id] for new in operators if new.named and new.id in saved}
     taken = {old.id for old in matched.values()}
@@ -228,7 +240,7 @@ def _matched(
 
 
 def _share(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether the two differ in their aggregates alone, and have some of these in common."""
+    """Returns True if the two schemas differ in their aggregates alone, and have some aggregates in common."""
     listed = _listed(new)
     if any(old.get(name) != new.get(name) for name in {*old, *new}.difference([listed, "order", "rows"])):
         return False
@@ -237,7 +249,9 @@ def _share(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def _pairs(news: list[Planned], olds: list[SavedStep]) -> Iterator[tuple[Planned, SavedStep]]:
-    """Steps of one path, as many as there were: those whose functions are the same as before, the others in the order of their numbers."""
+    """Yields pairs of steps of one path, of which there are as many as before. Steps whose functions are unchanged
+    are paired first, the others in the order of their numbers.
+    """
     for known in (lambda step: (step.text, step.path), lambda step: step.path, lambda step: step.text, lambda step: ""):
         for sign in {known(new) for new in news}:
             here = [new for new in news if known(new) == sign]
@@ -249,7 +263,7 @@ def _pairs(news: list[Planned], olds: list[SavedStep]) -> Iterator[tuple[Planned
 
 
 def _by_number(step: Planned | SavedStep) -> tuple[str, int]:
-    """The order of steps without a name of the user's: "over-2" comes before "over-10"."""
+    """Returns a sort key for steps without an id of the user's: "over-2" comes before "over-10"."""
     kind, _, number = step.id.rpartition("-")
     return kind, int(number) if number.isdigit() else 0
 
@@ -314,7 +328,9 @@ def _verdict(old: SavedStep, new: Planned, given_up: Mapping[str, set[str]]) -> 
 
 
 def _listed(schema: Mapping[str, Any]) -> str | None:
-    """The fact that lists aggregates, or columns over rows: (name, what it computes, type of the result) of each."""
+    """Returns the name of the fact that lists aggregates, or columns of `over`, as (name, what it computes, type of
+    the result), or None.
+    """
     return "columns" if schema.get("kind") == "over" else "aggregates" if "aggregates" in schema else None
 
 
@@ -323,7 +339,7 @@ def _leads(schema: Mapping[str, Any]) -> bool:
 
 
 def _parts(listed: str, old: SavedStep, new: Planned, forgets: frozenset[str]) -> list[Fate]:
-    """What becomes of each aggregate."""
+    """Returns what becomes of each aggregate."""
     before = old.schema[listed]
     if listed == "columns":
         return fates(
@@ -337,14 +353,14 @@ def _parts(listed: str, old: SavedStep, new: Planned, forgets: frozenset[str]) -
 
 
 def _fate_of(name: str, forgets: frozenset[str]) -> Fate:
-    """What becomes of the values that a process function keeps under a name."""
+    """Returns what becomes of the values that a process function keeps under a name."""
     if name in forgets:
         return Fate(name, "drop", "values", None, "its state is dropped, as asked")
     return Fate(name, "keep", "values", "values")
 
 
 def _said_of(parts: Sequence[Fate]) -> Iterator[str]:
-    """What changes for aggregates, for people."""
+    """Yields what changes for the aggregates, in words."""
     renamed = [f"{part.called} is {part.name} now" for part in parts if part.called]
     if renamed:
         yield ", ".join(renamed)
@@ -356,14 +372,16 @@ def _said_of(parts: Sequence[Fate]) -> Iterator[str]:
 
 
 def _taken_over(name: str, before: Any, now: Any, old: SavedStep, new: Planned) -> str | None:
-    """How state goes on though it differs in `name`; None: it cannot. Here for all operators, the rest they say themselves."""
+    """Returns in words how state continues although the fact `name` of its schema differs, or None if it cannot. A
+    "ttl" or "within" may differ in every operator; for all other facts the operator decides.
+    """
     if name in ("ttl", "within") and before is not None and now is not None:
         return f"{name} was {before} ms, is {now} ms: for what the checkpoint still has, and from here on"
     return new.taken_over(name, before, now, old.groups)
 
 
 def _difference(name: str, before: Any, now: Any) -> str:
-    """What differs, for people."""
+    """Returns in words how a fact differs."""
     if name in ("columns", "keys", "left", "right", "rows") and _rows(before) and _rows(now):
         return "; ".join(_differences_in(name, before, now))
     unit = _UNITS.get(name, "")
@@ -376,7 +394,9 @@ def _rows(value: Any) -> bool:
 
 
 def _differences_in(name: str, before: list[list[str]], now: list[list[str]]) -> Iterator[str]:
-    """How two lists of named things differ: what each thing was and is, which came and went, or their order."""
+    """Yields in words how two lists of columns differ: what each column was and is, which came and went, or their
+    order.
+    """
     old, new = ({each[0]: " ".join(each[1:]) for each in rows} for rows in (before, now))
     one = {"columns": "column", "keys": "key"}.get(name, f"{name} column")  # else those of one side
     for each in dict.fromkeys([*old, *new]):

@@ -1,4 +1,4 @@
-"""How the agents and streams of an app feed each other."""
+"""The order in which agents and streams of an app feed each other, and what agents agree on that write to one sink."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -65,7 +65,9 @@ def arranged(specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]) -> list[Agen
 
 
 def _check_durable(specs: Sequence[AgentSpec], fed: frozenset[str]) -> None:
-    """Refuses durable agents that rows come to which nothing tells apart for ever. Raises UserError."""
+    """Raises UserError for a durable agent that gets rows from a stream, or from an agent that is not durable, and
+    has no `job_id=`. After a crash these may give other rows, and nothing would tell which job a row belongs to.
+    """
     for spec in specs:
         if not spec.durable or spec.job_id is not None:
             continue
@@ -115,7 +117,9 @@ def leading_to(
 
 
 def inputs_of(spec: AgentSpec, specs: Iterable[AgentSpec], fed: frozenset[str]) -> list[str]:
-    """Returns what its rows come from: topics, Sources, the ids of agents that write into it, and its own id for rows of streams."""
+    """Returns the origins of an agent's rows: topics, Sources, the ids of agents that write into it, and its own id
+    for rows of streams.
+    """
     return [
         *spec.topics,
         *(each.agent_id for each in specs if each.sink is spec.func),
@@ -130,8 +134,10 @@ def dead_letter_topics(spec: AgentSpec, specs: Iterable[AgentSpec], fed: frozens
 
 
 def agreed_deliveries(specs: Sequence[AgentSpec], fed: frozenset[str]) -> dict[str | int, Delivery]:
-    """By topic, or the id of a Sink: the delivery= on which the agents that write results there agree. If none of them sets it, that of
-    the first writer holds, which may be an agent that writes its dead letters there.
+    """Returns the `delivery=` on which the agents that write results to a sink agree, by topic or by id of the Sink.
+
+    If no agent sets it, the default of the first writer holds, which may be an agent that writes its dead letters
+    there. Raises UserError if agents disagree.
     """
     agreed: dict[str | int, Delivery] = {}
     first: dict[str | int, Delivery] = {}
@@ -148,7 +154,9 @@ def agreed_deliveries(specs: Sequence[AgentSpec], fed: frozenset[str]) -> dict[s
 
 
 def agreed_nans(specs: Sequence[AgentSpec], *others: tuple[str | Sink, OnNan]) -> dict[str | int, OnNan]:
-    """By topic, or the id of a Sink: the nan= of the agents, and `others`, that write results there. UserError where they differ."""
+    """Returns the `nan=` of the agents, and of `others`, that write results to a sink, by topic or by id of the Sink.
+    Raises UserError if they differ.
+    """
     agreed = {place_of_sink(sink): nan for sink, nan in others}
     for spec in specs:
         for name, sink in spec.sinks.items():
@@ -161,7 +169,7 @@ def agreed_nans(specs: Sequence[AgentSpec], *others: tuple[str | Sink, OnNan]) -
 
 
 def agreed_formats(specs: Sequence[AgentSpec]) -> dict[str | int, Format | None]:
-    """By topic: the format in which agents write results there. UserError where they differ."""
+    """Returns the format in which agents write results, by topic. Raises UserError if the formats differ."""
     agreed: dict[str | int, Format | None] = {}
     for spec in specs:
         for name, sink in spec.sinks.items():

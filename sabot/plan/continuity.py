@@ -1,8 +1,9 @@
-"""Whether the state of steps over changes is still right behind another program: changes take rows away that came before, and a step must
-have had these, from the same table, past the same filters, with the same values in their columns.
+"""Checks whether the state of steps over changes is still right in another program.
 
-What has not seen the rows so far (a step that is new, or an aggregate of it) is filled from the table before it, where that has them and
-they come to the step one by one; else the start is refused.
+A change takes a row away that came before. So the step must have had that row, from the same table, past the same
+filters, with the same values in its columns. A step or an aggregate that has not seen the rows so far is filled from
+the table before it. If that table does not have the rows, or a step between does more than pass single rows on, the
+start is refused.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +18,11 @@ _ALL: frozenset[str] = frozenset()
 def over_changes(
     operators: Sequence[Planned], saved: Mapping[str, SavedStep], verdicts: Sequence[Verdict], *, ended: bool = False
 ) -> list[Verdict]:
-    """Returns the verdicts, where those of steps over changes say what is filled, and refuse what would be wrong.
+    """Returns the verdicts. Those of steps over changes now also say what is filled, and refuse what would be wrong.
 
-    operators: upstream first, each with its verdict. saved: the state of the checkpoint, by its ids. ended: the checkpoint is of an app
-    whose inputs have all ended, so it lacks the rows of joins (decision 031), and no change will come any more.
+    `operators`: upstream first, each with its verdict. `saved`: the state in the checkpoint, by its ids. `ended`:
+    True if all inputs of the app had ended. Such a checkpoint lacks the rows of joins (decision 031), and no change
+    will come any more.
     """
     known = {each.id: each for each in operators}
     found: dict[str, Verdict] = {}
@@ -48,7 +50,7 @@ def over_changes(
 def _broken(
     old: SavedStep, new: Planned, known: Mapping[str, Planned], verdicts: Mapping[str, Verdict], ended: bool
 ) -> Iterator[str]:
-    """Yields why the changes that come are not those that go on from the state."""
+    """Yields in words why the changes that will come do not continue those of which the state was made."""
     for maker in new.makers:
         verdict = verdicts[maker]
         if verdict.saved_as is None and not ended:
@@ -93,7 +95,9 @@ def _filled(
     verdicts: Mapping[str, Verdict],
     names: frozenset[str],
 ) -> Verdict:
-    """Returns the verdict with what is filled: these aggregates, or all that the step keeps. A refusal, where that cannot be."""
+    """Returns the verdict with the inputs that are filled, for these aggregates, or with no names for all that the
+    step keeps. Returns a refusal if they cannot be filled.
+    """
     fills: list[int] = []
     assert new.unfit is not None
     for number, lineages in enumerate(new.lineage):

@@ -1,9 +1,10 @@
-"""How rows of a table that a step keeps get to a step behind it: by these a start fills state that has not seen the rows that came before.
+"""Finds the way of rows from a step that keeps a table to a step behind it. On this way a start fills state that has
+not seen the table's rows.
 
     upsert by id ──▶ filter ──▶ | by key group of maker | ──▶ with columns ──▶ group by maker
       the maker                     an edge                                      is filled
 
-The way must lead over single rows alone. What is filled, `against` decides; `runtime.filling` does it.
+All steps on the way must handle each row by itself. `against` decides what is filled, and `runtime.filling` fills it.
 """
 
 from collections import defaultdict
@@ -16,7 +17,9 @@ from sabot.plan.stages import Plan
 
 @dataclass(frozen=True)
 class Way:
-    """The way of rows from the step that keeps them to a step behind it. through: the steps and edges between, in order."""
+    """The way of rows from the step that keeps their table (`maker`) to a step behind it. `through`: the steps and
+    edges between them, in order.
+    """
 
     maker: Step
     through: tuple[Step | Edge, ...]
@@ -24,16 +27,17 @@ class Way:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a step or an edge stands: in which stage, and behind which step of its chain; None: it is the first."""
+    """The place of a step or an edge: its stage, and the step before it in the chain, or None if it is the first."""
 
     stage: Stage
     behind: Step | None
 
 
 def ways(plan: Plan, keeping: Container[str]) -> dict[str, list[Way | None]]:
-    """Returns, by the id of a step with changes, the way to it from the maker of the changes of each input.
+    """Returns, by the id of a step over changes, the way to each of its inputs from the maker of the changes.
 
-    None: there is no one way, or it does not lead over single rows alone. keeping: the ids of the steps that keep state.
+    A way is None if there is not exactly one way, or if a step on it keeps state. `keeping`: the ids of the steps
+    that keep state.
     """
     places: dict[int, _Place] = {}
     into: dict[tuple[str, bool], list[Edge]] = defaultdict(list)

@@ -1,10 +1,12 @@
-"""What the changes that come into a step are, over the tables before it that make them: by that a start sees whether they go on.
+"""Describes the changes that come into a step over the tables that make them. By that description a start sees
+whether the changes continue.
 
     table cars ──▶ filter x > 3 ──▶ with z = x * 2 ──▶ group by g: sum(z)
       the maker      where              columns          lineage: from cars, where x > 3, g = g, z = x * 2
 
-A step over changes takes rows away that it had got before. So its state is right only as long as the same rows come in from the same
-maker: with another filter between, it would keep rows that are never taken away, and take away rows that it never had.
+A step over changes takes away rows that it has had before. So its state is right only as long as the same rows come
+in from the same maker. With another filter between, it would keep rows that are never taken away, and would be asked
+to take away rows that it never had.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,8 +22,11 @@ from sabot.operators.layout.stages import Step
 
 @dataclass(frozen=True)
 class Lineage:
-    """Changes as they come out of a step. maker: the id of the step before it that keeps the table whose changes they are. columns: what
-    those columns are, over the maker's, that are not the maker's of that name. where: the filters that they have passed, as texts.
+    """The description of changes as they come out of a step.
+
+    `maker`: the id of the step that keeps the table. `columns`: the columns as expressions over the maker's columns;
+    a column that is not listed is the maker's column of the same name. `where`: the filters that the changes have
+    passed, as texts.
     """
 
     maker: str
@@ -30,11 +35,13 @@ class Lineage:
 
 
 Lineages: TypeAlias = tuple[Lineage, ...]
-"""One for each maker: several behind a union, none where the rows are no changes."""
+"""One lineage for each maker: several behind a union, none if the rows are no changes."""
 
 
 def lineages_behind(node: Node, before: Sequence[Lineages], step: Step | None) -> Lineages:
-    """Returns the lineages of the rows that a node gives. before: those of its inputs. step: its operator, if it has one."""
+    """Returns the lineages of the rows that a node gives. `before`: those of its inputs. `step`: the node's operator,
+    or None if it has none.
+    """
     if not node.changes:
         return ()
     if isinstance(node, Union):
@@ -64,9 +71,10 @@ def _passed(node: Node, lineage: Lineage) -> Lineage:
 
 
 def said(node: Node, before: Sequence[Lineages], used: Columns) -> list[list[dict[str, Any]]]:
-    """Returns, for each input of a step, what a checkpoint says of its lineages, as JSON values; none where no input is changes.
+    """Returns the lineages of each input of a step as a checkpoint stores them, as JSON values. Returns an empty list
+    if no input is changes.
 
-    used: the columns of the step's rows that are used behind it. Columns that the step does not ask for are left out.
+    `used`: the columns of the step's rows that later steps use. Columns that the step does not ask for are left out.
     """
     if not any(before):
         return []

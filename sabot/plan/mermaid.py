@@ -5,7 +5,7 @@ from sabot.plan.stages import Plan
 
 
 def mermaid(plan: Plan) -> str:
-    """The plan in the language of Mermaid, with stages as boxes around their steps."""
+    """Returns the plan as a Mermaid flowchart, with stages as boxes around their steps."""
     lines = ["flowchart LR"]
     links: list[str] = []
     first = {stage.id: _first(stage.id) for stage in plan.stages}

@@ -1,4 +1,5 @@
-"""From the graph as written to one that gives the same rows at less cost: filters move towards the source, unused columns are not read.
+"""Rewrites the graph into one that gives the same rows at less cost: filters move towards the source, and unused
+columns are not read.
 
 The nodes say which columns a step needs, and past which steps a filter may move (`api/nodes`).
 """
@@ -34,7 +35,9 @@ __all__ = [
 
 
 def with_schemas(ends: Iterable[StreamEnd], schemas: Mapping[int, pa.Schema | None]) -> list[StreamEnd]:
-    """The same graph, whose Read nodes have these schemas in canonical types. schemas: by the id of the node."""
+    """Returns the same graph with these schemas in its Read nodes, in canonical types. `schemas`: the schema of each
+    Read node, by the id of the node, or None.
+    """
 
     def known(node: Read) -> Read:
         schema = schemas[id(node)]
@@ -45,12 +48,12 @@ def with_schemas(ends: Iterable[StreamEnd], schemas: Mapping[int, pa.Schema | No
 
 
 def ending(ends: Iterable[StreamEnd], until: Place | None) -> list[StreamEnd]:
-    """The same graph, whose topics without an end of their own end there; None: nowhere."""
+    """Returns the same graph, in which each topic without an end of its own ends at `until`. None changes nothing."""
     return list(ends) if until is None else _with_reads(ends, lambda node: node.ending(until))
 
 
 def _with_reads(ends: Iterable[StreamEnd], changed: Callable[[Read], Read]) -> list[StreamEnd]:
-    """The same graph over changed Read nodes."""
+    """Returns the same graph over changed Read nodes."""
     made: dict[int, Node] = {}
     for node in walk(ends):
         inputs = (made[id(upstream)] for upstream in node.inputs)
@@ -59,13 +62,15 @@ def _with_reads(ends: Iterable[StreamEnd], changed: Callable[[Read], Read]) -> l
 
 
 def check_nodes(ends: Iterable[StreamEnd]) -> None:
-    """Lets every node check itself. Comes before `optimise`, which moves steps to where there are more columns."""
+    """Calls `check` of every node. Call it before `optimise`, which moves filters to places with more columns. Raises
+    UserError.
+    """
     for node in walk(ends):
         node.check()
 
 
 def optimise(ends: Iterable[StreamEnd]) -> list[StreamEnd]:
-    """The same graph with each filter as near to the source as it can be."""
+    """Returns the same graph with each filter as near to the source as possible."""
     ends = list(ends)
     pushdown = _Pushdown(ends)
     return [replace(end, input=pushdown.rewrite(end.input)) for end in ends]
@@ -89,7 +94,9 @@ class _Pushdown:
         return node.over(*map(self.rewrite, node.inputs))
 
     def _filtered(self, predicate: Expr, below: Node) -> Node:
-        """Filter(predicate) over `below`, moved past all steps that feed no other step and do not make its columns."""
+        """Returns `below` with the filter before it or further up: past all steps that feed no other step and do not
+        make the filter's columns.
+        """
         moved = below.moved_before(predicate) if self._readers[id(below)] == 1 else None
         if moved is None:
             return Filter(self.rewrite(below), predicate)
@@ -97,7 +104,7 @@ class _Pushdown:
 
 
 def used_columns(ends: Iterable[StreamEnd]) -> Mapping[int, Columns]:
-    """id(node) -> the columns of its rows that steps behind it use, without event time."""
+    """Returns, by the id of a node, the columns of its rows that later steps use, without event time."""
     used: dict[int, Columns] = {}
     for node in reversed(walk(ends)):
         for upstream, columns in zip(node.inputs, node.asks(used.get(id(node), frozenset())), strict=True):
@@ -107,8 +114,11 @@ def used_columns(ends: Iterable[StreamEnd]) -> Mapping[int, Columns]:
 
 
 def present_columns(ends: Iterable[StreamEnd], used: Mapping[int, Columns]) -> Mapping[int, Columns]:
-    """id(node) -> the columns that its rows have: those that are used behind it, and those that only steps before it used, and that come
-    through; without event time. Some may be named that are gone. None: not known. used: `used_columns`.
+    """Returns, by the id of a node, the columns that its rows have at run time, without event time, or None if they
+    are unknown.
+
+    These are the columns that later steps use, and those that only earlier steps use and that pass through. It may
+    name columns that are gone. `used`: the result of `used_columns`.
     """
     present: dict[int, Columns] = {}
     for node in walk(ends):
@@ -125,8 +135,8 @@ def present_columns(ends: Iterable[StreamEnd], used: Mapping[int, Columns]) -> M
 
 @dataclass(frozen=True)
 class TimeUse:
-    """Ids of nodes of a graph. read: sources whose rows carry event time, since a step behind needs it or has a use for it. matters: steps
-    behind which a result depends on event time.
+    """The use of event time in a graph, as ids of nodes. `read`: the sources whose rows carry event time, because a
+    later step needs it or makes use of it. `matters`: the steps before a result that depends on event time.
     """
 
     read: frozenset[int]
@@ -134,7 +144,7 @@ class TimeUse:
 
 
 def time_use(ends: Iterable[StreamEnd]) -> TimeUse:
-    """Which sources are read with event time, and where results depend on it."""
+    """Returns which sources are read with event time, and before which results it matters."""
     needed: set[int] = set()
     carried: set[int] = set()
     asked: set[int] = set()
@@ -154,8 +164,9 @@ def time_use(ends: Iterable[StreamEnd]) -> TimeUse:
 
 
 def closing_time(ends: Iterable[StreamEnd], read: Read) -> Callable[[int], int]:
-    """A function of the greatest event time of a source: the watermark at which all windows are over that its rows are in, and those behind
-    these windows. Steps that give rows another event time, and what is behind them, do not count.
+    """Returns a function from the greatest event time of a source to the watermark that closes all windows with its
+    rows, and the windows behind these. Steps that give rows another event time, and the steps behind them, do not
+    count.
     """
     nodes = walk(ends)
 

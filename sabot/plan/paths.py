@@ -1,8 +1,10 @@
-"""A digest of the steps that the rows of a step have gone through, which tells two steps in a checkpoint apart that keep the same state.
+"""A digest of the steps that rows have gone through, which tells apart two steps in a checkpoint that keep the same
+state.
 
-It must be the same in every version, so it is made of the names, order and values of the nodes' fields. Of functions it has the name, which
-two lambdas share. What functions compute is a second digest behind a "+": it may differ between versions of Python, so it only tells apart
-what the first one does not.
+The digest must be the same in every version of Sabot. So it is made of the names, order and values of the nodes'
+fields, with the stored names of classes and fields. A function is represented by its name, which two lambdas share.
+What functions compute is a second digest behind a "+". It may differ between versions of Python, so it is used only
+where the first digest is equal.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,7 +33,9 @@ _LATER = ("time_unit", "time_format", "time")
 
 
 def path_of(node: Node, before: Iterable[str]) -> str:
-    """The digests of a node, which are equal for the same steps in another program. before: the paths of its inputs."""
+    """Returns the digests of a node, "STEPS" or "STEPS+CODE". They are equal for the same steps in another program.
+    `before`: the paths of its inputs.
+    """
     inputs = sorted(before)
     if isinstance(node, OnError):
         return inputs[0]
@@ -49,7 +53,7 @@ def path_of(node: Node, before: Iterable[str]) -> str:
 
 
 def steps_of(path: str) -> str:
-    """The part of a path that is the same in every version."""
+    """Returns the part of a path that is the same in every version."""
     return path.partition("+")[0]
 
 
@@ -77,7 +81,7 @@ def _said(value: Any) -> str:
 
 
 def _computed(value: Any) -> Iterator[str]:
-    """What the functions in the value of a field compute, as text."""
+    """Yields texts of what the functions in the value of a field compute."""
     if isinstance(value, FunctionType):
         bound = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
         yield _code(value.__code__) + repr([each for each in (*bound, *(value.__defaults__ or ())) if _is_plain(each)])
@@ -94,7 +98,9 @@ def _computed(value: Any) -> Iterator[str]:
 
 
 def _code(code: CodeType) -> str:
-    """The instructions and constants. A set of constants has no order; a code object among them has an address in its repr."""
+    """Returns the instructions and constants of a function. A set of constants has no order, and the repr of a code
+    object has an address.
+    """
     constants = (
         _code(each) if isinstance(each, CodeType) else sorted(map(repr, each)) if isinstance(each, frozenset) else each
         for each in code.co_consts
@@ -103,7 +109,7 @@ def _code(code: CodeType) -> str:
 
 
 def _is_filled(cell: Any) -> bool:
-    """A cell is empty while the function that it belongs to is being defined."""
+    """Returns False while the function that the cell belongs to is being defined."""
     try:
         return cell.cell_contents is not cell
     except ValueError:
@@ -111,5 +117,5 @@ def _is_filled(cell: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Its repr is the same in every process."""
+    """Returns True if the repr of the value is the same in every process."""
     return isinstance(value, str | bytes | int | float | bool | None)

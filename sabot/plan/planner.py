@@ -1,4 +1,6 @@
-"""From the optimised graph to stages: each node is put into the plan by the function that its operator's module has for it (PLANNERS)."""
+"""Makes stages of the optimised graph. For each node, the module of its operator has a function that puts the node
+into the plan (`PLANNERS`).
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -31,9 +33,11 @@ def make_plan(
     parallelism: int = 1,
     readers: Mapping[str, int] | None = None,
 ) -> Plan:
-    """The stages for these ends of streams and all steps that lead to them, and for the agents. UserError for programs that cannot run.
+    """Returns the plan for these ends of streams, with all steps that lead to them, and for the agents. Raises
+    UserError for a program that cannot run.
 
-    readers: by stage, the number of readers that a source must have, since a checkpoint has state of as many.
+    `readers`: by stage id, the number of readers that a source must have, because a checkpoint has the state of as
+    many.
     """
     ends = list(ends)
     check_nodes(ends)
@@ -71,7 +75,7 @@ class _Planner:
         return Plan([*upstream_first, *sinks, *reversed(self._agents.values())])
 
     def _end(self, end: StreamEnd, point: PlanPoint) -> None:
-        """Where the rows of a stream leave it."""
+        """Adds the edge by which the rows of a stream leave it."""
         if isinstance(end, Feed):
             point = planner_of(Feed)(end, point)
             point.targets.append(Edge(self._agents[end.agent.agent_id]))
@@ -82,14 +86,14 @@ class _Planner:
             point.targets.append(Edge(sink, changes=point.changes))
 
     def _join_agents(self, stage: Stage) -> None:
-        """The edge into another agent that an agent writes into."""
+        """Adds the edge from an agent to another agent into which it writes."""
         assert stage.agent is not None
         for other in self._agents.values():
             if other.agent is not None and other.agent.func is stage.agent.sink:
                 stage.targets.append(Edge(other))
 
     def _placed(self, node: Node) -> PlanPoint:
-        """The point where the rows of the node come out. Its inputs are placed already."""
+        """Returns the point where the rows of the node come out. The inputs of the node are in the plan already."""
         inputs = [self._points[id(upstream)] for upstream in node.inputs]
         times = frozenset[str]().union(*(each.times for each in inputs if each.timed))
         if isinstance(node, Read | WithTime):
@@ -109,7 +113,7 @@ class _Planner:
         return replace(point, path=path, times=times, changes=node.changes, unique=node.unique)
 
     def _trace(self, node: Node, point: PlanPoint, inputs: Sequence[PlanPoint]) -> None:
-        """Notes of which tables the changes are that come into the node's step, and those that come out of it."""
+        """Notes the lineage of the changes that come into the node's step, and of those that come out of it."""
         step = None if any(point.targets is each.targets for each in inputs) else point.last
         before = [self._lineages[id(upstream)] for upstream in node.inputs]
         if step is not None and not step.lineage:
@@ -121,7 +125,7 @@ class _Planner:
         return planner_of(type(node))(node, *self._narrowed(node, inputs))
 
     def _narrowed(self, node: Node, inputs: list[PlanPoint]) -> list[PlanPoint]:
-        """The inputs of a step that keeps whole rows, without columns of which nothing behind it has a use."""
+        """Returns the inputs of a step that keeps whole rows, without the columns that no later step uses."""
         if not node.keeps_rows:
             return inputs
         narrowed = []
@@ -158,6 +162,6 @@ class _Planner:
 
 
 def _one_column(schema: pa.Schema) -> tuple[str, ...]:
-    """The column to read for a program that uses no column, only rows: one of fixed width, if there is one."""
+    """Returns the one column to read for a program that uses rows but no column: one of fixed width, if there is one."""
     cheap = [field.name for field in schema if pa.types.is_primitive(field.type)]
     return tuple((cheap or schema.names)[:1])

@@ -1,4 +1,4 @@
-"""A plan: its stages, and what can be asked of them. `planner` makes it."""
+"""A plan: its stages, and questions about them. `planner` makes it."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from sabot.operators.layout.stages import Edge, Stage, Step, column_types
 
 @dataclass
 class Plan:
-    """Stages, upstream before downstream; those of agents stand behind the others."""
+    """The stages of a program, upstream before downstream; those of agents come last."""
 
     stages: list[Stage]
 
     def before_first(self) -> set[str]:
-        """The ids of the stages from which rows come that others wait for (`Edge.first`)."""
+        """Returns the ids of the stages whose rows other sources wait for (`Edge.first`)."""
         stages = [stage for stage in self.stages if any(edge.first for edge in stage.edges())]
         return {stage.id for stage in stages}.union(*map(self.before, stages))
 
     def before(self, stage: Stage) -> set[str]:
-        """The ids of all stages whose rows come into this one, directly or by others."""
+        """Returns the ids of all stages whose rows come into this one, directly or through others."""
         found: set[str] = set()
         wanted = [stage]
         while wanted:
@@ -37,8 +37,9 @@ class Plan:
         return found
 
     def aligned(self, stage: Stage) -> list[Stage]:
-        """The stages whose sources are read at about the same event time for this one (`Aligned`). Those that end, and that others wait
-        for until then, are read as they come.
+        """Returns the stages whose sources are read at about the same event time for this one (`Aligned`).
+
+        A source that ends, and that other sources wait for, is left out: it is read as fast as it can be.
         """
         if stage.aligned is None:
             return []
@@ -59,10 +60,11 @@ class Plan:
         look: Callable[[Stage, Step, Operator, OperatorContext], None] | None = None,
         along: Callable[[Edge, pa.Schema], None] | None = None,
     ) -> dict[str, pa.Schema]:
-        """The columns that come into each stage, by its id, as far as they are known. Raises what `check` raises.
+        """Returns the columns that come into each stage, by its id, as far as they are known. Opens and closes every
+        operator. Raises UserError for names and types that do not fit.
 
-        look: called with every operator while it is open, and its context.
-        along: called with every edge and its columns, but for those of dead letters.
+        `look`: called with every operator while it is open, and with its context. `along`: called with every edge and
+        its columns, except edges of dead letters.
         """
         schemas: dict[str, pa.Schema] = {}
         rights: dict[str, pa.Schema] = {}
@@ -103,7 +105,7 @@ class Plan:
         return schemas
 
     def text(self) -> str:
-        """For people: what each stage reads, does, and sends where."""
+        """Returns the plan for people: what each stage reads, does, and where its rows go."""
         lines: list[str] = []
         for stage in self.stages:
             if stage.agent is not None:
@@ -131,11 +133,11 @@ class Plan:
 
 
 def _nowhere(batch: Batch) -> None:
-    """Takes the rows of a branch of an operator that is opened only to ask for its columns."""
+    """Drops the rows of a branch of an operator that is opened only to learn its columns."""
 
 
 def check_alike(one: pa.Schema, other: pa.Schema) -> None:
-    """Raises UserError where streams with different columns would meet."""
+    """Raises UserError if streams that a union joins have different columns."""
     if column_types(one) != column_types(other):
         first, second = (", ".join(f"{name}: {kind}" for name, kind in column_types(each)) for each in (one, other))
         raise UserError(
@@ -149,7 +151,7 @@ def _up_to(until: Place | None) -> str:
 
 
 def _of_agent(spec: AgentSpec) -> list[str]:
-    """What it reads and writes, agents and streams aside."""
+    """Returns the lines for an agent: its topics and sinks, without other agents and streams."""
     lines = [f"agent {spec.agent_id}"]
     lines += [f"  read {topic}{_up_to(spec.until)}" for topic in spec.topics]
     return [*lines, *(f"  write {name}" for name in spec.sinks)]

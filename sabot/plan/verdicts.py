@@ -1,4 +1,6 @@
-"""What is compared before a start: the operators of a program, the state of a checkpoint, and the verdict on each."""
+"""The operators of a program and the state in a checkpoint, which are compared before a start, and the verdict on
+each.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +15,7 @@ Outcome = Literal["keep", "migrate", "drop", "new", "refuse"]
 
 @dataclass(frozen=True)
 class Planned:
-    """An operator of a plan that keeps state, opened on the columns that it gets."""
+    """An operator of a plan that keeps state, as it is when it was opened with its columns."""
 
     id: str
     text: str
@@ -31,20 +33,22 @@ class Planned:
 
     @property
     def makers(self) -> list[str]:
-        """The ids of the steps that make its changes."""
+        """The ids of the steps that make its changes, sorted."""
         return sorted({each["from"] for lineages in self.lineage for each in lineages})
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of an operator's state.
+    """The verdict on the state of one operator.
 
-    keep: it goes on as it is. migrate: it goes on, and `why` says what changes. new: the checkpoint has none, so it begins empty. drop: the
-    program has no such operator. refuse: the program's operator of that id keeps other state; `why` says what differs.
-    saved_as: the operator's id in the checkpoint; None: no state is taken over. groups: about how many groups the checkpoint has of it.
-    parts: what becomes of each of its aggregates. forgets: names of which nothing is taken over, as the user asked. given_up: the user
-    asked for all of its state to be dropped. fills: the inputs whose rows so far it gets from the tables before it: for what is new in
-    `parts`, or for all of it, where no state is taken over. instead: the ids of the operators that would have to be given up.
+    `outcome`: "keep": the state continues as it is. "migrate": it continues, and `why` says what changes. "new": the
+    checkpoint has no state for the operator, so it begins empty. "drop": the program has no such operator. "refuse":
+    the program's operator of that id keeps other state, and `why` says what differs. `saved_as`: the operator's id in
+    the checkpoint, or None if no state is taken over. `groups`: about how many groups of it the checkpoint has.
+    `parts`: what becomes of each of its aggregates. `forgets`: the names whose state is not taken over, because the
+    user asked for that. `given_up`: True if the user asked to drop all of its state. `fills`: the numbers of the
+    inputs whose earlier rows it gets from the tables before it: for what is new in `parts`, or for all of it if no
+    state is taken over. `instead`: the ids of the operators that the user would have to give up.
     """
 
     id: str
@@ -62,19 +66,19 @@ class Verdict:
 
     @property
     def loses(self) -> bool:
-        """Whether state would be lost that the user has not given up. A start is refused then."""
+        """True if state would be lost that the user has not given up. A start is refused then."""
         return self.outcome == "refuse" or (self.outcome == "drop" and self.groups > 0 and not self.given_up)
 
     @property
     def ways(self) -> list[str]:
-        """The options by which the user gives up what would be lost, and no more."""
+        """The options of the command line that give up what would be lost, and no more."""
         names = [f"{self.id}.{part.name}" for part in self.parts if part.outcome == "refuse"]
         names = list(self.instead) or names or [self.id]
         return [f"--drop {quote(name)}" for name in names]
 
 
 class SavedStep(NamedTuple):
-    """An operator with state, as the checkpoint describes it."""
+    """An operator with state, as a checkpoint describes it."""
 
     id: str
     text: str

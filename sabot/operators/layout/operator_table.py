@@ -1,7 +1,8 @@
-"""The modules of operators of streams, and what these say together: how steps stand in a plan (`PLANNERS`), and how their state is read
-from outside (`STATE_READERS`). A module that is not named here is not found; one may have either of the two tables, or both.
+"""The table of all modules with operators of streams.
 
-A program has few kinds of steps, so a module is loaded when a node that it may place is looked up; for readers all are.
+Each module says how its steps are put into a plan (`PLANNERS`), how their state is read without the program
+(`STATE_READERS`), or both. A module that is not listed here is not found. A program has few kinds of steps, so a
+module is loaded when one of its nodes is looked up; to find a reader of state, all are loaded.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,13 +27,15 @@ _MODULES = {
     "times": ("rows.timed",),
     "windows": ("windows.fixed", "windows.top"),
 }
-"""By the module of `api/nodes` that has the nodes, the modules of operators that place them."""
+"""The modules of operators, by the module of `api/nodes` that has their nodes."""
 
 _ONLY_READ = ("windows.sessions", "keyed.ordered")
 
 
 def planner_of(kind: type[Node]) -> Callable[..., PlanPoint]:
-    """The function that puts nodes of this kind into a plan (see `points`). Raises UserError where they are no steps."""
+    """Returns the function that puts nodes of this kind into a plan (see `plan_points`). Raises UserError if they are
+    no steps.
+    """
     for name in _MODULES.get(kind.__module__.rpartition(".")[2], ()):
         place: Callable[..., PlanPoint] | None = _table(name, "PLANNERS").get(kind)
         if place is not None:
@@ -41,8 +44,8 @@ def planner_of(kind: type[Node]) -> Callable[..., PlanPoint]:
 
 
 def reader_of(kind: str) -> Callable[[Mapping[str, Any]], Restorable] | str | None:
-    """The function that makes an operator which reads this kind of state, or a text that says what is kept where it is no rows (see
-    `readers`); None: nobody knows the kind.
+    """Returns the function that makes an operator which reads this kind of state, a text that says what the state
+    consists of if it has no rows, or None for an unknown kind.
     """
     return _readers().get(kind)
 

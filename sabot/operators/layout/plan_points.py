@@ -40,13 +40,16 @@ Keys: TypeAlias = tuple[str, ...]
 
 @dataclass(frozen=True)
 class PlanPoint:
-    """Where the rows of a node come out: the end of a chain, to which the next operator, or an edge into another stage, is added.
+    """A point in a plan where the rows of a node come out: the end of a chain, to which the next operator or an edge
+    into another stage is added.
 
-    keys: each row is in the subtask that owns the key group of these columns; None: in any subtask. timed: rows carry their event time.
-    changes, unique: as the node says. path: a digest of the steps that the rows have gone through. times: in words, what their event time
-    is, as far as the next step keeps any. last: the operator that emits the
-    rows; None: it is in another stage. on_error: what becomes of rows for which a step behind fails; dead_letter: where they go.
-    topic: the name of the source that is read, for the name of a topic of dead letters.
+    `layout`: the plan. `stage`: the stage of the chain. `targets`: the list to which the next step or edge is added.
+    `keys`: the columns whose key group decides in which subtask a row is, or None if it may be in any. `timed`: True
+    if rows carry their event time. `changes`, `unique`: as in `Node`. `path`: a digest of the steps that the rows
+    have gone through. `times`: the expressions of their event times, as texts, as far as the next step keeps any.
+    `last`: the operator that emits the rows, or None if it is in another stage. `on_error`: the policy for rows for
+    which a later step fails. `dead_letter`: the sink of such rows. `topic`: the name of the source, for the name of
+    its topic of dead letters.
     """
 
     layout: "Layout"
@@ -64,8 +67,10 @@ class PlanPoint:
     topic: str = ""
 
     def policy(self, of_step: RowPolicy | None = None) -> RowPolicy:
-        """What the next step does with rows for which it fails; of_step: what was said for this step alone. Dead letters get a way out of
-        the stage.
+        """Returns the policy of the next step for rows for which it fails. If these rows are dead letters, the stage
+        gets an edge for them.
+
+        `of_step`: the policy that the user gave to this step alone, or None.
         """
         policy = of_step or self.on_error
         if policy == "dead_letter" and self.dead_letter is not None and self.stage.dead_letters is None:
@@ -73,10 +78,12 @@ class PlanPoint:
         return policy
 
     def step(self, text: str, make: Callable[[], Operator], *, id: str = "", **facts: Any) -> "PlanPoint":
-        """Adds an operator to the end of the chain; -> the point behind it.
+        """Adds an operator to the end of the chain, and returns the point behind it.
 
-        text: what the operator does; its first word is its kind. make: gives an operator for each subtask. id: given by the user, else
-        "" and numbered by kind. facts: fields of the new point that differ (`keys=None`: rows are in any subtask from here on).
+        `text`: what the operator does, for people. Its first word is the kind of the step, by which steps without an
+        id are numbered. `make`: returns a new operator; called for each subtask. `id`: the id that the user gave, or
+        "". `facts`: fields in which the new point differs from this one; `keys=None` says that rows are in any
+        subtask from here on.
         """
         step = self.layout.new_step(text, make, id, self.path)
         step.event_time = " and ".join(sorted(self.times))
@@ -84,15 +91,19 @@ class PlanPoint:
         return replace(self, targets=step.targets, last=step, **facts)
 
     def branch_to(self, name: str, sink: str | Sink | None) -> "PlanPoint":
-        """Sends the rows of the last operator's output branch `name` into this sink; None: they are dropped."""
+        """Sends the rows of the last operator's output branch `name` to this sink. If `sink` is None, they are
+        dropped.
+        """
         if sink is not None:
             assert self.last is not None
             self.last.branches[name] = [Edge(self.layout.sink(sink))]
         return self
 
     def late_to(self, name: str, sink: str | Sink | None, *letters: str | Sink | None) -> "PlanPoint":
-        """Sends the late rows of the last operator's output branch `name` into this sink; None: they are dropped. Where the sink is that of
-        the stream's dead letters, or of `letters`, they are dead letters.
+        """Sends the late rows in the last operator's output branch `name` to this sink. If `sink` is None, they are
+        dropped.
+
+        If the sink is that of the stream's dead letters, or one of `letters`, each row goes there as a dead letter.
         """
         if sink is None:
             return self
@@ -105,21 +116,28 @@ class PlanPoint:
         return self.branch_to(name, sink)
 
     def branch(self, name: str) -> "PlanPoint":
-        """The point of the last operator's output branch `name`."""
+        """Returns the point of the last operator's output branch `name`."""
         assert self.last is not None
         return replace(self, targets=self.last.branches.setdefault(name, []), keys=None, last=None)
 
     def partition_by_some(self, keys: Keys, name: str) -> "tuple[PlanPoint, Keys]":
-        """As `partition_by`, for a step that finds its state again by some of the keys: rows that are together by some are together by all.
+        """Returns a point where all rows of a key are in one subtask, and the columns that decide in which, or () if
+        these are all keys.
 
-        -> the point, and these keys (`parted_by`); none: they are all of them.
+        If rows are partitioned by some of the keys already, they stay where they are: rows that are together by some
+        keys are together by all. The step must then find its state by these columns (`parted_by`). Otherwise this is
+        `partition_by`.
         """
         if self.keys and set(self.keys) <= set(keys):
             return self, () if self.keys == keys else self.keys
         return self.partition_by(keys, name), ()
 
     def partition_by(self, keys: Keys, name: str) -> "PlanPoint":
-        """The point where all rows of a key are in one subtask: this one, if that is so already, else a new stage called `name`."""
+        """Returns a point where all rows of a key are in one subtask: this point if that is so already, otherwise the
+        head of a new stage.
+
+        `name`: the kind of the new stage, for its id.
+        """
         if keys and self.keys == keys:
             return self
         alone = self.stage.parallelism == 1 and (self.stage.reading is None or self.layout.parallelism == 1)
@@ -131,23 +149,29 @@ class PlanPoint:
         return replace(point, stage=stage, targets=stage.targets, keys=keys or None, last=None)
 
     def without_pairs(self, keys: Keys) -> "PlanPoint":
-        """Before changes are sent by these keys: an update whose two rows may go to two subtasks becomes a delete and an insert."""
+        """Returns the point behind a step that turns update pairs into a delete and an insert, if changes are to be
+        sent by other columns than their unique key: the two rows of a pair could go to two subtasks.
+        """
         if not self.changes or not keys or (self.unique is not None and set(keys) <= set(self.unique)):
             return self
         return self.step("part updates", WithoutPairs)
 
     def without_time(self) -> "PlanPoint":
-        """The rows without their event time."""
+        """Returns a point where rows have no event time."""
         return self.step("without event time", WithoutTime, timed=False) if self.timed else self
 
 
 Planners: TypeAlias = Mapping[type[Node], Callable[..., PlanPoint]]
-"""Node -> the function that puts it into the plan, which is called with the node and the point of each of its inputs."""
+"""The functions that put nodes into a plan, by the class of the node. Each is called with the node and the point of
+each of its inputs.
+"""
 
 
 class Layout:
-    """The stages of a plan while it is made. used: for the id of a node, the columns of its rows that steps behind it use. matters: the ids
-    of the nodes behind which something goes by their event time.
+    """The stages of a plan while it is made.
+
+    `used`: by the id of a node, the columns of its rows that later steps use. `matters`: the ids of the nodes before
+    a result that depends on event time.
     """
 
     def __init__(self, parallelism: int, used: Mapping[int, Columns], matters: frozenset[int] = frozenset()) -> None:
@@ -162,18 +186,20 @@ class Layout:
         self._waits: dict[int, set[int]] = {}
 
     def _id(self, kind: str) -> str:
-        """The next id of this kind. Each kind has its own count, so that another filter does not give a window's state to a window."""
+        """Returns the next id of this kind. Each kind has a count of its own, so another filter does not change the
+        ids of windows, which name state.
+        """
         self._counts[kind] += 1
         return f"{kind}-{self._counts[kind]}"
 
     def stage(self, name: str, parallelism: int, **what: Any) -> Stage:
-        """Adds a stage. what: its other fields."""
+        """Adds a stage. `what`: its other fields."""
         stage = Stage(self._id(name), parallelism, **what)
         self.stages.append(stage)
         return stage
 
     def new_step(self, text: str, make: Callable[[], Operator], id: str, path: str) -> Step:
-        """A new step for `PlanPoint.step`."""
+        """Returns a new step for `PlanPoint.step`. Raises UserError if the id is taken."""
         given, id = bool(id), id or self._id(text.split(" ", 1)[0])
         if id in self._ids:
             raise UserError(
@@ -191,8 +217,11 @@ class Layout:
         nan: OnNan = None,
         format: Format | None = None,
     ) -> Stage:
-        """The one stage that writes into a sink, for all streams that do. changes: the key of their changes; None: rows are only added.
-        format: of their rows; None: they are records already.
+        """Returns the stage that writes to a sink; all streams that write to it share one. Raises UserError if they
+        do not agree on its options.
+
+        `key`: the column whose values are the keys of records, or None. `changes`: the key of the changes, or None if
+        rows are only added. `format`: the format of the records, or None if rows are records already.
         """
         name = sink if isinstance(sink, str) else id(sink)
         stage = self._sinks.get(name)
@@ -214,9 +243,11 @@ class Layout:
     def connect(
         self, node: TwoInputs, name: str, left: PlanPoint, right: PlanPoint, keys: tuple[Keys, Keys]
     ) -> PlanPoint:
-        """The head of a new stage into which two streams go by their keys; each subtask gets all rows of a right side that is broadcast.
+        """Returns the head of a new stage that gets the rows of two streams by their keys. Each subtask gets all rows
+        of a broadcast right side.
 
-        With a broadcast right side, rows of the left may stay in their subtasks if they do not depend on each other, as in a join.
+        With a broadcast right side, rows of the left stay in their subtasks if they do not depend on each other, as
+        in a join.
         """
         timeless = left.timed and node.time_of_left and (not right.timed or _is_aside(node))
         if left.timed != right.timed and not timeless:
@@ -239,9 +270,12 @@ class Layout:
         return replace(left, stage=stage, targets=stage.targets, keys=keys_behind, last=None)
 
     def _waiting(self, side: Node, other: Node, usual: bool) -> frozenset[Read]:
-        """The sources of `other` that wait until those of `side` have been read, as far as there are rows at the start. None, if that is
-        neither asked for nor usual here; or if it cannot be: a source of `side` cannot say where its end is, or waits for one of `other`.
-        Raises UserError if it was asked for and cannot be.
+        """Returns the sources of `other` that wait until the rows that `side` has at the start have been read, or
+        none.
+
+        There are none if the user has not asked for that and it is not usual for the step, or if it cannot be: a
+        source of `side` cannot say where its end is, or waits for one of `other` itself. Raises UserError if the user
+        has asked for it and it cannot be.
         """
         awaited = {id(each): each for each in walk([side]) if isinstance(each, Read)}
         asked = [each for each in awaited.values() if each.first]
@@ -258,7 +292,7 @@ class Layout:
         return waiting
 
     def _crossed(self, awaited: Iterable[int], waiting: Iterable[Read]) -> str:
-        """Says which source that would wait is awaited too, even indirectly; "": none."""
+        """Returns a text that names a source that would wait for one that waits for it, even indirectly, or ""."""
         before, more = set(awaited), list(awaited)
         while more:
             further = self._waits.get(more.pop(), set()) - before
@@ -270,7 +304,7 @@ class Layout:
 
 
 def _usually_first(node: TwoInputs, timeless: bool) -> bool:
-    """Whether the right side is read first unless somebody says otherwise."""
+    """Returns True if the right side is read first unless the user says otherwise."""
     reads = [each for each in walk([node.right]) if isinstance(each, Read)]
     if isinstance(node, AsofJoin):
         return any(each.table is not None for each in reads)
@@ -278,12 +312,14 @@ def _usually_first(node: TwoInputs, timeless: bool) -> bool:
 
 
 def _is_aside(node: TwoInputs) -> bool:
-    """Whether event time of the right counts for nothing, though its rows have it. Where the left ends, the right moves time on then."""
+    """Returns True if the event time of the right does not count although its rows have it. If the left ends, the
+    right moves time on.
+    """
     return isinstance(node, Lookup) and not all(each.bounded for each in _drivers(node.left))
 
 
 def _aligned(node: TwoInputs) -> Aligned | None:
-    """The sources of both sides, where the step keeps their rows by event time."""
+    """Returns the sources of both sides if the step keeps their rows by event time, and None otherwise."""
     if not isinstance(node, Join) or node.max_drift_ms is None:
         return None
     sides = [_clocks(each) for each in node.inputs]
@@ -291,7 +327,7 @@ def _aligned(node: TwoInputs) -> Aligned | None:
 
 
 def _clocks(node: Node) -> frozenset[Read]:
-    """The sources whose event time is that of the node's rows, as far as they can be held back."""
+    """Returns the sources that give the node's rows their event time, without those that cannot be held back."""
 
     def inputs(each: Node) -> Iterable[Node]:
         return () if isinstance(each, WithTime) else each.inputs[:1] if isinstance(each, Lookup) else each.inputs
@@ -300,12 +336,16 @@ def _clocks(node: Node) -> frozenset[Read]:
 
 
 def _drivers(node: Node) -> frozenset[Read]:
-    """The sources for whose rows the node gives rows: not those of a table in which others are looked up."""
+    """Returns the sources for whose rows the node gives rows. The source of a table in which rows are looked up is
+    not among them.
+    """
     return _behind(node, lambda each: each.inputs[:1] if isinstance(each, Lookup | AsofJoin) else each.inputs)
 
 
 def _behind(node: Node, inputs: Callable[[Node], Iterable[Node]]) -> frozenset[Read]:
-    """The sources from which the node is reached by these inputs of steps. Each step is looked at once: streams part and meet again."""
+    """Returns the sources from which the node is reached by these inputs of steps. It visits each step once, since
+    streams part and meet again.
+    """
     seen, more = {id(node): node}, [node]
     while more:
         new = {id(each): each for each in inputs(more.pop()) if id(each) not in seen}
@@ -315,7 +355,7 @@ def _behind(node: Node, inputs: Callable[[Node], Iterable[Node]]) -> frozenset[R
 
 
 def _endless(reads: Iterable[Read]) -> str:
-    """Says which of these sources cannot be read to an end; "": all can."""
+    """Returns a text that names a source which cannot be read to an end, or ""."""
     for each in reads:
         source = each.source
         if isinstance(each, AgentRead) or (
@@ -326,6 +366,6 @@ def _endless(reads: Iterable[Read]) -> str:
 
 
 def _unheld(reads: Iterable[Read]) -> str:
-    """Says which of these sources cannot wait; "": all can."""
+    """Returns a text that names a source which cannot wait, or ""."""
     agents = [each.name for each in reads if isinstance(each, AgentRead)]
     return f"agent {agents[0]} gives what it has, and does not wait" if agents else ""

@@ -1,8 +1,8 @@
-"""What a plan is made of: stages, which are chains of operators that run in one thread, and the edges between them.
+"""The parts of a plan: stages, which are chains of operators that run in one thread, and the edges between them.
 
-A stage ends where rows must change threads: before keyed work with more than one subtask (rows go to the owner of their key
-group), before a step of two inputs, a union, a sink. Everything else is fused: plain calls within a chain. A chain may fork; it
-never joins.
+A stage ends where rows must change threads: before keyed work with more than one subtask (a row goes to the subtask
+that owns its key group), before a step of two inputs, before a union, and before a sink. All other steps are one
+chain of plain calls. A chain may fork; it never joins.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,14 @@ from sabot.operators.base import Operator, StepInfo, with_marks
 
 @dataclass(eq=False)
 class Edge:
-    """Rows of a chain go to another stage. keys: each row goes to the owner of the key group of these columns; None: to its one subtask.
+    """The way of rows from a chain to another stage.
 
-    right: the rows are the second input of the stage. everywhere: each subtask gets all rows. straight: rows of a subtask stay in the
-    subtask of the same number; where the stages differ in parallelism, batches go round. changes: the rows are changes.
-    timeless: event time does not go through: the rows have none, as dead letters, or none that counts there. first: the sources that are
-    not read before this edge has brought all rows that were there at the start.
+    `keys`: each row goes to the subtask that owns the key group of these columns; None: to the one subtask of the
+    stage. `right`: True if the rows are the second input of the stage. `everywhere`: True if each subtask gets all
+    rows. `straight`: True if rows of a subtask go to the subtask of the same number; if the stages differ in
+    parallelism, batches go to the subtasks in turn. `timeless`: True if event time does not pass: the rows have none,
+    such as dead letters, or none that counts in the stage. `first`: the sources that are not read until this edge has
+    brought all rows that were there at the start. `changes`: True if the rows are changes.
     """
 
     target: "Stage"
@@ -55,8 +57,11 @@ class Step(StepInfo):
 
 @dataclass(eq=False)
 class Reading:
-    """How a source is read. columns: those that are decoded (None: all). timed: TIME_COLUMN stands behind them. closing: of its greatest
-    event time, the watermark that closes its windows when it is idle; None: idleness closes none.
+    """The way a source is read.
+
+    `columns`: the columns that are decoded, or None for all. `timed`: True if TIME_COLUMN comes last. `closing`:
+    returns, for the greatest event time of the source, the watermark that closes its windows when it is idle; None if
+    idleness closes no windows.
     """
 
     node: Read
@@ -66,7 +71,7 @@ class Reading:
 
     @property
     def schema(self) -> pa.Schema | None:
-        """The columns that are decoded; None: they are unknown before the first records."""
+        """The columns that are decoded, or None if they are unknown before the first records."""
         known = self.node.columns
         if known is None or self.columns is None:
             return known
@@ -74,7 +79,9 @@ class Reading:
 
     @property
     def rows(self) -> pa.Schema | None:
-        """The columns that go down the chain. All may be null: a record with a null that its schema forbids is a dead letter."""
+        """The columns that go down the chain, or None if they are unknown. All may be null: a record with a null that
+        its schema forbids is a dead letter.
+        """
         if self.schema is None:
             return None
         return with_marks(pa.schema(column_types(self.schema)), op=self.node.table is not None, timed=self.timed)
@@ -82,7 +89,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Aligned:
-    """Sources of which no partition is to be read further than `max_drift_ms` of event time ahead of another one."""
+    """The sources of which no partition is read further than `max_drift_ms` of event time ahead of another one."""
 
     sources: frozenset[Read]
     max_drift_ms: int
@@ -90,10 +97,10 @@ class Aligned:
 
 @dataclass(eq=False)
 class Stage:
-    """A chain with what feeds it: a source (`reading`), or the edges of other stages.
+    """A chain with its input: a source (`reading`), or the edges of other stages.
 
-    The stage of a sink (`sink`) has no steps. The stage of an agent (`agent`) has none either: all agents of an app run in one task on the
-    event loop, and each has a stage in the plan.
+    The stage of a sink (`sink`) has no steps. The stage of an agent (`agent`) has none either: all agents of an app
+    run in one task on the event loop, and each has a stage in the plan.
     """
 
     id: str
@@ -112,11 +119,13 @@ class Stage:
 
     @property
     def gathers(self) -> bool:
-        """Whether its tasks wait for more rows where few come: they are several, and each gets a part of every batch before it."""
+        """True if its tasks wait for more rows when a batch is small: they are several, and each gets a share of
+        every batch.
+        """
         return self.parallelism > 1 and not self.by_time and self.sink is None
 
     def steps(self) -> list[Step]:
-        """All operators of the chain, upstream before downstream."""
+        """Returns all steps of the chain, upstream before downstream."""
         found: list[Step] = []
 
         def visit(targets: list[Step | Edge]) -> None:
@@ -131,7 +140,7 @@ class Stage:
         return found
 
     def edges(self) -> list[Edge]:
-        """All edges that leave the chain, but for that of dead letters."""
+        """Returns all edges that leave the chain, except that of dead letters."""
         steps = self.steps()
         targets = [*self.targets, *(target for step in steps for target in step.targets)]
         targets += [target for step in steps for branch in step.branches.values() for target in branch]
@@ -139,5 +148,5 @@ class Stage:
 
 
 def column_types(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
-    """What must be equal where streams meet: the names and types of the columns, in order."""
+    """Returns the names and types of the columns, in order. They must be equal in streams that are joined by a union."""
     return [(field.name, field.type) for field in schema]
