@@ -1,7 +1,8 @@
-"""Explains why a broker is not let in or does not let us in (its certificate, our login, our rights), and what to do about it.
+"""Explains why a broker refuses us, or why we refuse the broker (certificate, login, rights), and what the user can
+do about it.
 
-The client does not say what is wrong with a certificate, nor that a listener speaks TLS. So `look` asks the listener itself, once, after
-an opening has failed. It sends nothing but the TLS handshake.
+The client does not say what is wrong with a certificate, nor that a listener speaks TLS. So `look` asks the listener
+itself, once, after an opening has failed. It sends nothing but the TLS handshake.
 """
 
 import re
@@ -24,7 +25,7 @@ _NO_LOGIN = "the listener takes no login: leave out sasl.*, security.protocol is
 
 
 class Finding(NamedTuple):
-    """What is wrong with a listener, and what to do. `sure` says that waiting does not help."""
+    """A fault of a listener: the reason, and a remedy. `sure`: True if waiting does not help."""
 
     reason: str
     hint: str
@@ -36,12 +37,14 @@ def protocol_of(kafka: Mapping[str, Any]) -> str:
 
 
 def principal(kafka: Mapping[str, Any]) -> str:
-    """The user as which the broker's ACLs know us; "" where the settings do not tell it (certificates, tokens)."""
+    """Returns the user name by which the broker's ACLs know us, or "" if the settings do not tell it (certificates,
+    tokens).
+    """
     return str(kafka.get("sasl.username") or "") if protocol_of(kafka).startswith("sasl") else ""
 
 
 def acl_hint(user: str, address: str, *rights: str) -> str:
-    """The commands that grant the rights, each of which is written as in `--operation Read --topic t`."""
+    """Returns the commands that grant the rights, each of which is written as in `--operation Read --topic t`."""
     head = f"kafka-acls --bootstrap-server {address.split(',')[0]} --add --allow-principal User:{user or 'NAME'}"
     return "; ".join(f"{head} {right}" for right in rights)
 
@@ -49,19 +52,21 @@ def acl_hint(user: str, address: str, *rights: str) -> str:
 def login_hint(reason: str, kafka: Mapping[str, Any]) -> str:
     mechanism = kafka.get("sasl.mechanism", kafka.get("sasl.mechanisms", "GSSAPI"))
     if "Unsupported SASL mechanism" in reason:
-        return f"sasl.mechanism is {mechanism}: take one of those that the broker lists"
+        return f"sasl.mechanism is {mechanism}: use one of those that the broker lists"
     if "SASL state" in reason:
         return _NO_LOGIN
     return f"look at sasl.username and sasl.password; has the broker this user, for {mechanism}?"
 
 
 def tidy(reason: str) -> str:
-    """The client's text for a fault, without the durations in it, so that equal faults have equal texts."""
+    """Returns the client's text for a fault without the durations in it, so that equal faults have equal texts."""
     return re.sub(r" \(after \d+ms in state \w+[^)]*\)", "", reason)
 
 
 def look(address: str, kafka: Mapping[str, Any]) -> Finding | None:
-    """What a TLS handshake with the listeners reveals; None when no listener answers, or nothing is wrong. Takes up to two seconds."""
+    """Returns the fault that a TLS handshake with the listeners shows, or None if no listener answers or nothing is
+    wrong. Blocks for up to two seconds.
+    """
     for host, port in _places(address):
         try:
             with socket.create_connection((host, port), LOOK_SECONDS) as connection:
@@ -105,7 +110,7 @@ def _look_at(connection: socket.socket, host: str, port: int, kafka: Mapping[str
 
 
 def _context(kafka: Mapping[str, Any], *, verify: bool) -> ssl.SSLContext:
-    """Checks the broker's certificate as the settings of the client demand."""
+    """Returns a TLS context that checks the broker's certificate as the client's settings demand."""
     context = ssl.create_default_context()
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # the client is not that strict
     named = str(kafka.get("ssl.endpoint.identification.algorithm", "https")).lower() != "none"
@@ -120,7 +125,7 @@ def _context(kafka: Mapping[str, Any], *, verify: bool) -> ssl.SSLContext:
 
 
 def _only(like: ssl.SSLContext, kafka: Mapping[str, Any]) -> ssl.SSLContext:
-    """A context like `like` that trusts the authorities named in the settings, and no others."""
+    """Returns a TLS context like `like` that trusts only the authorities named in the settings."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = like.check_hostname
     context.load_verify_locations(kafka.get("ssl.ca.location"), None, kafka.get("ssl.ca.pem"))

@@ -1,4 +1,6 @@
-"""Topics of a Kafka broker: make, grow, list, delete; their settings."""
+"""Topics of a Kafka broker: makes, grows, lists and deletes them, and reads and changes their settings. All functions
+block.
+"""
 
 import logging
 from collections.abc import Mapping
@@ -49,14 +51,14 @@ def create_topic(
 
 
 def made_topic(broker: str, topic: str, partitions: int, config: Mapping[str, str], kafka: Mapping[str, Any]) -> int:
-    """Makes the topic if it is missing; one that is there stays as it is. Returns how many partitions it has."""
+    """Makes the topic if it is missing; an existing topic stays as it is. Returns its number of partitions."""
     link = link_of(broker, f"topic {topic!r}", kafka, "Create")
     ensure_topic(link, topic, kafka, partitions, config)
     return len(partitions_of(admin_of(link, kafka), link, topic))
 
 
 def delete_topic(broker: str, topic: str, *, kafka: Mapping[str, Any] | None = None) -> None:
-    """Deletes the topic; nothing happens when there is none."""
+    """Deletes the topic, if there is one."""
     link = link_of(broker, f"topic {topic!r}", kafka, "Delete")
     admin = admin_of(link, kafka or {})  # a variable, because the request would end with the client that made it
     try:
@@ -67,7 +69,7 @@ def delete_topic(broker: str, topic: str, *, kafka: Mapping[str, Any] | None = N
 
 
 def partitions(broker: str, topic: str, *, kafka: Mapping[str, Any] | None = None) -> int:
-    """How many partitions the topic has; 0 when there is no such topic."""
+    """Returns the number of partitions of the topic, or 0 if there is no such topic."""
     link = link_of(broker, f"topic {topic!r}", kafka, "Describe")
     try:
         return len(partitions_of(admin_of(link, kafka or {}), link, topic))
@@ -76,14 +78,14 @@ def partitions(broker: str, topic: str, *, kafka: Mapping[str, Any] | None = Non
 
 
 def topics(broker: str, *, kafka: Mapping[str, Any] | None = None) -> dict[str, int]:
-    """The number of partitions by topic, without the broker's internal topics."""
+    """Returns the number of partitions by topic, without the broker's internal topics."""
     link = link_of(broker, "topics", kafka, "Describe")
     found = metadata_of(admin_of(link, kafka or {}), link, "", SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS).topics
     return {name: len(topic.partitions) for name, topic in found.items() if not name.startswith("__")}
 
 
 def settings_of(link: BrokerLink, kafka: Mapping[str, Any], topic: str) -> dict[str, str] | None:
-    """The settings of a topic; None, and a warning, where we may not read them."""
+    """Returns the settings of a topic, or None, with a warning, if we may not read them."""
     resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
     admin = admin_of(link, kafka)
     try:
@@ -95,7 +97,7 @@ def settings_of(link: BrokerLink, kafka: Mapping[str, Any], topic: str) -> dict[
 
 
 def set_topic(link: BrokerLink, kafka: Mapping[str, Any], topic: str, name: str, value: str) -> None:
-    """Changes one setting of a topic; a warning says where that is not possible."""
+    """Changes one setting of a topic, or logs a warning if that is not possible."""
     entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
     admin = admin_of(link, kafka)
@@ -107,14 +109,14 @@ def set_topic(link: BrokerLink, kafka: Mapping[str, Any], topic: str, name: str,
 
 
 def replicas_of(link: BrokerLink, kafka: Mapping[str, Any], topic: str) -> int:
-    """How many replicas the first partition of a topic has. Raises as `client.metadata_of`."""
+    """Returns the number of replicas of a topic's first partition. Raises as `client.metadata_of` does."""
     admin = admin_of(link, kafka)
     found = metadata_of(admin, link, topic, SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS).topics[topic]
     return len(found.partitions[0].replicas)
 
 
 def delete_before(link: BrokerLink, kafka: Mapping[str, Any], topic: str, offsets: Mapping[int, int]) -> None:
-    """Deletes the records of these partitions that stand before the offsets; a warning says where that is not possible."""
+    """Deletes the records of these partitions before the offsets, or logs a warning if that is not possible."""
     places = [TopicPartition(topic, partition, offset) for partition, offset in offsets.items()]
     admin = admin_of(link, kafka)
     try:

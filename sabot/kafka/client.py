@@ -1,4 +1,5 @@
-"""What every use of the Kafka client shares: its settings, the translation of its errors into ours, and making missing topics.
+"""Functions for every use of the Kafka client: making clients from settings, translating their errors into ours, and
+making missing topics.
 
 This module loads confluent_kafka; the rest of the room imports it only when an address says kafka://.
 """
@@ -40,7 +41,7 @@ FETCHING = {
     "fetch.queue.backoff.ms": 5,
 }
 
-# What the error codes of the client mean here. A lasting fault, which waiting does not mend, is a UserError; any other, a TransientError.
+# The meaning of the client's error codes. A lasting fault, which waiting does not mend, is a UserError; any other is a TransientError.
 #   _ABSENT      may pass: BrokerUnavailable at an opening; later the client goes on trying, and `BrokerLink` logs it
 #   _REFUSED     a login or a certificate is not accepted: lasting at an opening; later, once it has lasted for REFUSED_SECONDS
 #   FORBIDDEN    a right is missing: lasting
@@ -76,7 +77,7 @@ ELECTING = {
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
 }
-# Why the broker makes no such topic, and grows none so, as long as it is asked for like this.
+# Reasons why the broker makes or grows no topic with these settings.
 _NO_SUCH_SETTINGS = {
     KafkaError.INVALID_CONFIG: "correct config=: its settings are those of Kafka's topics, as texts",
     KafkaError.INVALID_PARTITIONS: "correct partitions=: 1 is the least, and a topic never shrinks",
@@ -90,40 +91,46 @@ DAMAGED = {KafkaError._BAD_MSG, KafkaError._NOT_IMPLEMENTED, KafkaError._BAD_COM
 
 REFUSED_SECONDS = 5.0  # a broker that restarts, or learns of a new password, may refuse a valid login for a moment
 _TOO_LARGE = (
-    "receive.message.max.bytes"  # the client names it where an answer is larger than that, and asks again, for ever
+    "receive.message.max.bytes"  # the client reports a larger answer by this name, and repeats the request for ever
 )
 _FRESH_SECONDS = 2.0  # reports of the client that no broker answers are ignored for so long after an answer
 _FIRST_SECONDS = 1.0  # an opening waits so long for a first answer before it looks for the reason
 
 
 class NoSuchTopic(UserError):
-    """The topic does not exist. A topic that we may not see is another UserError: nobody can say whether it exists."""
+    """The topic does not exist. For a topic that we may not see the error is another UserError, as nobody can say
+    whether it exists.
+    """
 
 
 class BrokerLink:
-    """Tracks whether the broker answers, and logs one line when it is lost and one when it is back. It also holds what the text of an
-    error needs to know of the client: who we are and what we do. All methods may be called from any thread.
+    """The state of a client's connection to its broker. It logs one line when the broker stops answering and one when
+    it answers again, and it has the facts that texts of errors need: the user, the topic, the operation. All methods
+    may be called from any thread.
     """
 
     def __init__(
         self, address: str, what: str, kafka: Mapping[str, Any] | None = None, operation: str = "Read"
     ) -> None:
-        """operation: what is done with the topic, in the terms of Kafka's ACLs: "Read" or "Write". Raises as `checked_settings` does."""
+        """`address`: the broker's, without kafka://. `what`: the client, for log lines, as in "sink of topic 't'".
+        `operation`: the operation on the topic, in the terms of Kafka's ACLs: "Read" or "Write". Raises as
+        `checked_settings` does.
+        """
         self.address = address
         self.reason = ""
         self.lost = False
-        # Set when an opening has succeeded: one that fails raises, and only later faults are logged.
+        # True after a successful opening: a failed opening raises, and only later faults are logged.
         self.opened = False
         self.kafka = checked_settings(kafka)
         self.operation = operation
-        self.group = ""  # the consumer group, and the transactional id where there is one: they have the same name
+        self.group = ""  # the consumer group, which is also the transactional id if there is one
         self._what = what
         self._lock = threading.Lock()
         self._since = 0.0
         self._up = -_FRESH_SECONDS  # when the broker last came back
         # The time of the first refusal since the last answer or fault of another kind; None while we are not refused.
         self._refused_at: float | None = None
-        self._too_large = ""  # what the client has said of an answer that is larger than it takes
+        self._too_large = ""  # the client's report of an answer that is larger than it accepts
 
     def on_error(self, error: KafkaError) -> None:
         """Takes the client's own report of a fault. The client goes on trying by itself."""
@@ -142,22 +149,22 @@ class BrokerLink:
 
     @property
     def refused(self) -> bool:
-        """Whether the last report or answer was a refusal of our login or certificate."""
+        """True if the last report or answer refused our login or certificate."""
         return self._refused_at is not None
 
     def check(self, proof: Callable[[float], object]) -> None:
-        """Raises UserError when a broker that has answered before refuses us, and still does after REFUSED_SECONDS; or sends what is larger
-        than the client takes.
+        """Raises UserError if a broker that has answered before still refuses us after REFUSED_SECONDS, or if its
+        answers are larger than the client accepts.
 
-        proof: makes a request on the connections of the very client that was refused, within the given seconds; it raises KafkaException
-        where that fails. Other clients may still use a connection from before the password was changed, and the client's own reports do
-        not suffice: it repeats an error only once in 30 s.
+        `proof`: makes a request on the connections of the refused client itself, within the given seconds, and raises
+        KafkaException if the request fails. Another client would not do, as it may still use a connection from before
+        the password was changed, and neither would the client's own reports: it repeats an error only once in 30 s.
         """
         at = self._refused_at
         if self.opened and self._too_large:
             raise UserError(
-                f"{self._what}: kafka://{self.address} answers with more bytes than the client takes: {self._too_large}",
-                hint=f'kafka={{"{_TOO_LARGE}": …}}: more than the greatest batch of records has',
+                f"{self._what}: kafka://{self.address} answers with more bytes than the client accepts: {self._too_large}",
+                hint=f'kafka={{"{_TOO_LARGE}": …}}: more than the largest batch of records has',
             )
         if not self.opened or at is None or SYSTEM_CLOCK.monotonic() < at + REFUSED_SECONDS:
             return
@@ -168,8 +175,8 @@ class BrokerLink:
         self._refused_at = None
 
     def down(self) -> None:
-        """Takes the report that no broker answers. Reports wait in the client's queue, so one that comes right after an answer is older
-        than the answer, and is ignored.
+        """Takes the report that no broker answers. Reports wait in the client's queue, so a report that comes right
+        after an answer is older than the answer, and is ignored.
         """
         with self._lock:
             if self.lost or not self.opened or SYSTEM_CLOCK.monotonic() < self._up + _FRESH_SECONDS:
@@ -179,7 +186,9 @@ class BrokerLink:
         log.warning("%s: kafka://%s does not answer%s; waiting for it", self._what, self.address, why)
 
     def up(self, *, proof: bool = True) -> None:
-        """Takes an answer of the broker. proof: the client that does the work got it, so this client is not refused any more."""
+        """Takes an answer of the broker. `proof`: True if the client that does the work got the answer, so that this
+        client is no longer refused.
+        """
         if proof:
             self._refused_at = None
         if not self.lost:
@@ -194,15 +203,18 @@ class BrokerLink:
 
 
 def said(error: KafkaError) -> str:
-    """The client's text for an error, without secrets: it quotes the parts of `sasl.oauthbearer.config` that it cannot read."""
+    """Returns the client's text for an error without secrets: the client quotes the parts of
+    `sasl.oauthbearer.config` that it cannot read.
+    """
     return scrubbed(error.str())
 
 
 def client_of(
     make: Callable[[dict[str, Any]], Any], link: BrokerLink, kafka: Mapping[str, Any], settings: dict[str, Any]
 ) -> Any:
-    """Makes a client with `make` from our `settings`, which the user's override. Raises UserError naming a setting that is refused, by the
-    client or as `checked_settings` says.
+    """Makes a client with `make` from our `settings`, which the user's settings (`kafka`) override. Raises UserError
+    that names a setting which the client refuses, or `checked_settings`; TransientError if this machine has no
+    resources for another client.
     """
     checked_settings(kafka)
     theirs = kafka.get("error_cb")
@@ -233,7 +245,7 @@ def client_of(
 def producer_of(
     link: BrokerLink, kafka: Mapping[str, Any], make: Callable[[dict[str, Any]], Any] = Producer, /, **settings: Any
 ) -> Any:
-    """An idempotent producer with the defaults of our sinks, made by `make`."""
+    """Returns an idempotent producer with the defaults of our sinks, made by `make`."""
     ours = {
         "enable.idempotence": True,
         "linger.ms": 5,
@@ -248,12 +260,14 @@ def producer_of(
 
 
 def explain(error: KafkaError, link: BrokerLink, topic: str, operation: str = "") -> SabotError:
-    """Translates the client's error into one of ours. operation: what was tried with the topic, if not the operation of the link."""
+    """Returns the client's error as one of ours. `operation`: the operation on the topic that failed, if it is not
+    the operation of the link.
+    """
     code = error.code()
     if code in UNKNOWN:
         return NoSuchTopic(
             f"topic {topic!r} does not exist on kafka://{link.address}",
-            hint="create it, or correct the name; topics of sources are never made by themselves",
+            hint="create it, or correct the name; Sabot never makes a topic that it reads",
         )
     if code in FORBIDDEN:
         return _forbidden(error, link, topic, operation or link.operation)
@@ -270,8 +284,8 @@ def explain(error: KafkaError, link: BrokerLink, topic: str, operation: str = ""
 
 
 def _is_refusal(error: KafkaError) -> bool:
-    """Whether the error refuses our login or certificate. A connection closed in the middle of a handshake does not: a broker that
-    stops causes that.
+    """Returns True if the error refuses our login or certificate. A connection that is closed during a handshake is
+    no refusal: a broker that stops causes that too.
     """
     if error.code() == KafkaError._SSL:
         return "certificate" in error.str()
@@ -279,7 +293,7 @@ def _is_refusal(error: KafkaError) -> bool:
 
 
 def _refusal(link: BrokerLink, reason: str = "") -> UserError:
-    """The error for a login or a certificate that is not accepted."""
+    """Returns the error for a login or a certificate that is not accepted."""
     reason = reason or link.reason
     if "SASL" in reason:
         user = principal(link.kafka)
@@ -302,7 +316,7 @@ def _absent(link: BrokerLink, reason: str, found: Finding | None) -> SabotError:
 
 
 def _forbidden(error: KafkaError, link: BrokerLink, topic: str, operation: str) -> UserError:
-    """The error for a missing right, with the command that grants it as its hint."""
+    """Returns the error for a missing right, with the command that grants it as its hint."""
     user, code = principal(link.kafka), error.code()
     rights = [f"--operation {operation} --topic {topic}"]
     if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
@@ -324,10 +338,12 @@ def _forbidden(error: KafkaError, link: BrokerLink, topic: str, operation: str) 
 
 
 def flush_of(producer: Any, seconds: float, anew: Callable[[], Any]) -> int:
-    """Flushes for at most `seconds`, and returns how many records are still on their way. Raises KafkaException for a fatal error.
+    """Flushes for at most `seconds`, and returns the number of records that are not delivered yet. Raises
+    KafkaException for a fatal error.
 
-    `producer.flush` loses a fatal error: it goes on with the callbacks of the records, the next of which then fails with a SystemError
-    whose cause may be the fatal error. Where it is not, another producer, made by `anew` and only polled, raises the same fatal error.
+    `producer.flush` loses a fatal error: it goes on with the callbacks of the records, and the next callback fails
+    with a SystemError whose cause may be the fatal error. If it is not, another producer, which `anew` makes and this
+    function only polls, raises the same fatal error.
     """
     try:
         left: int = producer.flush(seconds)
@@ -342,7 +358,9 @@ def flush_of(producer: Any, seconds: float, anew: Callable[[], Any]) -> int:
 
 
 def fatal_of(producer: Any) -> KafkaError | None:
-    """The fatal error of a producer that has had one in a transaction; else None. `produce` raises _FATAL, which does not say why."""
+    """Returns the fatal error of a producer that has had one in a transaction, or None. `produce` raises _FATAL,
+    which does not say the reason.
+    """
     try:
         producer.begin_transaction()  # has no effect after a fatal error, nor within a transaction
     except KafkaException as error:
@@ -352,8 +370,9 @@ def fatal_of(producer: Any) -> KafkaError | None:
 
 
 def fatal_behind(producer: Any, error: KafkaError) -> KafkaError:
-    """The fatal error of a producer that only this thread polls, and whose `produce` has just raised `error`. Where the fatal error came
-    between two polls, that is _FATAL, which does not say why; the next poll raises the reason, once.
+    """Returns the fatal error of a producer that only this thread polls, and whose `produce` has just raised `error`.
+    If the fatal error came between two polls, `error` is _FATAL, which does not say the reason; the next poll raises
+    the reason, once.
     """
     deadline = SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS
     while error.code() == KafkaError._FATAL and SYSTEM_CLOCK.monotonic() < deadline:
@@ -365,9 +384,11 @@ def fatal_behind(producer: Any, error: KafkaError) -> KafkaError:
 
 
 def metadata_of(client: Any, link: BrokerLink, topic: str, deadline: float) -> Any:
-    """The broker's metadata of a topic ("": of all topics). Raises UserError when it refuses us; BrokerUnavailable.
+    """Returns the broker's metadata of a topic ("": of all topics). Raises UserError if the broker refuses us, and
+    BrokerUnavailable.
 
-    It polls the client after a fault to learn the reason, so it is not for a consumer that is reading already: records would be lost.
+    After a fault it polls the client to learn the reason, so it must not be used with a consumer that reads already:
+    records would be lost.
     """
     seconds, looked = _FIRST_SECONDS, link.opened
     while True:
@@ -392,8 +413,8 @@ def metadata_of(client: Any, link: BrokerLink, topic: str, deadline: float) -> A
 
 
 def partitions_of(client: Any, link: BrokerLink, topic: str, timeout: float | None = None) -> list[int]:
-    """The numbers of a topic's partitions, asked of the broker. Raises as `metadata_of` does, NoSuchTopic when the topic does not exist,
-    and UserError when we may not see it.
+    """Returns the numbers of a topic's partitions, as the broker has them. Raises as `metadata_of` does; NoSuchTopic
+    if the topic does not exist, and UserError if we may not see it.
     """
     checked_topic(topic, "topic", kafka=True)
     deadline = SYSTEM_CLOCK.monotonic() + (ANSWER_SECONDS if timeout is None else timeout)
@@ -407,10 +428,11 @@ def partitions_of(client: Any, link: BrokerLink, topic: str, timeout: float | No
 
 
 def committed_of(consumer: Any, places: list[Any], timeout: float) -> list[Any]:
-    """The group's committed offsets of these partitions, as TopicPartitions. Raises KafkaException.
+    """Returns the group's committed offsets of these partitions, as TopicPartitions. Raises KafkaException.
 
-    Where the group is forbidden, the call itself only times out, and the next poll returns the reason; so the call is made with short
-    time-outs and polls between them. It is not for a consumer that is reading already: records would be lost.
+    If the group is forbidden, the call itself only times out, and the next poll returns the reason; so the call is
+    made with short time-outs and polls between them. It must not be used with a consumer that reads already: records
+    would be lost.
     """
     deadline = SYSTEM_CLOCK.monotonic() + timeout
     while True:
@@ -437,7 +459,9 @@ def ensure_topic(
     partitions: int = -1,
     config: Mapping[str, str] | None = None,
 ) -> int:
-    """Makes the topic if it is missing, with the broker's own defaults where `partitions` is -1. Returns how many partitions it has."""
+    """Makes the topic if it is missing, with the broker's own defaults if `partitions` is -1. Returns its number of
+    partitions.
+    """
     admin = admin_of(link, kafka)
     try:
         return len(partitions_of(admin, link, topic))
@@ -458,7 +482,9 @@ def ensure_topic(
 
 
 def wait_for_partitions(client: Any, link: BrokerLink, topic: str, count: int) -> int:
-    """Returns how many partitions the broker's metadata lists, once there are `count`, a little after they are created."""
+    """Waits until the broker's metadata lists `count` partitions, which takes a moment after they are made, and
+    returns their number. Raises TransientError if they are not there after ANSWER_SECONDS, and as `partitions_of` does.
+    """
     deadline = SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS
     while True:
         try:
@@ -473,13 +499,13 @@ def wait_for_partitions(client: Any, link: BrokerLink, topic: str, count: int) -
 
 
 def admin_of(link: BrokerLink, kafka: Mapping[str, Any]) -> Any:
-    """An admin client with the connection settings among `kafka`."""
+    """Returns an admin client with the connection settings among `kafka`."""
     return client_of(AdminClient, link, connection_of(kafka), {})
 
 
 def topic_id_of(admin: Any, link: BrokerLink, topic: str) -> str:
-    """The broker's id of the topic: a topic that was deleted and made anew under the same name has another one. "": the broker is of before
-    Kafka 2.8, or cannot be asked for it, and gives none. Raises as `explain` says.
+    """Returns the broker's id of the topic, or "" from a broker before Kafka 2.8, or one that cannot be asked. A
+    topic that was deleted and made again under the same name has another id. Raises as `explain` says.
     """
     try:
         asked = admin.describe_topics(TopicCollection([topic]), request_timeout=ANSWER_SECONDS)
@@ -492,13 +518,13 @@ def topic_id_of(admin: Any, link: BrokerLink, topic: str) -> str:
 
 
 def connection_of(kafka: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that say how the broker is reached, which all clients of an app share."""
+    """Returns the settings that say how the broker is reached, which all clients of an app share."""
     connection = ("security.", "sasl.", "ssl", "oauth", "client.", "socket.", "broker.", "metadata.", "enable.ssl")
     return {name: value for name, value in kafka.items() if name.startswith(connection) or name == "debug"}
 
 
 def link_of(broker: str, what: str, kafka: Mapping[str, Any] | None = None, operation: str = "Read") -> BrokerLink:
-    """The link to a kafka:// address, for a client with these settings."""
+    """Returns the link to a kafka:// address, for a client with these settings."""
     scheme, address = parse_broker(broker)
     if scheme != "kafka":
         raise UserError(f"{broker!r} is no Kafka address", hint="write kafka://host:port")

@@ -1,8 +1,9 @@
-"""The engine's exactly-once sink over a Kafka topic: each part is one transaction, which also commits the part's number, as an offset of
-a consumer group that belongs to the track. docs/decisions/007 has the experiments behind each choice. This module loads confluent_kafka.
+"""The engine's exactly-once sink over a Kafka topic: each part is one transaction, which also commits the part's
+number, as an offset of a consumer group that belongs to the track. docs/decisions/007 has the experiments behind each
+choice. This module loads confluent_kafka.
 
-After any error, as after a crash, the sink does the same: it abandons the producer, makes a new one, lets the broker end the transaction
-of the old one (`init_transactions`), and reads the number of the last part that was committed.
+After any error, as after a crash, the sink abandons the producer, makes a new one, lets the broker end the
+transaction of the old one (`init_transactions`), and reads the number of the last part that was committed.
 """
 
 import logging
@@ -57,9 +58,11 @@ _log = logging.getLogger("sabot.kafka")
 
 CALL_SECONDS = 10.0  # the time-out given to one call of the client
 GRACE_SECONDS = 5.0  # how much longer a call may take before it counts as one that never returns
-KNOWN_SECONDS = 3.0  # to read a token before the track is claimed
-CLAIM_SECONDS = 30.0  # for the broker to end the last producer's transaction, and to return the token
-TOPIC_SECONDS = 4 * ANSWER_SECONDS  # to find the topic or make it; an absent broker is reported after a quarter of that
+KNOWN_SECONDS = 3.0  # the time to read a token before the track is claimed
+CLAIM_SECONDS = 30.0  # the time for the broker to end the last producer's transaction, and to return the token
+TOPIC_SECONDS = (
+    4 * ANSWER_SECONDS
+)  # the time to find the topic or make it; an absent broker is reported after a quarter of that
 TRANSACTION_MS = 60_000  # how long readers wait behind a transaction that no producer takes over
 FAULTS_IN_A_ROW = 10
 LEFT_CLIENTS = 8  # how many abandoned clients of a process may still be alive: each may hold a part in memory
@@ -79,9 +82,8 @@ T = TypeVar("T")
 class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
     """A KafkaWriter that also delivers parts. An app uses either `write` or `deliver`, never both.
 
-    still_ours: set by the engine before `claim`; it says whether this process still owns the app. It is needed because the broker gives
-    the same error to a producer whose transaction timed out and to one whose track another process has claimed. Where nobody can say,
-    the track counts as lost (AppLocked).
+    `still_ours` is needed because the broker gives the same error to a producer whose transaction timed out and to
+    one whose track another process has claimed. If it is None, the track counts as lost (AppLocked).
     """
 
     def __init__(self, topic: str, broker: str, kafka: Mapping[str, Any], format: Format = JSON) -> None:
@@ -90,11 +92,13 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
         self._track = Track("", "", "")
         self._seq = -1  # the number of the last part of this incarnation that was committed
         self._faults = 0
-        self._lost = False  # the broker fenced us off, and `still_ours` did not contradict
+        self._lost = False  # the broker has fenced us, and `still_ours` has not returned True
         self._transaction_seconds = int(kafka.get("transaction.timeout.ms", TRANSACTION_MS)) / 1000
 
     def known(self, track: Track) -> Token | None:
-        """The last token that was committed, even while a producer has a transaction open. Makes the topic if it is missing."""
+        """Returns the last token that was committed, even while a producer has a transaction open. Makes the topic if
+        it is missing.
+        """
         client = _Client(self._link)
         self._link.group = _track_id(track)
         settings = {"group.id": _track_id(track), "isolation.level": "read_uncommitted", "enable.auto.commit": False}
@@ -136,7 +140,7 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
         return found
 
     def _is_ours(self) -> bool | None:
-        """Whether this process owns the app; None where that is unknown."""
+        """Returns True if this process owns the app, or None if that is unknown."""
         return None if self.still_ours is None else self.still_ours()
 
     def _connect(self, client: "_Client", partitions: int) -> None:
@@ -222,7 +226,9 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
         self._link.up()
 
     def _ask(self, client: "_Client", call: Callable[[float], T], deadline: float) -> T:
-        """Makes a call that takes a time-out, and repeats it while the client says that this may help."""
+        """Makes a call that takes a time-out, and repeats it until `deadline` while the client says that this may
+        help.
+        """
         while True:
             seconds = max(0.1, min(CALL_SECONDS, deadline - SYSTEM_CLOCK.monotonic()))
             try:
@@ -237,7 +243,7 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
                     if client.claimed:
                         raise
                     raise BrokerUnavailable(
-                        f"kafka://{self._link.address} did not ready topic {self.name!r} for exactly once within "
+                        f"kafka://{self._link.address} did not prepare topic {self.name!r} for exactly once within "
                         f"{CLAIM_SECONDS:g} s: {said(reason)}",
                         hint="do all its brokers run, with the topics __transaction_state and __consumer_offsets?",
                     ) from clean_cause(error)
@@ -246,14 +252,14 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
 
     @contextmanager
     def _or_leave(self, client: "_Client") -> Iterator[None]:
-        """On any error: translates it, and abandons the producer."""
+        """Raises any error of the block in our words, after it has abandoned the client."""
         try:
             try:
                 yield
             except KafkaException as error:
                 raise self._fault(error.args[0]) from clean_cause(error)
         except BaseException as error:
-            # After a passing error `claim` ends the transaction. After a final one nobody would, so abort it: readers need not wait for it.
+            # After a passing error `claim` ends the transaction. After a final error none comes, so abort it for waiting readers.
             final = isinstance(error, Exception) and not isinstance(error, TransientError | AppLocked)
             if self._client is client:
                 self._leave(abort=final)
@@ -262,7 +268,9 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
             raise
 
     def _fault(self, error: KafkaError, size: int | None = None) -> Exception:
-        """Translates an error by the table of docs/decisions/007. size: of the record that had it, in bytes."""
+        """Returns an error in our words, by the table of docs/decisions/007. `size`: the size of the record that had
+        it, in bytes, or None.
+        """
         code, address = error.code(), self._link.address
         if code in FENCED:
             if not self._is_ours():
@@ -287,7 +295,7 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
         if code in UNKNOWN:
             return UserError(
                 f"topic {self.name!r} is not on kafka://{address} any more",
-                hint="it was deleted while the app wrote to it? make it anew by a new start",
+                hint="was it deleted while the app wrote to it? a new start makes it again",
             )
         if code == KafkaError.MSG_SIZE_TOO_LARGE or code in LASTING:
             return refusal(error, self._link, self.name, size)
@@ -301,7 +309,7 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
         return fault
 
     def _late(self) -> Exception:
-        """The error for a deadline that passed: the broker does not answer, or it is too slow."""
+        """Returns the error for a deadline that passed: the broker does not answer, or it is too slow."""
         if self._link.lost:
             why = f": {self._link.reason}" if self._link.reason else ""
             return BrokerUnavailable(f"kafka://{self._link.address} does not answer{why}")
@@ -311,7 +319,9 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
         )
 
     def _bounded(self, what: str, hint: str = "") -> SabotError:
-        """The error for a fault that a new producer may mend: transient, but after FAULTS_IN_A_ROW in a row the app fails."""
+        """Returns the error for a fault that a new producer may mend: a TransientError, or after FAULTS_IN_A_ROW of
+        them one that ends the app.
+        """
         self._faults += 1
         what = f"topic {self.name!r} on kafka://{self._link.address}: {what}"
         if self._faults < FAULTS_IN_A_ROW:
@@ -356,8 +366,8 @@ class _Enough(Exception):
 class _Client:
     """The producer and the consumer of one claim, and the one thread that makes all their calls.
 
-    So a call that never returns costs no more than this thread and the client's memory: the client is abandoned, and counted
-    (LEFT_CLIENTS).
+    A call that never returns thus costs no more than this thread and the client's memory: the client is abandoned,
+    and counted (LEFT_CLIENTS).
     """
 
     _left: ClassVar["list[_Client]"] = []
@@ -395,8 +405,9 @@ class _Client:
             del given, future, function, result, fault
 
     def _reason(self, error: BaseException) -> BaseException:
-        """The error to raise for `error`. A fatal error of the client may make the next callback of the same call fail, and get lost behind
-        a SystemError; or another thread of the client has it first, and a call here raises only that there was one.
+        """Returns the error to raise for `error`. A fatal error of the client may make the next callback of the same
+        call fail, and be hidden by a SystemError; or another thread of the client gets it first, and a call here
+        raises only that there was a fatal error.
         """
         if self.producer is not None:
             if isinstance(error, SystemError):
@@ -409,8 +420,8 @@ class _Client:
         return error
 
     def call(self, function: Callable[[], T], seconds: float) -> T:
-        """Makes the call in the client's thread, and returns or raises what it does. Raises TransientError when it does not return within
-        `seconds`, or the client is abandoned.
+        """Makes the call in the client's thread, and returns its result or raises its error. Raises TransientError if
+        the call does not return within `seconds`, or if the client is abandoned.
         """
         future: Future[T] = Future()
         self._pending = future
@@ -429,19 +440,19 @@ class _Client:
             ) from None
 
     def check(self) -> None:
-        """Called in the client's thread: raises TransientError when the client is abandoned."""
+        """Raises TransientError if the client is abandoned. Called in the client's thread."""
         if self._gone:
             raise TransientError("the sink was closed while it delivered")
 
     def refused(self) -> Refused | None:
-        """The first records that were not delivered, since the client was made."""
+        """Returns the first records that were not delivered since the client was made, or None."""
         records = self.records  # which `_end` drops, in another thread
         if self._refused is None and records is not None:
             self._refused = refused_by(records)
         return self._refused
 
     def prove(self, seconds: float) -> None:
-        """Called in the client's thread: raises KafkaException unless the broker accepts the producer's login."""
+        """Raises KafkaException unless the broker accepts the producer's login. Called in the client's thread."""
         self.producer.list_topics(self.place, timeout=seconds)
 
     def init(self, seconds: float) -> None:
@@ -461,7 +472,9 @@ class _Client:
         self.producer.commit_transaction(seconds)
 
     def committed(self, seconds: float) -> Token | None:
-        """The committed token; with `read_committed` the broker answers only once no transaction on it is open."""
+        """Returns the committed token, or None. With `read_committed` the broker answers only when no transaction on
+        it is open.
+        """
         (found,) = committed_of(self.consumer, [TopicPartition(self.place, 0)], seconds)
         if found.error is not None:
             raise KafkaException(found.error)
@@ -472,7 +485,9 @@ class _Client:
         self.consumer = None
 
     def leave(self, abort: bool) -> None:
-        """Abandons the client: wakes the waiting caller, and ends the thread as soon as its call returns. Never blocks; any thread."""
+        """Abandons the client: wakes the waiting caller, and ends the thread as soon as its call returns. Never
+        blocks; callable from any thread.
+        """
         self._gone = True
         pending = self._pending
         if pending is not None:
@@ -508,10 +523,12 @@ class _Client:
         if len(waiting) >= LEFT_CLIENTS and not waiting[0].ended(ANSWER_SECONDS):
             raise SabotError(
                 f"{len(waiting)} Kafka clients never returned from a call",
-                hint="they cannot be ended from inside: start the worker again",
+                hint="a process cannot end them: restart the worker",
             )
 
 
 def _track_id(track: Track) -> str:
-    """The transactional id of the track, which is also the consumer group of its token. A sink has one track, number 0."""
+    """Returns the transactional id of the track, which is also the consumer group of its token. A sink has one track,
+    with the number 0.
+    """
     return f"{track.key}.0"

@@ -1,8 +1,9 @@
-"""The lease of an app that reads a topic and keeps no checkpoints: the broker lets one worker at a time have it.
+"""The lease of an app that reads a topic and keeps no checkpoints: only one worker at a time has it.
 
-The lease is the one static member of a consumer group of its own. Who joins as this member fences who was it before, at once and at the
-broker, so two workers that look at the same time cannot both keep it. The broker shows that a member is there, but not who joined last;
-that stands in the metadata of an offset, which only the member can commit: "HOLDER<tab>LIFE", or nothing once the holder has let it go.
+The lease is the one static member of a consumer group of its own. A worker that joins as this member fences the
+member before it, at once and at the broker, so two workers that try at the same time cannot both keep it. The broker
+tells that there is a member, but not who it is. So the member writes its name into the metadata of an offset, which
+only the member can commit: "HOLDER<tab>LIFE", or nothing after it has released the lease.
 """
 
 import logging
@@ -41,7 +42,9 @@ _CLOSE_SECONDS = 5.0
 
 
 class KafkaLease:
-    """A claim (`claims.Claim`) to a topic. `lost` is called with an AppLocked, in another thread, when another worker takes it."""
+    """A claim (`claims.Claim`) to a topic. `lost` is called with an AppLocked, in another thread, when another worker
+    takes it.
+    """
 
     def __init__(
         self,
@@ -54,7 +57,9 @@ class KafkaLease:
         is_over: Callable[[str], bool],
         lost: Callable[[SabotError], None],
     ) -> None:
-        """life, is_over: of `sabot.journal.process_life`; with them a start does not wait for the session of a process that has ended."""
+        """`life` and `is_over`: the id of this process, and a function that tells whether a process has ended
+        (`sabot.journal.process_life`). With them a start does not wait for the session of a process that has ended.
+        """
         self.group = f"sabot.{app}.lease.{topic}"
         self.holder = f"{app}@{socket.gethostname()}:{os.getpid()}"
         self._app = app
@@ -69,14 +74,15 @@ class KafkaLease:
         self._link.group = self.group
         self._admin = admin_of(self._link, kafka)
         self._consumer: Any = None
-        self._follower = ""  # who has taken the lease since this session was over
-        self._again = False  # a new session has begun, and our name may stand there no more
+        self._follower = ""  # the worker that took the lease after the end of this session
+        self._again = False  # a new session has begun, and our name has to be written again
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
     def take(self, stopped: Callable[[], bool] = lambda: False) -> bool:
-        """Blocking. False: it was stopped while it waited. Waits for the end of the session of a holder that may be dead, and raises
-        AppLocked where that one is still there. Where the broker's ACLs forbid the group, a warning says so, and there is no lease.
+        """Takes the lease, and returns False if it was stopped while it waited. Blocks: if the holder may be dead,
+        until the end of its session. Raises AppLocked if the holder is still there then. If the broker's ACLs forbid
+        the group, it logs a warning, and takes no lease.
         """
 
         def is_stopped() -> bool:
@@ -102,7 +108,7 @@ class KafkaLease:
         if is_stopped():
             return False
         self._link.opened = True
-        keep = watch_call(self._keep, f"what keeps the lease of app {self._app}", self._lost)
+        keep = watch_call(self._keep, f"the thread that keeps the lease of app {self._app}", self._lost)
         self._thread = threading.Thread(target=keep, name=f"kafka-lease-{self._app}", daemon=True)
         self._thread.start()
         return True
@@ -127,14 +133,18 @@ class KafkaLease:
         return len(answer.members)
 
     def _noted(self) -> tuple[str, str]:
-        """Who holds the lease, or was the last to do so, and the name of its process; "" where it was let go."""
+        """Returns the name of the holder, or of the last one, and the id of its process; both are "" if the lease was
+        released.
+        """
         request = [ConsumerGroupTopicPartitions(self.group, [TopicPartition(self._topic, 0)])]
         answer = self._answer(lambda seconds: self._admin.list_consumer_group_offsets(request, request_timeout=seconds))
         holder, _, life = (answer.topic_partitions[0].metadata or "").partition("\t")
         return holder, life
 
     def _answer(self, ask: Callable[[float], Any]) -> Any:
-        """What the broker says of the group; it is asked again while it is starting up. Raises KafkaException."""
+        """Returns the broker's answer about the group. Asks again while the broker is starting up. Raises
+        KafkaException.
+        """
         deadline = SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS
         while True:
             try:
@@ -145,7 +155,9 @@ class KafkaLease:
             self._closing.wait(_LOOK_SECONDS)
 
     def _is_free(self, stopped: Callable[[], bool]) -> bool:
-        """Returns when nobody has the lease; False: stopped before. Raises AppLocked where somebody keeps it."""
+        """Waits until nobody has the lease. Returns False if it was stopped before. Raises AppLocked if a worker
+        keeps it.
+        """
         seconds = self._session_ms / 1000 + _MARGIN_SECONDS
         deadline, waits = SYSTEM_CLOCK.monotonic() + seconds, False
         while not stopped():
@@ -157,23 +169,21 @@ class KafkaLease:
             if SYSTEM_CLOCK.monotonic() > deadline:
                 raise self._taken(holder)
             if not waits:
-                told = (
-                    "app %s: worker %s has topic %r; waiting up to %.0f s for the end of its session, should it be dead"
-                )
+                told = "app %s: worker %s has topic %r; waiting up to %.0f s for the end of its session, in case it is dead"
                 log.warning(told, self._app, holder, self._topic, seconds)
                 waits = True
             self._closing.wait(_LOOK_SECONDS)
         return False
 
     def _join(self, stopped: Callable[[], bool]) -> None:
-        """Becomes the member, and notes who we are. Raises AppLocked, KafkaException."""
+        """Becomes the member of the group, and notes the name of this worker. Raises AppLocked, KafkaException."""
         ours = {
             "group.id": self.group,
             "group.instance.id": "worker",
             "client.id": self.holder,
             "session.timeout.ms": self._session_ms,
             "heartbeat.interval.ms": max(1, self._session_ms // 5),
-            "max.poll.interval.ms": 86_400_000,  # the heartbeats say that we live
+            "max.poll.interval.ms": 86_400_000,  # the heartbeats show that the process is alive
             "enable.auto.commit": False,
         }
         kafka = {name: value for name, value in self._kafka.items() if name != "client.id"}
@@ -198,7 +208,7 @@ class KafkaLease:
             self._look(_LOOK_SECONDS)
             if SYSTEM_CLOCK.monotonic() > deadline:
                 raise TransientError(
-                    f"app {self._app}: group {self.group!r} on kafka://{self._link.address} is not joined yet"
+                    f"app {self._app}: group {self.group!r} on kafka://{self._link.address} could not be joined in time"
                 )
         try:
             self._note(f"{self.holder}\t{self._life}", wait=True)
@@ -210,7 +220,9 @@ class KafkaLease:
         self._consumer.commit(offsets=[TopicPartition(self._topic, 0, 0, text)], asynchronous=not wait)
 
     def _look(self, seconds: float) -> None:
-        """Takes an event of the client. Raises AppLocked when another worker is the member now; KafkaException for a missing right."""
+        """Takes an event of the client. Raises AppLocked if another worker is the member now, and KafkaException for
+        a missing right.
+        """
         event = self._consumer.poll(seconds)
         if self._follower:
             raise self._taken(self._follower)
@@ -220,13 +232,16 @@ class KafkaLease:
         error = None if event is None else event.error()
         if error is None:
             return
-        if error.code() == KafkaError._FATAL:  # of a consumer that is a static member, only this: it is fenced
+        if error.code() == KafkaError._FATAL:  # a static member has this one fatal error: it is fenced
             raise self._taken_over()
         if error.code() in FORBIDDEN:
             raise KafkaException(error)
 
     def _session_over(self, consumer: Any, _: list[Any]) -> None:
-        """This process was paused, or the broker was away. The client joins again once this returns, and would fence who has followed."""
+        """Called by the client after this process was paused, or the broker was unreachable. The client joins again
+        when this function returns, and would fence a worker that has taken the lease meanwhile; so it unsubscribes if
+        there is one.
+        """
         while not self._closing.is_set():
             try:
                 holder, life = self._noted()
@@ -241,14 +256,16 @@ class KafkaLease:
         self._quietly(consumer.unassign)
 
     def _quietly(self, call: Callable[[], None]) -> None:
-        """Makes a call within a callback of the client. It fails for a consumer that is fenced already, which the next poll tells."""
+        """Makes a call within a callback of the client. The call fails for a consumer that is fenced already; the
+        next poll raises that.
+        """
         try:
             call()
         except KafkaException as error:
             log.debug("app %s: lease of topic %r: %s", self._app, self._topic, said(error.args[0]))
 
     def _keep(self) -> None:
-        """Runs in a thread of its own until the lease is released, or lost."""
+        """Polls the client, in a thread of its own, until the lease is released or lost."""
         while not self._closing.wait(_LOOK_SECONDS):
             try:
                 self._look(0)
@@ -257,7 +274,7 @@ class KafkaLease:
                 return
 
     def _taken_over(self) -> AppLocked:
-        """The error for a lease that another worker has taken. That one may not have noted its name yet."""
+        """Returns the error for a lease that another worker has taken, which may not have noted its name yet."""
         holder, deadline = "", SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS
         while SYSTEM_CLOCK.monotonic() < deadline and not self._closing.is_set():
             try:
@@ -273,15 +290,17 @@ class KafkaLease:
     def _taken(self, holder: str) -> AppLocked:
         return AppLocked(
             f"app {self._app}: another worker has topic {self._topic!r}: {holder}",
-            hint="two workers without a state directory would each compute everything: stop one, or give one another App id",
+            hint="two workers without a state directory would each process all records: stop one, or give one another App id",
         )
 
     def give_up(self) -> None:
-        """A `take` that waits returns False soon."""
+        """Makes a `take` that waits return False soon. Callable from any thread."""
         self._closing.set()
 
     def release(self) -> None:
-        """Gives the lease up, if it is held: the next worker need not wait. Takes up to 5 s if the broker is gone. Idempotent."""
+        """Releases the lease, if it is held, so that the next worker need not wait. Blocks for up to 5 s if the
+        broker is gone. May be called twice.
+        """
         self._closing.set()
         thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():

@@ -1,9 +1,11 @@
-"""Dead letters in a Kafka topic, and the notes on which dead letters, of a topic or another place, were redriven.
+"""Dead letters in a Kafka topic, and notes of the dead letters, in a topic or elsewhere, that were sent back
+(redriven).
 
-The notes are in a topic of their own, `<topic>.redriven`: each transaction of a redrive writes the ranges of offsets that it sent. A
-consumer group's offset would not do: it is forgotten after `offsets.retention.minutes` (7 days by default), and cannot say "these, and
-not those between them". The notes last as long as the topic. They carry the id of the letters' place, so that notes on a topic that was
-deleted say nothing about its successor.
+The notes are in a topic of their own, `<topic>.redriven`: each transaction of a redrive writes the ranges of offsets
+that it sent. A consumer group's offset would not do: it is forgotten after `offsets.retention.minutes` (7 days by
+default), and cannot say "these, and not those between them". The notes last as long as their topic. They have the id
+of the place of the dead letters, so that notes for a topic that was deleted do not count for a topic that is made
+later under the same name.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +22,9 @@ _NOTES_SUFFIX = ".redriven"
 
 
 class Note(msgspec.Struct, frozen=True):
-    """What one transaction of a redrive has sent of one partition: the first and last offset of each range."""
+    """The dead letters of one partition that one transaction of a redrive has sent: the first and last offset of each
+    range.
+    """
 
     topic_id: str
     partition: int
@@ -30,15 +34,17 @@ class Note(msgspec.Struct, frozen=True):
 
 
 class DeadLetters(Letters):
-    """Dead letters whose notes are on a broker, to which they can be sent back: those of a topic, or of another `home`.
+    """Dead letters in a topic, or in another `home`, with notes on a broker, to which they can be sent back.
 
-    Raises UserError when there is no such topic, BrokerUnavailable.
+    Raises UserError if there is no such topic, and BrokerUnavailable.
     """
 
     def __init__(
         self, topic: str, broker: str, kafka: Mapping[str, Any] | None = None, *, home: Home | None = None
     ) -> None:
-        """topic: where the letters are; with a `home`, the name of that place as a part of the notes' topic."""
+        """`topic`: the topic of the dead letters; with a `home`, the name of that place, which becomes a part of the
+        notes' topic.
+        """
         self.topic = topic
         self.kafka = dict(kafka or {})
         self.link = link_of(broker, f"dead letters in {topic!r}", kafka)
@@ -55,7 +61,7 @@ class DeadLetters(Letters):
         return self.topic + _NOTES_SUFFIX
 
     def read_notes(self) -> None:
-        """Fills `redriven` with the notes that there are now; without their topic, nothing was redriven."""
+        """Fills `redriven` with the notes that there are now. Without their topic, nothing was redriven."""
         try:
             self._log.partitions(self.notes_topic)
         except NoSuchTopic:
@@ -73,7 +79,7 @@ class DeadLetters(Letters):
         except UNREADABLE as error:
             raise UserError(
                 f"{self.notes_topic}[0]@{message.offset()} is no note of a redrive: {error}",
-                hint="only sabot writes there; what was redriven cannot be told without it",
+                hint="only Sabot writes to this topic; without its notes nobody knows which dead letters were redriven",
             ) from error
 
     def close(self) -> None:

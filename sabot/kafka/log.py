@@ -1,4 +1,6 @@
-"""A topic as a log: read from one offset to another, and appended to by somebody who waits for the offsets. No group, no transaction."""
+"""A topic as a log: it is read from one offset to another, and appended to by a caller that waits for the offsets. No
+group, no transaction.
+"""
 
 import logging
 import math
@@ -32,21 +34,22 @@ log = logging.getLogger("sabot.kafka")
 
 _LOOK_SECONDS = 1.0  # how often a broker that does not answer is asked whether it refuses us
 _SPARE_SECONDS = 5.0  # the client's own time-out comes first: it says more
-_PARTITIONS_SECONDS = 10.0  # how often who follows a topic looks for new partitions
+_PARTITIONS_SECONDS = 10.0  # the time between two looks for new partitions of a topic that is followed
 _SILENT_SECONDS = 10.0  # a partition that returns nothing for so long, before its end, counts as unavailable
 _PASSING = {KafkaError._PARTITION_EOF, KafkaError._ALL_BROKERS_DOWN, KafkaError.GROUP_AUTHORIZATION_FAILED}
 _OUT_OF_RANGE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 
 
 class RecordsGone(DataError):
-    """The partition has no record at an offset that it had."""
+    """The partition no longer has a record at an offset that it had."""
 
 
 class TopicLog:
     """Reads topics from one offset to another, with a consumer that commits nothing. `close` it at the end.
 
-    name: of the client's group, which it demands; nothing is ever committed under it. fetch_wait_ms: for so long the broker holds back the
-    answer that there is nothing new. settings: of the consumer, beside those here.
+    `name`: the name of the client's group, which the client demands; nothing is ever committed under it.
+    `fetch_wait_ms`: the time for which the broker delays the answer that there is nothing new. `settings`: further
+    settings of the consumer.
     """
 
     def __init__(
@@ -70,26 +73,28 @@ class TopicLog:
         self._consumer: Any = client_of(Consumer, link, {**kafka, "enable.partition.eof": True}, ours)
 
     def close(self) -> None:
-        """Closes the connection. Idempotent."""
+        """Closes the connection. May be called twice."""
         self._consumer.close()
 
     def rest(self) -> None:
-        """Fetches nothing ahead until `messages` is called again."""
+        """Stops fetching ahead until `messages` is called again."""
         if self._assigned:
             self._at, self._assigned = None, False
             self._consumer.unassign()
 
     def partitions(self, topic: str) -> list[int]:
-        """The numbers of the topic's partitions. Raises as `client.partitions_of` does."""
+        """Returns the numbers of the topic's partitions. Raises as `client.partitions_of` does."""
         return partitions_of(self._consumer, self._link, topic)
 
     def topic_id(self, topic: str) -> str:
-        """The broker's id of the topic: a topic that was deleted and made anew under the same name has another one."""
+        """Returns the broker's id of the topic. A topic that was deleted and made again under the same name has
+        another id.
+        """
         return topic_id_of(admin_of(self._link, self._kafka), self._link, topic)
 
     def bounds(self, topic: str, index: int, seconds: float = ANSWER_SECONDS) -> tuple[int, int]:
-        """The first offset of a partition, and the offset behind its last. Raises TransientError after so many seconds, and as
-        `client.explain` says.
+        """Returns the first offset of a partition, and the offset after its last. Raises TransientError after
+        `seconds`, and as `client.explain` says.
         """
         deadline = SYSTEM_CLOCK.monotonic() + seconds
         while True:
@@ -114,10 +119,12 @@ class TopicLog:
             raise explain(error.args[0], self._link, topic) from clean_cause(error)
 
     def messages(self, topic: str, index: int, first: int, end: int) -> Iterator[Any]:
-        """The committed records with first <= offset < end. Where the last call ended at `first`, the consumer simply goes on.
+        """Yields the committed records with first <= offset < end. If the last call ended at `first`, the consumer
+        simply continues.
 
-        Raises BrokerUnavailable, and as `client.explain` says; DataError for damaged records (with `check.crcs`); RecordsGone for an offset
-        that is before the partition's first one or behind its end (with `auto.offset.reset=error`).
+        Raises BrokerUnavailable, and as `client.explain` says; DataError for damaged records (with `check.crcs`);
+        RecordsGone for an offset that is before the partition's first one or after its end (with
+        `auto.offset.reset=error`).
         """
         if first >= end:
             return
@@ -129,7 +136,7 @@ class TopicLog:
         self._at = None
         waited, left = 0.0, end - first
         while waited < _SILENT_SECONDS:
-            batch = self._consumer.consume(min(500, left), 0.05)  # returns when it has so many
+            batch = self._consumer.consume(min(500, left), 0.05)  # returns at once when it has so many records
             waited = 0.0 if batch else waited + 0.05
             for number, message in enumerate(batch, 1):
                 error = message.error()
@@ -141,16 +148,16 @@ class TopicLog:
                 if error is None and message.offset() >= end - 1:
                     if message.offset() >= end and message.offset() >= self.bounds(topic, index)[1]:
                         raise DataError(
-                            f"{topic}[{index}] is damaged: a record at offset {reached} or behind it says that it is at {message.offset()}"
+                            f"{topic}[{index}] is damaged: a record at offset {reached} or later says that its offset is {message.offset()}"
                         )
                     if message.offset() == end - 1 and number == len(batch):
                         self._at = (topic, index, end)
                     return
                 if error is not None and error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
-                    continue  # the client asks about its group, which is of no use here
+                    continue  # an error about the group, which is not used
                 if error is not None and error.code() == KafkaError._PARTITION_EOF:
                     if went_on and message.offset() <= first:
-                        continue  # of the call before
+                        continue  # the end of the call before this one
                     return  # the last stable offset may be before `end` while a transaction is open
                 if error is not None and error.code() in DAMAGED:
                     raise DataError(f"{topic}[{index}] is damaged: {said(error)}")
@@ -158,18 +165,18 @@ class TopicLog:
                     low, high = self.bounds(topic, index)
                     if not low <= reached < high:
                         raise RecordsGone(f"{topic}[{index}] has no record at offset {reached}: {said(error)}")
-                    continue  # another offset, which the client has from a damaged record, and read ahead from
+                    continue  # the client read ahead from an offset that a damaged record says
                 if error is not None and not error.retriable() and error.code() != KafkaError._ALL_BROKERS_DOWN:
                     raise explain(error, self._link, topic)
         raise BrokerUnavailable(
             f"kafka://{self._link.address} gives no records of {topic}[{index}] from offset {reached} on",
-            hint="is the broker running, and is the partition whole on its disk? its log tells",
+            hint="is the broker running, and is the partition undamaged on its disk? the log of the broker tells",
         )
 
     def follow(self, topic: str, offsets: Mapping[int, int]) -> Iterator[Any]:
-        """The committed records from these offsets on, by partition, as they come, without end; partitions that are new from their first
-        record on. None after half a second in which none came. Raises BrokerUnavailable, as `client.explain` says, and DataError for
-        damaged records.
+        """Yields the committed records from these offsets on, by partition, as they come, without end, and None after
+        half a second without one. Partitions that are new are read from their first record. Raises BrokerUnavailable,
+        as `client.explain` says, and DataError for damaged records.
         """
         at: dict[int, int] = {}
         look_at = 0.0
@@ -196,9 +203,11 @@ class TopicLog:
 
 
 class TopicAppender:
-    """Appends records to a topic, and returns their offsets. Its methods may be called from any thread. `close` it at the end.
+    """Appends records to a topic, and returns their offsets. Its methods may be called from any thread. `close` it at
+    the end.
 
-    patience_s: for so long a record waits for a broker that does not answer. batch_bytes: of one request to a partition.
+    `patience_s`: the time that a record waits for a broker that does not answer. `batch_bytes`: the size of one
+    request to a partition.
     """
 
     def __init__(
@@ -214,7 +223,7 @@ class TopicAppender:
         self._topic = topic
         self._patience_s = patience_s
         self._lock = threading.Lock()
-        self._until = math.inf  # by the clock: what is not acknowledged by then is given up
+        self._until = math.inf  # the time at which records that are not acknowledged are given up
         settings = {
             "linger.ms": 0,
             "acks": "all",
@@ -227,13 +236,16 @@ class TopicAppender:
         self._fatal: KafkaError | None = None  # nothing is appended after it
 
     def hurry(self, seconds: float) -> None:
-        """What is being appended, and all that will be, waits for the broker no longer than this from now on."""
+        """Makes all records, including those that are being appended, wait for the broker no longer than `seconds`
+        from now on.
+        """
         self._until = SYSTEM_CLOCK.monotonic() + seconds
 
     def append(self, partition: int, records: Sequence[bytes], seconds: float | None = None) -> list[int]:
-        """Returns the offsets when all replicas in sync have the records. When it raises SabotError, nobody knows whether they have.
+        """Returns the offsets when all replicas in sync have the records. If it raises SabotError, nobody knows
+        whether they have them.
 
-        seconds: for so long it is waited for, if that is less than the patience.
+        `seconds`: the time to wait, if it is less than the patience.
         """
         with self._lock:
             return self._append(partition, records, self._patience_s if seconds is None else seconds)
@@ -282,7 +294,9 @@ class TopicAppender:
         return sorted(offsets)
 
     def _word_on_the_topic(self) -> KafkaError | None:
-        """What the broker says is wrong with the topic; None: nothing, or it does not answer."""
+        """Returns the error that the broker reports for the topic, or None if there is none or the broker does not
+        answer.
+        """
         try:
             found = self._producer.list_topics(self._topic, timeout=ANSWER_SECONDS)
         except KafkaException:
@@ -294,13 +308,13 @@ class TopicAppender:
         if error.code() == KafkaError._MSG_TIMED_OUT:
             why = f" ({self._link.reason})" if self._link.reason else ""
             return TransientError(
-                f"kafka://{self._link.address} did not say within {self._patience_s:g} s that it has what was sent{why}",
-                hint="is the broker running? the next look at the topic tells what it has",
+                f"kafka://{self._link.address} did not acknowledge records within {self._patience_s:g} s{why}",
+                hint="is the broker running? the next read of the topic shows whether it has them",
             )
         return explain(error, self._link, self._topic, "Write")
 
     def close(self) -> None:
-        """What was not acknowledged is dropped. Idempotent."""
+        """Closes the connection, and drops records that were not acknowledged. May be called twice."""
         self._producer.purge()
         with suppress(KafkaException):  # a fatal error, which `append` has raised
             self._producer.flush(1.0)

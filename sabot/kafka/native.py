@@ -1,6 +1,8 @@
-"""Clients whose records come and go as columns, through the librdkafka that the Python client has loaded (docs/decisions/022).
+"""Clients whose records come and go as columns, through the librdkafka that the Python client has loaded
+(docs/decisions/022).
 
-The Python client still makes them: it owns the connection, is polled for the callbacks, and asks the broker what there is to ask.
+The Python client still makes these clients: it owns the connection, runs the callbacks when it is polled, and answers
+questions about the topic.
 """
 
 import logging
@@ -26,7 +28,9 @@ def _load() -> None:
 def record_queue_of(
     link: BrokerLink, kafka: Mapping[str, Any], settings: dict[str, Any], *, headers: bool
 ) -> RecordQueue:
-    """A consumer with our `settings`, which the user's override. headers: as of `RecordQueue`."""
+    """Returns a consumer with our `settings`, which the user's settings (`kafka`) override. `headers`: False if
+    records come without headers.
+    """
     _load()
 
     def make(conf: dict[str, Any]) -> RecordQueue:
@@ -39,7 +43,7 @@ def record_queue_of(
 def record_producer_of(
     link: BrokerLink, kafka: Mapping[str, Any], topic: str, partitions: int, **settings: Any
 ) -> RecordProducer:
-    """An idempotent producer to one topic, which has so many partitions, with the defaults of our sinks."""
+    """Returns an idempotent producer to one topic, which has so many partitions, with the defaults of our sinks."""
     _load()
     groups = 1 if {"partitioner", "default.topic.config"} & kafka.keys() else partitions
 

@@ -1,12 +1,14 @@
-"""The engine's source over a Kafka topic. It assigns partitions and sets positions itself, and never takes part in a group's rebalance.
+"""The engine's source over a Kafka topic. It assigns partitions and sets positions itself, and never takes part in a
+group's rebalance.
 
-Records come through a `RecordQueue`, which takes them from librdkafka without Python and gives columns. The Python client does the rest: it
-owns the connection, is polled for the callbacks (errors, commits, tokens, statistics), and answers questions about the topic.
+Records come through a `RecordQueue`, which takes them from librdkafka without Python and gives columns. The Python
+client does the rest: it owns the connection, is polled for the callbacks (errors, commits, tokens, statistics), and
+answers questions about the topic.
 
-The position after a batch is its last offset + 1. Transaction markers and aborted records take offsets that no reader sees. A position
-may point at one of those, and the broker goes on behind it, so nothing is lost or read twice. The client's own `position()` gives the
-same number at the price of a call per partition. Only `lag` needs more: the offset with which the client reports the end of a partition
-also covers trailing markers.
+The position after a batch is its last offset + 1. Transaction markers and aborted records have offsets too, which no
+reader sees. A position may be such an offset; the broker continues after it, so nothing is lost or read twice. The
+client's own `position()` gives the same number at the price of a call per partition. Only `lag` needs more: the
+offset with which the client reports the end of a partition also covers markers at the end.
 """
 
 import logging
@@ -59,8 +61,8 @@ from sabot.supervision import watch_call
 log = logging.getLogger("sabot.kafka")
 
 CLOSE_SECONDS = 5.0
-LAG_SECONDS = 0.5  # the figures of `lag` may be so old
-WARN_SECONDS = 60.0  # a commit that is refused again is a warning so often
+LAG_SECONDS = 0.5  # the greatest age of the figures of `lag`
+WARN_SECONDS = 60.0  # the time between two warnings of refused commits
 WAIT_SECONDS = 0.1  # a wait for records is interrupted so often, for the client's callbacks and for new partitions
 _HEADERS = RECORD_SCHEMA.get_field_index("headers")
 _LOST = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
@@ -89,7 +91,7 @@ class KafkaReader(
         kafka: Mapping[str, Any],
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        """share: (i, n) makes this the reader of every n-th partition, beginning with the i-th."""
+        """`share`: (i, n) makes this the reader of every n-th partition, beginning with the i-th."""
         self.name = topic
         self.group_id = group_id
         self._broker = broker
@@ -105,7 +107,7 @@ class KafkaReader(
         self._positions: dict[int, int] = {}
         self._paused: set[int] = set()  # partitions that are paused
         self._held: dict[int, tuple[int, int]] = {}  # the offsets that the broker held of the partitions at `open`
-        self._goals: dict[int, int] = {}  # the ends of the partitions as of `open`, where the bound is not before them
+        self._goals: dict[int, int] = {}  # the ends of the partitions as of `open`, or the bound if it is before them
         self._ends: dict[int, int] = {}  # the offset at which the client last reported the end of a partition
         self._highs: dict[int, int] = {}  # high watermarks as of `_looked`, for `lag` in other threads
         self._looked = 0.0
@@ -153,7 +155,9 @@ class KafkaReader(
         return self.topic_id() or None
 
     def _made_anew(self, admin: Any) -> UserError | None:
-        """The error where the broker has another topic under this name than that which was opened; None: it has not, or gives no id."""
+        """Returns the error for another topic under the name of the topic that was opened, or None if it is still the
+        same or has no id.
+        """
         try:
             now = topic_id_of(admin, self._link, self.name)
         except SabotError as error:
@@ -177,7 +181,7 @@ class KafkaReader(
             "isolation.level": "read_committed",
             "check.crcs": True,
             **FETCHING,
-            # Backpressure may last, and there is no group that we would have to leave.
+            # Backpressure may last long, and no group waits for this consumer.
             "max.poll.interval.ms": 86_400_000,
             "on_commit": self._on_commit,
         }
@@ -196,18 +200,22 @@ class KafkaReader(
         self._assign(self._consumer.assign, self._positions)
         self._look_for_bound(self._positions)
         self._link.opened = True
-        watch = watch_call(self._watch_partitions, f"what looks for new partitions of topic {self.name!r}", self._broke)
+        watch = watch_call(
+            self._watch_partitions, f"the thread that looks for new partitions of topic {self.name!r}", self._broke
+        )
         self._watch = threading.Thread(target=watch, name=f"kafka-watch-{self.name}", daemon=True)
         self._watch.start()
 
     def _resolve(self, every: list[int], restored: dict[int, int], start: str | int) -> dict[int, int]:
-        """The first offset to read of our partitions, checked against the offsets that the broker holds; and where they end."""
+        """Returns the first offset to read of each of our partitions, and notes where they end. Raises UserError for
+        an offset that the broker does not hold.
+        """
         indexes = self._own(every)
         gone = sorted(set(restored) - set(every))
         if gone:
             raise UserError(
-                f"{self.name}[{gone[0]}]: there is no such partition, and reading is to go on in it at {restored[gone[0]]}",
-                hint="the topic was made anew? start afresh (--fresh), or restore the topic",
+                f"{self.name}[{gone[0]}]: there is no such partition, and the checkpoint continues in it at {restored[gone[0]]}",
+                hint="was the topic deleted and made again? start afresh (--fresh), or restore the topic",
             )
         self._held = {index: self._held_by_broker(index) for index in indexes}
         ours = {index: at for index, at in restored.items() if index in indexes}
@@ -220,7 +228,7 @@ class KafkaReader(
             if not first <= position <= end:
                 raise UserError(
                     f"{self.name}[{index}]: position {position} does not exist; the broker holds {first} to {end}",
-                    hint="retention has passed it, or the topic was made anew; start afresh (--fresh)",
+                    hint="retention has removed it, or the topic was made again; start afresh (--fresh)",
                 )
         self._goals = {index: self._last(index, end) for index, (_, end) in self._held.items()}
         return chosen
@@ -235,21 +243,25 @@ class KafkaReader(
         return found
 
     def span(self, partition: int) -> tuple[int, int]:
-        """The first offset of a partition that the broker holds, and the offset behind its last, as of `open`. For `offsets_of`."""
+        """Returns the first offset of a partition that the broker holds, and the offset after its last, as of `open`.
+        For `offsets_of`.
+        """
         return self._held[partition]
 
     def committed(self, partitions: Collection[int]) -> dict[int, int]:
-        """The offsets that the group has committed. For `offsets_of`."""
+        """Returns the offsets that the group has committed. For `offsets_of`."""
         asked = [TopicPartition(self.name, index) for index in partitions]
         return _offsets(self._ask(partial(committed_of, self._consumer), asked))
 
     def at(self, partitions: Collection[int], ms: int) -> dict[int, int]:
-        """The first offset of this time or a later one. For `offsets_of`."""
+        """Returns the first offset of this time or a later one, by partition. For `offsets_of`."""
         asked = [TopicPartition(self.name, index, ms) for index in partitions]
         return _offsets(self._ask(self._consumer.offsets_for_times, asked))
 
     def _ask(self, call: Any, argument: Any) -> Any:
-        """Asks the broker, and asks again while it is starting up. Raises BrokerUnavailable after ANSWER_SECONDS."""
+        """Makes a request to the broker, and repeats it while the broker is starting up. Raises BrokerUnavailable
+        after ANSWER_SECONDS.
+        """
         deadline = SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS
         while True:
             try:
@@ -306,7 +318,7 @@ class KafkaReader(
     def _within(
         self, bound: Bound, data: pa.RecordBatch, covered: dict[int, int]
     ) -> tuple[pa.RecordBatch, dict[int, int]]:
-        """The records before the bound, and the positions behind them, which are never above it."""
+        """Returns the records before the bound, and the positions after them, which are never above the bound."""
         if any(at > bound.of(index) for index, at in covered.items()):
             data = bound.before(data)
         ends = {index: bound.of(index) for index in covered}
@@ -315,7 +327,7 @@ class KafkaReader(
         }
 
     def _look_for_bound(self, indexes: Iterable[int]) -> None:
-        """Notes which of these partitions have come to the bound, and fetches no more of them."""
+        """Notes which of these partitions have reached the bound, and stops fetching from them."""
         if self.bound is None:
             return
         over = [index for index in indexes if self.bound.comes(index, self._reached(index))]
@@ -323,7 +335,9 @@ class KafkaReader(
             self._consumer.pause([TopicPartition(self.name, index) for index in over])
 
     def _reached(self, index: int) -> int:
-        """The offset before which nothing is left to read of a partition: markers and aborted records at its end count as read."""
+        """Returns the offset before which nothing is left to read of a partition: markers and aborted records at its
+        end count as read.
+        """
         return max(self._positions.get(index, 0), self._ends.get(index, 0))
 
     def _serve(self) -> None:
@@ -339,7 +353,9 @@ class KafkaReader(
             self._consumer.get_watermark_offsets(TopicPartition(self.name, index), timeout=seconds, cached=False)
 
     def _notice(self, error: KafkaError, index: int, offset: int | None) -> None:
-        """Takes an event that is no record: the end of a partition, a fault that the client overcomes by itself, or one that it cannot."""
+        """Takes an event that is no record: the end of a partition, or a fault. Raises the faults that the client
+        cannot overcome by itself.
+        """
         if error.code() == KafkaError._PARTITION_EOF:
             self._ends[index] = offset or 0
             self._look_for_bound([index])
@@ -348,15 +364,13 @@ class KafkaReader(
                 raise anew
             raise UserError(
                 f"{self.name}[{index}]: position {self._positions.get(index)} does not exist any more: {said(error)}",
-                hint="retention has passed it; raise the topic's retention, and start afresh (--fresh)",
+                hint="retention has removed it; raise the topic's retention, and start afresh (--fresh)",
             )
-        elif (
-            error.code() in DAMAGED and offset is not None
-        ):  # without one it is another answer, which is asked for again
+        elif error.code() in DAMAGED and offset is not None:  # without an offset the client repeats the request
             raise DataError(
                 f"{self.name}[{index}] is damaged from offset {offset} on: {said(error)}",
-                hint="bring the partition back from a replica, and start again; or give up the damaged batch and all state: --fresh and "
-                "start={partition: offset} behind it",
+                hint="restore the partition from a replica, and start again; or give up the damaged batch and all state: --fresh and "
+                "start={partition: offset} after it",
             )
         elif error.code() == KafkaError._ALL_BROKERS_DOWN:
             self._link.down()
@@ -367,7 +381,9 @@ class KafkaReader(
             log.warning("%s", reason)
 
     def _take_new(self) -> None:
-        """Adds the new partitions at their beginning. The others stay assigned: one that is assigned again does not come to our queue."""
+        """Adds the new partitions at their beginning. The others stay assigned, because a partition that is assigned
+        again no longer comes to our queue.
+        """
         new, self._new = self._new, []
         new = [index for index in new if index not in self._positions]
         if not new or self.bound is not None:
@@ -377,18 +393,18 @@ class KafkaReader(
         self._assign(self._consumer.incremental_assign, dict.fromkeys(new, OFFSET_BEGINNING))
 
     def _broke(self, error: SabotError) -> None:
-        """Called by the watching thread when it ends with an error: the next read raises it."""
+        """Called by the watching thread when it ends with an error, which the next read raises."""
         self._fault = error
 
     def _watch_partitions(self) -> None:
-        """Runs in a thread of its own: looks for new partitions, for another topic under this name, and for the broker's return while it
-        is lost.
+        """Looks, in a thread of its own, for new partitions, for another topic under this name, and for the return of
+        a lost broker.
 
-        It uses a client of its own: on the consumer's connection an answer would queue behind fetches, and polling the consumer in this
-        thread would take records away from `read_batch`.
+        It uses a client of its own: on the consumer's connection an answer would queue after fetches, and polling the
+        consumer in this thread would take records away from `read_batch`.
         """
         client = admin_of(self._link, self._kafka)
-        self._fault = self._made_anew(client)  # the id of now is the one that later ones are compared with
+        self._fault = self._made_anew(client)  # notes the id with which later ones are compared
         missing = 0
         next_check = SYSTEM_CLOCK.monotonic() + self._check_seconds
         while not self._closing.wait(min(1.0, self._check_seconds)):
@@ -401,7 +417,7 @@ class KafkaReader(
                 missing = 0
                 self._fault = self._made_anew(client) or self._fault
             except UserError as error:
-                # The topic is gone, or forbidden now; believed only twice in a row: a broker may be just starting.
+                # The topic is gone or forbidden, if two looks in a row say so: a broker may be starting up.
                 missing += 1
                 if missing > 1:
                     self._fault = error
@@ -414,7 +430,7 @@ class KafkaReader(
         return {(self.name, index): offset for index, offset in self._positions.items()}
 
     def commit(self, positions: Positions) -> None:
-        """Sends the offsets and does not wait for the answer; a refusal is logged when it comes."""
+        """Sends the offsets without waiting for the answer. A refusal is logged when it comes."""
         own = [TopicPartition(self.name, index, at) for (name, index), at in positions.items() if name == self.name]
         if not own:
             return
@@ -438,8 +454,8 @@ class KafkaReader(
             )
 
     def _look_at_ends(self, indexes: Iterable[int]) -> None:
-        """Notes the high watermarks. Called in the reading thread, because the client holds a lock while it consumes: another thread would
-        have to wait for a pause.
+        """Notes the high watermarks. Called in the reading thread, because the client holds a lock while it consumes,
+        for which another thread would have to wait.
         """
         for index in indexes:
             try:
@@ -456,7 +472,7 @@ class KafkaReader(
         }
 
     def _last(self, index: int, high: int) -> int:
-        """The offset before which this source will read, of what is there."""
+        """Returns the offset before which this source reads, of the records that are there."""
         return high if self.bound is None else min(high, self.bound.of(index))
 
     def hold(self, partitions: Set[tuple[str, int]]) -> None:
@@ -480,7 +496,7 @@ class KafkaReader(
         if watch is not None:
             watch.join(CLOSE_SECONDS + 1)
         self._topic_id = None
-        self._headers = True  # who opens it next may look at them
+        self._headers = True  # the next reader may need them
         queue, self._queue = self._queue, None
         consumer, self._consumer = self._consumer, None
         if queue is None:
@@ -495,5 +511,5 @@ class KafkaReader(
 
 
 def _offsets(found: Iterable[TopicPartition]) -> dict[int, int]:
-    """The offsets that the broker has named, by partition; it says -1 where there is none."""
+    """Returns the offsets by partition, without those of -1, by which the broker says that there is none."""
     return {each.partition: each.offset for each in found if each.offset >= 0}

@@ -1,7 +1,9 @@
-"""Sends dead letters back to where they came from, exactly once: each transaction holds records and the note that they were sent.
+"""Sends dead letters back to the topics that they came from, exactly once: a transaction holds records and the note
+that they were sent.
 
-A redrive that dies leaves a transaction open. The next one ends it by claiming the same transactional id; the committed notes then tell
-what was sent, and it goes on with the rest. Of two at the same time the second takes over, and the first ends with an error.
+A redrive that is killed leaves a transaction open. The next one ends it by claiming the same transactional id; the
+committed notes then tell what was sent, and it continues with the rest. Of two redrives at the same time the second
+takes over, and the first ends with an error.
 """
 
 import logging
@@ -34,7 +36,7 @@ from sabot.steps import step
 
 log = logging.getLogger("sabot.kafka")
 
-_LETTERS = 2000  # at most so many are sent in one transaction
+_LETTERS = 2000  # the most dead letters in one transaction
 _BYTES = 8 << 20
 _TRANSACTION_MS = 60_000
 _CALL_SECONDS = 60.0
@@ -45,21 +47,25 @@ _FOREVER = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes":
 
 @dataclass
 class Redriven:
-    """What a redrive did. topics: how many records went to each topic. left: how many letters were not sent, by the reason."""
+    """The result of a redrive. `topics`: the number of records that went to each topic. `left`: the number of dead
+    letters that were not sent, by reason.
+    """
 
     letters: int = 0
-    already: int = 0  # how many of the letters that were named by their place had been redriven before
+    already: int = 0  # the dead letters named by their place that had been redriven before
     topics: dict[str, int] = field(default_factory=dict)
     left: dict[str, int] = field(default_factory=dict)
 
     def leave(self, why: str) -> None:
-        """Counts a letter that is not sent."""
+        """Counts a dead letter that is not sent."""
         self.left[why] = self.left.get(why, 0) + 1
 
 
 @dataclass(frozen=True, slots=True)
 class _Sending:
-    """A letter to be sent. No other letter that waits is between offset `begin` and the letter's own, so a note may cover that range."""
+    """A dead letter to be sent. No other waiting dead letter is between offset `begin` and this one's offset, so a
+    note may cover that range.
+    """
 
     letter: DeadLetter
     begin: int
@@ -74,8 +80,8 @@ class _Sending:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """A topic that takes records: how many partitions it has (0: there is no such topic), how long it keeps a record, and the largest
-    request that it accepts.
+    """A topic that takes records: its number of partitions (0: there is no such topic), how long it keeps a record,
+    and the largest request that it accepts.
     """
 
     partitions: int
@@ -93,14 +99,18 @@ def redrive(
     skip: Collection[tuple[int, int]] = (),
     now: bool = False,
 ) -> Redriven:
-    """Sends letters with their own key, payload, headers and timestamp into the topic that they came from, or `to`.
+    """Sends dead letters with their own key, payload, headers and timestamp to the topic that they came from, or to
+    the topic `to`.
 
-    only: the letters at these places (partition, offset); skip: the letters at all other places. error: the letters whose error contains
-    this text. limit: at most so many. now: gives the current time to a record whose timestamp is older than the topic's retention. The
-    broker may delete such a record before it is read, so without `now` it is not sent. Each letter is sent at most once, ever, whatever
-    happens in between and however often this is called; letters that are not selected go on waiting. A letter that goes back to its own
-    topic goes to its own partition. Raises AppLocked when another redrive of the topic has begun, UserError naming a letter that the
-    topic does not take.
+    `only`: sends only the dead letters at these places (partition, offset). `skip`: sends all but those at these
+    places. `error`: sends those whose error contains this text. `limit`: sends at most so many. `now`: gives the
+    current time to a record whose timestamp is older than the topic's retention; the broker may delete such a record
+    before it is read, so without `now` it is not sent.
+
+    Each dead letter is sent at most once, ever, whatever happens in between and however often this is called; those
+    that are not selected keep waiting. A dead letter that goes back to its own topic goes to its own partition.
+    Raises AppLocked if another redrive of the topic has begun, and UserError that names a dead letter which the topic
+    does not take.
     """
     done = Redriven()
     ensure_topic(dead.link, dead.notes_topic, dead.kafka, 1, _FOREVER)
@@ -120,7 +130,7 @@ def redrive(
 
 
 def _waiting(dead: DeadLetters) -> Iterator[tuple[DeadLetter, int]]:
-    """Each letter that waits, with the first offset behind the letter before it."""
+    """Yields each dead letter that waits, with the first offset after the one before it."""
     partition, begin = -1, 0
     for letter in dead.letters():
         if letter.partition != partition:
@@ -152,14 +162,16 @@ def _addressed(
             continue
         target = sender.target(topic)
         if target.partitions == 0:
-            done.leave(f"there is no topic {topic!r} to take them back (--to TOPIC sends them elsewhere)")
+            done.leave(f"there is no topic {topic!r} to send them to (--to TOPIC sends them elsewhere)")
             continue
         known = letter.number("timestamp")
         stamp = max(0, letter.timestamp if known is None else known)
         if now and stamp < now_ms - target.kept_ms:
             stamp = now_ms
         if stamp < now_ms - target.kept_ms:
-            done.leave(f"their timestamps are older than what topic {topic!r} keeps (--now gives them the time of now)")
+            done.leave(
+                f"their timestamps are older than the retention of topic {topic!r} (--now gives them the current time)"
+            )
             continue
         origin = letter.number("partition")
         if origin is None or sender.to or not 0 <= origin < target.partitions:
@@ -181,7 +193,7 @@ def _batches(sendings: Iterator[_Sending]) -> Iterator[list[_Sending]]:
 
 
 class _Sender:
-    """The one producer that may send dead letters of this topic: making one fences the one before it off."""
+    """The one producer that may send the dead letters of this topic: making it fences the one before it."""
 
     def __init__(self, dead: DeadLetters, to: str) -> None:
         self.to = to
@@ -193,7 +205,7 @@ class _Sender:
         self._producer = self._claim()
 
     def target(self, topic: str) -> _Target:
-        """The facts about a topic, asked of the broker once."""
+        """Returns the facts about a topic, for which the broker is asked once."""
         if topic not in self._targets:
             try:
                 count = len(partitions_of(self._producer, self._dead.link, topic))
@@ -203,7 +215,7 @@ class _Sender:
         return self._targets[topic]
 
     def deliver(self, batch: list[_Sending], done: Redriven) -> None:
-        """Sends the letters and the notes on them in one transaction."""
+        """Sends the dead letters, and the notes that they were sent, in one transaction."""
         self._transaction(batch)
         done.letters += len(batch)
         for sending in batch:
@@ -277,7 +289,9 @@ class _Sender:
         )
 
     def _accepted(self, produce: Callable[[], object], letter: str = "") -> None:
-        """Calls `produce`, again while the client's queue is full. letter: the place of the one that is sent, to name it when refused."""
+        """Calls `produce`, again while the client's queue is full. `letter`: the place of the dead letter, to name it
+        if it is refused.
+        """
         while True:
             try:
                 produce()
@@ -304,7 +318,9 @@ class _Sender:
         }
 
     def _on_delivery(self, place: str, error: KafkaError | None, _: Any) -> None:
-        """Keeps the error, and does no more: while `flush` raises, no method of the client's objects may be called."""
+        """Keeps the error and does nothing else: while `flush` raises, no method of the client's objects may be
+        called.
+        """
         if error is not None:
             self._reports.append((place, error))
 
@@ -326,7 +342,7 @@ class _Sender:
         for place, error in self._reports:
             if error.code() in _UNFIT:
                 raise UserError(
-                    f"letter {place} of {self._dead.topic!r} is not taken back: {said(error)}",
+                    f"dead letter {place} of {self._dead.topic!r} is refused: {said(error)}",
                     hint=f"--skip {place} leaves it out; nothing is sent twice",
                 )
 
@@ -350,8 +366,8 @@ class _Sender:
         if reason.code() in FENCED:
             self._open = False  # the other redrive has ended our transaction
             return AppLocked(
-                f"another redrive of {self._dead.topic!r} has begun, and goes on with what this one has not sent",
-                hint="nothing is sent twice; let that one end",
+                f"another redrive of {self._dead.topic!r} has begun, and sends what this one has not sent",
+                hint="nothing is sent twice; let the other redrive end",
             )
         explained = explain(reason, self._dead.link, self._dead.topic, "Write")
         explained.hint = explained.hint or "repeat the command: nothing is sent twice"
@@ -365,7 +381,9 @@ class _Sender:
 
 
 def _target(dead: DeadLetters, topic: str, partitions: int) -> _Target:
-    """The facts about a topic, asked of the broker. Where we may not read its settings, it is assumed to keep records for ever."""
+    """Returns the facts about a topic, for which it asks the broker. If we may not read its settings, it is assumed
+    to keep records for ever.
+    """
     settings = settings_of(dead.link, dead.kafka, topic)
     if settings is None:
         return _Target(partitions)

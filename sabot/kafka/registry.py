@@ -1,4 +1,6 @@
-"""The schema registry, asked through confluent-kafka's client: bounded in time, and each schema once."""
+"""The schema registry, through confluent-kafka's client. Each request is bounded in time, and each schema is fetched
+once.
+"""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +15,7 @@ from sabot.config import Duration, parse_seconds
 from sabot.errors import MissingExtra, RegistryUnavailable, UnknownSchema, UserError
 from sabot.redaction import clean_cause, keep_secret, keep_settings, keep_url, redacted_url
 
-_SCHEMAS = 10_000  # how many schemas by id are kept
+_SCHEMAS = 10_000  # the most schemas that are kept by id
 _UNKNOWN = 200  # how many unknown ids are kept; while there are so many, no other is asked for
 _REFERENCES = 200  # how many other schemas one may refer to, and these to others
 _UNKNOWN_SECONDS = 60.0  # how long an id that is unknown is not asked for again
@@ -29,25 +31,29 @@ T = TypeVar("T")
 
 
 class _Missing(UserError):
-    """The registry does not have what was asked for."""
+    """The registry does not have the schema or the subject."""
 
 
 class _Unusable(UserError):
-    """A schema that the registry has is none that can be read."""
+    """A schema of the registry cannot be read."""
 
 
 class _NoRegistry(Exception):
-    """An answer that no schema registry gives: of a proxy before it, or a page that says it is being mended."""
+    """An answer that does not come from a schema registry, but from a proxy before it, or a page that says it is
+    being mended.
+    """
 
 
 class Registry:
     """A schema registry with Confluent's API: `Avro(registry=Registry("http://localhost:8081"))`.
 
-    url: one, or several with commas between them, which are tried in turn. auth: user and password. settings: of the client of
-    confluent-kafka, such as {"ssl.ca.location": …, "ssl.certificate.location": …, "ssl.key.location": …}. timeout: of one request.
+    `url`: one address, or several with commas between them, which are tried in turn. `auth`: user and password.
+    `settings`: settings of the client of confluent-kafka, such as {"ssl.ca.location": …, "ssl.certificate.location":
+    …, "ssl.key.location": …}. `timeout`: the time for one request.
 
-    A schema is asked for once, and kept by its id. An unknown id is asked for again after a minute; while 200 ids are unknown, others count
-    as unknown too. One object may serve all formats of a program, and be used from any thread. Needs the extra `sabot[registry]`.
+    A schema is fetched once, and kept by its id. An unknown id is tried again after a minute; while 200 ids are
+    unknown, others count as unknown too. One object may serve all formats of a program, and may be used from any
+    thread. Needs the extra `sabot[registry]`.
     """
 
     def __init__(
@@ -87,14 +93,14 @@ class Registry:
         self._made: Any = None
         self._known: dict[
             int, tuple[str, str] | str
-        ] = {}  # by id: its kind and text, or why it is none that can be used
+        ] = {}  # by id: the kind and text of a schema, or the reason why it cannot be used
         self._unknown: dict[int, tuple[float, str]] = {}  # by id: until when, and why
 
     def __repr__(self) -> str:
         return f"Registry({self.address!r})"
 
     def schema_of(self, id: int, kind: str) -> str:
-        """See `SchemaRegistry.schema_of`."""
+        """Returns the text of the schema with this id (`SchemaRegistry.schema_of`)."""
         found = self._known.get(id)
         if found is None:
             found = self._fetched(id)
@@ -105,7 +111,7 @@ class Registry:
         return found[1]
 
     def latest(self, subject: str, kind: str) -> tuple[int, str]:
-        """See `SchemaRegistry.latest`."""
+        """Returns the id and the text of the newest schema of a subject (`SchemaRegistry.latest`)."""
 
         def ask(client: Any) -> Any:
             client.clear_latest_caches()
@@ -121,7 +127,7 @@ class Registry:
         return id, self._whole(schema)
 
     def register(self, subject: str, text: str, kind: str, references: Sequence[Reference] = ()) -> int:
-        """See `SchemaRegistry.register`."""
+        """Registers a schema under a subject, and returns its id (`SchemaRegistry.register`)."""
 
         def ask(client: Any, schema: Any) -> int:
             return _of_type(int, client.register_schema(subject, schema))
@@ -129,7 +135,7 @@ class Registry:
         return self._id(ask, subject, text, kind, references)
 
     def refer(self, name: str, text: str, kind: str, references: Sequence[Reference] = ()) -> Reference:
-        """See `SchemaRegistry.refer`."""
+        """Registers a schema that others refer to by `name` (`SchemaRegistry.refer`)."""
 
         def ask(client: Any, schema: Any) -> int:
             client.register_schema(name, schema)
@@ -138,7 +144,7 @@ class Registry:
         return Reference(name, name, self._id(ask, name, text, kind, references))
 
     def lookup(self, subject: str, text: str, kind: str) -> int:
-        """See `SchemaRegistry.lookup`."""
+        """Returns the id of a schema that is registered already (`SchemaRegistry.lookup`)."""
 
         def ask(client: Any, schema: Any) -> int:
             return _of_type(int, client.lookup_schema(subject, schema).schema_id)
@@ -160,7 +166,9 @@ class Registry:
         return self._asked(lambda client: ask(client, Schema(text, kind, others)), f", subject {subject!r}")
 
     def _whole(self, schema: Any) -> str:
-        """The text of a schema, with the types of others that it refers to where they are part of it. Raises as `_asked`, and UserError."""
+        """Returns the text of a schema, with the types of other schemas that it refers to where they are part of it.
+        Raises as `_asked`, and UserError.
+        """
         text: str = schema.schema_str
         if not schema.references or (schema.schema_type or "AVRO") != "AVRO":
             return text
@@ -182,7 +190,7 @@ class Registry:
             raise _Unusable(error.message) from error
 
     def _fetched(self, id: int) -> tuple[str, str] | str:
-        """Asks for a schema. Raises UnknownSchema, RegistryUnavailable."""
+        """Fetches a schema. Raises UnknownSchema, RegistryUnavailable."""
         now = SYSTEM_CLOCK.monotonic()
         with self._lock:
             while self._unknown and (oldest := next(iter(self._unknown.items())))[1][0] <= now:
@@ -199,7 +207,7 @@ class Registry:
             found = error.message
         except _Missing as error:
             with self._lock:
-                self._unknown.pop(id, None)  # what was noted last stands last
+                self._unknown.pop(id, None)  # moves the id to the end, as the newest
                 self._unknown[id] = (now + _UNKNOWN_SECONDS, error.message)
             raise UnknownSchema(id, error.message) from error
         with self._lock:
@@ -209,7 +217,9 @@ class Registry:
         return found
 
     def _asked(self, ask: Callable[[Any], T], what: str = "") -> T:
-        """What the client answers. Raises UserError for what the registry refuses or lacks, RegistryUnavailable without an answer."""
+        """Returns the client's answer. Raises UserError if the registry refuses or lacks it, and RegistryUnavailable
+        without an answer.
+        """
         client = self._client()
         from confluent_kafka.schema_registry.error import SchemaRegistryError
 
@@ -264,19 +274,21 @@ def _version(subject: str, version: int, client: Any) -> Any:
 
 
 def _usable(schema: Any) -> Any:
-    """A schema with its text and its kind. Raises _NoRegistry: the client takes any JSON for an answer."""
+    """Returns a schema that has a text and a kind. Raises _NoRegistry for any other answer, as the client accepts any
+    JSON.
+    """
     _of_type(str, schema.schema_str)
     _of_type(str, schema.schema_type or "AVRO")
     return schema
 
 
 def _of_type(kind: type[T], value: Any) -> T:
-    """A value of an answer, which is of this type. Raises _NoRegistry."""
+    """Returns a value of an answer that has this type. Raises _NoRegistry for another type."""
     if not isinstance(value, kind):
         raise _NoRegistry(f"{value!r:.60} where it has a {kind.__name__}")
     return value
 
 
 def _is_code(code: Any) -> bool:
-    """Whether an error has a code of a registry's; the client says -1 where the answer is no JSON."""
+    """Returns True for an error code of a registry; the client says -1 if the answer is no JSON."""
     return isinstance(code, int) and code > 0

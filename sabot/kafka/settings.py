@@ -1,8 +1,10 @@
-"""The settings of the Kafka client that users give. Secrets among them are registered, and some settings are Sabot's alone.
+"""The settings of the Kafka client that users give. Secrets among them are registered, and some settings are reserved
+for Sabot.
 
-A result exactly once needs positions that nobody but a checkpoint commits, records of committed transactions alone, and producers that
-write each record once and report those that are refused. A setting of the user's that says otherwise would be taken by the client without
-a word, so it is refused; one that says the same passes. Of settings that bound, time and connect, the user's come first.
+Exactly once needs positions that only a checkpoint commits, records of committed transactions only, and producers
+that write each record once and report refused ones. The client would silently accept a user's setting that
+contradicts this, so it is refused; one that says the same is accepted. Settings that bound, time and connect are the
+user's.
 """
 
 from collections.abc import Mapping
@@ -15,7 +17,9 @@ _TRUE, _FALSE = frozenset(["true", "t", "1"]), frozenset(["false", "f", "0"])  #
 
 
 class _Ours(NamedTuple):
-    """A setting that is Sabot's. same: the values that say what Sabot says, in small letters. hint: how the user says what he may mean."""
+    """A setting that is reserved. `same`: the values that say the same as Sabot's, in small letters. `hint`: how the
+    user says what he may mean.
+    """
 
     why: str
     same: frozenset[str] = frozenset()
@@ -73,8 +77,9 @@ _OURS = {
 
 
 def checked_settings(kafka: object, what: str = "kafka") -> dict[str, Any]:
-    """The settings, as a dict of their own; none for None. Registers the secrets in them. Raises UserError for one that is Sabot's, for one
-    whose secret the client would print in its messages and log lines, and for what is no dict. what: whose they are.
+    """Returns the settings as a new dict, empty for None, and registers the secrets among them. Raises UserError for
+    a reserved setting, for one whose secret the client would print in its messages and log lines, and for a value
+    that is no dict. `what`: the owner of the settings, for the message.
     """
     if kafka is None:
         return {}

@@ -1,4 +1,4 @@
-"""`KafkaSink`: batches to a topic, at least once through an idempotent producer, exactly once in transactions."""
+"""`KafkaSink`: writes batches to a topic, at least once through an idempotent producer, exactly once in transactions."""
 
 from functools import cache
 from typing import Any
@@ -11,18 +11,19 @@ from sabot.kafka.topics import sink_of
 
 
 class KafkaSink(Sink, TakesChanges, ChecksTypes, KeepsToken):
-    """A topic of a kafka:// or memory:// broker, made if it is missing. Changes become records with keys, and tombstones. A topic that is
-    made for changes is compacted; one that exists should be (`cleanup.policy=compact`), or its retention drops keys that rarely change.
+    """A topic of a kafka:// or memory:// broker, which is made if it is missing. Changes become records with keys,
+    and tombstones. A topic that is made for changes is compacted; one that exists should be
+    (`cleanup.policy=compact`), or its retention drops keys that rarely change.
 
-    format: what rows become, JSON by default (docs/formats.md).
+    `format`: the format in which rows become records, JSON by default (docs/formats.md).
 
-    Defaults of the producer: idempotent, `linger.ms` 5, `compression.type` lz4, keys placed as the Java
-    clients place them, and with exactly once `transaction.timeout.ms` 60000. Other keyword arguments are settings of the
-    Kafka client, with dots: `**{"linger.ms": 50}`.
+    Defaults of the producer: idempotent, `linger.ms` 5, `compression.type` lz4, keys placed as the Java clients place
+    them, and with exactly once `transaction.timeout.ms` 60000. Other keyword arguments are settings of the Kafka
+    client, with dots: `**{"linger.ms": 50}`.
 
-    Exactly once: a part is one transaction, which readers with `isolation.level=read_committed` see whole. The number of the last part is
-    kept as the offset of consumer group `sabot.<app>.<sink>.0` at partition 0 of the topic. No other consumer may use that group; the
-    metadata of the offset is the app's incarnation.
+    Exactly once: a part is one transaction, which readers with `isolation.level=read_committed` see whole. The number
+    of the last part is kept as the offset of consumer group `sabot.<app>.<sink>.0` at partition 0 of the topic. No
+    other consumer may use that group; the metadata of the offset is the app's incarnation.
     """
 
     broker: str
@@ -34,9 +35,11 @@ class KafkaSink(Sink, TakesChanges, ChecksTypes, KeepsToken):
     def __init__(
         self, topic: str, broker: str = "memory://", *, format: str | Format | None = None, **kafka: Any
     ) -> None:
-        """Makes this object a sink of the kind that the address asks for: its methods are that kind's own, and forward to nothing.
+        """Makes this object a sink of the kind that the address asks for: it has that kind's own methods, and
+        forwards no call.
 
-        `__new__` cannot choose the kind, because a class that derives from this one may have a constructor with other arguments.
+        `__new__` cannot choose the kind, because a class that derives from this one may have a constructor with other
+        arguments.
         """
         kind, arguments = sink_of(topic, broker, kafka, format_of(format, f"KafkaSink({topic!r})"))
         self.__class__ = _over(type(self).__bases__[0], kind)
@@ -50,5 +53,5 @@ class KafkaSink(Sink, TakesChanges, ChecksTypes, KeepsToken):
 
 @cache
 def _over(face: type[Sink], kind: type[Sink]) -> Any:
-    """The class that is a `face` (KafkaSink, or a class of the user's that derives from it) and works as `kind` does."""
+    """Returns a class that is a `face` (KafkaSink, or a user's class that derives from it) and works as `kind` does."""
     return type(face.__name__, (face, kind), {"__module__": face.__module__, "__doc__": face.__doc__})

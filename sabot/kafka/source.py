@@ -48,13 +48,14 @@ class KafkaSource(
 ):
     """A topic of a kafka:// or memory:// broker.
 
-    The engine uses `open`, `read_batch`, `positions`, `commit`, `close` (see `Source`). User code calls `await start()`, then `await
-    get_next()`, `await next_record()` or `async for value in source`, and at the end `await stop()`. It begins at the group's committed
-    offsets, or at the earliest record; `stop` commits the offsets of the records that were returned.
+    The engine uses the methods of `Source` and of its abilities. User code calls `await start()`, then `await
+    get_next()`, `await next_record()` or `async for value in source`, and at the end `await stop()`. Reading begins
+    at the group's committed offsets, or at the earliest record; `stop` commits the offsets of the records that were
+    returned.
 
-    until: where it ends, as of `App.stream`; None: it does not end. `async for` is over then, and `get_next` raises a UserError.
-    Other keyword arguments are settings of the Kafka client, with dots: `**{"security.protocol": "ssl"}`.
-    `partition_check` says how often the source looks for new partitions.
+    `until`: the place where the source ends, as for `App.stream`, or None. At that place `async for` ends, and
+    `get_next` raises UserError. `partition_check`: the time between two looks for new partitions. Other keyword
+    arguments are settings of the Kafka client, with dots: `**{"security.protocol": "ssl"}`.
     """
 
     def __init__(
@@ -151,24 +152,26 @@ class KafkaSource(
     # Record by record
 
     async def start(self) -> None:
-        """Opens the source; nothing happens when it is open. Raises as `open` does."""
+        """Opens the source, if it is not open. Raises as `open` does."""
         if not self._open:
             await run_in_thread(self.open, None, "committed")
 
     async def stop(self) -> None:
-        """Commits the offsets of the records that were returned, and closes; nothing happens when the source is not open."""
+        """Commits the offsets of the records that were returned, and closes the source, if it is open."""
         if self._open:
             await run_in_thread(self._commit_and_close)
 
     async def next_record(self) -> Record:
-        """Waits for the next record and returns it. A cancelled call consumes nothing. Raises UserError behind the last one of `until=`."""
+        """Waits for the next record and returns it. A cancelled call consumes nothing. Raises UserError after the
+        last record before `until=`.
+        """
         record = await self._next_record()
         if record is None:
             raise UserError(f"topic {self.name!r} has been read up to until=", hint="async for ends there by itself")
         return record
 
     async def _next_record(self) -> Record | None:
-        """As `next_record`; None where the bound has been reached."""
+        """Waits for the next record and returns it, or None at the bound."""
         while not self._records:
             if not self._open:
                 raise UserError(f"the source of topic {self.name!r} is not started", hint="await source.start()")
@@ -182,7 +185,9 @@ class KafkaSource(
         return record
 
     async def get_next(self) -> Any:
-        """The next record's payload, decoded as JSON. Raises DataError when it is not JSON; that record is then consumed."""
+        """Returns the next record's payload, decoded as JSON. Raises DataError if it is not JSON; that record is then
+        consumed.
+        """
         return (await self.next_record()).value
 
     async def __aiter__(self) -> AsyncIterator[Any]:

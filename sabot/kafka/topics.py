@@ -28,7 +28,9 @@ def open_source(
     *,
     partition_check: Duration = "30s",
 ) -> "KafkaReader | MemorySource":
-    """The source of a topic, not opened yet. kafka: settings of the client. partition_check: how often it looks for new partitions."""
+    """Returns the source of a topic, not opened yet. `kafka`: settings of the client. `partition_check`: the time
+    between two looks for new partitions.
+    """
     seconds = parse_seconds(partition_check, name="partition_check")
     if _in_memory(broker):
         return MemorySource(topic, broker, group_id)
@@ -38,7 +40,8 @@ def open_source(
 
 
 def open_sink(topic: str, broker: str, kafka: Mapping[str, Any] | None = None, format: Format | None = None) -> Sink:
-    """The sink of a topic, not opened yet. kafka: settings of the client. format: what rows become; None: JSON.
+    """Returns the sink of a topic, not opened yet. `kafka`: settings of the client. `format`: the format of the
+    records, or None for JSON.
 
     Its `address` is the topic alone, because the same broker may have another address tomorrow.
     """
@@ -48,7 +51,7 @@ def open_sink(topic: str, broker: str, kafka: Mapping[str, Any] | None = None, f
 
 
 def sink_of(topic: str, broker: str, kafka: Mapping[str, Any], format: Format) -> tuple[Any, tuple[Any, ...]]:
-    """The class of the sink of a topic, and what its constructor takes."""
+    """Returns the class of the sink of a topic, and the arguments for its constructor."""
     if _in_memory(broker):
         return MemorySink, (topic, broker, format)
     from sabot.kafka.delivery import KafkaDelivery
@@ -63,9 +66,10 @@ def make_topic(
     config: Mapping[str, str] | None = None,
     kafka: Mapping[str, Any] | None = None,
 ) -> int:
-    """Makes the topic with so many partitions if it is missing; one that is there stays as it is. Blocking.
+    """Makes the topic with `partitions` partitions if it is missing; an existing topic stays as it is. Returns its
+    number of partitions. Blocks.
 
-    Returns how many it has. config: settings of a new topic of a kafka:// broker. Raises the errors of Sink.open.
+    `config`: settings of a new topic of a kafka:// broker. Raises the errors of `Sink.open`.
     """
     if not _in_memory(broker):
         from sabot.kafka.admin import made_topic
@@ -96,11 +100,11 @@ class RecordSender:
         timestamp: int | None = None,
         partition: int | None = None,
     ) -> int:
-        """Sends a record, and returns its offset once the broker has it. `timestamp` is in ms, by default the current time; the topic is
-        made if it is missing.
+        """Sends a record, and returns its offset once the broker has it. `timestamp`: ms since 1970, or None for now.
+        Makes the topic if it is missing.
 
-        Raises BrokerUnavailable (naming the address), UserError (partition, rights), DataError (too large) or TransientError. A call that
-        is cancelled may still send.
+        Raises BrokerUnavailable (naming the address), UserError (partition, rights), DataError (too large) or
+        TransientError. A call that is cancelled may still send.
         """
         if self._memory:
             return await MemoryBroker.get(self.broker).send(topic, payload, key, headers, timestamp, partition)
@@ -108,8 +112,8 @@ class RecordSender:
         return offset
 
     async def reach(self, seconds: float) -> None:
-        """Returns where a broker answers, within so many seconds or the usual ones. Raises BrokerUnavailable (naming the address),
-        UserError where it refuses us.
+        """Waits until a broker answers, for at most `seconds`. Raises BrokerUnavailable, which names the address, and
+        UserError if the broker refuses us.
         """
         if not self._memory:
             await run_in_thread(self._reach, seconds)
@@ -130,7 +134,7 @@ class RecordSender:
             return self._kafka
 
     def close(self) -> None:
-        """Waits up to 5 s for records that are on their way, then closes. Idempotent."""
+        """Waits up to 5 s for records that are not delivered yet, and closes the connection. May be called twice."""
         with self._lock:
             sender, self._kafka = self._kafka, None
         if sender is not None:

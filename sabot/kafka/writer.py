@@ -35,7 +35,9 @@ from sabot.supervision import watch_call
 from sabot.threads import run_in_thread, wait_done
 
 CLOSE_SECONDS = 5.0
-FULL_SECONDS = 0.1  # a wait for room in the client's queue is interrupted so often, for its callbacks and for whoever wants to end it
+FULL_SECONDS = (
+    0.1  # a wait for room in the client's queue is interrupted so often, for callbacks and for a caller that ends it
+)
 MESSAGE_OVERHEAD = 512  # the most that the client's size check adds for a record to its key, payload and headers
 
 _BOUNDED_TIMES = (
@@ -44,7 +46,7 @@ _BOUNDED_TIMES = (
 )
 _VALIDATED = f"a topic with cleanup.policy=compact takes no record without a key: give key= to .to(), or another topic. Or {_BOUNDED_TIMES}"
 
-# Why the broker will never take a record, and what to do. It refuses the batch of the record, so the first that is told of may be another.
+# Reasons why the broker never accepts a record, each with a remedy. It refuses the record's batch, so another record may be reported first.
 LASTING = {
     KafkaError.INVALID_RECORD: _VALIDATED,
     KafkaError._INVALID_DIFFERENT_RECORD: _VALIDATED,
@@ -69,7 +71,7 @@ class Refused:
 
 
 def refused_by(producer: RecordProducer) -> Refused | None:
-    """The records that were not delivered, if there were any since the last call."""
+    """Returns the records that were not delivered since the last call, or None."""
     found = producer.refused()
     if found is None:
         return None
@@ -80,8 +82,8 @@ def refused_by(producer: RecordProducer) -> Refused | None:
 def produce(producer: RecordProducer, data: pa.RecordBatch, go_on: Callable[[], None]) -> None:
     """Puts rows of RECORD_SCHEMA into the client's queue, in order; their partition and offset are ignored.
 
-    While the queue is full it waits for records to be delivered, or to be given up after message.timeout.ms, and calls `go_on`, which
-    raises to end the wait. Raises KafkaException as the client does.
+    While the queue is full it waits until records are delivered, or given up after message.timeout.ms, and calls
+    `go_on`, which raises to end the wait. Raises KafkaException as the client does.
     """
     taken = 0
     while True:
@@ -96,19 +98,23 @@ def produce(producer: RecordProducer, data: pa.RecordBatch, go_on: Callable[[], 
 
 
 def largest_record(kafka: Mapping[str, Any]) -> int:
-    """The largest record, in bytes of key, payload and headers together, that the client accepts under these settings."""
+    """Returns the size of the largest record that the client accepts under these settings: key, payload and headers
+    together, in bytes.
+    """
     return int(kafka.get("message.max.bytes", MESSAGE_BYTES)) - MESSAGE_OVERHEAD
 
 
 def check_sizes(data: pa.RecordBatch, limit: int, topic: str, first: int = 0) -> None:
-    """Raises RowErrors naming the rows of RECORD_SCHEMA above `limit` bytes; `first` is the number of the first row."""
+    """Raises RowErrors that name the rows of RECORD_SCHEMA above `limit` bytes. `first`: the number of the first row."""
     if big := rows_above(data, limit):
         why = f"bytes are above message.max.bytes ({limit})"
         raise RowErrors({first + row: f"topic {topic!r}: {size} {why}" for row, size in big.items()})
 
 
 class KafkaWriter(Sink, TakesChanges, ChecksTypes):
-    """A sink with one idempotent producer. A refused record is raised by `flush`, or by the next `write`."""
+    """A sink with one idempotent producer. The error for a refused record is raised by `flush`, or by the next
+    `write`.
+    """
 
     def __init__(self, topic: str, broker: str, kafka: Mapping[str, Any], format: Format = JSON) -> None:
         self.name = topic
@@ -130,8 +136,8 @@ class KafkaWriter(Sink, TakesChanges, ChecksTypes):
         self._keys = keys
 
     def ensure_topic(self) -> int:
-        """Makes the topic if it is missing, and returns how many partitions it has. A topic of changes is made compacted, which keeps the
-        last record of each key.
+        """Makes the topic if it is missing, and returns its number of partitions. A topic for changes is made
+        compacted, which keeps the last record of each key.
         """
         config = {} if self._keys is None else {"cleanup.policy": "compact"}
         return ensure_topic(self._link, self.name, self._kafka, config=config)
@@ -188,7 +194,7 @@ class KafkaWriter(Sink, TakesChanges, ChecksTypes):
 
 
 class KafkaSender:
-    """Sends single records and returns their offsets. It has one producer, and one thread that serves the producer's delivery reports."""
+    """A producer of single records, which returns their offsets, with one thread that serves its delivery reports."""
 
     def __init__(self, broker: str, kafka: Mapping[str, Any]) -> None:
         self._link = link_of(broker, "sender", kafka, "Write")
@@ -289,7 +295,9 @@ class KafkaSender:
             self._topics.add(topic)
 
     def _broke(self, error: SabotError) -> None:
-        """Called when the thread ends with an error: all callers that wait for an offset get it, and all later calls raise it."""
+        """Called when the thread ends with an error: all callers that wait for an offset get it, and all later calls
+        raise it.
+        """
         self._fault = error
         for sent in list(self._waiting):
             if not sent.done():
@@ -307,8 +315,8 @@ class KafkaSender:
                 return self._give_up(producer, error)
 
     def _give_up(self, producer: Any, why: KafkaError | UserError) -> None:
-        """Drops the producer: each waiting caller gets the error, with the name of its topic. Later calls get a new producer, because the
-        missing right may have been granted meanwhile.
+        """Drops the producer: each waiting caller gets the error, with the name of its topic. Later calls get a new
+        producer, because the missing right may have been granted meanwhile.
         """
         with self._lock:
             if self._closed:
@@ -333,7 +341,9 @@ class KafkaSender:
 
 
 def refusal(error: KafkaError, link: BrokerLink, topic: str, size: int | None = None) -> Exception:
-    """The error for a record that the producer or the broker refuses. size: the record's bytes of payload and key, where they are known."""
+    """Returns the error for a record that the producer or the broker refuses. `size`: the bytes of the record's
+    payload and key, or None.
+    """
     if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
         large = "" if size is None else f" of {size} bytes"
         return DataError(

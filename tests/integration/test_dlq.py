@@ -23,6 +23,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot.cli import commands
 from sabot.codecs.records import Headers, build_records
 from sabot.connectors.base import Sink
+from sabot.connectors.defaults import finish_of
 from sabot.connectors.letters import letter_headers
 from sabot.errors import AppLocked
 from sabot.kafka import admin, client
@@ -263,7 +264,7 @@ def test_a_letter_that_its_topic_refuses_is_named_and_can_be_left_out(kafka_url:
     write(kafka_url, f"{topic}.dlq", [(random.Random(n).randbytes(300), facts(topic, 4), 1) for n in range(5)])
     done = sabot(kafka_url, "dlq", "redrive", f"{topic}.dlq")
     assert (done.exit_code, done.stdout) == (1, "")
-    assert f"letter 0:3 of '{topic}.dlq' is not taken back" in done.stderr
+    assert f"dead letter 0:3 of '{topic}.dlq' is refused" in done.stderr
     assert "--skip 0:3" in done.stderr
     assert messages(kafka_url, topic) == []
     assert redriven(kafka_url, f"{topic}.dlq", "--skip", "0:3")["redriven"] == 11
@@ -279,7 +280,7 @@ def test_a_record_that_the_broker_would_delete_at_once_stays_unless_it_gets_the_
     admin.create_topic(kafka_url, topic, 3, config={"retention.ms": "60000", "cleanup.policy": "delete"})
     with_letters(kafka_url, topic, 2)
     done = sabot(kafka_url, "dlq", "redrive", f"{topic}.dlq")
-    assert (done.exit_code, "older than what topic" in done.stderr) == (1, True)
+    assert (done.exit_code, "older than the retention of topic" in done.stderr) == (1, True)
     assert redriven(kafka_url, f"{topic}.dlq", "--now")["redriven"] == 2
     assert min(record.timestamp()[1] for record in messages(kafka_url, topic, least=2)) > STAMP + 1000
 
@@ -347,7 +348,7 @@ def test_letters_of_a_file_or_a_table_go_back_once(place: str, kafka_url: str, t
     assert redriven(kafka_url, *words)["redriven"] == 4
     assert redriven(kafka_url, *words)["redriven"] == 0
     sink.write(Batch(letter_rows(topic, range(5, 8))))
-    sink.finish()
+    finish_of(sink)()
     sink.close()
     waiting = sabot(kafka_url, "dlq", "list", *words, "--json").stdout.splitlines()
     assert [json.loads(line)["payload"] for line in waiting] == ["5", "6", "7"]
@@ -525,7 +526,7 @@ def test_the_commands_of_the_page_on_operations_do_what_it_says(
     for sink in written:
         sink.open()
         sink.write(Batch(letter_rows(topic, [8])))
-        sink.finish()
+        finish_of(sink)()
         sink.close()
     printed = []
     for line in commands_of_page:

@@ -355,7 +355,7 @@ def test_a_position_that_is_gone_since_the_topic_was_made_again_says_so_with_bot
     assert source.topic_id() not in ("", before)
     with pytest.raises(UserError, match=r"position 0 does not exist any more: ") as raised:
         source._notice(lost, 0, 0)
-    assert "retention has passed it" in str(raised.value.hint)
+    assert "retention has removed it" in str(raised.value.hint)
     source.close()
 
 

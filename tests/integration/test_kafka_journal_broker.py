@@ -99,7 +99,7 @@ def test_a_broker_that_stays_away_ends_the_journal_after_its_patience(own_kafka:
     before = SYSTEM_CLOCK.monotonic()
     own_kafka.stop()  # a beat may wait from here on
     stopped = SYSTEM_CLOCK.monotonic()
-    with pytest.raises(JournalFailed, match="did not say within 3 s that it has what was sent"):
+    with pytest.raises(JournalFailed, match="did not acknowledge records within 3 s"):
         journal.wait_durable(journal.append(Begin("b", 0)), WAIT)
     assert before + 3 <= SYSTEM_CLOCK.monotonic() < stopped + 20
     journal.close()
@@ -197,7 +197,7 @@ def test_what_changed_on_the_brokers_disk_is_told(own_kafka: Broker, topic: str)
     own_kafka.start()
     for name, why in {
         "records": rf": {topic}-NAME\[0\] is damaged: .*(at offset {in_records} .*CRC|Magic)",
-        "offset": rf": {topic}-NAME\[0\] is damaged: a record at offset {in_offset} or behind it says that it is at {in_offset ^ 0x55}",
+        "offset": rf": {topic}-NAME\[0\] is damaged: a record at offset {in_offset} or later says that its offset is {in_offset ^ 0x55}",
         "version": rf": {topic}-NAME\[0\] is damaged: .*Magic.* at offset {in_version}",
         "letters": rf" has lost records: a frame names letter 1, and {topic}-letters\[1\] ends at 0",
     }.items():
