@@ -1,4 +1,4 @@
-"""The only reader of time. Everything else takes a Clock, so that tests can move time by hand."""
+"""The only reader of time. All other code takes a Clock, so that tests can move time by hand."""
 
 import time
 from datetime import timedelta
@@ -8,45 +8,47 @@ from sabot.config import Duration, parse_seconds
 
 
 class Clock(Protocol):
-    """Gives calendar time, for people and records, and a steady count of seconds, for durations."""
+    """A clock with calendar time, for people and records, and a steady count of seconds, for durations."""
 
     def time(self) -> float:
-        """Seconds since 1970-01-01 UTC."""
+        """Returns the seconds since 1970-01-01 UTC."""
 
     def monotonic(self) -> float:
-        """Seconds from an arbitrary start; never goes back."""
+        """Returns seconds from an arbitrary start, which never go back."""
 
 
 class SystemClock:
-    """The machine's clock. Its readings are the library's own functions, since agents read them several times a record."""
+    """The machine's clock. Its methods are the functions of `time` themselves, because agents call them several times
+    a record.
+    """
 
     monotonic = staticmethod(time.monotonic)
     time = staticmethod(time.time)
 
 
 class ManualClock:
-    """A clock that moves only when it is told to: `clock.advance(seconds)`."""
+    """A clock for tests that moves only by `clock.advance(seconds)`."""
 
     def __init__(self, start: float = 1_700_000_000.0) -> None:
         self._now = start
         self._set_by = 0.0
 
     def time(self) -> float:
-        """Seconds since 1970-01-01 UTC: `start`, all advances, and by how much the clock was set."""
+        """Returns the seconds since 1970-01-01 UTC: `start`, plus all advances, plus the change by `set`."""
         return self._now + self._set_by
 
     def monotonic(self) -> float:
-        """The same seconds as `time`, for as long as the clock is not set."""
+        """Returns `start` plus all advances; `set` does not change it."""
         return self._now
 
     def set(self, seconds: float) -> None:
-        """Set the calendar time to so many seconds since 1970, back or forth, as somebody does who corrects the clock of a machine. The
-        steady count goes on where it was.
+        """Sets the calendar time to so many seconds since 1970, forwards or back, like an administrator who corrects
+        a machine's clock. The steady count does not change.
         """
         self._set_by = seconds - self._now
 
     def advance(self, seconds: Duration) -> None:
-        """Moves on by so much, "5s" or a number of seconds that is not negative."""
+        """Moves both times forward by a duration, "5s" or a number of seconds. Raises ValueError if it is negative."""
         if not isinstance(seconds, str | timedelta) and seconds < 0:
             raise ValueError("time does not go back")
         self._now += parse_seconds(seconds, name="advance: seconds")
@@ -56,10 +58,10 @@ SYSTEM_CLOCK = SystemClock()
 
 
 class ForwardClock:
-    """A clock whose calendar time never goes back in the life of a process, and which knows how much of it has really passed.
+    """A clock whose calendar time never goes back during a process, and which knows how much time has really passed.
 
-    Where the machine's clock is set back, its time goes on at the steady pace from where it was. Where that is set forward, its time goes
-    with it, and `since` leaves the jump out: what lasts is measured by the steady count.
+    If the machine's clock is set back, this clock goes on steadily from its last value. If the machine's clock is set
+    forward by more than half a second, this clock follows, and `since` does not count the jump.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -70,7 +72,7 @@ class ForwardClock:
         ]  # where its time was begun, and each place from where on it was set forward
 
     def time(self) -> float:
-        """Seconds since 1970-01-01 UTC."""
+        """Returns the seconds since 1970-01-01 UTC. Never goes back."""
         began, count = self._parts[-1]
         now, told = began + (steady := self.monotonic()) - count, self._clock.time()
         if told - now > _JUMP_SECONDS:
@@ -79,8 +81,8 @@ class ForwardClock:
         return now
 
     def since(self, moment: float) -> float:
-        """How many seconds have passed since a `time` of this clock; since a time before it was made, as far as the calendar says. Not
-        negative.
+        """Returns the seconds that have passed since `moment`, a `time` of this clock, without jumps; at least 0 for
+        such a moment. For a moment before the clock was made the calendar decides.
         """
         self.time()
         steady = self.monotonic()
@@ -97,8 +99,8 @@ _JUMP_SECONDS = (
 
 
 def boot_seconds() -> float:
-    """Seconds from an arbitrary start that go on while the machine is suspended, where the system can say that: for leases, which end by
-    the clock of another machine.
+    """Returns seconds from an arbitrary start that also count while the machine is suspended, if the system can tell.
+    They are for leases, which end by the clock of another machine.
     """
     return time.clock_gettime(_LASTING)
 

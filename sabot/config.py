@@ -1,4 +1,4 @@
-"""Durations, sizes, names, broker addresses and references to secrets as users write them, read in one place."""
+"""Parsers and checks of values that users write: durations, sizes, rates, names, addresses and references to secrets."""
 
 import inspect
 import os
@@ -19,10 +19,10 @@ NAME_BYTES = 255
 TOPIC_BYTES = 249  # Kafka's bound
 
 RECORD_BYTES = 16 << 20
-"""The largest record, in bytes, that is taken from outside unless its source sets another bound; a larger one becomes a dead letter."""
+"""The largest record, in bytes, that a source takes by default; a larger record becomes a dead letter."""
 
 FIELDS = 10_000
-"""At most so many columns, nested fields included, are inferred from data; a given schema may have more."""
+"""The most columns, nested fields included, that are inferred from data; a given schema may have more."""
 
 Duration = str | int | float | timedelta
 
@@ -34,7 +34,11 @@ _WHO_CALLS = 'kafka://host:port, kafka={"security.protocol": "SASL_SSL", "sasl.m
 
 
 def parse_seconds(value: Duration, *, name: str = "duration", zero: bool = True) -> float:
-    """Seconds, not negative, from `"5s"`, `"100ms"`, a timedelta, or a bare number of seconds. zero: none at all is allowed."""
+    """Returns the seconds in `"5s"`, `"100ms"`, a timedelta, or a bare number of seconds.
+
+    `name`: the name of the parameter, for messages. `zero`: False refuses 0. Raises UserError for a text that is no
+    duration, and for a negative or infinite duration.
+    """
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
     elif isinstance(value, bool):
@@ -60,7 +64,7 @@ def parse_seconds(value: Duration, *, name: str = "duration", zero: bool = True)
 
 
 def parse_ms(value: Duration, *, name: str = "duration") -> int:
-    """What `parse_seconds` gives, in whole milliseconds."""
+    """Returns the result of `parse_seconds` in milliseconds, rounded. Raises the same errors."""
     ms = parse_seconds(value, name=name) * 1000
     if ms == float("inf"):
         raise UserError(f"{name}: {value!r} is not finite in milliseconds")
@@ -68,30 +72,36 @@ def parse_ms(value: Duration, *, name: str = "duration") -> int:
 
 
 def checked_flag(what: str, value: object) -> bool:
-    """The value, which is True or False. Raises UserError for all else: bool("no") is True."""
+    """Returns the value if it is True or False. Raises UserError for any other value, because `bool("no")` is True.
+    `what`: the parameter, for the message.
+    """
     if not isinstance(value, bool):
         raise UserError(f"{what}={value!r}", hint="True or False")
     return value
 
 
 def is_whole(value: object, least: int, most: int | None = None) -> bool:
-    """Whether the value is a whole number within these bounds; True and False are not taken for numbers."""
+    """Returns True if the value is an int between `least` and `most` (None: no upper bound). True and False are no
+    numbers here.
+    """
     return isinstance(value, int) and not isinstance(value, bool) and least <= value and (most is None or value <= most)
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether the value is a number; True and False are not taken for numbers."""
+    """Returns True if the value is an int or a float. True and False are no numbers here."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def whole(name: str, value: object) -> None:
-    """A number of calls or tokens. Raises UserError unless it is whole and not negative."""
+    """Checks a number of calls or tokens. Raises UserError unless it is an int from 0 up."""
     if not is_whole(value, 0):
         raise UserError(f"{name}={short_repr(value)}: a whole number is wanted, not negative")
 
 
 def amount(name: str, value: object) -> Decimal | None:
-    """A number as it stands, exact; None stays None. Raises UserError unless it is finite and not negative."""
+    """Returns a number as a Decimal with the digits that the user wrote, or None for None. Raises UserError unless
+    the number is finite and not negative.
+    """
     if value is None:
         return None
     try:
@@ -106,8 +116,10 @@ def amount(name: str, value: object) -> Decimal | None:
 def check_numbers(
     config: object, *names: str, zero: bool = False, whole: bool = False, none: bool = False, what: str = ""
 ) -> None:
-    """Raises UserError unless each of these attributes is a finite number above 0. zero: or 0; whole: without a fraction; none: or None.
-    what: whose they are; by default those of the class.
+    """Checks the attributes `names` of a config object: each must be a finite number above 0.
+
+    `zero`: allows 0. `whole`: demands ints. `none`: allows None. `what`: the owner of the attributes, for messages;
+    by default the name of the class. Raises UserError.
     """
     for name in names:
         value = getattr(config, name)
@@ -122,8 +134,11 @@ def check_numbers(
 
 
 def checked_durations(config: object, *names: str, zero: bool = False, none: bool = False, what: str = "") -> None:
-    """Each of these attributes is a duration, as users write one ("5s", a timedelta, a number of seconds), and is kept in seconds. Raises
-    UserError as `check_numbers`, and for a text that is no duration.
+    """Replaces the attributes `names`, durations as users write them ("5s", a timedelta, a number of seconds), by
+    their seconds.
+
+    Raises UserError for a text that is no duration, and otherwise like `check_numbers`, which has the same
+    parameters.
     """
     for name in names:
         if isinstance(value := getattr(config, name), str | timedelta):
@@ -133,8 +148,8 @@ def checked_durations(config: object, *names: str, zero: bool = False, none: boo
 
 
 def check_called(where: str, **functions: object) -> None:
-    """Raises UserError for a function, or an object that is called like one, that is `async`: these are called, and nobody awaits what they
-    give. What is None, or no function, passes.
+    """Raises UserError for each of `functions` that is `async`: it would be called, and nobody would await the
+    result. None, and values that are no functions, pass.
     """
     for name, function in functions.items():
         plain = inspect.isroutine(function) or isinstance(function, partial)
@@ -147,7 +162,9 @@ def check_called(where: str, **functions: object) -> None:
 
 
 def parse_bytes(value: str | int, *, name: str = "size") -> int:
-    """Bytes, from `"256MB"`, `"64KiB"` or a bare number of bytes."""
+    """Returns the number of bytes in `"256MB"`, `"64KiB"`, or a bare number of bytes. Raises UserError for a text
+    that is no size, and for sizes below 1 or from 4 EiB up.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
     else:
@@ -163,7 +180,9 @@ def parse_bytes(value: str | int, *, name: str = "size") -> int:
 
 
 def parse_rate(value: str | float, *, name: str = "rate") -> float:
-    """A positive number per second, from `"50/s"`, `"300/m"`, `"1000/h"`, or a bare number per second."""
+    """Returns the number per second in `"50/s"`, `"300/m"`, `"1000/h"`, or a bare number per second. Raises UserError
+    unless it is positive and finite.
+    """
     match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*/\s*([smhd])\s*", value) if isinstance(value, str) else None
     if match is not None:
         rate = float(match[1]) / _SECONDS[match[2]]
@@ -180,14 +199,18 @@ def parse_rate(value: str | float, *, name: str = "rate") -> float:
 
 
 class Restart(NamedTuple):
-    """What happens when a task of an app fails: a number of restarts from the last checkpoint, each after a wait; then the app fails."""
+    """The restart policy of an app: the number of restarts from the last checkpoint, and the seconds before each.
+    After that many restarts the app fails.
+    """
 
     attempts: int
     delay_s: float
 
 
 def parse_restart(value: str) -> Restart:
-    """`"fixed(3, 1s)"` -> three restarts, one second after each failure; `"none"`: no restart."""
+    """Parses a restart policy: `"fixed(3, 1s)"` means three restarts, one second after each failure, and `"none"` no
+    restart. Raises UserError.
+    """
     if value == "none":
         return Restart(0, 0.0)
     match = re.fullmatch(r"fixed\(\s*(\d{1,18})\s*,([^,)]+)\)", value)
@@ -199,7 +222,10 @@ def parse_restart(value: str) -> Restart:
 
 
 def parse_broker(url: str) -> tuple[str, str]:
-    """`kafka://host:port[,host:port]` -> `("kafka", "host:port,…")`; `memory://name` -> `("memory", "name")`."""
+    """Splits the address of a broker into scheme and rest: `kafka://host:port[,host:port]` into `("kafka",
+    "host:port,…")`, and `memory://name` into `("memory", "name")`. Raises UserError, also for a user or a password in
+    the address.
+    """
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in ("kafka", "memory") or (scheme == "kafka" and not rest):
         keep_url(url)
@@ -217,13 +243,15 @@ def parse_broker(url: str) -> tuple[str, str]:
 
 
 def checked_kind(value: object, kind: type | UnionType, what: str, hint: str = "") -> None:
-    """Raises UserError for a value that is of another type. what: whose parameter this is, and its name."""
+    """Raises UserError if the value has another type than `kind`. `what`: the parameter, for the message."""
     if not isinstance(value, kind):
         raise UserError(f"{what}={_shown(value)}", hint=hint or f"a {getattr(kind, '__name__', kind)}")
 
 
 def checked_words(value: object, what: str) -> None:
-    """Raises UserError for what is no collection of texts; a single text is none."""
+    """Raises UserError unless the value is a collection of texts. A single text is refused. `what`: the parameter,
+    for the message.
+    """
     if (
         isinstance(value, str | bytes)
         or not isinstance(value, Collection)
@@ -233,7 +261,9 @@ def checked_words(value: object, what: str) -> None:
 
 
 def checked_text(value: object, what: str) -> str:
-    """`value`, if it is a str that a message, a database and a manifest can hold. Raises UserError."""
+    """Returns the value if it is a str that messages, databases and manifests can hold. Raises UserError for NUL, and
+    for half of a surrogate pair.
+    """
     if not isinstance(value, str):
         raise UserError(f"{what}={_shown(value)} is no str")
     if "\0" in value:
@@ -249,9 +279,9 @@ def checked_text(value: object, what: str) -> str:
 
 
 def checked_name(value: object, what: str, *, longest: int = NAME_BYTES) -> str:
-    """`value`, if it can name something: a line of a log shows it whole, and a Kafka group, a header and a table can be called so.
+    """Returns the value if it can name something: in a line of a log, a Kafka group, a header, a table.
 
-    Raises UserError for what is empty, longer than `longest` bytes of UTF-8, or has control characters.
+    Raises UserError if it is empty, is longer than `longest` bytes of UTF-8, or has control characters.
     """
     name = checked_text(value, what)
     if not name:
@@ -266,7 +296,7 @@ def checked_name(value: object, what: str, *, longest: int = NAME_BYTES) -> str:
 
 
 def checked_no_password(name: str, what: str) -> str:
-    """`name`, unless it is an address with a password in it. Raises UserError."""
+    """Returns the name, unless it is an address with a password or token in it, which raises UserError."""
     if has_password(name):
         keep_url(name)
         raise UserError(
@@ -277,7 +307,9 @@ def checked_no_password(name: str, what: str) -> str:
 
 
 def checked_topic(value: object, what: str, *, kafka: bool = False) -> str:
-    """`value`, if it can name a topic. kafka: the topic is one of a Kafka broker, which allows few characters. Raises UserError."""
+    """Returns the value if it can name a topic. `kafka`: True for a topic of a Kafka broker, which allows few
+    characters. Raises UserError.
+    """
     name = checked_no_password(checked_name(value, what, longest=TOPIC_BYTES), what)
     if kafka and (not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in (".", "..")):
         raise UserError(
@@ -291,7 +323,9 @@ _ONE_SLASH = re.compile(r"(s3|gs|gcs|az|abfss?|hdfs|viewfs|file|rocksdb):/(?!/)(
 
 
 def checked_path(value: object, what: str) -> str:
-    """`value`, as a str, if it can be a path or a URI. Raises UserError."""
+    """Returns the value as a str if it can be a path or a URI. Raises UserError, also for `s3:/…`, which `pathlib`
+    makes of `s3://…`.
+    """
     path = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(path, str) or not path:
         raise UserError(f"{what}={_shown(value)} names no place", hint="a str, or a Path")
@@ -313,17 +347,21 @@ def _shown(value: object) -> str:
 
 
 def legal_topic(name: str) -> str:
-    """A source's name, which may be the path of a file, made into a legal part of a Kafka topic's name."""
+    """Replaces the characters of a source's name, such as the path of a file, that the name of a Kafka topic must not
+    have.
+    """
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-200:]
 
 
 def dead_letter_topic(template: str, topic: str) -> str:
-    """The topic for the dead letters of `topic`, from a template such as `"{topic}.dlq"`."""
+    """Returns the topic for the dead letters of `topic`, made from a template such as `"{topic}.dlq"`."""
     return template.replace("{topic}", legal_topic(topic))
 
 
 class Secret:
-    """A reference to a secret by the name of an environment variable, which is all that `repr`, messages and journals show."""
+    """A reference to a secret by the name of an environment variable. `repr`, messages and journals show only that
+    name.
+    """
 
     __slots__ = ("name",)
 
@@ -331,7 +369,9 @@ class Secret:
         self.name = name
 
     def read(self) -> str:
-        """The secret itself, from now on hidden in messages. Raises UserError where the variable is missing or empty."""
+        """Returns the value of the secret, which messages hide from now on. Raises UserError if the variable is
+        missing or empty.
+        """
         value = os.environ.get(self.name, "")
         if not value:
             raise UserError(f"the secret {self.name} is not there", hint=f"set the environment variable {self.name}")
@@ -349,9 +389,10 @@ class Secret:
 
 
 def secret(name: str) -> Secret:
-    """A reference to the secret in the environment variable `name`, for the call of a tool: `ctx.call(charge, key=secret("STRIPE_KEY"))`.
+    """Makes a reference to the secret in the environment variable `name`, for a call of a tool: `ctx.call(charge,
+    key=secret("STRIPE_KEY"))`.
 
-    The tool gets the value; what is recorded of the call has the name. Where the variable is missing, the call fails before anything is
-    sent.
+    The tool gets the value, and the journal records the name. If the variable is missing, the call fails before
+    anything is sent. Raises UserError for a name with a password in it.
     """
     return Secret(checked_no_password(checked_name(name, "secret"), "secret"))

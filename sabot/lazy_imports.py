@@ -1,7 +1,8 @@
-"""Public names that are loaded when they are first asked for (PEP 562), so that a program pays for what it uses.
+"""Public names of a package that are imported at their first use (PEP 562), so that a program loads only the modules
+that it needs.
 
-The stub of a package, `__init__.pyi`, is the one place that says its names and the module of each: type checkers and editors read it, and
-so does `lazy_exports`. Each line is `from module import Name as Name`, by which a stub says that a name is the package's own.
+The stub of a package, `__init__.pyi`, is the one list of its names and their modules, for type checkers, editors and
+`lazy_exports`. Each line is `from module import Name as Name`, which in a stub marks a name as the package's own.
 """
 
 import ast
@@ -13,7 +14,9 @@ from typing import Any
 
 
 def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """The `__getattr__`, the `__dir__` and the `__all__` of a package."""
+    """Returns the `__getattr__`, the `__dir__` and the `__all__` of a package, made from its stub. Raises ImportError
+    if the stub is missing.
+    """
     where = _homes(package)
 
     def load(name: str) -> Any:
@@ -30,7 +33,9 @@ def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
 
 
 def _homes(package: str) -> dict[str, str]:
-    """By its name, the module of each name of a package. The loader reads the stub, as packages may lie in archives."""
+    """Returns the module of each name of a package. Reads the stub through the package's loader, because packages may
+    lie in archives.
+    """
     spec: Any = sys.modules[package].__spec__
     stub = os.path.splitext(spec.origin)[0] + ".pyi"
     try:
@@ -42,5 +47,7 @@ def _homes(package: str) -> dict[str, str]:
 
 
 def _place(name: str) -> tuple[int, str]:
-    """Constants, then classes, then functions: the order in which linters keep an `__all__`."""
+    """Returns a sort key that puts constants before classes before functions, the order in which linters keep an
+    `__all__`.
+    """
     return (0 if name.isupper() else 1 if name[0].isupper() else 2), name

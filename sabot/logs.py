@@ -1,4 +1,4 @@
-"""Log lines of a program that is one app: where they go, and how they look."""
+"""Log lines of an app: their destination and their format."""
 
 import json
 import logging
@@ -16,8 +16,8 @@ _OURS = str(Path(__file__).parent)
 
 
 class _Scrubbing(logging.Formatter):
-    """Hides secrets in log lines of other libraries, and in tracebacks, which quote the program, where a password may be written; and shows
-    what nobody would see of what others have written.
+    """A formatter that hides secrets in log lines of other libraries and in tracebacks, and that escapes control
+    characters.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -25,7 +25,9 @@ class _Scrubbing(logging.Formatter):
 
 
 class _AsJson(logging.Formatter):
-    """One JSON object a line: time (ISO, UTC), level, logger, message; worker where the app has several, traceback where there is one."""
+    """A formatter that writes one JSON object a line: time (ISO, UTC), level, logger and message; also worker if the
+    app has several, and traceback if there is one.
+    """
 
     def __init__(self, worker: str) -> None:
         super().__init__()
@@ -48,8 +50,8 @@ class _AsJson(logging.Formatter):
 def warn_of_users_error(
     log: logging.Logger, error: BaseException, message: str, *given: object, level: int = logging.WARNING
 ) -> None:
-    """A line with the traceback of the user's error, from the first line of the user's on. Known secrets are hidden in it, whatever
-    handler and formatter the program has. level: of logging; a warning, where nothing else is said.
+    """Logs a message with the traceback of an error in the user's code. Frames of Sabot above the user's code are
+    left out, and known secrets are hidden, whatever handlers the program has.
     """
     if not log.isEnabledFor(level):
         return
@@ -63,15 +65,19 @@ def warn_of_users_error(
 
 
 def users_part(trace: TracebackType | None) -> TracebackType | None:
-    """A traceback from the first line of the user's on; None where there is none."""
+    """Returns the part of a traceback that begins with the first frame of the user's code, or None if there is no
+    such frame.
+    """
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
         trace = trace.tb_next
     return trace
 
 
 def set_up_logging(level: str, form: str = "text", worker: str = "") -> None:
-    """Sends log lines of Sabot from `level` up, and those of other libraries from `warning` up, to stderr. A program that has set up
-    logging by itself keeps its handlers. worker: the name of this process, for its lines, where the app has several.
+    """Sends log lines of Sabot from `level` up, and those of other libraries from `warning` up, to stderr. Does
+    nothing if the program has set up logging by itself.
+
+    `form`: "text" or "json". `worker`: the name of this process in its log lines, or "" if the app has one process.
     """
     if logging.getLogger().handlers:
         return

@@ -1,4 +1,4 @@
-"""Object stores as pyarrow has them, and the addresses by which users name them: s3://, gs://, az:// and abfs://, hdfs://."""
+"""Addresses of object stores (s3://, gs://, az:// and abfs://, hdfs://) and the file systems of pyarrow for them."""
 
 import os
 import re
@@ -13,7 +13,9 @@ from sabot.errors import UserError
 from sabot.redaction import has_password, keep_url, redacted_url
 
 OBJECT_STORES = frozenset(["s3", "gcs", "abfs"])
-"""The file systems of pyarrow's in which an object exists only when it was sent completely, and needs no folder, but a bucket."""
+"""The file systems of pyarrow in which an object appears only when it was sent completely. They need a bucket, and no
+folders.
+"""
 
 _ADDRESSES = (
     "s3://bucket/path, gs://…, az://container/path (account: AZURE_STORAGE_ACCOUNT), abfs://…, hdfs://…;"
@@ -45,11 +47,11 @@ _LOGIN = "application_default_credentials.json"
 
 
 def found_by(address: str, what: str = "") -> tuple[arrow_fs.FileSystem, str, str]:
-    """(the file system, the path in it, the address as it may be shown: without keys and options). Of the store nothing is asked yet,
-    but for the region of a bucket of S3 where the address names none.
+    """Returns the file system for an address, the path in it, and the address without keys and options, as messages
+    may show it. Sends nothing, except a request for the region of an S3 bucket if the address names none.
 
-    Raises UserError for an address that cannot be read, and where Google's client would look for minutes for somebody who calls. what:
-    that it is no such thing, for the message.
+    `what`: words that are put behind the address in messages. Raises UserError for an address that cannot be read,
+    and for a Google address without credentials, because Google's client would search for them for minutes.
     """
     keep_url(address)
     shown = redacted_url(address).partition("?")[0]
@@ -68,8 +70,10 @@ def found_by(address: str, what: str = "") -> tuple[arrow_fs.FileSystem, str, st
 
 
 def check_bucket(filesystem: arrow_fs.FileSystem, inside: str, where: str) -> None:
-    """Raises UserError where an object store says that it has no such bucket (or container): what it says of an object in there is the same
-    as of one that is missing, or a text of its own. inside: the path in the file system; where: as it is shown.
+    """Raises UserError if an object store says that the bucket (or container) does not exist. Errors of objects in
+    such a bucket do not tell that.
+
+    `inside`: the path in the file system. `where`: the address, for the message. Blocks.
     """
     bucket = inside.partition("/")[0]
     if filesystem.type_name not in OBJECT_STORES or not bucket:
@@ -86,15 +90,15 @@ def check_bucket(filesystem: arrow_fs.FileSystem, inside: str, where: str) -> No
 
 
 def hint_of_store(filesystem: arrow_fs.FileSystem, words: str) -> str:
-    """What to do about an error of a store. words: its text."""
+    """Returns a hint for an error of a store, by the error's text."""
     if _NOBODY.search(words):
         return _WHO_CALLS.get(filesystem.type_name, _ADDRESSES)
     return _NOT_REACHED if _AWAY.search(words) else _ADDRESSES
 
 
 def _nobody_calls(address: str) -> bool:
-    """Whether there is no key, no login, and no machine of Google's that would say who calls. Its client finds that out too, after two
-    minutes, and says so in terms of its own.
+    """Returns True if there are no credentials for Google: no key, no login, and no machine of Google that would say
+    who calls. Google's client takes two minutes to find that out.
     """
     url, environ = urlsplit(address), os.environ
     if url.username is not None or "endpoint_override=" in url.query or environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
@@ -104,7 +108,7 @@ def _nobody_calls(address: str) -> bool:
 
 
 def _is_googles(host: str) -> bool:
-    """Whether this is the server that tells a machine of Google's who it is. Nothing is asked but its name."""
+    """Returns True if the host is the metadata server of a machine of Google. Blocks for at most 3 s."""
     server = HTTPConnection(host, timeout=_ANSWER_S)
     try:
         server.request("GET", "/", headers={"Metadata-Flavor": "Google"})

@@ -1,4 +1,4 @@
-"""The small HTTP server of a worker: pages that are made when they are asked for, such as figures and the state of its health."""
+"""The small HTTP server of a worker, for pages that are made on request: metrics and health."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ _PATIENCE_SECONDS = 10.0  # for a client that sends nothing, or takes nothing
 
 
 class Page(NamedTuple):
-    """What a path answers."""
+    """The answer for a path."""
 
     status: int
     content_type: str
@@ -23,15 +23,17 @@ class Page(NamedTuple):
 
 
 def page_of(report: Mapping[str, Any], *, good: bool) -> Page:
-    """A report as JSON: 200 where all is good, else 503, which makes Kubernetes and load balancers act."""
+    """Makes a JSON page of a report, with status 200 if `good`, else 503, on which Kubernetes and load balancers act."""
     status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
     return Page(status, "application/json", json.dumps(report).encode() + b"\n")
 
 
 class PageServer:
-    """Answers GET and HEAD of the given paths, each request in a thread; other paths are 404, other methods 501.
+    """An HTTP server that answers GET and HEAD of the given paths, each request in a thread. Other paths get 404, and
+    other methods 501.
 
-    pages: path -> what makes its page of the value of the request's Accept header. Raises OSError where the address cannot be had.
+    `pages`: for each path the function that makes its page; it gets the value of the request's Accept header. Raises
+    OSError if the address cannot be bound.
     """
 
     def __init__(self, host: str, port: int, pages: Mapping[str, Callable[[str], Page]]) -> None:
@@ -73,7 +75,7 @@ class PageServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the server and frees the port; blocks up to half a second. Call it once."""
+        """Stops the server and frees the port. Blocks up to half a second. Call it once."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -1,8 +1,8 @@
-"""KeyboardInterrupt and SystemExit, by which the user's code asks for the end of the process, wherever that code runs.
+"""KeyboardInterrupt and SystemExit ("exits") that the user's code raises to end the process.
 
-Raised on the event loop they would end the loop for all its tasks, and raised in a thread of the engine nobody would notice them. So
-whoever calls the user's code wraps them: they become the cause of an ordinary error, the app stops in good order, and
-`AgentRuntime.run` raises them again at the end.
+Raised on the event loop they would end the loop for all its tasks, and raised in a thread of the engine they would go
+unnoticed. So code that calls the user's code wraps them in an ordinary error with the exit as its cause. The app then
+stops in good order, and `AgentRuntime.run` raises the exit again.
 """
 
 from sabot.errors import SabotError
@@ -12,7 +12,7 @@ Exit = KeyboardInterrupt | SystemExit
 
 
 def find_exit(error: BaseException | None) -> Exit | None:
-    """The exit behind this error: the first one in the chain of the error and its causes; None when there is none."""
+    """Returns the first exit in the chain of an error and its causes, or None if there is none."""
     seen: set[int] = set()  # a user's error may be its own cause
     while error is not None and id(error) not in seen:
         if isinstance(error, EXITS):
@@ -23,7 +23,7 @@ def find_exit(error: BaseException | None) -> Exit | None:
 
 
 def wrap_exit(asked: BaseException, where: str) -> SabotError:
-    """An ordinary error whose cause is the exit `asked`; `find_exit` finds it there."""
+    """Returns an ordinary error whose cause is the exit `asked`. `where`: the code that raised it, for the message."""
     error = SabotError(f"{where} ends the process: {type(asked).__name__}: {asked}".rstrip(": "))
     error.__cause__ = asked
     return error

@@ -1,10 +1,11 @@
-"""The steps by which an app changes the world outside it: files, topics, tables. Each step has a name and is announced here.
+"""The steps by which an app changes files, topics and tables. Each step has a name and is announced here.
 
     with step("rename", path):
         os.rename(unfinished, path)
 
-So a test can count the steps, and crash before, after or in the middle of each (`sabot.testing`). Outside tests nobody watches.
-Reading is no step. Every write, rename, removal, send and commit is one, and happens only inside `with step(…)`.
+A test can count the steps, and crash before, after or in the middle of each (`sabot.testing`); otherwise nobody
+watches. Every write, rename, removal, send and commit is a step and happens only inside `with step(…)`. Reads are no
+steps.
 """
 
 from types import TracebackType
@@ -12,29 +13,35 @@ from typing import Any, Protocol
 
 
 class Watcher(Protocol):
-    """Is told of the steps. Its methods are called in the thread of the step; an error that they raise comes out of the step."""
+    """An observer of steps. Its methods are called in the thread of the step, and an error that they raise comes out
+    of the step.
+    """
 
     def before(self, name: str, what: str) -> None:
-        """Called before anything of the step has happened."""
+        """Called before the step begins."""
 
     def after(self, name: str, what: str) -> None:
-        """Called when the step is done; not for a step that raised."""
+        """Called when the step is done; not called if it raised."""
 
     def torn(self, name: str, what: str, size: int) -> int:
-        """How many of the `size` bytes of a write are to be written: fewer than `size` before a simulated crash, else all."""
+        """Returns how many of the `size` bytes of a write to write: fewer than `size` before a simulated crash, else
+        all.
+        """
 
 
 _watcher: Watcher | None = None
 
 
 def watch(watcher: Watcher | None) -> None:
-    """From now on `watcher` is told of every step of the process; with None nobody is."""
+    """Makes `watcher` the observer of every step of the process; None removes it."""
     global _watcher
     _watcher = watcher
 
 
 class step:
-    """One step, from its beginning to its end. `name` is its kind, one of a few constants; `what` is its object: a path, a topic."""
+    """A context manager for one step. `name`: the kind of step, one of a few constants. `what`: the object, such as a
+    path or a topic.
+    """
 
     __slots__ = ("_name", "_what")
 
@@ -54,7 +61,7 @@ class step:
             _watcher.after(self._name, str(self._what))
 
     def write(self, file: Any, data: Any) -> None:
-        """Writes `data`; a watcher may have only its first bytes written, as a crash would leave them."""
+        """Writes `data` into `file`. A watcher may cut the write short, as a crash would."""
         if _watcher is not None:
             size = len(data)
             part = _watcher.torn(self._name, str(self._what), size)

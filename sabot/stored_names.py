@@ -1,9 +1,10 @@
 """The names under which classes and fields of Sabot are written to disk.
 
-A checkpoint recognises a step by a digest that contains names of classes and fields (`plan.paths`), and describes the window of a step by
-the name of its class. A journal and a dead letter contain the class name of an error. Files outlive a rename, so code that writes such a
-name calls `stored_name` or `stored_field`. Whoever renames a class or a field adds it to the tables below, with the name that it had.
-`tests/unit/test_stored_names.py` holds all names that have been written, and fails if one of them changes.
+A checkpoint recognises a step by a digest that contains names of classes and fields (`plan.paths`), and describes the
+window of a step by the name of its class. A journal and a dead letter contain the class name of an error. Files
+outlive a rename, so code that writes such a name calls `stored_name` or `stored_field`. A change that renames a class
+or a field adds the old name to the tables below. `tests/unit/test_stored_names.py` holds all names that have been
+written, and fails if one of them changes.
 """
 
 CLASSES: dict[str, str] = {"AgentRunError": "AgentError", "AppLocked": "JobLocked"}
@@ -14,13 +15,15 @@ FIELDS: dict[str, dict[str, str]] = {}
 
 
 def stored_name(kind: type) -> str:
-    """Returns the name of a class on disk. A class that is not defined in Sabot has its own name, also if one of ours has the same."""
+    """Returns the name of a class on disk. A class outside of Sabot has its own name, even if one of Sabot's classes
+    has the same.
+    """
     name = kind.__name__
     return CLASSES.get(name, name) if kind.__module__.partition(".")[0] == "sabot" else name
 
 
 def stored_field(kind: type, name: str) -> str:
-    """Returns the name on disk of a field of `kind`, which is a class of ours; a subclass has the names of its bases."""
+    """Returns the name on disk of a field of `kind`, a class of Sabot. A subclass inherits the names of its bases."""
     for base in kind.__mro__:
         if stored := FIELDS.get(base.__name__, {}).get(name):
             return stored

@@ -1,8 +1,9 @@
-"""Reports a task, a callback or a thread of the engine that ends unexpectedly to whoever can end the run, so that no part stops silently.
+"""Reports of tasks, callbacks and threads of the engine that end unexpectedly, so that no part of an app stops
+silently.
 
-watch_task(task, …)  for a task of the event loop: reports its error, or a cancellation that nobody asked for
-watch_call(run, …)   for a callback of the loop or the function of a thread: reports an error of any class
-TaskSet              for tasks that nobody waits for: the log has their errors
+watch_task(task, …)  for a task of the event loop: reports its error, or a cancellation from outside watch_call(run,
+…)   for a callback of the loop, or the function of a thread: reports an error of any class TaskSet              for
+tasks that nobody awaits: logs their errors
 """
 
 import asyncio
@@ -22,8 +23,8 @@ F = TypeVar("F", bound="asyncio.Future[Any]")
 
 
 def unexpected_end(what: str, error: BaseException) -> SabotError:
-    """The error by which `what` ended, as a SabotError: a SabotError stays as it is, an exit goes through `wrap_exit`, any other becomes an
-    InternalError with the original as its cause.
+    """Returns the error by which `what` ended as a SabotError: a SabotError as it is, an exit as `wrap_exit` makes
+    it, and any other error as an InternalError with the original as its cause.
     """
     if isinstance(error, SabotError):
         return error
@@ -40,7 +41,9 @@ def unexpected_end(what: str, error: BaseException) -> SabotError:
 def watch_task(
     task: F, what: str, tell: Callable[[SabotError], object], *, stopped: Callable[[], bool] = lambda: True
 ) -> F:
-    """Returns the task. `tell` is called on the task's loop when it ends with an error, or is cancelled while `stopped()` is false."""
+    """Returns the task, and makes it call `tell` on its loop if it ends with an error, or is cancelled while
+    `stopped()` is False. `what`: the task's description, for the message.
+    """
 
     def ended(_: "asyncio.Future[Any]") -> None:
         if not task.cancelled():
@@ -55,7 +58,9 @@ def watch_task(
 
 
 def watch_call(run: Callable[P, object], what: str, tell: Callable[[SabotError], object]) -> Callable[P, None]:
-    """A function that calls `run` and gives any error of it to `tell`, in the same thread."""
+    """Returns a function that calls `run`, and passes any error of it to `tell`, in the same thread. `what`: the
+    description of `run`, for the message.
+    """
 
     def guard(*args: P.args, **options: P.kwargs) -> None:
         try:
@@ -67,22 +72,24 @@ def watch_call(run: Callable[P, object], what: str, tell: Callable[[SabotError],
 
 
 class TaskSet:
-    """Tasks of one owner. The event loop knows tasks by weak references only; here they are held until they end."""
+    """Tasks of one owner, with strong references until they end; the event loop itself has weak references only."""
 
     def __init__(self, owner: str) -> None:
-        """owner: its name in the log."""
+        """`owner`: the name of the owner, for log lines."""
         self._owner = owner
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def begin(self, work: Coroutine[Any, Any, T], *, awaited: bool = False) -> "asyncio.Task[T]":
-        """awaited: somebody waits for it, and hears its error; else the log has it."""
+        """Starts a task and returns it. `awaited`: True if a caller awaits the task and gets its error; else an error
+        is logged.
+        """
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task if awaited else watch_task(task, self._owner, partial(_log.error, "%s"))
 
     async def cancel(self) -> None:
-        """Cancels all, and returns when they have ended."""
+        """Cancels all tasks, and returns when they have ended."""
         tasks = list(self._tasks)
         for each in tasks:
             each.cancel()
@@ -90,6 +97,6 @@ class TaskSet:
             await asyncio.wait(tasks)
 
     async def ended(self) -> None:
-        """Returns when those of now have ended by themselves."""
+        """Returns when all tasks that run now have ended by themselves."""
         if self._tasks:
             await asyncio.wait(self._tasks)

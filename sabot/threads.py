@@ -25,11 +25,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Turn = Callable[[float], bool | None]
-"""One turn of a thread of control: `turn(wait_seconds)` takes one element, and waits at most `wait_seconds` for one to come.
+"""One turn of an engine thread: `turn(wait_seconds)` takes one element, and waits at most `wait_seconds` for it.
 
-Returns True when it took an element, None when there was none or when its output found no room, False when the thread is over and must
-not be called again. It never raises. With `wait_seconds` 0 it never blocks: output that a full channel refuses stays with the thread
-until a later turn.
+It returns True if it took an element, None if there was none or its output had no room, and False if the thread has
+ended and must not be called again. It never raises. With `wait_seconds` 0 it does not block: output that a full
+channel refuses stays with the thread until a later turn.
 """
 
 _WAIT_SECONDS = 0.05
@@ -40,39 +40,39 @@ _pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="sabot-blocking")
 
 
 class Handle(Protocol):
-    """A thread of control, as its owner sees it."""
+    """An engine thread, as its owner sees it."""
 
     def start(self) -> None:
         """Lets the thread take its first turn."""
 
     def join(self, timeout: float | None = None) -> None:
-        """Returns when the thread is over, or after `timeout` seconds."""
+        """Returns when the thread has ended, or after `timeout` seconds."""
 
     def is_alive(self) -> bool:
-        """Whether the thread was started and is not over."""
+        """Returns True if the thread was started and has not ended."""
 
 
 Spawn = Callable[[str, Turn], Handle]
-"""Makes a thread of control of (name, turn), which is not started yet."""
+"""Makes an engine thread of (name, turn), not started yet."""
 
 
 class Threads:
-    """Where the engine's threads of control come from: threads of the process, unless a simulation puts its own in their place."""
+    """The maker of engine threads: threads of the process, unless a simulation replaces them."""
 
     def __init__(self) -> None:
         self._make: Spawn = _Thread
 
     def spawn(self, name: str, turn: Turn) -> Handle:
-        """Makes a thread of control, which calls `turn` until that returns False. It does not run before `start`."""
+        """Makes a thread that calls `turn` until it returns False. The thread does not run before `start`."""
         return self._make(name, turn)
 
     @property
     def simulated(self) -> bool:
-        """A simulation makes the threads of control, and runs their turns itself."""
+        """True if a simulation makes the threads and runs their turns itself."""
         return self._make is not _Thread
 
     def made_by(self, make: Spawn | None) -> None:
-        """From now on `spawn` uses `make(name, turn)`; None restores threads of the process."""
+        """Makes `spawn` use `make(name, turn)` from now on; None restores threads of the process."""
         self._make = make or _Thread
 
 
@@ -90,7 +90,9 @@ threads = Threads()
 
 
 async def run_in_thread(work: Callable[P, T], /, *args: P.args, **options: P.kwargs) -> T:
-    """Runs `work(*args, **options)`, which may block, in the engine's pool, and returns its result."""
+    """Runs `work(*args, **options)`, which may block, in the engine's pool of threads, and returns its result.
+    Cancelling this call does not stop the work. An exit that the work raises is wrapped (`process_exit`).
+    """
     return await asyncio.get_running_loop().run_in_executor(_pool, partial(_carrying, partial(work, *args, **options)))
 
 
@@ -102,7 +104,9 @@ def _carrying(work: Callable[[], T]) -> T:
 
 
 def call_on_loop(loop: asyncio.AbstractEventLoop, what: Callable[..., object], *values: Any) -> None:
-    """Schedules `what(*values)` on the loop. A loop that is closed is no error: a thread that was abandoned may outlive it."""
+    """Schedules `what(*values)` on the loop, from any thread. Does nothing if the loop is closed, because an
+    abandoned thread may outlive it.
+    """
     try:
         loop.call_soon_threadsafe(what, *values)
     except RuntimeError:
@@ -111,9 +115,10 @@ def call_on_loop(loop: asyncio.AbstractEventLoop, what: Callable[..., object], *
 
 
 async def wait_done(future: Future[Any]) -> None:
-    """Returns when the future is done, whether with a result or an error. Cancelling this wait does not cancel the future.
+    """Returns when the future is done, with a result or an error. Cancelling this wait does not cancel the future.
 
-    `asyncio.wrap_future` is not used: it passes a cancellation on, and it logs an error that nobody fetches from its copy of the future.
+    `asyncio.wrap_future` would pass a cancellation on, and would log an error that nobody fetches from its copy of
+    the future.
     """
     loop = asyncio.get_running_loop()
     finished = asyncio.Event()
@@ -127,8 +132,8 @@ async def wait_done(future: Future[Any]) -> None:
 
 
 async def run_to_end(work: Coroutine[Any, Any, T]) -> T:
-    """Runs a step that must not stop half way, such as taking a lock or closing everything. A caller that is cancelled meanwhile, however
-    often, waits for the end of the step; then CancelledError is raised.
+    """Runs a step that must not stop half way, such as taking a lock. If the caller is cancelled, however often, it
+    waits for the end of the step, and then raises CancelledError.
     """
     step = asyncio.ensure_future(work)
     cancelled = False
@@ -143,7 +148,7 @@ async def run_to_end(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def wait_all(running: "list[asyncio.Future[None]]") -> None:
-    """Returns when all have ended. Raises what the first one failed with."""
+    """Returns when all futures have ended. Raises the error of the first one that fails, at once."""
     if running:
         ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
         for one in ended:
@@ -151,9 +156,11 @@ async def wait_all(running: "list[asyncio.Future[None]]") -> None:
 
 
 def close_with_loop(close: Callable[[], Awaitable[object]]) -> None:
-    """Awaits `close()` when the running loop ends as `asyncio.run` ends it: what belongs to a loop cannot be closed in a later one.
+    """Awaits `close()` when the running loop ends as `asyncio.run` ends it, because objects of a loop cannot be
+    closed in a later one.
 
-    Such a loop finishes its asynchronous generators first, so a generator that is stopped at its only `yield` is told of the end.
+    Such a loop finishes its asynchronous generators first, so a generator that is suspended at its only `yield`
+    notices the end.
     """
     waiting = _until_the_end(close)
     try:
@@ -174,4 +181,4 @@ async def _until_the_end(close: Callable[[], Awaitable[object]]) -> AsyncGenerat
 
 
 _endings: dict[asyncio.AbstractEventLoop, list[AsyncGenerator[None, None]]] = {}
-"""The generators of `close_with_loop`; a loop refers to its generators weakly."""
+"""The generators of `close_with_loop` by loop; a loop itself has weak references to its generators only."""
