@@ -1,7 +1,4 @@
-"""Arrow arrays beside numpy's views of their values; and columns of times, each as int64 since 1970 UTC.
-
-A column holds times if its values are timestamps, dates, or integers, which count ms; expressions and event time accept all three.
-"""
+"""Conversions between Arrow arrays, numpy views of their values, and columns of times as int64 since 1970 UTC."""
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -14,7 +11,7 @@ import pyarrow.compute as pc
 from sabot.errors import UserError
 
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
-"""How many of a timestamp's unit are one second."""
+"""The number of each timestamp unit in a second."""
 
 _EXACT, _EXACT_TENS = 2**53, 22  # integers up to 2**53, and powers of ten up to 10**22, are floats without rounding
 
@@ -29,8 +26,8 @@ _DEEPEST = 64  # levels of a nested type
 
 
 def python_value(value: Any) -> Any:
-    """A scalar of numpy's as the Python value that it stands for (NaT as None), also in a list. Others are returned as they are, and so are
-    scalars without an exact Python value, such as a time in ns.
+    """Returns the Python value of a numpy scalar (NaT becomes None), also inside a list. Other values, and scalars
+    without an exact Python value such as a time in ns, are returned unchanged.
     """
     if isinstance(value, list | tuple):
         return [python_value(each) for each in value]
@@ -49,7 +46,7 @@ def python_value(value: Any) -> Any:
 
 
 def column_of(values: Sequence[Any], type: pa.DataType) -> pa.Array:
-    """Values as Python or numpy has them as an array of this type. Raises what pyarrow raises."""
+    """Returns Python or numpy values as an array of this type. Raises the errors of pyarrow."""
     try:
         return pa.array(values, type)
     except (pa.ArrowException, TypeError):  # pyarrow takes most scalars of numpy's, not times, and not into all types
@@ -60,7 +57,9 @@ def column_of(values: Sequence[Any], type: pa.DataType) -> pa.Array:
 
 
 def batch_of_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
-    """Rows as Python or numpy has them as a batch; null where a row lacks a column. Raises what pyarrow raises."""
+    """Returns rows of Python or numpy values as a batch, with null where a row lacks a column. Raises the errors of
+    pyarrow.
+    """
     try:
         return pa.RecordBatch.from_pylist(rows, schema=schema)
     except (pa.ArrowException, TypeError):
@@ -69,24 +68,28 @@ def batch_of_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Re
 
 
 def broadcast(value: Any, rows: int) -> pa.Array:
-    """A scalar as an array of `rows` rows; an array or chunked array as one array."""
+    """Returns a scalar as an array of `rows` rows, and an array or chunked array as one array."""
     if isinstance(value, pa.Scalar):
         return pa.repeat(value, rows) if value.is_valid else pa.nulls(rows, value.type)
     return value.combine_chunks() if isinstance(value, pa.ChunkedArray) else value
 
 
 def integers(array: pa.Array) -> Any:
-    """The values of an array of integers, times or dates as numpy integers, without a copy; the value of a null row is arbitrary."""
+    """Returns the values of an array of integers, times or dates as numpy integers, without a copy. The value of a
+    null row is arbitrary.
+    """
     return _view(array, "u" if pa.types.is_unsigned_integer(array.type) else "i")
 
 
 def floats(array: pa.Array) -> Any:
-    """The values of an array of floats as numpy floats, without a copy; the value of a null row is arbitrary."""
+    """Returns the values of an array of floats as numpy floats, without a copy. The value of a null row is arbitrary."""
     return _view(array, "f")
 
 
 def decimal_floats(array: pa.Array, type: pa.DataType) -> pa.Array:
-    """Decimals as the nearest floats of `type`; null stays null. (pyarrow's own cast makes 3.3000000000000003 of 3.30.)"""
+    """Returns decimals as the nearest floats of `type`; null stays null. (pyarrow's own cast makes 3.3000000000000003
+    of 3.30.)
+    """
     if type == pa.float64() and 0 <= array.type.scale <= _EXACT_TENS and array.type.bit_width >= 128:
         words = decimal_words(array)
         low, fits = words[:, 0], (words[:, 1:] == (words[:, :1] >> 63)).all(axis=1)
@@ -98,12 +101,14 @@ def decimal_floats(array: pa.Array, type: pa.DataType) -> pa.Array:
 
 
 def decimal_type(precision: int, scale: int) -> pa.DataType:
-    """Returns the type of decimals of so many digits, at most 76, of which `scale` stand behind the point."""
+    """Returns the decimal type with `precision` digits, at most 76, of which `scale` are behind the point."""
     return pa.decimal128(precision, scale) if precision <= 38 else pa.decimal256(precision, scale)
 
 
 def decimal_words(array: pa.Array) -> Any:
-    """The unscaled values of decimals of 128 or 256 bits: a row of int64 for each, the least significant bits first; 0 for null."""
+    """Returns the unscaled values of decimals of 128 or 256 bits: a row of int64 words for each, the least
+    significant first, and 0 for null.
+    """
     width = array.type.bit_width // 64
     data = array.buffers()[1]
     if data is None:
@@ -114,7 +119,9 @@ def decimal_words(array: pa.Array) -> Any:
 
 
 def decimal_integers(array: pa.Array, room: int) -> Any:
-    """The unscaled values of decimals, 0 for null: as int64 if all of them fit with `room` to add, else as Python's integers."""
+    """Returns the unscaled values of decimals, 0 for null: as int64 if `room` can be added to all of them without
+    overflow, else as Python integers.
+    """
     words = decimal_words(array if array.type.bit_width >= 128 else pc.cast(array, pa.decimal128(38, array.type.scale)))
     low = words[:, 0]
     most = 2**63 - 1 - room
@@ -132,7 +139,9 @@ def decimal_integers(array: pa.Array, room: int) -> Any:
 
 
 def decimal_array(values: Any, type: pa.DataType, source: pa.Array) -> pa.Array:
-    """Decimals with these unscaled values, null where `source` is. Raises ArrowInvalid for one that has more digits than the type."""
+    """Returns decimals with these unscaled values, null where `source` is null. Raises ArrowInvalid for a value with
+    more digits than the type.
+    """
     most = 10**type.precision
     if len(values) and (most <= 2**63 or values.dtype == object) and (abs(values) >= most).any():
         raise pa.ArrowInvalid(f"it does not fit in {type}")
@@ -160,7 +169,7 @@ def _view(array: pa.Array, kind: str) -> Any:
 
 
 def is_ascii(strings: pa.Array) -> bool:
-    """Whether all bytes of these strings are ASCII, including bytes behind nulls. It scans the buffer once."""
+    """Returns True if all bytes of these strings are ASCII, including bytes behind nulls. Scans the buffer once."""
     _, offsets, data = strings.buffers()
     if len(strings) == 0 or data is None:
         return True
@@ -170,7 +179,7 @@ def is_ascii(strings: pa.Array) -> bool:
 
 
 def shown(value: pa.Scalar) -> str:
-    """A value as messages show it; a time outside the range of Python's datetime is shown as its number."""
+    """Returns a value as messages show it; a time outside the range of Python's datetime becomes its number."""
     try:
         return repr(value.as_py())
     except (OverflowError, ValueError):
@@ -181,7 +190,9 @@ def shown(value: pa.Scalar) -> str:
 
 
 def integer_array(values: Any, type: pa.DataType, *sources: Any, nulls: Any = None) -> pa.Array:
-    """numpy integers as an array of `type`, which has their width; null where any of `sources` is null, and where `nulls` is true."""
+    """Returns numpy integers as an array of `type`, which has the same width. A row is null if any of `sources` is
+    null there, or if `nulls` is True there.
+    """
     for source in sources:
         if isinstance(source, pa.Scalar):
             if not source.is_valid:
@@ -194,23 +205,26 @@ def integer_array(values: Any, type: pa.DataType, *sources: Any, nulls: Any = No
 
 
 def where(mask: Any, array: pa.Array) -> pa.Array:
-    """The values where the mask is true, null elsewhere. (pyarrow 17 breaks a slice of strings where the null is a scalar.)"""
+    """Returns the values where the mask is True, and null elsewhere. (pyarrow 17 breaks a slice of strings if the
+    null is a scalar.)
+    """
     return pc.if_else(mask, array, pa.nulls(len(array), array.type))
 
 
 def is_utc(zone: str | None) -> bool:
-    """Whether this zone is UTC under any of its names; a time without a zone counts as UTC."""
+    """Returns True if the zone is UTC under any of its names, or None."""
     return zone is None or zone in ("UTC", "Etc/UTC", "Z", "+00:00", "utc")
 
 
 def is_time(type: pa.DataType) -> bool:
-    """Whether a column of this type holds points in time."""
+    """Returns True if a column of this type can hold points in time: timestamps, dates, or integers (ms)."""
     return bool(pa.types.is_timestamp(type) or pa.types.is_date(type) or pa.types.is_integer(type))
 
 
 def to_ms(array: pa.Array) -> pa.Array:
-    """int64 ms since 1970 UTC, from timestamps of any unit (rounded down), dates, or integers (which are ms already); null stays null, and
-    is what does not fit into 64 bits.
+    """Returns int64 ms since 1970 UTC from timestamps of any unit (rounded down), dates, or integers (which are ms
+    already). Null stays null, and a value that does not fit into 64 bits becomes null. Raises UserError for other
+    types.
     """
     if pa.types.is_integer(array.type):
         return signed(array)
@@ -220,7 +234,7 @@ def to_ms(array: pa.Array) -> pa.Array:
 
 
 def signed(array: pa.Array) -> pa.Array:
-    """Integers of any type as int64; null for those of uint64 that do not fit."""
+    """Returns integers of any type as int64, with null for uint64 values that do not fit."""
     if not pa.types.is_uint64(array.type):
         return array if pa.types.is_int64(array.type) else pc.cast(array, pa.int64())
     far = integers(array) > 2**63 - 1
@@ -228,7 +242,9 @@ def signed(array: pa.Array) -> pa.Array:
 
 
 def as_timestamp(array: pa.Array) -> pa.Array:
-    """Integers (ms) and dates converted to timestamps; timestamps unchanged. Raises ArrowInvalid for integers that do not fit int64."""
+    """Returns integers (ms) and dates as timestamps, and timestamps unchanged. Raises ArrowInvalid for integers that
+    do not fit into int64.
+    """
     if pa.types.is_timestamp(array.type):
         return array
     if pa.types.is_date32(array.type):
@@ -239,7 +255,9 @@ def as_timestamp(array: pa.Array) -> pa.Array:
 
 
 def to_unit(array: pa.Array, unit: str) -> pa.Array:
-    """Timestamps or durations converted to `unit`: rounded down to a coarser one; raises ArrowInvalid where a finer one overflows."""
+    """Returns timestamps or durations in `unit`, rounded down if it is coarser. Raises ArrowInvalid if a finer unit
+    overflows.
+    """
     zoned = pa.types.is_timestamp(array.type)
     type = pa.timestamp(unit, array.type.tz) if zoned else pa.duration(unit)
     have, want = PER_SECOND[array.type.unit], PER_SECOND[unit]
@@ -249,7 +267,9 @@ def to_unit(array: pa.Array, unit: str) -> pa.Array:
 
 
 def epoch(array: pa.Array, unit: str) -> pa.Array:
-    """int64 count of `unit` ("d": days) since 1970 UTC, rounded down; null where the count does not fit into 64 bits."""
+    """Returns the int64 count of `unit` ("d": days) since 1970 UTC, rounded down, with null where it does not fit
+    into 64 bits.
+    """
     array = as_timestamp(signed(array) if pa.types.is_integer(array.type) else array)
     have, want = PER_SECOND[array.type.unit], PER_SECOND.get(unit, 1)
     values = integers(array)
@@ -267,7 +287,9 @@ def epoch(array: pa.Array, unit: str) -> pa.Array:
 
 
 def _of_sql(name: str) -> pa.DataType | None:
-    """The type that SQL calls so, with its length or digits: varchar(20) is text of any length, decimal(10, 2) a decimal."""
+    """Returns the type of an SQL name with length or digits: varchar(20) is text of any length, decimal(10, 2) a
+    decimal. Returns None for an unknown name.
+    """
     match = re.fullmatch(
         r"(varchar|decimal(?:128|256)?|numeric)\s*\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)", name.strip().lower()
     )
@@ -284,7 +306,9 @@ def _of_sql(name: str) -> pa.DataType | None:
 
 
 def _of_arrow(name: str) -> pa.DataType | None:
-    """The nested type that pyarrow prints so, as `struct<a: int64, b: list<item: string>>`, where float is one of 32 bits."""
+    """Returns the nested type of a text as pyarrow prints it, such as `struct<a: int64, b: list<item: string>>`, in
+    which float has 32 bits. Returns None for other texts.
+    """
     match = re.fullmatch(r"\s*(struct|list|large_list|map)\s*<(.*)>\s*", name, re.DOTALL)
     if match is None or name.count("<") > _DEEPEST:
         return None
@@ -299,7 +323,9 @@ def _of_arrow(name: str) -> pa.DataType | None:
 
 
 def _field_of_arrow(text: str, unnamed: str) -> pa.Field:
-    """The field that pyarrow prints so: "a: int64 not null". unnamed: its name where that is missing."""
+    """Returns the field of a text as pyarrow prints it: "a: int64 not null". `unnamed`: the name of a field without
+    one.
+    """
     match = re.fullmatch(r"\s*(?:([^<>\[\]():]+):\s*)?(.*?)(\s+not null)?\s*", text, re.DOTALL)
     assert match is not None  # each part is
     kind = {"float": "float32", "double": "float64"}.get(match[2], match[2])
@@ -307,7 +333,7 @@ def _field_of_arrow(text: str, unnamed: str) -> pa.Field:
 
 
 def _parts(text: str) -> list[str]:
-    """What stands between the commas outside all brackets; nothing for an empty text."""
+    """Splits a text at the commas outside all brackets. Returns an empty list for an empty text."""
     depth, parts = 0, [""] if text.strip() else []
     for char in text:
         depth += (char in "<[(") - (char in ">])")

@@ -1,12 +1,14 @@
-"""Files and folders that the engine makes for itself: readable by its own user alone, and never in the place of somebody else's file.
+"""Files and folders that the engine makes for itself: only its own user can read them, and they never replace a file
+of somebody else.
 
-Whoever may write into a folder may put something under a name that we are about to use: a symbolic link to another user's file, or a
-pipe on which we would block for ever. So a folder that only the engine uses is checked once (`own_folder`: it is a folder, and ours)
-and closed to other users (0700); what is below it can be trusted, whatever mode RocksDB gives its files under the process' umask.
-Files beside those of others (a lock, a pending list beside the user's output) are opened by `private` or `open_lock`.
+A user who may write into a folder may put something under a name that the engine is about to use: a symbolic link to
+another user's file, or a pipe that blocks for ever. So a folder that only the engine uses is checked once by
+`own_folder`, which also closes it to other users (0700). Files below it can be trusted, whatever mode RocksDB gives
+them. Files beside those of others (a lock, a pending list beside the user's output) are opened by `private` or
+`open_lock`.
 
-PostgreSQL treats its data directory and ssh its keys in this way. But a directory that the user made keeps its mode and its owner,
-because volumes are mounted 0777 or with an owner of their own; the engine's folder is one level below it.
+PostgreSQL treats its data directory and ssh its keys in this way. A directory that the user made keeps its mode and
+its owner, because volumes are mounted 0777 or with an owner of their own; the engine's folder is one level below it.
 """
 
 import errno
@@ -34,18 +36,22 @@ _NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 
 def private(path: str, flags: int) -> int:
-    """An opener for `open`: a new file gets mode 0600, and a symbolic link at the last part of the path is refused (OSError ELOOP)."""
+    """An opener for `open`: a new file gets mode 0600. Raises OSError (ELOOP) if the last part of the path is a
+    symbolic link.
+    """
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def no_link(path: str, flags: int) -> int:
-    """An opener for `open`: refuses a symbolic link as `private` does; a new file gets the mode that the user's umask leaves."""
+    """An opener for `open` that refuses a symbolic link as `private` does. A new file gets the mode that the user's
+    umask leaves.
+    """
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 def regular(path: str, flags: int) -> int:
-    """An opener for `open`, to read a regular file. It raises OSError for a pipe, which could block for ever, and for a symbolic link,
-    which may lead anywhere.
+    """An opener for `open` to read a regular file. Raises OSError for a pipe, which could block for ever, and for a
+    symbolic link, which may lead anywhere.
     """
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -60,15 +66,17 @@ def regular(path: str, flags: int) -> int:
 
 
 def copy_private(file: Path, copy: Path) -> None:
-    """Copies the contents of `file` to `copy`, a name that must be new, with mode 0600."""
+    """Copies `file` to the new name `copy`, with mode 0600. Raises FileExistsError if the name is taken."""
     with open(copy, "xb", opener=private):
         pass
     shutil.copyfile(file, copy)
 
 
 def link_or_copy(file: Path | str, copy: Path | str) -> bool:
-    """Gives a file that never changes again a second name, which must be new. Returns False where no hard link is possible (another file
-    system, one without links, too many links): then `copy` is a copy, which is not durable before `sync`. Raises OSError.
+    """Gives a file that never changes again a second, new name. Raises OSError.
+
+    Returns True for a hard link. Returns False if no link is possible (another file system, one without links, too
+    many links); then `copy` is a copy, which is not durable before `sync`.
     """
     try:
         os.link(file, copy)
@@ -81,7 +89,9 @@ def link_or_copy(file: Path | str, copy: Path | str) -> bool:
 
 
 def name_new(unfinished: Path, name: Path) -> None:
-    """Gives the file a name that must be free. Raises FileExistsError where it is taken; OSError."""
+    """Renames `unfinished` to `name`, or gives it that second name. Raises FileExistsError if the name is taken, and
+    OSError.
+    """
     try:
         os.link(unfinished, name)
     except OSError as error:
@@ -102,7 +112,7 @@ def sync(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes the folder and its missing parents, with mode 0700; a folder that is there is left as it is."""
+    """Makes the folder and its missing parents with mode 0700. A folder that exists is not changed."""
     missing = []
     while not folder.is_dir():
         missing.append(folder)
@@ -118,9 +128,9 @@ def make_folder(folder: Path) -> None:
 
 
 def own_folder(folder: Path) -> None:
-    """Makes the folder with mode 0700, or checks that the one that is there is ours, and closes it to other users.
+    """Makes the folder with mode 0700. A folder that exists must belong to this user, and is closed to other users.
 
-    Raises UserError where something else is in its place; OSError.
+    Raises UserError if the folder belongs to somebody else or something else is at its path, and OSError.
     """
     make_folder(folder.parent)
     try:
@@ -146,17 +156,20 @@ _held: "weakref.WeakSet[IO[Any]]" = weakref.WeakSet()
 
 
 def hold(file: IO[Any]) -> None:
-    """Locks an open file for this process, until it is closed or the process is gone. Raises BlockingIOError where another one has it.
+    """Locks an open file until it is closed or the process ends. Raises BlockingIOError if another process holds it.
 
-    A lock belongs to the open file description, which a forked child shares: the child would hold the lock as long as it lives, even
-    after its parent has closed the file or was killed. So a child of ours releases its locks at once (`_let_go`).
+    A lock belongs to the open file description, which a forked child shares: the child would hold the lock as long as
+    it lives, even after its parent has closed the file or was killed. So a forked child releases its locks at once
+    (`_let_go`).
     """
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     _held.add(file)
 
 
 def is_held(descriptor: int) -> bool:
-    """Whether a process holds the file that is open here (`hold`). Nothing is locked once the descriptor is closed."""
+    """Returns True if a process has locked (`hold`) the file of this descriptor. The test locks the file itself;
+    close the descriptor to release that lock.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -165,7 +178,9 @@ def is_held(descriptor: int) -> bool:
 
 
 def _let_go() -> None:
-    """Runs in a forked child. Each descriptor is made to point at /dev/null and not closed, because file objects will close its number."""
+    """Releases all locks in a forked child. Points each descriptor at /dev/null instead of closing it, because the
+    file object will close its number.
+    """
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for file in _held:
         if not file.closed:
@@ -178,9 +193,9 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 def open_lock(path: Path) -> int:
-    """Opens a file that `hold` will lock, and makes it where it is missing. Returns a descriptor; its contents are ours to change.
+    """Opens a file for `hold`, and makes it if it is missing. Returns a descriptor for reading and writing.
 
-    Raises UserError where something else is in its place; OSError.
+    Raises UserError if something else is at the path or the file has a second name, and OSError.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
@@ -204,14 +219,16 @@ def open_lock(path: Path) -> int:
 
 
 def warn_of_open_folder(folder: Path) -> None:
-    """Logs a warning where every user may rename entries of the folder: the checks below it do not help against that."""
+    """Logs a warning if every user may rename entries of the folder, because the checks below it do not help against
+    that.
+    """
     mode = folder.stat().st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         _log.warning("%s: every user of this machine may rename and remove what is in it (chmod o-w)", folder)
 
 
 def _refuse(path: Path, status: os.stat_result, right_kind: Callable[[int], bool], kind: str) -> None:
-    """Raises UserError unless `status` is of the right kind and belongs to our user."""
+    """Raises UserError unless `status` is of the right kind and belongs to this user."""
     hint = "somebody else may have put it there: look at it and remove it, or give another directory"
     if stat.S_ISLNK(status.st_mode):
         raise UserError(f"{path} is a symbolic link, and not the {kind} that Sabot makes there", hint=hint)
@@ -225,7 +242,7 @@ def _refuse(path: Path, status: os.stat_result, right_kind: Callable[[int], bool
 
 
 def _uid_of_new_files(folder: Path) -> int:
-    """The owner of new files in this folder: some network file systems give them to another user than ours."""
+    """Returns the owner of new files in this folder; some network file systems give them to another user."""
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
             return os.fstat(probe.fileno()).st_uid
@@ -234,10 +251,10 @@ def _uid_of_new_files(folder: Path) -> int:
 
 
 class TemporaryFolder:
-    """A folder that is removed by `cleanup` or at the end of the process. That of a killed process is removed when the next folder with
-    the same prefix is made.
+    """A folder that is removed by `cleanup` or at the end of the process. If the process is killed, the next
+    TemporaryFolder with the same prefix removes it.
 
-    where: its parent; None stands for the machine's folder for temporary files. Raises OSError.
+    `where`: its parent, or None for the machine's folder for temporary files. Raises OSError.
     """
 
     def __init__(self, prefix: str, where: Path | None = None) -> None:
@@ -263,14 +280,14 @@ class TemporaryFolder:
 
 
 def remove_abandoned(where: Path, prefix: str) -> None:
-    """Removes every TemporaryFolder of this prefix whose process is gone; one that cannot be removed is left."""
+    """Removes every TemporaryFolder with this prefix whose process is gone. A folder that cannot be removed is left."""
     for folder in where.glob(f"{glob.escape(prefix)}*"):
         if _is_left(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_left(folder: Path) -> bool:
-    """Whoever made this folder is gone; it is one of ours, whatever its name says."""
+    """Returns True if this user's process has made the folder as a TemporaryFolder, and is gone."""
     try:
         if not stat.S_ISDIR(os.lstat(folder).st_mode):
             return False
@@ -284,7 +301,7 @@ def _is_left(folder: Path) -> bool:
 
 
 def close_to_others(descriptor: int) -> None:
-    """Takes all rights of other users from an open file or folder; nothing happens on a file system without modes."""
+    """Removes all rights of other users from an open file or folder. Does nothing on a file system without modes."""
     mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
     if mode & 0o077:
         try:

@@ -43,17 +43,21 @@ import msgspec
 from sabot.redaction import scrubbed, visible
 
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
-"""What decoders of JSON and msgpack raise for bytes that they cannot read; RecursionError for bytes that are nested too deep."""
+"""The errors that decoders of JSON and msgpack raise for bytes that they cannot read; RecursionError is for values
+that are nested too deep.
+"""
 
 
 def short_repr(value: object) -> str:
-    """A value as messages show it: its first 200 characters."""
+    """Returns the first 200 characters of a value's `repr`, for messages."""
     text = repr(value)
     return text if len(text) <= 200 else text[:199] + "…"
 
 
 def message_of(error: BaseException) -> str:
-    """The message of an error of any class, also of one of the user's whose `__str__` raises: `visible`, so it can be written as UTF-8."""
+    """Returns the message of any error, with invisible characters escaped. It also works for an error of the user
+    whose `__str__` raises.
+    """
     try:
         return visible(str(error))
     except Exception as worse:
@@ -61,8 +65,10 @@ def message_of(error: BaseException) -> str:
 
 
 class SabotError(Exception):
-    """Base of all errors that Sabot raises on purpose: `message` says what happened, `hint` what to do. Known secrets are hidden in it, and
-    what would control a terminal or turn the direction of text is escaped.
+    """The base of all errors that Sabot raises on purpose. `message` says what happened, and `hint` what to do.
+
+    Known secrets are hidden in the message. Characters that control a terminal or turn the direction of text are
+    escaped.
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
@@ -76,11 +82,11 @@ class SabotError(Exception):
 
 
 class UserError(SabotError):
-    """The program or the call asks for something that cannot be."""
+    """The program or the call asks for something that is not possible."""
 
 
 class NoStateBackend(UserError, RuntimeError):
-    """`ctx.state()` was called, and the app has no state backend."""
+    """`ctx.state()` was called in an app without a state backend."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -101,7 +107,9 @@ class AppLocked(UserError):
 
 
 class StorageLost(UserError):
-    """The directory of the checkpoints was removed, or emptied, while its app ran: nothing of the run can be saved any more."""
+    """The directory of the checkpoints was removed or emptied while its app ran, so nothing of the run can be saved
+    any more.
+    """
 
 
 class CorruptCheckpoint(UserError):
@@ -109,7 +117,7 @@ class CorruptCheckpoint(UserError):
 
 
 class DeliveryConflict(UserError):
-    """Going on could repeat output or lose some: the user has to choose."""
+    """To go on could repeat output or lose some, so the user has to choose."""
 
 
 class CorruptJournal(UserError):
@@ -117,7 +125,9 @@ class CorruptJournal(UserError):
 
 
 class OtherJournal(UserError):
-    """The journal that is there is not the one that the checkpoint was made with, or has lost entries that the checkpoint knows of."""
+    """The journal is not the one with which the checkpoint was made, or it has lost entries that the checkpoint
+    needs.
+    """
 
 
 class IdempotencyConflict(UserError):
@@ -125,11 +135,11 @@ class IdempotencyConflict(UserError):
 
 
 class IllegalTransition(UserError):
-    """A job or an action cannot go from its status to another one. The message names both."""
+    """A job or an action cannot change from its status to the wanted one. The message names both."""
 
 
 class LetterRefused(UserError):
-    """A journal does not take an answer, a signal or a cancel. `reason`: unknown, second, expired or closed."""
+    """A journal refuses an answer, a signal or a cancel. `reason`: "unknown", "second", "expired" or "closed"."""
 
     def __init__(self, message: str, *, reason: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -137,15 +147,17 @@ class LetterRefused(UserError):
 
 
 class NonDeterminism(UserError):
-    """A job that is run again asks for something else than its journal has. The message names the step, both calls, both versions."""
+    """A job that runs again asks for something else than its journal has. The message names the step, both calls, and
+    both versions.
+    """
 
 
 class InputChanged(UserError):
-    """A record has other content than the one that stood at the same place of its source when a job began with it."""
+    """A record differs from the record at the same place of its source with which a job began."""
 
 
 class DataError(SabotError):
-    """A record cannot be decoded or processed; it belongs in the dead letters."""
+    """A record cannot be decoded or processed; it becomes a dead letter."""
 
 
 class RowErrors(DataError):
@@ -160,7 +172,7 @@ class RowErrors(DataError):
 
 
 class UnknownSchema(DataError):
-    """A record names a schema that the registry does not have: each record with this id is a dead letter."""
+    """A record names a schema that the registry does not have; each record with this id becomes a dead letter."""
 
     def __init__(self, id: int, why: str) -> None:
         super().__init__(f"schema id {id}: {why}")
@@ -168,7 +180,7 @@ class UnknownSchema(DataError):
 
 
 class TransientError(SabotError):
-    """A fault that may pass by itself; retried a bounded number of times."""
+    """A failure that may pass by itself; it is retried a bounded number of times."""
 
 
 class BrokerUnavailable(TransientError):
@@ -176,30 +188,35 @@ class BrokerUnavailable(TransientError):
 
 
 class RegistryUnavailable(TransientError):
-    """The schema registry does not answer. The message names its address. Readers wait until it does."""
+    """The schema registry does not answer. The message names its address. Readers wait until it answers."""
 
 
 class JournalFull(TransientError):
-    """More entries wait for the disk than a journal holds in memory. `await journal.room()` before the next one."""
+    """A journal holds in memory as many entries as it may, until the disk has taken some. Await `journal.room()`
+    before the next append.
+    """
 
 
 class MailboxFull(TransientError):
-    """More records wait behind a key whose job is not over than its mailbox holds. Said in their dead letters."""
+    """A key's mailbox is full: too many records wait for the end of the key's job. The error is written into their
+    dead letters.
+    """
 
 
 class NotSent(TransientError):
-    """Raised by a tool: nothing has left for the outside, so the call may be made again, whatever the class of the tool."""
+    """Raised by a tool if nothing was sent, so the call may be repeated, whatever the class of the tool."""
 
 
 class WorkerLost(TransientError):
-    """A process that runs tasks of the app has ended, or nothing is heard of it any more. The message names it and says how."""
+    """A process that runs tasks of the app has ended, or is silent. The message names it and says how it ended."""
 
 
 class Overloaded(TransientError):
-    """Raised by the function of an agent, of `map_async` or `lookup` when the service that it asks has too many requests.
+    """Raised by the function of an agent, of `map_async` or `lookup` when the service behind it gets too many
+    requests.
 
-    The step then makes fewer calls at once, and retries this one after `retry_after` seconds (a number, or its text) or after its own
-    back-off, whichever is longer. No other call of the step begins during `retry_after`.
+    The step then makes fewer calls at once, and retries this call after `retry_after` seconds (a number, or its text)
+    or after its own back-off, whichever is longer. No other call of the step begins during `retry_after`.
     """
 
     def __init__(self, message: str = "too many requests", *, retry_after: float | str = 0.0) -> None:
@@ -212,20 +229,20 @@ class CheckpointFailed(SabotError):
 
 
 class JournalFailed(SabotError):
-    """An entry of a journal could not be made durable. Nothing goes on without its journal: the run ends, and a new start goes on from what
-    is there.
+    """An entry of a journal could not be made durable. The run ends, and the next start goes on from what the journal
+    has.
     """
 
 
 class JobCancelled(SabotError):
-    """Somebody has cancelled the job whose result was waited for."""
+    """The awaited job was cancelled. Raised by `ExecutionHandle.result()`."""
 
 
 class EffectError(SabotError):
-    """An effect of a job has failed. It is the same when the effect fails and in every replay.
+    """An effect of a job has failed. A job gets the same error when the effect fails and in every replay.
 
-    type: the name of the class of the error that was raised. message: what that error said, shortened, without known secrets. effect: which
-    effect of which job, where it is known.
+    `type`: the name of the class of the original error. `message`: that error's message, shortened and without known
+    secrets. `effect`: the effect and its job, or "".
     """
 
     def __init__(self, type: str, message: str, *, effect: str = "") -> None:
@@ -238,15 +255,15 @@ class EffectError(SabotError):
 
 
 class PolicyDenied(EffectError):
-    """A rule does not allow what was asked, or a person whom a rule has asked did not. Nothing was done."""
+    """A policy rule, or a person whom a rule has asked, did not allow an effect. Nothing was done."""
 
     def __init__(self, message: str, *, effect: str = "") -> None:
         super().__init__("PolicyDenied", message, effect=effect)
 
 
 class AgentFailed(SabotError):
-    """One or more agents stopped at a record under the policy `fail`; the message names agent and offset."""
+    """One or more agents stopped at a record under the policy `fail`. The message names agent and offset."""
 
 
 class InternalError(SabotError):
-    """A broken invariant of ours."""
+    """An invariant of Sabot is broken: this is a bug in Sabot."""

@@ -128,7 +128,7 @@ class Durations:
     __slots__ = ("_figures",)
 
     BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, float("inf"))
-    """Upper bounds in seconds, inclusive."""
+    """The upper bounds of the buckets in seconds, inclusive."""
 
     def __init__(self) -> None:
         self._figures = [0.0] * (len(self.BOUNDS) + 1)  # a count for each bound, then the sum of seconds
@@ -139,34 +139,36 @@ class Durations:
         self._figures[-1] += seconds
 
     def read(self) -> tuple[float, ...]:
-        """A count for each bound (not cumulative), then the sum of seconds."""
+        """Returns a count for each bound (not cumulative), and then the sum of all durations in seconds."""
         return tuple(self._figures)
 
     def statistics(self) -> dict[str, float]:
-        """`count`, `seconds_total`."""
+        """Returns `count` and `seconds_total`."""
         figures = self.read()
         return {"count": sum(figures[:-1]), "seconds_total": figures[-1]}
 
 
 class Health(Protocol):
-    """What the probes of an app say beside the app's own state. All methods may be called from any thread."""
+    """Answers for the probes of an app, beside the app's own state. All methods may be called from any thread."""
 
     def liveness(self) -> tuple[str, dict[str, str]]:
-        """(why the process should not live on, or "", and what each part lacks)."""
+        """Returns the reason why the process should be ended, or "", and for each part the problem that it has."""
 
     def readiness(self) -> tuple[str, dict[str, str]]:
-        """(why it is not ready, or "", and what each part lacks)."""
+        """Returns the reason why the process is not ready, or "", and for each part the problem that it has."""
 
     def samples(self) -> Iterable[Sample]:
-        """Figures, whose counters never go back."""
+        """Returns figures. Counters among them never go back."""
 
 
 class Metrics:
-    """The figures of one app, over all its runs, and the port where they can be read.
+    """The figures of one app over all its runs, and the port where they are served. All methods may be called from
+    any thread.
 
-    `lasting` yields the samples of objects that live as long as the app; `follow` adds those of a run. When that run is over (`settle`)
-    its counters are kept, so that no counter ever goes back within a process, whatever a restore did. The scraping thread calls both,
-    one scrape at a time. All methods may be called from any thread. probes: further paths of the port, and what makes their pages.
+    `lasting`: yields the samples of objects that live as long as the app; `follow` adds those of a run. When a run is
+    over (`settle`) its counters are kept, so no counter goes back within a process, whatever a restore does. The
+    thread of a scrape calls both, one scrape at a time. `probes`: further paths of the port, with the functions that
+    make their pages.
     """
 
     def __init__(
@@ -186,26 +188,27 @@ class Metrics:
         self._server: PageServer | None = None
 
     def follow(self, samples: Callable[[], Iterable[Sample]]) -> None:
-        """From now on each scrape includes the samples of this run."""
+        """Includes the samples of this run in each scrape from now on."""
         with self._lock:
             self._running = samples
 
     def settle(self) -> None:
-        """Called when the run is over: its counters are kept, its gauges dropped. Waits for a scrape that is under way. Idempotent."""
+        """Ends a run: keeps its counters, and drops its gauges. Waits for a scrape that is under way. Idempotent."""
         with self._lock:
             running, self._running = self._running, None
             if running is not None:
                 _add(self._past, (sample for sample in running() if _KINDS[sample.name].type != "gauge"))
 
     def text(self) -> str:
-        """All figures in Prometheus' text format. Raises MissingExtra."""
+        """Returns all figures in Prometheus' text format. Raises MissingExtra."""
         client = _client()
         return str(client.generate_latest(self._registry(client)).decode())
 
     def serve(self, port: int, host: str = "127.0.0.1") -> int:
-        """Answers scrapes of `/metrics`, and the probes, on host:port in threads until `close`; 0 takes a free port. Returns the port.
+        """Serves `/metrics` and the probes on host:port, in threads, until `close`. Returns the port; 0 takes a free
+        one.
 
-        Raises MissingExtra, and UserError for an address that cannot be had.
+        Raises MissingExtra, and UserError if the address cannot be bound.
         """
         client = _client()
         registry = self._registry(client)
@@ -227,10 +230,11 @@ class Metrics:
         return self.port
 
     def observe(self, meter_provider: Any = None) -> None:
-        """Gives OpenTelemetry the same figures: each time that its reader collects, as observable counters and gauges of the meter "sabot".
+        """Gives OpenTelemetry the same figures, each time that its reader collects, as observable counters and gauges
+        of the meter "sabot".
 
-        Names and labels are those of `text`; a histogram is its `_bucket`, `_count` and `_sum`. meter_provider: by default that of the
-        process. Raises MissingExtra.
+        Names and labels are those of `text`; a histogram becomes `_bucket`, `_count` and `_sum`. `meter_provider`: by
+        default that of the process. Raises MissingExtra.
         """
         try:
             from opentelemetry import metrics
@@ -248,7 +252,7 @@ class Metrics:
                 make(name + part, [observations(name + part)], description=kind.text)
 
     def _series(self, name: str) -> Iterator[tuple[float, dict[str, str]]]:
-        """The values of one name as `text` has it, with their labels."""
+        """Yields the values of one name of `text`, with their labels."""
         base, part = name, ""
         if name not in _KINDS:
             base, _, part = name.rpartition("_")
@@ -266,19 +270,19 @@ class Metrics:
                 yield from ((count, {**said, "le": bound}) for bound, count in _cumulative(value))
 
     def close(self) -> None:
-        """Ends the server and frees the port; blocks up to half a second. Idempotent."""
+        """Stops the server and frees the port. Blocks up to half a second. Idempotent."""
         server, self._server, self.port = self._server, None, None
         if server is not None:
             server.close()
 
     def statistics(self) -> dict[str, int]:
-        """`scrapes` so far; `port` of the server, 0 without one."""
+        """Returns the number of `scrapes` so far, and the `port` of the server, or 0 without a server."""
         return {"scrapes": self._scrapes, "port": self.port or 0}
 
     # -- what prometheus_client asks for ------------------------------------------------------------------------------
 
     def collect(self) -> list[Any]:
-        """A metric family for each name, with all its samples."""
+        """Returns a metric family for each name, with all its samples. The registry of prometheus_client calls it."""
         core = _client().core
         makers = {
             "counter": core.CounterMetricFamily,
@@ -345,7 +349,7 @@ def _add(totals: dict[_Key, Value], samples: Iterable[Sample]) -> None:
 
 
 def plus(one: Value, other: Value) -> Value:
-    """Their sum: of numbers, or of durations."""
+    """Returns the sum of two numbers, or of two results of `Durations.read`."""
     if isinstance(one, tuple) and isinstance(other, tuple):
         return tuple(a + b for a, b in zip(one, other, strict=True))
     if isinstance(one, tuple) or isinstance(other, tuple):
@@ -354,12 +358,14 @@ def plus(one: Value, other: Value) -> Value:
 
 
 def minus(one: Value, other: Value) -> Value:
-    """What the first is above the second."""
+    """Returns the difference of two numbers, or of two results of `Durations.read`."""
     return plus(one, tuple(-each for each in other) if isinstance(other, tuple) else -other)
 
 
 def _cumulative(figures: tuple[float, ...]) -> list[tuple[str, float]]:
-    """The result of Durations.read as Prometheus' buckets: pairs of an upper bound and the count of durations not above it."""
+    """Returns the result of `Durations.read` as Prometheus' buckets: pairs of an upper bound and the count of
+    durations up to it.
+    """
     buckets, count = [], 0.0
     for bound, some in zip(Durations.BOUNDS, figures[:-1], strict=True):
         count += some

@@ -1,14 +1,15 @@
-"""Keeps secrets (passwords, keys, tokens) out of messages. This module recognises them by the names of settings, in addresses, in texts.
-What others write is made `visible` here, too.
+"""Keeps secrets (passwords, keys, tokens) out of messages, and makes invisible characters in the texts of others
+`visible`.
 
-It has two uses. Settings and addresses are shown through `redacted` and `redacted_url`, which hide too much rather than too little:
-the text before the last `@` may be a password that somebody forgot to percent-encode. Texts of others (a driver, a client library, the
-user's own function) may repeat a setting. So whoever takes a secret in registers it with `keep_secret`, and such texts go through
-`scrubbed`: every `SabotError` does, reasons in dead letters do, and so does each line and traceback that the command line prints.
+Secrets are recognised by the names of settings, in addresses, and in texts. Settings and addresses are shown through
+`redacted` and `redacted_url`, which hide too much rather than too little: the text before the last `@` may be a
+password that the user forgot to percent-encode. Texts of others (a driver, a client library, the user's own function)
+may repeat a setting. So code that takes a secret in registers it with `keep_secret`, and such texts go through
+`scrubbed`: every `SabotError`, the reasons in dead letters, and each line and traceback that the command line prints.
 
-Secrets are registered for the whole process, or as long as their owner lives: none is forgotten for the number of others. A word of three
-letters, or one such as "admin" or "password", is hidden in settings and addresses but not searched for in texts: hiding such a common word
-everywhere would only reveal which word it is.
+Secrets are registered for the whole process, or for the life of their owner; no number of others makes one forgotten.
+A word of three letters, or one such as "admin" or "password", is hidden in settings and addresses but not searched
+for in texts: hiding such a common word everywhere would only reveal which word it is.
 """
 
 import base64
@@ -115,7 +116,8 @@ _PLAIN = (str, int, float, bool, type(None))
 class _Known:
     """The secrets of this process, in all the forms in which a text may repeat them.
 
-    A text is cut into pieces of four bytes and looked through once, however many forms there are: the pieces say which it may have.
+    A text is cut into pieces of four bytes and looked through once, however many forms there are: the pieces select
+    the forms that it may contain.
     """
 
     def __init__(self) -> None:
@@ -146,7 +148,7 @@ class _Known:
         return text
 
     def _in(self, text: str) -> list[str]:
-        """The forms that the text has, the longest first."""
+        """Returns the forms that the text contains, the longest first."""
         if len(self._forms) <= _FEW:
             found: Iterable[str] = list(self._forms)
         else:
@@ -164,11 +166,13 @@ class _Known:
             self._by_piece[piece] = (*self._by_piece.get(piece, ()), form)
 
     def _found_by(self, data: bytes, first: int) -> set[int]:
-        """Pieces of a form, from this place, of which one lies where a text is cut that has the form; of a short form its first piece."""
+        """Returns the pieces by which a form is found. `first`: the place of the first piece. A form of at least
+        seven bytes contains one of them wherever a text is cut; a shorter one has its first piece only.
+        """
         return {_pieces(data, first + each)[0] for each in range(_PIECE if len(data) >= _WITH_PIECE else 1)}
 
     def _shared(self, pieces: Iterable[int]) -> int:
-        """How many other forms have these pieces: all keys of a vendor begin with the same ones."""
+        """Returns how many other forms have these pieces; all keys of one vendor begin with the same pieces."""
         return sum(len(self._by_piece.get(piece, ())) for piece in pieces)
 
     def _release(self) -> None:
@@ -193,7 +197,7 @@ class _Known:
 
 
 def _pieces(data: bytes, start: int) -> "memoryview[int]":
-    """The bytes from `start` on, cut into pieces, each as a number."""
+    """Returns the bytes from `start` on, cut into pieces of four, each as a number."""
     return memoryview(data)[start : len(data) - (len(data) - start) % _PIECE].cast("I")
 
 
@@ -201,9 +205,11 @@ _known = _Known()
 
 
 def keep_secret(*values: object, beside: Iterable[object] = (), owner: object | None = None) -> None:
-    """From now on `scrubbed` hides these values, but none that is equal to a value of `beside`, which are settings that may be shown.
+    """Makes `scrubbed` hide these values from now on, except those that are equal to a value of `beside`, the
+    settings that may be shown.
 
-    owner: they are hidden as long as this object lives, and a while longer; None: as long as the process.
+    `owner`: the values are hidden for the life of this object and a while longer, or, if None, for the life of the
+    process.
     """
     shown = {str(each) for each in beside}
     texts = (value.decode(errors="replace") if isinstance(value, bytes) else value for value in values)
@@ -232,7 +238,9 @@ def keep_url(url: str, *, owner: object | None = None) -> None:
 
 
 def redacted(settings: Mapping[str, object]) -> dict[str, object]:
-    """The settings as they may be shown: the values of secret names are hidden, and so are those of unknown names of secret families."""
+    """Returns the settings as messages may show them. The values of secret names are hidden, and so are those of
+    unknown names in secret families such as `sasl.`.
+    """
     return {setting_name(name): _shown(name, value) for name, value in settings.items()}
 
 
@@ -247,9 +255,9 @@ def _shown(name: str, value: object) -> object:
 
 
 def redacted_url(url: str) -> str:
-    """An address as it may be shown: without user, password, and the secret parameters of its query.
+    """Returns an address as messages may show it: without user, password, and the secret parameters of its query.
 
-    Of a text that is no well-formed address too much is hidden rather than too little: everything before the last `@`.
+    A text that is no well-formed address loses everything before its last `@`.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
@@ -258,7 +266,7 @@ def redacted_url(url: str) -> str:
 
 
 def has_password(url: str) -> bool:
-    """Whether an address has a password in it, or a secret in its query."""
+    """Returns True if an address has a password in it, or a secret in its query."""
     scheme, separator, rest = url.partition("://")
     if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.\-]*", scheme):
         return False
@@ -267,14 +275,18 @@ def has_password(url: str) -> bool:
 
 
 def setting_name(text: str) -> str:
-    """The beginning of `text` that can be the name of a setting: of `sasl.password=…` only what is before the `=`, the rest is a value."""
+    """Returns the beginning of `text` that can be the name of a setting: of `sasl.password=…` only the part before
+    `=`, because the rest is a value.
+    """
     match = _NAME.match(str(text))
     name = match[0] if match is not None else ""
     return name if name == text else f"{name}…"
 
 
 def scrubbed(text: str) -> str:
-    """The text without registered secrets, without passwords in addresses, and without what follows `password=` and the like."""
+    """Returns the text with `***` for registered secrets, for passwords in addresses, and for the values behind
+    `password=` and the like.
+    """
     text = _known.hide(text)
     if "://" in text:
         text = _URL_IN_TEXT.sub(rf"\1{HIDDEN}@", text)
@@ -284,9 +296,9 @@ def scrubbed(text: str) -> str:
 
 
 def visible(text: str, *, lines: bool = True) -> str:
-    """The text with all that would control a terminal, turn the direction of text, or be seen by nobody, written as Python writes it:
-    `\\u202e`. So nothing that a server, a program or a record says looks like something else in an error or a log. lines: line breaks and
-    tabs stay.
+    r"""Returns the text with every character escaped (`\\u202e`) that controls a terminal, turns the direction of
+    text, or cannot be seen, so that texts of a server, a program or a record cannot imitate other texts. `lines`:
+    False also escapes line breaks and tabs.
     """
     if text.isprintable() and text.isascii():
         return text
@@ -294,13 +306,15 @@ def visible(text: str, *, lines: bool = True) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """The text without registered secrets; all else stays as it is, unlike in `scrubbed`. For values, which are not only shown."""
+    """Returns the text without registered secrets, and otherwise unchanged, unlike `scrubbed`. It is for values that
+    are used, and not only shown.
+    """
     return _known.hide(text)
 
 
 def clean_value(value: Any, *, fields: bool = False) -> Any:
-    """A value of JSON without registered secrets, wherever they stand in it. fields: what stands under the name of a secret (`api_key`,
-    `access_token`) is hidden too, unless it is a number, a truth value or nothing.
+    """Returns a JSON value without registered secrets, wherever they are in it. `fields`: True also hides the values
+    of fields with the name of a secret (`api_key`, `access_token`), unless they are numbers, truth values or null.
     """
     if isinstance(value, str):
         return without_secrets(value)
@@ -321,7 +335,9 @@ def _holds_secret(name: object, value: object) -> bool:
 
 
 def clean_cause(error: BaseException) -> BaseException | None:
-    """For `raise … from clean_cause(error)`: the error, or None where its text, or that of any of its causes, repeats a secret."""
+    """Returns the error, or None if its text or that of one of its causes repeats a secret: `raise … from
+    clean_cause(error)`.
+    """
     for each in _chain(error):
         text = "\n".join((str(each), repr(each), *getattr(each, "__notes__", ())))
         if scrubbed(text) != text:
