@@ -1,13 +1,14 @@
-"""What crosses between two workers: frames. A frame is one message of Arrow Flight: rows, or none, and the marks that stand behind them.
+"""Frames: the messages between two workers. A frame is one message of Arrow Flight: rows, or none, and the marks that
+stand behind them.
 
     channel of the sender      B  B  W  B  BARRIER  B        B: a batch, W: a watermark
     frames                    [B+B | W] [B | BARRIER] [B]    small batches that wait are joined; nothing waits for more to come
     channel of the receiver    B     W   B   BARRIER   B
 
-The rows are an Arrow record batch; the rest of a batch and the marks are its metadata, in msgpack. Only the rows that count cross: a
-selection is taken here, by the sender's thread, and a shuffle deals every row to one channel, so each is taken once. Key hashes stay
-behind: 8 bytes a row are dearer on the way than they are to compute again. Where rows come from (`RowOrigin`) is two more columns, since
-dead letters of the receiver name it.
+The rows are an Arrow record batch; the rest of a batch and the marks are its metadata, in msgpack. Only the rows of
+the selection are sent: the sender's thread takes them, and a shuffle gives every row to one channel, so each row is
+taken once. Key hashes are not sent, because 8 bytes a row cost more to send than to compute again. The origin of rows
+(`RowOrigin`) is two more columns, because dead letters of the receiver name it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,10 +36,10 @@ _NUMBERED = {"watermark": Watermark, "barrier": Barrier, "abort": Abort}
 
 
 class Frame(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """The metadata of a message: what its rows are besides their columns, and the marks behind them, in order.
+    """The metadata of a message: the facts about its rows besides their columns, and the marks behind them, in order.
 
-    asks: the receiver says when the rows are in its channel, which gives the sender credit again. goes_on: this stream of messages ends
-    here, and another one goes on with the edge, with other columns.
+    `asks`: the receiver answers when the rows are in its channel, which gives the sender credit again. `goes_on`:
+    this call ends here, and another one continues the edge with other columns.
     """
 
     topic: str = ""
@@ -50,11 +51,11 @@ class Frame(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
     @property
     def is_last(self) -> bool:
-        """Whether END is the last of its marks: nothing comes behind it."""
+        """True if the last mark is END, so no frame follows."""
         return bool(self.marks) and self.marks[-1][0] == "end"
 
     def elements(self) -> Iterator[Any]:
-        """The marks. Raises InternalError for one that this version does not know."""
+        """Yields the marks. Raises InternalError for a mark that this version does not know."""
         for name, number in self.marks:
             if name in _SINGLE:
                 yield _SINGLE[name]
@@ -76,19 +77,21 @@ def _mark(element: Any) -> tuple[str, int]:
 
 
 class Framing:
-    """Takes elements from a channel and makes frames of those that wait there together."""
+    """Makes frames of the elements that wait together in a channel."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._next: Any = None  # taken, and no part of the last frame
 
     def next(self) -> tuple[pa.RecordBatch | None, Frame] | None:
-        """Waits for an element; -> the rows of the next frame, if it has any, and the frame. None once the channel is closed."""
+        """Waits for an element. Returns the rows of the next frame (None if it has no rows) and the frame, or None if
+        the channel is closed.
+        """
         element = self._channel.get() if self._next is None else self._next
         return None if element is None else self._frame(element)
 
     def next_nowait(self) -> tuple[pa.RecordBatch | None, Frame] | None:
-        """As `next`, but None also where no element waits."""
+        """Like `next`, but also returns None if no element waits."""
         element = self._channel.get_nowait() if self._next is None else self._next
         return None if element is None else self._frame(element)
 
@@ -125,7 +128,7 @@ class Framing:
 
 
 def _alike(first: Batch, other: Batch) -> bool:
-    """Whether these batches can be one."""
+    """Returns True if the two batches can be joined."""
     return (
         first.topic == other.topic
         and (first.records is None) == (other.records is None)
@@ -134,7 +137,9 @@ def _alike(first: Batch, other: Batch) -> bool:
 
 
 def rows_of(batches: Sequence[Batch]) -> tuple[pa.RecordBatch, Frame]:
-    """The rows that count of these batches, which are alike, as they cross, and their frame."""
+    """Returns the selected rows of these batches as one record batch, and their frame. The batches have the same
+    topic and columns.
+    """
     taken = [batch.taken() for batch in batches]
     data = taken[0] if len(taken) == 1 else pa.concat_batches(taken)
     offsets = {place: offset for batch in batches for place, offset in batch.offsets.items()}
@@ -149,7 +154,7 @@ def rows_of(batches: Sequence[Batch]) -> tuple[pa.RecordBatch, Frame]:
 
 
 def _places(batch: Batch) -> tuple[pa.Array, pa.Array]:
-    """The partition and the offset of each row that counts."""
+    """Returns the partition and the offset of each selected row."""
     origin = batch.records
     if not isinstance(origin, RowOrigin):
         raise InternalError(
@@ -160,7 +165,9 @@ def _places(batch: Batch) -> tuple[pa.Array, pa.Array]:
 
 
 def parts_of(data: pa.RecordBatch, most_bytes: int) -> list[tuple[pa.RecordBatch, int]]:
-    """The rows in order, in parts of about so many bytes, and the bytes of each. A row that is larger is a part of its own."""
+    """Splits the rows, in order, into parts of about `most_bytes`. Returns each part with its bytes; a larger row is
+    a part of its own.
+    """
     nbytes = data.nbytes
     count = min(-(-nbytes // most_bytes), data.num_rows)
     if count <= 1:
@@ -171,7 +178,7 @@ def parts_of(data: pa.RecordBatch, most_bytes: int) -> list[tuple[pa.RecordBatch
 
 
 def element_of(data: pa.RecordBatch, frame: Frame) -> Batch:
-    """The batch whose rows came with this frame."""
+    """Returns the batch of a message with rows."""
     offsets = {(topic, partition): offset for topic, partition, offset in frame.offsets}
     if not frame.has_origin:
         return Batch(data, offsets, frame.topic)
@@ -181,10 +188,11 @@ def element_of(data: pa.RecordBatch, frame: Frame) -> Batch:
 
 
 def word_aligned(data: pa.RecordBatch) -> pa.RecordBatch:
-    """The same rows in buffers that begin at whole words, as kernels expect.
+    """Returns the same rows in buffers that begin at whole words, as kernels expect.
 
-    Flight hands buffers over where they lie in a message, behind a header of any length, and all of a message by the same remainder: so
-    one of them tells, and most are copied, which costs less than the copies on the way.
+    Flight returns buffers at their place in a message, behind a header of any length, all shifted by the same
+    remainder. So one buffer shows whether a copy is needed. Most messages are copied, which costs less than the
+    copies on the way.
     """
     for column in data.columns:
         for buffer in column.buffers():

@@ -1,4 +1,4 @@
-"""How workers reach each other: addresses, the app's token, certificates, and the two ways in which a connection is cut."""
+"""The connections between workers: addresses, the app's token, certificates, and how a connection is cut."""
 
 import hmac
 import os
@@ -19,9 +19,10 @@ _HEADER = "authorization"
 
 @dataclass(frozen=True)
 class Tls:
-    """Mutual TLS: each worker shows the certificate, and takes only what the authority has signed. All are PEM texts.
+    """Certificates for mutual TLS: each worker shows its certificate, and accepts only those that the authority has
+    signed. All are PEM texts.
 
-    server_name: the name in the certificates, where that is not the address by which a worker is reached.
+    `server_name`: the name in the certificates, or "" if it is the address by which a worker is reached.
     """
 
     certificate: bytes
@@ -31,12 +32,12 @@ class Tls:
 
 
 def address_of(host: str, port: int) -> str:
-    """ "host:port", or "[host]:port" for an IPv6 address."""
+    """Returns "host:port", or "[host]:port" for an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def location(address: str, tls: Tls | None) -> flight.Location:
-    """Where Flight finds an address, as `address_of` says it."""
+    """Returns Flight's form of an address that `address_of` has made. Raises UserError for any other text."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(
@@ -47,19 +48,21 @@ def location(address: str, tls: Tls | None) -> flight.Location:
 
 
 def credentials(token: str) -> list[tuple[bytes, bytes]]:
-    """The headers by which a call shows that it comes from this app."""
+    """Returns the headers with the app's token, which each call sends."""
     return [(_HEADER.encode(), f"Bearer {token}".encode())]
 
 
 class TokenCheck(flight.ServerMiddlewareFactory):  # type: ignore[misc]  # pyarrow has no types
-    """Refuses every call that does not show the token."""
+    """A Flight middleware that refuses every call without the app's token."""
 
     def __init__(self, token: str) -> None:
         self._wanted = f"Bearer {token}".encode()
         self.refused_total = 0
 
     def start_call(self, info: Any, headers: dict[str, list[str]]) -> None:
-        """Before any call; raises FlightUnauthenticatedError. The comparison takes the same time for every wrong token."""
+        """Checks the token before a call. Raises FlightUnauthenticatedError. The comparison takes the same time for
+        every wrong token.
+        """
         shown = [value for name, values in headers.items() if name.lower() == _HEADER for value in values]
         given = shown[0] if len(shown) == 1 else ""
         if not hmac.compare_digest(given.encode() if isinstance(given, str) else given, self._wanted):
@@ -68,7 +71,7 @@ class TokenCheck(flight.ServerMiddlewareFactory):  # type: ignore[misc]  # pyarr
 
 
 def reason(error: BaseException) -> str:
-    """What a library's error says, without the gRPC client's own record of it."""
+    """Returns the text of a library's error without the debug context that the gRPC client appends."""
     text = str(error) or type(error).__name__
     for tail in (". Detail:", " gRPC client debug context", ". gRPC client"):
         text = text.partition(tail)[0]
@@ -76,10 +79,11 @@ def reason(error: BaseException) -> str:
 
 
 def cut_off(port: int, peers: set[str]) -> int:
-    """Ends the connections of a server at `port` from these clients; -> how many.
+    """Ends the connections from these clients to the server at `port`, and returns their number.
 
-    peers: as `ServerCallContext.peer` names them, "ipv4:127.0.0.1:40000". Whoever reads from one gets an error. A Flight server
-    in Python has no other way: a call whose client has vanished waits without end, and the server's `shutdown` waits for the call.
+    `peers`: clients as `ServerCallContext.peer` names them, "ipv4:127.0.0.1:40000". A call that reads from such a
+    connection gets an error. A Flight server in Python has no other way: a call whose client has vanished waits for
+    ever, and the server's `shutdown` waits for the call.
     """
     wanted = {unquote(each).partition(":")[2] for each in peers}
     ended = 0
@@ -92,7 +96,7 @@ def cut_off(port: int, peers: set[str]) -> int:
 
 
 def _end(connection: socket.socket, port: int, peers: set[str]) -> bool:
-    """Whether it was one of a server at this port, from one of these clients."""
+    """Ends the connection if it is one from these clients to a server at this port; returns whether it was."""
     if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.getsockname()[1] != port:
         return False
     host, far = connection.getpeername()[:2]

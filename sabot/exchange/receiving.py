@@ -1,10 +1,11 @@
-"""The receiving end of edges: a Flight server, which has a thread for each edge as long as that lasts.
+"""The receiving end of edges: a Flight server with a thread for each edge that is under way.
 
-A call of `do_exchange` is an edge: its descriptor names the edge and the session of the worker that sends. It ends with END, or with a
-frame that says that another call goes on. Whatever else ends it is a failure, which the worker is told.
+A call of `do_exchange` carries an edge: its descriptor names the edge and the session of the sending worker. A call
+ends with END, or with a frame that says that another call continues the edge. Any other end is a failure, which the
+worker reports.
 
-Who has the app's token is trusted: what comes is decoded by Arrow, which refuses what is no record batch of the call's schema, but
-values, offsets of texts for instance, are not looked through (`_cython.arrow.border` does that with data of users).
+Callers with the app's token are trusted. Arrow decodes the messages and refuses anything but record batches of the
+call's schema. Values, such as offsets of texts, are not checked (`_cython.arrow.border` does that for data of users).
 """
 
 import logging
@@ -46,9 +47,11 @@ class Inbound:
 
 
 class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has no types
-    """Takes what other workers send into the channels of `expect`. All methods may be called from any thread.
+    """A Flight server that puts received elements into the channels of `expect`. All methods may be called from any
+    thread.
 
-    timeout: how long a worker that sends may be silent, and how long a call waits for `expect` of its edge.
+    `timeout`: the seconds for which a sending worker may be silent, and for which a call waits for `expect` of its
+    edge.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has 
         self._on_failed = on_failed
         self._timeout = timeout
         self._most_bytes = most_bytes
-        self._doorkeeper = TokenCheck(token)
+        self._token_check = TokenCheck(token)
         self._changed = threading.Condition()  # of all below
         self._edges: dict[str, Inbound] = {}
         self._silent: dict[str, int] = {}  # rounds in which nothing was heard of a session
@@ -80,12 +83,12 @@ class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has 
                 "root_certificates": tls.authority,
             }
         )
-        super().__init__(location(address_of(host, port), tls), middleware={"token": self._doorkeeper}, **options)
+        super().__init__(location(address_of(host, port), tls), middleware={"token": self._token_check}, **options)
         self._thread = threading.Thread(target=self._watch, name="sabot-peers", daemon=True)
         self._thread.start()
 
     def expect(self, edge: str, channel: Channel) -> None:
-        """From now on a call of this edge is taken."""
+        """Accepts a call of this edge from now on. Raises InternalError if the edge is received already."""
         with self._changed:
             if edge in self._edges:
                 raise InternalError(f"the edge {edge!r} is received already")
@@ -93,13 +96,15 @@ class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has 
             self._changed.notify_all()
 
     def statistics(self) -> dict[str, Any]:
-        """Per edge: rows and messages that came. refused: calls without the token."""
+        """Returns per edge the rows and messages received, and the number of calls that were `refused` because they
+        had no valid token.
+        """
         with self._changed:
             edges = {name: {"rows": each.rows_in, "messages": each.messages_in} for name, each in self._edges.items()}
-        return {"edges": edges, "refused": self._doorkeeper.refused_total}
+        return {"edges": edges, "refused": self._token_check.refused_total}
 
     def close(self) -> None:
-        """Ends all calls and threads. Workers that still send see their edges break."""
+        """Ends all calls and threads. Workers that still send get an error for their edges."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -112,7 +117,9 @@ class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has 
     # -- calls, each in a thread of the server ---------------------------------------------------------------------------
 
     def do_action(self, context: Any, action: Any) -> list[bytes]:
-        """`alive`: the worker of this session lives, and so do we. -> its edges that are broken here, which it may not have noticed."""
+        """Answers the question `alive` of a sending worker: notes that its session is alive, and returns its edges
+        that have failed here, which it may not have noticed.
+        """
         if action.type != "alive":
             raise flight.FlightServerError(f"no action is called {action.type[:100]!r}")
         session = action.body.to_pybytes()[:100].decode(errors="replace")
@@ -122,7 +129,7 @@ class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has 
             return [each.edge.encode() for each in self._edges.values() if each.session == session and each.broken]
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
-        """One edge."""
+        """Receives one call of an edge, in a thread of the server."""
         inbound = self._claim(descriptor, context.peer())
         try:
             writer.write_metadata(_ANSWER)
@@ -136,7 +143,7 @@ class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has 
             inbound.serving = False
 
     def _claim(self, descriptor: Any, peer: str) -> Inbound:
-        """The edge that a call is for. Waits for `expect`, since workers do not start in one moment."""
+        """Returns the edge of a call. Waits for `expect`, because workers do not start at the same moment."""
         path = [part.decode(errors="replace")[:1000] for part in descriptor.path or ()]
         if len(path) != 2 or not all(path):
             raise flight.FlightServerError("a call names an edge and a session")
@@ -189,7 +196,7 @@ class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has 
     # -- failures -----------------------------------------------------------------------------------------------------------
 
     def _failed(self, inbound: Inbound, error: BaseException) -> str:
-        """Tells the worker, once, that the edge broke; -> what happened."""
+        """Marks the edge as failed, reports that once to the worker, and returns the text of the report."""
         with self._changed:
             told, inbound.over = inbound.over, True
             inbound.broken = inbound.broken or not told
@@ -206,7 +213,9 @@ class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has 
         return text
 
     def _watch(self) -> None:
-        """Counts the rounds in which a worker did not ask. Rounds, not seconds: that this process was suspended is not its peers' fault."""
+        """Finds sending workers that are silent, by counting rounds without a question of theirs. It counts rounds
+        and not seconds, because a pause of this process must not count against its peers.
+        """
         while not self._over.wait(self._timeout / _ROUNDS):
             with self._changed:
                 for session in self._silent:

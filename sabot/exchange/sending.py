@@ -1,10 +1,11 @@
-"""The sending end of edges: a thread for each edge, and one for each worker that edges lead to.
+"""The sending end of edges: a thread for each edge, and one for each worker that receives edges.
 
     channel ─▶ Framing ─▶ frames ─▶ a call of Flight per edge ──────▶ the receiver's channel
-                  ▲ waits at the end of its credit  ◀── one word for each quarter of it that is in the channel
+                  ▲ waits when its credit is used up  ◀── an answer for each quarter of the credit that is in the channel
 
-Credit is a number of rows and bytes which an edge may have on its way. It ends when the receiver's channel is full, which stops this
-edge and no other, though all edges to a worker share one connection: what waits for a full channel is never in that connection's way.
+Credit is the number of rows and bytes that an edge may have under way. If the receiver's channel is full, no more
+credit comes, which stops this edge and no other: rows that wait for a full channel never block the connection that
+all edges to a worker share.
 """
 
 import logging
@@ -31,7 +32,9 @@ _SHARES = 4  # the receiver is asked after each quarter of the credit
 
 
 class Credit:
-    """How much an edge may have on its way: `rows` and `nbytes`, whichever ends first. One message more than that may be."""
+    """The rows and bytes that an edge may have under way, whichever limit is reached first. One more message may go
+    beyond the limit.
+    """
 
     def __init__(self, rows: int, nbytes: int) -> None:
         self._row_bytes = nbytes // rows
@@ -42,11 +45,11 @@ class Credit:
 
     @property
     def is_over(self) -> bool:
-        """Whether the next message has to wait for an answer."""
+        """True if the next message has to wait for an answer."""
         return self._out >= self._most
 
     def spend(self, rows: int, nbytes: int) -> bool:
-        """Called for each message with rows; -> whether it is to ask."""
+        """Counts a message with rows; returns True if the message has to ask for an answer."""
         cost = max(nbytes, rows * self._row_bytes) + _MESSAGE_BYTES
         self._out += cost
         self._unasked += cost
@@ -57,12 +60,14 @@ class Credit:
         return True
 
     def answered(self) -> None:
-        """The receiver has answered the oldest question."""
+        """Gives back the credit of the oldest question, which the receiver has answered."""
         self._out -= self._shares.popleft()
 
 
 class Sender:
-    """One edge to another worker. `lost` and `stop` may be called from any thread, the rest is the sender's own thread."""
+    """One edge to another worker. `lost` and `stop` may be called from any thread; the rest runs in the sender's own
+    thread.
+    """
 
     def __init__(self, edge: str, channel: Channel, peer: "Peer") -> None:
         self.edge = edge
@@ -81,11 +86,11 @@ class Sender:
         self._thread = threading.Thread(target=self._run, name=f"sabot-send {edge}", daemon=True)
 
     def start(self) -> None:
-        """From now on the channel is drained."""
+        """Starts to drain the channel."""
         self._thread.start()
 
     def lost(self, error: BaseException) -> None:
-        """The other worker is gone: the edge fails with this error."""
+        """Makes the edge fail with this error, because the other worker is gone."""
         with self._lock:
             if self._why is None:
                 self._why = error
@@ -95,7 +100,7 @@ class Sender:
         self._channel.close()
 
     def stop(self) -> None:
-        """Ends the edge where it is, and tells nobody. Idempotent."""
+        """Breaks the edge off without a report. Idempotent."""
         with self._lock:
             self._stopped = True
             reader = self._reader
@@ -104,11 +109,11 @@ class Sender:
         self._channel.close()
 
     def join(self, timeout: float) -> None:
-        """Waits until the thread has ended."""
+        """Returns when the thread has ended, or after `timeout` seconds."""
         self._thread.join(timeout)
 
     def statistics(self) -> dict[str, int]:
-        """rows and messages that were sent, and how often the credit was at its end."""
+        """Returns the rows and messages that were sent, and how often the edge waited for credit."""
         return {"rows": self.rows_out, "messages": self.messages_out, "waits": self.waits}
 
     def _run(self) -> None:
@@ -171,7 +176,7 @@ class Sender:
             self.messages_out += 1
 
     def _answer(self) -> bool:
-        """Waits for the next answer of the receiver; -> False when it has ended the call."""
+        """Waits for the next answer of the receiver. Returns False if the receiver has ended the call."""
         try:
             self._reader.read_chunk()
         except StopIteration:
@@ -188,14 +193,16 @@ class Sender:
         self._reader.read_chunk()  # the receiver has this edge; it refuses others by an error
 
     def _finish(self) -> None:
-        """Waits until the receiver has taken all of this call."""
+        """Waits until the receiver has taken everything of this call."""
         self._writer.done_writing()
         while self._answer():
             pass
 
 
 class Peer:
-    """Another worker, as edges lead to it: one connection, and a thread that asks it each `interval` seconds whether it lives."""
+    """A worker that receives edges: one connection to it, and a thread that asks it eight times in each `timeout`
+    whether it is alive.
+    """
 
     def __init__(
         self,
@@ -235,7 +242,7 @@ class Peer:
         self._thread.start()
 
     def send(self, edge: str, channel: Channel) -> Sender:
-        """Drains this channel into that of the edge's other end, from now on."""
+        """Starts to drain this channel into the other end of the edge, and returns its sender."""
         sender = Sender(edge, channel, self)
         with self._lock:
             self._senders.add(sender)
@@ -246,13 +253,13 @@ class Peer:
         return sender
 
     def call(self, edge: str) -> tuple[Any, Any]:
-        """Opens a call of the edge; -> (writer, reader)."""
+        """Opens a call of the edge. Returns its writer and its reader."""
         descriptor = flight.FlightDescriptor.for_path(edge, self._session)
         writer, reader = self._client.do_exchange(descriptor, flight.FlightCallOptions(headers=self._headers))
         return writer, reader
 
     def failure(self, edge: str, error: BaseException) -> TransientError:
-        """What the worker is told of an edge that broke."""
+        """Returns the error for an edge that has failed."""
         made = TransientError(
             f"the edge {edge!r} to the worker at {self.address} is broken: {reason(error)}",
             hint="the app goes on from its last checkpoint",
@@ -261,7 +268,7 @@ class Peer:
         return made
 
     def forget(self, sender: Sender) -> None:
-        """Its thread ends."""
+        """Forgets a sender whose thread ends."""
         with self._lock:
             self._senders.discard(sender)
 
@@ -281,7 +288,9 @@ class Peer:
             return list(self._senders)
 
     def _ask(self) -> None:
-        """Asks until `close`, or until there is no answer within the time-out. The other worker knows thereby that we live."""
+        """Asks whether the other worker is alive, until `close`, or until an answer does not come in time. The
+        questions also show the other worker that this one is alive.
+        """
         options = flight.FlightCallOptions(timeout=self._timeout, headers=self._headers)
         question = flight.Action("alive", self._session.encode())
         while not self._over.wait(self._timeout / 8):

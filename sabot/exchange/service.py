@@ -1,4 +1,4 @@
-"""The exchange of a worker: what its tasks send to tasks of other workers, and what they get from there."""
+"""The exchange of a worker: the rows that its tasks send to tasks of other workers, and the rows that they receive."""
 
 import atexit
 import secrets
@@ -16,16 +16,18 @@ from sabot.redaction import keep_secret
 
 
 class Exchange:
-    """One per worker process: a Flight server, and a connection to each worker that it sends to. Its methods may be called from any thread.
+    """A worker's Flight server, and its connections to the workers to which it sends. One per process. Its methods
+    may be called from any thread.
 
-    An edge has a name, the same at both ends and used once. Its channels behave as one: elements come out as they went in, in order; when
-    the receiver's is full, the sender's fills; when the receiver's reader closes his, the sender's is closed too, and its producer gets
-    ChannelClosed. END comes only where END was put.
+    An edge has a name, the same at both ends, which is used once. Its two channels behave as one. Elements keep their
+    order. If the receiver's channel is full, the sender's fills. If the receiver's reader closes its channel, the
+    sender's is closed too, and its producer gets ChannelClosed. END arrives only if END was put.
 
-    token: the app's; who does not show it is refused, who does is trusted. It crosses in the clear unless there is `tls`, so a `host`
-    other than loopback wants that. credit_rows, credit_bytes: what an edge may have on its way beside what its two channels hold.
-    message_bytes: of one message at most; a single row that is larger is one of its own. timeout: the seconds after which a worker that
-    does not answer is lost.
+    `token`: the app's secret; a call with it is trusted, and others are refused. It crosses the network in the clear
+    unless there is `tls`, so a `host` other than loopback needs TLS. `credit_rows`, `credit_bytes`: the most that an
+    edge may have under way beside the contents of its two channels. `message_bytes`: the largest message; a larger
+    single row is a message of its own. `timeout`: the seconds after which a silent worker counts as lost. Raises
+    UserError for a token of less than 16 characters.
     """
 
     def __init__(
@@ -63,11 +65,14 @@ class Exchange:
         atexit.register(self.close)
 
     def receive(self, edge: str, channel: Channel) -> None:
-        """What arrives under this name goes into this channel."""
+        """Puts the elements of this edge into this channel. Raises InternalError if the edge is received already."""
         self._server.expect(edge, channel)
 
     def send(self, edge: str, channel: Channel, address: str) -> None:
-        """Drains this channel into that of the other end, at the exchange with this address, which may name the edge in `receive` later."""
+        """Drains this channel into the channel at the other end of the edge. `address`: that of the receiving
+        exchange, which may call `receive` later. Raises InternalError if the edge is sent already, or the exchange is
+        closed.
+        """
         with self._lock:
             if self._closed:
                 raise InternalError(f"the exchange is closed; {edge!r} cannot be sent")
@@ -88,7 +93,10 @@ class Exchange:
             self._sent[edge] = peer.send(edge, channel)
 
     def statistics(self) -> dict[str, Any]:
-        """received and sent: rows and messages per edge, and how often a sent one waited for credit. refused: calls without the token."""
+        """Returns per edge the rows and messages that were `received` and `sent`, and how often a sending edge waited
+        for credit; the number of `peers`; and the number of calls that were `refused` because they had no valid
+        token.
+        """
         received = self._server.statistics()
         with self._lock:
             sent = {edge: sender.statistics() for edge, sender in self._sent.items()}
@@ -96,7 +104,7 @@ class Exchange:
         return {"received": received["edges"], "sent": sent, "peers": peers, "refused": received["refused"]}
 
     def close(self) -> None:
-        """Ends all edges where they are, all threads and connections; the channels of `send` are closed. Idempotent."""
+        """Breaks off all edges, and ends all threads and connections. The channels of `send` are closed. Idempotent."""
         with self._lock:
             if self._closed:
                 return
@@ -113,7 +121,7 @@ class Exchange:
 
 
 def _unheard(edge: str, error: BaseException) -> None:
-    """Nobody asked to be told."""
+    """Raises InternalError, because nobody has set `on_failed`."""
     raise InternalError(
         f"nobody hears that the edge {edge!r} broke", hint="set on_failed before send and receive"
     ) from error
