@@ -1,1 +1,1 @@
-"""Tasks: the threads and the event loop that run operators."""
+"""The running app: the tasks of its streams and agents, its sources and sinks, its start, restart and restore."""

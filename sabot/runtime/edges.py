@@ -1,4 +1,6 @@
-"""The stages of a plan while they are built, and the channels between their tasks: within a process, and to tasks in other processes."""
+"""The stages of a plan while they are built, and the channels between their tasks, within a process and to other
+processes.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,7 +38,7 @@ class BuiltStage:
         return self.by_agents or any(not schema.equals(self.coming[0]) for schema in self.coming)
 
     def note_columns(self, edge: Edge, schema: pa.Schema | None) -> None:
-        """Notes the columns of the rows that come by an edge. None: the stage need not know them."""
+        """Notes the columns of the rows that come by an edge, or None if the stage need not know them."""
         if edge.right:
             self.right_schema = schema
         elif schema is not None:
@@ -52,7 +54,9 @@ class BuiltStage:
 
 @dataclass(frozen=True)
 class DeadLetterOutput:
-    """The way of a task's dead letters to their sink. topic: of the source that the task reads; "": it reads none."""
+    """The path of a task's dead letters to their sink. `topic`: the topic of the source that the task reads, or "" if
+    it reads none.
+    """
 
     output: Output
     topic: str
@@ -62,7 +66,9 @@ class DeadLetterOutput:
 
 
 class Branch:
-    """The output for rows that leave an operator by a branch, such as late rows. `receive` is set once the operator is open."""
+    """An output for rows that leave an operator by a branch, such as late rows. `receive` is set once the operator is
+    open.
+    """
 
     receive: Callable[[Batch], None]
 
@@ -76,7 +82,9 @@ _LEAVING_ROWS = 8_192
 
 
 class Edges:
-    """Makes the channels between tasks. Between two processes an edge has a channel at either end, under one name."""
+    """A maker of the channels between tasks. Between two processes an edge has a channel at either end, under one
+    name.
+    """
 
     def __init__(self, plan: Plan, stages: dict[str, BuiltStage], placement: TaskPlacement) -> None:
         self._stages = stages
@@ -88,11 +96,13 @@ class Edges:
             plan.schemas(along=self._columns.__setitem__)
 
     def tells(self, stage: Stage) -> bool:
-        """Whether the stage passes on that all rows have come which were in its sources at the start."""
+        """Returns True if the stage passes on COMPLETE: all rows have come that were in its sources at the start."""
         return stage.id in self._tell
 
     def output(self, edge: Edge, stage: Stage, task: StreamTask, schema: pa.Schema | None) -> Output:
-        """A channel of the task into each subtask of the edge's target. schema: the columns of the rows, if the target must know them."""
+        """Makes the channels from the task to the subtasks of the edge's target. `schema`: the columns of the rows,
+        or None if the target need not know them.
+        """
         built = self._stages[edge.target.id]
         built.note_columns(edge, schema)
         channels = []
@@ -118,7 +128,7 @@ class Edges:
         )
 
     def from_elsewhere(self, stage: Stage, own: int) -> None:
-        """The channels by which rows of a task of another process come to the tasks of this one."""
+        """Makes the channels for rows that a task of another process sends to tasks of this one."""
         task = f"{stage.id}/{own}"
         for edge in _all_edges(stage):
             self._stages[edge.target.id].note_columns(edge, self._columns.get(edge))
@@ -130,12 +140,14 @@ class Edges:
                     self._enters(channel, edge, number)
 
     def _targets(self, edge: Edge, stage: Stage, own: int) -> range:
-        """The subtasks of the target that a subtask sends rows to."""
+        """Returns the numbers of the target's subtasks to which a subtask sends rows."""
         count = len(self._stages[edge.target.id].gates)
         return range(own, own + 1) if edge.straight and count == stage.parallelism else range(count)
 
     def _here(self, stage: str) -> list[int]:
-        """The subtasks of a stage that run in this process. Looked up once: each task of every other process asks."""
+        """Returns the numbers of the stage's subtasks that run in this process. The result is cached, because each
+        task of every other process asks for it.
+        """
         if stage not in self._own:
             numbers = range(len(self._stages[stage].gates))
             self._own[stage] = [number for number in numbers if self._placement.is_here(f"{stage}/{number}")]
@@ -153,7 +165,9 @@ class Edges:
         gate.append(channel)
 
     def _name(self, edge: Edge, stage: Stage, task: str, target: str) -> str:
-        """Two edges between the same tasks are told apart by their place in the plan, which is the same in every process."""
+        """Returns the name of an edge between two tasks. Two edges between the same tasks differ by their place in
+        the plan, which is the same in every process.
+        """
         return f"{task}.{_all_edges(stage).index(edge)}>{target}"
 
 
@@ -162,5 +176,5 @@ def _all_edges(stage: Stage) -> list[Edge]:
 
 
 def stage_of(task: str) -> str:
-    """The id of the stage of a task."""
+    """Returns the id of the stage of a task."""
     return task.rsplit("/", 1)[0]

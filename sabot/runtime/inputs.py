@@ -24,7 +24,7 @@ _JOINED_BYTES = 16 << 20  # with so many bytes no more are joined, whatever thei
 
 
 class Input(Protocol):
-    """Gives the elements of one task. All calls except `interrupt` and `wake` come from the task's thread."""
+    """The input of one task. All calls except `interrupt` and `wake` come from the task's thread."""
 
     right: bool  # whether the last batch belongs to the second input
     brings_barriers: bool  # whether barriers come behind rows, from upstream
@@ -32,36 +32,39 @@ class Input(Protocol):
     flight_seconds: float
 
     def next(self, wait_seconds: float) -> Any:
-        """Returns the next element; None if none comes within `wait_seconds`."""
+        """Returns the next element, or None if none comes within `wait_seconds`."""
 
     def mark(self) -> Any:
-        """Returns the next element if it is a mark that is known without reading rows; else None."""
+        """Returns the next element if it is a mark that is known without reading rows, else None."""
 
     def facts(self) -> dict[str, Any]:
-        """Called at a barrier: returns what the checkpoint must keep of this input."""
+        """Returns the facts about this input that the checkpoint keeps. Called at a barrier."""
 
     def interrupt(self) -> None:
-        """From any thread: makes `next` return soon."""
+        """Makes `next` return soon. From any thread."""
 
     def wake(self) -> None:
-        """From any thread: makes `next` return soon, possibly without an element."""
+        """Makes `next` return soon, possibly without an element. From any thread."""
 
     def statistics(self) -> dict[str, Any]:
-        """Returns figures; from any thread."""
+        """Returns figures. From any thread."""
 
     def close(self) -> None:
-        """Idempotent."""
+        """Closes the input. Idempotent."""
 
 
 class GateInput:
-    """The gate over the channels from the upstream tasks. Batches that wait are joined, as each repartitioning made them smaller.
+    """The gate over the channels from the upstream tasks. Batches that wait are joined, because each repartitioning
+    makes them smaller.
 
-    right: the numbers of the second input's channels. first: the numbers of the channels that must end, or bring COMPLETE, before sources
-    of the others are read. passes: COMPLETE goes on to the tasks downstream once every channel has ended or brought it.
+    `right`: the numbers of the second input's channels. `first`: the numbers of the channels that must end, or bring
+    COMPLETE, before sources of the others are read. `passes`: True if COMPLETE goes on downstream once every channel
+    has ended or brought it.
 
-    gathers: nothing goes by event time here, so that rows may overtake watermarks. Then batches are joined over these, and a small one
-    waits for others as long as the one before it took to be processed: a batch costs a part that does not depend on its rows, and many
-    small ones in several threads take the interpreter's lock from each other all the time.
+    `gathers`: True if nothing here depends on event time, so rows may overtake watermarks. Batches are then joined
+    over watermarks, and a small batch waits for others as long as the one before it took to be processed. A batch has
+    a cost that does not depend on its rows, and many small ones in several threads compete for the interpreter's
+    lock.
     """
 
     brings_barriers = True

@@ -1,4 +1,6 @@
-"""Which tasks of an app's streams run in this process, and how rows reach those that run in others."""
+"""The placement of an app's stream tasks: which of them run in this process, and how rows reach those in other
+processes.
+"""
 
 from typing import Protocol
 
@@ -9,70 +11,78 @@ from sabot.plan import Plan
 
 
 class PausableReaders(Protocol):
-    """Readers that stand still while somebody behind them has no room."""
+    """Readers that pause while a task behind them has no room."""
 
     def pause_for(self, name: str) -> None:
-        """Reads no more until `resume_for` is called with the same name. From any thread."""
+        """Pauses reading until `resume_for` is called with the same name. Several names may pause at once. From any
+        thread.
+        """
 
     def resume_for(self, name: str) -> None:
-        """No longer waits for this name. From any thread."""
+        """Ends the pause for this name. From any thread."""
 
 
 class TaskPlacement(Protocol):
-    """Where the tasks of an app are, as one of its processes sees them. `Build` asks it."""
+    """The placement of the tasks of an app, as one of its processes sees it. `Build` uses it."""
 
     whole: bool
-    """Every task of the app is in this process."""
+    """True if every task of the app is in this process."""
 
     def is_here(self, task: str) -> bool:
-        """Whether this process runs the task."""
+        """Returns True if this process runs the task."""
 
     def agree(self, plan: Plan) -> None:
-        """Called with the plan of this process before anything of it is opened. Raises where it is not that of the whole app."""
+        """Compares the plan of this process with that of the whole app. Called before anything of the plan is opened.
+        Raises an error if they differ.
+        """
 
     def columns_of(self, stream: str) -> pa.Schema | None:
-        """The columns of a stream that were inferred for the whole app; None: this process infers them."""
+        """Returns the columns of a stream that were inferred for the whole app, or None if this process infers them."""
 
     def arrives(self, edge: str, channel: Channel) -> None:
-        """What a task of another process sends along this edge goes into the channel."""
+        """Puts the elements that a task of another process sends along this edge into the channel."""
 
     def leaves(self, edge: str, channel: Channel, task: str) -> None:
-        """What comes into the channel goes along this edge, to the process that runs the task."""
+        """Sends the elements of the channel along this edge, to the process that runs `task`."""
 
     def readers_elsewhere(self, stage: str) -> PausableReaders | None:
-        """The readers of other processes whose rows reach this stage. None: there are no other processes."""
+        """Returns the readers in other processes whose rows reach this stage, or None if there are no other
+        processes.
+        """
 
     def has_first(self, stage: str, task: str) -> None:
-        """A task of this process has processed the input for which sources of the others wait. From the task's thread."""
+        """Notifies the other processes that a task of this process has processed the input for which their sources
+        wait. From the task's thread.
+        """
 
 
 class SingleProcess:
-    """The spread of an app that runs in one process."""
+    """The placement of an app that runs in one process."""
 
     whole = True
 
     def is_here(self, task: str) -> bool:
-        """Always."""
+        """Returns True."""
         return True
 
     def agree(self, plan: Plan) -> None:
-        """There is no other plan."""
+        """Does nothing: there is no other plan."""
 
     def columns_of(self, stream: str) -> pa.Schema | None:
-        """None: they are inferred here."""
+        """Returns None: this process infers the columns."""
         return None
 
     def arrives(self, edge: str, channel: Channel) -> None:
-        """Not called."""
+        """Raises NotImplementedError; it is not called."""
         raise NotImplementedError
 
     def leaves(self, edge: str, channel: Channel, task: str) -> None:
-        """Not called."""
+        """Raises NotImplementedError; it is not called."""
         raise NotImplementedError
 
     def readers_elsewhere(self, stage: str) -> PausableReaders | None:
-        """There are none."""
+        """Returns None: there are no other processes."""
         return None
 
     def has_first(self, stage: str, task: str) -> None:
-        """Nobody else waits."""
+        """Does nothing: no other process waits."""

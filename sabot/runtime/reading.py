@@ -91,15 +91,17 @@ class Reader:
         self._request(Barrier(checkpoint_id))
 
     def open_source(self, positions: Positions | None, start: Place, facts: Mapping[str, Any] | None) -> None:
-        """Blocking. facts: what the checkpoint of the positions says of the log (`log_facts`). Raises what `open_log` raises."""
+        """Opens the source. `facts`: the facts about the log in the checkpoint of the positions (`log_facts`), or
+        None. Blocks. Raises the errors of `open_log`.
+        """
         self.topic_id = open_log(self.source, positions, start, facts)
 
     def log_facts(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the log that is read, beside the positions in it."""
+        """Returns the facts about the log that a checkpoint keeps beside the positions."""
         return facts_of(self.source, self.topic_id)
 
     def request_commit(self, positions: Positions) -> None:
-        """Requests that these positions be committed, as a complete checkpoint covers them."""
+        """Requests a commit of these positions, which a complete checkpoint covers."""
         self._commit.append(positions)
         self._wake.set()
 
@@ -108,16 +110,20 @@ class Reader:
         self.paused = paused
 
     def hold(self, held: bool) -> None:
-        """Pauses or resumes reading, as `pause`; while held, event time and the wait for idleness stand still too."""
+        """Pauses or resumes reading like `pause`. While held, event time and the time-out for idleness stand still
+        too.
+        """
         self.held = held
         self._wake.set()
 
     def pause_for(self, name: str) -> None:
-        """Pauses reading, as `hold`, until `resume_for` is called with the same name. Several names may wait at once."""
+        """Pauses reading like `hold` until `resume_for` is called with the same name. Several names may pause at
+        once.
+        """
         self.waits_for.add(name)
 
     def resume_for(self, name: str) -> None:
-        """Reading no longer waits for this name."""
+        """Ends the pause for this name."""
         self.waits_for.discard(name)
         self._wake.set()
 
@@ -193,17 +199,17 @@ class Reader:
         self._marks.append(END)
 
     def comes_next(self, mark: Any) -> None:
-        """Takes a mark that stands between rows of the source."""
+        """Emits a mark between rows of the source."""
         self._marks.append(mark)
 
     def _stands_still(self) -> None:
-        """Called while the reader is held, and does not poll."""
+        """Called while the reader is held and does not poll."""
 
     def _goes_on(self) -> None:
         """Called before the reader polls."""
 
     def _has_nothing(self) -> None:
-        """Called when a poll gave no rows."""
+        """Called when a poll has returned no rows."""
 
     def _is_over(self) -> None:
         """Called when the source has ended."""
@@ -213,7 +219,7 @@ class Reader:
         return self._tried(batch)
 
     def _tried(self, batch: Batch) -> Batch | None:
-        """Returns what `_ready` does; None while a schema registry that it needs does not answer, as the batch waits then."""
+        """Returns the result of `_ready`, or None while a schema registry does not answer; the batch then waits."""
         try:
             ready = self._ready(batch)
         except RegistryUnavailable as error:
@@ -224,8 +230,8 @@ class Reader:
         return ready
 
     def _ready(self, batch: Batch) -> Batch | None:
-        """Returns the batch as it goes to the task; None if none of it does. Where it raises RegistryUnavailable, nothing is noted of the
-        batch, which is given again.
+        """Returns the batch for the task, or None if no row of it goes there. If it raises RegistryUnavailable, it
+        has changed nothing, and gets the same batch again.
         """
         raise NotImplementedError
 
@@ -297,11 +303,11 @@ class SourceInput(Reader):
 
     @property
     def backlog(self) -> int:
-        """The rows that are still to be read before sources that wait for this one; from any thread."""
+        """The number of rows still to be read before sources that wait for this one may begin. From any thread."""
         return (self._backlog() or 0) if self.awaited_by and self._backlog is not None else 0
 
     def open(self, positions: Positions | None, start: Place, facts: Mapping[str, Any] | None) -> None:
-        """Blocking. Raises what `open_source` raises."""
+        """Opens the source. Blocks. Raises the errors of `open_source`."""
         if self._codec is not None and not (isinstance(self._codec, FieldCodec) and self._codec.reads_headers):
             leave_headers(self.source)
         self.open_source(positions, start, facts)
@@ -328,7 +334,9 @@ class SourceInput(Reader):
         return super().next(wait_seconds)
 
     def _is_complete(self) -> bool:
-        """Whether all rows that were there at the start have gone to the task. Tells from time to time how many are left."""
+        """Returns True if all rows that were there at the start have gone to the task. Logs from time to time how
+        many are left.
+        """
         left, now_ms = self.backlog, self._now_ms()
         if left:
             if now_ms >= self._next_told_ms:
@@ -340,7 +348,9 @@ class SourceInput(Reader):
         return True
 
     def _keep_back(self) -> None:
-        """Looks which partitions are too far ahead of those of other sources: they wait, and with all that have rows the reader does."""
+        """Pauses the partitions that are too far ahead of those of other sources, and the reader itself if these are
+        all that have rows.
+        """
         if self._waiting is not None or self.awaited_by:
             return
         now_ms = self._now_ms()
@@ -370,7 +380,9 @@ class SourceInput(Reader):
                 self._hold(kept_back)
 
     def _note_unread(self, came: bool) -> None:
-        """After a poll: which partitions have rows to read, for those that are aligned with them. came: it gave rows."""
+        """Notes after a poll which partitions have rows to read, for aligned sources. `came`: True if the poll
+        returned rows.
+        """
         if self.alignments:
             lag, unknown = self.unread(), 1 if came else 0
             self.watermarks.unread(self._positions, [place for place in self._positions if lag.get(place, unknown) > 0])
@@ -475,7 +487,9 @@ class SourceInput(Reader):
     def _in_time(
         self, data: pa.RecordBatch, times: Any, why: Mapping[int, str], records: pa.RecordBatch | None, batch: Batch
     ) -> tuple[pa.RecordBatch, Any, pa.RecordBatch | None]:
-        """Returns the rows that have event time; the others go to the dead letters. why: the reasons that are known, by number of a row."""
+        """Returns the rows with an event time, their times and their records; the others go to the dead letters.
+        `why`: the known reasons, by number of the row.
+        """
         span = pc.min_max(times)
         if times.null_count or (len(times) and not -FAR_MS < span["min"].as_py() <= span["max"].as_py() < FAR_MS):
             good = pc.fill_null(pc.and_(pc.greater(times, _FAR_PAST), pc.less(times, _FAR_FUTURE)), _NO)
@@ -524,8 +538,8 @@ class SourceInput(Reader):
     def _without_time(
         self, rows: pa.RecordBatch, reasons: list[str], records: pa.RecordBatch | None, batch: Batch
     ) -> None:
-        """Sends rows whose event time is null to the dead letters: the records themselves; of a source that decodes, the columns as JSON,
-        with the position of their batch.
+        """Sends rows without an event time to the dead letters: their records, or, if the source itself decodes,
+        their columns as JSON with the position of their batch.
         """
         if records is None:
             (_, partition), offset = next(iter(batch.offsets.items()), (("", -1), -1))

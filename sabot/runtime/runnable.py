@@ -1,4 +1,4 @@
-"""An agent as its run sees it, in the process that runs its calls and in the one that the user has started."""
+"""An agent, as its run uses it: in the process that runs its calls, and in the one that the user has started."""
 
 import asyncio
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ class RunningAgents(Protocol):
 
 
 class RunnableAgent(Counters, Protocol):
-    """An agent as its run sees it: its counters, and the changes of its status. All on the event loop."""
+    """An agent, as its run uses it: its counters, and its status. All calls come from the event loop."""
 
     agent_id: str
     spec: AgentSpec | None
@@ -45,37 +45,37 @@ class RunnableAgent(Counters, Protocol):
     state_backend: StateBackend | None
 
     def starts(self, broker: str, kafka: dict[str, Any]) -> None:
-        """A run begins."""
+        """Called when a run begins."""
 
     def runs_in(self, agents: RunningAgents) -> None:
-        """The agent has started, as one of these agents."""
+        """Called when the agent has started as one of these agents."""
 
     def runs_elsewhere(self) -> None:
-        """The agent has started, in another process."""
+        """Called when the agent has started in another process."""
 
     def failed_elsewhere(self, failure: AgentFailed) -> None:
-        """The agent has failed at a record, in another process."""
+        """Called when the agent has failed at a record, in another process."""
 
     def take_figures(self, figures: Mapping[str, Any]) -> None:
-        """Takes what `figures` gave in the process that runs the agent."""
+        """Takes the result of `figures` from the process that runs the agent."""
 
     def stops(self) -> None:
-        """The agent is being stopped."""
+        """Called when the agent begins to stop."""
 
     def is_not_started(self) -> None:
-        """The start has failed."""
+        """Called when the start has failed."""
 
     def halted(self, failure: SabotError) -> None:
-        """The run is broken and cannot go on, whatever this agent does."""
+        """Called when the run has failed for another reason than this agent, and cannot go on."""
 
     def released(self) -> None:
-        """The run is over."""
+        """Called when the run is over."""
 
     def on_failed(self, failure: AgentFailed) -> None:
-        """The agent has failed at a record."""
+        """Called when the agent has failed at a record."""
 
     def open_source(self, topic: str, group_id: str) -> Source:
-        """Opens the source of one of its topics."""
+        """Opens the source of one of the agent's topics."""
 
     def figures(self) -> dict[str, Any]:
         """Returns the figures that `App.statistics` describes."""

@@ -1,4 +1,4 @@
-"""An app as the runtime needs it, and the settings of one run, which its parts share and which do not change."""
+"""The contract of an app with the runtime, and the settings of one run, which do not change during the run."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -52,23 +52,29 @@ class RunnableApp(Protocol):
 
     @property
     def guards(self) -> "Sequence[EffectGuard]":
-        """What decides on what durable jobs ask, the first one first."""
+        """The guards of durable jobs; the first one decides first."""
 
     def open_tables(self) -> Path | None:
-        """Returns the directory for the tables of streams; None: they stay in memory."""
+        """Returns the directory for the tables of streams, or None if they stay in memory."""
 
     def open_state(self, name: str = "db") -> tuple[StateBackend | None, bool]:
-        """Returns the backend, and whether the runtime closes it. name: of its database, one for each task of agents."""
+        """Returns the state backend of agents, and True if the runtime has to close it. `name`: the name of its
+        database, one for each task of agents.
+        """
 
     def open_journal(self) -> "tuple[Journal, LocalBackend]":
-        """Opens the journal of durable agents, before `open_storage`, and what their mailboxes are kept in. The runtime closes both."""
+        """Opens the journal of durable agents and the backend of their mailboxes. Called before `open_storage`. The
+        runtime closes both.
+        """
 
     def open_storage(self) -> CheckpointStorage | None:
-        """Opens and locks the storage for checkpoints; None: there are no checkpoints."""
+        """Opens and locks the storage for checkpoints. Returns None if the app keeps no checkpoints."""
 
 
 def checkpoint_interval(settings: Settings, *, exactly_once: bool) -> float:
-    """Returns the seconds between checkpoints: as the user set them, else by whether results wait for a checkpoint."""
+    """Returns the seconds between checkpoints: those that the user set, else 1 s with an exactly-once sink, whose
+    results wait for checkpoints, and 60 s without one.
+    """
     if settings.checkpoint_interval is not None:
         return parse_seconds(settings.checkpoint_interval)
     return _EPOCH_SECONDS if exactly_once else _CHECKPOINT_SECONDS
@@ -98,7 +104,7 @@ class RunSettings:
     guards: "Sequence[EffectGuard]" = ()
     """The guards that decide on effects of durable agents; the first one decides first."""
     reprocess: set[str] = field(default_factory=set)
-    """Durable agents whose records are read again as new jobs. Emptied when a checkpoint knows of it."""
+    """The durable agents whose records are read again as new jobs. A checkpoint that contains this empties the set."""
     drop: frozenset[str] = frozenset()
     """The operators of the restored checkpoint, and OPERATOR.NAME for a part of one, whose state is not taken over."""
     first_record_s: float = math.inf
@@ -108,14 +114,14 @@ class RunSettings:
     stop_asked: Callable[[], bool] = lambda: False
 
     def source_of(self, node: Read) -> Source:
-        """The source of a stream, not open yet. All streams of an app form one consumer group."""
+        """Returns the source of a stream, not open yet. All streams of an app form one consumer group."""
         given = node.source
         source = given if isinstance(given, Source) else self.open_source(given, f"{self.app_id}-group")
         return up_to(source, node.until)
 
 
 class StreamsMaker(Protocol):
-    """What makes the streams and agents of each run of an app, in so many processes of their own."""
+    """A maker of the streams and agents of each run of an app, in a number of processes."""
 
     workers: int
 
@@ -127,26 +133,34 @@ class StreamsMaker(Protocol):
         delivery: StagedSinks,
         agents: Mapping[str, RunnableAgent],
     ) -> SpreadStreams:
-        """Streams and agents, not open yet. delivery: exactly-once output. agents: those of the app."""
+        """Returns the streams and agents of a run, not open yet. `delivery`: the exactly-once output. `agents`: the
+        agents of the app.
+        """
 
     def check(self, workers: int) -> None:
-        """Raises UserError where there cannot be so many."""
+        """Raises UserError if the app cannot have this number of workers."""
 
     def rescale(self, workers: int, request: str = "") -> None:
-        """The next run has so many, and a thread of each stage for each at least. request: that of who wants them."""
+        """Makes the next run use this number of workers, and at least as many threads for each stage. `request`: the
+        id of the request for it.
+        """
 
     def begun(self) -> None:
-        """A run has begun with as many as are wanted."""
+        """Notes that a run has begun with the wanted number of workers."""
 
     @property
     def tried_enough(self) -> bool:
-        """After a rescale: so many runs could not begin with the new number that no more are tried."""
+        """True if, after a rescale, no further run is tried with the new number of workers because several could not
+        begin.
+        """
 
     def take_back(self, why: str) -> bool:
-        """After a rescale with which no run could begin, for this reason: the next run has as many as before. False: there was none."""
+        """Gives up a rescale with which no run could begin: the next run has the earlier number of workers. `why`:
+        the reason. Returns False if there was no rescale.
+        """
 
     def refusal(self, request: str) -> str | None:
-        """Why what this request wanted was taken back; None: it was not."""
+        """Returns the reason why this request was given up, or None."""
 
 
 def settings_of(
@@ -159,7 +173,7 @@ def settings_of(
     first_record_s: float,
     placement: TaskPlacement = _WHOLE,
 ) -> RunSettings:
-    """The settings of a run of this app."""
+    """Returns the settings of a run of this app."""
     settings = app.settings
     return RunSettings(
         app_id=app.id,

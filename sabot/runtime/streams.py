@@ -1,4 +1,4 @@
-"""What a run asks of the streams of its app, and they of it, wherever their tasks are."""
+"""The contracts between a run and the streams of its app, wherever the tasks of these streams run."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from sabot.threads import Handle
 
 
 class TaskCoordinator(Protocol):
-    """Who takes the checkpoints of tasks: a `Coordinator`, or what a worker process has whose coordinator is another process."""
+    """The coordinator of the checkpoints of tasks: a `Coordinator`, or its stand-in in a worker process."""
 
     on_complete: list[Callable[[Manifest], None]]
 
@@ -42,7 +42,7 @@ class TaskCoordinator(Protocol):
 
 
 class AgentCoordinator(TaskCoordinator, Protocol):
-    """The same for the task of agents, which looks at the checkpoints that are left."""
+    """A TaskCoordinator for the task of agents, which also uses the checkpoints that are retained."""
 
     storage: CheckpointStorage | None
     on_retained: list[Callable[[int], None]]
@@ -55,7 +55,9 @@ class AgentCoordinator(TaskCoordinator, Protocol):
 
 
 class Streams(Protocol):
-    """The streams of one run of an app, wherever their tasks run: here (`LocalStreams`), or in processes of their own."""
+    """The streams of one run of an app, in this process (`LocalStreams`) or in processes of their own. Methods
+    without a text do what those of `LocalStreams` do.
+    """
 
     was_complete: bool
     awaited: bool
@@ -63,7 +65,7 @@ class Streams(Protocol):
     left: list[tuple[str, Handle]]
 
     async def open(self, restored: Manifest | None = None) -> None:
-        """See `LocalStreams.open`, as for all the others."""
+        """Opens the streams like `LocalStreams.open`."""
 
     def run(self) -> None: ...
 
@@ -72,7 +74,7 @@ class Streams(Protocol):
 
     @property
     def tasks(self) -> list[StreamTask]:
-        """Those of this process."""
+        """The tasks that run in this process."""
 
     @property
     def running(self) -> asyncio.Future[None]: ...
@@ -94,7 +96,9 @@ class Streams(Protocol):
     def statistics(self) -> dict[str, Any]: ...
 
     def workers(self) -> list[dict[str, Any]]:
-        """What each of its worker processes does; none where all tasks are in this one. From any thread."""
+        """Returns the state of each worker process, or an empty list if all tasks are in this process. From any
+        thread.
+        """
 
     def samples(self) -> Iterator[Sample]: ...
 
@@ -103,30 +107,32 @@ class AgentsElsewhere(Protocol):
     """The agents of a run, in processes of their own."""
 
     on_failed: Callable[[str, AgentFailed], None]
-    """Is called with the id of an agent that has failed at a record."""
+    """A callback that gets the id of an agent that has failed at a record, and the error."""
     needs_checkpoint: bool
-    """See `LocalAgents.needs_checkpoint`."""
+    """True if jobs wait for the first checkpoint that contains the position of their journal."""
 
     def statistics(self) -> dict[str, Any]:
-        """See `AgentTask.statistics`; and `state`, of the backend. From any thread."""
+        """Returns the figures of `AgentTask.statistics`, and `state`, those of the backend. From any thread."""
 
 
 class SpreadStreams(Streams, Protocol):
-    """The streams of a run in processes of their own, and its agents."""
+    """The streams and the agents of a run in processes of their own."""
 
     goes_on: bool
-    """Whether the app goes on in another run as soon as this one is closed."""
+    """True if the app continues in another run as soon as this run is closed."""
 
     @property
     def agents(self) -> AgentsElsewhere: ...
 
     async def make_room(self, workers: int) -> None:
-        """Makes sure that the next run may have so many. Raises UserError where they cannot be had; this run is left as it is."""
+        """Makes sure that the next run can have this number of workers. Raises UserError if it cannot; this run is
+        not changed.
+        """
 
 
 def had_ended(restored: Manifest) -> bool:
-    """Whether every task of streams had ended in the checkpoint, its input read to the end, and all results were complete. An app that was
-    drained before the end of its inputs had not.
+    """Returns True if every stream task had ended in the checkpoint: all input was read to its end, and all results
+    were complete. After a drain before the end of the input it returns False.
     """
     stored = stored_streams(restored)
     metas = [task.meta for task in stored.values()]
@@ -136,7 +142,7 @@ def had_ended(restored: Manifest) -> bool:
 
 
 def keep_finals(restored: Manifest, checkpoints: TaskCoordinator) -> None:
-    """Later checkpoints keep what this one says of the tasks of streams, which are not opened again."""
+    """Keeps the last states of ended stream tasks, which are not opened again, in later checkpoints."""
     for name, task in stored_streams(restored).items():
         states = {state: RestoredState(restored.state_directory(name, state)) for state in task.states}
         checkpoints.detach(name, TaskSnapshot(task.meta, {}, states))

@@ -1,10 +1,10 @@
-"""A compiled task: one thread that runs one chain for one subtask of a stage.
+"""A task of a stream: one thread that runs one chain of operators for one subtask of a stage.
 
-take an element  ─▶  a batch: the chain processes it; what comes out goes into channels, a full one holds the thread up
-                     a watermark: the chain emits what has become complete, then it is passed on
-                     a barrier: the operators' state and the input's positions are taken, the barrier is passed on, acknowledged
+take an element  ─▶  a batch: the chain processes it, and its output goes into channels; a full channel makes the thread wait
+                     a watermark: the chain emits the results that are complete, then passes the watermark on
+                     a barrier: a snapshot of the operators and the input's positions is taken, the barrier passed on and acknowledged
                      COMPLETE: is passed on, behind the rows that operators hold
-                     END: the chain emits all that is left; the task's last state stays for the checkpoints to come
+                     END: the chain emits everything that is left; the task's last state stays for the checkpoints to come
 """
 
 import logging
@@ -49,10 +49,12 @@ _WAIT_SECONDS = 0.05
 
 
 class Output:
-    """Where rows leave a chain: one channel for each subtask of the next stage. keys: their owner's; none: all go to the first.
+    """An output of a chain: one channel for each subtask of the next stage. `keys`: the columns by which a row's
+    subtask is chosen; without keys all rows go to the first.
 
-    everywhere: every subtask gets all rows. in_turn: one batch goes to one of them, the next to the next. last: the rows leave the stream,
-    and nobody asks any more where they came from. tells: COMPLETE goes through it. timeless: no event time does.
+    `everywhere`: every subtask gets all rows. `in_turn`: batches go to the subtasks one after the other. `last`: the
+    rows leave the stream, so their origin is not needed any more. `tells`: COMPLETE passes through this output.
+    `timeless`: event time does not.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class Output:
         self._refused: deque[tuple[Channel, Any]] = deque()  # by full channels, of a task that may not wait
 
     def put(self, batch: Batch) -> None:
-        """Blocks while a channel is full."""
+        """Sends a batch. Blocks while a channel is full."""
         if batch.num_rows == 0:
             return
         self.rows_out += batch.num_rows
@@ -110,7 +112,7 @@ class Output:
                 self.send(channel, part)
 
     def mark(self, element: Any) -> None:
-        """To all of them. Marks are always taken, but for COMPLETE, which waits for room as rows do."""
+        """Sends a mark to all channels. Marks are taken at once, except COMPLETE, which waits for room as rows do."""
         if element is COMPLETE:
             for channel in self.channels if self._tells else []:
                 self.send(channel, element)
@@ -124,7 +126,7 @@ class Output:
                 channel.put_nowait(element)
 
     def send(self, channel: Channel, batch: Batch) -> None:
-        """Into one of the channels; blocks while it is full."""
+        """Puts a batch into one of the channels. Blocks while it is full."""
         if not self._task.may_wait:
             if self._refused or not channel.put_nowait(batch):
                 self._refused.append((channel, batch))
@@ -134,7 +136,7 @@ class Output:
                 raise ChannelClosed(channel.name)
 
     def offer(self) -> bool:
-        """What channels refused, again; -> whether there is room for more."""
+        """Offers the elements again that channels refused. Returns True if there is room for more."""
         while self._refused:
             channel, element = self._refused[0]
             if not channel.put_nowait(element):
@@ -144,7 +146,7 @@ class Output:
 
 
 class Link:
-    """An operator in its chain, and where its rows go: `targets` take the main output, `branches` the others."""
+    """An operator in its chain, and the receivers of its rows: `targets` take the main output, `branches` the others."""
 
     def __init__(
         self,
@@ -162,7 +164,9 @@ class Link:
             self._holder.on_mark = self._pass
 
     def mark(self, element: Any) -> None:
-        """WATERMARK, IDLE, ACTIVE or COMPLETE: the operator first, then those behind it; who holds passes it on later."""
+        """Passes WATERMARK, IDLE, ACTIVE or COMPLETE to the operator, and then to those behind it, unless the
+        operator holds it back and passes it on later.
+        """
         if self._holder is not None:
             self._holder.hold(element)
         elif isinstance(element, Watermark):
@@ -182,7 +186,7 @@ class Link:
 
 
 def receiver_of(targets: Sequence[Link | Output]) -> Callable[[Batch], None]:
-    """What gives a batch to all of them."""
+    """Returns a function that gives a batch to all targets."""
     receivers: list[Callable[[Batch], None]] = [
         target.operator.process if isinstance(target, Link) else target.put for target in targets
     ]
@@ -198,7 +202,7 @@ def _fan_out(receivers: Sequence[Callable[[Batch], None]]) -> Callable[[Batch], 
 
 
 class Chain:
-    """The operators of one subtask, and its outputs: those behind operators, and those that stand beside them (dead letters)."""
+    """The operators of one subtask and its outputs: those behind operators, and those beside them (dead letters)."""
 
     def __init__(self, roots: Sequence[Link | Output], outputs: Sequence[Output]) -> None:
         self.roots = list(roots)
@@ -224,32 +228,34 @@ class Chain:
                 self._gather(each)
 
     def add_beside(self, output: Output) -> None:
-        """An output that no operator feeds."""
+        """Adds an output that no operator feeds."""
         self.outputs.append(output)
         self._beside.append(output)
 
     @property
     def operators(self) -> list[Operator]:
-        """Upstream first."""
+        """The operators, upstream first."""
         return [link.operator for link in self.links]
 
     @property
     def has_room(self) -> bool:
-        """No: operators have as much in flight as they may."""
+        """True unless operators are at their limit of rows in flight."""
         return all([operator.has_room for operator in self.waiting])
 
     @property
     def is_empty(self) -> bool:
-        """Nothing is in flight."""
+        """True if no row is in flight."""
         return all([operator.is_empty for operator in self.waiting])
 
     def mark_time(self, element: Any) -> None:
-        """WATERMARK, IDLE, ACTIVE or COMPLETE: goes down the chain like rows, and out of it."""
+        """Passes WATERMARK, IDLE, ACTIVE or COMPLETE down the chain behind the rows, and out of it."""
         for target in (*self.roots, *self._beside):
             target.mark(element)
 
     def finishing(self) -> Iterator[None]:
-        """The input is over: ends the operators, from the first to the last. Gives wherever what is in flight must come out first."""
+        """Ends the operators at the end of the input, from the first to the last. Yields wherever rows in flight must
+        come out first.
+        """
         for root in self.roots:
             if isinstance(root, Link):
                 root.mark(Watermark(END_OF_TIME))
@@ -259,30 +265,33 @@ class Chain:
             operator.finish()
 
     def mark(self, element: Any) -> None:
-        """To every channel behind the chain, at once."""
+        """Sends a mark to every channel behind the chain, at once."""
         for output in self.outputs:
             output.mark(element)
 
     def close(self) -> None:
-        """Every operator."""
+        """Closes every operator."""
         for operator in self.operators:
             operator.close()
 
 
 class Cuts(Protocol):
-    """Who hears of the cuts of a task, in its thread: the coordinator of the checkpoints, or who acknowledges for the task."""
+    """A receiver of the snapshots of a task, in the task's thread: the coordinator of the checkpoints, or its
+    stand-in in a worker.
+    """
 
     def acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
-        """What the task was at this barrier."""
+        """Takes the task's snapshot at this barrier."""
 
     def detach(self, task: str, final: TaskSnapshot | None = None) -> None:
-        """What it was at its end."""
+        """Takes the task's last snapshot, at its end."""
 
 
 class StreamTask:
-    """One subtask of a stage. Built and opened on the app's thread, then its own thread's alone.
+    """One subtask of a stage. The app's thread builds and opens it; from `start` on only its own thread uses it.
 
-    A thread that may not wait (`step(0)`) keeps what a full channel refuses, and takes no element before that has gone.
+    A thread that may not wait (`step(0)`) keeps the output that a full channel refuses, and takes no element before
+    that output has gone.
     """
 
     def __init__(self, name: str, coordinator: Cuts, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -312,11 +321,11 @@ class StreamTask:
 
     @property
     def built(self) -> bool:
-        """It has its input and its chain; an error while the app was built may have come before."""
+        """True if the task has its input and its chain. An error while the app was built may have come before."""
         return hasattr(self, "input") and hasattr(self, "chain")
 
     def start(self) -> None:
-        """The thread begins to take elements."""
+        """Starts the thread."""
         self.handle.start()
 
     def restore(self, states: Mapping[str, list[Saved]], forgets: Mapping[str, frozenset[str]]) -> None:
@@ -365,10 +374,12 @@ class StreamTask:
         return not self.ended or not self.may_wait
 
     def _poll(self) -> bool:
-        """What operators have ready by themselves; -> whether the task may take rows: not when they have no room, nor after END.
+        """Emits results that operators have ready. Returns True if the task may take rows: not while operators have
+        no room, nor after END.
 
-        Rows before a barrier that is on its way are taken in any case: it must not wait for calls. They are what the channels hold; the
-        readers stand still until there is room again, so that checkpoint after checkpoint does not take more of them in.
+        Rows before a barrier that is on its way are taken in any case, because it must not wait for calls. These are
+        the rows in the channels. The readers pause until there is room again, so that one checkpoint after the other
+        does not take in more and more rows.
         """
         self._woken.clear()
         now_ms = int(self._clock.time() * 1000)
@@ -392,7 +403,9 @@ class StreamTask:
                 reader.resume_for(self.name)
 
     def _without_room(self, wait_seconds: float) -> bool | None:
-        """No rows; barriers all the same: those of the task's own source; behind a gate that has ended, when they are asked for."""
+        """Takes no rows, but barriers: those of the task's own source, and, behind a gate that has ended, those that
+        are requested.
+        """
         if self.ended:
             return not self.may_wait
         element = self.input.mark()
@@ -405,18 +418,18 @@ class StreamTask:
         return True
 
     def expect(self, checkpoint_id: int) -> None:
-        """Any thread: the barrier of this checkpoint is on its way."""
+        """Notes that the barrier of this checkpoint is on its way. From any thread."""
         self._expected = checkpoint_id
         if self.chain.pollers:
             self.wake()
 
     def expect_no_more(self, checkpoint_id: int) -> None:
-        """The barrier came, or was given up."""
+        """Notes that the barrier has come, or was given up."""
         if checkpoint_id >= self._expected:
             self._expected = 0
 
     def wake(self) -> None:
-        """Any thread: poll the operators soon."""
+        """Makes the task poll its operators soon. From any thread."""
         self._woken.set()
         self.input.wake()
 
@@ -452,7 +465,7 @@ class StreamTask:
             chain.mark_time(element)
 
     def _finish(self) -> None:
-        """Goes on with the end of the input, as far as what is in flight allows."""
+        """Goes on with the end of the input as far as rows in flight allow."""
         assert self._finishing is not None
         if next(self._finishing, self) is not self or self.stopping:
             return  # stopping: left behind, the app has gone on without it
@@ -464,7 +477,7 @@ class StreamTask:
         self._coordinator.detach(self.name, final)
 
     def _cut(self, barrier: Barrier) -> None:
-        """Everything before the barrier has been processed; nothing after it has."""
+        """Takes the snapshot at a barrier: everything before the barrier has been processed, and nothing after it."""
         self.expect_no_more(barrier.checkpoint_id)
         began = SYSTEM_CLOCK.monotonic()
         snapshot = self._snapshot()
@@ -490,7 +503,9 @@ class StreamTask:
         return TaskSnapshot(meta, {}, states, sealed)
 
     def _last(self, final: TaskSnapshot) -> TaskSnapshot | None:
-        """What is left to keep of it when all tasks have ended for good; None where its source was not read to its end."""
+        """Returns the state that is kept when all tasks have ended for good, or None if the task's source was not
+        read to its end.
+        """
         meta = final.meta
         if not read_to_end(meta):
             return None
@@ -504,25 +519,25 @@ class StreamTask:
     # -- from outside -------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Any thread: take no more elements. Who waits for this task's channels is let go."""
+        """Makes the task take no more elements, and releases threads that wait for its channels. From any thread."""
         self.stopping = True
         self.input.interrupt()
 
     def join(self, seconds: float) -> bool:
-        """-> whether the thread has ended; a task that was never started has."""
+        """Waits at most `seconds` for the thread. Returns True if it has ended, or was never started."""
         if self.handle.is_alive():
             self.handle.join(seconds)
         return not self.handle.is_alive()
 
     def close(self) -> None:
-        """After `join`: lets go of what operators and the input hold. Idempotent."""
+        """Closes the operators and the input. Called after `join`. Idempotent."""
         for fill in self.fills:
             fill.close()
         self.input.close()
         self.chain.close()
 
     def hint(self) -> str:
-        """What the task is busy with, for the message of a checkpoint that timed out."""
+        """Returns a description of the task's current work, for the message of a checkpoint that timed out."""
         full = [channel.name for output in self.chain.outputs for channel in output.channels if channel.rows]
         thread = getattr(self.handle, "ident", None)  # a simulation has no threads
         found = None if thread is None else held_up_by(thread)
@@ -530,7 +545,7 @@ class StreamTask:
         return f"{self.batches} batches taken{inside}" + (f"; rows wait in {', '.join(full[:3])}" if full else "")
 
     def statistics(self) -> dict[str, Any]:
-        """Figures, from any thread."""
+        """Returns figures. From any thread."""
         return {
             "batches": self.batches,
             "rows": self.rows,
@@ -542,9 +557,11 @@ class StreamTask:
 
 
 def close_tasks(tasks: Sequence[StreamTask], seconds: float) -> list[tuple[str, Handle]]:
-    """Stops them, waits for each at most so long, closes what they hold. Blocking; -> those that did not come back.
+    """Stops the tasks, waits for each at most `seconds`, and closes them. Blocks. Returns the names and threads of
+    those that did not end.
 
-    What closing raises is told and changes nothing: all that counts was flushed, or is in a checkpoint.
+    Errors while closing are logged and change nothing, because everything that counts was flushed or is in a
+    checkpoint.
     """
     left: list[tuple[str, Handle]] = []
     for task in tasks:
