@@ -1,7 +1,8 @@
-"""Which agents of an app run in one task.
+"""The division of an app's agents into tasks.
 
-Agents share state: values in Sabot, objects in Python, budgets. So they are one task, on one event loop. An agent with `process=` shares
-none, and has tasks of its own, each in a process of its own; where it has several, each reads some of the partitions of its inputs.
+Agents share state: values in Sabot, objects in Python, budgets. So they run in one task, on one event loop. An agent
+with `process=` shares nothing, and has tasks of its own, each in a process of its own. If it has several tasks, each
+reads some of the partitions of its inputs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,12 +18,14 @@ from sabot.errors import UserError
 from sabot.plan import fed_by_streams, walk
 
 TASK = "agents"
-"""The task of all agents that have none of their own."""
+"""The name of the task of all agents without a task of their own."""
 
 
 @dataclass(frozen=True)
 class AgentGroup:
-    """The agents of one task, by their ids. own: it has a process to itself. number, count: which of the tasks of its agent it is."""
+    """The agents of one task, by their ids. `own`: True if the task has a process of its own. `number`, `count`:
+    which of its agent's tasks it is, of how many.
+    """
 
     task: str
     agents: tuple[str, ...]
@@ -32,11 +35,13 @@ class AgentGroup:
 
     @property
     def room(self) -> str:
-        """Who writes, for the ids of exactly-once output; also the name of a folder."""
+        """The writer's name in the ids of exactly-once output, and the name of the group's folder."""
         return self.task.replace("/", ".")
 
     def share_of(self, source: Source) -> Source:
-        """What this task reads of an input. Blocks. Raises UserError for an input that cannot be read by as many."""
+        """Returns the part of an input that this task reads. Blocks. Raises UserError if the input cannot be divided
+        among so many readers.
+        """
         if self.count == 1:
             return source
         readers = readers_of(source, self.count)
@@ -48,7 +53,9 @@ class AgentGroup:
         return readers[self.number]
 
     def check(self, restored: Manifest) -> None:
-        """Raises UserError for a checkpoint in which its agents run in other tasks: their state and positions are there."""
+        """Raises UserError for a checkpoint in which these agents run in other tasks, because their state and
+        positions are kept by task.
+        """
         for agent_id in self.agents:
             found = {name for name, task in restored.tasks.items() if agent_id in task.meta.get("agents", {})}
             if found and found != set(self._all_tasks(agent_id)):
@@ -63,14 +70,14 @@ class AgentGroup:
 
 
 def own_task(agent_id: str, number: int) -> str:
-    """The name of a task of an agent with process=."""
+    """Returns the name of a task of an agent with `process=`."""
     return f"{TASK}.{agent_id}/{number}"
 
 
 def agent_groups(specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]) -> list[AgentGroup]:
-    """The tasks of these agents, the shared one first. ends: of the app's streams.
+    """Returns the tasks of these agents, the shared one first. `ends`: the ends of the app's streams.
 
-    Raises UserError for an agent with process= that rows of others reach by the memory of their process.
+    Raises UserError for an agent with `process=` that exchanges rows with others through the memory of their process.
     """
     _refuse_links(specs, list(ends))
     shared = tuple(spec.agent_id for spec in specs if not spec.process)
@@ -85,7 +92,7 @@ def agent_groups(specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]) -> list[
 
 
 def whole_app(specs: Sequence[AgentSpec]) -> AgentGroup:
-    """All agents of an app in the one task of a process. Raises UserError for an agent with process=."""
+    """Returns one task with all agents of an app. Raises UserError for an agent with `process=`."""
     for spec in specs:
         if spec.process:
             raise UserError(
@@ -120,5 +127,7 @@ def _refuse_links(specs: Sequence[AgentSpec], ends: Sequence[StreamEnd]) -> None
 
 
 def _written(spec: AgentSpec) -> list[Sink]:
-    """The Sinks of the user's that it writes; topics are opened by each who writes them."""
+    """Returns the user's Sink objects that the agent writes. Topics are not among them, because each writer opens a
+    topic for itself.
+    """
     return [each for each in (*spec.sinks.values(), spec.dead_letter) if isinstance(each, Sink)]

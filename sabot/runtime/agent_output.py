@@ -1,7 +1,8 @@
-"""How rows of an agent reach a stream without a topic: a channel that the first task of the stream reads like a source.
+"""Rows of an agent that go to a stream without a topic: through a channel that the first task of the stream reads
+like a source.
 
-Barriers come in-band, behind the rows that the agents gave before their cut, so there are no positions to resume from: rows that were
-not given yet are made again from the rows that the agent has not finished.
+Barriers travel in the channel, behind the rows that the agents emitted before their cut. So there are no positions to
+resume from: rows that were not emitted before a crash are made again from the rows that the agent has not finished.
 """
 
 from collections import deque
@@ -17,12 +18,14 @@ from sabot.runtime.reading import SourceInput
 
 
 class AgentOutput(Source, Bounded, ReportsLag):
-    """The output of an agent: records, or the columns of a batch agent. It has one partition, whose offset is the number of rows so far."""
+    """The output of an agent as a source: records, or the columns of a batch agent. It has one partition, whose
+    offset is the number of rows so far.
+    """
 
     bounded = False  # the stream ends with the agent, and nobody knows when
 
     def __init__(self, agent_id: str, columns: pa.Schema) -> None:
-        """columns: as the stream's schema= declares them."""
+        """`columns`: the columns that the stream's `schema=` declares."""
         self.name = agent_id
         self.columns = columns
         self.channel = Channel(name=f"{agent_id} to its stream")
@@ -56,7 +59,7 @@ class AgentOutput(Source, Bounded, ReportsLag):
         return {(self.name, 0): self._rows}
 
     def lag(self) -> dict[tuple[str, int], int]:
-        """Counts the rows that the agent still processes: while there are some, the stream is not idle."""
+        """Returns the number of rows that the agent still processes; while there are some, the stream is not idle."""
         return {(self.name, 0): self.channel.rows + self.unfinished()}
 
     def close(self) -> None:
@@ -64,7 +67,7 @@ class AgentOutput(Source, Bounded, ReportsLag):
 
 
 class AgentInput(SourceInput):
-    """The input of a task that reads an agent: barriers and aborts come between its rows."""
+    """The input of a task that reads an agent. Barriers and aborts come between the rows."""
 
     brings_barriers = True
     flight_seconds = float("inf")

@@ -1,5 +1,5 @@
-"""The sinks that agents write: what all who write one agree on, and how it is opened, where its rows are written and where they are
-delivered.
+"""The sinks of agents: the settings on which all writers of a sink agree, and how a sink is opened, written and
+delivered to.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -25,10 +25,10 @@ from sabot.runtime.writing import open_writer
 
 
 class AgentSinks:
-    """Those of the agents of one app."""
+    """The sinks of the agents of one app."""
 
     def __init__(self, specs: Sequence[AgentSpec], ends: Iterable[StreamEnd], settings: RunSettings) -> None:
-        """ends: of the app's streams. Raises UserError where those who write a sink do not agree."""
+        """`ends`: the ends of the app's streams. Raises UserError if the writers of a sink do not agree."""
         ends = list(ends)
         self.specs = arranged(specs, ends)
         self.fed = fed_by_streams(ends)
@@ -38,11 +38,13 @@ class AgentSinks:
         self._settings = settings
 
     def of(self, group: AgentGroup) -> list[AgentSpec]:
-        """The agents of a task, each behind those that it feeds."""
+        """Returns the agents of a task, each behind those to which it passes rows."""
         return [spec for spec in self.specs if spec.agent_id in group.agents]
 
     def writer(self, group: AgentGroup, sink: str | Sink, *, afresh: bool) -> SinkWriter:
-        """What writes into the sink, in the task of the group, not open yet. afresh: no checkpoint is restored."""
+        """Returns the writer of a sink in the task of the group, not open yet. `afresh`: True if no checkpoint is
+        restored.
+        """
         place, clock = place_of_sink(sink), self._settings.clock
         opened = self._settings.open_sink(sink, self._formats.get(place)) if isinstance(sink, str) else sink
         opened = self._settings.staged(group.room, opened, self.wanted[place])
@@ -51,13 +53,14 @@ class AgentSinks:
         return SinkWriter(opened, None, None, lambda: int(clock.time() * 1000), nan=self._nans.get(place))
 
     def dead_letter_topics(self, spec: AgentSpec) -> dict[str, str]:
-        """By input, for an agent whose dead letters go into topics."""
+        """Returns the dead letter topic of each input, for an agent whose dead letters go to topics."""
         return dead_letter_topics(spec, self.specs, self.fed)
 
     def open_deliveries(self, group: AgentGroup, shared: Collection[int], *, afresh: bool) -> None:
-        """Opens the sinks that deliver exactly once, and that the agents of a group write elsewhere. Blocks; raises what opening raises.
+        """Opens the exactly-once sinks of a group whose agents run in another process. Blocks. Raises the errors of
+        opening.
 
-        shared: the ids of the Sinks that streams write too, which open these.
+        `shared`: the ids of the Sinks that streams write too; the streams open these.
         """
         for sink in self._each_once(group):
             if id(sink) not in shared:

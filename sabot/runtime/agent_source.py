@@ -1,7 +1,8 @@
-"""How rows reach the agents: a thread for each source, which puts whole batches into the channel of the agent task's gate.
+"""The sources of agents: a thread for each source, which puts whole batches into the channel of the agent task's
+gate.
 
-The thread runs a task like those of streams, with one output and no operator. It acknowledges no barrier, because the position of a
-source is that of the rows that the agent task has taken, not of those that the thread has read.
+The thread runs a task like those of streams, with one output and no operator. It acknowledges no barrier, because the
+position of a source is that of the rows that the agent task has taken, not of those that the thread has read.
 """
 
 import asyncio
@@ -30,9 +31,11 @@ _STOP_SECONDS = 30.0
 
 
 def scan_columns(source: Source, spec: AgentSpec) -> None:
-    """Asks a source whose rows are columns for those that the agent takes: those of its `schema=` for a batch agent, else all. Blocks.
+    """Asks a source whose rows are columns for the columns that the agent takes: those of its `schema=` for a batch
+    agent, else all. Blocks.
 
-    Raises UserError for columns that it does not have, and, for a record agent, whose rows become JSON, for types that JSON cannot say.
+    Raises UserError for columns that the source does not have, and, for a record agent, whose rows become JSON, for
+    types that JSON does not have.
     """
     if not gives_columns(source):
         return
@@ -44,8 +47,8 @@ def scan_columns(source: Source, spec: AgentSpec) -> None:
 
 
 class _RecordInput(Reader):
-    """The input of an agent: records as they are, or, with a codec, columns together with their records. clock: of a record agent, for
-    which rows without records become some.
+    """The input of an agent: records as they are, or, with a codec, columns together with their records. `clock`: the
+    clock of a record agent, for which rows without records become records.
     """
 
     def __init__(self, name: str, source: Source, *, codec: Codec | None, max_rows: int, clock: Clock | None) -> None:
@@ -72,7 +75,9 @@ class _RecordInput(Reader):
 
 
 class _Whole(Output):
-    """Passes batches on whole, also those without a good row, as their offsets and bad rows count."""
+    """An output that passes whole batches on, also those without a good row, because their offsets and bad rows
+    count.
+    """
 
     def put(self, batch: Batch) -> None:
         self.rows_out += batch.num_rows
@@ -80,7 +85,7 @@ class _Whole(Output):
 
 
 class AgentSource:
-    """A source of an agent, with its thread and its channel. Its methods run on the event loop, unless said otherwise."""
+    """A source of an agent, with its thread and its channel. Methods without other words run on the event loop."""
 
     def __init__(
         self,
@@ -113,7 +118,9 @@ class AgentSource:
         self.task.on_over = self._is_over
 
     def open(self, positions: Positions | None, start: Place, facts: Mapping[str, Any] | None = None) -> None:
-        """Blocking. Call it before `start`. facts: what `facts` gave. Raises what `Reader.open_source` raises."""
+        """Opens the source. Called before `start`. `facts`: the result of `facts` from the checkpoint, or None.
+        Blocks. Raises the errors of `Reader.open_source`.
+        """
         self.input.open_source(positions, start, facts)
         self.taken = dict(self.source.positions())
 
@@ -122,7 +129,7 @@ class AgentSource:
         self.task.start()
 
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint says of the log that it reads."""
+        """Returns the facts about its log that a checkpoint keeps."""
         return {
             **self.input.log_facts(),
             "identity": self.identity,
@@ -136,12 +143,12 @@ class AgentSource:
 
     @property
     def left(self) -> list[tuple[str, Handle]]:
-        """Valid after `stop`: the thread, if it did not end."""
+        """The thread, if it did not end. Valid after `stop`."""
         return self._left
 
     def statistics(self) -> dict[str, Any]:
-        """Returns rows_in (read in this run), ended, lag, why it waits for a schema registry ("": it does not), and the figures of its
-        channel; from any thread.
+        """Returns `rows_in` (read in this run), `ended`, `lag`, the reason why it waits for a schema registry or "",
+        and the figures of its channel. From any thread.
         """
         return {
             "rows_in": self.input.rows_in,
@@ -154,10 +161,10 @@ class AgentSource:
     # -- reports of its task, in the task's thread ------------------------------------------------------------------------
 
     def acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
-        """The barrier is in the channel."""
+        """Called when the barrier is in the channel."""
 
     def detach(self, task: str, final: TaskSnapshot | None = None) -> None:
-        """The end is in the channel."""
+        """Called when the end is in the channel."""
 
     def _is_over(self, task: StreamTask) -> None:
         error: BaseException | None = task.error

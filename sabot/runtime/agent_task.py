@@ -1,13 +1,14 @@
 """The task of an app's agents: poll, process, push, acknowledge.
 
-    AgentSource  one thread for each source (`feeding`): polls, decodes, and puts batches and barriers into its channel
+    AgentSource  one thread for each source (`agent_source`): polls, decodes, and puts batches and barriers into its channel
     StreamFeed   the channel of a stream that goes into an agent (`stream_feed`)
-    AgentTask    on the event loop: one gate over the channels of sources; passes batches to agent operators, and cuts at barriers
+    AgentTask    on the event loop: one gate over the channels of sources; passes batches to agent operators, takes snapshots at barriers
     SinkPort     puts rows into the channel of a sink, whose thread (`writing`) writes them, and flushes at a barrier
 
-All agents of an app run in one AgentTask, so their state has one owner and is cut at one moment. Barriers travel in-band from the
-source threads through the gate to the sink threads. The task acknowledges a barrier when its state is cut, its sinks have flushed, and
-the barriers of the streams that feed agents have come.
+All agents of an app run in one AgentTask, so their state has one owner, and its snapshot is taken at one moment.
+Barriers travel with the rows from the source threads through the gate to the sink threads. The task acknowledges a
+barrier when its snapshot is taken, its sinks have flushed, and the barriers of the streams that feed agents have
+come.
 """
 
 import asyncio
@@ -40,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 class AgentTask:
-    """One gate, the agents of an app, and one state backend. It lives on the event loop."""
+    """The gate, the agents of an app, and their state backend. It runs on the event loop."""
 
     def __init__(
         self,
@@ -94,7 +95,9 @@ class AgentTask:
         source.on_broken = self._source_broke
 
     def add_feed(self, channel: Channel, operator: AgentOperator, readers: list[Reader]) -> None:
-        """Connects the channel of a stream to this operator. Call it before `run`. readers: those from which the rows come."""
+        """Connects the channel of a stream to this operator. Called before `run`. `readers`: the readers of the
+        stream's sources.
+        """
         feed = StreamFeed(channel, operator, readers, self.break_down)
         self.feeds.append(feed)
         self.flushes.append(feed)
@@ -119,7 +122,7 @@ class AgentTask:
 
     @property
     def gate(self) -> Gate:
-        """The gate; it is open once all sources are connected."""
+        """The gate over all sources. It is open once all sources are connected."""
         assert self._gate is not None
         return self._gate
 
@@ -149,7 +152,9 @@ class AgentTask:
                 feed.go_on()
 
     def take_all(self) -> None:
-        """Called while the inputs end: rows of streams that an agent does not serve go into its lanes, for the last checkpoint."""
+        """Puts the rows of streams that an agent has not taken into its lanes, for the last checkpoint. Called while
+        the inputs end.
+        """
         self._ending = True
         if self.jobs is not None:
             self.jobs.leave()
@@ -157,7 +162,7 @@ class AgentTask:
             feed.take_all()
 
     def streams_failed(self) -> None:
-        """Called when the streams end without END: no further checkpoint can be complete."""
+        """Called when the streams end without END, so that no further checkpoint can be complete."""
         self.streams_exhausted = lambda: False
         for feed in self.feeds:
             feed.give_up()
@@ -172,7 +177,9 @@ class AgentTask:
         self._break(f"sink {sink.name}", sink.error, sink.error)
 
     def break_down(self, what: str, error: BaseException) -> None:
-        """State and output may no longer agree, so the task stops, and no checkpoint covers what it has done."""
+        """Stops the task because state and output may no longer agree. No later checkpoint covers anything that it
+        has done.
+        """
         if isinstance(error, InternalError):
             self._break(what, error, error)
         else:
@@ -292,7 +299,9 @@ class AgentTask:
     # -- the barrier --------------------------------------------------------------------------------------------------
 
     def _cut(self, checkpoint_id: int) -> None:
-        """All inputs have reached the barrier. There is no `await` in here: unfinished rows, positions and state are cut at one moment."""
+        """Takes the snapshot when all inputs have reached the barrier. It has no `await`, so unfinished rows,
+        positions and state are those of one moment.
+        """
         self._asked.discard(checkpoint_id)
         began = self._clock.monotonic()
         try:
@@ -318,7 +327,9 @@ class AgentTask:
         ack.add_done_callback(lambda _: self._acks.pop(checkpoint_id, None))
 
     def _cut_state(self) -> "Cut | asyncio.Future[Snapshot] | None":
-        """Cuts the state. A user's own `snapshot` may await other things first, so writes are held back until it has ended."""
+        """Takes the snapshot of the state. A user's own `snapshot` may await other things first, so writes are held
+        back until it has ended.
+        """
         if self.backend is None:
             return None
         if not isinstance(self.state, HeldWrites):
@@ -346,7 +357,9 @@ class AgentTask:
         state: "Cut | asyncio.Future[Snapshot] | None",
         flushes: list[asyncio.Future[Mapping[str, int]]],
     ) -> None:
-        """Acknowledges once the cut is complete: a user's own backend has taken its snapshot, and all `flushes` are done."""
+        """Acknowledges once the snapshot is complete: a user's own backend has taken its part, and all `flushes` are
+        done.
+        """
         parts: list[asyncio.Future[Any]] = [*([state] if isinstance(state, asyncio.Future) else []), *flushes]
         try:
             results = await asyncio.shield(asyncio.gather(*parts, return_exceptions=True))
@@ -380,7 +393,7 @@ class AgentTask:
         return max(calls, key=lambda call: call[1], default=None)
 
     def hint(self) -> str:
-        """Returns what the task is busy with, for the message of a checkpoint that timed out."""
+        """Returns a description of the task's current work, for the message of a checkpoint that timed out."""
         call = self.busiest()
         behind = [self.sources[index].name for index in self.gate.waiting_for]
         parts = (
@@ -392,7 +405,9 @@ class AgentTask:
         return "; ".join(parts)
 
     def inject(self, checkpoint_id: int) -> None:
-        """Asks every source for its barrier, once. If all inputs have ended, none will come, so the cut is made now."""
+        """Asks every source for its barrier, once. If all inputs have ended, no barrier will come, so the snapshot is
+        taken now.
+        """
         if checkpoint_id <= self._last_asked:
             return
         self._last_asked = checkpoint_id
@@ -465,7 +480,7 @@ class AgentTask:
             ack.cancel()
 
     def commit(self, meta: Mapping[str, Any]) -> None:
-        """Called when a checkpoint is complete: its positions may be committed to the sources."""
+        """Called when a checkpoint is complete, so that its positions may be committed to the sources."""
         for source in self.sources:
             facts = meta["sources"].get(source.name)
             if facts is not None:
@@ -506,7 +521,7 @@ class AgentTask:
         }
 
     def samples(self) -> Iterator[Sample]:
-        """Metrics samples; from any thread, once the task has been built."""
+        """Yields metrics samples. From any thread, once the task has been built."""
         for source in self.sources:
             agent_id, topic = source.operator.spec.agent_id, source.source.name
             yield Sample("sabot_records_in_total", source.input.rows_in, agent_id, topic)

@@ -58,7 +58,7 @@ class AppRunner:
     """Runs the agents and the streams of an app together, and their checkpoints."""
 
     def __init__(self, app: RunnableApp, agents: Mapping[str, RunnableAgent], writes: Sequence[StreamEnd]) -> None:
-        """agents, writes (the ends of streams): those of the app, which may add to them until the start."""
+        """`agents`, `writes`: the agents and the ends of streams of the app, which may add to them until the start."""
         self.app = app
         self.agents = agents
         self.writes = writes
@@ -109,12 +109,16 @@ class AppRunner:
 
     @property
     def failure(self) -> SabotError | None:
-        """The failure that ended this run, or the last one, unexpectedly: nothing is read or saved any more. None if there was none."""
+        """The failure that ended this run, or the last one, unexpectedly, or None. After it nothing is read or saved
+        any more.
+        """
         return self._failure if self._run is None else self._run.failure
 
     @property
     def stalled_by(self) -> SabotError | None:
-        """The failure of an agent without which the streams of this run, or of the last one, stand still."""
+        """The failure of an agent that feeds the streams of this run, or of the last one, which therefore wait for
+        ever. None if there is none.
+        """
         return self._stalled_by if self._run is None else self._run.stalled_by
 
     def raise_failure(self) -> None:
@@ -143,7 +147,7 @@ class AppRunner:
             raise
 
     def _expect_stop(self) -> None:
-        """From here on `request_stop` applies to the run that begins. Idempotent until that run is over."""
+        """Makes `request_stop` apply to the run that begins. Idempotent until that run is over."""
         if self.started or self._in_run or self._starting is not None:
             return
         self._loop = asyncio.get_running_loop()
@@ -241,7 +245,9 @@ class AppRunner:
             self._loop.call_soon_threadsafe(self._stop_asked.set)
 
     def _heed(self, error: BaseException | None) -> None:
-        """Takes note of a failure. If the user's code asked for the end of the process, everything is stopped in an orderly way first."""
+        """Notes a failure. If the user's code asked for the end of the process, everything is stopped in good order
+        first.
+        """
         asked = find_exit(error)
         if asked is None or self._exit is not None or self._loop is None:
             return
@@ -251,7 +257,7 @@ class AppRunner:
             self._leaving = self._loop.create_task(self._leave(asked), name="the user's exit")
 
     async def _leave(self, asked: Exit) -> None:
-        """Lets the event loop raise the exit once everything is closed, as nobody waits in `run`."""
+        """Makes the event loop raise the exit once everything is closed, because nobody waits in `run`."""
         try:
             await self.stop()
         except SabotError as error:
@@ -378,7 +384,9 @@ class AppRunner:
         return not stopped
 
     def _may_take_back(self, error: SabotError) -> bool:
-        """True if the app goes on with as many workers as before a rescale, because no run could begin with the new number."""
+        """Returns True if the app goes on with the number of workers before a rescale, because no run could begin
+        with the new number.
+        """
         maker, hanging = self.app.workers, any(thread.is_alive() for _, thread in self._left)
         if maker is None or hanging or self._stop_asked.is_set() or not maker.take_back(str(error)):
             return False
@@ -439,7 +447,9 @@ class AppRunner:
         return checkpoint_interval(self.app.settings, exactly_once=False)
 
     def _followed(self) -> None:
-        """A checkpoint of this app is complete, so the next start resumes from it and not from the savepoint."""
+        """Called when a checkpoint of this app is complete, so that the next start resumes from it and not from the
+        savepoint.
+        """
         self._origin.followed()
         if self._run is not None:
             self._run.checkpoint_ended()
@@ -480,7 +490,9 @@ class AppRunner:
         }
 
     def _samples(self) -> Iterator[Sample]:
-        """Metrics samples of the checkpoints and of what is open. Streams and agents give their own samples."""
+        """Yields metrics samples of the checkpoints and of the open parts. Streams and agents have samples of their
+        own.
+        """
         checkpoints = self.coordinator.statistics()
         yield Sample("sabot_checkpoint_failed_total", checkpoints["failed"])
         if checkpoints["completed"]:
@@ -495,7 +507,9 @@ class AppRunner:
     # -- probes, called from the threads of their server --------------------------------------------------------------
 
     def _healthz(self) -> Page:
-        """Whether this process should live on: the event loop answers, nothing has ended the run, and child processes live."""
+        """Answers whether this process is alive: the event loop answers, nothing has ended the run, and child
+        processes live.
+        """
         why = "" if self.failure is None else self.failure.message
         loop, answered = self._loop, threading.Event()
         if loop is None or loop.is_closed():
@@ -511,7 +525,9 @@ class AppRunner:
         return page_of({"app": self.app.id, "healthy": not why, "why": why, **report}, good=not why)
 
     def _readiness(self) -> Page:
-        """Whether everything is open and works: not while it starts or stops, nor with an agent that has failed."""
+        """Answers whether everything is open and works: not during a start or stop, nor with an agent that has
+        failed.
+        """
         failed = self.failure or self.stalled_by
         why = "" if failed is None else failed.message
         if not self.started:
@@ -528,7 +544,9 @@ class AppRunner:
 
 
 def _outages(figures: Mapping[str, Any]) -> list[str]:
-    """Why sources stand still until a schema registry answers. The app is ready all the same: what it has read goes on."""
+    """Returns the reasons why sources wait for a schema registry. The app counts as ready all the same, because rows
+    that it has read go on.
+    """
     inputs = [*figures.get("sources", {}).values(), *(task["input"] for task in figures["streams"].values())]
     return sorted({each["registry"] for each in inputs if each.get("registry")})
 

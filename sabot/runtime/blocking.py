@@ -1,7 +1,8 @@
-"""Functions of the user's that hold something up: one that blocks the event loop, a step of a stream that does not come back.
+"""Reports of user functions that block: one that blocks the event loop, or a step of a stream that does not return.
 
-A thread asks the loop for a sign of life. Where none comes within BLOCKED_S, the stack of the loop's thread says which function stands
-where; it is named again after ten times as long, with what waits behind it. Steps of streams have threads of their own and may take longer.
+A thread asks the loop for a sign of life. If none comes within BLOCKED_S, the stack of the loop's thread shows the
+function and its line. The function is reported again after ten times as long, with the records that wait behind it.
+Steps of streams have threads of their own, and may take longer.
 """
 
 import asyncio
@@ -33,23 +34,29 @@ class BusyTask(Protocol):
 
     name: str
     taking_since: float | None
-    """When it began with the element that it processes, in seconds of the monotonic clock. None: it waits for one."""
+    """The moment at which it took the element that it processes, in seconds of the monotonic clock, or None if it
+    waits for an element.
+    """
     handle: Any
 
 
 @dataclass
 class _BlockedCall:
-    """A function that holds something up. since: when that began; next_s: how long it lasts when it is named next."""
+    """A function that blocks. `since`: the moment at which that began. `next_s`: the seconds after which it is
+    reported next.
+    """
 
     since: float
     next_s: float
 
 
 class BlockingMonitor:
-    """Watches an event loop and the threads of streams. Made and closed on the loop."""
+    """A monitor of an event loop and the threads of streams. Made and closed on the loop."""
 
     def __init__(self, busy: Callable[[], tuple[Sequence[BusyTask], Mapping[str, int]]]) -> None:
-        """busy: from any thread: the tasks of streams, and by agent the records that wait."""
+        """`busy`: returns the tasks of streams, and the number of waiting records of each agent; called from any
+        thread.
+        """
         self._busy = busy
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -72,7 +79,7 @@ class BlockingMonitor:
             self._look_at_steps(now)
 
     def _look_at_loop(self, now: float) -> bool:
-        """False when the loop is closed."""
+        """Reports a blocked loop. Returns False if the loop is closed."""
         if self._asked is None:
             self._asked = _BlockedCall(now, BLOCKED_S)
             try:
@@ -95,7 +102,7 @@ class BlockingMonitor:
         self._asked = None
 
     def _task_name(self) -> str:
-        """The task that runs on the loop: "agent shop.score"."""
+        """Returns the name of the task that runs on the loop, such as "agent shop.score"."""
         task = asyncio.current_task(self._loop)
         return "" if task is None or task.get_name().startswith("Task-") else task.get_name().partition("#")[0]
 
@@ -123,7 +130,9 @@ class BlockingMonitor:
 
 
 def held_up_by(thread: int) -> tuple[str, str] | None:
-    """The user's function in which a thread is: (the name of what has called it, the function with its file and line). None: in none."""
+    """Returns the name of the caller of the user's function that a thread executes, and the function with its file
+    and line. Returns None if the thread executes no user code.
+    """
     frame = sys._current_frames().get(thread)
     inside: list[FrameType] = []
     while frame is not None and not frame.f_code.co_filename.startswith(_OURS):
@@ -139,7 +148,7 @@ def held_up_by(thread: int) -> tuple[str, str] | None:
 
 
 def _names(frame: FrameType | None) -> Iterator[str]:
-    """The names that the objects have whose methods are on the stack, from this frame outwards."""
+    """Yields the names of the objects whose methods are on the stack, from this frame outwards."""
     while frame is not None:
         name = getattr(frame.f_locals.get("self"), "name", None)
         if isinstance(name, str) and frame.f_code.co_filename.startswith(_OURS):

@@ -1,4 +1,4 @@
-"""Turns the plan of an app's streams into open tasks, with channels between them, at the positions of the checkpoint."""
+"""Builds the tasks of an app's streams from the plan, with channels between them, at the positions of the checkpoint."""
 
 import asyncio
 import logging
@@ -60,7 +60,7 @@ _reading_lock = threading.Lock()
 
 
 class Build:
-    """The running part of the streams: their tasks by stage, and what those read."""
+    """The running part of the streams: their tasks by stage, and the inputs of these tasks."""
 
     def __init__(
         self,
@@ -71,7 +71,9 @@ class Build:
         wanted: Mapping[str | int, Delivery],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        """agents: those of the app. wanted: delivery= of the Sinks that agents write, by the id of the Sink. loop: runs async calls."""
+        """`agents`: the agents of the app. `wanted`: `delivery=` of each Sink that agents write, by the id of the
+        Sink. `loop`: the event loop that runs async calls.
+        """
         self.settings = settings
         self.plan: Plan | None = None
         self.stages: dict[str, BuiltStage] = {}  # upstream first
@@ -101,8 +103,8 @@ class Build:
         return [task for built in self.stages.values() for task in built.tasks.values()]
 
     def open(self, restored: Manifest | None) -> None:
-        """Blocking. Asks sources for their columns, opens everything, and restores positions and state from the checkpoint. If it raises,
-        the caller closes what is open.
+        """Asks sources for their columns, opens everything, and restores positions and state from the checkpoint.
+        Blocks. If it raises, the caller closes the open parts.
         """
         self._take_sources()
         self.plan = plan_of(
@@ -180,7 +182,7 @@ class Build:
 
     @property
     def feeds(self) -> dict[str, list[Channel]]:
-        """By the id of an agent: the channels from streams into it. Valid once everything is open."""
+        """The channels from streams into agents, by the id of the agent. Valid once everything is open."""
         return {each.stage.id: each.gates[0] for each in self.stages.values() if each.stage.agent is not None}
 
     def readers_before(self, stage_id: str) -> list[Reader]:
@@ -239,12 +241,14 @@ class Build:
             task.input.on_first_over = partial(self._has_first, stage.id, task.name)
 
     def _has_first(self, stage_id: str, task: str) -> None:
-        """In the task's thread."""
+        """Notes, in the task's thread, that the task has processed the input that must come first."""
         self.has_first(stage_id, task)
         self.settings.placement.has_first(stage_id, task)
 
     def has_first(self, stage_id: str, task: str) -> None:
-        """A task, also one of another process, has processed the input that must come first. From any thread."""
+        """Notes that a task, also one of another process, has processed the input that must come first. From any
+        thread.
+        """
         missing, waiting = self._first[stage_id]
         missing.discard(task)
         if not missing:
@@ -254,7 +258,8 @@ class Build:
     def _inferred(self, node: Read, readers: Sequence[Mapping[str, Any]]) -> pa.Schema:
         """Infers the columns from the data, or from the first records, for which it may have to wait.
 
-        readers: what the checkpoint says of those that read it. Then the records behind their positions count.
+        `readers`: the facts of the checkpoint about the readers of the stream. If there are some, records behind
+        their positions are used.
         """
         if (known := self.settings.placement.columns_of(node.name)) is not None:
             return known
@@ -345,7 +350,7 @@ class Build:
             raise refused(f"source {node.name}", error) from error
 
     def _dead_letters(self, stage: Stage, task: StreamTask) -> DeadLetterOutput | None:
-        """Returns the way of a task's dead letters to their sink; None where its stage has none."""
+        """Returns the path of a task's dead letters to their sink, or None if its stage has no sink for them."""
         if stage.dead_letters is None:
             return None
         return DeadLetterOutput(
@@ -353,13 +358,15 @@ class Build:
         )
 
     def _origin(self, task: StreamTask) -> dict[str, Any]:
-        """Returns the fields that say in a dead letter which task set the row apart."""
+        """Returns the fields of a dead letter that name the task."""
         return {"agent": f"{self.settings.app_id}/{task.name}", "version": self.settings.app.version}
 
     # -- chains -------------------------------------------------------------------------------------------------------
 
     def _chain(self, built: BuiltStage, number: int, letters: DeadLetterOutput | None) -> Chain:
-        """Makes and opens the operators, from the first to the last, since each determines the columns of the next one's input."""
+        """Makes and opens the operators, from the first to the last, because each determines the columns of the next
+        one's input.
+        """
         stage, task = built.stage, built.tasks[number]
         outputs: list[Output] = []
         if stage.sink is not None:
@@ -424,7 +431,7 @@ class Build:
         return directory
 
     def open_deliveries(self) -> None:
-        """Opens the sinks that deliver exactly once, of tasks that run in other processes. Blocks; raises what opening raises."""
+        """Opens the exactly-once sinks of tasks that run in other processes. Blocks. Raises the errors of opening."""
         for built in self.stages.values():
             if built.stage.sink is not None and not built.tasks:
                 sink = self._sink_of(built)
@@ -432,7 +439,7 @@ class Build:
                     self._sink_writer(built, sink)
 
     def _sink_of(self, built: BuiltStage) -> Sink:
-        """The sink that the task of the stage writes into, not open yet."""
+        """Returns the sink into which the task of the stage writes, not open yet."""
         assert built.stage.sink is not None
         sink = built.stage.sink[0]
         opened = self.settings.open_sink(sink, built.stage.format) if isinstance(sink, str) else sink

@@ -1,4 +1,4 @@
-"""A look at a stream: it runs by itself, and its rows become a table."""
+"""The execution of `collect`: a stream runs by itself, and its rows become a table."""
 
 import pyarrow as pa
 
@@ -13,7 +13,9 @@ from sabot.runtime.host import run_here
 
 
 def collect_rows(runner: AppRunner, node: Node, limit: int | None, seconds: float | None) -> pa.Table:
-    """The rows of a step, at most `limit`, and those that come within so many seconds. Raises UserError where that would never end."""
+    """Returns the rows of a step: at most `limit`, and those that come within `seconds`. Raises UserError if that
+    would never end. Blocks.
+    """
     endless = endless_read(node)
     waits = limit is None or any(isinstance(each, Materialize) for each in walk([node]))
     if endless is not None and seconds is None and waits:

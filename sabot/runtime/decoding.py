@@ -1,4 +1,4 @@
-"""How the records of a source are decoded: in the format that the program names, as the checkpoint knows it."""
+"""The codecs of a source's records, and the facts about them that a checkpoint keeps."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -21,8 +21,9 @@ _BACKOFF = Backoff(0.25, 5.0)  # before a registry is asked again
 
 
 def codec_of(node: Read, schema: pa.Schema, readers: Iterable[Mapping[str, Any]], *, refresh: bool) -> Codec:
-    """How the records of a stream become these of its columns. readers: what a checkpoint says of those that read them before; refresh:
-    but not which columns they had. Blocking, where a schema registry must be asked.
+    """Returns the codec that decodes the records of a stream into these columns. `readers`: the facts of the
+    checkpoint about its readers. `refresh`: True to ignore the columns in these facts. Blocks if a schema registry
+    must be asked.
     """
     readers = list(readers)
     if before := next(filter(None, (changed_format(node.format, facts) for facts in readers)), ""):
@@ -44,26 +45,30 @@ def codec_of(node: Read, schema: pa.Schema, readers: Iterable[Mapping[str, Any]]
 
 
 def format_facts(format: Format, codec: Codec | None) -> dict[str, Any]:
-    """What a checkpoint keeps of how a source is decoded. A format that says its own columns is taken up again as it was."""
+    """Returns the facts about decoding that a checkpoint keeps. A format that brings its own columns resumes with
+    them.
+    """
     if codec is None:
         return {}
     return {"format": format.description, "codec": codec.text if format.own_columns else None}
 
 
 def kept_text(format: Format, readers: Iterable[Mapping[str, Any]]) -> str | None:
-    """The `text` of the codec of this format, of what a checkpoint says of the readers of a source; None: it has none."""
+    """Returns the text of the codec of this format in the checkpoint's facts about the readers of a source, or None."""
     texts = (facts.get("codec") for facts in readers if not changed_format(format, facts))
     return next((text for text in texts if text is not None), None)
 
 
 def changed_format(format: Format, facts: Mapping[str, Any]) -> str:
-    """How a reader of the checkpoint decodes the records that this program decodes as `format`; "": the same way."""
+    """Returns the format with which the checkpoint's reader decoded its records if that differs from `format`, else
+    "".
+    """
     before = facts.get("format") or JSON.description
     return "" if before == format.description else before
 
 
 class Outage:
-    """When a reader asks again for the schemas that its batch needs, after a schema registry has not answered."""
+    """The time-out of a reader that waits for a schema registry: when it asks again for the schemas of its batch."""
 
     def __init__(self, name: str) -> None:
         self.why = ""  # the last error; "": there is no outage
@@ -72,7 +77,7 @@ class Outage:
         self._next = 0.0
 
     def began(self, error: RegistryUnavailable) -> None:
-        """The registry has not answered."""
+        """Called when the registry has not answered."""
         if not self.why:
             _log.warning("%s: reading stands still: %s", self._name, error.message)
         self._failures += 1
@@ -80,11 +85,11 @@ class Outage:
         self.why = error.message
 
     def over(self) -> None:
-        """It has answered."""
+        """Called when the registry has answered."""
         if self.why:
             _log.info("%s: the schema registry answers again, reading goes on", self._name)
             self.why, self._failures, self._next = "", 0, 0.0
 
     def left_seconds(self) -> float:
-        """How long to wait before the next try."""
+        """Returns the seconds until the next attempt."""
         return self._next - SYSTEM_CLOCK.monotonic()

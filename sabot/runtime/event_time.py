@@ -1,4 +1,4 @@
-"""The event time of a stream's rows, as its program says it: the column, or what it is computed of; and a look at the first ones."""
+"""The event time of a stream's rows, by a column or an expression, and checks of the first event times."""
 
 import datetime
 import logging
@@ -23,9 +23,10 @@ _DELETE = pa.scalar(DELETE, pa.int8())
 
 
 class SourceTime:
-    """How the event time of rows is read. The readers of a source share one, from any thread.
+    """The reader of event times. The readers of a source share one, from any thread.
 
-    column: it is this column as it is. expr: it is computed of this, whose numbers count `unit` and whose texts have `format`.
+    `column`: the column with the event time. `expr`: the expression for it, in which numbers count `unit` and texts
+    have `format`.
     """
 
     def __init__(
@@ -49,10 +50,11 @@ class SourceTime:
         self._failed = 0  # rows without event time, as long as no row had one
 
     def of(self, data: pa.RecordBatch, records: pa.RecordBatch | None) -> tuple[Any, Mapping[int, str]]:
-        """Returns the event times in ms, null where a row has none; and by number of a row, why its value cannot be one.
+        """Returns the event times in ms, null where a row has none, and by number of a row the reason why its value
+        cannot be one.
 
-        A row that deletes a key has nothing but the key: its time is that of its record. Raises UserError where the columns come with
-        types that hold no times; a Source may give others than schema= says.
+        A row that deletes a key has only the key; its time is that of its record. Raises UserError if the columns
+        have types without times; a Source may return other types than `schema=` says.
         """
         if self._column is not None:
             return self._as_it_is(data.column(self._column)), {}
@@ -75,12 +77,12 @@ class SourceTime:
         return to_ms(column)
 
     def trust(self) -> None:
-        """Says that rows had event time before, in the run of the checkpoint from which this one goes on."""
+        """Notes that rows had event times before, in the run of the checkpoint."""
         self._failed = -1
 
     def count_failed(self, rows: int, reason: str) -> None:
-        """Counts rows that have no event time. Raises UserError where none of the first rows has one: time= names no time then, and the app
-        would set all rows apart. reason: why the first of them has none.
+        """Counts rows without an event time. Raises UserError if none of the first rows has one: `time=` is then
+        wrong, and every row would become a dead letter. `reason`: the reason for the first of these rows.
         """
         if not self._is_new or self._failed < 0:
             return
@@ -92,7 +94,9 @@ class SourceTime:
             )
 
     def look(self, least_ms: int, greatest_ms: int) -> None:
-        """Warns where the first rows are of before 2000 or after 2100, and would not be if numbers counted another unit."""
+        """Logs a warning if the first rows are before 2000 or after 2100, and would not be if numbers counted another
+        unit.
+        """
         if not self._is_new:
             return
         self._is_new = False
@@ -112,7 +116,7 @@ class SourceTime:
 
 
 def source_time(node: Read) -> SourceTime | None:
-    """How a stream's event time is read from its columns; None: they have none."""
+    """Returns the reader of a stream's event time, or None if the stream has no event time."""
     if node.time is None:
         return None
     options = {"unit": node.time_unit, "format": node.time_format, "text": node.time_text}

@@ -109,7 +109,7 @@ class AgentsElsewhere(Protocol):
     on_failed: Callable[[str, AgentFailed], None]
     """A callback that gets the id of an agent that has failed at a record, and the error."""
     needs_checkpoint: bool
-    """True if jobs wait for the first checkpoint that contains the position of their journal."""
+    """True if jobs of durable agents wait for the first checkpoint that contains the position of their journal."""
 
     def statistics(self) -> dict[str, Any]:
         """Returns the figures of `AgentTask.statistics`, and `state`, those of the backend. From any thread."""
