@@ -22,7 +22,9 @@ def check_delivery(delivery: object, where: str) -> None:
 
 
 def agreed_delivery(sink: "str | Sink", one: Delivery, other: Delivery) -> Delivery:
-    """The delivery of a sink that two streams or agents write. None leaves it to the other. Raises UserError where the two differ."""
+    """Returns the delivery of a sink that two streams or agents write; None on one side leaves it to the other.
+    Raises UserError if they differ.
+    """
     if None not in (one, other) and one != other:
         name = sink if isinstance(sink, str) else sink.name
         raise UserError(f"sink {name}: two write it, with different delivery=", hint="give both the same")
@@ -30,12 +32,16 @@ def agreed_delivery(sink: "str | Sink", one: Delivery, other: Delivery) -> Deliv
 
 
 def check_input(source: object, where: str, hint: str) -> None:
-    """A topic, or a Source, with a name that a checkpoint can hold. Raises UserError that begins with `where`."""
+    """Raises UserError, whose text begins with `where`, unless `source` is a topic or a Source with a name that a
+    checkpoint can hold.
+    """
     _check_connector(source, Source, where, hint)
 
 
 def check_sink(sink: object, where: str, hint: str = '"{topic}.dlq"') -> None:
-    """A topic, or a Sink, with a name that a checkpoint can hold. Raises UserError that begins with `where`."""
+    """Raises UserError, whose text begins with `where`, unless `sink` is a topic or a Sink with a name that a
+    checkpoint can hold.
+    """
     _check_connector(sink, Sink, where, hint)
 
 
@@ -61,7 +67,9 @@ _FILE_SINKS = {"n": "NdjsonSink", "j": "NdjsonSink", "c": "CsvSink", "t": "CsvSi
 
 
 def _check_no_file(topic: str, where: str, kind: "type[Source] | type[Sink]") -> None:
-    """Refuses the name of a file or an address: a topic of that name would be read or made, and nobody would look there."""
+    """Raises UserError for the name of a file or an address: it would be read or made as a topic of that name, which
+    nobody expects.
+    """
     if (address := _ADDRESS.fullmatch(topic)) is not None:
         of_database = address[1] in ("sqlite", "postgres", "postgresql") and kind is Sink
         of_broker = address[1] in ("memory", "kafka")

@@ -1,4 +1,4 @@
-"""A sink that shows rows to whoever looks at the standard output."""
+"""A sink that writes rows to the standard output."""
 
 import re
 import sys
@@ -16,7 +16,9 @@ _CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u
 
 
 class ConsoleSink(Sink, ChecksTypes):
-    """Writes each row as a line of JSON to the standard output as it is at that moment. What would control a terminal is escaped."""
+    """Writes each row as a line of JSON to the standard output, whatever `sys.stdout` is at that moment. Characters
+    that control a terminal are escaped.
+    """
 
     def __init__(self, name: str = "console") -> None:
         self.name = name
@@ -28,7 +30,7 @@ class ConsoleSink(Sink, ChecksTypes):
         return "not_finite"
 
     def open(self) -> None:
-        """Nothing to do."""
+        """There is nothing to open."""
 
     def write(self, batch: Batch) -> None:
         payloads = to_records(batch, round(SYSTEM_CLOCK.time() * 1000)).column(0)
@@ -38,12 +40,14 @@ class ConsoleSink(Sink, ChecksTypes):
         sys.stdout.flush()
 
     def flush(self) -> None:
-        """Nothing to do: `write` does."""
+        """Does nothing: `write` flushes."""
 
     def close(self) -> None:
-        """Nothing to do: others write there too."""
+        """Does nothing: others write to the standard output too."""
 
 
 def console() -> ConsoleSink:
-    """Shows the rows of a stream or agent on the standard output, as they come: `stream.to(console())`."""
+    """Returns a sink that writes the rows of a stream or agent to the standard output, as they come:
+    `stream.to(console())`.
+    """
     return ConsoleSink()

@@ -1,12 +1,12 @@
 """Dead letters: records that could not be processed, unchanged, each with its origin and its error.
 
-They have one schema, which is written and read here, whatever sets a record apart (a source, a step of a stream, a call, an agent) and
-wherever the letter goes:
+All dead letters have one schema, which is written and read here, whatever component sets the record apart (a source,
+a step of a stream, a call, an agent) and wherever the dead letter goes:
 
-    topics           the record itself; the facts about it are headers behind the record's own, `sabot.topic` first
+    topics           the record itself; the facts about it are headers after the record's own, `sabot.topic` first
     files, tables    a row of LETTER_SCHEMA (`as_columns`), because these keep no headers
 
-`Letters` reads the letters of one place of any kind; `sabot dlq` lists them and sends them back.
+`Letters` reads the dead letters of one place of any kind; `sabot dlq` lists them and sends them back.
 """
 
 import base64
@@ -55,7 +55,7 @@ LETTER_SCHEMA = pa.schema(
         ("payload", pa.string()),
     ]
 )
-"""The columns of a dead letter where there are no headers. Bytes that are no text are written as "base64:…"."""
+"""The columns of a dead letter in a file or a table. Bytes that are no text are written as "base64:…"."""
 
 _FACTS = [name for name in LETTER_SCHEMA.names if name not in ("letter", "written", "key", "headers", "payload")]
 _SEQUENCE_BITS = 21  # the low bits of a letter's number count up; the bits above them are milliseconds
@@ -77,11 +77,12 @@ def letter_headers(
     version: str,
     step: str | None = None,
 ) -> Headers:
-    """The facts about a dead letter as headers `sabot.<name>`, which go behind the record's own headers.
+    """Returns the facts about a dead letter as headers `sabot.<name>`, which stand after the record's own headers.
 
-    error: an exception, the text of a DataError, or a pair of a class name and its message. Known secrets are taken out of the message,
-    because an error of the user's function may repeat a setting. topic: "" where it is not known. step: for a row of a stream, which is
-    no longer a record of the topic.
+    `error`: an exception, the text of a DataError, or a pair of a class name and its message. Known secrets are taken
+    out of the message, because an error of the user's function may repeat a setting. `topic`: the record's topic, or
+    "" if it is not known. `step`: the step of a stream in which a row was that is no longer a record of the topic, or
+    None.
     """
     if isinstance(error, str):
         error = stored_name(DataError), error
@@ -106,7 +107,9 @@ def letter_headers(
 
 
 def _clipped(message: str) -> str:
-    """A message that quotes a payload would double the letter, which the topic of letters may refuse as too large."""
+    """Returns the message, cut off at 2,048 characters: a message that quotes a payload would double the dead
+    letter's size, which its topic may refuse.
+    """
     over = len(message) - _MESSAGE_CHARACTERS
     return message if over <= 0 else f"{message[:_MESSAGE_CHARACTERS]}… and {over} characters more"
 
@@ -114,7 +117,7 @@ def _clipped(message: str) -> str:
 def letters_of(
     records: pa.RecordBatch, errors: Sequence[BaseException | str], *, topic: str, agent: str, version: str
 ) -> pa.RecordBatch:
-    """Makes the letters of records (RECORD_SCHEMA) of a topic, each with its error."""
+    """Returns the dead letters of records (RECORD_SCHEMA) of a topic, each with its error."""
     payload, key, timestamp, partition, offset, headers = records.columns
     places = zip(timestamp.to_pylist(), partition.to_pylist(), offset.to_pylist(), strict=True)
     made = [
@@ -141,10 +144,10 @@ def letters_of_rows(
     version: str,
     places: Sequence[tuple[int | None, int | None]] | None = None,
 ) -> pa.RecordBatch:
-    """Makes the letters of rows that were in a step of a stream. The payload is the row as JSON. times: event times, if there are any.
+    """Returns the dead letters of rows that were in a step of a stream. The payload is the row as JSON.
 
-    topic: where all rows come from, "" from several. places: the partition and the offset of the record that each row was made of, where
-    that is known.
+    `times`: the event times of the rows, or None. `topic`: the topic of all rows, or "" if they come from several.
+    `places`: the partition and the offset of the record from which each row was made, as far as they are known.
     """
     origin: dict[str, Any] = {"topic": topic, "agent": agent, "version": version, "step": step}
     stamps = [None] * rows.num_rows if times is None else times
@@ -161,7 +164,9 @@ def letters_of_rows(
 
 
 def as_columns(data: pa.RecordBatch) -> pa.RecordBatch:
-    """Turns records that are dead letters into columns (LETTER_SCHEMA), for a sink that keeps no headers. Returns other data unchanged."""
+    """Turns records that are dead letters into columns (LETTER_SCHEMA), for a sink that keeps no headers. Returns
+    other data unchanged.
+    """
     if not data.schema.equals(RECORD_SCHEMA) or data.column("headers").null_count or not data.num_rows:
         return data
     told = [_parted(headers) for headers in header_rows(data.column("headers"))]
@@ -181,7 +186,9 @@ def as_columns(data: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _objects(rows: pa.RecordBatch) -> list[bytes | None]:
-    """Each row as a JSON object. Values that JSON cannot express become text, because a letter must be written whatever is in it."""
+    """Returns each row as a JSON object. Values that JSON cannot express become text, because a dead letter must be
+    writable whatever it contains.
+    """
     try:
         return bytes_list(encode_rows(rows))
     except (UserError, TypeError, ValueError):
@@ -224,7 +231,9 @@ def _integer(text: str) -> int | None:
 
 
 def _text(data: bytes | None) -> str | None:
-    """Text unchanged, if a database can hold it. Other bytes, and text that begins with the mark of base64, as base64."""
+    """Returns the bytes as text if a database can hold them, and else as base64, as also text that begins with the
+    mark of base64.
+    """
     if data is None:
         return None
     try:
@@ -252,10 +261,11 @@ def _bytes(text: str | None) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One record that could not be processed: where the letter lies, what the record was, and what happened to it.
+    """A record that could not be processed: the place of the dead letter, the record, and the error.
 
-    `headers` are those that the record had by itself. `facts` are the others, without `sabot.`: topic, partition, offset and
-    timestamp of the record, agent, error, message, attempts, version, step; empty for a record that is no dead letter of ours.
+    `headers` are the record's own. `facts` are the headers that Sabot added, without `sabot.`: topic, partition,
+    offset and timestamp of the record, agent, error, message, attempts, version, step. They are empty for a record
+    that Sabot did not write as a dead letter.
     """
 
     partition: int
@@ -269,15 +279,15 @@ class DeadLetter:
 
     @property
     def place(self) -> str:
-        """PARTITION:OFFSET."""
+        """The place of the dead letter, as PARTITION:OFFSET."""
         return f"{self.partition}:{self.offset}"
 
     def number(self, name: str) -> int | None:
-        """A fact that is a number. None where it is missing, or was not written by Sabot."""
+        """Returns a fact that is a number, or None if it is missing or was not written by Sabot."""
         return _integer(self.facts.get(name, ""))
 
     def says(self, text: str) -> bool:
-        """Whether the text is in the name of the error or in its message."""
+        """Returns True if the text is in the name of the error or in its message."""
         return text in self.facts.get("error", "") or text in self.facts.get("message", "")
 
 
@@ -289,13 +299,13 @@ def letter_of_record(
     payload: bytes | None,
     headers: Sequence[tuple[str, bytes | None]],
 ) -> DeadLetter:
-    """Reads a record of a topic as a dead letter."""
+    """Returns a record of a topic as a dead letter."""
     own, facts = _parted(headers)
     return DeadLetter(partition, offset, timestamp, key, payload, own, facts)
 
 
 def letter_of_row(row: Mapping[str, Any], partition: int, offset: int) -> DeadLetter | None:
-    """Reads a row of LETTER_SCHEMA as the dead letter at this place. None: the row was not written by Sabot."""
+    """Returns a row of LETTER_SCHEMA as the dead letter at this place, or None if the row was not written by Sabot."""
     texts = [row.get(name) for name in ("key", "headers", "payload")]
     if not set(LETTER_SCHEMA.names) <= row.keys() or not all(text is None or isinstance(text, str) for text in texts):
         return None
@@ -321,7 +331,9 @@ def _headers(text: str | None) -> Any:
 
 
 def _parted(headers: Sequence[tuple[str, bytes | None]]) -> tuple[Headers, dict[str, str]]:
-    """Separates the record's own headers from the facts behind them. A letter about a letter has two sets of facts, the record's first."""
+    """Separates the record's own headers from the facts after them. If the record was a dead letter itself, it has
+    two sets of facts; the first set belongs to the record.
+    """
     own = max((at for at, (name, _) in enumerate(headers) if name == _ORIGIN), default=len(headers))
     facts = {name.removeprefix(_PREFIX): (value or b"").decode(errors="replace") for name, value in headers[own:]}
     kept: Any = tuple(headers[:own])  # a header without a value is sent back without a value
@@ -354,7 +366,7 @@ class Ranges:
         return at > 0 and self._last[at - 1] >= offset
 
     def behind(self, offset: int) -> int:
-        """The first offset, from this one on, that is not in the set."""
+        """Returns the first offset, from `offset` on, that is not in the set."""
         at = bisect_right(self._first, offset)
         return self._last[at - 1] + 1 if at and self._last[at - 1] >= offset else offset
 
@@ -366,27 +378,29 @@ class Home(Protocol):
     """A place with dead letters, as it was when it was opened. Its methods block, and are called from one thread."""
 
     name: str
-    """The topic, the file's path, the table."""
+    """The name of the topic, the path of the file, or the name of the table."""
     words: str
-    """Its kind and its name, for messages."""
+    """The kind and the name of the place, for messages."""
     id: str
-    """An id that differs for another place of the same name, made after this one was removed."""
+    """The id of the place. A place that is made later under the same name has another id."""
     bounds: dict[int, tuple[int, int]]
-    """For each partition its first offset, and the offset behind its last."""
+    """The first offset of each partition, and the offset after its last."""
     grows_at_its_end: bool
-    """Whether later letters always have greater offsets than earlier ones."""
+    """True if later dead letters always have greater offsets than earlier ones."""
 
     def read(self, partition: int, first: int, end: int) -> Iterator[DeadLetter]:
-        """The letters of a partition with first <= offset < end, by offset."""
+        """Yields the dead letters of a partition with first <= offset < end, by offset."""
 
     def close(self) -> None:
-        """Closes the place. Idempotent."""
+        """Closes the place. May be called twice."""
 
 
 class Letters:
-    """The dead letters of a place as they were when it was opened. Methods block, and are called from one thread. `close` it at the end.
+    """The dead letters of a place as they were when it was opened. Methods block, and are called from one thread.
+    `close` it at the end.
 
-    What comes while it is read is not shown: letters that a running app writes because it fails again would else be redriven for ever.
+    Dead letters that come while the place is read are left out: a record that fails again would otherwise be redriven
+    for ever.
     """
 
     def __init__(self, home: Home) -> None:
@@ -394,7 +408,7 @@ class Letters:
         self.redriven: dict[int, Ranges] = {index: Ranges() for index in home.bounds}
 
     def letters(self, *, redriven: bool = False) -> Iterator[DeadLetter]:
-        """All letters by partition and offset. redriven: include those that were redriven before."""
+        """Yields the dead letters by partition and offset. `redriven`: True includes those that were redriven before."""
         for index, (_, end) in self.home.bounds.items():
             done = self.redriven[index]
             for letter in self.home.read(index, self.begin(index, redriven=redriven), end):
@@ -402,12 +416,12 @@ class Letters:
                     yield replace(letter, redriven=letter.offset in done)
 
     def begin(self, partition: int, *, redriven: bool = False) -> int:
-        """The offset at which `letters` begins to read a partition."""
+        """Returns the offset at which `letters` begins to read a partition."""
         first, _ = self.home.bounds[partition]
         return first if redriven else self.redriven[partition].behind(first)
 
     def find(self, partition: int, offset: int) -> DeadLetter:
-        """The letter at this place. Raises UserError when there is none."""
+        """Returns the dead letter at this place. Raises UserError if there is none."""
         first, end = self.home.bounds.get(partition, (0, 0))
         if first <= offset < end:
             for letter in self.home.read(partition, offset, offset + 1):
@@ -421,5 +435,5 @@ class Letters:
         )
 
     def close(self) -> None:
-        """Closes the place. Idempotent."""
+        """Closes the place. May be called twice."""
         self.home.close()

@@ -1,7 +1,8 @@
-"""Places in a topic, as users name them: where its reading begins (`start=`), and where it ends (`until=`).
+"""Places in a topic, as users name them: the place where reading begins (`start=`), and the place where it ends
+(`until=`).
 
-A place becomes an offset in each partition when the topic is opened; a checkpoint keeps what a bound has become, so that a restart ends
-where the first start would have ended.
+A place becomes an offset in each partition when the topic is opened. A checkpoint stores the offsets of a bound, so
+that a restart ends at the same records as the first start.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -16,13 +17,17 @@ from sabot.config import is_whole
 from sabot.errors import UserError
 
 Start = str | int | datetime | Mapping[int, int]
-"""Where reading begins: "earliest", "latest", "committed" (the group's offsets), the first record of a time, or offsets by partition."""
+"""The place where reading begins: "earliest", "latest", "committed" (the group's offsets), the first record of a
+time, or offsets by partition.
+"""
 
 Until = str | int | datetime | Mapping[int, int]
-"""Where reading ends: "now", before the first record of a time or later, or before these offsets by partition."""
+"""The place where reading ends: "now", before the first record of a time or later, or before these offsets by
+partition.
+"""
 
 Place = str | int | Mapping[int, int]
-"""Either, checked: a time is in ms."""
+"""A `start=` or `until=` that was checked; a time is in ms since 1970."""
 
 _STARTS = ("earliest", "latest", "committed")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -35,17 +40,19 @@ class Log(Protocol):
     name: str
 
     def span(self, partition: int) -> tuple[int, int]:
-        """The first offset of a partition that is held, and the one behind its last."""
+        """Returns the first offset of a partition that the broker holds, and the offset after the last."""
 
     def committed(self, partitions: Collection[int]) -> Mapping[int, int]:
-        """The offsets that the group has committed, of those partitions where it has any."""
+        """Returns the offsets that the group has committed, for those partitions that have one."""
 
     def at(self, partitions: Collection[int], ms: int) -> Mapping[int, int]:
-        """The offset of the first record with this timestamp or a later one, of those partitions that have such a record."""
+        """Returns the offset of the first record with this timestamp or a later one, for those partitions that have
+        such a record.
+        """
 
 
 def checked_start(start: Any, where: str) -> Place:
-    """A `start=` as it is kept: a datetime in ms. Raises UserError, whose text begins with `where`."""
+    """Returns a `start=` as a place. Raises UserError, whose text begins with `where`, for anything else."""
     place = _place(start)
     if place is None and start not in _STARTS:
         raise UserError(
@@ -56,7 +63,9 @@ def checked_start(start: Any, where: str) -> Place:
 
 
 def checked_until(until: Any, where: str) -> Place | None:
-    """An `until=` as it is kept: a datetime in ms; None: there is no bound. Raises UserError, whose text begins with `where`."""
+    """Returns an `until=` as a place, or None for None. Raises UserError, whose text begins with `where`, for
+    anything else.
+    """
     place = _place(until)
     if place is None and until not in (None, "now"):
         raise UserError(
@@ -67,7 +76,7 @@ def checked_until(until: Any, where: str) -> Place | None:
 
 
 def _place(value: Any) -> int | Mapping[int, int] | None:
-    """A time in ms, or offsets by partition; None: it is neither."""
+    """Returns a time in ms, or offsets by partition; None for anything else."""
     value = python_value(value)
     if isinstance(value, datetime) and value.tzinfo is not None:
         return (value - _EPOCH) // (_EPOCH.resolution * 1000)
@@ -81,8 +90,8 @@ def _place(value: Any) -> int | Mapping[int, int] | None:
 
 
 def offsets_of(place: Place, log: Log, partitions: Collection[int], every: Collection[int]) -> dict[int, int]:
-    """The offsets of a place in these partitions. every: the numbers of all partitions. Raises UserError for a place that is none, and for
-    offsets that do not name exactly those.
+    """Returns the offsets of a place in these partitions. `every`: the numbers of all partitions of the topic. Raises
+    UserError for a place that is none, and for offsets whose partitions are not exactly these.
     """
     found: Mapping[int, int] = {}
     behind = place in ("latest", "now") or isinstance(
@@ -109,7 +118,9 @@ def _listed(partitions: Iterable[int]) -> str:
 
 
 def made_again(topic: str, before: str, now: str, when: str) -> UserError:
-    """The error for a topic that is another one than that which was read. before, now: the broker's ids of the two."""
+    """Returns the error for a topic that is not the one that was read before. `before`, `now`: the broker's ids of
+    the two topics.
+    """
     return UserError(
         f"topic {topic} was deleted and made again {when}: it was {before}, and is {now} now. "
         "Positions in the old topic mean nothing in the new one",
@@ -119,9 +130,9 @@ def made_again(topic: str, before: str, now: str, when: str) -> UserError:
 
 
 class Bound:
-    """The end of one reader of a topic: by partition, the offset of the first record that is not read any more.
+    """The end of one reader of a topic: by partition, the offset of the first record that is no longer read.
 
-    A partition that is newer than the bound has no record before it, so nothing of it is read.
+    A partition that is newer than the bound has no record before it, so none of its records is read.
     """
 
     def __init__(self, asked: Place) -> None:
@@ -131,7 +142,9 @@ class Bound:
         self._kept: dict[int, int] | None = None
 
     def keep(self, facts: Mapping[str, Any] | None) -> None:
-        """Before an opening: the ends are those that a checkpoint has (what `facts` gave), if it was asked for the same bound then."""
+        """Takes the ends from a checkpoint (`facts`), if the checkpoint had the same `until=`. Called before an
+        opening; None forgets them.
+        """
         self._kept = None
         if facts is not None and facts["asked"] == self._said:
             self._kept = {partition: offset for partition, offset in facts["ends"]}
@@ -145,22 +158,24 @@ class Bound:
             self.ends = {partition: self._kept.get(partition, 0) for partition in partitions}
 
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
+        """Returns the facts about the bound that a checkpoint stores."""
         return {"asked": self._said, "ends": [[partition, offset] for partition, offset in self.ends.items()]}
 
     def of(self, partition: int) -> int:
-        """The end of a partition."""
+        """Returns the end of a partition."""
         return self.ends.get(partition, 0)
 
     def comes(self, partition: int, position: int) -> bool:
-        """Notes that a partition has been read up to here. Returns whether that is its end, and was not known."""
+        """Notes that a partition has been read up to `position`. Returns True if that is its end, which was not
+        reached before.
+        """
         if partition in self._over or position < self.of(partition):
             return False
         self._over.add(partition)
         return True
 
     def is_over(self, partition: int) -> bool:
-        """Whether nothing of the partition is left to read."""
+        """Returns True if no record of the partition is left to read."""
         return partition in self._over or partition not in self.ends
 
     @property
@@ -170,11 +185,11 @@ class Bound:
 
     @property
     def reached(self) -> bool:
-        """Whether all have."""
+        """True if all partitions have been read up to their ends."""
         return len(self._over) == len(self.ends)
 
     def before(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """Those of these records that come before the bound."""
+        """Returns those records that come before the bound."""
         partitions, offsets = data.column("partition").to_numpy(), data.column("offset").to_numpy()
         limits = np.zeros(int(partitions.max()) + 1, np.int64)
         for partition, end in self.ends.items():

@@ -1,4 +1,6 @@
-"""A Redis server: its address, a client for each event loop, its errors as ours. Only this module imports redis."""
+"""A Redis server: its address, a client for each event loop, and its errors in Sabot's words. Only this module
+imports redis.
+"""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -15,11 +17,15 @@ _SCHEMES = ("redis://", "rediss://", "unix://")
 
 
 class RedisServer:
-    """The database at an address. what: who wants it, for messages: "cache". feature: what needs the library, where that is missing.
-    timeout_s: of a command, and of a connection. connections: at most; who finds none free waits for one.
+    """The database at an address, with a client for each event loop.
 
-    A connection that the server has closed meanwhile is made anew, once. A connection belongs to the event loop in which it was made, so
-    each loop has a client of its own: `collect()` runs each program in a loop that it closes. Raises MissingExtra, UserError.
+    `what`: the part of Sabot that uses it, for messages, as in "cache". `feature`: the feature that needs the
+    library, for the error if the library is missing. `timeout_s`: the time for a command, and for a connection.
+    `connections`: the most connections; a caller that finds none free waits for one.
+
+    A connection that the server has closed is made again, once. A connection belongs to the event loop in which it
+    was made, so each loop has a client of its own: `collect()` runs each program in a loop that it closes. Raises
+    MissingExtra, UserError.
     """
 
     def __init__(self, url: str, what: str, feature: str, *, timeout_s: float = 5.0, connections: int = 64) -> None:
@@ -58,7 +64,9 @@ class RedisServer:
 
     @classmethod
     def of(cls, client: Any, what: str, feature: str) -> "RedisServer":
-        """The server that a client of the caller's speaks to. `close` leaves the client open. Raises UserError for what is no client."""
+        """Returns the server of a client that the caller has made. `close` leaves that client open. Raises UserError
+        for anything that is no client.
+        """
         try:
             import redis.asyncio
         except ImportError as error:
@@ -75,7 +83,9 @@ class RedisServer:
 
     @property
     def client(self) -> Any:
-        """The `redis.asyncio.Redis` of the running event loop; a client of the caller's serves all loops. Calls belong into `explained`."""
+        """The `redis.asyncio.Redis` of the running event loop; a client of the caller's serves all loops. Call it
+        within `explained`.
+        """
         try:
             loop = asyncio.get_running_loop() if self._ours else None
         except RuntimeError:
@@ -93,7 +103,7 @@ class RedisServer:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Wraps calls of the client, and turns its errors into ours: TransientError for one that may pass, UserError for the others."""
+        """Raises errors of the client as ours: TransientError for one that may pass, UserError for the others."""
         try:
             yield
         except (self._errors.RedisError, OSError) as error:
@@ -105,7 +115,7 @@ class RedisServer:
             ) from error
 
     def error_of(self, error: Exception) -> TransientError | UserError:
-        """An error of the client as ours."""
+        """Returns an error of the client as one of ours."""
         errors = self._errors
         message = f"{self._what} at {self.where}: {type(error).__name__}: {error}"
         if isinstance(error, errors.AuthenticationError | errors.AuthorizationError | errors.NoPermissionError):
@@ -114,7 +124,9 @@ class RedisServer:
         return TransientError(message) if isinstance(error, passing | OSError) else UserError(message)
 
     async def close(self) -> None:
-        """Ends the connections of the running loop, if they are ours; those of another loop end with it. Repeated calls do nothing."""
+        """Closes the connections of the running loop, unless the caller has made the client; those of another loop
+        end with that loop. May be called twice.
+        """
         client = self._clients.pop(asyncio.get_running_loop(), None) if self._ours else None
         if client is not None:
             await _closed(client)

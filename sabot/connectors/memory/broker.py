@@ -43,7 +43,9 @@ class MemoryBroker:
 
     @classmethod
     def get(cls, url: str = "memory://") -> "MemoryBroker":
-        """The broker of this address, made on first use; UserError when the address is not memory://."""
+        """Returns the broker of this address, which is made on first use. Raises UserError if the address is not
+        memory://.
+        """
         scheme, name = parse_broker(url)
         if scheme != "memory":
             raise UserError(f"{url!r} is no embedded broker", hint="write memory:// or memory://name")
@@ -57,7 +59,7 @@ class MemoryBroker:
         self.topic(name).grow(partitions)
 
     def topics(self) -> dict[str, int]:
-        """Name -> number of partitions."""
+        """Returns the number of partitions by topic."""
         with self._lock:
             return {name: len(topic.partitions) for name, topic in self._topics.items()}
 
@@ -71,12 +73,13 @@ class MemoryBroker:
         headers: HeadersLike = (),
         timestamp: int | None = None,
     ) -> int:
-        """Appends the values and returns the offset of the last one (-1 when there are none).
+        """Appends the values, and returns the offset of the last one, or -1 if there are none.
 
-        A value that is bytes goes as it is, None is a null payload, anything else becomes JSON. `key` (bytes,
-        str as UTF-8, else JSON), `headers` (as of `Message`) and `timestamp` (ms, default now) hold for all of
-        them. The partition is the one given, else that of the key, else the next in turn (which changes every
-        8,192 values). Never waits: raises TransientError when the topic is full of what a live reader has not read.
+        A value that is bytes is written as it is, None is a null payload, and anything else becomes JSON. `key`
+        (bytes, str as UTF-8, else JSON), `headers` (as in `Message`) and `timestamp` (ms, by default now) are those
+        of all values. Without `partition` the key decides, and without a key the partitions take turns (a turn is
+        8,192 values). Never waits: raises TransientError if the topic is full of records that a live reader has not
+        read.
         """
         if isinstance(values, bytes | str | dict):
             raise UserError(f"publish({topic!r}) takes a list of values, not one {type(values).__name__}")
@@ -98,8 +101,8 @@ class MemoryBroker:
         timestamp: int | None = None,
         partition: int | None = None,
     ) -> int:
-        """Appends one record and returns its offset; waits (without holding the loop) while the topic is
-        full.
+        """Appends one record and returns its offset. While the topic is full it waits, without blocking the event
+        loop.
         """
         where = self.topic(topic)
         stamp = _stamp(topic, timestamp)
@@ -111,13 +114,13 @@ class MemoryBroker:
             await where.writers.turn(lambda: where.has_room(size_of(payload, key, pairs)))
 
     def records(self, topic: str) -> list[Record]:
-        """Every record that the topic holds, by partition and offset; [] for a topic that does not exist."""
+        """Returns every record that the topic holds, by partition and offset; [] for a topic that does not exist."""
         with self._lock:
             where = self._topics.get(topic)
         return [] if where is None else where.records()
 
     def reset(self) -> None:
-        """Forgets all topics, groups and tokens. Sources and sinks that are open end with a UserError that says so."""
+        """Removes all topics, groups and tokens. Sources and sinks that are open end with a UserError that says so."""
         with self._lock:
             topics = list(self._topics.values())
             self.log_id = uuid.uuid4().hex
@@ -128,18 +131,18 @@ class MemoryBroker:
             topic.forget()
 
     def commit(self, group: str, topic: str, positions: dict[int, int]) -> None:
-        """Notes the group's next offset per partition."""
+        """Stores the group's next offset of each partition."""
         with self._lock:
             self._groups.setdefault((group, topic), {}).update(positions)
 
     def committed(self, group: str, topic: str) -> dict[int, int]:
-        """Partition -> the group's next offset, where it has one."""
+        """Returns the group's next offset of each partition that has one."""
         with self._lock:
             return dict(self._groups.get((group, topic), {}))
 
     def claim(self, track: Track, owner: object, *, again: bool) -> Token | None:
-        """Lets only `owner` deliver on this track, and returns its token. again: `owner` has claimed it before; AppLocked where another
-        owner has claimed it in the meantime.
+        """Makes `owner` the only one that may deliver on this track, and returns the track's token. `again`: True if
+        `owner` has claimed it before; AppLocked if another owner has claimed it since.
         """
         with self._lock:
             now, token = self._tracks.get(track.key, (owner, None))
@@ -149,8 +152,8 @@ class MemoryBroker:
         return token
 
     def advance(self, track: Track, owner: object, seq: int, then: Callable[[], None], *, anyhow: bool = False) -> None:
-        """Calls `then` and sets the token to `seq`, in one step. Does neither where the token says that the part has arrived, unless
-        `anyhow`. Raises AppLocked where `owner` no longer owns the track.
+        """Calls `then` and sets the token to `seq`, in one step. Does neither if the token says that the part has
+        arrived, unless `anyhow` is True. Raises AppLocked if `owner` no longer owns the track.
         """
         with self._lock:
             now, token = self._tracks.get(track.key, (None, None))
@@ -167,7 +170,9 @@ class MemoryBroker:
         )
 
     def statistics(self) -> dict[str, int]:
-        """topics, rows and bytes held, rows_total ever written, dropped_rows by retention; readers open."""
+        """Returns figures: `topics`, `rows` and `bytes` that are held, `rows_total` ever written, `dropped_rows`, and
+        open `readers`.
+        """
         with self._lock:
             topics = list(self._topics.values())
         total = {"topics": len(topics), "retention_bytes": self.retention_bytes}
@@ -177,7 +182,7 @@ class MemoryBroker:
         return total
 
     def topic(self, name: str) -> Topic:
-        """The topic of this name, made on first use."""
+        """Returns the topic of this name, which is made on first use."""
         with self._lock:
             topic = self._topics.get(name)
             if topic is None:
@@ -186,7 +191,9 @@ class MemoryBroker:
 
 
 def _stamp(topic: str, timestamp: int | None) -> int:
-    """The time of a record, in ms. Raises UserError for one that no record can hold, at which each reader would fail."""
+    """Returns the time of a record, in ms. Raises UserError for a time that no record can hold, at which each reader
+    would fail.
+    """
     stamp = int(SYSTEM_CLOCK.time() * 1000) if timestamp is None else int(timestamp)
     if abs(stamp) >= 1 << 63:
         raise UserError(f"topic {topic!r}: timestamp={timestamp}", hint="ms since 1970, in 64 bits")

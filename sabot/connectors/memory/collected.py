@@ -1,4 +1,4 @@
-"""Sinks that keep or count what they are given, and write nowhere."""
+"""Sinks that keep or count rows, and write nowhere."""
 
 import logging
 from collections.abc import Callable
@@ -12,20 +12,22 @@ log = logging.getLogger(__name__)
 
 
 class CountSink(Sink):
-    """Counts rows, drops them, and logs the count at the end. It takes the dead letters of a run that has no other place for them."""
+    """A sink that counts rows, drops them, and logs the count at the end. It takes the dead letters of a run that has
+    no other place for them.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.rows = 0
 
     def open(self) -> None:
-        """Nothing to do."""
+        """There is nothing to open."""
 
     def write(self, batch: Batch) -> None:
         self.rows += batch.num_rows
 
     def flush(self) -> None:
-        """Nothing to do."""
+        """Does nothing: no row is kept."""
 
     def close(self) -> None:
         if self.rows:
@@ -33,8 +35,8 @@ class CountSink(Sink):
 
 
 class TableSink(Sink, ExpectsColumns):
-    """Keeps what is written in memory, up to `limit` rows: what `Stream.collect` gives. on_full: called when it has so many, at least once,
-    and in the thread that writes.
+    """A sink that keeps up to `limit` rows in memory, for `Stream.collect`. `on_full`: called at least once when it
+    has so many, in the thread that writes.
     """
 
     def __init__(self, name: str = "table", *, limit: int | None = None) -> None:
@@ -60,12 +62,12 @@ class TableSink(Sink, ExpectsColumns):
                 self.on_full()
 
     def flush(self) -> None:
-        """Nothing to do."""
+        """Does nothing: the rows are in memory."""
 
     def close(self) -> None:
-        """Nothing to do: the rows stay."""
+        """Does nothing: the rows stay."""
 
     def table(self) -> pa.Table:
-        """All rows so far."""
+        """Returns all rows so far."""
         schema = self._batches[0].schema if self._schema is None and self._batches else self._schema
         return pa.Table.from_batches(self._batches, schema=schema or pa.schema([]))

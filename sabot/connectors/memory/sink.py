@@ -18,10 +18,11 @@ from sabot.steps import step
 
 
 class MemorySink(Sink, TakesChanges, ChecksTypes, KeepsToken):
-    """Writes to a topic of the embedded broker. When `write` returns the rows are in it. Changes become records with keys, and tombstones.
+    """A sink that writes to a topic of the embedded broker. When `write` returns the rows are in the topic. Changes
+    become records with keys, and tombstones.
 
-    A topic full of what its live readers have not read makes `write` wait; after `write_timeout` seconds it
-    raises TransientError. Delivers exactly once, as long as the process lives: tokens are the broker's.
+    While a topic is full of records that its live readers have not read, `write` waits; after `write_timeout` seconds
+    it raises TransientError. Delivers exactly once, as long as the process lives: the broker keeps the tokens.
     """
 
     lasting = False
@@ -59,7 +60,7 @@ class MemorySink(Sink, TakesChanges, ChecksTypes, KeepsToken):
             topic.write([data], lambda: self._topic is None, self._write_timeout)
 
     def flush(self) -> None:
-        """Nothing to do: `write` returns when the rows are in the log."""
+        """Does nothing: `write` returns when the rows are in the topic."""
 
     def claim(self, track: Track) -> Token | None:
         again = track == self._track
@@ -72,7 +73,9 @@ class MemorySink(Sink, TakesChanges, ChecksTypes, KeepsToken):
         return token
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """Turns rows into records here where the program says how: the run that delivers them may be of one that says otherwise."""
+        """Returns rows as records, if the program has another format than JSON or writes changes: the run that
+        delivers them may have another one.
+        """
         changes = self._keys is not None and carries_changes(data.schema)
         return self._records(data) if changes or self.format != JSON else data
 

@@ -1,4 +1,4 @@
-"""Reading a topic of the embedded broker."""
+"""A source that reads a topic of the embedded broker."""
 
 from collections.abc import Collection, Sequence, Set
 
@@ -26,14 +26,14 @@ from sabot.errors import UserError
 class MemorySource(
     Source, TakesBound, ReadsInParallel, HasIdentity, Commits, ReportsLag, ReportsBacklog, HoldsPartitions
 ):
-    """Reads a topic of the embedded broker, all its partitions. `read_batch` waits on a condition; nothing
-    polls.
+    """A source that reads all partitions of a topic of the embedded broker. `read_batch` waits on a condition,
+    without polling.
     """
 
     def __init__(
         self, topic: str, broker_url: str = "memory://", group_id: str = "", *, share: tuple[int, int] = (0, 1)
     ) -> None:
-        """share: (i, n) reads every n-th partition, from the i-th on."""
+        """`share`: (i, n) reads every n-th partition, from the i-th on."""
         self.name = topic
         self.group_id = group_id
         self._share = share
@@ -53,7 +53,7 @@ class MemorySource(
         return f"{self._broker.log_id}/{self.name}"
 
     def partition_count(self) -> int:
-        """The number of partitions that the topic has now."""
+        """Returns the number of partitions that the topic has now."""
         return len(self._broker.topic(self.name).partitions)
 
     def readers(self, count: int) -> Sequence[Source]:
@@ -110,8 +110,8 @@ class MemorySource(
         return Batch(concat(pieces), offsets, self.name)
 
     async def read_batch_async(self, max_rows: int, timeout: float | None = None) -> Batch | None:
-        """As `read_batch`, for an event loop: waits without a thread; None after `timeout` seconds (None: for
-        ever).
+        """Returns the next rows, as `read_batch`, but waits without blocking a thread. None after `timeout` seconds;
+        `timeout` None: it waits for ever.
         """
         topic = self._opened()
         while True:
@@ -128,7 +128,7 @@ class MemorySource(
                     return self.read_batch(max_rows, 0)
 
     def ready(self) -> bool:
-        """True when `read_batch` would not wait."""
+        """Returns True if `read_batch` would not wait."""
         with self._opened().lock:
             return self._ready()
 
@@ -140,16 +140,18 @@ class MemorySource(
         return self.bound is not None and self._topic is not None and self.bound.reached
 
     def position_of(self, part: Partition) -> int:
-        """The next offset that this source will read of the partition; its end where none will be."""
+        """Returns the next offset that this source will read of the partition, or the partition's end if it will read
+        none.
+        """
         over = self.bound is not None and self.bound.is_over(part.index)
         return self._positions.get(part.index, 0) if self._owns(part) and not over else part.end
 
     def _end(self, part: Partition) -> int:
-        """The offset before which this source reads of what is there."""
+        """Returns the offset before which this source reads, of the records that are there."""
         return part.end if self.bound is None else min(part.end, self.bound.of(part.index))
 
     def _unread(self, part: Partition) -> int:
-        """The number of records of the partition that are there and will be read."""
+        """Returns the number of records of the partition that are there and will be read."""
         return max(0, self._end(part) - self.position_of(part))
 
     def commit(self, positions: Positions) -> None:
@@ -186,7 +188,9 @@ class MemorySource(
         return any(self._unread(part) for part in topic.partitions if part.index not in self._held)
 
     def _take(self, topic: Topic, max_rows: int) -> tuple[list[pa.RecordBatch], Positions]:
-        """Slices in order per partition, partitions in turn. One big slice goes alone, without a copy."""
+        """Takes slices in order within each partition, from the partitions in turn. A large slice is taken alone,
+        without a copy.
+        """
         pieces: list[pa.RecordBatch] = []
         offsets: Positions = {}
         rows = nbytes = 0
@@ -224,7 +228,7 @@ class MemorySource(
 
 
 class _OpenLog:
-    """A topic as `offsets_of` asks for it, while its lock is held. committed: the offsets of a group."""
+    """A topic, whose lock is held, in the form that `offsets_of` needs. `committed`: the offsets of a group."""
 
     def __init__(self, topic: Topic, committed: dict[int, int]) -> None:
         self.name = topic.name

@@ -1,4 +1,4 @@
-"""Rows into a table of SQLite or PostgreSQL, exactly once: the rows and the track's token in one transaction."""
+"""A sink for a table of SQLite or PostgreSQL, exactly once: the rows and the track's token are in one transaction."""
 
 from sabot.connectors.sql.sink import SqlSink
 

@@ -1,7 +1,9 @@
-"""The contract of a database as SqlSink uses it; `sqlite` and `postgres` implement it. One connection, used by one thread at a time.
+"""The contract of a database as SqlSink uses it; `sqlite` and `postgres` implement it. A database has one connection,
+which one thread at a time uses.
 
-Every error of the driver becomes an error of Sabot: TransientError for one that may pass, UserError for the others. After any error the
-connection is closed, as a crash closes it, which undoes the open transaction. So no half-done state remains.
+Every error of the driver becomes an error of Sabot: TransientError for one that may pass, UserError for the others.
+After any error the connection is closed, which rolls the open transaction back, as a crash does. So no half-done work
+remains.
 """
 
 from abc import ABC, abstractmethod
@@ -20,19 +22,23 @@ TOKENS = "sabot_tokens"
 
 
 def quoted(name: str) -> str:
-    """A name in SQL's quotes, whatever characters it has. Raises UserError for a name that no database takes."""
+    """Returns a name in SQL's quotes, whatever characters it has. Raises UserError for a name that no database
+    accepts.
+    """
     if not name or "\0" in name:
         raise UserError(f"{name!r} cannot be the name of a table or a column")
     return '"' + name.replace('"', '""') + '"'
 
 
 class Database(ABC):
-    """A table of a database. table: its name as the user wrote it. keys: a row replaces the row with the same values in these columns."""
+    """A table of a database. `table`: its name as the user wrote it. `keys`: the columns whose values a row shares
+    with the row that it replaces.
+    """
 
     mark: ClassVar[str]
     """The placeholder for a value in a statement."""
     floats_lost: ClassVar[LostFloats] = None
-    """The floats that are NULL in a column of floats."""
+    """The floats that become NULL in a column of floats."""
 
     def __init__(self, table: str, keys: Sequence[str]) -> None:
         self.table = table
@@ -55,15 +61,19 @@ class Database(ABC):
 
     @abstractmethod
     def connect(self, session: str) -> None:
-        """Opens a new connection in place of the old one. session: its name for other processes; "" where none needs to find it."""
+        """Opens a new connection in place of the old one. `session`: its name for other processes, or "" if none
+        needs to find it.
+        """
 
     def connect_to_read(self) -> None:
-        """As `connect`, but a database that does not exist is not made, and the session has no name."""
+        """Opens a new connection in place of the old one, without a name, and without making a database that does not
+        exist.
+        """
         self.connect("")
 
     @abstractmethod
     def close(self) -> None:
-        """Closes the connection, which undoes the open transaction. Idempotent."""
+        """Closes the connection, which rolls the open transaction back. May be called twice."""
 
     @abstractmethod
     def begin(self) -> None:
@@ -75,15 +85,15 @@ class Database(ABC):
 
     @abstractmethod
     def explained(self) -> AbstractContextManager[None]:
-        """Wraps calls of the driver, and turns its errors into those of Sabot."""
+        """Raises errors of the driver as those of Sabot."""
 
     @abstractmethod
     def run(self, statement: str, values: Sequence[Any] = ()) -> tuple[int, list[tuple[Any, ...]]]:
-        """Runs one statement. Returns the number of rows it changed, and the rows it read."""
+        """Runs one statement. Returns the number of rows that it changed, and the rows that it read."""
 
     @abstractmethod
     def columns(self) -> Columns | None:
-        """The columns of the table, in order, without generated ones. None: the table does not exist."""
+        """Returns the columns of the table, in order, without generated ones; None if the table does not exist."""
 
     @abstractmethod
     def same_column(self, name: str) -> str:
@@ -99,7 +109,7 @@ class Database(ABC):
 
     @abstractmethod
     def try_types(self, empty: pa.RecordBatch) -> None:
-        """Checks that `insert` can write these columns. Raises UserError. Needs no connection."""
+        """Raises UserError if `insert` cannot write these columns. Needs no connection."""
 
     @abstractmethod
     def insert(self, data: pa.RecordBatch) -> None:
@@ -107,21 +117,23 @@ class Database(ABC):
 
     @abstractmethod
     def delete(self, data: pa.RecordBatch) -> None:
-        """Deletes, in the open transaction, the rows whose `keys` are among those in `data`, which has only these columns."""
+        """Deletes, in the open transaction, the rows whose `keys` are among those in `data`, which has only these
+        columns.
+        """
 
     @abstractmethod
     def make_tokens(self) -> None:
-        """Makes the table of tokens where it is missing."""
+        """Makes the table of tokens if it is missing."""
 
     @abstractmethod
     def expel(self, owner: str) -> None:
-        """Ends the open transaction of the session of this name, where the database can do that."""
+        """Ends the open transaction of the session `owner`, if the database can do that."""
 
     # -- what is the same for all --------------------------------------------------------------------------------------
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """A transaction: what is done inside happens completely or not at all."""
+        """Runs the block in a transaction: all of its statements take effect or none."""
         try:
             with self.explained():
                 self.begin()
@@ -135,7 +147,7 @@ class Database(ABC):
     def claim(self, track: Track, owner: str, *, again: bool) -> Token | None:
         """Makes `owner` the owner of the track, and returns the track's token. Called in a transaction.
 
-        `again`: it was his before; AppLocked when another has claimed it since.
+        `again`: True if `owner` has claimed the track before; AppLocked if another owner has claimed it since.
         """
         self.make_tokens()
         mark = self.mark
@@ -155,15 +167,16 @@ class Database(ABC):
         return None if seq is None else Token(int(seq), incarnation)
 
     def known(self, track: Track) -> Token | None:
-        """The token of the track. Called in a transaction."""
+        """Returns the token of the track, or None. Called in a transaction."""
         self.make_tokens()
         _, rows = self.run(f"SELECT seq, incarnation FROM {self.tokens} WHERE lane = {self.mark}", (track.key,))
         return Token(int(rows[0][0]), rows[0][1]) if rows and rows[0][0] is not None else None
 
     def advance(self, track: Track, owner: str, seq: int, *, anyhow: bool = False) -> bool:
-        """Sets the token, which locks the track for others until the end of the transaction. False: the receiver has this part already.
+        """Sets the token, which locks the track for others until the end of the transaction. Returns False if the
+        receiver has this part already.
 
-        AppLocked when the track is somebody else's. `anyhow`: to a lower number too.
+        `anyhow`: True sets the token to a lower number too. Raises AppLocked if another owner has claimed the track.
         """
         mark = self.mark
         newer = "" if anyhow else f" AND (seq IS NULL OR seq < {mark} OR incarnation <> {mark})"

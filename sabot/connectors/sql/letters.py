@@ -1,4 +1,4 @@
-"""Dead letters in a table, as `SqlSink` writes them. The offset of a letter is its number, the column `letter`."""
+"""Dead letters in a table, as `SqlSink` writes them. The offset of a dead letter is its number, the column `letter`."""
 
 from collections.abc import Iterator
 
@@ -12,9 +12,9 @@ _LAST = (1 << 63) - 1
 
 
 class TableHome:
-    """A table of dead letters as it is now (`connectors.letters.Home`). `url` and `table` as `SqlSink` has them.
+    """A table of dead letters as it is now (`connectors.letters.Home`). `url` and `table` are those of `SqlSink`.
 
-    Raises UserError for a table that is not there, or has other columns; TransientError.
+    Raises UserError for a table that does not exist or has other columns, and TransientError.
     """
 
     grows_at_its_end = (

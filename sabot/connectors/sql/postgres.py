@@ -97,7 +97,9 @@ class PostgresDatabase(Database):
         self._make(self._name, ", ".join(columns), self.table)
 
     def _make(self, name: str, columns: str, what: str) -> None:
-        """Makes a table under a lock, because CREATE TABLE IF NOT EXISTS fails where two transactions run it at the same time."""
+        """Makes a table under a lock, because CREATE TABLE IF NOT EXISTS fails if two transactions run it at the same
+        time.
+        """
         self.run("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         with step("sql", what):
             self._execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
@@ -144,7 +146,9 @@ class PostgresDatabase(Database):
         self._execute(f"DELETE FROM {staged}")
 
     def _stage(self, data: pa.RecordBatch, name: str) -> str:
-        """Writes rows into a temporary table of this session, whose columns have the types of the real table. Returns its name."""
+        """Writes rows into a temporary table of this session, whose columns have the types of the real table. Returns
+        its name.
+        """
         names = list(data.schema.names)
         staged = f"pg_temp.{name}"
         if self._staged.get(name) != names:
@@ -186,8 +190,8 @@ class PostgresDatabase(Database):
             self._make(name, "lane text PRIMARY KEY, seq bigint, incarnation text, owner text NOT NULL", TOKENS)
 
     def expel(self, owner: str) -> None:
-        """Ends the session of a process that hangs in a transaction, which would lock the track's row for ever. An idle process needs no
-        end: its next statement tells it that it has lost the track.
+        """Ends the session of a process that hangs in a transaction, which would lock the track's row for ever. An
+        idle process needs no end: its next statement raises that it has lost the track.
         """
         with step("expel", owner):
             self.run(
@@ -239,7 +243,7 @@ _DECLARED: list[tuple[Any, str]] = [
 
 
 def _declared(field: "pa.Field[Any]") -> str:
-    """The type of a column for this field."""
+    """Returns the type of a column for this field."""
     kind: Any = field.type
     if pa.types.is_decimal(kind):
         return f"numeric({kind.precision}, {kind.scale})"
@@ -252,7 +256,7 @@ def _declared(field: "pa.Field[Any]") -> str:
 
 
 def _text(column: Any, name: str, declared: str) -> Any:
-    """A column in a form that Arrow's CSV writer can write and COPY can read."""
+    """Returns a column in a form that Arrow's CSV writer can write and COPY can read."""
     kind = column.type
     types = pa.types
     if types.is_nested(kind):

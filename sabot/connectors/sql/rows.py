@@ -1,4 +1,6 @@
-"""Prepares rows for a table: JSON results of agents become columns, nested values become JSON text, binary becomes hex."""
+"""Prepares rows for a table: JSON results of agents become columns, nested values become JSON text, binary becomes
+hex.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,15 +19,17 @@ _log = logging.getLogger(__name__)
 
 JsonKind: TypeAlias = pa.DataType | Literal["text", "json", "any"]
 Columns: TypeAlias = Mapping[str, JsonKind]
-"""A table's columns, and how JSON is read for them: as a type; "text": a string as it is, all else as it stands, for the database
-to read; "json": all as it stands; "any": as what comes."""
+"""The columns of a table, and how JSON values are read for each: as an Arrow type; "text": a string as it is, and any
+other value as JSON text, which the database reads; "json": each value as JSON text; "any": each value by its own
+type.
+"""
 
 _INFERENCE_ROWS = 1000
 _fields_of = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def inferred_schema(batches: Sequence[pa.RecordBatch]) -> pa.Schema:
-    """The columns of a table for these records, inferred from the first 1,000 payloads."""
+    """Returns the columns of a table for these records, inferred from the first 1,000 payloads."""
     payloads: list[bytes | None] = []
     for batch in batches:
         payloads += bytes_list(batch.column("payload").slice(0, _INFERENCE_ROWS - len(payloads)))
@@ -33,9 +37,10 @@ def inferred_schema(batches: Sequence[pa.RecordBatch]) -> pa.Schema:
 
 
 def decoded_records(data: pa.RecordBatch, columns: Columns, table: str, told: set[str]) -> pa.RecordBatch:
-    """Records with one JSON object each -> the columns of the table that they name; fields without a column are told of once.
+    """Returns records, each of which is one JSON object, as columns of the table; a field without a column is
+    reported once, in the log.
 
-    Raises UserError naming the first that does not fit.
+    Raises UserError that names the first record which does not fit.
     """
     payloads = data.column("payload")
     fields = [_fields(payload, row, len(payloads), table) for row, payload in enumerate(bytes_list(payloads))]
@@ -64,7 +69,7 @@ def decoded_records(data: pa.RecordBatch, columns: Columns, table: str, told: se
 
 
 def _guessed(values: list[msgspec.Raw | None]) -> JsonKind:
-    """How the values of this column are read: as their common type, or as text where they have none."""
+    """Returns how the values of this column are read: as their common type, or as text if they have none."""
     try:
         kind: pa.DataType = infer_schema([b'{"":%b}' % bytes(value or b"null") for value in values]).field(0).type
     except UserError:
@@ -94,7 +99,7 @@ def _tell(unknown: set[str], table: str, told: set[str]) -> None:
 
 
 def _texts(values: list[msgspec.Raw | None], bare: bool) -> Any:
-    """JSON values as text; null stays null. bare: strings lose their quotes."""
+    """Returns JSON values as text; null stays null. `bare`: True takes the quotes off strings."""
     texts: list[bytes | None] = []
     for value in values:
         raw = None if value is None else bytes(value)
@@ -107,7 +112,9 @@ def _texts(values: list[msgspec.Raw | None], bare: bool) -> Any:
 
 
 def json_text(column: Any, name: str) -> Any:
-    """Lists and structs as one JSON text a row; null stays null. Raises UserError for values that JSON cannot express."""
+    """Returns lists and structs as one JSON text a row; null stays null. Raises UserError for values that JSON cannot
+    express.
+    """
     try:
         rows: Any = encode_rows(pa.RecordBatch.from_arrays([column], names=["v"]))
     except (TypeError, UserError) as error:
@@ -120,7 +127,9 @@ def json_text(column: Any, name: str) -> Any:
 
 
 def hex_text(column: Any) -> Any:
-    """Binary as hex text (`\\x0aff`); null stays null. All values are converted in one call, which takes twice their bytes and no more."""
+    r"""Returns binary as hex text (`\x0aff`); null stays null. All values are converted in one call, which takes twice
+    their bytes in memory.
+    """
     values = column.cast(pa.binary())
     if len(values) == 0:
         return pa.array([], pa.string())
@@ -137,12 +146,12 @@ def hex_text(column: Any) -> Any:
 
 
 def utc(column: Any) -> Any:
-    """A timestamp with a time zone as the same moment in UTC; one without a zone unchanged."""
+    """Returns a timestamp with a time zone as the same moment in UTC, and one without a zone unchanged."""
     return column if column.type.tz in (None, "UTC") else column.cast(pa.timestamp(column.type.unit, "UTC"))
 
 
 def last_of_each_key(data: pa.RecordBatch, keys: Sequence[str]) -> pa.RecordBatch:
-    """The rows that no later row of the same key replaces, in order."""
+    """Returns the rows that no later row of the same key replaces, in order."""
     columns: list[Any] = [data.column(key) for key in keys]
     names = [str(place) for place in range(len(keys))]
     numbered = pa.Table.from_arrays([*columns, pa.array(np.arange(data.num_rows))], names=[*names, "row"])

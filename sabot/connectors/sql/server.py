@@ -1,4 +1,6 @@
-"""A PostgreSQL server: its address, connections to it, its errors as ours. Only this module imports psycopg."""
+"""A PostgreSQL server: its address, connections to it, and its errors in Sabot's words. Only this module imports
+psycopg.
+"""
 
 import os
 import re
@@ -41,9 +43,9 @@ _POOL_WORDS = {
 
 
 def address_of(given: object, feature: str) -> str:
-    """The address of a database: `given`, or that to which a pool of asyncpg connects. A pool is asked for nothing else, so nothing of it
-    is used up, and it may belong to any event loop. Raises UserError for what is neither, and for a pool whose address cannot be written
-    down; MissingExtra without psycopg.
+    """Returns the address of a database: `given`, or the address of a pool of asyncpg. Only the pool's settings are
+    read, so the pool may belong to any event loop. Raises UserError for anything else, and for a pool whose address
+    cannot be written as a URL; MissingExtra without psycopg.
     """
     if isinstance(given, str):
         return given
@@ -76,7 +78,7 @@ def address_of(given: object, feature: str) -> str:
 
 
 def _url(words: dict[str, Any]) -> str:
-    """An address of these words. One host stands where messages show it."""
+    """Returns an address with these parameters. A single host stands where messages show it."""
     host, port = str(words.get("host", "")), str(words.get("port", ""))
     place = ""
     if host and not set("/,") & set(host + port):
@@ -92,7 +94,9 @@ def _url(words: dict[str, Any]) -> str:
 
 
 class PostgresServer:
-    """The database at an address. what: who wants it, for messages: "table alerts". extra: what needs psycopg, where that is missing."""
+    """The database at an address. `what`: the part of Sabot that uses it, for messages, as in "table alerts".
+    `extra`: the extra that installs psycopg, for the error if it is missing.
+    """
 
     def __init__(self, url: str, what: str, extra: str) -> None:
         try:
@@ -114,8 +118,9 @@ class PostgresServer:
         self._conninfo: str = psycopg.conninfo.make_conninfo(url, **{**_DEFAULTS, **given})
 
     def connect(self, session: str, settings: Mapping[str, str] | None = None) -> Any:
-        """A new connection of psycopg that commits each statement, until its user says otherwise. session: its name for other processes, ""
-        for none. settings: of the session, beside ours. Raises BrokerUnavailable, or UserError where the server refuses us.
+        """Returns a new connection of psycopg that commits each statement, until its user changes that. `session`:
+        its name for other processes, or "". `settings`: settings of the session, beside ours. Raises
+        BrokerUnavailable, or UserError if the server refuses us.
         """
         try:
             connection = self._driver.connect(self._conninfo, autocommit=True)
@@ -144,7 +149,7 @@ class PostgresServer:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Wraps calls of the driver, and turns its errors into ours: TransientError for one that may pass, UserError for the others."""
+        """Raises errors of the driver as ours: TransientError for one that may pass, UserError for the others."""
         driver = self._driver
         try:
             yield
@@ -156,12 +161,14 @@ class PostgresServer:
             raise UserError(message) from clean_cause(error)
 
     def pipeline(self, connection: Any) -> AbstractContextManager[Any]:
-        """Inside, statements are sent without waiting for the answers to those before; where the client library can do that."""
+        """Returns a block in which statements are sent without waiting for earlier answers, if the client library can
+        do that.
+        """
         return connection.pipeline() if self._driver.Pipeline.is_supported() else nullcontext()
 
 
 def _where(url: str, what: str) -> str:
-    """host:port/database of a URL. As in libpq, user and password end at the first `@` before a `/`."""
+    """Returns host:port/database of a URL. As in libpq, user and password end at the first `@` before a `/`."""
     rest = url.partition("://")[2]
     at = re.match(r"[^@/]*@", rest)
     place = rest[at.end() if at is not None else 0 :].partition("?")[0]

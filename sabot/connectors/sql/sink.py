@@ -1,4 +1,4 @@
-"""`SqlSink`: which rows go into which columns, and when a transaction begins and ends."""
+"""`SqlSink`: writes rows into the columns of a table, and decides when a transaction begins and ends."""
 
 import re
 import uuid
@@ -25,19 +25,22 @@ _HINT = "write sqlite:///absolute/path.db, sqlite:relative/path.db or postgresql
 
 
 class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken):
-    """Rows into a table: `SqlSink("sqlite:///var/lib/alerts.db", table="alerts")`.
+    """A sink that writes rows into a table: `SqlSink("sqlite:///var/lib/alerts.db", table="alerts")`.
 
-    url: sqlite:///absolute/path.db, sqlite:relative/path.db, or postgresql://user@host/database with whatever libpq takes behind
-    it. table: its name; of PostgreSQL with its schema, if any ("sales.alerts"). keys: columns of which a row replaces the row with the
-    same values (null is none); they need a unique index. schema: the columns, where the plan does not know them.
+    `url`: sqlite:///absolute/path.db, sqlite:relative/path.db, or postgresql://user@host/database with any parameters
+    of libpq. `table`: the name of the table, for PostgreSQL with its schema, if any ("sales.alerts"). `keys`: columns
+    whose values identify a row: a row replaces the one with the same values. They need a unique index, and no value
+    may be null. `schema`: the columns, if the plan does not know them.
 
-    The table is made if it is missing. One that is there needs the columns that come, and keeps what it has. Agents' results are
-    JSON objects: their fields are columns; without a table and a schema, their types are those of the first results.
+    The table is made if it is missing. An existing table must have the columns that come, and keeps its rows. Agents'
+    results are JSON objects: their fields are columns; without a table and a schema, their types are those of the
+    first results.
 
-    Takes changes: what tells their rows apart becomes `keys`, a row that comes replaces the one of its key or is new, and one that goes
-    is deleted. Of the rows of one key in a batch only the last is executed.
+    Changes are accepted: the unique key of the changes becomes `keys`. An insert or update writes the row of its key,
+    and a delete removes it. Of several changes of one key in a batch only the last is executed.
 
-    Exactly once: the rows of a part and its token (table `sabot_tokens`) are one transaction. At least once: each batch is one.
+    Exactly once: the rows of a part and its token (table `sabot_tokens`) are one transaction. At least once: each
+    batch is one.
     """
 
     def __init__(self, url: str, table: str, *, keys: Sequence[str] = (), schema: pa.Schema | None = None) -> None:
@@ -99,7 +102,7 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken):
             self._insert([data])
 
     def flush(self) -> None:
-        """Nothing to do: `write` returns when the rows are in the table."""
+        """Does nothing: `write` returns when the rows are in the table."""
 
     def known(self, track: Track) -> Token | None:
         self._connect("")
@@ -121,7 +124,9 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken):
         return token
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """Checks what can be checked without the database: names, and keys that are null. Records are not checked."""
+        """Returns the rows, after the checks that need no database: names, and keys that are null. Records are not
+        checked.
+        """
         if not data.schema.equals(RECORD_SCHEMA):
             rows = data.select(data.schema.names[:-1]) if carries_changes(data.schema) else data
             self._check_names(rows.schema)
@@ -157,7 +162,7 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken):
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turns Arrow's errors into UserError: a value that Arrow cannot convert is a fault of the column."""
+        """Raises Arrow's errors as UserError, because a value that Arrow cannot convert is a fault of the column."""
         try:
             yield
         except pa.ArrowException as error:
@@ -187,7 +192,9 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken):
             self._database.insert(data)
 
     def _change(self, data: pa.RecordBatch) -> None:
-        """Executes the last change of each key. Deletes come first: a value in a unique column may come back with another key."""
+        """Executes the last change of each key. Deletes come first, because another key may take over a value in a
+        unique column.
+        """
         rows = data.select(data.schema.names[:-1])
         if not self._changes:
             raise UserError(
@@ -249,7 +256,7 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken):
 
 
 def database_of(url: str, table: str, keys: Sequence[str]) -> Database:
-    """The database at this address, not connected. Raises UserError."""
+    """Returns the database at this address, not connected. Raises UserError."""
     scheme, separator, rest = url.partition(":")
     if scheme != "sqlite" or has_password(url):
         keep_url(url)

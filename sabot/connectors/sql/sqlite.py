@@ -27,7 +27,9 @@ _PASSING = {
 
 
 class SqliteDatabase(Database):
-    """Each transaction takes the file's write lock at its beginning, and is on the disk at its end."""
+    """A table of SQLite. Each transaction takes the file's write lock at its beginning, and is on the disk at its
+    end.
+    """
 
     mark = "?"
     floats_lost = "nan"
@@ -163,13 +165,13 @@ class SqliteDatabase(Database):
             )
 
     def expel(self, owner: str) -> None:
-        """Does nothing: a transaction of another process ends with that process. Until then `begin` waits, at most 30 s, and raises
-        TransientError.
+        """Does nothing: a transaction of another process ends with that process. Until then `begin` waits, at most 30
+        s, and raises TransientError.
         """
 
 
 def _declared(kind: pa.DataType) -> str:
-    """The declared type of a column of this Arrow type."""
+    """Returns the declared type of a column of this Arrow type."""
     if pa.types.is_boolean(kind):
         return "BOOLEAN"
     if pa.types.is_integer(kind) or pa.types.is_duration(kind):
@@ -182,7 +184,7 @@ def _declared(kind: pa.DataType) -> str:
 
 
 def _json_kind(declared: str) -> JsonKind:
-    """How JSON is read for a column, by SQLite's rules of type affinity."""
+    """Returns how JSON is read for a column, by SQLite's rules of type affinity."""
     declared = declared.upper()
     if "BOOL" in declared:
         return pa.bool_()
@@ -198,7 +200,7 @@ def _json_kind(declared: str) -> JsonKind:
 
 
 def _values(column: Any, name: str) -> list[Any]:
-    """A column in the types that SQLite stores: integers, floats, text, bytes."""
+    """Returns a column in the types that SQLite stores: integers, floats, text, bytes."""
     kind = column.type
     types = pa.types
     if types.is_nested(kind):
