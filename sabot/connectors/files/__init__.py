@@ -1,7 +1,8 @@
-"""Files, in and out: NDJSON, CSV, Parquet, Arrow IPC. Sources are bounded and read a file, a folder, a glob or a list of these;
-sinks write one file, or the parts of a folder.
+"""Sources and sinks of files: NDJSON, CSV, Parquet, Arrow IPC. Sources are bounded, and read a file, a folder, a glob
+or a list of these; sinks write one file, or the parts of a folder.
 
-NDJSON also carries records that are not decoded (RECORD_SCHEMA), which is what agents read and write; all else is columns.
+NDJSON can also hold records that are not decoded (RECORD_SCHEMA), which agents read and write. All other formats hold
+columns.
 """
 
 from sabot.connectors.files.choice import files

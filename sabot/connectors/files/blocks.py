@@ -26,7 +26,7 @@ class Records(Protocol):
     """Finds the ends of records in `buffer[low:high]`, which begins at the start of a record."""
 
     ends: Sequence[bytes]
-    """The bytes that may be a record's last one."""
+    """The bytes that may be the last one of a record."""
 
     def last(self, buffer: Buffer, low: int, high: int) -> int:
         """Returns the end of the last whole record; `low` if there is none."""
@@ -72,7 +72,7 @@ class Blocks(ABC):
     long: LongRecord | None = None
     """The record before `buffer[low:high]`, if it was above the bound."""
     ended = False
-    """Nothing comes behind `buffer[low:limit]`."""
+    """True if nothing comes after `buffer[low:limit]`."""
 
     def __init__(self, records: Records, record_bytes: int) -> None:
         self._records = records

@@ -17,10 +17,11 @@ _SOURCES: dict[str, type[FileSource]] = {
 
 
 def files(path: Paths, format: str | None = None, *, record_bytes: int | str = RECORD_BYTES) -> FileSource:
-    """The source for these files: `format` is "ndjson", "csv", "parquet" or "arrow"; None: what their suffixes say.
+    """Returns the source for these files. `format`: "ndjson", "csv", "parquet" or "arrow", or None: the suffixes of
+    the files tell it.
 
-    A record of more than `record_bytes` goes to the dead letters.
-    Raises UserError where nothing is found, or files of several formats, or a suffix that says nothing.
+    A record of more than `record_bytes` goes to the dead letters. Raises UserError if no file is found, if the files
+    have several formats, or if a suffix names no format.
     """
     if format is not None:
         if format not in _SOURCES:

@@ -1,4 +1,4 @@
-"""Parquet and Arrow IPC files as sinks: small batches become large ones."""
+"""Sinks for Parquet and Arrow IPC files, which gather small batches into large ones."""
 
 import os
 from abc import abstractmethod
@@ -27,7 +27,7 @@ MAX_GROUP_ROWS = 1 << 20
 
 
 class ColumnFormat(FileFormat[pa.RecordBatch]):
-    """Batches of one schema as a format of columns."""
+    """The format of files that hold columns: its rows are batches of one schema."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -35,11 +35,11 @@ class ColumnFormat(FileFormat[pa.RecordBatch]):
 
     @abstractmethod
     def _writer(self, file: Any, schema: pa.Schema) -> RowWriter[pa.RecordBatch]:
-        """The writer of a new file with these columns."""
+        """Returns the writer of a new file with these columns."""
 
     @abstractmethod
     def _batches(self, path: Path) -> Iterator[pa.RecordBatch]:
-        """The batches of a complete file."""
+        """Yields the batches of a complete file."""
 
     def forget(self) -> None:
         self._schema = None
@@ -73,7 +73,7 @@ class ColumnFormat(FileFormat[pa.RecordBatch]):
             writer.close()
 
     def _fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """Returns the rows. Raises UserError where their columns differ from those of the first rows of the file."""
+        """Returns the rows. Raises UserError if their columns differ from those of the first rows of the file."""
         if self._schema is None:
             self._schema = data.schema.remove_metadata()
         elif not data.schema.equals(self._schema):
@@ -89,12 +89,12 @@ class ColumnFormat(FileFormat[pa.RecordBatch]):
         )
 
     def start(self, file: Any, first: pa.RecordBatch | None) -> RowWriter[pa.RecordBatch] | None:
-        """A writer of a new file with the columns of `first`, or of the plan; None where neither is known."""
+        """Returns a writer of a new file with the columns of `first`, or of the plan; None if neither is known."""
         schema = self.expected if first is None else first.schema
         return None if schema is None else self._writer(file, schema.remove_metadata())
 
     def size(self, rows: pa.RecordBatch) -> int:
-        """Bytes that the columns take in memory, uncompressed."""
+        """Returns the bytes that the columns take in memory, uncompressed."""
         found: int = rows.nbytes
         return found
 
@@ -109,11 +109,13 @@ class ColumnFormat(FileFormat[pa.RecordBatch]):
             yield self._fitting(data.replace_schema_metadata(None))
 
     def frame(self, rows: list[pa.RecordBatch]) -> pa.Buffer:
-        """The batches, which have one schema, as an Arrow IPC stream."""
+        """Returns the batches, which have one schema, as an Arrow IPC stream."""
         return frame_of_batches(rows)
 
     def unframe(self, frame: pa.Buffer) -> Iterator[pa.RecordBatch]:
-        """The batches of an Arrow IPC stream. Raises UserError where the file that they belong to has other columns."""
+        """Yields the batches of an Arrow IPC stream. Raises UserError if the file that they belong to has other
+        columns.
+        """
         for data in batches_of_frame(frame):
             yield self._fitting(data)
 
@@ -134,7 +136,9 @@ class Parquet(ColumnFormat):
 
 
 class ParquetSink(FileSink):
-    """Parquet. Rows are gathered into row groups of 262,144 rows, or of 64 MiB. `compression`: "snappy", "zstd", "lz4", "gzip", "none"."""
+    """A sink that writes Parquet files. Rows are gathered into row groups of 262,144 rows, or of 64 MiB.
+    `compression`: "snappy", "zstd", "lz4", "gzip", "none".
+    """
 
     def __init__(
         self,
@@ -168,7 +172,7 @@ class Arrow(ColumnFormat):
 
 
 class ArrowSink(FileSink):
-    """Arrow IPC, the file format. `compression`: None, "lz4" or "zstd"."""
+    """A sink that writes files of Arrow IPC (the file format). `compression`: None, "lz4" or "zstd"."""
 
     def __init__(
         self,
@@ -186,7 +190,7 @@ class ArrowSink(FileSink):
 
 
 class _Gathered:
-    """Small batches become large ones before they are written."""
+    """A writer that gathers small batches into large ones."""
 
     def __init__(self, writer: Any, file: Any, rows: int, *, joins: bool = False) -> None:
         self._joins = joins  # for a writer that would write each small batch by itself
@@ -221,7 +225,9 @@ class _Gathered:
 
 
 def _own(data: pa.RecordBatch) -> pa.RecordBatch:
-    """The rows, copied where they are a small part of a large buffer: they wait for more rows, and would keep the buffer in memory."""
+    """Returns the rows, copied if they are a small part of a large buffer: while they wait for more rows they would
+    keep that buffer in memory.
+    """
     if data.get_total_buffer_size() <= 2 * data.nbytes + (64 << 10):
         return data
     return pa.concat_batches([data, data.slice(0, 0)])

@@ -28,7 +28,7 @@ _MAGIC = b"ARROW1"
 
 
 class ParquetSource(FileSource):
-    """Reads the rows of Parquet files, and only the wanted columns. Readers share row groups."""
+    """A source that reads the rows of Parquet files, and only the wanted columns. Readers share row groups."""
 
     suffixes = SUFFIXES["parquet"]
 
@@ -48,8 +48,8 @@ class ParquetSource(FileSource):
 
 
 class ArrowSource(FileSource):
-    """Reads the rows of Arrow IPC files (also called Feather) or IPC streams; the content tells which of the two it is. Readers share the
-    batches of a file. A stream is one piece, and may be compressed as a whole.
+    """A source that reads the rows of Arrow IPC files (also called Feather) or IPC streams; the content tells which
+    of the two it is. Readers share the batches of a file. A stream is one piece, and may be compressed as a whole.
     """
 
     suffixes = SUFFIXES["arrow"]
@@ -101,7 +101,9 @@ def _is_stream(path: str) -> bool:
 
 
 class _Slices(FileReader):
-    """Cuts batches that are larger than what is asked for. `_next` gives a batch and the number of its first row."""
+    """A reader that cuts batches which are larger than `max_rows`. `_next` gives a batch and the number of its first
+    row.
+    """
 
     def __init__(self, file: DataFile, offset: int, schema: pa.Schema, record_bytes: int) -> None:
         self._file = file
@@ -219,7 +221,7 @@ class _ParquetReader(_Slices):
 
 
 class _IpcReader(_Slices):
-    """Reads the batches of this share from a file. Of other readers' batches it reads only enough to count their rows."""
+    """A reader of the batches of this share. Of other readers' batches it reads only enough to count their rows."""
 
     def __init__(self, file: DataFile, offset: int, share: Share, schema: pa.Schema, record_bytes: int) -> None:
         super().__init__(file, offset, schema, record_bytes)
@@ -260,7 +262,7 @@ class _IpcReader(_Slices):
 
 
 class _StreamReader(_Slices):
-    """Reads one batch after the other, from the beginning."""
+    """A reader of one batch after the other, from the beginning."""
 
     def __init__(self, file: DataFile, offset: int, share: Share, schema: pa.Schema, record_bytes: int) -> None:
         super().__init__(file, offset, schema, record_bytes)
@@ -321,7 +323,7 @@ def _width(kind: pa.DataType) -> int:
 
 
 def _row_bytes(kind: pa.DataType) -> int:
-    """So many bytes a value takes once it is decoded; _DECODED_BYTES where only its rows tell."""
+    """Returns the bytes that a decoded value takes, or _DECODED_BYTES if only its rows tell."""
     expands = pa.types.is_nested(kind) or pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind)
     return _DECODED_BYTES if expands else -(-_width(kind) // 8)
 

@@ -1,7 +1,7 @@
 """The columns of a file that are read, and their types.
 
-Streams carry every Arrow type but unions. Extension types (uuid, json) come as what they are stored as, dictionaries and views
-plain, decimal32 and decimal64 as decimal128, which the operators know.
+Streams carry every Arrow type but unions. Extension types (uuid, json) become their storage types, dictionaries and
+views become plain types, and decimal32 and decimal64 become decimal128, which the operators know.
 """
 
 from collections import Counter
@@ -21,7 +21,9 @@ _SCALES = 38
 
 
 def canonical(schema: pa.Schema) -> pa.Schema:
-    """The schema of these columns once they are read. One of a type that no stream carries keeps it: `checked` refuses it."""
+    """Returns the schema of these columns once they are read. A column of a type that no stream carries keeps it:
+    `checked` refuses it.
+    """
     return pa.schema([_canonical(field) for field in schema])
 
 
@@ -31,7 +33,7 @@ def _canonical(field: pa.Field) -> pa.Field:
 
 
 def _normal(field: pa.Field) -> pa.Field | None:
-    """As `normalise` gives it; None for a union, of which pyarrow makes no empty column."""
+    """Returns the field as `normalise` makes it, or None for a union, of which pyarrow makes no empty column."""
     try:
         return normalise(pa.schema([field]).empty_table()).schema.field(0)
     except pa.ArrowNotImplementedError:
@@ -39,7 +41,7 @@ def _normal(field: pa.Field) -> pa.Field | None:
 
 
 def _stored(kind: Any) -> Any:
-    """The type without extension types in it."""
+    """Returns the type with storage types in place of extension types."""
     if isinstance(kind, pa.BaseExtensionType):
         return _stored(kind.storage_type)
     if pa.types.is_decimal(kind):
@@ -64,7 +66,9 @@ def _renewed(field: pa.Field) -> pa.Field:
 
 
 def picked(schema: pa.Schema, columns: Sequence[str] | None, name: str) -> pa.Schema:
-    """The wanted columns of a schema, in the order wanted; UserError for what is not there."""
+    """Returns the wanted columns of a schema, in the order wanted. Raises UserError for a column that the schema does
+    not have.
+    """
     schema = schema.remove_metadata()
     if columns is None:
         return schema
@@ -78,7 +82,7 @@ def picked(schema: pa.Schema, columns: Sequence[str] | None, name: str) -> pa.Sc
 
 
 def checked(schema: pa.Schema, name: str) -> pa.Schema:
-    """The schema; UserError for a column whose type no stream carries."""
+    """Returns the schema. Raises UserError for a column whose type no stream carries."""
     for field in schema:
         kind = _stored(field.type)
         if field.type != kind:
@@ -93,14 +97,14 @@ def checked(schema: pa.Schema, name: str) -> pa.Schema:
 
 
 def distinct(names: Sequence[str], path: str) -> None:
-    """UserError where two columns of a file have one name."""
+    """Raises UserError if two columns of a file have one name."""
     twice = sorted({name for name, times in Counter(names).items() if times > 1})
     if twice:
         raise UserError(f"file {path!r} has two columns {', '.join(map(repr, twice))}", hint=_LEAVE_OUT)
 
 
 def as_wanted(data: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The batch with those texts as binary that are wanted so: they need not be UTF-8."""
+    """Returns the batch, with a text as binary if binary is wanted: it need not be UTF-8."""
     for number, field in enumerate(data.schema):
         if field.name in schema.names and schema.field(field.name).type == pa.binary() and field.type == pa.string():
             data = data.set_column(number, field.with_type(pa.binary()), data.column(number).view(pa.binary()))
@@ -108,7 +112,7 @@ def as_wanted(data: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def fitted(data: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordBatch:
-    """These columns in the wanted types; UserError where one is missing or a value does not fit."""
+    """Returns these columns in the wanted types. Raises UserError if one is missing or a value does not fit."""
     data = _plain(_wanted(data, schema, path), path)
     if data.schema.equals(schema):
         return data
@@ -128,7 +132,9 @@ def fitted(data: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordBatch
 
 
 def most_rows(data: pa.RecordBatch, size: int) -> int:
-    """So many rows of it have no more than `size` bytes in the texts that its dictionaries stand for; at least 1."""
+    """Returns how many rows of the batch have at most `size` bytes in the texts that its dictionaries stand for; at
+    least 1.
+    """
     longest = 1
     for column in data.columns:
         kind = column.type
@@ -154,7 +160,7 @@ def _wanted(data: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordBatc
 
 
 def _plain(data: pa.RecordBatch, path: str) -> pa.RecordBatch:
-    """Canonical types; what is stored, of extension types."""
+    """Returns the batch with canonical types, and storage types in place of extension types."""
     for number, field in enumerate(data.schema):
         kind = _stored(field.type)
         if kind != field.type:

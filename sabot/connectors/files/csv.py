@@ -28,13 +28,13 @@ _LONE_RETURN = re.compile(rb"\r(?!\n)")
 
 
 class CsvSource(FileSource):
-    """Reads the rows of files with a header line, or without one, where `columns` gives the names. The default `delimiter` is ",", in
-    .tsv files "\\t".
+    r"""A source that reads the rows of CSV files with a header line, or without one if `columns` gives the names. The
+    default `delimiter` is ",", in .tsv files "\t".
 
-    A quoted field may hold line breaks and doubled quotes. An empty field is null; a quoted empty field is an empty string.
-    Without a schema, types are inferred from the first block of the first file (UserError where it is not UTF-8).
-    A row is set apart if it has too many or too few fields, or a value that does not convert to its column's type.
-    A file is one piece: readers share whole files, never parts of one.
+    A quoted field may hold line breaks and doubled quotes. An empty field is null; a quoted empty field is an empty
+    string. Without a schema, types are inferred from the first block of the first file (UserError if that is not
+    UTF-8). A row is set apart if it has too many or too few fields, or a value that does not convert to its column's
+    type. A file is one piece: readers share whole files, never parts of one.
     """
 
     suffixes = SUFFIXES["csv"]

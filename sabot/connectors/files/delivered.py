@@ -1,15 +1,18 @@
-"""What was delivered exactly once into files: a token, and a file of which only the first so many bytes count.
+"""The state of files into which parts are delivered exactly once: a token, and a file of which only the first so many
+bytes count.
 
-    .name.token     what was delivered, and how many bytes of the growing file belong to it; nothing else decides that
+    .name.token     the last delivered part, and how many bytes of the growing file count; nothing else decides that
     .name.journal   the pending list: delivered rows that wait until the file is complete (a text file, or .name.tmp, grows by itself)
     .name.tmp       a file that is complete, or will be; it counts when the token says `ready`
 
-A part is written first, behind the bytes that count or as a new file, and synced. Then the token is written, and this one write makes
-the part count. The steps that follow (a rename, a removal) are derived from the token, so the next process that claims the files does
-them again; it also cuts off bytes that do not count. Bytes that count are not written again.
+A part is written first, after the bytes that count or as a new file, and synced. Then the token is written, and this
+one write makes the part count. The steps that follow (a rename, a removal) are derived from the token, so the next
+process that claims the files does them again; it also cuts off bytes that do not count. Bytes that count are not
+written again.
 
-The token file has two slots, written in turn, each with a checksum. A torn write leaves the other slot (as the two roots of a
-shadow-paged database). Who reads or writes it holds its lock, and finds in it who claimed the files last.
+The token file has two slots, written in turn, each with a checksum. A torn write leaves the other slot (as the two
+roots of a shadow-paged database). A process that reads or writes the token holds its lock, and finds in it the
+process that claimed the files last.
 """
 
 import errno
@@ -39,12 +42,13 @@ class Busy(Exception):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """The contents of a token: what counts in the files.
+    """The contents of a token, which say which bytes of the files count.
 
-    lane: the key of the track that writes them (the field has the track's earlier name). owner: who made the last claim. seq, incarnation:
-    of the last part; incarnation "" means that no part came. number: of the next part in a folder. length: how many bytes of the growing
-    file count. ready: the name of a file whose .tmp is complete. anew: the file under the sink's name is from an earlier run and will be
-    replaced. finished: the input has ended. turn: counts the writes of the token.
+    `lane`: the key of the track that writes the files (an earlier name of the track). `owner`: the process that made
+    the last claim. `seq`, `incarnation`: those of the last part; incarnation "" means that no part came. `number`:
+    the number of the next part in a folder. `length`: the number of bytes of the growing file that count. `ready`:
+    the name of a file whose .tmp is complete. `anew`: True if the file under the sink's name is from an earlier run
+    and will be replaced. `finished`: True if the input has ended. `turn`: the number of writes of the token.
     """
 
     lane: str = ""
@@ -73,7 +77,9 @@ class Ledger:
 
     @contextmanager
     def held(self, *, create: bool = False) -> Iterator[None]:
-        """Locks the token. Raises Busy when another process has locked it, and FileNotFoundError without a file, unless `create`."""
+        """Locks the token file. Raises Busy if another process has locked it, and FileNotFoundError without a file,
+        unless `create`.
+        """
         if create and not self.path.exists():
             with step("create", self.path), open(self.path, "ab", opener=private):
                 pass
@@ -95,7 +101,7 @@ class Ledger:
             file.close()
 
     def read(self) -> Entry | None:
-        """The last entry. None: no entry was written so far."""
+        """Returns the last entry, or None if no entry was written so far."""
         assert self._file is not None
         content = self._file.read_at(0, 2 * _SLOT_BYTES)
         found = [entry for at in (0, _SLOT_BYTES) if (entry := _entry(content[at : at + _SLOT_BYTES])) is not None]
@@ -107,7 +113,9 @@ class Ledger:
         return max(found, key=lambda entry: entry.turn, default=None)
 
     def peek(self) -> Entry | None:
-        """The last entry, read without a lock, so another process may be writing the next one. None also where it cannot be read."""
+        """Returns the last entry, read without a lock, so another process may be writing the next one; None also if
+        it cannot be read.
+        """
         try:
             with open(self.path, "rb", opener=regular) as file:
                 content = file.read(2 * _SLOT_BYTES)

@@ -1,4 +1,6 @@
-"""Delivers rows into files exactly once. The head of `delivered` says which bytes count, and in which order they come to count."""
+"""Delivers rows into files exactly once. The docstring of `delivered` says which bytes count, and how they come to
+count.
+"""
 
 import errno
 import itertools
@@ -31,10 +33,12 @@ _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR
 
 
 class FileDelivering:
-    """Delivers parts into the files of a target. Methods that `Sink` has too do the same, and raise the same errors.
+    """Delivers parts into the files of a target. Methods that have the name of a method of a sink do the same, and
+    raise the same errors.
 
-    part_bytes: a file of a folder is completed when so many bytes of rows were delivered into it; part_s: or by the first delivery so many
-    seconds after its first rows. track: the claimed track; None while the sink writes at least once.
+    `part_bytes`: the bytes of rows with which a file of a folder is completed. `part_s`: the seconds after a file's
+    first rows with which the next delivery completes it. `track`: the claimed track, or None while the sink writes at
+    least once.
     """
 
     def __init__(
@@ -58,7 +62,7 @@ class FileDelivering:
 
     @property
     def claimed(self) -> bool:
-        """Whether the track is claimed, and no error has come since."""
+        """True if the track is claimed, and no error has come since."""
         return self._owner != ""
 
     # -- claiming ------------------------------------------------------------------------------------------------------
@@ -135,7 +139,9 @@ class FileDelivering:
         return entry
 
     def _begun(self, entry: Entry) -> Entry:
-        """The entry for an app that begins: completed files stay, unless they are to be overwritten; unfinished rows are dropped."""
+        """Returns the entry for an app that begins: completed files stay, unless they are to be overwritten;
+        unfinished rows are dropped.
+        """
         target = self._target
         if self._format.continues and not target.folder:
             length = 0 if target.overwrite or not target.path.exists() else entry.length
@@ -233,7 +239,7 @@ class FileDelivering:
         return replace(entry, number=number, length=length)
 
     def _free(self, entry: Entry) -> tuple[int, GrowingFile[Any]]:
-        """The number and the file into which the next rows go: the next free part of a folder, or the one file."""
+        """Returns the number and the file for the next rows: the next free part of a folder, or the one file."""
         number, growth = entry.number, self._target.growth(entry.number)
         while self._target.folder and growth.taken():
             if entry.length:
@@ -252,7 +258,7 @@ class FileDelivering:
                 first = False
 
     def _is_result(self, growth: GrowingFile[Any], entry: Entry) -> bool:
-        """Whether a file without rows has to be made as the result."""
+        """Returns True if a file without rows has to be made as the result."""
         if self._target.folder:
             return entry.number == 0 and self._format.expected is not None
         return entry.anew or not growth.path.exists()
@@ -261,7 +267,9 @@ class FileDelivering:
 
     @contextmanager
     def _turn(self) -> Iterator[tuple[Track, Entry]]:
-        """Locks the files for one operation, and gives the track and the entry. After an error the track has to be claimed again."""
+        """Locks the files for one operation, and yields the track and the entry. After an error the track has to be
+        claimed again.
+        """
         track, owner = self.track, self._owner
         if track is None or not owner:
             raise UserError(f"the sink of file {self._target.name!r} is not open: its track is not claimed")

@@ -1,4 +1,4 @@
-"""The contract of a format of files: how rows become a file of it. `text_sinks` and `column_sinks` have the formats."""
+"""The contract of a format of files, which turns rows into a file. `text_sinks` and `column_sinks` have the formats."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -19,21 +19,23 @@ from sabot.os_errors import hint_of
 
 
 class FileFormat(ABC, Generic[Rows]):
-    """What one sink writes: the format, and what it knows of the rows so far. It is an `Encoding` (see `parts`) as well.
+    """The format in which one sink writes, with the state of its rows so far. It is an `Encoding` (see `parts`) as
+    well.
 
-    name: of the sink, for messages. expected: the columns that will come, where the plan knows them. Unless said otherwise all methods
-    are called from the thread that writes, and raise UserError for rows that the format cannot hold.
+    `name`: the sink's name, for messages. `expected`: the columns that will come, if the plan knows them. Unless said
+    otherwise all methods are called from the thread that writes, and raise UserError for rows that the format cannot
+    hold.
     """
 
     suffix: ClassVar[str]
     needs_suffix: ClassVar[bool] = True
-    """A path without a suffix is a folder."""
+    """True if a path without a suffix is a folder."""
     partition_by: tuple[str, ...] = ()
-    """The columns whose values say in which folder a row goes."""
+    """The columns whose values name the folder of a row."""
     compresses: ClassVar[bool] = False
-    """A file is compressed as a whole, by the ending of its path."""
+    """True if the ending of the path compresses a file as a whole."""
     floats_lost: LostFloats = None
-    """The floats that the format has as null."""
+    """The floats that become null in this format."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -47,38 +49,42 @@ class FileFormat(ABC, Generic[Rows]):
 
     @property
     def continues(self) -> bool:
-        """Whether rows can be added to a file that is there."""
+        """True if rows can be added to an existing file."""
         return False
 
     # Rows
 
     @abstractmethod
     def rows(self, batch: Batch, *, first: bool) -> Rows:
-        """What a file takes of the batch. first: these are the first rows of the file."""
+        """Returns the rows of the batch in the form that a file takes. `first`: True if they are the first rows of
+        the file.
+        """
 
     @abstractmethod
     def accept(self, empty: Batch, before: pa.Schema | None) -> None:
-        """Checks that rows with the columns of `empty` can be written behind rows with those of `before`. From any thread."""
+        """Raises UserError unless rows with the columns of `empty` can be written after rows with those of `before`.
+        Callable from any thread.
+        """
 
     @abstractmethod
     def try_types(self, empty: pa.RecordBatch) -> None:
         """Raises UserError or ArrowException for columns that the format cannot hold. Nothing is written."""
 
     def try_empty(self) -> None:
-        """Raises ArrowException for expected columns that the format cannot hold, where `rows` does not tell."""
+        """Raises ArrowException for expected columns that the format cannot hold, if `rows` does not raise it."""
 
     def before_first(self) -> Rows | None:
-        """What a file without a row still needs: a header."""
+        """Returns the rows that a file without a row still needs, such as a header, or None."""
         return None
 
     def forget(self) -> None:
-        """Forgets what the rows of earlier files looked like."""
+        """Forgets the columns of the rows of earlier files."""
 
     def begins_with(self, rows: Rows) -> None:
-        """Tells what the first rows are of a file to which rows will be added."""
+        """Notes the first rows of a file to which rows will be added."""
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """See `Sink.fitting`, of rows with columns. From any thread."""
+        """Returns the rows, which have columns, after the check of `Delivers.fitting`. Callable from any thread."""
         if self._fits is None or not data.schema.equals(self._fits):
             empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in data.schema], schema=data.schema)
             with self.writing():
@@ -87,7 +93,7 @@ class FileFormat(ABC, Generic[Rows]):
         return data
 
     def check_types(self, schema: pa.Schema) -> None:
-        """See `Sink.check_types`."""
+        """Raises UserError for a column that can never be written (`ChecksTypes.check_types`)."""
         if self.partition_by:
             check_partitions(schema, self.partition_by, self.name)
         refuse_types(schema, self.try_types, f"file {self.name!r}", self.suffix[1:])
@@ -96,39 +102,41 @@ class FileFormat(ABC, Generic[Rows]):
 
     @abstractmethod
     def new_part(self, path: Path, *, hidden: bool, truncate: bool) -> FilePart[Rows]:
-        """Opens a file that is written at least once, with what is there of it.
+        """Opens a file that is written at least once, with the rows that it has already.
 
-        hidden: nobody sees it before it is complete. truncate: it begins empty.
+        `hidden`: True if nobody sees the file before it is complete. `truncate`: True if it begins empty.
         """
 
     @abstractmethod
     def new_growth(self, path: Path, *, hidden: bool) -> GrowingFile[Rows]:
-        """The same, of a file into which parts are delivered exactly once."""
+        """Opens a file into which parts are delivered exactly once. `hidden`: True if nobody sees the file before it
+        is complete.
+        """
 
     @abstractmethod
     def start(self, file: Any, first: Rows | None) -> RowWriter[Rows] | None:
-        """See `Encoding.start`."""
+        """Returns a writer into `file` (`Encoding.start`)."""
 
     @abstractmethod
     def size(self, rows: Rows) -> int:
-        """See `Encoding.size`."""
+        """Returns the bytes of the rows in memory."""
 
     @abstractmethod
     def read(self, path: Path) -> Iterator[Rows]:
-        """See `Encoding.read`."""
+        """Yields the rows of a complete file."""
 
     @abstractmethod
     def frame(self, rows: list[Rows]) -> Any:
-        """See `Encoding.frame`."""
+        """Returns the rows as the bytes of a frame of the pending list."""
 
     @abstractmethod
     def unframe(self, frame: Any) -> Iterator[Rows]:
-        """See `Encoding.unframe`."""
+        """Yields the rows of a frame of the pending list."""
 
     # For all formats
 
     def columns(self, batch: Batch) -> pa.RecordBatch:
-        """The rows of a batch of columns. Raises UserError for records, which are not decoded."""
+        """Returns the rows of a batch of columns. Raises UserError for records, which are not decoded."""
         data = batch.taken()
         if data.schema.equals(RECORD_SCHEMA):
             raise UserError(
@@ -139,7 +147,7 @@ class FileFormat(ABC, Generic[Rows]):
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Around what writes rows: errors of the disk become TransientError, those of the format UserError."""
+        """Raises errors of the disk in its block as TransientError, and those of the format as UserError."""
         try:
             yield
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Files that grow by delivered parts. `delivered` says how many of their bytes count."""
+"""Files that grow by delivered parts. The token (`delivered`) says how many of their bytes count."""
 
 import itertools
 import os
@@ -31,7 +31,8 @@ from sabot.steps import step
 class GrowingFile(ABC, Generic[Rows]):
     """A file that grows by parts until it is complete, and then gets the name `path`.
 
-    length: how many of its bytes count so far. All methods raise OSError; after an error the bytes that count are unchanged.
+    `length`: the number of its bytes that count so far. All methods raise OSError; after an error the bytes that
+    count are unchanged.
     """
 
     def __init__(self, path: Path, grown: Path, opener: Opener | None) -> None:
@@ -41,14 +42,18 @@ class GrowingFile(ABC, Generic[Rows]):
 
     @abstractmethod
     def add(self, length: int, rows: Iterable[Rows], nbytes: int, full: float) -> tuple[int, bool]:
-        """Adds rows of about `nbytes`, and syncs them. Returns the new length, and whether the file is complete: it has `full` bytes."""
+        """Adds rows of about `nbytes`, and syncs them. Returns the new length, and True if the file is complete,
+        which it is with `full` bytes.
+        """
 
     @abstractmethod
     def complete(self, length: int, rows: Iterable[Rows] = ()) -> bool:
-        """Adds these rows as the last ones, and makes and syncs the complete .tmp file. False: there are no rows and no known columns."""
+        """Adds these rows as the last ones, and makes and syncs the complete .tmp file. Returns False if there are no
+        rows and no known columns.
+        """
 
     def publish(self) -> None:
-        """Gives the complete file its name, which the token says is ready. Doing it again changes nothing."""
+        """Gives the complete file, which the token calls ready, its name. Doing it again changes nothing."""
         temporary = beside(self.path, "tmp")
         if temporary.exists():
             with step("rename", self.path):
@@ -57,19 +62,21 @@ class GrowingFile(ABC, Generic[Rows]):
         remove(pending_of(self.path))
 
     def taken(self) -> bool:
-        """Whether there is a file of this name."""
+        """Returns True if there is a file of this name."""
         return self.path.exists()
 
     @abstractmethod
     def begin(self, length: int) -> Rows | None:
-        """The first rows of the file. None: it has none."""
+        """Returns the first rows of the file, or None if it has none."""
 
     def size(self) -> int:
-        """The bytes of the whole rows in the file, whether they count or not."""
+        """Returns the bytes of the whole rows in the file, whether they count or not."""
         return self.grown.stat().st_size if self.grown.exists() else 0
 
     def keep(self, length: int, token: Path) -> None:
-        """Cuts off bytes that do not count. Raises UserError where bytes that count are missing. token: the file that says how many do."""
+        """Cuts off bytes that do not count. Raises UserError if bytes that count are missing. `token`: the path of
+        the token, for the message.
+        """
         size = self.size()
         if size < length:
             raise UserError(
@@ -85,7 +92,7 @@ class GrowingFile(ABC, Generic[Rows]):
                 os.truncate(self.grown, length)
 
     def _opened(self, length: int) -> WholeFile:
-        """Opens the growing file, at the end of the bytes that count. Raises OSError where the file has another length."""
+        """Opens the growing file at the end of the bytes that count. Raises OSError if the file has another length."""
         if length == 0 and not self.grown.exists():
             file = WholeFile(self.grown, "xb+", "append", self._opener)
             try:
@@ -222,7 +229,7 @@ class PendingFile(GrowingFile[Rows]):
         super().keep(length, token)
 
     def counted(self, length: int) -> Iterator[Rows]:
-        """The rows that wait. Raises UserError where they are damaged."""
+        """Yields the rows that wait. Raises UserError if they are damaged."""
         if length == 0:
             return
         with open(self.grown, "rb", opener=regular) as file:
@@ -239,7 +246,7 @@ class PendingFile(GrowingFile[Rows]):
 
 
 class _Borrowed:
-    """The file as given to a writer of pyarrow's, whose `close` must not close it before it is synced."""
+    """A file for a writer of pyarrow's, whose `close` must not close the file before it is synced."""
 
     closed = False
 
@@ -250,4 +257,4 @@ class _Borrowed:
         """There is no buffer."""
 
     def close(self) -> None:
-        """Who opened it closes it."""
+        """Does nothing: the caller that opened the file closes it."""

@@ -1,6 +1,7 @@
-"""Dead letters in files: NDJSON as `NdjsonSink` writes it, a letter a line.
+"""Dead letters in files: NDJSON as `NdjsonSink` writes it, one dead letter a line.
 
-Each file of a folder is a partition, in the order of their names; the offset of a letter is that of its line's first byte.
+Each file of a folder is a partition, in the order of their names; the offset of a dead letter is that of its line's
+first byte.
 """
 
 import hashlib
@@ -23,9 +24,10 @@ _read = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class FileHome:
-    """A file of dead letters, or a folder of them, as it is now (`connectors.letters.Home`). A line that is no letter has no facts.
+    """A file of dead letters, or a folder of them, as it is now (`connectors.letters.Home`). A line that is no dead
+    letter has no facts.
 
-    Raises UserError for what is not there, or cannot be read.
+    Raises UserError for a path that does not exist or cannot be read.
     """
 
     grows_at_its_end = True
@@ -59,7 +61,9 @@ class FileHome:
         return next((line for _, line in self._lines(self._files[0], 0, 1)), b"")
 
     def _end(self, path: Path) -> int:
-        """The offset behind the last whole line. It is only bounded for a compressed file, whose length is not known without reading it."""
+        """Returns the offset after the last whole line. For a compressed file, whose length is not known without
+        reading it, it is a greater number.
+        """
         return 1 << 62 if codec_of(path.name) is not None else path.stat().st_size
 
     def _lines(self, path: Path, first: int, end: int) -> Iterator[tuple[int, bytes]]:

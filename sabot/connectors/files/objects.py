@@ -1,11 +1,12 @@
 """A sink for object stores: s3://, gs://, az://, abfs://, hdfs://, and any file system of pyarrow's.
 
-An object appears when it was sent completely, so a part needs no token. Its name is made of its track and its number, and a part that
-is delivered again replaces itself by the same rows:
+An object appears when it was sent completely, so a part needs no token. Its name is made of its track and its number,
+so a part that is delivered again replaces itself by the same rows:
 
     part-<hash of the track>-<number>.parquet    with partition_by= one in each folder, day=2026-11-22/part-…
 
-A crash leaves the objects of some partitions of a part, which its checkpoint has, so the next start delivers it again.
+A crash may leave the objects of some partitions of a part. The part is in its checkpoint, so the next start delivers
+it again.
 """
 
 import hashlib
@@ -28,10 +29,12 @@ _OBJECT_BYTES = 64 << 20
 
 
 class ObjectSink(Sink, Delivers, ChecksTypes, Finishes):
-    """A folder of an object store, as `files` reads them: each delivery is an object of its own, or one for each partition.
+    """A sink that writes into a folder of an object store, from which `files` reads: each delivery is an object, or
+    one for each partition.
 
-    format: "parquet", "arrow", "ndjson" or "csv". compression: as the sinks of files have it. Exactly once an object is there when a
-    checkpoint covers its rows. At least once rows are sent at each checkpoint, or when there are 64 MiB of them. What is there stays.
+    `format`: "parquet", "arrow", "ndjson" or "csv". `compression`: as for the sinks of files. Exactly once, an object
+    is there when a checkpoint covers its rows. At least once, rows are sent at each checkpoint, or when there are 64
+    MiB of them. Existing objects stay.
     """
 
     def __init__(
@@ -115,7 +118,7 @@ class ObjectSink(Sink, Delivers, ChecksTypes, Finishes):
             self._send(f"{self._path.inside}/{folder}", file, body)
 
     def _divided(self, table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-        """The folder of each partition, with its rows; "" for all where there are none."""
+        """Yields the folder of each partition, with its rows; "" with all rows if there are no partitions."""
         if not self._format.partition_by:
             yield "", table
             return

@@ -1,12 +1,14 @@
-"""Parts of a folder by the values of columns, in folders as Hive has them: day=2026-11-22/hour=7/part-00003.parquet.
+"""Parts of a folder, divided by the values of columns into folders as Hive has them:
+day=2026-11-22/hour=7/part-00003.parquet.
 
-Rows of all partitions wait in one pending list. When the part is complete, each partition gets one file of it, one after the other, so
-that one file is open at a time however many partitions there are:
+Rows of all partitions wait in one pending list. When the part is complete, each partition gets one file of it, one
+after the other, so that one file is open at a time however many partitions there are:
 
     .part-00003.parquet.files   the names of these files; written before the first of them
-    day=…/.part-00003.parquet.tmp    renamed when the token says that the part is `ready`; at least once, when all of them are there
+    day=…/.part-00003.parquet.tmp    renamed when the token calls the part `ready`; at least once, when all of them are there
 
-At least once the pending list decides: while it is there, the files of its part are made again, under the same names.
+At least once, the pending list decides: while it is there, the files of its part are made again, under the same
+names.
 """
 
 import itertools
@@ -31,7 +33,9 @@ _NAME_BYTES = 255
 
 
 class PartitionedFile(PendingFile[pa.RecordBatch]):
-    """A part whose rows become a file in the folder of each partition. by: the columns, which are not in the files."""
+    """A part whose rows become a file in the folder of each partition. `by`: the columns that name the folders, which
+    are not in the files.
+    """
 
     def __init__(self, path: Path, encoding: Encoding[pa.RecordBatch], by: Sequence[str]) -> None:
         super().__init__(path, encoding)
@@ -73,7 +77,7 @@ class PartitionedFile(PendingFile[pa.RecordBatch]):
         super().keep(length, token)
 
     def discard(self) -> None:
-        """Removes the rows that wait, and what was made of them without being published."""
+        """Removes the rows that wait, and files made of them that were not published."""
         self._unmake()
         remove(self.grown)
 
@@ -83,11 +87,13 @@ class PartitionedFile(PendingFile[pa.RecordBatch]):
         remove(self._names)
 
     def taken(self) -> bool:
-        """No: the token counts on, and where there was none the first number is behind those of all folders."""
+        """Returns False: the token counts the numbers, and without a token the first number is above those in all
+        folders.
+        """
         return False
 
     def _files(self) -> list[Path]:
-        """The files of which the names were written down, whether they are there or not."""
+        """Returns the files whose names were written down, whether they exist or not."""
         if not self._names.exists():
             return []
         try:
@@ -106,7 +112,9 @@ class PartitionedFile(PendingFile[pa.RecordBatch]):
 
 
 class PartitionedPart(SealedPart[pa.RecordBatch]):
-    """The same at least once. Rows are only in the pending list until the part is sealed."""
+    """A part like PartitionedFile that is written at least once. Rows are only in the pending list until the part is
+    sealed.
+    """
 
     def __init__(self, path: Path, encoding: Encoding[pa.RecordBatch], by: Sequence[str]) -> None:
         self._growth = PartitionedFile(path, encoding, by)
@@ -134,7 +142,7 @@ class PartitionedPart(SealedPart[pa.RecordBatch]):
 
 
 def check_partitions(schema: pa.Schema, by: Sequence[str], name: str) -> None:
-    """Raises UserError for columns by which rows cannot be put into folders. name: of the sink."""
+    """Raises UserError for columns by which rows cannot be divided into folders. `name`: the sink's name."""
     for column in by:
         if column not in schema.names:
             raise UserError(
@@ -158,7 +166,7 @@ def check_partitions(schema: pa.Schema, by: Sequence[str], name: str) -> None:
 
 
 def partitions_of(table: pa.Table, by: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
-    """The folder of each partition, and its rows in their order, without the columns `by`."""
+    """Yields the folder of each partition, and its rows in their order, without the columns `by`."""
     order = pc.sort_indices(table, sort_keys=[(column, "ascending") for column in by])
     ordered = table.take(order)
     keys = [ordered.column(column).combine_chunks() for column in by]
@@ -172,7 +180,7 @@ def partitions_of(table: pa.Table, by: Sequence[str]) -> Iterator[tuple[str, pa.
 
 
 def _folder(column: str, value: object) -> str:
-    """column=value, where both are escaped as in an address; no value can reach out of its folder."""
+    """Returns column=value, both escaped as in an address, so that no value leads out of its folder."""
     text = _NULL if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     name = f"{quote(column, safe='')}={quote(text, safe=' :')}"
     if len(name) > _NAME_BYTES:

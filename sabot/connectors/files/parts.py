@@ -1,11 +1,12 @@
-"""A file while it is written at least once. Flushed rows survive a crash, and no half file ever has the final name.
+"""A file while it is written at least once. Flushed rows survive a crash, and no incomplete file ever has the final
+name.
 
-A text file can be continued: rows are appended, and a row that a crash has cut short is cut off when the file is opened again. Any
-other format ends in a footer or a checksum, and cannot be continued. Its rows go into two files:
+A text file can be continued: rows are appended, and a row that a crash has cut short is cut off when the file is
+opened again. Any other format ends in a footer or a checksum, and cannot be continued. Its rows go into two files:
 
     .name.tmp       the file itself, which is renamed when it is complete, and useless after a crash
     .name.journal   the pending list: the same rows, appended and synced at each flush; opening writes a new .tmp from it
-    .name.copy      a pending list that will begin with the rows of a complete file, as long as it does not have all of them
+    .name.copy      a pending list that is to begin with the rows of a complete file, until it has all of them
 """
 
 import os
@@ -35,34 +36,34 @@ class RowWriter(Protocol[Written]):
     """A writer of one file of a format."""
 
     def write(self, rows: Written) -> None:
-        """Takes rows; may keep them until there are more."""
+        """Takes rows, and may keep them until there are more."""
 
     def close(self) -> None:
         """Writes the rows that it kept, and the end of the file."""
 
     def tell(self) -> int:
-        """Bytes so far."""
+        """Returns the number of bytes so far."""
 
 
 class Encoding(Protocol[Rows]):
-    """How a format turns rows into files, and into frames of the pending list."""
+    """A format's way to turn rows into files, and into frames of the pending list."""
 
     def start(self, file: Any, first: Rows | None) -> RowWriter[Rows] | None:
-        """A writer into `file`. first: the first rows, which tell the columns. Without them a writer of an empty file where the columns are
-        known, else None.
+        """Returns a writer into `file`. `first`: the first rows, which tell the columns. Without them it returns a
+        writer of an empty file if the columns are known, else None.
         """
 
     def size(self, rows: Rows) -> int:
-        """The bytes of the rows in memory."""
+        """Returns the bytes of the rows in memory."""
 
     def read(self, path: Path) -> Iterator[Rows]:
-        """The rows of a complete file."""
+        """Yields the rows of a complete file."""
 
     def frame(self, rows: list[Rows]) -> Any:
-        """The rows as the bytes of a frame."""
+        """Returns the rows as the bytes of a frame."""
 
     def unframe(self, frame: Any) -> Iterator[Rows]:
-        """The rows of a frame."""
+        """Yields the rows of a frame."""
 
 
 class FilePart(ABC, Generic[Rows]):
@@ -70,34 +71,38 @@ class FilePart(ABC, Generic[Rows]):
 
     path: Path
     rows = False
-    """Whether the file has rows, written now or by an earlier run."""
+    """True if the file has rows, written now or by an earlier run."""
     clean = True
-    """Whether all rows are flushed."""
+    """True if all rows are flushed."""
 
     @abstractmethod
     def write(self, rows: Rows) -> None:
-        """Adds rows; may buffer."""
+        """Adds rows, and may keep them in memory."""
 
     @abstractmethod
     def flush(self) -> None:
-        """When it returns all rows survive a crash of the machine."""
+        """Writes all rows so that they survive a crash of the machine."""
 
     @abstractmethod
     def seal(self) -> bool:
-        """Makes the file complete and durable under its own name, and closes it. False: there are no rows and no known columns."""
+        """Makes the file complete and durable under its own name, and closes it. Returns False if there are no rows
+        and no known columns.
+        """
 
     @abstractmethod
     def close(self) -> None:
-        """Closes the file. Idempotent."""
+        """Closes the file. May be called twice."""
 
     @property
     @abstractmethod
     def size(self) -> int:
-        """Bytes so far."""
+        """The number of bytes so far."""
 
 
 class AppendedPart(FilePart[bytes]):
-    """Text that is appended to `path`, or to a hidden file until it is sealed. `cut` gives the end of the last whole row."""
+    """Text that is appended to `path`, or to a hidden file until it is sealed. `cut`: returns the end of the last
+    whole row of a file.
+    """
 
     def __init__(self, path: Path, *, hidden: bool, truncate: bool, cut: Callable[[BinaryIO, int], int]) -> None:
         self.path = path
@@ -140,7 +145,7 @@ class AppendedPart(FilePart[bytes]):
         return True
 
     def head(self) -> bytes:
-        """The first bytes of the file, up to 1 MiB."""
+        """Returns the first bytes of the file, up to 1 MiB."""
         self._file.flush()
         return os.pread(self._file.fileno(), 1 << 20, 0)
 
@@ -153,7 +158,7 @@ class AppendedPart(FilePart[bytes]):
 
 
 class SealedPart(FilePart[Rows]):
-    """A file that is complete or does not exist: `seal` puts it under `path`, in place of an older file."""
+    """A file that is either complete or does not exist: `seal` puts it at `path`, in place of an older file."""
 
     def __init__(self, path: Path, encoding: Encoding[Rows]) -> None:
         self.path = path
@@ -275,7 +280,7 @@ class PendingList:
             raise
 
     def frames(self) -> Iterator[Any]:
-        """The frames that were appended. A frame at the end that a crash has left unfinished is cut off."""
+        """Yields the frames that were appended. A frame at the end that a crash has left unfinished is cut off."""
         end = self._file.seek(0, os.SEEK_END)
         at = len(PENDING_MAGIC)
         for frame in frames_of(self._file, at, end):
@@ -301,7 +306,7 @@ class PendingList:
         sync_folder(self.path.parent)
 
     def rename(self, path: Path) -> None:
-        """Durably."""
+        """Renames the file durably."""
         with step("rename", path):
             os.rename(self.path, path)
         self.path = path
@@ -313,12 +318,12 @@ class PendingList:
         remove(self.path)
 
     def close(self) -> None:
-        """Lets go of the file. Idempotent."""
+        """Closes the file. May be called twice."""
         self._file.close()
 
 
 def frames_of(file: BinaryIO, at: int, end: int) -> Iterator[Any]:
-    """The frames of a pending list from here on, up to the first that is torn or damaged."""
+    """Yields the frames of a pending list from `at` on, up to the first that is torn or damaged."""
     while at < end:
         file.seek(at)
         head = file.read(_HEAD.size)
@@ -335,17 +340,17 @@ def frames_of(file: BinaryIO, at: int, end: int) -> Iterator[Any]:
 
 
 def frame_head(frame: Any) -> bytes:
-    """The head of a frame: its length and its checksum."""
+    """Returns the head of a frame: its length and its checksum."""
     return _HEAD.pack(len(frame), _check(frame))
 
 
 def _check(frame: Any) -> int:
-    """The checksum of a frame; not 0 for an empty frame, so that a stretch of zeros is no frame."""
+    """Returns the checksum of a frame, which is not 0 for an empty frame, so that a stretch of zeros is no frame."""
     return zlib.crc32(frame, len(PENDING_MAGIC))
 
 
 def frame_of_batches(batches: list[pa.RecordBatch]) -> Any:
-    """Batches of one schema as an Arrow IPC stream."""
+    """Returns batches of one schema as an Arrow IPC stream."""
     sink = pa.BufferOutputStream()
     with ipc.new_stream(sink, batches[0].schema) as writer:
         for batch in batches:
@@ -354,23 +359,23 @@ def frame_of_batches(batches: list[pa.RecordBatch]) -> Any:
 
 
 def batches_of_frame(frame: Any) -> Iterator[pa.RecordBatch]:
-    """The batches of which `frame_of_batches` made the frame."""
+    """Yields the batches from which `frame_of_batches` made the frame."""
     with ipc.open_stream(frame) as reader:
         yield from reader
 
 
 def beside(path: Path, kind: str) -> Path:
-    """The hidden file of this kind that belongs to `path`."""
+    """Returns the path of the hidden file of this kind that belongs to `path`."""
     return path.parent / f".{path.name}.{kind}"
 
 
 def pending_of(path: Path) -> Path:
-    """The path of the pending list of a file. It may not exist."""
+    """Returns the path of the pending list of a file. It may not exist."""
     return beside(path, "journal")
 
 
 def unfinished(path: Path) -> list[Path]:
-    """The hidden files of `path` that exist."""
+    """Returns the hidden files of `path` that exist."""
     return [found for kind in ("tmp", "journal", "copy") if (found := beside(path, kind)).exists()]
 
 
@@ -383,7 +388,7 @@ def _open_or_create(path: Path, opener: Callable[[str, int], int] | None) -> Bin
 
 
 def _new_file(path: Path) -> Any:
-    """A new file, opened by Arrow, in place of the old one, which may be a link that somebody has put there."""
+    """Returns a new file, opened by Arrow, in place of the old one, which may be a link that somebody has put there."""
     with step("create", path):
         path.unlink(missing_ok=True)
         with open(path, "xb", opener=no_link):

@@ -61,13 +61,17 @@ def open_raw(path: str) -> Any:
 
 
 def size_now(path: str, raw: Any) -> int:
-    """Of a file that `open_raw` has opened. pyarrow tells the size that a file had when it was opened."""
+    """Returns the current size of a file that `open_raw` has opened; pyarrow tells the size that it had when it was
+    opened.
+    """
     size: int = raw.size() if isinstance(path, RemotePath) else os.fstat(raw.fileno()).st_size
     return size
 
 
 def cut_anywhere(path: str) -> bool:
-    """Whether several readers may each read their own lines of the file: a plain one of this machine."""
+    """Returns True if several readers may each read their own lines of the file: if it is a plain file of this
+    machine.
+    """
     return codec_of(path) is None and not isinstance(path, RemotePath)
 
 

@@ -1,6 +1,7 @@
 """Files in object stores: s3://, gs://, az:// and abfs://, hdfs://, and any file system of pyarrow's.
 
-A file there is a RemotePath: its text is the address without keys, for messages and positions, and it knows where the bytes are.
+A file there is a RemotePath: its text is the address without keys, for messages and positions, and it has the file
+system and the path.
 """
 
 import re
@@ -23,43 +24,45 @@ _MAGIC = re.compile(r"[*?[]")
 
 
 class RemotePath(str):
-    """The address of a file or of a folder of files, as it may be shown. inside: its path in `filesystem`."""
+    """The address of a file or of a folder of files, without keys. `inside`: its path in `filesystem`."""
 
     filesystem: arrow_fs.FileSystem
     inside: str
 
     def __new__(cls, text: str, filesystem: arrow_fs.FileSystem, inside: str) -> "RemotePath":
-        """text: without keys."""
+        """`text`: the address, without keys."""
         path = super().__new__(cls, text)
         path.filesystem, path.inside = filesystem, inside.rstrip("/")
         return path
 
     def at(self, inside: str) -> "RemotePath":
-        """The file at this path of the same file system."""
+        """Returns the file at this path of the same file system."""
         root = self.removesuffix("/")
         root = root[: len(root) - len(self.inside)] if root.endswith(self.inside) else f"{root}:"
         return RemotePath(root + inside, self.filesystem, inside)
 
     def open(self) -> Any:
-        """The file, to be read at any place. Raises OSError."""
+        """Opens the file, to be read at any place. Raises OSError."""
         with naming(self):
             return self.filesystem.open_input_file(self.inside)
 
 
 def has_pattern(path: RemotePath) -> bool:
-    """Whether it may be a glob, for what there is no file or folder of this name."""
+    """Returns True if the path may be a glob, which is looked for if no file or folder has this name."""
     return _MAGIC.search(path.inside) is not None
 
 
 def is_remote(path: object) -> TypeGuard[str | Remotely]:
-    """Whether the path is one of an object store."""
+    """Returns True if the path is one of an object store."""
     if isinstance(path, tuple):
         return len(path) == 2 and isinstance(path[0], arrow_fs.FileSystem)
     return isinstance(path, RemotePath) or (isinstance(path, str) and _SCHEME.match(path) is not None)
 
 
 def remote_path(path: str | Remotely) -> RemotePath:
-    """The address, looked up. Nothing is asked yet. Raises UserError for one that cannot be read."""
+    """Returns the path of an address, without a request to the store. Raises UserError for an address that cannot be
+    read.
+    """
     if isinstance(path, RemotePath):
         return path
     if isinstance(path, tuple):
@@ -69,7 +72,9 @@ def remote_path(path: str | Remotely) -> RemotePath:
 
 
 def listed(path: RemotePath) -> tuple[list[tuple[RemotePath, arrow_fs.FileInfo]], bool]:
-    """The files that a path stands for, by name, and whether it is a folder, of which only some endings are wanted. Raises UserError."""
+    """Returns the files that a path stands for, by name, and True if it is a folder, of which only some endings are
+    wanted. Raises UserError.
+    """
     try:
         with naming(path):
             (info,) = path.filesystem.get_file_info([path.inside])
@@ -105,7 +110,9 @@ def _hidden(below: str) -> bool:
 
 
 def _pattern(parts: list[str]) -> "re.Pattern[str]":
-    """A glob as the glob module means it: * and ? stay within a name, ** stands for any number of folders; neither for a leading dot."""
+    """Returns the regular expression of a glob: as in the glob module, * and ? stay within a name, ** stands for any
+    number of folders, and none of them matches a leading dot.
+    """
     texts = []
     for number, part in enumerate(parts):
         last = number == len(parts) - 1
@@ -124,7 +131,7 @@ def _pattern(parts: list[str]) -> "re.Pattern[str]":
 
 @contextmanager
 def naming(path: RemotePath) -> Iterator[None]:
-    """Errors of the store become OSError with its address, without the keys that a store may repeat in them."""
+    """Raises errors of the store as OSError with its address, without the keys that a store may repeat in them."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:

@@ -1,4 +1,4 @@
-"""What all sinks of files share: the contract of `Sink`, over a format. `writing` is at least once, `delivering` exactly once."""
+"""The sink of files over a format: `writing` writes at least once, `delivering` exactly once."""
 
 import math
 import os
@@ -35,16 +35,19 @@ _PART_BYTES = 64 << 20
 
 
 class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Finishes):
-    """A path that ends in "/" or is a folder: parts `part-00000.<format>`, each complete when it appears. At least once, one is
-    completed at a flush when it holds `part_bytes` (64 MiB), at the end of the input and when the sink is closed. Exactly once,
-    each delivery is a part of its own; or, where `part_bytes` is given, one is completed when so many bytes of rows (before
-    compression) were delivered, and until then they are safe, and not to be seen. Any other path: one file.
+    """A sink that writes files. A path that ends in "/" or is a folder gets parts `part-00000.<format>`; any other
+    path is one file.
 
-    What is there already is added to: a folder gets further parts, a text file further rows; a file of another format stays until a
-    new one with the old rows and the new ones is complete. But an app that begins (`start_afresh`) drops what an earlier run
-    has left unfinished, and does not mix its rows into a complete file of such a format: that is a UserError, unless
-    `overwrite`. With `overwrite` it begins with nothing: a text file is emptied, the parts of a folder are removed, any other
-    file is replaced when the new one is complete.
+    Each part is complete when it appears. At least once, a part is completed at a flush when it holds `part_bytes`
+    (64 MiB), at the end of the input, and when the sink is closed. Exactly once, each delivery is a part of its own;
+    with `part_bytes`, a part is completed when so many bytes of rows (before compression) were delivered, and until
+    then they are safe but not visible.
+
+    Existing rows stay: a folder gets further parts, a text file further rows; a file of another format stays until a
+    new one with the old rows and the new ones is complete. But an app that begins (`start_afresh`) drops rows that an
+    earlier run has left unfinished, and does not mix its rows into a complete file of such a format: that is a
+    UserError, unless `overwrite`. With `overwrite` it begins with nothing: a text file is emptied, the parts of a
+    folder are removed, any other file is replaced when the new one is complete.
     """
 
     def __init__(
@@ -129,7 +132,7 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
             self._writing.finish()
 
     def close(self) -> None:
-        """Also completes the part of a folder, where nothing of it is left to flush."""
+        """Closes the files, and completes the part of a folder if all its rows are flushed."""
         self._delivering.close()
         opened, self._opened = self._opened, False
         if opened:

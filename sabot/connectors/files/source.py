@@ -1,9 +1,10 @@
-"""What all sources of files share: which files are read, which pieces of them by which reader, and the position.
+"""The base of all sources of files: it decides which files are read, which reader reads which piece of them, and what
+a position means.
 
-A position is one number, made of the number of the file and the offset in the file (`FileReader.offset`). The reader has read all of
-its pieces before the position. Readers share files by pieces (a chunk, a row group, a batch, or a file that cannot be cut): piece k of
-file f goes to reader (f + k) % readers. So a file that grows, and files that are added at the end, do not change which reader has the
-earlier pieces.
+A position is one number, made of the number of the file and the offset in the file (`FileReader.offset`). The reader
+has read all of its pieces before the position. Readers share files by pieces (a chunk, a row group, a batch, or a
+file that cannot be cut): piece k of file f goes to reader (f + k) % readers. So a file that grows, and files that are
+added at the end, do not change which reader has the earlier pieces.
 """
 
 import copy
@@ -47,18 +48,20 @@ _RESTART = "start afresh (--fresh)"
 _MEND = "it is damaged, unfinished, or of another format than its source; mend it or leave it out"
 
 DAMAGED = (OSError, pa.ArrowException, UnicodeError, MemoryError, OverflowError)
-"""The errors of readers of a damaged file. UnicodeError: a name that is no text. MemoryError, OverflowError: an absurd size."""
+"""The errors of readers of a damaged file. UnicodeError: a name that is no text. MemoryError, OverflowError: an
+absurd size.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Reader `index` of `count`."""
+    """The share of reader `index` of `count` readers."""
 
     index: int
     count: int
 
     def has(self, file: int, piece: int) -> bool:
-        """Whether this reader reads this piece of this file."""
+        """Returns True if this reader reads this piece of this file."""
         return (file + piece) % self.count == self.index
 
 
@@ -70,16 +73,18 @@ class FoundRows(NamedTuple):
 
 
 class FileReader(ABC):
-    """Reads the pieces of one share from one file, beginning at an offset. For a damaged file it raises one of DAMAGED, which the source
-    turns into a UserError with the name of the file.
+    """A reader of the pieces of one share from one file, beginning at an offset. For a damaged file it raises one of
+    DAMAGED, which the source turns into a UserError with the name of the file.
     """
 
     offset: int
-    """The offset behind the rows that `read` has returned."""
+    """The offset after the rows that `read` has returned."""
 
     @abstractmethod
     def read(self, max_rows: int) -> FoundRows | None:
-        """The next rows, at most `max_rows` with the bad ones. None at the end; `offset` is then the end of the file."""
+        """Returns the next rows, at most `max_rows` with the bad ones; None at the end, with `offset` at the end of
+        the file.
+        """
 
     @property
     @abstractmethod
@@ -88,7 +93,7 @@ class FileReader(ABC):
 
     @property
     def ended(self) -> bool:
-        """Whether it is known already that `read` will return None."""
+        """True if it is known already that `read` will return None."""
         return False
 
     @abstractmethod
@@ -107,11 +112,11 @@ class FileSource(
     ReportsProgress,
     WritesBack,
 ):
-    """The rows of files as they are when the source is opened, in order; bounded.
+    """A bounded source of the rows of files, in order, as the files are when the source is opened.
 
-    `path` is a file, a folder, a glob ("data/**/*.json.gz") or a list of these; a folder's files are read by name.
-    `start="latest"` gives nothing, a timestamp begins at the first file that was changed then or later.
-    A record of more than `record_bytes` is set apart, with its first bytes.
+    `path`: a file, a folder, a glob ("data/**/*.json.gz") or a list of these; a folder's files are read by name.
+    `record_bytes`: the largest size of a record; a larger one is set apart, with its first bytes. With
+    `start="latest"` there are no rows; a timestamp begins at the first file that was changed then or later.
     """
 
     suffixes: ClassVar[tuple[str, ...]]
@@ -139,24 +144,28 @@ class FileSource(
 
     @abstractmethod
     def _open_file(self, file: DataFile, offset: int) -> FileReader:
-        """A reader of this source's share of a file. Raises UserError for an offset that the file does not have."""
+        """Returns a reader of this source's share of a file. Raises UserError for an offset that the file does not
+        have.
+        """
 
     @abstractmethod
     def _infer(self, files: Sequence[DataFile]) -> pa.Schema:
-        """All columns of a file, with canonical types."""
+        """Returns all columns of a file, with canonical types."""
 
     def _pieces(self, file: DataFile) -> bool:
-        """Whether several readers can share this file."""
+        """Returns True if several readers can share this file."""
         return True
 
     def _end_of(self, file: DataFile) -> int | None:
-        """The offset behind the last row of a file. None: it is not known without reading the file."""
+        """Returns the offset after the last row of a file, or None if that is not known without reading the file."""
         return None
 
     # -- the contract --------------------------------------------------------------------------------------------------
 
     def readers(self, count: int) -> Sequence[Self]:
-        """See `Source.readers`. A file that cannot be cut into pieces has one reader."""
+        """Returns the readers. A single file that cannot be cut into pieces has one reader. Raises UserError for a
+        count below 1.
+        """
         if count < 1:
             raise UserError(f"{count} readers of {self.name!r}: at least one must read")
         files = self._list()
@@ -173,7 +182,9 @@ class FileSource(
         return True
 
     def infer_schema(self) -> pa.Schema:
-        """From the first file."""
+        """Returns the columns of the first file. Raises UserError if it cannot be read, or has more columns than
+        FIELDS.
+        """
         if self._whole is None:
             files = self._list()
             try:
@@ -231,7 +242,9 @@ class FileSource(
                 return Batch(found.data, self.positions(), self.name, bad=bad)
 
     def identity(self) -> str | None:
-        """Of the path, and of how the first file begins: files that come or grow later do not change it."""
+        """Returns a name made of the path and the first line of the first file: files that come or grow later do not
+        change it.
+        """
         files = self._list()
         if not self.has_records or self._schema is not None:
             return None
@@ -259,12 +272,12 @@ class FileSource(
         return self._progress
 
     def lag(self) -> dict[tuple[str, int], int]:
-        """See `Source.lag`; the figure is in bytes, because the number of rows that are left is not known."""
+        """Returns the number of bytes that are left, because the number of rows is not known."""
         progress = self._progress
         return {} if progress is None or not self._opened else {self.place: round(progress[1] - progress[0])}
 
     def as_sink(self) -> Sink:
-        """An ObjectSink of this format, for a folder of an object store."""
+        """Returns an ObjectSink of this format, for a folder of an object store. Raises UserError for any other path."""
         if is_remote(self._paths):
             path = remote_path(self._paths)
             if not has_pattern(path) and bare_suffix(path) not in self.suffixes:
@@ -290,7 +303,7 @@ class FileSource(
         return self._files
 
     def _advance(self) -> None:
-        """Opens the next file. Sets `_ended` where there is none."""
+        """Opens the next file, or sets `_ended` if there is none."""
         files = self._list()
         while not self._ended and self._reader is None:
             if self._number >= len(files):
@@ -341,7 +354,7 @@ class FileSource(
 
     @property
     def place(self) -> tuple[str, int]:
-        """Under which topic and partition its position stands."""
+        """The topic and the partition of the source's position."""
         count = self._share.count
         return (self.name if count == 1 else f"{self.name}#{count}", self._share.index)
 
@@ -361,7 +374,7 @@ class FileSource(
         raise UserError(f"start={start!r} is no place to start", hint='"earliest", "latest" or a timestamp in ms')
 
     def _restored(self, positions: Positions) -> int | None:
-        """The position of this reader in `positions`. None: they have no position of this source."""
+        """Returns the position of this reader in `positions`, or None if they have no position of this source."""
         found = positions.get(self.place)
         for topic, _ in positions:
             made = re.fullmatch(re.escape(self.name) + r"(?:#(\d+))?", topic)
@@ -375,7 +388,7 @@ class FileSource(
         return found
 
     def _check_files(self, files: list[DataFile], positions: Positions) -> None:
-        """Raises UserError where files up to the one being read have changed. New files may only come behind it."""
+        """Raises UserError if files up to the one being read have changed. New files may only come after it."""
         if self._number >= len(files):
             if self._number == len(files) and self._offset == 0:
                 return
@@ -398,12 +411,12 @@ class FileSource(
 
 
 def global_offset(file: DataFile, offset: int) -> int:
-    """The position that stands for an offset in a file."""
+    """Returns the position that stands for an offset in a file."""
     return (file.number << _FILE) + offset
 
 
 def no_place(message: str) -> UserError:
-    """The error for an offset that a checkpoint names and the file does not have."""
+    """Returns the error for an offset in a checkpoint that the file does not have."""
     return UserError(message, hint=f"the file was changed since the checkpoint; {_RESTART}")
 
 

@@ -1,4 +1,4 @@
-"""Where a sink of files writes: one file, or a folder of parts."""
+"""The place to which a sink of files writes: one file, or a folder of parts."""
 
 import logging
 import os
@@ -32,7 +32,9 @@ class FileTarget:
         self._format = format
 
     def check_ending(self, kind: str) -> None:
-        """Raises UserError where the path says that another format is in the file. kind: the class of the sink, for the message."""
+        """Raises UserError if the path says that the file has another format. `kind`: the class of the sink, for the
+        message.
+        """
         suffix = self._format.suffix
         if self._says_folder() or os.path.isdir(self.name):
             return
@@ -49,7 +51,7 @@ class FileTarget:
             )
 
     def look(self) -> None:
-        """Finds out what the path is, and makes the folder that is missing."""
+        """Finds out whether the path is a file or a folder, and makes the folder if it is missing."""
         path = self.path
         bare = self._format.needs_suffix and path.suffix == "" and not path.is_file()
         self.folder = bool(self._format.partition_by) or self._says_folder() or path.is_dir() or bare
@@ -65,15 +67,15 @@ class FileTarget:
         return self.name.endswith(("/", os.sep))
 
     def file(self, number: int) -> Path:
-        """The one file, or the part of this number."""
+        """Returns the one file, or the part of this number."""
         return self.path / f"part-{number:05}{self._format.ending}" if self.folder else self.path
 
     def growth(self, number: int) -> GrowingFile[Any]:
-        """That file, as it grows exactly once."""
+        """Returns the one file, or the part of this number, as it grows exactly once."""
         return self._format.new_growth(self.file(number), hidden=self.folder)
 
     def parts(self) -> tuple[dict[int, Path], dict[int, Path]]:
-        """The parts of the folder by number: those that are complete, and those that are not."""
+        """Returns the parts of the folder by number: those that are complete, and those that are not."""
         ending = re.escape(self._format.ending)
         complete: dict[int, Path] = {}
         unfinished_parts: dict[int, Path] = {}
@@ -94,7 +96,7 @@ class FileTarget:
         return self.path.rglob("*part-*") if self._format.partition_by else self.path.iterdir()
 
     def check_free(self) -> None:
-        """Raises UserError where an app that begins would mix its rows into a complete file."""
+        """Raises UserError if an app that begins would mix its rows into a complete file."""
         if self.path.exists() and not self.overwrite:
             raise UserError(
                 f"file {self.name!r} is there already, and this app begins",
@@ -102,7 +104,7 @@ class FileTarget:
             )
 
     def drop(self, path: Path) -> None:
-        """Removes what an earlier run has left of this file without completing it."""
+        """Removes the hidden files of an earlier run that has not completed this file."""
         leftovers = unfinished(path)
         for leftover in leftovers:
             _log.warning("sink %s: %s, left unfinished by an earlier run, is dropped", self.name, leftover.name)

@@ -1,4 +1,4 @@
-"""NDJSON and CSV files as sinks: rows as text."""
+"""Sinks for NDJSON and CSV files, which write rows as text."""
 
 import os
 from abc import abstractmethod
@@ -28,7 +28,9 @@ _ENDINGS = {codec: suffix for suffix, codec in reversed(COMPRESSION.items())}
 
 
 class _TextFormat(FileFormat[bytes]):
-    """Rows as lines of text. A plain file is appended to; a compressed one is written as a whole (see `parts`)."""
+    """The format of files of lines of text. A plain file is appended to; a compressed one is written as a whole (see
+    `parts`).
+    """
 
     compresses = True
 
@@ -41,14 +43,14 @@ class _TextFormat(FileFormat[bytes]):
 
     @abstractmethod
     def lines(self, batch: Batch) -> bytes:
-        """The rows, each with its end."""
+        """Returns the rows as text, each with its line break."""
 
     def head(self, schema: pa.Schema) -> bytes:
-        """The text before the first row: a header, or nothing."""
+        """Returns the text before the first row: a header, or nothing."""
         return b""
 
     def _end_of_rows(self, file: BinaryIO, size: int) -> int:
-        """The end of the last whole row of a file."""
+        """Returns the end of the last whole row of a file."""
         return end_of_lines(file, size)
 
     @property
@@ -109,15 +111,17 @@ class _TextFormat(FileFormat[bytes]):
     # -- as the encoding of a compressed file --------------------------------------------------------------------------
 
     def start(self, file: Any, first: bytes | None) -> RowWriter[bytes]:
-        """See `Encoding.start`. There is always a writer: a text file without rows is a file too."""
+        """Returns a writer into `file`. There is always one, because a text file without rows is a file too."""
         return _PlainText(file) if self._compression is None else _CompressedText(file, self._compression)
 
     def writer(self, file: Any, schema: pa.Schema) -> RowWriter[pa.RecordBatch]:
-        """A writer of a new file to which columns are written. Raises UserError for columns that the format cannot hold."""
+        """Returns a writer of a new file to which columns are written. Raises UserError for columns that the format
+        cannot hold.
+        """
         return _TextRows(self, self.start(file, None), schema)
 
     def size(self, rows: bytes) -> int:
-        """Bytes of the text, before compression."""
+        """Returns the bytes of the text, before compression."""
         return len(rows)
 
     def read(self, path: Path) -> Iterator[bytes]:
@@ -127,11 +131,11 @@ class _TextFormat(FileFormat[bytes]):
                 yield text
 
     def frame(self, rows: list[bytes]) -> bytes:
-        """The rows' text, one after the other."""
+        """Returns the rows' text, one after the other."""
         return b"".join(rows)
 
     def unframe(self, frame: pa.Buffer) -> Iterator[bytes]:
-        """The text, as one piece."""
+        """Yields the text, as one piece."""
         text = frame.to_pybytes()
         self._first = self._first or text[:HEAD_BYTES]
         yield text
@@ -143,7 +147,7 @@ class _PlainText:
         self.tell = file.tell
 
     def close(self) -> None:
-        """There is no buffer, and who opened the file closes it."""
+        """Does nothing: there is no buffer, and the caller that opened the file closes it."""
 
 
 class _CompressedText:
@@ -163,7 +167,9 @@ class _CompressedText:
 
 
 class _DividedText(ColumnFormat):
-    """Text that is written from columns: rows wait as columns, by which they are divided, and each file of a part is text."""
+    """The format of text in partitions: rows wait as columns, by which they are divided, and each file of a part is
+    text.
+    """
 
     compresses = True
 
@@ -236,10 +242,11 @@ class _Ndjson(_TextFormat):
 
 
 class NdjsonSink(FileSink):
-    """One line a row: records as they are, columns as one JSON object.
+    """A sink that writes one line a row: records as they are, columns as one JSON object.
 
-    A line break inside a payload becomes a space (JSON means the same); a null payload is `null`. `path` may end in .gz or .zst;
-    `compression` ("gzip", "zstd") is for the parts of a folder. Only a path that ends in "/" or is a folder means one.
+    A line break inside a payload becomes a space (JSON means the same); a null payload is `null`. `path` may end in
+    .gz or .zst; `compression` ("gzip", "zstd") is for the parts of a folder. A path is a folder only if it ends in
+    "/" or is one already.
     """
 
     def __init__(
@@ -287,9 +294,11 @@ class _Csv(_TextFormat):
 
 
 class CsvSink(FileSink):
-    """A header, then one record a row. Null is an empty field, an empty text a quoted one; texts are quoted where they must be.
+    """A sink that writes a header, and then one record a row. Null is an empty field, an empty text a quoted one;
+    texts are quoted if they must be.
 
-    UserError for columns that CSV cannot say (lists, structs, binary, intervals) and for records that are not decoded.
+    Raises UserError for columns that CSV cannot hold (lists, structs, binary, intervals) and for records that are not
+    decoded.
     """
 
     def __init__(
@@ -312,7 +321,9 @@ class CsvSink(FileSink):
 
 
 def column_format(kind: str, name: str, compression: str | None, by: Sequence[str]) -> ColumnFormat:
-    """The format of this name, as files of columns. name: of the sink. Raises UserError for a name that is none."""
+    """Returns the format of this name, for files of columns. `name`: the sink's name. Raises UserError for an unknown
+    name.
+    """
     made: ColumnFormat
     if kind == "parquet":
         made = Parquet(name, compression or "snappy")
@@ -329,7 +340,7 @@ def column_format(kind: str, name: str, compression: str | None, by: Sequence[st
 
 
 def _join(payload: Any) -> bytes:
-    """All rows as lines, each with its end."""
+    """Returns all rows as lines, each with its line break."""
     whole = pa.ListArray.from_arrays(pa.array([0, len(payload)], pa.int32()), payload)
     join: Any = pc.binary_join
     joined: bytes = join(whole, b"\n")[0].as_py()
@@ -337,7 +348,7 @@ def _join(payload: Any) -> bytes:
 
 
 def end_of_lines(file: BinaryIO, size: int) -> int:
-    """The end of the last whole line."""
+    """Returns the end of the last whole line."""
     keep = size
     while keep > 0:
         start = max(0, keep - BLOCK_BYTES)
@@ -350,7 +361,9 @@ def end_of_lines(file: BinaryIO, size: int) -> int:
 
 
 def end_of_records(file: BinaryIO, size: int) -> int:
-    """The end of the last whole CSV record. Reads the whole file, because only its beginning is known to be outside of quotes."""
+    """Returns the end of the last whole CSV record. Reads the whole file, because only its beginning is known to be
+    outside of quotes.
+    """
     keep = at = odd = 0
     file.seek(0)
     while block := file.read(BLOCK_BYTES):

@@ -1,4 +1,4 @@
-"""A file whose writes are whole: all bytes or an error."""
+"""A file each of whose writes writes all bytes or raises."""
 
 import os
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class WholeFile:
         return len(view)
 
     def lock(self) -> None:
-        """Locks the file until it is closed. Raises OSError where another process has locked it."""
+        """Locks the file until it is closed. Raises OSError if another process has locked it."""
         hold(self._file)
 
     def write_at(self, at: int, data: bytes) -> None:
@@ -66,7 +66,7 @@ class WholeFile:
 
 
 class _All:
-    """A file whose `write` writes all bytes: the system may take fewer at a time than it is given."""
+    """A file whose `write` writes all bytes, as the system may write fewer bytes than it is given."""
 
     def __init__(self, file: Any) -> None:
         self._file = file

@@ -1,4 +1,6 @@
-"""Rows into files at least once. `parts` says what a crash leaves of a file, and how it is gone on with."""
+"""Writes rows into files at least once. The docstring of `parts` says what a crash leaves of a file, and how it is
+continued.
+"""
 
 import math
 from pathlib import Path
@@ -14,7 +16,8 @@ from sabot.connectors.files.target import FileTarget
 class FileWriting:
     """Writes into the one file of a target, or into the newest part of its folder. Errors of the disk are OSError.
 
-    number: of the part that comes next in a folder. A flush completes a part that holds `part_bytes`, or has had rows for `part_s`.
+    `number`: the number of the next part in a folder. A flush completes a part that holds `part_bytes`, or has had
+    rows for `part_s` seconds.
     """
 
     def __init__(
@@ -37,7 +40,9 @@ class FileWriting:
         self._complete = False  # the one file was there when this was opened, or is finished
 
     def open(self, *, afresh: bool) -> None:
-        """Goes on with what is there. afresh: the app begins, so what an earlier run left unfinished is dropped."""
+        """Continues the existing files. `afresh`: True if the app begins, so that rows which an earlier run left
+        unfinished are dropped.
+        """
         self._format.forget()
         self.number = 0
         self._since = self._clock.monotonic()
@@ -83,14 +88,14 @@ class FileWriting:
         self.number = max([self.number, *(number + 1 for number in complete)])
 
     def write(self, batch: Batch) -> None:
-        """Adds the rows, and may buffer them."""
+        """Adds the rows, and may keep them in memory."""
         if self._part is None:
             self._part = self._next_part()
             self._since = self._clock.monotonic()
         self._part.write(self._format.rows(batch, first=not self._part.rows))
 
     def flush(self) -> None:
-        """When it returns all rows survive a crash of the machine."""
+        """Writes all rows so that they survive a crash of the machine."""
         if self._part is None:
             return
         self._part.flush()
@@ -99,7 +104,7 @@ class FileWriting:
             self._seal()
 
     def finish(self) -> None:
-        """Completes the file, or the last part: also one without rows, where the columns are known."""
+        """Completes the file, or the last part, which may have no rows if the columns are known."""
         if self._target.folder:
             if self._part is not None:
                 self._seal()
@@ -112,13 +117,13 @@ class FileWriting:
                 remove(path)  # the result of this run is no file
 
     def complete_clean(self) -> None:
-        """Completes the part of a folder, where all its rows were flushed."""
+        """Completes the part of a folder if all its rows are flushed."""
         part = self._part
         if self._target.folder and part is not None and part.rows and part.clean:
             self._seal()
 
     def close(self) -> None:
-        """Closes the file without completing it. Idempotent."""
+        """Closes the file without completing it. May be called twice."""
         part, self._part = self._part, None
         if part is not None:
             part.close()

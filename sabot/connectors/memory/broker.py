@@ -170,8 +170,8 @@ class MemoryBroker:
         )
 
     def statistics(self) -> dict[str, int]:
-        """Returns figures: `topics`, `rows` and `bytes` that are held, `rows_total` ever written, `dropped_rows`, and
-        open `readers`.
+        """Returns figures: `topics`, `retention_bytes`, the `rows` and `bytes` held, `rows_total` ever written, `dropped_rows`,
+        and open `readers`.
         """
         with self._lock:
             topics = list(self._topics.values())
