@@ -1,7 +1,8 @@
-"""What tasks say of themselves in a manifest, checked before anything relies on it: a manifest may be anybody's.
+"""The facts in a manifest about tasks, checked before anything uses them, because anybody may have written the
+manifest.
 
-The checksum of a manifest tells damage; whoever can write it can write that too. Of operators only their names are checked here:
-what each keeps, it checks itself where it takes its state over.
+The checksum of a manifest reveals damage, but whoever can write a manifest can write its checksum too. Of operators
+only the names are checked here; each operator checks its own facts when it restores its state.
 """
 
 from collections.abc import Mapping
@@ -87,7 +88,9 @@ class _AgentTask(msgspec.Struct):
 
 
 def check_facts(manifest: Manifest) -> None:
-    """Raises CorruptCheckpoint, naming the manifest, the task and the entry."""
+    """Raises CorruptCheckpoint, which names the manifest, the task and the entry, if a fact is missing or has a wrong
+    type.
+    """
     where = manifest.path or f"checkpoint {manifest.checkpoint_id}"
     for name, task in manifest.tasks.items():
         with restoring(f"task {name}", where):
@@ -109,17 +112,23 @@ def check_facts(manifest: Manifest) -> None:
 
 
 def _keeps_arrow(format: str) -> bool:
-    """Whether what a codec of this format has learnt is a schema of Arrow; of the others it is what their own codecs read."""
+    """Returns True if the text that a codec of this format keeps is an Arrow schema. Texts of other codecs are read
+    by the codecs.
+    """
     return format.split(maxsplit=1)[0] in (JSON.name, ArrowIpc.name)
 
 
 def read_to_end(meta: Mapping[str, Any]) -> bool:
-    """Whether a task of streams had ended, and its own source with it: one that was drained has ended, and reads on at the next start."""
+    """Returns True if a stream task had ended because its own source was at its end. A drained task has ended too,
+    but reads on at the next start.
+    """
     return bool(meta["ended"] and meta["input"].get("exhausted", True))
 
 
 def stored_journal(manifest: Manifest | None, task: str) -> Mapping[str, Any] | None:
-    """What a checkpoint says of the journal: its identity, its positions at the cut. None: it knows of none."""
+    """Returns the checkpoint's facts about the journal: its identity, and its positions at the snapshot. Returns None
+    if there are none.
+    """
     stored = None if manifest is None else manifest.tasks.get(task)
     found: Mapping[str, Any] | None = None if stored is None else stored.meta.get("journal")
     return found

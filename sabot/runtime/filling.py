@@ -1,9 +1,10 @@
-"""Fills steps that have not seen the rows so far from the tables before them, as the checkpoint has these.
+"""The filling of steps that a changed program adds: they get the earlier rows from the tables before them in the
+checkpoint.
 
     the checkpoint's state of the maker ──▶ its table ──▶ the steps between ──▶ rows of this subtask's keys ──▶ the step
 
-Each subtask reads the whole table and takes its own keys. A step that begins gets them in its task's thread before the first element, so
-that the rows stand before all changes that follow, and before the first barrier.
+Each subtask reads the whole table and takes its own keys. A new step gets the rows in its task's thread before the
+first element, so they come before all later changes, and before the first barrier.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +31,9 @@ from sabot.state.files import remove_tree
 
 
 class Fill:
-    """The filling of one operator. The tables are read out of the checkpoint already; `run` gives their rows to the operator."""
+    """The filling of one operator. The tables have been read from the checkpoint; `run` gives their rows to the
+    operator.
+    """
 
     def __init__(self, operator: Operator, folder: Path | None) -> None:
         self.rows: list[tuple[int, Iterator[Batch]]] = []  # by input of the operator
@@ -38,7 +41,7 @@ class Fill:
         self._operator, self._folder = operator, folder
 
     def run(self) -> None:
-        """Called in the task's thread, before it takes its first element: the operator may emit."""
+        """Gives the rows to the operator, which may emit. Called in the task's thread before its first element."""
         try:
             for number, rows in self.rows:
                 take = self._operator.process
@@ -51,7 +54,7 @@ class Fill:
             self.close()
 
     def close(self) -> None:
-        """Lets go of the tables. Idempotent."""
+        """Closes the tables. Idempotent."""
         for operator in self.opened:
             operator.close()
         self.opened, self.rows = [], []
@@ -60,13 +63,14 @@ class Fill:
 
 
 class Filling:
-    """What a start fills, by the verdicts on a program and a checkpoint. saved: by operator, its state in the checkpoint. directory: of the
-    run's state; None: it is in memory.
-    """
+    """The fillings of a start, by the verdicts on a program and a checkpoint."""
 
     def __init__(
         self, plan: Plan, verdicts: Sequence[Verdict], saved: Mapping[str, Sequence[Saved]], directory: Path | None
     ) -> None:
+        """`saved`: the state of each operator in the checkpoint. `directory`: the directory of the run's state, or
+        None if it is in memory.
+        """
         self._verdicts = {each.id: each for each in verdicts}
         self._saved, self._directory = saved, directory
         self._inputs: dict[str, tuple[pa.Schema, pa.Schema | None]] = {}
@@ -82,10 +86,10 @@ class Filling:
             self._ways = ways(plan, keeping)
 
     def of(self, operator: Operator, task: str, parallelism: int) -> Fill | None:
-        """Reads the tables from which an operator of a task is filled. Aggregates that were added are filled at once; for an operator that
-        begins, `Fill.run` remains to be called. None: nothing is to be filled.
+        """Reads the tables from which an operator of a task is filled. Aggregates that were added are filled at once;
+        for a new operator the caller still has to call `Fill.run`. Returns None if nothing is to be filled.
 
-        To be called when the operator's state is restored. parallelism: of how many subtasks the task is one.
+        Called when the operator's state is restored. `parallelism`: the number of subtasks of the task's stage.
         """
         verdict = self._verdicts.get(operator.step.id)
         if verdict is None or not verdict.fills:
@@ -117,7 +121,7 @@ class Filling:
                 operator.fill(rows, frozenset(part.name for part in verdict.parts if part.now and part.source is None))
 
     def _rows(self, way: Way, share: "_Share", fill: Fill) -> Iterator[Batch]:
-        """Returns the table's rows that belong to the subtask, as they come to the step at the end of the way."""
+        """Yields the table's rows that belong to the subtask, as they reach the step at the end of the way."""
         edges = [each for each in way.through if isinstance(each, Edge)]
         last = edges[-1] if edges else None
         input, right = self._inputs[way.maker.id]
@@ -145,7 +149,7 @@ class Filling:
 
 @dataclass(frozen=True)
 class _Share:
-    """Which part of the keys is read: those of a subtask, of so many. folder: for the state that is read."""
+    """The share of the keys that is read: those of one subtask of several. `folder`: for the state that is read."""
 
     subtask: int
     parallelism: int

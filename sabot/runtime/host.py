@@ -1,4 +1,4 @@
-"""The process that hosts an app: the settings of its interpreter, and how to run if it already has an event loop."""
+"""The process of an app: settings of its interpreter, and how to run if it already has an event loop."""
 
 import asyncio
 import gc
@@ -9,15 +9,16 @@ from typing import Any
 
 
 class Interpreter:
-    """Process-wide settings that suit a running app. The earlier ones are restored when the last app has ended."""
+    """Process-wide settings for a running app. The earlier settings are restored when the last app has ended."""
 
     def __init__(self) -> None:
         self._apps = 0
         self._before: tuple[float, tuple[int, int, int]] = (0.0, (0, 0, 0))
 
     def suit(self) -> None:
-        """Threads release the GIL after 0.5 ms: with Python's 5 ms, a busy source thread delays each hand-over to the event loop by that
-        long. The garbage collector runs after 50,000 new objects instead of 700, as rows come and go by the thousand, without cycles.
+        """Applies the settings. Threads release the GIL after 0.5 ms: with Python's 5 ms, a busy source thread delays
+        each hand-over to the event loop by that long. The garbage collector runs after 50,000 new objects instead of
+        700, because rows come and go by the thousand, without cycles.
         """
         self._apps += 1
         if self._apps == 1:

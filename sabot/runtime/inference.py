@@ -1,4 +1,4 @@
-"""The columns of a topic, from its first records."""
+"""The inference of a topic's columns from its first records."""
 
 import logging
 from collections.abc import Callable
@@ -30,10 +30,12 @@ def wait_for_columns(
     first_record_s: float,
     positions: Positions | None = None,
 ) -> pa.Schema:
-    """The columns of the first records of a topic, read by a source of its own, which is closed again. Blocking, until they come.
+    """Returns the columns of the first records of a topic. It reads them with a source of its own, which it closes.
+    Blocks until records come.
 
-    name: of the stream. positions: where to begin; without them, at its first record. Raises StoppedEarly when `stopped()`; UserError for
-    records that cannot be decoded, and where none has come after so many seconds.
+    `name`: the name of the stream. `positions`: where to begin, or None for the first record. Raises StoppedEarly
+    when `stopped()` returns True, and UserError for records that cannot be decoded, and if none has come within
+    `first_record_s`.
     """
     codec, sample = format.codec(name, None), format.sample_rows
     exhausted = exhausted_of(source)

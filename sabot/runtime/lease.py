@@ -1,4 +1,4 @@
-"""Takes the lease of an app at its broker, where nothing else keeps a second worker from the same topic."""
+"""Takes the lease of an app at its broker, if nothing else keeps a second worker from the same topic."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +23,12 @@ async def take_lease(
     stop_asked: asyncio.Event,
     lost: Callable[[BaseException], None],
 ) -> Callable[[], None]:
-    """Returns what lets the lease go, blocking. It is that of the topic that comes first by name; there is none, and nothing to let go,
-    where no topic of Kafka is read, or the app has a storage for checkpoints, which has an owner already.
+    """Takes the lease, and returns a blocking function that releases it. The lease is that of the app's first topic
+    by name. There is none if the app reads no Kafka topic, or has a storage for checkpoints, which has an owner
+    already; the function then does nothing.
 
-    lost: called on this loop with an AppLocked. Raises AppLocked where another worker has the lease, StoppedEarly.
+    `lost`: called on this loop with an AppLocked if the lease is lost. Raises AppLocked if another worker has the
+    lease, and StoppedEarly.
     """
     scheme, _ = parse_broker(app.settings.broker)
     read = {node.source for node in walk(writes) if isinstance(node, Read) and isinstance(node.source, str)}

@@ -1,4 +1,4 @@
-"""The agents of an app as they run: makes sources, one agent task and sinks from their descriptions; starts, stops and restores them."""
+"""The running agents of an app in this process: makes their sources, task and sinks; starts, stops and restores them."""
 
 import asyncio
 import logging
@@ -68,8 +68,9 @@ class LocalAgents:
         mail: LocalBackend | None = None,
         group: AgentGroup | None = None,
     ) -> None:
-        """specs: all of the app. group: which of them run here; None: all. open_source: opens a topic of an agent. ends: of the app's
-        streams. journal, mail: of durable agents; who opened it closes it.
+        """`specs`: all agents of the app. `group`: those that run here, or None for all. `open_source`: opens a topic
+        of an agent. `ends`: the ends of the app's streams. `journal`, `mail`: those of durable agents; the caller
+        closes them.
         """
         self.group = whole_app(specs) if group is None else group
         self.sinks = AgentSinks(specs, ends, settings)
@@ -202,7 +203,7 @@ class LocalAgents:
         await jobs.open(restored, TASK)
 
     def _durable(self, spec: AgentSpec, port: Port | None, sinks: Sequence[SinkPort]) -> dict[str, Any]:
-        """The wiring of a durable agent."""
+        """Returns the parameters that only a durable agent has."""
         if not spec.durable:
             return {}
         if self.task.jobs is None:
@@ -281,7 +282,7 @@ class LocalAgents:
             operator.names.logs[source.name] = task.identity
 
     def _anew(self, spec: AgentSpec, topic: str, facts: Mapping[str, Any] | None) -> Place:
-        """Where its records are read from again, as `--reprocess` asks."""
+        """Returns the place from which the agent's records are read again, as `--reprocess` asks."""
         if facts is None:
             raise UserError(
                 f"agent {spec.agent_id}: --reprocess, and no checkpoint says that it has read {topic}",
@@ -328,7 +329,7 @@ class LocalAgents:
         self.task.streams_exhausted = lambda: all(reader.exhausted for reader in readers)
 
     def _readers_before(self, stage_id: str) -> list[Reader]:
-        """Those of agents whose rows come to this stage or agent."""
+        """Returns the readers of agents whose rows reach this stage or agent."""
         assert self.streams is not None
         agents = self.streams.build.agents_before(stage_id)
         return [each.input for each in self.task.sources if each.operator.spec.agent_id in agents]
@@ -407,7 +408,7 @@ class LocalAgents:
 
     @property
     def left(self) -> list[tuple[str, Handle]]:
-        """Valid after `close`: the threads that did not end."""
+        """The threads that did not end. Valid after `close`."""
         sources = [left for source in self.task.sources for left in source.left]
         return sources + [left for sink in self.task.sinks for left in sink.left]
 

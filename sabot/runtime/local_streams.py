@@ -1,4 +1,4 @@
-"""The streams of an app, as they run: started, held, stopped; what a checkpoint commits, and the figures."""
+"""The running streams of an app in this process: their start, stop, commits and figures."""
 
 import asyncio
 import logging
@@ -32,7 +32,7 @@ _JOIN_SECONDS = 30.0
 
 
 class LocalStreams:
-    """All methods on one event loop; not started twice."""
+    """The streams of one run, with all tasks in this process. All methods run on one event loop. It is started once."""
 
     def __init__(
         self,
@@ -42,7 +42,9 @@ class LocalStreams:
         agents: Sequence[AgentSpec] = (),
         wanted: Mapping[str | int, Delivery] | None = None,
     ) -> None:
-        """agents: those of the app. wanted: by the id of a Sink that agents write, delivery=."""
+        """`agents`: the agents of the app. `wanted`: `delivery=` of each Sink that agents write, by the id of the
+        Sink.
+        """
         self.settings = settings
         self.was_complete = False
         self.awaited = False  # somebody waits for `running`, and will hear of a failure
@@ -57,7 +59,7 @@ class LocalStreams:
 
     @property
     def linked(self) -> bool:
-        """They give rows to agents, or get rows of agents."""
+        """True if the streams pass rows to agents, or get rows from them."""
         return bool(fed_by_streams(self.build.ends)) or any(
             isinstance(each, AgentRead) for each in walk(self.build.ends)
         )
@@ -65,12 +67,12 @@ class LocalStreams:
     # -- the start -----------------------------------------------------------------------------------------------------
 
     async def start(self, restored: Manifest | None = None) -> None:
-        """`open`, then `run`."""
+        """Calls `open`, then `run`."""
         await self.open(restored)
         self.run()
 
     async def open(self, restored: Manifest | None = None) -> None:
-        """Opens everything, and puts it where the checkpoint says. Raises what opening raises; then nothing is left open."""
+        """Opens everything at the positions of the checkpoint. If it raises, nothing is left open."""
         if restored is not None and self._was_complete(restored):
             return
         building = asyncio.ensure_future(run_in_thread(self.build.open, restored))
@@ -82,7 +84,7 @@ class LocalStreams:
             raise
 
     def run(self) -> None:
-        """Lets run what is open."""
+        """Starts the tasks that `open` has opened."""
         if self.was_complete:
             return
         for task in self.tasks:
@@ -112,7 +114,7 @@ class LocalStreams:
         await self.close()
 
     def _was_complete(self, restored: Manifest) -> bool:
-        """Every task of the checkpoint had ended: nothing is opened."""
+        """Returns True if every task of the checkpoint had ended, so nothing is opened."""
         if self.build.shared or self.linked or not had_ended(restored):
             return False
         keep_finals(restored, self.settings.coordinator)
@@ -132,26 +134,26 @@ class LocalStreams:
 
     @property
     def tasks(self) -> list[StreamTask]:
-        """Upstream first."""
+        """The tasks, upstream first."""
         return self.build.tasks
 
     @property
     def running(self) -> asyncio.Future[None]:
-        """Done when every task has ended; raises what a task failed with."""
+        """A future that is done when every task has ended. It raises the error of a task that failed."""
         return self._over
 
     @property
     def failure(self) -> BaseException | None:
-        """What the first task failed with."""
+        """The error of the first task that failed, or None."""
         return self._over.exception() if self._over.done() and not self._over.cancelled() else None
 
     @property
     def broken(self) -> bool:
-        """A task failed: no checkpoint can be taken any more."""
+        """True if a task has failed, so no checkpoint can be taken any more."""
         return any(task.error is not None for task in self.tasks)
 
     def _task_over(self, task: StreamTask) -> None:
-        """In the task's thread."""
+        """Called in the task's thread when the task has ended."""
         call_on_loop(self._loop, self._count_out, task)
 
     def _count_out(self, task: StreamTask) -> None:
@@ -169,19 +171,19 @@ class LocalStreams:
             self._over.set_result(None)
 
     def hold(self, held: bool) -> None:
-        """Read no more while it is so; barriers pass. From any thread."""
+        """Pauses reading while `held`; barriers pass. From any thread."""
         for _, _, source in self.build.inputs:
             source.hold(held)
 
     async def stop(self, *, drain: bool) -> None:
-        """Stops reading. `drain`: what was read is processed to its end, windows close, tasks end."""
+        """Stops reading. `drain`: True to process the rows that were read to their end: windows close, tasks end."""
         for _, _, source in self.build.inputs:
             source.end() if drain else source.pause()
         if drain and self.tasks:
             await asyncio.wait([self._over])
 
     async def close(self) -> None:
-        """Ends the threads, closes everything. Idempotent."""
+        """Ends the threads, and closes everything. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -202,27 +204,27 @@ class LocalStreams:
 
     @property
     def left_behind(self) -> list[str]:
-        """After `close`: calls of the user's that refused to be cancelled."""
+        """The user's calls that refused to be cancelled. Valid after `close`."""
         tasks = [task for task in self.tasks if task.built]
         return [call for task in tasks for operator in task.chain.waiting for call in operator.left_behind]
 
     # -- figures ------------------------------------------------------------------------------------------------------
 
     def progress(self) -> tuple[float, float] | None:
-        """(bytes read, all bytes) of the bounded sources; None where there are none."""
+        """Returns the bytes read and the total bytes of the bounded sources, or None if there are none."""
         parts = [part for _, _, source in self.build.inputs if (part := progress_of(source.source)) is not None]
         return (sum(part[0] for part in parts), sum(part[1] for part in parts)) if parts else None
 
     def statistics(self) -> dict[str, Any]:
-        """By task; from any thread."""
+        """Returns the figures of each task. From any thread."""
         return {task.name: task.statistics() | {"input": task.input.statistics()} for task in self.tasks if task.built}
 
     def workers(self) -> list[dict[str, Any]]:
-        """None: the tasks are in this process."""
+        """Returns an empty list, because the tasks are in this process."""
         return []
 
     def samples(self) -> Iterator[Sample]:
-        """For metrics; from any thread."""
+        """Yields metrics samples. From any thread."""
         now_ms = self.settings.clock.time() * 1000
         for reading, task, source in [*self.build.inputs, *self.build.of_agents]:
             topic = reading.node.name
@@ -256,12 +258,12 @@ class LocalStreams:
 
 
 def _nothing(checkpoint_id: int) -> None:
-    """Its barrier comes in-band."""
+    """Does nothing: the barrier of such a task comes through its channels."""
 
 
 def _close(tasks: list[StreamTask]) -> list[tuple[str, Handle]]:
-    """Closes the tasks. The memory of their state goes back to the system: allocators would keep it for an app that may never come. -> as
-    `close_tasks`.
+    """Closes the tasks, with the result of `close_tasks`, and returns their memory to the system; allocators would
+    keep it.
     """
     left = close_tasks(tasks, _JOIN_SECONDS)
     pa.default_memory_pool().release_unused()

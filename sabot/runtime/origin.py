@@ -1,4 +1,6 @@
-"""Which checkpoint a start resumes from: the newest one of the app, a savepoint that the user chose, or none."""
+"""The checkpoint from which a start resumes: the newest one of the app, a savepoint that the user has chosen, or
+none.
+"""
 
 import logging
 import re
@@ -19,14 +21,16 @@ _FAR_GENERATIONS = 4096
 
 
 class ConfiguredApp(Protocol):
-    """The user's wishes for the next start. They are dropped once a checkpoint of the app's own has followed."""
+    """An app with the user's settings for the next start. Settings for one start are dropped once a checkpoint of the
+    app itself has followed.
+    """
 
     id: str
     settings: Settings
 
 
 class Origin:
-    """The origin of each start of one app. Its methods block, unless said otherwise."""
+    """The choice of the checkpoint for each start of one app. Its methods block, unless said otherwise."""
 
     def __init__(self, app: ConfiguredApp) -> None:
         self.savepoint: str | None = None  # set until a checkpoint of the app has followed the savepoint
@@ -41,25 +45,28 @@ class Origin:
         self.savepoint = self._app.settings.from_
 
     def opened(self, storage: CheckpointStorage | None) -> None:
-        """Records where this run keeps its checkpoints. Does not block."""
+        """Notes the storage of this run's checkpoints. Does not block."""
         self._place = None if storage is None else storage.directory
 
     def restarts(self, last_id: int | None) -> None:
-        """The next run must resume from this checkpoint or a later one; None: from whatever there is. Does not block."""
+        """Makes the next run resume from this checkpoint or a later one, or, with None, from the newest there is.
+        Does not block.
+        """
         if last_id is None:
             self._back_to = None
         elif last_id and self._place is not None:
             self._back_to = self._place, last_id
 
     def check_place(self) -> None:
-        """In a restart, checks the storage before its directory would be created anew. Raises UserError."""
+        """Raises UserError if, in a restart, the directory of the checkpoints is gone; it would else be made anew."""
         if self._back_to is not None and isinstance(self._back_to[0], Path) and not self._back_to[0].exists():
             raise self._gone(*self._back_to)
 
     def find(self, storage: CheckpointStorage) -> Manifest | None:
-        """Returns the newest checkpoint, or the savepoint that was asked for.
+        """Returns the newest checkpoint, the savepoint that was asked for, or None.
 
-        What the user drops is dropped once: a checkpoint that has followed a start with the same wish is taken over whole.
+        State that the user drops is dropped once: a checkpoint that was taken after a start with the same wish is
+        taken over whole.
         """
         found = self._find(storage)
         self.drop = (
@@ -71,7 +78,9 @@ class Origin:
         return found
 
     def describe(self, origin: Manifest | None) -> dict[str, Any]:
-        """Returns what every checkpoint of this run says of it. origin: what `find` has given. Does not block."""
+        """Returns the description that every checkpoint of this run contains. `origin`: the result of `find`. Does
+        not block.
+        """
         facts: dict[str, Any] = {"app": self._app.id, "version": self._app.settings.version, "hash": HASH_VERSION}
         if origin is not None:  # it may be the savepoint with which the program was started
             facts["from"] = origin.describe.get("from") if self.savepoint is None else identity(origin)
@@ -133,12 +142,12 @@ class Origin:
 
 
 def place_and_number(savepoint: str) -> tuple[str, str]:
-    """Where a savepoint is that the user has named, and which checkpoint of several there it is; "": the newest."""
+    """Splits `PATH@ID` into path and checkpoint id; "" means the newest checkpoint at the path."""
     dated = re.search(r"@\d+$", savepoint)
     location, _, number = savepoint.rpartition("@") if dated else (savepoint, "", "")
     return location, number
 
 
 def identity(manifest: Manifest) -> list[Any]:
-    """Returns what identifies a checkpoint, wherever it is stored."""
+    """Returns the values that identify a checkpoint, wherever it is stored."""
     return [manifest.incarnation, manifest.generation, manifest.checkpoint_id]

@@ -1,4 +1,4 @@
-"""What the command line asks of a running app (`checkpoint.requests`), and what the app does then."""
+"""The requests of the command line to a running app (`checkpoint.requests`), and their execution."""
 
 import asyncio
 import logging
@@ -16,12 +16,11 @@ _log = logging.getLogger(__name__)
 
 
 class AppRequests:
-    """Those to one run of an app. All methods on its event loop.
+    """The requests to one run of an app. All methods run on its event loop.
 
-    {"checkpoint": true}    a checkpoint, now
-    {"savepoint": PLACE}    the same, and a copy of it
-    {"workers": true}       which worker runs what, and how fast
-    {"rescale": N}          the run ends with a checkpoint, and the app goes on from it with N workers
+    {"checkpoint": true}    takes a checkpoint now {"savepoint": PLACE}    takes a checkpoint and copies it
+    {"workers": true}       reports the tasks of each worker, and their rates {"rescale": N}          ends the run
+    with a checkpoint, from which the app goes on with N workers
     """
 
     def __init__(
@@ -34,8 +33,8 @@ class AppRequests:
         restarts: int,
         begin_anew: Callable[[], None] | None,
     ) -> None:
-        """spread: the streams of the run, where they are in other processes. restarts: of the app so far. begin_anew: ends this run, so
-        that the app goes on in another one; None: nobody would begin that.
+        """`spread`: the streams of the run if they are in other processes, else None. `restarts`: the number of
+        restarts so far. `begin_anew`: ends this run so that another one begins, or None if none would begin.
         """
         self._app = app
         self._storage = storage
@@ -45,7 +44,9 @@ class AppRequests:
         self._begin_anew = begin_anew
 
     async def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer. Raises UserError for what cannot be done, CheckpointFailed."""
+        """Executes a request and returns the answer. Raises UserError for a request that is not possible, and
+        CheckpointFailed.
+        """
         if "workers" in request:
             return self._workers()
         if "rescale" in request:
@@ -73,8 +74,8 @@ class AppRequests:
         }
 
     async def _rescale(self, wanted: object, request: str) -> dict[str, Any]:
-        """Returns once the app runs with so many workers. Otherwise it ends the run and never returns: the next run finds the request
-        again, and answers it.
+        """Returns once the app runs with this number of workers. Otherwise it ends the run and does not return: the
+        next run finds the request again, and answers it.
         """
         maker = self._app.workers
         if maker is None or self._spread is None:

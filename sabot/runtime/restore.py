@@ -1,7 +1,8 @@
-"""What a start makes of a program and of the checkpoint that it restores: the plan, whose state is restored, and what is refused.
+"""The checks of a program against the checkpoint from which it starts: the plan, the state that is restored, and the
+refusals.
 
-`LocalStreams` calls these functions before it opens anything, and `sabot plan` before anything runs. As both use the same checks, the
-command never promises what a start refuses. Nothing here starts a thread or writes.
+`LocalStreams` calls these functions before it opens anything, and `sabot plan` before anything runs. Both use the
+same checks, so the command never promises a start that is then refused. Nothing here starts a thread or writes.
 """
 
 import logging
@@ -69,9 +70,9 @@ def plan_of(
 ) -> Plan:
     """Builds the plan of an app's streams and agents. Raises UserError for a program that cannot run.
 
-    infer: finds the columns of a stream that neither the program nor the checkpoint knows, given what the checkpoint says of its readers.
-    It may block, and returns None if only records that have not come yet would tell.
-    refresh: columns that the checkpoint keeps are inferred anew.
+    `infer`: returns the columns of a stream that neither the program nor the checkpoint knows, by the checkpoint's
+    facts about its readers. It may block, and returns None if only records that have not come yet would tell.
+    `refresh`: True to infer columns anew that the checkpoint keeps.
     """
     reads = [node for node in walk(ends) if isinstance(node, Read)]
     _refuse_shared_sources(reads)
@@ -152,7 +153,9 @@ def _kept_columns(node: Read, restored: Manifest) -> pa.Schema | None:
 
 
 def _refreshed(node: Read, kept: pa.Schema, now: pa.Schema) -> pa.Schema:
-    """Returns the columns of now, and those that the checkpoint keeps and the data of now does not show. Numbers get the wider type."""
+    """Returns the columns of the data now, and the checkpoint's columns that the data does not show. Numbers get the
+    wider type.
+    """
     fields: dict[str, pa.Field] = {field.name: field for field in kept}
     for field in now:
         try:
@@ -174,7 +177,7 @@ def _refreshed(node: Read, kept: pa.Schema, now: pa.Schema) -> pa.Schema:
 
 @contextmanager
 def _saying_what_is_kept(kept: Mapping[str, pa.Schema]) -> Iterator[None]:
-    """Adds to an error about columns that those of these streams are older than the program."""
+    """Adds to an error about columns that the columns of these streams come from the checkpoint."""
     try:
         yield
     except UserError as error:
@@ -212,10 +215,11 @@ def stored_streams(restored: Manifest) -> dict[str, StoredTask]:
 
 
 def verdicts_of(plan: Plan, restored: Manifest, drop: Iterable[str] = ()) -> list[Verdict]:
-    """Decides what becomes of the state of each operator; `plan.check` refuses the verdicts that would lose state. Raises UserError if
-    the program reads other sources than the one that wrote the checkpoint, as its positions belong to those sources.
+    """Returns the verdict on the state of each operator; `plan.check` refuses verdicts that would lose state. Raises
+    UserError if the program reads other sources than the one that wrote the checkpoint, because its positions belong
+    to those sources.
 
-    drop: what the user gives up, as `plan.compare` takes it.
+    `drop`: the state that the user gives up, as for `plan.compare`.
     """
     stored = stored_streams(restored)
     before = {_stage_of(name): task.meta["input"]["source"] for name, task in stored.items() if _reads(task)}
@@ -229,7 +233,7 @@ def verdicts_of(plan: Plan, restored: Manifest, drop: Iterable[str] = ()) -> lis
 
 
 def readers_in(restored: Manifest, source: str) -> list[Mapping[str, Any]]:
-    """Returns what the checkpoint says of each reader of this source of a stream."""
+    """Returns the checkpoint's facts about each reader of this source of a stream."""
     inputs = (task.meta["input"] for task in restored.tasks.values() if _reads(task))
     return [facts for facts in inputs if facts["source"] == source]
 
@@ -242,7 +246,9 @@ def positions_in(facts: Mapping[str, Any]) -> Positions:
 def sinks_of(
     plan: Plan, ends: Iterable[StreamEnd], open_sink: Callable[[str], Sink]
 ) -> Iterator[tuple[str, Sink, Delivery]]:
-    """Returns all sinks of the program, dead letters included, as (writer, sink, delivery=). open_sink: opens the sink of a topic."""
+    """Yields the writer, the sink and `delivery=` of each sink of the program, dead letters included. `open_sink`:
+    opens the sink of a topic.
+    """
 
     def opened(sink: str | Sink) -> Sink:
         return open_sink(sink) if isinstance(sink, str) else sink
@@ -276,7 +282,7 @@ def _named(sources: Mapping[str, str]) -> str:
 
 
 async def restore_state(backend: StateBackend | None, restored: Manifest | None, task: str = TASK) -> None:
-    """Restores what the agents of a task keep, before they are opened."""
+    """Restores the state of the agents of a task, before they are opened."""
     stored = None if restored is None else restored.tasks.get(task)
     if restored is not None and stored is not None and backend is not None and "state" in stored.states:
         with restoring("agents' state", restored.path):

@@ -1,4 +1,5 @@
-"""One run of an app, from its start to its stop: what is open in it, what may end it, and how everything is closed.
+"""One run of an app, from its start to its stop: its open parts, the events that end it, and how everything is
+closed.
 
 open ─▶ until_over ─▶ stop (last checkpoint, its output delivered) ─▶ release (everything closed, whatever happened)
 """
@@ -52,7 +53,7 @@ class Undelivered(TransientError):
 
 
 class Run:
-    """All methods run on one event loop, unless said otherwise. A run is started once."""
+    """One run of an app. All methods run on one event loop, unless said otherwise. A run is started once."""
 
     def __init__(
         self,
@@ -69,8 +70,9 @@ class Run:
         restarts: int,
         in_run: bool,
     ) -> None:
-        """stop_asked: set when the user asks for a stop. first_record_s: see RunSettings. heed: gets every failure, which may be an exit.
-        restarts: of the app so far. in_run: `AppRunner.run` begins another run after this one where `goes_on` is set.
+        """`stop_asked`: set when the user asks for a stop. `first_record_s`: as in RunSettings. `heed`: gets every
+        failure, which may be an exit. `restarts`: the number of restarts so far. `in_run`: True if `AppRunner.run`
+        begins another run after this one when `goes_on` is set.
         """
         self.app = app
         self.agents = agents
@@ -119,7 +121,7 @@ class Run:
         return self._journal.journal
 
     def busy(self) -> tuple[Sequence[StreamTask], dict[str, int]]:
-        """The tasks of streams; by agent, the records that wait. From any thread."""
+        """Returns the stream tasks, and for each agent the number of waiting records. From any thread."""
         agents = {} if self._agents is None else dict(self._agents.task.operators)
         waiting = {agent_id: operator.held.rows for agent_id, operator in agents.items()}
         return [] if self._streams is None else self._streams.tasks, waiting
@@ -176,7 +178,9 @@ class Run:
             _log.info("app %s goes on from checkpoint %d", app.id, manifest.checkpoint_id)
 
     def _open(self) -> None:
-        """Blocking. Each object is assigned to its attribute as soon as it is open, so that `release` finds it."""
+        """Opens everything. Each object is assigned to its attribute as soon as it is open, so that `release` finds
+        it. Blocks.
+        """
         self._fresh = self.app.settings.fresh
         self._origin.check_place()
         self._journal.open()
@@ -186,7 +190,7 @@ class Run:
             self._backend, self._owns_backend = self.app.open_state()
 
     def _check_journal(self, manifest: Manifest | None) -> None:
-        """Blocking."""
+        """Compares the journal with the checkpoint. Blocks."""
         facts = self._journal.check(manifest, None if self._storage is None else self._storage.directory)
         if facts is not None and self._origin.savepoint is not None and self._storage is not None:
             assert manifest is not None
@@ -259,7 +263,7 @@ class Run:
         self.checkpoint_ended()
 
     def _beside(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Starts a task that runs as long as the app does. The run is broken if it ends."""
+        """Starts a task that runs as long as the app does. The run is broken if the task ends."""
         task = asyncio.create_task(work, name=name)
         return watch_task(task, f"the task of {name}", self.break_, stopped=lambda: not self.running)
 
@@ -281,8 +285,8 @@ class Run:
     # -- while it runs ----------------------------------------------------------------------------------------------------
 
     def checkpoint_ended(self, *, failed: bool = False) -> None:
-        """Requests another one if, when all have been told of this one, sources are held because output waits for one, or durable jobs wait
-        for their first one; where it has failed, later.
+        """Called when a checkpoint has ended. Requests another one if sources are paused because output waits for
+        one, or durable jobs wait for their first one; if this one has `failed`, after a pause.
         """
         self._loop.call_later(_AGAIN_SECONDS if failed else 0.0, self._beat_if_needed)
 
@@ -331,7 +335,9 @@ class Run:
 
     @property
     def agents_failure(self) -> SabotError | None:
-        """Returns what broke the task of the agents; the failure of a single agent does not."""
+        """Returns the error that broke the task of the agents, or None; the failure of a single agent does not break
+        it.
+        """
         return None if self._agents is None else self._agents.task.broken
 
     def break_(self, error: BaseException) -> None:
@@ -356,7 +362,9 @@ class Run:
         return await self._coordinator.wait(self._coordinator.trigger())
 
     async def until_over(self) -> None:
-        """Returns when every input has ended, no agent is left, or the end is asked for. Raises the failure if the run is broken."""
+        """Returns when every input has ended, no agent is left, or a stop is requested. Raises the failure if the run
+        is broken.
+        """
         self._awaited = True
         broken = asyncio.shield(self._broken)
         ends = (self._stop_asked.wait(), self._agents_broken.wait(), self.goes_on.wait())
@@ -393,9 +401,10 @@ class Run:
     # -- the stop -----------------------------------------------------------------------------------------------------
 
     async def stop(self, *, drain: bool) -> None:
-        """Takes a last checkpoint, and stops everything. drain: rows that were read are processed first.
+        """Takes a last checkpoint, and stops everything. `drain`: True to process rows that were read first.
 
-        Raises CheckpointFailed for the last checkpoint, and the failure that broke the run if nothing else has raised it.
+        Raises CheckpointFailed for the last checkpoint, and the failure that broke the run if nothing else has raised
+        it.
         """
         self.running = False
         failure: CheckpointFailed | None = None
@@ -454,7 +463,7 @@ class Run:
                 _log.warning("%s; the next start looks at what was delivered", error)
 
     def _parts(self) -> "list[LocalAgents | Streams]":
-        """Returns what runs of the app: its agents and its streams, as far as it has them."""
+        """Returns the parts of the run that are there: its agents and its streams."""
         return [part for part in (self._agents, self._streams) if part is not None]
 
     async def release(self) -> None:
@@ -498,11 +507,11 @@ class Run:
     # -- figures, from any thread -------------------------------------------------------------------------------------
 
     def progress(self) -> tuple[float, float] | None:
-        """Returns (read, total) in bytes for the bounded sources of streams; None if there are none."""
+        """Returns the bytes read and the total bytes of the bounded sources of streams, or None if there are none."""
         return None if self._streams is None else self._streams.progress()
 
     def statistics(self) -> dict[str, Any]:
-        """Returns the figures of what is open: state, sources, operators, sinks, gate, workers, delivery, streams."""
+        """Returns the figures of the open parts: state, sources, operators, sinks, gate, workers, delivery, streams."""
         if self._over:
             return self.last_figures
         return {
@@ -521,7 +530,7 @@ class Run:
         }
 
     def _task_samples(self) -> Iterator[Sample]:
-        """Metrics samples of the running tasks."""
+        """Yields metrics samples of the running tasks."""
         if self._streams is not None:
             yield from self._streams.samples()
         if self._agents is not None:
@@ -529,7 +538,7 @@ class Run:
         yield from self._engines.samples()
 
     def samples(self) -> Iterator[Sample]:
-        """Metrics samples of the delivery and of the state."""
+        """Yields metrics samples of the delivery and of the state."""
         if self._over:
             return
         for track, figures in ({} if self._delivery is None else self._delivery.statistics()).items():

@@ -1,4 +1,6 @@
-"""The journal of the durable agents of a run, as long as it is open here. Without such agents nothing of journals and jobs is loaded."""
+"""The journal of the durable agents of a run, while it is open in this process. Without durable agents no module of
+journals is loaded.
+"""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 
 
 class RunJournal:
-    """journal, mail: what its mailboxes are kept in. None: not open here. Its methods block."""
+    """The open journal, and `mail`, the store of its mailboxes; both are None if they are not open here. Methods
+    block.
+    """
 
     def __init__(self, app: RunnableApp, agents: Mapping[str, RunnableAgent]) -> None:
         self.journal: Journal | None = None
@@ -27,7 +31,9 @@ class RunJournal:
         return any(agent.spec is not None and agent.spec.durable for agent in self._agents.values())
 
     def open(self) -> None:
-        """Opens it, before --fresh removes the checkpoints. Its owner is the worker that runs the agents: there it is begun anew alone."""
+        """Opens the journal, before `--fresh` removes the checkpoints. If a worker runs the agents, it owns the
+        journal; then this method only begins the journal anew for `--fresh`.
+        """
         if self._durable and self._app.workers is None:
             self.journal, self.mail = self._app.open_journal()
         elif self._durable and self._app.settings.fresh:
@@ -36,8 +42,11 @@ class RunJournal:
             journal.close()
 
     def check(self, manifest: Manifest | None, place: object) -> Mapping[str, Any] | None:
-        """Raises what `check_journal` raises. place: where checkpoints were looked for. Where durable agents have gone from the program,
-        the journal says whether their jobs have. Returns what the checkpoint says of it; None: it knows of none.
+        """Compares the journal with the checkpoint, and returns the checkpoint's facts about it, or None. Raises the
+        errors of `check_journal`. `place`: the place of the checkpoints.
+
+        If the program has no durable agents any more, the journal is opened all the same, because jobs of durable
+        agents may be open in it.
         """
         facts = stored_journal(manifest, TASK)
         if self.journal is None and facts is not None and (not self._durable or self._app.workers is None):
@@ -49,7 +58,9 @@ class RunJournal:
         return facts
 
     def close(self, *, ran: bool) -> None:
-        """ran: everything was open. If not, what this opening has made goes with it (`Journal.abandon`)."""
+        """Closes the journal. `ran`: False if the start failed; a journal that this start has made is then removed
+        (`Journal.abandon`).
+        """
         try:
             if self.mail is not None:
                 self.mail.shut()

@@ -1,11 +1,12 @@
-"""SIGINT, SIGTERM and SIGHUP: the first asks the apps that run to stop in good order, the second ends the process at once.
+"""SIGINT, SIGTERM and SIGHUP: the first one asks the running apps to stop in good order, the second one ends the
+process at once.
 
-    StopSignals        holds the signals of the process; main thread
+    StopSignals        handles the signals of the process; main thread
     ├── held()         by a program that is one app, from before the app is there: `sabot run`, `app.main()`
-    └── asked(stop)    around the run of an app; where nobody holds the signals yet, it does so itself
+    └── asked(stop)    around the run of an app; it handles the signals itself if `held` does not
 
-`signal.signal`, not `loop.add_signal_handler`: the second one must work while an agent blocks the event loop. What came before the app
-could be asked is not forgotten: it is asked as soon as it can be.
+It uses `signal.signal` and not `loop.add_signal_handler`, because the second signal must work while an agent blocks
+the event loop. A signal that comes before the app can stop is kept, and the app is asked as soon as it can.
 """
 
 import asyncio
@@ -32,7 +33,7 @@ _AT_ONCE = b"sabot: stopped at once; the last complete checkpoint counts\n"
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ends what has not begun to run yet. `code`: the exit code that tells of it."""
+    """A signal has ended code that ran before the app. `code`: the exit code for that."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -40,7 +41,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopSignals:
-    """first: the signal that asked for the stop; 0: none has. All methods in the main thread, `_on_signal` between any two lines of it."""
+    """The signal handlers of the process. `first`: the signal that asked for the stop, or 0. All methods run in the
+    main thread, `_on_signal` between any two lines of it.
+    """
 
     _holder: "StopSignals | None" = None  # of the process
 
@@ -61,9 +64,10 @@ class StopSignals:
     @classmethod
     @contextlib.contextmanager
     def held(cls, *, for_good: bool = False) -> Iterator["StopSignals"]:
-        """By a program that is one app: the second signal ends the process.
+        """Handles the signals for a program that is one app: the second signal ends the process.
 
-        for_good: until its very end, which a thread of the user's may hold up; and from the handlers that somebody may have set.
+        `for_good`: True to keep the handlers until the very end of the process, which a thread of the user's may
+        delay, and to replace handlers that others have set.
         """
         signals = cls(whole_process=True)
         if cls._holder is not None or threading.current_thread() is not threading.main_thread():
@@ -81,8 +85,8 @@ class StopSignals:
     @classmethod
     @contextlib.contextmanager
     def asked(cls, stop: Callable[[], None], within_s: float = math.inf) -> Iterator[None]:
-        """Around the run of an app, on its event loop. `stop` may be called at once, and more than once. within_s: a process that is the
-        app's ends so long after the first signal, whatever still runs.
+        """Handles the signals around the run of an app, on its event loop. `stop` may be called at once, and more
+        than once. `within_s`: a process that is the app's ends this long after the first signal, whatever still runs.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -109,7 +113,9 @@ class StopSignals:
                     holder._give_back()
 
     def _take(self, claim: bool) -> None:
-        """Signals that nobody has claimed; one that is ignored stays so (nohup; a program that a script runs in the background)."""
+        """Handles the signals that nobody else handles. An ignored signal stays ignored (nohup, or a program that a
+        script runs in the background).
+        """
         StopSignals._holder = self
         for number in _NUMBERS:
             before = signal.getsignal(number)
@@ -125,7 +131,7 @@ class StopSignals:
 
     @classmethod
     def _forget(cls) -> None:
-        """In a forked child, which has no app to stop: signals do what they did before, and wake nobody."""
+        """Restores the earlier handlers in a forked child, which has no app to stop."""
         holder, cls._holder = cls._holder, None
         if holder is None:
             return
@@ -137,7 +143,9 @@ class StopSignals:
 
     @contextlib.contextmanager
     def raising(self) -> Iterator[None]:
-        """Around what has nothing to close (imports, say): the first signal ends it, at the latest at its end: Interrupted."""
+        """Raises Interrupted in the wrapped code on the first signal, at the latest at its end. For code that has
+        nothing to close, such as imports.
+        """
         self._raises = True
         try:
             yield
@@ -162,7 +170,9 @@ class StopSignals:
             self._again(number)
 
     def _begin_to_wait(self) -> None:
-        """The process ends in time, though a function of the user's, or a thread that Python waits for at its end, does not come back."""
+        """Makes the process end in time although a function of the user's, or a thread that Python waits for at its
+        end, does not return.
+        """
         if (
             self._whole_process
             and not self._of_runs
@@ -174,14 +184,16 @@ class StopSignals:
             self._waiting.start()
 
     def _too_long(self, main_thread: int) -> None:
-        """In a thread of its own. main_thread: the one that has not ended."""
+        """Ends the process, in a thread of its own. `main_thread`: the thread that has not ended."""
         found = held_up_by(main_thread)
         where = "" if found is None else f"; still in {found[1]}"
         _say(f"sabot: not stopped within {self._within_s:g} s{where}\n".encode(errors="replace") + _AT_ONCE)
         os._exit(128 + self.first)
 
     def _again(self, number: int) -> None:
-        """At once, if the process is the app's. Else what Python does; and in a script of asyncio's there is no third time."""
+        """Handles the second signal: ends the process at once if it is the app's, and else does what Python does by
+        default.
+        """
         before = self._before[number]
         if self._whole_process:
             _say(_AT_ONCE)
@@ -199,13 +211,17 @@ os.register_at_fork(after_in_child=StopSignals._forget)
 
 
 def _runner(handler: Any) -> asyncio.Runner | None:
-    """Whose handler of SIGINT it is: `asyncio.run` puts partial(runner._on_sigint, …) there."""
+    """Returns the `asyncio.Runner` whose handler of SIGINT this is, or None. `asyncio.run` sets
+    partial(runner._on_sigint, …).
+    """
     runner = getattr(getattr(handler, "func", None), "__self__", None)
     return runner if isinstance(runner, asyncio.Runner) else None
 
 
 def _say(words: bytes) -> None:
-    """On stderr, where somebody takes it at once: a reader that stands still, or Ctrl-S in a terminal, must not hold up the stop."""
+    """Writes to stderr without blocking: a reader that stands still, or Ctrl-S in a terminal, must not delay the
+    stop.
+    """
     if sys.__stderr__ is None:  # it was closed from the start: the descriptor is somebody else's now
         return
     taken = select.poll()
@@ -217,8 +233,9 @@ def _say(words: bytes) -> None:
 
 @contextlib.contextmanager
 def _woken_by_signals(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-    """A signal wakes the loop. Python's handlers run in the main thread when it comes back from waiting; a signal that another thread
-    took, or one that came just before the wait, would be heard only when something else wakes the loop.
+    """Makes signals wake the event loop. Python's handlers run in the main thread when it comes back from waiting; a
+    signal that another thread took, or that came just before the wait, would else be handled only when something else
+    wakes the loop.
     """
     reader, writer = socket.socketpair()
     with reader, writer:

@@ -1,5 +1,5 @@
-"""The log behind a source, as a checkpoint knows it: opened where the checkpoint says, if it is still the same; what is kept of it; offsets
-committed for tools that look at it from outside.
+"""The log behind a source, as a checkpoint knows it: opened at the checkpoint's positions if it is still the same
+log, and committed to for tools that watch it from outside.
 """
 
 import logging
@@ -16,9 +16,10 @@ _log = logging.getLogger(__name__)
 
 
 def open_log(source: Source, positions: Positions | None, start: Place, facts: Mapping[str, Any] | None) -> str:
-    """Opens the source, and returns the id of its topic ("": it has none). facts: what `facts_of` gave for the checkpoint of the positions.
+    """Opens the source, and returns the id of its topic, or "" if it has none. `facts`: the result of `facts_of` in
+    the checkpoint, or None.
 
-    Blocking. Raises what `Source.open` raises, and UserError if the topic is another one now.
+    Blocks. Raises the errors of `Source.open`, and UserError if the topic is another one now.
     """
     topic_id = "" if facts is None else facts.get("topic_id", "")
     found = topic_id_of(source) if positions and topic_id else ""
@@ -34,13 +35,13 @@ def open_log(source: Source, positions: Positions | None, start: Place, facts: M
 
 
 def facts_of(source: Source, topic_id: str) -> dict[str, Any]:
-    """What a checkpoint keeps of the log, beside the positions in it."""
+    """Returns the facts about the log that a checkpoint keeps beside the positions."""
     bound = bound_of(source)
     return {"log": log_id_of(source), "topic_id": topic_id, "until": None if bound is None else bound.facts()}
 
 
 def commit_offsets(source: Source, positions: Positions) -> None:
-    """Tells the source that a complete checkpoint covers these positions. In the source's thread."""
+    """Commits positions that a complete checkpoint covers. In the source's thread."""
     if (commit := commit_of(source)) is None:
         return
     try:

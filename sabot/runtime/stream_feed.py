@@ -36,7 +36,9 @@ class StreamFeed:
         readers: list[Reader],
         on_broken: Callable[[str, SabotError], None],
     ) -> None:
-        """readers: those from which the rows come. on_broken: is told of our own errors, behind which no checkpoint may be taken."""
+        """`readers`: the readers from which the rows come. `on_broken`: called with an internal error, after which no
+        checkpoint may be taken.
+        """
         self.name = channel.name
         self.operator = operator
         self.recorded: list[Batch] = []  # rows that came after the last cut and before its barrier, in order
@@ -61,7 +63,7 @@ class StreamFeed:
         self._arm()
 
     def go_on(self) -> None:
-        """The agent has changed, and may have room now."""
+        """Called when the agent has changed, and may have room now."""
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._read_safely)
@@ -72,7 +74,7 @@ class StreamFeed:
         self.go_on()
 
     def give_up(self) -> None:
-        """The stream has failed: no more rows come, and no checkpoint can be complete."""
+        """Called when the stream has failed: no more rows come, and no checkpoint can be complete."""
         self._is_over()
 
     def close(self) -> None:
@@ -84,14 +86,14 @@ class StreamFeed:
 
     @property
     def waiting_rows(self) -> int:
-        """Rows in the channel; from any thread."""
+        """The number of rows in the channel. From any thread."""
         return self._channel.rows
 
     # -- barriers (`writing.Flushes`) ---------------------------------------------------------------------------------
 
     @property
     def what(self) -> str:
-        """Its name in messages."""
+        """The name of the feed in messages."""
         return self.name
 
     @property
@@ -113,12 +115,14 @@ class StreamFeed:
         return come
 
     def take_recorded(self) -> list[Batch]:
-        """The rows between the cut and its barrier, which are the caller's from here on."""
+        """Returns the rows between the cut and its barrier, and forgets them."""
         recorded, self.recorded = self.recorded, []
         return recorded
 
     def abort(self, checkpoint_id: int) -> None:
-        """The checkpoint is aborted: nothing waits for its barrier, and rows behind it may be taken. Later checkpoints are not affected."""
+        """Aborts the checkpoint: nothing waits for its barrier, and rows behind it may be taken. Later checkpoints
+        are not affected.
+        """
         if checkpoint_id >= self._settled:
             self._settled = checkpoint_id
             self._awaited = None
@@ -177,7 +181,9 @@ class StreamFeed:
         self._hold(False)
 
     def _may_take(self) -> bool:
-        """Returns whether the lanes have room, or rows are taken in any case. If not, the readers are held until there is room."""
+        """Returns True if the lanes have room, or rows are taken in any case. If not, the readers are paused until
+        there is room.
+        """
         operator = self.operator
         serves = operator.failure is None and not operator.stopped
         room = serves and not operator.full

@@ -40,9 +40,10 @@ def lowest_offsets(data: pa.RecordBatch) -> list[tuple[int, int]]:
 def finished_up_to(
     reader: AgentOperator, topic: str, partition: int, taken: int, first_open: Mapping[tuple[str, str, int], int]
 ) -> int | None:
-    """Returns up to which offset of a partition may be committed: the first row that is unfinished in its reader, or in an agent that
-    the reader writes into, as such rows carry the position of the row they came from. None if a position was lost on the way (behind
-    a batch agent): the offset of the consumer group then stays where it is.
+    """Returns the offset of a partition up to which it may be committed: that of the first row that is unfinished in
+    its reader, or in an agent to which the reader passes rows, because such rows keep the position of the row from
+    which they came. Returns None if a position was lost on the way (behind a batch agent); the offset of the consumer
+    group then stays.
     """
     lowest = min(taken, first_open.get((reader.spec.agent_id, topic, partition), taken))
     agent, port = reader, reader.port

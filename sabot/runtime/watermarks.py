@@ -84,7 +84,9 @@ class Watermarks:
             self._unread.update(found)
 
     def least(self, now_ms: int, *, unread: bool) -> int | None:
-        """The greatest event time of the partition that is furthest behind, of those that are not idle. unread: and have rows to read."""
+        """Returns the greatest event time of the partition that is furthest behind, of those that are not idle, or
+        None. `unread`: True to count only partitions with rows to read.
+        """
         with self._lock:
             return min(
                 (
@@ -98,7 +100,9 @@ class Watermarks:
     def beyond(
         self, partitions: Iterable[tuple[str, int]], limit_ms: int, *, unread: bool
     ) -> tuple[frozenset[tuple[str, int]], bool]:
-        """(Those of these partitions that have been read past this time, whether there are others). unread: that have rows to read."""
+        """Returns those of these partitions that have been read past `limit_ms`, and True if there are others.
+        `unread`: True to count only partitions with rows to read.
+        """
         with self._lock:
             known = [place for place in partitions if place in self._greatest]
             ahead = frozenset(place for place in known if self._greatest[place] > limit_ms)
@@ -114,7 +118,7 @@ class Watermarks:
                 self._busy.pop(partition, None)
 
     def read(self, now_ms: int) -> tuple[bool, int]:
-        """Returns (whether the whole source is idle, its watermark)."""
+        """Returns True if the whole source is idle, and its watermark."""
         with self._lock:
             awake = [p for p in self._greatest if self._silent_ms(p, now_ms) < self._idle_ms]
             if not awake and not self._idle:
@@ -134,7 +138,7 @@ class Watermarks:
             self._watermark_ms = max(self._watermark_ms, least - self._lateness_ms)
 
     def facts(self, partitions: Iterable[tuple[str, int]]) -> list[list[Any]]:
-        """Returns what the checkpoint keeps of these partitions."""
+        """Returns the facts about these partitions that a checkpoint keeps."""
         with self._lock:
             found = [(place, self._greatest.get(place, START_OF_TIME)) for place in partitions]
         return [[topic, number, ms] for (topic, number), ms in found if ms > START_OF_TIME]
@@ -146,7 +150,9 @@ class Watermarks:
         return [[*place, min(max(0, ms), self._idle_ms)] for place, ms in silent]
 
     def _silent_ms(self, partition: tuple[str, int], now_ms: int) -> int:
-        """For how long it has had no rows, without the time for which its reader does not poll."""
+        """Returns for how many ms a partition has had no rows, without the time during which its reader does not
+        poll.
+        """
         return self._busy.get(partition, now_ms) - self._seen_ms.get(partition, now_ms)
 
     def restore(

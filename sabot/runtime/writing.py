@@ -1,11 +1,12 @@
-"""How rows leave an app: a sink has one thread, behind a gate over the channels of all its writers.
+"""The output of an app: a sink has one thread, behind a gate over the channels of all its writers.
 
-A chain of a stream writes from its own thread (`task.Output`), which may block until the channel has room. Agents write from the event
-loop, which must not block: a `SinkPort` takes whatever it is given, keeps what the full channel refuses, and says when it is full.
+A chain of a stream writes from its own thread (`task.Output`), which may block until the channel has room. Agents
+write from the event loop, which must not block: a `SinkPort` takes every batch, keeps those that the full channel
+refuses, and says when it is full.
 
     SinkPort    for a sink that a stream writes too: the stream's stage has the thread, and acknowledges barriers itself
     StreamPort  for a stream that reads an agent
-    AgentSink   for a sink that only agents write: it has a thread of its own, and reports to the agent task what a barrier sealed
+    AgentSink   for a sink that only agents write: it has a thread of its own, and reports to the agent task the parts that a barrier sealed
 """
 
 import asyncio
@@ -40,7 +41,9 @@ _STOP_SECONDS = 5.0
 
 
 def open_writer(writer: SinkWriter, columns: Sequence[pa.Schema] = (), input: pa.Schema = RECORD_SCHEMA) -> None:
-    """Blocking. columns: those of each input stream, without marks. Raises what opening raises, and then the sink is closed."""
+    """Opens the sink of a writer. `columns`: the columns of each input stream, without marks. Blocks. If it raises,
+    the sink is closed.
+    """
     try:
         for schema in columns:
             writer.check_types(schema)
@@ -88,21 +91,22 @@ class OperatorPort:
 
 
 class Flushes(Protocol):
-    """Something that the agent task waits for before it acknowledges a barrier: a sink that agents write, a stream that feeds an agent, or
-    a journal.
+    """An object for which the agent task waits before it acknowledges a barrier: a sink that agents write, a stream
+    that feeds an agent, or a journal.
     """
 
     @property
     def what(self) -> str:
-        """Its name in messages, such as "sink alerts"."""
+        """The name in messages, such as "sink alerts"."""
 
     @property
     def flushing(self) -> bool:
         """True while a barrier is under way."""
 
     def barrier(self, checkpoint_id: int) -> asyncio.Future[Mapping[str, int]]:
-        """Called at the moment of the cut, on the event loop. The future is done when all that came before is safe. Its result has, by
-        track of exactly-once output, the last part before the barrier. An exception in it is the reason why the checkpoint is declined.
+        """Called at the moment of the cut, on the event loop. The returned future is done when everything before the
+        barrier is safe. Its result is, by track of exactly-once output, the last part before the barrier. An
+        exception in it declines the checkpoint.
         """
 
 
@@ -124,7 +128,7 @@ class SinkPort:
 
     @property
     def takes_records(self) -> bool:
-        """True: the sink itself turns columns into what it writes, in its thread."""
+        """True, because the sink itself converts columns, in its thread."""
         return False
 
     @property
@@ -133,7 +137,7 @@ class SinkPort:
         return bool(self._backlog)
 
     def fitted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Returns the batch unchanged, as the sink checks what it takes."""
+        """Returns the batch unchanged, because the sink checks it."""
         return batch
 
     def put(self, batch: Batch) -> None:
@@ -142,7 +146,7 @@ class SinkPort:
         self._put(batch)
 
     async def writable(self) -> None:
-        """Returns when the sink has room again, or no longer reads."""
+        """Returns when the sink has room again, or does not read any more."""
         while self._backlog:
             waiter = self._loop.create_future()
             self._room.append(waiter)
@@ -191,7 +195,7 @@ class SinkPort:
 
     @property
     def what(self) -> str:
-        """Its name in messages."""
+        """The name of the sink in messages."""
         return f"sink {self.name}"
 
     @property
@@ -200,8 +204,9 @@ class SinkPort:
         return False
 
     def barrier(self, checkpoint_id: int) -> asyncio.Future[Mapping[str, int]]:
-        """Everything put before this call belongs to the checkpoint. The future is done when the agent task need not wait for this sink.
-        Its result is what the sink has `sealed`; it is empty if the sink's own task acknowledges the barrier.
+        """Makes everything put before this call part of the checkpoint. The returned future is done when the agent
+        task need not wait for this sink. Its result is `sealed` of the sink, or empty if the sink's own task
+        acknowledges the barrier.
         """
         self._put(Barrier(checkpoint_id))
         flushed: asyncio.Future[Mapping[str, int]] = self._loop.create_future()
@@ -209,7 +214,7 @@ class SinkPort:
         return flushed
 
     def over(self, *, finished: bool) -> None:
-        """Agents put no more rows. finished: every input has ended for good."""
+        """Called when agents put no more rows. `finished`: True if every input has ended for good."""
         self._put(END)
 
     async def stop(self) -> None:
@@ -217,7 +222,7 @@ class SinkPort:
 
     @property
     def left(self) -> list[tuple[str, Handle]]:
-        """Valid after `stop`: the thread of the sink, if it did not end."""
+        """The thread of the sink, if it did not end. Valid after `stop`."""
         return []
 
     # -- figures, from any thread -------------------------------------------------------------------------------------
@@ -234,16 +239,20 @@ class SinkPort:
 
     @property
     def nulled(self) -> int:
-        """How many floats became null as the sink's format has no form for them; 0 if streams write the sink too, which count them."""
+        """The number of floats that became null because the sink's format has no form for them; 0 if streams write
+        the sink too, which count them.
+        """
         return 0
 
     def statistics(self) -> dict[str, Any]:
-        """Returns rows_out (in this run), waiting (elements that the full channel refused), the figures of the channel; nulled, if any."""
+        """Returns `rows_out` (in this run), `waiting` (elements that the full channel refused), the figures of the
+        channel, and `nulled`, if any.
+        """
         figures = {"rows_out": self.rows_out, "waiting": len(self._backlog), "channel": self._channel.statistics()}
         return {**figures, "nulled": self.nulled} if self.nulled else figures
 
     def samples(self) -> Iterator[Sample]:
-        """For metrics; from any thread."""
+        """Yields metrics samples. From any thread."""
         yield Sample("sabot_channel_rows", self.waiting_rows, "sink", self.name)
         if self.nulled:
             yield Sample("sabot_sink_nulled_total", self.nulled, "sink", self.name)
@@ -261,7 +270,7 @@ class StreamPort(SinkPort):
         return self.name
 
     def fitted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Returns the columns of the stream's schema=, with its types. Raises UserError."""
+        """Returns the columns of the stream's `schema=`, with its types. Raises UserError."""
         if batch.schema.equals(RECORD_SCHEMA) or batch.schema.equals(self._columns):
             return batch
         check_names(self.name, self._columns.names, batch.schema.names)
@@ -271,15 +280,17 @@ class StreamPort(SinkPort):
             raise UserError(f"{self.name}: {error}", hint="its schema= says the types of the columns") from error
 
     def over(self, *, finished: bool) -> None:
-        """Does nothing, as the stream is ended by `end`."""
+        """Does nothing, because `end` ends the stream."""
 
     def end(self) -> None:
-        """Ends the stream, as the agent gives no more rows: its windows close. Not called for an agent that has failed or was stopped."""
+        """Ends the stream, because the agent emits no more rows: its windows close. Not called for an agent that has
+        failed or was stopped.
+        """
         self._put(END)
 
 
 class SeveralSinks:
-    """The ports of an agent with several sinks, as one: what it makes without saying where goes into the first."""
+    """The ports of an agent with several sinks, as one port. Results without a named sink go into the first."""
 
     takes_records = False
 
@@ -289,7 +300,7 @@ class SeveralSinks:
 
     @property
     def full(self) -> bool:
-        """True if one of them is."""
+        """True if one of the ports is full."""
         return any(port.full for port in self._ports)
 
     def fitted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -297,11 +308,11 @@ class SeveralSinks:
         return batch
 
     def put(self, batch: Batch) -> None:
-        """As `SinkPort.put`."""
+        """Puts the batch into its sink, like `SinkPort.put`."""
         self._ports[0].put(batch)
 
     async def writable(self) -> None:
-        """Returns when all have room again, or no longer read."""
+        """Returns when all ports have room again, or are not read any more."""
         for port in self._ports:
             await port.writable()
 
@@ -329,7 +340,7 @@ class AgentSink(SinkPort):
         self.task.on_over = lambda task: call_on_loop(loop, self._ended)
 
     def open(self) -> None:
-        """Blocking. Call it before `start`. Raises what `open_writer` raises."""
+        """Opens the sink. Called before `start`. Blocks. Raises the errors of `open_writer`."""
         open_writer(self.writer)
 
     def start(self) -> None:
@@ -341,7 +352,7 @@ class AgentSink(SinkPort):
         return bool(self._flushed)
 
     def barrier(self, checkpoint_id: int) -> asyncio.Future[Mapping[str, int]]:
-        """Returns a future that is done when everything put before is flushed; its result is what the sink has `sealed`."""
+        """Returns a future that is done when everything put before is flushed. Its result is `sealed` of the sink."""
         self._last = checkpoint_id
         flushed: asyncio.Future[Mapping[str, int]] = self._loop.create_future()
         self._flushed[checkpoint_id] = flushed
@@ -357,7 +368,7 @@ class AgentSink(SinkPort):
             self._put(END)
 
     async def stop(self) -> None:
-        """A thread that does not end is left behind, as no checkpoint depends on it."""
+        """Stops the thread. A thread that does not end is abandoned, because no checkpoint depends on it."""
         seconds = _STOP_SECONDS
         if self.task.handle.is_alive() and self.error is None:
             flushed, _ = await asyncio.wait([self.barrier(self._last + 1)], timeout=_STOP_SECONDS)
@@ -379,7 +390,7 @@ class AgentSink(SinkPort):
         return self.writer.nulled
 
     def _answer(self) -> None:
-        """Tells every barrier under way how the sink ended."""
+        """Reports the end of the sink to every barrier under way."""
         for flushed in self._flushed.values():
             if not flushed.done():
                 if self.error is not None:
@@ -403,11 +414,11 @@ class AgentSink(SinkPort):
     # -- reports of its task, in the task's thread ------------------------------------------------------------------------
 
     def acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
-        """A barrier has come, and everything before it is flushed."""
+        """Called when a barrier has come and everything before it is flushed."""
         call_on_loop(self._loop, self._has_flushed, checkpoint_id, snapshot.sealed)
 
     def detach(self, task: str, final: TaskSnapshot | None = None) -> None:
-        """Every input has ended, and the sink is finished."""
+        """Called when every input has ended and the sink is finished."""
         call_on_loop(self._loop, self._has_finished, {} if final is None else final.sealed)
 
     def _has_flushed(self, checkpoint_id: int, sealed: Mapping[str, int]) -> None:
@@ -421,5 +432,5 @@ class AgentSink(SinkPort):
 
 
 def refused(what: str, error: BaseException) -> UserError:
-    """A source or a sink cannot be opened, and its error is none of ours."""
+    """Returns the error for a source or sink whose own code raised while it was opened."""
     return UserError(f"{what} cannot be opened: {type(error).__name__}: {error}", hint=hint_of(error))

@@ -1,10 +1,12 @@
-"""The streams of one app in several processes: a coordinator, which the user has started, and its workers, on this machine or on others.
+"""The streams of one app in several processes: a coordinator, which the user has started, and its workers, on this
+machine or on others.
 
-`maker` says how many workers a run has, and `streams` is the coordinator's side of it. It knows each worker as a `member`: a launcher has
-started its process (`launching`, `on_ray`), or somebody has, with `sabot join` (`supervising`), and it has come over TCP to the `listener`;
-`rendezvous` is all of that. `process` is the side of a worker, which comes by `joining`, with the `secrets` of the app. Between them go the
-`messages`, over a `connection`. `placement` says which worker runs which task. Rows go from worker to worker (`sabot.exchange`), and never
-through the coordinator.
+`streams_maker` decides how many workers a run has, and `streams` is the coordinator's side of a run. Each worker is a
+`member`: a launcher has started its process (`launching`, `on_ray`), or an administrator with `sabot join`
+(`supervising`), and it has connected over TCP to the `listener`; `rendezvous` brings these together. `process` is the
+worker's side, which connects by `joining`, with the `secrets` of the app. Both sides exchange `messages` over a
+`connection`. `placement` decides which worker runs which task. Rows go from worker to worker (`sabot.exchange`), and
+never through the coordinator.
 """
 
 from sabot.workers.launching import Launcher, LocalLauncher

@@ -1,4 +1,4 @@
-"""A task of agents, in the worker on which it is placed, with its state, and the journal of durable agents, as in one process."""
+"""A task of agents in the worker on which it is placed, with its state and the journal of durable agents."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -24,20 +24,22 @@ from sabot.workers.remote import RemoteCheckpoints
 
 
 class AppWithAgents(RunnableApp, Protocol):
-    """What a worker asks of an app for its agents and streams."""
+    """An app, as a worker uses it for agents and streams."""
 
     def agents(self) -> Mapping[str, RunnableAgent]:
-        """Its agents, by their ids."""
+        """Returns the agents by their ids."""
 
     def ends(self) -> list[StreamEnd]:
-        """The ends of its streams."""
+        """Returns the ends of the streams."""
 
 
 class WorkerAgents:
-    """All methods on one event loop, unless said otherwise. What is open when opening raises ends with the process of the worker."""
+    """The agents of one worker. All methods run on one event loop, unless said otherwise. Parts that are open when
+    opening raises end with the worker's process.
+    """
 
     def __init__(self, app: AppWithAgents, group: AgentGroup, send: Callable[[ControlMessage], None]) -> None:
-        """send: tells the coordinator something."""
+        """`send`: sends a message to the coordinator."""
         self.local: LocalAgents
         self._app = app
         self._group = group
@@ -50,7 +52,7 @@ class WorkerAgents:
     async def open(
         self, settings: RunSettings, checkpoints: RemoteCheckpoints, streams: LocalStreams, restored: Manifest | None
     ) -> None:
-        """Opens all, where the checkpoint says. streams: those of this worker, which are open."""
+        """Opens everything at the positions of the checkpoint. `streams`: the streams of this worker, which are open."""
         specs = [agent.spec for agent in self._app.agents().values() if agent.spec is not None]
         for agent in self._agents.values():
             agent.starts(self._app.settings.broker, self._app.settings.kafka)
@@ -84,13 +86,13 @@ class WorkerAgents:
 
     @property
     def _keeps_state(self) -> bool:
-        """Not where several processes would have different values under one name."""
+        """Returns False if several processes would have different values under one name."""
         return self._group.count == 1 or all(
             agent.spec is not None and agent.spec.key for agent in self._agents.values()
         )
 
     def run(self) -> None:
-        """Lets run what is open."""
+        """Starts what `open` has opened."""
         self.local.task.on_broken = self._broke
         self.local.run()
         for agent in self._agents.values():
@@ -105,7 +107,7 @@ class WorkerAgents:
         self._send(failed(self.local.task.broken))
 
     async def close(self) -> None:
-        """Ends and closes all."""
+        """Ends and closes everything."""
         await self.local.close()
         for agent in self._agents.values():
             agent.released()
@@ -118,11 +120,11 @@ class WorkerAgents:
     # -- figures, from any thread -------------------------------------------------------------------------------------
 
     def waiting(self) -> dict[str, int]:
-        """By agent, the records that wait."""
+        """Returns the number of waiting records of each agent."""
         return {agent_id: operator.held.rows for agent_id, operator in dict(self.local.task.operators).items()}
 
     def statistics(self) -> dict[str, Any]:
-        """`agents`: the figures of each; `state`: of the backend; and those of the task."""
+        """Returns `agents`, the figures of each agent, `state`, those of the backend, and the figures of the task."""
         return {
             "agents": {agent_id: agent.figures() for agent_id, agent in self._agents.items()},
             "state": {} if self._backend is None else self._backend.statistics(),
@@ -130,7 +132,7 @@ class WorkerAgents:
         }
 
     def samples(self) -> list[Sample]:
-        """For metrics."""
+        """Returns metrics samples."""
         found = list(self.local.task.samples())
         if self._backend is not None:
             state = self._backend.statistics()

@@ -1,7 +1,9 @@
-"""The control channel between a coordinator and one worker: messages over a TCP connection, with TLS where the app has it.
+"""The control channel between a coordinator and one worker: messages over a TCP connection, with TLS if the app uses
+it.
 
-A frame is the length of its message, four bytes, and the message. The end of the connection tells each that the other is gone. A machine
-that vanishes ends nothing, so the kernel asks after it (keepalive), also while Python is busy; a process that hangs is found by heartbeats.
+A frame is the length of its message in four bytes, and the message. The end of the connection tells each side that
+the other is gone. A machine that vanishes ends no connection, so the kernel probes it (keepalive), also while Python
+is busy. A process that hangs is found by heartbeats.
 """
 
 import asyncio
@@ -36,24 +38,24 @@ _decoder = msgspec.msgpack.Decoder(reduce(or_, _KINDS))
 
 
 class ControlChannel(Protocol):
-    """What a coordinator and one worker have between them, as one of the two sees it: a `ControlConnection`, or what a simulation has."""
+    """One end of the channel between a coordinator and one worker: a `ControlConnection`, or that of a simulation."""
 
     @property
     def congested(self) -> bool:
-        """The peer does not take what was sent."""
+        """True if the peer does not take sent messages."""
 
     def send(self, message: ControlMessage) -> None:
-        """Sends it behind those before. A peer that is gone is no error here: whoever receives finds out."""
+        """Sends a message behind the earlier ones. Raises nothing if the peer is gone; `received` ends then."""
 
     def received(self) -> AsyncIterator[ControlMessage]:
-        """The messages that come, in order, until the peer is gone."""
+        """Yields the received messages, in order, until the peer is gone."""
 
     async def close(self) -> None:
-        """Sends what waits, and closes this end."""
+        """Sends waiting messages, and closes this end."""
 
 
 def frame_of(message: ControlMessage) -> bytes:
-    """A message as bytes. Raises InternalError for one that is too large."""
+    """Returns the bytes of a message. Raises InternalError if it is too large."""
     frame = _encoder.encode(message)
     if len(frame) > MESSAGE_BYTES:
         raise InternalError(f"a message of {len(frame)} bytes ({type(message).__name__}), more than {MESSAGE_BYTES}")
@@ -61,7 +63,7 @@ def frame_of(message: ControlMessage) -> bytes:
 
 
 def message_of(frame: bytes) -> ControlMessage:
-    """The message that came as these bytes. Raises InternalError for what is no message."""
+    """Returns the message of these bytes. Raises InternalError if they are no message."""
     try:
         message: ControlMessage = _decoder.decode(frame)
     except UNREADABLE as error:
@@ -70,7 +72,7 @@ def message_of(frame: bytes) -> ControlMessage:
 
 
 class ControlConnection:
-    """All methods on one event loop."""
+    """A ControlChannel over TCP. All methods run on one event loop."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -83,24 +85,24 @@ class ControlConnection:
         """The address of the peer's."""
 
     def send(self, message: ControlMessage) -> None:
-        """Sends it behind those before. A peer that is gone is no error here: whoever receives finds out."""
+        """Sends a message behind the earlier ones. Raises nothing if the peer is gone; `received` ends then."""
         frame = frame_of(message)
         if not self._writer.is_closing():
             self._writer.write(_LENGTH.pack(len(frame)) + frame)
 
     @property
     def ended(self) -> bool:
-        """The peer is gone, and nothing of it waits to be read."""
+        """True if the peer is gone, and no message of it waits to be read."""
         return self._reader.at_eof() or self._writer.is_closing()
 
     @property
     def congested(self) -> bool:
-        """The peer does not take what was sent."""
+        """True if the peer does not take sent messages."""
         return self._writer.transport.get_write_buffer_size() > _SLACK_BYTES
 
     async def next(self, most_bytes: int | None = None) -> ControlMessage | None:
-        """The next message, of so many bytes at most; None when the peer has closed its end or is gone. Raises InternalError for what is no
-        message.
+        """Returns the next message, or None if the peer has closed its end or is gone. Raises InternalError for bytes
+        that are no message, or a message of more than `most_bytes`.
         """
         most = MESSAGE_BYTES if most_bytes is None else most_bytes
         try:
@@ -113,12 +115,12 @@ class ControlConnection:
         return message_of(frame)
 
     async def received(self) -> AsyncIterator[ControlMessage]:
-        """The messages that come, as `next` gives them, until there are no more."""
+        """Yields the received messages until there are no more."""
         while (message := await self.next()) is not None:
             yield message
 
     async def close(self) -> None:
-        """Sends what waits, and closes the socket."""
+        """Sends waiting messages, and closes the socket."""
         self._writer.close()
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
@@ -128,12 +130,12 @@ class ControlConnection:
 
 
 def _host_of(address: Any) -> str:
-    """ "" for a socket without addresses."""
+    """Returns the host of an address, or "" for a socket without addresses."""
     return str(address[0]) if isinstance(address, tuple) else ""
 
 
 def _ask_after_peer(end: socket.socket | None) -> None:
-    """Has the kernel ask after the peer's machine, so that the connection ends when there is no answer."""
+    """Makes the kernel probe the peer's machine, so that the connection ends if there is no answer."""
     if end is None or end.family not in (socket.AF_INET, socket.AF_INET6):
         return
     end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -1,8 +1,9 @@
-"""Event time of sources that are read at about the same (`max_drift=`), between the workers that read them.
+"""Alignment of sources (`max_drift=`) that different workers read.
 
-Each worker tells the coordinator how far behind its own partitions are, and the coordinator tells each worker how far behind those of all
-others are. What a worker knows is up to two `TELL_SECONDS` old, and event time of partitions rises: so a reader may wait that much longer
-than in one process, and reads no further, but for a partition that was idle and has rows again.
+Each worker reports to the coordinator how far behind its own partitions are, and the coordinator tells each worker
+how far behind those of all others are. A worker's knowledge is up to two `TELL_SECONDS` old, and event times of
+partitions rise. So a reader may wait that much longer than in one process; it reads no further than in one, except
+for a partition that was idle and has rows again.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,11 +15,11 @@ from sabot.workers.messages import Drift
 TELL_SECONDS = 0.02
 
 Behind = tuple[int | None, int | None]
-"""As `Alignment.here` says it."""
+"""A pair of event times as `Alignment.here` returns it."""
 
 
 def aligned_workers(plan: Plan, placement: Mapping[str, int]) -> dict[str, set[int]]:
-    """By each stage for which sources are read at about the same event time: the workers that read them."""
+    """Returns, for each stage with aligned sources, the workers that read them."""
     found = {}
     for stage in plan.stages:
         tasks = [f"{read.id}/{number}" for read in plan.aligned(stage) for number in range(read.parallelism)]
@@ -28,10 +29,12 @@ def aligned_workers(plan: Plan, placement: Mapping[str, int]) -> dict[str, set[i
 
 
 class Drifts:
-    """What the coordinator knows. Until a worker has told something, its partitions stand at the beginning of time."""
+    """The coordinator's knowledge of all workers' event times. Partitions of a worker count as unread until its first
+    report.
+    """
 
     def __init__(self, workers: Mapping[str, Iterable[int]]) -> None:
-        """workers: those that read, by stage."""
+        """`workers`: for each stage, the workers that read its sources."""
         beginning: Behind = (START_OF_TIME, START_OF_TIME)
         self._told = {stage: dict.fromkeys(numbers, beginning) for stage, numbers in workers.items()}
         self._known: dict[
@@ -40,15 +43,15 @@ class Drifts:
 
     @property
     def wanted(self) -> bool:
-        """Whether there is anything to tell."""
+        """True if there are aligned sources."""
         return bool(self._told)
 
     def told(self, worker: int, message: Drift) -> None:
-        """A worker has told of its partitions."""
+        """Takes a worker's report about its partitions."""
         self._told[message.stage][worker] = (message.least_ms, message.least_unread_ms)
 
     def news(self) -> list[tuple[int, Drift]]:
-        """What each worker does not know yet of the others."""
+        """Returns the messages for workers whose knowledge of the others has changed."""
         found = []
         for stage, told in self._told.items():
             of_others = zip(
@@ -62,6 +65,6 @@ class Drifts:
 
 
 def _others(values: list[int | None]) -> list[int | None]:
-    """For each of them the least of all others; None where there is none."""
+    """Returns for each value the least of all other values, or None if there is none."""
     least = sorted((ms, place) for place, ms in enumerate(values) if ms is not None)[:2]
     return [next((ms for ms, other in least if other != place), None) for place in range(len(values))]

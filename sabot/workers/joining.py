@@ -1,11 +1,11 @@
-"""How a worker comes to its coordinator: over TCP, with what it was told on its standard input when it was started.
+"""The connection of a worker to its coordinator: over TCP, with the ticket that it gets on its standard input.
 
     the coordinator                                  the process of a worker
     listens; starts it, with a Ticket ─────────────▶ reads the Ticket from its standard input
                                           ◀───────── connects, Join: token, number, versions
-    Welcome, or JoinRefused, which says why ───────────▶
+    Welcome, or JoinRefused with the reason ───────────▶
 
-So no token is ever an argument or in the environment, where other processes could read it. TLS, where there is any, is mutual.
+So no token is an argument or in the environment, where other processes could read it. TLS, if it is used, is mutual.
 """
 
 import asyncio
@@ -31,8 +31,9 @@ _CONNECT_SECONDS = 10.0
 
 
 class Ticket(msgspec.Struct, frozen=True):
-    """What a worker's process is given at its start. address: of the coordinator. number: its own, from 0; None: the coordinator gives it
-    one. secrets: the folder of certificates; None: no TLS. parent: the pid of the process that has started it, with which it ends.
+    """The ticket of a worker's process. `address`: that of the coordinator. `number`: the worker's number, from 0, or
+    None if the coordinator chooses it. `secrets`: the folder of certificates, or None without TLS. `parent`: the pid
+    of the process that has started the worker, with which the worker ends.
     """
 
     address: str
@@ -43,16 +44,18 @@ class Ticket(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, encoded: bytes) -> "Ticket":
-        """Raises one of UNREADABLE for bytes that are none."""
+        """Returns the ticket of these bytes. Raises one of UNREADABLE if they are none."""
         return msgspec.msgpack.decode(encoded, type=cls)
 
     def encoded(self, parent: int) -> bytes:
-        """For the standard input of the process that `parent` starts."""
+        """Returns the bytes for the standard input of a process that `parent` starts."""
         return msgspec.msgpack.encode(msgspec.structs.replace(self, parent=parent))
 
 
 class JoinedApp(msgspec.Struct, frozen=True):
-    """A worker whose coordinator has taken it. host: the address of this machine that the coordinator has seen."""
+    """The app of a worker that the coordinator has accepted. `host`: the address of this machine that the coordinator
+    has seen.
+    """
 
     connection: ControlConnection
     welcome: Welcome
@@ -61,17 +64,19 @@ class JoinedApp(msgspec.Struct, frozen=True):
 
 
 def versions() -> dict[str, str]:
-    """Of what must be alike in all processes of an app: they share plans, rows and state."""
+    """Returns the versions that must be equal in all processes of an app, because they share plans, rows and state."""
     return {"sabot": version("sabot"), "Python": platform.python_version(), "pyarrow": pa.__version__}
 
 
 def name_of(worker: int) -> str:
-    """What people read for a worker, whose numbers begin at 0."""
+    """Returns the name of a worker for people. Its number begins at 0."""
     return f"worker {worker + 1}"
 
 
 def parse_address(text: str, what: str) -> tuple[str, int]:
-    """(host, port) of "host:port", or of "[host]:port" for an IPv6 address. Raises UserError."""
+    """Splits "host:port", or "[host]:port" for an IPv6 address. Raises UserError. `what`: the option, for the
+    message.
+    """
     given, colon, port = text.rpartition(":")
     host = given[1:-1] if given[:1] == "[" and given[-1:] == "]" else given
     known = host and (":" in host) == (host != given)
@@ -84,12 +89,14 @@ def parse_address(text: str, what: str) -> tuple[str, int]:
 
 
 def family_of(host: str) -> socket.AddressFamily:
-    """IPv6 for such an address, IPv4 otherwise."""
+    """Returns the address family of a host: IPv6 for such an address, else IPv4."""
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def read_ticket() -> Ticket:
-    """Of this process, once. Raises UserError for a process that was started without one."""
+    """Reads the ticket of this process from standard input. Called once. Raises UserError for a process that was
+    started without one.
+    """
     try:
         given = b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read(_TICKET_BYTES)
         ticket = Ticket.read(given)
@@ -105,9 +112,9 @@ def read_ticket() -> Ticket:
 
 
 async def join(ticket: Ticket) -> JoinedApp:
-    """Connects, and waits until the coordinator takes this worker.
+    """Connects, and waits until the coordinator accepts this worker.
 
-    Raises TransientError where nobody answers or the coordinator is gone, UserError where it refuses this worker.
+    Raises TransientError if nobody answers or the coordinator is gone, and UserError if it refuses this worker.
     """
     secrets = None if ticket.secrets is None else WorkerSecrets.read(ticket.secrets)
     context = None if secrets is None else secrets.context(server=False)

@@ -1,4 +1,4 @@
-"""Who starts the processes of the workers, and how each of them has ended."""
+"""Launchers, which start the processes of workers, and the ends of these processes."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ _UNKNOWN = KillCounts(None, None)
 
 
 class ProcessEnd(NamedTuple):
-    """How a process has ended, to be read behind its name; and why, or what to do."""
+    """The end of a process: `how` it ended, to be read behind its name, and `why`, or a hint."""
 
     how: str
     why: str
@@ -30,44 +30,46 @@ class LaunchedProcess(Protocol):
     pid: int | None  # None: not known here
 
     async def wait(self) -> ProcessEnd:
-        """Returns when it has ended. May be called by several."""
+        """Returns when the process has ended. Several callers may wait."""
 
     def kill(self) -> None:
-        """Ends it at once. Idempotent."""
+        """Ends the process at once. Idempotent."""
 
 
 class Launcher(Protocol):
-    """Starts the workers of one epoch. All methods on one event loop."""
+    """Starts the workers of one epoch. All methods run on one event loop."""
 
     async def open(self, workers: int) -> str:
-        """Makes ready for so many. -> the host at which they reach this process. Raises SabotError; then nothing is left."""
+        """Prepares for this number of workers. Returns the host at which they reach this process. Raises SabotError;
+        nothing is left open then.
+        """
 
     async def make_room(self, more: int) -> None:
-        """Makes sure that the next epoch may have so many more workers than this one. Raises UserError where it may not."""
+        """Makes sure that the next epoch can have `more` additional workers. Raises UserError if it cannot."""
 
     async def launch(self, ticket: Ticket) -> LaunchedProcess:
-        """Starts one. `ticket.parent` is the launcher's to say."""
+        """Starts one worker. The launcher sets `ticket.parent`."""
 
     async def close(self) -> None:
-        """When all processes have ended. Idempotent."""
+        """Releases everything. Called when all processes have ended. Idempotent."""
 
 
 class LocalLauncher:
-    """Starts processes of this machine: new interpreters, which inherit nothing but the standard output and error."""
+    """Starts processes on this machine: new interpreters, which inherit only the standard output and error."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        """command: starts one, which imports the program and calls `run_worker`."""
+        """`command`: the command of a worker's process, which imports the program and calls `run_worker`."""
         self._command = command
 
     async def open(self, workers: int) -> str:
-        """Loopback."""
+        """Returns the loopback address."""
         return "127.0.0.1"
 
     async def make_room(self, more: int) -> None:
-        """There is room for as many as an app may have."""
+        """Does nothing: the machine has room for as many workers as an app may have."""
 
     async def launch(self, ticket: Ticket) -> LaunchedProcess:
-        """See `Launcher`."""
+        """Starts one worker."""
         # In a group of its own, which Ctrl-C does not reach: the coordinator leads the stop, and who just starts would die of it.
         try:
             process = await asyncio.create_subprocess_exec(
@@ -84,7 +86,7 @@ class LocalLauncher:
         return _LocalProcess(process)
 
     async def close(self) -> None:
-        """Nothing is left to do."""
+        """Does nothing."""
 
 
 class _LocalProcess:
@@ -105,7 +107,9 @@ class _LocalProcess:
 
 
 def how_it_ended(code: int, kills: MemoryKills | None = None, before: KillCounts = _UNKNOWN) -> ProcessEnd:
-    """code: as `subprocess` says it. kills: what the system says of kills for memory, where that is this one's; before: at its start."""
+    """Returns the end of a process with this exit code, as `subprocess` has it. `kills`: the counts of kills for lack
+    of memory, if the process was on this machine; `before`: the counts at its start.
+    """
     if code != -signal.SIGKILL:
         return ProcessEnd(_how(code), "its last words are in the log before this line")
     now = _UNKNOWN if kills is None else kills.so_far()

@@ -1,4 +1,6 @@
-"""Where the workers of one epoch come to their coordinator: it lets in who shows the token and runs the same software, each number once."""
+"""The listener to which the workers of one epoch connect: it accepts those with the token and the same software, each
+number once.
+"""
 
 import asyncio
 import hmac
@@ -23,7 +25,9 @@ _STANDBY_MAX = 64  # workers for whom there is no place
 
 
 class JoinListener:
-    """All methods on one event loop. Workers with a number were started for it; without one they take the first place that is free."""
+    """A listener for the workers of one epoch. All methods run on one event loop. A worker with a number was started
+    for it; one without gets the first free number.
+    """
 
     def __init__(
         self,
@@ -33,7 +37,9 @@ class JoinListener:
         *,
         numbered: bool,
     ) -> None:
-        """welcome: what a worker that is let in is told. numbered: this process starts the workers, and gives each its number."""
+        """`welcome`: returns the message for a worker that is accepted. `numbered`: True if this process starts the
+        workers, and gives each its number.
+        """
         self.address = ""
         self._members = members
         self._token = token.encode()
@@ -45,7 +51,7 @@ class JoinListener:
         self._greetings = TaskSet("a worker that joins")
 
     async def open(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
-        """Listens; port 0: at a free one. Raises UserError for an address that cannot be had."""
+        """Listens; port 0 takes a free one. Raises UserError if the address cannot be bound."""
         try:
             self._server = await asyncio.start_server(
                 self._come, host, port, family=family_of(host), ssl=context, ssl_handshake_timeout=_handshake(context)
@@ -59,12 +65,12 @@ class JoinListener:
 
     @property
     def standing_by(self) -> int:
-        """How many workers are here for whom there is no place."""
+        """The number of connected workers without a place."""
         self._standing_by = [each for each in self._standing_by if not each.ended]
         return len(self._standing_by)
 
     async def close(self) -> None:
-        """Lets nobody in any more; workers that are in stay. Idempotent."""
+        """Accepts nobody any more; workers that were accepted stay. Idempotent."""
         server, self._server = self._server, None
         if server is not None:
             server.close()
@@ -80,7 +86,7 @@ class JoinListener:
         self._greetings.begin(self._greet(ControlConnection(reader, writer)))
 
     async def _greet(self, connection: ControlConnection) -> None:
-        """Whoever is not let in is told why, and his connection ends."""
+        """Accepts a worker, or sends the reason for the refusal and closes the connection."""
         taken = False
         try:
             join = await self._first_words(connection)
@@ -95,7 +101,7 @@ class JoinListener:
                 await connection.close()
 
     async def _first_words(self, connection: ControlConnection) -> Join | None:
-        """None: it has said nothing that counts."""
+        """Returns the peer's first message, or None if it is no valid Join."""
         try:
             async with asyncio.timeout(_FIRST_SECONDS):
                 message = await connection.next(FIRST_BYTES)
@@ -105,7 +111,7 @@ class JoinListener:
         return message if isinstance(message, Join) else None
 
     def _let_in(self, connection: ControlConnection, join: Join) -> bool:
-        """False: it is gone. Raises UserError for one that is refused."""
+        """Accepts a worker. Returns False if it is gone. Raises UserError for one that is refused."""
         if not hmac.compare_digest(join.token.encode("utf-8", "replace"), self._token):
             raise UserError(
                 f"a worker at {connection.peer} has shown another token than this app's",
@@ -133,7 +139,7 @@ class JoinListener:
         return True
 
     def _place(self, number: int | None, where: str) -> Member | None:
-        """None: all places are taken."""
+        """Returns the place for a worker, or None if all places are taken."""
         if number is None:
             return next((each for each in self._members if not each.joined.done()), None)
         if not 0 <= number < len(self._members):
@@ -145,7 +151,9 @@ class JoinListener:
         return self._members[number]
 
     def _stand_by(self, connection: ControlConnection, where: str) -> None:
-        """It is kept until the end of the epoch: when that fails, it may take the place of one that is gone."""
+        """Keeps the connection until the end of the epoch. If the epoch fails, the worker may replace one that is
+        gone.
+        """
         if self.standing_by >= _STANDBY_MAX:
             raise UserError(f"the worker at {where} is one too many: {_STANDBY_MAX} stand by already")
         self._standing_by.append(connection)

@@ -1,4 +1,4 @@
-"""One worker, as its coordinator sees it: its process and its connection, what it has said of itself, and how it ended."""
+"""One worker, as its coordinator sees it: its process, its connection, its reports, and its end."""
 
 import asyncio
 import logging
@@ -22,7 +22,9 @@ _END_SECONDS = 5.0  # for a process to end whose connection has ended
 
 
 class Member:
-    """All methods on one event loop. `on_message` and `on_gone` are set before `run` and `join`."""
+    """A worker of an epoch. All methods run on one event loop. `on_message` and `on_gone` are set before `run` and
+    `join`.
+    """
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -46,26 +48,26 @@ class Member:
 
     @property
     def pid(self) -> int:
-        """Of its process, on its machine; 0 where it is not known yet."""
+        """The pid of its process, on its machine, or 0 if it is not known yet."""
         if self.joined.done():
             return self.joined.result().pid
         return (self._process.pid or 0) if self._process is not None else 0
 
     @property
     def text(self) -> str:
-        """For messages."""
+        """The worker's name in messages."""
         if not self.joined.done():
             return f"{self.name} (pid {self.pid})" if self.pid else self.name
         host = self.joined.result().host[:100]
         return f"{self.name} (pid {self.pid}{'' if host == socket.gethostname() else f' on {host}'})"
 
     def run(self, process: LaunchedProcess) -> None:
-        """Its process was started; it joins when it is ready."""
+        """Takes the started process of the worker, which joins when it is ready."""
         self._process = process
         self._tasks.append(asyncio.create_task(self._wait(process), name=f"{self.name} process"))
 
     def join(self, connection: ControlChannel, join: Join, welcome: ControlMessage) -> None:
-        """It has connected, and is told `welcome`. Called once."""
+        """Takes the worker's connection, and sends it `welcome`. Called once."""
         self._connection = connection
         self._hears()
         self.joined.set_result(join)
@@ -73,11 +75,11 @@ class Member:
         self.send(welcome)
 
     def give_up(self, error: SabotError) -> None:
-        """It can never join."""
+        """Notes that the worker can never join."""
         self._is_gone(error)
 
     def send(self, message: ControlMessage) -> None:
-        """Sends it, unless the worker is gone."""
+        """Sends a message, unless the worker is gone."""
         if self._connection is not None:
             self._connection.send(message)
 
@@ -121,8 +123,8 @@ class Member:
             self.on_gone(error)
 
     async def end(self, patience_s: float) -> None:
-        """Waits so long for the worker to end by itself, then kills it, and returns when it is gone. Of one that somebody else has started,
-        the connection is ended.
+        """Waits `patience_s` for the worker to end by itself, then kills it, and returns when it is gone. If others
+        have started the worker, only its connection is ended.
         """
         self._ending = True
         if self._process is not None:

@@ -1,7 +1,8 @@
-"""What the kernel says of processes that it has killed because memory ran out: of the control group of this process, and of the machine.
+"""The kernel's counts of processes that it has killed for lack of memory: in the control group of this process, and
+on the machine.
 
-A signal does not say who has sent it. But the kernel counts its kills: of a process of a control group in that group (version 2:
-`memory.events`, version 1: `memory.oom_control`), and of all in `/proc/vmstat`. A worker is in the group of its coordinator.
+A signal does not tell its sender. But the kernel counts its kills in a control group (version 2: `memory.events`,
+version 1: `memory.oom_control`), and on the machine in `/proc/vmstat`. A worker is in the group of its coordinator.
 """
 
 from contextlib import suppress
@@ -12,14 +13,14 @@ _NO_LIMIT_BYTES = 1 << 60  # version 1 says a number in the place of none
 
 
 class KillCounts(NamedTuple):
-    """How many processes were killed since the start of the machine, or of the group. None: nothing says so."""
+    """The numbers of killed processes since the start of the group and of the machine. None: there is no count."""
 
     group: int | None
     machine: int | None
 
 
 class MemoryKills:
-    """Where to read the counts. Its methods read files of the kernel, which takes some 50 µs."""
+    """A reader of the counts. Its methods read files of the kernel, which takes some 50 µs."""
 
     def __init__(self, proc: Path = Path("/proc"), mount: Path = Path("/sys/fs/cgroup")) -> None:
         self._machine = proc / "vmstat"
@@ -31,12 +32,12 @@ class MemoryKills:
                 return
 
     def so_far(self) -> KillCounts:
-        """The counts of now."""
+        """Returns the current counts."""
         return KillCounts(None if self._group is None else _count(self._group), _count(self._machine))
 
     @property
     def limit_bytes(self) -> int | None:
-        """The most memory that the control group may have; None: it has no limit of its own."""
+        """The most memory that the control group may have, or None if it has no limit of its own."""
         with suppress(OSError, ValueError):  # "max"
             if self._limit is not None and (limit := int(self._limit.read_text("ascii"))) < _NO_LIMIT_BYTES:
                 return limit
@@ -44,8 +45,8 @@ class MemoryKills:
 
 
 def _places(proc: Path, mount: Path) -> list[tuple[Path, str, str]]:
-    """(folder, file of the counts, file of the limit) that the control group of this process may have. In a container the path of the group
-    may be one of the machine, and the folder that is mounted the group itself.
+    """Returns the possible places of this process's control group: folder, file of the counts, file of the limit. In
+    a container the group's path may be one of the machine, and the mounted folder the group itself.
     """
     found = []
     with suppress(OSError, ValueError):

@@ -1,8 +1,10 @@
-"""Workers on the nodes of a Ray cluster: each is a process that a Ray actor holds, in a bundle of one placement group.
+"""Workers on the nodes of a Ray cluster: each is a process that a Ray actor holds, in a bundle of one placement
+group.
 
-Ray finds the places, starts the actors, and ends them with their node. All else is as anywhere: the process joins the coordinator over TCP,
-and rows go from worker to worker. The actor's process imports this module, so Sabot is installed on every node, as Ray is; the program is
-imported from the folder in which the coordinator was started, which every node has at the same path.
+Ray finds the places, starts the actors, and ends them with their node. The rest is as without Ray: the process joins
+the coordinator over TCP, and rows go from worker to worker. The actor's process imports this module, so Sabot is
+installed on every node, as Ray is. The program is imported from the folder in which the coordinator was started,
+which every node has at the same path.
 """
 
 import asyncio
@@ -32,7 +34,7 @@ _ADDRESS_WORDS = "auto, or the address of the cluster's head node, host:port"
 
 
 def _ray() -> Any:
-    """The library, which is imported where it is asked for: its import takes a second. Raises MissingExtra."""
+    """Returns the library. It is imported at its first use, because the import takes a second. Raises MissingExtra."""
     try:
         import ray
     except ImportError as error:
@@ -41,7 +43,7 @@ def _ray() -> Any:
 
 
 def parse_resources(text: str) -> dict[str, float]:
-    """{"CPU": 2.0, "GPU": 1.0} of "CPU=2,GPU=1". Raises UserError."""
+    """Parses "CPU=2,GPU=1" into {"CPU": 2.0, "GPU": 1.0}. Raises UserError."""
     found: dict[str, float] = {}
     for part in text.split(","):
         name, equals, number = part.strip().partition("=")
@@ -58,10 +60,12 @@ def parse_resources(text: str) -> dict[str, float]:
 
 
 class RayLauncher:
-    """The workers of one epoch. All methods on one event loop."""
+    """A launcher of the workers of one epoch. All methods run on one event loop."""
 
     def __init__(self, address: str, words: Sequence[str], resources: Mapping[str, float]) -> None:
-        """words: the arguments of `python -m sabot` that start a worker. resources: of each worker, by Ray's names. Raises MissingExtra."""
+        """`words`: the arguments of `python -m sabot` that start a worker. `resources`: those of each worker, by
+        Ray's names. Raises MissingExtra.
+        """
         self._ray = _ray()
         self._address = address
         self._words = list(words)
@@ -71,7 +75,9 @@ class RayLauncher:
         self._bundle = 0
 
     async def open(self, workers: int) -> str:
-        """The address of this machine in the cluster. Raises TransientError where the cluster has no room for all."""
+        """Returns the address of this machine in the cluster. Raises TransientError if the cluster has no room for
+        all workers.
+        """
         self._group = await run_in_thread(self._asked, workers)
         _keep_sigterm()
         if not await _placed(self._group, _ROOM_SECONDS):
@@ -82,7 +88,7 @@ class RayLauncher:
         return address
 
     async def make_room(self, more: int) -> None:
-        """Takes the places beside those of the workers that run, so that the cluster grows where it can, and gives them back."""
+        """Reserves the additional places, so that the cluster grows if it can, and gives them back."""
         group = await run_in_thread(self._asked, more)
         try:
             if not await _placed(group, _MORE_ROOM_SECONDS):
@@ -93,7 +99,7 @@ class RayLauncher:
             await run_in_thread(self._ray.util.remove_placement_group, group)
 
     def _asked(self, workers: int) -> Any:
-        """The placement group, for which there may not be room yet."""
+        """Returns the placement group, for which there may be no room yet."""
         ray = self._ray
         if not ray.is_initialized():
             try:
@@ -115,7 +121,7 @@ class RayLauncher:
         )
 
     async def launch(self, ticket: Ticket) -> LaunchedProcess:
-        """See `Launcher`."""
+        """Starts one worker in an actor."""
         return await run_in_thread(self._launch, ticket, asyncio.get_running_loop())
 
     def _launch(self, ticket: Ticket, loop: asyncio.AbstractEventLoop) -> "_RayProcess":
@@ -136,8 +142,8 @@ class RayLauncher:
 
 
 def _keep_sigterm() -> None:
-    """Puts the handler of this process back before Ray's, which prints a trace and sets an alarm: three seconds later that would abort
-    a process that stops in good order.
+    """Restores this process's handler of SIGTERM. Ray's handler prints a trace and sets an alarm, which three seconds
+    later aborts a process that stops in good order.
     """
     handler = signal.getsignal(signal.SIGTERM)
     if handler is not None and threading.current_thread() is threading.main_thread():
@@ -146,7 +152,7 @@ def _keep_sigterm() -> None:
 
 
 async def _placed(group: Any, seconds: float) -> bool:
-    """Whether the cluster has had room for the placement group within so long."""
+    """Returns True if the cluster has room for the placement group within `seconds`."""
     ends_s = SYSTEM_CLOCK.monotonic() + seconds
     while not await run_in_thread(group.wait, 1.0):
         if SYSTEM_CLOCK.monotonic() > ends_s:
@@ -159,7 +165,7 @@ def _text(resources: Mapping[str, float]) -> str:
 
 
 def _options(resources: Mapping[str, float]) -> dict[str, Any]:
-    """An actor's options for these resources: Ray has parameters of its own for three of them."""
+    """Returns an actor's options for these resources; Ray has parameters of its own for three of them."""
     own = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
     others = {name: value for name, value in resources.items() if name not in own}
     return {
@@ -172,10 +178,10 @@ def _options(resources: Mapping[str, float]) -> dict[str, Any]:
 
 
 class _Holder:
-    """An actor: it holds the process of one worker, which ends with it."""
+    """An actor that holds the process of one worker, which ends with it."""
 
     def run(self, words: list[str], folder: str, ticket: bytes) -> int | str:
-        """-> the exit code of the process, or why it could not be started."""
+        """Runs the process, and returns its exit code, or the reason why it could not be started."""
         if not os.path.isdir(folder):
             return f"cannot be started: the node has no folder {folder}"
         given = Ticket.read(ticket)
@@ -198,11 +204,13 @@ class _RayProcess:
         running.add_done_callback(lambda result: call_on_loop(loop, self._end, _ended(result)))
 
     async def wait(self) -> ProcessEnd:
-        """See `LaunchedProcess`."""
+        """Returns when the process has ended."""
         return await asyncio.shield(self._ended)
 
     def kill(self) -> None:
-        """Ends the actor, and with it the process. Of a node that is gone nothing may be heard for long, so the wait for it has an end."""
+        """Ends the actor, and with it the process. The wait is bounded, because of a node that is gone there may be
+        no news for long.
+        """
         self._kill()
         self._loop.call_later(_KILLED_SECONDS, self._end, ProcessEnd("was killed", "nothing was heard of its end"))
 

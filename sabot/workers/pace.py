@@ -1,4 +1,4 @@
-"""How fast a worker goes and what its process uses, from its last heartbeats."""
+"""The rates and the resources of a worker's process, from its last heartbeats."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,17 +9,19 @@ _BEATS = 6  # rates are those between the first and the last of them
 
 
 class Pace:
-    """One thread adds; any thread may read."""
+    """A window over a worker's last heartbeats. One thread adds; any thread may read."""
 
     def __init__(self) -> None:
         self._beats: tuple[tuple[float, Beat], ...] = ()
 
     def add(self, now_s: float, beat: Beat) -> None:
-        """now_s: of the coordinator's monotonic clock."""
+        """Adds a heartbeat. `now_s`: the coordinator's monotonic clock."""
         self._beats = (*self._beats[1 - _BEATS :], (now_s, beat))
 
     def report(self, tasks: Iterable[str], now_s: float) -> dict[str, Any]:
-        """The tasks that are placed on the worker, with their figures, and those of its process. None: not known, or not known yet."""
+        """Returns the figures of the tasks that are placed on the worker, and of its process. None: not known, or not
+        known yet.
+        """
         beats = self._beats or ((now_s, Beat()),)
         (first_s, first), (last_s, last) = beats[0], beats[-1]
         seconds = last_s - first_s
@@ -37,7 +39,9 @@ class Pace:
 
 
 def _figures(beat: Beat, task: str) -> Mapping[str, Any] | None:
-    """Of a task of streams as it says them; of one of agents, what all of them have read."""
+    """Returns the figures of a task: of a stream task its own, of a task of agents the records that all agents have
+    read.
+    """
     if task not in beat.agents:
         return beat.figures.get(task)
     agents = beat.agents[task]["agents"]
@@ -53,7 +57,9 @@ def _figures(beat: Beat, task: str) -> Mapping[str, Any] | None:
 
 
 def _task(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None, seconds: float) -> dict[str, Any]:
-    """rows: that the task has taken since its start. lag: what its source has not read yet; None where it reads from other tasks."""
+    """Returns the figures of a task. `rows`: the rows that it has taken since its start. `lag`: the rows that its
+    source has not read yet, or None if it reads from other tasks.
+    """
     if now is None:
         return {"rows": None, "rows_per_second": None, "lag": None}
     rate = _rate(0 if before is None else before["rows"], now["rows"], seconds)
@@ -72,6 +78,6 @@ def _rate(before: float | None, now: float | None, seconds: float) -> float | No
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
-    """Of those that are known; None where none is."""
+    """Returns the sum of the known values, or None if none is known."""
     known = [value for value in values if value is not None]
     return round(sum(known), 1) if known else None

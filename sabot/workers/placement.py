@@ -1,4 +1,6 @@
-"""Which worker runs which task: a function of the plan and of the number of workers alone, so that every start comes to the same."""
+"""The placement of tasks on workers: a function of the plan and of the number of workers alone, so that every start
+has the same result.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
@@ -13,12 +15,15 @@ from sabot.runtime.agent_groups import AgentGroup
 def place(
     stages: Sequence[Stage], workers: int, groups: Sequence[AgentGroup] = (), sinks: Collection[int] = ()
 ) -> dict[str, int]:
-    """The number of the worker of each task, from 0.
+    """Returns the number of the worker of each task, from 0.
 
-    Subtasks of a stage are dealt out in turn: equal numbers of several stages come to one worker, and an edge between them stays in the
-    process. A stage of one task, as a sink, goes to the worker that has the fewest.
-    The agents that share a task are on the last worker, and with them every stage that rows of theirs reach, or come from; so a Sink that
-    both write (sinks: their ids) has one writer. A task of an agent with process= has a worker behind these to itself.
+    Subtasks of a stage are dealt out in turn: subtasks with equal numbers of several stages are on one worker, so an
+    edge between them stays in the process. A stage with one task, such as a sink, goes to the worker with the fewest
+    tasks.
+
+    The agents that share a task are on the last worker, and so is every stage that exchanges rows with them; so a
+    Sink that agents and streams write (`sinks`: their ids) has one writer. A task of an agent with `process=` has an
+    additional worker to itself.
     """
     last, own = workers - 1, count(workers)
     of_groups = {group.task: next(own) if group.own else last for group in groups}
@@ -47,7 +52,7 @@ def place(
 
 
 def _with_agents(stages: Sequence[Stage], sinks: Collection[int]) -> set[str]:
-    """The ids of the stages of agents, and of those to which edges lead from one to the other, in whatever direction."""
+    """Returns the ids of the stages of agents, and of those that edges connect with them, in either direction."""
     beside: defaultdict[str, set[str]] = defaultdict(set)
     for stage in stages:
         letters = [] if stage.dead_letters is None else [stage.dead_letters]
@@ -68,7 +73,9 @@ def _with_agents(stages: Sequence[Stage], sinks: Collection[int]) -> set[str]:
 
 
 def fingerprint(app: str, plan: Plan) -> str:
-    """A digest of what a plan does and of how many tasks it has. Two processes with the same one may share its tasks."""
+    """Returns a digest of a plan's steps and numbers of tasks. Two processes with equal digests may share the plan's
+    tasks.
+    """
     words = [app, plan.text()]
     for stage in plan.stages:
         words.append(f"{stage.id} {stage.parallelism}")

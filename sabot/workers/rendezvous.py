@@ -1,4 +1,6 @@
-"""How the workers of an app and its coordinator find each other: who starts them, where they join, and with which secrets."""
+"""The rendezvous of an app's workers and its coordinator: how the workers are started, where they connect, and with
+which secrets.
+"""
 
 import asyncio
 import logging
@@ -21,38 +23,43 @@ _JOIN_SECONDS = 300.0  # for a process that was started to connect: it loads Sab
 
 
 class JoinRound(Protocol):
-    """The workers of one epoch, until all have joined. All methods on one event loop."""
+    """The workers of one epoch until all have joined. All methods run on one event loop."""
 
     @property
     def within_s(self) -> float | None:
-        """How long a worker may take to join; None: as long as somebody needs to start one."""
+        """The seconds within which a worker has to join, or None if people start the workers."""
 
     async def open(self) -> None:
-        """From now on workers join; those that are ours to start are started. Raises SabotError; `close` follows all the same."""
+        """Accepts workers from now on, and starts those that this process has to start. Raises SabotError; `close` is
+        called all the same.
+        """
 
     def check(self) -> None:
-        """Once all have said `Hello`. Raises UserError where they cannot reach each other."""
+        """Raises UserError if the workers cannot reach each other. Called when all have sent `Hello`."""
 
     async def make_room(self, more: int) -> None:
-        """While the workers of this epoch run: makes sure that the next one may have so many more. Raises UserError where it may not."""
+        """Makes sure, while the workers of this epoch run, that the next epoch can have `more` additional ones.
+        Raises UserError if it cannot.
+        """
 
     async def close(self, patience_s: float) -> None:
-        """Lets nobody in any more, and ends all workers: they have so long to end by themselves. Idempotent."""
+        """Accepts nobody any more, and ends all workers: they have `patience_s` to end by themselves. Idempotent."""
 
 
 class Rendezvous(Protocol):
-    """How the workers of an app come to its coordinator: over TCP, or as a simulation has it."""
+    """A way in which an app's workers connect to its coordinator: over TCP, or that of a simulation."""
 
     def begin(self, members: Sequence[Member], welcome: Callable[[Member], ControlMessage]) -> JoinRound:
-        """For an epoch with these workers. welcome: what each is told that joins."""
+        """Begins an epoch with these workers. `welcome`: returns the message for each worker that joins."""
 
 
 @dataclass(frozen=True)
 class TcpRendezvous:
-    """What the user has said of it.
+    """A rendezvous over TCP, by the user's settings.
 
-    launcher: makes what starts the workers of an epoch; None: others start them, with `sabot join`. host, port: where the coordinator
-    listens; None and 0: as the launcher says, at a free port. secrets: of those who join, and for TLS.
+    `launcher`: makes the launcher of an epoch's workers, or None if others start them with `sabot join`. `host`,
+    `port`: where the coordinator listens; None and 0 leave that to the launcher, at a free port. `secrets`: the token
+    and the certificates, or None.
     """
 
     launcher: Callable[[], Launcher] | None
@@ -62,7 +69,9 @@ class TcpRendezvous:
 
     @classmethod
     def of(cls, launcher: Callable[[], Launcher] | None, listen: str | None, secrets: str | None) -> "TcpRendezvous":
-        """listen: "host:port". secrets: the folder. Raises UserError for what does not go together."""
+        """Returns the rendezvous for these settings. `listen`: "host:port". `secrets`: the folder. Raises UserError
+        if they do not go together.
+        """
         known = None if secrets is None else WorkerSecrets.read(secrets)
         host, port = (None, 0) if listen is None else parse_address(listen, "--listen")
         if launcher is None and (known is None or known.token is None):
@@ -75,12 +84,12 @@ class TcpRendezvous:
         return cls(launcher, host, port, known)
 
     def begin(self, members: Sequence[Member], welcome: Callable[[Member], ControlMessage]) -> JoinRound:
-        """See `Rendezvous`."""
+        """Begins an epoch with these workers."""
         return _TcpJoinRound(self, members, welcome)
 
 
 class _TcpJoinRound:
-    """See `JoinRound`."""
+    """A JoinRound over TCP."""
 
     def __init__(
         self, rendezvous: TcpRendezvous, members: Sequence[Member], welcome: Callable[[Member], ControlMessage]
@@ -95,11 +104,11 @@ class _TcpJoinRound:
 
     @property
     def within_s(self) -> float | None:
-        """See `JoinRound`."""
+        """The seconds within which a worker has to join, or None if people start the workers."""
         return None if self._launcher is None else _JOIN_SECONDS
 
     async def open(self) -> None:
-        """Listens, and starts the workers, where that is not somebody else's to do."""
+        """Listens, and starts the workers unless others start them."""
         rendezvous, secrets = self._rendezvous, self._rendezvous.secrets
         ours = "" if self._launcher is None else await self._launcher.open(len(self._members))
         context = None if secrets is None else await run_in_thread(secrets.context, server=True)
@@ -113,7 +122,9 @@ class _TcpJoinRound:
             member.run(await self._launcher.launch(ticket))
 
     def check(self) -> None:
-        """Once all have said `Hello`. Raises UserError where one listens for rows at an address that others cannot reach."""
+        """Raises UserError if a worker listens for rows at an address that others cannot reach. Called when all have
+        sent `Hello`.
+        """
         near = [each for each in self._members if _is_loopback(each.hello.result().address)]
         if near and len(near) < len(self._members):
             raise UserError(
@@ -122,7 +133,7 @@ class _TcpJoinRound:
             )
 
     async def make_room(self, more: int) -> None:
-        """See `JoinRound`."""
+        """Asks the launcher, if there is one, for room in the next epoch."""
         if self._launcher is not None:
             await self._launcher.make_room(more)
         elif more > (waiting := self._listener.standing_by):
@@ -132,7 +143,7 @@ class _TcpJoinRound:
             )
 
     async def close(self, patience_s: float) -> None:
-        """See `JoinRound`."""
+        """Accepts nobody any more, and ends all workers."""
         await self._listener.close()
         await asyncio.gather(*(member.end(patience_s) for member in self._members))
         if self._launcher is not None:
@@ -140,5 +151,5 @@ class _TcpJoinRound:
 
 
 def _is_loopback(address: str) -> bool:
-    """Of a host, or of an address with its port."""
+    """Returns True for a loopback host, with or without a port."""
     return address.startswith(("127.", "[::1]:")) or address == "::1" or address.partition(":")[0] == "localhost"

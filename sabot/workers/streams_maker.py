@@ -1,4 +1,4 @@
-"""How many workers an app has, also after a rescale, and what makes the streams of each of its runs."""
+"""The number of workers of an app, also after a rescale, and the maker of the streams of each of its runs."""
 
 import logging
 import os
@@ -22,7 +22,10 @@ _RESCALE_TRIES = 3  # to begin with another number of workers, however many rest
 
 
 def over_workers(app: SpreadApp, rendezvous: Rendezvous, workers: int) -> StreamsMaker:
-    """What runs the streams of the app in so many processes, and agents with process= in more. rendezvous: how these come to this one."""
+    """Returns a maker that runs the streams of the app in `workers` processes, and agents with `process=` in
+    additional ones. `rendezvous`: brings these processes to this one. Raises UserError for 1 worker without such
+    agents.
+    """
     own = any(agent.spec is not None and agent.spec.process for agent in app.agents().values())
     if workers == 1 and not own:
         raise UserError("workers=1: that is this process alone", hint="leave --workers out")
