@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from sabot.runtime.settings import StreamsMaker
 
 IMPORTING = ContextVar("IMPORTING", default=False)
-"""Whether a program is being imported by somebody who will start its app."""
+"""True while a program is imported by code that will start its app."""
 
 _log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class App(AgentDeclarations, HasStreams, HasTopics):
             note_written(self.id, end.sink if isinstance(end.sink, str) else end.sink.name)
 
     def agent_of(self, function: Callable[..., Any]) -> AgentSpec:
-        """Returns the agent that this function is, for streams that feed or read one."""
+        """Returns the agent of this function, for streams that feed or read one. Raises UserError if it is no agent."""
         for spec in self.agent_runtime.specs:
             if spec.func is function:
                 return spec
@@ -191,10 +191,11 @@ class App(AgentDeclarations, HasStreams, HasTopics):
     # -- state, read from outside -----------------------------------------------------------------------------------------
 
     def state(self, name: str, *, key: Any = None, as_of: int | None = None) -> "StateView":
-        """What an operator of a stream (by its id, see `explain()`, or its `.named(...)`) or an agent keeps; `.to_arrow()` reads it.
+        """Returns a view of the state that an operator of a stream (by its id, see `explain()`, or its `.named(...)`)
+        or an agent keeps; `.to_arrow()` reads it.
 
-        key: only the state of this key. as_of: the state at this checkpoint. By default that of the newest one; from a thread other than
-        that of the running app's event loop, the state as it is now (a checkpoint is taken).
+        `key`: only the state of this key. `as_of`: the state at this checkpoint. By default the view is of the newest
+        checkpoint; from a thread other than that of the running app's event loop a checkpoint is taken first.
         """
         from sabot.operators.reading import StateView, state_of
 
@@ -217,9 +218,11 @@ class App(AgentDeclarations, HasStreams, HasTopics):
     # -- start and stop ---------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Restores the last checkpoint and runs; returns when all inputs have ended, or after Ctrl-C. Raises AgentFailed.
+        """Restores the last checkpoint and runs. Returns when all inputs have ended, or after Ctrl-C. Raises
+        AgentFailed.
 
-        SIGINT (Ctrl-C), SIGTERM and SIGHUP stop it in good order, unless other code handles them; Python handles a second one.
+        SIGINT (Ctrl-C), SIGTERM and SIGHUP stop the app in good order, unless other code handles them; Python handles
+        a second one.
         """
         if IMPORTING.get():
             raise UserError(
@@ -275,10 +278,12 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         timestamp: int | None = None,
         partition: int | None = None,
     ) -> int:
-        """Writes one record; returns its offset once the broker has it. Works whether or not the app runs, on any loop or thread.
+        """Writes one record, and returns its offset once the broker has it. Works on any loop or thread, also if the
+        app does not run.
 
-        value: bytes are written as they are, anything else as JSON; None with a key is a tombstone, a null payload. key: bytes or str.
-        headers: as of `Message`. timestamp: ms UTC, by default now. If the app has failed since `start()`, that failure is raised.
+        `value`: bytes are written as they are, anything else as JSON; None with a key is a tombstone, a null payload.
+        `key`: bytes or str. `headers`: as in `Message`. `timestamp`: ms UTC, by default now. If the app has failed
+        since `start()`, that failure is raised.
         """
         checked_topic(topic, "send: topic")
         self.agent_runtime.runner.raise_failure()
@@ -298,7 +303,9 @@ class App(AgentDeclarations, HasStreams, HasTopics):
     # -- called by the runtime --------------------------------------------------------------------------------------------
 
     def open_state(self, name: str = "db") -> tuple[StateBackend | None, bool]:
-        """Returns the assigned backend, or one that is made from `state`, which the runtime closes. name: of its database there."""
+        """Returns the assigned backend, or one that is made from `state`, and True if the runtime has to close it.
+        `name`: the name of its database.
+        """
         if self._state_backend is not None:
             return self._state_backend, False
         return open_backend(self.settings.state, name), True
@@ -312,12 +319,14 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         return self.agent_runtime.agents
 
     async def let_go(self) -> None:
-        """The end of a process that has run a part of the app. Returns when what calls have used is written, and all is sent."""
+        """Called at the end of a process that has run a part of the app. Returns when everything that calls have used
+        is written and sent.
+        """
         await self.agent_runtime.keep_accounts()
         await self._close_sender()
 
     def open_tables(self) -> Path | None:
-        """Returns the directory for the tables of streams; None: they stay in memory."""
+        """Returns the directory for the tables of streams, or None if they stay in memory."""
         return None if (base := state_directory(self.settings.state)) is None else base / "streams"
 
     def open_journal(self) -> "tuple[Journal, LocalBackend]":
@@ -331,7 +340,7 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         return open_app_journal(self, storage, self.journal_storage)
 
     def open_storage(self) -> "CheckpointStorage | None":
-        """Opens the checkpoint directory, locked for this process; None without one."""
+        """Opens and locks the checkpoint directory for this process. Returns None without one."""
         storage = self.checkpoints()
         if storage is None:
             return None
@@ -342,7 +351,7 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         return storage
 
     def checkpoints(self) -> "CheckpointStorage | None":
-        """Returns the storage for checkpoints, not locked; None: there are none."""
+        """Returns the storage for checkpoints, not locked, or None if there are none."""
         directory, base = self.settings.checkpoint_dir, state_directory(self.settings.state)
         if directory is None:
             if base is None:
@@ -353,7 +362,9 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         return CheckpointStorage(directory, scratch=None if base is None else base / "scratch")
 
     def progress(self) -> tuple[float, float] | None:
-        """Returns (read, total) in bytes of the files that streams read; None if there are none, or nothing runs. From any thread."""
+        """Returns the bytes read and the total bytes of the files that streams read, or None if there are none, or
+        nothing runs. From any thread.
+        """
         return self.agent_runtime.runner.progress()
 
     def statistics(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""The jobs of the durable agents of a run: their journal against the checkpoint, their host, their mailboxes.
+"""The jobs of the durable agents of a run: their journal beside the checkpoint, their host, their mailboxes.
 
-    open ─▶ restore ─▶ jobs may begin once a complete checkpoint knows of the journal ─▶ trimmed, as checkpoints go
+    open ─▶ restore ─▶ jobs may begin once a complete checkpoint contains the journal's position ─▶ the journal is trimmed with checkpoints
 
-Jobs begin only then, so a journal that has jobs, where no checkpoint knows of it, means that the state is lost.
+Because jobs begin only then, a journal with jobs but without such a checkpoint means that the state is lost.
 """
 
 import logging
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class JournalOwner(Protocol):
-    """An app, as its journal needs it."""
+    """An app, as its journal uses it."""
 
     id: str
     clock: Clock
@@ -43,7 +43,9 @@ class JournalOwner(Protocol):
 
 
 def journal_place(app: JournalOwner) -> str | Path:
-    """Where the journal of an app is: a directory, an address, or "memory". Raises UserError where it has no place."""
+    """Returns the place of an app's journal: a directory, an address, or "memory". Raises UserError if the journal
+    has no place.
+    """
     if app.settings.journal is not None:
         return app.settings.journal
     base = state_directory(app.settings.state)
@@ -58,11 +60,11 @@ def journal_place(app: JournalOwner) -> str | Path:
 def open_app_journal(
     app: JournalOwner, storage: CheckpointStorage | None, memory: MemoryStorage
 ) -> tuple[Journal, LocalBackend]:
-    """The journal of an app, by default in its state directory, and a store for mailboxes. storage: of its checkpoints. memory: where the
-    journal is for "memory".
+    """Opens the journal of an app, by default in its state directory, and a store for mailboxes. `storage`: the
+    storage of the app's checkpoints. `memory`: the place of a journal in "memory".
 
-    Blocks. Raises UserError where journal and checkpoints could not be kept together, and where `fresh` would forget effects that nobody
-    said may be forgotten.
+    Blocks. Raises UserError if journal and checkpoints could not be kept together, and if `fresh` would forget
+    effects without the user's permission.
     """
     settings = app.settings
     base, fresh = state_directory(settings.state), settings.fresh
@@ -104,7 +106,7 @@ def open_app_journal(
 
 
 def _needed(facts: Mapping[str, Any]) -> dict[int, int]:
-    """Jobs whose END stands before this are covered by the checkpoint, all of them."""
+    """Returns, per partition, the position before which the checkpoint covers every job whose END stands there."""
     positions = dict(facts["positions"])
     for partition, offset in unapplied_jobs(facts).values():
         positions[partition] = min(offset, positions[partition])
@@ -112,14 +114,18 @@ def _needed(facts: Mapping[str, Any]) -> dict[int, int]:
 
 
 def _needed_by(manifest: Manifest, facts: Mapping[str, Any]) -> dict[int, int]:
-    """From where on this checkpoint needs the journal: for its jobs, and for its streams of what they have done."""
+    """Returns, per partition, the position from which on this checkpoint needs the journal: for its jobs, and for its
+    streams over the journal.
+    """
     inputs = [task.meta["input"] for task in manifest.tasks.values() if "positions" in task.meta.get("input", {})]
     return held_for(map(positions_in, inputs), _needed(facts))
 
 
 def check_journal(journal: JournalReader, facts: Mapping[str, Any] | None, place: object = None) -> None:
-    """Blocks. Raises OtherJournal, or UserError where the journal has jobs and there is no checkpoint that knows of it. facts: what the
-    checkpoint says of it. place: where checkpoints were looked for, if that is known.
+    """Compares a journal with the checkpoint. `facts`: the checkpoint's facts about the journal, or None. `place`:
+    the place of the checkpoints, or None.
+
+    Blocks. Raises OtherJournal, and UserError if the journal has jobs and no checkpoint knows of it.
     """
     if facts is not None:
         check_place(journal, facts["identity"], dict(facts["positions"]), _needed(facts))
@@ -137,7 +143,7 @@ def _load(restored: Manifest, task: str, name: str, load: Callable[[Path], None]
 
 
 class DurableJobs:
-    """On the event loop of the run, unless said otherwise."""
+    """The jobs of a run. Methods run on the run's event loop, unless said otherwise."""
 
     def __init__(
         self,
@@ -152,9 +158,10 @@ class DurableJobs:
         listener: Listener | None = None,
         guard: EffectGuard | None = None,
     ) -> None:
-        """mail: for mailboxes; it is shut at the end. known: a checkpoint knows of the journal, or none is ever kept. storage: of the
-        checkpoints, which knows of savepoints. dedupe_s: how long the ids of jobs that have ended are known.
-        listener: is told what happens in jobs. guard: decides what they may do.
+        """`mail`: the store of mailboxes, which `close` shuts. `known`: True if a checkpoint contains the journal's
+        position, or none is ever taken. `storage`: the storage of the checkpoints, which knows of savepoints.
+        `dedupe_s`: the seconds for which the ids of ended jobs are kept. `listener`: gets events of jobs. `guard`:
+        decides on their effects.
         """
         self.journal = journal
         self._notes = NotesOfParked()
@@ -172,7 +179,9 @@ class DurableJobs:
         self._positions: dict[int, Mapping[int, int]] = {}  # from where on a checkpoint needs the journal, by its id
 
     async def open(self, restored: Manifest | None, task: str) -> None:
-        """Reads the jobs that the checkpoint does not cover whole, and its mailboxes. task: of the agents."""
+        """Reads the jobs that the checkpoint does not cover completely, and its mailboxes. `task`: the task of the
+        agents.
+        """
         facts = stored_journal(restored, task)
         if restored is not None and facts is not None:
             self._positions[restored.checkpoint_id] = _needed_by(restored, facts)
@@ -189,12 +198,12 @@ class DurableJobs:
             self._open = await self.host.open(dict(facts["positions"]), unapplied_jobs(facts))
 
     def cut(self) -> dict[str, Cut]:
-        """The mailboxes and the notes of parked jobs as they are now, by the names of their states."""
+        """Returns cuts of the mailboxes and of the notes of parked jobs, by the names of their states."""
         cuts = {STATE: self.mail.cut(), NOTES: self._notes.cut()}
         return {name: cut for name, cut in cuts.items() if cut is not None}
 
     def restore(self, operators: Mapping[str, AgentOperator]) -> None:
-        """Gives the open jobs to their agents. Raises UserError where an agent of some is gone."""
+        """Gives the open jobs to their agents. Raises UserError if an agent of some jobs is gone."""
         self._operators = {name: each for name, each in operators.items() if isinstance(each, DurableAgentOperator)}
         gone = Counter(job.agent for job in self._open if job.agent not in self._operators)
         if gone:
@@ -219,7 +228,7 @@ class DurableJobs:
             operator.admit()
 
     def completed(self, manifest: Manifest, task: str) -> None:
-        """A checkpoint is complete."""
+        """Called when a checkpoint is complete: jobs may begin once it contains the journal's position."""
         facts = stored_journal(manifest, task)
         if facts is not None:
             self._positions[manifest.checkpoint_id] = _needed_by(manifest, facts)
@@ -227,7 +236,7 @@ class DurableJobs:
                 self._admit()
 
     def retained(self, oldest_id: int) -> None:
-        """Older checkpoints than this one are gone: what only they need, and no savepoint, is trimmed."""
+        """Trims journal entries that only checkpoints before `oldest_id` need, which are gone, and no savepoint."""
         positions = self._positions.get(oldest_id)
         self._positions = {name: each for name, each in self._positions.items() if name >= oldest_id}
         if positions is not None and not self.host.stopping:
@@ -235,7 +244,9 @@ class DurableJobs:
             self.host.log.trim(lambda: self._with_savepoints(positions), forget_before_ms)
 
     def _with_savepoints(self, positions: Mapping[int, int]) -> Mapping[int, int] | None:
-        """From where on these checkpoints and the savepoints need the journal; None: nobody knows now. Blocks."""
+        """Returns the positions from which on these checkpoints and the savepoints need the journal, or None if
+        nobody knows now. Blocks.
+        """
         needed = dict(positions)
         try:
             notes = [] if self._storage is None else self._storage.savepoints()
@@ -249,14 +260,14 @@ class DurableJobs:
         return needed
 
     def leave(self) -> None:
-        """A drain: jobs that are parked are not waited for."""
+        """Called in a drain, which does not wait for parked jobs."""
         for operator in self._operators.values():
             operator.leaving = True
             operator.release()
 
     @property
     def rest(self) -> bool:
-        """Jobs are parked: the app has not come to its end."""
+        """True if jobs are parked, so the app has not come to its end."""
         return self.host.parking.parked > 0
 
     async def close(self) -> None:
@@ -265,6 +276,8 @@ class DurableJobs:
         await run_in_thread(self.mail.shut)
 
     def statistics(self) -> dict[str, Any]:
-        """Those of the host, and `waiting`: rows that wait for their turn, in memory and in mailboxes; from any thread."""
+        """Returns the figures of the host, and `waiting`, the rows that wait for their turn, in memory and in
+        mailboxes. From any thread.
+        """
         waiting = sum(each.waiting_rows() for each in list(self._operators.values())) + self.mail.rows
         return {**self.host.statistics(), "waiting": waiting}

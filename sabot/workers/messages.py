@@ -1,4 +1,6 @@
-"""What a coordinator and its workers tell each other: msgpack, one tagged map each. Nothing of it runs code at the receiver."""
+"""The messages between a coordinator and its workers: one tagged map each, in msgpack. No message makes the receiver
+run code.
+"""
 
 from typing import Any
 
@@ -48,19 +50,21 @@ __all__ = [
 ]
 
 SavedFile = str | StoredFile
-"""What a worker has saved: the path of a file in the shared folder, or what it has stored in the object store of the checkpoints."""
+"""A file that a worker has saved: its path in the shared folder, or its entry in the object store of the checkpoints."""
 SavedFolder = str | dict[str, StoredFile]
 
 
 class ControlMessage(msgspec.Struct, frozen=True, tag=True):
-    """Any of them."""
+    """The base of all messages."""
 
 
 # -- from the coordinator to a worker -----------------------------------------------------------------------------------
 
 
 class Welcome(ControlMessage, frozen=True):
-    """The answer to `Join`. token: of this epoch of the app, for the exchange. settings: what the user has said beside the program."""
+    """The answer to a `Join` that is accepted. `token`: of this epoch of the app, for the exchange. `settings`: those
+    that the user has given beside the program.
+    """
 
     worker: int
     token: str
@@ -68,25 +72,27 @@ class Welcome(ControlMessage, frozen=True):
 
 
 class JoinRefused(ControlMessage, frozen=True):
-    """The answer to a `Join`, instead of `Welcome`; the connection ends behind it."""
+    """The answer to a `Join` that is refused. The connection ends behind it."""
 
     message: str
     hint: str = ""
 
 
 class Ping(ControlMessage, frozen=True):
-    """The coordinator lives."""
+    """A sign of life of the coordinator."""
 
 
 class Start(ControlMessage, frozen=True):
-    """Open your tasks.
+    """An order to open tasks.
 
-    placement: the worker of each task. addresses: of the exchange of each worker. columns: of streams whose columns were inferred, as an
-    Arrow schema. plan: the fingerprint of the coordinator's. checkpoint: the one that is restored, in `place`; None: in the place that the
-    program names. folder: for saved state; None: the app keeps no checkpoints, or store and generation are given: the object store of its
-    checkpoints, into which workers store what they save, in files of this generation. tracks: the folder of the parts of each exactly-once
-    sink. over: the streams had ended in the checkpoint, and are not opened. reprocess: durable agents whose records are read again. proof:
-    what the file `proof` in the folder says, by which a worker knows that it sees the coordinator's folder, and not one of its own machine.
+    `placement`: the worker of each task. `addresses`: of the exchange of each worker. `columns`: the Arrow schemas of
+    streams whose columns were inferred. `plan`: the fingerprint of the coordinator's plan. `checkpoint`: the one to
+    restore, in `place`, or, if that is None, in the place that the program names. `folder`: for saved state, or None
+    if the app keeps no checkpoints, or if `store` and `generation` name the object store of its checkpoints, where
+    workers store files under this generation. `tracks`: the folder of the parts of each exactly-once sink. `over`:
+    True if the streams had ended in the checkpoint and are not opened. `reprocess`: durable agents whose records are
+    read again. `proof`: the content of the file `proof` in the folder, by which a worker knows that it sees the
+    coordinator's folder, and not one of its own machine.
     """
 
     epoch: str
@@ -107,26 +113,28 @@ class Start(ControlMessage, frozen=True):
 
 
 class RunTasks(ControlMessage, frozen=True):
-    """Every worker has opened its tasks: run them. given: by track, the number of the last part so far."""
+    """An order to run the tasks, when every worker has opened its own. `given`: by track, the number of the last part
+    so far.
+    """
 
     given: dict[str, int]
 
 
 class Trigger(ControlMessage, frozen=True):
-    """Emit the barriers of this checkpoint."""
+    """An order to emit the barriers of this checkpoint."""
 
     checkpoint_id: int
 
 
 class AbortBarriers(ControlMessage, frozen=True):
-    """This checkpoint has failed: forget its barriers."""
+    """The notice that this checkpoint has failed, so that its barriers are dropped."""
 
     checkpoint_id: int
 
 
 class Complete(ControlMessage, frozen=True):
-    """This checkpoint is complete. inputs: what it says of the input of each reader of this worker; where agents are, of all readers.
-    agents: what it says of each task of agents that is here.
+    """The notice that this checkpoint is complete. `inputs`: its facts about the input of each reader of this worker;
+    if the worker has agents, of all readers. `agents`: its facts about each task of agents on this worker.
     """
 
     checkpoint_id: int
@@ -135,25 +143,27 @@ class Complete(ControlMessage, frozen=True):
 
 
 class Retained(ControlMessage, frozen=True):
-    """Checkpoints before this one are gone."""
+    """The notice that earlier checkpoints than this one are gone."""
 
     oldest_id: int
 
 
 class Hold(ControlMessage, frozen=True):
-    """Read no more (held), or go on."""
+    """An order to pause reading (`held`), or to resume it."""
 
     held: bool
 
 
 class Stop(ControlMessage, frozen=True):
-    """Stop reading. drain: what was read is processed to its end."""
+    """An order to stop reading. `drain`: True to process rows that were read to their end."""
 
     drain: bool
 
 
 class Close(ControlMessage, frozen=True):
-    """Close everything, and end. again: the app goes on without delay, and a worker that somebody else has started is wanted again."""
+    """An order to close everything, and to end. `again`: True if the app goes on without delay, so a worker that
+    others have started should join again.
+    """
 
     again: bool = False
 
@@ -162,8 +172,8 @@ class Close(ControlMessage, frozen=True):
 
 
 class Join(ControlMessage, frozen=True):
-    """The first one. token: what it was started with. worker: its number; None: any. versions: of what must be alike in all processes of a
-    app.
+    """A worker's first message. `token`: the one with which it was started. `worker`: its number, or None for any.
+    `versions`: those that must be equal in all processes of an app.
     """
 
     token: str
@@ -174,19 +184,21 @@ class Join(ControlMessage, frozen=True):
 
 
 class Hello(ControlMessage, frozen=True):
-    """Imported, and ready to open tasks. address: of its exchange."""
+    """The notice of a worker that has imported the program and is ready to open tasks. `address`: that of its
+    exchange.
+    """
 
     address: str
 
 
 class Opened(ControlMessage, frozen=True):
-    """Its tasks are open, and what other workers send them has a place."""
+    """The notice that a worker's tasks are open, and that rows of other workers have a place."""
 
 
 class TaskCut(ControlMessage, frozen=True):
-    """A task has passed its barrier on. states: by name the folders in which its state is saved, or the files, by their paths below it,
-    that the worker has stored. files: the paths of its small files, by name, which have a folder to themselves; or what was stored. As
-    TaskSnapshot otherwise.
+    """The notice that a task has passed its barrier on, with its snapshot. `states`: by name, the folders of its
+    saved state, or the files that the worker has stored, by their paths below it. `files`: by name, the paths of its
+    small files, which have a folder to themselves, or their entries in the store. The rest is as in TaskSnapshot.
     """
 
     checkpoint_id: int
@@ -198,7 +210,7 @@ class TaskCut(ControlMessage, frozen=True):
 
 
 class Declined(ControlMessage, frozen=True):
-    """The state of a task at its barrier could not be saved."""
+    """The notice that a task's state at its barrier could not be saved."""
 
     checkpoint_id: int
     task: str
@@ -206,7 +218,7 @@ class Declined(ControlMessage, frozen=True):
 
 
 class TaskEnded(ControlMessage, frozen=True):
-    """A task has ended; as `TaskCut`, its last state."""
+    """The notice that a task has ended, with its last snapshot, as in `TaskCut`."""
 
     task: str
     meta: dict[str, Any]
@@ -216,7 +228,7 @@ class TaskEnded(ControlMessage, frozen=True):
 
 
 class PartSealed(ControlMessage, frozen=True):
-    """A part of exactly-once output is complete, in its file."""
+    """The notice that a part of exactly-once output is complete, in its file."""
 
     track: str
     seq: int
@@ -226,22 +238,23 @@ class PartSealed(ControlMessage, frozen=True):
 
 
 class TrackEnded(ControlMessage, frozen=True):
-    """The input of an exactly-once sink has ended."""
+    """The notice that the input of an exactly-once sink has ended."""
 
     track: str
 
 
 class TasksOver(ControlMessage, frozen=True):
-    """All its tasks have ended."""
+    """The notice that all tasks of a worker have ended."""
 
 
 class Stopped(ControlMessage, frozen=True):
-    """As `Stop` has asked: nothing is read any more, and calls of agents have ended, or were cancelled."""
+    """The answer to `Stop`: nothing is read any more, and calls of agents have ended, or were cancelled."""
 
 
 class WorkerFailed(ControlMessage, frozen=True):
-    """An error has ended what the worker does. kind: the class of the error. passing: it came of something outside. edge: it is one of the
-    exchange, which may only be what others see of a worker that has died. exits: the user's code asked for the end of the process.
+    """The notice that an error has ended a worker's tasks. `kind`: the class of the error. `passing`: True if it came
+    from outside, and may pass. `edge`: True for an error of the exchange, which may only be the effect of another
+    worker's death. `exits`: True if the user's code asked for the end of the process.
     """
 
     kind: str
@@ -254,17 +267,18 @@ class WorkerFailed(ControlMessage, frozen=True):
 
 
 class AgentHasFailed(ControlMessage, frozen=True):
-    """An agent has ended at a record. The others go on."""
+    """The notice that an agent has failed at a record. The others go on."""
 
     agent: str
     error: WorkerFailed
 
 
 class Beat(ControlMessage, frozen=True):
-    """The worker lives. samples: (name, value, operator, topic, partition) each. hints: what tasks are busy with, during a checkpoint.
-    agents: of each task of agents that is here, as `WorkerAgents.statistics`.
-    memory_bytes: resident. cpu_seconds: since its start. Both are None where the system does not say them.
-    saving: tasks whose cut for the checkpoint under way is taken, and not saved yet.
+    """A worker's heartbeat. `samples`: (name, value, operator, topic, partition) each. `hints`: the current work of
+    tasks, during a checkpoint. `agents`: for each task of agents on the worker, the result of
+    `WorkerAgents.statistics`. `memory_bytes`: resident memory; `cpu_seconds`: since the start of the process; both
+    are None if the system does not tell them. `saving`: the tasks whose snapshot for the current checkpoint is taken,
+    and not saved yet.
     """
 
     progress: tuple[float, float] | None = None
@@ -277,7 +291,7 @@ class Beat(ControlMessage, frozen=True):
     saving: list[str] = []
 
     def read(self, worker: str) -> list[Sample]:
-        """Its samples, with the worker's number as label."""
+        """Returns the samples, with the worker's name as label."""
         found = [
             Sample(name, tuple(value) if isinstance(value, list) else value, operator, topic, partition, worker)
             for name, value, operator, topic, partition in self.samples
@@ -290,7 +304,7 @@ class Beat(ControlMessage, frozen=True):
 
 
 class Closed(ControlMessage, frozen=True):
-    """Everything is closed. left_behind: calls of the user's that refused to be cancelled."""
+    """The answer to `Close`. `left_behind`: calls of the user's that refused to be cancelled."""
 
     left_behind: list[str]
 
@@ -299,7 +313,9 @@ class Closed(ControlMessage, frozen=True):
 
 
 class HoldReaders(ControlMessage, frozen=True):
-    """A task has no room (held), or has it again: the readers of other workers whose rows reach its stage wait for this name."""
+    """The notice that a task has no room (`held`), or has room again: readers of other workers whose rows reach its
+    stage pause for this name.
+    """
 
     stage: str
     name: str
@@ -307,15 +323,16 @@ class HoldReaders(ControlMessage, frozen=True):
 
 
 class HasFirst(ControlMessage, frozen=True):
-    """A task has processed the input for which sources wait, of all workers."""
+    """The notice that a task has processed the input for which sources of all workers wait."""
 
     stage: str
     task: str
 
 
 class Drift(ControlMessage, frozen=True):
-    """Event time of the partition that is furthest behind, of those that are read at about the same event time for this stage: of the
-    worker, or, from the coordinator, of all others. least_unread_ms: of those with rows to read. None: there is none.
+    """The event time of the partition that is furthest behind, of the sources that are aligned for this stage: of a
+    worker, or, from the coordinator, of all others. `least_unread_ms`: that of the partitions with rows to read.
+    None: there is none.
     """
 
     stage: str
@@ -328,7 +345,7 @@ _KINDS: tuple[type[SabotError], ...] = (UserError, DataError, TransientError, In
 
 
 def failed(error: BaseException, *, edge: bool = False) -> WorkerFailed:
-    """An error, as a message."""
+    """Returns an error as a message."""
     asked = find_exit(error)
     kind = next((each.__name__ for each in _KINDS if isinstance(error, each)), InternalError.__name__)
     message = error.message if isinstance(error, SabotError) else f"{type(error).__name__}: {error}"
@@ -343,7 +360,9 @@ def failed(error: BaseException, *, edge: bool = False) -> WorkerFailed:
 
 
 def error_of(message: WorkerFailed, worker: str) -> SabotError:
-    """The error that a worker has told of, with the worker's name, and with a cause that says as much as the original's."""
+    """Returns the error that a worker has reported, with the worker's name, and a cause with the text of the
+    original.
+    """
     kind: type[SabotError] = getattr(errors, message.kind)
     error = kind(f"{worker}: {message.message}", hint=message.hint)
     if message.exits:

@@ -1,6 +1,7 @@
-"""The process of a worker: it is told what to do by the coordinator that it has joined, and ends with it.
+"""The process of a worker: it follows the orders of the coordinator that it has joined, and ends with it.
 
-Join ▶ Welcome ▶ Hello (its exchange listens) ▶ Start ▶ tasks are opened ▶ Opened ▶ RunTasks … checkpoints … ▶ Close ▶ Closed ▶ its end
+Join ▶ Welcome ▶ Hello (its exchange listens) ▶ Start ▶ tasks are opened ▶ Opened ▶ RunTasks … checkpoints … ▶ Close ▶
+Closed ▶ its end
 """
 
 import asyncio
@@ -71,19 +72,21 @@ _PR_SET_PDEATHSIG = 1
 
 
 class WorkerApp(AppWithAgents, Protocol):
-    """What a worker asks of the program's app."""
+    """An app, as a worker uses it."""
 
     def checkpoints(self) -> CheckpointStorage | None:
-        """the checkpoints of the app, not locked; None: it keeps none."""
+        """Returns the storage of the app's checkpoints, not locked, or None if it keeps none."""
 
     async def let_go(self) -> None:
-        """The end of a process that has run a part of the app."""
+        """Called at the end of a process that has run a part of the app."""
 
 
 def run_worker(load: Callable[[], WorkerApp], named: Callable[[str], None]) -> int:
-    """Works for the coordinator that the ticket of this process names, until it says that all is over, or is gone. Returns the exit code.
+    """Works for the coordinator that the ticket of this process names, until it ends the app or is gone. Returns the
+    exit code.
 
-    load: imports the program. named: is told the name of this worker before that. Raises UserError where the coordinator refuses it.
+    `load`: imports the program. `named`: gets the name of this worker before that. Raises UserError if the
+    coordinator refuses the worker.
     """
     ticket = read_ticket()
     _end_with(ticket.parent)
@@ -94,7 +97,7 @@ def run_worker(load: Callable[[], WorkerApp], named: Callable[[str], None]) -> i
 
 
 def _end_with(parent: int) -> None:
-    """This process does not outlive the one that has started it, not even while a call holds the interpreter and nobody reads the
+    """Makes this process end when its parent ends, even while a call holds the interpreter and nobody reads the
     connection.
     """
     if sys.platform == "linux":
@@ -130,7 +133,7 @@ async def _work(ticket: Ticket, load: Callable[[], WorkerApp], named: Callable[[
 
 @dataclass
 class _OpenShare:
-    """What a worker has open."""
+    """The open parts of a worker."""
 
     streams: LocalStreams
     agents: list[WorkerAgents]
@@ -140,11 +143,11 @@ class _OpenShare:
 
     @property
     def parts(self) -> list[LocalStreams | LocalAgents]:
-        """All that runs here."""
+        """The streams and agents that run here."""
         return [self.streams, *(each.local for each in self.agents)]
 
     def run(self) -> list[asyncio.Future[None]]:
-        """Lets all run, and returns what ends when it is over."""
+        """Starts all parts, and returns the futures of their ends."""
         self.share.connect()
         self.streams.run()
         self.streams.awaited = True
@@ -154,10 +157,10 @@ class _OpenShare:
 
 
 class AppWorker:
-    """All methods on one event loop."""
+    """A worker of an app. All methods run on one event loop."""
 
     def __init__(self, app: WorkerApp, connection: ControlChannel, welcome: Welcome, exchange: RowExchange) -> None:
-        """connection: to the coordinator, which has said `welcome`."""
+        """`connection`: the connection to the coordinator, which has sent `welcome`."""
         self.left_behind: list[str] = []  # calls of the user's that refused to be cancelled
         self._app = app
         self._connection = connection
@@ -175,7 +178,9 @@ class AppWorker:
         self._exchange.on_failed = self._edge_failed
 
     async def run(self) -> bool:
-        """Works until the coordinator says `Close`, or is gone; -> whether it has said so, and that the app is over."""
+        """Works until the coordinator sends `Close`, or is gone. Returns True if it has sent `Close`, and the app is
+        over.
+        """
         self._connection.send(Hello(self._exchange.address))
         working = asyncio.create_task(self._work(), name="messages")
         beating = asyncio.create_task(self._beat(), name="heartbeat")
@@ -191,7 +196,7 @@ class AppWorker:
         return in_order and not self._again
 
     async def _work(self) -> bool:
-        """Does what the coordinator says; -> whether it has said that all is over."""
+        """Follows the coordinator's messages. Returns True if it has ended the app."""
         doing: asyncio.Task[None] | None = None  # what takes long, so that messages are read meanwhile
         async for message in self._connection.received():
             self._unheard = 0
@@ -309,7 +314,7 @@ class AppWorker:
     # -- what the coordinator is told ---------------------------------------------------------------------------------
 
     def _tell(self, message: ControlMessage) -> None:
-        """From any thread."""
+        """Sends a message to the coordinator. From any thread."""
         call_on_loop(self._loop, self._connection.send, message)
 
     def _over(self, running: asyncio.Future[None]) -> None:
@@ -320,14 +325,14 @@ class AppWorker:
             self._connection.send(TasksOver())
 
     def _edge_failed(self, edge: str, error: BaseException) -> None:
-        """From a thread of the exchange."""
+        """Called from a thread of the exchange when an edge has failed."""
         named = (
             error if isinstance(error, SabotError) else InternalError(f"edge {edge}: {type(error).__name__}: {error}")
         )
         self._tell(failed(named, edge=True))
 
     async def _beat(self) -> bool:
-        """Tells the coordinator that this process lives; -> False, when that has said nothing for too long."""
+        """Sends a heartbeat. Returns False if the coordinator has been silent for too long."""
         watch = None if threads.simulated else BlockingMonitor(self._busy)
         try:
             # Counted, not measured: while a call of the program holds the event loop, messages wait to be read.
@@ -388,7 +393,7 @@ class AppWorker:
 
 
 def _check_shared(folder: Path, proof: str) -> None:
-    """Blocks. Raises UserError where this is not the folder of the coordinator."""
+    """Raises UserError if this is not the folder of the coordinator. Blocks."""
     try:
         found = (folder / "proof").read_text("utf-8")
     except (OSError, ValueError):
@@ -402,7 +407,9 @@ def _check_shared(folder: Path, proof: str) -> None:
 
 
 def saved_of(start: Start, worker: int, storage: CheckpointStorage | None) -> SnapshotStore | None:
-    """Where a worker saves. Raises UserError where its checkpoints are elsewhere than the coordinator's."""
+    """Returns the store into which a worker saves snapshots, or None without checkpoints. Raises UserError if its
+    checkpoints are elsewhere than the coordinator's.
+    """
     if start.folder is not None:
         return FolderSnapshotStore(Path(start.folder, str(worker)))
     if start.store is None:
@@ -416,7 +423,7 @@ def saved_of(start: Start, worker: int, storage: CheckpointStorage | None) -> Sn
 
 
 def _read(app: WorkerApp, checkpoint_id: int, place: str | None, storage: CheckpointStorage | None) -> Manifest:
-    """storage: of the app. place: another one, in which the checkpoint is."""
+    """Reads a checkpoint. `storage`: the app's own. `place`: another one that has the checkpoint, or None."""
     if place is not None:
         storage = CheckpointStorage(place)
     if storage is None:

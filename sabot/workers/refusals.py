@@ -1,4 +1,4 @@
-"""What cannot be spread over processes, each with the reason."""
+"""Refusals of apps that cannot run in several processes."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -16,15 +16,15 @@ from sabot.workers.agents import AppWithAgents
 
 
 class SpreadApp(AppWithAgents, Protocol):
-    """What spreading asks of an app."""
+    """An app that is to run in several processes."""
 
     @property
     def state_backend(self) -> StateBackend | None:
-        """A backend of the user's own."""
+        """A backend of the user's own, or None."""
 
 
 def refuse(app: SpreadApp, ends: Sequence[StreamEnd], agents: Sequence[AgentSpec]) -> None:
-    """Raises UserError for what lives in one process."""
+    """Raises UserError for anything in the app that lives in one process."""
     if agents and app.state_backend is not None:
         raise UserError(
             f"app {app.id} has a state_backend= of its own, which lives in this process, and its agents run in a worker",

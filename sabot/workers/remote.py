@@ -1,8 +1,8 @@
-"""What a worker has in the places of the coordinator and of the exactly-once tracks, which are in the coordinator's process.
+"""A worker's stand-ins for the coordinator and for the exactly-once tracks, which are in the coordinator's process.
 
-State is saved by the worker: in a folder that the coordinator has made beside its checkpoints, whose files the coordinator links into the
-checkpoint, or in the object store of the checkpoints (`saving`). The message names what was saved. Parts of output go the same way: the
-worker writes them, the coordinator lists and delivers them.
+The worker saves state: in a folder that the coordinator has made beside its checkpoints, whose files the coordinator
+links into the checkpoint, or in the object store of the checkpoints (`saving`). Its message names the saved files.
+Parts of output go the same way: the worker writes them, the coordinator lists and delivers them.
 """
 
 import logging
@@ -51,8 +51,8 @@ class RemoteCheckpoints:
         saved: SnapshotStore | None,
         storage: CheckpointStorage | None = None,
     ) -> None:
-        """send: tells the coordinator something, from any thread. saved: where state goes; None: none is kept. storage: of the checkpoints,
-        to look at.
+        """`send`: sends a message to the coordinator, from any thread. `saved`: the store for state, or None if no
+        state is kept. `storage`: the storage of the checkpoints, for reading.
         """
         self.storage = storage
         self.on_complete: list[Callable[[Manifest], None]] = []
@@ -76,17 +76,17 @@ class RemoteCheckpoints:
         abort: Callable[[int], None],
         hint: Callable[[], str] | None = None,
     ) -> None:
-        """See `Coordinator.attach`. The coordinator knows the task from the placement."""
+        """Attaches a task like `Coordinator.attach`. The coordinator itself knows the task from the placement."""
         self._tasks[task] = inject, abort, hint
 
     def acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
-        """Saves the state in another thread, then tells the coordinator."""
+        """Saves the state in another thread, and then reports to the coordinator."""
         self._saving[task] = checkpoint_id
         self.expected.discard(task)
         self._saver.submit(self._acknowledge, checkpoint_id, task, snapshot)
 
     def detach(self, task: str, final: TaskSnapshot | None = None) -> None:
-        """As `acknowledge`, at the task's end."""
+        """Saves and reports the task's last state."""
         self._tasks.pop(task, None)
         self._saving[task] = 0
         self.expected.discard(task)
@@ -98,14 +98,14 @@ class RemoteCheckpoints:
         self._send(Declined(checkpoint_id, task, reason))
 
     def begin_after(self, checkpoint_id: int) -> None:
-        """The coordinator gives out the numbers of checkpoints."""
+        """Does nothing: the coordinator numbers the checkpoints."""
 
     def refuse(self, why: str) -> None:
-        """The failure itself is told by the worker (`messages.WorkerFailed`)."""
+        """Does nothing: the worker reports the failure itself (`messages.WorkerFailed`)."""
         _log.debug("no more checkpoints: %s", why)
 
     def abandon(self, task: str) -> None:
-        """The task is gone, with the worker."""
+        """Forgets the task, which ends with the worker."""
         self._tasks.pop(task, None)
 
     # -- the thread that saves ----------------------------------------------------------------------------------------
@@ -139,7 +139,9 @@ class RemoteCheckpoints:
     def _save(
         self, snapshot: TaskSnapshot, checkpoint_id: int | None
     ) -> tuple[dict[str, SavedFolder], dict[str, SavedFile]]:
-        """The states by name, and the small files; what is saved belongs to the coordinator. The cuts are released in every case."""
+        """Saves a snapshot. Returns the states by name, and the small files; they belong to the coordinator. The cuts
+        are released in every case.
+        """
         states: dict[str, SavedFolder] = {}
         files: dict[str, SavedFile] = {}
         try:
@@ -163,7 +165,7 @@ class RemoteCheckpoints:
     # -- parts of output, from the threads that write them ------------------------------------------------------------
 
     def give_part(self, track: str, part: Part) -> None:
-        """The coordinator hears of it before it hears of the cut to which the part belongs."""
+        """Reports a complete part. The report goes before that of the snapshot to which the part belongs."""
         assert self._saved is not None
         if self._saved.at_store:
             self._parts.append((track, part))
@@ -172,14 +174,14 @@ class RemoteCheckpoints:
             self._send(self._saved.give_part(track, part))
 
     def end_track(self, track: str) -> None:
-        """The input of the track has ended, and all its parts were given."""
+        """Reports that the input of the track has ended, behind all its parts."""
         if self._saved is not None and self._saved.at_store:
             self._saver.submit(self._end_track, track)
         else:
             self._send(TrackEnded(track))
 
     def _give_parts(self) -> None:
-        """On the thread that saves."""
+        """Reports waiting parts, in the thread that saves."""
         while self._saved is not None and self._parts:
             self._send(self._saved.give_part(*self._parts[0]))
             self._parts.popleft()
@@ -209,14 +211,14 @@ class RemoteCheckpoints:
             inject(checkpoint_id)
 
     def abort(self, checkpoint_id: int) -> None:
-        """The checkpoint has failed."""
+        """Called when the checkpoint has failed."""
         self.expected = set()
         self._failed = max(self._failed, checkpoint_id)
         for _, abort, _ in list(self._tasks.values()):
             abort(checkpoint_id)
 
     def complete(self, message: Complete) -> None:
-        """The checkpoint is complete: positions are committed."""
+        """Called when the checkpoint is complete: positions are committed."""
         tasks = {task: StoredTask({"input": facts}) for task, facts in message.inputs.items()}
         tasks |= {task: StoredTask(meta) for task, meta in message.agents.items()}
         if self._saved is not None and self._saved.at_store:
@@ -225,12 +227,12 @@ class RemoteCheckpoints:
             callback(Manifest(message.checkpoint_id, 0, tasks=tasks))
 
     def retained(self, oldest_id: int) -> None:
-        """Checkpoints before this one are gone."""
+        """Called when earlier checkpoints than this one are gone."""
         for callback in self.on_retained:
             callback(oldest_id)
 
     def hints(self) -> dict[str, str]:
-        """What the tasks are busy with that the checkpoint under way waits for."""
+        """Returns the current work of the tasks for which the checkpoint waits."""
         found = dict.fromkeys(self.saving(), "its state is being saved")
         for task in sorted(self.expected):
             _, _, hint = self._tasks.get(task, (None, None, None))
@@ -239,12 +241,12 @@ class RemoteCheckpoints:
         return found
 
     def saving(self) -> list[str]:
-        """The tasks whose cut for the checkpoint under way is taken, and not saved yet."""
+        """Returns the tasks whose snapshot for the current checkpoint is taken, and not saved yet."""
         under_way = {0, self._under_way} if self._under_way > self._failed else {0}
         return sorted(task for task, checkpoint_id in self._saving.copy().items() if checkpoint_id in under_way)
 
     def close(self) -> None:
-        """Returns when what was handed over is saved. Blocks."""
+        """Returns when everything that was handed over is saved. Blocks."""
         self._saver.shutdown()
 
 
@@ -258,12 +260,12 @@ def _write(cut: Cut, folder: Path) -> None:
 
 @dataclass
 class _SavedSnapshot(TaskSnapshot):
-    """A snapshot that a worker has saved. Its small files belong to the coordinator, too."""
+    """A snapshot that a worker has saved. Its small files belong to the coordinator too."""
 
     storage: CheckpointStorage | None = None
 
     def discard(self) -> None:
-        """Removes all of it."""
+        """Removes all files of the snapshot."""
         super().discard()
         if self.storage is not None:
             self.storage.unneeded(file for file in self.files.values() if isinstance(file, StoredFile))
@@ -272,7 +274,9 @@ class _SavedSnapshot(TaskSnapshot):
 
 
 class _HandedOver(RestoredState):
-    """State that a worker has saved. It belongs to the coordinator, which removes it once it is in a checkpoint, or needed no more."""
+    """State that a worker has saved. It belongs to the coordinator, which removes it once it is in a checkpoint, or
+    is not needed any more.
+    """
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
@@ -284,7 +288,7 @@ class _HandedOver(RestoredState):
 
 
 def snapshot_of(message: TaskCut | TaskEnded, storage: CheckpointStorage | None) -> TaskSnapshot:
-    """What a worker has saved, as its coordinator takes it. storage: of the checkpoints."""
+    """Returns a worker's message as a snapshot for the coordinator. `storage`: the storage of the checkpoints."""
     states: dict[str, Cut] = {}
     for name, folder in message.states.items():
         if isinstance(folder, str):
@@ -297,7 +301,7 @@ def snapshot_of(message: TaskCut | TaskEnded, storage: CheckpointStorage | None)
 
 
 def part_of(message: PartSealed) -> Part:
-    """A part that a worker has completed."""
+    """Returns a worker's message as a part."""
     return Part(message.seq, _taken(message.file), message.rows, message.nbytes)
 
 
@@ -309,14 +313,16 @@ class RemoteTracks:
     """The exactly-once sinks of a worker."""
 
     def __init__(self, folders: Mapping[str, str], saved: SnapshotStore | None, checkpoints: RemoteCheckpoints) -> None:
-        """folders: for parts, by track id, as the coordinator has said. saved: None where the app keeps no checkpoints."""
+        """`folders`: the folder for parts of each track, from the coordinator. `saved`: the store for state, or None
+        if the app keeps no checkpoints.
+        """
         self._folders = folders
         self._saved = saved
         self._checkpoints = checkpoints
         self._tracks: dict[str, _RemoteTrack] = {}
 
     def staged(self, room: str, sink: Sink, wanted: Delivery) -> Sink:
-        """See `StagedSinks.staged`."""
+        """Returns the sink, staged if it is exactly once, like `StagedSinks.staged`."""
         track_id = track_of(room, sink, wanted, kept=self._saved is not None)
         if track_id is None:
             return sink
@@ -327,13 +333,13 @@ class RemoteTracks:
         return StagedSink(track)
 
     def begin(self, given: Mapping[str, int]) -> None:
-        """given: by track, the number of the last part so far."""
+        """Starts the tracks. `given`: by track, the number of the last part so far."""
         for track_id, track in self._tracks.items():
             track.parts.given = given[track_id]
 
 
 class _RemoteTrack:
-    """The side of a track that writes (`delivery.staged.WrittenTrack`)."""
+    """The writing side of a track (`delivery.staged.WrittenTrack`)."""
 
     def __init__(self, track_id: str, sink: Sink, folder: Path, checkpoints: RemoteCheckpoints) -> None:
         self.id = track_id
@@ -342,14 +348,16 @@ class _RemoteTrack:
         self._checkpoints = checkpoints
 
     def look(self) -> None:
-        """The coordinator has asked the receiver."""
+        """Does nothing: the coordinator has asked the receiver."""
 
     def write(self, data: pa.RecordBatch) -> None:
         """Adds rows to the open part."""
         self.parts.write(data)
 
     def seal(self) -> int:
-        """Completes the open part. The coordinator hears of it before it hears of the cut to which the part belongs."""
+        """Completes the open part and reports it. The report goes before that of the snapshot to which the part
+        belongs.
+        """
         return self.parts.seal()
 
     def drop_open(self) -> None:
@@ -357,5 +365,5 @@ class _RemoteTrack:
         self.parts.drop_open()
 
     def finish(self) -> None:
-        """The input has ended."""
+        """Called when the input has ended."""
         self._checkpoints.end_track(self.id)

@@ -1,4 +1,4 @@
-"""The agents of an app, as its coordinator sees them: which worker has which of their tasks, and what that says of them."""
+"""The agents of an app, as its coordinator sees them: the workers of their tasks, and the reports of these workers."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,10 +19,10 @@ from sabot.workers.messages import AgentHasFailed, Beat, Complete, error_of
 
 
 class RemoteAgents:
-    """All methods on one event loop, unless said otherwise."""
+    """The agents of a run in worker processes. All methods run on one event loop, unless said otherwise."""
 
     def __init__(self, agents: Mapping[str, RunnableAgent], ends: Sequence[StreamEnd], settings: RunSettings) -> None:
-        """ends: of the app's streams."""
+        """`ends`: the ends of the app's streams."""
         self.on_failed: Callable[[str, AgentFailed], None] = lambda agent_id, failure: None
         self.specs = [agent.spec for agent in agents.values() if agent.spec is not None]
         self.groups = agent_groups(self.specs, ends)
@@ -33,22 +33,24 @@ class RemoteAgents:
         self._at: dict[str, Member] = {}  # by task of agents
 
     def restores(self, restored: Manifest | None, *, kept: bool) -> None:
-        """The run begins with this checkpoint. kept: checkpoints are kept at all."""
+        """Notes the checkpoint from which the run begins, or None. `kept`: True if checkpoints are kept at all."""
         durable = any(spec.durable for spec in self.specs)
         self.needs_checkpoint = durable and kept and stored_journal(restored, TASK) is None
 
     def is_task(self, name: str) -> bool:
-        """Whether what has this name in a placement takes part in checkpoints. The stage of an agent does not: its task does."""
+        """Returns True if this name in a placement takes part in checkpoints. The stage of an agent does not, but its
+        task does.
+        """
         return name.rsplit("/", 1)[0] not in self._agents
 
     def placed(self, tasks: Mapping[str, Member]) -> None:
-        """Takes note of the workers of its tasks."""
+        """Notes the workers of the tasks of agents."""
         self._at = {group.task: tasks[group.task] for group in self.groups}
 
     def complete(
         self, manifest: Manifest, members: Sequence[Member], tasks: Mapping[str, Member]
     ) -> Iterator[tuple[Member, Complete]]:
-        """What each worker is told of a complete checkpoint. tasks: of all, with their workers."""
+        """Yields the message for each worker about a complete checkpoint. `tasks`: the worker of every task."""
         self.needs_checkpoint = False
         agents: defaultdict[Member | None, dict[str, dict[str, Any]]] = defaultdict(dict)
         for name, member in self._at.items():
@@ -66,17 +68,17 @@ class RemoteAgents:
             )
 
     def open_deliveries(self, shared: Collection[int], *, afresh: bool) -> None:
-        """See `AgentSinks.open_deliveries`."""
+        """Opens the exactly-once sinks of all groups (`AgentSinks.open_deliveries`)."""
         for group in self.groups:
             self.sinks.open_deliveries(group, shared, afresh=afresh)
 
     @property
     def members(self) -> set[Member]:
-        """The workers that have some."""
+        """The workers that have tasks of agents."""
         return set(self._at.values())
 
     def heed(self, member: Member, message: Beat | AgentHasFailed) -> None:
-        """What a worker says of them."""
+        """Takes a worker's report about its agents."""
         if isinstance(message, Beat):
             for agent_id in {agent_id for figures in message.agents.values() for agent_id in figures["agents"]}:
                 self._agents[agent_id].take_figures(self._sum_of(agent_id))
@@ -87,7 +89,7 @@ class RemoteAgents:
         self.on_failed(message.agent, failure)
 
     def _sum_of(self, agent_id: str) -> dict[str, Any]:
-        """The figures of an agent, of all its tasks together."""
+        """Returns the sums of an agent's figures over all its tasks."""
         told = [self._told(group) for group in self.groups if agent_id in group.agents]
         parts = [figures["agents"][agent_id] for figures in told if figures]
         summed = {name: sum(part[name] for part in parts) for name in ("messages_processed", "errors", "dead_letters")}
@@ -98,7 +100,9 @@ class RemoteAgents:
         return self._at[group.task].beat.agents.get(group.task, {})
 
     def statistics(self) -> dict[str, Any]:
-        """Of their tasks, as of the last heartbeat; from any thread. Where an agent has several, its names end with the number of each."""
+        """Returns the figures of the tasks of agents from their last heartbeats. If an agent has several tasks, names
+        end with the number of the task. From any thread.
+        """
         found: dict[str, Any] = {"state": {}}
         for group in self.groups if self._at else ():
             behind = f"#{group.number + 1}" if group.count > 1 else ""

@@ -1,4 +1,6 @@
-"""Where a worker saves state and output for its coordinator: in a folder that both see, or in the object store of the checkpoints."""
+"""The stores into which a worker saves state and output for its coordinator: a folder that both see, or the object
+store of the checkpoints.
+"""
 
 import os
 import shutil
@@ -13,35 +15,43 @@ from sabot.workers.messages import PartSealed, SavedFile, SavedFolder
 
 
 class SnapshotStore(Protocol):
-    """All methods block; those with a checkpoint are called by one thread. Raise OSError."""
+    """A store for saved state and output. All methods block and raise OSError; those with a checkpoint are called by
+    one thread.
+    """
 
     at_store: bool
-    """Giving takes the network: it is for the thread that saves, and not for those that process rows."""
+    """True if giving uses the network, so that only the thread that saves may do it, and none that processes rows."""
 
     def new_folder(self) -> Path:
-        """A new folder, to save into."""
+        """Returns a new folder to save into."""
 
     def give(self, folder: Path, checkpoint_id: int | None) -> SavedFolder:
-        """What the coordinator is told of a folder that is saved. checkpoint_id: for which checkpoint; None: for any later one."""
+        """Hands a saved folder over, and returns its description for the coordinator. `checkpoint_id`: its
+        checkpoint, or None for any later one.
+        """
 
     def give_files(self, files: Mapping[str, bytes | Path], checkpoint_id: int | None) -> dict[str, SavedFile]:
-        """Saves small files, by name, and returns what the coordinator is told of them."""
+        """Saves small files, by name, and returns their descriptions for the coordinator."""
 
     def take_back(self, given: Iterable[SavedFolder]) -> None:
-        """Removes what was given of a cut that could not be saved as a whole: the coordinator never hears of it. Raises nothing."""
+        """Removes folders that were given for a snapshot that could not be saved completely; the coordinator gets no
+        message about them. Raises nothing.
+        """
 
     def part_folder(self, told: str) -> Path:
-        """The folder for the parts of a track. told: what the coordinator has said."""
+        """Returns the folder for the parts of a track. `told`: the coordinator's text for it."""
 
     def give_part(self, track: str, part: Part) -> PartSealed:
-        """What the coordinator is told of a part that is complete."""
+        """Hands a complete part over, and returns the message for the coordinator."""
 
     def completed(self, checkpoint_id: int) -> None:
-        """This checkpoint is complete."""
+        """Called when this checkpoint is complete."""
 
 
 class FolderSnapshotStore:
-    """A folder beside the checkpoints, which the coordinator has made and workers see. What is in it belongs to the coordinator."""
+    """A folder beside the checkpoints, which the coordinator has made and workers see. Its files belong to the
+    coordinator.
+    """
 
     at_store = False
 
@@ -76,11 +86,13 @@ class FolderSnapshotStore:
         return PartSealed(track, part.seq, os.fspath(part.file), part.rows, part.nbytes)
 
     def completed(self, checkpoint_id: int) -> None:
-        """The coordinator has linked the files."""
+        """Does nothing: the coordinator has linked the files."""
 
 
 class ObjectSnapshotStore:
-    """The object store of the checkpoints, into which this worker writes itself: the coordinator only lists what it is told."""
+    """The object store of the checkpoints, into which this worker writes itself; the coordinator only lists the files
+    that workers report.
+    """
 
     at_store = True
 

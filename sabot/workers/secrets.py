@@ -1,12 +1,12 @@
-"""What workers prove to their coordinator, and it to them, where they are not children of its own: a token, and certificates for TLS.
+"""The proofs between workers and their coordinator if they are not its children: a token, and certificates for TLS.
 
 They are files of one folder, of which each machine has a copy, as Kubernetes mounts a secret:
 
     token                       16 characters or more
     tls.crt, tls.key, ca.crt    for TLS: the certificate, its key, and the authority that has signed those of all machines (PEM)
 
-All certificates of an app bear the DNS name `sabot-workers`, so that one serves every machine, whatever its address. TLS is mutual, and the
-same for control messages and for rows.
+All certificates of an app bear the DNS name `sabot-workers`, so that one serves every machine, whatever its address.
+TLS is mutual, and the same for control messages and for rows.
 """
 
 import os
@@ -27,13 +27,15 @@ _TLS_FILES = ("tls.crt", "tls.key", "ca.crt")
 
 
 def new_token() -> str:
-    """One that nobody can guess."""
+    """Returns a random token."""
     return secrets.token_hex(32)
 
 
 @dataclass(frozen=True)
 class WorkerSecrets:
-    """The folder, read. token: None where none is in it. tls: None where none of its files is."""
+    """The contents of the folder. `token`: None if it has no file for it. `tls`: None if it has none of the files for
+    it.
+    """
 
     folder: str
     token: str | None
@@ -41,7 +43,7 @@ class WorkerSecrets:
 
     @classmethod
     def read(cls, folder: str | Path) -> "WorkerSecrets":
-        """Blocks. Raises UserError for a file that is missing or cannot be used."""
+        """Reads the folder. Blocks. Raises UserError for a file that is missing or cannot be used."""
         said = _text(Path(folder, "token"))
         token = None if said is None else said.decode("utf-8", "replace").strip()
         if token is not None:
@@ -63,7 +65,7 @@ class WorkerSecrets:
         return found
 
     def context(self, *, server: bool) -> ssl.SSLContext | None:
-        """For one end of a control connection; None: without TLS. Blocks."""
+        """Returns the TLS context for one end of a control connection, or None without TLS. Blocks."""
         if self.tls is None:
             return None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
@@ -80,7 +82,9 @@ class WorkerSecrets:
 
 
 def _text(path: Path) -> bytes | None:
-    """None: there is no such file. Kubernetes mounts secrets as links, so links are followed."""
+    """Returns the contents of a file, or None if there is no such file. Links are followed, because Kubernetes mounts
+    secrets as links.
+    """
     try:
         with open(path.resolve(), "rb", opener=regular) as file:
             return file.read(_FILE_BYTES)

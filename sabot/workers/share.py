@@ -1,4 +1,6 @@
-"""The spread of an app over processes, as a worker sees it, and as the coordinator does, which runs no task itself."""
+"""The placement of an app's tasks on several processes, as a worker sees it, and as the coordinator does, which runs
+no task itself.
+"""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -14,42 +16,42 @@ from sabot.workers.placement import fingerprint
 
 
 class RowExchange(Protocol):
-    """What carries rows between the workers of an app: `sabot.exchange.Exchange`, or what a simulation has."""
+    """A carrier of rows between the workers of an app: `sabot.exchange.Exchange`, or that of a simulation."""
 
     address: str
-    """Where other workers reach it."""
+    """The address at which other workers reach it."""
     on_failed: Callable[[str, BaseException], None]
-    """Called once for each edge that broke, from any thread: (edge, error)."""
+    """A callback for each edge that fails, once, from any thread, with the edge and the error."""
 
     def receive(self, edge: str, channel: Channel) -> None:
-        """What arrives under this name goes into the channel."""
+        """Puts the elements of this edge into the channel."""
 
     def send(self, edge: str, channel: Channel, address: str) -> None:
-        """What comes into the channel goes to the channel of this name at the other worker."""
+        """Sends the elements of the channel to the other end of the edge, at the worker with this address."""
 
     def close(self) -> None:
-        """Ends all edges. Blocks."""
+        """Breaks off all edges. Blocks."""
 
 
 class CoordinatorPlacement(SingleProcess):
-    """The spread as the coordinator sees it: it makes the plan, infers columns for all, and every task is elsewhere."""
+    """The placement as the coordinator sees it: it makes the plan, infers columns for all, and runs no task."""
 
     whole = False
 
     def is_here(self, task: str) -> bool:
-        """Never."""
+        """Returns False."""
         return False
 
 
 class WorkerPlacement:
-    """The spread as one worker sees it."""
+    """The placement as one worker sees it."""
 
     whole = False
 
     def __init__(
         self, app: str, worker: int, start: Start, exchange: RowExchange, send: Callable[[ControlMessage], None]
     ) -> None:
-        """send: tells the coordinator something, from any thread."""
+        """`send`: sends a message to the coordinator, from any thread."""
         self._app = app
         self._worker = worker
         self._start = start
@@ -58,11 +60,11 @@ class WorkerPlacement:
         self._leaving: list[tuple[str, Channel, str]] = []
 
     def is_here(self, task: str) -> bool:
-        """Whether it is placed on this worker."""
+        """Returns True if the task is placed on this worker."""
         return self._start.placement[task] == self._worker
 
     def agree(self, plan: Plan) -> None:
-        """Raises UserError where the plan is not the coordinator's."""
+        """Raises UserError if the plan differs from the coordinator's."""
         if fingerprint(self._app, plan) != self._start.plan:
             raise UserError(
                 "the program is another one than the coordinator's: their plans differ",
@@ -70,30 +72,30 @@ class WorkerPlacement:
             )
 
     def columns_of(self, stream: str) -> pa.Schema | None:
-        """As the coordinator has inferred them."""
+        """Returns the columns that the coordinator has inferred, or None."""
         columns = self._start.columns.get(stream)
         return None if columns is None else pa.ipc.read_schema(pa.py_buffer(columns))
 
     def arrives(self, edge: str, channel: Channel) -> None:
-        """From now on the exchange takes rows for this edge."""
+        """Accepts rows for this edge from now on."""
         self._exchange.receive(self._named(edge), channel)
 
     def leaves(self, edge: str, channel: Channel, task: str) -> None:
-        """From `connect` on."""
+        """Notes the edge; `connect` starts it."""
         address = self._start.addresses[self._start.placement[task]]
         self._leaving.append((self._named(edge), channel, address))
 
     def connect(self) -> None:
-        """Lets the rows of this worker go to the others, all of which have called `arrives` for every edge by now."""
+        """Starts to send rows to the other workers, all of which have called `arrives` for every edge."""
         for edge, channel, address in self._leaving:
             self._exchange.send(edge, channel, address)
 
     def readers_elsewhere(self, stage: str) -> PausableReaders | None:
-        """Those of all other workers, by way of the coordinator."""
+        """Returns the readers of all other workers, which are reached through the coordinator."""
         return _Readers(stage, self._send)
 
     def has_first(self, stage: str, task: str) -> None:
-        """The coordinator tells the others."""
+        """Sends the notice to the coordinator, which passes it on to the other workers."""
         self._send(HasFirst(stage, task))
 
     def _named(self, edge: str) -> str:
@@ -101,7 +103,7 @@ class WorkerPlacement:
 
 
 class _Readers:
-    """The readers of other workers."""
+    """The readers of other workers whose rows reach a stage."""
 
     def __init__(self, stage: str, send: Callable[[ControlMessage], None]) -> None:
         self._stage = stage
@@ -109,13 +111,15 @@ class _Readers:
         self._waited_for: set[str] = set()  # each name is a task's, and touched by its thread alone
 
     def pause_for(self, name: str) -> None:
-        """They wait for this name. They are told once, though a task that has no room says it each turn."""
+        """Pauses the readers for this name. Only the first of repeated calls sends a message, because a task without
+        room calls this in each turn.
+        """
         if name not in self._waited_for:
             self._waited_for.add(name)
             self._send(HoldReaders(self._stage, name, True))
 
     def resume_for(self, name: str) -> None:
-        """They no longer wait for it."""
+        """Ends the pause for this name."""
         if name in self._waited_for:
             self._waited_for.discard(name)
             self._send(HoldReaders(self._stage, name, False))

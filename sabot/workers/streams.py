@@ -1,9 +1,9 @@
 """The streams of an app in processes of their own, as the run of the app sees them (`runtime.streams.Streams`).
 
-The process that the user has started is the coordinator: it owns the app, makes the plan, takes the checkpoints, and delivers exactly-once
-output. Workers, which it starts or which join it, run the tasks. An epoch is from the start of the workers to their end. When one of them
-fails, dies or falls silent, the epoch has failed: all are ended, and the run ends with an error. The app restarts from its last checkpoint
-then, as it does in one process.
+The process that the user has started is the coordinator: it owns the app, makes the plan, takes the checkpoints, and
+delivers exactly-once output. Workers, which it starts or which join it, run the tasks. An epoch is the time from the
+start of the workers to their end. If a worker fails, dies or falls silent, the epoch has failed: all workers are
+ended, and the run ends with an error. The app then restarts from its last checkpoint, as it does in one process.
 """
 
 import asyncio
@@ -78,7 +78,9 @@ _EDGE_SECONDS = 2.0  # for the end of a worker to be noticed, of which others kn
 
 
 class WorkerStreams:
-    """All methods on one event loop, unless said otherwise; not started twice."""
+    """The streams of one run in worker processes. All methods run on one event loop, unless said otherwise. It is
+    started once.
+    """
 
     def __init__(
         self,
@@ -132,23 +134,25 @@ class WorkerStreams:
 
     @property
     def linked(self) -> bool:
-        """They give rows to agents, or get rows of agents."""
+        """True if the streams pass rows to agents, or get rows from them."""
         return self.agents.linked
 
     @property
     def tasks(self) -> list[StreamTask]:
-        """None: all are elsewhere."""
+        """An empty list: all tasks are in other processes."""
         return []
 
     @property
     def running(self) -> asyncio.Future[None]:
-        """Done when every task has ended; raises what the epoch has failed with."""
+        """A future that is done when every task has ended. It raises the error with which the epoch has failed."""
         return self._over
 
     # -- the start ----------------------------------------------------------------------------------------------------
 
     async def open(self, restored: Manifest | None = None) -> None:
-        """Starts the workers, and has them open the tasks where the checkpoint says. Raises what opening raises; then nothing is left."""
+        """Starts the workers, and makes them open the tasks at the positions of the checkpoint. If it raises, nothing
+        is left open.
+        """
         if restored is not None and not self.linked and not self._build.shared and had_ended(restored):
             keep_finals(restored, self._coordinator)
             if not self.agents.specs:
@@ -196,7 +200,7 @@ class WorkerStreams:
         )
 
     def _plan(self, restored: Manifest | None) -> None:
-        """Blocks. Makes the plan, opens what the coordinator has of it, and places the tasks."""
+        """Makes the plan, opens the coordinator's parts of it, and places the tasks. Blocks."""
         self._build.open(restored if self._build.ends else None)
         self._build.open_deliveries()
         self.agents.open_deliveries(self._build.shared, afresh=restored is None)
@@ -242,7 +246,7 @@ class WorkerStreams:
         )
 
     def _place_of(self, restored: Manifest) -> str | None:
-        """Where workers read this checkpoint; None: where the app's own are."""
+        """Returns the place where workers read this checkpoint, or None if it is among the app's own."""
         if restored.path is not None:
             return os.path.abspath(restored.path.parents[1])
         return None if self._savepoint is None else place_and_number(self._savepoint)[0]
@@ -250,8 +254,8 @@ class WorkerStreams:
     async def _unless_failed(
         self, waits: Sequence[asyncio.Future[Any]], seconds: float | None = None, what: str = ""
     ) -> None:
-        """Waits for all, one after the other. Raises what the epoch fails with meanwhile, and WorkerLost where that of a worker does not
-        come within so many seconds. what: words for what it has not done then.
+        """Waits for all futures. Raises the error with which the epoch fails meanwhile, and WorkerLost if that of a
+        worker is not done within `seconds`. `what`: words for what the worker has not done then.
         """
         for number, each in enumerate(waits):
             while not each.done():
@@ -264,7 +268,7 @@ class WorkerStreams:
             each.result()
 
     def run(self) -> None:
-        """Lets the workers run their tasks, and adds these to the checkpoints."""
+        """Makes the workers run their tasks, and attaches these to the checkpoints."""
         if self.was_complete:
             return
         self._started = True
@@ -286,7 +290,7 @@ class WorkerStreams:
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def _trigger(self, checkpoint_id: int) -> None:
-        """The coordinator asks each task; the first time all workers are told."""
+        """Called for each task; the first call for a checkpoint sends the request to all workers."""
         if checkpoint_id > self._triggered:
             self._triggered = checkpoint_id
             self._tell(Trigger(checkpoint_id))
@@ -341,7 +345,7 @@ class WorkerStreams:
                 self._fail(error)
 
     def _fail(self, error: SabotError) -> None:
-        """The epoch has failed."""
+        """Notes that the epoch has failed."""
         if self._closed or self.broken:
             return
         self.broken = True
@@ -359,8 +363,9 @@ class WorkerStreams:
             self.on_failed(error)
 
     async def _watch(self) -> None:
-        """Lets workers hear of this process, and fails the epoch for one that is not heard of any more once all run, and for a stop
-        before that."""
+        """Sends signs of life to the workers. Fails the epoch if a running worker is silent, or if a stop is
+        requested before all run.
+        """
         while True:
             await asyncio.sleep(BEAT_SECONDS)
             self._tell(Ping())
@@ -392,23 +397,23 @@ class WorkerStreams:
             member.send(message)
 
     def hold(self, held: bool) -> None:
-        """Read no more while it is so; barriers pass. From any thread."""
+        """Pauses reading while `held`; barriers pass. From any thread."""
         self._loop.call_soon_threadsafe(self._tell, Hold(held))
 
     async def stop(self, *, drain: bool) -> None:
-        """Stops reading. `drain`: what was read is processed to its end, windows close, tasks end."""
+        """Stops reading. `drain`: True to process the rows that were read to their end: windows close, tasks end."""
         self._tell(Stop(drain))
         await asyncio.wait([asyncio.gather(*(member.stopped for member in self.members))])
         if drain:
             await asyncio.wait([self._over])
 
     async def make_room(self, workers: int) -> None:
-        """See `SpreadStreams`."""
+        """Asks the round of joins for room in the next epoch (`SpreadStreams.make_room`)."""
         if 0 < self._workers < workers:
             await self._arrival.make_room(workers - self._workers)
 
     async def close(self) -> None:
-        """Ends the workers: in good order, or at once where the epoch has failed. Idempotent."""
+        """Ends the workers: in good order, or at once if the epoch has failed. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -433,12 +438,12 @@ class WorkerStreams:
     # -- figures ------------------------------------------------------------------------------------------------------
 
     def progress(self) -> tuple[float, float] | None:
-        """(bytes read, all bytes) of the bounded sources; None where there are none."""
+        """Returns the bytes read and the total bytes of the bounded sources, or None if there are none."""
         parts = [each.beat.progress for each in self.members if each.beat.progress is not None]
         return (sum(part[0] for part in parts), sum(part[1] for part in parts)) if parts else None
 
     def statistics(self) -> dict[str, Any]:
-        """By task, as of the last heartbeat, with the number of its worker; from any thread."""
+        """Returns the figures of each task from the last heartbeats, with the number of its worker. From any thread."""
         return {
             task: {**figures, "worker": member.number + 1}
             for member in self.members
@@ -446,7 +451,9 @@ class WorkerStreams:
         }
 
     def workers(self) -> list[dict[str, Any]]:
-        """What each worker does, and what its process uses, as of its last heartbeats; from any thread."""
+        """Returns the tasks of each worker, and the resources of its process, from its last heartbeats. From any
+        thread.
+        """
         now_s = SYSTEM_CLOCK.monotonic()
         tasks: dict[int, list[str]] = {}
         for task, member in self._tasks.items():
@@ -461,7 +468,7 @@ class WorkerStreams:
         ]
 
     def samples(self) -> Iterator[Sample]:
-        """For metrics, as of the last heartbeat; from any thread."""
+        """Yields metrics samples from the last heartbeats. From any thread."""
         for member in self.members:
             yield from member.beat.read(str(member.number + 1))
 

@@ -1,4 +1,4 @@
-"""`sabot join`: keeps a worker on this machine for a coordinator on another one, one process after the other."""
+"""`sabot join`: runs workers on this machine for a coordinator on another one, one process after the other."""
 
 import logging
 import os
@@ -23,10 +23,11 @@ _LOOK_SECONDS = 10.0
 
 
 def join_as_worker(command: Sequence[str], address: str, secrets: str) -> None:
-    """Works for the coordinator at `address` ("host:port") until its app is over; each start of the app gets a new process. Blocks.
+    """Works for the coordinator at `address` ("host:port") until its app is over; each start of the app gets a new
+    process. Blocks.
 
-    command: starts the process, which imports the program and calls `run_worker`. secrets: the folder. Raises UserError where the
-    coordinator refuses it.
+    `command`: the command of the process, which imports the program and calls `run_worker`. `secrets`: the folder.
+    Raises UserError if the coordinator refuses the worker.
     """
     parse_address(address, "the coordinator")
     known = WorkerSecrets.read(secrets)
@@ -60,7 +61,7 @@ def _worked(command: Sequence[str], ticket: Ticket) -> int:
 
 
 def _wait_for(address: str) -> None:
-    """Returns when somebody listens there: to look costs less than a process that finds nobody."""
+    """Returns when somebody listens at the address, because a look costs less than a process that finds nobody."""
     told = False
     while True:
         try:
