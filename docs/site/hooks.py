@@ -124,12 +124,13 @@ def on_post_build(config: MkDocsConfig) -> None:
     for line in origins.of_site(site):
         _log.warning("loaded from another origin: %s", line)
     about = f"> {config.site_description}. All pages in one file: [llms-full.md](llms-full.md)"
-    lines = [f"# {config.site_name}", "", about, ""]
-    for place in ordered:
-        title, text = TEXTS[place]
-        (site / place).write_text(text)
-        lines.append(f"- [{title}]({place})")
+    lines = [f"# {config.site_name}", "", about]
+    for section in config.nav:
+        for title, nav in section.items():
+            lines += ["", f"## {title}", "", *(f"- [{TEXTS[place][0]}]({place})" for place in _leaves(nav))]
     (site / "llms.txt").write_text("\n".join(lines) + "\n")
+    for place in ordered:
+        (site / place).write_text(TEXTS[place][1])
     whole = [f"<!-- {place} -->\n\n{TEXTS[place][1].strip()}\n" for place in ordered]
     (site / "llms-full.md").write_text("\n".join(whole))
 
