@@ -1,17 +1,14 @@
 """Parsers and checks of values that users write: durations, sizes, rates, names, addresses and references to secrets."""
 
-import inspect
 import os
 import re
 import unicodedata
-from collections.abc import Collection
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
-from functools import partial
 from numbers import Real
-from types import UnionType
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
+from sabot.checks import is_number, is_whole, shown
 from sabot.errors import UserError, short_repr
 from sabot.redaction import has_password, keep_secret, keep_url, redacted_url
 
@@ -71,33 +68,6 @@ def parse_ms(value: Duration, *, name: str = "duration") -> int:
     return round(ms)
 
 
-def checked_flag(what: str, value: object) -> bool:
-    """Returns the value if it is True or False. Raises UserError for any other value, because `bool("no")` is True.
-    `what`: the parameter, for the message.
-    """
-    if not isinstance(value, bool):
-        raise UserError(f"{what}={value!r}", hint="True or False")
-    return value
-
-
-def is_whole(value: object, least: int, most: int | None = None) -> bool:
-    """Returns True if the value is an int between `least` and `most` (None: no upper bound). True and False are no
-    numbers here.
-    """
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value and (most is None or value <= most)
-
-
-def is_number(value: object) -> TypeGuard[int | float]:
-    """Returns True if the value is an int or a float. True and False are no numbers here."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def whole(name: str, value: object) -> None:
-    """Checks a number of calls or tokens. Raises UserError unless it is an int from 0 up."""
-    if not is_whole(value, 0):
-        raise UserError(f"{name}={short_repr(value)}: a whole number is wanted, not negative")
-
-
 def amount(name: str, value: object) -> Decimal | None:
     """Returns a number as a Decimal with the digits that the user wrote, or None for None. Raises UserError unless
     the number is finite and not negative.
@@ -145,20 +115,6 @@ def checked_durations(config: object, *names: str, zero: bool = False, none: boo
             seconds = parse_seconds(value, name=f"{what or type(config).__name__}: {name}")
             object.__setattr__(config, name, seconds)
     check_numbers(config, *names, zero=zero, none=none, what=what)
-
-
-def check_called(where: str, **functions: object) -> None:
-    """Raises UserError for each of `functions` that is `async`: it would be called, and nobody would await the
-    result. None, and values that are no functions, pass.
-    """
-    for name, function in functions.items():
-        plain = inspect.isroutine(function) or isinstance(function, partial)
-        target = function if plain else getattr(type(function), "__call__", None)  # noqa: B004 - a class is called otherwise
-        if inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target):
-            raise UserError(
-                f"{where}: {name}={short_repr(function)} is async, and is called, not awaited",
-                hint="give a plain function; what takes long it can start as a task, or hand to a queue",
-            )
 
 
 def parse_bytes(value: str | int, *, name: str = "size") -> int:
@@ -242,37 +198,19 @@ def parse_broker(url: str) -> tuple[str, str]:
     return scheme, rest.rstrip("/")
 
 
-def checked_kind(value: object, kind: type | UnionType, what: str, hint: str = "") -> None:
-    """Raises UserError if the value has another type than `kind`. `what`: the parameter, for the message."""
-    if not isinstance(value, kind):
-        raise UserError(f"{what}={_shown(value)}", hint=hint or f"a {getattr(kind, '__name__', kind)}")
-
-
-def checked_words(value: object, what: str) -> None:
-    """Raises UserError unless the value is a collection of texts. A single text is refused. `what`: the parameter,
-    for the message.
-    """
-    if (
-        isinstance(value, str | bytes)
-        or not isinstance(value, Collection)
-        or not all(isinstance(each, str) for each in value)
-    ):
-        raise UserError(f"{what}={_shown(value)}", hint="texts in a list")
-
-
 def checked_text(value: object, what: str) -> str:
     """Returns the value if it is a str that messages, databases and manifests can hold. Raises UserError for NUL, and
     for half of a surrogate pair.
     """
     if not isinstance(value, str):
-        raise UserError(f"{what}={_shown(value)} is no str")
+        raise UserError(f"{what}={shown(value)} is no str")
     if "\0" in value:
-        raise UserError(f"{what}={_shown(value)} has a NUL in it", hint="no database and no path can hold it")
+        raise UserError(f"{what}={shown(value)} has a NUL in it", hint="no database and no path can hold it")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{what}={_shown(value)} cannot be written as UTF-8",
+            f"{what}={shown(value)} cannot be written as UTF-8",
             hint=f"character {error.start} is half of a surrogate pair",
         ) from None
     return value
@@ -288,10 +226,10 @@ def checked_name(value: object, what: str, *, longest: int = NAME_BYTES) -> str:
         raise UserError(f"{what} is empty")
     control = next((place for place, character in enumerate(name) if unicodedata.category(character) == "Cc"), None)
     if control is not None:
-        raise UserError(f"{what}={_shown(name)} has a control character in it", hint=f"it is character {control}")
+        raise UserError(f"{what}={shown(name)} has a control character in it", hint=f"it is character {control}")
     size = len(name.encode())
     if size > longest:
-        raise UserError(f"{what}={_shown(name)} has {size} bytes", hint=f"{longest} are the most")
+        raise UserError(f"{what}={shown(name)} has {size} bytes", hint=f"{longest} are the most")
     return name
 
 
@@ -313,7 +251,7 @@ def checked_topic(value: object, what: str, *, kafka: bool = False) -> str:
     name = checked_no_password(checked_name(value, what, longest=TOPIC_BYTES), what)
     if kafka and (not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in (".", "..")):
         raise UserError(
-            f"{what}={_shown(name)} is no name of a Kafka topic",
+            f"{what}={shown(name)} is no name of a Kafka topic",
             hint='letters, digits, ".", "_" and "-"; not "." or ".."',
         )
     return name
@@ -328,22 +266,17 @@ def checked_path(value: object, what: str) -> str:
     """
     path = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(path, str) or not path:
-        raise UserError(f"{what}={_shown(value)} names no place", hint="a str, or a Path")
+        raise UserError(f"{what}={shown(value)} names no place", hint="a str, or a Path")
     if "\0" in path:
-        raise UserError(f"{what}={_shown(path)} has a NUL in it", hint="no path can hold it")
+        raise UserError(f"{what}={shown(path)} has a NUL in it", hint="no path can hold it")
     if (cut := _ONE_SLASH.match(path)) is not None:
         scheme, rest = cut.groups()
         address = f"{scheme}://{'/' if scheme in ('file', 'rocksdb') else ''}{rest}"
         raise UserError(
             f"{what}: {scheme}:/ begins neither a path nor an address",
-            hint=f"write {_shown(address)}, as a str: pathlib makes one slash of two",
+            hint=f"write {shown(address)}, as a str: pathlib makes one slash of two",
         )
     return path
-
-
-def _shown(value: object) -> str:
-    words = repr(redacted_url(value) if isinstance(value, str) and has_password(value) else value)
-    return words if len(words) <= 100 else f"{words[:80]}…{words[-10:]}"
 
 
 def legal_topic(name: str) -> str:

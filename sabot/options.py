@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from sabot.checks import Kind, check
 from sabot.errors import UserError
 
 P = ParamSpec("P")
@@ -29,8 +30,8 @@ class Option:
 
     default: Any
     help: str
-    check: Callable[[Any], Any] | None = None
-    """A function that returns the value as it is kept, and raises UserError for a wrong one."""
+    check: Kind | Callable[[Any], Any] | None = None
+    """The kind of its values; or a function that returns the value as it is kept, and raises UserError for a wrong one."""
     metavar: str = ""
     """The word for the value in the help of the command line; "" if the command line has no such option."""
     kind: type = str
@@ -39,6 +40,12 @@ class Option:
     """The least and the greatest number that the command line takes."""
     once: bool = False
     """True if it is meant for one start of the app: `sabot run --reload` leaves it out when it starts the app again."""
+
+    def checked(self, name: str, value: Any) -> Any:
+        """Returns the value as it is kept. Raises UserError for a wrong one."""
+        if self.check is None:
+            return value
+        return self.check(value) if callable(self.check) else check(name, value, self.check)
 
 
 def declare(default: Any, help: str) -> Option:
@@ -83,8 +90,8 @@ def check_values(declared: Any) -> None:
     """Checks the fields of a frozen dataclass, and keeps what the checks return. A field whose default is None may be None."""
     for name, each in options_of(type(declared)).items():
         value = getattr(declared, name)
-        if each.check is not None and not (value is None and each.default is None):
-            object.__setattr__(declared, name, each.check(value))
+        if value is not None or each.default is not None:
+            object.__setattr__(declared, name, each.checked(name, value))
 
 
 def spells_out(declared: type) -> Callable[[F], F]:

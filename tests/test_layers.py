@@ -21,6 +21,7 @@ ORDER = [
     "errors",
     "stored_names",
     "os_errors",
+    "checks",
     "config",
     "options",
     "clock",

@@ -12,8 +12,9 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from sabot.agents.context import checked_fields, checked_word
+from sabot.checks import TEXTS, Of, check
 from sabot.clock import Clock
-from sabot.config import Duration, checked_kind, checked_words, parse_seconds
+from sabot.config import Duration, parse_seconds
 from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
 from sabot.jobs.guard import CONFIRM
 from sabot.jobs.history import ACTION_TYPES, IN_DOUBT, VERDICTS
@@ -190,8 +191,10 @@ class ActionManager:
     def __init__(
         self, store: ActionStore, signal_channel: SignalChannel | None = None, *, poll: Duration = "200ms"
     ) -> None:
-        checked_kind(
-            store, ActionStore, "ActionManager: store", "an InMemoryActionStore, a PostgresActionStore, a JournalStore"
+        check(
+            "ActionManager: store",
+            store,
+            Of(ActionStore, "an InMemoryActionStore, a PostgresActionStore, a JournalStore"),
         )
         self.store = store
         self._signals = signal_channel if signal_channel is not None else LocalSignals()
@@ -214,7 +217,7 @@ class ActionManager:
         answer the tool is called again from its beginning, and this returns the action as it was closed. So what stands before it happens
         twice, and what stands behind it once. A call asks one question; an event loop of the tool's own may not ask.
         """
-        checked_kind(spec, ActionSpec, "require_action: spec", "ActionSpec(…)")
+        check("require_action: spec", spec, Of(ActionSpec, "ActionSpec(…)"))
         action = await self.store.require(spec)
         if action.status is ActionStatus.PENDING:
             self._asked[action.action_id] = action
@@ -232,7 +235,7 @@ class ActionManager:
     async def resolve(self, resume_token: str, resolution: Mapping[str, Any], *, by: str = "") -> ActionRecord:
         """Answers the action of this token, once. Raises LetterRefused with the reason: unknown, second, expired or closed."""
         checked_word(resume_token, "resolve: resume_token")
-        checked_kind(resolution, Mapping, "resolve: resolution", 'an object, as in {"approved": True}')
+        check("resolve: resolution", resolution, Of(Mapping, 'an object, as in {"approved": True}'))
         try:
             action = await self.store.resolve(resume_token, resolution, checked_word(by, "by"))
         except LetterRefused as refused:
@@ -277,5 +280,5 @@ class ActionManager:
         """As `ActionStore.actions`."""
         if job_id is not None:
             checked_word(job_id, "find: job_id")
-        checked_words(statuses, "find: statuses")
+        check("find: statuses", statuses, TEXTS)
         return list(map(self._seen, await self.store.actions(job_id=job_id, statuses=statuses)))

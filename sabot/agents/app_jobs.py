@@ -14,7 +14,7 @@ from sabot.agents.context import checked_word
 from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, check_move
 from sabot.agents.runtime import AgentRuntime
 from sabot.agents.store import JobsAndActions, JobsOfJournal, as_json, cancel_letter
-from sabot.config import checked_kind
+from sabot.checks import Of, check
 from sabot.errors import IllegalTransition, LetterRefused, UserError
 from sabot.jobs.questions import CALL
 from sabot.journal.base import Journal, JournalReader, entry_of_letter
@@ -124,7 +124,7 @@ class AppJobStore(JobsAndActions):
         """A question of the call in which this is asked for, of a tool: that call is cancelled, and made again behind the answer, when this
         returns the action as it was closed. Raises UserError anywhere else, since the agents of an app ask by their contexts.
         """
-        checked_kind(spec, ActionSpec, "require: spec", "ActionSpec(job_id=…)")
+        check("require: spec", spec, Of(ActionSpec, "ActionSpec(job_id=…)"))
         call, payload = CALL.get(), as_json(spec.payload, "payload")
         if call is None or call.effect.job != spec.job_id:
             within = "" if call is None else f", and this is a call of job {call.effect.job}"

@@ -6,7 +6,8 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Literal
 
-from sabot.config import amount, checked_kind, parse_seconds, whole
+from sabot.checks import Of, Whole, check
+from sabot.config import amount, parse_seconds
 from sabot.errors import UserError, short_repr
 
 
@@ -60,7 +61,7 @@ class BudgetSpec:
         for name in ("max_tokens", "max_tool_calls", "max_turns"):
             value = getattr(self, name)
             if value is not None:
-                whole(name, value)
+                check(name, value, Whole())
         object.__setattr__(self, "max_cost", amount("max_cost", self.max_cost))
         given: object = self.max_runtime_seconds
         if isinstance(given, str | timedelta):
@@ -88,7 +89,7 @@ class PolicyRef:
 
     def __post_init__(self) -> None:
         checked_word(self.name, "PolicyRef name", empty=False)
-        checked_kind(self.version, str, "PolicyRef version", "a text")
+        check("PolicyRef version", self.version, Of(str, "a text"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +105,7 @@ class RunVersions:
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
-            checked_kind(getattr(self, name), str, f"RunVersions {name}", "a text")
+            check(f"RunVersions {name}", getattr(self, name), Of(str, "a text"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

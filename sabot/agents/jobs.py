@@ -20,8 +20,8 @@ from enum import StrEnum
 from typing import Any
 
 from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, checked_fields, checked_word
+from sabot.checks import TEXTS, Of, check, check_called, is_number
 from sabot.clock import Clock
-from sabot.config import check_called, checked_kind, checked_words, is_number
 from sabot.errors import IdempotencyConflict, IllegalTransition, UserError
 
 OnEvent = Callable[[str, Mapping[str, Any]], None]
@@ -90,8 +90,8 @@ class JobSpec:
         if self.deadline is not None and not (is_number(self.deadline) and 0 <= self.deadline < math.inf):
             raise UserError(f"deadline={self.deadline!r}: seconds since 1970 are wanted, as `clock.time()` gives them")
         object.__setattr__(self, "budgets", BudgetSpec.of(self.budgets))
-        checked_kind(self.policy_ref, PolicyRef | None, "JobSpec: policy_ref", 'PolicyRef("name")')
-        checked_kind(self.versions, RunVersions, "JobSpec: versions", "RunVersions(…)")
+        check("JobSpec: policy_ref", self.policy_ref, Of(PolicyRef | None, 'PolicyRef("name")'))
+        check("JobSpec: versions", self.versions, Of(RunVersions, "RunVersions(…)"))
         checked_fields(self.metadata, "metadata")
         checked_fields(self.tags, "tags")
 
@@ -225,13 +225,13 @@ class JobManager:
 
     def __init__(self, store: JobStore, *, on_event: OnEvent | None = None) -> None:
         check_called("JobManager", on_event=on_event)
-        checked_kind(store, JobStore, "JobManager: store", "an InMemoryJobStore, a PostgresJobStore, a JournalStore")
+        check("JobManager: store", store, Of(JobStore, "an InMemoryJobStore, a PostgresJobStore, a JournalStore"))
         self.store = store
         self._on_event = on_event
 
     async def create(self, spec: JobSpec) -> JobRecord:
         """A job that is queued; or the one that the scope has under the same idempotency key. Raises IdempotencyConflict."""
-        checked_kind(spec, JobSpec, "create: spec", "JobSpec(scope_id=…)")
+        check("create: spec", spec, Of(JobSpec, "JobSpec(scope_id=…)"))
         try:
             record, new = await self.store.create(spec)
         except IdempotencyConflict:
@@ -287,5 +287,5 @@ class JobManager:
 
     async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
         """As `JobStore.find`."""
-        checked_words(statuses, "find: statuses")
+        check("find: statuses", statuses, TEXTS)
         return await self.store.find(scope_id=scope_id, statuses=statuses)

@@ -21,9 +21,9 @@ from sabot.agents.program_sessions import ProgramSessions
 from sabot.agents.program_templates import CommandTemplate
 from sabot.api.context import AgentContext, Message
 from sabot.api.lifespan import Resource
-from sabot.calls.options import checked_whole
+from sabot.checks import Whole, check, is_whole
 from sabot.codecs.records import decode_json, encode_json
-from sabot.config import Duration, is_whole, parse_seconds
+from sabot.config import Duration, parse_seconds
 from sabot.errors import DataError, UserError, short_repr
 from sabot.journal.effects import RULES, effect_class
 from sabot.llm.tools import Effect, InDoubt, tool
@@ -131,7 +131,7 @@ class AgentCommand:
         return words
 
     def _check_pool(self, where: str, pool: int, protocol: Any, given: Mapping[str, Any]) -> None:
-        checked_whole(where, "pool", pool, 1, _MOST_CHILDREN)
+        check(f"{where}: pool", pool, Whole(1, _MOST_CHILDREN))
         if protocol not in (None, *get_args(PoolProtocol)):
             raise UserError(f"{where}: protocol={protocol!r}", hint=f"one of {', '.join(get_args(PoolProtocol))}")
         if wrong := [name for name, is_given in given.items() if is_given]:

@@ -21,8 +21,9 @@ from sabot.agents.context import checked_word
 from sabot.agents.job_entries import as_json, begin_entry, check_same, digest_of, move_entry, name_of, question_entry
 from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, JobStore
 from sabot.agents.progress import Progress, as_plain, value_of
+from sabot.checks import TEXTS, Of, check
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, checked_kind, checked_words, parse_ms
+from sabot.config import Duration, parse_ms
 from sabot.errors import (
     UNREADABLE,
     CorruptJournal,
@@ -303,7 +304,7 @@ class JournalStore(JobsAndActions):
     """
 
     def __init__(self, journal: Journal) -> None:
-        checked_kind(journal, Journal, "JournalStore: journal")
+        check("JournalStore: journal", journal, Of(Journal))
         self.journal = journal
         self.clock: Clock = journal.clock
         self._known = JobsOfJournal(journal)
@@ -336,7 +337,7 @@ class JournalStore(JobsAndActions):
     async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
         if self._lent is not None:
             return await self._lent.create(spec)
-        checked_kind(spec, JobSpec, "create: spec", "JobSpec(scope_id=…)")
+        check("create: spec", spec, Of(JobSpec, "JobSpec(scope_id=…)"))
         job_id, content = name_of(spec), digest_of(spec, self.journal.key)
         begin = begin_entry(job_id, spec, content, self._now_ms())
         async with self._lock:
@@ -370,7 +371,7 @@ class JournalStore(JobsAndActions):
     async def move(self, job_id: str, status: JobStatus, *, result_ref: str = "", error: str = "") -> JobRecord:
         if self._lent is not None:
             return await self._lent.move(job_id, status, result_ref=result_ref, error=error)
-        checked_kind(status, JobStatus, "move: status", "JobStatus.SUCCEEDED, …")
+        check("move: status", status, Of(JobStatus, "JobStatus.SUCCEEDED, …"))
         await self._look()
         async with self._lock:
             before = self._known.jobs.get(checked_word(job_id, "job_id"))
@@ -382,7 +383,7 @@ class JournalStore(JobsAndActions):
     async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
         if self._lent is not None:
             return await self._lent.find(scope_id=scope_id, statuses=statuses)
-        checked_words(statuses, "find: statuses")
+        check("find: statuses", statuses, TEXTS)
         await self._look()
         found = [
             job
@@ -395,7 +396,7 @@ class JournalStore(JobsAndActions):
     async def require(self, spec: ActionSpec) -> ActionRecord:
         if self._lent is not None:
             return await self._lent.require(spec)
-        checked_kind(spec, ActionSpec, "require: spec", "ActionSpec(job_id=…)")
+        check("require: spec", spec, Of(ActionSpec, "ActionSpec(job_id=…)"))
         await self._look()
         async with self._lock:
             job, ordinal = self._known.jobs.get(spec.job_id), self._known.next_ordinal(spec.job_id)
@@ -419,7 +420,7 @@ class JournalStore(JobsAndActions):
     async def resolve(self, token: str, resolution: Mapping[str, Any], by: str) -> ActionRecord:
         if self._lent is not None:
             return await self._lent.resolve(token, resolution, by)
-        checked_kind(resolution, Mapping, "resolve: resolution", 'an object, as in {"approved": True}')
+        check("resolve: resolution", resolution, Of(Mapping, 'an object, as in {"approved": True}'))
         token, body = checked_word(token, "resolve: token"), as_json(dict(resolution), "resolution")
         await run_in_thread(self.journal.post, Letter("answer", token, body=body, by=checked_word(by, "by")))
         return await self._taken(token)
@@ -427,7 +428,7 @@ class JournalStore(JobsAndActions):
     async def close_action(self, action_id: str, status: ActionStatus) -> ActionRecord:
         if self._lent is not None:
             return await self._lent.close_action(action_id, status)
-        checked_kind(status, ActionStatus, "close_action: status", "ActionStatus.CANCELLED, or EXPIRED")
+        check("close_action: status", status, Of(ActionStatus, "ActionStatus.CANCELLED, or EXPIRED"))
         action = await self.action(action_id)
         if action is None:
             raise UserError(f"action {action_id}: there is none of this name")
@@ -455,7 +456,7 @@ class JournalStore(JobsAndActions):
     async def actions(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:
         if self._lent is not None:
             return await self._lent.actions(job_id=job_id, statuses=statuses)
-        checked_words(statuses, "actions: statuses")
+        check("actions: statuses", statuses, TEXTS)
         await self._look()
         found = [
             action

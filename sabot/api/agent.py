@@ -11,9 +11,10 @@ from sabot.api.expr import as_type
 from sabot.api.formats import payload_format, sink_format
 from sabot.calls import CallOptions, Retry
 from sabot.calls.options import CALL_WORDS
+from sabot.checks import FLAG, check, is_whole
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
-from sabot.config import NAME_BYTES, Duration, checked_flag, checked_name, is_whole
+from sabot.config import NAME_BYTES, Duration, checked_name
 from sabot.connectors.base import Delivery, OnNan, Sink, Source
 from sabot.connectors.checks import check_delivery, check_input, check_nan, check_sink
 from sabot.connectors.defaults import check_ends, sink_of
@@ -186,7 +187,7 @@ class AgentSpec:
         if on_timer is not None and (batch or key is None):
             raise refuse("on_timer=, and no key that timers belong to", "a record agent with key= has timers")
         schema = None if given["schema"] is None else as_schema(given["schema"], where=where)
-        checked_flag(f"{where}: tombstones", given["tombstones"])
+        check(f"{where}: tombstones", given["tombstones"], FLAG)
         if given["tombstones"] and batch:
             raise refuse("tombstones=True with batch=True", "a batch has columns, and a tombstone none: leave it out")
         if given["tombstones"] and key is not None and (schema is None or key not in schema.names):

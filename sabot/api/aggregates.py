@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from sabot.api.expr import Expr, as_column, as_expr, struct
 from sabot.arrays import python_value
-from sabot.config import is_whole
+from sabot.checks import is_whole
 from sabot.errors import UserError
 
 

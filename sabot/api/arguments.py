@@ -10,7 +10,8 @@ import pyarrow as pa
 from sabot.api.aggregates import Aggregate
 from sabot.api.expr import Expr, as_type, col
 from sabot.arrays import python_value
-from sabot.config import Duration, checked_flag, is_whole, parse_ms
+from sabot.checks import FLAG, OneOf, check, is_whole
+from sabot.config import Duration, parse_ms
 from sabot.errors import UserError
 
 Keys: TypeAlias = str | Expr | Sequence[str | Expr]
@@ -26,14 +27,8 @@ TimeUnit = Literal["s", "ms", "us", "ns"]
 """What the numbers of event time count since 1970 UTC."""
 
 
-def one_of(what: str, value: Any, among: Sequence[str]) -> Any:
-    if value not in among:
-        raise UserError(f"{what}={value!r}", hint=f"one of {', '.join(map(repr, among))}")
-    return value
-
-
 def row_policy(where: str, on_error: Any) -> Any:
-    return one_of(f"{where}: on_error", on_error, get_args(RowPolicy))
+    return check(f"{where}: on_error", on_error, OneOf(get_args(RowPolicy)))
 
 
 def join_keys(where: str, on: Any, left_on: Any, right_on: Any) -> tuple[list[str | Expr], list[str | Expr]]:
@@ -110,7 +105,7 @@ def order_of(where: str, n: Any, by: Any, descending: Any) -> tuple[int, tuple[t
     ways = [descending] * len(names) if not isinstance(descending, list | tuple) else list(descending)
     if len(ways) != len(names):
         raise UserError(f"{where}: {len(ways)} directions for {len(names)} columns", hint="descending=[True, False]")
-    return n, tuple(zip(names, [checked_flag(f"{where}: descending", way) for way in ways], strict=True))
+    return n, tuple(zip(names, [check(f"{where}: descending", way, FLAG) for way in ways], strict=True))
 
 
 def schema_of(schema: Schema, said: str = "schema") -> pa.Schema:

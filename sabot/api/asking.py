@@ -11,8 +11,7 @@ from sabot.api.nodes.calls import MapLlm
 from sabot.api.nodes.node import Node
 from sabot.api.prompts import prompt_of
 from sabot.calls import CallOptions
-from sabot.calls.options import checked_whole
-from sabot.config import checked_flag
+from sabot.checks import FLAG, Whole, check
 from sabot.connectors.base import Sink
 from sabot.connectors.checks import check_sink
 from sabot.errors import UserError, short_repr
@@ -111,8 +110,8 @@ def map_llm_node(
         on_error=options["on_error"],
         policies=("fail", "skip"),
     )
-    checked_whole(where, "cache", options["cache"], 0)
+    check(f"{where}: cache", options["cache"], Whole(0))
     if dead_letter is not None:
         check_sink(dead_letter, "map_llm: dead_letter")
-    call = AsyncCall(asking, asking.columns.schema, calls, checked_flag(f"{where}: ordered", options["ordered"]))
+    call = AsyncCall(asking, asking.columns.schema, calls, check(f"{where}: ordered", options["ordered"], FLAG))
     return MapLlm(node, PromptCall(call, made, options["cache"]), dead_letter)

@@ -12,8 +12,8 @@ from sabot.api.prompts import Prompt, text_of
 from sabot.arrays import python_value
 from sabot.calls import CallOptions
 from sabot.calls.functions import unwrap
-from sabot.calls.options import checked_whole
-from sabot.config import Duration, checked_flag, parse_seconds
+from sabot.checks import FLAG, Whole, check
+from sabot.config import Duration, parse_seconds
 from sabot.errors import UserError
 
 CallError = Literal["fail", "skip"]
@@ -73,13 +73,13 @@ class AsyncCall:
             rate=rate,
         )
         rows = python_value(rows)
-        checked_whole(where, "rows", rows, 1)
+        check(f"{where}: rows", rows, Whole(1))
         return cls(
             function,
             columns,
             options,
-            checked_flag(f"{where}: ordered", ordered),
-            checked_flag(f"{where}: batch", batch),
+            check(f"{where}: ordered", ordered, FLAG),
+            check(f"{where}: batch", batch, FLAG),
             rows,
         )
 
@@ -138,7 +138,7 @@ class LookupCall:
         if how not in ("left", "inner"):
             raise UserError(f"{where}: how={how!r}", hint="one of 'left', 'inner'")
         cache = python_value(cache)
-        checked_whole(where, "cache", cache, 0)
+        check(f"{where}: cache", cache, Whole(0))
         ttl_s = None if cache_ttl is None else parse_seconds(cache_ttl, name="cache_ttl")
         return cls(call, columns, how, cache, ttl_s)
 

@@ -27,7 +27,8 @@ import pyarrow as pa
 
 from sabot.api.arguments import schema_of
 from sabot.api.words import name_of
-from sabot.config import Duration, checked_flag, checked_name, parse_ms
+from sabot.checks import FLAG, check
+from sabot.config import Duration, checked_name, parse_ms
 from sabot.errors import UserError
 
 Array: TypeAlias = pa.Array
@@ -310,7 +311,7 @@ def process_spec(
         for side, each in (sides or {}).items()
     }
     return ProcessSpec(
-        name, function, right, on_timer, columns, named, checked_flag(f"{name}: batch", batch), ttl_ms, broadcast
+        name, function, right, on_timer, columns, named, check(f"{name}: batch", batch, FLAG), ttl_ms, broadcast
     )
 
 

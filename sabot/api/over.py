@@ -9,7 +9,7 @@ from typing import Any
 
 from sabot.api.expr import Expr, as_column
 from sabot.arrays import python_value
-from sabot.config import is_whole
+from sabot.checks import is_whole
 from sabot.errors import UserError
 
 

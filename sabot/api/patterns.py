@@ -27,7 +27,8 @@ from typing import Any, Literal, NamedTuple
 
 from sabot.api.expr import Expr, as_column
 from sabot.arrays import python_value
-from sabot.config import Duration, is_whole, parse_ms
+from sabot.checks import is_whole
+from sabot.config import Duration, parse_ms
 from sabot.errors import UserError
 
 MATCH_START, MATCH_END = "match_start", "match_end"

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sabot._cython.groups.partition import KEY_GROUPS
-from sabot.api.arguments import one_of
 from sabot.arrays import python_value
+from sabot.checks import FLAG, OneOf, is_whole
 from sabot.config import (
     Duration,
     Restart,
-    checked_flag,
     checked_path,
     checked_text,
-    is_whole,
     parse_broker,
     parse_bytes,
     parse_restart,
@@ -194,7 +192,7 @@ class Settings:
     fresh: bool = option(
         False,
         "a start without the checkpoints, which are removed",
-        check=partial(checked_flag, "fresh"),
+        check=FLAG,
         kind=bool,
         metavar=" ",
         once=True,
@@ -202,7 +200,7 @@ class Settings:
     forget_effects: bool = option(
         False,
         "with fresh: removal of the journal too, so that durable agents may do everything again",
-        check=partial(checked_flag, "forget_effects"),
+        check=FLAG,
         kind=bool,
         metavar=" ",
         once=True,
@@ -226,7 +224,7 @@ class Settings:
     schema: Literal["kept", "refresh"] = option(
         "kept",
         "the columns of topics without a schema: kept, as in the checkpoint; or refresh, inferred anew",
-        check=partial(one_of, "schema", among=("kept", "refresh")),
+        check=OneOf(("kept", "refresh")),
         metavar="kept|refresh",
         once=True,
     )
@@ -240,7 +238,7 @@ class Settings:
     redeliver: Redeliver | None = option(
         None,
         "the choice for output that the receiver has and the checkpoint does not know: repeat or skip",
-        check=partial(one_of, "redeliver", among=get_args(Redeliver)),
+        check=OneOf(get_args(Redeliver)),
         metavar="repeat|skip",
         once=True,
     )

@@ -7,7 +7,8 @@ from functools import partial
 from sabot.api.lifespan import HasLifespan
 from sabot.api.settings import Settings
 from sabot.arrays import python_value
-from sabot.config import checked_topic, is_whole
+from sabot.checks import is_whole
+from sabot.config import checked_topic
 from sabot.errors import UserError
 from sabot.kafka.topics import make_topic
 from sabot.threads import run_in_thread

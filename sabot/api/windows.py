@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sabot.arrays import python_value
-from sabot.config import Duration, is_whole, parse_seconds
+from sabot.checks import is_whole
+from sabot.config import Duration, parse_seconds
 from sabot.errors import UserError
 
 WINDOW_START, WINDOW_END = "window_start", "window_end"  # columns of the results of windows

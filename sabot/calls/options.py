@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from sabot.arrays import python_value
 from sabot.backoff import Backoff
-from sabot.config import Duration, is_whole, parse_rate, parse_seconds
+from sabot.checks import Whole, check
+from sabot.config import Duration, parse_rate, parse_seconds
 from sabot.errors import UserError
 
 CALL_WORDS = ("concurrency", "timeout", "retries", "backoff", "on_error", "rate")
@@ -62,8 +62,8 @@ class CallOptions:
         words of on_error=.
         """
         concurrency, retries = python_value([concurrency, retries])
-        checked_whole(where, "concurrency", concurrency, 1, _MOST_AT_ONCE)
-        checked_whole(where, "retries", retries, 0)
+        check(f"{where}: concurrency", concurrency, Whole(1, _MOST_AT_ONCE))
+        check(f"{where}: retries", retries, Whole(0))
         if on_error not in policies:
             raise UserError(f"{where}: on_error={on_error!r}", hint=f"one of {', '.join(map(repr, policies))}")
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
@@ -77,10 +77,3 @@ class CallOptions:
         rate.
         """
         return self if self.rate is None else replace(self, rate=self.rate / crews)
-
-
-def checked_whole(where: str, name: str, value: Any, least: int, most: int | None = None) -> None:
-    """Raises UserError unless the value is a whole number within these bounds."""
-    if not is_whole(value, least, most):
-        bounds = f"{least} or more" if most is None else f"{least} to {most}"
-        raise UserError(f"{where}: {name}={value!r}", hint=f"a whole number, {bounds}")

@@ -84,7 +84,7 @@ def _parameter(name: str, each: Option, of_app: bool) -> inspect.Parameter:
         help=f"{each.help[0].upper()}{each.help[1:]}.",
         min=each.bounds[0],
         max=each.bounds[1],
-        callback=None if of_app else each.check,
+        callback=None if of_app or each.check is None else lambda value: each.checked(name, value),
     )
     default = False if each.kind is bool else None if of_app else each.default
     annotation = Annotated[types.get(each.kind, str | None), hint]  # type: ignore[valid-type]

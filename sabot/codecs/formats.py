@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 
 from sabot._cython.text.json import encode_rows
+from sabot.checks import FLAG, check, is_whole
 from sabot.codecs.arrow import ArrowCodec, ArrowEncoder
 from sabot.codecs.base import Codec, Encoder, Format, LostFloats
 from sabot.codecs.csv import CsvCodec, CsvEncoder
@@ -16,7 +17,6 @@ from sabot.codecs.csv_text import convert_options, refuse_csv_types
 from sabot.codecs.json import JsonCodec, JsonEncoder
 from sabot.codecs.raw import VALUE, RawCodec, RawEncoder
 from sabot.codecs.records import RECORD_SCHEMA, refuse_types
-from sabot.config import checked_flag, is_whole
 from sabot.errors import UserError
 
 _UNQUOTABLE = '"\r\n'
@@ -97,7 +97,7 @@ class Raw(Format):
     text: bool = False
 
     def __post_init__(self) -> None:
-        checked_flag("Raw: text", self.text)
+        check("Raw: text", self.text, FLAG)
 
     @property
     def description(self) -> str:

@@ -11,13 +11,14 @@ from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 
+from sabot.checks import FLAG, check
 from sabot.codecs.avro import AvroCodec, AvroEncoder, arrow_schema, avro_schema
 from sabot.codecs.base import Codec, Encoder, Format
 from sabot.codecs.protobuf import ProtobufCodec, ProtobufEncoder
 from sabot.codecs.protobuf import arrow_schema as columns_of
 from sabot.codecs.protobuf.fields import message_type
 from sabot.codecs.records import RECORD_SCHEMA, empty_batch
-from sabot.config import checked_flag, checked_text
+from sabot.config import checked_text
 from sabot.errors import UserError
 
 _SUBJECT = "{topic}-value"
@@ -131,7 +132,7 @@ class Avro(Format):
             object.__setattr__(self, "schema", _schema_text(self.schema))
             arrow_schema(self.schema)  # raises UserError for a wrong schema
         _checked_subject(self.subject, "Avro")
-        checked_flag("Avro: auto_register", self.auto_register)
+        check("Avro: auto_register", self.auto_register, FLAG)
 
     @property
     def known_columns(self) -> pa.Schema | None:
@@ -219,7 +220,7 @@ class Protobuf(Format):
         object.__setattr__(self, "message", message_type(self.message))
         columns_of(self.message)  # raises UserError for a wrong message
         _checked_subject(self.subject, "Protobuf")
-        checked_flag("Protobuf: auto_register", self.auto_register)
+        check("Protobuf: auto_register", self.auto_register, FLAG)
 
     @property
     def known_columns(self) -> pa.Schema:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from sabot.arrays import python_value
-from sabot.config import is_whole
+from sabot.checks import is_whole
 from sabot.errors import UserError
 
 Start = str | int | datetime | Mapping[int, int]

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from sabot.checks import Of, check
 from sabot.clock import SYSTEM_CLOCK
-from sabot.config import checked_kind, checked_topic, legal_topic, parse_broker
+from sabot.config import checked_topic, legal_topic, parse_broker
 from sabot.disk import TemporaryFolder, private
 from sabot.errors import BrokerUnavailable, CorruptJournal, DataError, UserError
 from sabot.journal.entries import decode_entry
@@ -57,7 +58,7 @@ _ROWS_ARE_GONE = "bring back a copy of the topic; or give another journal, and e
 
 def journal_topic(address: str, app: str = "") -> tuple[str, str]:
     """The broker and the topic of `kafka://host:port/topic`; without a topic it is `{app}.journal`. Raises UserError."""
-    checked_kind(address, str, "journal: address", "kafka://host:port/topic")
+    check("journal: address", address, Of(str, "kafka://host:port/topic"))
     scheme, separator, rest = address.partition("://")
     hosts, _, topic = rest.partition("/")
     broker = f"{scheme}{separator}{hosts}"

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 from urllib.parse import unquote
 
-from sabot.config import checked_kind
+from sabot.checks import Of, check
 from sabot.connectors.sql.database import quoted
 from sabot.connectors.sql.server import PostgresServer
 from sabot.errors import CorruptJournal, LetterRefused, TransientError, UserError
@@ -78,7 +78,7 @@ class Statements:
 
 def split_app(url: str) -> tuple[str, str]:
     """The address as libpq takes it, and the app that `?app=NAME` in it says; "": none."""
-    checked_kind(url, str, "journal: url", "postgresql://user@host/database")
+    check("journal: url", url, Of(str, "postgresql://user@host/database"))
     address, mark, query = url.partition("?")
     words = query.split("&") if mark else []
     named = [word for word in words if word.startswith("app=")]

@@ -18,8 +18,8 @@ from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
-from sabot.calls.options import checked_whole
-from sabot.config import Duration, checked_kind, checked_name, checked_text, parse_seconds
+from sabot.checks import Of, Whole, check
+from sabot.config import Duration, checked_name, checked_text, parse_seconds
 from sabot.errors import UNREADABLE, EffectError, UserError, message_of, short_repr
 from sabot.llm.asking import request_of, with_output
 from sabot.llm.conversation import Conversation, Gauge, cut, groups_of, with_shorter_results, without_oldest
@@ -154,7 +154,7 @@ class Agent:
                 f"{where}: {short_repr(engine)} is no engine",
                 hint='Agent(ExecutionEngine(OpenAIProvider("gpt-4o-mini")), …)',
             )
-        checked_kind(use_middleware, bool, f"{where}: use_middleware", "True or False")
+        check(f"{where}: use_middleware", use_middleware, Of(bool, "True or False"))
         if not isinstance(tools, Sequence) or isinstance(tools, str):
             raise UserError(f"{where}: tools={short_repr(tools)}", hint="a list of functions, tools and agents")
         checked_text(instructions, f"{where}: instructions")
@@ -166,11 +166,11 @@ class Agent:
             "context_window": context_window,
         }
         for what, value in {**counted, "max_tool_chars": max_tool_chars}.items():
-            checked_whole(where, what, value, 1)
-        checked_whole(where, "max_tool_retries", max_tool_retries, 0)
-        checked_whole(where, "repairs", repairs, 0)
+            check(f"{where}: {what}", value, Whole(1))
+        check(f"{where}: max_tool_retries", max_tool_retries, Whole(0))
+        check(f"{where}: repairs", repairs, Whole(0))
         parse_seconds(tool_timeout, name=f"{where}: tool_timeout")
-        checked_kind(options, Mapping | None, f"{where}: options", "parameters by the vendor's names")
+        check(f"{where}: options", options, Of(Mapping | None, "parameters by the vendor's names"))
         self.engine = engine
         self.name = name
         self.instructions = instructions

@@ -7,8 +7,7 @@ from typing import Any
 
 import msgspec
 
-from sabot.calls.options import checked_whole
-from sabot.config import checked_kind, is_number
+from sabot.checks import Of, Whole, check, is_number
 from sabot.errors import UserError, short_repr
 from sabot.llm.errors import MalformedAnswer
 from sabot.llm.messages import messages_of
@@ -70,11 +69,11 @@ def request_of(prompt: Any, output: Any, fields: Mapping[str, Any]) -> tuple[Req
 
 def _check_fields(spec: RequestSpec) -> None:
     """Raises UserError. A limit below nothing would be a reservation that gives a budget what it has used."""
-    checked_kind(spec.model, str, "a request: model", "its name")
+    check("a request: model", spec.model, Of(str, "its name"))
     if spec.max_tokens is not None:
-        checked_whole("a request", "max_tokens", spec.max_tokens, 1)
+        check("a request: max_tokens", spec.max_tokens, Whole(1))
     if spec.seed is not None:
-        checked_whole("a request", "seed", spec.seed, -(2**63), 2**63 - 1)
+        check("a request: seed", spec.seed, Whole(-(2**63), 2**63 - 1))
     for name in ("temperature", "top_p"):
         value = getattr(spec, name)
         if value is not None and not (is_number(value) and 0 <= value < math.inf):

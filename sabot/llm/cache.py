@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import msgspec
 
 from sabot.calls.cache import UNKNOWN, AnswerCache
-from sabot.calls.options import checked_whole
+from sabot.checks import Whole, check
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
 from sabot.connectors.redis import RedisServer
@@ -53,7 +53,7 @@ class MemoryCache:
     """
 
     def __init__(self, most: int = 10_000, ttl: Duration | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
-        checked_whole("MemoryCache", "most", most, 1)
+        check("MemoryCache: most", most, Whole(1))
         ttl_s = None if ttl is None else parse_seconds(ttl, name="ttl")
         self._answers: AnswerCache[bytes] = AnswerCache(most, ttl_s, clock)
 
@@ -85,7 +85,7 @@ class SqliteCache:
     def __init__(
         self, path: Path | str, *, most: int = 1_000_000, ttl: Duration | None = None, clock: Clock = SYSTEM_CLOCK
     ) -> None:
-        checked_whole("SqliteCache", "most", most, 1)
+        check("SqliteCache: most", most, Whole(1))
         self._path = Path(path)
         self._most = most
         self._ttl_s = None if ttl is None else parse_seconds(ttl, name="ttl")

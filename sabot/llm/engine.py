@@ -16,9 +16,10 @@ from typing import Any, Literal, overload
 
 import msgspec
 
-from sabot.calls.options import Retry, checked_whole
+from sabot.calls.options import Retry
+from sabot.checks import Of, Whole, check
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, checked_kind, parse_seconds
+from sabot.config import Duration, parse_seconds
 from sabot.errors import EffectError, PolicyDenied, TransientError, UserError, short_repr
 from sabot.llm.asking import request_of, with_output
 from sabot.llm.cache import CompletionCache
@@ -87,8 +88,8 @@ class ExecutionEngine:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         seed: int | None = None,
     ) -> None:
-        checked_whole("ExecutionEngine", "retries", retries, 0)
-        checked_kind(fallback, Sequence, "ExecutionEngine: fallback", "a list of providers")
+        check("ExecutionEngine: retries", retries, Whole(0))
+        check("ExecutionEngine: fallback", fallback, Of(Sequence, "a list of providers"))
         for each in (provider, *fallback):
             if isinstance(each, type) or not isinstance(each, Provider):
                 raise UserError(
@@ -96,11 +97,11 @@ class ExecutionEngine:
                     hint='OpenAIProvider("gpt-4o-mini"), AnthropicProvider(…), or any object with the methods of sabot.llm.Provider',
                 )
         if max_answer_bytes is not None:
-            checked_whole("ExecutionEngine", "max_answer_bytes", max_answer_bytes, 1)
+            check("ExecutionEngine: max_answer_bytes", max_answer_bytes, Whole(1))
         for given, (name, kind, hint) in zip(
             (cache, idempotency_tracker, limits, breaker, prices), _PARTS, strict=True
         ):
-            checked_kind(given, kind | None, f"ExecutionEngine: {name}", hint)
+            check(f"ExecutionEngine: {name}", given, Of(kind | None, hint))
         prices = known_prices() if prices is None else prices
         self._cache, self._tracker, self._clock = cache, idempotency_tracker, clock
         self.concurrency = (limits or Limits()).concurrency  # requests that a provider may have in flight at most
@@ -235,7 +236,7 @@ class ExecutionEngine:
         an answer. concurrency: so many prompts are taken from the iterable at once; how many requests are made at once is said by the
         limits.
         """
-        checked_whole("complete_many", "concurrency", concurrency, 1)
+        check("complete_many: concurrency", concurrency, Whole(1))
         if errors not in ("raise", "return"):
             raise UserError(f"complete_many: errors={errors!r}", hint="'raise' or 'return'")
         if isinstance(prompts, str | ChatMessage | RequestSpec):

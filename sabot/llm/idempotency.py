@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from sabot.calls.cache import UNKNOWN, AnswerCache
-from sabot.calls.options import checked_whole
+from sabot.checks import Whole, check
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
 from sabot.errors import IdempotencyConflict, UserError
@@ -141,7 +141,7 @@ class IdempotencyTracker:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.request_timeout_s = parse_seconds(request_timeout, name="request_timeout")
-        checked_whole("IdempotencyTracker", "most", most, 0)
+        check("IdempotencyTracker: most", most, Whole(0))
         self.hits = 0
         ttl_s = None if ttl is None else parse_seconds(ttl, name="ttl")
         self._answers: AnswerCache[tuple[str, str]] = AnswerCache(most, ttl_s, clock)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from sabot.calls.limits import AdaptiveLimit, TokenBucket
-from sabot.calls.options import checked_whole
+from sabot.checks import Whole, check
 from sabot.clock import Clock
 from sabot.config import Duration, parse_seconds
 from sabot.errors import UserError, short_repr
@@ -33,7 +33,7 @@ class Limits:
     tokens_per_minute: float | None = None
 
     def __post_init__(self) -> None:
-        checked_whole("Limits", "concurrency", self.concurrency, 1, _MOST_AT_ONCE)
+        check("Limits: concurrency", self.concurrency, Whole(1, _MOST_AT_ONCE))
         for name in ("requests_per_minute", "tokens_per_minute"):
             value = getattr(self, name)
             if value is not None and (
@@ -144,7 +144,7 @@ class CircuitBreaker:
     pause: Duration = "30s"
 
     def __post_init__(self) -> None:
-        checked_whole("CircuitBreaker", "failures", self.failures, 1)
+        check("CircuitBreaker: failures", self.failures, Whole(1))
         if not parse_seconds(self.pause, name="pause"):
             raise UserError("CircuitBreaker: pause=0", hint='more than nothing ("30s")')
 

@@ -26,8 +26,9 @@ from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from sabot.calls.options import Retry
+from sabot.checks import Of, Whole, check
 from sabot.clock import Clock
-from sabot.config import amount, checked_kind, whole
+from sabot.config import amount
 from sabot.errors import TransientError, UserError, short_repr
 from sabot.llm.errors import BudgetExceeded, CircuitOpen, ModelError, ModelTimeout, RateLimited
 from sabot.llm.prices import PRICES_HINT, Prices
@@ -127,7 +128,7 @@ class CallBudget:
     ) -> None:
         for name, value in (("max_tokens", max_tokens), ("max_tool_calls", max_tool_calls)):
             if value is not None:
-                whole(f"CallBudget: {name}", value)
+                check(f"CallBudget: {name}", value, Whole())
         self.max_tokens = max_tokens
         self.max_tool_calls = max_tool_calls
         self.max_cost = amount("CallBudget: max_cost", max_cost)
@@ -391,7 +392,7 @@ class ToolMiddleware:
 
 def chained(middleware: Sequence[str | Middleware], built_in: BuiltIn, send: Forward) -> Forward:
     """`send`, with these around it, the first of them outermost. Raises UserError for what is no middleware."""
-    checked_kind(middleware, Sequence, "middleware", _MIDDLEWARE_HINT)
+    check("middleware", middleware, Of(Sequence, _MIDDLEWARE_HINT))
     forward = send
     for each in reversed([middleware] if isinstance(middleware, str) else middleware):
         if isinstance(each, str):
@@ -413,7 +414,7 @@ def _check_budget(where: str, given: object) -> None:
     hint = (
         "CallBudget(max_tokens=…, max_cost=…) of sabot.llm; a Budget of sabot.agents is a scope's: App(…, budgets=[…])"
     )
-    checked_kind(given, CallBudget | None, f"{where}: budget", hint)
+    check(f"{where}: budget", given, Of(CallBudget | None, hint))
 
 
 def _shown(call: ModelCall) -> str:

@@ -25,7 +25,8 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from sabot.calls.functions import unwrap
-from sabot.calls.options import Retry, checked_whole
+from sabot.calls.options import Retry
+from sabot.checks import Whole, check
 from sabot.config import Duration, checked_name, parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.journal.effects import EffectClass, EffectId, effect_class
@@ -321,7 +322,7 @@ def _labels(name: str, given: Collection[str], open_world: bool) -> frozenset[st
 
 def _checked(made: Tool) -> Tool:
     where, kind = f"tool {made.name}", made.effect
-    checked_whole(where, "retries", made.retry.retries, 0)
+    check(f"{where}: retries", made.retry.retries, Whole(0))
     if made.timeout_s == 0:
         raise UserError(f"{where}: timeout=0", hint='more than nothing ("30s"), or None for no limit')
     if made.in_doubt not in get_args(InDoubt):

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sabot.calls.options import checked_whole
-from sabot.config import Duration, check_called, checked_name, parse_bytes, parse_seconds
+from sabot.checks import Whole, check, check_called
+from sabot.config import Duration, checked_name, parse_bytes, parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.process.command import Command
 from sabot.process.limits import ResourceLimits
@@ -94,10 +94,10 @@ class McpConfig:
             object.__setattr__(self, "max_call_time", most)
         for name in ("max_result_bytes", "max_list_bytes"):
             object.__setattr__(self, name, parse_bytes(getattr(self, name), name=f"McpConfig: {name}"))
-        checked_whole("McpConfig", "max_retries", self.max_retries, 0)
+        check("McpConfig: max_retries", self.max_retries, Whole(0))
         for name in ("stdio_buffer", "max_servers", "max_questions", "max_tools", "max_listed", "max_sampling_tokens"):
-            checked_whole("McpConfig", name, getattr(self, name), 1)
-        checked_whole("McpConfig", "max_description_chars", self.max_description_chars, 1)
+            check(f"McpConfig: {name}", getattr(self, name), Whole(1))
+        check("McpConfig: max_description_chars", self.max_description_chars, Whole(1))
 
     def seconds(self, name: str) -> float:
         """One of the durations, in seconds."""

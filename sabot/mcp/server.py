@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sabot.config import check_called
+from sabot.checks import check_called
 from sabot.errors import MissingExtra, SabotError, UserError, message_of, short_repr
 from sabot.journal.effects import EffectClass
 from sabot.llm.tools import UNTRUSTED, Tool

@@ -19,7 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sabot.config import Duration, is_number, parse_seconds
+from sabot.checks import is_number
+from sabot.config import Duration, parse_seconds
 from sabot.disk import warn_of_open_folder
 from sabot.errors import UserError, short_repr
 from sabot.process.cgroups import ControlGroups

@@ -14,8 +14,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
+from sabot.checks import is_whole
 from sabot.clock import Clock
-from sabot.config import check_numbers, checked_durations, is_whole
+from sabot.config import check_numbers, checked_durations
 from sabot.errors import SabotError, UserError, message_of, short_repr
 from sabot.process.command import are_texts
 from sabot.process.errors import ExecutionError, InvalidContext, ResourceLimitExceeded, Timeout

@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from sabot.backoff import Backoff
+from sabot.checks import Of, check, check_called
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import check_called, check_numbers, checked_durations, checked_kind
+from sabot.config import check_numbers, checked_durations
 from sabot.errors import UserError, short_repr
 from sabot.process.command import INHERITED, Command, are_texts
 from sabot.process.errors import AgentError, AgentNotFound, CommunicationError, ExecutionError, SpawnFailed
@@ -109,8 +110,8 @@ class RuntimeConfig:
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
 
     def __post_init__(self) -> None:
-        checked_kind(
-            self.mcp, ToolServers | ToolServerConfig | None, "RuntimeConfig: mcp", "a McpConfig, or a McpServerPool"
+        check(
+            "RuntimeConfig: mcp", self.mcp, Of(ToolServers | ToolServerConfig | None, "a McpConfig, or a McpServerPool")
         )
 
 

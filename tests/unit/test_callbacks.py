@@ -10,7 +10,7 @@ from sabot.agents import InMemoryLedgerWriter, Ledger
 from sabot.agents.jobs import JobManager
 from sabot.agents.orchestration import ExecutionGraph, GraphEdge
 from sabot.api.agent_functions import agent_function
-from sabot.config import check_called
+from sabot.checks import check_called
 from sabot.errors import UserError
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider
 from sabot.mcp import McpServerPool, ToolServer
@@ -48,8 +48,8 @@ TAKE: dict[str, Given] = {
     "ResourceManager: on_report": lambda given: ResourceManager(LifecycleManager(), on_report=given),
     "ResourceManager: on_violation": lambda given: ResourceManager(LifecycleManager(), on_violation=given),
     "HealthMonitor: on_change": lambda given: HealthMonitor(on_change=given),
-    "HealthMonitor: agent 'a': child": lambda given: HealthMonitor().register("a", given),
-    "HealthMonitor: agent 'a': is_suspended": lambda given: HealthMonitor().register("a", is_suspended=given),
+    "HealthMonitor: instance 'a': child": lambda given: HealthMonitor().register("a", given),
+    "HealthMonitor: instance 'a': is_suspended": lambda given: HealthMonitor().register("a", is_suspended=given),
     "MCP server desk: environment": lambda given: McpServerPool().add("desk", command=["desk"], environment=given),
     "MCP server desk: headers": lambda given: McpServerPool().add("desk", url="http://desk", headers=given),
     "MCP server desk: connect": lambda given: McpServerPool().add("desk", connect=given),

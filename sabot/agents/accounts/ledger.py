@@ -28,8 +28,9 @@ from sabot.agents.accounts.contract import Durable, LedgerEvent, LedgerWriter, c
 from sabot.agents.accounts.owners import BudgetOwner, SettledRow
 from sabot.agents.accounts.shared import BACKOFF, SharedAccounts
 from sabot.agents.context import ExecutionContext
+from sabot.checks import Of, Whole, check, check_called
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, amount, check_called, checked_kind, checked_text, parse_seconds, whole
+from sabot.config import Duration, amount, checked_text, parse_seconds
 from sabot.errors import BrokerUnavailable, DataError, TransientError, UserError, message_of, short_repr
 from sabot.llm.errors import BudgetExceeded
 from sabot.llm.results import Usage
@@ -282,9 +283,9 @@ class Ledger:
         """Whether a call may be made that uses at most that much. If so, it is reserved for the context until the next `record_model_usage`
         of an equal scope, principal and job, or until `reservation_timeout`.
         """
-        checked_kind(context, ExecutionContext, "check_budget: context", _CONTEXT)
+        check("check_budget: context", context, Of(ExecutionContext, _CONTEXT))
         cost = amount("pending_cost", pending_cost) or Decimal(0)
-        whole("pending_tokens", pending_tokens)
+        check("pending_tokens", pending_tokens, Whole())
         if self._shared is None:
             await self._account(context.scope_id)
         who, now = _who(context), self._clock.monotonic()
@@ -321,12 +322,12 @@ class Ledger:
         Raises UserError for tokens or a cost that are negative or no numbers: such a row would give a budget back what it has used; and for
         a model or a name that no database can keep.
         """
-        checked_kind(context, ExecutionContext, "record_model_usage: context", _CONTEXT)
-        checked_kind(usage, Usage, "record_model_usage: usage", "Usage(input_tokens=…, output_tokens=…)")
+        check("record_model_usage: context", context, Of(ExecutionContext, _CONTEXT))
+        check("record_model_usage: usage", usage, Of(Usage, "Usage(input_tokens=…, output_tokens=…)"))
         checked_text(model, "model")
         checked_text(event_id, "event_id")
-        whole("input_tokens", usage.input_tokens)
-        whole("output_tokens", usage.output_tokens)
+        check("input_tokens", usage.input_tokens, Whole())
+        check("output_tokens", usage.output_tokens, Whole())
         cost = amount("cost", cost)
         event = LedgerEvent(
             event_id=event_id or uuid.uuid4().hex,
@@ -376,7 +377,7 @@ class Ledger:
 
         Who calls this gives each row once; it is kept once in any case.
         """
-        checked_kind(event, LedgerEvent, "record: event")
+        check("record: event", event, Of(LedgerEvent))
         account = self._accounts.get(event.scope_id)
         number = 0
         if self._shared is not None:
@@ -478,7 +479,7 @@ class Ledger:
 
 def merge_budgets(budgets: Iterable[Budget]) -> list[Budget]:
     """One for each scope. Raises UserError for what is no Budget, and for two that contradict each other."""
-    checked_kind(budgets, Iterable, "budgets", '[Budget("scope", max_cost_daily=…)]')
+    check("budgets", budgets, Of(Iterable, '[Budget("scope", max_cost_daily=…)]'))
     found: dict[str, Budget] = {}
     for budget in map(_checked, budgets):
         before = found.get(budget.scope_id)

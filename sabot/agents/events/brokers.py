@@ -20,9 +20,9 @@ import msgspec
 from sabot.agents.context import checked_word
 from sabot.agents.events.bus import EventBus, RuntimeEvent, RuntimeEventType, Slow, Subscription
 from sabot.backoff import Backoff
-from sabot.calls.options import checked_whole
+from sabot.checks import Of, Whole, check
 from sabot.clock import SYSTEM_CLOCK
-from sabot.config import Duration, checked_kind, parse_seconds
+from sabot.config import Duration, parse_seconds
 from sabot.connectors.redis import RedisServer
 from sabot.errors import UNREADABLE, DataError, SabotError, TransientError, UserError, message_of, short_repr
 from sabot.kafka import RecordSender
@@ -52,7 +52,7 @@ class RedisStreamsConfig:
     max_len: int = 100_000
 
     def __post_init__(self) -> None:
-        checked_whole("RedisStreamsConfig", "max_len", self.max_len, 1)
+        check("RedisStreamsConfig: max_len", self.max_len, Whole(1))
 
 
 class _Adapter(ABC):
@@ -67,7 +67,7 @@ class _Adapter(ABC):
         at_once: int = 500,
         patience: Duration = "2m",
     ) -> None:
-        checked_whole(type(self).__name__, "at_once", at_once, 1)
+        check(f"{type(self).__name__}: at_once", at_once, Whole(1))
         if not hasattr(event_bus, "subscribe"):
             raise UserError(f"{type(self).__name__}: event_bus={short_repr(event_bus)}", hint="an InMemoryEventBus")
         self.sent = self.lost = 0
@@ -197,7 +197,7 @@ class KafkaEventAdapter(_Adapter):
     def __init__(self, event_bus: EventBus, config: KafkaConfig, **how: Any) -> None:
         """how: event_types: of these types only. slow: "hold" or "drop". at_once: events that wait. patience: for the broker."""
         super().__init__(event_bus, **how)
-        checked_kind(config, KafkaConfig, "KafkaEventAdapter: config")
+        check("KafkaEventAdapter: config", config, Of(KafkaConfig))
         servers = config.bootstrap_servers
         self.config = config
         self._sender: Callable[[], RecordSender] = lambda: RecordSender(
@@ -258,7 +258,7 @@ class RedisStreamsAdapter(_Adapter):
     def __init__(self, client: Any, event_bus: EventBus, config: RedisStreamsConfig, **how: Any) -> None:
         """client: a `redis.asyncio.Redis`, which stays the caller's; or the address of a server. how: as of KafkaEventAdapter."""
         super().__init__(event_bus, **how)
-        checked_kind(config, RedisStreamsConfig, "RedisStreamsAdapter: config")
+        check("RedisStreamsAdapter: config", config, Of(RedisStreamsConfig))
         self.unreadable = 0
         self.config = config
         feature = "RedisStreamsAdapter"

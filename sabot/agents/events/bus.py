@@ -21,8 +21,9 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import msgspec
 
+from sabot.checks import Of, check, is_number, is_whole
 from sabot.clock import SYSTEM_CLOCK
-from sabot.config import Duration, checked_kind, checked_text, is_number, is_whole, parse_seconds
+from sabot.config import Duration, checked_text, parse_seconds
 from sabot.errors import TransientError, UserError, short_repr
 
 _log = logging.getLogger(__name__)
@@ -86,11 +87,11 @@ class RuntimeEvent(msgspec.Struct, frozen=True):
             msgspec.structs.force_setattr(self, "type", _type(self.type))
         if not (type(self.job_id) is type(self.event_id) is type(self.scope_id) is type(self.principal_id) is str):
             for name in ("job_id", "event_id", "scope_id", "principal_id"):
-                checked_kind(getattr(self, name), str, f"RuntimeEvent: {name}")
+                check(f"RuntimeEvent: {name}", getattr(self, name), Of(str))
         if not is_number(self.at) or not math.isfinite(self.at):
             raise UserError(f"RuntimeEvent: at={short_repr(self.at)}", hint="seconds since 1970, a finite number")
         if type(self.data) is not dict:
-            checked_kind(self.data, Mapping, "RuntimeEvent: data", "a dict of what belongs to the type")
+            check("RuntimeEvent: data", self.data, Of(Mapping, "a dict of what belongs to the type"))
 
 
 Handler: TypeAlias = Callable[[RuntimeEvent], Awaitable[object] | object]
@@ -364,7 +365,7 @@ class InMemoryEventBus:
 
     async def publish(self, event: RuntimeEvent) -> None:
         """As `EventBus.publish`."""
-        checked_kind(event, RuntimeEvent, "publish: event")
+        check("publish: event", event, Of(RuntimeEvent))
         while self._full:
             room = asyncio.get_running_loop().create_future()
             self._roomless.append(room)

@@ -14,8 +14,9 @@ from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVer
 from sabot.api.durable import DurableContext, durable_context
 from sabot.calls.error_log import ErrorLog
 from sabot.calls.functions import awaitable
+from sabot.checks import Of, check
 from sabot.clock import Clock
-from sabot.config import checked_kind, checked_name
+from sabot.config import checked_name
 from sabot.errors import NonDeterminism, UserError, short_repr
 from sabot.jobs.guard import Behalf
 from sabot.jobs.owner import OpenJob, Verdict
@@ -61,8 +62,8 @@ class ExecutionRequest:
         for name in ("principal_id", "session_id", "run_id", "idempotency_key", "agent"):
             checked_word(getattr(self, name), name)
         object.__setattr__(self, "budgets", BudgetSpec.of(self.budgets))
-        checked_kind(self.policy_ref, PolicyRef | None, "ExecutionRequest: policy_ref", 'PolicyRef("name")')
-        checked_kind(self.versions, RunVersions, "ExecutionRequest: versions", "RunVersions(…)")
+        check("ExecutionRequest: policy_ref", self.policy_ref, Of(PolicyRef | None, 'PolicyRef("name")'))
+        check("ExecutionRequest: versions", self.versions, Of(RunVersions, "RunVersions(…)"))
         checked_fields(self.metadata, "metadata")
 
     def context(self, job_id: str = "") -> ExecutionContext:

@@ -26,9 +26,9 @@ from sabot.agents.kernel.hosting import KernelHost
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent
 from sabot.agents.replay import JobCode, Recording, record_job
 from sabot.agents.store import JobView
-from sabot.calls.options import checked_whole
+from sabot.checks import Of, Whole, check
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, checked_kind, checked_name, checked_text, parse_seconds
+from sabot.config import Duration, checked_name, checked_text, parse_seconds
 from sabot.errors import JournalFailed, UserError, short_repr
 from sabot.jobs.guard import EffectGuard, checked_guard, guard_of
 from sabot.jobs.history import History
@@ -96,8 +96,8 @@ class RuntimeKernel:
         self._shown = _stores_of(job_store, action_store)
         if journal is None:
             journal = next((home for each in self._shown if (home := each.home) is not None), None)
-        checked_whole("RuntimeKernel", "max_jobs", max_jobs, 1)
-        checked_whole("RuntimeKernel", "keep_jobs", keep_jobs, 0)
+        check("RuntimeKernel: max_jobs", max_jobs, Whole(1))
+        check("RuntimeKernel: keep_jobs", keep_jobs, Whole(0))
         self.event_bus = event_bus if event_bus is not None else InMemoryEventBus()
         self._options: dict[str, Any] = {
             "max_jobs": max_jobs,
@@ -255,7 +255,7 @@ class RuntimeKernel:
         """Begins a job, or finds the one that its scope has under the same idempotency key, also one that has ended. Waits for a place
         among the jobs that run; when it returns the job is durable. Raises IdempotencyConflict, UserError, JournalFailed.
         """
-        checked_kind(request, ExecutionRequest, "execute: request", "ExecutionRequest(prompt=…)")
+        check("execute: request", request, Of(ExecutionRequest, "ExecutionRequest(prompt=…)"))
         self._check_policy(request.policy_ref)
         host = await self._started()
         agent = self._agents.get(request.agent) if request.agent else next(iter(self._agents.values()))
@@ -362,7 +362,7 @@ class RuntimeKernel:
 
     async def post(self, letter: Letter) -> None:
         """Into the inbox of the journal. Raises LetterRefused."""
-        checked_kind(letter, Letter, "post: letter")
+        check("post: letter", letter, Of(Letter))
         await run_in_thread(self._store.post, letter)
 
     def statistics(self) -> dict[str, Any]:

@@ -18,7 +18,8 @@ import msgspec
 
 from sabot.agents.context import ExecutionContext
 from sabot.api.durable import DurableContext
-from sabot.config import check_numbers, checked_durations, checked_kind
+from sabot.checks import Of, check
+from sabot.config import check_numbers, checked_durations
 from sabot.errors import EffectError, SabotError, UserError, message_of, short_repr
 from sabot.jobs.guard import APART
 from sabot.llm.agent import Agent, AgentEffects, current_effects
@@ -298,7 +299,7 @@ class AgentStep(Operator):
     """
 
     def __init__(self, agent: Agent, *, prompt: str | Callable[[Any], object] | None = None, name: str = "") -> None:
-        checked_kind(agent, Agent, "AgentStep: agent", "an Agent of sabot.llm")
+        check("AgentStep: agent", agent, Of(Agent, "an Agent of sabot.llm"))
         super().__init__(agent, name=name or agent.name)
         self._prompt = prompt
 

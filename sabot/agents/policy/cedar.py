@@ -19,7 +19,7 @@ from uuid import UUID
 import msgspec
 
 from sabot.agents.policy.rules import PolicyRule
-from sabot.config import checked_kind, checked_words
+from sabot.checks import TEXTS, Of, check
 from sabot.errors import MissingExtra, UserError, message_of, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
 
@@ -53,12 +53,12 @@ class CedarPolicy(PolicyRule):
             raise MissingExtra("CedarPolicy", "cedar") from error
         if not isinstance(policies, str):
             raise UserError(f"CedarPolicy: policies={short_repr(policies)}", hint="a text in Cedar's language")
-        checked_words(kinds, "CedarPolicy: kinds")
+        check("CedarPolicy: kinds", kinds, TEXTS)
         if not isinstance(entities, Sequence) or not all(isinstance(each, Mapping) for each in entities):
             raise UserError(
                 f"CedarPolicy: entities={short_repr(entities)}", hint="a list of objects, in Cedar's JSON form"
             )
-        checked_kind(schema, str | Mapping | None, "CedarPolicy: schema", "Cedar's text, or its JSON form")
+        check("CedarPolicy: schema", schema, Of(str | Mapping | None, "Cedar's text, or its JSON form"))
         if not kinds or not set(kinds) <= set(_RESOURCES):
             raise UserError(f"CedarPolicy: kinds={short_repr(kinds)}", hint=f"some of {', '.join(_RESOURCES)}")
         self.name, self.policies, self.kinds = name, policies, tuple(sorted(kinds))

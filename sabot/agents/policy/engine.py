@@ -24,7 +24,8 @@ from sabot.agents.context import ExecutionContext
 from sabot.agents.policy.names import check_names
 from sabot.agents.policy.rules import PolicyRule, RuleAnswer, asked_words
 from sabot.api.durable import DurableContext
-from sabot.config import Duration, checked_kind, checked_text, checked_words, parse_seconds
+from sabot.checks import TEXTS, Of, check
+from sabot.config import Duration, checked_text, parse_seconds
 from sabot.errors import UserError, message_of, short_repr
 from sabot.jobs.guard import (
     NOBODY,
@@ -115,8 +116,8 @@ class PolicyEngine(EffectGuard):
 
     def check_names(self, functions: Sequence[Callable[..., Any]], agents: Collection[str], where: str) -> None:
         """As `EffectGuard.check_names`."""
-        checked_kind(functions, Sequence, "check_names: functions", "those of the agents, in a list")
-        checked_words(agents, "check_names: agents")
+        check("check_names: functions", functions, Of(Sequence, "those of the agents, in a list"))
+        check("check_names: agents", agents, TEXTS)
         check_names(self._rules, functions, agents, checked_text(where, "check_names: where"))
 
     @property
@@ -144,7 +145,7 @@ class PolicyEngine(EffectGuard):
     ) -> PolicyResult:
         """What the rules say of a call of this tool. ctx: who asks. labels: of what was seen before."""
         if arguments is not None:
-            checked_kind(arguments, Mapping, "check_tool: arguments", "by the names of parameters")
+            check("check_tool: arguments", arguments, Of(Mapping, "by the names of parameters"))
         made = None if isinstance(tool, str) else as_tool(tool)
         name = tool if isinstance(tool, str) else as_tool(tool).name
         kind = EffectClass.UNSAFE if made is None else made.effect
@@ -160,14 +161,14 @@ class PolicyEngine(EffectGuard):
         labels: Collection[str] = (),
     ) -> PolicyResult:
         """What the rules say of asking this model. messages: what it is told."""
-        checked_kind(model, str, "check_model: model", "its name")
-        checked_kind(messages, Sequence, "check_model: messages", "ChatMessages in a list")
+        check("check_model: model", model, Of(str, "its name"))
+        check("check_model: messages", messages, Of(Sequence, "ChatMessages in a list"))
         spec = RequestSpec(messages=tuple(messages), model=model)
         return await self.check(self._call("model", model, ctx, labels, effect_class=EffectClass.METERED, spec=spec))
 
     async def check(self, call: GuardedCall) -> PolicyResult:
         """What the rules say of a call."""
-        checked_kind(call, GuardedCall, "check: call")
+        check("check: call", call, Of(GuardedCall))
         found = self.decide(call)
         verdict = found if isinstance(found, GuardVerdict) else await found
         allowed = verdict.decision not in (Decision.DENY, Decision.ASK)
@@ -181,13 +182,12 @@ class PolicyEngine(EffectGuard):
         labels: Collection[str],
         **facts: Any,
     ) -> GuardedCall:
-        checked_kind(
-            ctx,
-            ExecutionContext | DurableContext | None,
+        check(
             f"check_{kind}: ctx",
-            "an ExecutionContext, or the ctx of a job",
+            ctx,
+            Of(ExecutionContext | DurableContext | None, "an ExecutionContext, or the ctx of a job"),
         )
-        checked_words(labels, f"check_{kind}: labels")
+        check(f"check_{kind}: labels", labels, TEXTS)
         behalf, agent = NOBODY, ""
         if isinstance(ctx, ExecutionContext):
             behalf = Behalf(ctx.scope_id, ctx.principal_id)

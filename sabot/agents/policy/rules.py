@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from fnmatch import translate
 from typing import Any, ClassVar, Literal, get_args
 
-from sabot.config import Duration, checked_kind, checked_words, is_whole, parse_seconds
+from sabot.checks import TEXTS, Of, check, is_whole
+from sabot.config import Duration, parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
 from sabot.jobs.masking import mask
@@ -183,7 +184,7 @@ class _ContentRule(PolicyRule):
             raise UserError(
                 f"{kind}: otherwise={short_repr(self.otherwise)}", hint=f"one of {', '.join(get_args(Otherwise))}"
             )
-        checked_kind(getattr(self, named_by), Collection, f"{kind}: {named_by}", "texts in a list")
+        check(f"{kind}: {named_by}", getattr(self, named_by), Of(Collection, "texts in a list"))
         for each in patterns:
             given = getattr(self, each)
             object.__setattr__(self, each, None if given is None else _patterns(kind, each, given))
@@ -357,7 +358,7 @@ class LabelPolicy(_ContentRule):
     def __post_init__(self) -> None:
         self._check("labels", "labels", "tool_patterns", "effects")
         words = [each.value for each in EffectClass]
-        checked_words(self.effects, "LabelPolicy: effects")
+        check("LabelPolicy: effects", self.effects, TEXTS)
         for each in self.effects:
             if each not in words:
                 raise UserError(f"LabelPolicy: effects: {short_repr(each)}", hint=f"some of {', '.join(words)}")

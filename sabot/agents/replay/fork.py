@@ -22,8 +22,8 @@ from sabot.agents.progress import as_plain
 from sabot.agents.replay.recording import Recording, record_job
 from sabot.agents.replay.verification import JobCode, ReplayDifference, steps_of
 from sabot.api.models import ASKS, request_body
+from sabot.checks import TEXTS, Of, check
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import checked_kind, checked_words
 from sabot.errors import NonDeterminism, UserError, short_repr
 from sabot.jobs.guard import (
     CONFIRM,
@@ -109,9 +109,9 @@ async def fork(
     Raises UserError for a recording without entries, or without a result of that step; ReplayDifference where the code asks for something
     else before it.
     """
-    checked_kind(recording, Recording, "fork: recording", "what record_job has recorded")
-    checked_kind(code, JobCode, "fork: code", "code_of(agent.spec)")
-    checked_words(allow, "fork: allow")
+    check("fork: recording", recording, Of(Recording, "what record_job has recorded"))
+    check("fork: code", code, Of(JobCode, "code_of(agent.spec)"))
+    check("fork: allow", allow, TEXTS)
     entries = _entries_until(recording, at)
     today = clock
     clock = _ForkClock(clock, max(entry.at_ms for entry in entries) / 1000)

@@ -26,8 +26,9 @@ import msgspec
 
 from sabot.agents.events.bus import EventBus, RuntimeEvent, Subscription
 from sabot.agents.progress import as_plain, value_of
+from sabot.checks import Of, check, is_whole
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import checked_kind, checked_path, checked_text, is_whole
+from sabot.config import checked_path, checked_text
 from sabot.disk import private, sync
 from sabot.errors import UNREADABLE, DataError, UserError, short_repr
 from sabot.jobs.recovery import whole_entries
@@ -221,7 +222,7 @@ class ReplayRecorder:
 
 def record_job(reader: JournalReader, job_id: str, metadata: RunMetadata | None = None) -> Recording:
     """What a journal has of a job. Blocks. Raises UserError for one that it does not have."""
-    checked_kind(reader, JournalReader, "record_job: reader", "a Journal, or what open_reader gives")
+    check("record_job: reader", reader, Of(JournalReader, "a Journal, or what open_reader gives"))
     checked_text(job_id, "record_job: job_id")
     entries = [entry for _, entry in whole_entries(reader, job_id)]
     begins = [entry for entry in entries if isinstance(entry, Begin)]

@@ -10,8 +10,8 @@ import msgspec
 from sabot.agents.progress import as_plain, readable, value_of
 from sabot.agents.replay.recording import Recording
 from sabot.api.agent import AgentSpec
+from sabot.checks import Of, check
 from sabot.clock import SYSTEM_CLOCK
-from sabot.config import checked_kind
 from sabot.errors import NoStateBackend, SabotError, UserError, message_of, short_repr
 from sabot.jobs.history import ContinueAs, History
 from sabot.jobs.run import Ask, JobRun, effect_words
@@ -64,7 +64,7 @@ class Verified:
 
 def code_of(spec: AgentSpec) -> JobCode:
     """A durable agent's function, as its jobs run it; its state is not there."""
-    checked_kind(spec, AgentSpec, "code_of: spec", "the spec of a durable agent: agent.spec")
+    check("code_of: spec", spec, Of(AgentSpec, "the spec of a durable agent: agent.spec"))
     function = job_function(spec, None, SYSTEM_CLOCK)
     return JobCode(lambda run: function.call(function.context(run)[0]), function.packed, function.continued)
 

@@ -23,8 +23,9 @@ from sabot.agents.jobs import JobRecord, JobSpec, JobStatus
 from sabot.agents.store import JobsAndActions, JobsOfJournal
 from sabot.agents.stores.jobs import TABLES, PostgresJobViews, forget_jobs, show_jobs
 from sabot.agents.stores.tables import PostgresTables
+from sabot.checks import TEXTS, Of, check
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, checked_kind, checked_words, parse_seconds
+from sabot.config import Duration, parse_seconds
 from sabot.connectors.sql.server import address_of
 from sabot.errors import CorruptJournal, LetterRefused, SabotError, TransientError, UserError
 from sabot.journal.base import Journal, JournalReader, Question, check_letter, entry_of_letter
@@ -261,7 +262,7 @@ class PostgresJobStore(JobsAndActions):
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
-        checked_kind(spec, JobSpec, "create: spec", "JobSpec(scope_id=…)")
+        check("create: spec", spec, Of(JobSpec, "JobSpec(scope_id=…)"))
         job_id, content, new = name_of(spec), digest_of(spec, _KEY), False
 
         def begin(known: JobsOfJournal) -> Entry | None:
@@ -286,7 +287,7 @@ class PostgresJobStore(JobsAndActions):
         return None if owner is None else await owner.get(job_id)
 
     async def move(self, job_id: str, status: JobStatus, *, result_ref: str = "", error: str = "") -> JobRecord:
-        checked_kind(status, JobStatus, "move: status", "JobStatus.SUCCEEDED, …")
+        check("move: status", status, Of(JobStatus, "JobStatus.SUCCEEDED, …"))
         checked_word(job_id, "job_id")
 
         def move(known: JobsOfJournal) -> Entry:
@@ -301,7 +302,7 @@ class PostgresJobStore(JobsAndActions):
         return await owner.move(job_id, status, result_ref=result_ref, error=error)
 
     async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
-        checked_words(statuses, "find: statuses")
+        check("find: statuses", statuses, TEXTS)
         words = list(map(str, statuses))
         rows = await self._asked(_FIND_JOBS, (scope_id, scope_id, words, words, None, None))
         ours = await self._read([row[1] for row in rows if row[0] == _OURS])
@@ -313,7 +314,7 @@ class PostgresJobStore(JobsAndActions):
     # -- actions ------------------------------------------------------------------------------------------------------
 
     async def require(self, spec: ActionSpec) -> ActionRecord:
-        checked_kind(spec, ActionSpec, "require: spec", "ActionSpec(job_id=…)")
+        check("require: spec", spec, Of(ActionSpec, "ActionSpec(job_id=…)"))
         owner = await self._owner(spec.job_id)
         if owner is not None:
             return await owner.require(spec)
@@ -339,7 +340,7 @@ class PostgresJobStore(JobsAndActions):
         return None if owner is None else await owner.action(action_id)
 
     async def actions(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:
-        checked_words(statuses, "actions: statuses")
+        check("actions: statuses", statuses, TEXTS)
         words = list(map(str, statuses))
         rows = await self._asked(_FIND_ACTIONS, (job_id, job_id, words, words))
         ours = await self._read({row[2] for row in rows if row[0] == _OURS})
@@ -351,7 +352,7 @@ class PostgresJobStore(JobsAndActions):
         return found
 
     async def resolve(self, token: str, resolution: Mapping[str, Any], by: str) -> ActionRecord:
-        checked_kind(resolution, Mapping, "resolve: resolution", 'an object, as in {"approved": True}')
+        check("resolve: resolution", resolution, Of(Mapping, 'an object, as in {"approved": True}'))
         token, body = checked_word(token, "resolve: token"), as_json(dict(resolution), "resolution")
         answer = Letter("answer", token, body=body, by=checked_word(by, "by"))
         rows = await self._asked(_OF_TOKEN, (token,))
@@ -370,7 +371,7 @@ class PostgresJobStore(JobsAndActions):
         return await owner.resolve(token, resolution, by)
 
     async def close_action(self, action_id: str, status: ActionStatus) -> ActionRecord:
-        checked_kind(status, ActionStatus, "close_action: status", "ActionStatus.CANCELLED, or EXPIRED")
+        check("close_action: status", status, Of(ActionStatus, "ActionStatus.CANCELLED, or EXPIRED"))
         job_id = checked_word(action_id, "action_id").rpartition("/")[0]
         found = (await self._read([job_id])).actions.get(action_id)
         if found is not None:

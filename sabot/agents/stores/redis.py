@@ -17,8 +17,9 @@ from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, ActionS
 from sabot.agents.jobs import JobRecord, JobSpec, JobStatus, JobStore
 from sabot.agents.store import JobsAndActions, JobsOfJournal, as_json
 from sabot.backoff import Backoff
+from sabot.checks import Of, check
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, checked_kind, parse_seconds
+from sabot.config import Duration, parse_seconds
 from sabot.connectors.redis import RedisServer
 from sabot.errors import UNREADABLE, DataError, LetterRefused, TransientError, UserError
 from sabot.journal.base import Journal
@@ -144,7 +145,7 @@ class RedisJobCache(JobStore):
         """client: as of RedisSignalChannel. ttl: for how long a job is kept; so long one of an agent is told as ended also when
         its dead letter was sent back.
         """
-        checked_kind(store, JobStore, "RedisJobCache: store", "a PostgresJobStore, an InMemoryJobStore")
+        check("RedisJobCache: store", store, Of(JobStore, "a PostgresJobStore, an InMemoryJobStore"))
         self.store, self.clock = store, store.clock
         self._server = _server(client, "cache of jobs", "RedisJobCache")
         self._prefix = prefix

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any, Generic
 
 from sabot.api.expr.made import E, Make
-from sabot.api.expr.words import string_of, whole_of
-from sabot.config import checked_flag
+from sabot.api.expr.words import whole_of
+from sabot.checks import FLAG, TEXT, check
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class StructExpr(Generic[E]):
 
     def field(self, name: str) -> E:
         """Returns the field of this name; null if the struct is null."""
-        return self.make("struct.field", name=string_of("struct.field", name))
+        return self.make("struct.field", name=check("struct.field: name", name, TEXT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class ListExpr(Generic[E]):
         return self.make(
             "list.get",
             index=whole_of("list.get", index),
-            null_on_oob=checked_flag("list.get: null_on_oob", null_on_oob),
+            null_on_oob=check("list.get: null_on_oob", null_on_oob, FLAG),
         )
 
     def first(self) -> E:
@@ -43,7 +43,7 @@ class ListExpr(Generic[E]):
 
     def join(self, separator: str) -> E:
         """Joins a list of strings to one string; null if one of them is null."""
-        return self.make("list.join", separator=string_of("list.join", separator))
+        return self.make("list.join", separator=check("list.join: separator", separator, TEXT))
 
     def len(self) -> E:
         """Returns the number of values, nulls included, as int32."""

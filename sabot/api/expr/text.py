@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Generic
 
 from sabot.api.expr.made import E, Make
-from sabot.api.expr.words import string_of, whole_of
-from sabot.config import checked_flag
+from sabot.api.expr.words import whole_of
+from sabot.checks import FLAG, TEXT, check
 from sabot.errors import UserError
 
 _WIDEST = 10_000  # characters to which a value is filled up
@@ -27,15 +27,21 @@ class StringExpr(Generic[E]):
 
     def strip(self, characters: str | None = None) -> E:
         """Removes these characters (white space by default) at both ends."""
-        return self.make("str.strip", characters=None if characters is None else string_of("strip", characters))
+        return self.make(
+            "str.strip", characters=None if characters is None else check("strip: characters", characters, TEXT)
+        )
 
     def strip_start(self, characters: str | None = None) -> E:
         """Removes these characters (white space by default) at the start."""
-        return self.make("str.strip_start", characters=None if characters is None else string_of("strip", characters))
+        return self.make(
+            "str.strip_start", characters=None if characters is None else check("strip: characters", characters, TEXT)
+        )
 
     def strip_end(self, characters: str | None = None) -> E:
         """Removes these characters (white space by default) at the end."""
-        return self.make("str.strip_end", characters=None if characters is None else string_of("strip", characters))
+        return self.make(
+            "str.strip_end", characters=None if characters is None else check("strip: characters", characters, TEXT)
+        )
 
     def pad_start(self, length: int, fill_char: str = " ") -> E:
         """Puts `fill_char` in front until there are so many characters."""
@@ -47,14 +53,16 @@ class StringExpr(Generic[E]):
 
     def split(self, by: str) -> E:
         """Splits at each `by` into a list of strings."""
-        if not string_of("split", by):
+        if not check("split: by", by, TEXT):
             raise UserError("str.split: there is nothing to split by", hint='str.split(",")')
         return self.make("str.split", by=by)
 
     def contains(self, pattern: str, literal: bool = False) -> E:
         """Returns whether the string contains a match of the regular expression; with `literal`, the text itself."""
         return self.make(
-            "str.contains", pattern=string_of("contains", pattern), literal=checked_flag("contains: literal", literal)
+            "str.contains",
+            pattern=check("contains: pattern", pattern, TEXT),
+            literal=check("contains: literal", literal, FLAG),
         )
 
     def count_matches(self, pattern: str, literal: bool = False) -> E:
@@ -63,21 +71,21 @@ class StringExpr(Generic[E]):
             raise UserError("str.count_matches: there is nothing to count", hint='str.count_matches("a", literal=True)')
         return self.make(
             "str.count_matches",
-            pattern=string_of("count_matches", pattern),
-            literal=checked_flag("count_matches: literal", literal),
+            pattern=check("count_matches: pattern", pattern, TEXT),
+            literal=check("count_matches: literal", literal, FLAG),
         )
 
     def startswith(self, prefix: str) -> E:
         """Returns whether the string begins with this text."""
-        return self.make("str.startswith", prefix=string_of("startswith", prefix))
+        return self.make("str.startswith", prefix=check("startswith: prefix", prefix, TEXT))
 
     def endswith(self, suffix: str) -> E:
         """Returns whether the string ends with this text."""
-        return self.make("str.endswith", suffix=string_of("endswith", suffix))
+        return self.make("str.endswith", suffix=check("endswith: suffix", suffix, TEXT))
 
     def regexp_extract(self, pattern: str, group: int = 1) -> E:
         """Returns the group (0: all) of the first match; null if nothing matches, "" if the group took no part in the match."""
-        pattern = string_of("regexp_extract", pattern)
+        pattern = check("regexp_extract: pattern", pattern, TEXT)
         return self.make("str.regexp_extract", pattern=pattern, group=whole_of("regexp_extract", group))
 
     def extract(self, pattern: str, group_index: int = 1) -> E:
@@ -98,11 +106,11 @@ class StringExpr(Generic[E]):
         Codes: %Y %m %d %H %M %S %b (Jan) %B (January) %F %T %R %z, and %f, %3f, %6f, %9f (with a point: %.f) for a fraction. Text that
         is no such time is a DataError; with strict=False it becomes null.
         """
-        return self.make("str.to_datetime", format=_format(format), strict=checked_flag("to_datetime: strict", strict))
+        return self.make("str.to_datetime", format=_format(format), strict=check("to_datetime: strict", strict, FLAG))
 
     def to_date(self, format: str | None = None, strict: bool = True) -> E:
         """Reads a date: 2024-02-29, or as `format` says, with the codes of `to_datetime`. strict: as there."""
-        return self.make("str.to_date", format=_format(format), strict=checked_flag("to_date: strict", strict))
+        return self.make("str.to_date", format=_format(format), strict=check("to_date: strict", strict, FLAG))
 
     def slice(self, offset: int, length: int | None = None) -> E:
         """Returns `length` characters (by default all) from `offset` on; a negative offset counts from the end."""
@@ -120,15 +128,15 @@ class StringExpr(Generic[E]):
         return self._replaced("str.replace_all", pattern, value, literal)
 
     def _replaced(self, kind: str, pattern: str, value: str, literal: bool) -> E:
-        if not string_of(kind, pattern) and literal and kind == "str.replace_all":
+        if not check(f"{kind}: pattern", pattern, TEXT) and literal and kind == "str.replace_all":
             raise UserError(
                 "str.replace_all: there is nothing to replace", hint='str.replace_all("a", "b", literal=True)'
             )
         return self.make(
             kind,
             pattern=pattern,
-            value=string_of(kind, value),
-            literal=checked_flag(f"{kind}: literal", literal),
+            value=check(f"{kind}: value", value, TEXT),
+            literal=check(f"{kind}: literal", literal, FLAG),
         )
 
     to_lowercase = lower
@@ -142,7 +150,7 @@ class StringExpr(Generic[E]):
 
 
 def _format(format: str | None) -> str | None:
-    return None if format is None else string_of("format", format)
+    return None if format is None else check("format: format", format, TEXT)
 
 
 def _width(where: str, length: int) -> int:
@@ -156,6 +164,6 @@ def _width(where: str, length: int) -> int:
 
 
 def _one(where: str, character: str) -> str:
-    if len(string_of(where, character)) != 1:
+    if len(check(f"{where}: character", character, TEXT)) != 1:
         raise UserError(f"str.{where}: {character!r} is not one character", hint=f'str.{where}(8, "0")')
     return character

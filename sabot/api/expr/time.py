@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Generic
 
 from sabot.api.expr.made import E, Make
-from sabot.api.expr.words import check_one_of, string_of
+from sabot.checks import TEXT, OneOf, check
 from sabot.errors import UserError
 
 _LENGTHS = {
@@ -42,11 +42,11 @@ class DateExpr(Generic[E]):
 
     def strftime(self, format: str) -> E:
         """Formats with chrono's codes: "%Y-%m-%d %H:%M:%S". %3f, %6f and %9f are digits of a second's fraction, %.3f adds the point."""
-        return self.make("dt.strftime", format=string_of("strftime", format))
+        return self.make("dt.strftime", format=check("strftime: format", format, TEXT))
 
     def epoch(self, unit: str = "us") -> E:
         """Returns the time since 1970 UTC in "ns", "us", "ms", "s" or "d", as int64."""
-        check_one_of("dt.epoch", unit, ("ns", "us", "ms", "s", "d"))
+        check("dt.epoch", unit, OneOf(("ns", "us", "ms", "s", "d")))
         return self.make("dt.epoch", unit=unit)
 
     def date(self) -> E:
@@ -106,7 +106,7 @@ def _length_of(every: str | datetime.timedelta) -> str:
     """Returns a duration as a number and a unit, such as "1h" for "hour". Raises UserError."""
     if isinstance(every, datetime.timedelta):
         every = f"{every // datetime.timedelta(microseconds=1)}us"
-    text = _LENGTHS.get(string_of("date_trunc", every).removesuffix("s"), every)
+    text = _LENGTHS.get(check("date_trunc: every", every, TEXT).removesuffix("s"), every)
     match = re.fullmatch(r"(\d+)(ns|us|ms|s|m|h|d|w|mo|q|y)", text)
     if match is None or int(match[1]) == 0:
         raise UserError(f"dt.date_trunc: {every!r} is no length of time", hint='"hour", "15m", "1d", "1w", "1mo", "1y"')

@@ -16,18 +16,8 @@ from sabot.api.expr.elsewhere import MissingMethods
 from sabot.api.expr.nested import ListExpr, StructExpr
 from sabot.api.expr.text import StringExpr
 from sabot.api.expr.time import DateExpr
-from sabot.api.expr.words import (
-    as_type,
-    check_one_of,
-    literal_of,
-    option_text,
-    quoted,
-    string_of,
-    type_text,
-    value_text,
-    whole_of,
-)
-from sabot.config import checked_flag
+from sabot.api.expr.words import as_type, literal_of, option_text, quoted, type_text, value_text, whole_of
+from sabot.checks import FLAG, TEXT, OneOf, check
 from sabot.errors import UserError
 
 _BINARY = frozenset(["+", "-", "*", "/", "//", "%", "**", "==", "!=", "<", "<=", ">", ">=", "&", "|", "^"])
@@ -284,7 +274,7 @@ class Expr(MissingMethods):
 
     def between(self, lower: Any, upper: Any, closed: str = "both") -> "Expr":
         """lower <= it <= upper; `closed` says which bounds belong to it: both, left, right, none."""
-        check_one_of("between: closed", closed, ("both", "left", "right", "none"))
+        check("between: closed", closed, OneOf(("both", "left", "right", "none")))
         return Expr("between", (self, as_expr(lower), as_expr(upper)), (("closed", closed),))
 
     is_between = between
@@ -335,11 +325,11 @@ class Expr(MissingMethods):
         A value that it cannot hold is a DataError that names it; with strict=False it becomes null. Fractions are cut off, times
         rounded down; the date of a time is that of its zone.
         """
-        return Expr("cast", (self,), (("type", as_type(type)), ("strict", checked_flag("cast: strict", strict))))
+        return Expr("cast", (self,), (("type", as_type(type)), ("strict", check("cast: strict", strict, FLAG))))
 
     def alias(self, name: str) -> "Expr":
         """The same under another name."""
-        return Expr("alias", (self,), (("name", string_of("alias", name)),))
+        return Expr("alias", (self,), (("name", check("alias: name", name, TEXT)),))
 
     # -- as text ------------------------------------------------------------------------------------------------------
 
@@ -404,7 +394,7 @@ class Expr(MissingMethods):
 
 def col(name: str) -> Expr:
     """The column of this name."""
-    return Expr("col", (), (("name", string_of("col", name)),))
+    return Expr("col", (), (("name", check("col: name", name, TEXT)),))
 
 
 def lit(value: Any, type: Any = None) -> Expr:

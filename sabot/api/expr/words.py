@@ -14,11 +14,9 @@ from sabot.errors import UserError
 
 __all__ = [
     "as_type",
-    "check_one_of",
     "literal_of",
     "option_text",
     "quoted",
-    "string_of",
     "type_text",
     "value_text",
     "whole_of",
@@ -65,23 +63,12 @@ def literal_of(value: Any, type: Any) -> tuple[Any, pa.DataType | None]:
     return value, known
 
 
-def string_of(where: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"{where}: {value!r} is no string")
-    return value
-
-
 def whole_of(where: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise UserError(f"{where}: {value!r} is no whole number")
     if not -(2**63) <= value < 2**63:
         raise UserError(f"{where}: {value} has more than 64 bits")
     return int(value)
-
-
-def check_one_of(where: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UserError(f"{where}: {value!r} is none of {', '.join(known)}")
 
 
 # -- as text ---------------------------------------------------------------------------------------------------------

@@ -7,16 +7,17 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from sabot.api.arguments import RowPolicy, Schema, TimeUnit, one_of, row_policy, schema_of, whole_ms
+from sabot.api.arguments import RowPolicy, Schema, TimeUnit, row_policy, schema_of, whole_ms
 from sabot.api.expr import Expr, col
 from sabot.api.formats import payload_format
 from sabot.api.nodes.node import Node, check_columns, walk
 from sabot.api.words import check_names
 from sabot.arrays import PER_SECOND, is_time
+from sabot.checks import FLAG, OneOf, check
 from sabot.codecs.base import Format
 from sabot.codecs.fields import fields_of, type_of_field
 from sabot.codecs.formats import JSON
-from sabot.config import Duration, checked_flag, parse_ms
+from sabot.config import Duration, parse_ms
 from sabot.connectors.base import Delivery, OnNan, Sink, Source
 from sabot.connectors.checks import check_input, check_sink
 from sabot.connectors.defaults import check_ends, columns_of, decodes, ends, hold_of
@@ -200,7 +201,7 @@ def read_node(
 ) -> Read:
     """The checked first step of a stream."""
     if first is not None:
-        checked_flag("table: first", first)
+        check("table: first", first, FLAG)
     row_policy("stream", on_error)
     check_input(source, "stream", 'stream("orders") or stream(files("*.ndjson"))')
     check_sink(dead_letter, "stream: dead_letter")
@@ -221,7 +222,7 @@ def read_node(
         "time_format": time_format,
         "first": first,
         "format": payloads,
-        "idle_closes": checked_flag("stream: idle_closes", idle_closes),
+        "idle_closes": check("stream: idle_closes", idle_closes, FLAG),
         "max_drift_ms": None if max_drift is None else _drift_ms(source, max_drift),
         "start": None if start is None else checked_start(start, "stream"),
         "until": checked_until(until, "stream"),
@@ -277,7 +278,7 @@ def check_time(where: str, time: Any, unit: Any, format: Any) -> None:
         if value is not None and time is None:
             raise UserError(f"{where}: {name}={value!r}, and no column of event time", hint='time="ts" names it')
     if unit is not None:
-        one_of(f"{where}: time_unit", unit, tuple(PER_SECOND))
+        check(f"{where}: time_unit", unit, OneOf(tuple(PER_SECOND)))
     if unit is not None and format is not None:
         raise UserError(
             f"{where}: time_unit= and time_format= exclude each other", hint="numbers have a unit, texts a format"

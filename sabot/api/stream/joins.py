@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from sabot.api.arguments import flat, interval_ms, join_keys, keep_ms, one_of, whole_ms
+from sabot.api.arguments import flat, interval_ms, join_keys, keep_ms, whole_ms
 from sabot.api.calls import LookupCall
 from sabot.api.expr import Expr, col
 from sabot.api.nodes.calls import LookupAsync
@@ -12,6 +12,7 @@ from sabot.api.nodes.joins import MADE_KEY, AsofJoin, IntervalJoin, Join, JoinBy
 from sabot.api.nodes.node import Node, check_columns
 from sabot.api.nodes.rows import Broadcast, Drop, WithColumns
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
+from sabot.checks import OneOf, check
 from sabot.connectors.base import Sink
 from sabot.connectors.checks import check_sink
 from sabot.errors import UserError
@@ -73,7 +74,7 @@ def join_node(
     late: Any,
 ) -> Join:
     """The node of `Stream.join`. Raises UserError."""
-    given = (left, right, *keys, one_of("join: how", how, _HOWS), suffix)
+    given = (left, right, *keys, check("join: how", how, OneOf(_HOWS)), suffix)
     if between is not None and window is not None:
         raise UserError("join: between= and window= are two kinds of joins", hint="give one of them")
     node: Join
@@ -122,12 +123,12 @@ def asof_node(
     late: Any,
 ) -> AsofJoin:
     """The node of `Stream.join_asof`. Raises UserError."""
-    strategy = one_of("join_asof: strategy", strategy, ("backward", "forward", "nearest"))
+    strategy = check("join_asof: strategy", strategy, OneOf(("backward", "forward", "nearest")))
     if strategy != "backward" and tolerance is None:
         raise UserError(
             f"join_asof: strategy={strategy!r} needs a tolerance", hint='tolerance="5s": how long a row waits for it'
         )
-    how = one_of("join_asof: how", how, ("left", "inner"))
+    how = check("join_asof: how", how, OneOf(("left", "inner")))
     if isinstance(right, Broadcast):
         raise UserError(
             "join_asof: the other stream is broadcast, which is for join, lookup and connect",
@@ -157,7 +158,7 @@ def _with_late(where: str, node: _ByTime, late: Any) -> _ByTime:
 
 def lookup_node(left: Node, right: Node, keys: Keys, how: Any, suffix: str) -> Lookup:
     """The node of `Stream.lookup` in a table. Raises UserError."""
-    return Lookup(left, right, *keys, one_of("lookup: how", how, ("left", "inner")), suffix)
+    return Lookup(left, right, *keys, check("lookup: how", how, OneOf(("left", "inner"))), suffix)
 
 
 def lookup_async_node(

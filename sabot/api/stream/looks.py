@@ -10,7 +10,8 @@ from sabot.api.nodes.rows import Head
 from sabot.api.stream.outputs import html, shown
 from sabot.api.stream.owner import Owner
 from sabot.arrays import python_value
-from sabot.config import Duration, is_whole, parse_seconds
+from sabot.checks import is_whole
+from sabot.config import Duration, parse_seconds
 from sabot.errors import SabotError, UserError
 
 _PRINT_SECONDS = 10.0  # that `print` waits for the rows of a stream without an end

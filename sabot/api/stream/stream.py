@@ -29,7 +29,6 @@ from sabot.api.arguments import (
     flat,
     function_of,
     named_columns_of,
-    one_of,
     optional_ms,
     order_of,
     row_policy,
@@ -75,8 +74,9 @@ from sabot.api.stream.outputs import check_takes_changes
 from sabot.api.stream.owner import Owner
 from sabot.api.windows import CountWindow, CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow, Window
 from sabot.arrays import python_value
+from sabot.checks import FLAG, OneOf, check, is_whole
 from sabot.codecs.base import Format
-from sabot.config import Duration, checked_flag, is_whole
+from sabot.config import Duration
 from sabot.connectors.base import Delivery, OnNan, Sink, Source
 from sabot.connectors.checks import check_delivery, check_nan, check_sink
 from sabot.connectors.defaults import sink_of
@@ -218,8 +218,8 @@ class Stream(Looks, NamedElsewhere):
             Explode(
                 self._node,
                 names,
-                checked_flag("explode: empty_as_null", empty_as_null),
-                checked_flag("explode: keep_nulls", keep_nulls),
+                check("explode: empty_as_null", empty_as_null, FLAG),
+                check("explode: keep_nulls", keep_nulls, FLAG),
             )
         )
 
@@ -724,7 +724,7 @@ class KeyedStream(NamedElsewhere):
         rank: the name of a column with the row's rank (1, 2, …); each move in the ranking is then an update.
         """
         number, order = order_of("top_n", n, by, descending)
-        ties = one_of("top_n: ties", ties, ("row_number", "rank", "dense_rank"))
+        ties = check("top_n: ties", ties, OneOf(("row_number", "rank", "dense_rank")))
         return self._steps.then(TopN(self._steps.node, self._keys, number, order, ties, rank))
 
     def process(
@@ -885,7 +885,7 @@ class WindowedStream(NamedElsewhere):
                 "top_n: only of tumbling, hopping and cumulative windows, at their end", hint='window(tumbling("1m"))'
             )
         number, order = order_of("top_n", n, by, descending)
-        ties = one_of("top_n: ties", ties, ("row_number", "rank", "dense_rank"))
+        ties = check("top_n: ties", ties, OneOf(("row_number", "rank", "dense_rank")))
         known = self._steps.node.column_names or ()
         own = {name: f"row_{name}" for name in ("window_start", "window_end") if name in known}
         node: Node = self._steps.node

@@ -14,8 +14,9 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sabot.checks import check_called
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import check_called, check_numbers, checked_durations
+from sabot.config import check_numbers, checked_durations
 from sabot.errors import UserError
 from sabot.metrics import Durations, Metrics, Sample
 from sabot.probes import Page, page_of

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from sabot.config import is_whole, parse_seconds
+from sabot.checks import is_whole
+from sabot.config import parse_seconds
 from sabot.errors import IllegalTransition, UserError, short_repr
 from sabot.process.client import Child
 from sabot.process.command import Command

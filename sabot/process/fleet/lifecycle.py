@@ -16,8 +16,9 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 
 from sabot.backoff import Backoff
+from sabot.checks import check_called
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, check_called, parse_seconds
+from sabot.config import Duration, parse_seconds
 from sabot.errors import message_of
 from sabot.process.client import Child, Supervisor
 from sabot.process.command import Command

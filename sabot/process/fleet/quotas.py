@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from sabot.config import is_number, is_whole, parse_seconds
+from sabot.checks import is_number, is_whole
+from sabot.config import parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.process.errors import InvalidQuota
 from sabot.process.fleet.instances import LifecycleState

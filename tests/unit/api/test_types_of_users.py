@@ -66,7 +66,6 @@ PARTS = ("sabot", "sabot.agents", "sabot.llm", "sabot.journal", "sabot.process",
 
 INNER = {
     "AgentSpec": "only App.agent_of returns it, for the runtime",
-    "Bound": "what a source is opened with, from until=, for the runtime",
     "CallJudge": "what a stream asks its app for",
     "CallTimers": "of the constructor of a context, which the runtime calls",
     "CheckpointStorage": "of App.open_storage, for tools",

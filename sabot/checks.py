@@ -1,0 +1,139 @@
+"""Checks of arguments: a kind says which values are allowed, and `check` refuses all others with a UserError.
+
+    rows = check("map_async: rows", rows, Whole(1))
+    check_fields(self, max_depth=Whole(0), otherwise=OneOf("deny", "ask"))
+
+Texts with a notation of their own (durations, sizes, addresses, names) are read by `config`.
+"""
+
+import inspect
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import partial
+from types import UnionType
+from typing import Any, Protocol, TypeGuard, TypeVar
+
+from sabot.errors import UserError, short_repr
+from sabot.redaction import has_password, redacted_url
+
+T = TypeVar("T")
+
+
+class Kind(Protocol):
+    """The values that an argument may have."""
+
+    @property
+    def wanted(self) -> str:
+        """The hint for a value that is refused."""
+
+    def fits(self, value: Any) -> bool:
+        """Returns True for an allowed value."""
+
+
+def check(what: str, value: T, kind: Kind) -> T:
+    """Returns the value. Raises UserError unless it is of this kind. `what`: the owner and the name of the argument, "join: how"."""
+    if not kind.fits(value):
+        raise UserError(f"{what}={shown(value)}", hint=kind.wanted)
+    return value
+
+
+def check_fields(owner: object, where: str = "", **kinds: Kind) -> None:
+    """Checks attributes of an object. `where`: the owner's name in the error, by default that of its class."""
+    for name, kind in kinds.items():
+        check(f"{where or type(owner).__name__}: {name}", getattr(owner, name), kind)
+
+
+def shown(value: object) -> str:
+    """Returns a value as messages show it: shortened, and without the password of an address."""
+    return short_repr(redacted_url(value) if isinstance(value, str) and has_password(value) else value)
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """Whole numbers from `least` to `most`, or without an upper bound. True and False are no numbers."""
+
+    least: int = 0
+    most: int | None = None
+
+    @property
+    def wanted(self) -> str:
+        return f"a whole number, {f'{self.least} or more' if self.most is None else f'{self.least} to {self.most}'}"
+
+    def fits(self, value: Any) -> bool:
+        return is_whole(value, self.least, self.most)
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """One of a few words."""
+
+    words: Iterable[str]
+
+    @property
+    def wanted(self) -> str:
+        return f"one of {', '.join(repr(str(word)) for word in self.words)}"
+
+    def fits(self, value: Any) -> bool:
+        return isinstance(value, str) and value in tuple(self.words)
+
+
+@dataclass(frozen=True, slots=True)
+class Of:
+    """Values of a type. `hint`: an example of such a value."""
+
+    type: type | UnionType
+    hint: str = ""
+
+    @property
+    def wanted(self) -> str:
+        return self.hint or f"a {getattr(self.type, '__name__', self.type)}"
+
+    def fits(self, value: Any) -> bool:
+        return isinstance(value, self.type)
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Collections of texts; a single text is none. `least`: the smallest number of them, each of which is not empty if that is above 0."""
+
+    least: int = 0
+    hint: str = "texts in a list"
+
+    @property
+    def wanted(self) -> str:
+        return self.hint
+
+    def fits(self, value: Any) -> bool:
+        if isinstance(value, str | bytes) or not isinstance(value, Collection) or len(value) < self.least:
+            return False
+        return all(isinstance(each, str) and (each or not self.least) for each in value)
+
+
+FLAG = Of(bool, "True or False")  # bool("no") is True
+TEXT = Of(str, "a text")
+TEXTS = Texts()
+
+
+def is_whole(value: object, least: int, most: int | None = None) -> bool:
+    """Returns True for a whole number within these bounds. True and False are no numbers."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value and (most is None or value <= most)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Returns True for a number. True and False are no numbers."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_called(where: str, **functions: object) -> None:
+    """Raises UserError for an `async` function, or an object with an `async` `__call__`: the result of the call would not be awaited.
+
+    None, and a value that is no function, pass.
+    """
+    for name, function in functions.items():
+        plain = inspect.isroutine(function) or isinstance(function, partial)
+        target = function if plain else getattr(type(function), "__call__", None)  # noqa: B004 - a class is called otherwise
+        if inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target):
+            raise UserError(
+                f"{where}: {name}={short_repr(function)} is async, and is called, not awaited",
+                hint="give a plain function; it can start a task, or put long work into a queue",
+            )
