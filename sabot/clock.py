@@ -69,7 +69,7 @@ class ForwardClock:
         self.monotonic = clock.monotonic
         self._parts = [
             (clock.time(), self.monotonic())
-        ]  # where its time was begun, and each place from where on it was set forward
+        ]  # (time, steady count) at the start, and at each jump forward of the machine's clock
 
     def time(self) -> float:
         """Returns the seconds since 1970-01-01 UTC. Never goes back."""
@@ -93,9 +93,7 @@ class ForwardClock:
         return began - moment + steady - count
 
 
-_JUMP_SECONDS = (
-    0.5  # ahead by less the machine's clock is not followed: it is being adjusted, and no timer waits for that
-)
+_JUMP_SECONDS = 0.5  # a smaller lead of the machine's clock is an adjustment, and is not followed
 
 
 def boot_seconds() -> float:

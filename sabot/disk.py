@@ -124,7 +124,7 @@ def make_folder(folder: Path) -> None:
             if not each.is_dir():
                 raise
         else:
-            each.chmod(0o700)  # a umask may have taken our own rights too
+            each.chmod(0o700)  # a umask may have removed this user's rights too
 
 
 def own_folder(folder: Path) -> None:
@@ -292,7 +292,7 @@ def _is_left(folder: Path) -> bool:
         if not stat.S_ISDIR(os.lstat(folder).st_mode):
             return False
         mark = os.open(folder / _MARK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:  # it has no mark; or it is not ours to read
+    except OSError:  # it has no mark, or belongs to another user
         return False
     try:
         return os.fstat(mark).st_uid == os.geteuid() and not is_held(mark)

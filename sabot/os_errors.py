@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from sabot.errors import CorruptCheckpoint, InternalError, SabotError, TransientError, UserError
 
-_MOST_COUNTED = 65_536  # at most so many descriptors are looked at
+_MOST_COUNTED = 65_536  # the most descriptors that are counted
 
 
 def _full() -> str:
@@ -106,7 +106,7 @@ _HINTS: dict[int, Callable[[], str]] = {
     errno.ENOMEM: _no_memory,
     errno.EAGAIN: _no_more_threads,
 }
-_PASSING = set(_HINTS) - {errno.EIO}  # faults that do not damage what is on the disk
+_PASSING = set(_HINTS) - {errno.EIO}  # errors that do not damage files
 _WORDS = {os.strerror(number).casefold(): number for number in _HINTS if number != errno.EAGAIN}
 _WORDS["can't start new thread"] = errno.EAGAIN  # Python's own text
 _WORDS["database or disk is full"] = errno.ENOSPC  # SQLite's own text

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 _log = logging.getLogger(__name__)
 
-_PATIENCE_SECONDS = 10.0  # for a client that sends nothing, or takes nothing
+_PATIENCE_SECONDS = 10.0  # for a client that neither sends nor reads
 
 
 class Page(NamedTuple):
@@ -66,7 +66,7 @@ class PageServer:
 
             def handle_error(self, request: Any, client_address: Any) -> None:
                 error = sys.exception()
-                if not isinstance(error, OSError):  # a client that went away is no news either
+                if not isinstance(error, OSError):  # a client that has disconnected is not logged
                     _log.error("a page could not be made", exc_info=error)
 
         self._server = Server((host, port), Handler)

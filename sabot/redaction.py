@@ -31,7 +31,7 @@ _NAMES = "|".join(
 )
 _SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
 _SECRET = re.compile(rf"{_NAMES}|(?:^|[._-])key(?:$|[._-])|(?:^|[._-])sas(?:$|[._-])", re.IGNORECASE)
-# How many tokens of a model: no secret where its value is a number.
+# Names of counts of a model's tokens, which are no secrets if the value is a number.
 _COUNT = re.compile(
     r"(?:max|min|most|num|total|input|output|prompt|completion|cached?|reasoning|thinking|context|pending|reserved)[\w\-]{0,32}tokens"
     r"(?:_(?:hourly|daily|monthly))?"
@@ -84,15 +84,17 @@ _WORDS = frozenset(
     )
 )
 
-_LEAST = 4  # characters, of what is looked for in texts
-_WHOLE_WORD = 8  # shorter ones only as whole words
-_LET_GO = 1024  # forms without an owner that are still looked for, since texts outlive owners; the oldest go
-_FEW = 64  # forms that are looked for one by one
+_LEAST = 4  # characters of the shortest secret that is searched for in texts
+_WHOLE_WORD = 8  # shorter secrets are found only as whole words
+_LET_GO = (
+    1024  # forms without an owner that are still searched for, because texts outlive owners; the oldest are forgotten
+)
+_FEW = 64  # up to this number, forms are searched for one by one
 _PIECE = 4  # bytes of a form by which it is found
-_WITH_PIECE = 2 * _PIECE - 1  # bytes of a form that has a whole piece wherever a text is cut into pieces
+_WITH_PIECE = 2 * _PIECE - 1  # a form of this many bytes has a whole piece wherever a text is cut
 _FIRSTS = 64  # bytes of a form among which its pieces are chosen
 
-# Linear in the length of a text: it may quote a payload of somebody who wishes us ill.
+# These are linear in the length of a text, because it may quote a payload of an attacker.
 _QUOTED = r"'(?:[^'\\]|\\.){0,1024}'|\"(?:[^\"\\]|\\.){0,1024}\""
 _PAIR = re.compile(
     rf"((?:{_NAMES})[\w.\-]{{0,64}})(\s{{0,8}}=\s{{0,8}}(?={_QUOTED})|=)({_QUOTED}|[^\s&;,'\"]+)", re.IGNORECASE
@@ -104,7 +106,7 @@ _NUMBER = re.compile(
 _END_OF_NAME = re.compile(r"[\w.\-]{0,64}$")
 _URL_IN_TEXT = re.compile(r"(://)[^\s/@:'\"]{0,256}:[^\s/@'\"]{1,1024}@")
 _NAME = re.compile(r"[A-Za-z0-9_.\-]*")
-# Controls, what has no width or turns the direction of text, breaks of lines and paragraphs, halves of pairs, tags.
+# Control characters, characters without width, those that turn the direction of text, line and paragraph breaks, surrogates, tags.
 _HIDING = (
     r"\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164"
     r"\ufeff\uffa0\ufff0-\ufffb\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
@@ -122,11 +124,13 @@ class _Known:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._forms: dict[str, int] = {}  # and how many owners each one has
-        self._let_go: dict[str, None] = {}  # those that have none any more, the oldest first
+        self._forms: dict[str, int] = {}  # by form: the number of its owners
+        self._let_go: dict[str, None] = {}  # the forms without owners, the oldest first
         self._by_piece: dict[int, tuple[str, ...]] = {}  # the tuples are replaced, never changed
-        self._short = 0  # how many forms are found only where a text is cut at each byte
-        self._gone: deque[frozenset[str]] = deque()  # of owners: the collector may run while the lock is held
+        self._short = 0  # the number of forms that are found only if a text is cut at each byte
+        self._gone: deque[frozenset[str]] = (
+            deque()
+        )  # forms of owners that are gone; the garbage collector may append while the lock is held
 
     def add(self, values: Iterable[str], owner: object | None) -> None:
         forms = frozenset(form for value in values for form in _forms(value))
@@ -405,7 +409,7 @@ def _forms(value: str) -> Iterator[str]:
     plain = unquote(value)
     written = {value, plain, repr(value)[1:-1]}
     for each in (value, plain):
-        data = each.encode(errors="surrogatepass")  # an environment's bytes may be no UTF-8
+        data = each.encode(errors="surrogatepass")  # bytes of the environment need not be UTF-8
         written |= {quote(data, safe=""), quote_plus(data), base64.b64encode(data).decode()}
     yield from sorted(form for form in written if len(form) >= _LEAST and form.lower() not in _WORDS)
 

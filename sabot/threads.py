@@ -33,7 +33,7 @@ channel refuses stays with the thread until a later turn.
 """
 
 _WAIT_SECONDS = 0.05
-# More than are ever busy at once: a checkpoint takes a few, and so does each sink that is being closed.
+# More threads than are ever busy at once: a checkpoint takes a few, and so does each sink that is being closed.
 _POOL_THREADS = 32
 
 _pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="sabot-blocking")

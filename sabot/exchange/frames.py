@@ -81,7 +81,7 @@ class Framing:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._next: Any = None  # taken, and no part of the last frame
+        self._next: Any = None  # an element that was taken, and is not in the last frame
 
     def next(self) -> tuple[pa.RecordBatch | None, Frame] | None:
         """Waits for an element. Returns the rows of the next frame (None if it has no rows) and the frame, or None if

@@ -13,7 +13,7 @@ from pyarrow import flight
 
 from sabot.errors import UserError
 
-CLOSED = b"closed"  # what a receiver says whose channel was closed by its reader
+CLOSED = b"closed"  # sent by a receiver whose reader has closed the channel
 _HEADER = "authorization"
 
 

@@ -26,8 +26,8 @@ _log = logging.getLogger(__name__)
 
 _decode = msgspec.msgpack.Decoder(Frame).decode
 _ANSWER = b"\0"
-_WAIT_SECONDS = 0.1  # how long a full channel is waited for at a time
-_ROUNDS = 8  # of one time-out: so often in it a worker is asked, and looks who has asked
+_WAIT_SECONDS = 0.1  # one wait for a full channel
+_ROUNDS = 8  # of one time-out: the questions to a worker, and the checks of who has asked
 
 
 class Inbound:
@@ -36,12 +36,12 @@ class Inbound:
     def __init__(self, edge: str, channel: Channel) -> None:
         self.edge = edge
         self.channel = channel
-        self.session = ""  # of the worker that sends; none has come yet
-        self.peer = ""  # where its connection comes from
+        self.session = ""  # the session of the sending worker, or "" before the first call
+        self.peer = ""  # the address of its connection
         self.serving = False
         self.over = False  # after END, or a failure
         self.broken = False
-        self.lost = False  # nobody has heard of its worker within the time-out
+        self.lost = False  # its worker was silent for longer than the time-out
         self.rows_in = 0
         self.messages_in = 0
 
@@ -71,7 +71,7 @@ class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has 
         self._token_check = TokenCheck(token)
         self._changed = threading.Condition()  # of all below
         self._edges: dict[str, Inbound] = {}
-        self._silent: dict[str, int] = {}  # rounds in which nothing was heard of a session
+        self._silent: dict[str, int] = {}  # by session: the rounds in which it was silent
         self._closing = False
         self._over = threading.Event()
         options = (

@@ -27,8 +27,8 @@ from sabot.exchange.link import CLOSED, Tls, credentials, location, reason
 _log = logging.getLogger(__name__)
 
 _encode = msgspec.msgpack.Encoder().encode
-_MESSAGE_BYTES = 512  # what a message costs besides its rows
-_SHARES = 4  # the receiver is asked after each quarter of the credit
+_MESSAGE_BYTES = 512  # the cost of a message besides its rows
+_SHARES = 4  # the sender asks after each quarter of the credit
 
 
 class Credit:
@@ -39,7 +39,7 @@ class Credit:
     def __init__(self, rows: int, nbytes: int) -> None:
         self._row_bytes = nbytes // rows
         self._most = nbytes
-        self._shares: deque[int] = deque()  # what was sent before each question that is not answered
+        self._shares: deque[int] = deque()  # the bytes sent before each question that is not answered
         self._out = 0
         self._unasked = 0
 
@@ -124,9 +124,7 @@ class Sender:
         finally:
             self._peer.forget(self)
             if self._writer is not None:
-                with suppress(
-                    pa.ArrowException, flight.FlightError
-                ):  # of a call that was ended before, and by whom is known
+                with suppress(pa.ArrowException, flight.FlightError):  # the call had ended before, for a known reason
                     self._writer.close()
             self._writer = self._reader = None
 
@@ -190,7 +188,7 @@ class Sender:
                 raise TransientError("the edge was stopped")
             self._writer, self._reader = self._peer.call(self.edge)
         self._writer.write_metadata(_encode(Frame()))
-        self._reader.read_chunk()  # the receiver has this edge; it refuses others by an error
+        self._reader.read_chunk()  # shows that the receiver has this edge; it raises for others
 
     def _finish(self) -> None:
         """Waits until the receiver has taken everything of this call."""
@@ -225,7 +223,7 @@ class Peer:
         self._headers = credentials(token)
         self._lock = threading.Lock()
         self._senders: set[Sender] = set()
-        self._gone: BaseException | None = None  # why it does not answer any more
+        self._gone: BaseException | None = None  # the reason why it does not answer any more
         self._over = threading.Event()
         options = (
             {}

@@ -105,8 +105,8 @@ class AgentSource:
         records = None if operator.spec.batch else clock
         self.input = _RecordInput(name, source, codec=codec, max_rows=max_rows, clock=records)
         self.channel = Channel(name=name)
-        self.identity: str | None = None  # of the source's log, where durable jobs are called by it
-        self.again = 0  # how often its records were begun anew as other durable jobs (`--reprocess`)
+        self.identity: str | None = None  # the identity of the source's log, if it is part of the ids of durable jobs
+        self.again = 0  # how often its records became new durable jobs (`--reprocess`)
         self.taken: Positions = {}  # the offsets after the rows that the agent task has taken out of the channel
         self.on_broken: Callable[[AgentSource, BaseException], None] = lambda source, error: None
         self._loop = loop

@@ -69,7 +69,7 @@ class AgentTask:
         # Whether the streams that feed agents have read all their rows.
         self.streams_exhausted: Callable[[], bool] = lambda: True
         self.ended = False
-        self.cut_seconds = 0.0  # how long the last cut blocked the event loop
+        self.cut_seconds = 0.0  # the seconds for which the last cut blocked the event loop
         self.broken: SabotError | None = None
         self.on_broken: Callable[[], None] = lambda: None  # called when no checkpoint can be taken any more
         self._coordinator = coordinator
@@ -77,7 +77,7 @@ class AgentTask:
         self._hung_after_s = hung_after_s
         self._loop = asyncio.get_running_loop()
         self._gate: Gate | None = None
-        self._inputs_ended = False  # those of sources; a feed's barriers do not come through the gate
+        self._inputs_ended = False  # the inputs from sources; a feed's barriers do not come through the gate
         self._ending = False  # a drain ends the inputs: streams end too, even if an agent has failed
         self._asked: set[int] = set()  # checkpoints whose barriers are on their way
         self._last_asked = 0

@@ -35,7 +35,7 @@ class Alignment:
         self._sources = list({id(each.watermarks): each.watermarks for each in readers}.values())
         for each in readers:
             each.alignments.append(self)
-        self._waiting: dict[int, Callable[[], None]] = {}  # by reader: what wakes it
+        self._waiting: dict[int, Callable[[], None]] = {}  # by reader: the function that wakes it
 
     def here(self, now_ms: int) -> tuple[int | None, int | None]:
         """Returns the event time of the partition that is furthest behind, and that of the furthest behind with rows

@@ -79,7 +79,7 @@ class AppRunner:
         self._left: list[tuple[str, Handle]] = []  # threads of earlier runs that did not end
         self._has_run = self._can_go_back = False
         self._goes_on = False  # the last run has ended for another one to begin
-        self._in_run = False  # `run` waits and raises failures; after `start` nobody does
+        self._in_run = False  # True while `run` waits and will raise failures
         self._exit: Exit | None = None  # the user's code asked for the end of the process
         self._leaving: asyncio.Task[None] | None = None
         self._starting: asyncio.Event | None = None
@@ -364,7 +364,7 @@ class AppRunner:
         attempts, delay_s = self.app.settings.restarts
         lasting = isinstance(error, UserError | DataError) and not isinstance(error.__cause__, OSError | TransientError)
         hanging = any(thread.is_alive() for _, thread in self._left)
-        # What fails a first start would fail the next one as a rule; the death of a worker says nothing of that kind.
+        # An error of a first start would as a rule occur again; the death of a worker need not.
         begun = self._has_run or isinstance(error, WorkerLost)
         if lasting or hanging or not begun or not self._can_go_back or self._stop_asked.is_set():
             return False

@@ -22,8 +22,8 @@ from sabot.clock import SYSTEM_CLOCK
 _log = logging.getLogger(__name__)
 
 BLOCKED_S = 1.0
-STEP_S = 10.0  # a batch of a stream may take so long in one function
-AGAIN = 10.0  # it is named again after so many times as long, and after so many times that
+STEP_S = 10.0  # the time that one function of a stream may take for a batch
+AGAIN = 10.0  # the factor by which the wait before each further report grows
 _LOOK_S = 0.25
 _OURS = str(Path(__file__).parents[1])
 _LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), "<")

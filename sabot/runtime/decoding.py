@@ -71,7 +71,7 @@ class Outage:
     """The time-out of a reader that waits for a schema registry: when it asks again for the schemas of its batch."""
 
     def __init__(self, name: str) -> None:
-        self.why = ""  # the last error; "": there is no outage
+        self.why = ""  # the last error, or "" if the registry answers
         self._name = name
         self._failures = 0
         self._next = 0.0

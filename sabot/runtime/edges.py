@@ -29,7 +29,7 @@ class BuiltStage:
     first: list[set[int]] = field(default_factory=list)
     schema: pa.Schema | None = None  # the columns of its input
     right_schema: pa.Schema | None = None
-    coming: list[pa.Schema] = field(default_factory=list)  # of a sink: the columns of each stream that goes into it
+    coming: list[pa.Schema] = field(default_factory=list)  # for a sink: the columns of each stream that it receives
     by_agents: bool = False  # agents write this sink too
 
     @property
@@ -89,10 +89,10 @@ class Edges:
     def __init__(self, plan: Plan, stages: dict[str, BuiltStage], placement: TaskPlacement) -> None:
         self._stages = stages
         self._placement = placement
-        self._tell = plan.before_first()  # ids of the stages that tell when they are complete
+        self._tell = plan.before_first()  # ids of the stages that pass COMPLETE on
         self._columns: dict[Edge, pa.Schema] = {}
         self._own: dict[str, list[int]] = {}
-        if not placement.whole:  # of tasks elsewhere nobody opens the operators here, which say what comes out of them
+        if not placement.whole:  # operators of tasks elsewhere are not opened here, so their columns are unknown
             plan.schemas(along=self._columns.__setitem__)
 
     def tells(self, stage: Stage) -> bool:

@@ -17,7 +17,7 @@ from sabot.operators.event_time import ComputedTime
 
 _log = logging.getLogger(__name__)
 
-_FIRST_ROWS = 100  # if so many have no event time, and none before them had one, time= is wrong
+_FIRST_ROWS = 100  # if the first rows, this many, have no event time, time= is wrong
 _FROM_MS, _TO_MS = 946_684_800_000, 4_102_444_800_000  # the years 2000 to 2099
 _DELETE = pa.scalar(DELETE, pa.int8())
 
@@ -47,7 +47,7 @@ class SourceTime:
         self._format = format
         self._computed: tuple[pa.Schema, ComputedTime] | None = None
         self._is_new = True  # no rows have been looked at
-        self._failed = 0  # rows without event time, as long as no row had one
+        self._failed = 0  # the number of rows without event time before the first row with one
 
     def of(self, data: pa.RecordBatch, records: pa.RecordBatch | None) -> tuple[Any, Mapping[int, str]]:
         """Returns the event times in ms, null where a row has none, and by number of a row the reason why its value

@@ -13,8 +13,8 @@ from sabot.errors import SabotError, UserError
 
 _log = logging.getLogger(__name__)
 
-_SETTLE_SECONDS = 0.2  # how long the inference of a schema waits for more records than it has
-_PATIENCE_SECONDS = 2.0  # how long that wait is nothing special
+_SETTLE_SECONDS = 0.2  # for more records than the inference has
+_PATIENCE_SECONDS = 2.0  # until the wait for the first record is logged
 
 
 class StoppedEarly(SabotError):

@@ -14,20 +14,20 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.operators.base import COMPLETE
 from sabot.operators.rows.origin import joined_origin
 
-SMALL_ROWS = 4_096  # smaller batches are copied by who sends them, and may wait for others
-_GATHER_SECONDS = 0.02  # how long a small batch waits for others at most
+SMALL_ROWS = 4_096  # the sender copies smaller batches, and they may wait for others
+_GATHER_SECONDS = 0.02  # the longest wait of a small batch for others
 # Smaller batches are joined with those that wait behind them. Half of a batch of 32,768 rows, which a shuffle by two makes, is joined with
 # the next half: that is a copy of its rows, and costs less than a second run of the chain. What a filter has left of such a batch stays
 # as it is, unless it is a small part.
 _JOINED_ROWS = 24_576
-_JOINED_BYTES = 16 << 20  # with so many bytes no more are joined, whatever their rows
+_JOINED_BYTES = 16 << 20  # batches are joined up to this size, whatever their rows
 
 
 class Input(Protocol):
     """The input of one task. All calls except `interrupt` and `wake` come from the task's thread."""
 
-    right: bool  # whether the last batch belongs to the second input
-    brings_barriers: bool  # whether barriers come behind rows, from upstream
+    right: bool  # True if the last batch belongs to the second input
+    brings_barriers: bool  # True if barriers come from upstream, behind rows
     # The longest wait of `next` while calls are in flight, kept short for waits that `wake` cannot interrupt.
     flight_seconds: float
 
@@ -81,16 +81,16 @@ class GateInput:
     ) -> None:
         self.gate = Gate(channels)
         self._gathers = gathers
-        self._given_at: float | None = None  # when the last batch was given; None: it has been processed
-        self._took = 0.0  # how many seconds that took
-        self._first = set(first)  # those that are awaited
-        self._all = set(range(len(channels))) if passes else set()  # those of which COMPLETE was not passed on
+        self._given_at: float | None = None  # the time of the last batch, or None once it is processed
+        self._took = 0.0  # the seconds that it took
+        self._first = set(first)  # the numbers of the awaited channels
+        self._all = set(range(len(channels))) if passes else set()  # the channels whose COMPLETE was not passed on
         # Called in the task's thread, once the rows of the `first` channels have been processed.
         self.on_first_over: Callable[[], None] = _nothing
         self.right = False
         self._right = right
         self._complete: set[int] = set()  # the channels that have brought COMPLETE
-        # Out of the gate, not given yet: a watermark, and what stands behind it.
+        # Taken from the gate and not returned yet: a watermark, and the elements behind it.
         self._taken: deque[tuple[int, Any]] = deque()
 
     def next(self, wait_seconds: float) -> Any:

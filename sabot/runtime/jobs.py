@@ -170,13 +170,15 @@ class DurableJobs:
         )
         self.mail = MailRoom(mail)
         self.known = known
-        self.go_on = 0  # so many jobs were open at the start, and go on
+        self.go_on = 0  # the number of jobs that were open at the start, and go on
         self._storage = storage
         self._clock = clock
         self._dedupe_s = dedupe_s
         self._operators: dict[str, DurableAgentOperator] = {}
         self._open: list[OpenJob] = []
-        self._positions: dict[int, Mapping[int, int]] = {}  # from where on a checkpoint needs the journal, by its id
+        self._positions: dict[
+            int, Mapping[int, int]
+        ] = {}  # by checkpoint: the positions from which on it needs the journal
 
     async def open(self, restored: Manifest | None, task: str) -> None:
         """Reads the jobs that the checkpoint does not cover completely, and its mailboxes. `task`: the task of the

@@ -46,8 +46,8 @@ from sabot.threads import Handle, run_in_thread, run_to_end
 _log = logging.getLogger(__name__)
 
 _AGENT_TASK = "the task that hands records to agents"
-_BATCH_ROWS = 16384  # so that the cost of a call is spread over many rows
-_GRACE_SECONDS = 2.0  # how long running calls may go on when the app is stopped
+_BATCH_ROWS = 16384  # spreads the cost of a call over many rows
+_GRACE_SECONDS = 2.0  # for running calls to end when the app is stopped
 
 
 class LocalAgents:
@@ -277,7 +277,7 @@ class LocalAgents:
                     f"agent {spec.agent_id} is durable, and nothing of {source.name!r} says which record is which, for ever",
                     hint="job_id='field' names the field that says it; topics and NDJSON files say it themselves",
                 )
-            if again:  # other jobs than those of the log's records so far
+            if again:  # the records become other durable jobs than before
                 task.identity += f"#{again}"
             operator.names.logs[source.name] = task.identity
 
@@ -460,7 +460,7 @@ class LocalAgents:
             await asyncio.gather(*(operator.quiesce(_GRACE_SECONDS) for operator in operators))
             await asyncio.gather(*(operator.close() for operator in operators), *self._jobs_end())
             return
-        # Downstream first, as an agent that was stopped also stops those that write into it.
+        # Downstream first, because an agent that was stopped also stops the agents that write into it.
         for operator in reversed(operators):
             port = operator.port
             if operator.stopped or (isinstance(port, OperatorPort) and port.operator.stopped):

@@ -47,14 +47,16 @@ class LocalStreams:
         """
         self.settings = settings
         self.was_complete = False
-        self.awaited = False  # somebody waits for `running`, and will hear of a failure
-        self.on_failed: Callable[[BaseException], None] = lambda error: _log.error("%s", error)  # where nobody does
+        self.awaited = False  # True if a caller awaits `running`, and gets the failure
+        self.on_failed: Callable[[BaseException], None] = lambda error: _log.error(
+            "%s", error
+        )  # called if nobody awaits `running`
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._left = 0
         self._closed = False
         self.started = False  # its tasks run
-        self.left: list[tuple[str, Handle]] = []  # threads that did not come back at the stop
+        self.left: list[tuple[str, Handle]] = []  # threads that did not end at the stop
         self.build = Build(list(ends), settings, agents=agents, wanted=wanted or {}, loop=self._loop)
 
     @property
@@ -198,7 +200,7 @@ class LocalStreams:
         self.left += await run_in_thread(_close, [task for task in self.tasks if task.built])
         self.build.give_back_sources()
         if self._over.done() and not self._over.cancelled():
-            self._over.exception()  # told by whoever ran the app
+            self._over.exception()  # whoever ran the app has reported it
         elif not self._over.done():
             self._over.cancel()
 

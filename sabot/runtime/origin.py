@@ -16,7 +16,7 @@ from sabot.redaction import redacted_url
 
 _log = logging.getLogger(__name__)
 
-# An app that resumes from a savepoint skips so many generations, as the app that wrote the savepoint goes on to use the next ones.
+# An app that resumes from a savepoint skips this many generations, because the app that wrote the savepoint goes on with the next ones.
 _FAR_GENERATIONS = 4096
 
 
@@ -34,7 +34,7 @@ class Origin:
 
     def __init__(self, app: ConfiguredApp) -> None:
         self.savepoint: str | None = None  # set until a checkpoint of the app has followed the savepoint
-        self.drop: frozenset[str] = frozenset()  # what is not taken over of the checkpoint that `find` has given
+        self.drop: frozenset[str] = frozenset()  # the state that is not taken over from the result of `find`
         self._app = app
         self._place: object = None  # the directory of the checkpoints, in this run or the last one
         # In a restart: the directory, and the checkpoint that must be there.

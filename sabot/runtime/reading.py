@@ -71,7 +71,7 @@ class Reader:
         self.paused = False
         self.held = False
         self.ahead = False  # all that it has to read is too far ahead of other sources
-        # Stages that read their other sources first, and tasks and agents that have no room.
+        # The names for which reading pauses: of stages that read other sources first, and of tasks and agents without room.
         self.waits_for: set[str] = set()
         self._max_rows = max_rows
         self._marks: deque[Any] = deque()
@@ -264,25 +264,25 @@ class SourceInput(Reader):
     ) -> None:
         super().__init__(name, source)
         self.dead_letters = 0
-        # The sources that wait until the rows that were there at the start have been read; "": none, or none any more.
+        # The sources that wait until the rows that were there at the start have been read, or "" if none waits.
         self.awaited_by = ""
         self._next_told_ms = 0
         self.alignments: list[Alignment] = []
         self._told_of_waiting = False
         self._bound = bound_of(source)
         self._backlog = backlog_of(source)
-        self._hold = hold_of(source)  # None: its partitions cannot wait while others are read
-        self._kept_back: frozenset[tuple[str, int]] = frozenset()  # partitions that wait for other sources
-        self._held: frozenset[tuple[str, int]] = frozenset()  # those that the source was told of
+        self._hold = hold_of(source)  # None if its partitions cannot pause singly
+        self._kept_back: frozenset[tuple[str, int]] = frozenset()  # the partitions that have to wait for other sources
+        self._held: frozenset[tuple[str, int]] = frozenset()  # the partitions that the source has paused
         self._codec = codec
         self._schema = schema
         self._time = time
         self._timed = timed
-        self.said_time = ""  # what event time is read from, in words; the checkpoint keeps it
+        self.said_time = ""  # a text about the event time's origin, which the checkpoint keeps
         self._dead_letter = dead_letter
-        self._origin = origin  # the fields that say in a dead letter which task set the row apart
+        self._origin = origin  # the fields of a dead letter that name the task
         self._schema_text = schema_text(inferred)  # the checkpoint keeps it
-        self._format = format  # facts of how it is decoded, which the checkpoint keeps
+        self._format = format  # the facts about decoding that the checkpoint keeps
         self._clock = clock
         self._positions: Positions = {}
         self.watermarks = watermarks
@@ -357,12 +357,12 @@ class SourceInput(Reader):
         lag = self.unread()
         backlog = sum(lag.values()) > _BATCH_ROWS
         limit_ms = min(each.limit(now_ms, backlog=backlog) for each in self.alignments)
-        # Partitions without rows are polled beside those that wait: what comes into them is furthest behind.
+        # Partitions without rows are polled although others wait, because rows that come into them are furthest behind.
         kept_back, goes_on = self.watermarks.beyond(self._positions, limit_ms, unread=self._hold is None)
         self.ahead = bool(kept_back) and not goes_on
         if self.ahead:
             self.watermarks.busy(kept_back, now_ms)
-            self._marks.extend(self._told.progress(now_ms))  # as other readers of the source go on
+            self._marks.extend(self._told.progress(now_ms))  # because other readers of the source go on
         if kept_back != self._kept_back:
             if kept_back and not self._told_of_waiting:
                 self._told_of_waiting = True
@@ -373,7 +373,7 @@ class SourceInput(Reader):
             self._kept_back = kept_back
             for each in self.alignments:
                 each.waits(self, self.wake if kept_back else None)
-        # Where all of it is ahead nothing is read anyway, and what the source has fetched stays.
+        # If all partitions are ahead, nothing is read anyway, and fetched rows stay in the source.
         if kept_back != self._held and not self.ahead:
             self._held = kept_back
             if self._hold is not None:

@@ -97,7 +97,7 @@ class AppRequests:
             )
         maker.check(wanted)
         await self._spread.make_room(wanted)
-        await self._checkpoint()  # an app that cannot take one is left as it is
+        await self._checkpoint()  # if that fails, the app goes on unchanged
         maker.rescale(wanted, request)
         _log.info("app %s: ends its workers (%d), to go on with %d from a checkpoint", self._app.id, before, wanted)
         self._spread.goes_on = True

@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 LASTING = ("delivery", "streams", "engines")  # figures that stay readable after the run
-_AGAIN_SECONDS = 1.0  # how long after a failed checkpoint the next one is requested, if output waits for it
-_DELIVER_SECONDS = 60.0  # how long delivery may take after all inputs have ended
-_STOP_SECONDS = 10.0  # how long delivery may take at a stop
+_AGAIN_SECONDS = 1.0  # between a failed checkpoint and the next request, if output waits for it
+_DELIVER_SECONDS = 60.0  # for the delivery after all inputs have ended
+_STOP_SECONDS = 10.0  # for the delivery at a stop
 
 
 class Undelivered(TransientError):
@@ -76,8 +76,12 @@ class Run:
         """
         self.app = app
         self.agents = agents
-        self.failure: SabotError | None = None  # that ended the run, if it did not come from one of its tasks
-        self.stalled_by: SabotError | None = None  # the first of an agent by which streams stand still, if nobody waits
+        self.failure: SabotError | None = (
+            None  # the failure that ended the run, if it did not come from one of its tasks
+        )
+        self.stalled_by: SabotError | None = (
+            None  # the first failure of an agent without which streams cannot go on, if nobody awaits the run
+        )
         self.running = False  # everything is open, and the stop has not begun
         self._ran = False  # everything was open
         self.restored_from: int | None = None
@@ -86,7 +90,7 @@ class Run:
         self.left_behind: list[str] = []  # calls that ignored their cancellation
         self.taken: AppLocked | None = None  # set if, at the end of the run, another worker holds the lock of the app
         self.can_go_back = False  # another run can resume from the last checkpoint
-        self.goes_on = asyncio.Event()  # it is asked to end, so that another run begins with other settings
+        self.goes_on = asyncio.Event()  # set to end this run and begin another one with other settings
         self.last_figures: dict[str, Any] = {name: {} for name in LASTING}
         self._writes = writes
         self._coordinator = coordinator
@@ -101,7 +105,7 @@ class Run:
         self._engines = RunEngines()
         self._broken: asyncio.Future[None] = self._loop.create_future()
         self._over = False  # a failure from now on does not concern the next run
-        self._awaited = False  # `until_over` waits, and will raise what sets `_broken`
+        self._awaited = False  # True while `until_over` waits and will raise the error of `_broken`
         self._agents_broken = asyncio.Event()  # their state or a sink has failed: no further checkpoint is possible
         self._periodic: list[asyncio.Task[None]] = []  # the tasks for checkpoints and for requests of the command line
         self._fresh = False
@@ -110,10 +114,10 @@ class Run:
         self._backend: StateBackend | None = None
         self._owns_backend = False
         self._delivery: StagedSinks | None = None
-        self._let_go: Callable[[], None] = lambda: None  # of the lease at the broker
+        self._let_go: Callable[[], None] = lambda: None  # releases the lease at the broker
         self._agents: LocalAgents | None = None
         self._streams: Streams | None = None
-        self._spread: SpreadStreams | None = None  # the same, where they and the agents are in other processes
+        self._spread: SpreadStreams | None = None  # the same object, if streams and agents are in other processes
 
     @property
     def journal(self) -> "Journal | None":
@@ -158,7 +162,7 @@ class Run:
         if not await app.lifespan.open(self._stop_asked):
             raise StoppedEarly(f"app {app.id}: stopped before its start was complete")
         specs = [agent.spec for agent in self.agents.values() if agent.spec is not None]
-        for guard in app.guards:  # what resources have made counts too
+        for guard in app.guards:  # this counts the costs of opening resources too
             guard.check_names(
                 [each.func for each in specs], [each.agent_id for each in specs], f"app {app.id}: its policy"
             )
@@ -217,7 +221,7 @@ class Run:
             return
         specs = [agent.spec for agent in self.agents.values() if agent.spec is not None]
         if self.agents:
-            from sabot.runtime.local_agents import LocalAgents  # imported late: it loads what runs agents
+            from sabot.runtime.local_agents import LocalAgents  # imported late, because it loads the rooms of agents
 
             self._agents = LocalAgents(
                 specs,
@@ -393,7 +397,7 @@ class Run:
             if over in done and not self._over:
                 over.result()
                 self.ended = True
-            self._awaited = False  # from here on, `stop` raises what breaks the run
+            self._awaited = False  # from here on, `stop` raises the error that breaks the run
         finally:
             for wait in {*waits, over}:
                 wait.cancel()
@@ -419,7 +423,7 @@ class Run:
             # If the app was complete at its start, nothing was opened.
             complete = not self.agents and self._streams is not None and self._streams.was_complete
             if parts and not complete and not self._is_broken():
-                # Together, as each may end inputs of the other.
+                # At the same time, because each may end inputs of the other.
                 await asyncio.gather(*(part.stop(drain=drain) for part in parts))
                 if not self._is_broken():
                     await self._checkpoint()
@@ -429,7 +433,7 @@ class Run:
         finally:
             await run_to_end(self.release())
         if self._broken.done() and not self._awaited:
-            self._broken.result()  # nothing else would raise it
+            self._broken.result()  # raises the error, which nothing else would
         if failure is not None:
             again = "the next start goes on from the one before"
             hint = f"{failure.hint}; {again}" if failure.hint else again

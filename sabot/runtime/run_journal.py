@@ -52,7 +52,9 @@ class RunJournal:
         if self.journal is None and facts is not None and (not self._durable or self._app.workers is None):
             self.journal, self.mail = self._app.open_journal()
         if self.journal is not None:
-            from sabot.runtime.jobs import check_journal  # imported late: it loads what runs jobs
+            from sabot.runtime.jobs import (
+                check_journal,
+            )  # imported late, because it loads the rooms of jobs and durable agents
 
             check_journal(self.journal, facts, place)
         return facts

@@ -45,18 +45,18 @@ class StopSignals:
     main thread, `_on_signal` between any two lines of it.
     """
 
-    _holder: "StopSignals | None" = None  # of the process
+    _holder: "StopSignals | None" = None  # the handler of this process
 
     def __init__(self, *, whole_process: bool) -> None:
         self.first = 0
         self._whole_process = whole_process
-        self._of_runs = False  # given back when the last run that asked for them is over
-        self._raises = False  # what runs now has nothing to close: the first signal ends it where it stands
+        self._of_runs = False  # True: the handlers are restored when the last run that uses them is over
+        self._raises = False  # True while code runs that has nothing to close, which the first signal interrupts
         self._last = 0.0
         self._within_s = math.inf
-        self._waiting: threading.Timer | None = None  # for the end, since the first signal
+        self._waiting: threading.Timer | None = None  # ends the process some time after the first signal
         self._stops: list[Callable[[], None]] = []
-        self._waking = contextlib.ExitStack()  # of the loop, while there is somebody to stop
+        self._waking = contextlib.ExitStack()  # wakes the loop on signals while an app can be stopped
         self._before: dict[int, Any] = {}
 
     # -- who holds them -----------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ class StopSignals:
             yield
         finally:
             self._raises = False
-        if self.first:  # it was raised in a place that swallows what is raised
+        if self.first:  # Interrupted was raised in code that swallows errors
             raise Interrupted(self.first)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -222,7 +222,7 @@ def _say(words: bytes) -> None:
     """Writes to stderr without blocking: a reader that stands still, or Ctrl-S in a terminal, must not delay the
     stop.
     """
-    if sys.__stderr__ is None:  # it was closed from the start: the descriptor is somebody else's now
+    if sys.__stderr__ is None:  # stderr was closed from the start, so another file may have its descriptor
         return
     taken = select.poll()
     taken.register(2, select.POLLOUT)
@@ -247,7 +247,7 @@ def _woken_by_signals(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
             yield
             return
         before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        if before != -1:  # of a handler that the user gave to the loop
+        if before != -1:  # a handler that the user has added to the loop uses it
             signal.set_wakeup_fd(before)
         try:
             yield
@@ -255,7 +255,7 @@ def _woken_by_signals(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
             loop.remove_reader(reader)
             after = signal.set_wakeup_fd(-1)
             if after != writer.fileno():
-                signal.set_wakeup_fd(after)  # of somebody who came later
+                signal.set_wakeup_fd(after)  # code that ran later uses it
 
 
 def _emptied(reader: socket.socket) -> None:

@@ -50,8 +50,10 @@ class StreamFeed:
         self._loop = asyncio.get_running_loop()
         self._settled = 0  # the last checkpoint for which the agents were cut, or that was aborted
         self._arrived = 0  # the checkpoint whose barrier came before the cut; 0: none
-        self._awaited: asyncio.Future[Mapping[str, int]] | None = None  # a barrier that comes after the cut
-        self._ending = False  # whether the inputs end
+        self._awaited: asyncio.Future[Mapping[str, int]] | None = (
+            None  # done when the barrier comes, if it comes after the cut
+        )
+        self._ending = False  # True while the inputs end
         self._waiting: asyncio.Task[None] | None = None  # a wait for room in the lanes
         self._armed = False
         self._scheduled = False

@@ -79,7 +79,9 @@ class Output:
         self._tells = tells
         self._timeless = timeless
         self._turn = 0
-        self._refused: deque[tuple[Channel, Any]] = deque()  # by full channels, of a task that may not wait
+        self._refused: deque[tuple[Channel, Any]] = (
+            deque()
+        )  # elements that full channels refused; only in a task that may not wait
 
     def put(self, batch: Batch) -> None:
         """Sends a batch. Blocks while a channel is full."""
@@ -91,7 +93,7 @@ class Output:
         if batch.selection is not None and 2 * batch.num_rows < batch.data.num_rows:
             batch = of_selected(batch, batch.taken())
         if len(self.channels) == 1 or self._everywhere or self._in_turn:
-            # the next keys may be others than those of the hashes
+            # the hashes may be of other keys than the next ones
             batch = batch if batch.hashes is None else reselected(batch, batch.selection, None)
             self._turn = (self._turn + 1) % len(self.channels)
             for channel in self.channels if self._everywhere else [self.channels[self._turn]]:
@@ -157,7 +159,7 @@ class Link:
         self.operator = operator
         self.targets = list(targets)
         self.branches = [target for branch in (branches or {}).values() for target in branch]
-        self._told = START_OF_TIME  # the watermark that the operator put in place of its own
+        self._told = START_OF_TIME  # the last watermark that the operator returned in place of its input's
         operator.emit = receiver_of(targets)
         self._holder = operator if isinstance(operator, HoldsMarks) else None
         if self._holder is not None:
@@ -300,18 +302,20 @@ class StreamTask:
         self.may_wait = True
         self.ended = False
         self.error: BaseException | None = None
-        self.batches = self.rows = 0  # that it has taken
-        self.taking_since: float | None = None  # when it began with the present element, by the monotonic clock
-        self.cut_seconds = 0.0  # how long the last barrier held the rows up
+        self.batches = self.rows = 0  # taken by the task
+        self.taking_since: float | None = None  # the start of the current element, by the monotonic clock
+        self.cut_seconds = 0.0  # the seconds for which the last barrier delayed rows
         self.watermark_ms: int | None = None
-        self.on_over: Callable[[StreamTask], None] | None = None  # in the task's thread: ended, or failed
+        self.on_over: Callable[[StreamTask], None] | None = (
+            None  # called in the task's thread when it has ended or failed
+        )
         self.input: Input
         self.chain: Chain
         self._coordinator = coordinator
         self._clock = clock
         self._finishing: Iterator[None] | None = None  # after END, until nothing is in flight
         self._woken = threading.Event()
-        self._expected = 0  # the checkpoint whose barrier is on its way; 0: none
+        self._expected = 0  # the checkpoint whose barrier is on its way, or 0
         self.readers_before: list[
             PausableReaders
         ] = []  # those whose rows come through the gate, of a task that waits for calls
@@ -468,7 +472,7 @@ class StreamTask:
         """Goes on with the end of the input as far as rows in flight allow."""
         assert self._finishing is not None
         if next(self._finishing, self) is not self or self.stopping:
-            return  # stopping: left behind, the app has gone on without it
+            return  # it was abandoned at a stop, and the app has gone on without it
         self._finishing = None
         self.ended = True
         final = self._snapshot()

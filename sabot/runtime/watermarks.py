@@ -29,7 +29,7 @@ class Watermarks:
         self._greatest: dict[tuple[str, int], int] = {}
         self._seen_ms: dict[tuple[str, int], int] = {}
         self._watermark_ms = START_OF_TIME
-        # Since when the reader of a partition does not poll. Its time stands still meanwhile.
+        # The time since which the reader of a partition does not poll. The partition's wait for idleness stands still meanwhile.
         self._busy: dict[tuple[str, int], int] = {}
         self._unread: set[tuple[str, int]] = set()  # partitions that have rows to read, as far as it is known
         self._came: set[tuple[str, int]] = set()  # partitions that had rows since all were idle

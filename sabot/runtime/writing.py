@@ -50,7 +50,7 @@ def open_writer(writer: SinkWriter, columns: Sequence[pa.Schema] = (), input: pa
         writer.open(OperatorContext(input))
     except BaseException as error:
         writer.close()
-        # An error must not be its own cause, as those who follow causes would not end.
+        # An error must not be its own cause: code that follows causes would loop for ever.
         if isinstance(error, SabotError):
             raise
         raise refused(f"sink {writer.sink.name}", error) from error

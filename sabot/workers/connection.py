@@ -21,10 +21,10 @@ from sabot.workers import messages
 from sabot.workers.messages import ControlMessage
 
 MESSAGE_BYTES = 64 << 20
-FIRST_BYTES = 1 << 16  # of a message of somebody who has not shown the token yet
-SILENT_SECONDS = 30.0  # a peer that has said nothing for so long is taken for dead
-_CLOSE_SECONDS = 5.0  # for what waits to be sent
-_SLACK_BYTES = 1 << 20  # of messages that wait to be sent: then figures are left out
+FIRST_BYTES = 1 << 16  # the largest message of a peer that has not shown the token yet
+SILENT_SECONDS = 30.0  # a peer that is silent for longer counts as dead
+_CLOSE_SECONDS = 5.0  # for waiting messages to be sent
+_SLACK_BYTES = 1 << 20  # of waiting messages, above which figures are left out
 _LENGTH = struct.Struct("!I")
 _KINDS: Any = tuple(
     kind
@@ -126,7 +126,7 @@ class ControlConnection:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._writer.wait_closed()
         except (OSError, TimeoutError):
-            self._writer.transport.abort()  # the peer was gone before, or takes nothing
+            self._writer.transport.abort()  # the peer was gone before, or does not read
 
 
 def _host_of(address: Any) -> str:

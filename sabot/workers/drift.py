@@ -39,7 +39,7 @@ class Drifts:
         self._told = {stage: dict.fromkeys(numbers, beginning) for stage, numbers in workers.items()}
         self._known: dict[
             tuple[str, int], Behind
-        ] = {}  # what each worker knows of the others; as it begins: the beginning of time
+        ] = {}  # by worker: the last message about the others; at first the beginning of time
 
     @property
     def wanted(self) -> bool:

@@ -70,7 +70,7 @@ class LocalLauncher:
 
     async def launch(self, ticket: Ticket) -> LaunchedProcess:
         """Starts one worker."""
-        # In a group of its own, which Ctrl-C does not reach: the coordinator leads the stop, and who just starts would die of it.
+        # In a group of its own, which Ctrl-C does not reach: the coordinator leads the stop, and Ctrl-C would kill a starting process.
         try:
             process = await asyncio.create_subprocess_exec(
                 *self._command, stdin=asyncio.subprocess.PIPE, process_group=0

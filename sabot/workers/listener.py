@@ -19,9 +19,9 @@ from sabot.workers.messages import ControlMessage, Join, JoinRefused
 
 _log = logging.getLogger(__name__)
 
-_FIRST_SECONDS = 10.0  # for a connection to say who it is
-_STRANGERS_MAX = 256  # connections that have not said so yet
-_STANDBY_MAX = 64  # workers for whom there is no place
+_FIRST_SECONDS = 10.0  # for a connection to send its Join
+_STRANGERS_MAX = 256  # connections that have not sent it yet
+_STANDBY_MAX = 64  # workers without a place
 
 
 class JoinListener:

@@ -30,19 +30,19 @@ class Member:
         self.number = number
         self.name = name_of(number)
         self.on_message: Callable[[Member, ControlMessage], None]
-        self.on_gone: Callable[[SabotError], None]  # it is gone, and nobody has asked it to end
+        self.on_gone: Callable[[SabotError], None]  # called if it is gone and was not asked to end
         loop = asyncio.get_running_loop()
         self.joined: asyncio.Future[Join] = loop.create_future()
         self.hello: asyncio.Future[Hello] = loop.create_future()
         self.opened: asyncio.Future[None] = loop.create_future()
         self.stopped: asyncio.Future[None] = loop.create_future()
-        self.closed: asyncio.Future[list[str]] = loop.create_future()  # calls that it has left behind
+        self.closed: asyncio.Future[list[str]] = loop.create_future()  # the calls that refused to be cancelled
         self.beat = Beat()
         self.pace = Pace()
-        self.heard_s = SYSTEM_CLOCK.monotonic()  # when it said something
-        self.unheard = 0  # how often the coordinator has looked since then
+        self.heard_s = SYSTEM_CLOCK.monotonic()  # the time of its last message
+        self.unheard = 0  # the coordinator's checks since then
         self._connection: ControlChannel | None = None
-        self._process: LaunchedProcess | None = None  # None: somebody else has started it
+        self._process: LaunchedProcess | None = None  # None if others have started it
         self._tasks: list[asyncio.Task[None]] = []
         self._ending = False
 
@@ -95,7 +95,7 @@ class Member:
         if self._process is None:
             self._is_gone(WorkerLost(f"{self.text} is gone", hint="its own log says more, or its machine is gone too"))
             return
-        await asyncio.sleep(_END_SECONDS)  # the end of the process, which comes first as a rule, says more
+        await asyncio.sleep(_END_SECONDS)  # as a rule the end of the process comes first, and its error says more
         self._is_gone(WorkerLost(f"{self.text} has closed its connection, and nothing is heard of its process"))
 
     def _hears(self) -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-_NO_LIMIT_BYTES = 1 << 60  # version 1 says a number in the place of none
+_NO_LIMIT_BYTES = 1 << 60  # version 1 has a number for no limit
 
 
 class KillCounts(NamedTuple):

@@ -26,10 +26,10 @@ from sabot.workers.joining import Ticket, parse_address
 from sabot.workers.launching import LaunchedProcess, ProcessEnd, how_it_ended
 
 _ROOM_SECONDS = 120.0  # for the cluster to have room, which an autoscaler may have to make
-_MORE_ROOM_SECONDS = 60.0  # for a rescale, which somebody waits for
+_MORE_ROOM_SECONDS = 60.0  # for a rescale, for whose answer the user waits
 _MORE_ROOM = "fewer workers, less for each (--ray-resources), or more nodes"
 _CONNECT_SECONDS = 10.0  # for the head of the cluster to answer
-_KILLED_SECONDS = 10.0  # for the end of an actor that was killed to be heard of
+_KILLED_SECONDS = 10.0  # for news of the end of a killed actor
 _ADDRESS_WORDS = "auto, or the address of the cluster's head node, host:port"
 
 
@@ -103,7 +103,7 @@ class RayLauncher:
         ray = self._ray
         if not ray.is_initialized():
             try:
-                if self._address != "auto":  # Ray itself would try for minutes
+                if self._address != "auto":  # Ray itself would retry for minutes
                     socket.create_connection(parse_address(self._address, "--ray"), _CONNECT_SECONDS).close()
                 ray.init(address=self._address, namespace="sabot", configure_logging=False)
             except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
@@ -195,7 +195,7 @@ class _Holder:
 class _RayProcess:
     """The process of a worker on some node."""
 
-    pid: int | None = None  # `Join` says it
+    pid: int | None = None  # the worker's `Join` has it
 
     def __init__(self, kill: Callable[[], None], running: "Future[int | str]", loop: asyncio.AbstractEventLoop) -> None:
         self._kill = kill

@@ -5,7 +5,7 @@ from typing import Any
 
 from sabot.workers.messages import Beat
 
-_BEATS = 6  # rates are those between the first and the last of them
+_BEATS = 6  # rates are computed between the first and the last of them
 
 
 class Pace:

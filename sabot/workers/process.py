@@ -66,7 +66,7 @@ from sabot.workers.share import RowExchange, WorkerPlacement
 
 _log = logging.getLogger(__name__)
 
-AGAIN = 3  # the exit code of a worker whose epoch has failed, or was to end: its app may have another one
+AGAIN = 3  # the exit code of a worker whose epoch has failed or ended while its app goes on
 BEAT_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 
@@ -90,7 +90,7 @@ def run_worker(load: Callable[[], WorkerApp], named: Callable[[str], None]) -> i
     """
     ticket = read_ticket()
     _end_with(ticket.parent)
-    # Where all processes get them, the coordinator leads the stop.
+    # If all processes get the signals, the coordinator leads the stop.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     return asyncio.run(_work(ticket, load, named))
@@ -118,7 +118,7 @@ async def _work(ticket: Ticket, load: Callable[[], WorkerApp], named: Callable[[
         exchange = Exchange(joined.welcome.token, host=joined.host, tls=joined.tls)
         worker = AppWorker(app, joined.connection, joined.welcome, exchange)
         code = 0 if await worker.run() else AGAIN
-        # Nothing that it could still do counts; and calls that run on would hold up the end.
+        # The process has nothing left to do, and running calls would delay its end.
         if code or worker.left_behind:
             await joined.connection.close()
             logging.shutdown()
@@ -170,9 +170,9 @@ class AppWorker:
         self._stop_asked = asyncio.Event()
         self._running: list[asyncio.Future[None]] = []
         self._stopping: asyncio.Task[None] | None = None
-        self._telling: asyncio.Task[None] | None = None  # how far behind event time is here
+        self._telling: asyncio.Task[None] | None = None  # reports the event times of this worker
         self._again = False  # the app goes on with other workers
-        self._unheard = 0  # heartbeats since the coordinator has said something
+        self._unheard = 0  # heartbeats since the last message of the coordinator
         app.configure(**welcome.settings)
         self._exchange = exchange
         self._exchange.on_failed = self._edge_failed
@@ -197,7 +197,7 @@ class AppWorker:
 
     async def _work(self) -> bool:
         """Follows the coordinator's messages. Returns True if it has ended the app."""
-        doing: asyncio.Task[None] | None = None  # what takes long, so that messages are read meanwhile
+        doing: asyncio.Task[None] | None = None  # long work, in a task so that messages are read meanwhile
         async for message in self._connection.received():
             self._unheard = 0
             if isinstance(message, Start):
@@ -216,7 +216,7 @@ class AppWorker:
     def _heed(self, message: ControlMessage) -> None:
         opened = self._open
         if opened is None:
-            return  # it could not open its tasks, and has said so
+            return  # it could not open its tasks, and has reported that
         streams = opened.streams
         if isinstance(message, RunTasks):
             opened.tracks.begin(message.given)

@@ -60,11 +60,11 @@ class RemoteCheckpoints:
         self.expected: set[str] = set()  # tasks that the last checkpoint waits for
         self._send = send
         self._saved = saved
-        self._under_way = self._failed = 0  # checkpoints: the last that was begun, and the last that was given up
+        self._under_way = self._failed = 0  # the last checkpoint that was begun, and the last that was given up
         self._saving: dict[str, int] = {}  # by task, the checkpoint for which its cut is being saved; 0: it has ended
         self._parts: deque[tuple[str, Part]] = deque()  # complete, and not given yet
         self._tasks: dict[str, tuple[Callable[[int], None], Callable[[int], None], Callable[[], str] | None]] = {}
-        # One thread: what a task was at its barrier must be told before what it was at its end.
+        # One thread, because the snapshot at a task's barrier must be reported before the one at its end.
         self._saver = ThreadPoolExecutor(1, thread_name_prefix="sabot-state")
 
     # -- called by the tasks, from any thread -------------------------------------------------------------------------
@@ -111,7 +111,7 @@ class RemoteCheckpoints:
     # -- the thread that saves ----------------------------------------------------------------------------------------
 
     def _acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
-        if checkpoint_id <= self._failed:  # nobody waits for it, and the cuts behind it would wait
+        if checkpoint_id <= self._failed:  # the checkpoint is given up, and saving it would delay later ones
             snapshot.discard()
         else:
             self._send(self._cut(checkpoint_id, task, snapshot))
@@ -284,7 +284,7 @@ class _HandedOver(RestoredState):
 
     def discard(self) -> None:
         """Removes the folder."""
-        shutil.rmtree(self._where, ignore_errors=True)  # what cannot be removed goes with the folder of the epoch
+        shutil.rmtree(self._where, ignore_errors=True)  # files that cannot be removed go with the folder of the epoch
 
 
 def snapshot_of(message: TaskCut | TaskEnded, storage: CheckpointStorage | None) -> TaskSnapshot:

@@ -98,7 +98,7 @@ class _TcpJoinRound:
         self._members = members
         self._launcher = None if rendezvous.launcher is None else rendezvous.launcher()
         known = None if rendezvous.secrets is None else rendezvous.secrets.token
-        # Those that are started here show a token of this epoch alone, so that none of an earlier one gets in.
+        # Workers that are started here get a token of this epoch alone, so that none of an earlier epoch can join.
         self._token = known if self._launcher is None and known is not None else new_token()
         self._listener = JoinListener(members, self._token, welcome, numbered=self._launcher is not None)
 

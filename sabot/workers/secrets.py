@@ -61,7 +61,7 @@ class WorkerSecrets:
             raise UserError(f"{folder} has no {' and no '.join(missing)}", hint=f"TLS needs {', '.join(_TLS_FILES)}")
         certificate, key, authority = (text or b"" for text in parts.values())
         found = cls(os.path.abspath(folder), token, Tls(certificate, key, authority, CERTIFIED_NAME))
-        found.context(server=True)  # so that files that cannot be used are told of here
+        found.context(server=True)  # so that unusable files raise here
         return found
 
     def context(self, *, server: bool) -> ssl.SSLContext | None:

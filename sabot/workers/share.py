@@ -108,7 +108,7 @@ class _Readers:
     def __init__(self, stage: str, send: Callable[[ControlMessage], None]) -> None:
         self._stage = stage
         self._send = send
-        self._waited_for: set[str] = set()  # each name is a task's, and touched by its thread alone
+        self._waited_for: set[str] = set()  # each name belongs to a task, and only its thread changes it
 
     def pause_for(self, name: str) -> None:
         """Pauses the readers for this name. Only the first of repeated calls sends a message, because a task without

@@ -72,9 +72,9 @@ from sabot.workers.share import CoordinatorPlacement
 _log = logging.getLogger(__name__)
 
 _IMPORT_SECONDS = 300.0  # for a worker to import the program
-_OPEN_SECONDS = 300.0  # without a word of a worker that opens its tasks: a call of the program may hold the interpreter
-_CLOSE_SECONDS = 45.0  # for a worker to close what it has open
-_EDGE_SECONDS = 2.0  # for the end of a worker to be noticed, of which others know by their edges
+_OPEN_SECONDS = 300.0  # for a silent worker that opens its tasks: a call of the program may hold the interpreter
+_CLOSE_SECONDS = 45.0  # for a worker to close everything
+_EDGE_SECONDS = 2.0  # for the end of a worker to be noticed, after errors on edges to it
 
 
 class WorkerStreams:
@@ -106,7 +106,7 @@ class WorkerStreams:
         self.goes_on = False
         self.placement: dict[str, int] = {}
         self._tasks: dict[str, Member] = {}
-        self._streams_over = False  # in the checkpoint that is restored
+        self._streams_over = False  # True if the streams had ended in the restored checkpoint
         self._settings = settings
         self._coordinator = coordinator
         self._delivery = delivery
@@ -114,7 +114,7 @@ class WorkerStreams:
         token = new_token()
         self.agents = RemoteAgents(agents, ends, settings)
         own = sum(group.own for group in self.agents.groups)
-        self._workers = workers if ends or own < len(self.agents.groups) else 0  # those that any task may be on
+        self._workers = workers if ends or own < len(self.agents.groups) else 0  # the workers that may get any task
         self.members = [Member(number) for number in range(self._workers + own)]
         self._arrival = rendezvous.begin(self.members, lambda member: Welcome(member.number, token, told))
         self._loop = asyncio.get_running_loop()
@@ -188,7 +188,7 @@ class WorkerStreams:
         finally:
             self._build.cancelled.set()
             await asyncio.wait([planning])
-            planning.exception()  # told above, unless something else was
+            planning.exception()  # raised above, unless another error was
         self._arrival.check()
         start = self._start(restored)
         for member in self.members:
@@ -339,7 +339,7 @@ class WorkerStreams:
             self.agents.heed(member, message)
         elif isinstance(message, WorkerFailed):
             error = error_of(message, member.text)
-            if message.edge:  # most often another worker has died, which says more
+            if message.edge:  # most often the effect of another worker's death, whose error says more
                 self._loop.call_later(_EDGE_SECONDS, self._fail, error)
             else:
                 self._fail(error)
@@ -349,14 +349,14 @@ class WorkerStreams:
         if self._closed or self.broken:
             return
         self.broken = True
-        for member in self.members:  # who waits for the stop waits no more
+        for member in self.members:  # nobody has to wait for their stop any more
             if not member.stopped.done():
                 member.stopped.set_result(None)
         if self._started:
             self._coordinator.refuse(error.message)
         if not self._over.done():
             self._over.set_exception(error)
-            self._over.exception()  # whoever waits for it hears of it
+            self._over.exception()  # a caller that awaits it gets the error
             if self._started and not self.awaited:
                 self.on_failed(error)
         elif self._started:  # every task has ended, and the last checkpoint, which delivers the rest, is still to come
@@ -426,7 +426,7 @@ class WorkerStreams:
         if in_order:
             self._tell(Close(again=self.goes_on))
         await self._arrival.close(_CLOSE_SECONDS if in_order else 0.0)
-        for watching in self._watching:  # so far: workers that close have to hear of this process
+        for watching in self._watching:  # only those so far, because workers that close still need signs of life
             watching.cancel()
         self.left_behind += [call for each in self.members if each.closed.done() for call in each.closed.result()]
         self._build.give_back_sources()

@@ -36,11 +36,11 @@ class _WorkerStreamsMaker:
     def __init__(self, app: SpreadApp, rendezvous: Rendezvous, workers: int) -> None:
         self._app = app
         self._rendezvous = rendezvous
-        self._parallelism = app.settings.parallelism  # what the user wants of it, whatever the number of workers
-        # The number of workers with which a run has begun, while none has with the next one; and how often that was tried.
+        self._parallelism = app.settings.parallelism  # the user's setting, whatever the number of workers
+        # The number of workers of the last run that has begun, until one begins with the new number; and the failed attempts so far.
         self._before: int | None = None
         self._tries = 0
-        self._request = self._refusal = ""  # the last rescale, and why it was taken back
+        self._request = self._refusal = ""  # the last rescale, and the reason for which it was given up
         self.check(workers)
         self._have(workers)
 
@@ -61,7 +61,7 @@ class _WorkerStreamsMaker:
         return self._before is not None and self._tries >= _RESCALE_TRIES
 
     def take_back(self, why: str) -> bool:
-        if self._before is None or not self._tries:  # what ends the run before is its own failure
+        if self._before is None or not self._tries:  # an error of the run before has nothing to do with the rescale
             return False
         self._refusal = f"it could not begin with {self.workers} workers, and goes on with {self._before}: {why}"
         self._have(self._before)

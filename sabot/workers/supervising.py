@@ -34,7 +34,7 @@ def join_as_worker(command: Sequence[str], address: str, secrets: str) -> None:
     if known.token is None:
         raise UserError(f"{secrets} has no file `token`", hint="the same as at the coordinator")
     ticket = Ticket(address, known.token, None, known.folder)
-    signal.signal(signal.SIGTERM, _leave)  # so that the process of the worker is ended too
+    signal.signal(signal.SIGTERM, _leave)  # also ends the process of the worker
     while True:
         _wait_for(address)
         code = _worked(command, ticket)
@@ -56,7 +56,7 @@ def _worked(command: Sequence[str], ticket: Ticket) -> int:
             told.write(ticket.encoded(os.getpid()))
         return process.wait()
     finally:
-        process.kill()  # it has ended, unless this process is asked to end
+        process.kill()  # has no effect unless this process was asked to end
         process.wait()
 
 
