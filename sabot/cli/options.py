@@ -60,7 +60,7 @@ def until_of(given: str | None) -> str | int | datetime | None:
         time = datetime.fromisoformat(given)
     if time is None or time.tzinfo is None:
         raise WrongUse(
-            f"--until {given} is no place to end",
+            f"--until {given} is not a place to end at",
             hint="now, ms since 1970, or a time with a zone: 2026-01-31T00:00:00Z",
         )
     return time

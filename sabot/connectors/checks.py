@@ -27,7 +27,9 @@ def agreed_delivery(sink: "str | Sink", one: Delivery, other: Delivery) -> Deliv
     """
     if None not in (one, other) and one != other:
         name = sink if isinstance(sink, str) else sink.name
-        raise UserError(f"sink {name}: two write it, with different delivery=", hint="give both the same")
+        raise UserError(
+            f"sink {name}: two streams or agents write it with different delivery=", hint="give both the same"
+        )
     return one or other
 
 
@@ -58,7 +60,7 @@ def _check_connector(given: object, kind: "type[Source] | type[Sink]", where: st
                 hint=f"class {type(given).__name__}({kind.__name__}, {ability}), from sabot.connectors import {ability}",
             )
     else:
-        raise UserError(f"{where}: {given!r} is no topic and no {kind.__name__}", hint=hint)
+        raise UserError(f"{where}: {given!r} is neither a topic nor a {kind.__name__}", hint=hint)
 
 
 _FILE = re.compile(r".+\.(ndjson|jsonl?|[ct]sv|parquet|pq|arrows?|ipc|feather)(\.(gz|zstd?))?", re.IGNORECASE)
@@ -75,10 +77,10 @@ def _check_no_file(topic: str, where: str, kind: "type[Source] | type[Sink]") ->
         of_broker = address[1] in ("memory", "kafka")
         place = f"files({topic!r})" if kind is Source else f'files({topic!r}, "parquet")'
         hint = f'SqlSink({topic!r}, table="…")' if of_database else "App(broker=…) takes it" if of_broker else place
-        raise UserError(f"{where}: {topic!r} is an address, and a text is the name of a topic", hint=hint)
+        raise UserError(f"{where}: {topic!r} is an address, but a text must be the name of a topic", hint=hint)
     if (file := _FILE.fullmatch(topic)) is not None:
         made = "files" if kind is Source else _FILE_SINKS.get(file[1][0].lower(), "ArrowSink")
         raise UserError(
-            f"{where}: {topic!r} is the name of a file, and a text is the name of a topic",
-            hint=f"{made}({topic!r}); a topic that is called so: sabot.kafka.Kafka{kind.__name__}({topic!r}, broker)",
+            f"{where}: {topic!r} is the name of a file, but a text must be the name of a topic",
+            hint=f"{made}({topic!r}); for a topic of this name: sabot.kafka.Kafka{kind.__name__}({topic!r}, broker)",
         )

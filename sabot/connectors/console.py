@@ -11,7 +11,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import to_records
 from sabot.connectors.base import ChecksTypes, LostFloats, Sink
 
-# what moves the cursor of a terminal, or turns the direction of text; JSON escapes a part of it
+# characters that move the cursor of a terminal or change the direction of text; JSON escapes some of them
 _CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 

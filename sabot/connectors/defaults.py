@@ -94,7 +94,7 @@ def check_ends(source: "str | Source", where: str) -> None:
     """Raises UserError, whose text begins with `where`, for a source for which the user cannot choose an end (`until=`)."""
     if isinstance(source, Source) and not isinstance(source, TakesBound):
         raise UserError(
-            f"{where}: until= is of topics, and {source.name} is none", hint="leave it out, and filter by a column"
+            f"{where}: until= needs a topic, and {source.name} is none", hint="leave it out, and filter by a column"
         )
 
 
@@ -222,7 +222,7 @@ def sink_of(given: object, where: str) -> Any:
     if isinstance(given, WritesBack):
         return given.as_sink()
     raise UserError(
-        f"{where}: {given!r} is no topic and no Sink", hint='"topic", or a Sink: ParquetSink("out.parquet")'
+        f"{where}: {given!r} is neither a topic nor a Sink", hint='"topic", or a Sink: ParquetSink("out.parquet")'
     )
 
 

@@ -30,25 +30,25 @@ from sabot.errors import DataError, UserError, message_of
 from sabot.redaction import scrubbed, visible
 from sabot.stored_names import stored_name
 
-_MESSAGE_CHARACTERS = 2048  # of the message of an error, in a letter
+_MESSAGE_CHARACTERS = 2048  # the most characters of an error's message in a dead letter
 _PREFIX = "sabot."
-_ORIGIN = "sabot.topic"  # the first header of ours in a dead letter
+_ORIGIN = "sabot.topic"  # the first header that Sabot adds
 _NUMBERS = ("partition", "offset", "timestamp", "attempts")
 
 LETTER_SCHEMA = pa.schema(
     [
-        ("letter", pa.int64()),  # the number of the letter: unique, and greater for a letter that was written later
-        ("written", pa.int64()),  # ms since 1970, when the letter was written
-        ("topic", pa.string()),  # of the record: its topic, or the path of its file
+        ("letter", pa.int64()),  # a unique number, greater for a dead letter that was written later
+        ("written", pa.int64()),  # the time at which the dead letter was written, in ms since 1970
+        ("topic", pa.string()),  # the topic of the record, or the path of its file
         ("partition", pa.int32()),
         ("offset", pa.int64()),
-        ("timestamp", pa.int64()),  # ms since 1970, of the record
-        ("agent", pa.string()),  # what set the record apart: an agent, or app/task of a stream
+        ("timestamp", pa.int64()),  # the time of the record, in ms since 1970
+        ("agent", pa.string()),  # the agent, or app/task of a stream, that set the record apart
         ("error", pa.string()),
         ("message", pa.string()),
         ("attempts", pa.int32()),
-        ("version", pa.string()),  # of the program
-        # The step of a stream in which the row was. Null: the letter is a record as it is in its topic.
+        ("version", pa.string()),  # the version of the program
+        # The step of a stream in which the row was. Null: the dead letter is a record as it was in its topic.
         ("step", pa.string()),
         ("key", pa.string()),
         ("headers", pa.string()),  # the record's own: JSON, a list of [name, value]
@@ -58,7 +58,7 @@ LETTER_SCHEMA = pa.schema(
 """The columns of a dead letter in a file or a table. Bytes that are no text are written as "base64:…"."""
 
 _FACTS = [name for name in LETTER_SCHEMA.names if name not in ("letter", "written", "key", "headers", "payload")]
-_SEQUENCE_BITS = 21  # the low bits of a letter's number count up; the bits above them are milliseconds
+_SEQUENCE_BITS = 21  # the low bits of a dead letter's number count up; the others are ms since 1970
 _sequence = itertools.count(secrets.randbits(_SEQUENCE_BITS))
 
 
@@ -270,7 +270,7 @@ class DeadLetter:
 
     partition: int
     offset: int
-    timestamp: int  # ms, when the letter was written
+    timestamp: int  # ms since 1970, when the dead letter was written
     key: bytes | None
     payload: bytes | None
     headers: Headers
@@ -430,7 +430,7 @@ class Letters:
             f"{index}:{first} to {index}:{end - 1}" for index, (first, end) in self.home.bounds.items() if first < end
         )
         raise UserError(
-            f"{self.home.words} has no letter at {partition}:{offset}",
+            f"{self.home.words} has no dead letter at {partition}:{offset}",
             hint=f"it holds {held}" if held else "it is empty",
         )
 

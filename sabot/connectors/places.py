@@ -56,7 +56,7 @@ def checked_start(start: Any, where: str) -> Place:
     place = _place(start)
     if place is None and start not in _STARTS:
         raise UserError(
-            f"{where}: start={start!r} is no place to start",
+            f"{where}: start={start!r} is not a place to start at",
             hint=f'"earliest", "latest", "committed", a timestamp in ms or a datetime with a zone, or {_OFFSETS}',
         )
     return str(start) if place is None else place
@@ -69,7 +69,7 @@ def checked_until(until: Any, where: str) -> Place | None:
     place = _place(until)
     if place is None and until not in (None, "now"):
         raise UserError(
-            f"{where}: until={until!r} is no place to end",
+            f"{where}: until={until!r} is not a place to end at",
             hint=f'"now", a timestamp in ms or a datetime with a zone, or {_OFFSETS}',
         )
     return until if place is None else place
@@ -94,14 +94,12 @@ def offsets_of(place: Place, log: Log, partitions: Collection[int], every: Colle
     UserError for a place that is none, and for offsets whose partitions are not exactly these.
     """
     found: Mapping[int, int] = {}
-    behind = place in ("latest", "now") or isinstance(
-        place, int
-    )  # where there is no record of that time, the end is meant
+    behind = place in ("latest", "now") or isinstance(place, int)  # without a record of that time, the end
     if isinstance(place, Mapping):
         if set(place) != set(every):
             raise UserError(
-                f"topic {log.name!r} has partitions {_listed(every)}, and the offsets given are of {_listed(place)}",
-                hint="name each partition, and no other: 0 is the beginning of one",
+                f"topic {log.name!r} has partitions {_listed(every)}, but the offsets are for {_listed(place)}",
+                hint="give an offset for each partition and no other; 0 is the beginning",
             )
         return {partition: place[partition] for partition in partitions}
     if place == "committed":
@@ -124,8 +122,8 @@ def made_again(topic: str, before: str, now: str, when: str) -> UserError:
     return UserError(
         f"topic {topic} was deleted and made again {when}: it was {before}, and is {now} now. "
         "Positions in the old topic mean nothing in the new one",
-        hint="start afresh (--fresh), which reads the new topic from its start and leaves the state of the old one behind; "
-        "--reprocess NAME lets a durable agent alone read it so, and keeps the rest",
+        hint="start afresh (--fresh), which reads the new topic from its start and drops the state of the old one; "
+        "--reprocess NAME does so for one durable agent, and keeps the rest",
     )
 
 

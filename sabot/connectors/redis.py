@@ -110,7 +110,7 @@ class RedisServer:
             raise self.error_of(error) from clean_cause(error)
         except UnicodeDecodeError as error:
             raise UserError(
-                f"{self._what} at {self.where}: what is there is not all text, and the client decodes it",
+                f"{self._what} at {self.where}: some values are not text, but the client decodes all of them",
                 hint="make the client without decode_responses=True",
             ) from error
 
@@ -119,7 +119,7 @@ class RedisServer:
         errors = self._errors
         message = f"{self._what} at {self.where}: {type(error).__name__}: {error}"
         if isinstance(error, errors.AuthenticationError | errors.AuthorizationError | errors.NoPermissionError):
-            return UserError(message, hint="see user and password in the address")
+            return UserError(message, hint="check user and password in the address")
         passing = errors.ConnectionError | errors.TimeoutError | errors.ReadOnlyError | errors.OutOfMemoryError
         return TransientError(message) if isinstance(error, passing | OSError) else UserError(message)
 

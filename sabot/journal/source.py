@@ -59,7 +59,7 @@ class JournalSource(Source, HasIdentity, ReportsLag):
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
         restored = {partition: offset for (name, partition), offset in (positions or {}).items() if name == self.name}
         if start not in ("earliest", "latest") and not restored:
-            raise UserError(f"{self.name}: start={start!r} is no place to start", hint='"earliest" or "latest"')
+            raise UserError(f"{self.name}: start={start!r} is not a place to start at", hint='"earliest" or "latest"')
         self.close()
         self._closing.clear()
         try:

@@ -128,7 +128,7 @@ def test_offsets_that_are_not_there_yet_are_waited_for(broker_place: MemoryPlace
 def test_offsets_name_each_partition(broker_place: MemoryPlace, until: Place) -> None:
     filled(broker_place)
     source = bounded(broker_place, until)
-    with pytest.raises(UserError, match=r"partitions 0, 1, and the offsets given are of 0"):
+    with pytest.raises(UserError, match=r"partitions 0, 1, but the offsets are for 0"):
         source.open(None)
     source.close()
 
@@ -205,9 +205,9 @@ def test_a_partition_that_is_over_stays_so_when_others_were_held(broker_place: M
 
 @pytest.mark.parametrize("wrong", ["later", -1, 1.5, True, datetime(2026, 1, 1), {}, {0: -1}, {"0": 3}, [3]])
 def test_what_is_no_place_is_refused_with_what_is_one(wrong: Any) -> None:
-    with pytest.raises(UserError, match=r"stream: start=.* is no place to start") as caught:
+    with pytest.raises(UserError, match=r"stream: start=.* is not a place to start at") as caught:
         checked_start(wrong, "stream")
     assert "datetime with a zone" in str(caught.value.hint)
-    with pytest.raises(UserError, match=r"stream: until=.* is no place to end") as caught:
+    with pytest.raises(UserError, match=r"stream: until=.* is not a place to end at") as caught:
         checked_until(wrong, "stream")
     assert '"now"' in str(caught.value.hint)

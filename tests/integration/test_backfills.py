@@ -248,9 +248,9 @@ def test_what_has_no_offsets_and_what_is_of_several_topics_is_refused(tmp_path: 
     app = App("refusals")
     (tmp_path / "rows.ndjson").write_text("{}\n")
     source = files(str(tmp_path / "rows.ndjson"))
-    with pytest.raises(UserError, match=r"until= is of topics, and .*rows.ndjson is none"):
+    with pytest.raises(UserError, match=r"until= needs a topic, and .*rows.ndjson is none"):
         app.stream(source, until="now")
-    with pytest.raises(UserError, match=r"until= is of topics"):
+    with pytest.raises(UserError, match=r"until= needs a topic"):
         app.agent(source, name="a", until="now")(print)
     with pytest.raises(UserError, match=r"start=\{0: 1\}, and several topics"):
         app.agent(["a", "b"], name="b", start={0: 1})(print)

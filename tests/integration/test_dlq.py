@@ -133,7 +133,7 @@ def test_a_letter_is_shown_whole_as_text_or_as_hexadecimal_digits(kafka_url: str
     assert shown.endswith('payload\n{"long": 1}\n')
     assert sabot(kafka_url, "dlq", "show", f"{topic}.dlq", "0:1").stdout.endswith("payload\n00fe\n")
     missing = sabot(kafka_url, "dlq", "show", f"{topic}.dlq", "1:9")
-    assert (missing.exit_code, "has no letter at 1:9 (it holds 0:0 to 0:1)" in missing.stderr) == (1, True)
+    assert (missing.exit_code, "has no dead letter at 1:9 (it holds 0:0 to 0:1)" in missing.stderr) == (1, True)
 
 
 def test_a_topic_that_is_not_there_is_named(kafka_url: str, topic: str) -> None:

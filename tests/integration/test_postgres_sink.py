@@ -404,5 +404,5 @@ def test_dead_letters_are_read_back_as_they_were(url: str) -> None:
         assert letters.find(0, found[1000].offset) == found[1000]
     finally:
         letters.close()
-    with pytest.raises(UserError, match=r"table none of .*is not there"):
+    with pytest.raises(UserError, match=r"table none of .*does not exist"):
         TableHome(url, "none")

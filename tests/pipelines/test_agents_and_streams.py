@@ -71,7 +71,9 @@ async def test_two_who_write_one_sink_agree_on_its_delivery() -> None:
         stream="exactly_once",
         agent="at_least_once",
     )
-    with pytest.raises(UserError, match=r"sink list: two write it, with different delivery=.*give both the same"):
+    with pytest.raises(
+        UserError, match=r"sink list: two streams or agents write it with different delivery=.*give both the same"
+    ):
         await bounded(app.run())
 
 
@@ -79,7 +81,7 @@ async def test_two_agents_agree_on_it_too(memory_url: str) -> None:
     app = App("both", broker=memory_url)
     app.agent("in", name="one", sink="out", delivery="exactly_once")(print)
     app.agent("in", name="other", sink="out", delivery="at_least_once")(print)
-    with pytest.raises(UserError, match="sink out: two write it, with different delivery="):
+    with pytest.raises(UserError, match="sink out: two streams or agents write it with different delivery="):
         await bounded(app.start())
 
 

@@ -40,17 +40,17 @@ def script(tmp_path, text, *words):
 )
 def test_the_name_of_a_file_is_no_topic_to_write(broker, name, fix):
     rows = App("first", broker).stream("in", schema={"a": "int64"})
-    with pytest.raises(UserError, match="and a text is the name of a topic") as refused:
+    with pytest.raises(UserError, match="but a text must be the name of a topic") as refused:
         rows.to(name)
     assert fix in refused.value.hint
-    with pytest.raises(UserError, match=r"late: .* and a text is the name of a topic"):
+    with pytest.raises(UserError, match=r"late: .* but a text must be the name of a topic"):
         rows.key_by("a").window(tumbling("1m"), late=name)
 
 
 def test_the_name_of_a_file_is_no_topic_to_read():
     with pytest.raises(UserError, match=r"'flights\.csv' is the name of a file") as refused:
         App("first").stream("flights.csv")
-    assert refused.value.hint.startswith("files('flights.csv'); a topic that is called so: sabot.kafka.KafkaSource(")
+    assert refused.value.hint.startswith("files('flights.csv'); for a topic of this name: sabot.kafka.KafkaSource(")
 
 
 def test_every_ending_that_files_reads_is_known_as_that_of_a_file():

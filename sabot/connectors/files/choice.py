@@ -32,13 +32,13 @@ def files(path: Paths, format: str | None = None, *, record_bytes: int | str = R
         found_format = format_of(file.path)
         if found_format is None:
             raise UserError(
-                f"file {file.path!r}: its ending {bare_suffix(file.path)!r} does not say what is in it",
-                hint=f"say format= one of {', '.join(_SOURCES)}",
+                f"file {file.path!r}: its ending {bare_suffix(file.path)!r} names no format",
+                hint=f"give format=, one of {', '.join(_SOURCES)}",
             )
         first.setdefault(found_format, file.path)
     if len(first) > 1:
         found = ", ".join(f"{path!r} ({name})" for name, path in first.items())
         raise UserError(
-            f"{name_of(path)!r} has files of several formats: {found}", hint='say format=, or a glob: "folder/*.csv"'
+            f"{name_of(path)!r} has files of several formats: {found}", hint='give format=, or a glob: "folder/*.csv"'
         )
     return _SOURCES[next(iter(first))](path, record_bytes=record_bytes)

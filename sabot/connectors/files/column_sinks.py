@@ -51,7 +51,7 @@ class ColumnFormat(FileFormat[pa.RecordBatch]):
         return PartitionedFile(path, self, self.partition_by) if self.partition_by else PendingFile(path, self)
 
     def rows(self, batch: Batch, *, first: bool) -> pa.RecordBatch:
-        if first and self.partition_by:  # the first file is written long after the rows are taken
+        if first and self.partition_by:  # the files are written long after these rows came
             self.accept(batch, None)
         return self._fitting(_own(self.columns(batch)))
 
@@ -104,7 +104,7 @@ class ColumnFormat(FileFormat[pa.RecordBatch]):
                 validate(data)
             except pa.ArrowInvalid as error:
                 raise UserError(
-                    f"file {os.fspath(path)!r} is damaged: {error}", hint="mend it or move it away"
+                    f"file {os.fspath(path)!r} is damaged: {error}", hint="repair it or move it away"
                 ) from error
             yield self._fitting(data.replace_schema_metadata(None))
 

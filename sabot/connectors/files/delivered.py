@@ -107,8 +107,8 @@ class Ledger:
         found = [entry for at in (0, _SLOT_BYTES) if (entry := _entry(content[at : at + _SLOT_BYTES])) is not None]
         if not found and (len(content) > _SLOT_BYTES or not _MAGIC.startswith(content[: len(_MAGIC)].rstrip(b"\0"))):
             raise UserError(
-                f"file {os.fspath(self.path)!r}, which says what was delivered, is damaged or none of ours",
-                hint="bring it back from a copy; or move it away and say at the next start whether to repeat or to skip",
+                f"file {os.fspath(self.path)!r}, which stores what was delivered, is damaged or was not written by Sabot",
+                hint="restore it from a copy; or move it away, and choose at the next start whether to repeat or skip",
             )
         return max(found, key=lambda entry: entry.turn, default=None)
 

@@ -88,7 +88,7 @@ class FileDelivering:
         except Busy as error:
             raise TransientError(
                 f"file {name!r}: another process is writing into it at this moment",
-                hint="end that process if it does not go on",
+                hint="end that process if it hangs",
             ) from error
         except OSError as error:
             kind = UserError if error.errno in _REFUSALS else TransientError
@@ -120,7 +120,7 @@ class FileDelivering:
             if entry.lane != track.key and not (entry.finished or anew):
                 raise UserError(
                     f"file {target.name!r} gets the results of {entry.lane}, and {track.key} would write into it too",
-                    hint=f"give it another path; or, if {entry.lane} is no more, remove {os.fspath(target.ledger.path)!r}",
+                    hint=f"give it another path; or, if {entry.lane} no longer exists, remove {os.fspath(target.ledger.path)!r}",
                 )
             self._settle(entry)
             if afresh:
@@ -244,7 +244,7 @@ class FileDelivering:
         while self._target.folder and growth.taken():
             if entry.length:
                 raise UserError(
-                    f"file {os.fspath(growth.path)!r} is there, and rows wait to become a file of that name",
+                    f"file {os.fspath(growth.path)!r} exists, and waiting rows are to become a file of that name",
                     hint="move it away",
                 )
             number += 1
@@ -284,7 +284,7 @@ class FileDelivering:
             except Busy as error:
                 raise AppLocked(
                     f"file {self._target.name!r}: another process writes the results of {track.key} now",
-                    hint="an app runs once; this worker stops",
+                    hint="only one worker runs an app: this one stops",
                 ) from error
         self._owner = owner
 

@@ -82,8 +82,8 @@ class GrowingFile(ABC, Generic[Rows]):
             raise UserError(
                 f"file {os.fspath(self.grown)!r}: {length} bytes were delivered into it, and "
                 + (f"it has {size}" if self.grown.exists() else "it is gone"),
-                hint=f"bring it back; or remove its token, {os.fspath(token)!r}, too, and say at the next start whether to "
-                "repeat or to skip",
+                hint=f"restore it; or remove its token, {os.fspath(token)!r}, too, and choose at the next start whether to "
+                "repeat or skip",
             )
         if length == 0 and self.grown != self.path:
             remove(self.grown)
@@ -105,7 +105,9 @@ class GrowingFile(ABC, Generic[Rows]):
         size = file.seek_end()
         if size != length:
             file.close()
-            raise OSError(f"it has {size} bytes and not the {length} that were delivered: somebody else writes into it")
+            raise OSError(
+                f"it has {size} bytes and not the {length} that were delivered: another process writes into it"
+            )
         return file
 
 
@@ -241,7 +243,7 @@ class PendingFile(GrowingFile[Rows]):
         if at != length:
             raise UserError(
                 f"file {os.fspath(self.grown)!r} is damaged: of {length} bytes that were delivered {at} can be read",
-                hint="bring it back from a copy; or start the app afresh",
+                hint="restore it from a copy; or start the app afresh",
             )
 
 

@@ -17,7 +17,9 @@ from sabot.connectors.letters import DeadLetter, letter_of_row
 from sabot.errors import UNREADABLE, UserError
 from sabot.os_errors import hint_of
 
-_LINE_BYTES = 256 << 20  # a longer one is no letter: a record has at most some 16 MiB, and JSON may say a byte in six
+_LINE_BYTES = (
+    256 << 20
+)  # a longer line is no dead letter: a record has some 16 MiB at most, and JSON writes a byte as up to six
 _BLOCK_BYTES = 1 << 20
 
 _read = msgspec.json.Decoder(dict[str, Any]).decode
@@ -54,7 +56,7 @@ class FileHome:
         else:
             files = [path] if path.exists() else []
         if not files:
-            raise UserError(f"{self.words} is not there", hint="give the path of an NdjsonSink's file or folder")
+            raise UserError(f"{self.words} does not exist", hint="give the path of an NdjsonSink's file or folder")
         return files
 
     def _first_line(self) -> bytes:
@@ -82,7 +84,8 @@ class FileHome:
                         at += len(line) + 1
                     if len(rest) > _LINE_BYTES:
                         raise UserError(
-                            f"{self.words}: a line of it has more than {_LINE_BYTES} bytes", hint="it is no letter"
+                            f"{self.words}: a line of it has more than {_LINE_BYTES} bytes",
+                            hint="such a line is no dead letter",
                         )
         except OSError as error:
             raise UserError(f"{self.words} cannot be read: {error.strerror or error}", hint=hint_of(error)) from error

@@ -73,7 +73,7 @@ class ObjectSink(Sink, Delivers, ChecksTypes, Finishes):
             with naming(self._path):
                 self._path.filesystem.get_file_info([self._path.inside])
         except OSError as error:
-            raise TransientError(f"{error}", hint="are the address and the keys of the environment right?") from error
+            raise TransientError(f"{error}", hint="check the address, and the keys in the environment") from error
         check_bucket(self._path.filesystem, self._path.inside, self.name)
         self._begun = begun
 
@@ -144,14 +144,16 @@ class ObjectSink(Sink, Delivers, ChecksTypes, Finishes):
                         stream.write(body)
                     return
                 store.create_dir(folder.rstrip("/"), recursive=True)
-                # Of the same name each time, so that the next delivery clears it away.
+                # The name is the same each time, so that the next delivery replaces it.
                 unfinished = f"{folder}.{file}.tmp"
                 with store.open_output_stream(unfinished, compression=None) as stream:
                     each.write(stream, body)
                 store.move(unfinished, target.inside)
         except OSError as error:
             check_bucket(store, target.inside, target)
-            raise TransientError(f"{error}", hint="is the bucket there, and may this machine write into it?") from error
+            raise TransientError(
+                f"{error}", hint="does the bucket exist, and may this machine write into it?"
+            ) from error
 
     def _check_open(self) -> None:
         if not self._begun:

@@ -146,8 +146,8 @@ def check_partitions(schema: pa.Schema, by: Sequence[str], name: str) -> None:
     for column in by:
         if column not in schema.names:
             raise UserError(
-                f"file {name!r}: partition_by names {column!r}, and the rows have {', '.join(schema.names)}",
-                hint="make it before the sink: with_columns(day=col(…).dt.strftime('%Y-%m-%d'))",
+                f"file {name!r}: partition_by names {column!r}, but the rows have {', '.join(schema.names)}",
+                hint="add it before the sink: with_columns(day=col(…).dt.strftime('%Y-%m-%d'))",
             )
         kind = schema.field(column).type
         if not (
@@ -158,11 +158,11 @@ def check_partitions(schema: pa.Schema, by: Sequence[str], name: str) -> None:
             or pa.types.is_date(kind)
         ):
             raise UserError(
-                f"file {name!r}: partition_by: column {column!r} of type {kind} does not name folders",
-                hint="texts, whole numbers, booleans and dates do; cast it",
+                f"file {name!r}: partition_by: column {column!r} of type {kind} cannot name folders",
+                hint="cast it to text, a whole number, a boolean or a date",
             )
     if len(schema) == len(by):
-        raise UserError(f"file {name!r}: partition_by takes all columns, and nothing is left for the files")
+        raise UserError(f"file {name!r}: partition_by takes all columns, so none is left for the files")
 
 
 def partitions_of(table: pa.Table, by: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
@@ -184,5 +184,5 @@ def _folder(column: str, value: object) -> str:
     text = _NULL if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     name = f"{quote(column, safe='')}={quote(text, safe=' :')}"
     if len(name) > _NAME_BYTES:
-        raise UserError(f"partition_by: column {column!r}: a value of {len(text)} letters is too long for a folder")
+        raise UserError(f"partition_by: column {column!r}: a value of {len(text)} characters is too long for a folder")
     return name

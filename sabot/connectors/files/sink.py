@@ -66,7 +66,7 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
                 hint=f'ObjectSink(path, "{format.suffix[1:]}") writes into object stores',
             )
         part_s = None if part_time is None else parse_seconds(part_time, name="part_time", zero=False)
-        waits = math.inf if part_s is not None else 0  # for what completes a part of a folder
+        waits = math.inf if part_s is not None else 0  # bytes that complete a part of a folder
         self._format = format
         self._target = FileTarget(format, overwrite=overwrite)
         least_bytes = _PART_BYTES if part_bytes is None else part_bytes

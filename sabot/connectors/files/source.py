@@ -42,8 +42,8 @@ from sabot.connectors.files.remote import has_pattern, is_remote, remote_path
 from sabot.errors import UserError
 from sabot.os_errors import hint_of
 
-_HEAD_BYTES = 4096  # of the first line, which tells one file from another of the same path
-_FILE = 44  # bits of the offset in a file: 16 TiB
+_HEAD_BYTES = 4096  # so many bytes of the first line tell one file from another of the same path
+_FILE = 44  # the bits of an offset in a file, for files of up to 16 TiB
 _RESTART = "start afresh (--fresh)"
 _MEND = "it is damaged, unfinished, or of another format than its source; mend it or leave it out"
 
@@ -167,7 +167,7 @@ class FileSource(
         count below 1.
         """
         if count < 1:
-            raise UserError(f"{count} readers of {self.name!r}: at least one must read")
+            raise UserError(f"{count} readers of {self.name!r}: at least one is needed")
         files = self._list()
         if count == 1 or (not self._many and not self._pieces(files[0])):
             return [self]
@@ -371,7 +371,7 @@ class FileSource(
         if isinstance(start, int):
             first = next((file.number for file in files if file.stamp >= start), None)
             return self._start_of("latest", files) if first is None else (first, 0)
-        raise UserError(f"start={start!r} is no place to start", hint='"earliest", "latest" or a timestamp in ms')
+        raise UserError(f"start={start!r} is not a place to start at", hint='"earliest", "latest" or a timestamp in ms')
 
     def _restored(self, positions: Positions) -> int | None:
         """Returns the position of this reader in `positions`, or None if they have no position of this source."""

@@ -42,7 +42,7 @@ class FileTarget:
         if said not in (None, suffix[1:]):
             raise UserError(
                 f"file {self.name!r}: its ending says {said}, and {kind} writes {suffix[1:]}",
-                hint=f"give it the ending {suffix}, or take the sink of the other format",
+                hint=f"give it the ending {suffix}, or use the sink of the other format",
             )
         if codec_of(self.name) is not None and not self._format.compresses:
             raise UserError(
@@ -99,7 +99,7 @@ class FileTarget:
         """Raises UserError if an app that begins would mix its rows into a complete file."""
         if self.path.exists() and not self.overwrite:
             raise UserError(
-                f"file {self.name!r} is there already, and this app begins",
+                f"file {self.name!r} exists already, and this app starts without a checkpoint",
                 hint="overwrite=True replaces it; a path that ends in / is a folder, which gets a new part",
             )
 

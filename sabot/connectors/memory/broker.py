@@ -166,7 +166,7 @@ class MemoryBroker:
     def _lost(self, track: Track) -> AppLocked:
         return AppLocked(
             f"another app of this process delivers {track.key!r} into memory://{self.name} now",
-            hint="stop one of the two; an app that is not the same needs another name (App(id))",
+            hint="stop one of the two; two different apps need different names (App(id))",
         )
 
     def statistics(self) -> dict[str, int]:

@@ -223,7 +223,7 @@ class MemorySource(
     def _lost(self, partition: int, position: int, first: int, end: int) -> UserError:
         return UserError(
             f"{self.name}[{partition}]: position {position} does not exist; the broker holds {first} to {end}",
-            hint="memory:// dies with its process and keeps retention_bytes a topic; start afresh (--fresh)",
+            hint="memory:// ends with its process, and keeps retention_bytes of a topic; start afresh (--fresh)",
         )
 
 

@@ -378,7 +378,7 @@ class Topic:
     def full(self) -> TransientError:
         return TransientError(
             f"topic {self.name!r} holds {self._retention_bytes()} bytes that a reader has not read",
-            hint="a reader stands still, or raise MemoryBroker.get(url).retention_bytes",
+            hint="find the reader that does not read, or raise MemoryBroker.get(url).retention_bytes",
         )
 
     def forget(self) -> None:

@@ -197,11 +197,11 @@ class Database(ABC):
     def _lost(self, track: Track) -> AppLocked:
         return AppLocked(
             f"another process delivers {track.key!r} into table {self.table} of {self.where} now",
-            hint="stop one of the two; an app that is not the same needs another name (App(id))",
+            hint="stop one of the two; two different apps need different names (App(id))",
         )
 
     def _gone(self, track: Track) -> UserError:
         return UserError(
-            f"{self.where}: the row {track.key!r} has gone from {TOKENS}, and with it what was delivered",
-            hint="nobody but the app may change that table; start again to be given the choice",
+            f"{self.where}: the row {track.key!r} is gone from {TOKENS}, so nobody knows what was delivered",
+            hint="only the app may change that table; start again, and choose",
         )

@@ -30,12 +30,14 @@ class TableHome:
             with self._database.explained():
                 columns = self._database.columns()
                 if columns is None:
-                    raise UserError(f"{self.words} is not there", hint="a SqlSink makes it with its first letter")
+                    raise UserError(
+                        f"{self.words} does not exist", hint="a SqlSink makes it with its first dead letter"
+                    )
                 same = self._database.same_column
                 missing = {same(name) for name in LETTER_SCHEMA.names} - {same(name) for name in columns}
                 if missing:
                     raise UserError(
-                        f"{self.words} is none of dead letters: it has no column {', '.join(sorted(missing))}",
+                        f"{self.words} is no table of dead letters: it has no column {', '.join(sorted(missing))}",
                         hint="give the table of dead_letter=SqlSink(…)",
                     )
                 _, found = self._database.run(
@@ -63,7 +65,8 @@ class TableHome:
                 letter = letter_of_row(found, partition, int(found["letter"]))
                 if letter is None:
                     raise UserError(
-                        f"{self.words}: row {found['letter']} is no dead letter", hint="what wrote it there?"
+                        f"{self.words}: row {found['letter']} is no dead letter",
+                        hint="only Sabot may write into a table of dead letters",
                     )
                 yield letter
             if len(rows) < _ROWS:

@@ -268,7 +268,7 @@ def _text(column: Any, name: str, declared: str) -> Any:
             return column.cast(pa.string())
         except pa.ArrowInvalid as error:
             raise UserError(
-                f"column {name!r} is {declared}, and binary that is no UTF-8 came", hint="a bytea column holds it"
+                f"column {name!r} is {declared}, and a binary value is no UTF-8 text", hint="a bytea column holds it"
             ) from error
     if types.is_timestamp(kind):
         return utc(column).cast(pa.timestamp("us", kind.tz and "UTC"), safe=False)

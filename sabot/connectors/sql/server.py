@@ -61,7 +61,7 @@ def address_of(given: object, feature: str) -> str:
     ):
         if unknown:
             raise UserError(
-                f"{feature}: the pool has {name}= of the program's own, which no address can say",
+                f"{feature}: the pool has {name}= of the program's own, which an address cannot hold",
                 hint="give the address in place of the pool: postgresql://user@host:5432/database?sslmode=verify-full",
             )
     found: dict[str, Any] = PostgresServer(dsn or "", feature, feature).given
@@ -128,7 +128,7 @@ class PostgresServer:
             message = f"PostgreSQL at {self.where}: {error}".strip()
             if not isinstance(error, self._driver.OperationalError) or _REFUSED.search(str(error)):
                 raise UserError(
-                    message, hint=f"see the address given for {self._what}, and the server's pg_hba.conf"
+                    message, hint=f"check the address given for {self._what}, and the server's pg_hba.conf"
                 ) from clean_cause(error)
             raise BrokerUnavailable(message) from clean_cause(error)
         try:

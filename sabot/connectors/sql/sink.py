@@ -76,12 +76,12 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken):
     def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
         if not keys:
             raise UserError(
-                f"table {self.name}: changes of a result without a key came: nothing says which row they replace",
+                f"table {self.name}: changes without a key came, so it is unknown which rows they replace",
                 hint="give the result a column that is the same in all rows, and group by it",
             )
         if self._keys and set(self._keys) != set(keys):
             raise UserError(
-                f"table {self.name}: keys are {', '.join(self._keys)}, but what tells the rows that come apart is {', '.join(keys)}",
+                f"table {self.name}: keys are {', '.join(self._keys)}, but the unique key of the rows is {', '.join(keys)}",
                 hint=f"leave keys= out, or write .upsert({', '.join(map(repr, self._keys))}) before .to()",
             )
         self.expect(schema)
@@ -198,7 +198,7 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken):
         rows = data.select(data.schema.names[:-1])
         if not self._changes:
             raise UserError(
-                f"table {self.name}: changes came from a program whose rows are final",
+                f"table {self.name}: the checkpoint has changes, but the rows of this program are final",
                 hint="run the program that wrote them until they are delivered; or drop them: redeliver=skip",
             )
         self._fit(rows.schema)

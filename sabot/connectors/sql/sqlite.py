@@ -51,7 +51,7 @@ class SqliteDatabase(Database):
 
     def connect_to_read(self) -> None:
         if not self.path.is_file():
-            raise UserError(f"database {self.path} is not there", hint="give the path that SqlSink has")
+            raise UserError(f"database {self.path} does not exist", hint="give the path of the SqlSink")
         self.connect("")
 
     def connect(self, session: str) -> None:

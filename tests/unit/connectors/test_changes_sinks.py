@@ -449,7 +449,7 @@ def test_the_row_of_a_result_without_a_key_has_an_empty_key(memory_url: str) -> 
 
 def test_a_table_of_a_database_needs_the_key_of_the_changes(tmp_path: Path) -> None:
     url = f"sqlite://{tmp_path}/t.db"
-    with pytest.raises(UserError, match="what tells the rows that come apart is day, region") as refused:
+    with pytest.raises(UserError, match="the unique key of the rows is day, region") as refused:
         SqlSink(url, "t", keys=["region"]).expect_changes(SCHEMA, KEYS)
     assert "upsert('region')" in str(refused.value.hint)
     with pytest.raises(UserError, match="without a key"):
@@ -526,7 +526,7 @@ def test_parts_from_before_the_program_was_changed(tmp_path: Path) -> None:
     final = SqlSink(f"sqlite://{path}", "t", keys=KEYS)
     final.expect(SCHEMA)
     final.claim(TRACK)
-    with pytest.raises(UserError, match="changes came from a program whose rows are final"):
+    with pytest.raises(UserError, match="the checkpoint has changes, but the rows of this program are final"):
         final.deliver(2, [batch([(DELETE, "a", 1, 1, None)])])
 
 

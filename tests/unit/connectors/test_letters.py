@@ -262,7 +262,7 @@ async def test_a_file_of_lines_from_elsewhere_is_listed_without_facts(tmp_path: 
     ]
     home = FileHome(tmp_path / "old.ndjson")
     assert [[letter.offset for letter in home.read(0, first, 19)] for first in range(7)] == [[0, 5], *[[5]] * 5, []]
-    with pytest.raises(UserError, match=r"old\.ndjson' has no letter at 0:99"):
+    with pytest.raises(UserError, match=r"old\.ndjson' has no dead letter at 0:99"):
         Letters(FileHome(tmp_path / "old.ndjson")).find(0, 99)
 
 
@@ -322,16 +322,16 @@ def test_a_file_that_was_made_anew_is_another_place(tmp_path: Path) -> None:
 
 
 def test_what_is_no_place_of_letters_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone\.ndjson' is not there"):
+    with pytest.raises(UserError, match=r"gone\.ndjson' does not exist"):
         FileHome(tmp_path / "gone.ndjson")
-    with pytest.raises(UserError, match=r"gone\.db is not there"):
+    with pytest.raises(UserError, match=r"gone\.db does not exist"):
         TableHome(f"sqlite:{tmp_path}/gone.db", "bad")
     assert not (tmp_path / "gone.db").exists()
     with sqlite3.connect(tmp_path / "other.db") as database:
         database.execute("CREATE TABLE other (letter INTEGER)")
-    with pytest.raises(UserError, match=r"table bad of .*is not there"):
+    with pytest.raises(UserError, match=r"table bad of .*does not exist"):
         TableHome(f"sqlite:{tmp_path}/other.db", "bad")
-    with pytest.raises(UserError, match="is none of dead letters: it has no column agent, attempts"):
+    with pytest.raises(UserError, match="is no table of dead letters: it has no column agent, attempts"):
         TableHome(f"sqlite:{tmp_path}/other.db", "other")
     (tmp_path / "bad.ndjson.gz").write_bytes(gzip.compress(b"nope\n" * 1000)[:-20])
     with pytest.raises(UserError, match=r"bad\.ndjson\.gz' cannot be read"):

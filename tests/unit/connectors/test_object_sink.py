@@ -283,7 +283,7 @@ def test_files_that_are_no_folder_of_a_store_are_no_sink(tmp_path: Path) -> None
         with pytest.raises(UserError, match=r"rows cannot be written into files\(") as refused:
             stream.to(source)
         assert "files(" in refused.value.hint
-    with pytest.raises(UserError, match="is no topic and no Sink"):
+    with pytest.raises(UserError, match="is neither a topic nor a Sink"):
         stream.to(ScriptedSource([END]))
 
 

@@ -280,7 +280,7 @@ def test_the_graph_is_mermaid(app, orders):
         (lambda s: s.window(tumbling("1m")).aggregate(sabot.count()), "has no name"),
         (lambda s: s.flat_map(list, schema=["id"]), r"schema=\['id'\] is no schema"),
         (lambda s: s.to("x", delivery="twice"), "exactly_once"),
-        (lambda s: s.to(3), "no topic and no Sink"),
+        (lambda s: s.to(3), "neither a topic nor a Sink"),
         (lambda s: s.collect(), "has no end"),
         (lambda s: s.map_batches(3), "no function"),
         (lambda s: s.filter(col("amuont") > 3).explain(), "amuont"),

@@ -603,7 +603,7 @@ def test_an_app_that_begins_finds_the_end_of_an_earlier_one(kind: str, overwrite
     added = place.folder or place.kind in ("ndjson", "csv")
     track = Track("app", "out", "i2")
     if not added and not overwrite:
-        with pytest.raises(UserError, match="is there already, and this app begins"):
+        with pytest.raises(UserError, match="exists already, and this app starts without a checkpoint"):
             again.claim(track)
         assert place.numbers() == NUMBERS
         return
@@ -813,7 +813,7 @@ def test_rows_that_somebody_else_adds_meanwhile_are_not_written_into(tmp_path: P
     sink.deliver(1, [rows(0, 1)])
     with place.path.open("ab") as file:
         file.write(b"mine\n")
-    with pytest.raises(TransientError, match="somebody else writes into it"):
+    with pytest.raises(TransientError, match="another process writes into it"):
         sink.deliver(2, [rows(1, 1)])
 
 
@@ -832,10 +832,10 @@ def test_a_damaged_journal_or_token_stops_the_app(tmp_path: Path) -> None:
     journal.write_bytes(whole)
     token = tmp_path / ".t.parquet.token"
     token.write_bytes(bytes(20_000))
-    with pytest.raises(UserError, match="says what was delivered, is damaged or none of ours"):
+    with pytest.raises(UserError, match="stores what was delivered, is damaged or was not written by Sabot"):
         place.sink().claim(TRACK)
     token.write_bytes(b"my diary")
-    with pytest.raises(UserError, match="none of ours"):
+    with pytest.raises(UserError, match="was not written by Sabot"):
         place.sink().claim(TRACK)
 
 

@@ -167,9 +167,9 @@ def test_without_its_token_the_folder_gets_further_parts(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([{"day": "a", "n": 1}], "partition_by names 'hour', and the rows have day, n"),
-        ([{"day": "a", "hour": 1.5, "n": 1}], "column 'hour' of type double does not name folders"),
-        ([{"day": "a", "hour": 1}], "nothing is left for the files"),
+        ([{"day": "a", "n": 1}], "partition_by names 'hour', but the rows have day, n"),
+        ([{"day": "a", "hour": 1.5, "n": 1}], "column 'hour' of type double cannot name folders"),
+        ([{"day": "a", "hour": 1}], "none is left for the files"),
     ],
 )
 def test_columns_that_cannot_name_folders_are_refused_before_rows_are_taken(

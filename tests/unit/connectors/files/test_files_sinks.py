@@ -184,7 +184,7 @@ def test_a_complete_file_is_not_mixed_with_the_rows_of_a_new_app(tmp_path: Path)
     sink.close()
     again = ParquetSink(path)
     again.start_afresh()
-    with pytest.raises(UserError, match=r"t\.parquet' is there already.*overwrite=True"):
+    with pytest.raises(UserError, match=r"t\.parquet' exists already.*overwrite=True"):
         again.open()
     again.close()
     assert parquet(path) == [0, 1, 2]

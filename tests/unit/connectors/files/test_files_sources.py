@@ -652,7 +652,7 @@ def test_paths_that_lead_nowhere_are_named(tree: Path) -> None:
     ]:
         with pytest.raises(UserError, match=what):
             files(path, "ndjson").open(None)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"zz\.txt.*does not say"):
+    with pytest.raises(UserError, match=r"zz\.txt.*names no format"):
         files(tree / "zz.txt")
     (tree / "t.csv").write_text("n\n1\n")
     with pytest.raises(UserError, match=r"several formats: .*\(ndjson\).*\(csv\)"):

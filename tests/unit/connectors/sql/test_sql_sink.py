@@ -348,7 +348,7 @@ def test_a_token_that_somebody_deleted_stops_the_app(path: Path) -> None:
     sink.deliver(1, [pa.record_batch({"n": [1]})])
     query(path, "DELETE FROM sabot_tokens")
     for attempt in (lambda: sink.deliver(2, [pa.record_batch({"n": [2]})]), lambda: sink.claim(TRACK)):
-        with pytest.raises(UserError, match=r"'sabot.app.sink.1' has gone from sabot_tokens") as caught:
+        with pytest.raises(UserError, match=r"'sabot.app.sink.1' is gone from sabot_tokens") as caught:
             attempt()
         assert not isinstance(caught.value, AppLocked)
     sink.close()
