@@ -53,7 +53,7 @@ class TableCodec:
                 hint=f"the columns are {', '.join(schema.names)}",
             )
         if OP_COLUMN in schema.names:
-            raise UserError(f"{OP_COLUMN!r} is a name of ours", hint="call the column another name")
+            raise UserError(f"{OP_COLUMN!r} is a reserved name", hint="call the column another name")
         self._given = (schema, tuple(keys), format, time)
         self._payloads = payloads
         columns = [field.with_nullable(True) for field in schema]

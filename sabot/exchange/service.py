@@ -123,5 +123,5 @@ class Exchange:
 def _unheard(edge: str, error: BaseException) -> None:
     """Raises InternalError, because nobody has set `on_failed`."""
     raise InternalError(
-        f"nobody hears that the edge {edge!r} broke", hint="set on_failed before send and receive"
+        f"the edge {edge!r} has failed, and on_failed is not set", hint="set on_failed before send and receive"
     ) from error

@@ -162,7 +162,7 @@ class AppRunner:
         try:
             if left := [name for name, thread in self._left if thread.is_alive()]:
                 raise UserError(
-                    f"app {self.app.id}: {left[0]} of the run before has not come back",
+                    f"app {self.app.id}: {left[0]} of the earlier run has not ended",
                     hint="start the process again; its objects cannot be used by two runs at once",
                 )
             self._run = run = Run(

@@ -126,7 +126,7 @@ class BlockingMonitor:
                 if found is not None:
                     name, where = found
                     what = f"{name} of task {task.name}" if name else f"a step of task {task.name}"
-                    _log.warning("%s has not come back for %.0f s: %s", what, now - since, where)
+                    _log.warning("%s has not returned for %.0f s: %s", what, now - since, where)
 
 
 def held_up_by(thread: int) -> tuple[str, str] | None:

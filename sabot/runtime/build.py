@@ -211,7 +211,7 @@ class Build:
                 continue
             if built.stage.changes is not None:
                 raise UserError(
-                    f"sink {sink.name}: a stream writes changes into it, and an agent rows that are none",
+                    f"sink {sink.name}: a stream writes changes into it, and an agent writes plain rows",
                     hint="make one for each",
                 )
             agreed_nans(self._agents, (sink, built.stage.nan))
@@ -468,7 +468,7 @@ class Build:
                 if isinstance(source, Source):
                     if id(source) in _reading:
                         raise UserError(
-                            f"this very Source, {source.name}, is being read by another run",
+                            f"the Source object {source.name} is read by another run",
                             hint="make one for each, or wait for the other",
                         )
                     _reading.add(id(source))

@@ -52,7 +52,7 @@ def wait_for_columns(
             if batch is not None:
                 if "payload" not in batch.data.schema.names:
                     raise UserError(
-                        f"stream {name}: its source gives columns ({', '.join(batch.data.schema.names)}), and says no schema",
+                        f"stream {name}: its source gives columns ({', '.join(batch.data.schema.names)}), and has no schema",
                         hint='schema = pa.schema([("name", pa.int64()), …]) in the class of the Source',
                     )
                 rows.append(batch.data.select(["payload"]))

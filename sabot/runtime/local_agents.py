@@ -241,7 +241,9 @@ class LocalAgents:
         await run_to_end(run_in_thread(scan_columns, source, spec))
         source = await run_to_end(run_in_thread(self.group.share_of, source))
         if any(other.source is source for other in self.task.sources):
-            raise UserError(f"agent {spec.agent_id}: another agent reads this very Source", hint="make one for each")
+            raise UserError(
+                f"agent {spec.agent_id}: another agent reads the same Source object", hint="make one for each"
+            )
         name = f"{spec.agent_id}/{source.name}"
         facts = None if meta is None else meta["sources"].get(name)
         if facts is not None and not is_same_log(source, facts):
@@ -303,7 +305,7 @@ class LocalAgents:
             if spec is None or not spec.durable:
                 names = ", ".join(each.agent_id for each in self.specs if each.durable) or "none"
                 raise UserError(
-                    f"--reprocess {agent_id}: it is no durable agent of this app", hint=f"there are: {names}"
+                    f"--reprocess {agent_id}: this app has no durable agent of that name", hint=f"there are: {names}"
                 )
             if not spec.inputs:
                 raise UserError(

@@ -115,7 +115,7 @@ def _refuse_shared_sources(reads: Iterable[Read]) -> None:
         if isinstance(node.source, Source):
             if id(node.source) in seen:
                 raise UserError(
-                    f"two streams read this very Source, {node.source.name}",
+                    f"two streams read the same Source object, {node.source.name}",
                     hint="make one for each, or one stream and use it twice",
                 )
             seen.add(id(node.source))
@@ -138,7 +138,7 @@ def _columns(node: Read, written: Collection[str], infer: Callable[[], pa.Schema
         return node.schema
     if node.source in written:
         raise UserError(
-            f"stream {node.name}: its columns cannot be inferred before who writes it, in this app, runs",
+            f"stream {node.name}: its columns cannot be inferred before the step of this app that writes it runs",
             hint='give it schema={"name": "type", …}',
         )
     return infer()
@@ -203,7 +203,7 @@ def _check_columns(node: Read) -> None:
         ComputedTime(f"stream {node.name}", read.time_expr, read.time_unit, read.time_format, read.columns)
     for ours in (TIME_COLUMN, OP_COLUMN):
         if ours in schema.names:
-            raise UserError(f"stream {node.name}: {ours!r} is a name of ours", hint="call the column another name")
+            raise UserError(f"stream {node.name}: {ours!r} is a reserved name", hint="call the column another name")
 
 
 # -- what is restored -------------------------------------------------------------------------------------------------

@@ -572,7 +572,7 @@ def close_tasks(tasks: Sequence[StreamTask], seconds: float) -> list[tuple[str, 
         task.stop()
     for task in tasks:
         if not task.join(seconds):
-            _log.error("task %s does not come back and is left behind", task.name)
+            _log.error("task %s does not end and is abandoned", task.name)
             left.append((f"task {task.name}", task.handle))
             continue
         try:

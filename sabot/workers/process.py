@@ -244,7 +244,7 @@ class AppWorker:
         elif isinstance(message, Stop):
             self._stopping = asyncio.create_task(self._stop(opened, drain=message.drain), name="stop")
         else:
-            raise InternalError(f"a worker cannot do {type(message).__name__}")
+            raise InternalError(f"a worker got an unexpected message: {type(message).__name__}")
 
     async def _start(self, start: Start) -> None:
         try:

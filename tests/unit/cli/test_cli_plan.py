@@ -226,16 +226,16 @@ LINES = 'lines = app.stream(sabot.files("lines.ndjson"), time={time!r})\nlines.t
     [
         ({"n": 1}, LINES.format(time="at"), "stream lines.ndjson: there is no column 'at' for event time"),
         ({"at": True}, LINES.format(time="at"), "event time 'at' is bool, which is no time"),
-        ({"__time": 1}, LINES.format(time=None), "stream lines.ndjson: '__time' is a name of ours"),
+        ({"__time": 1}, LINES.format(time=None), "stream lines.ndjson: '__time' is a reserved name"),
         (
             {"n": 1},
             'rows.select("amount").to("made")\napp.stream("made").to("out")\n',
-            "stream made: its columns cannot be inferred before who writes it",
+            "stream made: its columns cannot be inferred before the step of this app that writes it",
         ),
         (
             {"n": 1},
             '@app.agent("rows", sink="made")\nasync def makes(ctx): ...\napp.stream("made").to("out")\n',
-            "stream made: its columns cannot be inferred before who writes it",
+            "stream made: its columns cannot be inferred before the step of this app that writes it",
         ),
         (
             {"n": 1},
@@ -245,7 +245,7 @@ LINES = 'lines = app.stream(sabot.files("lines.ndjson"), time={time!r})\nlines.t
         (
             {"n": 1},
             'once = sabot.files("lines.ndjson")\nfor _ in range(2): app.stream(once).to("out")\n',
-            "two streams read this very Source, lines.ndjson",
+            "two streams read the same Source object, lines.ndjson",
         ),
     ],
     ids=["no column", "no time", "a name of ours", "its own topic", "its agent's topic", "one file", "one source"],

@@ -33,7 +33,7 @@ class Lines(logging.Handler):
         self.lines.append(record.getMessage())
         if "; behind it wait " in self.lines[-1]:
             self.again.set()
-        if " has not come back for " in self.lines[-1]:
+        if " has not returned for " in self.lines[-1]:
             self.stuck.set()
 
 
@@ -94,7 +94,7 @@ async def test_a_step_of_a_stream_that_does_not_come_back_is_named(memory_url: s
     made.to(ListSink())
     await app.run()
     (line,) = lines.lines
-    assert "has not come back for " in line
+    assert "has not returned for " in line
     assert "stuck, " in line
     assert f"{__file__}:" in line
     assert "# this line" in line
