@@ -359,8 +359,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_secret(name: str, value: object) -> bool:
-    """Whether the value of setting `name` is secret. That is decided by its name; and for a setting that takes one of a few short words,
-    any other value is taken for a secret that was given under the wrong name.
+    """Returns True if the value of setting `name` is secret, by its name. For a setting that takes one of a few short
+    words, any other value counts as a secret that was given under the wrong name.
     """
     name = str(name).lower()
     if name in _CHOICES and isinstance(value, str):
@@ -371,7 +371,9 @@ def _is_secret(name: str, value: object) -> bool:
 
 
 def _parts(rest: str) -> tuple[str, str]:
-    """Splits what follows `://` into user and password, and the rest. A password may contain any character: people do not encode it."""
+    """Splits the text behind `://` into user and password, and the rest. A password may contain any character,
+    because people forget to encode it.
+    """
     at = rest.rfind("@")
     before = rest[: max(at, 0)]
     authority = re.split(r"[/?#]", before)[0]
@@ -382,7 +384,7 @@ def _parts(rest: str) -> tuple[str, str]:
 
 
 def _pairs(text: str) -> Iterator["re.Match[str]"]:
-    """What is said in the text of secrets, as `password=…`."""
+    """Yields the matches of `password=…` and the like in the text."""
     return (pair for pair in _PAIR.finditer(text) if not _says_count(pair))
 
 
@@ -392,7 +394,7 @@ def _says_count(pair: "re.Match[str]") -> bool:
 
 
 def _is_count(name: str, value: object) -> bool:
-    """Whether this says how many tokens, as `max_tokens=5` does."""
+    """Returns True for a count of tokens, such as `max_tokens=5`."""
     return _COUNT.fullmatch(name.rpartition(".")[2]) is not None and _NUMBER.fullmatch(str(value)) is not None
 
 
@@ -403,8 +405,8 @@ def _hide_value(pair: "re.Match[str]") -> str:
 
 
 def _forms(value: str) -> Iterator[str]:
-    """The forms of a secret: as it is, percent-encoded or decoded, in base64, as Python and JSON write it. Only forms that are long enough
-    to differ from an ordinary word.
+    """Yields the forms of a secret: unchanged, percent-encoded or decoded, in base64, and as Python and JSON write
+    it. Forms that are too short to differ from an ordinary word are left out.
     """
     plain = unquote(value)
     written = {value, plain, repr(value)[1:-1]}

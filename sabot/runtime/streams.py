@@ -26,19 +26,19 @@ class TaskCoordinator(Protocol):
         abort: Callable[[int], None],
         hint: Callable[[], str] | None = None,
     ) -> None:
-        """See `Coordinator.attach`."""
+        """Adds a running task."""
 
     def acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
-        """See `Coordinator.acknowledge`."""
+        """Takes the snapshot of a task that has passed its barrier on."""
 
     def detach(self, task: str, final: TaskSnapshot | None = None) -> None:
-        """See `Coordinator.detach`."""
+        """Removes a task that has ended or failed. `final`: its last snapshot, or None."""
 
     def refuse(self, why: str) -> None:
-        """See `Coordinator.refuse`."""
+        """Fails the checkpoint in flight and all later ones, because a task has failed."""
 
     def abandon(self, task: str) -> None:
-        """See `Coordinator.abandon`."""
+        """Removes a task that is gone without an end."""
 
 
 class AgentCoordinator(TaskCoordinator, Protocol):
@@ -48,10 +48,10 @@ class AgentCoordinator(TaskCoordinator, Protocol):
     on_retained: list[Callable[[int], None]]
 
     def begin_after(self, checkpoint_id: int) -> None:
-        """See `Coordinator.begin_after`."""
+        """Makes all later ids of checkpoints greater than this one."""
 
     def decline(self, checkpoint_id: int, task: str, reason: str) -> None:
-        """See `Coordinator.decline`."""
+        """Fails the checkpoint because the task cannot take its snapshot."""
 
 
 class Streams(Protocol):

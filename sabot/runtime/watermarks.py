@@ -9,16 +9,19 @@ from sabot.operators.base import START_OF_TIME
 
 
 class Watermarks:
-    """Event time of a source by partition: no row below the watermark is expected any more. Its readers share one, from any thread.
+    """The event time of a source by partition: no row below the watermark is expected any more. The readers of the
+    source share one, from any thread.
 
-    The watermark of a partition is its greatest event time less the lateness; that of the source is the least one of the partitions that
-    are not idle. A partition is idle if it has had no rows to read for `idle_ms`; one with rows that were not read yet is not idle. A new
-    partition begins at the watermark of the source. If all partitions were idle, the first row makes them all active again, and the wait
-    for idleness begins anew. The watermark never goes back.
+    The watermark of a partition is its greatest event time less the lateness. The watermark of the source is the
+    least one of the partitions that are not idle, and never goes back. A partition is idle if it has had no rows to
+    read for `idle_ms`; one with unread rows is not idle. A new partition begins at the watermark of the source. If
+    all partitions were idle, the first row makes them all active again, and the wait for idleness begins anew.
 
-    closing: of the greatest event time of all rows, the watermark to which time goes when all partitions have become idle.
+    `closing`: a function of the greatest event time of all rows; it returns the watermark to which time goes when all
+    partitions have become idle.
 
-    As readers share it, the watermark does not depend on how many there are: none can run ahead of rows that another has not read.
+    Because readers share it, the watermark does not depend on their number: no reader can run ahead of rows that
+    another has not read.
     """
 
     def __init__(self, lateness_ms: int, idle_ms: int, closing: Callable[[int], int] | None = None) -> None:
@@ -163,10 +166,12 @@ class Watermarks:
         now_ms: int,
         latest_ms: int = START_OF_TIME,
     ) -> None:
-        """Restores the event time of one reader from a checkpoint. The source resumes at the least watermark of its readers.
+        """Restores the event time of one reader from a checkpoint. The source resumes at the least watermark of its
+        readers.
 
-        Each partition has `idle_ms` from now for the rows that came meanwhile, and what was left of its wait: one that was silent for less
-        time than another becomes idle as much later, and the watermark passes what the other no longer holds back, as without a restart.
+        Each partition has `idle_ms` from now for rows that came meanwhile, and then the rest of its earlier wait. So
+        a partition that was silent for less time than another becomes idle as much later, and the watermark moves as
+        without a restart.
         """
         silent = {(topic, number): min(max(0, ms), self._idle_ms) for topic, number, ms in silent_ms}
         with self._lock:

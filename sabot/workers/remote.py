@@ -93,7 +93,7 @@ class RemoteCheckpoints:
         self._saver.submit(self._detach, task, final or TaskSnapshot())
 
     def decline(self, checkpoint_id: int, task: str, reason: str) -> None:
-        """See `Coordinator.decline`."""
+        """Reports that the task cannot take its snapshot, so the checkpoint fails."""
         self.expected.discard(task)
         self._send(Declined(checkpoint_id, task, reason))
 
