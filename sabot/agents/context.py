@@ -6,7 +6,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Literal
 
-from sabot.checks import Of, Whole, check
+from sabot.checks import Of, OneOf, Whole, check
 from sabot.config import amount, parse_seconds
 from sabot.errors import UserError, short_repr
 
@@ -68,8 +68,7 @@ class BudgetSpec:
             given = parse_seconds(given, name="max_runtime_seconds")
         seconds = amount("max_runtime_seconds", given)
         object.__setattr__(self, "max_runtime_seconds", None if seconds is None else float(seconds))
-        if self.unpriced not in ("deny", "ask"):
-            raise UserError(f"unpriced={short_repr(self.unpriced)}", hint='"deny" or "ask"')
+        check("unpriced", self.unpriced, OneOf(("deny", "ask")))
 
     @property
     def content(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sabot.agents.program_sessions import ProgramSessions
 from sabot.agents.program_templates import CommandTemplate
 from sabot.api.context import AgentContext, Message
 from sabot.api.lifespan import Resource
-from sabot.checks import Whole, check, is_whole
+from sabot.checks import OneOf, Whole, check, is_whole
 from sabot.codecs.records import decode_json, encode_json
 from sabot.config import Duration, parse_seconds
 from sabot.errors import DataError, UserError, short_repr
@@ -76,8 +76,7 @@ class AgentCommand:
 
         Raises UserError.
         """
-        if lines not in get_args(LineFormat):
-            raise UserError(f"{where}: lines={lines!r}", hint=f"one of {', '.join(map(repr, get_args(LineFormat)))}")
+        check(f"{where}: lines", lines, OneOf(get_args(LineFormat)))
         if limits is not None and not isinstance(limits, ResourceLimits):
             raise UserError(f"{where}: limits={short_repr(limits)}", hint="limits=ResourceLimits(max_memory_mb=2048)")
         if not exit_codes or not all(is_whole(each, 0) for each in exit_codes):

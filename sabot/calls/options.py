@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from sabot.arrays import python_value
 from sabot.backoff import Backoff
-from sabot.checks import Whole, check
+from sabot.checks import OneOf, Whole, check
 from sabot.config import Duration, parse_rate, parse_seconds
 from sabot.errors import UserError
 
@@ -64,8 +64,7 @@ class CallOptions:
         concurrency, retries = python_value([concurrency, retries])
         check(f"{where}: concurrency", concurrency, Whole(1, _MOST_AT_ONCE))
         check(f"{where}: retries", retries, Whole(0))
-        if on_error not in policies:
-            raise UserError(f"{where}: on_error={on_error!r}", hint=f"one of {', '.join(map(repr, policies))}")
+        check(f"{where}: on_error", on_error, OneOf(policies))
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
         if timeout_s == 0:
             raise UserError(f"{where}: timeout=0", hint='more than nothing ("30s"), or None for no limit')

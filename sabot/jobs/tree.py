@@ -7,7 +7,7 @@ job ── job~3 ── job~3~1         a cancel of `job` is one of all that sta
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sabot.checks import Whole, check
+from sabot.checks import FLAG, Whole, check_fields
 from sabot.errors import UserError, short_repr
 
 _CHILD = "~"  # between the id of a job and the ordinal of its child
@@ -46,10 +46,7 @@ class ChildLimits:
     outlive: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.outlive, bool):
-            raise UserError(f"ChildLimits: outlive={short_repr(self.outlive)}", hint="True or False")
-        check("ChildLimits: max_depth", self.max_depth, Whole(0))
-        check("ChildLimits: max_child_jobs", self.max_child_jobs, Whole(0))
+        check_fields(self, max_depth=Whole(), max_child_jobs=Whole(), outlive=FLAG)
 
 
 DEFAULT_LIMITS = ChildLimits()

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
-from sabot.checks import Of, Whole, check
+from sabot.checks import Of, OneOf, Whole, check
 from sabot.config import Duration, checked_name, checked_text, parse_seconds
 from sabot.errors import UNREADABLE, EffectError, UserError, message_of, short_repr
 from sabot.llm.asking import request_of, with_output
@@ -158,8 +158,7 @@ class Agent:
         if not isinstance(tools, Sequence) or isinstance(tools, str):
             raise UserError(f"{where}: tools={short_repr(tools)}", hint="a list of functions, tools and agents")
         checked_text(instructions, f"{where}: instructions")
-        if trim not in get_args(Trim):
-            raise UserError(f"{where}: trim={short_repr(trim)}", hint=f"one of {', '.join(get_args(Trim))}")
+        check(f"{where}: trim", trim, OneOf(get_args(Trim)))
         counted = {
             "max_turns": max_turns,
             "max_concurrent_tools": max_concurrent_tools,

@@ -26,7 +26,7 @@ import msgspec
 
 from sabot.calls.functions import unwrap
 from sabot.calls.options import Retry
-from sabot.checks import Whole, check
+from sabot.checks import OneOf, Whole, check
 from sabot.config import Duration, checked_name, parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.journal.effects import EffectClass, EffectId, effect_class
@@ -325,8 +325,7 @@ def _checked(made: Tool) -> Tool:
     check(f"{where}: retries", made.retry.retries, Whole(0))
     if made.timeout_s == 0:
         raise UserError(f"{where}: timeout=0", hint='more than nothing ("30s"), or None for no limit')
-    if made.in_doubt not in get_args(InDoubt):
-        raise UserError(f"{where}: in_doubt={short_repr(made.in_doubt)}", hint=f"one of {', '.join(get_args(InDoubt))}")
+    check(f"{where}: in_doubt", made.in_doubt, OneOf(get_args(InDoubt)))
     if made.in_doubt != "ask" and kind not in _DOUBTED:
         raise UserError(
             f"{where}: in_doubt={made.in_doubt!r} of a tool whose effect is {str(kind)!r}",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sabot.checks import Whole, check, check_called
+from sabot.checks import OneOf, Whole, check, check_called, check_fields
 from sabot.config import Duration, checked_name, parse_bytes, parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.process.command import Command
@@ -81,11 +81,9 @@ class McpConfig:
     max_sampling_tokens: int = 4096
 
     def __post_init__(self) -> None:
-        if self.protocol_version not in PROTOCOL_VERSIONS:
-            raise UserError(
-                f"McpConfig: protocol_version={short_repr(self.protocol_version)}",
-                hint=f"one of {', '.join(PROTOCOL_VERSIONS)}",
-            )
+        check_fields(
+            self, protocol_version=OneOf(PROTOCOL_VERSIONS), max_retries=Whole(), max_description_chars=Whole(1)
+        )
         for name in ("request_timeout", "connect_timeout", "idle_timeout", "question_timeout"):
             seconds = parse_seconds(getattr(self, name), name=f"McpConfig: {name}", zero=False)
             object.__setattr__(self, name, seconds)
@@ -94,10 +92,8 @@ class McpConfig:
             object.__setattr__(self, "max_call_time", most)
         for name in ("max_result_bytes", "max_list_bytes"):
             object.__setattr__(self, name, parse_bytes(getattr(self, name), name=f"McpConfig: {name}"))
-        check("McpConfig: max_retries", self.max_retries, Whole(0))
         for name in ("stdio_buffer", "max_servers", "max_questions", "max_tools", "max_listed", "max_sampling_tokens"):
             check(f"McpConfig: {name}", getattr(self, name), Whole(1))
-        check("McpConfig: max_description_chars", self.max_description_chars, Whole(1))
 
     def seconds(self, name: str) -> float:
         """One of the durations, in seconds."""

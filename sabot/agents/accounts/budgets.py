@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Literal, NamedTuple, get_args
 
 from sabot.agents.context import checked_word
-from sabot.checks import is_number
+from sabot.checks import OneOf, check_fields, is_number
 from sabot.config import amount
 from sabot.errors import UserError, short_repr
 from sabot.llm.prices import PRICES_HINT
@@ -89,10 +89,7 @@ class Budget:
                 if value is not None and measure != "cost" and value != int(value):
                     raise UserError(f"{where}: {name}={value}: a whole number is wanted")
                 object.__setattr__(self, name, value if value is None or measure == "cost" else int(value))
-        if self.exhausted not in ("deny", "degrade", "ask"):
-            raise UserError(f"{where}: exhausted={short_repr(self.exhausted)}", hint="deny, degrade or ask")
-        if self.unpriced not in ("deny", "ask"):
-            raise UserError(f"{where}: unpriced={short_repr(self.unpriced)}", hint="deny or ask")
+        check_fields(self, where, exhausted=OneOf(("deny", "degrade", "ask")), unpriced=OneOf(("deny", "ask")))
         checked_word(self.degrade_to, f"{where}: degrade_to")
         if (self.exhausted == "degrade") != bool(self.degrade_to):
             raise UserError(

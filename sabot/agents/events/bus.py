@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import msgspec
 
-from sabot.checks import Of, check, is_number, is_whole
+from sabot.checks import Of, OneOf, check, is_number, is_whole
 from sabot.clock import SYSTEM_CLOCK
 from sabot.config import Duration, checked_text, parse_seconds
 from sabot.errors import TransientError, UserError, short_repr
@@ -158,8 +158,7 @@ class Subscription:
         capacity: int,
     ) -> None:
         """As `EventBus.subscribe`."""
-        if slow not in get_args(Slow):
-            raise UserError(f"slow={short_repr(slow)}", hint=f"one of {', '.join(get_args(Slow))}")
+        check("slow", slow, OneOf(get_args(Slow)))
         if not is_whole(capacity, 1):
             raise UserError(f"capacity={short_repr(capacity)}", hint="a whole number of events, at least 1")
         if job_id is not None:

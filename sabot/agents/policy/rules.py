@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import translate
 from typing import Any, ClassVar, Literal, get_args
 
-from sabot.checks import TEXTS, Of, check, is_whole
+from sabot.checks import FLAG, TEXT, TEXTS, Of, OneOf, check, check_fields, is_whole
 from sabot.config import Duration, parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
@@ -80,8 +80,7 @@ class _NameRule(PolicyRule):
         for each in ("allowed_scopes", "denied_scopes", "allowed_principals"):
             given = getattr(self, each)
             object.__setattr__(self, each, None if given is None else _patterns(kind, each, given, empty=True))
-        _typed(self, kind, bool, "denied", "require_approval", "warn")
-        _typed(self, kind, str, "reason", "name")
+        check_fields(self, kind, denied=FLAG, require_approval=FLAG, warn=FLAG, reason=TEXT, name=TEXT)
         object.__setattr__(self, "name", self.name or f"{kind} {', '.join(checked)}")
         asks = "" if self.require_approval else "require_approval=True"
         object.__setattr__(self, "_wait_s", _wait_s(kind, self.approval_timeout, asks))
@@ -152,7 +151,7 @@ class ModelPolicy(_NameRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _typed(self, "ModelPolicy", str, "degrade_to")
+        check_fields(self, degrade_to=TEXT)
 
     def decide(self, call: GuardedCall) -> RuleAnswer:
         found = super().decide(call)
@@ -180,15 +179,12 @@ class _ContentRule(PolicyRule):
     def _check(self, named_by: str, *patterns: str) -> None:
         """named_by: the field with which it is told apart from other rules of its kind. patterns: the names of its fields of patterns."""
         kind = type(self).__name__
-        if self.otherwise not in get_args(Otherwise):
-            raise UserError(
-                f"{kind}: otherwise={short_repr(self.otherwise)}", hint=f"one of {', '.join(get_args(Otherwise))}"
-            )
+        check(f"{kind}: otherwise", self.otherwise, OneOf(get_args(Otherwise)))
         check(f"{kind}: {named_by}", getattr(self, named_by), Of(Collection, "texts in a list"))
         for each in patterns:
             given = getattr(self, each)
             object.__setattr__(self, each, None if given is None else _patterns(kind, each, given))
-        _typed(self, kind, str, "name")
+        check_fields(self, kind, name=TEXT)
         named = getattr(self, named_by)
         name = self.name or f"{kind} {named if isinstance(named, str) else ', '.join(named)}"
         object.__setattr__(self, "name", name)
@@ -220,13 +216,13 @@ class ConstraintPolicy(_ContentRule):
     required: bool = False
 
     def __post_init__(self) -> None:
-        _typed(self, "ConstraintPolicy", str, "field")
+        check_fields(self, field=TEXT)
         if not all(self.field.split(".")):
             raise UserError(
                 f"ConstraintPolicy: field={short_repr(self.field)}", hint='the name of an argument, or a path: "a.b"'
             )
         self._check("field", "tool_patterns")
-        _typed(self, "ConstraintPolicy", bool, "required")
+        check_fields(self, required=FLAG)
         object.__setattr__(self, "allowed", None if self.allowed is None else self._values("allowed"))
         object.__setattr__(self, "denied", self._values("denied"))
         self._check_bounds()
@@ -398,7 +394,7 @@ class RedactionPolicy(PolicyRule):
             raise UserError(
                 "RedactionPolicy hides nothing from anybody", hint="tool_patterns, model_patterns or agent_patterns"
             )
-        _typed(self, "RedactionPolicy", str, "name")
+        check_fields(self, name=TEXT)
         object.__setattr__(self, "name", self.name or "RedactionPolicy")
 
     def matches(self, kind: CallKind, name: str) -> bool:
@@ -440,15 +436,6 @@ def _fits(patterns: Sequence[str], word: str) -> bool:
     if found is None:
         found = _compiled[key] = re.compile("|".join(map(translate, key)) or r"(?!)")
     return found.match(word) is not None
-
-
-def _typed(rule: object, kind: str, wanted: type, *names: str) -> None:
-    """Raises UserError where one of these fields is of another type: a text counts as true, and a number names nothing."""
-    for name in names:
-        if not isinstance(value := getattr(rule, name), wanted):
-            raise UserError(
-                f"{kind}: {name}={short_repr(value)}", hint="True or False" if wanted is bool else "a text is wanted"
-            )
 
 
 def _checked_expression(what: str, pattern: Any) -> None:

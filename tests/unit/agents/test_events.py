@@ -256,7 +256,7 @@ def test_a_bus_can_be_subscribed_before_a_loop_runs():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"slow": "sometimes"}, "drop, hold"),
+        ({"slow": "sometimes"}, "'drop', 'hold'"),
         ({"capacity": 0}, "at least 1"),
         ({"capacity": True}, "at least 1"),
         ({"event_types": ["job.began"]}, "job.started"),
