@@ -1,1 +1,1 @@
-"""Steps whose rows are changes of a table."""
+"""Steps that make, keep or convert changes: grouped aggregates, upserts, change logs, and final tables."""

@@ -1,4 +1,4 @@
-"""Groups to which rows are only added."""
+"""State of grouped aggregates whose input only adds rows."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -17,13 +17,15 @@ from sabot.operators.base import START_OF_TIME, TIME_COLUMN, OperatorContext
 from sabot.operators.changes.state import KEPT, Array, StoredGroups
 from sabot.state.tables.store import TableStore
 
-_ROWS, _TIME = "__rows", "__at"  # hidden aggregates: how many rows a group has; the event time of its result
+_ROWS, _TIME = "__rows", "__at"  # hidden aggregates: the group's row count; the event time of its result
 
 
 class AddedGroups(StoredGroups):
-    """Groups of an Aggregator, with two hidden aggregates: a count of rows, and the event time.
+    """Groups whose state is that of an `Aggregator`, with two hidden aggregates: the number of rows, and the event
+    time of the result.
 
-    Distinct values are counted beside it, since an Aggregator would look at all values of a group to count them after each batch.
+    Distinct values are kept outside of the Aggregator (`aggregates.distinct`), which would count all values of a
+    group again after each batch.
     """
 
     def __init__(
@@ -32,11 +34,13 @@ class AddedGroups(StoredGroups):
         timed = TIME_COLUMN in input.names
         order = TIME_COLUMN if timed else None
         hidden = [AggregateColumn(_ROWS, "count"), *([AggregateColumn(_TIME, "max", TIME_COLUMN)] if timed else [])]
-        described = Aggregator(keys, aggregates, input, order=order)  # checks the columns, and says the types
+        # checks the columns, and gives the types of the results
+        described = Aggregator(keys, aggregates, input, order=order)
         self.fields = list(described.schema)[len(keys) :]
         self._sets = distinct_sets([each for each in aggregates if each.kind == "count_distinct"], input)
         counts = {each.aggregate.name: each for kept in self._sets for each in kept.counts}
-        self._counts = [counts.get(each.name) for each in aggregates]  # one for each; None: the Aggregator has it
+        # for each aggregate its count of distinct values, or None if it is in the Aggregator
+        self._counts = [counts.get(each.name) for each in aggregates]
         self._kept_counts = [each for each in self._counts if each is not None]
         others = [aggregate for aggregate, count in zip(aggregates, self._counts, strict=True) if count is None]
         self._aggregator = aggregator = Aggregator(keys, [*hidden, *others], input, order=order)
@@ -56,8 +60,8 @@ class AddedGroups(StoredGroups):
         standing, beside = iter(aggregator.shape.places[len(hidden) :]), iter(kept)
         places = [next(standing) if count is None else Standing((), [next(beside).name]) for count in self._counts]
         self.shape = Shape(aggregator.table, self.saved_schema, [*places, *aggregator.shape.places[: len(hidden)]])
-        # Times are recorded once it is known which groups have changed. So there are two passes over the accumulators: in each, a filter
-        # that is never true leaves out the accumulators of the other pass.
+        # Event times are recorded only for groups whose results have changed, which is known after the other accumulators are updated. So
+        # there are two passes over the accumulators; in each, a filter that is never true leaves out the accumulators of the other pass.
         self._filters = aggregator.filters
         self._time_filters: list[int] | None = None
         if timed and not self.always_change:
@@ -101,7 +105,7 @@ class AddedGroups(StoredGroups):
         return data.append_column("never", pa.array(np.zeros(data.num_rows, bool)))
 
     def remove(self, table: GroupTable, slots: pa.Int32Array) -> None:
-        raise AssertionError("groups to which rows are only added stay")
+        raise AssertionError("a group to which rows are only added is never removed")
 
     def saved_of(self, table: GroupTable, slots: pa.Int32Array) -> pa.RecordBatch:
         states = [count.save(slots.to_numpy()) for count in self._kept_counts]
@@ -129,7 +133,7 @@ class AddedGroups(StoredGroups):
 
     def contents_in_memory(self) -> Iterator[list[Array]]:
         table = self.store.whole()
-        if table is None:  # the store has some groups on disk, so there is no state beside it
+        if table is None:  # some groups are on disk; then there is no state outside the store
             hidden = 1 + self._timed
             width = len(self._aggregator.keys)
             for piece in self._aggregator.results(self.store, 0, self._extras):

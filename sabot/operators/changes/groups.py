@@ -1,10 +1,11 @@
-"""One row for each key, kept current: aggregates whose result is changes.
+"""Aggregates without windows: the result is a table with one row for each key, emitted as changes.
 
-    rows ──▶ slots of their keys ──▶ results before │ rows are added, or taken away │ results after ──▶ what differs
+    rows ──▶ slots of their keys ──▶ results before │ add rows, remove rows │ results after ──▶ changes where they differ
 
-A batch emits at most one change for each key that it touches. Groups to which rows are only added keep what an `Aggregator` keeps
-(`added`). Groups whose rows may be taken away again (`removable`) keep counts and sums of whole numbers in the store's tables; all else
-stands beside these by slot, and is exact: sums without rounding, values in sorted multisets, rows in order (`_cython.groups.multiset`).
+A batch emits at most one change (an insert, a delete or an update pair) for each of its keys. If the input only adds
+rows, a group has the state of an `Aggregator` (`added`). If the input also removes rows (`removable`), counts and
+sums of integers are in the store's tables. Everything else is kept outside the tables, by slot, and is exact: sums
+without rounding, sorted multisets of values, rows in order (`_cython.groups.multiset`).
 """
 
 from abc import abstractmethod
@@ -40,11 +41,13 @@ from sabot.operators.rows.origin import reselected
 from sabot.operators.state_parts import StatefulOperator, StateParts, columns_schema
 from sabot.state.files import remove_tree
 
-_BY_ARRIVAL = ("first", "last", "collect_list", "user")  # where rows have no event time
+_BY_ARRIVAL = ("first", "last", "collect_list", "user")  # these follow the order of arrival if rows have no event time
 
 
 class TableOperator(StatefulOperator, GivesTable, FilledFromTable):
-    """One row for each key, kept current: the base of aggregates and upserts. The result is changes, with the unique key `keys`."""
+    """The base of aggregates and upserts: keeps one current row for each key, and emits its changes. The unique key
+    of the changes is `keys`.
+    """
 
     _groups: "Groups | None" = None
 
@@ -53,10 +56,12 @@ class TableOperator(StatefulOperator, GivesTable, FilledFromTable):
 
     @abstractmethod
     def _make(self, context: OperatorContext) -> "Groups":
-        """What is kept of each key. `rows` has the columns of the input without OP_COLUMN."""
+        """Returns the empty state of the groups. `self.rows` is set by then: the columns of the input without
+        OP_COLUMN.
+        """
 
     def _order(self) -> list[str]:
-        """The names of the result's columns, in order: the keys, then the fields."""
+        """Returns the names of the result's columns, in order: the keys, then the fields."""
         return [*self.key_names, *(field.name for field in self._there().fields)]
 
     def open(self, context: OperatorContext) -> pa.Schema:
@@ -113,7 +118,7 @@ class TableOperator(StatefulOperator, GivesTable, FilledFromTable):
             groups.settle()
 
     def _times(self, batch: Batch) -> Any:
-        """The event times of the rows that the selection names (numpy); None where rows have none."""
+        """Returns the event times of the rows in the batch's selection (numpy), or None if rows have no event time."""
         if not self._timed:
             return None
         times = batch.data.column(batch.schema.get_field_index(TIME_COLUMN))
@@ -147,19 +152,22 @@ class TableOperator(StatefulOperator, GivesTable, FilledFromTable):
 
 
 class GroupAggregate(TableOperator):
-    """`aggregates` over all rows of each key, as changes: one row (keys, aggregates) for each key, as long as the key has rows.
+    """The `aggregates` of all rows of each key: a table with one row (keys, aggregates) for each key that has rows,
+    emitted as changes. Without keys the table has one row.
 
-    For each key that a batch touches, it emits an insert, an update pair unless the row is equal to the one before, or a delete when the
-    key's last row was taken away. The event time of a row is the latest of the key's rows when the row got its values; the change that
-    takes it away has the same time. Without keys there is one row.
+    For each key of a batch it emits an insert if the key is new, an update pair if the result has changed, or a
+    delete if the key's last row was removed. The event time of a result is the latest event time of the key's rows at
+    the last change of the result. The change that removes the result has the same event time.
 
-    changes: rows may be taken away. Results are those of the rows that are left, exactly (a float is the exact sum, rounded once). Then
-    ties of arg_min and arg_max go by the least value, and `any` is the least value; first, last and collect_list go by event time, then
-    arrival; of equal rows the oldest is taken away. Such values are kept, and each row costs a logarithm of its key's rows. For aggregates
-    of the user's all rows of a key are kept, and the function gets them anew at each change. approx_count_distinct cannot forget a row:
-    UserError.
+    `changes`: True if the input may remove rows. Results are then exactly those of the rows that are left; a float is
+    the exact sum, rounded once. Ties of arg_min and arg_max are decided by the least value, and `any` is the least
+    value; first, last and collect_list follow event time, then arrival; of equal rows the oldest is removed. These
+    aggregates keep their values, and each row costs time in the logarithm of the key's row count. For a user's own
+    aggregate all rows of a key are kept, and its function is computed again after each change. Raises UserError for
+    approx_count_distinct, which cannot remove a row.
 
-    parted_by: those of the keys by whose key groups rows come to the subtasks, where these are not all; they own the state too.
+    `parted_by`: those of the keys that decide to which subtask a row goes, if these are not all of them. The state is
+    divided by them too.
     """
 
     def __init__(
@@ -176,7 +184,7 @@ class GroupAggregate(TableOperator):
         self.needs_table = changes
 
     def process(self, batch: Batch) -> None:
-        if self.parted_by and batch.hashes is not None:  # of these columns, not of all keys
+        if self.parted_by and batch.hashes is not None:  # the hashes are those of `parted_by`, not of all keys
             batch = reselected(batch, batch.selection, None)
         super().process(batch)
 
@@ -187,13 +195,13 @@ class GroupAggregate(TableOperator):
             if each.kind in _BY_ARRIVAL and (not names or each.name in names) and not self._timed
         ]
         return (
-            f"{', '.join(by_order)} goes by the order in which rows came, which a table does not keep"
+            f"{', '.join(by_order)} depends on the order in which rows arrived, which a table does not keep"
             if by_order
             else ""
         )
 
     def fill(self, rows: Iterator[Batch], names: frozenset[str]) -> None:
-        """Makes the groups anew of the rows, and takes over of them what belongs to these aggregates."""
+        """Computes all groups anew from the rows, and copies the state of the named aggregates from there."""
         folder = None if self._context.directory is None else self._context.directory / "filling"
         if folder is not None:
             make_folder(folder)
@@ -226,7 +234,7 @@ class GroupAggregate(TableOperator):
         )
 
     def _shape_in(self, reader: Mapping[str, Any]) -> Shape:
-        """Where the state of the aggregates that `reader` describes stands."""
+        """Returns the layout of the state of the aggregates that `reader` describes."""
         make = RemovableGroups if self._changes else AddedGroups
         aggregates, input = described(reader)
         return make(self.key_names, aggregates, input, OperatorContext(input)).shape

@@ -1,4 +1,4 @@
-"""The last row of each key, where rows replace the one before."""
+"""The last row of each key, where each row replaces the one before it."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,9 +19,9 @@ from sabot.state.tables.rows import RowStore
 
 
 class LatestRows(Groups):
-    """The last row of each key, where a row replaces the one before, or takes it away if its op is DELETE.
+    """The last row of each key. A row replaces the row before it, or removes it if its op is DELETE.
 
-    A RowStore keeps the rows under ids; here stands which slot has which id.
+    A RowStore keeps the rows under ids. `_ids` has the id of each slot's row, or -1 for a slot without a row.
     """
 
     own_times = True
@@ -34,7 +34,7 @@ class LatestRows(Groups):
         self._known = key_table(pa.schema([input.field(name) for name in keys]))
         self._ids: Any = np.zeros(0, np.int64)
         self._touches = Touches()
-        # between `add` and `note_changes`: the last row of each touched key, and whether it stays
+        # Set between `add` and `note_changes`: the last row of each key of the batch, and True if it stays or False if it is a delete.
         self._new: tuple[pa.RecordBatch, Any] | None = None
         self._places = [i for i, field in enumerate(input) if field.name not in keys and field.name != TIME_COLUMN]
         self.fields = [input.field(place) for place in self._places]
@@ -76,17 +76,17 @@ class LatestRows(Groups):
         table.remove(slots)
 
     def settle(self) -> None:
-        """A RowStore keeps to its budget by itself."""
+        """Does nothing: a RowStore keeps to its memory budget by itself."""
 
     def parts(self) -> list[StatePart]:
         return [StorePart("tables", self, folder="")]
 
     def cut(self) -> tuple[dict[str, Any], Cut | None]:
-        """The rows at a barrier, as a store gives them."""
+        """Returns the facts and the cut of the rows, as a store does."""
         return self._rows.cut()
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None:
-        """Takes rows back, as a store does, and finds anew which slot has which row."""
+        """Restores the rows, as a store does, and finds the slot of each row's key again."""
         self._rows.restore(saved, owned)
         for rows in self._pieces():
             slots = self._known.resolve(rows, [rows.schema.get_field_index(name) for name in self._names])

@@ -1,4 +1,4 @@
-"""The table that changes make, given when the input has ended."""
+"""The table that changes make, emitted once when the input has ended."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -44,14 +44,16 @@ from sabot.state.tables.store import TableStore
 
 Array: TypeAlias = pa.Array
 
-_MOST_KEYS = 32  # columns that the store takes for its key
+_MOST_KEYS = 32  # the most key columns of a table in the store
 
 
 class Materialize(StatefulOperator, FilledFromTable):
-    """Keeps the table that the changes make, and emits its rows once, when the input has ended. Equal rows come one after the other.
+    """A step that keeps the table that its changes make, and emits the rows once, when the input has ended. Equal
+    rows follow each other.
 
-    keys: columns by whose key groups subtasks share the rows (none: one subtask has them all). The event time of a row is the latest of
-    the rows that are equal to it. The rows come before the watermark at the end of time, and no watermark passes before.
+    `keys`: the columns that decide to which subtask a row goes, or none if one subtask has all rows. The event time
+    of a row is the latest of all rows equal to it. The rows are emitted before the watermark at the end of time;
+    until then no watermark is passed on.
     """
 
     def __init__(self, keys: Sequence[str] = ()) -> None:
@@ -74,7 +76,7 @@ class Materialize(StatefulOperator, FilledFromTable):
             self._there().add(batch.taken())
 
     def advance(self, watermark_ms: int) -> int | None:
-        if watermark_ms == END_OF_TIME:  # the rows must come before what follows hears that time is over
+        if watermark_ms == END_OF_TIME:  # the rows must be emitted before the next operator gets END_OF_TIME
             self.finish()
             return None
         return START_OF_TIME
@@ -97,10 +99,12 @@ class Materialize(StatefulOperator, FilledFromTable):
         return {"kind": "materialize", "keys": keys, "columns": columns_schema(self._columns)}
 
     def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
-        """Which keys share the rows is for the steps before to say; whose a row is, it says itself."""
+        """Says that the state continues under other `keys`: they only divide rows among subtasks, and a restore reads
+        the keys from the rows themselves.
+        """
         if fact != "keys":
             return None
-        return f"its rows are dealt out anew, by {', '.join(self._names) or 'no key'}"
+        return f"its rows are divided anew among the subtasks, by {', '.join(self._names) or 'no key'}"
 
     def state_reader(self) -> dict[str, Any]:
         return {"keys": self._names, "input": schema_text(with_time(self._columns, self._timed))}
@@ -121,11 +125,11 @@ class Materialize(StatefulOperator, FilledFromTable):
 
 
 class _Counted(StatePart):
-    """The rows of a table, each once, with how often it is there and its latest event time.
+    """The distinct rows of a table, each with its count and its latest event time.
 
-    A row is its own key in the store, as columns where the store can have all of them as keys, else as bytes. But subtasks share rows
-    by the key groups of the columns `keys`. So a restore of several subtasks reads the groups of each, and takes over its own, where
-    `StorePart` would take over files whole.
+    The key of a row in the store is the whole row: its columns, if the store can have all of them as keys, else one
+    column of bytes. But the columns `keys` decide to which subtask a row belongs. So when a checkpoint of several
+    subtasks is restored, the rows of each are read and filtered, while a `StorePart` would take over whole files.
     """
 
     def __init__(self, columns: pa.Schema, keys: Sequence[str], timed: bool, context: OperatorContext) -> None:
@@ -141,7 +145,7 @@ class _Counted(StatePart):
         return TableStore(kept, figures, directory=directory, memory_budget=self._context.memory_budget)
 
     def add(self, data: pa.RecordBatch) -> None:
-        """Adds the rows, or takes them away where their op says so."""
+        """Counts each row up, or down if its op removes a row."""
         names, width = data.schema.names, self._width
         takes = signs(data.column(OP_COLUMN)) if OP_COLUMN in names else np.zeros(data.num_rows, bool)
         figures = [pa.array(np.where(takes, np.int64(-1), np.int64(1)))]
@@ -161,7 +165,10 @@ class _Counted(StatePart):
         self.store.settle()
 
     def rows(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """All rows, each as often as it is there, in pieces. schema: the columns, with TIME_COLUMN or without."""
+        """Yields all rows, in pieces; a row with count n comes n times.
+
+        `schema`: the columns, with or without TIME_COLUMN.
+        """
         for columns in self.store.finish():
             counts = columns[self._width].to_numpy()
             times = columns[self._width + 1 :] if len(schema) > len(self._columns) else []
@@ -175,7 +182,7 @@ class _Counted(StatePart):
                 yield data.take(pa.array(np.searchsorted(ends, places, side="right")))
 
     def _unpacked(self, columns: Sequence[Array]) -> list[Array]:
-        """The columns of the rows, of what the store has as their keys."""
+        """Returns the columns of the rows from the columns of the store's keys."""
         if self._plain:
             return list(columns[: self._width])
         return unpacked(columns[0].cast(pa.large_binary()), self._columns.types)
@@ -209,7 +216,7 @@ class _Counted(StatePart):
 
 
 def _is_key(kind: pa.DataType) -> bool:
-    """Whether a table can have it as a key."""
+    """Returns True if a table of the store can have this type as a key."""
     types = pa.types
     return bool(
         types.is_boolean(kind)
@@ -222,7 +229,7 @@ def _is_key(kind: pa.DataType) -> bool:
     )
 
 
-# -- where it stands in a plan -----------------------------------------------------------------------------------------
+# -- its place in a plan -----------------------------------------------------------------------------------------------
 
 
 def plan_materialize(node: nodes.Materialize, point: PlanPoint) -> PlanPoint:

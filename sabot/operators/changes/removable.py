@@ -1,4 +1,4 @@
-"""Groups whose rows may be taken away again."""
+"""State of grouped aggregates whose input may remove rows."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -31,9 +31,10 @@ from sabot.state.tables.store import TableStore
 
 
 class RemovableGroups(StoredGroups):
-    """Groups that keep for each aggregate what it needs to take a row away again.
+    """Groups that keep, for each aggregate, enough to remove a row again.
 
-    The store's accumulators are sums of int64, to which rows add and from which they take, with the greatest event time behind them.
+    The accumulators in the store are sums of int64: adding a row adds to them, removing one subtracts. If rows have
+    event times, the last accumulator is the greatest event time.
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class RemovableGroups(StoredGroups):
         self._input = input
         self._timed = TIME_COLUMN in input.names
         order = TIME_COLUMN if self._timed else None
-        described = Aggregator(keys, aggregates, input, order=order)  # checks the columns, and says the types
+        # checks the columns, and gives the types of the results
+        described = Aggregator(keys, aggregates, input, order=order)
         self.fields = list(described.schema)[len(keys) :]
-        self._figures = 1  # accumulators: how many rows there are, then those of each aggregate
+        self._figures = 1  # the number of sums in the store: the row count, then those of each aggregate
         self._parts: list[WholeSums | Beside] = [
             self._part(aggregate, field.type) for aggregate, field in zip(aggregates, self.fields, strict=True)
         ]
@@ -81,8 +83,8 @@ class RemovableGroups(StoredGroups):
     def _part(self, aggregate: AggregateColumn, result: pa.DataType) -> "WholeSums | Beside":
         if aggregate.kind == "approx_count_distinct":
             raise UserError(
-                f"{aggregate.name}: approx_count_distinct over changes: it cannot forget a row that is taken away",
-                hint="count_distinct can",
+                f"{aggregate.name}: approx_count_distinct does not work over changes, since it cannot remove a row",
+                hint="use count_distinct",
             )
         kind = None if aggregate.argument is None else self._input.field(aggregate.argument).type
         whole = kind is not None and (pa.types.is_integer(kind) or pa.types.is_boolean(kind))
@@ -153,7 +155,9 @@ class RemovableGroups(StoredGroups):
             holder.store.load(slots.to_numpy(), column)
 
     def take_parts(self, other: "RemovableGroups", numbers: Sequence[int]) -> None:
-        """Takes over what belongs to these aggregates, of which nothing is kept yet, from groups with the same aggregates."""
+        """Copies the state of the aggregates number `numbers` from `other`, which has the same aggregates. These
+        groups must have no state for them yet.
+        """
         accumulators = {index for number in numbers for index in self.shape.places[number].accumulators}
         width, blank = len(self._keys), self.shape.table()
         holders = [
@@ -204,7 +208,7 @@ class RemovableGroups(StoredGroups):
 
 
 class LastOfChanges(RemovableGroups):
-    """The last row of each key whose rows may be taken away. All rows of a key are kept."""
+    """The last row of each key of an input that may remove rows. All rows of a key are kept."""
 
     def __init__(self, keys: Sequence[str], input: pa.Schema, context: OperatorContext) -> None:
         fields = pa.schema([field for field in without_marks(input) if field.name not in keys])

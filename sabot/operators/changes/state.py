@@ -1,4 +1,6 @@
-"""What is kept of each key whose row is kept current: the contract (`Groups`), and groups that stand in a TableStore."""
+"""State of operators that keep one current row for each key: the contract (`Groups`), and its implementation over a
+TableStore (`StoredGroups`).
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +23,15 @@ from sabot.state.tables.store import TableStore
 Array: TypeAlias = pa.Array
 
 KEPT = "kept"
-_PANE = 0  # the only one
+_PANE = 0  # the number of the only pane
 
 
 class Groups(ABC):
-    """What is kept of each key. fields: the columns of the result beside the keys.
+    """The state of one group for each key.
 
-    always_change: the result of every group that a batch touches differs from the one before (true with count(*)), so old and new need
-    not be compared. own_times: the event times of results come from `results`, not from the batch that touched the groups.
+    `fields`: the columns of the result without the keys. `always_change`: True if each row changes the result of its
+    group (as with `count()`), so that old and new results need not be compared. `own_times`: True if `results` gives
+    the event times of results; if False, they come from the batch that changed the groups.
     """
 
     fields: list[pa.Field]
@@ -37,36 +40,42 @@ class Groups(ABC):
 
     @abstractmethod
     def table(self) -> GroupTable:
-        """The table that gives keys their slots. It must be asked for anew for each batch."""
+        """Returns the table that gives each key its slot. Must be called again for each batch."""
 
     @abstractmethod
     def results(self, table: GroupTable, slots: pa.Int32Array) -> tuple[Any, Any, list[Array]]:
-        """-> (how many rows each group has, the event times of their results, a column for each field).
+        """Returns (the row count of each group, the event time of each result, a column for each field).
 
-        Both are numpy arrays; the time of a group without rows has no meaning.
+        The first two are numpy arrays. The event time of a group without rows has no meaning; without event times it
+        is None.
         """
 
     @property
     def changing(self) -> "AbstractContextManager[Any]":
-        """In which the groups are changed and read; nothing is emitted in it."""
+        """A context in which the groups are changed and read. Nothing is emitted inside it."""
         return nullcontext()
 
     def note(self, slots: pa.Int32Array) -> None:  # noqa: B027
-        """Called before these groups change."""
+        """Prepares these groups for a change. Called before each change."""
 
     def fetch(self, batch: Batch, keys: Sequence[int]) -> None:  # noqa: B027
-        """Called before the batch's keys get their slots: their groups have to be in memory then. keys: the indices of their columns."""
+        """Loads the groups of the batch's keys into memory. Called before the keys get their slots.
+
+        `keys`: the indices of the key columns.
+        """
 
     @abstractmethod
     def add(self, table: GroupTable, slots: pa.Int32Array, batch: Batch) -> None:
-        """Adds row i of the batch's selection to group slots[i]. Its event time is recorded later, by `note_changes`, unless
-        `always_change`.
+        """Adds row i of the batch's selection to group slots[i]. Its event time is recorded later, by `note_changes`,
+        unless `always_change` is True.
         """
 
     @abstractmethod
     def note_changes(self, table: GroupTable, slots: pa.Int32Array, batch: Batch, changed: Any, latest: Any) -> None:
-        """Called after `add`, unless `always_change`. changed[i]: whether the result of group slots[i] differs from the one before;
-        latest[i]: the latest event time of its rows in the batch (both numpy).
+        """Records the event times of changed results. Called after `add`, unless `always_change` is True.
+
+        `changed[i]`: True if the result of group slots[i] differs from the one before. `latest[i]`: the latest event
+        time of the group's rows in the batch. Both are numpy arrays; `latest` is None if rows have no event time.
         """
 
     @abstractmethod
@@ -75,24 +84,26 @@ class Groups(ABC):
 
     @abstractmethod
     def settle(self) -> None:
-        """Called after each batch: keeps to the memory budget, where there is one."""
+        """Moves groups to disk if the state exceeds its memory budget. Called after each batch."""
 
     @abstractmethod
     def parts(self) -> list[StatePart]:
-        """What a checkpoint saves of it."""
+        """Returns the parts of the state that a checkpoint saves."""
 
     @abstractmethod
     def contents(self) -> Iterator[list[Array]]:
-        """The keys and fields of all groups, in pieces."""
+        """Yields the columns of all groups (keys, then fields), in pieces."""
 
     @abstractmethod
     def current(self) -> Iterator[tuple[int, Any, list[Array]]]:
-        """(how many rows, their event times (numpy), the keys and fields) of the results of all groups, in pieces."""
+        """Yields the results of all groups that have rows, in pieces: (the number of results, their event times
+        (numpy, or None), the columns of keys and fields).
+        """
 
     @property
     @abstractmethod
     def count(self) -> int:
-        """About how many keys there are."""
+        """The approximate number of keys."""
 
     @abstractmethod
     def close(self) -> None: ...
@@ -101,21 +112,21 @@ class Groups(ABC):
 
 
 class StoredGroups(Groups):
-    """Groups that stand in a TableStore. Beside it there may be further state of each slot; then `SpilledGroups` keeps the memory budget.
+    """Groups with accumulators in a TableStore. They may have further state outside of it, by slot; `SpilledGroups`
+    then keeps the memory budget.
 
-    alone: makes empty groups of the same aggregates, in memory.
+    `alone`: makes empty groups of the same aggregates, in memory.
     """
 
     store: TableStore
-    saved_schema: pa.Schema  # the columns of `saved_of`: the keys, then the state beside the store
-    shape: Shape  # where the state of each aggregate stands; behind them, how many rows a group has, and the event time of its result
+    saved_schema: pa.Schema  # the columns of `saved_of`: the keys, then the state outside the store
+    shape: Shape  # the layout of the state of each aggregate, then of the row count and the event time of the result
     alone: Callable[[], "StoredGroups"]
-    carried: Carried | None = (
-        None  # set before a restore: how groups of a checkpoint with other aggregates become groups of now
-    )
+    carried: Carried | None = None
+    """Converts the groups of a checkpoint with other aggregates. Set before a restore."""
 
     def begin(self, context: OperatorContext) -> None:
-        """To be called when `store`, `saved_schema` and `shape` are there."""
+        """Completes the construction. A subclass calls it once it has set `store`, `saved_schema` and `shape`."""
         table = self.shape.table()
         self._states, self._width = table.states, len(table.keys)
         beside = list(self.saved_schema)[self._width :]
@@ -154,28 +165,28 @@ class StoredGroups(Groups):
 
     @abstractmethod
     def saved_of(self, table: GroupTable, slots: pa.Int32Array) -> pa.RecordBatch:
-        """The state beside the store of these slots (`saved_schema`)."""
+        """Returns the keys of these slots, and their state outside the store, with the columns `saved_schema`."""
 
     @abstractmethod
     def load(self, slots: pa.Int32Array, state: pa.RecordBatch) -> None:
-        """Takes back what `saved_of` gave, into slots that have nothing beside the store."""
+        """Restores rows that `saved_of` has returned. The slots must have no state outside the store yet."""
 
     @abstractmethod
     def forget(self, pane: int, slots: pa.Int32Array) -> None:
-        """Forgets what stands beside the store in these slots."""
+        """Removes the state of these slots outside the store."""
 
     @abstractmethod
     def forget_all(self) -> None:
-        """Forgets all that stands beside the store."""
+        """Removes all state outside the store."""
 
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """The bytes of what stands beside the store."""
+        """The bytes of the state outside the store."""
 
     @abstractmethod
     def contents_in_memory(self) -> Iterator[list[Array]]:
-        """As `contents`, without the groups that `SpilledGroups` has on disk."""
+        """Yields what `contents` yields, without the groups that `SpilledGroups` has on disk."""
 
     def contents(self) -> Iterator[list[Array]]:
         yield from self.contents_in_memory()
@@ -185,7 +196,7 @@ class StoredGroups(Groups):
             yield from some.contents_in_memory()
 
     def every(self) -> Iterator[pa.RecordBatch]:
-        """All groups, in pieces, as `rows_of` gives them."""
+        """Yields all groups, in pieces, with the columns of `rows_of`."""
         if not self._has_beside:
             yield from self.store.export()
             return
@@ -214,7 +225,7 @@ class StoredGroups(Groups):
         self.load(slots, pa.RecordBatch.from_arrays(beside, schema=self.saved_schema))
 
     def shrink(self, pane: int) -> None:
-        """The memory is used again: there is one pane."""
+        """Does nothing: there is one pane, which uses its memory again."""
 
     def bytes_of(self, pane: int) -> int:
         return self.store.table().nbytes + self.nbytes
@@ -231,7 +242,7 @@ class StoredGroups(Groups):
         return self._beside_rows.cut([(_PANE, table, partial(self.saved_of, table))])
 
     def _load(self, state: pa.RecordBatch) -> None:
-        """Takes back a checkpoint's rows, for groups that the store has already."""
+        """Restores rows of a checkpoint for groups that the store already has."""
         self.load(self.store.table().resolve(state, range(self._width)), state)
 
     @property

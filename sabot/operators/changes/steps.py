@@ -1,7 +1,7 @@
-"""Steps over changes: what cancels out in a batch, the last row of each key, the log of changes.
+"""Steps over changes: `net`, the last row of each key (Upsert), changes as rows of a log (Changelog).
 
 append stream ──Upsert──▶ changes ──Changelog──▶ append stream (the op is a column)
-                             └────Materialize──▶ append stream (the rows that are there when the input ends)
+                             └────Materialize──▶ append stream (the rows of the table when the input ends)
 """
 
 from collections.abc import Sequence
@@ -40,14 +40,19 @@ _WORDS = pa.array(["insert", "update_before", "update_after", "delete"])
 
 
 def net(batch: Batch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """A batch of changes -> (rows to take away, rows to add), in order of arrival, without OP_COLUMN but with TIME_COLUMN.
+    """Returns the changes of a batch as (rows to remove, rows to add), in order of arrival, with TIME_COLUMN and
+    without OP_COLUMN.
 
-    Opposite changes of equal rows cancel out, so that of equal rows only takes or only adds are left: the last adds, or the first takes.
-    Rows are equal if all of the user's columns are, whatever their event time; null equals null, NaN equals NaN, -0.0 equals 0.0. The
-    caller takes away first, then adds: so it never takes away a row that the same batch brings.
+    Opposite changes of equal rows cancel out. So equal rows are only removed or only added; those left are the first
+    to be removed, or the last to be added. Rows are equal if all of the user's columns are, whatever their event
+    times; null equals null, NaN equals NaN, -0.0 equals 0.0. The caller removes first and adds then, so it never
+    removes a row that the same batch adds.
 
-    A batch of adds alone, or of takes alone, costs only a look at its ops, and is not copied unless it has a selection. A batch without
-    OP_COLUMN is all adds.
+        changes of the batch            to remove   to add
+        insert a, insert b, delete a    –           b
+
+    A batch without OP_COLUMN only adds. If a batch only adds or only removes, just its ops are read, and rows are
+    copied only if it has a selection.
     """
     data = batch.taken()
     place = data.schema.get_field_index(OP_COLUMN)
@@ -66,7 +71,10 @@ def net(batch: Batch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
 
 
 def _left(rows: Any, takes: Any) -> Any:
-    """Which rows do not cancel out (numpy bool). rows: a number for each row, the same for equal rows."""
+    """Returns True for each row that no opposite change cancels (numpy bool).
+
+    `rows`: a number for each row, the same for equal rows. `takes`: True for each row to be removed.
+    """
     count = int(rows.max()) + 1
     taken = np.bincount(rows[takes], minlength=count)
     added = np.bincount(rows[~takes], minlength=count)
@@ -76,25 +84,30 @@ def _left(rows: Any, takes: Any) -> Any:
     if not len(mixed):
         return left
     numbers, of_take = rows[mixed], takes[mixed]
-    order = np.lexsort((of_take, numbers))  # by number: first the adds, then the takes, each in order of arrival
+    # by number; among equal rows the adds, then the removals, each in order of arrival
+    order = np.lexsort((of_take, numbers))
     numbers, of_take = numbers[order], of_take[order]
     begins = np.flatnonzero(np.diff(numbers, prepend=-1))
     place = np.arange(len(numbers)) - np.repeat(begins, np.diff(np.append(begins, len(numbers))))
-    # the first adds and the last takes cancel out
+    # the first adds and the last removals cancel out
     gone = np.where(of_take, place >= added[numbers] + taken[numbers] - both[numbers], place < both[numbers])
     left[mixed[order[gone]]] = False
     return left
 
 
 class Upsert(TableOperator):
-    """The last row of each key to arrive, as changes with the unique key `keys`; columns as in the input.
+    """The last row of each key to arrive, as changes with the unique key `keys` and the columns of the input.
 
-    The first row of a key is an insert, and each further one an update pair, unless it is equal to the row before. Only the last row of a
-    key in a batch counts. A row has its own event time; the change that takes it away has the same.
+    The first row of a key is an insert. Each further row is an update pair, or nothing if it is equal to the row
+    before. Only the last row of a key in a batch counts. A row keeps its event time, and the change that removes it
+    has the same.
 
-    deletes: a row with the op DELETE takes the row of its key away; only its key columns count. changes: rows may be taken away. The
-    row of a key is then the last to arrive of those that are still there; of equal rows the oldest is taken away. All rows are kept,
-    and the event time of the key's row is the latest of the key so far.
+    `deletes`: True if a row with the op DELETE removes the row of its key; only its key columns are read. `changes`:
+    True if the input may remove rows. The row of a key is then the last to arrive of those that are left, and of
+    equal rows the oldest is removed. All rows are kept, and the event time of a key's row is the latest of the key so
+    far.
+
+    Raises UserError without keys.
     """
 
     def __init__(self, keys: Sequence[str], *, changes: bool, deletes: bool = False) -> None:
@@ -103,8 +116,8 @@ class Upsert(TableOperator):
             raise UserError("upsert needs a key", hint='upsert("id")')
         self._changes, self._deletes = changes, deletes
         self.needs_table = changes and not deletes
-        self._untimed = False  # whether it goes on with rows that were kept without their event time
-        self._last_only = deletes or not changes  # whether the last row of each key is kept, not all of them
+        self._untimed = False  # True after a restore of rows that were saved without event times
+        self._last_only = deletes or not changes  # True if only the last row of each key is kept, False if all rows are
 
     def _make(self, context: OperatorContext) -> Groups:
         kind = LatestRows if self._last_only else LastOfChanges
@@ -127,10 +140,12 @@ class Upsert(TableOperator):
         return {"kind": "upsert", "keys": columns_schema(self.keys), **columns}
 
     def unfit_to_fill(self, names: frozenset[str]) -> str:
-        return "which row of a key came last is not known"
+        return "a table does not say which row of a key came last"
 
     def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
-        """The last rows may lose columns: `RowStore` reads those that it keeps. Where all rows of a key are kept they are packed bytes."""
+        """Says that the state continues if columns were dropped and only the last rows are kept: `RowStore` reads the
+        columns that are left. If all rows of a key are kept, they are packed bytes, and the columns cannot change.
+        """
         return fewer_columns(before, now) if fact == "columns" and self._last_only else None
 
     def state_reader(self) -> dict[str, Any]:
@@ -146,19 +161,21 @@ def _lacks_times(part: Saved) -> bool:
 
 
 class Changelog(SavesWatermark):
-    """Changes as rows: the column `op` (insert, update_before, update_after, delete), then the columns of the input.
+    """Changes as rows of an append stream: the column `op` (insert, update_before, update_after, delete), then the
+    columns of the input.
 
-    A change may have the event time of the row that it takes back, which may be below the watermark. As a row of a log it would be late,
-    so it gets the watermark as its time.
+    A change may have the event time of the row that it removes, which may be below the watermark. Such a row of the
+    log would be late, so its event time is raised to the watermark.
     """
 
     def open(self, context: OperatorContext) -> pa.Schema:
         place = context.input.get_field_index(OP_COLUMN)
         if place < 0:
-            raise UserError("changelog of rows that are no changes", hint="they are all inserts: leave it out")
+            raise UserError("changelog() needs changes, and this stream only has inserts", hint="leave changelog() out")
         if OP in context.input.names:
             raise UserError(
-                f"changelog: there is a column {OP!r} already", hint=f'.rename({OP}="…") before .changelog()'
+                f"changelog() adds a column {OP!r}, and the input has one already",
+                hint=f'.rename({OP}="…") before .changelog()',
             )
         self._schema = context.input.remove(place).insert(0, pa.field(OP, pa.string()))
         self.state_parts = StateParts(context)
@@ -181,7 +198,7 @@ class Changelog(SavesWatermark):
         return {"kind": "changelog"}
 
 
-# -- where they stand in a plan -----------------------------------------------------------------------------------------
+# -- their place in a plan ----------------------------------------------------------------------------------------------
 
 
 def plan_group_aggregate(node: nodes.GroupAggregate, point: PlanPoint) -> PlanPoint:
@@ -193,7 +210,7 @@ def plan_group_aggregate(node: nodes.GroupAggregate, point: PlanPoint) -> PlanPo
 
 def plan_upsert(node: nodes.Upsert, point: PlanPoint) -> PlanPoint:
     if point.changes and point.unique is not None and set(point.unique) == set(node.keys):
-        return point  # the changes have this key already
+        return point  # the changes have this unique key already
     point = point.partition_by(node.keys, "keyed")
     make = partial(Upsert, node.keys, changes=point.changes, deletes=node.deletes)
     return point.step(node.text(), make, id=node.id)

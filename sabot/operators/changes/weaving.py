@@ -1,4 +1,4 @@
-"""Old and new rows of keys: which rows are equal, which differ, and how both are woven into one batch of changes."""
+"""Compares the old and new rows of keys, and weaves them into one batch of changes."""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -16,12 +16,17 @@ Array: TypeAlias = pa.Array
 
 
 def signs(ops: Array) -> Any:
-    """For each op whether it takes a row away (numpy bool). ops: OP_COLUMN."""
+    """Returns for each op True if it removes a row (numpy bool).
+
+    `ops`: the values of OP_COLUMN.
+    """
     return (ops.to_numpy() & 1).astype(bool)
 
 
 def same_rows(data: pa.RecordBatch) -> Any:
-    """A number for each row (numpy int32), the same for rows that are equal in all columns but TIME_COLUMN and OP_COLUMN."""
+    """Returns a number for each row (numpy int32), the same for rows that are equal in all columns but TIME_COLUMN
+    and OP_COLUMN.
+    """
     columns = [
         part
         for name, column in zip(data.schema.names, data.columns, strict=True)
@@ -39,7 +44,9 @@ def _numbered(columns: Sequence[Array], rows: int) -> Any:
 
 
 def _comparable(column: Array) -> list[Array]:
-    """Columns of types that keys can have, which are equal in two rows if and only if the column is."""
+    """Converts a column to columns of types that a table can have as keys. Two rows are equal in them if and only if
+    they are equal in `column`.
+    """
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
         return _comparable(column.storage)
@@ -47,9 +54,8 @@ def _comparable(column: Array) -> list[Array]:
     if types.is_null(kind):
         return []
     if types.is_struct(kind):
-        parts = [
-            part for child in column.flatten() for part in _comparable(child)
-        ]  # children are null where the struct is
+        # where a struct is null, so are its children
+        parts = [part for child in column.flatten() for part in _comparable(child)]
         return [column.is_valid(), *parts]
     if types.is_map(kind) or types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return [_list_keys(column)]
@@ -62,7 +68,7 @@ def _comparable(column: Array) -> list[Array]:
 
 
 def _list_keys(column: Array) -> Array:
-    """Lists as bytes: each value is its number among the distinct values."""
+    """Converts lists to bytes: each value becomes its number among the distinct values."""
     counts = pc.list_value_length(column).fill_null(0).to_numpy() if not pa.types.is_map(column.type) else None
     if counts is None:
         column = column.cast(pa.list_(pa.struct([column.type.key_field, column.type.item_field])))
@@ -80,20 +86,25 @@ def _fixed_keys(column: Array) -> Array:
 
 
 def _bytes_of(data: Any, offsets: Any, like: Array) -> Array:
-    """Binary values, null where `like` is."""
+    """Returns binary values, null where `like` is null.
+
+    `data`: the bytes of all values. `offsets`: where each value begins in `data`, and behind them the end of the
+    last.
+    """
     mask = like.is_null()
     ends = pa.py_buffer(offsets.astype(np.int32))
     values = pa.Array.from_buffers(pa.binary(), len(like), [None, ends, pa.py_buffer(np.ascontiguousarray(data))])
     return pc.if_else(mask, pa.scalar(None, pa.binary()), values) if like.null_count else values
 
 
-# What becomes of the rows of keys
+# Changes of keys
 
 
 class Weave:
-    """The changes of the rows of keys: key i gets an insert, an update pair, a delete, or nothing.
+    """The changes of the rows of keys: for key i an insert, an update pair, a delete, or nothing.
 
-    taken[i]: the row before goes. added[i]: the row after comes (both numpy bool).
+    `taken[i]`: True if the old row of key i is removed. `added[i]`: True if its new row is added. Both are numpy
+    bool.
     """
 
     def __init__(self, taken: Any, added: Any) -> None:
@@ -103,15 +114,20 @@ class Weave:
         self._rows, self._choice, self._places = pa.array(rows), pa.array(choice), choice
 
     def ops(self) -> Array:
-        """OP_COLUMN."""
+        """Returns OP_COLUMN of the changes."""
         return self._ops
 
     def same(self, column: Array, rows: pa.Int32Array) -> Array:
-        """A column with the same values before and after, such as a key. rows[i]: a row of `column` that has the value of key i."""
+        """Returns a column of the changes whose values are the same before and after, such as a key.
+
+        `rows[i]`: the number of a row of `column` that has the value of key i.
+        """
         return column.take(rows if self._only_adds else rows.take(self._rows))
 
     def woven(self, before: Array, after: Array) -> Array:
-        """A column of the changes: rows that go have the value of `before`, rows that come that of `after`. Both have a value a key."""
+        """Returns a column of the changes: removed rows have the value from `before`, added rows the one from
+        `after`. Both have one value for each key.
+        """
         if self._only_adds:
             return after
         kind = before.type
@@ -122,7 +138,7 @@ class Weave:
 
 
 def _is_word(kind: pa.DataType) -> bool:
-    """Whether values of this type have 64 bits."""
+    """Returns True if values of this type have 64 bits."""
     return bool(pa.types.is_primitive(kind) and kind.bit_width == 64)
 
 
@@ -134,7 +150,9 @@ def _words(column: Array) -> Any:
 
 
 def differ(before: Sequence[Array], after: Sequence[Array]) -> Any:
-    """For each row whether any column differs (numpy bool): null equals null, NaN equals NaN, -0.0 equals 0.0."""
+    """Returns for each row True if any column differs (numpy bool). Null equals null, NaN equals NaN, -0.0 equals
+    0.0.
+    """
     result = np.zeros(len(before[0]) if before else 0, bool)
     for old, new in zip(before, after, strict=True):
         result |= _differ(old, new)

@@ -1,1 +1,1 @@
-"""Expressions over columns, compiled."""
+"""Expressions over columns, compiled to functions over batches."""

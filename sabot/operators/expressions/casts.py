@@ -1,4 +1,4 @@
-"""From one type to another: the common type of two columns, and what `cast` does, by the rules of polars."""
+"""Conversions between types: the common type of two columns, and `cast`, by the rules of polars."""
 
 import functools
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from sabot.operators.expressions.zones import zone_texts
 _SIGNED = [pa.int8(), pa.int16(), pa.int32(), pa.int64()]
 _UNSIGNED = [pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
 _UNITS = ["s", "ms", "us", "ns"]
-_DIVIDES = 9  # by so many digits pyarrow divides decimals rightly: see `rescaled`
+_DIVIDES = 9  # up to so many digits of a decimal are dropped by pyarrow, which fails for more: see `rescaled`
 _WHOLE = r"^[+-]?[0-9]+$"
 _ZONED = r"(Z|[+-]\d\d:?\d\d)$"
 
@@ -39,7 +39,9 @@ Convert = Callable[[pa.Array], pa.Array]
 
 
 def common_type(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
-    """The type that holds the values of both; None where there is none. Integers and floats have the common type of polars."""
+    """Returns the type that can hold the values of both types, or None if there is none. Integers and floats have the
+    common type that polars gives them.
+    """
     if a == b or pa.types.is_null(b):
         return a
     if pa.types.is_null(a):
@@ -67,7 +69,7 @@ def common_type(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
 
 
 def is_number(type: pa.DataType) -> bool:
-    """Whether it is an integer, a float, a decimal, or bool, which counts as 0 and 1."""
+    """Returns True for integers, floats, decimals, and bool, which counts as 0 and 1."""
     return bool(
         pa.types.is_integer(type)
         or pa.types.is_floating(type)
@@ -107,24 +109,29 @@ def _common_decimal(a: pa.DataType, b: pa.DataType) -> pa.DataType:
 
 
 def integer_range(type: pa.DataType) -> tuple[int, int]:
-    """The least and the greatest value of an integer type."""
+    """Returns the least and the greatest value of an integer type."""
     if pa.types.is_unsigned_integer(type):
         return 0, 2**type.bit_width - 1
     return -(2 ** (type.bit_width - 1)), 2 ** (type.bit_width - 1) - 1
 
 
 def least_integer(value: int, like: pa.DataType) -> pa.DataType:
-    """The narrowest integer type that holds the value: an unsigned one if `like` is, and the value is not negative."""
+    """Returns the narrowest integer type that holds the value: an unsigned one if `like` is unsigned and the value is
+    not negative. Raises UserError for a value that does not fit into 64 bits.
+    """
     first = _UNSIGNED if pa.types.is_unsigned_integer(like) else _SIGNED
     for each in [*first, *_SIGNED, *_UNSIGNED]:
         low, high = integer_range(each)
         if low <= value <= high:
             return each
-    raise UserError(f"{value} has more than 64 bits")
+    raise UserError(f"{value} does not fit into 64 bits")
 
 
 class RefusedValues(DataError):
-    """Values that a strict cast refuses. rows: true for each of them, in the order of the rows that were cast."""
+    """The error for values that a strict cast cannot convert. The message shows the first.
+
+    `rows`: True for each of these values, in the order of the rows that were cast.
+    """
 
     def __init__(self, what: str, values: pa.Array, target: pa.DataType, rows: pa.BooleanArray) -> None:
         self.rows = rows
@@ -134,6 +141,7 @@ class RefusedValues(DataError):
         )
 
     def text_of(self, row: int) -> str:
+        """Returns the message for the value of one row."""
         return f"{self._what}: {shown(self._values[row])} is no {self._target}"
 
 
@@ -141,9 +149,10 @@ class RefusedValues(DataError):
 
 
 def caster(source: pa.DataType, target: pa.DataType, *, strict: bool, what: str) -> tuple[Convert, bool]:
-    """(the function that casts, whether it can fail). `what` names the column in errors; UserError for types that cannot be cast.
+    """Returns (the function that casts, True if it can fail). Raises UserError for types that cannot be cast.
 
-    strict: a value that the target cannot hold is a DataError; else it becomes null.
+    `strict`: True if a value that the target cannot hold raises DataError, False if it becomes null. `what`: the
+    column, for messages.
     """
     convert, total = _conversion(source, target)
     try:
@@ -163,7 +172,9 @@ def caster(source: pa.DataType, target: pa.DataType, *, strict: bool, what: str)
 
 
 def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool]:
-    """(a function that gives null, or raises ArrowInvalid, for values that cannot be cast; whether there are no such values)."""
+    """Returns (a function that casts, True if it can cast every value). For other values the function returns null or
+    raises ArrowInvalid.
+    """
     types = pa.types
     plain = functools.partial(pc.cast, target_type=target)
     unsafe = functools.partial(pc.cast, target_type=target, safe=False)
@@ -187,8 +198,10 @@ def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool
         return lambda array: decimal_array(integers(array).astype(object) * 10**target.scale, target, array), False
     if types.is_decimal(target) and types.is_integer(source):
         wide = pa.decimal256(
-            20 + target.scale, target.scale
-        )  # holds every integer; the second cast refuses what does not fit
+            20 + target.scale,
+            target.scale,
+            # `wide` holds every integer; the second cast refuses values that do not fit the target
+        )
         return lambda array: pc.cast(pc.cast(array, wide), target), False
     if types.is_integer(target):
         if types.is_integer(source):
@@ -246,12 +259,15 @@ def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool
         return lambda array: _dates(array, target), source.unit in (
             "us",
             "ns",
-        )  # their range ends before that of days with 32 bits
+            # timestamps in us and ns always fit: their range is smaller than that of days in 32 bits
+        )
     return plain, False
 
 
 def _salvaged(convert: Convert, array: pa.Array, target: pa.DataType) -> pa.Array:
-    """The converted values, with null for those that cannot be. It halves what fails until single values are left."""
+    """Casts an array, with null for each value that cannot be cast. If the cast fails, it is repeated with each half
+    of the array, down to single values.
+    """
     try:
         return convert(array)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -286,12 +302,12 @@ def _parse_integer(array: pa.Array, target: pa.DataType) -> pa.Array:
     except pa.ArrowInvalid:
         if len(array) == 1 and not pc.match_substring_regex(array, r"^\+[0-9]+$")[0].as_py():
             raise
-    text = where(pc.match_substring_regex(array, _WHOLE), array)  # 0x10 is no integer
+    text = where(pc.match_substring_regex(array, _WHOLE), array)  # pyarrow would accept 0x10
     return pc.cast(pc.replace_substring_regex(text, r"^\+", ""), target)
 
 
 def _parse_time(array: pa.Array, target: pa.DataType) -> pa.Array:
-    """Parses ISO 8601. A text without a time zone is in UTC."""
+    """Parses ISO 8601. A text without a time zone is read as UTC."""
     naive, utc = pa.timestamp(target.unit), pa.timestamp(target.unit, "UTC")
     zoned = pc.match_substring_regex(array, _ZONED)
     without = _salvaged(lambda part: pc.cast(part, naive), where(pc.invert(zoned), array), naive)
@@ -304,12 +320,12 @@ def _parse_time(array: pa.Array, target: pa.DataType) -> pa.Array:
 def _time_of_day(array: pa.Array, target: pa.DataType) -> pa.Array:
     ends = pc.min_max(array).as_py()
     if ends["min"] is not None and not (ends["min"] >= 0 and ends["max"] < 86400 * PER_SECOND[target.unit]):
-        raise pa.ArrowInvalid("a time of day is less than a day")
+        raise pa.ArrowInvalid("a time of day must be less than a day")
     return array.view(target)
 
 
 def _time_in_day(array: pa.Array) -> pa.Array:
-    """The time of day of timestamps of UTC, in their unit. (pyarrow's cast gives times outside the day far from 1970.)"""
+    """Returns the time of day of UTC timestamps, in their unit. pyarrow's own cast is wrong for times far from 1970."""
     unit = array.type.unit
     values = np.remainder(integers(array), 86400 * PER_SECOND[unit])
     if unit in ("s", "ms"):
@@ -318,15 +334,17 @@ def _time_in_day(array: pa.Array) -> pa.Array:
 
 
 def _whole_days(array: pa.Array) -> pa.Array:
-    """Milliseconds since 1970 as dates, rounded down."""
+    """Rounds milliseconds since 1970 down to dates. Raises ArrowInvalid for a date whose start does not fit into 64
+    bits.
+    """
     values = integers(array)
     if len(values) and pc.min(array).as_py() is not None and pc.min(array).as_py() < -(2**63) + 86_400_000:
-        raise pa.ArrowInvalid("its day begins before what 64 bits hold")
+        raise pa.ArrowInvalid("the start of its day does not fit into 64 bits")
     return integer_array(values - np.remainder(values, 86_400_000), pa.date64(), array)
 
 
 def _float_text(array: pa.Array) -> pa.Array:
-    """Floats as polars writes them: 1.0 with its fraction, NaN in capitals."""
+    """Writes floats as polars does: 1.0 with its fraction, NaN in capitals."""
     text = pc.cast(array, pa.string())
     whole = pc.and_(pc.equal(array, pc.trunc(array)), pc.invert(pc.match_substring_regex(text, "[.en]")))
     text = pc.if_else(whole, pc.binary_join_element_wise(text, ".0", ""), text)

@@ -1,4 +1,4 @@
-"""Expressions over values of any type: replaced nulls, when, structs, casts."""
+"""Expressions over values of any type: fill_null, coalesce, when, struct, cast."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def _when(expr: Expr, nodes: list[Compiled]) -> Compiled:
     values = unified(expr, values)
 
     def chosen(*given: Any) -> Any:
-        if nulls:  # as arrays, for the reason that `where` gives
+        if nulls:  # null scalars become arrays: pyarrow 17 breaks a slice of strings otherwise (see `arrays.where`)
             rows = next(len(each) for each in given if isinstance(each, pa.Array))
             given = tuple(broadcast(each, rows) if i in nulls else each for i, each in enumerate(given))
         made = given[-1]
@@ -69,7 +69,7 @@ def _cast(expr: Expr, nodes: list[Compiled]) -> Compiled:
 def _struct_field(expr: Expr, nodes: list[Compiled]) -> Compiled:
     (node,), name = nodes, expr.option("name")
     if not pa.types.is_struct(node.type):
-        raise UserError(f"{expr.text()} cannot be: {expr.inputs[0].text()} is {node.type}, no struct")
+        raise UserError(f"{expr.text()} cannot be computed: {expr.inputs[0].text()} is {node.type}, not a struct")
     place = node.type.get_field_index(name)
     if place < 0:
         known = [field.name for field in node.type]

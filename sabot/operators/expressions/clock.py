@@ -1,4 +1,4 @@
-"""Expressions of times: parts of a clock, multiples of a duration, texts. `times` computes them."""
+"""Expressions of times: their parts, rounding down, conversion to text. `times` computes the values."""
 
 import functools
 
@@ -35,7 +35,8 @@ def _time_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
         node = to_type(node, pa.timestamp("ms"))
     if not is_time(node.type) or (kind in _CLOCK_PARTS and pa.types.is_date(node.type)):
         raise UserError(
-            f"{expr.text()} cannot be: {kind} of {node.type}", hint="a timestamp, or int64 as ms since 1970 UTC"
+            f"{expr.text()} cannot be computed: {kind} of {node.type}",
+            hint="cast to a timestamp first, or to int64 as ms since 1970 UTC",
         )
     if kind in _PARTS:
         part = _PARTS[kind]
@@ -50,7 +51,7 @@ def _time_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
 def _epoch(times: pa.Array, unit: str) -> pa.Array:
     made = epoch(times, unit)
     if made.null_count > times.null_count:
-        raise pa.ArrowInvalid(f"its {unit} since 1970 do not fit into 64 bits")
+        raise pa.ArrowInvalid(f"the {unit} since 1970 do not fit into 64 bits")
     return made
 
 

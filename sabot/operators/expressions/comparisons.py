@@ -1,4 +1,6 @@
-"""Expressions that are true or false: comparisons, membership, logic, and bits, which have the same operators."""
+"""Expressions that are true or false: comparisons, membership and logic. Operations on bits are here too, since they
+have the operators of logic.
+"""
 
 import decimal
 import math
@@ -24,7 +26,7 @@ _COMPARE = {
     ">": pc.greater,
     ">=": pc.greater_equal,
 }
-_MOST_DIGITS = 76  # of a decimal256
+_MOST_DIGITS = 76  # the most digits of a decimal256
 _BITS = {"&": pc.bit_wise_and, "|": pc.bit_wise_or, "^": pc.bit_wise_xor}
 _LOGIC = {"&": pc.and_kleene, "|": pc.or_kleene, "^": pc.xor}
 
@@ -36,8 +38,8 @@ def _logic(expr: Expr, nodes: list[Compiled]) -> Compiled:
     if all(pa.types.is_integer(type) or pa.types.is_null(type) for type in types):
         return apply(expr, _BITS[expr.kind], *unified(expr, nodes))
     raise UserError(
-        f"{expr.text()} cannot be: {expr.kind} of {types[0]} and {types[1]}",
-        hint='both sides true or false, or integers; & binds tighter than > : (col("a") > 1) & (col("b") < 2)',
+        f"{expr.text()} cannot be computed: {expr.kind} of {types[0]} and {types[1]}",
+        hint='both sides must be true or false, or integers; & binds tighter than >, so write (col("a") > 1) & (col("b") < 2)',
     )
 
 
@@ -54,6 +56,7 @@ def _comparison(expr: Expr, nodes: list[Compiled]) -> Compiled:
 
 
 def comparable(expr: Expr, nodes: Sequence[Compiled]) -> list[Compiled]:
+    """Converts the nodes to one type in which they can be compared. Raises UserError if there is none."""
     kinds = {node.type for node in nodes}
     if pa.uint64() in kinds and all(pa.types.is_integer(kind) for kind in kinds) and _adapts(nodes) is None:
         return [to_type(node, pa.decimal128(20, 0)) for node in nodes]
@@ -64,10 +67,11 @@ def comparable(expr: Expr, nodes: Sequence[Compiled]) -> list[Compiled]:
 
 
 def _as_written(nodes: Sequence[Compiled]) -> list[Compiled]:
-    """Beside decimals a literal float is the decimal that is written, 3.3 and not the float nearest to it.
+    """Converts literal floats that are compared with decimals: 3.3 becomes the decimal 3.3, and not the float nearest
+    to 3.3.
 
-    It stays a float beside columns of floats, and where no decimal of 76 digits could hold it and the others; the result is the same
-    then, as the nearest floats of decimals are compared.
+    A literal stays a float if a column of floats takes part, or if no decimal of 76 digits can hold it and the
+    others. The result is the same then, because decimals are compared by their nearest floats.
     """
     made = [_written(node) for node in nodes]
     type: pa.DataType | None = pa.null()
@@ -80,17 +84,20 @@ def _as_written(nodes: Sequence[Compiled]) -> list[Compiled]:
 
 
 def _written(node: Compiled) -> Compiled:
+    """Converts a literal float to the decimal with the same digits, if it has at most 76. Returns any other node as
+    it is.
+    """
     value = node.value.as_py() if node.plain else None
     if not isinstance(value, float) or not math.isfinite(value):
         return node
     written = decimal.Decimal(repr(value))
-    plain = format(written, "f")  # 1E+20 with all its digits: scales are not negative
+    plain = format(written, "f")  # all digits of 1E+20, because scales are not negative
     digits = sum(map(str.isdigit, plain))
     return constant(pa.scalar(decimal.Decimal(plain))) if digits <= _MOST_DIGITS else node
 
 
 def _adapts(nodes: Sequence[Compiled]) -> pa.DataType | None:
-    """The type in which integers of these nodes can be compared; None where signed and unsigned 64 bits meet."""
+    """Returns the type in which these integers can be compared, or None if signed 64-bit integers meet unsigned ones."""
     type: pa.DataType | None = pa.null()
     for node in nodes:
         if not node.plain and type is not None:
@@ -101,9 +108,10 @@ def _adapts(nodes: Sequence[Compiled]) -> pa.DataType | None:
 
 
 def comparison_of(kind: str, a: Compiled, b: Compiled) -> Function:
-    """The comparison of two nodes, where NaN equals NaN and is greater than all numbers.
+    """Returns the function that compares two nodes. NaN equals NaN and is greater than all numbers.
 
-    Arrow's comparisons with NaN are false. Where one side has no NaN, the question is put so that this is right: x > 5 as not x <= 5.
+    Comparisons of Arrow are false for NaN. If one side cannot be NaN, an inverted comparison gives the right result:
+    x > 5 is computed as not x <= 5.
     """
     plain: Function = _COMPARE[kind]
     if kind in ("==", "!=") and is_bytes(a.type) and (a.value is None) != (b.value is None):
@@ -127,7 +135,7 @@ def comparison_of(kind: str, a: Compiled, b: Compiled) -> Function:
 
 
 def _without_nan(values: Any) -> bool:
-    """Whether the values surely have no NaN. A NaN in the place of a null counts too."""
+    """Returns True if no value is NaN. May return False for an array whose only NaN is behind a null."""
     return isinstance(values, pa.Array) and not np.isnan(floats(values)).any()
 
 
@@ -136,7 +144,7 @@ def is_bytes(type: pa.DataType) -> bool:
 
 
 def _literal_equality(kind: str, a: Compiled, b: Compiled) -> Function:
-    """Equality of strings and a constant."""
+    """Returns the function that compares strings with a constant."""
     constant = a.value if b.value is None else b.value
     if not constant.is_valid:
         unknown: Function = _COMPARE[kind]
@@ -189,7 +197,7 @@ def _is_in(expr: Expr, nodes: list[Compiled]) -> Compiled:
         if pa.types.is_integer(node.type) and values.to_pylist() != given:
             raise ValueError("not all values are integers")
     except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, OverflowError, ValueError) as error:
-        raise UserError(f"{expr.text()} cannot be: the column is {node.type}: {error}") from error
+        raise UserError(f"{expr.text()} cannot be computed: the column is {node.type}: {error}") from error
     if is_bytes(node.type) and len(values) <= LITERALS:
         return apply(expr, LiteralSet(value.as_buffer().to_pybytes() for value in values).holds, node)
     if pa.types.is_floating(node.type):  # values are looked up by their bits, in which 0.0 and -0.0 differ

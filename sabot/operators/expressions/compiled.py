@@ -1,8 +1,10 @@
-"""Expressions, compiled: an Expr over a schema becomes a tree of closures, once; a batch then costs a few calls of pyarrow.compute.
+"""Compiles expressions: an Expr over a schema becomes a tree of closures, once. A batch then costs a few calls of
+pyarrow.compute.
 
-Types are found while the tree is made: each step runs once over no rows, so types that do not fit are a UserError before any row comes.
-Nulls, NaN and rounding behave as in polars (`tests/unit/operators/expressions/test_expressions.py` compares them). Each kind of expression
-stands in one of the modules beside this one, whose `STEPS` make its node.
+The types are found while the tree is made: each function runs once without rows, so that types that do not fit raise
+UserError before the app starts. Nulls, NaN and rounding behave as in polars
+(`tests/unit/operators/expressions/test_expressions.py` compares the two). Each kind of expression is in one of the
+modules of this package; the `STEPS` of a module make the nodes.
 """
 
 import datetime
@@ -21,13 +23,14 @@ __all__ = ["Compiled", "compile_expr", "compile_predicate"]
 
 _LITERAL_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string(), bytes: pa.binary()}
 _STEPS: Steps = numbers.STEPS | comparisons.STEPS | choices.STEPS | text.STEPS | clock.STEPS | lists.STEPS
-_FUSED = {
-    ("list.get", "str.split"): text.part_of_split
-}  # a step over another one, for whose result alone nothing is made
+# (a step, the step of its input): one function computes both, without the values in between
+_FUSED = {("list.get", "str.split"): text.part_of_split}
 
 
 def compile_expr(expr: Expr, schema: pa.Schema) -> Compiled:
-    """The expression, ready for batches of `schema`. UserError for a column that is not there, or types that do not fit."""
+    """Compiles an expression for batches of `schema`. Raises UserError for a missing column, and for types that do
+    not fit.
+    """
     if expr.kind == "col":
         return _column(expr, schema)
     if expr.kind == "lit":
@@ -38,7 +41,7 @@ def compile_expr(expr: Expr, schema: pa.Schema) -> Compiled:
     step = _STEPS.get(expr.kind)
     if expr.kind.startswith("step."):
         raise UserError(
-            f"{expr!r} is a value of a pattern", hint="it stands in the predicates and measures of pattern(…)"
+            f"{expr!r} is only known inside a pattern", hint="use it in the predicates and measures of pattern(…)"
         )
     if step is None:
         raise InternalError(f"no step for expressions of the kind {expr.kind!r}")
@@ -46,7 +49,9 @@ def compile_expr(expr: Expr, schema: pa.Schema) -> Compiled:
 
 
 def compile_predicate(expr: Expr, schema: pa.Schema) -> Compiled:
-    """As `compile_expr`, for an expression that is true or false; UserError for any other."""
+    """Compiles an expression whose values are true or false. Raises UserError as `compile_expr` does, and for any
+    other type.
+    """
     made = compile_expr(expr, schema)
     if pa.types.is_null(made.type):
         return to_type(made, pa.bool_())
@@ -65,7 +70,7 @@ def _column(expr: Expr, schema: pa.Schema) -> Compiled:
         (place,) = places
         return Compiled(schema.field(place).type, lambda data: data.column(place))
     if places:
-        raise UserError(f"there are {len(places)} columns {name!r}", hint="give all but one another name")
+        raise UserError(f"there are {len(places)} columns {name!r}", hint="rename all but one")
     known = [each for each in schema.names if each != TIME_COLUMN]
     raise no_column(name, known)
 

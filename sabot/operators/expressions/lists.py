@@ -19,7 +19,7 @@ def _list_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
     if pa.types.is_fixed_size_list(node.type):
         node = to_type(node, pa.list_(node.type.value_type))
     if not pa.types.is_list(node.type):
-        raise UserError(f"{expr.text()} cannot be: {expr.inputs[0].text()} is {node.type}, no list")
+        raise UserError(f"{expr.text()} cannot be computed: {expr.inputs[0].text()} is {node.type}, not a list")
     if expr.kind == "list.len":
         return apply(expr, pc.list_value_length, node)
     if expr.kind == "list.join":
@@ -50,8 +50,10 @@ def _list_get(lists: pa.Array, *, index: int, strict: bool, what: str) -> pa.Arr
 
 
 def no_value_at_index(what: str, values: list[Any]) -> DataError:
-    """The error for a list that has no value at the index asked for."""
-    return DataError(f"{what}: the list has {len(values)} values: {values!r}", hint="null_on_oob=True gives null there")
+    """Returns the error for a list that has no value at the index."""
+    return DataError(
+        f"{what}: the list has only {len(values)} values: {values!r}", hint="with null_on_oob=True the result is null"
+    )
 
 
 def _list_has_null(lists: pa.Array) -> pa.Array:
@@ -91,7 +93,7 @@ def _true(hits: pa.Array) -> Any:
 
 
 def _bounds(lists: pa.Array) -> tuple[Any, Any]:
-    """(where each list begins in `lists.values`, where it ends), as numpy."""
+    """Returns (the start of each list in `lists.values`, its end), as numpy arrays."""
     if len(lists) == 0:
         nothing = np.zeros(0, dtype=np.int32)
         return nothing, nothing

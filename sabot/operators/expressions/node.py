@@ -1,4 +1,6 @@
-"""A node of a compiled expression (`Compiled`), and what nodes are made with: constants, common types, errors that name values."""
+"""The node of a compiled expression (`Compiled`), and helpers that make nodes: constants, common types, errors that
+name the value.
+"""
 
 import datetime
 from collections.abc import Callable, Sequence
@@ -15,31 +17,34 @@ from sabot.operators.expressions.casts import common_type, integer_range, is_num
 
 Function = Callable[..., Any]
 
-FALSE = pa.scalar(False, pa.bool_())  # without a given type pyarrow looks for pandas each time
-_SHOWN = 200  # how many characters of a value a message shows
+FALSE = pa.scalar(False, pa.bool_())  # with its type, since pyarrow would else try to import pandas each time
+_SHOWN = 200  # the most characters of a value in a message
 _DOES_NOT_FIT = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowKeyError)
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """An expression over one schema. Called with a batch, it gives an array of `type` with a value for each row. Threads may share it.
+    """An expression for batches of one schema. A call with a batch returns an array of `type` with a value for each
+    row. Threads may share it.
 
-    run: as a call, but may give a scalar for all rows. can_fail: whether a value may raise a DataError by a rule of the expression, such
-    as a strict cast; then it must be called with selected rows only. value: the value of an expression without columns, else None.
+    `run`: like a call, but may return one scalar for all rows. `can_fail`: True if a value may raise a DataError by a
+    rule of the expression, such as a strict cast; the batch must then have selected rows only. `value`: the value of
+    an expression without columns, or None if it has columns. `plain`: True for a literal without a given type, which
+    takes the type of the other operand.
     """
 
     type: pa.DataType
     run: Callable[[pa.RecordBatch], Any]
     can_fail: bool = False
     value: Any = None
-    plain: bool = False  # a literal without a given type, which takes on the type of what it is combined with
+    plain: bool = False
 
     def __call__(self, data: pa.RecordBatch) -> pa.Array:
         return broadcast(self.run(data), data.num_rows)
 
 
 Steps = dict[str, Callable[[Expr, list[Compiled]], Compiled]]
-"""Kind of expression -> the function that makes its node, of the expression and the nodes of its inputs."""
+"""By kind of expression, the function that makes its node from the expression and the nodes of its inputs."""
 
 
 def is_int(value: Any) -> bool:
@@ -51,7 +56,12 @@ def constant(value: pa.Scalar, can_fail: bool = False) -> Compiled:
 
 
 def apply(expr: Expr, function: Function, *nodes: Compiled, can_fail: bool = False) -> Compiled:
-    """A node that calls `function` with what the nodes give: arrays, or scalars for constants. Without columns it is a constant."""
+    """Makes a node that calls `function` with the values of `nodes`: arrays, or scalars for constants.
+
+    `function` is called once without rows to find the type of its result; a UserError says if the types do not fit.
+    Without columns the node is a constant. A value that pyarrow refuses later raises a DataError that shows the
+    value. `can_fail`: see `Compiled`.
+    """
     fails = can_fail or any(node.can_fail for node in nodes)
     try:
         if all(node.value is not None for node in nodes):
@@ -72,28 +82,30 @@ def apply(expr: Expr, function: Function, *nodes: Compiled, can_fail: bool = Fal
 
 
 def _refused(expr: Expr, function: Function, values: list[Any], error: pa.ArrowInvalid) -> DataError:
-    """The error for a value that a step cannot take: Arrow's text, with the first such value, which is found by halving."""
+    """Returns the error for rows that a step refuses: pyarrow's text, with the first value that is refused. It is
+    found by calling the step with halves of the rows.
+    """
     rows = max(len(each) for each in values if isinstance(each, pa.Array))
     first, given = 0, ""
     while rows:
-        size = (rows + 1) // 2  # of the first half, or the one row
+        size = (rows + 1) // 2  # the first half, or a single row
         reason = _reason(function, values, first, size)
         if reason is None:
             first, size = first + size, rows - size
             reason = _reason(function, values, first, size)
-        if reason is None:  # the rows only fail together
+        if reason is None:  # no half fails alone
             break
         error, rows = reason, size
         if size == 1:
-            given = " of " + " and ".join(_cut(shown(each[first])) for each in values if isinstance(each, pa.Array))
+            given = " for " + " and ".join(_cut(shown(each[first])) for each in values if isinstance(each, pa.Array))
             break
     return DataError(
-        f"{expr.text()} cannot be{given}: {error}", hint="leave such rows out before, or cast to a type that has room"
+        f"{expr.text()} cannot be computed{given}: {error}", hint="filter such rows out first, or cast to a larger type"
     )
 
 
 def _reason(function: Function, values: list[Any], first: int, rows: int) -> pa.ArrowInvalid | None:
-    """The error that the step raises for these rows; None if it takes them."""
+    """Returns the error that the step raises for these rows, or None if it accepts them."""
     try:
         function(*(each.slice(first, rows) if isinstance(each, pa.Array) else each for each in values))
     except pa.ArrowInvalid as error:
@@ -106,6 +118,9 @@ def _cut(text: str) -> str:
 
 
 def misfit(expr: Expr, nodes: Sequence[Compiled], error: Exception | None = None) -> UserError:
+    """Returns the error for types that an expression does not accept, with a cast as hint. `error`: pyarrow's error,
+    if there is one.
+    """
     found = " and ".join(str(node.type) for node in nodes)
     texts = any(pa.types.is_string(node.type) for node in nodes)
     nested = any(pa.types.is_nested(node.type) for node in nodes)
@@ -114,13 +129,13 @@ def misfit(expr: Expr, nodes: Sequence[Compiled], error: Exception | None = None
     hint = "" if nested else f'cast one of them: .cast("{to}")'
     written = [node.value.as_py() for node in nodes if node.value is not None and pa.types.is_string(node.type)]
     if times and written and written[0] is not None:
-        hint = f'a text is no time: lit("{written[0]}").cast("{to}")'
+        hint = f'a text is not a time; write lit("{written[0]}").cast("{to}")'
     reason = f": {error}" if error is not None and "no kernel" not in str(error) else ""
-    return UserError(f"{expr.text()} cannot be: {expr.kind} of {found}{reason}", hint=hint)
+    return UserError(f"{expr.text()} cannot be computed: {expr.kind} of {found}{reason}", hint=hint)
 
 
 def to_type(node: Compiled, type: pa.DataType) -> Compiled:
-    """A node with the same values as another type, which can hold them."""
+    """Converts a node to a type that can hold its values."""
     if node.type == type:
         return node
     if node.value is not None:
@@ -140,7 +155,7 @@ def _cast(values: pa.Array, type: pa.DataType) -> pa.Array:
 
 
 def adapted(node: Compiled, type: pa.DataType) -> Compiled | None:
-    """A plain literal as this type; None where the type cannot hold its value exactly."""
+    """Converts a plain literal to `type`. Returns None if the type cannot hold the literal's value exactly."""
     value = node.value.as_py()
     if value is None:
         return constant(pa.scalar(None, type))
@@ -160,7 +175,9 @@ def adapted(node: Compiled, type: pa.DataType) -> Compiled | None:
 
 
 def unified(expr: Expr, nodes: Sequence[Compiled]) -> list[Compiled]:
-    """The nodes with one common type: that of the columns, which plain literals take on if it can hold them."""
+    """Converts the nodes to one common type: that of the columns, if it can hold all plain literals. Raises UserError
+    if there is no common type.
+    """
     type: pa.DataType | None = pa.null()
     for node in nodes:
         if not node.plain and type is not None:
@@ -181,6 +198,9 @@ def all_numbers(nodes: Sequence[Compiled]) -> bool:
 
 
 def number(expr: Expr, node: Compiled) -> Compiled:
+    """Returns the node of a number; a column of nulls becomes int64. Raises UserError for bool and all types that are
+    no numbers.
+    """
     if pa.types.is_null(node.type):
         return to_type(node, pa.int64())
     if not is_number(node.type) or pa.types.is_boolean(node.type):

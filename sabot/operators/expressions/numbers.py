@@ -1,4 +1,4 @@
-"""Expressions of numbers: arithmetic, also of times and durations, powers, rounding."""
+"""Expressions of numbers: arithmetic (of times and durations too), powers, rounding."""
 
 import decimal
 import functools
@@ -29,7 +29,7 @@ from sabot.operators.expressions.node import (
 )
 from sabot.operators.expressions.rounding import round_decimals, round_to
 
-_MOST_DIGITS = 76  # of a decimal256
+_MOST_DIGITS = 76  # the most digits of a decimal256
 
 _ARITHMETIC = {"+": pc.add, "-": pc.subtract, "*": pc.multiply, "/": pc.divide}
 
@@ -59,7 +59,7 @@ def _arithmetic(expr: Expr, nodes: list[Compiled]) -> Compiled:
         and any(pa.types.is_decimal(n.type) for n in nodes)
         and not any(pa.types.is_floating(n.type) for n in nodes)
     ):
-        return apply(expr, pc.multiply, *[_decimal(node) for node in nodes])  # a product has the digits of both
+        return apply(expr, pc.multiply, *[_decimal(node) for node in nodes])  # a product has the digits of both factors
     nodes = unified(expr, [_fraction(node, nodes) for node in nodes] if kind == "/" else nodes)
     type = nodes[0].type
     if kind in _ARITHMETIC:
@@ -73,7 +73,9 @@ def _arithmetic(expr: Expr, nodes: list[Compiled]) -> Compiled:
 
 
 def _counted(nodes: list[Compiled]) -> list[Compiled]:
-    """The nodes with bool as a number: of the type of the other node, else int64. A column of nulls counts as int64."""
+    """Converts bool to the number type of the other node, or to int64 if that has none. A column of nulls becomes
+    int64.
+    """
     has_number = any(not node.plain and is_number(node.type) and not pa.types.is_boolean(node.type) for node in nodes)
     return [
         to_type(node, pa.int64())
@@ -91,7 +93,9 @@ def _decimal(node: Compiled) -> Compiled:
 
 
 def _fraction(node: Compiled, nodes: list[Compiled]) -> Compiled:
-    """A number as `/` takes it: floats stay, a narrow integer beside a float32 becomes float32, all others become float64."""
+    """Converts an operand of `/`: floats stay, an integer of at most 16 bits becomes float32 if the other operand is
+    float32, and everything else becomes float64.
+    """
     if pa.types.is_floating(node.type):
         return node
     beside_float32 = any(not each.plain and each.type == pa.float32() for each in nodes)
@@ -100,7 +104,7 @@ def _fraction(node: Compiled, nodes: list[Compiled]) -> Compiled:
 
 
 def _divided(divide: Any, type: pa.DataType, a: Any, b: Any) -> pa.Array:
-    """Division of integers, rounded down. Division by 0 gives null."""
+    """Divides integers, rounding down. Division by 0 gives null."""
     nulls = None
     if isinstance(b, pa.Scalar):
         if not b.is_valid or b.as_py() == 0:
@@ -135,7 +139,10 @@ def _power(expr: Expr, base: Compiled, exponent: Compiled) -> Compiled:
         )
     if pa.types.is_integer(base.type) and pa.types.is_integer(exponent.type):
         if exponent.value is not None and exponent.value.is_valid and exponent.value.as_py() < 0:
-            raise UserError(f"{expr.text()} is no integer", hint='raise a float: .cast("float64") ** …')
+            raise UserError(
+                f"{expr.text()} has a negative exponent, so it is not an integer",
+                hint='cast the base: .cast("float64") ** …',
+            )
         wide = pa.uint64() if pa.types.is_unsigned_integer(base.type) else pa.int64()
         type = base.type
 
@@ -154,7 +161,7 @@ def _power(expr: Expr, base: Compiled, exponent: Compiled) -> Compiled:
 
 
 def _temporal(expr: Expr, nodes: list[Compiled]) -> Compiled:
-    """Arithmetic of times and durations. pyarrow knows which of them go together."""
+    """Makes the node of arithmetic with times and durations. pyarrow decides which types may be combined."""
     if expr.kind not in _ARITHMETIC:
         raise misfit(expr, nodes)
     left, right = nodes
@@ -170,7 +177,7 @@ def _temporal(expr: Expr, nodes: list[Compiled]) -> Compiled:
 
 
 def _duration_divided(a: Any, b: Any) -> Any:
-    """A duration divided by an integer. Division by 0 gives null, as for integers."""
+    """Divides a duration by an integer. Division by 0 gives null, as for integers."""
     if isinstance(b, pa.Scalar):
         b = b if b.as_py() != 0 else pa.scalar(None, b.type)
     elif not np.all(integers(b)):
@@ -181,7 +188,7 @@ def _duration_divided(a: Any, b: Any) -> Any:
 def _negative(expr: Expr, nodes: list[Compiled]) -> Compiled:
     (node,) = nodes
     if pa.types.is_unsigned_integer(node.type):
-        raise UserError(f"{expr.text()} cannot be: {node.type} has no sign", hint='.cast("int64") first')
+        raise UserError(f"{expr.text()} cannot be computed: {node.type} has no sign", hint='.cast("int64") first')
     return apply(expr, pc.negate, node if pa.types.is_duration(node.type) else number(expr, node))
 
 
@@ -235,7 +242,9 @@ def _sign(expr: Expr, nodes: list[Compiled]) -> Compiled:
     if not pa.types.is_decimal(type):
         return apply(expr, lambda x: pc.cast(pc.sign(x), type), node)
     scale = max(type.scale, 0)
-    type = decimal_type(min(max(type.precision, scale + 1), _MOST_DIGITS), scale)  # with a digit before the point
+    type = decimal_type(
+        min(max(type.precision, scale + 1), _MOST_DIGITS), scale
+    )  # has room for one digit before the point
     kind = np.dtype("int64" if scale <= 18 else object)
     return apply(expr, lambda x: decimal_array(integers(pc.sign(x)).astype(kind) * 10**scale, type, x), node)
 

@@ -1,12 +1,12 @@
-"""Rounding to a number of digits, as Python's `round`: the decimal number nearest to the value, halves to the even one.
+"""Rounds to a number of decimal digits as Python's `round` does: to the nearest, and halves to the even digit.
 
-pyarrow's `round` multiplies, rounds and divides, and each of the three steps rounds once more: 2.675 becomes 2.68 at two digits, though
-the float is less than that, and from eleven digits on most values come out wrong (0.1 as 0.099999999998). Here the error of the product
-is computed too, and it decides where the product alone says a half.
+pyarrow's `round` multiplies, rounds and divides, and each of the three steps adds an error: at two digits 2.675
+becomes 2.68, though the float is less than 2.675, and from eleven digits on most results are wrong (0.1 becomes
+0.099999999998). Here the error of the product is computed too, and decides where the product looks like a half.
 
-Decimals are rounded as integers. pyarrow loses the error of a value that does not fit where a later row does, and it divides wrongly
-where 32 bits of a quotient are all ones: of decimal(38, 20) 4294967295.5 became 4294967295, of decimal(60, 20) 18446744073709551615.5
-became 18446744067371298615.
+Decimals are rounded as integers. pyarrow loses the error of a value that does not fit if a later row fits. It also
+divides wrongly where 32 bits of a quotient are all ones: of decimal(38, 20) 4294967295.5 became 4294967295, of
+decimal(60, 20) 18446744073709551615.5 became 18446744067371298615.
 """
 
 import math
@@ -20,13 +20,15 @@ from sabot.arrays import decimal_array, decimal_integers, floats
 
 _TENS = 22  # powers of ten up to 10**22 are floats without rounding
 _WHOLE = 2.0**52  # from here on floats have no fraction
-_FINE = 2.0**54  # a float of so many steps of 10**-digits is the one nearest to its rounded value
+_FINE = 2.0**54  # from so many steps of 10**-digits on, a float is the nearest one to its own rounded value
 _SPLIT = 2.0**27 + 1
-_MOST_STEPS = 80  # no decimal has so many digits
+_MOST_STEPS = 80  # more digits than any decimal has
 
 
 def round_to(x: pa.Array, digits: int) -> pa.Array:
-    """Rounds floats or decimals to so many digits behind the point. Raises ArrowInvalid for a decimal that does not fit its type then."""
+    """Rounds floats or decimals to `digits` digits behind the point. Raises ArrowInvalid if a rounded decimal does
+    not fit its type.
+    """
     if pa.types.is_decimal(x.type):
         return round_decimals(x, digits, "round")
     if digits == 0:
@@ -44,8 +46,8 @@ def round_to(x: pa.Array, digits: int) -> pa.Array:
 
 
 def round_decimals(x: pa.Array, digits: int, kind: str) -> pa.Array:
-    """Rounds decimals to so many digits behind the point. kind: "round", "floor" or "ceil". Raises ArrowInvalid for one that does not fit
-    its type then.
+    """Rounds decimals to `digits` digits behind the point. `kind`: "round", "floor" or "ceil". Raises ArrowInvalid if
+    a rounded decimal does not fit its type.
     """
     step = 10 ** min(max(x.type.scale - digits, 0), _MOST_STEPS)
     if step == 1:
@@ -59,14 +61,14 @@ def round_decimals(x: pa.Array, digits: int, kind: str) -> pa.Array:
 
 
 def rescaled(x: pa.Array, target: pa.DataType) -> pa.Array:
-    """Decimals as decimals with fewer digits behind the point, or as integers. Raises ArrowInvalid for one that does not fit, or has those
-    digits.
+    """Converts decimals to decimals with fewer digits behind the point, or to integers. Raises ArrowInvalid for a
+    value that does not fit, or that would lose digits.
     """
     whole = pa.types.is_integer(target)
     step = 10 ** (x.type.scale - (0 if whole else target.scale))
     steps, rest = _divided(decimal_integers(x, room=step), step)
     if rest.any():
-        raise pa.ArrowInvalid("it has digits that would be lost")
+        raise pa.ArrowInvalid("the cast would lose digits")
     made = decimal_array(steps, pa.decimal256(76, 0) if whole else target, x)
     return pc.cast(made, target) if whole else made
 
@@ -77,12 +79,12 @@ def _divided(values: Any, step: int) -> tuple[Any, Any]:
 
 
 def _fractions(values: Any, digits: int) -> Any:
-    """The nearest float of each value that is rounded to 1 to 22 digits."""
+    """Rounds each value to 1 to 22 digits behind the point, and returns the nearest floats of the results."""
     ten = 10.0**digits
     product = values * ten
     steps = np.rint(product)
     half = np.flatnonzero(np.abs(product - steps) == 0.5)
-    if len(half):  # the value may be a little less or more than a half
+    if len(half):  # the exact product may be a little less or more than a half
         error = _error(values[half], ten, product[half])
         exact = steps[half]
         steps[half] = np.where(error > 0, np.ceil(product[half]), np.where(error < 0, np.floor(product[half]), exact))
@@ -102,7 +104,7 @@ def _fractions(values: Any, digits: int) -> Any:
 
 
 def _error(values: Any, ten: float, product: Any) -> Any:
-    """What a product of floats lacks of the exact one (Dekker 1971)."""
+    """Returns the difference between the exact product of floats and the computed one (Dekker 1971)."""
     high = _SPLIT * values
     high = high - (high - values)
     low = values - high
@@ -113,13 +115,17 @@ def _error(values: Any, ten: float, product: Any) -> Any:
 
 
 def _quotients(steps: Any, digits: int) -> Any:
-    """The nearest floats of integers of up to 54 bits divided by a power of ten: floats cannot divide those exactly, texts say them."""
+    """Divides integers of up to 54 bits by 10**digits, and returns the nearest floats. Floats cannot divide them
+    exactly, so the quotient is written as text and parsed.
+    """
     texts = pc.binary_join_element_wise(pc.cast(pa.array(steps), pa.string()), pa.scalar(f"e-{digits}"), "")
     return floats(pc.cast(texts, pa.float64()))
 
 
 def _tens(values: Any, digits: int) -> Any:
-    """The nearest float of each value that is rounded to a multiple of 10**1 to 10**22. Remainders of floats are exact."""
+    """Rounds each value to a multiple of 10**digits (1 to 22), and returns the nearest floats of the results.
+    Remainders of floats are exact.
+    """
     ten = 10.0**digits
     size = np.abs(values)
     rest = np.fmod(size, ten)
@@ -129,7 +135,9 @@ def _tens(values: Any, digits: int) -> Any:
 
 
 def _rare(values: Any, digits: int) -> Any:
-    """The values rounded to powers of ten that no float is, by Python: only those that are not 0, or themselves, whatever the digits."""
+    """Rounds values with Python where no float is the power of ten. It is called only for values that become neither
+    0 nor themselves; these are few for any number of digits.
+    """
     step = float(f"1e{-digits}") if digits < 324 else 0.0
     made = np.where(np.abs(values) < step / 4, np.copysign(0.0, values), values)
     some = np.flatnonzero((np.abs(values) >= step / 4) & (np.abs(values) < step * _FINE * 2))

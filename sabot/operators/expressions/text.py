@@ -1,4 +1,4 @@
-"""Expressions of texts. Patterns are those of RE2; replacements are written as in polars ($1)."""
+"""Expressions of text. Patterns have the syntax of RE2, replacements that of polars ($1)."""
 
 import functools
 import re
@@ -46,7 +46,7 @@ def _string_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
     node = _as_text(expr, node)
     function = _string_function(expr)
     try:
-        function(pa.array([""]))  # pyarrow reads a pattern only if there is a row
+        function(pa.array([""]))  # pyarrow parses the pattern only if there is a row
     except pa.ArrowInvalid as error:
         raise UserError(f"{expr.text()}: {error}") from error
     return apply(expr, function, node)
@@ -56,12 +56,14 @@ def _as_text(expr: Expr, node: Compiled) -> Compiled:
     if pa.types.is_null(node.type):
         node = to_type(node, pa.string())
     if not pa.types.is_string(node.type):
-        raise UserError(f"{expr.text()} cannot be: {expr.kind} of {node.type}", hint='.cast("string") first')
+        raise UserError(f"{expr.text()} cannot be computed: {expr.kind} of {node.type}", hint='.cast("string") first')
     return node
 
 
 def part_of_split(expr: Expr, nodes: list[Compiled]) -> Compiled:
-    """`list.get` over `str.split`: finds the part in the text. nodes: those of the inputs of the split."""
+    """Makes the node of `list.get` over `str.split`, which finds the part in the text and makes no lists. `nodes`:
+    those of the inputs of the split.
+    """
     split, strict = expr.inputs[0], not expr.option("null_on_oob")
     index = max(min(expr.option("index"), _LONGEST), -_LONGEST)
     (node,) = nodes
@@ -114,7 +116,7 @@ def _string_function(expr: Expr) -> Function:
         case "len_bytes":
             return lambda x: pc.binary_length(x)
         case "slice":
-            # No text is as long as that, and pyarrow computes with both.
+            # No text is longer, and pyarrow adds the two, which must not overflow.
             offset = max(min(options["offset"], _LONGEST), -_LONGEST)
             length = None if options["length"] is None else min(options["length"], 2 * _LONGEST)
             stop = None if length is None or (offset < 0 <= offset + length) else offset + length
@@ -129,12 +131,14 @@ def _string_function(expr: Expr) -> Function:
 
 
 def _lower(x: pa.Array) -> pa.Array:
-    """Lower case, character by character. Python does İ and the Σ at a word's end, since it looks at the characters around."""
+    """Converts to lower case. Texts with İ or Σ are converted by Python, because pyarrow converts each character
+    alone: İ becomes two characters, and Σ depends on those around it.
+    """
     return pc.ascii_lower(x) if is_ascii(x) else _with_python(pc.utf8_lower(x), x, "[İΣ]", str.lower)
 
 
 def _upper(x: pa.Array) -> pa.Array:
-    """Upper case, character by character. Python does characters that become several, such as ß."""
+    """Converts to upper case. Texts with a character that becomes several, such as ß, are converted by Python."""
     return pc.ascii_upper(x) if is_ascii(x) else _with_python(pc.utf8_upper(x), x, _become_several(), str.upper)
 
 
@@ -158,7 +162,9 @@ _GROUP = re.compile(
 
 
 def _one_group(pattern: str, group: int, expr: Expr) -> str:
-    """The pattern with one capturing group, the wanted one, under a name, as pyarrow needs it."""
+    """Returns the pattern with the wanted group as its only capturing group, and with a name, which pyarrow requires.
+    Raises UserError if the pattern has no such group.
+    """
     seen = 0
 
     def rewritten(match: re.Match[str]) -> str:
@@ -175,7 +181,9 @@ def _one_group(pattern: str, group: int, expr: Expr) -> str:
 
 
 def _replacement(value: str, expr: Expr) -> str:
-    """The replacement in the syntax of RE2: \\1 for $1 and ${1}."""
+    r"""Converts a replacement to the syntax of RE2: $1 and ${1} become \\1. Raises UserError for a group that is not 0
+    to 9.
+    """
 
     def group(match: re.Match[str]) -> str:
         if match[0] == "\\":
@@ -186,7 +194,7 @@ def _replacement(value: str, expr: Expr) -> str:
         if name is None:
             return "$"
         if not re.fullmatch("[0-9]", name):
-            raise UserError(f"{expr.text()}: ${name} is no group", hint="${0} to ${9}; a dollar sign is $$")
+            raise UserError(f"{expr.text()}: ${name} is no group", hint="groups are ${0} to ${9}; a dollar sign is $$")
         return f"\\{name}"
 
     return re.sub(r"\\|\$\$|\$(\w+)|\$\{(\w+)\}|\$", group, value)
@@ -230,14 +238,14 @@ def _time_of_text(expr: Expr, nodes: list[Compiled]) -> Compiled:
     if pa.types.is_null(node.type):
         node = to_type(node, pa.string())
     if not pa.types.is_string(node.type):
-        raise UserError(f"{expr.text()} cannot be: {expr.kind} of {node.type}", hint="it reads text")
+        raise UserError(f"{expr.text()} cannot be computed: {expr.kind} of {node.type}", hint="it parses text only")
     zoned = format is not None and "%z" in format.replace("%%", "")
     target = pa.date32() if expr.kind == "str.to_date" else pa.timestamp("us", "UTC" if zoned else None)
     if format is None:
         function, can_fail = caster(pa.string(), target, strict=strict, what=expr.text())
         return apply(expr, function, node, can_fail=can_fail)
     pattern, found = _pattern_of(format, expr)
-    moment = pa.timestamp("us")  # a date may be read with the time of its day
+    moment = pa.timestamp("us")  # the format of a date may have a time of day
     parse, _ = caster(pa.string(), moment, strict=False, what=expr.text())
 
     def read(texts: pa.Array) -> pa.Array:
@@ -251,29 +259,31 @@ def _time_of_text(expr: Expr, nodes: list[Compiled]) -> Compiled:
 
 
 def _pattern_of(format: str, expr: Expr) -> tuple[str, list[str]]:
-    """The regular expression of a format, and the parts of a time that it finds."""
+    """Returns (the regular expression of a format, the codes of the parts that it finds, as "Y"). Raises UserError
+    for unknown codes, for a part that occurs twice, and for a format without year, month or day.
+    """
     long = re.sub("%([FTR])", lambda match: _SHORT_CODES[match[1]], format)
     pattern, hint = "", "%Y %m %d %H %M %S %b %B %F %T %R %z %f %3f %6f %9f %.f"
     for point, digits, code, other in re.findall(r"%(\.?)([369]?)([A-Za-z%]|$)|([^%]+)", long):
         if other:
             pattern += re.escape(other)
         elif (digits or point) and code != "f":
-            raise UserError(f"{expr.text()}: %{point}{digits}{code} is no code of a time", hint=hint)
+            raise UserError(f"{expr.text()}: %{point}{digits}{code} is not a code for times", hint=hint)
         elif code not in _CODES:
-            raise UserError(f"{expr.text()}: %{code} is no code of a time that is read", hint=hint)
+            raise UserError(f"{expr.text()}: %{code} is not a code for reading times", hint=hint)
         else:
             part = rf"(?P<f>\d{{{digits}}})" if digits else _CODES[code]
             pattern += rf"(?:\.{part})?" if point else part
     found = re.findall(r"\?P<(\w)>", pattern)
     if len(set(found)) < len(found):
-        raise UserError(f"{expr.text()}: a part of the time stands there twice")
+        raise UserError(f"{expr.text()}: the format has a part of the time twice")
     if "Y" not in found or "d" not in found or not {"m", "b"} & set(found):
         raise UserError(f"{expr.text()}: there is no year, month and day in {format!r}", hint='"%Y-%m-%d %H:%M:%S"')
     return f"^{pattern}$", found
 
 
 def _iso(parts: pa.Array, found: list[str]) -> pa.Array:
-    """The parts of times as texts of ISO 8601, which say also whether there is such a day."""
+    """Joins the parts of times to ISO 8601 texts. Parsing these also finds days that do not exist."""
 
     def part(name: str, width: int = 2) -> Any:
         if name not in found:

@@ -1,4 +1,6 @@
-"""What expressions compute of times: the clock of a time zone, rounding to multiples of a duration, text."""
+"""Functions over times for expressions: the local time of a time zone, rounding down to a multiple of a duration,
+conversion to text.
+"""
 
 import re
 from collections.abc import Callable
@@ -27,7 +29,7 @@ _MONDAY_NS = 4 * 86400 * 10**9  # 1970-01-05: weeks begin on Mondays
 
 
 def local(array: pa.Array) -> pa.Array:
-    """The timestamps as a clock in their time zone shows them, without a zone."""
+    """Converts timestamps to the local time of their time zone, as timestamps without a zone."""
     array = as_timestamp(array)
     if array.type.tz is None:
         return array
@@ -35,7 +37,9 @@ def local(array: pa.Array) -> pa.Array:
 
 
 def truncate(every: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array]:
-    """A function that rounds times down to multiples of `every` ("15m", "1mo"), on the clock of the column's time zone."""
+    """Returns a function that rounds times down to multiples of `every` ("15m", "1mo") in the column's time zone.
+    Raises UserError if the type's unit is too coarse.
+    """
     match = re.fullmatch(r"(\d+)(\w+)", every)
     assert match is not None
     count, unit = int(match[1]), match[2]
@@ -49,7 +53,7 @@ def truncate(every: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array]:
         if step_ns >= ns:
             return array
         if ns % step_ns:
-            raise UserError(f"{every} is no multiple of what {array.type} counts in")
+            raise UserError(f"{every} is not a multiple of the unit of {array.type}")
         steps, first = ns // step_ns, start // step_ns
         if _zone(array.type) is None:
             values = integers(array).astype(np.int64, copy=False)
@@ -65,13 +69,21 @@ def truncate(every: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array]:
     return run
 
 
-_CODES = frozenset("aAbBcCdDeFgGhHIjmMnprRStTuUVwWxXyYzZ%")  # the codes that pyarrow knows, without the fractions
-_DIGITS = {"Y": 4, "m": 2, "d": 2, "H": 2, "M": 2, "S": 2}  # of the codes that `write_times` takes, faster by far
+_CODES = frozenset("aAbBcCdDeFgGhHIjmMnprRStTuUVwWxXyYzZ%")  # the codes of pyarrow, without those of fractions
+_DIGITS = {
+    "Y": 4,
+    "m": 2,
+    "d": 2,
+    "H": 2,
+    "M": 2,
+    "S": 2,
+}  # the width of each code of `write_times`, which is much faster than pyarrow
 _SHORT_CODES = {"F": "%Y-%m-%d", "T": "%H:%M:%S", "R": "%H:%M"}
 
 
 def format_time(format: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array]:
-    """A function from times to text. Seconds are whole; %3f, %6f, %9f and %f are digits of their fraction, %.3f has the point too.
+    """Returns a function that converts times to text. Seconds are integers; %3f, %6f, %9f and %f are digits of their
+    fraction, and %.3f has the point too.
 
     Raises UserError for a code that this type of time does not have.
     """
@@ -79,7 +91,7 @@ def format_time(format: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array
     for code in re.findall(r"%(\.?[369]?f|.|$)", format, re.DOTALL):
         if not (code in _CODES or (fractions and code.endswith("f"))):
             raise UserError(
-                f"strftime({format!r}): %{code} is no code of {type}", hint="%Y-%m-%d %H:%M:%S, %3f for ms, …"
+                f"strftime({format!r}): %{code} is not a code for {type}", hint="%Y-%m-%d %H:%M:%S, %3f for ms, …"
             )
         if code in ("z", "Z") and not pa.types.is_integer(type) and getattr(type, "tz", None) is None:
             raise UserError(
@@ -96,7 +108,7 @@ def format_time(format: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array
             return texts
         if pa.types.is_date(array.type):
             return pc.strftime(array, format=format)
-        whole = to_unit(clock, "s").view(pa.timestamp("s", "UTC"))  # without a zone pyarrow refuses "%%z"
+        whole = to_unit(clock, "s").view(pa.timestamp("s", "UTC"))  # pyarrow refuses "%%z" for times without a zone
         texts = []
         for part in parts:
             if (match := re.fullmatch(r"((?:%%)*)%([zZ])", part)) is not None:
@@ -115,7 +127,9 @@ def format_time(format: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array
 
 
 def _fields_of(format: str) -> tuple[bytes, list[tuple[str, int, int]]]:
-    """The arguments of `write_times` for the format; without fields where it has a code that only pyarrow knows, or none."""
+    """Returns the arguments of `write_times` for the format: the text with a "0" for each digit, and the fields. No
+    fields are returned if the format has no code or one that only pyarrow knows.
+    """
     template, fields = b"", []
     long = re.sub("%([%FRT])", lambda match: _SHORT_CODES.get(match[1], match[0]), format)
     for other, point, digits, code in re.findall(r"([^%]+)|%(\.?)([369]?)(.)", long, re.DOTALL):
@@ -147,7 +161,7 @@ def _truncate_months(array: pa.Array, months: int) -> pa.Array:
     clock = array if zone is None else local(array)
     unit = "D" if pa.types.is_date32(array.type) else _unit(array.type)
     stamps = integers(clock).astype(np.int64, copy=False).view(f"datetime64[{unit}]")
-    if array.null_count:  # the value behind a null may be no valid time
+    if array.null_count:  # the value behind a null may not be a valid time
         stamps = np.where(array.is_null().to_numpy(zero_copy_only=False), np.zeros(1, stamps.dtype), stamps)
     month = stamps.astype("datetime64[M]").astype(np.int64)
     first = (month - np.remainder(month, months)).view("datetime64[M]")
@@ -158,7 +172,7 @@ def _truncate_months(array: pa.Array, months: int) -> pa.Array:
 
 
 def _zone(type: pa.DataType) -> str | None:
-    """The time zone of a type whose clock differs from UTC; None for all others."""
+    """Returns the time zone of a type, or None if it has none or is UTC."""
     return type.tz if pa.types.is_timestamp(type) and not is_utc(type.tz) else None
 
 

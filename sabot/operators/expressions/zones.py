@@ -1,8 +1,8 @@
-"""The clocks of time zones: how far each is from UTC at a time, and which times a clock shows.
+"""Time zones: conversion between UTC and the local time of a zone.
 
-Zones come from `zoneinfo`, which knows their rules for all years. (pyarrow reads the list of changes alone, which ends with 2037 or, in
-a smaller edition of the data, in the year of the last change of a rule.) zoneinfo converts one time per call, so its changes are looked
-up once for ten years at a time, and a batch is compared with them.
+The rules of zones come from `zoneinfo`, which knows them for all years. (pyarrow reads only the list of changes,
+which ends with 2037 or, in smaller editions of the data, with the last change of a rule.) zoneinfo converts one time
+per call. So the changes of a zone are computed once for each ten years, and a batch is compared with them.
 
                    start            start
     ───────────────┬────────────────┬──────────▶ UTC     an interval: from a change to the next, with one offset
@@ -23,7 +23,7 @@ import pyarrow as pa
 from sabot.arrays import PER_SECOND, integer_array, integers, is_utc
 
 _DAY = 86400
-_FIRST = -130 * 365 * _DAY  # 1840: no zone has a change before
+_FIRST = -130 * 365 * _DAY  # 1840: no zone has an earlier change
 _LAST = 830 * 365 * _DAY  # 2799: from here on the rules repeat every 400 years, as the calendar does
 _CYCLE = 146097 * _DAY
 _BLOCK = 3650 * _DAY
@@ -32,14 +32,18 @@ _UTC = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _LEAST, _GREATEST = -(2**63), 2**63 - 1
 
 Change = tuple[int, int, str]
-"""A change of a zone: the second since 1970 UTC from which on it counts, the seconds from UTC, the abbreviation ("CEST")."""
+"""A change of a zone: its second since 1970 UTC, the offset from UTC in seconds from then on, the abbreviation
+("CEST").
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Intervals:
-    """The intervals in which the times of a column are. starts, offsets: in the column's unit; names: what `%Z` gives.
+    """The intervals of a time zone that the times of a column fall into.
 
-    rows: the interval of each time; a number where all are in one. cycles: how far the times are taken back, by whole cycles of 400 years.
+    `starts`, `offsets`: of each interval, in the column's unit. `names`: the abbreviations ("CEST"), as for `%Z`.
+    `rows`: the number of each time's interval, or one number if all are in the same. `cycles`: for times after 2799,
+    the whole cycles of 400 years that were subtracted before the look-up, in the column's unit; 0 for other times.
     """
 
     starts: Any
@@ -50,13 +54,15 @@ class Intervals:
 
     @classmethod
     def of(cls, values: Any, zone: str | None, unit: str) -> "Intervals":
-        """The intervals of a zone for times in a unit since 1970 UTC. Raises ArrowInvalid for an unknown zone, and for times so close to
-        the end of 64 bits that a clock cannot show them.
+        """Finds the intervals of times.
+
+        `values`: times since 1970 UTC in `unit` (numpy). Raises ArrowInvalid for an unknown zone, and for times
+        within a day of the ends of 64 bits, whose local time may not fit.
         """
         per_second = PER_SECOND[unit]
         low, high = (int(values.min()), int(values.max())) if len(values) else (0, 0)
         if low < _LEAST + _DAY * per_second or high > _GREATEST - _DAY * per_second:
-            raise pa.ArrowInvalid(f"no clock in {zone} shows a time so far from 1970")
+            raise pa.ArrowInvalid(f"this time is too far from 1970 for the time zone {zone}")
         cycles: Any = 0
         if high >= _LAST * per_second:
             cycle = _CYCLE * per_second
@@ -72,12 +78,14 @@ class Intervals:
 
 
 def intervals_of(array: pa.Array) -> Intervals:
-    """The intervals of the times of an array, which has a zone."""
+    """Returns the intervals of the times of an array. A type without a time zone counts as UTC."""
     return Intervals.of(_valid(array), array.type.tz, array.type.unit)
 
 
 def zone_texts(array: pa.Array, code: str) -> pa.Array:
-    """What `%z` ("+0200") and `%Z` ("CEST") give for the times of an array, whose zone is UTC where it has none."""
+    """Returns the text of `%z` ("+0200") or `%Z` ("CEST") for each time of an array. A type without a time zone
+    counts as UTC.
+    """
     found = intervals_of(array)
     texts = found.names
     if code == "z":
@@ -88,34 +96,37 @@ def zone_texts(array: pa.Array, code: str) -> pa.Array:
 
 
 def clock_of(array: pa.Array) -> pa.Array:
-    """The timestamps as a clock in their time zone shows them, without a zone."""
+    """Converts timestamps to the local time of their time zone, as timestamps without a zone."""
     found = intervals_of(array)
     return integer_array(_valid(array) + found.offsets[found.rows], pa.timestamp(array.type.unit), array)
 
 
 def times_at(clock: Any, array: pa.Array) -> pa.Array:
-    """The times at which a clock of the zone shows this: the earlier one of two, the end of the gap where there is none. array: times of
-    the zone, whose nulls and type the result has.
+    """Converts local times of a zone to timestamps. A local time that occurs twice gives the earlier one; a local
+    time that is skipped gives the end of the gap.
+
+    `clock`: local times in the unit of `array` (numpy). `array`: its type has the zone, and its nulls become those of
+    the result.
     """
     if array.null_count:
         clock = np.where(array.is_null().to_numpy(zero_copy_only=False), 0, clock)
     found = Intervals.of(clock, array.type.tz, array.type.unit)
     clock = clock - found.cycles
-    rows = _places(found.starts[1:] + found.offsets[:-1], clock)  # where each interval ends, as its own clock shows it
+    rows = _places(found.starts[1:] + found.offsets[:-1], clock)  # the end of each interval in its own local time
     made = np.maximum(clock - found.offsets[rows], found.starts[rows])
     return integer_array(made + found.cycles, array.type, array)
 
 
 def times_before(past: Any, array: pa.Array, found: Intervals) -> pa.Array:
-    """The last times, not after those of the array, at which a clock of the zone shows so much less; the end of the gap where there is
-    none.
+    """Subtracts local time: returns for each time of `array` the last earlier time (or the same) at which a clock of
+    the zone shows `past` less, or the end of the gap if the clock never shows that.
 
-    past: less than a day. found: the intervals of the array.
+    `past`: less than a day, in the array's unit. `found`: the intervals of the array.
     """
     values = _valid(array) - found.cycles
     starts = found.starts[found.rows]
     made = values - past
-    if np.any(made < starts):  # the clock has been changed in between
+    if np.any(made < starts):  # the offset has changed in between
         before = np.maximum(found.rows - 1, 0)
         earlier = made + found.offsets[found.rows] - found.offsets[before]
         made = np.where(made < starts, np.minimum(earlier, starts), made)
@@ -123,13 +134,15 @@ def times_before(past: Any, array: pa.Array, found: Intervals) -> pa.Array:
 
 
 def _valid(array: pa.Array) -> Any:
-    """The times as integers, 0 for null: what lies behind a null may be any number."""
+    """Returns the times as integers, with 0 for null, because the value behind a null may be any number."""
     values = integers(array)
     return np.where(array.is_null().to_numpy(zero_copy_only=False), 0, values) if array.null_count else values
 
 
 def _places(bounds: Any, values: Any) -> Any:
-    """How many of the sorted bounds are not above each value; a number where that is the same for all values."""
+    """Returns how many of the sorted bounds are less than or equal to each value, or one number if it is the same for
+    all.
+    """
     if not len(values):
         return 0
     least, most = np.searchsorted(bounds, [values.min(), values.max()], "right").tolist()
@@ -138,7 +151,9 @@ def _places(bounds: Any, values: Any) -> Any:
 
 @functools.lru_cache(maxsize=1024)
 def _table(zone: str | None, per_second: int, first: int, last: int) -> tuple[Any, Any, tuple[str, ...]]:
-    """The starts, offsets and names of the intervals in these blocks of years; the first interval begins before all times."""
+    """Returns the starts, offsets and names of the intervals in these blocks of years. The first interval begins
+    before all times.
+    """
     changes = [change for block in range(first, last + 1) for change in _changes(zone, block)]
     changes = [changes[0], *(new for old, new in itertools.pairwise(changes) if new[1:] != old[1:])]
     starts = [max(change[0] * per_second, _LEAST) for change in changes]
@@ -148,7 +163,9 @@ def _table(zone: str | None, per_second: int, first: int, last: int) -> tuple[An
 
 @functools.lru_cache(maxsize=4096)
 def _changes(zone: str | None, block: int) -> list[Change]:
-    """The changes of a zone in a block of years, before them the state in which the block begins."""
+    """Returns the changes of a zone in a block of ten years, and before them the state at the start of the block.
+    Raises ArrowInvalid for an unknown zone.
+    """
     if zone is None or is_utc(zone):
         return [(_FIRST + block * _BLOCK, 0, "UTC")]
     if (fixed := re.fullmatch(r"([+-])(\d\d):?(\d\d)", zone)) is not None:

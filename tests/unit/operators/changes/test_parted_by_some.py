@@ -176,7 +176,8 @@ def test_a_kept_table_goes_on_when_others_of_its_keys_say_where_its_rows_are(thr
             run.restart(threads[number])
             now = run.parts[0].state_schema()["keys"]
             assert (
-                run.parts[0].taken_over("keys", before, now, 1) == f"its rows are dealt out anew, by {', '.join(keys)}"
+                run.parts[0].taken_over("keys", before, now, 1)
+                == f"its rows are divided anew among the subtasks, by {', '.join(keys)}"
             )
             assert run.parts[0].taken_over("columns", [], [], 1) is None
         run.feed(rows[number], 100)

@@ -148,7 +148,7 @@ def test_decimals_round_exactly_or_are_refused(data: Any, type: pa.DataType, dig
     if all(fits(value, type) for value in made):
         assert evaluate(step, x=pa.array(values, type)) == made
     else:
-        with pytest.raises(DataError, match="cannot be of"):
+        with pytest.raises(DataError, match="cannot be computed for"):
             evaluate(step, x=pa.array(values, type))
 
 

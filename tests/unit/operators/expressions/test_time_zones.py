@@ -166,7 +166,7 @@ def test_zones_of_a_fixed_offset_have_a_clock(zone: str, hour: int) -> None:
 
 
 def test_a_time_at_the_end_of_64_bits_is_refused_and_an_unknown_zone_too() -> None:
-    with pytest.raises(DataError, match="so far from 1970"):
+    with pytest.raises(DataError, match="too far from 1970"):
         evaluate(col("t").dt.hour(), pa.array([0, 2**63 - 1]).view(pa.timestamp("ns", "Europe/Berlin")))
     with pytest.raises(UserError, match="Mars/Olympus"):
         evaluate(col("t").dt.hour(), pa.array([0]).view(pa.timestamp("ns", "Mars/Olympus")))

@@ -124,7 +124,7 @@ def test_a_far_value_in_a_row_that_is_filtered_already_does_not_end_the_app() ->
     assert out.taken().column(0).cast(pa.int64()).to_pylist() == [1_000_001, 2_000_001]
     with pytest.raises(
         DataError,
-        match=r" cannot be of .*3000.*out of bounds.*; row 1 of a batch of 3 rows of pay\[0\] before offset 7",
+        match=r" cannot be computed for .*3000.*out of bounds.*; row 1 of a batch of 3 rows of pay\[0\] before offset 7",
     ):
         run(Select([("c", col("a") + col("b"))]), Batch(data, OFFSETS, "pay"), input=data.schema)
 
