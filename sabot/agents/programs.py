@@ -98,7 +98,7 @@ class AgentCommand:
         self._program = self.words.program
         timeout_s = None if timeout is None else parse_seconds(timeout, name=f"{where}: timeout")
         if timeout_s == 0:
-            raise UserError(f"{where}: timeout=0", hint='more than nothing ("30s"), or None for no limit')
+            raise UserError(f"{where}: timeout=0", hint='a time above 0 ("30s"), or None for no limit')
         codes = frozenset(exit_codes)
         self._stdin, self._lines, self._exit_record = stdin or pool is not None, lines, exit_record
         self._runs = ProgramRuns(self._program, self._command, codes=codes, timeout_s=timeout_s)

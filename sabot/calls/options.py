@@ -67,7 +67,7 @@ class CallOptions:
         check(f"{where}: on_error", on_error, OneOf(policies))
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
         if timeout_s == 0:
-            raise UserError(f"{where}: timeout=0", hint='more than nothing ("30s"), or None for no limit')
+            raise UserError(f"{where}: timeout=0", hint='a time above 0 ("30s"), or None for no limit')
         retry = Retry(retries, parse_seconds(backoff, name="backoff"))
         return cls(concurrency, timeout_s, retry, on_error, None if rate is None else parse_rate(rate))
 

@@ -1,5 +1,9 @@
-"""Models and what they call: messages and requests (`messages`, `spec`), answers (`results`), tools (`tools`). `provider` is the contract
-of a vendor's API, `errors` the tree of what goes wrong.
+"""Calls of models, and agents: a model with tools. `engine` makes the calls, `agent` runs the loop of a model with
+its tools.
+
+`messages` and `spec` contain the parts of a request, `results` the answers, `tools` the functions that a model may
+call. `provider` is the contract of a vendor's API, `providers` has the vendors, and `errors` draws the tree of
+errors.
 """
 
 from sabot.lazy_imports import lazy_exports

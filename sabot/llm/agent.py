@@ -1,11 +1,13 @@
-"""The loop of an agent: a model is asked, the tools that it names are called, and it is asked again with their results, until it answers.
+"""The loop of an agent: it asks a model, calls the tools that the model names, and asks again with their results,
+until the model answers with text.
 
-    run ─▶ fit the window ─▶ ask the model ─┬─ text: matches the output's schema? ─ yes ─▶ AgentResult
-             ▲                              │                 └ no: told why ─────┐
-             └── results, in their order ◀──┴─ tool calls, side by side ◀─────────┘
+    run ─▶ fit the context window ─▶ ask the model ─┬─ text: matches the output's schema? ─ yes ─▶ AgentResult
+                  ▲                                 │             └ no: send the error back ─┐
+                  └── results, in order of calls ◀──┴─ tool calls, in parallel ◀─────────────┘
 
-The loop does nothing to the world itself: `AgentEffects` asks models and calls tools. Outside a job these calls are made at
-once; in a job of a durable agent each is an effect, so that after a crash the loop runs again over what the journal has.
+The loop itself makes no calls: it asks models and calls tools through `AgentEffects`. Outside of a job these calls
+are made at once. In a job of a durable agent each of them is an effect, so after a crash the loop runs again over the
+recorded results.
 """
 
 import asyncio
@@ -46,18 +48,22 @@ _SUMMARY = (
     "Summarize the conversation so far for somebody who goes on with it: facts, names, numbers, decisions, what is open. "
     "Write only the summary."
 )
-_FILL = 0.75  # of the room: the next turns leave nothing out, so that what they send begins as it did and vendors' caches know it
-_MOST_NAME = 100  # characters of the name of a call that is too long
+# If messages have to be left out, enough go that only this share of the room is used. Then the requests of the next turns
+# begin with the same messages, and vendors' prompt caches have them.
+_FILL = 0.75
+_MOST_NAME = 100  # characters to which the name of a call with too long arguments is cut
 _SUMMARIZED = "Summary of the conversation so far:\n"
 
 
 @dataclass(frozen=True, slots=True)
 class AgentResult:
-    """What came of a run.
+    """The result of a run of an agent.
 
-    content: the text of the last answer. output: it as the type that was asked for; None where none was. messages: all that was said in
-    this run, the prompt first. usage, cost: of all its model calls; cost is None where a price is not known. turns: how often the model was
-    asked. tool_calls: how many were made. finish_reason: of the last answer; "length": it was cut off at max_tokens.
+    `content`: the text of the last answer. `output`: the answer decoded as the agent's output type, or None if it has
+    none. `messages`: all messages of this run, the prompt first. `usage` and `cost`: the sums over all model calls of
+    the run; `cost` is None if a price is unknown. `turns`: the number of requests to the model. `tool_calls`: the
+    number of tool calls. `finish_reason`: that of the last answer; "length" means that it was cut off at
+    `max_tokens`.
     """
 
     content: str
@@ -72,14 +78,14 @@ class AgentResult:
 
 @dataclass(frozen=True, slots=True)
 class ToolStarted:
-    """The model has asked for this call, and it is made."""
+    """An event: the model has asked for this call, and the agent is about to make it."""
 
     call: ToolCall
 
 
 @dataclass(frozen=True, slots=True)
 class ToolEnded:
-    """The model will be told this."""
+    """An event: the call has ended, and the model gets `result` as its result."""
 
     call: ToolCall
     result: ChatMessage
@@ -89,23 +95,23 @@ AgentEvent = Piece | ToolStarted | ToolEnded | AgentResult
 
 
 class AgentEffects(Protocol):
-    """How an agent reaches the world."""
+    """The way in which an agent asks models and calls tools: directly, or as effects of a job."""
 
     def of(self, engine: ExecutionEngine) -> "AgentEffects":
-        """The same, for an agent with another engine."""
+        """Returns the effects to use for an agent with another engine, in the same run or job."""
 
     async def complete(self, spec: RequestSpec, /) -> Completion:
-        """Asks the model. Raises ModelError."""
+        """Asks the model, and returns its answer. Raises ModelError."""
 
     def stream(self, spec: RequestSpec, /) -> AsyncGenerator[Piece, None]:
-        """Asks the model; the last piece has the completion. Raises ModelError."""
+        """Asks the model, and yields its answer in pieces. The last piece contains the completion. Raises ModelError."""
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
-        """Calls the tool. Raises what the tool raises; ToolTimeout."""
+        """Calls the tool. Raises the error of the tool, or ToolTimeout."""
 
 
 current_effects: ContextVar[AgentEffects | None] = ContextVar("current_effects", default=None)
-"""How agents that are not told reach the world, while a flow runs (`sabot.agents.orchestration`)."""
+"""The effects of agents whose `run` gets none. A flow sets them while it runs (`sabot.agents.orchestration`)."""
 
 
 def _of(effects: AgentEffects | None, engine: ExecutionEngine) -> AgentEffects | None:
@@ -113,7 +119,9 @@ def _of(effects: AgentEffects | None, engine: ExecutionEngine) -> AgentEffects |
 
 
 class Agent:
-    """A model with tools and instructions. It has no state of its own: runs may go side by side, each with its own conversation."""
+    """A model with tools and instructions. It keeps nothing between runs: several runs may be in progress at once,
+    each with its own conversation.
+    """
 
     def __init__(
         self,
@@ -137,16 +145,25 @@ class Agent:
         options: Mapping[str, Any] | None = None,
         use_middleware: bool = True,
     ) -> None:
-        """tools: functions that the model may call; a plain function is an unsafe tool, another agent a tool that takes a prompt.
-        output: the type of the answer (see `Schema`); the model is told it and, `repairs` times, what was wrong with its answer.
-        max_turns: how often a run asks the model. max_concurrent_tools: calls of one turn that go side by side. tool_timeout: of tools that
-        have none. max_tool_retries: further attempts of a call that failed, of tools that do not say `retries=`; only where the tool's
-        class lets a call be made again, or nothing was sent. max_tool_chars: of a result that the model is given, and of the arguments of a
-        call; a longer call is not made, and the model is told. context_window: tokens of the model's. trim: what is done when a
-        conversation does not fit in it: "drop_oldest" leaves the oldest turns out, "summarize" has the model summarize them, "refuse"
-        raises ContextLengthExceeded. model, temperature, max_tokens, options: of each request, as in RequestSpec. use_middleware: the
-        engine's logging, budget and telemetry stand around calls of tools too, with `tool_timeout` and `max_tool_retries`; False: a tool
-        is called with what it says of itself. What stands around calls of models is the engine's in both cases.
+        """`tools`: functions that the model may call; a plain function becomes an unsafe tool, and another agent a
+        tool that takes a prompt. `output`: the type of the answer (see `Schema`), or None for text. An answer that
+        does not match is sent back to the model with the error, at most `repairs` times per run.
+
+        `max_turns`: the number of requests to the model in a run. `max_concurrent_tools`: the number of calls of one
+        turn that run in parallel. `tool_timeout`: the timeout of tools that have none of their own.
+        `max_tool_retries`: the number of further attempts after a tool call has failed, for tools without `retries=`;
+        a call is repeated only if the tool's class allows it or nothing was sent. `max_tool_chars`: the length to
+        which a result is cut before the model gets it, and the greatest length of the arguments of a call; a call
+        with longer ones is not made, and the model gets an error.
+
+        `context_window`: the tokens of the model's window. `trim`: the reaction when a conversation does not fit into
+        it. "drop_oldest" leaves out the oldest turns, "summarize" replaces them by a summary that the model writes,
+        and "refuse" raises ContextLengthExceeded. `model`, `temperature`, `max_tokens`, `options`: the same fields of
+        each RequestSpec.
+
+        `use_middleware`: True puts the engine's logging, budget and telemetry around tool calls too, with
+        `tool_timeout` and `max_tool_retries`; with False only the tool's own settings count. Model calls always have
+        the engine's middleware. Raises UserError, also if two tools have the same name.
         """
         where = f"agent {checked_name(name, 'Agent: name')}"
         if not isinstance(engine, ExecutionEngine):
@@ -213,11 +230,15 @@ class Agent:
         context: RequestContext | None = None,
         effects: AgentEffects | None = None,
     ) -> AgentResult:
-        """Runs until the model answers. prompt: a text, a ChatMessage, or several of them. conversation: what was said before; what is said
-        now is added to it. context: on whose behalf. doing: how the world is reached: a durable agent gives `ctx.llm(engine)`; None: as a
-        flow around does, else directly.
+        """Runs until the model answers.
 
-        Raises ModelError; MalformedAnswer where no answer matches the output's type; TurnLimitExceeded; ContextLengthExceeded.
+        `prompt`: a text, a ChatMessage, or a list of them. `conversation`: the messages of earlier runs; the messages
+        of this run are added to it. `context`: tenant, user and trace of the calls, used if no effects are given.
+        `effects`: the way to reach models and tools, such as `ctx.llm(engine)` in a durable agent. If None, those of
+        the flow around this call are used, or else direct calls.
+
+        Raises ModelError, among them MalformedAnswer (no answer matched the output type) and ContextLengthExceeded;
+        TurnLimitExceeded after `max_turns` requests; BudgetExceeded; PolicyDenied. Errors of tools go to the model.
         """
         async with aclosing(self._events(prompt, conversation, context, effects, streams=False)) as events:
             async for event in events:
@@ -233,7 +254,9 @@ class Agent:
         context: RequestContext | None = None,
         effects: AgentEffects | None = None,
     ) -> AsyncIterator[AgentEvent]:
-        """As `run`, in events as they come: pieces of text, tools that start and end, and the AgentResult last."""
+        """Runs like `run`, and yields events as they come: pieces of text, tools that start and end, and the
+        AgentResult last.
+        """
         async with aclosing(self._events(prompt, conversation, context, effects, streams=True)) as events:
             async for event in events:
                 yield event
@@ -263,7 +286,7 @@ class Agent:
 
 
 def _prompt_of(call: ToolCall) -> str:
-    """What a model hands over to another agent. Raises ToolError."""
+    """Returns the prompt that a model passes to another agent. Raises ToolError."""
     try:
         return msgspec.json.decode(call.arguments, type=_Prompt).prompt
     except UNREADABLE as error:
@@ -282,7 +305,7 @@ def _schema_of(tool: "Tool | Agent") -> ToolSchema:
 
 
 class _Turns:
-    """One run."""
+    """One run of an agent."""
 
     def __init__(
         self,
@@ -296,13 +319,13 @@ class _Turns:
         self._effects = effects
         self._conversation = conversation
         self._prompt = tuple(prompt)
-        self._said: list[ChatMessage] = []  # after the prompt
+        self._said: list[ChatMessage] = []  # the messages after the prompt
         self._streams = streams
-        self._gauge = Gauge()  # of this run alone: a run in a job must not depend on other runs
+        self._gauge = Gauge()  # not shared with other runs: a run in a job must not depend on them
         self._usage = Usage()
         self._cost: Decimal | None = Decimal(0)
         self._turns = self._tool_calls = 0
-        self._too_long: dict[str, int] = {}  # calls of this turn that are not made: their characters, by id
+        self._too_long: dict[str, int] = {}  # calls of this turn with too long arguments: the length, by id
 
     async def events(self) -> AsyncGenerator[AgentEvent, None]:
         try:
@@ -367,7 +390,9 @@ class _Turns:
     # -- the model ----------------------------------------------------------------------------------------------------
 
     async def _ask(self) -> AsyncGenerator[Piece, None]:
-        """One turn of the model. Where the provider says that the request was too long after all, one of half the length is made."""
+        """Asks the model once. If the provider finds the request too long although it fitted by the estimate, one
+        more request of half the length is made, unless `trim` is "refuse".
+        """
         room = self._agent.context_window - (self._agent.request.max_tokens or 0)
         self._turns += 1
         spec = await self._spec(room)
@@ -400,9 +425,10 @@ class _Turns:
         return completion
 
     async def _spec(self, room: int) -> RequestSpec:
-        """The next request. What has no room is left out: first of earlier runs, the oldest first, then of the turns of this one.
+        """Builds the next request. If it does not fit into `room` tokens, messages of earlier runs are left out, the
+        oldest first, and then turns of this run.
 
-        The newest turn stays, or the model would make its calls again; of their results what has no room is cut off.
+        The newest turn always stays, because the model would repeat its calls otherwise; its results are cut to fit.
         """
         agent, gauge, history = self._agent, self._gauge, self._conversation.messages
         head = (system(agent.instructions),) if agent.instructions else ()
@@ -425,13 +451,13 @@ class _Turns:
         window = self._agent.context_window
         if fixed > room or self._agent.trim == "refuse":
             raise ContextLengthExceeded(
-                f"agent {self._agent.name}: about {fixed + said:,} tokens are to be sent, and of its context window of {window:,} there is "
+                f"agent {self._agent.name}: the request has about {fixed + said:,} tokens, and the context window of {window:,} leaves "
                 f"room for {room:,}",
                 hint="shorten the prompt, or give the agent a model with a longer context_window=",
             )
 
     async def _summary(self, left: Sequence[ChatMessage], room: int) -> ChatMessage:
-        """What is left out, in a few words of the model."""
+        """Asks the model to summarize the messages that are left out, and returns the summary as a message."""
         ask = user(_SUMMARY)
         _, shown = without_oldest(left, self._gauge.tokens((ask,)), room, self._gauge)
         spec = msgspec.structs.replace(self._agent.request, messages=(*shown, ask), tools=(), output=None)
@@ -440,7 +466,9 @@ class _Turns:
     # -- tools --------------------------------------------------------------------------------------------------------
 
     async def _call_tools(self, calls: Sequence[ToolCall]) -> AsyncGenerator[AgentEvent, None]:
-        """The calls of one turn, side by side; what they return stands in the order in which the model has asked."""
+        """Makes the calls of one turn in parallel. The conversation gets their results in the order in which the
+        model asked.
+        """
         limit, ended = asyncio.Semaphore(self._agent.side_by_side), asyncio.Queue[int]()
 
         async def one(number: int) -> ChatMessage:
@@ -465,13 +493,15 @@ class _Turns:
         self._said += [task.result() for task in tasks]
 
     async def _call(self, call: ToolCall) -> ChatMessage:
-        """What the model is told of a call. Errors of the tool are told too; what ends the run is raised."""
+        """Makes a call, and returns its result as a message. Errors of the tool become messages too, for the model to
+        read.
+        """
         try:
             value = await self._called(call)
             if isinstance(value, ToolAnswer):
                 return tool_result(call.id, self._shown(value.text), is_error=value.is_error)
             return tool_result(call.id, self._shown(value))
-        except (ModelError, AgentRunError) as error:  # of an agent that this one hands over to
+        except (ModelError, AgentRunError) as error:  # raised by another agent that is a tool of this one
             return tool_result(call.id, f"{type(error).__name__}: {error.message}", is_error=True)
         except EffectError as error:
             return tool_result(call.id, f"{error.type}: {error.message}", is_error=True)
@@ -479,7 +509,9 @@ class _Turns:
             return tool_result(call.id, self._shown(f"{type(error).__name__}: {message_of(error)}"), is_error=True)
 
     def _bounded(self, message: ChatMessage) -> ChatMessage:
-        """The message as the conversation keeps it: a call that is too long goes without its arguments, and is not made."""
+        """Returns the message for the conversation. Calls whose arguments are too long lose them, and are not made
+        later.
+        """
         sizes = {call.id: len(call.name) + len(call.arguments) for call in message.tool_calls}
         self._too_long = {each: size for each, size in sizes.items() if size > self._agent.tool_chars}
         if not self._too_long:
@@ -506,6 +538,8 @@ class _Turns:
         return result.content
 
     def _shown(self, value: Any) -> str:
-        """A result as the model gets it: text as it is, else JSON."""
+        """Returns the result of a tool as text for the model: text unchanged, other values as JSON, cut to
+        `max_tool_chars`.
+        """
         text = value if isinstance(value, str) else msgspec.json.encode(value, enc_hook=str).decode()
         return cut(scrubbed(text), self._agent.tool_chars)

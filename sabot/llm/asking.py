@@ -1,4 +1,4 @@
-"""From what a program asks to the request that is sent, and from the answer back to the type that was asked for."""
+"""Converts a prompt with its fields into a request, and the text of an answer into the output type of the caller."""
 
 import math
 from collections.abc import Hashable, Mapping
@@ -20,7 +20,7 @@ _NOT_OPTIONS = {
     "max_tokens": "max_tokens=",
     "messages": "the prompt has all messages",
     "model": "model=",
-    # OpenAI's chat completions, and servers and proxies that speak them
+    # OpenAI's chat completions, and servers and proxies with the same API
     "best_of": "one request has one answer: complete_many([prompt, prompt])",
     "max_completion_tokens": "max_tokens=",
     "models": "fallback= of the engine",
@@ -36,14 +36,19 @@ _NOT_OPTIONS = {
     # Anthropic
     "system": "a message system(…)",
 }
-"""By vendors' names in `options`: what policies and budgets judge, and the argument that is meant. No case: some servers see none."""
+"""Names that are refused in `options`, because policies and budgets judge their values, with the argument to use in
+place of each. Names are compared in lower case, because some servers ignore case.
+"""
 
-_SHOWN_CHARACTERS = 2000  # of an answer, in an error
+_SHOWN_CHARACTERS = 2000  # of an answer, in `MalformedAnswer.text`
 
 
 def request_of(prompt: Any, output: Any, fields: Mapping[str, Any]) -> tuple[RequestSpec, Schema | None]:
-    """prompt: a text, a ChatMessage, a list of them, or a RequestSpec. output: what the answer is to be (`Schema`), or None. fields: of the
-    RequestSpec, in place of what it has; `tools` may be tools. Raises UserError, also for options that go around policies and budgets.
+    """Returns the request, and the schema of its output or None.
+
+    `prompt`: a text, a ChatMessage, a list of them, or a RequestSpec. `output`: the type of the answer (see
+    `Schema`), or None for text. `fields`: fields of the RequestSpec, which replace those of a given spec; `tools` may
+    contain tools. Raises UserError, also for `options` that would bypass policies and budgets.
     """
     schema = None if output is None else _schema(output)
     if schema is not None:
@@ -68,7 +73,7 @@ def request_of(prompt: Any, output: Any, fields: Mapping[str, Any]) -> tuple[Req
 
 
 def _check_fields(spec: RequestSpec) -> None:
-    """Raises UserError. A limit below nothing would be a reservation that gives a budget what it has used."""
+    """Raises UserError for values that no request can have. A negative `max_tokens`, say, would increase a budget."""
     check("a request: model", spec.model, Of(str, "its name"))
     if spec.max_tokens is not None:
         check("a request: max_tokens", spec.max_tokens, Whole(1))
@@ -81,7 +86,9 @@ def _check_fields(spec: RequestSpec) -> None:
 
 
 def with_output(answer: Completion, schema: Schema | None) -> Completion:
-    """The answer with its `output`, unless it calls tools. Raises MalformedAnswer where it does not match."""
+    """Returns the answer with its `output`, decoded by the schema. Without a schema, or if the answer calls tools, it
+    is returned unchanged. Raises MalformedAnswer if the text does not match.
+    """
     if schema is None or answer.tool_calls:
         return answer
     where: dict[str, Any] = {"provider": answer.provider, "model": answer.model, "request_id": answer.request_id}
@@ -94,7 +101,7 @@ def with_output(answer: Completion, schema: Schema | None) -> Completion:
 
 
 def _schema(output: Any) -> Schema:
-    """Schemas of types are kept: making one takes longer than all else that an engine does for a call."""
+    """Returns the schema of an output. Schemas are cached, because making one takes longer than the rest of a call."""
     if isinstance(output, Schema):
         return output
     if isinstance(output, Mapping):

@@ -1,4 +1,4 @@
-"""Answers of models that are kept, by a digest of the model and the request."""
+"""Caches of answers. The key is a digest of provider, model and request."""
 
 import asyncio
 import logging
@@ -27,29 +27,31 @@ T = TypeVar("T")
 
 _log = logging.getLogger("sabot.llm")
 
-_PRUNE_EVERY = 256  # answers
+_PRUNE_EVERY = 256  # writes
 _BUSY_SECONDS = 10.0
-_HINT = "a file that is a cache, or none yet, in a folder that can be written to"
-_PAUSE_SECONDS = 5.0  # in which a Redis server that failed is not asked
+_HINT = "name an existing cache, or a new file in a folder that can be written to"
+_PAUSE_SECONDS = 5.0  # for which an unreachable Redis server is not tried again
 
 
 @runtime_checkable
 class CompletionCache(Protocol):
-    """Keeps answers by key. An engine gives it no two calls for one key at once. What `get` or `put` raises is the error of the call."""
+    """A cache of answers by key. An engine makes no two calls for the same key at once. An error that `get` or `put`
+    raises becomes the error of the model call.
+    """
 
     async def get(self, key: bytes) -> Completion | None:
-        """The answer; None: it is not known, or too old."""
+        """Returns the answer, or None if there is none or it has expired."""
 
     async def put(self, key: bytes, answer: Completion) -> None:
-        """Keeps the answer, in place of the one before. It has no `output`."""
+        """Stores the answer, and replaces an earlier one. Its `output` is None."""
 
     async def close(self) -> None:
-        """Afterwards it is not used. Repeated calls do nothing."""
+        """Closes the cache. No other method is called afterwards. Repeated calls do nothing."""
 
 
 class MemoryCache:
-    """Answers in this process. most: how many; beyond, the one goes that was not used for longest. ttl: how long one is kept; None: as long
-    as there is room.
+    """A cache in this process. `most`: the number of answers; if there are more, the least recently used one is
+    removed. `ttl`: the time for which an answer is kept, or None for no limit.
     """
 
     def __init__(self, most: int = 10_000, ttl: Duration | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -58,28 +60,29 @@ class MemoryCache:
         self._answers: AnswerCache[bytes] = AnswerCache(most, ttl_s, clock)
 
     async def get(self, key: bytes) -> Completion | None:
-        """The answer, if it is kept."""
+        """Returns the answer, or None if there is none or it has expired."""
         found = self._answers.known(key, self._answers.now())
         return None if found is UNKNOWN else found
 
     async def put(self, key: bytes, answer: Completion) -> None:
-        """Keeps the answer."""
+        """Stores the answer."""
         self._answers.keep(key, answer)
 
     async def close(self) -> None:
         """Does nothing."""
 
     def __len__(self) -> int:
-        """How many answers it has."""
+        """Returns the number of answers."""
         return len(self._answers)
 
 
 class SqliteCache:
-    """Answers in a file, which lasts, and which several processes may use. most, ttl: as of a MemoryCache; what is beyond goes now and
-    then, the oldest first.
+    """A cache in a file, which survives restarts and which several processes may share. `most` and `ttl`: as for
+    MemoryCache, but answers beyond them are removed only after each 256 writes, the oldest first.
 
-    The file is for its user alone, and is read and written in one thread. It is safe from the death of the process; that of the machine may
-    take the last answers with it. Raises UserError where the file is no such cache.
+    Only its user may read the file. One thread reads and writes it. If the process dies no stored answer is lost; if
+    the machine dies, the last ones may be. Methods raise UserError if the file is not such a cache or cannot be
+    opened.
     """
 
     def __init__(
@@ -98,7 +101,7 @@ class SqliteCache:
         self._encoder = msgspec.msgpack.Encoder()
 
     async def get(self, key: bytes) -> Completion | None:
-        """The answer, if it is in the file and not too old."""
+        """Returns the answer, or None if there is none or it has expired. Raises UserError if it cannot be decoded."""
         value = await self._in_thread(self._read, key)
         if value is None:
             return None
@@ -112,7 +115,7 @@ class SqliteCache:
         await self._in_thread(self._write, key, self._encoder.encode(answer))
 
     async def close(self) -> None:
-        """Closes the file."""
+        """Closes the file, and ends the thread."""
         if not self._closed:
             await self._in_thread(self._close)
             self._closed = True
@@ -135,7 +138,7 @@ class SqliteCache:
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
-            # Not a file that is there: to close it would end the locks that another connection of this process has on it.
+            # An existing file is not opened here: closing it would release the locks of other connections of this process.
             with suppress(FileExistsError):
                 os.close(private(str(self._path), os.O_RDWR | os.O_CREAT | os.O_EXCL))
             connection = open_database(self._path, write_ahead=True, synchronous="NORMAL", wait_s=_BUSY_SECONDS)
@@ -181,11 +184,13 @@ class _KeptAnswer(msgspec.Struct, array_like=True):
 
 
 class RedisCache:
-    """Answers in a Redis server, which processes on several machines may share. url: `redis://user:password@host:6379/0`. ttl: as of a
-    MemoryCache; None: as long as the server has room, which its `maxmemory-policy` says. prefix: of its keys. timeout: of a command.
+    """A cache in a Redis server, which processes on several machines may share. `url`:
+    `redis://user:password@host:6379/0`. `ttl`: the time for which an answer is kept; if None, the server's
+    `maxmemory-policy` decides. `prefix`: the beginning of its keys. `timeout`: the time limit of one command.
 
-    A server that is away fails no call: the model is asked, nothing is kept, and a line is logged. It is asked again after five seconds.
-    `failures`: how often it did not answer. Raises MissingExtra; UserError where the server refuses us.
+    If the server is unreachable, no call fails: the model is asked, nothing is stored, and the log has a line. After
+    five seconds the server is tried again. `failures`: the number of commands that failed in this way. Raises
+    MissingExtra, and UserError if the server refuses the password or the command.
     """
 
     def __init__(
@@ -209,7 +214,7 @@ class RedisCache:
         self._encoder = msgspec.msgpack.Encoder()
 
     async def get(self, key: bytes) -> Completion | None:
-        """The answer, if the server has it and it is not too old."""
+        """Returns the answer, or None if there is none, it has expired, or the server is unreachable."""
         value = await self._command("GET", self._prefix + key)
         if value is None:
             return None
@@ -223,19 +228,19 @@ class RedisCache:
         return None if self._ttl_s is not None and self._clock.time() - found.kept >= self._ttl_s else found.answer
 
     async def put(self, key: bytes, answer: Completion) -> None:
-        """Writes the answer."""
+        """Writes the answer, unless the server is unreachable."""
         value = self._encoder.encode(_KeptAnswer(self._clock.time(), answer))
         until = () if self._ttl_s is None else ("PX", max(1, round(self._ttl_s * 1000)))
         await self._command("SET", self._prefix + key, value, *until)
 
     async def close(self) -> None:
-        """Ends the connections."""
+        """Closes the connections."""
         if not self._closed:
             self._closed = True
             await self._server.close()
 
     async def _command(self, *words: Any) -> Any:
-        """What the server answers; None: it is away."""
+        """Returns the server's reply, or None if the server is unreachable."""
         if self._closed:
             raise UserError(f"cache {self._server.where}: it is closed")
         now = self._clock.monotonic()
@@ -247,7 +252,7 @@ class RedisCache:
         except TransientError as error:
             self.failures += 1
             if self._away_until is None:
-                _log.warning("%s; models are asked without it", error.message)
+                _log.warning("%s; models are asked without the cache", error.message)
             self._away_until = self._clock.monotonic() + _PAUSE_SECONDS
             return None
         if self._away_until is not None:

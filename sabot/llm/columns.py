@@ -1,4 +1,4 @@
-"""Answers of models as columns: which ones an `output=` gives, known before anything is asked, and the values of each answer in them."""
+"""Answers of models as columns. The columns of an `output=` are known before a model is asked."""
 
 import dataclasses
 import datetime
@@ -33,20 +33,21 @@ _PLAIN: dict[Any, pa.DataType] = {
     datetime.time: pa.time64("us"),
     uuid.UUID: pa.string(),
 }
-_KEPT = (bytes, datetime.datetime, datetime.date, datetime.time, decimal.Decimal)  # pyarrow takes these as they are
+_KEPT = (bytes, datetime.datetime, datetime.date, datetime.time, decimal.Decimal)  # pyarrow converts these itself
 _ALWAYS_FIT = (pa.string(), pa.large_string(), pa.bool_(), pa.float64(), pa.int32(), pa.int16(), pa.int8())
 _NOT_CONVERTED = (pa.ArrowException, TypeError, ValueError, OverflowError)
 
 
 class AnswerColumns:
-    """The columns of answers. of: what the answer is to be.
+    """The columns of answers. `of` describes them:
 
-    None                                       "content", the text of the answer
-    "summary"                                  the text, under this name
-    {"label": "string", "score": "float64"}    columns, by the names of Arrow types
-    Verdict                                    a msgspec Struct, dataclass, TypedDict or model of pydantic: a column for each field
+        None                                       "content", the text of the answer
+        "summary"                                  the text, under this name
+        {"label": "string", "score": "float64"}    columns, by the names of Arrow types
+        Verdict                                    a msgspec Struct, dataclass, TypedDict or pydantic model: one column for each field
 
-    output: what the engine is asked for, None for a text. schema: of the columns. Raises UserError for what makes no columns.
+    `output`: the schema that the engine asks for, or None for text. `schema`: the Arrow schema of the columns. Raises
+    UserError if `of` cannot be converted into columns.
     """
 
     def __init__(self, of: Any = None, where: str = "map_llm") -> None:
@@ -63,13 +64,16 @@ class AnswerColumns:
         self._unsure = [field for field in self.schema if field.type not in _ALWAYS_FIT]
 
     def values(self, answer: Completion) -> tuple[Any, ...]:
-        """The values of an answer, whose `output` is what was asked for. Raises ContentFiltered where a filter held the text back,
-        MalformedAnswer for values that the columns do not take.
+        """Returns the values of an answer, one for each column. The `output` of the answer must be decoded already.
+        Raises ContentFiltered if a filter held the answer back, and MalformedAnswer if the answer calls a tool or if
+        a value does not fit its column.
         """
         if answer.finish_reason == "content_filter":
             raise ContentFiltered("a filter of the provider held the answer back", **_who(answer))
         if answer.tool_calls:
-            raise MalformedAnswer(f"it calls a tool, {answer.tool_calls[0].name}, and there are none", **_who(answer))
+            raise MalformedAnswer(
+                f"the answer calls the tool {answer.tool_calls[0].name}, and the request has no tools", **_who(answer)
+            )
         if self.output is None:
             return (answer.content,)
         said = answer.output
@@ -93,7 +97,7 @@ def _who(answer: Completion) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """What msgspec does not know: a model of pydantic, inside or as a whole."""
+    """Converts pydantic models, which msgspec does not know. Called by msgspec for values of other types."""
     if hasattr(value, "model_dump"):
         return value.model_dump()
     raise NotImplementedError(f"{type(value).__name__} is no value of a column")
@@ -102,7 +106,7 @@ def _plain(value: Any) -> Any:
 def _schemas(of: Any, where: str) -> tuple[Schema, pa.Schema]:
     if isinstance(of, Mapping):
         if of.get("type") == "object":
-            raise UserError(f"{where}: output= is a JSON schema, which does not say what its columns are", hint=_HINT)
+            raise UserError(f"{where}: output= is a JSON schema, from which no columns can be made", hint=_HINT)
         _check_types(of, where)
         output = Schema(dict(of))
         return output, pa.schema([(name, as_type(kind)) for name, kind in of.items()])
@@ -113,7 +117,7 @@ def _schemas(of: Any, where: str) -> tuple[Schema, pa.Schema]:
         raise UserError(f"{where}: output={short_repr(of)} has no fields", hint=_HINT)
     output = Schema(of)
     if output.json.get("properties", {}).keys() != fields.keys():
-        raise UserError(f"{where}: output={output.name} is not written as an object with its fields", hint=_HINT)
+        raise UserError(f"{where}: the JSON of output={output.name} is not an object with its fields", hint=_HINT)
     name = getattr(of, "__name__", "output")
     return output, pa.schema([(each, _arrow(kind, f"{where}: {name}.{each}")) for each, kind in fields.items()])
 
@@ -132,7 +136,9 @@ def _check_types(columns: Mapping[Any, Any], where: str) -> None:
 
 
 def _fields(kind: Any) -> dict[str, Any] | None:
-    """The fields of a type, by the names that its values have as dicts; None: it has none."""
+    """Returns the types of the fields of a type, by the names that they have in a dict, or None if it is no type with
+    fields.
+    """
     if not isinstance(kind, type):
         return None
     if issubclass(kind, msgspec.Struct):
@@ -150,7 +156,9 @@ def _fields(kind: Any) -> dict[str, Any] | None:
 
 
 def _arrow(kind: Any, where: str) -> pa.DataType:
-    """The type of a column that takes the values of this type, and nulls. Raises UserError."""
+    """Returns the Arrow type of a column for values of this Python type, which may be null. Raises UserError if there
+    is none.
+    """
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Annotated, typing.Required, typing.NotRequired):
         return _arrow(arguments[0], where)
@@ -180,5 +188,5 @@ def _one_of(kinds: Any, of: Any, where: str) -> pa.DataType:
     if found == {pa.int64(), pa.float64()}:
         return pa.float64()
     if len(found) != 1:
-        raise UserError(f"{where}: {of} has values of several types", hint="a column has one")
+        raise UserError(f"{where}: {of} has values of several types", hint="all values of a column have one type")
     return found.pop()

@@ -1,8 +1,9 @@
-"""Conversations: what was said, as it is kept from one run to the next, and what of it fits a model's context window.
+"""Conversations: the messages that an agent keeps from one run to the next, and the part of them that fits into a
+model's context window.
 
-kept     system │ user │ assistant: calls a, b │ tool a │ tool b │ assistant │ user │ …
-groups            ─┬──   ────────────┬─────────────────   ────┬────   ─┬──
-                   └ a group is sent whole or not at all: no tool call without its result, no result without its call
+messages   system │ user │ assistant: calls a, b │ tool a │ tool b │ assistant │ user │ …
+groups              ─┬──   ────────────┬─────────────────   ────┬────   ─┬──
+                     └ a group is sent whole or not at all: no tool call without its result, no result without its call
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -20,17 +21,17 @@ from sabot.redaction import scrubbed
 _CHARACTERS_A_TOKEN = 3.5
 _TOKENS_OF_A_MESSAGE = 4
 _TOKENS_OF_AN_IMAGE = 1000
-_TOLD_CHARACTERS = 24_000  # of a conversation, where people read it
+_TOLD_CHARACTERS = 24_000  # of a conversation that is shown to people
 _TOLD_OF_A_MESSAGE = 6_000
-_CHARACTERS_OF_A_CUT = 60  # of the words which say that something was cut off
+_CHARACTERS_OF_A_CUT = 60  # of the note that text was cut off
 
 Group = tuple[ChatMessage, ...]
 
 
 class Conversation:
-    """What an agent remembers: the messages of earlier runs, without the instructions.
+    """The messages of earlier runs of an agent, without its instructions.
 
-    A run that ends adds all that was said in it; one that fails or is cancelled adds the turns that were complete.
+    A run that succeeds adds all its messages. A run that fails or is cancelled adds its complete turns only.
     """
 
     def __init__(self, messages: Iterable[ChatMessage] = ()) -> None:
@@ -43,12 +44,12 @@ class Conversation:
         return True
 
     def to_bytes(self) -> bytes:
-        """The conversation as msgpack, which `from_bytes` reads."""
+        """Returns the conversation as msgpack, for `from_bytes`."""
         return msgspec.msgpack.encode(self.messages)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Conversation":
-        """The conversation that was written. Raises CorruptCheckpoint."""
+        """Returns the conversation that `to_bytes` encoded. Raises CorruptCheckpoint."""
         try:
             return cls(_decoder.decode(data))
         except UNREADABLE as error:
@@ -59,9 +60,10 @@ _decoder = msgspec.msgpack.Decoder(list[ChatMessage])
 
 
 def groups_of(messages: Sequence[ChatMessage]) -> list[Group]:
-    """The messages in groups that are sent together: an assistant's with tool calls and the results, each other one by itself.
+    """Returns the messages in groups that are sent together: an assistant's message with tool calls and the results
+    of all of them, or any other single message.
 
-    Results of no call, and calls without all of their results, which no provider takes, are left out.
+    Results without a call, and calls with missing results, are left out, because no provider accepts them.
     """
     groups: list[Group] = []
     at = 0
@@ -84,23 +86,25 @@ def groups_of(messages: Sequence[ChatMessage]) -> list[Group]:
 
 
 class Gauge:
-    """Estimates how many tokens messages have; after each answer from what the provider has counted."""
+    """An estimate of the number of tokens of messages. It learns from the counts in the provider's answers."""
 
     def __init__(self) -> None:
         self._a_token = _CHARACTERS_A_TOKEN
 
     def tokens(self, messages: Iterable[ChatMessage], tools: Sequence[ToolSchema] = ()) -> int:
-        """An estimate, rather too many than too few."""
+        """Returns an estimate, which is rather too high than too low."""
         characters, fixed = _size(messages)
         characters += sum(len(msgspec.json.encode(tool)) for tool in tools)
         return round(characters / self._a_token) + fixed
 
     def characters(self, tokens: int) -> int:
-        """How many characters have at most so many tokens, by the estimate."""
+        """Returns the number of characters that have at most so many tokens, by the estimate."""
         return max(int((tokens - 1) * self._a_token), 0)
 
     def learn(self, messages: Iterable[ChatMessage], tools: Sequence[ToolSchema], completion: Completion) -> None:
-        """The provider has counted the tokens of a request."""
+        """Corrects the estimate by the provider's count of input tokens. Ignores answers from a cache, answers
+        without a count, and requests of at most 1,000 characters.
+        """
         if completion.usage is None or completion.cached or not completion.usage.input_tokens:
             return
         characters, fixed = _size(messages)
@@ -111,7 +115,7 @@ class Gauge:
 
 
 def _size(messages: Iterable[ChatMessage]) -> tuple[int, int]:
-    """Characters, and tokens that no character has."""
+    """Returns the number of characters, and the number of tokens to add for message boundaries and images."""
     characters = fixed = 0
     for message in messages:
         fixed += _TOKENS_OF_A_MESSAGE
@@ -124,8 +128,8 @@ def _size(messages: Iterable[ChatMessage]) -> tuple[int, int]:
 def without_oldest(
     messages: Sequence[ChatMessage], fixed: int, room: int, gauge: Gauge
 ) -> tuple[list[ChatMessage], list[ChatMessage]]:
-    """What is left out, and what is sent: the newest groups that fit. fixed: tokens of the rest of the request. room: of the context
-    window, without the answer.
+    """Returns two lists: the messages to leave out, and the newest groups that fit. `fixed`: the tokens of the rest
+    of the request. `room`: the tokens of the context window without those of the answer.
     """
     groups = groups_of(messages)
     sums = accumulate((gauge.tokens(group) for group in reversed(groups)), initial=fixed)
@@ -135,12 +139,14 @@ def without_oldest(
 
 
 def cut(text: str, most: int) -> str:
-    """The first characters of the text, at most so many, and how many more there were."""
+    """Returns the text, cut to `most` characters, with a note that says how many were cut off."""
     return text if len(text) <= most else f"{text[:most]}\n… ({len(text) - most:,} more characters were cut off)"
 
 
 def as_json(messages: Sequence[ChatMessage]) -> bytes:
-    """Returns the newest messages as JSON for people, a list of objects with role, content and calls: bounded, without known secrets."""
+    """Returns the newest messages as JSON for people: a list of objects with `role`, `content` and `calls`. Long
+    texts are cut, known secrets are removed, and the list has about 24,000 characters at most.
+    """
     told: list[dict[str, Any]] = []
     left = _TOLD_CHARACTERS
     for message in reversed(messages):
@@ -159,7 +165,9 @@ def as_json(messages: Sequence[ChatMessage]) -> bytes:
 
 
 def with_shorter_results(group: Iterable[ChatMessage], room: int, gauge: Gauge) -> list[ChatMessage]:
-    """The group with the longest results of its calls cut off, so that it has `room` tokens; more only where the calls themselves have."""
+    """Returns the group with the longest results of its calls cut, so that it has at most `room` tokens. It has more
+    only if the calls themselves do.
+    """
     messages = list(group)
     told = [each for each in messages if each.role == "tool"]
     calls = [each if each.role != "tool" else msgspec.structs.replace(each, content="") for each in messages]
@@ -174,7 +182,7 @@ def with_shorter_results(group: Iterable[ChatMessage], room: int, gauge: Gauge) 
 
 
 def _share(sizes: Collection[int], room: int) -> int:
-    """The greatest length to which all sizes can be cut for their sum to be at most `room`."""
+    """Returns the greatest length such that the sum of all sizes, each cut to that length, is at most `room`."""
     most = room
     for number, size in enumerate(sorted(sizes)):
         most = room // (len(sizes) - number)

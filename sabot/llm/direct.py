@@ -1,4 +1,4 @@
-"""How an agent reaches the world outside of a job: things are done at once, and again only if the program says so."""
+"""The effects of an agent outside of a job: calls are made at once and not recorded."""
 
 import asyncio
 import contextvars
@@ -22,11 +22,11 @@ from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.llm.tools import Effect, Tool
 from sabot.threads import call_on_loop
 
-_MOST_THREADS = 64  # of sync tools, in one event loop; those that do not return are among them
+_MOST_THREADS = 64  # for the sync tools of one event loop, including those of tools that never return
 
 
 class DirectTools:
-    """Calls tools without a journal, for one run."""
+    """Calls of tools without a journal, for one run."""
 
     def __init__(self, context: RequestContext, clock: Clock = SYSTEM_CLOCK) -> None:
         self._context = context
@@ -35,14 +35,18 @@ class DirectTools:
         self.around: ToolMiddleware | None = None
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
-        """Calls the tool, and again where it has failed and its class allows that. Raises what the tool raises; ToolTimeout."""
+        """Calls the tool. After a failure it calls again, as often as the tool's retries say, if the class of the
+        tool allows it or nothing was sent. Raises the error of the tool, ToolTimeout, or BudgetExceeded.
+        """
         with nullcontext() if self.around is None else self.around.call(tool.name, self._context):
             if tool.converse is not None:
                 return await tool.converse(tool, _DirectCaller(self, self._context), arguments)
             return await self.make(tool, arguments)
 
     async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
-        """As `call`, of a tool that does not converse, or of one step of it."""
+        """Makes one call of the tool's function, with retries. `call` uses it for tools without `converse`, and
+        `converse` for each of its steps.
+        """
         self._calls += 1
         number, attempt = self._calls, 1
         while True:
@@ -79,13 +83,12 @@ class DirectTools:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            raise EffectError(
-                "CancelledError", message_of(error)
-            ) from error  # of something in the tool: nobody cancels the run
+            # Something within the tool was cancelled, and not this task.
+            raise EffectError("CancelledError", message_of(error)) from error
 
 
 class _DirectCaller:
-    """Where a tool that converses is called outside of a job."""
+    """The ToolCaller of a tool with `converse` outside of a job. It cannot ask a person."""
 
     def __init__(self, tools: DirectTools, context: RequestContext) -> None:
         self._tools = tools
@@ -104,33 +107,31 @@ class _DirectCaller:
 
 
 class DirectEffects(DirectTools):
-    """An `AgentEffects` without a journal, for one run."""
+    """`AgentEffects` without a journal, for one run."""
 
     def __init__(self, engine: ExecutionEngine, context: RequestContext, clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__(context, clock)
         self._engine = engine
 
     def of(self, engine: ExecutionEngine) -> "DirectEffects":
-        """The same, for an agent with another engine."""
         return DirectEffects(engine, self._context.child(), self._clock)
 
     def around_tools(self, middleware: bool) -> "DirectEffects":
-        """Itself, with or without the middleware of its engine around the calls of tools."""
+        """Sets whether the engine's middleware stands around the calls of tools, and returns itself."""
         self.around = self._engine.around_tools if middleware else None
         return self
 
     async def complete(self, spec: RequestSpec) -> Completion:
-        """Asks the model."""
         return await self._engine.complete(spec, context=self._context.child())
 
     def stream(self, spec: RequestSpec) -> AsyncGenerator[Piece, None]:
-        """Asks the model; the last piece has the completion."""
         return self._engine.stream(spec, context=self._context.child())
 
 
 class _Threads:
-    """Threads for the sync tools of one event loop. Not those of asyncio: a few tools that never return would hold all of them, and so the
-    addresses of servers would no longer be looked up, and the process would not end.
+    """Threads for the sync tools of one event loop. The default executor of asyncio is not used, because a few tools
+    that never return would occupy all of its threads; then no host name could be resolved, and the process would not
+    end.
     """
 
     def __init__(self) -> None:
@@ -138,7 +139,9 @@ class _Threads:
         self._room = asyncio.Semaphore(_MOST_THREADS)
 
     async def call(self, function: Callable[[], Any]) -> Any:
-        """What the function returns. Who is cancelled meanwhile does not wait for the thread."""
+        """Runs the function in a thread, and returns its result. If the caller is cancelled, it does not wait for the
+        thread.
+        """
         await self._room.acquire()
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()

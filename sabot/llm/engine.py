@@ -1,8 +1,9 @@
-"""Calls of models: asked once where it can be, within limits, again where it may help, counted and paid.
+"""The engine: it makes equal requests once, keeps limits, repeats failed calls, asks fallbacks, and counts tokens and
+cost.
 
 complete, stream ─▶ idempotency key? ─▶ cache? ─▶ for each provider: middleware ─▶ circuit ─▶ limits ─▶ the provider
-                    in flight: shared    kept:       logging, timeout, retry,
-                    answered: its answer its answer  budget, telemetry, one's own
+                    in flight: shared    found:      logging, timeout, retry,
+                    answered: its answer its answer  budget, telemetry, the program's own
 """
 
 import asyncio
@@ -37,7 +38,7 @@ from sabot.llm.schema import Schema
 from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.llm.telemetry import join_loop
 
-_OWN = (BudgetExceeded, EffectError)  # what keeps one caller from asking keeps no other one
+_OWN = (BudgetExceeded, EffectError)  # of the caller that began a shared call; the others then make the call themselves
 _PARTS: tuple[tuple[str, Any, str], ...] = (
     ("cache", CompletionCache, "MemoryCache(), SqliteCache(path), RedisCache(url)"),
     ("idempotency_tracker", IdempotencyTracker, "IdempotencyTracker()"),
@@ -45,25 +46,30 @@ _PARTS: tuple[tuple[str, Any, str], ...] = (
     ("breaker", CircuitBreaker, "CircuitBreaker()"),
     ("prices", Prices, "PriceTable({…}, version=…), GenaiPrices()"),
 )
-_TEXTS_AT_ONCE = 256  # of one request for embeddings
+_TEXTS_AT_ONCE = 256  # in one request for embeddings
 _KEPT_ENDS = ("stop", "tool_calls")
 
 
 class ExecutionEngine:
-    """Asks a model, through one provider or, where that one fails, through others. For one event loop after
-    the other.
+    """An engine that asks a model through one provider, and through others if that one fails. It belongs to one event
+    loop at a time, and `close` closes its providers and its cache.
 
-    provider: whom it asks. fallback: who is asked in its place, in this order, when a call has failed with an error that may pass; by their
-    own models. limits: of each provider. retries: attempts after a failure, `backoff` before the first and twice as long before each next
-    one, drawn by lot and never shorter than the provider asks for; a call that is turned away (429) is no failure, and is made again for
-    `patience`; 0: one attempt. timeout: of an attempt; of a stream, between two pieces. total_timeout: of a call with all its attempts.
-    max_answer_bytes: of an answer as it comes, the JSON around it counted too (of a stream about 300 bytes around each piece); a longer one
-    is not read to its end, and raises AnswerTooLarge. None: no limit. breaker: when a provider is no longer asked; if not given, there is
-    one where there is a fallback.
-    cache: answers that are kept. idempotency_tracker: makes calls with one key once. budget: what all calls may use. prices: what tokens
-    cost; by default those of the package genai-prices, where it is installed (extra `llm`). middleware: what stands around each call, the
-    outermost first: names out of MIDDLEWARE, and functions of one's own. clock, sleep,
-    seed: for tests. The engine closes its providers and its cache. Raises UserError.
+    `provider`: the provider that is asked first. `fallback`: providers that are asked in this order, with their own
+    models, when a call has failed with an error that may pass. `limits`: the limits of each provider. `breaker`: the
+    rule by which a failing provider is not asked for a while; an engine with a fallback has one by default.
+
+    `retries`: the number of further attempts after a failure; 0 makes one attempt. `backoff`: the wait before the
+    first of them; each further wait is twice as long, at most 30 s, drawn at random between half and the whole, and
+    begins after the time that the provider asks for. `patience`: the time for which a call that is turned away (429)
+    is repeated; this does not count as a failure. `timeout`: the time limit of an attempt, or of a stream the wait
+    between two pieces. `total_timeout`: the time limit of a call with all its attempts. `max_answer_bytes`: the
+    greatest length of an answer as it arrives, with the JSON around it (about 300 bytes for each piece of a stream),
+    or None for no limit. Reading stops at the limit and raises AnswerTooLarge.
+
+    `cache`: the cache of answers. `idempotency_tracker`: makes calls with the same key once. `budget`: the budget of
+    all calls together. `prices`: the prices of tokens, by default those of the package genai-prices if it is
+    installed (extra `llm`). `middleware`: the layers around each call, the outermost first: names out of MIDDLEWARE,
+    and functions. `clock`, `sleep` and `seed` (of the random waits) are for tests. Raises UserError.
     """
 
     def __init__(
@@ -126,7 +132,7 @@ class ExecutionEngine:
         ]
         self._chains = [chained(middleware, built_in, route.send) for route in self._routes]
         self.around_tools = built_in.around_tools(middleware)
-        self._asked: dict[bytes, SharedCall] = {}  # calls in flight whose answers the cache will keep, by its key
+        self._asked: dict[bytes, SharedCall] = {}  # calls in flight whose answers go into the cache, by cache key
         self._shared: set[SharedCall] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -140,7 +146,7 @@ class ExecutionEngine:
 
     @property
     def provider(self) -> Provider:
-        """Who is asked first."""
+        """The provider that is asked first."""
         return self._routes[0].provider
 
     # -- calls --------------------------------------------------------------------------------------------------------
@@ -159,12 +165,16 @@ class ExecutionEngine:
     ) -> Completion:
         """Asks the model, and returns its whole answer.
 
-        prompt: a text, a ChatMessage, a list of them, or a RequestSpec. fields: of the RequestSpec, in place of what it has; `tools` may be
-        tools. output: a type, columns or a JSON schema (`llm/schema`); the answer has it in `.output`, unless the model calls tools.
-        idempotency_key: as of IdempotencyTracker. timeout: of an attempt, in place of the engine's. budget: of this call, beside the
-        engine's. cache: False: asks anew, and keeps nothing; a cache: that of the call, where the engine has none.
+        `prompt`: a text, a ChatMessage, a list of them, or a RequestSpec. `output`: a type, columns or a JSON schema
+        (see `Schema`); the decoded answer is in `.output`, which is None if the model calls tools. `idempotency_key`:
+        the key for the IdempotencyTracker. `context`: the request id, tenant and user of the call. `timeout`: the
+        time limit of an attempt, in place of the engine's. `budget`: a budget of this call, in addition to the
+        engine's. `cache`: False asks anew and stores nothing; a cache is used if the engine has none. `fields`:
+        fields of the RequestSpec, which replace those of a given spec; `tools` may contain tools.
 
-        Raises ModelError, MalformedAnswer where the answer does not match the output, BudgetExceeded, IdempotencyConflict, UserError.
+        Raises ModelError, among them MalformedAnswer if the answer does not match the output; BudgetExceeded;
+        PolicyDenied; IdempotencyConflict; UserError, also in the function of a durable agent, which asks through
+        `ctx.llm(engine)`.
         """
         call, schema = self._call("complete", prompt, output, idempotency_key, context, timeout, budget, fields)
         while True:
@@ -191,8 +201,9 @@ class ExecutionEngine:
         cache: bool = True,
         **fields: Any,
     ) -> AsyncGenerator[Piece, None]:
-        """The answer in pieces, as they come; the last one has the completion. All else is as for `complete`. A call that fails after its
-        first piece is not made again. Who leaves early closes the generator (`contextlib.aclosing`), which ends the request.
+        """Asks the model, and yields its answer in pieces as they come. The last piece contains the completion.
+        Parameters and errors are those of `complete`. A call that fails after its first piece is not repeated. To end
+        the request early, close the generator (`contextlib.aclosing`).
         """
         call, schema = self._call("stream", prompt, output, idempotency_key, context, timeout, budget, fields)
         return self._stream(call, schema, cache)
@@ -230,11 +241,12 @@ class ExecutionEngine:
     async def complete_many(
         self, prompts: Iterable[Any], *, errors: str = "raise", concurrency: int = 1000, **how: Any
     ) -> Any:
-        """The answers to the prompts, in their order. how: as for `complete`, the same for all.
+        """Asks the model about each prompt, and returns the answers in the order of the prompts. `how`: parameters of
+        `complete`, the same for all.
 
-        errors: "raise" ends with the first error, and cancels the other calls; "return" has ModelError and BudgetExceeded in the place of
-        an answer. concurrency: so many prompts are taken from the iterable at once; how many requests are made at once is said by the
-        limits.
+        `errors`: "raise" raises the first error and cancels the other calls; "return" puts a ModelError,
+        BudgetExceeded or PolicyDenied in the place of its answer. `concurrency`: the number of prompts that are taken
+        from the iterable at once. The limits of the engine say how many requests are in flight.
         """
         check("complete_many: concurrency", concurrency, Whole(1))
         if errors not in ("raise", "return"):
@@ -268,8 +280,8 @@ class ExecutionEngine:
         timeout: Duration | None = None,
         budget: CallBudget | None = None,
     ) -> Embeddings:
-        """A vector for each text; many texts go in several requests. Only the first provider is asked: vectors of another model have
-        another meaning. Raises as `complete`.
+        """Returns a vector for each text. More than 256 texts are sent in several requests. Only the first provider
+        is asked, because vectors of different models cannot be compared. Raises the errors of `complete`.
         """
         if isinstance(texts, str) or not texts or not all(isinstance(each, str) for each in texts):
             raise UserError(f"embed: {short_repr(texts)} is no list of texts", hint='engine.embed(["a text", …])')
@@ -283,16 +295,22 @@ class ExecutionEngine:
         return parts[0] if len(parts) == 1 else joined(parts)
 
     def price(self, model: str, usage: Usage) -> Decimal | None:
-        """What so many tokens of a model of the first provider cost, in US dollars; None where that is not known."""
+        """Returns the cost in US dollars of so many tokens of a model of the first provider, or None if the price is
+        unknown.
+        """
         return self._routes[0].price(model, usage)
 
     def most_cost(self, model: str, usage: Usage) -> Decimal | None:
-        """As `price`; or what as many tokens cost of a provider that may be asked in place of the first, if that is more."""
+        """Returns the greatest cost of so many tokens among the first provider with this model and the fallbacks with
+        their own models, or None if no price is known.
+        """
         others = (each.price(each.provider.model, usage) for each in self._routes[1:])
         return max((each for each in (self.price(model, usage), *others) if each is not None), default=None)
 
     async def close(self) -> None:
-        """Ends shared calls and streams, the providers and the cache. Afterwards no call is made. Repeated calls do nothing."""
+        """Ends shared calls and streams, and closes the providers and the cache. Later calls raise UserError.
+        Repeated calls do nothing.
+        """
         if self._closed:
             return
         self._closed = True
@@ -304,11 +322,15 @@ class ExecutionEngine:
             await self._cache.close()
 
     def statistics(self) -> dict[str, Any]:
-        """`calls` that needed a provider, of which `in_flight` now and `failed`; `unasked`: answered by the cache, by an idempotency key or
-        by an equal call in flight. `attempts` of calls, of which `failed_attempts`; `retries`; `overloads`: turned away (429); `fallbacks`
-        to another provider. `input_tokens`, `output_tokens`, `cached_tokens`, `reasoning_tokens`; `cost` in US dollars, where it is known.
-        `seconds_total` of all attempts. `tool_calls`, `failed_tool_calls`, `tool_seconds`: attempts of agents to call tools, outside of
-        jobs. `waiting` for the limits, and `limit`: requests that the first provider may have in flight now.
+        """Returns the figures of the engine since its creation.
+
+        `calls`: calls that needed a provider, of them `in_flight` now and `failed`. `unasked`: calls answered by the
+        cache, by an idempotency key, or by an equal call in flight. `attempts`, of them `failed_attempts`. `retries`:
+        attempts after the first. `overloads`: attempts that were turned away (429). `fallbacks`: requests to a
+        fallback. `input_tokens`, `output_tokens`, `cached_tokens`, `reasoning_tokens`. `cost`: US dollars, 0 for
+        answers of unknown price. `seconds_total`: the time of all attempts. `tool_calls`, `failed_tool_calls`,
+        `tool_seconds`: attempts of agents to call tools outside of jobs. `waiting`: requests that wait for the
+        limits. `limit`: requests that the first provider may have in flight now.
         """
         figures = self._figures
         first = self._routes[0].admission
@@ -322,7 +344,7 @@ class ExecutionEngine:
             "limit": first.limit,
         }
 
-    # -- what is asked --------------------------------------------------------------------------------------------------
+    # -- making a ModelCall ---------------------------------------------------------------------------------------------
 
     def _call(
         self,
@@ -361,7 +383,9 @@ class ExecutionEngine:
     def _share(
         self, call: ModelCall, schema: Schema | None, use_cache: bool | CompletionCache
     ) -> tuple[SharedCall | Completion | None, bool]:
-        """The call as others may share it, or its answer; and whether it was begun for somebody else. None: it is for this caller alone."""
+        """Returns the shared call or the stored answer for this request, and True if another caller began it. The
+        first is None if nothing is shared, because the call has neither an idempotency key nor a cache.
+        """
         self._check()
         cache = None if use_cache is False else self._cache
         if cache is None and not isinstance(use_cache, bool):
@@ -403,7 +427,7 @@ class ExecutionEngine:
         cache: CompletionCache | None,
         shared: SharedCall,
     ) -> Completion:
-        """The work of a call with an idempotency key."""
+        """Makes a call with an idempotency key."""
         key, context = call.idempotency_key, call.context
         try:
             answer = await self._answer(call, schema, content, cache)
@@ -416,7 +440,7 @@ class ExecutionEngine:
     async def _kept(
         self, call: ModelCall, schema: Schema | None, content: bytes, cache: CompletionCache | None, shared: SharedCall
     ) -> Completion:
-        """The work of a call whose answer the cache has, or will keep."""
+        """Makes a call whose answer comes from the cache, or goes into it."""
         try:
             return await self._answer(call, schema, content, cache)
         finally:
@@ -426,7 +450,9 @@ class ExecutionEngine:
     async def _answer(
         self, call: ModelCall, schema: Schema | None, content: bytes = b"", cache: CompletionCache | None = None
     ) -> Completion:
-        """The answer, from the cache or a provider. One that does not match the schema is not kept."""
+        """Returns the answer from the cache or from a provider. The cache gets only whole answers of the first
+        provider that match the schema.
+        """
         found = None if cache is None else await cache.get(content)
         if found is not None:
             self._figures.unasked += 1
@@ -443,11 +469,13 @@ class ExecutionEngine:
     async def _ask(self, call: ModelCall) -> Completion:
         answer = await self._through(call, len(self._routes))
         if not isinstance(answer, Completion):
-            raise UserError(f"a middleware returned {short_repr(answer)}", hint="what `await forward(call)` returns")
+            raise UserError(
+                f"a middleware returned {short_repr(answer)}", hint="return the result of `await forward(call)`"
+            )
         return answer
 
     async def _through(self, call: ModelCall, most_routes: int) -> Outcome:
-        """The answer, if the app around lets the call be made."""
+        """Returns the answer, if the policy and the budgets of the app allow the call."""
         model = call.spec.model or self.provider.model
         judge = judge_of_this(model)
         if judge is None:
@@ -455,7 +483,7 @@ class ExecutionEngine:
         return await judge(call, model, self.most_cost, partial(self._routed, call, most_routes))
 
     async def _routed(self, call: ModelCall, most_routes: int) -> Outcome:
-        """The answer of the first of so many providers that does not fail with an error that may pass."""
+        """Returns the answer of the first of `most_routes` providers that does not fail with an error that may pass."""
         self._check()
         self._figures.calls += 1
         self._in_flight += 1
@@ -490,23 +518,25 @@ class ExecutionEngine:
             self._figures.failed += 1
             raise
         finally:
-            failed.clear()  # they refer to this frame
+            failed.clear()  # the errors refer to this frame, which would make a reference cycle
             self._in_flight -= 1
 
     def _check(self) -> None:
-        """Raises UserError where no call can be made."""
+        """Raises UserError if no call can be made: the engine is closed, the caller is the function of a durable
+        agent, or the engine belongs to another event loop.
+        """
         if self._closed:
             raise UserError("the engine is closed")
         if IN_JOB.get():
             raise UserError(
-                "the function of a durable agent asks an engine by itself, so nobody would judge or record what it asks",
-                hint="await ctx.llm(engine).complete(…), agent.run(…, doing=ctx.llm(engine)), or an effect: ctx.step, ctx.call",
+                "the function of a durable agent calls an engine directly, so the policy cannot judge the call, nor the journal record it",
+                hint="await ctx.llm(engine).complete(…), agent.run(…, effects=ctx.llm(engine)), or ctx.step or ctx.call",
             )
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             if self._loop is not None and not self._loop.is_closed():
                 raise UserError(
-                    "an engine belongs to one event loop until that is closed, and this is another one",
+                    "the engine is in use in another event loop that is not closed",
                     hint="make an engine for each event loop",
                 )
             self._loop = loop
@@ -516,13 +546,13 @@ class ExecutionEngine:
 
 
 def _unpaid(answer: Completion) -> Completion:
-    """The answer for somebody for whom no request was made."""
+    """Returns the answer for a caller for whom no request was made: with no tokens and no cost."""
     cost = None if answer.cost is None else Decimal(0)
     return msgspec.structs.replace(answer, cached=True, usage=answer.usage and Usage(), cost=cost, output=None)
 
 
 async def _all(works: Iterable[Any]) -> list[Any]:
-    """Their results. The first error cancels the others."""
+    """Returns the results in order. The first error cancels the others."""
     tasks = [asyncio.ensure_future(each) for each in works]
     try:
         return await asyncio.gather(*tasks)
@@ -537,5 +567,5 @@ def _seconds(name: str, value: Duration | None) -> float | None:
         return None
     seconds = parse_seconds(value, name=name)
     if not seconds:
-        raise UserError(f"{name}=0", hint='more than nothing ("30s"), or None for no limit')
+        raise UserError(f"{name}=0", hint='a time above 0 ("30s"), or None for no limit')
     return seconds

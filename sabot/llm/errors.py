@@ -1,24 +1,24 @@
-"""What goes wrong with models and tools.
+"""Errors of models, agents and tools.
 
 SabotError
-├── ModelError                  names provider, model and request id; code E2004
+├── ModelError                  has provider, model and request id; code E2004
 │   ├── AuthenticationFailed    the key is wrong, or may not use the model
-│   ├── RequestRefused          the provider does not take the request as it is
+│   ├── RequestRefused          the provider refuses the request as it is
 │   │   └── ContextLengthExceeded   E2003: the conversation is longer than the model's context window
-│   ├── ContentFiltered         the provider's filter held the answer back
-│   ├── MalformedAnswer         the answer is cut off, is no JSON, or does not match the schema
-│   ├── AnswerTooLarge          the answer is longer than `max_answer_bytes`, and was not read to its end
+│   ├── ContentFiltered         the provider's filter refused the request or held the answer back
+│   ├── MalformedAnswer         the answer is cut off, is not JSON, or does not match the schema
+│   ├── AnswerTooLarge          the answer is longer than `max_answer_bytes`; reading stopped there
 │   ├── RateLimited             too many requests or tokens; `retry_after_s` (also a TransientError)
 │   ├── ModelTimeout            no answer in time (also a TransientError and a TimeoutError)
 │   └── ModelUnavailable        no connection, a 5xx, an answer that broke off (also a TransientError)
 │       ├── ModelUnreachable    there is no connection to the provider, so nothing was sent
-│       └── CircuitOpen         the provider failed again and again, so it was not asked
-├── BudgetExceeded              what may be used is used up, so no request was made
-│   └── BudgetUnavailable       what is left is not known, so none was made either (also a TransientError)
-├── ToolError                   E2001: a tool is not there, got wrong arguments, or failed
+│       └── CircuitOpen         the provider failed several times in a row, so it was not asked
+├── BudgetExceeded              the budget is used up, so no request was made
+│   └── BudgetUnavailable       the rest of the budget is unknown, so no request was made (also a TransientError)
+├── ToolError                   E2001: a tool does not exist, got wrong arguments, or failed
 │   └── ToolTimeout             E2002 (also a TimeoutError)
-└── AgentRunError               E2000: a run of an agent that cannot go on
-    └── TurnLimitExceeded       E2005: the model goes on calling tools
+└── AgentRunError               E2000: a run of an agent cannot continue
+    └── TurnLimitExceeded       E2005: the model has not answered within `max_turns` requests
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,11 @@ from sabot.stored_names import stored_name
 
 
 class ModelError(SabotError):
-    """A call of a model has failed.
+    """A call of a model that has failed.
 
-    provider, model, request_id: which call; empty where they are not known. status: of HTTP; 0: there was no response. sent: the request
-    may have been worked on, so it may cost. conversation: what was said in the run of an agent that it has ended, the prompt first.
+    `provider`, `model`, `request_id`: the call, "" where unknown. `status`: the HTTP status, or 0 if there was no
+    response. `sent`: True if the vendor may have processed the request, so that it may cost. `conversation`: the
+    messages of the run of an agent that the error has ended, the prompt first.
     """
 
     code = "E2004"
@@ -64,21 +65,23 @@ class AuthenticationFailed(ModelError):
 
 
 class RequestRefused(ModelError):
-    """The provider does not take the request as it is; the same request is refused again."""
+    """The provider refuses the request as it is. A repetition would be refused again."""
 
 
 class ContextLengthExceeded(RequestRefused):
-    """The conversation, with the room for the answer, is longer than the model's context window."""
+    """The conversation, together with the longest answer allowed, is longer than the model's context window."""
 
     code = "E2003"
 
 
 class ContentFiltered(ModelError):
-    """A filter of the provider held the request or the answer back."""
+    """A filter of the provider refused the request or held the answer back."""
 
 
 class MalformedAnswer(ModelError):
-    """The answer is cut off, is no JSON, or does not match the schema. text: the answer, shortened."""
+    """The answer is cut off, is not JSON, or does not match the schema. `text`: the answer, shortened to 2,000
+    characters.
+    """
 
     def __init__(self, message: str, *, text: str = "", **where: object) -> None:
         super().__init__(message, **where)  # type: ignore[arg-type]
@@ -86,11 +89,13 @@ class MalformedAnswer(ModelError):
 
 
 class AnswerTooLarge(ModelError):
-    """The answer is longer than `max_answer_bytes`. It was not read to its end; it may cost all the same."""
+    """The answer is longer than `max_answer_bytes`. Reading stopped there; the answer may cost nevertheless."""
 
 
 class RateLimited(ModelError, TransientError):
-    """The provider wants fewer requests or tokens. retry_after_s: the wait it asks for; 0: it said nothing."""
+    """The provider has turned the request away because there are too many requests or tokens. `retry_after_s`: the
+    wait that the provider asks for, or 0 if it names none.
+    """
 
     def __init__(self, message: str, *, retry_after_s: float = 0.0, **where: object) -> None:
         super().__init__(message, **where)  # type: ignore[arg-type]
@@ -102,7 +107,9 @@ class ModelTimeout(ModelError, TransientError, TimeoutError):
 
 
 class ModelUnavailable(ModelError, TransientError):
-    """The provider cannot be reached, has failed by itself, or its answer broke off."""
+    """The provider cannot be reached, has failed with a 5xx, or its answer broke off. `retry_after_s`: as for
+    RateLimited.
+    """
 
     def __init__(self, message: str, *, retry_after_s: float = 0.0, **where: object) -> None:
         super().__init__(message, **where)  # type: ignore[arg-type]
@@ -114,30 +121,38 @@ class ModelUnreachable(ModelUnavailable):
 
 
 class CircuitOpen(ModelUnavailable):
-    """The provider failed again and again, so for `retry_after_s` seconds it is not asked. Nothing was sent."""
+    """The provider failed several times in a row, and is not asked for another `retry_after_s` seconds. Nothing was
+    sent.
+    """
 
 
 UNPAID = (AuthenticationFailed, CircuitOpen, ModelUnreachable, RateLimited, RequestRefused)
-"""Errors of requests that no vendor is paid for."""
+"""Errors after which no vendor charges for the request."""
 
 
 def may_cost(error: BaseException) -> bool:
-    """Whether a request that ended so may be paid: it was sent, and its answer was not read."""
+    """Returns True if a request that ended with this error may have to be paid: it was sent, and its answer was not
+    read.
+    """
     if isinstance(error, ModelError):
         return error.sent and not isinstance(error, UNPAID)
     return not isinstance(error, UserError)
 
 
 class BudgetExceeded(SabotError):
-    """Tokens or money that may be used are used up. No request was made."""
+    """The tokens, the money or the tool calls of a budget are used up. No request was made."""
 
 
 class BudgetUnavailable(BudgetExceeded, TransientError):
-    """Several processes share the budget, and its owner, whom the message names, does not say what is left. No request was made."""
+    """The budget is shared by several processes, and the process that keeps it does not answer. The message names it.
+    No request was made.
+    """
 
 
 class ToolError(SabotError):
-    """A tool is not there, got arguments that it does not take, or failed. The model is told."""
+    """A tool does not exist, got arguments that do not match its parameters, or failed. An agent shows the message to
+    the model.
+    """
 
     code = "E2001"
 
@@ -149,14 +164,16 @@ class ToolTimeout(ToolError, TimeoutError):
 
 
 class AgentRunError(SabotError):
-    """A run of an agent cannot go on. Its conversation has the turns that were complete. conversation: what was said in the run."""
+    """A run of an agent cannot continue. `conversation`: the messages of the run, the prompt first. The agent's
+    Conversation has the complete turns of the run.
+    """
 
     code = "E2000"
     conversation: Sequence[ChatMessage] = ()
 
 
 class TurnLimitExceeded(AgentRunError):
-    """The model has been asked `max_turns` times, and has not answered."""
+    """The model was asked `max_turns` times and has not answered."""
 
     code = "E2005"
 
@@ -169,11 +186,11 @@ ABOUT_ITS_RECORD = (
     TurnLimitExceeded,
     DataError,
 )
-"""Errors of an agent over a record which say nothing of the next record: another one may well be answered."""
+"""Errors of an agent that depend on the record it processed, so that the next record may succeed."""
 
 
 def retold(error: SabotError, message: str) -> SabotError:
-    """The same error, with another message."""
+    """Returns a copy of the error with another message."""
     told = copy(error)
     told.message = message
     told.args = (message,)
@@ -181,7 +198,9 @@ def retold(error: SabotError, message: str) -> SabotError:
 
 
 def model_error(type: str, message: str) -> ModelError | BudgetExceeded | TurnLimitExceeded | None:
-    """The error of this class, where it is one that a call of a model raises: a journal has of an error its class and what it said."""
+    """Returns the error of a model call whose class name and message a journal has recorded, or None if the class is
+    not one that a model call raises.
+    """
     kind = _KINDS.get(type)
     return None if kind is None else kind(message)
 

@@ -1,7 +1,7 @@
-"""Calls that several wait for, and calls that are made once for each idempotency key.
+"""Calls that several callers share, and calls that are made once for each idempotency key.
 
-`SharedCall` is a call in a task of its own. Who waits for it gets its result, or its pieces from the first one on; it goes on as long as
-anybody waits, and is cancelled when the last one has gone.
+A `SharedCall` runs in a task of its own. All callers that wait for it get its result, or its pieces from the first
+one on. It is cancelled when the last of them has stopped waiting.
 """
 
 import asyncio
@@ -24,10 +24,16 @@ HOOKS = ("idempotency.start", "idempotency.hit", "idempotency.conflict", "idempo
 
 
 class SharedCall:
-    """work: makes the call, and gives its pieces to the function that it gets. name: in messages."""
+    """A model call for which several callers wait.
+
+    `work`: the coroutine function that makes the call; it passes the pieces of the answer to the function that it
+    gets. `name`: the name of the call in messages.
+    """
 
     def __init__(self, work: Callable[[Callable[[Piece], None]], Coroutine[Any, Any, Completion]], name: str) -> None:
-        self.left = False  # nobody waits any more: it is being cancelled, and not for a newcomer
+        self.left = (
+            False  # True when the last caller has left: the call is being cancelled, and no new caller may share it
+        )
         self._name = name
         self._pieces: list[Piece] = []
         self._waiting: list[asyncio.Future[None]] = []
@@ -36,8 +42,8 @@ class SharedCall:
         self._task.add_done_callback(self._over)
 
     async def result(self, timeout_s: float | None = None) -> Completion:
-        """The answer, or the error of the call. Raises ModelTimeout where there is none after `timeout_s` seconds; the call goes on for the
-        others.
+        """Returns the answer, or raises the error of the call. Raises ModelTimeout if there is no answer within
+        `timeout_s` seconds; other callers continue to wait.
         """
         self._users += 1
         try:
@@ -49,7 +55,9 @@ class SharedCall:
             await self._leave()
 
     async def stream(self) -> AsyncGenerator[Piece, None]:
-        """All pieces, from the first one on, and the answer. An answer that did not come in pieces is one."""
+        """Yields all pieces from the first one on, and then the completion. An answer that did not come in pieces is
+        split by `in_pieces`.
+        """
         self._users += 1
         try:
             seen = 0
@@ -72,7 +80,7 @@ class SharedCall:
             await self._leave()
 
     async def cancel(self) -> None:
-        """Ends it, whoever waits: they get ModelUnavailable."""
+        """Cancels the call. Callers that wait for it get ModelUnavailable."""
         self.left = True
         self._task.cancel()
         await asyncio.wait([self._task])
@@ -93,7 +101,7 @@ class SharedCall:
 
     def _over(self, task: "asyncio.Task[Completion]") -> None:
         if not task.cancelled():
-            task.exception()  # seen, also where nobody waits any more
+            task.exception()  # retrieved, so that asyncio does not log it if no caller waits any more
         self._wake()
 
     def _wake(self) -> None:
@@ -104,7 +112,7 @@ class SharedCall:
 
 
 async def in_pieces(completion: Completion) -> AsyncGenerator[Piece, None]:
-    """An answer that is there already, as a stream gives it: its text, its calls of tools, all of it."""
+    """Yields a complete answer as a stream would: its text, its tool calls, and the completion."""
     if completion.content:
         yield Piece(completion.content)
     for call in completion.tool_calls:
@@ -114,7 +122,7 @@ async def in_pieces(completion: Completion) -> AsyncGenerator[Piece, None]:
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyEvent:
-    """What a hook is told. name: of the hook. key, context: of the call."""
+    """The argument of a hook. `name`: the name of the hook. `key` and `context`: those of the call."""
 
     name: str
     key: str
@@ -122,14 +130,16 @@ class IdempotencyEvent:
 
 
 class IdempotencyTracker:
-    """Makes calls with equal idempotency keys once. Keys of different tenants (`RequestContext.tenant_id`) have nothing to do with each
-    other.
+    """A tracker that makes calls with the same idempotency key once. Each tenant (`RequestContext.tenant_id`) has
+    keys of its own. The engines of one event loop may share a tracker.
 
-    A key whose call is in flight gets the answer of that call; one whose call has been answered gets this answer; the key of a call that
-    failed is free again. A key that comes with another request raises IdempotencyConflict.
+    A call whose key is in flight shares the answer of the call in flight. A call whose key was answered gets that
+    answer. A key whose call failed is free again. A key that comes with a different request raises
+    IdempotencyConflict.
 
-    request_timeout: how long a call waits for another one in flight with its key, until ModelTimeout. most, ttl: how many answers are kept,
-    and how long; None: as long as there is room. May be shared by the engines of one event loop. hits: calls that needed no request.
+    `request_timeout`: the time for which a call waits for another one with its key, before it raises ModelTimeout.
+    `most`: the number of answers that are kept. `ttl`: the time for which an answer is kept, or None for no limit.
+    `hits`: the number of calls that needed no request.
     """
 
     def __init__(
@@ -149,16 +159,17 @@ class IdempotencyTracker:
         self._hooks: dict[str, list[Callable[[IdempotencyEvent], None]]] = {name: [] for name in HOOKS}
 
     def on(self, name: str, hook: Callable[[IdempotencyEvent], None]) -> None:
-        """Calls the hook from now on. name: "idempotency.start", ".hit", ".conflict", ".complete" or ".fail". An error that a hook raises
-        is that of the call. Raises UserError for another name.
+        """Registers a hook. `name`: "idempotency.start", ".hit", ".conflict", ".complete" or ".fail". An error that
+        the hook raises becomes the error of the call. Raises UserError for another name.
         """
         if name not in self._hooks:
             raise UserError(f"IdempotencyTracker: {name!r} is no hook", hint=", ".join(HOOKS))
         self._hooks[name].append(hook)
 
     def find(self, key: str, content: bytes, context: RequestContext) -> Completion | SharedCall | None:
-        """The answer of the key, or its call in flight; None: the caller is to make the call, and says so by `start`. content: a digest of
-        the request. Raises IdempotencyConflict.
+        """Returns the stored answer of the key, or its call in flight, or None if the caller has to make the call and
+        report it with `start`. `content`: a digest of the request. Raises IdempotencyConflict if the key was used for
+        another request.
         """
         place = _place(key, context)
         found = self._under_way.get(place)
@@ -178,25 +189,27 @@ class IdempotencyTracker:
         return answer
 
     def start(self, key: str, content: bytes, context: RequestContext, make: Callable[[], SharedCall]) -> SharedCall:
-        """The call is made, and in flight until `complete` or `fail`."""
+        """Makes the call, and registers it as in flight until `complete` or `fail`."""
         self._tell("idempotency.start", key, context)
         call = make()
         self._under_way[_place(key, context)] = (content, call)
         return call
 
     def complete(self, key: str, content: bytes, context: RequestContext, call: SharedCall, answer: Completion) -> None:
-        """The call has its answer, which is kept."""
+        """Stores the answer of the call."""
         self._end(key, context, call)
         self._answers.keep(_place(key, context), (content, msgspec.structs.replace(answer, output=None)))
         self._tell("idempotency.complete", key, context)
 
     def fail(self, key: str, context: RequestContext, call: SharedCall) -> None:
-        """The call has failed, or was cancelled: the key is free."""
+        """Frees the key of a call that failed or was cancelled."""
         self._end(key, context, call)
         self._tell("idempotency.fail", key, context)
 
     def _end(self, key: str, context: RequestContext, call: SharedCall) -> None:
-        """Another call may have the key already, where this one was left by all who waited for it."""
+        """Removes the call from those in flight, unless its key belongs to a later call already. That happens if all
+        callers of this one had left.
+        """
         place = _place(key, context)
         found = self._under_way.get(place)
         if found is not None and found[1] is call:

@@ -1,8 +1,8 @@
-"""Values of JSON against a JSON schema.
+"""Checks JSON values against a JSON schema.
 
-Checked are `type`, `enum`, `const`, `properties`, `required`, `additionalProperties`, `items`, `anyOf`, `oneOf`, `allOf`, `$ref`, and the
-bounds of numbers, lengths and numbers of items. Other words are left to the vendor: most of them describe, and a pattern of somebody
-else's schema may take for ever.
+It checks `type`, `enum`, `const`, `properties`, `required`, `additionalProperties`, `items`, `anyOf`, `oneOf`,
+`allOf`, `$ref`, and the bounds of numbers, of lengths, and of the number of items. Other keywords are left to the
+vendor: most of them only describe, and a `pattern` from an untrusted schema may run for ever.
 """
 
 from collections.abc import Iterator
@@ -21,19 +21,19 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "integer": int,
 }
 _DEEPEST = 100
-_MOST_WORDS = 1000  # characters, of what is wrong with each of several choices
+_MOST_WORDS = 1000  # characters of the list of errors of several choices
 
 
 def mismatch(value: Any, schema: JsonSchema) -> str:
-    """What is wrong with the value and where, in words like "expected integer, got string - at $.amount"; "": nothing. Raises UserError
-    where a `$ref` leads nowhere.
+    """Returns the first error of the value, such as "expected integer, got string - at $.amount", or "" if the value
+    matches. Raises UserError if a `$ref` leads nowhere or a type is unknown.
     """
     return next(_wrongs(value, schema, _Root(schema), "$", 0), "")
 
 
 class _Root:
-    """The whole schema. known: what is wrong with a value by the part that a `$ref` names, so that each is looked at once: parts that refer
-    to each other twice would else take twice as long at each step.
+    """The whole schema. `known`: errors that were found already, by value and by the target of a `$ref`. Without it,
+    two parts that refer to each other would double the work at each level.
     """
 
     def __init__(self, schema: JsonSchema) -> None:
@@ -41,10 +41,10 @@ class _Root:
         self.known: dict[tuple[int, str], str] = {}
 
     def wrong(self, value: Any, reference: str, where: str, depth: int) -> str:
-        """What is first wrong; "": nothing."""
+        """Returns the first error of the value against the part that `reference` names, or ""."""
         key = id(value), reference
         if key not in self.known:
-            self.known[key] = f"nested too deep - at {where}"  # where it refers to itself alone
+            self.known[key] = f"nested too deep - at {where}"  # the answer for a part that refers only to itself
             self.known[key] = next(_wrongs(value, _part(self.schema, reference), self, where, depth), "")
         return self.known[key]
 
@@ -147,5 +147,7 @@ def _kind_of(value: Any) -> str:
 
 
 def _same(value: Any, other: Any) -> bool:
-    """JSON has one kind of number, and True is none."""
+    """Returns True if two JSON values are equal. JSON has one kind of number (1 equals 1.0), and True is not a
+    number.
+    """
     return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)

@@ -1,8 +1,8 @@
-"""Who judges calls of models that are no effects of a job: the app around them, if it has rules or budgets. The engine asks it before each
-call.
+"""The judge of model calls that are not effects of a job. An app with rules or budgets sets one, and the engine asks
+it before each call.
 
-The context of a call says who judges it. A thread that was given no context says nothing: what it asks could be of a tool of a job. While
-jobs whose calls are judged run in this process, such calls are refused.
+The judge is found by the context of the call. A thread that was started without a context has no judge, although a
+tool of a job may have started it. Such calls are refused while jobs whose calls are judged run in this process.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from sabot.llm.results import Usage
 
 
 class CallJudge(Protocol):
-    """Judges calls."""
+    """The policy and the budgets of an app, as an engine asks them about a call."""
 
     async def __call__(
         self,
@@ -27,28 +27,34 @@ class CallJudge(Protocol):
         price: Callable[[str, Usage], Decimal | None],
         ask: Callable[[], Awaitable[Outcome]],
     ) -> Outcome:
-        """What the call of this model gives; `ask` makes it, as `call` then says. Raises PolicyDenied, BudgetExceeded where it may not be
-        made.
+        """Judges the call of this model, makes it by `ask`, and returns the outcome. It may change `call` before.
+        Raises PolicyDenied or BudgetExceeded if the call may not be made. `price`: the cost of tokens of a model, or
+        None if unknown.
         """
 
 
 JUDGE: ContextVar[CallJudge | None] = ContextVar("JUDGE", default=None)
-"""Of what runs here; None: all may be asked. The calls of jobs have been judged as effects."""
+"""The judge of the calls that are made here. None allows all calls; those of jobs were judged as effects before."""
 
-# The program's: contexts that are copied of it say that nobody judges, and those of bare threads say nothing.
+# Set in the context of the main thread. Contexts copied from it have the value None; the empty contexts of threads have no
+# value, by which `judge_of_this` tells them apart.
 JUDGE.set(None)
 
 SENDABLE: ContextVar[Callable[[], Awaitable[None]] | None] = ContextVar("SENDABLE", default=None)
-"""Returns when a request may be sent: of a call that is an effect of a job, while the claim of its journal holds. None: at any time."""
+"""A function that returns when a request may be sent, set for calls that are effects of a job: they may be sent while
+the job's process owns its journal. None allows it at any time.
+"""
 
 IN_JOB: ContextVar[bool] = ContextVar("IN_JOB", default=False)
-"""Whether the function of a job runs here. It asks models by its context: what it asks by itself would be judged and recorded by nobody."""
+"""True while the function of a job runs here. It asks models through its context, because calls that it made itself
+would be neither judged nor recorded.
+"""
 
-_judging: dict[object, asyncio.AbstractEventLoop] = {}  # who runs calls that are judged, and where
+_judging: dict[object, asyncio.AbstractEventLoop] = {}  # by owner of jobs whose calls are judged: its event loop
 
 
 def begin_judging(who: object) -> None:
-    """From now on, until `end_judging`, this runs calls that are judged, on the event loop of here."""
+    """Registers `who`, which runs jobs whose calls are judged on the current event loop, until `end_judging`."""
     if who not in _judging:
         for each in [each for each, loop in list(_judging.items()) if loop.is_closed()]:
             _judging.pop(each, None)
@@ -56,20 +62,22 @@ def begin_judging(who: object) -> None:
 
 
 def end_judging(who: object) -> None:
-    """It runs none any more. If it ran none, nothing happens."""
+    """Removes `who`. Does nothing if it is not registered."""
     _judging.pop(who, None)
 
 
 def judge_of_this(model: str) -> CallJudge | None:
-    """Who judges a call of this model that is made here; None: nobody has to. Raises UserError where that is not known."""
+    """Returns the judge of a call of this model here, or None if the call needs none. Raises UserError if the thread
+    has no context, so that the judge is unknown.
+    """
     judge = JUDGE.get()
     if judge is not None or not _judging or JUDGE in copy_context():
         return judge
     loops = [each for each in list(_judging.values()) if not each.is_closed()]
     if loops and asyncio.get_running_loop() not in loops and threading.current_thread() is not threading.main_thread():
         raise UserError(
-            f"{model} was not asked: jobs with a policy or budgets run in this process, and thread {threading.current_thread().name} was "
-            "given no context, so nobody knows whether a tool of them asks, and who judges that",
+            f"{model} was not asked: jobs with a policy or budgets run in this process, and thread {threading.current_thread().name} has "
+            "no context, so Sabot cannot tell whether one of these jobs makes the call",
             hint="in a tool: make it `async def`, and await the engine in it; elsewhere begin the thread by asyncio.to_thread(…), or by "
             "contextvars.copy_context().run(…) of the program",
         )

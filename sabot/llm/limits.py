@@ -1,7 +1,9 @@
-"""How much is asked of a provider: requests in flight, requests and tokens a minute, and nothing for a while when it fails again and again.
+"""Limits of the requests to a provider: requests in flight, requests and tokens per minute, and a pause after
+repeated failures.
 
-`Admission` lets requests begin, first come, first served. The number in flight follows what the provider takes (`calls/limits`): fewer
-after a 429, more again afterwards. `CircuitBreaker` says when a provider is no longer asked.
+`Admission` lets requests begin in the order in which they came. The number in flight adapts to the provider
+(`calls/limits`): it is lowered after a 429 and grows again with successful requests. `Circuit` stops asking a
+provider that fails again and again.
 """
 
 import asyncio
@@ -17,15 +19,19 @@ from sabot.errors import UserError, short_repr
 from sabot.llm.errors import CircuitOpen, ModelTimeout, ModelUnavailable, RateLimited
 
 _MOST_AT_ONCE = 100_000
-_BURST_SECONDS = 10.0  # of the tokens of a minute may be used at once
+_BURST_SECONDS = 10.0  # the tokens of this time may be used at once
 _LONGEST_PAUSE_SECONDS = 60.0
-_NEARLY = 1e-3  # tokens
+_NEARLY = 1e-3  # tokens: a smaller lack is a rounding error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one provider is asked at most. concurrency: requests in flight, fewer while the provider answers 429. requests_per_minute: begin
-    evenly. tokens_per_minute: read and written; they are estimated when a request begins and counted when it ends. None: as many as come.
+    """The limits of one provider.
+
+    `concurrency`: the number of requests in flight, lowered while the provider answers 429. `requests_per_minute`:
+    the number of requests that may begin, evenly spaced, or None for no limit. `tokens_per_minute`: the number of
+    tokens read and written, or None for no limit; they are estimated when a request begins, and corrected when it
+    ends.
     """
 
     concurrency: int = 64
@@ -43,8 +49,9 @@ class Limits:
 
 
 class TokenBalance:
-    """Tokens of a model that may be used: they come at an even rate, up to those of ten seconds. A request that used more than was thought
-    leaves the balance below 0, and the next one waits. Times are seconds of a steady clock.
+    """Tokens of a model that may be used. They are added at an even rate, up to the tokens of ten seconds. A request
+    that used more than estimated leaves a negative balance, and the next one waits. Times are seconds of a monotonic
+    clock.
     """
 
     def __init__(self, per_minute: float) -> None:
@@ -53,19 +60,19 @@ class TokenBalance:
         self._seen = math.inf
 
     def wait_s(self, now: float, tokens: int) -> float:
-        """Seconds until a request may begin that is thought to use so many."""
+        """Returns the seconds until a request with this estimate of tokens may begin."""
         self._balance = min(self._most, self._balance + max(0.0, now - self._seen) * self._rate)
         self._seen = now
         missing = min(tokens, self._most) - self._balance
         return missing / self._rate if missing > _NEARLY else 0.0
 
     def use(self, tokens: int) -> None:
-        """So many are used, or less than nothing: were not used after all."""
+        """Removes the tokens from the balance. A negative number gives tokens back that were reserved and not used."""
         self._balance -= tokens
 
 
 class Admission:
-    """The gate before one provider. needs_tokens: `enter` wants an estimate."""
+    """The queue of requests before one provider."""
 
     def __init__(self, limits: Limits, clock: Clock, sleep: Callable[[float], Awaitable[None]]) -> None:
         self.waiting = 0
@@ -78,21 +85,24 @@ class Admission:
         self._room: asyncio.Future[None] | None = None
 
     def begin_anew(self) -> None:
-        """In another event loop, the one before being closed: nothing is in flight. What was learnt of the provider stays."""
+        """Prepares for another event loop, after the first one was closed: nothing is in flight. The limit learnt
+        stays.
+        """
         self._turn, self._room = asyncio.Lock(), None
         self._in_flight.in_flight = self.waiting = 0
 
     @property
     def needs_tokens(self) -> bool:
+        """True if `enter` needs an estimate of tokens."""
         return self._tokens is not None
 
     @property
     def limit(self) -> int:
-        """Requests that may be in flight now."""
+        """The number of requests that may be in flight now."""
         return self._in_flight.limit
 
     async def enter(self, tokens: int) -> float:
-        """Waits until a request may begin. -> when it began, for `leave`."""
+        """Waits until a request may begin. Returns the time at which it began, for `leave`."""
         self.waiting += 1
         try:
             async with self._turn:
@@ -113,7 +123,9 @@ class Admission:
             self.waiting -= 1
 
     def leave(self, began: float, tokens: int, used: int | None, failure: BaseException | None) -> None:
-        """The request has ended. tokens: as for `enter`. used: what was counted; None: nobody knows."""
+        """Reports that the request has ended. `tokens`: the number given to `enter`. `used`: the tokens counted by
+        the provider, or None if unknown.
+        """
         now = self._clock.monotonic()
         if isinstance(failure, RateLimited):
             self._in_flight.overloaded(now, began, min(failure.retry_after_s, _LONGEST_PAUSE_SECONDS))
@@ -136,8 +148,9 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class CircuitBreaker:
-    """After so many failures of a provider, one after the other, it is not asked for the time `pause`; then one request tries whether it is
-    well again. Failures are those of the provider: no connection, a 5xx, no answer in time.
+    """The rule for a provider that fails again and again: after `failures` failures in a row it is not asked for the
+    time `pause`; then one request tries it. Only failures of the provider count: no connection, a 5xx, no answer in
+    time.
     """
 
     failures: int = 5
@@ -146,7 +159,7 @@ class CircuitBreaker:
     def __post_init__(self) -> None:
         check("CircuitBreaker: failures", self.failures, Whole(1))
         if not parse_seconds(self.pause, name="pause"):
-            raise UserError("CircuitBreaker: pause=0", hint='more than nothing ("30s")')
+            raise UserError("CircuitBreaker: pause=0", hint='a time above 0 ("30s")')
 
 
 class Circuit:
@@ -156,18 +169,20 @@ class Circuit:
         self._failures = breaker.failures
         self._pause_s = parse_seconds(breaker.pause)
         self._clock = clock
-        self._failed = 0  # one after the other
+        self._failed = 0  # failures in a row
         self._open_until: float | None = None
         self._probing = False
 
     def enter(self, provider: str, model: str) -> bool:
-        """A request is about to be made. -> whether it is the one that tries, for `leave`. Raises CircuitOpen."""
+        """Checks that a request may be made. Returns True if it is the one that tries the provider after a pause;
+        pass this to `leave`. Raises CircuitOpen.
+        """
         if self._open_until is None:
             return False
         left_s = self._open_until - self._clock.monotonic()
         if left_s > 0 or self._probing:
             raise CircuitOpen(
-                f"it has failed {self._failed} times, one after the other, and is not asked",
+                f"the provider failed {self._failed} times in a row, and is not asked for now",
                 provider=provider,
                 model=model,
                 sent=False,
@@ -177,13 +192,13 @@ class Circuit:
         return True
 
     def leave(self, probing: bool, failure: BaseException | None) -> None:
-        """The request has ended."""
+        """Reports that the request has ended, with its failure or None."""
         if probing:
             self._probing = False
         if isinstance(failure, ModelUnavailable | ModelTimeout):
             self._failed += 1
             if probing or self._failed >= self._failures:
                 self._open_until = self._clock.monotonic() + self._pause_s
-        elif failure is None or isinstance(failure, Exception):  # a refusal is an answer; a cancellation says nothing
+        elif failure is None or isinstance(failure, Exception):  # a refusal shows that the provider works
             self._failed = 0
             self._open_until = None

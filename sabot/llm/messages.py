@@ -1,6 +1,6 @@
-"""What is said to a model, and what it says: messages, their parts, and the calls of tools in them.
+"""Messages to and from a model, their parts, and the tool calls in them.
 
-They are values, equal where they say the same, and are kept in journals and conversations as msgpack.
+They are values: messages with equal fields are equal. Journals and conversations store them as msgpack.
 """
 
 from typing import Any, Literal, TypeAlias
@@ -13,13 +13,15 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 
 class Text(msgspec.Struct, frozen=True, tag="text"):
-    """A part of a message that has other parts too."""
+    """The text in a message that has several parts."""
 
     text: str
 
 
 class Image(msgspec.Struct, frozen=True, tag="image", omit_defaults=True):
-    """A picture, by its address or by its bytes. media_type: of the bytes, like "image/png"."""
+    """A picture, given by its address or by its bytes. `media_type`: the type of the bytes, such as "image/png".
+    Raises UserError unless there is either a `url`, or `data` with its `media_type`.
+    """
 
     url: str = ""
     data: bytes = b""
@@ -36,8 +38,8 @@ Part: TypeAlias = Text | Image
 
 
 class ToolCall(msgspec.Struct, frozen=True):
-    """A model asks for a call of a tool. id: the model's, by which the result is told. arguments: the text that the model wrote, which
-    should be a JSON object.
+    """A model's request to call a tool. `id`: the model's id of the call, which the message with the result repeats.
+    `arguments`: the text that the model wrote, which should be a JSON object.
     """
 
     id: str
@@ -48,9 +50,10 @@ class ToolCall(msgspec.Struct, frozen=True):
 class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     """One message of a conversation.
 
-    content: text, or parts. tool_calls: of an assistant's message. tool_call_id: which call a tool's message is the result of; is_error: it
-    says what went wrong. vendor: what the model's vendor wants to get back with the message, and nobody else reads (signed reasoning): JSON
-    by the vendor's API; a number is of tokens that the vendor itself keeps, and reads again.
+    `content`: text, or parts. `tool_calls`: the calls that an assistant's message asks for. `tool_call_id`: the id of
+    the call whose result a tool's message contains. `is_error`: True if that result is an error. `vendor`: data that
+    the vendor wants back with the message, such as signed reasoning, by the name of its API. Other vendors ignore it.
+    A number in place of data is the number of tokens that the vendor itself stores and reads again.
     """
 
     role: Role
@@ -62,36 +65,38 @@ class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def text(self) -> str:
-        """The text of its parts, pictures left out."""
+        """The texts of the content, joined. Images are left out."""
         if isinstance(self.content, str):
             return self.content
         return "".join(part.text for part in self.content if isinstance(part, Text))
 
 
 def system(text: str) -> ChatMessage:
-    """What the model is told to be. First in a conversation."""
+    """Returns a system message: instructions for the model. It is the first message of a conversation."""
     return ChatMessage("system", text)
 
 
 def user(*content: str | Part) -> ChatMessage:
-    """What a user says: a text, or texts and images."""
+    """Returns a message of the user: a text, or texts and images."""
     if len(content) == 1 and isinstance(content[0], str):
         return ChatMessage("user", content[0])
     return ChatMessage("user", tuple(Text(part) if isinstance(part, str) else part for part in content))
 
 
 def assistant(text: str = "", *tool_calls: ToolCall) -> ChatMessage:
-    """What the model says, and which tools it asks for."""
+    """Returns a message of the model: its text, and the tool calls that it asks for."""
     return ChatMessage("assistant", text, tool_calls)
 
 
 def tool_result(call_id: str, text: str, *, is_error: bool = False) -> ChatMessage:
-    """What a tool has returned, or the words of its error."""
+    """Returns a message with the result of a tool call, or with the text of its error."""
     return ChatMessage("tool", text, tool_call_id=call_id, is_error=is_error)
 
 
 def messages_of(prompt: object) -> tuple[ChatMessage, ...]:
-    """A prompt is a text, a message, or several of them. Raises UserError."""
+    """Returns the messages of a prompt, which is a text, a message, or a list of them. Raises UserError for anything
+    else.
+    """
     if isinstance(prompt, str):
         return (user(prompt),)
     if isinstance(prompt, ChatMessage):

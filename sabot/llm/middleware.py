@@ -1,17 +1,18 @@
-"""What stands around each call of a model, from outside in: logging, timeout, retry, budget, telemetry. By the same names it stands around
-the calls of an agent's tools (`ToolMiddleware`), which go through no functions of one's own.
+"""The layers around each call of a model, from the outermost: logging, timeout, retry, budget, telemetry. The same
+layers stand around the calls of an agent's tools (`ToolMiddleware`); your own layers stand around models only.
 
     async def my_middleware(call: ModelCall, forward: Forward) -> Outcome:
-        …                                  what is to be before the call
-        outcome = await forward(call)      the rest of the chain, and the request
-        …                                  what is to be after it
+        …                                  before the call
+        outcome = await forward(call)      the inner layers, and the request
+        …                                  after the call
         return outcome
 
     ExecutionEngine(provider, middleware=(my_middleware, *MIDDLEWARE))
 
-It stands around the whole of a stream too: the pieces go to the reader meanwhile (`call.pieces` of them so far), and what is returned
-has all of them. It may change the call before it forwards it, forward it again, return an outcome of its own, or raise. What stands
-inside of "retry" sees each attempt; what stands outside of it sees the call once for each provider that is asked.
+A layer may change the call before it forwards it, forward it again, return an outcome of its own, or raise. A layer
+inside of "retry" sees each attempt; a layer outside of it sees the call once for each provider that is asked. For a
+stream, `forward` returns when the stream has ended; the reader gets the pieces meanwhile (`call.pieces` is their
+number), and the outcome has all of them.
 """
 
 import asyncio
@@ -41,7 +42,7 @@ _log = logging.getLogger("sabot.llm")
 
 Outcome: TypeAlias = Completion | Embeddings
 MIDDLEWARE = ("logging", "timeout", "retry", "budget", "telemetry")
-"""The names of what an engine has around its calls, the outermost first."""
+"""The names of the default layers of an engine, the outermost first."""
 
 _OF_ATTEMPTS = (
     *("attempts", "failed_attempts", "retries", "overloads", "fallbacks"),
@@ -53,15 +54,22 @@ _MIDDLEWARE_HINT = f"a list of these and of functions: {', '.join(MIDDLEWARE)}"
 
 @dataclass(slots=True, kw_only=True)
 class ModelCall:
-    """A call on its way to a provider.
+    """A call of a model on its way to a provider.
 
-    kind: "embed" has `texts` in place of messages. provider, model: who is asked now. timeout_s: of an attempt; of a stream, between two
-    pieces. began, until: when the call began and when it has to be over, in seconds of the engine's clock. attempts: made or begun so far.
-    budget: of this call alone, beside the engine's. pieces: that the reader has got; then the call cannot be made again. unread: its last
-    request was sent, and its answer was not read, so it may be paid. lost, lost_cost: such requests so far, and what they may have cost,
-    where that is known. again: called before another request is sent; raises where none may be. instead: called with the call before
-    another provider is asked, which the call names, and with what tokens of a model cost there; may change what that is asked, and raises
-    PolicyDenied or BudgetExceeded where it may not be.
+    `kind`: "complete", "stream", or "embed", which has `texts` in place of messages. `provider` and `model`: those
+    that are asked now. `timeout_s`: the time limit in seconds of an attempt, or of a stream between two pieces.
+    `began` and `until`: the times when the call began and when it must have ended, in seconds of the engine's
+    monotonic clock. `attempts`: the number of attempts that have begun. `budget`: the budget of this call, in
+    addition to the engine's. `pieces`: the number of pieces that the reader has; a call with any is not repeated.
+    `listener`: the function that gets the pieces.
+
+    `unread`: True if the last request was sent and its answer was not read, so that it may have to be paid. `lost`
+    and `lost_cost`: the number of such requests, and the sum of their greatest known costs.
+
+    `again`: called before a request that follows an unread one; it raises if no further request is allowed.
+    `instead`: called before a fallback is asked, with the call, which names the fallback, and with the fallback's
+    price function. It may change the request, and raises PolicyDenied or BudgetExceeded if the fallback may not be
+    asked.
     """
 
     kind: Literal["complete", "stream", "embed"]
@@ -88,19 +96,21 @@ class ModelCall:
         _check_budget(self.kind, self.budget)
 
     def emit(self, piece: Piece) -> None:
-        """Gives the reader a piece."""
+        """Passes a piece to the reader."""
         self.pieces += 1
         if self.listener is not None:
             self.listener(piece)
 
     @property
     def tokens(self) -> int:
-        """Those that the call may use, by rule of thumb: what is read, and the most that may be written where the request says that."""
+        """The estimated number of tokens of the call: its input, and `max_tokens` for its output, or 0 without
+        `max_tokens`.
+        """
         return self.usage.total_tokens
 
     @property
     def usage(self) -> Usage:
-        """The same, by what is read and what is written."""
+        """The same estimate, as input and output tokens."""
         return Usage(tokens_asked(self.spec) + sum(map(count_tokens, self.texts)), self.spec.max_tokens or 0)
 
 
@@ -109,14 +119,16 @@ Middleware: TypeAlias = Callable[[ModelCall, Forward], Awaitable[Outcome]]
 
 
 class CallBudget:
-    """Tokens, and US dollars, that calls may use together, and calls of tools that agents may make. max_tokens, max_cost, max_tool_calls:
-    None: no limit. Exactly at a limit is allowed.
+    """A limit for the tokens and the US dollars of model calls together, and for the number of tool calls.
 
-    A call in flight counts with an estimate: its input by rule of thumb, and `max_tokens` of its request. One whose estimate does not fit
-    is not made. So a call that does not say `max_tokens` may go above the limit by what it writes. An answer whose provider does not say
-    what was used counts with the estimate, and with what it wrote where the request has no `max_tokens`. Costs count when they are known,
-    so the calls in flight may go above max_cost. A request that was sent and whose answer was not read may be paid, so it counts with its
-    estimate, and what that costs. Where max_cost is given, a call of a model whose price is not known is not made.
+    `max_tokens`, `max_cost`, `max_tool_calls`: the limits, which may be reached exactly; None is no limit.
+
+    A call in flight counts with an estimate: its input, and `max_tokens` of its request. A call whose estimate does
+    not fit raises BudgetExceeded. Hence a request without `max_tokens` may exceed the limit by its output. Cost
+    counts when a call has ended, so calls in flight may exceed `max_cost`. An answer without a token count counts
+    with the estimate, and its output too if the request has no `max_tokens`. A request that was sent and whose answer
+    was not read may have to be paid, so it counts with its estimate. With `max_cost`, calls of models without a known
+    price are refused.
     """
 
     def __init__(
@@ -141,22 +153,24 @@ class CallBudget:
         return f"CallBudget(max_tokens={self.max_tokens}, max_cost={self.max_cost})"
 
     def reserve(self, tokens: int, unpriced: str = "") -> None:
-        """A call is about to be made. unpriced: the model that it asks, if its price is not known. Raises BudgetExceeded."""
+        """Reserves the tokens of a call that is about to be made. `unpriced`: the model of the call if its price is
+        unknown, or "". Raises BudgetExceeded.
+        """
         if self.max_cost is not None and unpriced:
             raise BudgetExceeded(
                 f"the budget has {self.max_cost} dollars, and the price of {unpriced} is not known", hint=PRICES_HINT
             )
         if self.max_tokens is not None and self.tokens + self._reserved + tokens > self.max_tokens:
             raise BudgetExceeded(
-                f"the budget has {self.max_tokens} tokens: {self.tokens} are used, {self._reserved} may be by calls in flight, and this"
-                f" one may use {tokens}"
+                f"the budget has {self.max_tokens} tokens: {self.tokens} are used, {self._reserved} are reserved by calls in flight, and"
+                f" this call may use {tokens}"
             )
         if self.max_cost is not None and self.cost >= self.max_cost:
             raise BudgetExceeded(f"the budget has {self.max_cost} dollars, and {self.cost} are used")
         self._reserved += tokens
 
     def count_tool_call(self) -> None:
-        """A tool is about to be called. Raises BudgetExceeded."""
+        """Counts a tool call that is about to be made. Raises BudgetExceeded if there are too many."""
         if self.max_tool_calls is not None and self.tool_calls >= self.max_tool_calls:
             raise BudgetExceeded(f"the budget has {self.max_tool_calls} calls of tools, and all of them are used")
         self.tool_calls += 1
@@ -164,8 +178,11 @@ class CallBudget:
     def settle(
         self, tokens: int, outcome: Outcome | None, unsaid: int = 0, lost: int = 0, lost_cost: Decimal = Decimal(0)
     ) -> None:
-        """The call has ended. tokens: as for `reserve`. outcome: None: it failed. unsaid: tokens where the provider does not say them.
-        lost, lost_cost: requests whose answers were not read, and what they may have cost.
+        """Replaces the reservation of a call that has ended by its usage.
+
+        `tokens`: the number given to `reserve`. `outcome`: the answer, or None if the call failed. `unsaid`: the
+        tokens to count if the provider does not report any. `lost` and `lost_cost`: the number of requests whose
+        answers were not read, and their greatest cost.
         """
         self._reserved -= tokens
         self.tokens += lost * tokens
@@ -177,7 +194,9 @@ class CallBudget:
 
 @dataclass(slots=True)
 class CallFigures:
-    """What an engine counts. calls: that needed a provider; unasked: that did not. tool_calls: attempts of agents to call tools."""
+    """The counters of an engine. `calls`: calls that needed a provider. `unasked`: calls that did not. `tool_calls`:
+    attempts of agents to call tools. The others are described at `ExecutionEngine.statistics`.
+    """
 
     calls: int = 0
     failed: int = 0
@@ -198,16 +217,18 @@ class CallFigures:
     tool_seconds: float = 0.0
 
     def of_attempts(self) -> dict[str, Any]:
-        """Those of attempts, by the names of `ExecutionEngine.statistics`."""
+        """Returns the figures of attempts, by their names in `ExecutionEngine.statistics`."""
         counted = {name: getattr(self, name) for name in _OF_ATTEMPTS}
         return {**counted, "seconds_total": self.seconds.statistics()["seconds_total"]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltIn:
-    """The middleware that every engine has. timeout_s: of an attempt; total_s: of a call with all its attempts and waits; retry: failed
-    attempts that are made again; patience_s: how long a call that is turned away (429) is made again; prices: what tokens cost, where that
-    is known; dice: for jitter.
+    """The layers that every engine has.
+
+    `timeout_s`: the time limit of an attempt, in seconds. `total_s`: that of a call with all its attempts and waits.
+    `retry`: the number of retries and their waits. `patience_s`: the seconds for which a call that is turned away
+    (429) is repeated. `prices`: the prices of tokens, or None if unknown. `dice`: the random numbers of the waits.
     """
 
     timeout_s: float | None
@@ -225,7 +246,7 @@ class BuiltIn:
         _check_budget("ExecutionEngine", self.budget)
 
     def named(self, name: str) -> Middleware:
-        """One of MIDDLEWARE."""
+        """Returns the layer with a name of MIDDLEWARE."""
         return {
             "logging": self.log,
             "timeout": self.bound,
@@ -235,12 +256,12 @@ class BuiltIn:
         }[name]
 
     def around_tools(self, middleware: "str | Sequence[str | Middleware]") -> "ToolMiddleware":
-        """What stands around tools: those parts of an engine's middleware that have names."""
+        """Returns the layers around tools: those of the engine's middleware that have names."""
         named = [middleware] if isinstance(middleware, str) else middleware
         return ToolMiddleware(frozenset(each for each in named if isinstance(each, str)), self)
 
     async def log(self, call: ModelCall, forward: Forward) -> Outcome:
-        """Logs of "sabot.llm", level debug: who was asked, how it ended; never what was said."""
+        """Logs the provider and the outcome of a call to "sabot.llm" with level debug, without prompt and answer."""
         try:
             outcome = await forward(call)
         except BaseException as error:
@@ -253,7 +274,7 @@ class BuiltIn:
         return outcome
 
     async def bound(self, call: ModelCall, forward: Forward) -> Outcome:
-        """Time limits."""
+        """Sets the time limits of a call. Raises ModelTimeout after `total_s`."""
         if call.timeout_s is None:
             call.timeout_s = self.timeout_s
         if self.total_s is None:
@@ -270,7 +291,9 @@ class BuiltIn:
             raise ModelTimeout(f"no answer in {self.total_s} s, {call.attempts} attempts", **where) from error
 
     async def again(self, call: ModelCall, forward: Forward) -> Outcome:
-        """Further attempts, after a wait that grows and is drawn by lot, and is never shorter than the provider asks for."""
+        """Repeats a call after errors that may pass. Each wait is the time that the provider asks for, plus a random
+        part of the backoff. A call that has emitted a piece, or that would end after its time limit, is not repeated.
+        """
         failures = overloads = 0
         first = self.clock.monotonic()
         while True:
@@ -293,12 +316,14 @@ class BuiltIn:
                 if self.clock.monotonic() + wait_s > until:
                     raise
                 self.figures.retries += 1
-                what = type(error).__name__  # its message may have the vendor's words, and those the prompt's
+                what = type(error).__name__  # not the message: it may quote the vendor, who may quote the prompt
                 _log.info("%s: attempt %d: %s; again in %.2f s", _shown(call), call.attempts, what, wait_s)
             await self.sleep(wait_s)
 
     async def pay(self, call: ModelCall, forward: Forward) -> Outcome:
-        """Budgets: the engine's, and the call's own."""
+        """Reserves the tokens of an attempt in the engine's budget and in the call's own, and settles them
+        afterwards. Raises BudgetExceeded.
+        """
         budgets = [each for each in (self.budget, call.budget) if each is not None]
         if not budgets:
             return await forward(call)
@@ -318,12 +343,12 @@ class BuiltIn:
                 each.settle(tokens, outcome, unsaid, call.lost - lost, call.lost_cost - lost_cost)
 
     def _unpriced(self, call: ModelCall) -> str:
-        """Returns the model that is asked, where nobody knows what it costs; "" elsewhere."""
+        """Returns the model of the call if its price is unknown, else ""."""
         cost = None if self.prices is None else self.prices.cost(call.provider, call.model, call.usage)
         return "" if cost is not None and is_cost(cost) else call.model or f"the model of {call.provider}"
 
     async def count(self, call: ModelCall, forward: Forward) -> Outcome:
-        """What `ExecutionEngine.statistics` tells of attempts."""
+        """Counts an attempt for `ExecutionEngine.statistics`."""
         figures = self.figures
         figures.attempts += 1
         began = self.clock.monotonic()
@@ -347,8 +372,9 @@ class BuiltIn:
 
 @dataclass(frozen=True, slots=True)
 class ToolMiddleware:
-    """What stands around the calls of an agent's tools outside of jobs: logging around the call with all its attempts, budget and telemetry
-    around each attempt. Time limits and retries between them are the tool's own. names: of MIDDLEWARE; those left out do nothing.
+    """The layers around the calls of an agent's tools outside of jobs: logging around a call with all its attempts,
+    budget and telemetry around each attempt. Time limits and retries are the tool's own. `names`: the names of the
+    layers that are active.
     """
 
     names: frozenset[str]
@@ -356,7 +382,9 @@ class ToolMiddleware:
 
     @contextmanager
     def call(self, tool: str, context: RequestContext) -> Iterator[None]:
-        """Around a call: logs of "sabot.llm", level debug: which tool, for whom, how it ended; never with which arguments."""
+        """Surrounds a call: logs the tool, the request id, the outcome and the time to "sabot.llm" with level debug,
+        without the arguments.
+        """
         began, how = self.built_in.clock.monotonic(), "ok"
         try:
             yield
@@ -369,13 +397,13 @@ class ToolMiddleware:
                 _log.debug("tool %s for %s: %s, %.0f ms", tool, context.request_id, how, took_ms)
 
     def pay(self) -> None:
-        """Before an attempt. Raises BudgetExceeded."""
+        """Counts an attempt in the budget. Raises BudgetExceeded."""
         if "budget" in self.names and self.built_in.budget is not None:
             self.built_in.budget.count_tool_call()
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """Around an attempt: what `ExecutionEngine.statistics` tells of calls of tools."""
+        """Surrounds an attempt: counts it for `ExecutionEngine.statistics`."""
         if "telemetry" not in self.names:
             yield
             return
@@ -391,7 +419,9 @@ class ToolMiddleware:
 
 
 def chained(middleware: Sequence[str | Middleware], built_in: BuiltIn, send: Forward) -> Forward:
-    """`send`, with these around it, the first of them outermost. Raises UserError for what is no middleware."""
+    """Returns `send` with the layers around it, the first one outermost. Raises UserError for an unknown name or
+    anything but a function.
+    """
     check("middleware", middleware, Of(Sequence, _MIDDLEWARE_HINT))
     forward = send
     for each in reversed([middleware] if isinstance(middleware, str) else middleware):
@@ -410,7 +440,7 @@ def _around(middleware: Middleware, forward: Forward, call: ModelCall) -> Awaita
 
 
 def _check_budget(where: str, given: object) -> None:
-    """Raises UserError for what is no CallBudget, such as a Budget of sabot.agents."""
+    """Raises UserError if the budget is not a CallBudget, but a Budget of sabot.agents, say."""
     hint = (
         "CallBudget(max_tokens=…, max_cost=…) of sabot.llm; a Budget of sabot.agents is a scope's: App(…, budgets=[…])"
     )

@@ -1,13 +1,17 @@
-"""The names of tools and models that this process has made so far, by which a rule that names none of them is known as misspelt."""
+"""The names of the tools and models that exist in this process. A policy rule that matches none of them is reported
+as misspelt.
+"""
 
 from typing import Final
 from weakref import WeakSet
 
 TOOLS: Final[set[str]] = set()
-"""The names of tools: `Tool` adds each, those of MCP servers as soon as the server was asked for them."""
+"""The names of tools. Each `Tool` adds its own. Tools of MCP servers are added when the server has been asked for
+them.
+"""
 
 MODELS: Final[set[str]] = set()
-"""The models of the providers of engines, and those that agents ask for."""
+"""The names of models: those of the engines' providers, and those that agents name."""
 
 SERVERS: Final["WeakSet[object]"] = WeakSet()
-"""The open pools of MCP servers: a server that was not asked yet may have a tool of any name."""
+"""The open pools of MCP servers. A server that has not been asked for its tools yet may have tools of any name."""

@@ -1,7 +1,8 @@
-"""What tokens cost. Prices are data with a version, which stands beside each cost; a cost is an exact Decimal, in US dollars.
+"""Prices of tokens. Prices have a version, which is kept with each cost. A cost is an exact Decimal in US dollars.
 
-PriceTable({"gpt-4o-mini": Price("0.15", "0.60", cached="0.075")}, version="2026-11")      one's own, dollars for a million tokens
-GenaiPrices()                      those of the package genai-prices: the default, where it is installed (extra `llm`)
+PriceTable({"gpt-4o-mini": Price("0.15", "0.60", cached="0.075")}, version="2026-11")      your own, dollars per
+million tokens GenaiPrices()                      those of the package genai-prices: the default if it is installed
+(extra `llm`)
 """
 
 import re
@@ -18,7 +19,7 @@ PRICES_HINT = (
     'give its price: ExecutionEngine(…, prices=PriceTable({"the model": Price("0.15", "0.60")}, version="2026-11")); the extra sabot[llm] '
     "knows those of many vendors; one that runs on your own machine may cost 0"
 )
-"""What to do where money is limited, and the price of a model is not known."""
+"""The hint of errors where a budget limits money and the price of a model is unknown."""
 
 _EXACT = Context(prec=200)
 _DATED = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|latest)$")
@@ -26,20 +27,22 @@ _DATED = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|latest)$")
 
 @runtime_checkable
 class Prices(Protocol):
-    """Says what an answer costs."""
+    """Computes the cost of an answer."""
 
     @property
     def version(self) -> str:
-        """Which prices: kept with each cost."""
+        """The version of the prices, which is kept with each cost."""
 
     def cost(self, provider: str, model: str, usage: Usage) -> Decimal | None:
-        """In US dollars; None where the price of this model is not known."""
+        """Returns the cost in US dollars, or None if the price of this model is unknown."""
 
 
 @dataclass(frozen=True, init=False)
 class Price:
-    """Dollars for a million tokens: of input, of output, of input that came from the vendor's cache, and of input that was put there; the
-    last two cost what input costs, if not given. As text, Decimal or int: a float has no exact value.
+    """Prices in dollars per million tokens. `input`: tokens that the model reads. `output`: tokens that it writes.
+    `cached`: input tokens that came from the vendor's cache. `cache_write`: input tokens that were written to this
+    cache. The last two default to `input`. Give texts, Decimals or ints, because a float is not exact. Raises
+    UserError for other values.
     """
 
     input: Decimal
@@ -64,7 +67,7 @@ class Price:
         vars(self).update({name: _exact(name, value) for name, value in given.items()})
 
     def of(self, usage: Usage) -> Decimal:
-        """What these tokens cost."""
+        """Returns the cost of these tokens."""
         new = usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens
         parts = [
             (new, self.input),
@@ -92,13 +95,16 @@ def _exact(name: str, value: object) -> Decimal:
 
 
 class PriceTable:
-    """One's own prices. prices: by the model's name, or by "vendor/model", which comes first. A model that answers with the date of its
-    version after its name ("gpt-4o-mini-2024-07-18") has the price of the name without it, where it has none of its own.
+    """Your own prices.
+
+    `prices`: the price of each model, by its name or by "vendor/model", which takes precedence. The date at the end
+    of a model's name ("gpt-4o-mini-2024-07-18") is ignored if the full name has no price. `version`: any text. Raises
+    UserError.
     """
 
     def __init__(self, prices: Mapping[str, Price], *, version: str) -> None:
         if not version:
-            raise UserError("PriceTable: a version says which prices they are", hint='version="2026-11"')
+            raise UserError("PriceTable: the version of the prices is missing", hint='version="2026-11"')
         for model, price in prices.items():
             if not isinstance(price, Price):
                 raise UserError(f"PriceTable: {short_repr(price)} is no price of {model}", hint='Price("0.15", "0.60")')
@@ -107,11 +113,10 @@ class PriceTable:
 
     @property
     def version(self) -> str:
-        """As it was given."""
         return self._version
 
     def cost(self, provider: str, model: str, usage: Usage) -> Decimal | None:
-        """In US dollars; None: the model is not in the table."""
+        """Returns the cost in US dollars, or None if the model is not in the table."""
         for name in (model, _DATED.sub("", model)):
             price = self._prices.get(f"{provider}/{name}") or self._prices.get(name)
             if price is not None:
@@ -120,8 +125,8 @@ class PriceTable:
 
 
 class GenaiPrices:
-    """The prices of the package genai-prices (extra `llm`), which knows many vendors. Its version is that of the package, with the time of
-    the last update where the program keeps the package's prices up to date. Raises MissingExtra.
+    """The prices of the package genai-prices (extra `llm`), which covers many vendors. Its version is that of the
+    package, with the time of the last update if the program updates the package's prices. Raises MissingExtra.
     """
 
     def __init__(self) -> None:
@@ -133,13 +138,13 @@ class GenaiPrices:
 
     @property
     def version(self) -> str:
-        """Like "genai-prices 0.2.3"."""
+        """The version of the prices, such as "genai-prices 0.2.3"."""
         data = self._package.data_snapshot.get_snapshot()
         updated = f" of {data.timestamp:%Y-%m-%dT%H:%M:%S}" if data.from_auto_update else ""
         return f"genai-prices {self._package.__version__}{updated}"
 
     def cost(self, provider: str, model: str, usage: Usage) -> Decimal | None:
-        """In US dollars; None where the package does not know the model, or not this vendor."""
+        """Returns the cost in US dollars, or None if the package does not know the model or the vendor."""
         counted = self._package.Usage(
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
@@ -155,7 +160,7 @@ class GenaiPrices:
 
 @cache
 def known_prices() -> Prices | None:
-    """Returns the prices that an engine has which is given none: those of genai-prices; None where that is not installed."""
+    """Returns the default prices of an engine: those of genai-prices, or None if it is not installed."""
     try:
         return GenaiPrices()
     except MissingExtra:

@@ -9,24 +9,25 @@ from sabot.llm.spec import RequestSpec
 
 @runtime_checkable
 class Provider(Protocol):
-    """Makes one request for each call, and no second one: retries, limits, caches and prices are the engine's.
+    """Makes exactly one request for each call. Retries, limits, caches and prices are the engine's task.
 
-    Safe to call from many tasks of one event loop at once; the engine keeps it to that loop. Errors are `sabot.llm.errors.ModelError`, with
-    provider, model and request id, and never with a key. A call that is cancelled has closed its connection when it returns.
+    Many tasks of one event loop may call it at once; the engine uses it in one event loop at a time. Errors are
+    `ModelError` (`sabot.llm.errors`), with provider, model and request id, and never contain a key. When a cancelled
+    call returns, its connection is closed.
     """
 
     @property
     def name(self) -> str:
-        """The vendor, in lower case: "openai"."""
+        """The vendor in lower case, such as "openai"."""
 
     @property
     def model(self) -> str:
-        """The model of a request that names none."""
+        """The model of requests that name none."""
 
     @property
     def lacks(self) -> frozenset[str]:
-        """Fields of a RequestSpec for which the vendor has no parameter: {"seed"}. A request that has one raises UserError; an engine that
-        asks this provider in the place of another leaves them out.
+        """The fields of a RequestSpec for which the vendor has no parameter, such as {"seed"}. A request that sets
+        one of them raises UserError. An engine that asks this provider as a fallback removes them.
         """
 
     async def complete(
@@ -37,8 +38,9 @@ class Provider(Protocol):
         idempotency_key: str = "",
         max_answer_bytes: int | None = None,
     ) -> Completion:
-        """The whole answer. timeout_s: until then, or ModelTimeout. idempotency_key: goes to the vendor where it takes one.
-        max_answer_bytes: of the answer as it comes from the vendor; what is longer is not read to its end, and raises AnswerTooLarge.
+        """Returns the whole answer. `timeout_s`: the time limit in seconds, after which ModelTimeout is raised.
+        `idempotency_key`: a key that is passed to the vendor if it accepts one. `max_answer_bytes`: the greatest
+        length of the answer as it arrives; reading stops there and AnswerTooLarge is raised.
         """
 
     def stream(
@@ -49,12 +51,13 @@ class Provider(Protocol):
         idempotency_key: str = "",
         max_answer_bytes: int | None = None,
     ) -> AsyncGenerator[Piece, None]:
-        """The answer in pieces as they come; the last piece, and only that, has the completion. timeout_s: between two pieces. A stream
-        that ends before its completion raises ModelUnavailable. To close the generator early ends the request.
+        """Yields the answer in pieces as they come. Only the last piece has the completion. `timeout_s`: the longest
+        wait between two pieces, in seconds. A stream that ends before its completion raises ModelUnavailable. Closing
+        the generator early ends the request.
         """
 
     async def embed(self, texts: Sequence[str], *, model: str = "", timeout_s: float | None = None) -> Embeddings:
-        """A vector for each text. Raises UserError where the vendor has no embeddings."""
+        """Returns a vector for each text. Raises UserError if the vendor has no embeddings."""
 
     async def close(self) -> None:
-        """Ends its connections. Afterwards no call is made. Repeated calls do nothing."""
+        """Closes the connections. No other method is called afterwards. Repeated calls do nothing."""

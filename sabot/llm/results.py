@@ -1,4 +1,4 @@
-"""What comes back from a model: completions, the pieces in which they come, embeddings, and what they used."""
+"""Answers of models: completions, pieces of a stream, embeddings, and their usage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,21 +15,21 @@ from sabot.llm.messages import ChatMessage, ToolCall
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "other"]
 
 
-_MOST_TOKENS = 10**12  # of an answer; the sum of nine million of them is a number that databases have
+_MOST_TOKENS = 10**12  # of an answer; the sum of nine million of them still fits into 64 bits
 
 
 def is_cost(value: object) -> bool:
-    """Whether something can cost that many dollars: a number that is not negative, and not without end."""
+    """Returns True if the value can be a cost in dollars: a finite Decimal or a whole number, and not negative."""
     return (isinstance(value, Decimal) and value.is_finite() and 0 <= value <= _MOST_TOKENS) or is_whole(
         value, 0, _MOST_TOKENS
     )
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Tokens, as the provider counts them.
+    """The numbers of tokens of a request, as the provider counts them.
 
-    input_tokens: all that was read, cached_tokens and cache_write_tokens among them. output_tokens: all that was written, reasoning_tokens
-    among them.
+    `input_tokens`: all tokens read, including `cached_tokens` (read from the vendor's cache) and `cache_write_tokens`
+    (written to it). `output_tokens`: all tokens written, including `reasoning_tokens`.
     """
 
     input_tokens: int = 0
@@ -40,11 +40,14 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def total_tokens(self) -> int:
+        """The sum of input and output tokens."""
         return self.input_tokens + self.output_tokens
 
     @property
     def is_possible(self) -> bool:
-        """Whether a request can have used that: no count is negative, or more than any model has, and no part more than its whole."""
+        """True if a request can have this usage: no count is negative or above 10¹², and no part is more than its
+        whole.
+        """
         counts = msgspec.structs.astuple(self)
         if not all(is_whole(each, 0, _MOST_TOKENS) for each in counts):
             return False
@@ -62,9 +65,11 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
 class Completion(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The whole answer of a model to one request.
 
-    message: what the conversation goes on with. usage: None: the provider did not say. cost: in US dollars, by the prices of
-    `prices_version`; None: the price is not known. provider, model, request_id: who answered. finish_reason: why it
-    ended. output: the answer as the type that was asked for; not part of what is kept. cached: no request was made for it.
+    `message`: the message for the conversation. `finish_reason`: the reason why the answer ended. `usage`: the
+    tokens, or None if the provider does not report them. `cost`: US dollars, or None if the price is unknown.
+    `prices_version`: the version of the prices of that cost. `provider`, `model`, `request_id`: the provider's name,
+    the model that answered, and the vendor's id of the request. `cached`: True if no request was made for this
+    caller. `output`: the answer decoded as the type that was asked for; caches and journals do not store it.
     """
 
     message: ChatMessage
@@ -85,13 +90,14 @@ class Completion(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
-        """The tools that the model asks for."""
+        """The tool calls that the model asks for."""
         return self.message.tool_calls
 
 
 class Piece(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A part of an answer, as it comes. text: more of the answer. reasoning: more of what the vendor shows of the reasoning. tool_call: a
-    call whose arguments are complete. completion: of the last piece only: all of it.
+    """A piece of an answer that is streamed. `text`: more text of the answer. `reasoning`: more text of the
+    reasoning, if the vendor shows it. `tool_call`: a call whose arguments are complete. `completion`: the whole
+    answer, in the last piece only.
     """
 
     text: str = ""
@@ -102,7 +108,9 @@ class Piece(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Embeddings:
-    """Vectors of texts. vectors: one row for each text, in their order. cost: as that of a Completion."""
+    """Vectors of texts. `vectors`: a float32 array with one row for each text, in their order. Other fields are those
+    of a Completion.
+    """
 
     vectors: npt.NDArray[np.float32]
     usage: Usage | None = None
@@ -114,7 +122,9 @@ class Embeddings:
 
 
 def joined(parts: Sequence[Embeddings]) -> Embeddings:
-    """The vectors of several requests, in their order, with what all of them have used."""
+    """Returns the vectors of several requests as one, in order, with the sum of their usage and cost. A sum is None
+    if one of its parts is.
+    """
     usages = [each.usage for each in parts]
     costs = [each.cost for each in parts]
     return replace(

@@ -1,4 +1,6 @@
-"""The way to one provider: the limits and the circuit before it, the request, the price."""
+"""The way of a request to one provider: its limits, its circuit breaker, the request itself, and the cost of the
+answer.
+"""
 
 import logging
 import math
@@ -27,7 +29,7 @@ _EMPTY = RequestSpec(messages=())
 
 
 class Route:
-    """A provider, with what stands before it. `send` is the innermost of the chain of middleware."""
+    """A provider with its limits, circuit breaker and prices. `send` is the innermost layer of the middleware."""
 
     def __init__(
         self,
@@ -43,24 +45,24 @@ class Route:
         MODELS.add(provider.model)
         self._most = max_answer_bytes
         self._left_out: set[str] = set()
-        self._silent: set[str] = set()  # models that have answered and not said what that used
+        self._silent: set[str] = set()  # models of which the log has said that their answers have no usage
         self.admission = Admission(limits, clock, sleep)
         self._circuit = None if breaker is None else Circuit(breaker, clock)
         self._prices, self._clock = prices, clock
 
     def in_place_of(self, first: Provider, spec: RequestSpec) -> RequestSpec:
-        """The request as this provider takes it where the first one has failed: for its own model, without what it has no parameter for.
-        What is left out is logged, once for each field.
+        """Returns the request for this provider as a fallback of the first one: with its own model, and without
+        fields that it has no parameter for. The first time that a field is left out, the log says so.
         """
         lacks = self.provider.lacks if self.provider.name == first.name else {*self.provider.lacks, "options"}
         left_out = {name for name in lacks if getattr(spec, name) != getattr(_EMPTY, name)}
         for name in sorted(left_out - self._left_out):
             self._left_out.add(name)
-            _log.warning("%s takes no %s= of %s: it is asked without", self.provider.name, name, first.name)
+            _log.warning("%s has no %s= of %s, which is left out", self.provider.name, name, first.name)
         return msgspec.structs.replace(spec, model="", **{name: getattr(_EMPTY, name) for name in left_out})
 
     async def send(self, call: ModelCall) -> Outcome:
-        """One request, when the limits let it begin, and what it costs."""
+        """Waits until the limits allow a request, makes it, and returns the outcome with its cost. Raises ModelError."""
         if call.unread:
             if call.again is not None:
                 await call.again()
@@ -74,10 +76,8 @@ class Route:
         try:
             if circuit is not None:
                 probing = circuit.enter(call.provider, call.model)
-            if (
-                sendable := SENDABLE.get()
-            ) is not None:  # it may have waited for the limits for longer than a claim lasts
-                await sendable()
+            if (sendable := SENDABLE.get()) is not None:
+                await sendable()  # the wait for the limits may have lasted longer than the claim of the journal
             outcome = self._as_said(await self._sent(call), call)
             used = None if outcome.usage is None else outcome.usage.total_tokens
         except BaseException as error:
@@ -90,9 +90,9 @@ class Route:
         return self._priced(outcome, call)
 
     def _as_said(self, outcome: Outcome, call: ModelCall) -> Outcome:
-        """The outcome, with no usage in place of one that cannot be: no tokens, for a request that had to be read and an answer that says
-        something; tokens or a cost that are negative or no numbers; more of a part than of the whole. Where there is none the log says so,
-        once for each model.
+        """Returns the outcome, without its usage if the usage is impossible: a count is negative or no number, a part
+        is more than its whole, or there are 0 tokens for an answer with content. If an answer has no usage, the log
+        says so once for each model.
         """
         usage, model = outcome.usage, outcome.model or call.model
         strange = (usage is not None and not usage.is_possible) or (
@@ -105,9 +105,9 @@ class Route:
             outcome = _with(outcome, usage=None)
         if outcome.usage is None and model not in self._silent:
             self._silent.add(model)
-            said = "what cannot be" if strange else "no tokens at all" if usage is not None else "nothing"
+            said = "an impossible usage" if strange else "0 tokens" if usage is not None else "no usage"
             _log.warning(
-                "%s says %s of what an answer of %s has used: budgets count what was reserved for it",
+                "%s reports %s for an answer of %s: budgets count what was reserved for it",
                 self.provider.name,
                 said,
                 model or "its model",
@@ -115,7 +115,7 @@ class Route:
         return outcome
 
     async def _sent(self, call: ModelCall) -> Outcome:
-        """What comes of the request. The call knows where that was not read."""
+        """Makes the request, and counts it in `call.lost` if it was sent and its answer was not read."""
         try:
             return await self._request(call)
         except BaseException as error:
@@ -147,7 +147,7 @@ class Route:
         return answer
 
     def price(self, model: str, usage: Usage) -> Decimal | None:
-        """What these tokens cost; None: nobody knows."""
+        """Returns the cost in US dollars of these tokens, or None if the price is unknown."""
         return self._cost(self.provider.name, model, usage)
 
     def _cost(self, provider: str, model: str, usage: Usage) -> Decimal | None:

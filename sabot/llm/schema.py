@@ -1,13 +1,15 @@
-"""What a model has to write, as JSON schemas: of types, for structured output; of functions, for tools. And its text, read back.
+"""JSON schemas of types (for structured answers) and of functions (for tools), and the decoding of the JSON that a
+model wrote.
 
-`Schema(of)` takes
+`Schema(of)` accepts
 
-    Verdict                                    a msgspec Struct, a dataclass, a TypedDict, or a model of pydantic
+    Verdict                                    a msgspec Struct, a dataclass, a TypedDict, or a pydantic model
     list[Verdict], Literal["yes", "no"], int   any other type that msgspec reads
     {"label": "string", "score": "float64"}    columns, by the names of Arrow types; the answer is a dict
-    {"type": "object", "properties": …}        a JSON schema; the answer is what the JSON says
+    {"type": "object", "properties": …}        a JSON schema; the answer is the decoded JSON
 
-What the model wrote is checked. An error says what is wrong and where, in words that the model can mend its answer by.
+The text of a model is checked when it is decoded. An error names the place and the reason, in words by which the
+model can correct its answer.
 """
 
 import datetime
@@ -38,25 +40,27 @@ _SECTION = re.compile(r"\s*(?:Returns?|Raises|Yields?|Examples?|Notes?)\s*:|\s*:
 
 
 class Mismatch(ValueError):
-    """What a model wrote is no JSON, or does not match the schema. The text says what is wrong and where, without Python's words."""
+    """A text of a model is not JSON, or does not match the schema. The message names the place and the reason,
+    without terms of Python.
+    """
 
 
 class _NoJson(Mismatch):
-    """It cannot be read at all."""
+    """The text is not JSON."""
 
 
 class Schema:
-    """The JSON schema of `of`, and the way back.
+    """The JSON schema of `of`, and the decoder of answers.
 
-    json: what the model is given; always of an object, since vendors take no other: a type that is none is asked for as {"value": …}.
-    Of a type, objects in it require all fields, also those with defaults, and take no others, as vendors want it who hold their models to a
-    schema; what is read may leave out fields with defaults. name: of the type, as vendors take names. Raises UserError for a type that has
-    no schema.
+    `json`: the schema for the model. It is always that of an object, because vendors accept no other: a type that is
+    no object is asked for as {"value": …}. In schemas made of a type, objects require all fields and accept no
+    others, because vendors enforce only such schemas; the decoder accepts answers without fields that have defaults.
+    `name`: the name of the type, with characters that vendors accept. Raises UserError for a type that has no schema.
     """
 
     def __init__(self, of: Any) -> None:
         self.of = of
-        self._bare: Any = None  # the type that stands in {"value": …}
+        self._bare: Any = None  # the type that is wrapped in {"value": …}
         self._columns = False
         if isinstance(of, Mapping):
             if not of:
@@ -83,8 +87,8 @@ class Schema:
         _demand(self.json)
 
     def decode(self, text: str) -> Any:
-        """What the text says. JSON between ``` lines is read too, and what should stand in {"value": …} also where it stands alone: models
-        that are not held to the schema write it so. Raises Mismatch.
+        """Returns the value of a model's text. JSON between lines of ``` is accepted, and a value without {"value":
+        …} around it, because models whose vendor does not enforce the schema write such answers. Raises Mismatch.
         """
         text = _unfenced(text)
         if self._bare is None:
@@ -99,10 +103,11 @@ class Schema:
 
 
 class Parameters:
-    """The arguments of a function, as a model is told of them: the JSON schema of its parameters, from their types and the docstring.
+    """The parameters of a function as a JSON schema for a model, made of their types and of the docstring.
 
-    json: the schema. description: the docstring up to where it speaks of the parameters. hidden: parameters that the model does not see.
-    The docstring may describe parameters in a section `Args:`, or as `:param name:`. Raises UserError that begins with `where`.
+    `json`: the schema. `description`: the docstring up to its description of the parameters, which may be a section
+    `Args:` or lines `:param name:`. `hidden`: names of parameters that the model does not get. Raises UserError,
+    whose message begins with `where`.
     """
 
     def __init__(self, func: Callable[..., Any], where: str, hidden: tuple[str, ...] = ()) -> None:
@@ -122,8 +127,8 @@ class Parameters:
             if context := _context_in(kind):
                 raise UserError(
                     f"{where}: its parameter {name!r} is a {context}, which the model that calls the tool would fill in",
-                    hint="leave it out, as a model is asked for each parameter; what is known of the job, such as ctx.scope, a function of "
-                    "a durable agent passes by ctx.call(tool, …), and a parameter `effect: Effect` is given by Sabot",
+                    hint="remove it, because models fill in all parameters; the function of a durable agent can pass values of its job, "
+                    "such as ctx.scope, by ctx.call(tool, …), and Sabot fills in a parameter `effect: Effect`",
                 )
             if name in told:
                 kind = Annotated[kind, msgspec.Meta(description=told[name])]
@@ -139,7 +144,7 @@ class Parameters:
             _tell_default(self.json["properties"][name], value)
 
     def decode(self, text: str) -> dict[str, Any]:
-        """The arguments by name; those that the model leaves out are not among them. Raises Mismatch."""
+        """Returns the arguments by name, without those that the model left out. Raises Mismatch."""
         found = _decoded(text or "{}", self._type)
         given = {name: getattr(found, name) for name in found.__struct_fields__}
         return {name: value for name, value in given.items() if value is not msgspec.UNSET}
@@ -149,7 +154,7 @@ class Parameters:
 
 
 def _schema_of(kind: Any, where: str) -> JsonSchema:
-    """The schema of a type, its root in place of a reference to it."""
+    """Returns the schema of a type, with its root in place instead of a reference to it."""
     foreign: dict[str, Any] = {}
     try:
         (root,), parts = msgspec.json.schema_components(
@@ -170,7 +175,9 @@ def _schema_of(kind: Any, where: str) -> JsonSchema:
 
 
 def _demand(schema: Any) -> None:
-    """Makes objects require the fields that have defaults, and take no others: vendors hold their models to such schemas."""
+    """Changes a schema so that objects require fields with defaults too, and accept no other fields. Vendors enforce
+    only such schemas.
+    """
     if isinstance(schema, list | tuple):
         for each in schema:
             _demand(each)
@@ -196,7 +203,9 @@ def _refers(value: Any, name: str) -> bool:
 
 
 def _pydantic_schema(kind: Any, parts: dict[str, Any]) -> JsonSchema:
-    """The schema of a model of pydantic, which is not imported for it. The models inside go to `parts`."""
+    """Returns the schema of a pydantic model, without importing pydantic. The models that it contains are added to
+    `parts`.
+    """
     if not _is_pydantic(kind):
         raise NotImplementedError(f"{kind!r} has no JSON schema")
     schema = kind.model_json_schema()
@@ -219,14 +228,16 @@ def _name_of(of: Any) -> str:
 
 
 def _are_columns(of: Mapping[Any, Any]) -> bool:
-    """{"type": "object"} is the only JSON schema of an object whose values are all texts."""
+    """Returns True if a mapping describes columns. {"type": "object"} is the only JSON schema of an object with texts
+    as all of its values.
+    """
     return of.get("type") != "object" and all(
         isinstance(name, str) and (isinstance(kind, str | type | pa.DataType)) for name, kind in of.items()
     )
 
 
 def _record(name: str, fields: dict[str, Any]) -> Any:
-    """The type of dicts with these fields."""
+    """Returns a TypedDict with these fields."""
     make: Any = TypedDict
     return make(_NAME.sub("_", name), fields)
 
@@ -236,7 +247,7 @@ def _row_type(columns: Mapping[str, Any]) -> Any:
 
 
 def _value_type(kind: pa.DataType, name: str) -> Any:
-    """The Python type whose values a column of this type takes."""
+    """Returns the Python type of the values of an Arrow type. Raises UserError if a model cannot write such values."""
     if pa.types.is_integer(kind) and kind.bit_width < 64:
         most = 2 ** (kind.bit_width - pa.types.is_signed_integer(kind))
         least = -most if pa.types.is_signed_integer(kind) else 0
@@ -279,7 +290,7 @@ def _hints_of(func: Callable[..., Any], where: str) -> dict[str, Any]:
 
 
 def _context_in(kind: Any) -> str:
-    """Returns the name of a context of ours in a type: of who asks, and for whom. "" where there is none."""
+    """Returns the name of a class of Sabot that ends with "Context" and that the type contains, or ""."""
     if isinstance(kind, type):
         for each in kind.__mro__:
             if each.__module__.partition(".")[0] == "sabot" and each.__name__.endswith("Context"):
@@ -288,7 +299,7 @@ def _context_in(kind: Any) -> str:
 
 
 def _read_docstring(text: str) -> tuple[str, dict[str, str]]:
-    """-> (what stands before the parameters, what is said of each parameter by name)."""
+    """Returns the text before the description of the parameters, and the description of each parameter by name."""
     before: list[str] = []
     told: dict[str, str] = {}
     inside, indent, name = False, -1, ""
@@ -317,7 +328,7 @@ def _read_docstring(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _tell_default(schema: JsonSchema, value: Any) -> None:
-    """A default is told where JSON has it."""
+    """Adds the default of a parameter to its schema, if JSON has such values."""
     if value is None or isinstance(value, str | int | float | bool):
         schema["default"] = value
 
@@ -340,12 +351,14 @@ def _decoded(text: str, kind: Any) -> Any:
 
 
 def _alone(text: str, kind: Any, wrapped: Mismatch) -> Any:
-    """What stands outside of {"value": …}: as JSON, or as a text without quotes. wrapped: what was wrong with it inside."""
+    """Decodes a text that is not wrapped in {"value": …}: as JSON, or as a text without quotes. `wrapped`: the error
+    of the attempt to decode it as a wrapped value.
+    """
     try:
         return _decoded(text, kind)
     except Mismatch as error:
         wrong = wrapped if text.startswith("{") else error
-    if text[:1] in '{["':  # it was to be JSON, or is empty
+    if text[:1] in '{["':  # meant as JSON, or empty
         raise wrong
     try:
         return _decoded(msgspec.json.encode(text).decode(), kind)
@@ -354,7 +367,9 @@ def _alone(text: str, kind: Any, wrapped: Mismatch) -> Any:
 
 
 def _from_pydantic(kind: Any, value: Any) -> Any:
-    """pydantic's own words have addresses of its web pages, and values."""
+    """Validates a value by its pydantic model. The message of an error contains no addresses of pydantic's web pages,
+    and not the value.
+    """
     try:
         return kind.model_validate(value)
     except ValueError as error:

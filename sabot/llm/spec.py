@@ -1,4 +1,4 @@
-"""A request to a model, as a value: what is asked (`RequestSpec`), and on whose behalf (`RequestContext`)."""
+"""A request to a model as a value: `RequestSpec`, and the caller for whom it is made: `RequestContext`."""
 
 import uuid
 from hashlib import blake2b
@@ -13,7 +13,7 @@ ToolChoice = Literal["auto", "none", "required"]
 
 
 class ToolSchema(msgspec.Struct, frozen=True):
-    """A tool as a model sees it. parameters: a JSON schema of an object."""
+    """The description of a tool for a model. `parameters`: the JSON schema of an object."""
 
     name: str
     description: str
@@ -21,12 +21,15 @@ class ToolSchema(msgspec.Struct, frozen=True):
 
 
 class RequestSpec(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """What a model is asked. What is None is the vendor's default.
+    """A request to a model. A field that is None has the vendor's default.
 
-    messages: the conversation, a system message first. model: "": the provider's own. tools: what the model may call. tool_choice: whether
-    it may or must. output: the JSON schema that the answer must match; output_name: what the schema is called in the request. max_tokens:
-    of the answer. stop: texts at which the answer ends. options: parameters by the vendor's names, sent as they are; they win. An
-    engine and a job refuse those that policies and budgets would have to see: the model, the messages, how long an answer is.
+    `messages`: the conversation, a system message first. `model`: the model's name, or "" for the provider's.
+    `tools`: the tools that the model may call. `tool_choice`: "auto" lets it call tools, "required" forces it to,
+    "none" forbids it. `output`: the JSON schema that the answer must match. `output_name`: the name of that schema in
+    the request. `max_tokens`: the greatest number of tokens of the answer. `stop`: texts at which the answer ends.
+    `seed`: a number for repeatable answers, if the vendor has such a parameter. `options`: other parameters by the
+    vendor's names, which replace the fields above. Engines and jobs refuse options that name the model, the messages,
+    or the length of the answer, because policies and budgets judge these.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -43,18 +46,20 @@ class RequestSpec(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     options: dict[str, Any] = {}
 
     def digest(self) -> bytes:
-        """16 bytes that are the same for equal requests, in every process."""
-        fields = msgspec.structs.asdict(
-            self
-        )  # all of them: whether a text is left out as a default goes by its identity
-        for name in ("temperature", "top_p"):  # 1 is 1.0
+        """Returns 16 bytes that are the same for equal requests, in every process."""
+        # All fields: msgspec omits a text as a default by its identity, so equal requests could be encoded differently.
+        fields = msgspec.structs.asdict(self)
+        for name in ("temperature", "top_p"):  # 1 equals 1.0
             fields[name] = None if fields[name] is None else float(fields[name])
         return blake2b(msgspec.msgpack.encode(fields, order="deterministic"), digest_size=16).digest()
 
 
 class RequestContext(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """On whose behalf a call is made; it goes through all layers. request_id: made where it is not given. parent_id: the request for which
-    this one is made.
+    """The caller for whom a request is made. All layers get it.
+
+    `request_id`: the id of the request, random by default. `trace_id`: the id that all requests of one trace share.
+    `tenant_id`, `user_id`, `session_id`, `job_id`: the caller, where known. `parent_id`: the id of the request that
+    made this one necessary.
     """
 
     request_id: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
@@ -66,11 +71,13 @@ class RequestContext(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     parent_id: str | None = None
 
     def child(self) -> "RequestContext":
-        """The context of a call that is made for this one: another request of the same trace, tenant, user, session and job."""
+        """Returns the context of a request that this one makes: with a new request id, in the same trace, tenant,
+        user, session and job.
+        """
         return msgspec.structs.replace(
             self, request_id=uuid.uuid4().hex, parent_id=self.request_id, trace_id=self.trace_id or self.request_id
         )
 
     def with_job(self, job_id: str) -> "RequestContext":
-        """The same request, for a job."""
+        """Returns this context with the id of a job."""
         return msgspec.structs.replace(self, job_id=job_id)

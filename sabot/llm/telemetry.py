@@ -1,4 +1,6 @@
-"""Figures of the engines of an event loop, for the metrics of the app that runs in it. An engine joins its loop at its first call."""
+"""Figures of the engines of an event loop, for the metrics of the app that runs on it. An engine joins its loop at
+its first call.
+"""
 
 import asyncio
 import threading
@@ -48,7 +50,7 @@ class _Member:
 
 
 class _LoopEngines:
-    """The engines of one loop. What an engine has counted stays when it is gone."""
+    """The engines of one event loop. The counts of engines that were garbage-collected are kept."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -62,7 +64,9 @@ class _LoopEngines:
             self._members.append(_Member(label, figures, weakref.ref(engine)))
 
     def _sweep(self) -> None:
-        there = [(each, each.engine() is not None) for each in self._members]  # asked once: it may go at any time
+        there = [
+            (each, each.engine() is not None) for each in self._members
+        ]  # read once: an engine may vanish any time
         for member, is_there in there:
             if not is_there:
                 _count(self._gone, member)
@@ -83,7 +87,7 @@ _loops: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopEngines]" = w
 
 
 def join_loop(loop: asyncio.AbstractEventLoop, engine: _Engine, figures: "CallFigures") -> None:
-    """The engine belongs to this loop from now on."""
+    """Adds the engine to the engines of this event loop."""
     _engines_of(loop).add(engine, figures)
 
 
@@ -92,14 +96,16 @@ def _engines_of(loop: asyncio.AbstractEventLoop) -> _LoopEngines:
 
 
 class RunEngines:
-    """What the engines of the running loop do from now on: in a run of an app. May be read from any thread."""
+    """The figures of all engines of the running event loop since this object was made, at the start of an app. Any
+    thread may read them.
+    """
 
     def __init__(self) -> None:
         self._engines = _engines_of(asyncio.get_running_loop())
         self._before = self._engines.totals()
 
     def samples(self) -> Iterator[Sample]:
-        """Metrics samples. Their labels are provider, model, and of tokens the kind."""
+        """Yields metrics samples. Their labels are provider and model, and for tokens the kind of tokens."""
         for (name, label, kind), value in self._engines.totals().items():
             before = self._before.get((name, label, kind))
             yield Sample(name, value if before is None else minus(value, before), *label, kind)
@@ -109,7 +115,9 @@ class RunEngines:
                 yield Sample(name, figures[figure], *label)
 
     def statistics(self) -> dict[str, dict[str, Any]]:
-        """By "provider model", the first provider's: the figures of `ExecutionEngine.statistics`, of engines with equal names together."""
+        """Returns the figures of `ExecutionEngine.statistics` by "provider model" of the first provider. Engines with
+        the same provider and model are added up.
+        """
         found: dict[str, dict[str, Any]] = {}
         for label, engine in self._engines.engines():
             sums = found.setdefault(" ".join(label), {})

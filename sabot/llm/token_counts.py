@@ -1,7 +1,7 @@
-"""How many tokens a request has to read, without asking its provider.
+"""Estimates of the input tokens of a request, without asking its provider.
 
-count_tokens, tokens_of, tokens_asked   by rule of thumb: for rates, and for what scripted models say
-most_tokens_asked                       no fewer than a provider counts, so that what is reserved of a budget is not exceeded
+count_tokens, tokens_of, tokens_asked   an approximation, for rates and for scripted models most_tokens_asked
+an upper bound: a reservation of it never exceeds a budget
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,23 +12,24 @@ from sabot.llm.messages import ChatMessage, Image
 from sabot.llm.spec import RequestSpec
 
 IMAGE_TOKENS = 50_000
-"""That a picture may have at most with the models of OpenAI and Anthropic, whatever its size, which an address does not tell. The most is
-48,169, of gpt-4o-mini (2,833, and 5,667 for each of at most 8 tiles); others count up to 10,000. Not by the model: a request may end at
-another one, by `fallback=` or a rule that degrades.
+"""The greatest number of tokens of an image, for the models of OpenAI and Anthropic. The size of an image given by
+its address is unknown, so all images count with it. The most is 48,169, of gpt-4o-mini (2,833, and 5,667 for each of
+at most 8 tiles); other models count up to 10,000. One number for all models, because a request may end at another
+model than it names, by `fallback=` or by a rule that degrades.
 """
 
 _OFTEN_JOINED = b"abcdefghijklmnopqrstuvwxyz "
-_OF_A_MESSAGE = 16  # its role, and what stands between it and the next one
-_OF_TOOLS = 1_024  # what a vendor tells a model about tools, besides their schemas
+_OF_A_MESSAGE = 16  # tokens of its role and of the separator after it
+_OF_TOOLS = 1_024  # tokens of the vendor's instructions about tools, besides their schemas
 
 
 def count_tokens(text: str) -> int:
-    """Tokens by rule of thumb: four characters each."""
+    """Returns the approximate number of tokens of a text: one for each four characters."""
     return -(-len(text) // 4)
 
 
 def tokens_of(messages: Iterable[ChatMessage]) -> int:
-    """Those of the texts and of the calls of tools, by rule of thumb."""
+    """Returns the approximate number of tokens of the messages: of their texts and tool calls."""
     return sum(
         count_tokens(each.text) + sum(count_tokens(call.name + call.arguments) for call in each.tool_calls)
         for each in messages
@@ -36,13 +37,14 @@ def tokens_of(messages: Iterable[ChatMessage]) -> int:
 
 
 def tokens_asked(spec: RequestSpec) -> int:
-    """What a request has to read, by rule of thumb."""
+    """Returns the approximate number of input tokens of a request: of its messages, tools and output schema."""
     return tokens_of(spec.messages) + sum(map(count_tokens, _schemas(spec)))
 
 
 def most_tokens(text: str) -> int:
-    """As many tokens as the text may have at most, by how vendors cut texts: no token is less than a byte, and small letters and spaces,
-    which make words, are two to a token even where they make none.
+    """Returns the greatest number of tokens that the text can have with any vendor's tokenizer. A token has at least
+    one byte, and lower-case letters and spaces make at most one token for each two of them, even where they form no
+    words.
     """
     data = text.encode(errors="replace")
     others = len(data.translate(None, _OFTEN_JOINED))
@@ -50,10 +52,10 @@ def most_tokens(text: str) -> int:
 
 
 def most_tokens_asked(spec: RequestSpec) -> int:
-    """As many tokens as a request may have to read at most: of all that is sent, so also of reasoning that its vendor gets back. A picture
-    counts IMAGE_TOKENS.
+    """Returns the greatest number of input tokens that a request can have: of everything that is sent, also of
+    reasoning that its vendor gets back. An image counts IMAGE_TOKENS.
     """
-    options = spec.options or {}  # tools and schemas may be in them, by the vendor's names
+    options = spec.options or {}  # may contain tools and schemas, by the vendor's names
     tokens = sum(map(most_tokens, _schemas(spec))) + (_OF_TOOLS if spec.tools or "tools" in options else 0)
     tokens += most_tokens(msgspec.json.encode(options).decode()) if options else 0
     for message in spec.messages:
@@ -67,7 +69,9 @@ def most_tokens_asked(spec: RequestSpec) -> int:
 
 
 def _most_kept(kept: object) -> int:
-    """Of what a vendor gets back with a message: JSON, or how many tokens of it the vendor itself keeps."""
+    """Returns the greatest number of tokens of data that a vendor gets back with a message. `kept`: the data as JSON,
+    or the number of tokens that the vendor itself stores.
+    """
     return kept if type(kept) is int else most_tokens(msgspec.json.encode(kept).decode())
 
 

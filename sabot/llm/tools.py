@@ -1,17 +1,19 @@
-"""Tools: the user's functions by which a job changes or asks the world outside, and what may be done when nobody knows how a call ended.
+"""Tools: functions by which a job or an agent acts on the outside world. The class of a tool says what happens if its
+call is in doubt, that is, if nobody knows whether it was made.
 
-    @tool                                                   unsafe: made at most once; in doubt, a person is asked
+    @tool                                                   unsafe: called at most once; in doubt, a person is asked
     async def send_mail(to: str, text: str): ...
 
-    @tool(effect="idempotent", timeout="10s", retries=3)    the service honours the key: made again with the same one
+    @tool(effect="idempotent", timeout="10s", retries=3)    the service honours the key: called again with the same key
     async def put(path: str, data: bytes, effect: Effect):
         await client.put(path, data, headers={"Idempotency-Key": effect.key})
 
-    @tool(reconcile=find_refund)                            in doubt, `find_refund(effect, …)` looks whether it was done
+    @tool(reconcile=find_refund)                            in doubt, `find_refund(effect, …)` finds out whether it was made
     async def refund(order: str, amount: int, effect: Effect): ...
 
-A tool makes one call outside. One that makes several, and retries, raises an error of its own where a later call could not be sent: its
-error would say that nothing was sent.
+A tool makes one request to the outside. If its function makes several, and a later one could not be sent, the
+function must raise an error of its own: the client's error would claim that nothing was sent, and the tool would be
+called again.
 """
 
 import inspect
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from sabot.llm.results import Completion
 
 UNTRUSTED = "untrusted"
-"""The label of what came from the open world: anybody may have written it."""
+"""The label of data from the open world, which anybody may have written."""
 
 InDoubt = Literal["ask", "fail", "assume_done"]
 
@@ -49,11 +51,16 @@ _DOUBTED = (EffectClass.UNSAFE, EffectClass.RECONCILABLE)
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """The call that a tool is made for. A tool gets it by a parameter `effect: Effect`, which no schema shows.
+    """The call for which a tool's function runs. A function gets it as the parameter `effect: Effect`, which models
+    do not see.
 
-    key: the idempotency key, the same in every attempt. attempt: from 1. deadline: when the call will be cancelled, in seconds since 1970;
-    None: never. again: called before the tool itself sends its request once more, as it has not read what came of the one before. That is
-    another attempt of the effect; its id is returned when it is recorded. Raises what a budget raises. None: there is no journal.
+    `id`: the effect in the journal. `key`: the idempotency key, the same in every attempt. `attempt`: the number of
+    the attempt, from 1. `deadline`: the time at which the call will be cancelled, in seconds since 1970, or None for
+    no limit.
+
+    `again`: a coroutine function that the tool calls before it sends its request once more because it could not read
+    the answer to the first one, or None without a journal. It records another attempt of the effect, and returns the
+    new id. Raises the errors of budgets.
     """
 
     id: EffectId
@@ -64,59 +71,67 @@ class Effect:
 
 
 class ToolAnswer(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """What a tool returns that may say that it has failed, without an error being raised: an agent's model is told `text`, and that it is
-    an error.
+    """A result by which a tool can report a failure without raising. The model of an agent gets `text`, marked as an
+    error if `is_error` is True.
     """
 
     is_error: bool = False
 
     @property
     def text(self) -> str:
-        """What a model is shown."""
+        """The text for the model."""
         raise NotImplementedError
 
 
 class ToolParameters(Protocol):
-    """What arguments a tool takes, where its function's signature does not say it. description: of the tool. json: their schema."""
+    """The parameters of a tool whose function's signature does not describe them, such as a tool of an MCP server.
+    `description`: the description of the tool. `json`: the JSON schema of its parameters.
+    """
 
     description: str
     json: JsonSchema
 
     def decode(self, text: str) -> dict[str, Any]:
-        """The arguments by name, from the JSON that a model wrote. Raises `schema.Mismatch`."""
+        """Returns the arguments by name, decoded from the JSON that a model wrote. Raises `schema.Mismatch`."""
 
 
 class ToolCaller(Protocol):
-    """Where a tool that converses is called: alone, or in a job, whose journal then has each step."""
+    """The caller of a tool with `converse`: an agent outside of a job, or a job, whose journal records each step."""
 
     scope: str
-    """The tenant for which it is called; "": not known."""
+    """The tenant for whom the tool is called, or "" if unknown."""
 
     principal: str
-    """For whom; "": not known."""
+    """The user for whom the tool is called, or "" if unknown."""
 
     async def make(self, tool: "Tool", arguments: Mapping[str, Any]) -> Any:
-        """One step: makes the call, and again where it has failed and its class allows that. Raises what the tool raises."""
+        """Makes one step: calls the tool's function, and repeats it after a failure if the tool's class allows it.
+        Raises the error of the tool.
+        """
 
     async def ask(
         self, kind: str, payload: Mapping[str, Any], timeout_s: float
     ) -> tuple[str, Mapping[str, Any]] | None:
-        """Asks a person. -> ("resolved", "expired" or "cancelled", the answer); None: there is nobody to ask here."""
+        """Asks a person. Returns "resolved", "expired" or "cancelled" with the answer, or None if no person can be
+        asked here.
+        """
 
     async def complete(self, engine: "ExecutionEngine", spec: RequestSpec) -> "Completion":
-        """Asks a model. Raises ModelError, and what a budget or a policy raises."""
+        """Asks a model. Raises ModelError, BudgetExceeded or PolicyDenied."""
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A function with what is known of its effect; called, it is that function.
+    """A function with its class of effect and its settings. To call a Tool calls the function.
 
-    effect: how a call may be repeated. reconcile: `f(effect, *the same arguments)` says whether a call was done. in_doubt: what follows
-    where nobody knows that. timeout_s: of one attempt. retry: attempts after failures, of calls that may be repeated. takes_effect: the
-    function has the parameter `effect: Effect`. is_async: it is `async def`; others run in threads. says_retries: `retries=` was given, so
-    that an agent's `max_tool_retries=` does not count. labels: of its results. parameters: its arguments, where the signature does not say
-    them. converse: `converse(tool, site, arguments)` makes the call of several steps, between which people or models are asked; None: one
-    call of `func` is all.
+    `effect`: the class, which says whether a call may be repeated. `reconcile`: a function `f(effect, *the same
+    arguments)` that finds out whether a call was made. `in_doubt`: the reaction if nobody knows that. `timeout_s`:
+    the time limit of one attempt in seconds. `retry`: attempts after a failure, of calls that may be repeated.
+    `takes_effect`: True if the function has the parameter `effect: Effect`. `is_async`: True for `async def`; other
+    functions run in threads. `says_retries`: True if `retries=` was given, so that an agent's `max_tool_retries=`
+    does not apply. `labels`: the labels of its results. `parameters`: its parameters, or None if they are those of
+    the signature. `converse`: a coroutine function `converse(tool, caller, arguments)` that makes the call in several
+    steps, between which it may ask people or models, or None if a call is one call of `func`.
     """
 
     func: Callable[..., Any]
@@ -141,13 +156,13 @@ class Tool:
         return self.func(*args, **kwargs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> "Tool":
-        """A tool that is a method."""
+        """Binds the function, so that a tool can be a method."""
         return self if instance is None else replace(self, func=MethodType(self.func, instance))
 
     @cached_property
     def schema(self) -> ToolSchema:
-        """The tool as a model sees it: its parameters with their types, what the docstring says of it and of them. Raises UserError for
-        parameters that have no JSON schema.
+        """The description of the tool for a model: its docstring, and its parameters with their types. Raises
+        UserError if a parameter's type has no JSON schema.
         """
         return ToolSchema(self.name, self._arguments.description, self._arguments.json)
 
@@ -158,8 +173,8 @@ class Tool:
         return tuple(name for name, each in inspect.signature(self.func).parameters.items() if each.kind in kinds)
 
     def arguments(self, text: str) -> dict[str, Any]:
-        """The arguments by name, from the JSON that a model wrote, as the types of the parameters. Raises ToolError, whose text the model
-        can mend its call by.
+        """Returns the arguments by name, decoded from the JSON that a model wrote into the types of the parameters.
+        Raises ToolError, whose message tells the model how to correct its call.
         """
         from sabot.llm.schema import Mismatch
 
@@ -172,7 +187,7 @@ class Tool:
     def _arguments(self) -> ToolParameters:
         if self.parameters is not None:
             return self.parameters
-        from sabot.llm.schema import Parameters  # for tools that a model calls; durable agents call theirs themselves
+        from sabot.llm.schema import Parameters  # imported late: needed only if a model calls the tool
 
         return Parameters(self.func, f"tool {self.name}", (_EFFECT,) if self.takes_effect else ())
 
@@ -212,17 +227,19 @@ def tool(
 ) -> Any:
     """Makes a tool of a function, sync or async: `@tool`, or `@tool(effect="read")`.
 
-    effect: "read" (changes nothing), "idempotent" (the service makes equal calls, or calls of one key, once), "metered" (may be made again,
-    and costs), "local" (asks nobody outside), "reconcilable" (see `reconcile`), or "unsafe".
-    reconcile: a function, sync or async, that gets the `Effect` and the same arguments, and returns `Reconciled.DONE`,
-    `(Reconciled.DONE, result)`, `Reconciled.NOT_DONE` or `Reconciled.UNKNOWN`; True and False are done and not done.
-    in_doubt: where nobody knows whether an unsafe call was done: "ask" a person, "fail", or "assume_done".
-    timeout: of one attempt; when it is over, the call is cancelled and in doubt.
-    retries: further attempts after a failure, `backoff` before the first and twice as long before each next one; an unsafe call is made
-    again only if nothing was sent. If not given: none, or `max_tool_retries` of the agent whose model calls the tool.
-    name: in journals and messages; the function's, if not given.
-    open_world: its results were written by anybody (a page of the web, a mail), so they carry the label "untrusted". labels: others that
-    its results carry; rules of a policy may go by them. Raises UserError.
+    `effect`: "read" (changes nothing), "idempotent" (the service executes equal calls, or calls with the same key,
+    once), "metered" (may be repeated, and costs), "local" (stays within the process), "reconcilable" (see
+    `reconcile`), or "unsafe". `reconcile`: a function, sync or async, that gets the `Effect` and the same arguments.
+    It returns `Reconciled.DONE`, `(Reconciled.DONE, result)`, `Reconciled.NOT_DONE` or `Reconciled.UNKNOWN`; True and
+    False mean done and not done. `in_doubt`: the reaction if nobody knows whether an unsafe call was made: "ask" a
+    person, "fail", or "assume_done". `timeout`: the time limit of one attempt; then the call is cancelled and in
+    doubt. `retries`: the number of further attempts after a failure. An unsafe call is repeated only if nothing was
+    sent. By default none, or `max_tool_retries` of the agent whose model calls the tool. `backoff`: the wait before
+    the first of them; each further wait is twice as long. `name`: the name in journals and messages, by default the
+    function's. `open_world`: True if anybody may have written its results (a web page, a mail), so that they get the
+    label "untrusted". `labels`: other labels of its results, for the rules of a policy.
+
+    Raises UserError for contradicting settings, and for a class or a generator in place of a function.
     """
     carried = _labels(name or "tool", labels, open_world)
     make = partial(_made, effect, reconcile, in_doubt, timeout, retries, backoff, name, labels=carried)
@@ -236,7 +253,7 @@ def as_tool(
     timeout: Duration | None = None,
     retries: int | None = None,
 ) -> Tool:
-    """The tool that `what` is, with what is said here in place of its own; a plain function becomes an unsafe tool."""
+    """Returns a tool with the settings given here in place of its own. A plain function becomes an unsafe tool."""
     if not isinstance(what, Tool):
         return _of_function(what, effect or "unsafe", timeout, retries)
     if effect is None and timeout is None and retries is None:
@@ -253,8 +270,8 @@ def as_tool(
 
 
 _KNOWN: WeakKeyDictionary[FunctionType, dict[str, tuple[Any, ...]]] = WeakKeyDictionary()
-"""By function and class what its tool has beside it: `ctx.step` makes one for each call, and looking into a function takes a while. The
-function itself must not be kept alive here.
+"""The fields of a function's tool except the function, by function and class of effect. `ctx.step` makes a tool for
+each call, and inspecting a function takes long. The keys are weak, so that functions are not kept alive.
 """
 
 
@@ -281,7 +298,7 @@ def _made(
     labels: frozenset[str] = frozenset(),
 ) -> Tool:
     if isinstance(func, Tool):
-        raise UserError(f"tool {func.name}: it is a tool already", hint="say all of it in one @tool(…)")
+        raise UserError(f"tool {func.name}: it is a tool already", hint="give all settings in one @tool(…)")
     if not callable(func):
         raise UserError(f"tool: {short_repr(func)} is no function", hint='write @tool, or @tool(effect="read")')
     runs = unwrap(func)
@@ -324,16 +341,16 @@ def _checked(made: Tool) -> Tool:
     where, kind = f"tool {made.name}", made.effect
     check(f"{where}: retries", made.retry.retries, Whole(0))
     if made.timeout_s == 0:
-        raise UserError(f"{where}: timeout=0", hint='more than nothing ("30s"), or None for no limit')
+        raise UserError(f"{where}: timeout=0", hint='a time above 0 ("30s"), or None for no limit')
     check(f"{where}: in_doubt", made.in_doubt, OneOf(get_args(InDoubt)))
     if made.in_doubt != "ask" and kind not in _DOUBTED:
         raise UserError(
             f"{where}: in_doubt={made.in_doubt!r} of a tool whose effect is {str(kind)!r}",
-            hint="such a call is made again where it is in doubt: leave in_doubt= out",
+            hint="a call of this class that is in doubt is repeated: leave in_doubt= out",
         )
     if kind is EffectClass.RECONCILABLE and not callable(made.reconcile):
         raise UserError(
-            f"{where}: reconcile={short_repr(made.reconcile)}", hint="a function that looks whether a call was done"
+            f"{where}: reconcile={short_repr(made.reconcile)}", hint="a function that finds out whether a call was made"
         )
     if made.reconcile is not None and kind is not EffectClass.RECONCILABLE:
         raise UserError(
@@ -363,7 +380,9 @@ def _name_of(func: Any) -> str:
 
 
 def _takes_effect(name: str, runs: Any) -> bool:
-    """Whether the function has the parameter `effect: Effect`. A parameter of that class with another name is refused."""
+    """Returns True if the function has the parameter `effect: Effect`. Raises UserError if a parameter of that class
+    has another name.
+    """
     found = [each for each, kind in getattr(runs, "__annotations__", {}).items() if _is_effect(kind, runs)]
     found = [each for each in found if each != "return"]
     if not found:
@@ -371,13 +390,15 @@ def _takes_effect(name: str, runs: Any) -> bool:
     parameter = inspect.signature(runs).parameters[found[0]]
     if found != [_EFFECT] or parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
         raise UserError(
-            f"tool {name}: its parameter {found[0]!r} is an Effect", hint="it gets one by name: call it effect: Effect"
+            f"tool {name}: its parameter {found[0]!r} is an Effect", hint="the parameter has to be named effect: Effect"
         )
     return True
 
 
 def _is_effect(annotation: Any, runs: Any) -> bool:
-    """Annotations may be text (`from __future__ import annotations`), whose names may be there for type checkers alone."""
+    """Returns True if an annotation is Effect or contains it. Annotations may be texts (`from __future__ import
+    annotations`), with names that exist for type checkers only.
+    """
     if not isinstance(annotation, str):
         return annotation is Effect or Effect in get_args(annotation)
     return any(_names_effect(each.strip(), runs) for each in annotation.split("|"))

@@ -138,10 +138,10 @@ class _InJob:
         return self._ctx.llm(engine)
 
     async def complete(self, spec: RequestSpec) -> Completion:
-        raise UserError("a model is asked by its engine", hint="context.doing.of(engine)")
+        raise UserError("these effects have no engine to ask a model with", hint="context.effects.of(engine)")
 
     def stream(self, spec: RequestSpec) -> AsyncGenerator[Piece, None]:
-        raise UserError("a model is asked by its engine", hint="context.doing.of(engine)")
+        raise UserError("these effects have no engine to ask a model with", hint="context.effects.of(engine)")
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
         return await self._ctx.call(tool, **arguments)

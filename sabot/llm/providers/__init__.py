@@ -1,3 +1,3 @@
-"""Vendors of models: each module speaks one vendor's API through the vendor's own library, and is the only one to import it. `scripted` is
-for tests and speaks with nobody.
+"""Providers: one module for each vendor's API, which uses the vendor's own library and is the only one to import it.
+`scripted` answers by a script, for tests.
 """

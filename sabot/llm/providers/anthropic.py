@@ -1,7 +1,7 @@
-"""Anthropic's messages. Only this module imports anthropic.
+"""Anthropic's messages API. Only this module imports anthropic.
 
-An answer is a list of blocks. Where there are others than texts and calls of tools (thinking, which is signed), all of them are kept in the
-message's `vendor` and sent back as they came.
+An answer is a list of blocks. If there are others than texts and tool calls (signed thinking), the message keeps all
+blocks in `vendor`, and later requests send them back unchanged.
 """
 
 import base64
@@ -30,12 +30,13 @@ _CHOICES = {"auto": "auto", "none": "none", "required": "any"}
 
 
 class AnthropicProvider:
-    """Models of Anthropic: `AnthropicProvider("claude-sonnet-5")`.
+    """A provider of Anthropic's models: `AnthropicProvider("claude-sonnet-5")`.
 
-    model: of requests that name none. base_url: ANTHROPIC_BASE_URL or Anthropic's own, if not given. api_key: ANTHROPIC_API_KEY, if not
-    given. max_tokens: of answers to requests that do not say theirs, because Anthropic wants a number. name: of the vendor, in errors and
-    prices. client: an `anthropic.AsyncAnthropic` of one's own, for Bedrock, Vertex or a proxy; `close` leaves it open. Raises MissingExtra,
-    and UserError where there is no key.
+    `model`: the model of requests that name none. `base_url`: the address of the server, by default
+    ANTHROPIC_BASE_URL or Anthropic's own. `api_key`: the key, by default ANTHROPIC_API_KEY. `max_tokens`: the limit
+    of answers for requests without one, because Anthropic requires it. `name`: the name of the vendor in errors and
+    prices. `client`: an `anthropic.AsyncAnthropic` of your own, for Bedrock, Vertex or a proxy; `close` does not
+    close it. Raises MissingExtra, and UserError if there is no key.
     """
 
     def __init__(
@@ -76,7 +77,6 @@ class AnthropicProvider:
         idempotency_key: str = "",
         max_answer_bytes: int | None = None,
     ) -> Completion:
-        """The whole answer."""
         body = self._request(spec)
         needed = {"messages": [], "max_tokens": body["max_tokens"]}
         data, request_id = await self._calls.whole(
@@ -93,23 +93,21 @@ class AnthropicProvider:
         idempotency_key: str = "",
         max_answer_bytes: int | None = None,
     ) -> AsyncGenerator[Piece, None]:
-        """The answer in pieces as they come."""
         body = self._request(spec) | {"stream": True}
         needed = {"messages": [], "max_tokens": body["max_tokens"]}
         gathering = _Gathering(self._calls, self.name, body["model"])
         return self._calls.stream("answer", body, gathering, timeout_s, idempotency_key, max_answer_bytes, **needed)
 
     async def embed(self, texts: Sequence[str], *, model: str = "", timeout_s: float | None = None) -> Embeddings:
-        """Raises UserError."""
-        raise UserError(f"{self.name} has no embeddings", hint="take those of another provider")
+        """Raises UserError, because Anthropic has no embeddings."""
+        raise UserError(f"{self.name} has no embeddings", hint="use those of another provider")
 
     async def close(self) -> None:
-        """Ends its connections."""
         await self._calls.close()
 
     def _request(self, spec: RequestSpec) -> dict[str, Any]:
         if spec.seed is not None:
-            raise UserError(f"{self.name}: its models take no seed=", hint="leave it out")
+            raise UserError(f"{self.name}: its models have no seed=", hint="leave it out")
         system = [message.text for message in spec.messages if message.role == "system"]
         body: dict[str, Any] = {
             "model": spec.model or self.model,
@@ -140,8 +138,8 @@ def _methods(client: Any) -> dict[str, Any]:
 
 
 def _messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Messages in turns: what a user says after results of tools stands in one message with them. Messages without content, which Anthropic
-    does not take, are left out.
+    """Returns the messages as Anthropic's turns: consecutive messages of the same role become one, so a user's text
+    joins the tool results before it. Messages without content are left out, because Anthropic refuses them.
     """
     turns: list[dict[str, Any]] = []
     for message in messages:
@@ -173,7 +171,7 @@ def _blocks(message: ChatMessage) -> list[dict[str, Any]]:
 
 
 def _parts(message: ChatMessage) -> list[dict[str, Any]]:
-    """Anthropic takes no text that is empty."""
+    """Returns the parts of the content without empty texts, which Anthropic refuses."""
     content = (Text(message.content),) if isinstance(message.content, str) else message.content
     return [_part(part) for part in content if not isinstance(part, Text) or part.text]
 
@@ -188,7 +186,7 @@ def _part(part: Part) -> dict[str, Any]:
 
 
 def _input(arguments: str) -> dict[str, Any]:
-    """Anthropic takes arguments back only as an object, whatever its model has written."""
+    """Returns the arguments of a call as an object. Anthropic accepts nothing else, whatever its model has written."""
     try:
         found = msgspec.json.decode(arguments)
     except UNREADABLE:
@@ -214,7 +212,7 @@ class _MessageEvent(msgspec.Struct):
 
 
 class _Gathering:
-    """An answer, whole or streamed."""
+    """A Gathering of Anthropic's answers, whole or streamed."""
 
     def __init__(self, calls: SdkCalls, provider: str, model: str) -> None:
         self.is_over = False
@@ -223,12 +221,11 @@ class _Gathering:
         self._model = self._answered = model
         self._id = ""
         self._blocks: dict[int, dict[str, Any]] = {}
-        self._texts: dict[tuple[int, str], list[str]] = {}  # parts of texts, by block and field
+        self._texts: dict[tuple[int, str], list[str]] = {}  # the parts of long fields, by block and field
         self._reason: str | None = None
         self._usage: dict[str, Any] = {}
 
     def whole(self, data: bytes, request_id: str) -> Completion:
-        """The completion that a whole message is."""
         message = self._calls.decoded(data, _Message, self._model, request_id)
         self._blocks = dict(enumerate(message.content))
         self._reason = message.stop_reason or ""
@@ -237,7 +234,6 @@ class _Gathering:
         return self._completion(request_id)
 
     def feed(self, data: bytes, request_id: str) -> Iterable[Piece]:
-        """The pieces that this event brings."""
         event = self._calls.decoded(data, _MessageEvent, self._model, request_id)
         match event.type:
             case "message_start":
@@ -280,11 +276,11 @@ class _Gathering:
         self._texts.setdefault((index, field), []).append(text)
 
     def _count(self, usage: dict[str, Any] | None) -> None:
-        """Later counts are of all so far."""
+        """Updates the usage. Each count of an event includes all earlier ones."""
         self._usage |= {name: value for name, value in (usage or {}).items() if value is not None}
 
     def _call(self, index: int) -> ToolCall | None:
-        """The call of a tool that the block is."""
+        """Returns the tool call of a block, or None if the block is another one."""
         match self._blocks.get(index):
             case {"type": "tool_use", "id": str(call_id), "name": str(name), **rest}:
                 given = rest.get("input")
@@ -295,7 +291,6 @@ class _Gathering:
         return None
 
     def end(self, request_id: str) -> Completion | None:
-        """The whole, when the vendor has said why the answer ended."""
         return self._completion(request_id) if self._reason else None
 
     def _completion(self, request_id: str) -> Completion:
@@ -320,7 +315,9 @@ class _Gathering:
 
 
 def _usage(told: dict[str, Any]) -> Usage | None:
-    """Anthropic counts what was read without what came from its cache, and what went there."""
+    """Returns the usage, or None if it is incomplete. Anthropic's `input_tokens` do not include tokens read from its
+    cache or written to it.
+    """
     match told:
         case {"input_tokens": int(read), "output_tokens": int(written)}:
             cached, kept = told.get("cache_read_input_tokens") or 0, told.get("cache_creation_input_tokens") or 0

@@ -1,4 +1,4 @@
-"""OpenAI, and the many servers that speak its API: Ollama, vLLM, proxies. Only this module imports openai."""
+"""OpenAI, and other servers with its API, such as Ollama, vLLM and proxies. Only this module imports openai."""
 
 import base64
 from collections.abc import AsyncGenerator, Sequence
@@ -20,12 +20,14 @@ _HOSTS = ("openai.com", "openai.azure.com")
 
 
 class OpenAIProvider:
-    """Models of OpenAI, or of a server that speaks its API: `OpenAIProvider(model="llama3", base_url="http://localhost:11434/v1")`.
+    """A provider of OpenAI's models, or of a server with its API: `OpenAIProvider(model="llama3",
+    base_url="http://localhost:11434/v1")`.
 
-    model: of requests that name none. base_url: OPENAI_BASE_URL or OpenAI's own, if not given. api_key: OPENAI_API_KEY, if not given; a
-    server of one's own may need none. api: "chat" (completions, which all servers speak) or "responses". name: of the vendor, in errors and
-    prices. client: an `openai.AsyncOpenAI` of one's own, for Azure, a proxy, or other limits of connections (1,000, if not given); `close`
-    leaves it open. Raises MissingExtra, and UserError where there is no key.
+    `model`: the model of requests that name none. `base_url`: the address of the server, by default OPENAI_BASE_URL
+    or OpenAI's own. `api_key`: the key, by default OPENAI_API_KEY; with a `base_url` it is optional. `api`: "chat"
+    (chat completions, which all servers have) or "responses". `name`: the name of the vendor in errors and prices.
+    `client`: an `openai.AsyncOpenAI` of your own, for Azure, a proxy, or more than 1,000 connections; `close` does
+    not close it. Raises MissingExtra, and UserError if there is no key.
     """
 
     def __init__(
@@ -69,7 +71,6 @@ class OpenAIProvider:
         idempotency_key: str = "",
         max_answer_bytes: int | None = None,
     ) -> Completion:
-        """The whole answer."""
         model = spec.model or self.model
         if self._api == "chat":
             body = chat_request(spec, self.model, is_openai=self._is_openai, stream=False)
@@ -89,7 +90,6 @@ class OpenAIProvider:
         idempotency_key: str = "",
         max_answer_bytes: int | None = None,
     ) -> AsyncGenerator[Piece, None]:
-        """The answer in pieces as they come."""
         model = spec.model or self.model
         if self._api == "chat":
             body = chat_request(spec, self.model, is_openai=self._is_openai, stream=True)
@@ -100,7 +100,6 @@ class OpenAIProvider:
         return self._calls.stream("answer", body, responses, timeout_s, idempotency_key, max_answer_bytes)
 
     async def embed(self, texts: Sequence[str], *, model: str = "", timeout_s: float | None = None) -> Embeddings:
-        """A vector for each text."""
         model = model or self.model
         if not texts:
             return Embeddings(vectors=np.empty((0, 0), np.float32), provider=self.name, model=model)
@@ -113,7 +112,7 @@ class OpenAIProvider:
             vectors = np.stack([_row(each.embedding) for each in sorted(answer.data, key=lambda each: each.index)])
             if len(vectors) != len(texts):
                 raise ValueError(f"{len(vectors)} vectors for {len(texts)} texts")
-        except ValueError as error:  # no vectors, of different lengths, or no base64
+        except ValueError as error:  # there are no vectors, their lengths differ, or the base64 is invalid
             raise self._calls.no_answer(data, model, request_id, str(error)) from None
         used = answer.usage.get("prompt_tokens") if isinstance(answer.usage, dict) else None
         return Embeddings(
@@ -125,7 +124,6 @@ class OpenAIProvider:
         )
 
     async def close(self) -> None:
-        """Ends its connections."""
         await self._calls.close()
 
 
@@ -160,7 +158,7 @@ class _Vectors(msgspec.Struct):
 
 
 def _row(embedding: str | list[float]) -> "np.ndarray[Any, np.dtype[np.float32]]":
-    """Servers that do not know base64 give numbers."""
+    """Decodes a vector. Servers that do not know base64 send a list of numbers."""
     if isinstance(embedding, str):
         return np.frombuffer(base64.b64decode(embedding, validate=True), "<f4").astype(np.float32)
     return np.array(embedding, np.float32)

@@ -1,6 +1,7 @@
-"""OpenAI's chat completions, which many servers speak: requests and answers as JSON.
+"""The requests and answers of OpenAI's chat completions, which many servers have, as JSON.
 
-A whole answer is read as a stream of one event. What other vendors add to a message, and want to get back, is kept in `vendor`.
+A whole answer is read as a stream of one event. Additions of other vendors that have to be sent back are kept in the
+message's `vendor`.
 """
 
 import base64
@@ -26,7 +27,9 @@ _REASONS: dict[str, FinishReason] = {
 
 
 def chat_request(spec: RequestSpec, model: str, *, is_openai: bool, stream: bool) -> dict[str, Any]:
-    """The body of a request. is_openai: it goes to OpenAI itself, which calls `max_tokens` by another name than all others do."""
+    """Returns the body of a request. `is_openai`: True if OpenAI itself gets it, where `max_tokens` has another name
+    than on all other servers.
+    """
     body: dict[str, Any] = {
         "model": spec.model or model,
         "messages": [_message(each) for each in spec.messages],
@@ -80,12 +83,12 @@ def _tool(tool: ToolSchema) -> dict[str, Any]:
 
 
 def image_url(image: Image) -> str:
-    """The address of an image; one that has its bytes in it, where the image is bytes."""
+    """Returns the address of an image, or a data URL if the image is given as bytes."""
     return image.url or f"data:{image.media_type};base64,{base64.b64encode(image.data).decode()}"
 
 
 def json_text(value: Any) -> str:
-    """Arguments of a tool as text; some servers give objects."""
+    """Returns the arguments of a tool call as text. Some servers send an object."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
@@ -101,18 +104,18 @@ class _CallPart(msgspec.Struct):
 
 
 class _Said(msgspec.Struct):
-    """A message, or a part of one."""
+    """A message, or a part of one in a stream."""
 
     content: str | list[dict[str, Any]] | None = None
     refusal: str | None = None
     tool_calls: list[_CallPart] | None = None
-    reasoning_content: str | None = None  # DeepSeek, vLLM; wanted back with calls of tools
+    reasoning_content: str | None = None  # DeepSeek, vLLM; sent back if the message has tool calls
     reasoning: str | None = None  # OpenRouter, Ollama
-    reasoning_details: list[Any] | None = None  # OpenRouter: signed, wanted back
+    reasoning_details: list[Any] | None = None  # OpenRouter: signed, sent back
 
     @property
     def text(self) -> str:
-        """Some servers give the content in parts."""
+        """The text of the content, which some servers send in parts."""
         if isinstance(self.content, list):
             return "".join(str(part.get("text") or "") for part in self.content)
         return self.content or ""
@@ -132,7 +135,7 @@ class _Answer(msgspec.Struct):
 
 
 class ChatGathering:
-    """An answer of chat completions, whole (one event) or streamed."""
+    """A Gathering of chat completions, whole (as one event) or streamed."""
 
     def __init__(self, calls: SdkCalls, provider: str, model: str) -> None:
         self.is_over = False
@@ -143,14 +146,15 @@ class ChatGathering:
         self._texts: list[str] = []
         self._reasoning: list[str] = []
         self._details: list[Any] = []
-        self._parts: dict[int, tuple[str, str, list[str]]] = {}  # of calls: id, name, texts of the arguments
-        self._given = 0  # calls that are pieces already
+        self._parts: dict[
+            int, tuple[str, str, list[str]]
+        ] = {}  # by index of the call: id, name, parts of the arguments
+        self._given = 0  # the number of calls that were emitted as pieces
         self._is_refused = False
         self._reason: str | None = None
         self._usage: Usage | None = None
 
     def feed(self, data: bytes, request_id: str) -> Iterable[Piece]:
-        """The pieces that this event brings."""
         if data == b"[DONE]":
             self.is_over = True
             return ()
@@ -180,7 +184,7 @@ class ChatGathering:
 
     def _call_part(self, part: _CallPart) -> Iterator[Piece]:
         index = part.index
-        if index is None:  # without numbers, an id begins a call
+        if index is None:  # of a server that sends no indexes: an id begins a new call
             index = len(self._parts) - (0 if part.id or not self._parts else 1)
         function = part.function or _Function()
         if index not in self._parts:
@@ -198,7 +202,6 @@ class ChatGathering:
         return [ToolCall(call_id, name, "".join(texts)) for call_id, name, texts in self._parts.values()]
 
     def whole(self, data: bytes, request_id: str) -> Completion:
-        """The completion that a whole answer is."""
         self.feed(data, request_id)
         completion = self.end(request_id)
         if completion is None:
@@ -206,7 +209,6 @@ class ChatGathering:
         return completion
 
     def end(self, request_id: str) -> Completion | None:
-        """The whole, when the vendor has said why the answer ended."""
         if self._reason is None:
             return None
         calls = tuple(self._calls_so_far())

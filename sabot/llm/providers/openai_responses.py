@@ -1,7 +1,8 @@
-"""OpenAI's responses: requests and answers as JSON.
+"""The requests and answers of OpenAI's responses, as JSON.
 
-An answer is a list of items. Where there are others than texts and calls of tools (reasoning), all of them are kept in the message's
-`vendor` and sent back as they came. Reasoning comes by its id alone, and is read again: its tokens are kept too, so that budgets count it.
+An answer is a list of items. If there are others than texts and tool calls (reasoning), the message keeps all items
+in `vendor`, and later requests send them back unchanged. A reasoning item contains only an id, and OpenAI reads the
+reasoning again. The number of its tokens is kept too, so that budgets count them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,11 +24,11 @@ _ENDS = {"response.completed", "response.incomplete", "response.failed", "respon
 
 
 def responses_request(spec: RequestSpec, model: str, *, stream: bool) -> dict[str, Any]:
-    """The body of a request. Raises UserError for what this API has no parameter for."""
+    """Returns the body of a request. Raises UserError for fields that this API has no parameter for."""
     for name in RESPONSES_LACK:
         if getattr(spec, name) not in (None, ()):
             raise UserError(
-                f"openai: its responses have no {name}=", hint='leave it out, or OpenAIProvider(api="chat")'
+                f"openai: the responses API has no {name}=", hint='leave it out, or use OpenAIProvider(api="chat")'
             )
     body: dict[str, Any] = {
         "model": spec.model or model,
@@ -71,7 +72,7 @@ def _part(part: Part) -> dict[str, Any]:
 
 
 def _tool(tool: ToolSchema) -> dict[str, Any]:
-    strict = is_strict(tool.parameters)  # left out, it would be true
+    strict = is_strict(tool.parameters)  # always sent, because OpenAI's default is true
     names = {"name": tool.name, "description": tool.description}
     return {"type": "function", **names, "parameters": tool.parameters, "strict": strict}
 
@@ -94,7 +95,7 @@ class _ResponseEvent(msgspec.Struct):
 
 
 class ResponsesGathering:
-    """An answer of responses, whole (`take`) or streamed."""
+    """A Gathering of responses, whole (`take`) or streamed."""
 
     def __init__(self, calls: SdkCalls, provider: str, model: str) -> None:
         self.is_over = False
@@ -104,7 +105,6 @@ class ResponsesGathering:
         self._completion: Completion | None = None
 
     def feed(self, data: bytes, request_id: str) -> Iterable[Piece]:
-        """The pieces that this event brings."""
         event = self._calls.decoded(data, _ResponseEvent, self._model, request_id)
         kind, delta = event.type, event.delta if isinstance(event.delta, str) else ""
         if kind in _ENDS:
@@ -120,7 +120,7 @@ class ResponsesGathering:
         return ()
 
     def take(self, data: bytes, request_id: str) -> None:
-        """The response itself."""
+        """Decodes a whole response, for `end`. Raises ModelError."""
         response = self._calls.decoded(data, _Response, self._model, request_id)
         if response.error or response.status not in ("completed", "incomplete"):
             told = response.error or {"message": f"the response is {response.status}"}
@@ -154,13 +154,11 @@ class ResponsesGathering:
         )
 
     def whole(self, data: bytes, request_id: str) -> Completion:
-        """The completion that a whole response is."""
         self.take(data, request_id)
         assert self._completion is not None
         return self._completion
 
     def end(self, request_id: str) -> Completion | None:
-        """The whole, when it came."""
         return self._completion
 
 

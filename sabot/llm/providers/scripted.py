@@ -1,12 +1,13 @@
-"""A provider without a model: it answers by a script, in this process. And the script, which `sabot.testing.FakeModelServer` follows too.
+"""A provider without a model: it answers by a script, in this process. `sabot.testing.FakeModelServer` answers by
+such scripts too.
 
     ScriptedProvider("yes")                                      every request gets this answer
-    ScriptedProvider(["yes", RateLimited("slow down"), "no"])    one request after the other; a further one is a UserError
-    ScriptedProvider(lambda spec: spec.messages[-1].text[::-1])  what the function makes of the request
+    ScriptedProvider(["yes", RateLimited("slow down"), "no"])    one answer for each request, in order; a fourth request is a UserError
+    ScriptedProvider(lambda spec: spec.messages[-1].text[::-1])  the result of the function for each request
 
-An answer is a text; a message (`assistant("", ToolCall(…))`); a `Completion`, which may say what it used; an error, which is raised; a
-tuple of texts, the pieces in which it is streamed, and an error at its end breaks the stream off; or a function of the request, sync or
-async, that returns one of these.
+An answer is a text; a message (`assistant("", ToolCall(…))`); a `Completion`, which may have a usage; an error, which
+is raised; a tuple of texts, which are the pieces of a stream, with an error at the end if the stream is to break off;
+or a function of the request, sync or async, that returns one of these.
 """
 
 import asyncio
@@ -35,8 +36,8 @@ Answers: TypeAlias = Answer | Callable[[Any], Any] | list[Answer | Callable[[Any
 
 @dataclass(frozen=True, slots=True)
 class ScriptedAnswer:
-    """An answer of a script, taken apart. texts: the pieces of its text. end: the whole answer, or the error that comes after the pieces.
-    counted: what was used is to be counted, because the script does not say.
+    """An answer of a script. `texts`: the pieces of its text. `end`: the completion, or the error that follows the
+    pieces. `counted`: True if the usage has to be estimated, because the script gives none.
     """
 
     texts: tuple[str, ...]
@@ -45,20 +46,22 @@ class ScriptedAnswer:
 
 
 class Script:
-    """Says what is answered to the next request."""
+    """The answers to requests, in order."""
 
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
         self._taken = 0
 
     async def answer(self, request: object) -> ScriptedAnswer:
-        """The answer to this request. Raises UserError where the script has ended, or has something that is no answer."""
+        """Returns the answer to this request. Raises UserError if all answers are used up, or if one is of no known
+        kind.
+        """
         answer: Any = self._answers
         if isinstance(answer, list):
             if self._taken == len(answer):
                 raise UserError(
-                    f"the script of the model has {len(answer)} answers, and here is one request more: {short_repr(request)}",
-                    hint="give it one more, or a function of the request",
+                    f"the script of the model has {len(answer)} answers, and one more request has come: {short_repr(request)}",
+                    hint="give it another answer, or a function of the request",
                 )
             answer = answer[self._taken]
             self._taken += 1
@@ -97,7 +100,7 @@ def _completion(message: ChatMessage) -> Completion:
 
 
 def vectors_of(texts: Sequence[str], dimensions: int) -> npt.NDArray[np.float32]:
-    """Vectors of length 1, the same for equal texts."""
+    """Returns vectors of length 1, which are equal for equal texts."""
     drawn = [blake2b(text.encode(), digest_size=8).digest() for text in texts]
     rows = [np.random.default_rng(int.from_bytes(each)).standard_normal(dimensions) for each in drawn]
     found = np.array(rows, np.float32).reshape(len(texts), dimensions)
@@ -106,16 +109,17 @@ def vectors_of(texts: Sequence[str], dimensions: int) -> npt.NDArray[np.float32]
 
 
 class ScriptedProvider:
-    """Answers by a script, without a network, for tests of programs that ask models.
+    """A provider that answers by a script, without a network, for tests of programs that call models.
 
-    answers: one for all requests, or a list of them for one request after the other. An answer is a text; a message
-    (`assistant("", ToolCall(…))`); a `Completion`, which says what was used; an error, which is raised; a tuple of texts, the pieces of a
-    stream, and an error at its end breaks the stream off; or a function of the `RequestSpec`, sync or async, that returns one of these.
-    dimensions: of the vectors of `embed`.
+    `answers`: one answer for all requests, or a list with one for each request. An answer is a text; a message
+    (`assistant("", ToolCall(…))`); a `Completion`, which has a usage; an error, which is raised; a tuple of texts,
+    which are the pieces of a stream, with an error at the end if the stream is to break off; or a function of the
+    `RequestSpec`, sync or async, that returns one of these. `dimensions`: the length of the vectors of `embed`.
 
-    requests: all that came, in their order, whatever became of them; keys: their idempotency keys. embedded: the texts of `embed`.
-    in_flight, most_in_flight: requests now, and at most at one time. cancelled: requests whose caller did not wait for the end. `hold`
-    makes requests wait until `release`, `arrived` waits for requests.
+    `requests`: all requests that came, in order. `keys`: their idempotency keys. `embedded`: the texts of `embed`.
+    `in_flight` and `most_in_flight`: the number of requests now, and the greatest number so far. `cancelled`: the
+    number of requests whose caller gave up. `hold` makes requests wait until `release`, and `arrived` waits for
+    requests.
     """
 
     def __init__(
@@ -139,15 +143,15 @@ class ScriptedProvider:
         self._watched: list[tuple[int, asyncio.Future[None]]] = []
 
     def hold(self) -> None:
-        """Requests for answers wait from now on before they are answered."""
+        """Makes requests wait before they are answered, until `release`."""
         self._open.clear()
 
     def release(self) -> None:
-        """The end of `hold`."""
+        """Answers requests again, those that wait because of `hold` too."""
         self._open.set()
 
     async def arrived(self, count: int) -> None:
-        """Waits until so many requests have come since the provider was made."""
+        """Waits until `count` requests have come since the provider was made."""
         if self._arrivals < count:
             watch = asyncio.get_running_loop().create_future()
             self._watched.append((count, watch))
@@ -161,7 +165,7 @@ class ScriptedProvider:
         idempotency_key: str = "",
         max_answer_bytes: int | None = None,
     ) -> Completion:
-        """The next answer of the script."""
+        """Returns the next answer of the script."""
         completion = None
         how: dict[str, Any] = {"idempotency_key": idempotency_key, "max_answer_bytes": max_answer_bytes}
         async with aclosing(self.stream(spec, timeout_s=timeout_s, **how)) as pieces:
@@ -178,7 +182,7 @@ class ScriptedProvider:
         idempotency_key: str = "",
         max_answer_bytes: int | None = None,
     ) -> AsyncGenerator[Piece, None]:
-        """The next answer of the script: its text word by word, its calls of tools, then all of it."""
+        """Yields the next answer of the script: its text word by word, its tool calls, and the completion."""
         model = spec.model or self.model
         self.requests.append(spec)
         self.keys.append(idempotency_key)
@@ -210,7 +214,7 @@ class ScriptedProvider:
         )
 
     async def embed(self, texts: Sequence[str], *, model: str = "", timeout_s: float | None = None) -> Embeddings:
-        """A vector for each text."""
+        """Returns a vector for each text, which is equal for equal texts."""
         self.embedded += texts
         async with self._call():
             return Embeddings(
@@ -222,12 +226,12 @@ class ScriptedProvider:
             )
 
     async def close(self) -> None:
-        """Sets `closed`."""
+        """Sets `closed` to True. Later requests raise UserError."""
         self.closed = True
 
     @asynccontextmanager
     async def _call(self) -> AsyncIterator[None]:
-        """Counts a call while it is made."""
+        """Counts a request while it is in flight. Raises UserError after `close`."""
         if self.closed:
             raise UserError(f"{self.name}: the provider is closed")
         self._arrivals += 1
@@ -257,7 +261,7 @@ class ScriptedProvider:
 
 
 def _signed(error: Exception, provider: str, model: str) -> Exception:
-    """An error of the script says who failed, as that of a real provider does."""
+    """Returns an error of the script with provider and model, which errors of real providers have."""
     if isinstance(error, ModelError) and not error.provider:
         error.provider, error.model = provider, model
     return error.with_traceback(None)

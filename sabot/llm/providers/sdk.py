@@ -1,6 +1,8 @@
-"""Calls through the vendors' own libraries, which are alike: one attempt in a bounded time, its answer whole or in events, errors as ours.
+"""Calls through the vendors' libraries, which are alike: one attempt within a time limit, answers whole or as events,
+and Sabot's errors.
 
-The libraries give the addresses, the authentication and the connections. The JSON that is sent is made by us, and what comes is read by us.
+The libraries provide addresses, authentication and connections. Sabot encodes the JSON of requests and decodes that
+of answers.
 """
 
 import asyncio
@@ -40,21 +42,22 @@ T = TypeVar("T")
 
 _log = logging.getLogger("sabot.llm")
 
-_DEFAULT_TIMEOUT_S = 600.0  # that of the vendors' libraries
-_DRAIN_S = 1.0  # for the end of a connection after the end of the answer
-_MOST_TEXT = 500  # characters of an answer or a message, in an error
+_DEFAULT_TIMEOUT_S = 600.0  # the default of the vendors' libraries
+_DRAIN_S = 1.0  # for the rest of a response after the last piece
+_MOST_TEXT = 500  # characters of an answer or a message that an error quotes
 _LONGEST_WAIT_S = 86400.0
-_MOST_TOKENS = 1_000_000_000  # of one request that a vendor is believed; a thousand times what models take
+_MOST_TOKENS = 1_000_000_000  # of one request; a higher count, a thousand times what models read, is not believed
 _TOO_LONG = re.compile(
     r"context.?length|context window|prompt is too long|input is too long|too many tokens", re.IGNORECASE
 )
 _FILTERED = re.compile(r"content.?(filter|policy|management)|responsible.?ai", re.IGNORECASE)
-_WRONG_KEY = "it is the argument api_key, else that of the environment; may it use this model?"
+_WRONG_KEY = "check api_key=, or the key in the environment, and that it may use this model"
 _NO_PARAMETER = re.compile(r"temperature|top_p", re.IGNORECASE)
 _NO_CREDIT = re.compile(r"insufficient.?quota|credit balance|billing", re.IGNORECASE)
-_NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}  # of httpx, under any of its names
-_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")  # of a stream of events
-_STATUS = {  # of errors that come in a stream, after a 200
+# Class names of httpx's errors, because the package may be httpx or httpx2.
+_NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
+_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")  # with which a line of a stream of events begins
+_STATUS = {  # the HTTP status of errors that come within a stream, after a 200
     "authentication_error": 401,
     "invalid_request_error": 400,
     "not_found_error": 404,
@@ -68,19 +71,19 @@ _STATUS = {  # of errors that come in a stream, after a 200
 
 
 class Gathering(Protocol):
-    """Makes pieces, and in the end the whole, of the events of one streamed answer."""
+    """A decoder of one answer: it makes pieces of the events of a stream, and the completion at the end."""
 
     is_over: bool
-    """No further event is needed."""
+    """True if no further event is needed."""
 
     def feed(self, data: bytes, request_id: str) -> Iterable[Piece]:
-        """The pieces that this event brings. Raises ModelError."""
+        """Returns the pieces that an event contains. Raises ModelError."""
 
     def end(self, request_id: str) -> Completion | None:
-        """The whole; None: it is not all here."""
+        """Returns the completion, or None if the answer is not complete yet."""
 
     def whole(self, data: bytes, request_id: str) -> Completion:
-        """The whole, of an answer that is no stream. Raises ModelError."""
+        """Returns the completion of an answer that is not a stream. Raises ModelError."""
 
 
 class _SdkClient(NamedTuple):
@@ -89,11 +92,12 @@ class _SdkClient(NamedTuple):
 
 
 class SdkCalls:
-    """Calls of one provider. A connection belongs to the event loop in which it was made, so each loop that asks has a client of its own,
-    unless the client is the user's: programs call `asyncio.run` more than once, and tests have a loop each.
+    """The calls of one provider. A connection belongs to its event loop, so each loop gets a client of its own,
+    unless the user has given one: programs may call `asyncio.run` several times, and tests have a loop each.
 
-    provider: the vendor's name. sdk: its library. trouble: the class of all of its errors. make: makes a client. methods: the methods of a
-    client that are called here, by our names. owned: the clients are closed with the calls.
+    `provider`: the vendor's name. `sdk`: its library. `trouble`: the base class of the library's errors. `make`:
+    makes a client. `methods`: returns the methods of a client that are used, by Sabot's names. `owned`: True if
+    `close` closes the clients. Raises UserError for an address that is none, or that contains a password.
     """
 
     def __init__(
@@ -114,20 +118,20 @@ class SdkCalls:
         self._owned = owned
         self._closed = self._says_whole = False
         self._clients: dict[asyncio.AbstractEventLoop, _SdkClient] = {}
-        # The first client is made here and not in a call: libraries import themselves in parts, which takes a while.
+        # The first client is made here and not in a call, because the libraries import parts of themselves then, which is slow.
         self._unused: _SdkClient | None = self._new()
         client = self._unused.client
         self.host = str(client.base_url.host)
         self.base_url = redacted_url(str(client.base_url))
         if owned and (client.base_url.scheme not in ("http", "https") or not self.host):
             raise UserError(
-                f"{provider}: {self.base_url or 'the empty text'} is no address of a server",
+                f"{provider}: base_url={self.base_url!r} is not the address of a server",
                 hint='base_url="http://localhost:11434/v1"',
             )
         if owned and client.base_url.userinfo:
             raise UserError(
-                f"{provider}: base_url={self.base_url} with a user or password, which the vendor's library would write into logs",
-                hint="give api_key=, or a client= that is authenticated otherwise",
+                f"{provider}: base_url={self.base_url} has a user or password, which the vendor's library would log",
+                hint="give api_key=, or a client= with another authentication",
             )
         if isinstance(client.api_key, str):
             keep_secret(client.api_key)
@@ -137,7 +141,7 @@ class SdkCalls:
         return _SdkClient(client, self._methods(client))
 
     def _client(self) -> "_SdkClient":
-        """That of the running loop. Raises UserError after `close`."""
+        """Returns the client of the running loop. Raises UserError after `close`."""
         if self._closed:
             raise UserError(f"{self._provider}: the provider is closed")
         loop = asyncio.get_running_loop()
@@ -151,7 +155,9 @@ class SdkCalls:
         return found
 
     async def close(self) -> None:
-        """Ends the connections of this loop, unless the client is the user's. Those of another loop end with it."""
+        """Closes the connections of this loop, unless the client is the user's. Those of other loops are closed with
+        their loop.
+        """
         if not self._closed:
             self._closed = True
             mine = self._clients.pop(asyncio.get_running_loop(), self._unused)
@@ -167,8 +173,11 @@ class SdkCalls:
         most: int | None = None,
         **needed: Any,
     ) -> tuple[bytes, str]:
-        """(the body of the answer, request id). method: our name of one of `.with_streaming_response`. body: the request. key: the
-        idempotency key. most: bytes of the answer. needed: what the method does not go without, whatever it is.
+        """Makes a request, and returns the body of the answer and the request id.
+
+        `method`: the name of the method in `methods`. `body`: the request. `timeout_s`: the time limit in seconds.
+        `key`: the idempotency key. `most`: the greatest number of bytes of the answer. `needed`: arguments that the
+        library's method requires, with any value.
         """
         manager = self._client().methods[method](**self._arguments(body, timeout_s, key, needed))
         return await self._in_time(self._read(manager, body["model"], most), body["model"], "", timeout_s)
@@ -205,8 +214,8 @@ class SdkCalls:
         most: int | None = None,
         **needed: Any,
     ) -> AsyncGenerator[Piece, None]:
-        """The pieces of an answer, as `Provider.stream` promises. The rest as for `whole`. Some servers know no streams, and answer whole:
-        that answer is paid, so it is read.
+        """Makes a request, and yields the pieces of its answer as `Provider.stream` does. The parameters are those of
+        `whole`. Some servers cannot stream and send the whole answer; it is used, because it has to be paid.
         """
         model, request_id = body["model"], ""
         async with aclosing(self._events(method, body, timeout_s, key, most, needed)) as events:
@@ -224,16 +233,20 @@ class SdkCalls:
                 where: dict[str, Any] = {"provider": self._provider, "model": model, "request_id": request_id}
                 raise ModelUnavailable("the answer broke off", **where)
             yield Piece(completion=completion)
-            with suppress(TimeoutError, ModelError):  # a connection that was read to its end is used again
+            with suppress(
+                TimeoutError, ModelError
+            ):  # only a connection whose response was read to the end can be reused
                 async with asyncio.timeout(_DRAIN_S):
                     async for _ in events:
                         pass
 
     def _in_pieces(self, answer: Completion) -> Iterator[Piece]:
-        """Of an answer that came whole, though a stream was asked for."""
+        """Yields the pieces of an answer that came whole although a stream was asked for. The first time, the log
+        says so.
+        """
         if not self._says_whole:
             self._says_whole = True
-            _log.warning("%s at %s answers requests for streams whole: pieces come late", self._provider, self.base_url)
+            _log.warning("%s at %s does not stream: each answer comes as a whole", self._provider, self.base_url)
         if answer.content:
             yield Piece(answer.content)
         for call in answer.tool_calls:
@@ -249,14 +262,16 @@ class SdkCalls:
         most: int | None,
         needed: dict[str, Any],
     ) -> AsyncGenerator[tuple[bytes, str, bool], None]:
-        """(data of an event, request id, true); of what is no stream of events: all of it, request id, false."""
+        """Yields the data of each event, the request id, and True. If the answer is not a stream of events, it yields
+        the whole body, the request id, and False.
+        """
         model, request_id = body["model"], ""
         manager = self._client().methods[method](**self._arguments(body, timeout_s, key, needed), stream=True)
         response = await self._in_time(manager.__aenter__(), model, request_id, timeout_s)
         try:
             request_id = _request_id(response.headers)
             async with aclosing(response.iter_bytes()) as chunks:
-                rest: list[bytes] = []  # of a line whose end is not here
+                rest: list[bytes] = []  # the chunks of a line whose end has not come yet
                 size, is_stream = 0, True
                 while (chunk := await self._in_time(anext(chunks, None), model, request_id, timeout_s)) is not None:
                     size += len(chunk)
@@ -279,15 +294,17 @@ class SdkCalls:
     def _arguments(
         self, body: dict[str, Any], timeout_s: float | None, key: str, needed: dict[str, Any]
     ) -> dict[str, Any]:
-        """All of the request goes as `extra_body`: so parameters that the installed library does not know are sent too, and long
-        conversations are not walked once more.
+        """Returns the arguments of the library's method. The request is passed as `extra_body`, so that parameters
+        unknown to the installed library are sent too, and the library does not walk through long conversations.
         """
         timeout = _DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s
         headers = {"Idempotency-Key": quote(key, safe=" !#$&'()*+,/:;=?@[]")} if key else None
         return {**needed, "model": body["model"], "extra_body": body, "extra_headers": headers, "timeout": timeout}
 
     async def _in_time(self, work: Awaitable[T], model: str, request_id: str, timeout_s: float | None) -> T:
-        """The error that is raised has no link to the library's, whose request has the key in its headers."""
+        """Waits for the work, and raises ModelError for the errors of the library. They are not chained to the
+        library's errors, whose request has the key in its headers.
+        """
         try:
             async with asyncio.timeout(timeout_s):
                 return await work
@@ -306,7 +323,9 @@ class SdkCalls:
         return ModelTimeout(message, provider=self._provider, model=model, request_id=request_id, sent=sent)
 
     def _failed(self, error: Exception, model: str, request_id: str, timeout_s: float | None) -> ModelError | None:
-        """None: it is neither the vendor's, nor the library's, nor the connection's."""
+        """Returns the ModelError for an error of the vendor, its library or the connection, or None for any other
+        error.
+        """
         sdk, cause = self._sdk, error.__cause__ or error
         sent = type(cause).__name__ not in _NOT_SENT
         if isinstance(error, sdk.APIStatusError):
@@ -334,7 +353,9 @@ class SdkCalls:
         status: int = 0,
         headers: Mapping[str, str] | None = None,
     ) -> ModelError:
-        """The error that a vendor tells. body: its JSON. status: 0 where it came in a stream, whose beginning was a 200."""
+        """Returns the error that a vendor's answer describes. `body`: its decoded JSON. `status`: the HTTP status, or
+        0 if the error came within a stream that began with a 200.
+        """
         told = body.get("error", body) if isinstance(body, Mapping) else {"message": body}
         told = told if isinstance(told, Mapping) else {"message": told}
         kinds = [str(told[name]) for name in ("type", "code") if told.get(name)]
@@ -353,7 +374,7 @@ class SdkCalls:
         }
         said = f"{', '.join([*kinds, str(status)])}: {words}"
         wait = _retry_after_s(headers or {})
-        if status in (401, 403):  # the vendor's words may have parts of the key
+        if status in (401, 403):  # the vendor's message is left out, because it may contain parts of the key
             return AuthenticationFailed(
                 f"the key is not accepted ({', '.join([*kinds, str(status)])})", hint=_WRONG_KEY, **where
             )
@@ -371,19 +392,19 @@ class SdkCalls:
             return ContentFiltered(said, **where)
         hint = f"are the model's name and the address {self.base_url} right?" if status == 404 else ""
         if found := _NO_PARAMETER.search(text):
-            hint = f"this model does not take it: {found[0].lower()}=None leaves it out"
+            hint = f"if the model has no such parameter, give {found[0].lower()}=None"
         return RequestRefused(said, hint=hint, **where)
 
     def decoded(self, data: bytes, kind: type[T], model: str, request_id: str) -> T:
-        """The JSON as this type. Raises MalformedAnswer, or what the vendor tells in place of an answer."""
+        """Decodes JSON into a type. Raises MalformedAnswer, or the error that the vendor sent in place of an answer."""
         try:
             return msgspec.json.decode(data, type=kind)
         except UNREADABLE as error:
             words = str(error)
         raise self.no_answer(data, model, request_id, words)
 
-    def no_answer(self, data: bytes, model: str, request_id: str, words: str = "there is none in it") -> ModelError:
-        """The error for something that is no answer: what the vendor tells in place of one, else MalformedAnswer."""
+    def no_answer(self, data: bytes, model: str, request_id: str, words: str = "it contains no answer") -> ModelError:
+        """Returns the error for data that is not an answer: the one that it describes, or else MalformedAnswer."""
         try:
             told = msgspec.json.decode(data)
         except UNREADABLE:
@@ -396,9 +417,11 @@ class SdkCalls:
 
 
 def api_key_of(given: str | None, variables: str, provider: str, base_url: str | None) -> str:
-    """The key that is given, or that of the environment, `{variables}_API_KEY`. A server of one's own, named by base_url or by
-    `{variables}_BASE_URL`, may need none; the vendor's does: UserError. So is a key that no HTTP header takes, since libraries log headers
-    that they refuse.
+    """Returns the given key, or that of the environment variable `{variables}_API_KEY`, or "none" for a server that
+    needs none.
+
+    Raises UserError if there is no key for the vendor's own server (no `base_url` and no `{variables}_BASE_URL`), and
+    for a key with characters that no HTTP header may have, because libraries log the headers that they refuse.
     """
     key = given or os.environ.get(f"{variables}_API_KEY", "")
     if not key and base_url is None and not os.environ.get(f"{variables}_BASE_URL"):
@@ -407,20 +430,22 @@ def api_key_of(given: str | None, variables: str, provider: str, base_url: str |
     if not all("!" <= each <= "~" for each in key):
         raise UserError(
             f"{provider}: the key has a space, a line break or another character that no key has",
-            hint=f"api_key=text.strip(), or mend {variables}_API_KEY",
+            hint=f"give api_key=text.strip(), or correct {variables}_API_KEY",
         )
     return key or "none"
 
 
 def checked_model(model: str, vendor: str) -> str:
-    """The name of a model. Raises UserError for what is none."""
+    """Returns the name of a model. Raises UserError if it is not a text, or empty."""
     if not checked_text(model, f"{vendor}: model"):
         raise UserError(f"{vendor}: the name of the model is empty", hint='model="gpt-4o-mini", as the vendor calls it')
     return model
 
 
 def merged(body: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """A request with the user's options: they win, objects are merged, and None takes a field out. Fields that are None are left out."""
+    """Returns a request with the user's options, which replace fields; objects are merged. Fields that are None are
+    left out.
+    """
     for name, value in options.items():
         ours = body.get(name)
         body[name] = {**ours, **value} if isinstance(ours, dict) and isinstance(value, dict) else value
@@ -428,7 +453,9 @@ def merged(body: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_strict(schema: Any) -> bool:
-    """Whether a vendor can hold its model to the schema: each object in it requires all of its properties, and takes no other."""
+    """Returns True if a vendor can enforce the schema: each object in it requires all of its properties and accepts
+    no others.
+    """
     if isinstance(schema, list):
         return all(map(is_strict, schema))
     if not isinstance(schema, dict):
@@ -442,7 +469,7 @@ def is_strict(schema: Any) -> bool:
 
 
 def usage_of(read: Any, written: Any, *, cached: Any = 0, cache_write: Any = 0, reasoning: Any = 0) -> Usage | None:
-    """Tokens as a vendor counts them; None where it does not say them, or says what cannot be."""
+    """Returns the usage of a request, or None if a count is missing or impossible."""
     counts = [read, written, cached or 0, cache_write or 0, reasoning or 0]
     if any(type(each) is not int or not 0 <= each <= _MOST_TOKENS for each in counts):
         return None
@@ -452,7 +479,7 @@ def usage_of(read: Any, written: Any, *, cached: Any = 0, cache_write: Any = 0, 
 
 
 def _begins_stream(chunk: bytes) -> bool:
-    """Whether these are the first bytes of a stream of events: a field, or a comment."""
+    """Returns True if a stream of events may begin with these bytes: with a field or a comment."""
     text = chunk.removeprefix(b"\xef\xbb\xbf").lstrip()
     return not text or any(text.startswith(each[: len(text)]) for each in _FIELDS)
 
@@ -462,12 +489,14 @@ def _request_id(headers: Mapping[str, str]) -> str:
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float:
-    """The wait that a server asks for, as a number or as a date; 0: it asks for none, or for what cannot be."""
+    """Returns the seconds that a server asks to wait, given as a number or a date, at most one day. 0 if it gives
+    none, or no valid one.
+    """
     text = headers.get("retry-after", "")
     try:
         wait = float(headers["retry-after-ms"]) / 1000 if "retry-after-ms" in headers else float(text)
     except ValueError:
-        from email.utils import parsedate_to_datetime  # it takes as long to import as all of this package
+        from email.utils import parsedate_to_datetime  # imported late: it takes as long as this whole package
 
         try:
             wait = parsedate_to_datetime(text).timestamp() - SYSTEM_CLOCK.time()

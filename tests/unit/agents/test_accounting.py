@@ -585,8 +585,7 @@ async def test_an_answer_that_does_not_say_what_it_has_used_is_not_free(
     assert said["job/1/1"] == ("model", "m", MOST, str(COST))
     assert isinstance(host.agent.errors["next"], BudgetExceeded)
     assert [record.getMessage() for record in caplog.records if "what was reserved" in record.getMessage()] == [
-        f"scripted says {'nothing' if usage is None else 'no tokens at all'} of what an answer of m has used: budgets count what was"
-        " reserved for it"
+        f"scripted reports {'no usage' if usage is None else '0 tokens'} for an answer of m: budgets count what was reserved for it"
     ]
 
 
@@ -629,7 +628,7 @@ async def test_an_answer_that_says_what_cannot_be_counts_with_what_was_reserved(
     await run(MemoryStorage(ManualClock(1.0)), world.job, by, "job")
     assert [rows(by)[f"job/{each}/1"] for each in (1, 3)] == [("model", "m", MOST, str(COST))] * 2
     assert (await by.ledger.used("app"))["daily"].cost == 2 * COST
-    said = "scripted says what cannot be of what an answer of m has used: budgets count what was reserved for it"
+    said = "scripted reports an impossible usage for an answer of m: budgets count what was reserved for it"
     assert [each.getMessage() for each in caplog.records if "what was reserved" in each.getMessage()] == [said]
     assert world.engine.statistics()["cost"] == 0
     answer = Completion(message=assistant("yes"), **told)

@@ -222,12 +222,12 @@ async def test_the_function_of_a_job_asks_no_engine_by_itself() -> None:
     desk = Desk()
 
     async def job(ctx: DurableContext) -> Any:
-        with pytest.raises(UserError, match="asks an engine by itself") as caught:
+        with pytest.raises(UserError, match="calls an engine directly") as caught:
             await desk.engine.complete("one")
-        with pytest.raises(UserError, match="asks an engine by itself"):
+        with pytest.raises(UserError, match="calls an engine directly"):
             async for _ in desk.engine.stream("one"):
                 pass
-        with pytest.raises(UserError, match="asks an engine by itself"):
+        with pytest.raises(UserError, match="calls an engine directly"):
             await asyncio.gather(desk.engine.embed(["one"]))
         assert "ctx.llm(engine)" in caught.value.hint
         return (await ctx.llm(desk.engine).complete("two")).content

@@ -126,7 +126,7 @@ async def test_a_provider_that_fails_again_and_again_is_not_asked_for_a_while(ti
     for _ in range(3):
         with pytest.raises(type(error)):
             await engine.complete("hello")
-    with pytest.raises(CircuitOpen, match="has failed 3 times") as caught:
+    with pytest.raises(CircuitOpen, match="failed 3 times in a row") as caught:
         await engine.complete("hello")
     assert (caught.value.sent, caught.value.retry_after_s, caught.value.provider) == (False, 30.0, "scripted")
     assert len(provider.requests) == 3

@@ -411,8 +411,8 @@ async def test_another_provider_is_asked_without_what_it_does_not_take_and_one_w
     assert same.requests == [msgspec.structs.replace(whole, model="", seed=None)] * 2
     assert other.requests == [msgspec.structs.replace(whole, model="", seed=None, stop=(), options={})] * 2
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        "scripted takes no seed= of scripted: it is asked without",
-        *(f"other takes no {name}= of scripted: it is asked without" for name in ("options", "seed", "stop")),
+        "scripted has no seed= of scripted, which is left out",
+        *(f"other has no {name}= of scripted, which is left out" for name in ("options", "seed", "stop")),
     ]
 
 
@@ -535,7 +535,7 @@ def test_an_engine_belongs_to_one_event_loop_until_that_is_closed():
 
     with asyncio.Runner() as first:
         first.run(leave_behind())
-        with asyncio.Runner() as second, pytest.raises(UserError, match="belongs to one event loop"):
+        with asyncio.Runner() as second, pytest.raises(UserError, match="in use in another event loop"):
             second.run(engine.complete("hello"))
     provider.release()
     assert asyncio.run(engine.complete("hello")).content == "yes"

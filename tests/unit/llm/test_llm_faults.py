@@ -320,9 +320,7 @@ async def test_a_whole_answer_to_a_request_for_a_stream_is_read_and_not_paid_aga
         figures = engine.statistics()
     assert (len(asked), figures["attempts"], figures["output_tokens"]) == (2, 2, 4)
     said = [each.getMessage() for each in caplog.records if each.name == "sabot.llm"]
-    assert said == [
-        f"{engine.provider.name} at {said[0].split()[2]} answers requests for streams whole: pieces come late"
-    ]
+    assert said == [f"{engine.provider.name} at {said[0].split()[2]} does not stream: each answer comes as a whole"]
 
 
 @pytest.mark.parametrize("kind", list(_WHOLE))

@@ -228,4 +228,4 @@ def test_a_context_of_ours_is_no_parameter_that_a_model_fills(kind: Any, name: s
     engine = ExecutionEngine(ScriptedProvider("yes"))
     with pytest.raises(UserError, match=f"tool gives: its parameter 'ctx' is a {name}, which the model") as caught:
         Agent(engine, tools=[_of_kind(kind)])
-    assert "leave it out" in caught.value.hint
+    assert "remove it" in caught.value.hint

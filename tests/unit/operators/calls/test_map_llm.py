@@ -522,7 +522,7 @@ def test_a_call_that_fails_ends_the_app_with_the_model_s_error(loop):
             "scripted, scripted-1, request scripted-1: the answer does not match: it is no JSON",
         ),
         ('{"label": "x", "score": "high"}', "MalformedAnswer", "Expected `float`, got `str` - at `$.score`"),
-        (assistant("", ToolCall("1", "search", "{}")), "MalformedAnswer", "it calls a tool, search"),
+        (assistant("", ToolCall("1", "search", "{}")), "MalformedAnswer", "the answer calls the tool search"),
     ],
 )
 def test_rows_that_fail_go_to_the_dead_letters_with_the_model_s_error(loop, answer, kind, message):
