@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict, Unpack
 
 import pyarrow as pa
 
@@ -12,13 +12,49 @@ from sabot.api.prompts import Prompt, text_of
 from sabot.arrays import python_value
 from sabot.calls import CallOptions
 from sabot.calls.functions import unwrap
-from sabot.checks import FLAG, Whole, check
+from sabot.calls.options import CALL_WORDS
+from sabot.checks import FLAG, OneOf, Whole, check
 from sabot.config import Duration, parse_seconds
 from sabot.errors import UserError
+from sabot.options import declare, with_defaults
 
 CallError = Literal["fail", "skip"]
 
 _POLICIES = ("fail", "skip")
+
+
+class AsyncOptions(TypedDict, total=False):
+    """The options of steps that call a coroutine function."""
+
+    concurrency: Annotated[int, declare(100, "the number of calls in flight in each subtask; further rows wait")]
+    ordered: Annotated[bool, declare(True, "True emits results in the order of the rows, False as they complete")]
+    timeout: Annotated[Duration | None, declare("30s", "the longest time of one attempt")]
+    retries: Annotated[int, declare(0, "the number of further attempts")]
+    backoff: Annotated[Duration, declare("100ms", "the wait before the first further attempt; it doubles each time")]
+    rate: Annotated[
+        str | float | None, declare(None, 'the number of attempts that may begin, over all subtasks: "50/s", "300/m"')
+    ]
+    on_error: Annotated[
+        CallError,
+        declare("fail", 'the reaction to a last attempt that failed: "fail" ends the app, "skip" drops the row'),
+    ]
+
+
+class MapAsyncOptions(AsyncOptions, total=False):
+    """The options of `map_async`."""
+
+    batch: Annotated[bool, declare(False, "True if the function takes a RecordBatch and returns Arrow data")]
+    rows: Annotated[int, declare(1024, "the largest number of rows of a batch")]
+
+
+class LookupOptions(AsyncOptions, total=False):
+    """The options of `lookup` with a coroutine function."""
+
+    schema: Annotated[pa.Schema | Mapping[str, Any] | None, declare(None, "the columns that the function returns")]
+    cache: Annotated[int, declare(10_000, "the number of answers that are kept, those used last; 0 keeps none")]
+    cache_ttl: Annotated[
+        Duration | None, declare("10m", "the time for which an answer is kept; None: while there is room")
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +76,13 @@ class AsyncCall:
         cls,
         function: Callable[[Any], Awaitable[Any]],
         *,
-        schema: pa.Schema | Mapping[str, Any],
-        concurrency: int = 100,
-        ordered: bool = True,
-        timeout: Duration | None = "30s",
-        retries: int = 0,
-        backoff: Duration = "100ms",
-        rate: str | float | None = None,
-        on_error: CallError = "fail",
-        batch: bool = False,
-        rows: int = 1024,
+        schema: pa.Schema | Mapping[str, Any] | None,
         step: str = "map_async",
+        **options: Unpack[MapAsyncOptions],
     ) -> "AsyncCall":
         """Makes the description of the arguments that the user wrote. Raises UserError, which names the step and the function."""
-        check_coroutine_function(function, step, pieces=step == "map_async" and not batch)
+        given = with_defaults(step, MapAsyncOptions, options)
+        check_coroutine_function(function, step, pieces=step == "map_async" and not given["batch"])
         where = f"{step}({function_name(function)})"
         if not isinstance(schema, pa.Schema | Mapping):
             raise UserError(f"{where}: schema={schema!r}", hint='{"name": "type", …} of what the function gives')
@@ -62,26 +91,10 @@ class AsyncCall:
         if twice or not columns.names:
             what = f"two columns are called {twice[0]!r}" if twice else "there are no columns"
             raise UserError(f"{where}: schema: {what}", hint='{"name": "type", …} of what the function gives')
-        options = CallOptions.of(
-            where,
-            concurrency=concurrency,
-            timeout=timeout,
-            retries=retries,
-            backoff=backoff,
-            on_error=on_error,
-            policies=_POLICIES,
-            rate=rate,
-        )
-        rows = python_value(rows)
-        check(f"{where}: rows", rows, Whole(1))
-        return cls(
-            function,
-            columns,
-            options,
-            check(f"{where}: ordered", ordered, FLAG),
-            check(f"{where}: batch", batch, FLAG),
-            rows,
-        )
+        calls = CallOptions.of(where, policies=_POLICIES, **{word: given[word] for word in CALL_WORDS})
+        ordered, batch = (check(f"{where}: {word}", given[word], FLAG) for word in ("ordered", "batch"))
+        rows = check(f"{where}: rows", python_value(given["rows"]), Whole(1))
+        return cls(function, columns, calls, ordered, batch, rows)
 
     @property
     def name(self) -> str:
@@ -116,30 +129,22 @@ class LookupCall:
         function: Callable[[Any], Awaitable[Any]],
         *,
         on: str | Sequence[str],
-        schema: pa.Schema | Mapping[str, Any],
         how: Literal["left", "inner"] = "left",
-        cache: int = 10_000,
-        cache_ttl: Duration | None = "10m",
-        **options: Any,
+        **options: Unpack[LookupOptions],
     ) -> "LookupCall":
-        """Makes the description of the arguments that the user wrote. options: those of `AsyncCall.of`, without batch and rows. Raises
-        UserError.
-        """
-        for name in ("batch", "rows", "step"):
-            if name in options:
-                raise UserError(f"lookup: {name}= is not for lookups", hint="map_async(…, batch=True) takes batches")
-        call = AsyncCall.of(function, schema=schema, step="lookup", **options)
+        """Makes the description of the arguments that the user wrote. Raises UserError."""
+        given = with_defaults("lookup", LookupOptions, options)
+        cache, ttl = (given.pop(word) for word in ("cache", "cache_ttl"))
+        call = AsyncCall.of(function, step="lookup", **given)
         where = f"lookup({call.name})"
         columns = (on,) if isinstance(on, str) else tuple(on)
         if not columns or not all(isinstance(name, str) for name in columns) or len(set(columns)) < len(columns):
             raise UserError(
                 f"{where}: on={on!r}", hint='the column whose values are looked up: on="account"; or several'
             )
-        if how not in ("left", "inner"):
-            raise UserError(f"{where}: how={how!r}", hint="one of 'left', 'inner'")
-        cache = python_value(cache)
-        check(f"{where}: cache", cache, Whole(0))
-        ttl_s = None if cache_ttl is None else parse_seconds(cache_ttl, name="cache_ttl")
+        check(f"{where}: how", how, OneOf(("left", "inner")))
+        cache = check(f"{where}: cache", python_value(cache), Whole())
+        ttl_s = None if ttl is None else parse_seconds(ttl, name="cache_ttl")
         return cls(call, columns, how, cache, ttl_s)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from sabot.api.arguments import flat, interval_ms, join_keys, keep_ms, whole_ms
-from sabot.api.calls import LookupCall
+from sabot.api.calls import LookupCall, LookupOptions
 from sabot.api.expr import Expr, col
 from sabot.api.nodes.calls import LookupAsync
 from sabot.api.nodes.joins import MADE_KEY, AsofJoin, IntervalJoin, Join, JoinByTime, Lookup, WindowJoin
@@ -162,7 +162,7 @@ def lookup_node(left: Node, right: Node, keys: Keys, how: Any, suffix: str) -> L
 
 
 def lookup_async_node(
-    node: Node, function: Any, on: Any, how: Any, suffix: str, dead_letter: str | Sink | None, options: dict[str, Any]
+    node: Node, function: Any, on: Any, how: Any, suffix: str, dead_letter: str | Sink | None, options: LookupOptions
 ) -> Node:
     """The node of `Stream.lookup` with a coroutine function. on: None where left_on= or right_on= was given. Raises UserError."""
     if on is None:

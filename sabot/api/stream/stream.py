@@ -11,7 +11,7 @@ nodes of `api/nodes`; `plan/` makes stages of them. A step is checked when it is
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack
 
 import pyarrow as pa
 
@@ -34,7 +34,7 @@ from sabot.api.arguments import (
     row_policy,
     whole_ms,
 )
-from sabot.api.calls import AsyncCall
+from sabot.api.calls import AsyncCall, LookupOptions, MapAsyncOptions
 from sabot.api.describe import aggregates_of, table_of
 from sabot.api.expr import Expr, col
 from sabot.api.formats import sink_format
@@ -81,6 +81,7 @@ from sabot.connectors.base import Delivery, OnNan, Sink, Source
 from sabot.connectors.checks import check_delivery, check_nan, check_sink
 from sabot.connectors.defaults import sink_of
 from sabot.errors import UserError
+from sabot.options import spells_out
 
 if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine
@@ -389,6 +390,7 @@ class Stream(Looks, NamedElsewhere):
         node = asof_node(left, right, keys, how, suffix, **options)
         return self._then(without_made(node, made))
 
+    @spells_out(LookupOptions)
     def lookup(
         self,
         table: "Stream | Callable[[Any], Any]",
@@ -399,17 +401,20 @@ class Stream(Looks, NamedElsewhere):
         how: Literal["left", "inner"] = "left",
         suffix: str = "_right",
         dead_letter: str | Sink | None = None,
-        **options: Any,
+        **options: Unpack[LookupOptions],
     ) -> "Stream":
-        """Adds to each row what a table, or a coroutine function, has for its key when the row arrives. Later changes have no effect on it.
+        """Adds the columns that a table, or a coroutine function, has for a row's key when the row arrives.
 
-        table: a stream (`app.table`, or another, of which the last row of each key counts). A table that ends (files) is read before the
-        first row. Otherwise the result depends on the order of arrival; where it must not, use `join_asof`. Keys are given as in `join`.
-        A small table may be `.broadcast()`: then rows of this stream stay in their threads.
-        Or `async def f(key)`, which returns a dict of the columns schema=, or None: `lookup(f, on="account", schema={...})`. Options and
-        defaults: cache=10_000 answers are kept, cache_ttl="10m", concurrency=100, ordered=True, timeout="30s", retries=0,
-        backoff="100ms", rate=None, on_error="fail" or "skip"; with "skip", rows whose calls failed go to dead_letter.
-        how: "left" keeps rows without an answer, with nulls; "inner" does not.
+        Later changes of the table do not change rows that were emitted. A table that ends (files) is read before the first row.
+        Otherwise the result depends on the order of arrival; use `join_asof` where it must not.
+
+        `table`: a stream (`app.table`, or another, of which the last row of each key counts); a small one may be `.broadcast()`, so that
+        the rows of this stream stay in their threads. Or `async def f(key)`, which returns a dict of the columns `schema`, or None:
+        `lookup(f, on="account", schema={...})`; the options below are for such a function.
+        `on`, `left_on`, `right_on`: the keys, as in `join`.
+        `how`: "left" keeps rows without an answer, with nulls; "inner" drops them.
+        `suffix`: the ending of a column's name that this stream has too.
+        `dead_letter`: the topic or Sink for rows whose calls failed, with on_error="skip".
         """
         if not isinstance(table, Stream):
             one_sided = left_on is None and right_on is None
@@ -423,47 +428,24 @@ class Stream(Looks, NamedElsewhere):
         left, right, keys, made = keyed_sides("lookup", self._node, right, on, left_on, right_on)
         return self._then(without_made(lookup_node(left, right, keys, how, suffix), made))
 
+    @spells_out(MapAsyncOptions)
     def map_async(
         self,
         function: Callable[[Any], Any],
         *,
         schema: Schema,
-        concurrency: int = 100,
-        ordered: bool = True,
-        timeout: Duration | None = "30s",
-        retries: int = 0,
-        backoff: Duration = "100ms",
-        rate: str | float | None = None,
-        on_error: Literal["fail", "skip"] = "fail",
         dead_letter: str | Sink | None = None,
-        batch: bool = False,
-        rows: int = 1024,
+        **options: Unpack[MapAsyncOptions],
     ) -> "Stream":
-        """Calls `async def function(row: dict)`, which returns a dict of the columns `schema`, a list of them, or None.
-        The calls run on the event loop of the app.
+        """Calls `async def function(row: dict)`, which returns a dict of the columns `schema`, a list of dicts, or None.
 
-        concurrency: how many calls are in flight in each subtask; further rows wait. ordered: results are emitted in the order of the rows;
-        otherwise as they complete, but a watermark never overtakes a row. timeout: of one attempt. retries: with a backoff that
-        doubles each time.
-        rate: how many attempts may begin, over all subtasks: "50/s", "300/m". If the function raises `Overloaded`, the concurrency is
-        lowered and the call is made again. on_error: what follows a last attempt that failed: "fail" stops the app; "skip" goes on, and
-        sends the row to dead_letter.
-        batch: the function gets a RecordBatch of at most `rows` rows, and returns anything that speaks Arrow.
-        Calls in flight are in the checkpoint: a call that had not ended is made again after a restart.
+        The calls run on the event loop of the app. A watermark never overtakes a row, whatever the order of the results. If the function
+        raises `Overloaded`, fewer calls are made at a time, and the call is made again. Calls in flight are in the checkpoint: a call that
+        had not ended is made again after a restart.
+
+        `dead_letter`: the topic or Sink for rows whose calls failed, with on_error="skip".
         """
-        call = AsyncCall.of(
-            function,
-            schema=schema,
-            concurrency=concurrency,
-            ordered=ordered,
-            timeout=timeout,
-            retries=retries,
-            backoff=backoff,
-            rate=rate,
-            on_error=on_error,
-            batch=batch,
-            rows=rows,
-        )
+        call = AsyncCall.of(function, schema=schema, **options)
         if dead_letter is not None:
             check_sink(dead_letter, "map_async: dead_letter")
         return self._then(MapAsync(self._node, call, dead_letter))

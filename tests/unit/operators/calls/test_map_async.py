@@ -530,7 +530,10 @@ class CallsAsync:
         (lambda: LookupCall.of(fine, on=[], schema=OUTPUT), r"on=\[\]"),
         (lambda: LookupCall.of(fine, on="k", schema=OUTPUT, how="full"), "how='full'"),
         (lambda: LookupCall.of(fine, on="k", schema=OUTPUT, cache=-1), "cache=-1"),
-        (lambda: LookupCall.of(fine, on="k", schema=OUTPUT, batch=True), "batch= is not for lookups"),
+        (
+            lambda: LookupCall.of(fine, on="k", schema=OUTPUT, batch=True),
+            r"lookup has no option batch \(it has backoff",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_when_the_program_is_built(make, message):
