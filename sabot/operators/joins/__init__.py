@@ -1,1 +1,1 @@
-"""Joins: two inputs, and the rows of each side that wait for the other."""
+"""Joins: operators with two inputs that keep the rows of each side until they can have no partner any more."""

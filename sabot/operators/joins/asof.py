@@ -1,4 +1,4 @@
-"""The join with the row that is nearest in time."""
+"""The join of each row with the row of the other side that is nearest in time."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,18 +20,25 @@ _GONE = "__gone"
 
 
 class AsofJoin(TimedJoin):
-    """Each row of the left with the right's row of the same key that is nearest in time. how: "left" (nulls where there is none), "inner".
+    """Each row of the left with the row of the right that has the same key and is nearest in time.
 
-    strategy: "backward" (the last row with a time <= the left's), "forward" (the first with a time >= the left's), "nearest" (the nearer
-    of the two; of equally near rows the earlier). tolerance_ms: how far it may be at most; "forward" and "nearest" need it. Of rows of
-    the right with equal time the last to arrive counts. A key with a null has no partner.
+    `how`: "left" (nulls if there is none) or "inner". `strategy`: "backward" (the last row with a time <= the
+    left's), "forward" (the first with a time >= the left's) or "nearest" (the nearer of the two, and the earlier if
+    both are equally near). `tolerance_ms`: the greatest distance in time; "forward" and "nearest" need it. Of rows of
+    the right with equal times the last to arrive is taken. A row with a null in its key has no partner.
 
-    Rows of the left wait until the watermark has passed them, with "forward" and "nearest" by the tolerance, by which the watermark for
-    what follows is lower. They come out by time, with their own time. Rows of the right that no row can meet any more are forgotten; the
-    last row of each key below the watermark stays. A row of the right that is late is counted, leaves by its branch, and still serves the
-    rows of the left that have not come out.
-    right_changes: a row of the right that is added is the next version of its key, and one that is deleted ends the version: from its
-    time on the key has no row, until the next version. The row before an update is passed over. Only for "backward".
+    Rows of the left wait until the watermark has passed them; with "forward" and "nearest", until it has passed them
+    by the tolerance, and the watermark that is passed on is lower by the tolerance. They are emitted in order of
+    time, with their own event times. Rows of the right that no row can meet any more are removed, but the last row of
+    each key below the watermark stays. A late row of the right is counted and goes to its branch, and rows of the
+    left that are still waiting can meet it.
+
+    `right_changes`: True if the right is a stream of changes. An added row is then the next version of its key. A
+    deleted row ends the version: from its event time until the next version the key has no row. Rows with
+    UPDATE_BEFORE are ignored. Only for "backward".
+
+    Raises UserError for an unknown strategy, a tolerance that is missing or out of range, and changes with other
+    strategies.
     """
 
     kind = "as-of join"
@@ -53,12 +60,12 @@ class AsofJoin(TimedJoin):
             raise UserError(f"as-of join: a tolerance of {tolerance_ms} ms is out of range")
         if strategy != "backward" and tolerance_ms is None:
             raise UserError(
-                f"as-of join: with strategy={strategy!r} and no tolerance a row would wait for ever",
+                f"as-of join: strategy={strategy!r} needs a tolerance, or rows would wait for ever",
                 hint="tolerance='5m'",
             )
         if strategy != "backward" and right_changes:
             raise UserError(
-                f"as-of join: strategy={strategy!r} of a right side with changes: its versions hold from their time on",
+                f"as-of join: strategy={strategy!r} does not work with changes on the right, whose versions are valid from their time on",
                 hint="strategy='backward'",
             )
         self._strategy, self._tolerance, self._right_changes = strategy, tolerance_ms, right_changes
@@ -72,7 +79,7 @@ class AsofJoin(TimedJoin):
         self.right = Side(
             "right", right, sides.right_keys, context, read=names, changes=self._right_changes, extra=extra
         )
-        self._ended = np.zeros(0, np.int64)  # ids of kept rows of the right that end a version
+        self._ended = np.zeros(0, np.int64)  # the ids of kept rows of the right that end a version
         return result
 
     def process(self, batch: Batch) -> None:
@@ -106,7 +113,7 @@ class AsofJoin(TimedJoin):
         return within(watermark_ms - self._ahead) if self._ahead and watermark_ms < END_OF_TIME else None
 
     def _give(self, before: int) -> None:
-        """Emits the rows of the left below this time."""
+        """Emits the rows of the left with times below `before`."""
         left, right = self.left, self.right
         ids = left.table.below(before)
         for start in range(0, len(ids), CHUNK_ROWS):
@@ -121,7 +128,7 @@ class AsofJoin(TimedJoin):
         self.emission.flush()
 
     def _partners(self, rows: pa.RecordBatch, times: Any) -> Any:
-        """For each of these rows of the left the id of its row of the right, or -1 where there is none (numpy)."""
+        """Returns for each of these rows of the left the id of its partner, or -1 if there is none (numpy)."""
         table, keys = self.right.table, self.left.key_indices
         tolerance = LONGEST_MS if self._tolerance is None else self._tolerance
         before = after = np.full(len(times), -1, np.int64)
@@ -132,7 +139,7 @@ class AsofJoin(TimedJoin):
         if self._strategy != "backward":
             first = table.first_at(rows, keys, pa.array(times)).to_numpy()
             at = self._orders(first, START_OF_TIME)
-            after = table.last_at(rows, keys, pa.array(at)).to_numpy()  # the last of the rows of that time
+            after = table.last_at(rows, keys, pa.array(at)).to_numpy()  # of the rows with that time, the last to arrive
             after = np.where((first >= 0) & (at <= times + tolerance), after, -1)
         if self._strategy == "nearest":
             near = times - self._orders(before, -(2**62)) <= self._orders(after, 2**62) - times
@@ -146,14 +153,14 @@ class AsofJoin(TimedJoin):
         return found
 
     def _orders(self, ids: Any, missing: int) -> Any:
-        """The times of the right's rows with these ids; `missing` for -1."""
+        """Returns the times of the right's rows with these ids, and `missing` for the id -1."""
         times = np.full(len(ids), missing)
         there = ids >= 0
         times[there] = self.right.table.orders(pa.array(ids[there])).to_numpy()
         return times
 
     def _forget(self, before: int) -> None:
-        """Removes the rows of the right that no row of the left at this time or later can meet."""
+        """Removes the rows of the right that no row of the left with a time >= `before` can meet."""
         table = self.right.table
         if self._strategy == "backward":
             old = table.superseded(before)
@@ -168,7 +175,9 @@ class AsofJoin(TimedJoin):
             self._ended = self._ended[~np.isin(self._ended, old.to_numpy())]
 
     def _end(self, before: int, removed: Any) -> None:
-        """Removes the ends of versions below this time: no version is left before them, so a key without a row says the same."""
+        """Removes the rows that end versions, if their times are below `before`. All versions before them are
+        removed, so a key without rows gives the same result.
+        """
         ended = self._ended[~np.isin(self._ended, removed)]
         over = self.right.table.orders(pa.array(ended)).to_numpy() < before
         self.right.table.remove(pa.array(ended[over]))
@@ -193,7 +202,7 @@ class AsofJoin(TimedJoin):
         return {"strategy": self._strategy, "tolerance_ms": self._tolerance, "right_changes": self._right_changes}
 
 
-# -- where they stand in a plan -----------------------------------------------------------------------------------------
+# -- their place in a plan ----------------------------------------------------------------------------------------------
 
 
 def plan_asof_join(node: nodes.AsofJoin, left: PlanPoint, right: PlanPoint) -> PlanPoint:

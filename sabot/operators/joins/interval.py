@@ -1,4 +1,4 @@
-"""The join of rows whose times are near."""
+"""The join of rows whose times are near each other."""
 
 from typing import Any
 
@@ -15,17 +15,25 @@ from sabot.operators.joins.timed import LONGEST_MS, TimedJoin, within
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
 
-_FIRST_PROBE = 64  # rows in the first piece of a probe
+_FIRST_PROBE = 64  # the rows of the first piece of a search
 
 
 class IntervalJoin(TimedJoin):
-    """Pairs with equal keys whose times are near: the right's time is in [left's + lower_ms, left's + upper_ms], both ends included.
+    """Pairs of rows with equal keys whose times are near: the right's time is in [left's + lower_ms, left's +
+    upper_ms], with both ends.
 
-    Where a bound is None, rows that it would bound are kept until the end of the input. A key with a null has no partner.
-    how: "inner", "left", "right", "full", "semi", "anti". A pair comes out when both rows are there; its time is the later of both.
-    A row that has no partner comes out when the watermark says that none can come. It keeps its own time, and so do the rows of a semi
-    join; so the watermark for what follows is so much lower (`upper_ms` for rows of the left, `-lower_ms` for those of the right).
-    Rows without a partner need that bound: UserError. A row of a semi join without it has the time of its partner, if that is later.
+    `how`: "inner", "left", "right", "full", "semi" or "anti". `lower_ms`, `upper_ms`: None for no bound; rows that
+    only this bound would let expire are then kept until the end of the input. A row with a null in its key has no
+    partner.
+
+    - A pair is emitted when both rows are there. Its event time is the later of both.
+    - A row without a partner is emitted when the watermark shows that none can come. It keeps its event time, as do the rows
+      of a semi join, so the watermark that is passed on is lower: by `upper_ms` for rows of the left, by `-lower_ms` for
+      rows of the right.
+    - In a semi join without `upper_ms`, a row has the event time of its partner if that is later.
+
+    Raises UserError if lower_ms > upper_ms, for a bound out of range, and if rows without a partner are wanted and
+    the bound that they need is None.
     """
 
     kind = "interval join"
@@ -34,13 +42,13 @@ class IntervalJoin(TimedJoin):
         super().__init__(sides, how)
         if lower_ms is not None and upper_ms is not None and lower_ms > upper_ms:
             raise UserError(
-                f"interval join: nothing is between {lower_ms} ms and {upper_ms} ms",
-                hint="between=(least, most): how much later than the left the right may be",
+                f"interval join: the lower bound {lower_ms} ms is above the upper bound {upper_ms} ms",
+                hint="between=(lower, upper) says how much later than the left the right may be",
             )
         for ms in (lower_ms, upper_ms):
             if ms is not None and abs(ms) > LONGEST_MS:
                 raise UserError(f"interval join: a bound of {ms} ms is out of range")
-        # by how much rows of each side may come out behind the watermark
+        # by how many ms the emitted rows of each side may be behind the watermark
         self._behind = {
             "left": upper_ms if how in ("left", "full", "anti") else 0,
             "right": None if lower_ms is None else -lower_ms,
@@ -50,8 +58,8 @@ class IntervalJoin(TimedJoin):
         for side, bound in (("left", "upper"), ("right", "lower")):
             if self._behind[side] is None:
                 raise UserError(
-                    f"interval join: with how={how!r} and no {bound} bound it is never known that a row of the {side} has no partner",
-                    hint=f"give the {bound} bound: between=('-1h', '5m')",
+                    f"interval join: how={how!r} needs the {bound} bound, or a row of the {side} might get a partner at any time",
+                    hint=f"give the {bound} bound, as in between=('-1h', '5m')",
                 )
         self._lower, self._upper = lower_ms, upper_ms
         self._single = how in ("semi", "anti")
@@ -84,7 +92,7 @@ class IntervalJoin(TimedJoin):
         self.emission.flush()
 
     def _bounds(self, side: Side, rows: Rows) -> tuple[pa.Int64Array | None, pa.Int64Array | None]:
-        """The earliest and the latest time of a partner, for all rows of the data; None: no bound."""
+        """Returns the earliest and the latest time of a partner, for all rows of the data; None for no bound."""
         times = rows.data.column(side.time).to_numpy()
         lower, upper = self._lower, self._upper
         if side is self.right:
@@ -138,11 +146,11 @@ class IntervalJoin(TimedJoin):
         left.insert(rows.where(~there))
 
     def _single_right(self, rows: Rows) -> None:
-        """Rows of the left that now have their first partner come out (semi), or are forgotten (anti)."""
+        """Keeps the rows. Rows of the left that have their first partner now are emitted (semi) or removed (anti)."""
         rows = self.right.with_keys(rows)[0]
         self.right.insert(rows)
         start, size = 0, _FIRST_PROBE
-        while start < len(rows):  # in growing pieces, since each piece removes the rows that it found
+        while start < len(rows):  # in growing pieces: each piece removes rows, so that the next ones find fewer
             end = min(start + size, len(rows))
             self._meet(rows.only(np.arange(start, end)))
             start, size = end, min(2 * size, CHUNK_ROWS)
@@ -176,7 +184,9 @@ class IntervalJoin(TimedJoin):
         return within(watermark_ms - behind) if behind and watermark_ms < END_OF_TIME else None
 
     def _expire(self, side: Side, ms: int | None) -> None:
-        """Removes the rows that the watermark has passed by more than `ms` (None: only at the end of time)."""
+        """Removes the rows that the watermark has passed by more than `ms`; with None, only at the end of time. Emits
+        those that never had a partner, if the join wants them.
+        """
         before = END_OF_TIME if self.watermark == END_OF_TIME else None if ms is None else self.watermark - ms
         if before is None:
             return
@@ -194,7 +204,7 @@ class IntervalJoin(TimedJoin):
         return {"lower_ms": self._lower, "upper_ms": self._upper}
 
 
-# -- where they stand in a plan -----------------------------------------------------------------------------------------
+# -- their place in a plan ----------------------------------------------------------------------------------------------
 
 
 def plan_interval_join(node: nodes.IntervalJoin, left: PlanPoint, right: PlanPoint) -> PlanPoint:

@@ -1,10 +1,11 @@
-"""Joins of two streams by key: the regular join, whose result changes as rows come, and the lookup in a table as it is.
+"""Joins of two streams by key: the regular join, whose result changes as rows come, and the lookup in the current
+table.
 
     rows of the left  ──▶ kept by key ◀──▶ kept by key ◀──  rows of the right
                               └─────── partners ───────┘
 
-Each side's rows are kept in a RowStore; a row that comes looks for its partners on the other side. The time of a pair is the later of
-both. Joins by event time stand in `interval`, `window` and `asof`.
+The rows of each side are kept in a RowStore. A row that comes is joined with its partners on the other side. The
+event time of a pair is the later of both. Joins by event time are in `interval`, `window` and `asof`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -39,18 +40,23 @@ __all__ = ["PLANNERS", "STATE_READERS", "Join", "Sides", "TableLookup", "plan_si
 
 
 class Join(Joined, FilledFromTable):
-    """Every pair of rows with equal keys, of all rows that are there: the join of SQL, over tables that change.
+    """The join of SQL over two tables that change: all pairs of rows with equal keys.
 
-    how: "inner"; "left", "right" and "full", where a row without a partner comes out with nulls, and is taken back when its first partner
-    comes; "semi" and "anti", which give the rows of the left that have, or do not have, a partner. A key with a null has no partner.
-    The result is changes, unless both inputs only add rows and how is "inner" or "semi". A change of a row that has partners takes pairs
-    away and adds others; where a row has no partner only within one batch, its row with nulls is not emitted.
+    `how`: "inner"; "left", "right" or "full", where a row without a partner is emitted with nulls, and that is
+    removed when its first partner comes; "semi" or "anti", which emit the rows of the left that have, or do not have,
+    a partner. A row with a null in its key has no partner. The result is changes, unless both inputs only add rows
+    and `how` is "inner" or "semi". If a row is without a partner only between two changes of one batch, its row with
+    nulls is not emitted.
 
-    left_changes, right_changes: rows of that side carry OP_COLUMN. A row is taken away if it is equal in all columns but event time.
-    broadcast: every subtask gets all rows of the right, and rows of the left stay in any subtask; then the left only adds rows.
-    left_keep_ms, right_keep_ms: rows of that side, which only adds rows, are forgotten when the watermark has passed them by so much;
-    results that they gave stay. Without it rows are kept for ever. But a semi or anti join whose right only adds rows forgets the rows of
-    the left that have a partner, and keeps only the keys of the right.
+    - `left_changes`, `right_changes`: True if rows of that side carry OP_COLUMN. A removed row is found by all its columns
+      but event time.
+    - `broadcast`: True if every subtask gets all rows of the right, and rows of the left stay in their subtask. The left
+      must then only add rows.
+    - `left_keep_ms`, `right_keep_ms`: rows of that side are removed when the watermark has passed them by so many ms; their
+      results stay. Only for a side that only adds rows. None keeps rows for ever, with one exception: a semi or anti join
+      whose right only adds rows removes the rows of the left that have a partner, and keeps only the keys of the right.
+
+    Raises UserError for combinations that these rules exclude, such as `broadcast` with "right" or "full".
     """
 
     kind = "join"
@@ -70,26 +76,29 @@ class Join(Joined, FilledFromTable):
         self._left_keep_ms, self._right_keep_ms = left_keep_ms, right_keep_ms
         for name, ms, changes in (("left", left_keep_ms, left_changes), ("right", right_keep_ms, right_changes)):
             if ms is not None and ms < 0:
-                raise UserError(f"join: rows of the {name} side cannot be kept for {ms} ms", hint="0 ms or more")
+                raise UserError(
+                    f"join: rows of the {name} side cannot be kept for {ms} ms, which is below 0",
+                    hint="give 0 ms or more",
+                )
             if ms is not None and changes:
                 raise UserError(
-                    f"join: the {name} side has changes: they say how long its rows are kept",
-                    hint="give the time to the step that makes the changes, or leave it out",
+                    f"join: the {name} side is a stream of changes, which says itself when its rows are removed",
+                    hint="give the time to the step that makes the changes, or leave it out here",
                 )
         if right_keep_ms is not None and (broadcast or how in ("semi", "anti")):
             what = "a right side that is broadcast" if broadcast else f"the right side of how={how!r}"
             raise UserError(
-                f"join: rows of {what} are kept for ever", hint="between=(…) says how near a partner must be"
+                f"join: rows of {what} are kept for ever", hint="use between=(…) to say how near a partner must be"
             )
         self._left_changes, self._right_changes, self._broadcast = left_changes, right_changes, broadcast
         if broadcast and how in ("right", "full"):
             raise UserError(
-                f"join: how={how!r} with a right side that is broadcast: each subtask would give its rows once more",
-                hint="leave .broadcast() out, or change the sides",
+                f"join: how={how!r} does not work with a broadcast right side, whose rows each subtask would emit",
+                hint="leave .broadcast() out, or swap the sides",
             )
         if broadcast and left_changes:
             raise UserError(
-                "join: the left side has changes, and the right side is broadcast", hint="leave .broadcast() out"
+                "join: the left side must only add rows if the right side is broadcast", hint="leave .broadcast() out"
             )
         self._exists = how in ("semi", "anti")
         self._changes = left_changes or right_changes or how not in ("inner", "semi")
@@ -109,11 +118,11 @@ class Join(Joined, FilledFromTable):
         for name, ms, schema in (("left", self._left_keep_ms, left), ("right", self._right_keep_ms, right)):
             if ms is not None and TIME_COLUMN not in schema.names:
                 raise no_event_time(f"join: rows of the {name} side are kept for {ms} ms, and have no event time")
-        # a row with a count remembers that it had a partner, since the partner may be forgotten
+        # the count of a row says that it had a partner, since the partner may have been removed
         counted = [self._stays("left") and self._right_keep_ms is not None]
         counted.append(self._stays("right") and self._left_keep_ms is not None)
         self.left = Side("left", left, sides.left_keys, context, order=order[0], changes=changes[0], counted=counted[0])
-        if self._exists:  # one row of each key is kept, with the count of the key's rows
+        if self._exists:  # of each key one row is kept, with the number of the key's rows
             self.right = Side(
                 "right",
                 right,
@@ -135,7 +144,7 @@ class Join(Joined, FilledFromTable):
                 changes=changes[1],
                 counted=counted[1],
             )
-        if timed and not timed_right:  # the time of its rows is the watermark when they come
+        if timed and not timed_right:  # the event time of the right's rows is the watermark when they come
             self.right.now = START_OF_TIME
         return result
 
@@ -158,7 +167,7 @@ class Join(Joined, FilledFromTable):
     def _pairs(self, mine: Side, other: Side, batch: Batch) -> None:
         takes, adds = mine.netted(batch)
         alone = self._stays(mine.name)
-        others_alone = self._stays(other.name) and not other.counted  # with counts, `_join` takes them back
+        others_alone = self._stays(other.name) and not other.counted  # with counts, `_join` removes them
         takes, null_takes = mine.with_keys(takes)
         adds, null_adds = mine.with_keys(adds)
         known = mine.match(takes) if len(takes) else np.zeros(0, np.int64)
@@ -181,14 +190,16 @@ class Join(Joined, FilledFromTable):
             self._alone(mine, null_adds, INSERT)
 
     def _stays(self, side: str) -> bool:
-        """Whether rows of this side that have no partner come out, with nulls."""
+        """Returns True if rows of this side without a partner are emitted with nulls."""
         return self.how in ("full", side)
 
     def _numbers(self, side: Side, rows: Rows, wanted: bool) -> Any:
         return side.key_numbers(rows) if wanted and len(rows) else np.zeros(len(rows), np.int32)
 
     def _join(self, mine: Side, other: Side, rows: Rows, op: int, alone: bool) -> Any:
-        """Emits these rows with their partners, and, if `alone`, rows without one with nulls. -> which rows have a partner (numpy)."""
+        """Emits these rows with their partners. If `alone` is True, rows without a partner are emitted with nulls.
+        Returns True for each row that has a partner (numpy).
+        """
         met = np.zeros(len(rows), bool)
         if not len(rows):
             return met
@@ -208,7 +219,11 @@ class Join(Joined, FilledFromTable):
         return met
 
     def _first_met(self, side: Side, ids: pa.Int64Array, rows: pa.RecordBatch, times: Any) -> None:
-        """Takes back the rows with nulls of rows that had no partner before. ids: of rows that have met a partner, with repeats."""
+        """Removes from the result the rows with nulls of rows that had no partner before, and counts the partners.
+
+        `ids`: the rows that have met a partner, once for each partner. `rows`, `times`: these rows, and the event
+        times of the pairs.
+        """
         first = np.unique(ids.to_numpy(), return_index=True)[1]
         first = pa.array(first[side.table.counts(ids.take(pa.array(first))).to_numpy() == 0])
         if len(first):
@@ -222,10 +237,11 @@ class Join(Joined, FilledFromTable):
                 self.emission.add(self._result_rows(side, piece.taken(), None, side.times(piece), op))
 
     def _turn(self, mine: Side, other: Side, rows: Rows, numbers: Any, op: int) -> None:
-        """Rows of the other side have got their first partner (op DELETE: their rows with nulls go), or lost their last one (op INSERT:
-        rows with nulls come).
+        """Emits the rows with nulls of the other side that change: with the op DELETE for rows that have got their
+        first partner, with INSERT for rows that have lost their last one.
 
-        rows: the partners, of which the earliest, or for INSERT the latest, gives the time. numbers: a number for the key of each.
+        `rows`: the partners. The earliest partner gives the event time, for INSERT the latest. `numbers`: a number
+        for the key of each.
         """
         for _, rows_of, times in self._partners(mine, other, rows, numbers, latest=op == INSERT):
             self.emission.add(self._result_rows(other, rows_of, None, times, op))
@@ -233,7 +249,7 @@ class Join(Joined, FilledFromTable):
     def _partners(
         self, mine: Side, other: Side, rows: Rows, numbers: Any, *, latest: bool
     ) -> Iterator[tuple[pa.Int64Array, pa.RecordBatch, Any]]:
-        """(ids, rows, times) of all rows of the other side that have a key of these rows, each once."""
+        """Yields (ids, rows, times) of all rows of the other side that have a key of these rows, each row once."""
         if not len(rows):
             return
         rows, times = _one_a_key(rows, numbers, mine.times(rows), latest)
@@ -296,7 +312,9 @@ class Join(Joined, FilledFromTable):
         right.table.remove(pa.array(np.unique(gone_numbers)))
 
     def _turn_left(self, rows: Rows, numbers: Any, op: int, *, latest: bool) -> None:
-        """Keys of the right have come, or gone: emits the rows of the left with these keys, with the op. rows: the rows of the right."""
+        """Emits, with the op, the rows of the left whose keys have appeared on the right or disappeared from it.
+        `rows`: the rows of the right.
+        """
         over = []
         for ids, found, times in self._partners(self.right, self.left, rows, numbers, latest=latest):
             self.emission.add(self._result_rows(self.left, found, None, times, op))
@@ -336,13 +354,15 @@ class Join(Joined, FilledFromTable):
 
 
 class TableLookup(Joined, FilledFromTable):
-    """Each row of the left with the row that the table on the right has for its key at that moment. Results are never taken back.
+    """Each row of the left with the current row of its key in the table on the right. Later changes of the table do
+    not change results.
 
-    The right is a stream of changes with unique keys, where the last change of a key counts, or one that only adds rows, where the last
-    row of a key is the table's. how: "left" (nulls where the table has no row) or "inner". The event time is that of the left's row.
-    The answer depends on what has come from the right before; a join as of event time gives the same answer each time.
+    The right is a stream of changes with unique keys, or only adds rows; the last row of each key is the table's.
+    `how`: "left" (nulls if the table has no row) or "inner". The event time is that of the left's row. The result
+    depends on which rows of the right have arrived, and may differ between runs; an as-of join by event time gives
+    the same result each time.
 
-    broadcast: every subtask gets all rows of the right, and rows of the left stay in any subtask.
+    `broadcast`: True if every subtask gets all rows of the right, and rows of the left stay in their subtask.
     """
 
     kind = "lookup"
@@ -375,7 +395,7 @@ class TableLookup(Joined, FilledFromTable):
         return self._broadcast
 
     def _described(self) -> dict[str, Any]:
-        return {"broadcast": True} if self._broadcast else {}  # checkpoints of before say nothing of it
+        return {"broadcast": True} if self._broadcast else {}  # older checkpoints do not have this fact
 
     def process_right(self, batch: Batch) -> None:
         right = self.right
@@ -408,7 +428,7 @@ class TableLookup(Joined, FilledFromTable):
 
 
 def _one_a_key(rows: Rows, numbers: Any, times: Any, latest: bool) -> tuple[Rows, Any]:
-    """(one row for each number, the earliest or the latest; their times)."""
+    """Returns (one row for each number, the earliest or the latest; their times)."""
     order = np.arange(len(rows))
     if times is not None:
         order = np.argsort(-times if latest else times, kind="stable")
@@ -416,7 +436,7 @@ def _one_a_key(rows: Rows, numbers: Any, times: Any, latest: bool) -> tuple[Rows
     return rows.only(chosen), None if times is None else times[chosen]
 
 
-# -- where they stand in a plan -----------------------------------------------------------------------------------------
+# -- their place in a plan ----------------------------------------------------------------------------------------------
 
 
 def plan_join(node: nodes.Join, left: PlanPoint, right: PlanPoint) -> PlanPoint:
@@ -440,7 +460,9 @@ def plan_lookup(node: nodes.Lookup, left: PlanPoint, right: PlanPoint) -> PlanPo
 
 
 def plan_sides(node: nodes.Join, left: PlanPoint, right: PlanPoint, make: Callable[[Sides], Operator]) -> PlanPoint:
-    """Puts any join into the plan. make: gives its operator, for the columns that are joined."""
+    """Adds a join to the plan. `make`: makes its operator from the columns that are joined. Raises UserError if the
+    columns of an input are not known.
+    """
     names, used = node.right_names, left.layout.used.get(id(node))
     if names is not None and used is not None:
         names = [(old, new) for old, new in names if new in used]
@@ -448,8 +470,8 @@ def plan_sides(node: nodes.Join, left: PlanPoint, right: PlanPoint, make: Callab
     def made() -> Operator:
         if names is None:
             raise UserError(
-                f"{node.word}: the columns of its two streams must be known before it runs",
-                hint="give map_batches(…, schema=) what its columns are",
+                f"{node.word}: the columns of both streams must be known before the app runs",
+                hint="give the columns of map_batches with schema=",
             )
         return make(Sides(node.left_keys, node.right_keys, tuple(names)))
 

@@ -1,4 +1,4 @@
-"""What joins are made of: a side with the rows that are kept of it, the columns of the result, and the base of all joins."""
+"""The common parts of all joins: a side with its kept rows, the columns of the result, and the base class."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -37,7 +37,11 @@ _WINDOW_TIME = pa.timestamp("ms", "UTC")
 
 @dataclass(frozen=True)
 class Sides:
-    """What is joined. right_names: (a column of the right, its name in the result), in order, without the keys; none for semi and anti."""
+    """The columns of a join: the keys of both sides, and the columns of the right side in the result.
+
+    `right_names`: (name in the right side, name in the result), in order and without the keys; empty for semi and
+    anti joins.
+    """
 
     left_keys: tuple[str, ...]
     right_keys: tuple[str, ...]
@@ -45,9 +49,10 @@ class Sides:
 
 
 class Rows:
-    """The rows of `data` that `selection` names (None: all). Nothing is copied until `at` or `taken`.
+    """The rows of `data` that `selection` names, or all rows if it is None. Nothing is copied before `at` or `taken`.
 
-    hashes: the key hashes of all rows of `data`. Row i, in the methods, is the i-th of those that are selected.
+    `hashes`: the key hashes of all rows of `data`, or None. Methods count only the selected rows: row i is the i-th
+    of them.
     """
 
     def __init__(
@@ -63,16 +68,16 @@ class Rows:
         return column if self.selection is None else column.take(self.selection)
 
     def where(self, mask: Any) -> "Rows":
-        """The rows where the mask (numpy) is true."""
+        """Returns the rows where the mask (numpy bool) is True."""
         return self if mask.all() else self.only(np.flatnonzero(mask))
 
     def only(self, numbers: Any) -> "Rows":
-        """The rows with these numbers (numpy)."""
+        """Returns the rows with these numbers (numpy)."""
         chosen = pa.array(numbers.astype(np.int32))
         return Rows(self.data, chosen if self.selection is None else self.selection.take(chosen), self.hashes)
 
     def at(self, numbers: Array) -> pa.RecordBatch:
-        """A copy of the rows with these numbers; no copy if these are all rows in their order."""
+        """Copies the rows with these numbers. Nothing is copied if they are all rows in their order."""
         if len(numbers) == len(self) and np.array_equal(numbers.to_numpy(), np.arange(len(numbers))):
             return self.taken()
         return self.data.take(numbers if self.selection is None else self.selection.take(numbers))
@@ -81,7 +86,7 @@ class Rows:
         return self.data if self.selection is None else self.data.take(self.selection)
 
     def pieces(self) -> Iterator["Rows"]:
-        """All rows, in pieces of at most CHUNK_ROWS."""
+        """Yields all rows, in pieces of at most CHUNK_ROWS."""
         if len(self) <= CHUNK_ROWS:
             yield self
             return
@@ -90,12 +95,15 @@ class Rows:
 
 
 class Side:
-    """One input of a join: the columns that are read of it, and the rows that are kept of it.
+    """One input of a join: the columns that the join reads, and the kept rows.
 
-    read: the columns that are read beside the keys; None: all of the user's. Its rows are these columns, in the order of the input, and
-    TIME_COLUMN where the input has it.
-    order: how the rows of a key are kept: by "time", by "arrival", or by a "hash" of the row, so that `match` finds one among many;
-    None: no rows are kept. extra: columns of the join behind those of the side. counted: each kept row has a count.
+    `read`: the columns that are read beside the keys, or None for all of the user's. The rows of the side have these
+    columns, in the order of the input, and TIME_COLUMN if the input has it. `order`: the order in which the rows of a
+    key are kept: by "time", by "arrival", or by a "hash" of the row, so that `match` finds one row among many; None
+    if no rows are kept. `changes`: True if the rows carry OP_COLUMN. `extra`: further columns of the join, behind
+    those of the side. `counted`: True if each kept row has a count.
+
+    Raises UserError for missing columns, and for keys of a type that cannot be kept.
     """
 
     def __init__(
@@ -121,11 +129,13 @@ class Side:
         self.changes = changes
         self._op = schema.get_field_index(OP_COLUMN) if changes else -1
         if changes and self._op < 0:
-            raise UserError(f"join: the {name} side has no column {OP_COLUMN}: it is no stream of changes")
+            raise UserError(f"join: the {name} side is not a stream of changes: it has no column {OP_COLUMN}")
         self.schema = pa.schema([schema.field(i) for i in self._columns])
         self.key_indices = [names.index(key) for key in keys]
         self.time = len(names) - 1 if self.timed else -1
-        self.now: int | None = None  # the time of its rows, where the result has event time and this side has none
+        self.now: int | None = (
+            None  # the event time of this side's rows, if the result has event time and the side has none
+        )
         self.by_time = order == "time" and self.timed
         self._by_hash = order == "hash"
         beside = [i for i in range(len(names)) if i not in self.key_indices or _has_two_forms(self.schema.types[i])]
@@ -142,7 +152,9 @@ class Side:
             try:
                 self._store = RowStore(self.kept, keys, counted=counted, order_of=order_of, **home)
             except TypeError as error:
-                raise UserError(f"join: the {name} side cannot be kept by {self.keys}: {error}") from error
+                raise UserError(
+                    f"join: the keys {self.keys} of the {name} side cannot be keys of a join: {error}"
+                ) from error
         self.counted = counted
         self._hashed = [i for i in range(users) if i not in self.key_indices and _has_hash(self.schema.types[i])]
         self.unknown_takes = 0
@@ -157,11 +169,11 @@ class Side:
         return self.store.table
 
     def rows(self, batch: Batch) -> Rows:
-        """The selected rows, with the columns that are read, without the op."""
+        """Returns the selected rows of a batch with the columns that are read, without the op."""
         return Rows(batch.data.select(self._columns), batch.selection, batch.hashes)
 
     def netted(self, batch: Batch) -> tuple[Rows, Rows]:
-        """(rows to take away, rows to add), after opposite changes have cancelled out."""
+        """Returns (rows to remove, rows to add), after opposite changes have cancelled out."""
         if self._op < 0:
             rows = self.rows(batch)
             return Rows(rows.data.slice(0, 0)), rows
@@ -170,18 +182,22 @@ class Side:
         return Rows(takes), Rows(adds)
 
     def ops(self, batch: Batch) -> Any:
-        """The ops of the selected rows (numpy)."""
+        """Returns the ops of the selected rows (numpy)."""
         ops = batch.data.column(self._op)
         return (ops if batch.selection is None else ops.take(batch.selection)).to_numpy()
 
     def times(self, rows: Rows) -> Any:
-        """The event times of the rows (numpy). A side without event time gives `now` for all; None if that is None too."""
+        """Returns the event times of the rows (numpy). For a side without event time, all are `now`; if that is None,
+        returns None.
+        """
         if self.timed:
             return rows.column(self.time).to_numpy()
         return None if self.now is None else np.full(len(rows), self.now)
 
     def has_key(self, rows: Rows) -> Any:
-        """Which rows have no null in their key, and so may have partners (numpy); None: all."""
+        """Returns True for each row without a null in its key (numpy), or None if all rows are. Other rows have no
+        partners.
+        """
         mask: Any = None
         for index in self.key_indices:
             if rows.data.column(index).null_count:
@@ -190,21 +206,23 @@ class Side:
         return mask
 
     def with_keys(self, rows: Rows) -> tuple[Rows, Rows]:
-        """(rows without a null in their key, rows with one)."""
+        """Returns (rows without a null in their key, rows with one)."""
         mask = self.has_key(rows)
         if mask is None:
             return rows, Rows(rows.data.slice(0, 0))
         return rows.where(mask), rows.where(~mask)
 
     def only_keys(self, rows: Rows) -> pa.RecordBatch:
-        """The key columns of the rows."""
+        """Returns the key columns of the rows."""
         return Rows(rows.data.select(self.key_indices), rows.selection).taken()
 
     def stored(self, ids: pa.Int64Array, *, of_partners: bool = False) -> tuple[pa.RecordBatch, Any]:
-        """(the rows with these ids, their event times (numpy), or None where the side has none).
+        """Returns (the kept rows with these ids, their event times (numpy), or None if the side has none). Reads from
+        RocksDB: call it once per batch.
 
-        of_partners: key columns are left out whose values are the same bits as in the partner on the other side. An integer key 7 met
-        a 7, so the partner's column serves; a float 0.0 may have met -0.0, so it is read. Reads from the database: call it once per batch.
+        `of_partners`: True if the rows are partners of rows from the other side. Key columns whose equal values
+        always have equal bits are then left out, because the partner has them: a 7 meets only a 7. A key column of
+        floats is read, because 0.0 also meets -0.0.
         """
         rows = self.table.take(ids, self.beside_keys if of_partners else None)
         if not self.timed:
@@ -212,7 +230,7 @@ class Side:
         return rows, (self.table.orders(ids) if self.by_time else rows.column(TIME_COLUMN)).to_numpy()
 
     def insert(self, rows: Rows, extra: Array | None = None) -> pa.Int64Array:
-        """Keeps the rows; -> their ids. extra: the values of the column behind those of the side, one for each row."""
+        """Keeps the rows, and returns their ids. `extra`: the values of the column `extra`, one for each row."""
         order = None
         if extra is not None:
             rows = Rows(rows.taken())
@@ -226,17 +244,22 @@ class Side:
         return self.table.insert(data, order, hashes=rows.hashes, selection=rows.selection)
 
     def key_numbers(self, rows: Rows, of: "Side | None" = None) -> Any:
-        """For each row a number that stands for its key; -1 where no row of the key is kept (numpy). of: the rows' side; None: this one."""
+        """Returns for each row a number that identifies its key, or -1 if no row of the key is kept (numpy).
+
+        `of`: the side that the rows come from, or None for this one.
+        """
         indices = (of or self).key_indices
         return self.table.key_ids(rows.data, indices, hashes=rows.hashes, selection=rows.selection).to_numpy()
 
     def find(self, rows: Rows, of: "Side | None" = None) -> tuple[pa.Int32Array, pa.Int64Array]:
-        """(the number of a row, the id of one kept row of its key), for all rows whose key has one. of: as for `key_numbers`."""
+        """Returns (the numbers of the rows whose key has a kept row, for each the id of one such row). `of`: as for
+        `key_numbers`.
+        """
         indices = (of or self).key_indices
         return self.table.find(rows.data, indices, hashes=rows.hashes, selection=rows.selection, limit=1)
 
     def _row_hashes(self, data: pa.RecordBatch) -> pa.Int64Array:
-        """For each row a hash that equal rows share, whatever their event time."""
+        """Returns a hash of each row, without its event time. Equal rows have the same."""
         if not self._hashed:
             return pa.array(np.zeros(data.num_rows, np.int64))
         return pa.array(
@@ -244,7 +267,9 @@ class Side:
         )
 
     def match(self, takes: Rows) -> Any:
-        """For each row the id of a kept row that is equal but for its time, or -1 where there is none (numpy). No id comes twice."""
+        """Returns for each row the id of a kept row that is equal in all columns but event time, or -1 if there is
+        none (numpy). No id occurs twice.
+        """
         data = takes.taken()
         if not data.num_rows:
             return np.zeros(0, np.int64)
@@ -253,7 +278,7 @@ class Side:
         distinct = data.take(pa.array(first))
         found = self._equal(distinct, int(size.max()))
         short = np.bincount(found[0], minlength=len(first)) < size
-        if short.any():  # rows with the same hash that differ may have filled the limit: look again without one
+        if short.any():  # different rows with the same hash may have filled the limit: search again without one
             some = np.flatnonzero(short)
             again = self._equal(distinct.take(pa.array(some)), None)
             others = ~short[found[0]]
@@ -272,7 +297,9 @@ class Side:
         return ids
 
     def _equal(self, data: pa.RecordBatch, limit: int | None) -> tuple[Any, Any]:
-        """(the number of a row, the id of a kept row that is equal to it), ascending by number."""
+        """Returns (the number of a row, the id of a kept row equal to it), sorted by number. `limit`: the most kept
+        rows to look at for each row, or None for all.
+        """
         order = self._row_hashes(data)
         numbers, ids = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for i, id in self.table.find_chunks(data, self.key_indices, lower=order, upper=order, limit=limit):
@@ -287,7 +314,7 @@ class Side:
 
 
 def _has_two_forms(kind: pa.DataType) -> bool:
-    """Whether values with different bits may be equal, such as 0.0 and -0.0."""
+    """Returns True if values of this type can be equal with different bits, as 0.0 and -0.0."""
     return bool(pa.types.is_floating(kind) or pa.types.is_nested(kind))
 
 
@@ -300,9 +327,10 @@ def _has_hash(kind: pa.DataType) -> bool:
 
 
 def _places(numbers: Any) -> tuple[Any, Any, Any]:
-    """(where each number first stands, how many equal numbers stand before each place, how often each number is there).
+    """Returns (the place where each number first occurs, for each place how many equal numbers come before it, how
+    often each number occurs).
 
-    numbers: 0, 1, …, each at least once.
+    `numbers`: 0, 1, …, each at least once.
     """
     order = np.argsort(numbers, kind="stable")
     size = np.bincount(numbers)
@@ -313,7 +341,7 @@ def _places(numbers: Any) -> tuple[Any, Any, Any]:
 
 
 def _known(side: str, schema: pa.Schema, names: Sequence[str]) -> list[str]:
-    """The names of the side's columns that users see. UserError if one of `names` is not among them."""
+    """Returns the names of the side's columns that users see. Raises UserError if one of `names` is not among them."""
     there: list[str] = without_marks(schema).names
     for name in names:
         if name not in there:
@@ -322,14 +350,18 @@ def _known(side: str, schema: pa.Schema, names: Sequence[str]) -> list[str]:
 
 
 def later(one: Any, other: Any) -> Any:
-    """The later of both times, row by row (numpy). Where one is None, it is the other."""
+    """Returns the later of both times for each row (numpy). If one argument is None, returns the other."""
     if one is None or other is None:
         return other if one is None else one
     return np.maximum(one, other)
 
 
 class Result:
-    """The columns of a join's result: those of the left (which have the keys), a window's bounds, those of the right; then the marks."""
+    """The columns of a join's result: those of the left (with the keys), the bounds of a window, those of the right,
+    the marks. Makes rows of the result.
+
+    Raises UserError for missing columns, keys of different types, and names that occur twice.
+    """
 
     def __init__(
         self, sides: Sides, left: pa.Schema, right: pa.Schema, *, op: bool, timed: bool, windowed: bool = False
@@ -342,7 +374,7 @@ class Result:
         for one, other in partner.items():
             if left.field(one).type != right.field(other).type:
                 kinds = f"{left.field(one).type} on the left, {other!r} is {right.field(other).type} on the right"
-                raise UserError(f"join: {one!r} is {kinds}", hint="cast one of them: keys are of one type")
+                raise UserError(f"join: {one!r} is {kinds}", hint="cast one of them: both keys must have the same type")
         bounds = ["window_start", "window_end"] if windowed else []
         names = [*users.names, *bounds, *(name for _, name in sides.right_names)]
         check_distinct(names, "join: ", "rename one, or give a suffix=")
@@ -362,7 +394,10 @@ class Result:
         op: int = INSERT,
         bounds: tuple[int, int] | None = None,
     ) -> pa.RecordBatch:
-        """Rows of the result, each made of a row of either side. A side that is None gives nulls, and the other its keys. times: numpy."""
+        """Makes rows of the result, each from one row of either side. If a side is None, its columns are null, except
+        that keys are then taken from the right. `times`: the event times (numpy), or None. `bounds`: the start and
+        end of the window.
+        """
         one = left if left is not None else right
         assert one is not None
         count = one.num_rows
@@ -389,7 +424,7 @@ class Result:
 
 
 class Emission:
-    """Rows on their way out. Small batches are put together, in order, up to CHUNK_ROWS."""
+    """A buffer of rows to be emitted, which joins small batches, in order, up to CHUNK_ROWS."""
 
     def __init__(self, emit: Callable[[Batch], None]) -> None:
         self._emit = emit
@@ -412,10 +447,10 @@ class Emission:
 
 
 class Joined(StatefulOperator, SecondInput):
-    """The base of all joins: two sides, which are kept, saved and restored together."""
+    """The base of all joins: an operator with two sides, which are kept, saved and restored together."""
 
-    spent_at_end = True  # rows wait for partners, and none will come
-    kind = ""  # the kind of its state; errors begin with it
+    spent_at_end = True  # the rows wait for partners that cannot come any more
+    kind = ""  # the kind of the state; error messages begin with it
     hows: tuple[str, ...] = _ALL_HOW
 
     def __init__(self, sides: Sides, how: str) -> None:
@@ -441,21 +476,21 @@ class Joined(StatefulOperator, SecondInput):
         return self.result.schema
 
     def _opened(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
-        """The rest of `open`: sets `left` and `right`; -> what makes the rows of the result."""
+        """Does the part of `open` that differs between joins: sets `left` and `right`, and returns the Result."""
         raise NotImplementedError
 
     left: Side
     right: Side
 
     def _kept_sides(self) -> list[Side]:
-        """The sides that keep rows."""
+        """Returns the sides that keep rows."""
         return [self.left, self.right]
 
     def group_count(self) -> int:
         return sum(len(side.table) for side in self._kept_sides())
 
     def _is_everywhere(self, side: Side) -> bool:
-        """Whether every subtask has all rows of this side."""
+        """Returns True if every subtask has all rows of this side."""
         return False
 
     def state_schema(self) -> dict[str, Any]:
@@ -469,16 +504,18 @@ class Joined(StatefulOperator, SecondInput):
         }
 
     def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
-        """Kept rows may lose columns: `RowStore` leaves them out. Rows that become equal by that are still as many."""
+        """Says that the state continues if a side has lost columns: `RowStore` leaves them out. Rows that become
+        equal by this stay separate rows.
+        """
         may = any(side.name == fact for side in self._kept_sides())
         return fewer_columns(before, now, f" of the {fact}") if may else None
 
     def _described(self) -> dict[str, Any]:
-        """The constructor's arguments on which the state depends, as JSON values."""
+        """Returns the arguments of the constructor on which the state depends, as JSON values."""
         return {}
 
     def state_reader(self) -> dict[str, Any]:
-        """The description that `read_with` takes."""
+        """Returns the facts for `read_with`, as JSON values."""
         return {
             "keys": list(self.sides.left_keys),
             "input": schema_text(self._input),
@@ -490,7 +527,7 @@ class Joined(StatefulOperator, SecondInput):
 
     @classmethod
     def read_with(cls, reader: Mapping[str, Any]) -> "Joined":
-        """A join that can read the state which `state_reader` described."""
+        """Makes a join that can read state, from the facts of `state_reader`."""
         given = dict(reader)
         figures = given.pop("sides")
         names = tuple((source, name) for source, name in figures["right_names"])
@@ -505,7 +542,9 @@ class Joined(StatefulOperator, SecondInput):
         return cls(sides, how, **given)
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """The rows of both sides, one after the other: "side", then the columns of the result, null where the side has none."""
+        """Yields the rows of both sides: the column "side", then the columns of the result, which are null if the
+        side has none of that name.
+        """
         empty = pa.schema([pa.field("side", pa.string()), *without_marks(self.result.schema)])
         partner = dict(zip(self.sides.left_keys, self.sides.right_keys, strict=True))
         renamed: dict[str, str] = {name: source for source, name in self.sides.right_names}
@@ -521,7 +560,7 @@ class Joined(StatefulOperator, SecondInput):
                 yield pa.RecordBatch.from_arrays([which, *columns], schema=empty)
 
     def _shown(self, side: Side, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """The kept rows that are shown as contents."""
+        """Returns those of the kept rows that `contents` shows."""
         return rows
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
 """The base of joins by key and event time: within an interval, in a window, as of a time.
 
-The watermark bounds which rows a row can still meet, so a row is kept until none can come. Rows are only added to the result. A row that
-is late (its time is below the watermark when it comes) is counted, and leaves by the branch "late" or "late_right".
+The watermark says which rows a kept row can still meet; a row is removed when there are none. Such joins only add
+rows to the result. A row is late if its event time is below the watermark when it comes. Late rows are counted, and
+go to the output branch "late" or "late_right".
 """
 
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ LONGEST_MS = 2**60  # the longest interval or tolerance
 
 
 class TimedJoin(Joined, HasBranches):
-    """A join whose two sides have event time."""
+    """A join whose sides both have event time. Raises UserError if one has none."""
 
     def open(self, context: OperatorContext) -> pa.Schema:
         for name, schema in (("left", context.input), ("right", context.right)):
@@ -56,13 +57,15 @@ class TimedJoin(Joined, HasBranches):
         self.late_before = watermark_ms  # rows with a time below this are late
 
     def punctual(self, side: Side, batch: Batch) -> Rows:
-        """The rows that are not late; late rows are counted, and leave by their branch."""
+        """Returns the rows of a batch that are not late. Late rows are counted and go to their branch."""
         rows = side.rows(batch)
         late = self.reject(side, batch, rows)
         return rows if late is None else rows.where(~late)
 
     def reject(self, side: Side, batch: Batch, rows: Rows) -> Any:
-        """Counts the late rows among these, which are the batch's, and sends them where they go. Returns which they are (numpy) or None."""
+        """Counts the late rows, and sends them to their branch. `rows`: the rows of `batch`. Returns True for each
+        late row (numpy), or None if there are none.
+        """
         late = side.times(rows) < self.late_before
         if not late.any():
             return None
@@ -71,7 +74,7 @@ class TimedJoin(Joined, HasBranches):
         return late
 
     def emit_alone(self, side: Side, rows: pa.RecordBatch, times: Any, bounds: tuple[int, int] | None = None) -> None:
-        """Emits rows of one side, with nulls for the other."""
+        """Emits rows of one side, with nulls for the columns of the other."""
         left, right = (rows, None) if side is self.left else (None, rows)
         self.emission.add(self.result.rows(left, right, times, bounds=bounds))
 
@@ -90,7 +93,7 @@ class TimedJoin(Joined, HasBranches):
 
     @property
     def late_rows(self) -> int:
-        """How many rows of both sides were late."""
+        """The number of late rows of both sides."""
         return sum(each.count for each in self.late.values())
 
     def close(self) -> None:
@@ -104,10 +107,12 @@ class TimedJoin(Joined, HasBranches):
 
 
 def _hidden(keys: Sequence[str]) -> list[str]:
-    """The columns of a side that do not leave with its late rows: event time, and keys that were made for the join."""
+    """Returns the columns that are left out of a side's late rows: event time, and keys that the planner made for the
+    join.
+    """
     return [TIME_COLUMN, *(key for key in keys if key.startswith(MADE_KEY))]
 
 
 def within(ms: int) -> int:
-    """The time within the range of event time."""
+    """Returns the time, limited to the range of event time."""
     return max(START_OF_TIME, min(ms, END_OF_TIME))

@@ -22,11 +22,13 @@ from sabot.operators.windows.panes import TimeWindow, WindowShape, stored_window
 
 
 class WindowJoin(TimedJoin):
-    """Pairs with equal keys in the same window, emitted when the window is over: the left's columns, window_start, window_end, the
-    right's columns.
+    """Pairs of rows with equal keys in the same window, emitted when the window ends: the left's columns,
+    window_start, window_end, the right's columns.
 
-    how: "inner", "left", "right", "full", "semi", "anti", for each window by itself. A key with a null has no partner. The event time is
-    the last ms of the window. Windows come out in the order of their ends. A row is late when all its windows are over.
+    `how`: "inner", "left", "right", "full", "semi" or "anti"; it applies to each window by itself. A row with a null
+    in its key has no partner. The event time of the result is the last ms of the window. Windows are emitted in the
+    order of their ends. A row is late if all its windows have ended. Raises UserError for windows that depend on the
+    rows, such as sessions.
     """
 
     kind = "window join"
@@ -35,8 +37,8 @@ class WindowJoin(TimedJoin):
         super().__init__(sides, how)
         if not isinstance(window, TimeWindow):
             raise UserError(
-                f"a join in a {type(window).__name__}: the two sides would not have the same windows",
-                hint="tumbling, hopping or cumulative; or between=(…) for rows that are near each other",
+                f"window join: the two sides would not have the same windows with a {type(window).__name__}",
+                hint="use tumbling, hopping or cumulative windows, or between=(…) for rows that are near each other",
             )
         self._window, self._shape = window, WindowShape(window)
 
@@ -47,7 +49,7 @@ class WindowJoin(TimedJoin):
         self.left = Side("left", left, sides.left_keys, context)
         self.right = Side("right", right, sides.right_keys, context, read=names)
         self._alone = {"left": how in ("left", "full", "anti"), "right": how in ("right", "full")}
-        self._panes: list[int] = []  # the starts of the panes that hold rows, ascending
+        self._panes: list[int] = []  # the starts of the panes that have rows, ascending
         return result
 
     def set_watermark(self, watermark_ms: int) -> None:
@@ -114,14 +116,14 @@ class WindowJoin(TimedJoin):
                 self._emit_where(right, rows, ~self._met(rows, right, left, start, end), start, end)
 
     def _rows_in(self, side: Side, start: int, end: int) -> Iterator[Rows]:
-        """The rows of a side in a window, by time, in pieces."""
+        """Yields the rows of a side in a window, by time, in pieces."""
         ids = side.table.below(end)
         ids = ids.slice(int(np.searchsorted(side.table.orders(ids).to_numpy(), start)))
         for first in range(0, len(ids), CHUNK_ROWS):
             yield Rows(side.table.take(ids.slice(first, CHUNK_ROWS)))
 
     def _met(self, rows: Rows, mine: Side, other: Side, start: int, end: int) -> Any:
-        """Which of the rows have a partner in the window (numpy)."""
+        """Returns True for each row that has a partner in the window (numpy)."""
         last = other.table.last_at(rows.data, mine.key_indices, pa.array(np.full(len(rows), end - 1))).to_numpy()
         met = last >= 0
         met[met] = other.table.orders(pa.array(last[met])).to_numpy() >= start
@@ -153,7 +155,7 @@ class WindowJoin(TimedJoin):
         return {**figures, "panes": len(self._panes)} if figures else figures
 
 
-# -- where they stand in a plan -----------------------------------------------------------------------------------------
+# -- their place in a plan ----------------------------------------------------------------------------------------------
 
 
 def plan_window_join(node: nodes.WindowJoin, left: PlanPoint, right: PlanPoint) -> PlanPoint:
