@@ -1,1 +1,1 @@
-"""Coroutine functions of the user's over rows, and what waits for them at a barrier."""
+"""Steps that call users' coroutine functions for rows: `map_async`, `lookup` with a function, `map_llm`."""

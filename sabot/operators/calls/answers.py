@@ -1,7 +1,7 @@
-"""What the user's coroutines give, row by row, and columns made of it.
+"""Converts the results of users' coroutine functions to columns.
 
-An outcome of a call is what is kept of it until its rows are emitted: None (no row), a tuple of values (one), a list of tuples, a
-RecordBatch of columns that are made already, or `Failed`. Values become columns for many calls at once.
+The outcome of a call is kept until its rows are emitted. It is None (no row), a tuple of values (one row), a list of
+tuples, a RecordBatch, or `Failed`. Values of many calls are converted to columns together.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,15 +20,16 @@ _NOT_CONVERTED = (pa.ArrowException, TypeError, ValueError, OverflowError)
 
 
 class Answers:
-    """Results that are dicts with the columns of `schema`; a column that a dict lacks is null. several: a list of dicts is allowed too.
+    """A converter of results that are dicts with the columns of `schema`. A column that a dict lacks is null.
 
-    name: of the step, for errors. self.schema: the columns as the next steps see them, all of which may hold nulls there.
+    `name`: the step's name, for errors. `several`: True if a result may be a list of dicts. `self.schema`: the
+    columns for the next steps, which all may be null. Raises UserError if a column has a name that Sabot uses itself.
     """
 
     def __init__(self, name: str, schema: pa.Schema, *, several: bool) -> None:
         for column in schema.names:
             if column in (TIME_COLUMN, OP_COLUMN):
-                raise UserError(f"{name}: no column can be called {column!r}", hint="that is one of Sabot's own")
+                raise UserError(f"{name}: no column can be called {column!r}", hint="Sabot uses this name itself")
         self.schema = pa.schema([(field.name, field.type) for field in schema])
         self._name, self._several = name, several
         self._names = schema.names
@@ -36,7 +37,7 @@ class Answers:
         self._needed = [field.name for field in schema if not field.nullable]
 
     def outcome(self, result: Any) -> Any:
-        """What is kept of the function's result. Raises UserError for one that is not of the allowed kinds."""
+        """Returns the outcome for a result. Raises UserError for a result of another kind or with other columns."""
         if isinstance(result, dict):
             return self._values(result)
         if result is None:
@@ -51,20 +52,21 @@ class Answers:
         if not result.keys() <= self._set:
             more = next(name for name in result if name not in self._set)
             raise UserError(
-                f"it gave a column {more!r}, which its schema has not", hint=f"schema= has {', '.join(self._names)}"
+                f"the result has a column {more!r}, which schema= has not", hint=f"schema= has {', '.join(self._names)}"
             )
         return tuple(map(result.get, self._names))
 
     def _refuse(self, result: Any) -> UserError:
         ways = "a dict, a list of dicts, or None" if self._several else "a dict, or None"
-        return UserError(f"it gave a {type(result).__name__}", hint=f"return {ways}")
+        return UserError(f"the result is a {type(result).__name__}", hint=f"return {ways}")
 
     def columns(
         self, outcomes: Sequence[Any], refuse: Callable[[int, str], Any]
     ) -> tuple[pa.RecordBatch, "np.ndarray[Any, Any]", list[Any]]:
-        """-> (the rows of all outcomes, in order; how many each has; the outcomes).
+        """Returns (the rows of all outcomes, in order; the number of rows of each outcome; the outcomes).
 
-        Where values do not fit the schema, refuse(number of the outcome, what is wrong) raises, or gives what is to stand there.
+        If the values of an outcome do not fit the schema, calls `refuse` with the number of the outcome and the
+        reason. `refuse` raises, or returns an outcome to use instead.
         """
         try:
             return (*self._assembled(outcomes), list(outcomes))
@@ -103,7 +105,7 @@ class Answers:
         return joined(pieces), np.array(counts, np.int64)
 
     def _made(self, rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
-        """Raises one of _NOT_CONVERTED, whose text names the column."""
+        """Returns the rows as columns. Raises one of _NOT_CONVERTED, whose text names the column."""
         columns = []
         for field, values in zip(
             self.schema, zip(*rows, strict=True) if rows else [()] * len(self.schema), strict=True
@@ -111,16 +113,16 @@ class Answers:
             try:
                 column = column_of(values, field.type)
             except _NOT_CONVERTED as error:
-                raise ValueError(f"column {field.name!r} is to be {field.type}: {error}") from error
+                raise ValueError(f"column {field.name!r} cannot be {field.type}: {error}") from error
             if column.null_count and field.name in self._needed:
-                raise ValueError(f"column {field.name!r} is null, which its schema does not allow")
+                raise ValueError(f"column {field.name!r} is null, which schema= does not allow")
             columns.append(column)
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
 
 class BatchAnswers:
-    """Results that are whole batches, fitted to `schema` as map_batches does it. Event time, where there is any, is the last column of
-    `schema`.
+    """A converter of results that are whole batches: it casts them to `schema` as map_batches does. If rows have
+    event time, it is the last column of `self.schema`.
     """
 
     def __init__(
@@ -137,7 +139,11 @@ class BatchAnswers:
         self._made = batch.data
 
     def outcome(self, given: Any, data: pa.RecordBatch) -> pa.RecordBatch | None:
-        """What is kept of the result `given` for the rows `data`, which have their event time. None: it has no rows. Raises UserError."""
+        """Returns the batch for the result `given`, or None if it has no rows. Raises UserError for a result that
+        does not fit.
+
+        `data`: the rows of the call, with their event times.
+        """
         if given is None:
             return None
         self._given, self._made = given, None
@@ -149,5 +155,5 @@ class BatchAnswers:
 
 
 def joined(pieces: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    """All their rows; at least one piece."""
+    """Joins pieces, at least one, to one batch."""
     return pieces[0] if len(pieces) == 1 else pa.concat_batches(pieces)

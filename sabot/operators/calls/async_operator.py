@@ -1,10 +1,12 @@
-"""The queue of rows that wait for calls of the user's coroutines: what `map_async`, `lookup` and `map_llm` have in common.
+"""The queue of rows that wait for calls of the user's coroutine function: the base of `map_async`, `lookup` and
+`map_llm`.
 
     process, hold ─▶ segment ▶ mark ▶ segment ▶ mark …  ─▶ emit, on_mark
                      chunks: rows and the outcomes of their calls, which come from the event loop (`calls.Handover`)
 
-Rows stay here until they are emitted: in the order of the input, or as their calls end, but never across a mark. A call that is in
-flight when the app is stopped is made again after the restore; one that has ended is not.
+Rows stay in the queue until they are emitted: in the order of the input, or in the order in which their calls end,
+but never past a mark. A call that is in flight at a checkpoint is made again after a restore; a call that has ended
+is not.
 """
 
 from collections import deque
@@ -47,17 +49,19 @@ _CAPACITY_BYTES = 64 << 20
 
 
 class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
-    """The queue of `MapAsync`, `LookupAsync` and `MapLlm`. By itself it makes no calls: then it shows what a checkpoint holds.
+    """The base of `MapAsync`, `LookupAsync` and `MapLlm`. An object of this class itself makes no calls and only
+    shows the rows of a checkpoint.
 
-    keys: columns by whose key group rows come to this subtask; none: they come to any. With another parallelism, or other keys, rows in
-    flight go to the owner of their key group, or else all those of an old subtask to one new; marks between them are forgotten, and behind
-    them stands the least watermark that the old subtasks had been told.
+    `keys`: the columns that decide to which subtask a row goes, or none if rows may go to any. After a change of the
+    parallelism or of the keys, a row in flight goes to the owner of its key group; without keys, all rows of an old
+    subtask go to one new subtask. Marks between the rows are then dropped, and behind them comes the least of the old
+    subtasks' last watermarks.
     """
 
     kind = "calls"
-    argument = "row"  # what a call is made for, as errors say it
-    hint_of_failure = "retries= calls again"
-    hint_of_misfit = "what it returns has the types of schema="
+    argument = "row"  # the word for a call's argument, for errors
+    hint_of_failure = "retries= repeats the call"
+    hint_of_misfit = "return values of the types of schema="
 
     def __init__(
         self,
@@ -68,7 +72,7 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
         options: CallOptions | None = None,
         source: str = "",
     ) -> None:
-        """source: where all rows come from, as dead letters say it; "": from several places."""
+        """`source`: the source of all rows, for dead letters, or "" if there are several."""
         self._function = function
         self._source = source
         self._keys = self.parted_by = tuple(keys)
@@ -76,26 +80,26 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
         self._skip = self._options.on_error == "skip"
         self._segments = deque([Segment()])
         self.queue: RowQueue[Chunk] = RowQueue(2 * self._options.concurrency, _CAPACITY_BYTES)
-        self._watermark_ms: int | None = None  # the last one that came
+        self._watermark_ms: int | None = None  # the last watermark that has come
         self._handover: Handover | None = None
-        self._new: list[Chunk] = []  # chunks that were not given to the crew yet
-        self._touched: dict[int, Chunk] = {}  # chunks of which calls have ended since `_release` looked at them
+        self._new: list[Chunk] = []  # chunks that the crew does not have yet
+        self._touched: dict[int, Chunk] = {}  # chunks with calls that have ended since the last `_release`
         self._dead_rows = 0
         self.name = "calls"
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._context = context
-        self.input = context.input  # the columns that come, with ours
-        self.user = without_marks(context.input)  # those that the user's function sees
+        self.input = context.input  # the columns of the input, with the marks
+        self.user = without_marks(context.input)  # the columns that the user's function gets
         self.timed = TIME_COLUMN in context.input.names
         self._dead = context.branches.get("dead")
         return context.input
 
     def branch_schema(self, name: str, input: pa.Schema) -> pa.Schema:
-        """Of "dead": dead letters, of rows whose calls have failed."""
+        """Returns the columns of the branch "dead": dead letters of rows whose calls have failed."""
         return RECORD_SCHEMA
 
-    # -- in -----------------------------------------------------------------------------------------------------------
+    # -- input --------------------------------------------------------------------------------------------------------
 
     def process(self, batch: Batch) -> None:
         for chunk in self._chunks(batch.taken(), []):
@@ -113,7 +117,9 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
             self._segments[-1].add_mark(mark)
 
     def _chunks(self, data: pa.RecordBatch, done: Sequence[Done]) -> Iterable[Chunk]:
-        """These rows (at least one) with their calls. done: calls that were made before a restore."""
+        """Yields these rows (at least one) as chunks with their calls. `done`: the calls that had ended before a
+        restore.
+        """
         yield Chunk(data, data.num_rows)
 
     def _hold(self, chunk: Chunk) -> None:
@@ -128,7 +134,9 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
             self._new.append(chunk)
 
     def _hand_over(self) -> None:
-        """Gives new chunks to the crew, which is made for the first of them: who only reads a checkpoint has none."""
+        """Gives new chunks to the crew, which makes the calls. The crew is made for the first chunk, so that an
+        operator that only reads a checkpoint has none.
+        """
         if not self._new:
             return
         if self._handover is None:
@@ -159,7 +167,7 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
     def is_empty(self) -> bool:
         return len(self._segments) == 1 and not self.queue and not self._segments[0].is_closed
 
-    # -- out ----------------------------------------------------------------------------------------------------------
+    # -- output -------------------------------------------------------------------------------------------------------
 
     def poll(self, now_ms: int) -> None:
         self._hand_over()
@@ -174,12 +182,12 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
                 self._ended(work, number)
 
     def _ended(self, chunk: Any, number: int) -> None:
-        """A call has ended."""
+        """Notes that a call has ended."""
         chunk.settled[number] = True
         self._touched[id(chunk)] = chunk
 
     def _release(self) -> None:
-        """Emits the rows that can be emitted, and passes on the marks that no row stands before any more."""
+        """Emits the rows whose turn it is, and passes on the marks that have no rows before them any more."""
         segment = self._segments[0]
         touched, self._touched = self._touched, {}
         looked_at = [] if self._ordered else [chunk for chunk in touched.values() if chunk.segment is segment]
@@ -227,7 +235,9 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
                 self.emit(Batch(made.slice(start, _EMIT_ROWS)))
 
     def _made(self, parts: list[tuple[Chunk, RowNumbers]]) -> pa.RecordBatch | None:
-        """The results of these rows, in order, with the columns that `open` gave. None: there are none."""
+        """Returns the results of these rows, in order, with the columns that `open` has returned, or None if there
+        are none.
+        """
         raise NotImplementedError
 
     def _without_dead(self, chunk: Chunk, rows: RowNumbers) -> tuple[Chunk, RowNumbers] | None:
@@ -240,7 +250,7 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
         return (chunk, rows) if len(rows) else None
 
     def bury(self, chunk: Chunk, rows: RowNumbers, failed: Sequence[Failed]) -> None:
-        """To the dead letters: rows whose calls have failed, or whose results do not fit the schema."""
+        """Emits rows as dead letters: their calls have failed, or their results do not fit the schema."""
         self._dead_rows += len(rows)
         if self._dead is not None:
             data = chunk.data.take(pa.array(rows))
@@ -257,7 +267,11 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
             self._dead(Batch(letters, None, self._source))
 
     def misfit(self, chunk: Chunk, row: int, what: str) -> Failed:
-        """The values of an outcome do not fit the schema. Raises UserError, unless such rows are passed over."""
+        """Handles a result that does not fit the schema: emits the row as a dead letter if on_error="skip", else
+        raises UserError.
+
+        `what`: the reason.
+        """
         if not self._skip:
             given = shown(chunk.data.select(self.user.names).slice(row, 1).to_pylist()[0])
             raise UserError(f"{self.name}: {what}; {given}", hint=self.hint_of_misfit)
@@ -279,7 +293,9 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
         return facts, CallsCut(self.input, self._answers(), waiting)
 
     def _marks(self) -> list[list[int]]:
-        """(rows before it, ms) of each watermark. Idleness is not saved: the inputs tell it anew after a restore."""
+        """Returns (rows before it, ms) for each watermark in the queue. Idleness is not saved, because the inputs
+        report it again after a restore.
+        """
         rows, marks, chunks = 0, [], iter(self.queue)
         for segment in self._segments:
             rows += sum(chunk.left for chunk in islice(chunks, segment.chunks))
@@ -288,11 +304,11 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
         return marks
 
     def _answers(self) -> Answers | None:
-        """What makes columns of outcomes; None where outcomes are columns already."""
+        """Returns the converter of outcomes to columns, or None if outcomes are columns already."""
         return None
 
     def _answers_schema(self) -> pa.Schema | None:
-        """The schema of outcomes as columns; None where this operator only reads."""
+        """Returns the columns of outcomes, or None if this operator only reads."""
         answers = self._answers()
         return None if answers is None else answers.schema
 
@@ -303,7 +319,7 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
         return {"keys": list(self._keys), "input": schema_text(self.input)}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """The rows that are held: those whose calls have not ended, and those whose results may not go out yet."""
+        """Yields the waiting rows: those whose calls have not ended, and those whose results wait for earlier rows."""
         for chunk in self.queue:
             yield chunk.data.take(pa.array(chunk.waiting()))
 
@@ -318,7 +334,7 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
             self._segments[-1].add_mark(Watermark(self._watermark_ms))
 
     def _mine(self, subtask: int) -> Callable[[pa.RecordBatch], Any]:
-        """Which rows of an old subtask are this one's (numpy, bool)."""
+        """Returns a function that says which rows of an old subtask belong to this one (numpy bool)."""
         context = self._context
         if self._keys:
             owned = owned_groups(context)
@@ -337,10 +353,10 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
             data = joined(pieces)
             if TIME_COLUMN in self.input.names and TIME_COLUMN not in data.schema.names:
                 raise UserError(
-                    f"{self.name}: the rows that the checkpoint holds have no event time, and the program needs it now",
-                    hint="run the program that wrote it to its end; or start afresh (--fresh)",
+                    f"{self.name}: the waiting rows of the checkpoint have no event time, which the program needs now",
+                    hint="let the old program process these rows first, or start without the checkpoint (--fresh)",
                 )
-            data = data.select(self.input.names)  # the program may read fewer columns now
+            data = data.select(self.input.names)  # the program may need fewer columns now
             if mine is not None:
                 data, done = filtered(data, done, mine(data))
         for rows, ms in marks:
@@ -356,7 +372,7 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
         for chunk in self._chunks(data.slice(start, end - start), here):
             self._hold(chunk)
 
-    # -- the rest -----------------------------------------------------------------------------------------------------
+    # -- end ----------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         if self._handover is not None:
@@ -364,7 +380,9 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
 
     @property
     def left_behind(self) -> list[str]:
-        """Calls that refused to be cancelled by `close`: they keep their event loop, and so the process, from ending."""
+        """A text with the number of calls that `close` could not cancel, in a list, or no text if there are none.
+        Such calls keep their event loop running, and so the process.
+        """
         if self._handover is None or not self._handover.left_behind:
             return []
         return [f"{self._handover.left_behind} calls of {self.name}"]

@@ -1,4 +1,4 @@
-"""Rows that came together, the calls that they wait for, and the watermarks between them."""
+"""The parts of the queue of rows that wait for calls: chunks of rows, and segments between marks."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,18 +10,20 @@ from sabot._cython.flow.channel import ACTIVE, IDLE, Watermark
 from sabot.calls.handover import Call
 from sabot.operators.row_queue import QueuedRows, RowNumbers
 
-CHUNK_ROWS = 1024  # of which some may wait: as long as one of them does, all are in memory
-_TAKE_ROWS = 64  # become Python rows at a time, on the event loop
+CHUNK_ROWS = 1024  # all rows of a chunk stay in memory as long as one of them waits
+_TAKE_ROWS = 64  # so many rows become Python objects at a time, on the event loop
 _LOOK_AHEAD = 4096
 
 Done = tuple[int, int, Any]
-"""Of a call that has ended: its first row, how many rows it was made for, its outcome."""
+"""A call that has ended: (the number of its first row, the number of its rows, its outcome)."""
 
 
 class Chunk(QueuedRows):
-    """Rows that came together, and the calls that they wait for (`calls.handover.Work`). `outcomes` has a place for each call.
+    """Rows that came together, and the calls that they wait for (a `calls.handover.Work`). `outcomes` has a place for
+    each call.
 
-    settled: by call, whether the operator has its outcome. codes: row -> its call; None: call n is row n's. segment: where it stands.
+    `codes`: the number of each row's call, or None if row n has call n. `settled`: True for each call whose outcome
+    the operator has. `segment`: the segment of the chunk.
     """
 
     data: pa.RecordBatch
@@ -33,7 +35,7 @@ class Chunk(QueuedRows):
         self.settled = np.zeros(calls, np.bool_)
         self.segment: Segment
         self._taken = 0
-        self._known: Any = None  # calls that had settled when this began; never changed
+        self._known: Any = None  # by call, True if it was settled before the first one was made; not changed later
 
     @property
     def calls(self) -> int:
@@ -44,7 +46,7 @@ class Chunk(QueuedRows):
         return self._taken >= len(self.outcomes)
 
     def know(self, number: int, outcome: Any) -> None:
-        """The outcome of a call, without making it; before it is given to the crew."""
+        """Sets the outcome of a call that need not be made. Called before the chunk is given to the crew."""
         if self._known is None:
             self._known = np.zeros(len(self.outcomes), np.bool_)
         self._known[number] = self.settled[number] = True
@@ -59,20 +61,22 @@ class Chunk(QueuedRows):
         return [(self, number, argument, next(places)) for number, argument in calls if not known[number]]
 
     def arguments(self, first: int, end: int) -> Sequence[Any]:
-        """What the calls first … end - 1 are made with."""
+        """Returns the arguments of the calls first … end - 1."""
         raise NotImplementedError
 
     def outcome(self, number: int, result: Any) -> Any:
         raise NotImplementedError
 
     def ready(self, ordered: bool) -> RowNumbers:
-        """The rows that wait and whose calls have settled: they can be emitted now. ordered: those before the first that has not."""
+        """Returns the waiting rows that can be emitted now: those whose calls have settled. If `ordered` is True,
+        only the rows before the first whose call has not.
+        """
         if ordered:
             return np.arange(self.first, self._settled_until())
         return np.flatnonzero(self._settled(slice(None)) & self.waits())
 
     def _settled(self, rows: slice) -> Any:
-        """By row, whether its call has settled."""
+        """Returns True for each row whose call has settled."""
         return self.settled[rows] if self.codes is None else self.settled[self.codes[rows]]
 
     def _settled_until(self) -> int:
@@ -86,15 +90,19 @@ class Chunk(QueuedRows):
         return self.rows
 
     def done(self, rows: RowNumbers, settled: Any) -> Iterator[Done]:
-        """The calls of these rows that have ended, by `settled`; the rows are numbered as they stand in `rows`. Any thread."""
+        """Yields those of the calls of `rows` that have ended by `settled`. Their rows are numbered by their places
+        in `rows`. May be called by any thread.
+        """
         calls = rows if self.codes is None else self.codes[rows]
         for place in np.flatnonzero(settled[calls]).tolist():
             yield place, 1, self.outcomes[calls[place]]
 
 
 class Segment:
-    """Rows that no mark parts, and the marks behind them. A run of marks of time says no more than its last watermark, and whether the
-    input is idle at its end. chunks: how many of its chunks wait.
+    """The rows between two marks or runs of marks, and the marks behind them. Of a run, the last watermark and the
+    last change of idleness are kept.
+
+    `chunks`: how many of the segment's chunks have waiting rows.
     """
 
     def __init__(self) -> None:
@@ -104,7 +112,7 @@ class Segment:
         self._others: list[Any] = []
 
     def add_mark(self, mark: Any) -> None:
-        """Behind all that is there."""
+        """Adds a mark behind all rows and marks."""
         if isinstance(mark, Watermark):
             self.watermark = mark
         elif mark is IDLE or mark is ACTIVE:
@@ -114,10 +122,10 @@ class Segment:
 
     @property
     def is_closed(self) -> bool:
-        """There are marks: rows that come now belong into the next one."""
+        """True if there are marks behind the rows. Further rows go into the next segment."""
         return self.watermark is not None or self.idle is not None or bool(self._others)
 
     def marks(self) -> list[Any]:
-        """In the order in which they are told."""
+        """Returns the marks in the order in which they are passed on."""
         told = [self.idle, self.watermark] if self.idle is ACTIVE else [self.watermark, self.idle]
         return [*self._others, *(mark for mark in told if mark is not None)]

@@ -1,4 +1,4 @@
-"""Rows with what an async function says of their keys beside them: `lookup(f, on=…)`."""
+"""`lookup(f, on=…)`: adds the columns that an async function returns for the key of each row."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -23,11 +23,15 @@ _CHUNK_ROWS = 65_536
 
 
 class LookupAsync(AskedRows):
-    """`await function(key)` gives a dict with the columns of `schema`, or None where there is nothing. They stand behind the row's own.
+    """A step that adds the columns of `await function(key)` behind those of the row. The function returns a dict with
+    the columns of `schema`, or None.
 
-    on: the columns of the key; the function gets the value of one column, or a tuple of several. Null is no key: the function is not
-    asked. names: what columns of the answer are called beside the row, where not as they are. how: rows without an answer have nulls
-    ("left"), or go no further ("inner"). cache_rows, cache_ttl_s: as of AskedRows. A restore begins without any answers.
+    `on`: the key columns. The function gets the value of one column, or a tuple of several. It is not called for a
+    key with a null. `names`: the names of added columns that are renamed. `how`: "left" if rows without an answer
+    have nulls, "inner" if they are dropped. `cache_rows`, `cache_ttl_s`: as in AskedRows. After a restore the cache
+    is empty.
+
+    Raises UserError for missing key columns, and for keys of nested types.
     """
 
     kind = "lookup"
@@ -60,7 +64,9 @@ class LookupAsync(AskedRows):
                 )
             if pa.types.is_nested(self.user.field(name).type):
                 kind = self.user.field(name).type
-                raise UserError(f"{self.name}: {name!r} is {kind}, which is no key", hint="a column of plain values")
+                raise UserError(
+                    f"{self.name}: {name!r} is {kind}, which cannot be a key", hint="use a column of plain values"
+                )
         return output
 
     def _asked_by(self, data: pa.RecordBatch) -> Iterator[tuple[QuestionChunk, int | None]]:
@@ -71,7 +77,7 @@ class LookupAsync(AskedRows):
 
 
 def _distinct(columns: list["pa.Array[Any]"]) -> tuple[Any, list[Any], int | None]:
-    """(row -> the number of its key, the keys, the number of what is no key: a null in it)."""
+    """Returns (the number of each row's key, the keys, the number for keys with a null, or None if there are none)."""
     codes: Any = np.zeros(len(columns[0]), np.int64)
     null: Any = np.zeros(len(columns[0]), np.bool_)
     values: list[Any] = []
@@ -82,7 +88,7 @@ def _distinct(columns: list["pa.Array[Any]"]) -> tuple[Any, list[Any], int | Non
         places = encoded.indices.fill_null(0).to_numpy()
         values.append(encoded.dictionary)
         codes = codes * max(1, len(encoded.dictionary)) + places
-        if len(columns) > 1:  # numbers of pairs so far, so that they stay small
+        if len(columns) > 1:  # renumbers the pairs, so that the numbers stay small
             codes = np.unique(codes, return_inverse=True)[1]
     if len(columns) == 1:
         keys = values[0].to_pylist()
@@ -97,7 +103,7 @@ def _distinct(columns: list["pa.Array[Any]"]) -> tuple[Any, list[Any], int | Non
     return codes, [*keys, None], len(keys)
 
 
-# -- where they stand in a plan -----------------------------------------------------------------------------------------
+# -- their place in a plan ----------------------------------------------------------------------------------------------
 
 
 def plan_lookup_async(node: nodes.LookupAsync, point: PlanPoint) -> PlanPoint:
@@ -123,7 +129,7 @@ PLANNERS: Planners = {nodes.LookupAsync: plan_lookup_async}
 
 
 def _read_with(reader: Mapping[str, Any]) -> Restorable:
-    """In a table, or by calls."""
+    """Makes an operator that reads the state of a lookup: in a table, or by calls."""
     return TableLookup.read_with(reader) if "sides" in reader else AsyncOperator(keys=reader["keys"])
 
 

@@ -1,4 +1,4 @@
-"""`map_async`: the user's coroutine over rows, or over slices of them."""
+"""`map_async`: calls the user's coroutine function for each row, or for slices of rows."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -23,11 +23,13 @@ from sabot.operators.rows.mapped import check_fixed, times_of
 
 
 class MapAsync(AsyncOperator):
-    """`await function(row)` for each row: a dict, None for nothing, a list of dicts, or it yields dicts; batch: for each slice of at most
-    `rows` rows, Arrow in and Arrow out (or None).
+    """A step that calls `await function(row)` for each row. The function returns a dict, a list of dicts, or None for
+    no row, or it yields dicts. If `batch` is True, it is called with slices of at most `rows` rows, and gets and
+    returns Arrow (or None).
 
-    schema: of what it gives. A result row has the event time of the row that it was made of; of batches `time` names the column of it, and
-    `fixed` are those that must not change, as in map_batches. The rest as in `api.calls.AsyncCall`. Changes are not for it.
+    `schema`: the columns of the result. A result row has the event time of its input row; for batches, `time` names
+    the column of event time, and the columns `fixed` must not change, as in map_batches. Other arguments are those of
+    `api.calls.AsyncCall`. The input cannot be a stream of changes.
     """
 
     def __init__(
@@ -116,7 +118,10 @@ class MapAsync(AsyncOperator):
 
 
 def _gathering(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A call's rows go out together, when it has ended: one that fails half way, or is made again after a restore, gives none twice."""
+    """Wraps an async generator: returns a coroutine function that collects its rows into a list. So the rows of a
+    call are emitted together when it has ended, and a call that fails half way or is made again after a restore emits
+    none twice.
+    """
 
     async def gather(row: Any) -> list[Any]:
         rows: list[Any] = []
@@ -127,7 +132,7 @@ def _gathering(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 class _RowChunk(Chunk):
-    """A call for each row."""
+    """A chunk with a call for each row."""
 
     def __init__(self, data: pa.RecordBatch, names: list[str], answers: Answers) -> None:
         super().__init__(data, data.num_rows)
@@ -143,7 +148,7 @@ class _RowChunk(Chunk):
 
 
 class _SliceChunk(Chunk):
-    """One call for all rows."""
+    """A chunk with one call for all rows."""
 
     def __init__(self, data: pa.RecordBatch, names: list[str], answers: BatchAnswers) -> None:
         super().__init__(data, 1, np.zeros(data.num_rows, np.int64))
@@ -161,7 +166,7 @@ class _SliceChunk(Chunk):
 
 
 def _at(parts: list[tuple[Chunk, RowNumbers]], number: int) -> tuple[Chunk, int]:
-    """The chunk and row of the n-th row of all parts."""
+    """Returns the chunk and the row of row `number`, counted over all parts."""
     for chunk, rows in parts:
         if number < len(rows):
             return chunk, int(rows[number])
@@ -169,7 +174,7 @@ def _at(parts: list[tuple[Chunk, RowNumbers]], number: int) -> tuple[Chunk, int]
     raise IndexError(number)
 
 
-# -- where they stand in a plan -----------------------------------------------------------------------------------------
+# -- their place in a plan ----------------------------------------------------------------------------------------------
 
 
 def plan_map_async(node: nodes.MapAsync, point: PlanPoint) -> PlanPoint:

@@ -1,4 +1,4 @@
-"""`map_llm`: rows with what a model answers to their prompts beside them."""
+"""`map_llm`: adds the columns that a model answers to a prompt of each row."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -22,13 +22,15 @@ from sabot.operators.expressions.compiled import compile_expr
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
 
-_CHUNK_ROWS = 4096  # their prompts are made together, and asked in order of their text
+_CHUNK_ROWS = 4096  # the prompts of so many rows are made together, and sent in the order of their texts
 
 Prompts = Callable[[pa.RecordBatch], "pa.Array[Any]"]
 
 
 class _PromptChunk(QuestionChunk):
-    """Calls for the distinct prompts of rows. Prompts are known by their digests, and are Python texts only when they are asked."""
+    """A chunk with a call for each distinct prompt of its rows. A prompt is identified by its digest, and becomes a
+    Python text only when the call is made.
+    """
 
     def __init__(self, data: pa.RecordBatch, codes: Any, prompts: Any, questions: list[Any], answers: Answers) -> None:
         super().__init__(data, codes, questions, answers)
@@ -44,18 +46,21 @@ class _PromptChunk(QuestionChunk):
 
 
 class MapLlm(AskedRows):
-    """The columns of a model's answer behind the row's own. A row whose prompt is null is not asked about: its answer is null.
+    """A step that adds the columns of a model's answer behind those of the row. No call is made for a null prompt,
+    whose columns are null.
 
-    Equal prompts are asked once: those of rows that are held together, and those whose answers are among the `cache_rows` that were used
-    last, the ones of a checkpoint among them. Prompts that come together are asked in the order of their texts, so that those with equal
-    beginnings follow each other.
+    Equal prompts need one call while their rows wait, or while the answer is among the `cache_rows` most recently
+    used ones. The cache begins with the answers of the checkpoint. Prompts that come together are sent in the order
+    of their texts, so that those with the same beginning follow each other, which helps caches of providers.
+
+    Raises UserError if the prompt is not text.
     """
 
     kind = "map_llm"
     argument = "prompt"
-    hint_of_clash = "rename the column before, or give the answer's another name in output="
-    hint_of_failure = "ExecutionEngine(retries=…) asks again"
-    hint_of_misfit = "another type in output="
+    hint_of_clash = "rename the column first, or give the answer's column another name in output="
+    hint_of_failure = "ExecutionEngine(retries=…) repeats the call"
+    hint_of_misfit = "change its type in output="
 
     def __init__(self, asked: PromptCall, **wiring: Any) -> None:
         call = asked.call
@@ -122,7 +127,7 @@ def _digest(prompt: str) -> bytes:
     return blake2b(prompt.encode(), digest_size=16).digest()
 
 
-# -- where they stand in a plan -----------------------------------------------------------------------------------------
+# -- their place in a plan ----------------------------------------------------------------------------------------------
 
 
 def plan_map_llm(node: nodes.MapLlm, point: PlanPoint) -> PlanPoint:

@@ -1,7 +1,8 @@
-"""Rows with the answers to their questions beside them: what `lookup` of a function and `map_llm` have in common.
+"""The base of steps that add an answer to each row: `lookup` with a function, and `map_llm`.
 
-The questions of rows that came together are made distinct; those whose answer is kept need no call, and equal ones in flight have one
-together. Rows whose questions are all answered are emitted where they stand: nothing goes to the event loop for them.
+The distinct questions of rows that came together are found. A question with a kept answer needs no call, and equal
+questions in flight share one call. If all questions of rows have kept answers, the rows are emitted at once, and
+nothing goes to the event loop.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,14 +20,14 @@ from sabot.operators.calls.async_operator import AsyncOperator
 from sabot.operators.calls.chunks import Chunk, Done
 from sabot.operators.row_queue import RowNumbers
 
-_TAKE_QUESTIONS = 64  # become Python values at a time, on the event loop
+_TAKE_QUESTIONS = 64  # so many questions become Python objects at a time, on the event loop
 
 
 class QuestionChunk(Chunk):
-    """Rows whose calls are for their distinct questions. codes: row -> its question.
+    """A chunk of rows with a call for each distinct question. `codes`: the number of each row's question.
 
-    questions: what equal calls have in common, by call. owned: the calls that this chunk makes; the others are answered already, or another
-    chunk makes them.
+    `questions`: the cache key of each call. `owned`: the numbers of the calls that this chunk makes; the other
+    questions have answers already, or another chunk makes their calls.
     """
 
     def __init__(self, data: pa.RecordBatch, codes: Any, questions: list[Any], answers: Answers) -> None:
@@ -49,7 +50,7 @@ class QuestionChunk(Chunk):
         return [(self, number, each, next(places)) for number, each in zip(numbers, self.asked(numbers), strict=True)]
 
     def asked(self, numbers: list[int]) -> Sequence[Any]:
-        """What these calls are made with."""
+        """Returns the arguments of these calls."""
         return [self.questions[number] for number in numbers]
 
     def outcome(self, number: int, result: Any) -> Any:
@@ -57,15 +58,19 @@ class QuestionChunk(Chunk):
 
 
 class AskedRows(AsyncOperator):
-    """Adds the columns of `schema` to rows. A subclass finds the questions of rows (`_asked_by`), in chunks.
+    """The base class: adds the columns of `schema` to each row. A subclass yields chunks with the questions of rows
+    (`_asked_by`).
 
-    known: the answers that are kept, and the questions under way. answer: what makes columns of outcomes.
-    names: what columns of the answer are called beside the row, where not as they are. inner: rows without an answer go no further, else
-    they have nulls. Of the answers the cache_rows that were used last are kept, each for cache_ttl_s of processing time at most (None:
-    however old); those of failed calls are not.
+    `names`: the names of added columns that are renamed. `inner`: True if rows without an answer are dropped, False
+    if they have nulls. `cache_rows`: the number of answers that are kept; the least recently used one is removed
+    first. `cache_ttl_s`: the processing time in seconds for which an answer is kept, or None for no limit. Failed
+    calls leave no answer.
+
+    `known`: the kept answers, and the questions in flight. `answer`: the converter of outcomes to columns. Raises
+    UserError if an added column has the name of another.
     """
 
-    hint_of_clash = "give the added ones a suffix"
+    hint_of_clash = "give the added columns a suffix"
 
     def __init__(
         self,
@@ -101,7 +106,9 @@ class AskedRows(AsyncOperator):
     # -- questions ----------------------------------------------------------------------------------------------------
 
     def _asked_by(self, data: pa.RecordBatch) -> Iterable[tuple[QuestionChunk, int | None]]:
-        """These rows in chunks, in order; and the number of the call that is not made, because its rows have no question."""
+        """Yields these rows as chunks, in order, each with the number of the call that is not made because its rows
+        have no question, or None.
+        """
         raise NotImplementedError
 
     def _chunks(self, data: pa.RecordBatch, done: Sequence[Done]) -> Iterable[Chunk]:
@@ -117,11 +124,13 @@ class AskedRows(AsyncOperator):
             yield chunk
 
     def _restored(self, chunk: QuestionChunk, done: Done, start: int) -> Any:
-        """The outcome of a call that had ended before a restore."""
+        """Returns the outcome of a call that had ended before a restore."""
         return done[2]
 
     def _ask(self, chunk: QuestionChunk) -> None:
-        """Takes the answers that are kept; of the other questions, those that no other chunk asks are this one's to ask."""
+        """Sets the outcomes of questions with kept answers. Of the other questions, the chunk makes the calls that no
+        other chunk is making.
+        """
         questions, settled = self.known, chunk.settled.tolist()
         now = questions.now()
         self._asked += len(chunk.questions)
@@ -143,7 +152,7 @@ class AskedRows(AsyncOperator):
             other.outcomes[its] = outcome
             super()._ended(other, its)
 
-    # -- out ----------------------------------------------------------------------------------------------------------
+    # -- output -------------------------------------------------------------------------------------------------------
 
     def _made(self, parts: list[tuple[Chunk, RowNumbers]]) -> pa.RecordBatch | None:
         pieces = [piece for chunk, rows in parts if (piece := self._beside(chunk, rows)).num_rows]

@@ -1,8 +1,7 @@
-"""What a checkpoint keeps of rows that wait for calls: the rows, and the outcomes of the calls that have ended.
+"""The state of rows that wait for calls in a checkpoint: the rows, and the outcomes of calls that have ended.
 
-rows.arrow      the rows, in order
-done.arrow      of each call that has ended: its first row, its rows, how many results it gave (or the error)
-results.arrow   the results of all of these, in the same order
+rows.arrow      the rows, in order done.arrow      for each call that has ended: its first row, its rows, the number
+of its results (or the error) results.arrow   the results of all of these calls, in the same order
 """
 
 from collections.abc import Sequence
@@ -21,12 +20,14 @@ from sabot.operators.row_queue import RowNumbers
 from sabot.operators.state_parts import Batches, PartsCut, read_batches
 
 _DONE = pa.schema([("row", pa.int64()), ("rows", pa.int32()), ("results", pa.int32()), ("error", pa.string())])
-_FAILED = -1  # in place of the number of results
-_AGAIN = object()  # in place of an outcome: the call is to be made again
+_FAILED = -1  # stands for the number of results of a failed call
+_AGAIN = object()  # stands for the outcome of a call that must be made again
 
 
 class CallsCut:
-    """Rows that wait, and the results of those whose calls have ended, as they were at a barrier. Columns are made by who saves it."""
+    """A cut of the waiting rows and of the outcomes of their ended calls at a barrier. The thread that saves it makes
+    the columns.
+    """
 
     def __init__(self, input: pa.Schema, answers: Answers | None, waiting: list[tuple[Chunk, RowNumbers, Any]]) -> None:
         self._input, self._answers, self._waiting = input, answers, waiting
@@ -60,8 +61,8 @@ class CallsCut:
         return PartsCut(files).save(directory)
 
     def _columns(self, outcomes: list[Any]) -> tuple[pa.RecordBatch | None, Sequence[int], list[Any]]:
-        """(the rows of all outcomes, how many each has, the outcomes). What fits no schema is no outcome: the call is made again, and then
-        somebody is told.
+        """Returns (the rows of all outcomes, the number of rows of each, the outcomes). An outcome that does not fit
+        the schema is left out: the call is made again after a restore, and the error is then raised.
         """
         if self._answers is not None:
             made, counts, kept = self._answers.columns(outcomes, lambda number, what: _AGAIN)
@@ -75,8 +76,11 @@ class CallsCut:
 
 
 def read_done(directory: Path, schema: pa.Schema | None, *, skip: bool) -> list[Done]:
-    """The calls that had ended. schema: of the columns of outcomes; None of the calls, where the program wants other columns now: they
-    are made again. skip: rows whose calls fail are passed over, so a call that had failed is not made again.
+    """Returns the calls that had ended at the checkpoint. Raises CorruptCheckpoint if results are missing.
+
+    `schema`: the columns of outcomes. If the program has other columns now, or if it is None, nothing is returned and
+    all calls are made again. `skip`: True if rows of failed calls are dropped; a call that had failed is then not
+    made again.
     """
     table = pa.Table.from_batches(read_batches(directory, "done"), _DONE)
     results = list(read_batches(directory, "results"))
@@ -101,7 +105,7 @@ def read_done(directory: Path, schema: pa.Schema | None, *, skip: bool) -> list[
 
 
 def filtered(data: pa.RecordBatch, done: list[Done], mask: Any) -> tuple[pa.RecordBatch, list[Done]]:
-    """The rows where the mask is true, and the calls of which all rows are there."""
+    """Returns the rows where the mask is True, and the calls all of whose rows are among them."""
     places = np.cumsum(mask) - 1
     kept = [(int(places[first]), rows, outcome) for first, rows, outcome in done if mask[first : first + rows].all()]
     return data.filter(pa.array(mask)), kept

@@ -444,13 +444,13 @@ def test_skip_counts_rows_and_gives_them_to_the_dead_with_the_reason(loop, order
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ("text", r"it gave a str; row {'n': 1} \(return a dict, a list of dicts, or None\)"),
-        ([{"m": 1}, 5], "it gave a int"),
-        ({"m": 1, "q": 2}, r"a column 'q', which its schema has not; row {'n': 1} \(schema= has m, s\)"),
-        ({"m": "x", "s": "y"}, "column 'm' is to be int64: .*; row {'n': 1}"),
-        ({"m": 1, "s": 5}, "column 's' is to be string: .*; row {'n': 1}"),
-        ({"m": 2**63, "s": ""}, "column 'm' is to be int64: .*; row {'n': 1}"),
-        ({"m": 1}, "column 's' is null, which its schema does not allow; row {'n': 1}"),
+        ("text", r"the result is a str; row {'n': 1} \(return a dict, a list of dicts, or None\)"),
+        ([{"m": 1}, 5], "the result is a int"),
+        ({"m": 1, "q": 2}, r"a column 'q', which schema= has not; row {'n': 1} \(schema= has m, s\)"),
+        ({"m": "x", "s": "y"}, "column 'm' cannot be int64: .*; row {'n': 1}"),
+        ({"m": 1, "s": 5}, "column 's' cannot be string: .*; row {'n': 1}"),
+        ({"m": 2**63, "s": ""}, "column 'm' cannot be int64: .*; row {'n': 1}"),
+        ({"m": 1}, "column 's' is null, which schema= does not allow; row {'n': 1}"),
     ],
 )
 def test_what_does_not_fit_the_schema_is_an_error_that_names_column_and_row(loop, answer, message):
@@ -1118,7 +1118,7 @@ def test_an_answer_that_does_not_fit_names_column_and_row(loop):
     run = lookup(loop, service)
     run.feed(keyed_rows(("a", 1)))
     service.answer("a")
-    with pytest.raises(UserError, match=r"column 'm' is to be int64.*; row {'k': 'a', 'n': 1}"):
+    with pytest.raises(UserError, match=r"column 'm' cannot be int64.*; row {'k': 'a', 'n': 1}"):
         run.poll()
     run.close()
 
@@ -1135,7 +1135,7 @@ def test_an_answer_that_does_not_fit_names_column_and_row(loop):
     [
         ({"on": ("q",)}, r"there is no column 'q' \(there are k, n\)"),
         ({"schema": pa.schema([("k", pa.int64())])}, "the result would have two columns 'k'"),
-        ({"input": pa.schema([("k", pa.list_(pa.int64()))])}, "'k' is list<.*>, which is no key"),
+        ({"input": pa.schema([("k", pa.list_(pa.int64()))])}, "'k' is list<.*>, which cannot be a key"),
     ],
 )
 def test_a_lookup_that_cannot_be_is_said_at_build_time(loop, options, message):

@@ -504,7 +504,7 @@ def test_a_call_that_fails_ends_the_app_with_the_model_s_error(loop):
     assert told.value.message == (
         "map_llm(scripted-1): openai, gpt, request req-1: the key is wrong; prompt 'Sentiment of: good'"
     )
-    assert told.value.hint == "ExecutionEngine(retries=…) asks again; on_error='skip' goes on without the row"
+    assert told.value.hint == "ExecutionEngine(retries=…) repeats the call; on_error='skip' goes on without the row"
     run.close()
 
 
