@@ -1,1 +1,1 @@
-"""Sequences of rows of a key."""
+"""Patterns: sequences among the rows of a key."""

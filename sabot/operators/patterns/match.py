@@ -1,7 +1,8 @@
-"""Matches of a pattern among the rows of a key (`api/patterns` says what a match is).
+"""Finds the matches of a pattern among the rows of a key (`api/patterns` defines a match).
 
-Predicates become bool columns, a batch at a time, and a `PatternTable` walks the rows. It keeps the values of earlier rows that later rows
-are compared with. `PatternRows` has the columns that measures need, by the numbers of rows, while a partial match has the row.
+Predicates become bool columns, for a whole batch at a time, and a `PatternTable` walks the rows. The table keeps the
+values of earlier rows that later rows are compared with. `PatternRows` keeps the columns that measures need, by the
+numbers of the rows, as long as a partial match has the row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,21 +36,22 @@ from sabot.operators.readers import StateReaders
 from sabot.operators.state_parts import StatefulOperator, StateParts, columns_schema, last_watermark
 
 MAX_PARTIAL = 10_000
-_ROWS_A_PARTIAL = 100  # a key may have so many rows for each partial match that it may have
+_ROWS_A_PARTIAL = 100  # the most rows of a key, for each partial match of `max_partial`
 
 Array: TypeAlias = pa.Array
 
 
 class Pattern(StatefulOperator):
-    """The matches of a pattern: keys, match_start, match_end, measures; event time is match_end.
+    """The matches of a pattern: keys, match_start, match_end, measures. The event time is match_end.
 
-    match_start and match_end are the times of a match's first and last row (timestamp[ms, UTC], both inclusive); where the pattern ends
-    with a `without`, match_end is the end of its time. Rows of a key must come in order of event time: rows below the watermark are late,
-    and leave by the branch "late". State is the partial matches, and the columns of their rows that
-    measures and predicates need. A pattern with `within` forgets partial matches that the watermark has passed by that time.
+    match_start and match_end are the times of a match's first and last row (timestamp[ms, UTC]). If the pattern ends
+    with `without`, match_end is the end of its time. Rows of a key must come in order of event time. Rows below the
+    watermark are late, and go to the output branch "late". The state is the partial matches, and those columns of
+    their rows that measures and predicates need. If the pattern has `within`, a partial match is removed when the
+    watermark has passed it by so much.
 
-    measures: (name, expression over values of steps, in which keys, match_start and match_end may stand too).
-    max_partial: how many partial matches a key may have; more raise a UserError.
+    `measures`: (name, expression over values of steps; keys, match_start and match_end may occur in it).
+    `max_partial`: the most partial matches of a key; above it `process` raises UserError.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class Pattern(StatefulOperator):
     def process(self, batch: Batch) -> None:
         batch = self._on_time(batch)
         if self._can_fail and batch.selection is not None:
-            batch = batch.with_data(batch.taken())  # rows that are not selected must not raise
+            batch = batch.with_data(batch.taken())  # a row that is not selected must not raise an error
         data, table, state = batch.data, self._table, self._state
         with state.changing:
             rows, starts = table.choose([test(data) for test in self._tests], data.num_rows, batch.selection)
@@ -118,7 +120,7 @@ class Pattern(StatefulOperator):
                 hashes = hash_columns([data.column(index) for index in self._key_indices], rows)
             if state.cold_rows:
                 state.fetch(data, hashes, rows)
-            if len(starts):  # only rows that may start a match make a key known
+            if len(starts):  # only a row that can begin a match adds its key
                 self._known.resolve(data, self._key_indices, hashes=hashes, selection=starts)
             slots = self._known.resolve(data, self._key_indices, hashes=hashes, selection=rows, insert=False)
             if state.is_held:
@@ -136,13 +138,13 @@ class Pattern(StatefulOperator):
         self._settle()
 
     def _settle(self) -> None:
-        """Lets go of what no partial match needs, and keeps the budget."""
+        """Removes what no partial match needs, and moves keys to disk above the memory budget."""
         with self._state.changing:
             self._state.tidy()
             self._state.settle()
 
     def _on_time(self, batch: Batch) -> Batch:
-        """The batch without late rows, which are counted, and leave by their branch."""
+        """Returns the batch without its late rows, which are counted and go to their branch."""
         times, watermark = batch.data.column(self._time), self._watermark_ms
         if watermark is None or not len(times) or pc.min(times).as_py() >= watermark:
             return batch
@@ -158,13 +160,16 @@ class Pattern(StatefulOperator):
         words = ", ".join(f"{name} = {shown(key[0])}" for name, key in zip(self._names, keys, strict=True))
         return UserError(
             f"more than {self._max_partial:,} partial matches (or {_ROWS_A_PARTIAL * self._max_partial:,} rows in them) of one key, "
-            f"{words or 'there are no keys'}, of the pattern {self._pattern.text()}",
-            hint="give it a shorter within, a stricter first step, then() in place of then_any(), greedy() or fewer times, "
-            'skip="past_last", or a greater max_partial; of steps with many rows measure count(), first() and last() alone',
+            f"{words or 'without key columns'}, in the pattern {self._pattern.text()}",
+            hint="use a shorter within, a stricter first step, then() in place of then_any(), greedy() or fewer times, "
+            'skip="past_last", or a greater max_partial; for steps with many rows measure only count(), first() and last()',
         )
 
     def _found(self, data: pa.RecordBatch | None) -> tuple[Any, ...]:
-        """The matches that were found, which `_emit` gives on. data: the batch whose rows the kernel has taken into matches."""
+        """Returns the matches that were found since the last call, for `_emit`.
+
+        `data`: the batch whose rows the table has added to matches, or None.
+        """
         *found, taken = self._table.matches()
         if data is not None and len(taken) and len(self._measures.rows):
             self._rows.append(self._measures.of_rows(data, taken), self._table.next_row - len(taken))
@@ -251,7 +256,7 @@ class Pattern(StatefulOperator):
         self._late.add_count(self.state_parts.once(saved, "late_rows"))
 
     def close(self) -> None:
-        if self._opened:  # an operator whose columns were refused is closed too
+        if self._opened:  # False if `open` has refused the columns
             self._state.clear()
             self._late.tell_rest()
 
@@ -266,7 +271,7 @@ class Pattern(StatefulOperator):
         }
 
 
-# -- where they stand in a plan -----------------------------------------------------------------------------------------
+# -- their place in a plan ----------------------------------------------------------------------------------------------
 
 
 def plan_match(node: nodes.Match, point: PlanPoint) -> PlanPoint:

@@ -1,4 +1,4 @@
-"""The measures of a pattern: which columns of rows they need, and their values for matches."""
+"""The measures of a pattern: the columns that they need, and their values for matches."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -12,14 +12,19 @@ from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator
 from sabot.operators.expressions.compiled import compile_expr
 
 TIMESTAMP = pa.timestamp("ms", "UTC")
-_KINDS = {"list": "collect_list"}  # the other values of steps have the names of aggregates
-_MATCH, _WEIGHT = "__match", "__rows"  # columns of rows of matches: the match, how many rows it stands for
+_KINDS = {"list": "collect_list"}  # all other values of steps have the name of their aggregate
+_MATCH, _WEIGHT = (
+    "__match",
+    "__rows",
+)  # columns of rows of matches: the number of the match, and how many rows the row stands for
 
 Array: TypeAlias = pa.Array
 
 
 class MatchedRows(NamedTuple):
-    """Rows of matches: those of match i are offsets[i] to offsets[i + 1]. Of each: its step, its number, how many rows it stands for."""
+    """The rows of matches. Match i has the rows offsets[i] to offsets[i + 1]; each row has its step, its number, and
+    the number of rows that it stands for.
+    """
 
     offsets: Any
     steps: Any
@@ -30,8 +35,9 @@ class MatchedRows(NamedTuple):
 class Measures:
     """The measures of a pattern.
 
-    rows: the columns that must be kept of rows. kept: which rows of each step must be kept ("each", "ends", or their "count" alone).
-    results: a field for each measure.
+    `rows`: the columns that are kept of rows. `kept`: for each step the rows that are kept: "each", "ends" (the first
+    and the last), or "count" (none, only their number). `results`: a field for each measure. Raises UserError for
+    missing columns and for types that do not fit.
     """
 
     def __init__(
@@ -40,7 +46,7 @@ class Measures:
         values = {value.text(): value for _, measure in measures for value in step_values(measure)}
         arguments = {each.text(): each for value in values.values() for each in value.inputs}
         for each in arguments.values():
-            compile_expr(each, input)  # raises for columns that are missing
+            compile_expr(each, input)  # raises UserError for missing columns
         used = frozenset().union(*(each.columns for each in arguments.values()))
         self._input = pa.schema([field for field in input if field.name in used])
         self._arguments = [compile_expr(each, self._input) for each in arguments.values()]
@@ -69,14 +75,16 @@ class Measures:
         self.results = [pa.field(name, each.type) for (name, _), each in zip(measures, self._exprs, strict=True)]
 
     def of_rows(self, data: pa.RecordBatch, rows: pa.Int32Array) -> pa.RecordBatch:
-        """The columns that are kept of these rows of the data."""
+        """Returns the columns that are kept of these rows of `data`."""
         chosen = data.select(self._input.names).take(rows)
         return pa.RecordBatch.from_arrays([each(chosen) for each in self._arguments], schema=self.rows)
 
     def of_matches(
         self, bounds: Sequence[Array], found: "MatchedRows", taken: Callable[[Any], pa.RecordBatch]
     ) -> list[Array]:
-        """A column for each measure. bounds: keys, match_start, match_end. taken: gives kept rows by their numbers."""
+        """Returns a column for each measure. `bounds`: the columns of keys, match_start and match_end. `taken`:
+        returns kept rows by their numbers.
+        """
         count = len(found.offsets) - 1
         matches = np.repeat(np.arange(count), np.diff(found.offsets))
         everyone = self._rows_of(np.arange(count), pa.nulls(count, pa.int64()), None)
@@ -85,14 +93,14 @@ class Measures:
             there = np.flatnonzero(found.steps == step)
             data = taken(found.rows[there]) if has_columns else None
             table, extras = aggregator.table(), aggregator.extras()
-            slots = table.resolve(everyone, [0])  # matches without rows of the step have a slot too
+            slots = table.resolve(everyone, [0])  # a match without rows of the step needs a slot too
             aggregator.add(table, extras, self._rows_of(matches[there], found.weights.take(pa.array(there)), data))
             columns += aggregator.finish(table, extras, slots).columns[1:]
         values = pa.RecordBatch.from_arrays(columns, schema=self._values)
         return [each(values) for each in self._exprs]
 
     def _rows_of(self, matches: Any, weights: pa.Int64Array, data: pa.RecordBatch | None) -> pa.RecordBatch:
-        """Rows of matches as the aggregators take them; without `data` their kept columns are null."""
+        """Returns rows of matches for the aggregators. Without `data` the kept columns are null."""
         columns = [pa.nulls(len(matches), field.type) for field in self.rows] if data is None else data.columns
         return pa.RecordBatch.from_arrays([pa.array(matches), weights, *columns], schema=self._of_match)
 

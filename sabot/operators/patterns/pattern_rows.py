@@ -1,4 +1,4 @@
-"""The rows that partial matches have, with the columns that measures need, by the numbers of the rows."""
+"""The rows of partial matches, with the columns that measures need, by the numbers of the rows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -8,18 +8,18 @@ import pyarrow as pa
 
 from sabot.operators.base import CHUNK_ROWS
 
-_PIECE_ROWS = 16_384  # smaller pieces are put together when they have so many rows
-_PIECES = 256  # or when there are so many of them
+_PIECE_ROWS = 16_384  # smaller pieces are joined when they have so many rows together
+_PIECES = 256  # or when there are so many pieces
 
 
 class PatternRows:
-    """Rows by their numbers. Rows are appended in pieces; numbers ascend from piece to piece, without gaps within one."""
+    """Rows by number. Rows are added in pieces. Numbers ascend from piece to piece, and have no gaps within one."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
         self._pieces: list[pa.RecordBatch] = []
         self._first: list[int] = []  # the number of the first row of each piece
-        self._small = self._loose = 0  # how many rows the small pieces at the end have, and how many pieces these are
+        self._small = self._loose = 0  # the rows of the small pieces at the end, and the number of these pieces
 
     def __len__(self) -> int:
         return sum(piece.num_rows for piece in self._pieces)
@@ -29,7 +29,7 @@ class PatternRows:
         return sum(piece.nbytes for piece in self._pieces)
 
     def append(self, data: pa.RecordBatch, first: int) -> None:
-        """Adds rows with the numbers first, first + 1, …; small pieces are put together."""
+        """Adds rows with the numbers first, first + 1, …. Joins small pieces."""
         self._pieces.append(data)
         self._first.append(first)
         small = data.num_rows < _PIECE_ROWS
@@ -46,7 +46,7 @@ class PatternRows:
         self._small, self._loose = (0, 0) if self._small >= _PIECE_ROWS else (together.num_rows, 1)
 
     def taken(self, rows: Any) -> pa.RecordBatch:
-        """The rows with these numbers (numpy, in any order, with repeats)."""
+        """Returns the rows with these numbers (numpy, in any order, with repeats)."""
         return _gathered(self.schema, self._pieces, self._first, rows)
 
     def clear(self) -> None:
@@ -54,26 +54,28 @@ class PatternRows:
         self._pieces, self._first, self._small, self._loose = [], [], 0, 0
 
     def keep(self, rows: pa.Int64Array) -> None:
-        """Keeps only these rows; the i-th of them gets the number i."""
+        """Removes all other rows, and renumbers: the i-th of `rows` gets the number i."""
         kept = list(row_pieces(self.taken, rows.to_numpy()))
         self.clear()
         for first, data in kept:
             self.append(data, first)
 
     def frozen(self) -> Callable[[Any], pa.RecordBatch]:
-        """A function like `taken` of the rows as they are now, for another thread."""
+        """Returns a function like `taken` over the rows as they are now, for another thread."""
         schema, pieces, first = self.schema, list(self._pieces), list(self._first)
         return lambda rows: _gathered(schema, pieces, first, rows)
 
 
 def row_pieces(taken: Callable[[Any], pa.RecordBatch], rows: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(the place of the first row, the rows) for pieces of many rows, since the texts of one array are at most 2 GiB."""
+    """Yields the rows as (the place of the first row, the rows), in pieces of CHUNK_ROWS, since an array of text can
+    have at most 2 GiB.
+    """
     for start in range(0, len(rows), CHUNK_ROWS):
         yield start, taken(rows[start : start + CHUNK_ROWS])
 
 
 def _gathered(schema: pa.Schema, pieces: Sequence[pa.RecordBatch], first: Sequence[int], rows: Any) -> pa.RecordBatch:
-    """The rows with these numbers. Each piece is looked into once."""
+    """Returns the rows with these numbers. Looks into each piece once."""
     if not len(rows) or not len(schema):
         return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
     order = np.argsort(rows, kind="stable")

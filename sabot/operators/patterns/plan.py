@@ -1,4 +1,6 @@
-"""A pattern as the kernel takes it: predicates become bool columns, comparisons with earlier rows become operands."""
+"""Converts a pattern for the kernel (`PatternTable`): predicates become bool columns, and comparisons with earlier
+rows become operands.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -12,22 +14,26 @@ from sabot.errors import UserError
 from sabot.operators.expressions.casts import common_type
 from sabot.operators.expressions.compiled import Compiled, compile_expr, compile_predicate
 
-_MOST = 63  # the kernel takes so many tests, and so many slots
+_MOST = 63  # the most tests, and the most slots, of the kernel
 
 Array: TypeAlias = pa.Array
 
 
 class PatternPlan:
-    """A pattern as the kernel takes it. tests: bool columns; operands: columns whose values are compared with those of earlier rows.
+    """A pattern in the form of the kernel.
 
-    steps, gaps: for each step, and each gap between steps, which tests and comparisons it asks for. slots: values of rows of steps that
-    the kernel remembers. kinds: of the operands. can_fail: whether a value may make a test or an operand raise a DataError.
+    `tests`: the expressions of bool columns. `operands`: functions that return the columns to be compared with
+    earlier rows; `kinds` has their types. `steps`, `gaps`: the tests and comparisons of each step and of each gap
+    between steps. `slots`: the values of earlier rows that the kernel remembers. `can_fail`: True if a value may make
+    a test or an operand raise DataError.
+
+    Raises UserError for predicates that do not fit the columns, and for more than 63 tests or slots.
     """
 
     def __init__(self, pattern: patterns.Pattern, kept: Sequence[str], input: pa.Schema) -> None:
         self._input = input
-        self._known: dict[str, int] = {}  # text of a predicate -> its index among the tests
-        self._columns: dict[tuple[str, str], int] = {}  # text and type of an operand -> its index
+        self._known: dict[str, int] = {}  # by text of a predicate, its index among the tests
+        self._columns: dict[tuple[str, str], int] = {}  # by text and type of an operand, its index
         self._slots: dict[tuple[int, bool, int], int] = {}
         self.tests: list[Compiled] = []
         self.operands: list[Callable[[pa.RecordBatch], Array]] = []
@@ -44,8 +50,8 @@ class PatternPlan:
         self.gaps = [[self._test(predicate, -1) for predicate in gap] for gap in gaps]
         if len(self.tests) > _MOST or len(self.slots) > _MOST:
             raise UserError(
-                f"the pattern has {len(self.tests)} predicates and {len(self.slots)} values of earlier rows, each at most {_MOST}",
-                hint="make columns of some, or a shorter pattern",
+                f"the pattern has {len(self.tests)} predicates and {len(self.slots)} values of earlier rows; the most is {_MOST} each",
+                hint="compute some as columns before, or use a shorter pattern",
             )
 
     def _test(self, predicate: Expr, own: int) -> tuple[int, list[Any]]:
@@ -59,14 +65,16 @@ class PatternPlan:
         return column, [self._condition(each, own) for each in comparisons]
 
     def _condition(self, given: patterns.Comparison, own: int) -> Any:
-        compile_predicate(Expr(given.op, (given.left, given.right)), self._input)  # raises for types that do not fit
+        compile_predicate(
+            Expr(given.op, (given.left, given.right)), self._input
+        )  # raises UserError for types that do not fit
         sides = [compile_expr(each, self._input) for each in (given.left, given.right)]
         common = common_type(sides[0].type, sides[1].type)
         kind = None if common is None else _kind(common)
         if common is None or kind is None:
             types = " and ".join(str(each.type) for each in sides)
             raise UserError(
-                f"{given.left.text()} {given.op} {given.right.text()}, of another row: {types} cannot be remembered",
+                f"{given.left.text()} {given.op} {given.right.text()}: {types} of an earlier row cannot be compared",
                 hint='cast them: .cast("float64")',
             )
         ends = []
@@ -94,7 +102,7 @@ class PatternPlan:
 
 
 def _kind(type: pa.DataType) -> str | None:
-    """The kernel's kind for values of this type; None: it cannot keep them."""
+    """Returns the kernel's kind for values of this type, or None if it cannot remember them."""
     if pa.types.is_uint64(type):
         return "unsigned"
     if pa.types.is_integer(type) or pa.types.is_boolean(type) or pa.types.is_temporal(type):
@@ -105,7 +113,7 @@ def _kind(type: pa.DataType) -> str | None:
 
 
 def _canonical(side: Compiled, common: pa.DataType, kind: str) -> Callable[[pa.RecordBatch], Array]:
-    """A function that gives the values as the kernel keeps them."""
+    """Returns a function that gives the values of an operand in the kernel's type."""
     to = {"signed": pa.int64(), "unsigned": pa.uint64(), "float": pa.float64(), "bytes": common}[kind]
     narrow = pa.types.is_date32(common) or pa.types.is_time32(common)
 

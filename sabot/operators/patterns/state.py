@@ -1,10 +1,10 @@
-"""The state of a pattern: its partial matches, in memory, on disk, in a checkpoint, and as people read them.
+"""The state of a pattern: its partial matches, in memory, on disk, in a checkpoint, and in `sabot state`.
 
-All that a key has is one row of the file `matches`, behind the columns of the key:
+Everything of a key is one row of the file `matches`, behind the columns of the key:
 
     partials   its partial matches, in order
-    nodes      how they hang together and which rows they have
-    rows       what is kept of these rows; not there where nothing is
+    nodes      the rows of the partial matches: each points to its row and to the node before it
+    rows       the kept columns of these rows; left out if no columns are kept
 
 Older checkpoints have a file for each of the three.
 """
@@ -30,17 +30,18 @@ from sabot.operators.state_parts import Owned, key_hashes, owned_or_all, read_ba
 Array: TypeAlias = pa.Array
 
 _FILE = "matches"
-_GARBAGE_ROWS = 65_536  # removing fewer rows that are no longer needed is not worth a copy
+_GARBAGE_ROWS = 65_536  # fewer rows that are not needed any more are not worth a copy
 _NEVER = 2**63 - 1
-_OTHER = "the state is not that of this pattern"
-_HINT = "keys, pattern and what is measured cannot change between a checkpoint and its restore"
+_OTHER = "this is not the state of this pattern"
+_HINT = "keys, pattern and measures cannot change between a checkpoint and its restore"
 
 
 class Partials(SlotState):
-    """The partial matches of a table, their keys and rows. Those of keys that have not come for longest are on disk.
+    """The partial matches of a table, with their keys and rows. Above the memory budget, the keys that have not come
+    for longest are moved to disk.
 
-    schema: what `Pattern.state_schema` says; a checkpoint that kept other rows or values raises CorruptCheckpoint. within_ms: how long
-    after its first row a partial match is over; None: never.
+    `schema`: returns the result of `Pattern.state_schema`. `within_ms`: how long after its first row a partial match
+    ends, or None for never. A restore raises CorruptCheckpoint for a checkpoint that kept other rows or values.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Partials(SlotState):
         return self._table.nbytes + self.known.nbytes + self._rows.nbytes
 
     def tidy(self) -> None:
-        """Removes the keys and rows that no partial match needs. To be called within `changing`."""
+        """Removes the keys and rows that no partial match needs. Called inside `changing`."""
         vacant = self._table.vacant()
         if len(vacant):
             self.known.remove(vacant)
@@ -77,7 +78,7 @@ class Partials(SlotState):
             self._rows.keep(self._table.renumber())
 
     def clear(self) -> None:
-        """Forgets all keys."""
+        """Removes all keys."""
         if not self.is_held:
             self.known.clear()
             self._rows.clear()
@@ -87,7 +88,7 @@ class Partials(SlotState):
         partials, nodes = self._table.export(slots)
         slot, node = partials.column("slot").to_numpy(), partials.column("node").to_numpy()
         starts = np.flatnonzero(np.diff(slot, prepend=-1))
-        # The first partial match of a key has the first of its nodes.
+        # the first partial match of a key has the first of the key's nodes
         of_partials, of_nodes = np.append(starts, len(slot)), np.append(node[starts], nodes.num_rows)
         key_of = np.repeat(np.arange(len(starts)), np.diff(of_nodes))
         prev, row = nodes.column("prev").to_numpy(), nodes.column("row").to_numpy()
@@ -161,7 +162,7 @@ class Partials(SlotState):
             super().restore(saved, owned)
 
     def _load(self, part: Saved, partials: pa.RecordBatch, owned: Owned | None) -> None:
-        """The partial matches of one subtask, as an older checkpoint has them, as far as their keys belong here."""
+        """Loads the partial matches of one subtask from an older checkpoint, if their keys belong to this subtask."""
         width, first_row = len(self._keys), self._table.next_row
         keys = [field.type for field in self.known.keys]
         (nodes,) = read_batches(part.directory, "nodes")
@@ -185,9 +186,9 @@ class Partials(SlotState):
 
 
 class PatternState(Restorable):
-    """The state of a Pattern, read without the program: its partial matches (`contents`), no rows.
+    """The state of a Pattern, read without the program: `contents` yields its partial matches, without their rows.
 
-    It is no `StatefulOperator`: it takes in the partial matches, without the kernel, and never saves anything.
+    It is not a `StatefulOperator`: it needs no kernel, and never saves anything.
     """
 
     def __init__(self, keys: Sequence[str], steps: Sequence[str]) -> None:
@@ -202,7 +203,7 @@ class PatternState(Restorable):
     def restore(self, saved: list[Saved], forgets: frozenset[str] = frozenset()) -> None:
         owned = owned_or_all(self._context, len(self._keys) > 0)
         for part in saved:
-            for partials in read_batches(part.directory, "partials"):  # of an older checkpoint
+            for partials in read_batches(part.directory, "partials"):  # from an older checkpoint
                 self._pieces.append(_owned_of(partials, len(self._keys), owned))
             for rows in saved_rows(part, _FILE):
                 self._pieces.append(_owned_of(_alone(rows, len(self._keys)), len(self._keys), owned))
@@ -215,7 +216,7 @@ class PatternState(Restorable):
 def contents_of(
     keys: Sequence[Array], fields: pa.Schema, partials: pa.RecordBatch, steps: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:
-    """Partial matches as people read them: their keys, match_start, the step that they are in, and how many rows they have."""
+    """Yields partial matches for people: their keys, match_start, their current step, and their number of rows."""
     named = pa.array(steps, pa.string()).take(partials.column("step"))
     columns = [*keys, partials.column("first").view(TIMESTAMP), named, partials.column("rows")]
     if partials.num_rows:
@@ -229,14 +230,14 @@ def _contents_schema(keys: pa.Schema) -> pa.Schema:
 
 
 def _owned_of(partials: pa.RecordBatch, width: int, owned: Owned | None) -> pa.RecordBatch:
-    """The partial matches whose keys, the first `width` columns, belong to this subtask."""
+    """Returns the partial matches whose keys (the first `width` columns) belong to this subtask."""
     return (
         partials if owned is None else partials.filter(owned(key_hashes(partials.columns[:width], partials.num_rows)))
     )
 
 
 def _alone(rows: pa.RecordBatch, width: int) -> pa.RecordBatch:
-    """The partial matches of all keys, behind the columns of these."""
+    """Returns the partial matches of all keys as rows, behind the columns of the keys."""
     partials = rows.column("partials")
     key_of = pa.array(np.repeat(np.arange(rows.num_rows), pc.list_value_length(partials).to_numpy()))
     found = partials.flatten()
@@ -247,18 +248,20 @@ def _alone(rows: pa.RecordBatch, width: int) -> pa.RecordBatch:
 
 
 def _lists(bounds: Any, columns: Sequence[Array], schema: pa.Schema) -> Array:
-    """A list for each key. bounds: where those of a key begin and end."""
+    """Returns a list for each key. `bounds`: where the values of each key begin, and behind them the end of the last."""
     return pa.ListArray.from_arrays(
         pa.array(bounds.astype(np.int32)), pa.StructArray.from_arrays(list(columns), fields=list(schema))
     )
 
 
 def _numbered(row: Any, key_of: Any, keys: int) -> tuple[Any, Any, Any]:
-    """The numbers of the rows that nodes have, each once, key by key; where those of each key begin and end; by node the place of its row
-    among those of its key, -1: it has none. key_of: by node, its key.
+    """Returns (the numbers of all rows of nodes, each once, key by key; the bounds of each key's numbers; for each
+    node the place of its row among those of its key, or -1 if it has no row).
+
+    `row`: for each node the number of its row, or -1. `key_of`: for each node its key.
     """
     has = np.flatnonzero(row >= 0)
-    order = has[np.lexsort((row[has], key_of[has]))]  # a row belongs to one key
+    order = has[np.lexsort((row[has], key_of[has]))]  # a row has only one key
     numbers, key = row[order], key_of[order]
     new = (np.diff(numbers, prepend=-1) != 0) | (np.diff(key, prepend=-1) != 0)
     bounds = np.append(0, np.cumsum(np.bincount(key[new], minlength=keys)))
@@ -268,7 +271,9 @@ def _numbered(row: Any, key_of: Any, keys: int) -> tuple[Any, Any, Any]:
 
 
 def _joined(places: Array, key_of: Any, firsts: Any, counts: Any, name: str, least: int) -> Array:
-    """Planners among what a key has as places among what all keys have. Raises ValueError for one that the key does not have."""
+    """Converts places within each key to places over all keys. Raises ValueError for a place that the key does not
+    have.
+    """
     found = places.to_numpy()
     if len(found) and ((found < least) | (found >= counts[name][key_of])).any():
         raise ValueError(f"a key does not have so many {name}")

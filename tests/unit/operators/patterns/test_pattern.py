@@ -655,7 +655,7 @@ def test_what_cannot_be_is_said_when_it_is_written(make: Callable[[], Any], mess
         (
             pattern("a", A).then("b", step("a").last(DECIMAL) == DECIMAL),
             {},
-            "cannot be remembered",
+            "of an earlier row cannot be compared",
         ),
         (
             reduce(lambda so_far, i: so_far.without(col("x") == i), range(70), pattern("a", A)).then("b", B),
