@@ -436,7 +436,7 @@ class Crew(Generic[T]):
         if self._stopping or self._over:
             return None
         if worker.overtime or not task.cancelling():
-            failure = RuntimeError("the call was cancelled from inside")
+            failure = RuntimeError("the call cancelled itself")
             failure.__cause__ = error
             return failure
         return None
@@ -478,7 +478,7 @@ class Crew(Generic[T]):
             wait_s = max(limit.wait_s(now) for limit in limits)
             if wait_s > 0.0:
                 if wait_s < math.inf:
-                    what = f"what lets calls of {self.name} begin"
+                    what = f"the timer for limits of {self.name}"
                     turn = watch_call(self._admit, what, partial(self._calls.broke, what))
                     self._admitting = self._loop.call_later(wait_s, turn)
                 return
@@ -513,7 +513,7 @@ class Crew(Generic[T]):
         self._watch_in(self._options.timeout_s)
 
     def _watch_in(self, seconds: float) -> None:
-        what = f"what watches over timeout= of {self.name}"
+        what = f"the timer for timeout= of {self.name}"
         self._watching = self._loop.call_later(seconds, watch_call(self._watch, what, partial(self._calls.broke, what)))
 
     def _watch(self) -> None:

@@ -171,7 +171,9 @@ class Handover:
         over = any(self._over.wait(_LOOK_SECONDS) or not self._loop.is_running() for _ in range(looks))
         self.left_behind = len(self._crew.left_behind) if over else self._crew.in_flight
         if self.left_behind:
-            _log.error("%s: %d calls refuse to be cancelled and are left behind", self._name, self.left_behind)
+            _log.error(
+                "%s: %d calls did not end after their cancellation and are abandoned", self._name, self.left_behind
+            )
 
     def statistics(self) -> dict[str, int]:
         """Returns figures. May be called from any thread."""
@@ -270,7 +272,7 @@ class Handover:
             self._fail(error)
         else:
             self._errors.add(
-                failure, shown(argument, self._argument), "its row goes on to the dead letters, if there are any"
+                failure, shown(argument, self._argument), "its row goes to the dead letters, if there are any"
             )
         return Failed(scrubbed(text), stored_name(type(failure)), attempts)
 

@@ -36,7 +36,7 @@ def _in_steps(call: Coroutine[Any, Any, T], name: str, clock: Clock) -> Generato
             took = clock.monotonic() - began
             if took >= _LONG_SECONDS:
                 _log.warning(
-                    "%s held the event loop up for %.1f s, and all else with it: await in it, or make it a plain def, for a thread",
+                    "%s blocked the event loop for %.1f s: await in it, or make it a plain def, which runs in a thread",
                     name,
                     took,
                 )

@@ -405,10 +405,10 @@ class Coordinator:
             # time, and never be complete.
             flight.deadline = now_s + self._timeout
             _log.warning(
-                "checkpoint %d: state is still being saved after %.0f s, that of %s; it is waited for, and there is no other one meanwhile",
+                "checkpoint %d: the state of %s is still being saved after %.0f s; no other checkpoint begins before it ends",
                 flight.checkpoint_id,
-                now_s - flight.started,
                 ", ".join(sorted(flight.waiting)),
+                now_s - flight.started,
             )
         if now_s < flight.deadline:
             self._set_timer(flight)

@@ -63,7 +63,7 @@ def _refuse_path(where: str, path: str) -> None:
     elif ".." in components:
         why = "leads out of the checkpoint"
     elif "" in components or "." in components:
-        why = "is no path of a file"
+        why = "is not the path of a file"
     elif "\\" in path or not path.isprintable():
         why = "has characters that no app writes"
     elif (
@@ -113,7 +113,7 @@ def _refuse_incarnation(where: str, entry: str, value: str) -> None:
 
 
 def _wrong_entry(where: str, entry: str, why: str) -> CorruptCheckpoint:
-    return CorruptCheckpoint(f"{where} is damaged, or was made by somebody else: its entry {_shown(entry)} {why}")
+    return CorruptCheckpoint(f"{where} is damaged, or was not made by Sabot: its entry {_shown(entry)} {why}")
 
 
 def _shown(text: str) -> str:

@@ -71,7 +71,7 @@ class Requests:
                 self.answer(match[1], {"error": f"the request is not JSON: {error}"})
                 continue
             if not isinstance(request, dict):
-                self.answer(match[1], {"error": "the request is no object"})
+                self.answer(match[1], {"error": "the request is not a JSON object"})
                 continue
             found.append((match[1], request))
         return found

@@ -63,7 +63,7 @@ def make_savepoint(of: Place, manifest: Manifest, location: Location) -> Path | 
         if isinstance(target.where, Path) and target.where.is_dir():
             others = sorted(set(os.listdir(target.where)) - {"checkpoints", "files"})
             if others:
-                raise UserError(f"{target.where} is no place for a savepoint: {others[0]} is in it", hint=_OWN_PLACE)
+                raise UserError(f"{target.where} cannot take a savepoint: {others[0]} is in it", hint=_OWN_PLACE)
         noted = note_savepoint(of, manifest, location)
         try:
             _copy(manifest, source, target)
@@ -164,7 +164,7 @@ def drop_savepoint(location: Location) -> None:
         manifests = _manifests(place)
         if place.names("claims"):
             raise UserError(
-                f"{place.where} has the checkpoints of an app, and is no savepoint", hint="give its own place"
+                f"{place.where} has the checkpoints of an app, and is not a savepoint", hint="give its own place"
             )
         if not manifests:
             raise UserError(f"{place.where} holds no savepoint", hint="give the place that `savepoint create` named")

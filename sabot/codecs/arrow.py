@@ -63,7 +63,9 @@ class ArrowCodec:
             try:
                 rows = self._fitted(_read(payload))
             except (pa.ArrowException, UserError, OSError, ValueError) as error:
-                bad.append(BadRow(number, f"it is no Arrow IPC of these columns: {' '.join(str(error).split())}"))
+                bad.append(
+                    BadRow(number, f"it is not Arrow IPC data with these columns: {' '.join(str(error).split())}")
+                )
                 continue
             if rows.num_rows:
                 pieces.append(rows)
@@ -78,9 +80,9 @@ class ArrowCodec:
         """
         if self._schema is None:
             if any(rows.schema.names.count(name) > 1 for name in rows.schema.names):
-                raise UserError("it has several columns of one name")
+                raise UserError("several of its columns have the same name")
             if union := next((each for each in rows.schema if _holds_union(each.type)), None):
-                raise UserError(f"column {union.name!r} is {union.type}, which no stream takes")
+                raise UserError(f"column {union.name!r} is {union.type}, which streams do not support")
             self._schema = rows.schema
         if rows.schema.equals(self._schema):
             return rows

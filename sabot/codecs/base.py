@@ -113,7 +113,8 @@ class Format(ABC):
         """
         if self.own_columns and schema is not None:
             raise UserError(
-                f"{where}: schema= beside format {self.name}, which says the columns itself", hint="leave schema= out"
+                f"{where}: format {self.name} takes no schema=, because it has columns of its own",
+                hint="leave schema= out",
             )
         if self.needs_schema and schema is None:
             raise UserError(

@@ -98,18 +98,18 @@ class ConnectTypes:
     def _reason(self, field: pa.Field, value: pa.Scalar) -> str:
         known = self._known.get(field.name)
         if known is not None:
-            return f"{value.as_py()!r:.80} as {known[0]} is no {field.type}"
+            return f"{value.as_py()!r:.80} as {known[0]} is not a value of type {field.type}"
         if pa.types.is_timestamp(field.type):
             shown = value.cast(pa.int64()).as_py() if value.type != pa.string() else value.as_py()
             per_ms = PER_SECOND[field.type.unit] / 1000
-            return f"{shown / per_ms:.0f} ms since 1970 is no time of the years 1 to 9999{_UNITS_HINT}"
+            return f"{shown / per_ms:.0f} ms since 1970 is not a time in the years 1 to 9999{_UNITS_HINT}"
         if pa.types.is_time(field.type):
-            return f"{value.as_py()} ms is no time of day{_UNITS_HINT}"
+            return f"{value.as_py()} ms is not a time of day{_UNITS_HINT}"
         hint = " (the connector needs decimal.handling.mode=string, or schemas.enable=true)"
-        return f"{str(value.as_py())[:40]!r} is no {field.type}{hint if pa.types.is_decimal(field.type) else ''}"
+        return f"{str(value.as_py())[:40]!r} is not a value of type {field.type}{hint if pa.types.is_decimal(field.type) else ''}"
 
 
-_UNITS_HINT = " (the connector needs time.precision.mode=connect, or schemas.enable=true, which says the unit)"
+_UNITS_HINT = " (the connector needs time.precision.mode=connect, or schemas.enable=true, which gives the unit)"
 
 
 def by_schema(payloads: pa.Array) -> Iterator[tuple[bytes, Any]]:

@@ -121,7 +121,8 @@ class CsvCodec:
             found = failing_texts(column, field.type)
             for row, text in zip(found, column.take(pa.array(found, pa.int64())).to_pylist(), strict=True):
                 bad.setdefault(
-                    int(numbers[row]), f"field {field.name} is no {field.type}: {parse_error(text, field.type)}"
+                    int(numbers[row]),
+                    f"field {field.name} is not a value of type {field.type}: {parse_error(text, field.type)}",
                 )
 
     def _parsed(self, text: bytes) -> pa.RecordBatch:

@@ -80,7 +80,7 @@ class Envelopes:
                 return pieces
             payloads = payloads.take(pa.array(np.searchsorted(numbers, others)))
             numbers = others
-        bad.update(dict.fromkeys(numbers.tolist(), "no Debezium envelope: it has no field op"))
+        bad.update(dict.fromkeys(numbers.tolist(), "not a Debezium envelope: it has no field op"))
         return pieces
 
     def _read_all(
@@ -147,7 +147,7 @@ def _of_registry(payload: Any) -> str:
 
 def _refusal(op: str) -> str:
     if op == "t":
-        return "op 't': the table was truncated, which says of no row that it ends"
+        return "op 't': the table was truncated, which does not name the deleted rows"
     if op in ("c", "r", "u"):
         return f"op {op!r} without a row in after"
-    return f"op {op!r} is no change of a row"
+    return f"op {op!r} is not a change of a row"

@@ -37,9 +37,9 @@ def fields_of(fields: Any, where: str) -> tuple[tuple[str, str], ...]:
     seen = set()
     for column, field in pairs:
         if not (isinstance(field, str) and (field in _TYPES or (field.startswith(_HEADER) and field != _HEADER))):
-            raise UserError(f"{where}: fields= has {field!r}, which is no field of a record", hint=f"one of {_HINT}")
+            raise UserError(f"{where}: fields= has {field!r}, which is not a field of a record", hint=f"one of {_HINT}")
         if not isinstance(column, str) or not column or column in seen:
-            raise UserError(f"{where}: fields= calls a column {column!r}", hint="each has a name of its own")
+            raise UserError(f"{where}: fields= cannot name a column {column!r}", hint="each has a name of its own")
         seen.add(column)
     return pairs
 
@@ -137,6 +137,6 @@ def _text(values: Any, what: str, instead: str, unfit: dict[int, str]) -> Any:
             except UnicodeDecodeError:
                 texts.append(None)
                 unfit.setdefault(
-                    row, f"{what} is no UTF-8 text: {value[:40]!r} (the field {instead!r} gives it as bytes)"
+                    row, f"{what} is not UTF-8 text: {value[:40]!r} (the field {instead!r} gives it as bytes)"
                 )
         return pa.array(texts, pa.string())

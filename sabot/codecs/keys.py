@@ -11,7 +11,7 @@ from sabot._cython.text.json import JsonDecoder
 from sabot._cython.text.records import bytes_list
 from sabot.codecs.connect import SCHEMAS, ConnectTypes, by_schema, types_of
 
-_SEVERAL = "the record's key cannot be read: it is no single JSON value"
+_SEVERAL = "the record's key cannot be read: it is not a single JSON value"
 Found = tuple[list[Any], dict[int, str]]
 """The key columns, null where a key lacks the value, and the error of each row whose key cannot be read."""
 
@@ -33,7 +33,7 @@ class TextKeys:
                     texts.append(None if key is None else key.decode())
                 except UnicodeDecodeError as error:
                     texts.append(None)
-                    wrong[row] = f"the record's key is no UTF-8: {error.reason} at byte {error.start}"
+                    wrong[row] = f"the record's key is not UTF-8: {error.reason} at byte {error.start}"
             return [pa.array(texts, self._kind)], wrong
 
 

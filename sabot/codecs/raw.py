@@ -72,5 +72,5 @@ def _no_text(payload: bytes | None) -> str | None:
     try:
         (payload or b"").decode()
     except UnicodeDecodeError as error:
-        return f"the payload is no UTF-8: {error.reason} at byte {error.start}"
+        return f"the payload is not UTF-8: {error.reason} at byte {error.start}"
     return None

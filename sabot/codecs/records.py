@@ -169,7 +169,7 @@ def checked_headers(headers: HeadersLike, what: str) -> Headers:
         raise UserError(f"{what}: headers={pairs!r:.60}", hint=_HEADERS_HINT)
     for pair in pairs:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise UserError(f"{what}: {pair!r:.60} is no header", hint=_HEADERS_HINT)
+            raise UserError(f"{what}: {pair!r:.60} is not a header", hint=_HEADERS_HINT)
         name, value = pair
         checked_text(name, f"{what}: header")
         if isinstance(value, str):
@@ -342,11 +342,11 @@ def check_keys(data: pa.RecordBatch, keys: Sequence[str], where: str) -> None:
         column = data.column(key)
         if column.null_count:
             raise UserError(
-                f"{where}: a row without its key {key!r} came", hint=f"filter(col({key!r}).is_not_null()) before it"
+                f"{where}: the key {key!r} of a row is null", hint=f"filter(col({key!r}).is_not_null()) before it"
             )
         if pa.types.is_floating(column.type) and pc.any(pc.is_nan(column)).as_py():
             raise UserError(
-                f"{where}: a row with NaN as its key {key!r} came", hint=f"filter(col({key!r}).is_not_nan()) before it"
+                f"{where}: the key {key!r} of a row is NaN", hint=f"filter(col({key!r}).is_not_nan()) before it"
             )
 
 

@@ -285,10 +285,10 @@ def _schema_text(schema: Any) -> str:
             schema = json.loads(schema)
         except ValueError as error:
             raise UserError(
-                f"Avro: the schema is no JSON: {error}", hint="a dict, its JSON text, or Path(…) of a file"
+                f"Avro: the schema is not JSON: {error}", hint="a dict, its JSON text, or Path(…) of a file"
             ) from error
     if not isinstance(schema, Mapping):
-        raise UserError(f"Avro: {schema!r:.60} is no schema of a record", hint='{"type": "record", "name": …}')
+        raise UserError(f"Avro: {schema!r:.60} is not the schema of a record", hint='{"type": "record", "name": …}')
     return json.dumps(schema)
 
 

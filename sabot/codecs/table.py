@@ -45,7 +45,7 @@ class TableCodec:
         payloads: Codec | None = None,
     ) -> None:
         if format not in _FORMATS:
-            raise UserError(f"format={format!r} is no format of tables", hint=f"one of {', '.join(_FORMATS)}")
+            raise UserError(f"format={format!r} is not a format of tables", hint=f"one of {', '.join(_FORMATS)}")
         unknown = [key for key in keys if key not in schema.names]
         if unknown or not keys:
             raise UserError(

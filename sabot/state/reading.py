@@ -206,11 +206,11 @@ def _parts(data: bytes, where: Path) -> list[Any]:
         except UNREADABLE:
             continue
         return parts
-    raise CorruptCheckpoint(f"{where}: {data[:40]!r} is no key of state")
+    raise CorruptCheckpoint(f"{where}: {data[:40]!r} is not a key of state")
 
 
 def _decoded(data: bytes, where: Path) -> Any:
     try:
         return msgspec.msgpack.decode(data)
     except UNREADABLE as error:
-        raise CorruptCheckpoint(f"{where}: {data[:40]!r} is no value of state: {error}") from error
+        raise CorruptCheckpoint(f"{where}: {data[:40]!r} is not a value of state: {error}") from error

@@ -158,7 +158,7 @@ class _State:
             if found[-1] is None and not self._backend.expires:
                 raise CorruptCheckpoint(
                     f"state {self._namespace!r}: a list or map of {end - first} entries has none at place {start + len(keys) - 1}",
-                    hint="no Sabot has written it so: go back to another checkpoint, or start with --fresh",
+                    hint="Sabot never writes such a list: go back to another checkpoint, or start with --fresh",
                 )
         return found
 

@@ -318,9 +318,7 @@ def test_a_call_that_is_cancelled_from_inside_has_failed_and_the_worker_goes_on(
         calling = Calling(call, own_queues=own_queues)
         calling.give((0, 1), (0, 2))
         await calling.finished(2)
-        assert [(item, str(failure)) for item, failure, _ in calling.lost] == [
-            ((0, 1), "the call was cancelled from inside")
-        ]
+        assert [(item, str(failure)) for item, failure, _ in calling.lost] == [((0, 1), "the call cancelled itself")]
         assert [item for item, _ in calling.done] == [(0, 2)]
         await calling.crew.close()
 

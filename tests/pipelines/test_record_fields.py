@@ -63,8 +63,8 @@ def test_fields_stay_with_their_records_where_some_are_bad() -> None:
         {"n": n, "key": key, "headers.by": None, "offset": 10 + n} for n, key in [(1, "b"), (4, "e")]
     ]
     assert [row for row, _ in bad] == [0, 2, 3]
-    assert bad[1][1] == "its key is no UTF-8 text: b'\\xff' (the field 'key_bytes' gives it as bytes)"
-    assert bad[2][1].startswith("its header 'by' is no UTF-8 text")
+    assert bad[1][1] == "its key is not UTF-8 text: b'\\xff' (the field 'key_bytes' gives it as bytes)"
+    assert bad[2][1].startswith("its header 'by' is not UTF-8 text")
 
 
 class Columns(Source, Bounded):
@@ -127,10 +127,10 @@ def test_a_column_of_the_payload_of_that_name_is_refused_by_its_name(memory_url:
     ("fields", "said"),
     [
         ("key", "fields='key' .fields=.{2}key"),
-        (["topic"], "fields= has 'topic', which is no field of a record .one of 'key'"),
+        (["topic"], "fields= has 'topic', which is not a field of a record .one of 'key'"),
         (["headers."], "fields= has 'headers.', which"),
         ({"key": 3}, "fields= has 3"),
-        (["key", "key"], "calls a column 'key' .each has a name of its own"),
+        (["key", "key"], "cannot name a column 'key' .each has a name of its own"),
     ],
 )
 def test_what_is_no_field_is_refused(memory_url: str, fields: Any, said: str) -> None:

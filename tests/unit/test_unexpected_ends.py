@@ -99,7 +99,7 @@ AGENT_PLACES = {
     "requests": (Requests, "pending", "the task of requests"),
     "the writer of a checkpoint": (Coordinator, "_complete", "the writer of checkpoint 1"),
     "an agent's loop": (AgentProcess, "_processing_loop", "the processing loop of agent shop.copy"),
-    "the watchdog": (Crew, "_watch", "what watches over timeout= of agent shop.copy"),
+    "the watchdog": (Crew, "_watch", "the timer for timeout= of agent shop.copy"),
     "a sink's thread": (MemorySink, "write", "sink copies"),
 }
 

@@ -263,7 +263,7 @@ def check_files(place: Place, files: Mapping[str, StoredFile], *, fully: bool = 
         if size is None:
             raise CorruptCheckpoint(f"{place.locate(stored.name)} ({path}) is missing")
         if size < 0:
-            raise CorruptCheckpoint(f"{place.locate(stored.name)} ({path}) is a link or a folder, and no file")
+            raise CorruptCheckpoint(f"{place.locate(stored.name)} ({path}) is a link or a folder, not a file")
         if size != stored.size:
             raise damaged(f"{place.locate(stored.name)} ({path})", size, stored)
     if fully or place.checks_contents:

@@ -25,7 +25,7 @@ def place_of(location: Location, scratch: Path | None = None) -> Place:
         scheme, separator, _ = words.partition("://")
         if not separator or os.sep in scheme:
             return LocalPlace(Path(words).absolute())
-        filesystem, path, where = found_by(words, " is no place for checkpoints")
+        filesystem, path, where = found_by(words, " is not a place for checkpoints")
         where = where.rstrip("/")
     if isinstance(filesystem, arrow_fs.LocalFileSystem):
         return LocalPlace(Path(path).absolute())

@@ -101,7 +101,7 @@ class AvroEncoder:
         self._record = parsed_record(schema)
         self._schema_id = schema_id
         if schema_id is not None and not 0 <= schema_id < 2**32:
-            raise UserError(f"schema_id={schema_id} is no id of a schema", hint="ids have 32 bits")
+            raise UserError(f"schema_id={schema_id} is not the id of a schema", hint="ids have 32 bits")
         self._header = b"" if schema_id is None else b"\0" + schema_id.to_bytes(4, "big")
         self._columns: pa.Schema | None = None  # the columns of the last batch, for which `_writer` was made
         self._writer: AvroWriter | None = None

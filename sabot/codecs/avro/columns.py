@@ -84,7 +84,7 @@ def columns_of(record: AvroRecord, names: Sequence[str] | None) -> pa.Schema:
             hint=f"its fields are {', '.join(fields) or 'none'}",
         )
     if len(set(names)) < len(names):
-        raise UserError(f"of the Avro schema {record.name!r} a field is asked for twice: {', '.join(names)}")
+        raise UserError(f"a field of the Avro schema {record.name!r} is named twice: {', '.join(names)}")
     return pa.schema([_field(name, fields[name].type, name) for name in names])
 
 
@@ -156,7 +156,9 @@ def avro_schema(schema: pa.Schema, name: str) -> dict[str, Any]:
     are no durations, no times in nanoseconds and no decimals with a scale below 0.
     """
     if not all(map(_NAME.fullmatch, name.split("."))):
-        raise UserError(f"{name!r} is no name of an Avro schema", hint="letters, digits and _, with dots between them")
+        raise UserError(
+            f"{name!r} is not a name for an Avro schema", hint="letters, digits and _, with dots between them"
+        )
     plain = name.rpartition(".")[2]
     return {"type": "record", "name": name, "fields": _written_fields(schema, plain, "", {plain})}
 

@@ -54,7 +54,7 @@ def _encoded(kind: AvroType, value: Any) -> bytes:
             made = _plain(kind.name, value)
             if _means(kind.logical, value):
                 return made
-    raise _Unfit(f"{value!r:.60}, which is no {kind}")
+    raise _Unfit(f"{value!r:.60}, which is not a value of type {kind}")
 
 
 def _means(logical: Logical | None, value: Any) -> bool:
@@ -74,7 +74,7 @@ def _of_union(kind: AvroUnion, value: Any) -> bytes:
             return _number(number) + _encoded(branch, value)
         except _Unfit:
             continue
-    raise _Unfit(f"{value!r:.60}, which is no {kind}")
+    raise _Unfit(f"{value!r:.60}, which is not a value of type {kind}")
 
 
 def _of_field(field: AvroField, values: dict[str, Any]) -> bytes:
@@ -107,7 +107,7 @@ def _plain(name: str, value: Any) -> bytes:
                 return _sized(value.encode())
             except UnicodeEncodeError:
                 pass  # half of a surrogate pair, which JSON allows: raised below
-    raise _Unfit(f"{value!r:.60}, which is no {name}")
+    raise _Unfit(f"{value!r:.60}, which is not a value of type {name}")
 
 
 def _is_latin(value: str) -> bool:

@@ -19,7 +19,7 @@ def with_references(schema: str, others: Iterable[str]) -> str:
             _collect(json.loads(other), "", known)
         return json.dumps(_inlined(json.loads(schema), "", known, set()))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"the Avro schema, or one that it refers to, is no JSON: {error}") from error
+        raise UserError(f"the Avro schema, or one that it refers to, is not JSON: {error}") from error
 
 
 def _named(node: Mapping[str, Any], space: str) -> tuple[str, str]:

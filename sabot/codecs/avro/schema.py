@@ -241,7 +241,7 @@ def _json_of(schema: Mapping[str, Any] | str | os.PathLike[str]) -> Any:
             return json.loads(schema)
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"the Avro schema is no JSON: {error}",
+                f"the Avro schema is not JSON: {error}",
                 hint="a schema is a dict, its JSON text, or a pathlib.Path of its file",
             ) from error
     return schema
@@ -264,7 +264,7 @@ class _Parser:
         elif isinstance(node, Mapping) and "type" in node:
             made = self._complex(node, namespace, where, depth)
         else:
-            raise UserError(f"{where}: {json.dumps(node, default=repr)[:60]} is no Avro type")
+            raise UserError(f"{where}: {json.dumps(node, default=repr)[:60]} is not an Avro type")
         if made.depth > _DEEPEST or made.weight > FIELDS:
             raise UserError(f"{where}: more than {FIELDS} types, or nested deeper than {_DEEPEST}")
         return made
@@ -278,7 +278,7 @@ class _Parser:
                         f"{where}: the record {full!r} contains itself", hint="columns have no recursive types"
                     )
                 return made
-        raise UserError(f"{where}: {name!r} is no Avro type", hint="a named type is defined before it is used")
+        raise UserError(f"{where}: {name!r} is not an Avro type", hint="a named type is defined before it is used")
 
     def _union(self, node: list[Any], namespace: str, where: str, depth: int) -> AvroUnion:
         branches = tuple(self.type(each, namespace, where, depth + 1) for each in node)
@@ -306,7 +306,7 @@ class _Parser:
         space = namespace if node.get("namespace") is None else node["namespace"]  # some generators write null
         if not isinstance(name, str) or not _NAME.fullmatch(name) or not isinstance(space, str):
             raise UserError(
-                f"{where}: {name!r} is no name of a type", hint="letters, digits and _, with dots between them"
+                f"{where}: {name!r} is not a name for a type", hint="letters, digits and _, with dots between them"
             )
         full = _full_name(name, space)
         space = full.rpartition(".")[0]
@@ -317,7 +317,7 @@ class _Parser:
         if kind == "fixed":
             size = node.get("size")
             if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**31:
-                raise UserError(f"{where}: {size!r} is no size")
+                raise UserError(f"{where}: {size!r} is not a size")
             made = AvroFixed(full, size, aliases, _logical(node, "fixed", size))
         elif kind == "enum":
             symbols = _texts(node.get("symbols"), f"{where}: symbols")
@@ -325,7 +325,7 @@ class _Parser:
             if len(set(symbols)) < len(symbols) or not all(map(_NAME.fullmatch, symbols)):
                 raise UserError(f"{where}: the symbols of an enum are different names")
             if default is not None and default not in symbols:
-                raise UserError(f"{where}: the default {default!r} is no symbol of the enum")
+                raise UserError(f"{where}: the default {default!r} is not a symbol of the enum")
             made = AvroEnum(full, symbols, aliases, default)
         else:
             self._named[full] = None

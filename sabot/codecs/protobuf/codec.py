@@ -83,7 +83,7 @@ class ProtobufCodec:
         places = places_of(file, self._name)
         if not places:
             return _refused(f"its schema has no message {self._name}")
-        return WireWriter(tuple(places), other=f"it is another message of its schema than {self._name}")
+        return WireWriter(tuple(places), other=f"it is not {self._name}, but another message of its schema")
 
 
 def _refused(reason: str) -> WireWriter:

@@ -60,7 +60,7 @@ def message_type(message: Any) -> Any:
     descriptor = getattr(message, "DESCRIPTOR", message)
     if not (hasattr(descriptor, "fields_by_name") and hasattr(descriptor, "oneofs_by_name")):
         raise UserError(
-            f"{message!r:.80} is no type of Protobuf messages",
+            f"{message!r:.80} is not a type of Protobuf messages",
             hint="give a generated class, its DESCRIPTOR, or descriptor_of(files, name)",
         )
     return descriptor
@@ -80,7 +80,7 @@ def descriptor_of(files: bytes, name: str) -> Any:
         found.ParseFromString(files)
     except DecodeError as error:
         hint = "protoc --include_imports --descriptor_set_out=FILE writes one"
-        raise UserError("the bytes are no FileDescriptorSet", hint=hint) from error
+        raise UserError("the bytes are not a FileDescriptorSet", hint=hint) from error
     pool = descriptor_pool.DescriptorPool()
     try:
         for file in found.file:
@@ -178,7 +178,7 @@ def _below(descriptor: Any, path: str, above: tuple[str, ...]) -> tuple[WireFiel
     """
     if descriptor.full_name in above:
         raise UserError(
-            f"column {path!r}: the message {descriptor.full_name} contains itself, which no column can",
+            f"column {path!r}: the message {descriptor.full_name} contains itself, which a column cannot",
             hint="name the columns that are wanted, without this one",
         )
     if len(above) == _NESTED:

@@ -65,7 +65,7 @@ def _of_descriptor(data: bytes) -> tuple[str, list[_Named]]:
     try:
         file = FileDescriptorProto.FromString(data)
     except DecodeError as error:
-        raise UserError("it is no file of Protobuf", hint="its text, or a serialized FileDescriptorProto") from error
+        raise UserError("it is not a Protobuf file", hint="its text, or a serialized FileDescriptorProto") from error
 
     def made(message: Any) -> _Named:
         return _Named(message.name, message.options.map_entry, [made(each) for each in message.nested_type])

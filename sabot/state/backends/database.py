@@ -260,13 +260,13 @@ def read_mark(directory: Path) -> bool:
     try:
         mark = json.loads(mark_file.read_text())
         if mark["format"] != _FORMAT:
-            raise CorruptCheckpoint(f"{mark_file}: is no state of this version of Sabot")
+            raise CorruptCheckpoint(f"{mark_file}: is not state of this version of Sabot")
         sealed, files = bool(mark["sealed"]), dict(mark["files"])
     except (OSError, KeyError, TypeError, *UNREADABLE) as error:
         raise checkpoint_error(f"{mark_file}: cannot be read as state", error) from error
     for name, size in files.items():
         if name in ("", ".", "..") or "/" in name or "\0" in name:
-            raise CorruptCheckpoint(f"{mark_file}: its entry {name!a} is no file of a database")
+            raise CorruptCheckpoint(f"{mark_file}: its entry {name!a} is not a file of a database")
         file = directory / name
         found = file.stat().st_size if file.exists() else None
         if found != size:

@@ -248,7 +248,7 @@ class SavedFile(BackendCut):
         except (OSError, pa.ArrowInvalid) as error:
             raise checkpoint_error(f"{file}: cannot be read as state", error) from error
         if metadata.get(b"sabot.state") != _FORMAT:
-            raise CorruptCheckpoint(f"{file}: is no state of this version of Sabot")
+            raise CorruptCheckpoint(f"{file}: is not state of this version of Sabot")
         self.sealed = metadata.get(b"sabot.sealed") == b"1"
 
     def entries(self) -> Iterator[Entry]:

@@ -139,7 +139,7 @@ class RowStore:
         """
         for part in saved:
             if part.facts.get("format") != _FORMAT:
-                raise CorruptCheckpoint(f"{part.directory}: are no rows of this version of Sabot")
+                raise CorruptCheckpoint(f"{part.directory}: is not a table of rows of this version of Sabot")
             if part.facts["rows"]:  # without rows there may be no directory
                 found = sum(self._load(part.directory, owned))
                 if found != part.facts["rows"]:

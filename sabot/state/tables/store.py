@@ -294,7 +294,7 @@ class TableStore:
         whole = self._directory is not None and len(saved) == 1 and owned is None and renewal is None
         for part in saved:
             if part.facts.get("format") != _FORMAT:
-                raise CorruptCheckpoint(f"{part.directory}: is no state of this version of Sabot")
+                raise CorruptCheckpoint(f"{part.directory}: is not state of this version of Sabot")
             panes = [PaneFacts(*facts) for facts in part.facts["panes"]]
             if part.facts["deltas"] != count_deltas(part.directory):
                 raise CorruptCheckpoint(f"{part.directory}: there should be {part.facts['deltas']} deltas of state")

@@ -12,7 +12,7 @@ from sabot.clock import ManualClock
 
 def held_s(caplog: pytest.LogCaptureFixture) -> list[float]:
     """The seconds of the warnings."""
-    return [float(each) for each in re.findall(r"tool slow held the event loop up for ([\d.]+) s", caplog.text)]
+    return [float(each) for each in re.findall(r"tool slow blocked the event loop for ([\d.]+) s", caplog.text)]
 
 
 async def of(work: Any) -> Any:

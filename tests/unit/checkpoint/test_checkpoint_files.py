@@ -155,7 +155,7 @@ def test_a_place_is_named_by_a_path_or_a_uri(location, where: str) -> None:
 
 
 def test_a_place_that_is_none_is_refused_and_secrets_are_not_told() -> None:
-    with pytest.raises(UserError, match="nowhere://x is no place for checkpoints") as refused:
+    with pytest.raises(UserError, match="nowhere://x is not a place for checkpoints") as refused:
         place_of("nowhere://key:secret@x?password=secret")
     assert "secret" not in str(refused.value)
     assert place_of("s3://key:secret@bucket/apps?region=us-east-1").where == "s3://bucket/apps"

@@ -464,7 +464,7 @@ async def test_a_timeout_does_not_count_for_cuts_that_are_taken_and_being_saved(
     for _ in range(3):
         clock.advance(11)
         coordinator.check_timeouts()
-    assert "checkpoint 1: state is still being saved after 33 s, that of a, b; it is waited for" in caplog.text
+    assert "checkpoint 1: the state of a, b is still being saved after 33 s; no other checkpoint begins" in caplog.text
     coordinator.acknowledge(1, "a", cut(1))
     coordinator.acknowledge(1, "b", cut(1))
     assert (await coordinator.wait(1)).checkpoint_id == 1

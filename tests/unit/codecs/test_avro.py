@@ -126,30 +126,30 @@ for _ in range(5000):
     DEEP = {"type": "array", "items": DEEP}
 
 REFUSED: list[tuple[Any, str]] = [
-    ("{", "no JSON"),
-    ("string", "no JSON"),
+    ("{", "not JSON"),
+    ("string", "not JSON"),
     ('"string"', "not of a record"),
     (Path("there-is-none.avsc"), "cannot be read"),
     (["null", record()], "not of a record"),
     ({"type": "record", "name": "R"}, "list of fields"),
-    ({"type": "record", "fields": []}, "no name of a type"),
-    (record(name="1R"), "no name of a type"),
+    ({"type": "record", "fields": []}, "not a name for a type"),
+    (record(name="1R"), "not a name for a type"),
     (record(("a b", "int")), "a name of its own"),
     (record(("a", "int"), ("a", "int")), "a name of its own"),
     (record({"name": "a"}), "a: the field has no type"),
-    (record(("a", "integer")), "a: 'integer' is no Avro type"),
-    (record(("a", 5)), "5 is no Avro type"),
+    (record(("a", "integer")), "a: 'integer' is not an Avro type"),
+    (record(("a", 5)), "5 is not an Avro type"),
     (record(("a", [])), "union"),
     (record(("a", ["int", "int"])), "union"),
     (record(("a", ["null", ["int"]])), "union"),
     (record(("a", ["int", "string"])), "a union of int, string has no column type"),
     (record(("a", {"type": "array", "items": ["int", "string"]})), r"field a\[\]: "),
     (record(("a", {"type": "array"})), "has no 'items'"),
-    (record(("a", {"type": "fixed", "name": "F", "size": -1})), "is no size"),
+    (record(("a", {"type": "fixed", "name": "F", "size": -1})), "is not a size"),
     (record(("a", {"type": "fixed", "name": "F", "size": 0})), "no bytes"),
     (record(("a", {"type": "fixed", "name": "F", "size": 2**31 - 1})), "2147483647 bytes has no column type"),
     (record(("a", {"type": "enum", "name": "E", "symbols": ["A", "A"]})), "different names"),
-    (record(("a", {"type": "enum", "name": "E", "symbols": ["A"], "default": "B"})), "no symbol"),
+    (record(("a", {"type": "enum", "name": "E", "symbols": ["A"], "default": "B"})), "not a symbol"),
     (record(("a", record(name="R"))), "defined twice"),
     (record(("a", logical("bytes", "decimal", precision=77))), "more than 76 digits"),
     (record(("next", ["null", "R"])), "'R' contains itself"),
@@ -171,7 +171,7 @@ def test_columns_are_those_asked_for_in_their_order() -> None:
     assert rows(codec, b"\x02\x02x\x00\x08", b"\x04\x02y\x02\x02z") == [{"b": "x", "a": 1}, {"b": "y", "a": 2}]
     with pytest.raises(UserError, match="no field 'd'"):
         AvroCodec(said, columns=["d"])
-    with pytest.raises(UserError, match="asked for twice"):
+    with pytest.raises(UserError, match="is named twice"):
         AvroCodec(said, columns=["a", "a"])
 
 
@@ -213,7 +213,7 @@ MISFITS: list[tuple[Any, Any, str]] = [
     (record(("a", ["null", "string"])), record(("a", ["null", "int"])), "the writer's string is not read as int"),
     (record(("a", "null")), record(("a", "int")), "the writer has null"),
     (record(), record(("a", "int")), "field a: the writer does not have it, and it has no default"),
-    (record(), record(("a", "int", "x")), "field a: its default is 'x', which is no int"),
+    (record(), record(("a", "int", "x")), "field a: its default is 'x', which is not a value of type int"),
     (
         record(("a", record(name="In"))),
         record(("a", record(("b", "int"), name="In"))),
@@ -493,7 +493,7 @@ def test_payloads_of_several_writers_are_read_in_their_order() -> None:
     assert reasons[6] == "the payload is null"
     assert reasons[7] == "field a: the payload ends too early at byte 7"
     assert "field a: the writer does not have it" in reasons[8]
-    assert "no JSON" in reasons[9]
+    assert "not JSON" in reasons[9]
     codec.decode(payloads(*some))
     assert asked == [1, 2, 256, 3, 4, 256], "only an unknown id is asked for again"
 
@@ -520,7 +520,7 @@ def test_payloads_with_an_id_are_written_and_read() -> None:
     assert written.to_pylist() == [b"\0\0\0\x01\x02\x02\x02\x02x", b"\0\0\0\x01\x02\x04\x00"]
     codec = AvroCodec(said, schema_of={258: json.dumps(said)}.__getitem__)
     assert rows(codec, *written.to_pylist()) == batch.to_pylist()
-    with pytest.raises(UserError, match="no id of a schema"):
+    with pytest.raises(UserError, match="not the id of a schema"):
         AvroEncoder(said, schema_id=-1)
 
 
@@ -654,7 +654,7 @@ def test_records_and_fixed_types_of_columns_have_names_of_their_own() -> None:
 def test_names_that_avro_does_not_allow_are_refused() -> None:
     with pytest.raises(UserError, match="column 'a b'"):
         avro_schema(pa.schema([("a b", pa.int64())]), "R")
-    with pytest.raises(UserError, match="'1R' is no name"):
+    with pytest.raises(UserError, match="'1R' is not a name"):
         avro_schema(pa.schema([("a", pa.int64())]), "1R")
 
 

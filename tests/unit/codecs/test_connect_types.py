@@ -117,16 +117,21 @@ def test_the_schema_around_an_envelope_says_the_unit(name: Any, value: Any, kind
 @pytest.mark.parametrize(
     ("name", "value", "kind", "words"),
     [
-        (DEBEZIUM + "MicroTime", 86_400_000_000, pa.time64("us"), "MicroTime is no time64"),
-        (DEBEZIUM + "MicroTimestamp", 2**62, pa.timestamp("ns"), "MicroTimestamp is no timestamp"),
-        (DEBEZIUM + "MicroTimestamp", 5, pa.time32("s"), "MicroTimestamp is no time32"),
-        (DECIMAL, octets(10**12), pa.decimal128(10, 2), "Decimal is no decimal128"),
-        (DECIMAL, octets(1230), pa.int64(), "Decimal is no int64"),
-        (DECIMAL, "12.30", pa.decimal128(10, 2), "Decimal is no decimal128"),
-        (DECIMAL, "AAA", pa.decimal128(10, 2), "Decimal is no decimal128"),
-        (DECIMAL, "A=A=", pa.decimal128(10, 2), "Decimal is no decimal128"),
-        (DECIMAL, "", pa.decimal128(10, 2), "Decimal is no decimal128"),
-        ((CONNECT + "Decimal", {"scale": "900"}), octets(1), pa.decimal128(10, 2), "Decimal is no decimal128"),
+        (DEBEZIUM + "MicroTime", 86_400_000_000, pa.time64("us"), "MicroTime is not a value of type time64"),
+        (DEBEZIUM + "MicroTimestamp", 2**62, pa.timestamp("ns"), "MicroTimestamp is not a value of type timestamp"),
+        (DEBEZIUM + "MicroTimestamp", 5, pa.time32("s"), "MicroTimestamp is not a value of type time32"),
+        (DECIMAL, octets(10**12), pa.decimal128(10, 2), "Decimal is not a value of type decimal128"),
+        (DECIMAL, octets(1230), pa.int64(), "Decimal is not a value of type int64"),
+        (DECIMAL, "12.30", pa.decimal128(10, 2), "Decimal is not a value of type decimal128"),
+        (DECIMAL, "AAA", pa.decimal128(10, 2), "Decimal is not a value of type decimal128"),
+        (DECIMAL, "A=A=", pa.decimal128(10, 2), "Decimal is not a value of type decimal128"),
+        (DECIMAL, "", pa.decimal128(10, 2), "Decimal is not a value of type decimal128"),
+        (
+            (CONNECT + "Decimal", {"scale": "900"}),
+            octets(1),
+            pa.decimal128(10, 2),
+            "Decimal is not a value of type decimal128",
+        ),
     ],
 )
 def test_what_does_not_fit_the_column_is_a_bad_row_that_names_both(
@@ -156,7 +161,7 @@ def test_without_a_schema_a_time_in_another_unit_is_a_bad_row_that_names_the_set
             written({"id": 7, "at": None, "clock": 1}),
         )
         assert [row["id"] for row in rows] == [2, 7]
-        assert f"{MICROS} ms since 1970 is no time of the years 1 to 9999" in bad[0]
+        assert f"{MICROS} ms since 1970 is not a time in the years 1 to 9999" in bad[0]
         assert all("time.precision.mode=connect, or schemas.enable=true" in bad[row] for row in (0, 2, 3, 4))
         assert sorted(bad) == [0, 2, 3, 4, 5]
 

@@ -66,7 +66,7 @@ def test_a_message_is_found_in_a_serialized_file_too() -> None:
     "text", ["}", "message A { } }", b64encode(b"\xff\xff\xff").decode(), "message A { " * 5000 + "}" * 5000]
 )
 def test_what_is_no_file_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match=r"its braces do not match|no file of Protobuf|nested deeper than 100"):
+    with pytest.raises(UserError, match=r"its braces do not match|not a Protobuf file|nested deeper than 100"):
         places_of(text, "A")
 
 

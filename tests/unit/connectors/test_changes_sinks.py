@@ -395,12 +395,12 @@ def test_rows_without_their_key_are_refused_before_they_are_in_a_checkpoint(tmp_
     for sink in (SqlSink(f"sqlite://{tmp_path}/t.db", "t"), MemorySink("t", memory_url)):
         operator = writer(sink)
         operator.open(OperatorContext(bad.schema))
-        with pytest.raises(UserError, match="without its key 'region'") as refused:
+        with pytest.raises(UserError, match="the key 'region' of a row is null") as refused:
             operator.process(Batch(bad))
         assert sink.name in str(refused.value)
         operator.close()
         sink.claim(TRACK)
-        with pytest.raises(UserError, match="without its key 'region'"):
+        with pytest.raises(UserError, match="the key 'region' of a row is null"):
             sink.fitting(bad)
         sink.close()
 
@@ -411,7 +411,7 @@ def test_nan_is_no_key_and_is_said_to_be_nan(tmp_path: Path, memory_url: str) ->
     for sink in (SqlSink(f"sqlite://{tmp_path}/t.db", "t"), MemorySink("t", memory_url)):
         operator = writer(sink)
         operator.open(OperatorContext(bad.schema))
-        with pytest.raises(UserError, match=r"NaN as its key 'region'.*col\('region'\)\.is_not_nan\(\)"):
+        with pytest.raises(UserError, match=r"the key 'region' of a row is NaN.*col\('region'\)\.is_not_nan\(\)"):
             operator.process(Batch(bad))
         operator.close()
 

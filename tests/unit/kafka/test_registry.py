@@ -124,7 +124,7 @@ def test_references_that_lead_nowhere_are_named(server: SchemaServer) -> None:
     odd = server.add(
         "o-value", V2.replace("Order", "Odd"), references=[{"name": "a.D", "subject": "odd", "version": 1}]
     )
-    with pytest.raises(UnknownSchema, match="is no JSON"):
+    with pytest.raises(UnknownSchema, match="is not JSON"):
         registry.schema_of(odd, "AVRO")
 
 

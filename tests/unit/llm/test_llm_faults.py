@@ -513,4 +513,4 @@ async def test_an_async_tool_that_blocks_the_loop_is_named_in_the_log(caplog: py
     with pytest.raises(OSError, match="gone"):
         await alone.call(as_tool(blocks, timeout="30s"), {})
     (record,) = caplog.records
-    assert "tool blocks held the event loop up for 3.0 s" in record.getMessage()
+    assert "tool blocks blocked the event loop for 3.0 s" in record.getMessage()

@@ -281,9 +281,9 @@ def test_settings_of_avro_that_do_not_fit_are_refused(app: App, registry: Regist
     for make, told in (
         (lambda: app.stream("orders", format=Avro()), "has no schema"),
         (lambda: app.stream("orders", format=Avro(registry=registry, subject="{record}")), "the name of the record"),
-        (lambda: app.stream("orders", format=Avro(V1), schema={"id": "int64"}), "says the columns itself"),
-        (lambda: Avro("no json"), "no JSON"),
-        (lambda: Avro(["string"]), "no schema of a record"),
+        (lambda: app.stream("orders", format=Avro(V1), schema={"id": "int64"}), "has columns of its own"),
+        (lambda: Avro("no json"), "not JSON"),
+        (lambda: Avro(["string"]), "not the schema of a record"),
         (lambda: Avro(V1, subject="{tpoic}-value"), "subject="),
         (lambda: app.table("orders", key="no", format=Avro(V1)), "'no'"),
     ):
@@ -343,7 +343,7 @@ async def test_a_record_of_another_message_is_a_dead_letter_and_none_is_read_as_
         await until(lambda: len(records(app, "readings.dlq")) == 5, "the dead letters")
     assert [row["id"] for row in values(app, "out")] == [0, 2, 7]
     told = [dict(each.headers)["sabot.message"].decode() for each in records(app, "readings.dlq")]
-    another = "it is another message of its schema than lab.Reading"
+    another = "it is not lab.Reading, but another message of its schema"
     assert told[:2] == [another, another]
     assert told[2] == "its schema has no message lab.Reading"
     assert "a schema of AVRO, and not of PROTOBUF" in told[3]

@@ -534,7 +534,7 @@ def test_a_type_is_given_as_class_descriptor_or_file_set() -> None:
         descriptor_of(b"\xff", "shop.Order")
     with pytest.raises(UserError, match="--include_imports"):
         descriptor_of(descriptor_pb2.FileDescriptorSet(file=[files.file[3]]).SerializeToString(), "shop.Order")
-    with pytest.raises(UserError, match=r"'shop\.Order' is no type of Protobuf messages"):
+    with pytest.raises(UserError, match=r"'shop\.Order' is not a type of Protobuf messages"):
         arrow_schema("shop.Order")
 
 

@@ -293,7 +293,7 @@ def test_keys_that_cannot_be_are_named(path: Path) -> None:
     with pytest.raises(UserError, match=r"loose of .* has no unique index on k"):
         written(SqlSink(f"sqlite://{path}", "loose", keys=["k"]), data)
     query(path, "CREATE UNIQUE INDEX whole ON loose (K)")
-    with pytest.raises(UserError, match="a row without its key 'k'"):
+    with pytest.raises(UserError, match="the key 'k' of a row is null"):
         written(SqlSink(f"sqlite://{path}", "loose", keys=["k"]), data)
     with pytest.raises(UserError, match="there is no column z"):
         written(SqlSink(f"sqlite://{path}", "other", keys=["z"]), data)

@@ -477,7 +477,7 @@ def test_a_cancellation_of_the_functions_own_is_an_error_like_others(loop):
 
     run = mapping(loop, gives_up)
     run.feed(rows(1))
-    with pytest.raises(UserError, match="the call was cancelled from inside"):
+    with pytest.raises(UserError, match="the call cancelled itself"):
         run.poll()
     run.close()
 
@@ -931,7 +931,7 @@ def test_a_function_that_swallows_its_cancellation_does_not_hang_the_stop(monkey
         run.operator.process(Batch(rows(1)))
         assert begun.wait(10)
         run.operator.close()
-    assert "1 calls refuse to be cancelled" in caplog.text
+    assert "1 calls did not end after their cancellation" in caplog.text
     assert run.operator.left_behind == ["1 calls of " + run.operator.name]
 
 
