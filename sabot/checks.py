@@ -1,7 +1,7 @@
-"""Checks of arguments: a kind says which values are allowed, and `check` refuses all others with a UserError.
+"""Checks of arguments: a kind defines which values are allowed, and `check` raises UserError for all others.
 
     rows = check("map_async: rows", rows, Whole(1))
-    check_fields(self, max_depth=Whole(0), otherwise=OneOf("deny", "ask"))
+    check_fields(self, max_depth=Whole(0), otherwise=OneOf(("deny", "ask")))
 
 Texts with a notation of their own (durations, sizes, addresses, names) are read by `config`.
 """
@@ -20,37 +20,43 @@ T = TypeVar("T")
 
 
 class Kind(Protocol):
-    """The values that an argument may have."""
+    """A set of values that an argument may have."""
 
     @property
     def wanted(self) -> str:
-        """The hint for a value that is refused."""
+        """The hint of the error: a description of the allowed values."""
 
     def fits(self, value: Any) -> bool:
-        """Returns True for an allowed value."""
+        """Returns True if the value is allowed."""
 
 
 def check(what: str, value: T, kind: Kind) -> T:
-    """Returns the value. Raises UserError unless it is of this kind. `what`: the owner and the name of the argument, "join: how"."""
+    """Returns the value if it is of this kind, and raises UserError otherwise.
+
+    `what`: the owner and the name of the argument, such as "join: how".
+    """
     if not kind.fits(value):
         raise UserError(f"{what}={shown(value)}", hint=kind.wanted)
     return value
 
 
 def check_fields(owner: object, where: str = "", **kinds: Kind) -> None:
-    """Checks attributes of an object. `where`: the owner's name in the error, by default that of its class."""
+    """Checks attributes of an object, given as name and kind. Raises UserError for the first wrong one.
+
+    `where`: the owner's name in the message, by default the name of its class.
+    """
     for name, kind in kinds.items():
         check(f"{where or type(owner).__name__}: {name}", getattr(owner, name), kind)
 
 
 def shown(value: object) -> str:
-    """Returns a value as messages show it: shortened, and without the password of an address."""
+    """Returns a value as messages show it: shortened, and without the password of a URL."""
     return short_repr(redacted_url(value) if isinstance(value, str) and has_password(value) else value)
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """Whole numbers from `least` to `most`, or without an upper bound. True and False are no numbers."""
+    """Whole numbers from `least` to `most`; without an upper bound if `most` is None. True and False are not allowed."""
 
     least: int = 0
     most: int | None = None
@@ -65,7 +71,7 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """One of a few words."""
+    """Texts that are one of `words`."""
 
     words: Iterable[str]
 
@@ -79,7 +85,7 @@ class OneOf:
 
 @dataclass(frozen=True, slots=True)
 class Of:
-    """Values of a type. `hint`: an example of such a value."""
+    """Values of a type. `hint`: an example of such a value, for the error."""
 
     type: type | UnionType
     hint: str = ""
@@ -94,7 +100,9 @@ class Of:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Collections of texts; a single text is none. `least`: the smallest number of them, each of which is not empty if that is above 0."""
+    """Collections of at least `least` texts. A single text is not allowed; if `least` is above 0, no text may be
+    empty.
+    """
 
     least: int = 0
     hint: str = "texts in a list"
@@ -115,19 +123,20 @@ TEXTS = Texts()
 
 
 def is_whole(value: object, least: int, most: int | None = None) -> bool:
-    """Returns True for a whole number within these bounds. True and False are no numbers."""
+    """Returns True for a whole number from `least` to `most`, both included. True and False are not numbers."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value and (most is None or value <= most)
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Returns True for a number. True and False are no numbers."""
+    """Returns True for a number. True and False are not numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_called(where: str, **functions: object) -> None:
-    """Raises UserError for an `async` function, or an object with an `async` `__call__`: the result of the call would not be awaited.
+    """Raises UserError if one of the functions is async, because its result would not be awaited. An object with an
+    async `__call__` counts too.
 
-    None, and a value that is no function, pass.
+    None and values that cannot be called pass.
     """
     for name, function in functions.items():
         plain = inspect.isroutine(function) or isinstance(function, partial)

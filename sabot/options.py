@@ -1,15 +1,15 @@
 """Options that are declared once: the type, the default and the help of each stand in one place.
 
     class AgentOptions(TypedDict, total=False):
-        key: Annotated[str | None, Option(None, "the field of a record whose value owns the state")]
+        key: Annotated[str | None, declare(None, "the field of a record whose value owns the state")]
 
     @dataclass(frozen=True, kw_only=True)
     class Settings:
         parallelism: int = option(1, "the number of threads of each stage of a stream", check=threads, metavar="N")
 
-A function takes options as `**options: Unpack[AgentOptions]`, or is decorated by `takes(Settings)`: type checkers and editors then know
-their names. `spells_out` tells `inspect.signature` and `help`. The tables in docs/ and the options of the command line are made from
-them too.
+A function takes options as `**options: Unpack[AgentOptions]`, or is decorated with `takes(Settings)`; type checkers
+and editors then know their names. The decorator `spells_out` does the same for `inspect.signature` and `help`. The
+tables in docs/ and the options of the command line are made from the declarations too.
 """
 
 import inspect
@@ -26,12 +26,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """An option: its default, and the line of help for it, which begins with a noun."""
+    """An option: its default, and a line of help that begins with a noun."""
 
     default: Any
     help: str
     check: Kind | Callable[[Any], Any] | None = None
-    """The kind of its values; or a function that returns the value as it is kept, and raises UserError for a wrong one."""
+    """The kind of allowed values; or a function that returns the value to store, and raises UserError for a wrong
+    value.
+    """
     metavar: str = ""
     """The word for the value in the help of the command line; "" if the command line has no such option."""
     kind: type = str
@@ -39,10 +41,12 @@ class Option:
     bounds: tuple[int | None, int | None] = (None, None)
     """The least and the greatest number that the command line takes."""
     once: bool = False
-    """True if it is meant for one start of the app: `sabot run --reload` leaves it out when it starts the app again."""
+    """True if the option applies to one start of the app: `sabot run --reload` leaves it out when it starts the app
+    again.
+    """
 
     def checked(self, name: str, value: Any) -> Any:
-        """Returns the value as it is kept. Raises UserError for a wrong one."""
+        """Returns the value to store. Raises UserError for a wrong value."""
         if self.check is None:
             return value
         return self.check(value) if callable(self.check) else check(name, value, self.check)
@@ -54,40 +58,48 @@ def declare(default: Any, help: str) -> Option:
 
 
 def option(default: Any, help: str, **facts: Any) -> Any:
-    """Returns a field of a dataclass that is an option. `facts`: further fields of `Option`."""
+    """Returns a dataclass field that is an option. `facts` are further fields of `Option`."""
     made = {"option": Option(default=default, help=help, **facts)}
     return field(default_factory=dict, metadata=made) if default == {} else field(default=default, metadata=made)
 
 
 def options_of(declared: type) -> dict[str, Option]:
-    """Returns the options of a TypedDict or dataclass, by name, in the order in which they are declared."""
+    """Returns the options of a TypedDict or a dataclass by name, in the order of their declaration."""
     if is_dataclass(declared):
         return {each.name: each.metadata["option"] for each in fields(declared)}
     return {name: hint.__metadata__[0] for name, hint in declared.__annotations__.items()}
 
 
 def types_of(declared: type) -> dict[str, Any]:
-    """Returns the types of the options, by name."""
+    """Returns the types of the options of a TypedDict or a dataclass, by name."""
     if is_dataclass(declared):
         return {each.name: each.type for each in fields(declared)}
     return {name: hint.__origin__ for name, hint in declared.__annotations__.items()}
 
 
 def check_names(where: str, declared: type, given: Mapping[str, Any]) -> None:
-    """Raises UserError for the name of an option that is not declared."""
+    """Raises UserError if `given` has a name that is not declared. `where`: the function or class that the message
+    names.
+    """
     known = options_of(declared)
     if unknown := sorted(given.keys() - known.keys()):
         raise UserError(f"{where} has no option {', '.join(unknown)}", hint=f"it has {', '.join(sorted(known))}")
 
 
 def with_defaults(where: str, declared: type, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns all options: those that are not given have their default. Raises UserError as `check_names`."""
+    """Returns all declared options: the given values, and defaults for the others. Raises UserError for a name that
+    is not declared.
+    """
     check_names(where, declared, given)
     return {name: each.default for name, each in options_of(declared).items()} | dict(given)
 
 
 def check_values(declared: Any) -> None:
-    """Checks the fields of a frozen dataclass, and keeps what the checks return. A field whose default is None may be None."""
+    """Checks the fields of a frozen dataclass and replaces them by the results of the checks. A field whose default
+    is None may be None.
+
+    Raises UserError for a wrong value.
+    """
     for name, each in options_of(type(declared)).items():
         value = getattr(declared, name)
         if value is not None or each.default is not None:
@@ -95,7 +107,9 @@ def check_values(declared: Any) -> None:
 
 
 def spells_out(declared: type) -> Callable[[F], F]:
-    """Gives a function whose last parameter is `**options` a signature and a docstring with each option of `declared`."""
+    """Returns a decorator for a function whose last parameter is `**options`: it puts each option of `declared` into
+    the function's signature and docstring.
+    """
 
     def apply(function: F) -> F:
         signature = inspect.signature(function)
@@ -115,12 +129,14 @@ def spells_out(declared: type) -> Callable[[F], F]:
 def takes(
     settings: Callable[P, object],
 ) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, P], None]]:
-    """Gives a method the parameters of the dataclass `settings`, for type checkers too."""
+    """Returns a decorator that gives a method the parameters of the dataclass `settings`, for type checkers too."""
     return spells_out(settings)  # type: ignore[arg-type]
 
 
 def takes_id_and(
     settings: Callable[P, object],
 ) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, str, P], None]]:
-    """Gives a method an id, and the parameters of the dataclass `settings`, for type checkers too."""
+    """Returns a decorator that gives a method an id and the parameters of the dataclass `settings`, for type checkers
+    too.
+    """
     return spells_out(settings)  # type: ignore[arg-type]

@@ -1,5 +1,7 @@
-"""Expressions over columns, as users write them: `tree` is what they are, `cases` makes one out of several; `text`, `time` and `nested`
-are what can be done with values of one type.
+"""Expressions over columns, as users write them.
+
+`tree` defines expressions, and `cases` combines several into one (`when`, `coalesce`, `struct`). `text`, `time` and
+`nested` have the methods for columns of one type.
 """
 
 from sabot.api.expr.cases import Then, When, coalesce, struct, when

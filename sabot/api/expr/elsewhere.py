@@ -1,4 +1,4 @@
-"""Methods that expressions do not have, by the names that polars and pandas give them: the error says what does the same here."""
+"""Methods of polars and pandas that expressions do not have: the error names the way to do the same here."""
 
 from typing import TYPE_CHECKING, NoReturn
 
@@ -38,7 +38,7 @@ _HERE = {
 
 
 class MissingMethods:
-    """What says of a missing method what does the same."""
+    """A base class whose AttributeError names the counterpart of a method of polars or pandas."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""`col("place").struct` and `col("tags").list`: methods for columns of nested values."""
+"""The methods of `col("place").struct` and `col("tags").list`, for columns of nested values."""
 
 from dataclasses import dataclass
 from typing import Any, Generic
@@ -10,7 +10,7 @@ from sabot.checks import FLAG, TEXT, check
 
 @dataclass(frozen=True, slots=True)
 class StructExpr(Generic[E]):
-    """Methods of `col("place").struct`."""
+    """The methods of `col("place").struct`, for columns of structs."""
 
     make: Make[E]
 
@@ -21,12 +21,15 @@ class StructExpr(Generic[E]):
 
 @dataclass(frozen=True, slots=True)
 class ListExpr(Generic[E]):
-    """Methods of `col("tags").list`."""
+    """The methods of `col("tags").list`, for columns of lists."""
 
     make: Make[E]
 
     def get(self, index: int, null_on_oob: bool = True) -> E:
-        """Returns the value at this index, from the end if it is negative. Out of bounds: null, or a DataError if not `null_on_oob`."""
+        """Returns the value at this index; a negative index counts from the end.
+
+        An index out of bounds gives null; with `null_on_oob=False` it is a DataError of the row.
+        """
         return self.make(
             "list.get",
             index=whole_of("list.get", index),
@@ -42,7 +45,7 @@ class ListExpr(Generic[E]):
         return self.get(-1)
 
     def join(self, separator: str) -> E:
-        """Joins a list of strings to one string; null if one of them is null."""
+        """Joins a list of texts to one text; null if one of them is null."""
         return self.make("list.join", separator=check("list.join: separator", separator, TEXT))
 
     def len(self) -> E:
@@ -50,5 +53,7 @@ class ListExpr(Generic[E]):
         return self.make("list.len")
 
     def contains(self, value: Any) -> E:
-        """Returns whether the list contains the value, or that of another expression. None tests for a null in the list."""
+        """Returns True if the list contains the value, or the value of another expression. None tests for a null in
+        the list.
+        """
         return self.make("list.contains", value)

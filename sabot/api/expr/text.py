@@ -1,4 +1,4 @@
-"""`col("name").str`: methods for columns of strings."""
+"""The methods of `col("name").str`, for columns of texts."""
 
 from dataclasses import dataclass
 from typing import Generic
@@ -13,7 +13,10 @@ _WIDEST = 10_000  # characters to which a value is filled up
 
 @dataclass(frozen=True, slots=True)
 class StringExpr(Generic[E]):
-    """Methods of `col("name").str`. The syntax of patterns is RE2's: that of Rust, except that \\w, \\d, \\s and \\b match ASCII only."""
+    r"""The methods of `col("name").str`, for columns of texts. All give null for null.
+
+    Regular expressions have the syntax of RE2. It is that of Rust's `regex`, but \w, \d, \s and \b match ASCII only.
+    """
 
     make: Make[E]
 
@@ -44,21 +47,25 @@ class StringExpr(Generic[E]):
         )
 
     def pad_start(self, length: int, fill_char: str = " ") -> E:
-        """Puts `fill_char` in front until there are so many characters."""
+        """Adds `fill_char` at the start up to this number of characters, at most 10,000. A longer text does not
+        change.
+        """
         return self.make("str.pad_start", length=_width("pad_start", length), fill_char=_one("pad_start", fill_char))
 
     def pad_end(self, length: int, fill_char: str = " ") -> E:
-        """Puts `fill_char` behind until there are so many characters."""
+        """Adds `fill_char` at the end up to this number of characters, at most 10,000. A longer text does not change."""
         return self.make("str.pad_end", length=_width("pad_end", length), fill_char=_one("pad_end", fill_char))
 
     def split(self, by: str) -> E:
-        """Splits at each `by` into a list of strings."""
+        """Splits the text at each `by` into a list. Raises UserError if `by` is empty."""
         if not check("split: by", by, TEXT):
             raise UserError("str.split: there is nothing to split by", hint='str.split(",")')
         return self.make("str.split", by=by)
 
     def contains(self, pattern: str, literal: bool = False) -> E:
-        """Returns whether the string contains a match of the regular expression; with `literal`, the text itself."""
+        """Returns True if the text contains a match of the regular expression. With `literal`, `pattern` is a plain
+        text.
+        """
         return self.make(
             "str.contains",
             pattern=check("contains: pattern", pattern, TEXT),
@@ -66,7 +73,9 @@ class StringExpr(Generic[E]):
         )
 
     def count_matches(self, pattern: str, literal: bool = False) -> E:
-        """Returns how many matches of the regular expression there are, without overlaps, as int32; with `literal`, of the text itself."""
+        """Returns the number of matches of the regular expression without overlaps, as int32. With `literal`,
+        `pattern` is a plain text, which must not be empty.
+        """
         if literal and not pattern:
             raise UserError("str.count_matches: there is nothing to count", hint='str.count_matches("a", literal=True)')
         return self.make(
@@ -76,20 +85,23 @@ class StringExpr(Generic[E]):
         )
 
     def startswith(self, prefix: str) -> E:
-        """Returns whether the string begins with this text."""
+        """Returns True if the text begins with this text."""
         return self.make("str.startswith", prefix=check("startswith: prefix", prefix, TEXT))
 
     def endswith(self, suffix: str) -> E:
-        """Returns whether the string ends with this text."""
+        """Returns True if the text ends with this text."""
         return self.make("str.endswith", suffix=check("endswith: suffix", suffix, TEXT))
 
     def regexp_extract(self, pattern: str, group: int = 1) -> E:
-        """Returns the group (0: all) of the first match; null if nothing matches, "" if the group took no part in the match."""
+        """Returns a group of the first match; group 0 is the whole match.
+
+        The result is null if the text has no match, and "" if the group took no part in the match.
+        """
         pattern = check("regexp_extract: pattern", pattern, TEXT)
         return self.make("str.regexp_extract", pattern=pattern, group=whole_of("regexp_extract", group))
 
     def extract(self, pattern: str, group_index: int = 1) -> E:
-        """The same as `regexp_extract`."""
+        """Returns a group of the first match, by default the first group, as `regexp_extract` does."""
         return self.regexp_extract(pattern, group_index)
 
     def length(self) -> E:
@@ -101,30 +113,43 @@ class StringExpr(Generic[E]):
         return self.make("str.len_bytes")
 
     def to_datetime(self, format: str | None = None, strict: bool = True) -> E:
-        """Reads a time in UTC, as timestamp[us] (with %z, with the zone UTC): ISO 8601, or as `format` says: "%d.%m.%Y %H:%M:%S".
+        """Reads a time such as "2024-02-29 13:45" (ISO 8601), or a time in a format such as "%d.%m.%Y %H:%M:%S", in
+        UTC.
 
-        Codes: %Y %m %d %H %M %S %b (Jan) %B (January) %F %T %R %z, and %f, %3f, %6f, %9f (with a point: %.f) for a fraction. Text that
-        is no such time is a DataError; with strict=False it becomes null.
+        The result is timestamp[us] without a zone; a format with %z gives the zone UTC. Codes of a format are %Y %m
+        %d %H %M %S %b (Jan) %B (January) %F %T %R %z; %f, %3f, %6f, %9f for the digits of a fraction of a second, and
+        %.f for the point with them. A text that is not such a time is a DataError of the row; with `strict=False` it
+        becomes null.
         """
         return self.make("str.to_datetime", format=_format(format), strict=check("to_datetime: strict", strict, FLAG))
 
     def to_date(self, format: str | None = None, strict: bool = True) -> E:
-        """Reads a date: 2024-02-29, or as `format` says, with the codes of `to_datetime`. strict: as there."""
+        """Reads a date such as 2024-02-29, or a date in a format with the codes of `to_datetime`.
+
+        A text that is not such a date is a DataError of the row; with `strict=False` it becomes null.
+        """
         return self.make("str.to_date", format=_format(format), strict=check("to_date: strict", strict, FLAG))
 
     def slice(self, offset: int, length: int | None = None) -> E:
-        """Returns `length` characters (by default all) from `offset` on; a negative offset counts from the end."""
+        """Returns `length` characters (by default all) from `offset`; a negative offset counts from the end.
+
+        Raises UserError if `length` is negative.
+        """
         taken = None if length is None else whole_of("slice", length)
         if taken is not None and taken < 0:
             raise UserError(f"str.slice: length {length} is negative")
         return self.make("str.slice", offset=whole_of("slice", offset), length=taken)
 
     def replace(self, pattern: str, value: str, literal: bool = False) -> E:
-        """Replaces the first match by `value`, in which $1 or ${1} stand for a group, and $$ for a dollar sign (not with `literal`)."""
+        """Replaces the first match of the regular expression by `value`.
+
+        In `value`, $1 or ${1} is a group of the match and $$ a dollar sign. With `literal`, both arguments are plain
+        texts.
+        """
         return self._replaced("str.replace", pattern, value, literal)
 
     def replace_all(self, pattern: str, value: str, literal: bool = False) -> E:
-        """Replaces each match by `value`, as `replace` does."""
+        """Replaces each match by `value`, as `replace` does. With `literal`, an empty `pattern` raises UserError."""
         return self._replaced("str.replace_all", pattern, value, literal)
 
     def _replaced(self, kind: str, pattern: str, value: str, literal: bool) -> E:

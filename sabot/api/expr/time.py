@@ -1,4 +1,4 @@
-"""`col("ts").dt`: methods for columns of times."""
+"""The methods of `col("ts").dt`, for columns of times."""
 
 import datetime
 import re
@@ -27,25 +27,38 @@ _MOST = {
     **{"ns": 2**63 - 1, "us": 2**63 // 10**3, "ms": 2**63 // 10**6, "s": 2**63 // 10**9},
     **{"m": 153_722_867, "h": 2_562_047, "d": 106_751, "w": 15_250, "mo": 119_988, "q": 39_996, "y": 9_999},
 }
-"""How many of each unit a length has at most: 63 bits of nanoseconds, or 9,999 years."""
+"""The greatest number of each unit in a duration: 63 bits of nanoseconds, or 9,999 years."""
 
 
 @dataclass(frozen=True, slots=True)
 class DateExpr(Generic[E]):
-    """Methods of `col("ts").dt`: for timestamps (in their time zone), dates, and int64 as ms since 1970 UTC. Parts of a time are int64."""
+    """The methods of `col("ts").dt`, for columns of times: timestamps, dates, and int64 as ms since 1970 UTC.
+
+    A timestamp with a time zone is read on the clock of its zone. Parts of a time, such as `year()`, are int64.
+    """
 
     make: Make[E]
 
     def date_trunc(self, every: str | datetime.timedelta) -> E:
-        """Rounds down to a whole "hour", "1h", "15m", "1d", "1w" (from Monday), "1mo", "1q", "1y", …; the type stays the same."""
+        """Rounds down to a whole "hour", "1h", "15m", "1d", "1w" (from Monday), "1mo", "1q", "1y" and so on; the type
+        stays the same.
+
+        `every`: the length of the unit, as a text or a timedelta. Raises UserError for a length that is 0, longer
+        than 106,751 days or 9,999 years, or cannot be read.
+        """
         return self.make("dt.date_trunc", every=_length_of(every))
 
     def strftime(self, format: str) -> E:
-        """Formats with chrono's codes: "%Y-%m-%d %H:%M:%S". %3f, %6f and %9f are digits of a second's fraction, %.3f adds the point."""
+        """Formats the time with chrono's codes, such as "%Y-%m-%d %H:%M:%S".
+
+        %3f, %6f and %9f are the digits of a fraction of a second; %.3f adds the point.
+        """
         return self.make("dt.strftime", format=check("strftime: format", format, TEXT))
 
     def epoch(self, unit: str = "us") -> E:
-        """Returns the time since 1970 UTC in "ns", "us", "ms", "s" or "d", as int64."""
+        """Returns the time since 1970 UTC in "ns", "us", "ms", "s" or "d", as int64. Raises UserError for another
+        unit.
+        """
         check("dt.epoch", unit, OneOf(("ns", "us", "ms", "s", "d")))
         return self.make("dt.epoch", unit=unit)
 
@@ -103,7 +116,7 @@ class DateExpr(Generic[E]):
 
 
 def _length_of(every: str | datetime.timedelta) -> str:
-    """Returns a duration as a number and a unit, such as "1h" for "hour". Raises UserError."""
+    """Returns a duration as a number and a unit: "1h" for "hour". Raises UserError."""
     if isinstance(every, datetime.timedelta):
         every = f"{every // datetime.timedelta(microseconds=1)}us"
     text = _LENGTHS.get(check("date_trunc: every", every, TEXT).removesuffix("s"), every)

@@ -1,7 +1,8 @@
-"""Expressions over columns, as users write them: `col("amount") * 1.2 > 10`. Descriptions only; `operators/expressions/compiled` runs them.
+"""Expressions over columns, as users write them: `col("amount") * 1.2 > 10`. They only describe;
+`operators/expressions/compiled` computes.
 
-Names and null semantics are those of polars. Where a value is expected, a string is that text; where a column is expected (`select`,
-`then`, `coalesce`, `struct`, aggregates), a string is the name of a column.
+Names and the treatment of null are those of polars. Where a value is expected, a string is a text; where a column is
+expected (`select`, `then`, `coalesce`, `struct`, aggregates), a string is the name of a column.
 """
 
 import math
@@ -40,10 +41,12 @@ _DEFAULTS = {
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Expr(MissingMethods):
-    """A computation over the columns of a batch, one value a row. Immutable; `==` and the other operators give an Expr.
+    """A computation over the columns of a batch, with one value per row. It is immutable; operators such as `+` and
+    `==` return an Expr.
 
-    kind: "col", "lit", "alias", "when", "coalesce", "struct", an operator as Python writes it ("neg" and "not" for - and ~), or the
-    name of a method ("is_null", "str.lower"). options: what is no expression, as (name, value) pairs.
+    `kind`: "col", "lit", "alias", "when", "coalesce", "struct", an operator as Python writes it ("neg" for unary -,
+    "not" for ~), or the name of a method, such as "is_null" or "str.lower". `inputs`: the expressions over which it
+    computes. `options`: its other arguments, as (name, value) pairs.
     """
 
     kind: str
@@ -54,7 +57,9 @@ class Expr(MissingMethods):
 
     @property
     def columns(self) -> frozenset[str]:
-        """Names of the columns that it reads."""
+        """The names of the columns that the expression reads. Raises UserError if an aggregate is part of the
+        expression.
+        """
         if self.kind == "col":
             return frozenset([self.option("name")])
         if self.kind == "aggregate":
@@ -65,7 +70,9 @@ class Expr(MissingMethods):
 
     @property
     def name(self) -> str:
-        """The name of its output: the alias, else the leftmost column's; "literal" where a literal stands leftmost."""
+        """The name of the output: the alias, or else the name of the leftmost column; "literal" if a literal stands
+        leftmost.
+        """
         if self.kind in ("col", "alias", "struct.field"):
             return str(self.option("name"))
         if self.kind in ("lit", "aggregate"):
@@ -76,18 +83,20 @@ class Expr(MissingMethods):
 
     @property
     def column(self) -> str | None:
-        """The column whose unchanged values it has, under any alias. None: it is computed."""
+        """The name of the column whose values the expression gives unchanged, under any alias; None if the values are
+        computed.
+        """
         expr = self
         while expr.kind == "alias":
             (expr,) = expr.inputs
         return str(expr.option("name")) if expr.kind == "col" else None
 
     def option(self, name: str) -> Any:
-        """The option of this name; KeyError where this kind has none."""
+        """Returns the option of this name. Raises KeyError if an expression of this kind has none."""
         return dict(self.options)[name]
 
     def same(self, other: object) -> bool:
-        """Whether `other` is the same expression, part by part. (`==` builds an expression.)"""
+        """Returns True if `other` is an equal expression. (`==` builds an expression.)"""
         return (
             isinstance(other, Expr)
             and self.kind == other.kind
@@ -97,7 +106,9 @@ class Expr(MissingMethods):
         )
 
     def substitute(self, columns: Mapping[str, "Expr"]) -> "Expr":
-        """The same expression with each `col(name)` in the mapping replaced by an expression. That may change its `name`."""
+        """Returns the expression with each `col(name)` of the mapping replaced by an expression. This may change its
+        `name`.
+        """
         if self.kind == "col":
             return columns.get(self.option("name"), self)
         if not self.inputs:
@@ -105,17 +116,21 @@ class Expr(MissingMethods):
         return Expr(self.kind, tuple(each.substitute(columns) for each in self.inputs), self.options)
 
     def renamed(self, names: Mapping[str, str]) -> "Expr":
-        """The same expression over renamed columns: {old name: new name}."""
+        """Returns the same expression over renamed columns. `names` is {old name: new name}."""
         return self.substitute({old: col(new) for old, new in names.items()})
 
     def conjuncts(self) -> list["Expr"]:
-        """The parts that `&` joins, from left to right. A row passes the expression where it passes each part."""
+        """Returns the operands that `&` joins, from left to right. A row passes the expression if it passes all of
+        them.
+        """
         if self.kind == "&":
             return [part for each in self.inputs for part in each.conjuncts()]
         return self.inputs[0].conjuncts() if self.kind == "alias" else [self]
 
     def text(self) -> str:
-        """The expression as plans show it: `repr` without the outer parentheses. Equal expressions have equal texts, and no others do."""
+        """Returns the expression as plans show it: `repr` without the outer parentheses. Two expressions have the
+        same text only if they are equal.
+        """
         shown = repr(self)
         return shown[1:-1] if self.kind in _BINARY or self.kind in _UNARY else shown
 
@@ -206,7 +221,7 @@ class Expr(MissingMethods):
         return Expr("not", (self,))
 
     def __getitem__(self, name: str) -> "Expr":
-        """A field of a struct: `col("place")["city"]`."""
+        """Returns a field of a struct: `col("place")["city"]`."""
         return StructExpr(self._made).field(name)
 
     def __bool__(self) -> NoReturn:
@@ -228,41 +243,44 @@ class Expr(MissingMethods):
     # -- nulls and NaN ------------------------------------------------------------------------------------------------
 
     def is_null(self) -> "Expr":
-        """True where there is no value."""
+        """Returns True if the value is null."""
         return Expr("is_null", (self,))
 
     def is_not_null(self) -> "Expr":
-        """True where there is a value."""
+        """Returns True if the value is not null."""
         return Expr("is_not_null", (self,))
 
     def fill_null(self, value: Any) -> "Expr":
-        """`value` (or another expression's) where there is none."""
+        """Replaces null by a value, or by the value of another expression."""
         return Expr("fill_null", (self, as_expr(value)))
 
     def is_nan(self) -> "Expr":
-        """True where it is NaN; null stays null."""
+        """Returns True if the value is NaN; null stays null."""
         return Expr("is_nan", (self,))
 
     def is_not_nan(self) -> "Expr":
-        """True where it is a number; null stays null."""
+        """Returns True if the value is a number; null stays null."""
         return ~self.is_nan()
 
     def is_finite(self) -> "Expr":
-        """True where it is neither NaN nor infinite; null stays null."""
+        """Returns True if the value is neither NaN nor infinite; null stays null."""
         return Expr("is_finite", (self,))
 
     def is_infinite(self) -> "Expr":
-        """True where it is infinite, of either sign; null stays null."""
+        """Returns True if the value is infinite, of either sign; null stays null."""
         return Expr("is_infinite", (self,))
 
     def fill_nan(self, value: Any) -> "Expr":
-        """`value` (or another expression's, or None for null) where it is NaN."""
+        """Replaces NaN by a value, by the value of another expression, or by null (None)."""
         return Expr("fill_nan", (self, as_expr(value)))
 
     # -- values -------------------------------------------------------------------------------------------------------
 
     def is_in(self, values: Iterable[Any]) -> "Expr":
-        """Whether it is one of these values; null stays null."""
+        """Returns True if the value is one of these; null stays null.
+
+        `values`: a list, a set, or an Arrow array. Raises UserError for a text or an expression.
+        """
         if isinstance(values, pa.Array | pa.ChunkedArray):
             values = values.to_pylist()
         if isinstance(values, str | bytes | Expr) or not isinstance(values, Iterable):
@@ -273,62 +291,75 @@ class Expr(MissingMethods):
         return Expr("is_in", (self,), (("values", tuple(given)),))
 
     def between(self, lower: Any, upper: Any, closed: str = "both") -> "Expr":
-        """lower <= it <= upper; `closed` says which bounds belong to it: both, left, right, none."""
+        """Returns True if lower <= value <= upper. The bounds are values or expressions.
+
+        `closed`: the bounds that are included: "both", "left", "right" or "none". Raises UserError for another word.
+        """
         check("between: closed", closed, OneOf(("both", "left", "right", "none")))
         return Expr("between", (self, as_expr(lower), as_expr(upper)), (("closed", closed),))
 
     is_between = between
 
     def abs(self) -> "Expr":
-        """Without the sign. The least integer of its type stays as it is (it wraps)."""
+        """Returns the absolute value. The least integer of a type stays negative, because it wraps."""
         return Expr("abs", (self,))
 
     def round(self, decimals: int = 0) -> "Expr":
-        """Rounds to so many digits behind the point, halves to the even neighbour, as Python's `round`; integers stay as they are."""
+        """Rounds to a number of decimal places, halves to the even neighbour, as Python's `round`; integers do not
+        change.
+        """
         return Expr("round", (self,), (("decimals", whole_of("round", decimals)),))
 
     def floor(self) -> "Expr":
-        """The greatest whole number that is not above it; the type stays."""
+        """Returns the greatest whole number that is not above the value, of the same type."""
         return Expr("floor", (self,))
 
     def ceil(self) -> "Expr":
-        """The least whole number that is not below it; the type stays."""
+        """Returns the least whole number that is not below the value, of the same type."""
         return Expr("ceil", (self,))
 
     def sqrt(self) -> "Expr":
-        """The square root; NaN of negative numbers."""
+        """Returns the square root; NaN of negative numbers."""
         return Expr("sqrt", (self,))
 
     def exp(self) -> "Expr":
-        """e to the power of it."""
+        """Returns e to the power of the value."""
         return Expr("exp", (self,))
 
     def log(self, base: float = math.e) -> "Expr":
-        """The logarithm, natural unless `base` says otherwise; -inf of 0, NaN of negative numbers."""
+        """Returns the logarithm to `base`, by default e; -inf of 0, NaN of negative numbers.
+
+        Raises UserError if `base` is 1, or is not a positive number.
+        """
         if isinstance(base, bool) or not isinstance(base, int | float) or not (base > 0 and base != 1):
             raise UserError(f"log: base {base!r} is no positive number other than 1", hint="log(2), log(10)")
         return Expr("log", (self,), (("base", float(base)),))
 
     def sign(self) -> "Expr":
-        """-1, 0 or 1, of its type; NaN of NaN."""
+        """Returns -1, 0 or 1, of the same type; NaN of NaN."""
         return Expr("sign", (self,))
 
     def clip(self, lower: Any = None, upper: Any = None) -> "Expr":
-        """The nearest value within the bounds: values or expressions; None, and null in a row, is no bound. NaN stays NaN."""
+        """Returns the nearest value within two bounds, which are values or expressions. NaN stays NaN.
+
+        None, or null in a row, is no bound. Raises UserError if both bounds are None.
+        """
         if lower is None and upper is None:
             raise UserError("clip: there is no bound", hint="clip(0, 100), clip(upper=100)")
         return Expr("clip", (self, as_expr(lower), as_expr(upper)))
 
     def cast(self, type: Any, strict: bool = True) -> "Expr":
-        """As another type: a pa.DataType or its name ("int64", "float64", "string", "timestamp[ms]", "timestamp[ms, UTC]", …).
+        """Converts to a type: a pa.DataType, or a name such as "int64", "float64", "string", "timestamp[ms]",
+        "timestamp[ms, UTC]".
 
-        A value that it cannot hold is a DataError that names it; with strict=False it becomes null. Fractions are cut off, times
-        rounded down; the date of a time is that of its zone.
+        A value that does not fit the type is a DataError of the row; with `strict=False` it becomes null. Fractions
+        are cut off, and times are rounded down. The date of a time is that of its time zone. Raises UserError for an
+        unknown type.
         """
         return Expr("cast", (self,), (("type", as_type(type)), ("strict", check("cast: strict", strict, FLAG))))
 
     def alias(self, name: str) -> "Expr":
-        """The same under another name."""
+        """Returns the expression under another name."""
         return Expr("alias", (self,), (("name", check("alias: name", name, TEXT)),))
 
     # -- as text ------------------------------------------------------------------------------------------------------
@@ -373,45 +404,50 @@ class Expr(MissingMethods):
 
     @property
     def str(self) -> "StringExpr[Expr]":
-        """What can be done with strings."""
+        """The methods for texts, such as `col("name").str.lower()`."""
         return StringExpr(self._made)
 
     @property
     def dt(self) -> "DateExpr[Expr]":
-        """What can be done with times: timestamps, dates, and int64 columns of ms since 1970 UTC."""
+        """The methods for times: timestamps, dates, and int64 columns of ms since 1970 UTC."""
         return DateExpr(self._made)
 
     @property
     def struct(self) -> "StructExpr[Expr]":
-        """What can be done with structs."""
+        """The methods for structs."""
         return StructExpr(self._made)
 
     @property
     def list(self) -> "ListExpr[Expr]":
-        """What can be done with lists."""
+        """The methods for lists."""
         return ListExpr(self._made)
 
 
 def col(name: str) -> Expr:
-    """The column of this name."""
+    """Returns the column of this name as an expression."""
     return Expr("col", (), (("name", check("col: name", name, TEXT)),))
 
 
 def lit(value: Any, type: Any = None) -> Expr:
-    """A value for every row: of this type, else int64, float64, string, … or the type of what it is combined with."""
+    """Returns an expression with this value in every row. A string is a text, not the name of a column.
+
+    `type`: a pa.DataType or its name. By default the value has the type of the expression that it is combined with,
+    or else that of Python: int64, float64, string and so on. Raises UserError for a value that no column can hold, or
+    that is not of the type.
+    """
     value, known = literal_of(value, type)
     return Expr("lit", (), (("value", value), ("type", known)))
 
 
 def as_expr(value: Any) -> Expr:
-    """An expression as it is, an aggregate as the expression that has its value; anything else as a literal."""
+    """Returns an expression unchanged, an aggregate as an expression of its value, and any other value as a literal."""
     if isinstance(value, Expr):
         return value
     return value.expression() if hasattr(value, "expression") else lit(value)
 
 
 def as_column(value: Any) -> Expr:
-    """An expression as it is, a string as the column of that name, anything else as a literal."""
+    """Returns the column of this name for a string, and otherwise the same as `as_expr`."""
     return col(value) if isinstance(value, str) else as_expr(value)
 
 
@@ -431,10 +467,14 @@ def _shown(expr: Expr) -> str:
 
 
 def _operand(expr: Expr) -> str:
-    """The text of an operand of an operator, or of an argument of a method: a literal without a type is shown as Python writes it."""
+    """Returns the text of an operand or of an argument of a method. A literal without a type is shown as Python
+    writes it.
+    """
     return _shown(expr) if expr.kind == "lit" and expr.option("type") is None else repr(expr)
 
 
 def _argument(expr: Expr) -> str:
-    """The text of an argument where a plain string would be the name of a column, so text literals are shown as lit(…)."""
+    """Returns the text of an argument for which a plain string would be the name of a column: a literal text is shown
+    as lit("…").
+    """
     return repr(expr) if expr.kind == "lit" and isinstance(expr.option("value"), str) else _operand(expr)

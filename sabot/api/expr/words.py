@@ -1,4 +1,6 @@
-"""Arguments of expressions as users write them: how they are checked, and how plans show them. It does not depend on expressions."""
+"""The arguments of expressions: how they are checked, and how plans show them. This module does not depend on
+expressions.
+"""
 
 import datetime
 import decimal
@@ -43,7 +45,9 @@ _LITERALS = (
 
 
 def literal_of(value: Any, type: Any) -> tuple[Any, pa.DataType | None]:
-    """Returns the value of a literal, and the type that the user gave it. Raises UserError for a value that no column can hold."""
+    """Returns the value of a literal and its type, or None if the user gave no type. Raises UserError for a value
+    that no column can hold.
+    """
     if isinstance(value, np.generic):
         value = value.item()
     known = None if type is None else as_type(type)
@@ -79,7 +83,7 @@ def quoted(text: str) -> str:
 
 
 def type_text(type: pa.DataType) -> str:
-    """Returns the type by a name that `as_type` reads: that is not always str(type), which is "float" for float32."""
+    """Returns a name of the type that `as_type` can read. (`str(type)` is not always one: it is "float" for float32.)"""
     return quoted(
         {"halffloat": "float16", "float": "float32", "double": "float64", "date32[day]": "date32"}.get(
             str(type), str(type)
