@@ -1,7 +1,8 @@
-"""Aggregates as users write them: `total=sabot.sum("amount")`. They are descriptions only.
+"""Aggregates as users write them: `total=sabot.sum("amount")`. They only describe; the engine computes.
 
-Over no values but nulls, count, count_distinct and approx_count_distinct are 0, collect_list and top_k are empty lists, and all others
-are null (as in SQL). Arguments are names of columns or expressions.
+Arguments are names of columns or expressions. Nulls do not count, unless an aggregate says otherwise. If a group has
+no values, `count`, `count_distinct` and `approx_count_distinct` are 0, `collect_list` and `top_k` are empty lists,
+and all others are null (as in SQL).
 """
 
 from abc import ABC, abstractmethod
@@ -19,13 +20,15 @@ from sabot.errors import UserError
 
 
 class UserAggregate(ABC):
-    """An aggregate of the user's own. One object serves all groups: what a group has seen is its state, any value that msgpack encodes.
+    """An aggregate of your own. One object serves all groups; the data of a group is its state, any value that
+    msgpack can encode.
 
-    Rows come in batches, however they are split. States of parts may be merged in any order that keeps earlier ones on the left.
+    Rows arrive in batches, and the result must not depend on how they were cut. States of parts may be merged in any
+    grouping, but the part with earlier rows is always `a`.
     """
 
     type: pa.DataType
-    """Of what `finish` gives."""
+    """The Arrow type of the values that `finish` returns."""
 
     @abstractmethod
     def init(self) -> Any:
@@ -33,20 +36,25 @@ class UserAggregate(ABC):
 
     @abstractmethod
     def accumulate(self, state: Any, batch: pa.RecordBatch) -> Any:
-        """Returns the state with these rows, all of one group. `batch` has the columns given to `aggregate_with`. May change `state`."""
+        """Returns the state after these rows, all of one group. It may change `state` in place.
+
+        `batch`: a RecordBatch with the columns given to `aggregate_with`.
+        """
 
     @abstractmethod
     def merge(self, a: Any, b: Any) -> Any:
-        """Returns the state of the rows of both, where those of `a` came first. May change `a`, but not `b`."""
+        """Returns the state of the rows of both parts; the rows of `a` came first. It may change `a` in place, but
+        not `b`.
+        """
 
     @abstractmethod
     def finish(self, state: Any) -> Any:
-        """Returns the value of the group, or None. Must leave `state` unchanged, as more rows may come."""
+        """Returns the value of the group, or None. It must not change `state`, because more rows may come."""
 
 
 @dataclass(frozen=True, eq=False)
 class _OverColumns:
-    """A UserAggregate whose rows come as a struct array, the fields of which are its columns."""
+    """A UserAggregate whose rows may arrive as a struct array; the fields of the struct are its columns."""
 
     of: UserAggregate
 
@@ -75,12 +83,14 @@ class _OverColumns:
 
 @dataclass(frozen=True, eq=False)
 class Aggregate:
-    """One column of a result; its name is the keyword with which it is given.
+    """An aggregate that gives one column of a result. The column has the name of the keyword:
+    `aggregate(total=sabot.sum("amount"))`.
 
-    kind: the name of a function of this module, or "user". argument: None only for a count of rows; for "user" a struct of its columns.
-    by: for arg_min and arg_max. predicate: only rows for which it is true count. options: "ddof" of variance and stddev, "q" of
-    approx_quantile, "k" of top_k.
-    function: for "user"; its `accumulate` takes the rows as a RecordBatch, or like the argument as a struct array.
+    `kind`: the name of a function of this module, or "user". `argument`: the expression over which it aggregates;
+    None only for a count of rows; for "user", a struct of its columns. `by`: the expression that `arg_min` and
+    `arg_max` compare. `options`: "ddof" of variance and stddev, "q" of approx_quantile, "k" of top_k. `predicate`:
+    the condition for rows that count, or None for all rows. `function`: the user's aggregate; its `accumulate` takes
+    the rows as a RecordBatch or a struct array.
     """
 
     kind: str
@@ -91,7 +101,9 @@ class Aggregate:
     function: "_OverColumns | None" = None
 
     def filter(self, predicate: Expr) -> "Aggregate":
-        """Restricts the aggregate to rows for which this predicate is true, in addition to an earlier one."""
+        """Restricts the aggregate to rows for which this predicate is true, in addition to an earlier one. Raises
+        UserError for anything but an expression.
+        """
         if not isinstance(predicate, Expr):
             raise UserError(
                 f"{self.kind}(…).filter: {predicate!r} is no expression", hint='.filter(col("amount") > 10)'
@@ -100,12 +112,12 @@ class Aggregate:
 
     @property
     def columns(self) -> frozenset[str]:
-        """Names of the columns that the aggregate reads."""
+        """The names of the columns that the aggregate reads."""
         used = [each.columns for each in (self.argument, self.by, self.predicate) if each is not None]
         return frozenset().union(*used)
 
     def same(self, other: object) -> bool:
-        """Returns whether `other` is the same aggregate of the same expressions."""
+        """Returns True if `other` is the same aggregate of equal expressions."""
         return (
             isinstance(other, Aggregate)
             and getattr(self.function, "of", None) is getattr(other.function, "of", None)
@@ -129,19 +141,21 @@ class Aggregate:
     # -- what is computed of aggregates: `sum("amount") / count()` stands where an aggregate may ---------------------------
 
     def expression(self) -> Expr:
-        """The value of the aggregate as an expression, for all that expressions can: `sabot.mean("x").expression().clip(0, 1)`."""
+        """Returns the value of the aggregate as an expression, so that all methods of expressions apply:
+        `sabot.mean("x").expression().clip(0, 1)`.
+        """
         return Expr("aggregate", (), (("of", self),))
 
     def round(self, decimals: int = 0) -> Expr:
-        """Rounded as an expression is."""
+        """Rounds the value of the aggregate, as `Expr.round`."""
         return self.expression().round(decimals)
 
     def cast(self, type: Any) -> Expr:
-        """As another type, as an expression is."""
+        """Converts the value of the aggregate to another type, as `Expr.cast`."""
         return self.expression().cast(type)
 
     def fill_null(self, value: Any) -> Expr:
-        """`value` where it is null, as without a value to aggregate."""
+        """Replaces the value of the aggregate by `value` if it is null, for example because no row counts."""
         return self.expression().fill_null(value)
 
     def __add__(self, other: Any) -> Expr:
@@ -201,74 +215,85 @@ def _computed(operator: str, left: Any, right: Any) -> Expr:
 
 
 def count(x: str | Expr | None = None) -> Aggregate:
-    """The number of rows; with an argument, of the rows in which it is not null. int64."""
+    """Returns the number of rows; with an argument, the number of rows in which it is not null. The result is int64."""
     return Aggregate("count", None if x is None else as_column(x))
 
 
 def sum(x: str | Expr) -> Aggregate:
-    """The sum: int64 for integers, uint64 for unsigned integers, float64 for floats. One that is more than its type holds is an error."""
+    """Returns the sum: int64 for integers, uint64 for unsigned integers, float64 for floats.
+
+    A sum that does not fit its type is an error of the row.
+    """
     return Aggregate("sum", as_column(x))
 
 
 def min(x: str | Expr) -> Aggregate:
-    """The least value; NaN only if there is no other."""
+    """Returns the least value; NaN only if there is no other value."""
     return Aggregate("min", as_column(x))
 
 
 def max(x: str | Expr) -> Aggregate:
-    """The greatest value; NaN only if there is no other."""
+    """Returns the greatest value; NaN only if there is no other value."""
     return Aggregate("max", as_column(x))
 
 
 def mean(x: str | Expr) -> Aggregate:
-    """The mean, as float64."""
+    """Returns the mean, as float64."""
     return Aggregate("mean", as_column(x))
 
 
 def variance(x: str | Expr, ddof: int = 1) -> Aggregate:
-    """The variance, as float64: the sum of squared deviations over n - ddof; null for at most ddof values."""
+    """Returns the variance, as float64: the sum of squared deviations divided by n - ddof; null if there are at most
+    `ddof` values.
+
+    Raises UserError if `ddof` is not a whole number, 0 or more.
+    """
     return Aggregate("variance", as_column(x), options=_freedom("variance", ddof))
 
 
 def stddev(x: str | Expr, ddof: int = 1) -> Aggregate:
-    """The standard deviation: the square root of the variance."""
+    """Returns the standard deviation, as float64: the square root of `variance`."""
     return Aggregate("stddev", as_column(x), options=_freedom("stddev", ddof))
 
 
 def first(x: str | Expr) -> Aggregate:
-    """The value of the first row, null or not: by event time if the stream has one, else in order of arrival."""
+    """Returns the value of the first row, null or not, by event time if the stream has one, else in order of arrival."""
     return Aggregate("first", as_column(x))
 
 
 def last(x: str | Expr) -> Aggregate:
-    """The value of the last row, null or not: by event time if the stream has one, else in order of arrival."""
+    """Returns the value of the last row, null or not, by event time if the stream has one, else in order of arrival."""
     return Aggregate("last", as_column(x))
 
 
 def any(x: str | Expr) -> Aggregate:
-    """The value of some row, whichever is cheapest to keep. (Use `max` to test whether a bool is true in any row.)"""
+    """Returns the value of an arbitrary row. (To test whether a bool is true in any row, use `max`.)"""
     return Aggregate("any", as_column(x))
 
 
 def count_distinct(x: str | Expr) -> Aggregate:
-    """The number of distinct values without nulls, as int64. It is exact, and keeps the values."""
+    """Returns the exact number of distinct values, as int64. The state keeps all distinct values."""
     return Aggregate("count_distinct", as_column(x))
 
 
 def approx_count_distinct(x: str | Expr) -> Aggregate:
-    """About the number of distinct values without nulls, as int64. It is exact up to 512, and within 1.6 % (standard error) above.
+    """Returns the approximate number of distinct values, as int64. It is exact up to 512, and within 1.6 % (standard
+    error) above.
 
-    HyperLogLog with 4096 registers: a group takes at most about 8 KiB, however many values it has. It does not work over changes, whose
-    rows may be deleted again: use count_distinct there.
+    HyperLogLog with 4096 registers: a group takes at most about 8 KiB, however many values it has. It cannot remove
+    values, so it is refused over changes: use `count_distinct` there.
     """
     return Aggregate("approx_count_distinct", as_column(x))
 
 
 def approx_quantile(x: str | Expr, q: float | Sequence[float]) -> Aggregate:
-    """About the value below which the fraction `q` of the values lies (0.5: the median), as float64. Several fractions give a list.
+    """Returns approximately the value below which the fraction `q` of the values lies (0.5 is the median), as
+    float64.
 
-    Of n values it is the one of rank floor(q * (n - 1)) in ascending order, within 1 % of its value. Null and NaN do not count. DDSketch:
-    a group takes 16 bytes for each 2 % of the range of its values (about 15 KB from 1e-3 to 1e6), however many there are.
+    Of n values it is the one of rank floor(q * (n - 1)) in ascending order, within 1 % of its value. `q`: a fraction
+    from 0 to 1; a list of fractions gives a list of values. Null and NaN do not count. DDSketch: a group takes 16
+    bytes for each 2 % of the range of its values (about 15 KB from 1e-3 to 1e6), however many there are. Raises
+    UserError for another `q`.
     """
     several = list(q) if isinstance(q, Sequence) and not isinstance(q, str) else [q]
     for each in several:
@@ -280,7 +305,11 @@ def approx_quantile(x: str | Expr, q: float | Sequence[float]) -> Aggregate:
 
 
 def top_k(x: str | Expr, k: int) -> Aggregate:
-    """The `k` greatest values, greatest first, as a list. Equal values are repeated. Null and NaN do not count."""
+    """Returns a list of the `k` greatest values, greatest first. Equal values are repeated; null and NaN do not
+    count.
+
+    Raises UserError if `k` is not a whole number, 1 or more.
+    """
     k = python_value(k)
     if not is_whole(k, 1):
         raise UserError(f"top_k: {k!r} values", hint="a whole number, 1 or more")
@@ -288,22 +317,26 @@ def top_k(x: str | Expr, k: int) -> Aggregate:
 
 
 def collect_list(x: str | Expr) -> Aggregate:
-    """All values, nulls included, as a list: by event time if the stream has one, else in order of arrival."""
+    """Returns a list of all values, nulls included, by event time if the stream has one, else in order of arrival."""
     return Aggregate("collect_list", as_column(x))
 
 
 def arg_min(x: str | Expr, by: str | Expr) -> Aggregate:
-    """`x` of the row whose `by` is least; rows in which `by` is null do not count."""
+    """Returns the value of `x` in the row whose `by` is least. Rows in which `by` is null do not count."""
     return Aggregate("arg_min", as_column(x), by=as_column(by))
 
 
 def arg_max(x: str | Expr, by: str | Expr) -> Aggregate:
-    """`x` of the row whose `by` is greatest; rows in which `by` is null do not count."""
+    """Returns the value of `x` in the row whose `by` is greatest. Rows in which `by` is null do not count."""
     return Aggregate("arg_max", as_column(x), by=as_column(by))
 
 
 def aggregate_with(function: UserAggregate, *columns: str | Expr) -> Aggregate:
-    """A user's own aggregate over these columns; expressions among them get their own names as column names."""
+    """Returns an aggregate of your own over these columns.
+
+    `columns`: names of columns, or expressions, whose names become the columns of the batch. Raises UserError without
+    columns, for two of one name, and for an object that is not a UserAggregate with a `type`.
+    """
     if not isinstance(function, UserAggregate):
         raise UserError(
             f"aggregate_with: {function!r} is no UserAggregate", hint="an object of a class that derives from it"

@@ -20,11 +20,14 @@ Keys: TypeAlias = str | Expr | Sequence[str | Expr]
 Schema: TypeAlias = pa.Schema | Mapping[str, Any]
 
 RowPolicy = Literal["dead_letter", "null", "fail"]
-"""What becomes of a row for which an expression or a function fails: it goes to the dead letters of its source; what could not be
-computed is null; or the app ends with an error that names the row."""
+"""The treatment of a row for which an expression or a function fails.
+
+"dead_letter": the row goes to the dead letters of its source. "null": the value that could not be computed becomes
+null. "fail": the app stops with an error that names the row.
+"""
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
-"""What the numbers of event time count since 1970 UTC."""
+"""The unit in which numbers of event time count since 1970 UTC."""
 
 
 def row_policy(where: str, on_error: Any) -> Any:
@@ -32,7 +35,11 @@ def row_policy(where: str, on_error: Any) -> Any:
 
 
 def join_keys(where: str, on: Any, left_on: Any, right_on: Any) -> tuple[list[str | Expr], list[str | Expr]]:
-    """The keys of both sides: names of columns, and expressions that are more than a column. Raises UserError."""
+    """Returns the keys of both sides: names of columns, and expressions that compute something.
+
+    Raises UserError if `on=` is combined with the other two, if the sides have different numbers of keys, and for a
+    key that is repeated.
+    """
     if on is not None and (left_on is not None or right_on is not None):
         raise UserError(f"{where}: on= and left_on=/right_on= say the same twice", hint="give on=, or the other two")
     left, right = (_keys_of(where, each) for each in ((on, on) if on is not None else (left_on, right_on)))
@@ -67,7 +74,11 @@ def keep_ms(keep: Any) -> tuple[int | None, int | None]:
 
 
 def interval_ms(between: Any, how: str) -> tuple[int | None, int | None]:
-    """The bounds of `between=` as (lower, upper) in ms. A bound such as "-1h" lies before the row."""
+    """Returns the bounds of `between=` as (lower, upper) in ms; None for an open end. A bound such as "-1h" lies
+    before the row.
+
+    Raises UserError if the interval is empty, or if `how` needs an end that is open.
+    """
     if not isinstance(between, tuple | list) or len(between) != 2:
         raise UserError(
             f"join: between={between!r}", hint='between=("-1h", "5m"): from an hour before to five minutes after'
@@ -109,7 +120,10 @@ def order_of(where: str, n: Any, by: Any, descending: Any) -> tuple[int, tuple[t
 
 
 def schema_of(schema: Schema, said: str = "schema") -> pa.Schema:
-    """A pa.Schema as it is, or {"name": type} with pyarrow's or Python's names of types. Raises UserError, which says it as `said`."""
+    """Returns a pa.Schema unchanged, and makes one of {"name": type}, with types as pyarrow or Python name them.
+
+    Raises UserError, whose message calls the argument `said`.
+    """
     if isinstance(schema, pa.Schema):
         return schema
     if not isinstance(schema, Mapping):
@@ -145,7 +159,7 @@ def function_of(value: Any, where: str) -> Any:
 
 
 def flat(values: Iterable[Any]) -> list[Any]:
-    """Flattens arguments that may be given one by one or in a list, as in polars."""
+    """Returns the arguments as one list. As in polars, they may be given one by one or in lists."""
     return [each for value in values for each in (value if isinstance(value, list | tuple) else [value])]
 
 
@@ -178,13 +192,17 @@ def _pairs(columns: Sequence[Any], named: Mapping[str, Any], where: str) -> Iter
 
 
 Computed: TypeAlias = tuple[tuple[str, Expr], ...]
-"""(name, expression over the columns of a step) of all results; empty where nothing is computed."""
+"""The results as (name, expression over the columns of the step); empty if all results are plain aggregates."""
 
 
 def aggregates_of_keywords(
     unnamed: Sequence[Any], aggregates: Mapping[str, Any]
 ) -> tuple[tuple[tuple[str, Aggregate], ...], Computed]:
-    """The aggregates by name, and what is computed of them: `a=sum("x") / count()` needs two of them, and is their quotient."""
+    """Returns the aggregates by name, and the results that are computed from them.
+
+    `a=sum("x") / count()` adds two aggregates, and a result `a` that is their quotient. Raises UserError for an
+    argument without a name, and for a result that contains no aggregate.
+    """
     if unnamed:
         raise UserError(
             f"aggregate: {unnamed[0]!r} has no name, and its column needs one", hint=f"aggregate(n={unnamed[0]!r})"
@@ -205,7 +223,9 @@ def _has_aggregates(expr: Expr) -> bool:
 
 
 def _over(expr: Expr, known: dict[str, Aggregate]) -> Expr:
-    """The expression over the columns of its aggregates. Those that are not among `known` yet are added, under names of ours."""
+    """Returns the expression over the columns of its aggregates. Aggregates that are not in `known` are added to it
+    under internal names.
+    """
     if expr.kind != "aggregate":
         return Expr(expr.kind, tuple(_over(each, known) for each in expr.inputs), expr.options) if expr.inputs else expr
     wanted: Aggregate = expr.option("of")

@@ -28,7 +28,7 @@ _SCHEMA = pa.schema(
 
 
 def aggregates_of(schema: pa.Schema) -> dict[str, Aggregate]:
-    """The aggregates that `table_of` needs, named "<number of the column>.<figure>"."""
+    """Returns the aggregates that `table_of` needs, named "<number of the column>.<figure>"."""
     wanted: dict[str, Aggregate] = {"rows": count()}
     for i, column in enumerate(schema):
         name, number = column.name, _is_number(column.type)
@@ -43,7 +43,7 @@ def aggregates_of(schema: pa.Schema) -> dict[str, Aggregate]:
 
 
 def table_of(schema: pa.Schema, values: dict[str, Any]) -> pa.Table:
-    """Turns the one row of the aggregates into a table with a row for each column of the stream."""
+    """Turns the one row of the aggregates into a table with one row for each column of the stream."""
     rows = []
     for i, column in enumerate(schema):
         row: dict[str, Any] = {field.name: values.get(f"{i}.{field.name}") for field in _SCHEMA}

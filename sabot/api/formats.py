@@ -1,4 +1,4 @@
-"""What users give as `format=`, for records that come in and for rows that leave."""
+"""The argument `format=`, for records that come in and for rows that go out."""
 
 from typing import Any
 
@@ -12,7 +12,9 @@ from sabot.errors import UserError
 
 
 def payload_format(given: Any, source: Any, schema: pa.Schema | None, where: str) -> Format:
-    """The format of the payloads of a source. UserError, which begins with `where`, for one that does not fit source or schema."""
+    """Returns the format of the payloads of a source. Raises UserError, which begins with `where`, if it does not fit
+    the source or the schema.
+    """
     if given is not None and isinstance(source, Source) and decodes(source):
         raise UserError(
             f"{where}: format= is of records, and {source.name} has rows without any", hint="leave format= out"
@@ -23,9 +25,10 @@ def payload_format(given: Any, source: Any, schema: pa.Schema | None, where: str
 
 
 def sink_format(given: Any, sink: Any, where: str, *, keyed: bool) -> Format | None:
-    """The format of the payloads of a topic; None: none is said. keyed: each row is a record with a key.
+    """Returns the format of the payloads of a topic, or None if none is given.
 
-    Raises UserError, whose text begins with `where`, for a format of what is no topic, and for one whose records have many rows and no key.
+    `keyed`: True if each row becomes a record with a key. Raises UserError, which begins with `where`, for a format
+    of a Sink, and for rows with keys in a format that puts many rows into a record.
     """
     if given is not None and not isinstance(sink, str):
         raise UserError(

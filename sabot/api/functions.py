@@ -1,4 +1,4 @@
-"""Process functions as users write them: rows of a key, its state, its timers.
+"""Process functions as users write them: the rows of a key, its state, and its timers.
 
     def three_declines(row, ctx):                                # a row at a time
         seen = (ctx.state("declined").get() or 0) + 1
@@ -15,7 +15,7 @@
         state.put_many(keys, sums)
         ctx.timers.event_many(keys, pc.add(ctx.timestamp, 60_000))
 
-What a function gets as `ctx` is described by the protocols below. A `ProcessSpec` is the checked description of a step.
+The protocols below describe the `ctx` of a function. A `ProcessSpec` is the checked description of a step.
 """
 
 import inspect
@@ -36,7 +36,7 @@ Row: TypeAlias = dict[str, Any]
 
 
 class Timer(NamedTuple):
-    """A timer that fires. at: ms, as it was set. kind: "event" or "processing"."""
+    """A timer that fires. `at`: the time in ms for which it was set. `kind`: "event" or "processing"."""
 
     at: int
     name: str
@@ -44,136 +44,163 @@ class Timer(NamedTuple):
 
 
 def checked_ms(at: Any) -> int:
-    """Returns the time of a timer. Raises UserError for a value that is no time in ms."""
+    """Returns the time of a timer. Raises UserError unless it is a whole number of ms in 64 bits."""
     if type(at) is not int or not -(2**63) <= at < 2**63:
         raise UserError(f"a timer is set to {at!r}", hint="milliseconds since 1970, an int: ctx.timestamp + 60_000")
     return at
 
 
 class KeyState(Protocol):
-    """One value of the key: None, bool, int (64 bit), float, str, bytes, lists and dicts of these. Each read gives a copy."""
+    """One value that belongs to the key: None, bool, int (64 bits), float, str, bytes, or lists and dicts of these.
+    Each read returns a copy.
+    """
 
     def get(self) -> Any:
-        """The value; None when absent."""
+        """Returns the value, or None if there is none."""
 
     def put(self, value: Any) -> None:
         """Sets the value. None deletes it."""
 
     def delete(self) -> None:
-        """Removes the value."""
+        """Deletes the value."""
 
 
 class KeyList(Protocol):
-    """A list of the key. Adding to it costs the same however long it is."""
+    """A list that belongs to the key. Adding a value costs the same for any length."""
 
     def add(self, value: Any) -> None:
         """Adds a value at the end."""
 
     def get(self) -> list[Any]:
-        """The whole list, in order; [] when absent."""
+        """Returns the whole list, in order; [] if there is none."""
 
     def delete(self) -> None:
-        """Removes the whole list."""
+        """Deletes the whole list."""
 
 
 class KeyMap(Protocol):
-    """A dict of the key. Reading or writing one field costs the same however many fields there are."""
+    """A dict that belongs to the key. Reading or writing one field costs the same for any number of fields."""
 
     def get(self, field: Any) -> Any:
-        """The value of the field; None when absent."""
+        """Returns the value of the field, or None if there is none."""
 
     def put(self, field: Any, value: Any) -> None:
-        """Sets the value of the field. None removes the field."""
+        """Sets the value of the field. None deletes the field."""
 
     def items(self) -> dict[Any, Any]:
-        """All fields and their values."""
+        """Returns all fields and their values."""
 
     def delete(self, field: Any = ...) -> None:
-        """Removes one field, or without `field` all of them."""
+        """Deletes one field; without `field`, all of them."""
 
 
 class Timers(Protocol):
-    """The timers of the key. A timer (kind, time, name) that is set twice fires once. A timer in the past fires at the next opportunity."""
+    """The timers of the key. A timer (kind, time, name) that is set twice fires once. A timer in the past fires as
+    soon as possible.
+    """
 
     def event(self, at_ms: int, name: str = "") -> None:
-        """Sets a timer that fires when the watermark reaches `at_ms`. At the end of the input all of these fire."""
+        """Sets a timer that fires when the watermark reaches `at_ms`. At the end of the input all event timers fire."""
 
     def processing(self, at_ms: int, name: str = "") -> None:
-        """Sets a timer that fires when the clock reaches `at_ms`. Those still pending when a bounded input ends do not fire."""
+        """Sets a timer that fires when the clock reaches `at_ms`. Processing timers still pending when a bounded
+        input ends do not fire.
+        """
 
     def delete(self, at_ms: int, name: str = "", *, kind: str = "event") -> None:
-        """Deletes a timer, if there is one. An agent, whose timers all go by the clock, does not need kind=."""
+        """Deletes a timer; does nothing if there is no such timer.
+
+        `kind`: "event" or "processing". Agents have processing timers only, and need no `kind`.
+        """
 
 
 class BroadcastMap(Protocol):
-    """A map that all keys share, the same in every subtask. The values it returns must not be changed."""
+    """A map that all keys share, and that is the same in every subtask. The values that it returns must not be
+    changed.
+    """
 
     def get(self, key: Any, default: Any = None) -> Any:
-        """The value of the key; `default` when absent."""
+        """Returns the value of the key, or `default` if there is none."""
 
     def items(self) -> Mapping[Any, Any]:
-        """All keys and values, in the order in which the keys were first put."""
+        """Returns all keys and values, in the order in which the keys were first put."""
 
     def put(self, key: Any, value: Any) -> None:
-        """Sets the value of a key. None deletes the key. Only the function of the broadcast side may call it; others get UserError."""
+        """Sets the value of a key. None deletes the key. Raises UserError in a function that is not of the broadcast
+        side.
+        """
 
     def delete(self, key: Any) -> None:
-        """Deletes a key. Raises UserError as `put` does."""
+        """Deletes a key. Raises UserError in a function that is not of the broadcast side."""
 
 
 class ProcessContext(Protocol):
     """The `ctx` of a function over rows. It is valid only during the call."""
 
     key: Any
-    """The key: a value, or a tuple where there are several columns; None for a row of a broadcast side."""
+    """The key: a value, or a tuple if the key has several columns; None for a row of a broadcast stream."""
     timestamp: int | None
-    """Event time in ms of the row, or of the timer (of a processing timer: the watermark); None where the stream has none."""
+    """The event time of the row or timer in ms (for a processing timer, the watermark); None if the stream has no
+    event time.
+    """
     watermark: int | None
-    """No row with an earlier event time is expected; one that comes all the same is processed like the others. None: no watermark yet."""
+    """The watermark in ms, or None before the first one. No row with an earlier event time is expected; one that
+    still comes is processed normally.
+    """
 
     def now(self) -> int:
-        """The clock, in ms since 1970. It is another one when rows are processed again after a restart."""
+        """Returns the time of the clock in ms since 1970. It differs when rows are processed again after a restart."""
 
     def state(self, name: str = "state") -> KeyState:
-        """The value of this name that belongs to the key. Its methods raise UserError for a row of a broadcast side, which has no key."""
+        """Returns the value of this name that belongs to the key. Its methods raise UserError for a row of a
+        broadcast stream, which has no key.
+        """
 
     def list(self, name: str) -> KeyList:
-        """The list of this name that belongs to the key. Raises UserError as `state` does."""
+        """Returns the list of this name that belongs to the key. Its methods raise UserError for a row without a key."""
 
     def map(self, name: str) -> KeyMap:
-        """The dict of this name that belongs to the key. Raises UserError as `state` does."""
+        """Returns the dict of this name that belongs to the key. Its methods raise UserError for a row without a key."""
 
     @property
     def timers(self) -> Timers:
-        """The timers of the key, which fire in `on_timer`. Raises UserError where there is no on_timer, or the row has no key."""
+        """The timers of the key, which fire in `on_timer`. Raises UserError if the step has no `on_timer`, or the row
+        has no key.
+        """
 
     def side(self, name: str, row: Row) -> None:
-        """Emits a row into one of `sides=`. Its event time is that of the current row or timer."""
+        """Emits a row into the output branch of this name (`sides=`), with the event time of the current row or
+        timer.
+        """
 
     def broadcast(self, name: str = "broadcast") -> BroadcastMap:
-        """The map of this name that all keys share; only rows of the broadcast side may change it."""
+        """Returns the map of this name that all keys share. Only the function of the broadcast side may change it."""
 
 
 class BatchState(Protocol):
-    """One value for each key. `keys`: an array like the one that the function gets.
+    """One value for each key. `keys` is an array like the one that the function gets.
 
-    With a ttl, values are read and put at the time of the latest row, or timer, of the call.
+    With a ttl, all values of a call are read and put at the time of its latest row or timer.
     """
 
     def get_many(self, keys: Array) -> Array:
-        """Row i -> the value of keys[i], null when absent; of the type that the values have: where no key has one, of type null, so cast it
-        before pc.fill_null.
+        """Returns an array whose value i belongs to keys[i]; null if there is none.
+
+        The array has the type of the stored values. If no key has a value, its type is null: cast it before
+        `pc.fill_null`.
         """
 
     def put_many(self, keys: Array, values: Array) -> None:
-        """Sets the values of these keys. Null deletes; of equal keys the last value counts. Times and decimals have to be cast first."""
+        """Sets the values of these keys. Null deletes; of equal keys the last value counts. Cast times and decimals
+        to numbers or texts before.
+        """
 
     def delete_many(self, keys: Array) -> None:
-        """Removes the values of these keys."""
+        """Deletes the values of these keys."""
 
 
 class BatchTimers(Protocol):
-    """Timers of many keys; `at`: int64 ms, one for each key, or one for all."""
+    """Timers of many keys. `at` is an int64 array of ms with a time for each key, or one time for all keys."""
 
     def event_many(self, keys: Array, at: Array | int) -> None:
         """Sets for each key a timer that fires when the watermark reaches its time."""
@@ -182,55 +209,64 @@ class BatchTimers(Protocol):
         """Sets for each key a timer that fires when the clock reaches its time."""
 
     def delete_many(self, keys: Array, at: Array | int, *, kind: str = "event") -> None:
-        """Deletes the timers of these keys at these times, where there are any."""
+        """Deletes the timers of these keys at these times, if there are any."""
 
 
 class BatchProcessContext(Protocol):
-    """The `ctx` of a function over batches.
+    """The `ctx` of a function over batches. It is valid only during the call.
 
-    It gives None, or anything that speaks Arrow: with as many rows as it got, these have their event times; with other rows it gives
-    a pair (data, their event times in ms).
+    The function returns None, or anything that speaks Arrow. A result with as many rows as the input has the event
+    times of the input. For another number of rows the function returns a pair: the data, and its event times in ms.
     """
 
     timestamp: Array | None
-    """int64: event time in ms of each row, or timer (of processing timers: the watermark); None where the stream has none."""
+    """The event time of each row or timer in ms, as int64 (for processing timers, the watermark); None if the stream
+    has no event time.
+    """
     watermark: int | None
     kind: str
-    """In `on_timer`: "event" or "processing"."""
+    """The kind of the timers in `on_timer`: "event" or "processing"."""
 
     def now(self) -> int:
-        """The clock, in ms since 1970. It is another one when rows are processed again after a restart."""
+        """Returns the time of the clock in ms since 1970. It differs when rows are processed again after a restart."""
 
     def state(self, name: str = "state") -> BatchState:
-        """The values of this name, one for each key."""
+        """Returns the values of this name, one for each key."""
 
     @property
     def timers(self) -> BatchTimers:
-        """The timers of all keys, which fire in `on_timer`. Setting one raises UserError where the step has no on_timer."""
+        """The timers of all keys, which fire in `on_timer`. Setting one raises UserError if the step has no
+        `on_timer`.
+        """
 
     def side(self, name: str, data: Any, times: Array | None = None) -> None:
-        """Emits rows (anything that speaks Arrow) into one of `sides=`. They get their event times as returned rows do."""
+        """Emits rows into the output branch of this name (`sides=`).
+
+        `data`: anything that speaks Arrow. `times`: the event times of the rows in ms; they may be left out if `data`
+        has as many rows as the input.
+        """
 
     def broadcast(self, name: str = "broadcast") -> BroadcastMap:
-        """The map of this name that all keys share; only rows of the broadcast side may change it."""
+        """Returns the map of this name that all keys share. Only the function of the broadcast side may change it."""
 
 
 class Process:
-    """The base class for a step that is written as an object: `keyed.process(Declines(limit=3), schema=...)`.
+    """The base class for a process step that is written as an object: `keyed.process(Declines(limit=3), schema=...)`.
 
-    One object serves all subtasks, each in its thread: what belongs to a key goes into `ctx.state`, not into `self`.
+    One object serves all subtasks, each in its own thread. Data of a key therefore belongs into `ctx.state`, not into
+    `self`.
     """
 
     def process(self, row: Row, ctx: ProcessContext) -> Row | Iterable[Row] | None:
-        """Called for each row. Returns nothing, a row, or several rows."""
+        """Handles a row. Returns None, a row, or several rows."""
         raise NotImplementedError
 
     def process_right(self, row: Row, ctx: ProcessContext) -> Row | Iterable[Row] | None:
-        """A row of the other side."""
+        """Handles a row of the other stream of `connect`. Returns None, a row, or several rows."""
         raise NotImplementedError
 
     def on_timer(self, timer: Timer, ctx: ProcessContext) -> Row | Iterable[Row] | None:
-        """A timer of the key fires."""
+        """Handles a timer of the key that fires. Returns None, a row, or several rows."""
         raise NotImplementedError
 
 
@@ -238,8 +274,9 @@ class Process:
 class ProcessSpec:
     """A checked process step.
 
-    schema: what the functions give, without marks. sides: name -> columns of rows that leave by it. ttl_ms: a value is forgotten when
-    so much event time has passed since it was put. broadcast: the right side has no key, and all subtasks get its rows.
+    `schema`: the columns of the result, without metadata. `sides`: {name: columns} of the output branches. `ttl_ms`:
+    the event time after its put at which a value expires, or None. `broadcast`: True if the right side has no key,
+    and all subtasks get its rows.
     """
 
     name: str
@@ -254,7 +291,7 @@ class ProcessSpec:
 
     @property
     def keeps_times(self) -> bool:
-        """Whether event times are in its state: of timers, or of values that are forgotten."""
+        """True if the state contains event times: of timers, or of values that expire."""
         return self.on_timer is not None or self.ttl_ms is not None
 
 
@@ -270,9 +307,12 @@ def process_spec(
     two_inputs: bool = False,
     broadcast: bool = False,
 ) -> ProcessSpec:
-    """The description of `keyed.process(...)` (or of `keyed.connect(other).process(...)`: two_inputs). UserError for what cannot be.
+    """Returns the checked description of `keyed.process(...)`; with `two_inputs`, of
+    `keyed.connect(other).process(...)`.
 
-    function: a callable, or an object with the methods process and, as it needs them, on_timer and process_right.
+    `function`: a function, or an object with the method `process` and, if needed, `on_timer` and `process_right`.
+    Raises UserError for async functions, classes in place of objects, a `right=` that is missing or has no rows, and
+    schemas without columns or with reserved names.
     """
     whole = function
     method = _method(whole, "process")
@@ -316,7 +356,7 @@ def process_spec(
 
 
 def _method(whole: Any, name: str) -> Callable[..., Any] | None:
-    """The object's method, if it is more than the one of `Process`."""
+    """Returns this method of the object, or None if it is missing or is only inherited from `Process`."""
     if isinstance(whole, type):
         return None
     method = getattr(whole, name, None)

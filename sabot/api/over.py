@@ -1,7 +1,8 @@
-"""Functions of a row's neighbours, as users write them: `keyed.over(before=lag("price"), place=row_number())`. Descriptions only.
+"""Functions over the neighbours of a row, as users write them: `keyed.over(before=lag("price"), place=row_number())`.
+They only describe.
 
-The rows of a key are in the order of event time; rows of equal time are in the order in which they came. Aggregates over a frame are
-those of `sabot.api.aggregates`.
+The rows of a key are in the order of event time; rows of equal time are in order of arrival. Aggregates over a frame
+are those of `sabot.api.aggregates`.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from sabot.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class OverFunction:
-    """One column that `over` adds. kind: the name of a function of this module. argument: only of lag and lead."""
+    """A function that gives one column of `over`. `kind`: the name of a function of this module. `argument`: the
+    expression of `lag` and `lead`, otherwise None.
+    """
 
     kind: str
     argument: Expr | None = None
@@ -24,15 +27,15 @@ class OverFunction:
 
     @property
     def columns(self) -> frozenset[str]:
-        """Names of the columns that it reads."""
+        """The names of the columns that the function reads."""
         return frozenset() if self.argument is None else self.argument.columns
 
     def same(self, other: object) -> bool:
-        """Whether `other` is the same function of the same expression."""
+        """Returns True if `other` is the same function of an equal expression."""
         return isinstance(other, OverFunction) and self.text() == other.text()
 
     def text(self) -> str:
-        """The function as text, as plans show it."""
+        """Returns the function as plans show it."""
         if self.argument is None:
             return f"{self.kind}()"
         words = [self.argument.text()]
@@ -47,30 +50,36 @@ class OverFunction:
 
 
 def lag(x: str | Expr, offset: int = 1, default: Any = None) -> OverFunction:
-    """The value of `x` in the row `offset` rows before this one; `default` where there is none."""
+    """Returns the value of `x` in the row `offset` rows before this one, or `default` if there is no such row.
+
+    Raises UserError unless `offset` is a whole number, 1 or more.
+    """
     return OverFunction("lag", as_column(x), _offset("lag", offset), default)
 
 
 def lead(x: str | Expr, offset: int = 1, default: Any = None) -> OverFunction:
-    """The value of `x` in the row `offset` rows after this one; `default` where the input ends before it.
+    """Returns the value of `x` in the row `offset` rows after this one, or `default` if the input ends before it.
 
-    Each row waits for so many rows of its key to come: event time does not go on beyond the oldest that waits.
+    Each row waits for that many later rows of its key, and holds event time back until they have come. Raises
+    UserError as `lag` does.
     """
     return OverFunction("lead", as_column(x), _offset("lead", offset), default)
 
 
 def row_number() -> OverFunction:
-    """1 for the first row of a key, and so on. int64."""
+    """Returns the number of the row within its key, from 1, as int64."""
     return OverFunction("row_number")
 
 
 def rank() -> OverFunction:
-    """The row number of the first row that has this row's event time. int64."""
+    """Returns the row number of the first row with this row's event time, as int64. Rows of equal time have the same
+    rank.
+    """
     return OverFunction("rank")
 
 
 def dense_rank() -> OverFunction:
-    """The number of different event times up to that of this row. int64."""
+    """Returns the number of different event times of the key up to that of this row, as int64."""
     return OverFunction("dense_rank")
 
 

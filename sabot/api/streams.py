@@ -1,4 +1,4 @@
-"""How an app is given its streams: the rows of a topic, of a Source or of an agent (`stream`), and tables (`table`)."""
+"""The beginnings of an app's streams: rows of a topic, of a Source or of an agent (`stream`), and tables (`table`)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,10 +17,10 @@ from sabot.connectors.places import Start, Until
 
 
 class HasStreams(Owner):
-    """The part of an App that streams begin with."""
+    """The part of an App with which streams begin."""
 
     begun_streams: list[Read]
-    """Over the life of the app."""
+    """The first steps of all streams that were begun, over the life of the app."""
 
     def stream(
         self,
@@ -41,8 +41,9 @@ class HasStreams(Owner):
         start: Start | None = None,
         until: Until | None = None,
     ) -> Stream:
-        """Returns the rows of a topic, of a Source such as `files("data/*.ndjson")`, or of an agent. Nothing runs before `.to(…)` and the
-        start.
+        """Returns the rows of a topic, of a Source such as `files("data/*.ndjson")`, or of an agent, as a stream.
+
+        Nothing runs until the stream is written with `.to(…)` and the app is started.
 
         ```python
         from sabot import App, col, console
@@ -60,20 +61,27 @@ class HasStreams(Owner):
         {"id":2,"amount":500}
         ```
 
-        An agent is given by its function, declared with `@app.agent()` without sink=. The rows are what it returns, with these columns.
+        An agent is given by its function, declared with `@app.agent()` without `sink=`. The rows are its results, with the columns of
+        `schema=`.
 
-        format: what a record's payload is: "json" (the default), "csv", "raw", "arrow", Avro(…), Protobuf(…); see docs/formats.md.
-        schema: a pa.Schema or {"name": "type"}; by default inferred from the first 1,000 records. time: the column of event time (a
-        timestamp; a number of ms UTC, or time_unit=; a text in ISO 8601, or time_format=), a field of its struct ("bid.at"), or an
-        expression; None: the records' timestamps. lateness: how much out of order rows may come. idle: how long (of wall time) a partition
-        may have no rows before it no longer holds event time back. idle_closes: when all partitions are idle, windows that rows have come
-        for are closed. dead_letter: for records that cannot be decoded, and rows for which a step fails. on_error: what becomes of those
-        ("dead_letter", "null", "fail"; see `Stream.on_error`). fields: what else of a record becomes a column: "key" (text), "key_bytes",
-        "headers", "headers.NAME" (text), "partition", "offset", "timestamp"; as a list, or as {column: field}. max_drift: how far, in
-        event time, a partition is read ahead of another one that is not idle; None: all are read as they come.
-        start: where a topic is read from without a checkpoint: "earliest", "latest", "committed" (the group's offsets), the first record of
-        a time (ms UTC, or a datetime), or {partition: offset}; by default as the app says. until: where the stream ends, for backfills:
-        "now" (what is there at the start), before the first record of a time, or {partition: offset}. A restart keeps that end.
+        - `schema`: the columns, as a pa.Schema or {"name": "type"}; by default inferred from the first 1,000 records.
+        - `format`: the format of the payloads: "json" (the default), "csv", "raw", "arrow", Avro(…), Protobuf(…); see docs/formats.md.
+        - `time`: the column of event time, a field of a struct ("bid.at"), or an expression. The values are timestamps, numbers of ms
+          since 1970 UTC (or of `time_unit=`), or texts in ISO 8601 (or in `time_format=`). None: the timestamps of the records.
+        - `lateness`: the event time by which rows may be out of order.
+        - `idle`: the wall time without rows after which a partition no longer holds event time back.
+        - `idle_closes`: True closes the windows that have rows when all partitions are idle.
+        - `dead_letter`: the topic or Sink for records that cannot be decoded, and for rows for which a step fails.
+        - `on_error`: the treatment of rows for which a step fails: "dead_letter", "null" or "fail"; see `Stream.on_error`.
+        - `fields`: other parts of the record that become columns, as a list or as {column: field}: "key" (text), "key_bytes",
+          "headers", "headers.NAME" (text), "partition", "offset", "timestamp".
+        - `max_drift`: the greatest event time by which a partition is read ahead of another one that is not idle; None: no limit.
+        - `start`: the place where a topic is read from if there is no checkpoint: "earliest", "latest", "committed" (the offsets of
+          the group), the first record of a time (ms UTC, or a datetime), or {partition: offset}. By default it is the app's.
+        - `until`: the place where the stream ends, for backfills: "now" (the records that exist at the start), a time (records before
+          it), or {partition: offset}. A restart keeps this end. None: the app's, by default nowhere.
+
+        Raises UserError for a topic or column that cannot be, and for options that the source does not have.
         """
         options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
         options |= {"on_error": on_error, "fields": fields, "time_unit": time_unit, "time_format": time_format}
@@ -104,8 +112,9 @@ class HasStreams(Owner):
         first: bool | None = None,
         until: Until | None = None,
     ) -> Stream:
-        """Returns the changes of the table that a compacted topic holds: the last record of each key is its row, and a tombstone (a record
-        with a null payload) deletes the row.
+        """Returns the table in a compacted topic, as a stream of changes.
+
+        The last record of a key is its row, and a tombstone (a record with a null payload) deletes the row.
 
         ```python
         from sabot import App, console
@@ -123,11 +132,18 @@ class HasStreams(Owner):
         {"id":1,"name":"Anna"}
         ```
 
-        key: the columns of the key; those missing in a payload are read from the record's key. schema: of the table's columns.
-        format: as of `stream`, where a payload is the row; "debezium": it is the envelope of a change (`docs/changes.md` has the setup of
-        the connector). A Source with columns (files) may be read too: a later row replaces the earlier one of its key. fields: of the
-        row's record. first: what it is joined with waits until the rows of the start are read (by default in `lookup`, `join_asof`).
-        until: where the table ends, as of `stream`: what is joined with it keeps the rows that it has then.
+        - `source`: a topic, or a Source with columns (files), in which a later row replaces the earlier one of its key.
+        - `key`: the columns of the key. Key columns that a payload lacks are read from the key of the record.
+        - `schema`: the columns of the table.
+        - `format`: the format of the payloads, which are rows, as in `stream`; or "debezium", whose payloads are envelopes of changes
+          (docs/changes.md has the setup of the connector).
+        - `fields`: other parts of the record that brought a row, as in `stream`.
+        - `first`: True makes joins with this table wait until the rows that exist at the start are read. By default `lookup` and
+          `join_asof` wait, and other joins do not.
+        - `until`: the place where reading ends, as in `stream`. Joins then keep the rows that the table has at that point.
+
+        The other arguments are those of `stream`. Raises UserError as `stream` does, for a format with many rows in a record, and for
+        "debezium" without `schema=` or with `fields=`.
         """
         options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
         options |= {"time_unit": time_unit, "time_format": time_format, "on_error": on_error, "fields": fields}

@@ -1,4 +1,4 @@
-"""Topics that a program asks for: its start makes those that are missing."""
+"""Topics that a program declares: the start of the app creates those that are missing."""
 
 import logging
 from collections.abc import Mapping
@@ -17,16 +17,21 @@ _log = logging.getLogger(__name__)
 
 
 class HasTopics(HasLifespan):
-    """The part of an App that says which topics its start makes."""
+    """The part of an App with which a program declares topics."""
 
     settings: Settings
 
     def topic(self, name: str, *, partitions: int, config: Mapping[str, str] | None = None) -> str:
-        """Asks for a topic with so many partitions: `orders = app.topic("orders", partitions=6)`. Returns its name.
+        """Declares a topic with this number of partitions, and returns its name: `orders = app.topic("orders",
+        partitions=6)`.
 
-        The start makes it if it is missing, before `on_start` and the first record. One that is there stays as it is; a warning says so
-        where it has fewer partitions. config: settings of a new topic, as the broker has them ("cleanup.policy": "compact"); memory://
-        has none. Topics that nobody asks for so have as many partitions as the broker gives them.
+        The start creates a missing topic before `on_start` and the first record. An existing topic stays as it is;
+        the log has a warning if it has fewer partitions. Topics that are not declared have the number of partitions
+        that the broker gives them.
+
+        `config`: the settings of a new topic, in the words of the broker ("cleanup.policy": "compact"); memory://
+        ignores them. Raises UserError for a wrong name or number, and for a topic that is declared twice with
+        different arguments.
         """
         checked_topic(name, "topic")
         partitions = python_value(partitions)

@@ -1,4 +1,6 @@
-"""Tells, at the end of a script, of streams that it has written into sinks and never run: they did nothing, and the exit code is 0."""
+"""A warning at the end of a script whose streams were written into sinks but never run: such a script does nothing,
+and exits with code 0.
+"""
 
 import atexit
 import sys
@@ -7,8 +9,10 @@ _waiting: dict[str, list[str]] = {}  # by app: the sinks of streams that have no
 
 
 def note_written(app: str, sink: str) -> None:
-    """Notes that a stream goes into this sink, if the program is a script that says so itself: no notebook, no session, no module that a
-    test or `sabot run` imports.
+    """Remembers that a stream goes into this sink, if the running program is a script.
+
+    In a notebook, an interactive session, or a module that a test or `sabot run` imports, nothing is remembered,
+    because the app may be started elsewhere.
     """
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "sabot":
@@ -22,7 +26,7 @@ def note_written(app: str, sink: str) -> None:
 
 
 def note_run(app: str) -> None:
-    """Notes that the app was started."""
+    """Remembers that the app was started, so that there is no warning."""
     if _waiting:
         _waiting[app] = []
 

@@ -1,4 +1,4 @@
-"""Windows as users write them: how rows are put together by event time, by the time at which they come, or by count."""
+"""Windows as users write them: groups of rows by event time, by processing time, or by count."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,12 +11,14 @@ from sabot.errors import UserError
 WINDOW_START, WINDOW_END = "window_start", "window_end"  # columns of the results of windows
 
 WindowTime = Literal["event", "processing"]
-"""By which time rows are put into windows: the event time of each, or the time at which it comes to the window."""
+"""The time by which rows are put into windows: their event time, or the processing time at which they reach the
+window.
+"""
 
 
 @dataclass(frozen=True)
 class TumblingWindow:
-    """Windows [k * size + offset, (k + 1) * size + offset) for each integer k, in ms of event time."""
+    """Windows [k * size + offset, (k + 1) * size + offset) for each integer k, in ms."""
 
     size_ms: int
     offset_ms: int = 0
@@ -35,7 +37,9 @@ class HoppingWindow:
 
 @dataclass(frozen=True)
 class CumulativeWindow:
-    """Windows that begin every `size_ms`, and end at each multiple of `step_ms` after that: each hour, the day so far."""
+    """Windows that begin every `size_ms` and end at each multiple of `step_ms` after that. With a day and an hour:
+    each hour, the day so far.
+    """
 
     size_ms: int
     step_ms: int
@@ -45,7 +49,9 @@ class CumulativeWindow:
 
 @dataclass(frozen=True)
 class SessionWindow:
-    """Rows of a key that are less than `gap_ms` apart, from the first row to `gap_ms` after the last."""
+    """Windows of rows of a key that are less than `gap_ms` apart. A window lasts from its first row to `gap_ms` after
+    its last one.
+    """
 
     gap_ms: int
     time: WindowTime = "event"
@@ -53,7 +59,9 @@ class SessionWindow:
 
 @dataclass(frozen=True)
 class CountWindow:
-    """Every `size` rows of a key, in the order in which they come. Fewer at the end of a bounded input make one too."""
+    """Windows of `size` rows of a key each, in order of arrival. Fewer rows at the end of a bounded input make a
+    window too.
+    """
 
     size: int
 
@@ -62,17 +70,19 @@ Window = TumblingWindow | HoppingWindow | CumulativeWindow | SessionWindow | Cou
 
 
 def tumbling(size: Duration, *, offset: Duration = 0, time: WindowTime = "event") -> TumblingWindow:
-    """Windows side by side: `tumbling("1m")` begins at each full minute UTC, `offset` later where given.
+    """Returns windows that follow each other without overlap: `tumbling("1m")` begins one at each full minute UTC.
 
-    time: "processing" puts each row into the window of the time at which it comes, and closes windows by the clock.
+    `offset`: the distance of the beginnings from these times. `time`: "event", or "processing", which puts each row
+    into the window of its arrival, and closes windows by the clock. Raises UserError for a size that is not a whole
+    number of ms, 1 or more.
     """
     return TumblingWindow(_ms(size, "size"), _ms(offset, "offset", zero=True), _time(time))
 
 
 def hopping(size: Duration, slide: Duration, *, offset: Duration = 0, time: WindowTime = "event") -> HoppingWindow:
-    """Windows that overlap: `hopping("1h", "1m")` begins one of an hour each minute. `size` is a multiple of `slide`.
+    """Returns windows that overlap: `hopping("1h", "1m")` begins a window of one hour each minute.
 
-    time: as of `tumbling`.
+    `offset` and `time` are those of `tumbling`. Raises UserError unless `size` is a multiple of `slide`.
     """
     size_ms, slide_ms = _ms(size, "size"), _ms(slide, "slide")
     if size_ms % slide_ms:
@@ -81,7 +91,10 @@ def hopping(size: Duration, slide: Duration, *, offset: Duration = 0, time: Wind
 
 
 def cumulative(size: Duration, step: Duration, *, offset: Duration = 0, time: WindowTime = "event") -> CumulativeWindow:
-    """`cumulative("1d", "1h")`: at each hour, the day so far. `size` is a multiple of `step`. time: as of `tumbling`."""
+    """Returns windows that grow: `cumulative("1d", "1h")` gives at each hour the day so far.
+
+    `offset` and `time` are those of `tumbling`. Raises UserError unless `size` is a multiple of `step`.
+    """
     size_ms, step_ms = _ms(size, "size"), _ms(step, "step")
     if size_ms % step_ms:
         raise UserError(f"cumulative: {size!r} is no multiple of {step!r}", hint="a window is made of whole steps")
@@ -89,12 +102,15 @@ def cumulative(size: Duration, step: Duration, *, offset: Duration = 0, time: Wi
 
 
 def session(gap: Duration, *, time: WindowTime = "event") -> SessionWindow:
-    """A window per burst of rows of a key: it ends when no row has come for `gap` of event time. time: as of `tumbling`."""
+    """Returns windows of bursts: a window of a key ends when the key has had no row for `gap` of event time.
+
+    `time` is that of `tumbling`. Raises UserError for a gap that is not a whole number of ms, 1 or more.
+    """
     return SessionWindow(_ms(gap, "gap"), _time(time))
 
 
 def count_window(size: int) -> CountWindow:
-    """Every `size` rows of a key."""
+    """Returns windows of `size` rows of a key each. Raises UserError unless `size` is a whole number, 1 or more."""
     size = python_value(size)
     if not is_whole(size, 1):
         raise UserError(f"count_window: {size!r} is no number of rows", hint="a whole number, 1 or more")

@@ -1,4 +1,4 @@
-"""The text of functions, keys, orders, windows and aggregates in plans and errors."""
+"""The texts of functions, keys, orders, windows and aggregates in plans and errors."""
 
 import difflib
 from collections.abc import Collection, Iterable
@@ -13,14 +13,14 @@ class _Worded(Protocol):
 
 
 def check_names(where: str, names: Iterable[str], known: Collection[str]) -> None:
-    """Raises UserError for the first of `names` that is not among the columns `known`."""
+    """Raises UserError for the first of `names` that is not one of the columns `known`."""
     for name in names:
         if name not in known:
             raise no_column(name, known, where)
 
 
 def no_column(name: str, known: Collection[str], where: str = "") -> UserError:
-    """The error for a column that does not exist. Its hint has the column with the most similar name."""
+    """Returns the error for a column that does not exist. Its hint suggests the column with the most similar name."""
     near = difflib.get_close_matches(name, known, 1)
     guess = f"did you mean {near[0]!r}? " if near else ""
     struct, _, field = name.partition(".")
@@ -33,42 +33,42 @@ def no_column(name: str, known: Collection[str], where: str = "") -> UserError:
 
 
 def name_of(function: Any) -> str:
-    """The qualified name of a function; for a callable object, that of its class."""
+    """Returns the qualified name of a function; for a callable object, the name of its class."""
     return str(getattr(function, "__qualname__", type(function).__name__))
 
 
 def by_keys(keys: tuple[str, ...]) -> str:
-    """ " by account, item", or nothing where there are no keys."""
+    """Returns " by account, item", or "" without keys."""
     return f" by {', '.join(keys)}" if keys else ""
 
 
 def column_text(name: str, expr: Expr) -> str:
-    """The text of a column that a step gives: only its name where it is an unchanged column of that name."""
+    """Returns the text of a column of a step's result: only its name if it is an unchanged column of that name."""
     return name if expr.column == name else f"{name} = {expr.text()}"
 
 
 def select_text(columns: Iterable[tuple[str, Expr]]) -> str:
-    """The text of a step that gives these columns and no others."""
+    """Returns the text of a step whose result has exactly these columns."""
     return "select " + ", ".join(column_text(name, expr) for name, expr in columns)
 
 
 def with_text(columns: Iterable[tuple[str, Expr]]) -> str:
-    """The text of a step that adds these columns."""
+    """Returns the text of a step that adds these columns."""
     return "with " + ", ".join(column_text(name, expr) for name, expr in columns)
 
 
 def named_texts(columns: Iterable[tuple[str, _Worded]]) -> str:
-    """The text of aggregates, or of columns of `over`: "n = count(), total = sum(amount)"."""
+    """Returns the text of aggregates, or of columns of `over`: "n = count(), total = sum(amount)"."""
     return ", ".join(f"{name} = {each.text()}" for name, each in columns)
 
 
 def order_text(by: Iterable[tuple[str, bool]]) -> str:
-    """The text of an order, given as (column, whether the greatest come first) for each column."""
+    """Returns the text of an order. `by` has pairs of a column and True if its greatest values come first."""
     return ", ".join(f"{name} {'descending' if down else 'ascending'}" for name, down in by)
 
 
 def window_text(window: object) -> str:
-    """ "tumbling window (60000 ms)"."""
+    """Returns the text of a window, such as "tumbling window (60000 ms)"."""
     given = {name: value for name, value in vars(window).items() if name != "time" and (name != "offset_ms" or value)}
     facts = {name.removesuffix("_ms"): value for name, value in given.items()}
     sizes = ", ".join(f"{value} ms" if f"{name}_ms" in vars(window) else str(value) for name, value in facts.items())

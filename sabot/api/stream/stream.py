@@ -1,11 +1,12 @@
-"""Streams as users write them: a graph of descriptions. Building it runs nothing.
+"""Streams as users write them: a graph of descriptions. Building the graph runs nothing.
 
     app.stream("transactions", schema=..., time="ts", lateness="5s")
         .filter(col("amount") > 10).key_by("account").window(tumbling("1m")).aggregate(n=count())
         .to("account_minutes")
 
-A `Stream` stands for the rows after one step; each method gives a new one, and `to` says where rows go. The steps are the
-nodes of `api/nodes`; `plan/` makes stages of them. A step is checked when it is written, as far as its columns are known.
+A `Stream` is the rows after one step. Each method returns a new stream, and `to` names a sink for the rows. The steps
+are the nodes of `api/nodes`; `plan/` makes stages of them. A step is checked when it is written, as far as its
+columns are known.
 """
 
 import re
@@ -87,23 +88,27 @@ if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine
 
 Late: TypeAlias = str | Sink | tuple[str | Sink | None, str | Sink | None] | None
-"""Where late rows of a join go: of both streams, or of this one and of the other."""
+"""The sinks for late rows of a join: one for both streams, or a pair (for this stream, for the other one)."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The basis of every kind of stream: its last step, with all steps before it, and the app to which they belong."""
+    """The basis of every kind of stream: the last step, which leads to all steps before it, and the app that owns
+    them.
+    """
 
     owner: Owner
     node: Node
 
     def then(self, node: Node) -> "Stream":
-        """Checks the next step, and returns the stream behind it."""
+        """Checks the next step, and returns the stream after it. Raises UserError."""
         node.check()
         return Stream(self.owner, node)
 
     def then_aggregate(self, node: Node, aggregates: tuple[tuple[str, Aggregate], ...], computed: Computed) -> "Stream":
-        """As `then`, for a step that gives these aggregates, with what is computed of them in the place of its parts."""
+        """Checks a step that gives these aggregates, and returns the stream after it. Aggregates that are only
+        operands are replaced by `computed`.
+        """
         stream = self.then(node)
         made, results = {name for name, _ in aggregates}, dict(computed)
         if not results:
@@ -114,21 +119,28 @@ class Steps:
         return stream.with_columns(**own).drop([*made.difference(results)])
 
     def then_process(self, node: Process | Connect) -> "ProcessedStream":
-        """As `then`, for a process step, which may have output branches (`side`)."""
+        """Checks a process step, which may have output branches (`side`), and returns the stream after it. Raises
+        UserError.
+        """
         node.check()
         return ProcessedStream(self.owner, node)
 
     @staticmethod
     def of(stream: object) -> "Steps | None":
-        """The steps of a stream without keys. None: the object is no such stream."""
+        """Returns the steps of a stream without keys, or None if the object is not such a stream."""
         return Steps(stream._owner, stream._node) if isinstance(stream, Stream) else None
 
 
 class Stream(Looks, NamedElsewhere):
-    """The rows after a step. Immutable: every method gives a new stream; nothing runs before the app does, or `collect`.
+    """The rows after a step. A stream is immutable: every method returns a new stream. Nothing runs before the app
+    does, or `collect`.
 
-    Most streams are append streams: a row that came stays. What `group_by`, `upsert`, `top_n` and outer joins give are changes: rows
-    that may be updated and deleted later. Steps that cannot take changes say so when they are written.
+    Most streams are append-only: a row that has come out stays as it is. `group_by`, `upsert`, `top_n` and outer
+    joins give changes: rows that later rows update and delete. A step that cannot take changes raises UserError when
+    it is written.
+
+    All methods raise UserError for arguments that do not fit the stream, such as the name of a column that it does
+    not have.
     """
 
     def __init__(self, owner: Owner, node: Node) -> None:
@@ -138,7 +150,7 @@ class Stream(Looks, NamedElsewhere):
     # -- rows and columns ---------------------------------------------------------------------------------------------
 
     def filter(self, *predicates: Expr) -> "Stream":
-        """The rows for which all predicates are true. A row for which one is null is dropped."""
+        """Keeps the rows for which all predicates are true. A row for which a predicate is null is dropped."""
         if not predicates:
             raise UserError("filter needs a predicate", hint='filter(col("amount") > 10)')
         node = self._node
@@ -147,19 +159,23 @@ class Stream(Looks, NamedElsewhere):
         return self._then(node)
 
     def select(self, *columns: str | Expr | Sequence[str | Expr], **named: Expr | Any) -> "Stream":
-        """These columns, in this order: names, expressions, or name=expression."""
+        """Keeps these columns, in this order: names, expressions, or name=expression. Two columns of one name are
+        refused.
+        """
         return self._then(Select(self._node, named_columns_of(columns, named, "select")))
 
     def with_columns(self, *columns: Expr, **named: Expr | Any) -> "Stream":
-        """Adds columns, or replaces those of the same name. All expressions see the columns as they were before the step."""
+        """Adds columns, or replaces columns of the same name. All expressions see the columns as they were before the
+        step.
+        """
         return self._then(WithColumns(self._node, named_columns_of(columns, named, "with_columns")))
 
     def drop(self, *names: str | Sequence[str]) -> "Stream":
-        """All columns but these."""
+        """Removes these columns."""
         return self._then(Drop(self._node, column_names(flat(names), "drop")))
 
     def rename(self, names: Mapping[str, str]) -> "Stream":
-        """Renames columns: {old name: new name}."""
+        """Renames columns. `names` is {old name: new name}."""
         pairs = tuple((str(old), str(new)) for old, new in names.items())
         return self._then(Rename(self._node, pairs))
 
@@ -171,13 +187,18 @@ class Stream(Looks, NamedElsewhere):
         time_unit: TimeUnit | None = None,
         time_format: str | None = None,
     ) -> "Stream":
-        """Rows have this event time from here on; windows behind go by it. Arguments as in `App.stream`; values that are no times are
-        errors of their rows (`on_error`).
+        """Gives the rows another event time, by which later windows and joins go.
+
+        The arguments are those of `App.stream`. A row whose value is not a time is treated as `on_error` says.
         """
         return self._then(with_time_node(self._node, time, time_unit, time_format, lateness))
 
     def on_error(self, policy: RowPolicy) -> "Stream":
-        """What becomes of a row for which an expression or a function of a later step fails: "dead_letter", "null" or "fail"."""
+        """Sets the treatment of rows for which an expression or a function of a later step fails.
+
+        `policy`: "dead_letter" sends the row to the dead letters of its source; "null" makes the value that fails
+        null; "fail" stops the app with an error that names the row.
+        """
         return self._then(OnError(self._node, row_policy("on_error", policy)))
 
     def map_batches(
@@ -189,23 +210,37 @@ class Stream(Looks, NamedElsewhere):
     ) -> "Stream":
         """Calls `function(batch: pa.RecordBatch)`, which returns anything that speaks Arrow, or None for no rows.
 
-        schema: of the result; without one, the function is called once with an empty batch to find out. If windows follow, event time is
-        read again from its column if the result has it; otherwise the number of rows must stay the same. on_error: as of `on_error`, for
-        this step; where the function fails it is called again with halves of the batch, until the rows that it fails for are found.
+        `schema`: the columns of the result; without it, the function is called once with an empty batch to find them.
+        `on_error`: the policy for this step, see `on_error`. If the function raises, it is called again with halves
+        of the batch, until the failing rows are found; so it may get a row more than once.
+
+        If windows follow, event time is read again from its column, if the result has this column; otherwise the
+        result must have as many rows as the batch. Changes are refused.
         """
         return self._then(map_batches_node(self._node, function, schema, on_error))
 
     def flat_map(
         self, function: Callable[[dict[str, Any]], Any], *, schema: Schema, on_error: RowPolicy | None = None
     ) -> "Stream":
-        """Calls `function(row: dict)`, which returns an iterable of dicts. This is a Python call for each row: prefer `map_batches`."""
+        """Calls `function(row: dict)`, which returns an iterable of dicts: the rows of the result.
+
+        `schema`: the columns of the result. `on_error`: the policy for this step, see `on_error`. The function is a
+        Python call per row: prefer `map_batches`. Changes are refused.
+        """
         return self._then(flat_map_node(self._node, function, schema, on_error))
 
     def explode(self, *columns: str | Sequence[str], empty_as_null: bool = False, keep_nulls: bool = True) -> "Stream":
-        """A row for each value of the list in this column; a list that is null gives a row with null, an empty one none, as in polars.
+        """Makes a row of each value of the list in this column, and repeats the other columns.
 
-        empty_as_null: an empty list gives a row with null, too. keep_nulls=False: one that is null gives none. Lists of several columns go
-        together; a row in which they differ in length fails (`on_error`). Not for changes.
+            id  tags                 id  tags
+            1   ["a", "b"]    ->     1   "a"
+            2   []                   1   "b"
+            3   null                 3   null
+
+        As in polars, a null list gives a row with null, and an empty list gives no row. `empty_as_null=True`: an
+        empty list gives a row with null too. `keep_nulls=False`: a null list gives no row. Lists of several columns
+        are exploded together; a row in which their lengths differ fails (`on_error`). Changes and expressions are
+        refused.
         """
         for each in flat(columns):
             if isinstance(each, Expr):
@@ -225,11 +260,12 @@ class Stream(Looks, NamedElsewhere):
         )
 
     def head(self, n: int) -> "Stream":
-        """The first `n` rows to arrive (0 or more), of all subtasks together; no rows after those.
+        """Lets the first `n` rows pass (0 or more), in order of arrival over all subtasks, and no rows after them.
 
-        The count is in the checkpoint, so n rows pass in total, whatever crashes, and with whatever parallelism the app resumes. With
-        several readers or partitions, the order of arrival may differ from run to run. The input is still read to its end (an endless one
-        for ever), as other streams may read it too, and for its event time. Not for changes.
+        The count is part of the checkpoint, so n rows pass in total, after any crash and with any parallelism. With
+        several readers or partitions, the order of arrival may differ from run to run. The input is still read to its
+        end (an endless one for ever), for its event time, and because other streams may read it too. Changes are
+        refused.
         """
         n = python_value(n)
         if not is_whole(n, 0):
@@ -240,9 +276,10 @@ class Stream(Looks, NamedElsewhere):
         return self._then(Head(self._node, n))
 
     def sample(self, fraction: float, *, seed: int = 0) -> "Stream":
-        """A random sample: each row passes with the probability `fraction` (0 to 1). `seed`: that of the random number generator.
+        """Keeps a random sample: each row passes with the probability `fraction` (0 to 1).
 
-        The same rows, in the same order and with the same parallelism, give the same sample.
+        `seed`: the seed of the random number generator. The same rows, in the same order and with the same
+        parallelism, give the same sample.
         """
         if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
             raise UserError(f"sample: {fraction!r} is no share of the rows", hint="from 0 to 1: sample(0.1)")
@@ -256,14 +293,20 @@ class Stream(Looks, NamedElsewhere):
     # -- keys and time ------------------------------------------------------------------------------------------------
 
     def key_by(self, *keys: str | Expr, **named: str | Expr) -> "KeyedStream":
-        """Groups rows by key: names of columns, or expressions: `key_by("shop", day=col("ts").dt.date())`. Null is a key like any other."""
+        """Groups rows by key, for steps that work on each key separately.
+
+        Keys are names of columns, or expressions: `key_by("shop", day=col("ts").dt.date())`. Null is a key like any
+        other.
+        """
         node, names, _ = self._with_keys(keys, named)
         return KeyedStream(Steps(self._owner, node), names)
 
     def _with_keys(
         self, keys: Sequence[str | Expr], named: Mapping[str, str | Expr] | None = None, where: str = "key_by"
     ) -> tuple[Node, tuple[str, ...], list[str]]:
-        """Returns the step that has the keys as columns, the names of the keys, and those of the columns that were made for them."""
+        """Returns the step that has the keys as columns, the names of the keys, and the names of columns that were
+        added for them.
+        """
         if not keys and not named:
             raise UserError(f"{where} needs a column", hint=f'{where}("account")')
         pairs = named_columns_of(keys, named or {}, where)
@@ -288,24 +331,31 @@ class Stream(Looks, NamedElsewhere):
         emit_every: Duration | None = None,
         late: str | Sink | None = None,
     ) -> "WindowedStream":
-        """Groups all rows by window, without a key. See KeyedStream.window."""
+        """Groups all rows by window, without a key. The arguments are those of `KeyedStream.window`."""
         return KeyedStream(Steps(self._owner, self._node), ()).window(
             window, allowed_lateness=allowed_lateness, emit_every=emit_every, late=late
         )
 
     def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate | Expr) -> "Stream":
-        """For each row, the aggregates of all rows so far, including this one. See KeyedStream.aggregate."""
+        """Adds to each row the aggregates of all rows so far, including this one. See `KeyedStream.aggregate`."""
         return KeyedStream(Steps(self._owner, self._node), ()).aggregate(*unnamed, ttl=None, **aggregates)
 
     def deduplicate(self, *keys: str | Expr, within: Duration | None = None) -> "Stream":
-        """The first row of each key; with `within`, a key counts as new again once this much event time has passed since its first row."""
+        """Keeps the first row of each key, in order of arrival.
+
+        `keys`: names of columns, or expressions. `within`: the event time after which a key counts as new again,
+        measured from its first row; without it, keys are kept for ever.
+        """
         node, names, made = self._with_keys(keys)
         firsts = KeyedStream(Steps(self._owner, node), names).deduplicate(within=within)
         return firsts.drop(*made) if made else firsts
 
     def named(self, id: str) -> "Stream":
-        """Gives an id to the last step that keeps state (aggregate, reduce, deduplicate). Under this id its state is restored when the
-        program around the step changes, and `sabot state` reads it.
+        """Gives an id to the last step that keeps state, such as `aggregate`, `join` or `top_n`.
+
+        Under this id the state is restored even if the program around the step has changed, and `sabot state` and
+        `app.state(id)` read it. `id`: at most 80 letters, digits, "_", "-" and ".". Raises UserError if no step
+        before keeps state, or if the step has an id already.
         """
         if not isinstance(id, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}", id):
             raise UserError(f"named: {id!r} is no id", hint='letters, digits, "_", "-" and ".", at most 80: "totals"')
@@ -314,7 +364,7 @@ class Stream(Looks, NamedElsewhere):
     # -- several streams ----------------------------------------------------------------------------------------------
 
     def union(self, *others: "Stream") -> "Stream":
-        """The rows of this stream and of the others; their columns are the same, in the same order."""
+        """Returns the rows of this stream and of the others. All must have the same columns, in the same order."""
         return self._then(Union((self._node, *(self._other(other, "union") for other in others))))
 
     def join(
@@ -332,29 +382,43 @@ class Stream(Looks, NamedElsewhere):
         late: Late = None,
         suffix: str = "_right",
     ) -> "Stream":
-        """Joins rows of both streams whose keys are equal: the columns of this stream, then the other's without its keys.
+        """Joins rows of two streams whose keys are equal. The result has the columns of this stream, then those of
+        the other one without its keys.
 
-        on: columns that both streams have; or left_on= and right_on=. Expressions too: left_on=col("name").str.lower(); what is computed is
-        no column of the result. As in SQL, null equals nothing. how: "inner", "left", "right",
-        "full", "semi" (rows of this stream with a partner), "anti" (rows without one). suffix: added to the other's name of
-        a column that both streams have.
+        - `on`: the key columns that both streams have. In its place, `left_on=` and `right_on=` name them for each
+          side. Expressions are allowed, such as `left_on=col("name").str.lower()`; the computed key is not a column
+          of the result. As in SQL, null equals nothing.
+        - `how`: "inner", "left", "right", "full", "semi" (rows of this stream that have a partner), or "anti" (rows
+          that have none).
+        - `suffix`: the text added to the name of a column of the other stream, if this stream has a column of that
+          name.
 
-        between=("-1h", "5m"): only pairs in which the other row's event time is between this row's time - 1 h and + 5 min, both inclusive;
-        None leaves an end open. Rows too old for that are dropped from the state. Rows without a partner are emitted when none can arrive
-        any more.
-        window=tumbling("1m"): only pairs within the same window, emitted when it closes, with window_start and window_end.
-        Without either: all pairs, for ever. The state then grows with the rows, and except for "inner" and "semi" the result is changes: a
-        row emitted without a partner is retracted when one arrives. keep=("1h", "1d"): rows of this stream are dropped from the state once
-        event time has passed them by an hour, the other's by a day (None: never); results emitted with them stay. This is coarser than
-        between=, which decides for each pair, in whatever order rows arrive.
-        other.broadcast(): the other stream is small, and each subtask gets all of it; rows of this stream are not repartitioned. The other
-        may have no event time even if this stream has one ("inner", "left", "semi", "anti"): its rows then count from their arrival, and if
-        it ends (files), it is read first.
-        max_drift: in joins by event time a source is read no further than this ahead of the others; it waits, so that a backlog of one
-        side does not fill the state. None: as it comes.
-        late: with between= or window=, a topic or Sink for rows that arrive too late to be joined, or a pair: this stream's place, the
-        other's. They are counted in any case. "{topic}.dlq", as for dead_letter= of a stream, makes dead letters of them.
-        The event time of a pair is the later of the two. Both streams may be changes, unless between= or window= is given.
+        One of these bounds the state of the join:
+
+        - `between=("-1h", "5m")`: pairs whose other row has an event time from 1 h before to 5 min after the time
+          of this row, both included; None leaves an end open. Older rows are dropped from the state. A row without
+          a partner is emitted when no partner can arrive any more.
+        - `window=tumbling("1m")`: pairs within one window, emitted when it closes, with `window_start` and
+          `window_end`.
+        - Neither of the two: all pairs, for ever. The state grows with the rows. Except for "inner" and "semi" the
+          result is changes: a row that was emitted without a partner is retracted when one arrives.
+        - `keep=("1h", "1d")`, without `between` and `window`: rows of this stream leave the state one hour of event
+          time after their own time, rows of the other one after a day (None: never). Their results stay. Unlike
+          `between=`, this depends on the order of arrival.
+
+        - `max_drift`: the greatest distance in event time by which a source is read ahead of the others, in joins
+          by event time. Records that are ahead wait, so that a backlog of one side does not fill the state. None:
+          no limit.
+        - `late`: a topic or Sink for rows that arrive too late, with `between=` or `window=`; or a pair, for this
+          stream and for the other one. "{topic}.dlq" makes them dead letters of their source. Late rows are counted
+          in any case.
+
+        `other.broadcast()` marks the other stream as small: each subtask gets all of it, and rows of this stream are
+        not repartitioned. With "inner", "left", "semi" and "anti" it may lack event time; its rows then count from
+        their arrival, and if it ends (files), it is read first.
+
+        The event time of a pair is the later of the two. Both streams may be changes, unless `between=` or `window=`
+        is given. Raises UserError for streams of two apps, and for keys or bounds that do not fit.
         """
         left, right, keys, made = keyed_sides(
             "join", self._node, self._other(other, "join"), on, left_on, right_on, how
@@ -377,12 +441,17 @@ class Stream(Looks, NamedElsewhere):
         late: Late = None,
         suffix: str = "_right",
     ) -> "Stream":
-        """Joins each row with the other's row of the same key that was valid at its event time: the last one at or before it.
+        """Joins each row with the row of the other stream that was valid for its key at its event time: the last one
+        at or before it.
 
-        The other stream holds versions (prices, rates, addresses), each valid from its event time until the next one of its key. In a table
-        (`app.table`, `upsert`), a deletion ends a version too. strategy: "forward", the first row at or after; "nearest". tolerance: the
-        largest distance in time (forward and nearest need it). how: "left" keeps rows without a partner, "inner" does not. A row is emitted
-        once event time has passed it on both sides. max_drift, late: as in `join`.
+        The other stream has versions (prices, rates, addresses); each is valid from its event time until the next one
+        of its key. In a table (`app.table`, `upsert`), a deletion ends a version too. A row is emitted once event
+        time has passed it on both sides.
+
+        `strategy`: "backward", "forward" (the first row at or after), or "nearest". `tolerance`: the largest distance
+        in event time, which "forward" and "nearest" need. `how`: "left" keeps rows without a partner, with nulls;
+        "inner" drops them. Keys, `max_drift`, `late` and `suffix` are those of `join`. Raises UserError as `join`
+        does.
         """
         right = self._other(other, "join_asof")
         left, right, keys, made = keyed_sides("join_asof", self._node, right, on, left_on, right_on)
@@ -464,15 +533,21 @@ class Stream(Looks, NamedElsewhere):
         cache: int = 10_000,
         **fields: Any,
     ) -> "Stream":
-        """Adds to each row what a model answers to its prompt. Equal prompts are asked once.
+        """Adds to each row the answer of a model to the row's prompt. Equal prompts are asked once.
 
-        prompt: a template over columns, "Sentiment of: {text}"; an expression; or a function of a RecordBatch that gives a text for each
-        row. A row whose prompt is null, as where a column in it is, is not asked about: its answer is null.
-        output: the columns of the answer, {"label": "string", "score": "float64"}; a Struct, dataclass, TypedDict or pydantic model, with a
-        column for each field; or the name of a column for the text, "content" by default. instructions: the system message. fields: of
-        the request (model, temperature, max_tokens, …).
-        concurrency: prompts in flight in each subtask; by default as many as the engine's limits allow. cache: so many answers are kept,
-        those used last. ordered, on_error, dead_letter, and what is in the checkpoint: as of map_async. Attempts are the engine's.
+        - `prompt`: a template over columns, "Sentiment of: {text}"; an expression; or a function of a RecordBatch
+          that returns a text for each row. If the prompt of a row is null (or a column in it is), the model is not
+          asked, and the answer is null.
+        - `output`: the columns of the answer, {"label": "string", "score": "float64"}; a Struct, dataclass,
+          TypedDict or pydantic model, with a column for each field; or the name of a column for the text, by
+          default "content".
+        - `instructions`: the system message before each prompt. `fields`: further fields of the request (model,
+          temperature, max_tokens, …), without tools.
+        - `concurrency`: the number of prompts in flight in each subtask; by default as many as the engine's limits
+          allow.
+        - `cache`: the number of answers that are kept, namely those used last.
+        - `ordered`, `on_error`, `dead_letter`: as in `map_async`, as is the checkpoint. The engine decides about
+          attempts.
         """
         from sabot.api.asking import map_llm_node
 
@@ -483,38 +558,46 @@ class Stream(Looks, NamedElsewhere):
         )
 
     def broadcast(self) -> "Stream":
-        """Marks this stream as the small side of `join` or `lookup`, or the rules of `connect`: each subtask gets all of it."""
+        """Marks this stream as the small side of `join` or `lookup`, or as the rules of `connect`: each subtask gets
+        all of its rows.
+        """
         return self._then(Broadcast(self._node))
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
     @property
     def changes(self) -> bool:
-        """Whether the rows are changes, which `changelog`, `materialize` and `upsert` take: updates and deletes of earlier rows, beside new
-        ones.
+        """True if the rows are changes: besides inserts, they update and delete earlier rows. `changelog`,
+        `materialize` and `upsert` take them.
         """
         return self._node.changes
 
     def group_by(self, *keys: str | Expr, **named: str | Expr) -> "GroupedStream":
-        """Groups rows by key, with one result row for each key that is kept up to date: SQL's GROUP BY. Without keys, one row for all.
+        """Groups rows by key, for aggregates with one result row per key that is kept up to date: SQL's GROUP BY.
 
-        Keys are names of columns, or expressions: `group_by(day=col("ts").dt.date())`.
+        Keys are names of columns, or expressions: `group_by(day=col("ts").dt.date())`. Without keys there is one row
+        for all.
         """
         node, names, _ = self._with_keys(keys, named, "group_by") if keys or named else (self._node, (), [])
         return GroupedStream(Steps(self._owner, node), names)
 
     def upsert(self, *keys: str) -> "Stream":
-        """The table, as changes, that has the last row of each key.
+        """Returns changes of a table that has the last row of each key.
 
-        Each row of an append stream replaces the earlier row of its key. For a stream of changes it sets the key that a sink uses:
-        rows of the same key replace each other, and a key that has no row any more is deleted (in a topic, by a tombstone).
+        Each row of an append-only stream replaces the earlier row of its key. For a stream of changes, `upsert` names
+        the key that a sink uses: rows of one key replace each other, and a key that has no row any more is deleted
+        (in a topic, by a tombstone). Raises UserError without a key.
         """
         if not keys:
             raise UserError("upsert needs the key", hint='upsert("account")')
         return self._then(Upsert(self._node, column_names(flat(keys), "upsert")))
 
     def changelog(self) -> "Stream":
-        """Turns changes into rows of an append stream. The column `op` has the kind: insert, update_before, update_after, delete."""
+        """Turns each change into a row of an append-only stream. Its first column `op` is "insert", "update_before",
+        "update_after" or "delete".
+
+        Raises UserError if the rows are not changes.
+        """
         if not self._node.changes:
             raise UserError(
                 "changelog: these rows are no changes", hint="it follows group_by, upsert, top_n or an outer join"
@@ -522,8 +605,10 @@ class Stream(Looks, NamedElsewhere):
         return self._then(Changelog(self._node))
 
     def materialize(self) -> "Stream":
-        """The table that changes make, kept in state: its rows are emitted once, when the input has ended. With `.named("x")`,
-        `app.state("x")` reads it before that. An append stream is not changed.
+        """Applies changes to a table in the state, and emits its rows once, when the input has ended. An append-only
+        stream stays as it is.
+
+        With `.named("x")`, `app.state("x")` reads the table before that.
         """
         return self._then(Materialize(self._node)) if self._node.changes else self
 
@@ -538,19 +623,25 @@ class Stream(Looks, NamedElsewhere):
         nan: OnNan = None,
         format: str | Format | None = None,
     ) -> None:
-        """Writes the rows to this topic, Sink or agent when the app runs. May be called several times. key: the column of the records' key.
+        """Writes the rows to this topic, Sink or agent when the app runs. It may be called several times for one
+        stream.
 
-        An agent is given by its function, declared with `@app.agent()`. There is no topic in between: its checkpoints keep the rows as
-        those that it read itself. A record agent gets each row as if from JSON, a batch agent gets columns. It cannot
-        take changes. `files("s3://bucket/folder/", "parquet")` is an ObjectSink there.
+        - `key`: the column whose value is the key of the records.
+        - `delivery`: "exactly_once" makes rows visible once a checkpoint covers them, each exactly once after any
+          crash. "at_least_once" makes them visible at once; they may be repeated after a crash. By default it is
+          exactly once if the sink supports it and checkpoints are written.
+        - `nan`: the treatment of floats that the format of the sink lacks (NaN and infinities in JSON, NaN in
+          SQLite): "null" writes null, "fail" stops the app before the batch is written, and None writes null with a
+          warning for each column.
+        - `format`: the format of the records of a topic: "json" (the default), "csv", "raw", "arrow", Avro(…),
+          Protobuf(…); see docs/formats.md.
 
-        delivery: "exactly_once": rows are visible once a checkpoint covers them, each exactly once whatever crashes. "at_least_once": rows
-        are visible at once, and may be repeated after a crash. None: exactly once if the sink supports it and checkpoints are written.
+        `files("s3://bucket/folder/", "parquet")` is an ObjectSink here. An agent is given by its function, declared
+        with `@app.agent()`. There is no topic in between, and the agent's checkpoints contain the rows. A record
+        agent gets each row as if it came from JSON, a batch agent gets columns. Agents take no changes, and none of
+        `delivery`, `nan` and `format`.
 
-        nan: what becomes of floats that the sink's format does not have, NaN and infinities in JSON, NaN in SQLite: "null"; "fail" stops
-        the app, before the batch is written. None: null, with a warning for each column.
-
-        format: of a topic, what rows become: "json" (the default), "csv", "raw", "arrow", Avro(…), Protobuf(…). docs/formats.md has all.
+        Raises UserError for options that the sink does not have, and for changes that it cannot write.
         """
         place = sink_of(sink, "to")
         check_nan(nan, f"to({place!r})")
@@ -580,10 +671,11 @@ class Stream(Looks, NamedElsewhere):
         self._owner.write(node)
 
     def describe(self) -> pa.Table:
-        """Runs the stream now; one row for each column: column, type, count, nulls, distinct, mean, std, min, 25%, 50%, 75%, max.
+        """Runs the stream now, and returns a table with one row per column: column, type, count, nulls, distinct,
+        mean, std, min, 25%, 50%, 75%, max.
 
-        mean, std and quartiles are for numbers only; min and max are text. The distinct count and the quartiles are approximate (see
-        `approx_count_distinct`, `approx_quantile`). Bounded inputs only.
+        Mean, std and quartiles are given for numbers only; min and max are texts. The distinct count and the
+        quartiles are approximate (see `approx_count_distinct`, `approx_quantile`). Inputs must be bounded.
         """
         schema = self.schema
         found = self.materialize().group_by().aggregate(**aggregates_of(schema)).collect()
@@ -591,7 +683,11 @@ class Stream(Looks, NamedElsewhere):
 
     @property
     def schema(self) -> pa.Schema:
-        """Returns names and types of the columns. Without a declared schema, the source is asked for it; a topic has none to give."""
+        """The names and types of the columns.
+
+        If the schema is not declared, the source is asked for it, which may read a file. Raises UserError for a topic
+        without a schema.
+        """
         return self._owner.schema(self._node)
 
     def _other(self, other: Any, where: str) -> Node:
@@ -606,10 +702,12 @@ class Stream(Looks, NamedElsewhere):
 
 
 class ProcessedStream(Stream):
-    """The main output of a process step. `side` gives its other output branches."""
+    """The main output of a process step. `side` returns its other output branches."""
 
     def side(self, name: str) -> Stream:
-        """The rows that the functions gave to `ctx.side(name, …)`."""
+        """Returns the rows that the functions gave to `ctx.side(name, …)`. Raises UserError for a name that is not in
+        `sides=`.
+        """
         node = self._node
         assert isinstance(node, Process | Connect)
         if name not in node.spec.sides:
@@ -624,7 +722,7 @@ class ProcessedStream(Stream):
 
 
 class KeyedStream(NamedElsewhere):
-    """Rows with a key: its methods work on the rows of each key separately."""
+    """Rows with a key: the methods work on the rows of each key separately."""
 
     _made_by = 'key_by("column")'
     _ends_in = "aggregate(…), over(…), process(…)"
@@ -643,10 +741,11 @@ class KeyedStream(NamedElsewhere):
     ) -> "WindowedStream":
         """Groups the rows of each key by windows of event time, of processing time, or of a count.
 
-        allowed_lateness: how long after its end a window still takes rows; each time it does, its whole result is emitted again.
-        emit_every: emits early results of open windows each time event time has advanced by this much.
-        late: a topic or Sink for rows that arrive even later; they are counted in any case. "{topic}.dlq", as for dead_letter= of a stream,
-        makes dead letters of them.
+        `allowed_lateness`: the event time after its end for which a window still takes rows; each such row emits the
+        whole result again. `emit_every`: the steps of event time at which open windows emit early results; sessions
+        and counts have none. `late`: a topic or Sink for rows that arrive even later; "{topic}.dlq" makes them dead
+        letters of their source. Late rows are counted in any case. Raises UserError for lateness with processing
+        time.
         """
         if not isinstance(window, Window):
             raise UserError(
@@ -667,10 +766,12 @@ class KeyedStream(NamedElsewhere):
         )
 
     def aggregate(self, *unnamed: Aggregate, ttl: Duration | None = None, **aggregates: Aggregate | Expr) -> "Stream":
-        """For each row, the aggregates of its key so far, including the row, or what is computed of them (`share=sum("a") / sum("b")`).
-        ttl: a key without rows for so much event time starts anew.
+        """Adds to each row the aggregates of its key so far, including the row, or values computed of them
+        (`share=sum("a") / sum("b")`).
 
-        For numbers and times: count, sum, min, max, mean, variance, stddev, first, last, any. The other aggregates need a window.
+        `ttl`: the event time after which a key without rows starts anew. For numbers and times: count, sum, min, max,
+        mean, variance, stddev, first, last, any. Other aggregates need a window or `group_by`, and raise UserError
+        here.
         """
         known, computed = aggregates_of_keywords(unnamed, aggregates)
         node = RunningAggregate(self._steps.node, self._keys, known, optional_ms(ttl, "ttl"))
@@ -682,12 +783,20 @@ class KeyedStream(NamedElsewhere):
         *,
         ttl: Duration | None = None,
     ) -> "Stream":
-        """For each row, the rows of its key so far reduced to one: `function(so_far, row)` gets and returns dicts of the same columns."""
+        """Emits for each row the rows of its key so far, reduced to one by `function(so_far, row)`.
+
+        The function gets and returns dicts with the same columns; the first row of a key is emitted as it is. `ttl`:
+        the event time after which a key without rows starts anew.
+        """
         node = Reduce(self._steps.node, self._keys, function_of(function, "reduce"), optional_ms(ttl, "ttl"))
         return self._steps.then(node)
 
     def deduplicate(self, *, within: Duration | None = None) -> "Stream":
-        """The first row of each key; with `within`, a key counts as new again once this much event time has passed since its first row."""
+        """Keeps the first row of each key, in order of arrival.
+
+        `within`: the event time after which a key counts as new again, measured from its first row; without it, keys
+        are kept for ever.
+        """
         return self._steps.then(Deduplicate(self._steps.node, self._keys, optional_ms(within, "within")))
 
     def top_n(
@@ -699,11 +808,12 @@ class KeyedStream(NamedElsewhere):
         ties: Ties = "row_number",
         rank: str | None = None,
     ) -> "Stream":
-        """The first `n` rows of each key in the order of `by`, kept up to date, as changes.
+        """Keeps the first `n` rows of each key in the order of `by` up to date, as changes.
 
-        descending: the greatest come first; for several columns, give one of each. Null and NaN come last. ties: "row_number": of equal
-        rows, the first to arrive; "rank": all rows that have fewer than `n` before them; "dense_rank": all rows of the first `n` values.
-        rank: the name of a column with the row's rank (1, 2, …); each move in the ranking is then an update.
+        `descending`: True puts the greatest first; a list gives the direction of each column. Null and NaN come last.
+        `ties`: "row_number" takes n rows, of equal ones the first to arrive; "rank" takes all rows that have fewer
+        than n rows before them; "dense_rank" takes all rows with one of the first n values. `rank`: the name of a
+        column for the rank of the row (1, 2, …); a row that moves in the ranking is then an update.
         """
         number, order = order_of("top_n", n, by, descending)
         ties = check("top_n: ties", ties, OneOf(("row_number", "rank", "dense_rank")))
@@ -720,13 +830,21 @@ class KeyedStream(NamedElsewhere):
         ttl: Duration | None = None,
         on_error: RowPolicy | None = None,
     ) -> "ProcessedStream":
-        """Calls the user's function for the rows of a key, with its state and timers: `function(row, ctx)` gives None, a dict, or several.
+        """Calls `function(row, ctx)` for each row, with the state and the timers of its key. It returns None, a dict,
+        or several dicts.
 
-        schema: of the result. function may also be an object (see `sabot.Process`). on_timer: `on_timer(timer, ctx)`. batch: the
-        vectorised form, `function(keys, batch, ctx)` and `on_timer(keys, at, ctx)`: no Python per row. sides: name -> schema of the rows
-        that leave by `ctx.side(name, row)`; `.side(name)` is their stream. ttl: a value of the state expires after so long (of event
-        time) since it was put. `api/functions` describes what `ctx` can do. on_error: as `Stream.on_error`, for this step; what a call has
-        changed before it failed (values, timers, results, broadcast maps) is undone.
+        - `function`: a function, or an object with the methods of `sabot.Process`.
+        - `schema`: the columns of the result.
+        - `batch`: True calls `function(keys, batch, ctx)` and `on_timer(keys, at, ctx)` with Arrow data: no Python
+          runs per row.
+        - `on_timer`: the function `on_timer(timer, ctx)` for timers that fire.
+        - `sides`: {name: schema} of output branches. `ctx.side(name, row)` emits into a branch, and `.side(name)`
+          of the result is its stream.
+        - `ttl`: the event time after which a value of the state expires, measured from its last put.
+        - `on_error`: the policy for this step, see `Stream.on_error`. All changes of the failing call are undone:
+          values, timers, results and broadcast maps.
+
+        `api/functions` describes `ctx`. Changes are refused.
         """
         spec = process_spec(function, schema=schema, batch=batch, on_timer=on_timer, sides=sides, ttl=ttl)
         own = None if on_error is None else row_policy(spec.name, on_error)
@@ -734,12 +852,16 @@ class KeyedStream(NamedElsewhere):
         return self._steps.then_process(node)
 
     def over(self, *, preceding: int | Duration | None = None, **columns: Aggregate | OverFunction) -> "Stream":
-        """Adds columns to each row that are computed from the rows of its key up to it, in the order of event time: SQL's OVER.
+        """Adds columns to each row that are computed from the rows of its key up to it, in the order of event time:
+        SQL's OVER.
 
-        preceding: how many earlier rows count (5: six with the row itself), or those of how much event time ("1h": this includes rows of
-        equal time that come after it); None: all. `total=sabot.sum("x")` and the other aggregates of numbers and times; `sabot.lag("x")`,
-        `lead("x")`, `row_number()`, `rank()`, `dense_rank()`. A row is emitted once event time has passed it; with lead, once the rows that
-        it looks ahead to have come.
+        `preceding`: the number of earlier rows in the frame (5 means six rows with the row itself), or their event
+        time ("1h", which includes rows of equal time that come later); None: all earlier rows. `columns`: aggregates
+        of numbers and times, such as `total=sabot.sum("x")`, and `sabot.lag("x")`, `lead("x")`, `row_number()`,
+        `rank()`, `dense_rank()`.
+
+        A row is emitted once event time has passed it; with `lead`, once the rows ahead of it have come. Raises
+        UserError for a name that a column has.
         """
         if not columns:
             raise UserError("over needs a column to add", hint='over(preceding=5, mean=sabot.mean("price"))')
@@ -768,13 +890,16 @@ class KeyedStream(NamedElsewhere):
         late: str | Sink | None = None,
         **measures: Expr,
     ) -> "Stream":
-        """Emits one row for each sequence of rows of a key that matches the pattern (`sabot.pattern`), in the order of event time.
+        """Emits one row for each sequence of rows of a key that matches the pattern (`sabot.pattern`), in the order
+        of event time.
 
-        Its columns are the keys, match_start and match_end (the times of the first and last row, both included), then the measures:
-        `n=sabot.step("a").count()`, `amount=sabot.step("b").last("amount")`. skip: where the next match may begin: "past_last": behind the
-        last row of this one; "to_next": at the row behind its first; "none": anywhere, so all matches are found.
-        max_partial: how many incomplete matches a key may have; more stop the app.
-        late: a topic or Sink for rows that arrive too late to be matched, as in `window`.
+        The result has the keys, `match_start` and `match_end` (the times of the first and the last row, both
+        included), then the measures, such as `n=sabot.step("a").count()` and `amount=sabot.step("b").last("amount")`.
+
+        `skip`: the place where the next match may begin: "past_last" after the last row of a match, "to_next" at the
+        row after its first one, "none" anywhere, so that all matches are found. `max_partial`: the number of
+        incomplete matches that a key may have; more stop the app. `late`: a topic or Sink for rows that arrive too
+        late, as in `window`.
         """
         known = check_measures(pattern, skip, measures)
         if late is not None:
@@ -788,7 +913,11 @@ class KeyedStream(NamedElsewhere):
         return self._steps.then(Match(self._steps.node, self._keys, pattern, skip, known, max_partial, late))
 
     def connect(self, other: "KeyedStream | Stream") -> "ConnectedStreams":
-        """Connects two streams for one process step: another by the same keys, or a broadcast one: `connect(rules.broadcast())`."""
+        """Connects two streams for one process step. The other stream has the same keys, or is a broadcast one:
+        `connect(rules.broadcast())`.
+
+        Raises UserError for another number of keys, and for a stream of another app.
+        """
         by_key = isinstance(other, KeyedStream)
         right = other._steps if isinstance(other, KeyedStream) else self._steps.of(other)
         if right is not None and right.owner is not self._steps.owner:
@@ -807,7 +936,7 @@ class KeyedStream(NamedElsewhere):
 
 
 class WindowedStream(NamedElsewhere):
-    """Rows with a key and a window: its methods work on the rows of each key and window separately."""
+    """Rows with a key and a window: the methods work on the rows of each key and window separately."""
 
     _made_by = 'window(tumbling("1m"))'
     _ends_in = "aggregate(…), top_n(…)"
@@ -829,8 +958,10 @@ class WindowedStream(NamedElsewhere):
         self._late = late
 
     def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate | Expr) -> "Stream":
-        """One row for each key and window: the keys, window_start, window_end (the end is exclusive), then these aggregates, or what is
-        computed of them: `share=sum("a") / sum("b")`.
+        """Emits one row for each key and window: the keys, `window_start`, `window_end` (exclusive), then the
+        aggregates.
+
+        A result may also be computed of aggregates: `share=sum("a") / sum("b")`.
         """
         known, computed = aggregates_of_keywords(unnamed, aggregates)
         node = AggregateWindow(
@@ -856,10 +987,12 @@ class WindowedStream(NamedElsewhere):
         ties: Ties = "row_number",
         rank: str | None = None,
     ) -> "Stream":
-        """The first `n` rows of each key and window in the order of `by`, when the window closes: the row, window_start, window_end.
+        """Emits the first `n` rows of each key and window in the order of `by`, with `window_start` and `window_end`,
+        when the window closes.
 
-        The arguments are as in KeyedStream.top_n. For tumbling, hopping and cumulative windows. Behind another window, the bounds of the
-        rows' own window are row_window_start and row_window_end.
+        The arguments are those of `KeyedStream.top_n`. If the rows come out of another window already, the bounds of
+        that one become `row_window_start` and `row_window_end`. Raises UserError for sessions, counts, and windows
+        with `emit_every`.
         """
         window = self._window
         if not isinstance(window, TumblingWindow | HoppingWindow | CumulativeWindow) or self._emit_every_ms is not None:
@@ -893,8 +1026,11 @@ class GroupedStream(NamedElsewhere):
         self._keys = keys
 
     def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate | Expr) -> "Stream":
-        """The keys and these aggregates, or what is computed of them (`share=sum("a") / sum("b")`), as changes. A batch updates the row of
-        a key at most once. A key is deleted when all its rows are.
+        """Emits the keys and their aggregates as changes. A result may also be computed of aggregates:
+        `share=sum("a") / sum("b")`.
+
+        A batch updates the row of a key at most once. The row of a key is deleted when all rows of the key are
+        deleted.
         """
         known, computed = aggregates_of_keywords(unnamed, aggregates)
         for name in aggregates:
@@ -907,7 +1043,7 @@ class GroupedStream(NamedElsewhere):
 
 
 class ConnectedStreams:
-    """Two streams that one step will process."""
+    """Two streams that one process step will read."""
 
     def __init__(self, steps: Steps, keys: tuple[str, ...], right: Node, right_keys: tuple[str, ...]) -> None:
         self._steps = steps
@@ -927,9 +1063,11 @@ class ConnectedStreams:
         ttl: Duration | None = None,
         on_error: RowPolicy | None = None,
     ) -> "ProcessedStream":
-        """As KeyedStream.process; `right(row, ctx)` gets the rows of the other stream. Both functions share state and timers by key.
+        """Calls `function(row, ctx)` for rows of this stream and `right(row, ctx)` for rows of the other one.
 
-        Each subtask gets all rows of a broadcast stream; what they say is kept in `ctx.broadcast(name)`, a map that all keys read.
+        Both functions share state and timers by key. Each subtask gets all rows of a broadcast stream; its function
+        writes into `ctx.broadcast(name)`, a map that all keys read. The other arguments are those of
+        `KeyedStream.process`.
         """
         spec = process_spec(
             function,
