@@ -1,4 +1,5 @@
-"""The steps of a stream as descriptions: the graph that `api/stream` builds, and of which `plan/` makes stages.
+"""The steps of a stream as descriptions: `api/stream` builds a graph of them, and `plan/` makes stages of the graph.
 
-`node` says what a step answers about itself; the steps stand in a module for each theme, as their operators do.
+`node` defines the questions that each step answers. The steps are grouped into modules by theme, as their operators
+are.
 """

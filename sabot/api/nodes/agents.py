@@ -1,4 +1,4 @@
-"""Where rows of a stream go into an agent, and where those that an agent gives come in."""
+"""Steps between streams and agents: rows that go into an agent, and rows that an agent returns."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -12,7 +12,9 @@ from sabot.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Feed(StreamEnd):
-    """Rows go into the lanes of an agent. key: the column that is the key of the records, for an agent that takes records."""
+    """A step that passes rows to an agent. `key`: the column that becomes the key of the records, for a record agent;
+    or None.
+    """
 
     word = "to"
     agent: AgentSpec
@@ -30,12 +32,12 @@ class Feed(StreamEnd):
 
     @property
     def _schema_names(self) -> tuple[str, ...]:
-        """The columns that a batch agent wants; a record agent gets all."""
+        """The columns that a batch agent declares; empty if the agent gets all columns."""
         schema = self.agent.schema
         return tuple(schema.names) if self.agent.batch and schema is not None else ()
 
     def check(self) -> None:
-        """Raises UserError also for a key of rows that are no records."""
+        """Raises UserError for changes, for a key with a batch agent, and as `Node.check` does."""
         if self.input.changes:
             raise refused_changes(f"to(agent {self.agent.agent_id})")
         if self.key is not None and self.agent.batch:
@@ -48,22 +50,26 @@ class Feed(StreamEnd):
 
 @dataclass(frozen=True, eq=False)
 class AgentRead(Read):
-    """The rows that an agent gives. `source` is its id: the name of what is read, as others have a topic."""
+    """A step that reads the results of an agent. `source` is the id of the agent; other reads have a topic there."""
 
     agent: AgentSpec = field(kw_only=True)
 
     @property
     def has_time(self) -> bool:
-        """A column of event time is named, or there are records, whose timestamps are those of the rows they were made from."""
+        """True if a column of event time is named, or the agent reads records: its results have their timestamps."""
         return self.time is not None or not self.agent.batch
 
     def ending(self, until: Place) -> Read:
-        """Itself: it ends with the agent."""
+        """Returns the step unchanged, because it ends when the agent ends."""
         return self
 
 
 def agent_read(agent: AgentSpec, **options: Any) -> AgentRead:
-    """The checked first step of a stream that reads an agent; options: those of `read_node`."""
+    """Returns the checked first step of a stream that reads an agent. `options` are those of `read_node`.
+
+    Raises UserError for an agent that has a sink, for a missing `schema`, and for options that apply to records or
+    topics only.
+    """
     where = f"stream(agent {agent.agent_id})"
     if agent.sink is not None:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Steps that wait for the user's coroutine functions, and for models."""
+"""Steps that wait for the user's coroutine functions, or for models."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +12,9 @@ from sabot.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class MapAsync(Node):
-    """The user's coroutine function over rows, several calls at a time. dead_letter: where rows go whose calls failed."""
+    """A step that calls the user's coroutine function for rows, with several calls at a time. `dead_letter`: the sink
+    of rows whose calls failed.
+    """
 
     word = "map_async"
     input: Node
@@ -30,7 +32,9 @@ class MapAsync(Node):
 
 @dataclass(frozen=True, eq=False)
 class LookupAsync(AddsColumns):
-    """Columns that the user's coroutine function knows for a key."""
+    """A step that adds the columns that the user's coroutine function returns for a key. `dead_letter`: the sink of
+    rows whose calls failed.
+    """
 
     word = "lookup"
     input: Node
@@ -44,7 +48,7 @@ class LookupAsync(AddsColumns):
 
     @property
     def answer_names(self) -> list[tuple[str, str]]:
-        """(column of the answers, its name in the result)."""
+        """The columns of the answers, as (column of the answer, its name in the result)."""
         known = self.input.column_names or []
         return [(name, name + self.suffix if name in known else name) for name in self.call.call.schema.names]
 
@@ -59,7 +63,9 @@ class LookupAsync(AddsColumns):
 
 @dataclass(frozen=True, eq=False)
 class MapLlm(AddsColumns):
-    """Columns that a model answers to a prompt, which is made of the row. dead_letter: where rows go whose calls failed."""
+    """A step that adds the columns of a model's answers to prompts made of the rows. `dead_letter`: the sink of rows
+    whose calls failed.
+    """
 
     word = "map_llm"
     input: Node

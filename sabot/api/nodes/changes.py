@@ -1,4 +1,4 @@
-"""Steps that make changes, or make something else of them."""
+"""Steps that make changes of rows, or rows of changes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _ENVELOPE = {"before", "after", "op"}
 
 @dataclass(frozen=True, eq=False)
 class GroupAggregate(Aggregates):
-    """One row for each key, which changes as rows come."""
+    """A step with one row for each key, updated as rows come."""
 
     word = "group_by"
     takes_changes = True
@@ -46,7 +46,9 @@ class GroupAggregate(Aggregates):
 
 @dataclass(frozen=True, eq=False)
 class Upsert(ByKey):
-    """The last row of each key is the row of the key. deletes: a row whose op is DELETE says that its key has no row any more."""
+    """A step whose table has the last row of each key. `deletes`: True if a row with the op DELETE deletes the row of
+    its key.
+    """
 
     word = "upsert"
     takes_changes = True
@@ -84,7 +86,12 @@ class Upsert(ByKey):
 def table_node(
     source: str | Source, key: str | Sequence[str], format: str | Format, **options: Any
 ) -> tuple[Read, Upsert]:
-    """The checked first steps of a table: what reads it, and the table. options: those of `read_node`."""
+    """Returns the checked first steps of a table: the step that reads, and the table. `options` are those of
+    `read_node`.
+
+    Raises UserError for a format whose records have several rows, and for Debezium topics without a schema or with
+    fields.
+    """
     keys = (key,) if isinstance(key, str) else tuple(key)
     payloads = None if format in ("json", "debezium") else format_of(format, "table", ["debezium"])
     if payloads is not None and not payloads.one_row:
@@ -112,7 +119,9 @@ def table_node(
 
 @dataclass(frozen=True, eq=False)
 class Versions(Node):
-    """All rows of an Upsert's input, none left out, as changes: the plan's own, below an AsofJoin."""
+    """A step with all rows of an Upsert's input as changes, replaced rows included. The planner puts it before an
+    AsofJoin.
+    """
 
     word = "versions"
     takes_changes = True
@@ -129,7 +138,7 @@ class Versions(Node):
 
 @dataclass(frozen=True, eq=False)
 class Changelog(Node):
-    """Changes as rows, whose column `op` says what happened."""
+    """A step that makes each change a row, with its op in the column `op`."""
 
     word = "changelog"
     takes_changes = True
@@ -150,7 +159,7 @@ class Changelog(Node):
 
 @dataclass(frozen=True, eq=False)
 class Materialize(Node):
-    """The rows of the table that is left when all changes have come."""
+    """A step that emits the final rows of a table when all changes have come."""
 
     word = "materialize"
     takes_changes = True

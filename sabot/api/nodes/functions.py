@@ -1,4 +1,4 @@
-"""The user's own functions over the rows of a key, with its state and its timers."""
+"""Steps that call functions of the user with the rows of a key, its state and its timers."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,7 @@ from sabot.api.words import by_keys
 
 @dataclass(frozen=True, eq=False)
 class Process(ByKey):
-    """The user's functions over the rows of a key, its state and its timers."""
+    """A step that calls functions of the user with the rows of a key, its state and its timers."""
 
     word = "process"
     keeps_time = False
@@ -42,7 +42,7 @@ class Process(ByKey):
 
 @dataclass(frozen=True, eq=False)
 class Connect(TwoInputs):
-    """As Process, over the rows of two streams with the same keys, or of one by key and one that every subtask gets."""
+    """A process step over two streams, with the same keys; or with one of them broadcast to every subtask."""
 
     word = "process"
     keeps_time = False
@@ -79,7 +79,7 @@ class Connect(TwoInputs):
 
 @dataclass(frozen=True, eq=False)
 class Side(Node):
-    """The rows that leave a process step by one of its sides."""
+    """A step with the rows of one output branch of a process step."""
 
     word = "side"
     keeps_time = False

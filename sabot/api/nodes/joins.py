@@ -1,4 +1,4 @@
-"""Steps over the rows of two streams whose keys are equal."""
+"""Steps that join the rows of two streams whose keys are equal."""
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,7 +23,9 @@ class TwoInputs(Node):
     """A step over the rows of two streams."""
 
     left_may_stay: ClassVar[bool] = False
-    """Beside a broadcast right side rows of the left need not come together by their keys: each has its answer for itself."""
+    """True if rows of the left need not be repartitioned when the right side is broadcast, because each row is joined
+    independently.
+    """
 
     left: Node
     right: Node
@@ -38,10 +40,11 @@ class TwoInputs(Node):
 
 @dataclass(frozen=True, eq=False)
 class Join(TwoInputs):
-    """Rows whose keys are equal, put together: the columns of the left, then those of the right without its keys.
+    """A step that joins rows whose keys are equal. The result has the columns of the left, then those of the right
+    without its keys.
 
-    keep_ms: for each side, how long its rows are kept, in event time; None: for ever. max_drift_ms: how far the sources of one side may be
-    read ahead of those of the other, in event time; None: as it comes.
+    `keep_ms`: for each side, the event time for which its rows are kept; None: for ever. `max_drift_ms`: the greatest
+    event time by which the sources of one side are read ahead of those of the other; None: no limit.
     """
 
     word = "join"
@@ -59,7 +62,7 @@ class Join(TwoInputs):
 
     @property
     def broadcast(self) -> bool:
-        """The right side goes whole to every subtask."""
+        """True if every subtask gets the whole right side."""
         return isinstance(self.right, Broadcast)
 
     def text(self) -> str:
@@ -73,12 +76,16 @@ class Join(TwoInputs):
 
     @property
     def _added(self) -> tuple[str, ...]:
-        """Columns between those of the left and those of the right."""
+        """The columns between those of the left and those of the right."""
         return ()
 
     @cached_property
     def right_names(self) -> list[tuple[str, str]] | None:
-        """(column of the right, its name in the result), without its keys; None where the columns are not known."""
+        """The columns of the right without its keys, as (column, its name in the result); None if the columns are
+        unknown.
+
+        Raises UserError if two columns of the result would have one name.
+        """
         if self.how in ("semi", "anti"):
             return []
         left, right = self.left.column_names, self.right.column_names
@@ -134,7 +141,7 @@ class Join(TwoInputs):
 
 @dataclass(frozen=True, eq=False)
 class _AppendJoin(Join):
-    """A join that comes to its end with each row, as time or the other side decides: its rows are never taken back."""
+    """A join whose results are never taken back: event time, or the arrival of a row, decides each of them for good."""
 
     takes_changes = False
 
@@ -153,7 +160,9 @@ class _AppendJoin(Join):
 
 @dataclass(frozen=True, eq=False)
 class JoinByTime(_AppendJoin):
-    """A join by event time, for which rows of either side may come too late. late, late_right: where those go; None: they are dropped."""
+    """A join by event time. `late`, `late_right`: the sinks of rows of each side that arrive too late; None: they are
+    dropped.
+    """
 
     late: str | Sink | None = None
     late_right: str | Sink | None = None
@@ -165,7 +174,9 @@ class JoinByTime(_AppendJoin):
 
 @dataclass(frozen=True, eq=False)
 class IntervalJoin(JoinByTime):
-    """A join of rows that are near each other in event time: right in [left + lower, left + upper]; None: no bound."""
+    """A join of rows that are close in event time: right in [left + lower, left + upper]. A bound of None leaves that
+    end open.
+    """
 
     word = "join(…, between=)"
     lower_ms: int | None = None
@@ -178,7 +189,7 @@ class IntervalJoin(JoinByTime):
 
 @dataclass(frozen=True, eq=False)
 class WindowJoin(JoinByTime):
-    """A join of rows that fall into the same window."""
+    """A join of rows that are in the same window."""
 
     word = "join(…, window=)"
     window: TumblingWindow | HoppingWindow | CumulativeWindow = field(default_factory=lambda: TumblingWindow(1))
@@ -193,7 +204,7 @@ class WindowJoin(JoinByTime):
 
 @dataclass(frozen=True, eq=False)
 class AsofJoin(JoinByTime):
-    """Each row of the left with the row of the right that was (or will be) current at its time."""
+    """A join of each left row with the right row that is valid at its event time."""
 
     word = "join_asof"
     keeps_time = True
@@ -213,7 +224,10 @@ class AsofJoin(JoinByTime):
             self._check_versions()
 
     def _check_versions(self) -> None:
-        """Changes hold from event time to event time only where rows of an append stream replace each other, by the key of the join."""
+        """Raises UserError unless the right is an `upsert` of an append-only stream by the key of the join.
+
+        Only then is each row valid from its event time until that of the next row of its key.
+        """
         right = self.right
         while isinstance(right, RowStep):
             right = right.input
@@ -233,7 +247,7 @@ class AsofJoin(JoinByTime):
 
 @dataclass(frozen=True, eq=False)
 class Lookup(_AppendJoin):
-    """Each row of the left with the row that the right has for its key when it comes."""
+    """A join of each left row with the right row that its key has when the left row arrives."""
 
     word = "lookup"
     keeps_time = True

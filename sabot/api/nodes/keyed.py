@@ -1,4 +1,4 @@
-"""Steps over the rows of a key, each row beside those before it."""
+"""Steps over the rows of a key that compare each row with those before it."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,7 +17,9 @@ _OF_ORDER = ("first", "last", "any", "collect_list")
 
 
 class ByKey(Node):
-    """A step over the rows of a key, which names the key columns alone. It has no fields: their order stays the step's (`plan/paths`)."""
+    """A step over the rows of a key that names the key columns only. The class has no fields, so that their order is
+    the step's (`plan/paths`).
+    """
 
     keys: tuple[str, ...]
 
@@ -27,7 +29,7 @@ class ByKey(Node):
 
 
 class Aggregates(ByKey):
-    """A step whose rows are the keys and aggregates, so that it needs no other column than these name."""
+    """A step whose rows are keys and aggregates, so that it needs only the columns that these read."""
 
     aggregates: tuple[tuple[str, Aggregate], ...]
 
@@ -48,7 +50,9 @@ class Aggregates(ByKey):
 
 
 class FirstRows(AddsColumns):
-    """A step that gives the first rows of each key, in the order of `by`: (column, whether the greatest come first)."""
+    """A step with the first rows of each key, in the order of `by`: pairs of a column and True if its greatest values
+    come first.
+    """
 
     keys: tuple[str, ...]
     by: tuple[tuple[str, bool], ...]
@@ -73,13 +77,13 @@ class FirstRows(AddsColumns):
 
 
 def _mentioned_by(keys: Iterable[str], columns: Iterable[tuple[str, Aggregate | OverFunction]]) -> frozenset[str]:
-    """The keys, and the columns that aggregates read."""
+    """Returns the keys, and the columns that the aggregates read."""
     return frozenset(keys).union(*(each.columns for _, each in columns))
 
 
 @dataclass(frozen=True, eq=False)
 class RunningAggregate(Aggregates):
-    """For each row its key's aggregates so far, the row included."""
+    """A step that gives for each row the aggregates of its key so far, including the row."""
 
     word = "aggregate"
     hint_of_changes = 'group_by("key").aggregate(…) takes changes; '
@@ -104,7 +108,7 @@ class RunningAggregate(Aggregates):
 
 @dataclass(frozen=True, eq=False)
 class Reduce(ByKey):
-    """For each row its key's rows so far, reduced to one by the user's function."""
+    """A step that gives for each row the rows of its key so far, reduced to one by a function of the user."""
 
     word = "reduce"
     carries_time = True
@@ -124,7 +128,7 @@ class Reduce(ByKey):
 
 @dataclass(frozen=True, eq=False)
 class Deduplicate(ByKey):
-    """The first row of each key. Of changes: the row that is the key's first while they last."""
+    """A step with the first row of each key. Over changes it is the first of the rows that exist, and may change."""
 
     word = "deduplicate"
     takes_changes = True
@@ -160,7 +164,9 @@ class Deduplicate(ByKey):
 
 @dataclass(frozen=True, eq=False)
 class TopN(FirstRows):
-    """The first rows of each key, in the order of `by`: (column, whether the greatest come first)."""
+    """A step with the first rows of each key, in the order of `by`: pairs of a column and True if its greatest values
+    come first.
+    """
 
     word = "top_n"
     takes_changes = True
@@ -187,7 +193,10 @@ class TopN(FirstRows):
 
 @dataclass(frozen=True, eq=False)
 class Over(AddsColumns):
-    """Columns beside each row, made of it and the rows of its key before it: so many, or of so much event time; None: all."""
+    """A step that adds columns computed from a row and the rows of its key before it.
+
+    `preceding_rows`, `preceding_ms`: the number of earlier rows, or their event time; both None: all earlier rows.
+    """
 
     word = "over"
     input: Node

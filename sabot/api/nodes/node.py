@@ -1,14 +1,15 @@
-"""What every step of a stream answers about itself, before anything runs.
+"""The questions that every step of a stream answers before anything runs.
 
-The checks of `api/stream`, and the loops of `plan/optimise` and `plan/planner`, ask nothing but these questions, so a new step is a
-subclass of `Node` that answers them. The answers here are those of a step that
+The checks of `api/stream` and the loops of `plan/optimise` and `plan/planner` use these questions only, so a new step
+is a subclass of `Node` that answers them. The answers of `Node` itself are right for a step that
 
-    - has one input, and passes its columns on as they are (`column_names`, `given`),
+    - has one input, and passes its columns on unchanged (`column_names`, `given`),
     - names no column (`mentioned`), and needs all columns of its input (`asks`),
-    - takes append streams only, and gives one (`takes_changes`, `changes`, `unique`),
-    - keeps the event time of each row, and does not go by it (`keeps_time`, `gives_time`, `needs_time`, `goes_by_time`).
+    - takes append-only streams, and gives one (`takes_changes`, `changes`, `unique`),
+    - keeps the event time of each row, and does not use it (`keeps_time`, `gives_time`, `needs_time`, `goes_by_time`).
 
-A step overrides what is otherwise with it. A step is immutable, so answers that are made from those of its inputs are found once.
+A step overrides the answers that differ. A step is immutable, so an answer that follows from those of its inputs is
+computed once.
 """
 
 from collections.abc import Iterable
@@ -22,39 +23,43 @@ from sabot.codecs.engine_columns import OP_COLUMN, TIME_COLUMN
 from sabot.errors import UserError
 
 Columns: TypeAlias = frozenset[str] | None
-"""Names of columns; None: all."""
+"""Names of columns, or None for all columns."""
 
 _OURS = {OP_COLUMN, TIME_COLUMN}
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One step. Compared by identity: two steps may do the same and stay two."""
+    """One step of a stream. Nodes are compared by identity: two steps with equal fields stay two steps."""
 
     word: ClassVar[str]
-    """The step as users write it: "top_n". Errors begin with it."""
+    """The step as users write it, such as "top_n". Errors begin with it."""
 
     # -- the graph ----------------------------------------------------------------------------------------------------
 
     @property
     def inputs(self) -> tuple["Node", ...]:
-        """The steps whose rows come in."""
+        """The steps whose rows this step reads."""
         node = getattr(self, "input", None)
         return () if node is None else (node,)
 
     def over(self, *inputs: "Node") -> "Node":
-        """The same step over other inputs, as many as it has."""
+        """Returns the same step over other inputs. Their number stays the same."""
         return replace(self, input=inputs[0]) if inputs else self  # type: ignore[call-arg]
 
     def text(self) -> str:
-        """What the step does, as a plan shows it: "top 3 by account, order amount descending". Its first word names the operator."""
+        """Returns the step as a plan shows it: "top 3 by account, order amount descending". Its first word names the
+        operator.
+        """
         return self.word
 
     # -- columns ------------------------------------------------------------------------------------------------------
 
     @cached_property
     def column_names(self) -> list[str] | None:
-        """The columns of the rows that it gives, in order; None where a function of the user's, or records to come, decide."""
+        """The columns of the step's rows in order; None if a function of the user, or records that have not come yet,
+        decide them.
+        """
         return self.inputs[0].column_names
 
     @property
@@ -63,25 +68,31 @@ class Node:
         return (frozenset(),) * len(self.inputs)
 
     def asks(self, wanted: Columns) -> tuple[Columns, ...]:
-        """For each input, the columns of it that are needed when only `wanted` of the step's own are."""
+        """Returns for each input the columns that are needed if later steps need only `wanted` of this one."""
         return (None,) * len(self.inputs)
 
     @property
     def keeps_rows(self) -> bool:
-        """Whether it keeps its inputs' rows with all columns that they have: those that nothing behind it uses are dropped before it."""
+        """True if the step stores the rows of its inputs with all their columns. Columns that no later step uses are
+        then dropped before it.
+        """
         return False
 
     def moved_before(self, predicate: Expr) -> Expr | None:
-        """The predicate over the columns of the inputs, where a filter behind the step may stand before it; None: it may not."""
+        """Returns the predicate over the columns of the inputs if a filter after the step may move before it, and
+        None if it may not.
+        """
         return None
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
     takes_changes: ClassVar[bool] = False
-    """Whether its inputs may be changes (see `operators/base`). Where only some of them may, `append_only` says which may not."""
+    """True if the inputs may be changes (see `operators/base`). If only some of them may, `append_only` has the
+    others.
+    """
 
     hint_of_changes: ClassVar[str] = ""
-    """What to write instead, where its input is changes and it cannot take them."""
+    """The text for the error about changes that the step cannot take: a step that can."""
 
     @property
     def append_only(self) -> tuple["Node", ...]:
@@ -90,76 +101,95 @@ class Node:
 
     @cached_property
     def changes(self) -> bool:
-        """Whether its rows are changes: they may take back what earlier ones said."""
+        """True if the rows of the step are changes: they may update or delete earlier rows."""
         return False
 
     @cached_property
     def unique(self) -> tuple[str, ...] | None:
-        """Columns of which a table made of its changes has each value once; None: not known, or its rows are no changes."""
+        """The columns that together are unique in the table made of the step's changes; None if they are unknown, or
+        the rows are not changes.
+        """
         return None
 
     @property
     def upserted(self) -> bool:
-        """The program says by which key its changes are to be kept: `.upsert(…)` stands before, and only steps over single rows since."""
+        """True if the program named the key of the changes: `.upsert(…)` comes before, followed by steps over single
+        rows only.
+        """
         return False
 
     def versions(self) -> "Node":
-        """A step that gives every version of the table's rows, also those that later rows replace, for a join as of event time."""
+        """Returns a step that gives every version of the table's rows, replaced ones included, for a join by event
+        time.
+        """
         return self.over(self.inputs[0].versions())
 
     # -- event time ---------------------------------------------------------------------------------------------------
 
     keeps_time: ClassVar[bool] = True
-    """Each of its rows has the event time of a row that came in. False: its rows are made of several, or by the user's functions."""
+    """True if each row of the step has the event time of an input row; False if rows are made of several rows, or by
+    functions of the user.
+    """
 
     carries_time: ClassVar[bool] = False
-    """Where its input has event time, it is read and goes through the step, though nothing behind may need it."""
+    """True if event time is read and passed through the step whenever the input has it, even if no later step needs
+    it.
+    """
 
     @property
     def gives_time(self) -> bool:
-        """Whether its rows have event times of its own making, whatever its input has: steps behind it ask nothing of those before it."""
+        """True if the step sets event times of its own, whatever its input has. Later steps then need none from
+        before it.
+        """
         return False
 
     @property
     def needs_time(self) -> bool:
-        """Whether it cannot do without event time, so that the sources before it must have it."""
+        """True if the step cannot work without event time, so that the sources before it must have it."""
         return False
 
     @property
     def goes_by_time(self) -> bool:
-        """Whether its result depends on event time where rows have it, though it can do without."""
+        """True if the result depends on event time when rows have it, although the step works without."""
         return False
 
     @property
     def keeps_times(self) -> bool:
-        """Whether event times are in the state that it keeps, so that it cannot go on with another event time."""
+        """True if the state of the step contains event times, so that it cannot be restored under another event time."""
         return self.needs_time or self.goes_by_time
 
     @property
     def time_of_left(self) -> bool:
-        """Whether, for a step of two inputs, event time of the left is enough: rows of the right then have the time when they come."""
+        """True if event time of the left input is enough for a step with two inputs. Rows of the right then count
+        from their arrival.
+        """
         return False
 
     @property
     def given(self) -> dict[str, str | None]:
-        """The columns to which the step gives their names -> the column of the input that each is no more than; None: another value."""
+        """The columns that the step names, each with the column of the input whose values it has unchanged, or None
+        for other values.
+        """
         return {}
 
     @cached_property
     def event_times(self) -> dict[str, bool]:
-        """The names that stand for the event time of its rows: of the column that it was read from, through all steps -> whether the values
-        of that column are known to be the times as they are, in ms; False: they may have a unit, or be texts.
+        """The names of columns that stand for the event time of the rows, each with True if its values are known to
+        be the times in ms.
 
-        Event time goes with the row, and its column keeps that meaning under another name. Where the column is gone its name still
-        stands for it, so that no other comes under it unseen; a function over batches that gives the column again gives new event
-        times. Behind steps that make rows of several, event time is no column's: none. Several: behind a union.
+        The value is False if the column may have another unit, or texts. Event time goes with the row, and its column
+        keeps this role under another name. If the column is dropped, its name keeps the role, so that another column
+        cannot take it unnoticed. A function over batches that returns the column again sets new event times. The
+        result is empty after steps that make one row of several, and may have several names after a union.
         """
         if not self.keeps_time:
             return {}
         return {self._time_behind(time) or time: as_is for time, as_is in self.inputs[0].event_times.items()}
 
     def _time_behind(self, time: str) -> str | None:
-        """What the step calls the event time that its input calls `time`; None: it gives that name to something else."""
+        """Returns the name that the event time column `time` of the input has after the step, or None if the step
+        gives this name to other values.
+        """
         given = self.given
         if time in given:
             return time if given[time] == time else None
@@ -168,7 +198,9 @@ class Node:
     # -- checks -------------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raises UserError where the step names a column that is not there, or cannot take the changes that come."""
+        """Raises UserError if the step names a column that does not exist, gives a reserved name, or cannot take the
+        changes of an input.
+        """
         for upstream, names in zip(self.inputs, self.mentioned, strict=True):
             check_columns(self.word, upstream, sorted(names))
         for name in _OURS.intersection(self.column_names or ()):
@@ -178,7 +210,7 @@ class Node:
 
 
 class AddsColumns(Node):
-    """A step that passes on the rows of its input, with further columns behind them, whose names are those of `given`."""
+    """A step that passes on the rows of its input with further columns at the end, named as in `given`."""
 
     @cached_property
     def column_names(self) -> list[str] | None:
@@ -190,13 +222,17 @@ class AddsColumns(Node):
 
 
 def time_column(node: Node) -> str | None:
-    """Returns the column whose values are the event times of the step's rows, or None if no column is, or not the same one in all rows."""
+    """Returns the column whose values are the event times of the step's rows, or None if no column is, or not the
+    same one in all rows.
+    """
     times = node.event_times
     return next((time for time, as_is in times.items() if as_is), None) if len(times) == 1 else None
 
 
 def check_event_time(node: Node) -> None:
-    """Raises UserError if the step puts other values into the column of the event time. Called only if a step goes by event time."""
+    """Raises UserError if the step puts other values into the column of the event time. It is called only if a later
+    step uses event time.
+    """
     if not node.inputs or not node.keeps_time:
         return
     for time in sorted(node.inputs[0].event_times):
@@ -208,7 +244,7 @@ def check_event_time(node: Node) -> None:
 
 
 def walk(ends: Iterable[Node]) -> list[Node]:
-    """Every step that leads to these, once; inputs before those that read them."""
+    """Returns every step that leads to these, once, with inputs before the steps that read them."""
     order: dict[int, Node] = {}
 
     def visit(node: Node) -> None:
@@ -224,7 +260,10 @@ def walk(ends: Iterable[Node]) -> list[Node]:
 
 
 def with_id(node: Node, id: str) -> Node:
-    """The step, or the last one before it that keeps state, under this id. Raises UserError where there is none, or it has one already."""
+    """Returns the step with this id, given to it or to the last step before it that keeps state.
+
+    Raises UserError if no step keeps state, or if it has an id already.
+    """
     if hasattr(node, "id"):
         if node.id:
             raise UserError(f"named: this step is called {node.id!r} already", hint="name it once")
@@ -236,13 +275,15 @@ def with_id(node: Node, id: str) -> Node:
 
 
 def check_columns(where: str, node: Node, names: Iterable[str]) -> None:
-    """Raises UserError for the first of these that is no column of the step's rows, as far as they are known."""
+    """Raises UserError for the first name that is not a column of the step's rows. If the columns are unknown, it
+    does nothing.
+    """
     if node.column_names is not None:
         check_names(where, names, node.column_names)
 
 
 def refused_changes(what: str, instead: str = "") -> UserError:
-    """For a step whose input must be an append stream, and is not."""
+    """Returns the error for a step whose input is changes, but must be append-only."""
     return UserError(
         f"{what}: the rows that come in are changes (updates and deletes of earlier ones), which it cannot take",
         hint=f"{instead}.materialize() waits for the final rows, .changelog() gives each change as a row of its own",
@@ -250,10 +291,12 @@ def refused_changes(what: str, instead: str = "") -> UserError:
 
 
 def with_more(columns: Columns, more: Iterable[str]) -> Columns:
-    """These columns too."""
+    """Returns these columns and `more`; None, which stands for all columns, stays None."""
     return None if columns is None else columns.union(more)
 
 
 def without(columns: Columns, fewer: Iterable[str]) -> Columns:
-    """The columns but for these, which the step itself gives."""
+    """Returns these columns except `fewer`, which the step itself gives; None, which stands for all columns, stays
+    None.
+    """
     return None if columns is None else columns.difference(fewer)

@@ -1,4 +1,4 @@
-"""Rows of a key that follow each other as a pattern says."""
+"""The step that finds sequences of rows of a key."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +12,7 @@ from sabot.connectors.base import Sink
 
 @dataclass(frozen=True, eq=False)
 class Match(Node):
-    """Rows of a key that follow a pattern, in event time: one row for each match."""
+    """A step with one row for each sequence of rows of a key that matches a pattern, in the order of event time."""
 
     word = "pattern"
     keeps_time = False

@@ -1,4 +1,4 @@
-"""Where rows come in, and where they go out."""
+"""The steps at the ends of a stream: those that read sources, and those that write sinks."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -27,7 +27,9 @@ from sabot.errors import SabotError, UserError
 
 @dataclass(frozen=True)
 class TableFormat:
-    """Records that are changes of a table: what they say of the row with these `keys`. format: "json", a row; "debezium"."""
+    """The reading of records as changes of a table. `keys`: the columns of its key. `format`: "json", whose payload
+    is a row, or "debezium".
+    """
 
     keys: tuple[str, ...]
     format: Literal["json", "debezium"] = "json"
@@ -35,13 +37,18 @@ class TableFormat:
 
 @dataclass(frozen=True, eq=False)
 class Read(Node):
-    """Rows of a topic, or of a Source. `time`: the column of event time, a path to a field of its struct, or an expression; None: the
-    records' timestamps, where they have one. time_unit: what its numbers count, None: ms. time_format: of its texts, None: ISO 8601.
+    """A step that reads rows of a topic or a Source.
 
-    format: of the payloads. schema: their columns. fields: (column, field) of what else of a record becomes a column, behind those.
-    table: they are read as changes of a table, with the op that says which rows end. first: what it is joined with waits until the rows
-    that are there at the start have been read; None: where that is usual for the join.
-    start: where a topic is read from without a checkpoint; None: where the app says. until: where it ends; None: nowhere.
+    - `schema`: the columns of the payloads, and `format` their format.
+    - `time`: the column of event time, a path to a field of a struct, or an expression; None: the timestamps of
+      the records, if any.
+    - `time_unit`: the unit of its numbers; None: ms. `time_format`: the format of its texts; None: ISO 8601.
+    - `fields`: other parts of a record that become columns, as (column, field), after those of the payload.
+    - `table`: the key and format of a table; its records are changes, with an op. None for a stream of rows.
+    - `first`: True if joins wait until the rows that exist at the start are read; None leaves it to the kind of
+      join.
+    - `start`: the place where a topic is read from without a checkpoint; None: the app's.
+    - `until`: the place where reading ends; None: nowhere.
     """
 
     word = "stream"
@@ -66,32 +73,36 @@ class Read(Node):
 
     @property
     def name(self) -> str:
-        """The topic, or the source's name."""
+        """The topic, or the name of the Source."""
         return self.source if isinstance(self.source, str) else self.source.name
 
     @property
     def bounded(self) -> bool:
-        """Whether it has an end."""
+        """True if the source has an end."""
         return self.until is not None or (isinstance(self.source, Source) and ends(self.source))
 
     @property
     def has_time(self) -> bool:
-        """A column of event time is named, or the records have timestamps."""
+        """True if a column of event time is named, or the records have timestamps."""
         return self.time is not None or isinstance(self.source, str)
 
     def ending(self, until: Place) -> "Read":
-        """The same, which ends there if it is of a topic and names no end itself."""
+        """Returns the step with this end, if it reads a topic and has no end of its own; otherwise the step
+        unchanged.
+        """
         return replace(self, until=until) if self.until is None and isinstance(self.source, str) else self
 
     def found_schema(self) -> pa.Schema | None:
-        """`schema`; where none was given, what the data of a Source tells, or the registry of the format."""
+        """Returns `schema`, or else the columns that the data of a Source, or the registry of the format, declare;
+        None if nothing does.
+        """
         if self.schema is not None:
             return self.schema
         return columns_of(self.source) if isinstance(self.source, Source) else self.format.columns(self.name)
 
     @cached_property
     def columns(self) -> pa.Schema | None:
-        """All columns: those of the payloads and the fields of the records. Raises UserError for a column that both have."""
+        """The columns of the payloads, and the fields of the records. Raises UserError for a column that both have."""
         if self.schema is None or not self.fields:
             return self.schema
         for column, said in self.fields:
@@ -104,7 +115,9 @@ class Read(Node):
 
     @cached_property
     def time_column(self) -> str | None:
-        """The column whose values are event times as they are; None: none is, though `time_expr` may make some."""
+        """The column whose values are the event times in ms or as timestamps; None if there is none (`time_expr` may
+        compute them).
+        """
         if not isinstance(self.time, str) or self.time_format is not None or self.time_unit not in (None, "ms"):
             return None
         if self.columns is None:
@@ -114,7 +127,7 @@ class Read(Node):
 
     @cached_property
     def time_expr(self) -> Expr | None:
-        """What event times are computed of, where no column has them as they are."""
+        """The expression that computes event times; None if a column has them, or the records' timestamps are used."""
         if self.time is None or self.time_column is not None:
             return None
         if isinstance(self.time, Expr):
@@ -125,17 +138,19 @@ class Read(Node):
 
     @property
     def time_text(self) -> str | None:
-        """What event time is read from, for plans and errors."""
+        """The column or expression of event time as plans and errors show it; None for the records' timestamps."""
         return self.time.text() if isinstance(self.time, Expr) else self.time
 
     @property
     def said_time(self) -> str:
-        """Event time as checkpoints keep it: what it is read from, and of which stream."""
+        """The event time as checkpoints record it: its column or expression, and the name of the source."""
         return f"{said_time(self.time, self.time_unit, self.time_format)} of {self.name}"
 
     @cached_property
     def column_names(self) -> list[str] | None:
-        """As given, or as the data of a Source tells."""
+        """The columns that were declared, or that the data of a Source has; None if they are unknown, or the source
+        cannot be read now.
+        """
         try:
             schema = self.found_schema()
         except (SabotError, OSError):
@@ -149,19 +164,19 @@ class Read(Node):
         return named_time(self.time, None if self.columns is None else self.columns.names)
 
     def check(self) -> None:
-        """The start checks what is read: only then all columns are known."""
+        """Does nothing: the start of the app checks the columns, which are known only then."""
 
 
 @dataclass(frozen=True, eq=False)
 class StreamEnd(Node):
-    """Rows leave the stream."""
+    """A step with which rows leave the stream."""
 
     input: Node
 
 
 @dataclass(frozen=True, eq=False)
 class Write(StreamEnd):
-    """Rows leave for a topic or a Sink."""
+    """A step that writes rows to a topic or a Sink."""
 
     word = "to"
     takes_changes = True
@@ -199,7 +214,11 @@ def read_node(
     start: Start | None = None,
     until: Until | None = None,
 ) -> Read:
-    """The checked first step of a stream."""
+    """Returns the checked first step of a stream. The arguments are those of `App.stream`; `table` and `first` are of
+    `App.table`.
+
+    Raises UserError for arguments that do not fit the source or each other.
+    """
     if first is not None:
         check("table: first", first, FLAG)
     row_policy("stream", on_error)
@@ -245,7 +264,9 @@ def _drift_ms(source: str | Source, max_drift: Duration) -> int:
 
 
 def said_time(time: str | Expr | None, unit: TimeUnit | None, format: str | None) -> str:
-    """Event time in words, which are the same for what is the same: `col("ts")` is "ts", numbers count ms."""
+    """Returns the event time as text. Equal event times have equal texts: `col("ts")` gives "ts", and the unit ms is
+    not mentioned.
+    """
     if time is None:
         return "the records' timestamp"
     said = time.column or time.text() if isinstance(time, Expr) else time
@@ -253,14 +274,20 @@ def said_time(time: str | Expr | None, unit: TimeUnit | None, format: str | None
 
 
 def named_time(time: str | Expr | None, columns: Collection[str] | None) -> dict[str, bool]:
-    """The column that `time` names, as `Node.event_times` has it; none: a path, or computed. columns: None, they are not known."""
+    """Returns the column that `time` names, in the form of `Node.event_times`; empty if `time` is a path or is
+    computed.
+
+    `columns`: the known columns, or None.
+    """
     name = time.column if isinstance(time, Expr) else time
     path = isinstance(time, str) and "." in time and (columns is None or time not in columns)
     return {} if name is None or path else {name: False}
 
 
 def path_of(path: str) -> Expr:
-    """The field of a struct that a path names: "bid.dateTime" is the field dateTime of the column bid."""
+    """Returns the field of a struct at this path as an expression: "bid.dateTime" is the field `dateTime` of the
+    column `bid`.
+    """
     column, *fields = path.split(".")
     expr = col(column)
     for field in fields:
@@ -269,7 +296,7 @@ def path_of(path: str) -> Expr:
 
 
 def check_time(where: str, time: Any, unit: Any, format: Any) -> None:
-    """Raises UserError for arguments that name no event time, whatever the columns are."""
+    """Raises UserError for arguments that cannot define an event time, whatever the columns are."""
     if time is not None and not isinstance(time, str | Expr):
         raise UserError(
             f"{where}: time={time!r} is no name of a column", hint='time="ts", time="bid.at", time=col("s") * 1000'
@@ -295,12 +322,12 @@ def _check_time_column(time: str | Expr | None, schema: pa.Schema) -> None:
 
 
 def endless_read(node: Node) -> Read | None:
-    """A source of this step's rows that has no end; None where all have one."""
+    """Returns a source without an end that this step's rows come from, or None if all sources have an end."""
     reads = (each for each in walk([node]) if isinstance(each, Read))
     return next((each for each in reads if not each.bounded), None)
 
 
 def only_source(node: Node) -> str:
-    """The name of the one source that the rows of this step come from: a topic, a path. "": there are several."""
+    """Returns the name of the only source of this step's rows (a topic, a path), or "" if there are several."""
     names = {each.name for each in walk([node]) if isinstance(each, Read)}
     return names.pop() if len(names) == 1 else ""

@@ -1,4 +1,4 @@
-"""Steps over single rows: what a row becomes depends on the row, or on the user's function, alone."""
+"""Steps over single rows: the result of a row depends only on the row, or on a function of the user."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from sabot.api.words import name_of, select_text, with_text
 
 @dataclass(frozen=True, eq=False)
 class RowStep(Node):
-    """A step in which each row becomes one row, or none, so that changes stay changes."""
+    """A step that makes one row or none of each row, so that changes stay changes."""
 
     takes_changes = True
     input: Node
@@ -31,7 +31,7 @@ class RowStep(Node):
 
 @dataclass(frozen=True, eq=False)
 class Filter(RowStep):
-    """Rows for which the predicate is true."""
+    """A step that keeps the rows for which the predicate is true."""
 
     word = "filter"
     predicate: Expr
@@ -56,7 +56,9 @@ class Filter(RowStep):
 
 @dataclass(frozen=True, eq=False)
 class EndVersions(Node):
-    """A Filter over Versions: a row that does not pass ends the one before. The plan's own, below an AsofJoin."""
+    """A filter over Versions: a row that does not pass ends the validity of the row before. The planner puts it
+    before an AsofJoin.
+    """
 
     word = "filter"
     takes_changes = True
@@ -80,7 +82,7 @@ class EndVersions(Node):
 
 @dataclass(frozen=True, eq=False)
 class Select(RowStep):
-    """Gives these columns and no others."""
+    """A step whose rows have exactly these columns."""
 
     word = "select"
     columns: tuple[tuple[str, Expr], ...]
@@ -118,14 +120,14 @@ class Select(RowStep):
 
 @dataclass(frozen=True, eq=False)
 class WithColumns(RowStep):
-    """Adds columns to those that are there; a column with the name of another replaces it."""
+    """A step that adds columns; a column with an existing name replaces that one."""
 
     word = "with_columns"
     columns: tuple[tuple[str, Expr], ...]
 
     @property
     def made(self) -> frozenset[str]:
-        """The names of the columns that it gives."""
+        """The names of the columns that the step adds or replaces."""
         return frozenset(name for name, _ in self.columns)
 
     def text(self) -> str:
@@ -158,7 +160,7 @@ class WithColumns(RowStep):
 
 @dataclass(frozen=True, eq=False)
 class Drop(RowStep):
-    """Drops these columns."""
+    """A step that removes these columns."""
 
     word = "drop"
     names: tuple[str, ...]
@@ -189,7 +191,7 @@ class Drop(RowStep):
 
 @dataclass(frozen=True, eq=False)
 class Rename(RowStep):
-    """Gives other names to some columns: (old, new) each."""
+    """A step that renames columns. `names` has pairs (old, new)."""
 
     word = "rename"
     names: tuple[tuple[str, str], ...]
@@ -228,7 +230,7 @@ class Rename(RowStep):
 
 @dataclass(frozen=True, eq=False)
 class MapBatches(Node):
-    """The user's function over RecordBatches."""
+    """A step that calls a function of the user with RecordBatches."""
 
     word = "map_batches"
     input: Node
@@ -246,7 +248,7 @@ class MapBatches(Node):
 
 @dataclass(frozen=True, eq=False)
 class FlatMap(Node):
-    """The user's function over single rows: a dict in, any number of dicts out."""
+    """A step that calls a function of the user with each row as a dict. The function returns any number of dicts."""
 
     word = "flat_map"
     input: Node
@@ -264,7 +266,7 @@ class FlatMap(Node):
 
 @dataclass(frozen=True, eq=False)
 class Explode(Node):
-    """A row for each value of the lists in these columns."""
+    """A step that makes a row of each value of the lists in these columns."""
 
     word = "explode"
     input: Node
@@ -293,7 +295,7 @@ class Explode(Node):
 
 @dataclass(frozen=True, eq=False)
 class Union(Node):
-    """The rows of several streams, which have the same columns."""
+    """A step with the rows of several streams that have the same columns."""
 
     word = "union"
     takes_changes = True
@@ -326,7 +328,9 @@ class Union(Node):
 
 @dataclass(frozen=True, eq=False)
 class OnError(RowStep):
-    """Says what becomes of rows for which a later step fails. A filter does not move past it, into the reach of another policy."""
+    """A step that sets the policy for rows for which a later step fails. A filter does not move before it, where
+    another policy applies.
+    """
 
     word = "on_error"
     policy: RowPolicy
@@ -341,7 +345,7 @@ class OnError(RowStep):
 
 @dataclass(frozen=True, eq=False)
 class Broadcast(Node):
-    """Sends all rows to every subtask of the step that they go into."""
+    """A step that sends all rows to every subtask of the next step."""
 
     word = "broadcast"
     takes_changes = True
@@ -361,7 +365,7 @@ class Broadcast(Node):
 
 @dataclass(frozen=True, eq=False)
 class Head(Node):
-    """The first rows to come, of all subtasks together; then none."""
+    """A step that lets the first rows pass, counted over all subtasks, and then none."""
 
     word = "head"
     hint_of_changes = 'key_by("key").top_n(n, by=…) keeps the first rows of a key up to date; '
@@ -378,7 +382,7 @@ class Head(Node):
 
 @dataclass(frozen=True, eq=False)
 class Sample(Node):
-    """Passes some of the rows, by chance."""
+    """A step that lets each row pass with a given probability."""
 
     word = "sample"
     input: Node
@@ -394,13 +398,13 @@ class Sample(Node):
 
 
 def map_batches_node(input: Node, function: Any, schema: Schema | None, on_error: RowPolicy | None) -> MapBatches:
-    """The node of `Stream.map_batches`. Raises UserError."""
+    """Returns the node of `Stream.map_batches`. Raises UserError."""
     columns = None if schema is None else schema_of(schema)
     return MapBatches(input, function_of(function, "map_batches"), columns, _own_policy("map_batches", on_error))
 
 
 def flat_map_node(input: Node, function: Any, schema: Schema, on_error: RowPolicy | None) -> FlatMap:
-    """The node of `Stream.flat_map`. Raises UserError."""
+    """Returns the node of `Stream.flat_map`. Raises UserError."""
     return FlatMap(input, function_of(function, "flat_map"), schema_of(schema), _own_policy("flat_map", on_error))
 
 
@@ -409,7 +413,7 @@ def _own_policy(where: str, on_error: RowPolicy | None) -> RowPolicy | None:
 
 
 def only_wanted(columns: Sequence[tuple[str, Expr]], wanted: Columns) -> tuple[tuple[str, Expr], ...]:
-    """Those of the columns that a step gives which are used behind it: the others need not be computed."""
+    """Returns those of the step's columns that later steps use. The others need not be computed."""
     return tuple((name, expr) for name, expr in columns if wanted is None or name in wanted)
 
 

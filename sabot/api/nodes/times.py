@@ -1,4 +1,4 @@
-"""A step that gives rows another event time."""
+"""The step that gives rows another event time."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,9 @@ from sabot.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class WithTime(Node):
-    """Rows have another event time from here on: a column, a path to a field of its struct, or an expression, as in `Read`."""
+    """A step after which rows have another event time: a column, a path to a field of a struct, or an expression, as
+    in `Read`.
+    """
 
     word = "with_time"
     carries_time = True
@@ -39,7 +41,7 @@ class WithTime(Node):
 
     @property
     def said_time(self) -> str:
-        """As that of `Read`."""
+        """The event time as checkpoints record it, like `Read.said_time`."""
         return f"{said_time(self.time, self.time_unit, self.time_format)} of with_time"
 
     @property
@@ -56,12 +58,12 @@ class WithTime(Node):
 
     @cached_property
     def event_times(self) -> dict[str, bool]:
-        """The type of a column, which decides whether its values are the times as they are, is not known here."""
+        """The column that `time` names, with False: its type, and so the unit of its values, is unknown here."""
         return named_time(self.time, self.input.column_names)
 
 
 def with_time_node(input: Node, time: Any, unit: TimeUnit | None, format: str | None, lateness: Duration) -> WithTime:
-    """The checked step. Raises UserError."""
+    """Returns the checked node of `Stream.with_time`. Raises UserError."""
     if time is None:
         raise UserError("with_time: no column", hint='with_time("created_at"), with_time(col("epoch_s") * 1000)')
     check_time("with_time", time, unit, format)

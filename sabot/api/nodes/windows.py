@@ -1,4 +1,4 @@
-"""Steps over the rows of a key that fall into a window together."""
+"""Steps over the rows of a key that are in the same window."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ WINDOW_COLUMNS = (WINDOW_START, WINDOW_END)
 
 @dataclass(frozen=True, eq=False)
 class AggregateWindow(Aggregates):
-    """One row for each key and window."""
+    """A step with one row for each key and window."""
 
     word = "window"
     hint_of_changes = 'group_by("key").aggregate(…) takes changes; '
@@ -61,7 +61,7 @@ class AggregateWindow(Aggregates):
 
 @dataclass(frozen=True, eq=False)
 class WindowTopN(FirstRows):
-    """The first rows of each key and window."""
+    """A step with the first rows of each key and window."""
 
     word = "window"
     keeps_time = False

@@ -1,7 +1,7 @@
 """Streams as users write them: plain, by key, by key and window, grouped, connected.
 
-The kinds of streams lead to each other: `key_by` of a `Stream` gives a `KeyedStream`, whose `aggregate` gives a `Stream` again. So they
-stand in one module, `stream`.
+The kinds of streams lead to each other: `key_by` of a `Stream` returns a `KeyedStream`, whose `aggregate` returns a
+`Stream` again. Therefore they are all in one module, `stream`.
 """
 
 from sabot.api.stream.owner import Owner

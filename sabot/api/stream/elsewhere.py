@@ -1,4 +1,4 @@
-"""Methods that streams do not have, by the names that others give them: the error says what does the same here."""
+"""Methods of streams in other libraries, by name: the error for such a method names the way to do the same here."""
 
 from typing import TYPE_CHECKING, NoReturn
 
@@ -30,16 +30,18 @@ HERE = {
     "with_column": "with_columns(name=expression)",
     "write_parquet": 'to(ParquetSink("folder"))',
 }
-"""Name of a method elsewhere -> what does the same here."""
+"""The name of a method in another library, and the way to do the same here."""
 
 
 class NamedElsewhere:
-    """A kind of stream whose missing methods say what does the same, or which kind of stream has them."""
+    """A base class of streams whose AttributeError names the counterpart of a missing method, or the kind of stream
+    that has the method.
+    """
 
     _made_by = ""
-    """The method that makes this kind of a Stream; empty for a Stream."""
+    """The call that makes this kind of stream from a Stream; "" for a Stream."""
     _ends_in = ""
-    """Its methods that give a Stream."""
+    """The methods of this kind that return a Stream."""
 
     if not TYPE_CHECKING:
 
@@ -49,7 +51,7 @@ class NamedElsewhere:
             raise AttributeError(f"{what} (here it is {here})" if here else what, name=name, obj=self)
 
     def _of_another_kind(self, name: str) -> str:
-        """Where this method is to be written; empty where no kind of stream has it."""
+        """Returns the call of this method on the kind of stream that has it, or "" if none has it."""
         kinds = NamedElsewhere.__subclasses__()
         made = [kind._made_by for kind in kinds if any(name in vars(base) for base in kind.__mro__)]
         if name.startswith("_") or not made:

@@ -1,4 +1,4 @@
-"""Makes the nodes of joins and lookups from the arguments that users give to the methods of streams."""
+"""Functions that make the nodes of joins and lookups from the arguments of `Stream.join`, `join_asof` and `lookup`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,14 +23,16 @@ _HOWS = ("inner", "left", "right", "full", "semi", "anti")
 _ByTime = TypeVar("_ByTime", bound=JoinByTime)
 
 Keys = tuple[tuple[str, ...], tuple[str, ...]]
-"""The columns of the keys: those of the left stream, those of the right."""
+"""The key columns of the left stream, and those of the right stream."""
 
 
 def keyed_sides(
     where: str, left: Node, right: Node, on: Any, left_on: Any, right_on: Any, how: Any = ""
 ) -> tuple[Node, Node, Keys, list[str]]:
-    """Both sides with their keys as columns, the names of these, and those of the left that were made of expressions: the result is to be
-    without them. Raises UserError.
+    """Returns both sides with their keys as columns, the names of these columns, and the columns of the left that
+    were added for expressions.
+
+    The result of the join must not have the added columns. Raises UserError for keys that do not fit.
     """
     pairs = list(zip(*join_keys(where, on, left_on, right_on), strict=True))
     # A row without a partner has its key in the left's column, which goes: the right keeps its own.
@@ -45,7 +47,9 @@ def keyed_sides(
 
 
 def _with_keys(where: str, node: Node, keys: Sequence[str | Expr]) -> tuple[Node, tuple[str, ...], list[str]]:
-    """The step that has these keys as columns, their names, and the names of those that were made."""
+    """Returns the step that has these keys as columns, the names of the columns, and the names of those that were
+    added for expressions.
+    """
     names = tuple(key if isinstance(key, str) else f"{MADE_KEY}{i}" for i, key in enumerate(keys))
     made = tuple((name, key) for name, key in zip(names, keys, strict=True) if isinstance(key, Expr))
     if made:
@@ -55,7 +59,7 @@ def _with_keys(where: str, node: Node, keys: Sequence[str | Expr]) -> tuple[Node
 
 
 def without_made(node: Node, made: Sequence[str]) -> Node:
-    """The step behind `node` without the keys that were made."""
+    """Returns a step after `node` that drops the columns added for expressions."""
     node.check()
     return Drop(node, tuple(made)) if made else node
 
@@ -73,7 +77,7 @@ def join_node(
     max_drift: Any,
     late: Any,
 ) -> Join:
-    """The node of `Stream.join`. Raises UserError."""
+    """Returns the node of `Stream.join`. Raises UserError for arguments that contradict each other."""
     given = (left, right, *keys, check("join: how", how, OneOf(_HOWS)), suffix)
     if between is not None and window is not None:
         raise UserError("join: between= and window= are two kinds of joins", hint="give one of them")
@@ -122,7 +126,7 @@ def asof_node(
     max_drift: Any,
     late: Any,
 ) -> AsofJoin:
-    """The node of `Stream.join_asof`. Raises UserError."""
+    """Returns the node of `Stream.join_asof`. Raises UserError."""
     strategy = check("join_asof: strategy", strategy, OneOf(("backward", "forward", "nearest")))
     if strategy != "backward" and tolerance is None:
         raise UserError(
@@ -140,7 +144,11 @@ def asof_node(
 
 
 def _with_late(where: str, node: _ByTime, late: Any) -> _ByTime:
-    """The join with the places of late rows. late: one for both sides, or a pair of (this stream's, the other's). Raises UserError."""
+    """Returns the join with the sinks of late rows. Raises UserError for a sink that cannot be written, and for late
+    changes.
+
+    `late`: one sink for both sides, or a pair: for this stream, and for the other one.
+    """
     pair = isinstance(late, tuple | list)
     if pair and len(late) != 2:
         raise UserError(f"{where}: late={late!r}", hint='late=("late-orders", "late-payments"), None for one of them')
@@ -157,14 +165,17 @@ def _with_late(where: str, node: _ByTime, late: Any) -> _ByTime:
 
 
 def lookup_node(left: Node, right: Node, keys: Keys, how: Any, suffix: str) -> Lookup:
-    """The node of `Stream.lookup` in a table. Raises UserError."""
+    """Returns the node of `Stream.lookup` in a table. Raises UserError."""
     return Lookup(left, right, *keys, check("lookup: how", how, OneOf(("left", "inner"))), suffix)
 
 
 def lookup_async_node(
     node: Node, function: Any, on: Any, how: Any, suffix: str, dead_letter: str | Sink | None, options: LookupOptions
 ) -> Node:
-    """The node of `Stream.lookup` with a coroutine function. on: None where left_on= or right_on= was given. Raises UserError."""
+    """Returns the node of `Stream.lookup` with a coroutine function. Raises UserError.
+
+    `on`: the keys; None if the user gave `left_on=` or `right_on=`, which is refused.
+    """
     if on is None:
         raise UserError("lookup: a function needs on=, the columns whose values it gets", hint='on="account"')
     if dead_letter is not None:
@@ -181,7 +192,9 @@ def _drift_ms(step: str, max_drift: Any) -> int | None:
 
 
 def _check_keep(node: Join) -> None:
-    """Refuses keep= for a stream of changes, which itself deletes rows, and for right sides whose rows are all needed."""
+    """Raises UserError for `keep=` of a stream of changes, whose rows are deleted by changes, and of a right side
+    whose rows are all needed.
+    """
     for name, side, ms in zip(("this", "the other"), node.inputs, node.keep_ms, strict=True):
         if ms is not None and side.changes:
             raise UserError(f"join: keep= of {name} stream, which is changes: they say how long its rows are kept")
@@ -194,8 +207,10 @@ def _check_keep(node: Join) -> None:
 
 
 def _check_broadcast(node: Join) -> None:
-    """Refuses joins that a broadcast side cannot have. Left rows are not repartitioned, so no subtask knows those of the others, and none
-    can tell that a right row has no partner.
+    """Raises UserError for a join that is impossible with a broadcast side.
+
+    The rows of the left are not repartitioned. So a subtask does not know the left rows of the others, and cannot
+    tell that a right row has no partner.
     """
     by_time = type(node) is not Join
     if by_time or node.how in ("right", "full"):

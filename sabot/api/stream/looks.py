@@ -1,4 +1,4 @@
-"""What a program or a notebook sees of a stream: its rows now, and its plan."""
+"""Methods that show a stream to a program or a notebook: its rows now, and its plan."""
 
 import pyarrow as pa
 
@@ -18,7 +18,7 @@ _PRINT_SECONDS = 10.0  # that `print` waits for the rows of a stream without an 
 
 
 class PlanText(str):
-    """A text of several lines, which notebooks show as it is."""
+    """A text of several lines that notebooks show with its line breaks."""
 
     __slots__ = ()
 
@@ -33,16 +33,20 @@ class Looks:
     _node: Node
 
     def collect(self, *, limit: int | None = None, seconds: Duration | None = None) -> pa.Table:
-        """Runs the stream now and returns its rows; for changes, those that exist at the end. Works in notebooks.
+        """Runs the stream now and returns its rows. For changes it returns the rows that exist at the end. It works
+        in notebooks.
 
-        limit: no more than so many rows; reading stops when they are there. seconds: those that come within this time ("500ms"). A stream
-        over a topic needs one of the two, or ends in `head(n)`; it begins where the app's `start=` says, and commits nothing. For changes
-        without an end it is `seconds`: what exists then. A window that is still open then gives no row.
+        `limit`: the greatest number of rows; reading stops when they have come. `seconds`: the time after which
+        reading stops ("500ms"). A stream over a topic needs one of the two, unless it ends in `head(n)`; changes
+        without an end need `seconds`. Reading begins where the app's `start=` says, and commits nothing. A window
+        that is still open at the end gives no row.
+
+        Raises UserError for an endless stream without a limit, and for a stream that reads an agent.
         """
         return self._rows("collect", limit, seconds)
 
     def _rows(self, where: str, limit: int | None, seconds: Duration | None) -> pa.Table:
-        """What `collect` returns. where: who looks, for errors."""
+        """Returns the rows for `collect` and `print`. `where`: the method that errors name."""
         node, endless = self._node, endless_read(self._node) is not None
         if agents := [each.agent.agent_id for each in walk([node]) if isinstance(each, AgentRead)]:
             raise UserError(
@@ -58,8 +62,10 @@ class Looks:
         return self._owner.collect(Materialize(node) if node.changes else node, limit, wait)
 
     def print(self, n: int = 20, *, seconds: Duration | None = None) -> None:
-        """Runs the stream now and prints the first `n` rows. A stream over a topic: the next n rows, or those that come within `seconds`
-        (by default 10).
+        """Runs the stream now and prints the first `n` rows.
+
+        For a stream over a topic it prints the next n rows, or those that come within `seconds` (by default 10).
+        Raises UserError as `collect`.
         """
         n = python_value(n)
         if not is_whole(n, 0):
@@ -74,14 +80,16 @@ class Looks:
         print(f"{shown(table.slice(0, n))}\n{table.num_rows} rows{within}")
 
     def explain(self) -> str:
-        """Returns the plan as text: its stages, what each of them does and reads, and where rows are changes."""
+        """Returns the plan as text: its stages, the steps and inputs of each stage, and the edges that carry changes.
+        Nothing runs.
+        """
         return PlanText(self._owner.explain(self._node))
 
     def __repr__(self) -> str:
         return f"Stream({type(self._node).__name__})"
 
     def _repr_html_(self) -> str:
-        """For notebooks: the columns, where they are known, and the plan. Nothing runs."""
+        """Returns the columns, if they are known, and the plan, for notebooks. Nothing runs."""
         try:
             schema = self._owner.schema(self._node)
             columns = "\n".join(f"{field.name}: {field.type}" for field in schema)

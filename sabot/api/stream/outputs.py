@@ -1,4 +1,4 @@
-"""The outputs of a stream: whether a sink can take its changes, and its rows as text."""
+"""The outputs of a stream: the check that a sink can take its changes, and its rows as text."""
 
 from html import escape
 
@@ -11,7 +11,9 @@ from sabot.errors import UserError
 
 
 def check_takes_changes(node: Node, sink: str | Sink, key: str | None) -> None:
-    """Raises UserError unless the sink can keep changes, and the program says by which key."""
+    """Raises UserError unless the sink can store changes, and the program names the key by which rows replace each
+    other.
+    """
     name = repr(sink) if isinstance(sink, str) else f"{type(sink).__name__}({sink.name!r})"
     if not isinstance(sink, str) and not takes_changes(sink):
         raise UserError(
@@ -33,7 +35,7 @@ def check_takes_changes(node: Node, sink: str | Sink, key: str | None) -> None:
 
 
 def shown(table: pa.Table) -> str:
-    """A table as text, in columns."""
+    """Returns a table as text, in aligned columns."""
     columns = [
         [name, *(str(value) for value in table.column(i).to_pylist())] for i, name in enumerate(table.column_names)
     ]
@@ -47,5 +49,5 @@ def shown(table: pa.Table) -> str:
 
 
 def html(text: str) -> str:
-    """A text of several lines for notebooks: escaped, as it may have names and values of others."""
+    """Returns a text of several lines as HTML. It is escaped, because it may contain names and values from outside."""
     return f"<pre>{escape(text)}</pre>"

@@ -1,4 +1,4 @@
-"""What streams need of the app to which they belong."""
+"""The protocol by which streams use their app."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,22 +14,24 @@ if TYPE_CHECKING:
 
 
 class Owner(Protocol):
-    """The app, as its streams use it."""
+    """The app that owns a stream."""
 
     def write(self, end: StreamEnd) -> None:
         """Adds a stream that runs when the app runs."""
 
     def agent_of(self, function: Callable[..., Any]) -> AgentSpec:
-        """The agent that this function is. Raises UserError where it is none of the app's."""
+        """Returns the agent whose function this is. Raises UserError if the app has no such agent."""
 
     def collect(self, node: Node, limit: int | None, seconds: float | None) -> pa.Table:
-        """Runs the steps up to this node, now: to their end, to `limit` rows, or for so many seconds."""
+        """Runs the steps up to this node now: to the end of their inputs, to `limit` rows, or for this number of
+        seconds.
+        """
 
     def explain(self, node: Node) -> str:
-        """The plan of the steps up to this node."""
+        """Returns the plan of the steps up to this node."""
 
     def schema(self, node: Node) -> pa.Schema:
-        """The columns of the rows of this node."""
+        """Returns the columns of the rows of this node."""
 
     def judge(self) -> "CallJudge | None":
-        """Who judges calls of models that its streams make; None: all may be made."""
+        """Returns the judge of the model calls that streams of the app make, or None if all calls are allowed."""

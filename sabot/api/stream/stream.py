@@ -472,18 +472,19 @@ class Stream(Looks, NamedElsewhere):
         dead_letter: str | Sink | None = None,
         **options: Unpack[LookupOptions],
     ) -> "Stream":
-        """Adds the columns that a table, or a coroutine function, has for a row's key when the row arrives.
+        """Adds to each row the columns that a table, or a coroutine function, has for its key when the row arrives.
 
-        Later changes of the table do not change rows that were emitted. A table that ends (files) is read before the first row.
-        Otherwise the result depends on the order of arrival; use `join_asof` where it must not.
+        Later changes of the table do not change rows that were emitted. A table that ends (files) is read before the
+        first row. Otherwise the result depends on the order of arrival; use `join_asof` if it must not.
 
-        `table`: a stream (`app.table`, or another, of which the last row of each key counts); a small one may be `.broadcast()`, so that
-        the rows of this stream stay in their threads. Or `async def f(key)`, which returns a dict of the columns `schema`, or None:
-        `lookup(f, on="account", schema={...})`; the options below are for such a function.
-        `on`, `left_on`, `right_on`: the keys, as in `join`.
-        `how`: "left" keeps rows without an answer, with nulls; "inner" drops them.
-        `suffix`: the ending of a column's name that this stream has too.
-        `dead_letter`: the topic or Sink for rows whose calls failed, with on_error="skip".
+        - `table`: a stream, such as `app.table(…)`; of another stream the last row of each key counts. A small
+          table may be `.broadcast()`, so that rows of this stream stay in their subtasks. Or `async def f(key)`,
+          which returns a dict of the columns `schema`, or None: `lookup(f, on="account", schema={...})`. The
+          options below are for such a function; with a table they raise UserError.
+        - `on`, `left_on`, `right_on`: the keys, as in `join`.
+        - `how`: "left" keeps rows without an answer, with nulls; "inner" drops them.
+        - `suffix`: the text added to the name of an added column, if this stream has a column of that name.
+        - `dead_letter`: the topic or Sink for rows whose calls failed, with `on_error="skip"`.
         """
         if not isinstance(table, Stream):
             one_sided = left_on is None and right_on is None
@@ -506,13 +507,15 @@ class Stream(Looks, NamedElsewhere):
         dead_letter: str | Sink | None = None,
         **options: Unpack[MapAsyncOptions],
     ) -> "Stream":
-        """Calls `async def function(row: dict)`, which returns a dict of the columns `schema`, a list of dicts, or None.
+        """Calls `async def function(row: dict)`, which returns a dict of the columns `schema`, a list of dicts, or
+        None; it may also yield dicts.
 
-        The calls run on the event loop of the app. A watermark never overtakes a row, whatever the order of the results. If the function
-        raises `Overloaded`, fewer calls are made at a time, and the call is made again. Calls in flight are in the checkpoint: a call that
-        had not ended is made again after a restart.
+        The calls run on the event loop of the app. A watermark never overtakes a row, whatever the order of the
+        results. If the function raises `Overloaded`, fewer calls run at a time, and the call is repeated. Calls in
+        flight are part of the checkpoint: a call that had not ended is repeated after a restart. Raises UserError if
+        the function is not async.
 
-        `dead_letter`: the topic or Sink for rows whose calls failed, with on_error="skip".
+        `dead_letter`: the topic or Sink for rows whose calls failed, with `on_error="skip"`.
         """
         call = AsyncCall.of(function, schema=schema, **options)
         if dead_letter is not None:
