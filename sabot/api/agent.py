@@ -1,4 +1,4 @@
-"""The description of an agent that `@app.agent(...)` makes: checked and immutable."""
+"""The checked and immutable description of an agent, which `@app.agent(...)` makes."""
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -28,7 +28,7 @@ OnError = Literal["fail", "retry", "skip"]
 MailboxFull = Literal["hold", "dead_letter"]
 
 Topics = str | Source | Sequence[str | Source] | None
-"""What an agent reads: a topic, a Source, or a list of them; None: the topic with the name of its function."""
+"""The inputs of an agent: a topic, a Source, or a list of them; None for the topic with the name of the function."""
 
 _POLICIES = ("fail", "retry", "skip")
 _DURABLE_ONLY = ("mailbox", "mailbox_full", "job_id", "scope", "principal", "labels", "children")
@@ -37,7 +37,7 @@ _PROCESSES_MAX = 64
 
 
 class BatchAgentOptions(TypedDict, total=False):
-    """The options of `@app.agent` with `batch=True`, which agents of records have too."""
+    """The options of `@app.agent` with `batch=True`. Record agents have them too."""
 
     key: Annotated[str | None, declare(None, "the field of a record whose value owns the state")]
     sink: Annotated[
@@ -105,18 +105,22 @@ class AgentOptions(RecordAgentOptions, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSpec:
-    """An agent as the user described it: the checked values of `AgentOptions`, with the name, the function and the inputs."""
+    """An agent as the user described it: the name, the function, the inputs, and the checked values of
+    `AgentOptions`.
+    """
 
     agent_id: str
     func: Callable[..., Any]
     inputs: tuple[str | Source, ...]
     topic_by_name: bool
-    """True if no topic was given: the name is the topic, unless another agent writes into this one."""
+    """True if no topic was given. The agent then reads the topic with its name, unless another agent or a stream
+    writes into it.
+    """
     key: str | None
     sink: Any
-    """A topic, a Sink, another agent's function, or None."""
+    """The first sink: a topic, a Sink, the function of another agent, or None."""
     more_sinks: tuple[str | Sink, ...]
-    """Further topics and Sinks, which a result may name."""
+    """Further topics and Sinks, which `Message(…, topic=)` may name."""
     batch: bool
     schema: pa.Schema | None
     calls: CallOptions
@@ -138,11 +142,13 @@ class AgentSpec:
     children: ChildLimits
     tombstones: bool
     process: int
-    """The number of processes of its own; 0 if the agent runs with the app's other agents."""
+    """The number of processes of its own; 0 if the agent shares the process of the app."""
     buried: tuple[type[Exception], ...] = ()
-    """Errors that make a dead letter whatever `on_error=` says: those of a model's answers to one record."""
+    """The classes of errors that make a record a dead letter whatever `on_error=` says, such as errors of a model's
+    answer.
+    """
     check: Callable[[Any], object] | None = None
-    """A function that raises DataError for the value of a record that the agent cannot take."""
+    """A function that raises DataError for a record's value that the agent cannot take; None if it takes all."""
 
     @classmethod
     def of(
@@ -154,7 +160,7 @@ class AgentSpec:
         name: str = "",
         **options: Unpack[AgentOptions],
     ) -> "AgentSpec":
-        """Makes the description of the arguments that the user wrote. Raises UserError, which names the agent."""
+        """Returns the description of an agent from the user's arguments. Raises UserError, which names the agent."""
         where = f"agent {agent_id}"
 
         def refuse(what: str, hint: str = "") -> UserError:
@@ -238,29 +244,33 @@ class AgentSpec:
 
     @property
     def writes_json(self) -> bool:
-        """Whether its results in topics are JSON."""
+        """True if the results are written to topics as JSON."""
         return self.sink_format in (None, JSON)
 
     @property
     def job_key(self) -> str | None:
-        """The field by which the jobs of a durable agent have an order: `key=`, which says of a batch agent what key its output has."""
+        """The field by which the jobs of a durable agent stay in order. It is `key=`, except for batch agents, whose
+        `key=` is about the output.
+        """
         return None if self.batch else self.key
 
     @property
     def sinks(self) -> dict[str, str | Sink]:
-        """Its topics and Sinks, by their names, the first one first."""
+        """The topics and Sinks of the agent by name, the first one first."""
         given = [each for each in (self.sink, *self.more_sinks) if isinstance(each, str | Sink)]
         return {each if isinstance(each, str) else each.name: each for each in given}
 
     @property
     def text_keys(self) -> bool:
-        """With `key=` and a schema: the field is text, which stands in the key of a record as it is."""
+        """True if the field `key=` is text by the schema. The key of a record then contains this text as it is, and
+        not as JSON.
+        """
         kind = None if self.schema is None or self.key is None else self.schema.field(self.key).type
         return kind is not None and bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
     @property
     def group_id(self) -> str:
-        """The consumer group to which positions are committed, for tools that show the lag."""
+        """The consumer group in which offsets are committed, for tools that show the lag."""
         return f"{self.agent_id}-group"
 
     @property
@@ -270,7 +280,7 @@ class AgentSpec:
 
 
 def _check_called(refuse: Callable[[str, str], UserError], func: Callable[..., Any], given: tuple[str, ...]) -> None:
-    """The function can be called with these."""
+    """Raises UserError unless the function can be called with these arguments."""
     try:
         signature = inspect.signature(func)
     except (TypeError, ValueError):  # of C, which does not say
@@ -320,7 +330,7 @@ def _output_format(
 
 
 def _sinks_of(refuse: Callable[[str, str], UserError], given: Any, where: str, *, batch: bool) -> list[Any]:
-    """Returns the sinks, the first one first: [None] without a sink."""
+    """Returns the sinks, the first one first; [None] without a sink. Raises UserError."""
     several = isinstance(given, list | tuple)
     sinks = [sink_of(each, f"{where}: sink") for each in (given if several else [given])]
     if several and (batch or not all(isinstance(each, str | Sink) for each in sinks)):
@@ -340,7 +350,7 @@ def _sinks_of(refuse: Callable[[str, str], UserError], given: Any, where: str, *
 
 
 def _check_durable(refuse: Callable[[str, str], UserError], given: Mapping[str, Any]) -> None:
-    """Checks the options that durable agents alone have."""
+    """Checks the options that only durable agents have. Raises UserError."""
     durable, batch = given["durable"], given["batch"]
     if not isinstance(durable, bool):
         raise refuse(f"durable={durable!r}", "True or False")
@@ -378,7 +388,7 @@ def _check_durable(refuse: Callable[[str, str], UserError], given: Mapping[str, 
 
 
 def as_schema(schema: pa.Schema | dict[str, str], *, where: str) -> pa.Schema:
-    """A pa.Schema as it is, or {"name": type}, as in `arguments.schema_of`; the error names the column."""
+    """Returns a pa.Schema unchanged, and makes one of {"name": type}. Raises UserError, which names the column."""
     if isinstance(schema, pa.Schema):
         return schema
     fields = []

@@ -1,6 +1,7 @@
-"""The function of a durable agent that runs a `sabot.llm.Agent` over each record: `app.llm_agent` makes it.
+"""The function of a durable agent that runs a `sabot.llm.Agent` for each record: `app.llm_agent` makes it.
 
-With `session=True` each key has one conversation. It is kept in keyed state, and written when the job succeeds.
+With `session=True` each key has one conversation. It is part of the keyed state, and is written when the job
+succeeds.
 """
 
 import re
@@ -27,10 +28,12 @@ def agent_function(
     reply: Callable[[Any, AgentResult], Any] | None,
     session: bool,
 ) -> Callable[[DurableContext], Any]:
-    """The function of a durable agent that runs `agent` over each record.
+    """Returns the function of a durable agent that runs `agent` for each record.
 
-    prompt: a template ("Summarize: {text}"), or a function of the message; None: the message is a text, or has a field "prompt", "text" or
-    "question". reply: what is sent to the sink. session: a key has one conversation. Raises UserError where one of them is async.
+    `prompt`: a template ("Summarize: {text}"), or a function of the message; None if the message is a text, or has a
+    field "prompt", "text" or "question". `reply`: the function of message and AgentResult that returns the result for
+    the sink; None for the agent's output. `session`: True if a key has one conversation over all its records. Raises
+    UserError if one of the functions is async.
     """
     check_called(f"agent {agent.name!r}", prompt=prompt, reply=reply)
 
@@ -50,7 +53,7 @@ def agent_function(
 
 
 def check_template(prompt: str, where: str) -> None:
-    """Raises UserError where the template cannot be filled by any record: braces of JSON, a brace that is not closed."""
+    """Raises UserError for a template that no record can fill: it has braces of JSON, or a brace that is not closed."""
     try:
         fields = [field for _, field, _, _ in Formatter().parse(prompt) if field is not None]
         wrong = next((field for field in fields if not re.match(r"\w+", field)), None)
@@ -78,5 +81,5 @@ def _prompt_of(message: Any, prompt: str | Callable[[Any], object] | None) -> ob
 
 
 def _plain(result: AgentResult) -> Any:
-    """What is sent where nobody says otherwise."""
+    """Returns the result for the sink if there is no `reply`: the typed output, or else {"content": text}."""
     return {"content": result.content} if result.output is None else msgspec.to_builtins(result.output)

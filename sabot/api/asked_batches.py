@@ -1,5 +1,6 @@
-"""Models in batch agents: a column of prompts to columns of answers, equal prompts once. `AgentModel` asks for agents that are not durable;
-`models.JobModel` makes effects of the same questions.
+"""Models in batch agents: a column of prompts becomes columns of answers, and equal prompts are asked once.
+
+`AgentModel` is for agents that are not durable; `models.JobModel` makes each question an effect of a job.
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -21,24 +22,26 @@ from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.llm.tools import Tool
 
 Said = Completion | SabotError
-"""What came of a question."""
+"""The outcome of a question: the answer, or the error."""
 
 _WHERE = "llm.map"
 
 
 class AgentModel:
-    """A model, asked by an agent that is not durable; `ctx.llm(engine)`. A call that is made again after an error asks again."""
+    """The models of an engine, for an agent that is not durable: `ctx.llm(engine)`. A call that is repeated after an
+    error asks again.
+    """
 
     def __init__(self, engine: ExecutionEngine) -> None:
         self.engine = engine
         self._alone = DirectEffects(engine, RequestContext())
 
     async def complete(self, prompt: object, *, output: Any = None, **fields: Any) -> Completion:
-        """The model's answer, as of ExecutionEngine."""
+        """Returns the answer of the model. Arguments and errors are those of `ExecutionEngine.complete`."""
         return await self.engine.complete(prompt, output=output, **fields)
 
     def stream(self, prompt: object, **fields: Any) -> AsyncGenerator[Piece, None]:
-        """The model's answer in pieces, as of ExecutionEngine."""
+        """Yields the answer of the model in pieces. Arguments and errors are those of `ExecutionEngine.stream`."""
         return self.engine.stream(prompt, **fields)
 
     async def map(
@@ -51,12 +54,16 @@ class AgentModel:
         error: str = "",
         **fields: Any,
     ) -> pa.RecordBatch:
-        """The rows of the batch with the columns of a model's answers behind their own. Equal prompts are asked once.
+        """Returns the rows of the batch with the columns of a model's answers at the end. Equal prompts are asked
+        once.
 
-        prompt: a template over columns, "Sentiment of: {text}"; a function of the batch; or the prompts, a text or None for each row. A
-        row whose prompt is null is not asked about: its answer is null. output, instructions, fields: as of `Stream.map_llm`. error: the
-        name of a column that says what went wrong, null where nothing did; "": the first error is raised when all calls have ended.
-        Raises ModelError, BudgetExceeded, UserError.
+        - `prompt`: a template over columns, "Sentiment of: {text}"; a function of the batch; or the prompts, a text
+          or None for each row. If the prompt of a row is null, the model is not asked, and the answer is null.
+        - `output`, `instructions`, `fields`: the same as in `Stream.map_llm`.
+        - `error`: the name of a column for the errors, null in rows without one. If it is "", the first error is
+          raised when all calls have ended.
+
+        Raises UserError for wrong arguments; without `error`, also ModelError and BudgetExceeded.
         """
         columns = AnswerColumns(output, _WHERE)
         asking = Asking(self.engine, columns, instructions, fields, _WHERE)
@@ -80,15 +87,15 @@ class AgentModel:
         return pa.RecordBatch.from_arrays([*data.columns, *answers], schema=pa.schema([*data.schema, *added]))
 
     def of(self, engine: ExecutionEngine) -> "AgentModel":
-        """The same agent, with another engine."""
+        """Returns the models of another engine, for the same agent."""
         return AgentModel(engine)
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
-        """Calls a tool, as `Agent.run` does alone."""
+        """Calls a tool, as `Agent.run` does outside of an app."""
         return await self._alone.call(tool, arguments)
 
     async def answer_all(self, requests: Sequence[RequestSpec], output: Schema | None) -> Sequence[Said]:
-        """The answer to each of these, or the error in its place."""
+        """Returns for each request the answer or the error, in order."""
         return await self.engine.complete_many(requests, output=output, errors="return")
 
 
@@ -108,7 +115,9 @@ def _prompts(prompt: Any, data: pa.RecordBatch) -> pa.Array:
 
 
 def _values(columns: AnswerColumns, said: Sequence[Said]) -> tuple[list[list[Any]], dict[int, SabotError]]:
-    """The values of the answers, by column, and the errors by the number of the prompt, which have nulls in the place of values."""
+    """Returns the values of the answers by column, and the errors by the number of the prompt. A prompt with an error
+    has null values.
+    """
     nothing = (None,) * len(columns.schema)
     values: list[tuple[Any, ...]] = []
     errors: dict[int, SabotError] = {}

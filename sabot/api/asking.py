@@ -1,4 +1,4 @@
-"""What a step asks of a model: one question for each prompt, and the values of the answer's columns."""
+"""The questions that a step asks a model: one for each prompt, and the values of the answer's columns."""
 
 from collections.abc import Callable, Mapping
 from itertools import count
@@ -25,10 +25,12 @@ from sabot.llm.spec import RequestContext, RequestSpec
 
 
 class Asking:
-    """`await asking(prompt)` asks the engine, and gives the values of the answer's columns. One for all subtasks of a step; for one event
-    loop. Raises ModelError.
+    """A function `await asking(prompt)` that asks the engine, and returns the values of the answer's columns. A call
+    raises ModelError.
 
-    instructions: the system message before each prompt. fields: of the RequestSpec. Raises UserError for what is no request.
+    One object serves all subtasks of a step, in one event loop. `instructions`: the system message before each
+    prompt. `fields`: further fields of the RequestSpec. Raises UserError for fields that make no request, and for
+    tools.
     """
 
     def __init__(
@@ -58,18 +60,19 @@ class Asking:
 
     @property
     def concurrency(self) -> int:
-        """Requests that the engine may have in flight."""
+        """The number of requests that the engine may have in flight."""
         return self._engine.concurrency
 
     def share(self, answers: int) -> None:
-        """Calls with equal prompts that come from several operators share one request, and so many answers are kept for all of them; by the
-        engine, unless it has a cache of its own.
+        """Makes operators with equal prompts share one request, and keeps this number of answers for all of them.
+
+        The engine keeps the answers, unless it has a cache of its own.
         """
         if self._cache is None:
             self._cache = MemoryCache(max(answers, 1))
 
     def request(self, prompt: str) -> RequestSpec:
-        """What is asked for a prompt."""
+        """Returns the request for a prompt."""
         return msgspec.structs.replace(self._spec, messages=(*self._before, user(prompt)))
 
     async def __call__(self, prompt: str) -> tuple[Any, ...]:
@@ -95,7 +98,11 @@ def map_llm_node(
     fields: Mapping[str, Any],
     judge: Callable[[], CallJudge | None],
 ) -> MapLlm:
-    """The node of `Stream.map_llm`. options: concurrency, ordered, on_error, cache. judge: of calls. Raises UserError."""
+    """Returns the node of `Stream.map_llm`. Raises UserError.
+
+    `options`: concurrency, ordered, on_error and cache. `judge`: a function that returns the judge of the calls, or
+    None.
+    """
     where = "map_llm"
     made = prompt_of(prompt, where)
     asking = Asking(engine, AnswerColumns(output, where), instructions, fields, where)

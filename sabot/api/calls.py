@@ -1,4 +1,4 @@
-"""Calls of the user's coroutine functions, as `map_async`, `lookup` and `map_llm` describe them: checked, immutable."""
+"""Calls of the user's coroutine functions in `map_async`, `lookup` and `map_llm`: checked, immutable descriptions."""
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -59,9 +59,11 @@ class LookupOptions(AsyncOptions, total=False):
 
 @dataclass(frozen=True, slots=True)
 class AsyncCall:
-    """One call for each row, or (batch) for each slice of at most `rows` rows. A function of a row may yield: each piece is a row.
+    """A call for each row, or with `batch` for each slice of at most `rows` rows. A function of a row may yield: each
+    yielded dict is a row.
 
-    schema: of what the function gives. ordered: results come out in the order of the input. on_error of the options: "fail" or "skip".
+    `schema`: the columns of the results. `ordered`: True if results come out in the order of the input. `on_error` of
+    the options is "fail" or "skip".
     """
 
     function: Callable[[Any], Awaitable[Any]]
@@ -80,7 +82,9 @@ class AsyncCall:
         step: str = "map_async",
         **options: Unpack[MapAsyncOptions],
     ) -> "AsyncCall":
-        """Makes the description of the arguments that the user wrote. Raises UserError, which names the step and the function."""
+        """Returns the description of a call from the user's arguments. Raises UserError, which names the step and the
+        function.
+        """
         given = with_defaults(step, MapAsyncOptions, options)
         check_coroutine_function(function, step, pieces=step == "map_async" and not given["batch"])
         where = f"{step}({function_name(function)})"
@@ -103,7 +107,9 @@ class AsyncCall:
 
     @property
     def facts(self) -> tuple[Any, ...]:
-        """The fields that distinguish this call from another one, in the order in which the digests of steps in checkpoints have them."""
+        """The fields that distinguish this call from others, in the order in which checkpoints have them in the
+        digests of steps.
+        """
         made = self.options
         attempts = (made.timeout_s, made.retry.retries, made.retry.backoff_s, made.on_error)
         return (self.function, self.schema, made.concurrency, self.ordered, *attempts, self.batch, self.rows)
@@ -111,10 +117,12 @@ class AsyncCall:
 
 @dataclass(frozen=True, slots=True)
 class LookupCall:
-    """`call.function(key)` for the keys of rows, the columns `on`: equal keys in flight share a call, and its answer is kept.
+    """A call `function(key)` for the keys of rows, in the columns `on`. Equal keys in flight share a call, and the
+    answer is cached.
 
-    how: rows without an answer have nulls ("left"), or go no further ("inner"). cache_rows: answers that are kept, the last used; 0:
-    none. cache_ttl_s: for so long; None: as long as there is room.
+    `how`: "left" keeps rows without an answer, with nulls; "inner" drops them. `cache_rows`: the number of cached
+    answers, namely those used last; 0 for none. `cache_ttl_s`: the seconds for which an answer is cached; None: as
+    long as there is room.
     """
 
     call: AsyncCall
@@ -132,7 +140,7 @@ class LookupCall:
         how: Literal["left", "inner"] = "left",
         **options: Unpack[LookupOptions],
     ) -> "LookupCall":
-        """Makes the description of the arguments that the user wrote. Raises UserError."""
+        """Returns the description of a lookup from the user's arguments. Raises UserError."""
         given = with_defaults("lookup", LookupOptions, options)
         cache, ttl = (given.pop(word) for word in ("cache", "cache_ttl"))
         call = AsyncCall.of(function, step="lookup", **given)
@@ -150,9 +158,10 @@ class LookupCall:
 
 @dataclass(frozen=True, slots=True)
 class PromptCall:
-    """`call.function(prompt)` for the prompts of rows: equal ones are asked once. It gives the values of the columns of `call.schema`.
+    """A call `function(prompt)` for the prompts of rows, which returns the values of the columns of `call.schema`.
+    Equal prompts are asked once.
 
-    cache_rows: answers that are kept, the last used; 0: none.
+    `cache_rows`: the number of cached answers, namely those used last; 0 for none.
     """
 
     call: AsyncCall
@@ -161,17 +170,17 @@ class PromptCall:
 
     @property
     def model(self) -> str:
-        """Whom it asks."""
+        """The name of the model that is asked."""
         asking: Any = self.call.function
         return str(asking.model)
 
     def text(self) -> str:
-        """Whom it asks, and what."""
+        """Returns the model and the prompt, as plans show them."""
         return f"{self.model}, {text_of(self.prompt)}"
 
 
 def check_coroutine_function(function: Any, step: str, *, pieces: bool = False) -> None:
-    """Raises UserError for a function that is not `async def`. pieces: the function may yield."""
+    """Raises UserError for a function that is not `async def`. `pieces`: True if the function may yield."""
     target = unwrap(function)
     if inspect.iscoroutinefunction(target) or (pieces and inspect.isasyncgenfunction(target)):
         return
@@ -189,6 +198,6 @@ def check_coroutine_function(function: Any, step: str, *, pieces: bool = False) 
 
 
 def function_name(function: Any) -> str:
-    """The name of the function as users know it."""
+    """Returns the qualified name of a function, of the function in a partial, or of an object's class."""
     target = getattr(function, "func", function)
     return str(getattr(target, "__qualname__", type(target).__name__))

@@ -1,4 +1,4 @@
-"""What the function of an agent gets: the message, its origin, and the agent's state."""
+"""The argument `ctx` of an agent's function: the message, its origin, and the agent's state."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine
 
 TimerChange = tuple[bool, int, str]
-"""Whether a timer is set or deleted, its time in ms, its name."""
+"""A change of a timer: True if it is set and False if it is deleted, its time in ms, and its name."""
 
 DURABLE_NAMES = frozenset(
     {
@@ -35,11 +35,12 @@ DURABLE_NAMES = frozenset(
 
 
 class Message:
-    """A result with a key, headers or a topic of its own: `return Message(value, key=b"acc1", topic="alerts")`.
+    """A result with its own key, headers or topic: `return Message(value, key=b"acc1", topic="alerts")`.
 
-    `value`: bytes are written as they are, anything else as JSON; None with a `key` is a tombstone, a null payload. `key`: bytes or str;
-    by default the key of the input record. `headers`: a dict, or pairs, of a name and bytes, or a str that becomes UTF-8. `topic`: one of
-    the agent's sinks, by its name; by default the first one.
+    `value`: bytes are written as they are, other values as JSON; None with a `key` is a tombstone (a null payload).
+    `key`: bytes or str; by default the key of the input record. `headers`: a dict, or pairs of a name and bytes or
+    str; a str becomes UTF-8. `topic`: the name of one of the agent's sinks; by default the first one. Raises
+    UserError for a key or headers of another type.
     """
 
     __slots__ = ("headers", "key", "topic", "value")
@@ -61,15 +62,17 @@ class Message:
 
 
 class StateAccessor(ValueState):
-    """One namespace of an agent's state: `await get/put/delete` for one key, `get_many/put_many` for Arrow arrays of keys."""
+    """A namespace of an agent's state: `await get/put/delete` for one key, `get_many/put_many` for Arrow arrays of
+    keys.
+    """
 
     __slots__ = ()
 
 
 class CallTimers:
-    """`Timers` of one call of an agent: it records what is set and deleted, to be applied once the call has ended well.
+    """The timers of one call of an agent. It records the changes, which take effect when the call has succeeded.
 
-    fires: the agent has a function for timers that are due; without one, setting a timer is a UserError.
+    `fires`: True if the agent has a function for timers; otherwise setting or deleting a timer raises UserError.
     """
 
     __slots__ = ("agent_id", "changes", "fires")
@@ -105,13 +108,16 @@ class CallTimers:
 
 
 class AgentContext:
-    """One call of an agent.
+    """The context of one call of an agent.
 
-    `message` is the decoded value (the RecordBatch for a batch agent). `key` is the record's key in bytes, `timestamp` is in ms UTC.
-    For a tombstone (`tombstones=True`), `message` and `payload` are None.
-    For a timer, `message` is {name of the key's field: key}, `key` is that key as bytes, and `timestamp` the time of the timer.
-    In a context that the engine makes, writes to state are kept aside until the call ends, and are dropped if it raises. With one that is
-    made by hand (`AgentContext(message, state_backend)`), they go straight to the backend.
+    - `message`: the decoded value, or the RecordBatch of a batch agent; None for a tombstone. For a timer it is
+      {field of the key: key}.
+    - `key`: the key of the record in bytes; for a timer, the key of the timer.
+    - `timestamp`: the timestamp of the record in ms since 1970 UTC; for a timer, its time.
+    - `headers`, `topic`, `partition`, `offset`: the origin of the record. `agent_id`: the id of the agent.
+
+    In a context that the engine makes, state writes take effect when the call has succeeded, and are dropped if it
+    raises. In one that you make yourself (`AgentContext(message, state_backend)`), they go to the backend at once.
     """
 
     __slots__ = (
@@ -180,8 +186,10 @@ class AgentContext:
             raise AttributeError(what, name=name, obj=self)
 
     def llm(self, engine: "ExecutionEngine") -> "AgentModel":
-        """The models of this engine: `await ctx.llm(engine).complete("…", output=Verdict)`, and for a batch
-        `.map("Sentiment of: {text}", batch, output={"label": "string"})`. In a durable agent each answer is in the journal.
+        """Returns the models of this engine: `await ctx.llm(engine).complete("…", output=Verdict)`.
+
+        For a batch it is `.map("Sentiment of: {text}", batch, output={"label": "string"})`. In a durable agent each
+        answer is in the journal.
         """
         from sabot.api.asked_batches import AgentModel
 
@@ -189,18 +197,21 @@ class AgentContext:
 
     @property
     def payload(self) -> bytes | None:
-        """The record's payload as it came; None of a tombstone, a batch and a timer."""
+        """The payload of the record in bytes; None for a tombstone, a batch and a timer."""
         raw = self._raw
         return raw if raw is None or isinstance(raw, bytes) else raw.raw()
 
     def now(self) -> int:
-        """The clock, in ms since 1970. It has moved on when the record is processed again after a restart."""
+        """Returns the time of the clock in ms since 1970. It differs when the record is processed again after a
+        restart.
+        """
         return int(self._clock.time() * 1000)
 
     @property
     def timers(self) -> Timers:
-        """The timers of the agent's key, for an agent with `on_timer=`; they run by the clock. What a call sets and deletes takes effect
-        once the call has ended well.
+        """The timers of the agent's key, for an agent with `on_timer=`. They go by the clock.
+
+        Changes take effect when the call has succeeded. Setting a timer raises UserError without `on_timer=`.
         """
         if self._timers is None:
             self._timers = CallTimers(self.agent_id)
@@ -208,7 +219,9 @@ class AgentContext:
 
     @property
     def state_backend(self) -> StateBackend:
-        """The backend as this call sees it, with the call's own writes."""
+        """The state backend as this call sees it, with the call's own writes. Raises NoStateBackend if the app has no
+        state.
+        """
         if self._backend is None:
             raise NoStateBackend()
         if not self._buffered:
@@ -221,21 +234,26 @@ class AgentContext:
         return self._prefix + (namespace if isinstance(namespace, str) else checked_text(namespace, "state: namespace"))
 
     def state(self, namespace: str = "default") -> StateAccessor:
-        """The agent's state: that of its own key if it has `key=`, else shared by namespace with the app's other agents."""
+        """Returns the agent's state in this namespace. Raises NoStateBackend if the app has no state.
+
+        With `key=` the state belongs to the key of the call. Without it, the app's agents share a namespace.
+        """
         # Agents call this for each record, so the common case makes no further call.
         space = self._prefix + namespace if type(namespace) is str else self._space(namespace)
         return StateAccessor(self.state_backend, space, self._scope)
 
     def list_state(self, namespace: str) -> ListState:
-        """State with many values for each key; adding one costs the same however many there are."""
+        """Returns state with a list for each key. Adding a value costs the same for any length. Raises
+        NoStateBackend.
+        """
         return ListState(self.state_backend, self._space(namespace), scope=self._scope)
 
     def map_state(self, namespace: str) -> MapState:
-        """State with values by key and field."""
+        """Returns state with values by key and field. Raises NoStateBackend."""
         return MapState(self.state_backend, self._space(namespace), scope=self._scope)
 
     def reducing_state(self, namespace: str, reduce: Callable[[Any, Any], Any]) -> ReducingState:
-        """State with one value for each key, made by `reduce(old, new)`."""
+        """Returns state with one value for each key. Adding a value stores `reduce(old, new)`. Raises NoStateBackend."""
         return ReducingState(self.state_backend, self._space(namespace), reduce=reduce, scope=self._scope)
 
     def aggregating_state(
@@ -245,7 +263,11 @@ class AgentContext:
         add: Callable[[Any, Any], Any],
         result: Callable[[Any], Any],
     ) -> AggregatingState[Any]:
-        """State with one accumulator for each key (`create`, `add`), and a `result` that is read from it."""
+        """Returns state with an accumulator for each key. Raises NoStateBackend.
+
+        `create`: the function that returns an empty accumulator. `add(accumulator, value)`: the function that returns
+        the next one. `result`: the function that returns the value to read.
+        """
         backend = self.state_backend
         return AggregatingState(
             backend, self._space(namespace), create=create, add=add, result=result, scope=self._scope
@@ -253,7 +275,7 @@ class AgentContext:
 
 
 class RecordFields(Protocol):
-    """The fields with which a record agent is called; they are those of `AgentContext`."""
+    """The fields of a record that `AgentContext` shows."""
 
     value: Any
     key: bytes | None
@@ -265,7 +287,7 @@ class RecordFields(Protocol):
     scope: bytes
 
     def raw(self) -> bytes | None:
-        """The payload as it came."""
+        """Returns the payload as it was read, or None for a tombstone."""
 
 
 _new_context = AgentContext.__new__
@@ -280,8 +302,10 @@ def record_context(
     timers: CallTimers | None,
     kind: type[AgentContext] = AgentContext,
 ) -> AgentContext:
-    """Makes the context of a call for one record, which keeps the call's writes aside. As every record has one, it is made without
-    `__init__`: passing that many keyword arguments would cost twice as much as the rest of this function.
+    """Returns the context of a call for one record. Its state writes are buffered until the call has succeeded.
+
+    It is called for each record, so it does not use `__init__`: passing that many keyword arguments would double its
+    cost.
     """
     ctx = _new_context(kind)
     ctx.message = record.value
@@ -304,11 +328,11 @@ def record_context(
 
 
 def apply_writes(ctx: AgentContext) -> None:
-    """Applies the writes of a call that has ended well to the state."""
+    """Applies the buffered writes of a successful call to the state."""
     if ctx._overlay is not None:
         ctx._overlay.apply()
 
 
 def timer_changes(ctx: AgentContext) -> Sequence[TimerChange]:
-    """Returns the timers that the call has set and deleted, in order."""
+    """Returns the changes of timers that the call has made, in order."""
     return () if ctx._timers is None else ctx._timers.changes

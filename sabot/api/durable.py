@@ -1,4 +1,4 @@
-"""What the function of a durable agent gets: an AgentContext whose effects are in the journal."""
+"""The argument `ctx` of a durable agent's function: an AgentContext whose effects are in the journal."""
 
 import asyncio
 import random
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came of a question. outcome: "resolved", "expired" or "cancelled". resolution: what was answered. by: who did, if known."""
+    """The outcome of a question. `outcome`: "resolved", "expired" or "cancelled". `resolution`: the answer. `by`: the
+    person who answered, or "".
+    """
 
     outcome: str
     resolution: Mapping[str, Any]
@@ -39,21 +41,23 @@ class Reply:
 
     @property
     def approved(self) -> bool:
-        """Somebody has said yes: `sabot actions resolve TOKEN --approve`, or {"approved": true}."""
+        """True if the answer is yes: `sabot actions resolve TOKEN --approve`, or {"approved": true}."""
         return self.outcome == "resolved" and self.resolution.get("approved") is True
 
     @property
     def expired(self) -> bool:
-        """Nobody has answered in time."""
+        """True if nobody has answered in time."""
         return self.outcome == "expired"
 
 
 class DurableContext(AgentContext):
-    """One job. What it asks of the world goes through these methods, and is asked once.
+    """The context of one job. Each effect (a call, a question, a wait) goes through its methods, and its result is
+    recorded in the journal.
 
-    The function must do the same each time that it runs over the same results: it may compute, read and write its state, and ask effects.
-    Everything else (files, sockets, threads, the clock, chance) belongs into `step`, or has a method here. Writes to state take effect when
-    the job ends well.
+    After a crash the function runs again, and gets the recorded results in place of new calls. So it must do the same
+    for the same results. It may compute, use its state, and ask for effects. Everything else (files, sockets,
+    threads, the clock, random numbers) has a method here, or belongs into `step`. State writes take effect when the
+    job succeeds.
     """
 
     __slots__ = ("_job",)
@@ -62,36 +66,39 @@ class DurableContext(AgentContext):
 
     @property
     def job_id(self) -> str:
-        """The id of this job: the same after any crash."""
+        """The id of this job. It stays the same after a crash."""
         return self._job.job_id
 
     @property
     def attempt(self) -> int:
-        """How often the function was tried, from 1 (`on_error="retry"`). Runs over the journal after a crash do not count."""
+        """The number of this attempt, from 1 (`on_error="retry"`). Replays of the journal after a crash do not count."""
         return self._job.history.attempt
 
     @property
     def scope(self) -> str:
-        """The tenant for which this job runs; by default the app."""
+        """The tenant for whom this job runs; by default the name of the app."""
         return self._job.behalf.scope or self.agent_id.rpartition(".")[0]
 
     @property
     def principal(self) -> str:
-        """For whom this job runs; "" where nobody is named."""
+        """The person on whose behalf this job runs, or "" if nobody is named."""
         return self._job.behalf.principal
 
     @property
     def labels(self) -> frozenset[str]:
-        """The labels of what this job has seen so far: of its record, and of the results of tools (`@tool(open_world=True, labels=…)`).
-        Its output carries them in the header "sabot.labels".
+        """The labels of all data that this job has seen: of its record, and of the results of tools
+        (`@tool(open_world=True, labels=…)`).
+
+        The output of the job has them in the header "sabot.labels".
         """
         return frozenset(self._job.labels)
 
     async def call(self, tool: Tool | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Calls the tool, once: its result is in the journal before the job goes on. A plain function counts as `unsafe`.
+        """Calls a tool, and returns its result as msgpack writes and reads it.
 
-        Returns what the tool returned, as msgpack writes and reads it. Raises EffectError for the tool's own error, and where it could not
-        be made, was abandoned, or gave what cannot be written down.
+        The result is in the journal before the job continues, and a replay reads it from there. A plain function
+        counts as `unsafe`. Raises EffectError if the tool fails, if the call could not be made or was abandoned, or
+        if its result cannot be encoded.
         """
         made = as_tool(tool)
         if made.converse is not None and not args:
@@ -108,18 +115,24 @@ class DurableContext(AgentContext):
         retries: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """`call` of any function, with what `@tool` would say of it: effect="read" for one that only looks."""
+        """Calls any function like a tool, with the properties that `@tool` would declare.
+
+        `effect`: the class of the effect, such as "read" for a function that changes nothing; by default "unsafe".
+        `timeout`: the longest time of an attempt. `retries`: the number of further attempts. Returns and raises as
+        `call` does.
+        """
         return await self._made(as_tool(func, effect=effect, timeout=timeout, retries=retries), args, kwargs)
 
     async def _made(self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         return await self._job.call(tool, args, kwargs, pack([args, kwargs], f"arguments of {tool.name}", sort=True))
 
     async def ask(self, kind: str, payload: Mapping[str, Any], *, timeout: Duration | None = None) -> Reply:
-        """Asks a person, and parks the job until the answer comes, also for days: `sabot actions` shows and answers questions.
+        """Asks a person, and parks the job until the answer comes, even for days. `sabot actions` shows and answers
+        questions.
 
-        kind: "confirm", "choose", "input", "approval" or another type of actions, or a word of yours. payload: what is shown, as JSON.
-        timeout: then the answer is `expired`. Raises UserError for a kind that is no word, or is a type misspelt: who answers questions
-        by their types would not see it.
+        `kind`: "confirm", "choose", "input", "approval" or another type of actions, or one word of your own.
+        `payload`: the data to show, as JSON. `timeout`: the time after which the reply is `expired`. Raises UserError
+        for a payload that is not JSON, and for a kind that is not one word, or looks like a misspelt type.
         """
         _check_type(kind)
         try:
@@ -134,13 +147,14 @@ class DurableContext(AgentContext):
         return Reply(entry.outcome, _said(entry.body), entry.by)  # type: ignore[arg-type]
 
     async def sleep(self, duration: Duration) -> None:
-        """Waits; for more than a second the job is parked. `asyncio.sleep` in a job is the same."""
+        """Waits for this time. For more than a second, the job is parked. `asyncio.sleep` in a job does the same."""
         await asyncio.sleep(parse_seconds(duration, name="sleep"))
 
     async def wait(self, name: str, *, timeout: Duration | None = None) -> Any:
-        """Waits for the next signal of this name (`sabot jobs signal JOB NAME`), and returns what it says. One that came before counts.
+        """Waits for the next signal of this name (`sabot jobs signal JOB NAME`), and returns its value. A signal that
+        came before counts.
 
-        Raises TimeoutError.
+        Raises TimeoutError if no signal comes within `timeout`.
         """
         checked_text(name, "wait: name")
         async with asyncio.timeout(None if timeout is None else parse_seconds(timeout, name="timeout")):
@@ -148,54 +162,66 @@ class DurableContext(AgentContext):
         return _value(signal.body)  # type: ignore[arg-type]
 
     async def child(self, agent: Callable[..., Any] | str, message: Any) -> Any:
-        """Runs another durable agent of this app for this message, as a job of its own, and returns its result. This job is parked
-        meanwhile.
+        """Runs another durable agent of this app for this message, as a job of its own, and returns its result. This
+        job is parked meanwhile.
 
-        agent: its function, or its name. Raises EffectError when the child fails. A child that is not waited for any more is cancelled,
-        also by the end of this job, unless its agent says `ChildLimits(outlive=True)`.
+        `agent`: the function of the agent, or its name. Raises EffectError if the child fails. A child whose result
+        is no longer awaited, because the call was cancelled or this job has ended, is cancelled, unless its agent has
+        `ChildLimits(outlive=True)`.
         """
         name = agent if isinstance(agent, str) else getattr(agent, "__name__", "")
         agent_id = f"{self.agent_id.rpartition('.')[0]}.{name}"
         return await self._job.child(agent_id, pack(message, f"message to {agent_id}", sort=True))
 
     def llm(self, engine: "ExecutionEngine") -> "JobModel":
-        """The models of this engine, asked by this job: `await ctx.llm(engine).complete("…", output=Verdict)`. Each answer is in the
-        journal before the job goes on, so it is paid once. `Agent.run(…, doing=ctx.llm(engine))` runs a whole agent so.
+        """Returns the models of this engine, asked by this job: `await ctx.llm(engine).complete("…",
+        output=Verdict)`.
+
+        Each answer is in the journal before the job continues, so it is paid for once. `Agent.run(…,
+        effects=ctx.llm(engine))` runs a whole agent this way.
         """
         from sabot.api.models import JobModel
 
         return JobModel(self.call, self._job, engine)
 
     def now(self) -> int:
-        """The job's time, in ms since 1970: that of the last result, answer or timer that it was told. The same in every replay."""
+        """Returns the time of the job in ms since 1970: the time of the last result, answer or timer that it got. A
+        replay gives the same.
+        """
         return self._job.now_ms()
 
     def uuid(self) -> uuid.UUID:
-        """A random UUID (version 4) that is the same in every replay."""
+        """Returns a random UUID (version 4). A replay gives the same one."""
         return self._job.uuid()
 
     def random(self) -> random.Random:
-        """The job's own generator, which gives the same numbers in every replay."""
+        """Returns the random number generator of the job. A replay gives the same numbers."""
         return self._job.random()
 
     def patched(self, name: str) -> bool:
-        """Guards code that changes what a job asks: `if ctx.patched("fraud-check"): … else: …old…`. True for jobs that come here for the
-        first time, False for those whose journal shows that they came by before the change.
+        """Returns True if the job may run new code: `if ctx.patched("fraud-check"): … else: …old…`.
+
+        It guards a change of the effects that a function asks for. Jobs that reach this line for the first time get
+        True. Jobs whose journal shows that they passed it before the change get False.
         """
         return self._job.patched(checked_text(name, "patched: name"))
 
     def continue_as(self, message: Any) -> NoReturn:
-        """Ends this run, and runs the function again for the same job with this message and a new history. For jobs without end."""
+        """Ends this run, and starts the function again for the same job with this message and an empty history. It is
+        for jobs without an end.
+        """
         raise ContinueAs(message)
 
     @property
     def timers(self) -> Timers:
-        """A durable agent sleeps: `await ctx.sleep(…)`."""
+        """Raises UserError: durable agents have no timers, they use `await ctx.sleep(…)`."""
         raise UserError(f"agent {self.agent_id}: a durable agent has no timers", hint="await ctx.sleep('1h')")
 
 
 class _JobCaller:
-    """Where a tool that converses is called in a job: each step is an effect, each question an action."""
+    """The environment of a tool that holds a dialogue, in a job: each of its steps is an effect, and each question an
+    action.
+    """
 
     def __init__(self, ctx: DurableContext) -> None:
         self._ctx = ctx
@@ -213,9 +239,10 @@ class _JobCaller:
 
 
 class BatchJobContext(DurableContext):
-    """One job of a batch agent. `message` is the batch.
+    """The context of one job of a batch agent. `message` is the batch.
 
-    given_up: the rows that the function has named as bad (`RowErrors`), by their number in the batch of the journal, with the reasons.
+    `given_up`: the rows that the function has named as bad (`RowErrors`): their numbers in the batch of the journal,
+    with the reasons.
     """
 
     __slots__ = ("given_up",)
@@ -224,28 +251,28 @@ class BatchJobContext(DurableContext):
 
     @property
     def state_backend(self) -> NoReturn:
-        """There is none: batches are independent jobs."""
+        """Raises UserError: batches are independent jobs, which have no state."""
         raise UserError(
             f"agent {self.agent_id}: a durable batch agent has no state, as its batches are independent jobs",
             hint="a record agent with key= has state; or group_by(...) on a stream",
         )
 
     def continue_as(self, message: Any) -> NoReturn:
-        """The job of a batch ends with its rows."""
+        """Raises UserError: the job of a batch ends with its rows."""
         raise UserError(
             f"agent {self.agent_id}: continue_as in a batch agent", hint="its job is about the rows of its batch"
         )
 
     @property
     def asked(self) -> int:
-        """How many effects the job has asked for so far."""
+        """The number of effects that the job has asked for so far."""
         return self._job.last_asked
 
 
 def durable_context(
     job: JobRun, record: RecordFields, state_backend: StateBackend | None, agent_id: str, prefix: str, clock: Clock
 ) -> DurableContext:
-    """The context of one run of a job over its record."""
+    """Returns the context of one run of a job for its record."""
     ctx = record_context(record, state_backend, agent_id, prefix, clock, None, DurableContext)
     assert isinstance(ctx, DurableContext)
     ctx._job = job
@@ -253,7 +280,7 @@ def durable_context(
 
 
 def batch_job_context(job: JobRun, data: pa.RecordBatch, topic: str, agent_id: str, clock: Clock) -> BatchJobContext:
-    """The context of one run of a job over its batch."""
+    """Returns the context of one run of a job for its batch."""
     ctx = BatchJobContext(data, topic=topic, agent_id=agent_id, buffered=True, clock=clock)
     ctx._job, ctx.given_up = job, {}
     return ctx
@@ -274,7 +301,9 @@ def _check_type(kind: str) -> None:
 
 
 def _misspelt(word: str, meant: str) -> bool:
-    """Whether they are the same, but for a letter that is another one, missing, too many, or swapped with the next."""
+    """Returns True if the words are equal except for one letter: another one, a missing one, an extra one, or two
+    that are swapped.
+    """
     at = 0
     while word[at : at + 1] == meant[at : at + 1] != "":
         at += 1
@@ -284,7 +313,7 @@ def _misspelt(word: str, meant: str) -> bool:
 
 
 def _value(body: bytes) -> Any:
-    """What somebody outside has written: JSON, or else text."""
+    """Returns a value from outside: decoded JSON, or else a text."""
     try:
         return msgspec.json.decode(body or b"null")
     except UNREADABLE:

@@ -1,4 +1,4 @@
-"""What lives as long as a run of an app: clients that its functions share, functions at its start and stop, and timers."""
+"""The objects and functions that accompany a run of an app: shared clients, functions at start and stop, and timers."""
 
 import asyncio
 import inspect
@@ -23,7 +23,9 @@ OnTimerError = Literal["fail", "skip"]
 
 
 class Resource(Generic[T]):
-    """Something that is opened before the first record and closed behind the last: calling it gives what was opened."""
+    """A client or another object that is open from before the first record until after the last one. Calling the
+    resource returns the object.
+    """
 
     def __init__(self, name: str, open_: Callable[[], AbstractAsyncContextManager[T]]) -> None:
         self.name = name
@@ -31,7 +33,7 @@ class Resource(Generic[T]):
         self._opened: list[T] = []
 
     def __call__(self) -> T:
-        """What was opened. Raises UserError while the app does not run."""
+        """Returns the open object. Raises UserError while the app does not run."""
         if not self._opened:
             raise UserError(
                 f"resource {self.name} is not open", hint="it is open while the app runs, for its agents and functions"
@@ -40,7 +42,7 @@ class Resource(Generic[T]):
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[T]:
-        """Opens it, and closes it behind the block."""
+        """Opens the object for the duration of a `with` block, and closes it afterwards."""
         async with self._open() as opened:
             self._opened.append(opened)
             try:
@@ -50,7 +52,7 @@ class Resource(Generic[T]):
 
 
 class Lifespan:
-    """The functions and resources of one app. All methods run on its event loop."""
+    """The functions, resources and timers of one app. All methods run on its event loop."""
 
     def __init__(self) -> None:
         self.topics: dict[str, tuple[int, dict[str, str]]] = {}  # that are made first: their partitions and settings
@@ -62,11 +64,11 @@ class Lifespan:
         self._over: asyncio.Event | None = None
 
     async def open(self, stop_asked: asyncio.Event) -> bool:
-        """Opens the resources, then calls the functions of the start, both in the order in which they were declared. False: a stop was
-        asked for meanwhile, and all is closed again.
+        """Opens the resources, then calls the functions of the start, in the order of their declaration. Returns
+        False if a stop was requested meanwhile; then everything is closed again.
 
-        An error of theirs is a UserError that names the function; what was open is closed again. One task opens and closes everything,
-        as libraries ask for whose scopes belong to a task.
+        An error in one of them is a UserError that names the function; what was open is closed again. One task opens
+        and closes everything, because some libraries have scopes that belong to a task.
         """
         self._over = asyncio.Event()
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -82,9 +84,11 @@ class Lifespan:
             stopping.cancel()
 
     async def close(self) -> None:
-        """Calls the functions of the stop in their order, then closes the resources, the last one first; each, whatever the others raise.
+        """Calls the functions of the stop in their order, then closes the resources, the last one first. An error
+        does not prevent the other calls.
 
-        Idempotent, and nothing where `open` was not called or has failed. Raises the last error, as `open` does.
+        Raises the last error as a UserError that names the function. It is idempotent, and does nothing if `open` was
+        not called or has failed.
         """
         if self._task is not None:
             assert self._over is not None
@@ -119,38 +123,47 @@ class Lifespan:
             await over.wait()
 
     def ticking(self) -> Iterator[tuple[str, Callable[[], Any]]]:
-        """For each timer its name, and what makes the coroutine that runs it without end."""
+        """Yields the name of each timer, with a function that returns its endless coroutine."""
         for seconds, function, on_error in self.timers:
             yield f"timer {_name(function)}", partial(_tick, seconds, function, on_error)
 
 
 class HasLifespan:
-    """The part of an App that says what lives as long as its run."""
+    """The part of an App with resources, timers, and functions of start and stop."""
 
     lifespan: Lifespan
 
     def on_start(self, function: F) -> F:
-        """Called without arguments, awaited where it is async, before the first record is read, at each start: `@app.on_start`."""
+        """Registers a function that each start calls without arguments before the first record is read:
+        `@app.on_start`.
+
+        It may be async. If it raises, the start fails with a UserError that names it. Raises UserError for a value
+        that cannot be called.
+        """
         self.lifespan.starts.append(_callable(function, "on_start"))
         return function
 
     def on_stop(self, function: F) -> F:
-        """Called behind the last record and the last checkpoint, before the resources are closed, also after a failure: `@app.on_stop`.
+        """Registers a function that a stop calls after the last record and the last checkpoint, before resources are
+        closed: `@app.on_stop`.
 
-        A process that is killed calls nothing: what must happen belongs into a sink.
+        It is called after a failure too, and may be async. A process that is killed calls nothing: results that must
+        not be lost belong into a sink. Raises UserError for a value that cannot be called.
         """
         self.lifespan.stops.append(_callable(function, "on_stop"))
         return function
 
     def resource(self, function: Callable[[], AsyncIterator[T]]) -> Resource[T]:
-        """A client that agents and functions share, for example a pool of connections: an async generator that yields it once.
+        """Registers a client that agents and functions share, for example a pool of connections: an async generator
+        that yields it once.
 
             @app.resource
             async def http():
                 async with httpx.AsyncClient(timeout=10) as client:
                     yield client
 
-        `http()` is the client while the app runs. Opened before the first record, in the order of declaration; closed behind the last.
+        While the app runs, `http()` returns the client. It is opened before the first record, in the order of
+        declaration, and closed after the last one. Raises UserError for anything but an async generator function.
         """
         if not inspect.isasyncgenfunction(function):
             raise UserError(
@@ -161,10 +174,12 @@ class HasLifespan:
         return made
 
     def timer(self, interval: Duration, *, on_error: OnTimerError = "fail") -> Callable[[F], F]:
-        """Calls an async function each `interval` of the clock on the wall while the app runs: `@app.timer("10s")`.
+        """Registers an async function that is called each `interval` of wall time while the app runs:
+        `@app.timer("10s")`.
 
-        The first time after one interval; never twice at once: a call that takes longer delays the next one. A restart begins to count
-        anew. on_error: "fail" ends the run as the failure of an agent does, "skip" logs it and goes on.
+        The first call is one interval after the start. Calls do not overlap: one that takes longer delays the next.
+        After a restart the interval begins anew. `on_error`: "fail" ends the run, as a failed agent does; "skip" logs
+        the error and continues. Raises UserError for a function that is not async.
         """
         seconds = parse_seconds(interval, name="timer", zero=False)
         if on_error not in ("fail", "skip"):
@@ -209,7 +224,9 @@ async def _called(function: Callable[[], Any]) -> None:
 
 @contextmanager
 def _told(what: str) -> Iterator[None]:
-    """Around the user's code: its error becomes a UserError, its wish to exit an error that carries it."""
+    """Turns an error of the user's code in the block into a UserError, and a request to exit into an error that
+    carries it.
+    """
     try:
         yield
     except EXITS as asked:

@@ -1,6 +1,7 @@
-"""Models in durable agents: each request that a job sends to a model (`ctx.llm(engine)`) is an effect in the job's journal.
+"""Models in durable agents: each request that a job sends to a model (`ctx.llm(engine)`) is an effect in the job's
+journal.
 
-Its class is `metered`: it may be repeated after a crash, and an answer that is recorded is never paid for again.
+Its class is `metered`: it may be repeated after a crash, but a recorded answer is never paid for again.
 """
 
 import asyncio
@@ -29,14 +30,15 @@ from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Effect, Tool, as_tool
 
 ASKS = "llm"
-"""The name of the effect; not that of the model, which may be changed while jobs are open."""
+"""The name of the effect. It is not the name of the model, which may change while jobs are open."""
 
 
 class JobModel(AgentModel):
-    """A model, asked by one job; `ctx.llm(engine)`. Each answer is in the journal before the job goes on.
+    """The models of an engine, for one job: `ctx.llm(engine)`. Each answer is in the journal before the job
+    continues.
 
-    The intent of a request has its digest, and of its messages those behind the last answer: the others are in the journal already.
-    call: `DurableContext.call` of the job, which makes the calls of tools.
+    The journal's entry for a request has its digest, and only the messages after the last answer, because it has the
+    others already. `call`: the method `DurableContext.call` of the job, which calls tools.
     """
 
     def __init__(self, call: Callable[..., Awaitable[Any]], job: JobRun, engine: ExecutionEngine) -> None:
@@ -48,8 +50,11 @@ class JobModel(AgentModel):
         self._price = engine.most_cost
 
     async def complete(self, prompt: object, *, output: Any = None, **fields: Any) -> Completion:
-        """The model's answer. prompt: a text, a ChatMessage, several of them, or a RequestSpec. output: the type that the answer must have.
-        fields: of the RequestSpec. Raises ModelError, live and in replay the same.
+        """Returns the answer of the model. In a replay it returns, or raises, the same as before.
+
+        `prompt`: a text, a ChatMessage, several of them, or a RequestSpec. `output`: the type that the answer must
+        have. `fields`: further fields of the RequestSpec. Raises ModelError; EffectError if the call was denied or
+        abandoned.
         """
         spec, schema = request_of(prompt, output, fields)
         body = request_body(spec)
@@ -61,7 +66,7 @@ class JobModel(AgentModel):
         return with_output(msgspec.convert(said, Completion), schema)
 
     async def answer_all(self, requests: Sequence[RequestSpec], output: Schema | None) -> Sequence[Said]:
-        """Each request is an effect."""
+        """Returns for each request the answer or the error, in order. Each request is an effect."""
         return await asyncio.gather(*(self._answer(each, output) for each in requests))
 
     async def _answer(self, request: RequestSpec, output: Schema | None) -> Said:
@@ -71,22 +76,26 @@ class JobModel(AgentModel):
             return error
 
     async def stream(self, prompt: object, **fields: Any) -> AsyncGenerator[Piece, None]:
-        """As `complete`, in one piece: a job sees what is recorded."""
+        """Yields the answer of the model in one piece, because a job sees only recorded answers. Arguments and errors
+        are those of `complete`.
+        """
         yield Piece(completion=await self.complete(prompt, **fields))
 
     def of(self, engine: ExecutionEngine) -> "JobModel":
-        """The same job, with another engine."""
+        """Returns the models of another engine, for the same job."""
         return JobModel(self._call_tool, self._job, engine)
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
-        """Calls a tool: an effect of the tool's class."""
+        """Calls a tool, as an effect of the tool's class."""
         return await self._call_tool(tool, **arguments)
 
 
 class _Requests:
-    """A `CallJudge` of what one effect asks: it has been allowed, and each further request of it is another attempt of the effect.
+    """A `CallJudge` for the requests of one effect. The effect itself was allowed already; each further request is a
+    new attempt of it.
 
-    around: of what tools ask. It judges the models of other providers, which are asked where the first one fails.
+    `around`: the judge outside of the effect. It decides on the models of other providers, which are asked if the
+    first one fails.
     """
 
     def __init__(self, effect: Effect, around: CallJudge | None) -> None:
@@ -129,7 +138,9 @@ def _asking(engine: ExecutionEngine, job_id: str, pieces: Pieces | None) -> Call
 async def _in_pieces(
     engine: ExecutionEngine, spec: RequestSpec, effect: Effect, pieces: Pieces, requests: _Requests
 ) -> Completion:
-    """The answer, told as it comes. A stream that breaks off is no reason to fail: the whole is asked for, as without listeners."""
+    """Returns the answer, and publishes its pieces as they come. If the stream breaks off after a piece, the whole
+    answer is requested again.
+    """
     number = 0
     try:
         async with aclosing(engine.stream(spec, idempotency_key=effect.key)) as stream:
@@ -146,12 +157,14 @@ async def _in_pieces(
 
 
 def request_body(spec: RequestSpec) -> bytes:
-    """A request, as the intent of its effect has it."""
+    """Returns a request in the form in which the journal has it: its digest, the number of messages, and the new
+    messages.
+    """
     return pack([spec.digest(), len(spec.messages), _news(spec.messages)], "a request to a model")
 
 
 def _news(messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:
-    """Those behind the last answer of the model."""
+    """Returns the messages after the last answer of the model."""
     for at in range(len(messages), 0, -1):
         if messages[at - 1].role == "assistant":
             return messages[at:]

@@ -1,4 +1,5 @@
-"""Patterns as users write them: sequences of rows of a key, in the order of event time. Descriptions only: `operators/patterns` runs them.
+"""Patterns as users write them: sequences of rows of a key, in the order of event time. They only describe;
+`operators/patterns` runs them.
 
     p = (
         sabot.pattern("login", col("kind") == "login")
@@ -9,16 +10,20 @@
     )
     stream.key_by("user").pattern(p, fails=sabot.step("fail").count(), amount=sabot.step("big").last("amount"))
 
-A match gives rows of one key to steps, in order. What users of other engines trip over, and how it is here:
+A match assigns rows of one key to steps, in order. These rules differ between engines:
 
-- What stands between two rows is the step's own: `next` wants the very next row of the key, `then` passes over rows that do not match
-  the step (one that does must be taken), `then_any` passes over any. The same holds between the rows of a step with `times`.
-- The last step is complete with its least number of rows; one before it goes on as long as rows match, and the match with most is
-  found. `skip="none"` finds all matches: also those in which such a step ended earlier, unless it is `greedy`.
-- `skip="past_last"`: matches do not overlap. What is complete first counts; of what one row completes, the match that began first, and
-  of these the one that took rows rather than leave them out.
-- `within` is at most: two rows five minutes apart are within five minutes.
-- Rows of equal time come in the order in which they arrived.
+- **Rows between two steps** are ruled by the later step. `next` takes only the very next row of the key.
+  `then` skips rows that do
+  not match the step, and must take the first one that does. `then_any` may skip any rows. The same holds for the rows of a step
+  with `times`.
+- **Repeated steps.** The last step is complete with its least number of rows. An earlier step continues
+  while rows match, and the
+  longest match is found. `skip="none"` finds all matches, also those in which such a step ended earlier, unless it is `greedy`.
+- **Overlap.** With `skip="past_last"` matches do not overlap. The match that is complete first counts. If
+  one row completes several,
+  it is the one that began first, and of these the one that took rows where others skipped them.
+- **Time limit.** `within` includes its bound: two rows five minutes apart are within five minutes.
+- **Order.** Rows of equal time are in order of arrival.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -51,7 +56,9 @@ _POSSIBLE = (
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class StepValue(Expr):
-    """A value computed from the rows of a step. Its kind is "step.first", "step.count", …; the argument is its only input."""
+    """An expression over the rows of a step. Its kind is "step.first", "step.count" and so on; its only input is the
+    argument.
+    """
 
     @property
     def name(self) -> str:
@@ -68,43 +75,49 @@ class StepValue(Expr):
 
 @dataclass(frozen=True)
 class StepRows:
-    """The rows of a match that are of one step. Arguments are names of columns or expressions over the row.
+    """The rows of a match that belong to one step. The methods take names of columns, or expressions over one row.
 
-    Of a step without rows (`optional`) a count is 0, a list empty, and all else null. first and last may be null where their row's is.
+    For a step without rows (`optional`), the count is 0, a list is empty, and all other values are null.
     """
 
     step: str
 
     def count(self) -> Expr:
-        """The number of rows, int64."""
+        """Returns the number of rows, as int64."""
         return StepValue("step.count", (), (("step", self.step),))
 
     def first(self, x: str | Expr) -> Expr:
-        """The value of the first row. In the predicate of a step: that of an earlier step."""
+        """Returns the value of the first row, which may be null. In a predicate, the step must come before the one
+        that has the predicate.
+        """
         return self._value("first", x)
 
     def last(self, x: str | Expr) -> Expr:
-        """The value of the last row. In a step's own predicate: of its row before the current one. Its first row has none, and passes."""
+        """Returns the value of the last row, which may be null.
+
+        In a step's own predicate it is the value of the row that the step took before the current one. For the first
+        row there is none, and the predicate counts as true.
+        """
         return self._value("last", x)
 
     def sum(self, x: str | Expr) -> Expr:
-        """The sum, as `sabot.sum`."""
+        """Returns the sum, as `sabot.sum`."""
         return self._value("sum", x)
 
     def min(self, x: str | Expr) -> Expr:
-        """The least value."""
+        """Returns the least value."""
         return self._value("min", x)
 
     def max(self, x: str | Expr) -> Expr:
-        """The greatest value."""
+        """Returns the greatest value."""
         return self._value("max", x)
 
     def mean(self, x: str | Expr) -> Expr:
-        """The mean, float64."""
+        """Returns the mean, as float64."""
         return self._value("mean", x)
 
     def list(self, x: str | Expr) -> Expr:
-        """All values in order, nulls included."""
+        """Returns a list of all values in order, nulls included."""
         return self._value("list", x)
 
     def _value(self, kind: str, x: str | Expr) -> Expr:
@@ -117,12 +130,14 @@ class StepRows:
 
 
 def step(name: str) -> StepRows:
-    """The rows of the step of this name, for measures and for predicates of later steps."""
+    """Returns the rows of the step of this name, for measures, and for predicates of later steps. Raises UserError
+    for an empty name.
+    """
     return StepRows(_step_name(name))
 
 
 def step_values(expr: Expr) -> Iterator[Expr]:
-    """All values of steps that are part of an expression."""
+    """Yields all values of steps that are part of an expression."""
     if expr.kind.startswith("step."):
         yield expr
     else:
@@ -131,7 +146,9 @@ def step_values(expr: Expr) -> Iterator[Expr]:
 
 
 def with_step_values(expr: Expr, values: Mapping[str, Expr]) -> Expr:
-    """The expression with each value of a step replaced: by the expression that the mapping has under the value's text."""
+    """Returns the expression with each value of a step replaced by the expression that `values` has for the text of
+    the value.
+    """
     if expr.kind.startswith("step."):
         return values[expr.text()]
     if not expr.inputs:
@@ -143,7 +160,9 @@ def with_step_values(expr: Expr, values: Mapping[str, Expr]) -> Expr:
 
 
 class Comparison(NamedTuple):
-    """`left op right`. Each side is an expression over the current row, or over an earlier one, given as (step, "first" or "last")."""
+    """A comparison `left op right` between rows. `left_of` and `right_of` name an earlier row as (step, "first" or
+    "last"), or are None for the current row.
+    """
 
     op: str
     left: Expr
@@ -153,9 +172,10 @@ class Comparison(NamedTuple):
 
 
 def split(predicate: Expr) -> tuple[Expr | None, list[Comparison]]:
-    """Splits a predicate into the part about the row alone, and comparisons with rows of earlier steps. It is true where all are.
+    """Splits a predicate into the part about the current row, and comparisons with earlier rows. The predicate is
+    true if all of them are.
 
-    Raises UserError for a use of values of steps that is not supported; the hint says which are.
+    Raises UserError if values of steps are used in another way than in such comparisons; the hint describes them.
     """
     alone: Expr | None = None
     comparisons = []
@@ -175,7 +195,7 @@ def _comparison(part: Expr) -> Comparison:
 
 
 def _side(part: Expr, side: Expr) -> tuple[Expr, tuple[str, str] | None]:
-    """One side of a comparison as an expression over one row, and which row that is."""
+    """Returns one side of a comparison as an expression over one row, and which row that is (see `Comparison`)."""
     values = {value.text(): value for value in step_values(side)}
     if not values:
         return side, None
@@ -193,9 +213,11 @@ def _side(part: Expr, side: Expr) -> tuple[Expr, tuple[str, str] | None]:
 
 @dataclass(frozen=True)
 class PatternStep:
-    """A step: `least` to `most` rows (None: any number) for which `predicate` is true. An optional step may also have no row.
+    """A step of a pattern: `least` to `most` rows (None: any number) for which `predicate` is true. An optional step
+    may also have no row.
 
-    before, between: which rows may stand before its first row, and between its rows. without: rows that may not come before it.
+    `before`, `between`: the rule for rows before the first row of the step, and between its rows. `forbidden`: the
+    predicates of rows that must not come before the step (`without`).
     """
 
     name: str
@@ -209,7 +231,7 @@ class PatternStep:
     forbidden: tuple[Expr, ...] = ()
 
     def text(self) -> str:
-        """As one reads it in a plan."""
+        """Returns the step as plans show it."""
         begin = f"{self.before} {self.name}: {self.predicate.text()}"
         most = "" if self.most is None else self.most
         times = "" if (self.least, self.most) == (1, 1) else f" times {self.least}..{most}"
@@ -228,15 +250,20 @@ class PatternStep:
 
 @dataclass(frozen=True)
 class Pattern:
-    """A sequence of steps: `pattern(…)`, and then what its methods add. Immutable."""
+    """A sequence of steps, made by `pattern(…)` and extended by the methods. It is immutable: each method returns a
+    new pattern.
+    """
 
     steps: tuple[PatternStep, ...]
     within_ms: int | None = None
     ending: tuple[Expr, ...] = ()
-    """Rows that may not come after the last step; where another step follows, before that one."""
+    """The predicates of `without` after the last step. If another step is added, they apply before that step."""
 
     def next(self, name: str, predicate: Expr, *, times: Times = 1) -> "Pattern":
-        """The very next row of the key; with `times`, so many rows without others between them."""
+        """Adds a step: the very next row of the key. With `times`, several rows that follow each other directly.
+
+        Raises UserError after `without`, and for a name that another step has.
+        """
         if self.ending:
             raise UserError(
                 f"without, and then next({name!r}): between these there is no row", hint="then, or a stricter predicate"
@@ -244,43 +271,69 @@ class Pattern:
         return self._with(name, predicate, times, "next")
 
     def then(self, name: str, predicate: Expr, *, times: Times = 1) -> "Pattern":
-        """The next row that matches, whatever rows come before it; with `times`, the next ones."""
+        """Adds a step: the next row that matches, whatever rows come before it. With `times`, the next rows that
+        match.
+
+        Raises UserError for a name that another step has.
+        """
         return self._with(name, predicate, times, "then")
 
     def then_any(self, name: str, predicate: Expr, *, times: Times = 1) -> "Pattern":
-        """Any later row that matches, not only the next one: a match for each, with skip="none". With `times`, any of them together:
-        their number grows fast, so state it within a time, and with as few rows as may be."""
+        """Adds a step: any later row that matches, not only the next one. With `skip="none"` each such row gives a
+        match.
+
+        With `times` it is any combination of such rows. Their number grows fast, so set `within` and keep `times`
+        small. Raises UserError for a name that another step has.
+        """
         return self._with(name, predicate, times, "then_any")
 
     def optional(self) -> "Pattern":
-        """The last step may have no rows. Then what stands before and after it is what the step behind it says."""
+        """Makes the last step optional: it may have no rows. The rule of the step after it then applies to all rows
+        in between.
+
+        Raises UserError after `without`.
+        """
         return self._changed(is_optional=True)
 
     def greedy(self) -> "Pattern":
-        """The last step takes each row that it can: none is left out, or left to the step behind it. Matters where skip="none", or where
-        a row matches both."""
+        """Makes the last step take every row that matches it, even if the row matches the next step too, or if a
+        match without it exists.
+
+        It matters with `skip="none"`, and if a row can match both steps. Raises UserError after `then_any` and
+        `without`.
+        """
         if self.steps[-1].between == "then_any":
             raise UserError(f"step {self.steps[-1].name!r} cannot be greedy and then_any", hint="then, or next")
         return self._changed(is_greedy=True)
 
     def consecutive(self) -> "Pattern":
-        """The rows of the last step follow each other: no row of the key stands between two of them."""
+        """Requires that the rows of the last step follow each other: no other row of the key is between two of them.
+
+        Raises UserError after `without`.
+        """
         return self._changed(between="next")
 
     def without(self, predicate: Expr) -> "Pattern":
-        """No such row between the step before and the one behind.
+        """Forbids rows between the step before and the step after: a row for which `predicate` is true ends the
+        partial match.
 
-        From the row on with which the step before has its least number of rows, a row for which `predicate` is true ends the partial
-        match, even if it would match the step behind too. Where that is optional, it is asked between the steps that are there.
-        At the end, with `within`: no such row after the last step until `within` after the first row; the match is complete then, and
-        match_end is that time.
+        This applies as soon as the step before has its least number of rows, even to a row that matches the step
+        after. If the step before or after is optional and has no rows, its neighbour takes its place.
+
+        At the end of a pattern with `within`, no such row may come after the last step until `within` has passed
+        since the first row. The match is complete then, and `match_end` is that time. Raises UserError for values of
+        later steps.
         """
         _check_predicate("without", predicate)
         self._check_steps("without", predicate, own=None)
         return replace(self, ending=(*self.ending, predicate))
 
     def within(self, duration: Duration) -> "Pattern":
-        """From the first row to the last at most this much event time. Without it partial matches stay for ever."""
+        """Limits the event time from the first row to the last one. Without it, partial matches stay in the state for
+        ever.
+
+        Raises UserError for less than 1 ms, and if the pattern has a limit already.
+        """
         if self.within_ms is not None:
             raise UserError("within was given twice", hint="it is one for the whole pattern")
         ms = parse_ms(duration, name="within")
@@ -290,12 +343,12 @@ class Pattern:
 
     @property
     def columns(self) -> frozenset[str]:
-        """Names of the columns that it reads."""
+        """The names of the columns that the pattern reads."""
         exprs = [*self.ending, *(each for step in self.steps for each in (step.predicate, *step.forbidden))]
         return frozenset().union(*(each.columns for each in exprs))
 
     def text(self) -> str:
-        """As one reads it in a plan."""
+        """Returns the pattern as plans show it."""
         first, *others = [each.text() for each in self.steps]
         words = [first.removeprefix("then "), *others, *(f"without {each.text()}" for each in self.ending)]
         if self.within_ms is not None:
@@ -303,7 +356,7 @@ class Pattern:
         return ", ".join(words)
 
     def _with(self, name: str, predicate: Expr, times: Times, before: Before) -> "Pattern":
-        """This pattern with one more step."""
+        """Returns this pattern with one more step. Raises UserError."""
         if any(each.name == name for each in self.steps):
             raise UserError(f"there are two steps {name!r}", hint="each has a name of its own")
         if len(self.steps) == MOST_STEPS:
@@ -317,14 +370,14 @@ class Pattern:
         return replace(self, steps=(*self.steps, new), ending=())
 
     def _changed(self, **what: Any) -> "Pattern":
-        """This pattern with another last step."""
+        """Returns this pattern with a changed last step. Raises UserError after `without`."""
         if self.ending:
             word = next(iter(what)).removeprefix("is_")
             raise UserError(f"{word} stands behind a without", hint="it is said of a step: put it right behind that")
         return replace(self, steps=(*self.steps[:-1], replace(self.steps[-1], **what)))
 
     def _check_steps(self, where: str, predicate: Expr, own: str | None) -> None:
-        """Raises UserError for a predicate that names a step which does not come before it, or uses values of steps as `split` refuses."""
+        """Raises UserError for a predicate that names a step which does not come before it, or that `split` refuses."""
         known = [*(each.name for each in self.steps), *([] if own is None else [own])]
         for value in step_values(predicate):
             if value.option("step") not in known:
@@ -335,15 +388,19 @@ class Pattern:
 
 
 def pattern(name: str, predicate: Expr, *, times: Times = 1) -> Pattern:
-    """A pattern that begins with a step: a row for which `predicate` is true, or `times` rows, others between them passed over.
+    """Begins a pattern with a step: a row for which `predicate` is true. With `times`, several such rows; other rows
+    between them are skipped.
 
-    times: a number, or (least, most), most None for any number; least 0: the step is optional.
+    `times`: a number, or (least, most), with most None for any number; with least 0 the step is optional. Raises
+    UserError for a predicate that is not an expression.
     """
     return Pattern(())._with(name, predicate, times, "then")
 
 
 def check_measures(pattern: Pattern, skip: str, measures: Mapping[str, Any]) -> tuple[tuple[str, Expr], ...]:
-    """Checks the arguments of `keyed.pattern(pattern, skip=…, **measures)`, and returns the measures. Raises UserError."""
+    """Checks the arguments of `keyed.pattern(pattern, skip=…, **measures)`, and returns the measures. Raises
+    UserError.
+    """
     if not isinstance(pattern, Pattern):
         raise UserError(f"{pattern!r} is no pattern", hint='sabot.pattern("a", col("kind") == "login").then(…)')
     if skip not in SKIPS:

@@ -4,7 +4,7 @@
     col("question")                 any expression that is text
     lambda batch: [...]             a text for each row, in their order; Arrow, or a list
 
-A prompt is null where a value in it is: then there is nothing to ask.
+If a value in the prompt of a row is null, the prompt is null, and the model is not asked.
 """
 
 from collections.abc import Callable
@@ -24,14 +24,19 @@ from sabot.errors import UserError, short_repr
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """texts[0] fields[0] texts[1] fields[1] … texts[n]. A field is the name of a column, and those of fields inside of it."""
+    """A template, split into texts and fields: texts[0] fields[0] texts[1] fields[1] … texts[n].
+
+    A field is a path: the name of a column, then names of fields in structs.
+    """
 
     texts: tuple[str, ...]
     fields: tuple[tuple[str, ...], ...]
 
     @classmethod
     def of(cls, template: str, step: str) -> "Template":
-        """Raises UserError for what is no template, or names no column."""
+        """Returns the template. Raises UserError for braces that are not closed, for a format such as {price:.2f},
+        and if no column is named.
+        """
         where = f"{step}: the prompt {short_repr(template)}"
         texts, fields = [""], []
         try:
@@ -59,17 +64,17 @@ class Template:
         return cls(tuple(texts), tuple(fields))
 
     def text(self) -> str:
-        """The template as it was written."""
+        """Returns the template as it was written."""
         texts = [text.replace("{", "{{").replace("}", "}}") for text in self.texts]
         fields = [f"{{{'.'.join(names)}}}" for names in self.fields]
         return "".join(part for pair in zip(texts, [*fields, ""], strict=True) for part in pair)
 
     def check(self, schema: pa.Schema, where: str) -> None:
-        """Raises UserError where a column is not there, or makes no text."""
+        """Raises UserError if a column is missing, or cannot become text."""
         self(_empty(schema), where)
 
     def __call__(self, data: pa.RecordBatch, where: str = "") -> pa.Array:
-        """The prompts of these rows."""
+        """Returns the prompts of these rows, as an array of strings."""
         parts: list[Any] = [self.texts[0]]
         for names, text in zip(self.fields, self.texts[1:], strict=True):
             parts += [_as_text(data, names, where), text]
@@ -80,7 +85,7 @@ Prompt: TypeAlias = Template | Expr | Callable[[pa.RecordBatch], Any]
 
 
 def prompt_of(prompt: Any, step: str) -> Prompt:
-    """What the user gave as the prompt, checked. Raises UserError."""
+    """Returns the user's prompt, checked. Raises UserError."""
     if isinstance(prompt, str):
         return Template.of(prompt, step)
     if isinstance(prompt, Expr):
@@ -95,21 +100,23 @@ def prompt_of(prompt: Any, step: str) -> Prompt:
 
 
 def columns_of(prompt: Prompt) -> Columns:
-    """The columns that it reads; None: all."""
+    """Returns the columns that the prompt reads; None for all columns."""
     if isinstance(prompt, Template):
         return frozenset(names[0] for names in prompt.fields)
     return prompt.columns if isinstance(prompt, Expr) else None
 
 
 def text_of(prompt: Prompt) -> str:
-    """The prompt as a plan shows it."""
+    """Returns the prompt as plans show it."""
     if isinstance(prompt, Template):
         return short_repr(prompt.text())
     return prompt.text() if isinstance(prompt, Expr) else name_of(prompt)
 
 
 def given_prompts(given: Any, rows: int, where: str) -> pa.Array:
-    """What a function or a caller gave as the prompts of so many rows, as strings. Raises UserError."""
+    """Returns the prompts that a function or a caller gave, as an array of strings. Raises UserError unless there is
+    one text or null for each row.
+    """
     try:
         made = given if isinstance(given, pa.Array | pa.ChunkedArray) else pa.array(given)
         if isinstance(made, pa.ChunkedArray):
@@ -130,7 +137,11 @@ def given_prompts(given: Any, rows: int, where: str) -> pa.Array:
 
 
 def distinct_prompts(prompts: pa.Array) -> tuple[pa.Array, Any]:
-    """-> (each prompt once, in the order of their texts; by row, in numpy, the number of its prompt: one more than the last for a null)."""
+    """Returns the distinct prompts in the order of their texts, and for each row the number of its prompt as a numpy
+    array.
+
+    A row whose prompt is null has the number of distinct prompts, which is one more than the last number.
+    """
     encoded = prompts.dictionary_encode()
     order = pc.sort_indices(encoded.dictionary).to_numpy()
     places = np.empty(len(order) + 1, np.int64)

@@ -1,4 +1,4 @@
-"""The settings of an app: what `App(...)`, `App.configure`, the command line and docs/settings.md say is declared here."""
+"""The settings of an app, declared once for `App(...)`, `App.configure`, the command line and docs/settings.md."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -26,7 +26,9 @@ from sabot.options import check_values, option
 from sabot.state import state_directory
 
 Redeliver = Literal["repeat", "skip"]
-"""What to do with output that the checkpoint and the receiver disagree on: send it again, or leave it out."""
+"""The treatment of output about which checkpoint and receiver disagree: "repeat" sends it again, "skip" leaves it
+out.
+"""
 
 _MEMORY_BUDGET = "256MB"
 
@@ -102,9 +104,9 @@ def _port(given: int) -> int:
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of an app, checked. A setting with a metavar is an option of `sabot run` too.
+    """The checked settings of an app. A setting with a metavar is an option of `sabot run` too.
 
-    Construction raises UserError for a wrong value. `dataclasses.replace` makes changed settings.
+    The constructor raises UserError for a wrong value. `dataclasses.replace` makes changed settings.
     """
 
     broker: str = option("memory://", "the broker: memory:// or kafka://host:port", check=_broker, metavar="URL")
@@ -268,25 +270,25 @@ class Settings:
 
     @property
     def restarts(self) -> Restart:
-        """`restart` as numbers."""
+        """The setting `restart`, parsed."""
         return parse_restart(self.restart)
 
     @property
     def start_at(self) -> Place:
-        """`start`, a time in ms since 1970."""
+        """The setting `start`, with times in ms since 1970 UTC."""
         return _start(self.start)
 
     @property
     def end_at(self) -> Place | None:
-        """`until`, a time in ms since 1970."""
+        """The setting `until`, with times in ms since 1970 UTC; None: topics have no end."""
         return _until(self.until)
 
     @property
     def refresh_schema(self) -> bool:
-        """True if inferred columns are those of the records that come, and not those in the checkpoint."""
+        """True if columns are inferred anew from the records that come; False if they are those of the checkpoint."""
         return self.schema == "refresh"
 
     @property
     def dropped(self) -> frozenset[str]:
-        """The names in `drop`."""
+        """The names in `drop`, as a set."""
         return _names(self.drop)
