@@ -1,1 +1,1 @@
-"""Programs that show the engine at work; `sabot demo NAME` runs them."""
+"""Programs that show the engine at work. `sabot demo NAME` runs them."""

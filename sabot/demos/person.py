@@ -1,4 +1,6 @@
-"""Somebody who answers the questions of an app in another process, through the inbox of its journal, whether the app is there or not."""
+"""A person who answers the questions of an app in another process, through the inbox of its journal. The app need not
+be running.
+"""
 
 import heapq
 import itertools
@@ -14,15 +16,15 @@ from sabot.journal import Intent, JournalReader, open_inbox, open_reader
 from sabot.journal.entries import Letter
 
 Decide = Callable[[Intent], tuple[float, Callable[[], dict[str, Any]]]]
-"""For a question: after how many seconds it is answered, and what gives the answer then."""
+"""Decides on a question: returns the seconds until it is answered, and the function that returns the answer then."""
 
 _LOOK_SECONDS = 0.02
-_GIVEN = ("second", "closed")  # letters that are refused so are not needed: the question was answered, or withdrawn
+_GIVEN = ("second", "closed")  # reasons of refusal by which the question was answered or withdrawn already
 
 
 class Person:
-    """Follows a journal, and answers each question once, as `decide` says. Works in a thread of its own from `start` to `finish`, and waits
-    while the server of the journal is away.
+    """Follows a journal, and answers each question once, as `decide` says. It works in a thread of its own from
+    `start` to `finish`. If the server of the journal is unreachable, it waits.
     """
 
     def __init__(self, address: str, decide: Decide) -> None:
@@ -30,23 +32,23 @@ class Person:
         self._address = address
         self._decide = decide
         self._due: list[tuple[float, int, Intent, Callable[[], dict[str, Any]]]] = []
-        self._numbers = itertools.count()  # of two questions that are due at once the first one comes first
+        self._numbers = itertools.count()  # keeps questions with the same due time in order
         self._over = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="person", daemon=True)
 
     def start(self) -> None:
-        """Answers from now on. The journal need not be there yet."""
+        """Starts the thread. The journal need not exist yet."""
         self._thread.start()
 
     def finish(self) -> None:
-        """Answers no more. Raises the error by which the thread has ended, if any."""
+        """Stops the thread. Raises the error with which it ended, if any."""
         self._over.set()
         self._thread.join()
         self.check()
 
     def check(self) -> None:
-        """Raises the error by which the thread has ended, if any."""
+        """Raises the error with which the thread has ended, if any."""
         if self._error is not None:
             raise self._error
 
@@ -63,14 +65,14 @@ class Person:
         while not self._over.wait(_LOOK_SECONDS):
             try:
                 return open_reader(self._address)
-            except (UserError, TransientError):  # the app has not made it yet, or its server is away
+            except (UserError, TransientError):  # the app has not made the journal yet, or its server is unreachable
                 continue
         return None
 
     def _follow(self, reader: JournalReader) -> None:
         start: dict[int, int] = {}
         while not self._over.wait(_LOOK_SECONDS):
-            with suppress(TransientError):  # it is asked again
+            with suppress(TransientError):  # the next turn tries again
                 self._look(reader, start)
 
     def _look(self, reader: JournalReader, start: dict[int, int]) -> None:

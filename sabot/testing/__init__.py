@@ -1,6 +1,7 @@
-"""Tools for the tests of programs that use Sabot: sources that follow a script, a sink that keeps its rows, a clock that is moved by
-hand, a broker inside the process; runners that let an app die and begin again; a witness of what it did to the world meanwhile; and a
-server in the place of models.
+"""Tools for the tests of programs that use Sabot: `ScriptedSource` reads a script, `ListSink` keeps rows,
+`ManualClock` moves by hand, `MemoryBroker` is a broker inside the process. `run`, `crash_at_every_step` and
+`simulate` crash an app and start it again; `Witness` records what it did outside meanwhile; `FakeModelServer`
+replaces models.
 """
 
 from sabot.lazy_imports import lazy_exports

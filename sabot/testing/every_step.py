@@ -1,7 +1,9 @@
-"""Crashes an app before, after and in the middle of every step by which it changes the outside world, each time in a new process.
+"""Crashes an app before, after and in the middle of each step that changes the outside world, each time in a new
+process.
 
-A fork server that has everything imported and runs no threads makes the processes, so each costs a few hundredths of a second. Threads,
-clients and databases die as in a real crash: by `os._exit` in the middle of their work.
+A fork server, which has imported all modules and runs no threads, makes the processes, so that each takes a few
+hundredths of a second. They end by `os._exit`, so threads, clients and databases end in the middle of their work, as
+in a real crash.
 """
 
 import asyncio
@@ -35,19 +37,20 @@ from sabot.testing.script import ScriptedSource
 
 Moment = Literal["before", "after", "torn"]
 
-_DIED = 77  # the exit code of a process that dies as it was told
-# With what the run of an app loads when it begins: each process would load it anew, in several times what its life takes. (numpy: unique.)
+_DIED = 77  # the exit code of a process that died at its step
+# Modules that an app imports when it starts. Each process would import them anew otherwise, in several times the time of its run.
+# (numpy.ma: imported by numpy.unique.)
 _PRELOADED = (__name__, "sabot.runtime.run", "sabot.runtime.app_runner", "sabot.operators.keyed.running", "numpy.ma")
 
 
 @dataclass
 class Crashes:
-    """Counts of the crashes that were tried."""
+    """The counts of the crashes that were tried."""
 
-    steps: int  # how many steps the undisturbed run had
-    kinds: Counter[str]  # the steps of the undisturbed run by name
-    runs: int = 0  # how many runs were told to crash
-    died: int = 0  # how many did crash; the others ended before they came to their step
+    steps: int  # steps of the run without a crash
+    kinds: Counter[str]  # the number of these steps by name
+    runs: int = 0  # runs that were to crash
+    died: int = 0  # runs that did crash; the others ended before their step
     by_moment: Counter[str] = field(default_factory=Counter)  # the crashes by moment
 
     def __str__(self) -> str:
@@ -58,7 +61,7 @@ class Crashes:
 
 @dataclass(frozen=True)
 class _Death:
-    """The moment at which a process dies: at its `at`th step; 0 if it is not to die."""
+    """The moment at which a process dies: at the step with number `at`, from 1, or never if `at` is 0."""
 
     at: int = 0
     moment: Moment = "before"
@@ -68,10 +71,10 @@ class _Death:
 
 
 class Program(Protocol):
-    """An App, or something else that runs to its end, as what uses a RuntimeKernel."""
+    """An App, or another object that runs to its end, such as a program that uses a RuntimeKernel."""
 
     async def run(self) -> object:
-        """Returns when all is done."""
+        """Returns when all work is done."""
 
 
 def crash_at_every_step(
@@ -87,17 +90,20 @@ def crash_at_every_step(
     sample: int | None = None,
     seed: int = 0,
 ) -> Crashes:
-    """Runs the app, or any other object with an async `run()`, that `build(directory)` makes to its end, undisturbed. Then, for each of its
-    steps, runs it again in a fresh directory with a crash before the step, after it, and (torn) in the middle of what it writes; starts it
-    again after the crash; and compares what `check(directory)` returns then with what it returned after the undisturbed run. Raises
-    AssertionError where they differ.
+    """Runs an app once without a crash, and then once for each of its steps with a crash before the step, after it,
+    and in the middle of its write. After a crash it starts the app again. Raises AssertionError if `check` then
+    returns another value than after the run without a crash.
 
-    `build` must be a function of a module, because it is called in other processes. `prepare(directory)` and `check` are called in this
-    process, before the first start and after the end. Whatever the app reads and writes must be below its directory, or be named after
-    it, and the app must end by itself. deaths: how many crashes there are in all; those after the first are at random steps. workers:
-    how many runs go on at a time. timeout: of a process. preload: modules that the app imports late. sample: only so
-    many crashes are tried, drawn by the seed. Where threads make the number of steps vary, a run may not reach its step; its outcome is
-    compared all the same.
+    `build`: makes the app, or another object with an async `run()`, for a directory. It is called in other processes,
+    so it must be a function at the top of a module. All that the app reads and writes must be below its directory, or
+    be named after it, and the app must end by itself. `check`: returns the outcome in a directory; it is called in
+    this process after the last start. `prepare`: fills a directory before the first start, in this process.
+
+    `torn`: False leaves out the crashes in the middle of writes. `deaths`: the number of crashes of each run; those
+    after the first one are at random steps. `workers`: the number of runs in parallel. `timeout`: the time limit of a
+    process. `preload`: modules that the app imports late. `sample`: the number of crashes to try, drawn by `seed`, or
+    None for all. If threads make the number of steps vary, a run may end before its step; its outcome is compared
+    nevertheless. Raises UserError if `build` cannot be called in another process.
     """
     _refuse_unpicklable(build)
     context = _fork_server([*_PRELOADED, build.__module__, *preload])
@@ -124,7 +130,7 @@ def crash_at_every_step(
         if sample is not None:
             return crashes
         at = len(names) + 1
-        while True:  # until no run has more steps than those before
+        while True:  # later steps too, until a run has no further step
             death = _Death(at)
             died = attempt(death)
             count([death], [died])
@@ -134,13 +140,12 @@ def crash_at_every_step(
 
 
 def _fork_server(modules: list[str]) -> Any:
-    """The fork server, with these modules imported; it is made at the first call."""
+    """Returns the fork server, with these modules imported. The first call starts it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(modules)
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        path or os.getcwd() for path in sys.path
-    )  # Python 3.11 offers no other way to ask
+    # Python 3.11 has no other way to give the server a path.
+    os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     try:
         forkserver.ensure_running()
     finally:
@@ -160,12 +165,14 @@ def _refuse_unpicklable(build: Callable[[Path], Program]) -> None:
         pickle.dumps(build)
     except (pickle.PicklingError, AttributeError) as error:
         raise UserError(
-            f"{build!r} cannot be called in another process: {error}", hint="make it a function at the top of a module"
+            f"{build!r} cannot be called in another process: {error}", hint="pass a function at the top of a module"
         ) from error
 
 
 @dataclass
 class _Runs:
+    """The runs of one app. Each run has a directory of its own, below `folder`."""
+
     build: Callable[[Path], Program]
     check: Callable[[Path], Any]
     prepare: Callable[[Path], None] | None
@@ -173,18 +180,22 @@ class _Runs:
     timeout: float
     context: Any
     deaths: int
-    # Because multiprocessing starts processes from one thread only.
+    # multiprocessing can start processes from one thread at a time only.
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def undisturbed(self) -> tuple[Any, list[str], set[str]]:
-        """The result of `check`, the names of the steps in their order, and the names of those that write."""
+        """Runs the app without a crash. Returns the result of `check`, the names of the steps in order, and the names
+        of those that write.
+        """
         directory = self._directory("undisturbed")
         self._process(directory, _Death(), (0,))
         report = json.loads(_report(directory).read_text())
         return self.check(directory), report["names"], set(report["writes"])
 
     def attempt(self, death: _Death, expected: Any, steps: int) -> bool:
-        """Whether the process died at its step. Raises AssertionError where the outcome differs."""
+        """Runs the app with one crash, and then to its end. Returns True if the process died at its step. Raises
+        AssertionError if the outcome differs.
+        """
         directory = self._directory(f"{death.at}-{death.moment}")
         dice = random.Random(f"{death}")
         died = self._process(directory, death, (0, _DIED)) == _DIED
@@ -200,7 +211,7 @@ class _Runs:
             kept = self._keep(directory)
             raise AssertionError(
                 f"crash {where}: the outcome is\n{found!r}\n"
-                f"and should be\n{expected!r}\nThe world of that run is kept in {kept}\n{_log_of(kept)}"
+                f"and should be\n{expected!r}\nThe files of that run are in {kept}\n{_log_of(kept)}"
             )
         shutil.rmtree(directory)
         _log(directory).unlink()
@@ -219,7 +230,7 @@ class _Runs:
         with self.lock:
             process.start()  # also polls all other processes
         if not wait([process.sentinel], self.timeout):
-            os.kill(process.pid, signal.SIGABRT)  # makes it print where its threads are
+            os.kill(process.pid, signal.SIGABRT)  # faulthandler then prints the stacks of its threads
             wait([process.sentinel])
             why = f"did not end within {self.timeout:g} s"
         else:
@@ -229,7 +240,7 @@ class _Runs:
                 return int(process.exitcode)
             why = f"ended with exit code {process.exitcode}"
         kept = self._keep(directory)
-        raise AssertionError(f"crash {death}: the process {why}; its world is kept in {kept}\n{_log_of(kept)}")
+        raise AssertionError(f"crash {death}: the process {why}; its files are in {kept}\n{_log_of(kept)}")
 
     @staticmethod
     def _keep(directory: Path) -> Path:
@@ -257,7 +268,7 @@ def _log_of(directory: Path) -> str:
 
 
 def _live(build: Callable[[Path], Program], directory: Path, death: _Death) -> None:
-    """Runs one life of the app, in a process that does nothing else, and ends without any cleaning up."""
+    """Runs the app in a process of its own, and ends the process without any cleanup."""
     log = os.open(_log(directory), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -287,7 +298,7 @@ async def _run(program: Program) -> None:
 
 @dataclass
 class _Director:
-    """Directs the scripts: it makes their checkpoints. The runner, and not a script, makes the crashes."""
+    """Carries out the BARRIER marks of scripts. A CRASH mark is refused, because the runner makes the crashes."""
 
     app: App
     loop: asyncio.AbstractEventLoop
@@ -296,7 +307,7 @@ class _Director:
         return asyncio.run_coroutine_threadsafe(self.app.agent_runtime.trigger_checkpoint(), self.loop)
 
     def crash(self, place: tuple[str, int]) -> bool:
-        raise UserError(f"script {place[0]} has a CRASH", hint="crash_at_every_step crashes by itself: leave it out")
+        raise UserError(f"script {place[0]} has a CRASH", hint="remove it: crash_at_every_step makes the crashes")
 
 
 class _Steps:
@@ -309,7 +320,7 @@ class _Steps:
         self._writes: set[str] = set()
         self._died_in = ""
         self._lock = threading.Lock()
-        self._mine = threading.local()  # the numbers of the steps that this thread is in
+        self._mine = threading.local()  # the steps that this thread is in
 
     def before(self, name: str, what: str) -> None:
         with self._lock:
@@ -321,7 +332,7 @@ class _Steps:
 
     def after(self, name: str, what: str) -> None:
         stack = self._stack()
-        while stack:  # a step that raised was never taken off
+        while stack:  # above the step there may be others that raised, and so did not end here
             number, *of = stack.pop()
             if of == [name, what]:
                 if number == self._death.at and self._death.moment != "before":
@@ -348,6 +359,6 @@ class _Steps:
         os._exit(_DIED)
 
     def tell(self) -> None:
-        """Reports the counts to the runner."""
+        """Writes the names of the steps to the report for the runner."""
         facts = {"names": self._names, "writes": sorted(self._writes), "died_in": self._died_in}
         self._report.write_text(json.dumps(facts))

@@ -1,7 +1,8 @@
-"""An HTTP server inside a test's process: on a free port of the loopback interface, in a thread with a loop of its own.
+"""An HTTP server inside of a test's process: on a free port of the loopback interface, in a thread with an event loop
+of its own.
 
-It is small and quick rather than complete: HTTP/1.1, bodies with a Content-Length, connections that stay open, and one request after the
-other on each.
+It is small and fast rather than complete: HTTP/1.1, bodies with a Content-Length, connections that stay open, and one
+request at a time on each connection.
 """
 
 import asyncio
@@ -20,21 +21,21 @@ _MOST_HEAD = 64 << 10
 
 
 class HttpExchange:
-    """A request, and the way to answer it. Used in the loop of the server."""
+    """A request, and the methods to answer it. They are called in the server's event loop."""
 
     def __init__(self, request: HttpRequest, transport: asyncio.Transport) -> None:
         self.request = request
         self._transport = transport
         self.ended = False
-        """The connection may take another request."""
+        """True if the answer is complete, so that the connection may have another request."""
 
     def answer(self, status: int, body: object, headers: dict[str, str]) -> None:
-        """All of the answer, as JSON."""
+        """Sends the whole answer, with `body` as JSON."""
         self._transport.write(response(status, body, {"Connection": "keep-alive", **headers}))
         self.ended = True
 
     def begin(self, headers: dict[str, str]) -> None:
-        """The answer comes in parts."""
+        """Begins an answer with status 200 that is sent in parts."""
         lines = [
             "HTTP/1.1 200 OK",
             "Transfer-Encoding: chunked",
@@ -43,27 +44,27 @@ class HttpExchange:
         self._transport.write("\r\n".join([*lines, "", ""]).encode())
 
     def write(self, part: bytes) -> None:
-        """A part, not empty."""
+        """Sends a part, which must not be empty."""
         self._transport.write(b"%x\r\n%b\r\n" % (len(part), part))
 
     def end(self) -> None:
-        """No further part."""
+        """Ends an answer that was sent in parts. The connection stays open."""
         self._transport.write(b"0\r\n\r\n")
         self.ended = True
 
     def truncate(self, status: int, body: object, headers: dict[str, str]) -> None:
-        """The first half of an answer; then the connection ends."""
+        """Sends the first half of an answer, and closes the connection."""
         data = response(status, body, headers)
         body_at = data.index(b"\r\n\r\n") + 4
         self._transport.write(data[: (body_at + len(data)) // 2])
         self.break_off()
 
     def break_off(self) -> None:
-        """What was written is sent, and the connection ends."""
+        """Closes the connection after sending what was written."""
         self._transport.close()
 
     def reset(self) -> None:
-        """The connection is reset."""
+        """Resets the connection, so that the caller gets a ConnectionResetError."""
         raw = self._transport.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._transport.abort()
@@ -96,7 +97,7 @@ class _HttpConnection(asyncio.Protocol):
             self._task.cancel()
 
     def _next(self) -> None:
-        """Begins with the next request, when all of it is here."""
+        """Begins to serve the next request, if all of it has been received."""
         end = self._received.find(b"\r\n\r\n")
         if end < 0:
             if len(self._received) > _MOST_HEAD:
@@ -126,15 +127,16 @@ class _HttpConnection(asyncio.Protocol):
                 self._next()
 
     def _refuse(self, why: str) -> None:
-        self.transport.write(response(HTTPStatus.BAD_REQUEST, {"error": {"message": f"not a request of HTTP: {why}"}}))
+        self.transport.write(response(HTTPStatus.BAD_REQUEST, {"error": {"message": f"not an HTTP request: {why}"}}))
         self.transport.close()
 
 
 class HttpServer:
-    """Runs from `start` to `stop`. handle: answers a request; it is cancelled when the caller goes. port: the same in each run.
-    connections: how many there were.
+    """A server that runs from `start` to `stop`. `handle`: the coroutine function that answers a request; it is
+    cancelled if the caller disconnects. `port`: the port, which stays the same when the server is started again.
+    `connections`: the number of connections so far.
 
-    The methods may be called from any thread but the server's own.
+    Its methods may be called from any thread except the server's own.
     """
 
     def __init__(self, handle: Handler) -> None:
@@ -147,7 +149,7 @@ class HttpServer:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Takes requests from now on. Does nothing when it runs."""
+        """Starts the server. Does nothing if it runs already."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, name="sabot http server", daemon=True)
@@ -159,7 +161,7 @@ class HttpServer:
                 raise
 
     def stop(self) -> None:
-        """Takes no more requests, and breaks its connections. Does nothing when it is stopped."""
+        """Breaks all connections, and stops the server. Does nothing if it is stopped."""
         loop, thread = self._loop, self._thread
         if loop is not None and thread is not None:
             self.run(self._end())
@@ -169,7 +171,7 @@ class HttpServer:
             loop.close()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """What the coroutine returns, which runs in the server's loop. Blocks until then."""
+        """Runs the coroutine in the server's event loop, and returns its result. Blocks until then."""
         assert self._loop is not None
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
@@ -191,4 +193,4 @@ class HttpServer:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)  # transports close their sockets
+        await asyncio.sleep(0)  # lets transports close their sockets

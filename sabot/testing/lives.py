@@ -1,4 +1,6 @@
-"""Runs an app that crashes where its scripts say, and starts again: several lives in one process."""
+"""Runs an app that crashes at the CRASH marks of its scripts, and starts it again, in one process. A *life* is the
+time of an app from a start to the next crash or to the end.
+"""
 
 import asyncio
 import logging
@@ -22,15 +24,17 @@ from sabot.testing.loop import process_here
 from sabot.testing.script import ScriptedSource
 
 IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-"""The machine's folder for files that are kept in memory, if it has one: `temporary_directory` makes its folders there."""
+"""The machine's folder for files in memory, or None if there is none. `temporary_directory` makes its folders there."""
 
 
 class Crash(SabotError):
-    """Raised by each step of a life that is over, instead of the step's work."""
+    """Raised by each step of an app after its crash, in place of the step's work."""
 
 
 class Life:
-    """One life of an app: it directs the scripts, and after its crash it stops every step (`sabot.steps`)."""
+    """One life of an app. It carries out the marks of scripts, and after its crash it stops every step
+    (`sabot.steps`).
+    """
 
     def __init__(self, app: App, died_at: set[tuple[str, int]]) -> None:
         self.app = app
@@ -41,7 +45,7 @@ class Life:
         self._lock = threading.Lock()
 
     async def live(self) -> bool:
-        """Runs the app, and returns whether it came to its end. Raises what `App.run` raises."""
+        """Runs the app. Returns True if it came to its end, and False if it crashed. Raises the errors of `App.run`."""
         for source in sources_of(self.app):
             if isinstance(source, ScriptedSource):
                 source.directed_by(self)
@@ -55,19 +59,21 @@ class Life:
             if not self.dead:
                 self._main.result()
             elif not self._main.cancelled():
-                self._main.exception()  # fetched, because errors after a crash are of no interest
+                self._main.exception()  # retrieved, so that asyncio does not log an error after the crash
         finally:
             watch(None)
             logger.setLevel(level)
         return not self.dead
 
     def die(self) -> None:
-        """Ends this life: from here on no step of it happens. May be called from any thread."""
+        """Crashes the app: none of its steps changes anything from now on. May be called from any thread."""
         with self._lock:
             if self.dead:
                 return
             self.dead = True
-        logging.getLogger("sabot").setLevel(logging.CRITICAL + 1)  # messages about its end are of no interest
+        logging.getLogger("sabot").setLevel(
+            logging.CRITICAL + 1
+        )  # hides the messages of an app that ends after its crash
         self._loop.call_soon_threadsafe(self._main.cancel)
 
     # -- called by scripts ---------------------------------------------------------------------------------------------------
@@ -83,15 +89,15 @@ class Life:
             self.die()
         return True
 
-    # -- called by steps----------------------------------------------------------------------------------------------------
+    # -- called by steps ----------------------------------------------------------------------------------------------------
 
     def before(self, name: str, what: str) -> None:
         process = process_here()
         if self.dead or (process is not None and process.dead):
-            raise Crash(f"{name} {what}: after the crash")
+            raise Crash(f"{name} {what}: the app has crashed")
 
     def after(self, name: str, what: str) -> None:
-        """Done."""
+        """Does nothing."""
 
     def torn(self, name: str, what: str, size: int) -> int:
         return size
@@ -99,15 +105,15 @@ class Life:
 
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """A temporary directory, in memory where the machine has a place for that: in these tests processes crash, but the machine does not,
-    so nothing needs to reach a disk.
+    """Makes a temporary directory, in memory if possible. In these tests processes crash and the machine does not, so
+    nothing has to reach a disk.
     """
     with tempfile.TemporaryDirectory(prefix="sabot-", dir=IN_MEMORY) as folder:
         yield Path(folder)
 
 
 def sources_of(app: App) -> Iterator[Source]:
-    """The Source objects that the streams and agents of the app read."""
+    """Yields the Source objects that the streams and agents of the app read."""
     for node in walk(app.agent_runtime.writes):
         if isinstance(node, Read) and isinstance(node.source, Source):
             yield node.source
@@ -117,11 +123,12 @@ def sources_of(app: App) -> Iterator[Source]:
 
 
 def run(build: Callable[[Path], App], directory: Path | None = None) -> int:
-    """Runs the app that `build(directory)` makes. At each CRASH of its scripts the app dies, and a new one goes on.
+    """Runs the app that `build(directory)` makes. At each CRASH mark of its scripts the app dies, and a new one
+    continues from the last checkpoint.
 
-    Returns how many lives it took. directory: for state and checkpoints; either empty or that of an earlier run; by default a temporary
-    one. After a crash no step of that life changes anything outside it. Raises what `App.run` raises. May be called where an event
-    loop runs.
+    Returns the number of starts. `directory`: the folder of state and checkpoints, either empty or that of an earlier
+    run; by default a temporary one. After a crash the crashed app changes nothing outside any more. Raises UserError
+    for a script without END, and the errors of `App.run`. May be called where an event loop runs.
     """
     if directory is None:
         with temporary_directory() as folder:
@@ -145,4 +152,4 @@ def run(build: Callable[[Path], App], directory: Path | None = None) -> int:
 def _refuse_endless(app: App) -> None:
     for source in sources_of(app):
         if isinstance(source, ScriptedSource) and not source.bounded:
-            raise UserError(f"script {source.name} has no end, so the run would have none", hint="put END last")
+            raise UserError(f"script {source.name} has no END, so the run would never end", hint="put END last")

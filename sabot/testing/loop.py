@@ -1,14 +1,16 @@
-"""Runs a whole app on one thread: an event loop that also gives the engine's threads their turns, in an order that a seed decides.
+"""Runs a whole app on one thread: an event loop that also runs the engine's threads, in turns whose order a seed
+decides.
 
-    ready        callbacks of the event loop, first come, first served
+    ready        callbacks of the event loop, in order
     threads      the engine's threads of control (`sabot.threads.Turn`), one turn at a time
-    calls        work of the loop's executors: each runs when its turn comes, and its result goes to the loop
-    timers       due by virtual time, which moves a little with each turn, and on to the next timer when nothing else can run
+    calls        work of the loop's executors: a call runs in one turn, and its result goes to the loop
+    timers       by virtual time, which grows a little in each turn, and jumps to the next timer if nothing else can run
 
-What runs belongs to a process (`SimulatedProcess`), as the context says in which it was made. Most simulations have one; that of an app
-over workers has one for each of these, which may be killed while the others go on.
+Everything that runs belongs to a process (`SimulatedProcess`), which is found by its context. Most simulations have
+one process. An app over workers has one for each worker, which may be killed while the others continue.
 
-Each turn may make work for others, so a thread that had nothing to do is asked again after another has done something.
+A turn may create work for others, so a thread that had nothing to do gets another turn after any other part has done
+something.
 """
 
 import asyncio
@@ -35,25 +37,27 @@ _log = logging.getLogger("asyncio")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-_EPOCH = 1_700_000_000.0  # calendar time, in seconds since 1970, when virtual time is 0
-_LONGEST_SLEEP = 1.0  # virtual time does not jump further, because threads watch the clock without a timer
+_EPOCH = 1_700_000_000.0  # the calendar time at virtual time 0, in seconds since 1970
+_LONGEST_SLEEP = 1.0  # the longest jump of virtual time, because threads read the clock without setting a timer
 _JOIN_LOOK_SECONDS = 0.05
 _CLOSING_TURNS = 100_000
 _EXECUTOR = "executor"
 
 
 class Stuck(InternalError):
-    """The simulation makes no progress, or does not come to its end within its bounds."""
+    """The simulation makes no progress, or has not ended within its bounds."""
 
 
 class SimulatedProcess:
-    """One of the processes of a simulation: what is made in its `context` belongs to it, and what that makes."""
+    """A process of a simulation. All tasks and threads that are created in its `context`, directly or by others of
+    its tasks, belong to it.
+    """
 
     def __init__(self, name: str = "") -> None:
         self.name = name
-        self.dead = False  # no step of it happens any more
-        self.busy_s = 0.0  # of real time, that its turns took
-        self.tasks: set[asyncio.Task[Any]] = set()  # that have not ended
+        self.dead = False  # True if it was killed: its steps change nothing any more
+        self.busy_s = 0.0  # seconds of real time that its turns took
+        self.tasks: set[asyncio.Task[Any]] = set()  # tasks that have not ended
         self.context = copy_context()
         self.context.run(_process.set, self)
 
@@ -62,7 +66,7 @@ _process: ContextVar[SimulatedProcess | None] = ContextVar("process", default=No
 
 
 def process_here() -> SimulatedProcess | None:
-    """The process of what runs here; None: the one that the simulation began with."""
+    """Returns the process to which the running code belongs, or None for the first process of a simulation."""
     return _process.get()
 
 
@@ -75,7 +79,7 @@ class _SimulatedThread:
         self._loop = loop
         self._alive = False
         self._context = copy_context()
-        self.lazy = loop.dice.choice((0.0, 0.0, 0.5, 0.95))  # the probability that it lets others go first
+        self.lazy = loop.dice.choice((0.0, 0.0, 0.5, 0.95))  # the probability that it leaves its turn to others
 
     def start(self) -> None:
         self._alive = True
@@ -85,7 +89,9 @@ class _SimulatedThread:
         return self._alive
 
     def join(self, timeout: float | None = None) -> None:
-        """Waits for the end of the thread while all others go on; where the event loop itself waits, only this thread goes on."""
+        """Waits for the end of the thread. If an executor's call waits, all others continue; if the event loop waits,
+        only this thread continues.
+        """
         loop = self._loop
         until = math.inf if timeout is None else loop.time() + timeout
         who = loop.now_in
@@ -118,7 +124,7 @@ class _ExecutorCall:
         try:
             result = self._context.run(self._function, *self._args)
         except BaseException as raised:
-            error = raised  # because Python unbinds the name of an except clause at its end
+            error = raised  # Python deletes the name of an except clause at its end
             return lambda: None if self.future.done() else self.future.set_exception(error)
         return lambda: None if self.future.done() else self.future.set_result(result)
 
@@ -135,14 +141,18 @@ def _submit_here(
 
 
 class SimulatedLoop(asyncio.AbstractEventLoop):
-    """The event loop, the threads, the executors and the clock of a simulated process. The same seed makes the same choices."""
+    """The event loop, threads, executors and clock of a simulation. The same seed makes the same choices.
+
+    `dice`: the random numbers. `most_turns` and `longest_s`: the bounds, in turns and in seconds of virtual time,
+    beyond which `turn` raises Stuck.
+    """
 
     def __init__(self, dice: random.Random, *, most_turns: int = 1_000_000, longest_s: float = 7200.0) -> None:
         self.dice = dice
         self.turns = 0
         self.threads: list[_SimulatedThread] = []
         self.on_turn: Callable[[], None] | None = None
-        self.now_in = "loop"  # the name of the part whose turn it is
+        self.now_in = "loop"  # the part whose turn it is: a thread's name, "loop" or "executor"
         self._most_turns = most_turns
         self._longest_s = longest_s
         self._now = 0.0
@@ -150,9 +160,8 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self._ready: deque[asyncio.Handle] = deque()
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._numbers = itertools.count()
-        self._calls: dict[
-            int, deque[_ExecutorCall]
-        ] = {}  # a queue per executor; with several threads, a queue per call
+        # A queue for each executor with one thread; calls of other executors have a queue each, because they run in any order.
+        self._calls: dict[int, deque[_ExecutorCall]] = {}
         self._idle: set[_SimulatedThread] = set()
         self._running = False
         self._closed = False
@@ -161,7 +170,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     # -- the turns ----------------------------------------------------------------------------------------------------
 
     def run_until_complete(self, future: Any) -> Any:
-        """Runs turns until the future is done."""
+        """Runs turns until the future is done, and returns its result."""
         with self._hosting():
             done = asyncio.ensure_future(future, loop=self)
             while not done.done():
@@ -170,7 +179,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
 
     @contextmanager
     def _hosting(self) -> Iterator[None]:
-        """Replaces threads, time and executors of the process by those of the simulation while it runs."""
+        """Replaces threads, clock and executors of the real process by simulated ones until it exits."""
 
         def begin(generator: AsyncGenerator[Any, Any]) -> None:
             """Does nothing: asyncio demands the hook."""
@@ -184,7 +193,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         threads.made_by(lambda name, turn: _SimulatedThread(name, turn, self))
         sys.set_asyncgen_hooks(begin, end)
         os.fsync = lambda fd: None  # a simulated machine does not lose power
-        ThreadPoolExecutor.submit = _submit_here  # type: ignore[method-assign, assignment]  # whose results are waited for, by a thread
+        ThreadPoolExecutor.submit = _submit_here  # type: ignore[method-assign, assignment]  # used by threads that wait for the result
         own.update(time=lambda: _EPOCH + self._now, monotonic=self.time)
         try:
             yield
@@ -197,12 +206,12 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
             self._running = False
 
     def turn(self) -> None:
-        """Runs one turn of a part that can do something, chosen by the dice."""
+        """Runs one turn of a part that can do something, chosen at random. Raises Stuck beyond the bounds."""
         self.turns += 1
         if self.turns > self._most_turns or self._now > self._longest_s:
             raise Stuck(
                 f"the app does not end: {self.turns} turns, {self._now:.1f} s of virtual time",
-                hint=f"alive: {', '.join(thread.name for thread in self.threads) or 'nothing but the event loop'}",
+                hint=f"threads that run: {', '.join(thread.name for thread in self.threads) or 'only the event loop'}",
             )
         if self.on_turn is not None:
             self.on_turn()
@@ -267,7 +276,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self._idle.clear()
 
     def pass_time(self, seconds: float) -> None:
-        """Moves virtual time on, because somebody waits."""
+        """Moves virtual time forward for a part that waits."""
         self._now += seconds
 
     # -- AbstractEventLoop --------------------------------------------------------------------------------------------
@@ -328,7 +337,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         return self._closed
 
     def close(self) -> None:
-        """Ends the tasks that are left. Threads that are left get no more turns."""
+        """Cancels the tasks that are left, and runs until they have ended. Threads that are left get no more turns."""
         if self._closed:
             return
         left = asyncio.all_tasks(self)
@@ -347,5 +356,5 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         return False
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        level = logging.DEBUG if self._closed else logging.ERROR  # errors of a life that is over are expected
+        level = logging.DEBUG if self._closed else logging.ERROR  # after close, errors are expected
         _log.log(level, "%s", context.get("message"), exc_info=context.get("exception"))

@@ -1,6 +1,7 @@
-"""The APIs of the vendors, as a server sees them: what a request asks, and how an answer is told, whole or as events.
+"""The vendors' APIs as a server uses them: it decodes requests, and encodes answers as a whole or as events.
 
-An answer whose message has `vendor` says what the vendor's own parts are, in the form in which the providers keep them.
+If the message of an answer has `vendor`, that contains the vendor's own parts, in the form in which the providers
+store them.
 """
 
 import base64
@@ -22,23 +23,23 @@ from sabot.llm.spec import RequestSpec, ToolSchema
 
 
 class ModelApi(Protocol):
-    """One API of a vendor. Answers that are given here have usage, model and request id."""
+    """An API of a vendor. The answers that it encodes must have usage, model and request id."""
 
     def spec(self, body: dict[str, Any]) -> RequestSpec:
-        """What the request asks. What the spec has no field for is in its options."""
+        """Returns the request in a body. Parameters without a field in RequestSpec go into its `options`."""
 
     def whole(self, answer: Completion) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
+        """Returns the body of an answer that is not streamed."""
 
     def events(self, answer: Completion, texts: Sequence[str]) -> Iterator[bytes]:
-        """The events of an answer whose text comes in these pieces."""
+        """Yields the events of an answer whose text is streamed in these pieces."""
 
     def error(self, error: ModelError) -> dict[str, Any]:
-        """The body of an error."""
+        """Returns the body of an error."""
 
 
 def status_of(error: ModelError) -> int:
-    """The status of HTTP with which an error is told, where the error itself has none."""
+    """Returns the HTTP status of an error: its own, or that of its class."""
     kinds = {AuthenticationFailed: 401, RateLimited: 429, ContentFiltered: 400, RequestRefused: 400}
     return error.status or next((status for kind, status in kinds.items() if isinstance(error, kind)), 500)
 
@@ -60,7 +61,9 @@ def _image(url: str) -> Image:
 
 
 def _content(parts: Any) -> str | tuple[Part, ...]:
-    """The content of a message: a text, or parts as any of the APIs write them."""
+    """Returns the content of a message: a text, or parts in the form of any of the APIs. Raises RequestRefused for
+    unknown parts.
+    """
     if isinstance(parts, str) or parts is None:
         return parts or ""
     found: list[Part] = []
@@ -82,7 +85,9 @@ def _content(parts: Any) -> str | tuple[Part, ...]:
 
 
 def _said(fields: dict[str, Any], body: dict[str, Any], *known: str) -> RequestSpec:
-    """The request with these fields, those that are None left out. known: what the fields were made of."""
+    """Returns the request with these fields; those that are None are left out. `known`: the names in `body` from
+    which the fields were made. All other names become options.
+    """
     rest = {name: value for name, value in body.items() if name not in (*known, "stream", "stream_options")}
     return RequestSpec(options=rest, **{name: value for name, value in fields.items() if value is not None})
 
@@ -104,10 +109,9 @@ def _openai_error(error: ModelError) -> dict[str, Any]:
 
 
 class ChatApi:
-    """Chat completions of OpenAI."""
+    """OpenAI's chat completions."""
 
     def spec(self, body: dict[str, Any]) -> RequestSpec:
-        """What the request asks."""
         schema = (body.get("response_format") or {}).get("json_schema")
         fields = {
             "messages": tuple(self._message(each) for each in body["messages"]),
@@ -144,7 +148,6 @@ class ChatApi:
         )
 
     def whole(self, answer: Completion) -> dict[str, Any]:
-        """The body of a chat completion."""
         message: dict[str, Any] = {"role": "assistant", "content": answer.content or None, "refusal": None}
         if answer.tool_calls:
             message["tool_calls"] = [self._call(call) for call in answer.tool_calls]
@@ -153,7 +156,9 @@ class ChatApi:
         return self._body("chat.completion", answer, [choice]) | {"usage": self._usage(answer)}
 
     def events(self, answer: Completion, texts: Sequence[str]) -> Iterator[bytes]:
-        """Chunks: the vendor's fields, the text, each call of a tool in two halves, the end, the usage."""
+        """Yields chunks: the vendor's fields, the text, each tool call in two halves, the finish reason, and the
+        usage.
+        """
         yield self._chunk(answer, {"role": "assistant", "content": ""})
         for name, value in (answer.message.vendor or {}).get("openai.chat", {}).items():
             yield self._chunk(answer, {name: value})
@@ -169,7 +174,6 @@ class ChatApi:
         yield b"data: [DONE]\n\n"
 
     def error(self, error: ModelError) -> dict[str, Any]:
-        """The body of an error."""
         return _openai_error(error)
 
     def _chunk(self, answer: Completion, delta: dict[str, Any], reason: str | None = None) -> bytes:
@@ -206,10 +210,9 @@ class ChatApi:
 
 
 class ResponsesApi:
-    """Responses of OpenAI."""
+    """OpenAI's responses."""
 
     def spec(self, body: dict[str, Any]) -> RequestSpec:
-        """What the request asks."""
         shape = (body.get("text") or {}).get("format") or {}
         fields = {
             "messages": tuple(self._messages(body["input"])),
@@ -228,7 +231,7 @@ class ResponsesApi:
         return _said(fields, body, *fields, "input", "max_output_tokens", "text")
 
     def _messages(self, items: Any) -> Iterator[ChatMessage]:
-        """Items of one answer, which follow each other, are one message."""
+        """Yields the messages of a request. Consecutive items of one answer become one message."""
         if isinstance(items, str):
             yield ChatMessage("user", items)
             return
@@ -259,7 +262,6 @@ class ResponsesApi:
         )
 
     def whole(self, answer: Completion) -> dict[str, Any]:
-        """The body of a response."""
         cut = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(answer.finish_reason)
         return self._body(answer) | {
             "status": "incomplete" if cut else "completed",
@@ -269,7 +271,7 @@ class ResponsesApi:
         }
 
     def events(self, answer: Completion, texts: Sequence[str]) -> Iterator[bytes]:
-        """Events of the response's items, with deltas of texts, reasoning and arguments."""
+        """Yields the events of the response's items, with deltas of texts, reasoning and arguments."""
         numbers = iter(range(1 << 30))
 
         def event(kind: str, **fields: Any) -> bytes:
@@ -295,7 +297,6 @@ class ResponsesApi:
         yield event(f"response.{whole['status']}", response=whole)
 
     def error(self, error: ModelError) -> dict[str, Any]:
-        """The body of an error."""
         return _openai_error(error)
 
     def _body(self, answer: Completion) -> dict[str, Any]:
@@ -333,10 +334,9 @@ class ResponsesApi:
 
 
 class MessagesApi:
-    """Messages of Anthropic."""
+    """Anthropic's messages."""
 
     def spec(self, body: dict[str, Any]) -> RequestSpec:
-        """What the request asks."""
         choice = {"any": "required"}
         kind = (body.get("tool_choice") or {}).get("type")
         config = dict(body.get("output_config") or {})
@@ -362,7 +362,9 @@ class MessagesApi:
         return _said(fields, rest, *fields, "system", "stop_sequences", *([] if config else ["output_config"]))
 
     def _messages(self, said: dict[str, Any]) -> Iterator[ChatMessage]:
-        """A message of a user may begin with results of tools, which are messages of their own."""
+        """Yields the messages in one message of Anthropic. That of a user may begin with tool results, which become
+        messages of their own.
+        """
         blocks = said["content"]
         if isinstance(blocks, str):
             yield ChatMessage(said["role"], blocks)
@@ -390,11 +392,10 @@ class MessagesApi:
         )
 
     def whole(self, answer: Completion) -> dict[str, Any]:
-        """The body of a message."""
         return self._body(answer) | {"content": self._blocks(answer), **self._end(answer), "usage": self._usage(answer)}
 
     def events(self, answer: Completion, texts: Sequence[str]) -> Iterator[bytes]:
-        """Events of the message's blocks, with deltas of texts, thinking and arguments."""
+        """Yields the events of the message's blocks, with deltas of texts, thinking and arguments."""
         usage = self._usage(answer)
         start = self._body(answer) | {"content": [], "stop_reason": None, "stop_sequence": None}
         start["usage"] = usage and usage | {"output_tokens": 1}
@@ -415,7 +416,6 @@ class MessagesApi:
         yield _event({"type": "message_stop"}, "message_stop")
 
     def error(self, error: ModelError) -> dict[str, Any]:
-        """The body of an error."""
         kind, message = "api_error", error.message
         match error:
             case AuthenticationFailed():
@@ -449,7 +449,7 @@ class MessagesApi:
         return blocks
 
     def _deltas(self, block: dict[str, Any], texts: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """(the block as it begins, what comes)."""
+        """Returns the block as it begins, and the deltas that complete it."""
         match block:
             case {"type": "text"}:
                 return block | {"text": ""}, [{"type": "text_delta", "text": text} for text in texts]
@@ -479,7 +479,9 @@ class MessagesApi:
 
 
 def _input(arguments: str) -> Any:
-    """Arguments that are no JSON stay text: the vendor streams what the model writes, whatever it is."""
+    """Decodes the arguments of a call. Arguments that are not JSON stay text, because the vendor streams all that the
+    model writes.
+    """
     try:
         return json.loads(arguments)
     except ValueError:

@@ -1,4 +1,6 @@
-"""A server of models for tests: real HTTP, both vendors' APIs, answers by a script, faults by a plan."""
+"""A server in place of models, for tests: real HTTP, the APIs of both vendors, answers by a script, and faults by a
+plan.
+"""
 
 import asyncio
 import json
@@ -47,10 +49,12 @@ _WAIT_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """A request that came.
+    """A request that the server has received.
 
-    number: from 1. api: "chat", "responses", "messages" or "embeddings". spec: what was asked of a model; texts: for vectors. stream: the
-    answer was to be streamed. headers: in lower case, without keys. body: as it came. fault: how it went wrong, "" where it did not.
+    `number`: counts from 1. `api`: "chat", "responses", "messages" or "embeddings". `spec`: the request, or None for
+    embeddings. `texts`: the texts for embeddings. `stream`: True if the answer was to be streamed. `headers`: the
+    headers in lower case, without keys. `body`: the decoded JSON. `fault`: the name of the fault that the request
+    got, or "".
     """
 
     number: int
@@ -69,29 +73,35 @@ class ModelRequest:
 
 
 class FakeModelServer:
-    """Answers like the vendors of models, by a script, for tests of programs and of their HTTP.
+    """A server that answers like the vendors of models, by a script, for tests of programs and of their HTTP.
 
         with FakeModelServer(["Paris", RateLimited("slow down", retry_after_s=1.0), "Rome"]) as server:
             provider = OpenAIProvider(model="any", base_url=server.openai_url, api_key="any")
 
-    It speaks OpenAI's chat completions, responses and embeddings below `openai_url`, and Anthropic's messages below `anthropic_url`,
-    streamed or not, in a thread of its own; so it serves sync and async programs, and other processes. It answers any model's name.
+    It offers OpenAI's chat completions, responses and embeddings below `openai_url`, and Anthropic's messages below
+    `anthropic_url`, streamed or not. It runs in a thread of its own, so it serves sync and async programs, and other
+    processes. It accepts any model's name.
 
-    answers: what `ScriptedProvider` takes: one for all requests, or a list of them for one request after the other; a text, a message,
-    a `Completion`, an error of `sabot.llm`, a tuple of texts, or a function of the `RequestSpec`. Errors are told as the vendor tells them;
-    a ModelTimeout never answers, a MalformedAnswer is no JSON. keys: those that it takes; other requests get 401. None: any. dimensions: of
-    the vectors, which are equal for equal texts. faults: shares of the requests that go wrong, {"rate_limit": 0.1}; which ones they are is
-    decided by the seed, from what is asked and how often it was. seconds: of Retry-After, and between the pieces of a slow answer.
+    `answers`: the answers as for `ScriptedProvider`: one for all requests, or a list with one for each request. An
+    answer is a text, a message, a `Completion`, an error of `sabot.llm`, a tuple of texts, or a function of the
+    `RequestSpec`. An error is sent in the vendor's form; a ModelTimeout never answers, and a MalformedAnswer is sent
+    as invalid JSON. `keys`: the accepted keys, or None for any; requests with other keys are refused with status 401.
+    `dimensions`: the length of the vectors, which are equal for equal texts.
 
-        rate_limit     429 with Retry-After           overloaded     503 with Retry-After
-        error          500                            hang           nothing, until the caller goes or the server stops
+    `faults`: shares of the requests that get a fault, such as {"rate_limit": 0.1}. `seed`: decides which requests
+    these are, by their content and by how often it has been asked. `seconds`: the time of Retry-After, and the wait
+    before each piece of a slow answer.
+
+        rate_limit     429 with Retry-After           overloaded     503 with Retry-After (529 for Anthropic)
+        error          500                            hang           no answer until the caller leaves or the server stops
         slow           each piece `seconds` later     truncate       the connection ends in the middle of the answer
-        bad_arguments  calls of tools end half way, so that their arguments are no JSON
-        drop_before    the connection is reset, and no answer was made
-        drop_after     the connection is reset when the answer was made: it was counted and its tokens were used
+        bad_arguments  the arguments of tool calls end half-way, so that they are not JSON
+        drop_before    the connection is reset before an answer is made
+        drop_after     the connection is reset after the answer was made, so that its tokens count
 
-    requests: all that came, whatever became of them. tokens: of the answers that were made. in_flight, most_in_flight: requests now, and at
-    most at one time. abandoned: requests whose caller went before the end. Read them from any thread.
+    `requests`: all requests received. `tokens`: the usage of the answers made. `in_flight` and `most_in_flight`: the
+    number of requests now, and the greatest number so far. `abandoned`: the number of requests whose caller left
+    before the end. Any thread may read them. Raises UserError for unknown faults.
     """
 
     def __init__(
@@ -107,7 +117,7 @@ class FakeModelServer:
         shares = {str(name): share for name, share in (faults or {}).items()}
         if shares.keys() - set(get_args(ModelFault)) or sum(shares.values()) > 1 or min(shares.values(), default=0) < 0:
             known = ", ".join(get_args(ModelFault))
-            raise UserError(f"faults of a model server: {shares}", hint=f"shares of {known}, 1 at most in all")
+            raise UserError(f"faults of a model server: {shares}", hint=f"shares of {known}, in total at most 1")
         self.requests: list[ModelRequest] = []
         self.tokens = Usage()
         self.in_flight = self.most_in_flight = self.abandoned = 0
@@ -124,12 +134,12 @@ class FakeModelServer:
 
     @property
     def url(self) -> str:
-        """The address, which stays the same when the server is stopped and started."""
+        """The address, which stays the same when the server is stopped and started again."""
         return f"http://127.0.0.1:{self._server.port}"
 
     @property
     def connections(self) -> int:
-        """How many there were, since the server was made."""
+        """The number of connections so far."""
         return self._server.connections
 
     @property
@@ -143,13 +153,13 @@ class FakeModelServer:
         return self.url
 
     def start(self) -> None:
-        """Takes requests from now on. Does nothing when it runs."""
+        """Starts the server. Does nothing if it runs already."""
         self._server.start()
 
     def stop(self) -> None:
-        """Takes no more requests; callers that wait see their connection break. Does nothing when it is stopped."""
+        """Stops the server. Callers that wait lose their connection. Does nothing if it is stopped."""
         self._server.stop()
-        self._open = asyncio.Event()  # the next run has a loop of its own
+        self._open = asyncio.Event()  # the next start has another event loop
         self._open.set()
 
     def __enter__(self) -> "FakeModelServer":
@@ -158,36 +168,42 @@ class FakeModelServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Raises what a function of the script has raised, or that the script has ended, where nothing else is raised."""
+        """Stops the server. If no other error is raised, raises the first error of the script: one that a function of
+        it raised, or the UserError that it has no further answer.
+        """
         self.stop()
         if kind is None and self._wrong:
             raise self._wrong[0]
 
     def plan(self, fault: ModelFault, *, times: int = 1, seconds: Duration | None = None) -> None:
-        """The next requests get this fault: so many of them. Later plans wait for earlier ones."""
+        """Gives the fault to the next `times` requests. Several plans are carried out one after another. Raises
+        UserError for an unknown fault.
+        """
         if fault not in get_args(ModelFault):
-            raise UserError(f"no fault of a model server: {fault!r}", hint=f"one of {', '.join(get_args(ModelFault))}")
+            raise UserError(
+                f"{fault!r} is no fault of a model server", hint=f"one of {', '.join(get_args(ModelFault))}"
+            )
         with self._changed:
             seconds_each = None if seconds is None else parse_seconds(seconds, name="seconds")
             self._faults.plan(fault, times=times, seconds=seconds_each)
 
     def hold(self) -> None:
-        """Requests wait from now on before they are answered."""
+        """Makes requests wait before they are answered, until `release`."""
         self._server.run(self._set_open(False))
 
     def release(self) -> None:
-        """The end of `hold`."""
+        """Answers requests again, those that wait because of `hold` too."""
         self._server.run(self._set_open(True))
 
     def wait(self, condition: Callable[[], bool], timeout: Duration = _WAIT_SECONDS) -> None:
-        """Blocks until the condition holds, which is looked at whenever something changes: `server.wait(lambda: server.in_flight == 3)`.
-        On an event loop: `await asyncio.to_thread(server.wait, …)`. Raises TimeoutError.
+        """Blocks until the condition is true: `server.wait(lambda: server.in_flight == 3)`. It is checked whenever
+        something changes. On an event loop: `await asyncio.to_thread(server.wait, …)`. Raises TimeoutError.
         """
         timeout_s = parse_seconds(timeout, name="wait: timeout")
         with self._changed:
             if not self._changed.wait_for(condition, timeout_s):
                 raise TimeoutError(
-                    f"not so after {timeout_s:g} s: {len(self.requests)} requests, {self.in_flight} in flight"
+                    f"the condition is not true after {timeout_s:g} s: {len(self.requests)} requests, {self.in_flight} in flight"
                 )
 
     async def _set_open(self, is_open: bool) -> None:
@@ -216,7 +232,7 @@ class FakeModelServer:
         path, headers = exchange.request.path.partition("?")[0], exchange.request.headers
         name, api = _APIS.get(path, ("embeddings", _APIS["/v1/chat/completions"][1]))
         if path not in _APIS and path != _EMBEDDINGS:
-            refused = RequestRefused(f"{path}: there are {', '.join([*_APIS, _EMBEDDINGS])}", status=404)
+            refused = RequestRefused(f"no such path: {path}; there are {', '.join([*_APIS, _EMBEDDINGS])}", status=404)
             await self._tell(exchange, api, refused, "", is_stream=False)
             return
         try:
@@ -246,7 +262,7 @@ class FakeModelServer:
             await self._complete(exchange, api, request, spec, seconds)
 
     def _planned(self, exchange: HttpExchange, name: str, fault: str, seconds: float) -> ModelError | None:
-        """The error that is told in place of an answer, whatever the script says."""
+        """Returns the error that the request gets in place of an answer of the script, or None."""
         if self._keys is not None and _key(exchange) not in self._keys:
             return AuthenticationFailed("Incorrect API key provided")
         match fault:
@@ -280,7 +296,7 @@ class FakeModelServer:
         request_id = f"req-{request.number}"
         try:
             told = await self._script.answer(spec)
-        except Exception as error:  # of the user's function: told to the caller, and raised when the server ends
+        except Exception as error:  # of the user's function: sent to the caller, and raised when the server stops
             self._wrong.append(error)
             refused = RequestRefused(f"the script of the model: {type(error).__name__}: {error}")
             await self._tell(exchange, api, refused, request_id, is_stream=request.stream)
@@ -361,14 +377,14 @@ class FakeModelServer:
 
 
 def _ids(request_id: str) -> dict[str, str]:
-    """Each vendor's name for it."""
+    """Returns the request id under each vendor's name of the header."""
     return {"x-request-id": request_id, "request-id": request_id}
 
 
 def _texts(given: Any) -> tuple[str, ...]:
     texts = (given,) if isinstance(given, str) else tuple(given)
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError("the input has more than texts")
+        raise ValueError("the input has other values than texts")
     return texts
 
 
@@ -378,7 +394,7 @@ def _key(exchange: HttpExchange) -> str:
 
 
 def _whole(told: ScriptedAnswer, spec: RequestSpec, request_id: str) -> Completion:
-    """The answer, with what a vendor says beside it."""
+    """Returns the answer with usage, model and request id."""
     whole = told.end
     if isinstance(whole, Exception):
         whole = Completion(message=assistant("".join(told.texts)))
@@ -397,7 +413,7 @@ def _with_bad_arguments(answer: Completion) -> Completion:
 
 
 def _first_text(api: ModelApi, answer: Completion, events: list[bytes]) -> int:
-    """Which event has the first piece of the text; the middle one where there is no text."""
+    """Returns the index of the event with the first piece of text, or of the middle event if the answer has no text."""
     without = list(api.events(answer, ()))
     if len(without) == len(events):
         return len(events) // 2

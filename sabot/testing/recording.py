@@ -1,4 +1,4 @@
-"""Answers of a real model, kept in a file and given again."""
+"""Answers of a real model, recorded in a file and replayed."""
 
 import os
 from pathlib import Path
@@ -17,14 +17,15 @@ class _Kept(msgspec.Struct):
 
 
 class RecordedAnswers:
-    """A rule for `ScriptedProvider` and `FakeModelServer`: to a request that was asked before, the answer that a real model gave then.
+    """A function for `ScriptedProvider` and `FakeModelServer` that replays a real model's answers to the same
+    requests.
 
-        RecordedAnswers("tests/answers.ndjson", OpenAIProvider("gpt-4o-mini"))      asks what is not in the file, and keeps it
-        RecordedAnswers("tests/answers.ndjson")                                     asks nobody
+        RecordedAnswers("tests/answers.ndjson", OpenAIProvider("gpt-4o-mini"))      asks the model if the file has no answer, and records it
+        RecordedAnswers("tests/answers.ndjson")                                     never asks
 
-    path: NDJSON, a line for each request and its answer; it may be edited, and a line that is taken out is asked again. A request that is
-    not there is a UserError, or goes to the provider. Errors of the provider are raised and not kept. Raises UserError for a file that
-    cannot be read.
+    `path`: an NDJSON file with a request and its answer in each line. You may edit it; a line that you remove is
+    recorded again. `provider`: the model to ask; without it, a request that is not in the file raises UserError.
+    Errors of the provider are raised and not recorded. Raises UserError if the file cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike[str], provider: Provider | None = None) -> None:
@@ -36,11 +37,11 @@ class RecordedAnswers:
                 try:
                     kept = msgspec.json.decode(line, type=_Kept)
                 except UNREADABLE as error:
-                    raise UserError(f"{self._path}, line {number} is no recorded answer: {error}") from error
+                    raise UserError(f"{self._path}: line {number} is no recorded answer: {error}") from error
                 self._answers[kept.request.digest()] = kept.answer
 
     async def __call__(self, spec: RequestSpec) -> Completion:
-        """The answer to this request."""
+        """Returns the answer to this request."""
         digest = spec.digest()
         if digest not in self._answers:
             if self._provider is None:

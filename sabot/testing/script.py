@@ -1,4 +1,4 @@
-"""A source that follows a script: rows, and marks for what is to happen between them."""
+"""A source that reads a script: rows, and marks for events between them."""
 
 import enum
 from bisect import bisect_right
@@ -16,38 +16,38 @@ from sabot.connectors.base import Bounded, HasIdentity, Positions, ReportsLag, S
 from sabot.errors import UserError
 
 _START_MS = 1_700_000_000_000  # the timestamp of the first record; each further one is a ms later
-_WAIT_SECONDS = 0.002  # how often a mark checks what it waits for; the barrier itself comes between two reads
+_WAIT_SECONDS = 0.002  # the longest wait at BARRIER within one read, because the barrier itself comes between two reads
 
 
 class ScriptMark(enum.Enum):
     """An event at a place of a script."""
 
-    BARRIER = "a checkpoint is taken, and has its barrier exactly here; what follows waits until it is complete"
-    CRASH = "the process dies here, once: what follows is read by the next one, which goes on from the last checkpoint"
+    BARRIER = "a checkpoint is taken, with its barrier exactly here; the next entries wait until it is complete"
+    CRASH = "the app crashes here, once; the next start continues from the last checkpoint"
     END = "the source ends"
 
 
 BARRIER = ScriptMark.BARRIER
 """The mark at which a checkpoint is taken. The entries after it wait until the checkpoint is complete."""
 CRASH = ScriptMark.CRASH
-"""The mark at which the process dies, once. The next process continues from the last checkpoint."""
+"""The mark at which the app crashes, once. The next start continues from the last checkpoint."""
 END = ScriptMark.END
 """The mark at which the source ends."""
 
 
 class Director(Protocol):
-    """Carries out the marks of scripts, for one life of the app. Called from the thread that reads."""
+    """Carries out the marks of scripts during one life of the app. Called from the thread that reads."""
 
     def checkpoint(self) -> "Future[Any]":
-        """Triggers a checkpoint; the future is done when the checkpoint is complete."""
+        """Triggers a checkpoint. The future is done when the checkpoint is complete."""
 
     def crash(self, place: tuple[str, int]) -> bool:
-        """Crashes the app, unless it has crashed at this place before; returns whether it does."""
+        """Crashes the app, unless it has crashed at this place before. Returns True if it crashes."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A batch or a mark. first: the offset of its first row; a mark takes an offset too."""
+    """A batch or a mark of the script. `first`: the offset of its first row; a mark has an offset too."""
 
     first: int
     end: int
@@ -55,12 +55,14 @@ class _Entry:
 
 
 class ScriptedSource(Source, Bounded, Scans, HasIdentity, ReportsLag):
-    """`ScriptedSource([rows, BARRIER, rows, CRASH, rows, END])`, for streams and agents, in apps that `sabot.testing.run` runs.
+    """A source for tests: `ScriptedSource([rows, BARRIER, rows, CRASH, rows, END])`. Streams and agents read it in
+    apps that `sabot.testing.run` runs.
 
-    Rows are an Arrow batch or table; a list of dicts (for record agents, of any JSON values), which becomes one batch; or one such value.
-    Values become JSON records, like those of a topic, unless `schema=` makes columns of the dicts. There is one partition, and reading
-    goes on at the position of a checkpoint. Marks have offsets too, so the script is the same in each life. Without END the source stays
-    open.
+    Rows are an Arrow batch or table, a list of dicts (for record agents of any JSON values), which becomes one batch,
+    or a single dict or value. Dicts and values become JSON records, like those of a topic, unless `schema=` makes
+    columns of them. There is one partition, and reading continues at the position of a checkpoint. Marks have offsets
+    too, so that offsets are the same in each life. Without END the source never ends. Raises UserError if anything
+    follows END, or if the rows have different columns.
     """
 
     def __init__(self, script: Sequence[Any], *, name: str = "script", schema: pa.Schema | None = None) -> None:
@@ -68,7 +70,7 @@ class ScriptedSource(Source, Bounded, Scans, HasIdentity, ReportsLag):
         self._columns: pa.Schema | None = schema
         parts = [part if isinstance(part, ScriptMark) else self._batch(part) for part in script]
         if any(part is END for part in parts[:-1]):
-            raise UserError(f"script {name}: something follows END", hint="END is the last of a script")
+            raise UserError(f"script {name}: something follows END", hint="put END last")
         self.bounded = bool(parts) and parts[-1] is END
         schemas = {str(part.schema): part.schema for part in parts if isinstance(part, pa.RecordBatch)}
         if len(schemas) > 1:
@@ -102,7 +104,7 @@ class ScriptedSource(Source, Bounded, Scans, HasIdentity, ReportsLag):
         return build_records(payloads, None, [0] * len(rows), 0, range(len(rows)))
 
     def directed_by(self, director: Director) -> None:
-        """Sets who carries out the marks. To be called before `open`."""
+        """Sets the object that carries out the marks. Call it before `open`."""
         self._director = director
 
     # -- Source -------------------------------------------------------------------------------------------------------
@@ -129,7 +131,7 @@ class ScriptedSource(Source, Bounded, Scans, HasIdentity, ReportsLag):
             codec.decode(pa.Table.from_batches(batches).combine_chunks().to_batches()[0])
         if codec.schema is None:
             raise UserError(
-                f"script {self.name}: its rows are no JSON objects", hint="a stream needs dicts, or schema="
+                f"script {self.name}: its rows are not JSON objects", hint="a stream needs dicts, or schema="
             )
         return codec.schema
 
@@ -163,12 +165,14 @@ class ScriptedSource(Source, Bounded, Scans, HasIdentity, ReportsLag):
         return None
 
     def _happened(self, mark: ScriptMark, timeout: float) -> bool:
-        """Whether the mark is done. False: not yet, or the script goes no further in this life."""
+        """Carries out a mark. Returns True when it is done, and False if it is not done yet or if the app has
+        crashed.
+        """
         if mark is END:
             return True
         if self._director is None:
             raise UserError(
-                f"script {self.name}: nobody is there for its {mark.name}", hint="run it by sabot.testing.run"
+                f"script {self.name}: nothing carries out its {mark.name}", hint="run the app by sabot.testing.run"
             )
         if mark is CRASH:
             return not self._director.crash((self.name, self._at))
@@ -183,7 +187,7 @@ class ScriptedSource(Source, Bounded, Scans, HasIdentity, ReportsLag):
 
     @property
     def _entry(self) -> _Entry | None:
-        """The entry at the current position; None behind the last one."""
+        """The entry at the current position, or None after the last one."""
         return None if self._at >= self._end else self._entries[bisect_right(self._firsts, self._at) - 1]
 
     @property
@@ -191,7 +195,7 @@ class ScriptedSource(Source, Bounded, Scans, HasIdentity, ReportsLag):
         return self._entries[-1].end if self._entries else 0
 
     def identity(self) -> str:
-        """The name of the script, which is the same in each life: so a place in it names a job of a durable agent."""
+        """Returns the name of the script, which is the same in each life. Ids of durable jobs contain it."""
         return f"script {self.name}"
 
     @property
@@ -209,7 +213,7 @@ class ScriptedSource(Source, Bounded, Scans, HasIdentity, ReportsLag):
 
 
 def _at(records: pa.RecordBatch, first: int) -> pa.RecordBatch:
-    """The records with their offsets in the script, and a timestamp for each."""
+    """Returns the records with their offsets in the script, and with timestamps."""
     offsets = range(first, first + records.num_rows)
     payloads: Any = records.column("payload")
     return build_records(payloads.to_pylist(), None, [_START_MS + offset for offset in offsets], 0, offsets)

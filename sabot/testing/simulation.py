@@ -1,4 +1,6 @@
-"""Runs an app in a simulation: one thread, virtual time, every choice made by a seed. So a failure can be repeated."""
+"""Runs an app in a simulation: on one thread, in virtual time, with all choices made by a seed, so that a failure can
+be repeated.
+"""
 
 import errno
 import math
@@ -12,15 +14,15 @@ from sabot.errors import SabotError
 from sabot.testing.lives import Life, temporary_directory
 from sabot.testing.loop import SimulatedLoop
 
-_FAULT_SHARE = 0.05  # the share of the steps that fail, until the wanted number of faults is reached
-_CANNOT_FAIL = ("call", "outcome")  # steps that only announce what a tool does, which says itself what fails
-_END_TURNS = (30, 4000)  # a life that is to end early ends after a number of turns in this range
+_FAULT_SHARE = 0.05  # the share of the steps that fail, until there are enough faults
+_CANNOT_FAIL = ("call", "outcome")  # steps around a tool's call: the tool itself raises if it fails
+_END_TURNS = (30, 4000)  # the turns after which a life may end early
 
 
 @dataclass
 class Simulation:
-    """What happened in a simulation. The same seed gives the same, except that with a state directory RocksDB's files, and so the steps
-    that save them, may vary.
+    """The record of a simulation. The same seed gives the same record, except with a state directory: RocksDB's
+    files, and so the steps that save them, may vary.
     """
 
     seed: int
@@ -29,20 +31,20 @@ class Simulation:
     stops: int = 0
     faults: int = 0
     turns: int = 0
-    seconds: float = 0.0  # virtual time in all
-    steps: list[str] = field(default_factory=list)  # the steps as "turn life whose name", in their order
+    seconds: float = 0.0  # virtual time in total
+    steps: list[str] = field(default_factory=list)  # in order, each as "turn life part: name"
 
 
 @dataclass(frozen=True)
 class _End:
-    """How and after how many turns a life is to end early."""
+    """The turn after which a life ends early, by a crash or by a stop."""
 
     turn: int
     is_crash: bool
 
 
 class _SimulatedLife(Life):
-    """A life whose steps are recorded, and which may crash or be stopped after a number of turns."""
+    """A life whose steps are recorded, and which may crash or stop after a number of turns."""
 
     def __init__(
         self,
@@ -72,17 +74,17 @@ class _SimulatedLife(Life):
 
     def before(self, name: str, what: str) -> None:
         super().before(name, what)
-        whose = self._simulated.now_in.split()[0]  # the first word, because the rest may name a directory, which varies
+        whose = self._simulated.now_in.split()[0]  # only the first word: the rest may name a directory, which varies
         done = f"{self._simulated.turns} {self._so_far.lives} {whose}: {name}"
         if self._faults and name not in _CANNOT_FAIL and self._simulated.dice.random() < _FAULT_SHARE:
             self._faults -= 1
             self._so_far.faults += 1
             self._so_far.steps.append(f"{done} (fails)")
-            raise OSError(errno.EIO, f"the simulation lets this {name} fail", what)
+            raise OSError(errno.EIO, f"the simulation makes this {name} fail", what)
         self._so_far.steps.append(done)
 
     async def live(self) -> bool:
-        """Like `Life.live`, but an error after an injected fault only ends this life."""
+        """Runs like `Life.live`. An error after an injected fault only ends this life: it returns False."""
         before = self._so_far.faults
         try:
             return await super().live()
@@ -102,14 +104,17 @@ def simulate(
     directory: Path | None = None,
     most_turns: int = 1_000_000,
 ) -> Simulation:
-    """Runs the app that `build(directory)` makes in a simulation to its end. In each life the event loop, all threads and all executors
-    of the engine run on this thread, in an order that the seed decides. The app crashes where its scripts say, and up to `crashes` times
-    more at moments that the seed decides, and is stopped in good order up to `stops` times; each time a new one goes on. Up to `faults`
-    of its steps fail with an OSError; where the app ends with an error after that, a new one goes on as well. `build` may draw from a
-    `random.Random(seed)` of its own.
+    """Runs the app that `build(directory)` makes to its end, in a simulation: the event loop, all threads and all
+    executors of the engine run on this thread, in an order that the seed decides.
 
-    An error gets the seed as a note. Brokers cannot take part, because nothing outside the process does. Topics need a schema. Must be
-    called where no event loop runs.
+    `crashes`: the greatest number of crashes at random moments, in addition to the CRASH marks of its scripts.
+    `stops`: the greatest number of clean stops at random moments. `faults`: the greatest number of steps that fail
+    with an OSError. After a crash, a stop, or an error caused by a fault, a new app continues. `directory`: the
+    folder of state and checkpoints, by default a temporary one. `most_turns`: the bound of each life, beyond which
+    Stuck is raised. `build` may use a `random.Random(seed)` of its own.
+
+    An error gets a note with the seed. The app cannot use brokers, because nothing outside of the process takes part,
+    and its topics need a schema. Must not be called where an event loop runs.
     """
     if directory is None:
         with temporary_directory() as folder:
@@ -134,8 +139,8 @@ def simulate(
 
 
 def _some_turn(dice: random.Random) -> int:
-    """A random turn: half of the draws fall into the start of a life, the others anywhere, so that programs with many tasks, too, are
-    ended after their first checkpoints.
+    """Returns a random turn. Half of the draws fall into the start of a life, the others anywhere, so that programs
+    with many tasks also end after their first checkpoints.
     """
     least, most = _END_TURNS
     if dice.random() < 0.5:

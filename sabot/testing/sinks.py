@@ -1,4 +1,4 @@
-"""A sink that keeps its rows for a test to read."""
+"""A sink that keeps its rows, for a test to read."""
 
 import threading
 from collections.abc import Sequence
@@ -15,13 +15,15 @@ from sabot.steps import step
 
 
 class ListSink(Sink, Delivers, TakesChanges, ExpectsColumns):
-    """Keeps the rows that arrive, exactly once or at least once, and survives the crashes of a test as the outside world does.
+    """A sink that keeps its rows, exactly once or at least once. Like the outside world, it survives the crashes of a
+    test.
 
-    Make it outside the function that builds the app. With at least once, rows count when they are flushed, and rows that were not flushed
-    are lost in a crash. With exactly once, a part that is delivered again is ignored. May be read from any thread.
+    Make it outside of the function that builds the app. With at least once, rows count when they are flushed, and a
+    crash loses rows that are not flushed. With exactly once, a part that is delivered again is ignored. Any thread
+    may read it.
 
-    It accepts changes: `rows` are the changes as they came, each with its op in "__op" (0 and 2: the key's row from now on; 3: the key has
-    no row any more), `current` is the table that results from them.
+    It accepts changes. `rows` are then the changes as they came, each with its op in the column "__op" (0 and 2: the
+    new row of its key; 3: the key's row is deleted), and `current` is the resulting table.
     """
 
     def __init__(self, name: str = "list") -> None:
@@ -48,11 +50,11 @@ class ListSink(Sink, Delivers, TakesChanges, ExpectsColumns):
 
     @property
     def current(self) -> list[dict[str, Any]]:
-        """The rows that the changes so far result in, in the order in which their keys first came. Raises UserError if the sink was not
-        told to expect changes.
+        """The rows of the table after all changes so far, in the order in which their keys first came. Raises
+        UserError if the sink gets no changes.
         """
         if self._keys is None:
-            raise UserError(f"sink {self.name}: its rows are final, nothing changes them", hint="look at .rows")
+            raise UserError(f"sink {self.name}: its input has no changes, so there is no table", hint="read .rows")
         found: dict[tuple[Any, ...], dict[str, Any]] = {}
         for row in self.rows:
             key, op = tuple(row[name] for name in self._keys), row.pop(OP_COLUMN)
@@ -64,16 +66,16 @@ class ListSink(Sink, Delivers, TakesChanges, ExpectsColumns):
 
     @property
     def batches(self) -> list[pa.RecordBatch]:
-        """The batches as they arrived."""
+        """The batches in the order of their arrival."""
         with self._lock:
             return list(self._arrived)
 
     def table(self) -> pa.Table:
-        """All rows so far. Raises UserError where batches of different columns arrived."""
+        """Returns all rows so far as a table. Raises UserError if the batches have different columns."""
         batches = self.batches
         schema = batches[0].schema if batches else self._schema
         if any(not data.schema.equals(schema) for data in batches):
-            raise UserError(f"sink {self.name}: its rows have different columns", hint="look at .rows, or .batches")
+            raise UserError(f"sink {self.name}: its rows have different columns", hint="read .rows, or .batches")
         return pa.table({}) if schema is None else pa.Table.from_batches(batches, schema=schema)
 
     # -- Sink ---------------------------------------------------------------------------------------------------------

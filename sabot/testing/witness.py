@@ -1,4 +1,6 @@
-"""A witness of side effects: an HTTP service that does what it is asked, and keeps a record of it that no crash of the app can change."""
+"""A witness of side effects: an HTTP service that makes effects happen when it is asked, and records them where no
+crash of the app reaches.
+"""
 
 import asyncio
 import json
@@ -29,7 +31,9 @@ _STOP_SECONDS = 10.0
 
 
 class WitnessFailed(SabotError):
-    """The witness answered with an error. `status` is that of HTTP: 503 when nothing has happened, 500 when the effect has happened."""
+    """The witness answered with an error. `status`: the HTTP status; 503 if nothing has happened, 500 if the effect
+    has happened.
+    """
 
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
@@ -38,7 +42,9 @@ class WitnessFailed(SabotError):
 
 @dataclass(frozen=True, slots=True)
 class SideEffect:
-    """An effect that has happened. number: grows in the order in which they happened. at: seconds since 1970."""
+    """An effect that has happened. `number`: grows in the order in which effects happened. `at`: the time in seconds
+    since 1970.
+    """
 
     number: int
     name: str
@@ -48,16 +54,18 @@ class SideEffect:
 
 
 class WitnessClient:
-    """Asks a witness to do things. It uses only the standard library, has no state, and may be used from any thread and any loop.
+    """A client of a witness. It uses only the standard library, has no state, and may be used from any thread and any
+    event loop.
 
-    A connection that breaks, or that the witness drops, is a ConnectionError: nobody knows whether the effect has happened. A witness
-    that is not there is a ConnectionRefusedError. An answer that says so is a WitnessFailed.
+    If a connection breaks, or the witness closes it, ConnectionError is raised, and nobody knows whether the effect
+    has happened. If no witness listens, ConnectionRefusedError is raised. An error in the witness's answer raises
+    WitnessFailed.
     """
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname or not parts.port:
-            raise UserError(f"no address of a witness: {url!r}", hint="give Witness(…).url")
+            raise UserError(f"{url!r} is not the address of a witness", hint="give Witness(…).url")
         self._place = (parts.hostname, parts.port)
 
     def do(
@@ -71,12 +79,14 @@ class WitnessClient:
         deadline: float | None = None,
         timeout: Duration | None = 60.0,
     ) -> dict[str, Any]:
-        """Makes the effect happen, and returns it: {"number", "name", "arguments", "key"}. Blocks.
+        """Makes an effect happen, and returns it as {"number", "name", "arguments", "key"}. Blocks.
 
-        arguments: whatever JSON can say. key: the idempotency key; a witness that honours keys returns the first effect of this key in
-        place of a second one. fault, seconds: how this request is to go wrong (`Witness`), whatever the witness's own plan is. deadline:
-        seconds since 1970; a request that comes later changes nothing (410), so one that a paused worker sends when it wakes up does no
-        harm: give `effect.deadline`. timeout: until a TimeoutError, after which nobody knows whether the effect has happened.
+        `arguments`: any JSON value. `key`: the idempotency key; a witness with `honours_keys` returns the first
+        effect of a key in place of a second one. `fault` and `seconds`: a fault of this request (see `Witness`), in
+        place of the witness's own plan. `deadline`: a time in seconds since 1970 after which the witness does nothing
+        and answers 410. Pass `effect.deadline`, so that a request is harmless if its worker was paused and sends it
+        late. `timeout`: the time limit, after which TimeoutError is raised and nobody knows whether the effect has
+        happened.
         """
         return _said(self._exchange(_do(name, arguments, key, fault, seconds, deadline), timeout))
 
@@ -91,19 +101,23 @@ class WitnessClient:
         deadline: float | None = None,
         timeout: Duration | None = 60.0,
     ) -> dict[str, Any]:
-        """As `do`, on an event loop."""
+        """Works like `do`, on an event loop."""
         return _said(await self._exchange_async(_do(name, arguments, key, fault, seconds, deadline), timeout))
 
     def find(self, key: str, *, timeout: Duration | None = 60.0) -> dict[str, Any] | None:
-        """The first effect that happened with this key; None: none has. It is what `reconcile=` of a tool asks. Blocks."""
+        """Returns the first effect that happened with this key, or None if there is none. The function `reconcile=`
+        of a tool can ask it. Blocks.
+        """
         return _found(self._exchange(_request("GET", f"/effects?key={quote(key, safe='')}"), timeout))
 
     async def find_async(self, key: str, *, timeout: Duration | None = 60.0) -> dict[str, Any] | None:
-        """As `find`, on an event loop."""
+        """Works like `find`, on an event loop."""
         return _found(await self._exchange_async(_request("GET", f"/effects?key={quote(key, safe='')}"), timeout))
 
     def plan(self, fault: Fault, name: str = "", *, times: int = 1, seconds: Duration | None = None) -> None:
-        """The next requests get this fault: so many of them, those of this name, or of any. Later plans wait for earlier ones. Blocks."""
+        """Gives the fault to the next `times` requests with this name, or with any name if it is "". Several plans
+        are carried out one after another. Blocks.
+        """
         wanted = {"fault": fault, "name": name, "times": times} | (
             {} if seconds is None else {"seconds": parse_seconds(seconds, name="seconds")}
         )
@@ -130,25 +144,29 @@ class WitnessClient:
 
 
 class Witness:
-    """An HTTP service that does what it is asked, and records each effect that has happened, in a process and a SQLite file of its own. So
-    it knows what an app did, whatever becomes of the app.
+    """An HTTP service that makes effects happen when it is asked, and records each of them in a process and a SQLite
+    file of its own. So it knows what an app did, even if the app crashes.
 
         with Witness(tmp_path / "witness.db") as witness:
             ...                                     # run the app, kill it, start it again; its tools call WitnessClient(witness.url)
-            assert witness.twice("refund") == {}
+            assert witness.twice("refund") == []
 
-    Its process ends with the process that made it, however that ends; with `keep` it goes on until `stop`, or SIGTERM to `pid`. It listens
-    on a free port of the loopback interface. Other programs can use it as well: `POST /effects/NAME` with the arguments as JSON, and
-    the key as the header Idempotency-Key, the deadline as Witness-Deadline; `GET /effects?key=KEY`.
+    It listens on a free port of the loopback interface. Its process ends with the process that made it, however that
+    ends. Other programs can use it too: `POST /effects/NAME` with the arguments as JSON, the key in the header
+    Idempotency-Key and the deadline in Witness-Deadline; `GET /effects?key=KEY`.
 
-    path: of the record, which may be that of an earlier witness. honours_keys: a second request with the same idempotency key changes
-    nothing, and gets the first one's answer; with other arguments it is refused (422). faults: shares of the requests that go wrong,
-    {"drop_after": 0.1}; which ones they are is decided by the seed, from name, arguments, and how often they came, in whatever order they
-    come. seconds: how long slow and late answers take, unless a request says otherwise.
+    `path`: the file of the record, which may be that of an earlier witness. `honours_keys`: True if a second request
+    with the same idempotency key changes nothing and gets the first one's answer; with other arguments it is refused
+    (422). `faults`: shares of the requests that get a fault, such as {"drop_after": 0.1}. `seed`: decides which
+    requests these are, by name, arguments and how often they came, so that the order of requests does not matter.
+    `seconds`: the time that slow and late answers take, unless a request says otherwise. `keep`: True lets the
+    process run until `stop`, or until SIGTERM to `pid`.
 
-        slow         waits, then does it and answers         late         does it, waits, then answers
+        slow         waits, does it, and answers             late         does it, waits, and answers
         fail_before  answers 503, and does nothing           fail_after   does it, and answers 500
         drop_before  closes the connection, does nothing     drop_after   does it, and closes the connection without an answer
+
+    Raises UserError for unknown faults, and SabotError if the process does not start.
     """
 
     def __init__(
@@ -163,7 +181,7 @@ class Witness:
     ) -> None:
         shares = dict(faults or {})
         if shares.keys() - set(FAULTS) or sum(shares.values()) > 1 or any(share < 0 for share in shares.values()):
-            raise UserError(f"faults of a witness: {shares}", hint=f"shares of {', '.join(FAULTS)}, 1 at most in all")
+            raise UserError(f"faults of a witness: {shares}", hint=f"shares of {', '.join(FAULTS)}, in total at most 1")
         self.path = Path(path).absolute()
         self._options: dict[str, Any] = {
             "path": str(self.path),
@@ -179,12 +197,12 @@ class Witness:
 
     @property
     def url(self) -> str:
-        """The address for clients. It stays the same when the witness is stopped and started."""
+        """The address for clients. It stays the same when the witness is stopped and started again."""
         return f"http://127.0.0.1:{self._options['port']}"
 
     @property
     def pid(self) -> int | None:
-        """The process of the witness; None when it is stopped."""
+        """The process id of the witness, or None if it is stopped."""
         return None if self._process is None else self._process.pid
 
     @property
@@ -193,7 +211,7 @@ class Witness:
         return WitnessClient(self.url)
 
     def start(self) -> None:
-        """Takes requests from now on, at the same address as before. Does nothing when it runs."""
+        """Starts the witness, at the same address as before. Does nothing if it runs already."""
         if self._process is not None:
             return
         process = subprocess.Popen(
@@ -208,14 +226,16 @@ class Witness:
             port = said.readline()
         if not port:
             code = process.wait(_STOP_SECONDS)
-            raise SabotError(f"the witness of {self.path} did not start: it ended with {code}, and said why above")
+            raise SabotError(
+                f"the witness of {self.path} ended with exit code {code} at its start; its output is above"
+            )
         self._options["port"] = int(port)
         self._process = process
         _running.add(self)
 
     def stop(self, *, kill: bool = False) -> None:
-        """Takes no more requests; callers that wait for an answer see their connection break. The record stays. kill: by SIGKILL. Does
-        nothing when it is stopped.
+        """Stops the witness. Callers that wait lose their connection. The record stays. `kill`: True sends SIGKILL in
+        place of SIGTERM. Does nothing if the witness is stopped.
         """
         process, self._process = self._process, None
         if process is not None:
@@ -225,7 +245,7 @@ class Witness:
                 process.stdin.close()
 
     def _forget(self) -> None:
-        """In a fork: the witness is not this process's to stop."""
+        """Forgets the witness in a fork of this process, because only the process that made it may stop it."""
         process, self._process = self._process, None
         if process is not None and process.stdin is not None:
             process.stdin.close()
@@ -238,21 +258,21 @@ class Witness:
     ) -> None:
         self.stop()
 
-    # -- what has happened: read from the file, whether the witness runs or not ------------------------------------------------------
+    # -- the record: read from the file, so the witness need not run ------------------------------------------------------------------
 
     def effects(self, name: str | None = None) -> list[SideEffect]:
-        """The effects that have happened, those of this name or all, in their order."""
+        """Returns the effects that have happened, in order: those of this name, or all."""
         rows = self._rows("number, name, arguments, key, at", "happened", name)
         return [SideEffect(number, what, json.loads(text), key, at) for number, what, text, key, at in rows]
 
     def count(self, name: str, arguments: Any = None) -> int:
-        """How often the effect of this name with these arguments has happened."""
+        """Returns the number of times that the effect of this name with these arguments has happened."""
         wanted = canonical(arguments)
         return sum(canonical(effect.arguments) == wanted for effect in self.effects(name))
 
     def twice(self, name: str | None = None) -> list[SideEffect]:
-        """The effects that had happened before, with the same name and arguments: empty where each happened once at most. Keys do not
-        count, because a program that does something twice may do it with two keys.
+        """Returns the effects that had happened before with the same name and arguments. The list is empty if each
+        happened at most once. Keys are ignored, because a program that repeats an effect may do so with another key.
         """
         seen: set[tuple[str, str]] = set()
         found = []
@@ -264,12 +284,12 @@ class Witness:
         return found
 
     def names(self) -> Counter[str]:
-        """How many effects of each name have happened."""
+        """Returns the number of effects by name."""
         return Counter(effect.name for effect in self.effects())
 
     def requests(self, name: str | None = None) -> Counter[str]:
-        """How many requests came, by what became of them: "done", "repeated" (a known key: nothing happened), "expired" (nothing
-        happened), or the fault.
+        """Returns the number of requests by outcome: "done", "repeated" (a known key, so nothing happened), "expired"
+        (after its deadline, so nothing happened), or the fault.
         """
         rows = self._rows("fault, happened", "TRUE", name)
         return Counter(fault or ("done" if happened else "repeated") for fault, happened in rows)
@@ -284,7 +304,9 @@ _running: "weakref.WeakSet[Witness]" = weakref.WeakSet()
 
 
 def _let_go() -> None:
-    """A fork of the process must not hold the pipe open whose end tells a witness that its maker has ended."""
+    """Forgets all witnesses in a fork of this process. The fork must not keep the pipe open whose end tells a witness
+    that its owner has ended.
+    """
     for witness in list(_running):
         witness._forget()
 
@@ -303,7 +325,7 @@ def _do(
     name: str, arguments: Any, key: str, fault: str | None, seconds: Duration | None, deadline: float | None
 ) -> bytes:
     if not key.isprintable():
-        raise UserError(f"an idempotency key goes in a line of HTTP, and {key!r} cannot")
+        raise UserError(f"the idempotency key {key!r} has characters that an HTTP header cannot have")
     headers = {
         "Idempotency-Key": key,
         "Witness-Fault": fault or "",
@@ -314,7 +336,7 @@ def _do(
 
 
 def _answer(data: bytes) -> tuple[int, dict[str, Any]]:
-    """(status, body). Raises ConnectionResetError where the answer is not whole."""
+    """Returns the status and the body of an answer. Raises ConnectionResetError if it is incomplete."""
     head, _, body = data.partition(b"\r\n\r\n")
     lines = head.decode("latin-1").split("\r\n")
     if f"Content-Length: {len(body)}" not in lines:

@@ -2,14 +2,16 @@
 
     python -I witness_server.py '{"path": …, "port": 0, "honours_keys": false, "seed": 0, "faults": {}, "seconds": 0.5, …}'
 
-It prints its port when it takes requests, and ends with its standard input, by SIGTERM or by SIGINT. Each connection takes one request:
+It prints its port when it accepts requests. It ends when its standard input is closed, and on SIGTERM or SIGINT. Each
+connection has one request:
 
-    POST /effects/NAME      the body is JSON: the arguments. Idempotency-Key, Witness-Deadline, Witness-Fault and Witness-Seconds are
-                            headers. -> the effect
-    GET /effects?key=KEY    -> the first effect with this key, 404 where there is none
-    POST /plan              {"fault", "name", "times", "seconds"}: the next requests get this fault. -> {}
+    POST /effects/NAME      makes the effect happen, and returns it. The body contains the arguments as JSON. Headers: Idempotency-Key,
+                            Witness-Deadline, Witness-Fault, Witness-Seconds
+    GET /effects?key=KEY    returns the first effect with this key, or 404
+    POST /plan              {"fault", "name", "times", "seconds"}: gives the fault to the next requests, and returns {}
 
-A request is recorded in the same turn of the loop in which its effect happens, and is committed before it is answered.
+A request is recorded in the same turn of the event loop in which its effect happens, and committed before it is
+answered.
 """
 
 import asyncio
@@ -42,7 +44,7 @@ _DROPPED = HTTPStatus.IM_A_TEAPOT  # never sent
 
 
 class HttpRequest(NamedTuple):
-    """A request of HTTP."""
+    """An HTTP request."""
 
     method: str
     path: str
@@ -51,7 +53,7 @@ class HttpRequest(NamedTuple):
 
 
 class _Refused(Exception):
-    """The request is answered with an error, and nothing happens."""
+    """Raised for a request that is answered with an error and changes nothing."""
 
     def __init__(self, status: HTTPStatus, why: str) -> None:
         super().__init__(why)
@@ -59,13 +61,13 @@ class _Refused(Exception):
 
 
 def canonical(arguments: Any) -> str:
-    """The text of arguments: equal ones have equal texts."""
+    """Returns the arguments as JSON text. Equal arguments have equal texts."""
     return json.dumps(arguments, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 class FaultPlan:
-    """Which requests go wrong, and how: those that are planned, and shares of the others, {"drop_after": 0.1}. seconds: how long a fault
-    lasts, unless a plan says otherwise.
+    """Decides which requests get a fault: those that are planned, and shares of the others, such as {"drop_after":
+    0.1}. `seconds`: the time that a fault lasts, unless a plan says otherwise.
     """
 
     def __init__(self, shares: Mapping[str, float], seed: int, seconds: float) -> None:
@@ -76,14 +78,18 @@ class FaultPlan:
         self._asked: dict[tuple[str, str], int] = {}  # how often a request of this name and content came
 
     def plan(self, fault: str, name: str = "", times: int = 1, seconds: float | None = None) -> None:
-        """The next requests get this fault: so many of them, those of this name, or of any. Later plans wait for earlier ones."""
+        """Gives the fault to the next `times` requests with this name, or with any name if it is "". Several plans
+        are carried out one after another.
+        """
         took = self._seconds if seconds is None else seconds
         self._planned.append({"fault": fault, "name": name, "times": times, "seconds": took})
 
     def next(self, name: str, content: str, *, planned: bool = True) -> tuple[str, float]:
-        """(fault, its seconds) of the request that has come; "": none. It is the planned one, else it is drawn by the seed, from the
-        request's name, its content and how often they came, so that the order in which requests arrive does not matter. planned: False: the
-        request itself says how it goes wrong, so it takes nothing from the plan.
+        """Returns the fault of a request that has come, or "", and the fault's seconds.
+
+        A planned fault comes first. Otherwise the fault is drawn by the seed, the request's name, its content and how
+        often these have come, so that the order of requests does not matter. `planned`: False if the request names
+        its own fault, so that no plan is used up.
         """
         times = self._asked[name, content] = self._asked.get((name, content), 0) + 1
         for plan in self._planned if planned else ():
@@ -114,7 +120,7 @@ class _Server:
         self._database.close()
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, one request."""
+        """Serves the one request of a connection."""
         try:
             request = await _read(reader)
             if request is not None:
@@ -123,7 +129,7 @@ class _Server:
                     writer.write(response(status, body))
         except _Refused as refused:
             writer.write(response(refused.status, {"error": str(refused)}))
-        writer.close()  # writes what is left; a caller who has gone is no error: what happened has happened
+        writer.close()  # sends the rest; a caller that has disconnected is no error, because the effect is recorded
 
     async def _answer(self, request: HttpRequest) -> tuple[HTTPStatus, dict[str, Any]]:
         parts = urlsplit(request.path)
@@ -135,7 +141,8 @@ class _Server:
             case "POST", ["plan"]:
                 return self._plan(_json(request.body))
         raise _Refused(
-            HTTPStatus.NOT_FOUND, f"{request.method} {parts.path}: POST /effects/NAME, GET /effects?key=KEY, POST /plan"
+            HTTPStatus.NOT_FOUND,
+            f"no such request: {request.method} {parts.path}; there are POST /effects/NAME, GET /effects?key=KEY, POST /plan",
         )
 
     def _found(self, key: str) -> tuple[HTTPStatus, dict[str, Any]]:
@@ -149,7 +156,9 @@ class _Server:
     def _plan(self, wanted: Any) -> tuple[HTTPStatus, dict[str, Any]]:
         known = ["fault", "name", "seconds", "times"]
         if not isinstance(wanted, dict) or wanted.keys() - set(known) or wanted.get("fault") not in FAULTS:
-            raise _Refused(HTTPStatus.BAD_REQUEST, f"a plan has {known}; fault is one of {', '.join(FAULTS)}")
+            raise _Refused(
+                HTTPStatus.BAD_REQUEST, f"a plan has the fields {known}; fault is one of {', '.join(FAULTS)}"
+            )
         self._faults.plan(**wanted)
         return HTTPStatus.OK, {}
 
@@ -178,7 +187,9 @@ class _Server:
         return HTTPStatus.OK, effect
 
     def _fault(self, name: str, arguments: str, headers: dict[str, str]) -> tuple[str, float]:
-        """(fault, its seconds): what the request itself says, else what is planned or drawn."""
+        """Returns the fault of a request and its seconds: the one that the request names, or else a planned or drawn
+        one.
+        """
         fault = headers.get("witness-fault", "")
         if fault not in ("", *FAULTS):
             raise _Refused(HTTPStatus.BAD_REQUEST, f"Witness-Fault is one of {', '.join(FAULTS)}")
@@ -189,7 +200,7 @@ class _Server:
         if fault.startswith("drop"):
             return _DROPPED, {}
         status = HTTPStatus.SERVICE_UNAVAILABLE if fault == "fail_before" else HTTPStatus.INTERNAL_SERVER_ERROR
-        return status, {"error": f"the witness was told to {fault}"}
+        return status, {"error": f"fault of the witness: {fault}"}
 
     def _record(self, name: str, arguments: str, key: str, fault: str, *, happened: bool) -> int:
         row = (name, arguments, key, fault, int(happened))
@@ -226,7 +237,7 @@ def _seconds_of(headers: dict[str, str], name: str, missing: float) -> float:
 
 
 def parse_head(head: bytes) -> tuple[str, str, dict[str, str], int]:
-    """(method, path, headers, length of the body that follows). Raises ValueError."""
+    """Returns method, path, headers, and the length of the body of an HTTP request. Raises ValueError."""
     first, *lines = head.decode().split("\r\n")
     method, path, _ = first.split(" ", 2)
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
@@ -237,18 +248,22 @@ def parse_head(head: bytes) -> tuple[str, str, dict[str, str], int]:
 
 
 async def _read(reader: asyncio.StreamReader) -> HttpRequest | None:
-    """None: the caller has gone before all of it came."""
+    """Returns the request, or None if the caller disconnected before it was complete. Raises _Refused if it is not
+    HTTP.
+    """
     try:
         method, path, headers, length = parse_head(await reader.readuntil(b"\r\n\r\n"))
         return HttpRequest(method, path, headers, await reader.readexactly(length))
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
     except (asyncio.LimitOverrunError, ValueError) as error:
-        raise _Refused(HTTPStatus.BAD_REQUEST, f"not a request of HTTP: {error}") from error
+        raise _Refused(HTTPStatus.BAD_REQUEST, f"not an HTTP request: {error}") from error
 
 
 def response(status: int, body: Any, headers: Mapping[str, str] | None = None) -> bytes:
-    """A whole answer of HTTP, whose body is JSON. headers: beside those of the body; "Connection" is "close" unless they say otherwise."""
+    """Returns a whole HTTP answer with `body` as JSON. `headers`: further headers; "Connection" is "close" unless
+    they contain it.
+    """
     data = json.dumps(body).encode()
     all_headers = {"Content-Type": "application/json", "Content-Length": str(len(data)), "Connection": "close"}
     all_headers |= headers or {}
@@ -258,19 +273,19 @@ def response(status: int, body: Any, headers: Mapping[str, str] | None = None) -
 
 
 async def serve(options: dict[str, Any]) -> None:
-    """Takes requests until the standard input ends, or a signal comes; then ends the process."""
+    """Serves requests until the standard input is closed or a signal comes, and then ends the process."""
     server = _Server(options)
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, over.set)
     if not options["keep"]:
-        loop.add_reader(0, over.set)  # nothing is ever written to it: it becomes readable when its other end closes
+        loop.add_reader(0, over.set)  # nothing is ever written to it, so it becomes readable only when it is closed
     listening = await asyncio.start_server(server.connected, "127.0.0.1", options["port"], backlog=1024)
     print(listening.sockets[0].getsockname()[1], flush=True)
     await over.wait()
     server.close()
-    os._exit(0)  # callers that wait see their connection break
+    os._exit(0)  # breaks the connections of callers that wait
 
 
 if __name__ == "__main__":

@@ -1,1 +1,3 @@
-"""The agents demo, `sabot demo agents`: a model with tools answers tickets, asks a person, pays money back, and is killed twice."""
+"""The agents demo, `sabot demo agents`: a model with tools answers tickets, asks a person, refunds orders, and is
+killed twice.
+"""

@@ -1,9 +1,10 @@
-"""The agents demo's agent, and the process in which it runs: `python -m sabot.demos.agents.app FOLDER BANK_URL MODEL_URL`.
+"""The agents demo's agent, and the process in which it runs: `python -m sabot.demos.agents.app FOLDER BANK_URL
+MODEL_URL`.
 
 tickets.ndjson ──▶ support (durable, a conversation per customer) ──▶ answers.ndjson
                      the model: HTTP, at MODEL_URL
                      look_up: reads orders.json           refund: calls the bank, the witness at BANK_URL
-                     policy: more than LIMIT waits for a person, who answers through the journal's inbox
+                     policy: a refund above LIMIT waits for a person, who answers through the journal's inbox
 """
 
 import json
@@ -17,7 +18,7 @@ from sabot.connectors.files import NdjsonSink, NdjsonSource
 from sabot.llm import AgentResult, Effect, ExecutionEngine, OpenAIProvider, Price, PriceTable, tool
 from sabot.testing import WitnessClient
 
-LIMIT = 50  # dollars that the agent may give back without asking
+LIMIT = 50  # dollars that the agent may refund without approval
 MODEL = "demo-1"
 PRICES = PriceTable({MODEL: Price("0.15", "0.60")}, version="demo")
 
@@ -28,7 +29,7 @@ _INSTRUCTIONS = (
 
 
 def answers(folder: Path) -> list[dict[str, Any]]:
-    """What the agent has answered so far."""
+    """Returns the answers that the agent has written so far."""
     path = folder / "answers.ndjson"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -39,7 +40,7 @@ def _reply(ticket: dict[str, Any], result: AgentResult) -> dict[str, Any]:
 
 
 def build(folder: Path, bank_url: str, model_url: str) -> App:
-    """The app. state, journal, input and output are in the folder."""
+    """Returns the app. Its state, journal, input and output are in the folder."""
     policy = PolicyEngine([ConstraintPolicy(["refund"], field="amount", max=LIMIT, otherwise="ask")])
     app = App("agents-demo", state=str(folder / "state"), checkpoint_interval="200ms", policy=policy)
     bank = WitnessClient(bank_url)
@@ -47,13 +48,13 @@ def build(folder: Path, bank_url: str, model_url: str) -> App:
 
     @tool(effect="read")
     async def look_up(order: str) -> dict[str, Any]:
-        """What was ordered, what it cost, and what became of it."""
+        """Returns an order: its number, its price, and its state."""
         found: dict[str, Any] = orders.get(order, {"order": order, "state": "unknown"})
         return found
 
-    @tool(effect="unsafe")  # this bank does not honour keys; the key is for whoever looks the payment up
+    @tool(effect="unsafe")  # the bank ignores the key, by which a person can look the payment up
     async def refund(order: str, amount: int, effect: Effect) -> str:
-        """Gives the money for an order back."""
+        """Refunds an order."""
         done = await bank.do_async("refund", {"order": order, "amount": amount}, key=effect.key, timeout=None)
         return f"payment {done['number']}"
 

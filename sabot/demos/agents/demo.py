@@ -1,5 +1,5 @@
-"""`sabot demo agents`: serves a model over HTTP, runs the agent in a process, kills that twice in the middle, answers its questions, and
-asks the model's server and the bank what they were asked.
+"""`sabot demo agents`: serves a model over HTTP, runs the agent in a process, kills the process twice, answers the
+agent's questions, and compares the answers with the requests that the model's server and the bank received.
 """
 
 import json
@@ -29,16 +29,17 @@ _KILLS = 2
 _ANSWERED_AFTER = 0.3  # seconds from a question to its answer
 _PATIENCE_SECONDS = 120.0  # for the whole demo
 _LOOK_SECONDS = 0.02
-_HANGS_SECONDS = 600.0  # longer than anybody waits: the process is killed before
+_HANGS_SECONDS = 600.0  # so long that the process is killed first
 
 
 def run(tickets: int = 40, *, json: bool = False) -> dict[str, Any]:
-    """Runs the demo to its end. json: show nothing.
+    """Runs the demo to its end. `tickets`: the number of tickets, at least 10. `json`: True prints nothing.
 
-    Returns tickets (answered), model_calls (that the agent has made use of), asked (of the model's server), paid_twice (of these: answers
-    that were made a second time, since the process was killed before it had the first one), tokens and cost (what the server has made; US
-    dollars), approvals, refunds (that the bank has made), twice, lost (due, and not made), in_doubt (refunds of which nobody knew after a
-    kill, until the person looked them up), kills, seconds. Raises SabotError where something is not as it must be.
+    Returns tickets (answered), model_calls (answers of the model that the agent used), asked (requests that the
+    model's server received), paid_twice (answers made a second time, because the process was killed before it had
+    received the first), tokens and cost (of all answers made, in US dollars), approvals, refunds (made by the bank),
+    twice (refunds made twice), lost (refunds due and not made), in_doubt (refunds that were in doubt after a kill,
+    until the person looked them up), kills, seconds. Raises SabotError if a figure is wrong.
     """
     if tickets < _LEAST:
         raise UserError(f"tickets: {tickets}", hint=f"ask for {_LEAST} or more, so that there is a middle to kill in")
@@ -49,7 +50,7 @@ def run(tickets: int = 40, *, json: bool = False) -> dict[str, Any]:
         model = DemoModel(shop.middle)
         with Witness(folder / "bank.db") as bank, FakeModelServer(model.answer) as server:
             demo = _KilledDesk(folder, shop, bank, server, model, console)
-            build(folder, bank.url, server.openai_url)  # says at once what is missing
+            build(folder, bank.url, server.openai_url)  # raises here if a library is missing
             outcome = demo.outcome()
             wrong = demo.wrong(outcome)
     if wrong:
@@ -59,15 +60,16 @@ def run(tickets: int = 40, *, json: bool = False) -> dict[str, Any]:
 
 
 class _Shop:
-    """What the demo is about: orders, tickets, and what is right to do with them.
+    """The shop of the demo: its orders and tickets, and the right answers to these.
 
-    Each customer writes two tickets: one about an order, and then, which payment it was. Of three orders two came broken, of them every
-    other one cost more than the agent may give back by itself, and of those a person refuses some.
+    Each customer writes two tickets: one about an order, and one that asks which payment it was. Two of three orders
+    came broken. Every other of these cost more than the agent may refund without approval, and a person refuses some
+    of those.
     """
 
     def __init__(self, folder: Path, tickets: int) -> None:
         self.tickets = tickets
-        self.due: dict[str, int] = {}  # orders that are to be paid back
+        self.due: dict[str, int] = {}  # orders that have to be refunded, with their amounts
         self.refused: set[str] = set()
         orders: dict[str, dict[str, Any]] = {}
         rows = []
@@ -92,12 +94,12 @@ class _Shop:
 
     @property
     def middle(self) -> list[str]:
-        """Two of the orders that are to be paid back."""
+        """Two of the orders that have to be refunded."""
         first = len(self.due) // 3
         return [*self.due][first : first + 2]
 
     def answers(self, payments: dict[str, int]) -> dict[int, str]:
-        """What each ticket must be answered, by the payments that the bank has made for orders."""
+        """Returns the right answer to each ticket, given the bank's payments by order."""
         right = {}
         for ticket in range(self.tickets):
             customer, is_second = ticket // 2, ticket % 2
@@ -114,7 +116,7 @@ class _Shop:
 
 
 class _KilledDesk:
-    """One run of the demo: the worker, and what is done to it."""
+    """One run of the demo: the process of the app, its kills, and the person who answers."""
 
     def __init__(
         self, folder: Path, shop: _Shop, bank: Witness, server: FakeModelServer, model: DemoModel, console: Console
@@ -130,7 +132,7 @@ class _KilledDesk:
         self._until = SYSTEM_CLOCK.monotonic() + _PATIENCE_SECONDS
 
     def outcome(self) -> dict[str, Any]:
-        """Runs it, and returns the figures."""
+        """Runs the demo, and returns the figures."""
         began = SYSTEM_CLOCK.monotonic()
         person = self._person
         person.start()
@@ -158,44 +160,43 @@ class _KilledDesk:
         }
 
     def wrong(self, outcome: dict[str, Any]) -> list[str]:
-        """What is not as it must be."""
+        """Returns the expectations that are not met."""
         made = self._bank.effects("refund")
         answered = answers(self._folder)
         right = self._shop.answers({each.arguments["order"]: each.number for each in made})
         recorded = sum(each["tokens"] for each in answered)
         must = {
-            "each ticket has its answer, once": sorted(each["ticket"] for each in answered) == [*right],
-            "an answer says what has happened": all(right[each["ticket"]] == each["answer"] for each in answered),
+            "each ticket is answered once": sorted(each["ticket"] for each in answered) == [*right],
+            "each answer is true": all(right[each["ticket"]] == each["answer"] for each in answered),
             "no refund is made twice": outcome["twice"] == 0,
             "no refund is lost": outcome["lost"] == 0,
-            "nothing is paid back that a person has refused": len(made) == len(self._shop.due),
-            "the model is asked once for each answer, but for those that a kill has cut off": (
+            "only refunds that are due are made": len(made) == len(self._shop.due),
+            "the model is asked again only where a kill has lost the answer": (
                 outcome["model_calls"] == len(self._model.made) <= outcome["asked"]
             ),
-            "what the model's server has made, and a kill has lost, is paid twice": (
+            "an answer that a kill has lost is paid twice": (
                 outcome["paid_twice"] >= len(self._shop.middle) and outcome["tokens"] > recorded
             ),
-            "it was killed": outcome["kills"] == _KILLS,
-            "a refund was cut off, and looked up": outcome["in_doubt"] >= 1,
+            "the app was killed twice": outcome["kills"] == _KILLS,
+            "a refund was in doubt, and looked up": outcome["in_doubt"] >= 1,
         }
-        return [f"not so: {what}" for what, holds in must.items() if not holds]
+        return [f"not true: {what}" for what, holds in must.items() if not holds]
 
     def _work(self) -> None:
-        """Starts the worker, kills it in two bad moments, starts it again, and waits for its end."""
+        """Starts the app's process, kills it at two moments that leave a call open, starts it again, and waits for its end."""
         shop, bank = self._shop, self._bank
         self._say(f"A model answers {shop.tickets} tickets, with two tools: look_up reads, refund moves money.")
-        self._say(f"A policy has refunds above {LIMIT} dollars wait for a person.")
+        self._say(f"Refunds above {LIMIT} dollars wait for the approval of a person.")
         worker = self._start()
         try:
             self._wait(worker, lambda: self._model.kept_back == len(shop.middle))
-            self._kill(worker, "model answers are paid, and not here yet")
-            bank.client.plan(
-                "slow", "refund", seconds=0
-            )  # those that were kept back are still to come, so there are two at least
+            self._kill(worker, "answers of the model are paid and have not arrived")
+            # At least two more refunds follow, those of the answers that were kept back: the first is made, the second hangs.
+            bank.client.plan("slow", "refund", seconds=0)
             bank.client.plan("late", "refund", seconds=_HANGS_SECONDS)
             worker = self._start()
             self._wait(worker, lambda: bank.requests("refund")["late"] == 1)
-            self._kill(worker, "one of them was not answered yet")
+            self._kill(worker, "the app has no answer to one of them")
             worker = self._start()
             self._wait(worker, lambda: worker.poll() is not None)
         finally:
@@ -213,23 +214,23 @@ class _KilledDesk:
         self._say(f"kill -9: {self._refunds()} refunds are made; {when}. Starting again.")
 
     def _wait(self, worker: "subprocess.Popen[bytes]", until: Callable[[], bool]) -> None:
-        """Returns when it is so. Raises SabotError where the worker has ended before, and where that takes too long."""
+        """Waits until the condition is true. Raises SabotError if the process ends before, or if it takes too long."""
         while not until():
             self._person.check()
             code = worker.poll()
             if code is not None and not until():
-                raise SabotError(f"the app of the demo ended too early, with exit code {code}")
+                raise SabotError(f"the app of the demo ended too early, with exit code {code}; its output is above")
             if SYSTEM_CLOCK.monotonic() > self._until:
-                raise SabotError(f"the demo did not come to its end in {_PATIENCE_SECONDS:g} s")
+                raise SabotError(f"the demo did not end within {_PATIENCE_SECONDS:g} s")
             threading.Event().wait(_LOOK_SECONDS)
         if worker.returncode:
-            raise SabotError(f"the app of the demo ended with exit code {worker.returncode}, and said why above")
+            raise SabotError(f"the app of the demo ended with exit code {worker.returncode}; its output is above")
 
     def _refunds(self) -> int:
         return len(self._bank.effects("refund"))
 
     def _decide(self, question: Intent) -> tuple[float, Callable[[], dict[str, Any]]]:
-        """A person: refunds are approved, but for some. One of which nobody knows whether it was made is looked up at the bank."""
+        """Decides as a person: approves refunds, except some. A refund in doubt is looked up at the bank."""
         if question.name != "in_doubt":
             approved = self._order(question) not in self._shop.refused
             return _ANSWERED_AFTER, lambda: {"approved": approved}
@@ -245,7 +246,7 @@ class _KilledDesk:
         return _ANSWERED_AFTER, look
 
     def _order(self, question: Intent) -> str:
-        """Which order's refund is to be approved, as `sabot actions list` would show it."""
+        """Returns the order whose refund has to be approved, as `sabot actions list` shows it."""
         with closing(open_reader(str(self._folder / "state"))) as reader:
             action = JobsOfJournal(reader, question.job).of_token(question.token)
         assert action is not None
@@ -263,16 +264,16 @@ def _summary(outcome: dict[str, Any]) -> Table:
     table.add_column(justify="right")
     words = {
         "tickets": "tickets answered",
-        "model_calls": "answers of the model that were used",
-        "asked": "requests to the model, says its server",
-        "paid_twice": "answers paid twice, since a kill lost the first",
-        "tokens": "tokens, says the server",
-        "cost": "cost in dollars, what was paid twice too",
-        "approvals": "questions to a person answered",
-        "refunds": "refunds made, says the bank",
+        "model_calls": "answers of the model used",
+        "asked": "requests to the model's server",
+        "paid_twice": "answers paid twice, because a kill lost the first",
+        "tokens": "tokens, counted by the server",
+        "cost": "cost in dollars, with answers paid twice",
+        "approvals": "questions answered by a person",
+        "refunds": "refunds made, counted by the bank",
         "twice": "refunds made twice",
         "lost": "refunds lost",
-        "in_doubt": "refunds in doubt after a kill, and looked up",
+        "in_doubt": "refunds in doubt after a kill, looked up",
         "kills": "kills",
         "seconds": "seconds",
     }

@@ -1,4 +1,4 @@
-"""The model of the agents demo: it reads a conversation as a model would, and answers by rules. `FakeModelServer` serves it over HTTP."""
+"""The model of the agents demo: it reads a conversation and answers by rules. `FakeModelServer` serves it over HTTP."""
 
 import asyncio
 import json
@@ -9,16 +9,18 @@ from collections.abc import Iterable
 from sabot.llm import ChatMessage, Completion, RequestSpec, ToolCall, Usage, assistant
 from sabot.llm.token_counts import tokens_of
 
-_SECONDS = 0.05  # a model takes its time, so that several are asked at once
+_SECONDS = 0.05  # the time of an answer, so that several requests are in flight at once
 _ORDER = re.compile(r"\bo-\d+\b")
 _PAYMENT = re.compile(r"\bpayment \d+\b")
 
 
 class DemoModel:
-    """keeps_back: orders. The answer that asks for the refund of one of them is made, and does not leave the server: once.
+    """A model that answers by rules.
 
-    made: how often the answer to a request was made, by the request's digest; used: the tokens of them all. They are on the vendor's bill,
-    whoever got the answers. kept_back: answers that were.
+    `keeps_back`: orders. The first answer that asks for the refund of one of them is made but never sent. `made`: the
+    number of times that the answer to a request was made, by the request's digest. `used`: the tokens of all these
+    answers; the vendor charges them, even if nobody got the answer. `kept_back`: the number of answers that were not
+    sent.
     """
 
     def __init__(self, keeps_back: Iterable[str]) -> None:
@@ -28,7 +30,7 @@ class DemoModel:
         self._keeps_back = set(keeps_back)
 
     async def answer(self, spec: RequestSpec) -> Completion:
-        """What is said next in this conversation."""
+        """Returns the next message of this conversation."""
         await asyncio.sleep(_SECONDS)
         number = sum(each.role == "assistant" for each in spec.messages)
         message = self._next(spec.messages, f"call_{number}")

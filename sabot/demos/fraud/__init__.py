@@ -1,5 +1,5 @@
-"""Card fraud on a stream: a seeded generator, rolling features in keyed state, a score that explains itself.
+"""Card fraud on a stream: a generator with a seed, rolling features in keyed state, and a score with a reason.
 
-Read in the order of the record's walk: `generator` (the source), `features` (keyed state), `scoring`, `app` (the agents),
-`demo` (what `sabot demo fraud` does).
+Modules in the order in which a record passes: `generator` (the source), `features` (keyed state), `scoring`, `app`
+(the agents), `demo` (the command `sabot demo fraud`).
 """

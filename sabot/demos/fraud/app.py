@@ -33,15 +33,17 @@ class Figures:
     rows: int
     frauds: int
     flagged: int
-    hits: int  # how many of the flagged rows are frauds
+    hits: int  # the flagged rows that are frauds
     alerts: int
 
     @property
     def precision(self) -> float | None:
+        """The share of frauds among the flagged rows, or None if no row is flagged."""
         return self.hits / self.flagged if self.flagged else None
 
     @property
     def recall(self) -> float | None:
+        """The share of the frauds that are flagged, or None if there are no frauds."""
         return self.hits / self.frauds if self.frauds else None
 
 
@@ -59,7 +61,7 @@ def build(
     alerts: str | Sink = "alerts",
     seed: int | None = None,
 ) -> Meter:
-    """Puts the two agents on `app`. With a `seed`, state that was built from another seed's rows is refused."""
+    """Adds the two agents to `app`. With a `seed`, state that was built from another seed's rows is refused."""
     meter = Meter()
     customers, terminals = CustomerFeatures(), TerminalFeatures()
 
@@ -98,7 +100,7 @@ def build(
 
 
 def add_to_totals(counted: Mapping[str, int], state: KeyedState, seed: int | None) -> None:
-    """Adds a batch's counts to the totals in state. Raises UserError when those are of another seed."""
+    """Adds a batch's counts to the totals in state. Raises UserError if the totals belong to another seed."""
     names = pa.array([*counted, "seed"])
     *before, built_from = state.get_many(names).to_pylist()
     if built_from is not None and seed is not None and built_from != seed:
@@ -108,14 +110,14 @@ def add_to_totals(counted: Mapping[str, int], state: KeyedState, seed: int | Non
 
 
 async def read_figures(backend: StateBackend) -> Figures:
-    """The figures in the agents' state. Called on the app's event loop, or after the app has stopped."""
+    """Returns the figures in the agents' state. Called on the app's event loop, or after the app has stopped."""
     totals, alerts = ValueState(backend, "totals"), ValueState(backend, "alerts")
     counted = {name: await totals.get(name) or 0 for name in ("rows", "frauds", "flagged", "hits")}
     return Figures(**counted, alerts=await alerts.get("raised") or 0)
 
 
 def refuse_bad_rows(batch: pa.RecordBatch) -> None:
-    """Raises RowErrors naming the rows that lack a field or have one out of range."""
+    """Raises RowErrors for the rows with a missing field or a value out of range."""
     bad: dict[int, str] = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if column.null_count:

@@ -37,12 +37,14 @@ def run(
 ) -> dict[str, Any]:
     """Runs the demo to its end, or until Ctrl-C.
 
-    broker: memory:// feeds the agents from the generator itself; kafka://host:port publishes the rows to the topic
-    "transactions", from its end on, and reads them back. state: "memory", or a directory, with a checkpoint each second.
-    fresh: forget earlier checkpoints. json: show nothing.
+    `rows` and `seed`: the number of transactions, and the seed that generates them. `broker`: memory:// feeds the
+    agents from the generator itself; kafka://host:port appends the rows to the topic "transactions" and reads them
+    back. `state`: "memory", or a directory, with a checkpoint each second. `fresh`: True ignores earlier checkpoints.
+    `json`: True prints nothing.
 
-    Returns the figures by name: rows, alerts, precision, recall of the whole run, including the part before a restore; seconds,
-    rows_per_s and checkpoints of this process; restored_from, the id of the checkpoint at which this process began, or None.
+    Returns the figures by name: rows, alerts, precision, recall of the whole run, including the part before a
+    restore; seconds, rows_per_s and checkpoints of this process; restored_from, the id of the checkpoint from which
+    this process was restored, or None.
     """
     if rows < 1:
         raise UserError(f"rows: {rows}", hint="ask for at least one")
@@ -67,7 +69,7 @@ async def _run(rows: int, seed: int, broker: str, state: str, fresh: bool, conso
     try:
         total = rows if publisher is None else publisher.rows
         if total > rows:
-            console.print(f"topic {_TOPIC} holds {total:,} rows of an earlier run: all of them are scored")
+            console.print(f"topic {_TOPIC} has {total:,} rows of an earlier run, and all of them are scored")
         with _bar(console, total) as bar:
             watcher = asyncio.create_task(_watch(app, backend, bar, meter, publisher))
             try:
@@ -96,7 +98,9 @@ async def _run(rows: int, seed: int, broker: str, state: str, fresh: bool, conso
 
 
 class _Publisher:
-    """Writes the generator's rows to the topic, from the topic's end on, in a thread of its own."""
+    """Appends the generator's rows to the topic, in a thread of its own. Rows that an earlier run has written are not
+    written again.
+    """
 
     def __init__(self, rows: int, seed: int, broker: str) -> None:
         self._sink = open_sink(_TOPIC, broker)
@@ -113,12 +117,12 @@ class _Publisher:
         self._thread.start()
 
     def is_over(self, figures: Figures) -> bool:
-        """Whether every row of the topic is scored and its alert raised, or no more rows come."""
+        """Returns True if every row of the topic is scored and its alert raised, or if the thread has failed."""
         scored = figures.rows >= self.rows and figures.alerts >= figures.flagged
         return scored or self._error is not None
 
     def stop(self) -> None:
-        """Waits for the end of the thread. Raises the error with which it ended, if any."""
+        """Stops the thread. Raises the error with which it ended, if any."""
         self._stopping.set()
         self._thread.join()
         self._sink.close()
@@ -138,15 +142,13 @@ class _Publisher:
 
 
 def rows_held(topic: Callable[[], Source], seed: int) -> int:
-    """How many rows the topic holds; `topic` makes a source that reads it.
+    """Returns the number of rows in the topic. `topic`: a function that makes a source of the topic.
 
-    Raises UserError when the rows are not those of this seed, or not in one partition.
+    Raises UserError if the rows are not those of this seed, or not in one partition.
     """
     ends, _ = _looked_at(topic(), "latest")
     if len(ends) != 1:
-        raise UserError(
-            f"topic {_TOPIC!r} has {len(ends)} partitions, and rows in order need one", hint="delete the topic"
-        )
+        raise UserError(f"topic {_TOPIC!r} has {len(ends)} partitions, and the demo needs one", hint="delete the topic")
     held = ends[_TOPIC, 0]
     if held:
         _, found = _looked_at(topic(), "earliest", read_seconds=10.0)
@@ -154,14 +156,14 @@ def rows_held(topic: Callable[[], Source], seed: int) -> int:
         _, wanted = _looked_at(ours, "earliest", read_seconds=10.0)
         if found is None or wanted is None or not _same_row(found, wanted):
             raise UserError(
-                f"topic {_TOPIC!r} begins with something else than the rows of seed {seed}",
+                f"topic {_TOPIC!r} does not begin with the rows of seed {seed}",
                 hint="use the seed that filled it, or delete the topic",
             )
     return held
 
 
 def _looked_at(source: Source, start: str, *, read_seconds: float = 0.0) -> tuple[Positions, Batch | None]:
-    """The position at which reading from `start` begins, and the first row from there."""
+    """Returns the position at which reading from `start` begins, and the first row from there."""
     try:
         source.open(None, start)
         return source.positions(), source.read_batch(1, read_seconds) if read_seconds else None
@@ -177,11 +179,11 @@ def _same_row(found: Batch, wanted: Batch) -> bool:
 
 
 async def _watch(app: App, backend: StateBackend, bar: Progress, meter: Meter, publisher: _Publisher | None) -> None:
-    """Shows the agents' progress, and ends a run over a topic, which has no end of its own, after its last row."""
+    """Shows the agents' progress. A topic has no end, so it stops the app after the last row of the topic."""
     while True:
         await asyncio.sleep(_LOOK_SECONDS)
         if any(agent["state"] != "running" for agent in app.agent_runtime.get_stats().values()):
-            continue  # the state may just be restored from a checkpoint
+            continue  # a checkpoint may be restoring the state
         figures = await read_figures(backend)
         _show(bar, meter, figures)
         if publisher is not None and publisher.is_over(figures):

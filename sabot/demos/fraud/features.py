@@ -33,7 +33,7 @@ FEATURES = tuple(
 
 _COUNT = 1 << 40  # adds one row to a bucket; the bits below hold the sum, in ±2**39
 _BUCKET = np.dtype("<i8")
-_SPAN_DAYS = 64  # how many days of rows are processed at once: bounds memory when a batch covers years
+_SPAN_DAYS = 64  # days of rows that are processed at once, so that a batch of years needs bounded memory
 
 _Floats = npt.NDArray[np.float64]
 _Ints = npt.NDArray[np.int64]
@@ -53,10 +53,10 @@ class CustomerFeatures:
         self._buckets = _DayBuckets(max(WINDOW_DAYS))
 
     def update(self, ids: pa.Array, ts: pa.Array, amounts: pa.Array, state: KeyedState) -> dict[str, _Floats | _Ints]:
-        """Adds the rows to the state, and returns the rows' features by name, each `len(ids)` long. There must be no nulls, and amounts
-        must be within ±2**20.
+        """Adds the rows to the state, and returns the rows' features by name, each with `len(ids)` values. There must
+        be no nulls, and amounts must be within ±2**20.
 
-        Reads and writes each id once. Raises UserError for state that these features have not written.
+        Reads and writes each id once. Raises UserError if the state has another layout.
         """
         units = np.rint(amounts.to_numpy(zero_copy_only=False) * AMOUNT_UNIT).astype(np.int64)
         windows = self._buckets.update(ids, ts, units, state)
@@ -75,7 +75,7 @@ class TerminalFeatures:
         self._buckets = _DayBuckets(max(WINDOW_DAYS), DELAY_DAYS)
 
     def update(self, ids: pa.Array, ts: pa.Array, is_fraud: pa.Array, state: KeyedState) -> dict[str, _Floats | _Ints]:
-        """Like `CustomerFeatures.update`, with the labels of the rows instead of amounts."""
+        """Works like `CustomerFeatures.update`, with the labels of the rows instead of amounts."""
         labels = is_fraud.to_numpy(zero_copy_only=False).astype(np.int64)
         windows = self._buckets.update(ids, ts, labels, state)
         features: dict[str, _Floats | _Ints] = {}
@@ -94,14 +94,18 @@ class _DayBuckets:
         self._kept = longest_window + delay_days
 
     def update(self, ids: pa.Array, ts: pa.Array, values: _Ints, state: KeyedState) -> list[_Ints]:
-        """For each window, the packed sum that each row sees, in the order of the rows."""
+        """Adds the rows to the state. Returns, for each window, the packed sum that each row sees, in the order of
+        the rows.
+        """
         id_of = ids.to_numpy(zero_copy_only=False)
         order = _stable_order(id_of)
         id_of = id_of[order]
         day = ts.to_numpy(zero_copy_only=False)[order] // DAY_MS
         packed = values[order] + _COUNT
         first = np.flatnonzero(np.diff(id_of, prepend=id_of[:1] - 1)) if len(id_of) else np.zeros(0, np.int64)
-        owner = np.repeat(np.arange(len(first)), np.diff(first, append=len(id_of)))  # the place of each row's id
+        owner = np.repeat(
+            np.arange(len(first)), np.diff(first, append=len(id_of))
+        )  # by row: the index of its id in `keys`
 
         keys = pa.array(id_of[first])
         table = self._load(state.get_many(keys), len(first))
@@ -161,7 +165,9 @@ class _DayBuckets:
         return sums
 
     def _load(self, found: pa.Array, ids: int) -> _Ints:
-        """A matrix (ids, 1 + kept) from the stored blobs (null for an id not seen before): the newest day, then the buckets."""
+        """Returns a matrix (ids, 1 + kept) decoded from the stored values, which are null for new ids: the newest
+        day, then the buckets.
+        """
         table = np.zeros((ids, 1 + self._kept), _BUCKET)
         table[:, 0] = np.iinfo(np.int64).min // 2
         if found.null_count == len(found):
@@ -170,21 +176,21 @@ class _DayBuckets:
         _, offset_buffer, data = known.buffers()
         offsets = np.frombuffer(offset_buffer, np.int32, len(known) + 1, 4 * known.offset)
         if (np.diff(offsets) != table.strides[0]).any():
-            raise UserError("the state of the fraud features has another layout", hint="start afresh")
+            raise UserError("the state of the fraud features has another layout", hint="start with --fresh")
         blobs = np.frombuffer(data, _BUCKET, len(known) * (1 + self._kept), int(offsets[0]))
         table[found.is_valid().to_numpy(zero_copy_only=False)] = blobs.reshape(len(known), -1)
         return table
 
 
 def _stable_order(ids: _Ints) -> npt.NDArray[np.intp]:
-    """A stable argsort; numpy sorts 16-bit integers by radix, several times faster than wider ones."""
+    """Returns a stable argsort. numpy sorts 16-bit integers by radix, several times faster than wider ones."""
     if len(ids) and ids.min() >= 0 and ids.max() < 1 << 16:
         return np.argsort(ids.astype(np.uint16), kind="stable")
     return np.argsort(ids, kind="stable")
 
 
 def _never_back(day: _Ints, owner: _Ints, first: _Ints, newest: _Ints) -> _Ints:
-    """The running maximum of the days of each id, beginning with its newest day."""
+    """Returns the running maximum of the days of each id, beginning with its newest day."""
     if not len(day):
         return day
     day = day.copy()

@@ -1,13 +1,14 @@
 """Generates card transactions with known frauds from a seed. Any row can be generated without the rows before it.
 
-The world is that of the public handbook "Reproducible Machine Learning for Credit Card Fraud Detection" (Le Borgne, Siblini,
-Lebichot, Bontempi, 2022, chapter 3): customers and terminals on a 100 x 100 map, each customer paying at the terminals
-within a radius, and three ways of fraud. This generator differs where a stream needs it: days go on without end, amounts are
-multiples of 1/64 (sums of them are exact in float64, in any order), and a day is a function of the seed and its number only.
+The model is that of the public handbook "Reproducible Machine Learning for Credit Card Fraud Detection" (Le Borgne,
+Siblini, Lebichot, Bontempi, 2022, chapter 3): customers and terminals on a 100 x 100 map, each customer paying at the
+terminals within a radius, and three kinds of fraud. This generator differs where a stream needs it: days continue
+without end, amounts are multiples of 1/64 (their sums are exact in float64, in any order), and a day depends on the
+seed and its number only.
 
     seed -> World                          customers, terminals and their places
     seed, block of days -> rows per day    one Poisson draw a day, so that a row number finds its day
-    seed, block of days -> what is compromised from that day on
+    seed, block of days -> customers and terminals that are compromised from that day on
     seed, day -> the day's rows            sorted by time
 """
 
@@ -29,7 +30,7 @@ SCHEMA = pa.schema(
         ("terminal_id", pa.int64()),
         ("amount", pa.float64()),  # a multiple of 1/64
         ("is_fraud", pa.bool_()),
-        ("scenario", pa.int8()),  # 0: none, else which of the three
+        ("scenario", pa.int8()),  # the kind of fraud, 1 to 3, or 0
     ]
 )
 START_MS = 1_522_540_800_000  # 2018-04-01, the handbook's first day
@@ -37,7 +38,7 @@ DAY_MS = 86_400_000
 AMOUNT_UNIT = 64  # amounts are multiples of 1 / AMOUNT_UNIT
 
 _BLOCK_DAYS = 1024
-_PROFILES, _COUNTS, _COMPROMISED, _DAY = range(4)  # what a stream of random numbers is for
+_PROFILES, _COUNTS, _COMPROMISED, _DAY = range(4)  # purposes, each of which has random numbers of its own
 
 _MAP_SIDE = 100.0
 _RADIUS = 5.0
@@ -52,7 +53,7 @@ _Ints = npt.NDArray[np.int64]
 
 
 class Generator:
-    """The endless stream of one seed. `day(n)` and `day_of(row)` cost the same wherever they are asked.
+    """The endless stream of one seed. `day(n)` and `day_of(row)` take the same time for all days.
 
     The mean number of rows a day is about twice the number of customers.
     """
@@ -63,7 +64,7 @@ class Generator:
         self.seed = seed
         self.customers = customers
         self.terminals = terminals
-        self._first_rows = np.zeros(1, np.int64)  # day -> its first row; grows by blocks
+        self._first_rows = np.zeros(1, np.int64)  # by day: the number of its first row; grows by blocks
         self._compromised: dict[int, tuple[_Ints, _Ints]] = {}
         random = self._random(_PROFILES, 0)
         self._mean_amount = random.uniform(5.0, 100.0, customers)
@@ -73,24 +74,24 @@ class Generator:
         self._cumulative_rate = np.cumsum(self._rate)
 
     def day_of(self, row: int) -> int:
-        """The day that holds this row."""
+        """Returns the day that contains this row."""
         while row >= self._first_rows[-1]:
             self._grow()
         return int(np.searchsorted(self._first_rows, row, side="right")) - 1
 
     def first_row(self, day: int) -> int:
-        """The number of the day's first row."""
+        """Returns the number of the day's first row."""
         while day >= len(self._first_rows):
             self._grow()
         return int(self._first_rows[day])
 
     def day(self, day: int) -> pa.RecordBatch:
-        """All rows of a day, sorted by time; SCHEMA."""
+        """Returns all rows of a day with the columns of SCHEMA, sorted by time."""
         first = self.first_row(day)
         rows = self.first_row(day + 1) - first
         random = self._random(_DAY, day)
-        # By the splitting of a Poisson process: the day's total is drawn once, and each row is assigned to a customer by rate, which gives
-        # every customer a Poisson count. Rows are exchangeable then, so only the times need sorting.
+        # A Poisson process is split: the number of the day's rows is drawn once, and each row gets a customer at random by rate. So each
+        # customer has a Poisson count, rows are exchangeable, and only the times need sorting.
         customer = np.searchsorted(self._cumulative_rate, random.random(rows) * self._cumulative_rate[-1], side="right")
         seconds = np.sort(_times_of_day(random, rows))
         amount = self._amounts(random, customer)
@@ -125,7 +126,9 @@ class Generator:
 
     @cached_property
     def _nearby(self) -> tuple[_Ints, _Ints]:
-        """The terminals near each customer: customer c has `terminals[starts[c]:starts[c + 1]]`, at least the nearest one."""
+        """The terminals near each customer: customer c has `terminals[starts[c]:starts[c + 1]]`, at least the nearest
+        one.
+        """
         order = np.argsort(self._terminal_at[:, 0])
         at = self._terminal_at[order]
         low = np.searchsorted(at[:, 0], self._customer_at[:, 0] - _RADIUS)
@@ -140,7 +143,7 @@ class Generator:
         return starts, np.concatenate(found)
 
     def _compromised_on(self, day: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Which terminals and which customers are compromised on this day."""
+        """Returns which terminals and which customers are compromised on this day, as two arrays of bools."""
         terminals = np.zeros(self.terminals, np.bool_)
         customers = np.zeros(self.customers, np.bool_)
         for drawn in range(max(0, day - _TERMINAL_DAYS + 1), day + 1):
@@ -171,7 +174,7 @@ class Generator:
 
 
 def _times_of_day(random: np.random.Generator, rows: int) -> _Floats:
-    """Seconds of the day, normally distributed around noon; a value outside the day is drawn again."""
+    """Returns seconds of the day, normally distributed around noon. Values outside of the day are drawn again."""
     seconds: _Floats = random.normal(_NOON_SECONDS, _SPREAD_SECONDS, rows)
     while True:
         outside = np.flatnonzero((seconds < 0) | (seconds >= _DAY_SECONDS))
@@ -181,7 +184,7 @@ def _times_of_day(random: np.random.Generator, rows: int) -> _Floats:
 
 
 class FraudSource(Source, Bounded, ReportsLag):
-    """The first `rows` rows of a seed as a bounded source with one partition; a position is a row number."""
+    """A bounded source of the first `rows` rows of a seed, with one partition. A position is a row number."""
 
     name = "transactions"
 
@@ -212,8 +215,8 @@ class FraudSource(Source, Bounded, ReportsLag):
             self._row = restored
         else:
             raise UserError(
-                f"{self.name}: the checkpoint is at row {restored}, and there are only {self.rows}",
-                hint="ask for at least as many rows as before, or start afresh",
+                f"{self.name}: the checkpoint is at row {restored}, and there are only {self.rows} rows",
+                hint="ask for at least as many rows as before, or start with --fresh",
             )
 
     def _starting_row(self, start: str | int) -> int:

@@ -1,12 +1,13 @@
-"""A score that explains itself: there are three rules, one for each way of fraud, and the strongest one gives the score and the reason.
+"""A score with its reason. There are three rules, one for each kind of fraud; the one with the greatest value gives
+the score and the reason.
 
 | rule | score |
 |---|---|
 | the amount is over 220 | 1 |
-| the terminal had frauds: its share over 7 days, as known after the delay, from 3 rows on | the share |
-| the amount is far above what the customer pays: times his mean over 30 days without this row, from 3 rows on | times / 6, at most 1 |
+| the terminal had frauds: their share over 7 days, as known after the delay, if it has 3 rows or more | the share |
+| the amount is far above the customer's mean of 30 days without this row, if there are 3 rows or more | amount / mean / 6, at most 1 |
 
-A row is suspicious from a score of 0.5 on. The reason names the strongest rule, the earlier one when two are equal.
+A row is suspicious if its score is at least 0.5. The reason names the rule, of two equal ones the earlier.
 """
 
 from collections.abc import Mapping
@@ -39,7 +40,9 @@ ALERT_SCHEMA = pa.schema(
 def scores(
     amount: npt.NDArray[np.float64], features: Mapping[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """The score of each row, and the index into REASONS of its strongest rule, from the amounts and features of the rows."""
+    """Returns the score of each row, and the index into REASONS of its rule. `features`: the features of the rows by
+    name.
+    """
     by_amount = np.where(amount > SURE_AMOUNT, 1.0, 0.0)
     labels = features["terminal_count_7"]
     by_terminal = np.where(labels >= LABELS_NEEDED, features["terminal_risk_7"], 0.0)
@@ -55,7 +58,9 @@ def scores(
 
 
 def suspicious(batch: pa.RecordBatch, score: npt.NDArray[np.float64], reason: npt.NDArray[np.int64]) -> pa.RecordBatch:
-    """The rows of `batch` whose score is at least SUSPICIOUS_FROM, as ALERT_SCHEMA, in their order."""
+    """Returns the rows of `batch` whose score is at least SUSPICIOUS_FROM, in their order, with the columns of
+    ALERT_SCHEMA.
+    """
     rows = np.flatnonzero(score >= SUSPICIOUS_FROM)
     found = batch.take(pa.array(rows))
     added = {

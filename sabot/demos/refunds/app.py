@@ -19,7 +19,7 @@ BANK_SECONDS = 0.1  # the bank is slow, so that a kill comes in the middle of ca
 
 
 def write_tickets(folder: Path, tickets: int) -> None:
-    """The input: each ticket wants money back for an order."""
+    """Writes the input: each ticket asks for the refund of an order."""
     rows = (
         {"order": f"o-{number}", "customer": f"c-{number % 9}", "amount": 5 + number % 90} for number in range(tickets)
     )
@@ -27,17 +27,17 @@ def write_tickets(folder: Path, tickets: int) -> None:
 
 
 def answers(folder: Path) -> list[dict[str, Any]]:
-    """What the agent has answered so far."""
+    """Returns the answers that the agent has written so far."""
     path = folder / "answers.ndjson"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def build(folder: Path, bank_url: str) -> App:
-    """The app. state, journal, input and output are in the folder."""
+    """Returns the app. Its state, journal, input and output are in the folder."""
     app = App("refunds-demo", state=str(folder / "state"), checkpoint_interval="200ms")
     bank = WitnessClient(bank_url)
 
-    @tool(effect="unsafe")  # this bank does not honour keys; the key is for whoever looks the payment up
+    @tool(effect="unsafe")  # the bank ignores the key, by which a person can look the payment up
     async def refund(order: str, amount: int, effect: Effect) -> int:
         arguments = {"order": order, "amount": amount}
         done = await bank.do_async("refund", arguments, key=effect.key, fault="late", seconds=BANK_SECONDS)

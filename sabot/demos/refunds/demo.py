@@ -1,4 +1,6 @@
-"""`sabot demo refunds`: runs the agent in a process, kills that twice in the middle, answers questions, asks a witness what was done."""
+"""`sabot demo refunds`: runs the agent in a process, kills the process twice, answers questions, and asks a witness
+which refunds were made.
+"""
 
 import subprocess
 import sys
@@ -23,14 +25,15 @@ _KILLED_AT = (0.2, 0.6)  # shares of the refunds that are done when the process 
 _ANSWERED_AFTER = 1.0  # seconds from a question to its answer
 _PATIENCE_SECONDS = 120.0  # for the whole demo
 _LOOK_SECONDS = 0.02
-_REFUSED_EACH = 10  # of so many tickets one is refused
+_REFUSED_EACH = 10  # of this number of tickets one is refused
 
 
 def run(jobs: int = 60, *, json: bool = False) -> dict[str, Any]:
-    """Runs the demo to its end. jobs: tickets. json: show nothing.
+    """Runs the demo to its end. `jobs`: the number of tickets. `json`: True prints nothing.
 
-    Returns jobs (with an answer), approvals (given), asked (refunds that were approved), done (refunds that the witness has seen), twice,
-    lost (approved, and not seen), in_doubt (refunds of which nobody knew after a kill, until the person looked them up), kills, seconds.
+    Returns jobs (with an answer), approvals (given), asked (refunds that were approved), done (refunds that the
+    witness has recorded), twice (refunds made twice), lost (approved, but not recorded), in_doubt (refunds that were
+    in doubt after a kill, until the person looked them up), kills, seconds.
     """
     if jobs < 1:
         raise UserError(f"jobs: {jobs}", hint="ask for at least one")
@@ -45,18 +48,18 @@ def run(jobs: int = 60, *, json: bool = False) -> dict[str, Any]:
 
 
 class _Demo:
-    """One run of the demo: the worker, and what is done to it."""
+    """One run of the demo: the process of the app, its kills, and the person who answers."""
 
     def __init__(self, folder: Path, witness: Witness, jobs: int, console: Console) -> None:
         self._folder = folder
         self._witness = witness
         self._jobs = jobs
         self._console = console
-        self._approved: set[str] = set()  # the jobs
+        self._approved: set[str] = set()  # ids of jobs
         self._seen = self._doubts = 0
 
     def outcome(self) -> dict[str, Any]:
-        """Runs it, and returns the figures."""
+        """Runs the demo, and returns the figures."""
         began = SYSTEM_CLOCK.monotonic()
         person = Person(str(self._folder / "state"), self._decide)
         person.start()
@@ -79,7 +82,9 @@ class _Demo:
         }
 
     def _work(self, until: float) -> int:
-        """Starts the worker, kills it, starts it again, and waits for its end. -> the number of kills"""
+        """Starts the process, kills it twice, starts it again each time, and waits for its end. Returns the number of
+        kills.
+        """
         kills = 0
         worker = self._start()
         try:
@@ -94,14 +99,14 @@ class _Demo:
                         bar.console.print(f"kill -9: {done} refunds are done; the app starts again")
                         worker = self._start()
                     if SYSTEM_CLOCK.monotonic() > until:
-                        raise SabotError(f"the demo did not come to its end in {_PATIENCE_SECONDS:g} s")
+                        raise SabotError(f"the demo did not end within {_PATIENCE_SECONDS:g} s")
                     threading.Event().wait(_LOOK_SECONDS)
                 bar.update(bar.task_ids[0], completed=len(answers(self._folder)), done=done, refresh=True)
         finally:
             worker.kill()
             worker.wait()
         if code:
-            raise SabotError(f"the app of the demo ended with exit code {code}, and said why above")
+            raise SabotError(f"the app of the demo ended with exit code {code}; its output is above")
         return kills
 
     def _start(self) -> "subprocess.Popen[bytes]":
@@ -109,7 +114,7 @@ class _Demo:
         return subprocess.Popen([sys.executable, *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
     def _decide(self, question: Intent) -> tuple[float, Callable[[], dict[str, Any]]]:
-        """Refunds are approved, but for every tenth. A refund of which nobody knows whether it was made is looked up at the bank."""
+        """Decides as a person: approves refunds, except every tenth. A refund in doubt is looked up at the bank."""
         if question.name == "in_doubt":
             self._doubts += 1
             key = EffectId(question.job, question.ordinal).key
@@ -143,10 +148,10 @@ def _summary(outcome: dict[str, Any]) -> Table:
         "jobs": "jobs",
         "approvals": "approvals answered",
         "asked": "refunds asked for",
-        "done": "refunds done, says the witness",
+        "done": "refunds done, counted by the witness",
         "twice": "done twice",
         "lost": "lost",
-        "in_doubt": "in doubt after a kill, and looked up",
+        "in_doubt": "in doubt after a kill, looked up",
         "kills": "kills",
         "seconds": "seconds",
     }

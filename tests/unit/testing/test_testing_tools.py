@@ -283,7 +283,7 @@ def test_an_app_that_does_not_end_is_said_to_be_stuck():
         app.stream(ScriptedSource([A])).to(ListSink())
         return app
 
-    with pytest.raises(InternalError, match=r"does not end: .*alive: .*read-1/0"):
+    with pytest.raises(InternalError, match=r"does not end: .*threads that run: .*read-1/0"):
         simulate(build, 0, most_turns=5000)
 
 

@@ -301,7 +301,7 @@ def test_wrong_use_says_what_to_do(tmp_path: Path, witness: Witness) -> None:
     for faults in ({"explode": 0.1}, {"late": 0.6, "slow": 0.6}, {"late": -0.1}):
         with pytest.raises(UserError, match="faults of a witness"):
             Witness(tmp_path / "other.db", faults=faults)
-    with pytest.raises(UserError, match="no address of a witness"):
+    with pytest.raises(UserError, match="is not the address of a witness"):
         WitnessClient("localhost")
     with pytest.raises(UserError, match="idempotency key"):
         witness.client.do("refund", key="a\r\nWitness-Fault: late")

@@ -41,6 +41,6 @@ def test_a_demo_that_came_out_wrong_ends_with_exit_code_1_and_says_what_is_wrong
     monkeypatch.setattr(demo._KilledDesk, "outcome", lambda _: nothing | {"kills": 0})
     code, said, errors = started()
     assert code == 1
-    assert "not so: no refund is lost" in errors
+    assert "not true: no refund is lost" in errors
     assert "no refund is made twice" not in errors
     assert "Tickets answered" not in said
