@@ -382,8 +382,8 @@ class ToolMiddleware:
 
     @contextmanager
     def call(self, tool: str, context: RequestContext) -> Iterator[None]:
-        """Surrounds a call: logs the tool, the request id, the outcome and the time to "sabot.llm" with level debug,
-        without the arguments.
+        """A context manager around a call, which logs tool, request id, outcome and time to "sabot.llm" with level
+        debug, and not the arguments.
         """
         began, how = self.built_in.clock.monotonic(), "ok"
         try:
@@ -403,7 +403,7 @@ class ToolMiddleware:
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """Surrounds an attempt: counts it for `ExecutionEngine.statistics`."""
+        """A context manager around an attempt, which counts it for `ExecutionEngine.statistics`."""
         if "telemetry" not in self.names:
             yield
             return
@@ -440,7 +440,7 @@ def _around(middleware: Middleware, forward: Forward, call: ModelCall) -> Awaita
 
 
 def _check_budget(where: str, given: object) -> None:
-    """Raises UserError if the budget is not a CallBudget, but a Budget of sabot.agents, say."""
+    """Raises UserError if the budget is not a CallBudget. A Budget of sabot.agents is another thing."""
     hint = (
         "CallBudget(max_tokens=…, max_cost=…) of sabot.llm; a Budget of sabot.agents is a scope's: App(…, budgets=[…])"
     )

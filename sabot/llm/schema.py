@@ -228,8 +228,8 @@ def _name_of(of: Any) -> str:
 
 
 def _are_columns(of: Mapping[Any, Any]) -> bool:
-    """Returns True if a mapping describes columns. {"type": "object"} is the only JSON schema of an object with texts
-    as all of its values.
+    """Returns True if a mapping of names to types describes columns. A mapping with {"type": "object"} is a JSON
+    schema.
     """
     return of.get("type") != "object" and all(
         isinstance(name, str) and (isinstance(kind, str | type | pa.DataType)) for name, kind in of.items()

@@ -53,8 +53,8 @@ class ModelRequest:
 
     `number`: counts from 1. `api`: "chat", "responses", "messages" or "embeddings". `spec`: the request, or None for
     embeddings. `texts`: the texts for embeddings. `stream`: True if the answer was to be streamed. `headers`: the
-    headers in lower case, without keys. `body`: the decoded JSON. `fault`: the name of the fault that the request
-    got, or "".
+    headers without keys, their names in lower case. `body`: the decoded JSON. `fault`: the name of the fault that the
+    request got, or "".
     """
 
     number: int
@@ -262,7 +262,9 @@ class FakeModelServer:
             await self._complete(exchange, api, request, spec, seconds)
 
     def _planned(self, exchange: HttpExchange, name: str, fault: str, seconds: float) -> ModelError | None:
-        """Returns the error that the request gets in place of an answer of the script, or None."""
+        """Returns the error that the request gets in place of an answer of the script, because of its key or of a
+        fault, or None.
+        """
         if self._keys is not None and _key(exchange) not in self._keys:
             return AuthenticationFailed("Incorrect API key provided")
         match fault:

@@ -165,7 +165,7 @@ class _DayBuckets:
         return sums
 
     def _load(self, found: pa.Array, ids: int) -> _Ints:
-        """Returns a matrix (ids, 1 + kept) decoded from the stored values, which are null for new ids: the newest
+        """Decodes the stored values of the ids, which are null for new ids, into a matrix (ids, 1 + kept): the newest
         day, then the buckets.
         """
         table = np.zeros((ids, 1 + self._kept), _BUCKET)

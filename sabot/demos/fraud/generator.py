@@ -53,7 +53,7 @@ _Ints = npt.NDArray[np.int64]
 
 
 class Generator:
-    """The endless stream of one seed. `day(n)` and `day_of(row)` take the same time for all days.
+    """A generator of the endless stream of one seed. `day(n)` and `day_of(row)` take the same time for all days.
 
     The mean number of rows a day is about twice the number of customers.
     """

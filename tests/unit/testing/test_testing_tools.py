@@ -145,7 +145,7 @@ def test_a_script_that_cannot_be_is_refused(script, message):
 
 
 def test_a_run_without_an_end_is_refused():
-    with pytest.raises(UserError, match="no end"):
+    with pytest.raises(UserError, match="has no END"):
         run(sums([A, BARRIER], ListSink()))
 
 
