@@ -39,7 +39,7 @@ _LOOK_SECONDS = 0.5
 class Failed:
     """The outcome of a call whose attempts have all failed, with on_error="skip".
 
-    `text`: the error's class, unless it is ours, and its message. `kind`: its class. `attempts`: the number of
+    `text`: the error's class, unless it is one of Sabot's own, and its message. `kind`: its class. `attempts`: the number of
     attempts. For a call that a checkpoint has kept, only the text is known.
     """
 

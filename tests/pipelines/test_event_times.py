@@ -154,7 +154,7 @@ def test_an_expression_that_fails_for_a_row_costs_only_that_row() -> None:
         ({"time": "s", "time_unit": "s"}, "rows.ndjson: event time 's' is string, which has no time_unit"),
         ({"time": "n", "time_format": "%F"}, "rows.ndjson: event time 'n': int64 has no format"),
         ({"time": "s", "time_unit": "min"}, "stream: time_unit='min'"),
-        ({"time": "s", "time_format": "%Q"}, "%Q is no code of a time"),
+        ({"time": "s", "time_format": "%Q"}, "%Q is not a code for reading times"),
         ({"time": "s", "time_format": "%F", "time_unit": "s"}, "exclude each other"),
         ({"time_unit": "s"}, "stream: time_unit='s', and no column of event time"),
         ({"time": 3}, "stream: time=3 is no name of a column"),
