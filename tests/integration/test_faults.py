@@ -590,7 +590,7 @@ async def test_an_agent_that_raises_ends_sabot_run_with_one_line_and_a_mended_on
     done = await asyncio.to_thread(sabot_run, *words, "--loglevel", "critical", FAULT_BAD=str(bad), **env)
     line = one_line(done, 1)
     assert f"agent {name}.count failed at {topic}[0]@{bad}: ValueError: record {bad} is no good" in line
-    assert "mend the agent and start again, it goes on at that record" in line
+    assert "correct the agent and start again: it continues at that record" in line
     assert 0 <= real.committed(f"{name}.count-group", topic)[0] <= bad
     assert (0, bad) in unfinished(newest(state / "checkpoints"))
     before = {record.value["n"] for record in real.read(out)}
@@ -738,7 +738,7 @@ async def test_a_result_of_the_wrong_type_stops_the_agent_by_name_and_a_mended_o
         await bounded(app.run(), 30)
     assert f"agent {name}.work failed at {topic}[0]@" in str(failed.value)
     assert ("object" if kind == "record" else "set") in str(failed.value)
-    assert "mend the agent" in str(failed.value)
+    assert "correct the agent" in str(failed.value)
     assert state_of(app, "work") == "failed"
     if kind == "record":
         assert f"{topic}[0]@3" in str(failed.value)

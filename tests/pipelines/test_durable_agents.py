@@ -1018,8 +1018,8 @@ async def test_a_job_whose_function_asks_something_else_is_blocked_and_holds_its
         assert figures(app)["behind_blocked"] == 1
         shop.ticket("ann", 3)
         await until(lambda: figures(app)["behind_blocked"] == 2)
-        (told,) = [message for message in caplog.messages if "waits behind job" in message]
-        assert "agent shop.handle: what comes for customer 'ann' waits behind job" in told
+        (told,) = [message for message in caplog.messages if "wait behind job" in message]
+        assert "agent shop.handle: rows for customer 'ann' wait behind job" in told
         assert "which is blocked" in told
     app = shop.app(shop.sleepy)
     async with started(app):

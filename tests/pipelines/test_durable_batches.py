@@ -458,7 +458,7 @@ async def test_a_log_with_other_rows_than_those_of_a_job_is_refused(
     await until(lambda: figures(app)["running"] == 1)
     await crash(app)
     with pytest.raises(
-        AgentFailed, match=r"orders.ndjson\[0\]@10 \(1 rows\): a job has begun there with other records"
+        AgentFailed, match=r"orders.ndjson\[0\]@10 \(1 rows\): a job began with other records at these places"
     ):
         await asyncio.wait_for(app_of(1, 7, 3).run(), 20)
 
@@ -534,7 +534,7 @@ async def test_an_agent_whose_open_jobs_are_of_the_other_kind_is_refused_by_name
     await until(lambda: figures(app)["parked"] == 1)
     await crash(app)
     app = shop.app(one, batch=False, sink=None)
-    with pytest.raises(UserError, match=r"takes records, and its open job .*\+1 is one of a batch"):
+    with pytest.raises(UserError, match=r"takes records, and its open job .*\+1 has a batch"):
         await app.start()
     await app.stop()
 
@@ -549,7 +549,7 @@ async def test_a_batch_agent_whose_open_jobs_are_records_is_refused_by_name(shop
     await until(lambda: figures(app)["parked"] == 1)
     await crash(app)
     app = shop.app()
-    with pytest.raises(UserError, match=r"takes batches, and its open job .* is one of a record"):
+    with pytest.raises(UserError, match=r"takes batches, and its open job .* has a record"):
         await app.start()
     await app.stop()
 

@@ -379,7 +379,9 @@ async def test_a_failed_child_that_the_journal_has_forgotten_is_not_begun_anew(s
         await until(lambda: not any(entry.job.endswith("~1") for entry in shop.entries()))
         shop.clock.advance(3600)
         await until(lambda: shop.letters())
-        assert "the journal has forgotten what it had done" in dict(shop.letters()[0].headers)["sabot.message"].decode()
+        assert (
+            "its history has been deleted from the journal" in dict(shop.letters()[0].headers)["sabot.message"].decode()
+        )
     assert shop.calls == [1]
 
 
@@ -391,7 +393,7 @@ async def test_an_agent_that_has_lost_its_key_is_refused_while_rows_wait_in_its_
         shop.ticket("ann", order, sleeps=not order)
     await until(lambda: figures(app)["mailbox_rows"] == 2)
     await app.stop()
-    with pytest.raises(UserError, match=r"has no key=, and 2 records wait .*go on with that key="):
+    with pytest.raises(UserError, match=r"has no key=, and 2 records wait .*keep the old key="):
         await shop.app(shop.sleepy, key=None).start()
     async with started(shop.app(shop.sleepy)):
         shop.clock.advance(3600)

@@ -82,7 +82,7 @@ async def test_a_denied_tool_is_a_result_that_the_model_can_read(office: Office)
     assert refunded == ["o1"]
     assert {job.scope_id for job in jobs} == {"guests", "acme"}
     for letter in office.records("questions.dlq"):
-        assert "field 'tenant' names no scope (scope=)" in dict(letter.headers)["sabot.message"].decode()
+        assert "field 'tenant' has no scope (scope=)" in dict(letter.headers)["sabot.message"].decode()
 
 
 @pytest.mark.one_in(2, "a tenth of a second of a core each")

@@ -378,7 +378,7 @@ async def test_the_exit_is_told_with_its_place(path: str, caplog: pytest.LogCapt
     with pytest.raises(SystemExit):
         await app.run()
     assert "in.ndjson[0]@" in caplog.text
-    assert "SystemExit: 3 (it asked for the end of the process)" in caplog.text
+    assert "SystemExit: 3 (the function asked for the end of the process)" in caplog.text
 
 
 # --- main, and start

@@ -1,1 +1,1 @@
-"""Agents: what runs inside their task."""
+"""The operators that run agents: record agents, batch agents and durable agents."""

@@ -1,4 +1,4 @@
-"""A batch agent: one call per batch, Arrow in, Arrow out."""
+"""A batch agent: one call for each batch, with Arrow as argument and result."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +25,7 @@ from sabot.operators.row_queue import QueuedRows
 
 
 class _HeldBatch(QueuedRows):
-    """A batch and its call. columns, records: of the rows that are left, where the agent has named others as bad."""
+    """A batch with its call. `columns`, `records`: the rows that are left after the agent has named bad rows."""
 
     def __init__(self, batch: Batch) -> None:
         super().__init__(batch.num_rows, batch.data if batch.records is None else batch.records, topic=batch.topic)
@@ -40,7 +40,9 @@ class _HeldBatch(QueuedRows):
 
 
 class BatchAgentOperator(LaneOperator):
-    """Batches of columns; the undecoded records travel along, for dead letters and checkpoints."""
+    """The operator of a batch agent: calls the function with columns. It keeps the records too, for dead letters and
+    checkpoints.
+    """
 
     def __init__(self, spec: AgentSpec, **wiring: Any) -> None:
         super().__init__(spec, **wiring)
@@ -103,13 +105,13 @@ class BatchAgentOperator(LaneOperator):
         return True
 
     def renew(self, item: _HeldBatch) -> None:
-        """Arrow data does not change."""
+        """Does nothing: Arrow data cannot be changed."""
 
     def _bury(self, item: _HeldBatch, failure: BaseException, attempts: int) -> None:
         self._give_up(item, dict.fromkeys(range(item.left), failure), attempts)
 
     def _give_up(self, item: _HeldBatch, reasons: dict[int, Any], attempts: int) -> None:
-        """These rows of the current data, each with its reason, to the dead letters."""
+        """Sends these rows of the current data to the dead letters, each with its reason."""
         data, records = item.columns, item.records
         picked = pa.array(list(reasons), pa.int64())
         rows = to_records(Batch(data.take(picked)), self.now_ms()) if records is None else records.take(picked)
@@ -117,20 +119,24 @@ class BatchAgentOperator(LaneOperator):
             self.dead_letter(row, reason, attempts)
 
     def written(self, item: _HeldBatch, value: Any) -> pa.RecordBatch:
-        """Raises as `returned` and `BatchOutput.written`."""
+        """Converts the result to the form in which it is emitted. Raises TypeError if it is not Arrow, ArrowInvalid
+        if it is damaged, and UserError if the receiver does not take it.
+        """
         return self._output.written(returned(value))
 
 
 class BatchOutput:
-    """Gives what a batch agent returned the form that its port takes."""
+    """Converts the results of a batch agent to the form that its port takes."""
 
     def __init__(self, spec: AgentSpec, port: Port | None, now_ms: Callable[[], int]) -> None:
         self._spec, self._port, self._now_ms = spec, port, now_ms
-        self._checked: pa.Schema | None = None  # columns that the sink takes
+        self._checked: pa.Schema | None = None  # the last columns that the sink has accepted
         self._encoder = (spec.sink_format or JSON).encoder(next(iter(spec.sinks), spec.agent_id))
 
     def written(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """RECORD_SCHEMA, or columns. Raises UserError for what the receiver does not take."""
+        """Converts a result to RECORD_SCHEMA or to columns. Raises UserError for types that the receiver does not
+        take.
+        """
         spec, port = self._spec, self._port
         if spec.key is not None and spec.key in batch.schema.names:
             keys = batch.column(spec.key).cast(pa.string()).cast(pa.binary())
@@ -141,14 +147,16 @@ class BatchOutput:
             assert spec.sink_format is not None
             spec.sink_format.check_types(batch.schema, f"agent {spec.agent_id}, to {spec.sink}")
         elif isinstance(spec.sink, str):
-            to_records(Batch(batch.slice(0, 1)), 0)  # a type that JSON cannot say is this call's error, not the sink's
+            to_records(
+                Batch(batch.slice(0, 1)), 0
+            )  # a type that JSON cannot encode must be an error of this call, not of the sink
         elif isinstance(spec.sink, Sink) and (self._checked is None or not batch.schema.equals(self._checked)):
             check_types(spec.sink, batch.schema)
             self._checked = batch.schema
         return batch if port is None else port.fitted(batch)
 
     def _as_records(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Rows as records; partition -1: a row of a batch agent comes from no one row of its input."""
+        """Converts rows to records. Their partition is -1, because they come from no single record of the input."""
         nowhere = pa.array(np.full(batch.num_rows, -1, dtype=np.int32))
         return to_records(Batch(batch), self._now_ms(), None, self._encoder).set_column(
             3, RECORD_SCHEMA.field(3), nowhere
@@ -156,7 +164,9 @@ class BatchOutput:
 
 
 def returned(value: Any) -> pa.RecordBatch:
-    """What a batch agent returned, as canonical columns. Raises TypeError for anything but Arrow, ArrowInvalid for what is damaged."""
+    """Converts the result of a batch agent to a RecordBatch with Sabot's column types. Raises TypeError if it is not
+    Arrow, and ArrowInvalid if it is damaged.
+    """
     if not hasattr(value, "__arrow_c_array__") and not hasattr(value, "__arrow_c_stream__"):
         raise TypeError(f"a batch agent returns a RecordBatch (or Table, or None), not {type(value).__name__}")
     batch = normalise(value)
@@ -165,12 +175,14 @@ def returned(value: Any) -> pa.RecordBatch:
 
 
 def named_rows(error: RowErrors, data: pa.RecordBatch) -> bool:
-    """Whether it names rows of this batch."""
+    """Returns True if the error names rows, and all are rows of this batch."""
     return bool(error.rows) and all(0 <= row < data.num_rows for row in error.rows)
 
 
 def with_columns(operator: AgentOperator, batch: Batch) -> Batch:
-    """Records -> columns, with the records behind them. Where no schema fits the agent fails, and the records stay as they are."""
+    """Decodes records to columns, and keeps the records with them. If no schema fits, the agent fails, and the batch
+    is returned as it is.
+    """
     if batch.records is not None or not batch.data.schema.equals(RECORD_SCHEMA):
         return batch
     try:
@@ -181,7 +193,7 @@ def with_columns(operator: AgentOperator, batch: Batch) -> Batch:
 
 
 def good_rows(operator: AgentOperator, batch: Batch) -> Batch:
-    """Rows that could not be decoded -> dead letters; -> the same batch without them."""
+    """Returns the batch without rows that could not be decoded; these become dead letters."""
     records, bad = batch.records, batch.rejected
     if not bad:
         return batch
@@ -196,7 +208,9 @@ def good_rows(operator: AgentOperator, batch: Batch) -> Batch:
 
 
 def decoded(batch: Batch, codec: Codec) -> Batch:
-    """Records -> columns, with the records behind them; without, where a record has many rows."""
+    """Decodes records to columns, and keeps the records with them. If a record can have several rows, the records are
+    not kept.
+    """
     if (many := many_rows(codec)) is not None:
         rows, _, misread = many.decode_many(batch.data)
         apart = bad_records(batch.data, misread)

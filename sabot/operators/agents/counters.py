@@ -1,10 +1,10 @@
-"""What is counted of an agent."""
+"""The counters of an agent."""
 
 from typing import Protocol
 
 
 class Counters(Protocol):
-    """The figures of an agent that outlive a run: a checkpoint keeps them."""
+    """The counters of an agent that continue over restarts, because a checkpoint keeps them."""
 
     messages_processed: int
     errors_count: int

@@ -1,16 +1,18 @@
-"""A durable agent: each record is a job (`jobs.host`), which finds in the journal what it has done before a crash.
+"""A durable agent: each record is a job (`jobs.host`). After a crash, the job gets the results that its journal has.
 
-    put ─▶ its turn? ─▶ ready ─▶ begun: BEGIN ─▶ runs ◀─▶ parked ─▶ over: state, results, END, its row
+    put ─▶ its turn? ─▶ ready ─▶ begun: BEGIN ─▶ runs ◀─▶ parked ─▶ ended: state, results, END, its row
              │                                                        │
-             └─ behind its key: in memory; where that is parked, in the mailbox ◀─┘ the next one's turn
+             └─ behind its key: in memory; if that is parked, in the mailbox ◀─┘ the turn of the next
 
-With `key=` there is one job of a key at a time, parked or not. `concurrency=` counts those that run. Rows are held until their job is
-parked or over. A checkpoint repeats those whose job has not begun: the others are in the journal, which is durable up to the barrier before
-the checkpoint counts. The row of a job that has begun is known by the job's id when its source gives it again, and dropped.
+With `key=` there is one job of a key at a time, parked or not. `concurrency=` counts the jobs that run. A row is held
+until its job is parked or has ended. A checkpoint has the rows whose jobs have not begun. The others are in the
+journal, which is durable up to the barrier before the checkpoint counts. If the source gives the row of a job that
+has begun again, the row is recognised by the job's id and dropped.
 
-The id of a job says where its record stands: the agent, the identity of the log (`Source.identity`), partition and offset. Rows that a
-durable agent hands to another one are called by the job that made them. With `job_id=` a field of the record says which request it is. A
-dead letter carries the id, so a record that is sent again is the same job.
+The id of a job says where its record is: the agent, the identity of the log (`Source.identity`), partition and
+offset. The id of a row from another durable agent is made of the id of the job that made it. With `job_id=` a field
+of the record identifies the request. A dead letter carries the id, so a record that is sent again belongs to the same
+job.
 """
 
 import asyncio
@@ -62,18 +64,23 @@ from sabot.supervision import watch_call, watch_task
 
 
 class DurableAgentOperator(AgentOperator):
-    """The owner of an agent's jobs (`jobs.owner.JobOwner`). calls: those whose turn has come, by job."""
+    """The operator of a durable agent, and the owner of its jobs (`jobs.owner.JobOwner`).
+
+    `calls`: the calls whose turn has come, by the ids of their jobs.
+    """
 
     def __init__(
         self, spec: AgentSpec, *, host: JobHost, mail: MailRoom, leaves_at_once: bool, version: str = "", **wiring: Any
     ) -> None:
-        """leaves_at_once: its results are seen before a checkpoint covers them. `admit` is called before `start`."""
+        """`leaves_at_once`: True if its results can be seen before a checkpoint covers them. `admit` must be called
+        before jobs begin.
+        """
         super().__init__(spec, version=version, **wiring)
         self.leaves_at_once, self.sleep_counts = leaves_at_once, False
         self.code = version_of(spec.func, version)
         self.names = JobNames(spec)
-        self.hands_on = False  # it writes into a durable agent
-        self.leaving = False  # a drain: jobs that are parked stay so
+        self.hands_on = False  # True if it writes into another durable agent
+        self.leaving = False  # True while the app drains: parked jobs stay parked
         self.host = host
         self.order = KeyOrder(spec, mail, self)
         self._reader = RecordReader(spec, self.key_kinds, self.codec_for)
@@ -82,39 +89,44 @@ class DurableAgentOperator(AgentOperator):
         self._limit = spec.calls.concurrency
         self.calls: dict[str, JobCall] = {}
         self._ready: deque[JobCall] = deque()
-        self._woken: deque[JobCall] = deque()  # they were parked, and go on before others begin
+        self._woken: deque[JobCall] = deque()  # were parked, and continue before others begin
         self._rate = None if spec.calls.rate is None else TokenBucket(spec.calls.rate)
         self._waits_for_rate: asyncio.TimerHandle | None = None
-        self._known: dict[str, bytes] = {}  # jobs that the journal had at the start -> digest of their input
-        self._begun: dict[tuple[str, int], int] = {}  # the last offset of each partition whose job has begun
+        self._known: dict[str, bytes] = {}  # by id of a job that the journal had at the start, the digest of its input
+        self._begun: dict[tuple[str, int], int] = {}  # by topic and partition, the last offset whose job has begun
         self._running = self._parked = self._duplicates = 0
         self._admitted = self._started = False
         self._waits_for_port: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         host.register(spec.agent_id, self, spec.children)
 
-    # -- life ---------------------------------------------------------------------------------------------------------
+    # -- start and end ---------------------------------------------------------------------------------------------------------
 
     def restore(self, jobs: Iterable[OpenJob]) -> None:
-        """The open jobs of this agent, in the order in which they began; then its mailboxes. Before any row comes."""
+        """Restores the agent's open jobs, in the order in which they began, and then its mailboxes. Called before any
+        row comes.
+        """
         calls = [self.open_call(job) for job in jobs]
         self._known = {call.job_id: call.digest for call in calls}
         self.order.restore(calls)
 
     def open_call(self, job: OpenJob) -> JobCall:
-        """The call of a job of the journal. Raises UserError for one that this agent cannot go on with."""
+        """Makes the call of an open job in the journal. Raises UserError for a job with which this agent cannot
+        continue.
+        """
         if self.spec.job_id is None and is_batch(job.job_id, self.spec.agent_id):
             raise UserError(
-                f"agent {self.spec.agent_id} takes records, and its open job {job.job_id} is one of a batch",
-                hint="batch=True until its jobs are over",
+                f"agent {self.spec.agent_id} takes records, and its open job {job.job_id} has a batch",
+                hint="keep batch=True until its jobs have ended",
             )
         self._note_begun(self.read_input(self.host.journal.load(job.body), job.job_id))
         self.function.opened(job.job_id, job.begun_ms)
         return JobCall(job.job_id, job.key if self._keyed else b"", job.digest, before=job, reopened=True)
 
     def own_facts(self) -> dict[str, Any]:
-        """Up to which place rows may have jobs that this checkpoint covers. A source may be behind it: where jobs were run over their
-        history after a restart, the barrier can come before their rows are read again.
+        """Adds `begun`: for each partition, the last offset of a row whose job this checkpoint may cover. A source
+        may be behind it: if jobs were run over their histories after a restart, the barrier can come before their
+        rows are read again.
         """
         return {**super().own_facts(), "begun": [[*place, at] for place, at in sorted(self._begun.items())]}
 
@@ -129,7 +141,7 @@ class DurableAgentOperator(AgentOperator):
             self._begun[place] = record.offset
 
     def admit(self) -> None:
-        """Jobs may begin: a checkpoint knows of the journal."""
+        """Allows jobs to begin. Called once a checkpoint has the position of the journal."""
         self._admitted = True
         self.go_on()
 
@@ -139,7 +151,7 @@ class DurableAgentOperator(AgentOperator):
         self.go_on()
 
     async def quiesce(self, grace_s: float) -> None:
-        """Begins no further job. Those that run are the host's, which says how long their effects may take."""
+        """Stops beginning jobs. Jobs that run belong to the host, which says how long their effects may take."""
         self._started = False
         self.release()
 
@@ -156,18 +168,20 @@ class DurableAgentOperator(AgentOperator):
         return not self._started
 
     def end_calls(self) -> None:
-        """Nothing to do: no job begins after a failure, and those that run go on to their ends, as their effects may be under way."""
+        """Does nothing: after a failure no job begins, and jobs that run continue to their ends, because their
+        effects may be in flight.
+        """
 
     def busy(self) -> tuple[str, float] | None:
-        """None: a barrier waits for no job."""
+        """Returns None, because a barrier waits for no job."""
         return None
 
     @property
     def unprocessed(self) -> bool:
-        """Jobs run or are about to. Those that are parked count too, unless the app is leaving; those that are blocked do not."""
+        """True if jobs run, or are about to. Parked jobs count too, unless the app is leaving; blocked jobs do not."""
         return bool(self._ready or self._woken or self._running or (self._parked and not self.leaving))
 
-    # -- rows in ------------------------------------------------------------------------------------------------------
+    # -- input --------------------------------------------------------------------------------------------------------
 
     def put(self, batch: Batch) -> None:
         for row in self.take_records(self._reader, batch):
@@ -181,12 +195,14 @@ class DurableAgentOperator(AgentOperator):
                 if call.failed_run:
                     call.digest = began_with(self.host.journal.key, call.digest, row.headers)
                 if row.offset <= self._begun.get((row.topic, row.partition), -1):
-                    call.named = True  # its job may have begun, and be over: the journal knows
+                    call.named = True  # its job may have begun and ended: ask the journal
                 self._come(call)
         self.go_on()
 
     def put_again(self, batch: Batch, log: str | None) -> None:
-        """Rows of a checkpoint. log: the identity that the log of their topic had then: other records may stand at their places now."""
+        """Takes rows of a checkpoint. `log`: the identity that the log of their topic had then. If the log is another
+        one now, other records may be at their places.
+        """
         self.put(batch if log is None else self.names.stamped(batch, log))
 
     def _come(self, call: JobCall) -> None:
@@ -194,20 +210,24 @@ class DurableAgentOperator(AgentOperator):
             self.order.come(call)
 
     def is_known(self, call: JobCall) -> bool:
-        """Its job has begun already, so the row is dropped; with another content it is refused."""
+        """Returns True if the call's job has already begun. Its row was then dropped, or refused if its content
+        differs from before.
+        """
         if (other := self.calls.get(call.job_id)) is not None:
-            other.failed_run = max(other.failed_run, call.failed_run)  # where the journal is being asked for its job
+            other.failed_run = max(other.failed_run, call.failed_run)  # used if the journal is being asked for the job
         before = other.digest if other is not None else None if call.failed_run else self._known.get(call.job_id)
         if before is not None:
             self._drop(call, before)
         return before is not None
 
     def _drop(self, call: JobCall, before: bytes) -> None:
-        """The row of a job that is known. before: the digest of the input that the job had."""
+        """Drops the row of a known job, or refuses it if its content differs. `before`: the digest of the job's
+        input.
+        """
         if before != call.digest:
             error = InputChanged(
-                f"job {call.job_id}: it began with another record than the one that comes with this id now",
-                hint="was a topic or file written anew under its name? A field of job_id= must be the same for the same request only",
+                f"job {call.job_id}: it began with another record than the one that has this id now",
+                hint="was a topic or file replaced under its name? Only the same request may have the same value in the field of job_id=",
             )
             self.refuse(call, error)
             return
@@ -215,10 +235,12 @@ class DurableAgentOperator(AgentOperator):
         self.row_over(call)
 
     def refuse(self, call: JobCall, error: SabotError) -> None:
-        """A record that cannot be a job."""
+        """Refuses a record that cannot be a job: makes a dead letter, or fails the agent if on_error="fail" and the
+        input of a job has changed. For a child, reports the failure to its parent.
+        """
         self.counters.errors_count += 1
         assert call.record is not None
-        if call.record.offset < 0:  # a child
+        if call.record.offset < 0:  # it is a child
             self.host.children.not_begun(call.job_id, "failed", pack_error(error))
             return
         if isinstance(error, InputChanged) and self.spec.calls.on_error == "fail":
@@ -232,29 +254,29 @@ class DurableAgentOperator(AgentOperator):
         return digest(self.host.journal.key, "input", self.spec.agent_id, [record.payload, record.key])
 
     @property
-    def has_room(self) -> bool:  # not while a mailbox is full whose rows are to be held
+    def has_room(self) -> bool:  # False while rows wait in memory for a full mailbox
         return not self.order.crowded and super().has_room
 
-    # -- the order of keys: what it asks (`key_order.OrderOwner`) -----------------------------------------------------
+    # -- methods for the order of keys (`key_order.OrderOwner`) -------------------------------------------------------
 
     def turn(self, call: JobCall) -> None:
-        """As `OrderOwner.turn`. A job that is parked as it was at the cut holds its key, and waits."""
+        """Handles `OrderOwner.turn`. A job that is parked as it was at the checkpoint holds its key and waits."""
         self.calls[call.job_id] = call
         if call.before is None or not self.host.stays_parked(call.before):
             self._ready.append(call)
 
     def has_failed(self) -> bool:
-        """As `OrderOwner.has_failed`."""
+        """See `OrderOwner.has_failed`."""
         return self.failure is not None
 
     def mail_room(self) -> None:
-        """As `OrderOwner.mail_room`."""
+        """See `OrderOwner.mail_room`."""
         self.release()
 
-    # -- jobs begin ---------------------------------------------------------------------------------------------------
+    # -- begin of jobs ---------------------------------------------------------------------------------------------------
 
     def go_on(self) -> None:
-        """As many jobs go on and begin as may run."""
+        """Lets as many jobs continue or begin as may run."""
         while (self._woken or self._ready) and self._may_run:
             if (self.port is not None and self.port.full) or self.dead_letters_full:
                 self._wait_for_port()
@@ -278,18 +300,20 @@ class DurableAgentOperator(AgentOperator):
 
     @property
     def _may_run(self) -> bool:
-        """Another job may run."""
+        """True if another job may run."""
         return self._running < self._limit and self._started and self._admitted and self.failure is None
 
     def begin(self, call: JobCall) -> None:
-        """Hands the job to the host."""
+        """Begins the job of a call at the host."""
         assert call.record is not None
         self._note_begun(call.record)
         self.host.begin(self.spec.agent_id, call.job_id, **inputs_of(call), run=call.run, behalf=call.behalf)
 
     async def look(self, call: JobCall) -> None:
-        """Begins a job whose id may have been there before, if it was not, or if it had failed: then what it has done is in the journal."""
-        await self.host.journal.flush()  # what ended just now
+        """Asks the journal about a job whose id may be known. Begins it if it is not, or if it has failed and its
+        record was sent again; the new run then gets its recorded results. Otherwise drops or refuses the record.
+        """
+        await self.host.journal.flush()  # entries of jobs that have just ended
         mark = await self.host.mark_of(call.job_id)
         if not self._started or (mark is None and not call.is_failed_child):
             call.named = not self._started
@@ -302,31 +326,31 @@ class DurableAgentOperator(AgentOperator):
             self._looked(call)
             return
         if mark is not None and (begin is not None or not may_begin):
-            self._drop(call, mark.digest)  # it has succeeded, or run again since the letter was written
+            self._drop(call, mark.digest)  # it has succeeded, or has run again since the dead letter was written
         else:
             forgotten = UserError(
-                f"job {call.job_id} failed or was cancelled so long ago that the journal has forgotten what it had done",
-                hint="dedupe= says how long that is known; what must be done still is a new record, without the header sabot.job",
+                f"job {call.job_id} failed or was cancelled so long ago that its history has been deleted from the journal",
+                hint="dedupe= says how long histories are kept; to process it again send a new record, without the header sabot.job",
             )
             self.refuse(call, forgotten)
         if self.failure is None:
             self._close_call(call)
 
     def _looked(self, call: JobCall) -> None:
-        """It is the first one of those that may begin."""
+        """Puts the call first among those that may begin."""
         self._runs_no_more(call)
         self._ready.appendleft(call)
         self.go_on()
 
     def _waits(self) -> bool:
-        """`rate=` lets no job begin now. Else one does."""
+        """Returns True if `rate=` lets no job begin now. If False, counts a job as begun."""
         if self._rate is None:
             return False
         wait_s = self._rate.wait_s(now := self.clock.monotonic())
         if not wait_s:
             self._rate.begun(now)
         elif self._waits_for_rate is None:
-            what = f"what lets jobs of agent {self.spec.agent_id} begin"
+            what = f"the start of jobs of agent {self.spec.agent_id} after rate="
             go_on = watch_call(self._go_on_by_rate, what, partial(self.on_broken, what))
             self._waits_for_rate = self.loop.call_later(wait_s, go_on)
         return wait_s > 0
@@ -348,24 +372,24 @@ class DurableAgentOperator(AgentOperator):
             self._waits_for_port = self._spawn(wait())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """A task of its own, for what waits."""
-        what = f"what begins jobs of agent {self.spec.agent_id}"
+        """Starts a task. An error of the task is reported to `on_broken`."""
+        what = f"the start of jobs of agent {self.spec.agent_id}"
         task = self.loop.create_task(work, name=what)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return watch_task(task, what, partial(self.on_broken, what))
 
-    # -- jobs run: what the host asks (`jobs.owner.JobOwner`) ---------------------------------------------------------
+    # -- methods for the host (`jobs.owner.JobOwner`) -----------------------------------------------------------------
 
     def call(self, job: JobRun) -> Coroutine[Any, Any, Any]:
-        """As `JobOwner.call`."""
+        """See `JobOwner.call`."""
         call = self.calls[job.job_id]
         call.begun = True
         call.ctx, call.record = self.function.context(job)  # type: ignore[assignment]  # a batch has its own
         return self.function.call(call.ctx)
 
     def ended(self, job: JobRun, value: Any) -> bytes:
-        """As `JobOwner.ended`."""
+        """See `JobOwner.ended`."""
         call = self.calls[job.job_id]
         output = () if value is None else self.routed(results_of(value, self.payload_of), value, f"job {job.job_id}")
         packed = self.function.packed(job, value)
@@ -390,7 +414,9 @@ class DurableAgentOperator(AgentOperator):
         return packed
 
     def failed(self, job: JobRun, error: BaseException) -> Verdict:
-        """As `JobOwner.failed`. The first failure of a job that an earlier run has left open does not count: it may have ended that run."""
+        """See `JobOwner.failed`. If a job was left open by an earlier run of the app, its first failure does not fail
+        the agent, because the same failure may have ended that run.
+        """
         call, attempts = self.calls[job.job_id], job.history.attempt
         self.counters.errors_count += 1
         record = self.read_input(job.history.begin.body, job.job_id)  # type: ignore[arg-type]
@@ -406,25 +432,28 @@ class DurableAgentOperator(AgentOperator):
         if policy == "fail" or (policy == "retry" and attempts <= self.spec.calls.retry.retries):
             call.renewed = True
             return "again"
-        packed, begin = pack_error(error, whole=True), job.history.begin  # as END has it, for a restore
+        packed, begin = (
+            pack_error(error, whole=True),
+            job.history.begin,
+        )  # the same text as END has, so that a restore makes the same dead letter
         told, said = unpack_error(packed), conversation_of(packed)
         self.bury(record, FailedRun(job.job_id, begin.run, begin.digest, said), (told.type, told.message), attempts)
         return "end"
 
     def time_left(self, job: JobRun) -> tuple[float, str] | None:
-        """As `JobOwner.time_left`."""
+        """See `JobOwner.time_left`."""
         return None if (most := self.spec.calls.timeout_s) is None else (most, f"timeout={most:g}s")
 
     def backoff_s(self, attempt: int) -> float:
-        """As `JobOwner.backoff_s`."""
+        """See `JobOwner.backoff_s`."""
         return 0.0 if self.spec.calls.on_error == "fail" else self.spec.calls.retry.wait_s(attempt - 1)
 
     def continued(self, job: JobRun, message: Any) -> bytes:
-        """As `JobOwner.continued`."""
+        """See `JobOwner.continued`."""
         return self.function.continued(job, message)
 
     def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
-        """As `JobOwner.begin_child`."""
+        """See `JobOwner.begin_child`."""
         if job_id in self.order.children or job_id in self.calls:
             return
         agent_id = self.spec.agent_id
@@ -439,30 +468,30 @@ class DurableAgentOperator(AgentOperator):
         self.go_on()
 
     def parked(self, job_id: str) -> None:
-        """As `JobOwner.parked`."""
+        """See `JobOwner.parked`."""
         call = self.calls[job_id]
         call.parked = True
         self._parked += 1
         self._suspend(call)
 
     def woken(self, job_id: str) -> None:
-        """As `JobOwner.woken`. It stays parked until it may run."""
+        """See `JobOwner.woken`. The job stays parked until it may run."""
         self._woken.append(self.calls[job_id])
         self.go_on()
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
-        """As `JobOwner.blocked`. Its key is held until the code, or the job, is mended."""
+        """See `JobOwner.blocked`. The job holds its key until the code or the job is corrected."""
         call = self.calls[job_id]
         call.blocked = True
         self.blocked_jobs[job_id] = error
         self._suspend(call)
 
     def job_closed(self, job_id: str, outcome: str) -> None:
-        """As `JobOwner.job_closed`."""
+        """See `JobOwner.job_closed`."""
         self._close_call(self.calls[job_id])
 
     def had_ended(self, job: OpenJob) -> None:
-        """As `JobOwner.had_ended`."""
+        """See `JobOwner.had_ended`."""
         if (end := job.ended) is not None and end.outcome == "failed":
             packed, began = self.host.journal.load(end.body), self.host.journal.load(job.body)
             error, record = unpack_error(packed), self.read_input(began, job.job_id)
@@ -471,7 +500,7 @@ class DurableAgentOperator(AgentOperator):
         self._close_call(self.calls[job.job_id])
 
     def _suspend(self, call: JobCall) -> None:
-        """It holds nothing any more but its key."""
+        """Releases everything of a parked or blocked job except its key."""
         call.ctx = None
         self._runs_no_more(call)
         self.row_over(call)
@@ -489,7 +518,7 @@ class DurableAgentOperator(AgentOperator):
             self._running -= 1
 
     def _close_call(self, call: JobCall) -> None:
-        """The job has ended, or is no job: the next one of its key."""
+        """Removes a call whose job has ended, or that is no job, and gives the turn to the next one of its key."""
         del self.calls[call.job_id]
         self.function.begun.pop(call.job_id, None)
         self._wakes(call)
@@ -499,7 +528,7 @@ class DurableAgentOperator(AgentOperator):
         self.go_on()
 
     def row_over(self, call: JobCall) -> None:
-        """No checkpoint has to repeat it. Idempotent."""
+        """Ends the row of a call, so that no checkpoint has it any more. Idempotent."""
         row, call.row = call.row, None
         if call.mailed:
             call.mailed = False
@@ -508,27 +537,29 @@ class DurableAgentOperator(AgentOperator):
             self.rows_ended(row.held, last=self.held.end(row.held, row.place))
 
     def read_input(self, body: bytes, job_id: str) -> Any:
-        """What the BEGIN of a job has of its input."""
+        """Decodes the input in the BEGIN entry of a job."""
         return decode_record(body)
 
     def place(self, record: Any) -> str:
-        """Where an input comes from, for messages."""
+        """Returns the place of an input, as topic[partition]@offset, for messages."""
         return place_of(row_of(record))
 
     def bury(
         self, record: Any, failed: FailedRun, error: BaseException | tuple[str, str], attempts: int | None
     ) -> None:
-        """The record to the dead letters, with its job and the run of it that has failed."""
+        """Sends a record to the dead letters, with the id of its job and the number of the run that has failed."""
         row = row_of(record)
         row.headers = (*row.headers, *of_json(record, self.spec.format), *failed.headers)
         if failed.job_id:
             row.headers += of_input(self.host.journal.key, self._digest(record), failed.digest)
         self.dead_letter(row, error, attempts)
 
-    # -- figures and barriers -----------------------------------------------------------------------------------------
+    # -- metrics and barriers -----------------------------------------------------------------------------------------
 
     def statistics(self) -> dict[str, Any]:
-        """As in the base; jobs that run, at most `limit`, are parked or blocked; rows in mailboxes; rows that came again."""
+        """Returns the base's figures; the numbers of jobs that run (at most `limit`), are parked and are blocked; the
+        rows behind blocked jobs; the rows in mailboxes; and `duplicates`, the rows that came again.
+        """
         return {
             **super().statistics(),
             "limit": self._limit,
@@ -541,7 +572,9 @@ class DurableAgentOperator(AgentOperator):
         }
 
     def unfinished(self) -> list[Batch]:
-        """As in the base, without rows whose jobs have begun: the journal has them, and is durable when the checkpoint counts."""
+        """Returns the rows that a restore must process again, without those whose jobs have begun: the journal has
+        them, and is durable when the checkpoint counts.
+        """
         return waiting_batches(self.held, rows_of_begun(self.calls.values()))
 
     def earliest_read_ms(self) -> int:

@@ -1,13 +1,14 @@
-"""A durable batch agent: each batch is a job, whose BEGIN pins its rows (`job_batches`).
+"""A durable batch agent: each batch is a job, and its BEGIN entry pins the rows (`job_batches`).
 
-    put ─▶ rows that jobs have are dropped ─▶ the rest, in pieces, each a job ─▶ as in `durable`
+    put ─▶ drop the rows that jobs have ─▶ divide the others into pieces, each a job ─▶ as in `durable`
 
-The jobs are independent, `concurrency=` of them run, and a piece of a batch is never split or joined with another once its job has begun. A
-checkpoint keeps the rows whose job is neither parked nor over, and says which jobs of them have begun (`own_facts`). After a restart these,
-and those whose BEGIN stands behind the checkpoint, are dropped when they come again, from it or from the source; the journal has them.
+The jobs are independent, and `concurrency=` of them run. Once its job has begun, a piece is never divided or joined
+with another. A checkpoint has the rows whose jobs are neither parked nor over, and the ids of those of the jobs that
+have begun (`own_facts`). After a restart, rows of these jobs, and of jobs whose BEGIN was written after the
+checkpoint, are dropped when the checkpoint or the source gives them again, because the journal has them.
 
-A job that fails does so for all its rows: each is a dead letter with the job's id. The first of them that is sent again begins the job
-again, over all rows of its BEGIN, so what it had done is not done twice.
+If a job fails, each of its rows becomes a dead letter with the job's id. The first of them that is sent again begins
+the job again, over all rows of its BEGIN, so that nothing that it has done is done twice.
 """
 
 from collections.abc import Coroutine, Iterator, Mapping
@@ -56,16 +57,16 @@ from sabot.operators.agents.job_rows import (
 from sabot.operators.agents.rows import rows_of, with_headers
 from sabot.operators.row_queue import QueuedRows
 
-_PIECE_BYTES = 8 << 20  # of the rows of one job: a journal is for what happened, not for files
-_PIECE_ROWS = 4096  # … of which each may have effects of its own: a history has 10,000 at most
+_PIECE_BYTES = 8 << 20  # the most bytes of the rows of one job, since the journal stores them
+_PIECE_ROWS = 4096  # the most rows of one job: each may have effects, and a history has at most 10,000
 
 _NO_JOB = FailedRun("", 0)
 _HEADERS = RECORD_SCHEMA.get_field_index("headers")
 
 
 class _BatchCall(JobCall, eq=False, gc=False):
-    """held, rows: where its rows are held; None: nowhere. records, columns: they, until the job begins. body: of BEGIN, where the journal
-    has it already.
+    """A call for a batch. `held`, `rows`: the rows in the agent's queue, or None if they are not held. `records`,
+    `columns`: the rows, until the job begins. `body`: the body of BEGIN, if the journal has it already.
     """
 
     held: QueuedRows | None = None
@@ -78,7 +79,7 @@ class _BatchCall(JobCall, eq=False, gc=False):
 
 
 class DurableBatchOperator(DurableAgentOperator):
-    """The owner of the jobs of a batch agent."""
+    """The operator of a durable batch agent. Raises UserError if records of the agent wait in mailboxes."""
 
     def __init__(self, spec: AgentSpec, **wiring: Any) -> None:
         super().__init__(spec, **wiring)
@@ -87,16 +88,16 @@ class DurableBatchOperator(DurableAgentOperator):
         if self.order.boxes.rows:
             raise UserError(
                 f"agent {spec.agent_id} takes batches, and {self.order.boxes.rows:,} records wait in its mailboxes",
-                hint="go on without batch=True until its jobs are over",
+                hint="leave batch=True out until its jobs have ended",
             )
 
-    # -- life ---------------------------------------------------------------------------------------------------------
+    # -- start and end ---------------------------------------------------------------------------------------------------------
 
     def open_call(self, job: OpenJob) -> JobCall:
         if not is_batch(job.job_id, self.spec.agent_id):
             raise UserError(
-                f"agent {self.spec.agent_id} takes batches, and its open job {job.job_id} is one of a record",
-                hint="go on without batch=True until its jobs are over",
+                f"agent {self.spec.agent_id} takes batches, and its open job {job.job_id} has a record",
+                hint="leave batch=True out until its jobs have ended",
             )
         if job.fresh:
             self._pin(job)
@@ -107,8 +108,8 @@ class DurableBatchOperator(DurableAgentOperator):
         self._pins.add(batch.log, of_ipc(batch.records))
 
     def own_facts(self) -> dict[str, Any]:
-        """Which rows have jobs: of those that this checkpoint repeats, by their jobs; of those that its source may give again, by their
-        places, as their jobs may be over and forgotten.
+        """Adds the facts about rows that have jobs: for rows of this checkpoint the ids of their jobs; for rows that
+        the source may give again their places, because their jobs may be over and forgotten.
         """
         calls = [call for call in self.calls.values() if isinstance(call, _BatchCall) and call.begun and call.held]
         return {**super().own_facts(), "running": [call.job_id for call in calls], "pinned": self._pins.facts()}
@@ -121,7 +122,7 @@ class DurableBatchOperator(DurableAgentOperator):
                 self._pin(call.before)
         self._pins.take(facts.get("pinned", ()))
 
-    # -- rows in ------------------------------------------------------------------------------------------------------
+    # -- input --------------------------------------------------------------------------------------------------------
 
     def put(self, batch: Batch) -> None:
         self._take(batch, self.names.logs.get(batch.topic))
@@ -136,9 +137,7 @@ class DurableBatchOperator(DurableAgentOperator):
             self._take_none(batch)
             return
         if log is None:
-            gone = (
-                f"{place_of_rows(batch.topic, records)}: nothing says which jobs they are: their topic is read no more"
-            )
+            gone = f"{place_of_rows(batch.topic, records)}: they cannot be matched with jobs, because their topic is not read any more"
             self.counters.errors_count += 1
             self._give_up(records, batch.topic, _NO_JOB, DataError(gone), 0)
             return
@@ -162,20 +161,22 @@ class DurableBatchOperator(DurableAgentOperator):
         self.go_on()
 
     def _take_none(self, batch: Batch) -> None:
-        """Rows that cannot become jobs: the agent has failed. They stay in the checkpoint."""
+        """Keeps rows that cannot become jobs, because the agent has failed or fails now. The checkpoint has them."""
         if not batch.data.schema.equals(RECORD_SCHEMA):
             nameless = UserError(
-                f"agent {self.spec.agent_id} is durable, and the rows of {batch.topic} are no records: nothing says which is which",
-                hint="topics and NDJSON files have records",
+                f"agent {self.spec.agent_id} is durable, and the rows of {batch.topic} are not records, so that nothing identifies them",
+                hint="read from a topic or an NDJSON file",
             )
             self.fail(nameless, batch.topic)
         self.took(QueuedRows(batch.num_rows, batch.data, topic=batch.topic))
 
     def _changed(self, records: pa.RecordBatch, batch: Batch) -> bool:
-        """Other rows than before stand where a job has begun. -> whether the agent goes on."""
+        """Handles rows that differ from those with which a job began at their places. Returns True if the agent
+        continues.
+        """
         error = InputChanged(
-            f"{place_of_rows(batch.topic, records)}: a job has begun there with other records than those that come now",
-            hint="was a topic or file written anew under its name?",
+            f"{place_of_rows(batch.topic, records)}: a job began with other records at these places",
+            hint="was a topic or file replaced under its name?",
         )
         self.counters.errors_count += 1
         if self.spec.calls.on_error != "fail":
@@ -187,7 +188,9 @@ class DurableBatchOperator(DurableAgentOperator):
         return False
 
     def _stamped(self, records: pa.RecordBatch, topic: str, log: str) -> pa.RecordBatch:
-        """Rows of a log that is read no more, each with the id of a job of its own: nothing else will say which rows they are."""
+        """Adds to each row of a log that is not read any more the id of a job of its own, since its place identifies
+        it no longer.
+        """
         headers = []
         for place, row in enumerate(rows_of(records, topic)):
             known = any(name == JOB_HEADER for name, _ in row.headers)
@@ -196,7 +199,9 @@ class DurableBatchOperator(DurableAgentOperator):
         return with_headers(records, headers)
 
     def _calls_of(self, held: QueuedRows, columns: pa.RecordBatch, nbytes: int, log: str) -> Iterator[_BatchCall]:
-        """The jobs of rows that have come together: in pieces of some size those that are new, and those whose job is known by its name."""
+        """Yields the calls of rows that came together: one for each job whose id rows carry, and for the other rows
+        pieces of limited size.
+        """
         if not held.rows:
             return
         records = held.data
@@ -219,7 +224,7 @@ class DurableBatchOperator(DurableAgentOperator):
         assert held.data is not None
         records = held.data
         if len(rows) < held.rows:
-            whole = rows[-1] - rows[0] + 1 == len(rows)  # they follow each other: nothing is copied
+            whole = rows[-1] - rows[0] + 1 == len(rows)  # consecutive rows are not copied
             records, columns = (
                 each.slice(int(rows[0]), len(rows)) if whole else each.take(pa.array(rows))
                 for each in (records, columns)
@@ -245,28 +250,32 @@ class DurableBatchOperator(DurableAgentOperator):
         )
 
     def _labels(self, records: pa.RecordBatch) -> tuple[str, ...]:
-        """Of a job with these rows: those of all of them."""
+        """Returns the labels of a job with these rows: those of all rows."""
         headers = records.column(_HEADERS)
         if headers.null_count == len(headers):
             return self.spec.labels
         return labels_of(tuple(pair for row in header_rows(headers) for pair in row), self.spec.labels)
 
     def _sent_back(self, records: pa.RecordBatch) -> dict[str, list[int]]:
-        """Rows that have the name of their job with them, by job."""
+        """Returns the rows that carry the id of their job, by id."""
         headers = records.column(_HEADERS)
         if headers.null_count == records.num_rows:
             return {}
         names, values = pc.list_flatten(headers).flatten()
         mine = pc.and_(pc.equal(names, JOB_HEADER), pc.starts_with(values, f"{self.spec.agent_id}/"))
         of_rows = pc.list_parent_indices(headers).filter(mine).to_pylist()
-        found = dict(zip(of_rows, values.filter(mine).to_pylist(), strict=True))  # of several, the last one
+        found = dict(
+            zip(of_rows, values.filter(mine).to_pylist(), strict=True)
+        )  # if a row has several, the last one counts
         jobs: dict[str, list[int]] = {}
         for row, name in found.items():
             jobs.setdefault(name.decode(errors="replace"), []).append(row)
         return jobs
 
     def is_known(self, call: JobCall) -> bool:
-        """Its job is under way: a failure of it makes all its rows dead letters again."""
+        """Returns True, and drops the rows, if their job is running. If it fails, all its rows become dead letters
+        again.
+        """
         other = self.calls.get(call.job_id)
         if other is None:
             return False
@@ -286,7 +295,7 @@ class DurableBatchOperator(DurableAgentOperator):
         self._give_up(call.records, call.topic, FailedRun(call.job_id, call.failed_run), error, 0)
         self.row_over(call)
 
-    # -- jobs begin ---------------------------------------------------------------------------------------------------
+    # -- begin of jobs ---------------------------------------------------------------------------------------------------
 
     def begin(self, call: JobCall) -> None:
         assert isinstance(call, _BatchCall)
@@ -300,7 +309,7 @@ class DurableBatchOperator(DurableAgentOperator):
         call.body = b""
 
     async def look(self, call: JobCall) -> None:
-        """As in the base. The job of rows that were sent again is about all rows of its BEGIN."""
+        """Like the base method. A job of rows that were sent again processes all rows of its BEGIN."""
         assert isinstance(call, _BatchCall)
         begin = await call_journal(last_begin, self.host.journal, call.job_id)
         if begin is not None:
@@ -311,7 +320,7 @@ class DurableBatchOperator(DurableAgentOperator):
                 call.digest, call.body = begin.digest, body
         await super().look(call)
 
-    # -- jobs run -----------------------------------------------------------------------------------------------------
+    # -- runs of jobs -----------------------------------------------------------------------------------------------------
 
     def call(self, job: JobRun) -> Coroutine[Any, Any, Any]:
         call = self.calls[job.job_id]
@@ -344,7 +353,7 @@ class DurableBatchOperator(DurableAgentOperator):
 
     def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
         raise UserError(
-            f"ctx.child: agent {self.spec.agent_id} takes batches", hint="a child is a job of a record agent"
+            f"ctx.child: agent {self.spec.agent_id} takes batches", hint="a child must be a job of a record agent"
         )
 
     def row_over(self, call: JobCall) -> None:
@@ -373,14 +382,14 @@ class DurableBatchOperator(DurableAgentOperator):
         error: BaseException | tuple[str, str],
         attempts: int | None,
     ) -> None:
-        """The rows to the dead letters, with their job and the run of it that has failed."""
+        """Sends rows to the dead letters, with the id of their job and the number of the run that has failed."""
         for row in rows_of(records, topic):
             row.headers = (*without_ours(row.headers), *failed.headers)
             self.dead_letter(row, error, attempts)
 
 
 def _without(batch: Batch, dropped: Any) -> Batch:
-    """The batch without these rows of its records (numpy, bool)."""
+    """Returns the batch without these of its records (numpy bool)."""
     records = batch.records
     assert records is not None
     kept = ~dropped

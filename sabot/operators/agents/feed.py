@@ -1,4 +1,4 @@
-"""The last step of a stream before an agent: rows become what the agent takes."""
+"""The last step of a stream before an agent: makes records or columns for the agent."""
 
 from functools import partial
 
@@ -19,9 +19,11 @@ from sabot.operators.layout.plan_points import Planners, PlanPoint
 
 
 class AgentFeed(Operator):
-    """For a record agent, records as a topic would have them; for a batch agent, the columns of its `schema=`, or all.
+    """A step that gives a record agent records, as a topic would have them, and a batch agent the columns of its
+    `schema=`, or all.
 
-    The records stand at no offset of a partition, so their partition is -1, as that of all rows which come from no one record.
+    The records have the partition -1, because they come from no single record of a topic. Raises UserError for
+    missing columns, and for types that JSON or `schema=` does not take.
     """
 
     def __init__(self, spec: AgentSpec, key: str | None = None) -> None:
@@ -47,7 +49,7 @@ class AgentFeed(Operator):
             if there != field.type:
                 raise UserError(
                     f"{where}: column {field.name!r} is {there}, and the agent's schema= says {field.type}",
-                    hint=f"with_columns({field.name}=col({field.name!r}).cast(…)) before it, or another schema=",
+                    hint=f"with_columns({field.name}=col({field.name!r}).cast(…)) before it, or change schema=",
                 )
         self._names = wanted.names
         return pa.schema([columns.field(name) for name in wanted.names])

@@ -1,7 +1,7 @@
-"""Batches as jobs: which job a batch is, the form in which the journal has it, and the rows that jobs have already.
+"""Batches as jobs: their ids, their form in the journal, and the rows that jobs already have.
 
-BEGIN pins the rows of a batch. After a restart they make the same batch again, out of the journal, whatever batches the source gives now:
-`Pins` says of the rows that come which ones a job has, and the others begin jobs of their own.
+BEGIN pins the rows of a batch. After a restart, the journal gives the same batch again, whatever batches the source
+makes now. `Pins` says which of the rows that come already have a job; the others begin new jobs.
 """
 
 import re
@@ -24,10 +24,10 @@ _PARTITION, _OFFSET = RECORD_SCHEMA.get_field_index("partition"), RECORD_SCHEMA.
 
 
 class BatchInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A batch in BEGIN. Fields are only added, at the end.
+    """The body of BEGIN for a batch. New fields are only added at the end.
 
-    log: the identity of the log that its rows stand in. records: the rows as they came (RECORD_SCHEMA), columns: as the function gets
-    them; both as Arrow IPC streams, which are read where they lie.
+    `log`: the identity of the rows' log. `records`: the rows as they came (RECORD_SCHEMA). `columns`: the rows as the
+    function gets them. Both are Arrow IPC streams, which are read without a copy.
     """
 
     topic: str
@@ -40,17 +40,17 @@ _decode = msgspec.msgpack.Decoder(BatchInput).decode
 
 
 def read_batch(body: bytes, job_id: str) -> BatchInput:
-    """The body of the BEGIN of a batch. Raises CorruptJournal."""
+    """Decodes the body of a batch's BEGIN. Raises CorruptJournal."""
     try:
         return _decode(body)
     except UNREADABLE as error:
         raise CorruptJournal(
-            f"job {job_id}: its BEGIN has no batch: {error}", hint="go back to a copy of the journal"
+            f"job {job_id}: its BEGIN has no batch: {error}", hint="restore the journal from a copy"
         ) from error
 
 
 def to_ipc(data: pa.RecordBatch) -> bytes:
-    """The batch as an Arrow IPC stream."""
+    """Returns the batch as an Arrow IPC stream."""
     out = pa.BufferOutputStream()
     with pa.ipc.new_stream(out, data.schema) as writer:
         writer.write_batch(data)
@@ -58,36 +58,36 @@ def to_ipc(data: pa.RecordBatch) -> bytes:
 
 
 def of_ipc(data: bytes) -> pa.RecordBatch:
-    """The batch that `to_ipc` wrote, without a copy. Raises CorruptJournal."""
+    """Reads the batch that `to_ipc` has written, without a copy. Raises CorruptJournal."""
     try:
         with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
             return reader.read_next_batch()
     except (pa.ArrowException, OSError, StopIteration) as error:
         raise CorruptJournal(
-            f"the batch of a job cannot be read: {error}", hint="go back to a copy of the journal"
+            f"the batch of a job cannot be read: {error}", hint="restore the journal from a copy"
         ) from error
 
 
 def name_of(agent_id: str, log: str, records: pa.RecordBatch) -> str:
-    """The id of the job of these rows: where the first one stands, and how many they are."""
+    """Returns the id of the job of these rows: the place of the first row, and the number of rows."""
     partition, offset = records.column(_PARTITION)[0].as_py(), records.column(_OFFSET)[0].as_py()
     return f"{agent_id}/{log}/{partition}/{offset}+{records.num_rows}"
 
 
 def is_batch(job_id: str, agent_id: str) -> bool:
-    """Whether the id is that of a batch of this agent (`name_of`), and not that of a record."""
+    """Returns True if the id is that of a batch of this agent (`name_of`), False for that of a record."""
     found = _NAME.search(job_id, len(agent_id))
     return found is not None and found.end() == len(job_id)
 
 
 def place_of_rows(topic: str, records: pa.RecordBatch) -> str:
-    """topic[partition]@offset of the first row, and how many rows there are."""
+    """Returns topic[partition]@offset of the first row, and the number of rows, for messages."""
     partition, offset = records.column(_PARTITION)[0].as_py(), records.column(_OFFSET)[0].as_py()
     return f"{topic}[{partition}]@{offset} ({records.num_rows} rows)"
 
 
 def _by_partition(records: pa.RecordBatch) -> Iterable[tuple[int, Any, Any]]:
-    """Each partition, its rows (numpy, numbers), and their offsets."""
+    """Yields each partition with the numbers of its rows and their offsets (numpy)."""
     partitions, offsets = records.column(_PARTITION).to_numpy(), records.column(_OFFSET).to_numpy()
     for partition in np.unique(partitions):
         rows = np.flatnonzero(partitions == partition)
@@ -95,7 +95,9 @@ def _by_partition(records: pa.RecordBatch) -> Iterable[tuple[int, Any, Any]]:
 
 
 class _Pinned:
-    """Rows of one partition. offsets: theirs, sorted. known: of those whose payloads are known; hashes: of these payloads."""
+    """The rows of one partition that have jobs. `offsets`: their offsets, sorted. `known`: the offsets of the rows
+    whose payloads are known; `hashes`: the hashes of these payloads.
+    """
 
     def __init__(self) -> None:
         self.offsets = self.known = np.empty(0, np.int64)
@@ -108,38 +110,41 @@ class _Pinned:
             self.hashes = np.append(self.hashes, hashes)[places]
 
     def has(self, offsets: Any) -> Any:
-        """By row, whether it is pinned."""
+        """Returns True for each row that is pinned."""
         return np.isin(offsets, self.offsets)
 
     def changed(self, offsets: Any, hashes: Any) -> Any:
-        """By row, whether another payload stands there than the one that is known."""
+        """Returns True for each row whose payload differs from the known one at its offset."""
         found = np.isin(offsets, self.known)
         found[found] = self.hashes[np.searchsorted(self.known, offsets[found])] != hashes[found]
         return found
 
     def passed(self, offset: int) -> None:
-        """Rows up to here do not come again."""
+        """Removes the rows up to this offset, which do not come again."""
         ahead = self.known > offset
         self.offsets = self.offsets[self.offsets > offset]
         self.known, self.hashes = self.known[ahead], self.hashes[ahead]
 
 
 class Pins:
-    """Rows that jobs have which began before this start, and that may come again. Rows of a partition come in the order of their offsets,
-    those of the checkpoint before those of the source, so a row that has come is behind all that can.
+    """The rows of jobs that began before this start, if the rows may come again. Rows of a partition come in the
+    order of their offsets, first those of the checkpoint and then those of the source. So when a row has come, no row
+    before it comes any more.
     """
 
     def __init__(self) -> None:
         self._of: dict[tuple[str, int], _Pinned] = {}
 
     def add(self, log: str, records: pa.RecordBatch) -> None:
-        """The rows of a job."""
+        """Adds the rows of a job."""
         hashes = _hashes(records)
         for partition, rows, offsets in _by_partition(records):
             self._of.setdefault((log, partition), _Pinned()).add(offsets, hashes[rows])
 
     def come(self, log: str, records: pa.RecordBatch) -> tuple[Any, Any] | None:
-        """Rows have come: (by row, whether a job has its place; whether there was other content then). None: no job has any."""
+        """Checks rows that have come. Returns (True for each row whose place a job has, True for each whose content
+        was another then), or None if no job has any of them.
+        """
         if not self._of:
             return None
         pinned, changed = np.zeros(records.num_rows, bool), np.zeros(records.num_rows, bool)
@@ -156,24 +161,26 @@ class Pins:
         return (pinned, changed) if pinned.any() else None
 
     def facts(self) -> list[list[Any]]:
-        """Those that have not come yet, for a checkpoint: [log, partition, offsets], packed."""
+        """Returns the rows that have not come yet, for a checkpoint: [log, partition, packed offsets]."""
         return [
             [log, partition, text_of_offsets(known.offsets)] for (log, partition), known in sorted(self._of.items())
         ]
 
     def take(self, facts: Iterable[Sequence[Any]]) -> None:
-        """What a checkpoint has of such rows: their places, and not what they are. Raises ValueError for damaged ones."""
+        """Adds the rows of a checkpoint, whose places are known but not their content. Raises ValueError if they are
+        damaged.
+        """
         for log, partition, packed in facts:
             self._of.setdefault((log, partition), _Pinned()).add(offsets_of_text(packed))
 
 
 def text_of_offsets(offsets: Any) -> str:
-    """Offsets in order, of which each is a little above the one before, as text."""
+    """Returns sorted offsets as compressed text."""
     return b64encode(zlib.compress(np.diff(offsets, prepend=0).astype("<i8").tobytes(), 1)).decode()
 
 
 def offsets_of_text(text: str) -> Any:
-    """What `text_of_offsets` has written. Raises ValueError."""
+    """Decodes the text of `text_of_offsets`. Raises ValueError."""
     try:
         return np.cumsum(np.frombuffer(zlib.decompress(b64decode(text, validate=True)), "<i8"))
     except zlib.error as error:

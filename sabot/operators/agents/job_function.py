@@ -1,4 +1,4 @@
-"""The function of a durable agent, as jobs call it: over the record, or the batch, that the journal has."""
+"""The function of a durable agent, called for a job with the record or batch from its journal."""
 
 from collections.abc import Coroutine
 from hashlib import blake2b
@@ -27,13 +27,17 @@ from sabot.state.base import LocalBackend
 
 
 class JobFunction:
-    """keyed: there is one job of a key at a time, and its state is the key's. begun: where values of that state expire, the open jobs, and
-    when they began. What a job reads is judged at its own time (`ctx.now`), so that it reads the same in a replay: a value is needed
-    until the jobs that began before it expired are over.
+    """The function of a durable agent, and its state.
+
+    `keyed`: True if there is one job of a key at a time, and the state belongs to the key. `begun`: if values of the
+    state expire, the open jobs and the times when they began. A job's reads use its own time (`ctx.now`), so that a
+    replay reads the same. A value must therefore be kept until the jobs that began before it expired have ended.
     """
 
     def __init__(self, spec: AgentSpec, state: StateBackend | None, clock: Clock) -> None:
-        """state: of the agent. Without key= what a job keeps is its own, and nobody else's: nothing of it is ever applied."""
+        """`state`: the agent's state. It is not used without key=; the job then has a state of its own, which is
+        dropped at its end.
+        """
         self.keyed = spec.job_key is not None
         self._agent_id = spec.agent_id
         self._clock = clock
@@ -44,7 +48,7 @@ class JobFunction:
         self._function, _ = gathering(spec.func, _ordered)
 
     def context(self, job: JobRun) -> tuple[DurableContext, JobInput | BatchInput]:
-        """What the function gets for this job, and the record, or the batch, that it is about. Raises DataError."""
+        """Makes the context for a job's function. Returns it with the record or batch of the job. Raises DataError."""
         begin, state = job.history.begin, self._state
         if self._expiry is not None and state is not None:
             self.opened(job.job_id, begin.at_ms)
@@ -59,12 +63,12 @@ class JobFunction:
         return durable_context(job, row, state, self._agent_id, self._prefix, self._clock), record
 
     def opened(self, job_id: str, begun_ms: int) -> None:
-        """The job is open, and began then. Idempotent."""
+        """Notes that the job is open, and when it began. Idempotent."""
         if self._expiry is not None:
             self.begun.setdefault(job_id, begun_ms)
 
     def call(self, ctx: DurableContext) -> Coroutine[Any, Any, Any]:
-        """Its coroutine, not begun."""
+        """Returns the function's coroutine, which has not begun."""
         return self._result(ctx)
 
     async def _result(self, ctx: DurableContext) -> Any:
@@ -72,17 +76,17 @@ class JobFunction:
         return _ordered(await value if pending else value)
 
     def continued(self, job: JobRun, message: Any) -> bytes:
-        """The record of the job that goes on with this message."""
+        """Returns the encoded record with which the job goes on after `ctx.continue_as(message)`."""
         record = decode_record(job.history.begin.body)  # type: ignore[arg-type]
         return encode(msgspec.structs.replace(record, payload=payload_from(message), columns=b""))
 
     def packed(self, job: JobRun, value: Any) -> bytes:
-        """What it has returned, as END has it. Raises UserError."""
+        """Encodes the function's result for END. Raises UserError."""
         return pack(plain_of(value), f"the result of job {job.job_id}")
 
 
 class BatchJobFunction(JobFunction):
-    """That of a batch agent. It gets the columns that the journal has, live as in replay."""
+    """The function of a durable batch agent. It gets the columns from the journal, in the first run as in a replay."""
 
     def __init__(self, spec: AgentSpec, state: StateBackend | None, clock: Clock) -> None:
         super().__init__(spec, state, clock)
@@ -97,7 +101,7 @@ class BatchJobFunction(JobFunction):
         return self._good_rows(ctx)
 
     async def _good_rows(self, ctx: BatchJobContext) -> Any:
-        """The call; and another one without them, where it has named bad rows before it asked for anything."""
+        """Calls the function. If it names bad rows before its first effect, calls it again without them."""
         left, before = np.arange(ctx.message.num_rows), ctx.asked
         while ctx.message.num_rows:
             try:
@@ -113,7 +117,9 @@ class BatchJobFunction(JobFunction):
         return None
 
     def packed(self, job: JobRun, value: Any) -> bytes:
-        """How many rows it has returned, and a digest of them. Raises TypeError for anything but Arrow."""
+        """Encodes the number of result rows and a digest of them for END. Raises TypeError if the result is not
+        Arrow.
+        """
         if value is None:
             return pack(None, "")
         rows = returned(value)
@@ -121,12 +127,14 @@ class BatchJobFunction(JobFunction):
 
 
 def job_function(spec: AgentSpec, state: StateBackend | None, clock: Clock) -> JobFunction:
-    """The function of a durable agent. state: of the agent."""
+    """Makes the function of a durable agent. `state`: the agent's state."""
     return (BatchJobFunction if spec.batch else JobFunction)(spec, state, clock)
 
 
 def _ordered(value: Any) -> Any:
-    """What the function gives, as each run of the job gives it."""
+    """Returns the result with sorted lists in place of sets, because another process has another order of a set's
+    values.
+    """
     if isinstance(value, Message):
         return Message(in_order(value.value), key=value.key, headers=value.headers, topic=value.topic)
     return in_order(value)

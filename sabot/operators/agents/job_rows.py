@@ -1,4 +1,4 @@
-"""Records as jobs: which job a record is, and the form in which the journal and the mailboxes have it."""
+"""Records as jobs: their ids, their headers, and their form in the journal and in mailboxes."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -24,35 +24,38 @@ from sabot.operators.agents.job_batches import to_ipc
 from sabot.operators.agents.rows import JSON_HEADER, Row, place_of, rows_of, with_headers
 
 JOB_HEADER = "sabot.job"
-"""The header of a record that says which job it is: of a dead letter, and of what is made of it."""
+"""The header with the id of a record's job, in dead letters and in records that are sent back."""
 
 RUN_HEADER = "sabot.run"
-"""The header beside either of them: the run of the job (`Begin.run`) that has failed. 0: none has, and the job may have begun."""
+"""The header beside JOB_HEADER or FROM_HEADER with the number of the run that has failed (`Begin.run`). 0 means that
+none has failed, and that the job may have begun.
+"""
 
 LAST_RUN = 1 << 62
-"""Whichever run was the last one."""
+"""Stands for the last run, whatever its number."""
 
 INPUT_HEADER = "sabot.input"
-"""Beside both, where the job went on with another input than that of its record (`ctx.continue_as`): the digest of the first input, by
-which the job is known, and a digest of the two, so that a record with another payload is not taken for that of the job.
+"""The header of a dead letter whose job went on with another input than its record (`ctx.continue_as`). It has the
+digest of the first input, which identifies the job, and a digest of both inputs. So a record with another payload is
+not taken for that of the job.
 """
 
 CONVERSATION_HEADER = "sabot.conversation"
-"""The header of a dead letter whose agent has asked a model: what was said, as JSON."""
+"""The header of a dead letter with the conversation between agent and model, as JSON."""
 
 FROM_HEADER = "sabot.from"
-"""The header of a row that one durable agent hands to another: the job that made it, and which of its results it is."""
+"""The header of a row that one durable agent passes to another: the job that made it, and the number of the result."""
 
 
 LABELS_HEADER = "sabot.labels"
-"""The header of a record that says what was seen by the job that has made it: labels, with commas between them."""
+"""The header with the labels of a record, separated by commas: those of the data that the job saw which made it."""
 
 
 class JobInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A record in BEGIN. Fields are only added, at the end.
+    """A record in the BEGIN entry of a job. New fields are only added at the end.
 
-    columns: what its payload says, as an Arrow IPC stream of one row, so that a replay reads what the job has read, whatever the schema and
-    its registry say by then. Empty: the payload is JSON, or null.
+    `columns`: the decoded payload as an Arrow IPC stream of one row, so that a replay reads the same even if the
+    schema or its registry has changed. Empty if the payload is JSON or null.
     """
 
     topic: str
@@ -66,7 +69,7 @@ class JobInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class WaitingInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A record in a mailbox. Fields are only added, at the end."""
+    """A record in a mailbox. New fields are only added at the end."""
 
     job: str
     digest: bytes
@@ -84,8 +87,10 @@ decode_waiting = msgspec.msgpack.Decoder(WaitingInput).decode
 
 
 class FailedRun(NamedTuple):
-    """A job's run that its dead letters are about. job_id: "" where no job is known. digest: of the input that the job began with.
-    conversation: of the agent that has failed, as JSON.
+    """The run of a job that a dead letter is about.
+
+    `job_id`: "" if no job is known. `digest`: the digest of the job's first input. `conversation`: the conversation
+    of the agent that has failed, as JSON.
     """
 
     job_id: str
@@ -95,21 +100,23 @@ class FailedRun(NamedTuple):
 
     @property
     def headers(self) -> Headers:
-        """Those by which a letter is known as the job's, and what was said."""
+        """The headers of the dead letter: those that identify the job, and the conversation."""
         said = ((CONVERSATION_HEADER, self.conversation),) if self.conversation else ()
         return (*of_job(self.job_id, self.run), *said) if self.job_id else ()
 
 
 class JobCall(
     msgspec.Struct, eq=False, gc=False
-):  # nothing that it holds refers to it; of 100,000 parked jobs each has one
-    """A row, or an open job of the journal, from where it comes in to its end.
+):  # gc=False: it is in no cycle, and each of 100,000 parked jobs has one
+    """A row, or an open job of the journal, until its job ends.
 
-    digest: of the record. named: the journal is asked whether it has the job already, as its id does not say where the record stands,
-    or jobs of rows behind it have begun. failed_run: the run of the job that has failed, where the record was sent back for another one;
-    else 0. row: where it is held; None: nowhere. mailed: it is the first one of its key's mailbox. before: the open job of the journal that
-    it is, until it rests. reopened: it is one. run: of its BEGIN; above 1 it goes on with what it has done. runs: it counts for
-    `concurrency=`. renewed: it was tried again since then. begun: its BEGIN is in the journal. behalf: on whose it runs.
+    `digest`: the digest of the record. `named`: True if the journal must be asked for the job, because its id does
+    not come from the record's place, or because jobs of later rows have begun. `failed_run`: for a dead letter that
+    was sent back, the run that has failed, else 0. `row`: the row in the agent's queue, or None. `mailed`: True if
+    the row is the first of its key's mailbox. `before`: the open job of the journal, until it is parked or blocked,
+    or None. `reopened`: True for such a job. `run`: the run of its BEGIN; above 1 the job gets its recorded results.
+    `runs`: True if the job counts for `concurrency=`. `renewed`: True if it was tried again since the start. `begun`:
+    True if its BEGIN is in the journal. `behalf`: the scope, principal and labels of the job.
     """
 
     job_id: str
@@ -133,24 +140,24 @@ class JobCall(
 
     @property
     def is_failed_child(self) -> bool:
-        """Another job asks for it once more, as it has failed."""
+        """True if the job is a child that has failed and that its parent asks for again."""
         return self.failed_run > 0 and self.record is not None and self.record.offset < 0
 
 
 def input_of(row: Row) -> JobInput:
-    """The record of a row that has come."""
+    """Returns the record of a row for BEGIN."""
     columns = b"" if row.columns is None else to_ipc(row.columns)
     headers = without_ours(row.headers)
     return JobInput(row.topic, row.partition, row.offset, row.timestamp, row.key, headers, row.raw(), columns)
 
 
 def inputs_of(call: JobCall) -> dict[str, Any]:
-    """What the BEGIN of a job has of its record."""
+    """Returns the arguments of BEGIN that describe the record."""
     return {"record": encode(call.record), "key": call.scope, "digest": call.digest}
 
 
 def rows_of_begun(calls: Iterable[JobCall]) -> dict[int, list[int]]:
-    """The rows whose jobs have begun: their places, by the id of what they came with."""
+    """Returns the numbers of the rows whose jobs have begun, by the id of the QueuedRows that they came in."""
     begun: dict[int, list[int]] = {}
     for call in calls:
         if call.begun and call.row is not None:
@@ -159,8 +166,10 @@ def rows_of_begun(calls: Iterable[JobCall]) -> dict[int, list[int]]:
 
 
 class JobNames:
-    """Says which job a row of an agent is, and on whose behalf it runs. logs: the identity of the log of each topic. parents: the durable
-    agents that write into it. again: how often its records were begun anew as other jobs.
+    """Gives rows of an agent the ids of their jobs, and finds on whose behalf the jobs run.
+
+    `logs`: the identity of each topic's log. `parents`: the durable agents that write into this one. `again`: how
+    often records were begun anew as other jobs.
     """
 
     def __init__(self, spec: AgentSpec) -> None:
@@ -172,7 +181,7 @@ class JobNames:
         self.again = 0
 
     def name(self, call: JobCall, row: Row) -> None:
-        """Gives the call the id of its job, and its behalf. Raises DataError."""
+        """Sets the call's job id and behalf. Raises DataError if the row has no id, or a field of an option is unfit."""
         labels = self._labels if not row.headers else labels_of(row.headers, self._labels)
         if labels or self._scope is not None or self._principal is not None:
             call.behalf = Behalf(_word(row, self._scope, "scope"), _word(row, self._principal, "principal"), labels)
@@ -193,12 +202,14 @@ class JobNames:
             call.job_id = self._place(self.logs[row.topic], row)
         else:
             raise DataError(
-                f"{place_of(row)}: nothing says which job it is: its topic is read no more",
-                hint="job_id= names a field",
+                f"{place_of(row)}: it cannot be matched with a job, because its topic is not read any more",
+                hint="name a field with job_id=",
             )
 
     def stamped(self, batch: Batch, log: str) -> Batch:
-        """Rows of the log of this identity, with the ids of their jobs as headers, where nothing else will say which jobs they are."""
+        """Adds to rows of the log with this identity the ids of their jobs as headers, if the rows do not identify
+        them later.
+        """
         if self._field is not None or log == self.logs.get(batch.topic):
             return batch
         headers = []
@@ -212,49 +223,53 @@ class JobNames:
 
 
 def _word(row: Row, field: str | None, option: str) -> str:
-    """The text, or the whole number, in a field that an option names. Raises DataError where there is none: nothing is guessed."""
+    """Returns the text or whole number in a field that an option names. Raises DataError for anything else."""
     if field is None:
         return ""
     found = row.value.get(field) if isinstance(row.value, dict) else None
     if not isinstance(found, str | int) or isinstance(found, bool) or found == "" or "\0" in str(found):
         what = option.replace("_id", "")
         raise DataError(
-            f"{place_of(row)}: field {field!r} names no {what} ({option}=): it is {found!r}, no text (without NUL) and no whole number"
+            f"{place_of(row)}: field {field!r} has no {what} ({option}=): it is {found!r}, and must be text without NUL or a whole number"
         )
     return str(found)
 
 
 def labels_of(headers: Headers, labels: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """These labels, and those that the headers say, sorted."""
+    """Returns these labels and those of the headers, sorted."""
     said = [value.decode(errors="replace") for name, value in headers if name == LABELS_HEADER and value]
     return tuple(sorted({*labels, *filter(None, ",".join(said).split(","))})) if said else labels
 
 
 def row_of(record: JobInput) -> Row:
-    """The record as it came."""
+    """Returns the record as a row, as it came."""
     return Row(
         record.payload, record.key, record.timestamp, record.partition, record.offset, record.headers, record.topic
     )
 
 
 def without_ours(headers: Headers) -> Headers:
-    """Without what says which job it is: `ctx.headers` are the user's."""
+    """Returns the headers without Sabot's own, since `ctx.headers` are the user's."""
     return headers and tuple(pair for pair in headers if pair[0] not in _OURS)
 
 
 def of_job(job_id: str, run: int) -> Headers:
-    """The headers of a record that is sent back, or will be: its job, and the run of it that has failed."""
+    """Returns the headers of a record that is sent back: the id of its job, and the run that has failed."""
     return ((JOB_HEADER, job_id.encode()), (RUN_HEADER, b"%d" % run))
 
 
 def of_json(record: JobInput, format: Format) -> Headers:
-    """The header of a record that is sent back into a topic of this format, where it is not of that format itself."""
+    """Returns JSON_HEADER for a record that is sent back into a topic of another format than JSON but has a JSON
+    payload.
+    """
     return ((JSON_HEADER, b"1"),) if format != JSON and not record.columns and record.payload is not None else ()
 
 
 def of_input(key: bytes, own: bytes, first: bytes) -> Headers:
-    """The header of a record that is sent back, where the job that it belongs to began with another input. key: the journal's. own: the
-    digest of the record. first: that of the job's first input.
+    """Returns INPUT_HEADER for a record that is sent back, if its job began with another input; else nothing.
+
+    `key`: the key of the journal's digests. `own`: the digest of the record. `first`: the digest of the job's first
+    input.
     """
     return (
         ()
@@ -264,7 +279,9 @@ def of_input(key: bytes, own: bytes, first: bytes) -> Headers:
 
 
 def began_with(key: bytes, own: bytes, headers: Headers) -> bytes:
-    """The digest of the input that the job of this record began with. own: the digest of the record itself."""
+    """Returns the digest of the first input of a record's job. `own`: the digest of the record, which is returned if
+    INPUT_HEADER is missing or not valid.
+    """
     said = next((value for name, value in reversed(headers) if name == INPUT_HEADER), None)
     try:
         first = bytes.fromhex((said or b"").decode()[: 2 * len(own)])
@@ -274,27 +291,29 @@ def began_with(key: bytes, own: bytes, headers: Headers) -> bytes:
 
 
 def of_result(job_id: str, number: int, *, replayed: bool) -> Headers:
-    """The headers of a result that a durable agent hands to another one. replayed: its job is run over its history, so it may have been
-    handed over before.
+    """Returns the headers of a result that one durable agent passes to another.
+
+    `replayed`: True if the job was run over its history, so that the result may have been passed on before.
     """
     again = ((RUN_HEADER, b"0"),) if replayed else ()
     return ((FROM_HEADER, f"{job_id}>{number}".encode()), *again)
 
 
 def failed_run(headers: Headers) -> int:
-    """What the headers of a record that was sent back say of the run of its job: without a word the last one."""
+    """Returns the run in the headers of a record that was sent back, or LAST_RUN if the header is missing."""
     found = next((value for name, value in reversed(headers) if name == RUN_HEADER and value), b"")
     return int(found) if found.isdigit() else LAST_RUN
 
 
 def payload_from(message: Any) -> bytes:
-    """The payload of a record that the user makes. Raises UserError for what JSON cannot say."""
+    """Encodes a message as the payload of a record. Raises UserError for a value that JSON cannot encode."""
     return message if isinstance(message, bytes) else encode_json(message)
 
 
 def version_of(function: Callable[..., Any], version: str = "") -> str:
-    """What BEGIN says of the code: its version, by default a short name of the function's code, and the Python that runs it, since another
-    one may make tasks in another order (`jobs.run`). The same in every process that has the same source and Python.
+    """Returns the version of the code for BEGIN: `version`, or by default a short hash of the function's code, and
+    the version of Python, since another one may make tasks in another order (`jobs.run`). It is the same in all
+    processes with the same source and Python.
     """
     code = getattr(unwrap(function), "__code__", None)
     if not version and code is not None:

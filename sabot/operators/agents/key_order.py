@@ -1,9 +1,9 @@
 """The order of a durable agent's rows: one job of a key at a time, parked or not.
 
-    come ─▶ its turn, where its key has no job; else behind the key: in memory, or, where that job takes long, in the mailbox
+    come ─▶ its turn, if its key has no job; else behind the key: in memory or, if the job takes long, in the mailbox
 
-Behind the job of a key come first its open jobs of the journal, then the rows of its mailbox, then those in memory. A row stays in its
-mailbox until its job is parked or over.
+Behind the job of a key come first the key's open jobs of the journal, then the rows of its mailbox, then the rows in
+memory. A row stays in its mailbox until its job is parked or has ended.
 """
 
 import logging
@@ -25,30 +25,31 @@ _log = logging.getLogger(__name__)
 
 
 class OrderOwner(Protocol):
-    """The agent whose rows they are."""
+    """The agent whose rows are put in order."""
 
     def turn(self, call: JobCall) -> None:
-        """It is the next one of its key, or has none: it begins as soon as it may."""
+        """Called for a row that is the next one of its key, or has no key. It may begin."""
 
     def is_known(self, call: JobCall) -> bool:
-        """Whether its job has begun already: then the row was dropped, or refused."""
+        """Returns True if the job has already begun. The row was then dropped or refused."""
 
     def row_over(self, call: JobCall) -> None:
-        """No checkpoint has to repeat it: it is in a mailbox."""
+        """Ends a row that is in a mailbox now, so that checkpoints no longer have it among the waiting rows."""
 
     def refuse(self, call: JobCall, error: SabotError) -> None:
-        """The row becomes a dead letter."""
+        """Makes the row a dead letter."""
 
     def has_failed(self) -> bool:
-        """The agent has ended: nothing has a turn any more."""
+        """Returns True if the agent has failed. No row then gets a turn any more."""
 
     def mail_room(self) -> None:
-        """No mailbox holds up who brings rows any more."""
+        """Called when no full mailbox delays the caller that brings rows any more."""
 
 
 class _Queue(msgspec.Struct, eq=False, gc=False):
-    """Of a key that has a job. before: its open jobs of the journal. waiting: rows behind it in memory. None: there was none so far, as for
-    most keys; an empty deque has 600 bytes, and the garbage collector would look at each.
+    """The queue of a key that has a job. `before`: the key's open jobs of the journal. `waiting`: the rows behind
+    them in memory. Both are None until needed, as for most keys: an empty deque takes 600 bytes, and time of the
+    garbage collector.
     """
 
     call: JobCall
@@ -61,8 +62,10 @@ class _Queue(msgspec.Struct, eq=False, gc=False):
 
 
 class KeyOrder:
-    """crowded: keys with rows in memory that belong into a full mailbox; children: the ids of jobs that other jobs have asked for, which
-    wait for their turn.
+    """Gives each row its turn.
+
+    `crowded`: the keys with rows in memory that belong into a full mailbox. `children`: the ids of jobs that other
+    jobs have asked for, and that wait for their turn.
     """
 
     def __init__(self, spec: AgentSpec, room: MailRoom, owner: OrderOwner) -> None:
@@ -77,11 +80,13 @@ class KeyOrder:
         room.on_room.append(self.unpack)
 
     def restore(self, calls: Iterable[JobCall]) -> None:
-        """The open jobs of the journal, in the order in which they began; then the mailboxes. Before any row comes. Raises UserError."""
+        """Restores the open jobs of the journal, in the order in which they began, and then the mailboxes. Called
+        before any row comes. Raises UserError if rows wait in mailboxes and the agent has no key= any more.
+        """
         if self._spec.job_key is None and self.boxes.rows:
             raise UserError(
-                f"agent {self._spec.agent_id} has no key=, and {self.boxes.rows:,} records wait in mailboxes behind the keys that it had",
-                hint="go on with that key= until its jobs are over",
+                f"agent {self._spec.agent_id} has no key=, and {self.boxes.rows:,} records wait in mailboxes of the keys that it had",
+                hint="keep the old key= until its jobs have ended",
             )
         for call in calls:
             queue = self._queues.get(call.scope)
@@ -90,22 +95,24 @@ class KeyOrder:
             else:
                 queue.before = _with(queue.before, call)
         for scope in list(self.boxes):
-            # Rows of jobs that have begun are the first ones of their mailbox. They go at once: were one still there at the next
-            # barrier, when its job is over again, it would begin anew after a restore.
+            # Rows of jobs that have begun are the first of their mailbox. They are removed at once: if one were still there at the next
+            # barrier, and its job had ended by then, the job would begin again after a restore.
             while scope in self.boxes and self._owner.is_known(self._mailed(scope)):
                 pass
             if scope in self.boxes and scope not in self._queues:
                 self._turn(self._mailed(scope))
 
     def start(self, calls: Iterable[JobCall]) -> None:
-        """The facts of the checkpoint, which may be about open jobs of the journal, were taken: those that rest need no more of it."""
+        """Notes that the facts of the checkpoint were restored. Calls of parked jobs no longer need them."""
         self._started = True
         for call in calls:
             if call.parked:
                 call.before = None
 
     def child_comes(self, call: JobCall) -> None:
-        """A job has asked for this one. Raises UserError where the job that has its key is above it: each would wait for the other."""
+        """Adds a job that another job has asked for. Raises UserError if the job that holds its key is one of its
+        parents, because each would wait for the other.
+        """
         queue = None if self._spec.job_key is None else self._queues.get(call.scope)
         above = parent_of(call.job_id)[0]
         while queue is not None and above:
@@ -113,14 +120,14 @@ class KeyOrder:
                 raise UserError(
                     f"ctx.child: {self._spec.agent_id} has one job of {self._spec.key} {key_of(call.scope)!r} at a time, and that is job "
                     f"{above}, which would wait for this child",
-                    hint="call a function, begin a child of another key or of an agent without key=, or ctx.continue_as",
+                    hint="call a function, begin a child with another key or of an agent without key=, or use ctx.continue_as",
                 )
             above = parent_of(above)[0]
         self.children.add(call.job_id)
         self.come(call)
 
     def come(self, call: JobCall) -> None:
-        """A row takes its place behind those that came before it."""
+        """Puts a row behind those of its key that came before."""
         queue = None if self._spec.job_key is None else self._queues.get(call.scope)
         if queue is not None and queue.call.blocked:
             self._tell(queue.call)
@@ -132,17 +139,17 @@ class KeyOrder:
             queue.waiting = _with(queue.waiting, call)
 
     def _tell(self, blocked: JobCall) -> None:
-        """Logs, once for each blocked job, that more of its key waits behind it."""
+        """Logs, once for each blocked job, that rows of its key wait behind it."""
         if blocked.job_id not in self._told:
             self._told.add(blocked.job_id)
             _log.warning(
-                "agent %s: what comes for %s %r waits behind job %s, which is blocked, until the code is there that it began with",
+                "agent %s: rows for %s %r wait behind job %s, which is blocked until the app runs with the code that it began with",
                 *(self._spec.agent_id, self._spec.key, scrubbed(str(key_of(blocked.scope))), blocked.job_id),
             )
 
     @property
     def behind_blocked(self) -> int:
-        """How many rows and jobs wait behind blocked jobs of their keys."""
+        """The number of rows and jobs that wait behind blocked jobs of their keys."""
         queues = [(scope, each) for scope, each in self._queues.items() if each.call.blocked]
         return sum(self.boxes.rows_of(scope) + len(q.before or ()) + len(q.waiting or ()) for scope, q in queues)
 
@@ -157,14 +164,14 @@ class KeyOrder:
         self._owner.turn(call)
 
     def suspend(self, call: JobCall) -> None:
-        """Its job takes long: what waits behind it in memory goes into the mailbox."""
+        """Notes that the job takes long. The rows behind it in memory go into the mailbox."""
         if self._started:
             call.before = None
         if self._spec.job_key is not None:
             self._spill(self._queues[call.scope])
 
     def end(self, call: JobCall) -> None:
-        """Its job has ended: the next one of its key has its turn."""
+        """Notes that the job has ended, and gives the turn to the next row of its key."""
         if self._spec.job_key is None:
             return
         scope, queue = call.scope, self._queues[call.scope]
@@ -185,23 +192,25 @@ class KeyOrder:
             self.unpack()
 
     def _mailed(self, scope: bytes) -> JobCall:
-        """The first one of a mailbox."""
+        """Returns the first row of a mailbox."""
         found = decode_waiting(self.boxes.first(scope))
         asked = found.named, found.failed_run
         return JobCall(found.job, scope, found.digest, found.record, *asked, mailed=True, behalf=found.behalf)
 
     def _post(self, queue: _Queue, call: JobCall) -> None:
-        """Into the mailbox of its key. Where that is full, the row is a dead letter, or waits in memory and holds up who brings rows."""
+        """Puts a row into the mailbox of its key. If that is full, the row becomes a dead letter, or waits in memory
+        and delays the caller that brings rows.
+        """
         assert call.record is not None
         scope = call.scope
         if call.job_id in self.children:
-            queue.waiting = _with(queue.waiting, call)  # whoever asked for it asks again after a restart
+            queue.waiting = _with(queue.waiting, call)  # its parent asks for it again after a restart
         elif scope not in self.crowded and self.boxes.has_room(scope):
             waiting = WaitingInput(call.job_id, call.digest, call.named, call.failed_run, call.record, call.behalf)
             self.boxes.add(scope, encode(waiting))
             self._owner.row_over(call)
         elif self._spec.mailbox_full == "dead_letter":
-            full = f"the mailbox of {self._spec.key} {key_of(scope)!r} is full: job {queue.call.job_id} is not over"
+            full = f"the mailbox of {self._spec.key} {key_of(scope)!r} is full: job {queue.call.job_id} has not ended"
             self._owner.refuse(call, MailboxFull(full))
         else:
             queue.waiting = _with(queue.waiting, call)
@@ -213,11 +222,11 @@ class KeyOrder:
             self._post(queue, call)
 
     def unpack(self) -> None:
-        """A mailbox has room again."""
+        """Moves rows into mailboxes that have room again."""
         for scope in list(self.crowded):
             queue = self._queues.get(scope)
             if queue is None or not (queue.takes_long or scope in self.boxes):
-                del self.crowded[scope]  # its rows are served from memory
+                del self.crowded[scope]  # its rows wait in memory now
             elif self.boxes.has_room(scope):
                 del self.crowded[scope]
                 self._spill(queue)

@@ -1,4 +1,4 @@
-"""Which operator runs an agent."""
+"""Chooses the operator that runs an agent."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from sabot.operators.agents.records import RecordAgentOperator
 
 
 def agent_operator(spec: AgentSpec, **wiring: Any) -> AgentOperator:
-    """The operator that runs this agent. A durable one takes some wiring of its own."""
+    """Makes the operator of an agent. `wiring`: the arguments of its constructor; a durable agent has further ones."""
     if spec.durable:
         return (DurableBatchOperator if spec.batch else DurableAgentOperator)(spec, **wiring)
     return BatchAgentOperator(spec, **wiring) if spec.batch else RecordAgentOperator(spec, **wiring)

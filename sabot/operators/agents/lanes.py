@@ -1,7 +1,8 @@
-"""An agent whose calls are made by a crew (`calls.Crew`), whose workers have a queue each: the lanes.
+"""The base of record and batch agents: their calls are made by a crew (`calls.Crew`), whose workers are the lanes.
 
-A record agent has `concurrency` lanes; a key always goes to the same lane, so its records keep their order. A batch agent has one lane. A
-row stays in its lane until its call has ended. What a record and a batch agent do differently stands in `records` and `batches`.
+A record agent has `concurrency` lanes. A key always goes to the same lane, so its records keep their order. A batch
+agent has one lane. A row stays in the queue of its lane until its call has ended. `records` and `batches` have the
+differences.
 """
 
 import logging
@@ -21,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class LaneOperator(AgentOperator):
-    """What record and batch agents have in common."""
+    """The base of record and batch agents."""
 
     def __init__(self, spec: AgentSpec, **wiring: Any) -> None:
         super().__init__(spec, **wiring)
@@ -29,7 +30,7 @@ class LaneOperator(AgentOperator):
         self._crew: Crew[Any] = Crew(name, self, spec.calls, clock=self.clock, loop=self.loop, own_queues=True)
         self.lanes = self._crew.workers
 
-    # -- life ---------------------------------------------------------------------------------------------------------
+    # -- start and end ---------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         self._crew.start()
@@ -39,7 +40,7 @@ class LaneOperator(AgentOperator):
     async def quiesce(self, grace_s: float) -> None:
         self._stop_timers()
         await self._crew.quiesce(grace_s)
-        self.release()  # who waits for its rows would wait for ever
+        self.release()  # callers of `drained` would wait for ever
 
     async def close(self) -> None:
         self._stop_timers()
@@ -49,7 +50,7 @@ class LaneOperator(AgentOperator):
             place = f"agent {self.spec.agent_id} at {self._where(item)}"
             if place not in self.left_behind:
                 self.left_behind.append(place)
-                _log.error("%s: the call refuses to be cancelled and is left behind", place)
+                _log.error("%s: the call cannot be cancelled and is left running", place)
         self.release()
 
     def _stop_timers(self) -> None:
@@ -65,7 +66,9 @@ class LaneOperator(AgentOperator):
         self._crew.end()
 
     async def drained(self) -> None:
-        """As in the base; and every timer that is due by now has fired."""
+        """Waits until every row has been processed, or the agent has failed or was stopped, and every timer that is
+        due by now has fired.
+        """
         if self.timers is not None:
             self.timers.let_out()
         await super().drained()
@@ -76,15 +79,17 @@ class LaneOperator(AgentOperator):
 
     @abstractmethod
     def over(self, item: Any) -> bool:
-        """What the item holds has ended (`held`). -> whether all that came with it has."""
+        """Ends the rows of the item in `self.held`. Returns True if all rows that came together with them have ended."""
 
     def _done(self, item: Any) -> None:
         self.rows_ended(item.held, last=self.over(item))
 
-    # -- figures ------------------------------------------------------------------------------------------------------
+    # -- metrics ------------------------------------------------------------------------------------------------------
 
     def statistics(self) -> dict[str, Any]:
-        """As in the base; how many lanes there are, how many may call now (limit), how often a service was overloaded."""
+        """Returns the base's figures, the number of lanes, how many of them may call now (`limit`), and how often a
+        service was overloaded.
+        """
         return {
             **super().statistics(),
             "lanes": len(self.lanes),
@@ -99,22 +104,25 @@ class LaneOperator(AgentOperator):
 
     @abstractmethod
     def _where(self, item: Any) -> str:
-        """topic[partition]@offset of what a lane holds."""
+        """Returns the place of an item, as topic[partition]@offset, for messages."""
 
-    # -- calls: what the crew asks (`calls.Calls`) --------------------------------------------------------------------
+    # -- calls: methods for the crew (`calls.Calls`) --------------------------------------------------------------------
 
     @abstractmethod
     def begin(self, item: Any, run: Callable[..., Any]) -> tuple[AgentContext, Any, bool]:
-        """Calls the user's function in the context `run`: (its ctx, what it gave, whether that is to be awaited)."""
+        """Calls the user's function in the context `run`. Returns (its ctx, its result, True if that must be
+        awaited).
+        """
 
     @abstractmethod
     def written(self, item: Any, value: Any) -> Any:
-        """What the function gave, as it will be emitted. Raises for what cannot be."""
+        """Returns the result in the form in which it is emitted. Raises an exception for a result that cannot be."""
 
     def ended(self, item: Any, ctx: AgentContext, output: Any) -> Awaitable[None] | None:
-        """The call ended well: its state writes, its timers, its results and its row, in one step.
+        """Applies the state writes and timers of a call that has succeeded, emits its results, and ends its row, all
+        in one step.
 
-        -> what the lane waits for before the next call.
+        Returns an awaitable for which the lane must wait before its next call, or None.
         """
         try:
             apply_writes(ctx)
@@ -134,7 +142,9 @@ class LaneOperator(AgentOperator):
         return self.dead_letters_writable() if self.dead_letters_full else None
 
     def attempt_failed(self, item: Any, failure: BaseException, attempts: int) -> bool:
-        """As `Calls` says. A failure that concerns a part of the item gives up that part, and does not count as an attempt."""
+        """Handles a failed attempt, as `Calls.attempt_failed`. If the failure names rows of the item, only these are
+        given up, and the attempt does not count: returns True.
+        """
         if self._salvage(item, failure, attempts):
             return True
         self.counters.errors_count += 1
@@ -143,10 +153,12 @@ class LaneOperator(AgentOperator):
 
     @abstractmethod
     def renew(self, item: Any) -> None:
-        """Before another attempt: the failed one may have changed what it was given."""
+        """Restores the item for another attempt, because the failed one may have changed it."""
 
     def failed(self, item: Any, failure: BaseException, attempts: int) -> Awaitable[None] | None:
-        """No attempt is left: the agent fails, or the item is given up. Who asks for the end of the process ends the agent."""
+        """Handles the failure of the last attempt: the agent fails, or the item's rows become dead letters. A request
+        to end the process fails the agent.
+        """
         if self.spec.calls.on_error == "fail" or isinstance(failure, EXITS):
             self.fail(failure, self._where(item))
             return None
@@ -155,7 +167,9 @@ class LaneOperator(AgentOperator):
         return self.dead_letters_writable() if self.dead_letters_full else None
 
     def worker_ended(self, item: Any, error: BaseException | None) -> None:
-        """A lane has ended, unexpectedly. An error is not the call's own: state may be applied, and the row still wait."""
+        """Handles the unexpected end of a lane. An error is then not one of the call: its state may be applied though
+        its row is still waiting.
+        """
         where = self.spec.agent_id if item is None else self._where(item)
         if error is None:
             self.fail(RuntimeError("the task that runs the call was cancelled"), where)
@@ -164,17 +178,19 @@ class LaneOperator(AgentOperator):
             self.on_broken(what, unexpected_end(what, error))
 
     def broke(self, what: str, error: SabotError) -> None:
-        """A callback of the crew has ended unexpectedly."""
+        """Reports the unexpected end of a callback of the crew."""
         self.on_broken(what, error)
 
     @abstractmethod
     def _end(self, item: Any, output: Any) -> None:
-        """The call ended well: emit and count. Must not suspend."""
+        """Emits the results of a call that has succeeded, and counts it. Must not suspend."""
 
     @abstractmethod
     def _bury(self, item: Any, failure: BaseException, attempts: int) -> None:
-        """The item is given up: to the dead letters."""
+        """Sends the rows of an item to the dead letters."""
 
     def _salvage(self, item: Any, failure: BaseException, attempts: int) -> bool:
-        """Gives up the part of the item that the failure concerns, if it says which. True: the rest is to be called again."""
+        """Gives up the rows of the item that the failure names. Returns True if it names some, and the others must be
+        called again.
+        """
         return False

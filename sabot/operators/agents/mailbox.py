@@ -1,11 +1,12 @@
-"""Records that wait behind a key whose job takes long, so that a key which is parked for days holds no other one up.
+"""Mailboxes: rows that wait behind a key whose job takes long. So a key whose job is parked for days delays no other
+key.
 
-    MailRoom       of an app: one backend of the engine's own, cut at the barrier with all else, and a bound for all mailboxes together
-    Mailboxes      of one agent: a queue for each key that has rows in it, with a bound for each
+    MailRoom       of an app: a backend for all mailboxes, saved at the barrier, with a limit for all together
+    Mailboxes      of one agent: a queue for each key that has rows, with a limit for each
     NotesOfParked  what the parked jobs of all agents wait for
 
-The backend is not the one that users write to: theirs may forget values after some time, or be of their own making. What is kept in memory
-of a queue is where it begins and ends.
+The backend is not the one that users write to: theirs may expire values, or be their own class. In memory a queue has
+only the numbers of its first and last row.
 """
 
 import struct
@@ -16,40 +17,42 @@ from sabot.state import MemoryBackend, load_snapshot
 from sabot.state.base import Cut, LocalBackend, LocalSnapshot
 
 STATE = "mailboxes"
-"""The name of the state in a checkpoint, among those of the task of the agents."""
+"""The name of the mailboxes' state in a checkpoint, among the states of the agent task."""
 
 NOTES = "parked"
-"""Likewise, of the notes of parked jobs."""
+"""The name of the state of the notes of parked jobs, among the states of the agent task."""
 
-_ROWS = 1_000_000  # that wait in all mailboxes of an app
+_ROWS = 1_000_000  # the most rows in all mailboxes of an app
 _BYTES = 1 << 30
-_NUMBER = struct.Struct(">Q")  # behind the scope of a key: its rows are in their order
+_NUMBER = struct.Struct(">Q")  # follows the scope in the backend's keys, so that the rows of a scope are in order
 
 
 class MailRoom:
-    """All mailboxes of an app."""
+    """The store of all mailboxes of an app."""
 
     def __init__(self, backend: LocalBackend, *, capacity_rows: int = _ROWS, capacity_bytes: int = _BYTES) -> None:
         self.backend = backend
         self.capacity_rows, self.capacity_bytes = capacity_rows, capacity_bytes
         self.rows = self.nbytes = 0
-        self.on_room: list[Callable[[], None]] = []  # called when a row has gone
+        self.on_room: list[Callable[[], None]] = []  # called when a row was removed
 
     @property
     def has_room(self) -> bool:
-        """Another row may come."""
+        """True if there is room for another row."""
         return self.rows < self.capacity_rows and self.nbytes < self.capacity_bytes
 
     def cut(self) -> Cut | None:
-        """All rows as they are now; None: there are none, and were none before."""
+        """Returns a cut of all rows, or None if there are no rows and never were."""
         return None if self.backend.is_empty else self.backend.cut()
 
     def load(self, directory: Path) -> None:
-        """What a cut has saved there. Blocks. Before any `Mailboxes` is made. Raises CorruptCheckpoint."""
+        """Loads the rows that a cut has saved in the directory. Blocks. Called before any `Mailboxes` is made. Raises
+        CorruptCheckpoint.
+        """
         _load(self.backend, directory)
 
     def shut(self) -> None:
-        """Blocks. Idempotent."""
+        """Closes the backend. Blocks. Idempotent."""
         self.backend.shut()
 
 
@@ -59,7 +62,9 @@ def _load(backend: LocalBackend, directory: Path) -> None:
 
 
 class NotesOfParked:
-    """Notes of the parked jobs of an app (`jobs.parking.ParkedNotes`). They are small, and in memory: a cut is one file, written beside."""
+    """The notes of the parked jobs of an app (`jobs.parking.ParkedNotes`). They are small and kept in memory. A cut
+    is one file, which another thread writes.
+    """
 
     def __init__(self) -> None:
         self._notes: dict[str, bytes] = {}
@@ -74,18 +79,18 @@ class NotesOfParked:
         return iter(self._notes.items())
 
     def cut(self) -> Cut | None:
-        """As `MailRoom.cut`."""
+        """Returns a cut of all notes, or None if there are none."""
         return _CutOfNotes(self._notes.copy()) if self._notes else None
 
     def load(self, directory: Path) -> None:
-        """As `MailRoom.load`."""
+        """Loads the notes that a cut has saved in the directory. Blocks. Raises CorruptCheckpoint."""
         backend = MemoryBackend()
         _load(backend, directory)
         self._notes = {key.decode(): note for key, note in backend.items("")}
 
 
 class _CutOfNotes:
-    """Is saved as that of a backend in memory."""
+    """A cut of notes, which is saved like one of a backend in memory."""
 
     def __init__(self, notes: dict[str, bytes]) -> None:
         self._notes = notes
@@ -97,19 +102,19 @@ class _CutOfNotes:
         return backend.cut().save(directory)
 
     def discard(self) -> None:
-        """Holds nothing but memory."""
+        """Does nothing: there is only memory to release."""
 
 
 class Mailboxes:
-    """The mailboxes of one agent. A row is any bytes."""
+    """The mailboxes of one agent. A row is bytes."""
 
     def __init__(self, room: MailRoom, agent_id: str, capacity_rows: int) -> None:
-        """capacity_rows: of one key."""
+        """`capacity_rows`: the most rows of one key."""
         self._room = room
         self._backend = room.backend
         self._space = agent_id
         self._capacity = capacity_rows
-        self._bounds: dict[bytes, list[int]] = {}  # scope -> [number of its first row, number behind its last]
+        self._bounds: dict[bytes, list[int]] = {}  # by scope: [number of the first row, number behind the last]
         self.rows = 0
         for key, row in self._backend.items(agent_id):
             scope, number = key[: -_NUMBER.size], _NUMBER.unpack(key[-_NUMBER.size :])[0]
@@ -121,33 +126,33 @@ class Mailboxes:
         return scope in self._bounds
 
     def __iter__(self) -> Iterator[bytes]:
-        """The scopes of the keys that have rows."""
+        """Yields the scopes of the keys that have rows."""
         return iter(self._bounds)
 
     def rows_of(self, scope: bytes) -> int:
-        """How many rows a key has."""
+        """Returns the number of rows of a key."""
         first, end = self._bounds.get(scope, (0, 0))
         return end - first
 
     def has_room(self, scope: bytes) -> bool:
-        """Another row of this key may come."""
+        """Returns True if there is room for another row of this key."""
         return self.rows_of(scope) < self._capacity and self._room.has_room
 
     def add(self, scope: bytes, row: bytes) -> None:
-        """Behind the other rows of its key."""
+        """Adds a row behind the other rows of its key."""
         bounds = self._bounds.setdefault(scope, [0, 0])
         self._backend.write(self._space, scope + _NUMBER.pack(bounds[1]), row)
         bounds[1] += 1
         self._count(1, len(row))
 
     def first(self, scope: bytes) -> bytes:
-        """The first row of a key that has some."""
+        """Returns the first row of a key that has rows."""
         row = self._backend.read(self._space, scope + _NUMBER.pack(self._bounds[scope][0]))
         assert row is not None
         return row
 
     def remove_first(self, scope: bytes) -> None:
-        """It has ended."""
+        """Removes the first row of a key, and notifies the listeners `on_room`."""
         row, bounds = self.first(scope), self._bounds[scope]
         self._backend.write(self._space, scope + _NUMBER.pack(bounds[0]), None)
         bounds[0] += 1

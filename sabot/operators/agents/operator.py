@@ -1,10 +1,11 @@
-"""An agent as an operator: what any agent has, however its calls are made.
+"""The base of all agents' operators.
 
-Rows come in, and stay in a queue (`operators.row_queue`) until they have ended. State writes, results and the end of a row happen in one
-step without an `await`, so the rows in the queue at a barrier are exactly those that the checkpoint must repeat. Results and dead letters
-leave through ports. Who brings rows waits while there is no room for them.
+Rows that come in stay in a queue (`operators.row_queue`) until they have ended. State writes, results and the end of
+a row happen in one step without an `await`. So the rows in the queue at a barrier are exactly those that a restore
+must process again. Results and dead letters leave through ports. The caller that brings rows waits while there is no
+room.
 
-How calls are made stands in `lanes`.
+`lanes` makes the calls of agents that are not durable, `durable` runs jobs.
 """
 
 import asyncio
@@ -40,36 +41,38 @@ from sabot.state import StateBackend
 _log = logging.getLogger(__name__)
 
 _SHIP_ROWS = 1024
-_WAYS = 'nan="null" says that this is meant, nan="fail" makes it an error'
+_WAYS = 'nan="null" allows it without a warning, nan="fail" makes it an error'
 
 
 class Port(Protocol):
-    """Where batches leave an operator: a sink's channel, or another agent's lanes."""
+    """A receiver of batches from an agent: the channel of a sink, or another agent."""
 
     @property
     def name(self) -> str:
-        """The sink's name, or the agent's id."""
+        """The name of the sink, or the id of the agent."""
 
     @property
     def takes_records(self) -> bool:
-        """The receiver needs records (RECORD_SCHEMA); if not, columns will do."""
+        """True if the receiver needs records (RECORD_SCHEMA), False if it also takes columns."""
 
     @property
     def full(self) -> bool:
-        """Who writes is to wait for `writable()` before it makes more; `put` still takes what was made."""
+        """True if the caller must await `writable()` before it makes more rows. `put` still takes rows that exist."""
 
     def fitted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The columns as the receiver takes them. Raises UserError for those that it cannot take."""
+        """Returns the rows with the columns and types of the receiver. Raises UserError for columns that it cannot
+        take.
+        """
 
     def put(self, batch: Batch) -> None:
-        """Takes the batch, in order; never refuses."""
+        """Takes the batch, in order. Never refuses and never blocks."""
 
     async def writable(self) -> None:
-        """Returns when the receiver has room again, or is gone."""
+        """Waits until the receiver has room again, or is gone."""
 
 
 class RowBuffer:
-    """Results of single calls, gathered into one batch of RECORD_SCHEMA for the port."""
+    """A buffer that joins the results of single calls to batches of RECORD_SCHEMA for a port."""
 
     def __init__(self, port: Port, topic: str, on_broken: Callable[[str, BaseException], None]) -> None:
         self.port = port
@@ -88,7 +91,9 @@ class RowBuffer:
         offset: int,
         headers: Headers = (),
     ) -> None:
-        """One row. It is shipped when enough rows have gathered, at the latest in the loop's next turn."""
+        """Adds a row. The buffer is shipped when it has enough rows, at the latest in the next turn of the event
+        loop.
+        """
         rows = self._rows
         if not rows:
             self._loop.call_soon(self.ship)
@@ -97,24 +102,24 @@ class RowBuffer:
             self.ship()
 
     def ship(self) -> None:
-        """Everything gathered goes to the port."""
+        """Puts all rows of the buffer into the port. An error is reported to `on_broken`."""
         if self._rows:
             rows, self._rows = self._rows, []
             try:
                 self.put(Batch(records_batch(rows), None, self._topic))
-            except Exception as error:  # the calls behind these rows have ended: they must not get lost
+            except Exception as error:  # the calls of these rows have ended, so the rows must not be lost
                 self._on_broken(f"output to {self.port.name}", error)
 
     def put(self, batch: Batch) -> None:
-        """Rows that are a batch already."""
+        """Puts a batch into the port. Rows of the buffer are not shipped first."""
         self.rows_total += batch.num_rows
         self.port.put(batch)
 
 
 class AgentOperator(ABC):
-    """What all agents have in common. One owner: the agent task on its event loop."""
+    """The base class of all agents' operators. It belongs to the agent task, on its event loop."""
 
-    timers: KeyTimers | None = None  # of a record agent with on_timer=
+    timers: KeyTimers | None = None  # only for a record agent with on_timer=
 
     def __init__(
         self,
@@ -132,8 +137,9 @@ class AgentOperator(ABC):
         capacity_rows: int = 16384,
         capacity_bytes: int = 64 << 20,
     ) -> None:
-        """branches: the sinks that a result may name, the first one first. on_broken: is told, with what it was, of errors after which
-        state and output may no longer agree.
+        """`output`: the receiver of results, or None. `branches`: the sinks that a result may name, the first sink
+        first. `dead_letters`: returns the port for dead letters of a topic. `on_failed`: called when the agent has
+        failed. `on_broken`: called with a description and the error if state and output may no longer agree.
         """
         self.spec = spec
         self.backend = backend
@@ -142,15 +148,15 @@ class AgentOperator(ABC):
         self.clock = clock
         self.loop = asyncio.get_running_loop()
         self.failure: AgentFailed | None = None
-        self.blocked_jobs: dict[str, SabotError] = {}  # of a durable agent, with the reasons
-        self.left_behind: list[str] = []  # calls that refused to be cancelled
+        self.blocked_jobs: dict[str, SabotError] = {}  # of a durable agent: the reasons by job id
+        self.left_behind: list[str] = []  # the places of calls that could not be cancelled
         self.counters = counters
-        self.codecs: dict[str, Codec] = {}  # by topic: without a schema each has its own
+        self.codecs: dict[str, Codec] = {}  # by topic, because without a schema each topic has its own columns
         self.payload_of = payloads_of(spec)
         self.error_log = ErrorLog(f"agent {spec.agent_id}", clock)
-        self.errors_before = counters.errors_count  # in earlier runs
-        self.key_kinds: set[str] = set()  # which kinds of values the keys were that it has seen, in earlier runs too
-        self._nulled = Nulled(spec.nan, _WAYS, _log)  # floats of its results that JSON has as null, in this run
+        self.errors_before = counters.errors_count  # the count of earlier runs
+        self.key_kinds: set[str] = set()  # the kinds of values that keys have had, in earlier runs too
+        self._nulled = Nulled(spec.nan, _WAYS, _log)  # counts floats of results that JSON writes as null, in this run
         self.results = None if output is None else RowBuffer(output, spec.agent_id, on_broken)
         self.branches: dict[str, RowBuffer] = {}
         for name, port in branches.items():
@@ -163,60 +169,62 @@ class AgentOperator(ABC):
         self._on_failed = on_failed
         self._version = version
         self._batch_seconds = Durations()
-        self._notable_rows = 0  # _progressed is called when no more than these are left
+        self._notable_rows = 0  # `_progressed` is called when no more rows than these are left
         self._room: list[asyncio.Future[None]] = []
         self._quiet: list[asyncio.Future[None]] = []
 
-    # -- life ---------------------------------------------------------------------------------------------------------
+    # -- start and end ---------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def start(self) -> None:
-        """Begin to process rows; after `quiesce` and `close`, go on."""
+        """Begins to process rows; also after `quiesce` and `close`."""
 
     @abstractmethod
     async def quiesce(self, grace_s: float) -> None:
-        """Take no further row; wait up to `grace_s` seconds for the calls that run."""
+        """Stops taking rows, and waits up to `grace_s` seconds for calls in flight."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Cancel what still runs. Idempotent; rows that wait stay as they are."""
+        """Cancels calls in flight. Waiting rows stay in the queue. Idempotent."""
 
     @property
     @abstractmethod
     def stopped(self) -> bool:
-        """It takes no rows: `quiesce` or `close` was called."""
+        """True if the agent takes no rows, because `quiesce` or `close` was called."""
 
     def now_ms(self) -> int:
-        """The clock, in ms since 1970."""
+        """Returns the processing time in ms since 1970."""
         return int(self.clock.time() * 1000)
 
-    # -- rows in ------------------------------------------------------------------------------------------------------
+    # -- input --------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def put(self, batch: Batch) -> None:
-        """Rows to process, in order; always taken (see `full`)."""
+        """Takes rows to process, in order. Never refuses; the caller looks at `full`."""
 
     def waiting_rows(self) -> int:
-        """Rows that have not ended; from any thread."""
+        """Returns the number of rows that have not ended. May be called from any thread."""
         return self.held.rows
 
     @property
     def full(self) -> bool:
-        """More rows are held than the bound allows, or the receiver of dead letters is full: wait for `writable()`."""
+        """True if the queue is full, or a receiver of dead letters is. The caller then awaits `writable()`."""
         return not self.has_room or self.dead_letters_full
 
     @property
     def has_room(self) -> bool:
-        """More rows may be held."""
+        """True if the queue has room for more rows."""
         return self.held.has_room
 
     @property
     def dead_letters_full(self) -> bool:
-        """A receiver of dead letters is full: wait for `dead_letters_writable()` before the next call."""
+        """True if a receiver of dead letters is full. The next call must first await `dead_letters_writable()`."""
         return bool(self._dead) and any(buffer.port.full for buffer in self._dead.values())
 
     async def writable(self) -> None:
-        """Returns when there is room, or the agent has failed. Its own calls must not wait for it, as they make the room."""
+        """Waits until there is room, or the agent has failed. The agent's own calls must not await it, since only
+        they make room.
+        """
         await self.dead_letters_writable()
         while not self.has_room and self.failure is None:
             waiter = self.loop.create_future()
@@ -225,12 +233,14 @@ class AgentOperator(ABC):
             await waiter
 
     async def dead_letters_writable(self) -> None:
-        """Returns when all receivers of dead letters have room, or are gone."""
+        """Waits until all receivers of dead letters have room, or are gone."""
         for buffer in list(self._dead.values()):
             await buffer.port.writable()
 
     async def drained(self) -> None:
-        """No row will come any more. Returns when every row has been processed, or the agent has failed or was stopped."""
+        """Waits until every row has been processed, or the agent has failed or was stopped. Called when no more rows
+        will come.
+        """
         while self.unprocessed and self.failure is None and not self.stopped:
             waiter = self.loop.create_future()
             self._quiet.append(waiter)
@@ -238,11 +248,11 @@ class AgentOperator(ABC):
 
     @property
     def unprocessed(self) -> bool:
-        """`drained` has something to wait for."""
+        """True if `drained` must wait."""
         return self.held.rows > 0
 
     def took(self, held: QueuedRows) -> None:
-        """These rows, or the timers that are due, are going to be processed."""
+        """Adds rows, or due timers, to the queue."""
         held.since = self.clock.monotonic()
         self.held.add(held)
         if not held.left:
@@ -250,7 +260,9 @@ class AgentOperator(ABC):
         self._progressed()
 
     def take_records(self, reader: RecordReader, batch: Batch) -> list[Row]:
-        """The rows of a batch of records, which are held from now on. Those that cannot be processed are dead letters."""
+        """Decodes a batch of records, adds the rows to the queue, and returns them. Rows that cannot be processed
+        become dead letters.
+        """
         held, rows, bad = reader.read(batch, self.now_ms())
         for row, error in bad:
             self.counters.errors_count += 1
@@ -260,21 +272,23 @@ class AgentOperator(ABC):
         return rows
 
     def rows_ended(self, held: QueuedRows, *, last: bool) -> None:
-        """Rows that came so have ended, in `self.held` too. last: all that came with them have."""
+        """Notes that rows have ended; they have left `self.held` already. `last`: True if all rows that came together
+        with them have ended.
+        """
         if last:
             self._batch_seconds.add(self.clock.monotonic() - held.since)
         if self.held.rows <= self._notable_rows:
             self._progressed()
 
     def _progressed(self) -> None:
-        """Those who wait for room, or until all is processed, go on if they can."""
+        """Wakes the callers that wait for room, or for the end of all rows, if they can go on."""
         rows, half = self.held.rows, self.held.capacity_rows // 2
         if (self._room and rows <= half) or not rows:
             self.release()
         self._notable_rows = half if self._room else 0
 
     def release(self) -> None:
-        """Those who wait for room, or until all is processed, look again."""
+        """Wakes all callers that wait for room or for the end of all rows. They check their condition again."""
         waiters = self._room + self._quiet
         self._room, self._quiet = [], []
         for waiter in waiters:
@@ -282,30 +296,33 @@ class AgentOperator(ABC):
                 waiter.set_result(None)
 
     def routed(self, output: Sequence[Result], value: Any, origin: str) -> Sequence[Result]:
-        """The results made of what a call gave. Raises UserError for one whose topic is none of the agent's sinks, and with nan="fail" for
-        NaN and infinities.
+        """Checks the results of a call, and returns them. Raises UserError for a topic that is not one of the agent's
+        sinks, and for NaN and infinities with nan="fail".
 
-        Else the first of these of each field, for which JSON has null, is a warning. origin: what the call was about.
+        Without nan="fail", the first NaN or infinity of each field, which JSON writes as null, is logged as a
+        warning. `origin`: the row or job of the call, for messages.
         """
         for name in nulled_in(value, output) if self.spec.writes_json else ():
             said = repr(name) if name else "the value"
             what = f"{said} of its result for {origin} is NaN or infinite, for which JSON has no form"
             told = what if self.spec.nan == "fail" else f"agent {self.spec.agent_id}: {what}"
-            self._nulled.note(name, 1, partial(str, told), 'return None where that is meant; or nan="null"')
+            self._nulled.note(name, 1, partial(str, told), 'return None in its place, or set nan="null"')
         for _, _, _, topic in output:
             if topic is not None and topic not in self.branches:
                 raise _unknown_topic(self.spec, topic, list(self.branches))
         return output
 
-    # -- figures ------------------------------------------------------------------------------------------------------
+    # -- metrics ------------------------------------------------------------------------------------------------------
 
     @property
     def rows_out(self) -> int:
-        """Results handed on."""
+        """The number of results that were passed on."""
         return sum(buffer.rows_total for buffer in self._outputs)
 
     def statistics(self) -> dict[str, Any]:
-        """Rows and bytes that are held, and their bounds; rows_out; batches that have ended, and how long all took."""
+        """Returns the rows and bytes in the queue, and their limits; rows_out; the number of batches that have ended,
+        and their total time.
+        """
         batches = self._batch_seconds.statistics()
         return {
             "rows": self.held.rows,
@@ -319,7 +336,9 @@ class AgentOperator(ABC):
         }
 
     def samples(self) -> Iterator[Sample]:
-        """For metrics; from any thread. Counts of this operator alone, whatever was restored."""
+        """Yields samples for metrics. May be called from any thread. Counts begin with this operator, also after a
+        restore.
+        """
         agent_id = self.spec.agent_id
         for buffer in self._outputs:
             yield Sample("sabot_records_out_total", buffer.rows_total, agent_id, buffer.port.name)
@@ -334,18 +353,19 @@ class AgentOperator(ABC):
         yield Sample("sabot_batch_seconds", self._batch_seconds.read(), agent_id)
 
     def open_payloads(self) -> None:
-        """Asks a schema registry for what its results need, so that no call waits for one. Blocking."""
+        """Asks the schema registry for the schemas of results, so that no call has to wait for one. Blocks."""
         if isinstance(self.payload_of, RowPayloads):
             self.payload_of.open()
 
     def make_codec(self, topic: str, text: str | None = None) -> Codec:
-        """How a topic is decoded whose records were not seen yet. text: what a checkpoint keeps of its codec. Blocking, where a schema
-        registry must be asked.
+        """Makes the codec of a topic. Blocks if a schema registry must be asked.
+
+        `text`: the codec's text from a checkpoint, or None.
         """
         return self.spec.format.codec(topic, self.spec.schema, None, text)
 
     def codec_for(self, topic: str) -> Codec:
-        """How the records of a topic are decoded."""
+        """Returns the codec for records of a topic. The first call for a topic may block, as `make_codec`."""
         codec = self.codecs.get(topic)
         if codec is None:
             codec = self.codecs[topic] = self.make_codec(topic)
@@ -354,44 +374,50 @@ class AgentOperator(ABC):
     # -- barriers -----------------------------------------------------------------------------------------------------
 
     def ship(self) -> None:
-        """Results and dead letters so far go to their ports: they belong to the epoch that ends now."""
+        """Puts all results and dead letters so far into their ports. Called at a barrier, because they belong to the
+        epoch that ends.
+        """
         for buffer in [*self._outputs, *self._dead.values()]:
             buffer.ship()
 
     def schemas(self) -> dict[str, str | None]:
-        """By topic, what was inferred of its columns; a checkpoint keeps it."""
+        """Returns, for each topic, the text of its codec with the inferred columns, for the checkpoint."""
         return {topic: codec.text for topic, codec in self.codecs.items()}
 
     def own_facts(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside rows and counters; `take_facts` gets it again."""
+        """Returns the facts for a checkpoint beside rows and counters; `take_facts` restores them."""
         return {"schemas": self.schemas(), "format": self.spec.format.description, "key_kinds": sorted(self.key_kinds)}
 
     def take_facts(self, facts: Mapping[str, Any]) -> None:
-        """`own_facts` of a checkpoint. Before any row comes."""
+        """Restores the `own_facts` of a checkpoint. Called before any row comes."""
         if facts.get("format", JSON.description) == self.spec.format.description:
             self.know(facts["schemas"])
         self.key_kinds.update(facts.get("key_kinds", ()))
 
     def know(self, schemas: Mapping[str, str | None]) -> None:
-        """`schemas` of a checkpoint."""
+        """Restores the `schemas` of a checkpoint."""
         self.codecs = {topic: self.make_codec(topic, text) for topic, text in schemas.items()} | self.codecs
 
     @abstractmethod
     def unfinished(self) -> list[Batch]:
-        """Rows whose call has not ended, in order: what the checkpoint must repeat."""
+        """Returns the rows whose calls have not ended, in order: a restore must process them again."""
 
     @abstractmethod
     def busy(self) -> tuple[str, float] | None:
-        """The call that has been running longest: where it is, and for how many seconds. None when none runs."""
+        """Returns the place of the longest running call, and its time in seconds, or None if no call runs."""
 
     def earliest_read_ms(self) -> int | None:
-        """No read of its state will be judged at an earlier time, in ms since 1970. None: none before the present."""
+        """Returns the earliest time (ms since 1970) that a read of the agent's state may still use, or None for the
+        present.
+        """
         return None
 
-    # -- what goes wrong ----------------------------------------------------------------------------------------------
+    # -- errors -------------------------------------------------------------------------------------------------------
 
     def fail(self, error: BaseException, where: str) -> None:
-        """The agent ends here: its own error under policy `fail`, or its source or sink broke. Unfinished rows stay."""
+        """Ends the agent because of its own error with on_error="fail", or an error of its source or sink. Unfinished
+        rows stay in the queue. Only the first call has an effect.
+        """
         if self.failure is not None:
             return
         words, hint = message_of(error), ""
@@ -400,8 +426,8 @@ class AgentOperator(ABC):
         self.failure = AgentFailed(
             f"agent {self.spec.agent_id} failed at {where}: {type(error).__name__}: {words}",
             hint=hint
-            or ("it asked for the end of the process" if isinstance(error, EXITS) else hint_of(error))
-            or "mend the agent and start again, it goes on at that record; or choose on_error='skip' or 'retry'",
+            or ("the function asked for the end of the process" if isinstance(error, EXITS) else hint_of(error))
+            or "correct the agent and start again: it continues at that record; or choose on_error='skip' or 'retry'",
         )
         self.failure.__cause__ = error
         self.end_calls()
@@ -409,31 +435,37 @@ class AgentOperator(ABC):
         self._on_failed(self)
 
     def inputs_over(self) -> None:
-        """Fails the agent where nothing comes any more and jobs are blocked: without their results the output is not whole."""
+        """Fails the agent if jobs are blocked when all inputs have ended, because their results are missing from the
+        output.
+        """
         if self.blocked_jobs:
             (job_id, error), count = next(iter(self.blocked_jobs.items())), len(self.blocked_jobs)
             more = f" and {count - 1} more jobs, which are blocked" if count > 1 else ", which is blocked"
             self.fail(error, f"the end of its input: it has no result of job {job_id}{more}")
 
     def policy(self, error: BaseException) -> str:
-        """Returns what `on_error=` says of this error."""
+        """Returns the value of `on_error=` that applies to this error."""
         return "skip" if isinstance(error, self.spec.buried) else self.spec.calls.on_error
 
     def log_error(self, error: BaseException, where: str, attempts: int) -> None:
-        """A call has failed, and the agent goes on: the log says so. Under policy `fail` the failure of the agent says it."""
+        """Logs an error after which the agent continues. With on_error="fail" nothing is logged, since the agent's
+        failure has the error.
+        """
         calls, policy = self.spec.calls, self.policy(error)
         if policy == "fail":
             return
         again = policy == "retry" and attempts <= calls.retry.retries
-        fate = f"attempt {attempts} of {calls.retry.retries + 1}, there is another" if again else "it is a dead letter"
+        fate = (
+            f"attempt {attempts} of {calls.retry.retries + 1}, another one follows" if again else "it is a dead letter"
+        )
         self.error_log.add(error, where, fate)
 
     @abstractmethod
     def end_calls(self) -> None:
-        """The agent has failed: no call begins any more, ever, and those that run are cancelled."""
+        """Cancels calls in flight and begins no more. Called when the agent has failed."""
 
     def set_apart(self, bad: pa.RecordBatch, topic: str) -> None:
-        """What a source could not read (BAD_SCHEMA), to the dead letters."""
+        """Sends records that a source could not read (BAD_SCHEMA) to the dead letters."""
         reasons = bad.column("reason").to_pylist()
         self.counters.errors_count += len(reasons)
         rows = rows_of(bad.select(RECORD_SCHEMA.names), topic)
@@ -443,8 +475,10 @@ class AgentOperator(ABC):
     def dead_letter(
         self, row: Row, error: BaseException | str | tuple[str, str], attempts: int | None, step: str | None = None
     ) -> None:
-        """The record as it came, with what happened to it, to the dead letters of its topic. error: also a pair of a class name and its
-        message. step: for what is no record of the topic.
+        """Sends a record as it came, with the error, to the dead letters of its topic.
+
+        `error`: an exception, a text, or a pair of class name and message. `attempts`: the number of calls, or None
+        if unknown. `step`: for a row that is not a record of the topic, the step that made it.
         """
         buffer = self._dead.get(row.topic)
         if buffer is None:

@@ -1,4 +1,4 @@
-"""How the results of a record agent become payloads: JSON, or the format that its `sink_format=` names."""
+"""Encodes the results of a record agent as payloads: as JSON, or in the format `sink_format=`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,17 +12,19 @@ from sabot.codecs.records import empty_batch, encode_payload
 from sabot.errors import UserError
 
 PayloadOf = Callable[[Any, Any, str | None], bytes | None]
-"""(value, key, the topic that a result names; None: the first one) -> its payload. Raises UserError for what the format cannot say."""
+"""A function of (value, key, the topic that the result names, or None for the first) that returns the payload. Raises
+UserError for a value that the format cannot encode.
+"""
 
 
 def as_json(value: Any, key: Any, topic: str | None) -> bytes | None:
-    """A PayloadOf: see `encode_payload`."""
+    """Encodes a result as JSON (`encode_payload`)."""
     return encode_payload(value, key)
 
 
 class RowPayloads:
-    """A PayloadOf: each result is a row, a dict with the columns of the format. Bytes are payloads as they are; None under a key is a
-    tombstone.
+    """An encoder of results that are rows: dicts with the columns of the format. Bytes are used as the payload. None
+    with a key is a tombstone.
     """
 
     def __init__(self, format: Format, topics: list[str]) -> None:
@@ -32,7 +34,7 @@ class RowPayloads:
         self._columns: dict[str, pa.Schema | None] = dict.fromkeys(topics)
 
     def open(self) -> None:
-        """Asks a schema registry for what results will need. Blocking. Raises UserError, RegistryUnavailable."""
+        """Asks the schema registry for the schemas of the topics. Blocks. Raises UserError and RegistryUnavailable."""
         for topic, encoder in self._encoders.items():
             known = self._columns[topic] = self._format.columns(topic)
             if known is not None:
@@ -43,7 +45,7 @@ class RowPayloads:
             return value
         name = self._first if topic is None else topic
         if name not in self._encoders:
-            return encode_payload(value, key)  # it is no topic of the agent, which is said next
+            return encode_payload(value, key)  # not a topic of the agent: the caller raises the error
         payload: bytes = self._encoders[name].encode(self._row(value, self._columns[name]))[0].as_py()
         return payload
 
@@ -57,17 +59,17 @@ class RowPayloads:
             )
         if columns is not None and (unknown := value.keys() - set(columns.names)):
             raise UserError(
-                f"{', '.join(map(repr, sorted(map(str, unknown))))} is no column of the {format} that is written",
-                hint=f"its columns are {', '.join(columns.names)}",
+                f"{', '.join(map(repr, sorted(map(str, unknown))))} is not a column of the {format} schema",
+                hint=f"the columns are {', '.join(columns.names)}",
             )
         try:
             return pa.RecordBatch.from_pylist([value], schema=columns)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"it cannot be written as {format}: {error}") from error
+            raise UserError(f"the result cannot be written as {format}: {error}") from error
 
 
 def payloads_of(spec: AgentSpec) -> PayloadOf:
-    """How the results of this agent become payloads."""
+    """Returns the function that encodes the results of this agent."""
     if spec.batch or spec.sink_format is None or spec.writes_json:
         return as_json
     return RowPayloads(spec.sink_format, list(spec.sinks))

@@ -1,4 +1,4 @@
-"""A record agent: one call per record."""
+"""A record agent: one call for each record."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,7 +26,7 @@ from sabot.operators.row_queue import QueuedRows
 
 
 class RecordAgentOperator(LaneOperator):
-    """Rows of RECORD_SCHEMA, decoded where they enter and dealt to lanes by their key."""
+    """The operator of a record agent: decodes records and gives each to the lane of its key."""
 
     def __init__(self, spec: AgentSpec, **wiring: Any) -> None:
         super().__init__(spec, **wiring)
@@ -58,10 +58,10 @@ class RecordAgentOperator(LaneOperator):
             self._enqueue(lanes[key_hash % count], row)
 
     def _put_due(self, due: list[DueTimer]) -> None:
-        """Timers that are due, each into the lane of its key, behind the rows that came before."""
+        """Puts due timers into the lanes of their keys, behind the rows that came before."""
         topic = self.spec.topics[0] if len(self.spec.topics) == 1 else ""
         rows = []
-        held = QueuedRows(len(due))  # the barrier saves them with the timers that are not due
+        held = QueuedRows(len(due))  # without data: a barrier saves them together with the timers that are not due
         for place, timer in enumerate(due):
             scope, at, _ = timer
             row = Row(None, key_bytes(key_of(scope)), at, -1, -1, (), topic, None, scope, held, place, timer)
@@ -99,7 +99,9 @@ class RecordAgentOperator(LaneOperator):
         return ctx, *awaitable(value)
 
     def _fire(self, timer: DueTimer, ctx: AgentContext, run: Callable[..., Any]) -> tuple[Any, bool]:
-        """The call of on_timer: as `begin`. None is made for a timer that was deleted while it waited in its lane."""
+        """Calls `on_timer`, and returns its result as `begin` does. No call is made if the timer was deleted while it
+        waited in its lane.
+        """
         assert self.timers is not None
         if not self.timers.is_set(timer):
             return None, False
@@ -111,7 +113,7 @@ class RecordAgentOperator(LaneOperator):
     def written(self, item: Row, value: Any) -> Sequence[Result]:
         output = results_of(value, self.payload_of)
         if type(value) is dict and b"null" not in (output[0][0] or b""):
-            return output  # as most are: it names no sink, and has lost nothing
+            return output  # the usual case: the result names no sink, and no NaN became null
         return self.routed(output, value, self._where(item))
 
     def _end(self, item: Row, output: Sequence[Result] | None) -> None:

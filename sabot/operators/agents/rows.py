@@ -1,4 +1,4 @@
-"""Records on their way through an agent: decoded where they come in, and what becomes of them on the way out."""
+"""Decodes the records of agents, and encodes their results."""
 
 import inspect
 import logging
@@ -34,13 +34,17 @@ from sabot.operators.agents.timers import DueTimer
 from sabot.operators.row_queue import QueuedRows
 
 RECORD_ROWS = 2048
-"""More records do not come at once: to take so many in holds the event loop up for 2 ms."""
+"""The most records that an agent takes at once: to decode so many blocks the event loop for 2 ms."""
 
 JSON_HEADER = "sabot.json"
-"""The header of a record whose payload is JSON, whatever the format of its topic: a job has made it, out of a message of its own."""
+"""The header of a record that has a JSON payload though its topic has another format. A job has made it from its own
+message.
+"""
 
 Result = tuple[bytes | None, bytes | None, Headers, str | None]
-"""Payload (None: a tombstone), key (None: the key of the input), headers, the name of the sink (None: the first one)."""
+"""(payload, or None for a tombstone; key, or None for that of the input; headers; the name of the sink, or None for
+the first).
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +54,8 @@ _KINDS = {
     float: "a number",
     bool: "true or false",
     list: "a list",
-}  # others are refused as keys
+    # other kinds are refused as keys
+}
 _decode = msgspec.json.Decoder().decode
 _NOT_HELD = QueuedRows(0)
 _NONE: Mapping[int, Collection[int]] = {}
@@ -58,8 +63,11 @@ _NONE: Mapping[int, Collection[int]] = {}
 
 @dataclass(slots=True)
 class Row:
-    """One record on its way through an agent, or a timer that is due: then `timer` says which. Once it is decoded, a row has no payload any
-    more, as `value` is what it says. columns: the same as a batch of one row, for a durable agent whose records are no JSON.
+    """A record that an agent processes, or a due timer, which `timer` then has. Once it is decoded, `payload` is None
+    and `value` has its content.
+
+    `columns`: the same content as a batch of one row, for a durable agent whose format is not JSON. `held`, `place`:
+    the rows that came together with it, and its number among them.
     """
 
     payload: bytes | None
@@ -71,19 +79,20 @@ class Row:
     topic: str
     value: Any = None
     scope: bytes = b""
-    held: QueuedRows = _NOT_HELD  # those that it came with, and its place among them
+    # the rows that came together with it, and its number among them
+    held: QueuedRows = _NOT_HELD
     place: int = 0
     timer: DueTimer | None = None
     columns: pa.RecordBatch | None = None
 
     def raw(self) -> bytes | None:
-        """The payload as it came: of a decoded row the batch that it came in has it, and the row keeps no copy."""
+        """Returns the payload as it came. A decoded row keeps no copy, and takes it from the batch that it came in."""
         data = self.held.data
         return self.payload if data is None else data.column(0)[self.place].as_py()
 
 
 def rows_of(data: pa.RecordBatch, topic: str) -> list[Row]:
-    """RECORD_SCHEMA -> rows."""
+    """Converts a batch of RECORD_SCHEMA to rows."""
     payload, key, timestamp, partition, offset, headers = data.columns
     return [
         Row(p, k, t, n, o, h, topic)
@@ -102,29 +111,30 @@ def rows_of(data: pa.RecordBatch, topic: str) -> list[Row]:
 def records_batch(
     rows: Sequence[tuple[bytes | None, bytes | None, int, int, int, Headers]],
 ) -> pa.RecordBatch:
-    """Rows (payload, key, timestamp, partition, offset, headers) -> RECORD_SCHEMA."""
+    """Converts rows (payload, key, timestamp, partition, offset, headers) to a batch of RECORD_SCHEMA."""
     payloads, keys, timestamps, partitions, offsets, headers = zip(*rows, strict=True)
     return build_records(payloads, keys, timestamps, partitions, offsets, headers if any(headers) else None)
 
 
 def place_of(row: Row) -> str:
-    """topic[partition]@offset"""
+    """Returns topic[partition]@offset of a row, for messages."""
     return f"{row.topic}[{row.partition}]@{row.offset}"
 
 
 class RecordReader:
-    """Batches -> decoded rows, as an agent says with `key=` and `schema=`.
+    """A decoder of batches to rows, by the agent's `key=`, `schema=` and `format=`.
 
-    key_kinds: which kinds of values keys were so far. The first key of another kind is warned of: 1 and "1" are two keys, with two states.
+    `key_kinds`: the kinds of values that keys have had so far. A key of another kind is logged as a warning once,
+    because 1 and "1" are two keys with two states.
     """
 
     def __init__(self, spec: AgentSpec, key_kinds: set[str], codec_for: Callable[[str], Codec]) -> None:
-        """codec_for: how the records of its topics are decoded, where `format=` says that they are not JSON."""
+        """`codec_for`: returns the codec of a topic; used if the agent's `format=` is not JSON."""
         self._agent_id = spec.agent_id
         self._key_kinds = key_kinds
         self._key = spec.key
         self._check = spec.check
-        self._by_partition = spec.process > 1  # each process has the keys of its partitions
+        self._by_partition = spec.process > 1  # each process owns the keys of its partitions
         self._tombstones = spec.tombstones
         self._text_keys = spec.tombstones and spec.text_keys
         self._codec_for = codec_for
@@ -133,7 +143,9 @@ class RecordReader:
         self._checker = None if spec.schema is None else JsonCodec(spec.schema)
 
     def read(self, batch: Batch, now_ms: int) -> tuple[QueuedRows, list[Row], list[tuple[Row, DataError]]]:
-        """(what the batch is held as, its rows, those that cannot be processed, which have ended)."""
+        """Decodes a batch. Returns (the batch as queued rows, its rows, the rows that cannot be processed with their
+        errors). The latter have ended.
+        """
         records = to_records(batch, now_ms) if batch.records is None else batch.records
         values: dict[int, Any] = {}
         columns: Mapping[int, pa.RecordBatch] = {}
@@ -162,7 +174,9 @@ class RecordReader:
         return held, rows, bad
 
     def _misfits(self, records: pa.RecordBatch) -> dict[int, str]:
-        """With `schema=`: which records do not fit it, and why. The agent gets the others as json.loads gives them."""
+        """Returns why records do not fit `schema=`, by number. The agent gets the other records as json.loads decodes
+        them.
+        """
         if self._checker is None:
             return {}
         return self._reasons(records, self._checker.decode(records)[1])
@@ -170,8 +184,8 @@ class RecordReader:
     def _columns(
         self, batch: Batch, records: pa.RecordBatch
     ) -> tuple[dict[int, Any], dict[int, pa.RecordBatch], dict[int, str]]:
-        """By number of the record: its columns, as a dict and as `Row.columns`, and why others cannot be decoded. The source's thread has
-        decoded most batches already.
+        """Returns, by number of the record: its columns as a dict, its columns as `Row.columns`, and the reasons why
+        others cannot be decoded. In most batches the source's thread has already decoded the records.
         """
         if batch.records is None:
             data, bad = self._codec_for(batch.topic).decode(records)
@@ -182,14 +196,14 @@ class RecordReader:
         return dict(zip(numbers, data.to_pylist(), strict=True)), pieces, self._reasons(records, bad)
 
     def _is_decoded(self, row: Row) -> bool:
-        """Whether its payload is of the agent's format. What streams, other agents and jobs have made for it is JSON: it has no partition,
-        or another name than that of a topic of the agent, or says so itself.
+        """Returns True if the row's payload has the agent's format. Records from streams, agents and jobs are JSON
+        instead. They have no partition, the name of another topic, or JSON_HEADER.
         """
         apart = row.partition < 0 or any(name == JSON_HEADER for name, _ in row.headers)
         return row.topic in self._decoded and not apart
 
     def _reasons(self, records: pa.RecordBatch, bad: Iterable[BadRow]) -> dict[int, str]:
-        """The reasons by number of the record. A tombstone that the agent takes is none of them."""
+        """Returns the reasons by number of the record, without tombstones if the agent takes them."""
         reasons = {each.row: each.reason for each in bad}
         if self._tombstones and records.column(0).null_count:
             payloads = records.column(0)
@@ -197,9 +211,10 @@ class RecordReader:
         return reasons
 
     def decode(self, row: Row, value: Any = None) -> None:
-        """Gives the row its value, and with `key=` the scope of its state. value: what it is, where its batch was decoded into columns.
+        """Sets the value of a row and, with `key=`, the scope of its state. Raises DataError, and UserError if a key
+        is in the wrong partition for `process=`.
 
-        Raises DataError.
+        `value`: the content, if the row's batch was decoded to columns.
         """
         payload = row.payload
         if payload is None:
@@ -236,7 +251,7 @@ class RecordReader:
             return data.to_pylist()[0]
         try:
             if len(payload) > NESTING_MAX and is_too_deep(payload):
-                return decode_json(payload, where=place_of(row))  # which says so
+                return decode_json(payload, where=place_of(row))  # raises the error for it
             return _decode(payload)
         except UNREADABLE:
             return decode_json(payload, where=place_of(row))
@@ -245,8 +260,8 @@ class RecordReader:
         if (kind := _KINDS.get(type(key))) is not None and kind not in self._key_kinds:
             if self._key_kinds:
                 _log.warning(
-                    "agent %s: key %r of %s is %s, where those before were %s: it is another key, with a state of its own. "
-                    "Where the type has changed, what was kept by the former keys is not found by the new ones",
+                    "agent %s: key %r of %s is %s, and those before were %s: it is another key, with its own state. "
+                    "If the type has changed, the state of the old keys is not found with the new ones",
                     *(self._agent_id, self._key, place_of(row), kind, " or ".join(sorted(self._key_kinds))),
                 )
             self._key_kinds.add(kind)
@@ -256,7 +271,7 @@ class RecordReader:
             raise DataError(f"{place_of(row)}: no key: field {self._key!r}: {error}") from error
 
     def _key_of(self, row: Row) -> Any:
-        """The key of a tombstone, as the payloads of its key have it: text as it is, anything else as JSON. Raises DataError."""
+        """Returns the key of a tombstone from the record's key, which is text, or else JSON. Raises DataError."""
         if row.key is None:
             raise DataError(f"{place_of(row)}: a tombstone without a key")
         try:
@@ -272,14 +287,15 @@ class RecordReader:
 
 
 def with_headers(data: pa.RecordBatch, headers: Sequence[Headers]) -> pa.RecordBatch:
-    """RECORD_SCHEMA with these headers in place of its own."""
+    """Returns records with these headers in place of their own."""
     payload, key, timestamp, partition, offset, _ = data.columns
     return build_records(bytes_list(payload), bytes_list(key), timestamp, partition, offset, headers)
 
 
 def waiting_batches(held: Iterable[QueuedRows], without: Mapping[int, Collection[int]] = _NONE) -> list[Batch]:
-    """The rows that have not ended, one batch a topic, in order. without: places of rows that are left out, by the id of what they came
-    with.
+    """Returns the rows that have not ended, in order, as one batch for each topic.
+
+    `without`: the numbers of rows to leave out, by the id of the QueuedRows that they came in.
     """
     by_topic: dict[str, list[pa.RecordBatch]] = {}
     for each in held:
@@ -292,7 +308,7 @@ def waiting_batches(held: Iterable[QueuedRows], without: Mapping[int, Collection
 
 
 def _result(value: Any, payload_of: PayloadOf) -> Result:
-    """A value or Message as it will be written. Raises UserError for what the format cannot say."""
+    """Encodes a value or Message. Raises UserError for a value that the format cannot encode."""
     key: bytes | None = None
     headers: Headers = ()
     topic: str | None = None
@@ -303,7 +319,7 @@ def _result(value: Any, payload_of: PayloadOf) -> Result:
     except UserError:
         if isinstance(value, list | tuple) and any(isinstance(each, Message) for each in value):
             raise UserError(
-                f"a {type(value).__name__} with a Message in it: it would be one result, a JSON array",
+                f"a {type(value).__name__} with a Message in it would be one result, a JSON array",
                 hint="yield each Message",
             ) from None
         raise
@@ -311,14 +327,16 @@ def _result(value: Any, payload_of: PayloadOf) -> Result:
 
 @dataclass(slots=True)
 class _Several:
-    """What a call yielded, written down at once: the agent may go on changing the values."""
+    """The results that a generator has yielded. They are encoded at once, because the agent may change the values
+    afterwards.
+    """
 
     results: list[Result]
     payload_of: PayloadOf
     nulled: list[str] = field(default_factory=list)
 
     def add(self, value: Any) -> None:
-        """One of them; None is no result."""
+        """Adds a yielded value. None is no result."""
         if value is not None:
             result = _result(value, self.payload_of)
             self.results.append(result)
@@ -327,12 +345,12 @@ class _Several:
 
 
 def results_of(value: Any, payload_of: PayloadOf = as_json) -> Sequence[Result]:
-    """What a call gave (not None), as it will be written. Raises UserError for what the format cannot say."""
+    """Encodes the result of a call (not None). Raises UserError for a value that the format cannot encode."""
     return value.results if type(value) is _Several else (_result(value, payload_of),)
 
 
 def nulled_in(value: Any, output: Sequence[Result]) -> list[str]:
-    """The fields of what a call gave whose NaN or infinity is null in its output (see `nulled_fields`)."""
+    """Returns the fields of a result whose NaN or infinity is null in its output (see `nulled_fields`)."""
     if type(value) is _Several:
         return value.nulled
     payload = output[0][0]
@@ -343,7 +361,9 @@ def nulled_in(value: Any, output: Sequence[Result]) -> list[str]:
 
 
 def plain_of(value: Any) -> Any:
-    """What a call gave, without keys and headers. Of a generator: the list of what it gave, as it is written."""
+    """Returns the result of a call without keys and headers. For a generator, returns the list of its encoded
+    payloads.
+    """
     if type(value) is _Several:
         return [payload for payload, *_ in value.results]
     return value.value if isinstance(value, Message) else value
@@ -352,7 +372,11 @@ def plain_of(value: Any) -> Any:
 def gathering(
     func: Callable[..., Any], form: Callable[[Any], Any] = lambda value: value, payload_of: PayloadOf = as_json
 ) -> tuple[Callable[..., Any], bool]:
-    """The function to call, and whether it is a coroutine function; what generators give is gathered for `results_of`, in this form."""
+    """Returns (the function to call, True if it is a coroutine function). For a generator, returns a function that
+    collects its results for `results_of`.
+
+    `form`: converts each yielded value.
+    """
     target = unwrap(func)
     if inspect.isasyncgenfunction(target):
 

@@ -1,15 +1,16 @@
-"""Timers of a record agent's keys: set in its calls, due by the clock, given back to it as calls of `on_timer`.
+"""Timers of a record agent's keys. Calls set them, and when they are due, the agent's `on_timer` is called.
 
-    call ends well ──▶ table ──── due ───▶ lanes ──── call of on_timer ends ──▶ gone
-                       (TimerTable)        (at most _IN_LANES of them)
+    call succeeds ──▶ table ──── due ───▶ lanes ──── call of on_timer ends ──▶ removed
+                      (TimerTable)        (at most _IN_LANES of them)
 
-The table is that of process functions. It knows keys by slots; here a slot stands for the scope of a key that has timers (`Row.scope`).
-A timer that is due moves from the table into the lane of its key, behind the rows that wait there. A barrier saves the timers of the
-table and of the lanes alike, so a timer whose call has not ended fires again after a restore. Those of the table are read by the thread
-that saves them (`operators.cuts`): the loop puts aside what it is about to change.
+The table is that of process functions, which identifies keys by slots. Here a slot stands for the scope of a key that
+has timers (`Row.scope`). A due timer moves from the table into the lane of its key, behind the rows that wait there.
+A barrier saves the timers of the table and of the lanes, so a timer whose call has not ended fires again after a
+restore. The thread that saves the table reads it piece by piece (`operators.cuts`), and the event loop first copies
+what it is about to change.
 
-The event loop is told the time of the next timer only, so pending timers cost memory and no more. It looks at the clock at least
-each _LOOK_SECONDS while there are timers, as the clock may be set, or be one that is moved by hand.
+Only the next timer is scheduled on the event loop, so pending timers cost only memory. While there are timers, the
+clock is read at least every _LOOK_SECONDS, because it may be set, or be one that tests move by hand.
 """
 
 import asyncio
@@ -36,22 +37,22 @@ from sabot.state.base import Cut
 from sabot.supervision import watch_call
 
 DueTimer = tuple[bytes, int, str]
-"""The scope of its key, its time in ms, its name."""
+"""(the scope of the timer's key, its time in ms, its name)."""
 
 _log = logging.getLogger(__name__)
 
 _SCHEMA = pa.schema(
     [("key", pa.binary()), ("at", pa.int64()), ("name", pa.string()), ("serial", pa.int64()), ("order", pa.int64())]
 )
-"""Timers in a checkpoint. key: a scope, so it begins with the key group. serial, order: see `TimerTable.rows_of`; older checkpoints do not
-have them, and have the timers in the order in which they are set again.
+"""The columns of timers in a checkpoint. `key` is a scope, so it begins with the key group. `serial`, `order`: see
+`TimerTable.rows_of`. Older checkpoints lack these two, and have the timers in the order in which they must be set.
 """
 
 _OLDER = pa.schema(list(_SCHEMA)[:3])
 _FILE = "timers"
-_IN_LANES = 1024  # due timers whose calls have not ended: more stay in the table, however many are due
+_IN_LANES = 1024  # the most due timers whose calls have not ended; others stay in the table
 _LOOK_SECONDS = 0.05
-_UNSETTLED = 1024  # timers that may be gone before slots of keys without timers are freed
+_UNSETTLED = 1024  # so many timers may be removed before slots of keys without timers are freed
 _GROUP_BYTES = 2
 _NEVER = 2**63 - 1
 _NO_SLOTS = pa.array([], pa.int32())
@@ -60,7 +61,7 @@ _decode = msgspec.msgpack.Decoder().decode
 
 
 class KeyTimers:
-    """The timers of one agent. All of it belongs to the event loop, but for the rows of a cut."""
+    """The timers of one agent. It belongs to the event loop, except for the rows of a cut."""
 
     def __init__(
         self,
@@ -69,18 +70,19 @@ class KeyTimers:
         put: Callable[[list[DueTimer]], None],
         broke: Callable[[str, SabotError], None],
     ) -> None:
-        """name: of the agent, for errors. put: takes timers that are due into lanes; `ended` is told of each. After `let_out` it is called
-        for none too, as who waits for the last one may go on. broke: is told of our own errors.
+        """`name`: the agent's name, for errors. `put`: puts due timers into lanes, after which `ended` must be called
+        for each. After `let_out` it is also called without timers, because a caller that waits for the last one may
+        be able to continue. `broke`: called with errors of the engine.
         """
-        self._what = f"what looks for due timers of {name}"
+        self._what = f"the look for due timers of {name}"
         self._clock, self._loop, self._put = clock, asyncio.get_running_loop(), put
         self._look_safely = watch_call(self._look, self._what, partial(broke, self._what))
         self._table = TimerTable()
         self._cuts = OpenCuts()
-        self._slots: dict[bytes, int] = {}  # of the keys that have timers
+        self._slots: dict[bytes, int] = {}  # by scope, of the keys that have timers
         self._scopes: list[bytes] = []  # by slot
         self._unused: list[int] = []  # slots
-        self._unsettled = 0  # timers that have left the table since slots were freed
+        self._unsettled = 0  # the timers that have left the table since slots were last freed
         self._in_lanes: set[DueTimer] = set()
         self._running = False
         self._last = _NEVER  # only timers up to this time fire
@@ -90,20 +92,20 @@ class KeyTimers:
     def __len__(self) -> int:
         return len(self._table) + len(self._in_lanes)
 
-    # -- their life ---------------------------------------------------------------------------------------------------
+    # -- start and end ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Timers fire from here on; those that are due do at once."""
+        """Starts the timers. Those that are due fire at once."""
         self._running, self._last = True, _NEVER
         self._arm()
 
     def stop(self) -> None:
-        """No more timers go into lanes."""
+        """Stops the timers: no more of them go into lanes."""
         self._running = False
         self._disarm()
 
     def let_out(self) -> None:
-        """Of the timers that are there, or are set, only those fire that are due by now: there will be no more input."""
+        """Lets only those timers fire that are due by now, because no more input will come."""
         if self._running and self._last == _NEVER:
             self._last = self._now()
             self._disarm()
@@ -111,17 +113,17 @@ class KeyTimers:
 
     @property
     def left_to_fire(self) -> bool:
-        """After `let_out`: some have not fired."""
+        """True if, after `let_out`, some timers have not fired."""
         return self._running and (bool(self._in_lanes) or self._table.soonest(PROCESSING) <= self._last)
 
     def drop(self) -> None:
-        """All that are pending are gone. A cut that is not saved yet goes on with what it had."""
+        """Removes all timers. A cut that is not saved yet is not affected."""
         self._table, self._slots, self._scopes, self._unused = TimerTable(), {}, [], []
 
     # -- from calls ---------------------------------------------------------------------------------------------------
 
     def apply(self, scope: bytes, changes: Iterable[TimerChange]) -> None:
-        """What a call of this key, which ended well, has set and deleted."""
+        """Applies the timers that a successful call of this key has set and deleted."""
         table, soonest = self._table, _NEVER
         with self._cuts.changing:
             if scope in self._slots:
@@ -142,11 +144,13 @@ class KeyTimers:
             self._arm()
 
     def is_set(self, timer: DueTimer) -> bool:
-        """Of a timer in a lane: it was not deleted while it waited there."""
+        """Returns True if a timer in a lane was not deleted while it waited there."""
         return timer in self._in_lanes
 
     def ended(self, timer: DueTimer) -> None:
-        """The call of a timer in a lane is over; what it has set is applied after that, so it may set itself again."""
+        """Removes a timer in a lane, whose call has ended. The changes of that call are applied afterwards, so it may
+        set the same timer again.
+        """
         self._in_lanes.discard(timer)
         if self._looking is None and 2 * len(self._in_lanes) <= _IN_LANES:
             self._arm()
@@ -165,12 +169,12 @@ class KeyTimers:
         return slot
 
     def _note(self, slot: int) -> None:
-        """Its timers will change."""
+        """Prepares the timers of a slot for a change, if a cut is open."""
         if self._cuts.holds():
             self._cuts.note(pa.array([slot], pa.int32()))
 
     def _free_slots(self) -> None:
-        """Of keys that have no timers any more."""
+        """Frees the slots of keys that have no timers any more."""
         self._unsettled = 0
         for slot in self._table.vacant(_NO_SLOTS).to_pylist():
             del self._slots[self._scopes[slot]]
@@ -183,7 +187,7 @@ class KeyTimers:
         return int(self._clock.time() * 1000)
 
     def _arm(self) -> None:
-        """Looks again when the next timer is due."""
+        """Schedules `_look` for the time of the next timer."""
         if not self._running:
             return
         self._disarm()
@@ -199,7 +203,7 @@ class KeyTimers:
             self._looking = None
 
     def _look(self) -> None:
-        """Timers that are due go into lanes, as many as may be there."""
+        """Puts due timers into lanes, up to the limit."""
         self._looking = None
         in_lanes, limit = self._in_lanes, min(self._now(), self._last)
         with self._cuts.changing:
@@ -214,15 +218,15 @@ class KeyTimers:
         if len(in_lanes) < _IN_LANES:
             self._arm()
         else:
-            self._looks_for = -_NEVER  # no timer that is set meanwhile is looked for: `ended` looks again
+            self._looks_for = -_NEVER  # no timer that is set meanwhile schedules `_look`, because `ended` does
         if due or self._last != _NEVER:
             self._put(due)
 
     def _taken(self, limit: int) -> Iterator[tuple[int, int, str]]:
-        """Takes the timers that are due out of the table, as long as there is room in the lanes."""
+        """Takes due timers out of the table, as long as the lanes have room, and yields them."""
         table, noted = self._table, set[int]()
         is_read = self._cuts.holds()
-        if is_read:  # most of them together
+        if is_read:  # notes most of the slots in one call
             soon = table.soon(limit, PROCESSING, _IN_LANES)
             self._cuts.note(soon)
             noted.update(soon.to_pylist())
@@ -237,7 +241,7 @@ class KeyTimers:
     # -- barriers -----------------------------------------------------------------------------------------------------
 
     def cut(self) -> Cut | None:
-        """All timers as they are now; None: there are none. They are read by who saves them."""
+        """Returns a cut of all timers, or None if there are none. The thread that saves the cut reads them."""
         if not len(self):
             return None
         due = sorted(self._in_lanes, key=_time)
@@ -245,7 +249,7 @@ class KeyTimers:
         return PartsCut({_FILE: Batches(_SCHEMA, partial(_rows, due, waiting), partial(self._cuts.over, [waiting]))})
 
     def load(self, directory: Path) -> None:
-        """The timers that a cut has saved there; before `start`."""
+        """Loads the timers that a cut has saved in the directory. Called before `start`. Raises CorruptCheckpoint."""
         for batch in _checked(directory):
             slots = pa.array([self._slot(scope) for scope in batch.column(0).to_pylist()], pa.int32())
             kinds = pa.array(np.full(batch.num_rows, PROCESSING, np.int8))
@@ -255,10 +259,10 @@ class KeyTimers:
             try:
                 self._table.put_back(slots, pa.RecordBatch.from_arrays(columns, names=names))
             except ValueError as error:
-                raise CorruptCheckpoint(f"{directory}: the timers cannot be set: {error}") from error
+                raise CorruptCheckpoint(f"{directory}: the timers cannot be restored: {error}") from error
 
     def statistics(self) -> dict[str, int]:
-        """Timers that are set, with those in lanes; how many have fired."""
+        """Returns the number of timers, with those in lanes, and the number of timers that have fired."""
         return {"timers": len(self), "timers_fired": self._table.statistics()["fired"] - len(self._in_lanes)}
 
 
@@ -267,7 +271,7 @@ def _time(timer: DueTimer) -> int:
 
 
 def _rows_of(table: TimerTable, scopes: Sequence[bytes], first: int, slots: pa.Int32Array) -> Rows:
-    """The timers of these slots, behind the `first` ones."""
+    """Returns the timers of these slots. `first`: the number of timers that are saved before them."""
     found = table.rows_of(slots)
     slot, at, _, name, serial, order = found.take(
         pc.sort_indices(found, [("serial", "ascending"), ("order", "ascending")])
@@ -278,7 +282,7 @@ def _rows_of(table: TimerTable, scopes: Sequence[bytes], first: int, slots: pa.I
 
 
 def _rows(due: Sequence[DueTimer], waiting: OpenRows) -> Iterator[pa.RecordBatch]:
-    """Timers in lanes, which stand before all others, then those of the table."""
+    """Yields the timers in lanes, which come first, then those of the table."""
     if due:
         places = range(1, len(due) + 1)
         columns = [
@@ -291,7 +295,9 @@ def _rows(due: Sequence[DueTimer], waiting: OpenRows) -> Iterator[pa.RecordBatch
 
 
 def _checked(directory: Path) -> Iterator[pa.RecordBatch]:
-    """The timers of a checkpoint, as a cut has saved them: whoever wrote the file, their keys are keys."""
+    """Yields the timers of a checkpoint. Raises CorruptCheckpoint for other columns and for keys that are not valid,
+    whoever wrote the file.
+    """
     place = 0
     for batch in read_batches(directory, _FILE):
         if batch.schema.equals(_OLDER):
@@ -299,28 +305,30 @@ def _checked(directory: Path) -> Iterator[pa.RecordBatch]:
             place += batch.num_rows
             batch = pa.RecordBatch.from_arrays([*batch.columns, places, places], schema=_SCHEMA)
         if not batch.schema.equals(_SCHEMA) or any(column.null_count for column in batch.columns):
-            raise CorruptCheckpoint(f"{directory}: these are no timers of an agent")
+            raise CorruptCheckpoint(f"{directory}: these are not the timers of an agent")
         for scope in batch.column(0).unique().to_pylist():
             key = key_of(scope)
             if isinstance(key, bytes) or state_key(key) != scope:
-                raise CorruptCheckpoint(f"{directory}: {scope[:40]!r} is no key of an agent's timer")
+                raise CorruptCheckpoint(f"{directory}: {scope[:40]!r} is not the key of an agent's timer")
         yield batch
 
 
 def state_name(agent_id: str) -> str:
-    """The name of the state that an agent's timers are in a checkpoint, among those of the task of the agents."""
+    """Returns the name of an agent's timers in a checkpoint, among the states of the agent task."""
     return f"{_FILE} {agent_id}"
 
 
 def saved_timers(directory: Path) -> Iterator[tuple[Any, str, int]]:
-    """(key, name, time in ms) of the timers of a checkpoint. Raises CorruptCheckpoint."""
+    """Yields (key, name, time in ms) for the timers of a checkpoint. Raises CorruptCheckpoint."""
     for batch in _checked(directory):
         scope, at, name, *_ = (column.to_pylist() for column in batch.columns)
         yield from zip(map(key_of, scope), name, at, strict=True)
 
 
 def cut_timers(agents: Mapping[str, KeyTimers]) -> dict[str, Cut]:
-    """The timers of agents, by agent id, as they are now -> by the names of their states, where there are any."""
+    """Returns cuts of the timers of agents, by the names of their states. `agents`: timers by agent id; agents
+    without timers are left out.
+    """
     cuts = {state_name(agent_id): timers.cut() for agent_id, timers in agents.items()}
     return {name: cut for name, cut in cuts.items() if cut is not None}
 
@@ -328,22 +336,25 @@ def cut_timers(agents: Mapping[str, KeyTimers]) -> dict[str, Cut]:
 def restore_timers(
     agents: Mapping[str, KeyTimers], before: Iterable[str], stored: Collection[str], folder: Callable[[str], Path]
 ) -> None:
-    """The timers that agents of a checkpoint had set. before: the ids of these agents. stored: the names of the states that it has;
-    folder: where one of them was saved.
+    """Restores the timers of agents from a checkpoint. Timers of an agent that has no on_timer= any more are dropped
+    with a warning.
+
+    `before`: the ids of the agents that had timers then. `stored`: the names of the states in the checkpoint.
+    `folder`: returns the folder of a state.
     """
     for agent_id in before:
         if (name := state_name(agent_id)) in stored:
             if agent_id in agents:
                 agents[agent_id].load(folder(name))
             else:
-                _log.warning("agent %s has no on_timer= any more; the timers that it had set are dropped", agent_id)
+                _log.warning("agent %s has no on_timer= any more; its timers are dropped", agent_id)
 
 
 def key_of(scope: bytes) -> Any:
-    """The key that a scope stands for, as the message had it."""
+    """Returns the key of a scope, as the message had it."""
     return _decode(scope[_GROUP_BYTES:])
 
 
 def key_bytes(key: Any) -> bytes:
-    """The key of records that a timer makes: text as it is, anything else as JSON."""
+    """Returns the key for records that a timer's call emits: text as it is, anything else as JSON."""
     return key.encode() if isinstance(key, str) else encode_json(key)

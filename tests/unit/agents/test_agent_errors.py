@@ -855,6 +855,6 @@ async def test_keys_that_come_as_another_type_than_before_a_restart_are_told_of_
     await life(1, 2.5, "1", 1)
     assert seen == [("1", 1), ("1", 2), (1, 1), (2.5, 1), ("1", 3), (1, 2)]
     [said] = told()
-    assert "agent shop.count: key 'user' of orders[0]@2 is a number, where those before were text" in said
+    assert "agent shop.count: key 'user' of orders[0]@2 is a number, and those before were text" in said
     await life(1, "1")
     assert len(told()) == 1

@@ -339,7 +339,7 @@ async def test_timers_of_an_agent_that_has_no_on_timer_any_more_are_dropped_with
         await until(lambda: timers(app, "agent") == 1)
     async with started(build({})):
         pass
-    assert "has no on_timer= any more; the timers that it had set are dropped" in caplog.text
+    assert "has no on_timer= any more; its timers are dropped" in caplog.text
 
 
 @pytest.mark.slow  # half a second of a core
