@@ -136,7 +136,7 @@ COMPUTING = {
     "test_time_joins": 9,
     "test_expressions_in_steps": 7,
     "test_decimals": 13,
-    "test_carried": 4,
+    "test_migration": 4,
     "test_tombstones": 3,
     "test_small_budgets": 12,
     "test_spilled": 8,

@@ -66,8 +66,8 @@ class PaneGroups(Protocol):
         """The bytes that the pane takes in memory."""
 
 
-class OtherColumns(Protocol):
-    """How rows of a checkpoint with other columns (`states`) become rows of now: as `aggregates.carried.Carried` does it for aggregates."""
+class RowMigration(Protocol):
+    """How rows of a checkpoint with other columns (`states`) become rows of now, as `aggregates.migration.StateMigration` does it."""
 
     @property
     def states(self) -> pa.Schema: ...
@@ -77,7 +77,7 @@ class OtherColumns(Protocol):
 class SpilledGroups(StatePart):
     """The groups on disk. rows: the columns of `PaneGroups.rows_of`; keys: which of them are the keys. Has one owner, as the store.
 
-    open_rows: the cuts of what stands beside the tables, by pane. carried: at a restore, how groups of a checkpoint with other columns
+    open_rows: the cuts of what stands beside the tables, by pane. migration: at a restore, how groups of a checkpoint with other columns
     become groups of now. spills: whether there is anything beside the tables; else the store keeps the budget by itself. Without a
     directory, or without keys, all groups stay in memory. owners: which of the columns say by their hash whose a group is; None: the keys.
     """
@@ -90,12 +90,12 @@ class SpilledGroups(StatePart):
         rows: pa.Schema,
         keys: Sequence[int],
         context: OperatorContext,
-        carried: Callable[[], OtherColumns | None] = lambda: None,
+        migration: Callable[[], RowMigration | None] = lambda: None,
         *,
         spills: bool = True,
         owners: Sequence[int] | None = None,
     ) -> None:
-        self._groups, self._store, self._open_rows, self._carried = groups, store, open_rows, carried
+        self._groups, self._store, self._open_rows, self._migration = groups, store, open_rows, migration
         self._keys = list(keys)
         self._owners = self._keys if owners is None else list(owners)
         self._schema = rows.insert(0, _PANE)
@@ -204,21 +204,21 @@ class SpilledGroups(StatePart):
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
         """To be called when the groups that were in memory are back."""
-        carried = self._carried()
+        migration = self._migration()
         self._touched.update(self._store.panes)
         for part in saved:
             told = part.facts.get("segments") or ()
-            if told and self._cold is not None and carried is None:
+            if told and self._cold is not None and migration is None:
                 take_over(self._cold, part.directory / _COLD, told, owned, [1 + index for index in self._owners])
                 self._count = self._cold.count_by_due()
             elif told:
-                schema = self._schema if carried is None else carried.states.insert(0, _PANE)
+                schema = self._schema if migration is None else migration.states.insert(0, _PANE)
                 for rows in read_segments(part.directory / _COLD, schema, told):
-                    self._restored(rows, owned, carried)
+                    self._restored(rows, owned, migration)
 
-    def _restored(self, rows: pa.RecordBatch, owned: Owned | None, carried: OtherColumns | None) -> None:
-        if carried is not None and rows.num_rows:
-            columns = [rows.column(0), *carried.whole(self._without_pane(rows)).columns]
+    def _restored(self, rows: pa.RecordBatch, owned: Owned | None, migration: RowMigration | None) -> None:
+        if migration is not None and rows.num_rows:
+            columns = [rows.column(0), *migration.whole(self._without_pane(rows)).columns]
             rows = pa.RecordBatch.from_arrays(columns, schema=self._schema)
         if owned is not None:
             rows = rows.filter(owned(self._hashes_of(self._without_pane(rows), self._owners)))

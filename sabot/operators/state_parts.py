@@ -164,22 +164,22 @@ class StorePart(StatePart):
 class TablesPart(StorePart):
     """A TableStore as a part of an operator's state.
 
-    `carried`: returns, at a restore, how the checkpoint's groups become groups of the store, or None if they stay as
+    `migration`: returns, at a restore, how the checkpoint's groups become groups of the store, or None if they stay as
     they are.
     """
 
-    def __init__(self, name: str, store: TableStore, carried: Callable[[], Renewal | None]) -> None:
-        super().__init__(name, _Renewing(store, carried))
+    def __init__(self, name: str, store: TableStore, migration: Callable[[], Renewal | None]) -> None:
+        super().__init__(name, _Renewing(store, migration))
 
 
 class _Renewing:
     """A TableStore whose groups are converted at a restore."""
 
-    def __init__(self, store: TableStore, carried: Callable[[], Renewal | None]) -> None:
-        self.cut, self._store, self._carried = store.cut, store, carried
+    def __init__(self, store: TableStore, migration: Callable[[], Renewal | None]) -> None:
+        self.cut, self._store, self._migration = store.cut, store, migration
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None:
-        self._store.restore(saved, owned, self._carried())
+        self._store.restore(saved, owned, self._migration())
 
 
 class RowsPart(StatePart):

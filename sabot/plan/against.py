@@ -4,7 +4,7 @@ Pure functions.
 An operator finds its state by the id that the user gave it (`.named("totals")`). An operator without such an id finds
 it by what the state consists of (`state_schema`), if no other state in the checkpoint is like it; otherwise by the
 steps that its rows have gone through, and by the functions in these steps. The steps before and after an operator may
-change. So may its aggregates, each of which is found again by what it computes (`operators.aggregates.carried`).
+change. So may its aggregates, each of which is found again by what it computes (`operators.aggregates.migration`).
 """
 
 from collections import defaultdict
@@ -14,7 +14,7 @@ from typing import Any
 
 from sabot.codecs.json import schema_of_text
 from sabot.errors import UserError
-from sabot.operators.aggregates.carried import ROWS_OF_A_KEY, Fate, fates
+from sabot.operators.aggregates.migration import ROWS_OF_A_KEY, AggregateVerdict, aggregate_verdicts
 from sabot.operators.base import TIME_COLUMN, FilledFromTable, GivesTable, Operator, OperatorContext, Stateful
 from sabot.operators.keyed.over_columns import hidden_over, keeps_over
 from sabot.operators.layout.stages import Stage, Step
@@ -284,7 +284,7 @@ def _verdict(old: SavedStep, new: Planned, given_up: Mapping[str, set[str]]) -> 
     changes: list[str] = []
     differences: list[str] = []
     refused: list[str] = []  # differences of single aggregates
-    parts: list[Fate] = []
+    parts: list[AggregateVerdict] = []
     if old.schema.get("kind") != new.schema["kind"]:
         differences.append(f"it was a {old.schema.get('kind')}, is a {new.schema['kind']}")
     else:
@@ -338,28 +338,28 @@ def _leads(schema: Mapping[str, Any]) -> bool:
     return any(words.startswith("lead(") for _, words, _ in schema["columns"])
 
 
-def _parts(listed: str, old: SavedStep, new: Planned, forgets: frozenset[str]) -> list[Fate]:
+def _parts(listed: str, old: SavedStep, new: Planned, forgets: frozenset[str]) -> list[AggregateVerdict]:
     """Returns what becomes of each aggregate."""
     before = old.schema[listed]
     if listed == "columns":
-        return fates(
+        return aggregate_verdicts(
             before, new.schema[listed], forgets, keeps=keeps_over(new.schema["frame"]), hidden=hidden_over(before)
         )
     hidden = [ROWS_OF_A_KEY] if new.schema["kind"] == "groups" else []
     if not new.schema.get("changes"):
-        return fates(before, new.schema[listed], forgets, hidden=hidden)
+        return aggregate_verdicts(before, new.schema[listed], forgets, hidden=hidden)
     begins = f"it begins with the rows of {' and '.join(new.makers)}"
-    return fates(before, new.schema[listed], forgets, keeps=str, hidden=hidden, begins=begins)
+    return aggregate_verdicts(before, new.schema[listed], forgets, keeps=str, hidden=hidden, begins=begins)
 
 
-def _fate_of(name: str, forgets: frozenset[str]) -> Fate:
+def _fate_of(name: str, forgets: frozenset[str]) -> AggregateVerdict:
     """Returns what becomes of the values that a process function keeps under a name."""
     if name in forgets:
-        return Fate(name, "drop", "values", None, "its state is dropped, as asked")
-    return Fate(name, "keep", "values", "values")
+        return AggregateVerdict(name, "drop", "values", None, "its state is dropped, as asked")
+    return AggregateVerdict(name, "keep", "values", "values")
 
 
-def _said_of(parts: Sequence[Fate]) -> Iterator[str]:
+def _said_of(parts: Sequence[AggregateVerdict]) -> Iterator[str]:
     """Yields what changes for the aggregates, in words."""
     renamed = [f"{part.called} is {part.name} now" for part in parts if part.called]
     if renamed:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from shlex import quote
 from typing import Any, Literal, NamedTuple
 
-from sabot.operators.aggregates.carried import Fate
+from sabot.operators.aggregates.migration import AggregateVerdict
 from sabot.plan.fills import Way
 
 Outcome = Literal["keep", "migrate", "drop", "new", "refuse"]
@@ -58,7 +58,7 @@ class Verdict:
     why: str = ""
     saved_as: str | None = None
     groups: int = 0
-    parts: tuple[Fate, ...] = ()
+    parts: tuple[AggregateVerdict, ...] = ()
     forgets: frozenset[str] = frozenset()
     given_up: bool = False
     fills: tuple[int, ...] = ()

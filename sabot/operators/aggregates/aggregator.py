@@ -16,7 +16,6 @@ from sabot._cython.groups.keyed import GroupTable
 from sabot.arrays import decimal_floats
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
-from sabot.operators.aggregates.carried import Shape, Standing
 from sabot.operators.aggregates.decimals import (
     decimal_means,
     decimal_sums,
@@ -30,6 +29,7 @@ from sabot.operators.aggregates.decimals import (
 )
 from sabot.operators.aggregates.extras import Extras
 from sabot.operators.aggregates.gather import Gather
+from sabot.operators.aggregates.migration import StateLayout, StatePlace
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext
 from sabot.operators.columns import check_distinct, column_index, key_columns
 from sabot.state.tables.store import TableStore
@@ -70,7 +70,7 @@ class AggregateColumn:
     shares: bool = False
     rounds: bool = False
 
-    def words(self) -> str:
+    def description(self) -> str:
         """The aggregate as text, without the name of its column."""
         if self.text:
             return self.text
@@ -93,7 +93,7 @@ class Aggregator:
 
     schema: the columns of results, which are the keys, then the aggregates. kernel: the accumulators that its GroupTable has. states:
     keys and all accumulators as columns, one row for each group, as `merge` takes them. needs_slots: there are extras, and tables must
-    stay in memory. shape: where the state of each aggregate stands.
+    stay in memory. layout: where the state of each aggregate stands.
     Nulls: a sum or mean of no value is null; count and count_distinct of no value are 0; collect_list keeps nulls, and goes by `order`,
     then arrival. For first, last and any nulls are values; of rows with equal `order` the first (last) to arrive is taken. For arg_min
     and arg_max, rows with equal `by` go by the least `order`, then arrival; rows whose `by` is null or NaN are passed over.
@@ -121,12 +121,12 @@ class Aggregator:
         self._gathers: list[Gather] = []
         self._outputs: list[Callable[[Sequence[Array], Sequence[Array]], Array]] = []
         self._asked: list[int] = []  # the accumulators of one aggregate, while it is resolved
-        places: list[Standing] = []
+        places: list[StatePlace] = []
         for aggregate in aggregates:
             self._asked, before = [], len(self._gathers)
             self._outputs.append(self._resolve(aggregate))
             beside = [field.name for gather in self._gathers[before:] for field in gather.states]
-            places.append(Standing(self._asked, beside))
+            places.append(StatePlace(self._asked, beside))
         self._asked = []
         if not self.kernel:  # a batch of states needs a column to have rows
             self._kernel("count", None, -1, -1)
@@ -136,7 +136,7 @@ class Aggregator:
         self.states = pa.schema([*table.states, *gathered])
         self._kernel_states = table.states.names
         self.gathered = pa.schema([*self.keys, *gathered])
-        self.shape = Shape(self.table, self.gathered, places)
+        self.layout = StateLayout(self.table, self.gathered, places)
         empty = self.compose(
             [pa.array([], kind) for kind in table.results], [pa.array([], g.type) for g in self._gathers]
         )
@@ -456,7 +456,7 @@ def aggregates_schema(
     """The aggregates for `Stateful.state_schema`: [name, text, type of the result] each. results: one field for each of them."""
     schema: dict[str, Any] = {
         "aggregates": [
-            [aggregate.name, f"{'exact ' * aggregate.adds_decimals(input)}{aggregate.words()}", str(field.type)]
+            [aggregate.name, f"{'exact ' * aggregate.adds_decimals(input)}{aggregate.description()}", str(field.type)]
             for aggregate, field in zip(aggregates, results, strict=True)
         ]
     }

@@ -105,7 +105,7 @@ def decimal_sums(counts: pa.Array, sums: Sequence[pa.Array], kind: pa.DataType, 
     Raises DataError for a sum that has more digits; what: the name of it.
     """
     n = counts.fill_null(0).to_numpy()
-    parts = _carried(sums)
+    parts = _with_carry(sums)
     signs = parts[-1] >> 31
     words = np.stack([(high << 32) | low for low, high in zip(parts[::2], parts[1::2], strict=True)], axis=1)
     valid = None if (n > 0).all() else pa.py_buffer(np.packbits(n > 0, bitorder="little"))
@@ -123,7 +123,7 @@ def decimal_sums(counts: pa.Array, sums: Sequence[pa.Array], kind: pa.DataType, 
 def decimal_means(counts: pa.Array, sums: Sequence[pa.Array], scale: int) -> pa.DoubleArray:
     """The mean of each group: the nearest float to the exact one; null where nothing was counted. sums: of each part."""
     n = counts.fill_null(0).to_numpy()
-    parts = _carried(sums)
+    parts = _with_carry(sums)
     below = np.ones(len(n), bool)  # the parts above 64 bits are those of a small negative number
     above = np.ones(len(n), bool)  # they are 0
     for place, part in enumerate(parts[2:], 2):
@@ -154,7 +154,7 @@ def _first_invalid(made: pa.Array, wide: Any) -> int:
     return -1
 
 
-def _carried(sums: Sequence[pa.Array]) -> list[Any]:
+def _with_carry(sums: Sequence[pa.Array]) -> list[Any]:
     """The parts with what is above 32 bits carried into the next one; the last keeps it."""
     parts = [np.array(each.fill_null(0).to_numpy()) for each in sums]
     for place in range(len(parts) - 1):

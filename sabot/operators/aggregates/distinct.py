@@ -48,21 +48,21 @@ def distinct_sets(aggregates: Sequence[AggregateColumn], input: pa.Schema) -> li
         if has_words(kind):
             shared.setdefault(str(aggregate.argument), []).append(aggregate)
         else:
-            sets.append(_Alone(aggregate, kind))
+            sets.append(_SeparateSet(aggregate, kind))
     for argument, alike in shared.items():
         for first in range(0, len(alike), _FILTERS):
-            sets.append(_Shared(alike[first : first + _FILTERS], input.field(argument).type))
+            sets.append(_SharedSet(alike[first : first + _FILTERS], input.field(argument).type))
     return sets
 
 
-class _Shared:
+class _SharedSet:
     """The numbers or times of one column, for at most _FILTERS aggregates."""
 
     def __init__(self, aggregates: Sequence[AggregateColumn], kind: pa.DataType) -> None:
         self._argument = str(aggregates[0].argument)
         self._numbers: DistinctNumbers = DistinctNumbers(len(aggregates), ordered_width(kind))
-        self.counts: list[_OneFilter] = [
-            _OneFilter(aggregate, self._numbers, place) for place, aggregate in enumerate(aggregates)
+        self.counts: list[_FilteredCounts] = [
+            _FilteredCounts(aggregate, self._numbers, place) for place, aggregate in enumerate(aggregates)
         ]
 
     def add(self, rows: ChangedRows) -> None:
@@ -83,7 +83,7 @@ class _Shared:
         return self._numbers.nbytes
 
 
-class _OneFilter:
+class _FilteredCounts:
     def __init__(self, aggregate: AggregateColumn, numbers: DistinctNumbers, place: int) -> None:
         self.aggregate, self._numbers, self._place = aggregate, numbers, place
 
@@ -97,12 +97,12 @@ class _OneFilter:
         self._numbers.load(slots, states, self._place)
 
 
-class _Alone:
+class _SeparateSet:
     """The values of one aggregate, of a type without a width, or of a large one."""
 
     def __init__(self, aggregate: AggregateColumn, kind: pa.DataType) -> None:
         self.aggregate = aggregate
-        self.counts: list[_Alone] = [self]
+        self.counts: list[_SeparateSet] = [self]
         self._values = Values(aggregate, kind, pa.int64())
 
     def add(self, rows: ChangedRows) -> None:

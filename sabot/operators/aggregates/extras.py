@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
-from sabot.operators.aggregates.gather import Array, Gather, Gathered
+from sabot.operators.aggregates.gather import Array, Gather, GatheredValues
 from sabot.operators.aggregates.pairs import Pairs
 from sabot.operators.aggregates.sketches import Sketches
 from sabot.operators.aggregates.user import UserStates
 
-_KEPT_BY: dict[str, Callable[[Gather], Gathered]] = {"user": UserStates, "sketch": Sketches}
+_KEPT_BY: dict[str, Callable[[Gather], GatheredValues]] = {"user": UserStates, "sketch": Sketches}
 
 
 class Extras:
@@ -23,7 +23,7 @@ class Extras:
 
     def __init__(self, gathers: Sequence[Gather], before: Callable[[pa.Int32Array], None] = lambda slots: None) -> None:
         self._before = before
-        self._parts: list[Gathered] = [_KEPT_BY.get(gather.reduce, Pairs)(gather) for gather in gathers]
+        self._parts: list[GatheredValues] = [_KEPT_BY.get(gather.reduce, Pairs)(gather) for gather in gathers]
 
     def __bool__(self) -> bool:
         return bool(self._parts)

@@ -1,4 +1,4 @@
-"""What one aggregate gathers (`Gather`), and the contract of the holder that keeps it by slot (`Gathered`)."""
+"""What one aggregate gathers (`Gather`), and the contract of the holder that keeps it by slot (`GatheredValues`)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -119,7 +119,7 @@ class Gather:
         return [pa.field(f"{name}.{column.name}", pa.list_(column.type)) for column in self.columns]
 
 
-class Gathered(ABC):
+class GatheredValues(ABC):
     """What one aggregate has gathered, by slot. The methods are those of `Extras`."""
 
     def __init__(self, gather: Gather) -> None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.operators.aggregates.decimals import SumOverflow
-from sabot.operators.aggregates.gather import ROWS, VALUES, Array, Gather, Gathered, joined, selected
+from sabot.operators.aggregates.gather import ROWS, VALUES, Array, Gather, GatheredValues, joined, selected
 from sabot.operators.aggregates.reducers import REDUCERS, plain_floats, top
 
 REDUCE_ROWS = 65_536  # reducing fewer rows is not worth it
@@ -49,7 +49,7 @@ class _Run:
         return self.batch.filter(pa.array(born[self.homes] <= self.age)) if self.dead else self.batch
 
 
-class Pairs(Gathered):
+class Pairs(GatheredValues):
     """Values as columns (home, value[, rank][, order]): runs, and a tail in order of arrival.
 
         runs    older, longer ── newer, shorter │ tail

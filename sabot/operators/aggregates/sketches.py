@@ -8,11 +8,11 @@ import pyarrow.compute as pc
 
 from sabot._cython.groups.partition import hash_columns
 from sabot._cython.groups.sketch import Distinct, Quantiles
-from sabot.operators.aggregates.gather import Array, Gather, Gathered, selected
+from sabot.operators.aggregates.gather import Array, Gather, GatheredValues, selected
 from sabot.operators.aggregates.packed import ordered
 
 
-class Sketches(Gathered):
+class Sketches(GatheredValues):
     """A sketch of each slot's values."""
 
     def __init__(self, gather: Gather) -> None:

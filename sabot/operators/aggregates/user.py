@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from sabot.errors import UserError, short_repr
-from sabot.operators.aggregates.gather import Array, Gather, Gathered
+from sabot.operators.aggregates.gather import Array, Gather, GatheredValues
 
 _STATE_BYTES = 300  # about what a state of a few numbers takes
 
@@ -31,7 +31,7 @@ class UserAggregate(Protocol):
         """The result."""
 
 
-class UserStates(Gathered):
+class UserStates(GatheredValues):
     """States of a user's function, by slot. An error that the function raises becomes a UserError that names it."""
 
     def __init__(self, gather: Gather) -> None:

@@ -1,7 +1,7 @@
 """What groups keep whose rows may be taken away again: exact sums, multisets, sketches, whole rows.
 
-`WholeSums` stand in the columns of the groups' table. Every other kind of value is a `Beside`: a store beside the table, by the slots of
-the table. `ChangedRows` are the rows of a batch of changes, as both take them.
+`WholeSums` stand in the columns of the groups' table. Every other kind of value is a `SlotValues`: a store beside the table, by its slots.
+`ChangedRows` are the rows of a batch of changes, as both take them.
 """
 
 from abc import ABC, abstractmethod
@@ -140,7 +140,7 @@ class DecimalMeans(WholeSums):
         return decimal_means(counts, sums, self._kind.scale)
 
 
-class Beside(ABC):
+class SlotValues(ABC):
     """What one aggregate keeps by slot, beside the groups' table."""
 
     store: ExactSums | Multisets | Arrivals | Quantiles
@@ -156,7 +156,7 @@ class Beside(ABC):
         raise NotImplementedError
 
 
-class Sums(Beside):
+class Sums(SlotValues):
     """sum, mean, variance and stddev, computed exactly and rounded once."""
 
     def __init__(self, aggregate: AggregateColumn, kind: pa.DataType, result: pa.DataType) -> None:
@@ -210,7 +210,7 @@ class Sums(Beside):
         return -1
 
 
-class Values(Beside):
+class Values(SlotValues):
     """min, max, any, count_distinct and top_k: keeps which values there are, and how often."""
 
     def __init__(self, aggregate: AggregateColumn, kind: pa.DataType, result: pa.DataType) -> None:
@@ -241,7 +241,7 @@ class Values(Beside):
         return from_ordered(asked(slots, NAN) if self._real else asked(slots), self._kind)
 
 
-class QuantileSketches(Beside):
+class QuantileSketches(SlotValues):
     """approx_quantile: keeps a sketch, which can forget values."""
 
     def __init__(self, aggregate: AggregateColumn) -> None:
@@ -258,7 +258,7 @@ class QuantileSketches(Beside):
         return quantile_column(self.store, slots, self._call.q)
 
 
-class Best(Beside):
+class ArgMinMax(SlotValues):
     """arg_min and arg_max: keeps pairs of the column that it goes by and the value."""
 
     def __init__(self, aggregate: AggregateColumn, kind: pa.DataType, result: pa.DataType, by: pa.DataType) -> None:
@@ -287,7 +287,7 @@ class Best(Beside):
         return unpacked(values, [self._kind])[0]
 
 
-class InOrder(Beside):
+class OrderedValues(SlotValues):
     """first, last, collect_list and user: keeps values by event time, then arrival."""
 
     def __init__(self, aggregate: AggregateColumn, input: pa.Schema, result: pa.DataType) -> None:
@@ -342,7 +342,7 @@ class InOrder(Beside):
             ) from error
 
 
-class WholeRows(Beside):
+class WholeRows(SlotValues):
     """Keeps all columns but the keys, and gives those of the last row to arrive that was not taken away."""
 
     def __init__(self, fields: pa.Schema) -> None:

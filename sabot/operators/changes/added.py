@@ -10,8 +10,8 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, slot_pieces
-from sabot.operators.aggregates.carried import Shape, Standing
 from sabot.operators.aggregates.distinct import distinct_sets
+from sabot.operators.aggregates.migration import StateLayout, StatePlace
 from sabot.operators.aggregates.values import ChangedRows
 from sabot.operators.base import START_OF_TIME, TIME_COLUMN, OperatorContext
 from sabot.operators.changes.state import KEPT, Array, StoredGroups
@@ -57,9 +57,11 @@ class AddedGroups(StoredGroups):
         self._extras = aggregator.extras()
         kept = [pa.field(f"{KEPT} {i}", pa.large_binary()) for i in range(len(self._kept_counts))]
         self.saved_schema = pa.schema([*aggregator.gathered, *kept])
-        standing, beside = iter(aggregator.shape.places[len(hidden) :]), iter(kept)
-        places = [next(standing) if count is None else Standing((), [next(beside).name]) for count in self._counts]
-        self.shape = Shape(aggregator.table, self.saved_schema, [*places, *aggregator.shape.places[: len(hidden)]])
+        standing, beside = iter(aggregator.layout.places[len(hidden) :]), iter(kept)
+        places = [next(standing) if count is None else StatePlace((), [next(beside).name]) for count in self._counts]
+        self.layout = StateLayout(
+            aggregator.table, self.saved_schema, [*places, *aggregator.layout.places[: len(hidden)]]
+        )
         # Event times are recorded only for groups whose results have changed, which is known after the other accumulators are updated. So
         # there are two passes over the accumulators; in each, a filter that is never true leaves out the accumulators of the other pass.
         self._filters = aggregator.filters

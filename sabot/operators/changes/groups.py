@@ -20,7 +20,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.rows.changes import Touches
 from sabot.disk import make_folder
 from sabot.operators.aggregates.aggregator import AggregateColumn, aggregates_reader, aggregates_schema
-from sabot.operators.aggregates.carried import ROWS_OF_A_KEY, Shape, carried
+from sabot.operators.aggregates.migration import ROWS_OF_A_KEY, StateLayout, migration_of
 from sabot.operators.base import (
     INSERT,
     OP_COLUMN,
@@ -229,15 +229,21 @@ class GroupAggregate(TableOperator):
         groups, now = self._there(), self.state_schema()["aggregates"]
         assert isinstance(groups, StoredGroups)
         hidden = [[*ROWS_OF_A_KEY], *([["", "event time", "int64"]] if self._timed else [])]
-        groups.carried = carried(
-            saved, now, self.forgets, groups.shape, self._shape_in, hidden=hidden, keeps=str if self._changes else None
+        groups.migration = migration_of(
+            saved,
+            now,
+            self.forgets,
+            groups.layout,
+            self._layout_in,
+            hidden=hidden,
+            keeps=str if self._changes else None,
         )
 
-    def _shape_in(self, reader: Mapping[str, Any]) -> Shape:
+    def _layout_in(self, reader: Mapping[str, Any]) -> StateLayout:
         """Returns the layout of the state of the aggregates that `reader` describes."""
         make = RemovableGroups if self._changes else AddedGroups
         aggregates, input = described(reader)
-        return make(self.key_names, aggregates, input, OperatorContext(input)).shape
+        return make(self.key_names, aggregates, input, OperatorContext(input)).layout
 
     def state_schema(self) -> dict[str, Any]:
         aggregates = aggregates_schema(self._aggregates, self._there().fields, self.rows)

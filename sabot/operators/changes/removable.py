@@ -11,15 +11,15 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, slot_pieces
-from sabot.operators.aggregates.carried import Shape, Standing
 from sabot.operators.aggregates.decimals import named_by
+from sabot.operators.aggregates.migration import StateLayout, StatePlace
 from sabot.operators.aggregates.values import (
-    Beside,
-    Best,
+    ArgMinMax,
     ChangedRows,
     DecimalMeans,
-    InOrder,
+    OrderedValues,
     QuantileSketches,
+    SlotValues,
     Sums,
     Values,
     WholeRows,
@@ -43,7 +43,7 @@ class RemovableGroups(StoredGroups):
         aggregates: Sequence[AggregateColumn],
         input: pa.Schema,
         context: OperatorContext,
-        beside: Sequence["Beside"] = (),
+        beside: Sequence["SlotValues"] = (),
     ) -> None:
         self._keys = list(keys)
         self._input = input
@@ -53,11 +53,11 @@ class RemovableGroups(StoredGroups):
         described = Aggregator(keys, aggregates, input, order=order)
         self.fields = list(described.schema)[len(keys) :]
         self._figures = 1  # the number of sums in the store: the row count, then those of each aggregate
-        self._parts: list[WholeSums | Beside] = [
+        self._parts: list[WholeSums | SlotValues] = [
             self._part(aggregate, field.type) for aggregate, field in zip(aggregates, self.fields, strict=True)
         ]
         self._parts += beside
-        self._holders = [part for part in self._parts if isinstance(part, Beside)]
+        self._holders = [part for part in self._parts if isinstance(part, SlotValues)]
         self._key_schema = described.keys
         figures = [("sum", pa.int64())] * self._figures + ([("max", pa.int64())] if self._timed else [])
         self.store = TableStore(
@@ -72,15 +72,15 @@ class RemovableGroups(StoredGroups):
         self.saved_schema = pa.schema([*described.keys, *kept])
         names = iter(field.name for field in kept)
         places = [
-            Standing(part.accumulators, ()) if isinstance(part, WholeSums) else Standing((), [next(names)])
+            StatePlace(part.accumulators, ()) if isinstance(part, WholeSums) else StatePlace((), [next(names)])
             for part in self._parts
         ]
-        hidden = [Standing([0], ()), *([Standing([self._figures], ())] if self._timed else [])]
-        self.shape = Shape(partial(GroupTable, described.keys, figures), self.saved_schema, [*places, *hidden])
+        hidden = [StatePlace([0], ()), *([StatePlace([self._figures], ())] if self._timed else [])]
+        self.layout = StateLayout(partial(GroupTable, described.keys, figures), self.saved_schema, [*places, *hidden])
         self.alone = partial(RemovableGroups, keys, aggregates, input, OperatorContext(input))
         self.begin(context)
 
-    def _part(self, aggregate: AggregateColumn, result: pa.DataType) -> "WholeSums | Beside":
+    def _part(self, aggregate: AggregateColumn, result: pa.DataType) -> "WholeSums | SlotValues":
         if aggregate.kind == "approx_count_distinct":
             raise UserError(
                 f"{aggregate.name}: approx_count_distinct does not work over changes, since it cannot remove a row",
@@ -95,12 +95,12 @@ class RemovableGroups(StoredGroups):
         if aggregate.kind in ("sum", "mean", "variance", "stddev"):
             return Sums(aggregate, kind, result)
         if aggregate.kind in ("arg_min", "arg_max"):
-            return Best(aggregate, kind, result, self._input.field(aggregate.by).type)
+            return ArgMinMax(aggregate, kind, result, self._input.field(aggregate.by).type)
         if aggregate.kind in ("min", "max", "count_distinct", "top_k", "any"):
             return Values(aggregate, kind, result)
         if aggregate.kind == "approx_quantile":
             return QuantileSketches(aggregate)
-        return InOrder(aggregate, self._input, result)
+        return OrderedValues(aggregate, self._input, result)
 
     def _added(self, part: "WholeSums") -> "WholeSums":
         self._figures += len(part.accumulators)
@@ -158,8 +158,8 @@ class RemovableGroups(StoredGroups):
         """Copies the state of the aggregates number `numbers` from `other`, which has the same aggregates. These
         groups must have no state for them yet.
         """
-        accumulators = {index for number in numbers for index in self.shape.places[number].accumulators}
-        width, blank = len(self._keys), self.shape.table()
+        accumulators = {index for number in numbers for index in self.layout.places[number].accumulators}
+        width, blank = len(self._keys), self.layout.table()
         holders = [
             (place, each) for place, each in enumerate(self._holders) if each in [self._parts[n] for n in numbers]
         ]

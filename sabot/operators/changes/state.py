@@ -13,7 +13,7 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable
 from sabot.operators.aggregates.aggregator import slot_pieces
-from sabot.operators.aggregates.carried import Carried, Shape
+from sabot.operators.aggregates.migration import StateLayout, StateMigration
 from sabot.operators.base import OperatorContext
 from sabot.operators.cuts import SlotRows
 from sabot.operators.spilled import SpilledGroups
@@ -120,14 +120,16 @@ class StoredGroups(Groups):
 
     store: TableStore
     saved_schema: pa.Schema  # the columns of `saved_of`: the keys, then the state outside the store
-    shape: Shape  # the layout of the state of each aggregate, then of the row count and the event time of the result
+    layout: (
+        StateLayout  # the layout of the state of each aggregate, then of the row count and the event time of the result
+    )
     alone: Callable[[], "StoredGroups"]
-    carried: Carried | None = None
+    migration: StateMigration | None = None
     """Converts the groups of a checkpoint with other aggregates. Set before a restore."""
 
     def begin(self, context: OperatorContext) -> None:
-        """Completes the construction. A subclass calls it once it has set `store`, `saved_schema` and `shape`."""
-        table = self.shape.table()
+        """Completes the construction. A subclass calls it once it has set `store`, `saved_schema` and `layout`."""
+        table = self.layout.table()
         self._states, self._width = table.states, len(table.keys)
         beside = list(self.saved_schema)[self._width :]
         self._rows = pa.schema([*self._states, *beside])
@@ -141,13 +143,13 @@ class StoredGroups(Groups):
             self._rows,
             range(self._width),
             context,
-            self._carried,
+            self._migration,
             spills=self._has_beside,
             owners=self._owners,
         )
 
-    def _carried(self) -> Carried | None:
-        return self.carried
+    def _migration(self) -> StateMigration | None:
+        return self.migration
 
     def table(self) -> GroupTable:
         return self.store.table()
@@ -234,7 +236,7 @@ class StoredGroups(Groups):
         rows = RowsPart(
             KEPT, self._saved, self._load, schema=self.saved_schema, keys=self._owners, renewed=self._renewed
         )
-        return [TablesPart("tables", self.store, self._carried), rows, self._spilled]
+        return [TablesPart("tables", self.store, self._migration), rows, self._spilled]
 
     def _saved(self) -> Batches | list[pa.RecordBatch]:
         if not self._has_beside or not len(table := self.store.table()):
@@ -253,7 +255,7 @@ class StoredGroups(Groups):
         self._beside_rows.note(slots, _PANE)
 
     def _renewed(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        return rows if self.carried is None else self.carried.beside(rows)
+        return rows if self.migration is None else self.migration.beside(rows)
 
     def close(self) -> None:
         self.store.close()

@@ -31,7 +31,7 @@ from sabot.operators.base import (
 )
 from sabot.operators.columns import check_distinct, key_columns, key_table, time_index
 from sabot.operators.keyed.ordered import in_order
-from sabot.operators.keyed.over_columns import RANKS, OverCarried, OverColumn, columns_read, over_carried
+from sabot.operators.keyed.over_columns import RANKS, OverColumn, OverMigration, columns_read, over_migration
 from sabot.operators.keyed.over_lead import LeadState
 from sabot.operators.keyed.over_state import Array, FrameState, OverState, PlaceState, RunningState
 from sabot.operators.layout.plan_points import Planners, PlanPoint
@@ -120,7 +120,7 @@ class Over(SavesWatermark):
         if self._leading is not None:
             kept += self._leading.parts()
         input = context.input
-        self._carried: OverCarried | None = None
+        self._migration: OverMigration | None = None
         more: Any = {"others": True, "renewed": self._renewed}
         kept.append(RowsPart("held", lambda: list(self._held), self._held_back, schema=input, keys=keys, **more))
         self.state_parts = StateParts(context, kept, keyed=len(self._names) > 0)
@@ -210,7 +210,7 @@ class Over(SavesWatermark):
             "keys": columns_schema(self._keys),
             "frame": frame,
             "columns": [
-                [each.name, f"{_exact(each, self._context.input)}{each.words()}", str(field.type)]
+                [each.name, f"{_exact(each, self._context.input)}{each.description()}", str(field.type)]
                 for each, field in zip(self._described, self._added, strict=True)
             ],
             # rows that wait are kept with all their columns
@@ -257,14 +257,14 @@ class Over(SavesWatermark):
         return max((part.groups() for part in self._parts), default=0)
 
     def before_restore(self, saved: Sequence[Saved]) -> None:
-        self._carried = over_carried(saved, self.state_schema(), self._described, self.forgets)
+        self._migration = over_migration(saved, self.state_schema(), self._described, self.forgets)
         for part in self._parts:
-            part.carried = self._carried
+            part.migration = self._migration
         if self._leading is not None:
-            self._leading.carried = self._carried
+            self._leading.migration = self._migration
 
     def _renewed(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        return rows if self._carried is None else self._carried.rows(self._context.input, rows)
+        return rows if self._migration is None else self._migration.rows(self._context.input, rows)
 
     def after_restore(self, saved: Sequence[Saved]) -> None:
         super().after_restore(saved)

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from sabot.codecs.json import schema_of_text
 from sabot.operators.aggregates.aggregator import KINDS, AggregateColumn
-from sabot.operators.aggregates.carried import Keeps, shared_by, sources_of
+from sabot.operators.aggregates.migration import Keeps, shared_by, sources_of
 from sabot.operators.base import Saved
 
 RANKS = ("row_number", "rank", "dense_rank")
@@ -41,12 +41,12 @@ class OverColumn:
     shares: bool = False
     rounds: bool = False
 
-    def words(self) -> str:
+    def description(self) -> str:
         """The column as text, without its name."""
         if self.text:
             return self.text
         if self.kind in KINDS:
-            return self.aggregate().words()
+            return self.aggregate().description()
         default = None if self.default is None else f"default={self.default!r}"
         given = [self.argument, str(self.offset) if self.kind in ("lag", "lead") else None, default]
         return f"{self.kind}({', '.join(each for each in given if each is not None)})"
@@ -90,7 +90,7 @@ def columns_read(reader: Mapping[str, Any]) -> list[OverColumn]:
     return [OverColumn(**each, **older) for each in reader["calls"]]
 
 
-class OverCarried:
+class OverMigration:
     """The columns that a checkpoint had (`was`), over rows of `input`, and with the state of which of them those of now go on."""
 
     def __init__(self, reader: Mapping[str, Any], now: Sequence[OverColumn], sources: Sequence[int | None]) -> None:
@@ -128,9 +128,9 @@ class OverCarried:
         return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields, schema.metadata))
 
 
-def over_carried(
+def over_migration(
     saved: Sequence[Saved], schema: Mapping[str, Any], now: Sequence[OverColumn], forgets: frozenset[str]
-) -> OverCarried | None:
+) -> OverMigration | None:
     """How the columns of a checkpoint become those of now; None where it has the same ones. schema: of the operator's state now."""
     facts = next((part.facts for part in saved if part.facts.get("schema")), None)
     if facts is None:
@@ -140,4 +140,4 @@ def over_carried(
     same = reader.get("shares") is False or all(call.get("ddof", 1) == 1 for call in reader["calls"])
     if same and sources == list(range(len(before))):
         return None
-    return OverCarried(reader, now, sources)
+    return OverMigration(reader, now, sources)

@@ -106,8 +106,8 @@ class LeadState(OverSlots):
 
     def renewed(self, rows: Rows) -> Rows:
         schema, (then,) = self.files["waiting"], rows
-        if self.carried is not None:
-            then = self.carried.rows(schema, then)
+        if self.migration is not None:
+            then = self.migration.rows(schema, then)
         return [with_columns_of(schema, then)]
 
     @property

@@ -14,12 +14,12 @@ from sabot._cython.groups.keyed import GroupTable, sum_overflow
 from sabot._cython.windows.over import FrameTable, PlaceTable
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import KINDS, Aggregator
-from sabot.operators.aggregates.carried import Carried
 from sabot.operators.aggregates.decimals import named_by, too_wide
+from sabot.operators.aggregates.migration import StateMigration
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext, Saved, without_time
 from sabot.operators.columns import key_at, key_columns, key_table
 from sabot.operators.cuts import Rows
-from sabot.operators.keyed.over_columns import RANKS, OverCarried, OverColumn
+from sabot.operators.keyed.over_columns import RANKS, OverColumn, OverMigration
 from sabot.operators.slot_state import SlotState
 from sabot.operators.state_parts import StatePart, TablesPart, read_batches
 from sabot.operators.windows.sessions import later
@@ -40,7 +40,9 @@ class OverState:
 
     fields: list[pa.Field]
     tells = False  # whether `contents` gives rows
-    carried: OverCarried | None = None  # set before a restore: how the columns of the checkpoint become those of now
+    migration: OverMigration | None = (
+        None  # set before a restore: how the columns of the checkpoint become those of now
+    )
 
     def add(self, batch: Batch) -> dict[str, Array]:
         """Takes rows; -> its columns by name, with a value for each selected row."""
@@ -101,14 +103,14 @@ class RunningState(OverState):
     def parts(self) -> list[StatePart]:
         return [TablesPart("tables", self.store, self._renewal)]
 
-    def _renewal(self) -> Carried | None:
-        if self.carried is None:
+    def _renewal(self) -> StateMigration | None:
+        if self.migration is None:
             return None
-        was = [each for each in self.carried.was if each.kind in KINDS]
-        sources = [self.carried.source(each) for each in self._added]
+        was = [each for each in self.migration.was if each.kind in KINDS]
+        sources = [self.migration.source(each) for each in self._added]
         numbers = [None if source is None else was.index(source) for source in sources]
-        before = _aggregator(self._keys, was, self.carried.input, TIME_COLUMN)
-        return Carried(before.shape, self._aggregator.shape, numbers)
+        before = _aggregator(self._keys, was, self.migration.input, TIME_COLUMN)
+        return StateMigration(before.layout, self._aggregator.layout, numbers)
 
     def statistics(self) -> dict[str, int]:
         told = self.store.statistics()
@@ -125,7 +127,7 @@ class OverSlots(SlotState):
     file, or None if it has none, so that they are written behind its columns.
     """
 
-    carried: OverCarried | None = None  # as of an OverState
+    migration: OverMigration | None = None  # as of an OverState
     refusal = ("the state has", "keys and columns of over cannot change between a checkpoint and its restore")
 
     def __init__(
@@ -265,9 +267,9 @@ class FrameState(OverSlots, OverState):
 
     def renewed(self, rows: Rows) -> Rows:
         """Rows of frames with the values that are kept now. A value that the checkpoint does not have counts for no aggregate."""
-        if self.carried is None:
+        if self.migration is None:
             return rows
-        sources, (then,) = self._value_sources(self.carried), rows
+        sources, (then,) = self._value_sources(self.migration), rows
         columns = []
         for field in self.files["frames"]:
             number, _, part = field.name.partition(".")
@@ -279,28 +281,28 @@ class FrameState(OverSlots, OverState):
                 columns.append(pa.array(np.zeros(then.num_rows, np.uint64 if part == "value" else np.uint8)))
         return [pa.RecordBatch.from_arrays(columns, schema=self.files["frames"])]
 
-    def _value_sources(self, carried: OverCarried) -> dict[int, int]:
+    def _value_sources(self, migration: OverMigration) -> dict[int, int]:
         """For values of a row that is kept now: which values the checkpoint has of it."""
-        was = [each for each in carried.was if each.kind in KINDS]
-        before, now = _aggregator(self._keys, was, carried.input, None), self._aggregator
+        was = [each for each in migration.was if each.kind in KINDS]
+        before, now = _aggregator(self._keys, was, migration.input, None), self._aggregator
         then, here = _values(before), _values(now)
         sources = {}
-        for each, place in zip(self._added, now.shape.places, strict=True):
-            source = carried.source(each)
+        for each, place in zip(self._added, now.layout.places, strict=True):
+            source = migration.source(each)
             if source is None:
                 continue
-            known = before.shape.places[was.index(source)].accumulators
+            known = before.layout.places[was.index(source)].accumulators
             if len(known) != len(place.accumulators):
                 if each.aggregate().adds_decimals(self._input):
                     raise UserError(
-                        f"{each.name}: {each.words()} is over decimals of another width than those of the checkpoint",
+                        f"{each.name}: {each.description()} is over decimals of another width than those of the checkpoint",
                         hint="cast the column to the type that it had; or begin the step empty (--drop)",
                     )
                 known = [known[0]] * len(place.accumulators)  # all are over one value
             for accumulator, first in zip(place.accumulators, known, strict=True):
                 if now.kernel[accumulator][1] != before.kernel[first][1]:
                     raise UserError(
-                        f"{each.name}: {each.words()} was over {before.kernel[first][1]}, is over {now.kernel[accumulator][1]}",
+                        f"{each.name}: {each.description()} was over {before.kernel[first][1]}, is over {now.kernel[accumulator][1]}",
                         hint="cast the column to the type that it had; or begin the step empty (--drop)",
                     )
                 sources[here[accumulator]] = then[first]
@@ -403,13 +405,13 @@ class PlaceState(OverSlots, OverState):
         """The rows before, with the arguments of now; one that the checkpoint does not have is as if there were no row. Only as many are
         looked back at as the columns of now ask for.
         """
-        if self.carried is None:
+        if self.migration is None:
             return rows
         sizes, before = _flat(rows[1].column(0))
         depth = max(self._offsets, default=0)
         behind = np.repeat(np.cumsum(sizes), sizes) - np.arange(len(before))
         defaults = {each.argument: each.default for each in self._added if each.kind == "lag"}
-        kept = self.carried.rows(self._before, before, defaults).filter(pa.array(behind <= depth))
+        kept = self.migration.rows(self._before, before, defaults).filter(pa.array(behind <= depth))
         return [rows[0], _lists(np.minimum(sizes, depth), kept)]
 
     def read(self, part: Saved, files: Mapping[str, pa.Schema]) -> Iterator[Rows]:

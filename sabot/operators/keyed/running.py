@@ -22,8 +22,8 @@ from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, aggregates_reader, aggregates_schema
 from sabot.operators.aggregates.arguments import with_arguments
-from sabot.operators.aggregates.carried import Carried, Shape, carried
 from sabot.operators.aggregates.decimals import named_by, too_wide
+from sabot.operators.aggregates.migration import StateLayout, StateMigration, migration_of
 from sabot.operators.aggregates.user import fits
 from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
 from sabot.operators.columns import key_at, key_columns, key_table, result_schema, time_index
@@ -52,7 +52,9 @@ class _Keyed(StatefulOperator):
 
     _store: TableStore | None = None
     _runs: RunTable | None = None
-    _carried: Carried | None = None  # how the groups of a checkpoint with other aggregates become groups of the store
+    _migration: StateMigration | None = (
+        None  # how the groups of a checkpoint with other aggregates become groups of the store
+    )
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._names = list(keys)
@@ -63,7 +65,7 @@ class _Keyed(StatefulOperator):
         self._keys, self._key_indices = key_columns(self._names, context.input)
         self._time = int(context.input.get_field_index(TIME_COLUMN))
         self._schema = self._open(context)
-        kept: StatePart = self._state if self._store is None else TablesPart("", self._store, lambda: self._carried)
+        kept: StatePart = self._state if self._store is None else TablesPart("", self._store, lambda: self._migration)
         self.state_parts = StateParts(context, [kept], keyed=len(self._names) > 0)
         return self._schema
 
@@ -176,11 +178,11 @@ class RunningAggregate(_Keyed):
         if self._store is None:
             self._state.before_restore(saved, self.forgets)
             return
-        now, shape = self.state_schema()["aggregates"], self._aggregator.shape
-        self._carried = carried(saved, now, self.forgets, shape, self._shape_in)
+        now, layout = self.state_schema()["aggregates"], self._aggregator.layout
+        self._migration = migration_of(saved, now, self.forgets, layout, self._layout_in)
 
-    def _shape_in(self, reader: Mapping[str, Any]) -> Shape:
-        return self._aggregating(*described(reader)).shape
+    def _layout_in(self, reader: Mapping[str, Any]) -> StateLayout:
+        return self._aggregating(*described(reader)).layout
 
     def state_schema(self) -> dict[str, Any]:
         keys = columns_schema(self._keys)

@@ -21,9 +21,9 @@ from sabot.api.windows import CountWindow, SessionWindow
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, aggregates_reader, aggregates_schema
 from sabot.operators.aggregates.arguments import with_arguments
-from sabot.operators.aggregates.carried import Carried, Shape, carried
 from sabot.operators.aggregates.combining import ROWS_COLUMN, LocalCombine, combined_input, repeated
 from sabot.operators.aggregates.extras import Extras
+from sabot.operators.aggregates.migration import StateLayout, StateMigration, migration_of
 from sabot.operators.base import START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Restorable, Saved
 from sabot.operators.columns import time_index
 from sabot.operators.cuts import SlotRows
@@ -100,7 +100,7 @@ class WindowAggregate(StatefulOperator):
         self._panes: list[int] = []  # the starts of the panes that hold rows, ascending
         # pane -> the keys of rows that came for it after one of its windows was emitted
         self._reopened: dict[int, GroupTable] = {}
-        self._carried: Carried | None = None
+        self._migration: StateMigration | None = None
         self.state_parts = self._keeper(context)
         self._merged = self._cache()
         self._watermark = START_OF_TIME
@@ -277,12 +277,12 @@ class WindowAggregate(StatefulOperator):
         return {"watermark": self._watermark, "late_rows": self._late.count}
 
     def before_restore(self, saved: Sequence[Saved]) -> None:
-        now, shape = self.state_schema()["aggregates"], self._aggregator.shape
-        self._carried = carried(saved, now, self.forgets, shape, self._shape_in)
+        now, layout = self.state_schema()["aggregates"], self._aggregator.layout
+        self._migration = migration_of(saved, now, self.forgets, layout, self._layout_in)
 
-    def _shape_in(self, reader: Mapping[str, Any]) -> Shape:
+    def _layout_in(self, reader: Mapping[str, Any]) -> StateLayout:
         """Where the state of the aggregates that `reader` describes stands."""
-        return Aggregator(self._keys, *described(reader), order=TIME_COLUMN).shape
+        return Aggregator(self._keys, *described(reader), order=TIME_COLUMN).layout
 
     def after_restore(self, saved: Sequence[Saved]) -> None:
         self._panes = sorted({*self._store.panes, *self._spilled.panes})
@@ -308,14 +308,14 @@ class WindowAggregate(StatefulOperator):
             self._aggregator.states,
             keys,
             context,
-            self._how_carried,
+            self._current_migration,
             spills=self._aggregator.needs_slots,
             owners=owners,
         )
         return StateParts(
             context,
             [
-                TablesPart("tables", self._store, self._how_carried),
+                TablesPart("tables", self._store, self._current_migration),
                 RowsPart(
                     "gathered", self._gathered, self._load_gathered, schema=gathered, keys=owners, renewed=self._renewed
                 ),
@@ -325,8 +325,8 @@ class WindowAggregate(StatefulOperator):
             keyed=len(self._keys) > 0,
         )
 
-    def _how_carried(self) -> Carried | None:
-        return self._carried
+    def _current_migration(self) -> StateMigration | None:
+        return self._migration
 
     # What `SpilledGroups` asks for
 
@@ -364,7 +364,7 @@ class WindowAggregate(StatefulOperator):
         return _with_pane(self._aggregator.gathered_of(table, extras, slots), pane)
 
     def _renewed(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        return rows if self._carried is None else self._carried.beside(rows)
+        return rows if self._migration is None else self._migration.beside(rows)
 
     def _load_gathered(self, rows: pa.RecordBatch) -> None:
         pane, state = _without_pane(rows)

@@ -15,8 +15,8 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.windows.sessions import RunTable, SessionTable
 from sabot.api.windows import WINDOW_END, WINDOW_START, SessionWindow, WindowTime
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, aggregates_reader, aggregates_schema
-from sabot.operators.aggregates.carried import Carried, Shape, carried
 from sabot.operators.aggregates.decimals import named_by
+from sabot.operators.aggregates.migration import StateLayout, StateMigration, migration_of
 from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.columns import key_columns, key_table, result_schema, time_index
 from sabot.operators.late_rows import LateRows
@@ -274,18 +274,18 @@ class Numbered(KeyedRuns):
         self._extras = self._aggregator.extras()
         self._slot_of = np.zeros(0, np.int32)  # number -> slot in the table
         self._serials = 0
-        self._carried: Carried | None = None
+        self._migration: StateMigration | None = None
         self._blank: Array = pa.nulls(0, pa.int64())
         super().__init__(keys, context, runs, due, {"states": self._aggregator.states})
 
     def before_restore(self, saved: Sequence[Saved], forgets: frozenset[str]) -> None:
         """Before a restore: how the checkpoint's aggregates become those of now."""
-        now, shape = self.aggregates_schema()["aggregates"], self._aggregator.shape
+        now, layout = self.aggregates_schema()["aggregates"], self._aggregator.layout
 
-        def was(reader: Mapping[str, Any]) -> Shape:
-            return _numbering(*described(reader), running=self._running).shape
+        def was(reader: Mapping[str, Any]) -> StateLayout:
+            return _numbering(*described(reader), running=self._running).layout
 
-        self._carried = carried(saved, now, forgets, shape, was)
+        self._migration = migration_of(saved, now, forgets, layout, was)
 
     def begin(self, numbers: pa.Int32Array) -> None:
         """Makes empty accumulators for new numbers."""
@@ -357,10 +357,10 @@ class Numbered(KeyedRuns):
         return numbers
 
     def files_of(self, saved: Sequence[Saved]) -> Mapping[str, pa.Schema]:
-        return self.files if self._carried is None else {**self.files, "states": self._carried.states}
+        return self.files if self._migration is None else {**self.files, "states": self._migration.states}
 
     def renewed(self, rows: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
-        return rows if self._carried is None else [rows[0], self._carried.whole(rows[1])]
+        return rows if self._migration is None else [rows[0], self._migration.whole(rows[1])]
 
     def clear(self) -> None:
         if not self.is_held:

@@ -89,7 +89,7 @@ class WindowTopN(Ranked):
         self._kept_rows = SlotRows(self._paned_schema())
         self._spilled = SpilledGroups(
             *(self._panes, self._panes, self._kept_rows, self.saved_schema(), self.key_indices, context),
-            carried=lambda: self._fewer,
+            migration=lambda: self._fewer,
             owners=[self.key_indices[place] for place in context.owners(self.names)],
         )
         self.state_parts = self._keeper(context)

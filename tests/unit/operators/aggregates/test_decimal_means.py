@@ -11,8 +11,8 @@ import pytest
 import sabot
 from sabot import App, col, count_window, cumulative, hopping, session, tumbling
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, aggregates_reader, aggregates_schema
-from sabot.operators.aggregates.carried import fates
 from sabot.operators.aggregates.decimals import decimal_means, part_count, part_of
+from sabot.operators.aggregates.migration import aggregate_verdicts
 from sabot.operators.readers import described
 
 KINDS = [pa.decimal128(10, 2), pa.decimal128(18, 18), pa.decimal128(19, 2), pa.decimal128(38, 20), pa.decimal256(76, 9)]
@@ -75,7 +75,7 @@ def test_the_means_of_older_checkpoints_are_refused_and_can_be_read():
     input, calls = pa.schema([("k", pa.string()), ("x", pa.decimal128(10, 2))]), [AggregateColumn("m", "mean", "x")]
     now = aggregates_schema(calls, [pa.field("m", pa.float64())], input)["aggregates"]
     assert now == [["m", "exact mean(x)", "double"]]
-    assert [fate.outcome for fate in fates([["m", "mean(x)", "double"]], now)] == ["refuse"]
+    assert [fate.outcome for fate in aggregate_verdicts([["m", "mean(x)", "double"]], now)] == ["refuse"]
     reader = aggregates_reader(["k"], calls, input)
     assert described(reader)[0] == calls
     del reader["rounds"]  # as older ones are

@@ -5,7 +5,7 @@
     program      total = sum(x)   biggest = max(x)   begins empty in each group
 
 An aggregate is found again by what it computes, whatever its name is. What it keeps stands in accumulators of a table, and in columns
-beside the table (`Standing`); groups are taken over with these where the checkpoint has them, and with empty ones where it does not.
+beside the table (`StatePlace`); groups are taken over with these where the checkpoint has them, and with empty ones where it does not.
 """
 
 import re
@@ -26,22 +26,22 @@ Array: TypeAlias = pa.Array
 Keeps: TypeAlias = Callable[[str], str]
 
 
-class Standing(NamedTuple):
+class StatePlace(NamedTuple):
     """Where the state of one aggregate stands. accumulators: their indices in the table. beside: the names of its columns beside it."""
 
     accumulators: Sequence[int]
     beside: Sequence[str]
 
 
-class Shape(NamedTuple):
+class StateLayout(NamedTuple):
     """Where the state of aggregates stands. table: makes an empty table. beside: keys, and the columns beside the table."""
 
     table: Callable[[], GroupTable]
     beside: pa.Schema
-    places: Sequence[Standing]
+    places: Sequence[StatePlace]
 
 
-class Fate(NamedTuple):
+class AggregateVerdict(NamedTuple):
     """What becomes of one aggregate: of the program (`name`, or the checkpoint's where the program has it no more).
 
     keep: it goes on with the state of the checkpoint's aggregate number `source`. add: it begins empty. drop: its state is left behind.
@@ -58,7 +58,7 @@ class Fate(NamedTuple):
     called: str = ""
 
 
-def fates(
+def aggregate_verdicts(
     before: Sequence[Sequence[str]],
     now: Sequence[Sequence[str]],
     forgets: frozenset[str] = frozenset(),
@@ -66,7 +66,7 @@ def fates(
     keeps: Keeps | None = None,
     hidden: Sequence[Sequence[str]] = (),
     begins: str = "it begins empty",
-) -> list[Fate]:
+) -> list[AggregateVerdict]:
     """A fate for each aggregate of the program, in order, then for those that only the checkpoint has.
 
     before, now: (name, what it computes, type of the result) of each. forgets: names of which no state is taken over. keeps: what an
@@ -87,25 +87,25 @@ def fates(
         if source is not None:
             was, then, old = before[source]
             if then == words and old != kind:
-                found.append(Fate(name, "refuse", f"{then} {old}", text, f"it was {then} {old}, is {text}"))
+                found.append(AggregateVerdict(name, "refuse", f"{then} {old}", text, f"it was {then} {old}, is {text}"))
                 continue
             why = "" if was == name else f"the checkpoint calls it {was}" if was else "the checkpoint has it anyway"
-            found.append(Fate(name, "keep", text, text, why, source, "" if was == name else was))
+            found.append(AggregateVerdict(name, "keep", text, text, why, source, "" if was == name else was))
         elif name in forgets and keeps(words) in kept:
             why = f"{kept[keeps(words)]} keeps the same: it cannot be dropped alone"
-            found.append(Fate(name, "keep", text, text, why))
+            found.append(AggregateVerdict(name, "keep", text, text, why))
         elif same_name is not None and same_name not in taken and name not in forgets:
             was = " ".join(before[same_name][1:])
             taken.add(same_name)
-            found.append(Fate(name, "refuse", was, text, f"it was {was}, is {text}"))
+            found.append(AggregateVerdict(name, "refuse", was, text, f"it was {was}, is {text}"))
         else:
             why = "its state is dropped, as asked" if name in forgets else begins
-            found.append(Fate(name, "add", None, text, why))
+            found.append(AggregateVerdict(name, "add", None, text, why))
     here = {name for name, _, _ in now}
     for number, (name, *said) in enumerate(before):
         if number not in taken and name and not (name in forgets and name in here):
             why = "its state is dropped, as asked" if name in forgets else "the program has it no more"
-            found.append(Fate(name, "drop", " ".join(said), None, why))
+            found.append(AggregateVerdict(name, "drop", " ".join(said), None, why))
     return found
 
 
@@ -130,13 +130,13 @@ def shared_by(words: str) -> str:
     return f"{_KEPT_AS.get(kind, kind)}({re.sub(r', ddof=[0-9]+', ', ddof', rest)}"
 
 
-class Carried:
+class StateMigration:
     """Groups of a checkpoint that kept the state of other aggregates (`was`), as groups of those that there are now.
 
     sources: for each aggregate that there is now, the number of the one whose state it goes on with; None: it begins empty.
     """
 
-    def __init__(self, was: Shape, now: Shape, sources: Sequence[int | None]) -> None:
+    def __init__(self, was: StateLayout, now: StateLayout, sources: Sequence[int | None]) -> None:
         self.make, self._now = was.table, now
         self._keys = len(was.table().keys)
         self._states = now.table().states
@@ -213,20 +213,21 @@ def _of_another_type(how: str) -> UserError:
     )
 
 
-def carried(
+def migration_of(
     saved: Sequence[Saved],
     now: Sequence[Sequence[str]],
     forgets: frozenset[str],
-    shape: Shape,
-    was: Callable[[Mapping[str, Any]], Shape],
+    layout: StateLayout,
+    was: Callable[[Mapping[str, Any]], StateLayout],
     *,
     hidden: Sequence[Sequence[str]] = (),
     keeps: Keeps | None = None,
-) -> Carried | None:
+) -> StateMigration | None:
     """How the state of a checkpoint becomes that of the aggregates of now; None where it has the same ones, and goes on as it is.
 
-    now: as in `fates`. shape: where their state stands. was: the same of the checkpoint's, by its `reader` (`Stateful.state_reader`).
-    hidden: what both keep for no aggregate of the user's, whose places stand behind those of the others. keeps: as in `fates`.
+    now: as in `aggregate_verdicts`. layout: where their state stands.
+    was: the same of the checkpoint's, by its `reader` (`Stateful.state_reader`).
+    hidden: what both keep for no aggregate of the user's, whose places stand behind those of the others. keeps: as in `aggregate_verdicts`.
     """
     facts = next((part.facts for part in saved if part.facts.get("schema")), None)
     if facts is None:
@@ -236,4 +237,4 @@ def carried(
     same = reader.get("shares") is False or all(call.get("ddof", 1) == 1 for call in reader["calls"])
     if same and sources == list(range(len(before))):
         return None
-    return Carried(was(reader), shape, [*sources, *range(len(before), len(before) + len(hidden))])
+    return StateMigration(was(reader), layout, [*sources, *range(len(before), len(before) + len(hidden))])

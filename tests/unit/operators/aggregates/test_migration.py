@@ -11,7 +11,7 @@ import pytest
 
 from sabot.api.windows import TumblingWindow
 from sabot.operators.aggregates.aggregator import AggregateColumn
-from sabot.operators.aggregates.carried import ROWS_OF_A_KEY, fates
+from sabot.operators.aggregates.migration import ROWS_OF_A_KEY, aggregate_verdicts
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext
 from sabot.operators.keyed.running import RunningAggregate
 from sabot.operators.windows.fixed import WindowAggregate
@@ -75,7 +75,7 @@ def tuple_of(row: dict[str, Any]) -> tuple[Any, ...]:
 def of(
     before: Sequence[Sequence[str]], now: Sequence[Sequence[str]], *drop: str, keeps: Any = None, hidden: Any = ()
 ) -> dict[str, Any]:
-    found = fates(before, now, frozenset(drop), keeps=keeps, hidden=hidden)
+    found = aggregate_verdicts(before, now, frozenset(drop), keeps=keeps, hidden=hidden)
     return {each.name: (each.outcome, each.source) for each in found}
 
 
