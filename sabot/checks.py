@@ -143,6 +143,6 @@ def check_called(where: str, **functions: object) -> None:
         target = function if plain else getattr(type(function), "__call__", None)  # noqa: B004 - a class is called otherwise
         if inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target):
             raise UserError(
-                f"{where}: {name}={short_repr(function)} is async, and is called, not awaited",
+                f"{where}: {name}={short_repr(function)} is async, but it is called without await",
                 hint="give a plain function; it can start a task, or put long work into a queue",
             )

@@ -189,35 +189,38 @@ class AgentSpec:
             raise refuse("a batch agent cannot yield", "return one RecordBatch, or None")
         on_timer = given["on_timer"]
         if on_timer is not None and not callable(on_timer):
-            raise refuse(f"on_timer={on_timer!r} is no function")
+            raise refuse(f"on_timer={on_timer!r} is not a function")
         if on_timer is not None and (batch or key is None):
-            raise refuse("on_timer=, and no key that timers belong to", "a record agent with key= has timers")
+            raise refuse("on_timer= without key=, or with batch=True", "timers belong to the keys of a record agent")
         schema = None if given["schema"] is None else as_schema(given["schema"], where=where)
         check(f"{where}: tombstones", given["tombstones"], FLAG)
         if given["tombstones"] and batch:
-            raise refuse("tombstones=True with batch=True", "a batch has columns, and a tombstone none: leave it out")
+            raise refuse("tombstones=True with batch=True", "a tombstone has no columns: leave one of them out")
         if given["tombstones"] and key is not None and (schema is None or key not in schema.names):
             raise refuse(
-                f"tombstones=True with key={key!r}, which a tombstone says in the record's key alone",
-                f'schema={{"{key}": "string"}} says how that is read: text as it is, other types as JSON',
+                f"tombstones=True with key={key!r}, but schema= does not have the type of this field",
+                f'schema={{"{key}": "string"}} declares it; a tombstone has its key in the key of the record only, as text or as JSON',
             )
         _check_durable(refuse, given)
         if not isinstance(process, bool) and not is_whole(process, 1, _PROCESSES_MAX):
             raise refuse(f"process={process!r}", f"True, or a number of processes, 1 to {_PROCESSES_MAX}")
         if process and durable:
-            raise refuse("process= with durable=True", "the jobs of an app have one journal, and so one process")
+            raise refuse(
+                "process= with durable=True", "the jobs of an app share one journal, so they run in one process"
+            )
         sinks = _sinks_of(refuse, given["sink"], where, batch=batch)
         if process and callable(sinks[0]):
-            raise refuse("process=, and its results go to an agent of another process", "put a topic between the two")
+            raise refuse("process= with a sink that is an agent of another process", "put a topic between the two")
         if given["nan"] is not None and not isinstance(sinks[0], str | Sink):
             raise refuse(
-                f"nan={given['nan']!r}, and no sink", "what another agent or a stream gets keeps its NaN; .to(…, nan=)"
+                f"nan={given['nan']!r} without a topic or Sink",
+                "other agents and streams get NaN unchanged; leave nan= out",
             )
         check_sink(given["dead_letter"], f"{where}: dead_letter")
         for word in ("start", "until"):
             if isinstance(given[word], Mapping) and len(topics) > 1:
                 raise refuse(
-                    f"{word}={given[word]!r}, and several topics", "offsets are of one topic: make an agent for each"
+                    f"{word}={given[word]!r} with several topics", "offsets belong to one topic: make an agent for each"
                 )
         for each in topics if given["until"] is not None else ():
             check_ends(each, where)
@@ -283,13 +286,15 @@ def _check_called(refuse: Callable[[str, str], UserError], func: Callable[..., A
     """Raises UserError unless the function can be called with these arguments."""
     try:
         signature = inspect.signature(func)
-    except (TypeError, ValueError):  # of C, which does not say
+    except (TypeError, ValueError):  # a function written in C has no signature
         return
     try:
         signature.bind(*given)
     except TypeError as error:
         called = f"{getattr(func, '__name__', 'function')}({', '.join(given)})"
-        raise refuse(f"it is called as {called}, and its function is …{signature}: {error}", f"def {called}") from error
+        raise refuse(
+            f"it is called as {called}, but its function has the signature {signature}: {error}", f"def {called}"
+        ) from error
 
 
 def _input_format(
@@ -306,7 +311,7 @@ def _input_format(
         found = payload_format(given, each, schema, where)
     if durable and not found.one_row:
         raise refuse(
-            f"format {found.name} with durable=True: its records have many rows each, and a job is about one record",
+            f"format {found.name} with durable=True: its records have many rows each, and a job has one record",
             'a topic of rows before it: app.stream(topic, format=…).to("rows")',
         )
     if not found.one_row and not batch:
@@ -323,8 +328,8 @@ def _output_format(
         found = sink_format(given, sink, f"{where}: sink_format", keyed=keyed or not batch)
     if found is not None and found.needs_schema and not batch:
         raise refuse(
-            f"sink_format={found.name!r}, and nothing says which columns results have",
-            "batch=True, whose results are columns; or an Avro schema",
+            f"sink_format={found.name!r} needs columns, and results of this agent have none declared",
+            "use batch=True, or give an Avro schema",
         )
     return found
 
@@ -335,7 +340,7 @@ def _sinks_of(refuse: Callable[[str, str], UserError], given: Any, where: str, *
     sinks = [sink_of(each, f"{where}: sink") for each in (given if several else [given])]
     if several and (batch or not all(isinstance(each, str | Sink) for each in sinks)):
         raise refuse(
-            f"sink={given!r}", "several sinks are topics and Sinks, of a record agent: Message(…, topic=) says which"
+            f"sink={given!r}", "a list has topics and Sinks only, for a record agent: Message(…, topic=) chooses one"
         )
     if not sinks or (not isinstance(sinks[0], str | Sink | None) and not callable(sinks[0])):
         raise refuse(
@@ -357,7 +362,7 @@ def _check_durable(refuse: Callable[[str, str], UserError], given: Mapping[str, 
     if not durable:
         for name in _DURABLE_ONLY:
             if given[name] is not None:
-                raise refuse(f"{name}= is of durable agents", "durable=True, or leave it out")
+                raise refuse(f"{name}= is for durable agents", "durable=True, or leave it out")
         return
     if given["on_timer"] is not None:
         raise refuse("durable=True with on_timer=", "a durable agent waits: await ctx.sleep('1h')")
@@ -369,16 +374,16 @@ def _check_durable(refuse: Callable[[str, str], UserError], given: Mapping[str, 
     for name in ("scope", "principal"):
         field = given[name]
         if field is not None and (not isinstance(field, str) or not field):
-            raise refuse(f"{name}={field!r}", "the name of the field that says it")
+            raise refuse(f"{name}={field!r}", "give the name of a field")
         if field is not None and batch:
             raise refuse(f"{name}={field!r} with batch=True", "the rows of a batch are one job: leave it out")
     if mailbox is not None and not is_whole(mailbox, 1):
-        raise refuse(f"mailbox={mailbox!r}", "how many records may wait behind a key that is busy: 1 or more")
+        raise refuse(f"mailbox={mailbox!r}", "the number of records that may wait for a busy key: 1 or more")
     if full not in (None, *get_args(MailboxFull)):
         raise refuse(f"mailbox_full={full!r}", f"one of {', '.join(map(repr, get_args(MailboxFull)))}")
     if (batch or given["key"] is None) and (mailbox is not None or full is not None):
         none = "batches" if batch else "no key"
-        raise refuse(f"a mailbox, and {none}", "without keys jobs are independent, and none waits for another")
+        raise refuse(f"a mailbox with {none}", "without keys jobs are independent, and do not wait for each other")
     if batch and job_id is not None:
         raise refuse(
             f"job_id={job_id!r} with batch=True", "a batch is named by the places of its rows: leave job_id= out"

@@ -60,7 +60,9 @@ def check_template(prompt: str, where: str) -> None:
     except ValueError as error:
         raise UserError(f"{where}: the prompt {short_repr(prompt)}: {error}", hint=_BRACES) from error
     if wrong is not None:
-        raise UserError(f"{where}: the prompt {short_repr(prompt)}: {{{wrong}}} is no field of a record", hint=_BRACES)
+        raise UserError(
+            f"{where}: the prompt {short_repr(prompt)}: {{{wrong}}} is not a field of a record", hint=_BRACES
+        )
 
 
 def _prompt_of(message: Any, prompt: str | Callable[[Any], object] | None) -> object:
@@ -77,7 +79,7 @@ def _prompt_of(message: Any, prompt: str | Callable[[Any], object] | None) -> ob
         for field in ("prompt", "text", "question"):
             if isinstance(message.get(field), str):
                 return message[field]
-    raise DataError('a record is no prompt: it is no text, and has no field "prompt", "text" or "question"')
+    raise DataError('a record is not a prompt: it is not a text, and has no field "prompt", "text" or "question"')
 
 
 def _plain(result: AgentResult) -> Any:

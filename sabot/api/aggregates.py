@@ -106,7 +106,7 @@ class Aggregate:
         """
         if not isinstance(predicate, Expr):
             raise UserError(
-                f"{self.kind}(…).filter: {predicate!r} is no expression", hint='.filter(col("amount") > 10)'
+                f"{self.kind}(…).filter: {predicate!r} is not an expression", hint='.filter(col("amount") > 10)'
             )
         return replace(self, predicate=predicate if self.predicate is None else self.predicate & predicate)
 
@@ -138,7 +138,7 @@ class Aggregate:
     def __repr__(self) -> str:
         return self.text()
 
-    # -- what is computed of aggregates: `sum("amount") / count()` stands where an aggregate may ---------------------------
+    # -- expressions of aggregates: `sum("amount") / count()` may take the place of an aggregate ---------------------------
 
     def expression(self) -> Expr:
         """Returns the value of the aggregate as an expression, so that all methods of expressions apply:
@@ -298,7 +298,7 @@ def approx_quantile(x: str | Expr, q: float | Sequence[float]) -> Aggregate:
     several = list(q) if isinstance(q, Sequence) and not isinstance(q, str) else [q]
     for each in several:
         if not isinstance(each, int | float) or not 0 <= each <= 1:
-            raise UserError(f"approx_quantile: there is no quantile {each!r}", hint="from 0 to 1: 0.5 is the median")
+            raise UserError(f"approx_quantile: q={each!r} is not a fraction from 0 to 1", hint="0.5 is the median")
     wanted = [float(each) for each in several]
     options = {"q": wanted if isinstance(q, Sequence) else wanted[0]}
     return Aggregate("approx_quantile", as_column(x), options=MappingProxyType(options))
@@ -339,11 +339,12 @@ def aggregate_with(function: UserAggregate, *columns: str | Expr) -> Aggregate:
     """
     if not isinstance(function, UserAggregate):
         raise UserError(
-            f"aggregate_with: {function!r} is no UserAggregate", hint="an object of a class that derives from it"
+            f"aggregate_with: {function!r} is not a UserAggregate", hint="an object of a class that derives from it"
         )
     if not isinstance(getattr(function, "type", None), pa.DataType):
         raise UserError(
-            f"aggregate_with: {type(function).__qualname__} has no type", hint="type = pa.float64(): what finish gives"
+            f"aggregate_with: {type(function).__qualname__} has no attribute `type`",
+            hint="type = pa.float64(), the type of the values of finish",
         )
     if not columns:
         raise UserError("aggregate_with needs the columns that it reads", hint='aggregate_with(Mine(), "amount")')
@@ -357,5 +358,5 @@ def aggregate_with(function: UserAggregate, *columns: str | Expr) -> Aggregate:
 def _freedom(where: str, ddof: int) -> Mapping[str, Any]:
     ddof = python_value(ddof)
     if not is_whole(ddof, 0):
-        raise UserError(f"{where}: ddof={ddof!r} is no whole number, 0 or more")
+        raise UserError(f"{where}: ddof={ddof!r} is not a whole number, 0 or more")
     return MappingProxyType({"ddof": ddof})

@@ -41,7 +41,7 @@ def join_keys(where: str, on: Any, left_on: Any, right_on: Any) -> tuple[list[st
     key that is repeated.
     """
     if on is not None and (left_on is not None or right_on is not None):
-        raise UserError(f"{where}: on= and left_on=/right_on= say the same twice", hint="give on=, or the other two")
+        raise UserError(f"{where}: on= excludes left_on= and right_on=", hint="give on=, or the other two")
     left, right = (_keys_of(where, each) for each in ((on, on) if on is not None else (left_on, right_on)))
     if not left or len(left) != len(right):
         raise UserError(
@@ -51,7 +51,8 @@ def join_keys(where: str, on: Any, left_on: Any, right_on: Any) -> tuple[list[st
         texts = [repr(key) for key in keys]
         if twice := [text for text in texts if texts.count(text) > 1]:
             raise UserError(
-                f"{where}: the key {twice[0]} is named twice", hint="compare the other column in a filter behind it"
+                f"{where}: the key {twice[0]} is named twice",
+                hint="compare the other column in a filter after the join",
             )
     return left, right
 
@@ -62,7 +63,7 @@ def _keys_of(where: str, given: Any) -> list[str | Expr]:
         plain = key.column if isinstance(key, Expr) else key
         if not isinstance(plain, str | None) or (plain is None and not isinstance(key, Expr)):
             raise UserError(
-                f"{where}: {key!r} is no column, and no expression", hint='"account", col("account").str.lower()'
+                f"{where}: {key!r} is neither a column nor an expression", hint='"account", col("account").str.lower()'
             )
         keys.append(key if plain is None else plain)
     return keys
@@ -86,10 +87,10 @@ def interval_ms(between: Any, how: str) -> tuple[int | None, int | None]:
     lower, upper = (None if each is None else _signed_ms(each) for each in between)
     if lower is not None and upper is not None and lower > upper:
         raise UserError(f"join: between={between!r} is empty", hint="the earlier end comes first")
-    # A left row is known to have no partner when the watermark has passed its upper bound; a right row, its lower bound.
+    # A left row has no partner for certain once the watermark has passed its upper bound; a right row, once it has passed its lower bound.
     if (how in ("left", "full", "anti") and upper is None) or (how in ("right", "full") and lower is None):
         raise UserError(
-            f"join: with an open end it is never known of a row that it has no partner, as how={how!r} must",
+            f"join: how={how!r} cannot know that a row has no partner, because this end of between= is open",
             hint='give both ends of between=, or how="inner"',
         )
     return lower, upper
@@ -109,7 +110,7 @@ def _signed_ms(value: Any) -> int:
 def order_of(where: str, n: Any, by: Any, descending: Any) -> tuple[int, tuple[tuple[str, bool], ...]]:
     n = python_value(n)
     if not is_whole(n, 1):
-        raise UserError(f"{where}: {n!r} is no number of rows", hint="a whole number, 1 or more")
+        raise UserError(f"{where}: {n!r} is not a number of rows", hint="a whole number, 1 or more")
     names = column_names(flat([by]), where)
     if not names:
         raise UserError(f"{where} needs the columns to order by", hint='by="amount"')
@@ -128,7 +129,7 @@ def schema_of(schema: Schema, said: str = "schema") -> pa.Schema:
         return schema
     if not isinstance(schema, Mapping):
         raise UserError(
-            f"{said}={schema!r} is no schema", hint='{"account": "string", "amount": "float64"}, or a pa.Schema'
+            f"{said}={schema!r} is not a schema", hint='{"account": "string", "amount": "float64"}, or a pa.Schema'
         )
     return pa.schema([pa.field(str(name), as_type(kind)) for name, kind in schema.items()])
 
@@ -148,13 +149,13 @@ def optional_ms(value: Duration | None, name: str) -> int | None:
 
 def expression_of(value: Any, where: str) -> Expr:
     if not isinstance(value, Expr):
-        raise UserError(f"{where}: {value!r} is no expression", hint='col("amount") > 10')
+        raise UserError(f"{where}: {value!r} is not an expression", hint='col("amount") > 10')
     return value
 
 
 def function_of(value: Any, where: str) -> Any:
     if not callable(value):
-        raise UserError(f"{where}: {value!r} is no function")
+        raise UserError(f"{where}: {value!r} is not a function")
     return value
 
 
@@ -166,7 +167,7 @@ def flat(values: Iterable[Any]) -> list[Any]:
 def column_names(names: Sequence[Any], where: str) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str):
-            raise UserError(f"{where}: {name!r} is no column name")
+            raise UserError(f"{where}: {name!r} is not a column name")
     return tuple(names)
 
 
@@ -187,7 +188,7 @@ def _pairs(columns: Sequence[Any], named: Mapping[str, Any], where: str) -> Iter
     for name, value in named.items():
         if value is None or isinstance(value, Number | bytes | date | timedelta):
             of_app = "threads are of the whole app: App(parallelism=…); a column: " if name == "parallelism" else ""
-            raise UserError(f"{where}, {name}: {value!r} is no expression", hint=f"{of_app}{name}=lit({value!r})")
+            raise UserError(f"{where}, {name}: {value!r} is not an expression", hint=f"{of_app}{name}=lit({value!r})")
         yield name, col(value) if isinstance(value, str) else expression_of(value, f"{where}, {name}")
 
 
@@ -204,16 +205,14 @@ def aggregates_of_keywords(
     argument without a name, and for a result that contains no aggregate.
     """
     if unnamed:
-        raise UserError(
-            f"aggregate: {unnamed[0]!r} has no name, and its column needs one", hint=f"aggregate(n={unnamed[0]!r})"
-        )
+        raise UserError(f"aggregate: {unnamed[0]!r} needs a name for its column", hint=f"aggregate(n={unnamed[0]!r})")
     if not aggregates:
         raise UserError("aggregate needs at least one", hint='aggregate(n=sabot.count(), total=sabot.sum("amount"))')
     known = {name: each for name, each in aggregates.items() if isinstance(each, Aggregate)}
     results: list[tuple[str, Expr]] = []
     for name, each in aggregates.items():
         if not isinstance(each, Aggregate | Expr) or (isinstance(each, Expr) and not _has_aggregates(each)):
-            raise UserError(f"aggregate: {name}={each!r} is no aggregate", hint=f'{name}=sabot.sum("amount")')
+            raise UserError(f"aggregate: {name}={each!r} is not an aggregate", hint=f'{name}=sabot.sum("amount")')
         results.append((name, _over(each, known) if isinstance(each, Expr) else col(name)))
     return tuple(known.items()), tuple(results) if known.keys() != aggregates.keys() else ()
 

@@ -102,7 +102,7 @@ class AgentModel:
 def _prompts(prompt: Any, data: pa.RecordBatch) -> pa.Array:
     if isinstance(prompt, Expr):
         raise UserError(
-            f"{_WHERE}: {prompt.text()} is an expression, which is of streams",
+            f"{_WHERE}: {prompt.text()} is an expression, which only streams can use",
             hint='a template, "Sentiment of: {text}"; or batch.column("question")',
         )
     if not isinstance(prompt, str) and not callable(prompt):

@@ -37,11 +37,13 @@ class Asking:
         self, engine: ExecutionEngine, columns: AnswerColumns, instructions: str, fields: Mapping[str, Any], where: str
     ) -> None:
         if not isinstance(engine, ExecutionEngine):
-            raise UserError(f"{where}: {short_repr(engine)} is no engine", hint="sabot.llm.ExecutionEngine(provider)")
+            raise UserError(
+                f"{where}: {short_repr(engine)} is not an engine", hint="sabot.llm.ExecutionEngine(provider)"
+            )
         if "tools" in fields:
             raise UserError(f"{where}: tools= would need a conversation for each row", hint="app.llm_agent(…, tools=…)")
         self.columns = columns
-        self.judge: Callable[[], CallJudge | None] = JUDGE.get  # an app's stream has its app's
+        self.judge: Callable[[], CallJudge | None] = JUDGE.get  # map_llm_node sets the judge of the app
         self._engine = engine
         self._before = (system(instructions),) if instructions else ()
         try:
@@ -51,7 +53,7 @@ class Asking:
         self._cache: MemoryCache | None = None
         self._requests = map(
             (RequestContext().request_id + "-{}").format, count(1)
-        )  # a UUID for each costs a tenth of a call
+        )  # one UUID per request would cost a tenth of a call
 
     @property
     def model(self) -> str:

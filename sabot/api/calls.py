@@ -89,12 +89,12 @@ class AsyncCall:
         check_coroutine_function(function, step, pieces=step == "map_async" and not given["batch"])
         where = f"{step}({function_name(function)})"
         if not isinstance(schema, pa.Schema | Mapping):
-            raise UserError(f"{where}: schema={schema!r}", hint='{"name": "type", …} of what the function gives')
+            raise UserError(f"{where}: schema={schema!r}", hint='{"name": "type", …} with the columns of the results')
         columns = as_schema(schema if isinstance(schema, pa.Schema) else dict(schema), where=where)
         twice = [name for name in columns.names if columns.names.count(name) > 1]
         if twice or not columns.names:
             what = f"two columns are called {twice[0]!r}" if twice else "there are no columns"
-            raise UserError(f"{where}: schema: {what}", hint='{"name": "type", …} of what the function gives')
+            raise UserError(f"{where}: schema: {what}", hint='{"name": "type", …} with the columns of the results')
         calls = CallOptions.of(where, policies=_POLICIES, **{word: given[word] for word in CALL_WORDS})
         ordered, batch = (check(f"{where}: {word}", given[word], FLAG) for word in ("ordered", "batch"))
         rows = check(f"{where}: rows", python_value(given["rows"]), Whole(1))
@@ -185,7 +185,7 @@ def check_coroutine_function(function: Any, step: str, *, pieces: bool = False) 
     if inspect.iscoroutinefunction(target) or (pieces and inspect.isasyncgenfunction(target)):
         return
     if not callable(function):
-        raise UserError(f"{step}: {function!r} is no function", hint=f"{step}(f, …) with async def f(row): …")
+        raise UserError(f"{step}: {function!r} is not a function", hint=f"{step}(f, …) with async def f(row): …")
     name = function_name(function)
     if inspect.isasyncgenfunction(target):
         what = "one batch" if step == "map_async" else "a dict"

@@ -95,7 +95,7 @@ class CallTimers:
     def _note(self, is_set: bool, at_ms: int, name: str) -> None:
         if not self.fires:
             raise UserError(
-                f"agent {self.agent_id}: a timer is set, and nothing is there to fire",
+                f"agent {self.agent_id}: a timer is set, but there is no function for it",
                 hint="@app.agent(..., key=..., on_timer=f)",
             )
         self.changes.append((is_set, checked_ms(at_ms), checked_text(name, "timer: name")))
@@ -181,7 +181,7 @@ class AgentContext:
             what = f"{type(self).__name__!r} object has no attribute {name!r}"
             if name in DURABLE_NAMES:
                 what = (
-                    f"ctx.{name} is there in durable agents, and {self.agent_id} is none: @app.agent(…, durable=True)"
+                    f"only durable agents have ctx.{name}, and {self.agent_id} is not one: @app.agent(…, durable=True)"
                 )
             raise AttributeError(what, name=name, obj=self)
 

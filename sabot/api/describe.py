@@ -50,7 +50,7 @@ def table_of(schema: pa.Schema, values: dict[str, Any]) -> pa.Table:
         row |= {"column": column.name, "type": str(column.type), "count": row["count"] or 0}
         row["nulls"] = (values.get("rows") or 0) - row["count"]
         least, greatest = row["min"], row["max"]
-        if row["25%"] is not None and least <= greatest:  # they are estimates, which may lie a little beyond the data
+        if row["25%"] is not None and least <= greatest:  # quartiles are estimates, and may be slightly out of range
             row |= {f"{q:.0%}": sorted([least, row[f"{q:.0%}"], greatest])[1] for q in QUARTILES}
         row |= {end: None if row[end] is None else str(row[end]) for end in ("min", "max")}
         rows.append(row)

@@ -54,10 +54,10 @@ class DurableContext(AgentContext):
     """The context of one job. Each effect (a call, a question, a wait) goes through its methods, and its result is
     recorded in the journal.
 
-    After a crash the function runs again, and gets the recorded results in place of new calls. So it must do the same
-    for the same results. It may compute, use its state, and ask for effects. Everything else (files, sockets,
-    threads, the clock, random numbers) has a method here, or belongs into `step`. State writes take effect when the
-    job succeeds.
+    After a crash the function runs again, and gets the recorded results in place of new calls. So, given the same
+    results, it must ask for the same effects in the same order. It may compute, use its state, and ask for effects.
+    Everything else (files, sockets, threads, the clock, random numbers) has a method here, or belongs into `step`.
+    State writes take effect when the job succeeds.
     """
 
     __slots__ = ("_job",)
@@ -289,13 +289,13 @@ def batch_job_context(job: JobRun, data: pa.RecordBatch, topic: str, agent_id: s
 def _check_type(kind: str) -> None:
     if not checked_text(kind, "ask: kind") or kind.split() != [kind]:
         raise UserError(
-            f"ask: {short_repr(kind)} is no type of questions, which is one word",
-            hint="what is asked goes into the payload: ctx.ask('confirm', {'message': '…'})",
+            f"ask: {short_repr(kind)} is not a type of questions, which has one word",
+            hint="put the question into the payload: ctx.ask('confirm', {'message': '…'})",
         )
     meant = next((each for each in ACTION_TYPES if _misspelt(kind.lower(), each)), None)
     if meant is not None and kind not in ACTION_TYPES:
         raise UserError(
-            f"ask: {kind!r} is no type of questions: did you mean {meant!r}?",
+            f"ask: {kind!r} is not a type of questions: did you mean {meant!r}?",
             hint=f"one of {', '.join(ACTION_TYPES)}; or a word that differs from them by more than a letter",
         )
 

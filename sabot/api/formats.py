@@ -16,9 +16,7 @@ def payload_format(given: Any, source: Any, schema: pa.Schema | None, where: str
     the source or the schema.
     """
     if given is not None and isinstance(source, Source) and decodes(source):
-        raise UserError(
-            f"{where}: format= is of records, and {source.name} has rows without any", hint="leave format= out"
-        )
+        raise UserError(f"{where}: format= is for records, and {source.name} has rows", hint="leave format= out")
     found = format_of(given, where)
     found.check_input(schema, where)
     return found
@@ -32,14 +30,14 @@ def sink_format(given: Any, sink: Any, where: str, *, keyed: bool) -> Format | N
     """
     if given is not None and not isinstance(sink, str):
         raise UserError(
-            f"{where}: format= is of topics, and this sink has its own",
-            hint='leave it out; of another broker: KafkaSink("topic", "kafka://…", format=…)',
+            f"{where}: format= is for topics, and this sink has its own",
+            hint='leave it out; for a topic of another broker: KafkaSink("topic", "kafka://…", format=…)',
         )
     found = None if given is None else format_of(given, where)
     written = sink.format if isinstance(sink, Sink) else found
     if keyed and written is not None and not written.one_row:
         raise UserError(
-            f"{where}: a record of format {written.name} has many rows, and so no key",
+            f"{where}: a record of format {written.name} has many rows, so it cannot have a key",
             hint="leave key= out, or give it a format whose record is a row",
         )
     return found

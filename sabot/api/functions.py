@@ -326,7 +326,8 @@ def process_spec(
         )
     if not callable(function):
         raise UserError(
-            f"process: {whole!r} is no function, and has no method `process`", hint="process(f, schema=...)"
+            f"process: {whole!r} is neither a function nor an object with a method `process`",
+            hint="process(f, schema=...)",
         )
     name = f"process({name_of(whole)})"
     if any(inspect.iscoroutinefunction(each) for each in (function, on_timer, right)):
@@ -335,10 +336,10 @@ def process_spec(
         )
     for what, each in (("on_timer", on_timer), ("right", right)):
         if each is not None and not callable(each):
-            raise UserError(f"{name}: {what}={each!r} is no function")
+            raise UserError(f"{name}: {what}={each!r} is not a function")
     if two_inputs and right is None:
         raise UserError(
-            f"{name}: nothing is said of the rows of the other side", hint="give it right=, a second function"
+            f"{name}: there is no function for the rows of the other side", hint="give it right=, a second function"
         )
     if right is not None and not two_inputs:
         raise UserError(f"{name}: right= has no rows", hint="keyed.connect(other).process(f, right=g, ...)")
@@ -371,6 +372,6 @@ def _schema(name: str, what: str, given: Any) -> pa.Schema:
         raise UserError(f"{name}: {what} has no columns")
     for column in schema.names:
         if column.startswith("__") or schema.names.count(column) > 1:
-            reason = "stands for something of ours" if column.startswith("__") else "is there twice"
+            reason = "is reserved for Sabot" if column.startswith("__") else "is there twice"
             raise UserError(f"{name}: {what}: the column {column!r} {reason}", hint="give it another name")
     return schema

@@ -15,7 +15,7 @@ from sabot.process_exit import EXITS, wrap_exit
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[[], Any])
 
-_CLOSE_SECONDS = 30.0  # that functions of the stop and the closing of resources may take
+_CLOSE_SECONDS = 30.0  # the longest time for functions of the stop and for closing resources
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Lifespan:
     """The functions, resources and timers of one app. All methods run on its event loop."""
 
     def __init__(self) -> None:
-        self.topics: dict[str, tuple[int, dict[str, str]]] = {}  # that are made first: their partitions and settings
+        self.topics: dict[str, tuple[int, dict[str, str]]] = {}  # by name: partitions and settings
         self.starts: list[Callable[[], Any]] = []
         self.stops: list[Callable[[], Any]] = []
         self.resources: list[Resource[Any]] = []
@@ -167,7 +167,8 @@ class HasLifespan:
         """
         if not inspect.isasyncgenfunction(function):
             raise UserError(
-                f"resource {_name(function)} is no async generator", hint="async def …: open it, yield it, close it"
+                f"resource {_name(function)} is not an async generator function",
+                hint="write async def …, which opens, yields and closes it",
             )
         made = Resource(_name(function), asynccontextmanager(function))
         self.lifespan.resources.append(made)
@@ -240,7 +241,7 @@ def _told(what: str) -> Iterator[None]:
 
 def _callable(function: Any, word: str) -> Any:
     if not callable(function):
-        raise UserError(f"{word}: {function!r} is no function", hint=f"@app.{word} stands above a function")
+        raise UserError(f"{word}: {function!r} is not a function", hint=f"@app.{word} stands above a function")
     return function
 
 

@@ -126,7 +126,7 @@ class _Requests:
 def _asking(engine: ExecutionEngine, job_id: str, pieces: Pieces | None) -> Callable[..., Any]:
     async def llm(spec: RequestSpec, effect: Effect) -> Completion:
         requests = _Requests(effect, JUDGE.get())
-        JUDGE.set(requests)  # of this effect: each has a context of its own
+        JUDGE.set(requests)  # for this effect only: each effect runs in its own context
         if pieces is None or not await pieces.wants_fragments(job_id):
             return await engine.complete(spec, idempotency_key=effect.key)
         return await _in_pieces(engine, spec, effect, pieces, requests)

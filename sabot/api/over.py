@@ -86,5 +86,5 @@ def dense_rank() -> OverFunction:
 def _offset(where: str, offset: int) -> int:
     offset = python_value(offset)
     if not is_whole(offset, 1):
-        raise UserError(f"{where}: offset={offset!r} is no number of rows", hint="a whole number, 1 or more")
+        raise UserError(f"{where}: offset={offset!r} is not a number of rows", hint="a whole number, 1 or more")
     return offset

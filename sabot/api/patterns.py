@@ -189,7 +189,7 @@ def split(predicate: Expr) -> tuple[Expr | None, list[Comparison]]:
 
 def _comparison(part: Expr) -> Comparison:
     if part.kind not in _COMPARISONS:
-        raise UserError(f"{part.text()} cannot be asked of a row and rows before it", hint=_POSSIBLE)
+        raise UserError(f"{part.text()} cannot compare a row with rows before it", hint=_POSSIBLE)
     (left, left_of), (right, right_of) = (_side(part, each) for each in part.inputs)
     return Comparison(part.kind, left, right, left_of, right_of)
 
@@ -204,7 +204,7 @@ def _side(part: Expr, side: Expr) -> tuple[Expr, tuple[str, str] | None]:
     own = with_step_values(side, dict.fromkeys(values, blank)).columns
     (first, *others) = sorted(rows)
     if others or own or first[1] not in ("first", "last"):
-        raise UserError(f"{part.text()} cannot be asked of a row and rows before it", hint=_POSSIBLE)
+        raise UserError(f"{part.text()} cannot compare a row with rows before it", hint=_POSSIBLE)
     return with_step_values(side, {text: value.inputs[0] for text, value in values.items()}), first
 
 
@@ -266,7 +266,8 @@ class Pattern:
         """
         if self.ending:
             raise UserError(
-                f"without, and then next({name!r}): between these there is no row", hint="then, or a stricter predicate"
+                f"next({name!r}) after without: no row can be between the two steps",
+                hint="use then, or a stricter predicate",
             )
         return self._with(name, predicate, times, "next")
 
@@ -335,7 +336,7 @@ class Pattern:
         Raises UserError for less than 1 ms, and if the pattern has a limit already.
         """
         if self.within_ms is not None:
-            raise UserError("within was given twice", hint="it is one for the whole pattern")
+            raise UserError("within was given twice", hint="a pattern has one")
         ms = parse_ms(duration, name="within")
         if ms < 1:
             raise UserError(f"within: {duration!r} is less than a millisecond")
@@ -373,7 +374,7 @@ class Pattern:
         """Returns this pattern with a changed last step. Raises UserError after `without`."""
         if self.ending:
             word = next(iter(what)).removeprefix("is_")
-            raise UserError(f"{word} stands behind a without", hint="it is said of a step: put it right behind that")
+            raise UserError(f"{word} comes after without", hint="call it directly after its step")
         return replace(self, steps=(*self.steps[:-1], replace(self.steps[-1], **what)))
 
     def _check_steps(self, where: str, predicate: Expr, own: str | None) -> None:
@@ -382,7 +383,8 @@ class Pattern:
         for value in step_values(predicate):
             if value.option("step") not in known:
                 raise UserError(
-                    f"{where}: {value.text()}, and no such step stands before it", hint=f"there are {', '.join(known)}"
+                    f"{where}: {value.text()}, but no step of this name comes before it",
+                    hint=f"there are {', '.join(known)}",
                 )
         split(predicate)
 
@@ -402,13 +404,13 @@ def check_measures(pattern: Pattern, skip: str, measures: Mapping[str, Any]) -> 
     UserError.
     """
     if not isinstance(pattern, Pattern):
-        raise UserError(f"{pattern!r} is no pattern", hint='sabot.pattern("a", col("kind") == "login").then(…)')
+        raise UserError(f"{pattern!r} is not a pattern", hint='sabot.pattern("a", col("kind") == "login").then(…)')
     if skip not in SKIPS:
         raise UserError(f"skip: {skip!r}", hint=f"one of {', '.join(SKIPS)}")
     if pattern.ending and pattern.within_ms is None:
-        raise UserError("without at the end of a pattern never comes to an end", hint='.within("5m")')
+        raise UserError("without at the end of a pattern needs within, or it never ends", hint='.within("5m")')
     if all(each.is_optional for each in pattern.steps):
-        raise UserError("all steps of the pattern are optional: it would match nothing, everywhere")
+        raise UserError("all steps of the pattern are optional: it would match without any row")
     if pattern.steps[-1].is_optional and skip != "none" and not pattern.ending:
         raise UserError(
             f"the last step, {pattern.steps[-1].name!r}, is optional: the match is complete before it",
@@ -418,7 +420,7 @@ def check_measures(pattern: Pattern, skip: str, measures: Mapping[str, Any]) -> 
     for name, measure in measures.items():
         if not isinstance(measure, Expr):
             raise UserError(
-                f"{name}: {measure!r} is no measure", hint=f'step("{names[0]}").last("amount"), .count(), …'
+                f"{name}: {measure!r} is not a measure", hint=f'step("{names[0]}").last("amount"), .count(), …'
             )
         _check_values(name, step_values(measure), names)
     return tuple(measures.items())
@@ -428,13 +430,13 @@ def _check_values(measure: str, values: Iterable[Expr], names: list[str]) -> Non
     for value in values:
         if value.option("step") not in names:
             raise UserError(
-                f"{measure}: {value.text()}, and there is no such step", hint=f"there are {', '.join(names)}"
+                f"{measure}: {value.text()}, but there is no step of this name", hint=f"there are {', '.join(names)}"
             )
 
 
 def _check_predicate(where: str, predicate: Any) -> None:
     if not isinstance(predicate, Expr):
-        raise UserError(f"{where}: {predicate!r} is no predicate", hint='col("kind") == "login"')
+        raise UserError(f"{where}: {predicate!r} is not a predicate", hint='col("kind") == "login"')
 
 
 def _step_name(name: Any) -> str:

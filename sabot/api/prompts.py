@@ -51,7 +51,9 @@ class Template:
                     )
                 names = tuple(field.split("."))
                 if not all(names) or any("[" in name or name.isdigit() for name in names):
-                    raise UserError(f"{where}: {{{field}}} is no column", hint="{text}, or {place.city}; {{ is a brace")
+                    raise UserError(
+                        f"{where}: {{{field}}} is not a column", hint="{text}, or {place.city}; {{ is a brace"
+                    )
                 fields.append(names)
                 texts.append("")
         except ValueError as error:
@@ -94,7 +96,7 @@ def prompt_of(prompt: Any, step: str) -> Prompt:
         function: Callable[[pa.RecordBatch], Any] = prompt
         return function
     raise UserError(
-        f"{step}: {short_repr(prompt)} is no prompt",
+        f"{step}: {short_repr(prompt)} is not a prompt",
         hint='a template over columns ("Sentiment of: {text}"), an expression, or a function of a batch',
     )
 
@@ -129,7 +131,7 @@ def given_prompts(given: Any, rows: int, where: str) -> pa.Array:
         made = pc.cast(made, pa.string())
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise UserError(
-            f"{where}: {type(given).__name__} is no column of prompts: {error}", hint="a list of strings, or Arrow"
+            f"{where}: {type(given).__name__} is not a column of prompts: {error}", hint="a list of strings, or Arrow"
         ) from error
     if len(made) != rows:
         raise UserError(f"{where}: {len(made)} prompts for {rows} rows", hint="one for each row, in their order")

@@ -89,7 +89,7 @@ def _until(given: Any) -> Place | None:
 
 def _refuse_offsets(word: str, place: Place | None) -> None:
     if isinstance(place, Mapping):
-        raise UserError(f"App: {word}={place!r}", hint=f"offsets are of one topic: app.stream(topic, {word}=…)")
+        raise UserError(f"App: {word}={place!r}", hint=f"offsets belong to one topic: app.stream(topic, {word}=…)")
 
 
 def _names(given: str | Iterable[str]) -> frozenset[str]:
@@ -98,7 +98,7 @@ def _names(given: str | Iterable[str]) -> frozenset[str]:
 
 def _port(given: int) -> int:
     if not is_whole(given, 0, 65535):
-        raise UserError(f"metrics_port={given!r} is no port", hint="0 takes a free one")
+        raise UserError(f"metrics_port={given!r} is not a port", hint="0 takes a free one")
     return given
 
 

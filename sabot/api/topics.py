@@ -41,7 +41,9 @@ class HasTopics(HasLifespan):
             raise UserError(f"topic {name}: config={config!r}", hint='config={"cleanup.policy": "compact"}')
         asked = partitions, {str(key): str(value) for key, value in (config or {}).items()}
         if self.lifespan.topics.setdefault(name, asked) != asked:
-            raise UserError(f"topic {name} is asked for twice, in two ways", hint="ask once, and use the name")
+            raise UserError(
+                f"topic {name} is declared twice with different arguments", hint="declare it once, and use the name"
+            )
         if self._make_topics not in self.lifespan.starts:
             self.lifespan.starts.insert(0, self._make_topics)
         return name

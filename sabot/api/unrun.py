@@ -5,7 +5,7 @@ and exits with code 0.
 import atexit
 import sys
 
-_waiting: dict[str, list[str]] = {}  # by app: the sinks of streams that have not run
+_waiting: dict[str, list[str]] = {}  # by app: the sinks of streams that never ran
 
 
 def note_written(app: str, sink: str) -> None:
@@ -32,7 +32,7 @@ def note_run(app: str) -> None:
 
 
 def _tell() -> None:
-    if hasattr(sys, "last_value"):  # the script has ended by an error, which was shown
+    if hasattr(sys, "last_value"):  # the script ended with an error, which Python has printed
         return
     for app, sinks in _waiting.items():
         if sinks:

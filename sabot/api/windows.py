@@ -8,7 +8,7 @@ from sabot.checks import is_whole
 from sabot.config import Duration, parse_seconds
 from sabot.errors import UserError
 
-WINDOW_START, WINDOW_END = "window_start", "window_end"  # columns of the results of windows
+WINDOW_START, WINDOW_END = "window_start", "window_end"  # columns that results of windows have
 
 WindowTime = Literal["event", "processing"]
 """The time by which rows are put into windows: their event time, or the processing time at which they reach the
@@ -86,7 +86,7 @@ def hopping(size: Duration, slide: Duration, *, offset: Duration = 0, time: Wind
     """
     size_ms, slide_ms = _ms(size, "size"), _ms(slide, "slide")
     if size_ms % slide_ms:
-        raise UserError(f"hopping: {size!r} is no multiple of {slide!r}", hint="a window is made of whole slides")
+        raise UserError(f"hopping: {size!r} is not a multiple of {slide!r}", hint="a window is made of whole slides")
     return HoppingWindow(size_ms, slide_ms, _ms(offset, "offset", zero=True), _time(time))
 
 
@@ -97,7 +97,7 @@ def cumulative(size: Duration, step: Duration, *, offset: Duration = 0, time: Wi
     """
     size_ms, step_ms = _ms(size, "size"), _ms(step, "step")
     if size_ms % step_ms:
-        raise UserError(f"cumulative: {size!r} is no multiple of {step!r}", hint="a window is made of whole steps")
+        raise UserError(f"cumulative: {size!r} is not a multiple of {step!r}", hint="a window is made of whole steps")
     return CumulativeWindow(size_ms, step_ms, _ms(offset, "offset", zero=True), _time(time))
 
 
@@ -113,7 +113,7 @@ def count_window(size: int) -> CountWindow:
     """Returns windows of `size` rows of a key each. Raises UserError unless `size` is a whole number, 1 or more."""
     size = python_value(size)
     if not is_whole(size, 1):
-        raise UserError(f"count_window: {size!r} is no number of rows", hint="a whole number, 1 or more")
+        raise UserError(f"count_window: {size!r} is not a number of rows", hint="a whole number, 1 or more")
     return CountWindow(size)
 
 
@@ -127,5 +127,5 @@ def _ms(value: Duration, name: str, *, zero: bool = False) -> int:
     seconds = parse_seconds(value, name=name)
     ms = round(seconds * 1000)
     if abs(ms - seconds * 1000) > 1e-6 or (ms == 0 and not zero):
-        raise UserError(f"{name}: {value!r} is no whole number of milliseconds, 1 or more")
+        raise UserError(f"{name}: {value!r} is not a whole number of milliseconds, 1 or more")
     return ms

@@ -252,9 +252,9 @@ def test_what_has_no_offsets_and_what_is_of_several_topics_is_refused(tmp_path: 
         app.stream(source, until="now")
     with pytest.raises(UserError, match=r"until= needs a topic"):
         app.agent(source, name="a", until="now")(print)
-    with pytest.raises(UserError, match=r"start=\{0: 1\}, and several topics"):
+    with pytest.raises(UserError, match=r"start=\{0: 1\} with several topics"):
         app.agent(["a", "b"], name="b", start={0: 1})(print)
-    with pytest.raises(UserError, match=r"until=\{0: 1\}, and several topics"):
+    with pytest.raises(UserError, match=r"until=\{0: 1\} with several topics"):
         app.agent(["a", "b"], name="c", until={0: 1})(print)
     offsets: Any = {0: 1}
     with pytest.raises(UserError, match=r"start=\{0: 1\}") as caught:
@@ -268,5 +268,5 @@ def test_what_has_no_offsets_and_what_is_of_several_topics_is_refused(tmp_path: 
     async def gives(ctx: sabot.AgentContext) -> None:
         """Gives nothing."""
 
-    with pytest.raises(UserError, match=r"until= is of topics, and an agent gives what it has"):
+    with pytest.raises(UserError, match=r"until= is for topics, and this stream reads an agent"):
         app.stream(gives, schema={"n": "int64"}, until="now")

@@ -329,8 +329,8 @@ def test_a_source_whose_partitions_cannot_wait_is_refused(tmp_path: Path) -> Non
         return value
 
     for source, said in (
-        (files(tmp_path / "*.csv"), "is for partitions that can wait for each other, and .* has none"),
-        (numbers, "an agent gives what it has"),
+        (files(tmp_path / "*.csv"), "is for partitions that can wait for each other, but .* has none"),
+        (numbers, "is for partitions, and an agent has none"),
     ):
         with pytest.raises(UserError, match=said):
             app.stream(source, schema={"n": "int64"}, time="n", max_drift="5m")

@@ -186,7 +186,7 @@ async def test_a_budget_that_is_used_up_is_an_error_of_its_rows() -> None:
     [
         ("{txt}", {}, "there is no column 'txt'"),
         ("no column", {}, "names no column"),
-        (col("text"), {}, "which is of streams"),
+        (col("text"), {}, "which only streams can use"),
         (["a"], {}, "1 prompts for 2 rows"),
         (lambda batch: [1, 2], {}, "the prompts are int64, not text"),
         ("{text}", {"output": "text"}, "two columns 'text'"),

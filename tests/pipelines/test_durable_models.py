@@ -296,8 +296,8 @@ async def test_a_call_that_failed_is_made_again_in_a_job_too(desk: Desk) -> None
     [
         ({"durable": False}, "durable=False"),
         ({"batch": True}, "batch=True"),
-        ({"prompt": 'Answer {"a": 1} for {text}'}, "is no field of a record"),
-        ({"prompt": "Summarize: { text }"}, "is no field of a record"),
+        ({"prompt": 'Answer {"a": 1} for {text}'}, "is not a field of a record"),
+        ({"prompt": "Summarize: { text }"}, "is not a field of a record"),
         ({"prompt": "Summarize: {text"}, "expected '}'"),
     ],
 )
@@ -317,7 +317,7 @@ def test_braces_in_a_prompt_are_written_twice() -> None:
 
 def test_an_agent_that_is_not_durable_says_so_when_it_asks_a_person() -> None:
     ctx = AgentContext({"text": "x"}, agent_id="desk.handle")
-    with pytest.raises(AttributeError, match=r"ctx\.ask is there in durable agents, and desk\.handle is none"):
+    with pytest.raises(AttributeError, match=r"only durable agents have ctx\.ask, and desk\.handle is not one"):
         ctx.ask("confirm", {})  # type: ignore[attr-defined]
     assert not hasattr(ctx, "ask")
     with pytest.raises(AttributeError, match="has no attribute 'lm'"):

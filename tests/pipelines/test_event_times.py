@@ -156,8 +156,8 @@ def test_an_expression_that_fails_for_a_row_costs_only_that_row() -> None:
         ({"time": "s", "time_unit": "min"}, "stream: time_unit='min'"),
         ({"time": "s", "time_format": "%Q"}, "%Q is not a code for reading times"),
         ({"time": "s", "time_format": "%F", "time_unit": "s"}, "exclude each other"),
-        ({"time_unit": "s"}, "stream: time_unit='s', and no column of event time"),
-        ({"time": 3}, "stream: time=3 is no name of a column"),
+        ({"time_unit": "s"}, "stream: time_unit='s' without a column of event time"),
+        ({"time": 3}, "stream: time=3 is not a column"),
     ],
 )
 def test_what_types_show_is_refused_at_the_start(tmp_path: Path, arguments: dict[str, Any], says: str) -> None:

@@ -204,14 +204,17 @@ def test_an_aggregate_that_is_asked_for_twice_is_kept_once() -> None:
         ),
         (lambda s: s.select(col("n") - sabot.mean("n")), "is an aggregate, which has no value in a single row"),
         (lambda s: s.group_by("k").aggregate(x=sabot.sum(sabot.sum("n") / 2)), "has no value in a single row"),
-        (lambda s: s.group_by("k").aggregate(x=col("n") / 2), r"x=\(col\(\"n\"\) / 2\) is no aggregate"),
+        (lambda s: s.group_by("k").aggregate(x=col("n") / 2), r"x=\(col\(\"n\"\) / 2\) is not an aggregate"),
         (lambda s: s.group_by("k").aggregate(k=sabot.sum("n") / 2), "'k' is the name of another column"),
-        (lambda s: s.group_by("k").aggregate(SHARE), "has no name"),
+        (lambda s: s.group_by("k").aggregate(SHARE), "needs a name"),
         (lambda s: s.group_by("k").aggregate(x=sabot.sum("n") / col("m")), "there is no column 'm'"),
         (lambda s: s.join(s, left_on=col("x").str.lower(), right_on="k"), "join: there is no column 'x'"),
-        (lambda s: s.join(s, on=3), "join: 3 is no column, and no expression"),
+        (lambda s: s.join(s, on=3), "join: 3 is neither a column nor an expression"),
         (lambda s: s.lookup(s, on=[col("n") + 1, col("n") + 1]), r"the key \(col\(\"n\"\) \+ 1\) is named twice"),
-        (lambda s: s.lookup(region_of, on=3, schema={"region": "int64"}), "lookup: 3 is no column, and no expression"),
+        (
+            lambda s: s.lookup(region_of, on=3, schema={"region": "int64"}),
+            "lookup: 3 is neither a column nor an expression",
+        ),
     ],
 )
 def test_what_is_no_key_and_no_aggregate_is_an_error_where_it_is_written(

@@ -187,9 +187,9 @@ async def test_a_timer_that_fails_ends_the_run_or_is_logged(
 
 
 def test_what_cannot_be_is_refused(app: App) -> None:
-    with pytest.raises(UserError, match="no async generator"):
+    with pytest.raises(UserError, match="not an async generator"):
         app.resource(lambda: 1)  # type: ignore[arg-type, return-value]
-    with pytest.raises(UserError, match="on_start: 3 is no function"):
+    with pytest.raises(UserError, match="on_start: 3 is not a function"):
         app.on_start(3)  # type: ignore[type-var]
     with pytest.raises(UserError, match="timer <lambda> is not async"):
         app.timer("10s")(lambda: None)

@@ -98,7 +98,7 @@ def test_what_would_never_end_is_refused(memory_url: str, asked: dict[str, objec
 def test_print_of_no_number_of_rows_names_print(memory_url: str, n: Any) -> None:
     bounded_stream = App("looks").stream(ScriptedSource([[{"n": 1}], END]))
     for stream in (numbers(memory_url, 1), bounded_stream):
-        with pytest.raises(UserError, match=f"print: {n} is no number of rows"):
+        with pytest.raises(UserError, match=f"print: {n} is not a number of rows"):
             stream.print(n)
         with pytest.raises(UserError, match="print: seconds"):
             stream.print(seconds="soon")

@@ -219,9 +219,9 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     stream = App("windows").stream("in", schema=SCHEMA)
     with pytest.raises(UserError, match="time='wall'"):
         tumbling("1s", time="wall")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="no row comes late"):
+    with pytest.raises(UserError, match="no row is late"):
         stream.window(tumbling("1s", time="processing"), allowed_lateness="1s")
-    with pytest.raises(UserError, match="no row comes late"):
+    with pytest.raises(UserError, match="no row is late"):
         stream.window(session("1s", time="processing"), late="late")
     with pytest.raises(UserError, match="windows of event time only"):
         stream.join(stream.filter(col("n") > 1), on="k", window=tumbling("1s", time="processing"))

@@ -153,7 +153,7 @@ def test_what_an_agent_cannot_take_is_refused_where_it_is_written() -> None:
     app = App("one")
     records, columns = agents(app)
     stream = app.stream(script(), schema={"n": "int64", "k": "int64"})
-    with pytest.raises(UserError, match="delivery= is of sinks"):
+    with pytest.raises(UserError, match="delivery= is for sinks"):
         stream.to(records, delivery="exactly_once")
     with pytest.raises(UserError, match="there is no column 'nobody'"):
         stream.to(records, key="nobody")

@@ -64,7 +64,7 @@ TAKE: dict[str, Given] = {
 @pytest.mark.parametrize("where", TAKE)
 @pytest.mark.parametrize("given", [later, functools.partial(later, 1), Later(), Later().__call__])
 def test_an_async_function_that_nobody_awaits_is_refused_by_name(where: str, given: Given) -> None:
-    with pytest.raises(UserError, match="is async, and is called, not awaited") as raised:
+    with pytest.raises(UserError, match="is async, but it is called without await") as raised:
         TAKE[where](given)
     assert raised.value.message.startswith(f"{where}=")
 

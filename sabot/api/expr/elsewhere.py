@@ -19,7 +19,7 @@ _AGGREGATES = {
 _HERE = {
     "apply": "map_batches(function) or flat_map(function, schema=…) of the stream",
     "astype": 'cast("int64")',
-    "diff": 'col("x") - col("before") behind key_by("k").over(before=sabot.lag("x"))',
+    "diff": 'col("x") - col("before") after key_by("k").over(before=sabot.lag("x"))',
     "eq": "==",
     "fillna": "fill_null(0)",
     "isin": "is_in([1, 2])",

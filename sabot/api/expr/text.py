@@ -8,7 +8,7 @@ from sabot.api.expr.words import whole_of
 from sabot.checks import FLAG, TEXT, check
 from sabot.errors import UserError
 
-_WIDEST = 10_000  # characters to which a value is filled up
+_WIDEST = 10_000  # the greatest length in characters for padding
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,9 @@ def _length_of(every: str | datetime.timedelta) -> str:
     text = _LENGTHS.get(check("date_trunc: every", every, TEXT).removesuffix("s"), every)
     match = re.fullmatch(r"(\d+)(ns|us|ms|s|m|h|d|w|mo|q|y)", text)
     if match is None or int(match[1]) == 0:
-        raise UserError(f"dt.date_trunc: {every!r} is no length of time", hint='"hour", "15m", "1d", "1w", "1mo", "1y"')
+        raise UserError(
+            f"dt.date_trunc: {every!r} is not a length of time", hint='"hour", "15m", "1d", "1w", "1mo", "1y"'
+        )
     if int(match[1]) > _MOST[match[2]]:
         raise UserError(f"dt.date_trunc: {every!r} is too long", hint="up to 106,751 days, or 9,999 years")
     return text

@@ -53,7 +53,7 @@ class Expr(MissingMethods):
     inputs: tuple["Expr", ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
 
-    # -- what the planner asks ----------------------------------------------------------------------------------------
+    # -- for the planner ----------------------------------------------------------------------------------------
 
     @property
     def columns(self) -> frozenset[str]:
@@ -237,8 +237,8 @@ class Expr(MissingMethods):
         bool(self)
         raise AssertionError
 
-    __hash__ = None  # type: ignore[assignment]  # a dict would compare with ==; its text() is a key
-    __array_ufunc__ = None  # so that numpy leaves `np.float64(1) * col("x")` to us
+    __hash__ = None  # type: ignore[assignment]  # a dict would compare with ==; use text() as a key
+    __array_ufunc__ = None  # so that numpy calls `__rmul__` for `np.float64(1) * col("x")`
 
     # -- nulls and NaN ------------------------------------------------------------------------------------------------
 
@@ -284,10 +284,10 @@ class Expr(MissingMethods):
         if isinstance(values, pa.Array | pa.ChunkedArray):
             values = values.to_pylist()
         if isinstance(values, str | bytes | Expr) or not isinstance(values, Iterable):
-            raise UserError(f"is_in: {values!r} is no list of values", hint='is_in(["DE", "FR"])')
+            raise UserError(f"is_in: {values!r} is not a list of values", hint='is_in(["DE", "FR"])')
         given = [each.item() if isinstance(each, np.generic) else each for each in values]
         if isinstance(values, set | frozenset):
-            given.sort(key=repr)  # the same text in each process
+            given.sort(key=repr)  # so that the text is the same in each process
         return Expr("is_in", (self,), (("values", tuple(given)),))
 
     def between(self, lower: Any, upper: Any, closed: str = "both") -> "Expr":
@@ -332,7 +332,7 @@ class Expr(MissingMethods):
         Raises UserError if `base` is 1, or is not a positive number.
         """
         if isinstance(base, bool) or not isinstance(base, int | float) or not (base > 0 and base != 1):
-            raise UserError(f"log: base {base!r} is no positive number other than 1", hint="log(2), log(10)")
+            raise UserError(f"log: base {base!r} is not a positive number other than 1", hint="log(2), log(10)")
         return Expr("log", (self,), (("base", float(base)),))
 
     def sign(self) -> "Expr":

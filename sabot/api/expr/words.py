@@ -59,17 +59,17 @@ def literal_of(value: Any, type: Any) -> tuple[Any, pa.DataType | None]:
         elif isinstance(value, int) and not -(2**63) <= value < 2**64:
             raise UserError(f"lit: {value} has more than 64 bits")
     except (pa.ArrowException, TypeError, OverflowError, ValueError) as error:
-        raise UserError(f"lit: {value!r} is no {known or 'value of one type'}: {error}") from error
+        raise UserError(f"lit: {value!r} is not a value of {known or 'one type'}: {error}") from error
     if not isinstance(value, _LITERALS):
         raise UserError(
-            f"{value!r} is no value that a column can hold", hint="a number, text, bytes, bool, date, time or None"
+            f"{value!r} is not a value that a column can hold", hint="a number, text, bytes, bool, date, time or None"
         )
     return value, known
 
 
 def whole_of(where: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise UserError(f"{where}: {value!r} is no whole number")
+        raise UserError(f"{where}: {value!r} is not a whole number")
     if not -(2**63) <= value < 2**63:
         raise UserError(f"{where}: {value} has more than 64 bits")
     return int(value)

@@ -42,7 +42,7 @@ class Feed(StreamEnd):
             raise refused_changes(f"to(agent {self.agent.agent_id})")
         if self.key is not None and self.agent.batch:
             raise UserError(
-                f"to(agent {self.agent.agent_id}): key={self.key!r} is of records, and a batch agent gets columns",
+                f"to(agent {self.agent.agent_id}): key={self.key!r} is for records, but a batch agent gets columns",
                 hint="leave key= out",
             )
         super().check()
@@ -73,29 +73,31 @@ def agent_read(agent: AgentSpec, **options: Any) -> AgentRead:
     where = f"stream(agent {agent.agent_id})"
     if agent.sink is not None:
         raise UserError(
-            f"{where}: the agent has a sink= already, and gives its rows to one place",
+            f"{where}: the agent has a sink= already, and its results can go to one place only",
             hint="leave sink= out, and write the stream there: .to(…)",
         )
     if options.get("schema") is None:
         raise UserError(
-            f"{where}: the columns are not known before the agent runs", hint='schema={"name": "type", …} says them'
+            f"{where}: the columns are not known before the agent runs", hint='declare them: schema={"name": "type", …}'
         )
     if options.get("fields"):
         raise UserError(
-            f"{where}: what an agent gives are rows, which have no fields of records",
+            f"{where}: fields= are for records, and the results of an agent are rows",
             hint='return them in its results: {**ctx.message, "offset": ctx.offset}',
         )
     if options.get("format") is not None:
-        raise UserError(f"{where}: format= is of records, and what an agent gives are rows", hint="leave format= out")
+        raise UserError(
+            f"{where}: format= is for records, and the results of an agent are rows", hint="leave format= out"
+        )
     if options.get("max_drift") is not None:
         raise UserError(
-            f"{where}: max_drift= is for partitions that can wait for each other, and an agent gives what it has",
+            f"{where}: max_drift= is for partitions, and an agent has none",
             hint="leave max_drift= out",
         )
     for word in ("start", "until"):
         if options.get(word) is not None:
             raise UserError(
-                f"{where}: {word}= is of topics, and an agent gives what it has", hint=f"give {word}= to the agent"
+                f"{where}: {word}= is for topics, and this stream reads an agent", hint=f"give {word}= to the agent"
             )
     read = read_node(agent.agent_id, **options)
     return AgentRead(**{each.name: getattr(read, each.name) for each in fields(read)}, agent=agent)

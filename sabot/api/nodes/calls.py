@@ -92,6 +92,6 @@ class MapLlm(AddsColumns):
         super().check()
         if clash := [name for name in self.given if name in (self.inputs[0].column_names or ())]:
             raise UserError(
-                f"map_llm: the answer has a column {clash[0]!r}, and so have the rows",
+                f"map_llm: the answer has a column {clash[0]!r}, which the rows have already",
                 hint=f'rename({{"{clash[0]}": …}}) before it, or another name in output=',
             )

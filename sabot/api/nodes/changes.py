@@ -15,7 +15,7 @@ from sabot.codecs.formats import format_of
 from sabot.connectors.base import Source
 from sabot.errors import UserError
 
-OP = "op"  # the column that a changelog has for people
+OP = "op"  # the column of a changelog that readers see
 _ENVELOPE = {"before", "after", "op"}
 
 
@@ -102,14 +102,14 @@ def table_node(
         raise UserError("table: the columns of a debezium topic are not inferred", hint='schema={"id": "int64", …}')
     if format == "debezium" and options.get("fields"):
         raise UserError(
-            "table: fields= are of records, and a record of debezium may change two rows",
+            "table: fields= are for records, and a record of debezium may change two rows",
             hint="leave fields= out; before and after of an envelope are the rows",
         )
     kind: Any = format if payloads is None else "json"
     read = read_node(source, table=TableFormat(keys, kind), format=payloads, **options)
     if payloads is not None and read.schema is not None and set(read.schema.names) >= _ENVELOPE:
         raise UserError(
-            f"table: the columns are those of Debezium's envelopes, in {payloads.name}, and such are read from JSON alone",
+            f"table: the columns are those of Debezium's envelopes, in {payloads.name}, which can be read only from JSON",
             hint="let the connector write rows: transforms.unwrap.type=io.debezium.transforms.ExtractNewRecordState",
         )
     table = Upsert(read, keys, deletes=True)

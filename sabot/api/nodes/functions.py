@@ -22,7 +22,7 @@ class Process(ByKey):
     keys: tuple[str, ...]
     spec: ProcessSpec
     id: str = ""
-    on_error: RowPolicy | None = None  # None: as the stream says
+    on_error: RowPolicy | None = None  # None: the policy of the stream
 
     def text(self) -> str:
         return f"{self.spec.name}{by_keys(self.keys)}"
@@ -51,7 +51,7 @@ class Connect(TwoInputs):
     right_keys: tuple[str, ...]
     spec: ProcessSpec
     id: str = ""
-    on_error: RowPolicy | None = None  # None: as the left stream says
+    on_error: RowPolicy | None = None  # None: the policy of the left stream
 
     def text(self) -> str:
         return f"{self.spec.name}{by_keys(self.left_keys)}"

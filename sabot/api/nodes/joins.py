@@ -13,7 +13,7 @@ from sabot.api.words import window_text
 from sabot.connectors.base import Sink
 from sabot.errors import UserError
 
-MADE_KEY = "__on_"  # begins the name of a column that was made of an expression, to be a key
+MADE_KEY = "__on_"  # the prefix of key columns that are computed by expressions
 
 JoinHow: TypeAlias = Literal["inner", "left", "right", "full", "semi", "anti"]
 
@@ -234,7 +234,7 @@ class AsofJoin(JoinByTime):
         if not isinstance(right, Upsert) or right.input.changes:
             raise UserError(
                 "join_asof: the other stream changes as rows come, not by event time",
-                hint=".lookup(…) joins what is there",
+                hint=".lookup(…) joins the rows that exist",
             )
         key = self.right.unique or right.keys
         if set(key) != set(self.right_keys):

@@ -17,8 +17,9 @@ _OF_ORDER = ("first", "last", "any", "collect_list")
 
 
 class ByKey(Node):
-    """A step over the rows of a key that names the key columns only. The class has no fields, so that their order is
-    the step's (`plan/paths`).
+    """A step over the rows of a key that names the key columns only.
+
+    The class has no dataclass fields: they would come before those of the step, whose order is stored (`plan/paths`).
     """
 
     keys: tuple[str, ...]

@@ -138,8 +138,8 @@ class Node:
 
     @property
     def gives_time(self) -> bool:
-        """True if the step sets event times of its own, whatever its input has. Later steps then need none from
-        before it.
+        """True if the step sets new event times, whatever its input has. The steps before it then need no event time
+        for later ones.
         """
         return False
 
@@ -204,7 +204,7 @@ class Node:
         for upstream, names in zip(self.inputs, self.mentioned, strict=True):
             check_columns(self.word, upstream, sorted(names))
         for name in _OURS.intersection(self.column_names or ()):
-            raise UserError(f"{self.word}: no column can be called {name!r}", hint="a column of ours stands there")
+            raise UserError(f"{self.word}: no column can be called {name!r}", hint="Sabot uses this name itself")
         if any(upstream.changes for upstream in self.append_only):
             raise refused_changes(self.word, self.hint_of_changes)
 
@@ -222,8 +222,8 @@ class AddsColumns(Node):
 
 
 def time_column(node: Node) -> str | None:
-    """Returns the column whose values are the event times of the step's rows, or None if no column is, or not the
-    same one in all rows.
+    """Returns the column whose values are the event times of the step's rows, or None if there is none, or if it
+    differs between rows.
     """
     times = node.event_times
     return next((time for time, as_is in times.items() if as_is), None) if len(times) == 1 else None
@@ -238,8 +238,8 @@ def check_event_time(node: Node) -> None:
     for time in sorted(node.inputs[0].event_times):
         if node._time_behind(time) is None:
             raise UserError(
-                f"{node.word}: {time!r} is the stream's event time, and windows would still go by what it was",
-                hint="give the new column another name; or .with_time(…) behind it says that windows go by it",
+                f"{node.word}: {time!r} is the stream's event time, and windows would still use its old values",
+                hint="give the new column another name; or use .with_time(…) after the step, so that windows use the new values",
             )
 
 
@@ -269,7 +269,7 @@ def with_id(node: Node, id: str) -> Node:
             raise UserError(f"named: this step is called {node.id!r} already", hint="name it once")
         return replace(node, id=id)  # type: ignore[call-arg]
     if len(node.inputs) != 1:
-        hint = "call it right behind the step that keeps state: aggregate, join, top_n, …"
+        hint = "call it directly after the step that keeps state: aggregate, join, top_n, …"
         raise UserError(f"named({id!r}): no step before this place keeps state", hint=hint)
     return node.over(with_id(node.inputs[0], id))
 

@@ -37,7 +37,7 @@ class Match(Node):
         return (self.pattern.columns.union(self.keys, *(expr.columns for _, expr in self.measures)),)
 
     def asks(self, wanted: Columns) -> tuple[Columns, ...]:
-        return self.mentioned if self.late is None else (None,)  # late rows leave as they came
+        return self.mentioned if self.late is None else (None,)  # late rows are written with all columns
 
     @property
     def needs_time(self) -> bool:

@@ -59,14 +59,14 @@ class Read(Node):
     idle_ms: int
     dead_letter: str | Sink
     table: TableFormat | None = None
-    inferred: bool = False  # `schema` was not given but found
+    inferred: bool = False  # True if `schema` was not declared but found
     on_error: RowPolicy = "dead_letter"
     fields: tuple[tuple[str, str], ...] = ()
     time_unit: TimeUnit | None = None
     time_format: str | None = None
     first: bool | None = None
-    idle_closes: bool = False  # when all partitions are idle, windows of the rows that came are closed
-    max_drift_ms: int | None = None  # how far a partition is read ahead of another one
+    idle_closes: bool = False  # True closes windows when all partitions are idle
+    max_drift_ms: int | None = None  # the greatest distance between partitions
     format: Format = JSON
     start: Place | None = None
     until: Place | None = None
@@ -108,8 +108,8 @@ class Read(Node):
         for column, said in self.fields:
             if column in self.schema.names:
                 raise UserError(
-                    f"stream {self.name}: {column!r} is a column of its payloads, and of fields= too",
-                    hint=f'name the one of fields=: {{"record_{column}": "{said}"}}',
+                    f"stream {self.name}: {column!r} is a column of the payloads and also of fields=",
+                    hint=f'rename the field: fields={{"record_{column}": "{said}"}}',
                 )
         return pa.schema([*self.schema, *(pa.field(column, type_of_field(said)) for column, said in self.fields)])
 
@@ -154,7 +154,7 @@ class Read(Node):
         try:
             schema = self.found_schema()
         except (SabotError, OSError):
-            return None  # the start will say what is wrong with it
+            return None  # the start of the app raises the error
         return None if schema is None else [*schema.names, *(column for column, _ in self.fields)]
 
     @cached_property
@@ -184,7 +184,7 @@ class Write(StreamEnd):
     key: str | None
     delivery: Delivery = None
     nan: OnNan = None
-    format: Format | None = None  # of a topic; None: JSON
+    format: Format | None = None  # the format of a topic; None: JSON
 
     @property
     def mentioned(self) -> tuple[frozenset[str], ...]:
@@ -229,9 +229,7 @@ def read_node(
     known = payloads.known_columns if known is None else known
     pairs = fields_of(fields, "stream")
     if pairs and isinstance(source, Source) and (decodes(source) or source.schema is not None):
-        raise UserError(
-            f"stream: fields= are of records, and {source.name} has rows without any", hint="a topic has records"
-        )
+        raise UserError(f"stream: fields= are for records, and {source.name} has rows", hint="a topic has records")
     check_time("stream", time, time_unit, time_format)
     lateness_ms, idle_ms = (parse_ms(each, name=name) for each, name in ((lateness, "lateness"), (idle, "idle")))
     options: Any = {
@@ -257,7 +255,7 @@ def read_node(
 def _drift_ms(source: str | Source, max_drift: Duration) -> int:
     if isinstance(source, Source) and hold_of(source) is None:
         raise UserError(
-            f"stream: max_drift= is for partitions that can wait for each other, and {source.name} has none",
+            f"stream: max_drift= is for partitions that can wait for each other, but {source.name} has none",
             hint="leave max_drift= out: files are read one after another; a Source of your own needs the ability HoldsPartitions",
         )
     return whole_ms(max_drift, "stream: max_drift")
@@ -299,11 +297,11 @@ def check_time(where: str, time: Any, unit: Any, format: Any) -> None:
     """Raises UserError for arguments that cannot define an event time, whatever the columns are."""
     if time is not None and not isinstance(time, str | Expr):
         raise UserError(
-            f"{where}: time={time!r} is no name of a column", hint='time="ts", time="bid.at", time=col("s") * 1000'
+            f"{where}: time={time!r} is not a column", hint='time="ts", time="bid.at", time=col("s") * 1000'
         )
     for name, value in (("time_unit", unit), ("time_format", format)):
         if value is not None and time is None:
-            raise UserError(f"{where}: {name}={value!r}, and no column of event time", hint='time="ts" names it')
+            raise UserError(f"{where}: {name}={value!r} without a column of event time", hint='time="ts" names it')
     if unit is not None:
         check(f"{where}: time_unit", unit, OneOf(tuple(PER_SECOND)))
     if unit is not None and format is not None:

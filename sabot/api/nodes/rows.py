@@ -236,7 +236,7 @@ class MapBatches(Node):
     input: Node
     function: Callable[[pa.RecordBatch], Any]
     schema: pa.Schema | None
-    on_error: RowPolicy | None = None  # None: as the stream says
+    on_error: RowPolicy | None = None  # None: the policy of the stream
 
     def text(self) -> str:
         return f"map_batches {name_of(self.function)}"
@@ -254,7 +254,7 @@ class FlatMap(Node):
     input: Node
     function: Callable[[dict[str, Any]], Any]
     schema: pa.Schema
-    on_error: RowPolicy | None = None  # None: as the stream says
+    on_error: RowPolicy | None = None  # None: the policy of the stream
 
     def text(self) -> str:
         return f"flat_map {name_of(self.function)}"

@@ -53,7 +53,7 @@ class WithTime(Node):
 
     def asks(self, wanted: Columns) -> tuple[Columns, ...]:
         if isinstance(self.time, str) and self.input.column_names is None and "." in self.time:
-            return (None,)  # whether it is a path is known when the columns are
+            return (None,)  # only the columns tell whether it is a path
         return (with_more(wanted, *self.mentioned),)
 
     @cached_property

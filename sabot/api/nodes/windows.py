@@ -36,7 +36,7 @@ class AggregateWindow(Aggregates):
     allowed_lateness_ms: int
     emit_every_ms: int | None
     late: str | Sink | None
-    id: str = ""  # given by the user
+    id: str = ""  # the id of `named`; "" if there is none
 
     def text(self) -> str:
         return f"{window_text(self.window)}{by_keys(self.keys)}: {named_texts(self.aggregates)}"
@@ -44,11 +44,11 @@ class AggregateWindow(Aggregates):
     @cached_property
     def column_names(self) -> list[str] | None:
         if isinstance(self.window, CountWindow):
-            return None  # with event time it has the bounds of its windows too
+            return None  # with event time the result also has the bounds of its windows
         return [*self.keys, *WINDOW_COLUMNS, *(name for name, _ in self.aggregates)]
 
     def asks(self, wanted: Columns) -> tuple[Columns, ...]:
-        return super().asks(wanted) if self.late is None else (None,)  # late rows leave as they came
+        return super().asks(wanted) if self.late is None else (None,)  # late rows are written with all columns
 
     @property
     def gives_time(self) -> bool:
@@ -84,7 +84,7 @@ class WindowTopN(FirstRows):
         return dict.fromkeys(WINDOW_COLUMNS) | super().given
 
     def asks(self, wanted: Columns) -> tuple[Columns, ...]:
-        return super().asks(wanted) if self.late is None else (None,)  # late rows leave as they came
+        return super().asks(wanted) if self.late is None else (None,)  # late rows are written with all columns
 
     @property
     def gives_time(self) -> bool:

@@ -16,12 +16,12 @@ HERE = {
     "limit": "head(n)",
     "map": "with_columns(y=col(…)), map_batches(function), flat_map(function, schema=…)",
     "map_elements": "flat_map(function, schema=…), map_batches(function)",
-    "order_by": 'top_n(n, by="x") behind key_by or window: a stream has no end to sort at; sort what collect() gives',
+    "order_by": 'top_n(n, by="x") after key_by or window: a stream has no end to sort at; sort what collect() gives',
     "partition_by": 'key_by("column")',
     "show": "print()",
     "sink_parquet": 'to(ParquetSink("folder"))',
-    "sort": 'top_n(n, by="x") behind key_by or window: a stream has no end to sort at; sort what collect() gives',
-    "tail": 'top_n(n, by="ts") behind key_by or window: a stream has no end',
+    "sort": 'top_n(n, by="x") after key_by or window: a stream has no end to sort at; sort what collect() gives',
+    "tail": 'top_n(n, by="ts") after key_by or window: a stream has no end',
     "take": "head(n)",
     "unique": 'deduplicate("column")',
     "unnest": 'with_columns(city=col("place").struct.field("city"))',
@@ -57,5 +57,5 @@ class NamedElsewhere:
         if name.startswith("_") or not made:
             return ""
         if "" in made:
-            return f"{name}(…) of a Stream: before {self._made_by}, or behind {self._ends_in}"
+            return f"{name}(…) of a Stream: before {self._made_by}, or after {self._ends_in}"
         return f"{min(made)}.{name}(…)"

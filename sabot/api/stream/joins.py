@@ -35,7 +35,7 @@ def keyed_sides(
     The result of the join must not have the added columns. Raises UserError for keys that do not fit.
     """
     pairs = list(zip(*join_keys(where, on, left_on, right_on), strict=True))
-    # A row without a partner has its key in the left's column, which goes: the right keeps its own.
+    # A right row without a partner has its key only in the column of the left, which is dropped; so the right keeps its own.
     if how in ("right", "full"):
         pairs = [(mine, col(its) if isinstance(mine, Expr) and isinstance(its, str) else its) for mine, its in pairs]
     left, left_keys, made = _with_keys(where, left, [mine for mine, _ in pairs])
@@ -87,25 +87,23 @@ def join_node(
         node = IntervalJoin(*given, lower_ms=lower_ms, upper_ms=upper_ms)
     elif window is not None:
         if not isinstance(window, TumblingWindow | HoppingWindow | CumulativeWindow):
-            raise UserError(
-                f"join: {window!r} is no window that two streams can share", hint='tumbling("1m"), hopping("1h", "1m")'
-            )
+            raise UserError(f"join: two streams cannot share {window!r}", hint='tumbling("1m"), hopping("1h", "1m")')
         if window.time == "processing":
             raise UserError(
                 "join: rows of two streams meet in windows of event time only",
-                hint="by processing time chance decides which rows meet; keep= says how long rows wait for each other",
+                hint="without window=, keep= sets how long rows wait for each other",
             )
         node = WindowJoin(*given, window=window)
     else:
         node = Join(*given, keep_ms=keep_ms(keep))
     if keep is not None and type(node) is not Join:
-        raise UserError("join: between= and window= say by themselves how long rows are kept", hint="leave keep= out")
+        raise UserError("join: between= and window= already limit how long rows are kept", hint="leave keep= out")
     if isinstance(node.right, Broadcast):
         _check_broadcast(node)
     _check_keep(node)
     if late is not None:
         if not isinstance(node, JoinByTime):
-            raise UserError("join: without between= and window= no row comes too late", hint="leave late= out")
+            raise UserError("join: without between= and window= no row is too late", hint="leave late= out")
         node = _with_late("join", node, late)
     if node.needs_time:
         return replace(node, max_drift_ms=_drift_ms("join", max_drift))
@@ -130,7 +128,8 @@ def asof_node(
     strategy = check("join_asof: strategy", strategy, OneOf(("backward", "forward", "nearest")))
     if strategy != "backward" and tolerance is None:
         raise UserError(
-            f"join_asof: strategy={strategy!r} needs a tolerance", hint='tolerance="5s": how long a row waits for it'
+            f"join_asof: strategy={strategy!r} needs a tolerance",
+            hint='tolerance="5s" sets how long a row waits for it',
         )
     how = check("join_asof: how", how, OneOf(("left", "inner")))
     if isinstance(right, Broadcast):
@@ -158,7 +157,7 @@ def _with_late(where: str, node: _ByTime, late: Any) -> _ByTime:
             check_sink(sink, f"{where}: late", 'late="late-orders", or a pair: ("late-orders", "late-payments")')
     if theirs is not None and node.right.changes:
         raise UserError(
-            f"{where}: the other stream is changes, and a late one still counts for the rows that come",
+            f"{where}: the other stream is changes, and late changes still apply to later rows",
             hint=f"late=({ours!r}, None)",
         )
     return replace(node, late=ours, late_right=theirs)
@@ -197,12 +196,12 @@ def _check_keep(node: Join) -> None:
     """
     for name, side, ms in zip(("this", "the other"), node.inputs, node.keep_ms, strict=True):
         if ms is not None and side.changes:
-            raise UserError(f"join: keep= of {name} stream, which is changes: they say how long its rows are kept")
+            raise UserError(f"join: keep= of {name} stream, which is changes: a deletion ends the keeping of a row")
     if node.keep_ms[1] is not None and (node.how in ("semi", "anti") or isinstance(node.right, Broadcast)):
         raise UserError(
             f"join: of the other stream {'that is broadcast' if node.how not in ('semi', 'anti') else f'of how={node.how!r}'} "
             "all rows are kept",
-            hint="keep=(…, None); between=(…) says how near a partner must be",
+            hint="keep=(…, None); between=(…) limits the distance of a partner",
         )
 
 

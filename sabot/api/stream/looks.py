@@ -14,7 +14,7 @@ from sabot.checks import is_whole
 from sabot.config import Duration, parse_seconds
 from sabot.errors import SabotError, UserError
 
-_PRINT_SECONDS = 10.0  # that `print` waits for the rows of a stream without an end
+_PRINT_SECONDS = 10.0  # the time that `print` waits for rows of an endless stream
 
 
 class PlanText(str):
@@ -55,7 +55,7 @@ class Looks:
             )
         limit = python_value(limit)
         if limit is not None and not is_whole(limit, 0):
-            raise UserError(f"{where}: limit={limit!r} is no number of rows", hint="a whole number, 0 or more")
+            raise UserError(f"{where}: limit={limit!r} is not a number of rows", hint="a whole number, 0 or more")
         if endless and isinstance(node, Head):
             limit = node.n if limit is None else min(limit, node.n)
         wait = None if seconds is None else parse_seconds(seconds, name=f"{where}: seconds", zero=False)
@@ -69,7 +69,7 @@ class Looks:
         """
         n = python_value(n)
         if not is_whole(n, 0):
-            raise UserError(f"print: {n!r} is no number of rows", hint="a whole number, 0 or more")
+            raise UserError(f"print: {n!r} is not a number of rows", hint="a whole number, 0 or more")
         if endless_read(self._node) is None:
             table, within = self._rows("print", None, seconds), ""
         else:

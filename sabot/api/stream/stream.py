@@ -270,7 +270,7 @@ class Stream(Looks, NamedElsewhere):
         n = python_value(n)
         if not is_whole(n, 0):
             raise UserError(
-                f"head: {n!r} is no number of rows",
+                f"head: {n!r} is not a number of rows",
                 hint="a whole number, 0 or more; which rows are last is known only at the end",
             )
         return self._then(Head(self._node, n))
@@ -282,7 +282,7 @@ class Stream(Looks, NamedElsewhere):
         parallelism, give the same sample.
         """
         if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
-            raise UserError(f"sample: {fraction!r} is no share of the rows", hint="from 0 to 1: sample(0.1)")
+            raise UserError(f"sample: {fraction!r} is not a fraction of the rows", hint="from 0 to 1: sample(0.1)")
         return self._then(Sample(self._node, float(fraction), seed))
 
     def split(self, predicate: Expr) -> tuple["Stream", "Stream"]:
@@ -358,7 +358,9 @@ class Stream(Looks, NamedElsewhere):
         before keeps state, or if the step has an id already.
         """
         if not isinstance(id, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}", id):
-            raise UserError(f"named: {id!r} is no id", hint='letters, digits, "_", "-" and ".", at most 80: "totals"')
+            raise UserError(
+                f"named: {id!r} is not an id", hint='letters, digits, "_", "-" and ".", at most 80: "totals"'
+            )
         return self._then(with_id(self._node, id))
 
     # -- several streams ----------------------------------------------------------------------------------------------
@@ -393,7 +395,7 @@ class Stream(Looks, NamedElsewhere):
         - `suffix`: the text added to the name of a column of the other stream, if this stream has a column of that
           name.
 
-        One of these bounds the state of the join:
+        These decide which rows are joined, and how long the state keeps rows:
 
         - `between=("-1h", "5m")`: pairs whose other row has an event time from 1 h before to 5 min after the time
           of this row, both included; None leaves an end open. Older rows are dropped from the state. A row without
@@ -651,7 +653,7 @@ class Stream(Looks, NamedElsewhere):
         if callable(place) and not isinstance(place, str | Sink):
             for name, value in (("nan", nan), ("format", format)):
                 if value is not None:
-                    raise UserError(f"to({place!r}): {name}= is of sinks, and this is an agent", hint="leave it out")
+                    raise UserError(f"to({place!r}): {name}= is for sinks, and this is an agent", hint="leave it out")
             self._feed(self._owner.agent_of(place), key, delivery)
             return
         check_sink(place, "to", 'to("topic") or to(ParquetSink("out.parquet"))')
@@ -666,8 +668,8 @@ class Stream(Looks, NamedElsewhere):
     def _feed(self, agent: AgentSpec, key: str | None, delivery: Delivery) -> None:
         if delivery is not None:
             raise UserError(
-                f"to(agent {agent.agent_id}): delivery= is of sinks; rows reach an agent's state exactly once",
-                hint="say it of what the agent writes: @app.agent(sink=…, delivery=…)",
+                f"to(agent {agent.agent_id}): delivery= is for sinks; rows reach an agent's state exactly once",
+                hint="set it for the agent's own sink: @app.agent(sink=…, delivery=…)",
             )
         node = Feed(self._node, agent, key)
         node.check()
@@ -695,9 +697,9 @@ class Stream(Looks, NamedElsewhere):
 
     def _other(self, other: Any, where: str) -> Node:
         if not isinstance(other, Stream):
-            raise UserError(f"{where}: {other!r} is no stream", hint="app.stream(…)")
+            raise UserError(f"{where}: {other!r} is not a stream", hint="app.stream(…)")
         if other._owner is not self._owner:
-            raise UserError(f"{where}: the other stream is of another app", hint="make both with one app")
+            raise UserError(f"{where}: the other stream belongs to another app", hint="make both with one app")
         return other._node
 
     def _then(self, node: Node) -> "Stream":
@@ -752,13 +754,13 @@ class KeyedStream(NamedElsewhere):
         """
         if not isinstance(window, Window):
             raise UserError(
-                f"window: {window!r} is no window", hint='tumbling("1m"), hopping("1h", "1m"), session("5m")'
+                f"window: {window!r} is not a window", hint='tumbling("1m"), hopping("1h", "1m"), session("5m")'
             )
         if late is not None:
             check_sink(late, "window: late", 'late="late-orders"')
         if getattr(window, "time", "event") == "processing" and (late is not None or allowed_lateness):
             raise UserError(
-                "window: no row comes late for a window of processing time",
+                "window: no row is late for a window of processing time",
                 hint="leave late= and allowed_lateness= out",
             )
         every = None if emit_every is None else whole_ms(emit_every, "emit_every")
@@ -924,12 +926,12 @@ class KeyedStream(NamedElsewhere):
         by_key = isinstance(other, KeyedStream)
         right = other._steps if isinstance(other, KeyedStream) else self._steps.of(other)
         if right is not None and right.owner is not self._steps.owner:
-            raise UserError("connect: the other stream is of another app", hint="make both with one app")
+            raise UserError("connect: the other stream belongs to another app", hint="make both with one app")
         right_keys = other._keys if isinstance(other, KeyedStream) else ()
         fits = len(right_keys) == len(self._keys) if by_key else right is not None and isinstance(right.node, Broadcast)
         if right is None or not fits:
             raise UserError(
-                f"connect: {other!r} is no stream by {len(self._keys)} keys, and no broadcast one",
+                f"connect: {other!r} is neither a stream with {len(self._keys)} keys nor a broadcast one",
                 hint='connect(other.key_by("account")), connect(rules.broadcast())',
             )
         return ConnectedStreams(self._steps, self._keys, right.node, right_keys)

@@ -261,24 +261,24 @@ def test_the_graph_is_mermaid(app, orders):
 @pytest.mark.parametrize(
     ("build", "says"),
     [
-        (lambda s: s.filter("amount"), "is no expression"),
+        (lambda s: s.filter("amount"), "is not an expression"),
         (lambda s: s.select("id", "id"), "two columns are called 'id'"),
         (lambda s: s.key_by(), "key_by needs a column"),
         (lambda s: s.group_by(account=col("id") * 2), r"group_by: .* would take the place of column .account."),
         (lambda s: s.key_by(id=col("id") * 2), r"key_by: .* would take the place of column 'id'"),
         (lambda s: s.key_by("account", account="id"), "two columns are called 'account'"),
-        (lambda s: s.key_by("account").window("1m"), "is no window"),
+        (lambda s: s.key_by("account").window("1m"), "is not a window"),
         (lambda s: s.key_by("account").window(session("1m"), emit_every="1s"), "no early results"),
         (lambda s: s.key_by("account").window(tumbling("1m")).aggregate(), "at least one"),
         (
             lambda s: s.key_by("account").window(tumbling("1m")).aggregate(account=sabot.count()),
             "name of another column",
         ),
-        (lambda s: s.key_by("account").aggregate(n=3), "is no aggregate"),
+        (lambda s: s.key_by("account").aggregate(n=3), "is not an aggregate"),
         (lambda s: s.aggregate(sabot.count()), r"count\(\) has no name.*aggregate\(n=count\(\)\)"),
         (lambda s: s.key_by("account").aggregate(sabot.count(), ttl="1h"), "has no name"),
         (lambda s: s.window(tumbling("1m")).aggregate(sabot.count()), "has no name"),
-        (lambda s: s.flat_map(list, schema=["id"]), r"schema=\['id'\] is no schema"),
+        (lambda s: s.flat_map(list, schema=["id"]), r"schema=\['id'\] is not a schema"),
         (lambda s: s.to("x", delivery="twice"), "exactly_once"),
         (lambda s: s.to(3), "neither a topic nor a Sink"),
         (lambda s: s.collect(), "has no end"),
@@ -538,10 +538,10 @@ def test_methods_of_other_libraries_say_what_does_the_same_here(orders):
 
 def test_methods_of_another_kind_of_stream_say_where_they_are_written(orders):
     missing = {
-        "filter": (orders.key_by("id"), r'before key_by\("column"\), or behind aggregate'),
-        "with_time": (orders.key_by("id"), r'before key_by\("column"\), or behind aggregate'),
-        "print": (orders.window(tumbling("1m")), r'before window\(tumbling\("1m"\)\), or behind aggregate.*top_n'),
-        "window": (orders.group_by("id"), r'before group_by\("column"\), or behind aggregate'),
+        "filter": (orders.key_by("id"), r'before key_by\("column"\), or after aggregate'),
+        "with_time": (orders.key_by("id"), r'before key_by\("column"\), or after aggregate'),
+        "print": (orders.window(tumbling("1m")), r'before window\(tumbling\("1m"\)\), or after aggregate.*top_n'),
+        "window": (orders.group_by("id"), r'before group_by\("column"\), or after aggregate'),
         "over": (orders, r'\(here it is key_by\("column"\)\.over'),
         "top_n": (orders.group_by("id"), r'\(here it is key_by\("column"\)\.top_n'),
         "take": (orders, r"head\(n\)"),
@@ -574,10 +574,10 @@ def test_a_method_that_expressions_do_not_have_is_answered_with_what_does_the_sa
 @pytest.mark.parametrize(
     ("build", "says"),
     [
-        (lambda s: s.with_columns(c=2.0), r"with_columns, c: 2\.0 is no expression \(c=lit\(2\.0\)\)"),
+        (lambda s: s.with_columns(c=2.0), r"with_columns, c: 2\.0 is not an expression \(c=lit\(2\.0\)\)"),
         (
             lambda s: s.key_by("k", parallelism=2),
-            r"parallelism: 2 is no expression \(threads are of the whole app: App\(parallelism=…\)",
+            r"parallelism: 2 is not an expression \(threads are of the whole app: App\(parallelism=…\)",
         ),
         (lambda s: s.select(c=None), r"\(c=lit\(None\)\)"),
         (lambda s: s.explode(col("l")), r'\(explode\("l"\)\)'),

@@ -67,7 +67,7 @@ def test_each_task_of_an_agent_reads_its_share_of_the_partitions():
         ({"process": 1.5}, "process=1.5"),
         ({"process": 65}, "process=65"),
         ({"process": True, "durable": True}, "process= with durable=True"),
-        ({"process": True, "sink": print}, "its results go to an agent of another process"),
+        ({"process": True, "sink": print}, "a sink that is an agent of another process"),
     ],
 )
 def test_what_a_process_of_its_own_cannot_have_is_refused_where_it_is_written(options, words):

@@ -171,7 +171,7 @@ def test_a_function_that_cannot_be_called_so_is_refused_where_it_is_written(batc
     async def none() -> None: ...
 
     for function in (two, none):
-        with pytest.raises(UserError, match=rf"it is called as {function.__name__}\({called}\), and its function is"):
+        with pytest.raises(UserError, match=rf"it is called as {function.__name__}\({called}\), but its function has"):
             App("shop").agent("orders", batch=batch)(function)
 
     async def defaults(first: Any, second: Any = None, *, third: Any = None) -> None: ...

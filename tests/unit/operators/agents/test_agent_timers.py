@@ -610,9 +610,9 @@ def nothing(timer, ctx):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"on_timer": nothing}, "no key that timers belong to"),
-        ({"on_timer": nothing, "key": "k", "batch": True}, "no key that timers belong to"),
-        ({"on_timer": "remind", "key": "k"}, "is no function"),
+        ({"on_timer": nothing}, "without key=, or with batch=True"),
+        ({"on_timer": nothing, "key": "k", "batch": True}, "without key=, or with batch=True"),
+        ({"on_timer": "remind", "key": "k"}, "is not a function"),
     ],
 )
 def test_on_timer_is_of_record_agents_with_a_key(options, message):
@@ -644,4 +644,4 @@ async def test_a_timer_of_an_agent_without_on_timer_is_refused(app):
     publish(app, "in", [{"k": 1}])
     async with started(app):
         await until(lambda: records(app, "in.dlq"))
-    assert b"nothing is there to fire" in dict(records(app, "in.dlq")[0].headers)["sabot.message"]
+    assert b"there is no function for it" in dict(records(app, "in.dlq")[0].headers)["sabot.message"]

@@ -517,7 +517,7 @@ class CallsAsync:
         (lambda: AsyncCall.of(sync, schema=OUTPUT), r"map_async\(sync\): the function is not a coroutine function"),
         (lambda: AsyncCall.of(yields, schema=OUTPUT, batch=True), r"the function yields \(return one batch\)"),
         (lambda: LookupCall.of(yields, on="k", schema=OUTPUT), r"the function yields \(return a dict\)"),
-        (lambda: AsyncCall.of(5, schema=OUTPUT), "5 is no function"),
+        (lambda: AsyncCall.of(5, schema=OUTPUT), "5 is not a function"),
         (lambda: MapAsync(sync, OUTPUT), "write async def sync"),
         (lambda: LookupAsync(sync, ["k"], OUTPUT), r"lookup\(sync\): the function is not a coroutine function"),
         (lambda: AsyncCall.of(fine, schema={}), "there are no columns"),

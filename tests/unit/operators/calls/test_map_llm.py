@@ -271,12 +271,12 @@ def test_prompts_are_made_by_column(prompt, found):
         ("no column", "names no column", "without f before it"),
         ("{text:>10}", "has a format", "make a column of it before"),
         ("{text!r}", "has a format", "make a column of it before"),
-        ("{} or {0}", "is no column", "is a brace"),
-        ("{0}", "is no column", "is a brace"),
-        ("{text[0]}", "is no column", "is a brace"),
+        ("{} or {0}", "is not a column", "is a brace"),
+        ("{0}", "is not a column", "is a brace"),
+        ("{text[0]}", "is not a column", "is a brace"),
         ("open {text", "expected '}'", "are braces"),
         ("close } {text}", "Single '}'", "are braces"),
-        (7, "7 is no prompt", "a template over columns"),
+        (7, "7 is not a prompt", "a template over columns"),
         (col("txt"), "no column 'txt'", "did you mean 'text'"),
         (col("n"), "is int64, not text", 'cast("string")'),
         ("{text.city}", "string has no field 'city'", ""),
@@ -301,7 +301,7 @@ def test_a_column_that_makes_no_text_is_refused(loop):
     [
         (lambda batch: ["one"], "1 prompts for 2 rows"),
         (lambda batch: [1, 2], "the prompts are int64, not text"),
-        (lambda batch: 7, "int is no column of prompts"),
+        (lambda batch: 7, "int is not a column of prompts"),
         (lambda batch: 1 // 0, "ZeroDivisionError"),
     ],
 )
@@ -431,8 +431,8 @@ class Empty(msgspec.Struct):
         ({"output": Empty}, "has no fields"),
         ({"output": Priced}, "Priced.price: Decimal is no type of a column"),
         ({"output": Mixed}, "has values of several types"),
-        ({"output": {"text": "string"}}, "the answer has a column 'text', and so have the rows"),
-        ({"output": "n"}, "the answer has a column 'n', and so have the rows"),
+        ({"output": {"text": "string"}}, "the answer has a column 'text', which the rows have already"),
+        ({"output": "n"}, "the answer has a column 'n', which the rows have already"),
         ({"output": {"__time": "int64"}}, "no column can be called '__time'"),
         ({"tools": []}, "tools= would need a conversation"),
         ({"temprature": 0}, "'temprature' is no field of a request"),
@@ -449,7 +449,7 @@ def test_what_cannot_be_asked_is_said_when_the_plan_is_made(how, message):
 
 
 def test_an_engine_is_needed_and_not_its_provider():
-    with pytest.raises(UserError, match="is no engine"):
+    with pytest.raises(UserError, match="is not an engine"):
         stream_of().map_llm("{text}", ScriptedProvider(""))
 
 

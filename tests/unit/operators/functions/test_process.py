@@ -872,16 +872,16 @@ async def waits(row: Any, ctx: Any) -> None: ...
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"function": 5}, "5 is no function"),
-        ({"schema": None}, "schema=None is no schema"),
+        ({"function": 5}, "5 is neither a function"),
+        ({"schema": None}, "schema=None is not a schema"),
         ({"schema": {}}, "no columns"),
         ({"schema": {"__time": "int64"}}, "__time"),
         ({"function": waits}, "cannot be async"),
         ({"ttl": 0}, "less than a millisecond"),
-        ({"on_timer": 3}, "on_timer=3 is no function"),
-        ({"two_inputs": True}, "nothing is said of the rows of the other side"),
+        ({"on_timer": 3}, "on_timer=3 is not a function"),
+        ({"two_inputs": True}, "there is no function for the rows of the other side"),
         ({"right": len}, "right= has no rows"),
-        ({"sides": {"x": 1}}, r"sides\['x'\]=1 is no schema"),
+        ({"sides": {"x": 1}}, r"sides\['x'\]=1 is not a schema"),
     ],
 )
 def test_a_description_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:

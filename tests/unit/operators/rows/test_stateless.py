@@ -498,8 +498,8 @@ def test_a_user_aggregate_that_cannot_be_is_refused() -> None:
         type = None  # type: ignore[assignment]
 
     for make, words in [
-        (lambda: aggregate_with(Total), "no UserAggregate"),  # type: ignore[arg-type]
-        (lambda: aggregate_with(Untyped(), "x"), "has no type"),
+        (lambda: aggregate_with(Total), "not a UserAggregate"),  # type: ignore[arg-type]
+        (lambda: aggregate_with(Untyped(), "x"), "has no attribute `type`"),
         (lambda: aggregate_with(Total()), "needs the columns"),
         (lambda: aggregate_with(Total(), "x", col("x") + 1), "one name"),
         (lambda: variance("x", ddof=-1), "ddof"),
