@@ -125,7 +125,7 @@ async def test_a_program_that_is_stopped_is_told_on_the_metrics_port(
         os.kill(child.pid, signal.SIGSTOP)
         why = f"its process {child.pid} is stopped (SIGSTOP)"
         status, report = await answers(port, "/healthz", 503)
-        assert (status, report["why"]) == (503, f"agent works.process does not live: {why}")
+        assert (status, report["why"]) == (503, f"instance works.process does not live: {why}")
         status, report = await answers(port, "/ready", 503)
         assert (status, report["processes"]) == (503, {"works.process": why})
         _, figures = await asked(port, "/metrics")

@@ -102,7 +102,7 @@ def test_a_source_is_read_by_one_run_at_a_time(path):
     thread.start()
     try:
         assert inside.wait(20)
-        with pytest.raises(UserError, match="being read by another run"):
+        with pytest.raises(UserError, match="is read by another run"):
             App("other").stream(source).collect()
     finally:
         go_on.set()

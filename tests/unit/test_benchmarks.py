@@ -189,7 +189,7 @@ def test_an_effect_that_a_journal_lost_is_found(monkeypatch, lost):
         if name != lost:
             journal.append(entry)
     if lost == "entry":
-        del journal.home.entries[1]
+        del journal.storage.entries[1]
     asked = {"alone": 1, "effects": 1, "burst": 1}
     if lost is None:
         assert bench.check(journal, asked, 1) == 6

@@ -62,7 +62,7 @@ def test_a_setting_that_says_what_sabot_says_passes_and_so_do_those_that_bound_a
         "stats_cb": print,
     }
     assert checked_settings({**same, **theirs}) == {**same, **theirs}
-    assert App("shop", URL, kafka={**same, **theirs}).kafka == {**same, **theirs}
-    assert App("shop", URL).kafka == {}
+    assert App("shop", URL, kafka={**same, **theirs}).settings.kafka == {**same, **theirs}
+    assert App("shop", URL).settings.kafka == {}
     with pytest.raises(UserError, match="kafka is a list"):
         App("shop", URL, kafka=["acks"])  # type: ignore[arg-type]
