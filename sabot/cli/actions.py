@@ -1,4 +1,4 @@
-"""`sabot actions`: the questions of a journal, and answers to them, also without its owner."""
+"""`sabot actions`: lists the questions of a journal and answers them, also while no process owns the journal."""
 
 from json import loads
 from typing import Annotated, Any
@@ -16,17 +16,17 @@ from sabot.jobs.history import IN_DOUBT
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import Letter
 
-actions = typer.Typer(help="Questions to people, and their answers.", no_args_is_help=True, rich_markup_mode=None)
+actions = typer.Typer(help="List and answer questions to people.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @actions.command("list")
 def list_actions(
     place: Place,
     kafka: Kafka = None,
-    everything: Annotated[bool, typer.Option("--all", help="Those that are closed too.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="List closed questions too.")] = False,
     json: Json = False,
 ) -> None:
-    """The questions that wait for an answer, with the tokens by which they are answered."""
+    """List the questions that wait for an answer, with the token that answers each."""
 
     def work() -> None:
         with reading(place, kafka) as reader:
@@ -62,7 +62,7 @@ def _question(action: ActionRecord) -> str:
 
 
 def _shown(action: ActionRecord) -> str:
-    """What the effect is called with; of a model the last that it is told."""
+    """Returns the arguments of the effect as text; for a model, its last message."""
     arguments = action.payload.get("arguments")
     if action.payload.get("kind") == "model" and isinstance(arguments, list) and arguments:
         return f" {as_json(arguments[-1], 'a request').decode()}"
@@ -70,7 +70,7 @@ def _shown(action: ActionRecord) -> str:
 
 
 def _answers(reader: JournalReader) -> dict[str, Letter]:
-    """By token, the answers that the owner has not taken."""
+    """Returns the answers that the journal's owner has not taken yet, by token."""
     return {letter.token: letter for letter in reader.letters() if letter.kind == "answer"}
 
 
@@ -91,14 +91,17 @@ def show_action(
     place: Place,
     kafka: Kafka = None,
 ) -> None:
-    """One question, as JSON."""
+    """Show one question as JSON."""
 
     def work() -> None:
         with reading(place, kafka) as reader:
             known, waiting = JobsOfJournal(reader), _answers(reader)
         record = known.actions.get(action) or known.of_token(action)
         if record is None:
-            raise UserError(f"action {action}: there is none of this name", hint="sabot actions list --all shows them")
+            raise UserError(
+                f"{reader.where} has no action with the id or token {action}",
+                hint="sabot actions list --all shows them",
+            )
         json_line(_action_facts(record, waiting))
 
     quietly(work)
@@ -106,26 +109,31 @@ def show_action(
 
 @actions.command("resolve")
 def resolve_action(
-    token: Annotated[str, typer.Argument(metavar="TOKEN", help="Of the action, as `sabot actions list` shows it.")],
+    token: Annotated[str, typer.Argument(metavar="TOKEN", help="The token of the action, from `sabot actions list`.")],
     place: Place,
     kafka: Kafka = None,
     approve: Annotated[bool, typer.Option("--approve", help='Answer {"approved": true}.')] = False,
     reject: Annotated[bool, typer.Option("--reject", help='Answer {"approved": false}.')] = False,
-    done: Annotated[bool, typer.Option("--done", help="Of an effect in doubt: it was made.")] = False,
-    not_done: Annotated[bool, typer.Option("--not-done", help="Of an effect in doubt: make it again.")] = False,
-    abandon: Annotated[bool, typer.Option("--abandon", help="Of an effect in doubt: the job gets an error.")] = False,
+    done: Annotated[bool, typer.Option("--done", help="For an effect in doubt: the call was made.")] = False,
+    not_done: Annotated[bool, typer.Option("--not-done", help="For an effect in doubt: make the call again.")] = False,
+    abandon: Annotated[
+        bool, typer.Option("--abandon", help="For an effect in doubt: raise an error in the job.")
+    ] = False,
     with_: Annotated[
         str | None,
         typer.Option(
             "--with",
             metavar="JSON",
-            help="Answer this object; with --done: what the effect gave.",
+            help="The answer as a JSON object; with --done: the result of the call.",
             show_default=False,
         ),
     ] = None,
     by: By = "",
 ) -> None:
-    """Answer a question, once. It is on the disk when the command ends, whether its owner runs or not."""
+    """Answer a question. Each question takes one answer.
+
+    The answer is stored durably when the command ends, whether the journal's owner runs or not.
+    """
     words: dict[str, tuple[bool, dict[str, Any]]] = {
         "--approve": (approve, {"approved": True}),
         "--reject": (reject, {"approved": False}),
@@ -149,33 +157,38 @@ def resolve_action(
 
 
 def _answer(said: dict[str, dict[str, Any]], value: Any, *, given: bool) -> dict[str, Any]:
-    """said: the answers that were chosen by their words. value: of --with, where that was given."""
+    """Returns the one answer that the options name. Raises WrongUse if they name none, or several.
+
+    `said`: the answers that options such as --approve stand for, by option. `given`: True if --with was given. `value`: its value.
+    """
     if list(said) == ["--done"] and given:
         return {"outcome": "done", "result": value}
     if len(said) + given != 1:
         both = " and ".join([*said, *(["--with"] if given else [])])
         raise WrongUse(
-            f"{both} are several answers, and one counts" if both else "which answer?",
-            hint="--approve, --reject, or --with JSON; of an effect in doubt --done, --not-done, or --abandon",
+            f"{both} are several answers: a question takes one" if both else "no answer is given",
+            hint="give --approve, --reject, or --with JSON; for an effect in doubt --done, --not-done, or --abandon",
         )
     if not given:
         return next(iter(said.values()))
     if not isinstance(value, dict):
-        raise WrongUse("--with is no object", hint="write an object: '{\"choice\": 2}'")
+        raise WrongUse("the value of --with is not a JSON object", hint="write an object: '{\"choice\": 2}'")
     return value
 
 
 def _check(asked: ActionRecord, word: str, answer: dict[str, Any]) -> None:
-    """Refuses an answer to another kind of question."""
+    """Raises WrongUse if the answer does not fit the kind of the question."""
     try:
         check_resolution(asked, answer)
     except UserError as error:
-        hint = "--done (with --with JSON: what it gave), --not-done: it is made again, or --abandon"
+        hint = (
+            "give --done (with --with JSON for the result of the call), --not-done (makes the call again), or --abandon"
+        )
         if asked.approves_effect:
-            hint = "--approve, or --reject"
-        raise WrongUse(f"{word} is no answer: {error.message}", hint=hint) from error
+            hint = "give --approve or --reject"
+        raise WrongUse(f"{word} does not answer this question: {error.message}", hint=hint) from error
     if asked.type != IN_DOUBT and word in ("--done", "--not-done", "--abandon"):
         raise WrongUse(
-            f"{word} is for effects in doubt, and action {asked.action_id} asks: {asked.type}",
-            hint="--approve, --reject, or --with JSON",
+            f"{word} answers only effects in doubt, and action {asked.action_id} is a question of type {asked.type}",
+            hint="give --approve, --reject, or --with JSON",
         )

@@ -1,4 +1,4 @@
-"""`sabot jobs`: the jobs of a journal, and words to them, also without its owner."""
+"""`sabot jobs`: lists the jobs of a journal, and cancels, signals and retries them, also while no process owns the journal."""
 
 import uuid
 from collections import Counter
@@ -29,9 +29,9 @@ from sabot.journal.entries import Begin, End, Letter
 from sabot.journal.sqlite import DATABASE
 from sabot.runtime.restore import check_app
 
-jobs = typer.Typer(help="Jobs in a journal.", no_args_is_help=True, rich_markup_mode=None)
+jobs = typer.Typer(help="List, show and steer the jobs of a journal.", no_args_is_help=True, rich_markup_mode=None)
 
-_SHOWN = 2  # open effects of a job in a list
+_SHOWN = 2  # the number of open effects that a list shows of a job
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id of a job.")]
 
@@ -46,12 +46,12 @@ def list_jobs(
     kafka: Kafka = None,
     scope: Annotated[str | None, typer.Option(metavar="NAME", help="Only jobs of this scope.")] = None,
     agent: Annotated[
-        str | None, typer.Option(metavar="AGENT", help="Only jobs of this agent: app.name, or its name alone.")
+        str | None, typer.Option(metavar="AGENT", help="Only jobs of this agent: APP.NAME, or NAME alone.")
     ] = None,
     status: Annotated[list[JobStatus] | None, typer.Option(help="Only jobs in this status.")] = None,
     json: Json = False,
 ) -> None:
-    """The jobs that the journal has, the oldest first: how far each is, and what it waits for, or how it has ended."""
+    """List the jobs of a journal, the oldest first: the progress of each, and its open effects or its outcome."""
 
     def work() -> None:
         with reading(place, kafka) as reader:
@@ -76,12 +76,15 @@ def list_jobs(
 
 
 def _agents_named(word: str, known: Collection[str], where: str) -> set[str]:
-    """The ids of the agents that a word means, which is one of them, or the name in it. Raises UserError where it means none."""
+    """Returns the ids of the agents that `word` names: the id `word` itself, or all ids APP.NAME where NAME is `word`.
+
+    Raises UserError if no agent of the journal has this id or name.
+    """
     found = {word} & set(known) or {each for each in known if each.rpartition(".")[2] == word}
     if not found:
         raise UserError(
             f"{where} has no job of an agent {word}",
-            hint=f"it has jobs of {', '.join(sorted(known))}" if known else "no agent has had a job there so far",
+            hint=f"it has jobs of {', '.join(sorted(known))}" if known else "it has no job of any agent",
         )
     return found
 
@@ -97,7 +100,7 @@ def _row(job: JobRecord, known: Mapping[str, JobRecord]) -> list[object]:
 
 
 def _far(job: JobRecord, effect: OpenEffect, known: Mapping[str, JobRecord]) -> str:
-    """How far the child is that a job waits for."""
+    """Returns the status of the child job that this effect waits for, as text with a colon; "" for other effects."""
     if effect.kind != "child":
         return ""
     child = known.get(child_id(job.job_id, effect.ordinal))
@@ -118,14 +121,14 @@ def _facts(job: JobRecord) -> dict[str, Any]:
 
 @jobs.command("show")
 def show_job(job: JobId, place: Place, kafka: Kafka = None, json: Json = False) -> None:
-    """One job: what was asked for, how far it is, which actions it has, what came of it."""
+    """Show one job: its input, progress, actions and result."""
 
     def work() -> None:
         with reading(place, kafka) as reader:
             known = JobsOfJournal(reader, job)
             record = known.job(job)
             if record is None:
-                raise UserError(f"job {job}: there is none of this name", hint="sabot jobs list shows the jobs")
+                raise UserError(f"{reader.where} has no job {job}", hint="sabot jobs list shows the jobs")
             facts = _facts(record)
             facts["actions"] = [each.action_id for each in known.actions.values()]
             if record.agent:
@@ -143,7 +146,7 @@ def show_job(job: JobId, place: Place, kafka: Kafka = None, json: Json = False) 
 
 
 def _ends(reader: JournalReader, job: str) -> dict[str, Any]:
-    """What went into a job of an agent, and what came out of it."""
+    """Returns the input of an agent's job and, if the job has succeeded, its output."""
     found: dict[str, Any] = {}
     for _, entry in reader.read(job):
         if isinstance(entry, Begin):
@@ -158,14 +161,17 @@ def cancel_job(
     job: JobId,
     place: Place,
     kafka: Kafka = None,
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why.")] = "",
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="The reason, which the job's record keeps.")] = "",
     by: By = "",
 ) -> None:
-    """Ask a job to end. Its owner does it when it looks, or at its next start. A function of an agent may tidy up first."""
+    """Ask a job to end. The process that owns the journal cancels it, soon or at its next start.
+
+    The agent's function may clean up before it ends.
+    """
 
     def work() -> None:
         post(place, kafka, cancel_letter(job, reason, by or this_user()))
-        typer.echo(f"job {job} will be cancelled by its owner")
+        typer.echo(f"job {job} will be cancelled by the owner of the journal")
 
     quietly(work)
 
@@ -173,24 +179,34 @@ def cancel_job(
 @jobs.command("signal")
 def signal_job(
     job: JobId,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The one that ctx.wait(NAME) waits for.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the signal, as in ctx.wait(NAME).")],
     place: Place,
     kafka: Kafka = None,
     with_: Annotated[
         str | None,
-        typer.Option("--with", metavar="JSON", help="What ctx.wait returns; default: None.", show_default=False),
+        typer.Option(
+            "--with", metavar="JSON", help="The value that ctx.wait returns; default: None.", show_default=False
+        ),
     ] = None,
     token: Annotated[
         str | None,
-        typer.Option(metavar="WORD", help="Its own name: the same signal sent again is refused.", show_default=False),
+        typer.Option(
+            metavar="WORD", help="The signal's own id: a second signal with it is refused.", show_default=False
+        ),
     ] = None,
     by: By = "",
 ) -> None:
-    """Tell a job something that it waits for, or will wait for. It is on the disk when the command ends, whether its owner runs or not."""
+    """Send a signal that a job waits for, or will wait for.
+
+    The signal is stored durably when the command ends, whether the journal's owner runs or not.
+    """
 
     def work() -> None:
         if not name or token == "":
-            raise WrongUse("a signal without a name", hint="write the word that ctx.wait has, and no empty --token")
+            empty = "--token" if name else "NAME"
+            raise WrongUse(
+                f"{empty} is empty", hint="NAME is the name that ctx.wait(NAME) has; leave --token out for a new id"
+            )
         body = b"" if with_ is None else as_json(json_of(with_, "--with"), "the signal")
         letter = Letter("signal", token or uuid.uuid4().hex, job=job, name=name, body=body, by=by or this_user())
         post(place, kafka, letter)
@@ -205,16 +221,19 @@ def retry_job(
     job: JobId,
     letters: Annotated[
         str | None,
-        typer.Option(metavar="PLACE", help="Where its dead letter is, as in sabot dlq; default: of its agent in -A"),
+        typer.Option(
+            metavar="PLACE", help="The place of its dead letter, as in sabot dlq; default: that of its agent in -A."
+        ),
     ] = None,
     table: Table = None,
     broker: Broker = None,
     kafka: Kafka = None,
     json: Json = False,
 ) -> None:
-    """Run a job that has failed again, as the same job: its dead letter is sent back. What it had done stays done.
+    """Run a failed job again as the same job, by sending its dead letter back. Effects that were made are not repeated.
 
-    It is sabot dlq redrive PLACE --job JOB: a letter is sent back once, and a job that fails again has another one.
+    The command does what sabot dlq redrive PLACE --job JOB does: a dead letter is sent back once, and a job that fails again has a new
+    one.
     """
     quietly(lambda: redrive_job(context, job, letters, table, broker, kafka, json))
 
@@ -224,22 +243,25 @@ def check(
     target: Target,
     against: Annotated[
         str | None,
-        typer.Option(metavar="JOB", help="A checkpoint or state directory, a savepoint; DIR@ID for an older one."),
+        typer.Option(metavar="APP", help="The checkpoint or state directory, or a savepoint; DIR@ID for an older one."),
     ] = None,
     place: Annotated[
         str | None,
         typer.Option(
-            "--journal", metavar="JOURNAL", help="Default: that of the app; with --against DIR, the one there."
+            "--journal",
+            metavar="JOURNAL",
+            help="The journal; default: the app's, or with --against DIR the one in DIR.",
         ),
     ] = None,
     kafka: Kafka = None,
     json: Json = False,
 ) -> None:
-    """Run the open jobs over their journal with the code of today: would a start go on with them?
+    """Check whether a start with today's code would continue the open jobs, by replaying their journal.
 
-    Nothing is called, and nothing written, so a running app, or a copy of its directory, may be looked at. ok: it goes on. fails: the
-    function raises behind all that is recorded. blocked: it does not do what the journal has. held: it stands behind a blocked job of its
-    key. gone: it has no agent. Exit code 1 for the last three.
+    No effect is made and nothing is written, so a running app, or a copy of its directory, can be checked. A job's verdict is one of: ok,
+    it continues; fails, its function raises after all recorded steps; blocked, its function does something else than the journal has;
+    held, it waits behind a blocked job of the same key; gone, the program has no agent for it. Exit code 1 if a job is blocked, held or
+    gone.
     """
 
     def work() -> None:
@@ -261,12 +283,12 @@ def check(
         amiss = Counter(job.verdict for job in checked if not job.stands)
         if not json:
             of = "no checkpoint" if manifest is None else f"checkpoint {manifest.checkpoint_id}"
-            typer.echo(f"{len(checked):,} open jobs behind {of}; {amiss.total():,} would not go on", err=True)
+            typer.echo(f"{len(checked):,} open jobs after {of}; {amiss.total():,} would not continue", err=True)
         if amiss:
             words = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(amiss.items()))
             raise UserError(
-                f"this program would not go on with all open jobs: {words}",
-                hint="bring the old code back; guard what is new with ctx.patched('…')",
+                f"this program would not continue all open jobs: {words}",
+                hint="restore the old code, and put each change of it under if ctx.patched('…')",
             )
 
     quietly(work)

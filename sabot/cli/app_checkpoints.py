@@ -1,4 +1,4 @@
-"""Finds the checkpoints that the word APP of the command line means: of an app, in a directory, or in an object store."""
+"""Finds the checkpoints that the argument APP names: those of an app, of a directory, or of an object store."""
 
 import os
 import re
@@ -19,7 +19,8 @@ from sabot.state import state_directory
 AppWord = Annotated[
     str,
     typer.Argument(
-        metavar="APP", help="module:app, or where checkpoints are: a checkpoint or state directory, a URI, a savepoint."
+        metavar="APP",
+        help="The app (module:app), or the place of its checkpoints: a checkpoint or state directory, a URI, a savepoint.",
     ),
 ]
 _APP = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -27,13 +28,15 @@ _AT = re.compile(r"(.+)@(\d+)")
 
 
 class KeepsNoCheckpoints(UserError):
-    """The app has no place for checkpoints."""
+    """The error for an app that has no place for checkpoints."""
 
 
 @dataclass
 class AppCheckpoints:
-    """The checkpoints of one app, in `location`. chosen: the id that the user gave with the place, as APP@ID; 0: the newest. state: the
-    directory in which the app may have its state.
+    """The checkpoints of one app.
+
+    `location`: the place of the checkpoints. `chosen`: the id that the user gave as APP@ID, or 0 for the newest checkpoint. `state`: the
+    directory where the app may have its state, or None.
     """
 
     location: Location
@@ -50,7 +53,7 @@ class AppCheckpoints:
         return str(self.storage.directory)
 
     def below(self, name: str) -> Location:
-        """The location of this name below the checkpoints."""
+        """Returns the location of `name` below the place of the checkpoints."""
         if isinstance(self.location, tuple):
             return self.location[0], f"{self.location[1]}/{name}"
         if isinstance(self.storage.directory, Path):
@@ -59,31 +62,36 @@ class AppCheckpoints:
         return f"{path.rstrip('/')}/{name}{question}{settings}"
 
     def manifest(self, checkpoint_id: int | None = None) -> Manifest:
-        """The manifest of the checkpoint with this id, or of the chosen one, or of the newest. Its files are not checked.
+        """Returns the manifest of the checkpoint with this id, or of the chosen one, or of the newest. Does not check its files.
 
-        Raises UserError where there is none, CorruptCheckpoint.
+        Raises UserError if there is no such checkpoint, and CorruptCheckpoint if the manifest cannot be read.
         """
         ids = self.storage.ids()
         if not ids:
-            self.storage.latest()  # raises where the checkpoints are of another format
-            raise UserError(f"{self.place} holds no checkpoint", hint="the app writes one after checkpoint_interval=")
+            self.storage.latest()  # raises if the checkpoints have another format
+            raise UserError(
+                f"{self.place} holds no checkpoint", hint="the app writes the first after checkpoint_interval="
+            )
         wanted = checkpoint_id or self.chosen or ids[-1]
         if wanted not in ids:
             raise UserError(f"{self.place} has no checkpoint {wanted}", hint=f"it has {', '.join(map(str, ids))}")
         try:
             return self.storage.read(wanted)
         except CorruptCheckpoint as error:
-            error.hint = "an older one is read with its ID" if len(ids) > 1 else ""  # the usual hint is about a restore
+            # The usual hint is about a restore.
+            error.hint = (
+                "name an older checkpoint by its id; `sabot checkpoints list` shows them" if len(ids) > 1 else ""
+            )
             raise
 
     def runs(self) -> bool:
-        """Whether a worker runs the app now. That can be known only of a directory on this machine."""
+        """Returns True if a process on this machine runs the app now. Always False for checkpoints in an object store."""
         return self.storage.in_use()
 
 
 def control_of(app: AppCheckpoints) -> Path | None:
-    """The folder in which the app is asked that runs on this machine now; None: none does, or it has no folder here."""
-    beside = [] if app.state is None else [app.state / "scratch"]  # where checkpoints are in an object store
+    """Returns the folder through which requests reach the app that runs on this machine, or None if no app runs there."""
+    beside = [] if app.state is None else [app.state / "scratch"]  # used if the checkpoints are in an object store
     for place in [app.storage.directory, *beside]:
         if isinstance(place, Path) and is_local_place(place) and CheckpointStorage(place).in_use():
             return place
@@ -91,7 +99,10 @@ def control_of(app: AppCheckpoints) -> Path | None:
 
 
 def find_checkpoints(word: str) -> AppCheckpoints:
-    """The app that `word` names. Raises WrongUse, KeepsNoCheckpoints."""
+    """Returns the checkpoints that `word` names.
+
+    Raises WrongUse if there is no such app or directory, and KeepsNoCheckpoints if the app has no place for checkpoints.
+    """
     at = _AT.fullmatch(word)
     if at is not None and not Path(word).exists():
         return replace(find_checkpoints(at[1]), chosen=int(at[2]))
@@ -105,7 +116,7 @@ def find_checkpoints(word: str) -> AppCheckpoints:
         return AppCheckpoints(path.parent.parent, manifest.checkpoint_id)
     if not path.is_dir():
         raise WrongUse(
-            f"there is no directory {redacted_url(word)}", hint="write module:app, or where the checkpoints are"
+            f"there is no directory {redacted_url(word)}", hint="write module:app, or the directory of the checkpoints"
         )
     below = path / "checkpoints"
     return AppCheckpoints(below if is_local_place(below) else path, state=path)
@@ -119,6 +130,6 @@ def _of_app(word: str) -> AppCheckpoints:
     if base is None:
         raise KeepsNoCheckpoints(
             f"app {app.id} keeps no checkpoints: it has neither a state directory nor checkpoint_dir=",
-            hint="one that gets them on the command line (sabot run --state DIR) is named by that DIR",
+            hint="if it runs with sabot run --state DIR, name that DIR",
         )
     return AppCheckpoints(base / "checkpoints", state=base)

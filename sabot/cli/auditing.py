@@ -1,4 +1,4 @@
-"""`sabot audit`: who was allowed what, and why."""
+"""`sabot audit`: shows the decisions of policy on the effects of a job."""
 
 from dataclasses import asdict
 
@@ -13,7 +13,7 @@ _WIDTH = 60
 
 
 def audit(job: JobId, place: Place, kafka: Kafka = None, json: Json = False) -> None:
-    """What a job was allowed to do, by which rule, and who has approved it. --json gives arguments and all notes."""
+    """Show which effects of a job were allowed, by which rule, and who approved them. --json adds arguments and all notes."""
 
     def work() -> None:
         with reading(place, kafka) as reader:
@@ -32,7 +32,7 @@ def audit(job: JobId, place: Place, kafka: Kafka = None, json: Json = False) -> 
 
 def _asked(each: AuditRecord) -> list[object]:
     said = arguments_text(each.arguments) if each.kind == "call" and isinstance(each.arguments, list) else ""
-    if said[:1] != "(":  # what a model is asked is no list of arguments
+    if said[:1] != "(":  # the request to a model is not a list of arguments
         said = ""
     who = "/".join(filter(None, (each.scope, each.principal)))
     name = f"{each.name} in place of {each.in_place_of}" if each.in_place_of else each.name + said

@@ -1,4 +1,4 @@
-"""`sabot checkpoints`, `sabot savepoint`: what is saved of an app, whether it is whole, and a copy to keep."""
+"""`sabot checkpoints` lists, shows and verifies checkpoints; `sabot savepoint` makes copies to keep."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -20,13 +20,17 @@ from sabot.errors import CheckpointFailed, CorruptCheckpoint, UserError
 from sabot.logs import set_up_logging
 from sabot.redaction import redacted_url
 
-checkpoints = typer.Typer(help="Checkpoints of an app.", no_args_is_help=True, rich_markup_mode=None)
-savepoint = typer.Typer(help="Checkpoints to keep.", no_args_is_help=True, rich_markup_mode=None)
+checkpoints = typer.Typer(
+    help="List, show and verify the checkpoints of an app.", no_args_is_help=True, rich_markup_mode=None
+)
+savepoint = typer.Typer(
+    help="Make, list and remove savepoints: checkpoints that are kept.", no_args_is_help=True, rich_markup_mode=None
+)
 
 _STATE_DEPTH = 3  # <task>/states/<state>/…
 
-Id = Annotated[int | None, typer.Argument(metavar="ID", min=1, help="Which checkpoint; default: the newest.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON, an object on a line.")]
+Id = Annotated[int | None, typer.Argument(metavar="ID", min=1, help="The id of the checkpoint; default: the newest.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 
 
 def _run(work: Any) -> None:
@@ -36,7 +40,7 @@ def _run(work: Any) -> None:
 
 @checkpoints.command("list")
 def list_(app: AppWord, json: Json = False) -> None:
-    """The complete checkpoints, the oldest first. NEW is what a checkpoint has that the one before it has not."""
+    """List the complete checkpoints, the oldest first. The column NEW is the size of files that the checkpoint before does not have."""
 
     def work() -> None:
         found = find_checkpoints(app)
@@ -85,7 +89,7 @@ def list_(app: AppWord, json: Json = False) -> None:
 
 @checkpoints.command()
 def show(app: AppWord, checkpoint_id: Id = None, json: Json = False) -> None:
-    """What a checkpoint holds: positions of sources, operators and their state, agents, output that is not delivered."""
+    """Show one checkpoint: positions of sources, operators with their state, agents, and output that is not delivered yet."""
 
     def work() -> None:
         manifest = find_checkpoints(app).manifest(checkpoint_id)
@@ -102,7 +106,7 @@ def show(app: AppWord, checkpoint_id: Id = None, json: Json = False) -> None:
         }.items():
             typer.echo(f"{name:<12} {plain(str(value))}".rstrip())
         _table("positions", ["task", "source", "topic", "partition", "next offset"], _positions(manifest))
-        _table("state", ["task", "operator", "size", "what it is"], _states(manifest))
+        _table("state", ["task", "operator", "size", "description"], _states(manifest))
         _table("agents", ["agent", "processed", "errors", "dead letters", "unfinished"], _agents(manifest))
         _table("output", ["sink", "track", "given", "delivered", "waiting"], _tracks(manifest))
 
@@ -111,13 +115,13 @@ def show(app: AppWord, checkpoint_id: Id = None, json: Json = False) -> None:
 
 @checkpoints.command()
 def verify(app: AppWord, checkpoint_id: Id = None, json: Json = False) -> None:
-    """Read every file and compare it with its hash: of one checkpoint, or of all. Exit code 1 names the first that differs."""
+    """Read every file of one checkpoint, or of all, and compare it with its hash. Exit code 1 if a file differs or is missing."""
 
     def work() -> None:
         found = find_checkpoints(app)
         wanted = checkpoint_id or found.chosen
         if not wanted and not found.storage.ids():
-            found.manifest()  # says that there is none
+            found.manifest()  # raises: there is no checkpoint
         for each in [wanted] if wanted else found.storage.ids():
             manifest = found.manifest(each)
             found.storage.verify(manifest)
@@ -125,7 +129,7 @@ def verify(app: AppWord, checkpoint_id: Id = None, json: Json = False) -> None:
             if json:
                 json_line({"checkpoint": manifest.checkpoint_id, "files": files, "bytes": nbytes, "whole": True})
             else:
-                typer.echo(f"checkpoint {manifest.checkpoint_id}: {files} files, {size(nbytes)}, all as written")
+                typer.echo(f"checkpoint {manifest.checkpoint_id}: {files} files, {size(nbytes)}, all hashes match")
 
     _run(work)
 
@@ -134,14 +138,18 @@ def verify(app: AppWord, checkpoint_id: Id = None, json: Json = False) -> None:
 def create(
     app: AppWord,
     to: Annotated[
-        str | None, typer.Option(metavar="PLACE", help="Default: savepoints, beside the checkpoints.")
+        str | None,
+        typer.Option(metavar="PLACE", help="The place of the copy; default: `savepoints` beside the checkpoints."),
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How long a running app may take.")] = 60.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="The longest wait for a running app.")
+    ] = 60.0,
     json: Json = False,
 ) -> None:
-    """Keep a checkpoint: a running app makes one for it, of any other the newest is copied. Nobody tidies it up.
+    """Make a savepoint: a copy of a checkpoint that is never removed automatically.
 
-    `sabot run --from PLACE` starts from it.
+    A running app makes a new checkpoint for it; if the app does not run, its newest checkpoint is copied. `sabot run --from PLACE`
+    starts from the savepoint.
     """
 
     def work() -> None:
@@ -163,7 +171,7 @@ def create(
 
 @savepoint.command("list")
 def list_savepoints(app: AppWord, json: Json = False) -> None:
-    """The savepoints for which the journal of a job with durable agents keeps what it would have trimmed."""
+    """List the savepoints that the journal of an app with durable agents keeps entries for."""
 
     def work() -> None:
         notes = sorted(find_checkpoints(app).storage.savepoints(), key=lambda note: note.made_ms)
@@ -179,10 +187,10 @@ def list_savepoints(app: AppWord, json: Json = False) -> None:
 @savepoint.command()
 def drop(
     app: AppWord,
-    place: Annotated[str, typer.Argument(metavar="PLACE", help="Where the savepoint is.")],
+    place: Annotated[str, typer.Argument(metavar="PLACE", help="The place of the savepoint.")],
     json: Json = False,
 ) -> None:
-    """Remove a savepoint, and let the journal of its app trim what was kept for it."""
+    """Remove a savepoint, and let the app's journal trim the entries that were kept for it."""
 
     def work() -> None:
         found = find_checkpoints(app)
@@ -197,7 +205,10 @@ def drop(
 
 
 def _copied(app: AppCheckpoints, place: Location) -> tuple[int, str]:
-    """The id of the checkpoint that was copied, and where the copy is."""
+    """Copies the app's checkpoint to `place`. Returns the id of the checkpoint and the place of the copy.
+
+    Raises UserError if the running app removes the checkpoint meanwhile.
+    """
     manifest = app.manifest()
     try:
         app.storage.verify(manifest)
@@ -206,17 +217,21 @@ def _copied(app: AppCheckpoints, place: Location) -> tuple[int, str]:
         if manifest.checkpoint_id in app.storage.ids():
             raise
         raise UserError(
-            f"checkpoint {manifest.checkpoint_id} was copied while its app, which runs, removed it: newer ones are there",
-            hint="ask the app: name its --state directory, on the machine where it was started; or have it stopped",
+            f"the running app removed checkpoint {manifest.checkpoint_id} while it was copied, because it has newer ones",
+            hint="on the app's machine, name its --state directory, so that the app makes the savepoint; or stop the app",
         ) from error
 
 
 def _place(app: AppCheckpoints, to: str | None, control: Path | None = None) -> Location:
-    """As the running app, which has another current folder, understands it. control: where that is asked."""
+    """Returns the place of a savepoint, with an absolute path because the running app may have another current folder.
+
+    `to`: the place that the user gave, or None for a new folder beside the checkpoints. `control`: the folder through which the running
+    app is asked, or None if no app runs. Raises UserError if the app has its checkpoints in an object store and `to` is None.
+    """
     if to is None and control not in (None, app.storage.directory):
         raise UserError(
-            f"the app on {app.place} has its checkpoints elsewhere, in an object store",
-            hint="--to says where the savepoint is to be",
+            f"the app on {app.place} has its checkpoints in an object store, not here",
+            hint="give the place of the savepoint: --to PLACE",
         )
     if to is None:
         stamp = moment(int(SYSTEM_CLOCK.time() * 1000)).replace(" ", "-").replace(":", "").removesuffix("Z")
@@ -274,5 +289,5 @@ def _tracks(manifest: Manifest) -> Iterable[list[object]]:
 
 
 def _seq(seq: int) -> str:
-    """The number of a part as text: the run of the app that made it, and its number in that run."""
+    """Returns the number of a part of the output as text: the run of the app that made the part, and its number in that run."""
     return in_words(seq) if seq else "-"

@@ -1,4 +1,4 @@
-"""The commands and options of the command line. `loading`, `running` and the demos do what the commands say."""
+"""The table of commands, and the entry point `main`. A command's module is imported when the command is called."""
 
 import gc
 import os
@@ -29,7 +29,7 @@ _cli = typer.Typer(
 _LATE = {
     "run": LateCommand("Run an app until its input ends, or Ctrl-C.", ("run",), "run", settles=True),
     "worker": LateCommand(
-        "The same as `run`, in Faust's words: sabot -A module:app worker.", ("run",), "worker", settles=True
+        "Run an app, as `run` does, by Faust's form: sabot -A module:app worker.", ("run",), "worker", settles=True
     ),
     "init": LateCommand("Write a small project with a test into a new folder.", ("starting",), "init"),
     "plan": LateCommand("Print the plan of an app.", ("planning",), "plan"),
@@ -37,27 +37,29 @@ _LATE = {
         "Read the state of an app, running or not, from its newest checkpoint.", ("reading",), "state"
     ),
     "plugins": LateCommand(
-        "The plugins that are installed, what each brings, and why one cannot be loaded.", ("plugins",), "plugins"
+        "List the installed plugins, what each provides, and why one cannot be loaded.", ("plugins",), "plugins"
     ),
     "join": LateCommand("Work for an app whose coordinator waits on another machine.", ("joining",), "join"),
     "audit": LateCommand(
-        "What a job was allowed to do, by which rule, and who has approved it.", ("auditing",), "audit"
+        "Show which effects of a job were allowed, by which rule, and who approved them.", ("auditing",), "audit"
     ),
-    "ledger": LateCommand("What jobs have used.", ("ledger",), "ledger"),
-    "budgets": LateCommand("What the scopes of an app, or a kernel, may use.", ("ledger",), "budgets"),
-    "checkpoints": LateCommand("Checkpoints of an app.", ("checkpoints",), "checkpoints"),
-    "savepoint": LateCommand("Checkpoints to keep.", ("checkpoints",), "savepoint"),
-    "workers": LateCommand("What each worker of a running app does.", ("workers",), "workers"),
+    "ledger": LateCommand("Sum up the calls, tokens and cost of jobs.", ("ledger",), "ledger"),
+    "budgets": LateCommand("Show the budgets of an app or a kernel, and their use so far.", ("ledger",), "budgets"),
+    "checkpoints": LateCommand("List, show and verify the checkpoints of an app.", ("checkpoints",), "checkpoints"),
+    "savepoint": LateCommand(
+        "Make, list and remove savepoints: checkpoints that are kept.", ("checkpoints",), "savepoint"
+    ),
+    "workers": LateCommand("Show the workers of a running app and their tasks.", ("workers",), "workers"),
     "rescale": LateCommand("Give a running app another number of workers.", ("workers",), "rescale"),
-    "dlq": LateCommand("Dead letters in Kafka topics, files and tables.", ("letters",), "dlq"),
-    "journal": LateCommand("The journal of effects.", ("journal",), "journal"),
-    "jobs": LateCommand("Jobs in a journal.", ("replaying", "states", "agent_jobs"), "jobs"),
-    "topics": LateCommand("The topics of a Kafka broker.", ("topics",), "topics"),
-    "actions": LateCommand("Questions to people, and their answers.", ("actions",), "actions"),
-    "mcp": LateCommand("The Model Context Protocol.", ("mcp",), "mcp"),
-    "demo": LateCommand("Programs that show Sabot at work.", ("demos",), "demos"),
+    "dlq": LateCommand("List, show and redrive dead letters.", ("letters",), "dlq"),
+    "journal": LateCommand("Show the journal of a job.", ("journal",), "journal"),
+    "jobs": LateCommand("List, show and steer the jobs of a journal.", ("replaying", "states", "agent_jobs"), "jobs"),
+    "topics": LateCommand("List, make and read the topics of a Kafka broker.", ("topics",), "topics"),
+    "actions": LateCommand("List and answer questions to people.", ("actions",), "actions"),
+    "mcp": LateCommand("Serve an app's state and memory over the Model Context Protocol.", ("mcp",), "mcp"),
+    "demo": LateCommand("Run a program that shows Sabot at work.", ("demos",), "demos"),
 }
-"""The commands: the line of each in the help, and the modules that are loaded for it."""
+"""The commands by name: the line of each in the help, and the modules that are imported for it."""
 
 
 def _version(wanted: bool) -> None:
@@ -81,7 +83,7 @@ def _root(
 
 @_cli.command("run-worker", hidden=True)
 def run_one_worker(target: Target, loglevel: LogLevel = "info", log_format: LogFormat = "text") -> None:
-    """One of the processes that `run --workers` starts."""
+    """Run as one of the processes that `sabot run --workers` starts."""
     from sabot.workers import run_worker
 
     def load() -> "App":
@@ -102,7 +104,10 @@ add_late(_cli, _LATE)
 
 
 def _open_standard_files() -> None:
-    """Opens a closed standard stream as /dev/null. Otherwise a file of the program would get its number, and libraries' messages."""
+    """Opens each closed standard stream as /dev/null.
+
+    Otherwise a file that the program opens would get the number of the closed stream, and libraries would write messages into it.
+    """
     for number in range(3):
         try:
             os.fstat(number)
@@ -111,9 +116,9 @@ def _open_standard_files() -> None:
 
 
 def main() -> None:
-    """The entry point of the `sabot` script."""
+    """Runs the command line: the entry point of the `sabot` script."""
     _open_standard_files()
-    gc.disable()  # until all is `settled`
+    gc.disable()  # until `settled` is called
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave_at_once)
     _cli()

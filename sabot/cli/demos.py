@@ -1,4 +1,4 @@
-"""`sabot demo`: programs that show Sabot at work. Each is loaded when it is called."""
+"""`sabot demo`: programs that show Sabot at work. Each is imported when it is called."""
 
 from collections.abc import Callable
 from json import dumps as encoded
@@ -10,20 +10,24 @@ from sabot.cli.options import Fresh, LogLevel
 from sabot.cli.running import guarded
 from sabot.logs import set_up_logging
 
-demos = typer.Typer(help="Programs that show Sabot at work.", no_args_is_help=True, rich_markup_mode=None)
+demos = typer.Typer(help="Run a program that shows Sabot at work.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @demos.command()
 def fraud(
-    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Transactions.")] = 1_000_000,
-    seed: Annotated[int, typer.Option(metavar="S", help="Of the generator: the same seed, the same rows.")] = 0,
-    broker: Annotated[str, typer.Option(metavar="URL", help="memory:// or kafka://host:port")] = "memory://",
-    state: Annotated[str, typer.Option(metavar="memory|DIR", help="DIR: a checkpoint each second.")] = "memory",
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="The number of payments.")] = 1_000_000,
+    seed: Annotated[int, typer.Option(metavar="S", help="The seed of the generator: equal seeds give equal rows.")] = 0,
+    broker: Annotated[
+        str, typer.Option(metavar="URL", help="The broker: memory:// or kafka://host:port.")
+    ] = "memory://",
+    state: Annotated[
+        str, typer.Option(metavar="memory|DIR", help="The place of state; with DIR a checkpoint each second.")
+    ] = "memory",
     fresh: Fresh = False,
-    json: Annotated[bool, typer.Option("--json", help="Only the figures, as one JSON object.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print only the figures, as one JSON object.")] = False,
     loglevel: LogLevel = "warning",
 ) -> None:
-    """Find card fraud in a made-up stream of payments: a batch agent scores, a record agent raises alerts."""
+    """Find card fraud in a generated stream of payments: a batch agent scores, a record agent raises alerts."""
     from sabot.demos.fraud import demo
 
     _show(lambda: demo.run(rows, seed, broker, state, fresh=fresh, json=json), json, loglevel)
@@ -31,11 +35,11 @@ def fraud(
 
 @demos.command()
 def refunds(
-    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Tickets.")] = 60,
-    json: Annotated[bool, typer.Option("--json", help="Only the figures, as one JSON object.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="The number of tickets.")] = 60,
+    json: Annotated[bool, typer.Option("--json", help="Print only the figures, as one JSON object.")] = False,
     loglevel: LogLevel = "warning",
 ) -> None:
-    """Refund tickets by a durable agent that asks a person and is killed twice; a witness counts what the bank was really asked."""
+    """Refund tickets with a durable agent that asks a person and is killed twice. A test bank counts the refunds it was asked for."""
     from sabot.demos.refunds import demo
 
     _show(lambda: demo.run(jobs, json=json), json, loglevel)
@@ -43,18 +47,18 @@ def refunds(
 
 @demos.command()
 def agents(
-    tickets: Annotated[int, typer.Option(min=10, metavar="N", help="Tickets.")] = 40,
-    json: Annotated[bool, typer.Option("--json", help="Only the figures, as one JSON object.")] = False,
+    tickets: Annotated[int, typer.Option(min=10, metavar="N", help="The number of tickets.")] = 40,
+    json: Annotated[bool, typer.Option("--json", help="Print only the figures, as one JSON object.")] = False,
     loglevel: LogLevel = "warning",
 ) -> None:
-    """Answer tickets by a model with tools that asks a person and is killed twice; its server and a bank count what they were asked."""
+    """Answer tickets with a model and tools; the agent asks a person and is killed twice. A test server and bank count their calls."""
     from sabot.demos.agents import demo
 
     _show(lambda: demo.run(tickets, json=json), json, loglevel)
 
 
 def _show(run: Callable[[], Any], json: bool, loglevel: str) -> NoReturn:
-    """Runs a demo, and ends with its exit code; json: what it returns is all that is printed."""
+    """Runs a demo and exits with its code. `json`: True if the figures that `run` returns are printed, and nothing else."""
 
     def work() -> None:
         figures = run()

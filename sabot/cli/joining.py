@@ -1,4 +1,4 @@
-"""`sabot join`: a worker on this machine, for `sabot run --listen` on another one."""
+"""`sabot join`: runs a worker on this machine for `sabot run --listen` on another machine."""
 
 import sys
 from typing import Annotated
@@ -12,13 +12,20 @@ from sabot.workers import join_as_worker
 
 
 def join(
-    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the coordinator listens.")],
-    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="The module and the App in it, as there.")],
-    secrets: Annotated[str, typer.Option(metavar="DIR", help="The file `token`; for TLS tls.crt, tls.key and ca.crt.")],
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The address where the coordinator listens.")],
+    target: Annotated[
+        str, typer.Argument(metavar="MODULE:APP", help="The module and the App in it, as on the coordinator.")
+    ],
+    secrets: Annotated[
+        str, typer.Option(metavar="DIR", help="The directory with `token`; for TLS also tls.crt, tls.key, ca.crt.")
+    ],
     loglevel: LogLevel = "info",
     log_format: LogFormat = "text",
 ) -> None:
-    """Work for an app whose coordinator waits on another machine (sabot run … --workers N --listen HOST:PORT), until it is over."""
+    """Work for an app whose coordinator waits on another machine.
+
+    The coordinator runs there with sabot run … --workers N --listen HOST:PORT. The command ends when the app ends.
+    """
     set_up_logging(loglevel, log_format)
     worker = ["run-worker", target, "--loglevel", loglevel, "--log-format", log_format]
     command = [sys.executable, "-P", "-m", "sabot", *worker]

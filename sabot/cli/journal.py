@@ -1,4 +1,4 @@
-"""`sabot journal`: what a journal of effects holds; and how the other commands reach one."""
+"""`sabot journal`: shows the entries of a journal of effects; and helpers with which other commands read and write one."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -37,32 +37,32 @@ from sabot.journal.entries import (
 from sabot.journal.opening import open_inbox, open_reader
 from sabot.logs import set_up_logging
 
-journal = typer.Typer(help="The journal of effects.", no_args_is_help=True, rich_markup_mode=None)
+journal = typer.Typer(help="Show the journal of a job.", no_args_is_help=True, rich_markup_mode=None)
 
-_WIDTH = 120  # characters of what an entry says
+_WIDTH = 120  # the longest text of an entry in a list, in characters
 
 Place = Annotated[
     str,
     typer.Option(
         "--journal",
         metavar="JOURNAL",
-        help="Where it is: its folder, the database in it, a state directory; kafka://host:port/topic; or "
+        help="The journal: its folder, the database in it, or a state directory; kafka://host:port/topic; or "
         "postgresql://user@host/database?app=NAME.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="JSON, an object on a line.")]
-By = Annotated[str, typer.Option(metavar="NAME", help="Who says so; default: the user of this shell.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
+By = Annotated[str, typer.Option(metavar="NAME", help="The person who asks for this; default: the user of this shell.")]
 
 
 def quietly(work: Callable[[], None]) -> None:
-    """Does the work of a command, and exits."""
+    """Does the work of a command, logs only warnings and errors, and exits with the command's code."""
     set_up_logging("warning")
     raise typer.Exit(guarded(work, debug=False))
 
 
 @contextmanager
 def reading(place: str, kafka: list[str] | None) -> Iterator[JournalReader]:
-    """A reader of the journal there. kafka: settings of the client, as the command got them."""
+    """Opens a reader of the journal at `place`, and closes it after the block. `kafka`: settings of the Kafka client, NAME=VALUE each."""
     reader = open_reader(place, kafka=kafka_settings(kafka))
     try:
         yield reader
@@ -71,7 +71,7 @@ def reading(place: str, kafka: list[str] | None) -> Iterator[JournalReader]:
 
 
 def post(place: str, kafka: list[str] | None, letter: Letter) -> None:
-    """Puts the letter into the inbox of the journal there."""
+    """Puts the letter into the inbox of the journal at `place`. `kafka`: settings of the Kafka client, as NAME=VALUE each."""
     inbox = open_inbox(place, kafka=kafka_settings(kafka))
     try:
         inbox.post(letter)
@@ -80,17 +80,17 @@ def post(place: str, kafka: list[str] | None, letter: Letter) -> None:
 
 
 def this_user() -> str:
-    """Who types."""
+    """Returns the name of the user who runs the command."""
     return os.environ.get("USER", "") or f"user {os.getuid()}"
 
 
 def json_of(text: str, option: str) -> Any:
-    """The value that an option was given as JSON. Raises WrongUse."""
+    """Returns the value of an option that is given as JSON. Raises WrongUse if `text` is not JSON."""
     try:
         return loads(text)
     except (JSONDecodeError, RecursionError) as error:
         raise WrongUse(
-            f"{option} {shortened(text, 60)}: {error}", hint="write JSON, as in '{\"choice\": 2}'"
+            f"{option} {shortened(text, 60)} is not JSON: {error}", hint="write JSON, as in '{\"choice\": 2}'"
         ) from error
 
 
@@ -101,7 +101,7 @@ def show_journal(
     kafka: Kafka = None,
     json: Json = False,
 ) -> None:
-    """What a job did, entry by entry. --json gives long values too."""
+    """Show what a job did, entry by entry. --json prints long values whole."""
 
     def work() -> None:
         with reading(place, kafka) as reader:
@@ -122,7 +122,7 @@ def show_journal(
 
 
 def _fields(reader: JournalReader, entry: Entry) -> dict[str, Any]:
-    """Without the token: who has it may answer."""
+    """Returns the fields of an entry, with its value. Leaves out the token, because it lets its holder answer the question."""
     values = {name: getattr(entry, name) for name in entry.__struct_fields__ if name != "token"}
     if "body" in values:
         values["body"] = as_plain(value_of(entry, reader.load(values["body"])))
@@ -132,7 +132,7 @@ def _fields(reader: JournalReader, entry: Entry) -> dict[str, Any]:
 def _effect(entry: Entry) -> str:
     match entry:
         case Attempt(ordinal=0) | EffectResult(ordinal=0):
-            return ""  # of the job
+            return ""  # the entry is about the job itself
         case Attempt() | EffectResult():
             return str(EffectId("", entry.ordinal, entry.attempt)).removeprefix("/")
         case Intent() | Answer():
@@ -186,7 +186,7 @@ def _said(entry: Entry) -> str:
 
 
 def arguments_text(value: Any) -> str:
-    """The arguments of a call, [args, kwargs], as Python writes them."""
+    """Returns the arguments of a call, [args, kwargs], as Python writes them."""
     value = readable(value)
     match value:
         case [list() as args, dict() as named]:
@@ -195,7 +195,10 @@ def arguments_text(value: Any) -> str:
 
 
 def value_text(value: Any, *, as_json: bool = False) -> str:
-    """What `value_of` gave, in words: an error as `Type: message`, a value as Python writes it."""
+    """Returns a value from `value_of` as text: an error as `Type: message`, other values as Python writes them.
+
+    `as_json`: True if other values are written as JSON.
+    """
     match value:
         case None:
             return ""

@@ -1,4 +1,4 @@
-"""Commands that are imported when they are named, so that `sabot run`, and `--help`, do not load what reads journals and checkpoints."""
+"""Commands whose modules are imported when they are called, so that `sabot run` and `--help` start without the modules of the others."""
 
 import gc
 import re
@@ -18,20 +18,20 @@ _WrongWord: Any = typer.BadParameter.__base__  # UsageError, which Typer does no
 
 
 class LateCommand(NamedTuple):
-    """A command that is loaded when it is called."""
+    """A command whose modules are imported when it is called."""
 
     help: str
-    """The first line of the command's own help."""
+    """The first line of the command's help."""
     modules: tuple[str, ...]
-    """The modules in `sabot.cli` that make the command; the last one has it."""
+    """The modules in `sabot.cli` to import, in order; the last one has the command."""
     name: str
-    """The name of the function, or of the group of commands, in that module."""
+    """The name of the function, or of the group of commands, in the last module."""
     settles: bool = False
-    """True if the command loads a program of the user's, and calls `settled` after that."""
+    """True if the command loads the user's program and then calls `settled` itself."""
 
 
 class LateGroup(typer.core.TyperGroup):
-    """A group that lists its commands by the help that it was told, and loads the one that is called."""
+    """A group that lists its commands by the help in the table, and imports the command that is called."""
 
     late: Mapping[str, LateCommand] = {}
 
@@ -44,21 +44,24 @@ class LateGroup(typer.core.TyperGroup):
             return super().invoke(ctx)
 
     def load(self, name: str) -> Any:
-        """The command itself, once it is loaded."""
+        """Imports the command of this name if that is not done yet, and returns it."""
         if name in self.late:
             self.commands[name] = _loaded(name, self.late[name])
             self.late = {other: command for other, command in self.late.items() if other != name}
         return self.commands[name]
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """That which is called: its name, the command, and the rest of the words."""
+        """Returns the name of the called command, the command itself, and the words after its name."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, command if name is None else self.load(name), rest
 
 
 @contextmanager
 def _hiding_passwords() -> Iterator[None]:
-    """Takes passwords out of errors of wrong use, which repeat words of the command line: an address may stand where none is taken."""
+    """Removes passwords from errors of wrong use, which repeat words of the command line.
+
+    A word may be an address with a password, also where the command takes no address.
+    """
     try:
         yield
     except _WrongWord as error:
@@ -70,7 +73,7 @@ def _hiding_passwords() -> Iterator[None]:
 
 
 def add_late(cli: typer.Typer, commands: Mapping[str, LateCommand]) -> None:
-    """Adds these commands to a group."""
+    """Adds these commands to a group of commands."""
     for name, command in commands.items():
         cli.command(name, help=command.help)(_not_loaded)
     cli.info.cls = type("Commands", (LateGroup,), {"late": commands})
@@ -93,7 +96,10 @@ def _loaded(name: str, command: LateCommand) -> Any:
 
 
 def settled() -> None:
-    """Everything is loaded. While `main` loads, nothing is garbage, and later collections need not walk 200,000 objects of modules."""
+    """Turns the garbage collector on, after all modules are imported.
+
+    `main` turns it off, because imports make no garbage. The objects of modules (200,000) are frozen, so later collections skip them.
+    """
     if not gc.isenabled():
         gc.freeze()
         gc.enable()

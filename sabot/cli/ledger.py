@@ -1,4 +1,4 @@
-"""`sabot ledger`: what was used, put together; `sabot budgets`: what the scopes of an app may use, and have used."""
+"""`sabot ledger` sums up the usage of jobs; `sabot budgets` shows the budgets of an app or a kernel, and their use so far."""
 
 import asyncio
 from collections.abc import Mapping
@@ -28,8 +28,9 @@ Place = Annotated[
     str,
     typer.Argument(
         metavar="PLACE",
-        help=f"A state directory, which has a {DATABASE}, or the database itself; postgresql://user@host/database, which has the table "
-        "runtime_ledger. Or a journal, with what is not trimmed: postgresql://user@host/database?app=NAME, kafka://host:port/topic.",
+        help=f"The ledger: a state directory with a {DATABASE}, or the database itself; or postgresql://user@host/database with the table "
+        "runtime_ledger. Or a journal, for the entries that are not trimmed yet: postgresql://user@host/database?app=NAME, "
+        "kafka://host:port/topic.",
     ),
 ]
 
@@ -40,7 +41,7 @@ def _is_journal(place: str) -> bool:
 
 
 async def _writer(place: str, kafka: list[str] | None) -> LedgerWriter:
-    """The rows of a place, to be read."""
+    """Opens the ledger at `place` for reading. The rows of a journal are read into memory. Raises UserError if there is no ledger."""
     if _is_journal(place):
         writer = InMemoryLedgerWriter()
         with reading(place, kafka) as reader:
@@ -58,13 +59,21 @@ async def _writer(place: str, kafka: list[str] | None) -> LedgerWriter:
 def ledger(
     place: Place,
     by: Annotated[
-        str, typer.Option(metavar="WORDS", help="scope, principal, job, type, model, tool, day; several with commas.")
+        str,
+        typer.Option(
+            metavar="WORDS", help="The columns to sum by, with commas: scope, principal, job, type, model, tool, day."
+        ),
     ] = "scope,model",
-    since: Annotated[str | None, typer.Option(metavar="TIME", help="Only of the last 1d, 6h, 30m.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only calls since this time ago: 1d, 6h, 30m.")
+    ] = None,
     json: Json = False,
     kafka: Kafka = None,
 ) -> None:
-    """What jobs have used. A doubt is a call of which nobody knows whether it was paid, with the most that it used."""
+    """Sum up the calls, tokens and cost of jobs.
+
+    The columns in_doubt and cost_in_doubt are upper bounds for calls that may or may not have been made.
+    """
 
     def work() -> None:
         words = [each.strip() for each in by.split(",") if each.strip()]
@@ -98,11 +107,11 @@ def ledger(
 
 def budgets(
     target: Annotated[
-        str, typer.Argument(metavar="MODULE:APP", help="The module, and the App, or the RuntimeKernel, in it.")
+        str, typer.Argument(metavar="MODULE:APP", help="The module, and the App or RuntimeKernel in it.")
     ],
     json: Json = False,
 ) -> None:
-    """What the scopes of an app, or a kernel, may use, and what is used in the windows of now."""
+    """Show the budgets of an app or a kernel, and their use so far in the current windows."""
 
     def work() -> None:
         program = load_program(target)
@@ -113,8 +122,9 @@ def budgets(
 
 
 async def accounts_of(program: App | RuntimeKernel) -> Ledger | None:
-    """What a program's scopes have used, and may use, with the rows of its journal where they are kept nowhere else. None: it has no
-    budgets. The caller closes it.
+    """Returns the ledger of a program with its budgets, or None if the program has no budgets. The caller closes the ledger.
+
+    If the program's ledger is in memory and its journal is not a local file, the usage is read from the journal.
     """
     if isinstance(program, RuntimeKernel):
         return await program.accounts()

@@ -1,4 +1,4 @@
-"""`sabot dlq`: lists and shows dead letters, and sends them back."""
+"""`sabot dlq`: lists, shows and redrives dead letters, the records that could not be processed."""
 
 import re
 from collections.abc import Iterator
@@ -25,32 +25,38 @@ from sabot.logs import set_up_logging
 from sabot.operators.agents.job_rows import JOB_HEADER
 from sabot.redaction import redacted_url
 
-_WHICH = "--broker kafka://host:port, or sabot -A module:app dlq …"
+_WHICH = "give --broker kafka://host:port, or write sabot -A module:app dlq …"
 
-dlq = typer.Typer(help="Dead letters in Kafka topics, files and tables.", no_args_is_help=True, rich_markup_mode=None)
+dlq = typer.Typer(help="List, show and redrive dead letters.", no_args_is_help=True, rich_markup_mode=None)
 
 Topic = Annotated[
     str,
     typer.Argument(
         metavar="TOPIC",
-        help="Where they are: a topic, as in orders.dlq; the path of an NDJSON file or folder, as in ./bad.ndjson; "
+        help="The place of the dead letters: a topic, as in orders.dlq; the path of an NDJSON file or folder, as in ./bad.ndjson; "
         "with --table the address of a database.",
     ),
 ]
 Table = Annotated[
-    str | None, typer.Option(metavar="NAME", help="They are in this table, as in SqlSink(URL, table=NAME).")
+    str | None, typer.Option(metavar="NAME", help="The table of the dead letters, as in SqlSink(URL, table=NAME).")
 ]
-Broker = Annotated[str | None, typer.Option(metavar="URL", help="kafka://host:port; default: that of the app in -A")]
-Error = Annotated[str, typer.Option(metavar="TEXT", help="Only letters whose error or message has this text.")]
-Job = Annotated[str | None, typer.Option("--job", metavar="JOB", help="Only letters of this job of a durable agent.")]
-Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="At most so many.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON, an object on a line.")]
+Broker = Annotated[
+    str | None, typer.Option(metavar="URL", help="The broker, kafka://host:port; default: that of the app in -A.")
+]
+Error = Annotated[
+    str, typer.Option(metavar="TEXT", help="Only dead letters whose error or message contains this text.")
+]
+Job = Annotated[
+    str | None, typer.Option("--job", metavar="JOB", help="Only dead letters of this job of a durable agent.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="At most this many.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 
 
 def _place(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+):(\d+)", text, re.ASCII)
     if match is None:
-        raise typer.BadParameter(f"{text!r} is no place: write PARTITION:OFFSET, as in 0:17")
+        raise typer.BadParameter(f"{text!r} is not the place of a dead letter: write PARTITION:OFFSET, as in 0:17")
     return int(match[1]), int(match[2])
 
 
@@ -64,10 +70,10 @@ def list_(
     error: Error = "",
     job: Job = None,
     limit: Limit = None,
-    everything: Annotated[bool, typer.Option("--all", help="Those that were redriven too.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="List redriven dead letters too.")] = False,
     json: Json = False,
 ) -> None:
-    """The letters that wait: where each stands, what it was, and what happened to it. The oldest come first."""
+    """List the dead letters that are not redriven yet, the oldest first: the place, record, agent and error of each."""
 
     def work() -> None:
         with _opened(context, topic, table, broker, kafka) as dead:
@@ -90,13 +96,15 @@ def list_(
 def show(
     context: typer.Context,
     topic: Topic,
-    place: Annotated[str, typer.Argument(metavar="PARTITION:OFFSET", help="Which letter.")],
+    place: Annotated[
+        str, typer.Argument(metavar="PARTITION:OFFSET", help="The place of the dead letter, from `list`.")
+    ],
     table: Table = None,
     broker: Broker = None,
     kafka: Kafka = None,
     json: Json = False,
 ) -> None:
-    """One letter whole: payload, key and headers, topic, partition and offset of the record, error, agent and code version."""
+    """Show one dead letter whole: the record with its key, headers, topic, partition and offset; and error, agent and code version."""
     partition, offset = _place(place)
 
     def work() -> None:
@@ -123,24 +131,32 @@ def redrive(
     table: Table = None,
     broker: Broker = None,
     kafka: Kafka = None,
-    to: Annotated[str | None, typer.Option(metavar="TOPIC", help="Not where they came from, but there.")] = None,
-    only: Annotated[list[str] | None, typer.Option(metavar="PARTITION:OFFSET", help="This letter; repeatable.")] = None,
-    skip: Annotated[list[str] | None, typer.Option(metavar="PARTITION:OFFSET", help="Not this; repeatable.")] = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="TOPIC", help="The topic to send to; default: the topic of each record.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="PARTITION:OFFSET", help="Only this dead letter; repeatable.")
+    ] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(metavar="PARTITION:OFFSET", help="Not this dead letter; repeatable.")
+    ] = None,
     error: Error = "",
     job: Job = None,
     limit: Limit = None,
     now: Annotated[
-        bool, typer.Option("--now", help="The time of now for those older than what the topic keeps, which else stay.")
+        bool,
+        typer.Option("--now", help="Give records older than the topic's retention the current time; else they stay."),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Send the letters that wait back to the topics that they came from, each once.
+    """Redrive dead letters: send each record back, once, to the topic that it came from.
 
-    Killed and started again it goes on where it was; a letter that was redriven is never sent a second time. A letter of a durable agent is
-    the same job again: what it had done stays done.
+    If the command is killed and run again, it continues where it was; a redriven dead letter is never sent a second time. A dead letter of
+    a durable agent runs the same job again: effects that were made are not repeated.
 
-    Records keep their event time. A window, a join or a pattern whose event time has gone beyond it takes the record for late: it goes
-    where late= of that step says ("{topic}.dlq": to the letters again), else it is dropped, and counted in sabot_records_late_total.
+    Records keep their event time. A window, join or pattern whose watermark has passed that time treats the record as late. The record
+    then goes to the place in the step's late= ("{topic}.dlq" makes a dead letter of it again), or is dropped and counted in
+    sabot_records_late_total.
     """
     places = None if not only else [_place(text) for text in only]
     skipped = {_place(text) for text in skip or []}
@@ -164,40 +180,51 @@ def redrive_job(
     kafka: list[str] | None,
     json: bool,
 ) -> None:
-    """Sends the letters of a job back, and says so. place: where they are; None: where the app of -A says."""
+    """Redrives the dead letters of a job and prints how many. `place`: their place, or None for that of its agent in the app of -A."""
     with _opened(context, place or _letters_of(context, job), table, broker, kafka, sends=True) as dead:
         _send_back(dead, json, only=_places_of(dead, job, None))
 
 
 def _letters_of(context: typer.Context, job: str) -> str:
-    """The topic of the dead letters of a job's agent. Raises WrongUse where the app does not say it."""
+    """Returns the dead-letter topic of a job's agent. Raises WrongUse if no app is named, or if the agent has no single such topic."""
     target = context.find_root().obj
     if target is None:
-        raise WrongUse("where is its dead letter?", hint="--letters orders.dlq, or sabot -A module:app jobs retry …")
+        raise WrongUse(
+            f"the place of the dead letter of job {job} is not known",
+            hint="give --letters orders.dlq, or write sabot -A module:app jobs retry …",
+        )
     agent = load_app(target).agent_runtime.agents.get(job.partition("/")[0])
     if agent is None or agent.spec is None:
-        raise WrongUse(f"job {job}: {target} has no agent of this job", hint="--letters orders.dlq")
+        raise WrongUse(
+            f"{target} has no agent of job {job}", hint="give the place of its dead letter: --letters orders.dlq"
+        )
     spec = agent.spec
     if isinstance(spec.dead_letter, Sink) or len(spec.topics) != 1:
-        raise WrongUse(f"agent {spec.agent_id} has no one topic of dead letters", hint="--letters says where to look")
+        raise WrongUse(
+            f"agent {spec.agent_id} has no single topic of dead letters",
+            hint="give the place of the dead letter: --letters PLACE",
+        )
     return dead_letter_topic(spec.dead_letter, spec.topics[0])
 
 
 def _late_again(context: typer.Context) -> str:
-    """Says what becomes of records that are late for a step by event time; "" where all steps of the app have a place for them."""
-    fate = 'drops them, counted in sabot_records_late_total; late="{topic}.dlq" of the step makes letters of them again'
+    """Returns a note on records that a step drops as late, or "" if all steps of the app in -A have a place for late records."""
+    fate = (
+        "drops late records and counts them in sabot_records_late_total; "
+        'late="{topic}.dlq" of the step makes dead letters of them again'
+    )
     target = context.find_root().obj
     if target is None:
-        return f"records keep their event time: a window, join or pattern that is beyond it, and has no late=, {fate}"
+        return f"records keep their event time: a window, join or pattern that has passed it and has no late= {fate}"
     dropping = [
         node.text() for node in walk(load_app(target).ends()) if node.needs_time and vars(node).get("late", "") is None
     ]
-    return f"of records whose event time it has passed, {'; '.join(dropping)} {fate}" if dropping else ""
+    return f"records keep their event time: {'; '.join(dropping)} {fate}" if dropping else ""
 
 
 def _send_back(dead: Letters, json: bool, **chosen: Any) -> None:
-    """Redrives letters, and says which went. Raises UserError for those that stay."""
-    from sabot.kafka.letters import DeadLetters  # imported late, because this loads the Kafka client
+    """Redrives dead letters and prints how many went to which topic. Raises UserError if some could not be redriven."""
+    from sabot.kafka.letters import DeadLetters  # here, because this loads the Kafka client
     from sabot.kafka.redrive import redrive as send_back
 
     assert isinstance(dead, DeadLetters)
@@ -207,24 +234,27 @@ def _send_back(dead: Letters, json: bool, **chosen: Any) -> None:
     else:
         went = ", ".join(f"{count} to {name}" for name, count in done.topics.items())
         before = f"; {done.already} were redriven before" if done.already else ""
-        typer.echo(f"{done.letters} letters are redriven{': ' + went if went else ''}{before}")
+        typer.echo(f"{done.letters} dead letters are redriven{': ' + went if went else ''}{before}")
     if done.left:
-        raise UserError("; ".join(f"{count} letters stay: {why}" for why, count in done.left.items()))
+        raise UserError("; ".join(f"{count} dead letters are not redriven: {why}" for why, count in done.left.items()))
 
 
 def _job_of(letter: DeadLetter) -> str | None:
-    """The job of a durable agent that the letter is about."""
+    """Returns the id of the durable agent's job that the dead letter is about, or None for other records."""
     found = next((value for name, value in reversed(letter.headers) if name == JOB_HEADER), None)
     return None if found is None else found.decode(errors="replace")
 
 
 def _places_of(dead: Letters, job: str, places: list[tuple[int, int]] | None) -> list[tuple[int, int]]:
-    """Where the letters of this job are, among those of `places`. Raises UserError where there are none."""
+    """Returns the places of the dead letters of a job. Raises UserError if there are none.
+
+    `places`: the places to choose from, or None for all.
+    """
     found = [(each.partition, each.offset) for each in dead.letters(redriven=True) if _job_of(each) == job]
     chosen = [place for place in found if places is None or place in places]
     if not chosen:
         raise UserError(
-            f"no letter here is of job {job}", hint="sabot jobs list shows the jobs, and how they have ended"
+            f"no dead letter here is of job {job}", hint="sabot jobs list shows the jobs, and how they have ended"
         )
     return chosen
 
@@ -244,9 +274,10 @@ def _opened(
     *,
     sends: bool = False,
 ) -> Iterator[Letters]:
-    """The dead letters of a place. A topic is on a broker, and the notes on redriven letters are on a broker for every kind of place.
+    """Opens the dead letters of a place. `sends`: True if they are to be redriven.
 
-    Letters in a file or table can be read without a broker; then nothing is known about which were redriven.
+    The notes on which dead letters were redriven are on a broker, for every kind of place. Dead letters in a file or table can be read
+    without a broker; then all of them count as not redriven.
     """
     home = _home(place, table)
     try:
@@ -255,7 +286,7 @@ def _opened(
             assert home is not None
             yield Letters(home)
             return
-        from sabot.kafka.letters import DeadLetters  # imported late, because this loads the Kafka client
+        from sabot.kafka.letters import DeadLetters  # here, because this loads the Kafka client
 
         dead = DeadLetters(place if home is None else legal_topic(home.name), address, settings, home=home)
         try:
@@ -270,7 +301,7 @@ def _opened(
 
 
 def _home(place: str, table: str | None) -> Home | None:
-    """The place of the letters, or None for a topic. A name with a slash, or with the suffix of a file format, is taken for a path."""
+    """Returns the file or table that `place` names, or None for a topic. A name with a slash or the suffix .ndjson is a path."""
     if table is not None:
         return TableHome(place, table)
     return FileHome(place) if "/" in place or bare_suffix(place) == ".ndjson" else None
@@ -279,7 +310,11 @@ def _home(place: str, table: str | None) -> Home | None:
 def address_of(
     context: typer.Context, broker: str | None, kafka: list[str] | None, *, needed: bool, hint: str = _WHICH
 ) -> tuple[str | None, dict[str, Any]]:
-    """The broker from the command line or the app (None where there is none and none is needed), and settings of the Kafka client."""
+    """Returns the broker of the command line or of the app in -A, and the settings of the Kafka client.
+
+    The broker is None if it is not `needed` and there is none. Raises WrongUse if a needed broker is missing or is memory://. `hint`: the
+    hint for a missing broker.
+    """
     target = context.find_root().obj
     settings: dict[str, Any] = {}
     asked = broker is not None
@@ -289,7 +324,7 @@ def address_of(
     if broker is None:
         if not needed:
             return None, {}
-        raise WrongUse("which broker?", hint=hint)
+        raise WrongUse("no broker is given", hint=hint)
     settings |= kafka_settings(kafka)
     try:
         scheme, _ = parse_broker(broker)
@@ -299,8 +334,8 @@ def address_of(
         if not (needed or asked):
             return None, {}
         raise WrongUse(
-            f"{redacted_url(broker)}: what it held went with its process",
-            hint="topics outlive the app on a kafka:// broker",
+            f"{redacted_url(broker)}: the topics of a memory broker end with their process",
+            hint="only topics of a kafka:// broker can be read from outside of the app",
         )
     return broker, settings
 

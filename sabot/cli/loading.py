@@ -1,4 +1,4 @@
-"""Loads the App, or the kernel, that `module:app` names, or explains in one line why it cannot be loaded."""
+"""Loads the App or RuntimeKernel that `module:app` names, or explains in one line why it cannot be loaded."""
 
 import gc
 import importlib
@@ -24,7 +24,7 @@ _OURS = Path(__file__).parents[1].as_posix()
 
 
 class WrongUse(UserError):
-    """The command line names something that does not exist: exit code 2. cause: the error that the user's own code raised."""
+    """The error for a wrong command line, with exit code 2. `cause`: the error that the user's own code raised, or None."""
 
     def __init__(self, message: str, *, hint: str = "", cause: BaseException | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -34,8 +34,8 @@ class WrongUse(UserError):
 def load_app(target: str) -> "App":
     """Imports `module:attribute` (by default the attribute `app`), also from the current folder, and returns the App.
 
-    Raises WrongUse when the module is missing or raises, or when the attribute is missing or no App. A call of `app.run()` at module
-    level that is not awaited is explained on stderr; the App is returned all the same.
+    Raises WrongUse if the module is missing or raises, or if the attribute is missing or not an App. A call of `app.run()` at module
+    level that is not awaited is explained on stderr, and the App is returned nevertheless.
     """
     from sabot.app import App
 
@@ -44,7 +44,7 @@ def load_app(target: str) -> "App":
 
 
 def load_program(target: str) -> "App | RuntimeKernel":
-    """As `load_app`; a RuntimeKernel is taken too."""
+    """Imports and returns an App, as `load_app` does, or a RuntimeKernel. Raises WrongUse as `load_app` does."""
     from sabot.agents.kernel import RuntimeKernel
     from sabot.app import App
 
@@ -56,19 +56,19 @@ def _load(target: str, kinds: Any) -> Any:
     from sabot.app import IMPORTING
 
     if "://" in target:
-        raise WrongUse(f"{redacted_url(target)!r} is an address and names no app", hint=_HOW)
+        raise WrongUse(f"{redacted_url(target)!r} is an address and not the name of an app", hint=_HOW)
     name, _, attribute = target.partition(":")
     attribute = attribute or "app"
     if name.endswith(".py") or "/" in name:
         dotted = ".".join(Path(name.removesuffix(".py")).parts).lstrip("./")
-        raise WrongUse(f"{name!r} is a file, and a module is wanted", hint=f"write {dotted}:{attribute}")
+        raise WrongUse(f"{name!r} is a file; the name of a module is needed", hint=f"write {dotted}:{attribute}")
     if not all(part.isidentifier() for part in [*name.split("."), *attribute.split(".")]):
-        raise WrongUse(f"{target!r} names no app", hint=_HOW)
+        raise WrongUse(f"{target!r} is not the name of an app", hint=_HOW)
     try:
         folder = str(Path.cwd())
     except FileNotFoundError:
         raise WrongUse(
-            "the current folder is gone: it was removed or renamed", hint="go into one that is there"
+            "the current folder does not exist any more: it was removed or renamed", hint="change into another folder"
         ) from None
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -92,13 +92,13 @@ def _import(name: str) -> ModuleType:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
             raise WrongUse(
                 f"there is no module named {error.name!r}",
-                hint=f"it was looked for in {Path.cwd()} and in the installed packages",
+                hint=f"searched: {Path.cwd()} and the installed packages",
             ) from error
         raise _import_failed(name, error) from error
     except SystemExit as error:
         raise WrongUse(
-            f"{name} ends the process while it is imported: {_place(error)}",
-            hint="put what starts the program under: if __name__ == '__main__'",
+            f"module {name} ends the process while it is imported, at {_place(error)}",
+            hint="put the code that starts the program under: if __name__ == '__main__'",
             cause=error,
         ) from error
     except BaseException as error:
@@ -106,20 +106,21 @@ def _import(name: str) -> ModuleType:
 
 
 def _refuse_another(module: ModuleType, here: Path) -> None:
-    """Raises WrongUse for a module of the current folder that has the name of a module imported before (signal, types, sabot): Python
-    would never look at it.
+    """Raises WrongUse if a file of the current folder has the name of a module that Python has imported from elsewhere (signal, types).
+
+    Python would never load that file.
     """
     mine = here / "__init__.py" if here.is_dir() else here.with_suffix(".py")
     loaded = getattr(module, "__file__", None)
     if mine.is_file() and (loaded is None or not Path(loaded).exists() or not mine.samefile(loaded)):
         raise WrongUse(
-            f"{mine} is not what `import {module.__name__}` gives: that is {loaded or 'built into Python'}",
+            f"{mine} is not imported: `import {module.__name__}` gives {loaded or 'a module that is built into Python'}",
             hint="rename the file",
         )
 
 
 def _import_failed(name: str, error: BaseException) -> WrongUse:
-    return WrongUse(f"{name} cannot be imported: {_place(error)}: {_said(error)}", cause=error)
+    return WrongUse(f"module {name} cannot be imported: {_place(error)}: {_said(error)}", cause=error)
 
 
 def _said(error: BaseException) -> str:
@@ -148,12 +149,13 @@ def _found(module: ModuleType, attribute: str, kinds: Any) -> Any:
     if inspect.iscoroutine(found):
         found.close()
         raise WrongUse(
-            f"{module.__name__}:{attribute} is a coroutine, made by a call that nobody awaited, and no App",
+            f"{module.__name__}:{attribute} is a coroutine from a call that is not awaited, and not an App",
             hint=f"name the App itself: `sabot run` starts it; {_programs_in(module, kinds)}",
         )
     wanted = "App" if _only_apps(kinds) else "App or RuntimeKernel"
     raise WrongUse(
-        f"{module.__name__}:{attribute} is a {type(found).__name__} and no {wanted}", hint=_programs_in(module, kinds)
+        f"{module.__name__}:{attribute} is of type {type(found).__name__} and not an {wanted}",
+        hint=_programs_in(module, kinds),
     )
 
 
@@ -162,14 +164,14 @@ def _only_apps(kinds: Any) -> bool:
 
 
 def _programs_in(module: ModuleType, kinds: Any) -> str:
-    """What it has of these kinds, in words."""
+    """Returns a hint that lists the objects of these kinds in the module."""
     names = sorted(name for name, value in vars(module).items() if isinstance(value, kinds))
     if names:
         what = "Apps" if _only_apps(kinds) else "Apps and kernels"
         return f"its {what}: " + ", ".join(f"{module.__name__}:{name}" for name in names)
     if _only_apps(kinds):
         return f"there is no App in {module.__name__}; make one: app = sabot.App('name')"
-    return f"there is no App and no RuntimeKernel in {module.__name__}: name the one whose jobs these are"
+    return f"there is no App and no RuntimeKernel in {module.__name__}: name the program whose jobs these are"
 
 
 @contextmanager
@@ -187,7 +189,7 @@ def _explained_coroutines() -> Iterator[None]:
             call = text.split("'")[1].removeprefix("App.")
             print(
                 f"sabot: {warning.filename}:{warning.lineno}: app.{call}() is called and not awaited, so it does "
-                "nothing; `sabot run` starts the app by itself: remove the line, or write app.main() under "
+                "nothing. `sabot run` starts the app itself: remove the line, or write app.main() under "
                 "if __name__ == '__main__'",
                 file=sys.stderr,
             )

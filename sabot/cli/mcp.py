@@ -1,4 +1,4 @@
-"""`sabot mcp serve`: what an app keeps, and what agents remember, offered to any MCP client."""
+"""`sabot mcp serve`: offers the state of an app, and a memory of agents, to MCP clients."""
 
 import asyncio
 import os
@@ -32,17 +32,19 @@ if TYPE_CHECKING:
 _ADDRESS = re.compile(r"(?:(?P<host>[^:\[\]]+|\[[^\]]+\]):)?(?P<port>\d{1,5})")
 _TOKEN = "SABOT_MCP_TOKEN"
 _PORT_MOST = 65_535
-_KEPT_MOST = 8  # tables that were read
+_KEPT_MOST = 8  # the number of tables that stay in memory after they were read
 
 _STATE_TOLD = (
-    "state_list, state_schema and state_read read what a streaming app keeps, as of its newest checkpoint, which each answer names; "
+    "state_list, state_schema and state_read read the state of a streaming app as of its newest checkpoint, which each answer names; "
     "they change nothing."
 )
 _MEMORY_TOLD = (
     "cortex_search, cortex_store, cortex_retrieve and cortex_consolidate are a memory that outlives this conversation."
 )
 
-mcp = typer.Typer(help="The Model Context Protocol.", no_args_is_help=True, rich_markup_mode=None)
+mcp = typer.Typer(
+    help="Serve an app's state and memory over the Model Context Protocol.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @mcp.callback()
@@ -55,39 +57,46 @@ def serve(
     app: Annotated[
         str | None,
         typer.Argument(
-            metavar="[APP]", help="module:app, a file app.py, or where checkpoints are; without one only --memory."
+            metavar="[APP]",
+            help="The app: module:app, a file app.py, or the place of its checkpoints; without it only --memory is served.",
         ),
     ] = None,
-    memory: Annotated[str | None, typer.Option(metavar="DIR", help="Offer the memory tools over this folder.")] = None,
-    scope: Annotated[
-        str, typer.Option(metavar="NAME", help="Whose memory: all clients of this server share it.")
-    ] = "default",
-    only: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Offer this state alone; may be repeated.")
+    memory: Annotated[
+        str | None, typer.Option(metavar="DIR", help="The folder of the memory; offers the memory tools.")
     ] = None,
+    scope: Annotated[
+        str, typer.Option(metavar="NAME", help="The scope of the memory, which all clients of this server share.")
+    ] = "default",
+    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="The only state to offer; repeatable.")] = None,
     fresh: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Ask a running app for a checkpoint when its newest is older.")
+        str | None,
+        typer.Option(metavar="TIME", help="The age beyond which a running app is asked for a new checkpoint."),
     ] = None,
     largest: Annotated[
-        str, typer.Option(metavar="SIZE", help="State beyond this size is read by key alone.")
+        str, typer.Option(metavar="SIZE", help="The size beyond which state is read by key only.")
     ] = "256MB",
     http: Annotated[
         str | None,
-        typer.Option(metavar="[HOST:]PORT", help="Serve HTTP, on 127.0.0.1 if no host is given; 0: a free port."),
+        typer.Option(
+            metavar="[HOST:]PORT", help="The address to serve HTTP on, by default 127.0.0.1; port 0 is a free port."
+        ),
     ] = None,
     token_file: Annotated[
-        str | None, typer.Option(metavar="FILE", help=f"The token of clients on HTTP; or in the variable {_TOKEN}.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help=f"The file with the token that HTTP clients send; or set the variable {_TOKEN}."
+        ),
     ] = None,
 ) -> None:
-    """Offer the state of an app, running or not, and what agents remember, to an MCP client: on standard input and output, or on HTTP."""
+    """Serve the state of an app, running or not, and a memory of agents to MCP clients, on standard input and output or over HTTP."""
 
     def work() -> None:
         if app is None and memory is None:
-            raise WrongUse("there is nothing to serve", hint="name an APP, or --memory DIR")
+            raise WrongUse("there is nothing to serve", hint="name an APP, or give --memory DIR")
         if http is None and token_file is not None:
-            raise WrongUse("--token-file is for HTTP", hint="give --http PORT too, or leave it out")
+            raise WrongUse("--token-file is only for HTTP", hint="give --http PORT too, or leave --token-file out")
         address = None if http is None else (*_address(http), _token(token_file))
-        # An exception could be swallowed by an import, or wait for a thread that reads the client's next line.
+        # Ctrl-C exits at once: an import could swallow an exception, and the exception could wait for a thread that reads a client's line.
         with _on_interrupt(leave_at_once):
             source = None
             try:
@@ -95,7 +104,7 @@ def serve(
             except KeepsNoCheckpoints as error:
                 if memory is None or only or fresh is not None:
                     raise
-                typer.echo(f"sabot: {error.message}; the memory alone is served", err=True)
+                typer.echo(f"sabot: {error.message}; only the memory is served", err=True)
             _serve(source, only or (), memory, scope, address)
 
     set_up_logging("warning")
@@ -105,7 +114,7 @@ def serve(
 def _checkpoints(app: str, fresh: str | None, largest: str) -> "Checkpoints":
     age_s = None if fresh is None else parse_seconds(fresh, name="--fresh")
     most = parse_bytes(largest, name="--largest")
-    with redirect_stdout(sys.stderr):  # standard output is the client's, and the user's module may print
+    with redirect_stdout(sys.stderr):  # the client reads standard output, and the user's module may print
         return Checkpoints(find_checkpoints(_module(app)), age_s, most)
 
 
@@ -138,7 +147,7 @@ def _serve(
 
 @contextmanager
 def _on_interrupt(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """What Ctrl-C does inside, unless this process was started to ignore it."""
+    """Sets the handler of Ctrl-C inside the block, unless this process was started to ignore Ctrl-C."""
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, handler)
@@ -149,10 +158,11 @@ def _on_interrupt(handler: Callable[[int, FrameType | None], Any]) -> Iterator[N
 
 
 class Checkpoints:
-    """The checkpoints of an app, each opened when it is asked for.
+    """The checkpoints of an app, each opened when a client asks for it.
 
-    fresh_s: a running app is asked for a checkpoint when its newest is older; None: never. largest: of what is read whole, in bytes. What
-    was read last is kept up to that size, so that its next page is there when the app has removed the checkpoint.
+    `fresh_s`: the age in seconds beyond which a running app is asked for a new checkpoint, or None for never. `largest`: the size in
+    bytes beyond which state is read by key only. The last tables stay in memory up to that size, so a client can read the next page
+    after the app has removed the checkpoint.
     """
 
     def __init__(self, app: AppCheckpoints, fresh_s: float | None, largest: int) -> None:
@@ -183,9 +193,9 @@ class Checkpoints:
         size = _size_of(manifest, name)
         if key is None and size > self._largest:
             raise UserError(
-                f"the state of {name} in {self._app.place} has {size:,} bytes at checkpoint {manifest.checkpoint_id}, and "
-                f"{self._largest:,} are read whole",
-                hint="ask by key; or serve with a higher --largest",
+                f"the state of {name} in {self._app.place} has {size:,} bytes at checkpoint {manifest.checkpoint_id}, more than the "
+                f"{self._largest:,} that are read whole",
+                hint="read it by key, or serve with a higher --largest",
             )
         table = state_of(manifest, name, key)
         self._kept[wanted] = (manifest, table)
@@ -213,7 +223,10 @@ class Checkpoints:
 
 
 class SavedCheckpoint:
-    """One of them. pinned: it is this one that is wanted; else a newer one takes its place where the app removes it meanwhile."""
+    """An open checkpoint of an app.
+
+    `pinned`: True if the client has named this checkpoint. Otherwise the newest takes its place if the app removes it meanwhile.
+    """
 
     def __init__(self, source: Checkpoints, manifest: Manifest, pinned: bool) -> None:
         self._source = source
@@ -245,11 +258,14 @@ class SavedCheckpoint:
 
 
 def _gone(checkpoint_id: int) -> UserError:
-    return UserError(f"checkpoint {checkpoint_id} is gone: the app has newer ones", hint="begin anew, without cursor")
+    return UserError(
+        f"checkpoint {checkpoint_id} does not exist any more: the app has newer ones",
+        hint="begin again, without cursor",
+    )
 
 
 def _size_of(manifest: Manifest, name: str) -> int:
-    """The bytes of the files in which this state is."""
+    """Returns the size of the files of this state, in bytes."""
     folders = [task.states[name] for task in manifest.tasks.values() if name in task.states]
     folders = folders or [task.states["state"] for task in manifest.tasks.values() if "state" in task.states]
     return sum(
@@ -258,21 +274,26 @@ def _size_of(manifest: Manifest, name: str) -> int:
 
 
 def _module(word: str) -> str:
-    """`app.py` as `app:app`: the App called `app` of a file in the current folder, or below it."""
+    """Returns a file as module:app: `app.py` becomes `app:app`. Returns any other word unchanged.
+
+    Raises WrongUse if the file is not in the current folder or below it.
+    """
     path = Path(word)
     if path.suffix != ".py" or not path.is_file():
         return word
     try:
         inside = path.resolve().relative_to(Path.cwd())
     except ValueError:
-        raise WrongUse(f"{word} is not below the current folder", hint="go there, and name it from there") from None
+        raise WrongUse(
+            f"{word} is not below the current folder", hint="change into its folder, and name it from there"
+        ) from None
     return ".".join(inside.with_suffix("").parts) + ":app"
 
 
 def _address(http: str) -> tuple[str, int]:
     found = _ADDRESS.fullmatch(http)
     if found is None or int(found["port"]) > _PORT_MOST:
-        raise WrongUse(f"--http {http!r} is no address", hint="PORT, HOST:PORT or [IPv6]:PORT")
+        raise WrongUse(f"--http {http!r} is not an address", hint="write PORT, HOST:PORT or [IPv6]:PORT")
     return (found["host"] or "127.0.0.1").strip("[]"), int(found["port"])
 
 
@@ -282,7 +303,8 @@ def _token(file: str | None) -> str | None:
     try:
         return Path(file).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise WrongUse(f"--token-file {file}: {getattr(error, 'strerror', None) or error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise WrongUse(f"--token-file {file} cannot be read: {why}", hint="name a text file with the token") from error
 
 
 def _say(address: str) -> None:

@@ -1,4 +1,4 @@
-"""`sabot plan`: shows what a program will do, and what would become of the state in a checkpoint."""
+"""`sabot plan`: shows the plan of a program, and whether the program could continue from a checkpoint."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -29,40 +29,45 @@ from sabot.runtime.restore import check_app, plan_of, readers_in, sinks_of, verd
 
 @dataclass(frozen=True)
 class _Fate:
-    """What would become of the state of one operator or agent, or of an agent's unfinished rows."""
+    """The outcome, after a start, for the stored state of one operator or agent, or for output that is not delivered yet."""
 
     id: str
-    outcome: str  # one of keep, migrate, new, drop, refuse; of an aggregate keep, add, drop, refuse
+    outcome: str  # one of keep, migrate, new, drop, refuse; for an aggregate one of keep, add, drop, refuse
     before: str
     now: str
     why: str
     lost: bool = False
-    ways: list[str] = field(default_factory=list)  # the options by which it is given up
+    ways: list[str] = field(default_factory=list)  # the options with which the user gives the state up
 
 
 def plan(
     target: Target,
     against: Annotated[
         str | None,
-        typer.Option(metavar="APP", help="A checkpoint or state directory, a savepoint; DIR@ID for an older one."),
+        typer.Option(metavar="APP", help="The checkpoint or state directory, or a savepoint; DIR@ID for an older one."),
     ] = None,
-    drop: Annotated[list[str] | None, typer.Option(metavar="NAME", help="As in `sabot run`.")] = None,
-    parallelism: Annotated[int | None, typer.Option(min=1, metavar="N", help="As in `sabot run`.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="JSON, an object on a line.")] = False,
+    drop: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="The state to give up, as in `sabot run`.")
+    ] = None,
+    parallelism: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="The number of tasks, as in `sabot run`.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")] = False,
 ) -> None:
-    """Print the plan of an app. With --against: before it runs, whose state would go on.
+    """Print the plan of an app. With --against: check which stored state a start of it would continue.
 
-    keep: as it is. migrate: with the change that is named. new: it begins empty. drop: the program has it no more. refuse: it
-    keeps something else now. Below a step that changes, each of its aggregates: keep, add (it begins empty), drop, refuse. Exit code 1 when
-    a start would be refused; --drop says what is given up.
+    The outcome for each operator is one of: keep, the state continues as it is; migrate, it continues with the change that is named; new,
+    it begins empty; drop, the program does not have the operator any more; refuse, the program keeps other state under this id. The
+    aggregates of a step that changes are listed below it, each with keep, add (it begins empty), drop or refuse. Exit code 1 if a start
+    would be refused; --drop names the state to give up.
     """
 
     def work() -> None:
         app = load_app(target)
         if not app.ends() and not app.agents():
             raise UserError(
-                f"app {app.id} has no agents and no streams that go somewhere",
-                hint="let a stream go: app.stream(...).to(...)",
+                f"app {app.id} has no agents, and no stream with a sink",
+                hint="give a stream a sink: app.stream(...).to(...)",
             )
         try:
             if parallelism is not None:
@@ -76,7 +81,7 @@ def plan(
         manifest = saved.manifest()
         check_app(manifest, app.id)
         check_facts(manifest)
-        spent = frozenset(manifest.describe.get("dropped", ()))  # a start does not drop it again
+        spent = frozenset(manifest.describe.get("dropped", ()))  # a start does not drop this state again
         fates = _fates(app, manifest, frozenset(drop or ()) - spent)
         if json:
             for fate in fates:
@@ -84,14 +89,15 @@ def plan(
         else:
             typer.echo(f"checkpoint {manifest.checkpoint_id}, {moment(manifest.created_ms)}, in {saved.place}")
             rows = [[each.id, each.outcome, each.now or each.before, each.why] for each in fates]
-            columns(["operator", "state", "what it is", "why"], rows)
+            columns(["operator", "state", "description", "why"], rows)
         lost = [each for each in fates if each.lost]
         if lost:
             ways = " ".join(way for each in lost for way in each.ways)
             again = once_more([way for each in lost for way in each.ways], spent)
             raise UserError(
-                f"this program would not go on with all of it: {'; '.join(f'{each.id}: {each.why}' for each in lost)}",
-                hint=f"what is given up is named: {ways}{again}" if ways else "run the program that wrote it",
+                "this program would not continue all state of the checkpoint: "
+                f"{'; '.join(f'{each.id}: {each.why}' for each in lost)}",
+                hint=f"to give the state up, start with {ways}{again}" if ways else "run the program that wrote it",
             )
 
     set_up_logging("warning")
@@ -111,7 +117,7 @@ def _print_plan(made: Plan, json: bool) -> None:
 
 
 def _plan(app: App, manifest: Manifest | None) -> Plan:
-    """The plan that a start would make, except that it does not wait for rows to infer the columns of a topic."""
+    """Returns the plan that a start would make, except that it does not wait for rows to infer the columns of a topic."""
     made = plan_of(
         app.agent_runtime.writes,
         manifest,
@@ -137,7 +143,7 @@ def _fates(app: App, manifest: Manifest, drop: Iterable[str]) -> list[_Fate]:
 
 
 def _format_fates(app: App, made: Plan, manifest: Manifest) -> Iterator[_Fate]:
-    """The fates of positions in topics whose records are read in another format now."""
+    """Yields an outcome for each topic whose records are now read in another format than at the checkpoint."""
     sources = {name: facts for task in _agent_tasks(manifest) for name, facts in task.meta["sources"].items()}
     reads = [(stage.id, stage.reading.node) for stage in made.stages if stage.reading is not None]
     read = [(id, node.name, node.format, readers_in(manifest, node.name)) for id, node in reads]
@@ -147,12 +153,12 @@ def _format_fates(app: App, made: Plan, manifest: Manifest) -> Iterator[_Fate]:
             read.append((name, topic, spec.format, [sources[name]] if name in sources else []))
     for id, topic, format, readers in read:
         if before := next(filter(None, (changed_format(format, facts) for facts in readers)), ""):
-            why = "the records behind its positions are read in the new format"
+            why = "the records after its positions are read in the new format"
             yield _Fate(id, "migrate", f"{topic} as {before}", f"{topic} as {format.description}", why)
 
 
 def _stream_fates(verdict: Verdict) -> Iterator[_Fate]:
-    """The fate of an operator, and those of its aggregates where something becomes of them."""
+    """Yields the outcome for an operator and, if one of its aggregates changes, the outcomes for all its aggregates."""
     ways = verdict.ways if verdict.loses else []
     yield _Fate(verdict.id, verdict.outcome, verdict.before or "", verdict.now or "", verdict.why, verdict.loses, ways)
     if any(part.outcome != "keep" or part.why for part in verdict.parts):
@@ -161,7 +167,7 @@ def _stream_fates(verdict: Verdict) -> Iterator[_Fate]:
 
 
 def _output_fates(app: App, made: Plan, manifest: Manifest) -> list[_Fate]:
-    """The fates of output that waits for a sink which the program no longer has: a start refuses to lose it."""
+    """Returns an outcome for each output that waits for a sink which the program no longer has: a start is refused."""
     sinks = sinks_of(made, app.agent_runtime.writes, lambda topic: open_sink(topic, app.broker, app.settings.kafka))
     return [
         _Fate(
@@ -185,8 +191,10 @@ def _agent_tasks(manifest: Manifest) -> list[StoredTask]:
 
 
 def _agent_fates(app: App, manifest: Manifest) -> list[_Fate]:
-    """The fates of agents, which are matched by their id, and of their positions, matched by agent and topic. The state of an agent that
-    the program no longer has stays where it is.
+    """Returns the outcomes for agents, their positions and their timers.
+
+    Agents are matched by their id, and positions by agent and topic. The keyed state of an agent that the program no longer has stays in
+    the checkpoints.
     """
     stored = _agent_tasks(manifest)
     kept = {agent: facts for task in stored for agent, facts in task.meta["agents"].items()}
@@ -207,7 +215,7 @@ def _agent_fates(app: App, manifest: Manifest) -> list[_Fate]:
         )
     for agent, facts in kept.items():
         if any(state_name(agent) in task.states for task in stored) and agent not in timed:
-            why = "no agent of this name has on_timer=; the timers that it had set are dropped"
+            why = "no agent of this name has on_timer= now; the timers that it had set are dropped"
             fates.append(_Fate(f"{agent}:timers", "drop", f"timers of agent {agent}", "", why, True))
         if agent not in app.agent_runtime.agents:
             sources = sorted(name.removeprefix(f"{agent}/") for name in positions if name.startswith(f"{agent}/"))

@@ -1,4 +1,4 @@
-"""`sabot plugins`: which packages bring something, and which cannot be loaded."""
+"""`sabot plugins`: lists the installed plugins, and those that cannot be loaded."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from sabot.errors import UserError
 
 
 def plugins(json: Json = False) -> None:
-    """The plugins that are installed, what each brings, and why one cannot be loaded."""
+    """List the installed plugins, what each provides, and why one cannot be loaded."""
 
     def work() -> None:
         registry = PluginRegistry().discover()
@@ -33,6 +33,8 @@ def plugins(json: Json = False) -> None:
             columns(["plugin", "version", "brings", "description"], [list(row.values()) for row in rows])
         if registry.failed:
             count = len(registry.failed)
-            raise UserError(f"{count} plugin{'s' if count > 1 else ''} cannot be loaded", hint="see above")
+            raise UserError(
+                f"{count} plugin{'s' if count > 1 else ''} cannot be loaded", hint="the list above says why"
+            )
 
     quietly(work)

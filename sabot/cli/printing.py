@@ -11,7 +11,7 @@ from sabot.redaction import visible
 
 
 def columns(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Prints one line per row, each column as wide as its widest cell. Cells may hold what others wrote (`plain`)."""
+    """Prints one line per row, each column as wide as its widest cell. Control characters in cells are escaped (`plain`)."""
     lines = [[plain(str(cell)) for cell in row] for row in [titles, *rows]]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     for line in lines:
@@ -19,7 +19,7 @@ def columns(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def plain(text: str) -> str:
-    """The text on one line, `visible`."""
+    """Returns the text on one line, with control characters escaped by `visible`."""
     return visible(text, lines=False)
 
 
@@ -29,13 +29,13 @@ def json_line(value: Any) -> None:
 
 
 def shortened(text: str, width: int) -> str:
-    """The text on one line of at most `width` characters."""
+    """Returns the text on one line, cut to at most `width` characters."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def moment(ms: int) -> str:
-    """Milliseconds since 1970 as a date and time in UTC; as a number where Python has no such year."""
+    """Returns a time, in milliseconds since 1970, as a date and time in UTC; as `N ms` if Python has no such year."""
     try:
         return datetime.fromtimestamp(ms / 1000, UTC).isoformat(" ", "milliseconds").removesuffix("+00:00") + "Z"
     except (OverflowError, ValueError, OSError):
@@ -43,7 +43,7 @@ def moment(ms: int) -> str:
 
 
 def size(nbytes: int) -> str:
-    """A number of bytes in a readable unit."""
+    """Returns a number of bytes as text in a readable unit."""
     value, unit = float(nbytes), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < 1000:

@@ -20,46 +20,51 @@ from sabot.operators.reading import operators_of, state_of
 
 _FORMATS = ("table", "json", "csv")
 _TABLE_ROWS = 100
-_JSON_ROWS = 8192  # how many rows are encoded at a time
+_JSON_ROWS = 8192  # the number of rows that are encoded at a time
 
 
 def _format(value: str) -> str:
     if value not in _FORMATS:
-        raise typer.BadParameter(f"{value!r} is none of {', '.join(_FORMATS)}")
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(_FORMATS)}")
     return value
 
 
 def state(
     app: AppWord,
     operator: Annotated[
-        str | None, typer.Argument(metavar="OPERATOR", help="Whose state: an operator's id, an agent's, a namespace.")
+        str | None,
+        typer.Argument(
+            metavar="OPERATOR", help="The owner of the state: the id of an operator or agent, or a namespace."
+        ),
     ] = None,
     key: Annotated[
-        str | None, typer.Option(metavar="K", help="Of this key alone; of several columns a JSON list.")
+        str | None, typer.Option(metavar="K", help="The only key to read; a JSON list if the key has several columns.")
     ] = None,
     as_of: Annotated[
-        int | None, typer.Option(min=1, metavar="ID", help="At this checkpoint; default: the newest.")
+        int | None, typer.Option(min=1, metavar="ID", help="The id of the checkpoint; default: the newest.")
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Of a running app: as it is now.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ask the running app for a new checkpoint first.")] = False,
     form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", callback=_format, help=", ".join(_FORMATS))
+        str, typer.Option("--format", metavar="FORMAT", callback=_format, help=f"The format: {', '.join(_FORMATS)}.")
     ] = "table",
-    json: Annotated[bool, typer.Option("--json", help="The same as --format json: an object on a line.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="At most so many rows.")] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, one object per line; the same as --format json.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="At most this many rows.")] = None,
 ) -> None:
-    """Read the state of an app, running or not, from its newest checkpoint. Without OPERATOR: who keeps state."""
+    """Read the state of an app, running or not, from its newest checkpoint. Without OPERATOR: list the operators that keep state."""
     wanted = "json" if json else form
 
     def work() -> None:
         if operator is None and key is not None:
             raise WrongUse("--key needs an OPERATOR", hint="without one the operators are listed")
         if fresh and as_of is not None:
-            raise WrongUse("--fresh is of now, --as-of of then", hint="leave one of them out")
+            raise WrongUse("--fresh makes a new checkpoint, and --as-of names an old one", hint="leave one of them out")
         found = find_checkpoints(app)
         checkpoint_id = as_of
         if fresh:
             if not found.runs():
-                raise UserError(f"no app runs on {found.place}", hint="without --fresh its newest checkpoint is read")
+                raise UserError(f"no app runs on {found.place}", hint="leave --fresh out to read the newest checkpoint")
             checkpoint_id = ask(found.place, {"checkpoint": True})["checkpoint"]
         manifest = found.manifest(checkpoint_id)
         try:
@@ -82,7 +87,7 @@ def state(
 
 
 def _list(operators: list[Any], form: str) -> None:
-    titles = ["operator", "kind", "rows", "what it is"]
+    titles = ["operator", "kind", "rows", "description"]
     rows = [[each.id, each.kind, "-" if each.rows is None else each.rows, each.text] for each in operators]
     if form == "json":
         for each in operators:
@@ -122,7 +127,7 @@ def _csv(table: pa.Table) -> None:
 
 
 def _flat(column: Any) -> Any:
-    """The column with nested values, which CSV does not have, as text."""
+    """Returns the column with nested values as text, because CSV has no nested values."""
     return pa.array(map(_cell, column.to_pylist())) if pa.types.is_nested(column.type) else column
 
 

@@ -1,7 +1,7 @@
-"""`sabot run --reload`: the program runs in a child, and again whenever a file of it has changed. For development.
+"""`sabot run --reload`: runs the program in a child process, and starts it again when one of its files changes. For development.
 
-A change stops the child as SIGTERM does, with a final checkpoint, from which the next one goes on. A file that does not parse changes
-nothing: the error is told, and the child goes on until the file is mended. A child that ends by itself is started at the next change.
+A change sends SIGTERM to the child, which ends with a final checkpoint; the next child continues from it. If a changed file does not
+parse, its error is printed and the child runs on until the file is corrected. A child that ends by itself is started at the next change.
 """
 
 import ast
@@ -22,7 +22,10 @@ _Stamp = tuple[int, int, int]  # time of modification in ns, size, inode
 
 
 def program_files(folder: Path) -> dict[Path, _Stamp]:
-    """The Python files in and below a folder, without hidden folders and virtual environments, and by what their changes are seen."""
+    """Returns the Python files in and below a folder, each with a stamp that changes when the file changes.
+
+    Hidden folders, installed packages and virtual environments are left out.
+    """
     found = {}
     for here, folders, names in os.walk(folder):
         folders[:] = [
@@ -35,14 +38,14 @@ def program_files(folder: Path) -> dict[Path, _Stamp]:
             if path.suffix == ".py":
                 try:
                     status = path.stat()
-                except FileNotFoundError:  # an editor is just replacing it
+                except FileNotFoundError:  # an editor is replacing the file
                     continue
                 found[path] = (status.st_mtime_ns, status.st_size, status.st_ino)
     return found
 
 
 def reload_on_change(first: Sequence[str], again: Sequence[str], folder: Path) -> int:
-    """Runs a command, and the second one after each change of a program file in `folder`, until a signal. Returns the exit code."""
+    """Runs the command `first`, and `again` after each change of a program file in `folder`, until a signal. Returns the exit code."""
     asked = 0
     child: subprocess.Popen[bytes] | None = None
 
@@ -50,12 +53,12 @@ def reload_on_change(first: Sequence[str], again: Sequence[str], folder: Path) -
         nonlocal asked
         asked = number
         if child is not None:
-            child.send_signal(number)  # from a terminal the child has it as well: two at once count as one
+            child.send_signal(number)  # a terminal sends it to the child too; the child counts two at once as one
 
     def start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
         nonlocal child
         child = subprocess.Popen(command)
-        if asked:  # before there was a child to be told
+        if asked:  # the signal came before there was a child
             child.send_signal(asked)
         return child
 
@@ -69,14 +72,15 @@ def reload_on_change(first: Sequence[str], again: Sequence[str], folder: Path) -
             elif (code := _ended(child)) is not None:
                 child = None
                 if not asked:
-                    _say(f"the program has ended with code {code}; it starts again when a file of it changes")
+                    _say(f"the program has ended with code {code}; it starts again when one of its files changes")
             now = program_files(folder)
             if now == seen or asked:
                 continue
             changed = [path for path, stamp in now.items() if seen.get(path) != stamp]
             seen = now
             if (wrong := _wrong(changed)) is not None:
-                _say(f"{wrong}; {'what runs goes on' if child is not None else 'waiting'} until it is mended")
+                going = "the program runs on as it was" if child is not None else "the program stays stopped"
+                _say(f"{wrong}; {going} until the file is corrected")
                 continue
             _say(f"{', '.join(path.name for path in changed) or 'a file'} changed: starting again")
             if child is not None:
@@ -101,12 +105,12 @@ def _ended(child: "subprocess.Popen[bytes]") -> int | None:
 
 
 def _code(returned: int) -> int:
-    """What a shell would say: a signal n is 128 + n."""
+    """Returns the exit code as a shell gives it: 128 + n for signal n."""
     return 128 - returned if returned < 0 else returned
 
 
 def _wrong(changed: Sequence[Path]) -> str | None:
-    """The first error of syntax in these files, with its place."""
+    """Returns the first syntax error in these files with its place, or None if all files parse."""
     for path in changed:
         try:
             ast.parse(path.read_bytes(), str(path))

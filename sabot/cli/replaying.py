@@ -1,6 +1,4 @@
-"""`sabot jobs record`, `replay`, `fork`, `diff`: jobs as files, today's code run over them, to their ends or from a step on otherwise, and
-two of them beside each other.
-"""
+"""`sabot jobs record`, `replay`, `fork` and `diff`: write a job to a file, run today's code over it, and compare two jobs."""
 
 import asyncio
 import shutil
@@ -28,32 +26,34 @@ from sabot.errors import UserError
 from sabot.jobs.run import effect_words
 from sabot.journal.entries import Begin
 
-_WIDTH = 60  # characters of what a step says
-_NO_TERMINAL = 1000  # characters of a line that goes into a file or a pipe
-_LEAST = 12  # characters of what was asked and its value in a side of `diff`, and of a side twice that
-_BESIDE = 20  # characters of a line of `diff` beside its two sides
+_WIDTH = 60  # the longest request or value of a step in a list, in characters
+_NO_TERMINAL = 1000  # the width of a line that goes into a file or a pipe, in characters
+_LEAST = 12  # the least width of a request, and of its value, in one of the two columns of `diff`, in characters
+_BESIDE = 20  # the width of a line of `diff` that its two columns do not take, in characters
 
-Program = Annotated[str, typer.Option("-A", "--app", metavar="MODULE:APP", help="The App, or RuntimeKernel, of today.")]
+Program = Annotated[
+    str, typer.Option("-A", "--app", metavar="MODULE:APP", help="The App or RuntimeKernel with today's code.")
+]
 Journal = Annotated[
     str | None,
     typer.Option(
-        "--journal", metavar="JOURNAL", help="Where the job is, as in sabot jobs list; for a file not needed."
+        "--journal", metavar="JOURNAL", help="The journal of the job, as in sabot jobs list; not needed for a file."
     ),
 ]
 
 
 def _recording(job: str, place: str | None, kafka: list[str] | None) -> Recording:
-    """Of a job of a journal, or of a file."""
+    """Loads the recording of a job from the journal at `place` or, if `place` is None, from the file `job`."""
     if place is None:
         if not Path(job).is_file():
-            raise UserError(f"{job} is no file of a recording", hint="for a job say --journal PLACE")
+            raise UserError(f"there is no file {job}", hint="for a job of a journal, give --journal JOURNAL")
         return Recording.load(job)
     with ExitStack() as open_ones:
         return record_job(open_ones.enter_context(reading(place, kafka)), job)
 
 
 def _code(recording: Recording, target: str, program: App | RuntimeKernel) -> JobCode:
-    """Of the agent whose job this is. Raises UserError where the program has none."""
+    """Returns the code of the agent whose job is recorded. Raises UserError if the program has no such durable agent."""
     agent = next(each.agent for each in recording.entries if isinstance(each, Begin))
     if isinstance(program, RuntimeKernel):
         return program.code(agent.removeprefix(f"{program.name}."))
@@ -61,7 +61,8 @@ def _code(recording: Recording, target: str, program: App | RuntimeKernel) -> Jo
     spec = agents.get(agent)
     if spec is None or not spec.durable:
         raise UserError(
-            f"{target} has no durable agent {agent}, whose job this is", hint=f"it has {', '.join(agents) or 'none'}"
+            f"{target} has no durable agent {agent}, whose job this is",
+            hint=f"its agents: {', '.join(agents)}" if agents else "it has no agents",
         )
     return code_of(spec)
 
@@ -69,11 +70,11 @@ def _code(recording: Recording, target: str, program: App | RuntimeKernel) -> Jo
 @jobs.command()
 def record(
     job: JobId,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to, like job.replay.json.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, like job.replay.json.")],
     place: Journal = None,
     kafka: Kafka = None,
 ) -> None:
-    """Write what a job did into a file, with which it can be replayed anywhere. It has what the job was given and told."""
+    """Write what a job did into a file, from which it can be replayed anywhere. The file has the job's input and all results."""
 
     def work() -> None:
         recording = _recording(job, place, kafka)
@@ -86,17 +87,17 @@ def record(
 @jobs.command()
 def replay(
     job: Annotated[
-        str, typer.Argument(metavar="JOB", help="The id of a job, with --journal; or the file of a recording.")
+        str, typer.Argument(metavar="JOB", help="The id of a job, with --journal; or a file that `record` has written.")
     ],
     target: Program,
     place: Journal = None,
     kafka: Kafka = None,
     json: Json = False,
 ) -> None:
-    """Run the code of today over what a job did, strictly. Nothing is called, and nothing written.
+    """Replay a job with today's code: run the code over the recorded steps. No effect is made, and nothing is written.
 
-    It ends at the first thing that the code does otherwise, with exit code 1. Keyed state is not recorded, so a job that reads it cannot be
-    replayed.
+    The command ends with exit code 1 at the first step that the code does otherwise. Keyed state is not recorded, so a job that reads it
+    cannot be replayed.
     """
 
     def work() -> None:
@@ -108,7 +109,7 @@ def replay(
             columns(["step", "what", "asked", "outcome", "value"], [_row(each) for each in steps_of(recording)])
         if not found.same:
             raise UserError(f"job {found.job_id}: {found.difference}")
-        typer.echo(f"job {found.job_id}: {found.steps:,} steps, as they are recorded; nothing was called", err=True)
+        typer.echo(f"job {found.job_id}: {found.steps:,} steps, all as recorded; no effect was made", err=True)
 
     quietly(work)
 
@@ -116,16 +117,20 @@ def replay(
 @jobs.command("fork")
 def fork_job(
     job: Annotated[
-        str, typer.Argument(metavar="JOB", help="The id of a job, with --journal; or the file of a recording.")
+        str, typer.Argument(metavar="JOB", help="The id of a job, with --journal; or a file that `record` has written.")
     ],
     target: Program,
     begin: Annotated[
         str,
-        typer.Option("--from", metavar="STEP", help="Behind which it goes on; 0: anew. Or the name of a checkpoint."),
+        typer.Option(
+            "--from",
+            metavar="STEP",
+            help="The last step to replay (0 for none), or the name of a checkpoint of the job.",
+        ),
     ],
     place: Journal = None,
     kafka: Kafka = None,
-    model: Annotated[str, typer.Option(metavar="NAME", help="Is asked in place of the one that the code names.")] = "",
+    model: Annotated[str, typer.Option(metavar="NAME", help="The model to ask in place of the one in the code.")] = "",
     prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="The instructions of requests to models.", show_default=False)
     ] = None,
@@ -133,27 +138,29 @@ def fork_job(
         list[str] | None,
         typer.Option(
             metavar="NAME=JSON",
-            help="What a tool, a model (llm: each), a question, a signal or a child says, in place of itself. May be repeated.",
+            help="The answer of a tool, a model (llm for all), a question, a signal or a child, which is then not called; repeatable.",
         ),
     ] = None,
     allow: Annotated[
-        list[str] | None, typer.Option(metavar="TOOL", help="That is called, although it changes something.")
+        list[str] | None,
+        typer.Option(metavar="TOOL", help="The tool to call although it changes something; repeatable."),
     ] = None,
     no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="End where only time would let it go on: a timer, a question's deadline.")
+        bool, typer.Option("--no-wait", help="End where the fork only waits for a timer or a deadline.")
     ] = False,
     file: Annotated[
-        Path | None, typer.Option("--record", metavar="FILE", help="Where its recording goes.", show_default=False)
+        Path | None,
+        typer.Option("--record", metavar="FILE", help="The file for the recording of the fork.", show_default=False),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Run the code of today over what a job did up to a step, and let it go on from there, otherwise than it did.
+    """Replay a job with today's code up to a step, and let a copy of it (the fork) continue from there with live calls.
 
-    Nothing outside changes: models and tools that only read are asked, and cost; others, and children, are denied, unless --answer stands
-    in for them or --allow names them. The program's policy holds, too: --answer confirm='{"approved": true}' allows what it wants a person
-    to allow. Its budgets hold too, and what the fork uses is booked in its ledger, under a job of its own. Neither the job nor its journal
-    is touched. Timers and deadlines take their time, and what it waits
-    for is said, unless --no-wait. Exit code 1 where it fails.
+    Nothing outside changes by default: the fork calls models, and tools that only read, and these calls cost. It denies other tools and
+    children, unless --answer gives their answer or --allow names them. The program's policy applies: --answer confirm='{"approved": true}'
+    approves an effect that policy wants a person to approve. The program's budgets apply too, and the usage is booked in its ledger under
+    a job of its own. The job and its journal are not changed. The fork waits for its timers and deadlines, unless --no-wait ends it there.
+    The command prints what the fork waits for. Exit code 1 if the fork fails.
     """
 
     def work() -> None:
@@ -190,7 +197,9 @@ def fork_job(
         else:
             columns(["step", "what", "asked", "outcome", "value"], [_row(each) for each in steps_of(found.recording)])
             differs = (
-                "as it did" if found.first_difference is None else f"otherwise from step {found.first_difference} on"
+                "as the job did"
+                if found.first_difference is None
+                else f"different from step {found.first_difference} on"
             )
             typer.echo(f"the fork of job {recording.job_id} {found.outcome}, {differs}", err=True)
             if found.outcome == "succeeded":
@@ -199,13 +208,13 @@ def fork_job(
             words = (
                 f"is booked as job {found.booked_as}"
                 if is_kept
-                else "is booked nowhere: the program keeps no rows outside of its journal"
+                else "is not booked, because the program has no ledger outside of its journal"
             )
-            typer.echo(f"what the fork has used {words}", err=True)
+            typer.echo(f"the usage of the fork {words}", err=True)
         for word in found.waits_for:
-            typer.echo(f"it waits for {word}", err=True)
+            typer.echo(f"the fork waits for {word}", err=True)
         for word in found.unused:
-            typer.echo(f"{word}, of --allow or --answer, is the name of nothing that the fork has asked for", err=True)
+            typer.echo(f"{word}, in --allow or --answer, names nothing that the fork has called or asked", err=True)
         if found.outcome == "failed":
             raise UserError(f"the fork of job {recording.job_id} has failed: {found.error}")
 
@@ -213,12 +222,17 @@ def fork_job(
 
 
 def _part(job: str, begin: str, place: str | None, kafka: list[str] | None) -> tuple[Recording, int | None]:
-    """What is recorded, and the step behind which it goes on; None: behind all of it, which is up to a checkpoint."""
+    """Returns the recording and the step after which the fork continues. The step is None if `begin` names a checkpoint: the recording then
+    ends there.
+
+    Raises WrongUse for the name of a checkpoint without a journal, and UserError if the job has no checkpoint of this name.
+    """
     if begin.isdecimal():
         return _recording(job, place, kafka), int(begin)
     if place is None:
         raise WrongUse(
-            f"--from {begin}: a file has no checkpoints", hint="give the number of a step, as in sabot jobs diff"
+            f"--from {begin} names a checkpoint, and a file has no checkpoints",
+            hint="give the number of a step, from sabot jobs diff",
         )
     with reading(place, kafka) as reader:
         known = {each.name: each for each in checkpoints_of(reader, job)}
@@ -226,7 +240,7 @@ def _part(job: str, begin: str, place: str | None, kafka: list[str] | None) -> t
     if begin not in known:
         raise UserError(
             f"job {job} has no checkpoint {begin}",
-            hint=f"it has {', '.join(known)}" if known else "it has none: give the number of a step",
+            hint=f"it has {', '.join(known)}" if known else "the job has no checkpoints: give the number of a step",
         )
     return recording.take_until(known[begin].entries), None
 
@@ -234,7 +248,7 @@ def _part(job: str, begin: str, place: str | None, kafka: list[str] | None) -> t
 def _answer(word: str) -> tuple[str, Any]:
     name, said, value = word.partition("=")
     if not name or not said:
-        raise WrongUse(f"--answer {word}", hint="write NAME=JSON, as in --answer 'look=\"gold\"'")
+        raise WrongUse(f"--answer {word} is not NAME=JSON", hint="write NAME=JSON, as in --answer 'look=\"gold\"'")
     return name, json_of(value, "--answer")
 
 
@@ -255,12 +269,15 @@ def _text(value: Any) -> str:
 @jobs.command("diff")
 def diff_jobs(
     job: JobId,
-    other: Annotated[str, typer.Argument(metavar="OTHER", help="The job, or the file, that it is compared with.")],
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="The job, or the file, to compare it with.")],
     place: Journal = None,
     kafka: Kafka = None,
     json: Json = False,
 ) -> None:
-    """What two jobs did, step by step: = where they asked the same and were told the same. Exit code 1 where they differ."""
+    """Compare two jobs step by step. A step is marked = if request and result are equal. Exit code 1 if a step differs.
+
+    Other marks: `asked`, the requests differ; `told`, only the results differ; `missing`, one job has no such step.
+    """
 
     def work() -> None:
         one, two = (steps_of(_recording(each, place, kafka)) for each in (job, other))
@@ -293,11 +310,11 @@ def _compared(one: dict[str, Any] | None, other: dict[str, Any] | None) -> str:
 
 
 def _side(step: dict[str, Any] | None, width: int) -> str:
-    """What was asked, and what came of it, in `width` characters."""
+    """Returns the request and the result of a step as text of at most `width` characters; "" for None, a step that is missing."""
     if step is None:
         return ""
     what, asked, value = effect_words(step["kind"], step["name"]), _text(step["asked"]), _text(step["value"])
-    left = max(_LEAST, width - len(f"{what}  -> {step['outcome']} "))  # for what was asked and its value
+    left = max(_LEAST, width - len(f"{what}  -> {step['outcome']} "))  # for the request and its value
     asked, value = (
         shortened(asked, max(left - len(value), left // 2)),
         shortened(value, max(left - len(asked), left // 2)),

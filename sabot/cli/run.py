@@ -1,4 +1,4 @@
-"""`sabot run`, and `worker`, its name in Faust: their options are made from the settings of an app."""
+"""`sabot run`, and `sabot worker` with Faust's form of the command. Their options are made from the settings of an app."""
 
 import inspect
 import sys
@@ -33,38 +33,38 @@ class RunOptions(Settings):
 
     workers: int | None = option(
         None,
-        "the number of processes that share the tasks of streams; 1: this one alone",
+        "the number of worker processes that share the tasks of streams; 1: all run in this process",
         metavar="N",
         kind=int,
         bounds=(1, None),
     )
     listen: str | None = option(
-        None, "the address where workers of `sabot join`, on other machines, are waited for", metavar="HOST:PORT"
+        None, "the address where the app waits for workers of `sabot join` on other machines", metavar="HOST:PORT"
     )
     secrets: str | None = option(
         None,
-        "for workers that join: a directory with the file token, for TLS also tls.crt, tls.key, ca.crt",
+        "the directory with the file `token` for workers that join; for TLS also tls.crt, tls.key, ca.crt",
         metavar="DIR",
     )
     ray: str | None = option(
-        None, "the Ray cluster on whose nodes the workers start; auto: that of this machine", metavar="ADDRESS"
+        None, "the Ray cluster whose nodes run the workers; auto: the cluster of this machine", metavar="ADDRESS"
     )
     ray_resources: str | None = option(
-        None, "the resources of its node that each worker takes, by Ray's names: CPU=1", metavar="NAME=N,…"
+        None, "the resources that each worker takes on its node, by Ray's names: CPU=1", metavar="NAME=N,…"
     )
     loglevel: str = option(
-        "info", f"the least level of log lines: {', '.join(LOG_LEVELS)}", check=log_level, metavar="LEVEL"
+        "info", f"the lowest level to log: {', '.join(LOG_LEVELS)}", check=log_level, metavar="LEVEL"
     )
     log_format: str = option(
-        "text", "the format of log lines: text, or json with an object a line", check=log_format, metavar="FORMAT"
+        "text", "the format of log lines: text, or json with one object per line", check=log_format, metavar="FORMAT"
     )
     reload: bool = option(
-        False, "for development: a new start when a file of the program changes", kind=bool, metavar=" "
+        False, "a new start when a file of the program changes, for development", kind=bool, metavar=" "
     )
 
 
 def with_options(command: F) -> F:
-    """Gives a command, whose last parameter is `**given`, the options in RunOptions that the command line has."""
+    """Returns the command with the options of RunOptions that have a metavar, in place of its last parameter `**given`."""
     signature = inspect.signature(command)
     own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
     of_app = {each.name for each in fields(Settings)}
@@ -76,7 +76,7 @@ def with_options(command: F) -> F:
 
 
 def _parameter(name: str, each: Option, of_app: bool) -> inspect.Parameter:
-    """Returns the parameter of a typer command. A setting of the app that is not given is None, so the program's own value holds."""
+    """Returns the parameter of a typer command. A setting of the app that is not given is None, so the program's own value applies."""
     types: dict[type, Any] = {bool: bool, list: list[str] | None, int: int | None}
     hint = typer.Option(
         f"--{name.rstrip('_').replace('_', '-')}",
@@ -92,7 +92,7 @@ def _parameter(name: str, each: Option, of_app: bool) -> inspect.Parameter:
 
 
 def words_of(given: Mapping[str, Any], *, again: bool = False) -> list[str]:
-    """Returns options of `sabot run` as words of a command line. `again`: True leaves out those that are for one start, such as --fresh."""
+    """Returns options of `sabot run` as words of a command line. `again`: True leaves out options for one start, such as --fresh."""
     words = []
     for name, value in given.items():
         if value is None or (again and options_of(RunOptions)[name].once):
@@ -108,7 +108,7 @@ def words_of(given: Mapping[str, Any], *, again: bool = False) -> list[str]:
 
 @with_options
 def run(target: Target, **given: Any) -> None:
-    """Run an app until its input ends, or Ctrl-C. The options override what the program says."""
+    """Run an app until its input ends, or Ctrl-C. Options override the settings of the program."""
     loglevel, log_format, reload = (given.pop(name) for name in ("loglevel", "log_format", "reload"))
     logs = {"loglevel": loglevel, "log_format": log_format}
     settings = {name: value for name, value in given.items() if value not in (None, False, [])}
@@ -126,9 +126,9 @@ def run(target: Target, **given: Any) -> None:
 
 @with_options
 def worker(context: typer.Context, **given: Any) -> None:
-    """The same as `run`, in Faust's words: sabot -A module:app worker."""
+    """Run an app, as `run` does, by Faust's form: sabot -A module:app worker."""
     if context.obj is None:
-        raise typer.BadParameter("which app? write: sabot -A module:app worker")
+        raise typer.BadParameter("no app is named: write sabot -A module:app worker")
     run(context.obj, **given)
 
 
@@ -144,7 +144,7 @@ def _work(target: str, settings: dict[str, Any], worker: Sequence[str] = ()) -> 
 
 
 def _loaded(target: str, settings: dict[str, Any], worker: Sequence[str]) -> "App":
-    """worker: the command that starts a worker of it."""
+    """Loads the app and applies the options. `worker`: the words after `sabot` that start a worker of the app. Raises WrongUse."""
     app = load_app(target)
     settings = dict(settings)
     cluster = {name: settings.pop(name, None) for name in ("workers", "listen", "secrets", "ray", "ray_resources")}
@@ -154,8 +154,8 @@ def _loaded(target: str, settings: dict[str, Any], worker: Sequence[str]) -> "Ap
         saved = find_checkpoints(settings["from_"])
         if isinstance(saved.location, tuple):
             raise WrongUse(
-                f"{redacted_url(settings['from_'])}: its file system has no address",
-                hint="keep it where one has: sabot savepoint create … --to DIR",
+                f"--from {redacted_url(settings['from_'])}: the checkpoints are in a file system object, which has no address",
+                hint="copy a checkpoint to a directory or a URI: sabot savepoint create … --to DIR",
             )
         settings = settings | {"from_": f"{saved.location}@{saved.manifest().checkpoint_id}"}
     try:
@@ -175,12 +175,16 @@ def _spread(
     ray: str | None,
     ray_resources: str | None,
 ) -> None:
-    """Over workers, where the options ask for several, or an agent for a process of its own."""
+    """Sets the app up for several workers, if the options ask for them or if an agent runs in a process of its own.
+
+    Raises WrongUse for options of workers without several workers, and for --ray-resources without --ray.
+    """
     workers = workers or 1
     if workers == 1 and not any(agent.spec is not None and agent.spec.process for agent in app.agents().values()):
         if any(given is not None for given in (listen, secrets, ray, ray_resources)):
             raise WrongUse(
-                "--listen, --secrets and --ray are for an app of several workers", hint="give --workers N too"
+                "--listen, --secrets, --ray and --ray-resources need an app with several workers",
+                hint="give --workers N too",
             )
         return
     from sabot.workers import LocalLauncher, TcpRendezvous, over_workers  # here, so that other commands do not load it
@@ -191,7 +195,7 @@ def _spread(
 
         launcher = partial(RayLauncher, ray, worker, parse_resources(ray_resources or "CPU=1"))
     elif ray_resources is not None:
-        raise WrongUse("--ray-resources is for workers on Ray", hint="give --ray ADDRESS too")
+        raise WrongUse("--ray-resources needs workers on Ray", hint="give --ray ADDRESS too")
     elif listen is None:
         launcher = partial(LocalLauncher, [sys.executable, "-P", "-m", "sabot", *worker])
     app.workers = over_workers(app, TcpRendezvous.of(launcher, listen, secrets), workers)

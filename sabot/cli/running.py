@@ -1,4 +1,4 @@
-"""Runs one App in the foreground: signals, log lines, exit codes."""
+"""Runs one App in the foreground: its signals, progress, errors and exit codes."""
 
 import asyncio
 import contextlib
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 
 def leave_at_once(number: int, frame: FrameType | None) -> None:
-    """The handler of Ctrl-C before the app has begun. It exits at once, because an exception could be swallowed, and typer would turn it
-    into exit code 1.
-    """
+    """Exits at once: the handler of Ctrl-C before the app has begun. An exception could be swallowed, and typer would exit with code 1."""
     os._exit(128 + number)
 
 
@@ -35,7 +33,7 @@ def run_app(app: "App") -> None:
 
 
 async def _run(app: "App") -> None:
-    """Does what `app.run()` does. Where a call refuses to be cancelled, the event loop cannot be closed, so the process exits here."""
+    """Runs `app.run()`. If a user's call does not end when it is cancelled, the event loop cannot be closed: the process exits here."""
     code = 0
     try:
         with _progress_shown(app):
@@ -50,7 +48,7 @@ async def _run(app: "App") -> None:
 
 
 def _exit_code(asked: Exit) -> int:
-    """The exit code with which Python would end for this exit."""
+    """Returns the exit code with which Python would end for this exception."""
     if isinstance(asked, KeyboardInterrupt):
         return getattr(asked, "code", 128 + signal.SIGINT)
     if isinstance(asked.code, int | None):
@@ -61,7 +59,7 @@ def _exit_code(asked: Exit) -> int:
 
 @contextlib.contextmanager
 def _progress_shown(app: "App") -> Iterator[None]:
-    """On a terminal, shows how much of its files the app has read; shows nothing for inputs without an end."""
+    """Shows on a terminal how much of its files the app has read. Shows nothing if an input has no end."""
     if not sys.stderr.isatty():
         yield
         return
@@ -93,8 +91,9 @@ async def _show_progress(app: "App", shown: "Progress") -> None:
 
 
 def guarded(work: Callable[[], None], *, debug: bool) -> int:
-    """Does the work, prints a failure on stderr, as one line where there is nothing to choose, and returns the exit code: 0, 1 (failure), 2
-    (wrong use), 130 (or 128 + the signal).
+    """Does the work and returns the exit code: 0, 1 (failure), 2 (wrong use), or 128 + the signal (130 for Ctrl-C).
+
+    Prints a failure as one line on stderr, or as several if the user has a choice to make. `debug`: True to print the traceback too.
     """
     if signal.getsignal(signal.SIGINT) is leave_at_once:  # from here on there may be resources to close
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -118,6 +117,6 @@ def _said(error: Exception, code: int, with_traceback: bool) -> int:
     known = isinstance(error, SabotError)
     line = str(error) if known else f"{type(error).__name__}: {error} (--loglevel debug shows where)"
     said = visible(scrubbed(line))
-    lines = said.splitlines() if isinstance(error, DeliveryConflict) else [said]  # a choice each
+    lines = said.splitlines() if isinstance(error, DeliveryConflict) else [said]  # one line for each choice
     print("sabot: " + "\n  ".join(" ".join(each.split()) for each in lines), file=sys.stderr)
     return code

@@ -1,4 +1,4 @@
-"""`sabot init`: a small project to begin with."""
+"""`sabot init`: writes a small project to begin with."""
 
 import re
 from pathlib import Path
@@ -75,7 +75,9 @@ python -m pytest
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="NAME", help="The folder to make; the app has its name.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="NAME", help="The folder to make; its name is the name of the app.")
+    ],
 ) -> None:
     """Write a small project with a test into a new folder."""
 
@@ -87,13 +89,16 @@ def init(
 
 
 def _write(folder: Path) -> None:
-    """Raises WrongUse for a folder that holds something, and for a name that no app can have."""
+    """Writes the project. Raises WrongUse if the folder is not empty or cannot be written, or if an app cannot have its name."""
     name = folder.absolute().name
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,99}", name):
-        raise WrongUse(f"{name!r} cannot be the name of a project", hint="a letter, then letters, digits, - and _")
+        raise WrongUse(
+            f"{name!r} cannot be the name of a project",
+            hint="a name is a letter, then at most 99 letters, digits, - and _",
+        )
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise WrongUse(f"{folder} is there and not empty: nothing is written", hint="give another name")
+            raise WrongUse(f"{folder} exists and is not empty: nothing is written", hint="give another name")
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in _FILES.items():
             with (folder / path).open("x", encoding="utf-8") as file:

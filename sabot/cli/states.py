@@ -1,4 +1,4 @@
-"""`sabot jobs checkpoint`, `checkpoints`, `restore`: names for places in the histories of jobs, and jobs that go on from there."""
+"""`sabot jobs checkpoint`, `checkpoints` and `restore`: name a point in the history of a job, and run a new job from there."""
 
 import asyncio
 from dataclasses import asdict
@@ -32,14 +32,21 @@ def checkpoint(
     place: Place,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="Its own in the job; default: made of the type.", show_default=False),
+        typer.Argument(
+            metavar="[NAME]", help="The name, unique in the job; default: made from the type.", show_default=False
+        ),
     ] = None,
     kafka: Kafka = None,
-    kind: Annotated[CheckpointType, typer.Option("--type", help="Why it is made.")] = "manual",
-    most: Annotated[str, typer.Option("--max-size", metavar="SIZE", help="Of the history of the job.")] = MOST_BYTES,
+    kind: Annotated[CheckpointType, typer.Option("--type", help="The reason for the checkpoint.")] = "manual",
+    most: Annotated[
+        str, typer.Option("--max-size", metavar="SIZE", help="The largest history of the job that is accepted.")
+    ] = MOST_BYTES,
     by: By = "",
 ) -> None:
-    """Give what an open job has done so far a name, from which another job can go on. It is on the disk when the command ends."""
+    """Make a checkpoint of an open job: a name for its history so far, from which another job can continue.
+
+    The checkpoint is stored durably when the command ends.
+    """
 
     def work() -> None:
         limit, now_ms = parse_bytes(most, name="--max-size"), round(SYSTEM_CLOCK.time() * 1000)
@@ -57,7 +64,7 @@ def checkpoint(
 
 @jobs.command("checkpoints")
 def list_checkpoints(job: JobId, place: Place, kafka: Kafka = None, json: Json = False) -> None:
-    """The checkpoints of a job, the oldest first."""
+    """List the checkpoints of a job, the oldest first."""
 
     def work() -> None:
         with reading(place, kafka) as reader:
@@ -80,31 +87,39 @@ def list_checkpoints(job: JobId, place: Place, kafka: Kafka = None, json: Json =
 @jobs.command()
 def restore(
     job: JobId,
-    target: Annotated[str, typer.Option("-A", "--app", metavar="MODULE:KERNEL", help="The RuntimeKernel of today.")],
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Of the checkpoint; default: the last one.")] = "",
+    target: Annotated[
+        str, typer.Option("-A", "--app", metavar="MODULE:KERNEL", help="The RuntimeKernel with today's code.")
+    ],
+    name: Annotated[
+        str, typer.Argument(metavar="[NAME]", help="The name of the checkpoint; default: the last one.")
+    ] = "",
     again: Annotated[
         list[str] | None,
-        typer.Option(metavar="TOOL", help="That may do again what it has done behind the checkpoint; may be repeated."),
+        typer.Option(metavar="TOOL", help="The tool whose calls after the checkpoint may be made again; repeatable."),
     ] = None,
-    beside: Annotated[bool, typer.Option("--beside", help="Although the job itself has not ended.")] = False,
+    beside: Annotated[
+        bool, typer.Option("--beside", help="Start the new job although the old one has not ended.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Let another job go on from a checkpoint of a job, with the code of today, until it ends. The kernel is the owner of its journal
-    meanwhile; what it has open besides goes on too.
+    """Run a new job from a checkpoint of a job, with today's code, until the new job ends.
+
+    The command owns the kernel's journal meanwhile, and continues the other open jobs in it too.
     """
 
     async def restored(kernel: RuntimeKernel) -> ExecutionResult:
         async with kernel:
             await kernel.resume()
             handle = await StateManager(kernel).restore(job, name, again=again or (), beside=beside)
-            typer.echo(f"job {handle.job_id} goes on from there", err=True)
+            typer.echo(f"job {handle.job_id} continues from the checkpoint", err=True)
             return await handle.result()
 
     def work() -> None:
         kernel = load_program(target)
         if not isinstance(kernel, RuntimeKernel):
             raise WrongUse(
-                f"{target} is an App, and a RuntimeKernel is wanted", hint="sabot jobs fork is for jobs of apps"
+                f"{target} is an App, and only jobs of a RuntimeKernel can be restored",
+                hint="use sabot jobs fork for a job of an app",
             )
         result = asyncio.run(restored(kernel))
         if json:

@@ -1,4 +1,4 @@
-"""`sabot topics`: the topics of a Kafka broker, listed, made, described, and their last records."""
+"""`sabot topics`: lists, makes and describes the topics of a Kafka broker, and prints their last records."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,15 +20,17 @@ from sabot.logs import set_up_logging
 if TYPE_CHECKING:
     from sabot.kafka.log import TopicLog
 
-topics = typer.Typer(help="The topics of a Kafka broker.", no_args_is_help=True, rich_markup_mode=None)
+topics = typer.Typer(
+    help="List, make and read the topics of a Kafka broker.", no_args_is_help=True, rich_markup_mode=None
+)
 
-Topic = Annotated[str, typer.Argument(metavar="TOPIC", help="Its name.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON, an object on a line.")]
+Topic = Annotated[str, typer.Argument(metavar="TOPIC", help="The name of the topic.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 
 
 @topics.command("list")
 def list_(context: typer.Context, broker: Broker = None, kafka: Kafka = None, json: Json = False) -> None:
-    """The topics and how many partitions each has, without the broker's own."""
+    """List the topics and their numbers of partitions, without the internal topics of the broker."""
 
     def work() -> None:
         from sabot.kafka import admin  # here and below, because this loads the Kafka client
@@ -51,13 +53,14 @@ def create(
     broker: Broker = None,
     kafka: Kafka = None,
     partitions: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="How many; by default as many as the broker makes.")
+        int | None, typer.Option(min=1, metavar="N", help="The number of partitions; default: the broker's.")
     ] = None,
     config: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of a new topic, cleanup.policy=compact.")
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A setting of a new topic, as in cleanup.policy=compact; repeatable."),
     ] = None,
 ) -> None:
-    """Make a topic. One that is there grows to so many partitions, and keeps its settings."""
+    """Make a topic. A topic that exists gets more partitions if it has fewer, and keeps its settings."""
 
     def work() -> None:
         from sabot.kafka import admin
@@ -67,15 +70,18 @@ def create(
         before = admin.partitions(url, topic, kafka=settings)
         if before and config:
             raise UserError(
-                f"topic {topic!r} is there already, and keeps its settings",
-                hint="leave --config out, or change them with the tools of the broker",
+                f"topic {topic!r} exists already and keeps its settings",
+                hint="leave --config out, or change the settings with the broker's own tools",
             )
         if partitions is not None and before > partitions:
-            raise UserError(f"topic {topic!r} has {before} partitions already", hint="a topic never shrinks")
+            raise UserError(
+                f"topic {topic!r} has {before} partitions already, and a topic cannot lose partitions",
+                hint=f"give --partitions {before} or more",
+            )
         admin.create_topic(url, topic, partitions or -1, config=kafka_settings(config, "--config"), kafka=settings)
         now = admin.partitions(url, topic, kafka=settings)
-        what = "made" if not before else "grown" if now > before else "there already"
-        typer.echo(f"topic {topic} is {what}: partitions {now}")
+        what = "is made" if not before else "has grown" if now > before else "exists already"
+        typer.echo(f"topic {topic} {what}: partitions {now}")
 
     _run(work)
 
@@ -84,7 +90,10 @@ def create(
 def describe(
     context: typer.Context, topic: Topic, broker: Broker = None, kafka: Kafka = None, json: Json = False
 ) -> None:
-    """The partitions of a topic: the offset of the first record, that behind the last, and about how many there are between them."""
+    """Show the partitions of a topic: the first offset, the offset after the last record, and the number of offsets between them.
+
+    A partition can have fewer records than offsets.
+    """
 
     def work() -> None:
         with _log_of(context, topic, broker, kafka) as log:
@@ -105,11 +114,11 @@ def tail(
     topic: Topic,
     broker: Broker = None,
     kafka: Kafka = None,
-    count: Annotated[int, typer.Option("-n", min=0, metavar="N", help="So many of each partition.")] = 10,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="And those that come, until Ctrl-C.")] = False,
+    count: Annotated[int, typer.Option("-n", min=0, metavar="N", help="The number of records of each partition.")] = 10,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new records too, until Ctrl-C.")] = False,
     json: Json = False,
 ) -> None:
-    """The last records of each partition of a topic, in the order of their timestamps. Nothing is committed."""
+    """Print the last records of each partition of a topic, in the order of their timestamps. No offset is committed."""
 
     def work() -> None:
         found: list[Any] = []
@@ -117,7 +126,7 @@ def tail(
             ends = {index: log.bounds(topic, index)[1] for index in log.partitions(topic)}
             for index, end in ends.items():
                 found += _last(log, topic, index, count, end)
-            # Stable: in a partition they keep their order among equals.
+            # The sort is stable: records of a partition with equal timestamps keep their order.
             found.sort(key=lambda message: message.timestamp()[1])
             if json:
                 for message in found:
@@ -158,8 +167,9 @@ def _row_of(message: Any) -> list[str]:
 
 
 def _last(log: "TopicLog", topic: str, index: int, count: int, end: int) -> "deque[Any]":
-    """The last records of a partition before the offset `end`. Markers of transactions, and what compaction has removed, take offsets: so
-    it looks further back until there are enough.
+    """Returns the last `count` records of a partition before the offset `end`, or all if there are fewer.
+
+    Transaction markers, and records that compaction has removed, take offsets too: so this looks further back until it has enough.
     """
     first = log.bounds(topic, index)[0]
     span = count
@@ -185,10 +195,10 @@ def _log_of(context: typer.Context, topic: str, broker: str | None, kafka: list[
 
 
 def _broker(context: typer.Context, broker: str | None, kafka: list[str] | None) -> tuple[str, dict[str, Any]]:
-    hint = "--broker kafka://host:port, or sabot -A module:app topics …"
+    hint = "give --broker kafka://host:port, or write sabot -A module:app topics …"
     url, settings = address_of(context, broker, kafka, needed=True, hint=hint)
     if url is None:
-        raise WrongUse("which broker?", hint=hint)
+        raise WrongUse("no broker is given", hint=hint)
     return url, settings
 
 

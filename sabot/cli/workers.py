@@ -1,4 +1,4 @@
-"""`sabot workers`, `sabot rescale`: the worker processes of a running app, and another number of them."""
+"""`sabot workers` shows the worker processes of a running app; `sabot rescale` changes their number."""
 
 from typing import Annotated, Any
 
@@ -13,11 +13,11 @@ from sabot.logs import set_up_logging
 
 _ASK_SECONDS = 20.0
 
-Json = Annotated[bool, typer.Option("--json", help="JSON, an object on a line.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 
 
 def workers(app: AppWord, json: Json = False) -> None:
-    """What each worker of a running app does: its tasks, rows, lag, CPU and memory. Rates are those of the last seconds."""
+    """Show the workers of a running app and their tasks: rows, lag, CPU and memory. Rates are those of the last seconds."""
 
     def work() -> None:
         _print(_asked(find_checkpoints(app), {"workers": True}, _ASK_SECONDS), json)
@@ -27,11 +27,16 @@ def workers(app: AppWord, json: Json = False) -> None:
 
 def rescale(
     app: AppWord,
-    workers: Annotated[int, typer.Option(min=1, metavar="N", help="How many workers it is to have.")],
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How long it may take.")] = 100.0,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="The new number of workers.")],
+    timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="The longest wait for the change.")
+    ] = 100.0,
     json: Json = False,
 ) -> None:
-    """Give a running app another number of workers: it stops with a checkpoint, and goes on from there; no row is lost or repeated."""
+    """Give a running app another number of workers.
+
+    The app stops with a checkpoint and continues from it with the new workers. No row is lost or repeated.
+    """
 
     def work() -> None:
         _print(_asked(find_checkpoints(app), {"rescale": workers}, timeout), json)
@@ -49,8 +54,8 @@ def _asked(app: AppCheckpoints, request: dict[str, Any], timeout: float) -> dict
     if control is None:
         raise UserError(
             f"no app runs on {app.place} on this machine",
-            hint="sabot run module:app --workers N starts it; one with its checkpoints in an object store is asked where it "
-            "was started, by its --state directory",
+            hint="sabot run module:app --workers N starts it; if its checkpoints are in an object store, name its --state directory "
+            "on the machine where it was started",
         )
     return ask(control, request, timeout)
 
@@ -62,7 +67,7 @@ def _print(answer: dict[str, Any], json: bool) -> None:
             json_line({"app": answer["app"], "restarts": answer["restarts"], **each})
         return
     if not found:
-        typer.echo(f"{plain(answer['app'])}: no workers, all tasks are in the process that was started")
+        typer.echo(f"{plain(answer['app'])}: no workers: all tasks run in the process that was started")
         return
     tasks = sum(len(each["tasks"]) for each in found)
     typer.echo(

@@ -189,13 +189,13 @@ def test_the_letter_of_a_job_is_sent_back_by_the_jobs_id(kafka_url: str, topic: 
     redrive = ["redrive", f"{topic}.dlq", "--broker", kafka_url, "--job"]
     done = CliRunner().invoke(commands._cli, ["dlq", *redrive, "shop.handle/x/0/1"])
     assert done.exit_code == 0, done.stderr
-    assert done.stdout.startswith("1 letters are redriven")
+    assert done.stdout.startswith("1 dead letters are redriven")
     (record,) = messages(kafka_url, topic, least=1)
     assert (record.value(), dict(record.headers())) == (b"1", {"sabot.job": b"shop.handle/x/0/1"})
     again = CliRunner().invoke(commands._cli, ["dlq", *redrive, "shop.handle/x/0/1"])
-    assert "0 letters are redriven; 1 were redriven before" in again.stdout
+    assert "0 dead letters are redriven; 1 were redriven before" in again.stdout
     nobody = CliRunner().invoke(commands._cli, ["dlq", *redrive, "shop.handle/x/0/99"])
-    assert (nobody.exit_code, "no letter here is of job" in nobody.stderr) == (1, True)
+    assert (nobody.exit_code, "no dead letter here is of job" in nobody.stderr) == (1, True)
 
 
 def test_a_job_is_tried_again_by_its_name(
@@ -214,11 +214,11 @@ def test_a_job_is_tried_again_by_its_name(
     monkeypatch.syspath_prepend(tmp_path)
     asks = ["-A", f"{module}:app", "jobs", "retry"]
     done = CliRunner().invoke(commands._cli, [*asks, "shop.handle/x/0/2"])
-    assert (done.exit_code, done.stdout) == (0, f"1 letters are redriven: 1 to {topic}\n"), done.stderr
+    assert (done.exit_code, done.stdout) == (0, f"1 dead letters are redriven: 1 to {topic}\n"), done.stderr
     assert [record.value() for record in messages(kafka_url, topic, least=1)] == [b"2"]
     for job, words in {
-        "shop.handle/x/0/99": "no letter here is of job",
-        "shop.other/x/0/1": "no agent of this job",
+        "shop.handle/x/0/99": "no dead letter here is of job",
+        "shop.other/x/0/1": "has no agent of job",
     }.items():
         nobody = CliRunner().invoke(commands._cli, [*asks, job])
         assert (nobody.exit_code != 0, words in nobody.stderr) == (True, True)
@@ -230,7 +230,7 @@ def test_letters_can_go_elsewhere_and_count_as_redriven(kafka_url: str, topic: s
     with_letters(kafka_url, topic, 4)
     admin.create_topic(kafka_url, f"{topic}.again", 1)
     done = sabot(kafka_url, "dlq", "redrive", f"{topic}.dlq", "--to", f"{topic}.again")
-    assert done.stdout == f"4 letters are redriven: 4 to {topic}.again\n"
+    assert done.stdout == f"4 dead letters are redriven: 4 to {topic}.again\n"
     assert payloads(kafka_url, f"{topic}.again", 4) == [0, 1, 2, 3]
     assert redriven(kafka_url, f"{topic}.dlq")["redriven"] == 0
 
@@ -246,14 +246,14 @@ def test_what_nobody_takes_back_stays_and_the_others_go(kafka_url: str, topic: s
     write(kafka_url, f"{topic}.dlq", rows)
     assert "partition  null\n" in sabot(kafka_url, "dlq", "show", f"{topic}.dlq", "0:3").stdout
     done = sabot(kafka_url, "dlq", "redrive", f"{topic}.dlq")
-    assert (done.exit_code, done.stdout) == (1, f"3 letters are redriven: 3 to {topic}\n")
-    assert "1 letters stay: no dead letters of sabot" in done.stderr
+    assert (done.exit_code, done.stdout) == (1, f"3 dead letters are redriven: 3 to {topic}\n")
+    assert "1 dead letters are not redriven: no dead letters of sabot" in done.stderr
     assert f"there is no topic '{topic}.gone'" in done.stderr
     assert payloads(kafka_url, topic, 3) == [0, 1, 5]
     left = sabot(kafka_url, "dlq", "list", f"{topic}.dlq", "--json").stdout.splitlines()
     assert [json.loads(line)["letter"] for line in left] == ["0:1", "0:2"]
     again = sabot(kafka_url, "dlq", "redrive", f"{topic}.dlq", "--to", topic)
-    assert (again.exit_code, again.stdout) == (0, f"2 letters are redriven: 2 to {topic}\n")
+    assert (again.exit_code, again.stdout) == (0, f"2 dead letters are redriven: 2 to {topic}\n")
 
 
 def test_a_letter_that_its_topic_refuses_is_named_and_can_be_left_out(kafka_url: str, topic: str) -> None:
@@ -367,7 +367,7 @@ def test_rows_of_a_step_are_sent_where_one_says(kafka_url: str, topic: str) -> N
     write(kafka_url, f"{topic}.dlq", [(b"1", facts(topic, 1, step="shop/map_async-1"), 0)])
     done = sabot(kafka_url, "dlq", "redrive", f"{topic}.dlq")
     assert done.exit_code == 1
-    assert "1 letters stay: they are rows of a step" in done.stderr
+    assert "1 dead letters are not redriven: they are rows of a step" in done.stderr
     admin.create_topic(kafka_url, topic, 1)
     assert redriven(kafka_url, f"{topic}.dlq", "--to", topic)["redriven"] == 1
     assert payloads(kafka_url, topic, 1) == [1]
@@ -558,8 +558,8 @@ def test_a_redrive_says_before_it_which_steps_drop_records_that_are_late_again(
     monkeypatch.syspath_prepend(tmp_path)
     done = CliRunner().invoke(commands._cli, ["-A", f"{name}:app", "dlq", "redrive", f"{topic}.dlq"])
     assert done.exit_code == 0, done.stderr
-    assert ("by k: n = count() drops them" in done.stderr) == (not late), done.stderr
-    assert f"1 letters are redriven: 1 to {topic}" in done.stdout
+    assert ("by k: n = count() drops late records" in done.stderr) == (not late), done.stderr
+    assert f"1 dead letters are redriven: 1 to {topic}" in done.stdout
 
 
 def test_a_redrive_without_the_app_says_what_becomes_of_late_records(kafka_url: str, topic: str) -> None:

@@ -20,8 +20,8 @@ def test_a_topic_is_made_listed_and_grows_but_never_shrinks(kafka_url: str, topi
 
     made = says("create", topic, "--partitions", "2", "--config", "cleanup.policy=compact")
     assert made == (0, f"topic {topic} is made: partitions 2\n")
-    assert says("create", topic) == (0, f"topic {topic} is there already: partitions 2\n")
-    assert says("create", topic, "--partitions", "3") == (0, f"topic {topic} is grown: partitions 3\n")
+    assert says("create", topic) == (0, f"topic {topic} exists already: partitions 2\n")
+    assert says("create", topic, "--partitions", "3") == (0, f"topic {topic} has grown: partitions 3\n")
     code, text = says("create", topic, "--partitions", "1")
     assert code == 1
     assert "has 3 partitions already" in text

@@ -123,4 +123,4 @@ def test_a_print_that_has_all_rows_it_asked_for_does_not_say_that_it_waited(caps
 def test_a_plan_of_nothing_says_that_there_is_nothing(tmp_path):
     done = script(tmp_path, "", "-m", "sabot", "plan", "first:")
     assert done.returncode == 1
-    assert "app first has no agents and no streams that go somewhere" in done.stderr
+    assert "app first has no agents, and no stream with a sink" in done.stderr

@@ -190,10 +190,10 @@ def test_loglevel_debug_shows_the_traceback_of_a_failure(tmp_path: Path) -> None
         ("nowhere.deeper:app", "there is no module named 'nowhere'"),
         ("hello.deeper:app", "there is no module named 'hello.deeper'"),
         ("hello:nothing", "hello has no 'nothing' (its Apps: hello:app)"),
-        ("hello:show", "hello:show is a function and no App (its Apps: hello:app)"),
+        ("hello:show", "hello:show is of type function and not an App (its Apps: hello:app)"),
         ("empty:app", "empty has no 'app' (there is no App in empty; make one: app = sabot.App('name'))"),
-        ("hello.py:app", "'hello.py' is a file, and a module is wanted (write hello:app)"),
-        ("hello-there:app", "'hello-there:app' names no app"),
+        ("hello.py:app", "'hello.py' is a file; the name of a module is needed (write hello:app)"),
+        ("hello-there:app", "'hello-there:app' is not the name of an app"),
     ],
 )
 def test_a_target_that_is_not_there_is_named(here: Path, target: str, said: str) -> None:
@@ -221,7 +221,7 @@ def test_a_module_that_raises_is_shown_with_file_and_line(here: Path, text: str,
     done = sabot_says("run", "broken:app")
     assert done.exit_code == 2
     assert said in done.stderr
-    assert done.stderr.startswith("sabot: broken ")
+    assert done.stderr.startswith("sabot: module broken ")
     assert done.stderr.count("\n") == 1
 
 
@@ -320,14 +320,14 @@ def test_a_module_named_as_one_that_is_loaded_is_refused_by_its_file(
     (tmp_path / f"{name}.py").write_text("app = 1")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    with pytest.raises(WrongUse, match=rf"{name}\.py is not what `import {name}` gives.*rename the file"):
+    with pytest.raises(WrongUse, match=rf"{name}\.py is not imported: `import {name}` gives.*rename the file"):
         load_app(f"{name}:app")
 
 
 def test_a_current_folder_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tmp_path.rmdir()
-    with pytest.raises(WrongUse, match="the current folder is gone"):
+    with pytest.raises(WrongUse, match="the current folder does not exist any more"):
         load_app("program:app")
 
 

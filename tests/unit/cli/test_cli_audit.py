@@ -102,7 +102,7 @@ async def test_the_questions_of_a_policy_are_listed_with_what_they_are_about(tmp
     assert "to approve: call refund" in printed("jobs", "list", "--journal", tmp_path)
     (token,) = [line["resume_token"] for line in objects("actions", "list", "--journal", tmp_path)]
     wrong = CliRunner().invoke(commands._cli, ["actions", "resolve", token, "--journal", str(tmp_path), "--done"])
-    assert (wrong.exit_code, "--approve, or --reject" in wrong.stderr) == (2, True)
+    assert (wrong.exit_code, "give --approve or --reject" in wrong.stderr) == (2, True)
     words = ["actions", "resolve", token, "--journal", tmp_path, "--reject", "--by", "eve"]
     assert printed(*words) == "answered\n"
 

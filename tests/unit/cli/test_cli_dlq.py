@@ -16,12 +16,12 @@ from sabot.connectors.letters import LETTER_SCHEMA, Ranges
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["list", "orders.dlq"], "which broker? (--broker kafka://host:port"),
-        (["list", "orders.dlq", "--broker", "memory://"], "memory://: what it held went with its process"),
+        (["list", "orders.dlq"], "no broker is given (give --broker kafka://host:port"),
+        (["list", "orders.dlq", "--broker", "memory://"], "memory://: the topics of a memory broker end with their process"),
         (["list", "orders.dlq", "--broker", "amqp://x"], "amqp://x"),
         (["list", "orders.dlq", "--broker", "kafka://x:1", "--kafka", "ssl"], "write --kafka NAME=VALUE"),
-        (["show", "orders.dlq", "17", "--broker", "kafka://x:1"], "'17' is no place: write PARTITION:OFFSET"),
-        (["redrive", "orders.dlq", "--only", "0:x", "--broker", "kafka://x:1"], "'0:x' is no place"),
+        (["show", "orders.dlq", "17", "--broker", "kafka://x:1"], "'17' is not the place of a dead letter: write PARTITION:OFFSET"),
+        (["redrive", "orders.dlq", "--only", "0:x", "--broker", "kafka://x:1"], "'0:x' is not the place of a dead letter"),
         (["redrive", "orders.dlq", "--limit", "0", "--broker", "kafka://x:1"], "Invalid value"),
     ],
 )
@@ -36,7 +36,7 @@ def test_the_broker_of_the_app_is_taken(tmp_path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(commands._cli, ["-A", "dlq_shop:app", "dlq", "list", "orders.dlq"])
     assert done.exit_code == 2
-    assert "memory://shop: what it held went with its process" in done.stderr
+    assert "memory://shop: the topics of a memory broker end with their process" in done.stderr
 
 
 @pytest.mark.parametrize("words", [["list"], ["show", "0:0"]])

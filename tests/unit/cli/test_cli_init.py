@@ -44,7 +44,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, monkeypatch
     (tmp_path / "shop" / "mine.txt").write_text("mine")
     found = sabot_says("init", "shop")
     assert found.exit_code == 2
-    assert "shop is there and not empty: nothing is written" in found.stderr
+    assert "shop exists and is not empty: nothing is written" in found.stderr
     assert [each.name for each in (tmp_path / "shop").iterdir()] == ["mine.txt"]
 
 

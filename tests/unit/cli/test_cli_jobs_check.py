@@ -154,7 +154,7 @@ async def test_a_program_that_would_not_go_on_is_refused(shop: Path, agent: str,
     assert why in "".join(job["then"] for job in jobs)
     done = sabot_says("jobs", "check", target)
     assert done.exit_code == 1
-    assert "would not go on with all open jobs" in done.stderr
+    assert "would not continue all open jobs" in done.stderr
     assert why in done.stdout
     assert calls_of(target) == []
 
@@ -213,7 +213,7 @@ async def test_without_open_jobs_there_is_nothing_to_say(tmp_path: Path, monkeyp
         pass
     done = sabot_says("jobs", "check", program(tmp_path, RENAMED))
     assert done.exit_code == 0, done.stderr
-    assert "0 open jobs behind checkpoint" in done.stderr
+    assert "0 open jobs after checkpoint" in done.stderr
 
 
 async def test_batches_are_checked_and_shown_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

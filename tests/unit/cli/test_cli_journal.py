@@ -276,7 +276,7 @@ def test_an_effect_in_doubt_is_not_approved_and_an_approval_is_not_done(tmp_path
         assert "--not-done" in done.stderr
     for words in (["--done"], ["--not-done"], ["--abandon"]):
         done = says("actions", "resolve", "confirm-2", "--journal", tmp_path, *words)
-        assert (done.exit_code, "asks: confirm" in done.stderr) == (2, True)
+        assert (done.exit_code, "question of type confirm" in done.stderr) == (2, True)
     for words in ([], ["--done", "--abandon"], ["--approve", "--with", "{}"]):
         assert says("actions", "resolve", "doubt-1", "--journal", tmp_path, *words).exit_code == 2
     assert journal.letters() == []

@@ -141,7 +141,7 @@ async def test_pages_follow_one_another_and_are_of_one_checkpoint(tmp_path: Path
         ({"name": "nobody"}, "has no operator or agent 'nobody' (there are aggregate-1, totals.seen"),
         ({"name": "aggregate-1", "limit": 0}, "limit=0 (from 1 to 1,000)"),
         ({"name": "aggregate-1", "cursor": "x:y"}, "cursor='x:y' (give back what stands under next"),
-        ({"name": "aggregate-1", "cursor": "99:0"}, "checkpoint 99 is gone: the app has newer ones"),
+        ({"name": "aggregate-1", "cursor": "99:0"}, "checkpoint 99 does not exist any more: the app has newer ones"),
     ],
 )
 async def test_what_is_not_there_is_named(state: str, arguments: dict[str, Any], said: str) -> None:
@@ -163,7 +163,7 @@ async def test_large_state_is_read_by_key_alone(state: str) -> None:
     async with served(state, largest=100) as client:
         said = await refused(client, "state_read", name="aggregate-1")
         assert said.startswith(f"the state of aggregate-1 in {state}/checkpoints has ")
-        assert said.endswith("100 are read whole (ask by key; or serve with a higher --largest)")
+        assert said.endswith("100 that are read whole (read it by key, or serve with a higher --largest)")
         assert len((await asked(client, "state_read", name="aggregate-1", key="a01"))["rows"]) == 1
 
 
@@ -266,11 +266,11 @@ def test_the_official_inspector_lists_the_tools_and_calls_them(state: str, tmp_p
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        ([], 2, "there is nothing to serve (name an APP, or --memory DIR)"),
+        ([], 2, "there is nothing to serve (name an APP, or give --memory DIR)"),
         (["nowhere"], 2, "there is no directory nowhere"),
-        (["--memory", "m", "--token-file", "t"], 2, "--token-file is for HTTP"),
-        (["--memory", "m", "--http", "x:y:z"], 2, "--http 'x:y:z' is no address"),
-        (["--memory", "m", "--http", "1", "--token-file", "none"], 2, "--token-file none: No such file or directory"),
+        (["--memory", "m", "--token-file", "t"], 2, "--token-file is only for HTTP"),
+        (["--memory", "m", "--http", "x:y:z"], 2, "--http 'x:y:z' is not an address"),
+        (["--memory", "m", "--http", "1", "--token-file", "none"], 2, "--token-file none cannot be read: No such file or directory"),
         (["--memory", "m", "--http", "0.0.0.0:0"], 1, "others can reach 0.0.0.0, and there is no token"),
     ],
 )

@@ -123,7 +123,7 @@ def test_a_changed_window_is_refused_and_a_step_that_is_gone_is_dropped(shop: Pa
     done = sabot_says("plan", target, "--against", "state")
     assert done.exit_code == 1
     assert done.stdout.splitlines()[0].startswith("checkpoint ")
-    assert done.stdout.splitlines()[1].split() == ["operator", "state", "what", "it", "is", "why"]
+    assert done.stdout.splitlines()[1].split() == ["operator", "state", "description", "why"]
     assert done.stderr.count("\n") == 1
     assert "aggregate-1: this program has no such operator" in done.stderr
     assert "tumbling(60000)" in done.stderr
@@ -294,7 +294,7 @@ def test_what_would_be_lost_is_named_and_given_up_by_its_name(shop: Path) -> Non
     target = program(shop, CHANGED.format('total=sabot.sum(col("amount") * 2)'), AGENT)
     refused = sabot_says("plan", target, "--against", "state")
     assert refused.exit_code == 1
-    assert "what is given up is named: --drop aggregate-1.total --drop tumbling-1" in refused.stderr
+    assert "to give the state up, start with --drop aggregate-1.total --drop tumbling-1" in refused.stderr
     assert sabot_says("run", target).exit_code == 1
     words = ["--drop", "aggregate-1.total", "--drop", "tumbling-1"]
     code, found = fates("plan", target, "--against", "state", *words)
@@ -321,7 +321,7 @@ def test_a_plan_does_not_count_on_a_drop_that_is_done(shop: Path) -> None:
     assert "start and stop the program that wrote it without the option before" in str(refused.value.hint)
     plan = sabot_says("plan", target, "--against", "state", "--drop", "aggregate-1.total")
     assert plan.exit_code == 1
-    assert "what is given up is named: --drop aggregate-1.total (the last start has done" in plan.stderr
+    assert "to give the state up, start with --drop aggregate-1.total (the last start has done" in plan.stderr
 
 
 def test_a_plan_says_that_a_topic_is_read_in_another_format(shop: Path) -> None:

@@ -43,14 +43,14 @@ def test_a_change_starts_the_program_again_and_an_error_of_syntax_is_waited_out(
         for line in running.stderr:
             if "SyntaxError" in line:
                 break
-        assert line == f"sabot: {program}:1: SyntaxError: '(' was never closed; what runs goes on until it is mended\n"
+        assert line == f"sabot: {program}:1: SyntaxError: '(' was never closed; the program runs on as it was until the file is corrected\n"
         replace(program, PROGRAM.format(word="three"))
         assert running.stdout.readline() == "three\n"
         replace(program, "raise RuntimeError('no')")
         for line in running.stderr:
             if "has ended" in line:
                 break
-        assert line == "sabot: the program has ended with code 2; it starts again when a file of it changes\n"
+        assert line == "sabot: the program has ended with code 2; it starts again when one of its files changes\n"
         replace(program, PROGRAM.format(word="four"))
         assert running.stdout.readline() == "four\n"
         running.send_signal(signal.SIGTERM)

@@ -64,7 +64,7 @@ async def test_the_code_of_today_runs_over_a_job_and_calls_nothing(folder: Path)
     same = program(folder, PROGRAM)
     said = sabot_says("jobs", "replay", one, "-A", same, "--journal", "state")
     assert said.exit_code == 0, said.stderr
-    assert "1 steps, as they are recorded; nothing was called" in said.stderr
+    assert "1 steps, all as recorded; no effect was made" in said.stderr
     assert "call refund" in said.stdout
     assert "refunded 1" in said.stdout
     assert sabot_says("jobs", "record", one, "one.json", "--journal", "state").exit_code == 0
@@ -75,7 +75,7 @@ async def test_the_code_of_today_runs_over_a_job_and_calls_nothing(folder: Path)
     renamed = program(folder, PROGRAM.replace("def handle", "def serve"))
     said = sabot_says("jobs", "replay", "one.json", "-A", renamed)
     assert "has no durable agent shop.handle" in said.stderr
-    assert "it has shop.serve" in said.stderr
+    assert "its agents: shop.serve" in said.stderr
 
 
 async def test_two_jobs_are_compared_step_by_step(folder: Path) -> None:
@@ -88,7 +88,7 @@ async def test_two_jobs_are_compared_step_by_step(folder: Path) -> None:
     step = json.loads(said.stdout.splitlines()[0])
     assert (step["differs"], step["one"]["value"], step["other"]["value"]) == ("asked", "refunded 1", "refunded 2")
     missing = sabot_says("jobs", "diff", one, "two.json")
-    assert "is no file of a recording" in missing.stderr
+    assert "there is no file" in missing.stderr
 
 
 async def test_a_comparison_is_as_wide_as_the_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,11 +134,11 @@ async def test_a_job_of_an_app_goes_on_from_a_step_with_an_answer_in_place_of_a_
     code, out, errors = await forked(one, "-A", same, "--journal", "state", "--from", 0)
     assert (code, "refund was not done" in errors, "PolicyDenied" in out) == (1, True, True)
     code, out, errors = await forked(one, "-A", same, "--journal", "state", "--from", 0, "--answer", 'refund="nothing"')
-    assert (code, "succeeded, otherwise from step 1 on" in errors, "nothing" in out) == (0, True, True)
-    assert "is the name of nothing" not in errors
+    assert (code, "succeeded, different from step 1 on" in errors, "nothing" in out) == (0, True, True)
+    assert "names nothing" not in errors
     misspelt = ("--allow", "refnud", "--allow", "unsafe", "--answer", "refnd=1")
     code, _, errors = await forked(one, "-A", same, "--journal", "state", "--from", 0, *misspelt)
-    assert [line.split(",")[0] for line in errors.splitlines() if "is the name of nothing" in line] == [
+    assert [line.split(",")[0] for line in errors.splitlines() if "names nothing" in line] == [
         "refnud",
         "refnd",
     ]
@@ -214,8 +214,8 @@ def test_a_kernel_that_is_not_there_is_told_by_what_there_is(tmp_path: Path, mon
     (tmp_path / "holds_nothing.py").write_text("x = 1")
     for target, said in {
         f"{module}:nope": f"{module} has no 'nope' (its Apps and kernels: {module}:kernel)",
-        f"{module}:RuntimeKernel": f"{module}:RuntimeKernel is a type and no App or RuntimeKernel (its Apps and kernels: ",
-        "holds_nothing:x": "holds_nothing:x is a int and no App or RuntimeKernel (there is no App and no RuntimeKernel in holds_nothing",
+        f"{module}:RuntimeKernel": f"{module}:RuntimeKernel is of type type and not an App or RuntimeKernel (its Apps and kernels: ",
+        "holds_nothing:x": "holds_nothing:x is of type int and not an App or RuntimeKernel (there is no App and no RuntimeKernel in holds_nothing",
     }.items():
         with pytest.raises(WrongUse, match="^" + re.escape(said)):
             load_program(target)
@@ -269,7 +269,7 @@ def test_a_fork_on_the_command_line_says_what_it_waits_for(tmp_path: Path, monke
     words = ["jobs", "fork", asyncio.run(work()), "--from", "0", "-A", target, "--journal", "waiting"]
     said = sabot_says(*words, "--no-wait")
     assert (said.exit_code, "waits" in said.stderr) == (0, True), said.stderr
-    assert "it waits for ask confirm (step 1), for " in said.stderr
+    assert "the fork waits for ask confirm (step 1), for " in said.stderr
     assert "--answer confirm=JSON" in said.stderr
     said = sabot_says(*words, "--no-wait", "--answer", 'confirm={"approved": true}', "--json")
     assert (json.loads(said.stdout)["result"], json.loads(said.stdout)["waits_for"]) == (True, [])

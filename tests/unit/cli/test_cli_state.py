@@ -76,8 +76,8 @@ def test_one_key_is_asked_for_and_an_older_checkpoint(state: str) -> None:
     [
         (["nobody"], 1, "has no operator or agent 'nobody'"),
         (["aggregate-1", "--as-of", "99"], 1, "has no checkpoint 99"),
-        (["aggregate-1", "--format", "xml"], 2, "'xml' is none of table, json, csv"),
-        (["aggregate-1", "--fresh", "--as-of", "1"], 2, "--fresh is of now, --as-of of then"),
+        (["aggregate-1", "--format", "xml"], 2, "'xml' is not one of table, json, csv"),
+        (["aggregate-1", "--fresh", "--as-of", "1"], 2, "--fresh makes a new checkpoint, and --as-of names an old one"),
         (["aggregate-1", "--fresh"], 1, "no app runs on"),
     ],
 )

@@ -80,4 +80,4 @@ async def test_a_job_gets_a_checkpoint_and_goes_on_from_it(tmp_path: Path, monke
     await outside.signal(found[0].job_id, "go")
     code, said, errors = await again
     assert (code, json.loads(said)["output"]) == (0, "paid for gold"), errors
-    assert f"job {found[0].job_id} goes on from there" in errors
+    assert f"job {found[0].job_id} continues from the checkpoint" in errors

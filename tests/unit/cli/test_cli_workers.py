@@ -28,7 +28,7 @@ async def test_an_app_in_one_process_has_no_workers_and_cannot_be_rescaled(here:
     try:
         assert app.statistics()["workers"] == []
         said = await asyncio.to_thread(sabot_says, "workers", "state")
-        assert said.stdout == "alone: no workers, all tasks are in the process that was started\n"
+        assert said.stdout == "alone: no workers: all tasks run in the process that was started\n"
         assert await asyncio.to_thread(lines, "workers", "state", "--json") == []
         refused = await asyncio.to_thread(sabot_says, "rescale", "state", "--workers", 3)
         assert refused.exit_code == 1
