@@ -17,11 +17,20 @@ from sabot.connectors.letters import LETTER_SCHEMA, Ranges
     ("words", "said"),
     [
         (["list", "orders.dlq"], "no broker is given (give --broker kafka://host:port"),
-        (["list", "orders.dlq", "--broker", "memory://"], "memory://: the topics of a memory broker end with their process"),
+        (
+            ["list", "orders.dlq", "--broker", "memory://"],
+            "memory://: the topics of a memory broker end with their process",
+        ),
         (["list", "orders.dlq", "--broker", "amqp://x"], "amqp://x"),
         (["list", "orders.dlq", "--broker", "kafka://x:1", "--kafka", "ssl"], "write --kafka NAME=VALUE"),
-        (["show", "orders.dlq", "17", "--broker", "kafka://x:1"], "'17' is not the place of a dead letter: write PARTITION:OFFSET"),
-        (["redrive", "orders.dlq", "--only", "0:x", "--broker", "kafka://x:1"], "'0:x' is not the place of a dead letter"),
+        (
+            ["show", "orders.dlq", "17", "--broker", "kafka://x:1"],
+            "'17' is not the place of a dead letter: write PARTITION:OFFSET",
+        ),
+        (
+            ["redrive", "orders.dlq", "--only", "0:x", "--broker", "kafka://x:1"],
+            "'0:x' is not the place of a dead letter",
+        ),
         (["redrive", "orders.dlq", "--limit", "0", "--broker", "kafka://x:1"], "Invalid value"),
     ],
 )

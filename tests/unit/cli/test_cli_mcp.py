@@ -270,7 +270,11 @@ def test_the_official_inspector_lists_the_tools_and_calls_them(state: str, tmp_p
         (["nowhere"], 2, "there is no directory nowhere"),
         (["--memory", "m", "--token-file", "t"], 2, "--token-file is only for HTTP"),
         (["--memory", "m", "--http", "x:y:z"], 2, "--http 'x:y:z' is not an address"),
-        (["--memory", "m", "--http", "1", "--token-file", "none"], 2, "--token-file none cannot be read: No such file or directory"),
+        (
+            ["--memory", "m", "--http", "1", "--token-file", "none"],
+            2,
+            "--token-file none cannot be read: No such file or directory",
+        ),
         (["--memory", "m", "--http", "0.0.0.0:0"], 1, "others can reach 0.0.0.0, and there is no token"),
     ],
 )

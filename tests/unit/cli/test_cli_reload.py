@@ -43,7 +43,10 @@ def test_a_change_starts_the_program_again_and_an_error_of_syntax_is_waited_out(
         for line in running.stderr:
             if "SyntaxError" in line:
                 break
-        assert line == f"sabot: {program}:1: SyntaxError: '(' was never closed; the program runs on as it was until the file is corrected\n"
+        assert (
+            line
+            == f"sabot: {program}:1: SyntaxError: '(' was never closed; the program runs on as it was until the file is corrected\n"
+        )
         replace(program, PROGRAM.format(word="three"))
         assert running.stdout.readline() == "three\n"
         replace(program, "raise RuntimeError('no')")

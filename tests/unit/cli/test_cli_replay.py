@@ -215,7 +215,7 @@ def test_a_kernel_that_is_not_there_is_told_by_what_there_is(tmp_path: Path, mon
     for target, said in {
         f"{module}:nope": f"{module} has no 'nope' (its Apps and kernels: {module}:kernel)",
         f"{module}:RuntimeKernel": f"{module}:RuntimeKernel is of type type and not an App or RuntimeKernel (its Apps and kernels: ",
-        "holds_nothing:x": "holds_nothing:x is of type int and not an App or RuntimeKernel (there is no App and no RuntimeKernel in holds_nothing",
+        "holds_nothing:x": "holds_nothing:x is of type int and not an App or RuntimeKernel (there is no App and no RuntimeKernel in holds",
     }.items():
         with pytest.raises(WrongUse, match="^" + re.escape(said)):
             load_program(target)
