@@ -13,7 +13,7 @@ _WIDTH = 60
 
 
 def audit(job: JobId, place: Place, kafka: Kafka = None, json: Json = False) -> None:
-    """Show which effects of a job were allowed, by which rule, and who approved them. --json adds arguments and all notes."""
+    """Show which effects of a durable job were allowed, by which rule, and who approved them. --json adds arguments and all notes."""
 
     def work() -> None:
         with reading(place, kafka) as reader:

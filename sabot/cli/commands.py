@@ -41,9 +41,11 @@ _LATE = {
     ),
     "join": LateCommand("Work for an app whose coordinator waits on another machine.", ("joining",), "join"),
     "audit": LateCommand(
-        "Show which effects of a job were allowed, by which rule, and who approved them.", ("auditing",), "audit"
+        "Show which effects of a durable job were allowed, by which rule, and who approved them.",
+        ("auditing",),
+        "audit",
     ),
-    "ledger": LateCommand("Sum up the calls, tokens and cost of jobs.", ("ledger",), "ledger"),
+    "ledger": LateCommand("Sum up the calls, tokens and cost of durable jobs.", ("ledger",), "ledger"),
     "budgets": LateCommand("Show the budgets of an app or a kernel, and their use so far.", ("ledger",), "budgets"),
     "checkpoints": LateCommand("List, show and verify the checkpoints of an app.", ("checkpoints",), "checkpoints"),
     "savepoint": LateCommand(
@@ -52,7 +54,7 @@ _LATE = {
     "workers": LateCommand("Show the workers of a running app and their tasks.", ("workers",), "workers"),
     "rescale": LateCommand("Give a running app another number of workers.", ("workers",), "rescale"),
     "dlq": LateCommand("List, show and redrive dead letters.", ("letters",), "dlq"),
-    "journal": LateCommand("Show the journal of a job.", ("journal",), "journal"),
+    "journal": LateCommand("Show the journal of a durable job.", ("journal",), "journal"),
     "jobs": LateCommand("List, show and steer the jobs of a journal.", ("replaying", "states", "agent_jobs"), "jobs"),
     "topics": LateCommand("List, make and read the topics of a Kafka broker.", ("topics",), "topics"),
     "actions": LateCommand("List and answer questions to people.", ("actions",), "actions"),

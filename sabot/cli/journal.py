@@ -37,7 +37,7 @@ from sabot.journal.entries import (
 from sabot.journal.opening import open_inbox, open_reader
 from sabot.logs import set_up_logging
 
-journal = typer.Typer(help="Show the journal of a job.", no_args_is_help=True, rich_markup_mode=None)
+journal = typer.Typer(help="Show the journal of a durable job.", no_args_is_help=True, rich_markup_mode=None)
 
 _WIDTH = 120  # the longest text of an entry in a list, in characters
 
@@ -101,7 +101,7 @@ def show_journal(
     kafka: Kafka = None,
     json: Json = False,
 ) -> None:
-    """Show what a job did, entry by entry. --json prints long values whole."""
+    """Show what a durable job did, entry by entry. --json prints long values whole."""
 
     def work() -> None:
         with reading(place, kafka) as reader:

@@ -70,7 +70,7 @@ def ledger(
     json: Json = False,
     kafka: Kafka = None,
 ) -> None:
-    """Sum up the calls, tokens and cost of jobs.
+    """Sum up the calls, tokens and cost of durable jobs.
 
     The columns in_doubt and cost_in_doubt are upper bounds for calls that may or may not have been made.
     """
