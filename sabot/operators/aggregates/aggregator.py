@@ -1,7 +1,8 @@
-"""Aggregates by group. The kernel has accumulators of fixed width (`GroupTable`); values without a fixed width are gathered beside it,
-by the table's slots (`Extras`).
+"""Aggregates by group. The kernel's `GroupTable` has accumulators of fixed width. Values without a fixed width stand
+in `Extras`, by the slots of the table.
 
-An Aggregator is only a description: the caller owns tables, stores and extras, one for each pane, window or session.
+An Aggregator is only a description. The caller owns tables, stores and extras: one of each for a pane, a window or a
+session.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,8 +41,8 @@ _SKETCHED = ["approx_count_distinct", "approx_quantile"]
 KINDS = frozenset(["count", *_NUMERIC, *_PICKED, "count_distinct", "collect_list", "top_k", *_SKETCHED, "user"])
 _BY_ORDER = frozenset(
     ["first", "last", "any", "arg_min", "arg_max", "collect_list"]
-)  # their result depends on the order
-_WORDS = frozenset(["min", "max", "first", "last", "any"])  # of decimals, after each row: see `_picked_decimals`
+)  # the result depends on the order of rows
+_WORDS = frozenset(["min", "max", "first", "last", "any"])  # running aggregates of decimals: see `_picked_decimals`
 _ZERO, _ONE, _NO_NUMBER = (pa.scalar(value, pa.float64()) for value in (0.0, 1.0, None))
 
 Array: TypeAlias = pa.Array
@@ -49,12 +50,16 @@ Array: TypeAlias = pa.Array
 
 @dataclass(frozen=True)
 class AggregateColumn:
-    """One aggregate. `argument`, `by` (of arg_min and arg_max) and `where` (bool: only rows where it is true) name input columns.
+    """One aggregate. `argument`, `by` and `where` name input columns.
 
-    function: for the kind "user" (see `user.UserAggregate`). ddof: for variance and stddev. q: the quantile or quantiles of
-    approx_quantile. k: for top_k. text: the aggregate as the user wrote it, where its argument is an expression without a name.
-    shares: its state is that of an older checkpoint, in which a variance with another ddof shares accumulators with other aggregates.
-    rounds: its state is that of an older checkpoint, where a mean of decimals adds the nearest floats.
+    `argument`: the column that is aggregated, or None for `count()` and for a user's aggregate of whole rows. `by`:
+    the column whose least or greatest value arg_min and arg_max look for. `where`: a bool column; only rows where it
+    is true are aggregated. `ddof`: the delta degrees of freedom of variance and stddev. `function`: the user's
+    aggregate for the kind "user" (`user.UserAggregate`). `text`: the aggregate as the user wrote it, if its argument
+    is an expression without a name. `q`: the quantile or quantiles of approx_quantile. `k`: the number of values of
+    top_k. `shares`: True for state of an older checkpoint in which a variance with another ddof shares accumulators
+    with other aggregates. `rounds`: True for state of an older checkpoint in which a mean of decimals adds the
+    nearest floats.
     """
 
     name: str
@@ -71,7 +76,7 @@ class AggregateColumn:
     rounds: bool = False
 
     def description(self) -> str:
-        """The aggregate as text, without the name of its column."""
+        """Returns the aggregate as text, without the name of its column: "sum(x).filter(y)"."""
         if self.text:
             return self.text
         options = {"ddof": None if self.ddof == 1 else self.ddof, "q": self.q, "k": self.k}
@@ -81,23 +86,29 @@ class AggregateColumn:
         return words if self.where is None else f"{words}.filter({self.where})"
 
     def adds_decimals(self, input: pa.Schema) -> bool:
-        """Whether it is a mean of decimals that keeps their exact sum."""
+        """Returns True for a mean of decimals that keeps their exact sum."""
         if self.kind != "mean" or self.rounds or self.argument not in input.names:
             return False
         return bool(pa.types.is_decimal(input.field(self.argument).type))
 
 
 class Aggregator:
-    """`aggregates` over rows of `input`, grouped by the columns `keys`. order: the int64 column that says which row is first.
-    running: results are asked for after each row, so sums of decimals too are kept in the kernel.
+    """The aggregates of rows with the columns `input`, grouped by the columns `keys`.
 
-    schema: the columns of results, which are the keys, then the aggregates. kernel: the accumulators that its GroupTable has. states:
-    keys and all accumulators as columns, one row for each group, as `merge` takes them. needs_slots: there are extras, and tables must
-    stay in memory. layout: where the state of each aggregate stands.
-    Nulls: a sum or mean of no value is null; count and count_distinct of no value are 0; collect_list keeps nulls, and goes by `order`,
-    then arrival. For first, last and any nulls are values; of rows with equal `order` the first (last) to arrive is taken. For arg_min
-    and arg_max, rows with equal `by` go by the least `order`, then arrival; rows whose `by` is null or NaN are passed over.
-    Raises UserError for a column that is not there, or of a type that the kind cannot take.
+    `order`: the int64 column by which rows are first or last, or None for the order of arrival. `running`: True if
+    results are asked for after each row. Sums of decimals are then kept in the kernel too.
+
+    `schema`: the columns of results: the keys, then the aggregates. `kernel`: the accumulators of its GroupTable, as
+    (kind, type of the argument). `states`: the columns of an export, which `merge` takes: keys and all accumulators,
+    one row for each group. `needs_slots`: True if there are extras. Tables must then stay in memory. `layout`: the
+    place of the state of each aggregate.
+
+    Nulls: a sum or mean of no value is null; count and count_distinct of no value are 0. collect_list keeps nulls;
+    its values stand by `order`, then by arrival. For first, last and any a null is a value; of rows with equal
+    `order` the first (last) to arrive counts. arg_min and arg_max skip rows whose `by` is null or NaN; of rows with
+    equal `by` they take the one with the least `order`, then the first to arrive.
+
+    Raises UserError for a missing column, and for a type that the kind cannot take.
     """
 
     def __init__(
@@ -120,7 +131,7 @@ class Aggregator:
         self._known: dict[tuple[Any, ...], int] = {}
         self._gathers: list[Gather] = []
         self._outputs: list[Callable[[Sequence[Array], Sequence[Array]], Array]] = []
-        self._asked: list[int] = []  # the accumulators of one aggregate, while it is resolved
+        self._asked: list[int] = []  # the accumulators of the aggregate that is being resolved
         places: list[StatePlace] = []
         for aggregate in aggregates:
             self._asked, before = [], len(self._gathers)
@@ -128,7 +139,7 @@ class Aggregator:
             beside = [field.name for gather in self._gathers[before:] for field in gather.states]
             places.append(StatePlace(self._asked, beside))
         self._asked = []
-        if not self.kernel:  # a batch of states needs a column to have rows
+        if not self.kernel:  # a batch without columns would have no row count
             self._kernel("count", None, -1, -1)
         table = self.table()
         self.needs_slots = bool(self._gathers)
@@ -144,14 +155,14 @@ class Aggregator:
         self.schema = pa.schema([*self.keys, *columns])
         check_distinct(self.schema.names)
 
-    # What callers hold
+    # Tables, stores and extras
 
     def table(self) -> GroupTable:
-        """An empty table outside of any store."""
+        """Returns an empty table that belongs to no store."""
         return GroupTable(self.keys, self.kernel)
 
     def store(self, context: OperatorContext) -> TableStore:
-        """A store of such tables. Where there are extras, groups stay in memory."""
+        """Returns a store of such tables. If there are extras, its groups stay in memory."""
         return TableStore(
             self.keys,
             self.kernel,
@@ -162,13 +173,13 @@ class Aggregator:
         )
 
     def extras(self, before: Callable[[pa.Int32Array], None] = lambda slots: None) -> Extras:
-        """An empty holder of what the kernel cannot keep, for one table. before: as for `Extras`."""
+        """Returns an empty `Extras` for one table. `before`: the parameter of `Extras`."""
         return Extras(self._gathers, before)
 
     # Rows in
 
     def columns(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """`data` with the derived columns behind it to which indices of `arguments` and `filters` may point."""
+        """Returns `data` with the derived columns behind it. Indices in `arguments` and `filters` may point to these."""
         for (name, *_), (_, compute) in self._derived.items():
             data = data.append_column(str(name), compute(data))
         return data
@@ -181,7 +192,10 @@ class Aggregator:
         selection: pa.Int32Array | None = None,
         hashes: pa.UInt64Array | None = None,
     ) -> None:
-        """Adds the rows of `data` that `selection` names."""
+        """Adds the rows of `data` that `selection` names, or all rows if it is None.
+
+        `hashes`: the hashes of the keys of these rows, if the caller has them.
+        """
         if self._derived:
             data = self.columns(data)
         slots = table.update(
@@ -201,7 +215,10 @@ class Aggregator:
     def merge(
         self, table: GroupTable, extras: Extras, state: pa.RecordBatch, selection: pa.Int32Array | None = None
     ) -> pa.Int32Array:
-        """Adds states that `export` of another table gave (columns by name; others are passed over). -> the slot of each row."""
+        """Adds states that `export` of another table gave, and returns the slot of each row.
+
+        Columns are found by name; columns that are not among `states` are ignored.
+        """
         slots = table.merge(state.select(self._kernel_states), selection=selection)
         if self.needs_slots:
             with named_by(partial(_key_of, table)):
@@ -210,21 +227,23 @@ class Aggregator:
 
     @property
     def width(self) -> int:
-        """How many columns `columns` gives."""
+        """The number of columns that `columns` returns."""
         return len(self.input) + len(self._derived)
 
     def kernel_index(self, kind: str, column: str) -> int:
-        """The index among the kernel's accumulators of `kind` of that column, without a filter."""
+        """Returns the index of the kernel's accumulator of this kind and column, without a filter."""
         return self._known[kind, self.input.get_field_index(column), -1, False]
 
     # Results out
 
     def compose(self, kernel: Sequence[Array], gathered: Sequence[Array]) -> list[Array]:
-        """Makes one column for each aggregate of the results of the kernel and of the extras, which are columns of the same groups."""
+        """Returns one column for each aggregate. `kernel`, `gathered`: the results of the kernel and of the extras,
+        as columns of the same groups.
+        """
         return [output(kernel, gathered) for output in self._outputs]
 
     def finish(self, table: GroupTable, extras: Extras, slots: pa.Int32Array | None = None) -> pa.RecordBatch:
-        """Results (`schema`) of these slots, or of all groups."""
+        """Returns the results (`schema`) of these slots, or of all groups if `slots` is None."""
         if slots is None and self.needs_slots:
             slots = table.slots()
         columns = table.finish(slots)
@@ -232,7 +251,7 @@ class Aggregator:
         return self._result(columns, gathered)
 
     def values(self, table: GroupTable, extras: Extras, slots: pa.Int32Array) -> list[Array]:
-        """Results of these slots, one column for each aggregate, without the keys."""
+        """Returns the results of these slots without the keys: one column for each aggregate."""
         return self.compose(table.values(slots), self._gathered(table, extras, slots) if self.needs_slots else [])
 
     def _gathered(self, table: GroupTable, extras: Extras, slots: pa.Int32Array) -> list[Array]:
@@ -240,7 +259,7 @@ class Aggregator:
             return extras.results(slots)
 
     def results(self, store: TableStore, pane: int, extras: Extras) -> Iterator[pa.RecordBatch]:
-        """Results of all groups of a pane, in pieces of at most CHUNK_ROWS rows."""
+        """Yields the results of all groups of a pane, in pieces of at most CHUNK_ROWS rows."""
         if self.needs_slots:
             yield from self.results_of(store.table(pane), extras)
         else:
@@ -248,42 +267,44 @@ class Aggregator:
                 yield self._result(columns, [])
 
     def results_of(self, table: GroupTable, extras: Extras) -> Iterator[pa.RecordBatch]:
-        """As `results`, for a table outside of a store."""
+        """Yields the results of all groups of a table that belongs to no store, in pieces of at most CHUNK_ROWS rows."""
         for slots in slot_pieces(table):
             yield self.finish(table, extras, slots)
 
     def export(self, store: TableStore, pane: int, extras: Extras) -> Iterator[pa.RecordBatch]:
-        """States (`states`) of all groups of a pane, in pieces of at most CHUNK_ROWS rows."""
+        """Yields the states (`states`) of all groups of a pane, in pieces of at most CHUNK_ROWS rows."""
         if self.needs_slots:
             yield from self.export_of(store.table(pane), extras)
         else:
             yield from store.export(pane)
 
     def export_of(self, table: GroupTable, extras: Extras) -> Iterator[pa.RecordBatch]:
-        """As `export`, for a table outside of a store."""
+        """Yields the states (`states`) of a table that belongs to no store, in pieces of at most CHUNK_ROWS rows."""
         for slots in slot_pieces(table):
             yield self.export_slots(table, extras, slots)
 
     def export_slots(self, table: GroupTable, extras: Extras, slots: pa.Int32Array) -> pa.RecordBatch:
-        """States (`states`) of these slots."""
+        """Returns the states (`states`) of these slots."""
         state = table.export(slots)
         if not self.needs_slots:
             return state
         return pa.RecordBatch.from_arrays([*state.columns, *extras.states(slots)], schema=self.states)
 
     def export_gathered(self, table: GroupTable, extras: Extras) -> Iterator[pa.RecordBatch]:
-        """Keys and extras alone (`gathered`), which a checkpoint saves beside the store."""
+        """Yields keys and extras without the accumulators (columns `gathered`), which a checkpoint saves beside the
+        store.
+        """
         if self.needs_slots:
             for slots in slot_pieces(table):
                 yield self.gathered_of(table, extras, slots)
 
     def gathered_of(self, table: GroupTable, extras: Extras, slots: pa.Int32Array) -> pa.RecordBatch:
-        """Keys and extras alone of these slots."""
+        """Returns the keys and extras of these slots, without the accumulators."""
         columns = [*table.key_columns(slots), *extras.states(slots)]
         return pa.RecordBatch.from_arrays(columns, schema=self.gathered)
 
     def merge_gathered(self, table: GroupTable, extras: Extras, state: pa.RecordBatch) -> None:
-        """Adds what `export_gathered` gave to groups that the table has already."""
+        """Adds rows that `export_gathered` gave. Their groups must be in the table already."""
         keys = list(range(len(self.keys)))
         extras.merge(table.resolve(state, keys), state)
 
@@ -295,7 +316,9 @@ class Aggregator:
     # From aggregates to accumulators
 
     def _resolve(self, aggregate: AggregateColumn) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
-        """-> a function that makes the aggregate's column of the kernel's results and the gathered ones."""
+        """Finds or makes the accumulators of an aggregate. Returns a function that computes the aggregate's column
+        from the results of the kernel and of the extras.
+        """
         if aggregate.kind not in KINDS:
             raise UserError(
                 f"{aggregate.name}: there is no aggregate {aggregate.kind!r}", hint=f"one of {', '.join(sorted(KINDS))}"
@@ -346,7 +369,7 @@ class Aggregator:
             )
         if aggregate.kind in ("sum", "mean"):
             return _kernel_at(self._kernel(aggregate.kind, kind, argument, where))
-        # Accumulators are shared by aggregates that keep the same alone: so one that is added to a program begins empty beside the others.
+        # A variance with another ddof shares nothing with a mean or a variance: added to a program, it begins empty and they go on.
         apart = aggregate.ddof != 1 and not aggregate.shares
         variance = self._kernel("variance", kind, argument, where, apart=apart)
         root = aggregate.kind == "stddev"
@@ -367,8 +390,10 @@ class Aggregator:
     def _sum_of_decimals(
         self, aggregate: AggregateColumn, argument: int, where: int
     ) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
-        """As many parts as the result has, whatever the column's precision: it may change, and the state stays. Apart from means, as these
-        may be those of a checkpoint without the sum."""
+        """Resolves an exact sum of decimals with as many parts as the result type has, so the state stays the same
+        when the column's precision changes. The sum shares no accumulators with means, since a checkpoint may have
+        the mean and no sum.
+        """
         result, what = sum_type(self.input.field(argument).type), f"{aggregate.name}: a sum of {aggregate.argument!r}"
         columns = self._parts(argument, result.bit_width // 32)
         count = self._kernel("count", pa.int64(), columns[0], where, apart=True)
@@ -378,8 +403,9 @@ class Aggregator:
     def _picked_decimals(
         self, aggregate: AggregateColumn, argument: int, where: int, kind: pa.DataType
     ) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
-        """One of the values, by its words: the first (last) row is the same for all of them, and the least word is that of the least
-        value where there is only one.
+        """Resolves min, max, first, last or any of decimals, by the 64-bit words of the values. The first (last) row
+        is the same for all words of a value. The least word is that of the least value only if a value has one word;
+        else the values are gathered.
         """
         count = word_count(kind)
         if count > 1 and aggregate.kind in ("min", "max"):
@@ -393,7 +419,7 @@ class Aggregator:
         return lambda kernel, gathered: decimals_of([kernel[each] for each in picked], kind)
 
     def _parts(self, argument: int, count: int) -> list[int]:
-        """The indices of derived int64 columns: the parts of decimals."""
+        """Returns the indices of derived int64 columns: the parts of decimals, 32 bits each."""
         return [
             self._derive(("part", argument, place, count), partial(_part, argument=argument, place=place, count=count))
             for place in range(count)
@@ -402,7 +428,10 @@ class Aggregator:
     def _kernel(
         self, kind: str, argument_type: pa.DataType | None, argument: int, where: int, *, apart: bool = False
     ) -> int:
-        """The index of an accumulator; aggregates that need the same one share it. apart: only with others that are apart."""
+        """Returns the index of an accumulator. Aggregates that need the same one share it.
+
+        `apart`: True if it is shared only with aggregates that also say True.
+        """
         known = (kind, argument, where, apart)
         if known not in self._known:
             self._known[known] = len(self.kernel)
@@ -418,7 +447,7 @@ class Aggregator:
         by = -1
         if aggregate.kind in ("arg_min", "arg_max"):
             if aggregate.by is None:
-                raise UserError(f"{aggregate.name}: {aggregate.kind} needs the column to go by")
+                raise UserError(f"{aggregate.name}: {aggregate.kind} needs `by`, the column to compare")
             by = column_index(self.input, aggregate.by, aggregate.name)
         index = len(self._gathers)
         self._gathers.append(
@@ -438,7 +467,7 @@ class Aggregator:
         return lambda kernel, gathered: gathered[index]
 
     def _valid(self, argument: int, where: int) -> int:
-        """The index of a derived bool column: the argument is not null, and the filter holds."""
+        """Returns the index of a derived bool column: True where the argument is not null and the filter holds."""
         return self._derive(("valid", argument, where), partial(_valid, argument=argument, where=where))
 
     def _cast(self, argument: int, kind: pa.DataType) -> int:
@@ -453,7 +482,10 @@ class Aggregator:
 def aggregates_schema(
     aggregates: Sequence[AggregateColumn], results: Sequence[pa.Field], input: pa.Schema
 ) -> dict[str, Any]:
-    """The aggregates for `Stateful.state_schema`: [name, text, type of the result] each. results: one field for each of them."""
+    """Returns the aggregates for `Stateful.state_schema`: [name, text, type of the result] of each.
+
+    `results`: the fields of the results, one for each aggregate.
+    """
     schema: dict[str, Any] = {
         "aggregates": [
             [aggregate.name, f"{'exact ' * aggregate.adds_decimals(input)}{aggregate.description()}", str(field.type)]
@@ -466,7 +498,9 @@ def aggregates_schema(
 
 
 def aggregates_reader(keys: Sequence[str], aggregates: Sequence[AggregateColumn], input: pa.Schema) -> dict[str, Any]:
-    """Keys, aggregates and the columns that they use, for `Stateful.state_reader`. The users' functions are left out."""
+    """Returns the keys, the aggregates and the columns that they use, for `Stateful.state_reader`. Users' functions
+    are left out.
+    """
     used = {*keys, TIME_COLUMN}.union(
         *((aggregate.argument, aggregate.by, aggregate.where) for aggregate in aggregates)
     )
@@ -483,7 +517,7 @@ def aggregates_reader(keys: Sequence[str], aggregates: Sequence[AggregateColumn]
 
 
 def _fixed(kind: pa.DataType) -> bool:
-    """Whether the kernel has accumulators for this type."""
+    """Returns True if the kernel has accumulators for this type."""
     return bool(
         pa.types.is_boolean(kind)
         or pa.types.is_integer(kind)
@@ -518,7 +552,7 @@ def _word(data: pa.RecordBatch, argument: int, place: int) -> Array:
 
 
 def _with_ddof(variance: Array, count: Array, mean: Array, ddof: int, root: bool) -> Array:
-    """The variance with the divisor n - ddof; null where that is not above 0.
+    """Returns the variance, or its root, with the divisor n - ddof. It is null where the divisor is not above 0.
 
     The kernel's variance of one value is null, so the sum of squares of one value is computed anew: 0, or NaN.
     """
@@ -530,7 +564,7 @@ def _with_ddof(variance: Array, count: Array, mean: Array, ddof: int, root: bool
 
 
 def slot_pieces(table: GroupTable) -> Iterator[pa.Int32Array]:
-    """All slots of a table, at most CHUNK_ROWS at a time."""
+    """Yields all slots of a table, at most CHUNK_ROWS at a time."""
     slots = table.slots()
     for start in range(0, len(slots), CHUNK_ROWS):
         yield slots.slice(start, CHUNK_ROWS)

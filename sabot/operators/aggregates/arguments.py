@@ -1,4 +1,4 @@
-"""Arguments of aggregates that are more than a column: they become columns before the step that aggregates."""
+"""Arguments of aggregates that are expressions. They become columns before the step that aggregates."""
 
 from collections.abc import Iterable, Mapping
 from itertools import count
@@ -13,14 +13,19 @@ from sabot.operators.rows.stateless import add_columns
 
 
 class Arguments:
-    """Columns named "__0", "__1", … for arguments that are expressions. what: the aggregates, or columns of `over`, by name."""
+    """The columns "__0", "__1", … for arguments that are expressions.
+
+    `what`: the aggregates, or columns of `over`, by name.
+    """
 
     def __init__(self, what: Iterable[tuple[str, Aggregate | OverFunction]]) -> None:
         self.columns: list[tuple[str, Expr]] = []
-        self._taken = set().union(*(each.columns for _, each in what))  # names of the user's own columns
+        self._taken = set().union(*(each.columns for _, each in what))  # the user's own columns
 
     def column(self, expr: Expr | None) -> str | None:
-        """The name of the column that the expression is, or of the one that is made for it."""
+        """Returns the name of the column that the expression is, or of the column that is made for it. Equal
+        expressions share a column.
+        """
         if expr is None:
             return None
         if expr.column is not None:
@@ -34,14 +39,16 @@ class Arguments:
         return name
 
     def add(self, point: PlanPoint) -> PlanPoint:
-        """The point behind a step that computes these columns, if there are any."""
+        """Returns the plan point behind a step that computes these columns, or `point` if there are none."""
         return add_columns(point, tuple(self.columns)) if self.columns else point
 
 
 def with_arguments(
     point: PlanPoint, given: tuple[tuple[str, Aggregate], ...]
 ) -> tuple[PlanPoint, list[AggregateColumn]]:
-    """The point where all arguments of the aggregates are columns, and the aggregates over these columns."""
+    """Returns the plan point where all arguments of the aggregates are columns, and the aggregates over these
+    columns.
+    """
     arguments = Arguments(given)
     made = []
     for name, each in given:

@@ -15,17 +15,19 @@ from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
 from sabot.operators.columns import time_index
 from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape
 
-ROWS_COLUMN = "__rows"  # how many rows a partial state stands for
+ROWS_COLUMN = "__rows"  # the number of rows that a partial state combines
 
-_INPUT = b"sabot.input"  # in the metadata of the schema of partial states: the columns that were combined
+_INPUT = b"sabot.input"  # a key of the metadata of partial states' schema: the columns of the rows that were combined
 _INT64 = pa.int64()
 
 
 class LocalCombine(Operator):
-    """The first phase of a two-phase aggregate, before rows change threads: combines the rows of a batch by key and pane.
+    """The first phase of a two-phase aggregate, before rows change threads. It combines the rows of a batch by key
+    and pane.
 
-    Emits the states of the aggregates as columns, with PANE_COLUMN and ROWS_COLUMN, for a `WindowAggregate(…, partial=True)` with the
-    same window, keys and aggregates. It has no state. It pays where a batch has many rows of a group.
+    It emits the states of the aggregates as columns, with PANE_COLUMN and ROWS_COLUMN, for a `WindowAggregate(…,
+    partial=True)` with the same window, keys and aggregates. It keeps no state. It saves time if a batch has many
+    rows of a group.
     """
 
     def __init__(self, window: TimeWindow, keys: Sequence[str], aggregates: Sequence[AggregateColumn]) -> None:
@@ -69,13 +71,15 @@ class LocalCombine(Operator):
 
 
 def combined_input(partial: pa.Schema) -> pa.Schema:
-    """The columns that were combined into these partial states."""
+    """Returns the columns of the rows that these partial states combine. Raises InternalError for a schema that is
+    not one of partial states.
+    """
     metadata = partial.metadata or {}
     if _INPUT not in metadata:
-        raise InternalError(f"{partial.names} are no partial states of a window")
+        raise InternalError(f"{partial.names} are not the columns of partial states of a window")
     return pa.ipc.read_schema(pa.py_buffer(metadata[_INPUT]))
 
 
 def repeated(value: int, rows: int, kind: pa.DataType = _INT64) -> pa.Array:
-    """A column that repeats the value `rows` times."""
+    """Returns a column that repeats the value `rows` times."""
     return pa.Array.from_buffers(kind, rows, [None, pa.py_buffer(np.full(rows, value, np.int64))], 0)

@@ -1,4 +1,6 @@
-"""Exact sums and means of decimals in accumulators of fixed width: sums of parts of 32 bits, which do not wrap."""
+"""Exact sums and means of decimals in accumulators of fixed width. Unscaled values are cut into parts of 32 bits,
+whose sums do not wrap.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,13 +14,15 @@ from sabot.arrays import decimal_words
 from sabot.errors import DataError
 
 _LOW = np.int64(0xFFFFFFFF)
-_EXACT = 2**53  # integers up to it are floats without rounding
-_SHORT = 18  # digits that fit into 64 bits
+_EXACT = 2**53  # floats represent all integers up to this one exactly
+_SHORT = 18  # decimals of so many digits fit into 64 bits
 
 
 class SumOverflow(DataError):
-    """A sum that its type cannot hold. place: which one, by the number of its row or slot, as its raiser says; -1: unknown. Who knows the
-    keys says that of the sum (`named_by`).
+    """A sum that its type cannot hold.
+
+    `place`: the number of the row or slot of the sum, or -1 if it is unknown. A caller that knows the keys adds them
+    to the message (`named_by`).
     """
 
     def __init__(self, message: str, hint: str, place: int) -> None:
@@ -27,14 +31,18 @@ class SumOverflow(DataError):
 
 
 def decimal_overflow(what: str, kind: pa.DataType, place: int) -> SumOverflow:
-    """The error for a sum of decimals that `kind`, the widest of its width, cannot hold."""
+    """Returns the error for a sum of decimals that `kind`, the widest type of its width, cannot hold. `what`: the
+    name of the sum.
+    """
     wider = f'.cast("decimal(76, {kind.scale})"), or ' if kind.bit_width <= 128 else "a smaller scale, or "
     return SumOverflow(f"{what} is more than {kind} holds", f'sum a wider type: {wider}.cast("float64")', place)
 
 
 @contextmanager
 def named_by(keys_of: Callable[[int], pa.RecordBatch]) -> Iterator[None]:
-    """A SumOverflow inside becomes one that names the key. keys_of: place -> the key's columns, of one row."""
+    """Adds the key to the message of a SumOverflow that is raised inside. `keys_of`: returns the key columns of a
+    place, as one row.
+    """
     try:
         yield
     except SumOverflow as error:
@@ -45,17 +53,19 @@ def named_by(keys_of: Callable[[int], pa.RecordBatch]) -> Iterator[None]:
 
 
 def sum_type(kind: pa.DataType) -> pa.DataType:
-    """The type of a sum of decimals: as many digits as their width has."""
+    """Returns the type of a sum of decimals: all digits that their width has."""
     return pa.decimal256(76, kind.scale) if pa.types.is_decimal256(kind) else pa.decimal128(38, kind.scale)
 
 
 def part_count(kind: pa.DataType) -> int:
-    """How many parts the decimals of a type have."""
+    """Returns the number of 32-bit parts that decimals of a type have."""
     return 2 if kind.precision <= _SHORT else max(kind.bit_width, 128) // 32
 
 
 def part_of(values: pa.Array, place: int, count: int) -> pa.Int64Array:
-    """The unscaled values' part of 32 bits at this place of `count`, the least significant at 0; the last has the sign. Null stays null."""
+    """Returns the 32 bits at `place` of each unscaled value; place 0 is the least significant. The last of `count`
+    parts has the sign. A null stays null.
+    """
     kind = values.type
     words = decimal_words(values if kind.bit_width >= 128 else values.cast(pa.decimal128(kind.precision, kind.scale)))
     mask = values.is_null().to_numpy(zero_copy_only=False) if values.null_count else None
@@ -65,12 +75,12 @@ def part_of(values: pa.Array, place: int, count: int) -> pa.Int64Array:
 
 
 def word_count(kind: pa.DataType) -> int:
-    """How many words of 64 bits the unscaled values of a type need."""
+    """Returns the number of 64-bit words that the unscaled values of a type need."""
     return 1 if kind.precision <= _SHORT else max(kind.bit_width, 128) // 64
 
 
 def word_of(values: pa.Array, place: int) -> pa.Int64Array:
-    """The unscaled values' word of 64 bits at this place, the least significant at 0. Null stays null."""
+    """Returns the 64-bit word at `place` of each unscaled value; place 0 is the least significant. A null stays null."""
     kind = values.type
     words = decimal_words(values if kind.bit_width >= 128 else values.cast(pa.decimal128(kind.precision, kind.scale)))
     mask = values.is_null().to_numpy(zero_copy_only=False) if values.null_count else None
@@ -78,7 +88,9 @@ def word_of(values: pa.Array, place: int) -> pa.Int64Array:
 
 
 def decimals_of(words: Sequence[pa.Array], kind: pa.DataType) -> pa.Array:
-    """The decimals whose words these are, all `word_count` of them."""
+    """Returns the decimals that consist of these words. `words`: all `word_count` of them, from the least
+    significant.
+    """
     wide = kind if kind.bit_width >= 128 else pa.decimal128(kind.precision, kind.scale)
     count, first = wide.bit_width // 64, words[0]
     columns = [word.fill_null(0).to_numpy() for word in words]
@@ -90,19 +102,23 @@ def decimals_of(words: Sequence[pa.Array], kind: pa.DataType) -> pa.Array:
 
 
 def too_wide(kind: str, type: pa.DataType | None) -> str:
-    """The hint where `kind` over a column of this type has no result after each row, and would have one of fewer digits; else ""."""
+    """Returns the hint for a running min or max of decimals that is refused because they have too many digits, or ""
+    if digits are not the reason.
+    """
     if type is None or kind not in ("min", "max") or not pa.types.is_decimal(type):
         return ""
     return (
-        f'{kind} of decimals of up to {_SHORT} digits has one: .cast("decimal({_SHORT}, {min(type.scale, _SHORT)})"); '
-        "or group_by(…).aggregate(…), or a window: they keep all decimals"
+        f'{kind} of decimals of up to {_SHORT} digits works: .cast("decimal({_SHORT}, {min(type.scale, _SHORT)})"); '
+        "or group_by(…).aggregate(…), or a window, which take all decimals"
     )
 
 
 def decimal_sums(counts: pa.Array, sums: Sequence[pa.Array], kind: pa.DataType, what: str) -> pa.Array:
-    """The sum of each group as decimals of `kind`, which is as wide as the parts; null where nothing was counted. sums: of each part.
+    """Returns the sum of each group as decimals of `kind`, or null where no value was counted. `kind` is as wide as
+    the parts.
 
-    Raises DataError for a sum that has more digits; what: the name of it.
+    `sums`: the sums of each part. `what`: the name of the sum, for the message. Raises SumOverflow for a sum with too
+    many digits.
     """
     n = counts.fill_null(0).to_numpy()
     parts = _with_carry(sums)
@@ -121,11 +137,13 @@ def decimal_sums(counts: pa.Array, sums: Sequence[pa.Array], kind: pa.DataType, 
 
 
 def decimal_means(counts: pa.Array, sums: Sequence[pa.Array], scale: int) -> pa.DoubleArray:
-    """The mean of each group: the nearest float to the exact one; null where nothing was counted. sums: of each part."""
+    """Returns the mean of each group, rounded once to the nearest float, or null where no value was counted. `sums`:
+    the sums of each part.
+    """
     n = counts.fill_null(0).to_numpy()
     parts = _with_carry(sums)
-    below = np.ones(len(n), bool)  # the parts above 64 bits are those of a small negative number
-    above = np.ones(len(n), bool)  # they are 0
+    below = np.ones(len(n), bool)  # True: the parts above 64 bits only extend the sign of a negative number
+    above = np.ones(len(n), bool)  # True: the parts above 64 bits are 0
     for place, part in enumerate(parts[2:], 2):
         below &= part == (_LOW if place < len(parts) - 1 else -1)
         above &= part == 0
@@ -134,7 +152,7 @@ def decimal_means(counts: pa.Array, sums: Sequence[pa.Array], scale: int) -> pa.
     made = np.zeros(len(n))
     most = _EXACT // 10**scale if scale >= 0 else 0
     short &= (n > 0) & (n <= most)
-    if short.any():  # both numbers are exact floats: one division rounds once
+    if short.any():  # both operands are exact floats, so the division rounds once
         made[short] = ((high[short] << 32) + parts[0][short]) / (n[short] * np.int64(10**scale))
     for row in np.flatnonzero(~short & (n > 0)).tolist():
         total = sum(int(part[row]) << 32 * place for place, part in enumerate(parts))
@@ -143,7 +161,7 @@ def decimal_means(counts: pa.Array, sums: Sequence[pa.Array], scale: int) -> pa.
 
 
 def _first_invalid(made: pa.Array, wide: Any) -> int:
-    """The first row that has more digits than its type, or for which `wide` is true."""
+    """Returns the first row that has more digits than its type, or for which `wide` is true, or -1."""
     for row in range(len(made)):
         try:
             made.slice(row, 1).validate(full=True)
@@ -155,7 +173,7 @@ def _first_invalid(made: pa.Array, wide: Any) -> int:
 
 
 def _with_carry(sums: Sequence[pa.Array]) -> list[Any]:
-    """The parts with what is above 32 bits carried into the next one; the last keeps it."""
+    """Returns the parts with all bits above the low 32 carried into the next part. The last part keeps its high bits."""
     parts = [np.array(each.fill_null(0).to_numpy()) for each in sums]
     for place in range(len(parts) - 1):
         parts[place + 1] += parts[place] >> 32

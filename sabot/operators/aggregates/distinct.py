@@ -1,5 +1,5 @@
-"""count_distinct of groups to which rows are only added. Aggregates of one column that differ in their filters share a set of its values,
-where these are numbers or times: a row is then looked up once.
+"""count_distinct for groups to which rows are only added. Aggregates of one column that differ in their filters share
+one set of its values, if these are numbers or times: a row is then looked up once.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from sabot.operators.aggregates.packed import has_words, ordered_width, words
 from sabot.operators.aggregates.values import ChangedRows, Values
 
 Array: TypeAlias = pa.Array
-_FILTERS = 32  # of one set
+_FILTERS = 32  # the most aggregates that share a set
 
 
 class DistinctSet(Protocol):
@@ -30,7 +30,9 @@ class DistinctSet(Protocol):
 
 
 class DistinctCounts(Protocol):
-    """One aggregate. A state is that of `Multisets`, whatever the values and whoever else counts them."""
+    """The counts of one aggregate. A saved state has the form of `Multisets`, whatever the values are and whether
+    they are shared.
+    """
 
     @property
     def aggregate(self) -> AggregateColumn: ...
@@ -40,7 +42,7 @@ class DistinctCounts(Protocol):
 
 
 def distinct_sets(aggregates: Sequence[AggregateColumn], input: pa.Schema) -> list[DistinctSet]:
-    """The sets of these aggregates, which all are count_distinct."""
+    """Returns the sets for these aggregates, which are all count_distinct."""
     sets: list[DistinctSet] = []
     shared: dict[str, list[AggregateColumn]] = {}
     for aggregate in aggregates:
@@ -56,7 +58,7 @@ def distinct_sets(aggregates: Sequence[AggregateColumn], input: pa.Schema) -> li
 
 
 class _SharedSet:
-    """The numbers or times of one column, for at most _FILTERS aggregates."""
+    """A set of the numbers or times of one column, for at most _FILTERS aggregates."""
 
     def __init__(self, aggregates: Sequence[AggregateColumn], kind: pa.DataType) -> None:
         self._argument = str(aggregates[0].argument)
@@ -98,7 +100,7 @@ class _FilteredCounts:
 
 
 class _SeparateSet:
-    """The values of one aggregate, of a type without a width, or of a large one."""
+    """A set of the values of one aggregate, for types that do not fit into 64 bits."""
 
     def __init__(self, aggregate: AggregateColumn, kind: pa.DataType) -> None:
         self.aggregate = aggregate

@@ -1,4 +1,4 @@
-"""Aggregates without a fixed width, by the slots of a table.
+"""State of aggregates without a fixed width, by the slots of a table.
 
 `Pairs` keeps values, `Sketches` estimates, `UserStates` the states of users' functions.
 """
@@ -16,9 +16,10 @@ _KEPT_BY: dict[str, Callable[[Gather], GatheredValues]] = {"user": UserStates, "
 
 
 class Extras:
-    """What the kernel of one table cannot keep, by the table's slots. It has one owner, and belongs to one pane.
+    """The state of one table that the kernel's accumulators cannot keep, by the table's slots. It has one owner, and
+    belongs to one pane.
 
-    before: is called with slots to which something is about to be added.
+    `before`: called with slots to which rows are about to be added.
     """
 
     def __init__(self, gathers: Sequence[Gather], before: Callable[[pa.Int32Array], None] = lambda slots: None) -> None:
@@ -29,29 +30,32 @@ class Extras:
         return bool(self._parts)
 
     def add(self, slots: pa.Int32Array, data: pa.RecordBatch, selection: pa.Int32Array | None) -> None:
-        """Adds row i of the selection to slots[i]. `data` may have further columns behind those that the aggregates know."""
+        """Adds row i of the selection to slots[i]. `data` may have more columns behind those that the aggregates
+        know.
+        """
         self._before(slots)
         for part in self._parts:
             part.add(slots, data, selection)
 
     def merge(self, slots: pa.Int32Array, state: pa.RecordBatch) -> None:
-        """Adds row i of what `states` gave (columns by name) to slots[i]."""
+        """Adds row i of `state`, which `states` gave, to slots[i]. Columns are found by name."""
         self._before(slots)
         for part in self._parts:
             part.merge(slots, [state.column(field.name) for field in part.gather.states])
 
     def results(self, slots: pa.Int32Array) -> list[Array]:
-        """One column for each aggregate."""
+        """Returns one column for each aggregate."""
         return [part.results(slots) for part in self._parts]
 
     def states(self, slots: pa.Int32Array) -> list[Array]:
-        """The columns that `merge` takes."""
+        """Returns the columns that `merge` takes."""
         return [column for part in self._parts for column in part.states(slots)]
 
     def move(self, into: pa.Int32Array, source: pa.Int32Array) -> None:
-        """Moves what slot source[i] has to slot into[i]; the sources are empty then. `source` has no repeats, and no slot is in both.
+        """Moves the state of slot source[i] to slot into[i], and leaves source[i] empty. `source` has no repeats, and
+        no slot is in both.
 
-        Values that come together and have the same order may stand in any order.
+        Values of equal order that are joined by this may stand in any order.
         """
         for part in self._parts:
             part.move(into.to_numpy(), source.to_numpy())
@@ -67,5 +71,5 @@ class Extras:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory; of the states of users' functions, as if each had a few numbers."""
+        """The bytes in memory. A state of a user's function counts as much as a few numbers."""
         return sum(part.nbytes for part in self._parts)

@@ -1,4 +1,6 @@
-"""What one aggregate gathers (`Gather`), and the contract of the holder that keeps it by slot (`GatheredValues`)."""
+"""The description of an aggregate without a fixed width (`Gather`), and the contract of the class that keeps its
+state by slot (`GatheredValues`).
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,22 +14,31 @@ from sabot.checks import is_whole
 from sabot.errors import UserError
 from sabot.operators.aggregates.decimals import sum_type
 
-ROWS = ("least", "greatest", "latest")  # reductions that keep one row a slot, by its rank
-VALUES = ("min", "max", "sum", "distinct", "top")  # reductions that pass over nulls
+ROWS = ("least", "greatest", "latest")  # reductions that keep one row of each slot, by its rank
+VALUES = ("min", "max", "sum", "distinct", "top")  # reductions that skip nulls
 
 Array: TypeAlias = pa.Array
 
 
 @dataclass(frozen=True)
 class Gather:
-    """What one aggregate gathers. `states` are its columns in an export: one row for each group, a list for each kept column.
+    """The description of an aggregate that keeps values without a fixed width.
 
-    kept_as: the name of its columns in an export; empty: `name`. It lets an aggregate get another name while its state stays.
-    argument, rank, where, order: indices of input columns, -1 where there is none. width: how many columns the input has.
-    reduce: what is kept of a slot. "least" and "greatest": the row with that rank; of equal ranks the least order, then the first to
-    arrive. "latest": of the rows with the greatest rank, the last to arrive. "min", "max", "sum": the value. "distinct": each value
-    once. "list": all values. "top": the `option` greatest values, greatest first. "user": a state. "sketch": a sketch of the values.
-    option: how many values "top" keeps; the quantile or quantiles of a sketch. column: the name of the argument, for errors.
+    `states`: its columns in an export: one row for each group, with a list in each column. `kept_as`: the prefix of
+    the names of these columns; `name` if it is "". With it an aggregate can get another name while its state stays.
+    `type`: the type of the result. `columns`: the columns that are kept of a value. `argument`, `rank`, `where`,
+    `order`: indices of input columns, or -1. `skip_null_rank`: True if rows whose rank is null or NaN are skipped.
+    `width`: the number of input columns. `option`: the number of values of "top"; the quantile or quantiles of a
+    sketch. `column`: the name of the argument, for errors. `reduce`: which values of a slot are kept:
+
+        least, greatest   the row with that rank; of equal ranks the one with the least order, then the first to arrive
+        latest            of the rows with the greatest rank, the last to arrive
+        min, max, sum     one value
+        distinct          each value once
+        list              all values
+        top               the `option` greatest values, greatest first
+        user              the state of a user's function
+        sketch            a sketch of the values
     """
 
     name: str
@@ -59,7 +70,9 @@ class Gather:
         kept_as: str = "",
         option: Any = None,
     ) -> "Gather":
-        """The aggregate `kind(argument)` over rows of `input`. UserError for a column of a type that the kind cannot take."""
+        """Returns the description of `kind(argument)` over rows of `input`. Raises UserError for a type that the kind
+        cannot take.
+        """
         if kind == "user":
             state = (pa.field("state", pa.binary()),)
             return Gather(
@@ -84,7 +97,7 @@ class Gather:
             _check(name, "count_distinct of", input.field(argument))
         elif kind == "top_k":
             if not is_whole(option, 1):
-                raise UserError(f"{name}: top_k of {option!r} values", hint="a whole number, 1 or more")
+                raise UserError(f"{name}: top_k of {option!r} values", hint="give a whole number, 1 or more")
             reduce, result = "top", pa.list_(value)
             _check(name, "top_k of", input.field(argument))
         elif kind == "collect_list":
@@ -106,7 +119,7 @@ class Gather:
     def counted(
         self, slots: pa.Int32Array, data: pa.RecordBatch, selection: pa.Int32Array | None
     ) -> tuple[pa.Int32Array, pa.Int32Array | None]:
-        """(slots, selection) without the rows for which the column `where` is not true."""
+        """Returns `slots` and `selection` without the rows for which the column `where` is not true."""
         if self.where < 0:
             return slots, selection
         mask = selected(data.column(self.where), selection)
@@ -120,7 +133,7 @@ class Gather:
 
 
 class GatheredValues(ABC):
-    """What one aggregate has gathered, by slot. The methods are those of `Extras`."""
+    """The state of one aggregate, by slot. The methods are those of `Extras`."""
 
     def __init__(self, gather: Gather) -> None:
         self.gather = gather
@@ -145,7 +158,9 @@ class GatheredValues(ABC):
 
 
 def _sketched(name: str, kind: str, field: pa.Field, option: Any) -> pa.DataType:
-    """The type of a sketch's result. UserError for a column type that has no sketch, or for quantiles that there are not."""
+    """Returns the type of a sketch's result. Raises UserError for a type that has no sketch, and for a quantile
+    outside of 0 to 1.
+    """
     _check(name, f"{kind} of", field)
     if kind == "approx_count_distinct":
         return pa.int64()
@@ -155,19 +170,22 @@ def _sketched(name: str, kind: str, field: pa.Field, option: Any) -> pa.DataType
     several = option if isinstance(option, list | tuple) else [option]
     for each in several:
         if isinstance(each, bool) or not isinstance(each, int | float) or not 0 <= each <= 1:
-            raise UserError(f"{name}: there is no quantile {each!r}", hint="from 0 to 1: 0.5 is the median")
+            raise UserError(f"{name}: there is no quantile {each!r}", hint="give one from 0 to 1: 0.5 is the median")
     return pa.list_(pa.float64()) if several is option else pa.float64()
 
 
 def joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    """Batches of one schema, not empty, as one batch. UserError where they are more than a batch can hold."""
+    """Returns batches of one schema as one batch. Raises UserError if they are more than a batch can hold.
+
+    `batches`: at least one.
+    """
     if len(batches) == 1:
         return batches[0]
     whole = pa.Table.from_batches(batches).combine_chunks().to_batches()
     if len(whole) > 1:
         raise UserError(
-            "the values to be aggregated at once are more than 2 GiB of text",
-            hint="take less of each row, use shorter windows, or a higher parallelism",
+            "the values to be aggregated at once have more than 2 GiB of text",
+            hint="aggregate shorter texts, use shorter windows, or raise the parallelism",
         )
     return whole[0]
 

@@ -1,11 +1,12 @@
-"""State of the aggregates that a checkpoint has, as state of those that the program has now.
+"""State of aggregates in a checkpoint, converted for a program with other aggregates.
 
     checkpoint   total = sum(x)   n = count()
                       │               └── gone: its state is left behind
     program      total = sum(x)   biggest = max(x)   begins empty in each group
 
-An aggregate is found again by what it computes, whatever its name is. What it keeps stands in accumulators of a table, and in columns
-beside the table (`StatePlace`); groups are taken over with these where the checkpoint has them, and with empty ones where it does not.
+An aggregate is matched by what it computes, whatever its name is. Its state stands in accumulators of a table, and in
+columns beside the table (`StatePlace`). A group is taken over with the state that the checkpoint has, and with empty
+state for aggregates that are new.
 """
 
 import re
@@ -20,21 +21,25 @@ from sabot.errors import UserError
 from sabot.state.base import Saved
 
 _KEPT_AS = {"stddev": "variance", "any": "first"}
-ROWS_OF_A_KEY = ("", "count()", "int64")  # what groups keep beside the aggregates of the user's, as an aggregate
+ROWS_OF_A_KEY = ("", "count()", "int64")  # the row count that every group keeps, in the form of an aggregate
 
 Array: TypeAlias = pa.Array
 Keeps: TypeAlias = Callable[[str], str]
 
 
 class StatePlace(NamedTuple):
-    """Where the state of one aggregate stands. accumulators: their indices in the table. beside: the names of its columns beside it."""
+    """The place of one aggregate's state. `accumulators`: the indices of its accumulators in the table. `beside`: the
+    names of its columns beside the table.
+    """
 
     accumulators: Sequence[int]
     beside: Sequence[str]
 
 
 class StateLayout(NamedTuple):
-    """Where the state of aggregates stands. table: makes an empty table. beside: keys, and the columns beside the table."""
+    """The layout of the state of all aggregates. `table`: makes an empty table. `beside`: the keys, and the columns
+    beside the table. `places`: one for each aggregate.
+    """
 
     table: Callable[[], GroupTable]
     beside: pa.Schema
@@ -42,11 +47,13 @@ class StateLayout(NamedTuple):
 
 
 class AggregateVerdict(NamedTuple):
-    """What becomes of one aggregate: of the program (`name`, or the checkpoint's where the program has it no more).
+    """The verdict on one aggregate: whether its state goes on.
 
-    keep: it goes on with the state of the checkpoint's aggregate number `source`. add: it begins empty. drop: its state is left behind.
-    refuse: under its name the checkpoint has what computes something else. before, now: what it computes, with the type of the result.
-    called: its name in the checkpoint, where that is another.
+    `name`: its name in the program, or in the checkpoint if the program no longer has it. `outcome`: "keep": it goes
+    on with the state of the checkpoint's aggregate number `source`. "add": it begins empty. "drop": its state is left
+    behind. "refuse": the checkpoint has another computation under its name. `before`, `now`: its text in the
+    checkpoint and in the program, with the type of the result, or None where it is missing. `why`: the reason, for
+    people. `called`: its name in the checkpoint if that differs, else "".
     """
 
     name: str
@@ -67,11 +74,13 @@ def aggregate_verdicts(
     hidden: Sequence[Sequence[str]] = (),
     begins: str = "it begins empty",
 ) -> list[AggregateVerdict]:
-    """A fate for each aggregate of the program, in order, then for those that only the checkpoint has.
+    """Returns a verdict for each aggregate of the program, in order, then for those that only the checkpoint has.
 
-    before, now: (name, what it computes, type of the result) of each. forgets: names of which no state is taken over. keeps: what an
-    aggregate keeps, by what it computes (`shared_by` if None): those that keep the same share it, unless it is `str`. hidden: as `before`,
-    what the operator keeps for no aggregate of the user's. begins: how an aggregate begins that is new.
+    `before`, `now`: (name, text, type of the result) of each aggregate of the checkpoint and of the program.
+    `forgets`: names whose state is not taken over. `keeps`: maps an aggregate's text to the text of its state;
+    `shared_by` if None. Aggregates with the same state share it, except if `keeps` is `str`. `hidden`: state that the
+    operator keeps for no aggregate of the user, in the form of `before`. `begins`: the reason that is given for a new
+    aggregate.
     """
     keeps = shared_by if keeps is None else keeps
     anyway = {} if keeps is str else {keeps(words): "the step" for _, words, _ in hidden}
@@ -89,10 +98,10 @@ def aggregate_verdicts(
             if then == words and old != kind:
                 found.append(AggregateVerdict(name, "refuse", f"{then} {old}", text, f"it was {then} {old}, is {text}"))
                 continue
-            why = "" if was == name else f"the checkpoint calls it {was}" if was else "the checkpoint has it anyway"
+            why = "" if was == name else f"the checkpoint calls it {was}" if was else "every group keeps it anyway"
             found.append(AggregateVerdict(name, "keep", text, text, why, source, "" if was == name else was))
         elif name in forgets and keeps(words) in kept:
-            why = f"{kept[keeps(words)]} keeps the same: it cannot be dropped alone"
+            why = f"it shares its state with {kept[keeps(words)]}: it cannot be dropped alone"
             found.append(AggregateVerdict(name, "keep", text, text, why))
         elif same_name is not None and same_name not in taken and name not in forgets:
             was = " ".join(before[same_name][1:])
@@ -104,7 +113,7 @@ def aggregate_verdicts(
     here = {name for name, _, _ in now}
     for number, (name, *said) in enumerate(before):
         if number not in taken and name and not (name in forgets and name in here):
-            why = "its state is dropped, as asked" if name in forgets else "the program has it no more"
+            why = "its state is dropped, as asked" if name in forgets else "the program no longer has it"
             found.append(AggregateVerdict(name, "drop", " ".join(said), None, why))
     return found
 
@@ -112,9 +121,10 @@ def aggregate_verdicts(
 def sources_of(
     before: Sequence[Sequence[str]], now: Sequence[Sequence[str]], forgets: frozenset[str], keeps: Keeps
 ) -> list[int | None]:
-    """For each aggregate of the program, the number of the one in the checkpoint whose state it goes on with; None: of none.
+    """Returns, for each aggregate of the program, the number of the checkpoint's aggregate whose state it takes over,
+    or None for empty state.
 
-    Of several that keep the same it is one that computes the same, and one of the same name.
+    Of several with the same state, the one that computes the same is preferred, then the one with the same name.
     """
     found: list[int | None] = []
     for name, words, _ in now:
@@ -125,15 +135,19 @@ def sources_of(
 
 
 def shared_by(words: str) -> str:
-    """What an aggregate keeps, as text: aggregates that differ in what they make of it share their accumulators."""
+    """Returns the state of an aggregate as text. Aggregates with different results may share accumulators:
+    `stddev(x)` keeps the state of `variance(x)`.
+    """
     kind, _, rest = words.partition("(")
     return f"{_KEPT_AS.get(kind, kind)}({re.sub(r', ddof=[0-9]+', ', ddof', rest)}"
 
 
 class StateMigration:
-    """Groups of a checkpoint that kept the state of other aggregates (`was`), as groups of those that there are now.
+    """A conversion of groups in a checkpoint (`was`) to groups of the program (`now`).
 
-    sources: for each aggregate that there is now, the number of the one whose state it goes on with; None: it begins empty.
+    `sources`: for each aggregate of the program, the number of the checkpoint's aggregate whose state it takes over,
+    or None if it begins empty. `states`: all columns of the checkpoint. Raises UserError if an aggregate's state has
+    another form than in the checkpoint.
     """
 
     def __init__(self, was: StateLayout, now: StateLayout, sources: Sequence[int | None]) -> None:
@@ -150,7 +164,7 @@ class StateMigration:
             if source is not None:
                 then = was.places[source]
                 if len(place.accumulators) != len(then.accumulators) or len(place.beside) != len(then.beside):
-                    raise _of_another_type("in another number of parts")
+                    raise _of_another_type("in another number of columns")
                 accumulators |= zip(place.accumulators, then.accumulators, strict=True)
                 beside |= zip(place.beside, then.beside, strict=True)
         self._from = beside
@@ -158,15 +172,17 @@ class StateMigration:
             number, _, part = name.partition(".")
             if int(number) in accumulators:
                 self._from[name] = f"{accumulators[int(number)]}.{part}"
-        self._blank: pa.RecordBatch | None = None  # a group to which nothing was added
+        self._blank: pa.RecordBatch | None = None  # a group without rows
 
     def groups(self, groups: pa.RecordBatch) -> pa.RecordBatch:
-        """Keys and accumulators, as the table of now has them."""
+        """Returns keys and accumulators as the program's table has them."""
         columns = [*groups.columns[: self._keys], *self._accumulators(groups)]
         return pa.RecordBatch.from_arrays(columns, schema=self._states)
 
     def beside(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """Keys and the columns beside the table; columns of the operator's own behind them stay."""
+        """Returns keys and the columns beside the table. Columns of the operator itself, which stand behind these,
+        stay.
+        """
         own = range(self._width, rows.num_columns)
         columns = [*rows.columns[: self._keys], *self._beside(rows), *(rows.column(each) for each in own)]
         return pa.RecordBatch.from_arrays(
@@ -174,7 +190,7 @@ class StateMigration:
         )
 
     def whole(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """Keys, accumulators, and the columns beside the table."""
+        """Returns keys, accumulators, and the columns beside the table."""
         columns = [*rows.columns[: self._keys], *self._accumulators(rows), *self._beside(rows)]
         fields = list(self._now.beside)[self._keys :]
         return pa.RecordBatch.from_arrays(columns, schema=pa.schema([*self._states, *fields]))
@@ -202,14 +218,14 @@ class StateMigration:
             return blank.take(pa.array(np.zeros(rows.num_rows, np.int32)))
         column = rows.column(source)
         if column.type != field.type:
-            raise _of_another_type(f"as {column.type}, and is kept as {field.type} now")
+            raise _of_another_type(f"as {column.type}, and the program keeps it as {field.type}")
         return column
 
 
 def _of_another_type(how: str) -> UserError:
     return UserError(
-        f"an aggregate was kept {how}: its column has another type",
-        hint="cast the column to the type that it had; or begin the step empty (--drop)",
+        f"the checkpoint has the state of an aggregate {how}: the type of its column has changed",
+        hint="cast the column to the type that it had, or let the step begin empty (--drop)",
     )
 
 
@@ -223,11 +239,12 @@ def migration_of(
     hidden: Sequence[Sequence[str]] = (),
     keeps: Keeps | None = None,
 ) -> StateMigration | None:
-    """How the state of a checkpoint becomes that of the aggregates of now; None where it has the same ones, and goes on as it is.
+    """Returns the conversion of a checkpoint's state to that of the program's aggregates, or None if both have the
+    same aggregates.
 
-    now: as in `aggregate_verdicts`. layout: where their state stands.
-    was: the same of the checkpoint's, by its `reader` (`Stateful.state_reader`).
-    hidden: what both keep for no aggregate of the user's, whose places stand behind those of the others. keeps: as in `aggregate_verdicts`.
+    `now`, `keeps`: the parameters of `aggregate_verdicts`. `layout`: the layout of the program's state. `was`:
+    returns the layout of the checkpoint's state from its `Stateful.state_reader`. `hidden`: state that both keep for
+    no aggregate of the user; its places stand behind the others.
     """
     facts = next((part.facts for part in saved if part.facts.get("schema")), None)
     if facts is None:

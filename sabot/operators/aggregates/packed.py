@@ -1,8 +1,9 @@
-"""Values as bytes and back, column by column: bytes that sort as the values do, and rows of any columns as one byte string each.
+"""Values as bytes and back. `ordered` makes bytes that sort as the values do, `packed` makes one byte string of a row
+of any columns.
 
-Equal values have equal bytes: -0.0 is 0.0, and there is one NaN, which is greater than all numbers. Text sorts by its UTF-8. The bytes of
-a row are those of its columns, one after the other, each behind a byte that says whether it is null; null sorts first. The bytes of
-lists say only whether two are equal, not which is greater.
+Equal values have equal bytes: -0.0 is 0.0, and there is one NaN, which is greater than all numbers. Text sorts by its
+UTF-8. The bytes of a row are those of its columns, one after the other, each behind a byte that says whether it is
+null; null sorts first. The bytes of lists can be compared for equality only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,14 +17,14 @@ from sabot._cython.groups.multiset import join_keys, split_keys
 from sabot.arrays import integers
 
 Array: TypeAlias = pa.Array
-_Part: TypeAlias = tuple[Array, int]  # byte strings without nulls, and the length of each (-1: they differ)
+_Part: TypeAlias = tuple[Array, int]  # byte strings without nulls, and the length of each, or -1 if lengths differ
 
 NAN = b"\xff\xf8\x00\x00\x00\x00\x00\x00"  # NaN as `ordered` encodes it
 _SIGN = np.uint64(1 << 63)
 
 
 def ordered_width(kind: pa.DataType) -> int:
-    """How many bytes `ordered` gives for each value of this type; -1: values differ in that."""
+    """Returns the number of bytes that `ordered` makes of a value of this type, or -1 if it differs by value."""
     types = pa.types
     if types.is_string(kind) or types.is_binary(kind):
         return -1
@@ -33,7 +34,9 @@ def ordered_width(kind: pa.DataType) -> int:
 
 
 def ordered(column: Array) -> Array:
-    """Each value as bytes that sort as the values do (binary, never null; a null has some bytes). Not for nested types."""
+    """Returns each value as bytes that sort as the values do (binary, without nulls). A null has arbitrary bytes. Not
+    for nested types.
+    """
     kind = column.type
     width = ordered_width(kind)
     if width < 0:
@@ -45,14 +48,16 @@ def ordered(column: Array) -> Array:
 
 
 def has_words(kind: pa.DataType) -> bool:
-    """Whether `words` takes columns of this type."""
+    """Returns True if `words` takes columns of this type: numbers, bools and times."""
     types = pa.types
     timed = types.is_date(kind) or types.is_time(kind) or types.is_timestamp(kind) or types.is_duration(kind)
     return bool(timed or types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind))
 
 
 def words(column: Array) -> Any:
-    """Each value as the number that the bytes of `ordered` are, the highest first (numpy uint64); a null has some number."""
+    """Returns each value as a number of 64 bits (numpy uint64) that sorts as the value does. A null has an arbitrary
+    number.
+    """
     kind = column.type
     if pa.types.is_boolean(kind):
         return column.fill_null(False).to_numpy(zero_copy_only=False).astype(np.uint64)
@@ -69,7 +74,7 @@ def words(column: Array) -> Any:
 
 
 def from_ordered(values: Array, kind: pa.DataType) -> Array:
-    """The column that `ordered` was given, with null where `values` (large binary) are null."""
+    """Returns the column that `ordered` was given, with null where `values` (large binary) are null."""
     width = ordered_width(kind)
     if width < 0:
         return values.cast(kind)
@@ -80,7 +85,7 @@ def from_ordered(values: Array, kind: pa.DataType) -> Array:
 
 
 def packed(columns: Sequence[Array], rows: int) -> Array:
-    """Each row of the columns as bytes (large binary)."""
+    """Returns each row of the columns as bytes (large binary). `rows`: the number of rows."""
     parts = [part for column in columns for part in _parts(column)]
     if not parts:
         return pa.array([b""] * rows, pa.large_binary())
@@ -88,7 +93,7 @@ def packed(columns: Sequence[Array], rows: int) -> Array:
 
 
 def unpacked(rows: Array, kinds: Sequence[pa.DataType]) -> list[Array]:
-    """The columns that `packed` was given. All of them are null where `rows` is null."""
+    """Returns the columns that `packed` was given. Where `rows` is null, all of them are null."""
     widths = [width for kind in kinds for width in _widths(kind)]
     missing = rows.is_null()
     absent = bool(rows.null_count)
@@ -102,7 +107,7 @@ def unpacked(rows: Array, kinds: Sequence[pa.DataType]) -> list[Array]:
     return columns
 
 
-# One column's parts
+# The parts of a column: the byte strings that `join_keys` puts together
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -141,7 +146,7 @@ def _parts(column: Array) -> list[_Part]:
 
 
 def _list_parts(column: Array) -> list[Array]:
-    """Two byte strings for each list: the lengths of its values' bytes (int32), and these bytes end to end."""
+    """Returns two byte strings for each list: the lengths of its values' bytes (int32), and these bytes end to end."""
     if not pa.types.is_list(column.type):
         column = column.cast(pa.list_(_item(column.type)))
     sizes = pc.list_value_length(column).fill_null(0).to_numpy()
@@ -175,7 +180,7 @@ def _list_column(kind: pa.DataType, lengths: Array, data: Array, missing: Any) -
     ends = np.concatenate([[0], np.cumsum(_data(lengths).view(np.int32))])
     values = unpacked(_large(ends, _data(data)), [_item(kind)])[0]
     sizes = np.diff(_offsets(lengths)) // 4
-    if pa.types.is_fixed_size_list(kind) and missing.any():  # a null has values, too
+    if pa.types.is_fixed_size_list(kind) and missing.any():  # a null of this type has values, too
         index = np.full((len(missing), kind.list_size), -1)
         index[~missing] = np.arange(len(values)).reshape(-1, kind.list_size)
         values = values.take(pa.array(index.reshape(-1), mask=index.reshape(-1) < 0))
@@ -251,7 +256,7 @@ def _offsets(values: Array) -> Any:
 
 
 def _data(values: Array) -> Any:
-    """All bytes of the values, end to end (numpy); nulls have none."""
+    """Returns all bytes of the values, end to end (numpy). A null has none."""
     ends = _offsets(values)
     data = values.buffers()[2]
     return np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]

@@ -1,10 +1,11 @@
-"""Values gathered by slot: lists, distinct values, texts, and whatever else has no fixed width.
+"""Values that are gathered by slot: lists, distinct values, texts, and others without a fixed width.
 
-Each batch adds its values as columns (slot, value, …) to a tail. When the tail has doubled, it is reduced to what the aggregate must
-keep: one value for each group, the distinct values, or all of a list. When values of some slots are asked for, the tail is sorted by
-slot and becomes a run. Runs are merged so that each is at least twice as long as the next (a log-structured merge tree: O'Neil, Cheng,
-Gawlick, O'Neil 1996). So a row costs a logarithm, and a question costs what it touches, however many groups there are. Memory is at most
-twice the values of lists, six times what must be kept of reduced values (runs and tail may have them again), and two batches.
+Each batch adds its values as columns (slot, value, …) to a tail. When the tail has doubled, it is reduced to the
+values that the aggregate must keep: one for each group, the distinct ones, or all of a list. When values of slots are
+read, the tail is sorted by slot and becomes a run. Runs are merged so that each is at least twice as long as the next
+(a log-structured merge tree: O'Neil, Cheng, Gawlick, O'Neil 1996). So a row takes part in a logarithmic number of
+merges, and a read costs time for the rows that it returns, however many groups there are. Memory is at most twice the
+values of lists, or six times the reduced values (runs and tail may repeat them), and two batches.
 """
 
 from collections.abc import Iterator
@@ -19,13 +20,13 @@ from sabot.operators.aggregates.decimals import SumOverflow
 from sabot.operators.aggregates.gather import ROWS, VALUES, Array, Gather, GatheredValues, joined, selected
 from sabot.operators.aggregates.reducers import REDUCERS, plain_floats, top
 
-REDUCE_ROWS = 65_536  # reducing fewer rows is not worth it
+REDUCE_ROWS = 65_536  # the fewest rows that are reduced: below, it saves nothing
 PIECE_ROWS = 32_768  # rows that are reduced at once, so that lookups stay in the processor's cache
-RUN_BYTES = 1 << 29  # runs of lists are not merged to more, since the offsets of texts have 31 bits
+RUN_BYTES = 1 << 29  # the most bytes of a merged run of lists, since the offsets of texts have 31 bits
 
 
 class _Run:
-    """Columns (home, value[, rank][, order]), reduced, ascending by home."""
+    """Columns (home, value[, rank][, order]), reduced, with ascending homes. `Pairs` says what a home is."""
 
     def __init__(self, batch: pa.RecordBatch, age: int) -> None:
         self.batch = batch
@@ -33,11 +34,14 @@ class _Run:
         self.rows: int = batch.num_rows
         self.nbytes: int = batch.nbytes
         self.age = age
-        """A row is alive unless its home was emptied after this."""
-        self.dead = 0  # rows whose home was emptied
+        """The age at which the run was made. A row is dead if its home was emptied at a later age."""
+        self.dead = 0  # the number of rows whose home was emptied
 
     def spans(self, homes: Any, born: Any) -> tuple[Any, Any]:
-        """(the first row of each of these homes, how many rows it has). homes: ascending."""
+        """Returns the first row of each of these homes, and the number of its rows.
+
+        `homes`: ascending. `born`: by home, the age at which it was emptied last, or None if no home ever was.
+        """
         first = np.searchsorted(self.homes, homes)
         sizes = np.searchsorted(self.homes, homes, side="right") - first
         if born is not None:
@@ -45,19 +49,20 @@ class _Run:
         return first, sizes
 
     def living(self, born: Any) -> pa.RecordBatch:
-        """The rows whose home was not emptied."""
+        """Returns the rows whose home was not emptied after they were written."""
         return self.batch.filter(pa.array(born[self.homes] <= self.age)) if self.dead else self.batch
 
 
 class Pairs(GatheredValues):
-    """Values as columns (home, value[, rank][, order]): runs, and a tail in order of arrival.
+    """Values as columns (home, value[, rank][, order]): runs, and a tail in the order of arrival.
 
         runs    older, longer ── newer, shorter │ tail
         home    0 0 0 1 2 2 2 … │ 0 2 2 │ 1 2 2 │ 2 0 1 0 …
 
-    The rows of slot s are those of home[s]. Two slots are joined by moving the rows of the smaller one, and swapping homes where the
-    source is the larger: so a row is moved at most as often as its slot's rows have doubled. A home is emptied by a stamp: its rows in
-    older runs are dead, and are removed by the next merge, at the latest when half of all rows are dead.
+    A home is the number under which rows are stored; the rows of slot s are those of home[s]. Two slots are joined by
+    moving the rows of the smaller one, and by swapping homes if the source is the larger. So a row is moved only when
+    the number of its slot's rows doubles. A home is emptied by writing down the current age: its rows in older runs
+    are dead. The next merge removes them, at the latest when half of all rows are dead.
     """
 
     def __init__(self, gather: Gather) -> None:
@@ -66,11 +71,13 @@ class Pairs(GatheredValues):
         self._reducer = partial(top, gather.option) if gather.reduce == "top" else REDUCERS[gather.reduce]
         if gather.reduce == "sum":
             self._reducer = self._summed
-        self._arrived = 0  # rows so far, which are the rank of first and last where there is no order
+        self._arrived = 0  # the number of rows so far: the rank of first and last if there is no `order`
         self.clear()
 
     def _summed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Raises SumOverflow that names the aggregate, and the slot by `place`; -1 where slots were moved."""
+        """Reduces sums. Raises SumOverflow with the name of the aggregate; its `place` is the slot, or -1 if slots
+        have been moved.
+        """
         try:
             return REDUCERS["sum"](batch)
         except SumOverflow as error:
@@ -79,15 +86,15 @@ class Pairs(GatheredValues):
 
     def clear(self) -> None:
         self._runs: list[_Run] = []
-        self._home: Any = None  # by slot; None: each slot is its own home, and none was emptied
-        self._born: Any = None  # by home: the age at which it was emptied; its rows in older runs are dead
+        self._home: Any = None  # by slot, or None if each slot is its own home, and none was emptied
+        self._born: Any = None  # by home: the age at which it was emptied last
         self._age = 0
         self._empty_tail()
 
     def _empty_tail(self) -> None:
         self._tail: list[pa.RecordBatch] = []
         self._tail_rows = self._tail_bytes = 0
-        self._reduced_rows = 0  # rows that the last reduction left
+        self._reduced_rows = 0  # the number of rows that the last reduction left
 
     def add(self, slots: pa.Int32Array, data: pa.RecordBatch, selection: pa.Int32Array | None) -> None:
         gather = self.gather
@@ -144,11 +151,13 @@ class Pairs(GatheredValues):
             self._to_tail(_renumbered(batch, np.repeat(self._home[into], np.diff(bounds))))
 
     def _swap(self, targets: Any, which: Any, source: Any) -> None:
-        """Gives each target the home with the most rows among its own and those of its sources; that source gets the target's."""
+        """Gives each target the home with the most rows among its own home and those of its sources. That source gets
+        the target's home.
+        """
         members = np.concatenate([targets, source])
         group = np.concatenate([np.arange(len(targets)), which])
         sizes = np.sum([sizes for _, _, sizes in self._spans(self._home[members])], axis=0)
-        by_size = np.lexsort((-sizes, group))  # stable: a target stands before sources with as many rows
+        by_size = np.lexsort((-sizes, group))  # stable: a target precedes sources with as many rows
         largest = members[by_size[np.flatnonzero(np.diff(group[by_size], prepend=-1))]]
         self._home[targets], self._home[largest] = self._home[largest], self._home[targets]
 
@@ -194,7 +203,7 @@ class Pairs(GatheredValues):
             self._push(batch)
 
     def _push(self, batch: pa.RecordBatch) -> None:
-        """Adds a run of these rows and of the runs before it that are not twice as long."""
+        """Adds a run of these rows and of the earlier runs that are not twice as long."""
         parts, rows, size = [batch], batch.num_rows, batch.nbytes
         while self._runs and self._runs[-1].rows < 2 * rows:
             if self.gather.reduce == "list" and self._runs[-1].nbytes + size > RUN_BYTES:
@@ -206,7 +215,9 @@ class Pairs(GatheredValues):
             self._runs.append(_Run(self._reduced(joined(parts)), self._age))
 
     def _reduced(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The rows that must be kept, ascending by slot. Pieces end between slots, so that each can be reduced by itself."""
+        """Returns the rows that must be kept, ascending by slot. They are reduced in pieces, which end between two
+        slots.
+        """
         batch = _sorted(batch)
         if self.gather.reduce == "list":
             return batch
@@ -218,9 +229,10 @@ class Pairs(GatheredValues):
         )
 
     def _rows_of(self, slots: Any) -> tuple[pa.RecordBatch, Any]:
-        """(the rows kept of these slots, bounds). Those of slots[i] are rows bounds[i] to bounds[i + 1]; their column 0 is i.
+        """Returns the rows kept of these slots, and bounds: the rows of slots[i] are rows bounds[i] to bounds[i + 1],
+        with i in their column 0.
 
-        The rows of a list stand by order, then arrival.
+        The rows of a list are sorted by order, then by arrival.
         """
         self._flush()
         homes = slots
@@ -242,7 +254,7 @@ class Pairs(GatheredValues):
         return batch, np.searchsorted(batch.column(0).to_numpy(), np.arange(len(slots) + 1))
 
     def _spans(self, homes: Any) -> Iterator[tuple[_Run, Any, Any]]:
-        """For each run: (the run, the first row of each home, how many rows it has)."""
+        """Yields each run with the first row of each home and the number of its rows."""
         ascending = np.argsort(homes)
         asked = homes[ascending]
         for run in self._runs:
@@ -251,7 +263,7 @@ class Pairs(GatheredValues):
             yield run, first, sizes
 
     def _reach(self, slot: int) -> None:
-        """Makes homes and stamps up to this slot, and for all rows of runs."""
+        """Extends `_home` and `_born` to this slot and to all homes in runs."""
         known = 0 if self._home is None else len(self._home)
         if slot >= known:
             slot = max([slot, *(int(run.homes[-1]) for run in self._runs)])
@@ -262,7 +274,7 @@ class Pairs(GatheredValues):
             self._home, self._born = grown, born
 
     def _vacate(self, homes: Any) -> None:
-        """Marks the rows of these homes dead; runs are written anew when half of all rows are dead."""
+        """Marks the rows of these homes dead. Writes the runs anew if half of all rows are dead."""
         for run, _, sizes in self._spans(homes):
             run.dead += int(sizes.sum())
         self._age += 1
@@ -274,7 +286,7 @@ class Pairs(GatheredValues):
 
 
 def _without(batch: pa.RecordBatch, column: Array, nan: bool = False) -> pa.RecordBatch:
-    """The rows where `column` is not null, nor NaN if `nan`."""
+    """Returns the rows where `column` is not null, and not NaN if `nan` is True."""
     floats = nan and pa.types.is_floating(column.type)
     if column.null_count == 0 and not floats:
         return batch
@@ -291,25 +303,25 @@ def _renumbered(batch: pa.RecordBatch, slots: Any) -> pa.RecordBatch:
 
 
 def _ranges(first: Any, sizes: Any) -> Any:
-    """The numbers first[0], first[0] + 1, … (sizes[0] of them), then those from first[1], and so on."""
+    """Returns the numbers first[0], first[0] + 1, … (sizes[0] of them), then those from first[1] on, and so on."""
     ends = np.cumsum(sizes)
     return np.arange(ends[-1]) + np.repeat(first - ends + sizes, sizes)
 
 
 def _sorted(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The rows by slot; rows of a slot stay in their order."""
+    """Returns the rows sorted by slot. Rows of a slot stay in their order."""
     slots = batch.column(0).to_numpy()
     if (slots[1:] >= slots[:-1]).all():
         return batch
-    keys = slots.astype(np.int64) << 32 | np.arange(
-        len(slots)
-    )  # sorting whole keys is far faster than a stable argsort
+    keys = slots.astype(np.int64) << 32 | np.arange(len(slots))  # sorting such keys is far faster than a stable argsort
     keys.sort()
     return batch.take(pa.array(keys & 0xFFFFFFFF))
 
 
 def _ordered(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Rows with ascending slots: those of one slot by the column "order", nulls last; rows of equal order stay in their order."""
+    """Returns rows with ascending slots, those of a slot sorted by the column "order", nulls last. Rows of equal
+    order stay in their order.
+    """
     column = batch.column("order")
     slots, order = batch.column(0).to_numpy(), column.fill_null(0).to_numpy()
     if column.null_count:

@@ -1,4 +1,4 @@
-"""What is kept of the values of a slot: functions that map rows (slot, value[, rank][, order]) to the rows that must be kept."""
+"""Reducers: functions that map rows (slot, value[, rank][, order]) to those of them that an aggregate must keep."""
 
 import contextlib
 from collections import defaultdict
@@ -16,7 +16,7 @@ _NAN_AND_ZERO = {kind: (pa.scalar(float("nan"), kind), pa.scalar(0.0, kind)) for
 
 
 def plain_floats(values: Array) -> Array:
-    """The values with -0.0 as 0.0 and one kind of NaN, so that equal values have equal bytes."""
+    """Returns the values with -0.0 as 0.0 and one kind of NaN, so that equal values have equal bytes."""
     if not pa.types.is_floating(values.type):
         return values
     nan, zero = _NAN_AND_ZERO[values.type]
@@ -24,13 +24,15 @@ def plain_floats(values: Array) -> Array:
 
 
 def _grouped(batch: pa.RecordBatch, column: str, kind: str) -> pa.RecordBatch:
-    """One row for each slot, in any order: (slot, column), where the column is its aggregate `kind`."""
+    """Returns one row (slot, column) for each slot, in any order. The column is aggregated with pyarrow's `kind`."""
     table = pa.Table.from_batches([batch]).group_by("slot", use_threads=False).aggregate([(column, kind)])
     columns = [table.column("slot"), table.column(f"{column}_{kind}")]
     return pa.RecordBatch.from_arrays([c.combine_chunks() for c in columns], names=["slot", column])
 
 
 def _one_value(kind: str) -> Any:
+    """Returns a reducer that keeps one value for each slot: pyarrow's aggregate `kind`."""
+
     def reduce(batch: pa.RecordBatch) -> pa.RecordBatch:
         found = _grouped(batch, "value", kind)
         return pa.RecordBatch.from_arrays(
@@ -44,12 +46,14 @@ _plain_sum = _one_value("sum")
 
 
 def _sum_of_decimals(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The sums of decimals. pyarrow's sums wrap, so where one could have too many digits it is made wider, and must fit when narrowed."""
+    """Returns the sums of decimals. pyarrow's sums wrap silently, so a sum that might have too many digits is
+    computed in a wider type. Raises SumOverflow for one that has.
+    """
     values, kind = batch.column(1), batch.schema.field(1).type
     most = pc.sum(pc.abs(pc.cast(values, pa.float64()))).as_py() or 0.0
     if most < 0.99 * 10.0 ** (kind.precision - kind.scale):
         return _plain_sum(batch)
-    if most < 5.0 * 10.0 ** (76 - kind.scale):  # the digits of 2**255 - 1, less what a float rounds
+    if most < 5.0 * 10.0 ** (76 - kind.scale):  # below 2**255 - 1, with room for the rounding of floats
         wide = pa.RecordBatch.from_arrays(
             [batch.column(0), values.cast(pa.decimal256(76, kind.scale))], batch.schema.names
         )
@@ -65,7 +69,9 @@ def _sum_of_decimals(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _one_row(kind: str, last: bool = False) -> Any:
-    """A reducer that keeps one row for each slot: that with the least (greatest) rank, then the least order, then the first (last)."""
+    """Returns a reducer that keeps one row for each slot: the one with the least (greatest) rank, then the least
+    order, then the first (last).
+    """
 
     def reduce(batch: pa.RecordBatch) -> pa.RecordBatch:
         batch = _best(batch, "rank", kind)
@@ -85,7 +91,7 @@ def _one_row(kind: str, last: bool = False) -> Any:
 
 
 def _best(batch: pa.RecordBatch, column: str, kind: str) -> pa.RecordBatch:
-    """The rows whose `column` is the slot's best."""
+    """Returns the rows whose `column` is the minimum (maximum) of their slot."""
     best = _grouped(batch, column, kind)
     slots = best.column(0).to_numpy()
     where = np.empty(slots.max() + 1, np.int64)
@@ -95,7 +101,9 @@ def _best(batch: pa.RecordBatch, column: str, kind: str) -> pa.RecordBatch:
 
 
 def _distinct(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Each value of a slot once, ascending by slot. Sorts pairs of slot and number of the value: a third of the time of a hash table."""
+    """Returns each value of a slot once, ascending by slot. Sorting pairs of slot and value number takes a third of
+    the time of a hash table.
+    """
     values = batch.column(1).dictionary_encode()
     pairs = batch.column(0).to_numpy().astype(np.int64) << 32 | values.indices.to_numpy()
     pairs.sort()
@@ -105,7 +113,7 @@ def _distinct(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def top(most: int, batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The greatest values of each slot, greatest first. Ascending by slot."""
+    """Returns the greatest `most` values of each slot, greatest first, ascending by slot."""
     batch = batch.take(pc.sort_indices(batch, [("slot", "ascending"), ("value", "descending")]))
     slots = batch.column(0).to_numpy()
     begins = np.flatnonzero(np.diff(slots, prepend=-1))

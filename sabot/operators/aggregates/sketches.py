@@ -1,4 +1,4 @@
-"""Aggregates that are estimated: a sketch of each slot's values."""
+"""Estimated aggregates: a sketch of each slot's values."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from sabot.operators.aggregates.packed import ordered
 
 
 class Sketches(GatheredValues):
-    """A sketch of each slot's values."""
+    """A sketch of each slot's values: for approx_count_distinct, or for approx_quantile."""
 
     def __init__(self, gather: Gather) -> None:
         super().__init__(gather)
@@ -68,14 +68,16 @@ class Sketches(GatheredValues):
 
 
 def value_hashes(values: Array) -> Any:
-    """A hash for each value (numpy uint64). values: without nulls."""
+    """Returns a hash for each value (numpy uint64). `values`: without nulls."""
     if pa.types.is_decimal(values.type) or pa.types.is_fixed_size_binary(values.type):
         values = ordered(values).cast(pa.binary())
     return hash_columns([values]).to_numpy()
 
 
 def quantile_column(sketch: Quantiles, slots: Any, of: Any) -> Array:
-    """The result of approx_quantile for these slots. of: a quantile, or several, which give a list for each slot."""
+    """Returns the results of approx_quantile for these slots. `of`: a quantile, or several of them, which give a list
+    for each slot.
+    """
     several = isinstance(of, list | tuple)
     found, there = sketch.quantiles(slots, of if several else [of])
     mask = None if there.all() else pa.array(~there)

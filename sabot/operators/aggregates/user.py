@@ -1,4 +1,4 @@
-"""Aggregates of the user's: the states that their functions make, by slot."""
+"""Users' aggregates: the states that their functions make, by slot."""
 
 from typing import Any, Protocol
 
@@ -9,30 +9,32 @@ import pyarrow as pa
 from sabot.errors import UserError, short_repr
 from sabot.operators.aggregates.gather import Array, Gather, GatheredValues
 
-_STATE_BYTES = 300  # about what a state of a few numbers takes
+_STATE_BYTES = 300  # about the size of a state of a few numbers
 
 
 class UserAggregate(Protocol):
-    """An aggregate of the user's. A state is any value that msgpack can encode; only these functions look into it."""
+    """A user's aggregate. A state is any value that msgpack can encode. Only these four functions read it."""
 
     type: pa.DataType
-    """The type of what `finish` gives."""
+    """The type of the results of `finish`."""
 
     def init(self) -> Any:
-        """The state of no rows."""
+        """Returns the state of no rows."""
 
     def accumulate(self, state: Any, values: Any) -> Any:
-        """The state with further rows of its group. values: a pa.Array of the argument; without an argument, a RecordBatch."""
+        """Returns the state with further rows of its group. `values`: a pa.Array of the argument, or a RecordBatch if
+        there is no argument.
+        """
 
     def merge(self, state: Any, other: Any) -> Any:
-        """The state of the rows of both."""
+        """Returns the state of the rows of both states."""
 
     def finish(self, state: Any) -> Any:
-        """The result."""
+        """Returns the result."""
 
 
 class UserStates(GatheredValues):
-    """States of a user's function, by slot. An error that the function raises becomes a UserError that names it."""
+    """The states of a user's function, by slot. An error that the function raises becomes a UserError with its name."""
 
     def __init__(self, gather: Gather) -> None:
         super().__init__(gather)
@@ -72,8 +74,8 @@ class UserStates(GatheredValues):
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             wrong = next((value for value in values if not fits(value, kind)), None)
             raise UserError(
-                f"{self._what('finish')} gave {short_repr(wrong)}, which is no {kind}",
-                hint="its `type` says what finish gives: change one of them",
+                f"{self._what('finish')} returned {short_repr(wrong)}, which is not a {kind}",
+                hint="`type` of the aggregate is the type of its results: change it, or change finish",
             ) from error
 
     def states(self, slots: pa.Int32Array) -> list[Array]:
@@ -85,8 +87,8 @@ class UserStates(GatheredValues):
             return msgspec.msgpack.encode(state)
         except Exception as error:
             raise UserError(
-                f"{self._what('state')} cannot be kept: {type(error).__name__}: {error}; it is {short_repr(state)}",
-                hint="a state is of numbers, texts, bytes, lists and dicts",
+                f"{self._what('state')} cannot be saved: {type(error).__name__}: {error}; it is {short_repr(state)}",
+                hint="make the state of numbers, texts, bytes, lists and dicts",
             ) from error
 
     def move(self, into: Any, source: Any) -> None:
@@ -111,7 +113,7 @@ class UserStates(GatheredValues):
         except Exception as error:
             rows: Any = given[1] if method == "accumulate" else []
             over = (
-                f"; over {len(rows)} rows, the first {short_repr(rows.slice(0, 1).to_pylist()[0])}" if len(rows) else ""
+                f"; {len(rows)} rows, the first is {short_repr(rows.slice(0, 1).to_pylist()[0])}" if len(rows) else ""
             )
             raise UserError(f"{self._what(method)}: {type(error).__name__}: {error}{over}") from error
 
@@ -121,7 +123,7 @@ class UserStates(GatheredValues):
 
 
 def fits(value: Any, kind: pa.DataType) -> bool:
-    """Whether a Python value can stand in a column of this type."""
+    """Returns True if a column of this type can hold the Python value."""
     try:
         pa.scalar(value, kind)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):

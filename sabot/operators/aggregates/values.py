@@ -1,7 +1,7 @@
-"""What groups keep whose rows may be taken away again: exact sums, multisets, sketches, whole rows.
+"""State of groups from which rows can be taken away again: exact sums, multisets, sketches, whole rows.
 
-`WholeSums` stand in the columns of the groups' table. Every other kind of value is a `SlotValues`: a store beside the table, by its slots.
-`ChangedRows` are the rows of a batch of changes, as both take them.
+`WholeSums` stand in the columns of the groups' table. Every other kind of state is a `SlotValues`: a store beside the
+table, by its slots. `ChangedRows` are the rows of a batch of changes, as both take them.
 """
 
 from abc import ABC, abstractmethod
@@ -36,7 +36,8 @@ _LOW = np.int64(0xFFFFFFFF)
 class ChangedRows:
     """The rows of a batch of changes, without those that its selection leaves out.
 
-    slots: the slot of each row. takes: whether the row is taken away (numpy bool). by: -1 where it is, else 1. times: event times.
+    `slots`: the slot of each row. `takes`: True for a row that is taken away (numpy bool). `by`: -1 for a row that is
+    taken away, else 1. `times`: the event times, or zeros if `timed` is False.
     """
 
     def __init__(self, batch: Batch, slots: Any, timed: bool) -> None:
@@ -56,12 +57,14 @@ class ChangedRows:
         return self._columns[name]
 
     def whole(self) -> pa.RecordBatch:
-        """All columns of the user's."""
+        """Returns all columns that the user sees."""
         names = without_marks(self._batch.schema).names
         return pa.RecordBatch.from_arrays([self.column(name) for name in names], names=names)
 
     def counting(self, aggregate: AggregateColumn, values: Array | None) -> Any:
-        """Which rows the aggregate counts (numpy bool): its filter holds, and `values`, if given, are not null."""
+        """Returns True for each row that the aggregate counts (numpy bool): its filter is true, and `values`, if
+        given, are not null.
+        """
         keep = np.ones(len(self.slots), bool)
         if aggregate.where is not None:
             keep &= self.column(aggregate.where).fill_null(False).to_numpy(zero_copy_only=False)
@@ -71,10 +74,11 @@ class ChangedRows:
 
 
 class WholeSums:
-    """count, and sum and mean of whole numbers, as sums of int64 in columns of the groups' table, from column `first` on.
+    """count, and sum and mean of whole numbers, as sums of int64 in columns of the groups' table, from column `first`
+    on.
 
-    A count is one column. A sum or mean has three: how many values there are, the sum of their high parts (above the low 32 bits), and
-    that of their low 32 bits. Neither sum wraps, and taking a row away is exact.
+    A count is one column. A sum or mean has three: the number of values, the sum of their high parts (the bits above
+    the low 32), and the sum of their low 32 bits. Neither sum wraps, and taking a row away is exact.
     """
 
     def __init__(self, aggregate: AggregateColumn, kind: pa.DataType | None, result: pa.DataType, first: int) -> None:
@@ -83,10 +87,11 @@ class WholeSums:
 
     @property
     def accumulators(self) -> range:
-        """The numbers of its columns."""
+        """The indices of its columns."""
         return range(self._first, self._first + (1 if self._call.kind == "count" else 3))
 
     def figures(self, rows: ChangedRows) -> list[Array]:
+        """Returns the numbers that each row adds to the columns."""
         aggregate = self._call
         values = None if aggregate.argument is None else rows.column(aggregate.argument)
         by = np.where(rows.counting(aggregate, values), rows.by, np.int64(0))
@@ -99,6 +104,7 @@ class WholeSums:
         return [pa.array(by), pa.array(high * by), pa.array((numbers.astype(np.int64) & _LOW) * by)]
 
     def results(self, columns: Sequence[Array]) -> Array:
+        """Returns the result of each group. `columns`: the columns of the groups' table. Raises SumOverflow."""
         counts = columns[self._first].fill_null(0)
         if self._call.kind == "count":
             return counts
@@ -123,7 +129,7 @@ class WholeSums:
 
 
 class DecimalMeans(WholeSums):
-    """mean of decimals, as a count and sums of int64 of the parts of their unscaled values."""
+    """mean of decimals, as a count and the sums of int64 of the parts of their unscaled values."""
 
     @property
     def accumulators(self) -> range:
@@ -141,18 +147,18 @@ class DecimalMeans(WholeSums):
 
 
 class SlotValues(ABC):
-    """What one aggregate keeps by slot, beside the groups' table."""
+    """The state of one aggregate by slot, beside the groups' table."""
 
     store: ExactSums | Multisets | Arrivals | Quantiles
 
     @abstractmethod
     def add(self, rows: ChangedRows) -> None: ...
     def columns(self, slots: Any, counts: Any) -> list[Array]:
-        """The columns of its results. counts: how many rows each slot has."""
+        """Returns the columns of the results. `counts`: the number of rows of each slot."""
         return [self.results(slots, counts)]
 
     def results(self, slots: Any, counts: Any) -> Array:
-        """The only column, for an aggregate that has one."""
+        """Returns the only column, for an aggregate that has one."""
         raise NotImplementedError
 
 
@@ -201,7 +207,7 @@ class Sums(SlotValues):
         return pa.Array.from_buffers(self._result, len(slots), [bits, pa.py_buffer(words)])
 
     def _too_great(self, slots: Any) -> int:
-        """The first of these slots whose sum has too many digits."""
+        """Returns the index of the first of these slots whose sum has too many digits, or -1."""
         for place in range(len(slots)):
             try:
                 self.store.whole(slots[place : place + 1], self._result.bit_width // 64)
@@ -211,7 +217,7 @@ class Sums(SlotValues):
 
 
 class Values(SlotValues):
-    """min, max, any, count_distinct and top_k: keeps which values there are, and how often."""
+    """min, max, any, count_distinct and top_k: a multiset of the values."""
 
     def __init__(self, aggregate: AggregateColumn, kind: pa.DataType, result: pa.DataType) -> None:
         self._call, self._kind, self._result = aggregate, kind, result
@@ -242,7 +248,7 @@ class Values(SlotValues):
 
 
 class QuantileSketches(SlotValues):
-    """approx_quantile: keeps a sketch, which can forget values."""
+    """approx_quantile: a sketch from which values can be taken away."""
 
     def __init__(self, aggregate: AggregateColumn) -> None:
         self._call = aggregate
@@ -259,7 +265,7 @@ class QuantileSketches(SlotValues):
 
 
 class ArgMinMax(SlotValues):
-    """arg_min and arg_max: keeps pairs of the column that it goes by and the value."""
+    """arg_min and arg_max: a multiset of pairs of the compared column and the value."""
 
     def __init__(self, aggregate: AggregateColumn, kind: pa.DataType, result: pa.DataType, by: pa.DataType) -> None:
         self._call, self._kind = aggregate, kind
@@ -288,7 +294,7 @@ class ArgMinMax(SlotValues):
 
 
 class OrderedValues(SlotValues):
-    """first, last, collect_list and user: keeps values by event time, then arrival."""
+    """first, last, collect_list and user: the values by event time, then by arrival."""
 
     def __init__(self, aggregate: AggregateColumn, input: pa.Schema, result: pa.DataType) -> None:
         self._call, self._result = aggregate, result
@@ -316,7 +322,9 @@ class OrderedValues(SlotValues):
         return self._made(batch if self._call.argument is None else batch.column(0), bounds, counts)
 
     def _made(self, values: Any, bounds: Any, counts: Any) -> Array:
-        """The results of the user's function over the rows of each slot."""
+        """Returns the results of the user's function over the rows of each slot, or null for a slot without rows.
+        Raises UserError with its name.
+        """
         function = self._call.function
         results: list[Any] = []
         for first, end, there in zip(bounds[:-1].tolist(), bounds[1:].tolist(), (counts > 0).tolist(), strict=True):
@@ -331,19 +339,19 @@ class OrderedValues(SlotValues):
             except Exception as error:
                 name = getattr(function, "name", type(function).__qualname__)
                 raise UserError(
-                    f"aggregate {self._call.name}: {name}: {type(error).__name__}: {error}; over {end - first} rows"
+                    f"aggregate {self._call.name}: {name}: {type(error).__name__}: {error}; {end - first} rows"
                 ) from error
         try:
             return pa.array(results, self._result)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise UserError(
-                f"aggregate {self._call.name}: finish gave what is no {self._result}: {error}",
-                hint="its `type` says what finish gives: change one of them",
+                f"aggregate {self._call.name}: finish returned a value that is not a {self._result}: {error}",
+                hint="`type` of the aggregate is the type of its results: change it, or change finish",
             ) from error
 
 
 class WholeRows(SlotValues):
-    """Keeps all columns but the keys, and gives those of the last row to arrive that was not taken away."""
+    """All columns but the keys. The result is the last row to arrive that was not taken away."""
 
     def __init__(self, fields: pa.Schema) -> None:
         self._schema = fields

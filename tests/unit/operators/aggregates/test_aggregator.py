@@ -378,7 +378,7 @@ def test_calls_that_need_the_same_accumulator_share_it():
         (AggregateColumn("a", "mean", "when"), "mean of 'when'"),
         (AggregateColumn("a", "min", "tags"), "min of 'tags', which is list"),
         (AggregateColumn("a", "count_distinct", "place"), "count_distinct of 'place'"),
-        (AggregateColumn("a", "arg_min", "text"), "needs the column to go by"),
+        (AggregateColumn("a", "arg_min", "text"), "needs `by`, the column to compare"),
         (AggregateColumn("a", "arg_min", "text", by="place"), "arg_min by 'place'"),
         (AggregateColumn("a", "sum", "nowhere"), "no column 'nowhere'.*there are key, number"),
         (AggregateColumn("a", "sum", "number", where="text"), "filter 'text' is string, not bool"),

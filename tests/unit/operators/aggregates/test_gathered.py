@@ -275,11 +275,15 @@ def divide(*_: Any) -> Any:
     ("method", "does", "message"),
     [
         ("init", divide, r"aggregate mine: Broken\.init: ZeroDivisionError: division by zero$"),
-        ("accumulate", divide, r"Broken\.accumulate: ZeroDivisionError: division by zero; over 2 rows, the first 'a'"),
+        ("accumulate", divide, r"Broken\.accumulate: ZeroDivisionError: division by zero; 2 rows, the first is 'a'"),
         ("merge", divide, r"aggregate mine: Broken\.merge: ZeroDivisionError"),
         ("finish", divide, r"aggregate mine: Broken\.finish: ZeroDivisionError"),
-        ("finish", lambda state: 7 + state[0], r"Broken\.finish gave 9, which is no string \(.*`type` says"),
-        ("accumulate", lambda state, values: object(), r"Broken\.state cannot be kept: TypeError.*<object object"),
+        (
+            "finish",
+            lambda state: 7 + state[0],
+            r"Broken\.finish returned 9, which is not a string \(.*`type` of the aggregate",
+        ),
+        ("accumulate", lambda state, values: object(), r"Broken\.state cannot be saved: TypeError.*<object object"),
     ],
 )
 def test_what_a_users_aggregate_raises_or_gives_wrongly_says_where(method, does, message):
