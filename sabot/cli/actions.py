@@ -56,12 +56,12 @@ def _question(action: ActionRecord) -> str:
     if action.type == IN_DOUBT and "effect" in action.payload:
         return f"was {action.payload['effect']}{arguments_text(action.payload.get('arguments'))} done?"
     if action.approves_effect:
-        asked = f"may {action.payload['effect']}{_shown(action)} be done?"
+        asked = f"may {action.payload['effect']}{_arguments_shown(action)} be done?"
         return f"{asked} {action.payload.get('reason') or action.payload['rule']}"
     return as_json(action.payload, "payload").decode()
 
 
-def _shown(action: ActionRecord) -> str:
+def _arguments_shown(action: ActionRecord) -> str:
     """Returns the arguments of the effect as text; for a model, its last message."""
     arguments = action.payload.get("arguments")
     if action.payload.get("kind") == "model" and isinstance(arguments, list) and arguments:

@@ -91,7 +91,7 @@ def _agents_named(word: str, known: Collection[str], where: str) -> set[str]:
 
 def _row(job: JobRecord, known: Mapping[str, JobRecord]) -> list[object]:
     more = len(job.open) - _SHOWN
-    said = [_open_effect(each) + _far(job, each, known) for each in job.open[:_SHOWN]]
+    said = [_open_effect(each) + _child_progress(job, each, known) for each in job.open[:_SHOWN]]
     said += [f"{more} more"] if more > 0 else []
     idle = "nothing is open" if job.agent and not job.ended else ""
     what = "; ".join(said) or job.result_ref or job.error or idle
@@ -99,7 +99,7 @@ def _row(job: JobRecord, known: Mapping[str, JobRecord]) -> list[object]:
     return [job.job_id, job.agent or job.scope_id, job.status, job.attempt, job.effects, *times, shortened(what, 90)]
 
 
-def _far(job: JobRecord, effect: OpenEffect, known: Mapping[str, JobRecord]) -> str:
+def _child_progress(job: JobRecord, effect: OpenEffect, known: Mapping[str, JobRecord]) -> str:
     """Returns the status of the child job that this effect waits for, as text with a colon; "" for other effects."""
     if effect.kind != "child":
         return ""
@@ -132,7 +132,7 @@ def show_job(job: JobId, place: Place, kafka: Kafka = None, json: Json = False) 
             facts = _facts(record)
             facts["actions"] = [each.action_id for each in known.actions.values()]
             if record.agent:
-                facts |= _ends(reader, job)
+                facts |= _input_and_output(reader, job)
         if json:
             json_line({name: as_plain(value) for name, value in facts.items()})
             return
@@ -145,7 +145,7 @@ def show_job(job: JobId, place: Place, kafka: Kafka = None, json: Json = False) 
     quietly(work)
 
 
-def _ends(reader: JournalReader, job: str) -> dict[str, Any]:
+def _input_and_output(reader: JournalReader, job: str) -> dict[str, Any]:
     """Returns the input of an agent's job and, if the job has succeeded, its output."""
     found: dict[str, Any] = {}
     for _, entry in reader.read(job):

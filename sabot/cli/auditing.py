@@ -24,13 +24,13 @@ def audit(job: JobId, place: Place, kafka: Kafka = None, json: Json = False) -> 
             for each in found:
                 json_line(asdict(each))
             return
-        rows = [[*_asked(each), *_decided(each), each.outcome or "open"] for each in found]
+        rows = [[*_effect_cells(each), *_decision_cells(each), each.outcome or "open"] for each in found]
         columns(["effect", "asked", "what", "for", "decision", "rule", "version", "why", "outcome"], rows)
 
     quietly(work)
 
 
-def _asked(each: AuditRecord) -> list[object]:
+def _effect_cells(each: AuditRecord) -> list[object]:
     said = arguments_text(each.arguments) if each.kind == "call" and isinstance(each.arguments, list) else ""
     if said[:1] != "(":  # the request to a model is not a list of arguments
         said = ""
@@ -39,7 +39,7 @@ def _asked(each: AuditRecord) -> list[object]:
     return [each.ordinal, moment(round(each.asked_at * 1000)), shortened(name, _WIDTH), who]
 
 
-def _decided(each: AuditRecord) -> list[object]:
+def _decision_cells(each: AuditRecord) -> list[object]:
     decision = each.decision or "none"
     if each.approval:
         decision = f"{decision}: {each.approval}" + (f" by {each.by}" if each.by else "")

@@ -159,7 +159,7 @@ def create(
             answer = ask(control, {"savepoint": str(_place(found, to, control))}, timeout)
             checkpoint_id, where, running = answer["checkpoint"], answer["path"], True
         else:
-            checkpoint_id, where = _copied(found, _place(found, to))
+            checkpoint_id, where = _copy_checkpoint(found, _place(found, to))
             running = False
         if json:
             json_line({"checkpoint": checkpoint_id, "savepoint": where, "running": running})
@@ -204,7 +204,7 @@ def drop(
     _run(work)
 
 
-def _copied(app: AppCheckpoints, place: Location) -> tuple[int, str]:
+def _copy_checkpoint(app: AppCheckpoints, place: Location) -> tuple[int, str]:
     """Copies the app's checkpoint to `place`. Returns the id of the checkpoint and the place of the copy.
 
     Raises UserError if the running app removes the checkpoint meanwhile.

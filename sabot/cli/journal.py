@@ -113,7 +113,13 @@ def show_journal(
                     json_line({"place": position.offset, "entry": kind_of(entry), **_fields(reader, entry)})
                 return
             rows = [
-                [position.offset, moment(entry.at_ms), kind_of(entry), _effect(entry), shortened(_told(entry), _WIDTH)]
+                [
+                    position.offset,
+                    moment(entry.at_ms),
+                    kind_of(entry),
+                    _effect_text(entry),
+                    shortened(_entry_text(entry), _WIDTH),
+                ]
                 for position, entry in found
             ]
             columns(["place", "written", "entry", "effect", "what"], rows)
@@ -129,7 +135,7 @@ def _fields(reader: JournalReader, entry: Entry) -> dict[str, Any]:
     return {name: text_or_hex(value) if isinstance(value, bytes) else value for name, value in values.items()}
 
 
-def _effect(entry: Entry) -> str:
+def _effect_text(entry: Entry) -> str:
     match entry:
         case Attempt(ordinal=0) | EffectResult(ordinal=0):
             return ""  # the entry is about the job itself
@@ -140,8 +146,8 @@ def _effect(entry: Entry) -> str:
     return ""
 
 
-def _told(entry: Entry) -> str:
-    said = _said(entry)
+def _entry_text(entry: Entry) -> str:
+    said = _body_text(entry)
     match entry:
         case Begin():
             words = [entry.agent, entry.code, said]
@@ -150,7 +156,7 @@ def _told(entry: Entry) -> str:
             if (verdict := decode_verdict(entry.note)) is not None:
                 words += [f"{verdict.model or verdict.about} in place: {verdict.decision}", verdict.reason]
         case Intent():
-            words = _asked(entry, said)
+            words = _intent_words(entry, said)
         case EffectResult():
             words = [said or entry.outcome] if entry.outcome != "ok" else ["ok", said]
         case Answer():
@@ -164,7 +170,7 @@ def _told(entry: Entry) -> str:
     return " ".join(filter(None, words))
 
 
-def _asked(intent: Intent, said: str) -> list[str]:
+def _intent_words(intent: Intent, said: str) -> list[str]:
     due = f"until {moment(intent.due_ms)}" if intent.due_ms else ""
     if intent.kind == "call":
         return [f"call {intent.name}{said}", f"({intent.effect_class})"]
@@ -175,7 +181,7 @@ def _asked(intent: Intent, said: str) -> list[str]:
     return [effect_words(intent.kind, intent.name), intent.effect_class and f"({intent.effect_class})", due, said]
 
 
-def _said(entry: Entry) -> str:
+def _body_text(entry: Entry) -> str:
     body = body_of(entry)
     if isinstance(body, StoredBody):
         return f"[{size(body.size)}]"

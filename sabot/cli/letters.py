@@ -116,7 +116,7 @@ def show(
             return
         for name, value in facts.items():
             if name not in ("payload", "headers"):
-                typer.echo(f"{name:<10} {_shown(name, value)}")
+                typer.echo(f"{name:<10} {_value_shown(name, value)}")
         for name, data in letter.headers:
             typer.echo(f"header     {plain(name)}: {text_or_hex(data)}")
         typer.echo("payload    null" if letter.payload is None else f"payload\n{facts['payload']}")
@@ -164,7 +164,7 @@ def redrive(
     def work() -> None:
         with _opened(context, topic, table, broker, kafka, sends=True) as dead:
             chosen = places if job is None else _places_of(dead, job, places)
-            if said := _late_again(context):
+            if said := _late_note(context):
                 typer.echo(said, err=True)
             _send_back(dead, json, to=to, only=chosen, error=error, limit=limit, skip=skipped, now=now)
 
@@ -207,7 +207,7 @@ def _letters_of(context: typer.Context, job: str) -> str:
     return dead_letter_topic(spec.dead_letter, spec.topics[0])
 
 
-def _late_again(context: typer.Context) -> str:
+def _late_note(context: typer.Context) -> str:
     """Returns a note on records that a step drops as late, or "" if all steps of the app in -A have a place for late records."""
     fate = (
         "drops late records and counts them in sabot_records_late_total; "
@@ -371,7 +371,7 @@ def _facts(letter: DeadLetter) -> dict[str, Any]:
     }
 
 
-def _shown(name: str, value: Any) -> str:
+def _value_shown(name: str, value: Any) -> str:
     if value is None:
         return "null"
     if name in ("written", "timestamp"):

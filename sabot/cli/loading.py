@@ -80,7 +80,7 @@ def _load(target: str, kinds: Any) -> Any:
     finally:
         IMPORTING.reset(importing)
     _refuse_another(module, Path(folder, *name.split(".")))
-    return _found(module, attribute, kinds)
+    return _find_program(module, attribute, kinds)
 
 
 def _import(name: str) -> ModuleType:
@@ -120,10 +120,10 @@ def _refuse_another(module: ModuleType, here: Path) -> None:
 
 
 def _import_failed(name: str, error: BaseException) -> WrongUse:
-    return WrongUse(f"module {name} cannot be imported: {_place(error)}: {_said(error)}", cause=error)
+    return WrongUse(f"module {name} cannot be imported: {_place(error)}: {_error_text(error)}", cause=error)
 
 
-def _said(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
@@ -138,7 +138,7 @@ def _place(error: BaseException) -> str:
     return f"{frame.filename}:{frame.lineno}"
 
 
-def _found(module: ModuleType, attribute: str, kinds: Any) -> Any:
+def _find_program(module: ModuleType, attribute: str, kinds: Any) -> Any:
     found: object = module
     for part in attribute.split("."):
         if not hasattr(found, part):

@@ -34,11 +34,11 @@ _TOKEN = "SABOT_MCP_TOKEN"
 _PORT_MOST = 65_535
 _KEPT_MOST = 8  # the number of tables that stay in memory after they were read
 
-_STATE_TOLD = (
+_STATE_INSTRUCTIONS = (
     "state_list, state_schema and state_read read the state of a streaming app as of its newest checkpoint, which each answer names; "
     "they change nothing."
 )
-_MEMORY_TOLD = (
+_MEMORY_INSTRUCTIONS = (
     "cortex_search, cortex_store, cortex_retrieve and cortex_consolidate are a memory that outlives this conversation."
 )
 
@@ -130,19 +130,19 @@ def _serve(
     told, tools = [], []
     if source is not None:
         tools += state_tools(source, only=only)
-        told.append(_STATE_TOLD)
+        told.append(_STATE_INSTRUCTIONS)
     with ExitStack() as open_:
         if memory is not None:
             file = open_.enter_context(closing(MemoryFile(memory)))
             tools += Memory(file).tools(scope)
-            told.append(_MEMORY_TOLD)
+            told.append(_MEMORY_INSTRUCTIONS)
         server = ToolServer("sabot", tools, version=sabot.__version__, instructions=" ".join(told))
         if address is None:
             asyncio.run(server.serve_stdio())
             return
         host, port, token = address
         with _on_interrupt(signal.default_int_handler):
-            asyncio.run(server.serve_http(host, port, token=token, on_start=_say))
+            asyncio.run(server.serve_http(host, port, token=token, on_start=_print_address))
 
 
 @contextmanager
@@ -307,5 +307,5 @@ def _token(file: str | None) -> str | None:
         raise WrongUse(f"--token-file {file} cannot be read: {why}", hint="name a text file with the token") from error
 
 
-def _say(address: str) -> None:
+def _print_address(address: str) -> None:
     typer.echo(f"sabot: MCP is served at {address}", err=True)

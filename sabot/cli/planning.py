@@ -28,7 +28,7 @@ from sabot.runtime.restore import check_app, plan_of, readers_in, sinks_of, verd
 
 
 @dataclass(frozen=True)
-class _Fate:
+class _Outcome:
     """The outcome, after a start, for the stored state of one operator or agent, or for output that is not delivered yet."""
 
     id: str
@@ -82,15 +82,15 @@ def plan(
         check_app(manifest, app.id)
         check_facts(manifest)
         spent = frozenset(manifest.describe.get("dropped", ()))  # a start does not drop this state again
-        fates = _fates(app, manifest, frozenset(drop or ()) - spent)
+        outcomes = _outcomes(app, manifest, frozenset(drop or ()) - spent)
         if json:
-            for fate in fates:
-                json_line(asdict(fate))
+            for one in outcomes:
+                json_line(asdict(one))
         else:
             typer.echo(f"checkpoint {manifest.checkpoint_id}, {moment(manifest.created_ms)}, in {saved.place}")
-            rows = [[each.id, each.outcome, each.now or each.before, each.why] for each in fates]
+            rows = [[each.id, each.outcome, each.now or each.before, each.why] for each in outcomes]
             columns(["operator", "state", "description", "why"], rows)
-        lost = [each for each in fates if each.lost]
+        lost = [each for each in outcomes if each.lost]
         if lost:
             ways = " ".join(way for each in lost for way in each.ways)
             again = once_more([way for each in lost for way in each.ways], spent)
@@ -131,18 +131,18 @@ def _plan(app: App, manifest: Manifest | None) -> Plan:
     return made
 
 
-def _fates(app: App, manifest: Manifest, drop: Iterable[str]) -> list[_Fate]:
+def _outcomes(app: App, manifest: Manifest, drop: Iterable[str]) -> list[_Outcome]:
     made = _plan(app, manifest)
-    fates = [fate for each in verdicts_of(made, manifest, drop) for fate in _stream_fates(each)]
+    outcomes = [one for each in verdicts_of(made, manifest, drop) for one in _stream_outcomes(each)]
     return [
-        *fates,
-        *_format_fates(app, made, manifest),
-        *_agent_fates(app, manifest),
-        *_output_fates(app, made, manifest),
+        *outcomes,
+        *_format_outcomes(app, made, manifest),
+        *_agent_outcomes(app, manifest),
+        *_output_outcomes(app, made, manifest),
     ]
 
 
-def _format_fates(app: App, made: Plan, manifest: Manifest) -> Iterator[_Fate]:
+def _format_outcomes(app: App, made: Plan, manifest: Manifest) -> Iterator[_Outcome]:
     """Yields an outcome for each topic whose records are now read in another format than at the checkpoint."""
     sources = {name: facts for task in _agent_tasks(manifest) for name, facts in task.meta["sources"].items()}
     reads = [(stage.id, stage.reading.node) for stage in made.stages if stage.reading is not None]
@@ -154,23 +154,25 @@ def _format_fates(app: App, made: Plan, manifest: Manifest) -> Iterator[_Fate]:
     for id, topic, format, readers in read:
         if before := next(filter(None, (changed_format(format, facts) for facts in readers)), ""):
             why = "the records after its positions are read in the new format"
-            yield _Fate(id, "migrate", f"{topic} as {before}", f"{topic} as {format.description}", why)
+            yield _Outcome(id, "migrate", f"{topic} as {before}", f"{topic} as {format.description}", why)
 
 
-def _stream_fates(verdict: Verdict) -> Iterator[_Fate]:
+def _stream_outcomes(verdict: Verdict) -> Iterator[_Outcome]:
     """Yields the outcome for an operator and, if one of its aggregates changes, the outcomes for all its aggregates."""
     ways = verdict.ways if verdict.loses else []
-    yield _Fate(verdict.id, verdict.outcome, verdict.before or "", verdict.now or "", verdict.why, verdict.loses, ways)
+    yield _Outcome(
+        verdict.id, verdict.outcome, verdict.before or "", verdict.now or "", verdict.why, verdict.loses, ways
+    )
     if any(part.outcome != "keep" or part.why for part in verdict.parts):
         for part in verdict.parts:
-            yield _Fate(f"{verdict.id}.{part.name}", part.outcome, part.before or "", part.now or "", part.why)
+            yield _Outcome(f"{verdict.id}.{part.name}", part.outcome, part.before or "", part.now or "", part.why)
 
 
-def _output_fates(app: App, made: Plan, manifest: Manifest) -> list[_Fate]:
+def _output_outcomes(app: App, made: Plan, manifest: Manifest) -> list[_Outcome]:
     """Returns an outcome for each output that waits for a sink which the program no longer has: a start is refused."""
     sinks = sinks_of(made, app.agent_runtime.writes, lambda topic: open_sink(topic, app.broker, app.settings.kafka))
     return [
-        _Fate(
+        _Outcome(
             track_id,
             "refuse",
             f"sink {track.sink}",
@@ -190,7 +192,7 @@ def _agent_tasks(manifest: Manifest) -> list[StoredTask]:
     return [task for task in manifest.tasks.values() if "agents" in task.meta]
 
 
-def _agent_fates(app: App, manifest: Manifest) -> list[_Fate]:
+def _agent_outcomes(app: App, manifest: Manifest) -> list[_Outcome]:
     """Returns the outcomes for agents, their positions and their timers.
 
     Agents are matched by their id, and positions by agent and topic. The keyed state of an agent that the program no longer has stays in
@@ -199,12 +201,12 @@ def _agent_fates(app: App, manifest: Manifest) -> list[_Fate]:
     stored = _agent_tasks(manifest)
     kept = {agent: facts for task in stored for agent, facts in task.meta["agents"].items()}
     positions = {name for task in stored for name in task.meta["sources"]}
-    fates = []
+    outcomes = []
     timed = {spec.agent_id for spec in _specs(app) if spec.on_timer is not None}
     for agent in app.agent_runtime.agents:
         known = agent in kept
-        fates.append(
-            _Fate(
+        outcomes.append(
+            _Outcome(
                 agent,
                 "keep" if known else "new",
                 "",
@@ -216,11 +218,11 @@ def _agent_fates(app: App, manifest: Manifest) -> list[_Fate]:
     for agent, facts in kept.items():
         if any(state_name(agent) in task.states for task in stored) and agent not in timed:
             why = "no agent of this name has on_timer= now; the timers that it had set are dropped"
-            fates.append(_Fate(f"{agent}:timers", "drop", f"timers of agent {agent}", "", why, True))
+            outcomes.append(_Outcome(f"{agent}:timers", "drop", f"timers of agent {agent}", "", why, True))
         if agent not in app.agent_runtime.agents:
             sources = sorted(name.removeprefix(f"{agent}/") for name in positions if name.startswith(f"{agent}/"))
             why = f"this program has no such agent; its position in {', '.join(sources)} is dropped"
             if facts["unfinished"]:
                 why += ", and so are the records that it had not finished"
-            fates.append(_Fate(agent, "drop", f"agent {agent}", "", why, True))
-    return fates
+            outcomes.append(_Outcome(agent, "drop", f"agent {agent}", "", why, True))
+    return outcomes

@@ -69,20 +69,20 @@ def reload_on_change(first: Sequence[str], again: Sequence[str], folder: Path) -
         while not asked:
             if child is None:
                 time.sleep(_LOOK_SECONDS)
-            elif (code := _ended(child)) is not None:
+            elif (code := _wait_for_end(child)) is not None:
                 child = None
                 if not asked:
-                    _say(f"the program has ended with code {code}; it starts again when one of its files changes")
+                    _print(f"the program has ended with code {code}; it starts again when one of its files changes")
             now = program_files(folder)
             if now == seen or asked:
                 continue
             changed = [path for path, stamp in now.items() if seen.get(path) != stamp]
             seen = now
-            if (wrong := _wrong(changed)) is not None:
+            if (wrong := _first_syntax_error(changed)) is not None:
                 going = "the program runs on as it was" if child is not None else "the program stays stopped"
-                _say(f"{wrong}; {going} until the file is corrected")
+                _print(f"{wrong}; {going} until the file is corrected")
                 continue
-            _say(f"{', '.join(path.name for path in changed) or 'a file'} changed: starting again")
+            _print(f"{', '.join(path.name for path in changed) or 'a file'} changed: starting again")
             if child is not None:
                 child.send_signal(signal.SIGTERM)
                 child.wait()
@@ -97,7 +97,7 @@ def reload_on_change(first: Sequence[str], again: Sequence[str], folder: Path) -
             signal.signal(number, handler)
 
 
-def _ended(child: "subprocess.Popen[bytes]") -> int | None:
+def _wait_for_end(child: "subprocess.Popen[bytes]") -> int | None:
     try:
         return _code(child.wait(_LOOK_SECONDS))
     except subprocess.TimeoutExpired:
@@ -109,7 +109,7 @@ def _code(returned: int) -> int:
     return 128 - returned if returned < 0 else returned
 
 
-def _wrong(changed: Sequence[Path]) -> str | None:
+def _first_syntax_error(changed: Sequence[Path]) -> str | None:
     """Returns the first syntax error in these files with its place, or None if all files parse."""
     for path in changed:
         try:
@@ -122,5 +122,5 @@ def _wrong(changed: Sequence[Path]) -> str | None:
     return None
 
 
-def _say(what: str) -> None:
+def _print(what: str) -> None:
     print(f"sabot: {what}", file=sys.stderr, flush=True)

@@ -164,7 +164,7 @@ def fork_job(
     """
 
     def work() -> None:
-        recording, at = _part(job, begin, place, kafka)
+        recording, at = _load_part(job, begin, place, kafka)
         allowed = (*FORK_ALLOWS, *(allow or ()))
         answers = dict(map(_answer, answer or ()))
         program = load_program(target)
@@ -221,7 +221,7 @@ def fork_job(
     quietly(work)
 
 
-def _part(job: str, begin: str, place: str | None, kafka: list[str] | None) -> tuple[Recording, int | None]:
+def _load_part(job: str, begin: str, place: str | None, kafka: list[str] | None) -> tuple[Recording, int | None]:
     """Returns the recording and the step after which the fork continues. The step is None if `begin` names a checkpoint: the recording then
     ends there.
 

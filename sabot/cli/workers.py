@@ -20,7 +20,7 @@ def workers(app: AppWord, json: Json = False) -> None:
     """Show the workers of a running app and their tasks: rows, lag, CPU and memory. Rates are those of the last seconds."""
 
     def work() -> None:
-        _print(_asked(find_checkpoints(app), {"workers": True}, _ASK_SECONDS), json)
+        _print(_ask_app(find_checkpoints(app), {"workers": True}, _ASK_SECONDS), json)
 
     _run(work)
 
@@ -39,7 +39,7 @@ def rescale(
     """
 
     def work() -> None:
-        _print(_asked(find_checkpoints(app), {"rescale": workers}, timeout), json)
+        _print(_ask_app(find_checkpoints(app), {"rescale": workers}, timeout), json)
 
     _run(work)
 
@@ -49,7 +49,7 @@ def _run(work: Any) -> None:
     raise typer.Exit(guarded(work, debug=False))
 
 
-def _asked(app: AppCheckpoints, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+def _ask_app(app: AppCheckpoints, request: dict[str, Any], timeout: float) -> dict[str, Any]:
     control = control_of(app)
     if control is None:
         raise UserError(
