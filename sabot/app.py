@@ -58,7 +58,7 @@ class AppSettings(Settings):
     events: "EventBus | None" = option(None, "the EventBus that publishes what happens in the jobs of durable agents")
     policy: "PolicyEngine | None" = option(None, "the PolicyEngine that decides what agents may do")
     budgets: "Sequence[Budget] | Ledger | None" = option(
-        None, "the limits of what scopes may use, or a Ledger; [] only records what is used"
+        None, "the limits on the use of each scope, or a Ledger; [] only records the use"
     )
     clock: Clock = option(SYSTEM_CLOCK, "the clock, for tests")
 

@@ -147,7 +147,7 @@ class Settings:
     )
     restart: str = option(
         "fixed(3, 1s)",
-        'the restarts after a failure, at most so many in 10 minutes, and the wait before each; or "none"',
+        'the restarts after a failure: the most in 10 minutes, and the wait before each; or "none"',
         check=_restart,
         metavar="HOW",
     )
@@ -169,11 +169,11 @@ class Settings:
         "", "the version of the program, for dead letters and checkpoints", check=partial(checked_text, what="version")
     )
     start: Start = option(
-        "earliest", "the place where topics are read from without a checkpoint, as in `stream`", check=_start
+        "earliest", "the place from which topics are read if there is no checkpoint, as in `stream`", check=_start
     )
     until: Until | None = option(
         None,
-        "the place where topics end that name no end: now, or before the first record of a time (a backfill)",
+        "the end of topics for which the program sets none: now, or before the first record of a time (a backfill)",
         check=_until,
         metavar="now|TIME",
     )
@@ -187,7 +187,7 @@ class Settings:
     )
     metrics_host: str = option(
         "127.0.0.1",
-        "the address for metrics_port; 0.0.0.0 is all of this machine, and callers are not checked",
+        "the address for metrics_port; 0.0.0.0 means all addresses of this machine, and callers are not checked",
         check=partial(checked_text, what="metrics_host"),
         metavar="ADDRESS",
     )
@@ -201,7 +201,7 @@ class Settings:
     )
     forget_effects: bool = option(
         False,
-        "with fresh: removal of the journal too, so that durable agents may do everything again",
+        "with fresh: removal of the journal too, so that durable agents may repeat all effects",
         check=FLAG,
         kind=bool,
         metavar=" ",
@@ -209,7 +209,7 @@ class Settings:
     )
     reprocess: Iterable[str] = option(
         (),
-        "durable agents whose records are read again, each as a new job, which does everything again",
+        "durable agents whose records are read again, each as a new job, which repeats all effects",
         check=_names,
         metavar="AGENT",
         kind=list,
