@@ -66,9 +66,10 @@ class Asking:
         return self._engine.concurrency
 
     def share(self, answers: int) -> None:
-        """Makes operators with equal prompts share one request, and keeps this number of answers for all of them.
+        """Makes operators with equal prompts share one request, with a cache of this number of answers for all of
+        them.
 
-        The engine keeps the answers, unless it has a cache of its own.
+        An engine with a cache of its own uses that one.
         """
         if self._cache is None:
             self._cache = MemoryCache(max(answers, 1))

@@ -121,7 +121,7 @@ class LookupCall:
     answer is cached.
 
     `how`: "left" keeps rows without an answer, with nulls; "inner" drops them. `cache_rows`: the number of cached
-    answers, namely those used last; 0 for none. `cache_ttl_s`: the seconds for which an answer is cached; None: as
+    answers, namely those used last; 0 for none. `cache_ttl_s`: the seconds for which an answer is cached, or None for as
     long as there is room.
     """
 

@@ -64,11 +64,11 @@ class Lifespan:
         self._over: asyncio.Event | None = None
 
     async def open(self, stop_asked: asyncio.Event) -> bool:
-        """Opens the resources, then calls the functions of the start, in the order of their declaration. Returns
-        False if a stop was requested meanwhile; then everything is closed again.
+        """Opens the resources, then calls the functions of the start, in the order of their declaration.
 
-        An error in one of them is a UserError that names the function; what was open is closed again. One task opens
-        and closes everything, because some libraries have scopes that belong to a task.
+        Returns False if a stop was requested meanwhile; everything is closed again then. An error in one of them is a
+        UserError that names the function; open resources are closed again. One task opens and closes everything,
+        because some libraries have scopes that belong to a task.
         """
         self._over = asyncio.Event()
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -241,7 +241,7 @@ def _told(what: str) -> Iterator[None]:
 
 def _callable(function: Any, word: str) -> Any:
     if not callable(function):
-        raise UserError(f"{word}: {function!r} is not a function", hint=f"@app.{word} stands above a function")
+        raise UserError(f"{word}: {function!r} is not a function", hint=f"put @app.{word} above a function")
     return function
 
 

@@ -12,16 +12,13 @@
 
 A match assigns rows of one key to steps, in order. These rules differ between engines:
 
-- **Rows between two steps** are ruled by the later step. `next` takes only the very next row of the key.
-  `then` skips rows that do
-  not match the step, and must take the first one that does. `then_any` may skip any rows. The same holds for the rows of a step
+- **Rows between two steps** are ruled by the later step. `next` takes only the very next row of the key. `then` skips rows that do
+  not match the step, and must take the first one that does. `then_any` may skip any rows. The same holds between the rows of a step
   with `times`.
-- **Repeated steps.** The last step is complete with its least number of rows. An earlier step continues
-  while rows match, and the
+- **Repeated steps.** The last step is complete with its least number of rows. An earlier step continues while rows match, and the
   longest match is found. `skip="none"` finds all matches, also those in which such a step ended earlier, unless it is `greedy`.
-- **Overlap.** With `skip="past_last"` matches do not overlap. The match that is complete first counts. If
-  one row completes several,
-  it is the one that began first, and of these the one that took rows where others skipped them.
+- **Overlap.** With `skip="past_last"` matches do not overlap. The match that is complete first counts. If one row completes several,
+  the match that began first counts, and of these the one that took rows where others skipped them.
 - **Time limit.** `within` includes its bound: two rows five minutes apart are within five minutes.
 - **Order.** Rows of equal time are in order of arrival.
 """

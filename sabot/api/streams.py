@@ -67,7 +67,8 @@ class HasStreams(Owner):
         - `schema`: the columns, as a pa.Schema or {"name": "type"}; by default inferred from the first 1,000 records.
         - `format`: the format of the payloads: "json" (the default), "csv", "raw", "arrow", Avro(…), Protobuf(…); see docs/formats.md.
         - `time`: the column of event time, a field of a struct ("bid.at"), or an expression. The values are timestamps, numbers of ms
-          since 1970 UTC (or of `time_unit=`), or texts in ISO 8601 (or in `time_format=`). None: the timestamps of the records.
+          since 1970 UTC (or of `time_unit=`), or texts in ISO 8601 (or in `time_format=`). By default they are the timestamps of
+          the records.
         - `lateness`: the event time by which rows may be out of order.
         - `idle`: the wall time without rows after which a partition no longer holds event time back.
         - `idle_closes`: True closes the windows that have rows when all partitions are idle.
@@ -75,11 +76,12 @@ class HasStreams(Owner):
         - `on_error`: the treatment of rows for which a step fails: "dead_letter", "null" or "fail"; see `Stream.on_error`.
         - `fields`: other parts of the record that become columns, as a list or as {column: field}: "key" (text), "key_bytes",
           "headers", "headers.NAME" (text), "partition", "offset", "timestamp".
-        - `max_drift`: the greatest event time by which a partition is read ahead of another one that is not idle; None: no limit.
+        - `max_drift`: the greatest event time by which a partition is read ahead of another one that is not idle; by default
+          there is no limit.
         - `start`: the place where a topic is read from if there is no checkpoint: "earliest", "latest", "committed" (the offsets of
           the group), the first record of a time (ms UTC, or a datetime), or {partition: offset}. By default it is the app's.
         - `until`: the place where the stream ends, for backfills: "now" (the records that exist at the start), a time (records before
-          it), or {partition: offset}. A restart keeps this end. None: the app's, by default nowhere.
+          it), or {partition: offset}. A restart keeps this end. By default it is the app's.
 
         Raises UserError for a topic or column that cannot be, and for options that the source does not have.
         """

@@ -72,9 +72,9 @@ Window = TumblingWindow | HoppingWindow | CumulativeWindow | SessionWindow | Cou
 def tumbling(size: Duration, *, offset: Duration = 0, time: WindowTime = "event") -> TumblingWindow:
     """Returns windows that follow each other without overlap: `tumbling("1m")` begins one at each full minute UTC.
 
-    `offset`: the distance of the beginnings from these times. `time`: "event", or "processing", which puts each row
-    into the window of its arrival, and closes windows by the clock. Raises UserError for a size that is not a whole
-    number of ms, 1 or more.
+    `offset`: the time by which each window begins later. `time`: "event", or "processing", which puts each row into
+    the window of its arrival, and closes windows by the clock. Raises UserError for a size that is not a whole number
+    of ms, 1 or more.
     """
     return TumblingWindow(_ms(size, "size"), _ms(offset, "offset", zero=True), _time(time))
 

@@ -77,8 +77,8 @@ def test_what_is_no_topic_is_refused(memory_url: str) -> None:
     assert app.topic("orders", partitions=2) == "orders"
     assert app.topic("orders", partitions=2) == "orders"
     for name, options, said in [
-        ("orders", {"partitions": 3}, "topic orders is asked for twice"),
-        ("orders", {"partitions": 2, "config": {"retention.ms": "1"}}, "topic orders is asked for twice"),
+        ("orders", {"partitions": 3}, "topic orders is declared twice"),
+        ("orders", {"partitions": 2, "config": {"retention.ms": "1"}}, "topic orders is declared twice"),
         ("new", {"partitions": 0}, "partitions=0"),
         ("new", {"partitions": "6"}, "partitions='6'"),
         ("new", {"partitions": 1, "config": "compact"}, "config='compact'"),

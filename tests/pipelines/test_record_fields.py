@@ -110,7 +110,7 @@ def test_columns_that_are_inferred_have_the_fields_behind_them(memory_url: str) 
 def test_the_time_of_a_record_may_be_event_time_by_its_name(memory_url: str) -> None:
     stream = topic(memory_url).stream("in", schema=SCHEMA, fields={"at": "timestamp"}, time="at")
     assert "event time from at" in stream.key_by("n").window(tumbling("1s")).aggregate(c=sabot.count()).explain()
-    with pytest.raises(UserError, match="time='timestamp' is none of the columns"):
+    with pytest.raises(UserError, match="time='timestamp' is not one of the columns"):
         topic(memory_url).stream("in", schema=SCHEMA, fields={"at": "timestamp"}, time="timestamp")
 
 

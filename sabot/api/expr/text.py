@@ -59,7 +59,7 @@ class StringExpr(Generic[E]):
     def split(self, by: str) -> E:
         """Splits the text at each `by` into a list. Raises UserError if `by` is empty."""
         if not check("split: by", by, TEXT):
-            raise UserError("str.split: there is nothing to split by", hint='str.split(",")')
+            raise UserError("str.split: `by` is empty", hint='str.split(",")')
         return self.make("str.split", by=by)
 
     def contains(self, pattern: str, literal: bool = False) -> E:
@@ -77,7 +77,9 @@ class StringExpr(Generic[E]):
         `pattern` is a plain text, which must not be empty.
         """
         if literal and not pattern:
-            raise UserError("str.count_matches: there is nothing to count", hint='str.count_matches("a", literal=True)')
+            raise UserError(
+                "str.count_matches: the text to count is empty", hint='str.count_matches("a", literal=True)'
+            )
         return self.make(
             "str.count_matches",
             pattern=check("count_matches: pattern", pattern, TEXT),
@@ -155,7 +157,7 @@ class StringExpr(Generic[E]):
     def _replaced(self, kind: str, pattern: str, value: str, literal: bool) -> E:
         if not check(f"{kind}: pattern", pattern, TEXT) and literal and kind == "str.replace_all":
             raise UserError(
-                "str.replace_all: there is nothing to replace", hint='str.replace_all("a", "b", literal=True)'
+                "str.replace_all: the text to replace is empty", hint='str.replace_all("a", "b", literal=True)'
             )
         return self.make(
             kind,

@@ -43,8 +43,8 @@ class Join(TwoInputs):
     """A step that joins rows whose keys are equal. The result has the columns of the left, then those of the right
     without its keys.
 
-    `keep_ms`: for each side, the event time for which its rows are kept; None: for ever. `max_drift_ms`: the greatest
-    event time by which the sources of one side are read ahead of those of the other; None: no limit.
+    `keep_ms`: the event time for which the rows of each side are kept; None keeps them for ever. `max_drift_ms`: the
+    greatest event time by which the sources of one side are read ahead of those of the other; None sets no limit.
     """
 
     word = "join"

@@ -51,9 +51,7 @@ class Aggregates(ByKey):
 
 
 class FirstRows(AddsColumns):
-    """A step with the first rows of each key, in the order of `by`: pairs of a column and True if its greatest values
-    come first.
-    """
+    """A step that gives the first rows of each key. `by`: pairs (column, True if the greatest come first)."""
 
     keys: tuple[str, ...]
     by: tuple[tuple[str, bool], ...]
@@ -165,9 +163,7 @@ class Deduplicate(ByKey):
 
 @dataclass(frozen=True, eq=False)
 class TopN(FirstRows):
-    """A step with the first rows of each key, in the order of `by`: pairs of a column and True if its greatest values
-    come first.
-    """
+    """A step that keeps the first rows of each key up to date. `by`: pairs (column, True if the greatest come first)."""
 
     word = "top_n"
     takes_changes = True

@@ -64,7 +64,7 @@ class Node:
 
     @property
     def mentioned(self) -> tuple[frozenset[str], ...]:
-        """For each input, the columns of it that the step names."""
+        """The columns that the step names, for each of its inputs."""
         return (frozenset(),) * len(self.inputs)
 
     def asks(self, wanted: Columns) -> tuple[Columns, ...]:

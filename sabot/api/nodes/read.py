@@ -316,7 +316,7 @@ def _check_time_column(time: str | Expr | None, schema: pa.Schema) -> None:
     if isinstance(time, Expr):
         check_names(f"stream: time={time.text()}", sorted(time.columns), schema.names)
     elif time is not None and time not in schema.names and time.split(".")[0] not in schema.names:
-        raise UserError(f"stream: time={time!r} is none of the columns {schema.names}")
+        raise UserError(f"stream: time={time!r} is not one of the columns {schema.names}")
 
 
 def endless_read(node: Node) -> Read | None:

@@ -405,11 +405,11 @@ class Stream(Looks, NamedElsewhere):
         - Neither of the two: all pairs, for ever. The state grows with the rows. Except for "inner" and "semi" the
           result is changes: a row that was emitted without a partner is retracted when one arrives.
         - `keep=("1h", "1d")`, without `between` and `window`: rows of this stream leave the state one hour of event
-          time after their own time, rows of the other one after a day (None: never). Their results stay. Unlike
+          time after their own time, rows of the other one after a day (None keeps them). Their results stay. Unlike
           `between=`, this depends on the order of arrival.
 
         - `max_drift`: the greatest distance in event time by which a source is read ahead of the others, in joins
-          by event time. Records that are ahead wait, so that a backlog of one side does not fill the state. None:
+          by event time. Records that are ahead wait, so that a backlog of one side does not fill the state. None sets
           no limit.
         - `late`: a topic or Sink for rows that arrive too late, with `between=` or `window=`; or a pair, for this
           stream and for the other one. "{topic}.dlq" makes them dead letters of their source. Late rows are counted
@@ -551,8 +551,9 @@ class Stream(Looks, NamedElsewhere):
         - `concurrency`: the number of prompts in flight in each subtask; by default as many as the engine's limits
           allow.
         - `cache`: the number of answers that are kept, namely those used last.
-        - `ordered`, `on_error`, `dead_letter`: as in `map_async`, as is the checkpoint. The engine decides about
-          attempts.
+        - `ordered`, `on_error`, `dead_letter`: the same as in `map_async`. The engine repeats failed attempts itself.
+
+        Prompts in flight are part of the checkpoint: one that had no answer is asked again after a restart.
         """
         from sabot.api.asking import map_llm_node
 

@@ -275,14 +275,14 @@ def test_the_graph_is_mermaid(app, orders):
             "name of another column",
         ),
         (lambda s: s.key_by("account").aggregate(n=3), "is not an aggregate"),
-        (lambda s: s.aggregate(sabot.count()), r"count\(\) has no name.*aggregate\(n=count\(\)\)"),
-        (lambda s: s.key_by("account").aggregate(sabot.count(), ttl="1h"), "has no name"),
-        (lambda s: s.window(tumbling("1m")).aggregate(sabot.count()), "has no name"),
+        (lambda s: s.aggregate(sabot.count()), r"count\(\) needs a name.*aggregate\(n=count\(\)\)"),
+        (lambda s: s.key_by("account").aggregate(sabot.count(), ttl="1h"), "needs a name"),
+        (lambda s: s.window(tumbling("1m")).aggregate(sabot.count()), "needs a name"),
         (lambda s: s.flat_map(list, schema=["id"]), r"schema=\['id'\] is not a schema"),
         (lambda s: s.to("x", delivery="twice"), "exactly_once"),
         (lambda s: s.to(3), "neither a topic nor a Sink"),
         (lambda s: s.collect(), "has no end"),
-        (lambda s: s.map_batches(3), "no function"),
+        (lambda s: s.map_batches(3), "not a function"),
         (lambda s: s.filter(col("amuont") > 3).explain(), "amuont"),
     ],
 )
@@ -696,7 +696,7 @@ def test_numpy_s_whole_numbers_are_counts_and_durations(memory_url, whole):
         return [(step.explain(), repr(step._node)) for step in steps], app.settings.parallelism
 
     assert built(whole) == built(int)
-    with pytest.raises(UserError, match="no number of rows"):
+    with pytest.raises(UserError, match="not a number of rows"):
         App("one").stream("in").head(np.float64(1.5))
     with pytest.raises(UserError, match="no duration"):
         tumbling(np.bool_(True))

@@ -785,7 +785,7 @@ def test_a_name_is_given_once_and_to_a_step_with_state() -> None:
         stream.filter(col("n") > 1).named("x")
     with pytest.raises(UserError, match="called 'x' already"):
         hours(stream).named("x").named("y")
-    with pytest.raises(UserError, match="is no id"):
+    with pytest.raises(UserError, match="is not an id"):
         hours(stream).named("a/b")
     app = App("shop")
     for topic in ("a", "b"):

@@ -675,7 +675,7 @@ def test_words_name_lengths_of_time() -> None:
     }.items():
         assert col("t").dt.date_trunc(word).same(col("t").dt.date_trunc(text))
     assert col("t").dt.date_trunc(dt.timedelta(minutes=5)).columns == {"t"}
-    with pytest.raises(UserError, match="no length of time"):
+    with pytest.raises(UserError, match="not a length of time"):
         col("t").dt.date_trunc("fortnight")
 
 

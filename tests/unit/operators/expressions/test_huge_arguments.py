@@ -30,7 +30,7 @@ def evaluate(expr: Expr) -> list[Any]:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: col("text").str.replace_all("", "x", literal=True), "nothing to replace"),
+        (lambda: col("text").str.replace_all("", "x", literal=True), "text to replace is empty"),
         (lambda: col("text").str.pad_start(10_001), "more than 10,000"),
         (lambda: col("text").str.pad_end(2**63 - 1), "more than 10,000"),
         (lambda: col("text").str.pad_start(2**70), "64 bits"),
