@@ -238,7 +238,7 @@ class AgentDeclarations:
         """
         from sabot.api.agent_functions import agent_function, check_template
         from sabot.llm.agent import Agent
-        from sabot.llm.errors import ABOUT_ITS_RECORD
+        from sabot.llm.errors import RECORD_ERRORS
 
         checked_name(name, f"app {self.id}: agent name")
         wiring = {each: options.pop(each) for each in list(options) if each in options_of(AgentOptions)}
@@ -257,7 +257,7 @@ class AgentDeclarations:
             check_template(prompt, where)
         function = agent_function(agent, prompt=prompt, reply=reply, session=keeps)
         spec = self._spec(function, topic, name, {"durable": True, **wiring})
-        self.agent_runtime.add(spec if "on_error" in wiring else replace(spec, buried=ABOUT_ITS_RECORD))
+        self.agent_runtime.add(spec if "on_error" in wiring else replace(spec, buried=RECORD_ERRORS))
         return agent
 
     @cached_property

@@ -15,12 +15,12 @@ from sabot.checks import FLAG, Whole, check
 from sabot.connectors.base import Sink
 from sabot.connectors.checks import check_sink
 from sabot.errors import UserError, short_repr
-from sabot.llm.asking import request_of
 from sabot.llm.cache import MemoryCache
 from sabot.llm.columns import AnswerColumns
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.judges import JUDGE, CallJudge
 from sabot.llm.messages import system, user
+from sabot.llm.requests import request_of
 from sabot.llm.spec import RequestContext, RequestSpec
 
 

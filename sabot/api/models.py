@@ -18,12 +18,12 @@ from sabot.jobs.judges import GuardJudge
 from sabot.jobs.run import JobRun, Pieces
 from sabot.jobs.values import pack
 from sabot.journal.effects import EffectClass
-from sabot.llm.asking import request_of, with_output
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.errors import ModelError, model_error
 from sabot.llm.judges import JUDGE, CallJudge
 from sabot.llm.messages import ChatMessage
 from sabot.llm.middleware import ModelCall, Outcome
+from sabot.llm.requests import request_of, with_output
 from sabot.llm.results import Completion, Piece
 from sabot.llm.schema import Schema
 from sabot.llm.spec import RequestSpec
@@ -110,8 +110,8 @@ class _Requests:
         if self._asked is not None and self._asked.unread:
             await self._next()
         self._asked = call
-        call.again = self._next
-        call.instead = self._stands_in
+        call.before_repeat = self._next
+        call.before_fallback = self._stands_in
         return await ask()
 
     async def _stands_in(self, call: ModelCall, price: Price) -> None:

@@ -81,7 +81,7 @@ class GuardJudge:
                 raise self._denied(model, refused)
             effect = following
 
-        call.again, call.instead = again, instead
+        call.before_repeat, call.before_fallback = again, instead
         try:
             outcome = await ask()
         except BaseException as error:

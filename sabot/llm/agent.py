@@ -23,8 +23,7 @@ import msgspec
 from sabot.checks import Of, OneOf, Whole, check
 from sabot.config import Duration, checked_name, checked_text, parse_seconds
 from sabot.errors import UNREADABLE, EffectError, UserError, message_of, short_repr
-from sabot.llm.asking import request_of, with_output
-from sabot.llm.conversation import Conversation, Gauge, cut, groups_of, with_shorter_results, without_oldest
+from sabot.llm.conversation import Conversation, TokenEstimator, cut, groups_of, with_shorter_results, without_oldest
 from sabot.llm.direct import DirectEffects
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.errors import (
@@ -37,6 +36,7 @@ from sabot.llm.errors import (
 )
 from sabot.llm.messages import ChatMessage, ToolCall, messages_of, system, tool_result, user
 from sabot.llm.names import MODELS
+from sabot.llm.requests import request_of, with_output
 from sabot.llm.results import Completion, Piece, Usage
 from sabot.llm.spec import RequestContext, RequestSpec, ToolSchema
 from sabot.llm.tools import Tool, ToolAnswer, as_tool
@@ -50,8 +50,8 @@ _SUMMARY = (
 )
 # If messages have to be left out, enough go that only this share of the room is used. Then the requests of the next turns
 # begin with the same messages, and vendors' prompt caches have them.
-_FILL = 0.75
-_MOST_NAME = 100  # characters to which the name of a call with too long arguments is cut
+_FILLED_SHARE = 0.75
+_LONGEST_NAME = 100  # characters to which the name of a call with too long arguments is cut
 _SUMMARIZED = "Summary of the conversation so far:\n"
 
 
@@ -114,7 +114,7 @@ current_effects: ContextVar[AgentEffects | None] = ContextVar("current_effects",
 """The effects of agents whose `run` gets none. A flow sets them while it runs (`sabot.agents.orchestration`)."""
 
 
-def _of(effects: AgentEffects | None, engine: ExecutionEngine) -> AgentEffects | None:
+def _effects_for(effects: AgentEffects | None, engine: ExecutionEngine) -> AgentEffects | None:
     return None if effects is None else effects.of(engine)
 
 
@@ -191,8 +191,8 @@ class Agent:
         self.name = name
         self.instructions = instructions
         self.max_turns = max_turns
-        self.side_by_side = max_concurrent_tools
-        self.tool_chars = max_tool_chars
+        self.max_concurrent_tools = max_concurrent_tools
+        self.max_tool_chars = max_tool_chars
         self.repairs = repairs
         self.context_window = context_window
         self.trim = trim
@@ -202,7 +202,7 @@ class Agent:
             made = each if isinstance(each, Agent) else as_tool(each)
             if isinstance(made, Tool) and use_middleware:
                 timeout = tool_timeout if made.timeout_s is None else None
-                made = as_tool(made, timeout=timeout, retries=None if made.says_retries else max_tool_retries)
+                made = as_tool(made, timeout=timeout, retries=None if made.has_retries else max_tool_retries)
             if made.name in self.tools:
                 raise UserError(
                     f"{where}: two tools are called {made.name!r}", hint='@tool(name="…") gives one another name'
@@ -272,12 +272,12 @@ class Agent:
     ) -> AsyncGenerator[AgentEvent, None]:
         effects = (
             effects
-            or _of(current_effects.get(), self.engine)
+            or _effects_for(current_effects.get(), self.engine)
             or DirectEffects(self.engine, context or RequestContext())
         )
-        run = _Turns(
+        run = _AgentRun(
             self,
-            effects.around_tools(self.use_middleware) if isinstance(effects, DirectEffects) else effects,
+            effects.with_middleware(self.use_middleware) if isinstance(effects, DirectEffects) else effects,
             Conversation() if conversation is None else conversation,
             messages_of(prompt),
             streams,
@@ -304,7 +304,7 @@ def _schema_of(tool: "Tool | Agent") -> ToolSchema:
     return ToolSchema(tool.name, tool.instructions or f"Hands over to {tool.name}.", parameters)
 
 
-class _Turns:
+class _AgentRun:
     """One run of an agent."""
 
     def __init__(
@@ -319,9 +319,9 @@ class _Turns:
         self._effects = effects
         self._conversation = conversation
         self._prompt = tuple(prompt)
-        self._said: list[ChatMessage] = []  # the messages after the prompt
+        self._messages: list[ChatMessage] = []  # the messages after the prompt
         self._streams = streams
-        self._gauge = Gauge()  # not shared with other runs: a run in a job must not depend on them
+        self._estimator = TokenEstimator()  # not shared with other runs: a run in a job must not depend on them
         self._usage = Usage()
         self._cost: Decimal | None = Decimal(0)
         self._turns = self._tool_calls = 0
@@ -329,29 +329,29 @@ class _Turns:
 
     async def events(self) -> AsyncGenerator[AgentEvent, None]:
         try:
-            async with aclosing(self._go()) as events:
+            async with aclosing(self._run_turns()) as events:
                 async for event in events:
                     yield event
         except (ModelError, AgentRunError) as error:
-            error.conversation = (*self._prompt, *self._said)
+            error.conversation = (*self._prompt, *self._messages)
             raise
         finally:
-            whole = [message for group in groups_of(self._said) for message in group]
+            whole = [message for group in groups_of(self._messages) for message in group]
             if whole:
                 self._conversation.messages += [*self._prompt, *whole]
 
-    async def _go(self) -> AsyncGenerator[AgentEvent, None]:
+    async def _run_turns(self) -> AsyncGenerator[AgentEvent, None]:
         agent, repairs = self._agent, self._agent.repairs
         while self._turns < agent.max_turns:
             completion: Completion | None = None
-            async with aclosing(self._ask()) as pieces:
+            async with aclosing(self._ask_model()) as pieces:
                 async for piece in pieces:
                     if self._streams:
                         yield piece
                     completion = piece.completion
             assert completion is not None
-            message = self._bounded(completion.message)
-            self._said.append(message)
+            message = self._without_long_arguments(completion.message)
+            self._messages.append(message)
             if message.tool_calls:
                 async with aclosing(self._call_tools(message.tool_calls)) as events:
                     async for event in events:
@@ -363,7 +363,7 @@ class _Turns:
                 if repairs == 0:
                     raise
                 repairs -= 1
-                self._said.append(
+                self._messages.append(
                     user(f"This does not do: {error.message}\nAnswer again, and write nothing but the answer.")
                 )
                 continue
@@ -375,7 +375,7 @@ class _Turns:
         )
 
     def _result(self, completion: Completion, output: Any) -> AgentResult:
-        messages = (*self._prompt, *self._said)
+        messages = (*self._prompt, *self._messages)
         return AgentResult(
             completion.content,
             output,
@@ -389,13 +389,13 @@ class _Turns:
 
     # -- the model ----------------------------------------------------------------------------------------------------
 
-    async def _ask(self) -> AsyncGenerator[Piece, None]:
+    async def _ask_model(self) -> AsyncGenerator[Piece, None]:
         """Asks the model once. If the provider finds the request too long although it fitted by the estimate, one
         more request of half the length is made, unless `trim` is "refuse".
         """
         room = self._agent.context_window - (self._agent.request.max_tokens or 0)
         self._turns += 1
-        spec = await self._spec(room)
+        spec = await self._next_request(room)
         try:
             async with aclosing(self._answer(spec)) as pieces:
                 async for piece in pieces:
@@ -404,48 +404,48 @@ class _Turns:
         except ContextLengthExceeded:
             if self._agent.trim == "refuse":
                 raise
-        async with aclosing(self._answer(await self._spec(room // 2))) as pieces:
+        async with aclosing(self._answer(await self._next_request(room // 2))) as pieces:
             async for piece in pieces:
                 yield piece
 
     async def _answer(self, spec: RequestSpec) -> AsyncGenerator[Piece, None]:
         if not self._streams:
-            yield Piece(completion=self._counted(spec, await self._effects.complete(spec)))
+            yield Piece(completion=self._count(spec, await self._effects.complete(spec)))
             return
         async with aclosing(self._effects.stream(spec)) as pieces:
             async for piece in pieces:
                 if piece.completion is not None:
-                    self._counted(spec, piece.completion)
+                    self._count(spec, piece.completion)
                 yield piece
 
-    def _counted(self, spec: RequestSpec, completion: Completion) -> Completion:
-        self._gauge.learn(spec.messages, spec.tools, completion)
+    def _count(self, spec: RequestSpec, completion: Completion) -> Completion:
+        self._estimator.learn(spec.messages, spec.tools, completion)
         self._usage += completion.usage or Usage()
         self._cost = None if self._cost is None or completion.cost is None else self._cost + completion.cost
         return completion
 
-    async def _spec(self, room: int) -> RequestSpec:
+    async def _next_request(self, room: int) -> RequestSpec:
         """Builds the next request. If it does not fit into `room` tokens, messages of earlier runs are left out, the
         oldest first, and then turns of this run.
 
         The newest turn always stays, because the model would repeat its calls otherwise; its results are cut to fit.
         """
-        agent, gauge, history = self._agent, self._gauge, self._conversation.messages
+        agent, estimator, history = self._agent, self._estimator, self._conversation.messages
         head = (system(agent.instructions),) if agent.instructions else ()
         request = agent.request
-        fixed = gauge.tokens((*head, *self._prompt), request.tools)
-        said = gauge.tokens(self._said)
-        if fixed + said + gauge.tokens(history) > room:
+        fixed = estimator.tokens((*head, *self._prompt), request.tools)
+        said = estimator.tokens(self._messages)
+        if fixed + said + estimator.tokens(history) > room:
             self._check_room(fixed, room, said)
-            left, kept = without_oldest(history, fixed + said, round(room * _FILL), gauge)
+            left, kept = without_oldest(history, fixed + said, round(room * _FILLED_SHARE), estimator)
             if agent.trim == "summarize" and left:
                 kept = [await self._summary(left, room), *kept]
             history[:] = kept
             if fixed + said > room:
-                _, newest = without_oldest(self._said, fixed, room, gauge)
-                self._said = newest or with_shorter_results(groups_of(self._said)[-1], room - fixed, gauge)
-                self._check_room(fixed + gauge.tokens(self._said), room)
-        return msgspec.structs.replace(request, messages=(*head, *history, *self._prompt, *self._said))
+                _, newest = without_oldest(self._messages, fixed, room, estimator)
+                self._messages = newest or with_shorter_results(groups_of(self._messages)[-1], room - fixed, estimator)
+                self._check_room(fixed + estimator.tokens(self._messages), room)
+        return msgspec.structs.replace(request, messages=(*head, *history, *self._prompt, *self._messages))
 
     def _check_room(self, fixed: int, room: int, said: int = 0) -> None:
         window = self._agent.context_window
@@ -459,9 +459,9 @@ class _Turns:
     async def _summary(self, left: Sequence[ChatMessage], room: int) -> ChatMessage:
         """Asks the model to summarize the messages that are left out, and returns the summary as a message."""
         ask = user(_SUMMARY)
-        _, shown = without_oldest(left, self._gauge.tokens((ask,)), room, self._gauge)
+        _, shown = without_oldest(left, self._estimator.tokens((ask,)), room, self._estimator)
         spec = msgspec.structs.replace(self._agent.request, messages=(*shown, ask), tools=(), output=None)
-        return user(_SUMMARIZED + self._counted(spec, await self._effects.complete(spec)).content)
+        return user(_SUMMARIZED + self._count(spec, await self._effects.complete(spec)).content)
 
     # -- tools --------------------------------------------------------------------------------------------------------
 
@@ -469,7 +469,7 @@ class _Turns:
         """Makes the calls of one turn in parallel. The conversation gets their results in the order in which the
         model asked.
         """
-        limit, ended = asyncio.Semaphore(self._agent.side_by_side), asyncio.Queue[int]()
+        limit, ended = asyncio.Semaphore(self._agent.max_concurrent_tools), asyncio.Queue[int]()
 
         async def one(number: int) -> ChatMessage:
             try:
@@ -490,41 +490,43 @@ class _Turns:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-        self._said += [task.result() for task in tasks]
+        self._messages += [task.result() for task in tasks]
 
     async def _call(self, call: ToolCall) -> ChatMessage:
         """Makes a call, and returns its result as a message. Errors of the tool become messages too, for the model to
         read.
         """
         try:
-            value = await self._called(call)
+            value = await self._call_tool(call)
             if isinstance(value, ToolAnswer):
-                return tool_result(call.id, self._shown(value.text), is_error=value.is_error)
-            return tool_result(call.id, self._shown(value))
+                return tool_result(call.id, self._result_text(value.text), is_error=value.is_error)
+            return tool_result(call.id, self._result_text(value))
         except (ModelError, AgentRunError) as error:  # raised by another agent that is a tool of this one
             return tool_result(call.id, f"{type(error).__name__}: {error.message}", is_error=True)
         except EffectError as error:
             return tool_result(call.id, f"{error.type}: {error.message}", is_error=True)
         except Exception as error:
-            return tool_result(call.id, self._shown(f"{type(error).__name__}: {message_of(error)}"), is_error=True)
+            return tool_result(
+                call.id, self._result_text(f"{type(error).__name__}: {message_of(error)}"), is_error=True
+            )
 
-    def _bounded(self, message: ChatMessage) -> ChatMessage:
+    def _without_long_arguments(self, message: ChatMessage) -> ChatMessage:
         """Returns the message for the conversation. Calls whose arguments are too long lose them, and are not made
         later.
         """
         sizes = {call.id: len(call.name) + len(call.arguments) for call in message.tool_calls}
-        self._too_long = {each: size for each, size in sizes.items() if size > self._agent.tool_chars}
+        self._too_long = {each: size for each, size in sizes.items() if size > self._agent.max_tool_chars}
         if not self._too_long:
             return message
         calls = (
-            ToolCall(call.id, call.name[:_MOST_NAME], "{}") if call.id in self._too_long else call
+            ToolCall(call.id, call.name[:_LONGEST_NAME], "{}") if call.id in self._too_long else call
             for call in message.tool_calls
         )
         return msgspec.structs.replace(message, tool_calls=tuple(calls), vendor=None)
 
-    async def _called(self, call: ToolCall) -> Any:
+    async def _call_tool(self, call: ToolCall) -> Any:
         if call.id in self._too_long:
-            size, most = self._too_long[call.id], self._agent.tool_chars
+            size, most = self._too_long[call.id], self._agent.max_tool_chars
             raise ToolError(f"its arguments have {size:,} characters, and may have {most:,}: it was not called")
         tool = self._agent.tools.get(call.name)
         if tool is None:
@@ -537,9 +539,9 @@ class _Turns:
         self._cost = None if self._cost is None or result.cost is None else self._cost + result.cost
         return result.content
 
-    def _shown(self, value: Any) -> str:
+    def _result_text(self, value: Any) -> str:
         """Returns the result of a tool as text for the model: text unchanged, other values as JSON, cut to
         `max_tool_chars`.
         """
         text = value if isinstance(value, str) else msgspec.json.encode(value, enc_hook=str).decode()
-        return cut(scrubbed(text), self._agent.tool_chars)
+        return cut(scrubbed(text), self._agent.max_tool_chars)

@@ -136,7 +136,7 @@ class SqliteCache:
         except OSError as error:
             raise UserError(f"cache {self._path}: {error}", hint=_HINT) from error
 
-    def _opened(self) -> sqlite3.Connection:
+    def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
             # An existing file is not opened here: closing it would release the locks of other connections of this process.
             with suppress(FileExistsError):
@@ -157,12 +157,14 @@ class SqliteCache:
         return -1.0 if self._ttl_s is None else self._clock.time() - self._ttl_s
 
     def _read(self, key: bytes) -> bytes | None:
-        found = self._opened().execute("SELECT answer FROM answers_1 WHERE key = ? AND kept > ?", (key, self._oldest()))
+        found = self._connect().execute(
+            "SELECT answer FROM answers_1 WHERE key = ? AND kept > ?", (key, self._oldest())
+        )
         row = found.fetchone()
         return None if row is None else row[0]
 
     def _write(self, key: bytes, value: bytes) -> None:
-        connection = self._opened()
+        connection = self._connect()
         connection.execute("INSERT OR REPLACE INTO answers_1 VALUES (?, ?, ?)", (key, self._clock.time(), value))
         self._puts += 1
         if self._puts % _PRUNE_EVERY == 0:

@@ -21,8 +21,8 @@ from sabot.redaction import scrubbed
 _CHARACTERS_A_TOKEN = 3.5
 _TOKENS_OF_A_MESSAGE = 4
 _TOKENS_OF_AN_IMAGE = 1000
-_TOLD_CHARACTERS = 24_000  # of a conversation that is shown to people
-_TOLD_OF_A_MESSAGE = 6_000
+_SHOWN_CHARACTERS = 24_000  # of a conversation that is shown to people
+_SHOWN_OF_A_MESSAGE = 6_000
 _CHARACTERS_OF_A_CUT = 60  # of the note that text was cut off
 
 Group = tuple[ChatMessage, ...]
@@ -78,14 +78,14 @@ def groups_of(messages: Sequence[ChatMessage]) -> list[Group]:
         end = at
         while end < len(messages) and messages[end].role == "tool":
             end += 1
-        asked, told = [call.id for call in first.tool_calls], [message.tool_call_id for message in messages[at:end]]
-        if sorted(asked) == sorted(told):
+        asked, answered = [call.id for call in first.tool_calls], [message.tool_call_id for message in messages[at:end]]
+        if sorted(asked) == sorted(answered):
             groups.append((first, *messages[at:end]))
         at = end
     return groups
 
 
-class Gauge:
+class TokenEstimator:
     """An estimate of the number of tokens of messages. It learns from the counts in the provider's answers."""
 
     def __init__(self) -> None:
@@ -126,13 +126,13 @@ def _size(messages: Iterable[ChatMessage]) -> tuple[int, int]:
 
 
 def without_oldest(
-    messages: Sequence[ChatMessage], fixed: int, room: int, gauge: Gauge
+    messages: Sequence[ChatMessage], fixed: int, room: int, estimator: TokenEstimator
 ) -> tuple[list[ChatMessage], list[ChatMessage]]:
     """Returns two lists: the messages to leave out, and the newest groups that fit. `fixed`: the tokens of the rest
     of the request. `room`: the tokens of the context window without those of the answer.
     """
     groups = groups_of(messages)
-    sums = accumulate((gauge.tokens(group) for group in reversed(groups)), initial=fixed)
+    sums = accumulate((estimator.tokens(group) for group in reversed(groups)), initial=fixed)
     first = len(groups) - sum(sum_ <= room for sum_ in sums) + 1
     first = min(max(first, 0), len(groups))
     return [each for group in groups[:first] for each in group], [each for group in groups[first:] for each in group]
@@ -147,31 +147,31 @@ def as_json(messages: Sequence[ChatMessage]) -> bytes:
     """Returns the newest messages as JSON for people: a list of objects with `role`, `content` and `calls`. Long
     texts are cut, known secrets are removed, and the list has about 24,000 characters at most.
     """
-    told: list[dict[str, Any]] = []
-    left = _TOLD_CHARACTERS
+    shown: list[dict[str, Any]] = []
+    left = _SHOWN_CHARACTERS
     for message in reversed(messages):
-        one: dict[str, Any] = {"role": message.role, "content": cut(scrubbed(message.text), _TOLD_OF_A_MESSAGE)}
+        one: dict[str, Any] = {"role": message.role, "content": cut(scrubbed(message.text), _SHOWN_OF_A_MESSAGE)}
         if message.tool_calls:
             one["calls"] = [
-                {"name": call.name, "arguments": cut(scrubbed(call.arguments), _TOLD_OF_A_MESSAGE)}
+                {"name": call.name, "arguments": cut(scrubbed(call.arguments), _SHOWN_OF_A_MESSAGE)}
                 for call in message.tool_calls
             ]
         left -= len(msgspec.json.encode(one))
         if left < 0:
-            told.append({"role": "", "content": f"({len(messages) - len(told)} messages before these are left out)"})
+            shown.append({"role": "", "content": f"({len(messages) - len(shown)} messages before these are left out)"})
             break
-        told.append(one)
-    return msgspec.json.encode(told[::-1])
+        shown.append(one)
+    return msgspec.json.encode(shown[::-1])
 
 
-def with_shorter_results(group: Iterable[ChatMessage], room: int, gauge: Gauge) -> list[ChatMessage]:
+def with_shorter_results(group: Iterable[ChatMessage], room: int, estimator: TokenEstimator) -> list[ChatMessage]:
     """Returns the group with the longest results of its calls cut, so that it has at most `room` tokens. It has more
     only if the calls themselves do.
     """
     messages = list(group)
-    told = [each for each in messages if each.role == "tool"]
+    results = [each for each in messages if each.role == "tool"]
     calls = [each if each.role != "tool" else msgspec.structs.replace(each, content="") for each in messages]
-    most = _share([len(each.text) for each in told], gauge.characters(room - gauge.tokens(calls)))
+    most = _cut_length([len(each.text) for each in results], estimator.characters(room - estimator.tokens(calls)))
     shorter = max(most - _CHARACTERS_OF_A_CUT, 0)
     return [
         msgspec.structs.replace(each, content=cut(each.text, shorter))
@@ -181,7 +181,7 @@ def with_shorter_results(group: Iterable[ChatMessage], room: int, gauge: Gauge) 
     ]
 
 
-def _share(sizes: Collection[int], room: int) -> int:
+def _cut_length(sizes: Collection[int], room: int) -> int:
     """Returns the greatest length such that the sum of all sizes, each cut to that length, is at most `room`."""
     most = room
     for number, size in enumerate(sorted(sizes)):

@@ -32,13 +32,13 @@ class DirectTools:
         self._context = context
         self._clock = clock
         self._calls = 0
-        self.around: ToolMiddleware | None = None
+        self.middleware: ToolMiddleware | None = None
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
         """Calls the tool. After a failure it calls again, as often as the tool's retries say, if the class of the
         tool allows it or nothing was sent. Raises the error of the tool, ToolTimeout, or BudgetExceeded.
         """
-        with nullcontext() if self.around is None else self.around.call(tool.name, self._context):
+        with nullcontext() if self.middleware is None else self.middleware.call(tool.name, self._context):
             if tool.converse is not None:
                 return await tool.converse(tool, _DirectCaller(self, self._context), arguments)
             return await self.make(tool, arguments)
@@ -50,10 +50,10 @@ class DirectTools:
         self._calls += 1
         number, attempt = self._calls, 1
         while True:
-            if self.around is not None:
-                self.around.pay()
+            if self.middleware is not None:
+                self.middleware.charge()
             try:
-                with nullcontext() if self.around is None else self.around.attempt():
+                with nullcontext() if self.middleware is None else self.middleware.attempt():
                     return await self._attempt(tool, arguments, EffectId(self._context.request_id, number, attempt))
             except Exception as error:
                 again = RULES[tool.effect].repeatable or isinstance(error, NotSent)
@@ -116,9 +116,9 @@ class DirectEffects(DirectTools):
     def of(self, engine: ExecutionEngine) -> "DirectEffects":
         return DirectEffects(engine, self._context.child(), self._clock)
 
-    def around_tools(self, middleware: bool) -> "DirectEffects":
-        """Sets whether the engine's middleware stands around the calls of tools, and returns itself."""
-        self.around = self._engine.around_tools if middleware else None
+    def with_middleware(self, use: bool) -> "DirectEffects":
+        """Sets whether the engine's middleware stands around the calls of tools. Returns this object."""
+        self.middleware = self._engine.tool_middleware if use else None
         return self
 
     async def complete(self, spec: RequestSpec) -> Completion:
@@ -128,7 +128,7 @@ class DirectEffects(DirectTools):
         return self._engine.stream(spec, context=self._context.child())
 
 
-class _Threads:
+class _ToolThreads:
     """Threads for the sync tools of one event loop. The default executor of asyncio is not used, because a few tools
     that never return would occupy all of its threads; then no host name could be resolved, and the process would not
     end.
@@ -153,7 +153,7 @@ class _Threads:
                 value = context.run(function)
             except BaseException as raised:
                 error = raised
-            return partial(call_on_loop, loop, self._returned, ended, value, error)
+            return partial(call_on_loop, loop, self._finish, ended, value, error)
 
         self._pool.run(work)
         value, error = await ended
@@ -161,18 +161,18 @@ class _Threads:
             raise error
         return value
 
-    def _returned(self, ended: "asyncio.Future[Any]", value: Any, error: BaseException | None) -> None:
+    def _finish(self, ended: "asyncio.Future[Any]", value: Any, error: BaseException | None) -> None:
         self._room.release()
         if not ended.done():
             ended.set_result((value, error))
 
 
-_of_loops: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Threads]" = weakref.WeakKeyDictionary()
+_threads_by_loop: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _ToolThreads]" = weakref.WeakKeyDictionary()
 
 
-def _threads() -> _Threads:
+def _threads() -> _ToolThreads:
     loop = asyncio.get_running_loop()
-    found = _of_loops.get(loop)
+    found = _threads_by_loop.get(loop)
     if found is None:
-        found = _of_loops[loop] = _Threads()
+        found = _threads_by_loop[loop] = _ToolThreads()
     return found

@@ -22,9 +22,8 @@ from sabot.checks import Of, Whole, check
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
 from sabot.errors import EffectError, PolicyDenied, TransientError, UserError, short_repr
-from sabot.llm.asking import request_of, with_output
 from sabot.llm.cache import CompletionCache
-from sabot.llm.errors import BudgetExceeded, ModelError, retold
+from sabot.llm.errors import BudgetExceeded, ModelError, with_message
 from sabot.llm.idempotency import IdempotencyTracker, SharedCall, in_pieces
 from sabot.llm.judges import IN_JOB, judge_of_this
 from sabot.llm.limits import CircuitBreaker, Limits
@@ -32,13 +31,15 @@ from sabot.llm.messages import ChatMessage
 from sabot.llm.middleware import MIDDLEWARE, BuiltIn, CallBudget, CallFigures, Middleware, ModelCall, Outcome, chained
 from sabot.llm.prices import Prices, known_prices
 from sabot.llm.provider import Provider
+from sabot.llm.requests import request_of, with_output
 from sabot.llm.results import Completion, Embeddings, Piece, Usage, joined
 from sabot.llm.route import Route
 from sabot.llm.schema import Schema
 from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.llm.telemetry import join_loop
 
-_OWN = (BudgetExceeded, EffectError)  # of the caller that began a shared call; the others then make the call themselves
+# If the caller that began a shared call gets one of these, the other callers make the call themselves.
+_CALLER_ERRORS = (BudgetExceeded, EffectError)
 _PARTS: tuple[tuple[str, Any, str], ...] = (
     ("cache", CompletionCache, "MemoryCache(), SqliteCache(path), RedisCache(url)"),
     ("idempotency_tracker", IdempotencyTracker, "IdempotencyTracker()"),
@@ -47,7 +48,7 @@ _PARTS: tuple[tuple[str, Any, str], ...] = (
     ("prices", Prices, "PriceTable({…}, version=…), GenaiPrices()"),
 )
 _TEXTS_AT_ONCE = 256  # in one request for embeddings
-_KEPT_ENDS = ("stop", "tool_calls")
+_CACHED_REASONS = ("stop", "tool_calls")
 
 
 class ExecutionEngine:
@@ -131,8 +132,8 @@ class ExecutionEngine:
             for each in (provider, *fallback)
         ]
         self._chains = [chained(middleware, built_in, route.send) for route in self._routes]
-        self.around_tools = built_in.around_tools(middleware)
-        self._asked: dict[bytes, SharedCall] = {}  # calls in flight whose answers go into the cache, by cache key
+        self.tool_middleware = built_in.tool_middleware(middleware)
+        self._calls_by_key: dict[bytes, SharedCall] = {}  # those in flight whose answers go into the cache
         self._shared: set[SharedCall] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -178,14 +179,14 @@ class ExecutionEngine:
         """
         call, schema = self._call("complete", prompt, output, idempotency_key, context, timeout, budget, fields)
         while True:
-            shared, joined = self._share(call, schema, cache)
+            shared, joined = self._find_or_start(call, schema, cache)
             if shared is None:
                 return with_output(await self._ask(call), schema)
             try:
                 if isinstance(shared, SharedCall):
                     shared = await shared.result(self._tracker.request_timeout_s if joined and self._tracker else None)
-                return with_output(_unpaid(shared) if joined else shared, schema)
-            except _OWN:
+                return with_output(_without_cost(shared) if joined else shared, schema)
+            except _CALLER_ERRORS:
                 if not joined:
                     raise
 
@@ -209,23 +210,23 @@ class ExecutionEngine:
         return self._stream(call, schema, cache)
 
     async def _stream(self, call: ModelCall, schema: Schema | None, cache: bool) -> AsyncGenerator[Piece, None]:
-        told = 0
+        emitted = 0
         while True:
-            shared, joined = self._share(call, schema, cache)
+            shared, joined = self._find_or_start(call, schema, cache)
             if shared is None:
-                shared = self._running(call, lambda _: self._answer(call, schema))
+                shared = self._start(call, lambda _: self._answer(call, schema))
             pieces = shared.stream() if isinstance(shared, SharedCall) else in_pieces(shared)
             try:
                 async with aclosing(pieces):
                     async for piece in pieces:
                         if piece.completion is not None:
-                            answer = _unpaid(piece.completion) if joined else piece.completion
+                            answer = _without_cost(piece.completion) if joined else piece.completion
                             piece = Piece(completion=with_output(answer, schema))
-                        told += 1
+                        emitted += 1
                         yield piece
                 return
-            except _OWN:
-                if told or not joined:
+            except _CALLER_ERRORS:
+                if emitted or not joined:
                     raise
 
     @overload
@@ -268,7 +269,7 @@ class ExecutionEngine:
                     answers[place] = error
 
         size = len(prompts) if isinstance(prompts, Sequence) else concurrency
-        await _all(work() for _ in range(min(concurrency, size)))
+        await _gather(work() for _ in range(min(concurrency, size)))
         return [answers[place] for place in sorted(answers)]
 
     async def embed(
@@ -286,12 +287,12 @@ class ExecutionEngine:
         if isinstance(texts, str) or not texts or not all(isinstance(each, str) for each in texts):
             raise UserError(f"embed: {short_repr(texts)} is no list of texts", hint='engine.embed(["a text", …])')
         calls = [
-            self._new("embed", RequestSpec(messages=(), model=model), "", context, timeout, budget)
+            self._new_call("embed", RequestSpec(messages=(), model=model), "", context, timeout, budget)
             for _ in range(0, len(texts), _TEXTS_AT_ONCE)
         ]
         for place, call in enumerate(calls):
             call.texts = tuple(texts[place * _TEXTS_AT_ONCE : (place + 1) * _TEXTS_AT_ONCE])
-        parts: list[Any] = await _all(self._through(call, 1) for call in calls)
+        parts: list[Any] = await _gather(self._through(call, 1) for call in calls)
         return parts[0] if len(parts) == 1 else joined(parts)
 
     def price(self, model: str, usage: Usage) -> Decimal | None:
@@ -339,7 +340,7 @@ class ExecutionEngine:
             "in_flight": self._in_flight,
             "failed": figures.failed,
             "unasked": figures.unasked,
-            **figures.of_attempts(),
+            **figures.attempt_figures(),
             "waiting": sum(route.admission.waiting for route in self._routes),
             "limit": first.limit,
         }
@@ -358,9 +359,9 @@ class ExecutionEngine:
         fields: dict[str, Any],
     ) -> tuple[ModelCall, Schema | None]:
         spec, schema = request_of(prompt, output, fields)
-        return self._new(kind, spec, key, context, timeout, budget), schema
+        return self._new_call(kind, spec, key, context, timeout, budget), schema
 
-    def _new(
+    def _new_call(
         self,
         kind: Literal["complete", "stream", "embed"],
         spec: RequestSpec,
@@ -380,7 +381,7 @@ class ExecutionEngine:
 
     # -- shared calls ---------------------------------------------------------------------------------------------------
 
-    def _share(
+    def _find_or_start(
         self, call: ModelCall, schema: Schema | None, use_cache: bool | CompletionCache
     ) -> tuple[SharedCall | Completion | None, bool]:
         """Returns the shared call or the stored answer for this request, and True if another caller began it. The
@@ -396,17 +397,19 @@ class ExecutionEngine:
             return None, False
         model = call.spec.model or self.provider.model
         content = blake2b(f"{self.provider.name}\0{model}\0".encode() + call.spec.digest(), digest_size=16).digest()
-        found = self._asked.get(content) if tracker is None else tracker.find(key, content, context)
-        if found is not None and not (isinstance(found, SharedCall) and found.left):
+        found = self._calls_by_key.get(content) if tracker is None else tracker.find(key, content, context)
+        if found is not None and not (isinstance(found, SharedCall) and found.abandoned):
             self._figures.unasked += 1
             return found, True
         if tracker is not None:
-            make = partial(self._running, call, partial(self._tracked, tracker, call, schema, content, cache))
+            make = partial(self._start, call, partial(self._make_tracked, tracker, call, schema, content, cache))
             return tracker.start(key, content, context, make), False
-        shared = self._asked[content] = self._running(call, partial(self._kept, call, schema, content, cache))
+        shared = self._calls_by_key[content] = self._start(
+            call, partial(self._make_cached, call, schema, content, cache)
+        )
         return shared, False
 
-    def _running(self, call: ModelCall, work: Callable[[SharedCall], Awaitable[Completion]]) -> SharedCall:
+    def _start(self, call: ModelCall, work: Callable[[SharedCall], Awaitable[Completion]]) -> SharedCall:
         async def run(emit: Callable[[Piece], None]) -> Completion:
             call.listener = emit
             try:
@@ -418,7 +421,7 @@ class ExecutionEngine:
         self._shared.add(shared)
         return shared
 
-    async def _tracked(
+    async def _make_tracked(
         self,
         tracker: IdempotencyTracker,
         call: ModelCall,
@@ -437,15 +440,15 @@ class ExecutionEngine:
         tracker.complete(key, content, context, shared, answer)
         return answer
 
-    async def _kept(
+    async def _make_cached(
         self, call: ModelCall, schema: Schema | None, content: bytes, cache: CompletionCache | None, shared: SharedCall
     ) -> Completion:
         """Makes a call whose answer comes from the cache, or goes into it."""
         try:
             return await self._answer(call, schema, content, cache)
         finally:
-            if self._asked.get(content) is shared:
-                del self._asked[content]
+            if self._calls_by_key.get(content) is shared:
+                del self._calls_by_key[content]
 
     async def _answer(
         self, call: ModelCall, schema: Schema | None, content: bytes = b"", cache: CompletionCache | None = None
@@ -456,11 +459,11 @@ class ExecutionEngine:
         found = None if cache is None else await cache.get(content)
         if found is not None:
             self._figures.unasked += 1
-            return _unpaid(found)
+            return _without_cost(found)
         answer = await self._ask(call)
         with_output(answer, schema)
         by_first = answer.provider == self.provider.name
-        if cache is not None and by_first and answer.finish_reason in _KEPT_ENDS:
+        if cache is not None and by_first and answer.finish_reason in _CACHED_REASONS:
             await cache.put(content, answer)
         return answer
 
@@ -492,13 +495,13 @@ class ExecutionEngine:
         try:
             for place, (route, chain) in enumerate(zip(self._routes[:most_routes], self._chains, strict=False), 1):
                 if place > 1:
-                    call.spec = route.in_place_of(self.provider, asked)
+                    call.spec = route.fallback_request(self.provider, asked)
                 call.provider = route.provider.name
                 call.model = call.spec.model or route.provider.model
                 if place > 1:
                     try:
-                        if call.instead is not None:
-                            await call.instead(call, route.price)
+                        if call.before_fallback is not None:
+                            await call.before_fallback(call, route.price)
                     except (PolicyDenied, BudgetExceeded) as error:
                         refusals.append(error.message)
                         continue
@@ -513,7 +516,7 @@ class ExecutionEngine:
                     failures.append(error.message if named else f"{call.model}: {error.message}")
             if not refusals:
                 raise failed[-1]
-            raise retold(failed[-1], "; ".join([failures[-1], *failures[:-1], *refusals])) from failed[-1]
+            raise with_message(failed[-1], "; ".join([failures[-1], *failures[:-1], *refusals])) from failed[-1]
         except Exception:
             self._figures.failed += 1
             raise
@@ -545,13 +548,13 @@ class ExecutionEngine:
                 route.admission.begin_anew()
 
 
-def _unpaid(answer: Completion) -> Completion:
+def _without_cost(answer: Completion) -> Completion:
     """Returns the answer for a caller for whom no request was made: with no tokens and no cost."""
     cost = None if answer.cost is None else Decimal(0)
     return msgspec.structs.replace(answer, cached=True, usage=answer.usage and Usage(), cost=cost, output=None)
 
 
-async def _all(works: Iterable[Any]) -> list[Any]:
+async def _gather(works: Iterable[Any]) -> list[Any]:
     """Returns the results in order. The first error cancels the others."""
     tasks = [asyncio.ensure_future(each) for each in works]
     try:

@@ -178,7 +178,7 @@ class TurnLimitExceeded(AgentRunError):
     code = "E2005"
 
 
-ABOUT_ITS_RECORD = (
+RECORD_ERRORS = (
     MalformedAnswer,
     AnswerTooLarge,
     ContentFiltered,
@@ -189,7 +189,7 @@ ABOUT_ITS_RECORD = (
 """Errors of an agent that depend on the record it processed, so that the next record may succeed."""
 
 
-def retold(error: SabotError, message: str) -> SabotError:
+def with_message(error: SabotError, message: str) -> SabotError:
     """Returns a copy of the error with another message."""
     told = copy(error)
     told.message = message

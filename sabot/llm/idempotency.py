@@ -31,15 +31,14 @@ class SharedCall:
     """
 
     def __init__(self, work: Callable[[Callable[[Piece], None]], Coroutine[Any, Any, Completion]], name: str) -> None:
-        self.left = (
-            False  # True when the last caller has left: the call is being cancelled, and no new caller may share it
-        )
+        # True when the last caller has left: the call is being cancelled, and no new caller may share it.
+        self.abandoned = False
         self._name = name
         self._pieces: list[Piece] = []
         self._waiting: list[asyncio.Future[None]] = []
         self._users = 0
         self._task = asyncio.get_running_loop().create_task(work(self._emit), name=name)
-        self._task.add_done_callback(self._over)
+        self._task.add_done_callback(self._ended)
 
     async def result(self, timeout_s: float | None = None) -> Completion:
         """Returns the answer, or raises the error of the call. Raises ModelTimeout if there is no answer within
@@ -81,7 +80,7 @@ class SharedCall:
 
     async def cancel(self) -> None:
         """Cancels the call. Callers that wait for it get ModelUnavailable."""
-        self.left = True
+        self.abandoned = True
         self._task.cancel()
         await asyncio.wait([self._task])
 
@@ -99,7 +98,7 @@ class SharedCall:
         self._pieces.append(piece)
         self._wake()
 
-    def _over(self, task: "asyncio.Task[Completion]") -> None:
+    def _ended(self, task: "asyncio.Task[Completion]") -> None:
         if not task.cancelled():
             task.exception()  # retrieved, so that asyncio does not log it if no caller waits any more
         self._wake()
@@ -155,7 +154,7 @@ class IdempotencyTracker:
         self.hits = 0
         ttl_s = None if ttl is None else parse_seconds(ttl, name="ttl")
         self._answers: AnswerCache[tuple[str, str]] = AnswerCache(most, ttl_s, clock)
-        self._under_way: dict[tuple[str, str], tuple[bytes, SharedCall]] = {}
+        self._in_flight: dict[tuple[str, str], tuple[bytes, SharedCall]] = {}
         self._hooks: dict[str, list[Callable[[IdempotencyEvent], None]]] = {name: [] for name in HOOKS}
 
     def on(self, name: str, hook: Callable[[IdempotencyEvent], None]) -> None:
@@ -171,54 +170,54 @@ class IdempotencyTracker:
         report it with `start`. `content`: a digest of the request. Raises IdempotencyConflict if the key was used for
         another request.
         """
-        place = _place(key, context)
-        found = self._under_way.get(place)
-        if found is None or found[1].left:
+        place = _scoped_key(key, context)
+        found = self._in_flight.get(place)
+        if found is None or found[1].abandoned:
             found = self._answers.known(place, self._answers.now())
             if found is UNKNOWN:
                 return None
         if found[0] != content:
-            self._tell("idempotency.conflict", key, context)
+            self._call_hooks("idempotency.conflict", key, context)
             raise IdempotencyConflict(
                 f"idempotency key {key!r} was used for another request",
                 hint="a key for each request, the same for its repetitions",
             )
         self.hits += 1
-        self._tell("idempotency.hit", key, context)
+        self._call_hooks("idempotency.hit", key, context)
         answer: Completion | SharedCall = found[1]
         return answer
 
     def start(self, key: str, content: bytes, context: RequestContext, make: Callable[[], SharedCall]) -> SharedCall:
         """Makes the call, and registers it as in flight until `complete` or `fail`."""
-        self._tell("idempotency.start", key, context)
+        self._call_hooks("idempotency.start", key, context)
         call = make()
-        self._under_way[_place(key, context)] = (content, call)
+        self._in_flight[_scoped_key(key, context)] = (content, call)
         return call
 
     def complete(self, key: str, content: bytes, context: RequestContext, call: SharedCall, answer: Completion) -> None:
         """Stores the answer of the call."""
         self._end(key, context, call)
-        self._answers.keep(_place(key, context), (content, msgspec.structs.replace(answer, output=None)))
-        self._tell("idempotency.complete", key, context)
+        self._answers.keep(_scoped_key(key, context), (content, msgspec.structs.replace(answer, output=None)))
+        self._call_hooks("idempotency.complete", key, context)
 
     def fail(self, key: str, context: RequestContext, call: SharedCall) -> None:
         """Frees the key of a call that failed or was cancelled."""
         self._end(key, context, call)
-        self._tell("idempotency.fail", key, context)
+        self._call_hooks("idempotency.fail", key, context)
 
     def _end(self, key: str, context: RequestContext, call: SharedCall) -> None:
         """Removes the call from those in flight, unless its key belongs to a later call already. That happens if all
         callers of this one had left.
         """
-        place = _place(key, context)
-        found = self._under_way.get(place)
+        place = _scoped_key(key, context)
+        found = self._in_flight.get(place)
         if found is not None and found[1] is call:
-            del self._under_way[place]
+            del self._in_flight[place]
 
-    def _tell(self, name: str, key: str, context: RequestContext) -> None:
+    def _call_hooks(self, name: str, key: str, context: RequestContext) -> None:
         for hook in self._hooks[name]:
             hook(IdempotencyEvent(name, key, context))
 
 
-def _place(key: str, context: RequestContext) -> tuple[str, str]:
+def _scoped_key(key: str, context: RequestContext) -> tuple[str, str]:
     return context.tenant_id or "", key

@@ -21,14 +21,14 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "integer": int,
 }
 _DEEPEST = 100
-_MOST_WORDS = 1000  # characters of the list of errors of several choices
+_MOST_CHARACTERS = 1000  # characters of the list of errors of several choices
 
 
 def mismatch(value: Any, schema: JsonSchema) -> str:
     """Returns the first error of the value, such as "expected integer, got string - at $.amount", or "" if the value
     matches. Raises UserError if a `$ref` leads nowhere or a type is unknown.
     """
-    return next(_wrongs(value, schema, _Root(schema), "$", 0), "")
+    return next(_errors(value, schema, _Root(schema), "$", 0), "")
 
 
 class _Root:
@@ -45,11 +45,11 @@ class _Root:
         key = id(value), reference
         if key not in self.known:
             self.known[key] = f"nested too deep - at {where}"  # the answer for a part that refers only to itself
-            self.known[key] = next(_wrongs(value, _part(self.schema, reference), self, where, depth), "")
+            self.known[key] = next(_errors(value, _target(self.schema, reference), self, where, depth), "")
         return self.known[key]
 
 
-def _wrongs(value: Any, schema: Any, root: _Root, where: str, depth: int) -> Iterator[str]:
+def _errors(value: Any, schema: Any, root: _Root, where: str, depth: int) -> Iterator[str]:
     if schema is True or depth > _DEEPEST:
         if depth > _DEEPEST:
             yield f"nested too deep - at {where}"
@@ -61,26 +61,26 @@ def _wrongs(value: Any, schema: Any, root: _Root, where: str, depth: int) -> Ite
         wrong = root.wrong(value, schema["$ref"], where, depth + 1)
         if wrong:
             yield wrong
-    yield from _wrong_kind(value, schema, where)
+    yield from _type_errors(value, schema, where)
     if isinstance(value, dict):
-        yield from _wrong_fields(value, schema, root, where, depth)
+        yield from _field_errors(value, schema, root, where, depth)
     elif isinstance(value, list):
         items = schema.get("items", True)
         for place, each in enumerate(value):
-            yield from _wrongs(each, items, root, f"{where}[{place}]", depth + 1)
+            yield from _errors(each, items, root, f"{where}[{place}]", depth + 1)
     for each in schema.get("allOf", ()):
-        yield from _wrongs(value, each, root, where, depth + 1)
+        yield from _errors(value, each, root, where, depth + 1)
     for word in ("anyOf", "oneOf"):
         choices = schema.get(word)
         if choices:
-            first = [next(_wrongs(value, each, root, where, depth + 1), "") for each in choices]
+            first = [next(_errors(value, each, root, where, depth + 1), "") for each in choices]
             if "" not in first:
-                yield first[0] if len(first) == 1 else f"it is none of: {'; '.join(first)}"[:_MOST_WORDS]
+                yield first[0] if len(first) == 1 else f"it is none of: {'; '.join(first)}"[:_MOST_CHARACTERS]
             elif word == "oneOf" and first.count("") > 1:
                 yield f"it is more than one of the {len(first)} choices - at {where}"
 
 
-def _part(root: JsonSchema, reference: str) -> Any:
+def _target(root: JsonSchema, reference: str) -> Any:
     found: Any = root
     for step in reference.removeprefix("#").strip("/").split("/"):
         if step:
@@ -90,27 +90,27 @@ def _part(root: JsonSchema, reference: str) -> Any:
     return found
 
 
-def _wrong_kind(value: Any, schema: JsonSchema, where: str) -> Iterator[str]:
+def _type_errors(value: Any, schema: JsonSchema, where: str) -> Iterator[str]:
     wanted = schema.get("type")
     names = [wanted] if isinstance(wanted, str) else wanted
     if names and not any(_is_a(value, each) for each in names):
         yield f"expected {' or '.join(names)}, got {_kind_of(value)} - at {where}"
         return
-    if "enum" in schema and not any(_same(value, each) for each in schema["enum"]):
+    if "enum" in schema and not any(_equal(value, each) for each in schema["enum"]):
         yield f"{short_repr(value)} is none of {short_repr(schema['enum'])} - at {where}"
-    if "const" in schema and not _same(value, schema["const"]):
+    if "const" in schema and not _equal(value, schema["const"]):
         yield f"{short_repr(value)} is not {short_repr(schema['const'])} - at {where}"
     if isinstance(value, int | float) and not isinstance(value, bool):
-        yield from _out_of_bounds(value, schema, ("minimum", "maximum"), "", where)
+        yield from _bound_errors(value, schema, ("minimum", "maximum"), "", where)
         if value <= schema.get("exclusiveMinimum", value - 1) or value >= schema.get("exclusiveMaximum", value + 1):
             yield f"{value} is out of bounds - at {where}"
     elif isinstance(value, str):
-        yield from _out_of_bounds(len(value), schema, ("minLength", "maxLength"), " characters", where)
+        yield from _bound_errors(len(value), schema, ("minLength", "maxLength"), " characters", where)
     elif isinstance(value, list):
-        yield from _out_of_bounds(len(value), schema, ("minItems", "maxItems"), " items", where)
+        yield from _bound_errors(len(value), schema, ("minItems", "maxItems"), " items", where)
 
 
-def _out_of_bounds(size: float, schema: JsonSchema, words: tuple[str, str], unit: str, where: str) -> Iterator[str]:
+def _bound_errors(size: float, schema: JsonSchema, words: tuple[str, str], unit: str, where: str) -> Iterator[str]:
     least, most = (schema.get(word) for word in words)
     if least is not None and size < least:
         yield f"{size}{unit}, and at least {least} are wanted - at {where}"
@@ -118,7 +118,7 @@ def _out_of_bounds(size: float, schema: JsonSchema, words: tuple[str, str], unit
         yield f"{size}{unit}, and at most {most} are wanted - at {where}"
 
 
-def _wrong_fields(value: dict[str, Any], schema: JsonSchema, root: _Root, where: str, depth: int) -> Iterator[str]:
+def _field_errors(value: dict[str, Any], schema: JsonSchema, root: _Root, where: str, depth: int) -> Iterator[str]:
     for name in schema.get("required", ()):
         if name not in value:
             yield f"{name!r} is missing - at {where}"
@@ -130,7 +130,7 @@ def _wrong_fields(value: dict[str, Any], schema: JsonSchema, root: _Root, where:
             if known is False:
                 yield f"{name!r} is not expected - at {where}"
                 continue
-        yield from _wrongs(each, known, root, f"{where}.{name}", depth + 1)
+        yield from _errors(each, known, root, f"{where}.{name}", depth + 1)
 
 
 def _is_a(value: Any, name: str) -> bool:
@@ -146,7 +146,7 @@ def _kind_of(value: Any) -> str:
     return next(name for name in _TYPES if _is_a(value, name))
 
 
-def _same(value: Any, other: Any) -> bool:
+def _equal(value: Any, other: Any) -> bool:
     """Returns True if two JSON values are equal. JSON has one kind of number (1 equals 1.0), and True is not a
     number.
     """

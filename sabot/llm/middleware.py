@@ -35,7 +35,7 @@ from sabot.llm.errors import BudgetExceeded, CircuitOpen, ModelError, ModelTimeo
 from sabot.llm.prices import PRICES_HINT, Prices
 from sabot.llm.results import Completion, Embeddings, Piece, Usage, is_cost
 from sabot.llm.spec import RequestContext, RequestSpec
-from sabot.llm.token_counts import count_tokens, tokens_asked, tokens_of
+from sabot.llm.token_counts import count_tokens, input_tokens_of, tokens_of
 from sabot.metrics import Durations
 
 _log = logging.getLogger("sabot.llm")
@@ -44,7 +44,7 @@ Outcome: TypeAlias = Completion | Embeddings
 MIDDLEWARE = ("logging", "timeout", "retry", "budget", "telemetry")
 """The names of the default layers of an engine, the outermost first."""
 
-_OF_ATTEMPTS = (
+_ATTEMPT_FIGURES = (
     *("attempts", "failed_attempts", "retries", "overloads", "fallbacks"),
     *("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens", "cost"),
     *("tool_calls", "failed_tool_calls", "tool_seconds"),
@@ -66,10 +66,10 @@ class ModelCall:
     `unread`: True if the last request was sent and its answer was not read, so that it may have to be paid. `lost`
     and `lost_cost`: the number of such requests, and the sum of their greatest known costs.
 
-    `again`: called before a request that follows an unread one; it raises if no further request is allowed.
-    `instead`: called before a fallback is asked, with the call, which names the fallback, and with the fallback's
-    price function. It may change the request, and raises PolicyDenied or BudgetExceeded if the fallback may not be
-    asked.
+    `before_repeat`: called before a request that follows an unread one; it raises if no further request is allowed.
+    `before_fallback`: called before a fallback is asked, with the call, which names the fallback, and with the
+    fallback's price function. It may change the request, and raises PolicyDenied or BudgetExceeded if the fallback
+    may not be asked.
     """
 
     kind: Literal["complete", "stream", "embed"]
@@ -89,8 +89,8 @@ class ModelCall:
     unread: bool = False
     lost: int = 0
     lost_cost: Decimal = Decimal(0)
-    again: Callable[[], Awaitable[object]] | None = None
-    instead: Callable[["ModelCall", Callable[[str, Usage], Decimal | None]], Awaitable[object]] | None = None
+    before_repeat: Callable[[], Awaitable[object]] | None = None
+    before_fallback: Callable[["ModelCall", Callable[[str, Usage], Decimal | None]], Awaitable[object]] | None = None
 
     def __post_init__(self) -> None:
         _check_budget(self.kind, self.budget)
@@ -111,7 +111,7 @@ class ModelCall:
     @property
     def usage(self) -> Usage:
         """The same estimate, as input and output tokens."""
-        return Usage(tokens_asked(self.spec) + sum(map(count_tokens, self.texts)), self.spec.max_tokens or 0)
+        return Usage(input_tokens_of(self.spec) + sum(map(count_tokens, self.texts)), self.spec.max_tokens or 0)
 
 
 Forward: TypeAlias = Callable[[ModelCall], Awaitable[Outcome]]
@@ -176,11 +176,11 @@ class CallBudget:
         self.tool_calls += 1
 
     def settle(
-        self, tokens: int, outcome: Outcome | None, unsaid: int = 0, lost: int = 0, lost_cost: Decimal = Decimal(0)
+        self, tokens: int, outcome: Outcome | None, uncounted: int = 0, lost: int = 0, lost_cost: Decimal = Decimal(0)
     ) -> None:
         """Replaces the reservation of a call that has ended by its usage.
 
-        `tokens`: the number given to `reserve`. `outcome`: the answer, or None if the call failed. `unsaid`: the
+        `tokens`: the number given to `reserve`. `outcome`: the answer, or None if the call failed. `uncounted`: the
         tokens to count if the provider does not report any. `lost` and `lost_cost`: the number of requests whose
         answers were not read, and their greatest cost.
         """
@@ -188,7 +188,7 @@ class CallBudget:
         self.tokens += lost * tokens
         self.cost += lost_cost
         if outcome is not None:
-            self.tokens += unsaid if outcome.usage is None else outcome.usage.total_tokens
+            self.tokens += uncounted if outcome.usage is None else outcome.usage.total_tokens
             self.cost += outcome.cost or 0
 
 
@@ -216,9 +216,9 @@ class CallFigures:
     failed_tool_calls: int = 0
     tool_seconds: float = 0.0
 
-    def of_attempts(self) -> dict[str, Any]:
+    def attempt_figures(self) -> dict[str, Any]:
         """Returns the figures of attempts, by their names in `ExecutionEngine.statistics`."""
-        counted = {name: getattr(self, name) for name in _OF_ATTEMPTS}
+        counted = {name: getattr(self, name) for name in _ATTEMPT_FIGURES}
         return {**counted, "seconds_total": self.seconds.statistics()["seconds_total"]}
 
 
@@ -245,17 +245,17 @@ class BuiltIn:
     def __post_init__(self) -> None:
         _check_budget("ExecutionEngine", self.budget)
 
-    def named(self, name: str) -> Middleware:
+    def layer(self, name: str) -> Middleware:
         """Returns the layer with a name of MIDDLEWARE."""
         return {
             "logging": self.log,
-            "timeout": self.bound,
-            "retry": self.again,
-            "budget": self.pay,
+            "timeout": self.limit_time,
+            "retry": self.repeat,
+            "budget": self.charge,
             "telemetry": self.count,
         }[name]
 
-    def around_tools(self, middleware: "str | Sequence[str | Middleware]") -> "ToolMiddleware":
+    def tool_middleware(self, middleware: "str | Sequence[str | Middleware]") -> "ToolMiddleware":
         """Returns the layers around tools: those of the engine's middleware that have names."""
         named = [middleware] if isinstance(middleware, str) else middleware
         return ToolMiddleware(frozenset(each for each in named if isinstance(each, str)), self)
@@ -273,7 +273,7 @@ class BuiltIn:
             _log.debug("%s: request %s, %s tokens, %.0f ms", _shown(call), outcome.request_id, tokens, took_ms)
         return outcome
 
-    async def bound(self, call: ModelCall, forward: Forward) -> Outcome:
+    async def limit_time(self, call: ModelCall, forward: Forward) -> Outcome:
         """Sets the time limits of a call. Raises ModelTimeout after `total_s`."""
         if call.timeout_s is None:
             call.timeout_s = self.timeout_s
@@ -290,7 +290,7 @@ class BuiltIn:
             where: dict[str, Any] = {"provider": call.provider, "model": call.model, "sent": call.attempts > 0}
             raise ModelTimeout(f"no answer in {self.total_s} s, {call.attempts} attempts", **where) from error
 
-    async def again(self, call: ModelCall, forward: Forward) -> Outcome:
+    async def repeat(self, call: ModelCall, forward: Forward) -> Outcome:
         """Repeats a call after errors that may pass. Each wait is the time that the provider asks for, plus a random
         part of the backoff. A call that has emitted a piece, or that would end after its time limit, is not repeated.
         """
@@ -320,7 +320,7 @@ class BuiltIn:
                 _log.info("%s: attempt %d: %s; again in %.2f s", _shown(call), call.attempts, what, wait_s)
             await self.sleep(wait_s)
 
-    async def pay(self, call: ModelCall, forward: Forward) -> Outcome:
+    async def charge(self, call: ModelCall, forward: Forward) -> Outcome:
         """Reserves the tokens of an attempt in the engine's budget and in the call's own, and settles them
         afterwards. Raises BudgetExceeded.
         """
@@ -328,7 +328,7 @@ class BuiltIn:
         if not budgets:
             return await forward(call)
         tokens, reserved, outcome = call.tokens, 0, None
-        unsaid, lost, lost_cost = tokens, call.lost, call.lost_cost
+        uncounted, lost, lost_cost = tokens, call.lost, call.lost_cost
         unpriced = self._unpriced(call) if any(each.max_cost is not None for each in budgets) else ""
         try:
             for each in budgets:
@@ -336,11 +336,11 @@ class BuiltIn:
                 reserved += 1
             outcome = await forward(call)
             if isinstance(outcome, Completion) and call.spec.max_tokens is None:
-                unsaid += tokens_of([outcome.message])
+                uncounted += tokens_of([outcome.message])
             return outcome
         finally:
             for each in budgets[:reserved]:
-                each.settle(tokens, outcome, unsaid, call.lost - lost, call.lost_cost - lost_cost)
+                each.settle(tokens, outcome, uncounted, call.lost - lost, call.lost_cost - lost_cost)
 
     def _unpriced(self, call: ModelCall) -> str:
         """Returns the model of the call if its price is unknown, else ""."""
@@ -396,7 +396,7 @@ class ToolMiddleware:
                 took_ms = (self.built_in.clock.monotonic() - began) * 1000
                 _log.debug("tool %s for %s: %s, %.0f ms", tool, context.request_id, how, took_ms)
 
-    def pay(self) -> None:
+    def charge(self) -> None:
         """Counts an attempt in the budget. Raises BudgetExceeded."""
         if "budget" in self.names and self.built_in.budget is not None:
             self.built_in.budget.count_tool_call()
@@ -428,7 +428,7 @@ def chained(middleware: Sequence[str | Middleware], built_in: BuiltIn, send: For
         if isinstance(each, str):
             if each not in MIDDLEWARE:
                 raise UserError(f"middleware {each!r} is not known", hint=_MIDDLEWARE_HINT)
-            each = built_in.named(each)
+            each = built_in.layer(each)
         elif isinstance(each, type) or not callable(each):
             raise UserError(f"middleware {short_repr(each)} is no function", hint=_MIDDLEWARE_HINT)
         forward = partial(_around, each, forward)

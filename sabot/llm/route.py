@@ -43,14 +43,14 @@ class Route:
     ) -> None:
         self.provider = provider
         MODELS.add(provider.model)
-        self._most = max_answer_bytes
+        self._max_answer_bytes = max_answer_bytes
         self._left_out: set[str] = set()
-        self._silent: set[str] = set()  # models of which the log has said that their answers have no usage
+        self._without_usage: set[str] = set()  # models of which the log has said that their answers have no usage
         self.admission = Admission(limits, clock, sleep)
         self._circuit = None if breaker is None else Circuit(breaker, clock)
         self._prices, self._clock = prices, clock
 
-    def in_place_of(self, first: Provider, spec: RequestSpec) -> RequestSpec:
+    def fallback_request(self, first: Provider, spec: RequestSpec) -> RequestSpec:
         """Returns the request for this provider as a fallback of the first one: with its own model, and without
         fields that it has no parameter for. The first time that a field is left out, the log says so.
         """
@@ -64,8 +64,8 @@ class Route:
     async def send(self, call: ModelCall) -> Outcome:
         """Waits until the limits allow a request, makes it, and returns the outcome with its cost. Raises ModelError."""
         if call.unread:
-            if call.again is not None:
-                await call.again()
+            if call.before_repeat is not None:
+                await call.before_repeat()
             call.unread = False
         admission, circuit = self.admission, self._circuit
         tokens = call.tokens if admission.needs_tokens else 0
@@ -78,7 +78,7 @@ class Route:
                 probing = circuit.enter(call.provider, call.model)
             if (sendable := SENDABLE.get()) is not None:
                 await sendable()  # the wait for the limits may have lasted longer than the claim of the journal
-            outcome = self._as_said(await self._sent(call), call)
+            outcome = self._check_usage(await self._count_lost(call), call)
             used = None if outcome.usage is None else outcome.usage.total_tokens
         except BaseException as error:
             failure = error
@@ -89,7 +89,7 @@ class Route:
                 circuit.leave(probing, failure)
         return self._priced(outcome, call)
 
-    def _as_said(self, outcome: Outcome, call: ModelCall) -> Outcome:
+    def _check_usage(self, outcome: Outcome, call: ModelCall) -> Outcome:
         """Returns the outcome, without its usage if the usage is impossible: a count is negative or no number, a part
         is more than its whole, or there are 0 tokens for an answer with content. If an answer has no usage, the log
         says so once for each model.
@@ -103,8 +103,8 @@ class Route:
             outcome = _with(outcome, usage=None, cost=None)
         elif zeros and (not isinstance(outcome, Completion) or outcome.content or outcome.tool_calls):
             outcome = _with(outcome, usage=None)
-        if outcome.usage is None and model not in self._silent:
-            self._silent.add(model)
+        if outcome.usage is None and model not in self._without_usage:
+            self._without_usage.add(model)
             said = "an impossible usage" if strange else "0 tokens" if usage is not None else "no usage"
             _log.warning(
                 "%s reports %s for an answer of %s: budgets count what was reserved for it",
@@ -114,7 +114,7 @@ class Route:
             )
         return outcome
 
-    async def _sent(self, call: ModelCall) -> Outcome:
+    async def _count_lost(self, call: ModelCall) -> Outcome:
         """Makes the request, and counts it in `call.lost` if it was sent and its answer was not read."""
         try:
             return await self._request(call)
@@ -130,7 +130,7 @@ class Route:
         timeout_s = left_s if call.timeout_s is None else min(call.timeout_s, left_s)
         bound = None if timeout_s == math.inf else timeout_s
         provider = self.provider
-        how: dict[str, Any] = {"idempotency_key": call.idempotency_key, "max_answer_bytes": self._most}
+        how: dict[str, Any] = {"idempotency_key": call.idempotency_key, "max_answer_bytes": self._max_answer_bytes}
         if call.kind == "complete":
             return await provider.complete(call.spec, timeout_s=bound, **how)
         if call.kind == "embed":

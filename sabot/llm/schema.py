@@ -60,7 +60,7 @@ class Schema:
 
     def __init__(self, of: Any) -> None:
         self.of = of
-        self._bare: Any = None  # the type that is wrapped in {"value": …}
+        self._wrapped_type: Any = None  # the type that is wrapped in {"value": …}
         self._columns = False
         if isinstance(of, Mapping):
             if not of:
@@ -81,25 +81,25 @@ class Schema:
         self._type = _row_type(of) if self._columns else of
         self.json = _schema_of(self._type, f"output={short_repr(of)}")
         if self.json.get("type") != "object":
-            self._bare = self._type
+            self._wrapped_type = self._type
             self._type = _record(self.name, {_WRAPPED: self._type})
             self.json = _schema_of(self._type, f"output={short_repr(of)}")
-        _demand(self.json)
+        _require_all(self.json)
 
     def decode(self, text: str) -> Any:
         """Returns the value of a model's text. JSON between lines of ``` is accepted, and a value without {"value":
         …} around it, because models whose vendor does not enforce the schema write such answers. Raises Mismatch.
         """
-        text = _unfenced(text)
-        if self._bare is None:
-            value = _decoded(text, self._type)
+        text = _strip_fence(text)
+        if self._wrapped_type is None:
+            value = _decode(text, self._type)
             if self._type is Any and (wrong := mismatch(value, self.json)):
                 raise Mismatch(wrong)
             return value
         try:
-            return _decoded(text, self._type)[_WRAPPED]
+            return _decode(text, self._type)[_WRAPPED]
         except Mismatch as error:
-            return _alone(text.strip(), self._bare, error)
+            return _decode_unwrapped(text.strip(), self._wrapped_type, error)
 
 
 class Parameters:
@@ -141,11 +141,11 @@ class Parameters:
         self.json = _schema_of(self._type, where)
         self.json.pop("title", None)
         for name, value in defaults.items():
-            _tell_default(self.json["properties"][name], value)
+            _add_default(self.json["properties"][name], value)
 
     def decode(self, text: str) -> dict[str, Any]:
         """Returns the arguments by name, without those that the model left out. Raises Mismatch."""
-        found = _decoded(text or "{}", self._type)
+        found = _decode(text or "{}", self._type)
         given = {name: getattr(found, name) for name in found.__struct_fields__}
         return {name: value for name, value in given.items() if value is not msgspec.UNSET}
 
@@ -174,13 +174,13 @@ def _schema_of(kind: Any, where: str) -> JsonSchema:
     return {**root, **({"$defs": parts} if parts else {})}
 
 
-def _demand(schema: Any) -> None:
+def _require_all(schema: Any) -> None:
     """Changes a schema so that objects require fields with defaults too, and accept no other fields. Vendors enforce
     only such schemas.
     """
     if isinstance(schema, list | tuple):
         for each in schema:
-            _demand(each)
+            _require_all(each)
     elif isinstance(schema, dict):
         properties = schema.get("properties")
         if schema.get("type") == "object" and isinstance(properties, dict):
@@ -191,9 +191,9 @@ def _demand(schema: Any) -> None:
                 each.pop("default", None)
         for word, each in schema.items():
             if word in ("properties", "$defs"):
-                _demand(list(each.values()))
+                _require_all(list(each.values()))
             elif word not in ("enum", "const", "default"):
-                _demand(each)
+                _require_all(each)
 
 
 def _refers(value: Any, name: str) -> bool:
@@ -327,7 +327,7 @@ def _read_docstring(text: str) -> tuple[str, dict[str, str]]:
     return "\n".join(before).strip(), told
 
 
-def _tell_default(schema: JsonSchema, value: Any) -> None:
+def _add_default(schema: JsonSchema, value: Any) -> None:
     """Adds the default of a parameter to its schema, if JSON has such values."""
     if value is None or isinstance(value, str | int | float | bool):
         schema["default"] = value
@@ -336,37 +336,37 @@ def _tell_default(schema: JsonSchema, value: Any) -> None:
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
-def _unfenced(text: str) -> str:
+def _strip_fence(text: str) -> str:
     fenced = _FENCED.match(text) if "```" in text else None
     return fenced[1] if fenced else text
 
 
-def _decoded(text: str, kind: Any) -> Any:
+def _decode(text: str, kind: Any) -> Any:
     try:
-        return msgspec.json.decode(text, type=kind, dec_hook=_from_pydantic)
+        return msgspec.json.decode(text, type=kind, dec_hook=_validate_pydantic)
     except msgspec.ValidationError as error:
         raise Mismatch(str(error)) from error
     except UNREADABLE as error:
         raise _NoJson(f"it is no JSON: {message_of(error)}") from error
 
 
-def _alone(text: str, kind: Any, wrapped: Mismatch) -> Any:
+def _decode_unwrapped(text: str, kind: Any, wrapped: Mismatch) -> Any:
     """Decodes a text that is not wrapped in {"value": …}: as JSON, or as a text without quotes. `wrapped`: the error
     of the attempt to decode it as a wrapped value.
     """
     try:
-        return _decoded(text, kind)
+        return _decode(text, kind)
     except Mismatch as error:
         wrong = wrapped if text.startswith("{") else error
     if text[:1] in '{["':  # meant as JSON, or empty
         raise wrong
     try:
-        return _decoded(msgspec.json.encode(text).decode(), kind)
+        return _decode(msgspec.json.encode(text).decode(), kind)
     except Mismatch as error:
         raise (error if isinstance(wrong, _NoJson) else wrong) from None
 
 
-def _from_pydantic(kind: Any, value: Any) -> Any:
+def _validate_pydantic(kind: Any, value: Any) -> Any:
     """Validates a value by its pydantic model. The message of an error contains no addresses of pydantic's web pages,
     and not the value.
     """

@@ -1,6 +1,6 @@
 """Estimates of the input tokens of a request, without asking its provider.
 
-count_tokens, tokens_of, tokens_asked   an approximation, for rates and for scripted models most_tokens_asked
+count_tokens, tokens_of, input_tokens_of   an approximation, for rates and for scripted models most_input_tokens
 an upper bound: a reservation of it never exceeds a budget
 """
 
@@ -36,7 +36,7 @@ def tokens_of(messages: Iterable[ChatMessage]) -> int:
     )
 
 
-def tokens_asked(spec: RequestSpec) -> int:
+def input_tokens_of(spec: RequestSpec) -> int:
     """Returns the approximate number of input tokens of a request: of its messages, tools and output schema."""
     return tokens_of(spec.messages) + sum(map(count_tokens, _schemas(spec)))
 
@@ -51,7 +51,7 @@ def most_tokens(text: str) -> int:
     return others + (len(data) - others + 1) // 2
 
 
-def most_tokens_asked(spec: RequestSpec) -> int:
+def most_input_tokens(spec: RequestSpec) -> int:
     """Returns the greatest number of input tokens that a request can have: of everything that is sent, also of
     reasoning that its vendor gets back. An image counts IMAGE_TOKENS.
     """

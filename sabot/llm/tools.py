@@ -128,7 +128,7 @@ class Tool:
     arguments)` that finds out whether a call was made. `in_doubt`: the reaction if nobody knows that. `timeout_s`:
     the time limit of one attempt in seconds. `retry`: attempts after a failure, of calls that may be repeated.
     `takes_effect`: True if the function has the parameter `effect: Effect`. `is_async`: True for `async def`; other
-    functions run in threads. `says_retries`: True if `retries=` was given, so that an agent's `max_tool_retries=`
+    functions run in threads. `has_retries`: True if `retries=` was given, so that an agent's `max_tool_retries=`
     does not apply. `labels`: the labels of its results. `parameters`: its parameters, or None if they are those of
     the signature. `converse`: a coroutine function `converse(tool, caller, arguments)` that makes the call in several
     steps, between which it may ask people or models, or None if a call is one call of `func`.
@@ -143,7 +143,7 @@ class Tool:
     retry: Retry
     takes_effect: bool
     is_async: bool
-    says_retries: bool = False
+    has_retries: bool = False
     labels: frozenset[str] = frozenset()
     parameters: ToolParameters | None = None
     converse: "Callable[[Tool, ToolCaller, Mapping[str, Any]], Awaitable[Any]] | None" = None
@@ -242,7 +242,7 @@ def tool(
     Raises UserError for contradicting settings, and for a class or a generator in place of a function.
     """
     carried = _labels(name or "tool", labels, open_world)
-    make = partial(_made, effect, reconcile, in_doubt, timeout, retries, backoff, name, labels=carried)
+    make = partial(_make_tool, effect, reconcile, in_doubt, timeout, retries, backoff, name, labels=carried)
     return make if func is None else make(func)
 
 
@@ -255,37 +255,37 @@ def as_tool(
 ) -> Tool:
     """Returns a tool with the settings given here in place of its own. A plain function becomes an unsafe tool."""
     if not isinstance(what, Tool):
-        return _of_function(what, effect or "unsafe", timeout, retries)
+        return _tool_of_function(what, effect or "unsafe", timeout, retries)
     if effect is None and timeout is None and retries is None:
         return what
-    return _checked(
+    return _check_tool(
         replace(
             what,
             effect=what.effect if effect is None else _class_of(what.name, effect),
             timeout_s=what.timeout_s if timeout is None else _seconds_of(what.name, "timeout", timeout),
             retry=what.retry if retries is None else replace(what.retry, retries=retries),
-            says_retries=what.says_retries or retries is not None,
+            has_retries=what.has_retries or retries is not None,
         )
     )
 
 
-_KNOWN: WeakKeyDictionary[FunctionType, dict[str, tuple[Any, ...]]] = WeakKeyDictionary()
+_TOOL_FIELDS: WeakKeyDictionary[FunctionType, dict[str, tuple[Any, ...]]] = WeakKeyDictionary()
 """The fields of a function's tool except the function, by function and class of effect. `ctx.step` makes a tool for
 each call, and inspecting a function takes long. The keys are weak, so that functions are not kept alive.
 """
 
 
-def _of_function(func: Callable[..., Any], effect: str, timeout: Duration | None, retries: int | None) -> Tool:
+def _tool_of_function(func: Callable[..., Any], effect: str, timeout: Duration | None, retries: int | None) -> Tool:
     if not isinstance(func, FunctionType) or not isinstance(effect, str) or timeout is not None or retries is not None:
-        return _made(effect, None, "ask", timeout, retries, "100ms", None, func)
-    known = _KNOWN.setdefault(func, {})
+        return _make_tool(effect, None, "ask", timeout, retries, "100ms", None, func)
+    known = _TOOL_FIELDS.setdefault(func, {})
     if effect not in known:
-        made = _made(effect, None, "ask", timeout, retries, "100ms", None, func)
+        made = _make_tool(effect, None, "ask", timeout, retries, "100ms", None, func)
         known[effect] = tuple(getattr(made, each.name) for each in fields(Tool)[1:])
     return Tool(func, *known[effect])
 
 
-def _made(
+def _make_tool(
     effect: str,
     reconcile: Callable[..., Any] | None,
     in_doubt: InDoubt,
@@ -310,7 +310,7 @@ def _made(
     if reconcile is not None and kind is EffectClass.UNSAFE:
         kind = EffectClass.RECONCILABLE
     timeout_s = None if timeout is None else _seconds_of(name, "timeout", timeout)
-    return _checked(
+    return _check_tool(
         Tool(
             func,
             name,
@@ -337,7 +337,7 @@ def _labels(name: str, given: Collection[str], open_world: bool) -> frozenset[st
     return frozenset(given) | ({UNTRUSTED} if open_world else frozenset())
 
 
-def _checked(made: Tool) -> Tool:
+def _check_tool(made: Tool) -> Tool:
     where, kind = f"tool {made.name}", made.effect
     check(f"{where}: retries", made.retry.retries, Whole(0))
     if made.timeout_s == 0:

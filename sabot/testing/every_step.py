@@ -226,7 +226,7 @@ class _Runs:
         return directory
 
     def _process(self, directory: Path, death: _Death, allowed: tuple[int, ...]) -> int:
-        process = self.context.Process(target=_live, args=(self.build, directory, death))
+        process = self.context.Process(target=_run_life, args=(self.build, directory, death))
         with self.lock:
             process.start()  # also polls all other processes
         if not wait([process.sentinel], self.timeout):
@@ -267,7 +267,7 @@ def _log_of(directory: Path) -> str:
 # -- in the process -------------------------------------------------------------------------------------------------------
 
 
-def _live(build: Callable[[Path], Program], directory: Path, death: _Death) -> None:
+def _run_life(build: Callable[[Path], Program], directory: Path, death: _Death) -> None:
     """Runs the app in a process of its own, and ends the process without any cleanup."""
     log = os.open(_log(directory), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -278,7 +278,7 @@ def _live(build: Callable[[Path], Program], directory: Path, death: _Death) -> N
     try:
         watch(steps)
         asyncio.run(_run(build(directory)))
-        steps.tell()
+        steps.write_report()
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
@@ -320,7 +320,7 @@ class _Steps:
         self._writes: set[str] = set()
         self._died_in = ""
         self._lock = threading.Lock()
-        self._mine = threading.local()  # the steps that this thread is in
+        self._local = threading.local()  # the steps that this thread is in
 
     def before(self, name: str, what: str) -> None:
         with self._lock:
@@ -348,17 +348,17 @@ class _Steps:
         return size // 2 if here else size
 
     def _stack(self) -> list[tuple[int, str, str]]:
-        if not hasattr(self._mine, "stack"):
-            self._mine.stack = []
-        stack: list[tuple[int, str, str]] = self._mine.stack
+        if not hasattr(self._local, "stack"):
+            self._local.stack = []
+        stack: list[tuple[int, str, str]] = self._local.stack
         return stack
 
     def _die(self, name: str, what: str) -> None:
         self._died_in = f"{name} {what}"
-        self.tell()
+        self.write_report()
         os._exit(_DIED)
 
-    def tell(self) -> None:
+    def write_report(self) -> None:
         """Writes the names of the steps to the report for the runner."""
         facts = {"names": self._names, "writes": sorted(self._writes), "died_in": self._died_in}
         self._report.write_text(json.dumps(facts))

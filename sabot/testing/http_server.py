@@ -89,14 +89,14 @@ class _HttpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._received += data
         if self._task is None:
-            self._next()
+            self._begin_next()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._connections.discard(self)
         if self._task is not None:
             self._task.cancel()
 
-    def _next(self) -> None:
+    def _begin_next(self) -> None:
         """Begins to serve the next request, if all of it has been received."""
         end = self._received.find(b"\r\n\r\n")
         if end < 0:
@@ -124,7 +124,7 @@ class _HttpConnection(asyncio.Protocol):
             if not exchange.ended:
                 self.transport.close()
             elif not self.transport.is_closing():
-                self._next()
+                self._begin_next()
 
     def _refuse(self, why: str) -> None:
         self.transport.write(response(HTTPStatus.BAD_REQUEST, {"error": {"message": f"not an HTTP request: {why}"}}))

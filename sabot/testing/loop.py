@@ -216,7 +216,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         if self.on_turn is not None:
             self.on_turn()
         self._now += self.dice.random() * self._turn_seconds
-        self._ring()
+        self._fire_timers()
         awake = [thread for thread in self.threads if thread not in self._idle]
         lines = [key for key, line in self._calls.items() if line]
         choices = bool(self._ready) + len(awake) + len(lines)
@@ -228,7 +228,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
             others = choices > len(awake) or any(not thread.lazy for thread in awake)
             self._step(awake[choice], others)
         elif choice < len(awake) + len(lines):
-            self._work(lines[choice - len(awake)])
+            self._run_call(lines[choice - len(awake)])
         else:
             self._call(self._ready.popleft())
 
@@ -241,7 +241,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         else:
             self._idle.clear()
 
-    def _work(self, key: int) -> None:
+    def _run_call(self, key: int) -> None:
         line = self._calls[key]
         call = line.popleft()
         if not line:
@@ -262,7 +262,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
             asyncio._set_running_loop(None)
         self._idle.clear()
 
-    def _ring(self) -> None:
+    def _fire_timers(self) -> None:
         while self._timers and self._timers[0][0] <= self._now:
             handle = heapq.heappop(self._timers)[2]
             if not handle.cancelled():

@@ -84,7 +84,7 @@ def _content(parts: Any) -> str | tuple[Part, ...]:
     return tuple(found)
 
 
-def _said(fields: dict[str, Any], body: dict[str, Any], *known: str) -> RequestSpec:
+def _request_of(fields: dict[str, Any], body: dict[str, Any], *known: str) -> RequestSpec:
     """Returns the request with these fields; those that are None are left out. `known`: the names in `body` from
     which the fields were made. All other names become options.
     """
@@ -131,7 +131,7 @@ class ChatApi:
             "stop": tuple(body.get("stop", ())),
             "seed": body.get("seed"),
         }
-        return _said(fields, body, *fields, "response_format", "max_completion_tokens")
+        return _request_of(fields, body, *fields, "response_format", "max_completion_tokens")
 
     def _message(self, said: dict[str, Any]) -> ChatMessage:
         known = {"role", "content", "tool_calls", "tool_call_id"}
@@ -228,7 +228,7 @@ class ResponsesApi:
             "top_p": body.get("top_p"),
             "max_tokens": body.get("max_output_tokens"),
         }
-        return _said(fields, body, *fields, "input", "max_output_tokens", "text")
+        return _request_of(fields, body, *fields, "input", "max_output_tokens", "text")
 
     def _messages(self, items: Any) -> Iterator[ChatMessage]:
         """Yields the messages of a request. Consecutive items of one answer become one message."""
@@ -359,7 +359,7 @@ class MessagesApi:
             "stop": tuple(body.get("stop_sequences", ())),
         }
         rest = body | {"output_config": config} if config else body
-        return _said(fields, rest, *fields, "system", "stop_sequences", *([] if config else ["output_config"]))
+        return _request_of(fields, rest, *fields, "system", "stop_sequences", *([] if config else ["output_config"]))
 
     def _messages(self, said: dict[str, Any]) -> Iterator[ChatMessage]:
         """Yields the messages in one message of Anthropic. That of a user may begin with tool results, which become

@@ -125,7 +125,7 @@ class FakeModelServer:
         self._keys = keys
         self._dimensions = dimensions
         self._faults = FaultPlan(shares, seed, parse_seconds(seconds, name="seconds"))
-        self._wrong: list[Exception] = []
+        self._script_errors: list[Exception] = []
         self._changed = threading.Condition()
         self._open = asyncio.Event()
         self._open.set()
@@ -172,8 +172,8 @@ class FakeModelServer:
         it raised, or the UserError that it has no further answer.
         """
         self.stop()
-        if kind is None and self._wrong:
-            raise self._wrong[0]
+        if kind is None and self._script_errors:
+            raise self._script_errors[0]
 
     def plan(self, fault: ModelFault, *, times: int = 1, seconds: Duration | None = None) -> None:
         """Gives the fault to the next `times` requests. Several plans are carried out one after another. Raises
@@ -233,7 +233,7 @@ class FakeModelServer:
         name, api = _APIS.get(path, ("embeddings", _APIS["/v1/chat/completions"][1]))
         if path not in _APIS and path != _EMBEDDINGS:
             refused = RequestRefused(f"no such path: {path}; there are {', '.join([*_APIS, _EMBEDDINGS])}", status=404)
-            await self._tell(exchange, api, refused, "", is_stream=False)
+            await self._send_error(exchange, api, refused, "", is_stream=False)
             return
         try:
             body = json.loads(exchange.request.body)
@@ -242,7 +242,7 @@ class FakeModelServer:
             is_stream = bool(body.get("stream"))
         except (KeyError, TypeError, ValueError, AttributeError, SabotError) as error:
             refused = RequestRefused(f"the request is not one of {name}: {type(error).__name__} {error}")
-            await self._tell(exchange, api, refused, "", is_stream=False)
+            await self._send_error(exchange, api, refused, "", is_stream=False)
             return
         shown = {key: value for key, value in headers.items() if key not in _SECRET_HEADERS}
         with self._changed:
@@ -253,7 +253,7 @@ class FakeModelServer:
         await self._open.wait()
         wrong = self._planned(exchange, name, fault, seconds)
         if wrong is not None:
-            await self._tell(exchange, api, wrong, f"req-{request.number}", is_stream=is_stream)
+            await self._send_error(exchange, api, wrong, f"req-{request.number}", is_stream=is_stream)
         elif fault == "drop_before":
             exchange.reset()
         elif spec is None:
@@ -280,7 +280,7 @@ class FakeModelServer:
 
     def _embed(self, exchange: HttpExchange, request: ModelRequest) -> None:
         used = sum(map(count_tokens, request.texts))
-        self._made(Usage(input_tokens=used))
+        self._count_usage(Usage(input_tokens=used))
         if request.fault == "drop_after":
             exchange.reset()
             return
@@ -297,27 +297,27 @@ class FakeModelServer:
     ) -> None:
         request_id = f"req-{request.number}"
         try:
-            told = await self._script.answer(spec)
+            scripted = await self._script.answer(spec)
         except Exception as error:  # of the user's function: sent to the caller, and raised when the server stops
-            self._wrong.append(error)
+            self._script_errors.append(error)
             refused = RequestRefused(f"the script of the model: {type(error).__name__}: {error}")
-            await self._tell(exchange, api, refused, request_id, is_stream=request.stream)
+            await self._send_error(exchange, api, refused, request_id, is_stream=request.stream)
             return
-        if isinstance(told.end, Exception) and not (request.stream and told.texts):
-            await self._tell(exchange, api, told.end, request_id, is_stream=request.stream)
+        if isinstance(scripted.end, Exception) and not (request.stream and scripted.texts):
+            await self._send_error(exchange, api, scripted.end, request_id, is_stream=request.stream)
             return
-        answer = _whole(told, spec, request_id)
+        answer = _completion(scripted, spec, request_id)
         if request.fault == "bad_arguments":
             answer = _with_bad_arguments(answer)
-        self._made(answer.usage)
+        self._count_usage(answer.usage)
         if request.fault == "drop_after":
             exchange.reset()
         elif request.stream:
-            await self._stream(exchange, api, answer, told, request.fault, seconds)
+            await self._stream(exchange, api, answer, scripted, request.fault, seconds)
         else:
             body = api.whole(answer)
             if request.fault == "slow":
-                await asyncio.sleep(seconds * len(told.texts))
+                await asyncio.sleep(seconds * len(scripted.texts))
             if request.fault == "truncate":
                 exchange.truncate(200, body, _ids(request_id))
             else:
@@ -328,18 +328,18 @@ class FakeModelServer:
         exchange: HttpExchange,
         api: ModelApi,
         answer: Completion,
-        told: ScriptedAnswer,
+        scripted: ScriptedAnswer,
         fault: str,
         seconds: float,
     ) -> None:
-        texts = [text for text in told.texts if text]
+        texts = [text for text in scripted.texts if text]
         events = list(api.events(answer, texts))
         if fault == "truncate":
             events = events[: _first_text(api, answer, events) + (len(texts) + 1) // 2]
-        elif isinstance(told.end, Exception):
+        elif isinstance(scripted.end, Exception):
             events = events[: _first_text(api, answer, events) + len(texts)]
-            if isinstance(told.end, ModelError) and not isinstance(told.end, ModelUnavailable | ModelTimeout):
-                events.append(_error_event(api, told.end))
+            if isinstance(scripted.end, ModelError) and not isinstance(scripted.end, ModelUnavailable | ModelTimeout):
+                events.append(_error_event(api, scripted.end))
         exchange.begin({"Content-Type": "text/event-stream", **_ids(answer.request_id)})
         if fault == "slow":
             for number, event in enumerate(events):
@@ -347,14 +347,14 @@ class FakeModelServer:
                 exchange.write(event)
         else:
             exchange.write(b"".join(events))
-        if isinstance(told.end, ModelTimeout):
+        if isinstance(scripted.end, ModelTimeout):
             await asyncio.Event().wait()
-        if fault == "truncate" or isinstance(told.end, ModelUnavailable):
+        if fault == "truncate" or isinstance(scripted.end, ModelUnavailable):
             exchange.break_off()
         else:
             exchange.end()
 
-    async def _tell(
+    async def _send_error(
         self, exchange: HttpExchange, api: ModelApi, error: Exception, request_id: str, *, is_stream: bool
     ) -> None:
         if isinstance(error, ModelTimeout):
@@ -372,7 +372,7 @@ class FakeModelServer:
         headers = _ids(request_id) | ({"Retry-After": f"{wait:g}"} if wait else {})
         exchange.answer(status_of(error), api.error(error), headers)
 
-    def _made(self, usage: Usage | None) -> None:
+    def _count_usage(self, usage: Usage | None) -> None:
         with self._changed:
             self.tokens += usage or Usage()
             self._changed.notify_all()
@@ -395,13 +395,13 @@ def _key(exchange: HttpExchange) -> str:
     return headers.get("x-api-key", "") or headers.get("authorization", "").removeprefix("Bearer ")
 
 
-def _whole(told: ScriptedAnswer, spec: RequestSpec, request_id: str) -> Completion:
+def _completion(scripted: ScriptedAnswer, spec: RequestSpec, request_id: str) -> Completion:
     """Returns the answer with usage, model and request id."""
-    whole = told.end
+    whole = scripted.end
     if isinstance(whole, Exception):
-        whole = Completion(message=assistant("".join(told.texts)))
+        whole = Completion(message=assistant("".join(scripted.texts)))
     usage = whole.usage
-    if told.counted:
+    if scripted.counted:
         usage = Usage(input_tokens=tokens_of(spec.messages), output_tokens=tokens_of([whole.message]))
     return msgspec.structs.replace(whole, usage=usage, model=whole.model or spec.model, request_id=request_id)
 

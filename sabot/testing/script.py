@@ -152,7 +152,7 @@ class ScriptedSource(Source, Bounded, Scans, HasIdentity, ReportsLag):
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
         while (entry := self._entry) is not None:
             if isinstance(entry.what, ScriptMark):
-                if not self._happened(entry.what, timeout):
+                if not self._carry_out(entry.what, timeout):
                     return None
                 self._at = entry.end
                 continue
@@ -164,7 +164,7 @@ class ScriptedSource(Source, Bounded, Scans, HasIdentity, ReportsLag):
             return Batch(data, {(self.name, 0): self._at}, self.name)
         return None
 
-    def _happened(self, mark: ScriptMark, timeout: float) -> bool:
+    def _carry_out(self, mark: ScriptMark, timeout: float) -> bool:
         """Carries out a mark. Returns True when it is done, and False if it is not done yet or if the app has
         crashed.
         """

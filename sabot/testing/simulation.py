@@ -61,9 +61,9 @@ class _SimulatedLife(Life):
         self._so_far = so_far
         self._end = end
         self._faults = faults
-        loop.on_turn = self._look
+        loop.on_turn = self._check_end
 
-    def _look(self) -> None:
+    def _check_end(self) -> None:
         if self._end is not None and self._simulated.turns >= self._end.turn:
             if self._end.is_crash:
                 self.die()
@@ -124,21 +124,23 @@ def simulate(
     dice = random.Random(f"simulation {seed}")
     so_far = Simulation(seed)
     died_at: set[tuple[str, int]] = set()
-    ends = [_End(_some_turn(dice), is_crash) for is_crash in [True] * crashes + [False] * stops]
+    ends = [_End(_random_turn(dice), is_crash) for is_crash in [True] * crashes + [False] * stops]
     dice.shuffle(ends)
     try:
         over = False
         while not over:
             so_far.lives += 1
             loop = SimulatedLoop(dice, most_turns=most_turns)  # type: ignore[abstract]  # sockets and processes are not simulated
-            over = _live(build, directory, loop, so_far, died_at, ends.pop() if ends else None, faults - so_far.faults)
+            over = _run_life(
+                build, directory, loop, so_far, died_at, ends.pop() if ends else None, faults - so_far.faults
+            )
     except BaseException as error:
         error.add_note(f"in the simulation with seed {seed}, in life {so_far.lives}")
         raise
     return so_far
 
 
-def _some_turn(dice: random.Random) -> int:
+def _random_turn(dice: random.Random) -> int:
     """Returns a random turn. Half of the draws fall into the start of a life, the others anywhere, so that programs
     with many tasks also end after their first checkpoints.
     """
@@ -148,7 +150,7 @@ def _some_turn(dice: random.Random) -> int:
     return round(math.exp(dice.uniform(math.log(least), math.log(most))))
 
 
-def _live(
+def _run_life(
     build: Callable[[Path], App],
     directory: Path,
     loop: SimulatedLoop,

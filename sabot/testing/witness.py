@@ -88,7 +88,7 @@ class WitnessClient:
         late. `timeout`: the time limit, after which TimeoutError is raised and nobody knows whether the effect has
         happened.
         """
-        return _said(self._exchange(_do(name, arguments, key, fault, seconds, deadline), timeout))
+        return _checked_body(self._exchange(_do(name, arguments, key, fault, seconds, deadline), timeout))
 
     async def do_async(
         self,
@@ -102,7 +102,7 @@ class WitnessClient:
         timeout: Duration | None = 60.0,
     ) -> dict[str, Any]:
         """Works like `do`, on an event loop."""
-        return _said(await self._exchange_async(_do(name, arguments, key, fault, seconds, deadline), timeout))
+        return _checked_body(await self._exchange_async(_do(name, arguments, key, fault, seconds, deadline), timeout))
 
     def find(self, key: str, *, timeout: Duration | None = 60.0) -> dict[str, Any] | None:
         """Returns the first effect that happened with this key, or None if there is none. The function `reconcile=`
@@ -121,7 +121,7 @@ class WitnessClient:
         wanted = {"fault": fault, "name": name, "times": times} | (
             {} if seconds is None else {"seconds": parse_seconds(seconds, name="seconds")}
         )
-        _said(self._exchange(_request("POST", "/plan", wanted), 60.0))
+        _checked_body(self._exchange(_request("POST", "/plan", wanted), 60.0))
 
     def _exchange(self, request: bytes, timeout: Duration | None) -> bytes:
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
@@ -303,7 +303,7 @@ class Witness:
 _running: "weakref.WeakSet[Witness]" = weakref.WeakSet()
 
 
-def _let_go() -> None:
+def _forget_witnesses() -> None:
     """Forgets all witnesses in a fork of this process. The fork must not keep the pipe open whose end tells a witness
     that its owner has ended.
     """
@@ -311,7 +311,7 @@ def _let_go() -> None:
         witness._forget()
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_forget_witnesses)
 
 
 def _request(method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> bytes:
@@ -344,7 +344,7 @@ def _answer(data: bytes) -> tuple[int, dict[str, Any]]:
     return int(lines[0].split()[1]), json.loads(body)
 
 
-def _said(data: bytes) -> dict[str, Any]:
+def _checked_body(data: bytes) -> dict[str, Any]:
     status, body = _answer(data)
     if status != 200:
         raise WitnessFailed(f"{body['error']} (status {status})", status=status)
@@ -352,4 +352,4 @@ def _said(data: bytes) -> dict[str, Any]:
 
 
 def _found(data: bytes) -> dict[str, Any] | None:
-    return None if _answer(data)[0] == 404 else _said(data)
+    return None if _answer(data)[0] == 404 else _checked_body(data)

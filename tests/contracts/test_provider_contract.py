@@ -41,7 +41,7 @@ from sabot.llm import (
     tool_result,
     user,
 )
-from sabot.llm.token_counts import most_tokens_asked
+from sabot.llm.token_counts import most_input_tokens
 from sabot.testing import FakeModelServer
 
 KEY = "sk-proj-Zq81MvtT0p5ecret"
@@ -291,7 +291,7 @@ async def test_reasoning_that_comes_by_its_id_is_kept_with_its_tokens_so_that_bu
     case = cases("responses", Completion(message=thought, usage=Usage(10, 3_900, reasoning_tokens=3_800)))
     first = await ask(case.provider, spec(), way)
     after = RequestSpec(messages=(user("hello"), first.message, tool_result("call_1", "found")))
-    assert most_tokens_asked(after) > 3_800
+    assert most_input_tokens(after) > 3_800
     await ask(case.provider, after, way)
     assert case.asked.messages[1].vendor == {"openai.responses": items}  # what is sent is not changed
 

@@ -34,7 +34,7 @@ from sabot.journal.entries import Attempt, Begin, EffectResult, End, Entry, Inte
 from sabot.llm.errors import UNPAID, BudgetExceeded, TurnLimitExceeded
 from sabot.llm.prices import PRICES_HINT
 from sabot.llm.results import Completion, Usage, is_cost
-from sabot.llm.token_counts import most_tokens_asked
+from sabot.llm.token_counts import most_input_tokens
 from sabot.stored_names import stored_name
 from sabot.threads import run_in_thread, run_to_end
 
@@ -223,7 +223,7 @@ class JobLimits(EffectGuard):
         limits, used = job.tree.limits, job.tree.used()
         if limits.max_turns is not None and used.turns >= limits.max_turns:
             return _denied(f"the job may ask models {limits.max_turns} times", TurnLimitExceeded)
-        read, written, most_tokens = most_tokens_asked(call.spec), call.spec.max_tokens, 0
+        read, written, most_tokens = most_input_tokens(call.spec), call.spec.max_tokens, 0
         if limits.max_tokens is not None:
             left = limits.max_tokens - used.tokens - read
             if left <= 0:
@@ -391,7 +391,7 @@ def most_use(call: GuardedCall) -> Amounts:
     if call.spec is None:
         return Amounts()
     written = call.spec.max_tokens
-    usage = Usage(most_tokens_asked(call.spec), ASSUMED_TOKENS if written is None else written)
+    usage = Usage(most_input_tokens(call.spec), ASSUMED_TOKENS if written is None else written)
     cost = None if call.price is None else call.price(call.name, usage)
     return Amounts(usage.total_tokens, cost or Decimal(0), 1)
 

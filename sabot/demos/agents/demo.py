@@ -49,7 +49,7 @@ def run(tickets: int = 40, *, json: bool = False) -> dict[str, Any]:
         shop = _Shop(folder, tickets)
         model = DemoModel(shop.middle)
         with Witness(folder / "bank.db") as bank, FakeModelServer(model.answer) as server:
-            demo = _KilledDesk(folder, shop, bank, server, model, console)
+            demo = _Demo(folder, shop, bank, server, model, console)
             build(folder, bank.url, server.openai_url)  # raises here if a library is missing
             outcome = demo.outcome()
             wrong = demo.wrong(outcome)
@@ -115,7 +115,7 @@ class _Shop:
         return right
 
 
-class _KilledDesk:
+class _Demo:
     """One run of the demo: the process of the app, its kills, and the person who answers."""
 
     def __init__(
@@ -185,8 +185,8 @@ class _KilledDesk:
     def _work(self) -> None:
         """Starts the app's process, kills it at two moments that leave a call open, starts it again, and waits for its end."""
         shop, bank = self._shop, self._bank
-        self._say(f"A model answers {shop.tickets} tickets, with two tools: look_up reads, refund moves money.")
-        self._say(f"Refunds above {LIMIT} dollars wait for the approval of a person.")
+        self._print(f"A model answers {shop.tickets} tickets, with two tools: look_up reads, refund moves money.")
+        self._print(f"Refunds above {LIMIT} dollars wait for the approval of a person.")
         worker = self._start()
         try:
             self._wait(worker, lambda: self._model.kept_back == len(shop.middle))
@@ -211,7 +211,7 @@ class _KilledDesk:
         worker.kill()
         worker.wait()
         self._kills += 1
-        self._say(f"kill -9: {self._refunds()} refunds are made; {when}. Starting again.")
+        self._print(f"kill -9: {self._refunds()} refunds are made; {when}. Starting again.")
 
     def _wait(self, worker: "subprocess.Popen[bytes]", until: Callable[[], bool]) -> None:
         """Waits until the condition is true. Raises SabotError if the process ends before, or if it takes too long."""
@@ -254,7 +254,7 @@ class _KilledDesk:
         order: str = arguments["order"]
         return order
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self._console.print(text, highlight=False)
 
 

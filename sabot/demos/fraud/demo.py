@@ -146,14 +146,14 @@ def rows_held(topic: Callable[[], Source], seed: int) -> int:
 
     Raises UserError if the rows are not those of this seed, or not in one partition.
     """
-    ends, _ = _looked_at(topic(), "latest")
+    ends, _ = _first_row(topic(), "latest")
     if len(ends) != 1:
         raise UserError(f"topic {_TOPIC!r} has {len(ends)} partitions, and the demo needs one", hint="delete the topic")
     held = ends[_TOPIC, 0]
     if held:
-        _, found = _looked_at(topic(), "earliest", read_seconds=10.0)
+        _, found = _first_row(topic(), "earliest", read_seconds=10.0)
         ours = FraudSource(1, seed)
-        _, wanted = _looked_at(ours, "earliest", read_seconds=10.0)
+        _, wanted = _first_row(ours, "earliest", read_seconds=10.0)
         if found is None or wanted is None or not _same_row(found, wanted):
             raise UserError(
                 f"topic {_TOPIC!r} does not begin with the rows of seed {seed}",
@@ -162,7 +162,7 @@ def rows_held(topic: Callable[[], Source], seed: int) -> int:
     return held
 
 
-def _looked_at(source: Source, start: str, *, read_seconds: float = 0.0) -> tuple[Positions, Batch | None]:
+def _first_row(source: Source, start: str, *, read_seconds: float = 0.0) -> tuple[Positions, Batch | None]:
     """Returns the position at which reading from `start` begins, and the first row from there."""
     try:
         source.open(None, start)
@@ -216,11 +216,11 @@ def _summary(outcome: dict[str, Any]) -> Table:
     table.add_column(style="bold")
     table.add_column(justify="right")
     for name, value in outcome.items():
-        table.add_row(name.replace("_per_s", "/s").replace("_", " "), _said(name, value))
+        table.add_row(name.replace("_per_s", "/s").replace("_", " "), _shown(name, value))
     return table
 
 
-def _said(name: str, value: Any) -> str:
+def _shown(name: str, value: Any) -> str:
     if value is None:
         return "fresh start" if name == "restored_from" else "nothing to measure"
     return f"{value:,.3f}" if isinstance(value, float) else f"{value:,d}"

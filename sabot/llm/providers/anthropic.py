@@ -82,8 +82,8 @@ class AnthropicProvider:
         data, request_id = await self._calls.whole(
             "answer", body, timeout_s, idempotency_key, max_answer_bytes, **needed
         )
-        gathering = _Gathering(self._calls, self.name, body["model"])
-        return gathering.whole(data, request_id)
+        decoder = _MessagesDecoder(self._calls, self.name, body["model"])
+        return decoder.whole(data, request_id)
 
     def stream(
         self,
@@ -95,8 +95,8 @@ class AnthropicProvider:
     ) -> AsyncGenerator[Piece, None]:
         body = self._request(spec) | {"stream": True}
         needed = {"messages": [], "max_tokens": body["max_tokens"]}
-        gathering = _Gathering(self._calls, self.name, body["model"])
-        return self._calls.stream("answer", body, gathering, timeout_s, idempotency_key, max_answer_bytes, **needed)
+        decoder = _MessagesDecoder(self._calls, self.name, body["model"])
+        return self._calls.stream("answer", body, decoder, timeout_s, idempotency_key, max_answer_bytes, **needed)
 
     async def embed(self, texts: Sequence[str], *, model: str = "", timeout_s: float | None = None) -> Embeddings:
         """Raises UserError, because Anthropic has no embeddings."""
@@ -211,8 +211,8 @@ class _MessageEvent(msgspec.Struct):
     usage: dict[str, Any] | None = None
 
 
-class _Gathering:
-    """A Gathering of Anthropic's answers, whole or streamed."""
+class _MessagesDecoder:
+    """A decoder of Anthropic's answers, whole or streamed."""
 
     def __init__(self, calls: SdkCalls, provider: str, model: str) -> None:
         self.is_over = False

@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 
 from sabot.errors import MissingExtra, UserError, short_repr
-from sabot.llm.providers.openai_chat import ChatGathering, chat_request
-from sabot.llm.providers.openai_responses import RESPONSES_LACK, ResponsesGathering, responses_request
+from sabot.llm.providers.openai_chat import ChatDecoder, chat_request
+from sabot.llm.providers.openai_responses import RESPONSES_LACK, ResponsesDecoder, responses_request
 from sabot.llm.providers.sdk import SdkCalls, api_key_of, checked_model, usage_of
 from sabot.llm.results import Completion, Embeddings, Piece
 from sabot.llm.spec import RequestSpec
@@ -77,10 +77,10 @@ class OpenAIProvider:
             data, request_id = await self._calls.whole(
                 "answer", body, timeout_s, idempotency_key, max_answer_bytes, messages=[]
             )
-            return ChatGathering(self._calls, self.name, model).whole(data, request_id)
+            return ChatDecoder(self._calls, self.name, model).whole(data, request_id)
         body = responses_request(spec, self.model, stream=False)
         data, request_id = await self._calls.whole("answer", body, timeout_s, idempotency_key, max_answer_bytes)
-        return ResponsesGathering(self._calls, self.name, model).whole(data, request_id)
+        return ResponsesDecoder(self._calls, self.name, model).whole(data, request_id)
 
     def stream(
         self,
@@ -93,10 +93,10 @@ class OpenAIProvider:
         model = spec.model or self.model
         if self._api == "chat":
             body = chat_request(spec, self.model, is_openai=self._is_openai, stream=True)
-            chat = ChatGathering(self._calls, self.name, model)
+            chat = ChatDecoder(self._calls, self.name, model)
             return self._calls.stream("answer", body, chat, timeout_s, idempotency_key, max_answer_bytes, messages=[])
         body = responses_request(spec, self.model, stream=True)
-        responses = ResponsesGathering(self._calls, self.name, model)
+        responses = ResponsesDecoder(self._calls, self.name, model)
         return self._calls.stream("answer", body, responses, timeout_s, idempotency_key, max_answer_bytes)
 
     async def embed(self, texts: Sequence[str], *, model: str = "", timeout_s: float | None = None) -> Embeddings:

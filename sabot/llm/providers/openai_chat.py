@@ -103,7 +103,7 @@ class _CallPart(msgspec.Struct):
     function: _Function | None = None
 
 
-class _Said(msgspec.Struct):
+class _Message(msgspec.Struct):
     """A message, or a part of one in a stream."""
 
     content: str | list[dict[str, Any]] | None = None
@@ -122,8 +122,8 @@ class _Said(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
-    message: _Said | None = None
-    delta: _Said | None = None
+    message: _Message | None = None
+    delta: _Message | None = None
     finish_reason: str | None = None
 
 
@@ -134,8 +134,8 @@ class _Answer(msgspec.Struct):
     usage: Any = None
 
 
-class ChatGathering:
-    """A Gathering of chat completions, whole (as one event) or streamed."""
+class ChatDecoder:
+    """A decoder of chat completions, whole (as one event) or streamed."""
 
     def __init__(self, calls: SdkCalls, provider: str, model: str) -> None:
         self.is_over = False
@@ -149,7 +149,7 @@ class ChatGathering:
         self._parts: dict[
             int, tuple[str, str, list[str]]
         ] = {}  # by index of the call: id, name, parts of the arguments
-        self._given = 0  # the number of calls that were emitted as pieces
+        self._emitted = 0  # the number of calls that were emitted as pieces
         self._is_refused = False
         self._reason: str | None = None
         self._usage: Usage | None = None
@@ -167,7 +167,7 @@ class ChatGathering:
         return [piece for choice in answer.choices[:1] for piece in self._pieces(choice)]
 
     def _pieces(self, choice: _Choice) -> Iterator[Piece]:
-        said = choice.message or choice.delta or _Said()
+        said = choice.message or choice.delta or _Message()
         if reasoning := said.reasoning_content or said.reasoning:
             self._reasoning.append(said.reasoning_content or "")
             yield Piece(reasoning=reasoning)
@@ -180,7 +180,7 @@ class ChatGathering:
             yield from self._call_part(part)
         if choice.finish_reason:
             self._reason = choice.finish_reason
-            yield from self._given_until(len(self._parts))
+            yield from self._emit_until(len(self._parts))
 
     def _call_part(self, part: _CallPart) -> Iterator[Piece]:
         index = part.index
@@ -188,17 +188,17 @@ class ChatGathering:
             index = len(self._parts) - (0 if part.id or not self._parts else 1)
         function = part.function or _Function()
         if index not in self._parts:
-            yield from self._given_until(len(self._parts))
+            yield from self._emit_until(len(self._parts))
             self._parts[index] = (part.id or f"call_{index}", function.name or "", [])
         if function.arguments is not None:
             self._parts[index][2].append(json_text(function.arguments))
 
-    def _given_until(self, count: int) -> Iterator[Piece]:
-        for call in self._calls_so_far()[self._given : count]:
-            self._given += 1
+    def _emit_until(self, count: int) -> Iterator[Piece]:
+        for call in self._tool_calls()[self._emitted : count]:
+            self._emitted += 1
             yield Piece(tool_call=call)
 
-    def _calls_so_far(self) -> list[ToolCall]:
+    def _tool_calls(self) -> list[ToolCall]:
         return [ToolCall(call_id, name, "".join(texts)) for call_id, name, texts in self._parts.values()]
 
     def whole(self, data: bytes, request_id: str) -> Completion:
@@ -211,7 +211,7 @@ class ChatGathering:
     def end(self, request_id: str) -> Completion | None:
         if self._reason is None:
             return None
-        calls = tuple(self._calls_so_far())
+        calls = tuple(self._tool_calls())
         reason = _REASONS.get(self._reason, "other")
         if self._is_refused:
             reason = "content_filter"

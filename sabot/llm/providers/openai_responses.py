@@ -94,8 +94,8 @@ class _ResponseEvent(msgspec.Struct):
     response: msgspec.Raw = msgspec.Raw(b"")
 
 
-class ResponsesGathering:
-    """A Gathering of responses, whole (`take`) or streamed."""
+class ResponsesDecoder:
+    """A decoder of responses, whole (`take`) or streamed."""
 
     def __init__(self, calls: SdkCalls, provider: str, model: str) -> None:
         self.is_over = False

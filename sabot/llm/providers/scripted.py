@@ -71,11 +71,11 @@ class Script:
                 if inspect.isawaitable(answer):
                     answer = await answer
             except ModelError as error:
-                return _taken_apart(error)
-        return _taken_apart(answer)
+                return _parse_answer(error)
+        return _parse_answer(answer)
 
 
-def _taken_apart(answer: Any) -> ScriptedAnswer:
+def _parse_answer(answer: Any) -> ScriptedAnswer:
     match answer:
         case Exception():
             return ScriptedAnswer((), answer)
@@ -197,7 +197,7 @@ class ScriptedProvider:
                     raise AnswerTooLarge(said, provider=self.name, model=model, request_id=f"{self.name}-{number}")
                 yield Piece(text)
             if isinstance(answer.end, Exception):
-                raise _signed(answer.end, self.name, model)
+                raise _with_origin(answer.end, self.name, model)
             for call in answer.end.tool_calls:
                 yield Piece(tool_call=call)
         usage = answer.end.usage
@@ -260,7 +260,7 @@ class ScriptedProvider:
             raise ModelTimeout(f"no answer in {timeout_s} s", provider=self.name, model=model) from error
 
 
-def _signed(error: Exception, provider: str, model: str) -> Exception:
+def _with_origin(error: Exception, provider: str, model: str) -> Exception:
     """Returns an error of the script with provider and model, which errors of real providers have."""
     if isinstance(error, ModelError) and not error.provider:
         error.provider, error.model = provider, model

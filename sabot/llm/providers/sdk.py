@@ -70,7 +70,7 @@ _STATUS = {  # the HTTP status of errors that come within a stream, after a 200
 }
 
 
-class Gathering(Protocol):
+class AnswerDecoder(Protocol):
     """A decoder of one answer: it makes pieces of the events of a stream, and the completion at the end."""
 
     is_over: bool
@@ -104,7 +104,7 @@ class SdkCalls:
         self,
         provider: str,
         sdk: ModuleType,
-        trouble: type[Exception],
+        base_error: type[Exception],
         make: Callable[[], Any],
         methods: Callable[[Any], dict[str, Callable[..., Any]]],
         *,
@@ -112,11 +112,11 @@ class SdkCalls:
     ) -> None:
         self._provider = provider
         self._sdk: Any = sdk
-        self._trouble = trouble
+        self._base_error = base_error
         self._make = make
         self._methods = methods
         self._owned = owned
-        self._closed = self._says_whole = False
+        self._closed = self._logged_whole = False
         self._clients: dict[asyncio.AbstractEventLoop, _SdkClient] = {}
         # The first client is made here and not in a call, because the libraries import parts of themselves then, which is slow.
         self._unused: _SdkClient | None = self._new()
@@ -208,7 +208,7 @@ class SdkCalls:
         self,
         method: str,
         body: dict[str, Any],
-        gathering: Gathering,
+        decoder: AnswerDecoder,
         timeout_s: float | None,
         key: str = "",
         most: int | None = None,
@@ -221,14 +221,14 @@ class SdkCalls:
         async with aclosing(self._events(method, body, timeout_s, key, most, needed)) as events:
             async for data, request_id, is_event in events:
                 if not is_event:
-                    for piece in self._in_pieces(gathering.whole(data, request_id)):
+                    for piece in self._split(decoder.whole(data, request_id)):
                         yield piece
                     return
-                for piece in gathering.feed(data, request_id):
+                for piece in decoder.feed(data, request_id):
                     yield piece
-                if gathering.is_over:
+                if decoder.is_over:
                     break
-            completion = gathering.end(request_id)
+            completion = decoder.end(request_id)
             if completion is None:
                 where: dict[str, Any] = {"provider": self._provider, "model": model, "request_id": request_id}
                 raise ModelUnavailable("the answer broke off", **where)
@@ -240,12 +240,12 @@ class SdkCalls:
                     async for _ in events:
                         pass
 
-    def _in_pieces(self, answer: Completion) -> Iterator[Piece]:
+    def _split(self, answer: Completion) -> Iterator[Piece]:
         """Yields the pieces of an answer that came whole although a stream was asked for. The first time, the log
         says so.
         """
-        if not self._says_whole:
-            self._says_whole = True
+        if not self._logged_whole:
+            self._logged_whole = True
             _log.warning("%s at %s does not stream: each answer comes as a whole", self._provider, self.base_url)
         if answer.content:
             yield Piece(answer.content)
@@ -341,7 +341,7 @@ class SdkCalls:
             if sent:
                 return ModelUnavailable(said, **where)
             return ModelUnreachable(said, sent=False, hint=f"is {self.base_url} the right address?", **where)
-        if isinstance(error, self._trouble):
+        if isinstance(error, self._base_error):
             return RequestRefused(f"{type(error).__name__}: {error}", sent=False, **where)
         return None
 

@@ -43,14 +43,14 @@ from sabot.llm import (
     assistant,
     tool,
 )
-from sabot.llm.token_counts import tokens_asked
+from sabot.llm.token_counts import input_tokens_of
 
 PRICES = PriceTable({"m": Price("1", "10")}, version="1")
 
 
 def answer(spec: RequestSpec) -> Completion:
     """Reads what is estimated, and writes as much as it may, but 90 tokens at most."""
-    used = Usage(tokens_asked(spec), min(90, spec.max_tokens or 90))
+    used = Usage(input_tokens_of(spec), min(90, spec.max_tokens or 90))
     return Completion(message=assistant("yes"), usage=used, model="m", provider="scripted")
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from sabot.llm import ChatMessage, Image, RequestSpec, ToolCall, ToolSchema, assistant, system, tool_result, user
-from sabot.llm.token_counts import IMAGE_TOKENS, most_tokens, most_tokens_asked, tokens_asked
+from sabot.llm.token_counts import IMAGE_TOKENS, input_tokens_of, most_input_tokens, most_tokens
 
 LOOK = ToolSchema("look", "Looks something up.", {"type": "object", "properties": {"name": {"type": "string"}}})
 
@@ -28,7 +28,7 @@ def test_letters_and_spaces_are_two_to_a_token_and_other_bytes_one_each(text: st
 
 def test_all_that_a_model_has_to_read_counts() -> None:
     def most(*messages, **fields) -> int:
-        return most_tokens_asked(RequestSpec(messages=messages, **fields))
+        return most_input_tokens(RequestSpec(messages=messages, **fields))
 
     asked = most(user("hi"))
     assert asked == 16 + 1
@@ -60,10 +60,10 @@ def test_all_that_a_model_has_to_read_counts() -> None:
     ],
 )
 def test_no_model_reads_more_of_a_picture_than_is_counted(largest: str, tokens: int) -> None:
-    assert most_tokens_asked(RequestSpec(messages=(user(Image(data=b"P", media_type="image/png")),))) > tokens, largest
+    assert most_input_tokens(RequestSpec(messages=(user(Image(data=b"P", media_type="image/png")),))) > tokens, largest
 
 
 @pytest.mark.parametrize("text", ["a few words of plain English", "漢字かな交じり文", "x = [1, 2, 3]\n", ""])
 def test_no_request_reads_more_by_rule_of_thumb_than_at_most(text: str) -> None:
     spec = RequestSpec(messages=(system(text), user(text)), tools=(LOOK,))
-    assert tokens_asked(spec) < most_tokens_asked(spec)
+    assert input_tokens_of(spec) < most_input_tokens(spec)

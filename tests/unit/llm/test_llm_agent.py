@@ -24,7 +24,7 @@ from sabot.llm import (
     user,
 )
 from sabot.llm.agent import Agent, AgentResult, ToolEnded, ToolStarted
-from sabot.llm.conversation import Conversation, Gauge, groups_of, without_oldest
+from sabot.llm.conversation import Conversation, TokenEstimator, groups_of, without_oldest
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.errors import ToolError
 from sabot.llm.messages import tool_result
@@ -401,7 +401,7 @@ async def test_what_does_not_fit_is_left_out_the_oldest_first_and_no_call_withou
     assert 4 < len(messages) < 20
     assert messages[-1] == user("and now?")
     assert [each for group in groups_of(messages) for each in group] == messages
-    assert Gauge().tokens(messages) <= 1500
+    assert TokenEstimator().tokens(messages) <= 1500
     assert conversation.messages == [*messages, assistant("fine")], "what was left out is not kept either"
 
 
@@ -455,7 +455,7 @@ async def test_a_model_is_told_of_its_newest_calls_however_long_their_results_ar
     assert (prompt, len(asked.tool_calls)) == (user("pay"), 3)
     assert little.text == "paid 5 xxxxxxxxxx", "a short result is whole"
     assert all(each.text.endswith("more characters were cut off)") for each in (much, more))
-    assert 1400 < Gauge().tokens(sent(provider)) <= 1500
+    assert 1400 < TokenEstimator().tokens(sent(provider)) <= 1500
     assert conversation.messages == [prompt, asked, little, much, more, assistant("done")]
 
 
@@ -472,7 +472,7 @@ def test_messages_of_a_broken_conversation_are_left_out() -> None:
     whole = [user("a"), calls(("x", "{}")), tool_result("c0", "1")]
     broken = [tool_result("c9", "?"), *whole, calls(("x", "{}"), ("y", "{}")), tool_result("c0", "1"), user("b")]
     assert [each for group in groups_of(broken) for each in group] == [*whole, user("b")]
-    assert without_oldest(broken, 0, 0, Gauge())[1] == []
+    assert without_oldest(broken, 0, 0, TokenEstimator())[1] == []
 
 
 # -- events ---------------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from sabot.llm import (
     tool_result,
     user,
 )
-from sabot.llm.providers.openai_chat import ChatGathering, chat_request
+from sabot.llm.providers.openai_chat import ChatDecoder, chat_request
 from sabot.llm.providers.openai_responses import responses_request
 from sabot.llm.providers.sdk import SdkCalls, is_strict
 from sabot.redaction import scrubbed
@@ -279,7 +279,7 @@ async def test_numbers_of_a_request_that_are_none_are_refused_before_it_is_judge
 
 def gathered(calls, *events):
     """(text pieces, reasoning pieces, completion)."""
-    gathering = ChatGathering(calls, "openai", "m")
+    gathering = ChatDecoder(calls, "openai", "m")
     pieces = [
         piece
         for event in events

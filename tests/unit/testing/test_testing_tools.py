@@ -171,8 +171,8 @@ def test_after_a_crash_no_step_of_that_life_happens():
                 done.append(seq)
 
     class Waiting(ScriptedSource):
-        def _happened(self, mark, timeout):
-            happened = super()._happened(mark, timeout)
+        def _carry_out(self, mark, timeout):
+            happened = super()._carry_out(mark, timeout)
             if mark is CRASH and not happened:
                 crashed.set()
             return happened
