@@ -277,7 +277,7 @@ async def test_a_server_that_is_away_costs_answers_and_no_call(server, time, cap
 async def test_a_password_that_is_wrong_is_refused_and_none_is_in_a_message(server):
     wrong = f"wr0ng-{PASSWORD}"
     cache = RedisCache(server.url.replace(PASSWORD, wrong), timeout="30s")
-    with pytest.raises(UserError, match="see user and password") as caught:
+    with pytest.raises(UserError, match="check user and password") as caught:
         await cache.get(b"k")
     assert PASSWORD not in "".join([repr(caught.value), repr(cache), *traceback.format_exception(caught.value)])
     await cache.close()
