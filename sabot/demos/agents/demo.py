@@ -49,7 +49,7 @@ def run(tickets: int = 40, *, json: bool = False) -> dict[str, Any]:
         shop = _Shop(folder, tickets)
         model = DemoModel(shop.middle)
         with Witness(folder / "bank.db") as bank, FakeModelServer(model.answer) as server:
-            demo = _Demo(folder, shop, bank, server, model, console)
+            demo = _SupportDemo(folder, shop, bank, server, model, console)
             build(folder, bank.url, server.openai_url)  # raises here if a library is missing
             outcome = demo.outcome()
             wrong = demo.wrong(outcome)
@@ -115,7 +115,7 @@ class _Shop:
         return right
 
 
-class _Demo:
+class _SupportDemo:
     """One run of the demo: the process of the app, its kills, and the person who answers."""
 
     def __init__(

@@ -42,12 +42,12 @@ def run(jobs: int = 60, *, json: bool = False) -> dict[str, Any]:
         folder = Path(name)
         write_tickets(folder, jobs)
         with Witness(folder / "witness.db") as witness:
-            outcome = _Demo(folder, witness, jobs, console).outcome()
+            outcome = _RefundsDemo(folder, witness, jobs, console).outcome()
     console.print(_summary(outcome))
     return outcome
 
 
-class _Demo:
+class _RefundsDemo:
     """One run of the demo: the process of the app, its kills, and the person who answers."""
 
     def __init__(self, folder: Path, witness: Witness, jobs: int, console: Console) -> None:

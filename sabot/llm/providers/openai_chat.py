@@ -103,8 +103,8 @@ class _CallPart(msgspec.Struct):
     function: _Function | None = None
 
 
-class _Message(msgspec.Struct):
-    """A message, or a part of one in a stream."""
+class _ChatMessage(msgspec.Struct):
+    """A message of an answer, or a part of one in a stream."""
 
     content: str | list[dict[str, Any]] | None = None
     refusal: str | None = None
@@ -122,8 +122,8 @@ class _Message(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
-    message: _Message | None = None
-    delta: _Message | None = None
+    message: _ChatMessage | None = None
+    delta: _ChatMessage | None = None
     finish_reason: str | None = None
 
 
@@ -167,7 +167,7 @@ class ChatDecoder:
         return [piece for choice in answer.choices[:1] for piece in self._pieces(choice)]
 
     def _pieces(self, choice: _Choice) -> Iterator[Piece]:
-        said = choice.message or choice.delta or _Message()
+        said = choice.message or choice.delta or _ChatMessage()
         if reasoning := said.reasoning_content or said.reasoning:
             self._reasoning.append(said.reasoning_content or "")
             yield Piece(reasoning=reasoning)

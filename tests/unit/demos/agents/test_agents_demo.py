@@ -38,7 +38,7 @@ def test_a_demo_that_came_out_wrong_ends_with_exit_code_1_and_says_what_is_wrong
 ) -> None:
     """Nothing was done at all."""
     nothing = {"model_calls": 0, "asked": 0, "paid_twice": 0, "tokens": 0, "twice": 0, "lost": 3, "in_doubt": 0}
-    monkeypatch.setattr(demo._Demo, "outcome", lambda _: nothing | {"kills": 0})
+    monkeypatch.setattr(demo._SupportDemo, "outcome", lambda _: nothing | {"kills": 0})
     code, said, errors = started()
     assert code == 1
     assert "not true: no refund is lost" in errors
