@@ -48,7 +48,7 @@ ONLY_BASES = {
     *("WaitsForCalls", "WritesOutside"),
     "AskedRows",
     "AsyncOperator",
-    "Joined",
+    "JoinOperator",
     "StatefulOperator",
     "SavesWatermark",
     "TableOperator",

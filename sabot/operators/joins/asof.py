@@ -71,7 +71,7 @@ class AsofJoin(TimedJoin):
         self._strategy, self._tolerance, self._right_changes = strategy, tolerance_ms, right_changes
         self._ahead = 0 if strategy == "backward" else tolerance_ms or 0
 
-    def _opened(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
+    def _open_sides(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
         sides, names = self.sides, [source for source, _ in self.sides.right_names]
         result = Result(sides, left, right, op=False, timed=True)
         self.left = Side("left", left, sides.left_keys, context)
@@ -107,12 +107,12 @@ class AsofJoin(TimedJoin):
     def advance(self, watermark_ms: int) -> int | None:
         if watermark_ms > self.watermark:
             before = watermark_ms if watermark_ms == END_OF_TIME else within(watermark_ms - self._ahead)
-            self._give(before)
+            self._emit_before(before)
             self.set_watermark(watermark_ms)
-            self._forget(before)
+            self._expire_right(before)
         return within(watermark_ms - self._ahead) if self._ahead and watermark_ms < END_OF_TIME else None
 
-    def _give(self, before: int) -> None:
+    def _emit_before(self, before: int) -> None:
         """Emits the rows of the left with times below `before`."""
         left, right = self.left, self.right
         ids = left.table.below(before)
@@ -123,9 +123,9 @@ class AsofJoin(TimedJoin):
                 there = found >= 0
                 rows, times, found = rows.filter(pa.array(there)), times[there], found[there]
             if len(found):
-                self.emission.add(self.result.rows(rows, right.table.take(pa.array(found), right.beside_keys), times))
+                self.output.add(self.result.rows(rows, right.table.take(pa.array(found), right.beside_keys), times))
         left.table.remove(ids)
-        self.emission.flush()
+        self.output.flush()
 
     def _partners(self, rows: pa.RecordBatch, times: Any) -> Any:
         """Returns for each of these rows of the left the id of its partner, or -1 if there is none (numpy)."""
@@ -159,14 +159,14 @@ class AsofJoin(TimedJoin):
         times[there] = self.right.table.orders(pa.array(ids[there])).to_numpy()
         return times
 
-    def _forget(self, before: int) -> None:
+    def _expire_right(self, before: int) -> None:
         """Removes the rows of the right that no row of the left with a time >= `before` can meet."""
         table = self.right.table
         if self._strategy == "backward":
             old = table.superseded(before)
             table.remove(old)
             if len(self._ended):
-                self._end(before, old.to_numpy())
+                self._remove_ends(before, old.to_numpy())
         if self._tolerance is not None and self._strategy != "forward":
             before = before if before == END_OF_TIME else within(before - self._tolerance)
         if self._tolerance is not None:
@@ -174,7 +174,7 @@ class AsofJoin(TimedJoin):
             table.remove(old)
             self._ended = self._ended[~np.isin(self._ended, old.to_numpy())]
 
-    def _end(self, before: int, removed: Any) -> None:
+    def _remove_ends(self, before: int, removed: Any) -> None:
         """Removes the rows that end versions, if their times are below `before`. All versions before them are
         removed, so a key without rows gives the same result.
         """
@@ -193,12 +193,12 @@ class AsofJoin(TimedJoin):
                 ended = some.filter(table.take(some, [len(self.right.kept) - 1]).column(0))
                 self._ended = np.concatenate([self._ended, ended.to_numpy()])
 
-    def _shown(self, side: Side, rows: pa.RecordBatch) -> pa.RecordBatch:
+    def _visible(self, side: Side, rows: pa.RecordBatch) -> pa.RecordBatch:
         if side is self.right and self._right_changes:
             rows = rows.filter(pa.array(~rows.column(_GONE).to_numpy(zero_copy_only=False)))
         return rows
 
-    def _described(self) -> dict[str, Any]:
+    def _state_options(self) -> dict[str, Any]:
         return {"strategy": self._strategy, "tolerance_ms": self._tolerance, "right_changes": self._right_changes}
 
 

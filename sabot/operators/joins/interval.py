@@ -63,16 +63,16 @@ class IntervalJoin(TimedJoin):
                 )
         self._lower, self._upper = lower_ms, upper_ms
         self._single = how in ("semi", "anti")
-        self._alone = {"left": how in ("left", "full", "anti"), "right": how in ("right", "full")}
+        self._keeps_unmatched = {"left": how in ("left", "full", "anti"), "right": how in ("right", "full")}
         if how == "semi" and upper_ms is not None:
             self._behind["left"] = upper_ms
 
-    def _opened(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
+    def _open_sides(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
         sides, names = self.sides, [source for source, _ in self.sides.right_names]
         result = Result(sides, left, right, op=False, timed=True)
-        counted = self._alone["left"] and not self._single
+        counted = self._keeps_unmatched["left"] and not self._single
         self.left = Side("left", left, sides.left_keys, context, counted=counted)
-        self.right = Side("right", right, sides.right_keys, context, read=names, counted=self._alone["right"])
+        self.right = Side("right", right, sides.right_keys, context, read=names, counted=self._keeps_unmatched["right"])
         return result
 
     def process(self, batch: Batch) -> None:
@@ -81,7 +81,7 @@ class IntervalJoin(TimedJoin):
             self._single_left(rows)
         else:
             self._pairs(self.left, self.right, rows)
-        self.emission.flush()
+        self.output.flush()
 
     def process_right(self, batch: Batch) -> None:
         rows = self.punctual(self.right, batch)
@@ -89,7 +89,7 @@ class IntervalJoin(TimedJoin):
             self._single_right(rows)
         else:
             self._pairs(self.right, self.left, rows)
-        self.emission.flush()
+        self.output.flush()
 
     def _bounds(self, side: Side, rows: Rows) -> tuple[pa.Int64Array | None, pa.Int64Array | None]:
         """Returns the earliest and the latest time of a partner, for all rows of the data; None for no bound."""
@@ -101,8 +101,8 @@ class IntervalJoin(TimedJoin):
 
     def _pairs(self, mine: Side, other: Side, rows: Rows) -> None:
         rows, without = mine.with_keys(rows)
-        alone, others_alone = self._alone[mine.name], self._alone[other.name]
-        if alone:
+        unmatched, others_unmatched = self._keeps_unmatched[mine.name], self._keeps_unmatched[other.name]
+        if unmatched:
             self.emit_rows(mine, without, mine.times(without))
         if not len(rows):
             return
@@ -114,12 +114,12 @@ class IntervalJoin(TimedJoin):
         ):
             theirs, their_times = other.stored(partners, of_partners=True)
             left, right = (rows.at(i), theirs) if mine is self.left else (theirs, rows.at(i))
-            self.emission.add(self.result.rows(left, right, later(times[i.to_numpy()], their_times)))
-            if alone:
+            self.output.add(self.result.rows(left, right, later(times[i.to_numpy()], their_times)))
+            if unmatched:
                 found[i.to_numpy()] = 1
-            if others_alone:
+            if others_unmatched:
                 other.table.add_counts(partners, 1)
-        if alone:
+        if unmatched:
             mine.table.add_counts(ids, pa.array(found))
 
     # semi, anti: a row of the left is kept until it has its first partner
@@ -152,10 +152,10 @@ class IntervalJoin(TimedJoin):
         start, size = 0, _FIRST_PROBE
         while start < len(rows):  # in growing pieces: each piece removes rows, so that the next ones find fewer
             end = min(start + size, len(rows))
-            self._meet(rows.only(np.arange(start, end)))
+            self._remove_matched(rows.only(np.arange(start, end)))
             start, size = end, min(2 * size, CHUNK_ROWS)
 
-    def _meet(self, rows: Rows) -> None:
+    def _remove_matched(self, rows: Rows) -> None:
         left, right = self.left, self.right
         lower, upper = self._bounds(right, rows)
         times = right.times(rows)
@@ -171,7 +171,7 @@ class IntervalJoin(TimedJoin):
             if self.how == "semi":
                 found, own = left.stored(pa.array(met[start : start + CHUNK_ROWS]))
                 cause = None if self._upper is not None else causes[start : start + CHUNK_ROWS]
-                self.emit_alone(left, found, later(own, cause))
+                self.emit_one_side(left, found, later(own, cause))
         left.table.remove(pa.array(met))
 
     def advance(self, watermark_ms: int) -> int | None:
@@ -179,7 +179,7 @@ class IntervalJoin(TimedJoin):
             self.set_watermark(watermark_ms)
             self._expire(self.left, self._upper)
             self._expire(self.right, None if self._lower is None else -self._lower)
-            self.emission.flush()
+            self.output.flush()
         behind = max(0, *(ms for ms in self._behind.values() if ms is not None))
         return within(watermark_ms - behind) if behind and watermark_ms < END_OF_TIME else None
 
@@ -191,16 +191,16 @@ class IntervalJoin(TimedJoin):
         if before is None:
             return
         ids = side.table.below(within(before))
-        if self._alone[side.name]:
+        if self._keeps_unmatched[side.name]:
             for start in range(0, len(ids), CHUNK_ROWS):
                 some = ids.slice(start, CHUNK_ROWS)
                 if not self._single:
                     some = some.filter(pa.array(side.table.counts(some).to_numpy() == 0))
                 if len(some):
-                    self.emit_alone(side, *side.stored(some))
+                    self.emit_one_side(side, *side.stored(some))
         side.table.remove(ids)
 
-    def _described(self) -> dict[str, Any]:
+    def _state_options(self) -> dict[str, Any]:
         return {"lower_ms": self._lower, "upper_ms": self._upper}
 
 

@@ -31,7 +31,7 @@ from sabot.operators.base import (
 )
 from sabot.operators.changes.weaving import same_rows
 from sabot.operators.columns import no_event_time
-from sabot.operators.joins.sides import Joined, Result, Rows, Side, Sides, later
+from sabot.operators.joins.sides import JoinOperator, Result, Rows, Side, Sides, later
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
 from sabot.operators.state_parts import last_watermark
@@ -39,7 +39,7 @@ from sabot.operators.state_parts import last_watermark
 __all__ = ["PLANNERS", "STATE_READERS", "Join", "Sides", "TableLookup", "plan_sides"]
 
 
-class Join(Joined, FilledFromTable):
+class Join(JoinOperator, FilledFromTable):
     """The join of SQL over two tables that change: all pairs of rows with equal keys.
 
     `how`: "inner"; "left", "right" or "full", where a row without a partner is emitted with nulls, and that is
@@ -100,10 +100,10 @@ class Join(Joined, FilledFromTable):
             raise UserError(
                 "join: the left side must only add rows if the right side is broadcast", hint="leave .broadcast() out"
             )
-        self._exists = how in ("semi", "anti")
+        self._is_semi_or_anti = how in ("semi", "anti")
         self._changes = left_changes or right_changes or how not in ("inner", "semi")
 
-    def _opened(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
+    def _open_sides(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
         how, sides = self.how, self.sides
         timed_left, timed_right = TIME_COLUMN in left.names, TIME_COLUMN in right.names
         timed = (
@@ -122,7 +122,7 @@ class Join(Joined, FilledFromTable):
         counted = [self._stays("left") and self._right_keep_ms is not None]
         counted.append(self._stays("right") and self._left_keep_ms is not None)
         self.left = Side("left", left, sides.left_keys, context, order=order[0], changes=changes[0], counted=counted[0])
-        if self._exists:  # of each key one row is kept, with the number of the key's rows
+        if self._is_semi_or_anti:  # of each key one row is kept, with the number of the key's rows
             self.right = Side(
                 "right",
                 right,
@@ -149,45 +149,45 @@ class Join(Joined, FilledFromTable):
         return result
 
     def process(self, batch: Batch) -> None:
-        if self._exists:
-            self._exists_left(batch)
+        if self._is_semi_or_anti:
+            self._check_left(batch)
         else:
             self._pairs(self.left, self.right, batch)
-        self.emission.flush()
+        self.output.flush()
 
     def process_right(self, batch: Batch) -> None:
-        if self._exists:
-            self._exists_right(batch)
+        if self._is_semi_or_anti:
+            self._check_right(batch)
         else:
             self._pairs(self.right, self.left, batch)
-        self.emission.flush()
+        self.output.flush()
 
     # inner, left, right, full
 
     def _pairs(self, mine: Side, other: Side, batch: Batch) -> None:
         takes, adds = mine.netted(batch)
-        alone = self._stays(mine.name)
-        others_alone = self._stays(other.name) and not other.counted  # with counts, `_join` removes them
+        unmatched = self._stays(mine.name)
+        others_unmatched = self._stays(other.name) and not other.counted  # with counts, `_join` removes them
         takes, null_takes = mine.with_keys(takes)
         adds, null_adds = mine.with_keys(adds)
         known = mine.match(takes) if len(takes) else np.zeros(0, np.int64)
         takes = takes.where(known >= 0)
-        before_takes, before = self._numbers(mine, takes, others_alone), self._numbers(mine, adds, others_alone)
+        before_takes, before = self._numbers(mine, takes, others_unmatched), self._numbers(mine, adds, others_unmatched)
         mine.table.remove(pa.array(known[known >= 0]))
         ids = mine.insert(adds)
 
-        self._join(mine, other, takes, DELETE, alone)
-        if others_alone:
+        self._join(mine, other, takes, DELETE, unmatched)
+        if others_unmatched:
             new = adds.where(before < 0)
-            self._turn(mine, other, new, self._numbers(mine, new, True), DELETE)
+            self._emit_null_rows(mine, other, new, self._numbers(mine, new, True), DELETE)
             gone = self._numbers(mine, takes, True) < 0
-            self._turn(mine, other, takes.where(gone), before_takes[gone], INSERT)
-        met = self._join(mine, other, adds, INSERT, alone)
+            self._emit_null_rows(mine, other, takes.where(gone), before_takes[gone], INSERT)
+        met = self._join(mine, other, adds, INSERT, unmatched)
         if mine.counted:
             mine.table.add_counts(ids, pa.array(met.astype(np.int32)))
-        if alone:
-            self._alone(mine, null_takes, DELETE)
-            self._alone(mine, null_adds, INSERT)
+        if unmatched:
+            self._emit_one_side(mine, null_takes, DELETE)
+            self._emit_one_side(mine, null_adds, INSERT)
 
     def _stays(self, side: str) -> bool:
         """Returns True if rows of this side without a partner are emitted with nulls."""
@@ -196,8 +196,8 @@ class Join(Joined, FilledFromTable):
     def _numbers(self, side: Side, rows: Rows, wanted: bool) -> Any:
         return side.key_numbers(rows) if wanted and len(rows) else np.zeros(len(rows), np.int32)
 
-    def _join(self, mine: Side, other: Side, rows: Rows, op: int, alone: bool) -> Any:
-        """Emits these rows with their partners. If `alone` is True, rows without a partner are emitted with nulls.
+    def _join(self, mine: Side, other: Side, rows: Rows, op: int, unmatched: bool) -> Any:
+        """Emits these rows with their partners. If `unmatched` is True, rows without a partner are emitted with nulls.
         Returns True for each row that has a partner (numpy).
         """
         met = np.zeros(len(rows), bool)
@@ -212,13 +212,13 @@ class Join(Joined, FilledFromTable):
             partners, others = other.stored(ids, of_partners=not other.counted)
             both = later(None if times is None else times[numbers], others)
             if other.counted:
-                self._first_met(other, ids, partners, both)
-            self.emission.add(self._result_rows(mine, rows.at(i), partners, both, op))
-        if alone:
-            self._alone(mine, rows.where(~met), op)
+                self._retract_null_rows(other, ids, partners, both)
+            self.output.add(self._result_rows(mine, rows.at(i), partners, both, op))
+        if unmatched:
+            self._emit_one_side(mine, rows.where(~met), op)
         return met
 
-    def _first_met(self, side: Side, ids: pa.Int64Array, rows: pa.RecordBatch, times: Any) -> None:
+    def _retract_null_rows(self, side: Side, ids: pa.Int64Array, rows: pa.RecordBatch, times: Any) -> None:
         """Removes from the result the rows with nulls of rows that had no partner before, and counts the partners.
 
         `ids`: the rows that have met a partner, once for each partner. `rows`, `times`: these rows, and the event
@@ -228,15 +228,15 @@ class Join(Joined, FilledFromTable):
         first = pa.array(first[side.table.counts(ids.take(pa.array(first))).to_numpy() == 0])
         if len(first):
             gone = None if times is None else times[first.to_numpy()]
-            self.emission.add(self._result_rows(side, rows.take(first), None, gone, DELETE))
+            self.output.add(self._result_rows(side, rows.take(first), None, gone, DELETE))
         side.table.add_counts(ids, 1)
 
-    def _alone(self, side: Side, rows: Rows, op: int) -> None:
+    def _emit_one_side(self, side: Side, rows: Rows, op: int) -> None:
         for piece in rows.pieces():
             if len(piece):
-                self.emission.add(self._result_rows(side, piece.taken(), None, side.times(piece), op))
+                self.output.add(self._result_rows(side, piece.taken(), None, side.times(piece), op))
 
-    def _turn(self, mine: Side, other: Side, rows: Rows, numbers: Any, op: int) -> None:
+    def _emit_null_rows(self, mine: Side, other: Side, rows: Rows, numbers: Any, op: int) -> None:
         """Emits the rows with nulls of the other side that change: with the op DELETE for rows that have got their
         first partner, with INSERT for rows that have lost their last one.
 
@@ -244,7 +244,7 @@ class Join(Joined, FilledFromTable):
         for the key of each.
         """
         for _, rows_of, times in self._partners(mine, other, rows, numbers, latest=op == INSERT):
-            self.emission.add(self._result_rows(other, rows_of, None, times, op))
+            self.output.add(self._result_rows(other, rows_of, None, times, op))
 
     def _partners(
         self, mine: Side, other: Side, rows: Rows, numbers: Any, *, latest: bool
@@ -252,7 +252,7 @@ class Join(Joined, FilledFromTable):
         """Yields (ids, rows, times) of all rows of the other side that have a key of these rows, each row once."""
         if not len(rows):
             return
-        rows, times = _one_a_key(rows, numbers, mine.times(rows), latest)
+        rows, times = _one_per_key(rows, numbers, mine.times(rows), latest)
         for i, ids in other.table.find_chunks(
             rows.data, mine.key_indices, hashes=rows.hashes, selection=rows.selection
         ):
@@ -267,7 +267,7 @@ class Join(Joined, FilledFromTable):
 
     # semi, anti
 
-    def _exists_left(self, batch: Batch) -> None:
+    def _check_left(self, batch: Batch) -> None:
         left, right, semi = self.left, self.right, self.how == "semi"
         takes, adds = left.netted(batch)
         takes, null_takes = left.with_keys(takes)
@@ -278,23 +278,23 @@ class Join(Joined, FilledFromTable):
             known = left.match(takes.where(kept))
             left.table.remove(pa.array(known[known >= 0]))
             kept[kept] = known < 0
-            self._alone(left, takes.where((there if semi else ~there) & ~kept), DELETE)
+            self._emit_one_side(left, takes.where((there if semi else ~there) & ~kept), DELETE)
         if not semi:
-            self._alone(left, null_takes, DELETE)
-            self._alone(left, null_adds, INSERT)
+            self._emit_one_side(left, null_takes, DELETE)
+            self._emit_one_side(left, null_adds, INSERT)
         there = right.key_numbers(adds, left) >= 0
-        self._alone(left, adds.where(there if semi else ~there), INSERT)
+        self._emit_one_side(left, adds.where(there if semi else ~there), INSERT)
         adds = adds if self._right_changes else adds.where(~there)
         left.insert(adds)
 
-    def _exists_right(self, batch: Batch) -> None:
+    def _check_right(self, batch: Batch) -> None:
         right = self.right
         takes, adds = right.netted(batch)
         takes, adds = right.with_keys(takes)[0], right.with_keys(adds)[0]
         came = right.key_numbers(adds) < 0
         new = adds.where(came)
         new_numbers = same_rows(right.only_keys(new))
-        right.insert(_one_a_key(new, new_numbers, None, False)[0])
+        right.insert(_one_per_key(new, new_numbers, None, False)[0])
         gone, gone_numbers = takes, np.zeros(0, np.int64)
         if self._right_changes:
             i, ids = right.find(takes)
@@ -306,18 +306,18 @@ class Join(Joined, FilledFromTable):
         first, second = (INSERT, DELETE) if self.how == "semi" else (DELETE, INSERT)
         for op in (DELETE, INSERT):
             if op == second:
-                self._turn_left(gone, gone_numbers, op, latest=True)
+                self._emit_left_of(gone, gone_numbers, op, latest=True)
             if op == first:
-                self._turn_left(new, new_numbers, op, latest=False)
+                self._emit_left_of(new, new_numbers, op, latest=False)
         right.table.remove(pa.array(np.unique(gone_numbers)))
 
-    def _turn_left(self, rows: Rows, numbers: Any, op: int, *, latest: bool) -> None:
+    def _emit_left_of(self, rows: Rows, numbers: Any, op: int, *, latest: bool) -> None:
         """Emits, with the op, the rows of the left whose keys have appeared on the right or disappeared from it.
         `rows`: the rows of the right.
         """
         over = []
         for ids, found, times in self._partners(self.right, self.left, rows, numbers, latest=latest):
-            self.emission.add(self._result_rows(self.left, found, None, times, op))
+            self.output.add(self._result_rows(self.left, found, None, times, op))
             over.append(ids)
         if over and not self._right_changes:
             self.left.table.remove(pa.concat_arrays(over))
@@ -344,7 +344,7 @@ class Join(Joined, FilledFromTable):
     def _is_everywhere(self, side: Side) -> bool:
         return self._broadcast and side is self.right
 
-    def _described(self) -> dict[str, Any]:
+    def _state_options(self) -> dict[str, Any]:
         names = ("left_changes", "right_changes", "broadcast", "left_keep_ms", "right_keep_ms")
         return {name: getattr(self, f"_{name}") for name in names}
 
@@ -353,7 +353,7 @@ class Join(Joined, FilledFromTable):
         return {**figures, "unknown_takes": self._unknown_takes()} if figures else figures
 
 
-class TableLookup(Joined, FilledFromTable):
+class TableLookup(JoinOperator, FilledFromTable):
     """Each row of the left with the current row of its key in the table on the right. Later changes of the table do
     not change results.
 
@@ -372,7 +372,7 @@ class TableLookup(Joined, FilledFromTable):
         super().__init__(sides, how)
         self._broadcast = broadcast
 
-    def _opened(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
+    def _open_sides(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
         sides = self.sides
         result = Result(sides, left, right, op=False, timed=TIME_COLUMN in left.names)
         self.left = Side("left", left, sides.left_keys, context, order=None)
@@ -394,7 +394,7 @@ class TableLookup(Joined, FilledFromTable):
     def _is_everywhere(self, side: Side) -> bool:
         return self._broadcast
 
-    def _described(self) -> dict[str, Any]:
+    def _state_options(self) -> dict[str, Any]:
         return {"broadcast": True} if self._broadcast else {}  # older checkpoints do not have this fact
 
     def process_right(self, batch: Batch) -> None:
@@ -423,11 +423,11 @@ class TableLookup(Joined, FilledFromTable):
             if len(i):
                 data = piece.at(i)
                 times = data.column(self.left.time).to_numpy() if self.left.timed else None
-                self.emission.add(self.result.rows(data, self.right.table.take(ids), times))
-        self.emission.flush()
+                self.output.add(self.result.rows(data, self.right.table.take(ids), times))
+        self.output.flush()
 
 
-def _one_a_key(rows: Rows, numbers: Any, times: Any, latest: bool) -> tuple[Rows, Any]:
+def _one_per_key(rows: Rows, numbers: Any, times: Any, latest: bool) -> tuple[Rows, Any]:
     """Returns (one row for each number, the earliest or the latest; their times)."""
     order = np.arange(len(rows))
     if times is not None:

@@ -423,7 +423,7 @@ class Result:
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
 
-class Emission:
+class OutputBuffer:
     """A buffer of rows to be emitted, which joins small batches, in order, up to CHUNK_ROWS."""
 
     def __init__(self, emit: Callable[[Batch], None]) -> None:
@@ -446,7 +446,7 @@ class Emission:
             self._emit(Batch(held[0] if len(held) == 1 else pa.concat_batches(held)))
 
 
-class Joined(StatefulOperator, SecondInput):
+class JoinOperator(StatefulOperator, SecondInput):
     """The base of all joins: an operator with two sides, which are kept, saved and restored together."""
 
     spent_at_end = True  # the rows wait for partners that cannot come any more
@@ -469,13 +469,13 @@ class Joined(StatefulOperator, SecondInput):
             raise UserError(f"{self.kind}: there is no second input")
         self.context = context
         self._input, self._other = context.input, context.right
-        self.result = self._opened(context, context.input, context.right)
+        self.result = self._open_sides(context, context.input, context.right)
         stores = [StorePart(side.name, side.store, everywhere=self._is_everywhere(side)) for side in self._kept_sides()]
         self.state_parts = StateParts(context, stores, keyed=len(self.sides.left_keys) > 0)
-        self.emission = Emission(lambda batch: self.emit(batch))
+        self.output = OutputBuffer(lambda batch: self.emit(batch))
         return self.result.schema
 
-    def _opened(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
+    def _open_sides(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
         """Does the part of `open` that differs between joins: sets `left` and `right`, and returns the Result."""
         raise NotImplementedError
 
@@ -499,7 +499,7 @@ class Joined(StatefulOperator, SecondInput):
             "kind": self.kind,
             "keys": columns_schema(keys),
             "how": self.how,
-            **self._described(),
+            **self._state_options(),
             **{side.name: columns_schema(side.kept) for side in self._kept_sides()},
         }
 
@@ -510,7 +510,7 @@ class Joined(StatefulOperator, SecondInput):
         may = any(side.name == fact for side in self._kept_sides())
         return fewer_columns(before, now, f" of the {fact}") if may else None
 
-    def _described(self) -> dict[str, Any]:
+    def _state_options(self) -> dict[str, Any]:
         """Returns the arguments of the constructor on which the state depends, as JSON values."""
         return {}
 
@@ -522,11 +522,11 @@ class Joined(StatefulOperator, SecondInput):
             "right": schema_text(self._other),
             "sides": asdict(self.sides),
             "how": self.how,
-            **self._described(),
+            **self._state_options(),
         }
 
     @classmethod
-    def read_with(cls, reader: Mapping[str, Any]) -> "Joined":
+    def read_with(cls, reader: Mapping[str, Any]) -> "JoinOperator":
         """Makes a join that can read state, from the facts of `state_reader`."""
         given = dict(reader)
         figures = given.pop("sides")
@@ -535,10 +535,10 @@ class Joined(StatefulOperator, SecondInput):
         how = given.pop("how")
         for name in ("keys", "input", "right"):
             del given[name]
-        return cls._made(sides, how, given)
+        return cls._with_options(sides, how, given)
 
     @classmethod
-    def _made(cls, sides: Sides, how: str, given: dict[str, Any]) -> "Joined":
+    def _with_options(cls, sides: Sides, how: str, given: dict[str, Any]) -> "JoinOperator":
         return cls(sides, how, **given)
 
     def contents(self) -> Iterator[pa.RecordBatch]:
@@ -550,7 +550,7 @@ class Joined(StatefulOperator, SecondInput):
         renamed: dict[str, str] = {name: source for source, name in self.sides.right_names}
         for side in self._kept_sides():
             for kept in side.store.contents():
-                rows = self._shown(side, kept)
+                rows = self._visible(side, kept)
                 names = [n if side is self.left else partner.get(n, renamed.get(n)) for n in empty.names[1:]]
                 columns = [
                     rows.column(name) if name in rows.schema.names else pa.nulls(rows.num_rows, kind)
@@ -559,7 +559,7 @@ class Joined(StatefulOperator, SecondInput):
                 which = pa.array([side.name]).take(pa.array(np.zeros(rows.num_rows, np.int32)))
                 yield pa.RecordBatch.from_arrays([which, *columns], schema=empty)
 
-    def _shown(self, side: Side, rows: pa.RecordBatch) -> pa.RecordBatch:
+    def _visible(self, side: Side, rows: pa.RecordBatch) -> pa.RecordBatch:
         """Returns those of the kept rows that `contents` shows."""
         return rows
 

@@ -23,14 +23,14 @@ from sabot.operators.base import (
     Saved,
 )
 from sabot.operators.columns import no_event_time
-from sabot.operators.joins.sides import Joined, Rows, Side
+from sabot.operators.joins.sides import JoinOperator, Rows, Side
 from sabot.operators.late_rows import LateRows
 from sabot.operators.state_parts import last_watermark
 
 LONGEST_MS = 2**60  # the longest interval or tolerance
 
 
-class TimedJoin(Joined, HasBranches):
+class TimedJoin(JoinOperator, HasBranches):
     """A join whose sides both have event time. Raises UserError if one has none."""
 
     def open(self, context: OperatorContext) -> pa.Schema:
@@ -73,15 +73,17 @@ class TimedJoin(Joined, HasBranches):
         self.late[side.name].reject(batch, pa.array(numbers), self.watermark)
         return late
 
-    def emit_alone(self, side: Side, rows: pa.RecordBatch, times: Any, bounds: tuple[int, int] | None = None) -> None:
+    def emit_one_side(
+        self, side: Side, rows: pa.RecordBatch, times: Any, bounds: tuple[int, int] | None = None
+    ) -> None:
         """Emits rows of one side, with nulls for the columns of the other."""
         left, right = (rows, None) if side is self.left else (None, rows)
-        self.emission.add(self.result.rows(left, right, times, bounds=bounds))
+        self.output.add(self.result.rows(left, right, times, bounds=bounds))
 
     def emit_rows(self, side: Side, rows: Rows, times: Any) -> None:
         for start in range(0, len(rows), CHUNK_ROWS):
             end = min(start + CHUNK_ROWS, len(rows))
-            self.emit_alone(side, rows.at(pa.array(np.arange(start, end, dtype=np.int32))), times[start:end])
+            self.emit_one_side(side, rows.at(pa.array(np.arange(start, end, dtype=np.int32))), times[start:end])
 
     def own_facts(self) -> dict[str, Any]:
         return {**super().own_facts(), "watermark": self.watermark, "late_rows": self.late_rows}

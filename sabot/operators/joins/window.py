@@ -14,7 +14,7 @@ from sabot.api.windows import Window
 from sabot.errors import UserError
 from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, OperatorContext, Saved
 from sabot.operators.joins.join import plan_sides
-from sabot.operators.joins.sides import Joined, Result, Rows, Side, Sides
+from sabot.operators.joins.sides import JoinOperator, Result, Rows, Side, Sides
 from sabot.operators.joins.timed import TimedJoin
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
@@ -42,13 +42,13 @@ class WindowJoin(TimedJoin):
             )
         self._window, self._shape = window, WindowShape(window)
 
-    def _opened(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
+    def _open_sides(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
         sides, how = self.sides, self.how
         result = Result(sides, left, right, op=False, timed=True, windowed=True)
         names = [source for source, _ in sides.right_names]
         self.left = Side("left", left, sides.left_keys, context)
         self.right = Side("right", right, sides.right_keys, context, read=names)
-        self._alone = {"left": how in ("left", "full", "anti"), "right": how in ("right", "full")}
+        self._keeps_unmatched = {"left": how in ("left", "full", "anti"), "right": how in ("right", "full")}
         self._panes: list[int] = []  # the starts of the panes that have rows, ascending
         return result
 
@@ -63,7 +63,7 @@ class WindowJoin(TimedJoin):
         self._keep(self.right, self.punctual(self.right, batch))
 
     def _keep(self, side: Side, rows: Rows) -> None:
-        if not self._alone[side.name]:
+        if not self._keeps_unmatched[side.name]:
             rows = side.with_keys(rows)[0]
         if len(rows):
             shape = self._shape
@@ -85,7 +85,7 @@ class WindowJoin(TimedJoin):
             self._expire(self._shape.late_before(end))
         self.set_watermark(watermark_ms)
         self._expire(self.late_before)
-        self.emission.flush()
+        self.output.flush()
         del self._panes[: bisect_left(self._panes, self.late_before)]
 
     def _expire(self, before: int) -> None:
@@ -95,9 +95,9 @@ class WindowJoin(TimedJoin):
     def _emit_window(self, start: int, end: int) -> None:
         left, right, single = self.left, self.right, self.how in ("semi", "anti")
         for rows in self._rows_in(left, start, end):
-            alone = np.ones(len(rows), bool)
+            unmatched = np.ones(len(rows), bool)
             if single:
-                alone = ~self._met(rows, left, right, start, end)
+                unmatched = ~self._has_partner(rows, left, right, start, end)
             else:
                 bounds = {
                     "lower": pa.array(np.full(len(rows), start)),
@@ -105,15 +105,15 @@ class WindowJoin(TimedJoin):
                 }
                 for i, ids in right.table.find_chunks(rows.data, left.key_indices, **bounds):
                     times = np.full(len(i), end - 1)
-                    self.emission.add(self.result.rows(rows.at(i), right.table.take(ids), times, bounds=(start, end)))
-                    alone[i.to_numpy()] = False
+                    self.output.add(self.result.rows(rows.at(i), right.table.take(ids), times, bounds=(start, end)))
+                    unmatched[i.to_numpy()] = False
             if self.how == "semi":
-                alone = ~alone
-            if self._alone["left"] or self.how == "semi":
-                self._emit_where(left, rows, alone, start, end)
-        if self._alone["right"]:
+                unmatched = ~unmatched
+            if self._keeps_unmatched["left"] or self.how == "semi":
+                self._emit_where(left, rows, unmatched, start, end)
+        if self._keeps_unmatched["right"]:
             for rows in self._rows_in(right, start, end):
-                self._emit_where(right, rows, ~self._met(rows, right, left, start, end), start, end)
+                self._emit_where(right, rows, ~self._has_partner(rows, right, left, start, end), start, end)
 
     def _rows_in(self, side: Side, start: int, end: int) -> Iterator[Rows]:
         """Yields the rows of a side in a window, by time, in pieces."""
@@ -122,7 +122,7 @@ class WindowJoin(TimedJoin):
         for first in range(0, len(ids), CHUNK_ROWS):
             yield Rows(side.table.take(ids.slice(first, CHUNK_ROWS)))
 
-    def _met(self, rows: Rows, mine: Side, other: Side, start: int, end: int) -> Any:
+    def _has_partner(self, rows: Rows, mine: Side, other: Side, start: int, end: int) -> Any:
         """Returns True for each row that has a partner in the window (numpy)."""
         last = other.table.last_at(rows.data, mine.key_indices, pa.array(np.full(len(rows), end - 1))).to_numpy()
         met = last >= 0
@@ -132,7 +132,7 @@ class WindowJoin(TimedJoin):
     def _emit_where(self, side: Side, rows: Rows, mask: Any, start: int, end: int) -> None:
         chosen = rows.where(mask)
         if len(chosen):
-            self.emit_alone(side, chosen.taken(), np.full(len(chosen), end - 1), (start, end))
+            self.emit_one_side(side, chosen.taken(), np.full(len(chosen), end - 1), (start, end))
 
     def after_restore(self, saved: Sequence[Saved]) -> None:
         super().after_restore(saved)
@@ -140,14 +140,14 @@ class WindowJoin(TimedJoin):
             times = side.table.orders(side.table.below(END_OF_TIME)).to_numpy()
             self._add_panes(np.unique(times - (times - self._shape.offset) % self._shape.step).tolist())
 
-    def _described(self) -> dict[str, Any]:
+    def _state_options(self) -> dict[str, Any]:
         return {"window": window_words(self._window)}
 
     def state_reader(self) -> dict[str, Any]:
         return {**super().state_reader(), "window": stored_window(self._window)}
 
     @classmethod
-    def _made(cls, sides: Sides, how: str, given: dict[str, Any]) -> Joined:
+    def _with_options(cls, sides: Sides, how: str, given: dict[str, Any]) -> JoinOperator:
         return cls(sides, how, window_of(given))
 
     def statistics(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from sabot.operators.base import (
     Saved,
 )
 from sabot.operators.joins.join import Join, Sides, TableLookup
-from sabot.operators.joins.sides import Joined
+from sabot.operators.joins.sides import JoinOperator
 from tools.operator_run import OperatorRun
 
 FEW = settings(max_examples=15, deadline=None)
@@ -446,7 +446,7 @@ def test_what_comes_out_at_once_is_bounded(tmp_path: Path) -> None:
         (lambda: TableLookup(SIDES, "right"), LEFT, RIGHT, "how='right' is not known"),
     ],
 )
-def test_a_join_says_what_it_cannot_do(make: Callable[[], Joined], left: Any, right: Any, message: str) -> None:
+def test_a_join_says_what_it_cannot_do(make: Callable[[], JoinOperator], left: Any, right: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make().open(OperatorContext(left, right=right))
 

@@ -22,7 +22,7 @@ from sabot.errors import UserError
 from sabot.operators.base import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, UPDATE_AFTER, UPDATE_BEFORE, OperatorContext
 from sabot.operators.joins.asof import AsofJoin
 from sabot.operators.joins.interval import IntervalJoin
-from sabot.operators.joins.sides import Joined, Sides
+from sabot.operators.joins.sides import JoinOperator, Sides
 from sabot.operators.joins.window import WindowJoin
 from tools.operator_run import OperatorRun
 
@@ -53,7 +53,7 @@ SIZES = st.sampled_from([1, 3, 1000])
 
 
 def drive(
-    make: Callable[[], Joined], steps: Any, size: int, right: pa.Schema = RIGHT, ops: bool = False
+    make: Callable[[], JoinOperator], steps: Any, size: int, right: pa.Schema = RIGHT, ops: bool = False
 ) -> tuple[OperatorRun, list[Row], list[Row], int]:
     """-> (the run at its end, the rows of the left (a, k, time) and of the right (rk, b, time) that were not late, late rows).
 
@@ -144,7 +144,7 @@ def test_a_semi_join_without_an_upper_bound_gives_every_row_that_ever_has_a_part
     assert Counter((row["a"], row["k"]) for row in run.results) == Counter(row[:2] for row in want)
 
 
-def start(make: Callable[[], Joined], directory: Path, right: pa.Schema = RIGHT) -> OperatorRun:
+def start(make: Callable[[], JoinOperator], directory: Path, right: pa.Schema = RIGHT) -> OperatorRun:
     return OperatorRun(make, LEFT, ["k"], directory, right=right, right_keys=["rk"], punctual=True)
 
 
@@ -470,7 +470,7 @@ def test_an_as_of_join_agrees_with_duckdb(tmp_path: Path) -> None:
 # All of them
 
 
-MAKERS: list[Callable[[], Joined]] = [
+MAKERS: list[Callable[[], JoinOperator]] = [
     lambda: IntervalJoin(SIDES, "left", -10, 10),
     lambda: WindowJoin(SIDES, "full", tumbling("1s")),
     lambda: AsofJoin(SIDES, "left", strategy="nearest", tolerance_ms=10),
@@ -478,7 +478,7 @@ MAKERS: list[Callable[[], Joined]] = [
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_the_state_can_be_read_by_one_that_its_reader_makes(tmp_path: Path, make: Callable[[], Joined]) -> None:
+def test_the_state_can_be_read_by_one_that_its_reader_makes(tmp_path: Path, make: Callable[[], JoinOperator]) -> None:
     run = start(make, tmp_path)
     run.feed(batch_of([(1, "x", 5), (2, "y", 6)], LEFT))
     run.feed_right(batch_of([("x", 7, 9), ("z", 8, 9)], RIGHT))
@@ -514,13 +514,13 @@ def test_the_state_can_be_read_by_one_that_its_reader_makes(tmp_path: Path, make
         (lambda: AsofJoin(SIDES, "left", strategy="nearest", tolerance_ms=1, right_changes=True), "changes"),
     ],
 )
-def test_what_cannot_be_joined_is_said_at_once(make: Callable[[], Joined], message: str) -> None:
+def test_what_cannot_be_joined_is_said_at_once(make: Callable[[], JoinOperator], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_both_sides_need_event_time(make: Callable[[], Joined]) -> None:
+def test_both_sides_need_event_time(make: Callable[[], JoinOperator]) -> None:
     untimed = pa.schema(list(RIGHT)[:2])
     with pytest.raises(UserError, match="the right side has no event time"):
         make().open(OperatorContext(LEFT, right=untimed))
