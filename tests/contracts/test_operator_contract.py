@@ -46,7 +46,7 @@ NOT_RUN = {
 ONLY_BASES = {
     *("FilledFromTable", "GivesTable", "HasBranches", "HoldsMarks", "Polled", "Restorable", "SecondInput", "Stateful"),
     *("WaitsForCalls", "WritesOutside"),
-    "AskedRows",
+    "QuestionOperator",
     "AsyncOperator",
     "JoinOperator",
     "StatefulOperator",

@@ -71,10 +71,10 @@ class Answers:
         try:
             return (*self._assembled(outcomes), list(outcomes))
         except _NOT_CONVERTED:
-            kept = [self._kept(number, outcome, refuse) for number, outcome in enumerate(outcomes)]
+            kept = [self._checked(number, outcome, refuse) for number, outcome in enumerate(outcomes)]
             return (*self._assembled(kept), kept)
 
-    def _kept(self, number: int, outcome: Any, refuse: Callable[[int, str], Any]) -> Any:
+    def _checked(self, number: int, outcome: Any, refuse: Callable[[int, str], Any]) -> Any:
         try:
             self._assembled([outcome])
         except _NOT_CONVERTED as error:
@@ -94,17 +94,17 @@ class Answers:
                 counts.append(len(outcome))
             elif isinstance(outcome, pa.RecordBatch):
                 if values:
-                    pieces.append(self._made(values))
+                    pieces.append(self._columns_of(values))
                     values = []
                 pieces.append(outcome)
                 counts.append(outcome.num_rows)
             else:
                 counts.append(0)
         if values or not pieces:
-            pieces.append(self._made(values))
+            pieces.append(self._columns_of(values))
         return joined(pieces), np.array(counts, np.int64)
 
-    def _made(self, rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
+    def _columns_of(self, rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
         """Returns the rows as columns. Raises one of _NOT_CONVERTED, whose text names the column."""
         columns = []
         for field, values in zip(
@@ -129,14 +129,14 @@ class BatchAnswers:
         self, name: str, schema: pa.Schema, context: OperatorContext, time: str | None, fixed: Sequence[str]
     ) -> None:
         self._given: Any = None
-        self._made: pa.RecordBatch | None = None
+        self._results: pa.RecordBatch | None = None
         self._fit = MapBatches(lambda batch: self._given, schema, time=time, fixed=fixed)
         self._fit.name = name
         self._fit.emit = self._take
         self.schema = self._fit.open(context)
 
     def _take(self, batch: Batch) -> None:
-        self._made = batch.data
+        self._results = batch.data
 
     def outcome(self, given: Any, data: pa.RecordBatch) -> pa.RecordBatch | None:
         """Returns the batch for the result `given`, or None if it has no rows. Raises UserError for a result that
@@ -146,12 +146,12 @@ class BatchAnswers:
         """
         if given is None:
             return None
-        self._given, self._made = given, None
+        self._given, self._results = given, None
         try:
             self._fit.process(Batch(data))
-            return self._made
+            return self._results
         finally:
-            self._given = self._made = None
+            self._given = self._results = None
 
 
 def joined(pieces: Sequence[pa.RecordBatch]) -> pa.RecordBatch:

@@ -39,7 +39,7 @@ from sabot.operators.base import (
     without_time,
 )
 from sabot.operators.calls.answers import Answers, joined
-from sabot.operators.calls.chunks import Chunk, Done, Segment
+from sabot.operators.calls.chunks import Chunk, EndedCall, Segment
 from sabot.operators.calls.saved import CallsCut, filtered, read_done
 from sabot.operators.row_queue import RowNumbers, RowQueue
 from sabot.operators.state_parts import columns_schema, last_watermark, owned_groups, read_batches
@@ -116,7 +116,7 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
         else:
             self._segments[-1].add_mark(mark)
 
-    def _chunks(self, data: pa.RecordBatch, done: Sequence[Done]) -> Iterable[Chunk]:
+    def _chunks(self, data: pa.RecordBatch, done: Sequence[EndedCall]) -> Iterable[Chunk]:
         """Yields these rows (at least one) as chunks with their calls. `done`: the calls that had ended before a
         restore.
         """
@@ -179,9 +179,9 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
         """Takes the outcomes that have come from the event loop."""
         if self._handover is not None:
             for work, number in self._handover.settled():
-                self._ended(work, number)
+                self._call_ended(work, number)
 
-    def _ended(self, chunk: Any, number: int) -> None:
+    def _call_ended(self, chunk: Any, number: int) -> None:
         """Notes that a call has ended."""
         chunk.settled[number] = True
         self._touched[id(chunk)] = chunk
@@ -229,12 +229,12 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
     def _emit_parts(self, parts: list[tuple[Chunk, RowNumbers]]) -> None:
         if self._skip:
             parts = [part for each in parts if (part := self._without_dead(*each)) is not None]
-        made = self._made(parts) if parts else None
+        made = self._results(parts) if parts else None
         if made is not None:
             for start in range(0, made.num_rows, _EMIT_ROWS):
                 self.emit(Batch(made.slice(start, _EMIT_ROWS)))
 
-    def _made(self, parts: list[tuple[Chunk, RowNumbers]]) -> pa.RecordBatch | None:
+    def _results(self, parts: list[tuple[Chunk, RowNumbers]]) -> pa.RecordBatch | None:
         """Returns the results of these rows, in order, with the columns that `open` has returned, or None if there
         are none.
         """
@@ -245,11 +245,11 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
         outcomes = chunk.outcomes
         dead = np.array([type(outcomes[call]) is Failed for call in calls.tolist()], np.bool_)
         if dead.any():
-            self.bury(chunk, rows[dead], [outcomes[call] for call in calls[dead].tolist()])
+            self.send_to_dead_letters(chunk, rows[dead], [outcomes[call] for call in calls[dead].tolist()])
             rows = rows[~dead]
         return (chunk, rows) if len(rows) else None
 
-    def bury(self, chunk: Chunk, rows: RowNumbers, failed: Sequence[Failed]) -> None:
+    def send_to_dead_letters(self, chunk: Chunk, rows: RowNumbers, failed: Sequence[Failed]) -> None:
         """Emits rows as dead letters: their calls have failed, or their results do not fit the schema."""
         self._dead_rows += len(rows)
         if self._dead is not None:
@@ -276,7 +276,7 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
             given = shown(chunk.data.select(self.user.names).slice(row, 1).to_pylist()[0])
             raise UserError(f"{self.name}: {what}; {given}", hint=self.hint_of_misfit)
         failed = Failed(what, "DataError", 1)
-        self.bury(chunk, np.array([row]), [failed])
+        self.send_to_dead_letters(chunk, np.array([row]), [failed])
         return failed
 
     # -- state --------------------------------------------------------------------------------------------------------
@@ -326,14 +326,14 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
     def restore(self, saved: list[Saved], forgets: frozenset[str] = frozenset()) -> None:
         for part in saved:
             if part.own:
-                self._put_back(part, part.facts["marks"], None)
+                self._restore_part(part, part.facts["marks"], None)
             else:
-                self._put_back(part, [], self._mine(part.facts["subtask"]))
+                self._restore_part(part, [], self._owned_rows(part.facts["subtask"]))
         self._watermark_ms = last_watermark(saved, None)
         if self._watermark_ms is not None and not all(part.own for part in saved):
             self._segments[-1].add_mark(Watermark(self._watermark_ms))
 
-    def _mine(self, subtask: int) -> Callable[[pa.RecordBatch], Any]:
+    def _owned_rows(self, subtask: int) -> Callable[[pa.RecordBatch], Any]:
         """Returns a function that says which rows of an old subtask belong to this one (numpy bool)."""
         context = self._context
         if self._keys:
@@ -344,7 +344,7 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
         all_of_them = context.only is not None or subtask % context.parallelism == context.subtask
         return lambda data: np.full(data.num_rows, all_of_them)
 
-    def _put_back(self, part: Saved, marks: list[list[int]], mine: Callable[[pa.RecordBatch], Any] | None) -> None:
+    def _restore_part(self, part: Saved, marks: list[list[int]], mine: Callable[[pa.RecordBatch], Any] | None) -> None:
         pieces = list(read_batches(part.directory, "rows"))
         done = read_done(part.directory, self._answers_schema(), skip=self._skip)
         start = 0
@@ -365,7 +365,7 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
             self._segments[-1].add_mark(Watermark(ms))
         self._put_rows(data, start, 0 if data is None else data.num_rows, done)
 
-    def _put_rows(self, data: pa.RecordBatch | None, start: int, end: int, done: list[Done]) -> None:
+    def _put_rows(self, data: pa.RecordBatch | None, start: int, end: int, done: list[EndedCall]) -> None:
         if data is None or end <= start:
             return
         here = [(first - start, rows, outcome) for first, rows, outcome in done if start <= first < end]

@@ -14,7 +14,7 @@ CHUNK_ROWS = 1024  # all rows of a chunk stay in memory as long as one of them w
 _TAKE_ROWS = 64  # so many rows become Python objects at a time, on the event loop
 _LOOK_AHEAD = 4096
 
-Done = tuple[int, int, Any]
+EndedCall = tuple[int, int, Any]
 """A call that has ended: (the number of its first row, the number of its rows, its outcome)."""
 
 
@@ -45,7 +45,7 @@ class Chunk(QueuedRows):
     def exhausted(self) -> bool:
         return self._taken >= len(self.outcomes)
 
-    def know(self, number: int, outcome: Any) -> None:
+    def set_outcome(self, number: int, outcome: Any) -> None:
         """Sets the outcome of a call that need not be made. Called before the chunk is given to the crew."""
         if self._known is None:
             self._known = np.zeros(len(self.outcomes), np.bool_)
@@ -89,7 +89,7 @@ class Chunk(QueuedRows):
             first += len(settled)
         return self.rows
 
-    def done(self, rows: RowNumbers, settled: Any) -> Iterator[Done]:
+    def done(self, rows: RowNumbers, settled: Any) -> Iterator[EndedCall]:
         """Yields those of the calls of `rows` that have ended by `settled`. Their rows are numbered by their places
         in `rows`. May be called by any thread.
         """

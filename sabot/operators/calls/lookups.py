@@ -14,7 +14,7 @@ from sabot.api.nodes.read import only_source
 from sabot.errors import UserError
 from sabot.operators.base import OperatorContext, Restorable
 from sabot.operators.calls.async_operator import AsyncOperator
-from sabot.operators.calls.questions import AskedRows, QuestionChunk
+from sabot.operators.calls.questions import QuestionChunk, QuestionOperator
 from sabot.operators.joins.join import TableLookup
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
@@ -22,13 +22,13 @@ from sabot.operators.readers import StateReaders
 _CHUNK_ROWS = 65_536
 
 
-class LookupAsync(AskedRows):
+class LookupAsync(QuestionOperator):
     """A step that adds the columns of `await function(key)` behind those of the row. The function returns a dict with
     the columns of `schema`, or None.
 
     `on`: the key columns. The function gets the value of one column, or a tuple of several. It is not called for a
     key with a null. `names`: the names of added columns that are renamed. `how`: "left" if rows without an answer
-    have nulls, "inner" if they are dropped. `cache_rows`, `cache_ttl_s`: as in AskedRows. After a restore the cache
+    have nulls, "inner" if they are dropped. `cache_rows`, `cache_ttl_s`: as in QuestionOperator. After a restore the cache
     is empty.
 
     Raises UserError for missing key columns, and for keys of nested types.
@@ -69,7 +69,7 @@ class LookupAsync(AskedRows):
                 )
         return output
 
-    def _asked_by(self, data: pa.RecordBatch) -> Iterator[tuple[QuestionChunk, int | None]]:
+    def _question_chunks(self, data: pa.RecordBatch) -> Iterator[tuple[QuestionChunk, int | None]]:
         for start in range(0, data.num_rows, _CHUNK_ROWS):
             piece = data.slice(start, _CHUNK_ROWS)
             codes, keys, null = _distinct([piece.column(name) for name in self._on])

@@ -15,7 +15,7 @@ from sabot.calls.functions import for_each_piece, is_async_generator
 from sabot.operators.base import TIME_COLUMN, OperatorContext, with_time
 from sabot.operators.calls.answers import Answers, BatchAnswers, joined
 from sabot.operators.calls.async_operator import AsyncOperator
-from sabot.operators.calls.chunks import CHUNK_ROWS, Chunk, Done
+from sabot.operators.calls.chunks import CHUNK_ROWS, Chunk, EndedCall
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
 from sabot.operators.row_queue import RowNumbers
@@ -45,7 +45,7 @@ class MapAsync(AsyncOperator):
         **calls: Any,
     ) -> None:
         check_coroutine_function(function, "map_async", pieces=not batch)
-        super().__init__(_gathering(function) if is_async_generator(function) else function, keys=keys, **calls)
+        super().__init__(_collect_results(function) if is_async_generator(function) else function, keys=keys, **calls)
         self._schema, self._batch, self._rows = schema, batch, rows
         self._time, self._fixed = time, fixed
         if batch:
@@ -61,7 +61,7 @@ class MapAsync(AsyncOperator):
         self._output = with_time(self._by_row.schema, self.timed)
         return self._output
 
-    def _chunks(self, data: pa.RecordBatch, done: Sequence[Done]) -> Iterable[Chunk]:
+    def _chunks(self, data: pa.RecordBatch, done: Sequence[EndedCall]) -> Iterable[Chunk]:
         if self._batch:
             yield from self._slices(data, done)
             return
@@ -69,11 +69,11 @@ class MapAsync(AsyncOperator):
         for start in range(0, data.num_rows, CHUNK_ROWS):
             chunk = _RowChunk(data.slice(start, CHUNK_ROWS), self.user.names, self._by_row)
             while at < len(done) and done[at][0] < start + CHUNK_ROWS:
-                chunk.know(done[at][0] - start, done[at][2])
+                chunk.set_outcome(done[at][0] - start, done[at][2])
                 at += 1
             yield chunk
 
-    def _slices(self, data: pa.RecordBatch, done: Sequence[Done]) -> Iterator[Chunk]:
+    def _slices(self, data: pa.RecordBatch, done: Sequence[EndedCall]) -> Iterator[Chunk]:
         start = 0
         for first, rows, outcome in [*done, (data.num_rows, 0, None)]:
             for begin in range(start, first, self._rows):
@@ -81,11 +81,11 @@ class MapAsync(AsyncOperator):
                 yield _SliceChunk(piece, self.user.names, self._by_batch)
             if rows:
                 chunk = _SliceChunk(data.slice(first, rows), self.user.names, self._by_batch)
-                chunk.know(0, outcome)
+                chunk.set_outcome(0, outcome)
                 yield chunk
             start = first + rows
 
-    def _made(self, parts: list[tuple[Chunk, RowNumbers]]) -> pa.RecordBatch | None:
+    def _results(self, parts: list[tuple[Chunk, RowNumbers]]) -> pa.RecordBatch | None:
         if self._batch:
             batches = [made for chunk, _ in parts if (made := chunk.outcomes[0]) is not None and made.num_rows]
             return joined(batches) if batches else None
@@ -96,7 +96,9 @@ class MapAsync(AsyncOperator):
                 outcomes += chunk.outcomes[first : last + 1]
             else:
                 outcomes += [chunk.outcomes[row] for row in rows.tolist()]
-        made, counts, _ = self._by_row.columns(outcomes, lambda number, what: self.misfit(*_at(parts, number), what))
+        made, counts, _ = self._by_row.columns(
+            outcomes, lambda number, what: self.misfit(*_row_at(parts, number), what)
+        )
         if not made.num_rows:
             return None
         if self.timed:
@@ -117,7 +119,7 @@ class MapAsync(AsyncOperator):
         return self._by_batch.schema if self._batch else self._by_row.schema
 
 
-def _gathering(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _collect_results(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Wraps an async generator: returns a coroutine function that collects its rows into a list. So the rows of a
     call are emitted together when it has ended, and a call that fails half way or is made again after a restore emits
     none twice.
@@ -160,12 +162,12 @@ class _SliceChunk(Chunk):
     def outcome(self, number: int, result: Any) -> Any:
         return self._answers.outcome(result, self.data)
 
-    def done(self, rows: RowNumbers, settled: Any) -> Iterator[Done]:
+    def done(self, rows: RowNumbers, settled: Any) -> Iterator[EndedCall]:
         if settled[0]:
             yield 0, len(rows), self.outcomes[0]
 
 
-def _at(parts: list[tuple[Chunk, RowNumbers]], number: int) -> tuple[Chunk, int]:
+def _row_at(parts: list[tuple[Chunk, RowNumbers]], number: int) -> tuple[Chunk, int]:
     """Returns the chunk and the row of row `number`, counted over all parts."""
     for chunk, rows in parts:
         if number < len(rows):

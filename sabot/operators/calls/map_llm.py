@@ -16,8 +16,8 @@ from sabot.errors import UserError
 from sabot.operators.base import OperatorContext
 from sabot.operators.calls.answers import Answers
 from sabot.operators.calls.async_operator import AsyncOperator
-from sabot.operators.calls.chunks import Done
-from sabot.operators.calls.questions import AskedRows, QuestionChunk
+from sabot.operators.calls.chunks import EndedCall
+from sabot.operators.calls.questions import QuestionChunk, QuestionOperator
 from sabot.operators.expressions.compiled import compile_expr
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
@@ -45,7 +45,7 @@ class _PromptChunk(QuestionChunk):
         return result
 
 
-class MapLlm(AskedRows):
+class MapLlm(QuestionOperator):
     """A step that adds the columns of a model's answer behind those of the row. No call is made for a null prompt,
     whose columns are null.
 
@@ -102,7 +102,7 @@ class MapLlm(AskedRows):
             raise UserError(f"{where}: {type(error).__name__}: {error}") from error
         return given_prompts(given, data.num_rows, where)
 
-    def _asked_by(self, data: pa.RecordBatch) -> Iterator[tuple[QuestionChunk, int | None]]:
+    def _question_chunks(self, data: pa.RecordBatch) -> Iterator[tuple[QuestionChunk, int | None]]:
         for start in range(0, data.num_rows, _CHUNK_ROWS):
             piece = data.slice(start, _CHUNK_ROWS)
             column = self._prompts(piece.select(self.user.names))
@@ -114,7 +114,7 @@ class MapLlm(AskedRows):
                 questions.append(None)
             yield _PromptChunk(piece, codes, prompts, questions, self.answer), none
 
-    def _restored(self, chunk: QuestionChunk, done: Done, start: int) -> Any:
+    def _restored(self, chunk: QuestionChunk, done: EndedCall, start: int) -> Any:
         question = chunk.questions[int(chunk.codes[done[0] - start])]
         if not isinstance(done[2], pa.RecordBatch) or question is None:
             return done[2]

@@ -17,7 +17,7 @@ from sabot.errors import UserError
 from sabot.operators.base import OperatorContext, with_time
 from sabot.operators.calls.answers import Answers, joined
 from sabot.operators.calls.async_operator import AsyncOperator
-from sabot.operators.calls.chunks import Chunk, Done
+from sabot.operators.calls.chunks import Chunk, EndedCall
 from sabot.operators.row_queue import RowNumbers
 
 _TAKE_QUESTIONS = 64  # so many questions become Python objects at a time, on the event loop
@@ -57,9 +57,9 @@ class QuestionChunk(Chunk):
         return self._answers.outcome(result)
 
 
-class AskedRows(AsyncOperator):
+class QuestionOperator(AsyncOperator):
     """The base class: adds the columns of `schema` to each row. A subclass yields chunks with the questions of rows
-    (`_asked_by`).
+    (`_question_chunks`).
 
     `names`: the names of added columns that are renamed. `inner`: True if rows without an answer are dropped, False
     if they have nulls. `cache_rows`: the number of answers that are kept; the least recently used one is removed
@@ -105,29 +105,29 @@ class AskedRows(AsyncOperator):
 
     # -- questions ----------------------------------------------------------------------------------------------------
 
-    def _asked_by(self, data: pa.RecordBatch) -> Iterable[tuple[QuestionChunk, int | None]]:
+    def _question_chunks(self, data: pa.RecordBatch) -> Iterable[tuple[QuestionChunk, int | None]]:
         """Yields these rows as chunks, in order, each with the number of the call that is not made because its rows
         have no question, or None.
         """
         raise NotImplementedError
 
-    def _chunks(self, data: pa.RecordBatch, done: Sequence[Done]) -> Iterable[Chunk]:
+    def _chunks(self, data: pa.RecordBatch, done: Sequence[EndedCall]) -> Iterable[Chunk]:
         at = start = 0
-        for chunk, none in self._asked_by(data):
+        for chunk, none in self._question_chunks(data):
             if none is not None:
-                chunk.know(none, None)
+                chunk.set_outcome(none, None)
             while at < len(done) and done[at][0] < start + chunk.rows:
-                chunk.know(int(chunk.codes[done[at][0] - start]), self._restored(chunk, done[at], start))
+                chunk.set_outcome(int(chunk.codes[done[at][0] - start]), self._restored(chunk, done[at], start))
                 at += 1
             start += chunk.rows
-            self._ask(chunk)
+            self._plan_calls(chunk)
             yield chunk
 
-    def _restored(self, chunk: QuestionChunk, done: Done, start: int) -> Any:
+    def _restored(self, chunk: QuestionChunk, done: EndedCall, start: int) -> Any:
         """Returns the outcome of a call that had ended before a restore."""
         return done[2]
 
-    def _ask(self, chunk: QuestionChunk) -> None:
+    def _plan_calls(self, chunk: QuestionChunk) -> None:
         """Sets the outcomes of questions with kept answers. Of the other questions, the chunk makes the calls that no
         other chunk is making.
         """
@@ -139,33 +139,33 @@ class AskedRows(AsyncOperator):
                 continue
             answer = questions.known(question, now)
             if answer is not UNKNOWN:
-                chunk.know(number, answer)
+                chunk.set_outcome(number, answer)
             elif (waiting := questions.under_way(question)) is not None:
                 waiting.append((chunk, number))
             else:
                 chunk.owned.append(number)
 
-    def _ended(self, chunk: Any, number: int) -> None:
+    def _call_ended(self, chunk: Any, number: int) -> None:
         question, outcome = chunk.questions[number], chunk.outcomes[number]
-        super()._ended(chunk, number)
+        super()._call_ended(chunk, number)
         for other, its in self.known.answered(question, outcome, keep=type(outcome) is not Failed):
             other.outcomes[its] = outcome
-            super()._ended(other, its)
+            super()._call_ended(other, its)
 
     # -- output -------------------------------------------------------------------------------------------------------
 
-    def _made(self, parts: list[tuple[Chunk, RowNumbers]]) -> pa.RecordBatch | None:
-        pieces = [piece for chunk, rows in parts if (piece := self._beside(chunk, rows)).num_rows]
+    def _results(self, parts: list[tuple[Chunk, RowNumbers]]) -> pa.RecordBatch | None:
+        pieces = [piece for chunk, rows in parts if (piece := self._with_answers(chunk, rows)).num_rows]
         return joined(pieces) if pieces else None
 
-    def _beside(self, chunk: Chunk, rows: RowNumbers) -> pa.RecordBatch:
+    def _with_answers(self, chunk: Chunk, rows: RowNumbers) -> pa.RecordBatch:
         calls, places = np.unique(chunk.codes[rows], return_inverse=True)
         outcomes = [chunk.outcomes[call] for call in calls.tolist()]
 
         def refuse(number: int, what: str) -> Any:
             mine = np.flatnonzero(places == number)
             failed = self.misfit(chunk, int(rows[mine[0]]), what)
-            self.bury(chunk, rows[mine[1:]], [failed] * (len(mine) - 1))
+            self.send_to_dead_letters(chunk, rows[mine[1:]], [failed] * (len(mine) - 1))
             return failed
 
         answers, counts, outcomes = self.answer.columns(outcomes, refuse)

@@ -15,7 +15,7 @@ from sabot.calls.handover import Failed
 from sabot.errors import CorruptCheckpoint
 from sabot.operators.base import Cut
 from sabot.operators.calls.answers import Answers, joined
-from sabot.operators.calls.chunks import Chunk, Done
+from sabot.operators.calls.chunks import Chunk, EndedCall
 from sabot.operators.row_queue import RowNumbers
 from sabot.operators.state_parts import Batches, PartsCut, read_batches
 
@@ -34,7 +34,7 @@ class CallsCut:
 
     def save(self, directory: Path) -> int:
         rows: list[pa.RecordBatch] = []
-        done: list[Done] = []
+        done: list[EndedCall] = []
         before = 0
         for chunk, numbers, settled in self._waiting:
             rows.append(chunk.data.take(pa.array(numbers)))
@@ -75,7 +75,7 @@ class CallsCut:
         self._waiting = []
 
 
-def read_done(directory: Path, schema: pa.Schema | None, *, skip: bool) -> list[Done]:
+def read_done(directory: Path, schema: pa.Schema | None, *, skip: bool) -> list[EndedCall]:
     """Returns the calls that had ended at the checkpoint. Raises CorruptCheckpoint if results are missing.
 
     `schema`: the columns of outcomes. If the program has other columns now, or if it is None, nothing is returned and
@@ -87,7 +87,7 @@ def read_done(directory: Path, schema: pa.Schema | None, *, skip: bool) -> list[
     if not table.num_rows or (results and (schema is None or not results[0].schema.equals(schema))):
         return []
     made = joined(results) if results else None
-    done: list[Done] = []
+    done: list[EndedCall] = []
     at = 0
     for row in table.to_pylist():
         outcome: Any = None
@@ -104,7 +104,7 @@ def read_done(directory: Path, schema: pa.Schema | None, *, skip: bool) -> list[
     return done
 
 
-def filtered(data: pa.RecordBatch, done: list[Done], mask: Any) -> tuple[pa.RecordBatch, list[Done]]:
+def filtered(data: pa.RecordBatch, done: list[EndedCall], mask: Any) -> tuple[pa.RecordBatch, list[EndedCall]]:
     """Returns the rows where the mask is True, and the calls all of whose rows are among them."""
     places = np.cumsum(mask) - 1
     kept = [(int(places[first]), rows, outcome) for first, rows, outcome in done if mask[first : first + rows].all()]

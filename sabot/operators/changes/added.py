@@ -70,7 +70,7 @@ class AddedGroups(StoredGroups):
             time, never = aggregator.kernel_index("max", TIME_COLUMN), aggregator.width
             self._filters = [never if place == time else each for place, each in enumerate(aggregator.filters)]
             self._time_filters = [-1 if place == time else never for place in range(len(aggregator.filters))]
-        self.alone = partial(AddedGroups, keys, aggregates, input, OperatorContext(input))
+        self.make_empty = partial(AddedGroups, keys, aggregates, input, OperatorContext(input))
         self.begin(context)
 
     def results(self, table: GroupTable, slots: pa.Int32Array) -> tuple[Any, Any, list[Array]]:

@@ -55,21 +55,21 @@ class TableOperator(StatefulOperator, GivesTable, FilledFromTable):
         self.key_names = list(keys)
 
     @abstractmethod
-    def _make(self, context: OperatorContext) -> "Groups":
+    def _make_groups(self, context: OperatorContext) -> "Groups":
         """Returns the empty state of the groups. `self.rows` is set by then: the columns of the input without
         OP_COLUMN.
         """
 
     def _order(self) -> list[str]:
         """Returns the names of the result's columns, in order: the keys, then the fields."""
-        return [*self.key_names, *(field.name for field in self._there().fields)]
+        return [*self.key_names, *(field.name for field in self._require_groups().fields)]
 
     def open(self, context: OperatorContext) -> pa.Schema:
         place = context.input.get_field_index(OP_COLUMN)
         self.rows = context.input if place < 0 else context.input.remove(place)
         self._timed = TIME_COLUMN in self.rows.names
         self.keys, _ = key_columns(self.key_names, self.rows)
-        self._groups = self._make(context)
+        self._groups = self._make_groups(context)
         self.state_parts = StateParts(context, self._groups.parts(), keyed=len(self.key_names) > 0)
         self._touches = Touches()
         fields = result_schema([*self.keys, *self._groups.fields], timed=False)
@@ -82,7 +82,7 @@ class TableOperator(StatefulOperator, GivesTable, FilledFromTable):
     def process(self, batch: Batch) -> None:
         if not batch.num_rows:
             return
-        groups, data = self._there(), batch.data
+        groups, data = self._require_groups(), batch.data
         keys = [data.schema.get_field_index(name) for name in self.key_names]
         with groups.changing:
             groups.fetch(batch, keys)
@@ -125,14 +125,14 @@ class TableOperator(StatefulOperator, GivesTable, FilledFromTable):
         return (times if batch.selection is None else times.take(batch.selection)).to_numpy()
 
     def group_count(self) -> int:
-        return self._there().count
+        return self._require_groups().count
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        for columns in self._there().contents():
+        for columns in self._require_groups().contents():
             yield pa.RecordBatch.from_arrays([columns[place] for place in self._places], schema=self._columns)
 
     def table(self) -> Iterator[Batch]:
-        for rows, times, columns in self._there().current():
+        for rows, times, columns in self._require_groups().current():
             columns = [columns[place] for place in self._places]
             columns.append(pa.array(np.full(rows, INSERT, np.int8)))
             if self._timed:
@@ -146,7 +146,7 @@ class TableOperator(StatefulOperator, GivesTable, FilledFromTable):
     def statistics(self) -> dict[str, Any]:
         return {} if self._groups is None else self._groups.statistics()
 
-    def _there(self) -> "Groups":
+    def _require_groups(self) -> "Groups":
         assert self._groups is not None
         return self._groups
 
@@ -211,7 +211,7 @@ class GroupAggregate(TableOperator):
         try:
             for batch in rows:
                 other.process(batch)
-            groups, made = self._there(), other._there()
+            groups, made = self._require_groups(), other._require_groups()
             assert isinstance(groups, RemovableGroups)
             assert isinstance(made, RemovableGroups)
             groups.take_parts(made, [i for i, each in enumerate(self._aggregates) if each.name in names])
@@ -220,13 +220,13 @@ class GroupAggregate(TableOperator):
             if folder is not None:
                 remove_tree(folder)
 
-    def _make(self, context: OperatorContext) -> "Groups":
+    def _make_groups(self, context: OperatorContext) -> "Groups":
         self._context = context
         context = replace(context, parted_by=self.parted_by)
         return (RemovableGroups if self._changes else AddedGroups)(self.key_names, self._aggregates, self.rows, context)
 
     def before_restore(self, saved: Sequence[Saved]) -> None:
-        groups, now = self._there(), self.state_schema()["aggregates"]
+        groups, now = self._require_groups(), self.state_schema()["aggregates"]
         assert isinstance(groups, StoredGroups)
         hidden = [[*ROWS_OF_A_KEY], *([["", "event time", "int64"]] if self._timed else [])]
         groups.migration = migration_of(
@@ -246,7 +246,7 @@ class GroupAggregate(TableOperator):
         return make(self.key_names, aggregates, input, OperatorContext(input)).layout
 
     def state_schema(self) -> dict[str, Any]:
-        aggregates = aggregates_schema(self._aggregates, self._there().fields, self.rows)
+        aggregates = aggregates_schema(self._aggregates, self._require_groups().fields, self.rows)
         return {"kind": "groups", "keys": columns_schema(self.keys), "changes": self._changes, **aggregates}
 
     def state_reader(self) -> dict[str, Any]:

@@ -60,20 +60,20 @@ class Materialize(StatefulOperator, FilledFromTable):
         self._names = list(keys)
         self.parted_by = tuple(keys)
         self._given = False
-        self._table: _Counted | None = None
+        self._table: RowCounts | None = None
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._timed = TIME_COLUMN in context.input.names
         self._columns = without_marks(context.input)
         key_columns(self._names, context.input)  # raises for columns that are missing
-        self._table = _Counted(self._columns, self._names, self._timed, context)
+        self._table = RowCounts(self._columns, self._names, self._timed, context)
         self.state_parts = StateParts(context, [self._table], keyed=bool(self._names))
         self._schema = with_time(self._columns, self._timed)
         return self._schema
 
     def process(self, batch: Batch) -> None:
         if batch.num_rows:
-            self._there().add(batch.taken())
+            self._require_table().add(batch.taken())
 
     def advance(self, watermark_ms: int) -> int | None:
         if watermark_ms == END_OF_TIME:  # the rows must be emitted before the next operator gets END_OF_TIME
@@ -84,12 +84,12 @@ class Materialize(StatefulOperator, FilledFromTable):
     def finish(self) -> None:
         if not self._given:
             self._given = True
-            for rows in self._there().rows(self._schema):
+            for rows in self._require_table().rows(self._schema):
                 self.emit(Batch(rows))
-            self._there().store.drop(0)
+            self._require_table().store.drop(0)
 
     def group_count(self) -> int:
-        return self._there().store.statistics()["groups"]
+        return self._require_table().store.statistics()["groups"]
 
     def own_facts(self) -> dict[str, Any]:
         return {"given": self._given}
@@ -110,7 +110,7 @@ class Materialize(StatefulOperator, FilledFromTable):
         return {"keys": self._names, "input": schema_text(with_time(self._columns, self._timed))}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        yield from self._there().rows(self._columns)
+        yield from self._require_table().rows(self._columns)
 
     def close(self) -> None:
         if self._table is not None:
@@ -119,12 +119,12 @@ class Materialize(StatefulOperator, FilledFromTable):
     def statistics(self) -> dict[str, Any]:
         return {} if self._table is None else dict(self._table.store.statistics())
 
-    def _there(self) -> "_Counted":
+    def _require_table(self) -> "RowCounts":
         assert self._table is not None
         return self._table
 
 
-class _Counted(StatePart):
+class RowCounts(StatePart):
     """The distinct rows of a table, each with its count and its latest event time.
 
     The key of a row in the store is the whole row: its columns, if the store can have all of them as keys, else one

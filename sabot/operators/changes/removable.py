@@ -77,7 +77,7 @@ class RemovableGroups(StoredGroups):
         ]
         hidden = [StatePlace([0], ()), *([StatePlace([self._figures], ())] if self._timed else [])]
         self.layout = StateLayout(partial(GroupTable, described.keys, figures), self.saved_schema, [*places, *hidden])
-        self.alone = partial(RemovableGroups, keys, aggregates, input, OperatorContext(input))
+        self.make_empty = partial(RemovableGroups, keys, aggregates, input, OperatorContext(input))
         self.begin(context)
 
     def _part(self, aggregate: AggregateColumn, result: pa.DataType) -> "WholeSums | SlotValues":
@@ -214,4 +214,4 @@ class LastOfChanges(RemovableGroups):
         fields = pa.schema([field for field in without_marks(input) if field.name not in keys])
         super().__init__(keys, [], input, context, [WholeRows(fields)])
         self.fields = list(fields)
-        self.alone = partial(LastOfChanges, keys, input, OperatorContext(input))
+        self.make_empty = partial(LastOfChanges, keys, input, OperatorContext(input))

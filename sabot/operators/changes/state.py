@@ -115,15 +115,15 @@ class StoredGroups(Groups):
     """Groups with accumulators in a TableStore. They may have further state outside of it, by slot; `SpilledGroups`
     then keeps the memory budget.
 
-    `alone`: makes empty groups of the same aggregates, in memory.
+    `make_empty`: makes empty groups of the same aggregates, in memory.
     """
 
     store: TableStore
     saved_schema: pa.Schema  # the columns of `saved_of`: the keys, then the state outside the store
-    layout: (
-        StateLayout  # the layout of the state of each aggregate, then of the row count and the event time of the result
-    )
-    alone: Callable[[], "StoredGroups"]
+    layout: StateLayout
+    """The layout of the state of each aggregate, then of the row count and the event time of the result."""
+
+    make_empty: Callable[[], "StoredGroups"]
     migration: StateMigration | None = None
     """Converts the groups of a checkpoint with other aggregates. Set before a restore."""
 
@@ -134,17 +134,17 @@ class StoredGroups(Groups):
         beside = list(self.saved_schema)[self._width :]
         self._rows = pa.schema([*self._states, *beside])
         self._owners = context.owners(self.saved_schema.names[: self._width])
-        self._beside_rows = SlotRows(self.saved_schema)
-        self._has_beside = len(beside) > 0
+        self._extra_rows = SlotRows(self.saved_schema)
+        self._has_extra_state = len(beside) > 0
         self._spilled = SpilledGroups(
             self,
             self.store,
-            self._beside_rows,
+            self._extra_rows,
             self._rows,
             range(self._width),
             context,
             self._migration,
-            spills=self._has_beside,
+            spills=self._has_extra_state,
             owners=self._owners,
         )
 
@@ -193,13 +193,13 @@ class StoredGroups(Groups):
     def contents(self) -> Iterator[list[Array]]:
         yield from self.contents_in_memory()
         for rows in self._spilled.read(_PANE):
-            some = self.alone()
+            some = self.make_empty()
             some.put(_PANE, rows)
             yield from some.contents_in_memory()
 
     def every(self) -> Iterator[pa.RecordBatch]:
         """Yields all groups, in pieces, with the columns of `rows_of`."""
-        if not self._has_beside:
+        if not self._has_extra_state:
             yield from self.store.export()
             return
         for slots in slot_pieces(self.store.table()):
@@ -208,7 +208,7 @@ class StoredGroups(Groups):
 
     def current(self) -> Iterator[tuple[int, Any, list[Array]]]:
         for rows in self.every():
-            some = self.alone()
+            some = self.make_empty()
             some.put(_PANE, rows)
             table = some.store.table()
             slots = table.slots().filter(pa.array(some.results(table, table.slots())[0] > 0))
@@ -239,9 +239,9 @@ class StoredGroups(Groups):
         return [TablesPart("tables", self.store, self._migration), rows, self._spilled]
 
     def _saved(self) -> Batches | list[pa.RecordBatch]:
-        if not self._has_beside or not len(table := self.store.table()):
+        if not self._has_extra_state or not len(table := self.store.table()):
             return []
-        return self._beside_rows.cut([(_PANE, table, partial(self.saved_of, table))])
+        return self._extra_rows.cut([(_PANE, table, partial(self.saved_of, table))])
 
     def _load(self, state: pa.RecordBatch) -> None:
         """Restores rows of a checkpoint for groups that the store already has."""
@@ -249,10 +249,10 @@ class StoredGroups(Groups):
 
     @property
     def changing(self) -> "AbstractContextManager[Any]":
-        return self._beside_rows.changing
+        return self._extra_rows.changing
 
     def note(self, slots: pa.Int32Array) -> None:
-        self._beside_rows.note(slots, _PANE)
+        self._extra_rows.note(slots, _PANE)
 
     def _renewed(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         return rows if self.migration is None else self.migration.beside(rows)
@@ -260,7 +260,7 @@ class StoredGroups(Groups):
     def close(self) -> None:
         self.store.close()
         self._spilled.close()
-        if not self._beside_rows.holds(_PANE):
+        if not self._extra_rows.holds(_PANE):
             self.forget_all()
 
     def statistics(self) -> dict[str, Any]:

@@ -66,11 +66,11 @@ def net(batch: Batch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         return data.slice(0, 0), data
     if takes.all():
         return data, data.slice(0, 0)
-    left = _left(same_rows(data), takes)
+    left = _uncancelled(same_rows(data), takes)
     return data.take(pa.array(np.flatnonzero(left & takes))), data.take(pa.array(np.flatnonzero(left & ~takes)))
 
 
-def _left(rows: Any, takes: Any) -> Any:
+def _uncancelled(rows: Any, takes: Any) -> Any:
     """Returns True for each row that no opposite change cancels (numpy bool).
 
     `rows`: a number for each row, the same for equal rows. `takes`: True for each row to be removed.
@@ -119,7 +119,7 @@ class Upsert(TableOperator):
         self._untimed = False  # True after a restore of rows that were saved without event times
         self._last_only = deletes or not changes  # True if only the last row of each key is kept, False if all rows are
 
-    def _make(self, context: OperatorContext) -> Groups:
+    def _make_groups(self, context: OperatorContext) -> Groups:
         kind = LatestRows if self._last_only else LastOfChanges
         return kind(self.key_names, self.rows, context)
 

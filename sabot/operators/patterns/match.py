@@ -31,7 +31,7 @@ from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.patterns.measures import TIMESTAMP, MatchedRows, Measures
 from sabot.operators.patterns.pattern_rows import PatternRows
 from sabot.operators.patterns.plan import PatternPlan
-from sabot.operators.patterns.state import Partials, PatternState, contents_of
+from sabot.operators.patterns.state import PartialMatches, PatternState, contents_of
 from sabot.operators.readers import StateReaders
 from sabot.operators.state_parts import StatefulOperator, StateParts, columns_schema, last_watermark
 
@@ -91,7 +91,7 @@ class Pattern(StatefulOperator):
             max_rows=_ROWS_A_PARTIAL * self._max_partial,
         )
         self._rows = PatternRows(self._measures.rows)
-        self._state = Partials(
+        self._state = PartialMatches(
             self._known,
             self._key_indices,
             self._table,
@@ -107,7 +107,7 @@ class Pattern(StatefulOperator):
         return self._schema
 
     def process(self, batch: Batch) -> None:
-        batch = self._on_time(batch)
+        batch = self._without_late(batch)
         if self._can_fail and batch.selection is not None:
             batch = batch.with_data(batch.taken())  # a row that is not selected must not raise an error
         data, table, state = batch.data, self._table, self._state
@@ -132,8 +132,8 @@ class Pattern(StatefulOperator):
                 try:
                     done = table.walk()
                 except TooManyPartials as error:
-                    raise self._crowded(error.args[0]) from None
-                found = self._found(data)
+                    raise self._too_many_error(error.args[0]) from None
+                found = self._new_matches(data)
             self._emit(found)
         self._settle()
 
@@ -143,7 +143,7 @@ class Pattern(StatefulOperator):
             self._state.tidy()
             self._state.settle()
 
-    def _on_time(self, batch: Batch) -> Batch:
+    def _without_late(self, batch: Batch) -> Batch:
         """Returns the batch without its late rows, which are counted and go to their branch."""
         times, watermark = batch.data.column(self._time), self._watermark_ms
         if watermark is None or not len(times) or pc.min(times).as_py() >= watermark:
@@ -155,7 +155,7 @@ class Pattern(StatefulOperator):
         self._late.reject(batch, pa.array(rows[late]), watermark)
         return batch.with_selection(pa.array(rows[~late]), batch.hashes)
 
-    def _crowded(self, slot: int) -> UserError:
+    def _too_many_error(self, slot: int) -> UserError:
         keys = self._known.key_columns(pa.array([slot], pa.int32()))
         words = ", ".join(f"{name} = {shown(key[0])}" for name, key in zip(self._names, keys, strict=True))
         return UserError(
@@ -165,7 +165,7 @@ class Pattern(StatefulOperator):
             'skip="past_last", or a greater max_partial; for steps with many rows measure only count(), first() and last()',
         )
 
-    def _found(self, data: pa.RecordBatch | None) -> tuple[Any, ...]:
+    def _new_matches(self, data: pa.RecordBatch | None) -> tuple[Any, ...]:
         """Returns the matches that were found since the last call, for `_emit`.
 
         `data`: the batch whose rows the table has added to matches, or None.
@@ -208,7 +208,7 @@ class Pattern(StatefulOperator):
                     if state.is_held:
                         state.note(table.due(watermark_ms))
                     done = table.expire(watermark_ms)
-                    found = self._found(None)
+                    found = self._new_matches(None)
                 self._emit(found)
             with state.changing:
                 state.tidy()

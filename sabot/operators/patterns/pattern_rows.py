@@ -47,7 +47,7 @@ class PatternRows:
 
     def taken(self, rows: Any) -> pa.RecordBatch:
         """Returns the rows with these numbers (numpy, in any order, with repeats)."""
-        return _gathered(self.schema, self._pieces, self._first, rows)
+        return _take_rows(self.schema, self._pieces, self._first, rows)
 
     def clear(self) -> None:
         """Removes all rows."""
@@ -63,7 +63,7 @@ class PatternRows:
     def frozen(self) -> Callable[[Any], pa.RecordBatch]:
         """Returns a function like `taken` over the rows as they are now, for another thread."""
         schema, pieces, first = self.schema, list(self._pieces), list(self._first)
-        return lambda rows: _gathered(schema, pieces, first, rows)
+        return lambda rows: _take_rows(schema, pieces, first, rows)
 
 
 def row_pieces(taken: Callable[[Any], pa.RecordBatch], rows: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -74,7 +74,7 @@ def row_pieces(taken: Callable[[Any], pa.RecordBatch], rows: Any) -> Iterator[tu
         yield start, taken(rows[start : start + CHUNK_ROWS])
 
 
-def _gathered(schema: pa.Schema, pieces: Sequence[pa.RecordBatch], first: Sequence[int], rows: Any) -> pa.RecordBatch:
+def _take_rows(schema: pa.Schema, pieces: Sequence[pa.RecordBatch], first: Sequence[int], rows: Any) -> pa.RecordBatch:
     """Returns the rows with these numbers. Looks into each piece once."""
     if not len(rows) or not len(schema):
         return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)

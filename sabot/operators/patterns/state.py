@@ -36,7 +36,7 @@ _OTHER = "this is not the state of this pattern"
 _HINT = "keys, pattern and measures cannot change between a checkpoint and its restore"
 
 
-class Partials(SlotState):
+class PartialMatches(SlotState):
     """The partial matches of a table, with their keys and rows. Above the memory budget, the keys that have not come
     for longest are moved to disk.
 
@@ -93,7 +93,7 @@ class Partials(SlotState):
         key_of = np.repeat(np.arange(len(starts)), np.diff(of_nodes))
         prev, row = nodes.column("prev").to_numpy(), nodes.column("row").to_numpy()
         prev = np.where(prev < 0, -1, prev - of_nodes[key_of])
-        numbers, of_rows, row = _numbered(row, key_of, len(starts))
+        numbers, of_rows, row = _number_rows(row, key_of, len(starts))
         local = pa.array(node - np.repeat(of_nodes[:-1], np.diff(of_partials)))
         found = {
             "partials": (of_partials, [*partials.columns[1:9], local, *partials.columns[10:]]),
@@ -121,10 +121,12 @@ class Partials(SlotState):
         try:
             of_partials = np.repeat(np.arange(len(slots)), counts["partials"])
             of_nodes = np.repeat(np.arange(len(slots)), counts["nodes"])
-            columns["partials"]["node"] = _joined(columns["partials"]["node"], of_partials, firsts, counts, "nodes", 0)
-            columns["nodes"]["prev"] = _joined(columns["nodes"]["prev"], of_nodes, firsts, counts, "nodes", -1)
+            columns["partials"]["node"] = _global_places(
+                columns["partials"]["node"], of_partials, firsts, counts, "nodes", 0
+            )
+            columns["nodes"]["prev"] = _global_places(columns["nodes"]["prev"], of_nodes, firsts, counts, "nodes", -1)
             if "rows" in self._inner:
-                columns["nodes"]["row"] = _joined(columns["nodes"]["row"], of_nodes, firsts, counts, "rows", -1)
+                columns["nodes"]["row"] = _global_places(columns["nodes"]["row"], of_nodes, firsts, counts, "rows", -1)
             partials = pa.record_batch({"slot": slots.take(pa.array(of_partials)), **columns["partials"]})
             self._table.load(partials, pa.record_batch(columns["nodes"]), first_row)
         except ValueError as error:
@@ -206,7 +208,7 @@ class PatternState(Restorable):
             for partials in read_batches(part.directory, "partials"):  # from an older checkpoint
                 self._pieces.append(_owned_of(partials, len(self._keys), owned))
             for rows in saved_rows(part, _FILE):
-                self._pieces.append(_owned_of(_alone(rows, len(self._keys)), len(self._keys), owned))
+                self._pieces.append(_owned_of(_flat_partials(rows, len(self._keys)), len(self._keys), owned))
 
     def contents(self) -> Iterator[pa.RecordBatch]:
         for piece in self._pieces:
@@ -236,7 +238,7 @@ def _owned_of(partials: pa.RecordBatch, width: int, owned: Owned | None) -> pa.R
     )
 
 
-def _alone(rows: pa.RecordBatch, width: int) -> pa.RecordBatch:
+def _flat_partials(rows: pa.RecordBatch, width: int) -> pa.RecordBatch:
     """Returns the partial matches of all keys as rows, behind the columns of the keys."""
     partials = rows.column("partials")
     key_of = pa.array(np.repeat(np.arange(rows.num_rows), pc.list_value_length(partials).to_numpy()))
@@ -254,7 +256,7 @@ def _lists(bounds: Any, columns: Sequence[Array], schema: pa.Schema) -> Array:
     )
 
 
-def _numbered(row: Any, key_of: Any, keys: int) -> tuple[Any, Any, Any]:
+def _number_rows(row: Any, key_of: Any, keys: int) -> tuple[Any, Any, Any]:
     """Returns (the numbers of all rows of nodes, each once, key by key; the bounds of each key's numbers; for each
     node the place of its row among those of its key, or -1 if it has no row).
 
@@ -270,7 +272,7 @@ def _numbered(row: Any, key_of: Any, keys: int) -> tuple[Any, Any, Any]:
     return numbers[new], bounds, places
 
 
-def _joined(places: Array, key_of: Any, firsts: Any, counts: Any, name: str, least: int) -> Array:
+def _global_places(places: Array, key_of: Any, firsts: Any, counts: Any, name: str, least: int) -> Array:
     """Converts places within each key to places over all keys. Raises ValueError for a place that the key does not
     have.
     """
