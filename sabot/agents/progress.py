@@ -15,7 +15,7 @@ from sabot.jobs.guard import CONFIRM
 from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Intent, Signal
-from sabot.operators.agents.job_batches import of_ipc, place_of_rows, read_batch
+from sabot.operators.agents.job_batches import from_ipc, place_of_rows, read_batch
 from sabot.operators.agents.job_rows import JobInput, decode_record, row_of
 from sabot.operators.agents.rows import place_of
 
@@ -34,7 +34,7 @@ def value_of(entry: Entry, body: bytes) -> Any:
             return {"message": _message(record), "record": place_of(row_of(record))}
         with suppress(CorruptJournal):
             batch = read_batch(body, entry.job)
-            return {"records": place_of_rows(batch.topic, of_ipc(batch.records))}
+            return {"records": place_of_rows(batch.topic, from_ipc(batch.records))}
     try:
         match entry:
             case Begin(agent="") | Intent(kind="ask") | Answer() | Signal():
@@ -51,7 +51,7 @@ def value_of(entry: Entry, body: bytes) -> Any:
 
 def _message(record: JobInput) -> Any:
     if record.columns:
-        return of_ipc(record.columns).to_pylist()[0]
+        return from_ipc(record.columns).to_pylist()[0]
     if record.payload is None:
         return None
     try:

@@ -503,7 +503,7 @@ class AgentTask:
                 batch = Batch(from_ipc(read(entry["file"])), None, entry["topic"])
                 if isinstance(operator, DurableAgentOperator):
                     source = meta["sources"].get(f"{agent_id}/{entry['topic']}", {})
-                    operator.put_again(batch, source.get("identity"))
+                    operator.put_restored(batch, source.get("identity"))
                 else:
                     operator.put(batch)
 

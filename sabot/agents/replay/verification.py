@@ -18,12 +18,12 @@ from sabot.jobs.run import Ask, JobRun, effect_words
 from sabot.jobs.values import pack
 from sabot.journal.entries import Answer, EffectResult, End, Intent
 from sabot.operators.agents.job_function import job_function
-from sabot.operators.agents.rows import plain_of
+from sabot.operators.agents.rows import plain_value
 from sabot.stored_names import stored_name
 
 
 def _packed(run: JobRun, value: Any) -> bytes:
-    return pack(plain_of(value), f"the result of job {run.job_id}")
+    return pack(plain_value(value), f"the result of job {run.job_id}")
 
 
 def _continued(run: JobRun, message: Any) -> bytes:

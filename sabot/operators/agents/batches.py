@@ -51,12 +51,12 @@ class BatchAgentOperator(LaneOperator):
 
     def put(self, batch: Batch) -> None:
         held = _HeldBatch(good_rows(self, with_columns(self, batch)))
-        self.took(held)
+        self.hold_rows(held)
         if held.left:
             self.lanes[0].queue.append(held)
             self.lanes[0].rouse()
 
-    def over(self, item: _HeldBatch) -> bool:
+    def end_rows_of(self, item: _HeldBatch) -> bool:
         if item.left:
             self.held.end_rows(item, item.waiting())
         return True
@@ -107,7 +107,7 @@ class BatchAgentOperator(LaneOperator):
     def renew(self, item: _HeldBatch) -> None:
         """Does nothing: Arrow data cannot be changed."""
 
-    def _bury(self, item: _HeldBatch, failure: BaseException, attempts: int) -> None:
+    def _send_to_dead_letters(self, item: _HeldBatch, failure: BaseException, attempts: int) -> None:
         self._give_up(item, dict.fromkeys(range(item.left), failure), attempts)
 
     def _give_up(self, item: _HeldBatch, reasons: dict[int, Any], attempts: int) -> None:

@@ -43,14 +43,14 @@ from sabot.operators.agents.job_rows import (
     JobCall,
     JobInput,
     JobNames,
-    began_with,
     decode_record,
+    first_digest,
+    input_headers,
     input_of,
     inputs_of,
-    of_input,
-    of_json,
-    of_result,
+    json_headers,
     payload_from,
+    result_headers,
     row_of,
     rows_of_begun,
     version_of,
@@ -193,21 +193,21 @@ class DurableAgentOperator(AgentOperator):
                 self.refuse(call, error)
             else:
                 if call.failed_run:
-                    call.digest = began_with(self.host.journal.key, call.digest, row.headers)
+                    call.digest = first_digest(self.host.journal.key, call.digest, row.headers)
                 if row.offset <= self._begun.get((row.topic, row.partition), -1):
                     call.named = True  # its job may have begun and ended: ask the journal
-                self._come(call)
+                self._add_call(call)
         self.go_on()
 
-    def put_again(self, batch: Batch, log: str | None) -> None:
+    def put_restored(self, batch: Batch, log: str | None) -> None:
         """Takes rows of a checkpoint. `log`: the identity that the log of their topic had then. If the log is another
         one now, other records may be at their places.
         """
         self.put(batch if log is None else self.names.stamped(batch, log))
 
-    def _come(self, call: JobCall) -> None:
+    def _add_call(self, call: JobCall) -> None:
         if not self.is_known(call):
-            self.order.come(call)
+            self.order.add(call)
 
     def is_known(self, call: JobCall) -> bool:
         """Returns True if the call's job has already begun. Its row was then dropped, or refused if its content
@@ -232,7 +232,7 @@ class DurableAgentOperator(AgentOperator):
             self.refuse(call, error)
             return
         self._duplicates += 1
-        self.row_over(call)
+        self.end_row(call)
 
     def refuse(self, call: JobCall, error: SabotError) -> None:
         """Refuses a record that cannot be a job: makes a dead letter, or fails the agent if on_error="fail" and the
@@ -247,8 +247,8 @@ class DurableAgentOperator(AgentOperator):
             self.fail(error, place_of(row_of(call.record)))
             return
         self.error_log.add(error, place_of(row_of(call.record)), "it is a dead letter")
-        self.bury(call.record, FailedRun(call.job_id, call.failed_run, call.digest), error, 0)
-        self.row_over(call)
+        self.send_to_dead_letters(call.record, FailedRun(call.job_id, call.failed_run, call.digest), error, 0)
+        self.end_row(call)
 
     def _digest(self, record: JobInput) -> bytes:
         return digest(self.host.journal.key, "input", self.spec.agent_id, [record.payload, record.key])
@@ -281,7 +281,7 @@ class DurableAgentOperator(AgentOperator):
             if (self.port is not None and self.port.full) or self.dead_letters_full:
                 self._wait_for_port()
                 return
-            if not self._woken and not self._ready[0].named and self._waits():
+            if not self._woken and not self._ready[0].named and self._is_rate_limited():
                 return
             call = (self._woken or self._ready).popleft()
             call.runs = True
@@ -292,7 +292,7 @@ class DurableAgentOperator(AgentOperator):
             elif call.before is not None:
                 self.host.resume(call.before)
             elif call.named:
-                self._spawn(self.look(call))
+                self._spawn(self.ask_journal(call))
             else:
                 self.begin(call)
         if not self.unprocessed:
@@ -309,7 +309,7 @@ class DurableAgentOperator(AgentOperator):
         self._note_begun(call.record)
         self.host.begin(self.spec.agent_id, call.job_id, **inputs_of(call), run=call.run, behalf=call.behalf)
 
-    async def look(self, call: JobCall) -> None:
+    async def ask_journal(self, call: JobCall) -> None:
         """Asks the journal about a job whose id may be known. Begins it if it is not, or if it has failed and its
         record was sent again; the new run then gets its recorded results. Otherwise drops or refuses the record.
         """
@@ -317,13 +317,13 @@ class DurableAgentOperator(AgentOperator):
         mark = await self.host.mark_of(call.job_id)
         if not self._started or (mark is None and not call.is_failed_child):
             call.named = not self._started
-            self._looked(call)
+            self._begin_first(call)
             return
         may_begin = mark is None or (call.failed_run and mark.outcome in MAY_BEGIN_AGAIN and mark.digest == call.digest)
         begin = await call_journal(last_begin, self.host.journal, call.job_id) if may_begin else None
         if begin is not None and call.failed_run >= begin.run:
             call.named, call.run = False, begin.run + 1
-            self._looked(call)
+            self._begin_first(call)
             return
         if mark is not None and (begin is not None or not may_begin):
             self._drop(call, mark.digest)  # it has succeeded, or has run again since the dead letter was written
@@ -336,13 +336,13 @@ class DurableAgentOperator(AgentOperator):
         if self.failure is None:
             self._close_call(call)
 
-    def _looked(self, call: JobCall) -> None:
+    def _begin_first(self, call: JobCall) -> None:
         """Puts the call first among those that may begin."""
         self._runs_no_more(call)
         self._ready.appendleft(call)
         self.go_on()
 
-    def _waits(self) -> bool:
+    def _is_rate_limited(self) -> bool:
         """Returns True if `rate=` lets no job begin now. If False, counts a job as begun."""
         if self._rate is None:
             return False
@@ -391,7 +391,9 @@ class DurableAgentOperator(AgentOperator):
     def ended(self, job: JobRun, value: Any) -> bytes:
         """See `JobOwner.ended`."""
         call = self.calls[job.job_id]
-        output = () if value is None else self.routed(results_of(value, self.payload_of), value, f"job {job.job_id}")
+        output = (
+            () if value is None else self.check_results(results_of(value, self.payload_of), value, f"job {job.job_id}")
+        )
         packed = self.function.packed(job, value)
         record, ctx = call.record, call.ctx
         assert record is not None
@@ -406,7 +408,7 @@ class DurableAgentOperator(AgentOperator):
                 into = self.results if topic is None else self.branches[topic]
                 headers = (*headers, *carried)
                 if self.hands_on:
-                    headers = (*headers, *of_result(job.job_id, number, replayed=call.reopened))
+                    headers = (*headers, *result_headers(job.job_id, number, replayed=call.reopened))
                 key = record.key if key is None else key
                 into.add(payload, key, record.timestamp, record.partition, record.offset, headers)
         self.counters.messages_processed += 1
@@ -437,7 +439,9 @@ class DurableAgentOperator(AgentOperator):
             job.history.begin,
         )  # the same text as END has, so that a restore makes the same dead letter
         told, said = unpack_error(packed), conversation_of(packed)
-        self.bury(record, FailedRun(job.job_id, begin.run, begin.digest, said), (told.type, told.message), attempts)
+        self.send_to_dead_letters(
+            record, FailedRun(job.job_id, begin.run, begin.digest, said), (told.type, told.message), attempts
+        )
         return "end"
 
     def time_left(self, job: JobRun) -> tuple[float, str] | None:
@@ -462,7 +466,7 @@ class DurableAgentOperator(AgentOperator):
         record = JobInput(agent_id, -1, -1, row.timestamp, None, (), row.payload)
         call = JobCall(job_id, row.scope, self._digest(record), record, failed, LAST_RUN * failed, behalf=behalf)
         if not self.is_known(call):
-            self.order.child_comes(call)
+            self.order.add_child(call)
             waits: dict[str, Any] = {"code": self.code, "failed": failed, "behalf": behalf}
             call.before = self.host.children.begun(agent_id, job_id, **inputs_of(call), **waits)
         self.go_on()
@@ -496,14 +500,14 @@ class DurableAgentOperator(AgentOperator):
             packed, began = self.host.journal.load(end.body), self.host.journal.load(job.body)
             error, record = unpack_error(packed), self.read_input(began, job.job_id)
             run = FailedRun(job.job_id, job.run, job.digest, conversation_of(packed))
-            self.bury(record, run, (error.type, error.message), None)
+            self.send_to_dead_letters(record, run, (error.type, error.message), None)
         self._close_call(self.calls[job.job_id])
 
     def _suspend(self, call: JobCall) -> None:
         """Releases everything of a parked or blocked job except its key."""
         call.ctx = None
         self._runs_no_more(call)
-        self.row_over(call)
+        self.end_row(call)
         self.order.suspend(call)
         self.go_on()
 
@@ -523,11 +527,11 @@ class DurableAgentOperator(AgentOperator):
         self.function.begun.pop(call.job_id, None)
         self._wakes(call)
         self._runs_no_more(call)
-        self.row_over(call)
+        self.end_row(call)
         self.order.end(call)
         self.go_on()
 
-    def row_over(self, call: JobCall) -> None:
+    def end_row(self, call: JobCall) -> None:
         """Ends the row of a call, so that no checkpoint has it any more. Idempotent."""
         row, call.row = call.row, None
         if call.mailed:
@@ -544,14 +548,14 @@ class DurableAgentOperator(AgentOperator):
         """Returns the place of an input, as topic[partition]@offset, for messages."""
         return place_of(row_of(record))
 
-    def bury(
+    def send_to_dead_letters(
         self, record: Any, failed: FailedRun, error: BaseException | tuple[str, str], attempts: int | None
     ) -> None:
         """Sends a record to the dead letters, with the id of its job and the number of the run that has failed."""
         row = row_of(record)
-        row.headers = (*row.headers, *of_json(record, self.spec.format), *failed.headers)
+        row.headers = (*row.headers, *json_headers(record, self.spec.format), *failed.headers)
         if failed.job_id:
-            row.headers += of_input(self.host.journal.key, self._digest(record), failed.digest)
+            row.headers += input_headers(self.host.journal.key, self._digest(record), failed.digest)
         self.dead_letter(row, error, attempts)
 
     # -- metrics and barriers -----------------------------------------------------------------------------------------

@@ -36,9 +36,9 @@ from sabot.operators.agents.durable import DurableAgentOperator
 from sabot.operators.agents.job_batches import (
     BatchInput,
     Pins,
+    batch_job_id,
+    from_ipc,
     is_batch,
-    name_of,
-    of_ipc,
     place_of_rows,
     read_batch,
     to_ipc,
@@ -49,10 +49,10 @@ from sabot.operators.agents.job_rows import (
     JobCall,
     encode,
     failed_run,
+    job_headers,
     labels_of,
-    of_job,
-    of_result,
-    without_ours,
+    result_headers,
+    user_headers,
 )
 from sabot.operators.agents.rows import rows_of, with_headers
 from sabot.operators.row_queue import QueuedRows
@@ -105,7 +105,7 @@ class DurableBatchOperator(DurableAgentOperator):
 
     def _pin(self, job: OpenJob) -> None:
         batch = self.read_input(self.host.journal.load(job.body), job.job_id)
-        self._pins.add(batch.log, of_ipc(batch.records))
+        self._pins.add(batch.log, from_ipc(batch.records))
 
     def own_facts(self) -> dict[str, Any]:
         """Adds the facts about rows that have jobs: for rows of this checkpoint the ids of their jobs; for rows that
@@ -127,21 +127,21 @@ class DurableBatchOperator(DurableAgentOperator):
     def put(self, batch: Batch) -> None:
         self._take(batch, self.names.logs.get(batch.topic))
 
-    def put_again(self, batch: Batch, log: str | None) -> None:
+    def put_restored(self, batch: Batch, log: str | None) -> None:
         self._take(batch, log or self.names.logs.get(batch.topic))
 
     def _take(self, batch: Batch, log: str | None) -> None:
         batch = with_columns(self, batch)
         records = batch.records
         if records is None:
-            self._take_none(batch)
+            self._keep_unprocessed(batch)
             return
         if log is None:
             gone = f"{place_of_rows(batch.topic, records)}: they cannot be matched with jobs, because their topic is not read any more"
             self.counters.errors_count += 1
             self._give_up(records, batch.topic, _NO_JOB, DataError(gone), 0)
             return
-        if records.num_rows and (come := self._pins.come(log, records)) is not None:
+        if records.num_rows and (come := self._pins.check(log, records)) is not None:
             pinned, changed = come
             if changed.any() and not self._changed(records.filter(pa.array(changed)), batch):
                 return
@@ -154,13 +154,13 @@ class DurableBatchOperator(DurableAgentOperator):
             records = self._stamped(records, batch.topic, log)
         held = QueuedRows(records.num_rows, records, topic=batch.topic)
         held.nbytes = batch.nbytes
-        self.took(held)
+        self.hold_rows(held)
         for call in self._calls_of(held, batch.data, batch.nbytes, log):
             if not self.is_known(call):
-                self.order.come(call)
+                self.order.add(call)
         self.go_on()
 
-    def _take_none(self, batch: Batch) -> None:
+    def _keep_unprocessed(self, batch: Batch) -> None:
         """Keeps rows that cannot become jobs, because the agent has failed or fails now. The checkpoint has them."""
         if not batch.data.schema.equals(RECORD_SCHEMA):
             nameless = UserError(
@@ -168,7 +168,7 @@ class DurableBatchOperator(DurableAgentOperator):
                 hint="read from a topic or an NDJSON file",
             )
             self.fail(nameless, batch.topic)
-        self.took(QueuedRows(batch.num_rows, batch.data, topic=batch.topic))
+        self.hold_rows(QueuedRows(batch.num_rows, batch.data, topic=batch.topic))
 
     def _changed(self, records: pa.RecordBatch, batch: Batch) -> bool:
         """Handles rows that differ from those with which a job began at their places. Returns True if the agent
@@ -184,7 +184,7 @@ class DurableBatchOperator(DurableAgentOperator):
             return True
         self.fail(error, place_of_rows(batch.topic, records))
         assert batch.records is not None
-        self.took(QueuedRows(batch.records.num_rows, batch.records, topic=batch.topic))
+        self.hold_rows(QueuedRows(batch.records.num_rows, batch.records, topic=batch.topic))
         return False
 
     def _stamped(self, records: pa.RecordBatch, topic: str, log: str) -> pa.RecordBatch:
@@ -194,8 +194,8 @@ class DurableBatchOperator(DurableAgentOperator):
         headers = []
         for place, row in enumerate(rows_of(records, topic)):
             known = any(name == JOB_HEADER for name, _ in row.headers)
-            job_id = name_of(self.spec.agent_id, log, records.slice(place, 1))
-            headers.append(row.headers if known else (*row.headers, *of_job(job_id, 0)))
+            job_id = batch_job_id(self.spec.agent_id, log, records.slice(place, 1))
+            headers.append(row.headers if known else (*row.headers, *job_headers(job_id, 0)))
         return with_headers(records, headers)
 
     def _calls_of(self, held: QueuedRows, columns: pa.RecordBatch, nbytes: int, log: str) -> Iterator[_BatchCall]:
@@ -232,7 +232,7 @@ class DurableBatchOperator(DurableAgentOperator):
         name = digest(
             self.host.journal.key, "input", self.spec.agent_id, hash_array(records.column(0)).to_numpy().tobytes()
         )
-        named, job_id = bool(job_id), job_id or name_of(self.spec.agent_id, log, records)
+        named, job_id = bool(job_id), job_id or batch_job_id(self.spec.agent_id, log, records)
         labels = self._labels(records)
         return _BatchCall(
             job_id,
@@ -281,7 +281,7 @@ class DurableBatchOperator(DurableAgentOperator):
             return False
         other.failed_run = max(other.failed_run, call.failed_run)
         self._duplicates += 1
-        self.row_over(call)
+        self.end_row(call)
         return True
 
     def refuse(self, call: JobCall, error: SabotError) -> None:
@@ -293,7 +293,7 @@ class DurableBatchOperator(DurableAgentOperator):
             return
         self.error_log.add(error, place_of_rows(call.topic, call.records), "its rows are dead letters")
         self._give_up(call.records, call.topic, FailedRun(call.job_id, call.failed_run), error, 0)
-        self.row_over(call)
+        self.end_row(call)
 
     # -- begin of jobs ---------------------------------------------------------------------------------------------------
 
@@ -308,17 +308,17 @@ class DurableBatchOperator(DurableAgentOperator):
         call.records = call.columns = None
         call.body = b""
 
-    async def look(self, call: JobCall) -> None:
+    async def ask_journal(self, call: JobCall) -> None:
         """Like the base method. A job of rows that were sent again processes all rows of its BEGIN."""
         assert isinstance(call, _BatchCall)
         begin = await call_journal(last_begin, self.host.journal, call.job_id)
         if begin is not None:
             body = await call_journal(self.host.journal.load, begin.body)
-            of_before = of_ipc(self.read_input(body, call.job_id).records).column(0)
+            of_before = from_ipc(self.read_input(body, call.job_id).records).column(0)
             assert call.records is not None
             if pc.all(pc.is_in(call.records.column(0), value_set=of_before)).as_py():
                 call.digest, call.body = begin.digest, body
-        await super().look(call)
+        await super().ask_journal(call)
 
     # -- runs of jobs -----------------------------------------------------------------------------------------------------
 
@@ -338,13 +338,13 @@ class DurableBatchOperator(DurableAgentOperator):
         if ctx.given_up:
             batch = self.read_input(job.history.begin.body, job.job_id)  # type: ignore[arg-type]
             self.counters.errors_count += len(ctx.given_up)
-            bad = of_ipc(batch.records).take(pa.array(list(ctx.given_up)))
+            bad = from_ipc(batch.records).take(pa.array(list(ctx.given_up)))
             for row, reason in zip(rows_of(bad, batch.topic), ctx.given_up.values(), strict=True):
                 self.dead_letter(row, reason, 1)
         if rows is not None and rows.num_rows and self.results is not None:
             if self.hands_on:
                 replayed = self.calls[job.job_id].reopened
-                origins = [of_result(job.job_id, number, replayed=replayed) for number in range(rows.num_rows)]
+                origins = [result_headers(job.job_id, number, replayed=replayed) for number in range(rows.num_rows)]
                 rows = with_headers(rows, origins)
             self.results.put(Batch(rows, None, self.spec.agent_id))
         self.counters.messages_processed += ctx.message.num_rows
@@ -356,7 +356,7 @@ class DurableBatchOperator(DurableAgentOperator):
             f"ctx.child: agent {self.spec.agent_id} takes batches", hint="a child must be a job of a record agent"
         )
 
-    def row_over(self, call: JobCall) -> None:
+    def end_row(self, call: JobCall) -> None:
         assert isinstance(call, _BatchCall)
         held, call.held = call.held, None
         call.records = call.columns = None
@@ -367,12 +367,12 @@ class DurableBatchOperator(DurableAgentOperator):
         return read_batch(body, job_id)
 
     def place(self, record: BatchInput) -> str:
-        return place_of_rows(record.topic, of_ipc(record.records))
+        return place_of_rows(record.topic, from_ipc(record.records))
 
-    def bury(
+    def send_to_dead_letters(
         self, record: BatchInput, failed: FailedRun, error: BaseException | tuple[str, str], attempts: int | None
     ) -> None:
-        self._give_up(of_ipc(record.records), record.topic, failed, error, attempts)
+        self._give_up(from_ipc(record.records), record.topic, failed, error, attempts)
 
     def _give_up(
         self,
@@ -384,7 +384,7 @@ class DurableBatchOperator(DurableAgentOperator):
     ) -> None:
         """Sends rows to the dead letters, with the id of their job and the number of the run that has failed."""
         for row in rows_of(records, topic):
-            row.headers = (*without_ours(row.headers), *failed.headers)
+            row.headers = (*user_headers(row.headers), *failed.headers)
             self.dead_letter(row, error, attempts)
 
 

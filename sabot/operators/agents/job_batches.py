@@ -57,7 +57,7 @@ def to_ipc(data: pa.RecordBatch) -> bytes:
     return bytes(out.getvalue())
 
 
-def of_ipc(data: bytes) -> pa.RecordBatch:
+def from_ipc(data: bytes) -> pa.RecordBatch:
     """Reads the batch that `to_ipc` has written, without a copy. Raises CorruptJournal."""
     try:
         with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
@@ -68,14 +68,14 @@ def of_ipc(data: bytes) -> pa.RecordBatch:
         ) from error
 
 
-def name_of(agent_id: str, log: str, records: pa.RecordBatch) -> str:
+def batch_job_id(agent_id: str, log: str, records: pa.RecordBatch) -> str:
     """Returns the id of the job of these rows: the place of the first row, and the number of rows."""
     partition, offset = records.column(_PARTITION)[0].as_py(), records.column(_OFFSET)[0].as_py()
     return f"{agent_id}/{log}/{partition}/{offset}+{records.num_rows}"
 
 
 def is_batch(job_id: str, agent_id: str) -> bool:
-    """Returns True if the id is that of a batch of this agent (`name_of`), False for that of a record."""
+    """Returns True if the id is that of a batch of this agent (`batch_job_id`), False for that of a record."""
     found = _NAME.search(job_id, len(agent_id))
     return found is not None and found.end() == len(job_id)
 
@@ -94,7 +94,7 @@ def _by_partition(records: pa.RecordBatch) -> Iterable[tuple[int, Any, Any]]:
         yield int(partition), rows, offsets[rows]
 
 
-class _Pinned:
+class _PartitionPins:
     """The rows of one partition that have jobs. `offsets`: their offsets, sorted. `known`: the offsets of the rows
     whose payloads are known; `hashes`: the hashes of these payloads.
     """
@@ -133,15 +133,15 @@ class Pins:
     """
 
     def __init__(self) -> None:
-        self._of: dict[tuple[str, int], _Pinned] = {}
+        self._of: dict[tuple[str, int], _PartitionPins] = {}
 
     def add(self, log: str, records: pa.RecordBatch) -> None:
         """Adds the rows of a job."""
         hashes = _hashes(records)
         for partition, rows, offsets in _by_partition(records):
-            self._of.setdefault((log, partition), _Pinned()).add(offsets, hashes[rows])
+            self._of.setdefault((log, partition), _PartitionPins()).add(offsets, hashes[rows])
 
-    def come(self, log: str, records: pa.RecordBatch) -> tuple[Any, Any] | None:
+    def check(self, log: str, records: pa.RecordBatch) -> tuple[Any, Any] | None:
         """Checks rows that have come. Returns (True for each row whose place a job has, True for each whose content
         was another then), or None if no job has any of them.
         """
@@ -171,7 +171,7 @@ class Pins:
         damaged.
         """
         for log, partition, packed in facts:
-            self._of.setdefault((log, partition), _Pinned()).add(offsets_of_text(packed))
+            self._of.setdefault((log, partition), _PartitionPins()).add(offsets_of_text(packed))
 
 
 def text_of_offsets(offsets: Any) -> str:

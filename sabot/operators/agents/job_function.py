@@ -18,9 +18,9 @@ from sabot.errors import RowErrors
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import in_order, pack
 from sabot.operators.agents.batches import named_rows, returned
-from sabot.operators.agents.job_batches import BatchInput, of_ipc, read_batch, to_ipc
+from sabot.operators.agents.job_batches import BatchInput, from_ipc, read_batch, to_ipc
 from sabot.operators.agents.job_rows import JobInput, decode_record, encode, payload_from, row_of
-from sabot.operators.agents.rows import gathering, place_of, plain_of
+from sabot.operators.agents.rows import collect_results, place_of, plain_value
 from sabot.state import StateAt, StateBackend
 from sabot.state.backends.memory import MemoryBackend
 from sabot.state.base import LocalBackend
@@ -45,7 +45,7 @@ class JobFunction:
         self._expiry = self._state.expiry if isinstance(self._state, LocalBackend) else None
         self.begun: dict[str, int] = {}
         self._prefix = f"{spec.agent_id}/" if self.keyed else ""
-        self._function, _ = gathering(spec.func, _ordered)
+        self._function, _ = collect_results(spec.func, _ordered)
 
     def context(self, job: JobRun) -> tuple[DurableContext, JobInput | BatchInput]:
         """Makes the context for a job's function. Returns it with the record or batch of the job. Raises DataError."""
@@ -56,7 +56,7 @@ class JobFunction:
         record = decode_record(begin.body)  # type: ignore[arg-type]
         row = row_of(record)
         if record.columns:
-            (row.value,) = of_ipc(record.columns).to_pylist()
+            (row.value,) = from_ipc(record.columns).to_pylist()
         else:
             row.value = None if record.payload is None else decode_json(record.payload, where=place_of(row))
         row.scope = begin.key if self.keyed else b""
@@ -82,7 +82,7 @@ class JobFunction:
 
     def packed(self, job: JobRun, value: Any) -> bytes:
         """Encodes the function's result for END. Raises UserError."""
-        return pack(plain_of(value), f"the result of job {job.job_id}")
+        return pack(plain_value(value), f"the result of job {job.job_id}")
 
 
 class BatchJobFunction(JobFunction):
@@ -94,7 +94,7 @@ class BatchJobFunction(JobFunction):
 
     def context(self, job: JobRun) -> tuple[BatchJobContext, BatchInput]:
         batch = read_batch(job.history.begin.body, job.job_id)  # type: ignore[arg-type]
-        return batch_job_context(job, of_ipc(batch.columns), batch.topic, self._agent_id, self._clock), batch
+        return batch_job_context(job, from_ipc(batch.columns), batch.topic, self._agent_id, self._clock), batch
 
     def call(self, ctx: DurableContext) -> Coroutine[Any, Any, Any]:
         assert isinstance(ctx, BatchJobContext)

@@ -102,7 +102,7 @@ class FailedRun(NamedTuple):
     def headers(self) -> Headers:
         """The headers of the dead letter: those that identify the job, and the conversation."""
         said = ((CONVERSATION_HEADER, self.conversation),) if self.conversation else ()
-        return (*of_job(self.job_id, self.run), *said) if self.job_id else ()
+        return (*job_headers(self.job_id, self.run), *said) if self.job_id else ()
 
 
 class JobCall(
@@ -147,7 +147,7 @@ class JobCall(
 def input_of(row: Row) -> JobInput:
     """Returns the record of a row for BEGIN."""
     columns = b"" if row.columns is None else to_ipc(row.columns)
-    headers = without_ours(row.headers)
+    headers = user_headers(row.headers)
     return JobInput(row.topic, row.partition, row.offset, row.timestamp, row.key, headers, row.raw(), columns)
 
 
@@ -184,7 +184,9 @@ class JobNames:
         """Sets the call's job id and behalf. Raises DataError if the row has no id, or a field of an option is unfit."""
         labels = self._labels if not row.headers else labels_of(row.headers, self._labels)
         if labels or self._scope is not None or self._principal is not None:
-            call.behalf = Behalf(_word(row, self._scope, "scope"), _word(row, self._principal, "principal"), labels)
+            call.behalf = Behalf(
+                _text_field(row, self._scope, "scope"), _text_field(row, self._principal, "principal"), labels
+            )
         for name, value in reversed(row.headers):
             if name == JOB_HEADER and value is not None and value.startswith(f"{self._agent_id}/".encode()):
                 call.job_id, call.named = value.decode(errors="replace"), True
@@ -195,7 +197,7 @@ class JobNames:
                 call.named = failed_run(row.headers) == 0
                 return
         if self._field is not None:
-            wanted = _word(row, self._field, "job_id")
+            wanted = _text_field(row, self._field, "job_id")
             round_ = f"#{self.again}" if self.again else ""
             call.job_id, call.named = f"{self._agent_id}/{self._field}{round_}={wanted}", True
         elif row.topic in self.logs:
@@ -215,14 +217,14 @@ class JobNames:
         headers = []
         for row in rows_of(batch.data, batch.topic):
             known = any(name in (JOB_HEADER, FROM_HEADER) for name, _ in row.headers)
-            headers.append(row.headers if known else (*row.headers, *of_job(self._place(log, row), 0)))
+            headers.append(row.headers if known else (*row.headers, *job_headers(self._place(log, row), 0)))
         return Batch(with_headers(batch.data, headers), None, batch.topic)
 
     def _place(self, log: str, row: Row) -> str:
         return f"{self._agent_id}/{log}/{row.partition}/{row.offset}"
 
 
-def _word(row: Row, field: str | None, option: str) -> str:
+def _text_field(row: Row, field: str | None, option: str) -> str:
     """Returns the text or whole number in a field that an option names. Raises DataError for anything else."""
     if field is None:
         return ""
@@ -248,24 +250,24 @@ def row_of(record: JobInput) -> Row:
     )
 
 
-def without_ours(headers: Headers) -> Headers:
+def user_headers(headers: Headers) -> Headers:
     """Returns the headers without Sabot's own, since `ctx.headers` are the user's."""
     return headers and tuple(pair for pair in headers if pair[0] not in _OURS)
 
 
-def of_job(job_id: str, run: int) -> Headers:
+def job_headers(job_id: str, run: int) -> Headers:
     """Returns the headers of a record that is sent back: the id of its job, and the run that has failed."""
     return ((JOB_HEADER, job_id.encode()), (RUN_HEADER, b"%d" % run))
 
 
-def of_json(record: JobInput, format: Format) -> Headers:
+def json_headers(record: JobInput, format: Format) -> Headers:
     """Returns JSON_HEADER for a record that is sent back into a topic of another format than JSON but has a JSON
     payload.
     """
     return ((JSON_HEADER, b"1"),) if format != JSON and not record.columns and record.payload is not None else ()
 
 
-def of_input(key: bytes, own: bytes, first: bytes) -> Headers:
+def input_headers(key: bytes, own: bytes, first: bytes) -> Headers:
     """Returns INPUT_HEADER for a record that is sent back, if its job began with another input; else nothing.
 
     `key`: the key of the journal's digests. `own`: the digest of the record. `first`: the digest of the job's first
@@ -278,7 +280,7 @@ def of_input(key: bytes, own: bytes, first: bytes) -> Headers:
     )
 
 
-def began_with(key: bytes, own: bytes, headers: Headers) -> bytes:
+def first_digest(key: bytes, own: bytes, headers: Headers) -> bytes:
     """Returns the digest of the first input of a record's job. `own`: the digest of the record, which is returned if
     INPUT_HEADER is missing or not valid.
     """
@@ -287,10 +289,10 @@ def began_with(key: bytes, own: bytes, headers: Headers) -> bytes:
         first = bytes.fromhex((said or b"").decode()[: 2 * len(own)])
     except ValueError:
         return own
-    return first if of_input(key, own, first) == ((INPUT_HEADER, said),) else own
+    return first if input_headers(key, own, first) == ((INPUT_HEADER, said),) else own
 
 
-def of_result(job_id: str, number: int, *, replayed: bool) -> Headers:
+def result_headers(job_id: str, number: int, *, replayed: bool) -> Headers:
     """Returns the headers of a result that one durable agent passes to another.
 
     `replayed`: True if the job was run over its history, so that the result may have been passed on before.

@@ -1,6 +1,6 @@
 """The order of a durable agent's rows: one job of a key at a time, parked or not.
 
-    come ─▶ its turn, if its key has no job; else behind the key: in memory or, if the job takes long, in the mailbox
+    add ─▶  its turn, if its key has no job; else behind the key: in memory or, if the job takes long, in the mailbox
 
 Behind the job of a key come first the key's open jobs of the journal, then the rows of its mailbox, then the rows in
 memory. A row stays in its mailbox until its job is parked or has ended.
@@ -33,7 +33,7 @@ class OrderOwner(Protocol):
     def is_known(self, call: JobCall) -> bool:
         """Returns True if the job has already begun. The row was then dropped or refused."""
 
-    def row_over(self, call: JobCall) -> None:
+    def end_row(self, call: JobCall) -> None:
         """Ends a row that is in a mailbox now, so that checkpoints no longer have it among the waiting rows."""
 
     def refuse(self, call: JobCall, error: SabotError) -> None:
@@ -75,7 +75,7 @@ class KeyOrder:
         self._spec = spec
         self._owner = owner
         self._queues: dict[bytes, _Queue] = {}
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._started = False
         room.on_room.append(self.unpack)
 
@@ -109,7 +109,7 @@ class KeyOrder:
             if call.parked:
                 call.before = None
 
-    def child_comes(self, call: JobCall) -> None:
+    def add_child(self, call: JobCall) -> None:
         """Adds a job that another job has asked for. Raises UserError if the job that holds its key is one of its
         parents, because each would wait for the other.
         """
@@ -124,13 +124,13 @@ class KeyOrder:
                 )
             above = parent_of(above)[0]
         self.children.add(call.job_id)
-        self.come(call)
+        self.add(call)
 
-    def come(self, call: JobCall) -> None:
+    def add(self, call: JobCall) -> None:
         """Puts a row behind those of its key that came before."""
         queue = None if self._spec.job_key is None else self._queues.get(call.scope)
         if queue is not None and queue.call.blocked:
-            self._tell(queue.call)
+            self._warn_blocked(queue.call)
         if queue is None:
             self._turn(call)
         elif queue.takes_long or call.scope in self.boxes:
@@ -138,10 +138,10 @@ class KeyOrder:
         else:
             queue.waiting = _with(queue.waiting, call)
 
-    def _tell(self, blocked: JobCall) -> None:
+    def _warn_blocked(self, blocked: JobCall) -> None:
         """Logs, once for each blocked job, that rows of its key wait behind it."""
-        if blocked.job_id not in self._told:
-            self._told.add(blocked.job_id)
+        if blocked.job_id not in self._warned:
+            self._warned.add(blocked.job_id)
             _log.warning(
                 "agent %s: rows for %s %r wait behind job %s, which is blocked until the app runs with the code that it began with",
                 *(self._spec.agent_id, self._spec.key, scrubbed(str(key_of(blocked.scope))), blocked.job_id),
@@ -208,7 +208,7 @@ class KeyOrder:
         elif scope not in self.crowded and self.boxes.has_room(scope):
             waiting = WaitingInput(call.job_id, call.digest, call.named, call.failed_run, call.record, call.behalf)
             self.boxes.add(scope, encode(waiting))
-            self._owner.row_over(call)
+            self._owner.end_row(call)
         elif self._spec.mailbox_full == "dead_letter":
             full = f"the mailbox of {self._spec.key} {key_of(scope)!r} is full: job {queue.call.job_id} has not ended"
             self._owner.refuse(call, MailboxFull(full))

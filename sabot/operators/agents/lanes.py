@@ -70,7 +70,7 @@ class LaneOperator(AgentOperator):
         due by now has fired.
         """
         if self.timers is not None:
-            self.timers.let_out()
+            self.timers.fire_due_only()
         await super().drained()
 
     @property
@@ -78,11 +78,11 @@ class LaneOperator(AgentOperator):
         return self.held.rows > 0 or (self.timers is not None and self.timers.left_to_fire)
 
     @abstractmethod
-    def over(self, item: Any) -> bool:
+    def end_rows_of(self, item: Any) -> bool:
         """Ends the rows of the item in `self.held`. Returns True if all rows that came together with them have ended."""
 
     def _done(self, item: Any) -> None:
-        self.rows_ended(item.held, last=self.over(item))
+        self.rows_ended(item.held, last=self.end_rows_of(item))
 
     # -- metrics ------------------------------------------------------------------------------------------------------
 
@@ -162,7 +162,7 @@ class LaneOperator(AgentOperator):
         if self.spec.calls.on_error == "fail" or isinstance(failure, EXITS):
             self.fail(failure, self._where(item))
             return None
-        self._bury(item, failure, attempts)
+        self._send_to_dead_letters(item, failure, attempts)
         self._done(item)
         return self.dead_letters_writable() if self.dead_letters_full else None
 
@@ -186,7 +186,7 @@ class LaneOperator(AgentOperator):
         """Emits the results of a call that has succeeded, and counts it. Must not suspend."""
 
     @abstractmethod
-    def _bury(self, item: Any, failure: BaseException, attempts: int) -> None:
+    def _send_to_dead_letters(self, item: Any, failure: BaseException, attempts: int) -> None:
         """Sends the rows of an item to the dead letters."""
 
     def _salvage(self, item: Any, failure: BaseException, attempts: int) -> bool:

@@ -159,8 +159,8 @@ class Mailboxes:
         if bounds[0] == bounds[1]:
             del self._bounds[scope]
         self._count(-1, -len(row))
-        for told in self._room.on_room:
-            told()
+        for listener in self._room.on_room:
+            listener()
 
     def _count(self, rows: int, nbytes: int) -> None:
         self.rows += rows

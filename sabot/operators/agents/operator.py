@@ -30,7 +30,7 @@ from sabot.errors import AgentFailed, SabotError, UserError, message_of
 from sabot.metrics import Durations, Sample
 from sabot.operators.agents.counters import Counters
 from sabot.operators.agents.payloads import RowPayloads, payloads_of
-from sabot.operators.agents.rows import RecordReader, Result, Row, nulled_in, place_of, records_batch, rows_of
+from sabot.operators.agents.rows import RecordReader, Result, Row, null_fields, place_of, records_batch, rows_of
 from sabot.operators.agents.timers import KeyTimers
 from sabot.operators.nulled import Nulled
 from sabot.operators.row_queue import QueuedRows, RowQueue
@@ -251,7 +251,7 @@ class AgentOperator(ABC):
         """True if `drained` must wait."""
         return self.held.rows > 0
 
-    def took(self, held: QueuedRows) -> None:
+    def hold_rows(self, held: QueuedRows) -> None:
         """Adds rows, or due timers, to the queue."""
         held.since = self.clock.monotonic()
         self.held.add(held)
@@ -268,7 +268,7 @@ class AgentOperator(ABC):
             self.counters.errors_count += 1
             self.error_log.add(error, place_of(row), "it is a dead letter")
             self.dead_letter(row, error, 0)
-        self.took(held)
+        self.hold_rows(held)
         return rows
 
     def rows_ended(self, held: QueuedRows, *, last: bool) -> None:
@@ -295,18 +295,18 @@ class AgentOperator(ABC):
             if not waiter.done():
                 waiter.set_result(None)
 
-    def routed(self, output: Sequence[Result], value: Any, origin: str) -> Sequence[Result]:
+    def check_results(self, output: Sequence[Result], value: Any, origin: str) -> Sequence[Result]:
         """Checks the results of a call, and returns them. Raises UserError for a topic that is not one of the agent's
         sinks, and for NaN and infinities with nan="fail".
 
         Without nan="fail", the first NaN or infinity of each field, which JSON writes as null, is logged as a
         warning. `origin`: the row or job of the call, for messages.
         """
-        for name in nulled_in(value, output) if self.spec.writes_json else ():
+        for name in null_fields(value, output) if self.spec.writes_json else ():
             said = repr(name) if name else "the value"
             what = f"{said} of its result for {origin} is NaN or infinite, for which JSON has no form"
-            told = what if self.spec.nan == "fail" else f"agent {self.spec.agent_id}: {what}"
-            self._nulled.note(name, 1, partial(str, told), 'return None in its place, or set nan="null"')
+            text = what if self.spec.nan == "fail" else f"agent {self.spec.agent_id}: {what}"
+            self._nulled.note(name, 1, partial(str, text), 'return None in its place, or set nan="null"')
         for _, _, _, topic in output:
             if topic is not None and topic not in self.branches:
                 raise _unknown_topic(self.spec, topic, list(self.branches))
@@ -391,10 +391,10 @@ class AgentOperator(ABC):
     def take_facts(self, facts: Mapping[str, Any]) -> None:
         """Restores the `own_facts` of a checkpoint. Called before any row comes."""
         if facts.get("format", JSON.description) == self.spec.format.description:
-            self.know(facts["schemas"])
+            self.restore_schemas(facts["schemas"])
         self.key_kinds.update(facts.get("key_kinds", ()))
 
-    def know(self, schemas: Mapping[str, str | None]) -> None:
+    def restore_schemas(self, schemas: Mapping[str, str | None]) -> None:
         """Restores the `schemas` of a checkpoint."""
         self.codecs = {topic: self.make_codec(topic, text) for topic, text in schemas.items()} | self.codecs
 

@@ -16,7 +16,7 @@ from sabot.operators.agents.rows import (
     RecordReader,
     Result,
     Row,
-    gathering,
+    collect_results,
     place_of,
     results_of,
     waiting_batches,
@@ -31,13 +31,13 @@ class RecordAgentOperator(LaneOperator):
     def __init__(self, spec: AgentSpec, **wiring: Any) -> None:
         super().__init__(spec, **wiring)
         self._turn = 0
-        self._call = gathering(spec.func, payload_of=self.payload_of)
+        self._call = collect_results(spec.func, payload_of=self.payload_of)
         self._reader = RecordReader(spec, self.key_kinds, self.codec_for)
         self._prefix = "" if spec.key is None else f"{spec.agent_id}/"
         self._no_timers = CallTimers(spec.agent_id, fires=False) if spec.on_timer is None else None
         if spec.on_timer is not None:
             self.timers = KeyTimers(f"agent {spec.agent_id}", self.clock, self._put_due, self.broke)
-            self._timer_call = gathering(spec.on_timer, payload_of=self.payload_of)
+            self._timer_call = collect_results(spec.on_timer, payload_of=self.payload_of)
 
     def put(self, batch: Batch) -> None:
         rows = self.take_records(self._reader, batch)
@@ -67,7 +67,7 @@ class RecordAgentOperator(LaneOperator):
             row = Row(None, key_bytes(key_of(scope)), at, -1, -1, (), topic, None, scope, held, place, timer)
             self.renew(row)
             rows.append(row)
-        self.took(held)
+        self.hold_rows(held)
         for row in rows:
             self._enqueue(self.lanes[(row.scope[0] << 8 | row.scope[1]) % len(self.lanes)], row)
 
@@ -76,7 +76,7 @@ class RecordAgentOperator(LaneOperator):
         lane.queue.append(row)
         lane.rouse()
 
-    def over(self, item: Row) -> bool:
+    def end_rows_of(self, item: Row) -> bool:
         return self.held.end(item.held, item.place)
 
     def unfinished(self) -> list[Batch]:
@@ -107,14 +107,14 @@ class RecordAgentOperator(LaneOperator):
             return None, False
         _, at, name = timer
         call, coroutine_function = self._timer_call
-        told = Timer(at, name, "processing")
-        return (call(told, ctx), True) if coroutine_function else awaitable(run(call, told, ctx))
+        timer_event = Timer(at, name, "processing")
+        return (call(timer_event, ctx), True) if coroutine_function else awaitable(run(call, timer_event, ctx))
 
     def written(self, item: Row, value: Any) -> Sequence[Result]:
         output = results_of(value, self.payload_of)
         if type(value) is dict and b"null" not in (output[0][0] or b""):
             return output  # the usual case: the result names no sink, and no NaN became null
-        return self.routed(output, value, self._where(item))
+        return self.check_results(output, value, self._where(item))
 
     def _end(self, item: Row, output: Sequence[Result] | None) -> None:
         if output is not None and self.results is not None:
@@ -126,7 +126,7 @@ class RecordAgentOperator(LaneOperator):
             self.counters.messages_processed += 1
             self.counters.last_message_time = self.clock.time()
 
-    def _bury(self, item: Row, failure: BaseException, attempts: int) -> None:
+    def _send_to_dead_letters(self, item: Row, failure: BaseException, attempts: int) -> None:
         if item.timer is not None:
             assert self.timers is not None
             self.timers.ended(item.timer)

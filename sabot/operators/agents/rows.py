@@ -326,7 +326,7 @@ def _result(value: Any, payload_of: PayloadOf) -> Result:
 
 
 @dataclass(slots=True)
-class _Several:
+class _CollectedResults:
     """The results that a generator has yielded. They are encoded at once, because the agent may change the values
     afterwards.
     """
@@ -341,35 +341,35 @@ class _Several:
             result = _result(value, self.payload_of)
             self.results.append(result)
             if self.payload_of is as_json:
-                self.nulled += nulled_in(value, (result,))
+                self.nulled += null_fields(value, (result,))
 
 
 def results_of(value: Any, payload_of: PayloadOf = as_json) -> Sequence[Result]:
     """Encodes the result of a call (not None). Raises UserError for a value that the format cannot encode."""
-    return value.results if type(value) is _Several else (_result(value, payload_of),)
+    return value.results if type(value) is _CollectedResults else (_result(value, payload_of),)
 
 
-def nulled_in(value: Any, output: Sequence[Result]) -> list[str]:
+def null_fields(value: Any, output: Sequence[Result]) -> list[str]:
     """Returns the fields of a result whose NaN or infinity is null in its output (see `nulled_fields`)."""
-    if type(value) is _Several:
+    if type(value) is _CollectedResults:
         return value.nulled
     payload = output[0][0]
     if payload is None or b"null" not in payload:
         return []
-    plain = plain_of(value)
+    plain = plain_value(value)
     return [] if isinstance(plain, bytes) else nulled_fields(plain)
 
 
-def plain_of(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """Returns the result of a call without keys and headers. For a generator, returns the list of its encoded
     payloads.
     """
-    if type(value) is _Several:
+    if type(value) is _CollectedResults:
         return [payload for payload, *_ in value.results]
     return value.value if isinstance(value, Message) else value
 
 
-def gathering(
+def collect_results(
     func: Callable[..., Any], form: Callable[[Any], Any] = lambda value: value, payload_of: PayloadOf = as_json
 ) -> tuple[Callable[..., Any], bool]:
     """Returns (the function to call, True if it is a coroutine function). For a generator, returns a function that
@@ -380,19 +380,19 @@ def gathering(
     target = unwrap(func)
     if inspect.isasyncgenfunction(target):
 
-        async def gather(*given: Any) -> _Several:
-            several = _Several([], payload_of)
-            await for_each_piece(func(*given), lambda value: several.add(form(value)))
-            return several
+        async def collect(*given: Any) -> _CollectedResults:
+            collected = _CollectedResults([], payload_of)
+            await for_each_piece(func(*given), lambda value: collected.add(form(value)))
+            return collected
 
-        return gather, True
+        return collect, True
     if inspect.isgeneratorfunction(target):
 
-        def gather_here(*given: Any) -> _Several:
-            several = _Several([], payload_of)
+        def collect_now(*given: Any) -> _CollectedResults:
+            collected = _CollectedResults([], payload_of)
             for value in func(*given):
-                several.add(form(value))
-            return several
+                collected.add(form(value))
+            return collected
 
-        return gather_here, False
+        return collect_now, False
     return func, inspect.iscoroutinefunction(target)

@@ -71,7 +71,7 @@ class KeyTimers:
         broke: Callable[[str, SabotError], None],
     ) -> None:
         """`name`: the agent's name, for errors. `put`: puts due timers into lanes, after which `ended` must be called
-        for each. After `let_out` it is also called without timers, because a caller that waits for the last one may
+        for each. After `fire_due_only` it is also called without timers, because a caller that waits for the last one may
         be able to continue. `broke`: called with errors of the engine.
         """
         self._what = f"the look for due timers of {name}"
@@ -104,7 +104,7 @@ class KeyTimers:
         self._running = False
         self._disarm()
 
-    def let_out(self) -> None:
+    def fire_due_only(self) -> None:
         """Lets only those timers fire that are due by now, because no more input will come."""
         if self._running and self._last == _NEVER:
             self._last = self._now()
@@ -113,7 +113,7 @@ class KeyTimers:
 
     @property
     def left_to_fire(self) -> bool:
-        """True if, after `let_out`, some timers have not fired."""
+        """True if, after `fire_due_only`, some timers have not fired."""
         return self._running and (bool(self._in_lanes) or self._table.soonest(PROCESSING) <= self._last)
 
     def drop(self) -> None:

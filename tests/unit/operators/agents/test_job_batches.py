@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from sabot.codecs.records import build_records
 from sabot.errors import CorruptJournal
-from sabot.operators.agents.job_batches import Pins, is_batch, name_of, of_ipc, offsets_of_text, read_batch, to_ipc
+from sabot.operators.agents.job_batches import (
+    Pins,
+    batch_job_id,
+    from_ipc,
+    is_batch,
+    offsets_of_text,
+    read_batch,
+    to_ipc,
+)
 
 PLACES = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30)), unique=True)
 
@@ -45,7 +53,7 @@ def test_rows_that_come_are_known_however_they_are_cut(
     known = []
     for start, end in pairwise(bounds):
         assert places_of(pins) == pinned - passed(comes[:start]), "rows that have not come stand in a checkpoint"
-        found = pins.come("log", records(comes[start:end]))
+        found = pins.check("log", records(comes[start:end]))
         if found is not None:
             known += [place for place, is_known in zip(comes[start:end], found[0], strict=True) if is_known]
             assert not found[1].any()
@@ -57,9 +65,9 @@ def test_rows_that_come_are_known_however_they_are_cut(
 def test_rows_of_another_log_are_not_known_and_other_content_is_told() -> None:
     pins = Pins()
     pins.add("log", records([(0, 1), (0, 2), (1, 1)], b'{"a":1}'))
-    assert pins.come("other", records([(0, 1)])) is None
+    assert pins.check("other", records([(0, 1)])) is None
     now = build_records([b'{"a":1}', b'{"a":2}', b'{"a":1}'], None, [0, 0, 0], [0, 0, 1], [1, 2, 1])
-    found = pins.come("log", now)
+    found = pins.check("log", now)
     assert found is not None
     assert found[0].tolist() == [True, True, True]
     assert found[1].tolist() == [False, True, False]
@@ -69,7 +77,7 @@ def test_a_row_that_has_come_is_not_looked_for_again() -> None:
     """A log that is read on needs no memory for what has passed."""
     pins = Pins()
     pins.add("log", records([(0, at) for at in range(10)]))
-    pins.come("log", records([(0, 20)]))
+    pins.check("log", records([(0, 20)]))
     assert pins.facts() == []
 
 
@@ -84,7 +92,7 @@ def test_facts_of_many_rows_are_short_and_damaged_ones_are_refused() -> None:
 
 
 def test_a_batch_is_named_by_its_first_row_and_how_many_there_are() -> None:
-    name = name_of("app.pay", "log/orders", records([(3, 7), (3, 8)]))
+    name = batch_job_id("app.pay", "log/orders", records([(3, 7), (3, 8)]))
     assert name == "app.pay/log/orders/3/7+2"
     assert is_batch(name, "app.pay")
     assert not is_batch("app.pay/log/orders/3/7", "app.pay")
@@ -93,9 +101,9 @@ def test_a_batch_is_named_by_its_first_row_and_how_many_there_are() -> None:
 
 def test_what_is_no_batch_is_refused() -> None:
     batch = pa.record_batch({"a": np.arange(3)})
-    assert of_ipc(to_ipc(batch.slice(1))).equals(batch.slice(1))
+    assert from_ipc(to_ipc(batch.slice(1))).equals(batch.slice(1))
     for damaged in (b"", to_ipc(batch)[:100], b"x" * 50):
         with pytest.raises(CorruptJournal):
-            of_ipc(damaged)
+            from_ipc(damaged)
     with pytest.raises(CorruptJournal, match="job j: its BEGIN has no batch"):
         read_batch(b"\x93\x01\x02\x03", "j")
