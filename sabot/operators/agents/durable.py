@@ -141,7 +141,7 @@ class DurableAgentOperator(AgentOperator):
             self._begun[place] = record.offset
 
     def admit(self) -> None:
-        """Allows jobs to begin. Called once a checkpoint has the position of the journal."""
+        """Allows jobs to begin. Called once the manifest of a checkpoint has the position of the journal."""
         self._admitted = True
         self.go_on()
 
@@ -178,7 +178,7 @@ class DurableAgentOperator(AgentOperator):
 
     @property
     def unprocessed(self) -> bool:
-        """True if jobs run, or are about to. Parked jobs count too, unless the app is leaving; blocked jobs do not."""
+        """True if jobs run or are about to. Parked jobs count too, unless the app drains; blocked jobs do not."""
         return bool(self._ready or self._woken or self._running or (self._parked and not self.leaving))
 
     # -- input --------------------------------------------------------------------------------------------------------
@@ -266,11 +266,9 @@ class DurableAgentOperator(AgentOperator):
             self._ready.append(call)
 
     def has_failed(self) -> bool:
-        """See `OrderOwner.has_failed`."""
         return self.failure is not None
 
     def mail_room(self) -> None:
-        """See `OrderOwner.mail_room`."""
         self.release()
 
     # -- begin of jobs ---------------------------------------------------------------------------------------------------
@@ -382,14 +380,12 @@ class DurableAgentOperator(AgentOperator):
     # -- methods for the host (`jobs.owner.JobOwner`) -----------------------------------------------------------------
 
     def call(self, job: JobRun) -> Coroutine[Any, Any, Any]:
-        """See `JobOwner.call`."""
         call = self.calls[job.job_id]
         call.begun = True
         call.ctx, call.record = self.function.context(job)  # type: ignore[assignment]  # a batch has its own
         return self.function.call(call.ctx)
 
     def ended(self, job: JobRun, value: Any) -> bytes:
-        """See `JobOwner.ended`."""
         call = self.calls[job.job_id]
         output = (
             () if value is None else self.check_results(results_of(value, self.payload_of), value, f"job {job.job_id}")
@@ -416,8 +412,9 @@ class DurableAgentOperator(AgentOperator):
         return packed
 
     def failed(self, job: JobRun, error: BaseException) -> Verdict:
-        """See `JobOwner.failed`. If a job was left open by an earlier run of the app, its first failure does not fail
-        the agent, because the same failure may have ended that run.
+        """Decides what follows an error of the function, as `JobOwner.failed` says. If a job was left open by an
+        earlier run of the app, its first failure does not fail the agent, because the same failure may have ended
+        that run.
         """
         call, attempts = self.calls[job.job_id], job.history.attempt
         self.counters.errors_count += 1
@@ -445,19 +442,15 @@ class DurableAgentOperator(AgentOperator):
         return "end"
 
     def time_left(self, job: JobRun) -> tuple[float, str] | None:
-        """See `JobOwner.time_left`."""
         return None if (most := self.spec.calls.timeout_s) is None else (most, f"timeout={most:g}s")
 
     def backoff_s(self, attempt: int) -> float:
-        """See `JobOwner.backoff_s`."""
         return 0.0 if self.spec.calls.on_error == "fail" else self.spec.calls.retry.wait_s(attempt - 1)
 
     def continued(self, job: JobRun, message: Any) -> bytes:
-        """See `JobOwner.continued`."""
         return self.function.continued(job, message)
 
     def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
-        """See `JobOwner.begin_child`."""
         if job_id in self.order.children or job_id in self.calls:
             return
         agent_id = self.spec.agent_id
@@ -472,30 +465,27 @@ class DurableAgentOperator(AgentOperator):
         self.go_on()
 
     def parked(self, job_id: str) -> None:
-        """See `JobOwner.parked`."""
         call = self.calls[job_id]
         call.parked = True
         self._parked += 1
         self._suspend(call)
 
     def woken(self, job_id: str) -> None:
-        """See `JobOwner.woken`. The job stays parked until it may run."""
+        """Puts a parked job into the queue of jobs that continue. It stays parked until it may run."""
         self._woken.append(self.calls[job_id])
         self.go_on()
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
-        """See `JobOwner.blocked`. The job holds its key until the code or the job is corrected."""
+        """Notes that a job is blocked. It holds its key until the code or the job is corrected."""
         call = self.calls[job_id]
         call.blocked = True
         self.blocked_jobs[job_id] = error
         self._suspend(call)
 
     def job_closed(self, job_id: str, outcome: str) -> None:
-        """See `JobOwner.job_closed`."""
         self._close_call(self.calls[job_id])
 
     def had_ended(self, job: OpenJob) -> None:
-        """See `JobOwner.had_ended`."""
         if (end := job.ended) is not None and end.outcome == "failed":
             packed, began = self.host.journal.load(end.body), self.host.journal.load(job.body)
             error, record = unpack_error(packed), self.read_input(began, job.job_id)

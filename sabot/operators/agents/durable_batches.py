@@ -2,10 +2,12 @@
 
     put ─▶ drop the rows that jobs have ─▶ divide the others into pieces, each a job ─▶ as in `durable`
 
-The jobs are independent, and `concurrency=` of them run. Once its job has begun, a piece is never divided or joined
-with another. A checkpoint has the rows whose jobs are neither parked nor over, and the ids of those of the jobs that
-have begun (`own_facts`). After a restart, rows of these jobs, and of jobs whose BEGIN was written after the
-checkpoint, are dropped when the checkpoint or the source gives them again, because the journal has them.
+The jobs are independent, and `concurrency=` of them run at once. Once its job has begun, a piece is never divided or
+joined with another.
+
+A checkpoint has the rows whose jobs are neither parked nor over, and the ids of the jobs among them that have begun
+(`own_facts`). After a restart the journal has the rows of all jobs that have begun, also of those that began after
+the checkpoint. So such rows are dropped when the checkpoint or the source gives them again.
 
 If a job fails, each of its rows becomes a dead letter with the job's id. The first of them that is sent again begins
 the job again, over all rows of its BEGIN, so that nothing that it has done is done twice.
@@ -171,8 +173,8 @@ class DurableBatchOperator(DurableAgentOperator):
         self.hold_rows(QueuedRows(batch.num_rows, batch.data, topic=batch.topic))
 
     def _changed(self, records: pa.RecordBatch, batch: Batch) -> bool:
-        """Handles rows that differ from those with which a job began at their places. Returns True if the agent
-        continues.
+        """Handles rows whose content differs from that with which a job began at the same places: makes them dead
+        letters, or fails the agent. Returns True if the agent continues.
         """
         error = InputChanged(
             f"{place_of_rows(batch.topic, records)}: a job began with other records at these places",

@@ -110,7 +110,7 @@ class _PartitionPins:
             self.hashes = np.append(self.hashes, hashes)[places]
 
     def has(self, offsets: Any) -> Any:
-        """Returns True for each row that is pinned."""
+        """Returns True for each offset whose row has a job."""
         return np.isin(offsets, self.offsets)
 
     def changed(self, offsets: Any, hashes: Any) -> Any:
@@ -142,8 +142,9 @@ class Pins:
             self._of.setdefault((log, partition), _PartitionPins()).add(offsets, hashes[rows])
 
     def check(self, log: str, records: pa.RecordBatch) -> tuple[Any, Any] | None:
-        """Checks rows that have come. Returns (True for each row whose place a job has, True for each whose content
-        was another then), or None if no job has any of them.
+        """Compares rows that have come with those of jobs, by their places. Returns two arrays (numpy bool): True for
+        each row whose place a job has, and True for each of these whose content was another then. Returns None if no
+        job has any of the rows.
         """
         if not self._of:
             return None

@@ -48,7 +48,7 @@ class JobFunction:
         self._function, _ = collect_results(spec.func, _ordered)
 
     def context(self, job: JobRun) -> tuple[DurableContext, JobInput | BatchInput]:
-        """Makes the context for a job's function. Returns it with the record or batch of the job. Raises DataError."""
+        """Returns the context for a job's function, and the record or batch of the job. Raises DataError."""
         begin, state = job.history.begin, self._state
         if self._expiry is not None and state is not None:
             self.opened(job.job_id, begin.at_ms)

@@ -113,10 +113,11 @@ class JobCall(
     `digest`: the digest of the record. `named`: True if the journal must be asked for the job, because its id does
     not come from the record's place, or because jobs of later rows have begun. `failed_run`: for a dead letter that
     was sent back, the run that has failed, else 0. `row`: the row in the agent's queue, or None. `mailed`: True if
-    the row is the first of its key's mailbox. `before`: the open job of the journal, until it is parked or blocked,
-    or None. `reopened`: True for such a job. `run`: the run of its BEGIN; above 1 the job gets its recorded results.
-    `runs`: True if the job counts for `concurrency=`. `renewed`: True if it was tried again since the start. `begun`:
-    True if its BEGIN is in the journal. `behalf`: the scope, principal and labels of the job.
+    the row is the first of its key's mailbox. `before`: the open job of the journal, or None; reset when the job is
+    parked or blocked. `reopened`: True if the job was open at the start. `run`: the number of the run in its BEGIN;
+    above 1 the job gets its recorded results. `runs`: True if the job counts for `concurrency=`. `renewed`: True if
+    it was tried again since the start. `begun`: True if its BEGIN is in the journal. `behalf`: the scope, principal
+    and labels of the job.
     """
 
     job_id: str
@@ -181,7 +182,9 @@ class JobNames:
         self.again = 0
 
     def name(self, call: JobCall, row: Row) -> None:
-        """Sets the call's job id and behalf. Raises DataError if the row has no id, or a field of an option is unfit."""
+        """Sets the call's job id, and on whose behalf the job runs. Raises DataError if nothing gives the row an id,
+        or if a field named by an option has no text or whole number.
+        """
         labels = self._labels if not row.headers else labels_of(row.headers, self._labels)
         if labels or self._scope is not None or self._principal is not None:
             call.behalf = Behalf(

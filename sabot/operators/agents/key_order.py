@@ -1,6 +1,6 @@
 """The order of a durable agent's rows: one job of a key at a time, parked or not.
 
-    add ─▶  its turn, if its key has no job; else behind the key: in memory or, if the job takes long, in the mailbox
+    add ─▶ its turn, if its key has no job; else behind the key: in memory or, if the job takes long, in the mailbox
 
 Behind the job of a key come first the key's open jobs of the journal, then the rows of its mailbox, then the rows in
 memory. A row stays in its mailbox until its job is parked or has ended.
@@ -40,7 +40,7 @@ class OrderOwner(Protocol):
         """Makes the row a dead letter."""
 
     def has_failed(self) -> bool:
-        """Returns True if the agent has failed. No row then gets a turn any more."""
+        """Returns True if the agent has failed. Rows then wait for ever."""
 
     def mail_room(self) -> None:
         """Called when no full mailbox delays the caller that brings rows any more."""

@@ -66,8 +66,9 @@ class Row:
     """A record that an agent processes, or a due timer, which `timer` then has. Once it is decoded, `payload` is None
     and `value` has its content.
 
-    `columns`: the same content as a batch of one row, for a durable agent whose format is not JSON. `held`, `place`:
-    the rows that came together with it, and its number among them.
+    `scope`: the encoded key of its state, empty without `key=`. `columns`: the same content as a batch of one row,
+    for a durable agent whose format is not JSON. `held`, `place`: the rows that came together with it, and its number
+    among them.
     """
 
     payload: bytes | None
@@ -184,8 +185,9 @@ class RecordReader:
     def _columns(
         self, batch: Batch, records: pa.RecordBatch
     ) -> tuple[dict[int, Any], dict[int, pa.RecordBatch], dict[int, str]]:
-        """Returns, by number of the record: its columns as a dict, its columns as `Row.columns`, and the reasons why
-        others cannot be decoded. In most batches the source's thread has already decoded the records.
+        """Returns three dicts by number of the record: its columns as a dict; its columns as `Row.columns`; and, for
+        a record that cannot be decoded, the reason. In most batches the source's thread has already decoded the
+        records.
         """
         if batch.records is None:
             data, bad = self._codec_for(batch.topic).decode(records)

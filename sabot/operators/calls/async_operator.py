@@ -187,7 +187,9 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
         self._touched[id(chunk)] = chunk
 
     def _release(self) -> None:
-        """Emits the rows whose turn it is, and passes on the marks that have no rows before them any more."""
+        """Emits the rows that can be emitted now, in the order of the step, and passes on the marks that have no rows
+        before them any more.
+        """
         segment = self._segments[0]
         touched, self._touched = self._touched, {}
         looked_at = [] if self._ordered else [chunk for chunk in touched.values() if chunk.segment is segment]
@@ -380,8 +382,8 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
 
     @property
     def left_behind(self) -> list[str]:
-        """A text with the number of calls that `close` could not cancel, in a list, or no text if there are none.
-        Such calls keep their event loop running, and so the process.
+        """One text with the number of calls that `close` could not cancel, or no text. Such a call keeps its event
+        loop running, and so the process.
         """
         if self._handover is None or not self._handover.left_behind:
             return []

@@ -49,9 +49,10 @@ class MapLlm(QuestionOperator):
     """A step that adds the columns of a model's answer behind those of the row. No call is made for a null prompt,
     whose columns are null.
 
-    Equal prompts need one call while their rows wait, or while the answer is among the `cache_rows` most recently
-    used ones. The cache begins with the answers of the checkpoint. Prompts that come together are sent in the order
-    of their texts, so that those with the same beginning follow each other, which helps caches of providers.
+    Rows with equal prompts share one call while they wait, and an answer that is still in the cache of `cache_rows`
+    answers needs none. The cache begins with the answers of the checkpoint. Prompts that come together are sent in
+    the order of their texts, so that those with the same beginning follow each other: that helps the caches of
+    providers.
 
     Raises UserError if the prompt is not text.
     """

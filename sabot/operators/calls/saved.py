@@ -1,7 +1,8 @@
 """The state of rows that wait for calls in a checkpoint: the rows, and the outcomes of calls that have ended.
 
-rows.arrow      the rows, in order done.arrow      for each call that has ended: its first row, its rows, the number
-of its results (or the error) results.arrow   the results of all of these calls, in the same order
+rows.arrow      the rows, in order
+done.arrow      for each call that has ended: its first row, its rows, the number of its results (or the error)
+results.arrow   the results of all of these calls, in the same order
 """
 
 from collections.abc import Sequence

@@ -135,7 +135,7 @@ def comparison_of(kind: str, a: Compiled, b: Compiled) -> Function:
 
 
 def _without_nan(values: Any) -> bool:
-    """Returns True if no value is NaN. May return False for an array whose only NaN is behind a null."""
+    """Returns True if no value is NaN. A NaN in the memory behind a null counts too."""
     return isinstance(values, pa.Array) and not np.isnan(floats(values)).any()
 
 

@@ -118,8 +118,8 @@ def times_at(clock: Any, array: pa.Array) -> pa.Array:
 
 
 def times_before(past: Any, array: pa.Array, found: Intervals) -> pa.Array:
-    """Subtracts local time: returns for each time of `array` the last earlier time (or the same) at which a clock of
-    the zone shows `past` less, or the end of the gap if the clock never shows that.
+    """Turns a zone's clock back by `past`: returns for each time of `array` the last time, not after it, at which the
+    clock shows so much less. If the clock never shows that, returns the end of the gap that skipped it.
 
     `past`: less than a day, in the array's unit. `found`: the intervals of the array.
     """

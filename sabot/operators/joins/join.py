@@ -237,11 +237,11 @@ class Join(JoinOperator, FilledFromTable):
                 self.output.add(self._result_rows(side, piece.taken(), None, side.times(piece), op))
 
     def _emit_null_rows(self, mine: Side, other: Side, rows: Rows, numbers: Any, op: int) -> None:
-        """Emits the rows with nulls of the other side that change: with the op DELETE for rows that have got their
-        first partner, with INSERT for rows that have lost their last one.
+        """Emits changes of the other side's rows with nulls. With the op DELETE, removes those of rows that have got
+        their first partner; with INSERT, adds those of rows that have lost their last partner.
 
-        `rows`: the partners. The earliest partner gives the event time, for INSERT the latest. `numbers`: a number
-        for the key of each.
+        `rows`: the partners. The event time is that of the earliest partner, for INSERT of the latest. `numbers`: a
+        number for the key of each partner.
         """
         for _, rows_of, times in self._partners(mine, other, rows, numbers, latest=op == INSERT):
             self.output.add(self._result_rows(other, rows_of, None, times, op))

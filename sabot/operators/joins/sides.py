@@ -527,7 +527,7 @@ class JoinOperator(StatefulOperator, SecondInput):
 
     @classmethod
     def read_with(cls, reader: Mapping[str, Any]) -> "JoinOperator":
-        """Makes a join that can read state, from the facts of `state_reader`."""
+        """Makes a join that only reads state. `reader`: the facts of `state_reader`."""
         given = dict(reader)
         figures = given.pop("sides")
         names = tuple((source, name) for source, name in figures["right_names"])

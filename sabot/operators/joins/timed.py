@@ -109,8 +109,8 @@ class TimedJoin(JoinOperator, HasBranches):
 
 
 def _hidden(keys: Sequence[str]) -> list[str]:
-    """Returns the columns that are left out of a side's late rows: event time, and keys that the planner made for the
-    join.
+    """Returns the names of the columns that late rows of a side do not have in their branch: event time, and keys
+    that the planner made for the join.
     """
     return [TIME_COLUMN, *(key for key in keys if key.startswith(MADE_KEY))]
 

@@ -42,13 +42,14 @@ Array: TypeAlias = pa.Array
 
 
 class Pattern(StatefulOperator):
-    """The matches of a pattern: keys, match_start, match_end, measures. The event time is match_end.
+    """A step that finds the matches of a pattern, and emits for each: keys, match_start, match_end, measures. The
+    event time is match_end.
 
     match_start and match_end are the times of a match's first and last row (timestamp[ms, UTC]). If the pattern ends
-    with `without`, match_end is the end of its time. Rows of a key must come in order of event time. Rows below the
-    watermark are late, and go to the output branch "late". The state is the partial matches, and those columns of
-    their rows that measures and predicates need. If the pattern has `within`, a partial match is removed when the
-    watermark has passed it by so much.
+    with `without`, match_end is the time at which its `within` is over. Rows of a key must come in order of event
+    time. Rows below the watermark are late, and go to the output branch "late". The state is the partial matches,
+    with the columns of their rows that measures and predicates need. A pattern with `within` drops a partial match
+    when the watermark has passed its first row by more than `within`.
 
     `measures`: (name, expression over values of steps; keys, match_start and match_end may occur in it).
     `max_partial`: the most partial matches of a key; above it `process` raises UserError.

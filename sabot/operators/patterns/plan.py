@@ -22,10 +22,10 @@ Array: TypeAlias = pa.Array
 class PatternPlan:
     """A pattern in the form of the kernel.
 
-    `tests`: the expressions of bool columns. `operands`: functions that return the columns to be compared with
-    earlier rows; `kinds` has their types. `steps`, `gaps`: the tests and comparisons of each step and of each gap
-    between steps. `slots`: the values of earlier rows that the kernel remembers. `can_fail`: True if a value may make
-    a test or an operand raise DataError.
+    `tests`: the expressions of bool columns. `operands`: functions that return columns to be compared with earlier
+    rows; `kinds` are the kernel's types of these columns. `steps`, `gaps`: for each step, and for each gap between
+    steps, the numbers of its tests and its comparisons. `slots`: the values of earlier rows that the kernel
+    remembers. `can_fail`: True if a value may make a test or an operand raise DataError.
 
     Raises UserError for predicates that do not fit the columns, and for more than 63 tests or slots.
     """
