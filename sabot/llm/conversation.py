@@ -86,7 +86,7 @@ def groups_of(messages: Sequence[ChatMessage]) -> list[Group]:
 
 
 class TokenEstimator:
-    """An estimate of the number of tokens of messages. It learns from the counts in the provider's answers."""
+    """An estimator of the number of tokens of messages. It learns from the counts in the provider's answers."""
 
     def __init__(self) -> None:
         self._a_token = _CHARACTERS_A_TOKEN

@@ -117,7 +117,7 @@ class DirectEffects(DirectTools):
         return DirectEffects(engine, self._context.child(), self._clock)
 
     def with_middleware(self, use: bool) -> "DirectEffects":
-        """Sets whether the engine's middleware stands around the calls of tools. Returns this object."""
+        """Puts the engine's middleware around tool calls if `use` is True. Returns this object."""
         self.middleware = self._engine.tool_middleware if use else None
         return self
 

@@ -545,7 +545,7 @@ class ExecutionEngine:
             self._loop = loop
             join_loop(loop, self, self._figures)
             for route in self._routes:
-                route.admission.begin_anew()
+                route.admission.reset()
 
 
 def _without_cost(answer: Completion) -> Completion:

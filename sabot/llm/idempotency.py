@@ -195,13 +195,13 @@ class IdempotencyTracker:
         return call
 
     def complete(self, key: str, content: bytes, context: RequestContext, call: SharedCall, answer: Completion) -> None:
-        """Stores the answer of the call."""
+        """Stores the answer of the call, and calls the hooks of "idempotency.complete"."""
         self._end(key, context, call)
         self._answers.keep(_scoped_key(key, context), (content, msgspec.structs.replace(answer, output=None)))
         self._call_hooks("idempotency.complete", key, context)
 
     def fail(self, key: str, context: RequestContext, call: SharedCall) -> None:
-        """Frees the key of a call that failed or was cancelled."""
+        """Frees the key of a call that failed or was cancelled, and calls the hooks of "idempotency.fail"."""
         self._end(key, context, call)
         self._call_hooks("idempotency.fail", key, context)
 

@@ -84,9 +84,9 @@ class Admission:
         self._turn = asyncio.Lock()
         self._room: asyncio.Future[None] | None = None
 
-    def begin_anew(self) -> None:
-        """Prepares for another event loop, after the first one was closed: nothing is in flight. The limit learnt
-        stays.
+    def reset(self) -> None:
+        """Prepares for another event loop, after the first one was closed: nothing is in flight. The learnt limit of
+        requests in flight stays.
         """
         self._turn, self._room = asyncio.Lock(), None
         self._in_flight.in_flight = self.waiting = 0

@@ -1,5 +1,5 @@
-"""The names of the tools and models that exist in this process. A policy rule that matches none of them is reported
-as misspelt.
+"""The names of the tools and models that exist in this process. A policy rule that names a tool or model which is not
+among them is reported as misspelt.
 """
 
 from typing import Final

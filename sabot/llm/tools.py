@@ -122,16 +122,16 @@ class ToolCaller(Protocol):
 
 @dataclass(frozen=True)
 class Tool:
-    """A function with its class of effect and its settings. To call a Tool calls the function.
+    """A function with its class of effect and its settings. Calling a Tool calls the function.
 
     `effect`: the class, which says whether a call may be repeated. `reconcile`: a function `f(effect, *the same
-    arguments)` that finds out whether a call was made. `in_doubt`: the reaction if nobody knows that. `timeout_s`:
-    the time limit of one attempt in seconds. `retry`: attempts after a failure, of calls that may be repeated.
-    `takes_effect`: True if the function has the parameter `effect: Effect`. `is_async`: True for `async def`; other
-    functions run in threads. `has_retries`: True if `retries=` was given, so that an agent's `max_tool_retries=`
-    does not apply. `labels`: the labels of its results. `parameters`: its parameters, or None if they are those of
-    the signature. `converse`: a coroutine function `converse(tool, caller, arguments)` that makes the call in several
-    steps, between which it may ask people or models, or None if a call is one call of `func`.
+    arguments)` that finds out whether a call was made. `in_doubt`: the reaction if nobody knows whether a call was
+    made. `timeout_s`: the time limit of one attempt in seconds. `retry`: attempts after a failure, of calls that may
+    be repeated. `takes_effect`: True if the function has the parameter `effect: Effect`. `is_async`: True for `async
+    def`; other functions run in threads. `has_retries`: True if `retries=` was given, so that an agent's
+    `max_tool_retries=` does not apply. `labels`: the labels of its results. `parameters`: its parameters, or None if
+    they are those of the signature. `converse`: a coroutine function `converse(tool, caller, arguments)` that makes
+    the call in several steps, between which it may ask people or models, or None if a call is one call of `func`.
     """
 
     func: Callable[..., Any]

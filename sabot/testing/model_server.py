@@ -396,7 +396,7 @@ def _key(exchange: HttpExchange) -> str:
 
 
 def _completion(scripted: ScriptedAnswer, spec: RequestSpec, request_id: str) -> Completion:
-    """Returns the answer with usage, model and request id."""
+    """Returns the scripted answer as a Completion, with usage, model and request id."""
     whole = scripted.end
     if isinstance(whole, Exception):
         whole = Completion(message=assistant("".join(scripted.texts)))

@@ -95,9 +95,10 @@ class SdkCalls:
     """The calls of one provider. A connection belongs to its event loop, so each loop gets a client of its own,
     unless the user has given one: programs may call `asyncio.run` several times, and tests have a loop each.
 
-    `provider`: the vendor's name. `sdk`: its library. `trouble`: the base class of the library's errors. `make`:
+    `provider`: the vendor's name. `sdk`: its library. `base_error`: the base class of the library's errors. `make`:
     makes a client. `methods`: returns the methods of a client that are used, by Sabot's names. `owned`: True if
-    `close` closes the clients. Raises UserError for an address that is none, or that contains a password.
+    `close` closes the clients. Raises UserError if the base URL is not that of an HTTP server, or contains a user or
+    password.
     """
 
     def __init__(
