@@ -245,7 +245,7 @@ class Handover:
         return False
 
     def renew(self, item: Call) -> None:
-        """Does nothing: the argument does not change."""
+        """Does nothing: another attempt gets the same argument."""
 
     def failed(self, item: Call, failure: BaseException, attempts: int) -> None:
         self._settle(item, self._given_up(failure, item[2], attempts))

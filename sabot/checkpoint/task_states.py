@@ -92,8 +92,8 @@ class RestoredState:
 
 
 class StoredState:
-    """A Cut whose files a worker has stored in the object store of the checkpoints. They are only listed there, and
-    never on this machine.
+    """A Cut whose files a worker has already stored in the checkpoints' object store. This object only lists the
+    files; this machine has no copy of them.
     """
 
     def __init__(self, files: Mapping[str, StoredFile], storage: CheckpointStorage) -> None:
@@ -102,7 +102,7 @@ class StoredState:
         self._storage = storage
 
     def save(self, directory: Path) -> int:
-        """Raises InternalError: the manifest names the files (`files`)."""
+        """Raises InternalError: nothing is left to save, and the manifest takes the list `files`."""
         raise InternalError(f"{directory}: its files are stored already")
 
     def discard(self) -> None:

@@ -21,8 +21,8 @@ def parse_options(delimiter: str, **more: Any) -> csv.ParseOptions:
 
 
 def convert_options(wanted: pa.Schema | None, names: Sequence[str] = ()) -> csv.ConvertOptions:
-    """Returns options that convert fields to these columns, by name; None to guess the types. `names`: the names of
-    all fields. An empty field is null, a quoted one is an empty text.
+    """Returns options for the conversion of fields to columns. `wanted`: the columns, found by name, or None to guess
+    their types. `names`: the names of all fields. An empty field is null, and a quoted empty field is an empty text.
 
     Raises UserError for a type that cannot be read from text.
     """
@@ -61,8 +61,8 @@ def _texts(kind: Any) -> bool:
 
 
 def _plausible(kind: Any) -> str | None:
-    """Returns a pattern that every valid text of this type matches, or None for types whose cast differs from the
-    parser's conversion.
+    """Returns a regular expression that every valid text of this type matches: a text without a match is not a value.
+    Returns None for types where Arrow's `cast` and its CSV parser disagree about the valid texts.
     """
     if pa.types.is_integer(kind):
         return "^[-+]?(0[xX][0-9a-fA-F]+|[0-9]+)$"

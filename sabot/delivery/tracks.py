@@ -36,7 +36,7 @@ _BACKOFF = Backoff(0.2, 10.0)  # the waits after failed deliveries, in seconds
 
 
 class TrackRun(Protocol):
-    """The parts of an app's run that a track uses (`staged.StagedSinks`)."""
+    """The services and settings of an app's run that a track uses (`staged.StagedSinks`)."""
 
     app: str
     restored: Manifest | None
@@ -60,10 +60,10 @@ class TrackRun(Protocol):
         """Returns the path of a part's file on this machine. Raises TransientError, CorruptCheckpoint."""
 
     def look_at_fullness(self) -> None:
-        """Called after parts were added or delivered: the track may be full now, or no longer."""
+        """Checks if the track is full. Called after parts were added or delivered."""
 
     def broken(self, name: str, error: BaseException) -> None:
-        """Called when the track of the sink `name` has failed for good."""
+        """Reports that the track of the sink `name` has failed for good."""
 
 
 class TrackWork:
@@ -391,7 +391,9 @@ class TrackWork:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def finish_if_asked(self) -> None:
-        """Completes the result of an input that has ended, once all its parts are delivered. Blocks."""
+        """Lets the sink complete its result, if `finish` was called and all parts are delivered; otherwise does
+        nothing. An error of the sink's own code names the sink. Blocks.
+        """
         with self._changed:
             ready = self._finish and not self.finished and all(part.seq <= self.delivered for part in self._parts)
         if ready:

@@ -47,11 +47,11 @@ class Inbound:
 
 
 class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has no types
-    """A Flight server that puts received elements into the channels of `expect`. All methods may be called from any
-    thread.
+    """A Flight server that receives edges, and puts the elements of each edge into the channel that `expect` was
+    given. All methods may be called from any thread.
 
-    `timeout`: the seconds for which a sending worker may be silent, and for which a call waits for `expect` of its
-    edge.
+    `timeout`: the seconds after which a silent sending worker counts as lost. It is also the time for which the call
+    of an edge waits until the edge is passed to `expect`; then the call fails.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has 
 
     def do_action(self, context: Any, action: Any) -> list[bytes]:
         """Answers the question `alive` of a sending worker: notes that its session is alive, and returns its edges
-        that have failed here, which it may not have noticed.
+        that have failed here, which it may not have noticed. Raises FlightServerError for any other question.
         """
         if action.type != "alive":
             raise flight.FlightServerError(f"no action is called {action.type[:100]!r}")
@@ -143,7 +143,9 @@ class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has 
             inbound.serving = False
 
     def _claim(self, descriptor: Any, peer: str) -> Inbound:
-        """Returns the edge of a call. Waits for `expect`, because workers do not start at the same moment."""
+        """Returns the edge of a call. Waits for `expect`, because workers do not start at the same moment. Raises an
+        error of Flight for an unknown edge, for one that has or had another sender, and when the server closes.
+        """
         path = [part.decode(errors="replace")[:1000] for part in descriptor.path or ()]
         if len(path) != 2 or not all(path):
             raise flight.FlightServerError("a call names an edge and a session")

@@ -49,7 +49,9 @@ class Credit:
         return self._out >= self._most
 
     def spend(self, rows: int, nbytes: int) -> bool:
-        """Counts a message with rows; returns True if the message has to ask for an answer."""
+        """Counts a message with rows as under way. Returns True if it has to ask the receiver for an answer, which is
+        so after each quarter of the credit.
+        """
         cost = max(nbytes, rows * self._row_bytes) + _MESSAGE_BYTES
         self._out += cost
         self._unasked += cost
@@ -271,7 +273,7 @@ class Peer:
             self._senders.discard(sender)
 
     def close(self) -> None:
-        """Ends all edges and threads. Idempotent."""
+        """Ends all edges and threads. Blocks until each thread has ended, or for `timeout` seconds. Idempotent."""
         self._over.set()
         senders = self._all()
         for sender in senders:

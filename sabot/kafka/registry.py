@@ -39,9 +39,7 @@ class _Unusable(UserError):
 
 
 class _NoRegistry(Exception):
-    """An answer that does not come from a schema registry, but from a proxy before it, or a page that says it is
-    being mended.
-    """
+    """An answer that does not come from a schema registry, but for example from a proxy, or from a maintenance page."""
 
 
 class Registry:
@@ -166,8 +164,8 @@ class Registry:
         return self._asked(lambda client: ask(client, Schema(text, kind, others)), f", subject {subject!r}")
 
     def _whole(self, schema: Any) -> str:
-        """Returns the text of a schema, with the types of other schemas that it refers to where they are part of it.
-        Raises as `_asked`, and UserError.
+        """Returns the text of a schema. An Avro schema gets the types of the schemas that it refers to put in their
+        places. Raises _Unusable if that cannot be done, and errors like `_asked`.
         """
         text: str = schema.schema_str
         if not schema.references or (schema.schema_type or "AVRO") != "AVRO":
@@ -190,7 +188,9 @@ class Registry:
             raise _Unusable(error.message) from error
 
     def _fetched(self, id: int) -> tuple[str, str] | str:
-        """Fetches a schema. Raises UnknownSchema, RegistryUnavailable."""
+        """Fetches a schema and keeps the result. Returns its type, such as "AVRO", and its text; or, for a schema
+        that cannot be used, the reason. Raises UnknownSchema if the registry lacks it, and errors like `_asked`.
+        """
         now = SYSTEM_CLOCK.monotonic()
         with self._lock:
             while self._unknown and (oldest := next(iter(self._unknown.items())))[1][0] <= now:

@@ -68,8 +68,8 @@ def compare(operators: Sequence[Planned], manifest: SavedApp, drop: Iterable[str
     only the checkpoint has.
 
     `drop`: the state that the user gives up. Each entry is the id of an operator, in the program or in the
-    checkpoint, or OPERATOR.NAME for one of its aggregates, or for what a process function keeps under that name.
-    Raises UserError for an entry that names no state.
+    checkpoint, or OPERATOR.NAME: one aggregate of an operator, or the values that a process function keeps under that
+    name. Raises UserError for an entry that names no state.
     """
     saved = {each.id: each for each in _saved(manifest)}
     whole, parts = _given_up(drop, operators, saved)
@@ -134,8 +134,8 @@ def check(verdicts: Iterable[Verdict], checkpoint: int, spent: Collection[str] =
 
 
 def once_more(ways: Iterable[str], spent: Collection[str]) -> str:
-    """Returns a text for a hint, or "": some of these options were given to the last start too, and would be ignored
-    now.
+    """Returns a text for a hint about options that the last start got too, and that would be ignored now, or "" if
+    there are none. `ways`: the options that the error proposes. `spent`: those of the last start, as in `check`.
     """
     again = [way for way in dict.fromkeys(ways) if way.removeprefix("--drop ") in spent]
     if not again:
@@ -196,13 +196,15 @@ def _saved(manifest: SavedApp) -> Iterator[SavedStep]:
 def _matched(
     operators: Sequence[Planned], saved: Mapping[str, SavedStep]
 ) -> tuple[dict[str, SavedStep], dict[str, list[SavedStep]]]:
-    """Returns, by operator id, the saved state that the operator continues, and for the unclear ones the saved states
-    that may be its own.
+    """Returns, by operator id, the saved state that each operator continues, and for each unclear operator the saved
+    states that it may continue. Four rules are applied in turn to the operators and states that are not matched yet:
 
-    Operators with an id of the user's are matched first, by that id. Of the others, those that keep the same state
-    are matched by their paths: those of one path, if there are as many as before, in the order of their numbers. If
-    one is left on each side, these two are matched. At last those are matched that differ in some of their
-    aggregates, if only one pair of them has aggregates in common.
+    1. The operator has an id of the user's, and a state has the same id.
+    2. Both keep the same state (equal schemas), and rows reach them through the same steps. Of several such operators
+       there are as many as saved states, and no operator among them has an id of the user's. `_pairs` says which two
+       belong together.
+    3. Both keep the same state, and one operator and one saved state are left.
+    4. The schemas differ only in aggregates, some of which are equal (`_share`), and no other operator or state fits.
     """
     matched = {new.id: saved[new.id] for new in operators if new.named and new.id in saved}
     taken = {old.id for old in matched.values()}
@@ -240,7 +242,9 @@ def _matched(
 
 
 def _share(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Returns True if the two schemas differ in their aggregates alone, and have some aggregates in common."""
+    """Returns True if the two schemas have some aggregates in common, and otherwise differ at most in the other
+    aggregates, in `order` and in `rows`.
+    """
     listed = _listed(new)
     if any(old.get(name) != new.get(name) for name in {*old, *new}.difference([listed, "order", "rows"])):
         return False
@@ -249,8 +253,9 @@ def _share(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def _pairs(news: list[Planned], olds: list[SavedStep]) -> Iterator[tuple[Planned, SavedStep]]:
-    """Yields pairs of steps of one path, of which there are as many as before. Steps whose functions are unchanged
-    are paired first, the others in the order of their numbers.
+    """Yields pairs of equally many operators and saved states whose rows go through the same steps. The most alike
+    are paired first: those with the same text and functions, then those with the same functions, then with the same
+    text. Pairs that are still open are made in the order of their numbers.
     """
     for known in (lambda step: (step.text, step.path), lambda step: step.path, lambda step: step.text, lambda step: ""):
         for sign in {known(new) for new in news}:
@@ -328,8 +333,8 @@ def _verdict(old: SavedStep, new: Planned, given_up: Mapping[str, set[str]]) -> 
 
 
 def _listed(schema: Mapping[str, Any]) -> str | None:
-    """Returns the name of the fact that lists aggregates, or columns of `over`, as (name, what it computes, type of
-    the result), or None.
+    """Returns the key in a schema under which an operator lists its aggregates: "columns" for `over`, otherwise
+    "aggregates", or None if there are none. An entry is (name, what it computes, type of the result).
     """
     return "columns" if schema.get("kind") == "over" else "aggregates" if "aggregates" in schema else None
 
@@ -339,7 +344,7 @@ def _leads(schema: Mapping[str, Any]) -> bool:
 
 
 def _parts(listed: str, old: SavedStep, new: Planned, forgets: frozenset[str]) -> list[AggregateVerdict]:
-    """Returns what becomes of each aggregate."""
+    """Returns a verdict on each aggregate."""
     before = old.schema[listed]
     if listed == "columns":
         return aggregate_verdicts(
@@ -353,7 +358,7 @@ def _parts(listed: str, old: SavedStep, new: Planned, forgets: frozenset[str]) -
 
 
 def _fate_of(name: str, forgets: frozenset[str]) -> AggregateVerdict:
-    """Returns what becomes of the values that a process function keeps under a name."""
+    """Returns a verdict on the values that a process function keeps under a name."""
     if name in forgets:
         return AggregateVerdict(name, "drop", "values", None, "its state is dropped, as asked")
     return AggregateVerdict(name, "keep", "values", "values")

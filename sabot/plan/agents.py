@@ -22,9 +22,11 @@ def fed_by_streams(ends: Iterable[StreamEnd]) -> frozenset[str]:
 
 
 def arranged(specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]) -> list[AgentSpec]:
-    """Returns the agents, each behind those that it feeds. An agent that is fed by an agent or a stream has a topic only if it names one.
+    """Returns the agents in an order in which each agent comes after all agents that get its rows. An agent that is
+    fed by an agent or a stream has a topic only if it names one.
 
-    Raises UserError if agents and streams feed each other in a cycle, a stream feeds an agent that does not exist, or two read one agent.
+    Raises UserError if agents and streams feed each other in a cycle, if a stream feeds an agent that does not exist,
+    if two streams read one agent, and as `_check_durable` does.
     """
     ends = list(ends)
     fed = fed_by_streams(ends)
@@ -89,7 +91,7 @@ def _check_durable(specs: Sequence[AgentSpec], fed: frozenset[str]) -> None:
 
 
 def _through_streams(ends: Iterable[StreamEnd]) -> defaultdict[str, set[str]]:
-    """Returns, by the id of an agent, the agents fed by the streams that read it."""
+    """Returns, for the id of each agent that streams read, the ids of the agents into which these streams go."""
     found: defaultdict[str, set[str]] = defaultdict(set)
     for end in ends:
         if isinstance(end, Feed):
@@ -102,7 +104,9 @@ def _through_streams(ends: Iterable[StreamEnd]) -> defaultdict[str, set[str]]:
 def leading_to(
     end: StreamEnd, specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]
 ) -> tuple[list[StreamEnd], list[AgentSpec]]:
-    """Returns the ends of streams and the agents, of those of an app, whose rows come to this end, which is the last one."""
+    """Returns the stream ends and the agents of an app whose rows come to this end. The end itself is the last of the
+    ends.
+    """
     feeds = [each for each in ends if isinstance(each, Feed)]
     used: list[StreamEnd] = [end]
     wanted: set[str] = set()
@@ -128,7 +132,9 @@ def inputs_of(spec: AgentSpec, specs: Iterable[AgentSpec], fed: frozenset[str]) 
 
 
 def dead_letter_topics(spec: AgentSpec, specs: Iterable[AgentSpec], fed: frozenset[str]) -> dict[str, str]:
-    """Returns the dead-letter topics by input, for an agent whose dead letters go into topics."""
+    """Returns, by input (`inputs_of`), the topic of the dead letters, for an agent whose dead letters go into topics.
+    `fed`: the ids of the agents into which streams go.
+    """
     assert isinstance(spec.dead_letter, str)
     return {name: dead_letter_topic(spec.dead_letter, name) for name in inputs_of(spec, specs, fed)}
 

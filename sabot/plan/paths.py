@@ -33,8 +33,9 @@ _LATER = ("time_unit", "time_format", "time")
 
 
 def path_of(node: Node, before: Iterable[str]) -> str:
-    """Returns the digests of a node, "STEPS" or "STEPS+CODE". They are equal for the same steps in another program.
-    `before`: the paths of its inputs.
+    """Returns the path of a node: a digest of its step and of all steps before it, and, behind a "+", a digest of the
+    code of their functions if they have any. The same steps have the same path in another program. An OnError has the
+    path of its input. `before`: the paths of the inputs.
     """
     inputs = sorted(before)
     if isinstance(node, OnError):

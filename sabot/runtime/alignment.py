@@ -26,9 +26,10 @@ class Alignment:
     """
 
     def __init__(self, max_drift_ms: int, readers: Sequence[AlignedReader], *, whole: bool = True) -> None:
-        """Makes these readers obey the alignment; readers of one source share its watermarks. `whole`: True if no
-        other process reads these sources. Otherwise the other processes count as having read nothing until
-        `elsewhere` is called.
+        """Limits these readers, from now on, by the partition that is furthest behind. `max_drift_ms`: the event time
+        in ms by which a partition may be ahead of it. `whole`: True if no other process reads these sources; if
+        False, the partitions of other processes count as unread until `elsewhere` is called. Readers of one source
+        share its watermarks.
         """
         self._max_drift_ms = max_drift_ms
         self._elsewhere: tuple[int | None, int | None] = (None, None) if whole else (START_OF_TIME, START_OF_TIME)
@@ -44,8 +45,8 @@ class Alignment:
         return self._least(now_ms, unread=False), self._least(now_ms, unread=True)
 
     def elsewhere(self, least_ms: int | None, least_unread_ms: int | None) -> None:
-        """Sets the same two event times for all other processes together. None: they have no partition that counts.
-        From any thread.
+        """Sets the same two event times for all other processes together. Each is None if these processes have no
+        partition that counts. May be called from any thread.
         """
         self._elsewhere = least_ms, least_unread_ms
         self.moved()

@@ -54,7 +54,7 @@ class Fill:
             self.close()
 
     def close(self) -> None:
-        """Closes the tables. Idempotent."""
+        """Closes the tables, and deletes the folder into which they were read, if there is one. Idempotent."""
         for operator in self.opened:
             operator.close()
         self.opened, self.rows = [], []
@@ -63,7 +63,9 @@ class Fill:
 
 
 class Filling:
-    """The fillings of a start, by the verdicts on a program and a checkpoint."""
+    """The filling of all operators that a start has to fill, as the verdicts on the program and the checkpoint
+    decide.
+    """
 
     def __init__(
         self, plan: Plan, verdicts: Sequence[Verdict], saved: Mapping[str, Sequence[Saved]], directory: Path | None
@@ -149,7 +151,9 @@ class Filling:
 
 @dataclass(frozen=True)
 class _Share:
-    """The share of the keys that is read: those of one subtask of several. `folder`: for the state that is read."""
+    """The keys whose rows are read: those of one subtask of several. `folder`: the folder for state that is read, or
+    None.
+    """
 
     subtask: int
     parallelism: int

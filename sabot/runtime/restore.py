@@ -109,7 +109,7 @@ def plan_of(
 
 
 def _refuse_shared_sources(reads: Iterable[Read]) -> None:
-    """Refuses a Source object that two streams read, as it has one position."""
+    """Raises UserError for a Source object that two streams read, because it has only one position."""
     seen: set[int] = set()
     for node in reads:
         if isinstance(node.source, Source):
@@ -122,7 +122,9 @@ def _refuse_shared_sources(reads: Iterable[Read]) -> None:
 
 
 def _refuse_shared_files(ends: Iterable[StreamEnd]) -> None:
-    """Refuses two sinks that write the same file: each would make the rows of the other unreadable."""
+    """Raises UserError for two sinks that write the same file, because each would make the rows of the other
+    unreadable.
+    """
     files: list[tuple[str, Sink]] = []
     for end in ends:
         if isinstance(end, Write) and isinstance(end.sink, FileSink):
@@ -177,7 +179,9 @@ def _refreshed(node: Read, kept: pa.Schema, now: pa.Schema) -> pa.Schema:
 
 @contextmanager
 def _saying_what_is_kept(kept: Mapping[str, pa.Schema]) -> Iterator[None]:
-    """Adds to an error about columns that the columns of these streams come from the checkpoint."""
+    """Extends the hint of a UserError that mentions a column: it names the streams whose columns come from the
+    checkpoint, and says how to infer them anew. `kept`: these columns, by stream.
+    """
     try:
         yield
     except UserError as error:

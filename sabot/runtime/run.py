@@ -133,7 +133,9 @@ class Run:
     # -- the start ----------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Restores the checkpoint, if there is one, opens everything, and starts it. After an error, call `release`."""
+        """Restores the checkpoint, if there is one, opens everything, and starts it. Raises StoppedEarly if a stop
+        was requested meanwhile. After an error, call `release`.
+        """
         app, coordinator = self.app, self._coordinator
         for agent in self.agents.values():
             agent.starts(app.settings.broker, app.settings.kafka)

@@ -46,7 +46,7 @@ class SegmentPart:
         self._next = [0]  # for each kind, the rows before this index were returned
 
     def set_gone(self, gone: Any) -> None:
-        """Marks these rows as gone. Called at a restore."""
+        """Sets the marks of gone rows at a restore. `gone`: True for each gone row (numpy)."""
         self.gone, self.alive = gone, self.rows - int(gone.sum())
 
     def divide_by_kind(self, kind: int) -> None:

@@ -247,7 +247,7 @@ class _SegmentFile(Shared):
         self._durable = durable
 
     def set_gone(self, gone: Any) -> None:
-        """Marks these rows as gone. Called at a restore."""
+        """Sets the marks of gone rows at a restore. `gone`: True for each gone row of the file (numpy)."""
         start = 0
         for part in self.parts:
             part.set_gone(gone[start : start + part.rows])

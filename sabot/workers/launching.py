@@ -17,7 +17,9 @@ _UNKNOWN = KillCounts(None, None)
 
 
 class ProcessEnd(NamedTuple):
-    """The end of a process: `how` it ended, to be read behind its name, and `why`, or a hint."""
+    """The end of a process. `how`: what happened, worded to follow the name of the process ("was killed"). `why`: the
+    cause, or a hint.
+    """
 
     how: str
     why: str
@@ -25,7 +27,7 @@ class ProcessEnd(NamedTuple):
 
 
 class LaunchedProcess(Protocol):
-    """The process of one worker. All methods on one event loop."""
+    """The process of one worker. All methods are called on one event loop."""
 
     pid: int | None  # None: not known here
 
@@ -37,7 +39,9 @@ class LaunchedProcess(Protocol):
 
 
 class Launcher(Protocol):
-    """Starts the workers of one epoch. All methods run on one event loop."""
+    """A starter of the workers of one epoch, which is the time from the start of the workers to their end. All
+    methods run on one event loop.
+    """
 
     async def open(self, workers: int) -> str:
         """Prepares for this number of workers. Returns the host at which they reach this process. Raises SabotError;
@@ -45,7 +49,9 @@ class Launcher(Protocol):
         """
 
     async def make_room(self, more: int) -> None:
-        """Makes sure that the next epoch can have `more` additional workers. Raises UserError if it cannot."""
+        """Makes sure, while the workers run, that the next start can have `more` additional workers. Raises UserError
+        if it cannot.
+        """
 
     async def launch(self, ticket: Ticket) -> LaunchedProcess:
         """Starts one worker. The launcher sets `ticket.parent`."""

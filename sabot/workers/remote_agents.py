@@ -33,7 +33,10 @@ class RemoteAgents:
         self._at: dict[str, Member] = {}  # by task of agents
 
     def restores(self, restored: Manifest | None, *, kept: bool) -> None:
-        """Notes the checkpoint from which the run begins, or None. `kept`: True if checkpoints are kept at all."""
+        """Sets `needs_checkpoint`: True if the app has durable agents, keeps checkpoints, and starts from none that
+        knows their journal. `restored`: the checkpoint from which the run begins, or None. `kept`: True if
+        checkpoints are kept at all.
+        """
         durable = any(spec.durable for spec in self.specs)
         self.needs_checkpoint = durable and kept and stored_journal(restored, TASK) is None
 
@@ -44,7 +47,7 @@ class RemoteAgents:
         return name.rsplit("/", 1)[0] not in self._agents
 
     def placed(self, tasks: Mapping[str, Member]) -> None:
-        """Notes the workers of the tasks of agents."""
+        """Notes which worker has the task of each group of agents."""
         self._at = {group.task: tasks[group.task] for group in self.groups}
 
     def complete(
@@ -78,7 +81,9 @@ class RemoteAgents:
         return set(self._at.values())
 
     def heed(self, member: Member, message: Beat | AgentHasFailed) -> None:
-        """Takes a worker's report about its agents."""
+        """Takes a worker's report about its agents: new figures, or the failure of an agent, which goes to
+        `on_failed`.
+        """
         if isinstance(message, Beat):
             for agent_id in {agent_id for figures in message.agents.values() for agent_id in figures["agents"]}:
                 self._agents[agent_id].take_figures(self._sum_of(agent_id))

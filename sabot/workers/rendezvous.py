@@ -23,7 +23,9 @@ _JOIN_SECONDS = 300.0  # for a process that was started to connect: it loads Sab
 
 
 class JoinRound(Protocol):
-    """The workers of one epoch until all have joined. All methods run on one event loop."""
+    """The workers of one epoch (from their start to their end) until all have joined. All methods run on one event
+    loop.
+    """
 
     @property
     def within_s(self) -> float | None:
@@ -69,8 +71,13 @@ class TcpRendezvous:
 
     @classmethod
     def of(cls, launcher: Callable[[], Launcher] | None, listen: str | None, secrets: str | None) -> "TcpRendezvous":
-        """Returns the rendezvous for these settings. `listen`: "host:port". `secrets`: the folder. Raises UserError
-        if they do not go together.
+        """Returns the rendezvous for a user's settings. Blocks. Logs a warning if it listens to other machines
+        without TLS.
+
+        `launcher`: makes the launcher of an epoch's workers, or None if others start them with `sabot join`.
+        `listen`: "host:port" of the coordinator, or None. `secrets`: the folder with the token and the certificates,
+        or None. Raises UserError if the address or the folder cannot be used, and if there is neither a launcher nor
+        a token.
         """
         known = None if secrets is None else WorkerSecrets.read(secrets)
         host, port = (None, 0) if listen is None else parse_address(listen, "--listen")

@@ -182,8 +182,9 @@ def _written_field(field: Any, name: str, path: str, names: set[str]) -> Any:
 
 
 def _written_type(kind: pa.DataType, name: str, path: str, names: set[str]) -> Any:
-    """Returns the Avro type of a column. `name`: the name for a record or fixed type in it. `names`: the names that
-    are taken.
+    """Returns the Avro type of a column. `name`: the name for a record or fixed type; if it is taken, it gets "_" at
+    its end. `names`: the names that are taken, to which the new one is added. `path`: the place of the column, for
+    errors. Raises UserError for a type that Avro lacks, and for a name of a field that Avro does not allow.
     """
     types = pa.types
     if types.is_dictionary(kind):

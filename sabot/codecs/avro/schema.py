@@ -248,7 +248,9 @@ def _json_of(schema: Mapping[str, Any] | str | os.PathLike[str]) -> Any:
 
 
 class _Parser:
-    """Parses one schema. `_names` has each name from its definition on, with None while its record is being read."""
+    """A parser of one schema. `_named` has each named type from its definition on; its value is None while the fields
+    of the record are being parsed.
+    """
 
     def __init__(self) -> None:
         self._named: dict[str, AvroType | None] = {}

@@ -29,10 +29,10 @@ class Records(Protocol):
     """The bytes that may be the last one of a record."""
 
     def last(self, buffer: Buffer, low: int, high: int) -> int:
-        """Returns the end of the last whole record; `low` if there is none."""
+        """Returns the end of the last whole record, or `low` if there is none."""
 
     def first(self, buffer: Buffer, low: int, high: int) -> int:
-        """Returns the end of the first record; `high` if it does not end before that."""
+        """Returns the end of the first record, or `high` if the record does not end before that."""
 
 
 class Lines:
@@ -41,11 +41,11 @@ class Lines:
     ends: Sequence[bytes] = (b"\n",)
 
     def last(self, buffer: Buffer, low: int, high: int) -> int:
-        """Returns the position after the last newline."""
+        """Returns the position after the last newline, or `low` if there is none."""
         return buffer.rfind(b"\n", low, high) + 1 or low
 
     def first(self, buffer: Buffer, low: int, high: int) -> int:
-        """Returns the position after the first newline."""
+        """Returns the position after the first newline, or `high` if there is none."""
         return buffer.find(b"\n", low, high) + 1 or high
 
 
@@ -79,7 +79,9 @@ class Blocks(ABC):
         self._record_bytes = record_bytes
 
     def next(self) -> bool:
-        """Loads the next block, or sets `long`: one of the two is not empty. False at the end, with `offset` at the end of the file."""
+        """Loads the next block, or sets `long`: one of the two is not empty. Returns False at the end of the file;
+        `offset` is the end then.
+        """
         self.long = None
         if self.high == self.limit and not self._load():
             return False
@@ -180,7 +182,7 @@ class ChunkedFile(Blocks):
         return False
 
     def _lines_of(self, chunk: int) -> bool:
-        """Loads the lines of the chunk that are not read yet; False if no line starts in it."""
+        """Loads the lines of the chunk that are not read yet. Returns False if no line starts in the chunk."""
         first = chunk * self._chunk_bytes
         end = min(first + self._chunk_bytes, self._size)  # lines that start here or later belong to the next chunk
         at = max(first, self.offset)  # `offset` is the start of a line, and all lines before it have been taken

@@ -133,7 +133,10 @@ class HotTable(GroupTable):
             raise InternalError("groups of a store were asked for by slot, but their slots did not come from `resolve`")
 
     def need_whole(self) -> None:
-        """Switches to lookups: from now on groups are whole. Earlier slots become invalid."""
+        """Makes every group whole: merges its parts in the database, and its accumulators in memory if it is hot.
+        From now on a key that is not hot is looked up in the database (`lookups`). Slots that were returned before
+        are no longer valid. The second call does nothing.
+        """
         if self.lookups:
             return
         self.lookups = True
@@ -170,8 +173,9 @@ class HotTable(GroupTable):
         return GroupTable(self.keys, self._aggregates)
 
     def ranges(self) -> Iterator[GroupTable]:
-        """Yields tables with all groups, hot or in parts, merged, range by range. A table is valid until the next one
-        is taken.
+        """Yields tables that together have all groups of the pane, each group once: a table for each range of key
+        groups, with the parts in the database and the hot groups merged. A table is valid until the next one is
+        taken. Yields nothing without a database.
         """
         database = self.database
         if database is None:
@@ -252,7 +256,7 @@ class HotTable(GroupTable):
         return below_bound(table.finish()[self._width + aggregate], bound)
 
     def _forget(self, keys: list[Array], rows: int) -> None:
-        """Notes that the database's values of these keys do not count any more."""
+        """Notes that the values of these keys in the database are out of date."""
         if self.gone is None:
             self.gone = GroupTable(self.keys, [])
         self.gone.resolve(_batch(keys, self.keys, rows), range(self._width))
@@ -273,7 +277,9 @@ class HotTable(GroupTable):
         raise InternalError("a pane of a store is dropped, not cleared")
 
     def leave(self, slots: pa.Int32Array) -> None:
-        """Takes the groups out of memory, for any reason."""
+        """Takes the groups out of memory, and notes their keys for the next delta. Called when groups are removed,
+        evicted or handed to another owner.
+        """
         if self.since and len(slots):
             self._left.append(_batch(self.key_columns(slots), self.keys, len(slots)))
             self._left_rows += len(slots)

@@ -49,8 +49,8 @@ class Parts:
             yield number, [self._batch(value) for _, value in pairs]
 
     def compact(self, pane: int, table: GroupTable) -> int:
-        """Merges the parts of each group into one. Returns the number of parts left. `table`: an empty table to merge
-        in.
+        """Merges all parts of a group in the pane into one part. Returns the number of groups, which is now also the
+        number of parts. `table`: an empty table, as working memory.
         """
         left = 0
 

@@ -35,8 +35,8 @@ _BATCH_ROWS = 65_536  # rows of one batch of a delta: the copy that is in memory
 
 
 class Change(NamedTuple):
-    """A change to groups of one pane. With a cut, the groups have the accumulators in the cut. With a batch, which
-    has only keys, the groups have left the table (`gone`).
+    """A change to some groups of one pane. `groups`: the keys and accumulators of groups that are in the table, as a
+    cut of it, or the keys of groups that have left the table (`gone`), as a batch.
     """
 
     pane: int
@@ -57,7 +57,7 @@ class Change(NamedTuple):
             yield self.groups
 
     def close(self) -> None:
-        """Releases the cut: the change is saved, or will not be."""
+        """Releases the cut, after the change was saved or given up."""
         if isinstance(self.groups, TableCut):
             self.groups.close()
 
@@ -74,8 +74,8 @@ class SavedChange:
 
 
 class Delta(Shared):
-    """The changes between two cuts: in memory until the first `write`, then in files, which are removed with it if
-    they are its `own`.
+    """The changes between two cuts: in memory until the first `write`, then in files. `own`: True if the files are
+    removed when the delta is released.
     """
 
     def __init__(self, number: int, changes: Sequence[Change], *, own: bool = True) -> None:
