@@ -147,9 +147,8 @@ class BatchOutput:
             assert spec.sink_format is not None
             spec.sink_format.check_types(batch.schema, f"agent {spec.agent_id}, to {spec.sink}")
         elif isinstance(spec.sink, str):
-            to_records(
-                Batch(batch.slice(0, 1)), 0
-            )  # a type that JSON cannot encode must be an error of this call, not of the sink
+            # a type that JSON cannot encode must be an error of this call, not of the sink
+            to_records(Batch(batch.slice(0, 1)), 0)
         elif isinstance(spec.sink, Sink) and (self._checked is None or not batch.schema.equals(self._checked)):
             check_types(spec.sink, batch.schema)
             self._checked = batch.schema

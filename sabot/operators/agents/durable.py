@@ -431,13 +431,11 @@ class DurableAgentOperator(AgentOperator):
         if policy == "fail" or (policy == "retry" and attempts <= self.spec.calls.retry.retries):
             call.renewed = True
             return "again"
-        packed, begin = (
-            pack_error(error, whole=True),
-            job.history.begin,
-        )  # the same text as END has, so that a restore makes the same dead letter
-        told, said = unpack_error(packed), conversation_of(packed)
+        # the same text as END has, so that a restore makes the same dead letter
+        packed, begin = pack_error(error, whole=True), job.history.begin
+        reported, said = unpack_error(packed), conversation_of(packed)
         self.send_to_dead_letters(
-            record, FailedRun(job.job_id, begin.run, begin.digest, said), (told.type, told.message), attempts
+            record, FailedRun(job.job_id, begin.run, begin.digest, said), (reported.type, reported.message), attempts
         )
         return "end"
 

@@ -266,9 +266,8 @@ class DurableBatchOperator(DurableAgentOperator):
         names, values = pc.list_flatten(headers).flatten()
         mine = pc.and_(pc.equal(names, JOB_HEADER), pc.starts_with(values, f"{self.spec.agent_id}/"))
         of_rows = pc.list_parent_indices(headers).filter(mine).to_pylist()
-        found = dict(
-            zip(of_rows, values.filter(mine).to_pylist(), strict=True)
-        )  # if a row has several, the last one counts
+        # if a row has several, the last one counts
+        found = dict(zip(of_rows, values.filter(mine).to_pylist(), strict=True))
         jobs: dict[str, list[int]] = {}
         for row, name in found.items():
             jobs.setdefault(name.decode(errors="replace"), []).append(row)

@@ -242,9 +242,8 @@ def _sign(expr: Expr, nodes: list[Compiled]) -> Compiled:
     if not pa.types.is_decimal(type):
         return apply(expr, lambda x: pc.cast(pc.sign(x), type), node)
     scale = max(type.scale, 0)
-    type = decimal_type(
-        min(max(type.precision, scale + 1), _MOST_DIGITS), scale
-    )  # has room for one digit before the point
+    # has room for one digit before the point
+    type = decimal_type(min(max(type.precision, scale + 1), _MOST_DIGITS), scale)
     kind = np.dtype("int64" if scale <= 18 else object)
     return apply(expr, lambda x: decimal_array(integers(pc.sign(x)).astype(kind) * 10**scale, type, x), node)
 

@@ -65,9 +65,8 @@ class PatternPlan:
         return column, [self._condition(each, own) for each in comparisons]
 
     def _condition(self, given: patterns.Comparison, own: int) -> Any:
-        compile_predicate(
-            Expr(given.op, (given.left, given.right)), self._input
-        )  # raises UserError for types that do not fit
+        # raises UserError for types that do not fit
+        compile_predicate(Expr(given.op, (given.left, given.right)), self._input)
         sides = [compile_expr(each, self._input) for each in (given.left, given.right)]
         common = common_type(sides[0].type, sides[1].type)
         kind = None if common is None else _kind(common)
