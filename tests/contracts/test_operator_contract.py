@@ -53,8 +53,8 @@ ONLY_BASES = {
     "SavesWatermark",
     "TableOperator",
     "TimedJoin",
-    "_Keyed",
-    "Ranked",
+    "_KeyedOperator",
+    "RankedOperator",
 }
 BUDGET = 100_000  # bytes: groups leave the memory for RocksDB
 

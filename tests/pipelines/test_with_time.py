@@ -20,7 +20,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import Watermark
 from sabot.codecs.records import header_rows
 from sabot.operators.base import START_OF_TIME, TIME_COLUMN, OperatorContext, Saved
-from sabot.operators.rows.timed import NewTime, Passed
+from sabot.operators.rows.timed import EventTimeProgress, NewTime
 from sabot.testing import BARRIER, CRASH, END, ListSink, MemoryBroker, ScriptedSource, run
 from tools.agent_tools import records, started, until
 
@@ -201,31 +201,31 @@ def test_a_column_that_other_values_replace_may_become_the_time_again(tmp_path: 
 @settings(max_examples=40, deadline=None)
 def test_the_new_time_is_the_greatest_one_that_the_watermark_has_passed(seen: Any, watermarks: list[int]) -> None:
     """For all subtasks alike, whichever of them asks first; also when what one has kept is loaded by another."""
-    passed, other = Passed(), Passed()
+    progress, other = EventTimeProgress(), EventTimeProgress()
     for subtask in range(3):
-        passed.join(subtask)
+        progress.join(subtask)
     other.join(0)
     for subtask, former, new in seen:
-        passed.see(subtask, former, new)
+        progress.record(subtask, former, new)
     for watermark in sorted(watermarks):
         expected = max((new for _, former, new in seen if former <= watermark), default=START_OF_TIME)
-        assert {passed.upto(subtask, watermark) for subtask in (1, 0, 2)} == {expected}
+        assert {progress.advance(subtask, watermark) for subtask in (1, 0, 2)} == {expected}
     for subtask in range(3):
-        other.load(0, passed.facts(subtask))
-    assert other.upto(0, 50) == max((new for _, _, new in seen), default=START_OF_TIME)
+        other.load(0, progress.facts(subtask))
+    assert other.advance(0, 50) == max((new for _, _, new in seen), default=START_OF_TIME)
 
 
 def test_what_is_kept_of_rows_ahead_is_bounded_and_makes_no_watermark_come_early() -> None:
     """A subtask without rows stands still while another one is read far ahead: its steps are thinned out, and count with later ones."""
-    passed = Passed()
-    passed.join(0)
-    passed.join(1)
+    progress = EventTimeProgress()
+    progress.join(0)
+    progress.join(1)
     for former in range(5_000):
-        passed.see(0, former, 10 * former)
-    kept = passed.facts(0)["ahead"]
+        progress.record(0, former, 10 * former)
+    kept = progress.facts(0)["ahead"]
     assert len(kept) <= 1024
     assert kept[-1] == (4_999, 49_990)
-    found = [passed.upto(0, former) for former in range(5_000)]
+    found = [progress.advance(0, former) for former in range(5_000)]
     assert found == sorted(found)
     assert all(new <= 10 * former for former, new in enumerate(found))
     assert found[-1] == 49_990

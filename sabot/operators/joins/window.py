@@ -18,7 +18,7 @@ from sabot.operators.joins.sides import JoinOperator, Result, Rows, Side, Sides
 from sabot.operators.joins.timed import TimedJoin
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
-from sabot.operators.windows.panes import TimeWindow, WindowShape, stored_window, window_of, window_words
+from sabot.operators.windows.panes import TimeWindow, WindowShape, stored_window, window_of, window_text
 
 
 class WindowJoin(TimedJoin):
@@ -141,7 +141,7 @@ class WindowJoin(TimedJoin):
             self._add_panes(np.unique(times - (times - self._shape.offset) % self._shape.step).tolist())
 
     def _state_options(self) -> dict[str, Any]:
-        return {"window": window_words(self._window)}
+        return {"window": window_text(self._window)}
 
     def state_reader(self) -> dict[str, Any]:
         return {**super().state_reader(), "window": stored_window(self._window)}

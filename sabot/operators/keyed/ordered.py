@@ -45,10 +45,10 @@ class EventOrder(SavesWatermark):
         self._topic = batch.topic
         self._hold(batch.taken())
         if pc.min(batch.data.column(self._time)).as_py() < self._watermark:
-            self._give()  # late rows have nothing to wait for
+            self._emit_ready()  # late rows have nothing to wait for
 
     def _hold(self, data: pa.RecordBatch) -> None:
-        """Keeps the rows. Small batches are put together, so that `_give` looks at few."""
+        """Keeps the rows. Small batches are put together, so that `_emit_ready` looks at few."""
         self._held.append(data)
         self._small = self._small + data.num_rows if data.num_rows < _SMALL_ROWS else 0
         if self._small >= _SMALL_ROWS:
@@ -60,9 +60,9 @@ class EventOrder(SavesWatermark):
 
     def advance(self, watermark_ms: int) -> None:
         self._watermark = watermark_ms
-        self._give()
+        self._emit_ready()
 
-    def _give(self) -> None:
+    def _emit_ready(self) -> None:
         """Emits the rows below the watermark."""
         ready: list[pa.RecordBatch] = []
         held: list[pa.RecordBatch] = []

@@ -155,24 +155,24 @@ class Over(SavesWatermark):
     def advance(self, watermark_ms: int) -> int | None:
         self._watermark = watermark_ms
         if self._held and watermark_ms > self._held_time:
-            self._give_held()
+            self._emit_held()
         for part in self._parts:
             part.advance(watermark_ms)
         if self._leading is None:
             return None
         if watermark_ms == END_OF_TIME:
-            self._emit_led(self._leading.flush())
+            self._emit_with_leads(self._leading.flush())
             return None
         oldest = self._leading.least
         return None if oldest is None else min(oldest, watermark_ms)
 
     def finish(self) -> None:
         if self._held:
-            self._give_held()
+            self._emit_held()
         if self._leading is not None:
-            self._emit_led(self._leading.flush())
+            self._emit_with_leads(self._leading.flush())
 
-    def _give_held(self) -> None:
+    def _emit_held(self) -> None:
         rows = pa.concat_batches(self._held)
         self._held.clear()
         self._run(Batch(rows))
@@ -184,11 +184,11 @@ class Over(SavesWatermark):
         data = batch.taken()
         if self._leading is not None:
             arrays = [*data.drop_columns([TIME_COLUMN]).columns, *columns.values(), data.column(self._time)]
-            self._emit_led(self._leading.add(pa.RecordBatch.from_arrays(arrays, schema=self._leading.columns)))
+            self._emit_with_leads(self._leading.add(pa.RecordBatch.from_arrays(arrays, schema=self._leading.columns)))
             return
         self._emit(data, columns)
 
-    def _emit_led(self, pieces: "Iterator[tuple[pa.RecordBatch, dict[str, Array]]]") -> None:
+    def _emit_with_leads(self, pieces: "Iterator[tuple[pa.RecordBatch, dict[str, Array]]]") -> None:
         for rows, leads in pieces:
             self._emit(rows, {name: rows.column(name) for name in rows.schema.names} | leads)
 
@@ -249,7 +249,7 @@ class Over(SavesWatermark):
     def contents(self) -> Iterator[pa.RecordBatch]:
         """The aggregates of each key after its newest row; without aggregates, the number of rows of each key."""
         for part in self._parts:
-            if part.tells:
+            if part.has_contents:
                 yield from part.contents()
                 return
 

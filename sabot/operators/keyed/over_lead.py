@@ -47,7 +47,7 @@ class LeadState(OverSlots):
             slots = self.resolve(Batch(rows))
             pieces = self.table.add(slots, rows, rows.column(self._time), rows=CHUNK_ROWS)
             self.settle()
-        return self._led(pieces)
+        return self._with_leads(pieces)
 
     def flush(self) -> Iterator[tuple[pa.RecordBatch, dict[str, Array]]]:
         """The input has ended; -> the rows that still wait, with their columns of lead."""
@@ -60,7 +60,7 @@ class LeadState(OverSlots):
                 slots, pieces = self.table.flush(CHUNK_ROWS)
                 if len(slots):
                     self.known.remove(slots)
-            yield from self._led(pieces)
+            yield from self._with_leads(pieces)
 
     @property
     def least(self) -> int | None:
@@ -68,7 +68,7 @@ class LeadState(OverSlots):
         there = [time for time in (self.table.least, self.least_due) if time is not None]
         return min(there, default=None)
 
-    def _led(self, pieces: list[Any]) -> Iterator[tuple[pa.RecordBatch, dict[str, Array]]]:
+    def _with_leads(self, pieces: list[Any]) -> Iterator[tuple[pa.RecordBatch, dict[str, Array]]]:
         for columns, _, by_offset in pieces:
             leads = {}
             for each, default in zip(self._added, self._defaults, strict=True):

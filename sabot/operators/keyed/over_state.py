@@ -22,7 +22,7 @@ from sabot.operators.cuts import Rows
 from sabot.operators.keyed.over_columns import RANKS, OverColumn, OverMigration
 from sabot.operators.slot_state import SlotState
 from sabot.operators.state_parts import StatePart, TablesPart, read_batches
-from sabot.operators.windows.sessions import later
+from sabot.operators.windows.sessions import plus_ms
 
 _INT64 = pa.int64()
 _AT = pa.field("__at", _INT64)
@@ -39,7 +39,7 @@ class OverState:
     """Some of the columns that are added (`fields`), and the state that they need."""
 
     fields: list[pa.Field]
-    tells = False  # whether `contents` gives rows
+    has_contents = False  # whether `contents` gives rows
     migration: OverMigration | None = (
         None  # set before a restore: how the columns of the checkpoint become those of now
     )
@@ -71,7 +71,7 @@ class OverState:
 class RunningState(OverState):
     """Aggregates over all rows up to each row. Their accumulators stand in a TableStore, which keeps to the memory budget."""
 
-    tells = True
+    has_contents = True
 
     def __init__(self, keys: list[str], added: Sequence[OverColumn], context: OperatorContext) -> None:
         self._keys, self._added = keys, added
@@ -183,7 +183,7 @@ class OverSlots(SlotState):
 class FrameState(OverSlots, OverState):
     """Aggregates over the last rows. A FrameTable has the rows of each frame."""
 
-    tells = True
+    has_contents = True
 
     def __init__(
         self, keys: list[str], added: Sequence[OverColumn], context: OperatorContext, rows: int | None, ms: int | None
@@ -246,7 +246,7 @@ class FrameState(OverSlots, OverState):
         return [self.with_keys(self._frames.export(slots))]
 
     def due_of(self, rows: Rows) -> Any:
-        return None if self._ms is None else later(rows[0].column("time"), self._ms)
+        return None if self._ms is None else plus_ms(rows[0].column("time"), self._ms)
 
     def put(self, rows: Rows) -> Any:
         frames = self.with_slots(rows[0])
@@ -316,7 +316,7 @@ class PlaceState(OverSlots, OverState):
     "earlier".
     """
 
-    tells = True
+    has_contents = True
 
     def __init__(self, keys: list[str], added: Sequence[OverColumn], context: OperatorContext) -> None:
         self.fields = []
@@ -337,7 +337,7 @@ class PlaceState(OverSlots, OverState):
         self._places = new_table(lambda: PlaceTable(kept, self._offsets))
         self._before = pa.schema([_AT, *kept])
         counters = pa.schema(list(self._places.export(1)[0].schema)[:-1])
-        files = {"places": counters, "before": pa.schema([pa.field("before", _listed(self._before))])}
+        files = {"places": counters, "before": pa.schema([pa.field("before", _list_type(self._before))])}
         super().__init__(key_table(self._key_schema), indices, files, context)
 
     def add(self, batch: Batch) -> dict[str, Array]:
@@ -356,15 +356,15 @@ class PlaceState(OverSlots, OverState):
             column = column if selection is None else column.take(selection)
             place = self._arguments.index(each.argument or "")
             source = sources[self._offsets.index(each.offset)].to_numpy()
-            columns[each.name] = _looked_back(column, earlier[place], source, self._defaults[each.name])
+            columns[each.name] = _lagged(column, earlier[place], source, self._defaults[each.name])
         return columns
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        yield from self._counted(None)
+        yield from self._row_counts(None)
         for slots in self.every_read():
-            yield from self._counted(slots)
+            yield from self._row_counts(slots)
 
-    def _counted(self, slots: pa.Int32Array | None) -> Iterator[pa.RecordBatch]:
+    def _row_counts(self, slots: pa.Int32Array | None) -> Iterator[pa.RecordBatch]:
         counters, _ = self._places.export(CHUNK_ROWS, slots)
         if counters.num_rows:
             keys = self.known.key_columns(counters.column("slot"))
@@ -375,12 +375,12 @@ class PlaceState(OverSlots, OverState):
         counters, kept = self._places.export(CHUNK_ROWS, slots)
         before = [rows.select([1, *range(len(MARKS), rows.num_columns)]) for rows in kept]
         places = self.with_keys(counters.select(range(self.width)))
-        return [places, _lists(counters.column("kept").to_numpy(), _together(before, self._before))]
+        return [places, _as_lists(counters.column("kept").to_numpy(), _concatenated(before, self._before))]
 
     def put(self, rows: Rows) -> Any:
         places = self.with_slots(rows[0])
         self._places.load(places)
-        sizes, before = _flat(rows[1].column(0))
+        sizes, before = _from_lists(rows[1].column(0))
         slots = pa.array(np.repeat(places.column(0).to_numpy(), sizes))
         columns = before.select(range(1, before.num_columns))
         self._places.load_history(slots, columns, before.column(0))
@@ -407,12 +407,12 @@ class PlaceState(OverSlots, OverState):
         """
         if self.migration is None:
             return rows
-        sizes, before = _flat(rows[1].column(0))
+        sizes, before = _from_lists(rows[1].column(0))
         depth = max(self._offsets, default=0)
         behind = np.repeat(np.cumsum(sizes), sizes) - np.arange(len(before))
         defaults = {each.argument: each.default for each in self._added if each.kind == "lag"}
         kept = self.migration.rows(self._before, before, defaults).filter(pa.array(behind <= depth))
-        return [rows[0], _lists(np.minimum(sizes, depth), kept)]
+        return [rows[0], _as_lists(np.minimum(sizes, depth), kept)]
 
     def read(self, part: Saved, files: Mapping[str, pa.Schema]) -> Iterator[Rows]:
         folder = self.folder_of(part)
@@ -423,13 +423,13 @@ class PlaceState(OverSlots, OverState):
         earlier = list(read_batches(folder, "earlier"))
         slots = np.concatenate([rows.column(0) for rows in earlier]) if earlier else np.zeros(0, np.int32)
         flat = [rows.select([1, *range(len(MARKS), rows.num_columns - keys)]) for rows in earlier]
-        before, order = _together(flat, self._before), np.argsort(slots, kind="stable")
+        before, order = _concatenated(flat, self._before), np.argsort(slots, kind="stable")
         for (places,) in super().read(part, {"places": files["places"]}):
             asked = places.column(0).to_numpy()
             first, end = (np.searchsorted(slots, asked, side, sorter=order) for side in ("left", "right"))
             sizes = end - first
             numbers = order[np.arange(sizes.sum()) + np.repeat(first - np.cumsum(sizes) + sizes, sizes)]
-            yield [places, _lists(sizes, before.take(pa.array(numbers)))]
+            yield [places, _as_lists(sizes, before.take(pa.array(numbers)))]
 
 
 def _aggregator(keys: list[str], added: Sequence[OverColumn], input: pa.Schema, order: str | None) -> Aggregator:
@@ -479,7 +479,7 @@ def new_table(make: Callable[[], Any]) -> Any:
         raise UserError(f"over: {error}", hint="leave the column out, or cast it") from error
 
 
-def _looked_back(column: Array, earlier: Array, source: Any, default: pa.Scalar) -> Array:
+def _lagged(column: Array, earlier: Array, source: Any, default: pa.Scalar) -> Array:
     """The value of lag for each row: column[i] for a source i >= 0, earlier[h] for a source -2 - h, the default for -1."""
     pool = column if not len(earlier) else pa.concat_arrays([column, earlier])
     places = np.where(source >= 0, source, len(column) - 2 - source)
@@ -502,11 +502,11 @@ def _named(fields: Sequence[pa.Field], columns: Sequence[Array]) -> dict[str, Ar
     return {field.name: column for field, column in zip(fields, columns, strict=True)}
 
 
-def _listed(columns: pa.Schema) -> pa.DataType:
+def _list_type(columns: pa.Schema) -> pa.DataType:
     return pa.list_(pa.struct(list(columns)))
 
 
-def _lists(sizes: Any, rows: pa.RecordBatch) -> pa.RecordBatch:
+def _as_lists(sizes: Any, rows: pa.RecordBatch) -> pa.RecordBatch:
     """These rows, in order, as a list for each size."""
     offsets = np.zeros(len(sizes) + 1, np.int32)
     np.cumsum(sizes, out=offsets[1:])
@@ -514,12 +514,12 @@ def _lists(sizes: Any, rows: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.ListArray.from_arrays(pa.array(offsets), values)], names=["before"])
 
 
-def _flat(lists: Array) -> tuple[Any, pa.RecordBatch]:
+def _from_lists(lists: Array) -> tuple[Any, pa.RecordBatch]:
     """How many rows each list has (numpy), and all of these rows."""
     sizes = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
     values = lists.flatten()
     return sizes, pa.RecordBatch.from_arrays(values.flatten(), schema=pa.schema(list(values.type)))
 
 
-def _together(pieces: list[pa.RecordBatch], columns: pa.Schema) -> pa.RecordBatch:
+def _concatenated(pieces: list[pa.RecordBatch], columns: pa.Schema) -> pa.RecordBatch:
     return pa.concat_batches(pieces) if pieces else pa.RecordBatch.from_pylist([], schema=columns)

@@ -34,8 +34,8 @@ from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders, aggregates_of, described, no_function
 from sabot.operators.rows.origin import of_selected, reselected
 from sabot.operators.state_parts import StatefulOperator, StatePart, StateParts, TablesPart, columns_schema
-from sabot.operators.windows.panes import window_words
-from sabot.operators.windows.sessions import KeyedRuns, Numbered, later
+from sabot.operators.windows.panes import window_text
+from sabot.operators.windows.sessions import KeyedRuns, RunAggregates, plus_ms
 from sabot.state.tables.store import TableStore
 
 Array: TypeAlias = pa.Array
@@ -47,7 +47,7 @@ _WHOLE = frozenset(
 )  # kinds that have no running result
 
 
-class _Keyed(StatefulOperator):
+class _KeyedOperator(StatefulOperator):
     """The base of these operators. State stands in `_store`, or in `_runs` with what `_state` keeps for each run."""
 
     _store: TableStore | None = None
@@ -106,7 +106,7 @@ class _Keyed(StatefulOperator):
         return batch.data.column(self._time) if self._time >= 0 else None
 
 
-class RunningAggregate(_Keyed):
+class RunningAggregate(_KeyedOperator):
     """For each row: its keys, and `aggregates` over the rows of its key so far, the row included; TIME_COLUMN where the input has it.
 
     ttl_ms: a key starts anew when no row of it has come for so long, in event time. Rows count in order of arrival, even if one is older
@@ -133,8 +133,8 @@ class RunningAggregate(_Keyed):
         else:
             time_index(context.input, "running aggregates with a ttl")
             self._runs = RunTable(idle_ms=self._ttl_ms)
-            due = _ends(self._ttl_ms, "last")
-            self._state = Numbered(self._names, self._aggregates, context, self._runs, due, running=True)
+            due = _end_after(self._ttl_ms, "last")
+            self._state = RunAggregates(self._names, self._aggregates, context, self._runs, due, running=True)
             results = self._state.results
         return result_schema([*self._keys, *results], timed=self._time >= 0)
 
@@ -162,7 +162,7 @@ class RunningAggregate(_Keyed):
 
     def _running_runs(self, batch: Batch) -> list[Array]:
         assert self._runs is not None
-        state: Numbered = self._state
+        state: RunAggregates = self._state
         with state.changing:
             ids, began, _, ended = self._runs.add(state.resolve(batch), self._times(batch), batch.selection)
             state.begin(began)
@@ -202,7 +202,7 @@ class RunningAggregate(_Keyed):
             yield pa.RecordBatch.from_arrays([*keys, *aggregates], names=names)
 
 
-class CountAggregate(_Keyed):
+class CountAggregate(_KeyedOperator):
     """`aggregates` over every `size` rows of a key, in order of arrival: keys, window_start, window_end, aggregates.
 
     window_start is the least event time of the rows, window_end the greatest + 1 ms; without event time the result has neither. At the
@@ -217,14 +217,14 @@ class CountAggregate(_Keyed):
 
     def _open(self, context: OperatorContext) -> pa.Schema:
         self._runs = RunTable(rows=self._size)
-        self._state = Numbered(self._names, self._aggregates, context, self._runs, None)
+        self._state = RunAggregates(self._names, self._aggregates, context, self._runs, None)
         timed = self._time >= 0
         bounds = [pa.field(WINDOW_START, _TIMESTAMP), pa.field(WINDOW_END, _TIMESTAMP)] if timed else []
         return result_schema([*self._keys, *bounds, *self._state.results], timed=timed)
 
     def process(self, batch: Batch) -> None:
         assert self._runs is not None
-        state: Numbered = self._state
+        state: RunAggregates = self._state
         with state.changing:
             ids, began, _, ended = self._runs.add(state.resolve(batch), self._times(batch), batch.selection)
             state.begin(began)
@@ -265,7 +265,7 @@ class CountAggregate(_Keyed):
         self._state.before_restore(saved, self.forgets)
 
     def state_schema(self) -> dict[str, Any]:
-        keys, window = columns_schema(self._keys), window_words(CountWindow(self._size))
+        keys, window = columns_schema(self._keys), window_text(CountWindow(self._size))
         order = {"order": "event time" if self._time >= 0 else "arrival"}
         return {"kind": "window", "keys": keys, "window": window, **self._state.aggregates_schema(), **order}
 
@@ -281,7 +281,7 @@ class CountAggregate(_Keyed):
         return {"windows": 0 if self._runs is None else self._state.count, **super().statistics()}
 
 
-class Deduplicate(_Keyed):
+class Deduplicate(_KeyedOperator):
     """Passes the first row of each key to arrive, and drops the others. Nothing is copied: a batch goes on with a selection.
 
     within_ms: a row passes again when its event time is so much after that of the key's last row that passed. The key is forgotten when
@@ -302,7 +302,7 @@ class Deduplicate(_Keyed):
         else:
             time_index(context.input, "deduplicate within a time")
             self._runs = RunTable(span_ms=self._within_ms)
-            self._state = KeyedRuns(self._names, context, self._runs, _ends(self._within_ms, "first"))
+            self._state = KeyedRuns(self._names, context, self._runs, _end_after(self._within_ms, "first"))
         return context.input
 
     def process(self, batch: Batch) -> None:
@@ -359,7 +359,7 @@ class Deduplicate(_Keyed):
         return {"dropped_rows": self._dropped_rows, **super().statistics()}
 
 
-class Reduce(_Keyed):
+class Reduce(_KeyedOperator):
     """For each row: the rows of its key so far, the row included, reduced to one by `function(a, b)`; columns as in the input.
 
     a: the result of the rows before, as a dict by column. b: the row. The first row of a key is its own result. Key columns, and
@@ -379,7 +379,7 @@ class Reduce(_Keyed):
         self._runs = RunTable(idle_ms=self._ttl_ms or 0)
         self._columns = [i for i, name in enumerate(context.input.names) if name != TIME_COLUMN]
         self._row_schema = pa.schema([context.input.field(i) for i in self._columns])
-        due = None if self._ttl_ms is None else _ends(self._ttl_ms, "last")
+        due = None if self._ttl_ms is None else _end_after(self._ttl_ms, "last")
         self._state = ReducedRuns(self._names, context, self._runs, due, {"rows": self._row_schema})
         nested = any(pa.types.is_nested(field.type) for field in self._row_schema)
         self._copied: Callable[[Row], Row] = deepcopy if nested else dict
@@ -452,9 +452,9 @@ class Reduce(_Keyed):
             yield pa.RecordBatch.from_pylist(rows, schema=self._row_schema)
 
 
-def _ends(ms: int, column: str) -> Callable[[pa.RecordBatch], Any]:
+def _end_after(ms: int, column: str) -> Callable[[pa.RecordBatch], Any]:
     """When runs are over that last for so long after their time in that column."""
-    return lambda runs: later(runs.column(column), ms)
+    return lambda runs: plus_ms(runs.column(column), ms)
 
 
 def _check_running(whole: Sequence[AggregateColumn], input: pa.Schema | None = None) -> None:

@@ -44,7 +44,7 @@ _FIRST_SLOT = pa.scalar(0, pa.int32())
 Array: TypeAlias = pa.Array
 
 
-class Ranked(StatefulOperator):
+class RankedOperator(StatefulOperator):
     """The base of TopN and WindowTopN: their arguments, and the columns of their rows."""
 
     def __init__(
@@ -84,7 +84,7 @@ class Ranked(StatefulOperator):
     def saved_schema(self) -> pa.Schema:
         return saved_columns(self._context.input)
 
-    def schema_words(self) -> dict[str, Any]:
+    def schema_facts(self) -> dict[str, Any]:
         return {
             "keys": columns_schema(self.keys),
             "n": self._n,
@@ -97,7 +97,7 @@ class Ranked(StatefulOperator):
         """Kept rows may lose columns, as those that order them stay. Rows that become equal by that are still as many."""
         return fewer_columns(before, now) if fact == "columns" else None
 
-    def reader_words(self) -> dict[str, Any]:
+    def reader_facts(self) -> dict[str, Any]:
         return {
             "keys": self.names,
             "n": self._n,
@@ -108,7 +108,7 @@ class Ranked(StatefulOperator):
         }
 
 
-class TopN(Ranked, FilledFromTable):
+class TopN(RankedOperator, FilledFromTable):
     """The rows that are among the first `n` of their key, ordered by the columns of `by` (name, descending), as changes.
 
     Null comes after NaN, and NaN after all numbers, whether descending or not; of equal rows the first to arrive comes first. ties says
@@ -187,10 +187,10 @@ class TopN(Ranked, FilledFromTable):
         return "" if self._by else "which row of a key came first is not known"
 
     def state_schema(self) -> dict[str, Any]:
-        return {"kind": "top_n", **self.schema_words(), "ranked": self.rank is not None, "changes": self._changes}
+        return {"kind": "top_n", **self.schema_facts(), "ranked": self.rank is not None, "changes": self._changes}
 
     def state_reader(self) -> dict[str, Any]:
-        return {**self.reader_words(), "changes": self._changes}
+        return {**self.reader_facts(), "changes": self._changes}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
         """The rows that are kept, key by key, in order."""
@@ -291,7 +291,7 @@ def saved_columns(input: pa.Schema) -> pa.Schema:
 
 
 def ranked_of(reader: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of an operator that `Ranked` has described for a reader."""
+    """The arguments of an operator that `RankedOperator` has described for a reader."""
     by = [(name, descending) for name, descending in reader["by"]]
     return {"keys": reader["keys"], "n": reader["n"], "by": by, "ties": reader["ties"], "rank": reader["rank"]}
 

@@ -39,7 +39,7 @@ from sabot.operators.state_parts import StatefulOperator, StateParts
 _MOST_STEPS = 1024
 
 
-class Passed:
+class EventTimeProgress:
     """How far the new event time has come, for the subtasks of one step, from any thread.
 
     A row counts when the watermark of the input has passed its former event time. So the new watermark is the same with any number of
@@ -47,27 +47,27 @@ class Passed:
     """
 
     def __init__(self) -> None:
-        self._parts: dict[int, _Part] = {}
+        self._parts: dict[int, _SubtaskProgress] = {}
         self._lock = threading.Lock()
 
     def join(self, subtask: int) -> None:
         """Begins anew with the rows of this subtask."""
         with self._lock:
-            self._parts[subtask] = _Part()
+            self._parts[subtask] = _SubtaskProgress()
 
-    def see(self, subtask: int, former_ms: int, new_ms: int) -> None:
+    def record(self, subtask: int, former_ms: int, new_ms: int) -> None:
         """Records rows: the greatest of their former and of their new event times."""
         with self._lock:
-            self._parts[subtask].see(former_ms, new_ms)
+            self._parts[subtask].record(former_ms, new_ms)
 
-    def upto(self, subtask: int, watermark_ms: int) -> int:
+    def advance(self, subtask: int, watermark_ms: int) -> int:
         """The input of this subtask has come to this watermark. Returns the greatest new event time of all rows that it has passed."""
         with self._lock:
             self._parts[subtask].watermark_ms = watermark_ms
             least_ms = min(part.watermark_ms for part in self._parts.values())
             for part in self._parts.values():
                 part.settle(least_ms)
-            return max(part.upto(watermark_ms) for part in self._parts.values())
+            return max(part.new_time_at(watermark_ms) for part in self._parts.values())
 
     def facts(self, subtask: int) -> dict[str, Any]:
         """What a checkpoint keeps of the rows of this subtask."""
@@ -79,12 +79,12 @@ class Passed:
         """Takes back what `facts` gave, beside what is there."""
         with self._lock:
             part = self._parts[subtask]
-            part.see(START_OF_TIME, facts["greatest"])
+            part.record(START_OF_TIME, facts["greatest"])
             for former_ms, new_ms in facts["ahead"]:
-                part.see(former_ms, new_ms)
+                part.record(former_ms, new_ms)
 
 
-class _Part:
+class _SubtaskProgress:
     """Of the rows of one subtask: the greatest new event time up to a former one. Both lists ascend."""
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class _Part:
         self.former: list[int] = []
         self.new: list[int] = []
 
-    def see(self, former_ms: int, new_ms: int) -> None:
+    def record(self, former_ms: int, new_ms: int) -> None:
         at = bisect_right(self.former, former_ms)
         if new_ms <= (self.new[at - 1] if at else self.greatest_ms):
             return
@@ -103,7 +103,7 @@ class _Part:
         if len(self.former) > _MOST_STEPS:  # of two neighbours the earlier one counts with the later: never too early
             del self.former[:-1:2], self.new[:-1:2]
 
-    def upto(self, watermark_ms: int) -> int:
+    def new_time_at(self, watermark_ms: int) -> int:
         at = bisect_right(self.former, watermark_ms)
         return self.new[at - 1] if at else self.greatest_ms
 
@@ -116,7 +116,7 @@ class _Part:
 
 
 class NewTime(StatefulOperator, HoldsMarks):
-    """Rows with the event time that is computed of their columns. Its watermark is the greatest one that has `passed` less the lateness;
+    """Rows with the event time that is computed of their columns. Its watermark is that of `progress`, less the lateness;
     the watermarks of the input go no further. Of an input without event time it goes by the rows of this subtask alone.
 
     Rows whose values are no time are set apart; with on_error="null" they are dropped, as no row is without event time.
@@ -130,12 +130,12 @@ class NewTime(StatefulOperator, HoldsMarks):
         unit: str | None = None,
         format: str | None = None,
         on_error: RowPolicy = "fail",
-        passed: Passed | None = None,
+        progress: EventTimeProgress | None = None,
     ) -> None:
         self._time, self._unit, self._format = time, unit, format
         self._lateness_ms = lateness_ms
         self._on_error: RowPolicy = on_error
-        self._passed = Passed() if passed is None else passed
+        self._progress = EventTimeProgress() if progress is None else progress
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._timed = TIME_COLUMN in context.input.names
@@ -146,8 +146,8 @@ class NewTime(StatefulOperator, HoldsMarks):
         self._computed = ComputedTime("with_time", expr, self._unit, self._format, rows)
         self._bad = BadRows(self.step.text or "with_time", self._on_error, context)
         self._subtask = context.subtask
-        self._passed.join(context.subtask)
-        self._greatest_ms = self._told_ms = START_OF_TIME
+        self._progress.join(context.subtask)
+        self._greatest_ms = self._sent_ms = START_OF_TIME
         self._schema = with_time(rows)
         self.state_parts = StateParts(context)
         return self._schema
@@ -176,28 +176,28 @@ class NewTime(StatefulOperator, HoldsMarks):
         self.emit(of_selected(batch, data.append_column(self._schema.field(TIME_COLUMN), times)))
         greatest_ms = pc.max(times).as_py()
         if former is not None:
-            self._passed.see(self._subtask, pc.max(former).as_py(), greatest_ms)
+            self._progress.record(self._subtask, pc.max(former).as_py(), greatest_ms)
         else:
             self._greatest_ms = max(self._greatest_ms, greatest_ms)
-            self._tell(self._greatest_ms)
+            self._advance_to(self._greatest_ms)
 
     def hold(self, mark: Any) -> None:
         if not isinstance(mark, Watermark) or mark.timestamp_ms == END_OF_TIME:
             self.on_mark(mark)
         elif self._timed:
-            self._tell(self._passed.upto(self._subtask, mark.timestamp_ms))
+            self._advance_to(self._progress.advance(self._subtask, mark.timestamp_ms))
 
-    def _tell(self, greatest_ms: int) -> None:
-        if greatest_ms > START_OF_TIME and greatest_ms - self._lateness_ms > self._told_ms:
-            self._told_ms = greatest_ms - self._lateness_ms
-            self.on_mark(Watermark(self._told_ms))
+    def _advance_to(self, greatest_ms: int) -> None:
+        if greatest_ms > START_OF_TIME and greatest_ms - self._lateness_ms > self._sent_ms:
+            self._sent_ms = greatest_ms - self._lateness_ms
+            self.on_mark(Watermark(self._sent_ms))
 
     def own_facts(self) -> dict[str, Any]:
-        return self._passed.facts(self._subtask) if self._timed else {"greatest": self._greatest_ms, "ahead": []}
+        return self._progress.facts(self._subtask) if self._timed else {"greatest": self._greatest_ms, "ahead": []}
 
     def after_restore(self, saved: Sequence[Saved]) -> None:
         for part in saved:
-            self._passed.load(self._subtask, part.facts)
+            self._progress.load(self._subtask, part.facts)
         self._greatest_ms = min(part.facts["greatest"] for part in saved)
 
     def state_schema(self) -> dict[str, Any]:
@@ -217,7 +217,7 @@ class ArrivalTime(StatefulOperator, HoldsMarks, Polled):
         self._timed = TIME_COLUMN in context.input.names
         self._schema = with_time(without_time(context.input))
         self._clock = context.clock
-        self._now_ms = self._told_ms = START_OF_TIME
+        self._now_ms = self._sent_ms = START_OF_TIME
         self.state_parts = StateParts(context)
         return self._schema
 
@@ -230,8 +230,8 @@ class ArrivalTime(StatefulOperator, HoldsMarks, Polled):
 
     def poll(self, now_ms: int) -> None:
         self._now_ms = max(self._now_ms, now_ms)
-        if self._now_ms > self._told_ms:
-            self._told_ms = self._now_ms
+        if self._now_ms > self._sent_ms:
+            self._sent_ms = self._now_ms
             self.on_mark(Watermark(self._now_ms))
 
     def hold(self, mark: Any) -> None:
@@ -260,7 +260,7 @@ def plan_with_time(node: nodes.WithTime, point: PlanPoint) -> PlanPoint:
         unit=node.time_unit,
         format=node.time_format,
         on_error=point.policy(),
-        passed=Passed(),
+        progress=EventTimeProgress(),
     )
     return point.step(node.text(), make, id=node.id, timed=True)
 

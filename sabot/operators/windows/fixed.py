@@ -43,7 +43,7 @@ from sabot.operators.state_parts import (
     last_watermark,
 )
 from sabot.operators.windows.merged import MergedPanes
-from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, stored_window, window_of, window_words
+from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, stored_window, window_of, window_text
 from sabot.operators.windows.sessions import SessionAggregate
 
 _INT64 = pa.int64()
@@ -101,8 +101,8 @@ class WindowAggregate(StatefulOperator):
         # pane -> the keys of rows that came for it after one of its windows was emitted
         self._reopened: dict[int, GroupTable] = {}
         self._migration: StateMigration | None = None
-        self.state_parts = self._keeper(context)
-        self._merged = self._cache()
+        self.state_parts = self._make_parts(context)
+        self._merged = self._new_cache()
         self._watermark = START_OF_TIME
         self._late_before = START_OF_TIME
         result = self._aggregator.schema
@@ -127,8 +127,8 @@ class WindowAggregate(StatefulOperator):
             late_before=self._late_before,
         )
         if late is not None:
-            self._refuse(batch, late)
-        with self._beside.changing:
+            self._reject_late(batch, late)
+        with self._open_rows.changing:
             for pane, rows in panes:
                 self._add(pane, data, rows, hashes)
             self._settle()
@@ -158,10 +158,10 @@ class WindowAggregate(StatefulOperator):
         """What stands beside the pane's table, which is made if it is missing."""
         extras = self._extras.get(pane)
         if extras is None:
-            extras = self._extras[pane] = self._aggregator.extras(partial(self._beside.note, part=pane))
+            extras = self._extras[pane] = self._aggregator.extras(partial(self._open_rows.note, part=pane))
         return extras
 
-    def _refuse(self, batch: Batch, late: pa.Int32Array) -> None:
+    def _reject_late(self, batch: Batch, late: pa.Int32Array) -> None:
         if self._partial:
             rows = pc.sum(batch.data.column(ROWS_COLUMN).take(late)).as_py()
             self._late.note(rows, pc.min(batch.data.column(PANE_COLUMN).take(late)).as_py(), self._watermark)
@@ -180,8 +180,8 @@ class WindowAggregate(StatefulOperator):
             self._emit_early()
         over = bisect_left(self._panes, self._late_before)
         for pane in self._panes[:over]:
-            with self._beside.changing:
-                self._store.drop(pane, again=not self._beside.holds(pane))
+            with self._open_rows.changing:
+                self._store.drop(pane, again=not self._open_rows.holds(pane))
             del self._extras[pane]
         if over:
             self._spilled.drop_to(self._panes[over - 1])
@@ -195,7 +195,7 @@ class WindowAggregate(StatefulOperator):
         """Emits anew the windows for which rows have come since they were emitted; only the groups of these rows."""
         if not self._reopened:
             return
-        merged = self._cache()
+        merged = self._new_cache()
         for end in self._shape.reopened_ends(self._reopened, watermark, self._lateness):
             touched = self._keys_table()
             for pane in self._reopened:
@@ -204,7 +204,7 @@ class WindowAggregate(StatefulOperator):
             self._emit_window(merged, end, touched)
         self._reopened.clear()
 
-    def _cache(self) -> MergedPanes:
+    def _new_cache(self) -> MergedPanes:
         return MergedPanes(self._aggregator, self._store, self._extras, self._spilled, slides=not self._shape.grows)
 
     def _keys_table(self) -> GroupTable:
@@ -213,7 +213,7 @@ class WindowAggregate(StatefulOperator):
     def _emit_early(self) -> None:
         """Emits the windows that end after the watermark as they are now."""
         if self._panes:
-            merged = self._cache()
+            merged = self._new_cache()
             for end in self._shape.ends(self._panes, self._watermark):
                 self._emit_window(merged, end)
 
@@ -221,7 +221,7 @@ class WindowAggregate(StatefulOperator):
         """Emits the results of a window. touched: the keys whose results are emitted; None: all."""
         pieces = self._results(merged, end, touched)
         while True:
-            with self._beside.changing:
+            with self._open_rows.changing:
                 results = next(pieces, None)
             if results is None:
                 break
@@ -251,7 +251,7 @@ class WindowAggregate(StatefulOperator):
         return {
             "kind": "window",
             "keys": columns_schema(self._aggregator.keys),
-            "window": window_words(self._window),
+            "window": window_text(self._window),
             "allowed_lateness": self._lateness,
             **aggregates_schema(self._aggregates, result, self._aggregator.input),
         }
@@ -266,7 +266,7 @@ class WindowAggregate(StatefulOperator):
     def contents(self) -> Iterator[pa.RecordBatch]:
         """The windows that are not over, lateness included, as they are now."""
         if self._panes:
-            merged = self._cache()
+            merged = self._new_cache()
             for end in self._shape.ends(self._panes, self._watermark - self._lateness):
                 yield from self._results(merged, end)
 
@@ -292,7 +292,7 @@ class WindowAggregate(StatefulOperator):
         self._late.add_count(self.state_parts.once(saved, "late_rows"))
         self._settle()
 
-    def _keeper(self, context: OperatorContext) -> StateParts:
+    def _make_parts(self, context: OperatorContext) -> StateParts:
         """Keeps the groups, what the kernel cannot keep of them, and the keys of windows that must be emitted again.
 
         The last column of the latter two is the pane of the row.
@@ -300,11 +300,11 @@ class WindowAggregate(StatefulOperator):
         keys, pane = range(len(self._keys)), pa.field(PANE_COLUMN, pa.int64())
         owners = context.owners(self._keys)
         gathered, reopened = self._aggregator.gathered.append(pane), self._keys_table().export().schema.append(pane)
-        self._beside = SlotRows(gathered)
+        self._open_rows = SlotRows(gathered)
         self._spilled = SpilledGroups(
             self,
             self._store,
-            self._beside,
+            self._open_rows,
             self._aggregator.states,
             keys,
             context,
@@ -356,7 +356,7 @@ class WindowAggregate(StatefulOperator):
         if not self._aggregator.needs_slots or not self._panes:
             return []
         tables = ((pane, self._store.table(pane), self._extras[pane]) for pane in self._panes)
-        return self._beside.cut(
+        return self._open_rows.cut(
             (pane, table, partial(self._saved_of, pane, table, extras)) for pane, table, extras in tables
         )
 

@@ -38,8 +38,8 @@ class MergedPanes:
         self._window = SlidingTable(aggregator.keys, aggregator.kernel)
         self._gathered = aggregator.extras()  # by the slots of the window; of all its panes
         self._gathered_back = aggregator.extras()
-        self._front: deque[_Turned] = deque()
-        self._back: list[_Come] = []  # has all panes of a window that does not slide
+        self._front: deque[_FrontPane] = deque()
+        self._back: list[_BackPane] = []  # has all panes of a window that does not slide
         self._number = 0  # the number of the pane that entered last
         self.merges = 0
 
@@ -88,7 +88,7 @@ class MergedPanes:
             if self._slides:
                 self._gather(self._gathered_back, table, extras, slots)
             known = slots if whole else None
-        self._back.append(_Come(pane, self._number, known))
+        self._back.append(_BackPane(pane, self._number, known))
 
     def _turn(self) -> None:
         """Moves all panes of the back to the front."""
@@ -99,23 +99,23 @@ class MergedPanes:
                 slots = known if whole else None
                 if slots is None:  # some of the pane's groups were, or are, on disk
                     slots = self._window.resolve(table.export(), self._keys, insert=False)
-                later = self._kept(self._gathered_back, slots)
+                later = self._states_of(self._gathered_back, slots)
                 self._window.turn(table, number, slots)
                 self.merges += 1
                 self._gather(self._gathered_back, table, extras, slots)
                 left.append((slots, later))
-            self._front.appendleft(_Turned(pane, number, left))
+            self._front.appendleft(_FrontPane(pane, number, left))
         self._gathered_back.clear()
         self._back.clear()
 
-    def _leave(self, pane: "_Turned") -> None:
+    def _leave(self, pane: "_FrontPane") -> None:
         for slots, later in reversed(pane.left):
             self._window.leave(pane.number, slots)
             self.merges += 1
             if self._aggregator.needs_slots:
                 self._gathered.remove(slots)
                 self._add(self._gathered, slots, later)
-                self._add(self._gathered, slots, self._kept(self._gathered_back, slots))
+                self._add(self._gathered, slots, self._states_of(self._gathered_back, slots))
 
     def _tables(self, pane: int) -> Iterator[tuple[GroupTable, Extras, bool]]:
         """The pane's groups: (its table, its extras, True); where some are on disk, (a table with a piece of them, the extras of that
@@ -144,7 +144,7 @@ class MergedPanes:
         if self._aggregator.needs_slots:
             self._add(into, slots, self._aggregator.export_gathered(table, extras))
 
-    def _kept(self, extras: Extras, slots: pa.Int32Array) -> list[pa.RecordBatch]:
+    def _states_of(self, extras: Extras, slots: pa.Int32Array) -> list[pa.RecordBatch]:
         if not self._aggregator.needs_slots:
             return []
         names = self._aggregator.gathered.names[len(self._keys) :]
@@ -158,7 +158,7 @@ class MergedPanes:
             start += state.num_rows
 
 
-class _Come(NamedTuple):
+class _BackPane(NamedTuple):
     """A pane that entered the window, and is in the back."""
 
     pane: int
@@ -166,7 +166,7 @@ class _Come(NamedTuple):
     slots: pa.Int32Array | None  # those of its groups in the window; None: it entered in pieces
 
 
-class _Turned(NamedTuple):
+class _FrontPane(NamedTuple):
     """A pane in the front. left: for each piece of it, the slots in the window, and what later panes of the front have gathered."""
 
     pane: int

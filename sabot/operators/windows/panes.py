@@ -84,7 +84,7 @@ class WindowShape:
         return sorted(ends)
 
 
-def window_words(window: Window) -> str:
+def window_text(window: Window) -> str:
     """The window as `state_schema` words it, with its times in ms: "hopping(300, 100)"."""
     figures = [value for name, value in vars(window).items() if (value or name != "offset_ms") and value != "event"]
     return f"{stored_name(type(window)).removesuffix('Window').lower()}({', '.join(map(str, figures))})"

@@ -1,6 +1,7 @@
 """Session windows: rows of a key that are less than a gap apart.
 
-`SessionTable` says which session a row belongs to, and which sessions a row has merged; `Numbered` has the accumulators of each session.
+`SessionTable` says which session a row belongs to, and which sessions a row has merged; `RunAggregates`
+has the accumulators of each session.
 The state is that of the sessions that are open; those of keys that have not come for long are on disk where there is a directory.
 """
 
@@ -23,7 +24,7 @@ from sabot.operators.late_rows import LateRows
 from sabot.operators.readers import StateReaders, aggregates_of, described
 from sabot.operators.slot_state import SlotState
 from sabot.operators.state_parts import StatefulOperator, StateParts, columns_schema, last_watermark
-from sabot.operators.windows.panes import window_words
+from sabot.operators.windows.panes import window_text
 
 _GROUP = "__group"
 _TIMESTAMP = pa.timestamp("ms", "UTC")
@@ -52,7 +53,7 @@ class SessionAggregate(StatefulOperator):
         self._window = SessionWindow(gap_ms, time)
         self._gap_ms, self._lateness_ms = gap_ms, allowed_lateness_ms
         self._keys, self._aggregates = list(keys), list(aggregates)
-        self._state: Any = None  # a Numbered
+        self._state: Any = None  # a RunAggregates
         self._watermark_ms: int | None = None
 
     def open(self, context: OperatorContext) -> pa.Schema:
@@ -104,11 +105,11 @@ class SessionAggregate(StatefulOperator):
             self._watermark_ms = watermark_ms
         for _ in state.due(watermark_ms):
             with state.changing:
-                ripe, over = self._sessions.advance(watermark_ms)
-                state.note_ripe(ripe)
-            for start in range(0, len(ripe), CHUNK_ROWS):
+                complete, over = self._sessions.advance(watermark_ms)
+                state.note_complete(complete)
+            for start in range(0, len(complete), CHUNK_ROWS):
                 with state.changing:
-                    rows = self._results(ripe.slice(start, CHUNK_ROWS))
+                    rows = self._results(complete.slice(start, CHUNK_ROWS))
                 self.emit(Batch(rows))
             with state.changing:
                 state.remove(over)
@@ -125,7 +126,7 @@ class SessionAggregate(StatefulOperator):
         return {
             "kind": "window",
             "keys": columns_schema(self._state.keys),
-            "window": window_words(self._window),
+            "window": window_text(self._window),
             "allowed_lateness": self._lateness_ms,
             **self._state.aggregates_schema(),
         }
@@ -251,7 +252,7 @@ class KeyedRuns(SlotState):
         return {"keys": len(self.known), **self.figures()}
 
 
-class Numbered(KeyedRuns):
+class RunAggregates(KeyedRuns):
     """Keys and accumulators by session or run. `results`: the fields of the aggregates. running: `running` is called, not `add`.
 
     The accumulators of a number stand in the table under a serial of their own, so that the number can be used again.
@@ -268,7 +269,7 @@ class Numbered(KeyedRuns):
         running: bool = False,
     ) -> None:
         self._aggregates, self._input, self._running = list(aggregates), context.input, running
-        self._aggregator = _numbering(aggregates, context.input, running=running)
+        self._aggregator = _run_aggregator(aggregates, context.input, running=running)
         self.results = list(self._aggregator.schema)[1:]
         self._table = self._aggregator.table()
         self._extras = self._aggregator.extras()
@@ -283,7 +284,7 @@ class Numbered(KeyedRuns):
         now, layout = self.aggregates_schema()["aggregates"], self._aggregator.layout
 
         def was(reader: Mapping[str, Any]) -> StateLayout:
-            return _numbering(*described(reader), running=self._running).layout
+            return _run_aggregator(*described(reader), running=self._running).layout
 
         self._migration = migration_of(saved, now, forgets, layout, was)
 
@@ -400,40 +401,40 @@ class Numbered(KeyedRuns):
         self._table.remove(gone)
 
 
-class _OpenSessions(Numbered):
+class _OpenSessions(RunAggregates):
     """The sessions of a SessionAggregate."""
 
-    _ripe: Any = None  # the numbers of sessions that were not yet given when the open cuts were taken
+    _complete: Any = None  # the numbers of sessions that were not yet given when the open cuts were taken
 
-    def note_ripe(self, ripe: pa.Int32Array) -> None:
+    def note_complete(self, complete: pa.Int32Array) -> None:
         """To be called when the kernel has given these sessions, before anything else changes: a cut has them as not given."""
-        if self.is_held and len(ripe):
-            self._ripe = ripe.to_numpy()
-            self.note(self.runs.slots(ripe))
-            self._ripe = None
+        if self.is_held and len(complete):
+            self._complete = complete.to_numpy()
+            self.note(self.runs.slots(complete))
+            self._complete = None
 
     def rows_of(self, slots: pa.Int32Array) -> list[pa.RecordBatch]:
         runs, states = super().rows_of(slots)
-        if self._ripe is not None:
-            given = runs.column("given").to_numpy(zero_copy_only=False) & ~np.isin(runs.column(0), self._ripe)
+        if self._complete is not None:
+            given = runs.column("given").to_numpy(zero_copy_only=False) & ~np.isin(runs.column(0), self._complete)
             runs = runs.set_column(4, runs.schema.field(4), pa.array(given))
         return [runs, states]
 
 
 def _due(gap_ms: int, lateness_ms: int, sessions: pa.RecordBatch) -> Any:
     """When each session has to be looked at next: at its end; where that has passed, when its lateness ends."""
-    end = later(sessions.column("last"), gap_ms)
+    end = plus_ms(sessions.column("last"), gap_ms)
     given = sessions.column("given").to_numpy(zero_copy_only=False)
-    return np.where(given, later(pa.array(end), lateness_ms), end)
+    return np.where(given, plus_ms(pa.array(end), lateness_ms), end)
 
 
-def later(times: Array, ms: int) -> Any:
+def plus_ms(times: Array, ms: int) -> Any:
     """The times + ms, at most the end of time (numpy)."""
     values = times.to_numpy()
     return np.where(values > END_OF_TIME - ms, END_OF_TIME, values + ms)
 
 
-def _numbering(aggregates: Sequence[AggregateColumn], input: pa.Schema, *, running: bool = False) -> Aggregator:
+def _run_aggregator(aggregates: Sequence[AggregateColumn], input: pa.Schema, *, running: bool = False) -> Aggregator:
     """The aggregator of sessions or runs, by the serials of these. running: as of an `Aggregator`."""
     order = TIME_COLUMN if TIME_COLUMN in input.names else None
     return Aggregator([_GROUP], aggregates, input.append(pa.field(_GROUP, pa.int64())), order=order, running=running)

@@ -24,14 +24,14 @@ from sabot.errors import UserError
 from sabot.operators.base import CHUNK_ROWS, START_OF_TIME, TIME_COLUMN, OperatorContext, Saved, with_marks
 from sabot.operators.columns import key_table, time_index
 from sabot.operators.cuts import SlotRows
-from sabot.operators.keyed.top import CANNOT_CHANGE, Ranked, ranked_of, saved_columns
+from sabot.operators.keyed.top import CANNOT_CHANGE, RankedOperator, ranked_of, saved_columns
 from sabot.operators.late_rows import LateRows
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
 from sabot.operators.rows.timed import by_arrival
 from sabot.operators.spilled import SpilledGroups
 from sabot.operators.state_parts import Batches, RowsPart, StateParts, last_watermark, only_columns_of
-from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, stored_window, window_of, window_words
+from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, stored_window, window_of, window_text
 from sabot.state.tables.idle import longest_idle
 
 _TIMESTAMP = pa.timestamp("ms", "UTC")
@@ -39,7 +39,7 @@ _FIRST_SLOT = pa.scalar(0, pa.int32())
 _SHARE = 0.4  # of the keys leave when the budget is used up
 
 
-class WindowTopN(Ranked):
+class WindowTopN(RankedOperator):
     """The rows that are among the first `n` of their key and window: their columns, window_start, window_end (exclusive), the rank.
 
     A window's rows are emitted when the watermark reaches its end: windows in order of their ends, keys in any order, the rows of a key
@@ -67,7 +67,7 @@ class WindowTopN(Ranked):
         self._window, self._shape, self._lateness = window, WindowShape(window), allowed_lateness_ms
         self._windows_emitted = self._arrivals = 0
         self._panes: _Panes | None = None
-        self._fewer: _Fewer | None = None
+        self._fewer_columns: _FewerColumns | None = None
 
     def open(self, context: OperatorContext) -> pa.Schema:
         context = replace(context, parted_by=self.parted_by)
@@ -89,10 +89,10 @@ class WindowTopN(Ranked):
         self._kept_rows = SlotRows(self._paned_schema())
         self._spilled = SpilledGroups(
             *(self._panes, self._panes, self._kept_rows, self.saved_schema(), self.key_indices, context),
-            migration=lambda: self._fewer,
+            migration=lambda: self._fewer_columns,
             owners=[self.key_indices[place] for place in context.owners(self.names)],
         )
-        self.state_parts = self._keeper(context)
+        self.state_parts = self._make_parts(context)
         return self._schema
 
     @property
@@ -207,19 +207,19 @@ class WindowTopN(Ranked):
         return self.saved_schema().append(pa.field(PANE_COLUMN, pa.int64()))
 
     def state_schema(self) -> dict[str, Any]:
-        window = {"window": window_words(self._window), "allowed_lateness": self._lateness}
-        return {"kind": "window top_n", **self.schema_words(), **window}
+        window = {"window": window_text(self._window), "allowed_lateness": self._lateness}
+        return {"kind": "window top_n", **self.schema_facts(), **window}
 
     def state_reader(self) -> dict[str, Any]:
         window = {"window": stored_window(self._window), "allowed_lateness": self._lateness}
-        return {**self.reader_words(), **window}
+        return {**self.reader_facts(), **window}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
         """The windows that are not over, lateness included, as they are now."""
         for end in self._shape.ends(self._of_panes.panes, self._watermark - self._lateness):
             yield from self._results(end)
 
-    def _keeper(self, context: OperatorContext) -> StateParts:
+    def _make_parts(self, context: OperatorContext) -> StateParts:
         schema = self._keys_table().export().schema.append(pa.field(PANE_COLUMN, pa.int64()))
         paned, owners = self._paned_schema(), context.owners(self.names)
         of_rows = [self.key_indices[place] for place in owners]
@@ -260,7 +260,7 @@ class WindowTopN(Ranked):
         )
         input = None if reader is None else schema_of_text(reader["input"])
         then = now if input is None else saved_columns(input)
-        self._fewer = None if then.equals(now) else _Fewer(then, partial(only_columns_of, now))
+        self._fewer_columns = None if then.equals(now) else _FewerColumns(then, partial(only_columns_of, now))
 
     def after_restore(self, saved: Sequence[Saved]) -> None:
         for start in self._spilled.panes:
@@ -310,7 +310,7 @@ class WindowTopN(Ranked):
         }
 
 
-class _Fewer(NamedTuple):
+class _FewerColumns(NamedTuple):
     """How rows of a checkpoint with more columns become rows of now, for `SpilledGroups`."""
 
     states: pa.Schema
