@@ -30,11 +30,11 @@ READ_FROM_OUTSIDE = {
 }
 
 INHERITED = {  # privates of a base class in another module, by the class that uses them
-    "BatchForm": {"_aside", "_failed", "_give", "_keys_of", "_spec"},
+    "BatchCaller": {"_emit_to_branch", "_failed", "_emit_rows", "_keys_of", "_spec"},
     "CsvSource": {"_record_bytes", "_share"},
     "KafkaDelivery": {"_kafka", "_keys", "_producer"},
     "NdjsonSource": {"_record_bytes", "_schema", "_share"},
-    "RowForm": {"_aside", "_failed", "_give", "_keys_of", "_spec"},
+    "RowCaller": {"_emit_to_branch", "_failed", "_emit_rows", "_keys_of", "_spec"},
 }
 
 
@@ -115,7 +115,6 @@ SHARED_NAMES = {  # Ledger, Operator, OperatorContext: the documents call them s
     "Reader",
     "Sample",
     "Verdict",
-    "_Rows",
 }
 
 

@@ -10,7 +10,7 @@ from sabot.api.expr import Expr
 from sabot.arrays import epoch, floats, integer_array, is_time, signed, where
 from sabot.errors import DataError, UserError
 from sabot.operators.expressions.compiled import Compiled, compile_expr
-from sabot.operators.rows.bad import salvaged
+from sabot.operators.rows.bad import values_or_nulls
 
 FAR_MS = 2**61  # further from 1970, sums of times and window sizes would overflow; some 73 million years
 
@@ -61,7 +61,7 @@ class ComputedTime:
         the row's number.
         """
         bad: dict[int, DataError] = {}
-        times = _ms(salvaged("", self._expr, data, bad), self._unit)
+        times = _ms(values_or_nulls("", self._expr, data, bad), self._unit)
         span = pc.min_max(times)
         if len(times) > times.null_count and not -FAR_MS < span["min"].as_py() <= span["max"].as_py() < FAR_MS:
             near = pc.and_(pc.greater(times, pa.scalar(-FAR_MS)), pc.less(times, pa.scalar(FAR_MS)))

@@ -100,7 +100,7 @@ def state_of(manifest: SavedApp, operator: str, key: Any = None) -> pa.Table:
         if any(part.facts for part in parts.values()):
             return _stream_state(operator, [part for part in parts.values() if part.facts], key)
     if parts:
-        raise UserError(f"{operator} keeps no state", hint=_there(manifest))
+        raise UserError(f"{operator} keeps no state", hint=_names_hint(manifest))
     return _agent_state(manifest, operator, key)
 
 
@@ -112,7 +112,7 @@ def keys_of(manifest: SavedApp, operator: str, table: pa.Table) -> list[str]:
     return [name for name in ("record_key", "key") if name in table.schema.names]
 
 
-def _there(manifest: SavedApp) -> str:
+def _names_hint(manifest: SavedApp) -> str:
     names = [each.id for each in operators_of(manifest)]
     return f"with state there are {', '.join(names)}" if names else "nothing in it keeps state"
 

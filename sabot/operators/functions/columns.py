@@ -16,17 +16,17 @@ from sabot.api.functions import checked_ms
 from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
 from sabot.operators.functions.state import (
-    KIND_WORDS,
+    KIND_NAMES,
     NO_SLOTS,
-    Form,
-    Keyed,
+    Caller,
+    FunctionState,
     SharedMap,
     Side,
     kind_of,
     no_key,
     plain_keys,
 )
-from sabot.operators.rows.bad import where_from
+from sabot.operators.rows.bad import batch_place
 from sabot.operators.rows.mapped import NO_ARROW
 from sabot.state.base import StateBackend
 
@@ -35,19 +35,19 @@ Array: TypeAlias = pa.Array
 _TIMER_ROWS = 65_536  # at most so many timers fire in one call
 
 
-class BatchForm(Form):
+class BatchCaller(Caller):
     """A call for each batch, and for all timers that are due."""
 
-    def __init__(self, state: Keyed, *ways: Any) -> None:
+    def __init__(self, state: FunctionState, *ways: Any) -> None:
         super().__init__(state, *ways)
         self._ctx = _BatchContext(state, self)
         self._slots: list[pa.Int32Array] = []  # the slots that keys got in this call
         # the keys of the call: as the function got them, as columns, and their hashes
-        self._own: tuple[Any, list[Array], pa.UInt64Array] | None = None
-        self._own_rows: list[bytes] | None = None
+        self._call_keys: tuple[Any, list[Array], pa.UInt64Array] | None = None
+        self._call_rows: list[bytes] | None = None
         self._stamps: Array | None = None  # the event times of the call's rows, or timers
         self._count = 0  # how many rows, or timers, the call has
-        self._later: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []  # changes of timers and values
+        self._pending: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []  # changes of timers and values
 
     def _call(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
         state, ctx, data = self._state, self._ctx, batch.taken()
@@ -59,44 +59,44 @@ class BatchForm(Form):
         keys = None
         if side.keys:
             columns, hashes = self._keys_of(side, batch, data)
-            keys = self._called_with(columns, hashes)
+            keys = self._remember_keys(columns, hashes)
         ctx.timestamp, ctx.kind = times, ""
         self._stamps, self._count = times, data.num_rows
-        state.tell_time(max(latest, START_OF_TIME if state.watermark_ms is None else state.watermark_ms))
+        state.set_time(max(latest, START_OF_TIME if state.watermark_ms is None else state.watermark_ms))
         state.broadcasting = keys is None
         try:
             given = function(keys, data.select(side.names), ctx)
-            made = None if given is None else self._fitted(given)
-            self._do_later()
+            made = None if given is None else self._results_of(given)
+            self._apply_pending()
         except Exception as error:
-            raise self._failed(error, where_from(batch)) from error
+            raise self._failed(error, batch_place(batch)) from error
         finally:
             state.broadcasting = False
-            self._over()
+            self._end_call()
         if made is not None:
-            self.hand_on(self._give, made[0].num_rows, *made, batch)
+            self.emit_or_hold(self._emit_rows, made[0].num_rows, *made, batch)
         self.keep()
 
     def _clear(self) -> None:
-        self._later.clear()
+        self._pending.clear()
         self._ctx.forget()
 
-    def do(self, change: Callable[..., Any], *given: Any) -> None:
+    def apply_or_hold(self, change: Callable[..., Any], *given: Any) -> None:
         """A change of timers or values: now, or when the call has passed."""
-        if self._state.trial is None:
+        if self._state.transaction is None:
             change(*given)
         else:
-            self._later.append((change, given))
+            self._pending.append((change, given))
 
-    def _do_later(self) -> None:
-        for change, given in self._later:
+    def _apply_pending(self) -> None:
+        for change, given in self._pending:
             change(*given)
-        self._later.clear()
+        self._pending.clear()
 
     def fire(self, kind: int, limit: int, passed: int) -> None:
         state, timers = self._state, self._state.timers
         ended = kind == EVENT and limit == END_OF_TIME
-        self._ctx.kind = KIND_WORDS[kind]
+        self._ctx.kind = KIND_NAMES[kind]
         while True:
             slots, at = timers.take(limit, kind, _TIMER_ROWS)
             if not len(slots):
@@ -109,12 +109,12 @@ class BatchForm(Form):
                 try:
                     self._fire(kind, columns, slots, at, passed)
                 except Exception as error:
-                    if state.trial is None or error is self.behind or not state.bad.are_at_fault(error):
+                    if state.transaction is None or error is self.downstream_error or not state.bad.are_at_fault(error):
                         raise
-                    state.trial.undo()
+                    state.transaction.undo()
                     self._clear()
                     if len(slots) == 1:
-                        timer = {"at": at[0].as_py(), "name": "", "kind": KIND_WORDS[kind]}
+                        timer = {"at": at[0].as_py(), "name": "", "kind": KIND_NAMES[kind]}
                         self.set_timer_apart(columns, timer, error)
                         continue
                     half = len(slots) // 2
@@ -124,35 +124,35 @@ class BatchForm(Form):
         """Calls the function with these timers, whose keys are in `columns`."""
         state, ctx, function = self._state, self._ctx, self._spec.on_timer
         assert function is not None
-        keys = self._called_with(columns, state.known.hashes(slots))
+        keys = self._remember_keys(columns, state.known.hashes(slots))
         stamps = pa.array(np.maximum(at.to_numpy(), passed) if kind == EVENT else np.full(len(at), passed))
         ctx.timestamp = at if kind == EVENT else (stamps if state.timed else None)
         self._stamps, self._count = stamps, len(at)
-        state.tell_time(stamps[-1].as_py())
+        state.set_time(stamps[-1].as_py())
         try:
             given = function(keys, at, ctx)
-            made = None if given is None else self._fitted(given)
-            self._do_later()
+            made = None if given is None else self._results_of(given)
+            self._apply_pending()
             if state.timers.over >= 0:
                 raise state.endless()
         except Exception as error:
             where = f"as {len(slots)} timers fired, that of the key {state.key_of(columns)} first"
             raise self._failed(error, where) from error
-        self._over()
+        self._end_call()
         if made is not None:
-            self.hand_on(self._give, made[0].num_rows, *made, None)
+            self.emit_or_hold(self._emit_rows, made[0].num_rows, *made, None)
         self.keep()
 
-    def _called_with(self, columns: list[Array], hashes: pa.UInt64Array) -> Array:
+    def _remember_keys(self, columns: list[Array], hashes: pa.UInt64Array) -> Array:
         """The keys as the function gets them. They are remembered for the call."""
         names = self._state.keys.names
         keys = columns[0] if len(columns) == 1 else pa.StructArray.from_arrays(columns, names)
-        self._own, self._own_rows = (keys, columns, hashes), None
+        self._call_keys, self._call_rows = (keys, columns, hashes), None
         return keys
 
-    def _over(self) -> None:
+    def _end_call(self) -> None:
         """Called when the call has ended: forgets its keys."""
-        slots, self._slots, self._own, self._own_rows = self._slots, [], None, None
+        slots, self._slots, self._call_keys, self._call_rows = self._slots, [], None, None
         self._state.settle(pa.concat_arrays(slots) if slots else NO_SLOTS)
 
     def slots_of(self, keys: Any) -> pa.Int32Array:
@@ -162,18 +162,18 @@ class BatchForm(Form):
 
     def rows_of(self, keys: Any) -> list[bytes]:
         """The keys as state has them. keys: those of the call, or others that the function gives."""
-        if self._own is not None and keys is self._own[0]:
-            if self._own_rows is None:
-                self._own_rows = key_rows(plain_keys(self._own[1]), self._own[2])
-            return self._own_rows
+        if self._call_keys is not None and keys is self._call_keys[0]:
+            if self._call_rows is None:
+                self._call_rows = key_rows(plain_keys(self._call_keys[1]), self._call_keys[2])
+            return self._call_rows
         columns, hashes = self._columns_of(keys)
         return key_rows(plain_keys(columns), hashes)
 
     def _columns_of(self, keys: Any) -> tuple[list[Array], pa.UInt64Array]:
         if self._state.broadcasting:
             raise no_key()
-        if self._own is not None and keys is self._own[0]:
-            return self._own[1], self._own[2]
+        if self._call_keys is not None and keys is self._call_keys[0]:
+            return self._call_keys[1], self._call_keys[2]
         fields = list(self._state.keys)
         given = keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
         wanted = fields[0].type if len(fields) == 1 else pa.struct(fields)
@@ -190,15 +190,15 @@ class BatchForm(Form):
 
     def side(self, name: str, data: Any, times: Any) -> None:
         if name not in self._spec.sides:
-            raise self.no_side(name)
-        made = self._shaped(data, self._spec.sides[name], f"side {name!r}")
+            raise self.unknown_side(name)
+        made = self._as_columns(data, self._spec.sides[name], f"side {name!r}")
         stamps = self._times_of(made, times, "ctx.side(name, data, times)")
-        self.hand_on(self._aside, made.num_rows, name, made, stamps)
+        self.emit_or_hold(self._emit_to_branch, made.num_rows, name, made, stamps)
 
-    def _fitted(self, given: Any) -> tuple[pa.RecordBatch, Array | None]:
+    def _results_of(self, given: Any) -> tuple[pa.RecordBatch, Array | None]:
         """What a call gave, with the columns of the schema, and its event times."""
         data, times = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
-        made = self._shaped(data, self._spec.schema, "schema")
+        made = self._as_columns(data, self._spec.schema, "schema")
         return made, self._times_of(made, times, "return data, times")
 
     def _times_of(self, made: pa.RecordBatch, times: Any, how: str) -> Array | None:
@@ -222,7 +222,7 @@ class BatchForm(Form):
             raise UserError(f"it gave {len(times) - times.null_count} event times for {made.num_rows} rows")
         return times
 
-    def _shaped(self, given: Any, schema: pa.Schema, what: str) -> pa.RecordBatch:
+    def _as_columns(self, given: Any, schema: pa.Schema, what: str) -> pa.RecordBatch:
         try:
             made = normalise(given)
             validate(made)
@@ -253,14 +253,14 @@ class BatchForm(Form):
 class _BatchContext:
     """A `BatchProcessContext`. One object serves all calls, which come one after the other."""
 
-    __slots__ = ("_form", "_kept", "_state", "kind", "timers", "timestamp")
+    __slots__ = ("_caller", "_kept", "_state", "kind", "timers", "timestamp")
 
-    def __init__(self, state: Keyed, form: BatchForm) -> None:
-        self._state, self._form = state, form
+    def __init__(self, state: FunctionState, caller: BatchCaller) -> None:
+        self._state, self._caller = state, caller
         self.timestamp: Any = None
         self.kind = ""
         self._kept: dict[str, _BatchState] = {}
-        self.timers = _BatchTimers(state, form)
+        self.timers = _BatchTimers(state, caller)
 
     @property
     def watermark(self) -> int | None:
@@ -272,7 +272,7 @@ class _BatchContext:
     def state(self, name: str = "state") -> "_BatchState":
         known = self._kept.get(name)
         if known is None:
-            known = self._kept[name] = _BatchState(self._state.values, self._form, name)
+            known = self._kept[name] = _BatchState(self._state.values, self._caller, name)
         return known
 
     def forget(self) -> None:
@@ -281,7 +281,7 @@ class _BatchContext:
             each.forget()
 
     def side(self, name: str, data: Any, times: Any = None) -> None:
-        self._form.side(name, data, times)
+        self._caller.side(name, data, times)
 
     def broadcast(self, name: str = "broadcast") -> "SharedMap":
         return self._state.map(name)
@@ -290,14 +290,14 @@ class _BatchContext:
 class _BatchState:
     """`BatchState`. Where calls may be undone, a call's writes are made when it has passed."""
 
-    __slots__ = ("_form", "_held", "_values", "name")
+    __slots__ = ("_caller", "_held", "_values", "name")
 
-    def __init__(self, values: StateBackend, form: BatchForm, name: str) -> None:
-        self._values, self._form, self.name = values, form, form._state.named(name)
+    def __init__(self, values: StateBackend, caller: BatchCaller, name: str) -> None:
+        self._values, self._caller, self.name = values, caller, caller._state.registered(name)
         self._held: list[tuple[list[bytes], Sequence[bytes | None]]] = []  # the writes of this call
 
     def get_many(self, keys: Any) -> Array:
-        rows = self._form.rows_of(keys)
+        rows = self._caller.rows_of(keys)
         values = self._values.read_many(self.name, rows)
         for held_rows, held in self._held:
             now = dict(zip(held_rows, held, strict=True))
@@ -311,15 +311,15 @@ class _BatchState:
             encoded = encode_values(values)
         except TypeError as error:
             raise UserError(f"state {self.name!r}: {error}") from error
-        self._hold(self._form.rows_of(keys), encoded)
+        self._hold(self._caller.rows_of(keys), encoded)
 
     def delete_many(self, keys: Any) -> None:
-        rows = self._form.rows_of(keys)
+        rows = self._caller.rows_of(keys)
         self._hold(rows, [None] * len(rows))
 
     def _hold(self, rows: list[bytes], values: Sequence[bytes | None]) -> None:
         self._held.append((rows, values))
-        self._form.do(self._write_held)
+        self._caller.apply_or_hold(self._write_held)
 
     def _write_held(self) -> None:
         rows, values = self._held.pop(0)
@@ -333,22 +333,28 @@ class _BatchState:
 class _BatchTimers:
     """`BatchTimers`."""
 
-    __slots__ = ("_form", "_state")
+    __slots__ = ("_caller", "_state")
 
-    def __init__(self, state: Keyed, form: BatchForm) -> None:
-        self._state, self._form = state, form
+    def __init__(self, state: FunctionState, caller: BatchCaller) -> None:
+        self._state, self._caller = state, caller
 
     def event_many(self, keys: Any, at: Any) -> None:
         self._state.check_timers(True)
-        self._form.do(self._state.timers.add, self._form.slots_of(keys), _times_for(at, len(keys)), EVENT)
+        self._caller.apply_or_hold(
+            self._state.timers.add, self._caller.slots_of(keys), _times_for(at, len(keys)), EVENT
+        )
 
     def processing_many(self, keys: Any, at: Any) -> None:
         self._state.check_timers(False)
-        self._form.do(self._state.timers.add, self._form.slots_of(keys), _times_for(at, len(keys)), PROCESSING)
+        self._caller.apply_or_hold(
+            self._state.timers.add, self._caller.slots_of(keys), _times_for(at, len(keys)), PROCESSING
+        )
 
     def delete_many(self, keys: Any, at: Any, *, kind: str = "event") -> None:
         self._state.check_timers(False)
-        self._form.do(self._state.timers.delete, self._form.slots_of(keys), _times_for(at, len(keys)), kind_of(kind))
+        self._caller.apply_or_hold(
+            self._state.timers.delete, self._caller.slots_of(keys), _times_for(at, len(keys)), kind_of(kind)
+        )
 
 
 def _times_for(at: Any, rows: int) -> Array:

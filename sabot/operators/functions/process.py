@@ -5,7 +5,7 @@
     watermark, clock ──▶ on_timer ───┘
                 │   ▲
                 ▼   │
-    values by (name, key)    `state.keyed_values`: in memory, or in RocksDB behind a cache
+    values by (name, key)    `state.keyed_values`: in memory, or in RocksDB downstream_error a cache
     timers                   `KeysWithTimers`: a `TimerTable`, by the slots of a `GroupTable` that has the keys with timers
     broadcast maps           the same in every subtask
 
@@ -44,9 +44,9 @@ from sabot.operators.base import (
     with_time,
 )
 from sabot.operators.columns import key_columns, time_index
-from sabot.operators.functions.columns import BatchForm
-from sabot.operators.functions.rows import RowForm
-from sabot.operators.functions.state import Form, Keyed, Side, parts_of, plain_key
+from sabot.operators.functions.columns import BatchCaller
+from sabot.operators.functions.rows import RowCaller
+from sabot.operators.functions.state import Caller, FunctionState, Side, parts_of, plain_key
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
 from sabot.operators.state_parts import (
@@ -86,7 +86,7 @@ class Process(StatefulOperator, HasBranches):
         self.spec = spec
         self.on_error = on_error
         self._names = list(keys)
-        self._state: Keyed | None = None
+        self._state: FunctionState | None = None
         self._dropped: dict[str, int] = {}
 
     def open(self, context: OperatorContext) -> pa.Schema:
@@ -99,11 +99,11 @@ class Process(StatefulOperator, HasBranches):
         if spec.ttl_ms is not None:
             time_index(context.input, f"{spec.name}: values with a ttl")
         self._context = context
-        self._state = state = Keyed(spec, keys, timed, context, self.on_error)
-        self.state_parts = StateParts(context, [_Values(state, context), state.set_timers, _BroadcastMaps(state)])
+        self._state = state = FunctionState(spec, keys, timed, context, self.on_error)
+        self.state_parts = StateParts(context, [_Values(state, context), state.timer_state, _BroadcastMaps(state)])
         self._schema = with_time(spec.schema, timed)
-        form = BatchForm if spec.batch else RowForm
-        self._form: Form = form(self._state, self._give, self._aside)
+        caller = BatchCaller if spec.batch else RowCaller
+        self._caller: Caller = caller(self._state, self._emit_rows, self._emit_to_branch)
         self._left = Side(context.input, key_indices)
         return self._schema
 
@@ -112,39 +112,39 @@ class Process(StatefulOperator, HasBranches):
             raise UserError(f"{self.spec.name}: its rows are changes", hint="make them rows first: .changelog()")
 
     def branch_schema(self, name: str, input: pa.Schema) -> pa.Schema:
-        return with_time(self.spec.sides[name], self._keyed.timed)
+        return with_time(self.spec.sides[name], self._open_state.timed)
 
     def process(self, batch: Batch) -> None:
-        self._form.rows(self.spec.function, self._left, batch)
+        self._caller.rows(self.spec.function, self._left, batch)
         self._settle()
 
     def _settle(self) -> None:
         """Keeps the budget, after each batch."""
-        timers = self._keyed.set_timers
+        timers = self._open_state.timer_state
         with timers.changing:
             timers.settle()
 
     def advance(self, watermark_ms: int) -> None:
-        state = self._keyed
+        state = self._open_state
         passed = state.watermark_ms
         if passed is not None and watermark_ms < passed:
             return
         state.watermark_ms = watermark_ms
-        if self.spec.on_timer is not None and len(state.set_timers):
+        if self.spec.on_timer is not None and len(state.timer_state):
             state.guard()
-            for at in state.set_timers.firing(EVENT, watermark_ms):
-                self._form.fire(EVENT, at, START_OF_TIME if passed is None else passed)
+            for at in state.timer_state.firing(EVENT, watermark_ms):
+                self._caller.fire(EVENT, at, START_OF_TIME if passed is None else passed)
             state.timers.guard(0)
         state.forget_expired(watermark_ms)
 
-    def _give(self, data: pa.RecordBatch, times: Array | None, batch: Batch | None) -> None:
+    def _emit_rows(self, data: pa.RecordBatch, times: Array | None, batch: Batch | None) -> None:
         """Emits rows. batch: the batch of which these are the last results; None: more will come."""
         if times is not None:
             data = data.append_column(TIME_COLUMN, times)
         if data.num_rows:
             self.emit(Batch(data) if batch is None else batch.with_data(data))
 
-    def _aside(self, name: str, data: pa.RecordBatch, times: Array | None) -> None:
+    def _emit_to_branch(self, name: str, data: pa.RecordBatch, times: Array | None) -> None:
         if times is not None:
             data = data.append_column(TIME_COLUMN, times)
         if name in self._context.branches and data.num_rows:
@@ -155,16 +155,16 @@ class Process(StatefulOperator, HasBranches):
     # -- state --------------------------------------------------------------------------------------------------------
 
     @property
-    def _keyed(self) -> "Keyed":
+    def _open_state(self) -> "FunctionState":
         assert self._state is not None, "open comes first"
         return self._state
 
     def group_count(self) -> int:
-        state = self._keyed
-        return state.values.statistics()["keys"] + len(state.set_timers)
+        state = self._open_state
+        return state.values.statistics()["keys"] + len(state.timer_state)
 
     def own_facts(self) -> dict[str, Any]:
-        state = self._keyed
+        state = self._open_state
         return {
             "watermark": state.watermark_ms,
             "latest": state.latest_ms,
@@ -172,7 +172,7 @@ class Process(StatefulOperator, HasBranches):
         }
 
     def before_restore(self, saved: Sequence[Saved]) -> None:
-        state = self._keyed
+        state = self._open_state
         state.forgets = self.forgets
         state.names |= {name for part in saved for name in part.facts.get("names", ())} - self.forgets
         watermark = last_watermark(saved, None)
@@ -180,24 +180,24 @@ class Process(StatefulOperator, HasBranches):
             state.watermark_ms = watermark
             state.forget_expired(watermark)
         state.latest_ms = max([part.facts["latest"] for part in saved], default=START_OF_TIME)
-        state.tell_time(state.now())
+        state.set_time(state.now())
 
     def after_restore(self, saved: Sequence[Saved]) -> None:
         if any("names" not in part.facts for part in saved):  # an older checkpoint does not say them
-            self._keyed.names |= set(self._keyed.values.namespaces())
+            self._open_state.names |= set(self._open_state.values.namespaces())
 
     def state_schema(self) -> dict[str, Any]:
-        return {"kind": "process", "keys": columns_schema(self._keyed.keys), "ttl": self.spec.ttl_ms}
+        return {"kind": "process", "keys": columns_schema(self._open_state.keys), "ttl": self.spec.ttl_ms}
 
     def state_reader(self) -> dict[str, Any]:
-        return {"keys": self._names, "input": schema_text(self._keyed.keys)}
+        return {"keys": self._names, "input": schema_text(self._open_state.keys)}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
         """The keys, the name, and the value as JSON text: a row for each value, list or map that a key has."""
-        keys = self._keyed.keys
+        keys = self._open_state.keys
         schema = _contents_schema(keys)
         rows: list[tuple[Any, str, str]] = []
-        for row in self._keyed.contents():
+        for row in self._open_state.contents():
             rows.append(row)
             if len(rows) == CHUNK_ROWS:
                 yield _contents_batch(rows, keys, schema)
@@ -208,12 +208,12 @@ class Process(StatefulOperator, HasBranches):
     def close(self) -> None:
         if self._state is not None:
             self._state.values.shut()
-            self._state.set_timers.close()
+            self._state.timer_state.close()
 
     def statistics(self) -> dict[str, Any]:
         if self._state is None:
             return {}
-        timers, values = self._state.set_timers, self._state.values.statistics()
+        timers, values = self._state.timer_state, self._state.values.statistics()
         figures = timers.figures()
         return {
             **figures,
@@ -232,14 +232,14 @@ class ProcessWithTimers(Process, Polled):
     """A Process whose functions may set timers."""
 
     def poll(self, now_ms: int) -> None:
-        state = self._keyed
-        if not len(state.set_timers):
+        state = self._open_state
+        if not len(state.timer_state):
             return
         state.poll_ms = now_ms
         state.timers.hold(PROCESSING)  # a timer that is set for now fires at the next poll
         try:
-            for at in state.set_timers.firing(PROCESSING, now_ms):
-                self._form.fire(PROCESSING, at, state.now())
+            for at in state.timer_state.firing(PROCESSING, now_ms):
+                self._caller.fire(PROCESSING, at, state.now())
         finally:
             state.timers.release(PROCESSING)
             state.poll_ms = None
@@ -267,7 +267,7 @@ class ConnectedProcess(ProcessWithTimers, SecondInput):
         assert context.right is not None, "an operator of two inputs is opened with the columns of both"
         self._refuse_changes(context.right)
         schema = super().open(context)
-        self._right = self._open_right(context.right, self._keyed.keys)
+        self._right = self._open_right(context.right, self._open_state.keys)
         return schema
 
     def _open_right(self, input: pa.Schema, keys: pa.Schema) -> "Side":
@@ -283,7 +283,7 @@ class ConnectedProcess(ProcessWithTimers, SecondInput):
         function, side = self.spec.right, self._right
         assert function is not None, "an operator of one input has no right side"
         assert side is not None, "open comes first"
-        self._form.rows(function, side, batch)
+        self._caller.rows(function, side, batch)
         self._settle()
 
 
@@ -302,7 +302,7 @@ def process_operator(
 class _Values(StatePart):
     """The values that functions keep by key: the cut of a backend, whose entries stand under their key groups."""
 
-    def __init__(self, state: Keyed, context: OperatorContext) -> None:
+    def __init__(self, state: FunctionState, context: OperatorContext) -> None:
         self._state, self._context = state, context
 
     def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
@@ -313,7 +313,7 @@ class _Values(StatePart):
         state = self._state
         directories = [part.directory / _VALUES for part in saved if part.facts[_VALUES]]
         passed = START_OF_TIME if state.watermark_ms is None else state.watermark_ms
-        mine = None if owned is None else self._mine(owned)
+        mine = None if owned is None else self._entry_filter(owned)
         load_values(state.values, directories, self._without_forgotten(mine) if state.forgets else mine, passed)
 
     def _without_forgotten(self, mine: EntryFilter | None) -> EntryFilter:
@@ -323,10 +323,10 @@ class _Values(StatePart):
             entry for entry in (entries if mine is None else mine(entries)) if entry[0] not in forgets
         )
 
-    def _mine(self, owned: Owned) -> EntryFilter:
+    def _entry_filter(self, owned: Owned) -> EntryFilter:
         """Which entries belong to this subtask."""
         if self._context.only is not None:  # `only` may tell keys of one group apart
-            return lambda entries: _those_with_hash(entries, self._state.keys, owned)
+            return lambda entries: _owned_entries(entries, self._state.keys, owned)
         groups = owned(pa.array(range(KEY_GROUPS), pa.uint64())).to_pylist()
         return lambda entries: (entry for entry in entries if groups[entry[1][0] << 8 | entry[1][1]])
 
@@ -334,7 +334,7 @@ class _Values(StatePart):
 class _BroadcastMaps(StatePart):
     """The maps that all keys share, which are the same in every subtask."""
 
-    def __init__(self, state: Keyed) -> None:
+    def __init__(self, state: FunctionState) -> None:
         self._state = state
 
     def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
@@ -356,7 +356,7 @@ def _map_rows(maps: dict[str, dict[bytes, bytes]]) -> Iterator[pa.RecordBatch]:
     yield pa.RecordBatch.from_arrays(arrays, schema=_BROADCAST)
 
 
-def _those_with_hash(
+def _owned_entries(
     entries: Iterator[Entry],
     keys: pa.Schema,
     only: Owned,

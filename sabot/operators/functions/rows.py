@@ -13,10 +13,10 @@ from sabot.arrays import batch_of_rows
 from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
 from sabot.operators.functions.state import (
-    KIND_WORDS,
+    KIND_NAMES,
     NO_SLOTS,
-    Form,
-    Keyed,
+    Caller,
+    FunctionState,
     SharedMap,
     Side,
     head_key,
@@ -25,7 +25,7 @@ from sabot.operators.functions.state import (
     no_key,
     plain_keys,
 )
-from sabot.operators.functions.trial import HELD_ROWS
+from sabot.operators.functions.transaction import HELD_ROWS
 from sabot.operators.rows.bad import row_place
 from sabot.state.values import PlainList, PlainMap, PlainValue
 
@@ -36,10 +36,10 @@ _KNOWN_KEYS = 100_000  # keys that are remembered by slot, as Python objects
 _AHEAD = 1024  # keys that are looked up together when timers fire
 
 
-class RowForm(Form):
+class RowCaller(Caller):
     """A call for each row, and for each timer."""
 
-    def __init__(self, state: Keyed, *ways: Any) -> None:
+    def __init__(self, state: FunctionState, *ways: Any) -> None:
         super().__init__(state, *ways)
         self._ctx = _RowContext(state, self)
         self._out: list[Row] = []
@@ -50,10 +50,10 @@ class RowForm(Form):
         self._slots: list[int] | None = None  # the slots of the current rows, once one is asked for
         self._resolved = NO_SLOTS  # the same as an array
         self._found: dict[int, tuple[Any, bytes]] = {}  # by slot: the key, and the key as state has it
-        state.set_timers.forgotten = self._drop_found
+        state.timer_state.forgotten = self._drop_found
 
     def _call(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
-        state, ctx, data, trial = self._state, self._ctx, batch.taken(), self._state.trial
+        state, ctx, data, transaction = self._state, self._ctx, batch.taken(), self._state.transaction
         count = data.num_rows
         if not count:
             return
@@ -70,7 +70,7 @@ class RowForm(Form):
         called = False
         try:
             for at, (row, key, under, time) in enumerate(zip(rows, keys, stored, times, strict=True)):
-                ctx.key, ctx.timestamp, ctx._under, ctx._at, ctx._time = key, time, under, at, time
+                ctx.key, ctx.timestamp, ctx._state_key, ctx._at, ctx._time = key, time, under, at, time
                 if expiry is not None:
                     expiry.now_ms = time if time > floor else floor
                 made = function(row, ctx)
@@ -83,7 +83,7 @@ class RowForm(Form):
                     take(made, time)
                 if len(out) >= _OUT_ROWS:
                     self._flush(None)
-                    if trial is not None and trial.rows >= HELD_ROWS:
+                    if transaction is not None and transaction.rows >= HELD_ROWS:
                         self.keep()
                         self._kept = at + 1
             called = True
@@ -122,23 +122,23 @@ class RowForm(Form):
             self._slots = self._resolved.to_pylist()
         slot = self._slots[ctx._at]
         if len(self._found) < _KNOWN_KEYS:
-            self._found[slot] = (ctx.key, ctx._under)
+            self._found[slot] = (ctx.key, ctx._state_key)
         return slot
 
     def fire(self, kind: int, limit: int, passed: int) -> None:
         state, ctx, timers, function = self._state, self._ctx, self._state.timers, self._spec.on_timer
         assert function is not None
-        trial, word, ended = state.trial, KIND_WORDS[kind], kind == EVENT and limit == END_OF_TIME
+        transaction, word, ended = state.transaction, KIND_NAMES[kind], kind == EVENT and limit == END_OF_TIME
         out, new_timer = self._out, tuple.__new__  # Timer's own takes twice as long
         while (due := timers.take_one(limit, kind)) is not None:
             slot, at, name = due
             found = self._found.get(slot)
-            ctx.key, ctx._under = self._look_up(slot, kind, limit) if found is None else found
+            ctx.key, ctx._state_key = self._look_up(slot, kind, limit) if found is None else found
             ctx._slot = slot
             time = (at if at > passed else passed) if kind == EVENT else passed
             ctx.timestamp = at if kind == EVENT else (passed if state.timed else None)
             ctx._time = time
-            state.tell_time(time)
+            state.set_time(time)
             timers.floor(limit if ended else at)
             timer = new_timer(Timer, (at, name, word))
             count, sides = len(out), [len(rows) for rows, _ in self.sides.values()] if self.sides else ()
@@ -151,18 +151,18 @@ class RowForm(Form):
             except Exception as error:
                 failed = self._failed(error, f"at the key {ctx.key!r}, as {timer} fired")
                 failed.__cause__ = error
-                if trial is None or self._cannot_undo or not state.bad.are_at_fault(failed):
+                if transaction is None or self._cannot_undo or not state.bad.are_at_fault(failed):
                     raise failed from error
-                trial.undo()
-                self._take_back([count, *sides])
+                transaction.undo()
+                self._drop_results([count, *sides])
                 self.set_timer_apart(
                     state.known.key_columns(pa.array([slot], pa.int32())),
                     {"at": at, "name": name, "kind": word},
                     failed,
                 )
                 continue
-            if trial is not None:
-                trial.keep_changes()
+            if transaction is not None:
+                transaction.keep_changes()
             if len(out) >= _OUT_ROWS:
                 self._flush(None)
                 self.keep()
@@ -170,8 +170,8 @@ class RowForm(Form):
         self.keep()
         self._forget(NO_SLOTS)
 
-    def _take_back(self, counts: list[int]) -> None:
-        """Takes back the results behind so many, of the main output and of each side."""
+    def _drop_results(self, counts: list[int]) -> None:
+        """Takes back the results downstream_error so many, of the main output and of each side."""
         for count, (rows, times) in zip(counts, ((self._out, self._times), *self.sides.values()), strict=True):
             del rows[count:], times[count:]
         self._ctx.forget()
@@ -204,7 +204,7 @@ class RowForm(Form):
             return
         if isinstance(made, str | bytes) or not isinstance(made, Iterable):
             raise UserError(f"it gave {made!r}", hint="a dict, an iterable of dicts, or None")
-        most = _OUT_ROWS if self._state.trial is None else HELD_ROWS
+        most = _OUT_ROWS if self._state.transaction is None else HELD_ROWS
         for row in made:
             self._out.append(row)
             self._times.append(time)
@@ -218,13 +218,13 @@ class RowForm(Form):
         """Emits the rows that were gathered. batch: the batch that has ended; None: it goes on."""
         for name, (rows, times) in self.sides.items():
             if rows:
-                data, stamps = self._made(rows, times, self._spec.sides[name], f"side {name!r}")
-                self.hand_on(self._aside, data.num_rows, name, data, stamps)
+                data, stamps = self._as_columns(rows, times, self._spec.sides[name], f"side {name!r}")
+                self.emit_or_hold(self._emit_to_branch, data.num_rows, name, data, stamps)
         if self._out:
-            data, stamps = self._made(self._out, self._times, self._spec.schema, "schema")
-            self.hand_on(self._give, data.num_rows, data, stamps, batch)
+            data, stamps = self._as_columns(self._out, self._times, self._spec.schema, "schema")
+            self.emit_or_hold(self._emit_rows, data.num_rows, data, stamps, batch)
 
-    def _made(
+    def _as_columns(
         self, rows: list[Row], times: list[Any], schema: pa.Schema, what: str
     ) -> tuple[pa.RecordBatch, Array | None]:
         """Rows and their times as columns. Empties both lists."""
@@ -253,13 +253,13 @@ class RowForm(Form):
 class _RowContext:
     """A `ProcessContext`. One object serves all calls, which come one after the other."""
 
-    __slots__ = ("_at", "_form", "_kept", "_slot", "_state", "_time", "_under", "key", "timers", "timestamp")
+    __slots__ = ("_at", "_caller", "_kept", "_slot", "_state", "_state_key", "_time", "key", "timers", "timestamp")
 
-    def __init__(self, state: Keyed, form: RowForm) -> None:
-        self._state, self._form = state, form
+    def __init__(self, state: FunctionState, caller: RowCaller) -> None:
+        self._state, self._caller = state, caller
         self.key: Any = None
         self.timestamp: int | None = None
-        self._under = b""  # the key as state has it; empty: the row has none
+        self._state_key = b""  # the key as state has it; empty: the row has none
         self._at = 0  # the index of the row
         self._time: int | None = None  # the event time of results
         self._slot = -1  # the slot of the key; -1: not known yet
@@ -286,9 +286,9 @@ class _RowContext:
         return _KeyMap(self, name)
 
     def side(self, name: str, row: Row) -> None:
-        side = self._form.sides.get(name)
+        side = self._caller.sides.get(name)
         if side is None:
-            raise self._form.no_side(name)
+            raise self._caller.unknown_side(name)
         side[0].append(row)
         side[1].append(self._time)
 
@@ -301,9 +301,9 @@ class _RowContext:
             each.forget()
 
     def _key(self) -> bytes:
-        if not self._under:
+        if not self._state_key:
             raise no_key()
-        return self._under
+        return self._state_key
 
 
 class _RowTimers:
@@ -317,57 +317,57 @@ class _RowTimers:
     def event(self, at_ms: int, name: str = "") -> None:
         state = self._ctx._state
         state.check_timers(True)
-        slot = self._ctx._form.slot(self._ctx)
-        if state.timers.set(slot, checked_ms(at_ms), EVENT, name) and (trial := state.trial) is not None:
+        slot = self._ctx._caller.slot(self._ctx)
+        if state.timers.set(slot, checked_ms(at_ms), EVENT, name) and (transaction := state.transaction) is not None:
             if name:
-                trial.note(state.timers.unset, slot, at_ms, EVENT, name)
+                transaction.note(state.timers.unset, slot, at_ms, EVENT, name)
             else:
-                trial.set_events.append(slot)
-                trial.set_events.append(at_ms)
+                transaction.set_events.append(slot)
+                transaction.set_events.append(at_ms)
 
     def processing(self, at_ms: int, name: str = "") -> None:
         state = self._ctx._state
         state.check_timers(False)
-        given = self._ctx._form.slot(self._ctx), checked_ms(at_ms), PROCESSING, name
-        if state.timers.set(*given) and state.trial is not None:
-            state.trial.note(state.timers.unset, *given)
+        given = self._ctx._caller.slot(self._ctx), checked_ms(at_ms), PROCESSING, name
+        if state.timers.set(*given) and state.transaction is not None:
+            state.transaction.note(state.timers.unset, *given)
 
     def delete(self, at_ms: int, name: str = "", *, kind: str = "event") -> None:
         state = self._ctx._state
         state.check_timers(False)
-        given = self._ctx._form.slot(self._ctx), checked_ms(at_ms), kind_of(kind), name
-        if state.timers.unset(*given) and state.trial is not None:
-            state.trial.note(state.timers.set, *given)
+        given = self._ctx._caller.slot(self._ctx), checked_ms(at_ms), kind_of(kind), name
+        if state.timers.unset(*given) and state.transaction is not None:
+            state.transaction.note(state.timers.set, *given)
 
 
 class _KeyState:
     """`KeyState`: a value of the current key. What a call reads before it writes is what an undo puts back."""
 
-    __slots__ = ("_before", "_ctx", "_log", "_read", "_under", "_value", "_write", "namespace")
+    __slots__ = ("_before", "_ctx", "_log", "_read", "_state_key", "_value", "_write", "namespace")
 
     def __init__(self, ctx: _RowContext, name: str) -> None:
         state = ctx._state
         self._ctx = ctx
-        self.namespace = state.named(name)
-        self._value = PlainValue(state.called, self.namespace)
-        self._log = None if state.trial is None else state.trial.log
-        backend = state.called if self._log is None else state.values  # below the log, which is written here
+        self.namespace = state.registered(name)
+        self._value = PlainValue(state.call_values, self.namespace)
+        self._log = None if state.transaction is None else state.transaction.log
+        backend = state.call_values if self._log is None else state.values  # below the log, which is written here
         self._read, self._write = backend.read, backend.write
-        self._under: bytes | None = None  # the key that was read last
+        self._state_key: bytes | None = None  # the key that was read last
         self._before: bytes | None = None  # what was there
 
     def get(self) -> Any:
-        self._under = under = self._ctx._under or self._ctx._key()
+        self._state_key = under = self._ctx._state_key or self._ctx._key()
         self._before = data = self._read(self.namespace, under)
         return None if data is None else self._value.decoded(data)
 
     def put(self, value: Any) -> None:
-        under = self._ctx._under or self._ctx._key()
+        under = self._ctx._state_key or self._ctx._key()
         data = None if value is None else self._value.encoded(value)
         if self._log is not None:
-            before = self._before if self._under is under else self._read(self.namespace, under)
+            before = self._before if self._state_key is under else self._read(self.namespace, under)
             self._log.extend((self.namespace, under, before))
-            self._under = None
+            self._state_key = None
         self._write(self.namespace, under, data)
 
     def delete(self) -> None:
@@ -375,7 +375,7 @@ class _KeyState:
 
     def forget(self) -> None:
         """What was read is no more what is there."""
-        self._under = None
+        self._state_key = None
 
 
 class _KeyList:
@@ -384,7 +384,7 @@ class _KeyList:
     __slots__ = ("_base", "_list")
 
     def __init__(self, ctx: _RowContext, name: str) -> None:
-        self._list = PlainList(ctx._state.called, ctx._state.named(name))
+        self._list = PlainList(ctx._state.call_values, ctx._state.registered(name))
         self._base = head_key(ctx._key())
 
     def add(self, value: Any) -> None:
@@ -403,7 +403,7 @@ class _KeyMap:
     __slots__ = ("_base", "_map")
 
     def __init__(self, ctx: _RowContext, name: str) -> None:
-        self._map = PlainMap(ctx._state.called, ctx._state.named(name))
+        self._map = PlainMap(ctx._state.call_values, ctx._state.registered(name))
         self._base = head_key(ctx._key())
 
     def get(self, field: Any) -> Any:

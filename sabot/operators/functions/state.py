@@ -19,7 +19,7 @@ from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, TIME_COLUMN, OperatorContext, without_marks
 from sabot.operators.columns import no_event_time
 from sabot.operators.functions.timed import KeysWithTimers
-from sabot.operators.functions.trial import Trial
+from sabot.operators.functions.transaction import Transaction
 from sabot.operators.rows.bad import CALLS, BadRows, nulls_of
 from sabot.operators.rows.origin import of_selected
 from sabot.state.base import StateBackend
@@ -32,7 +32,7 @@ Array: TypeAlias = pa.Array
 
 TIMERS_OF_A_KEY = 100_000  # how many timers a key may set in one `advance` without moving on in time
 NO_SLOTS = pa.array([], pa.int32())
-KIND_WORDS = ("event", "processing")
+KIND_NAMES = ("event", "processing")
 _KINDS = {"event": EVENT, "processing": PROCESSING}
 _LIST = 1  # the msgpack extension that stands for a list; the other one stands for a map (see `state.values`)
 _INTEGERS = {32: pa.int32(), 64: pa.int64()}
@@ -49,7 +49,7 @@ class Side:
         self.time = int(input.get_field_index(TIME_COLUMN))
 
 
-class Keyed:
+class FunctionState:
     """State, timers and time: what the functions work on. One owner, the subtask's thread."""
 
     def __init__(
@@ -58,12 +58,12 @@ class Keyed:
         self.spec, self.keys, self.timed = spec, keys, timed
         self.expiry = None if spec.ttl_ms is None else EventExpiry(spec.ttl_ms)
         self.values = open_values(context.directory, context.memory_budget * 7 // 10, self.expiry)
-        self.set_timers = KeysWithTimers(keys, context)
-        self.known, self.timers = self.set_timers.known, self.set_timers.timers
+        self.timer_state = KeysWithTimers(keys, context)
+        self.known, self.timers = self.timer_state.known, self.timer_state.timers
         self.bad = BadRows(spec.name, on_error, context)
-        self.trial = None if self.bad.fails else Trial(self.values, self.expiry, self.timers)
-        # Where functions read and write values: those of a trial reach `values` when the calls are kept.
-        self.called: StateBackend = self.values if self.trial is None else self.trial.values
+        self.transaction = None if self.bad.fails else Transaction(self.values, self.expiry, self.timers)
+        # Where functions read and write values: those of a transaction reach `values` when the calls are kept.
+        self.call_values: StateBackend = self.values if self.transaction is None else self.transaction.values
         self.maps: dict[str, SharedMap] = {}
         self.names: set[str] = set()  # under which functions have kept values
         self.forgets: frozenset[str] = frozenset()  # the names of which a restore takes nothing over
@@ -74,7 +74,7 @@ class Keyed:
         self.subtask = context.subtask
         self._clock = context.clock
 
-    def named(self, name: Any) -> str:
+    def registered(self, name: Any) -> str:
         """The name as that of state, which there is from now on."""
         self.names.add(namespace_of(name))
         return str(name)
@@ -99,7 +99,7 @@ class Keyed:
         now = self.now()
         return pa.array(np.full(data.num_rows, 0 if now == START_OF_TIME else now))
 
-    def tell_time(self, at: int) -> None:
+    def set_time(self, at: int) -> None:
         """Sets the event time at which values are read and put from now on."""
         if self.expiry is not None:
             self.expiry.now_ms = at
@@ -113,11 +113,11 @@ class Keyed:
     def slots(self, keys: Sequence[Array], hashes: pa.UInt64Array) -> pa.Int32Array:
         """The slots of these keys. A new key gets a slot, and loses it in `settle` if it has no timer then."""
         rows = pa.RecordBatch.from_arrays(list(keys), schema=self.keys)
-        return self.set_timers.slots_of(rows, hashes)
+        return self.timer_state.slots_of(rows, hashes)
 
     def settle(self, slots: pa.Int32Array) -> pa.Int32Array:
         """Forgets the keys without timers, among these slots and those whose last timer has fired; -> the slots that were freed."""
-        return self.set_timers.free(slots)
+        return self.timer_state.free(slots)
 
     def map(self, name: str) -> "SharedMap":
         known = self.maps.get(name)
@@ -166,7 +166,7 @@ class Keyed:
 class SharedMap:
     """A `BroadcastMap`."""
 
-    def __init__(self, name: str, state: Keyed) -> None:
+    def __init__(self, name: str, state: FunctionState) -> None:
         self.stored: dict[bytes, bytes] = {}
         self._found: dict[Any, Any] = {}
         self._view = MappingProxyType(self._found)
@@ -181,8 +181,8 @@ class SharedMap:
     def put(self, key: Any, value: Any) -> None:
         self._check()
         data = self._value.encoded(key)
-        if self._state.trial is not None:
-            self._state.trial.note(self._put_back, key, data, self._found.get(key), self.stored.get(data))
+        if self._state.transaction is not None:
+            self._state.transaction.note(self._put_back, key, data, self._found.get(key), self.stored.get(data))
         if value is None:
             self.stored.pop(data, None)
             self._found.pop(key, None)
@@ -212,18 +212,18 @@ class SharedMap:
             )
 
 
-class Form(ABC):
-    """How the user's functions are called: once for each row (`RowForm`) or once for each batch (`BatchForm`)."""
+class Caller(ABC):
+    """How the user's functions are called: once for each row (`RowCaller`) or once for each batch (`BatchCaller`)."""
 
     def __init__(
         self,
-        state: Keyed,
-        give: Callable[[pa.RecordBatch, Array | None, Batch | None], None],
-        aside: Callable[[str, pa.RecordBatch, Array | None], None],
+        state: FunctionState,
+        emit: Callable[[pa.RecordBatch, Array | None, Batch | None], None],
+        emit_side: Callable[[str, pa.RecordBatch, Array | None], None],
     ) -> None:
-        self._state, self._give_on, self._give_aside = state, give, aside
+        self._state, self._emit, self._emit_side = state, emit, emit_side
         self._spec = state.spec
-        self.behind: Exception | None = None  # the error that a later step has raised while rows were emitted
+        self.downstream_error: Exception | None = None  # the error that a later step has raised while rows were emitted
         self._kept = 0
         self._failed_at: int | None = None
         self._cannot_undo = False  # results of the row that failed were emitted already
@@ -232,8 +232,8 @@ class Form(ABC):
         """Calls the function with the rows of a batch of one of the inputs. Where it fails, everything since the last rows that were kept
         is undone, and done again without the row that failed.
         """
-        trial = self._state.trial
-        if trial is None:
+        transaction = self._state.transaction
+        if transaction is None:
             self._call(function, side, batch)
             return
         start, size, calls = 0, batch.num_rows, 0
@@ -244,9 +244,9 @@ class Form(ABC):
                 self._call(function, side, piece)
                 start, size = start + piece.num_rows, 2 * size
             except Exception as error:
-                trial.undo()
+                transaction.undo()
                 self._clear()
-                if error is self.behind or self._cannot_undo or not self._state.bad.are_at_fault(error):
+                if error is self.downstream_error or self._cannot_undo or not self._state.bad.are_at_fault(error):
                     raise
                 calls += 1
                 start, left = start + self._kept, piece.num_rows - self._kept
@@ -265,7 +265,7 @@ class Form(ABC):
             return
         state.bad.set_apart(rows, given)
         if state.bad.nulls:
-            self._give(nulls_of(self._spec.schema, rows.num_rows), state.times_of(rows.data, side), rows)
+            self._emit_rows(nulls_of(self._spec.schema, rows.num_rows), state.times_of(rows.data, side), rows)
 
     def set_timer_apart(self, keys: Sequence[Array], timer: Mapping[str, Any], error: Exception) -> None:
         """A timer is gone for which the function failed."""
@@ -273,18 +273,18 @@ class Form(ABC):
         columns = dict(zip(self._state.keys.names, keys, strict=True)) | facts
         self._state.bad.set_apart(Batch(pa.RecordBatch.from_pydict(columns)), {0: error})
 
-    def hand_on(self, give: Callable[..., None], rows: int, *given: Any) -> None:
+    def emit_or_hold(self, emit: Callable[..., None], rows: int, *given: Any) -> None:
         """Gives results on: now, or when the calls are kept."""
-        if self._state.trial is None:
-            give(*given)
+        if self._state.transaction is None:
+            emit(*given)
         else:
-            self._state.trial.hold(give, rows, *given)
+            self._state.transaction.hold(emit, rows, *given)
 
     def keep(self) -> None:
         """The calls so far have passed."""
-        if self._state.trial is not None:
-            for give, given in self._state.trial.keep():
-                give(*given)
+        if self._state.transaction is not None:
+            for emit, given in self._state.transaction.keep():
+                emit(*given)
 
     @abstractmethod
     def _call(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
@@ -300,23 +300,23 @@ class Form(ABC):
     def fire(self, kind: int, limit: int, passed: int) -> None:
         """Fires all timers of the kind with time <= limit. passed: the watermark that was passed on before."""
 
-    def _give(self, data: pa.RecordBatch, times: Array | None, batch: Batch | None) -> None:
+    def _emit_rows(self, data: pa.RecordBatch, times: Array | None, batch: Batch | None) -> None:
         try:
-            self._give_on(data, times, batch)
+            self._emit(data, times, batch)
         except Exception as error:
-            self.behind = error
+            self.downstream_error = error
             raise
 
-    def _aside(self, name: str, data: pa.RecordBatch, times: Array | None) -> None:
+    def _emit_to_branch(self, name: str, data: pa.RecordBatch, times: Array | None) -> None:
         try:
-            self._give_aside(name, data, times)
+            self._emit_side(name, data, times)
         except Exception as error:
-            self.behind = error
+            self.downstream_error = error
             raise
 
     def _failed(self, error: Exception, where: str) -> UserError:
         """The error of a user's function as the user sees it. An error of a later step is raised again, as it is."""
-        if error is self.behind:
+        if error is self.downstream_error:
             raise error
         if isinstance(error, UserError):
             said = error.message.startswith(self._spec.name)
@@ -332,7 +332,7 @@ class Form(ABC):
             hashes = hashes.take(batch.selection)
         return columns, hashes
 
-    def no_side(self, name: Any) -> UserError:
+    def unknown_side(self, name: Any) -> UserError:
         """The error for rows given to a side (`ctx.side`) that the step does not have."""
         there = ", ".join(self._spec.sides) or "none"
         return UserError(f"there is no side {name!r}", hint=f"name it in sides=; there are {there}")

@@ -106,7 +106,7 @@ class KeysWithTimers(SlotState):
         return rows[0].column("at").to_numpy()
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
-        """The order of timers is that of each subtask; those of several stand one behind the other."""
+        """The order of timers is that of each subtask; those of several stand one downstream_error the other."""
         if len(saved) == 1:
             super().restore(saved, owned)
             return

@@ -92,7 +92,7 @@ class BadRows:
         if not self.count:
             row, error = next(iter(errors.items()))
             what = "null in a row" if self.nulls else "a row was set apart"
-            said = scrubbed(self.said(batch, row, error))
+            said = scrubbed(self.message(batch, row, error))
             warn_of_users_error(_log, cause_of(error), "%s: %s, the first one: %s", self.step, what, said)
         self.count += len(errors)
         if self._letters is not None and not self.nulls:
@@ -102,7 +102,7 @@ class BadRows:
         """Nothing, as long as all rows could be processed."""
         return {"dead_rows": self.count} if self.count else {}
 
-    def said(self, batch: Batch, row: int, error: BaseException) -> str:
+    def message(self, batch: Batch, row: int, error: BaseException) -> str:
         """The error with the place of its row."""
         message = error.message if isinstance(error, SabotError) else message_of(error)
         place = row_place(batch, row)
@@ -159,10 +159,10 @@ def row_place(batch: Batch, row: int) -> str:
     if places is not None:
         ((partition, offset),) = places
         return f"{batch.topic}[{partition}]@{offset}"
-    return f"row {row} of {where_from(batch)}"
+    return f"row {row} of {batch_place(batch)}"
 
 
-def where_from(batch: Batch) -> str:
+def batch_place(batch: Batch) -> str:
     """Where the rows of a batch come from, as far as is known, with the offset behind the last one, for errors."""
     places = [
         f"{topic}[{partition}] before offset {offset}"
@@ -171,7 +171,7 @@ def where_from(batch: Batch) -> str:
     return f"a batch of {batch.num_rows} rows of {', '.join(places) or batch.topic or 'unknown origin'}"
 
 
-def salvaged(name: str, expr: Compiled, data: pa.RecordBatch, bad: dict[int, DataError]) -> pa.Array:
+def values_or_nulls(name: str, expr: Compiled, data: pa.RecordBatch, bad: dict[int, DataError]) -> pa.Array:
     """The values of an expression, null in the rows for which it fails. bad: gets their errors. name: the column that is made; "": none."""
     column = f"column {name!r}: "
 

@@ -60,13 +60,13 @@ class Explode(Operator):
     def process(self, batch: Batch) -> None:
         batch = of_selected(batch, batch.taken())
         data = batch.data
-        lists = [_plain(data.column(index)) for index in self._indices]
+        lists = [_as_lists(data.column(index)) for index in self._indices]
         sizes = [pc.fill_null(pc.list_value_length(each), 0).to_numpy() for each in lists]
-        rows = [self._counted(each, size) for each, size in zip(lists, sizes, strict=True)]
+        rows = [self._row_counts(each, size) for each, size in zip(lists, sizes, strict=True)]
         counts = rows[0]
         differ = np.logical_or.reduce([each != counts for each in rows])
         if differ.any():
-            self._refuse(batch, np.flatnonzero(differ), rows)
+            self._reject(batch, np.flatnonzero(differ), rows)
             counts = np.where(differ, 1 if self._bad.nulls else 0, counts)
         of = np.repeat(np.arange(data.num_rows, dtype=np.int32), counts)
         place = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)  # of each value in its list
@@ -88,14 +88,14 @@ class Explode(Operator):
             rows_made = pa.RecordBatch.from_arrays(made, schema=self._schema)
             self.emit(Batch(rows_made, batch.offsets if last else None, batch.topic, origin))
 
-    def _counted(self, lists: pa.Array, sizes: Any) -> Any:
+    def _row_counts(self, lists: pa.Array, sizes: Any) -> Any:
         """How many rows each of these lists gives."""
         counts = np.where(sizes == 0, int(self.empty_as_null), sizes)
         if lists.null_count:
             counts[lists.is_null().to_numpy(zero_copy_only=False)] = self.keep_nulls
         return counts
 
-    def _refuse(self, batch: Batch, numbers: Any, rows: list[Any]) -> None:
+    def _reject(self, batch: Batch, numbers: Any, rows: list[Any]) -> None:
         errors: dict[int, BaseException] = {}
         for row in numbers.tolist():
             found = ", ".join(f"{name!r} {each[row]}" for name, each in zip(self.columns, rows, strict=True))
@@ -108,7 +108,7 @@ class Explode(Operator):
         return self._bad.statistics()
 
 
-def _plain(lists: pa.Array) -> pa.Array:
+def _as_lists(lists: pa.Array) -> pa.Array:
     return lists.cast(pa.list_(lists.type.value_type)) if pa.types.is_fixed_size_list(lists.type) else lists
 
 

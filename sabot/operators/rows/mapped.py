@@ -17,7 +17,7 @@ from sabot.arrays import batch_of_rows, is_time, to_ms
 from sabot.errors import DataError, UserError
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, with_time, without_time
 from sabot.operators.layout.plan_points import Planners, PlanPoint
-from sabot.operators.rows.bad import BadRows, nulls_of, row_place, where_from
+from sabot.operators.rows.bad import BadRows, batch_place, nulls_of, row_place
 from sabot.operators.rows.marked import check_given_names
 from sabot.operators.rows.origin import of_selected
 
@@ -54,7 +54,7 @@ class MapBatches(Operator):
     def open(self, context: OperatorContext) -> pa.Schema:
         self._input = without_time(context.input)
         self._timed = TIME_COLUMN in context.input.names
-        schema = self._learnt() if self.schema is None else self.schema
+        schema = self._learn_schema() if self.schema is None else self.schema
         schema = normalise(schema.empty_table()).schema.remove_metadata()
         check_given_names(self.name, schema.names)
         if self._timed and self.time in schema.names:
@@ -67,18 +67,18 @@ class MapBatches(Operator):
         return with_time(self._nullable, self._timed)
 
     def process(self, batch: Batch) -> None:
-        for piece, made in self._bad.halved(batch, self._made, self._nulls):
+        for piece, made in self._bad.halved(batch, self._result_of, self._nulls):
             if made is not None and made.num_rows:
                 self.emit(of_selected(piece, made) if made.num_rows == piece.num_rows else piece.with_data(made))
 
-    def _made(self, batch: Batch) -> pa.RecordBatch | None:
+    def _result_of(self, batch: Batch) -> pa.RecordBatch | None:
         """What the function gives for these rows, with event time; None for no rows."""
         data = batch.data
         stamps = data.column(data.num_columns - 1) if self._timed else None
-        given = self._called(batch, data.select(self._input.names))
+        given = self._call(batch, data.select(self._input.names))
         if given is None:
             return None
-        made = pa.RecordBatch.from_arrays(self._fitted(given, batch).columns, schema=self._nullable)
+        made = pa.RecordBatch.from_arrays(self._checked(given, batch).columns, schema=self._nullable)
         return made.append_column(TIME_COLUMN, self._stamps(made, stamps, batch)) if self._timed else made
 
     def _nulls(self, batch: Batch) -> pa.RecordBatch | None:
@@ -89,7 +89,7 @@ class MapBatches(Operator):
     def statistics(self) -> dict[str, Any]:
         return self._bad.statistics()
 
-    def _learnt(self) -> pa.Schema:
+    def _learn_schema(self) -> pa.Schema:
         empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in self._input], schema=self._input)
         hint = "give map_batches(…, schema=) what its columns are, then it is not called with an empty batch"
         try:
@@ -103,13 +103,13 @@ class MapBatches(Operator):
             raise UserError(f"{self.name} gave None for an empty batch, by which its columns are found", hint=hint)
         return _arrow(self.name, given).schema
 
-    def _called(self, batch: Batch, data: pa.RecordBatch) -> Any:
+    def _call(self, batch: Batch, data: pa.RecordBatch) -> Any:
         try:
             return self.function(data)
         except Exception as error:
-            raise UserError(f"{self.name}: {type(error).__name__}: {error}; {where_from(batch)}") from error
+            raise UserError(f"{self.name}: {type(error).__name__}: {error}; {batch_place(batch)}") from error
 
-    def _fitted(self, given: Any, batch: Batch) -> pa.RecordBatch:
+    def _checked(self, given: Any, batch: Batch) -> pa.RecordBatch:
         """What the function gave, with the columns that it is expected to give."""
         made, want = _arrow(self.name, given), self._output
         if made.schema.equals(want):
@@ -120,13 +120,13 @@ class MapBatches(Operator):
         types = [
             f"{f.name!r} is {have[f.name]}, not {f.type}"
             for f in want
-            if f.name in have and not _alike(have[f.name], f.type)
+            if f.name in have and not _same_types(have[f.name], f.type)
         ]
         if names or types or len(have) != made.num_columns:
             what = "; ".join([*names, *types]) or "two columns of one name"
             against = "its schema says" if self.schema is not None else "for an empty batch"
             raise UserError(
-                f"{self.name} gave other columns than {against}: {what}; {where_from(batch)}",
+                f"{self.name} gave other columns than {against}: {what}; {batch_place(batch)}",
                 hint="cast in the function, or give schema=",
             ) from (DataError(what) if types and not names else None)  # a type may depend on the values of some rows
         columns = [made.column(field.name) for field in want]
@@ -134,7 +134,7 @@ class MapBatches(Operator):
             if columns[i].null_count and not field.nullable:
                 nulls = f"{field.name!r} has {columns[i].null_count} nulls"
                 raise UserError(
-                    f"{self.name}: {nulls}; {where_from(batch)}", hint="its schema allows none"
+                    f"{self.name}: {nulls}; {batch_place(batch)}", hint="its schema allows none"
                 ) from DataError(nulls)
             if columns[i].type != field.type:
                 columns[i] = pc.cast(columns[i], field.type)
@@ -145,7 +145,7 @@ class MapBatches(Operator):
             return _times(self.name, made.column(self.time), batch)
         if made.num_rows != len(before):
             raise UserError(
-                f"{self.name} made {made.num_rows} rows of {len(before)}, which leaves them without event time; {where_from(batch)}",
+                f"{self.name} made {made.num_rows} rows of {len(before)}, which leaves them without event time; {batch_place(batch)}",
                 hint=f"keep the column {self.time!r}" if self.time else "give the stream time=, and keep that column",
             )
         check_fixed(self.name, self.fixed, made, batch.data, batch)
@@ -201,11 +201,11 @@ class FlatMap(Operator):
         for i, row in enumerate(data.to_pylist()):
             before = len(rows)
             try:
-                for made in self._called(row, i, batch):
+                for made in self._call(row, i, batch):
                     rows.append(made)
                     if len(rows) - before == _FLAT_ROWS:  # of this row alone: they cannot be taken back
                         of += [i] * _FLAT_ROWS
-                        yield from self._joined(rows, of, stamps, batch)
+                        yield from self._as_batches(rows, of, stamps, batch)
                         rows, of, before = [], [], 0
             except UserError as error:
                 if not self._bad.are_at_fault(error):
@@ -216,12 +216,12 @@ class FlatMap(Operator):
                     rows.append({})
             of += [i] * (len(rows) - before)
             if len(rows) >= _FLAT_ROWS:
-                yield from self._joined(rows, of, stamps, batch)
+                yield from self._as_batches(rows, of, stamps, batch)
                 rows, of = [], []
         if rows:
-            yield from self._joined(rows, of, stamps, batch)
+            yield from self._as_batches(rows, of, stamps, batch)
 
-    def _called(self, row: Row, i: int, batch: Batch) -> Iterator[Row]:
+    def _call(self, row: Row, i: int, batch: Batch) -> Iterator[Row]:
         try:
             yield from self.function(row)
         except GeneratorExit:
@@ -229,7 +229,7 @@ class FlatMap(Operator):
         except Exception as error:
             raise UserError(f"{self.name}: {type(error).__name__}: {error}; {row_place(batch, i)}") from error
 
-    def _joined(self, rows: list[Row], of: list[int], stamps: list[int] | None, batch: Batch) -> Iterator[Batch]:
+    def _as_batches(self, rows: list[Row], of: list[int], stamps: list[int] | None, batch: Batch) -> Iterator[Batch]:
         """The rows as columns; those made of a row whose results do not fit the schema are left out."""
         try:
             data = self._columns(rows, of, stamps, batch)
@@ -275,7 +275,7 @@ class FlatMap(Operator):
             made = batch_of_rows(rows, self.schema)
         except Exception as error:
             raise UserError(
-                f"{self.name}: its rows do not fit the schema: {type(error).__name__}: {error}; {where_from(batch)}",
+                f"{self.name}: its rows do not fit the schema: {type(error).__name__}: {error}; {batch_place(batch)}",
                 hint="it gives an iterable of dicts, whose values are of the types of schema=",
             ) from error
         if stamps is None:
@@ -305,13 +305,15 @@ def _arrow(name: str, given: Any) -> pa.RecordBatch:
     return made
 
 
-def _alike(have: pa.DataType, want: pa.DataType) -> bool:
+def _same_types(have: pa.DataType, want: pa.DataType) -> bool:
     """Whether both types are equal but for what may be null and what the items of lists are called."""
     if pa.types.is_list(have) and pa.types.is_list(want):
-        return _alike(have.value_type, want.value_type)
+        return _same_types(have.value_type, want.value_type)
     if pa.types.is_struct(have) and pa.types.is_struct(want):
         pairs = list(zip(have, want, strict=False))
-        return have.num_fields == want.num_fields and all(a.name == b.name and _alike(a.type, b.type) for a, b in pairs)
+        return have.num_fields == want.num_fields and all(
+            a.name == b.name and _same_types(a.type, b.type) for a, b in pairs
+        )
     return bool(have == want)
 
 
@@ -319,7 +321,7 @@ def _times(name: str, column: pa.Array, batch: Batch) -> pa.Array:
     made = to_ms(column)
     if made.null_count:
         what = f"{made.null_count} rows have no event time"
-        raise UserError(f"{name}: {what}; {where_from(batch)}", hint="leave such rows out") from DataError(what)
+        raise UserError(f"{name}: {what}; {batch_place(batch)}", hint="leave such rows out") from DataError(what)
     return made
 
 
@@ -333,15 +335,15 @@ def _check_time(name: str, field: pa.Field) -> None:
 def check_fixed(name: str, fixed: Sequence[str], made: pa.RecordBatch, before: pa.RecordBatch, batch: Batch) -> None:
     """Raises UserError where a column of `made`, one of `fixed`, is not what it was in `before`, which has a row for each of `made`."""
     for each in fixed:
-        if each in made.schema.names and not _is_as_it_was(made.column(each), before, each):
+        if each in made.schema.names and not _is_unchanged(made.column(each), before, each):
             raise UserError(
                 f"{name} changes {each!r}, of which event time was computed: windows would still go by what it was; "
-                f"{where_from(batch)}",
+                f"{batch_place(batch)}",
                 hint="give the new column another name; or .with_time(…) behind it says that windows go by it",
             )
 
 
-def _is_as_it_was(column: pa.Array, data: pa.RecordBatch, name: str) -> bool:
+def _is_unchanged(column: pa.Array, data: pa.RecordBatch, name: str) -> bool:
     """Whether its values are those of this column of `data`, also as another type that holds the same."""
     if name not in data.schema.names:
         return False

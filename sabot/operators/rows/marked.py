@@ -28,7 +28,7 @@ class WithoutPairs(Operator):
     """Turns updates into deletes and inserts, which may go to different subtasks."""
 
     def process(self, batch: Batch) -> None:
-        self.emit(parted(batch))
+        self.emit(pairs_split(batch))
 
 
 class AsInserts(Operator):
@@ -57,7 +57,7 @@ class WithoutTime(Operator):
         self.emit(with_columns_of(batch, data.remove_column(data.schema.get_field_index(TIME_COLUMN))))
 
 
-def parted(batch: Batch) -> Batch:
+def pairs_split(batch: Batch) -> Batch:
     """The same changes, with deletes and inserts for updates: the ops 0 1 2 3 become 0 3 0 3."""
     place = batch.data.schema.get_field_index(OP_COLUMN)
     ops = batch.data.column(place).to_numpy()

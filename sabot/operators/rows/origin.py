@@ -69,7 +69,11 @@ class RowOrigin:
 
 def of_selected(batch: Batch, data: pa.RecordBatch) -> Batch:
     """A batch of the rows that count, which `data` has, possibly with other columns."""
-    return batch.with_data(data) if batch.records is None else Batch(data, batch.offsets, batch.topic, _counted(batch))
+    return (
+        batch.with_data(data)
+        if batch.records is None
+        else Batch(data, batch.offsets, batch.topic, _selected_origin(batch))
+    )
 
 
 def reselected(batch: Batch, selection: pa.Int32Array, hashes: pa.UInt64Array | None) -> Batch:
@@ -90,7 +94,7 @@ def with_columns_of(batch: Batch, data: pa.RecordBatch) -> Batch:
 
 def joined_origin(parts: Sequence[Batch]) -> RowOrigin | None:
     """The origin of the rows that count of these batches, one batch behind the other. None where that of one is not known."""
-    known = [origin for part in parts if (origin := _counted(part)) is not None]
+    known = [origin for part in parts if (origin := _selected_origin(part)) is not None]
     if len(known) < len(parts):
         return None
     ends = list(accumulate(origin.num_rows for origin in known))
@@ -109,7 +113,7 @@ def joined_origin(parts: Sequence[Batch]) -> RowOrigin | None:
     return RowOrigin(ends[-1], find)
 
 
-def _counted(batch: Batch) -> RowOrigin | None:
+def _selected_origin(batch: Batch) -> RowOrigin | None:
     """The origin of the rows that count."""
     origin: RowOrigin | None = batch.records
     return origin if origin is None or batch.selection is None else origin.taken(batch.selection)

@@ -30,8 +30,8 @@ from sabot.operators.base import (
 from sabot.operators.expressions.compiled import Compiled, compile_expr, compile_predicate
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.layout.stages import Edge
-from sabot.operators.rows.bad import BadRows, salvaged
-from sabot.operators.rows.marked import MARKS, AsInserts, check_given_names, parted
+from sabot.operators.rows.bad import BadRows, values_or_nulls
+from sabot.operators.rows.marked import MARKS, AsInserts, check_given_names, pairs_split
 from sabot.operators.rows.origin import of_selected, reselected, with_columns_of
 
 _FEW = 4  # where fewer than one row in so many is selected, copying these costs less than computing all
@@ -52,7 +52,7 @@ class Filter(Operator):
 
     def open(self, context: OperatorContext) -> pa.Schema:
         bad = BadRows(self.step.text or "filter", self.on_error, context)
-        self._rows = _Rows({"": self.predicate}, context.input, bad, compile_predicate)
+        self._rows = _RowExpressions({"": self.predicate}, context.input, bad, compile_predicate)
         self._changes = OP_COLUMN in context.input.names
         return context.input
 
@@ -71,7 +71,7 @@ class Filter(Operator):
             kept = selection.take(kept)
         hashes = batch.hashes
         if self._changes:
-            batch = parted(batch)
+            batch = pairs_split(batch)
         self.emit(reselected(batch, kept, hashes))
 
     def statistics(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Select(Operator):
     def open(self, context: OperatorContext) -> pa.Schema:
         check_given_names("select", [name for name, _ in self.columns])
         bad = BadRows(self.step.text or "select", self.on_error, context)
-        self._outputs = _Outputs(context.input, dict(self.columns), bad)
+        self._outputs = _OutputColumns(context.input, dict(self.columns), bad)
         return self._outputs.schema
 
     def process(self, batch: Batch) -> None:
@@ -113,7 +113,7 @@ class WithColumns(Operator):
         outputs = {name: col(name) for name in without_marks(context.input).names}
         replaced = any(name in outputs for name, _ in self.columns)
         outputs.update(self.columns)
-        self._outputs = _Outputs(context.input, outputs, bad, keep_hashes=not replaced)
+        self._outputs = _OutputColumns(context.input, outputs, bad, keep_hashes=not replaced)
         return self._outputs.schema
 
     def process(self, batch: Batch) -> None:
@@ -134,7 +134,7 @@ class Drop(Operator):
 
     def open(self, context: OperatorContext) -> pa.Schema:
         if not self._unread:
-            _check_there("drop", self.names, context.input)
+            _check_columns("drop", self.names, context.input)
         self._kept = [i for i, name in enumerate(context.input.names) if name not in self.names]
         if all(context.input.names[i] in MARKS for i in self._kept):
             raise UserError(f"drop: no column would be left of {', '.join(self.names)}")
@@ -155,7 +155,7 @@ class EndVersions(Operator):
 
     def open(self, context: OperatorContext) -> pa.Schema:
         bad = BadRows(self.step.text or "filter", self.on_error, context)
-        self._rows = _Rows({"": self.predicate}, context.input, bad, compile_predicate, keep=True)
+        self._rows = _RowExpressions({"": self.predicate}, context.input, bad, compile_predicate, keep=True)
         self._op = context.input.get_field_index(OP_COLUMN)
         return context.input
 
@@ -179,7 +179,7 @@ class Rename(Operator):
 
     def open(self, context: OperatorContext) -> pa.Schema:
         if not self._unread:
-            _check_there("rename", self.names, context.input)
+            _check_columns("rename", self.names, context.input)
         names = [self.names.get(name, name) for name in context.input.names]
         check_given_names("rename", [name for name in names if name not in MARKS], among=names)
         self._schema = pa.schema([field.with_name(name) for field, name in zip(context.input, names, strict=True)])
@@ -192,7 +192,7 @@ class Rename(Operator):
 # -- what they share ------------------------------------------------------------------------------------------------------
 
 
-class _Rows:
+class _RowExpressions:
     """Expressions over the selected rows of a batch. They are computed over all rows where that is safe and costs little more, else over
     the selected rows alone. Rows for which one of them fails are set apart, or it is null there.
     """
@@ -235,12 +235,12 @@ class _Rows:
         """As `__call__`, where an expression fails for some rows. data: the columns of the selected rows."""
         bad: dict[int, DataError] = {}
         pairs = zip(self._columns, self._exprs, strict=True)
-        values = [salvaged(name, each, data, bad) for name, each in pairs]
+        values = [values_or_nulls(name, each, data, bad) for name, each in pairs]
         errors = dict(sorted(bad.items()))
         if errors and self._bad.fails:
             row, error = next(iter(errors.items()))
             hint = error.hint or 'on_error="dead_letter" sets such rows apart'
-            raise DataError(f"{self._bad.step}: {self._bad.said(batch, row, error)}", hint=hint) from error
+            raise DataError(f"{self._bad.step}: {self._bad.message(batch, row, error)}", hint=hint) from error
         self._bad.set_apart(batch, errors)
         if not errors or self._bad.nulls or self._keep:
             return batch, True, values
@@ -248,7 +248,7 @@ class _Rows:
         good[list(errors)] = False
         left = pa.array(np.flatnonzero(good).astype(np.int32))
         if self._changes:
-            batch = parted(batch)  # of an update, one row may be among those that are set apart
+            batch = pairs_split(batch)  # of an update, one row may be among those that are set apart
         kept = left if batch.selection is None else batch.selection.take(left)
         return reselected(batch, kept, batch.hashes), True, [each.take(left) for each in values]
 
@@ -256,7 +256,7 @@ class _Rows:
         return self._bad.statistics()
 
 
-class _Outputs:
+class _OutputColumns:
     """Columns made of columns: (name, expression) each, with the marks of the input behind them."""
 
     def __init__(
@@ -265,7 +265,7 @@ class _Outputs:
         columns = {**columns, **{name: col(name) for name in MARKS if name in input.names}}
         self._keep_hashes = keep_hashes
         made = {name: expr for name, expr in columns.items() if expr.column is None}
-        self._rows = _Rows(made, input, bad) if made else None
+        self._rows = _RowExpressions(made, input, bad) if made else None
         types = dict(zip(made, self._rows.types if self._rows else [], strict=True))
         self._plan: list[int | None] = []  # the index of a column that is picked; None: the next computed one
         fields = []
@@ -309,7 +309,7 @@ class _Outputs:
         return {} if self._rows is None else self._rows.statistics()
 
 
-def _check_there(what: str, names: Iterable[str], schema: pa.Schema) -> None:
+def _check_columns(what: str, names: Iterable[str], schema: pa.Schema) -> None:
     for name in names:
         if name in MARKS:
             raise UserError(f"{what}: {name!r} is ours, and stays")

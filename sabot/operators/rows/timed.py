@@ -163,7 +163,7 @@ class NewTime(StatefulOperator, HoldsMarks):
             if self._bad.fails:
                 row, error = next(iter(errors.items()))
                 raise DataError(
-                    f"{self._bad.step}: {self._bad.said(batch, row, error)}",
+                    f"{self._bad.step}: {self._bad.message(batch, row, error)}",
                     hint='on_error="dead_letter" sets such rows apart',
                 )
             self._bad.set_apart(batch, errors)

@@ -17,7 +17,7 @@ from sabot.state.overlay import ExpiringOverlay, LoggedWrites
 HELD_ROWS = 131_072  # results that are held; with more of them the calls so far are kept, and cannot be undone any more
 
 
-class Trial:
+class Transaction:
     """The changes since the last `keep` or `undo`. One owner, the subtask's thread."""
 
     def __init__(self, values: LocalBackend, expiry: EventExpiry | None, timers: TimerTable) -> None:
