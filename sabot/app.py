@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from sabot.agents.events.bus import EventBus
     from sabot.agents.policy.engine import PolicyEngine
     from sabot.checkpoint import CheckpointStorage, Manifest
-    from sabot.journal import Journal, MemoryStorage
+    from sabot.journal import Journal
+    from sabot.journal.memory import MemoryStorage
     from sabot.operators.reading import StateView
     from sabot.plan import Plan
     from sabot.runtime.settings import StreamsMaker

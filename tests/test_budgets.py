@@ -14,10 +14,9 @@ NAMES = {  # what `from sabot.X import …` offers, by the stub of the package
     "": 126,
     "agents": 138,  # docs/decisions/043
     "connectors": 21,  # docs/decisions/051
-    "journal": 43,
+    "journal": 8,
     "llm": 68,
     "mcp": 49,
-    "operators": 8,
     "process": 99,  # docs/decisions/043
     "testing": 19,
 }

@@ -21,7 +21,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sabot.journal import Begin, EffectResult, End, Intent, Journal, MemoryJournal, PostgresJournal, SqliteJournal
+from sabot.journal import Journal
+from sabot.journal.entries import Begin, EffectResult, End, Intent
+from sabot.journal.memory import MemoryJournal
+from sabot.journal.postgres import PostgresJournal
+from sabot.journal.sqlite import SqliteJournal
 
 BODY = b'{"order": "o-1234567", "amount": 12.5}' * 4
 PROBES = 100

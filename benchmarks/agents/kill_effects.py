@@ -47,7 +47,9 @@ from killed import topics
 from killed.shop import FAILED, LATE_SECONDS, LOCKED, UNSAFE, Failpoint, Order, World, expected, live, orders_of
 
 from sabot.demos.person import Person
-from sabot.journal import EffectId, EffectResult, Intent, open_reader
+from sabot.journal import open_reader
+from sabot.journal.effects import EffectId
+from sabot.journal.entries import EffectResult, Intent
 from sabot.testing import Witness
 from tools.broker import Broker
 from tools.leftovers import leftovers

@@ -38,8 +38,8 @@ from memory_flat import rss_mb
 
 from sabot import App
 from sabot.connectors.files import NdjsonSource
-from sabot.journal import Intent, open_inbox, open_reader
-from sabot.journal.entries import Letter
+from sabot.journal import open_inbox, open_reader
+from sabot.journal.entries import Intent, Letter
 
 LOOK_SECONDS = 0.05
 PATIENCE_SECONDS = 1200.0

@@ -69,7 +69,9 @@ from sabot.agents import (
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.replay.verification import hash_of_steps, verified
 from sabot.jobs.guard import Behalf
-from sabot.journal import Begin, EffectId, open_reader
+from sabot.journal import open_reader
+from sabot.journal.effects import EffectId
+from sabot.journal.entries import Begin
 from tools.postgres import Postgres
 from tools.redis_server import Redis
 

@@ -18,7 +18,8 @@ from sabot.jobs.history import ContinueAs, History
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.recovery import open_jobs, unapplied_jobs, whole_entries
 from sabot.jobs.run import Ask, JobRun, effect_words
-from sabot.journal import JournalReader, digest
+from sabot.journal import JournalReader
+from sabot.journal.effects import digest
 from sabot.operators.agents.job_function import JobFunction, job_function
 from sabot.operators.agents.job_rows import version_of
 from sabot.runtime.agent_groups import TASK

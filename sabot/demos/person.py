@@ -12,8 +12,8 @@ from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import LetterRefused, TransientError, UserError
-from sabot.journal import Intent, JournalReader, open_inbox, open_reader
-from sabot.journal.entries import Letter
+from sabot.journal import JournalReader, open_inbox, open_reader
+from sabot.journal.entries import Intent, Letter
 
 Decide = Callable[[Intent], tuple[float, Callable[[], dict[str, Any]]]]
 """Decides on a question: returns the seconds until it is answered, and the function that returns the answer then."""

@@ -10,7 +10,7 @@ from sabot.jobs.owner import HostServices, OpenJob, RunningJob
 from sabot.jobs.run import Ask
 from sabot.jobs.tree import ChildLimits, child_id, parent_of
 from sabot.jobs.values import pack_error, unpack
-from sabot.journal import EffectId
+from sabot.journal.effects import EffectId
 from sabot.journal.entries import Attempt, Begin, EffectResult
 from sabot.stored_names import stored_name
 

@@ -36,8 +36,8 @@ from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.runner import Certainty, EffectRunner, Outcome
 from sabot.jobs.timers import JobTimers
 from sabot.jobs.values import copied, gives_rows, pack, pack_error, rows_of_answer, type_of, unpack
-from sabot.journal import Doubt, EffectClass, EffectId, Position, Reconciled, digest, in_doubt
-from sabot.journal.effects import RULES
+from sabot.journal import Position
+from sabot.journal.effects import RULES, Doubt, EffectClass, EffectId, Reconciled, digest, in_doubt
 from sabot.journal.entries import Answer, Attempt, EffectResult, Intent
 from sabot.llm.errors import model_error
 from sabot.stored_names import stored_name

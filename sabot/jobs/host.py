@@ -32,7 +32,9 @@ from sabot.jobs.run import JobRun
 from sabot.jobs.timers import JobTimers
 from sabot.jobs.tree import DEFAULT_LIMITS, ChildLimits, OpenJobs, parent_of
 from sabot.jobs.values import pack_error
-from sabot.journal import JobMark, Journal, Position, digest
+from sabot.journal import Journal, Position
+from sabot.journal.base import JobMark
+from sabot.journal.effects import digest
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Signal
 from sabot.process_exit import EXITS
 from sabot.stored_names import stored_name

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, Protocol
 
 from sabot.errors import NonDeterminism, SabotError, TransientError
 from sabot.jobs.owner import HostServices
-from sabot.journal import EffectId, Journal, Position
+from sabot.journal import Journal, Position
+from sabot.journal.effects import EffectId
 from sabot.journal.entries import Entry
 from sabot.threads import run_in_thread, run_to_end
 

@@ -16,7 +16,8 @@ from sabot.jobs.guard import NOBODY, Behalf, DecidedEffect
 from sabot.jobs.history import PARKS_MS, Delivery
 from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.tree import OpenJobs
-from sabot.journal import Body, End, Entry, Journal, Position
+from sabot.journal import Journal, Position
+from sabot.journal.entries import Body, End, Entry
 
 Verdict = Literal["again", "end", "stop"]
 """What follows when a job's function has failed: another attempt, its end, or the end of its agent (the job stays open)."""

@@ -20,7 +20,8 @@ from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.owner import HostServices, JobOwner, OpenJob, RunningJob
 from sabot.jobs.recovery import whole_entries
 from sabot.jobs.timers import JobTimers
-from sabot.journal import EffectResult, Entry, Position, Signal
+from sabot.journal import Position
+from sabot.journal.entries import EffectResult, Entry, Signal
 
 _LOADS = 16  # histories that are read at once
 _NOTED = ("ask", "sleep", "wait")

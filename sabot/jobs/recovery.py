@@ -7,8 +7,9 @@ import msgspec
 
 from sabot.jobs.guard import Behalf, DecidedEffect, Decision, decode_verdict, stood_in
 from sabot.jobs.owner import OpenJob
-from sabot.journal import Attempt, Begin, Cancel, EffectResult, End, Intent, JournalReader, Position, StoredBody
+from sabot.journal import JournalReader, Position
 from sabot.journal.base import MAY_BEGIN_AGAIN
+from sabot.journal.entries import Attempt, Begin, Cancel, EffectResult, End, Intent, StoredBody
 
 
 def unapplied_jobs(facts: Mapping[str, Any]) -> dict[str, Position]:

@@ -22,7 +22,8 @@ from sabot.connectors.base import Positions, Source
 from sabot.connectors.defaults import gives_columns, scan
 from sabot.connectors.places import Place
 from sabot.errors import InternalError, UserError
-from sabot.operators import AgentOperator, decoded
+from sabot.operators.agents.batches import decoded
+from sabot.operators.agents.operator import AgentOperator
 from sabot.runtime.reading import Reader
 from sabot.runtime.task import Chain, Output, StreamTask, close_tasks
 from sabot.threads import Handle, call_on_loop, run_in_thread

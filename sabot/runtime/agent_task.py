@@ -23,7 +23,8 @@ from sabot.checkpoint import TaskSnapshot
 from sabot.clock import Clock
 from sabot.errors import InternalError, SabotError, UserError
 from sabot.metrics import Sample
-from sabot.operators import AgentOperator, DurableAgentOperator
+from sabot.operators.agents.durable import DurableAgentOperator
+from sabot.operators.agents.operator import AgentOperator
 from sabot.operators.agents.timers import KeyTimers, cut_timers
 from sabot.process_exit import EXITS, find_exit, wrap_exit
 from sabot.runtime.agent_source import AgentSource

@@ -20,10 +20,13 @@ from sabot.jobs.host import JobHost
 from sabot.jobs.log import Listener
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.recovery import unapplied_jobs
-from sabot.journal import Journal, JournalReader, MemoryJournal, MemoryStorage, check_place, open_journal
+from sabot.journal import Journal, JournalReader, open_journal
+from sabot.journal.base import check_place
+from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.journal.source import held_for
-from sabot.operators import AgentOperator, DurableAgentOperator
+from sabot.operators.agents.durable import DurableAgentOperator
 from sabot.operators.agents.mailbox import NOTES, STATE, MailRoom, NotesOfParked
+from sabot.operators.agents.operator import AgentOperator
 from sabot.os_errors import restoring
 from sabot.runtime.facts import stored_journal
 from sabot.runtime.restore import positions_in

@@ -19,7 +19,10 @@ from sabot.errors import AgentFailed, CheckpointFailed, SabotError, UserError
 from sabot.jobs.guard import guard_of
 from sabot.jobs.judges import with_judge
 from sabot.journal import Journal
-from sabot.operators import AgentOperator, Counters, DurableAgentOperator, Port, agent_operator
+from sabot.operators.agents.counters import Counters
+from sabot.operators.agents.durable import DurableAgentOperator
+from sabot.operators.agents.kinds import agent_operator
+from sabot.operators.agents.operator import AgentOperator, Port
 from sabot.operators.agents.rows import RECORD_ROWS
 from sabot.operators.agents.timers import restore_timers
 from sabot.os_errors import restoring

@@ -8,7 +8,7 @@ from sabot.api.agent import AgentSpec
 from sabot.checkpoint import Coordinator
 from sabot.connectors.base import Source
 from sabot.errors import AgentFailed, SabotError
-from sabot.operators import Counters
+from sabot.operators.agents.counters import Counters
 from sabot.runtime.streams import AgentCoordinator
 from sabot.state import StateBackend
 

@@ -20,7 +20,7 @@ from functools import partial
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import END, Abort, Barrier, Channel
 from sabot.errors import SabotError
-from sabot.operators import AgentOperator
+from sabot.operators.agents.operator import AgentOperator
 from sabot.runtime.reading import Reader
 from sabot.supervision import watch_call, watch_task
 from sabot.threads import call_on_loop

@@ -11,7 +11,7 @@ from sabot._cython.arrow.border import validate
 from sabot.checkpoint import TaskSnapshot
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.connectors.base import Positions
-from sabot.operators import AgentOperator
+from sabot.operators.agents.operator import AgentOperator
 from sabot.runtime.writing import OperatorPort
 
 

@@ -33,7 +33,7 @@ from sabot.runtime.task import Chain, Link, StreamTask, close_tasks
 from sabot.threads import Handle, call_on_loop, run_in_thread
 
 if TYPE_CHECKING:
-    from sabot.operators import AgentOperator
+    from sabot.operators.agents.operator import AgentOperator
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.config import parse_broker
 from sabot.errors import UserError
-from sabot.journal import is_at_server
+from sabot.journal.opening import is_at_server
 from sabot.plan import walk
 from sabot.redaction import redacted_url
 from sabot.runtime.jobs import journal_place

@@ -22,18 +22,11 @@ from sabot.codecs.records import Headers, Record, iterate_records
 from sabot.connectors.base import Sink, Source
 from sabot.connectors.files import ArrowSink, CsvSink, FileSource, NdjsonSink, NdjsonSource, ParquetSink, files
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
-from sabot.journal import (
-    EffectResult,
-    Entry,
-    Journal,
-    JournalReader,
-    MemoryJournal,
-    MemoryReader,
-    MemoryStorage,
-    SqliteJournal,
-)
+from sabot.journal import Journal, JournalReader
+from sabot.journal.entries import EffectResult, Entry
+from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.journal.source import JournalRow, JournalSource
-from sabot.journal.sqlite import SqliteReader
+from sabot.journal.sqlite import SqliteJournal, SqliteReader
 from sabot.kafka import KafkaSink, KafkaSource, RecordSender
 
 PAYLOADS = [json.dumps({"n": n}).encode() for n in range(10)]

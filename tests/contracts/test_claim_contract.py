@@ -12,7 +12,8 @@ from sabot.checkpoint.ownership import Ownership
 from sabot.checkpoint.places import place_of
 from sabot.claims import Claim, FileClaim
 from sabot.errors import AppLocked, JournalFailed
-from sabot.journal import Begin, Journal
+from sabot.journal import Journal
+from sabot.journal.entries import Begin
 from sabot.kafka import admin
 from sabot.kafka.lease import KafkaLease
 from tools.checkpoint_tools import in_memory

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 from sabot.clock import ManualClock
 from sabot.errors import AppLocked, CorruptJournal, LetterRefused, OtherJournal, UserError
-from sabot.journal import (
+from sabot.journal import Inbox, Journal, JournalReader, Letter, Position
+from sabot.journal.base import check_place
+from sabot.journal.entries import (
     INLINE_BYTES,
     Answer,
     Begin,
@@ -26,29 +28,15 @@ from sabot.journal import (
     EffectResult,
     End,
     Entry,
-    Inbox,
     Intent,
-    Journal,
-    JournalReader,
-    Letter,
-    MemoryInbox,
-    MemoryJournal,
-    MemoryReader,
-    MemoryStorage,
-    Position,
-    PostgresInbox,
-    PostgresJournal,
-    PostgresReader,
     Signal,
-    SqliteInbox,
-    SqliteJournal,
-    SqliteReader,
     StoredBody,
-    check_place,
 )
 from sabot.journal.frames import EntriesFrame, FrameOrder
 from sabot.journal.kafka import KafkaInbox, KafkaJournal, KafkaJournalReader
-from sabot.journal.sqlite import DATABASE
+from sabot.journal.memory import MemoryInbox, MemoryJournal, MemoryReader, MemoryStorage
+from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReader
+from sabot.journal.sqlite import DATABASE, SqliteInbox, SqliteJournal, SqliteReader
 from sabot.kafka.client import ensure_topic, link_of
 from tools.kafka_eyes import messages
 from tools.postgres import server_or_skip

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where tools is
 
 from sabot import App, NdjsonSource
 from sabot.errors import AppLocked
-from sabot.journal import PostgresJournal
 from sabot.journal.kafka import KafkaJournal
+from sabot.journal.postgres import PostgresJournal
 from sabot.llm import tool
 from sabot.testing import WitnessClient
 from tools.agent_tools import until

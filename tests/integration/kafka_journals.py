@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable
 
 from sabot.clock import SYSTEM_CLOCK
-from sabot.journal import Entry, Position
+from sabot.journal import Position
+from sabot.journal.entries import Entry
 from sabot.journal.kafka import KafkaJournal, KafkaJournalReader
 
 WAIT = 60.0

@@ -24,8 +24,8 @@ from sabot import App, UserError
 from sabot.agents import JobRecord
 from sabot.cli import load_app
 from sabot.errors import CheckpointFailed, CorruptJournal, OtherJournal
-from sabot.journal import PostgresJournal
 from sabot.journal.kafka import KafkaJournal
+from sabot.journal.postgres import PostgresJournal
 from sabot.kafka.admin import delete_before
 from sabot.kafka.client import link_of
 from sabot.llm import tool

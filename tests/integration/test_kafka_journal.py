@@ -21,7 +21,9 @@ from sabot.agents import ActionManager, ActionSpec, JobManager, JobSpec, Journal
 from sabot.cli import commands
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import AppLocked, BrokerUnavailable, CorruptJournal, JournalFailed, UserError
-from sabot.journal import Begin, EffectResult, End, Entry, Intent, Letter, Position, check_place, open_journal
+from sabot.journal import Letter, Position, open_journal
+from sabot.journal.base import check_place
+from sabot.journal.entries import Begin, EffectResult, End, Entry, Intent
 from sabot.journal.kafka import KafkaInbox, KafkaJournal, KafkaJournalReader
 from sabot.journal.replica import FRAMES, LETTERS
 from sabot.kafka import admin
@@ -128,7 +130,7 @@ def test_a_setting_of_the_user_cannot_make_less_of_durable(address: str) -> None
 HOLDING = """
 import sys
 from sabot.errors import JournalFailed
-from sabot.journal import Begin
+from sabot.journal.entries import Begin
 from sabot.journal.kafka import KafkaJournal
 journal = KafkaJournal(sys.argv[1], lease_s=float(sys.argv[2]))
 journal.wait_durable(journal.append(Begin("first", 0)))
@@ -239,7 +241,7 @@ def test_of_two_who_want_the_journal_at_once_one_gets_it(address: str) -> None:
 
 APPENDING = """
 import asyncio, sys
-from sabot.journal import Begin, EffectResult, End
+from sabot.journal.entries import Begin, EffectResult, End
 from sabot.journal.kafka import KafkaJournal
 async def main():
     journal = KafkaJournal(sys.argv[1])

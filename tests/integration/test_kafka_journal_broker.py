@@ -17,7 +17,8 @@ from integration.kafka_journals import WAIT, jobs_of, until, written
 
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import CorruptJournal, JournalFailed, TransientError
-from sabot.journal import Begin, Intent, Letter
+from sabot.journal import Letter
+from sabot.journal.entries import Begin, Intent
 from sabot.journal.kafka import KafkaInbox, KafkaJournal, KafkaJournalReader
 from sabot.journal.replica import FRAMES, LETTERS
 from sabot.kafka import admin, log

@@ -18,7 +18,8 @@ from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import Record, build_records, iterate_records
 from sabot.connectors.base import Track
 from sabot.errors import BrokerUnavailable, SabotError, UserError
-from sabot.journal import Begin, Letter
+from sabot.journal import Letter
+from sabot.journal.entries import Begin
 from sabot.journal.kafka import KafkaJournal
 from sabot.kafka import KafkaSink, KafkaSource, RecordSender, admin
 from sabot.kafka.client import link_of

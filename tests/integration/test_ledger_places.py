@@ -12,7 +12,7 @@ import pytest
 
 from sabot.agents import ExecutionRequest, LedgerEvent, PostgresLedgerWriter
 from sabot.cli.loading import load_program
-from sabot.journal import Begin, EffectResult, End
+from sabot.journal.entries import Begin, EffectResult, End
 from sabot.journal.opening import open_journal
 from tools.command_line import lines, sabot_says
 from tools.postgres import server_or_skip

@@ -28,18 +28,9 @@ from sabot.errors import (
     MissingExtra,
     UserError,
 )
-from sabot.journal import (
-    Answer,
-    Begin,
-    EffectResult,
-    End,
-    Intent,
-    Letter,
-    PostgresInbox,
-    PostgresJournal,
-    PostgresReader,
-    postgres,
-)
+from sabot.journal import Letter, postgres
+from sabot.journal.entries import Answer, Begin, EffectResult, End, Intent
+from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReader
 from sabot.journal.schemas import JournalSchema
 from tools.command_line import child
 from tools.postgres import Postgres, server_or_skip
@@ -282,7 +273,8 @@ async def test_many_appends_are_few_commits(url: str, app: str) -> None:
 OWNER = """
 import sys
 from sabot.errors import JournalFailed
-from sabot.journal import Begin, PostgresJournal
+from sabot.journal.entries import Begin
+from sabot.journal.postgres import PostgresJournal
 url, app, lease_s, first = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
 journal = PostgresJournal(url, app, lease_s=lease_s)
 print("held", flush=True)
@@ -671,7 +663,8 @@ def test_a_reader_and_an_inbox_go_on_after_a_restart_of_the_server(server: Postg
 POSTING = """
 import sys
 from sabot.errors import LetterRefused
-from sabot.journal import Letter, PostgresInbox
+from sabot.journal import Letter
+from sabot.journal.postgres import PostgresInbox
 inbox = PostgresInbox(sys.argv[1], sys.argv[2])
 for number in range(100):
     try:

@@ -34,9 +34,8 @@ from sabot.agents import (
 from sabot.agents.accounts.guard import update_ledger
 from sabot.clock import ManualClock
 from sabot.errors import BrokerUnavailable, DataError, SabotError, TransientError, UserError
-from sabot.journal import MemoryJournal
 from sabot.journal.entries import Begin, End, Entry, Intent
-from sabot.journal.memory import MemoryReader, MemoryStorage
+from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.journal.opening import open_reader
 from tools.broker import free_ports
 from tools.postgres import Postgres, server_or_skip

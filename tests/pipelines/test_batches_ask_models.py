@@ -14,7 +14,8 @@ from sabot.api.asked_batches import AgentModel
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import CheckpointFailed
 from sabot.jobs.host import JobHost
-from sabot.journal import Begin, EffectResult, SqliteReader
+from sabot.journal.entries import Begin, EffectResult
+from sabot.journal.sqlite import SqliteReader
 from sabot.llm import (
     Agent,
     AuthenticationFailed,

@@ -22,7 +22,8 @@ from sabot.checkpoint.places import LocalPlace
 from sabot.checkpoint.savepoints import forget_savepoint
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import AgentFailed, AppLocked, CheckpointFailed, CorruptJournal, EffectError, OtherJournal
-from sabot.journal import Answer, Begin, EffectResult, End, SqliteReader
+from sabot.journal.entries import Answer, Begin, EffectResult, End
+from sabot.journal.sqlite import SqliteReader
 from sabot.llm import tool
 from sabot.operators.agents import mailbox
 from sabot.runtime.agent_source import AgentSource

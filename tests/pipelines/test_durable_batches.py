@@ -12,7 +12,8 @@ import pytest
 from sabot import App, NdjsonSource, RowErrors, UserError
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import AgentFailed, CheckpointFailed
-from sabot.journal import Begin, End, SqliteReader
+from sabot.journal.entries import Begin, End
+from sabot.journal.sqlite import SqliteReader
 from sabot.llm import tool
 from sabot.runtime.agent_source import AgentSource
 from sabot.testing import ManualClock

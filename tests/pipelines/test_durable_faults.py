@@ -14,7 +14,8 @@ from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import EffectError, SabotError
 from sabot.jobs import host
-from sabot.journal import Intent, SqliteJournal
+from sabot.journal.entries import Intent
+from sabot.journal.sqlite import SqliteJournal
 from sabot.llm import tool
 from tools.agent_tools import crash_image, started, until
 from tools.command_line import sabot_says

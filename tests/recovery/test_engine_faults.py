@@ -24,7 +24,7 @@ from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.base import Sink
 from sabot.connectors.files import NdjsonSink, NdjsonSource
 from sabot.errors import CheckpointFailed
-from sabot.operators import agent_operator
+from sabot.operators.agents.kinds import agent_operator
 from sabot.state import BackendConfig, MemoryBackend, RocksDBBackend
 from sabot.testing import MemoryBroker
 from tools.agent_tools import (

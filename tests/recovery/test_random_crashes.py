@@ -27,7 +27,7 @@ from sabot._cython.text.records import state_key
 from sabot.api.context import AgentContext
 from sabot.connectors.files import NdjsonSink, NdjsonSource
 from sabot.errors import CheckpointFailed
-from sabot.operators import agent_operator
+from sabot.operators.agents.kinds import agent_operator
 from sabot.state import BackendConfig, MemoryBackend, RocksDBBackend
 from tools.agent_tools import bounded, crash_image, manifests, read_lines, until, write_lines
 

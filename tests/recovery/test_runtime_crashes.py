@@ -16,7 +16,8 @@ from recovery import runtime_apps as apps
 from sabot.agents import InMemoryLedgerWriter, Ledger
 from sabot.agents.accounts.guard import update_ledger
 from sabot.jobs.guard import Decision, decode_verdict
-from sabot.journal import Begin, EffectResult, End, Entry, Intent, open_reader
+from sabot.journal import open_reader
+from sabot.journal.entries import Begin, EffectResult, End, Entry, Intent
 from sabot.llm import Completion, Usage, assistant
 from sabot.testing import FakeModelServer, crash_at_every_step
 

@@ -49,7 +49,7 @@ from sabot.connectors.base import Bounded, Positions, ReadsInParallel, ReportsLa
 from sabot.connectors.files import NdjsonSink, ParquetSink
 from sabot.connectors.sql import SqlSink
 from sabot.errors import TransientError
-from sabot.operators import agent_operator
+from sabot.operators.agents.kinds import agent_operator
 from sabot.testing import ListSink, ScriptedSource, Simulation, simulate
 from sabot.testing.lives import temporary_directory
 from sabot.testing.script import BARRIER, END

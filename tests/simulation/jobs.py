@@ -19,7 +19,10 @@ from sabot import App, NotSent
 from sabot.api.durable import DurableContext
 from sabot.errors import EffectError, LetterRefused, SabotError
 from sabot.jobs.values import unpack
-from sabot.journal import Intent, Letter, Reconciled, SqliteInbox, SqliteReader
+from sabot.journal import Letter
+from sabot.journal.effects import Reconciled
+from sabot.journal.entries import Intent
+from sabot.journal.sqlite import SqliteInbox, SqliteReader
 from sabot.llm.tools import Effect, Tool, tool
 from sabot.steps import step
 from sabot.testing import ScriptedSource

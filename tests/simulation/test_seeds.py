@@ -13,7 +13,8 @@ from graphs import Seed
 
 from sabot.jobs.history import History
 from sabot.jobs.owner import OpenJob
-from sabot.journal import Doubt, EffectResult, Entry
+from sabot.journal.effects import Doubt
+from sabot.journal.entries import EffectResult, Entry
 
 pytestmark = pytest.mark.integration
 

@@ -173,7 +173,8 @@ def test_the_matches_of_the_benchmark_are_those_of_its_twin(monkeypatch, tmp_pat
 @pytest.mark.parametrize("lost", [None, "intent", "result", "entry"])
 def test_an_effect_that_a_journal_lost_is_found(monkeypatch, lost):
     from sabot.errors import CorruptJournal
-    from sabot.journal import Begin, EffectResult, End, Intent, MemoryJournal
+    from sabot.journal.entries import Begin, EffectResult, End, Intent
+    from sabot.journal.memory import MemoryJournal
 
     bench = script("journal", monkeypatch)
     journal, body = MemoryJournal(), bench.BODY

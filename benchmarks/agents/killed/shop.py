@@ -27,7 +27,7 @@ from pyarrow import fs
 from sabot import App, steps
 from sabot.connectors.files import NdjsonSink, NdjsonSource
 from sabot.errors import AppLocked, EffectError
-from sabot.journal import Reconciled
+from sabot.journal.effects import Reconciled
 from sabot.llm import Effect, tool
 from sabot.testing import WitnessClient
 

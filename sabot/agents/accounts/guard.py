@@ -35,7 +35,8 @@ from sabot.jobs.guard import (
     most_cost,
 )
 from sabot.jobs.values import unpack
-from sabot.journal import EffectId, Journal, JournalReader
+from sabot.journal import Journal, JournalReader
+from sabot.journal.effects import EffectId
 from sabot.journal.entries import EffectResult, End, Entry
 from sabot.llm.errors import BudgetUnavailable
 from sabot.llm.results import Completion

@@ -29,7 +29,8 @@ from sabot.jobs.guard import (
 )
 from sabot.jobs.tree import child_id, parent_of
 from sabot.jobs.values import unpack, unpack_error
-from sabot.journal import EffectId, Journal
+from sabot.journal import Journal
+from sabot.journal.effects import EffectId
 from sabot.journal.entries import Attempt, Begin, EffectResult, End, Entry, Intent
 from sabot.llm.errors import UNPAID, BudgetExceeded, TurnLimitExceeded
 from sabot.llm.prices import PRICES_HINT

@@ -30,7 +30,9 @@ from sabot.jobs.owner import OpenJob
 from sabot.jobs.recovery import last_begin, whole_entries
 from sabot.jobs.tree import ChildLimits, parent_of
 from sabot.jobs.values import pack_error
-from sabot.journal import Begin, End, Entry, Journal, Position, digest
+from sabot.journal import Journal, Position
+from sabot.journal.effects import digest
+from sabot.journal.entries import Begin, End, Entry
 from sabot.supervision import unexpected_end, watch_task
 from sabot.threads import run_in_thread
 

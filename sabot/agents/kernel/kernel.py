@@ -37,9 +37,9 @@ from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.recovery import whole_entries
 from sabot.jobs.run import JobRun
 from sabot.jobs.tree import ChildLimits, checked_limits
-from sabot.journal import Begin, Journal, JournalReader, MemoryJournal, MemoryStorage
-from sabot.journal.entries import Entry, Letter
-from sabot.journal.memory import MemoryInbox, MemoryReader
+from sabot.journal import Journal, JournalReader
+from sabot.journal.entries import Begin, Entry, Letter
+from sabot.journal.memory import MemoryInbox, MemoryJournal, MemoryReader, MemoryStorage
 from sabot.journal.opening import open_inbox, open_journal, open_reader
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine

@@ -43,9 +43,10 @@ from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.run import Ask, JobRun, effect_words
 from sabot.jobs.takeover import part_of
 from sabot.jobs.values import pack, unpack
-from sabot.journal import EffectId, Journal, MemoryJournal, MemoryReader, MemoryStorage
-from sabot.journal.effects import EffectClass
+from sabot.journal import Journal
+from sabot.journal.effects import EffectClass, EffectId
 from sabot.journal.entries import Answer, Begin, EffectResult, End, Entry, Intent, Signal
+from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.llm.messages import assistant, system
 from sabot.llm.results import Completion
 from sabot.llm.tools import Tool

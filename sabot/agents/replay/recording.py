@@ -33,7 +33,8 @@ from sabot.disk import private, sync
 from sabot.errors import UNREADABLE, DataError, UserError, short_repr
 from sabot.jobs.recovery import whole_entries
 from sabot.jobs.takeover import seeds_of
-from sabot.journal import JournalReader, digest
+from sabot.journal import JournalReader
+from sabot.journal.effects import digest
 from sabot.journal.entries import Answer, Begin, Entry, Intent, decode_entry, encode_entry
 
 FORMAT = 2

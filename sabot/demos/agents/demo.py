@@ -21,7 +21,9 @@ from sabot.demos.agents.app import LIMIT, MODEL, PRICES, answers, build
 from sabot.demos.agents.model import DemoModel
 from sabot.demos.person import Person
 from sabot.errors import SabotError, UserError
-from sabot.journal import EffectId, Intent, open_reader
+from sabot.journal import open_reader
+from sabot.journal.effects import EffectId
+from sabot.journal.entries import Intent
 from sabot.testing import FakeModelServer, Witness
 
 _LEAST = 10

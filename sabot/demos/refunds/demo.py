@@ -18,7 +18,8 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.demos.person import Person
 from sabot.demos.refunds.app import answers, write_tickets
 from sabot.errors import SabotError, UserError
-from sabot.journal import EffectId, Intent
+from sabot.journal.effects import EffectId
+from sabot.journal.entries import Intent
 from sabot.testing import Witness
 
 _KILLED_AT = (0.2, 0.6)  # shares of the refunds that are done when the process is killed

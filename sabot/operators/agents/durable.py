@@ -33,7 +33,8 @@ from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.recovery import last_begin
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import conversation_of, pack_error, unpack_error
-from sabot.journal import MAY_BEGIN_AGAIN, digest
+from sabot.journal.base import MAY_BEGIN_AGAIN
+from sabot.journal.effects import digest
 from sabot.operators.agents.job_batches import is_batch
 from sabot.operators.agents.job_function import job_function
 from sabot.operators.agents.job_rows import (

@@ -32,7 +32,7 @@ from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.recovery import last_begin
 from sabot.jobs.run import JobRun
-from sabot.journal import digest
+from sabot.journal.effects import digest
 from sabot.operators.agents.batches import BatchOutput, good_rows, returned, with_columns
 from sabot.operators.agents.durable import DurableAgentOperator
 from sabot.operators.agents.job_batches import (

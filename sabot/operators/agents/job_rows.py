@@ -19,7 +19,7 @@ from sabot.errors import DataError
 from sabot.jobs.guard import NOBODY, Behalf
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.run import PYTHON_MARK
-from sabot.journal import digest
+from sabot.journal.effects import digest
 from sabot.operators.agents.job_batches import to_ipc
 from sabot.operators.agents.rows import JSON_HEADER, Row, place_of, rows_of, with_headers
 

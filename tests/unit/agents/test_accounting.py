@@ -18,7 +18,9 @@ from sabot.agents.accounts.limits import reported_use
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.jobs.values import pack
-from sabot.journal import EffectResult, Intent, Letter, MemoryJournal, MemoryReader, MemoryStorage
+from sabot.journal import Letter
+from sabot.journal.entries import EffectResult, Intent
+from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.llm import (
     BudgetExceeded,
     Completion,

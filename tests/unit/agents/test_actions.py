@@ -23,7 +23,9 @@ from sabot.agents import (
 from sabot.agents.actions import ACTION_TYPES
 from sabot.clock import ManualClock
 from sabot.errors import TransientError, UserError
-from sabot.journal import Entry, Letter, MemoryJournal, Position
+from sabot.journal import Letter, Position
+from sabot.journal.entries import Entry
+from sabot.journal.memory import MemoryJournal
 
 SPEC = ActionSpec(job_id="job-123", type="confirm", payload={"message": "Proceed?"}, timeout_seconds=300)
 

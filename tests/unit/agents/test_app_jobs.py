@@ -21,7 +21,8 @@ from sabot.agents import (
     ToolPolicy,
 )
 from sabot.errors import UserError
-from sabot.journal import Begin, Intent, SqliteJournal
+from sabot.journal.entries import Begin, Intent
+from sabot.journal.sqlite import SqliteJournal
 from sabot.llm import CallBudget, tool
 from sabot.testing import ManualClock
 from tools.agent_tools import publish, started, until, values

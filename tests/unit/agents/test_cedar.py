@@ -10,7 +10,7 @@ import pytest
 from sabot.agents import CedarPolicy, Decision, ExecutionContext, GuardedCall, PolicyEngine, ToolPolicy
 from sabot.errors import MissingExtra, UserError
 from sabot.jobs.guard import Behalf
-from sabot.journal import EffectId
+from sabot.journal.effects import EffectId
 
 ANN = Behalf("acme", "ann")
 

@@ -7,7 +7,7 @@ import pytest
 from sabot.agents import BudgetSpec, ChildLimits, ExecutionRequest, JobStatus, RuntimeKernel
 from sabot.clock import ManualClock
 from sabot.errors import EffectError
-from sabot.journal import MemoryStorage
+from sabot.journal.memory import MemoryStorage
 from tools.agent_tools import until
 
 

@@ -22,7 +22,7 @@ from sabot.agents import (
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.guard import LedgerGuard
 from sabot.jobs.guard import Behalf, EffectGuard, guard_of
-from sabot.journal import EffectId
+from sabot.journal.effects import EffectId
 from sabot.llm import ExecutionEngine, ModelUnavailable, ScriptedProvider
 from sabot.llm.messages import user
 from sabot.llm.middleware import ModelCall

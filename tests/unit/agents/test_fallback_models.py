@@ -16,7 +16,8 @@ from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.jobs.guard import Behalf, EffectGuard, guard_of, stood_in
 from sabot.jobs.judges import judge_of
-from sabot.journal import Attempt, MemoryReader, MemoryStorage
+from sabot.journal.entries import Attempt
+from sabot.journal.memory import MemoryReader, MemoryStorage
 from sabot.llm import (
     BudgetExceeded,
     Completion,

@@ -26,7 +26,8 @@ from sabot.agents.replay.verification import steps_of
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import PolicyDenied, UserError
-from sabot.journal import Letter, MemoryReader, MemoryStorage
+from sabot.journal import Letter
+from sabot.journal.memory import MemoryReader, MemoryStorage
 from sabot.llm import tool
 from tools.agent_tools import until
 

@@ -27,7 +27,8 @@ from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, UserError
 from sabot.jobs.guard import APART, guard_of
-from sabot.journal import EffectResult, MemoryStorage
+from sabot.journal.entries import EffectResult
+from sabot.journal.memory import MemoryStorage
 from sabot.llm import Agent as ModelAgent
 from sabot.llm import (
     BudgetExceeded,

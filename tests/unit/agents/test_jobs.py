@@ -32,7 +32,8 @@ from sabot.agents.jobs import ENDS, TRANSITIONS, check_move
 from sabot.agents.store import cancel_letter
 from sabot.clock import ManualClock
 from sabot.errors import UserError
-from sabot.journal import Letter, MemoryJournal, MemoryStorage, Position
+from sabot.journal import Letter, Position
+from sabot.journal.memory import MemoryJournal, MemoryStorage
 
 SPEC = JobSpec(scope_id="tenant-123", principal_id="user-456", idempotency_key="unique-key")
 

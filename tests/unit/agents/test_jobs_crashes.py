@@ -19,7 +19,9 @@ from sabot.agents import (
     SqliteJournal,
 )
 from sabot.errors import SabotError
-from sabot.journal import Letter, SqliteReader, kind_of
+from sabot.journal import Letter
+from sabot.journal.entries import kind_of
+from sabot.journal.sqlite import SqliteReader
 from sabot.steps import watch
 
 

@@ -25,7 +25,7 @@ from sabot.agents import (
 )
 from sabot.clock import ManualClock
 from sabot.errors import AppLocked, EffectError, JobCancelled, JournalFailed, NonDeterminism, UserError
-from sabot.journal import MemoryJournal, MemoryReader, MemoryStorage
+from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.llm import ChatMessage, Completion, Price, PriceTable, ToolCall, TurnLimitExceeded, Usage, assistant, tool
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sabot.agents import ExecutionRequest, InMemoryEventBus, RuntimeEventType, RuntimeKernel
-from sabot.journal import MemoryJournal, MemoryStorage
+from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.llm import ScriptedProvider
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine

@@ -27,7 +27,7 @@ from sabot.agents.accounts.guard import update_ledger
 from sabot.clock import ManualClock
 from sabot.connectors.sql.server import PostgresServer
 from sabot.errors import BrokerUnavailable, DataError, TransientError, UserError
-from sabot.journal import MemoryJournal
+from sabot.journal.memory import MemoryJournal
 from sabot.llm import BudgetExceeded, Usage
 from tools.postgres import server_or_skip
 

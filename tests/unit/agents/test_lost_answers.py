@@ -18,7 +18,9 @@ from sabot.clock import ManualClock
 from sabot.jobs.guard import guard_of
 from sabot.jobs.judges import judge_of
 from sabot.jobs.log import Fragment
-from sabot.journal import Attempt, Letter, MemoryReader, MemoryStorage
+from sabot.journal import Letter
+from sabot.journal.entries import Attempt
+from sabot.journal.memory import MemoryReader, MemoryStorage
 from sabot.llm import (
     BudgetExceeded,
     ExecutionEngine,

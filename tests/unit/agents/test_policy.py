@@ -29,7 +29,10 @@ from sabot.agents import (
 )
 from sabot.errors import UserError
 from sabot.jobs.guard import Behalf, decode_verdict
-from sabot.journal import EffectId, Intent, Letter, MemoryStorage
+from sabot.journal import Letter
+from sabot.journal.effects import EffectId
+from sabot.journal.entries import Intent
+from sabot.journal.memory import MemoryStorage
 from sabot.llm.messages import user
 
 INSIDE, OUTSIDE = (ExecutionContext(scope_id=each) for each in ("internal", "guests"))

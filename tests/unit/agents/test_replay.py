@@ -26,8 +26,8 @@ from sabot.agents.replay.verification import JobCode, hash_of_steps, steps_of, v
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import DataError, UserError
-from sabot.journal import MemoryReader, MemoryStorage
 from sabot.journal.entries import Letter
+from sabot.journal.memory import MemoryReader, MemoryStorage
 from sabot.llm import Agent as ModelAgent
 from sabot.llm import ExecutionEngine, ScriptedProvider, ToolCall, assistant, tool
 

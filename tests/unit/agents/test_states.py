@@ -29,17 +29,9 @@ from sabot.agents import (
 from sabot.agents.replay.verification import verified
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, UserError
-from sabot.journal import (
-    Begin,
-    EffectResult,
-    End,
-    Letter,
-    MemoryInbox,
-    MemoryJournal,
-    MemoryReader,
-    MemoryStorage,
-    Signal,
-)
+from sabot.journal import Letter
+from sabot.journal.entries import Begin, EffectResult, End, Signal
+from sabot.journal.memory import MemoryInbox, MemoryJournal, MemoryReader, MemoryStorage
 from sabot.llm import tool
 from sabot.llm.errors import BudgetExceeded
 from tools.agent_tools import until

@@ -13,7 +13,8 @@ from sabot.agents.events.job_events import JobEvents
 from sabot.errors import NotSent, PolicyDenied
 from sabot.jobs import log
 from sabot.jobs.guard import Decision, EffectGuard, GuardVerdict
-from sabot.journal import Letter, MemoryJournal, MemoryStorage
+from sabot.journal import Letter
+from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.llm import ChatMessage, Completion, ModelUnavailable, Usage
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.providers.scripted import ScriptedProvider

@@ -14,7 +14,8 @@ from sabot.cli import commands
 from sabot.clock import ManualClock
 from sabot.config import Secret
 from sabot.jobs.values import pack, pack_error
-from sabot.journal import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal, SqliteReader
+from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
+from sabot.journal.sqlite import SqliteReader
 from sabot.testing import MemoryBroker
 from tools.agent_tools import until
 

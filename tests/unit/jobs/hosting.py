@@ -15,7 +15,9 @@ from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import pack, unpack
-from sabot.journal import Entry, Journal, MemoryJournal, MemoryReader, MemoryStorage
+from sabot.journal import Journal
+from sabot.journal.entries import Entry
+from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.state import BackendConfig, MemoryBackend
 
 AGENT = "app.agent"

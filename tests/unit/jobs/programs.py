@@ -35,18 +35,11 @@ from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import pack, unpack
-from sabot.journal import (
-    Answer,
-    Entry,
-    Intent,
-    Journal,
-    Letter,
-    MemoryJournal,
-    MemoryStorage,
-    Position,
-    Reconciled,
-    SqliteJournal,
-)
+from sabot.journal import Journal, Letter, Position
+from sabot.journal.effects import Reconciled
+from sabot.journal.entries import Answer, Entry, Intent
+from sabot.journal.memory import MemoryJournal, MemoryStorage
+from sabot.journal.sqlite import SqliteJournal
 from sabot.llm import BudgetExceeded, ExecutionEngine, ModelError, ScriptedProvider
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Effect, Tool, tool

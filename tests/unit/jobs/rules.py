@@ -12,7 +12,9 @@ from sabot.agents.accounts.guard import LedgerGuard
 from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.rows import InMemoryLedgerWriter
 from sabot.jobs.guard import Decision, EffectGuard, EffectGuards, GuardedCall, GuardVerdict
-from sabot.journal import EffectId, Intent, JournalReader
+from sabot.journal import JournalReader
+from sabot.journal.effects import EffectId
+from sabot.journal.entries import Intent
 from sabot.llm.spec import RequestSpec
 from sabot.redaction import HIDDEN
 

@@ -7,7 +7,9 @@ from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
 
 from sabot.clock import ManualClock
 from sabot.jobs.history import History
-from sabot.journal import Begin, EffectResult, End, Intent, Letter, MemoryStorage
+from sabot.journal import Letter
+from sabot.journal.entries import Begin, EffectResult, End, Intent
+from sabot.journal.memory import MemoryStorage
 from sabot.llm import tool
 
 

@@ -8,7 +8,7 @@ from unit.jobs.hosting import Agent, hosting
 
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
-from sabot.journal import MemoryStorage
+from sabot.journal.memory import MemoryStorage
 from sabot.llm.tools import tool
 
 

@@ -30,7 +30,10 @@ from sabot.jobs.guard import (
 )
 from sabot.jobs.masking import mask
 from sabot.jobs.values import unpack
-from sabot.journal import Attempt, EffectId, EffectResult, Intent, Letter, MemoryJournal, MemoryStorage
+from sabot.journal import Letter
+from sabot.journal.effects import EffectId
+from sabot.journal.entries import Attempt, EffectResult, Intent
+from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.llm.messages import user
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import tool

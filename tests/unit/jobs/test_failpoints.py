@@ -14,7 +14,9 @@ import pytest
 from sabot import steps
 from sabot.clock import SYSTEM_CLOCK
 from sabot.jobs.runner import Certainty, EffectRunner, Outcome
-from sabot.journal import EffectId, EffectResult, Intent, SqliteJournal
+from sabot.journal.effects import EffectId
+from sabot.journal.entries import EffectResult, Intent
+from sabot.journal.sqlite import SqliteJournal
 from sabot.llm.tools import Tool, as_tool
 
 EFFECT = EffectId("job", 1)

@@ -17,7 +17,8 @@ from sabot.agents import (
 )
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
-from sabot.journal import EffectResult, Intent, MemoryStorage
+from sabot.journal.entries import EffectResult, Intent
+from sabot.journal.memory import MemoryStorage
 from sabot.llm import Agent as ModelAgent
 from sabot.llm import ExecutionEngine, RequestSpec, ScriptedProvider, tool
 

@@ -10,7 +10,7 @@ from unit.jobs.hosting import Agent, hosting
 
 from sabot.api.durable import DurableContext
 from sabot.errors import UserError
-from sabot.journal import MemoryStorage
+from sabot.journal.memory import MemoryStorage
 from sabot.llm import Agent as ModelAgent
 from sabot.llm import ExecutionEngine
 from sabot.llm.providers.scripted import ScriptedProvider

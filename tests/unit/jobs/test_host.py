@@ -15,17 +15,10 @@ from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, TransientError, UserError
 from sabot.jobs.values import unpack
-from sabot.journal import (
-    Attempt,
-    EffectResult,
-    End,
-    Intent,
-    Letter,
-    MemoryJournal,
-    MemoryStorage,
-    Position,
-    Reconciled,
-)
+from sabot.journal import Letter, Position
+from sabot.journal.effects import Reconciled
+from sabot.journal.entries import Attempt, EffectResult, End, Intent
+from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.llm.tools import tool
 
 

@@ -12,7 +12,10 @@ from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import BrokerUnavailable, JournalFailed
 from sabot.jobs.values import unpack
-from sabot.journal import EffectResult, Intent, Letter, MemoryJournal, MemoryStorage, Reconciled
+from sabot.journal import Letter
+from sabot.journal.effects import Reconciled
+from sabot.journal.entries import EffectResult, Intent
+from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.llm.tools import tool
 from sabot.process_exit import find_exit
 from tools.agent_tools import until

@@ -17,7 +17,9 @@ from sabot.clock import ManualClock
 from sabot.errors import EffectError, UserError
 from sabot.jobs.guard import Behalf
 from sabot.jobs.tree import OpenJobs, child_id, parent_of
-from sabot.journal import Begin, Cancel, End, Letter, MemoryStorage
+from sabot.journal import Letter
+from sabot.journal.entries import Begin, Cancel, End
+from sabot.journal.memory import MemoryStorage
 from sabot.llm.tools import tool
 
 DEEP = ChildLimits(max_depth=1_000_000)

@@ -19,7 +19,9 @@ from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, LetterRefused
 from sabot.jobs import run
-from sabot.journal import Attempt, Begin, Entry, Intent, Letter, MemoryStorage
+from sabot.journal import Letter
+from sabot.journal.entries import Attempt, Begin, Entry, Intent
+from sabot.journal.memory import MemoryStorage
 from sabot.llm.tools import tool
 
 # -- random programs ----------------------------------------------------------------------------------------------------

@@ -7,7 +7,9 @@ import pytest
 
 from sabot.codecs.records import iterate_records
 from sabot.errors import UserError
-from sabot.journal import Begin, EffectResult, End, Entry, JournalReader, MemoryJournal, MemoryReader, MemoryStorage
+from sabot.journal import JournalReader
+from sabot.journal.entries import Begin, EffectResult, End, Entry
+from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.journal.source import ROWS, JournalRow, JournalSource, held_for
 
 NAME = "journal of shop"

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from sabot.errors import AppLocked, CorruptJournal, JournalFailed, JournalFull, SabotError, TransientError, UserError
-from sabot.journal import Begin, EffectResult, End, Intent, Letter, SqliteInbox, SqliteJournal, SqliteReader, tables
-from sabot.journal.entries import encode_entry
-from sabot.journal.sqlite import DATABASE
+from sabot.journal import Letter, tables
+from sabot.journal.entries import Begin, EffectResult, End, Intent, encode_entry
+from sabot.journal.sqlite import DATABASE, SqliteInbox, SqliteJournal, SqliteReader
 from sabot.journal.tables import checksum
 from sabot.journal.writing import Appended, GroupWriter
 from sabot.steps import watch
@@ -182,7 +182,8 @@ def test_an_owner_whose_lock_was_removed_writes_nothing_more(tmp_path: Path) -> 
 
 HOLDING = """
 import sys, time
-from sabot.journal import Begin, SqliteJournal
+from sabot.journal.entries import Begin
+from sabot.journal.sqlite import SqliteJournal
 journal = SqliteJournal(sys.argv[1])
 journal.wait_durable(journal.append(Begin("job-0", 0)))
 print("held", flush=True)
@@ -382,7 +383,8 @@ def test_a_full_disk_ends_the_journal_and_what_was_durable_is_there(tmp_path: Pa
 LIMITED = """
 import resource, signal, sys
 from sabot.errors import JournalFailed
-from sabot.journal import Begin, SqliteJournal
+from sabot.journal.entries import Begin
+from sabot.journal.sqlite import SqliteJournal
 journal = SqliteJournal(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
@@ -489,7 +491,8 @@ def test_a_damaged_database_is_told_and_never_read_as_something_else(tmp_path: P
 
 APPENDING = """
 import asyncio, sys
-from sabot.journal import Begin, EffectResult, End, SqliteJournal
+from sabot.journal.entries import Begin, EffectResult, End
+from sabot.journal.sqlite import SqliteJournal
 async def main():
     journal = SqliteJournal(sys.argv[1])
     async def one(number):
@@ -529,7 +532,8 @@ def test_what_was_durable_is_there_after_kill_9_in_the_middle_of_appends(tmp_pat
 POSTING = """
 import sys
 from sabot.errors import LetterRefused
-from sabot.journal import Letter, SqliteInbox
+from sabot.journal import Letter
+from sabot.journal.sqlite import SqliteInbox
 inbox = SqliteInbox(sys.argv[1])
 for number in range(int(sys.argv[2]), int(sys.argv[3])):
     try:
@@ -612,7 +616,7 @@ def test_a_job_that_begins_again_while_it_is_trimmed_keeps_its_history(journal: 
 
 
 def test_a_digest_and_a_key_leave_no_argument_in_the_files(tmp_path: Path) -> None:
-    from sabot.journal import EffectId, digest
+    from sabot.journal.effects import EffectId, digest
 
     journal = SqliteJournal(tmp_path / "journal")
     asked = digest(journal.key, "call", "refund", {"card": "4111-secret"})

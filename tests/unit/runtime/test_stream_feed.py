@@ -11,7 +11,7 @@ import pyarrow as pa
 from sabot import Batch
 from sabot._cython.flow.channel import END, Abort, Barrier, Channel
 from sabot.errors import InternalError, SabotError
-from sabot.operators import AgentOperator
+from sabot.operators.agents.operator import AgentOperator
 from sabot.runtime.stream_feed import StreamFeed
 
 
