@@ -204,7 +204,7 @@ async def test_a_client_without_tls_is_told_that_the_listener_wants_it(secure: S
     [
         ({"sasl.password": WRONG}, "invalid credentials", "sasl.username and sasl.password"),
         ({"sasl.username": "nobody"}, "refuses the login of user 'nobody'", "has the broker this user"),
-        ({"sasl.mechanism": "PLAIN"}, "Unsupported SASL mechanism", "sasl.mechanism is PLAIN: take one of those"),
+        ({"sasl.mechanism": "PLAIN"}, "Unsupported SASL mechanism", "sasl.mechanism is PLAIN: use one of those"),
     ],
 )
 async def test_a_login_that_is_refused_is_told_by_its_fault(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from graphs import Seed
 
+from sabot.errors import AgentFailed
 from sabot.jobs.history import History
 from sabot.jobs.owner import OpenJob
 from sabot.journal.effects import Doubt
@@ -110,7 +111,7 @@ def test_a_fault_of_durable_agents_is_found(
 ) -> None:
     """The answer can be wrong: each way of forgetting what was done fails within some seeds."""
     monkeypatch.setattr(name, wrong)
-    with pytest.raises(AssertionError, match=told):
+    with pytest.raises((AssertionError, AgentFailed), match=told):  # an agent may say at its end that jobs are blocked
         run_jobs(range(500))
 
 

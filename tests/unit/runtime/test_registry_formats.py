@@ -272,7 +272,7 @@ async def test_a_result_that_is_no_row_of_the_schema_is_an_error_of_its_call(
         await until(lambda: records(app, "out"), "the row")
     told = [dict(each.headers)["sabot.message"] for each in records(app, "orders.dlq")]
     assert b"cannot be written as avro" in told[0]
-    assert b"'other' is no column" in told[1]
+    assert b"'other' is not a column" in told[1]
 
 
 def test_settings_of_avro_that_do_not_fit_are_refused(app: App, registry: Registry, tmp_path: Path) -> None:
