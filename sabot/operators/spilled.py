@@ -1,11 +1,12 @@
-"""Groups by pane with state beside their tables (texts, lists, values, the first rows), of which those that do not come leave the memory.
+"""Groups by pane with state beside their tables (texts, lists, values, the first rows). Groups without recent rows
+leave the memory.
 
-    over the budget     the groups that were not touched for longest go to `Segments`, whole: accumulators, and what stands beside them
-    rows of a group     bring it back before they are added
+    over the budget     the groups that were not touched for longest go to `Segments` on disk, whole: accumulators and the state beside them
+    rows of a group     bring the group back before they are added
     a pane is read      piece by piece; its groups on disk stay there
-    a checkpoint        links the segments, beside the deltas and columns of the groups in memory
+    a checkpoint        links the segments, beside the deltas and the columns of the groups in memory
 
-A group is in memory or on disk, never in parts: so its state takes the same steps, with a budget and without one.
+A group is either in memory or on disk, never in parts. So its state is the same with a budget and without one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,50 +25,54 @@ from sabot.operators.state_parts import Batches, Owned, StatePart, key_hashes, t
 from sabot.state.segments import Segments, read_segments
 
 _COLD = "cold"
-_MEASURED_ROWS, _MEASURED_BATCHES = 1_024, 8  # how often the groups are asked for the memory that they take
+_MEASURED_ROWS, _MEASURED_BATCHES = 1_024, 8  # after so many rows or batches the memory of groups is measured
 _PANE = pa.field("__pane", pa.int64())
-_PANE_BITS = 16  # of a place in the segments: so the groups of a pane stand together
+_PANE_BITS = 16  # the upper bits of a place in the segments come from the pane, so its groups stand together
 _SPREAD = 0x9E3779B97F4A7C15  # odd, so that panes next to each other differ in their upper bits
 
 
 class PaneTables(Protocol):
-    """The tables of the groups, by pane: a TableStore, or what is used as one."""
+    """The tables of the groups, by pane: a TableStore, or another class with these methods."""
 
     @property
     def panes(self) -> list[int]:
         """The panes that have a table."""
 
     def table(self, pane: int) -> GroupTable:
-        """The pane's table, which is made if it is missing."""
+        """Returns the pane's table, which is made if it is missing."""
 
     def longest_untouched(self) -> list[tuple[int, pa.Int32Array]]:
-        """(pane, slots) of the groups that leave when room is made."""
+        """Returns (pane, slots) of the groups that leave the memory when room is made."""
 
     def leave(self, pane: int, slots: pa.Int32Array) -> None:
-        """Takes groups out of the table."""
+        """Removes groups from the table."""
 
 
 class PaneGroups(Protocol):
-    """What an operator keeps of groups, by pane: their tables, and the state beside them, by the slots of the tables."""
+    """The groups of an operator, by pane: their tables, and the state beside these, by the slots of the tables."""
 
     def rows_of(self, pane: int, slots: pa.Int32Array) -> pa.RecordBatch:
-        """All that is kept of these groups: keys, accumulators, and the columns beside them. A group has a row, or several together."""
+        """Returns the whole state of these groups: keys, accumulators, and the columns beside them. A group has one
+        row, or several rows in succession.
+        """
 
     def put(self, pane: int, rows: pa.RecordBatch) -> None:
         """Takes groups that the pane does not have."""
 
     def forget(self, pane: int, slots: pa.Int32Array) -> None:
-        """Forgets what stands beside the table in these slots."""
+        """Removes the state beside the table in these slots."""
 
     def shrink(self, pane: int) -> None:
-        """Called where more groups have left the pane than stay: may give back memory."""
+        """Releases memory, if it can. Called when more groups have left the pane than stay in it."""
 
     def bytes_of(self, pane: int) -> int:
-        """The bytes that the pane takes in memory."""
+        """Returns the bytes that the pane takes in memory."""
 
 
 class RowMigration(Protocol):
-    """How rows of a checkpoint with other columns (`states`) become rows of now, as `aggregates.migration.StateMigration` does it."""
+    """The conversion of rows of a checkpoint with other columns (`states`) to rows of the program, as
+    `aggregates.migration.StateMigration`.
+    """
 
     @property
     def states(self) -> pa.Schema: ...
@@ -75,11 +80,15 @@ class RowMigration(Protocol):
 
 
 class SpilledGroups(StatePart):
-    """The groups on disk. rows: the columns of `PaneGroups.rows_of`; keys: which of them are the keys. Has one owner, as the store.
+    """The groups on disk. They have one owner, the owner of the store.
 
-    open_rows: the cuts of what stands beside the tables, by pane. migration: at a restore, how groups of a checkpoint with other columns
-    become groups of now. spills: whether there is anything beside the tables; else the store keeps the budget by itself. Without a
-    directory, or without keys, all groups stay in memory. owners: which of the columns say by their hash whose a group is; None: the keys.
+    `rows`: the columns of `PaneGroups.rows_of`. `keys`: the indices of the key columns among them.
+    `open_rows`: the cuts of the state beside the tables, by pane.
+    `migration`: returns, at a restore, the conversion of groups of a checkpoint with other columns, or None.
+    `spills`: False if there is no state beside the tables; the store then keeps the budget by itself.
+    `owners`: the indices of the columns whose hash decides to which subtask a group belongs, or None for the keys.
+
+    Without a directory, or without keys, all groups stay in memory.
     """
 
     def __init__(
@@ -100,27 +109,27 @@ class SpilledGroups(StatePart):
         self._owners = self._keys if owners is None else list(owners)
         self._schema = rows.insert(0, _PANE)
         self._most_bytes = int(context.memory_budget * MEMORY_SHARE)
-        self._count: dict[int, int] = {}  # by pane: how many rows of its groups are on disk
-        self._bytes: dict[int, int] = {}  # by pane: what it took in memory when it was touched last
+        self._count: dict[int, int] = {}  # by pane: the number of rows of its groups on disk
+        self._bytes: dict[int, int] = {}  # by pane: its bytes in memory when it was measured last
         self._touched: set[int] = set()
         self._all_bytes = self._evicted = self._back = 0
-        self._rows = self._batches = 0  # since it was measured last
+        self._rows = self._batches = 0  # since the last measurement
         self._cold: Segments | None = None
         if spills and context.directory is not None and keys:
             self._cold = Segments(self._schema, context.directory / _COLD)
 
     @property
     def panes(self) -> list[int]:
-        """The panes of which there are groups on disk."""
+        """The panes with groups on disk."""
         return list(self._count)
 
     @property
     def count(self) -> int:
-        """How many rows of groups are on disk."""
+        """The number of rows of groups on disk."""
         return sum(list(self._count.values()))
 
     def holds(self, pane: int) -> bool:
-        """Whether some groups of the pane are on disk."""
+        """Returns True if some groups of the pane are on disk."""
         return pane in self._count
 
     def fetch(
@@ -131,7 +140,9 @@ class SpilledGroups(StatePart):
         hashes: pa.UInt64Array | None = None,
         selection: pa.Int32Array | None = None,
     ) -> None:
-        """Brings the groups of these rows into memory. To be called before rows are added to the pane. keys: indices of columns."""
+        """Brings the groups of these rows into memory. Call it before rows are added to the pane. `keys`: the indices
+        of the key columns.
+        """
         if self._cold is None:
             return
         self._rows += data.num_rows if selection is None else len(selection)
@@ -149,13 +160,15 @@ class SpilledGroups(StatePart):
                     self._put(found)
 
     def read(self, pane: int) -> Iterator[pa.RecordBatch]:
-        """The groups of the pane that are on disk, in pieces, as `PaneGroups.rows_of` gives them. They stay there."""
+        """Yields the groups of the pane that are on disk, in pieces of the form of `PaneGroups.rows_of`. They stay on
+        disk.
+        """
         if self._cold is not None and pane in self._count:
             for rows in self._cold.due_at(pane):
                 yield self._without_pane(rows)
 
     def drop_to(self, pane: int) -> None:
-        """Forgets the groups of this pane and of all panes before it."""
+        """Removes the groups of this pane and of all panes before it."""
         if self._cold is not None:
             if any(each <= pane for each in self._count):
                 self._cold.drop_due(pane)
@@ -165,7 +178,7 @@ class SpilledGroups(StatePart):
                 self._all_bytes -= self._bytes.pop(each)
 
     def settle(self) -> None:
-        """Keeps the budget. To be called after each batch, when cuts may not read."""
+        """Moves groups to disk if they exceed the budget. Call it after each batch, while no cut can read."""
         if self._cold is None:
             return
         self._batches += 1
@@ -177,13 +190,13 @@ class SpilledGroups(StatePart):
             self._make_room(self._cold)
 
     def close(self) -> None:
-        """Lets go of what is on disk. Idempotent."""
+        """Closes and releases the segments on disk. Idempotent."""
         if self._cold is not None:
             self._cold.close()
         self._count = {}
 
     def statistics(self, of_store: dict[str, int]) -> dict[str, int]:
-        """The store's figures, with the groups that are on disk."""
+        """Returns the store's figures, with the groups on disk added."""
         cold, count = self._cold, self.count
         return {
             **of_store,
@@ -203,7 +216,7 @@ class SpilledGroups(StatePart):
         return {"segments": cut.facts}, {_COLD: cut}
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
-        """To be called when the groups that were in memory are back."""
+        """Takes back the groups that were on disk. Call it when the groups that were in memory are restored."""
         migration = self._migration()
         self._touched.update(self._store.panes)
         for part in saved:
@@ -253,7 +266,9 @@ class SpilledGroups(StatePart):
         self._touched.clear()
 
     def _used(self, pane: int) -> int:
-        """The bytes that the groups in memory need; memory that others have left behind is not counted, since it is used again."""
+        """Returns the bytes that the groups in memory need. Memory that other groups have left is not counted, since
+        it is used again.
+        """
         figures = self._store.table(pane).statistics()
         return self._bytes[pane] * figures["groups"] // max(figures["slots"], 1)
 
@@ -294,6 +309,8 @@ class SpilledGroups(StatePart):
 
 
 def _places(hashes: Any, pane: int) -> Any:
-    """Where groups stand in the segments (numpy uint64): those of a pane together, by the hash of the key."""
+    """Returns the place of each group in the segments (numpy uint64): groups of a pane stand together, ordered by the
+    hash of the key.
+    """
     head = (pane * _SPREAD & (1 << 64) - 1) >> (64 - _PANE_BITS)
     return hashes >> np.uint64(_PANE_BITS) | np.uint64(head << (64 - _PANE_BITS))

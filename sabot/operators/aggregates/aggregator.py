@@ -52,14 +52,16 @@ Array: TypeAlias = pa.Array
 class AggregateColumn:
     """One aggregate. `argument`, `by` and `where` name input columns.
 
-    `argument`: the column that is aggregated, or None for `count()` and for a user's aggregate of whole rows. `by`:
-    the column whose least or greatest value arg_min and arg_max look for. `where`: a bool column; only rows where it
-    is true are aggregated. `ddof`: the delta degrees of freedom of variance and stddev. `function`: the user's
-    aggregate for the kind "user" (`user.UserAggregate`). `text`: the aggregate as the user wrote it, if its argument
-    is an expression without a name. `q`: the quantile or quantiles of approx_quantile. `k`: the number of values of
-    top_k. `shares`: True for state of an older checkpoint in which a variance with another ddof shares accumulators
-    with other aggregates. `rounds`: True for state of an older checkpoint in which a mean of decimals adds the
-    nearest floats.
+    `argument`: the column that is aggregated, or None for `count()` and for a user's aggregate of whole rows.
+    `by`: the column whose least or greatest value arg_min and arg_max look for.
+    `where`: a bool column; only rows where it is true are aggregated.
+    `ddof`: the delta degrees of freedom of variance and stddev.
+    `function`: the user's aggregate for the kind "user" (`user.UserAggregate`).
+    `text`: the aggregate as the user wrote it, if its argument is an expression without a name.
+    `q`: the quantile or quantiles of approx_quantile. `k`: the number of values of top_k.
+    `shares`: True for state of an older checkpoint in which a variance with another ddof shares accumulators with
+    other aggregates.
+    `rounds`: True for state of an older checkpoint in which a mean of decimals adds the nearest floats.
     """
 
     name: str
@@ -95,13 +97,14 @@ class AggregateColumn:
 class Aggregator:
     """The aggregates of rows with the columns `input`, grouped by the columns `keys`.
 
-    `order`: the int64 column by which rows are first or last, or None for the order of arrival. `running`: True if
-    results are asked for after each row. Sums of decimals are then kept in the kernel too.
+    `order`: the int64 column by which rows are first or last, or None for the order of arrival.
+    `running`: True if results are asked for after each row. Sums of decimals are then kept in the kernel too.
 
-    `schema`: the columns of results: the keys, then the aggregates. `kernel`: the accumulators of its GroupTable, as
-    (kind, type of the argument). `states`: the columns of an export, which `merge` takes: keys and all accumulators,
-    one row for each group. `needs_slots`: True if there are extras. Tables must then stay in memory. `layout`: the
-    place of the state of each aggregate.
+    `schema`: the columns of results: the keys, then the aggregates.
+    `kernel`: the accumulators of its GroupTable, as (kind, type of the argument).
+    `states`: the columns of an export, which `merge` takes: keys and all accumulators, one row for each group.
+    `needs_slots`: True if there are extras. Tables must then stay in memory.
+    `layout`: the place of the state of each aggregate.
 
     Nulls: a sum or mean of no value is null; count and count_distinct of no value are 0. collect_list keeps nulls;
     its values stand by `order`, then by arrival. For first, last and any a null is a value; of rows with equal

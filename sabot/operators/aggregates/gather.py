@@ -24,12 +24,15 @@ Array: TypeAlias = pa.Array
 class Gather:
     """The description of an aggregate that keeps values without a fixed width.
 
-    `states`: its columns in an export: one row for each group, with a list in each column. `kept_as`: the prefix of
-    the names of these columns; `name` if it is "". With it an aggregate can get another name while its state stays.
-    `type`: the type of the result. `columns`: the columns that are kept of a value. `argument`, `rank`, `where`,
-    `order`: indices of input columns, or -1. `skip_null_rank`: True if rows whose rank is null or NaN are skipped.
-    `width`: the number of input columns. `option`: the number of values of "top"; the quantile or quantiles of a
-    sketch. `column`: the name of the argument, for errors. `reduce`: which values of a slot are kept:
+    `states`: its columns in an export: one row for each group, with a list in each column.
+    `kept_as`: the prefix of the names of these columns; `name` if it is "". With it an aggregate can get another name
+    while its state stays.
+    `type`: the type of the result. `columns`: the columns that are kept of a value.
+    `argument`, `rank`, `where`, `order`: indices of input columns, or -1.
+    `skip_null_rank`: True if rows whose rank is null or NaN are skipped. `width`: the number of input columns.
+    `option`: the number of values of "top"; the quantile or quantiles of a sketch. `column`: the name of the
+    argument, for errors.
+    `reduce`: which values of a slot are kept:
 
         least, greatest   the row with that rank; of equal ranks the one with the least order, then the first to arrive
         latest            of the rows with the greatest rank, the last to arrive

@@ -49,11 +49,12 @@ class StateLayout(NamedTuple):
 class AggregateVerdict(NamedTuple):
     """The verdict on one aggregate: whether its state goes on.
 
-    `name`: its name in the program, or in the checkpoint if the program no longer has it. `outcome`: "keep": it goes
-    on with the state of the checkpoint's aggregate number `source`. "add": it begins empty. "drop": its state is left
-    behind. "refuse": the checkpoint has another computation under its name. `before`, `now`: its text in the
-    checkpoint and in the program, with the type of the result, or None where it is missing. `why`: the reason, for
-    people. `called`: its name in the checkpoint if that differs, else "".
+    `name`: its name in the program, or in the checkpoint if the program no longer has it.
+    `outcome`: "keep": it goes on with the state of the checkpoint's aggregate number `source`. "add": it begins
+    empty. "drop": its state is left behind. "refuse": the checkpoint has another computation under its name.
+    `before`, `now`: its text in the checkpoint and in the program, with the type of the result, or None where it is
+    missing.
+    `why`: the reason, for people. `called`: its name in the checkpoint if that differs, else "".
     """
 
     name: str
@@ -77,10 +78,11 @@ def aggregate_verdicts(
     """Returns a verdict for each aggregate of the program, in order, then for those that only the checkpoint has.
 
     `before`, `now`: (name, text, type of the result) of each aggregate of the checkpoint and of the program.
-    `forgets`: names whose state is not taken over. `keeps`: maps an aggregate's text to the text of its state;
-    `shared_by` if None. Aggregates with the same state share it, except if `keeps` is `str`. `hidden`: state that the
-    operator keeps for no aggregate of the user, in the form of `before`. `begins`: the reason that is given for a new
-    aggregate.
+    `forgets`: names whose state is not taken over.
+    `keeps`: maps an aggregate's text to the text of its state; `shared_by` if None. Aggregates with the same state
+    share it, except if `keeps` is `str`.
+    `hidden`: state that the operator keeps for no aggregate of the user, in the form of `before`.
+    `begins`: the reason that is given for a new aggregate.
     """
     keeps = shared_by if keeps is None else keeps
     anyway = {} if keeps is str else {keeps(words): "the step" for _, words, _ in hidden}

@@ -404,7 +404,7 @@ def _key_columns(found: Sequence[Any], keys: pa.Schema) -> list[Array]:
     ]
 
 
-# -- where they stand in a plan -----------------------------------------------------------------------------------------
+# -- their place in a plan ----------------------------------------------------------------------------------------------
 
 
 def plan_process(node: nodes.Process, point: PlanPoint) -> PlanPoint:

@@ -1,4 +1,4 @@
-"""Rows in the order of event time, for steps whose answer depends on the order."""
+"""Rows in the order of event time, for steps whose result depends on the order."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -19,17 +19,19 @@ _SMALL_ROWS = 16_384
 
 
 class EventOrder(SavesWatermark):
-    """Holds rows back until the watermark has passed them, and emits them sorted by event time; rows of equal time in order of arrival.
+    """Holds rows until the watermark has passed them, and emits them sorted by event time. Rows of equal time stay in
+    the order of arrival.
 
-    Several readers of a source are at different event times, so the order of arrival means nothing. With this operator before them,
-    steps that depend on the order give the same answer for any number of readers. Late rows go on at once.
+    Several readers of a source are at different event times, so the order of arrival is arbitrary. With this operator
+    before them, steps that depend on the order give the same result for any number of readers. Late rows are emitted
+    at once.
     """
 
     def __init__(self, keys: tuple[str, ...]) -> None:
         self._keys = keys
         self._held: list[pa.RecordBatch] = []
-        self._topic = ""  # the source of the rows, as far as it is one
-        self._small = 0  # how many rows the small batches at the end of `_held` have
+        self._topic = ""  # the topic of the newest rows
+        self._small = 0  # the number of rows in the small batches at the end of `_held`
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._schema = context.input
@@ -45,10 +47,10 @@ class EventOrder(SavesWatermark):
         self._topic = batch.topic
         self._hold(batch.taken())
         if pc.min(batch.data.column(self._time)).as_py() < self._watermark:
-            self._emit_ready()  # late rows have nothing to wait for
+            self._emit_ready()  # there are late rows, which are emitted at once
 
     def _hold(self, data: pa.RecordBatch) -> None:
-        """Keeps the rows. Small batches are put together, so that `_emit_ready` looks at few."""
+        """Keeps the rows. Small batches are concatenated, so that `_emit_ready` has few to look through."""
         self._held.append(data)
         self._small = self._small + data.num_rows if data.num_rows < _SMALL_ROWS else 0
         if self._small >= _SMALL_ROWS:
@@ -63,7 +65,7 @@ class EventOrder(SavesWatermark):
         self._emit_ready()
 
     def _emit_ready(self) -> None:
-        """Emits the rows below the watermark."""
+        """Emits the rows below the watermark, sorted by event time."""
         ready: list[pa.RecordBatch] = []
         held: list[pa.RecordBatch] = []
         for data in self._held:
@@ -99,29 +101,31 @@ class EventOrder(SavesWatermark):
             return None
         then = dict(before)
         if not groups:
-            return "other columns; no rows wait"
+            return "it has other columns; no rows wait in it"
         if any(then.get(name, kind) != kind for name, kind in now):
             return None
         new = [name for name, _ in now if name not in then]
-        gone = f"of the rows that wait only {', '.join(name for name, _ in now)} go on"
-        return f"of the rows that wait, {', '.join(new)} is null" if new else gone
+        kept = f"rows that wait keep only {', '.join(name for name, _ in now)}"
+        return f"in rows that wait, {', '.join(new)} is null" if new else kept
 
     def state_reader(self) -> dict[str, Any]:
         return {"keys": list(self._keys), "input": schema_text(self._schema)}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """The rows that are held back."""
+        """Yields the rows that are held."""
         yield from self._held
 
     def statistics(self) -> dict[str, Any]:
         return {"held_rows": sum(data.num_rows for data in self._held)}
 
 
-# -- where they stand in a plan -----------------------------------------------------------------------------------------
+# -- their place in a plan ----------------------------------------------------------------------------------------------
 
 
 def in_order(point: PlanPoint, keys: tuple[str, ...], id: str) -> PlanPoint:
-    """The point behind an EventOrder. id: that of the step which needs the order, where the user gave one."""
+    """Returns the plan point behind an EventOrder. `id`: the id of the step that needs the order, or "" if the user
+    gave none.
+    """
     return point.step("order by event time", partial(EventOrder, keys), id=f"{id}.order" if id else "")
 
 

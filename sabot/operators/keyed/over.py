@@ -1,6 +1,7 @@
-"""Columns that depend on the rows around a row among those of its key, in order of event time: aggregates over a frame, lag, lead, ranks.
+"""Columns that depend on the other rows of a row's key, in order of event time: aggregates over a frame, lag, lead,
+ranks.
 
-rows, by event time ─▶ [rows of the newest time wait] ─▶ frames, places ─▶ [rows wait for later ones] ─▶ rows, with columns
+    rows, by event time ─▶ [rows of the newest time wait] ─▶ frames, lag, ranks ─▶ [rows wait for lead] ─▶ rows with the new columns
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,25 +40,29 @@ from sabot.operators.readers import StateReaders
 from sabot.operators.rows.stateless import Drop
 from sabot.operators.state_parts import RowsPart, SavesWatermark, StateParts, columns_schema
 
-OVER_KINDS = frozenset([*RANKS, "lag", "lead"])  # the kinds that are no aggregates
+OVER_KINDS = frozenset([*RANKS, "lag", "lead"])  # the kinds that are not aggregates
 _INT64 = pa.int64()
-_MOVED = ("cold", "evicted_total", "faults_total")  # figures of what is not in memory
+_MOVED = ("cold", "evicted_total", "faults_total")  # figures of state on disk
 
 
 class Over(SavesWatermark):
-    """Every row of the input with one more column for each of `columns`, which depends on the rows of its key in order of event time.
+    """Every row of the input, with one more column for each of `columns`. Its value depends on the rows of the key,
+    in order of event time.
 
-    Aggregates are over a frame: the row and the `preceding_rows` rows before it; or the rows of its key from its time - preceding_ms to
-    its time, with those of equal time that come after it; or, if both are None, all rows up to it. lag, lead and the ranks look at all
-    rows. Rows must come in order of event time (`EventOrder`). With preceding_ms, rows of the newest time wait until the watermark or a
-    later row has passed that time. With lead, a row waits for the row that it looks at, the last rows for the end of the input; rows are
-    emitted in the order in which they became complete.
+    An aggregate is over a frame: with `preceding_rows` the row and so many rows before it; with `preceding_ms` the
+    rows whose time is from the row's time - preceding_ms to the row's time, also rows of equal time that come later;
+    with neither, all rows up to it. lag, lead and the ranks look at all rows. Rows must come in order of event time
+    (`EventOrder`). With preceding_ms, rows of the newest time wait until the watermark or a later row has passed that
+    time. With lead, a row waits for the row that it refers to, and the last rows wait for the end of the input. Rows
+    are emitted in the order in which they became complete.
 
-    A late row, which is older than one of its key that was emitted, is emitted at once. It takes its place by event time among the rows
-    that frames, lag and lead still have, and counts for later rows; results that were emitted stay. Rows before the oldest row of the
-    frame are gone, so a late row that belongs there stands alone. Over all rows, and for ranks, it counts as the newest row.
+    A row is late here if a later row of its key was emitted. It is emitted at once, takes its place by event time
+    among the rows that frames, lag and lead still keep, and counts for later rows. Emitted results stay as they are.
+    A late row that is older than all kept rows of the frame has a frame of its own. Over all rows, and for ranks, it
+    counts as the newest row.
 
-    Where there is a directory, its state keeps to the memory budget, of which aggregates, ranks with lag, and lead have an equal share.
+    With a directory, the state keeps to the memory budget. Aggregates, ranks with lag, and lead have equal shares of
+    it. Raises UserError for a frame, an offset or a kind that does not exist.
     """
 
     def __init__(
@@ -69,11 +74,13 @@ class Over(SavesWatermark):
         preceding_ms: int | None = None,
     ) -> None:
         if preceding_rows is not None and preceding_ms is not None:
-            raise UserError("over: a frame is of rows or of time, not both", hint="give one of them")
+            raise UserError("over: a frame has preceding_rows or preceding_ms, not both", hint="give one of them")
         if preceding_rows is not None and preceding_rows < 0:
-            raise UserError(f"over: {preceding_rows} rows before a row", hint="0 or more, or None for all of them")
+            raise UserError(
+                f"over: a frame of {preceding_rows} rows before a row", hint="give 0 or more, or None for all"
+            )
         if preceding_ms is not None and preceding_ms < 0:
-            raise UserError(f"over: {preceding_ms} ms before a row", hint="0 or more, or None for all of them")
+            raise UserError(f"over: a frame of {preceding_ms} ms before a row", hint="give 0 or more, or None for all")
         for each in columns:
             if each.kind not in OVER_KINDS and each.kind not in KINDS:
                 raise UserError(
@@ -81,7 +88,7 @@ class Over(SavesWatermark):
                     hint=f"one of {', '.join(sorted(OVER_KINDS | KINDS))}",
                 )
             if each.kind in ("lag", "lead") and each.offset < 1:
-                raise UserError(f"{each.name}: {each.kind} by {each.offset} rows", hint="1 or more")
+                raise UserError(f"{each.name}: {each.kind} by {each.offset} rows", hint="give 1 or more")
         self._names, self._described = list(keys), list(columns)
         self._rows, self._ms = preceding_rows, preceding_ms
         self._parts: list[OverState] = []
@@ -114,7 +121,7 @@ class Over(SavesWatermark):
         result = [*without_time(context.input), *self._added]
         check_distinct([field.name for field in result], "over: ", "give the new one another name")
         self._schema = with_time(pa.schema(result))
-        self._held: list[pa.RecordBatch] = []  # rows of the newest time, while more rows of that time may come
+        self._held: list[pa.RecordBatch] = []  # rows of the newest time, while more of them may come
         self._held_time = START_OF_TIME
         kept = [each for part in self._parts for each in part.parts()]
         if self._leading is not None:
@@ -137,9 +144,7 @@ class Over(SavesWatermark):
         times = batch.data.column(self._time)
         newest = pc.max(times if batch.selection is None else times.take(batch.selection)).as_py()
         if newest < self._held_time or newest < self._watermark:
-            self._run(
-                batch
-            )  # its newest rows have nothing to wait for: a later row, or the watermark, has passed their time
+            self._run(batch)  # a later row, or the watermark, has passed the time of all its rows
             return
         data = batch.taken()
         waits = pc.equal(data.column(self._time), pa.scalar(newest, _INT64))
@@ -193,7 +198,7 @@ class Over(SavesWatermark):
             self._emit(rows, {name: rows.column(name) for name in rows.schema.names} | leads)
 
     def _emit(self, data: pa.RecordBatch, columns: dict[str, Array]) -> None:
-        """Emits rows. data: has the columns of the input. columns: the columns that are added, by name."""
+        """Emits rows. `data`: rows with the columns of the input. `columns`: the added columns, by name."""
         plain = [data.column(field.name) for field in without_time(self._context.input)]
         added = [columns[field.name] for field in self._added]
         times = data.column(TIME_COLUMN)
@@ -239,15 +244,17 @@ class Over(SavesWatermark):
         if fact != "rows":
             return None
         if before is None or now is None:
-            return "rows wait in it from now on" if before is None else "rows wait in it no more"
+            return "rows wait in it from now on" if before is None else "rows no longer wait in it"
         then = dict(before)
         if any(then.get(name, kind) != kind for name, kind in now):
             return None
         new = [name for name, _ in now if name not in then]
-        return f"of the rows that wait, {', '.join(new)} is null" if new else "columns of the rows that wait are gone"
+        return f"in rows that wait, {', '.join(new)} is null" if new else "rows that wait lose columns"
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """The aggregates of each key after its newest row; without aggregates, the number of rows of each key."""
+        """Yields the aggregates of each key after its newest row, or, without aggregates, the number of rows of each
+        key.
+        """
         for part in self._parts:
             if part.has_contents:
                 yield from part.contents()
@@ -272,7 +279,7 @@ class Over(SavesWatermark):
             part.advance(self._watermark)
 
     def _held_back(self, rows: pa.RecordBatch) -> None:
-        """Takes back rows of a checkpoint that were waiting."""
+        """Takes rows from a checkpoint that were waiting."""
         self._held.append(rows)
         self._held_time = max(self._held_time, pc.max(rows.column(self._time)).as_py())
 
@@ -296,12 +303,12 @@ class Over(SavesWatermark):
 
 
 def _exact(each: OverColumn, input: pa.Schema) -> str:
-    """These aggregates of decimals keep parts of the values, which others of the column do not."""
+    """Returns "exact " for an aggregate of decimals that keeps all digits of the values, else ""."""
     kept = each.kind in ("sum", "mean", "min", "max", "first", "last") and not (each.rounds and each.kind == "mean")
     return "exact " if kept and pa.types.is_decimal(input.field(each.argument).type) else ""
 
 
-# -- where they stand in a plan -----------------------------------------------------------------------------------------
+# -- their place in a plan ----------------------------------------------------------------------------------------------
 
 
 def plan_over(node: nodes.Over, point: PlanPoint) -> PlanPoint:

@@ -1,7 +1,9 @@
-"""The columns that `Over` adds, as descriptions, and how the state of those of a checkpoint becomes that of those of now.
+"""Descriptions of the columns that `Over` adds, and the conversion of their state from a checkpoint with other
+columns.
 
-What a column keeps, its kind says: aggregates over all rows keep accumulators. Aggregates over a frame keep the values of its rows, which
-all aggregates of one argument share. Ranks share counters. `lag` keeps the values of its argument; for `lead`, whole rows wait.
+The kind of a column decides which state it keeps. Aggregates over all rows keep accumulators. Aggregates over a frame
+keep the values of its rows; aggregates of one argument share them. Ranks share counters. `lag` keeps the values of
+its argument. For `lead`, whole rows wait.
 """
 
 import re
@@ -17,17 +19,16 @@ from sabot.operators.aggregates.migration import Keeps, shared_by, sources_of
 from sabot.operators.base import Saved
 
 RANKS = ("row_number", "rank", "dense_rank")
-_MADE = re.compile(
-    r"__[0-9]+"
-)  # names of columns that were made of arguments: another program gives them to other arguments
+_MADE = re.compile(r"__[0-9]+")  # names of columns that hold arguments: another program uses them for other arguments
 
 
 @dataclass(frozen=True)
 class OverColumn:
-    """One column that is added. kind: that of an aggregate, or one of OVER_KINDS. `argument` and `where` name input columns.
+    """One column that `Over` adds. `argument` and `where` name input columns.
 
-    offset, default: for lag and lead. where, ddof: for aggregates. text: the column as the user wrote it, where its argument is an
-    expression without a name. shares, rounds: as of an AggregateColumn.
+    `kind`: the kind of an aggregate, or one of OVER_KINDS. `offset`, `default`: the distance in rows and the default
+    of lag and lead. `where`, `ddof`, `shares`, `rounds`: those of an AggregateColumn. `text`: the column as the user
+    wrote it, if its argument is an expression without a name.
     """
 
     name: str
@@ -42,7 +43,7 @@ class OverColumn:
     rounds: bool = False
 
     def description(self) -> str:
-        """The column as text, without its name."""
+        """Returns the column as text, without its name: "lag(x, 2)"."""
         if self.text:
             return self.text
         if self.kind in KINDS:
@@ -63,7 +64,11 @@ class OverColumn:
 
 
 def keeps_over(frame: Any) -> Keeps:
-    """What a column keeps, as text, by what it computes. frame: as in the schema of the operator's state."""
+    """Returns a function that maps the text of a column to the text of its state: columns with equal texts share
+    state.
+
+    `frame`: the frame as `state_schema` of the operator has it.
+    """
 
     def keeps(words: str) -> str:
         kind, _, rest = words.partition("(")
@@ -79,19 +84,27 @@ def keeps_over(frame: Any) -> Keeps:
 
 
 def hidden_over(columns: Sequence[Sequence[str]]) -> list[tuple[str, str, str]]:
-    """What an `Over` of these columns keeps beside them, as a column: where it has ranks or lag, all ranks of its rows."""
+    """Returns the state that an `Over` of these columns keeps besides them, in the form of columns: with lag or a
+    rank, the counters of all ranks.
+    """
     kinds = {words.partition("(")[0] for _, words, _ in columns}
     return [("", "row_number()", "int64")] if kinds & {*RANKS, "lag"} else []
 
 
 def columns_read(reader: Mapping[str, Any]) -> list[OverColumn]:
-    """The columns that an Over of a checkpoint had. What its version did otherwise, it does not say."""
+    """Returns the columns that an `Over` of a checkpoint had. Options that older versions did not write have their
+    old meaning.
+    """
     older: dict[str, Any] = {name: reader.get(name, True) for name in ("shares", "rounds")}
     return [OverColumn(**each, **older) for each in reader["calls"]]
 
 
 class OverMigration:
-    """The columns that a checkpoint had (`was`), over rows of `input`, and with the state of which of them those of now go on."""
+    """The conversion of the columns of a checkpoint (`was`), over rows of `input`, to the columns of the program.
+
+    `sources`: for each column of the program, the number of the checkpoint's column whose state it takes over, or
+    None.
+    """
 
     def __init__(self, reader: Mapping[str, Any], now: Sequence[OverColumn], sources: Sequence[int | None]) -> None:
         self.was = columns_read(reader)
@@ -101,7 +114,7 @@ class OverMigration:
         self._sources = {
             new.name: self.was[source] for new, source in zip(now, sources, strict=True) if source is not None
         }
-        # Of columns that are added, or were made of arguments: the names of now -> those that they had; "": there was none.
+        # The name in the program -> the name in the checkpoint, or "", of columns that are added or hold arguments.
         self._names = {new.name: "" for new in now} | {name: old.name for name, old in self._sources.items()}
         for new in now:
             old = self._sources.get(new.name)
@@ -110,13 +123,15 @@ class OverMigration:
                 self._names |= {mine: theirs for mine, theirs in pairs if mine is not None and theirs is not None}
 
     def source(self, column: OverColumn) -> OverColumn | None:
-        """The column of the checkpoint with whose state this one goes on."""
+        """Returns the column of the checkpoint whose state this column takes over, or None."""
         return self._sources.get(column.name)
 
     def rows(
         self, schema: pa.Schema, rows: pa.RecordBatch, defaults: Mapping[str | None, Any] | None = None
     ) -> pa.RecordBatch:
-        """Rows of the checkpoint with these columns. Those that they do not have are null, or as `defaults` says by name."""
+        """Returns rows of the checkpoint with the columns of `schema`. A column that they lack is null, or has its
+        value in `defaults`.
+        """
         columns = []
         for field in schema:
             then = self._names.get(field.name, "" if _MADE.fullmatch(field.name) else field.name)
@@ -131,7 +146,11 @@ class OverMigration:
 def over_migration(
     saved: Sequence[Saved], schema: Mapping[str, Any], now: Sequence[OverColumn], forgets: frozenset[str]
 ) -> OverMigration | None:
-    """How the columns of a checkpoint become those of now; None where it has the same ones. schema: of the operator's state now."""
+    """Returns the conversion of a checkpoint's columns to those of the program, or None if both have the same
+    columns.
+
+    `schema`: the `state_schema` of the operator in the program.
+    """
     facts = next((part.facts for part in saved if part.facts.get("schema")), None)
     if facts is None:
         return None

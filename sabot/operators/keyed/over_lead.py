@@ -1,4 +1,4 @@
-"""Lead: rows that wait for the later rows at which they look."""
+"""Lead: rows that wait for the later rows to which they refer."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,14 +14,14 @@ from sabot.operators.keyed.over_columns import OverColumn
 from sabot.operators.keyed.over_state import MARKS, Array, OverSlots, argument_of, default_of, new_table, or_default
 from sabot.operators.state_parts import Batches, Owned, with_columns_of
 
-_NEXT = "waiting next"  # the fact: the number of the next row
-_NOTED_SLOTS = 8_192  # how many slots are put aside at a time
+_NEXT = "waiting next"  # the name of a fact: the number of the next row
+_NOTED_SLOTS = 8_192  # the number of slots that are put aside at a time
 
 
 class LeadState(OverSlots):
-    """Lead: rows wait for the later rows at which they look. They are kept with the columns that are added already (`columns`).
+    """The rows that wait for later rows. They are kept with the columns that are added already (`columns`).
 
-    Rows are given in the order in which they came; at the end of the input, those that are on disk come after the others.
+    Rows become complete in the order in which they came. At the end of the input, rows on disk come after the others.
     """
 
     def __init__(self, keys: list[str], added: Sequence[OverColumn], made: pa.Schema, context: OperatorContext) -> None:
@@ -42,7 +42,7 @@ class LeadState(OverSlots):
         super().__init__(known, indices, {"waiting": pa.schema([*MARKS, *made])}, context, places)
 
     def add(self, rows: pa.RecordBatch) -> Iterator[tuple[pa.RecordBatch, dict[str, Array]]]:
-        """Takes rows; -> the rows that wait no more, with their columns of lead."""
+        """Takes rows, and returns the rows that are complete now, with their columns of lead."""
         with self.changing:
             slots = self.resolve(Batch(rows))
             pieces = self.table.add(slots, rows, rows.column(self._time), rows=CHUNK_ROWS)
@@ -50,7 +50,7 @@ class LeadState(OverSlots):
         return self._with_leads(pieces)
 
     def flush(self) -> Iterator[tuple[pa.RecordBatch, dict[str, Array]]]:
-        """The input has ended; -> the rows that still wait, with their columns of lead."""
+        """Yields, at the end of the input, the rows that still wait, with their columns of lead."""
         for _ in self.every():
             with self.changing:
                 if self.is_held:
@@ -64,7 +64,7 @@ class LeadState(OverSlots):
 
     @property
     def least(self) -> int | None:
-        """The least time of a row that waits; None if none does."""
+        """The least event time of a row that waits, or None if none does."""
         there = [time for time in (self.table.least, self.least_due) if time is not None]
         return min(there, default=None)
 
@@ -84,7 +84,7 @@ class LeadState(OverSlots):
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
         super().restore(saved, owned)
-        told = [part.facts.get(_NEXT, 0) for part in saved]  # rows that are not in memory have numbers too
+        told = [part.facts.get(_NEXT, 0) for part in saved]  # rows on disk have numbers too
         self.table.next_number = max([self.table.next_number, *told])
 
     def rows_of(self, slots: pa.Int32Array) -> Rows:

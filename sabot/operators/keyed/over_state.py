@@ -1,4 +1,6 @@
-"""The columns that `Over` adds, and the state behind them: running aggregates, frames of rows, places. Rows that wait: see over_lead."""
+"""The state behind the columns of `Over`: running aggregates, frames of rows, ranks and lag. `over_lead` has the rows
+that wait for lead.
+"""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,26 +32,24 @@ MARKS = (
     pa.field("__slot", pa.int32()),
     _AT,
     pa.field("__number", _INT64),
-)  # columns before those of kept rows: the slot of the key, the event time, the number of the row
+)  # columns before those of a kept row: the slot of its key, its event time, its number
 
 Array: TypeAlias = pa.Array
 
 
 class OverState:
-    """Some of the columns that are added (`fields`), and the state that they need."""
+    """Some of the columns that `Over` adds (`fields`), and their state."""
 
     fields: list[pa.Field]
-    has_contents = False  # whether `contents` gives rows
-    migration: OverMigration | None = (
-        None  # set before a restore: how the columns of the checkpoint become those of now
-    )
+    has_contents = False  # True if `contents` yields rows
+    migration: OverMigration | None = None  # set before a restore: the conversion of the checkpoint's columns
 
     def add(self, batch: Batch) -> dict[str, Array]:
-        """Takes rows; -> its columns by name, with a value for each selected row."""
+        """Takes rows, and returns its columns by name, with a value for each selected row."""
         raise NotImplementedError
 
     def advance(self, watermark_ms: int) -> None:
-        """No row below this event time is expected any more, unless it is late."""
+        """Takes a watermark: only late rows have a time below it from now on."""
 
     def groups(self) -> int:
         raise NotImplementedError
@@ -58,18 +58,20 @@ class OverState:
         return iter(())
 
     def parts(self) -> list[StatePart]:
-        """What a checkpoint saves of it."""
+        """Returns the parts of the state that a checkpoint saves."""
         raise NotImplementedError
 
     def statistics(self) -> dict[str, int]:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Lets go of everything."""
+        """Releases memory and files."""
 
 
 class RunningState(OverState):
-    """Aggregates over all rows up to each row. Their accumulators stand in a TableStore, which keeps to the memory budget."""
+    """Aggregates over all rows up to each row. Their accumulators stand in a TableStore, which keeps to the memory
+    budget.
+    """
 
     has_contents = True
 
@@ -121,13 +123,13 @@ class RunningState(OverState):
 
 
 class OverSlots(SlotState):
-    """State of `over` by the slots of keys. Keys that have not come for long are on disk.
+    """State of `over` by the slots of keys. With a directory, keys without recent rows are on disk.
 
-    `files`: as for SlotState; the first column of the first file is the slot of a row. `keys`: the indices of the key columns in the first
-    file, or None if it has none, so that they are written behind its columns.
+    `files`: the files of SlotState; the first column of the first file is the slot of a row. `keys`: the indices of
+    the key columns in the first file, or None if it has none. They are then written behind its columns.
     """
 
-    migration: OverMigration | None = None  # as of an OverState
+    migration: OverMigration | None = None  # that of an OverState
     refusal = ("the state has", "keys and columns of over cannot change between a checkpoint and its restore")
 
     def __init__(
@@ -146,12 +148,14 @@ class OverSlots(SlotState):
         super().__init__(known, key_indices, files, keys, context, name)
 
     def with_keys(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """Rows of the first file with the keys of their slots."""
+        """Returns rows of the first file with the keys of their slots."""
         keys = self.known.key_columns(rows.column(0))
         return pa.RecordBatch.from_arrays([*rows.columns, *keys], schema=next(iter(self.files.values())))
 
     def with_slots(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """The other way: rows of the first file, with the slots that their keys have here; these slots are going to change."""
+        """Returns rows of the first file with the slots that their keys have here. Announces that these slots will
+        change.
+        """
         slots = self.known.resolve(rows, self.keys_at)
         self.note(slots)
         rows = rows.select(range(self.width))
@@ -169,7 +173,7 @@ class OverSlots(SlotState):
     @property
     @abstractmethod
     def rows(self) -> int:
-        """How many rows are kept in memory."""
+        """The number of rows in memory."""
 
     def statistics(self) -> dict[str, int]:
         return {"keys": len(self.known), "rows": self.rows + self.cold_rows, **self.figures()}
@@ -181,7 +185,7 @@ class OverSlots(SlotState):
 
 
 class FrameState(OverSlots, OverState):
-    """Aggregates over the last rows. A FrameTable has the rows of each frame."""
+    """Aggregates over a frame. A FrameTable keeps the rows of each frame."""
 
     has_contents = True
 
@@ -266,7 +270,9 @@ class FrameState(OverSlots, OverState):
         return self.known.nbytes + self._frames.nbytes
 
     def renewed(self, rows: Rows) -> Rows:
-        """Rows of frames with the values that are kept now. A value that the checkpoint does not have counts for no aggregate."""
+        """Returns rows of frames with the values that the program keeps. A value that the checkpoint does not have
+        counts for no aggregate.
+        """
         if self.migration is None:
             return rows
         sources, (then,) = self._value_sources(self.migration), rows
@@ -282,7 +288,9 @@ class FrameState(OverSlots, OverState):
         return [pa.RecordBatch.from_arrays(columns, schema=self.files["frames"])]
 
     def _value_sources(self, migration: OverMigration) -> dict[int, int]:
-        """For values of a row that is kept now: which values the checkpoint has of it."""
+        """Returns, by the number of a value that the program keeps of a row, the number of the value in the
+        checkpoint. Raises UserError if the types of the values differ.
+        """
         was = [each for each in migration.was if each.kind in KINDS]
         before, now = _aggregator(self._keys, was, migration.input, None), self._aggregator
         then, here = _values(before), _values(now)
@@ -295,25 +303,26 @@ class FrameState(OverSlots, OverState):
             if len(known) != len(place.accumulators):
                 if each.aggregate().adds_decimals(self._input):
                     raise UserError(
-                        f"{each.name}: {each.description()} is over decimals of another width than those of the checkpoint",
-                        hint="cast the column to the type that it had; or begin the step empty (--drop)",
+                        f"{each.name}: the decimals of {each.description()} have another width than in the checkpoint",
+                        hint="cast the column to the type that it had, or let the step begin empty (--drop)",
                     )
-                known = [known[0]] * len(place.accumulators)  # all are over one value
+                known = [known[0]] * len(place.accumulators)  # all of them aggregate the same value
             for accumulator, first in zip(place.accumulators, known, strict=True):
                 if now.kernel[accumulator][1] != before.kernel[first][1]:
                     raise UserError(
-                        f"{each.name}: {each.description()} was over {before.kernel[first][1]}, is over {now.kernel[accumulator][1]}",
-                        hint="cast the column to the type that it had; or begin the step empty (--drop)",
+                        f"{each.name}: {each.description()} was over {before.kernel[first][1]} in the checkpoint, and is over "
+                        f"{now.kernel[accumulator][1]} now",
+                        hint="cast the column to the type that it had, or let the step begin empty (--drop)",
                     )
                 sources[here[accumulator]] = then[first]
         return sources
 
 
 class PlaceState(OverSlots, OverState):
-    """Row numbers, ranks, and lag. A PlaceTable counts the rows of each key, and has the columns at which lag looks back.
+    """Row numbers, ranks, and lag. A PlaceTable counts the rows of each key, and keeps the values that lag refers to.
 
-    The rows at which lag looks back stand in a checkpoint as a list for each key, "before"; older ones have them as rows of their own,
-    "earlier".
+    A checkpoint has these values as a list for each key, in the file "before". Older checkpoints have them as rows of
+    their own, in "earlier".
     """
 
     has_contents = True
@@ -402,8 +411,8 @@ class PlaceState(OverSlots, OverState):
         return {**super().statistics(), "rows": 0}
 
     def renewed(self, rows: Rows) -> Rows:
-        """The rows before, with the arguments of now; one that the checkpoint does not have is as if there were no row. Only as many are
-        looked back at as the columns of now ask for.
+        """Returns the kept values with the arguments that the program has. An argument that the checkpoint lacks has
+        the default of lag. Values beyond the greatest offset of the program are left out.
         """
         if self.migration is None:
             return rows
@@ -433,7 +442,9 @@ class PlaceState(OverSlots, OverState):
 
 
 def _aggregator(keys: list[str], added: Sequence[OverColumn], input: pa.Schema, order: str | None) -> Aggregator:
-    """The aggregator of these columns. UserError for a kind or a type that has no accumulator of fixed width."""
+    """Returns the aggregator of these columns. Raises UserError for a kind or a type without an accumulator of fixed
+    width.
+    """
     for each in added:
         if Aggregator(keys, [each.aggregate()], input, order=order, running=True).needs_slots:
             kind = None if each.argument is None else input.field(each.argument).type
@@ -441,13 +452,14 @@ def _aggregator(keys: list[str], added: Sequence[OverColumn], input: pa.Schema, 
             raise UserError(
                 f"{each.name}: there is no {each.kind}{of} over rows",
                 hint=too_wide(each.kind, kind)
-                or "count, and sum, mean, variance, stddev, min, max, first, last of numbers and times; or use a window",
+                or "over rows there are count, and sum, mean, variance, stddev, min, max, first, last of numbers and times; "
+                "a window has the others",
             )
     return Aggregator(keys, [each.aggregate() for each in added], input, order=order, running=True)
 
 
 def _values(aggregator: Aggregator) -> list[int]:
-    """By accumulator: which of the values of a row it is over, as a FrameTable numbers these."""
+    """Returns, by accumulator, the number of the value in a row that it aggregates, as a FrameTable numbers these."""
     known: dict[tuple[int, int], int] = {}
     pairs = zip(aggregator.arguments, aggregator.filters, strict=True)
     return [known.setdefault(pair, len(known)) for pair in pairs]
@@ -467,8 +479,8 @@ def default_of(each: OverColumn, kind: pa.DataType) -> pa.Scalar:
         return pa.scalar(each.default, kind)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise UserError(
-            f"{each.name}: the default {each.default!r} is no {kind}",
-            hint=f"{each.argument!r} is {kind}: give one of these",
+            f"{each.name}: the default {each.default!r} is not a {kind}",
+            hint=f"give a value of the type of {each.argument!r}",
         ) from error
 
 
@@ -480,7 +492,9 @@ def new_table(make: Callable[[], Any]) -> Any:
 
 
 def _lagged(column: Array, earlier: Array, source: Any, default: pa.Scalar) -> Array:
-    """The value of lag for each row: column[i] for a source i >= 0, earlier[h] for a source -2 - h, the default for -1."""
+    """Returns the value of lag for each row: column[i] for a source i >= 0, earlier[h] for a source -2 - h, the
+    default for -1.
+    """
     pool = column if not len(earlier) else pa.concat_arrays([column, earlier])
     places = np.where(source >= 0, source, len(column) - 2 - source)
     none = source == -1
@@ -507,7 +521,7 @@ def _list_type(columns: pa.Schema) -> pa.DataType:
 
 
 def _as_lists(sizes: Any, rows: pa.RecordBatch) -> pa.RecordBatch:
-    """These rows, in order, as a list for each size."""
+    """Returns these rows, in order, as one list for each size."""
     offsets = np.zeros(len(sizes) + 1, np.int32)
     np.cumsum(sizes, out=offsets[1:])
     values = pa.StructArray.from_arrays(rows.columns, fields=list(rows.schema))
@@ -515,7 +529,7 @@ def _as_lists(sizes: Any, rows: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _from_lists(lists: Array) -> tuple[Any, pa.RecordBatch]:
-    """How many rows each list has (numpy), and all of these rows."""
+    """Returns the number of rows of each list (numpy), and all of these rows."""
     sizes = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
     values = lists.flatten()
     return sizes, pa.RecordBatch.from_arrays(values.flatten(), schema=pa.schema(list(values.type)))

@@ -1,4 +1,4 @@
-"""What `Reduce` keeps: a row for each run, as a Python object."""
+"""The state of `Reduce`: a reduced row for each run, as a Python object."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import pyarrow as pa
 
 from sabot.operators.windows.sessions import KeyedRuns
 
-_ROW_BYTES, _VALUE_BYTES = 200, 60  # about what a reduced row takes as a dict, and each of its values
+_ROW_BYTES, _VALUE_BYTES = 200, 60  # about the size of a reduced row as a dict, and of each of its values
 
 
 class ReducedRuns(KeyedRuns):
-    """Runs, and the row to which each is reduced. beside: the columns of these rows, as "rows"."""
+    """Runs, and the row to which each is reduced. The file "rows" of a checkpoint has these rows."""
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)

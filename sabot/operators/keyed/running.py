@@ -1,7 +1,8 @@
-"""Operators by key, without windows of time: running aggregates, reduce, deduplicate, and windows of a number of rows.
+"""Operators by key without windows of time: running aggregates, reduce, deduplicate, and windows of a number of rows.
 
-Where all rows of a key belong together, a TableStore has the state. Where a key starts anew after a time or a number of rows, a `RunTable`
-says which rows belong together (a run), and `KeyedRuns` has the state. Both keep to a memory budget.
+If all rows of a key belong together, a TableStore keeps the state. If a key begins anew after a time or a number of
+rows, a `RunTable` says which rows belong together (a run), and `KeyedRuns` keeps the state. Both keep to a memory
+budget.
 """
 
 from abc import abstractmethod
@@ -44,21 +45,19 @@ Row = dict[str, Any]
 _TIMESTAMP = pa.timestamp("ms", "UTC")
 _WHOLE = frozenset(
     ["count_distinct", "collect_list", "arg_min", "arg_max", "user"]
-)  # kinds that have no running result
+)  # kinds that have no result after each row
 
 
 class _KeyedOperator(StatefulOperator):
-    """The base of these operators. State stands in `_store`, or in `_runs` with what `_state` keeps for each run."""
+    """The base of these operators. The state is in `_store`, or in `_state` by the runs of `_runs`."""
 
     _store: TableStore | None = None
     _runs: RunTable | None = None
-    _migration: StateMigration | None = (
-        None  # how the groups of a checkpoint with other aggregates become groups of the store
-    )
+    _migration: StateMigration | None = None  # the conversion of groups of a checkpoint with other aggregates
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._names = list(keys)
-        self._state: Any = None  # a KeyedRuns, where there are `_runs`
+        self._state: Any = None  # a KeyedRuns if there are `_runs`
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._context = context
@@ -71,7 +70,7 @@ class _KeyedOperator(StatefulOperator):
 
     @abstractmethod
     def _open(self, context: OperatorContext) -> pa.Schema:
-        """The rest of `open`."""
+        """Completes `open`: makes the state, and returns the columns of the results."""
 
     def close(self) -> None:
         if self._store is not None:
@@ -84,33 +83,35 @@ class _KeyedOperator(StatefulOperator):
         return {} if holder is None else dict(holder.statistics())
 
     def group_count(self) -> int:
-        """About how many are kept."""
+        """Returns about how many groups are kept."""
         if self._store is not None:
             return self._store.statistics()["groups"]
         return 0 if self._runs is None else int(self._state.count)
 
     def _forget_runs(self, watermark_ms: int) -> None:
-        """Removes the runs that are over by event time."""
+        """Removes the runs that have ended by event time."""
         if self._runs is not None:
             for _ in self._state.due(watermark_ms):
                 with self._state.changing:
                     self._state.remove(self._runs.advance(watermark_ms))
 
     def _taken(self, batch: Batch, indices: Sequence[int]) -> list[Array]:
-        """These columns of the selected rows."""
+        """Returns these columns of the selected rows."""
         columns = [batch.data.column(index) for index in indices]
         return columns if batch.selection is None else [column.take(batch.selection) for column in columns]
 
     def _times(self, batch: Batch) -> Array | None:
-        """The event times of all rows of the data; None where rows have none."""
+        """Returns the event times of all rows of the data, or None if rows have none."""
         return batch.data.column(self._time) if self._time >= 0 else None
 
 
 class RunningAggregate(_KeyedOperator):
-    """For each row: its keys, and `aggregates` over the rows of its key so far, the row included; TIME_COLUMN where the input has it.
+    """Emits, for each row, its keys and `aggregates` over the rows of its key up to and including this row; with
+    TIME_COLUMN if the input has it.
 
-    ttl_ms: a key starts anew when no row of it has come for so long, in event time. Rows count in order of arrival, even if one is older
-    than those before it. Kinds without accumulators of fixed width have no result after each row: UserError.
+    `ttl_ms`: a key begins anew if no row of it has come for so long, in event time. Rows count in order of arrival,
+    even if a row is older than those before it. Raises UserError for kinds without accumulators of fixed width, which
+    have no result after each row.
     """
 
     def __init__(
@@ -205,14 +206,14 @@ class RunningAggregate(_KeyedOperator):
 class CountAggregate(_KeyedOperator):
     """`aggregates` over every `size` rows of a key, in order of arrival: keys, window_start, window_end, aggregates.
 
-    window_start is the least event time of the rows, window_end the greatest + 1 ms; without event time the result has neither. At the
-    end of the input windows with fewer rows are emitted too.
+    window_start is the least event time of the rows, window_end the greatest + 1 ms. Without event time the result
+    has neither. At the end of the input, windows with fewer rows are emitted too.
     """
 
     def __init__(self, size: int, keys: Sequence[str], aggregates: Sequence[AggregateColumn]) -> None:
         super().__init__(keys)
         if size < 1:
-            raise UserError(f"a window of {size} rows", hint="1 or more")
+            raise UserError(f"a window of {size} rows", hint="give 1 or more")
         self._size, self._aggregates = size, list(aggregates)
 
     def _open(self, context: OperatorContext) -> pa.Schema:
@@ -234,7 +235,7 @@ class CountAggregate(_KeyedOperator):
             state.settle()
 
     def _emit(self, runs: RunTable, windows: pa.Int32Array) -> None:
-        """Emits the results of these windows, and removes them."""
+        """Emits the results of these windows, and removes the windows."""
         for start in range(0, len(windows), CHUNK_ROWS):
             with self._state.changing:
                 rows = self._rows(runs, windows.slice(start, CHUNK_ROWS))
@@ -253,7 +254,7 @@ class CountAggregate(_KeyedOperator):
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
     def advance(self, watermark_ms: int) -> None:
-        if watermark_ms == END_OF_TIME:  # the results must come before what follows hears that time is over
+        if watermark_ms == END_OF_TIME:  # the next operator must get the results before END_OF_TIME
             self.finish()
 
     def finish(self) -> None:
@@ -282,10 +283,12 @@ class CountAggregate(_KeyedOperator):
 
 
 class Deduplicate(_KeyedOperator):
-    """Passes the first row of each key to arrive, and drops the others. Nothing is copied: a batch goes on with a selection.
+    """Passes the first row of each key to arrive, and drops the others. Nothing is copied: a batch is emitted with a
+    selection.
 
-    within_ms: a row passes again when its event time is so much after that of the key's last row that passed. The key is forgotten when
-    the watermark has come that far: so a row that is very late passes, even if it is within that time.
+    `within_ms`: a row passes again if its event time is at least so much after that of the key's last row that
+    passed. The key is forgotten when the watermark has come that far. So a row that is very late passes, even if it
+    is within that time.
     """
 
     def __init__(self, keys: Sequence[str], within_ms: int | None = None) -> None:
@@ -345,7 +348,7 @@ class Deduplicate(_KeyedOperator):
         return {**aggregates_reader(self._names, [], self._context.input), "within_ms": self._within_ms}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """The keys that were seen; with `within_ms` also the time of the key's last row that passed."""
+        """Yields the keys that were seen; with `within_ms` also the time of the key's last row that passed."""
         if self._store is not None:
             for columns in self._store.finish():
                 yield pa.RecordBatch.from_arrays(columns[: len(self._keys)], schema=self._keys)
@@ -360,12 +363,15 @@ class Deduplicate(_KeyedOperator):
 
 
 class Reduce(_KeyedOperator):
-    """For each row: the rows of its key so far, the row included, reduced to one by `function(a, b)`; columns as in the input.
+    """Emits, for each row, the rows of its key up to and including this row, reduced to one by `function(a, b)`. The
+    columns are those of the input.
 
-    a: the result of the rows before, as a dict by column. b: the row. The first row of a key is its own result. Key columns, and
-    TIME_COLUMN, which the function does not see, are always those of the row. A column that the result lacks is null. A column that the
-    input lacks, or a value that its column cannot hold, is a UserError that names key and column. State in memory is Python objects,
-    whose bytes are estimated for the budget. ttl_ms: a key starts anew when no row of it has come for so long, in event time.
+    `a` is the result of the earlier rows, as a dict by column; `b` is the row. The first row of a key is its own
+    result. Key columns, and TIME_COLUMN, which the function does not see, are always those of the row. A column that
+    the result lacks is null. Raises UserError, with key and column, for a column that the input lacks and for a value
+    that its column cannot hold. State in memory is Python objects, whose size is estimated for the budget.
+
+    `ttl_ms`: a key begins anew if no row of it has come for so long, in event time.
     """
 
     def __init__(self, keys: Sequence[str], function: Callable[[Row, Row], Row], ttl_ms: int | None = None) -> None:
@@ -404,7 +410,9 @@ class Reduce(_KeyedOperator):
         self.emit(of_selected(batch, pa.RecordBatch.from_arrays(arrays, schema=self._schema)))
 
     def _reduced(self, runs: list[int], rows: list[Row]) -> list[Row]:
-        """The result after each row. The function is given copies, so that no result changes afterwards. runs: the run of each row."""
+        """Returns the result after each row. The function gets copies, so that it cannot change an earlier result.
+        `runs`: the run of each row.
+        """
         function, state, copied, names = self._function, self._state.made, self._copied, self._row_schema.names
         made = []
         for run, row in zip(runs, rows, strict=True):
@@ -415,7 +423,7 @@ class Reduce(_KeyedOperator):
                     result = function(copied(before), row)
                 except Exception as error:
                     reason = f"{type(error).__name__}: {error}"
-                    raise UserError(f"reduce by {name_of(function)}: {reason}; at the key {key}") from error
+                    raise UserError(f"reduce: {name_of(function)} failed at the key {key}: {reason}") from error
                 if not isinstance(result, dict) or not result.keys() <= before.keys():
                     raise _no_row(result, key, names)
                 row = copied({name: result.get(name) for name in names} | key)
@@ -432,7 +440,7 @@ class Reduce(_KeyedOperator):
                     key = {name: row[name] for name in self._names}
                     raise UserError(
                         f"reduce: {field.name!r} of the key {key} is {field.type}, and cannot be {row[field.name]!r}",
-                        hint="give back what the column can hold, or cast the column first",
+                        hint="return values that the column can hold, or cast the column first",
                     ) from error
             raise
 
@@ -453,7 +461,7 @@ class Reduce(_KeyedOperator):
 
 
 def _end_after(ms: int, column: str) -> Callable[[pa.RecordBatch], Any]:
-    """When runs are over that last for so long after their time in that column."""
+    """Returns a function that gives the time at which each run ends: `ms` after its time in `column`."""
     return lambda runs: plus_ms(runs.column(column), ms)
 
 
@@ -467,7 +475,7 @@ def _check_running(whole: Sequence[AggregateColumn], input: pa.Schema | None = N
         ]
         named = ", ".join(f"{c.name} ({c.kind}{f' of {c.argument}' if c.argument else ''})" for c in whole)
         raise UserError(
-            f"{named}: no result after each row",
+            f"{named}: this aggregate has no result after each row",
             hint=hints[0]
             if hints and all(hints)
             else "aggregate in a window instead: .window(tumbling(...)), session(...) or count_window(...)",
@@ -476,21 +484,23 @@ def _check_running(whole: Sequence[AggregateColumn], input: pa.Schema | None = N
 
 def _check_ms(name: str, ms: int | None) -> None:
     if ms is not None and ms < 1:
-        raise UserError(f"{name}: {ms} ms is no time", hint="1 ms or more, or None")
+        raise UserError(f"{name}: {ms} ms is too short", hint="give 1 ms or more, or None")
 
 
 def _no_row(result: Any, key: Row, names: Sequence[str]) -> UserError:
     if not isinstance(result, dict):
-        return UserError(f"reduce gave {result!r} for the key {key}", hint="it must give back a dict of columns")
+        return UserError(f"reduce: the function returned {result!r} for the key {key}", hint="return a dict of columns")
     extra = sorted(result.keys() - set(names))[0]
     return UserError(
-        f"reduce: the result for the key {key} has {extra!r}, which is no column of the input",
+        f"reduce: the result for the key {key} has {extra!r}, which is not a column of the input",
         hint=f"the columns are {', '.join(names)}",
     )
 
 
 def _by_key(point: PlanPoint, node: nodes.RunningAggregate | nodes.Reduce | nodes.Deduplicate) -> PlanPoint:
-    """The point where all rows of a key are in one subtask, in order of event time where the step goes by a span of time."""
+    """Returns the plan point where all rows of a key are in one subtask, in order of event time if the step depends
+    on a span of time.
+    """
     point = point.partition_by(node.keys, "keyed")
     return in_order(point, node.keys, node.id) if node.needs_time else point
 
@@ -507,7 +517,7 @@ def plan_reduce(node: nodes.Reduce, point: PlanPoint) -> PlanPoint:
 
 def plan_deduplicate(node: nodes.Deduplicate, point: PlanPoint) -> PlanPoint:
     make: Callable[[], Operator] = partial(Deduplicate, node.keys, within_ms=node.within_ms)
-    if point.changes:  # the first row of each key among those that are there
+    if point.changes:  # the first of the rows of a key that were not taken away
         make = partial(TopN, node.keys, 1, (), ties="row_number", rank=None, changes=True)
     return _by_key(point, node).step(node.text(), make, id=node.id)
 

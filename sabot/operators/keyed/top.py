@@ -1,6 +1,6 @@
-"""The first n rows of each key, ordered by some columns, of all rows so far. Those of a window: see `windows.top`.
+"""The first n rows of each key, ordered by some columns, among all rows so far. `windows.top` has those of a window.
 
-A `RankTable` keeps the rows, and says which are among the first n, and what a batch has changed in that.
+A `RankTable` keeps the rows, knows which are among the first n, and gives the difference that a batch makes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ from sabot.operators.state_parts import StatefulOperator, StateParts, columns_sc
 TIES = ("row_number", "rank", "dense_rank")
 _TIMESTAMP = pa.timestamp("ms", "UTC")
 CANNOT_CHANGE = "columns of a top_n cannot change between a checkpoint and its restore"
-_READ_SLOTS = 8_192  # the rows of so many keys are read at once
+_READ_SLOTS = 8_192  # the number of keys whose rows are read at once
 _FIRST_SLOT = pa.scalar(0, pa.int32())
 
 Array: TypeAlias = pa.Array
@@ -51,14 +51,18 @@ class RankedOperator(StatefulOperator):
         self, keys: Sequence[str], n: int, by: Sequence[tuple[str, bool]], ties: str, rank: str | None
     ) -> None:
         if not is_whole(n, 1):
-            raise UserError(f"top_n: {n!r} is no number of rows", hint="a whole number, 1 or more")
+            raise UserError(f"top_n: {n!r} is not a number of rows", hint="give a whole number, 1 or more")
         if ties not in TIES:
             raise UserError(f"top_n: ties {ties!r} is unknown", hint=f"one of {', '.join(TIES)}")
         self.names, self._n, self._by = list(keys), n, [(name, bool(descending)) for name, descending in by]
         self._ties, self.rank = ties, rank
 
     def open_rows(self, context: OperatorContext, *, changes: bool = False, ranked: bool = False) -> None:
-        """Sets the columns of rows, and how their tables are made. UserError for rows of which no table can be made."""
+        """Sets the columns of the rows and `table_of`, which makes their tables. Raises UserError for columns that do
+        not exist or cannot be kept.
+
+        `changes`: True if rows can be taken away. `ranked`: True if results have the rank.
+        """
         self._context = context
         self.rows = without_marks(context.input)
         self.keys, self.key_indices = key_columns(self.names, context.input)
@@ -85,6 +89,7 @@ class RankedOperator(StatefulOperator):
         return saved_columns(self._context.input)
 
     def schema_facts(self) -> dict[str, Any]:
+        """Returns the common facts of `state_schema`."""
         return {
             "keys": columns_schema(self.keys),
             "n": self._n,
@@ -94,10 +99,13 @@ class RankedOperator(StatefulOperator):
         }
 
     def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
-        """Kept rows may lose columns, as those that order them stay. Rows that become equal by that are still as many."""
+        """Accepts that kept rows lose columns, if those that order them stay. Rows that become equal by this are
+        still counted each.
+        """
         return fewer_columns(before, now) if fact == "columns" else None
 
     def reader_facts(self) -> dict[str, Any]:
+        """Returns the common facts of `state_reader`."""
         return {
             "keys": self.names,
             "n": self._n,
@@ -109,17 +117,21 @@ class RankedOperator(StatefulOperator):
 
 
 class TopN(RankedOperator, FilledFromTable):
-    """The rows that are among the first `n` of their key, ordered by the columns of `by` (name, descending), as changes.
+    """The rows that are among the first `n` of their key, as changes.
 
-    Null comes after NaN, and NaN after all numbers, whether descending or not; of equal rows the first to arrive comes first. ties says
-    which rows are among the first n: "row_number", n rows; "rank", the rows with fewer than n better ones; "dense_rank", the rows with
-    one of the n best values. rank: the name of a column with that number (int64); with "row_number" the key and the rank are unique, and
-    a rank that gets another row is an update pair. changes: the input is changes, and all rows are kept; else only the first n are.
-    parted_by: those of the keys by whose key groups rows come to the subtasks, where these are not all; they own the state too.
+    `by`: the columns that order the rows, as (name, descending). A null comes after NaN, and NaN after all numbers,
+    descending or not. Of equal rows the first to arrive comes first.
+    `ties`: which rows are among the first n: "row_number": n rows; "rank": rows with fewer than n better ones;
+    "dense_rank": rows with one of the n best values.
+    `rank`: the name of a column with that number (int64), or None. With "row_number", key and rank are unique, and a
+    rank that gets another row is an update pair.
+    `changes`: True if the input is changes. All rows are kept then, else only the first n.
+    `parted_by`: the keys by whose key groups rows come to the subtasks, if these are only some of them. They own the
+    state too.
 
-    After each batch it emits what has changed: first the rows that leave the result, then those that enter it. A row that leaves has its
-    own event time. Rows count in order of arrival; of equal rows the newest is taken away. Where there is a directory, state keeps to the
-    memory budget.
+    After each batch it emits the difference: first the rows that leave the result, then those that enter it. A row
+    that leaves has its own event time. Rows count in order of arrival; of equal rows the newest is taken away. With a
+    directory, the state keeps to the memory budget.
     """
 
     def __init__(
@@ -155,7 +167,7 @@ class TopN(RankedOperator, FilledFromTable):
 
     def process(self, batch: Batch) -> None:
         assert self._state is not None
-        if self.parted_by and batch.hashes is not None:  # of these columns, not of all keys
+        if self.parted_by and batch.hashes is not None:  # these hashes are of `parted_by`, not of all keys
             batch = reselected(batch, batch.selection, None)
         state, data = self._state, batch.data
         table = state.table
@@ -170,7 +182,7 @@ class TopN(RankedOperator, FilledFromTable):
                     time=data.column(self._time) if self._time >= 0 else None,
                 )
             except KeyError as error:
-                raise InternalError(f"top_n: the changes are no valid ones: {error.args[0]}") from error
+                raise InternalError(f"top_n: the changes are not valid: {error.args[0]}") from error
             vacant = table.settle()
             if len(vacant):
                 state.known.remove(vacant)
@@ -184,7 +196,7 @@ class TopN(RankedOperator, FilledFromTable):
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
     def unfit_to_fill(self, names: frozenset[str]) -> str:
-        return "" if self._by else "which row of a key came first is not known"
+        return "" if self._by else "the table does not say which row of a key came first"
 
     def state_schema(self) -> dict[str, Any]:
         return {"kind": "top_n", **self.schema_facts(), "ranked": self.rank is not None, "changes": self._changes}
@@ -193,7 +205,7 @@ class TopN(RankedOperator, FilledFromTable):
         return {**self.reader_facts(), "changes": self._changes}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """The rows that are kept, key by key, in order."""
+        """Yields the rows that are kept, key by key, in order."""
         if self._state is not None:
             for rows in self._state.every_row():
                 yield rows.select(self.rows.names)
@@ -204,7 +216,9 @@ class TopN(RankedOperator, FilledFromTable):
     def close(self) -> None:
         if self._state is not None:
             self._state.close()
-            self.state_parts = StateParts(self._context, [], keyed=False)  # which would hold the rows
+            self.state_parts = StateParts(
+                self._context, [], keyed=False
+            )  # the former ones would keep the rows in memory
         self._state = None
 
     def statistics(self) -> dict[str, Any]:
@@ -215,7 +229,7 @@ class TopN(RankedOperator, FilledFromTable):
 
 
 class _RankState(SlotState):
-    """The keys of a TopN, and the rows of each. rows: their columns in a checkpoint."""
+    """The keys of a TopN, and the rows of each. `rows`: the columns of the rows in a checkpoint."""
 
     refusal = ("the rows have", CANNOT_CHANGE)
 
@@ -230,7 +244,7 @@ class _RankState(SlotState):
         return self.files_in(saved)
 
     def renewed(self, rows: Rows) -> Rows:
-        """Rows without the columns that the program keeps no more."""
+        """Returns rows without the columns that the program no longer keeps."""
         return [only_columns_of(self.files["rows"], rows[0])]
 
     def rows_of(self, slots: pa.Int32Array) -> Rows:
@@ -249,7 +263,7 @@ class _RankState(SlotState):
         self.known.remove(slots)
 
     def every_row(self) -> Iterator[pa.RecordBatch]:
-        """All rows, key by key, in pieces."""
+        """Yields all rows, key by key, in pieces."""
         yield from _exported(self.table, self.known.slots())
         for slots in self.every_read():
             yield self.table.export(slots)
@@ -265,12 +279,12 @@ class _RankState(SlotState):
 
 
 def _exported(table: RankTable, slots: pa.Int32Array) -> Iterator[pa.RecordBatch]:
-    """The rows of these slots, in pieces."""
+    """Yields the rows of these slots, in pieces."""
     for start in range(0, len(slots), _READ_SLOTS):
         yield table.export(slots.slice(start, _READ_SLOTS))
 
 
-# -- where they stand in a plan -----------------------------------------------------------------------------------------
+# -- their place in a plan ----------------------------------------------------------------------------------------------
 
 
 def plan_top_n(node: nodes.TopN, point: PlanPoint) -> PlanPoint:
@@ -285,13 +299,13 @@ PLANNERS: Planners = {nodes.TopN: plan_top_n}
 
 
 def saved_columns(input: pa.Schema) -> pa.Schema:
-    """The columns of the rows in a checkpoint, for these of the input."""
+    """Returns the columns of the rows in a checkpoint, for the columns of the input."""
     marks = pa.field(NUMBER_COLUMN, pa.int64()), pa.field(TIME_COLUMN, pa.int64())
     return pa.schema([*without_marks(input), *marks], without_marks(input).metadata)
 
 
 def ranked_of(reader: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of an operator that `RankedOperator` has described for a reader."""
+    """Returns the arguments of an operator from the facts that `RankedOperator.reader_facts` gave."""
     by = [(name, descending) for name, descending in reader["by"]]
     return {"keys": reader["keys"], "n": reader["n"], "by": by, "ties": reader["ties"], "rank": reader["rank"]}
 

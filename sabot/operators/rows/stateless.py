@@ -319,7 +319,7 @@ def _check_columns(what: str, names: Iterable[str], schema: pa.Schema) -> None:
             raise UserError(f"{what}: {error.message}", hint=error.hint) from None
 
 
-# -- where they stand in a plan -----------------------------------------------------------------------------------------
+# -- their place in a plan ----------------------------------------------------------------------------------------------
 
 
 def plan_filter(node: nodes.Filter, point: PlanPoint) -> PlanPoint:

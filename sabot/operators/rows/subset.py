@@ -105,7 +105,7 @@ class Sample(StatefulOperator):
                 self._random.bit_generator.state = {**given, "state": own}
 
 
-# -- where they stand in a plan -----------------------------------------------------------------------------------------
+# -- their place in a plan ----------------------------------------------------------------------------------------------
 
 
 def plan_head(node: nodes.Head, point: PlanPoint) -> PlanPoint:

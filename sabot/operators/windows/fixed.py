@@ -1,7 +1,7 @@
 """Aggregates in windows of event time: tumbling, hopping and cumulative.
 
-Rows are aggregated once, into panes that do not overlap (see `panes`). Only panes are state; windows that are merged of several panes
-are a cache (`merged`).
+Rows are aggregated once, into panes that do not overlap (`panes`). Only panes are state; windows of several panes are
+merged in a cache (`merged`).
 """
 
 from bisect import bisect_left
@@ -52,18 +52,21 @@ _WINDOW_TIME = pa.timestamp("ms", tz="UTC")
 
 
 class WindowAggregate(StatefulOperator):
-    """`aggregates` by `keys` and window: emits the keys, window_start, window_end (exclusive), the aggregates, and TIME_COLUMN, which is
-    the last ms of the window.
+    """`aggregates` by `keys` and window. It emits the keys, window_start, window_end (exclusive), the aggregates, and
+    TIME_COLUMN, which is the last ms of the window.
 
-    A window is emitted when the watermark reaches its end: windows in order of their ends, groups in any order; a window without rows
-    is not emitted. allowed_lateness_ms: for so long after the end of a window, a row that comes for it makes the next `advance` emit its
-    group again, with all its rows. A row is late when all its windows are over, lateness included: it leaves by the branch "late",
-    without TIME_COLUMN.
-    emit_every_ms: when the watermark passes a multiple of it, windows that are not yet complete are emitted as they are.
-    partial: batches are what LocalCombine emits. Their late rows are counted, but cannot leave by the branch.
-    parted_by: those of the keys by whose key groups rows come to the subtasks, where these are not all; they own the state too.
+    A window is emitted when the watermark reaches its end: windows in order of their ends, groups in any order. A
+    window without rows is not emitted.
+    `allowed_lateness_ms`: for so long after the end of a window, a row that belongs to it makes the next `advance`
+    emit its group again, with all its rows. A row is late if all its windows are over, lateness included. It is then
+    emitted to the branch "late", without TIME_COLUMN.
+    `emit_every_ms`: when the watermark passes a multiple of it, windows that are not complete are emitted as they
+    are.
+    `partial`: True if batches come from LocalCombine. Their late rows are counted, but not emitted to the branch.
+    `parted_by`: the keys by whose key groups rows come to the subtasks, if these are only some of them. They own the
+    state too.
 
-    With a directory, panes keep to the memory budget, with what stands beside their tables; the cache of a hopping or cumulative window
+    With a directory, panes and their extras keep to the memory budget. The cache of a hopping or cumulative window
     does not count.
     """
 
@@ -79,7 +82,7 @@ class WindowAggregate(StatefulOperator):
         parted_by: tuple[str, ...] = (),
     ) -> None:
         if emit_every_ms is not None and emit_every_ms < 1:
-            raise UserError(f"emit_every: {emit_every_ms} ms is no interval", hint="1 ms or more")
+            raise UserError(f"emit_every: {emit_every_ms} ms is too short", hint="give 1 ms or more")
         self.parted_by = parted_by
         self._window = window
         self._shape = WindowShape(window)
@@ -97,8 +100,8 @@ class WindowAggregate(StatefulOperator):
         self._late = LateRows(context, self.step.text)
         self._store = self._aggregator.store(context)
         self._extras: dict[int, Extras] = {}
-        self._panes: list[int] = []  # the starts of the panes that hold rows, ascending
-        # pane -> the keys of rows that came for it after one of its windows was emitted
+        self._panes: list[int] = []  # the starts of the panes with rows, ascending
+        # pane -> the keys of rows that came for it after one of its windows had been emitted
         self._reopened: dict[int, GroupTable] = {}
         self._migration: StateMigration | None = None
         self.state_parts = self._make_parts(context)
@@ -111,14 +114,16 @@ class WindowAggregate(StatefulOperator):
         fields = [*list(result)[: len(self._keys)], *bounds, *list(result)[len(self._keys) :], time]
         self._schema = pa.schema(fields)
         if len(set(self._schema.names)) < len(fields):
-            raise UserError("an aggregate or a key of a window is called window_start or window_end", hint="rename it")
+            raise UserError(
+                "an aggregate or a key of a window has the name window_start or window_end", hint="give it another name"
+            )
         return self._schema
 
     def process(self, batch: Batch) -> None:
         data = batch.data
         hashes = (
             None if self.parted_by else batch.hashes
-        )  # where rows come by some of the keys, the hashes are of these
+        )  # with `parted_by`, the hashes are those of a part of the keys
         late, panes = split_panes(
             data.column(self._time),
             self._shape.step,
@@ -155,7 +160,7 @@ class WindowAggregate(StatefulOperator):
                 self._reopened[pane].resolve(data, self._key_indices, hashes=hashes, selection=rows)
 
     def _extras_of(self, pane: int) -> Extras:
-        """What stands beside the pane's table, which is made if it is missing."""
+        """Returns the extras beside the pane's table, which are made if they are missing."""
         extras = self._extras.get(pane)
         if extras is None:
             extras = self._extras[pane] = self._aggregator.extras(partial(self._open_rows.note, part=pane))
@@ -192,7 +197,7 @@ class WindowAggregate(StatefulOperator):
         self._late_before = self._shape.late_before(watermark_ms - self._lateness)
 
     def _emit_reopened(self, watermark: int) -> None:
-        """Emits anew the windows for which rows have come since they were emitted; only the groups of these rows."""
+        """Emits windows again for which rows have come since they were emitted; only the groups of these rows."""
         if not self._reopened:
             return
         merged = self._new_cache()
@@ -208,17 +213,17 @@ class WindowAggregate(StatefulOperator):
         return MergedPanes(self._aggregator, self._store, self._extras, self._spilled, slides=not self._shape.grows)
 
     def _keys_table(self) -> GroupTable:
-        return GroupTable(self._aggregator.keys, [("count", None)])  # one column, so that states without keys have rows
+        return GroupTable(self._aggregator.keys, [("count", None)])  # a table without columns would have no rows
 
     def _emit_early(self) -> None:
-        """Emits the windows that end after the watermark as they are now."""
+        """Emits, as they are now, the windows that end after the watermark."""
         if self._panes:
             merged = self._new_cache()
             for end in self._shape.ends(self._panes, self._watermark):
                 self._emit_window(merged, end)
 
     def _emit_window(self, merged: MergedPanes, end: int, touched: GroupTable | None = None) -> None:
-        """Emits the results of a window. touched: the keys whose results are emitted; None: all."""
+        """Emits the results of a window. `touched`: the keys whose results are emitted, or None for all."""
         pieces = self._results(merged, end, touched)
         while True:
             with self._open_rows.changing:
@@ -264,7 +269,7 @@ class WindowAggregate(StatefulOperator):
         }
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """The windows that are not over, lateness included, as they are now."""
+        """Yields the windows that are not over, lateness included, as they are now."""
         if self._panes:
             merged = self._new_cache()
             for end in self._shape.ends(self._panes, self._watermark - self._lateness):
@@ -281,7 +286,7 @@ class WindowAggregate(StatefulOperator):
         self._migration = migration_of(saved, now, self.forgets, layout, self._layout_in)
 
     def _layout_in(self, reader: Mapping[str, Any]) -> StateLayout:
-        """Where the state of the aggregates that `reader` describes stands."""
+        """Returns the layout of the state of the aggregates that `reader` describes."""
         return Aggregator(self._keys, *described(reader), order=TIME_COLUMN).layout
 
     def after_restore(self, saved: Sequence[Saved]) -> None:
@@ -293,7 +298,8 @@ class WindowAggregate(StatefulOperator):
         self._settle()
 
     def _make_parts(self, context: OperatorContext) -> StateParts:
-        """Keeps the groups, what the kernel cannot keep of them, and the keys of windows that must be emitted again.
+        """Returns the parts of the state: the groups, their extras, and the keys of windows that must be emitted
+        again.
 
         The last column of the latter two is the pane of the row.
         """
@@ -328,7 +334,7 @@ class WindowAggregate(StatefulOperator):
     def _current_migration(self) -> StateMigration | None:
         return self._migration
 
-    # What `SpilledGroups` asks for
+    # The methods of `PaneGroups`
 
     def rows_of(self, pane: int, slots: pa.Int32Array) -> pa.RecordBatch:
         return self._aggregator.export_slots(self._store.table(pane), self._extras[pane], slots)
@@ -350,7 +356,7 @@ class WindowAggregate(StatefulOperator):
     def bytes_of(self, pane: int) -> int:
         return self._store.table(pane).nbytes + self._extras_of(pane).nbytes
 
-    # What a checkpoint has of it
+    # The parts of a checkpoint
 
     def _gathered(self) -> Batches | list[pa.RecordBatch]:
         if not self._aggregator.needs_slots or not self._panes:
@@ -408,16 +414,16 @@ def _with_pane(batch: pa.RecordBatch, pane: int) -> pa.RecordBatch:
 
 
 def _without_pane(rows: pa.RecordBatch) -> tuple[int, pa.RecordBatch]:
-    """(pane, the rows) of a batch that `_with_pane` made."""
+    """Returns the pane and the rows of a batch that `_with_pane` made."""
     return rows.column(rows.num_columns - 1)[0].as_py(), rows.drop_columns([PANE_COLUMN])
 
 
-# -- where they stand in a plan -----------------------------------------------------------------------------------------
+# -- their place in a plan ----------------------------------------------------------------------------------------------
 
 
 def plan_window(node: nodes.AggregateWindow, point: PlanPoint) -> PlanPoint:
     window, lateness = node.window, node.allowed_lateness_ms
-    # With two phases late rows cannot leave.
+    # Two phases cannot emit late rows.
     alone = not node.keys and point.layout.parallelism > 1 and node.late is None
     if alone and not isinstance(window, CountWindow | SessionWindow) and not node.gives_time:
         return _in_two_phases(node, window, point)
@@ -448,7 +454,7 @@ def plan_window(node: nodes.AggregateWindow, point: PlanPoint) -> PlanPoint:
 
 
 def _in_two_phases(node: nodes.AggregateWindow, window: TimeWindow, point: PlanPoint) -> PlanPoint:
-    """Without keys all rows go to one subtask, so each batch is combined before it goes there."""
+    """Plans a window without keys. All rows go to one subtask, so each batch is combined before it goes there."""
     lateness, every = node.allowed_lateness_ms, node.emit_every_ms
     point, aggregates = with_arguments(point, node.aggregates)
     point = point.step(f"combine {node.text()}", partial(LocalCombine, window, (), aggregates)).partition_by(

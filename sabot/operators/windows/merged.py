@@ -1,4 +1,4 @@
-"""Windows that are merged of several panes, as a cache of these."""
+"""Windows that consist of several panes, as a cache of their merged panes."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -13,14 +13,19 @@ from sabot.operators.base import CHUNK_ROWS
 from sabot.operators.spilled import SpilledGroups
 from sabot.state.tables.store import TableStore
 
-_MOST_NUMBERS = 2**30  # how many panes a SlidingTable numbers before it begins anew
+_MOST_NUMBERS = 2**30  # the number of panes after which the table is built anew, since it numbers them
 
 
 class MergedPanes:
-    """Windows of several panes, asked for in order of their ends: one table, which panes enter and leave.
+    """Windows of several panes, which must be asked for in order of their ends. One table has the merged panes; panes
+    enter and leave it.
 
-    A slide costs what the groups of its panes cost, however long the window is and however many groups it has: each pane enters once,
-    leaves once, and in between is turned once from the back to the front, as `SlidingTable` describes. It keeps at most twice the panes.
+    The table is a queue of two stacks, as `SlidingTable` describes: a pane enters at the back, is turned once from
+    the back to the front, and leaves from the front. So a slide takes time for the groups of the panes that move,
+    however long the window is and however many groups it has. The table keeps at most twice the panes.
+
+    `slides`: True if panes leave one by one, as in a hopping window. In a cumulative window they leave all at once,
+    and there is no front.
     """
 
     def __init__(
@@ -33,18 +38,18 @@ class MergedPanes:
         slides: bool,
     ) -> None:
         self._aggregator, self._store, self._extras, self._spilled = aggregator, store, extras, spilled
-        self._slides = slides  # panes leave one by one; else they leave all at once, and there is no front and no back
+        self._slides = slides
         self._keys = list(range(len(aggregator.keys)))
         self._window = SlidingTable(aggregator.keys, aggregator.kernel)
-        self._gathered = aggregator.extras()  # by the slots of the window; of all its panes
+        self._gathered = aggregator.extras()  # the extras of all panes, by the slots of the window
         self._gathered_back = aggregator.extras()
         self._front: deque[_FrontPane] = deque()
-        self._back: list[_BackPane] = []  # has all panes of a window that does not slide
+        self._back: list[_BackPane] = []  # all panes, if the window does not slide
         self._number = 0  # the number of the pane that entered last
         self.merges = 0
 
     def forget(self) -> None:
-        """Clears the cache, since panes have changed."""
+        """Clears the cache. Called when panes have changed."""
         self._window.clear()
         self._gathered.clear()
         self._gathered_back.clear()
@@ -68,7 +73,7 @@ class MergedPanes:
             self._turn()
 
     def results(self, panes: list[int]) -> Iterator[pa.RecordBatch]:
-        """The results of the window, in pieces. panes: those of the last `slide`."""
+        """Yields the results of the window, in pieces. `panes`: those of the last `slide`."""
         if len(panes) == 1:
             return self._results_alone(panes[0])
         return self._aggregator.results_of(self._window, self._gathered)
@@ -97,7 +102,7 @@ class MergedPanes:
             left = []
             for table, extras, whole in self._tables(pane):
                 slots = known if whole else None
-                if slots is None:  # some of the pane's groups were, or are, on disk
+                if slots is None:  # some of the pane's groups are or were on disk
                     slots = self._window.resolve(table.export(), self._keys, insert=False)
                 later = self._states_of(self._gathered_back, slots)
                 self._window.turn(table, number, slots)
@@ -118,8 +123,8 @@ class MergedPanes:
                 self._add(self._gathered, slots, self._states_of(self._gathered_back, slots))
 
     def _tables(self, pane: int) -> Iterator[tuple[GroupTable, Extras, bool]]:
-        """The pane's groups: (its table, its extras, True); where some are on disk, (a table with a piece of them, the extras of that
-        piece, False) for each piece.
+        """Yields the groups of a pane, as (table, extras, whole). If all groups are in memory there is one table,
+        with `whole` True; else one for each piece, with `whole` False.
         """
         table = self._store.whole(pane)
         if table is not None:
@@ -132,13 +137,13 @@ class MergedPanes:
             yield piece, self._extras[pane], False
 
     def _on_disk(self, pane: int) -> Iterator[tuple[GroupTable, Extras]]:
-        """The groups of the pane that `SpilledGroups` has, with what stands beside them, in pieces."""
+        """Yields the groups of the pane that `SpilledGroups` has on disk, as a table and extras for each piece."""
         for rows in self._spilled.read(pane):
             table, extras = self._aggregator.table(), self._aggregator.extras()
             self._aggregator.merge(table, extras, rows)
             yield table, extras
 
-    # What the kernel cannot keep, by the slots of the window
+    # The extras, by the slots of the window
 
     def _gather(self, into: Extras, table: GroupTable, extras: Extras, slots: pa.Int32Array) -> None:
         if self._aggregator.needs_slots:
@@ -159,15 +164,17 @@ class MergedPanes:
 
 
 class _BackPane(NamedTuple):
-    """A pane that entered the window, and is in the back."""
+    """A pane that has entered the window, and is in the back."""
 
     pane: int
     number: int
-    slots: pa.Int32Array | None  # those of its groups in the window; None: it entered in pieces
+    slots: pa.Int32Array | None  # the slots of its groups in the window, or None if it entered in pieces
 
 
 class _FrontPane(NamedTuple):
-    """A pane in the front. left: for each piece of it, the slots in the window, and what later panes of the front have gathered."""
+    """A pane in the front. `left`: for each piece of the pane, the slots of its groups in the window, and the extras
+    that later panes had there when it was turned.
+    """
 
     pane: int
     number: int

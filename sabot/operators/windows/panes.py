@@ -1,6 +1,7 @@
-"""The panes that windows of event time are made of: in which windows a row is, when these end, and which rows are late.
+"""Panes, of which windows of event time consist: the windows of a row, their ends, and which rows are late.
 
-Panes do not overlap: a tumbling window is one pane, a hopping window is size / slide panes, a cumulative window grows by a pane each step.
+Panes do not overlap. A tumbling window is one pane, a hopping window size / slide panes. A cumulative window grows by
+a pane with each step.
 """
 
 from bisect import bisect_left
@@ -13,7 +14,7 @@ from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
 from sabot.stored_names import stored_field, stored_name
 
-PANE_COLUMN = "__pane"  # in partial states and in checkpoints: the start of the pane, ms
+PANE_COLUMN = "__pane"  # the start of the pane in ms, in partial states and in checkpoints
 
 TimeWindow = TumblingWindow | HoppingWindow | CumulativeWindow
 
@@ -32,32 +33,35 @@ class WindowShape:
         self.grows = isinstance(window, CumulativeWindow)
         if self.size % self.step:
             raise UserError(
-                f"a window of {self.size} ms is no multiple of {self.step} ms", hint="it is made of whole panes"
+                f"a window of {self.size} ms is not a multiple of {self.step} ms",
+                hint="choose a size that is a multiple of the step or slide",
             )
 
     def pane(self, time: int) -> int:
-        """The start of the pane in which a row of this time is."""
+        """Returns the start of the pane of a row with this time."""
         return time - (time - self.offset) % self.step
 
     def start(self, end: int) -> int:
-        """The start of the window that ends here."""
+        """Returns the start of the window with this end."""
         return end - self.step - (end - self.step - self.offset) % self.size if self.grows else end - self.size
 
     def last_end(self, pane: int) -> int:
-        """The end of the last window that contains this pane."""
+        """Returns the end of the last window that contains this pane."""
         return (pane - (pane - self.offset) % self.size if self.grows else pane) + self.size
 
     def late_before(self, watermark: int) -> int:
-        """The least event time whose last window is not over at this watermark: rows before it are late."""
+        """Returns the least event time whose last window is not over at this watermark. Rows before that time are
+        late.
+        """
         time = self.pane(watermark - self.size) + self.step
         if self.grows:
             time = watermark - (watermark - self.offset) % self.size
         return max(START_OF_TIME, min(time, END_OF_TIME))
 
     def ends(self, panes: Sequence[int], after: int, upto: int | None = None) -> Iterator[int]:
-        """The ends of windows that hold rows, with after < end <= upto, ascending. Windows without rows cost nothing.
+        """Yields the ends of windows with rows, after < end <= upto, ascending. Windows without rows take no time.
 
-        panes: the starts of the panes that hold rows, ascending. upto: None: no bound.
+        `panes`: the starts of the panes with rows, ascending. `upto`: None for no bound.
         """
         if not panes:
             return
@@ -75,7 +79,9 @@ class WindowShape:
                 end = panes[at] + self.step
 
     def reopened_ends(self, panes: Iterable[int], watermark: int, lateness: int) -> list[int]:
-        """The ends, ascending, of windows with one of these panes that are over at this watermark, but not yet with lateness."""
+        """Returns the ends, ascending, of windows with one of these panes that are over at this watermark, but not
+        with lateness added.
+        """
         ends: set[int] = set()
         for pane in panes:
             first = max(pane, self.pane(watermark - lateness)) + self.step
@@ -85,7 +91,7 @@ class WindowShape:
 
 
 def window_text(window: Window) -> str:
-    """The window as `state_schema` words it, with its times in ms: "hopping(300, 100)"."""
+    """Returns the window as `state_schema` has it, with its times in ms: "hopping(300, 100)"."""
     figures = [value for name, value in vars(window).items() if (value or name != "offset_ms") and value != "event"]
     return f"{stored_name(type(window)).removesuffix('Window').lower()}({', '.join(map(str, figures))})"
 

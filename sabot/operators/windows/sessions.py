@@ -1,8 +1,8 @@
 """Session windows: rows of a key that are less than a gap apart.
 
-`SessionTable` says which session a row belongs to, and which sessions a row has merged; `RunAggregates`
-has the accumulators of each session.
-The state is that of the sessions that are open; those of keys that have not come for long are on disk where there is a directory.
+`SessionTable` says to which session a row belongs, and which sessions a row merges. `RunAggregates` keeps the
+accumulators of each session. The state is that of the open sessions. With a directory, sessions of keys without
+recent rows are on disk.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,12 +33,13 @@ Array: TypeAlias = pa.Array
 
 
 class SessionAggregate(StatefulOperator):
-    """`aggregates` over the sessions of each key: keys, window_start (the first row's time), window_end (the last row's + gap), aggregates.
+    """`aggregates` over the sessions of each key: keys, window_start (the first row's time), window_end (the last
+    row's time + gap), aggregates.
 
-    A session is emitted when the watermark reaches its end. It stays for `allowed_lateness_ms` after that; if rows have changed it, the
-    next watermark emits it again, but results of sessions that were merged into it are not taken back. A row is late when the session
-    that it would make is over, lateness included, and it touches no session that is still there: then it leaves by the branch "late",
-    without TIME_COLUMN.
+    A session is emitted when the watermark reaches its end, and stays for `allowed_lateness_ms` after that. If rows
+    change it in that time, the next watermark emits it again; results of sessions that were merged into it are not
+    taken back. A row is late if the session that it would begin is over, lateness included, and it belongs to no
+    session that is still kept. It is then emitted to the branch "late", without TIME_COLUMN.
     """
 
     def __init__(
@@ -149,7 +150,7 @@ class SessionAggregate(StatefulOperator):
         self._state.before_restore(saved, self.forgets)
         self._watermark_ms = last_watermark(saved, None)
         if self._watermark_ms is not None:
-            self._sessions.advance(self._watermark_ms)  # the kernel is still empty: this only says which rows are late
+            self._sessions.advance(self._watermark_ms)  # the kernel is empty: this only sets which rows are late
 
     def after_restore(self, saved: Sequence[Saved]) -> None:
         self._late.add_count(self.state_parts.once(saved, "late_rows"))
@@ -170,10 +171,12 @@ class SessionAggregate(StatefulOperator):
 
 
 class KeyedRuns(SlotState):
-    """Keys, and the sessions or runs that a kernel numbers: the kernel `runs` says which key slot each number belongs to.
+    """The state of keys whose rows form sessions or runs. The kernel `runs` numbers these, and knows the key slot of
+    each number.
 
-    due: from which time on a session or run must be in memory, of the rows that the kernel exports; None: no time ends it. beside: by file
-    of a checkpoint, the columns that stand there beside each run.
+    `due`: returns, for rows that the kernel exports, the time from which each session or run must be in memory, or
+    None if no time ends them. `beside`: the further files of a checkpoint, with the columns that they have for each
+    run.
     """
 
     def __init__(
@@ -193,16 +196,18 @@ class KeyedRuns(SlotState):
         super().__init__(key_table(self.keys), indices, files, range(len(own), len(files["runs"])), context)
 
     def release(self, slots: pa.Int32Array) -> None:
-        """Forgets the keys of these slots, which have no sessions or runs any more."""
+        """Removes the keys of these slots, which have no sessions or runs left."""
         if len(slots):
             self.known.remove(slots)
 
     def key_columns(self, numbers: pa.Int32Array) -> list[Array]:
-        """The keys of these sessions or runs, a row for each number."""
+        """Returns the keys of these sessions or runs, a row for each number."""
         return self.known.key_columns(self.runs.slots(numbers))
 
     def numbers(self) -> Iterator[pa.Int32Array]:
-        """All numbers that are in use, in pieces of at most about CHUNK_ROWS. One is valid until the next piece is taken."""
+        """Yields all numbers in use, in pieces of at most about CHUNK_ROWS. A piece is valid until the next one is
+        taken.
+        """
         everything = self.runs.export().column(0)
         for start in range(0, len(everything), CHUNK_ROWS):
             yield everything.slice(start, CHUNK_ROWS)
@@ -224,7 +229,7 @@ class KeyedRuns(SlotState):
         return None if self._due is None else self._due(rows[0])
 
     def put(self, rows: list[pa.RecordBatch]) -> Any:
-        """-> their numbers (numpy)."""
+        """Takes rows of keys that are not in the table, and returns the numbers of their sessions or runs (numpy)."""
         runs, width = rows[0], self.width
         slots = self.known.resolve(runs, list(range(width, runs.num_columns)))
         self.note(slots)
@@ -234,7 +239,7 @@ class KeyedRuns(SlotState):
         self.remove(self.runs.of_slots(slots)[0])
 
     def clear(self) -> None:
-        """Forgets all keys."""
+        """Removes all keys, and closes the state."""
         if not self.is_held:
             self.known.clear()
         self.close()
@@ -245,7 +250,7 @@ class KeyedRuns(SlotState):
 
     @property
     def count(self) -> int:
-        """How many sessions or runs there are."""
+        """The number of sessions or runs."""
         return len(self.runs) + self.cold_rows
 
     def statistics(self) -> dict[str, int]:
@@ -253,9 +258,11 @@ class KeyedRuns(SlotState):
 
 
 class RunAggregates(KeyedRuns):
-    """Keys and accumulators by session or run. `results`: the fields of the aggregates. running: `running` is called, not `add`.
+    """Keys and accumulators by session or run.
 
-    The accumulators of a number stand in the table under a serial of their own, so that the number can be used again.
+    `results`: the fields of the aggregates. `running`: True if `running` is called in place of `add`. The
+    accumulators of a number stand in the table under a serial number of their own, so that the number can be used
+    again.
     """
 
     def __init__(
@@ -273,14 +280,14 @@ class RunAggregates(KeyedRuns):
         self.results = list(self._aggregator.schema)[1:]
         self._table = self._aggregator.table()
         self._extras = self._aggregator.extras()
-        self._slot_of = np.zeros(0, np.int32)  # number -> slot in the table
+        self._slot_of = np.zeros(0, np.int32)  # by number: the slot in the table
         self._serials = 0
         self._migration: StateMigration | None = None
         self._blank: Array = pa.nulls(0, pa.int64())
         super().__init__(keys, context, runs, due, {"states": self._aggregator.states})
 
     def before_restore(self, saved: Sequence[Saved], forgets: frozenset[str]) -> None:
-        """Before a restore: how the checkpoint's aggregates become those of now."""
+        """Finds out how the checkpoint's aggregates become those of the program. Called before a restore."""
         now, layout = self.aggregates_schema()["aggregates"], self._aggregator.layout
 
         def was(reader: Mapping[str, Any]) -> StateLayout:
@@ -304,7 +311,9 @@ class RunAggregates(KeyedRuns):
                 self._extras.add(slots, data, selection)
 
     def running(self, numbers: Any, data: pa.RecordBatch, selection: pa.Int32Array | None) -> list[Array]:
-        """As `add`; -> the results of the aggregates after each row. Only for aggregates without extras."""
+        """Adds rows like `add`, and returns the results of the aggregates after each row. Only for aggregates without
+        extras.
+        """
         aggregator, slots, data = self._aggregator, pa.array(self._slot_of[numbers]), self._columns(data)
         results = self._table.running(
             slots, data, aggregator.arguments, aggregator.filters, order=aggregator.order, selection=selection
@@ -312,7 +321,7 @@ class RunAggregates(KeyedRuns):
         return aggregator.compose(results, [])
 
     def merge(self, into: pa.Int32Array, source: pa.Int32Array) -> None:
-        """Merges the accumulators of source[i] into those of into[i]. The kernel has forgotten the sources already."""
+        """Merges the accumulators of source[i] into those of into[i]. The kernel has removed the sources already."""
         targets, slots = self._slot_of[into.to_numpy()], self._slot_of[source.to_numpy()]
         self._table.merge_slots(pa.array(targets), pa.array(slots))
         if self._aggregator.needs_slots:
@@ -320,22 +329,24 @@ class RunAggregates(KeyedRuns):
         self._forget(slots)
 
     def aggregates(self, numbers: pa.Int32Array) -> list[Array]:
-        """The results of the aggregates, a row for each number."""
+        """Returns the results of the aggregates, a row for each number."""
         slots = pa.array(self._slot_of[numbers.to_numpy()])
         with named_by(self._key_of):
             return list(self._aggregator.finish(self._table, self._extras, slots).columns[1:])
 
     def _key_of(self, slot: int) -> pa.RecordBatch:
-        """The key of the number that has this slot of the aggregates' table."""
+        """Returns the key of the number that has this slot in the table of accumulators."""
         number = pa.array(np.flatnonzero(self._slot_of == slot)[:1].astype(np.int32))
         return pa.RecordBatch.from_arrays(self.key_columns(number), schema=self.keys)
 
     def aggregates_schema(self) -> dict[str, Any]:
-        """The aggregates, for `Stateful.state_schema`."""
+        """Returns the aggregates for `Stateful.state_schema`."""
         return aggregates_schema(self._aggregates, self.results, self._input)
 
     def contents(self) -> Iterator[tuple[pa.Int32Array, list[Array], list[Array]]]:
-        """(numbers, their keys, the results of their aggregates) of all sessions or runs, piece by piece."""
+        """Yields the numbers of all sessions or runs, their keys, and the results of their aggregates, piece by
+        piece.
+        """
         for numbers in self.numbers():
             yield numbers, self.key_columns(numbers), self.aggregates(numbers)
 
@@ -374,13 +385,15 @@ class RunAggregates(KeyedRuns):
         return super().nbytes + self._table.nbytes + self._extras.nbytes
 
     def _columns(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """The columns as the aggregator expects them: with a column of serials, all null and never read, before derived columns."""
+        """Returns the columns that the aggregator expects: before the derived columns it has one for the serial
+        numbers, which is null and never read.
+        """
         if len(self._blank) < data.num_rows:
             self._blank = pa.nulls(data.num_rows, pa.int64())
         return self._aggregator.columns(data.append_column(_GROUP, self._blank.slice(0, data.num_rows)))
 
     def _serial_rows(self, count: int) -> pa.RecordBatch:
-        """The next serials, as rows of a key column."""
+        """Returns the next serial numbers, as rows of a key column."""
         self._serials += count
         serials = np.arange(self._serials - count, self._serials)
         return pa.RecordBatch.from_arrays([pa.array(serials)], names=[_GROUP])
@@ -402,12 +415,14 @@ class RunAggregates(KeyedRuns):
 
 
 class _OpenSessions(RunAggregates):
-    """The sessions of a SessionAggregate."""
+    """The open sessions of a SessionAggregate."""
 
-    _complete: Any = None  # the numbers of sessions that were not yet given when the open cuts were taken
+    _complete: Any = None  # sessions that were not emitted when the open cuts were taken
 
     def note_complete(self, complete: pa.Int32Array) -> None:
-        """To be called when the kernel has given these sessions, before anything else changes: a cut has them as not given."""
+        """Announces that the kernel has given out these sessions. Called before anything else changes, so that an
+        open cut has them as not emitted.
+        """
         if self.is_held and len(complete):
             self._complete = complete.to_numpy()
             self.note(self.runs.slots(complete))
@@ -422,20 +437,22 @@ class _OpenSessions(RunAggregates):
 
 
 def _due(gap_ms: int, lateness_ms: int, sessions: pa.RecordBatch) -> Any:
-    """When each session has to be looked at next: at its end; where that has passed, when its lateness ends."""
+    """Returns the next time at which each session must be in memory: its end, or, if that has passed, the end of its
+    lateness.
+    """
     end = plus_ms(sessions.column("last"), gap_ms)
     given = sessions.column("given").to_numpy(zero_copy_only=False)
     return np.where(given, plus_ms(pa.array(end), lateness_ms), end)
 
 
 def plus_ms(times: Array, ms: int) -> Any:
-    """The times + ms, at most the end of time (numpy)."""
+    """Returns the times + ms, at most END_OF_TIME (numpy)."""
     values = times.to_numpy()
     return np.where(values > END_OF_TIME - ms, END_OF_TIME, values + ms)
 
 
 def _run_aggregator(aggregates: Sequence[AggregateColumn], input: pa.Schema, *, running: bool = False) -> Aggregator:
-    """The aggregator of sessions or runs, by the serials of these. running: as of an `Aggregator`."""
+    """Returns the aggregator of sessions or runs, by their serial numbers. `running`: the parameter of `Aggregator`."""
     order = TIME_COLUMN if TIME_COLUMN in input.names else None
     return Aggregator([_GROUP], aggregates, input.append(pa.field(_GROUP, pa.int64())), order=order, running=running)
 

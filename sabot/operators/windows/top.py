@@ -1,6 +1,7 @@
 """The first n rows of each key and window, ordered by some columns.
 
-Rows are kept by panes (see `panes`), by a `RankTable` each: a row that is among the first n of a window is among the first n of its pane.
+Rows are kept by panes (`panes`), with a `RankTable` for each: a row that is among the first n of a window is among
+the first n of its pane.
 """
 
 from bisect import bisect_left
@@ -36,18 +37,21 @@ from sabot.state.tables.idle import longest_idle
 
 _TIMESTAMP = pa.timestamp("ms", "UTC")
 _FIRST_SLOT = pa.scalar(0, pa.int32())
-_SHARE = 0.4  # of the keys leave when the budget is used up
+_SHARE = 0.4  # the share of the keys that leave the memory when the budget is exceeded
 
 
 class WindowTopN(RankedOperator):
-    """The rows that are among the first `n` of their key and window: their columns, window_start, window_end (exclusive), the rank.
+    """The rows that are among the first `n` of their key and window: their columns, window_start, window_end
+    (exclusive), the rank.
 
-    A window's rows are emitted when the watermark reaches its end: windows in order of their ends, keys in any order, the rows of a key
-    in order of their rank. `by`, `ties` and `rank` are those of TopN. allowed_lateness_ms: for so long after the end of a window, a row
-    that comes for it makes the next `advance` emit all rows of its key again. A row is late when all its windows are over, lateness
-    included: it leaves by the branch "late", without TIME_COLUMN.
+    The rows of a window are emitted when the watermark reaches its end: windows in order of their ends, keys in any
+    order, the rows of a key in order of rank. `by`, `ties`, `rank`, `parted_by`: the parameters of TopN.
+    `allowed_lateness_ms`: for so long after the end of a window, a row that belongs to it makes the next `advance`
+    emit all rows of its key again. A row is late if all its windows are over, lateness included. It is then emitted
+    to the branch "late", without TIME_COLUMN.
 
-    A cut copies nothing. With a directory, panes keep to the memory budget; a window of several panes is in memory while it is emitted.
+    A cut copies nothing. With a directory, panes keep to the memory budget. A window of several panes is in memory
+    while it is emitted.
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class WindowTopN(RankedOperator):
         self._time = time_index(context.input, "a top_n of a window")
         self.open_rows(context)
         self._late = LateRows(context, self.step.text)
-        # pane -> the keys of rows that came for it after one of its windows was emitted
+        # pane -> the keys of rows that came for it after one of its windows had been emitted
         self._reopened: dict[int, GroupTable] = {}
         self._watermark = self._late_before = START_OF_TIME
         bounds = [pa.field(WINDOW_START, _TIMESTAMP), pa.field(WINDOW_END, _TIMESTAMP)]
@@ -82,7 +86,8 @@ class WindowTopN(RankedOperator):
         result = pa.schema([*self.rows, *bounds, *rank])
         if len(set(result.names)) < len(result):
             raise UserError(
-                "a column or the rank of a window's top_n is called window_start or window_end", hint="rename it"
+                "a column or the rank of a window's top_n has the name window_start or window_end",
+                hint="give it another name",
             )
         self._schema = with_marks(result, op=False, timed=True)
         self._panes = _Panes(lambda: _Pane(self.keys, self.key_indices, self.table_of()))
@@ -104,7 +109,7 @@ class WindowTopN(RankedOperator):
         data, shape = batch.data, self._shape
         hashes = (
             None if self.parted_by else batch.hashes
-        )  # where rows come by some of the keys, the hashes are of these
+        )  # with `parted_by`, the hashes are those of a part of the keys
         times = data.column(self._time)
         late, panes = split_panes(times, shape.step, shape.offset, batch.selection, late_before=self._late_before)
         if late is not None:
@@ -130,7 +135,7 @@ class WindowTopN(RankedOperator):
         self._spilled.settle()
 
     def _keys_table(self) -> GroupTable:
-        return GroupTable(self.keys, [("count", None)])  # one column, so that states without keys have rows
+        return GroupTable(self.keys, [("count", None)])  # a table without columns would have no rows
 
     def advance(self, watermark_ms: int) -> None:
         before, starts = self._watermark, self._of_panes.panes
@@ -150,7 +155,7 @@ class WindowTopN(RankedOperator):
         self._late_before = self._shape.late_before(watermark_ms - self._lateness)
 
     def _emit_reopened(self, watermark: int) -> None:
-        """Emits anew the windows for which rows have come since they were emitted; only the keys of these rows."""
+        """Emits windows again for which rows have come since they were emitted; only the keys of these rows."""
         if not self._reopened:
             return
         for end in self._shape.reopened_ends(self._reopened, watermark, self._lateness):
@@ -162,7 +167,7 @@ class WindowTopN(RankedOperator):
         self._reopened.clear()
 
     def _emit_window(self, end: int, touched: GroupTable | None = None) -> None:
-        """Emits the rows of a window. touched: the keys whose rows are emitted; None: all."""
+        """Emits the rows of a window. `touched`: the keys whose rows are emitted, or None for all."""
         for rows in self._results(end, touched):
             self.emit(Batch(rows))
         self._windows_emitted += 1
@@ -184,7 +189,7 @@ class WindowTopN(RankedOperator):
                     yield rows
 
     def _tables(self, starts: Sequence[int]) -> Iterator[RankTable]:
-        """Tables with the first n rows of these panes together; each key is in one of them."""
+        """Yields tables with the first n rows of these panes together. Each key is in one of the tables."""
         if len(starts) == 1:
             for part in self._parts(starts[0]):
                 yield part.rows
@@ -196,7 +201,7 @@ class WindowTopN(RankedOperator):
         yield together.rows
 
     def _parts(self, start: int) -> "Iterator[_Pane]":
-        """The pane: what is in memory of it, then piece by piece what is on disk, which stays there."""
+        """Yields the groups of a pane in memory, then those on disk, piece by piece. They stay on disk."""
         yield self._of_panes.pane(start)
         for rows in self._spilled.read(start):
             part = self._of_panes.new()
@@ -215,7 +220,7 @@ class WindowTopN(RankedOperator):
         return {**self.reader_facts(), **window}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """The windows that are not over, lateness included, as they are now."""
+        """Yields the windows that are not over, lateness included, as they are now."""
         for end in self._shape.ends(self._of_panes.panes, self._watermark - self._lateness):
             yield from self._results(end)
 
@@ -311,14 +316,14 @@ class WindowTopN(RankedOperator):
 
 
 class _FewerColumns(NamedTuple):
-    """How rows of a checkpoint with more columns become rows of now, for `SpilledGroups`."""
+    """The conversion of rows of a checkpoint with more columns to rows of the program, for `SpilledGroups`."""
 
     states: pa.Schema
     whole: Callable[[pa.RecordBatch], pa.RecordBatch]
 
 
 class _Pane:
-    """The keys of a pane, or of a part of one, and the rows of each key that are among the first n."""
+    """The keys of a pane, or of a part of it, and the rows of each key that are among the first n."""
 
     def __init__(self, keys: pa.Schema, indices: Sequence[int], rows: RankTable) -> None:
         self._keys, self._indices = keys, indices
@@ -329,13 +334,13 @@ class _Pane:
         return self.known.nbytes + self.rows.nbytes
 
     def load(self, data: pa.RecordBatch) -> None:
-        """Takes rows of keys that it does not have, as they were saved."""
+        """Takes rows of keys that it does not have, in the form in which they were saved."""
         slots = self.known.resolve(data, self._indices)
         self.rows.load(slots, data, data.column(NUMBER_COLUMN), data.column(TIME_COLUMN))
         self.rows.settle()
 
     def absorb(self, other: "_Pane") -> None:
-        """Has the rows of another one, too."""
+        """Adds the rows of another pane."""
         slots = other.known.slots().to_numpy()
         if len(slots):
             places = np.zeros(slots.max() + 1, np.int32)
@@ -343,14 +348,16 @@ class _Pane:
             self.rows.absorb(other.rows, pa.array(places))
 
     def _all_keys(self) -> pa.RecordBatch:
-        """The keys of all slots, in the order of the slots."""
+        """Returns the keys of all slots, in the order of the slots."""
         if len(self._keys):
             return pa.RecordBatch.from_arrays(self.known.key_columns(), schema=self._keys)
         return pa.RecordBatch.from_struct_array(pa.array([{}] * len(self.known), pa.struct([])))  # no keys: one group
 
 
 class _Panes:
-    """The panes by their starts: what `SpilledGroups` has to do with (`PaneTables` and `PaneGroups`). new: makes an empty pane."""
+    """The panes by their starts. For `SpilledGroups` they are both `PaneTables` and `PaneGroups`. `new`: makes an
+    empty pane.
+    """
 
     def __init__(self, new: Callable[[], _Pane]) -> None:
         self.new = new
@@ -374,7 +381,7 @@ class _Panes:
         return pane
 
     def drop(self, starts: Sequence[int]) -> None:
-        """These are over. A cut that is not saved yet goes on with what they had."""
+        """Removes panes that are over. A cut that is not saved yet still has their rows."""
         gone = set(starts)
         self._starts = [start for start in self._starts if start not in gone]
         for start in gone:
@@ -413,7 +420,7 @@ class _Panes:
         return self.pane(pane).nbytes
 
 
-# -- where they stand in a plan -----------------------------------------------------------------------------------------
+# -- their place in a plan ----------------------------------------------------------------------------------------------
 
 
 def plan_window_top_n(node: nodes.WindowTopN, point: PlanPoint) -> PlanPoint:

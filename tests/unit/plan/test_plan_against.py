@@ -464,7 +464,7 @@ async def test_rows_that_wait_lose_only_columns_that_nobody_reads(run: Any, tmp_
     manifest = checkpoint(tmp_path)
     assert sum(each.rows or 0 for each in operators_of(manifest) if each.id == "d.order") > 0
     fewer = {each.id: (each.outcome, each.why) for each in verdicts(firsts("n"), manifest)}
-    assert fewer["d.order"] == ("migrate", "of the rows that wait only k, n go on")
+    assert fewer["d.order"] == ("migrate", "rows that wait keep only k, n")
     app = await run(firsts("n"), drain=True)
     assert len(values(app, "firsts")) == 2 * len(ROWS) - 1  # the row that waited, and its like of the second run
     manifest = checkpoint(tmp_path)

@@ -370,8 +370,8 @@ def test_reduce_keeps_every_type_of_the_input_and_rows_that_the_function_changes
     ("result", "message"),
     [
         ({"x": "much"}, r"'x' of the key {'user': 'a'} is double, and cannot be 'much'"),
-        ({"x": 1.0, "y": 2}, r"has 'y', which is no column.*user, x, tag"),
-        (None, r"gave None for the key {'user': 'a'}"),
+        ({"x": 1.0, "y": 2}, r"has 'y', which is not a column.*user, x, tag"),
+        (None, r"returned None for the key {'user': 'a'}"),
     ],
 )
 def test_what_does_not_fit_the_columns_names_key_and_field(tmp_path: Path, result: Any, message: str) -> None:
@@ -382,7 +382,7 @@ def test_what_does_not_fit_the_columns_names_key_and_field(tmp_path: Path, resul
 
 def test_an_error_of_the_users_function_says_at_which_key(tmp_path: Path) -> None:
     run = OperatorRun(lambda: Reduce(["user"], lambda a, b: a["z"]), SCHEMA, ["user"], tmp_path)
-    with pytest.raises(UserError, match=r"reduce by .*lambda.*: KeyError: 'z'; at the key {'user': 'a'}") as caught:
+    with pytest.raises(UserError, match=r"reduce: .*lambda.* failed at the key {'user': 'a'}: KeyError: 'z'") as caught:
         run.feed(batch_of([("a", 1.0, None, 0), ("a", 2.0, None, 0)]))
     assert isinstance(caught.value.__cause__, KeyError)
 

@@ -422,7 +422,7 @@ def test_what_is_wrong_is_said_when_it_is_opened():
         opened([OverColumn("d", "min", "s")], preceding_rows=2)
     with pytest.raises(UserError, match="no column 'nothing'"):
         opened([OverColumn("d", "lag", "nothing")])
-    with pytest.raises(UserError, match="default 'x' is no int32"):
+    with pytest.raises(UserError, match="default 'x' is not a int32"):
         opened([OverColumn("d", "lead", "i", default="x")])
     with pytest.raises(UserError, match="two columns 'i'"):
         opened([OverColumn("i", "row_number")])

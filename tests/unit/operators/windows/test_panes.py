@@ -81,5 +81,5 @@ def test_late_before_is_a_time_that_there_is() -> None:
 
 
 def test_a_window_is_made_of_whole_panes() -> None:
-    with pytest.raises(UserError, match="a window of 10 ms is no multiple of 3 ms"):
+    with pytest.raises(UserError, match="a window of 10 ms is not a multiple of 3 ms"):
         WindowShape(HoppingWindow(10, 3))
