@@ -78,7 +78,9 @@ class AdaptiveLimit:
 
 
 class TokenBucket:
-    """Lets at most `rate` calls begin per second, evenly: after a pause no more at once than in 50 ms of the rate."""
+    """Lets `rate` calls begin per second, evenly. After a pause, at most as many begin at once as belong to 50 ms
+    (`rate` / 20), but at least one.
+    """
 
     def __init__(self, rate: float) -> None:
         self._rate = rate

@@ -65,7 +65,7 @@ class FileName(NamedTuple):
 
 
 class Verdict(enum.Enum):
-    """The result of a claim."""
+    """Whether a worker that claimed a generation of the app now owns the app."""
 
     OWNER = "the app is ours"
     AGAIN = "another has claimed this generation too, and may take itself for its owner: claim a later one"

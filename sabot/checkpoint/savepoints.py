@@ -106,7 +106,9 @@ def note_savepoint(place: Place, manifest: Manifest, location: Location) -> bool
 
 
 def forget_savepoint(place: Place, location: Location) -> None:
-    """Removes the app's note of a savepoint there. Blocks. Raises OSError."""
+    """Removes the note of the savepoint at `location` from `place`, where the app keeps its checkpoints. The
+    savepoint itself stays. Blocks. Raises OSError.
+    """
     place.remove([_name(location)])
 
 

@@ -227,8 +227,8 @@ class CheckpointStorage:
                 shutil.rmtree(self._unfinished(checkpoint_id), ignore_errors=True)
 
     def unneeded(self, files: Iterable[StoredFile]) -> None:
-        """Releases these files of workers: from now on only manifests keep them, and the next `drop_old` removes
-        those that none lists. Does not block.
+        """Says that workers need these files no more: the next `drop_old` that can read all manifests removes those
+        that no manifest lists. Does not block.
         """
         self._unneeded.extend(files)
 

@@ -231,8 +231,8 @@ def _integer(text: str) -> int | None:
 
 
 def _text(data: bytes | None) -> str | None:
-    """Returns the bytes as text if a database can hold them, and else as base64, as also text that begins with the
-    mark of base64.
+    """Returns the bytes as text. Bytes that are not UTF-8, or contain NUL, become "base64:" and their base64. So does
+    text that itself begins with "base64:", so that each result has one meaning. None stays None.
     """
     if data is None:
         return None

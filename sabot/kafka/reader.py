@@ -472,7 +472,9 @@ class KafkaReader(
         }
 
     def _last(self, index: int, high: int) -> int:
-        """Returns the offset before which this source reads, of the records that are there."""
+        """Returns the offset at which this source ends in a partition: `high`, the end of the records there, or the
+        bound if that is lower.
+        """
         return high if self.bound is None else min(high, self.bound.of(index))
 
     def hold(self, partitions: Set[tuple[str, int]]) -> None:

@@ -22,11 +22,12 @@ def fed_by_streams(ends: Iterable[StreamEnd]) -> frozenset[str]:
 
 
 def arranged(specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]) -> list[AgentSpec]:
-    """Returns the agents in an order in which each agent comes after all agents that get its rows. An agent that is
-    fed by an agent or a stream has a topic only if it names one.
+    """Returns the agents in an order in which each agent comes after all agents that get its rows. An agent into
+    which an agent or a stream writes loses the topic that it would get by its name; a topic that the user has named
+    stays.
 
     Raises UserError if agents and streams feed each other in a cycle, if a stream feeds an agent that does not exist,
-    if two streams read one agent, and as `_check_durable` does.
+    if two streams read one agent, and for agents that `_check_durable` refuses.
     """
     ends = list(ends)
     fed = fed_by_streams(ends)

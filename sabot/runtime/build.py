@@ -256,10 +256,11 @@ class Build:
                 source.resume_for(stage_id)
 
     def _inferred(self, node: Read, readers: Sequence[Mapping[str, Any]]) -> pa.Schema:
-        """Infers the columns from the data, or from the first records, for which it may have to wait.
+        """Returns the columns of a stream without a given schema: from its source or its format if they know them,
+        else from records, for which it may have to wait.
 
-        `readers`: the facts of the checkpoint about the readers of the stream. If there are some, records behind
-        their positions are used.
+        `readers`: the entries of the checkpoint about the stream's readers. If they have positions of this source,
+        the records that follow these positions are used, else the first records.
         """
         if (known := self.settings.placement.columns_of(node.name)) is not None:
             return known

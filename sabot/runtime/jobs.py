@@ -265,7 +265,9 @@ class DurableJobs:
         return needed
 
     def leave(self) -> None:
-        """Called in a drain, which does not wait for parked jobs."""
+        """Makes the durable agents stop waiting for parked jobs: from now on these stay parked, and the agents end
+        without them. Called when a drain has ended the inputs.
+        """
         for operator in self._operators.values():
             operator.leaving = True
             operator.release()

@@ -37,7 +37,9 @@ class Simulation:
 
 @dataclass(frozen=True)
 class _End:
-    """The turn after which a life ends early, by a crash or by a stop."""
+    """The place at which a simulated run of the app (a life) is cut short: after this turn of its event loop, by a
+    crash or by a stop.
+    """
 
     turn: int
     is_crash: bool

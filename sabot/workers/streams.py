@@ -408,7 +408,9 @@ class WorkerStreams:
             await asyncio.wait([self._over])
 
     async def make_room(self, workers: int) -> None:
-        """Asks the round of joins for room in the next epoch (`SpreadStreams.make_room`)."""
+        """Makes sure that the next run can have this number of workers. Does nothing if it is not more than now.
+        Raises UserError if it cannot; this run is not changed.
+        """
         if 0 < self._workers < workers:
             await self._arrival.make_room(workers - self._workers)
 

@@ -61,8 +61,9 @@ class Place(ABC):
 
     `where`: the place, for messages. `scratch`: while the place is owned, a folder on this machine for files being
     written, from which `put` takes them. `parallel`: the useful number of concurrent calls of `put`. `known`: files
-    on this machine that never change, by inode; only those of the newest checkpoint, so none of these inodes can have
-    been freed and reused.
+    on this machine whose contents the place already has, by inode, so that the next checkpoint need not hash or
+    upload them again. It holds only files of the newest checkpoint: they still exist, so no other file can have got
+    their inodes.
     """
 
     where: Path | str

@@ -121,7 +121,9 @@ class BatchCaller(Caller):
                     pieces += [(slots.slice(half), at.slice(half)), (slots.slice(0, half), at.slice(0, half))]
 
     def _fire(self, kind: int, columns: list[Array], slots: pa.Int32Array, at: pa.Int64Array, passed: int) -> None:
-        """Calls the function with these timers, whose keys are in `columns`."""
+        """Calls `on_timer` once for a group of due timers of one kind, and emits its result. `columns`, `slots`:
+        their keys. `at`: their times. `passed`: as in `fire`.
+        """
         state, ctx, function = self._state, self._ctx, self._spec.on_timer
         assert function is not None
         keys = self._remember_keys(columns, state.known.hashes(slots))

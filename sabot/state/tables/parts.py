@@ -44,7 +44,9 @@ class Parts:
             yield [_key(pane, number, run)], [groups.serialize().to_pybytes()]
 
     def read(self, pane: int) -> Iterator[tuple[int, list[pa.RecordBatch]]]:
-        """Yields each range that has parts, with its parts, the oldest first, as they are at the call."""
+        """Yields (the number of a range of key groups, the parts of the pane in it, the oldest first), for each range
+        that has parts. Parts that are written after the iteration began are not included.
+        """
         for number, pairs in self._read(pane):
             yield number, [self._batch(value) for _, value in pairs]
 
