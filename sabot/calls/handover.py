@@ -75,6 +75,9 @@ class Work(Protocol):
     def take(self, places: Iterator[int]) -> Sequence["Call"]:
         """Returns the next calls to make, each with the next place. May return none although there are more."""
 
+    def argument(self, number: int) -> Any:
+        """Returns the argument of a call anew, because a failed attempt may have changed the one that it was given."""
+
     def outcome(self, number: int, result: Any) -> Any:
         """Returns the form in which the function's result is kept. Raises UserError for a result that the step does
         not allow.
@@ -245,7 +248,11 @@ class Handover:
         return False
 
     def renew(self, item: Call) -> None:
-        """Does nothing: another attempt gets the same argument."""
+        """Restores a row for another attempt, because the failed one may have changed it."""
+        work, number, argument, _ = item
+        if isinstance(argument, dict):  # other arguments cannot be changed: Arrow data, keys, requests
+            argument.clear()
+            argument.update(work.argument(number))
 
     def failed(self, item: Call, failure: BaseException, attempts: int) -> None:
         self._settle(item, self._given_up(failure, item[2], attempts))

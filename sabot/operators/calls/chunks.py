@@ -64,6 +64,9 @@ class Chunk(QueuedRows):
         """Returns the arguments of the calls first … end - 1."""
         raise NotImplementedError
 
+    def argument(self, number: int) -> Any:
+        return self.arguments(number, number + 1)[0]
+
     def outcome(self, number: int, result: Any) -> Any:
         raise NotImplementedError
 

@@ -49,6 +49,9 @@ class QuestionChunk(Chunk):
         numbers = self.owned[first : self._taken]
         return [(self, number, each, next(places)) for number, each in zip(numbers, self.asked(numbers), strict=True)]
 
+    def argument(self, number: int) -> Any:
+        return self.asked([number])[0]
+
     def asked(self, numbers: list[int]) -> Sequence[Any]:
         """Returns the arguments of these calls."""
         return [self.questions[number] for number in numbers]

@@ -359,6 +359,26 @@ def test_a_call_is_retried_after_waits_that_double_up_to_30_s(loop):
     run.close()
 
 
+def test_another_attempt_gets_the_row_as_it_came_though_the_failed_one_changed_it(loop):
+    """It got the changed dict: a function that took a field out of its row met a KeyError at the second attempt."""
+    seen = []
+
+    async def changing(row):
+        seen.append(dict(row))
+        number = row.pop("n")
+        if len(seen) == 1:
+            raise OSError("down")
+        return {"m": number * 2}
+
+    run = mapping(loop, changing, retries=1)
+    run.feed(rows(1, 2))
+    loop.advance(0.2)
+    run.poll()
+    assert seen == [{"n": 1}, {"n": 2}, {"n": 1}]
+    assert run.out == [(2, 10), (4, 20)]
+    run.close()
+
+
 def test_a_retry_that_succeeds_is_as_good_as_a_first_call(loop):
     service = Service(loop)
     run = mapping(loop, service, retries=1)
