@@ -530,7 +530,7 @@ def test_a_type_is_given_as_class_descriptor_or_file_set() -> None:
     assert arrow_schema(found) == arrow_schema(ORDER) == arrow_schema(ORDER.DESCRIPTOR)
     with pytest.raises(UserError, match=r"no message 'shop\.Ordre' .*there are .*shop\.Order"):
         descriptor_of(files.SerializeToString(), "shop.Ordre")
-    with pytest.raises(UserError, match="no FileDescriptorSet"):
+    with pytest.raises(UserError, match="not a FileDescriptorSet"):
         descriptor_of(b"\xff", "shop.Order")
     with pytest.raises(UserError, match="--include_imports"):
         descriptor_of(descriptor_pb2.FileDescriptorSet(file=[files.file[3]]).SerializeToString(), "shop.Order")
