@@ -1,7 +1,8 @@
-"""Shared parts of the operators that read state out of a checkpoint, without the program that wrote it (see `reading`).
+"""Common parts of the operators that read the state of a checkpoint without the program that wrote it (`reading`).
 
-The table `STATE_READERS` of each module maps the kind of state (`state_schema`) to a function that makes such an operator of the state's
-description (`state_reader`). For state without rows, the table has a text that says what the state consists of.
+`STATE_READERS` of each module maps the kind of state (`state_schema`) to a function that makes such an operator from
+the description of the state (`state_reader`). For state without rows it has a text that names the content of the
+state.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +19,9 @@ StateReaders: TypeAlias = Mapping[str, Callable[[Mapping[str, Any]], Restorable]
 
 
 def aggregates_of(reader: Mapping[str, Any]) -> list[AggregateColumn]:
-    """The aggregates that `reader` describes. The user's functions are not there: stand-ins give their states as JSON."""
+    """Returns the aggregates that `reader` describes. Users' functions are not available; in their place are
+    functions that return the state as JSON.
+    """
     functions = _RowsAsJson() if reader.get("changes") else _StateAsJson()
     older: dict[str, Any] = {name: reader.get(name, True) for name in ("shares", "rounds")}
     return [
@@ -28,24 +31,24 @@ def aggregates_of(reader: Mapping[str, Any]) -> list[AggregateColumn]:
 
 
 def described(reader: Mapping[str, Any]) -> tuple[list[AggregateColumn], pa.Schema]:
-    """The aggregates that `reader` describes, and the columns that they are over."""
+    """Returns the aggregates that `reader` describes, and the columns that they aggregate."""
     input = schema_of_text(reader["input"])
     assert input is not None
     return aggregates_of(reader), input
 
 
 def no_function(so_far: Any, row: Any) -> Any:
-    """Stands in for a user's function that is called with rows, which never happens here."""
-    raise AssertionError("state that is read takes no rows")
+    """Stands in for a user's function, and raises AssertionError: state is read without rows."""
+    raise AssertionError("an operator that only reads state was given rows")
 
 
-_SLICES = "__slices"  # the key of a dict that holds several states; it is a dict, since states are copied as msgpack
+_SLICES = "__slices"  # the key of a dict with several states; a dict, since states are copied as msgpack
 
 
 class _StateAsJson:
-    """Stands in for an aggregate function of the user's: its result is the state, as it is.
+    """A stand-in for a user's aggregate. Its result is the state itself.
 
-    For a hopping or cumulative window it is a list of the states of the panes, which only the user's function could merge.
+    For a hopping or cumulative window it is a list of the panes' states, which only the user's function could merge.
     """
 
     type = pa.string()
@@ -71,7 +74,9 @@ def _slices(state: Any) -> list[Any]:
 
 
 class _RowsAsJson:
-    """Stands in for an aggregate function over changes, of which the rows that it would get are kept: its result is these rows."""
+    """A stand-in for a user's aggregate over changes, which keeps rows. Its result is the rows that the function
+    would get.
+    """
 
     type = pa.string()
 

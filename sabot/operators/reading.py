@@ -1,7 +1,8 @@
-"""State read from outside: a checkpoint -> tables, without the program that wrote it.
+"""State of a checkpoint as tables, read without the program that wrote it.
 
-The checkpoint describes the state of each operator of a stream (`Stateful.state_reader`). An operator like it is made, restores the
-state of all subtasks, and gives its `contents`. `state.reading` reads the state of agents.
+The checkpoint describes the state of each operator of a stream (`Stateful.state_reader`). From the description an
+operator is made that restores the state of all subtasks and yields its `contents`. `state.reading` reads the state of
+agents.
 """
 
 import json
@@ -24,22 +25,26 @@ from sabot.os_errors import restoring
 from sabot.state.reading import SavedApp, key_candidates, namespaces_in, plain_column, read_namespaces
 
 _AGENTS = "agents"  # the task that runs all agents
-_TIMERS = ":timers"  # behind an agent's name, for the timers that it has set
+_TIMERS = ":timers"  # AGENT:timers is the name of the timers that an agent has set
 
 
 class StateView:
-    """State in a checkpoint, which is not read yet."""
+    """State in a checkpoint, read when it is asked for."""
 
     def __init__(self, read: Callable[[], pa.Table]) -> None:
         self._read = read
 
     def to_arrow(self) -> pa.Table:
-        """Reads the state: the columns are those of `sabot state`. Raises UserError if the name, key or checkpoint does not exist."""
+        """Reads the state, and returns the columns that `sabot state` shows. Raises UserError if the name, key or
+        checkpoint does not exist.
+        """
         return self._read()
 
 
 class OperatorInfo(NamedTuple):
-    """An operator or agent with state in a checkpoint. rows: about how many groups, keys or rows; None: unknown without reading them."""
+    """An operator or agent with state in a checkpoint. `rows`: about how many groups, keys or rows it has, or None if
+    that is unknown without reading them.
+    """
 
     id: str
     text: str
@@ -48,7 +53,7 @@ class OperatorInfo(NamedTuple):
 
 
 def operators_of(manifest: SavedApp) -> list[OperatorInfo]:
-    """All operators of streams that keep state, then all agents."""
+    """Returns all operators of streams that keep state, then all agents, then the timers of agents."""
     found: dict[str, OperatorInfo] = {}
     with _reading(manifest):
         for task in manifest.tasks.values():
@@ -73,7 +78,7 @@ def _reading(manifest: SavedApp) -> AbstractContextManager[None]:
 
 
 def parts_of(manifest: SavedApp, operator: str) -> dict[str, Saved]:
-    """The parts of the state of an operator of a stream, by the task that saved each."""
+    """Returns the state of a stream's operator, by the task that saved it."""
     parts = {}
     for name, task in sorted(manifest.tasks.items()):
         facts = task.meta.get("operators", {}).get(operator)
@@ -85,15 +90,19 @@ def parts_of(manifest: SavedApp, operator: str) -> dict[str, Saved]:
 
 
 def state_of(manifest: SavedApp, operator: str, key: Any = None) -> pa.Table:
-    """The state of an operator of a stream, of an agent, or of a namespace of agents' state, as it was at the checkpoint.
+    """Returns the state of a stream's operator, of an agent, or of a namespace of agents' state, as it was at the
+    checkpoint.
 
-    The state of a stream's operator has its key columns, window_start and window_end where it has windows, then the values under the
-    user's names; the state of a user's function is JSON text. A join gives the rows of both sides, which the column `side` tells apart; a
-    process step a row for each value, list and map; a pattern its partial matches; async calls the rows in flight. For agents see
-    `state.reading.read_namespaces`; AGENT:timers gives the agent's timers, as key, name and at (ms).
-    key: gives the rows of this key alone. It is a value, or a list with one for each key column (as text, a JSON list); text is cast to
-    the key column's type.
-    Raises UserError for an operator that is not there or keeps no state, and CorruptCheckpoint.
+    State of a stream's operator has its key columns, window_start and window_end if it has windows, and the values
+    under the user's names. State of a user's function is JSON text. A join gives the rows of both sides, with the
+    column `side`. A process step gives a row for each value, list and map; a pattern its partial matches; async calls
+    the rows in flight. `state.reading.read_namespaces` describes the state of agents. AGENT:timers gives the agent's
+    timers, as key, name and at (ms).
+
+    `key`: gives only the rows of this key. It is a value, or a list with a value for each key column (as text, a JSON
+    list). Text is cast to the type of the key column.
+
+    Raises UserError for an operator that does not exist or keeps no state, and CorruptCheckpoint.
     """
     with _reading(manifest):
         parts = parts_of(manifest, operator)
@@ -105,7 +114,7 @@ def state_of(manifest: SavedApp, operator: str, key: Any = None) -> pa.Table:
 
 
 def keys_of(manifest: SavedApp, operator: str, table: pa.Table) -> list[str]:
-    """The columns of `state_of`'s table that are the key; none where that is not known."""
+    """Returns the key columns of `state_of`'s table, or none if they are unknown."""
     for part in parts_of(manifest, operator).values():
         if part.facts.get("reader"):
             return list(part.facts["reader"].get("keys", ()))
@@ -114,7 +123,7 @@ def keys_of(manifest: SavedApp, operator: str, table: pa.Table) -> list[str]:
 
 def _names_hint(manifest: SavedApp) -> str:
     names = [each.id for each in operators_of(manifest)]
-    return f"with state there are {', '.join(names)}" if names else "nothing in it keeps state"
+    return f"state is kept by {', '.join(names)}" if names else "nothing in the checkpoint keeps state"
 
 
 # Streams
@@ -128,7 +137,7 @@ def _stream_state(name: str, parts: list[Saved], key: Any) -> pa.Table:
         raise UserError(f"{name} keeps no rows, only {make}")
     if not reader or make is None:
         raise UserError(
-            f"the state of {name} cannot be read from outside", hint="run the program, and write it to a sink"
+            f"the state of {name} cannot be read from outside", hint="run the program, and write its results to a sink"
         )
     input = schema_of_text(reader["input"])
     assert input is not None
@@ -151,7 +160,9 @@ def _stream_state(name: str, parts: list[Saved], key: Any) -> pa.Table:
 
 
 def _reader_of(schema: Mapping[str, Any] | None) -> Callable[[Mapping[str, Any]], Restorable] | str | None:
-    """The reader for the kind of this state; for aggregates in windows, the reader for the kind of window."""
+    """Returns the reader for the kind of this state, or for the kind of window. A text says why state has no rows.
+    Returns None if there is no reader.
+    """
     if not schema:
         return None
     kind = schema["kind"]
@@ -159,9 +170,9 @@ def _reader_of(schema: Mapping[str, Any] | None) -> Callable[[Mapping[str, Any]]
 
 
 def _key_row(operator: str, fields: list[pa.Field], key: Any) -> pa.RecordBatch:
-    """The key as one row of the operator's key columns. Raises UserError where it cannot be that."""
+    """Returns the key as one row of the operator's key columns. Raises UserError if it does not fit them."""
     if not fields:
-        raise UserError(f"{operator} has no keys", hint="read all of it, without a key")
+        raise UserError(f"{operator} has no keys", hint="leave the key out")
     values = [key]
     if len(fields) > 1:
         if isinstance(key, str):
@@ -187,11 +198,11 @@ def _key_value(operator: str, field: pa.Field, value: Any) -> "pa.Array[Any]":
 
 
 def _example(fields: list[pa.Field]) -> str:
-    return f"a list, in text as JSON: {json.dumps([f'<{field.name}>' for field in fields])}"
+    return f"give a list, as text in JSON: {json.dumps([f'<{field.name}>' for field in fields])}"
 
 
 def _matching(piece: pa.RecordBatch, wanted: pa.RecordBatch | None) -> pa.RecordBatch:
-    """The rows of this key among those of its hash, which other keys may share."""
+    """Returns the rows of this key. Other keys may share its hash."""
     if wanted is None or not piece.num_rows:
         return piece
     mask = None
@@ -208,7 +219,7 @@ def _matching(piece: pa.RecordBatch, wanted: pa.RecordBatch | None) -> pa.Record
 
 
 def _agents(manifest: SavedApp) -> dict[str, list[str]]:
-    """All agents, each with its tasks."""
+    """Returns all agents, each with its tasks."""
     found: dict[str, list[str]] = {}
     for task, stored in manifest.tasks.items():
         for agent in stored.meta.get("agents", {}):
@@ -217,7 +228,7 @@ def _agents(manifest: SavedApp) -> dict[str, list[str]]:
 
 
 def _agent_state(manifest: SavedApp, name: str, key: Any) -> pa.Table:
-    """The state of an agent with `key=`; what agents share, for an agent without `key=`; or a namespace."""
+    """Returns the state of an agent with `key=`, the shared state for an agent without it, or a namespace."""
     agents = _agents(manifest)
     agent = name.removesuffix(_TIMERS)
     alike = [agent] if agent in agents else [each for each in agents if each.endswith(f".{agent}")]
@@ -228,7 +239,7 @@ def _agent_state(manifest: SavedApp, name: str, key: Any) -> pa.Table:
 
 
 def _state_in(manifest: SavedApp, within: str, agents: list[str], name: str, key: Any) -> pa.Table:
-    """What one task of agents has of it."""
+    """Returns the rows that one task of agents has of the state."""
     name, of_timers = name.removesuffix(_TIMERS), name.endswith(_TIMERS)
     alike = [agent for agent in agents if agent.endswith(f".{name}")]
     if name not in agents and len(alike) == 1:
@@ -238,7 +249,7 @@ def _state_in(manifest: SavedApp, within: str, agents: list[str], name: str, key
     task = manifest.tasks.get(within)
     if task is None or "state" not in task.states:
         if name in agents:
-            raise UserError(f"agent {name} keeps no state", hint="App(..., state=...) gives it some")
+            raise UserError(f"agent {name} keeps no state", hint="App(..., state=...) lets it keep state")
         raise _unknown(manifest, name)
     directory = manifest.state_directory(within, "state")
     try:
@@ -262,7 +273,7 @@ def _state_in(manifest: SavedApp, within: str, agents: list[str], name: str, key
 
 
 def _timers_of(manifest: SavedApp, within: str, agent: str, key: Any) -> pa.Table:
-    """The timers that an agent has set, in one of its tasks; with a key only its."""
+    """Returns the timers that an agent has set in one of its tasks; with a key only the key's."""
     task = manifest.tasks.get(within)
     if task is None or state_name(agent) not in task.states:
         raise _unknown(manifest, agent + _TIMERS)
@@ -277,5 +288,5 @@ def _timers_of(manifest: SavedApp, within: str, agent: str, key: Any) -> pa.Tabl
 
 def _unknown(manifest: SavedApp, name: str, spaces: list[str] | None = None) -> UserError:
     known = [each.id for each in operators_of(manifest)] + (spaces or [])
-    what = f"there are {', '.join(known)}" if known else "nothing in it keeps state"
+    what = f"there are {', '.join(known)}" if known else "nothing in the checkpoint keeps state"
     return UserError(f"checkpoint {manifest.checkpoint_id} has no operator or agent {name!r}", hint=what)

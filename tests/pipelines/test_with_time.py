@@ -255,10 +255,10 @@ def test_a_function_over_batches_that_changes_what_event_time_was_computed_of_is
     if way == "with_time":
         rows = rows.with_time("at", time_unit="s")
     with pytest.raises(
-        UserError, match=r"map_batches\(later\) changes 'at', of which event time was computed"
+        UserError, match=r"map_batches\(later\) changes 'at', from which event time was computed"
     ) as refused:
         counted(rows.map_batches(later)).collect()
-    assert ".with_time(…) behind it" in refused.value.hint
+    assert ".with_time(…) after this step" in refused.value.hint
     with pytest.raises(UserError, match="changes 'at'"):
         counted(rows.drop("at").map_batches(lambda batch: batch.append_column("at", batch["n"]))).collect()
     assert rows.map_batches(later).collect()["at"].to_pylist() == list(range(1, 31))
@@ -295,7 +295,7 @@ def test_each_function_that_changes_what_event_time_was_computed_of_is_refused(t
     """flat_map and map_async changed the column, and windows went on by what it was, without a word."""
     (tmp_path / "a.ndjson").write_text("".join(f'{{"n": {n}, "at": {n}}}\n' for n in range(30)))
     rows = App("changed").stream(files(tmp_path / "a.ndjson"), time="at", time_unit="s")
-    with pytest.raises(UserError, match="changes 'at', of which event time was computed"):
+    with pytest.raises(UserError, match="changes 'at', from which event time was computed"):
         counted(STEPS[step](rows)).collect()
     assert sorted(STEPS[step](rows).collect()["at"].to_pylist()) == list(range(1, 31))
     renewed = STEPS[step](rows).with_time("at", time_unit="s")

@@ -1,1 +1,4 @@
-"""Functions of the user's over the rows of a key, with state and timers."""
+"""Process functions: users' functions over the rows of a key, with state and timers. `process` has the operators;
+`rows` and `columns` call the functions, by row or by batch; `state`, `timed` and `transaction` keep what they use and
+change.
+"""

@@ -1,4 +1,4 @@
-"""Process functions over batches: a call for each batch, and for all timers that are due."""
+"""Process functions over batches: one call for a batch, and one for all timers that are due."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -32,22 +32,24 @@ from sabot.state.base import StateBackend
 
 Array: TypeAlias = pa.Array
 
-_TIMER_ROWS = 65_536  # at most so many timers fire in one call
+_TIMER_ROWS = 65_536  # the most timers that fire in one call
 
 
 class BatchCaller(Caller):
-    """A call for each batch, and for all timers that are due."""
+    """Calls the function once for each batch, and once for all timers that are due."""
 
     def __init__(self, state: FunctionState, *ways: Any) -> None:
         super().__init__(state, *ways)
         self._ctx = _BatchContext(state, self)
-        self._slots: list[pa.Int32Array] = []  # the slots that keys got in this call
-        # the keys of the call: as the function got them, as columns, and their hashes
+        self._slots: list[pa.Int32Array] = []  # the slots of keys that this call asked for
+        # the keys of the call, in the form of the function and as columns, and their hashes
         self._call_keys: tuple[Any, list[Array], pa.UInt64Array] | None = None
         self._call_rows: list[bytes] | None = None
-        self._stamps: Array | None = None  # the event times of the call's rows, or timers
-        self._count = 0  # how many rows, or timers, the call has
-        self._pending: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []  # changes of timers and values
+        self._stamps: Array | None = None  # the event times of the call's rows or timers
+        self._count = 0  # the number of rows or timers of the call
+        self._pending: list[
+            tuple[Callable[..., Any], tuple[Any, ...]]
+        ] = []  # changes of timers and values that are made when the call succeeds
 
     def _call(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
         state, ctx, data = self._state, self._ctx, batch.taken()
@@ -82,7 +84,7 @@ class BatchCaller(Caller):
         self._ctx.forget()
 
     def apply_or_hold(self, change: Callable[..., Any], *given: Any) -> None:
-        """A change of timers or values: now, or when the call has passed."""
+        """Makes a change of timers or values now, or, if calls can be undone, when the call has succeeded."""
         if self._state.transaction is None:
             change(*given)
         else:
@@ -138,7 +140,7 @@ class BatchCaller(Caller):
             if state.timers.over >= 0:
                 raise state.endless()
         except Exception as error:
-            where = f"as {len(slots)} timers fired, that of the key {state.key_of(columns)} first"
+            where = f"while {len(slots)} timers fired, the first for the key {state.key_of(columns)}"
             raise self._failed(error, where) from error
         self._end_call()
         if made is not None:
@@ -146,14 +148,14 @@ class BatchCaller(Caller):
         self.keep()
 
     def _remember_keys(self, columns: list[Array], hashes: pa.UInt64Array) -> Array:
-        """The keys as the function gets them. They are remembered for the call."""
+        """Remembers the keys for the call, and returns them in the form in which the function gets them."""
         names = self._state.keys.names
         keys = columns[0] if len(columns) == 1 else pa.StructArray.from_arrays(columns, names)
         self._call_keys, self._call_rows = (keys, columns, hashes), None
         return keys
 
     def _end_call(self) -> None:
-        """Called when the call has ended: forgets its keys."""
+        """Forgets the keys of the call, which has ended."""
         slots, self._slots, self._call_keys, self._call_rows = self._slots, [], None, None
         self._state.settle(pa.concat_arrays(slots) if slots else NO_SLOTS)
 
@@ -163,7 +165,7 @@ class BatchCaller(Caller):
         return slots
 
     def rows_of(self, keys: Any) -> list[bytes]:
-        """The keys as state has them. keys: those of the call, or others that the function gives."""
+        """Returns the keys as they are encoded in the state. `keys`: those of the call, or others from the function."""
         if self._call_keys is not None and keys is self._call_keys[0]:
             if self._call_rows is None:
                 self._call_rows = key_rows(plain_keys(self._call_keys[1]), self._call_keys[2])
@@ -186,7 +188,7 @@ class BatchCaller(Caller):
             columns = [c if c.type == f.type else pc.cast(c, f.type) for c, f in zip(columns, fields, strict=True)]
         except (pa.ArrowException, TypeError, ValueError, KeyError, AttributeError) as error:
             raise UserError(
-                f"these keys are no array of {wanted}: {error}", hint="take them from what you got"
+                f"the keys are not an array of {wanted}: {error}", hint="use the keys that the function got"
             ) from error
         return columns, hash_columns(columns)
 
@@ -198,20 +200,23 @@ class BatchCaller(Caller):
         self.emit_or_hold(self._emit_to_branch, made.num_rows, name, made, stamps)
 
     def _results_of(self, given: Any) -> tuple[pa.RecordBatch, Array | None]:
-        """What a call gave, with the columns of the schema, and its event times."""
+        """Returns the result of a call with the columns of the schema, and its event times."""
         data, times = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
         made = self._as_columns(data, self._spec.schema, "schema")
         return made, self._times_of(made, times, "return data, times")
 
     def _times_of(self, made: pa.RecordBatch, times: Any, how: str) -> Array | None:
-        """The event times of what a call gave. how: what to write, for the error where rows would have none."""
+        """Returns the event times of a result, or None if the step has no event time.
+
+        `how`: the call that gives event times, for the error about rows that would have none.
+        """
         if not self._state.timed:
             return None
         if times is None:
             if made.num_rows != self._count:
                 raise UserError(
                     f"it made {made.num_rows} rows of {self._count}, which leaves them without event time",
-                    hint=f"give them with it: {how} (ctx.timestamp has those of what you got)",
+                    hint=f"give their event times: {how}; ctx.timestamp has those of the rows that the function got",
                 )
             return self._stamps
         try:
@@ -219,28 +224,29 @@ class BatchCaller(Caller):
             times = times if isinstance(times, pa.Array) else pa.array(times, pa.int64())
             times = times if times.type == pa.int64() else pc.cast(times, pa.int64())
         except (pa.ArrowException, TypeError, ValueError) as error:
-            raise UserError(f"the event times that it gave are not int64: {error}", hint="ms since 1970") from error
+            raise UserError(f"the event times are not int64: {error}", hint="give ms since 1970") from error
         if len(times) != made.num_rows or times.null_count:
-            raise UserError(f"it gave {len(times) - times.null_count} event times for {made.num_rows} rows")
+            raise UserError(f"it returned {len(times) - times.null_count} event times for {made.num_rows} rows")
         return times
 
     def _as_columns(self, given: Any, schema: pa.Schema, what: str) -> pa.RecordBatch:
+        """Returns the result as columns of `schema`. Raises UserError if it is not Arrow data or has other columns."""
         try:
             made = normalise(given)
             validate(made)
         except pa.ArrowInvalid as error:
-            raise UserError(f"it gave data that is no valid Arrow: {error}", hint=NO_ARROW) from error
+            raise UserError(f"it returned data that is not valid Arrow: {error}", hint=NO_ARROW) from error
         except TypeError as error:
             hint = "return a pa.RecordBatch or pa.Table, a polars or pandas DataFrame, or None"
-            raise UserError(f"it gave a {type(given).__name__}, which speaks no Arrow", hint=hint) from error
+            raise UserError(f"it returned a {type(given).__name__}, which is not Arrow data", hint=hint) from error
         if made.schema.equals(schema):
             return made.replace_schema_metadata(None)
         have = made.schema.names
         wrong = [f"no column {name!r}" for name in schema.names if name not in have]
-        wrong += [f"a column {name!r} more" for name in have if name not in schema.names]
+        wrong += [f"an extra column {name!r}" for name in have if name not in schema.names]
         if wrong or len(have) != len(schema):
-            reason = "; ".join(wrong) or "two columns of one name"
-            raise UserError(f"it gave other columns than its {what} says: {reason}")
+            reason = "; ".join(wrong) or "two columns with one name"
+            raise UserError(f"it returned other columns than its {what} has: {reason}")
         columns = []
         for field in schema:
             column = made.column(field.name)
@@ -248,12 +254,12 @@ class BatchCaller(Caller):
                 columns.append(column if column.type == field.type else pc.cast(column, field.type))
             except pa.ArrowException as error:
                 reason = f"{field.name!r} is {column.type}, not {field.type}"
-                raise UserError(f"it gave another column than its {what} says: {reason}", hint="cast it") from error
+                raise UserError(f"it returned another column than its {what} has: {reason}", hint="cast it") from error
         return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 class _BatchContext:
-    """A `BatchProcessContext`. One object serves all calls, which come one after the other."""
+    """The `BatchProcessContext` of functions. One object serves all calls, which are made one after the other."""
 
     __slots__ = ("_caller", "_kept", "_state", "kind", "timers", "timestamp")
 
@@ -278,7 +284,7 @@ class _BatchContext:
         return known
 
     def forget(self) -> None:
-        """The call has failed: its writes are not made."""
+        """Drops the writes of a call that has failed."""
         for each in self._kept.values():
             each.forget()
 
@@ -290,7 +296,7 @@ class _BatchContext:
 
 
 class _BatchState:
-    """`BatchState`. Where calls may be undone, a call's writes are made when it has passed."""
+    """The `BatchState` of functions. If calls can be undone, the writes of a call are made when it has succeeded."""
 
     __slots__ = ("_caller", "_held", "_values", "name")
 
@@ -308,7 +314,7 @@ class _BatchState:
 
     def put_many(self, keys: Any, values: Any) -> None:
         if len(keys) != len(values):
-            raise UserError(f"state {self.name!r}: {len(keys)} keys, {len(values)} values")
+            raise UserError(f"state {self.name!r}: {len(keys)} keys for {len(values)} values")
         try:
             encoded = encode_values(values)
         except TypeError as error:
@@ -328,12 +334,12 @@ class _BatchState:
         self._values.write_many(self.name, rows, values)
 
     def forget(self) -> None:
-        """The call has failed."""
+        """Drops the writes of a call that has failed."""
         self._held.clear()
 
 
 class _BatchTimers:
-    """`BatchTimers`."""
+    """The `BatchTimers` of functions."""
 
     __slots__ = ("_caller", "_state")
 
@@ -360,7 +366,7 @@ class _BatchTimers:
 
 
 def _times_for(at: Any, rows: int) -> Array:
-    """Times as int64, one for each of `rows` keys."""
+    """Returns times as int64, one for each of `rows` keys. Raises UserError for other types, nulls and other lengths."""
     if isinstance(at, int):
         return pa.array(np.full(rows, checked_ms(at), np.int64))
     try:
@@ -369,7 +375,7 @@ def _times_for(at: Any, rows: int) -> Array:
         at = at if at.type == pa.int64() else pc.cast(at, pa.int64())
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise UserError(
-            f"timers are set to {at!r:.80}: {error}", hint="an int64 array of ms, one for each key"
+            f"timers cannot be set to {at!r:.80}: {error}", hint="give an int64 array of ms, one for each key"
         ) from error
     if len(at) != rows or at.null_count:
         raise UserError(f"{len(at) - at.null_count} times for the timers of {rows} keys")

@@ -1,19 +1,20 @@
-"""Process functions: the user's own logic over rows of a key, with state and timers.
+"""Process functions: the user's own logic over the rows of a key, with state and timers.
 
     rows ──▶ function ───────────────┐
-    rows of the other side ──▶ right ├──▶ rows out, rows by branches
+    rows of the other side ──▶ right ├──▶ rows out, rows to branches
     watermark, clock ──▶ on_timer ───┘
                 │   ▲
                 ▼   │
-    values by (name, key)    `state.keyed_values`: in memory, or in RocksDB downstream_error a cache
-    timers                   `KeysWithTimers`: a `TimerTable`, by the slots of a `GroupTable` that has the keys with timers
-    broadcast maps           the same in every subtask
+    values by (name, key)    `state.keyed_values`: in memory, or in RocksDB behind a cache
+    timers                   `KeysWithTimers`: a `TimerTable`, by the slots of a `GroupTable` with the keys that have timers
+    broadcast maps           equal in every subtask
 
-`rows` calls functions that take a row, `columns` those that take a batch; both stand on `state`.
+`rows` calls functions that take a row, `columns` those that take a batch. Both use `state`.
 
-Event timers fire in order of time when the watermark reaches them, before it is passed on. A timer that a firing timer sets, and that is
-due, fires in the same `advance`, in its turn. A key that sets timers without end is stopped at TIMERS_OF_A_KEY: at the end of the input,
-or, before that, where they are set to no later time than the one that fires.
+Event timers fire in order of time when the watermark reaches them, before it is passed on. A timer that a firing
+timer sets, and that is due, fires in the same `advance`. A key that sets timers without end is an
+error: it may set at most TIMERS_OF_A_KEY timers that are not later than the one that fires, and at most as many after
+the end of the input.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,16 +65,18 @@ from sabot.state.keyed_values import load_values
 
 Array: TypeAlias = pa.Array
 
-_VALUES = "values"  # the folder of a checkpoint with the values
+_VALUES = "values"  # the name of the folder with the values in a checkpoint
 _BROADCAST = pa.schema([("name", pa.string()), ("key", pa.binary()), ("value", pa.binary())])
 
 
 class Process(StatefulOperator, HasBranches):
-    """The functions of `spec` over rows by `keys`. The rows that they give have the columns of spec.schema, and event time.
+    """The functions of `spec` over rows by `keys`. The emitted rows have the columns of `spec.schema`, and event
+    time.
 
-    A result has the event time of the row that made it, or of the timer (but not below the watermark that was passed on before); the
-    time of a processing timer is the watermark. Late rows are processed like others, since the function can ask ctx.watermark. Where only
-    the left has event time, the rows of the right have the watermark as their time.
+    A result has the event time of the row or the timer from which it was made, but is not below the watermark that
+    was passed on before. For a processing timer it is the watermark. Late rows are processed like others, since the
+    function can read ctx.watermark. If only the left input has event time, rows of the right have the watermark as
+    their time.
     """
 
     def __init__(
@@ -93,7 +96,7 @@ class Process(StatefulOperator, HasBranches):
         spec = self.spec
         keys, key_indices = key_columns(self._names, context.input)
         if not self._names:
-            raise UserError(f"{spec.name}: there is no key", hint='stream.key_by("account").process(...)')
+            raise UserError(f"{spec.name}: the stream has no key", hint='write stream.key_by("account").process(...)')
         self._refuse_changes(context.input)
         timed = TIME_COLUMN in context.input.names
         if spec.ttl_ms is not None:
@@ -109,7 +112,9 @@ class Process(StatefulOperator, HasBranches):
 
     def _refuse_changes(self, input: pa.Schema) -> None:
         if OP_COLUMN in input.names:
-            raise UserError(f"{self.spec.name}: its rows are changes", hint="make them rows first: .changelog()")
+            raise UserError(
+                f"{self.spec.name}: a process function cannot take changes", hint="make them plain rows: .changelog()"
+            )
 
     def branch_schema(self, name: str, input: pa.Schema) -> pa.Schema:
         return with_time(self.spec.sides[name], self._open_state.timed)
@@ -119,7 +124,7 @@ class Process(StatefulOperator, HasBranches):
         self._settle()
 
     def _settle(self) -> None:
-        """Keeps the budget, after each batch."""
+        """Keeps the memory budget. Called after each batch."""
         timers = self._open_state.timer_state
         with timers.changing:
             timers.settle()
@@ -138,13 +143,14 @@ class Process(StatefulOperator, HasBranches):
         state.forget_expired(watermark_ms)
 
     def _emit_rows(self, data: pa.RecordBatch, times: Array | None, batch: Batch | None) -> None:
-        """Emits rows. batch: the batch of which these are the last results; None: more will come."""
+        """Emits rows. `batch`: the batch whose last results these are, or None if more results of it will come."""
         if times is not None:
             data = data.append_column(TIME_COLUMN, times)
         if data.num_rows:
             self.emit(Batch(data) if batch is None else batch.with_data(data))
 
     def _emit_to_branch(self, name: str, data: pa.RecordBatch, times: Array | None) -> None:
+        """Emits rows to an output branch, or counts them as dropped if the branch has no receiver."""
         if times is not None:
             data = data.append_column(TIME_COLUMN, times)
         if name in self._context.branches and data.num_rows:
@@ -152,7 +158,7 @@ class Process(StatefulOperator, HasBranches):
         else:
             self._dropped[name] = self._dropped.get(name, 0) + data.num_rows
 
-    # -- state --------------------------------------------------------------------------------------------------------
+    # State
 
     @property
     def _open_state(self) -> "FunctionState":
@@ -183,7 +189,7 @@ class Process(StatefulOperator, HasBranches):
         state.set_time(state.now())
 
     def after_restore(self, saved: Sequence[Saved]) -> None:
-        if any("names" not in part.facts for part in saved):  # an older checkpoint does not say them
+        if any("names" not in part.facts for part in saved):  # an older checkpoint does not list them
             self._open_state.names |= set(self._open_state.values.namespaces())
 
     def state_schema(self) -> dict[str, Any]:
@@ -193,7 +199,7 @@ class Process(StatefulOperator, HasBranches):
         return {"keys": self._names, "input": schema_text(self._open_state.keys)}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """The keys, the name, and the value as JSON text: a row for each value, list or map that a key has."""
+        """Yields the keys, the name, and the value as JSON text: a row for each value, list or map of a key."""
         keys = self._open_state.keys
         schema = _contents_schema(keys)
         rows: list[tuple[Any, str, str]] = []
@@ -290,9 +296,10 @@ class ConnectedProcess(ProcessWithTimers, SecondInput):
 def process_operator(
     keys: Sequence[str], spec: ProcessSpec, *, right_keys: Sequence[str] = (), on_error: RowPolicy = "fail"
 ) -> Process:
-    """Returns the operator for these functions: of two inputs or one, polled if the functions may set timers.
+    """Returns the operator for these functions: one of two inputs if they have a function for the right, one that is
+    polled if they have timers.
 
-    `right_keys`: as for `ConnectedProcess`.
+    `right_keys`: the parameter of `ConnectedProcess`.
     """
     if spec.right is not None:
         return ConnectedProcess(keys, spec, right_keys=right_keys, on_error=on_error)
@@ -317,22 +324,22 @@ class _Values(StatePart):
         load_values(state.values, directories, self._without_forgotten(mine) if state.forgets else mine, passed)
 
     def _without_forgotten(self, mine: EntryFilter | None) -> EntryFilter:
-        """As `mine`, without the values of which nothing is taken over."""
+        """Returns the filter `mine` without entries of names whose state is not taken over."""
         forgets = self._state.forgets
         return lambda entries: (
             entry for entry in (entries if mine is None else mine(entries)) if entry[0] not in forgets
         )
 
     def _entry_filter(self, owned: Owned) -> EntryFilter:
-        """Which entries belong to this subtask."""
-        if self._context.only is not None:  # `only` may tell keys of one group apart
+        """Returns a filter that passes the entries of this subtask."""
+        if self._context.only is not None:  # `only` may select some keys of a key group
             return lambda entries: _owned_entries(entries, self._state.keys, owned)
         groups = owned(pa.array(range(KEY_GROUPS), pa.uint64())).to_pylist()
         return lambda entries: (entry for entry in entries if groups[entry[1][0] << 8 | entry[1][1]])
 
 
 class _BroadcastMaps(StatePart):
-    """The maps that all keys share, which are the same in every subtask."""
+    """The maps that all keys share. They are equal in every subtask."""
 
     def __init__(self, state: FunctionState) -> None:
         self._state = state
@@ -361,14 +368,16 @@ def _owned_entries(
     keys: pa.Schema,
     only: Owned,
 ) -> Iterator[Entry]:
-    """The entries of the keys that `only` names."""
+    """Yields the entries whose keys `only` selects by hash."""
     for entry in entries:
         if only(hash_columns(_key_columns([parts_of(entry[1][2:])[0]], keys)))[0].as_py():
             yield entry
 
 
 def saved_process(reader: Mapping[str, Any]) -> Process:
-    """An operator that restores the state, and gives its `contents`. reader: what `Process.state_reader` gave."""
+    """Returns an operator that restores the state and yields its `contents`. `reader`: the result of
+    `Process.state_reader`.
+    """
     keys = schema_of_text(reader["input"])
     assert keys is not None
     spec = ProcessSpec("process", _no_function, None, None, _contents_schema(keys), {}, False, None, False)
@@ -376,7 +385,7 @@ def saved_process(reader: Mapping[str, Any]) -> Process:
 
 
 def _no_function(row: Any, ctx: Any) -> Never:
-    raise AssertionError("state that is read takes no rows")
+    raise AssertionError("an operator that only reads state was given rows")
 
 
 def _contents_schema(keys: pa.Schema) -> pa.Schema:
@@ -394,7 +403,7 @@ def _contents_batch(rows: list[tuple[Any, str, str]], keys: pa.Schema, schema: p
 
 
 def _key_columns(found: Sequence[Any], keys: pa.Schema) -> list[Array]:
-    """The columns of keys that were decoded from msgpack."""
+    """Returns the columns of keys that were decoded from msgpack."""
     columns = [found] if len(keys) == 1 else list(zip(*found, strict=True))
     return [
         pa.array(column, field.type)

@@ -1,4 +1,4 @@
-"""Process functions over rows: a call for each row, and for each timer."""
+"""Process functions over rows: one call for each row, and one for each timer."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
@@ -31,13 +31,13 @@ from sabot.state.values import PlainList, PlainMap, PlainValue
 
 Array: TypeAlias = pa.Array
 
-_OUT_ROWS = 8192  # rows that are gathered before they are emitted
-_KNOWN_KEYS = 100_000  # keys that are remembered by slot, as Python objects
-_AHEAD = 1024  # keys that are looked up together when timers fire
+_OUT_ROWS = 8192  # the number of rows that are gathered before they are emitted
+_KNOWN_KEYS = 100_000  # the most keys that are remembered by slot, as Python objects
+_AHEAD = 1024  # the number of keys that are looked up together when timers fire
 
 
 class RowCaller(Caller):
-    """A call for each row, and for each timer."""
+    """Calls the function once for each row, and once for each timer."""
 
     def __init__(self, state: FunctionState, *ways: Any) -> None:
         super().__init__(state, *ways)
@@ -47,9 +47,9 @@ class RowCaller(Caller):
         self.sides: dict[str, tuple[list[Row], list[Any]]] = {name: ([], []) for name in self._spec.sides}
         self._keys: list[Array] = []  # the key columns of the current rows
         self._hashes: Any = None
-        self._slots: list[int] | None = None  # the slots of the current rows, once one is asked for
-        self._resolved = NO_SLOTS  # the same as an array
-        self._found: dict[int, tuple[Any, bytes]] = {}  # by slot: the key, and the key as state has it
+        self._slots: list[int] | None = None  # the slots of the current rows, when one was needed
+        self._resolved = NO_SLOTS  # the same slots as an array
+        self._found: dict[int, tuple[Any, bytes]] = {}  # by slot: the key, and its encoded form
         state.timer_state.forgotten = self._drop_found
 
     def _call(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
@@ -106,7 +106,7 @@ class RowCaller(Caller):
         self._forget(self._resolved)
 
     def _begin(self, side: Side, batch: Batch, data: pa.RecordBatch) -> tuple[list[Any], list[bytes]]:
-        """The keys of the rows, as functions see them and as state has them."""
+        """Returns the keys of the rows, in the form of functions and in the encoded form of the state."""
         self._slots, self._resolved = None, NO_SLOTS
         if not side.keys:
             return [None] * data.num_rows, [b""] * data.num_rows
@@ -114,7 +114,7 @@ class RowCaller(Caller):
         return key_values(self._keys), key_rows(plain_keys(self._keys), self._hashes)
 
     def slot(self, ctx: "_RowContext") -> int:
-        """The slot of the current key, which is that of the row or of the timer."""
+        """Returns the slot of the current key, which is that of the row or of the timer."""
         if ctx._slot >= 0:
             return ctx._slot
         if self._slots is None:
@@ -129,7 +129,7 @@ class RowCaller(Caller):
         state, ctx, timers, function = self._state, self._ctx, self._state.timers, self._spec.on_timer
         assert function is not None
         transaction, word, ended = state.transaction, KIND_NAMES[kind], kind == EVENT and limit == END_OF_TIME
-        out, new_timer = self._out, tuple.__new__  # Timer's own takes twice as long
+        out, new_timer = self._out, tuple.__new__  # Timer(...) takes twice as long
         while (due := timers.take_one(limit, kind)) is not None:
             slot, at, name = due
             found = self._found.get(slot)
@@ -171,13 +171,13 @@ class RowCaller(Caller):
         self._forget(NO_SLOTS)
 
     def _drop_results(self, counts: list[int]) -> None:
-        """Takes back the results downstream_error so many, of the main output and of each side."""
+        """Drops the results beyond these counts, of the main output and of each side."""
         for count, (rows, times) in zip(counts, ((self._out, self._times), *self.sides.values()), strict=True):
             del rows[count:], times[count:]
         self._ctx.forget()
 
     def _look_up(self, slot: int, kind: int, limit: int) -> tuple[Any, bytes]:
-        """The key of a slot. Also looks up the keys of the timers that will fire next."""
+        """Returns the key of a slot, and its encoded form. Also looks up the keys of the timers that will fire next."""
         if len(self._found) >= _KNOWN_KEYS:
             self._found.clear()
         soon = self._state.timers.soon(limit, kind, _AHEAD)
@@ -191,19 +191,19 @@ class RowCaller(Caller):
         self._drop_found(self._state.settle(slots))
 
     def _drop_found(self, slots: pa.Int32Array) -> None:
-        """These slots are no more those of the keys that they were."""
+        """Forgets the keys of these slots, which may belong to other keys now."""
         if self._found:
             for slot in slots.to_pylist():
                 self._found.pop(slot, None)
 
     def _take(self, made: Any, time: Any) -> None:
-        """Takes what a call gave: a row, or an iterable of rows."""
+        """Takes the result of a call: a row, or an iterable of rows. Raises UserError for another value."""
         if isinstance(made, dict):
             self._out.append(made)
             self._times.append(time)
             return
         if isinstance(made, str | bytes) or not isinstance(made, Iterable):
-            raise UserError(f"it gave {made!r}", hint="a dict, an iterable of dicts, or None")
+            raise UserError(f"it returned {made!r}", hint="return a dict, an iterable of dicts, or None")
         most = _OUT_ROWS if self._state.transaction is None else HELD_ROWS
         for row in made:
             self._out.append(row)
@@ -215,7 +215,7 @@ class RowCaller(Caller):
         self._cannot_undo = False
 
     def _flush(self, batch: Batch | None) -> None:
-        """Emits the rows that were gathered. batch: the batch that has ended; None: it goes on."""
+        """Emits the gathered rows. `batch`: the batch that has ended, or None if it goes on."""
         for name, (rows, times) in self.sides.items():
             if rows:
                 data, stamps = self._as_columns(rows, times, self._spec.sides[name], f"side {name!r}")
@@ -227,14 +227,16 @@ class RowCaller(Caller):
     def _as_columns(
         self, rows: list[Row], times: list[Any], schema: pa.Schema, what: str
     ) -> tuple[pa.RecordBatch, Array | None]:
-        """Rows and their times as columns. Empties both lists."""
+        """Returns rows and their times as columns, and empties both lists. Raises UserError for rows that do not fit
+        the schema.
+        """
         name = self._spec.name
         try:
             made = batch_of_rows(rows, schema)
             extra = set().union(*rows) - set(schema.names)  # columns that a row lacks are null
             if extra:
                 raise UserError(
-                    f"{name}: a row has {sorted(map(str, extra))[0]!r}, which is no column of its {what}",
+                    f"{name}: a row has {sorted(map(str, extra))[0]!r}, which is not a column of its {what}",
                     hint=f"the columns are {', '.join(schema.names)}",
                 )
         except UserError:
@@ -242,7 +244,7 @@ class RowCaller(Caller):
         except Exception as error:
             raise UserError(
                 f"{name}: its rows do not fit the {what}: {type(error).__name__}: {error}",
-                hint="it gives dicts whose values are of the types that were said",
+                hint="return dicts whose values have the types of the schema",
             ) from error
         stamps = pa.array(times, pa.int64()) if self._state.timed else None
         rows.clear()
@@ -251,7 +253,7 @@ class RowCaller(Caller):
 
 
 class _RowContext:
-    """A `ProcessContext`. One object serves all calls, which come one after the other."""
+    """The `ProcessContext` of functions. One object serves all calls, which are made one after the other."""
 
     __slots__ = ("_at", "_caller", "_kept", "_slot", "_state", "_state_key", "_time", "key", "timers", "timestamp")
 
@@ -259,10 +261,10 @@ class _RowContext:
         self._state, self._caller = state, caller
         self.key: Any = None
         self.timestamp: int | None = None
-        self._state_key = b""  # the key as state has it; empty: the row has none
+        self._state_key = b""  # the encoded key, or b"" if the row has none
         self._at = 0  # the index of the row
         self._time: int | None = None  # the event time of results
-        self._slot = -1  # the slot of the key; -1: not known yet
+        self._slot = -1  # the slot of the key, or -1 if it is not known yet
         self._kept: dict[str, _KeyState] = {}
         self.timers = _RowTimers(self)
 
@@ -296,7 +298,7 @@ class _RowContext:
         return self._state.map(name)
 
     def forget(self) -> None:
-        """What calls have changed was undone."""
+        """Forgets values that were read, since the changes of calls were undone."""
         for each in self._kept.values():
             each.forget()
 
@@ -307,7 +309,7 @@ class _RowContext:
 
 
 class _RowTimers:
-    """`Timers` of the current key."""
+    """The `Timers` of the current key."""
 
     __slots__ = ("_ctx",)
 
@@ -341,7 +343,9 @@ class _RowTimers:
 
 
 class _KeyState:
-    """`KeyState`: a value of the current key. What a call reads before it writes is what an undo puts back."""
+    """The `KeyState` of functions: a value of the current key. The value that a call reads before it writes is the
+    one that an undo restores.
+    """
 
     __slots__ = ("_before", "_ctx", "_log", "_read", "_state_key", "_value", "_write", "namespace")
 
@@ -351,10 +355,10 @@ class _KeyState:
         self.namespace = state.registered(name)
         self._value = PlainValue(state.call_values, self.namespace)
         self._log = None if state.transaction is None else state.transaction.log
-        backend = state.call_values if self._log is None else state.values  # below the log, which is written here
+        backend = state.call_values if self._log is None else state.values  # without the log, which `put` writes
         self._read, self._write = backend.read, backend.write
         self._state_key: bytes | None = None  # the key that was read last
-        self._before: bytes | None = None  # what was there
+        self._before: bytes | None = None  # its value
 
     def get(self) -> Any:
         self._state_key = under = self._ctx._state_key or self._ctx._key()
@@ -374,12 +378,12 @@ class _KeyState:
         self.put(None)
 
     def forget(self) -> None:
-        """What was read is no more what is there."""
+        """Forgets the value that was read last, since it may have changed."""
         self._state_key = None
 
 
 class _KeyList:
-    """`KeyList`: a list of the current key."""
+    """The `KeyList` of functions: a list of the current key."""
 
     __slots__ = ("_base", "_list")
 
@@ -398,7 +402,7 @@ class _KeyList:
 
 
 class _KeyMap:
-    """`KeyMap`: a map of the current key."""
+    """The `KeyMap` of functions: a map of the current key."""
 
     __slots__ = ("_base", "_map")
 

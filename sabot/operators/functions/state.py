@@ -1,4 +1,6 @@
-"""What process functions stand on: the state of keys, their timers, time, and the maps that all keys share."""
+"""The state of process functions: values of keys, timers, time, and the maps that all keys share; and the base of
+their callers.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,18 +32,20 @@ from sabot.state.values import PlainList, PlainMap, PlainValue, hashable
 
 Array: TypeAlias = pa.Array
 
-TIMERS_OF_A_KEY = 100_000  # how many timers a key may set in one `advance` without moving on in time
+TIMERS_OF_A_KEY = 100_000  # the most timers that a key may set in one `advance` without a later time
 NO_SLOTS = pa.array([], pa.int32())
 KIND_NAMES = ("event", "processing")
 _KINDS = {"event": EVENT, "processing": PROCESSING}
-_LIST = 1  # the msgpack extension that stands for a list; the other one stands for a map (see `state.values`)
+_LIST = 1  # the msgpack extension for a list; the other one is for a map (`state.values`)
 _INTEGERS = {32: pa.int32(), 64: pa.int64()}
 
 _decode = msgspec.msgpack.Decoder().decode
 
 
 class Side:
-    """An input. keys: the indices of its key columns; names: the columns that the function sees; time: the index of event time, or -1."""
+    """An input of a process function. `keys`: the indices of its key columns. `names`: the columns that the function
+    sees. `time`: the index of event time, or -1.
+    """
 
     def __init__(self, input: pa.Schema, keys: Sequence[int]) -> None:
         self.keys = list(keys)
@@ -50,7 +54,7 @@ class Side:
 
 
 class FunctionState:
-    """State, timers and time: what the functions work on. One owner, the subtask's thread."""
+    """The state, the timers and the time of a step's functions. It has one owner, the subtask's thread."""
 
     def __init__(
         self, spec: ProcessSpec, keys: pa.Schema, timed: bool, context: OperatorContext, on_error: RowPolicy
@@ -62,12 +66,12 @@ class FunctionState:
         self.known, self.timers = self.timer_state.known, self.timer_state.timers
         self.bad = BadRows(spec.name, on_error, context)
         self.transaction = None if self.bad.fails else Transaction(self.values, self.expiry, self.timers)
-        # Where functions read and write values: those of a transaction reach `values` when the calls are kept.
+        # The backend of functions. Values that are written in a transaction reach `values` when the calls are kept.
         self.call_values: StateBackend = self.values if self.transaction is None else self.transaction.values
         self.maps: dict[str, SharedMap] = {}
-        self.names: set[str] = set()  # under which functions have kept values
-        self.forgets: frozenset[str] = frozenset()  # the names of which a restore takes nothing over
-        self.broadcasting = False  # whether the function of the broadcast side is running
+        self.names: set[str] = set()  # the names under which functions have kept values
+        self.forgets: frozenset[str] = frozenset()  # the names whose state a restore does not take over
+        self.broadcasting = False  # True while the function of the broadcast side runs
         self.watermark_ms: int | None = None
         self.latest_ms = START_OF_TIME  # the latest event time of all rows
         self.poll_ms: int | None = None
@@ -75,23 +79,28 @@ class FunctionState:
         self._clock = context.clock
 
     def registered(self, name: Any) -> str:
-        """The name as that of state, which there is from now on."""
+        """Returns the name, and adds it to the names of state. Raises UserError if it is not a text."""
         self.names.add(namespace_of(name))
         return str(name)
 
     def guard(self) -> None:
-        """Called before event timers fire: counts from now on how many timers each key sets."""
+        """Begins to count how many timers each key sets. Called before event timers fire."""
         self.timers.guard(TIMERS_OF_A_KEY)
 
     def clock_ms(self) -> int:
+        """Returns the processing time in ms."""
         return int(self._clock.time() * 1000) if self.poll_ms is None else self.poll_ms
 
     def now(self) -> int:
-        """Event time where there is no row: the watermark; before the first one, the latest row's."""
+        """Returns the event time if there is no row: the watermark, or, before the first one, the time of the latest
+        row.
+        """
         return self.latest_ms if self.watermark_ms is None else self.watermark_ms
 
     def times_of(self, data: pa.RecordBatch, side: Side) -> Array | None:
-        """The event times of an input's rows. Where only the other input has event time, it is `now`; None where neither has."""
+        """Returns the event times of an input's rows. If only the other input has event time, it is `now`; if neither
+        has, returns None.
+        """
         if side.time >= 0:
             return data.column(side.time)
         if not self.timed:
@@ -100,45 +109,51 @@ class FunctionState:
         return pa.array(np.full(data.num_rows, 0 if now == START_OF_TIME else now))
 
     def set_time(self, at: int) -> None:
-        """Sets the event time at which values are read and put from now on."""
+        """Sets the event time at which values are read and written from now on."""
         if self.expiry is not None:
             self.expiry.now_ms = at
 
     def forget_expired(self, watermark_ms: int) -> None:
-        """Removes the values that have expired at this watermark: no function reads values at an earlier time any more."""
+        """Removes the values that have expired at this watermark. No function reads values at an earlier time from
+        now on.
+        """
         if self.expiry is not None:
             self.expiry.passed_ms = watermark_ms
             self.values.remove_expired()
 
     def slots(self, keys: Sequence[Array], hashes: pa.UInt64Array) -> pa.Int32Array:
-        """The slots of these keys. A new key gets a slot, and loses it in `settle` if it has no timer then."""
+        """Returns the slots of these keys. A new key gets a slot, and loses it in `settle` if it has no timer then."""
         rows = pa.RecordBatch.from_arrays(list(keys), schema=self.keys)
         return self.timer_state.slots_of(rows, hashes)
 
     def settle(self, slots: pa.Int32Array) -> pa.Int32Array:
-        """Forgets the keys without timers, among these slots and those whose last timer has fired; -> the slots that were freed."""
+        """Removes keys without timers, among these slots and those whose last timer has fired. Returns the slots that
+        became free.
+        """
         return self.timer_state.free(slots)
 
     def map(self, name: str) -> "SharedMap":
+        """Returns the broadcast map of this name, which is made if it is missing."""
         known = self.maps.get(name)
         if known is None:
             known = self.maps[name] = SharedMap(name, self)
         return known
 
     def check_timers(self, at_event: bool) -> None:
+        """Raises UserError if a timer cannot be set now. `at_event`: True for a timer of event time."""
         if self.broadcasting:
-            raise UserError("rows of the broadcast side have no key, and so no timers")
+            raise UserError("a timer needs a key, and rows of the broadcast side have none")
         if self.spec.on_timer is None:
-            raise UserError("a timer is set, and nothing is there to fire", hint="process(..., on_timer=f)")
+            raise UserError("a timer is set, but the step has no on_timer function", hint="process(..., on_timer=f)")
         if at_event and not self.timed:
             raise no_event_time("an event timer needs event time")
 
     def key_of(self, columns: Sequence[Array]) -> dict[str, Any]:
-        """The key of the first row, for errors."""
+        """Returns the key of the first row, for errors."""
         return {field.name: column[0].as_py() for field, column in zip(self.keys, columns, strict=True)}
 
     def endless(self) -> UserError:
-        """The error for a key that sets timers without end."""
+        """Returns the error for a key that sets timers without end."""
         key = self.key_of(self.known.key_columns(pa.array([self.timers.over], pa.int32())))
         if self.watermark_ms == END_OF_TIME:
             what, hint = "after the end of the input", "set none when ctx.watermark is the end of time, 2**63 - 1"
@@ -147,24 +162,24 @@ class FunctionState:
         return UserError(f"{self.spec.name}: the key {key} has set {TIMERS_OF_A_KEY:,} timers {what}", hint=hint)
 
     def contents(self) -> Iterator[tuple[Any, str, str]]:
-        """(key as msgpack, name, value as JSON)."""
+        """Yields (key as decoded from msgpack, name, value as JSON text)."""
         for name in self.values.namespaces():
             for stored, data in self.values.items(name):
                 parts = parts_of(stored[2:])
                 if len(parts) == 1:
                     yield parts[0], name, json_text(_decode(data))
-                elif len(parts) == 2 and parts[1] is None:  # the head of a list or a map, whose entries follow
+                elif len(parts) == 2 and parts[1] is None:  # the head of a list or map, before its entries
                     yield parts[0], name, json_text(self._contained(_decode(data).code, name, stored[:-1]))
 
     def _contained(self, code: int, name: str, under: bytes) -> Any:
-        """The list or map that stands under a key."""
+        """Returns the list or map that stands under a key."""
         if code == _LIST:
             return PlainList(self.values, name).entries_at(head_key(under))
         return PlainMap(self.values, name).items_at(head_key(under))
 
 
 class SharedMap:
-    """A `BroadcastMap`."""
+    """The `BroadcastMap` of functions. Raises UserError if another function than that of the broadcast side writes."""
 
     def __init__(self, name: str, state: FunctionState) -> None:
         self.stored: dict[bytes, bytes] = {}
@@ -193,7 +208,7 @@ class SharedMap:
         self.put(key, None)
 
     def store(self, key: bytes, value: bytes) -> None:
-        """Puts an entry that is encoded already, as a checkpoint has it."""
+        """Stores an entry in encoded form, as a checkpoint has it."""
         self.stored[key] = value
         self._found[hashable(_decode(key))] = _decode(value)
 
@@ -208,12 +223,16 @@ class SharedMap:
         if not self._state.broadcasting:
             raise UserError(
                 "a broadcast map can be written only by the function of the broadcast side",
-                hint="else subtasks would differ: keep what belongs to a key in ctx.state",
+                hint="the map must be equal in all subtasks; keep values of a key in ctx.state",
             )
 
 
 class Caller(ABC):
-    """How the user's functions are called: once for each row (`RowCaller`) or once for each batch (`BatchCaller`)."""
+    """Calls the user's functions: once for each row (`RowCaller`) or once for each batch (`BatchCaller`).
+
+    `emit`: emits rows, their times, and the batch whose last results they are. `emit_side`: emits rows to an output
+    branch.
+    """
 
     def __init__(
         self,
@@ -223,14 +242,15 @@ class Caller(ABC):
     ) -> None:
         self._state, self._emit, self._emit_side = state, emit, emit_side
         self._spec = state.spec
-        self.downstream_error: Exception | None = None  # the error that a later step has raised while rows were emitted
+        self.downstream_error: Exception | None = None  # the error of a later step to which rows were emitted
         self._kept = 0
         self._failed_at: int | None = None
-        self._cannot_undo = False  # results of the row that failed were emitted already
+        self._cannot_undo = False  # True if results of the failed row were emitted already
 
     def rows(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
-        """Calls the function with the rows of a batch of one of the inputs. Where it fails, everything since the last rows that were kept
-        is undone, and done again without the row that failed.
+        """Calls the function with the rows of a batch of one input. If a call fails, everything since the last rows
+        that were kept is undone, and done again without the row that failed. Raises the error if rows are not at
+        fault, or if the policy is to fail.
         """
         transaction = self._state.transaction
         if transaction is None:
@@ -261,35 +281,35 @@ class Caller(ABC):
     def _set_apart(self, side: Side, rows: Batch, error: Exception) -> None:
         state, given = self._state, dict.fromkeys(range(rows.num_rows), error)
         if not side.keys and state.subtask:
-            state.bad.count += len(given)  # a row of the broadcast side: the first subtask has it too, and tells of it
+            state.bad.count += len(given)  # the first subtask has the same broadcast row, and reports it
             return
         state.bad.set_apart(rows, given)
         if state.bad.nulls:
             self._emit_rows(nulls_of(self._spec.schema, rows.num_rows), state.times_of(rows.data, side), rows)
 
     def set_timer_apart(self, keys: Sequence[Array], timer: Mapping[str, Any], error: Exception) -> None:
-        """A timer is gone for which the function failed."""
+        """Writes a timer for which the function has failed to the dead letters. It has fired, and is gone."""
         facts = {name: pa.array([value]) for name, value in timer.items()}
         columns = dict(zip(self._state.keys.names, keys, strict=True)) | facts
         self._state.bad.set_apart(Batch(pa.RecordBatch.from_pydict(columns)), {0: error})
 
     def emit_or_hold(self, emit: Callable[..., None], rows: int, *given: Any) -> None:
-        """Gives results on: now, or when the calls are kept."""
+        """Emits results now, or, if calls can be undone, when the calls are kept."""
         if self._state.transaction is None:
             emit(*given)
         else:
             self._state.transaction.hold(emit, rows, *given)
 
     def keep(self) -> None:
-        """The calls so far have passed."""
+        """Keeps the changes of the calls so far, and emits their results."""
         if self._state.transaction is not None:
             for emit, given in self._state.transaction.keep():
                 emit(*given)
 
     @abstractmethod
     def _call(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
-        """Calls the function with these rows, keeps what it changed, and gives its results on. Where it raises, `_kept` says how many of
-        the rows were kept nevertheless, `_failed_at` which row failed (None: not known).
+        """Calls the function with these rows, keeps its changes, and emits its results. If it raises, `_kept` is the
+        number of rows that were kept nevertheless, and `_failed_at` the row that failed, or None if that is unknown.
         """
 
     @abstractmethod
@@ -298,7 +318,7 @@ class Caller(ABC):
 
     @abstractmethod
     def fire(self, kind: int, limit: int, passed: int) -> None:
-        """Fires all timers of the kind with time <= limit. passed: the watermark that was passed on before."""
+        """Fires all timers of the kind with time <= limit. `passed`: the watermark that was passed on before."""
 
     def _emit_rows(self, data: pa.RecordBatch, times: Array | None, batch: Batch | None) -> None:
         try:
@@ -315,7 +335,7 @@ class Caller(ABC):
             raise
 
     def _failed(self, error: Exception, where: str) -> UserError:
-        """The error of a user's function as the user sees it. An error of a later step is raised again, as it is."""
+        """Returns the error of a user's function, with its place. Raises an error of a later step again, unchanged."""
         if error is self.downstream_error:
             raise error
         if isinstance(error, UserError):
@@ -333,41 +353,45 @@ class Caller(ABC):
         return columns, hashes
 
     def unknown_side(self, name: Any) -> UserError:
-        """The error for rows given to a side (`ctx.side`) that the step does not have."""
+        """Returns the error for a side (`ctx.side`) that the step does not have."""
         there = ", ".join(self._spec.sides) or "none"
-        return UserError(f"there is no side {name!r}", hint=f"name it in sides=; there are {there}")
+        return UserError(f"there is no side {name!r}", hint=f"add it to sides=, which has {there}")
 
 
 def head_key(under: bytes) -> bytes:
-    """The key under which state has the head of a list or map. under: the key to which it belongs, as state has it."""
+    """Returns the key under which the state has the head of a list or map. `under`: the encoded key to which it
+    belongs.
+    """
     return state_key(None, scope=under)
 
 
 def parts_of(data: bytes) -> list[Any]:
-    """The msgpack values that stand one after the other: the key, then null for the head of a list or map, then an index or a field."""
+    """Returns the msgpack values that stand one after the other: the key; for the head of a list or map also null;
+    for an entry of it also an index or a field. Raises CorruptCheckpoint.
+    """
     for count in (1, 2, 3):
         try:
             parts: list[Any] = _decode(bytes([0x90 + count]) + data)
         except UNREADABLE:
             continue
         return parts
-    raise CorruptCheckpoint(f"{data[:40]!r} is no key of state")
+    raise CorruptCheckpoint(f"{data[:40]!r} is not a key of state")
 
 
 def plain_keys(columns: Sequence[Array]) -> list[Array]:
-    """The key columns, with times as integers, and decimals as the bytes of which they consist."""
+    """Returns the key columns with times as integers and decimals as their bytes."""
     return [c.view(plain) if (plain := plain_key(c.type)) is not None else c for c in columns]
 
 
 def plain_key(kind: pa.DataType) -> pa.DataType | None:
-    """The type as which a key column of this type is encoded; None: as it is."""
+    """Returns the type as which a key column of this type is encoded, or None if it is encoded as it is."""
     if pa.types.is_decimal(kind):
         return pa.binary(kind.byte_width)
     return _INTEGERS[kind.bit_width] if pa.types.is_temporal(kind) else None
 
 
 def key_values(columns: Sequence[Array]) -> list[Any]:
-    """The keys as functions see them: a value, or a tuple where there are several key columns."""
+    """Returns the keys as functions see them: a value, or a tuple if there are several key columns."""
     if len(columns) == 1:
         values: list[Any] = columns[0].to_pylist()
         return values
@@ -376,17 +400,17 @@ def key_values(columns: Sequence[Array]) -> list[Any]:
 
 def namespace_of(name: Any) -> str:
     if not isinstance(name, str) or not name:
-        raise UserError(f"{name!r} is no name of state", hint='ctx.state("seen")')
+        raise UserError(f"{name!r} cannot be the name of state", hint='give a text: ctx.state("seen")')
     return name
 
 
 def kind_of(kind: str) -> int:
     if kind not in _KINDS:
-        raise UserError(f"there is no kind of timer {kind!r}", hint='"event" or "processing"')
+        raise UserError(f"there is no kind of timer {kind!r}", hint='the kinds are "event" and "processing"')
     return _KINDS[kind]
 
 
 def no_key() -> UserError:
     return UserError(
-        "rows of the broadcast side have no key, and so no state of a key", hint="ctx.broadcast(name) is for them"
+        "state and timers need a key, and rows of the broadcast side have none", hint="use ctx.broadcast(name)"
     )

@@ -14,14 +14,14 @@ from sabot.operators.cuts import Rows
 from sabot.operators.slot_state import SlotState
 from sabot.operators.state_parts import Owned
 
-_DUE_ROWS = 65_536  # timers on disk that become due are brought back by about so many
+_DUE_ROWS = 65_536  # about how many due timers are brought back from disk at once
 _ABOUT = (("at", pa.int64()), ("kind", pa.int8()), ("name", pa.string()), ("serial", pa.int64()), ("order", pa.int64()))
 
 
 class KeysWithTimers(SlotState):
-    """The keys that have timers, and these.
+    """The keys that have timers, and their timers.
 
-    forgotten: is told which slots have lost their key because it went to the disk.
+    `forgotten`: called with slots whose keys have gone to disk.
     """
 
     kind = "kind"
@@ -29,7 +29,7 @@ class KeysWithTimers(SlotState):
     def __init__(self, keys: pa.Schema, context: OperatorContext) -> None:
         self.timers = TimerTable()
         self.forgotten: Callable[[pa.Int32Array], None] = lambda slots: None
-        self._base = (0, 0)  # what is added to the serials and orders of timers that come back
+        self._base = (0, 0)  # added to the serials and orders of restored timers
         names = [f"key.{i}" for i in range(len(keys))]
         fields = [
             *(pa.field(name, key.type) for name, key in zip(names, keys, strict=True)),
@@ -39,7 +39,7 @@ class KeysWithTimers(SlotState):
         super().__init__(key_table(keys), self._indices, {"timers": pa.schema(fields)}, self._indices, context)
 
     def __len__(self) -> int:
-        """How many timers there are."""
+        """Returns the number of timers."""
         return len(self.timers) + self.cold_rows
 
     @property
@@ -47,7 +47,7 @@ class KeysWithTimers(SlotState):
         return self.timers.nbytes + self.known.nbytes
 
     def slots_of(self, keys: pa.RecordBatch, hashes: pa.UInt64Array) -> pa.Int32Array:
-        """The slots of these keys, whose timers are in memory then, and may be changed."""
+        """Returns the slots of these keys. Their timers are in memory then, and may be changed."""
         with self.changing:
             self.fetch(keys, hashes, None)
             slots = self.known.resolve(keys, self._indices, hashes=hashes)
@@ -55,7 +55,9 @@ class KeysWithTimers(SlotState):
         return slots
 
     def free(self, slots: pa.Int32Array) -> pa.Int32Array:
-        """Forgets the keys without timers, among these slots and those whose last timer has fired; -> the slots that were freed."""
+        """Removes keys without timers, among these slots and those whose last timer has fired. Returns the slots that
+        became free.
+        """
         with self.changing:
             vacant = self.timers.vacant(slots)
             if len(vacant):
@@ -63,9 +65,11 @@ class KeysWithTimers(SlotState):
         return vacant
 
     def firing(self, kind: int, limit: int) -> Iterator[int]:
-        """The times up to which timers are to fire, one after the other: all that are due by then are in memory, and may be taken."""
+        """Yields times, in ascending order, up to which timers can fire: all timers that are due by then are in
+        memory. The last time is `limit`.
+        """
         last = START_OF_TIME
-        # Timers that were set meanwhile for a time that has passed may be on disk: they are no reason to look at that time again.
+        # Timers that were set meanwhile for a time that has passed may be on disk. That time is not visited again for them.
         while last < (at := self.full_at(_DUE_ROWS, limit, kind)) < limit:
             yield from self._ready(kind, at)
             last = at
@@ -106,7 +110,9 @@ class KeysWithTimers(SlotState):
         return rows[0].column("at").to_numpy()
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
-        """The order of timers is that of each subtask; those of several stand one downstream_error the other."""
+        """Takes back timers. Timers of one subtask keep their order; those of several subtasks stand one subtask
+        after the other.
+        """
         if len(saved) == 1:
             super().restore(saved, owned)
             return

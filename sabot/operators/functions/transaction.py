@@ -1,9 +1,10 @@
-"""What calls of the user's functions change, until it is known that they pass: then it is kept, else it is as if they had not been made.
+"""The changes that calls of users' functions make, until they succeed. Then the changes are kept; else they are
+undone.
 
-call ─▶ its writes            made, and logged with what was there before (with a ttl: held before the values)
-        timers, broadcast maps  changed, with what undoes it
-        results, as columns     ──▶ keep: they are emitted
-                                ──▶ undo: all of it is gone, and the calls are made again without the row that failed
+    call ─▶ its writes              made, and logged with the former values (with a ttl: held in an overlay before the values)
+            timers, broadcast maps  changed, and logged with the call that undoes the change
+            results, as columns     ──▶ keep: they are emitted
+                                    ──▶ undo: all is as before, and the calls are made again without the row that failed
 """
 
 from collections.abc import Callable, Sequence
@@ -14,50 +15,50 @@ from sabot.state.base import LocalBackend
 from sabot.state.expiry import EventExpiry
 from sabot.state.overlay import ExpiringOverlay, LoggedWrites
 
-HELD_ROWS = 131_072  # results that are held; with more of them the calls so far are kept, and cannot be undone any more
+HELD_ROWS = 131_072  # the most results that are held: beyond it, the calls so far are kept, and can no longer be undone
 
 
 class Transaction:
-    """The changes since the last `keep` or `undo`. One owner, the subtask's thread."""
+    """The changes since the last `keep` or `undo`. It has one owner, the subtask's thread."""
 
     def __init__(self, values: LocalBackend, expiry: EventExpiry | None, timers: TimerTable) -> None:
         self.values = LoggedWrites(values) if expiry is None else ExpiringOverlay(values, expiry)
         self.log: list[Any] | None = self.values.log if isinstance(self.values, LoggedWrites) else None
-        """Where writes that go past `values` are noted, as it says."""
+        """The log of `values`, in which a caller must note writes that it makes elsewhere; None with a ttl."""
         self.set_events: list[int] = []
         """Event timers without a name that were set: slot, time, slot, time, …"""
         self.results: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
-        """What emits the results, with its arguments, in order."""
-        self.rows = 0  # of the results
+        """The calls that emit the results, with their arguments, in order."""
+        self.rows = 0  # the number of rows in the results
         self._timers = timers
         self._changes: list[
             tuple[Any, ...]
-        ] = []  # what undoes each change of other timers and of maps, with its arguments
+        ] = []  # the calls that undo changes of other timers and of maps, with their arguments
 
     def note(self, undo: Callable[..., Any], *given: Any) -> None:
-        """A change was made, which `undo(*given)` takes back."""
+        """Logs a change, which `undo(*given)` takes back."""
         self._note_set_events()
         self._changes.append((undo, *given))
 
     def hold(self, emit: Callable[..., None], rows: int, *given: Any) -> None:
-        """Results that are emitted when the calls are kept."""
+        """Holds results until the calls are kept. `emit(*given)` emits them. `rows`: the number of rows."""
         self.results.append((emit, given))
         self.rows += rows
 
     def keep_changes(self) -> None:
-        """Makes the changes last; the results are held on."""
+        """Makes the changes final. The results are held further."""
         self.values.keep()
         self.set_events.clear()
         self._changes.clear()
 
     def keep(self) -> Sequence[tuple[Callable[..., None], tuple[Any, ...]]]:
-        """Makes the changes last; -> the results, for the caller to emit."""
+        """Makes the changes final, and returns the results, which the caller must emit."""
         self.keep_changes()
         results, self.results, self.rows = self.results, [], 0
         return results
 
     def undo(self) -> None:
-        """Takes all changes back."""
+        """Takes all changes back, and drops the results."""
         self.values.undo()
         self._note_set_events()
         for change, *given in reversed(self._changes):

@@ -1,1 +1,3 @@
-"""Steps without state, a batch at a time."""
+"""Steps over single rows: filters, computed columns, users' functions over rows (`mapped`), lists to rows, the first
+rows and samples, event times; with the origin of rows, and rows that cannot be processed (`bad`).
+"""

@@ -1,10 +1,10 @@
-"""Rows that a step cannot process, because an expression or a function of the user's fails for them: what becomes of them, and of the
-others of their batch.
+"""Rows that a step cannot process because an expression or a function of the user fails for them.
 
     batch ─▶ call ─▶ failed ─▶ its halves ─▶ … ─▶ single rows ─▶ dead letters, nulls, or the error with the place of the row
                 └──▶ passed ─▶ emitted, in order
 
-A batch of n rows of which b fail takes O(b · log n) calls, and at most CALLS; a piece that fails when these are used up is set apart whole.
+A batch of n rows of which b fail takes O(b · log n) calls, and at most CALLS. A piece that fails after so many calls
+is set apart whole.
 """
 
 import logging
@@ -33,15 +33,16 @@ _log = logging.getLogger(__name__)
 
 CALLS = 4096
 _OF_THE_PROGRAM = (UserError, NameError, ImportError, NotImplementedError)
-STEP_LENGTH = 200  # so many characters of a step's text are in a letter
+STEP_LENGTH = 200  # the most characters of a step's text in a dead letter
 
 T = TypeVar("T")
 
 
 class BadRows:
-    """What a step does with the rows for which it fails, as its stream says (`on_error=`).
+    """The treatment of rows for which a step fails, as `on_error=` of the stream says.
 
-    step: the step in messages and letters. policy: where there are no dead letters, "dead_letter" means "fail".
+    `step`: the step in messages and dead letters. `policy`: "fail", "null" or "dead_letter"; without a place for dead
+    letters, "dead_letter" means "fail".
     """
 
     def __init__(self, step: str, policy: RowPolicy, context: OperatorContext) -> None:
@@ -53,8 +54,9 @@ class BadRows:
         self.fails = policy == "fail" or (policy == "dead_letter" and self._letters is None)
 
     def are_at_fault(self, error: Exception) -> bool:
-        """Whether rows may be the cause of what a call has raised, and are to be set apart: not for an error of the world outside or of the
-        program, such as a UserError that the function itself has raised, or other columns than its schema says.
+        """Returns True if rows may be the cause of an error, so that they should be set apart. False for errors of
+        the environment and of the program: a UserError that the function itself raises, or columns that its schema
+        does not have.
         """
         cause = cause_of(error)
         return not self.fails and not is_environment_error(cause) and not isinstance(cause, _OF_THE_PROGRAM)
@@ -62,9 +64,11 @@ class BadRows:
     def halved(
         self, batch: Batch, call: Callable[[Batch], T], nulls: Callable[[Batch], T]
     ) -> Iterator[tuple[Batch, T]]:
-        """Calls with the batch; where it raises, with its halves, until single rows are left, which are set apart.
+        """Calls `call` with the batch. If it raises, calls it with the halves of the batch, down to single rows,
+        which are set apart.
 
-        Gives the pieces that passed, in order, each with its result; with on_error="null" also those that failed, with what `nulls` makes.
+        Yields the pieces that passed, in order, each with its result; with on_error="null" also the pieces that
+        failed, with the result of `nulls`. Raises an error for which rows are not at fault.
         """
         pieces, calls = [of_selected(batch, batch.taken())], 0
         while pieces:
@@ -86,7 +90,9 @@ class BadRows:
             yield piece, made
 
     def set_apart(self, batch: Batch, errors: Mapping[int, BaseException]) -> None:
-        """Counts these rows, and writes them to the dead letters where they go there. errors: by the number of a row that counts."""
+        """Counts these rows, and writes them to the dead letters if the policy says so. `errors`: the error of each
+        row, by the row's number among those that the selection names.
+        """
         if not errors:
             return
         if not self.count:
@@ -99,11 +105,11 @@ class BadRows:
             self._letters(self._letters_of(batch, errors))
 
     def statistics(self) -> dict[str, Any]:
-        """Nothing, as long as all rows could be processed."""
+        """Returns the number of rows that were set apart, or nothing if there are none."""
         return {"dead_rows": self.count} if self.count else {}
 
     def message(self, batch: Batch, row: int, error: BaseException) -> str:
-        """The error with the place of its row."""
+        """Returns the message of an error with the place of its row."""
         message = error.message if isinstance(error, SabotError) else message_of(error)
         place = row_place(batch, row)
         return message if message.endswith(place) else f"{message}; {place}"
@@ -112,7 +118,7 @@ class BadRows:
         rows = list(errors)
         places = places_of(batch, rows)
         data = batch.taken().take(pa.array(rows, pa.int32()))
-        if OP_COLUMN in data.schema.names:  # rows that take back what never came need no letter
+        if OP_COLUMN in data.schema.names:  # a row that takes away another needs no dead letter
             adds = pc.is_in(data.column(OP_COLUMN), pa.array([INSERT, UPDATE_AFTER], pa.int8()))
             data = data.filter(adds)
             kept = [i for i, each in enumerate(adds.to_pylist()) if each]
@@ -131,19 +137,21 @@ class BadRows:
 
 
 def nulls_of(schema: pa.Schema, rows: int) -> pa.RecordBatch:
-    """So many rows of nulls."""
+    """Returns so many rows of nulls."""
     return pa.RecordBatch.from_arrays([pa.nulls(rows, field.type) for field in schema], schema=schema)
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """The user's own error, behind those that say where it was raised."""
+    """Returns the user's own error, which is the cause of errors that say where it was raised."""
     while isinstance(error, UserError) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def places_of(batch: Batch, rows: Iterable[int]) -> list[tuple[int, int]] | None:
-    """The partition and the offset of these rows, which are numbers of rows that count; None where they are not known."""
+    """Returns partition and offset of these rows, or None if they are unknown. `rows`: numbers among the rows that
+    the selection names.
+    """
     if batch.records is None:
         return None
     numbers = list(rows)
@@ -154,7 +162,7 @@ def places_of(batch: Batch, rows: Iterable[int]) -> list[tuple[int, int]] | None
 
 
 def row_place(batch: Batch, row: int) -> str:
-    """Where a row comes from, for messages: its record, where that is known, else its batch."""
+    """Returns the place of a row for messages: its record if that is known, else its number in its batch."""
     places = places_of(batch, [row])
     if places is not None:
         ((partition, offset),) = places
@@ -163,7 +171,7 @@ def row_place(batch: Batch, row: int) -> str:
 
 
 def batch_place(batch: Batch) -> str:
-    """Where the rows of a batch come from, as far as is known, with the offset behind the last one, for errors."""
+    """Returns the origin of a batch's rows for errors, with the offset behind the last one, as far as it is known."""
     places = [
         f"{topic}[{partition}] before offset {offset}"
         for (topic, partition), offset in sorted(batch.offsets.items())[:5]
@@ -172,7 +180,10 @@ def batch_place(batch: Batch) -> str:
 
 
 def values_or_nulls(name: str, expr: Compiled, data: pa.RecordBatch, bad: dict[int, DataError]) -> pa.Array:
-    """The values of an expression, null in the rows for which it fails. bad: gets their errors. name: the column that is made; "": none."""
+    """Returns the values of an expression, with null in the rows for which it fails.
+
+    `name`: the column that is made, or "". `bad`: takes the errors, by row.
+    """
     column = f"column {name!r}: "
 
     def said(message: str, hint: str) -> DataError:

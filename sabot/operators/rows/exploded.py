@@ -1,4 +1,4 @@
-"""One row for each value of a list."""
+"""Explode: one row for each value of a list."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -19,9 +19,10 @@ from sabot.operators.rows.origin import of_selected
 
 
 class Explode(Operator):
-    """Gives a row for each value of these list columns. A row whose lists differ in length fails.
+    """Emits a row for each value of these list columns. A row whose lists differ in length fails.
 
-    empty_as_null, keep_nulls: an empty list, or one that is null, gives a row with null; otherwise none.
+    `empty_as_null`: True if an empty list gives a row with null. `keep_nulls`: True if a null gives a row with null.
+    Else they give no row.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Explode(Operator):
             kind = schema.field(index).type
             if not pa.types.is_list(kind) and not pa.types.is_fixed_size_list(kind):
                 raise UserError(
-                    f"explode: column {name!r} is {kind}, no list", hint='col("tags").str.split(",") makes one'
+                    f"explode: column {name!r} is {kind}, not a list", hint='col("tags").str.split(",") makes one'
                 )
             schema = schema.set(index, pa.field(name, kind.value_type))
             self._indices.append(index)
@@ -69,12 +70,14 @@ class Explode(Operator):
             self._reject(batch, np.flatnonzero(differ), rows)
             counts = np.where(differ, 1 if self._bad.nulls else 0, counts)
         of = np.repeat(np.arange(data.num_rows, dtype=np.int32), counts)
-        place = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)  # of each value in its list
+        place = np.arange(len(of)) - np.repeat(
+            np.cumsum(counts) - counts, counts
+        )  # the place of each value in its list
         values = [
             (pc.list_flatten(each), np.cumsum(size) - size, (size == 0) | differ)
             for each, size in zip(lists, sizes, strict=True)
         ]
-        for start in range(0, len(of), CHUNK_ROWS):  # none: no row comes out
+        for start in range(0, len(of), CHUNK_ROWS):  # without rows, nothing is emitted
             chosen = of[start : start + CHUNK_ROWS]
             last = start + CHUNK_ROWS >= len(of)  # only the last batch covers all rows, so only it carries the offsets
             numbers = pa.array(chosen)
@@ -89,7 +92,7 @@ class Explode(Operator):
             self.emit(Batch(rows_made, batch.offsets if last else None, batch.topic, origin))
 
     def _row_counts(self, lists: pa.Array, sizes: Any) -> Any:
-        """How many rows each of these lists gives."""
+        """Returns the number of rows that each of these lists gives."""
         counts = np.where(sizes == 0, int(self.empty_as_null), sizes)
         if lists.null_count:
             counts[lists.is_null().to_numpy(zero_copy_only=False)] = self.keep_nulls
@@ -114,7 +117,7 @@ def _as_lists(lists: pa.Array) -> pa.Array:
 
 def plan_explode(node: nodes.Explode, point: PlanPoint) -> PlanPoint:
     keys = None if point.keys is not None and set(point.keys) & set(node.columns) else point.keys
-    policy = point.policy() if len(node.columns) > 1 else "fail"  # one list alone cannot fail
+    policy = point.policy() if len(node.columns) > 1 else "fail"  # lists of one column cannot differ in length
     nulls = {"empty_as_null": node.empty_as_null, "keep_nulls": node.keep_nulls}
     return point.step(node.text(), partial(Explode, node.columns, **nulls, on_error=policy), keys=keys)
 

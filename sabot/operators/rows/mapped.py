@@ -1,4 +1,4 @@
-"""The user's functions over rows: over whole batches, or row by row."""
+"""Users' functions over rows: over whole batches (`map_batches`), or row by row (`flat_map`)."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -21,19 +21,20 @@ from sabot.operators.rows.bad import BadRows, batch_place, nulls_of, row_place
 from sabot.operators.rows.marked import check_given_names
 from sabot.operators.rows.origin import of_selected
 
-_FLAT_ROWS = 65_536  # at most so many rows are in a batch that flat_map emits
+_FLAT_ROWS = 65_536  # the most rows of a batch that flat_map emits
 
-NO_ARROW = "texts are UTF-8, and offsets ascend: array.validate(full=True) says where they do not"
+NO_ARROW = "texts must be UTF-8, and offsets must ascend: array.validate(full=True) finds the fault"
 Row = dict[str, Any]
 
 
 class MapBatches(Operator):
-    """The user's function over whole batches: it gets a RecordBatch, and gives anything that speaks Arrow, or None for no rows.
+    """The user's function over whole batches. It gets a RecordBatch, and returns any Arrow data, or None for no rows.
 
-    schema: the columns of what it gives; without it, `open` calls the function with an empty batch to learn them. time: the name of the
-    stream's column of event time. Where the output has that column, event time is read from it; else each row keeps its own, and the
-    function must give as many rows as it got. fixed: the names of other columns that event time was read from or computed of: the function
-    must give them as it got them, or not at all.
+    `schema`: the columns of the results, or None: then `open` calls the function with an empty batch to learn them.
+    `time`: the name of the stream's column of event time. If the output has that column, event time is read from it.
+    Else each row keeps its own, and the function must return as many rows as it got.
+    `fixed`: the names of other columns from which event time was computed. The function must return them unchanged,
+    or not at all.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class MapBatches(Operator):
         self._bad = BadRows(self.name, self.on_error, context)
         self._nullable = pa.schema(
             [(field.name, field.type) for field in schema]
-        )  # columns of a chain may always be null
+        )  # between operators all columns are nullable
         return with_time(self._nullable, self._timed)
 
     def process(self, batch: Batch) -> None:
@@ -72,7 +73,7 @@ class MapBatches(Operator):
                 self.emit(of_selected(piece, made) if made.num_rows == piece.num_rows else piece.with_data(made))
 
     def _result_of(self, batch: Batch) -> pa.RecordBatch | None:
-        """What the function gives for these rows, with event time; None for no rows."""
+        """Returns the function's result for these rows, with event time, or None for no rows."""
         data = batch.data
         stamps = data.column(data.num_columns - 1) if self._timed else None
         given = self._call(batch, data.select(self._input.names))
@@ -82,7 +83,7 @@ class MapBatches(Operator):
         return made.append_column(TIME_COLUMN, self._stamps(made, stamps, batch)) if self._timed else made
 
     def _nulls(self, batch: Batch) -> pa.RecordBatch | None:
-        """A row of nulls for each of these rows, with their event times."""
+        """Returns a row of nulls for each of these rows, with their event times."""
         made = nulls_of(self._nullable, batch.num_rows)
         return made.append_column(TIME_COLUMN, batch.data.column(TIME_COLUMN)) if self._timed else made
 
@@ -91,16 +92,18 @@ class MapBatches(Operator):
 
     def _learn_schema(self) -> pa.Schema:
         empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in self._input], schema=self._input)
-        hint = "give map_batches(…, schema=) what its columns are, then it is not called with an empty batch"
+        hint = "give its columns with map_batches(…, schema=): then it is not called with an empty batch"
         try:
             given = self.function(empty)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(
-                f"{self.name} failed over an empty batch, by which its columns are found: {reason}", hint=hint
+                f"{self.name} failed for the empty batch with which its columns are learnt: {reason}", hint=hint
             ) from error
         if given is None:
-            raise UserError(f"{self.name} gave None for an empty batch, by which its columns are found", hint=hint)
+            raise UserError(
+                f"{self.name} returned None for the empty batch with which its columns are learnt", hint=hint
+            )
         return _arrow(self.name, given).schema
 
     def _call(self, batch: Batch, data: pa.RecordBatch) -> Any:
@@ -110,31 +113,31 @@ class MapBatches(Operator):
             raise UserError(f"{self.name}: {type(error).__name__}: {error}; {batch_place(batch)}") from error
 
     def _checked(self, given: Any, batch: Batch) -> pa.RecordBatch:
-        """What the function gave, with the columns that it is expected to give."""
+        """Returns the function's result with the expected columns. Raises UserError if it has others."""
         made, want = _arrow(self.name, given), self._output
         if made.schema.equals(want):
             return made.replace_schema_metadata(None) if made.schema.metadata else made
         have = {field.name: field.type for field in made.schema}
         names = [f"no column {field.name!r}" for field in want if field.name not in have]
-        names += [f"a column {name!r} more" for name in have if name not in want.names]
+        names += [f"an extra column {name!r}" for name in have if name not in want.names]
         types = [
             f"{f.name!r} is {have[f.name]}, not {f.type}"
             for f in want
             if f.name in have and not _same_types(have[f.name], f.type)
         ]
         if names or types or len(have) != made.num_columns:
-            what = "; ".join([*names, *types]) or "two columns of one name"
-            against = "its schema says" if self.schema is not None else "for an empty batch"
+            what = "; ".join([*names, *types]) or "two columns with one name"
+            against = "its schema has" if self.schema is not None else "for an empty batch"
             raise UserError(
-                f"{self.name} gave other columns than {against}: {what}; {batch_place(batch)}",
+                f"{self.name} returned other columns than {against}: {what}; {batch_place(batch)}",
                 hint="cast in the function, or give schema=",
-            ) from (DataError(what) if types and not names else None)  # a type may depend on the values of some rows
+            ) from (DataError(what) if types and not names else None)  # the values of some rows may decide on a type
         columns = [made.column(field.name) for field in want]
         for i, field in enumerate(want):
             if columns[i].null_count and not field.nullable:
                 nulls = f"{field.name!r} has {columns[i].null_count} nulls"
                 raise UserError(
-                    f"{self.name}: {nulls}; {batch_place(batch)}", hint="its schema allows none"
+                    f"{self.name}: {nulls}; {batch_place(batch)}", hint="its schema allows no nulls"
                 ) from DataError(nulls)
             if columns[i].type != field.type:
                 columns[i] = pc.cast(columns[i], field.type)
@@ -146,16 +149,17 @@ class MapBatches(Operator):
         if made.num_rows != len(before):
             raise UserError(
                 f"{self.name} made {made.num_rows} rows of {len(before)}, which leaves them without event time; {batch_place(batch)}",
-                hint=f"keep the column {self.time!r}" if self.time else "give the stream time=, and keep that column",
+                hint=f"keep the column {self.time!r}" if self.time else "give the source time=, and keep that column",
             )
         check_fixed(self.name, self.fixed, made, batch.data, batch)
         return before
 
 
 class FlatMap(Operator):
-    """The user's function over single rows: it gets a dict, and gives an iterable of dicts.
+    """The user's function over single rows. It gets a dict, and returns an iterable of dicts.
 
-    time, fixed: as for MapBatches; where the output lacks the column of event time, a row has that of the row that it was made of.
+    `time`, `fixed`: the parameters of MapBatches. If the output lacks the column of event time, a row has the time of
+    the row from which it was made.
     """
 
     def __init__(
@@ -197,13 +201,13 @@ class FlatMap(Operator):
         if self._timed:
             data = data.select(range(data.num_columns - 1))
         rows: list[Row] = []
-        of: list[int] = []  # for each of them, the number of the row that it was made of
+        of: list[int] = []  # for each of them, the number of the row from which it was made
         for i, row in enumerate(data.to_pylist()):
             before = len(rows)
             try:
                 for made in self._call(row, i, batch):
                     rows.append(made)
-                    if len(rows) - before == _FLAT_ROWS:  # of this row alone: they cannot be taken back
+                    if len(rows) - before == _FLAT_ROWS:  # so many of one row cannot be held until it has succeeded
                         of += [i] * _FLAT_ROWS
                         yield from self._as_batches(rows, of, stamps, batch)
                         rows, of, before = [], [], 0
@@ -230,7 +234,7 @@ class FlatMap(Operator):
             raise UserError(f"{self.name}: {type(error).__name__}: {error}; {row_place(batch, i)}") from error
 
     def _as_batches(self, rows: list[Row], of: list[int], stamps: list[int] | None, batch: Batch) -> Iterator[Batch]:
-        """The rows as columns; those made of a row whose results do not fit the schema are left out."""
+        """Yields the rows as columns, without the results of rows that do not fit the schema."""
         try:
             data = self._columns(rows, of, stamps, batch)
         except UserError as error:
@@ -248,7 +252,7 @@ class FlatMap(Operator):
         if self._timed and self.fixed:
             places = [
                 place for place, row in enumerate(rows) if row or not self._bad.nulls
-            ]  # others stand for failures
+            ]  # without the empty rows that stand for failed ones
             names = [name for name in self.fixed if name in batch.data.schema.names]
             before = batch.data.select(names).take(pa.array([of[place] for place in places], pa.int32()))
             check_fixed(self.name, self.fixed, data.take(pa.array(places, pa.int32())), before, batch)
@@ -258,7 +262,7 @@ class FlatMap(Operator):
             yield made.slice(start, _FLAT_ROWS)
 
     def _misfits(self, rows: list[Row], of: list[int], stamps: list[int] | None, batch: Batch) -> dict[int, UserError]:
-        """The rows whose results do not fit the schema, each with its error."""
+        """Returns the rows whose results do not fit the schema, each with its error."""
         made: dict[int, list[Row]] = {}
         for row, i in zip(rows, of, strict=True):
             made.setdefault(i, []).append(row)
@@ -276,14 +280,14 @@ class FlatMap(Operator):
         except Exception as error:
             raise UserError(
                 f"{self.name}: its rows do not fit the schema: {type(error).__name__}: {error}; {batch_place(batch)}",
-                hint="it gives an iterable of dicts, whose values are of the types of schema=",
+                hint="return an iterable of dicts whose values have the types of schema=",
             ) from error
         if stamps is None:
             return made
         if self._own_time and not self._bad.nulls:
             return made.append_column(TIME_COLUMN, _times(self.name, made.column(self.time), batch))
         times = pa.array([stamps[i] for i in of], pa.int64())
-        if self._own_time:  # the rows that stand for failures keep theirs
+        if self._own_time:  # rows that stand for failed ones keep the input's time
             times = pc.coalesce(to_ms(made.column(self.time)), times)
         return made.append_column(TIME_COLUMN, times)
 
@@ -297,16 +301,16 @@ def _arrow(name: str, given: Any) -> pa.RecordBatch:
         validate(made)
     except TypeError as error:
         raise UserError(
-            f"{name} gave a {type(given).__name__}, which speaks no Arrow",
+            f"{name} returned a {type(given).__name__}, which is not Arrow data",
             hint="return a pa.RecordBatch or pa.Table, a polars or pandas DataFrame, or None",
         ) from error
     except pa.ArrowInvalid as error:
-        raise UserError(f"{name} gave data that is no valid Arrow: {error}", hint=NO_ARROW) from error
+        raise UserError(f"{name} returned data that is not valid Arrow: {error}", hint=NO_ARROW) from error
     return made
 
 
 def _same_types(have: pa.DataType, want: pa.DataType) -> bool:
-    """Whether both types are equal but for what may be null and what the items of lists are called."""
+    """Returns True if both types are equal apart from nullability and the names of list items."""
     if pa.types.is_list(have) and pa.types.is_list(want):
         return _same_types(have.value_type, want.value_type)
     if pa.types.is_struct(have) and pa.types.is_struct(want):
@@ -328,23 +332,26 @@ def _times(name: str, column: pa.Array, batch: Batch) -> pa.Array:
 def _check_time(name: str, field: pa.Field) -> None:
     if not is_time(field.type):
         raise UserError(
-            f"{name}: the column of event time, {field.name!r}, is {field.type}", hint="a timestamp, or int64 ms"
+            f"{name}: the column of event time, {field.name!r}, is {field.type}",
+            hint="make it a timestamp, or int64 ms",
         )
 
 
 def check_fixed(name: str, fixed: Sequence[str], made: pa.RecordBatch, before: pa.RecordBatch, batch: Batch) -> None:
-    """Raises UserError where a column of `made`, one of `fixed`, is not what it was in `before`, which has a row for each of `made`."""
+    """Raises UserError if a column of `made` that is one of `fixed` differs from that of `before`, which has a row
+    for each row of `made`.
+    """
     for each in fixed:
         if each in made.schema.names and not _is_unchanged(made.column(each), before, each):
             raise UserError(
-                f"{name} changes {each!r}, of which event time was computed: windows would still go by what it was; "
+                f"{name} changes {each!r}, from which event time was computed: windows would still use the former values; "
                 f"{batch_place(batch)}",
-                hint="give the new column another name; or .with_time(…) behind it says that windows go by it",
+                hint="give the new column another name, or compute event time from it with .with_time(…) after this step",
             )
 
 
 def _is_unchanged(column: pa.Array, data: pa.RecordBatch, name: str) -> bool:
-    """Whether its values are those of this column of `data`, also as another type that holds the same."""
+    """Returns True if the column has the values of this column of `data`, possibly as another type."""
     if name not in data.schema.names:
         return False
     before = data.column(name)
@@ -357,9 +364,10 @@ def _is_unchanged(column: pa.Array, data: pa.RecordBatch, name: str) -> bool:
 
 
 def times_of(node: Node, point: PlanPoint, *, follows: bool = True) -> dict[str, Any]:
-    """What a step over the user's function is told of event time: the column that it is as it is (`time`), and the others whose values it
-    stands for, which the function must not change (`fixed`), where something goes by event time. follows: the step has a new event
-    time where the function changes the first.
+    """Returns the event-time parameters of a step with a user's function: `time`, the column that is event time
+    itself, and `fixed`, the columns from which event time was computed, if a later step depends on event time.
+
+    `follows`: True if event time follows when the function changes that column.
     """
     time = time_column(node.inputs[0]) if follows else None
     matters = id(node) in point.layout.matters

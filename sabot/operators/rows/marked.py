@@ -1,5 +1,5 @@
-"""The marks, which are columns of ours behind the user's (event time, the op of changes): operators that the plan adds for their sake, and
-functions that keep them in place.
+"""The marks: columns of the engine behind the user's columns (event time, the op of changes). Operators that the plan
+adds for them, and functions that keep them in place.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from sabot.operators.base import (
 )
 from sabot.operators.rows.origin import with_columns_of
 
-MARKS = (OP_COLUMN, TIME_COLUMN)  # in the order in which they stand behind the user's columns
+MARKS = (OP_COLUMN, TIME_COLUMN)  # in their order behind the user's columns
 
 
 class WithoutPairs(Operator):
@@ -47,7 +47,7 @@ class AsInserts(Operator):
 
 
 class WithoutTime(Operator):
-    """Takes event time away from rows that will be among others without it."""
+    """Removes event time from rows that are united with rows without it."""
 
     def open(self, context: OperatorContext) -> pa.Schema:
         return without_time(context.input)
@@ -58,7 +58,7 @@ class WithoutTime(Operator):
 
 
 def pairs_split(batch: Batch) -> Batch:
-    """The same changes, with deletes and inserts for updates: the ops 0 1 2 3 become 0 3 0 3."""
+    """Returns the same changes, with deletes and inserts for updates: the ops 0 1 2 3 become 0 3 0 3."""
     place = batch.data.schema.get_field_index(OP_COLUMN)
     ops = batch.data.column(place).to_numpy()
     data = batch.data.set_column(place, batch.data.schema.field(place), pa.array((ops & 1) * np.int8(DELETE)))
@@ -66,11 +66,12 @@ def pairs_split(batch: Batch) -> Batch:
 
 
 def check_given_names(what: str, names: Sequence[str], *, among: Sequence[str] = ()) -> None:
+    """Raises UserError for no columns, for names of marks, and for repeated names."""
     if not names:
         raise UserError(f"{what}: there are no columns")
     for mark in MARKS:
         if mark in names or list(among).count(mark) > 1:
-            raise UserError(f"{what}: no column can be called {mark!r}", hint="a column of ours stands there")
+            raise UserError(f"{what}: no column can be called {mark!r}", hint="Sabot uses this name itself")
     if len(set(names)) < len(names):
         twice = next(name for name in names if list(names).count(name) > 1)
         raise UserError(f"{what}: two columns are called {twice!r}", hint="give one of them another name")

@@ -1,8 +1,8 @@
-"""Where rows come from: the partition and the offset of the record of which each was made.
+"""The origin of rows: partition and offset of the record from which each row was made.
 
-A batch of a topic carries an `RowOrigin` as its `records`. On the way through filters, computed columns and channels it costs some
-references a batch, and nothing a row; partitions and offsets are looked up only for rows that have failed. Steps that make rows of
-several (windows, joins, aggregates) let it go.
+A batch of a topic carries a `RowOrigin` as its `records`. Filters, computed columns and channels pass it on at the
+cost of a few references for each batch; partitions and offsets are looked up only for rows that have failed. Steps
+that make one row of several (windows, joins, aggregates) drop it.
 
     batch of records ─▶ RowOrigin ─▶ taken(selection) ─▶ joined with those of other batches ─▶ places(rows)
 """
@@ -15,15 +15,16 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 
-_ROW_BYTES = 12  # of a partition and an offset
+_ROW_BYTES = 12  # the size of a partition and an offset
 _Find = Callable[[pa.Int32Array], tuple[pa.Array, pa.Array]]
-_FEW = 16  # where fewer than one row in so many is left, the places of these are looked up, and the others let go
+_FEW = 16  # if fewer than one row in so many is left, their places are looked up and the others released
 
 
 class RowOrigin:
-    """The records of which the rows of `Batch.data` were made, selected or not. Immutable.
+    """The records from which the rows of `Batch.data` were made, selected or not. Immutable.
 
-    num_rows: how many rows of the batch count, which `Batch` compares. find: numbers of rows -> their partitions and offsets.
+    `num_rows`: the number of rows of the batch that count, which `Batch` checks. `find`: returns the partitions and
+    offsets of rows, by the rows' numbers.
     """
 
     __slots__ = ("_find", "num_rows")
@@ -34,7 +35,7 @@ class RowOrigin:
 
     @classmethod
     def of_records(cls, partitions: pa.Array, offsets: pa.Array) -> "RowOrigin":
-        """The origin of rows that were decoded from these records, one from each."""
+        """Returns the origin of rows that were decoded from these records, one from each."""
         return cls(len(offsets), lambda rows: (partitions.take(rows), offsets.take(rows)))
 
     @property
@@ -42,33 +43,35 @@ class RowOrigin:
         return self.num_rows * _ROW_BYTES
 
     def places(self, rows: Sequence[int]) -> list[tuple[int, int]]:
-        """The partition and the offset of each of these rows."""
+        """Returns partition and offset of each of these rows."""
         partitions, offsets = self._find(pa.array(rows, pa.int32()))
         return list(zip(partitions.to_pylist(), offsets.to_pylist(), strict=True))
 
     def columns(self, rows: pa.Int32Array) -> tuple[pa.Array, pa.Array]:
-        """The same as two columns: partitions (int32) and offsets (int64), for numbers of rows of the data."""
+        """Returns partitions (int32) and offsets (int64) of these rows of the data."""
         return self._find(rows)
 
     def counting(self, rows: int) -> "RowOrigin":
-        """The origin of the same data, of which so many rows count."""
+        """Returns the origin of the same data if so many rows of it count."""
         return self if rows == self.num_rows else RowOrigin(rows, self._find)
 
     def taken(self, rows: pa.Int32Array) -> "RowOrigin":
-        """The origin of these rows of the data, in this order."""
+        """Returns the origin of these rows of the data, in this order."""
         find = self._find
         if _FEW * len(rows) < self.num_rows:
             return RowOrigin.of_records(*find(rows))
         return RowOrigin(len(rows), lambda asked: find(rows.take(asked)))
 
     def slice(self, offset: int, length: int) -> "RowOrigin":
-        """As `Batch.slice`, which calls it."""
+        """Returns the origin of a slice. `Batch.slice` calls it."""
         find = self._find
         return RowOrigin(length, lambda asked: find(pa.array(asked.to_numpy() + np.int32(offset))))
 
 
 def of_selected(batch: Batch, data: pa.RecordBatch) -> Batch:
-    """A batch of the rows that count, which `data` has, possibly with other columns."""
+    """Returns a batch whose data is only the selected rows of `batch`. `data`: these rows, possibly with other
+    columns.
+    """
     return (
         batch.with_data(data)
         if batch.records is None
@@ -77,7 +80,7 @@ def of_selected(batch: Batch, data: pa.RecordBatch) -> Batch:
 
 
 def reselected(batch: Batch, selection: pa.Int32Array, hashes: pa.UInt64Array | None) -> Batch:
-    """The same data, of which only these rows count."""
+    """Returns the same data with another selection."""
     origin = batch.records
     if origin is None:
         return batch.with_selection(selection, hashes)
@@ -86,14 +89,16 @@ def reselected(batch: Batch, selection: pa.Int32Array, hashes: pa.UInt64Array | 
 
 
 def with_columns_of(batch: Batch, data: pa.RecordBatch) -> Batch:
-    """The same rows with other columns."""
+    """Returns the same rows and selection with other columns."""
     if batch.records is None:
         return batch.with_data(data).with_selection(batch.selection, batch.hashes)
     return Batch(data, batch.offsets, batch.topic, batch.records, (), batch.selection, batch.hashes)
 
 
 def joined_origin(parts: Sequence[Batch]) -> RowOrigin | None:
-    """The origin of the rows that count of these batches, one batch behind the other. None where that of one is not known."""
+    """Returns the origin of the selected rows of these batches, one batch after the other, or None if that of one is
+    unknown.
+    """
     known = [origin for part in parts if (origin := _selected_origin(part)) is not None]
     if len(known) < len(parts):
         return None
@@ -114,6 +119,6 @@ def joined_origin(parts: Sequence[Batch]) -> RowOrigin | None:
 
 
 def _selected_origin(batch: Batch) -> RowOrigin | None:
-    """The origin of the rows that count."""
+    """Returns the origin of the selected rows, or None if it is unknown."""
     origin: RowOrigin | None = batch.records
     return origin if origin is None or batch.selection is None else origin.taken(batch.selection)

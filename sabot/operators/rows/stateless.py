@@ -1,7 +1,7 @@
-"""Steps without state: the result of a row depends on the row alone.
+"""Steps without state: the result of a row depends on that row only.
 
-Columns are picked, dropped and renamed without touching rows. Where a value is computed and the selection leaves few rows, these are
-copied first; else the value is computed for all rows, and the selection stays.
+Picking, dropping and renaming columns touches no rows. If a value is computed and the selection has few rows, these
+are copied first. Else the value is computed for all rows, and the selection stays.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,15 +34,17 @@ from sabot.operators.rows.bad import BadRows, values_or_nulls
 from sabot.operators.rows.marked import MARKS, AsInserts, check_given_names, pairs_split
 from sabot.operators.rows.origin import of_selected, reselected, with_columns_of
 
-_FEW = 4  # where fewer than one row in so many is selected, copying these costs less than computing all
+_FEW = 4  # if fewer than one row in so many is selected, copying these is faster than computing all
 
 Named = Sequence[tuple[str, Expr]]
 
 
 class Filter(Operator):
-    """Passes the rows for which the predicate is true. It makes a selection: nothing is copied. Batches without rows end here.
+    """Passes the rows for which the predicate is true. It makes a selection, and copies nothing. It drops batches
+    without rows.
 
-    Updates become deletes and inserts where not all rows pass, since of an update only one row may pass.
+    If only some rows of changes pass, updates become deletes and inserts, since one row of an update may pass without
+    the other.
     """
 
     def __init__(self, predicate: Expr, on_error: RowPolicy = "fail") -> None:
@@ -79,7 +81,7 @@ class Filter(Operator):
 
 
 class Select(Operator):
-    """Gives these columns, in this order: (name, expression) each."""
+    """Emits these columns, (name, expression) each, in this order."""
 
     def __init__(self, columns: Named, on_error: RowPolicy = "fail") -> None:
         self.columns = tuple(columns)
@@ -101,7 +103,7 @@ class Select(Operator):
 
 
 class WithColumns(Operator):
-    """Adds these columns, (name, expression) each: behind the others, or in the place of the column of that name."""
+    """Adds these columns, (name, expression) each: behind the others, or in place of the column with that name."""
 
     def __init__(self, columns: Named, on_error: RowPolicy = "fail") -> None:
         self.columns = tuple(columns)
@@ -126,7 +128,9 @@ class WithColumns(Operator):
 
 
 class Drop(Operator):
-    """Drops these columns. unread: the plan has checked the names, and reads no columns that no step uses."""
+    """Drops these columns. `unread`: True if the plan has checked the names, and does not read columns that no step
+    uses.
+    """
 
     def __init__(self, names: Sequence[str], *, unread: bool = False) -> None:
         self.names = tuple(names)
@@ -145,8 +149,8 @@ class Drop(Operator):
 
 
 class EndVersions(Operator):
-    """Versions of a table's rows: an INSERT begins the next version of its key, a DELETE ends it. A row for which the predicate is not
-    true, or fails, becomes a DELETE.
+    """Ends versions of a table's rows: an INSERT begins the next version of its key, a DELETE ends it. A row for
+    which the predicate is not true, or fails, becomes a DELETE.
     """
 
     def __init__(self, predicate: Expr, on_error: RowPolicy = "fail") -> None:
@@ -171,7 +175,7 @@ class EndVersions(Operator):
 
 
 class Rename(Operator):
-    """Gives other names to some columns: {old: new}. unread: as for Drop."""
+    """Renames columns: {old: new}. `unread`: the parameter of Drop."""
 
     def __init__(self, names: Mapping[str, str], *, unread: bool = False) -> None:
         self.names = dict(names)
@@ -189,12 +193,13 @@ class Rename(Operator):
         self.emit(with_columns_of(batch, pa.RecordBatch.from_arrays(batch.data.columns, schema=self._schema)))
 
 
-# -- what they share ------------------------------------------------------------------------------------------------------
+# -- common parts ---------------------------------------------------------------------------------------------------------
 
 
 class _RowExpressions:
-    """Expressions over the selected rows of a batch. They are computed over all rows where that is safe and costs little more, else over
-    the selected rows alone. Rows for which one of them fails are set apart, or it is null there.
+    """Expressions over the selected rows of a batch. They are computed over all rows if they cannot fail and that
+    costs little more, else over the selected rows. Rows for which one of them fails are set apart, or have null
+    there.
     """
 
     def __init__(
@@ -206,40 +211,46 @@ class _RowExpressions:
         *,
         keep: bool = False,
     ) -> None:
-        """columns: by the name of the column that each expression makes. keep: rows that are set apart stay, with nulls."""
+        """`columns`: the expressions by the name of the column that each makes. `keep`: True if rows that are set
+        apart stay, with nulls.
+        """
         exprs = list(columns.values())
         self._columns, self._bad, self._keep = list(columns), bad, keep
         self._changes = OP_COLUMN in schema.names
-        self.types = [make(each, schema).type for each in exprs]  # made over all columns, so that an error names them
+        self.types = [make(each, schema).type for each in exprs]  # over all columns, so that an error lists them
         used = frozenset().union(*(each.columns for each in exprs))
-        used = used or frozenset([schema.names[0]])  # a batch needs a column to have rows
+        used = used or frozenset([schema.names[0]])  # a batch without columns would have no rows
         self._names = [name for name in schema.names if name in used]
         narrow = pa.schema([schema.field(name) for name in self._names])
         self._exprs = [make(each, narrow) for each in exprs]
         self._can_fail = any(each.can_fail for each in self._exprs)
 
     def __call__(self, batch: Batch) -> tuple[Batch, bool, list[pa.Array]]:
-        """(the rows that are left, whether the values are those of the selected rows alone, the values)."""
+        """Returns the batch without rows that were set apart, True if the values are those of the selected rows only,
+        and the values.
+        """
         data, selection = batch.data.select(self._names), batch.selection
         alone = selection is not None and (self._can_fail or _FEW * len(selection) < data.num_rows)
         try:
             return batch, alone, self._values(data.take(selection) if alone else data)
         except DataError:
-            pass  # of one row or more, which may be one that is not selected
+            pass  # some rows fail; they may be rows that are not selected
         return self._salvaged(batch, data if selection is None else data.take(selection))
 
     def _values(self, data: pa.RecordBatch) -> list[pa.Array]:
         return [each(data) for each in self._exprs]
 
     def _salvaged(self, batch: Batch, data: pa.RecordBatch) -> tuple[Batch, bool, list[pa.Array]]:
-        """As `__call__`, where an expression fails for some rows. data: the columns of the selected rows."""
+        """Computes the values if an expression fails for some rows. `data`: the columns of the selected rows. Raises
+        DataError if the policy is to fail.
+        """
         bad: dict[int, DataError] = {}
         pairs = zip(self._columns, self._exprs, strict=True)
         values = [values_or_nulls(name, each, data, bad) for name, each in pairs]
         errors = dict(sorted(bad.items()))
         if errors and self._bad.fails:
             row, error = next(iter(errors.items()))
-            hint = error.hint or 'on_error="dead_letter" sets such rows apart'
+            hint = error.hint or 'with on_error="dead_letter" such rows become dead letters'
             raise DataError(f"{self._bad.step}: {self._bad.message(batch, row, error)}", hint=hint) from error
         self._bad.set_apart(batch, errors)
         if not errors or self._bad.nulls or self._keep:
@@ -248,7 +259,7 @@ class _RowExpressions:
         good[list(errors)] = False
         left = pa.array(np.flatnonzero(good).astype(np.int32))
         if self._changes:
-            batch = pairs_split(batch)  # of an update, one row may be among those that are set apart
+            batch = pairs_split(batch)  # one row of an update may be set apart without the other
         kept = left if batch.selection is None else batch.selection.take(left)
         return reselected(batch, kept, batch.hashes), True, [each.take(left) for each in values]
 
@@ -257,7 +268,7 @@ class _RowExpressions:
 
 
 class _OutputColumns:
-    """Columns made of columns: (name, expression) each, with the marks of the input behind them."""
+    """Columns made from columns: (name, expression) each, with the marks of the input behind them."""
 
     def __init__(
         self, input: pa.Schema, columns: Mapping[str, Expr], bad: BadRows, *, keep_hashes: bool = True
@@ -267,7 +278,7 @@ class _OutputColumns:
         made = {name: expr for name, expr in columns.items() if expr.column is None}
         self._rows = _RowExpressions(made, input, bad) if made else None
         types = dict(zip(made, self._rows.types if self._rows else [], strict=True))
-        self._plan: list[int | None] = []  # the index of a column that is picked; None: the next computed one
+        self._plan: list[int | None] = []  # the index of a picked column, or None for the next computed one
         fields = []
         for name, expr in columns.items():
             picked = expr.column
@@ -281,7 +292,7 @@ class _OutputColumns:
         self.schema = pa.schema(fields)
 
     def __call__(self, batch: Batch) -> Batch | None:
-        """The rows with the new columns; None where none is left."""
+        """Returns the rows with the new columns, or None if no row is left."""
         data = batch.data
         if self._rows is None:
             columns = [data.column(place) for place in self._plan if place is not None]
@@ -312,7 +323,7 @@ class _OutputColumns:
 def _check_columns(what: str, names: Iterable[str], schema: pa.Schema) -> None:
     for name in names:
         if name in MARKS:
-            raise UserError(f"{what}: {name!r} is ours, and stays")
+            raise UserError(f"{what}: {name!r} is a column of Sabot itself, which stays")
         try:
             compile_expr(col(name), schema)
         except UserError as error:
@@ -335,11 +346,11 @@ def plan_select(node: nodes.Select, point: PlanPoint) -> PlanPoint:
 
 
 def only_columns(point: PlanPoint, columns: Named) -> PlanPoint:
-    """The point behind a step that gives these columns and no others."""
+    """Returns the plan point behind a step that emits these columns and no others."""
     kept = {name for name, expr in columns if expr.column == name}
     keys = point.keys if point.keys is not None and set(point.keys) <= kept else None
     policy = _policy(point, columns)
-    columns = columns or (("_", lit(True)),)  # a batch needs a column to have rows
+    columns = columns or (("_", lit(True)),)  # a batch without columns would have no rows
     return point.step(select_text(columns), partial(Select, columns, policy), keys=keys)
 
 
@@ -349,14 +360,16 @@ def plan_with_columns(node: nodes.WithColumns, point: PlanPoint) -> PlanPoint:
 
 
 def add_columns(point: PlanPoint, columns: Named) -> PlanPoint:
-    """The point behind a step that adds these columns."""
+    """Returns the plan point behind a step that adds these columns."""
     made = {name for name, _ in columns}
     keys = point.keys if point.keys is not None and not made & set(point.keys) else None
     return point.step(with_text(columns), partial(WithColumns, columns, _policy(point, columns)), keys=keys)
 
 
 def _policy(point: PlanPoint, columns: Named) -> RowPolicy:
-    """What the step does with rows for which it fails. One that computes nothing cannot fail, and needs no dead letters."""
+    """Returns the policy for rows for which the step fails. A step that computes nothing cannot fail, and needs no
+    dead letters.
+    """
     return point.policy() if any(expr.column is None for _, expr in columns) else "fail"
 
 
@@ -368,7 +381,7 @@ def plan_drop(node: nodes.Drop, point: PlanPoint) -> PlanPoint:
 
 def plan_rename(node: nodes.Rename, point: PlanPoint) -> PlanPoint:
     renamed, checked = dict(node.names), node.input.column_names is not None
-    taken = set(renamed.values()) - renamed.keys()  # names that stand for another column from here on
+    taken = set(renamed.values()) - renamed.keys()  # names that mean another column from here on
     keys = point.keys
     if keys is not None:
         keys = None if taken & set(keys) else tuple(renamed.get(key, key) for key in keys)

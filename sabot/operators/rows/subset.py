@@ -1,4 +1,4 @@
-"""Steps that pass some of the rows, by chance or by number. They remember where they were: a restart goes on there."""
+"""Steps that pass some of the rows, by number or by chance. Their positions are state: a restart continues there."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -18,10 +18,10 @@ from sabot.operators.state_parts import StatefulOperator, StateParts
 
 
 class Head(StatefulOperator):
-    """Passes the first `n` rows that come, over all lives of the app; then none. It copies nothing: what does not fit is left out of the
-    batch's selection.
+    """Passes the first `n` rows to come, over all restarts of the app, and then none. It copies nothing: rows beyond
+    n are left out of the batch's selection.
 
-    Its only state is the number of rows that it has passed. All rows have to come to one subtask.
+    Its only state is the number of rows that it has passed. All rows must come to one subtask.
     """
 
     def __init__(self, n: int) -> None:
@@ -52,7 +52,9 @@ class Head(StatefulOperator):
         self._passed = self.state_parts.once(saved, "passed")
 
     def group_count(self) -> int:
-        """1 when it has passed rows: a program that would lose the count, and pass n rows again, is refused at its start."""
+        """Returns 1 if it has passed rows. So a start is refused for a program that would lose the count and pass n
+        rows again.
+        """
         return int(self._passed > 0)
 
     def state_schema(self) -> dict[str, Any]:
@@ -65,15 +67,16 @@ class Head(StatefulOperator):
         return {"keys": [], "input": schema_text(self._schema)}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """How many rows it has passed: one row."""
+        """Yields one row: the number of rows that it has passed."""
         if self._counts:
             yield pa.record_batch({"rows": pa.array([self._passed], pa.int64())})
 
 
 class Sample(StatefulOperator):
-    """Passes each row with the probability `fraction`, by a generator of this subtask that goes on where the checkpoint left it.
+    """Passes each row with the probability `fraction`. The random generator of the subtask continues where the
+    checkpoint left it.
 
-    A subtask that the app had not before begins with a new generator.
+    A subtask that the app did not have before begins with a new generator.
     """
 
     def __init__(self, fraction: float, seed: int) -> None:
@@ -100,7 +103,7 @@ class Sample(StatefulOperator):
     def after_restore(self, saved: Sequence[Saved]) -> None:
         given = self._random.bit_generator.state
         for part in saved:
-            if part.facts["inc"] == str(given["state"]["inc"]):  # the increment tells the generators of subtasks apart
+            if part.facts["inc"] == str(given["state"]["inc"]):  # each subtask's generator has its own increment
                 own = {"state": int(part.facts["state"]), "inc": given["state"]["inc"]}
                 self._random.bit_generator.state = {**given, "state": own}
 
@@ -119,4 +122,4 @@ def plan_sample(node: nodes.Sample, point: PlanPoint) -> PlanPoint:
 PLANNERS: Planners = {nodes.Head: plan_head, nodes.Sample: plan_sample}
 
 
-STATE_READERS: StateReaders = {"head": lambda reader: Head(0), "sample": "where its random numbers stand"}
+STATE_READERS: StateReaders = {"head": lambda reader: Head(0), "sample": "the state of its random generator"}

@@ -1,4 +1,4 @@
-"""Steps that give rows another event time, by which time goes on: `with_time`, and windows of processing time."""
+"""Steps that give rows another event time, with watermarks of that time: `with_time`, and windows of processing time."""
 
 import threading
 from bisect import bisect_right
@@ -40,10 +40,11 @@ _MOST_STEPS = 1024
 
 
 class EventTimeProgress:
-    """How far the new event time has come, for the subtasks of one step, from any thread.
+    """The progress of the new event time in all subtasks of a step. Called from any thread.
 
-    A row counts when the watermark of the input has passed its former event time. So the new watermark is the same with any number of
-    partitions and readers, of which one may be read far ahead of the others; and a subtask without rows does not hold it back.
+    A row counts when the watermark of the input has passed its former event time. So the new watermark is the same
+    for any number of partitions and readers, even if one is read far ahead of the others, and a subtask without rows
+    does not hold it back.
     """
 
     def __init__(self) -> None:
@@ -51,17 +52,19 @@ class EventTimeProgress:
         self._lock = threading.Lock()
 
     def join(self, subtask: int) -> None:
-        """Begins anew with the rows of this subtask."""
+        """Adds a subtask, or begins anew with its rows."""
         with self._lock:
             self._parts[subtask] = _SubtaskProgress()
 
     def record(self, subtask: int, former_ms: int, new_ms: int) -> None:
-        """Records rows: the greatest of their former and of their new event times."""
+        """Records rows of a subtask: the greatest of their former and of their new event times."""
         with self._lock:
             self._parts[subtask].record(former_ms, new_ms)
 
     def advance(self, subtask: int, watermark_ms: int) -> int:
-        """The input of this subtask has come to this watermark. Returns the greatest new event time of all rows that it has passed."""
+        """Takes a watermark of this subtask's input. Returns the greatest new event time of all rows whose former
+        time it has passed.
+        """
         with self._lock:
             self._parts[subtask].watermark_ms = watermark_ms
             least_ms = min(part.watermark_ms for part in self._parts.values())
@@ -70,13 +73,13 @@ class EventTimeProgress:
             return max(part.new_time_at(watermark_ms) for part in self._parts.values())
 
     def facts(self, subtask: int) -> dict[str, Any]:
-        """What a checkpoint keeps of the rows of this subtask."""
+        """Returns the facts for a checkpoint about the rows of this subtask."""
         with self._lock:
             part = self._parts[subtask]
             return {"greatest": part.greatest_ms, "ahead": [*zip(part.former, part.new, strict=True)]}
 
     def load(self, subtask: int, facts: dict[str, Any]) -> None:
-        """Takes back what `facts` gave, beside what is there."""
+        """Adds the facts of a checkpoint."""
         with self._lock:
             part = self._parts[subtask]
             part.record(START_OF_TIME, facts["greatest"])
@@ -85,7 +88,7 @@ class EventTimeProgress:
 
 
 class _SubtaskProgress:
-    """Of the rows of one subtask: the greatest new event time up to a former one. Both lists ascend."""
+    """The greatest new event time up to each former one, of the rows of a subtask. Both lists ascend."""
 
     def __init__(self) -> None:
         self.watermark_ms = self.greatest_ms = START_OF_TIME
@@ -100,7 +103,7 @@ class _SubtaskProgress:
         if at and self.former[at - 1] == former_ms:
             at -= 1
         self.former[at:end], self.new[at:end] = [former_ms], [new_ms]
-        if len(self.former) > _MOST_STEPS:  # of two neighbours the earlier one counts with the later: never too early
+        if len(self.former) > _MOST_STEPS:  # of two neighbours only the later stays: a time counts later, never earlier
             del self.former[:-1:2], self.new[:-1:2]
 
     def new_time_at(self, watermark_ms: int) -> int:
@@ -108,7 +111,7 @@ class _SubtaskProgress:
         return self.new[at - 1] if at else self.greatest_ms
 
     def settle(self, watermark_ms: int) -> None:
-        """No subtask asks for an earlier watermark any more."""
+        """Drops entries below this watermark, since no subtask asks for an earlier one any more."""
         at = bisect_right(self.former, watermark_ms)
         if at:
             self.greatest_ms = self.new[at - 1]
@@ -116,10 +119,12 @@ class _SubtaskProgress:
 
 
 class NewTime(StatefulOperator, HoldsMarks):
-    """Rows with the event time that is computed of their columns. Its watermark is that of `progress`, less the lateness;
-    the watermarks of the input go no further. Of an input without event time it goes by the rows of this subtask alone.
+    """Gives rows an event time that is computed from their columns. Its watermark is that of `progress`, less the
+    lateness. Watermarks of the input are not passed on. If the input has no event time, the watermark depends on the
+    rows of this subtask only.
 
-    Rows whose values are no time are set apart; with on_error="null" they are dropped, as no row is without event time.
+    Rows whose values are not a time are set apart. With on_error="null" they are dropped, since every row has an
+    event time.
     """
 
     def __init__(
@@ -164,7 +169,7 @@ class NewTime(StatefulOperator, HoldsMarks):
                 row, error = next(iter(errors.items()))
                 raise DataError(
                     f"{self._bad.step}: {self._bad.message(batch, row, error)}",
-                    hint='on_error="dead_letter" sets such rows apart',
+                    hint='with on_error="dead_letter" such rows become dead letters',
                 )
             self._bad.set_apart(batch, errors)
             left = pa.array(np.delete(np.arange(len(times), dtype=np.int32), no))
@@ -208,9 +213,10 @@ class NewTime(StatefulOperator, HoldsMarks):
 
 
 class ArrivalTime(StatefulOperator, HoldsMarks, Polled):
-    """Rows whose event time is the time at which they come here. Its watermark is the clock.
+    """Gives rows the time of their arrival here as event time. Its watermark is the clock.
 
-    Time never goes back: where the clock does, or is behind the one that the checkpoint saw, it stands still until the clock has caught up.
+    The time never goes back. If the clock does, or is behind the clock of the checkpoint, the time stands still until
+    the clock has caught up.
     """
 
     def open(self, context: OperatorContext) -> pa.Schema:
@@ -249,7 +255,7 @@ class ArrivalTime(StatefulOperator, HoldsMarks, Polled):
 
 
 def by_arrival(point: PlanPoint) -> PlanPoint:
-    """The rows with the time at which they come as event time."""
+    """Returns the plan point behind a step that makes the time of arrival the event time."""
     return point.step("processing time", ArrivalTime, timed=True)
 
 
@@ -267,4 +273,4 @@ def plan_with_time(node: nodes.WithTime, point: PlanPoint) -> PlanPoint:
 
 PLANNERS: Planners = {nodes.WithTime: plan_with_time}
 
-STATE_READERS: StateReaders = {"with_time": "how far event time has come", "processing time": "how far the clock was"}
+STATE_READERS: StateReaders = {"with_time": "the progress of event time", "processing time": "the time of the clock"}

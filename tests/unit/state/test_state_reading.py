@@ -334,7 +334,7 @@ def test_who_is_not_there_or_keeps_nothing_is_a_users_mistake(tmp_path: Path) ->
     checkpoint = checkpoint_of(run_of(lambda: RunningAggregate(["user"], CALLS[:1]), tmp_path).checkpoint())
     with pytest.raises(UserError, match=r"checkpoint 7 has no operator or agent 'totals' \(there are op-1\)"):
         state_of(checkpoint, "totals")
-    with pytest.raises(UserError, match=r"filter-1 keeps no state \(with state there are op-1\)"):
+    with pytest.raises(UserError, match=r"filter-1 keeps no state \(state is kept by op-1\)"):
         state_of(checkpoint, "filter-1")
     checkpoint.tasks["window-1/0"].meta["operators"]["op-1"]["reader"] = {}
     with pytest.raises(UserError, match="the state of op-1 cannot be read from outside"):
@@ -602,7 +602,7 @@ def test_of_async_calls_the_rows_in_flight_are_given(tmp_path: Path, make: Any, 
     ("make", "what"),
     [
         (Changelog, "the event time that its rows have reached"),
-        (lambda: Sample(0.5, 1), "where its random numbers stand"),
+        (lambda: Sample(0.5, 1), "the state of its random generator"),
     ],
 )
 def test_what_keeps_no_rows_says_so(tmp_path: Path, make: Any, what: str) -> None:

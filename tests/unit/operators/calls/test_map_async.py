@@ -624,7 +624,7 @@ def test_a_batch_function_may_give_none_or_read_event_time_anew(loop):
     [
         (doubled(0, 1), "made 1 rows of 2, which leaves them without event time"),
         (pa.table({"m": ["x", "y"]}), "'m' is string, not int64"),
-        ("text", "gave a str, which speaks no Arrow"),
+        ("text", "returned a str, which is not Arrow data"),
     ],
 )
 def test_a_batch_that_does_not_fit_is_an_error_that_says_which(loop, answer, message):

@@ -115,7 +115,7 @@ async def test_a_row_whose_lists_differ_in_length_is_a_dead_letter(tmp_path: Pat
         (lambda s: s.explode(), "explode needs columns of lists"),
         (lambda s: s.explode("v", "v"), "explode needs columns of lists, each once"),
         (lambda s: s.explode("x"), "explode: there is no column 'x'"),
-        (lambda s: s.explode("s").collect(), r"explode: column 's' is string, no list .*str\.split"),
+        (lambda s: s.explode("s").collect(), r"explode: column 's' is string, not a list .*str\.split"),
         (lambda s: s.upsert("id").explode("v"), "explode: the rows that come in are changes"),
     ],
 )

@@ -209,11 +209,11 @@ def test_drop_and_rename_pass_the_selection_through() -> None:
     [
         (Drop(["b"]), "drop: there is no column 'b'.*are a, s"),
         (Drop(["a", "s"]), "no column would be left"),
-        (Drop([TIME_COLUMN]), "is ours, and stays"),
+        (Drop([TIME_COLUMN]), "is a column of Sabot itself"),
         (Rename({"b": "c"}), "rename: there is no column 'b'"),
         (Rename({"a": "s"}), "two columns are called 's'"),
         (Rename({"a": TIME_COLUMN}), "no column can be called"),
-        (Rename({TIME_COLUMN: "t"}), "is ours, and stays"),
+        (Rename({TIME_COLUMN: "t"}), "is a column of Sabot itself"),
         (Select([]), "there are no columns"),
         (Select([("x", col("a")), ("x", col("s"))]), "two columns are called 'x'"),
         (Select([("x", col("b"))]), "no column 'b'"),
@@ -300,7 +300,7 @@ def test_a_function_that_takes_no_empty_batch_is_told_to_give_a_schema() -> None
     for function in (lambda batch: batch["a"][0] and batch, lambda batch: None):
         with pytest.raises(UserError, match=r"empty batch.*schema="):
             run(MapBatches(function))
-    with pytest.raises(UserError, match="gave a dict, which speaks no Arrow"):
+    with pytest.raises(UserError, match="returned a dict, which is not Arrow data"):
         run(MapBatches(lambda batch: batch.to_pydict()))
 
 
@@ -315,7 +315,7 @@ def test_columns_in_another_order_are_put_right_and_others_refused() -> None:
     assert taken(run(give(lists, ints, names="yx"), Batch(data))) == [{"x": 1, "y": [1], TIME_COLUMN: 1000}]
     for operator, words in [
         (give(ints, names="x"), "no column 'y'"),
-        (give(ints, lists, ints, names="xyz"), "a column 'z' more"),
+        (give(ints, lists, ints, names="xyz"), "an extra column 'z'"),
         (give(pa.array([1.0]), lists, names="xy"), "'x' is double, not int64"),
         (give(ints, lists, ints, names="xyx"), "two columns"),
     ]:
@@ -532,7 +532,7 @@ def test_what_a_function_gives_must_be_utf8(tmp_path, step):
     r"""b"\xff\xfe" went through to files and topics: `{"s":"\xff\xfe"}` is no JSON."""
     (tmp_path / "a.ndjson").write_text('{"n": 1}\n')
     stream = step(App("utf8").stream(files(tmp_path / "a.ndjson")))
-    with pytest.raises(UserError, match="no valid Arrow: column 's'"):
+    with pytest.raises(UserError, match="not valid Arrow: column 's'"):
         stream.collect()
 
 
