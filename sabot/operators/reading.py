@@ -273,7 +273,7 @@ def _state_in(manifest: SavedApp, within: str, agents: list[str], name: str, key
 
 
 def _timers_of(manifest: SavedApp, within: str, agent: str, key: Any) -> pa.Table:
-    """Returns the timers that an agent has set in one of its tasks; with a key only the key's."""
+    """Returns the timers that an agent has set in one of its tasks, or only those of `key`."""
     task = manifest.tasks.get(within)
     if task is None or state_name(agent) not in task.states:
         raise _unknown(manifest, agent + _TIMERS)

@@ -40,8 +40,8 @@ def decimal_overflow(what: str, kind: pa.DataType, place: int) -> SumOverflow:
 
 @contextmanager
 def named_by(keys_of: Callable[[int], pa.RecordBatch]) -> Iterator[None]:
-    """Adds the key to the message of a SumOverflow that is raised inside. `keys_of`: returns the key columns of a
-    place, as one row.
+    """Runs a block. A SumOverflow that the block raises gets the key of the sum in its message. `keys_of`: returns
+    the key columns of a place, as one row.
     """
     try:
         yield

@@ -259,7 +259,9 @@ class BatchCaller(Caller):
 
 
 class _BatchContext:
-    """The `BatchProcessContext` of functions. One object serves all calls, which are made one after the other."""
+    """The context that a batch function gets (`BatchProcessContext`). One object serves all calls, which are made one
+    after the other.
+    """
 
     __slots__ = ("_caller", "_kept", "_state", "kind", "timers", "timestamp")
 
@@ -296,7 +298,9 @@ class _BatchContext:
 
 
 class _BatchState:
-    """The `BatchState` of functions. If calls can be undone, the writes of a call are made when it has succeeded."""
+    """The values of keys that a batch function reads and writes (`ctx.state(name)`, a `BatchState`). If calls can be
+    undone, the writes of a call are made when it has succeeded.
+    """
 
     __slots__ = ("_caller", "_held", "_values", "name")
 
@@ -339,7 +343,7 @@ class _BatchState:
 
 
 class _BatchTimers:
-    """The `BatchTimers` of functions."""
+    """The timers that a batch function sets and deletes (`ctx.timers`, a `BatchTimers`)."""
 
     __slots__ = ("_caller", "_state")
 

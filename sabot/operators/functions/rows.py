@@ -253,7 +253,9 @@ class RowCaller(Caller):
 
 
 class _RowContext:
-    """The `ProcessContext` of functions. One object serves all calls, which are made one after the other."""
+    """The context that a function over rows gets (`ProcessContext`). One object serves all calls, which are made one
+    after the other.
+    """
 
     __slots__ = ("_at", "_caller", "_kept", "_slot", "_state", "_state_key", "_time", "key", "timers", "timestamp")
 
@@ -309,7 +311,7 @@ class _RowContext:
 
 
 class _RowTimers:
-    """The `Timers` of the current key."""
+    """The timers of the current key (`ctx.timers`, a `Timers`)."""
 
     __slots__ = ("_ctx",)
 
@@ -343,8 +345,8 @@ class _RowTimers:
 
 
 class _KeyState:
-    """The `KeyState` of functions: a value of the current key. The value that a call reads before it writes is the
-    one that an undo restores.
+    """A value of the current key (`ctx.state(name)`, a `KeyState`). The value that a call reads before it writes is
+    the one that an undo restores.
     """
 
     __slots__ = ("_before", "_ctx", "_log", "_read", "_state_key", "_value", "_write", "namespace")
@@ -383,7 +385,7 @@ class _KeyState:
 
 
 class _KeyList:
-    """The `KeyList` of functions: a list of the current key."""
+    """A list of the current key (`ctx.list(name)`, a `KeyList`)."""
 
     __slots__ = ("_base", "_list")
 
@@ -402,7 +404,7 @@ class _KeyList:
 
 
 class _KeyMap:
-    """The `KeyMap` of functions: a map of the current key."""
+    """A map of the current key (`ctx.map(name)`, a `KeyMap`)."""
 
     __slots__ = ("_base", "_map")
 

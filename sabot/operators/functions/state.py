@@ -140,7 +140,11 @@ class FunctionState:
         return known
 
     def check_timers(self, at_event: bool) -> None:
-        """Raises UserError if a timer cannot be set now. `at_event`: True for a timer of event time."""
+        """Raises UserError if a timer cannot be set now: for a row without a key, in a step without on_timer, or for
+        event time if rows have none.
+
+        `at_event`: True for a timer of event time.
+        """
         if self.broadcasting:
             raise UserError("a timer needs a key, and rows of the broadcast side have none")
         if self.spec.on_timer is None:
@@ -179,7 +183,9 @@ class FunctionState:
 
 
 class SharedMap:
-    """The `BroadcastMap` of functions. Raises UserError if another function than that of the broadcast side writes."""
+    """A map that all keys share (`ctx.broadcast(name)`, a `BroadcastMap`). Raises UserError if a function other than
+    that of the broadcast side writes.
+    """
 
     def __init__(self, name: str, state: FunctionState) -> None:
         self.stored: dict[bytes, bytes] = {}
@@ -359,8 +365,8 @@ class Caller(ABC):
 
 
 def head_key(under: bytes) -> bytes:
-    """Returns the key under which the state has the head of a list or map. `under`: the encoded key to which it
-    belongs.
+    """Returns the key under which the state stores the head entry of a list or map, which marks that it exists.
+    `under`: the encoded key to which the list or map belongs.
     """
     return state_key(None, scope=under)
 

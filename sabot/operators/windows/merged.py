@@ -17,8 +17,8 @@ _MOST_NUMBERS = 2**30  # the number of panes after which the table is built anew
 
 
 class MergedPanes:
-    """Windows of several panes, which must be asked for in order of their ends. One table has the merged panes; panes
-    enter and leave it.
+    """A cache of windows that consist of several panes. Windows must be asked for in order of their ends. One table
+    has the merged groups of the current window's panes.
 
     The table is a queue of two stacks, as `SlidingTable` describes: a pane enters at the back, is turned once from
     the back to the front, and leaves from the front. So a slide takes time for the groups of the panes that move,
@@ -173,7 +173,7 @@ class _BackPane(NamedTuple):
 
 class _FrontPane(NamedTuple):
     """A pane in the front. `left`: for each piece of the pane, the slots of its groups in the window, and the extras
-    that later panes had there when it was turned.
+    of later panes in these slots when the pane was turned.
     """
 
     pane: int

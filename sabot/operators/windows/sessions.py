@@ -335,7 +335,7 @@ class RunAggregates(KeyedRuns):
             return list(self._aggregator.finish(self._table, self._extras, slots).columns[1:])
 
     def _key_of(self, slot: int) -> pa.RecordBatch:
-        """Returns the key of the number that has this slot in the table of accumulators."""
+        """Returns the key of the session or run whose accumulators have this slot."""
         number = pa.array(np.flatnonzero(self._slot_of == slot)[:1].astype(np.int32))
         return pa.RecordBatch.from_arrays(self.key_columns(number), schema=self.keys)
 
