@@ -246,7 +246,7 @@ async def test_a_mean_of_a_column_of_more_digits_is_refused_by_name_of_what_to_d
     MemoryBroker.get(memory_url).publish("paid", [{"k": 1, "x": "1.00"}])
     await app.start()
     await app.stop()
-    with pytest.raises(sabot.UserError, match="its column has another type") as refused:
+    with pytest.raises(sabot.UserError, match="the type of its column has changed") as refused:
         await life("decimal(20, 2)", total=sabot.sum("x")).start()
     assert "cast the column to the type that it had" in refused.value.hint
 

@@ -147,7 +147,7 @@ async def test_late_dead_letters_in_a_file_are_rows_of_the_letters_columns(tmp_p
 def test_a_join_that_no_row_is_late_for_takes_no_place_for_late_rows():
     app = App("late", broker="memory://never")
     orders, prices = app.stream("orders", schema=SCHEMA), app.stream("prices", schema=SCHEMA)
-    with pytest.raises(UserError, match="no row comes too late"):
+    with pytest.raises(UserError, match="no row is too late"):
         orders.join(prices, on="k", late="late")
     with pytest.raises(UserError, match="the other stream is changes"):
         orders.join_asof(prices.upsert("k"), on="k", late=("late", "late-prices"))

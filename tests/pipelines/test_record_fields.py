@@ -150,7 +150,7 @@ def test_rows_that_are_no_records_have_no_fields(memory_url: str, tmp_path: Path
     async def doubled(ctx: Any) -> Any:
         return ctx.message
 
-    with pytest.raises(UserError, match="no fields of records"):
+    with pytest.raises(UserError, match="fields= are for records"):
         app.stream(doubled, schema=SCHEMA, fields=["offset"])
 
 

@@ -99,7 +99,9 @@ def test_a_part_that_is_taken_twice_is_seen_and_the_step_is_named() -> None:
     """Which crash shows it first depends on the threads: a part is delivered beside the steps of the next checkpoint, so a step that is
     torn, or that has only begun, may come after the rename. After the last part there is no such step.
     """
-    with pytest.raises(AssertionError, match=r"(?s)crash (before|after|torn) step \d+ \(.*and should be.*kept in"):
+    with pytest.raises(
+        AssertionError, match=r"(?s)crash (before|after|torn) step \d+ \(.*and should be.*files of that run are in"
+    ):
         crash_at_every_step(build_forgetful, check)
 
 

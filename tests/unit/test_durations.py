@@ -76,7 +76,6 @@ NO_SETTINGS = {  # what is found, and not given by a user: figures of what was, 
     "ExitStatus(cpu_seconds)",
     "JobRecord(ran_seconds)",
     "Journal.wait_durable(timeout)",
-    "MemoryJournal.wait_durable(timeout)",
     "RecordSender.reach(seconds)",
     "RedisSignalChannel.wait(seconds)",  # a `SignalChannel`, as programs write them too
     *("AgentMetrics(uptime_secs)", "HealthMonitor.record_request(seconds)", "HealthSnapshot(cpu_seconds)"),

@@ -209,7 +209,7 @@ def test_what_cannot_take_tombstones_refuses_them(app: App) -> None:
     for options, said in [
         ({"tombstones": True, "batch": True}, "tombstones=True with batch=True"),
         ({"tombstones": "yes"}, "tombstones='yes'"),
-        ({"tombstones": True, "key": "id"}, r"with key='id'.*schema=\{\"id\": \"string\"\} says"),
+        ({"tombstones": True, "key": "id"}, r"with key='id'.*schema=\{\"id\": \"string\"\} declares it"),
         ({"tombstones": True, "key": "id", "schema": {"n": "int64"}}, "with key='id'"),
     ]:
         with pytest.raises(UserError, match=said):

@@ -546,5 +546,5 @@ def test_a_table_of_nothing_but_its_key(tmp_path: Path) -> None:
 
 def test_a_list_of_final_rows_has_no_current_ones() -> None:
     sink = ListSink()
-    with pytest.raises(UserError, match="final"):
+    with pytest.raises(UserError, match="its input has no changes"):
         _ = sink.current

@@ -278,7 +278,7 @@ async def test_writers_of_one_sink_agree_on_nan(app, tmp_path):
 
     with pytest.raises(UserError, match="nan='zero'"):
         agent("wrong", "scores", "zero")
-    with pytest.raises(UserError, match="nan='fail', and no sink"):
+    with pytest.raises(UserError, match="nan='fail' without a topic or Sink"):
         agent("nowhere", None, "fail")
     agent("one", "scores", "fail")
     agent("two", "scores", None)
