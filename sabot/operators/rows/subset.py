@@ -122,4 +122,4 @@ def plan_sample(node: nodes.Sample, point: PlanPoint) -> PlanPoint:
 PLANNERS: Planners = {nodes.Head: plan_head, nodes.Sample: plan_sample}
 
 
-STATE_READERS: StateReaders = {"head": lambda reader: Head(0), "sample": "the state of its random generator"}
+STATE_READERS: StateReaders = {"head": lambda reader: Head(0), "sample": "where its random numbers stand"}
