@@ -1,8 +1,8 @@
-"""Aggregates by group. The kernel's `GroupTable` has accumulators of fixed width. Values without a fixed width stand
-in `Extras`, by the slots of the table.
+"""Aggregates by group. The kernel's `GroupTable` has accumulators of fixed width. Values without a fixed width are
+stored in `Extras`, which uses the slot numbers of the table.
 
-An Aggregator is only a description. The caller owns tables, stores and extras: one of each for a pane, a window or a
-session.
+An Aggregator holds no groups: it describes how aggregates are computed. Its caller owns the tables, the stores and
+the extras, one of each for a pane, a window or a session, and passes them to the methods.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -52,16 +52,14 @@ Array: TypeAlias = pa.Array
 class AggregateColumn:
     """One aggregate. `argument`, `by` and `where` name input columns.
 
-    `argument`: the column that is aggregated, or None for `count()` and for a user's aggregate of whole rows.
-    `by`: the column whose least or greatest value arg_min and arg_max look for.
-    `where`: a bool column; only rows where it is true are aggregated.
-    `ddof`: the delta degrees of freedom of variance and stddev.
-    `function`: the user's aggregate for the kind "user" (`user.UserAggregate`).
-    `text`: the aggregate as the user wrote it, if its argument is an expression without a name.
-    `q`: the quantile or quantiles of approx_quantile. `k`: the number of values of top_k.
-    `shares`: True for state of an older checkpoint in which a variance with another ddof shares accumulators with
-    other aggregates.
-    `rounds`: True for state of an older checkpoint in which a mean of decimals adds the nearest floats.
+    `argument`: the column that is aggregated, or None for `count()` and for a user's aggregate of whole rows. `by`:
+    the column by whose least (arg_min) or greatest (arg_max) value a row is chosen. `where`: a bool column; only rows
+    where it is true are aggregated. `ddof`: the delta degrees of freedom of variance and stddev. `function`: the
+    user's aggregate for the kind "user" (`user.UserAggregate`). `text`: the aggregate as the user wrote it, if its
+    argument is an expression without a name. `q`: the quantile or quantiles of approx_quantile. `k`: the number of
+    values of top_k. `shares`: True if the state was written by an older version, in which a variance with a ddof
+    other than 1 shared accumulators with other aggregates. `rounds`: True if the state was written by an older
+    version, in which the mean of decimals was computed from floats instead of exact sums.
     """
 
     name: str
@@ -78,7 +76,7 @@ class AggregateColumn:
     rounds: bool = False
 
     def description(self) -> str:
-        """Returns the aggregate as text, without the name of its column: "sum(x).filter(y)"."""
+        """Returns the aggregate as text, without the name of the result column: "sum(x).filter(y)"."""
         if self.text:
             return self.text
         options = {"ddof": None if self.ddof == 1 else self.ddof, "q": self.q, "k": self.k}
@@ -88,7 +86,7 @@ class AggregateColumn:
         return words if self.where is None else f"{words}.filter({self.where})"
 
     def adds_decimals(self, input: pa.Schema) -> bool:
-        """Returns True for a mean of decimals that keeps their exact sum."""
+        """Returns True if this is a mean of decimals whose state is their exact sum."""
         if self.kind != "mean" or self.rounds or self.argument not in input.names:
             return False
         return bool(pa.types.is_decimal(input.field(self.argument).type))
@@ -97,21 +95,21 @@ class AggregateColumn:
 class Aggregator:
     """The aggregates of rows with the columns `input`, grouped by the columns `keys`.
 
-    `order`: the int64 column by which rows are first or last, or None for the order of arrival.
-    `running`: True if results are asked for after each row. Sums of decimals are then kept in the kernel too.
+    `order`: the int64 column that decides which row is the first or the last, or None for the order of arrival.
+    `running`: True if the caller reads results after each row. Sums and picked values of decimals are then stored in
+    the kernel's accumulators, if they fit, instead of the extras.
 
-    `schema`: the columns of results: the keys, then the aggregates.
-    `kernel`: the accumulators of its GroupTable, as (kind, type of the argument).
-    `states`: the columns of an export, which `merge` takes: keys and all accumulators, one row for each group.
-    `needs_slots`: True if there are extras. Tables must then stay in memory.
-    `layout`: the place of the state of each aggregate.
+    `schema`: the columns of results: the keys, then the aggregates. `kernel`: the accumulators of its GroupTable, as
+    (kind, type of the argument). `states`: the columns that `export` yields and `merge` reads: keys and all state,
+    one row for each group. `needs_slots`: True if some state is in extras. The tables must then stay in memory.
+    `layout`: for each aggregate, the columns in which its state is stored.
 
-    Nulls: a sum or mean of no value is null; count and count_distinct of no value are 0. collect_list keeps nulls;
-    its values stand by `order`, then by arrival. For first, last and any a null is a value; of rows with equal
-    `order` the first (last) to arrive counts. arg_min and arg_max skip rows whose `by` is null or NaN; of rows with
-    equal `by` they take the one with the least `order`, then the first to arrive.
+    Nulls: a sum or mean of no value is null; count and count_distinct of no value are 0. collect_list includes nulls,
+    and sorts its values by `order`, then by arrival. For first, last and any a null is a value; among rows with equal
+    `order` the first (last) to arrive is chosen. arg_min and arg_max skip rows whose `by` is null or NaN; among rows
+    with equal `by` they choose the one with the least `order`, then the first to arrive.
 
-    Raises UserError for a missing column, and for a type that the kind cannot take.
+    Raises UserError for a missing column, and for a type that the kind cannot aggregate.
     """
 
     def __init__(
@@ -165,7 +163,9 @@ class Aggregator:
         return GroupTable(self.keys, self.kernel)
 
     def store(self, context: OperatorContext) -> TableStore:
-        """Returns a store of such tables. If there are extras, its groups stay in memory."""
+        """Returns an empty store of such tables, one for each pane. If there are extras, all its groups stay in
+        memory; otherwise groups beyond the memory budget go to disk.
+        """
         return TableStore(
             self.keys,
             self.kernel,
@@ -182,7 +182,7 @@ class Aggregator:
     # Rows in
 
     def columns(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """Returns `data` with the derived columns behind it. Indices in `arguments` and `filters` may point to these."""
+        """Returns `data` with the derived columns appended. `arguments` and `filters` are indices into these columns."""
         for (name, *_), (_, compute) in self._derived.items():
             data = data.append_column(str(name), compute(data))
         return data
@@ -218,7 +218,8 @@ class Aggregator:
     def merge(
         self, table: GroupTable, extras: Extras, state: pa.RecordBatch, selection: pa.Int32Array | None = None
     ) -> pa.Int32Array:
-        """Adds states that `export` of another table gave, and returns the slot of each row.
+        """Merges partial states into the table and the extras, and returns the slot of each row. `state`: rows that
+        `export` of another table has yielded.
 
         Columns are found by name; columns that are not among `states` are ignored.
         """
@@ -240,8 +241,10 @@ class Aggregator:
     # Results out
 
     def compose(self, kernel: Sequence[Array], gathered: Sequence[Array]) -> list[Array]:
-        """Returns one column for each aggregate. `kernel`, `gathered`: the results of the kernel and of the extras,
-        as columns of the same groups.
+        """Returns one column for each aggregate.
+
+        `kernel`: the results of the kernel's accumulators. `gathered`: the results of the extras. Both have a row for
+        each of the same groups.
         """
         return [output(kernel, gathered) for output in self._outputs]
 
@@ -294,8 +297,8 @@ class Aggregator:
         return pa.RecordBatch.from_arrays([*state.columns, *extras.states(slots)], schema=self.states)
 
     def export_gathered(self, table: GroupTable, extras: Extras) -> Iterator[pa.RecordBatch]:
-        """Yields keys and extras without the accumulators (columns `gathered`), which a checkpoint saves beside the
-        store.
+        """Yields the keys with the state in extras (columns `gathered`), without the accumulators. A checkpoint saves
+        these rows beside the store. Yields nothing if there are no extras.
         """
         if self.needs_slots:
             for slots in slot_pieces(table):
@@ -307,7 +310,7 @@ class Aggregator:
         return pa.RecordBatch.from_arrays(columns, schema=self.gathered)
 
     def merge_gathered(self, table: GroupTable, extras: Extras, state: pa.RecordBatch) -> None:
-        """Adds rows that `export_gathered` gave. Their groups must be in the table already."""
+        """Adds rows that `export_gathered` has yielded to the extras. Their groups must be in the table already."""
         keys = list(range(len(self.keys)))
         extras.merge(table.resolve(state, keys), state)
 
@@ -372,7 +375,7 @@ class Aggregator:
             )
         if aggregate.kind in ("sum", "mean"):
             return _kernel_at(self._kernel(aggregate.kind, kind, argument, where))
-        # A variance with another ddof shares nothing with a mean or a variance: added to a program, it begins empty and they go on.
+        # A variance with another ddof shares no accumulators: if it is added to a program, it begins empty, and the others keep their state.
         apart = aggregate.ddof != 1 and not aggregate.shares
         variance = self._kernel("variance", kind, argument, where, apart=apart)
         root = aggregate.kind == "stddev"
@@ -393,9 +396,9 @@ class Aggregator:
     def _sum_of_decimals(
         self, aggregate: AggregateColumn, argument: int, where: int
     ) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
-        """Resolves an exact sum of decimals with as many parts as the result type has, so the state stays the same
-        when the column's precision changes. The sum shares no accumulators with means, since a checkpoint may have
-        the mean and no sum.
+        """Resolves an exact sum of decimals. The number of its parts follows from the result type, so the state stays
+        the same when the precision of the column changes. The sum shares no accumulators with means: a checkpoint may
+        have the mean and not the sum.
         """
         result, what = sum_type(self.input.field(argument).type), f"{aggregate.name}: a sum of {aggregate.argument!r}"
         columns = self._parts(argument, result.bit_width // 32)
@@ -406,9 +409,10 @@ class Aggregator:
     def _picked_decimals(
         self, aggregate: AggregateColumn, argument: int, where: int, kind: pa.DataType
     ) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
-        """Resolves min, max, first, last or any of decimals, by the 64-bit words of the values. The first (last) row
-        is the same for all words of a value. The least word is that of the least value only if a value has one word;
-        else the values are gathered.
+        """Resolves min, max, first, last or any of decimals, with an accumulator for each 64-bit word of the values.
+
+        The accumulators of all words choose the same row for first, last and any. For min and max they would choose
+        different rows, so a min or max of values of several words goes to the extras.
         """
         count = word_count(kind)
         if count > 1 and aggregate.kind in ("min", "max"):
@@ -431,9 +435,10 @@ class Aggregator:
     def _kernel(
         self, kind: str, argument_type: pa.DataType | None, argument: int, where: int, *, apart: bool = False
     ) -> int:
-        """Returns the index of an accumulator. Aggregates that need the same one share it.
+        """Returns the index of the accumulator of this kind, argument and filter, which is added if it is missing.
 
-        `apart`: True if it is shared only with aggregates that also say True.
+        Aggregates that need an equal accumulator share one. `apart`: True if it may be shared only among calls with
+        `apart=True`.
         """
         known = (kind, argument, where, apart)
         if known not in self._known:
@@ -485,7 +490,8 @@ class Aggregator:
 def aggregates_schema(
     aggregates: Sequence[AggregateColumn], results: Sequence[pa.Field], input: pa.Schema
 ) -> dict[str, Any]:
-    """Returns the aggregates for `Stateful.state_schema`: [name, text, type of the result] of each.
+    """Returns the aggregates for `Stateful.state_schema`: a list [name, text, type of the result] for each, and the
+    order of rows if a result depends on it.
 
     `results`: the fields of the results, one for each aggregate.
     """
@@ -501,8 +507,8 @@ def aggregates_schema(
 
 
 def aggregates_reader(keys: Sequence[str], aggregates: Sequence[AggregateColumn], input: pa.Schema) -> dict[str, Any]:
-    """Returns the keys, the aggregates and the columns that they use, for `Stateful.state_reader`. Users' functions
-    are left out.
+    """Returns the keys, the aggregates and the columns that they read, for `Stateful.state_reader`. The functions of
+    users' aggregates are left out.
     """
     used = {*keys, TIME_COLUMN}.union(
         *((aggregate.argument, aggregate.by, aggregate.where) for aggregate in aggregates)
@@ -555,9 +561,11 @@ def _word(data: pa.RecordBatch, argument: int, place: int) -> Array:
 
 
 def _with_ddof(variance: Array, count: Array, mean: Array, ddof: int, root: bool) -> Array:
-    """Returns the variance, or its root, with the divisor n - ddof. It is null where the divisor is not above 0.
+    """Returns the variance, or its root if `root` is True, with the divisor n - ddof. The result is null where this
+    divisor is 0 or negative.
 
-    The kernel's variance of one value is null, so the sum of squares of one value is computed anew: 0, or NaN.
+    The kernel's variance of a single value is null. So its sum of squares is computed from the mean: 0, or NaN if the
+    value is not finite.
     """
     n = count.cast(pa.float64())
     squares = pc.if_else(pc.equal(n, _ONE), pc.subtract(mean, mean), pc.multiply(variance, pc.subtract(n, _ONE)))

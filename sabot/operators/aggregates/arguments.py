@@ -1,4 +1,4 @@
-"""Arguments of aggregates that are expressions. They become columns before the step that aggregates."""
+"""Turns arguments of aggregates that are expressions into columns, which a step before the aggregation computes."""
 
 from collections.abc import Iterable, Mapping
 from itertools import count
@@ -13,9 +13,9 @@ from sabot.operators.rows.stateless import add_columns
 
 
 class Arguments:
-    """The columns "__0", "__1", … for arguments that are expressions.
+    """The columns that must be computed for arguments that are expressions. They are called "__0", "__1", and so on.
 
-    `what`: the aggregates, or columns of `over`, by name.
+    `what`: the aggregates, or the columns of `over`, by name.
     """
 
     def __init__(self, what: Iterable[tuple[str, Aggregate | OverFunction]]) -> None:
@@ -23,8 +23,8 @@ class Arguments:
         self._taken = set().union(*(each.columns for _, each in what))  # the user's own columns
 
     def column(self, expr: Expr | None) -> str | None:
-        """Returns the name of the column that the expression is, or of the column that is made for it. Equal
-        expressions share a column.
+        """Returns the name of the column with the value of `expr`: the column itself if the expression is one, else a
+        computed column, which equal expressions share. Returns None for None.
         """
         if expr is None:
             return None
@@ -46,8 +46,8 @@ class Arguments:
 def with_arguments(
     point: PlanPoint, given: tuple[tuple[str, Aggregate], ...]
 ) -> tuple[PlanPoint, list[AggregateColumn]]:
-    """Returns the plan point where all arguments of the aggregates are columns, and the aggregates over these
-    columns.
+    """Returns the plan point behind a step that computes the arguments that are expressions, and the aggregates with
+    arguments that are columns only.
     """
     arguments = Arguments(given)
     made = []

@@ -25,9 +25,9 @@ class LocalCombine(Operator):
     """The first phase of a two-phase aggregate, before rows change threads. It combines the rows of a batch by key
     and pane.
 
-    It emits the states of the aggregates as columns, with PANE_COLUMN and ROWS_COLUMN, for a `WindowAggregate(…,
-    partial=True)` with the same window, keys and aggregates. It keeps no state. It saves time if a batch has many
-    rows of a group.
+    It emits the states of the aggregates as columns, with PANE_COLUMN and ROWS_COLUMN. Their receiver is a
+    `WindowAggregate(…, partial=True)` with the same window, keys and aggregates. LocalCombine has no state. It saves
+    time if a batch has many rows of each group.
     """
 
     def __init__(self, window: TimeWindow, keys: Sequence[str], aggregates: Sequence[AggregateColumn]) -> None:

@@ -19,10 +19,10 @@ _SHORT = 18  # decimals of so many digits fit into 64 bits
 
 
 class SumOverflow(DataError):
-    """A sum that its type cannot hold.
+    """The error for a sum that does not fit its type.
 
-    `place`: the number of the row or slot of the sum, or -1 if it is unknown. A caller that knows the keys adds them
-    to the message (`named_by`).
+    `place`: the index of the sum's row or slot, or -1 if it is unknown. A caller that knows the keys adds the key of
+    this row to the message (`named_by`).
     """
 
     def __init__(self, message: str, hint: str, place: int) -> None:
@@ -31,8 +31,9 @@ class SumOverflow(DataError):
 
 
 def decimal_overflow(what: str, kind: pa.DataType, place: int) -> SumOverflow:
-    """Returns the error for a sum of decimals that `kind`, the widest type of its width, cannot hold. `what`: the
-    name of the sum.
+    """Returns the error for a sum of decimals that does not fit `kind`, the sum's type.
+
+    `what`: the name of the sum. `place`: as in SumOverflow.
     """
     wider = f'.cast("decimal(76, {kind.scale})"), or ' if kind.bit_width <= 128 else "a smaller scale, or "
     return SumOverflow(f"{what} is more than {kind} holds", f'sum a wider type: {wider}.cast("float64")', place)
@@ -40,8 +41,9 @@ def decimal_overflow(what: str, kind: pa.DataType, place: int) -> SumOverflow:
 
 @contextmanager
 def named_by(keys_of: Callable[[int], pa.RecordBatch]) -> Iterator[None]:
-    """Runs a block. A SumOverflow that the block raises gets the key of the sum in its message. `keys_of`: returns
-    the key columns of a place, as one row.
+    """Adds the key of the sum to the message of a SumOverflow that the block of this context manager raises.
+
+    `keys_of`: returns the key columns, as one row, for the `place` of the error.
     """
     try:
         yield
@@ -53,7 +55,7 @@ def named_by(keys_of: Callable[[int], pa.RecordBatch]) -> Iterator[None]:
 
 
 def sum_type(kind: pa.DataType) -> pa.DataType:
-    """Returns the type of a sum of decimals: all digits that their width has."""
+    """Returns the type of a sum of decimals: the most digits that the width of `kind` allows (38 or 76)."""
     return pa.decimal256(76, kind.scale) if pa.types.is_decimal256(kind) else pa.decimal128(38, kind.scale)
 
 
@@ -102,8 +104,8 @@ def decimals_of(words: Sequence[pa.Array], kind: pa.DataType) -> pa.Array:
 
 
 def too_wide(kind: str, type: pa.DataType | None) -> str:
-    """Returns the hint for a running min or max of decimals that is refused because they have too many digits, or ""
-    if digits are not the reason.
+    """Returns the hint for a running min or max of decimals that is refused because its type has too many digits, or
+    "" if the digits are not the reason.
     """
     if type is None or kind not in ("min", "max") or not pa.types.is_decimal(type):
         return ""
@@ -114,11 +116,11 @@ def too_wide(kind: str, type: pa.DataType | None) -> str:
 
 
 def decimal_sums(counts: pa.Array, sums: Sequence[pa.Array], kind: pa.DataType, what: str) -> pa.Array:
-    """Returns the sum of each group as decimals of `kind`, or null where no value was counted. `kind` is as wide as
-    the parts.
+    """Returns the sum of each group as decimals of `kind`, or null where no value was counted. `kind` has 32 bits for
+    each of the parts.
 
-    `sums`: the sums of each part. `what`: the name of the sum, for the message. Raises SumOverflow for a sum with too
-    many digits.
+    `counts`: the number of values of each group. `sums`: the sums of each part. `what`: the name of the sum, for the
+    message. Raises SumOverflow for a sum with too many digits.
     """
     n = counts.fill_null(0).to_numpy()
     parts = _with_carry(sums)

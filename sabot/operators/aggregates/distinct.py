@@ -1,5 +1,5 @@
-"""count_distinct for groups to which rows are only added. Aggregates of one column that differ in their filters share
-one set of its values, if these are numbers or times: a row is then looked up once.
+"""count_distinct for groups to which rows are only added. If several aggregates count the same column with different
+filters, and its values are numbers or times, they share one set of values: each row is then looked up once.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,8 @@ class DistinctSet(Protocol):
 
 
 class DistinctCounts(Protocol):
-    """The counts of one aggregate. A saved state has the form of `Multisets`, whatever the values are and whether
-    they are shared.
+    """The results and the state of one count_distinct. A checkpoint has the state in the form of `Multisets`, for all
+    types of values and for shared sets too.
     """
 
     @property

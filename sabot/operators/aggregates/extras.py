@@ -1,6 +1,6 @@
-"""State of aggregates without a fixed width, by the slots of a table.
+"""State of aggregates without a fixed width, stored by the slots of a table.
 
-`Pairs` keeps values, `Sketches` estimates, `UserStates` the states of users' functions.
+`Pairs` stores values, `Sketches` stores estimates, `UserStates` stores the states of users' functions.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,8 +16,8 @@ _KEPT_BY: dict[str, Callable[[Gather], GatheredValues]] = {"user": UserStates, "
 
 
 class Extras:
-    """The state of one table that the kernel's accumulators cannot keep, by the table's slots. It has one owner, and
-    belongs to one pane.
+    """The state of one table that does not fit into the kernel's accumulators, by the table's slots. It has one
+    owner, and is the state of one pane.
 
     `before`: called with slots to which rows are about to be added.
     """
@@ -30,32 +30,32 @@ class Extras:
         return bool(self._parts)
 
     def add(self, slots: pa.Int32Array, data: pa.RecordBatch, selection: pa.Int32Array | None) -> None:
-        """Adds row i of the selection to slots[i]. `data` may have more columns behind those that the aggregates
-        know.
+        """Adds row i of the selection (of `data`, if `selection` is None) to slots[i]. Columns of `data` behind the
+        input columns of the aggregates are ignored.
         """
         self._before(slots)
         for part in self._parts:
             part.add(slots, data, selection)
 
     def merge(self, slots: pa.Int32Array, state: pa.RecordBatch) -> None:
-        """Adds row i of `state`, which `states` gave, to slots[i]. Columns are found by name."""
+        """Merges row i of `state` into slots[i]. `state`: columns that `states` has returned, by name."""
         self._before(slots)
         for part in self._parts:
             part.merge(slots, [state.column(field.name) for field in part.gather.states])
 
     def results(self, slots: pa.Int32Array) -> list[Array]:
-        """Returns one column for each aggregate."""
+        """Returns the results of these slots: one column for each aggregate."""
         return [part.results(slots) for part in self._parts]
 
     def states(self, slots: pa.Int32Array) -> list[Array]:
-        """Returns the columns that `merge` takes."""
+        """Returns the state of these slots, as columns for `merge`."""
         return [column for part in self._parts for column in part.states(slots)]
 
     def move(self, into: pa.Int32Array, source: pa.Int32Array) -> None:
-        """Moves the state of slot source[i] to slot into[i], and leaves source[i] empty. `source` has no repeats, and
-        no slot is in both.
+        """Merges the state of slot source[i] into slot into[i], and empties source[i]. `source` has no repeats, and
+        no slot is in both arrays.
 
-        Values of equal order that are joined by this may stand in any order.
+        The order of two values with equal `order` is arbitrary after their slots are merged.
         """
         for part in self._parts:
             part.move(into.to_numpy(), source.to_numpy())
@@ -71,5 +71,5 @@ class Extras:
 
     @property
     def nbytes(self) -> int:
-        """The bytes in memory. A state of a user's function counts as much as a few numbers."""
+        """The bytes in memory. A state of a user's function is estimated as a fixed small size."""
         return sum(part.nbytes for part in self._parts)

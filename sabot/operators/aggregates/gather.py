@@ -1,4 +1,4 @@
-"""The description of an aggregate without a fixed width (`Gather`), and the contract of the class that keeps its
+"""The description of an aggregate without a fixed width (`Gather`), and the contract of the classes that store its
 state by slot (`GatheredValues`).
 """
 
@@ -22,17 +22,15 @@ Array: TypeAlias = pa.Array
 
 @dataclass(frozen=True)
 class Gather:
-    """The description of an aggregate that keeps values without a fixed width.
+    """The description of an aggregate that stores values without a fixed width.
 
-    `states`: its columns in an export: one row for each group, with a list in each column.
-    `kept_as`: the prefix of the names of these columns; `name` if it is "". With it an aggregate can get another name
-    while its state stays.
-    `type`: the type of the result. `columns`: the columns that are kept of a value.
-    `argument`, `rank`, `where`, `order`: indices of input columns, or -1.
-    `skip_null_rank`: True if rows whose rank is null or NaN are skipped. `width`: the number of input columns.
-    `option`: the number of values of "top"; the quantile or quantiles of a sketch. `column`: the name of the
-    argument, for errors.
-    `reduce`: which values of a slot are kept:
+    `type`: the type of the result. `columns`: the columns that are stored of each value. `states`: the columns in an
+    export: one row for each group, with a list in each column. `kept_as`: the prefix of the names of the `states`
+    columns, or "" for `name`. It is independent of `name`, so the state continues if the aggregate is renamed.
+    `argument`, `rank`, `where`, `order`: indices of input columns, or -1. `skip_null_rank`: True if rows whose rank
+    is null or NaN are skipped. `width`: the number of input columns. `option`: the number of values of "top"; the
+    quantile or quantiles of a sketch. `column`: the name of the argument, for errors. `reduce`: which values of a
+    slot are stored:
 
         least, greatest   the row with that rank; of equal ranks the one with the least order, then the first to arrive
         latest            of the rows with the greatest rank, the last to arrive
@@ -74,7 +72,9 @@ class Gather:
         option: Any = None,
     ) -> "Gather":
         """Returns the description of `kind(argument)` over rows of `input`. Raises UserError for a type that the kind
-        cannot take.
+        cannot aggregate, and for an `option` out of range.
+
+        `by`, `where`, `order`: indices of input columns, or -1.
         """
         if kind == "user":
             state = (pa.field("state", pa.binary()),)

@@ -1,12 +1,12 @@
-"""State of aggregates in a checkpoint, converted for a program with other aggregates.
+"""Converts the state of aggregates in a checkpoint for a program with other aggregates.
 
     checkpoint   total = sum(x)   n = count()
-                      │               └── gone: its state is left behind
+                      │               └── not in the program: its state is dropped
     program      total = sum(x)   biggest = max(x)   begins empty in each group
 
-An aggregate is matched by what it computes, whatever its name is. Its state stands in accumulators of a table, and in
-columns beside the table (`StatePlace`). A group is taken over with the state that the checkpoint has, and with empty
-state for aggregates that are new.
+Aggregates are matched by what they compute; their names may differ. The state of an aggregate is stored in
+accumulators of a table, and in columns beside the table (`StatePlace`). Each group of the checkpoint is restored:
+with its saved state for aggregates that match, and with empty state for aggregates that are new.
 """
 
 import re
@@ -28,8 +28,8 @@ Keeps: TypeAlias = Callable[[str], str]
 
 
 class StatePlace(NamedTuple):
-    """The place of one aggregate's state. `accumulators`: the indices of its accumulators in the table. `beside`: the
-    names of its columns beside the table.
+    """The columns of one aggregate's state. `accumulators`: the indices of its accumulators in the table. `beside`:
+    the names of its columns beside the table.
     """
 
     accumulators: Sequence[int]
@@ -37,8 +37,10 @@ class StatePlace(NamedTuple):
 
 
 class StateLayout(NamedTuple):
-    """The layout of the state of all aggregates. `table`: makes an empty table. `beside`: the keys, and the columns
-    beside the table. `places`: one for each aggregate.
+    """The columns of the state of all aggregates.
+
+    `table`: returns an empty table. `beside`: the schema of the state beside the table: the keys, then the state.
+    `places`: the columns of each aggregate.
     """
 
     table: Callable[[], GroupTable]
@@ -47,14 +49,14 @@ class StateLayout(NamedTuple):
 
 
 class AggregateVerdict(NamedTuple):
-    """The verdict on one aggregate: whether its state goes on.
+    """The decision whether one aggregate continues with its saved state.
 
-    `name`: its name in the program, or in the checkpoint if the program no longer has it.
-    `outcome`: "keep": it goes on with the state of the checkpoint's aggregate number `source`. "add": it begins
-    empty. "drop": its state is left behind. "refuse": the checkpoint has another computation under its name.
-    `before`, `now`: its text in the checkpoint and in the program, with the type of the result, or None where it is
-    missing.
-    `why`: the reason, for people. `called`: its name in the checkpoint if that differs, else "".
+    `name`: its name in the program, or in the checkpoint if the program no longer has it. `outcome`: "keep": it
+    continues with the state of the checkpoint's aggregate number `source`. "add": it begins empty. "drop": its state
+    is dropped. "refuse": the checkpoint has another computation under its name, so the program cannot start.
+    `before`, `now`: its text in the checkpoint and in the program, with the type of the result, or None if it is
+    missing there. `why`: the reason, as text for the user. `called`: its name in the checkpoint if that differs from
+    `name`, else "".
     """
 
     name: str
@@ -75,14 +77,13 @@ def aggregate_verdicts(
     hidden: Sequence[Sequence[str]] = (),
     begins: str = "it begins empty",
 ) -> list[AggregateVerdict]:
-    """Returns a verdict for each aggregate of the program, in order, then for those that only the checkpoint has.
+    """Returns a decision for each aggregate of the program, in order, then for those that only the checkpoint has.
 
     `before`, `now`: (name, text, type of the result) of each aggregate of the checkpoint and of the program.
-    `forgets`: names whose state is not taken over.
-    `keeps`: maps an aggregate's text to the text of its state; `shared_by` if None. Aggregates with the same state
-    share it, except if `keeps` is `str`.
-    `hidden`: state that the operator keeps for no aggregate of the user, in the form of `before`.
-    `begins`: the reason that is given for a new aggregate.
+    `forgets`: names of aggregates whose state the user drops. `keeps`: maps an aggregate's text to the text of its
+    state; `shared_by` if None. Aggregates with equal state texts share one state, except if `keeps` is `str`.
+    `hidden`: state that the operator stores for no aggregate of the user, in the form of `before`. `begins`: the
+    reason that is reported for a new aggregate.
     """
     keeps = shared_by if keeps is None else keeps
     anyway = {} if keeps is str else {keeps(words): "the step" for _, words, _ in hidden}
@@ -123,10 +124,11 @@ def aggregate_verdicts(
 def sources_of(
     before: Sequence[Sequence[str]], now: Sequence[Sequence[str]], forgets: frozenset[str], keeps: Keeps
 ) -> list[int | None]:
-    """Returns, for each aggregate of the program, the number of the checkpoint's aggregate whose state it takes over,
-    or None for empty state.
+    """Returns, for each aggregate of the program, the index of the checkpoint's aggregate whose state it continues
+    with, or None if it begins empty.
 
-    Of several with the same state, the one that computes the same is preferred, then the one with the same name.
+    If several aggregates of the checkpoint have that state, one with the same text is preferred, then one with the
+    same name. `keeps`: as in `aggregate_verdicts`.
     """
     found: list[int | None] = []
     for name, words, _ in now:
@@ -147,9 +149,9 @@ def shared_by(words: str) -> str:
 class StateMigration:
     """A conversion of groups in a checkpoint (`was`) to groups of the program (`now`).
 
-    `sources`: for each aggregate of the program, the number of the checkpoint's aggregate whose state it takes over,
-    or None if it begins empty. `states`: all columns of the checkpoint. Raises UserError if an aggregate's state has
-    another form than in the checkpoint.
+    `sources`: for each aggregate of the program, the index of the checkpoint's aggregate whose state it continues
+    with, or None if it begins empty. The attribute `states` has all columns of the checkpoint. Raises UserError if
+    the state of an aggregate has another number of columns, or a column another type, than in the checkpoint.
     """
 
     def __init__(self, was: StateLayout, now: StateLayout, sources: Sequence[int | None]) -> None:
@@ -177,13 +179,13 @@ class StateMigration:
         self._blank: pa.RecordBatch | None = None  # a group without rows
 
     def groups(self, groups: pa.RecordBatch) -> pa.RecordBatch:
-        """Returns keys and accumulators as the program's table has them."""
+        """Returns the keys and accumulators of rows of the checkpoint, with the columns of the program's table."""
         columns = [*groups.columns[: self._keys], *self._accumulators(groups)]
         return pa.RecordBatch.from_arrays(columns, schema=self._states)
 
     def beside(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """Returns keys and the columns beside the table. Columns of the operator itself, which stand behind these,
-        stay.
+        """Returns the keys and the columns beside the table. Further columns of `rows`, which the operator itself has
+        added, are appended unchanged.
         """
         own = range(self._width, rows.num_columns)
         columns = [*rows.columns[: self._keys], *self._beside(rows), *(rows.column(each) for each in own)]
@@ -192,7 +194,7 @@ class StateMigration:
         )
 
     def whole(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """Returns keys, accumulators, and the columns beside the table."""
+        """Returns the keys, the accumulators, and the columns beside the table."""
         columns = [*rows.columns[: self._keys], *self._accumulators(rows), *self._beside(rows)]
         fields = list(self._now.beside)[self._keys :]
         return pa.RecordBatch.from_arrays(columns, schema=pa.schema([*self._states, *fields]))
@@ -242,11 +244,11 @@ def migration_of(
     keeps: Keeps | None = None,
 ) -> StateMigration | None:
     """Returns the conversion of a checkpoint's state to that of the program's aggregates, or None if both have the
-    same aggregates.
+    same aggregates, and if the checkpoint says nothing about its aggregates.
 
     `now`, `keeps`: the parameters of `aggregate_verdicts`. `layout`: the layout of the program's state. `was`:
-    returns the layout of the checkpoint's state from its `Stateful.state_reader`. `hidden`: state that both keep for
-    no aggregate of the user; its places stand behind the others.
+    returns the layout of the checkpoint's state from its `Stateful.state_reader`. `hidden`: state that checkpoint and
+    program both store for no aggregate of the user, in the form of `now`. In both layouts it comes last.
     """
     facts = next((part.facts for part in saved if part.facts.get("schema")), None)
     if facts is None:

@@ -1,9 +1,9 @@
-"""Values as bytes and back. `ordered` makes bytes that sort as the values do, `packed` makes one byte string of a row
-of any columns.
+"""Encodes values as bytes, and decodes them. `ordered` encodes each value as bytes that sort as the values do.
+`packed` encodes a row of any columns as one byte string.
 
-Equal values have equal bytes: -0.0 is 0.0, and there is one NaN, which is greater than all numbers. Text sorts by its
-UTF-8. The bytes of a row are those of its columns, one after the other, each behind a byte that says whether it is
-null; null sorts first. The bytes of lists can be compared for equality only.
+Equal values have equal bytes: -0.0 is encoded as 0.0, and every NaN alike, above all numbers. Text sorts by its
+UTF-8. A row is encoded column by column; before each value, one byte says whether the value is null, and nulls sort
+first. The bytes of lists can be compared for equality only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ _SIGN = np.uint64(1 << 63)
 
 
 def ordered_width(kind: pa.DataType) -> int:
-    """Returns the number of bytes that `ordered` makes of a value of this type, or -1 if it differs by value."""
+    """Returns the number of bytes in which `ordered` encodes a value of this type, or -1 if values differ in length."""
     types = pa.types
     if types.is_string(kind) or types.is_binary(kind):
         return -1
@@ -34,8 +34,8 @@ def ordered_width(kind: pa.DataType) -> int:
 
 
 def ordered(column: Array) -> Array:
-    """Returns each value as bytes that sort as the values do (binary, without nulls). A null has arbitrary bytes. Not
-    for nested types.
+    """Returns each value encoded as bytes that sort as the values do (binary, without nulls). A null has arbitrary
+    bytes. Nested types are not supported.
     """
     kind = column.type
     width = ordered_width(kind)
@@ -48,7 +48,7 @@ def ordered(column: Array) -> Array:
 
 
 def has_words(kind: pa.DataType) -> bool:
-    """Returns True if `words` takes columns of this type: numbers, bools and times."""
+    """Returns True if `words` supports columns of this type: numbers, bools and times."""
     types = pa.types
     timed = types.is_date(kind) or types.is_time(kind) or types.is_timestamp(kind) or types.is_duration(kind)
     return bool(timed or types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind))
@@ -74,7 +74,7 @@ def words(column: Array) -> Any:
 
 
 def from_ordered(values: Array, kind: pa.DataType) -> Array:
-    """Returns the column that `ordered` was given, with null where `values` (large binary) are null."""
+    """Decodes the result of `ordered` to a column of type `kind`. `values`: large binary, with null for a null."""
     width = ordered_width(kind)
     if width < 0:
         return values.cast(kind)
@@ -85,7 +85,7 @@ def from_ordered(values: Array, kind: pa.DataType) -> Array:
 
 
 def packed(columns: Sequence[Array], rows: int) -> Array:
-    """Returns each row of the columns as bytes (large binary). `rows`: the number of rows."""
+    """Returns each row of the columns, encoded as bytes (large binary). `rows`: the number of rows."""
     parts = [part for column in columns for part in _parts(column)]
     if not parts:
         return pa.array([b""] * rows, pa.large_binary())
@@ -93,7 +93,7 @@ def packed(columns: Sequence[Array], rows: int) -> Array:
 
 
 def unpacked(rows: Array, kinds: Sequence[pa.DataType]) -> list[Array]:
-    """Returns the columns that `packed` was given. Where `rows` is null, all of them are null."""
+    """Decodes rows that `packed` has encoded, to columns of these types. Where `rows` is null, all columns are null."""
     widths = [width for kind in kinds for width in _widths(kind)]
     missing = rows.is_null()
     absent = bool(rows.null_count)

@@ -1,11 +1,11 @@
 """Values that are gathered by slot: lists, distinct values, texts, and others without a fixed width.
 
-Each batch adds its values as columns (slot, value, …) to a tail. When the tail has doubled, it is reduced to the
-values that the aggregate must keep: one for each group, the distinct ones, or all of a list. When values of slots are
+Each batch appends its values as rows (slot, value, …) to a tail. When the tail has doubled, it is reduced to the
+values that the aggregate needs: one for each group, the distinct ones, or all of a list. Before values of slots are
 read, the tail is sorted by slot and becomes a run. Runs are merged so that each is at least twice as long as the next
-(a log-structured merge tree: O'Neil, Cheng, Gawlick, O'Neil 1996). So a row takes part in a logarithmic number of
-merges, and a read costs time for the rows that it returns, however many groups there are. Memory is at most twice the
-values of lists, or six times the reduced values (runs and tail may repeat them), and two batches.
+(a log-structured merge tree: O'Neil, Cheng, Gawlick, O'Neil 1996). So each row is merged a logarithmic number of
+times, and the time of a read depends on the rows that it returns and not on the number of groups. Memory is at most
+twice the values of lists, or six times the reduced values (which runs and tail may repeat), and two batches.
 """
 
 from collections.abc import Iterator
@@ -59,10 +59,10 @@ class Pairs(GatheredValues):
         runs    older, longer ── newer, shorter │ tail
         home    0 0 0 1 2 2 2 … │ 0 2 2 │ 1 2 2 │ 2 0 1 0 …
 
-    A home is the number under which rows are stored; the rows of slot s are those of home[s]. Two slots are joined by
-    moving the rows of the smaller one, and by swapping homes if the source is the larger. So a row is moved only when
-    the number of its slot's rows doubles. A home is emptied by writing down the current age: its rows in older runs
-    are dead. The next merge removes them, at the latest when half of all rows are dead.
+    A home is the number under which rows are stored; the rows of slot s are stored under home[s]. To merge two slots,
+    the rows of the smaller are moved; if the source is the larger, the two slots first swap their homes. So a row is
+    moved only when the number of its slot's rows doubles. To empty a home, the current age is recorded for it: its
+    rows in older runs are then dead. The next merge removes dead rows, at the latest when half of all rows are dead.
     """
 
     def __init__(self, gather: Gather) -> None:
@@ -151,8 +151,8 @@ class Pairs(GatheredValues):
             self._to_tail(_renumbered(batch, np.repeat(self._home[into], np.diff(bounds))))
 
     def _swap(self, targets: Any, which: Any, source: Any) -> None:
-        """Gives each target the home with the most rows among its own home and those of its sources. That source gets
-        the target's home.
+        """Swaps homes so that each target has the home with the most rows among its own and those of its sources. The
+        source that had this home has the target's former home afterwards.
         """
         members = np.concatenate([targets, source])
         group = np.concatenate([np.arange(len(targets)), which])
@@ -203,7 +203,7 @@ class Pairs(GatheredValues):
             self._push(batch)
 
     def _push(self, batch: pa.RecordBatch) -> None:
-        """Adds a run of these rows and of the earlier runs that are not twice as long."""
+        """Merges these rows with the newest runs that are less than twice as long, and adds the result as a run."""
         parts, rows, size = [batch], batch.num_rows, batch.nbytes
         while self._runs and self._runs[-1].rows < 2 * rows:
             if self.gather.reduce == "list" and self._runs[-1].nbytes + size > RUN_BYTES:
@@ -215,8 +215,8 @@ class Pairs(GatheredValues):
             self._runs.append(_Run(self._reduced(joined(parts)), self._age))
 
     def _reduced(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Returns the rows that must be kept, ascending by slot. They are reduced in pieces, which end between two
-        slots.
+        """Returns the rows that the aggregate needs, ascending by slot. They are reduced in pieces; no piece ends
+        within the rows of a slot.
         """
         batch = _sorted(batch)
         if self.gather.reduce == "list":

@@ -75,8 +75,8 @@ def value_hashes(values: Array) -> Any:
 
 
 def quantile_column(sketch: Quantiles, slots: Any, of: Any) -> Array:
-    """Returns the results of approx_quantile for these slots. `of`: a quantile, or several of them, which give a list
-    for each slot.
+    """Returns the results of approx_quantile for these slots. `of`: a quantile, or several quantiles; the result of
+    several is a list for each slot.
     """
     several = isinstance(of, list | tuple)
     found, there = sketch.quantiles(slots, of if several else [of])

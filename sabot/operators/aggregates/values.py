@@ -1,7 +1,8 @@
 """State of groups from which rows can be taken away again: exact sums, multisets, sketches, whole rows.
 
-`WholeSums` stand in the columns of the groups' table. Every other kind of state is a `SlotValues`: a store beside the
-table, by its slots. `ChangedRows` are the rows of a batch of changes, as both take them.
+The state of `WholeSums` and `DecimalMeans` is stored in columns of the groups' table. Every other kind of state is a
+`SlotValues`: a store beside the table, by the table's slots. The input of all of them is a `ChangedRows`, the rows of
+one batch of changes.
 """
 
 from abc import ABC, abstractmethod
@@ -34,7 +35,7 @@ _LOW = np.int64(0xFFFFFFFF)
 
 
 class ChangedRows:
-    """The rows of a batch of changes, without those that its selection leaves out.
+    """The selected rows of a batch of changes.
 
     `slots`: the slot of each row. `takes`: True for a row that is taken away (numpy bool). `by`: -1 for a row that is
     taken away, else 1. `times`: the event times, or zeros if `timed` is False.
@@ -57,7 +58,7 @@ class ChangedRows:
         return self._columns[name]
 
     def whole(self) -> pa.RecordBatch:
-        """Returns all columns that the user sees."""
+        """Returns the selected rows with all columns that the user sees."""
         names = without_marks(self._batch.schema).names
         return pa.RecordBatch.from_arrays([self.column(name) for name in names], names=names)
 
@@ -74,11 +75,11 @@ class ChangedRows:
 
 
 class WholeSums:
-    """count, and sum and mean of whole numbers, as sums of int64 in columns of the groups' table, from column `first`
-    on.
+    """count, and sum and mean of whole numbers, stored as sums of int64 in columns of the groups' table. `first`: the
+    index of the first of these columns.
 
-    A count is one column. A sum or mean has three: the number of values, the sum of their high parts (the bits above
-    the low 32), and the sum of their low 32 bits. Neither sum wraps, and taking a row away is exact.
+    A count has one column. A sum or mean has three: the number of values, the sum of their high parts (the bits above
+    the low 32), and the sum of their low 32 bits. These sums do not wrap, so taking a row away is exact.
     """
 
     def __init__(self, aggregate: AggregateColumn, kind: pa.DataType | None, result: pa.DataType, first: int) -> None:
@@ -87,11 +88,11 @@ class WholeSums:
 
     @property
     def accumulators(self) -> range:
-        """The indices of its columns."""
+        """The indices of its columns in the groups' table."""
         return range(self._first, self._first + (1 if self._call.kind == "count" else 3))
 
     def figures(self, rows: ChangedRows) -> list[Array]:
-        """Returns the numbers that each row adds to the columns."""
+        """Returns the numbers that each row adds to these columns."""
         aggregate = self._call
         values = None if aggregate.argument is None else rows.column(aggregate.argument)
         by = np.where(rows.counting(aggregate, values), rows.by, np.int64(0))
@@ -129,7 +130,7 @@ class WholeSums:
 
 
 class DecimalMeans(WholeSums):
-    """mean of decimals, as a count and the sums of int64 of the parts of their unscaled values."""
+    """mean of decimals, stored as a count and, for each 32-bit part of their unscaled values, a sum of int64."""
 
     @property
     def accumulators(self) -> range:
@@ -154,11 +155,11 @@ class SlotValues(ABC):
     @abstractmethod
     def add(self, rows: ChangedRows) -> None: ...
     def columns(self, slots: Any, counts: Any) -> list[Array]:
-        """Returns the columns of the results. `counts`: the number of rows of each slot."""
+        """Returns the results of these slots, as columns. `counts`: the number of rows of each slot."""
         return [self.results(slots, counts)]
 
     def results(self, slots: Any, counts: Any) -> Array:
-        """Returns the only column, for an aggregate that has one."""
+        """Returns the results of these slots, for an aggregate that has one column."""
         raise NotImplementedError
 
 
@@ -294,7 +295,7 @@ class ArgMinMax(SlotValues):
 
 
 class OrderedValues(SlotValues):
-    """first, last, collect_list and user: the values by event time, then by arrival."""
+    """first, last, collect_list and user: all values, sorted by event time, then by arrival."""
 
     def __init__(self, aggregate: AggregateColumn, input: pa.Schema, result: pa.DataType) -> None:
         self._call, self._result = aggregate, result
@@ -351,7 +352,7 @@ class OrderedValues(SlotValues):
 
 
 class WholeRows(SlotValues):
-    """All columns but the keys. The result is the last row to arrive that was not taken away."""
+    """All columns but the keys. The result of a slot is its latest row, by arrival, that has not been taken away."""
 
     def __init__(self, fields: pa.Schema) -> None:
         self._schema = fields
