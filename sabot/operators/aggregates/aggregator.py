@@ -375,7 +375,7 @@ class Aggregator:
             )
         if aggregate.kind in ("sum", "mean"):
             return _kernel_at(self._kernel(aggregate.kind, kind, argument, where))
-        # A variance with another ddof shares no accumulators: if it is added to a program, it begins empty, and the others keep their state.
+        # A variance with another ddof shares no accumulators, so adding one to a program leaves the state of others as it is.
         apart = aggregate.ddof != 1 and not aggregate.shares
         variance = self._kernel("variance", kind, argument, where, apart=apart)
         root = aggregate.kind == "stddev"
