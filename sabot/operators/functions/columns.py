@@ -1,4 +1,4 @@
-"""Process functions over batches: one call for a batch, and one for all timers that are due."""
+"""Process functions over batches: the function is called once for a batch, `on_timer` once for a group of due timers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -36,7 +36,7 @@ _TIMER_ROWS = 65_536  # the most timers that fire in one call
 
 
 class BatchCaller(Caller):
-    """Calls the function once for each batch, and once for all timers that are due."""
+    """Calls the function once for each batch, and `on_timer` once for each group of due timers."""
 
     def __init__(self, state: FunctionState, *ways: Any) -> None:
         super().__init__(state, *ways)
@@ -84,7 +84,9 @@ class BatchCaller(Caller):
         self._ctx.forget()
 
     def apply_or_hold(self, change: Callable[..., Any], *given: Any) -> None:
-        """Makes a change of timers or values now, or, if calls can be undone, when the call has succeeded."""
+        """Changes timers or values by `change(*given)`: at once if calls cannot be undone, else when the current call
+        has succeeded.
+        """
         if self._state.transaction is None:
             change(*given)
         else:
@@ -123,8 +125,10 @@ class BatchCaller(Caller):
                     pieces += [(slots.slice(half), at.slice(half)), (slots.slice(0, half), at.slice(0, half))]
 
     def _fire(self, kind: int, columns: list[Array], slots: pa.Int32Array, at: pa.Int64Array, passed: int) -> None:
-        """Calls `on_timer` once for a group of due timers of one kind, and emits its result. `columns`, `slots`:
-        their keys. `at`: their times. `passed`: as in `fire`.
+        """Calls `on_timer` once for a group of due timers of one kind, and emits its result.
+
+        `columns`, `slots`: the keys of the timers, as columns and as slots. `at`: the times of the timers. `passed`:
+        as in `fire`.
         """
         state, ctx, function = self._state, self._ctx, self._spec.on_timer
         assert function is not None
@@ -148,14 +152,16 @@ class BatchCaller(Caller):
         self.keep()
 
     def _remember_keys(self, columns: list[Array], hashes: pa.UInt64Array) -> Array:
-        """Remembers the keys for the call, and returns them in the form in which the function gets them."""
+        """Stores the keys of the current call, and returns them as the function gets them: an array, or a struct
+        array if there are several key columns.
+        """
         names = self._state.keys.names
         keys = columns[0] if len(columns) == 1 else pa.StructArray.from_arrays(columns, names)
         self._call_keys, self._call_rows = (keys, columns, hashes), None
         return keys
 
     def _end_call(self) -> None:
-        """Forgets the keys of the call, which has ended."""
+        """Drops the keys of the call that has ended, and frees the slots of keys that have no timer."""
         slots, self._slots, self._call_keys, self._call_rows = self._slots, [], None, None
         self._state.settle(pa.concat_arrays(slots) if slots else NO_SLOTS)
 
@@ -165,7 +171,9 @@ class BatchCaller(Caller):
         return slots
 
     def rows_of(self, keys: Any) -> list[bytes]:
-        """Returns the keys as they are encoded in the state. `keys`: those of the call, or others from the function."""
+        """Returns the keys as they are encoded in the state. `keys`: the object that the function got, or other keys
+        that it has made. Raises UserError if these have another type.
+        """
         if self._call_keys is not None and keys is self._call_keys[0]:
             if self._call_rows is None:
                 self._call_rows = key_rows(plain_keys(self._call_keys[1]), self._call_keys[2])
@@ -200,7 +208,9 @@ class BatchCaller(Caller):
         self.emit_or_hold(self._emit_to_branch, made.num_rows, name, made, stamps)
 
     def _results_of(self, given: Any) -> tuple[pa.RecordBatch, Array | None]:
-        """Returns the result of a call with the columns of the schema, and its event times."""
+        """Returns the result of a call as columns of the output schema, and the event times, or None without event
+        time. `given`: data, or (data, times).
+        """
         data, times = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
         made = self._as_columns(data, self._spec.schema, "schema")
         return made, self._times_of(made, times, "return data, times")
@@ -208,7 +218,9 @@ class BatchCaller(Caller):
     def _times_of(self, made: pa.RecordBatch, times: Any, how: str) -> Array | None:
         """Returns the event times of a result, or None if the step has no event time.
 
-        `how`: the call that gives event times, for the error about rows that would have none.
+        `times`: the times that the function gave, or None: then each row has the time of the input row in the same
+        position. `how`: the call by which a function gives event times, for the error that names it. Raises UserError
+        if the number of rows differs, or if `times` are not ms.
         """
         if not self._state.timed:
             return None
@@ -230,7 +242,9 @@ class BatchCaller(Caller):
         return times
 
     def _as_columns(self, given: Any, schema: pa.Schema, what: str) -> pa.RecordBatch:
-        """Returns the result as columns of `schema`. Raises UserError if it is not Arrow data or has other columns."""
+        """Returns the result as columns of `schema`. `what`: the name of the schema in errors. Raises UserError if
+        the result is not Arrow data or has other columns.
+        """
         try:
             made = normalise(given)
             validate(made)
@@ -259,9 +273,7 @@ class BatchCaller(Caller):
 
 
 class _BatchContext:
-    """The context that a batch function gets (`BatchProcessContext`). One object serves all calls, which are made one
-    after the other.
-    """
+    """The `BatchProcessContext` that batch functions get. All calls of a subtask share one object."""
 
     __slots__ = ("_caller", "_kept", "_state", "kind", "timers", "timestamp")
 
@@ -298,8 +310,8 @@ class _BatchContext:
 
 
 class _BatchState:
-    """The values of keys that a batch function reads and writes (`ctx.state(name)`, a `BatchState`). If calls can be
-    undone, the writes of a call are made when it has succeeded.
+    """The `BatchState` of `ctx.state(name)`: reads and writes the values of keys. If calls can be undone, writes are
+    buffered until the call has succeeded.
     """
 
     __slots__ = ("_caller", "_held", "_values", "name")
@@ -343,7 +355,7 @@ class _BatchState:
 
 
 class _BatchTimers:
-    """The timers that a batch function sets and deletes (`ctx.timers`, a `BatchTimers`)."""
+    """The `BatchTimers` of `ctx.timers`: sets and deletes timers of keys."""
 
     __slots__ = ("_caller", "_state")
 

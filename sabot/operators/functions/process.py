@@ -70,13 +70,13 @@ _BROADCAST = pa.schema([("name", pa.string()), ("key", pa.binary()), ("value", p
 
 
 class Process(StatefulOperator, HasBranches):
-    """The functions of `spec` over rows by `keys`. The emitted rows have the columns of `spec.schema`, and event
-    time.
+    """Runs the functions of `spec` over rows by `keys`. The emitted rows have the columns of `spec.schema`, and event
+    time if the input has it.
 
-    A result has the event time of the row or the timer from which it was made, but is not below the watermark that
-    was passed on before. For a processing timer it is the watermark. Late rows are processed like others, since the
-    function can read ctx.watermark. If only the left input has event time, rows of the right have the watermark as
-    their time.
+    A result has the event time of its input row or event timer, but not less than the last watermark that was passed
+    on. The result of a processing timer has the event time of the watermark. Late rows are processed like others; the
+    function can compare them with ctx.watermark. If only the left input has event time, rows of the right input get
+    the watermark as their time.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Process(StatefulOperator, HasBranches):
         self._settle()
 
     def _settle(self) -> None:
-        """Keeps the memory budget. Called after each batch."""
+        """Moves keys and timers to disk if they exceed the memory budget. Called after each batch."""
         timers = self._open_state.timer_state
         with timers.changing:
             timers.settle()
@@ -143,7 +143,9 @@ class Process(StatefulOperator, HasBranches):
         state.forget_expired(watermark_ms)
 
     def _emit_rows(self, data: pa.RecordBatch, times: Array | None, batch: Batch | None) -> None:
-        """Emits rows. `batch`: the batch whose last results these are, or None if more results of it will come."""
+        """Emits result rows. `times`: their event times, or None. `batch`: the input batch if these are its last
+        results, so that they carry its offsets, else None.
+        """
         if times is not None:
             data = data.append_column(TIME_COLUMN, times)
         if data.num_rows:
@@ -199,7 +201,9 @@ class Process(StatefulOperator, HasBranches):
         return {"keys": self._names, "input": schema_text(self._open_state.keys)}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """Yields the keys, the name, and the value as JSON text: a row for each value, list or map of a key."""
+        """Yields the state for people: the keys, the name, and the value as JSON text. A row for each value, list or
+        map of a key.
+        """
         keys = self._open_state.keys
         schema = _contents_schema(keys)
         rows: list[tuple[Any, str, str]] = []
@@ -254,7 +258,7 @@ class ProcessWithTimers(Process, Polled):
 class ConnectedProcess(ProcessWithTimers, SecondInput):
     """A Process over two inputs.
 
-    `right_keys`: the keys of the second input, in the order of `keys`, or none if it is broadcast.
+    `right_keys`: the key columns of the second input, in the order of `keys`; empty if the second input is broadcast.
     """
 
     def __init__(
@@ -296,8 +300,8 @@ class ConnectedProcess(ProcessWithTimers, SecondInput):
 def process_operator(
     keys: Sequence[str], spec: ProcessSpec, *, right_keys: Sequence[str] = (), on_error: RowPolicy = "fail"
 ) -> Process:
-    """Returns the operator for these functions: one of two inputs if they have a function for the right, one that is
-    polled if they have timers.
+    """Returns the operator for the functions of `spec`: a ConnectedProcess if there is a function for a right input,
+    else a ProcessWithTimers if there is an `on_timer`, else a Process.
 
     `right_keys`: the parameter of `ConnectedProcess`.
     """
@@ -307,7 +311,9 @@ def process_operator(
 
 
 class _Values(StatePart):
-    """The values that functions keep by key: the cut of a backend, whose entries stand under their key groups."""
+    """The values that functions store by key, as a part of the operator's state. Each entry of the backend is stored
+    under the key group of its key.
+    """
 
     def __init__(self, state: FunctionState, context: OperatorContext) -> None:
         self._state, self._context = state, context
@@ -324,14 +330,16 @@ class _Values(StatePart):
         load_values(state.values, directories, self._without_forgotten(mine) if state.forgets else mine, passed)
 
     def _without_forgotten(self, mine: EntryFilter | None) -> EntryFilter:
-        """Returns the filter `mine` without entries of names whose state is not taken over."""
+        """Returns a filter that passes the entries that `mine` passes, except those of names in `forgets`, whose
+        state the user drops.
+        """
         forgets = self._state.forgets
         return lambda entries: (
             entry for entry in (entries if mine is None else mine(entries)) if entry[0] not in forgets
         )
 
     def _entry_filter(self, owned: Owned) -> EntryFilter:
-        """Returns a filter that passes the entries of this subtask."""
+        """Returns a filter that passes the entries of keys that belong to this subtask."""
         if self._context.only is not None:  # `only` may select some keys of a key group
             return lambda entries: _owned_entries(entries, self._state.keys, owned)
         groups = owned(pa.array(range(KEY_GROUPS), pa.uint64())).to_pylist()
@@ -339,7 +347,9 @@ class _Values(StatePart):
 
 
 class _BroadcastMaps(StatePart):
-    """The maps that all keys share. They are equal in every subtask."""
+    """The maps that all keys share, as a part of the operator's state. Every subtask has equal maps, so one of the
+    saved copies is restored.
+    """
 
     def __init__(self, state: FunctionState) -> None:
         self._state = state
@@ -368,7 +378,7 @@ def _owned_entries(
     keys: pa.Schema,
     only: Owned,
 ) -> Iterator[Entry]:
-    """Yields the entries whose keys `only` selects by hash."""
+    """Yields the entries whose key belongs to this subtask. `only`: selects key hashes."""
     for entry in entries:
         if only(hash_columns(_key_columns([parts_of(entry[1][2:])[0]], keys)))[0].as_py():
             yield entry

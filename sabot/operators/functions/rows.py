@@ -1,4 +1,4 @@
-"""Process functions over rows: one call for each row, and one for each timer."""
+"""Process functions over rows: the function is called once for each row, `on_timer` once for each timer."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
@@ -37,7 +37,7 @@ _AHEAD = 1024  # the number of keys that are looked up together when timers fire
 
 
 class RowCaller(Caller):
-    """Calls the function once for each row, and once for each timer."""
+    """Calls the function once for each row, and `on_timer` once for each timer."""
 
     def __init__(self, state: FunctionState, *ways: Any) -> None:
         super().__init__(state, *ways)
@@ -106,7 +106,7 @@ class RowCaller(Caller):
         self._forget(self._resolved)
 
     def _begin(self, side: Side, batch: Batch, data: pa.RecordBatch) -> tuple[list[Any], list[bytes]]:
-        """Returns the keys of the rows, in the form of functions and in the encoded form of the state."""
+        """Starts a batch. Returns the keys of its rows, as functions see them, and encoded as in the state."""
         self._slots, self._resolved = None, NO_SLOTS
         if not side.keys:
             return [None] * data.num_rows, [b""] * data.num_rows
@@ -114,7 +114,7 @@ class RowCaller(Caller):
         return key_values(self._keys), key_rows(plain_keys(self._keys), self._hashes)
 
     def slot(self, ctx: "_RowContext") -> int:
-        """Returns the slot of the current key, which is that of the row or of the timer."""
+        """Returns the slot of the current key: the key of the row or of the timer for which the function runs."""
         if ctx._slot >= 0:
             return ctx._slot
         if self._slots is None:
@@ -171,13 +171,17 @@ class RowCaller(Caller):
         self._forget(NO_SLOTS)
 
     def _drop_results(self, counts: list[int]) -> None:
-        """Drops the results beyond these counts, of the main output and of each side."""
+        """Drops the results of a failed call. `counts`: the numbers of rows to keep, of the main output and of each
+        side.
+        """
         for count, (rows, times) in zip(counts, ((self._out, self._times), *self.sides.values()), strict=True):
             del rows[count:], times[count:]
         self._ctx.forget()
 
     def _look_up(self, slot: int, kind: int, limit: int) -> tuple[Any, bytes]:
-        """Returns the key of a slot, and its encoded form. Also looks up the keys of the timers that will fire next."""
+        """Returns the key of a slot, and its encoded form. The keys of the timers that fire next are looked up in the
+        same call.
+        """
         if len(self._found) >= _KNOWN_KEYS:
             self._found.clear()
         soon = self._state.timers.soon(limit, kind, _AHEAD)
@@ -191,13 +195,13 @@ class RowCaller(Caller):
         self._drop_found(self._state.settle(slots))
 
     def _drop_found(self, slots: pa.Int32Array) -> None:
-        """Forgets the keys of these slots, which may belong to other keys now."""
+        """Drops the cached keys of these slots, which may have been given to other keys."""
         if self._found:
             for slot in slots.to_pylist():
                 self._found.pop(slot, None)
 
     def _take(self, made: Any, time: Any) -> None:
-        """Takes the result of a call: a row, or an iterable of rows. Raises UserError for another value."""
+        """Collects the result of a call: a row, or an iterable of rows. Raises UserError for another value."""
         if isinstance(made, dict):
             self._out.append(made)
             self._times.append(time)
@@ -215,7 +219,9 @@ class RowCaller(Caller):
         self._cannot_undo = False
 
     def _flush(self, batch: Batch | None) -> None:
-        """Emits the gathered rows. `batch`: the batch that has ended, or None if it goes on."""
+        """Emits the collected rows, or holds them if calls can be undone. `batch`: the input batch if it has ended,
+        else None.
+        """
         for name, (rows, times) in self.sides.items():
             if rows:
                 data, stamps = self._as_columns(rows, times, self._spec.sides[name], f"side {name!r}")
@@ -253,9 +259,7 @@ class RowCaller(Caller):
 
 
 class _RowContext:
-    """The context that a function over rows gets (`ProcessContext`). One object serves all calls, which are made one
-    after the other.
-    """
+    """The `ProcessContext` that row functions get. All calls of a subtask share one object."""
 
     __slots__ = ("_at", "_caller", "_kept", "_slot", "_state", "_state_key", "_time", "key", "timers", "timestamp")
 
@@ -300,7 +304,7 @@ class _RowContext:
         return self._state.map(name)
 
     def forget(self) -> None:
-        """Forgets values that were read, since the changes of calls were undone."""
+        """Drops cached values after calls have been undone."""
         for each in self._kept.values():
             each.forget()
 
@@ -311,7 +315,7 @@ class _RowContext:
 
 
 class _RowTimers:
-    """The timers of the current key (`ctx.timers`, a `Timers`)."""
+    """The `Timers` of `ctx.timers`: sets and deletes timers of the current key."""
 
     __slots__ = ("_ctx",)
 
@@ -345,8 +349,8 @@ class _RowTimers:
 
 
 class _KeyState:
-    """A value of the current key (`ctx.state(name)`, a `KeyState`). The value that a call reads before it writes is
-    the one that an undo restores.
+    """The `KeyState` of `ctx.state(name)`: one value of the current key. The value that was read before the first
+    write of a call is logged, so that an undo can restore it.
     """
 
     __slots__ = ("_before", "_ctx", "_log", "_read", "_state_key", "_value", "_write", "namespace")
@@ -380,12 +384,12 @@ class _KeyState:
         self.put(None)
 
     def forget(self) -> None:
-        """Forgets the value that was read last, since it may have changed."""
+        """Drops the cached value, which may have changed."""
         self._state_key = None
 
 
 class _KeyList:
-    """A list of the current key (`ctx.list(name)`, a `KeyList`)."""
+    """The `KeyList` of `ctx.list(name)`: a list of the current key."""
 
     __slots__ = ("_base", "_list")
 
@@ -404,7 +408,7 @@ class _KeyList:
 
 
 class _KeyMap:
-    """A map of the current key (`ctx.map(name)`, a `KeyMap`)."""
+    """The `KeyMap` of `ctx.map(name)`: a map of the current key."""
 
     __slots__ = ("_base", "_map")
 

@@ -1,5 +1,5 @@
-"""The state of process functions: values of keys, timers, time, and the maps that all keys share; and the base of
-their callers.
+"""The state of process functions (values of keys, timers, time, and the maps that all keys share), and the base class
+of the callers of the functions.
 """
 
 from abc import ABC, abstractmethod
@@ -43,8 +43,8 @@ _decode = msgspec.msgpack.Decoder().decode
 
 
 class Side:
-    """An input of a process function. `keys`: the indices of its key columns. `names`: the columns that the function
-    sees. `time`: the index of event time, or -1.
+    """The columns of one input of a process function. `keys`: the indices of its key columns. `names`: the columns
+    that the function sees. `time`: the index of the column of event time, or -1.
     """
 
     def __init__(self, input: pa.Schema, keys: Sequence[int]) -> None:
@@ -54,7 +54,7 @@ class Side:
 
 
 class FunctionState:
-    """The state, the timers and the time of a step's functions. It has one owner, the subtask's thread."""
+    """The state, the timers and the time of a step's functions. Only the subtask's thread may use it."""
 
     def __init__(
         self, spec: ProcessSpec, keys: pa.Schema, timed: bool, context: OperatorContext, on_error: RowPolicy
@@ -79,12 +79,12 @@ class FunctionState:
         self._clock = context.clock
 
     def registered(self, name: Any) -> str:
-        """Returns the name, and adds it to the names of state. Raises UserError if it is not a text."""
+        """Returns `name`, and adds it to the names of state. Raises UserError if it is not a text, or empty."""
         self.names.add(namespace_of(name))
         return str(name)
 
     def guard(self) -> None:
-        """Begins to count how many timers each key sets. Called before event timers fire."""
+        """Starts to count the timers that each key sets. Called before event timers fire."""
         self.timers.guard(TIMERS_OF_A_KEY)
 
     def clock_ms(self) -> int:
@@ -92,14 +92,14 @@ class FunctionState:
         return int(self._clock.time() * 1000) if self.poll_ms is None else self.poll_ms
 
     def now(self) -> int:
-        """Returns the event time if there is no row: the watermark, or, before the first one, the time of the latest
-        row.
+        """Returns the event time for code that runs without a row: the watermark, or, before the first one, the
+        greatest event time of the rows so far.
         """
         return self.latest_ms if self.watermark_ms is None else self.watermark_ms
 
     def times_of(self, data: pa.RecordBatch, side: Side) -> Array | None:
-        """Returns the event times of an input's rows. If only the other input has event time, it is `now`; if neither
-        has, returns None.
+        """Returns the event times of an input's rows, or None if neither input has event time. If only the other
+        input has event time, all rows get `now()`.
         """
         if side.time >= 0:
             return data.column(side.time)
@@ -109,39 +109,39 @@ class FunctionState:
         return pa.array(np.full(data.num_rows, 0 if now == START_OF_TIME else now))
 
     def set_time(self, at: int) -> None:
-        """Sets the event time at which values are read and written from now on."""
+        """Sets the event time that decides which values have expired, for the reads and writes that follow."""
         if self.expiry is not None:
             self.expiry.now_ms = at
 
     def forget_expired(self, watermark_ms: int) -> None:
-        """Removes the values that have expired at this watermark. No function reads values at an earlier time from
-        now on.
+        """Removes the values that have expired at this watermark. After this, no function may read values at an
+        earlier event time.
         """
         if self.expiry is not None:
             self.expiry.passed_ms = watermark_ms
             self.values.remove_expired()
 
     def slots(self, keys: Sequence[Array], hashes: pa.UInt64Array) -> pa.Int32Array:
-        """Returns the slots of these keys. A new key gets a slot, and loses it in `settle` if it has no timer then."""
+        """Returns the slots of these keys. A new key gets a slot, which `settle` frees again if the key has no timer."""
         rows = pa.RecordBatch.from_arrays(list(keys), schema=self.keys)
         return self.timer_state.slots_of(rows, hashes)
 
     def settle(self, slots: pa.Int32Array) -> pa.Int32Array:
-        """Removes keys without timers, among these slots and those whose last timer has fired. Returns the slots that
-        became free.
+        """Frees the slots of keys without timers, among `slots` and the keys whose last timer has fired. Returns the
+        freed slots.
         """
         return self.timer_state.free(slots)
 
     def map(self, name: str) -> "SharedMap":
-        """Returns the broadcast map of this name, which is made if it is missing."""
+        """Returns the broadcast map of this name. A map that does not exist is created."""
         known = self.maps.get(name)
         if known is None:
             known = self.maps[name] = SharedMap(name, self)
         return known
 
     def check_timers(self, at_event: bool) -> None:
-        """Raises UserError if a timer cannot be set now: for a row without a key, in a step without on_timer, or for
-        event time if rows have none.
+        """Raises UserError if no timer can be set now: the current row has no key, the step has no `on_timer`
+        function, or an event timer is set and rows have no event time.
 
         `at_event`: True for a timer of event time.
         """
@@ -157,7 +157,7 @@ class FunctionState:
         return {field.name: column[0].as_py() for field, column in zip(self.keys, columns, strict=True)}
 
     def endless(self) -> UserError:
-        """Returns the error for a key that sets timers without end."""
+        """Returns the error for a key whose timers set further timers that are due at once, without end."""
         key = self.key_of(self.known.key_columns(pa.array([self.timers.over], pa.int32())))
         if self.watermark_ms == END_OF_TIME:
             what, hint = "after the end of the input", "set none when ctx.watermark is the end of time, 2**63 - 1"
@@ -176,15 +176,15 @@ class FunctionState:
                     yield parts[0], name, json_text(self._contained(_decode(data).code, name, stored[:-1]))
 
     def _contained(self, code: int, name: str, under: bytes) -> Any:
-        """Returns the list or map that stands under a key."""
+        """Returns the list or map of a key. `code`: list or map. `under`: the encoded key."""
         if code == _LIST:
             return PlainList(self.values, name).entries_at(head_key(under))
         return PlainMap(self.values, name).items_at(head_key(under))
 
 
 class SharedMap:
-    """A map that all keys share (`ctx.broadcast(name)`, a `BroadcastMap`). Raises UserError if a function other than
-    that of the broadcast side writes.
+    """The `BroadcastMap` of `ctx.broadcast(name)`: a map that all keys share. Only the function of the broadcast side
+    may write to it; a write by another function raises UserError.
     """
 
     def __init__(self, name: str, state: FunctionState) -> None:
@@ -214,7 +214,7 @@ class SharedMap:
         self.put(key, None)
 
     def store(self, key: bytes, value: bytes) -> None:
-        """Stores an entry in encoded form, as a checkpoint has it."""
+        """Stores an entry whose key and value are encoded as in a checkpoint."""
         self.stored[key] = value
         self._found[hashable(_decode(key))] = _decode(value)
 
@@ -236,8 +236,8 @@ class SharedMap:
 class Caller(ABC):
     """Calls the user's functions: once for each row (`RowCaller`) or once for each batch (`BatchCaller`).
 
-    `emit`: emits rows, their times, and the batch whose last results they are. `emit_side`: emits rows to an output
-    branch.
+    `emit`: called with result rows, their event times, and the input batch if these are its last results.
+    `emit_side`: called with the name of an output branch, rows, and their event times.
     """
 
     def __init__(
@@ -254,9 +254,11 @@ class Caller(ABC):
         self._cannot_undo = False  # True if results of the failed row were emitted already
 
     def rows(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
-        """Calls the function with the rows of a batch of one input. If a call fails, everything since the last rows
-        that were kept is undone, and done again without the row that failed. Raises the error if rows are not at
-        fault, or if the policy is to fail.
+        """Calls the function with the rows of a batch of one input.
+
+        If a call fails, its changes are undone back to the last `keep`, and the calls since then are repeated without
+        the row that failed, which is set apart. Raises the error if the rows cannot be its cause, or if the policy is
+        to fail.
         """
         transaction = self._state.transaction
         if transaction is None:
@@ -294,37 +296,42 @@ class Caller(ABC):
             self._emit_rows(nulls_of(self._spec.schema, rows.num_rows), state.times_of(rows.data, side), rows)
 
     def set_timer_apart(self, keys: Sequence[Array], timer: Mapping[str, Any], error: Exception) -> None:
-        """Writes a timer for which the function has failed to the dead letters. It has fired, and is gone."""
+        """Writes a timer whose call has failed to the dead letters. The timer has fired, and does not fire again."""
         facts = {name: pa.array([value]) for name, value in timer.items()}
         columns = dict(zip(self._state.keys.names, keys, strict=True)) | facts
         self._state.bad.set_apart(Batch(pa.RecordBatch.from_pydict(columns)), {0: error})
 
     def emit_or_hold(self, emit: Callable[..., None], rows: int, *given: Any) -> None:
-        """Emits results now, or, if calls can be undone, when the calls are kept."""
+        """Emits results by `emit(*given)`: at once if calls cannot be undone, else when the calls are kept. `rows`:
+        the number of rows.
+        """
         if self._state.transaction is None:
             emit(*given)
         else:
             self._state.transaction.hold(emit, rows, *given)
 
     def keep(self) -> None:
-        """Keeps the changes of the calls so far, and emits their results."""
+        """Makes the changes of the calls so far final, and emits their results."""
         if self._state.transaction is not None:
             for emit, given in self._state.transaction.keep():
                 emit(*given)
 
     @abstractmethod
     def _call(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
-        """Calls the function with these rows, keeps its changes, and emits its results. If it raises, `_kept` is the
-        number of rows that were kept nevertheless, and `_failed_at` the row that failed, or None if that is unknown.
+        """Calls the function with these rows, keeps its changes, and emits its results. If it raises, it has set
+        `_kept` to the number of rows whose results were kept, and `_failed_at` to the row that failed, or to None if
+        that is unknown.
         """
 
     @abstractmethod
     def _clear(self) -> None:
-        """Forgets the calls that were not kept."""
+        """Drops the results and writes of calls that were undone."""
 
     @abstractmethod
     def fire(self, kind: int, limit: int, passed: int) -> None:
-        """Fires all timers of the kind with time <= limit. `passed`: the watermark that was passed on before."""
+        """Fires all timers of the kind with time <= limit, in order of time. `passed`: the last watermark that was
+        passed on; no result is below it.
+        """
 
     def _emit_rows(self, data: pa.RecordBatch, times: Array | None, batch: Batch | None) -> None:
         try:
@@ -341,7 +348,9 @@ class Caller(ABC):
             raise
 
     def _failed(self, error: Exception, where: str) -> UserError:
-        """Returns the error of a user's function, with its place. Raises an error of a later step again, unchanged."""
+        """Returns the error for a user's function that has raised. `where`: the row or the timer. An error that a
+        later step raised while rows were emitted is raised again, unchanged.
+        """
         if error is self.downstream_error:
             raise error
         if isinstance(error, UserError):
@@ -359,21 +368,21 @@ class Caller(ABC):
         return columns, hashes
 
     def unknown_side(self, name: Any) -> UserError:
-        """Returns the error for a side (`ctx.side`) that the step does not have."""
+        """Returns the error for `ctx.side(name)` with a name that is not in sides=."""
         there = ", ".join(self._spec.sides) or "none"
         return UserError(f"there is no side {name!r}", hint=f"add it to sides=, which has {there}")
 
 
 def head_key(under: bytes) -> bytes:
-    """Returns the key under which the state stores the head entry of a list or map, which marks that it exists.
-    `under`: the encoded key to which the list or map belongs.
+    """Returns the key under which the head entry of a list or map is stored. The head entry says that the list or map
+    exists, and which of the two it is. `under`: the encoded key to which the list or map belongs.
     """
     return state_key(None, scope=under)
 
 
 def parts_of(data: bytes) -> list[Any]:
-    """Returns the msgpack values that stand one after the other: the key; for the head of a list or map also null;
-    for an entry of it also an index or a field. Raises CorruptCheckpoint.
+    """Decodes a key of state: [key] for a value, [key, null] for the head of a list or map, [key, null, index or
+    field] for one of its entries. Raises CorruptCheckpoint.
     """
     for count in (1, 2, 3):
         try:
@@ -385,19 +394,19 @@ def parts_of(data: bytes) -> list[Any]:
 
 
 def plain_keys(columns: Sequence[Array]) -> list[Array]:
-    """Returns the key columns with times as integers and decimals as their bytes."""
+    """Returns the key columns with times as integers, and decimals as bytes."""
     return [c.view(plain) if (plain := plain_key(c.type)) is not None else c for c in columns]
 
 
 def plain_key(kind: pa.DataType) -> pa.DataType | None:
-    """Returns the type as which a key column of this type is encoded, or None if it is encoded as it is."""
+    """Returns the type to which `plain_keys` converts a column of this type, or None if the column is not converted."""
     if pa.types.is_decimal(kind):
         return pa.binary(kind.byte_width)
     return _INTEGERS[kind.bit_width] if pa.types.is_temporal(kind) else None
 
 
 def key_values(columns: Sequence[Array]) -> list[Any]:
-    """Returns the keys as functions see them: a value, or a tuple if there are several key columns."""
+    """Returns the keys as Python values: the value of the key column, or a tuple if there are several key columns."""
     if len(columns) == 1:
         values: list[Any] = columns[0].to_pylist()
         return values

@@ -1,4 +1,4 @@
-"""The timers of process functions, with their keys: at a cut, in a checkpoint, and under the memory budget."""
+"""The timers of process functions, with their keys: in memory, on disk, and in a checkpoint."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ _ABOUT = (("at", pa.int64()), ("kind", pa.int8()), ("name", pa.string()), ("seri
 class KeysWithTimers(SlotState):
     """The keys that have timers, and their timers.
 
-    `forgotten`: called with slots whose keys have gone to disk.
+    `forgotten`: a function that is called with slots whose keys have gone to disk.
     """
 
     kind = "kind"
@@ -47,7 +47,7 @@ class KeysWithTimers(SlotState):
         return self.timers.nbytes + self.known.nbytes
 
     def slots_of(self, keys: pa.RecordBatch, hashes: pa.UInt64Array) -> pa.Int32Array:
-        """Returns the slots of these keys. Their timers are in memory then, and may be changed."""
+        """Returns the slots of these keys, whose timers are brought into memory, so that they can be changed."""
         with self.changing:
             self.fetch(keys, hashes, None)
             slots = self.known.resolve(keys, self._indices, hashes=hashes)
@@ -55,8 +55,8 @@ class KeysWithTimers(SlotState):
         return slots
 
     def free(self, slots: pa.Int32Array) -> pa.Int32Array:
-        """Removes keys without timers, among these slots and those whose last timer has fired. Returns the slots that
-        became free.
+        """Frees the slots of keys without timers, among `slots` and the keys whose last timer has fired. Returns the
+        freed slots.
         """
         with self.changing:
             vacant = self.timers.vacant(slots)
@@ -65,8 +65,8 @@ class KeysWithTimers(SlotState):
         return vacant
 
     def firing(self, kind: int, limit: int) -> Iterator[int]:
-        """Yields times, in ascending order, up to which timers can fire: all timers that are due by then are in
-        memory. The last time is `limit`.
+        """Yields times in ascending order, the last one being `limit`. At each of them, all timers up to this time
+        are in memory, and the caller fires them.
         """
         last = START_OF_TIME
         # Timers that were set meanwhile for a time that has passed may be on disk. That time is not visited again for them.
@@ -110,8 +110,8 @@ class KeysWithTimers(SlotState):
         return rows[0].column("at").to_numpy()
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
-        """Takes back timers. Timers of one subtask keep their order; those of several subtasks stand one subtask
-        after the other.
+        """Restores timers. Timers that one subtask saved stay in their order; if several subtasks saved timers, those
+        of the first come first, and so on.
         """
         if len(saved) == 1:
             super().restore(saved, owned)

@@ -1,10 +1,10 @@
-"""The changes that calls of users' functions make, until they succeed. Then the changes are kept; else they are
-undone.
+"""The changes of users' calls, until it is certain that the calls succeed. Then the changes are kept; otherwise they
+are undone.
 
     call ─▶ its writes              made, and logged with the former values (with a ttl: held in an overlay before the values)
             timers, broadcast maps  changed, and logged with the call that undoes the change
             results, as columns     ──▶ keep: they are emitted
-                                    ──▶ undo: all is as before, and the calls are made again without the row that failed
+                                    ──▶ undo: all is as before, and the calls are repeated without the row that failed
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ HELD_ROWS = 131_072  # the most results that are held: beyond it, the calls so f
 
 
 class Transaction:
-    """The changes since the last `keep` or `undo`. It has one owner, the subtask's thread."""
+    """The changes since the last `keep` or `undo`. Only the subtask's thread may use it."""
 
     def __init__(self, values: LocalBackend, expiry: EventExpiry | None, timers: TimerTable) -> None:
         self.values = LoggedWrites(values) if expiry is None else ExpiringOverlay(values, expiry)
@@ -36,29 +36,31 @@ class Transaction:
         ] = []  # the calls that undo changes of other timers and of maps, with their arguments
 
     def note(self, undo: Callable[..., Any], *given: Any) -> None:
-        """Logs a change, which `undo(*given)` takes back."""
+        """Logs a change. `undo(*given)` reverts it."""
         self._note_set_events()
         self._changes.append((undo, *given))
 
     def hold(self, emit: Callable[..., None], rows: int, *given: Any) -> None:
-        """Holds results until the calls are kept. `emit(*given)` emits them. `rows`: the number of rows."""
+        """Holds results until the calls are kept; then the caller emits them by `emit(*given)`. `rows`: the number of
+        rows.
+        """
         self.results.append((emit, given))
         self.rows += rows
 
     def keep_changes(self) -> None:
-        """Makes the changes final. The results are held further."""
+        """Makes the changes final, so that `undo` cannot revert them. The results are still held."""
         self.values.keep()
         self.set_events.clear()
         self._changes.clear()
 
     def keep(self) -> Sequence[tuple[Callable[..., None], tuple[Any, ...]]]:
-        """Makes the changes final, and returns the results, which the caller must emit."""
+        """Makes the changes final. Returns the held results, as (emit, arguments), which the caller must emit."""
         self.keep_changes()
         results, self.results, self.rows = self.results, [], 0
         return results
 
     def undo(self) -> None:
-        """Takes all changes back, and drops the results."""
+        """Reverts all changes, and drops the results."""
         self.values.undo()
         self._note_set_events()
         for change, *given in reversed(self._changes):

@@ -3,8 +3,10 @@
     batch ─▶ call ─▶ failed ─▶ its halves ─▶ … ─▶ single rows ─▶ dead letters, nulls, or the error with the place of the row
                 └──▶ passed ─▶ emitted, in order
 
-A batch of n rows of which b fail takes O(b · log n) calls, and at most CALLS. A piece that fails after so many calls
-is set apart whole.
+A batch of n rows of which b fail takes O(b · log n) calls, and at most CALLS calls split it. If a piece fails after
+that, all its rows are treated as failed.
+
+A row that failed is *set apart*: it is counted, and becomes a dead letter or a row of nulls, as `on_error=` says.
 """
 
 import logging
@@ -41,8 +43,8 @@ T = TypeVar("T")
 class BadRows:
     """The treatment of rows for which a step fails, as `on_error=` of the stream says.
 
-    `step`: the step in messages and dead letters. `policy`: "fail", "null" or "dead_letter"; without a place for dead
-    letters, "dead_letter" means "fail".
+    `step`: the text of the step for messages and dead letters. `policy`: "fail", "null" or "dead_letter". In an app
+    that has no sink for dead letters, "dead_letter" means "fail".
     """
 
     def __init__(self, step: str, policy: RowPolicy, context: OperatorContext) -> None:
@@ -54,9 +56,9 @@ class BadRows:
         self.fails = policy == "fail" or (policy == "dead_letter" and self._letters is None)
 
     def are_at_fault(self, error: Exception) -> bool:
-        """Returns True if rows may be the cause of an error, so that they should be set apart. False for errors of
-        the environment and of the program: a UserError that the function itself raises, or columns that its schema
-        does not have.
+        """Returns True if the error may depend on values of rows, and the policy is not to fail; the caller then sets
+        the failed rows apart. Returns False for errors of the environment (a full disk) and of the program: a
+        UserError that the function itself raises, a NameError, columns that are not in its schema.
         """
         cause = cause_of(error)
         return not self.fails and not is_environment_error(cause) and not isinstance(cause, _OF_THE_PROGRAM)
@@ -64,11 +66,11 @@ class BadRows:
     def halved(
         self, batch: Batch, call: Callable[[Batch], T], nulls: Callable[[Batch], T]
     ) -> Iterator[tuple[Batch, T]]:
-        """Calls `call` with the batch. If it raises, calls it with the halves of the batch, down to single rows,
-        which are set apart.
+        """Calls `call` with the batch. If the call raises, `call` is called with the halves of the batch, and so on
+        down to single rows. Single rows that fail are set apart.
 
-        Yields the pieces that passed, in order, each with its result; with on_error="null" also the pieces that
-        failed, with the result of `nulls`. Raises an error for which rows are not at fault.
+        Yields the pieces that passed, in order, each with its result. With on_error="null" it also yields the pieces
+        that failed, each with the result of `nulls`. Raises errors that rows cannot have caused.
         """
         pieces, calls = [of_selected(batch, batch.taken())], 0
         while pieces:
@@ -90,8 +92,10 @@ class BadRows:
             yield piece, made
 
     def set_apart(self, batch: Batch, errors: Mapping[int, BaseException]) -> None:
-        """Counts these rows, and writes them to the dead letters if the policy says so. `errors`: the error of each
-        row, by the row's number among those that the selection names.
+        """Counts these rows as failed, and writes them to the dead letters if the policy says so. The first one is
+        logged.
+
+        `errors`: the error of each row, by the row's index among the selected rows.
         """
         if not errors:
             return
@@ -105,7 +109,7 @@ class BadRows:
             self._letters(self._letters_of(batch, errors))
 
     def statistics(self) -> dict[str, Any]:
-        """Returns the number of rows that were set apart, or nothing if there are none."""
+        """Returns the number of rows that were set apart, or an empty dict if there are none."""
         return {"dead_rows": self.count} if self.count else {}
 
     def message(self, batch: Batch, row: int, error: BaseException) -> str:
@@ -137,20 +141,20 @@ class BadRows:
 
 
 def nulls_of(schema: pa.Schema, rows: int) -> pa.RecordBatch:
-    """Returns so many rows of nulls."""
+    """Returns a batch with this number of rows in which all values are null."""
     return pa.RecordBatch.from_arrays([pa.nulls(rows, field.type) for field in schema], schema=schema)
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """Returns the user's own error, which is the cause of errors that say where it was raised."""
+    """Returns the error that the user's function raised. Errors of Sabot that only add its place are unwrapped."""
     while isinstance(error, UserError) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def places_of(batch: Batch, rows: Iterable[int]) -> list[tuple[int, int]] | None:
-    """Returns partition and offset of these rows, or None if they are unknown. `rows`: numbers among the rows that
-    the selection names.
+    """Returns the (partition, offset) of each of these rows, or None if they are unknown. `rows`: indices among the
+    selected rows.
     """
     if batch.records is None:
         return None
@@ -162,7 +166,9 @@ def places_of(batch: Batch, rows: Iterable[int]) -> list[tuple[int, int]] | None
 
 
 def row_place(batch: Batch, row: int) -> str:
-    """Returns the place of a row for messages: its record if that is known, else its number in its batch."""
+    """Returns the place of a row for messages: topic, partition and offset if they are known, else its index in its
+    batch.
+    """
     places = places_of(batch, [row])
     if places is not None:
         ((partition, offset),) = places
@@ -171,7 +177,7 @@ def row_place(batch: Batch, row: int) -> str:
 
 
 def batch_place(batch: Batch) -> str:
-    """Returns the origin of a batch's rows for errors, with the offset behind the last one, as far as it is known."""
+    """Returns a text for errors that says from which topics and offsets a batch comes, as far as that is known."""
     places = [
         f"{topic}[{partition}] before offset {offset}"
         for (topic, partition), offset in sorted(batch.offsets.items())[:5]
@@ -182,7 +188,8 @@ def batch_place(batch: Batch) -> str:
 def values_or_nulls(name: str, expr: Compiled, data: pa.RecordBatch, bad: dict[int, DataError]) -> pa.Array:
     """Returns the values of an expression, with null in the rows for which it fails.
 
-    `name`: the column that is made, or "". `bad`: takes the errors, by row.
+    `name`: the column whose values these are, or "". `bad`: receives the error of each row that fails, by the row's
+    index; an error that is there already stays.
     """
     column = f"column {name!r}: "
 
@@ -190,7 +197,7 @@ def values_or_nulls(name: str, expr: Compiled, data: pa.RecordBatch, bad: dict[i
         return DataError(message if not name or message.startswith(column) else column + message, hint=hint)
 
     def of(data: pa.RecordBatch, rows: Any) -> pa.Array:
-        """rows: the numbers of these rows (numpy)."""
+        """Returns the values for these rows of `data`. `rows`: their indices in the whole batch (numpy)."""
         try:
             return expr(data)
         except RefusedValues as error:

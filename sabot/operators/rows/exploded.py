@@ -1,4 +1,4 @@
-"""Explode: one row for each value of a list."""
+"""Explode: a row for each value of a list."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -19,10 +19,11 @@ from sabot.operators.rows.origin import of_selected
 
 
 class Explode(Operator):
-    """Emits a row for each value of these list columns. A row whose lists differ in length fails.
+    """Emits a row for each value of the lists in these columns; the other columns are repeated. If a row has lists of
+    different lengths, it is set apart as `on_error` says.
 
-    `empty_as_null`: True if an empty list gives a row with null. `keep_nulls`: True if a null gives a row with null.
-    Else they give no row.
+    `empty_as_null`: True if an empty list makes one row with null. `keep_nulls`: True if a null makes one row with
+    null. If False, they make no row.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Explode(Operator):
             self.emit(Batch(rows_made, batch.offsets if last else None, batch.topic, origin))
 
     def _row_counts(self, lists: pa.Array, sizes: Any) -> Any:
-        """Returns the number of rows that each of these lists gives."""
+        """Returns the number of rows that each of these lists makes. `sizes`: the lengths of the lists, 0 for null."""
         counts = np.where(sizes == 0, int(self.empty_as_null), sizes)
         if lists.null_count:
             counts[lists.is_null().to_numpy(zero_copy_only=False)] = self.keep_nulls

@@ -28,13 +28,14 @@ Row = dict[str, Any]
 
 
 class MapBatches(Operator):
-    """The user's function over whole batches. It gets a RecordBatch, and returns any Arrow data, or None for no rows.
+    """Calls the user's function with whole batches. The function gets a RecordBatch, and returns Arrow data, or None
+    for no rows.
 
     `schema`: the columns of the results, or None: then `open` calls the function with an empty batch to learn them.
-    `time`: the name of the stream's column of event time. If the output has that column, event time is read from it.
-    Else each row keeps its own, and the function must return as many rows as it got.
-    `fixed`: the names of other columns from which event time was computed. The function must return them unchanged,
-    or not at all.
+    `time`: the name of the column that is the stream's event time, or None. If the results have this column, their
+    event time is read from it. If they do not, each row keeps its event time, and the function must return as many
+    rows as it got. `fixed`: the names of other columns from which event time was computed. The function must return
+    these columns unchanged, or leave them out.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class MapBatches(Operator):
         return made.append_column(TIME_COLUMN, self._stamps(made, stamps, batch)) if self._timed else made
 
     def _nulls(self, batch: Batch) -> pa.RecordBatch | None:
-        """Returns a row of nulls for each of these rows, with their event times."""
+        """Returns one row of nulls for each row of the batch, with the row's event time."""
         made = nulls_of(self._nullable, batch.num_rows)
         return made.append_column(TIME_COLUMN, batch.data.column(TIME_COLUMN)) if self._timed else made
 
@@ -113,7 +114,9 @@ class MapBatches(Operator):
             raise UserError(f"{self.name}: {type(error).__name__}: {error}; {batch_place(batch)}") from error
 
     def _checked(self, given: Any, batch: Batch) -> pa.RecordBatch:
-        """Returns the function's result with the expected columns. Raises UserError if it has others."""
+        """Returns the function's result with the expected columns, in their order. Raises UserError if it has other
+        columns or types, and for nulls that the schema does not allow.
+        """
         made, want = _arrow(self.name, given), self._output
         if made.schema.equals(want):
             return made.replace_schema_metadata(None) if made.schema.metadata else made
@@ -156,10 +159,10 @@ class MapBatches(Operator):
 
 
 class FlatMap(Operator):
-    """The user's function over single rows. It gets a dict, and returns an iterable of dicts.
+    """Calls the user's function with single rows. The function gets a dict, and returns an iterable of dicts.
 
-    `time`, `fixed`: the parameters of MapBatches. If the output lacks the column of event time, a row has the time of
-    the row from which it was made.
+    `time`, `fixed`: as in MapBatches. If the results lack the column of event time, each has the time of its input
+    row.
     """
 
     def __init__(
@@ -234,7 +237,11 @@ class FlatMap(Operator):
             raise UserError(f"{self.name}: {type(error).__name__}: {error}; {row_place(batch, i)}") from error
 
     def _as_batches(self, rows: list[Row], of: list[int], stamps: list[int] | None, batch: Batch) -> Iterator[Batch]:
-        """Yields the rows as columns, without the results of rows that do not fit the schema."""
+        """Yields the result rows as batches. Rows whose results do not fit the schema are set apart.
+
+        `rows`: the result rows. `of`: for each, the index of its input row in `batch`. `stamps`: the event times of
+        the input rows, or None.
+        """
         try:
             data = self._columns(rows, of, stamps, batch)
         except UserError as error:
@@ -262,7 +269,9 @@ class FlatMap(Operator):
             yield made.slice(start, _FLAT_ROWS)
 
     def _misfits(self, rows: list[Row], of: list[int], stamps: list[int] | None, batch: Batch) -> dict[int, UserError]:
-        """Returns the rows whose results do not fit the schema, each with its error."""
+        """Returns the input rows whose results do not fit the schema, by index, each with its error. Parameters: as
+        in `_as_batches`.
+        """
         made: dict[int, list[Row]] = {}
         for row, i in zip(rows, of, strict=True):
             made.setdefault(i, []).append(row)
@@ -338,8 +347,8 @@ def _check_time(name: str, field: pa.Field) -> None:
 
 
 def check_fixed(name: str, fixed: Sequence[str], made: pa.RecordBatch, before: pa.RecordBatch, batch: Batch) -> None:
-    """Raises UserError if a column of `made` that is one of `fixed` differs from that of `before`, which has a row
-    for each row of `made`.
+    """Raises UserError if one of the columns `fixed` of `made` has other values than in `before`. Row i of `before`
+    is the input row of row i of `made`.
     """
     for each in fixed:
         if each in made.schema.names and not _is_unchanged(made.column(each), before, each):
@@ -351,7 +360,7 @@ def check_fixed(name: str, fixed: Sequence[str], made: pa.RecordBatch, before: p
 
 
 def _is_unchanged(column: pa.Array, data: pa.RecordBatch, name: str) -> bool:
-    """Returns True if the column has the values of this column of `data`, possibly as another type."""
+    """Returns True if `column` has the same values as the column `name` of `data`; the types may differ."""
     if name not in data.schema.names:
         return False
     before = data.column(name)
@@ -364,10 +373,10 @@ def _is_unchanged(column: pa.Array, data: pa.RecordBatch, name: str) -> bool:
 
 
 def times_of(node: Node, point: PlanPoint, *, follows: bool = True) -> dict[str, Any]:
-    """Returns the event-time parameters of a step with a user's function: `time`, the column that is event time
-    itself, and `fixed`, the columns from which event time was computed, if a later step depends on event time.
+    """Returns the parameters `time` and `fixed` of a step with a user's function (`MapBatches`).
 
-    `follows`: True if event time follows when the function changes that column.
+    `fixed` is empty if no later step depends on event time. `follows`: False if the step's results keep their event
+    times even if the function changes the column `time`; it is then one of the `fixed` columns.
     """
     time = time_column(node.inputs[0]) if follows else None
     matters = id(node) in point.layout.matters

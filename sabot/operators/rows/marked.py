@@ -1,5 +1,5 @@
-"""The marks: columns of the engine behind the user's columns (event time, the op of changes). Operators that the plan
-adds for them, and functions that keep them in place.
+"""The marks: the engine's own columns, behind the user's columns (the op of changes, event time). This module has the
+operators with which the plan adds or removes marks, and functions that change them.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ MARKS = (OP_COLUMN, TIME_COLUMN)  # in their order behind the user's columns
 
 
 class WithoutPairs(Operator):
-    """Turns updates into deletes and inserts, which may go to different subtasks."""
+    """Turns each update pair into a delete and an insert, which may go to different subtasks."""
 
     def process(self, batch: Batch) -> None:
         self.emit(pairs_split(batch))
@@ -47,7 +47,7 @@ class AsInserts(Operator):
 
 
 class WithoutTime(Operator):
-    """Removes event time from rows that are united with rows without it."""
+    """Removes event time, for a union with a stream that has none."""
 
     def open(self, context: OperatorContext) -> pa.Schema:
         return without_time(context.input)
@@ -58,7 +58,7 @@ class WithoutTime(Operator):
 
 
 def pairs_split(batch: Batch) -> Batch:
-    """Returns the same changes, with deletes and inserts for updates: the ops 0 1 2 3 become 0 3 0 3."""
+    """Returns the same changes, with each update pair as a delete and an insert."""
     place = batch.data.schema.get_field_index(OP_COLUMN)
     ops = batch.data.column(place).to_numpy()
     data = batch.data.set_column(place, batch.data.schema.field(place), pa.array((ops & 1) * np.int8(DELETE)))
@@ -66,7 +66,11 @@ def pairs_split(batch: Batch) -> Batch:
 
 
 def check_given_names(what: str, names: Sequence[str], *, among: Sequence[str] = ()) -> None:
-    """Raises UserError for no columns, for names of marks, and for repeated names."""
+    """Raises UserError if `names` is empty, has a name twice, or has the name of a mark.
+
+    `what`: the step, for the message. `among`: all column names of the result, if `names` does not have the marks; a
+    mark that is in it twice is refused too.
+    """
     if not names:
         raise UserError(f"{what}: there are no columns")
     for mark in MARKS:

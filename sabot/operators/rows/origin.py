@@ -21,10 +21,11 @@ _FEW = 16  # if fewer than one row in so many is left, their places are looked u
 
 
 class RowOrigin:
-    """The records from which the rows of `Batch.data` were made, selected or not. Immutable.
+    """The partitions and offsets of the records from which the rows of `Batch.data` were made, selected or not.
+    Immutable.
 
-    `num_rows`: the number of rows of the batch that count, which `Batch` checks. `find`: returns the partitions and
-    offsets of rows, by the rows' numbers.
+    `num_rows`: the number of rows of the batch, with its selection; `Batch` checks it. `find`: returns the partitions
+    and the offsets of rows, given their indices in the data.
     """
 
     __slots__ = ("_find", "num_rows")
@@ -35,7 +36,7 @@ class RowOrigin:
 
     @classmethod
     def of_records(cls, partitions: pa.Array, offsets: pa.Array) -> "RowOrigin":
-        """Returns the origin of rows that were decoded from these records, one from each."""
+        """Returns the origin of rows that were decoded from records, row i from record i."""
         return cls(len(offsets), lambda rows: (partitions.take(rows), offsets.take(rows)))
 
     @property
@@ -43,7 +44,7 @@ class RowOrigin:
         return self.num_rows * _ROW_BYTES
 
     def places(self, rows: Sequence[int]) -> list[tuple[int, int]]:
-        """Returns partition and offset of each of these rows."""
+        """Returns the (partition, offset) of each of these rows."""
         partitions, offsets = self._find(pa.array(rows, pa.int32()))
         return list(zip(partitions.to_pylist(), offsets.to_pylist(), strict=True))
 
@@ -52,25 +53,25 @@ class RowOrigin:
         return self._find(rows)
 
     def counting(self, rows: int) -> "RowOrigin":
-        """Returns the origin of the same data if so many rows of it count."""
+        """Returns the origin of the same data with another selection. `rows`: the number of selected rows."""
         return self if rows == self.num_rows else RowOrigin(rows, self._find)
 
     def taken(self, rows: pa.Int32Array) -> "RowOrigin":
-        """Returns the origin of these rows of the data, in this order."""
+        """Returns the origin of a batch that has only these rows of the data, in this order."""
         find = self._find
         if _FEW * len(rows) < self.num_rows:
             return RowOrigin.of_records(*find(rows))
         return RowOrigin(len(rows), lambda asked: find(rows.take(asked)))
 
     def slice(self, offset: int, length: int) -> "RowOrigin":
-        """Returns the origin of a slice. `Batch.slice` calls it."""
+        """Returns the origin of a slice of the data. `Batch.slice` calls it."""
         find = self._find
         return RowOrigin(length, lambda asked: find(pa.array(asked.to_numpy() + np.int32(offset))))
 
 
 def of_selected(batch: Batch, data: pa.RecordBatch) -> Batch:
-    """Returns a batch whose data is only the selected rows of `batch`. `data`: these rows, possibly with other
-    columns.
+    """Returns a batch with the data `data`, and the offsets and the origin of the selected rows of `batch`. It has no
+    selection. `data`: the selected rows of `batch`, possibly with other columns.
     """
     return (
         batch.with_data(data)
@@ -80,7 +81,9 @@ def of_selected(batch: Batch, data: pa.RecordBatch) -> Batch:
 
 
 def reselected(batch: Batch, selection: pa.Int32Array, hashes: pa.UInt64Array | None) -> Batch:
-    """Returns the same data with another selection."""
+    """Returns a batch with the same data and another selection. `selection`: None for all rows. `hashes`: the key
+    hashes of all rows of the data, or None.
+    """
     origin = batch.records
     if origin is None:
         return batch.with_selection(selection, hashes)
@@ -89,15 +92,15 @@ def reselected(batch: Batch, selection: pa.Int32Array, hashes: pa.UInt64Array | 
 
 
 def with_columns_of(batch: Batch, data: pa.RecordBatch) -> Batch:
-    """Returns the same rows and selection with other columns."""
+    """Returns a batch with the same rows and the same selection, and the columns of `data`."""
     if batch.records is None:
         return batch.with_data(data).with_selection(batch.selection, batch.hashes)
     return Batch(data, batch.offsets, batch.topic, batch.records, (), batch.selection, batch.hashes)
 
 
 def joined_origin(parts: Sequence[Batch]) -> RowOrigin | None:
-    """Returns the origin of the selected rows of these batches, one batch after the other, or None if that of one is
-    unknown.
+    """Returns the origin of a batch that concatenates the selected rows of `parts`, or None if the origin of one of
+    them is unknown.
     """
     known = [origin for part in parts if (origin := _selected_origin(part)) is not None]
     if len(known) < len(parts):

@@ -1,7 +1,7 @@
 """Steps without state: the result of a row depends on that row only.
 
-Picking, dropping and renaming columns touches no rows. If a value is computed and the selection has few rows, these
-are copied first. Else the value is computed for all rows, and the selection stays.
+Columns are picked, dropped and renamed without copying rows. When a value is computed and few rows are selected, the
+selected rows are copied first. Otherwise the value is computed for all rows, and the selection stays.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,11 +40,11 @@ Named = Sequence[tuple[str, Expr]]
 
 
 class Filter(Operator):
-    """Passes the rows for which the predicate is true. It makes a selection, and copies nothing. It drops batches
-    without rows.
+    """Passes the rows for which the predicate is true. No row is copied: the batch gets a selection. If no row
+    passes, nothing is emitted.
 
-    If only some rows of changes pass, updates become deletes and inserts, since one row of an update may pass without
-    the other.
+    If only some rows of a batch of changes pass, each update pair becomes a delete and an insert, since one of its
+    two rows may pass without the other.
     """
 
     def __init__(self, predicate: Expr, on_error: RowPolicy = "fail") -> None:
@@ -81,7 +81,7 @@ class Filter(Operator):
 
 
 class Select(Operator):
-    """Emits these columns, (name, expression) each, in this order."""
+    """Emits the columns (name, expression), in this order."""
 
     def __init__(self, columns: Named, on_error: RowPolicy = "fail") -> None:
         self.columns = tuple(columns)
@@ -103,7 +103,7 @@ class Select(Operator):
 
 
 class WithColumns(Operator):
-    """Adds these columns, (name, expression) each: behind the others, or in place of the column with that name."""
+    """Adds the columns (name, expression). A column replaces the column that has its name; otherwise it is appended."""
 
     def __init__(self, columns: Named, on_error: RowPolicy = "fail") -> None:
         self.columns = tuple(columns)
@@ -128,8 +128,8 @@ class WithColumns(Operator):
 
 
 class Drop(Operator):
-    """Drops these columns. `unread`: True if the plan has checked the names, and does not read columns that no step
-    uses.
+    """Drops these columns. `unread`: True if the planner has checked the names already, and some of the columns are
+    missing since no step reads them.
     """
 
     def __init__(self, names: Sequence[str], *, unread: bool = False) -> None:
@@ -149,8 +149,9 @@ class Drop(Operator):
 
 
 class EndVersions(Operator):
-    """Ends versions of a table's rows: an INSERT begins the next version of its key, a DELETE ends it. A row for
-    which the predicate is not true, or fails, becomes a DELETE.
+    """Filters changes of a table whose rows have versions: an INSERT begins the next version of its key, a DELETE
+    ends it. A row for which the predicate is not true, or fails, is emitted as a DELETE, which ends the earlier
+    version.
     """
 
     def __init__(self, predicate: Expr, on_error: RowPolicy = "fail") -> None:
@@ -175,7 +176,7 @@ class EndVersions(Operator):
 
 
 class Rename(Operator):
-    """Renames columns: {old: new}. `unread`: the parameter of Drop."""
+    """Renames columns. `names`: {old: new}. `unread`: as in Drop."""
 
     def __init__(self, names: Mapping[str, str], *, unread: bool = False) -> None:
         self.names = dict(names)
@@ -197,9 +198,9 @@ class Rename(Operator):
 
 
 class _RowExpressions:
-    """Expressions over the selected rows of a batch. They are computed over all rows if they cannot fail and that
-    costs little more, else over the selected rows. Rows for which one of them fails are set apart, or have null
-    there.
+    """Computes expressions over the selected rows of a batch. They are computed over all rows if they cannot fail and
+    enough rows are selected, else over a copy of the selected rows. Rows for which an expression fails are set apart,
+    or get null as its value, as the policy says.
     """
 
     def __init__(
@@ -211,8 +212,8 @@ class _RowExpressions:
         *,
         keep: bool = False,
     ) -> None:
-        """`columns`: the expressions by the name of the column that each makes. `keep`: True if rows that are set
-        apart stay, with nulls.
+        """`columns`: the expressions, by the name of their column. `make`: compiles an expression. `keep`: True if
+        rows that are set apart stay in the batch, with nulls.
         """
         exprs = list(columns.values())
         self._columns, self._bad, self._keep = list(columns), bad, keep
@@ -226,8 +227,8 @@ class _RowExpressions:
         self._can_fail = any(each.can_fail for each in self._exprs)
 
     def __call__(self, batch: Batch) -> tuple[Batch, bool, list[pa.Array]]:
-        """Returns the batch without rows that were set apart, True if the values are those of the selected rows only,
-        and the values.
+        """Returns (batch, alone, values): the batch without rows that were set apart; True if the values are those of
+        the selected rows only, False if of all rows; and the values, a column for each expression.
         """
         data, selection = batch.data.select(self._names), batch.selection
         alone = selection is not None and (self._can_fail or _FEW * len(selection) < data.num_rows)
@@ -241,8 +242,10 @@ class _RowExpressions:
         return [each(data) for each in self._exprs]
 
     def _salvaged(self, batch: Batch, data: pa.RecordBatch) -> tuple[Batch, bool, list[pa.Array]]:
-        """Computes the values if an expression fails for some rows. `data`: the columns of the selected rows. Raises
-        DataError if the policy is to fail.
+        """Computes the values when an expression has failed for some rows, and sets these rows apart. Returns as
+        `__call__`.
+
+        `data`: the columns of the selected rows. Raises DataError if the policy is to fail.
         """
         bad: dict[int, DataError] = {}
         pairs = zip(self._columns, self._exprs, strict=True)
@@ -268,7 +271,7 @@ class _RowExpressions:
 
 
 class _OutputColumns:
-    """Columns made from columns: (name, expression) each, with the marks of the input behind them."""
+    """The output columns of a step, (name, expression) each. The marks of the input are appended."""
 
     def __init__(
         self, input: pa.Schema, columns: Mapping[str, Expr], bad: BadRows, *, keep_hashes: bool = True
@@ -367,8 +370,8 @@ def add_columns(point: PlanPoint, columns: Named) -> PlanPoint:
 
 
 def _policy(point: PlanPoint, columns: Named) -> RowPolicy:
-    """Returns the policy for rows for which the step fails. A step that computes nothing cannot fail, and needs no
-    dead letters.
+    """Returns the policy for rows for which the step fails. For a step that only picks columns it is "fail": it
+    cannot fail, and needs no dead letters.
     """
     return point.policy() if any(expr.column is None for _, expr in columns) else "fail"
 

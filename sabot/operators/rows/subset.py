@@ -1,4 +1,6 @@
-"""Steps that pass some of the rows, by number or by chance. Their positions are state: a restart continues there."""
+"""Steps that pass some of the rows: the first ones, or a random sample. Their counters are part of the checkpoint, so
+they continue after a restart.
+"""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -18,10 +20,10 @@ from sabot.operators.state_parts import StatefulOperator, StateParts
 
 
 class Head(StatefulOperator):
-    """Passes the first `n` rows to come, over all restarts of the app, and then none. It copies nothing: rows beyond
-    n are left out of the batch's selection.
+    """Passes the first `n` rows, and drops all others. The count continues over restarts of the app. No row is
+    copied: rows after the n-th are left out of the batch's selection.
 
-    Its only state is the number of rows that it has passed. All rows must come to one subtask.
+    Its only state is the number of rows that it has passed. The plan sends all rows to one subtask.
     """
 
     def __init__(self, n: int) -> None:
@@ -52,8 +54,8 @@ class Head(StatefulOperator):
         self._passed = self.state_parts.once(saved, "passed")
 
     def group_count(self) -> int:
-        """Returns 1 if it has passed rows. So a start is refused for a program that would lose the count and pass n
-        rows again.
+        """Returns 1 if it has passed rows, else 0. A start with a program that would lose this count, and pass n rows
+        again, is therefore refused.
         """
         return int(self._passed > 0)
 
@@ -73,10 +75,10 @@ class Head(StatefulOperator):
 
 
 class Sample(StatefulOperator):
-    """Passes each row with the probability `fraction`. The random generator of the subtask continues where the
-    checkpoint left it.
+    """Passes each row with the probability `fraction`. After a restart, the random generator of the subtask continues
+    from the checkpoint.
 
-    A subtask that the app did not have before begins with a new generator.
+    A subtask that the checkpoint does not have begins with a new generator.
     """
 
     def __init__(self, fraction: float, seed: int) -> None:

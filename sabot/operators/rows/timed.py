@@ -40,11 +40,11 @@ _MOST_STEPS = 1024
 
 
 class EventTimeProgress:
-    """The progress of the new event time in all subtasks of a step. Called from any thread.
+    """The greatest new event time of a `with_time` step, over all its subtasks. Called from any thread.
 
-    A row counts when the watermark of the input has passed its former event time. So the new watermark is the same
-    for any number of partitions and readers, even if one is read far ahead of the others, and a subtask without rows
-    does not hold it back.
+    A row is included once the input's watermark has passed the former event time of the row. So the new watermark
+    does not depend on the number of partitions and readers, even if one is read far ahead of the others, and a
+    subtask without rows does not hold it back.
     """
 
     def __init__(self) -> None:
@@ -52,18 +52,18 @@ class EventTimeProgress:
         self._lock = threading.Lock()
 
     def join(self, subtask: int) -> None:
-        """Adds a subtask, or begins anew with its rows."""
+        """Adds a subtask without rows. If the subtask is known already, its rows are dropped."""
         with self._lock:
             self._parts[subtask] = _SubtaskProgress()
 
     def record(self, subtask: int, former_ms: int, new_ms: int) -> None:
-        """Records rows of a subtask: the greatest of their former and of their new event times."""
+        """Records a batch of a subtask: the greatest former event time of its rows, and their greatest new one."""
         with self._lock:
             self._parts[subtask].record(former_ms, new_ms)
 
     def advance(self, subtask: int, watermark_ms: int) -> int:
-        """Takes a watermark of this subtask's input. Returns the greatest new event time of all rows whose former
-        time it has passed.
+        """Records a watermark of this subtask's input. Returns the greatest new event time, over all subtasks, of
+        rows whose former event time is not above this watermark.
         """
         with self._lock:
             self._parts[subtask].watermark_ms = watermark_ms
@@ -73,13 +73,13 @@ class EventTimeProgress:
             return max(part.new_time_at(watermark_ms) for part in self._parts.values())
 
     def facts(self, subtask: int) -> dict[str, Any]:
-        """Returns the facts for a checkpoint about the rows of this subtask."""
+        """Returns the recorded times of this subtask, for a checkpoint."""
         with self._lock:
             part = self._parts[subtask]
             return {"greatest": part.greatest_ms, "ahead": [*zip(part.former, part.new, strict=True)]}
 
     def load(self, subtask: int, facts: dict[str, Any]) -> None:
-        """Adds the facts of a checkpoint."""
+        """Adds recorded times from a checkpoint to this subtask."""
         with self._lock:
             part = self._parts[subtask]
             part.record(START_OF_TIME, facts["greatest"])
@@ -88,7 +88,9 @@ class EventTimeProgress:
 
 
 class _SubtaskProgress:
-    """The greatest new event time up to each former one, of the rows of a subtask. Both lists ascend."""
+    """The rows of one subtask, as steps: the greatest new event time of all rows up to a former event time. Both
+    lists ascend.
+    """
 
     def __init__(self) -> None:
         self.watermark_ms = self.greatest_ms = START_OF_TIME
@@ -111,7 +113,7 @@ class _SubtaskProgress:
         return self.new[at - 1] if at else self.greatest_ms
 
     def settle(self, watermark_ms: int) -> None:
-        """Drops entries below this watermark, since no subtask asks for an earlier one any more."""
+        """Drops the steps up to this watermark, since every subtask's input has reached it."""
         at = bisect_right(self.former, watermark_ms)
         if at:
             self.greatest_ms = self.new[at - 1]
@@ -119,12 +121,12 @@ class _SubtaskProgress:
 
 
 class NewTime(StatefulOperator, HoldsMarks):
-    """Gives rows an event time that is computed from their columns. Its watermark is that of `progress`, less the
-    lateness. Watermarks of the input are not passed on. If the input has no event time, the watermark depends on the
-    rows of this subtask only.
+    """Gives rows an event time that is computed from their columns. It replaces the watermarks of its input by its
+    own: the greatest event time in `progress`, less the lateness. If the input has no event time, the watermark
+    depends on the rows of this subtask only.
 
-    Rows whose values are not a time are set apart. With on_error="null" they are dropped, since every row has an
-    event time.
+    Rows whose value is no time are set apart. With on_error="null" they are counted and dropped, since a row cannot
+    be without event time.
     """
 
     def __init__(
@@ -213,10 +215,10 @@ class NewTime(StatefulOperator, HoldsMarks):
 
 
 class ArrivalTime(StatefulOperator, HoldsMarks, Polled):
-    """Gives rows the time of their arrival here as event time. Its watermark is the clock.
+    """Gives rows the time at which they arrive at this step as event time. Its watermark is the clock.
 
-    The time never goes back. If the clock does, or is behind the clock of the checkpoint, the time stands still until
-    the clock has caught up.
+    The time never goes back: if the clock goes back, or is behind the time in the checkpoint, the event time stays at
+    its last value until the clock has caught up.
     """
 
     def open(self, context: OperatorContext) -> pa.Schema:
