@@ -42,7 +42,7 @@ class BatchCaller(Caller):
         super().__init__(state, *ways)
         self._ctx = _BatchContext(state, self)
         self._slots: list[pa.Int32Array] = []  # the slots of keys that this call asked for
-        # the keys of the call, in the form of the function and as columns, and their hashes
+        # the keys of the call: as the function gets them, as columns, and their hashes
         self._call_keys: tuple[Any, list[Array], pa.UInt64Array] | None = None
         self._call_rows: list[bytes] | None = None
         self._stamps: Array | None = None  # the event times of the call's rows or timers

@@ -69,7 +69,7 @@ class KeysWithTimers(SlotState):
         are in memory, and the caller fires them.
         """
         last = START_OF_TIME
-        # Timers that were set meanwhile for a time that has passed may be on disk. That time is not visited again for them.
+        # A function may set timers for times below `last`, and these may go to disk: they fire with the next time.
         while last < (at := self.full_at(_DUE_ROWS, limit, kind)) < limit:
             yield from self._ready(kind, at)
             last = at

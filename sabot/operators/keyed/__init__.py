@@ -1,3 +1,5 @@
-"""Steps by key: running aggregates, reduce, deduplicate, windows of a number of rows (`running`), columns over rows
-(`over`), the first n rows (`top`), rows in order of event time (`ordered`).
+"""Steps whose result for a row depends on other rows of its key.
+
+`running`: running aggregates, reduce, deduplicate, and windows of a number of rows. `over`: columns over rows. `top`:
+the first n rows of a key. `ordered`: rows in order of event time.
 """

@@ -19,12 +19,11 @@ _SMALL_ROWS = 16_384
 
 
 class EventOrder(SavesWatermark):
-    """Holds rows until the watermark has passed them, and emits them sorted by event time. Rows of equal time stay in
-    the order of arrival.
+    """Buffers rows until the watermark has passed them, and emits them sorted by event time. Rows of equal time stay
+    in the order of arrival. Late rows are emitted at once.
 
-    Several readers of a source are at different event times, so the order of arrival is arbitrary. With this operator
-    before them, steps that depend on the order give the same result for any number of readers. Late rows are emitted
-    at once.
+    The readers of a source are at different event times, so the order of arrival is arbitrary. With this operator
+    before them, steps that depend on the order have the same result for any number of readers.
     """
 
     def __init__(self, keys: tuple[str, ...]) -> None:
@@ -50,7 +49,7 @@ class EventOrder(SavesWatermark):
             self._emit_ready()  # there are late rows, which are emitted at once
 
     def _hold(self, data: pa.RecordBatch) -> None:
-        """Keeps the rows. Small batches are concatenated, so that `_emit_ready` has few to look through."""
+        """Buffers the rows. Small batches are concatenated, so that `_emit_ready` has few batches to search."""
         self._held.append(data)
         self._small = self._small + data.num_rows if data.num_rows < _SMALL_ROWS else 0
         if self._small >= _SMALL_ROWS:
@@ -112,7 +111,7 @@ class EventOrder(SavesWatermark):
         return {"keys": list(self._keys), "input": schema_text(self._schema)}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """Yields the rows that are held."""
+        """Yields the buffered rows."""
         yield from self._held
 
     def statistics(self) -> dict[str, Any]:
@@ -123,8 +122,8 @@ class EventOrder(SavesWatermark):
 
 
 def in_order(point: PlanPoint, keys: tuple[str, ...], id: str) -> PlanPoint:
-    """Returns the plan point behind an EventOrder. `id`: the id of the step that needs the order, or "" if the user
-    gave none.
+    """Returns the plan point behind an EventOrder, which is added. `id`: the id of the step that needs the order, or
+    "" if the user gave none.
     """
     return point.step("order by event time", partial(EventOrder, keys), id=f"{id}.order" if id else "")
 

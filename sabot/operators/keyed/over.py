@@ -46,20 +46,24 @@ _MOVED = ("cold", "evicted_total", "faults_total")  # figures of state on disk
 
 
 class Over(SavesWatermark):
-    """Every row of the input, with one more column for each of `columns`. Its value depends on the rows of the key,
-    in order of event time.
+    """Emits every row of the input, with one more column for each of `columns`. The value of such a column depends on
+    the rows of the row's key, in order of event time.
 
-    An aggregate is over a frame: with `preceding_rows` the row and so many rows before it; with `preceding_ms` the
-    rows whose time is from the row's time - preceding_ms to the row's time, also rows of equal time that come later;
-    with neither, all rows up to it. lag, lead and the ranks look at all rows. Rows must come in order of event time
-    (`EventOrder`). With preceding_ms, rows of the newest time wait until the watermark or a later row has passed that
-    time. With lead, a row waits for the row that it refers to, and the last rows wait for the end of the input. Rows
-    are emitted in the order in which they became complete.
+    An aggregate is over a frame:
 
-    A row is late here if a later row of its key was emitted. It is emitted at once, takes its place by event time
-    among the rows that frames, lag and lead still keep, and counts for later rows. Emitted results stay as they are.
-    A late row that is older than all kept rows of the frame has a frame of its own. Over all rows, and for ranks, it
-    counts as the newest row.
+        preceding_rows=n   the row, and the n rows before it
+        preceding_ms=t     rows with a time from the row's time - t to the row's time; rows of equal time that come later too
+        neither            all rows up to this row
+
+    lag, lead and the ranks have no frame. Rows must come in order of event time (`EventOrder`). With preceding_ms,
+    rows of the newest time wait until the watermark or a later row has passed this time. With lead, a row waits for
+    the row to which lead refers; rows that have none are emitted at the end of the input. Rows are emitted in the
+    order in which they became complete.
+
+    Late rows: a row is late if a row of its key with a later time has been emitted. It is emitted at once, and it is
+    included in the results of rows that follow; results that were emitted do not change. Its own results follow from
+    its place by event time among the rows that the state still has. If it is older than all of these, its frame has
+    only itself. Without a frame, and for ranks, it is treated as the newest row.
 
     With a directory, the state keeps to the memory budget. Aggregates, ranks with lag, and lead have equal shares of
     it. Raises UserError for a frame, an offset or a kind that does not exist.
@@ -198,7 +202,9 @@ class Over(SavesWatermark):
             self._emit(rows, {name: rows.column(name) for name in rows.schema.names} | leads)
 
     def _emit(self, data: pa.RecordBatch, columns: dict[str, Array]) -> None:
-        """Emits rows. `data`: rows with the columns of the input. `columns`: the added columns, by name."""
+        """Emits rows with the added columns. `data`: the rows; of its columns, those of the input are emitted.
+        `columns`: the added columns, by name.
+        """
         plain = [data.column(field.name) for field in without_time(self._context.input)]
         added = [columns[field.name] for field in self._added]
         times = data.column(TIME_COLUMN)
@@ -279,7 +285,7 @@ class Over(SavesWatermark):
             part.advance(self._watermark)
 
     def _held_back(self, rows: pa.RecordBatch) -> None:
-        """Takes rows from a checkpoint that were waiting."""
+        """Restores rows that waited for their time to pass when the checkpoint was taken."""
         self._held.append(rows)
         self._held_time = max(self._held_time, pc.max(rows.column(self._time)).as_py())
 
@@ -303,7 +309,9 @@ class Over(SavesWatermark):
 
 
 def _exact(each: OverColumn, input: pa.Schema) -> str:
-    """Returns "exact " for an aggregate of decimals that keeps all digits of the values, else ""."""
+    """Returns "exact " if the column is an aggregate of decimals that keeps all digits, else "". It is the prefix of
+    the column's text in `state_schema`.
+    """
     kept = each.kind in ("sum", "mean", "min", "max", "first", "last") and not (each.rounds and each.kind == "mean")
     return "exact " if kept and pa.types.is_decimal(input.field(each.argument).type) else ""
 

@@ -1,9 +1,13 @@
 """Descriptions of the columns that `Over` adds, and the conversion of their state from a checkpoint with other
 columns.
 
-The kind of a column decides which state it keeps. Aggregates over all rows keep accumulators. Aggregates over a frame
-keep the values of its rows; aggregates of one argument share them. Ranks share counters. `lag` keeps the values of
-its argument. For `lead`, whole rows wait.
+The state of a column depends on its kind:
+
+    aggregate over all rows   accumulators
+    aggregate over a frame    the values of the rows in the frame; aggregates of the same argument share them
+    row_number and ranks      counters, which all of them share
+    lag                       the values of its argument
+    lead                      the rows that wait, whole
 """
 
 import re
@@ -26,9 +30,9 @@ _MADE = re.compile(r"__[0-9]+")  # names of columns that hold arguments: another
 class OverColumn:
     """One column that `Over` adds. `argument` and `where` name input columns.
 
-    `kind`: the kind of an aggregate, or one of OVER_KINDS. `offset`, `default`: the distance in rows and the default
-    of lag and lead. `where`, `ddof`, `shares`, `rounds`: those of an AggregateColumn. `text`: the column as the user
-    wrote it, if its argument is an expression without a name.
+    `kind`: the kind of an aggregate, or one of OVER_KINDS. `offset`, `default`: for lag and lead, the distance in
+    rows, and the value where there is no such row. `where`, `ddof`, `shares`, `rounds`: as in AggregateColumn.
+    `text`: the column as the user wrote it, if its argument is an expression without a name.
     """
 
     name: str
@@ -64,10 +68,10 @@ class OverColumn:
 
 
 def keeps_over(frame: Any) -> Keeps:
-    """Returns a function that maps the text of a column to the text of its state: columns with equal texts share
-    state.
+    """Returns a function from the text of a column to the text of its state. Columns with equal texts of state share
+    it.
 
-    `frame`: the frame as `state_schema` of the operator has it.
+    `frame`: the frame in the form of the operator's `state_schema`.
     """
 
     def keeps(words: str) -> str:
@@ -84,25 +88,26 @@ def keeps_over(frame: Any) -> Keeps:
 
 
 def hidden_over(columns: Sequence[Sequence[str]]) -> list[tuple[str, str, str]]:
-    """Returns the state that an `Over` of these columns keeps besides them, in the form of columns: with lag or a
-    rank, the counters of all ranks.
+    """Returns the state that an `Over` of these columns has besides the state of the columns, in the form of
+    `columns`: with lag or a rank, the counters of all ranks.
     """
     kinds = {words.partition("(")[0] for _, words, _ in columns}
     return [("", "row_number()", "int64")] if kinds & {*RANKS, "lag"} else []
 
 
 def columns_read(reader: Mapping[str, Any]) -> list[OverColumn]:
-    """Returns the columns that an `Over` of a checkpoint had. Options that older versions did not write have their
-    old meaning.
+    """Returns the columns of an `Over` in a checkpoint, from its `state_reader`. An option that an older version did
+    not write has the value that this version implied.
     """
     older: dict[str, Any] = {name: reader.get(name, True) for name in ("shares", "rounds")}
     return [OverColumn(**each, **older) for each in reader["calls"]]
 
 
 class OverMigration:
-    """The conversion of the columns of a checkpoint (`was`), over rows of `input`, to the columns of the program.
+    """The conversion of state from the columns of a checkpoint (`was`) to the columns of the program. `input`: the
+    input columns in the checkpoint.
 
-    `sources`: for each column of the program, the number of the checkpoint's column whose state it takes over, or
+    `sources`: for each column of the program, the index of the checkpoint's column whose state it continues with, or
     None.
     """
 
@@ -114,7 +119,7 @@ class OverMigration:
         self._sources = {
             new.name: self.was[source] for new, source in zip(now, sources, strict=True) if source is not None
         }
-        # The name in the program -> the name in the checkpoint, or "", of columns that are added or hold arguments.
+        # For added columns and their arguments: the name in the program -> the name in the checkpoint, or "" for none.
         self._names = {new.name: "" for new in now} | {name: old.name for name, old in self._sources.items()}
         for new in now:
             old = self._sources.get(new.name)
@@ -123,14 +128,14 @@ class OverMigration:
                 self._names |= {mine: theirs for mine, theirs in pairs if mine is not None and theirs is not None}
 
     def source(self, column: OverColumn) -> OverColumn | None:
-        """Returns the column of the checkpoint whose state this column takes over, or None."""
+        """Returns the checkpoint's column whose state `column` continues with, or None if it begins empty."""
         return self._sources.get(column.name)
 
     def rows(
         self, schema: pa.Schema, rows: pa.RecordBatch, defaults: Mapping[str | None, Any] | None = None
     ) -> pa.RecordBatch:
-        """Returns rows of the checkpoint with the columns of `schema`. A column that they lack is null, or has its
-        value in `defaults`.
+        """Converts rows of the checkpoint to the columns of `schema`. A column that is missing in them has its value
+        in `defaults`, or null.
         """
         columns = []
         for field in schema:
@@ -146,10 +151,11 @@ class OverMigration:
 def over_migration(
     saved: Sequence[Saved], schema: Mapping[str, Any], now: Sequence[OverColumn], forgets: frozenset[str]
 ) -> OverMigration | None:
-    """Returns the conversion of a checkpoint's columns to those of the program, or None if both have the same
-    columns.
+    """Returns the conversion from a checkpoint's columns to those of the program, or None if both have the same
+    columns, and if the checkpoint says nothing about its columns.
 
-    `schema`: the `state_schema` of the operator in the program.
+    `schema`: the `state_schema` of the program's operator. `now`: the columns of the program. `forgets`: names of
+    columns whose state the user drops.
     """
     facts = next((part.facts for part in saved if part.facts.get("schema")), None)
     if facts is None:

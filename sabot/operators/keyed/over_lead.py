@@ -19,9 +19,11 @@ _NOTED_SLOTS = 8_192  # the number of slots that are put aside at a time
 
 
 class LeadState(OverSlots):
-    """The rows that wait for later rows. They are kept with the columns that are added already (`columns`).
+    """The rows that wait for later rows. They are stored with the columns that `Over` has added so far; `columns` is
+    the schema of both together.
 
-    Rows become complete in the order in which they came. At the end of the input, rows on disk come after the others.
+    Rows are emitted in the order in which they arrived, once they are complete. At the end of the input, rows on disk
+    are emitted after the rows in memory.
     """
 
     def __init__(self, keys: list[str], added: Sequence[OverColumn], made: pa.Schema, context: OperatorContext) -> None:
@@ -42,7 +44,7 @@ class LeadState(OverSlots):
         super().__init__(known, indices, {"waiting": pa.schema([*MARKS, *made])}, context, places)
 
     def add(self, rows: pa.RecordBatch) -> Iterator[tuple[pa.RecordBatch, dict[str, Array]]]:
-        """Takes rows, and returns the rows that are complete now, with their columns of lead."""
+        """Adds rows. Yields the rows that have become complete, in pieces, each with its lead columns by name."""
         with self.changing:
             slots = self.resolve(Batch(rows))
             pieces = self.table.add(slots, rows, rows.column(self._time), rows=CHUNK_ROWS)
@@ -50,7 +52,7 @@ class LeadState(OverSlots):
         return self._with_leads(pieces)
 
     def flush(self) -> Iterator[tuple[pa.RecordBatch, dict[str, Array]]]:
-        """Yields, at the end of the input, the rows that still wait, with their columns of lead."""
+        """Ends the input: yields the rows that still wait, in pieces, each with its lead columns by name."""
         for _ in self.every():
             with self.changing:
                 if self.is_held:
@@ -64,7 +66,7 @@ class LeadState(OverSlots):
 
     @property
     def least(self) -> int | None:
-        """The least event time of a row that waits, or None if none does."""
+        """The least event time of a waiting row, or None if no row waits."""
         there = [time for time in (self.table.least, self.least_due) if time is not None]
         return min(there, default=None)
 

@@ -45,11 +45,11 @@ class OverState:
     migration: OverMigration | None = None  # set before a restore: the conversion of the checkpoint's columns
 
     def add(self, batch: Batch) -> dict[str, Array]:
-        """Takes rows, and returns its columns by name, with a value for each selected row."""
+        """Adds rows. Returns the columns of this state by name, with a value for each selected row."""
         raise NotImplementedError
 
     def advance(self, watermark_ms: int) -> None:
-        """Takes a watermark: only late rows have a time below it from now on."""
+        """Advances to a watermark. From now on only late rows have a time below it."""
 
     def groups(self) -> int:
         raise NotImplementedError
@@ -58,7 +58,7 @@ class OverState:
         return iter(())
 
     def parts(self) -> list[StatePart]:
-        """Returns the parts of the state that a checkpoint saves."""
+        """Returns the parts of the state for snapshots and restores."""
         raise NotImplementedError
 
     def statistics(self) -> dict[str, int]:
@@ -69,7 +69,7 @@ class OverState:
 
 
 class RunningState(OverState):
-    """Aggregates over all rows up to each row. Their accumulators stand in a TableStore, which keeps to the memory
+    """Aggregates over all rows up to each row. Their accumulators are in a TableStore, which keeps to the memory
     budget.
     """
 
@@ -123,10 +123,10 @@ class RunningState(OverState):
 
 
 class OverSlots(SlotState):
-    """State of `over` by the slots of keys. With a directory, keys without recent rows are on disk.
+    """State of `over` by the slots of keys. With a directory, the state of keys without recent rows is on disk.
 
     `files`: the files of SlotState; the first column of the first file is the slot of a row. `keys`: the indices of
-    the key columns in the first file, or None if it has none. They are then written behind its columns.
+    the key columns in the first file. If None, the file has no key columns, and they are appended.
     """
 
     migration: OverMigration | None = None  # that of an OverState
@@ -148,13 +148,13 @@ class OverSlots(SlotState):
         super().__init__(known, key_indices, files, keys, context, name)
 
     def with_keys(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """Returns rows of the first file with the keys of their slots."""
+        """Returns rows of the first file with the key columns appended, looked up by slot."""
         keys = self.known.key_columns(rows.column(0))
         return pa.RecordBatch.from_arrays([*rows.columns, *keys], schema=next(iter(self.files.values())))
 
     def with_slots(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """Returns rows of the first file with the slots that their keys have here. Announces that these slots will
-        change.
+        """Returns rows of the first file without key columns, with the slots that their keys have in this table. Keys
+        that are new get a slot. Marks the slots as changing (`note`).
         """
         slots = self.known.resolve(rows, self.keys_at)
         self.note(slots)
@@ -185,7 +185,7 @@ class OverSlots(SlotState):
 
 
 class FrameState(OverSlots, OverState):
-    """Aggregates over a frame. A FrameTable keeps the rows of each frame."""
+    """Aggregates over a frame. A FrameTable has the rows of each frame."""
 
     has_contents = True
 
@@ -270,8 +270,8 @@ class FrameState(OverSlots, OverState):
         return self.known.nbytes + self._frames.nbytes
 
     def renewed(self, rows: Rows) -> Rows:
-        """Returns rows of frames with the values that the program keeps. A value that the checkpoint does not have
-        counts for no aggregate.
+        """Converts the rows of frames to the values that the program stores. Values that the checkpoint lacks are
+        written as absent, so that no aggregate includes them.
         """
         if self.migration is None:
             return rows
@@ -288,8 +288,8 @@ class FrameState(OverSlots, OverState):
         return [pa.RecordBatch.from_arrays(columns, schema=self.files["frames"])]
 
     def _value_sources(self, migration: OverMigration) -> dict[int, int]:
-        """Returns, by the number of a value that the program keeps of a row, the number of the value in the
-        checkpoint. Raises UserError if the types of the values differ.
+        """Returns, by the index of a value that the program stores for each row, the index of this value in the
+        checkpoint. Values that the checkpoint lacks are left out. Raises UserError if the types of the values differ.
         """
         was = [each for each in migration.was if each.kind in KINDS]
         before, now = _aggregator(self._keys, was, migration.input, None), self._aggregator
@@ -319,10 +319,10 @@ class FrameState(OverSlots, OverState):
 
 
 class PlaceState(OverSlots, OverState):
-    """Row numbers, ranks, and lag. A PlaceTable counts the rows of each key, and keeps the values that lag refers to.
+    """Row numbers, ranks, and lag. A PlaceTable counts the rows of each key, and has the earlier values for lag.
 
-    A checkpoint has these values as a list for each key, in the file "before". Older checkpoints have them as rows of
-    their own, in "earlier".
+    A checkpoint has these values as a list for each key, in the file "before". Older checkpoints have them as
+    separate rows, in the file "earlier".
     """
 
     has_contents = True
@@ -411,8 +411,8 @@ class PlaceState(OverSlots, OverState):
         return {**super().statistics(), "rows": 0}
 
     def renewed(self, rows: Rows) -> Rows:
-        """Returns the kept values with the arguments that the program has. An argument that the checkpoint lacks has
-        the default of lag. Values beyond the greatest offset of the program are left out.
+        """Converts the values for lag to the arguments of the program. An argument that the checkpoint lacks gets the
+        default of lag. Values beyond the greatest offset of the program are dropped.
         """
         if self.migration is None:
             return rows
@@ -459,7 +459,9 @@ def _aggregator(keys: list[str], added: Sequence[OverColumn], input: pa.Schema, 
 
 
 def _values(aggregator: Aggregator) -> list[int]:
-    """Returns, by accumulator, the number of the value in a row that it aggregates, as a FrameTable numbers these."""
+    """Returns, for each accumulator, the index of the value of a row that it aggregates. A FrameTable numbers the
+    values in this way: each pair of argument and filter has the next number.
+    """
     known: dict[tuple[int, int], int] = {}
     pairs = zip(aggregator.arguments, aggregator.filters, strict=True)
     return [known.setdefault(pair, len(known)) for pair in pairs]
@@ -492,8 +494,8 @@ def new_table(make: Callable[[], Any]) -> Any:
 
 
 def _lagged(column: Array, earlier: Array, source: Any, default: pa.Scalar) -> Array:
-    """Returns the value of lag for each row: column[i] for a source i >= 0, earlier[h] for a source -2 - h, the
-    default for -1.
+    """Returns the value of lag for each row. `source` says where it is: column[i] for i >= 0, earlier[h] for -2 - h,
+    the default for -1.
     """
     pool = column if not len(earlier) else pa.concat_arrays([column, earlier])
     places = np.where(source >= 0, source, len(column) - 2 - source)
@@ -521,7 +523,7 @@ def _list_type(columns: pa.Schema) -> pa.DataType:
 
 
 def _as_lists(sizes: Any, rows: pa.RecordBatch) -> pa.RecordBatch:
-    """Returns these rows, in order, as one list for each size."""
+    """Returns the rows as a column of lists: the first sizes[0] rows are the first list, and so on."""
     offsets = np.zeros(len(sizes) + 1, np.int32)
     np.cumsum(sizes, out=offsets[1:])
     values = pa.StructArray.from_arrays(rows.columns, fields=list(rows.schema))
@@ -529,7 +531,7 @@ def _as_lists(sizes: Any, rows: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _from_lists(lists: Array) -> tuple[Any, pa.RecordBatch]:
-    """Returns the number of rows of each list (numpy), and all of these rows."""
+    """Returns the number of rows in each list (numpy), and the rows of all lists, one list after the other."""
     sizes = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
     values = lists.flatten()
     return sizes, pa.RecordBatch.from_arrays(values.flatten(), schema=pa.schema(list(values.type)))

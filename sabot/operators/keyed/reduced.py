@@ -1,4 +1,4 @@
-"""The state of `Reduce`: a reduced row for each run, as a Python object."""
+"""The state of `Reduce`: for each run of rows, the row to which it is reduced, as a Python object."""
 
 from typing import Any
 
@@ -10,7 +10,9 @@ _ROW_BYTES, _VALUE_BYTES = 200, 60  # about the size of a reduced row as a dict,
 
 
 class ReducedRuns(KeyedRuns):
-    """Runs, and the row to which each is reduced. The file "rows" of a checkpoint has these rows."""
+    """The runs of each key, and the row to which each run is reduced. In a checkpoint these rows are in the file
+    "rows".
+    """
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)

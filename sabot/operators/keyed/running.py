@@ -1,8 +1,8 @@
 """Operators by key without windows of time: running aggregates, reduce, deduplicate, and windows of a number of rows.
 
-If all rows of a key belong together, a TableStore keeps the state. If a key begins anew after a time or a number of
-rows, a `RunTable` says which rows belong together (a run), and `KeyedRuns` keeps the state. Both keep to a memory
-budget.
+If a key has one result for ever, a TableStore has the state. If a key begins anew after a time or a number of rows,
+its rows form *runs*: a `RunTable` decides which run a row belongs to, and `KeyedRuns` has the state of each run. Both
+keep to a memory budget.
 """
 
 from abc import abstractmethod
@@ -49,7 +49,7 @@ _WHOLE = frozenset(
 
 
 class _KeyedOperator(StatefulOperator):
-    """The base of these operators. The state is in `_store`, or in `_state` by the runs of `_runs`."""
+    """The base of these operators. The state is either in `_store`, or in `_state` by the runs in `_runs`."""
 
     _store: TableStore | None = None
     _runs: RunTable | None = None
@@ -70,7 +70,7 @@ class _KeyedOperator(StatefulOperator):
 
     @abstractmethod
     def _open(self, context: OperatorContext) -> pa.Schema:
-        """Completes `open`: makes the state, and returns the columns of the results."""
+        """Completes `open`: creates the state, and returns the columns of the results."""
 
     def close(self) -> None:
         if self._store is not None:
@@ -83,13 +83,13 @@ class _KeyedOperator(StatefulOperator):
         return {} if holder is None else dict(holder.statistics())
 
     def group_count(self) -> int:
-        """Returns about how many groups are kept."""
+        """Returns about how many keys or runs have state."""
         if self._store is not None:
             return self._store.statistics()["groups"]
         return 0 if self._runs is None else int(self._state.count)
 
     def _forget_runs(self, watermark_ms: int) -> None:
-        """Removes the runs that have ended by event time."""
+        """Removes the runs that are over at this watermark."""
         if self._runs is not None:
             for _ in self._state.due(watermark_ms):
                 with self._state.changing:
@@ -101,17 +101,17 @@ class _KeyedOperator(StatefulOperator):
         return columns if batch.selection is None else [column.take(batch.selection) for column in columns]
 
     def _times(self, batch: Batch) -> Array | None:
-        """Returns the event times of all rows of the data, or None if rows have none."""
+        """Returns the column of event times of the whole batch, selected or not, or None if rows have no event time."""
         return batch.data.column(self._time) if self._time >= 0 else None
 
 
 class RunningAggregate(_KeyedOperator):
-    """Emits, for each row, its keys and `aggregates` over the rows of its key up to and including this row; with
-    TIME_COLUMN if the input has it.
+    """Emits a row for each input row: its keys, the `aggregates` over all rows of its key up to and including this
+    row, and TIME_COLUMN if the input has it.
 
-    `ttl_ms`: a key begins anew if no row of it has come for so long, in event time. Rows count in order of arrival,
-    even if a row is older than those before it. Raises UserError for kinds without accumulators of fixed width, which
-    have no result after each row.
+    `ttl_ms`: a key begins anew if it had no row for this event time, or None for never. Rows are aggregated in order
+    of arrival, even if a row is older than the rows before it. Raises UserError for kinds without accumulators of
+    fixed width, which have no result after each row.
     """
 
     def __init__(
@@ -206,8 +206,8 @@ class RunningAggregate(_KeyedOperator):
 class CountAggregate(_KeyedOperator):
     """`aggregates` over every `size` rows of a key, in order of arrival: keys, window_start, window_end, aggregates.
 
-    window_start is the least event time of the rows, window_end the greatest + 1 ms. Without event time the result
-    has neither. At the end of the input, windows with fewer rows are emitted too.
+    window_start is the least event time of the rows, window_end the greatest + 1 ms. If the input has no event time,
+    the result has neither of them. At the end of the input, windows with fewer rows are emitted too.
     """
 
     def __init__(self, size: int, keys: Sequence[str], aggregates: Sequence[AggregateColumn]) -> None:
@@ -235,7 +235,7 @@ class CountAggregate(_KeyedOperator):
             state.settle()
 
     def _emit(self, runs: RunTable, windows: pa.Int32Array) -> None:
-        """Emits the results of these windows, and removes the windows."""
+        """Emits the results of these windows, and removes their state."""
         for start in range(0, len(windows), CHUNK_ROWS):
             with self._state.changing:
                 rows = self._rows(runs, windows.slice(start, CHUNK_ROWS))
@@ -283,12 +283,12 @@ class CountAggregate(_KeyedOperator):
 
 
 class Deduplicate(_KeyedOperator):
-    """Passes the first row of each key to arrive, and drops the others. Nothing is copied: a batch is emitted with a
-    selection.
+    """Passes the first row of each key to arrive, and drops later rows of the key. No row is copied: a batch is
+    emitted with a selection.
 
-    `within_ms`: a row passes again if its event time is at least so much after that of the key's last row that
-    passed. The key is forgotten when the watermark has come that far. So a row that is very late passes, even if it
-    is within that time.
+    `within_ms`: a key passes again when the event time of a row is at least this much after the row of the key that
+    passed last. None: each key passes once. The state of a key is removed when the watermark has reached that time,
+    so a row that is later than that passes although a row of its key has passed within the time.
     """
 
     def __init__(self, keys: Sequence[str], within_ms: int | None = None) -> None:
@@ -348,7 +348,7 @@ class Deduplicate(_KeyedOperator):
         return {**aggregates_reader(self._names, [], self._context.input), "within_ms": self._within_ms}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """Yields the keys that were seen; with `within_ms` also the time of the key's last row that passed."""
+        """Yields the keys that have passed. With `within_ms` there is also the time of the last row that passed."""
         if self._store is not None:
             for columns in self._store.finish():
                 yield pa.RecordBatch.from_arrays(columns[: len(self._keys)], schema=self._keys)
@@ -363,15 +363,16 @@ class Deduplicate(_KeyedOperator):
 
 
 class Reduce(_KeyedOperator):
-    """Emits, for each row, the rows of its key up to and including this row, reduced to one by `function(a, b)`. The
-    columns are those of the input.
+    """Emits a row for each input row: all rows of its key up to and including this row, reduced to one row by calls
+    of `function(a, b)`. The columns are those of the input.
 
-    `a` is the result of the earlier rows, as a dict by column; `b` is the row. The first row of a key is its own
-    result. Key columns, and TIME_COLUMN, which the function does not see, are always those of the row. A column that
-    the result lacks is null. Raises UserError, with key and column, for a column that the input lacks and for a value
-    that its column cannot hold. State in memory is Python objects, whose size is estimated for the budget.
+    `a` is the result of the rows before, as a dict by column; `b` is the row. The first row of a key is its own
+    result. Key columns and TIME_COLUMN are always those of the row; the function does not see TIME_COLUMN. A column
+    that the result lacks is null. Raises UserError, with key and column, if the function fails, for a column that the
+    input lacks, and for a value that its column cannot hold. The state in memory is Python objects, whose size is
+    estimated for the budget.
 
-    `ttl_ms`: a key begins anew if no row of it has come for so long, in event time.
+    `ttl_ms`: a key begins anew if it had no row for this event time, or None for never.
     """
 
     def __init__(self, keys: Sequence[str], function: Callable[[Row, Row], Row], ttl_ms: int | None = None) -> None:
@@ -410,8 +411,8 @@ class Reduce(_KeyedOperator):
         self.emit(of_selected(batch, pa.RecordBatch.from_arrays(arrays, schema=self._schema)))
 
     def _reduced(self, runs: list[int], rows: list[Row]) -> list[Row]:
-        """Returns the result after each row. The function gets copies, so that it cannot change an earlier result.
-        `runs`: the run of each row.
+        """Returns the result after each row, and stores the last of each run. `runs`: the run of each row. The
+        function gets copies, so that it cannot change an earlier result.
         """
         function, state, copied, names = self._function, self._state.made, self._copied, self._row_schema.names
         made = []
@@ -461,12 +462,14 @@ class Reduce(_KeyedOperator):
 
 
 def _end_after(ms: int, column: str) -> Callable[[pa.RecordBatch], Any]:
-    """Returns a function that gives the time at which each run ends: `ms` after its time in `column`."""
+    """Returns a function that computes when each run ends: `ms` after its time in `column`."""
     return lambda runs: plus_ms(runs.column(column), ms)
 
 
 def _check_running(whole: Sequence[AggregateColumn], input: pa.Schema | None = None) -> None:
-    """Raises UserError if there are aggregates that need all rows of a group at once."""
+    """Raises UserError if `whole` is not empty. `whole`: the aggregates that need all rows of a group at once.
+    `input`: the columns of the input, for the hint, or None.
+    """
     if whole:
         hints = [
             too_wide(c.kind, input.field(c.argument).type)
@@ -498,8 +501,8 @@ def _no_row(result: Any, key: Row, names: Sequence[str]) -> UserError:
 
 
 def _by_key(point: PlanPoint, node: nodes.RunningAggregate | nodes.Reduce | nodes.Deduplicate) -> PlanPoint:
-    """Returns the plan point where all rows of a key are in one subtask, in order of event time if the step depends
-    on a span of time.
+    """Returns a plan point at which each subtask gets all rows of its keys; in order of event time if the step
+    depends on a span of time.
     """
     point = point.partition_by(node.keys, "keyed")
     return in_order(point, node.keys, node.id) if node.needs_time else point

@@ -1,6 +1,7 @@
-"""The first n rows of each key, ordered by some columns, among all rows so far. `windows.top` has those of a window.
+"""The first n rows of each key, ordered by some columns, among all rows so far. `windows.top` has the first n rows of
+a window.
 
-A `RankTable` keeps the rows, knows which are among the first n, and gives the difference that a batch makes.
+A `RankTable` stores the rows, decides which are among the first n, and returns the changes that a batch makes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,8 +59,8 @@ class RankedOperator(StatefulOperator):
         self._ties, self.rank = ties, rank
 
     def open_rows(self, context: OperatorContext, *, changes: bool = False, ranked: bool = False) -> None:
-        """Sets the columns of the rows and `table_of`, which makes their tables. Raises UserError for columns that do
-        not exist or cannot be kept.
+        """Sets the columns of the rows, and `table_of`, which creates an empty table of them. Raises UserError for
+        columns that do not exist, or whose type a table cannot store.
 
         `changes`: True if rows can be taken away. `ranked`: True if results have the rank.
         """
@@ -89,7 +90,7 @@ class RankedOperator(StatefulOperator):
         return saved_columns(self._context.input)
 
     def schema_facts(self) -> dict[str, Any]:
-        """Returns the common facts of `state_schema`."""
+        """Returns the entries of `state_schema` that both operators have."""
         return {
             "keys": columns_schema(self.keys),
             "n": self._n,
@@ -99,13 +100,13 @@ class RankedOperator(StatefulOperator):
         }
 
     def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
-        """Accepts that kept rows lose columns, if those that order them stay. Rows that become equal by this are
-        still counted each.
+        """Accepts that a program has fewer columns, if the columns that order the rows stay. Rows that become equal
+        by the loss of a column are still separate rows.
         """
         return fewer_columns(before, now) if fact == "columns" else None
 
     def reader_facts(self) -> dict[str, Any]:
-        """Returns the common facts of `state_reader`."""
+        """Returns the entries of `state_reader` that both operators have."""
         return {
             "keys": self.names,
             "n": self._n,
@@ -117,21 +118,20 @@ class RankedOperator(StatefulOperator):
 
 
 class TopN(RankedOperator, FilledFromTable):
-    """The rows that are among the first `n` of their key, as changes.
+    """Emits the rows that are among the first `n` of their key, as changes.
 
     `by`: the columns that order the rows, as (name, descending). A null comes after NaN, and NaN after all numbers,
-    descending or not. Of equal rows the first to arrive comes first.
-    `ties`: which rows are among the first n: "row_number": n rows; "rank": rows with fewer than n better ones;
-    "dense_rank": rows with one of the n best values.
-    `rank`: the name of a column with that number (int64), or None. With "row_number", key and rank are unique, and a
-    rank that gets another row is an update pair.
-    `changes`: True if the input is changes. All rows are kept then, else only the first n.
-    `parted_by`: the keys by whose key groups rows come to the subtasks, if these are only some of them. They own the
-    state too.
+    descending or not. Among equal rows the first to arrive comes first. `ties`: which rows are among the first n:
+    "row_number": n rows; "rank": rows with fewer than n better ones; "dense_rank": rows with one of the n best
+    values. `rank`: the name of the column for that number (int64), or None for no column. With "row_number", key and
+    rank are unique, and if another row gets a rank, the change is an update pair. `changes`: True if the input is
+    changes. All rows are then stored, otherwise only the first n. `parted_by`: the keys that decide to which subtask
+    a row goes, and to which subtask its state belongs, if they are only some of `keys`; else empty.
 
-    After each batch it emits the difference: first the rows that leave the result, then those that enter it. A row
-    that leaves has its own event time. Rows count in order of arrival; of equal rows the newest is taken away. With a
-    directory, the state keeps to the memory budget.
+    After each batch the difference is emitted: first the rows that leave the result, then the rows that enter it. A
+    row that leaves has its own event time. If a row is taken away and several equal rows are stored, the newest is
+    removed. With a directory, the state keeps to the memory budget. Raises InternalError if a change takes away a row
+    that is not stored.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class TopN(RankedOperator, FilledFromTable):
         return {**self.reader_facts(), "changes": self._changes}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """Yields the rows that are kept, key by key, in order."""
+        """Yields the stored rows, key by key, in order."""
         if self._state is not None:
             for rows in self._state.every_row():
                 yield rows.select(self.rows.names)
@@ -229,7 +229,7 @@ class TopN(RankedOperator, FilledFromTable):
 
 
 class _RankState(SlotState):
-    """The keys of a TopN, and the rows of each. `rows`: the columns of the rows in a checkpoint."""
+    """The keys of a TopN, and the rows of each key. `rows`: the columns of these rows in a checkpoint."""
 
     refusal = ("the rows have", CANNOT_CHANGE)
 
@@ -305,7 +305,7 @@ def saved_columns(input: pa.Schema) -> pa.Schema:
 
 
 def ranked_of(reader: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of an operator from the facts that `RankedOperator.reader_facts` gave."""
+    """Returns the arguments of an operator from the entries that `RankedOperator.reader_facts` has written."""
     by = [(name, descending) for name, descending in reader["by"]]
     return {"keys": reader["keys"], "n": reader["n"], "by": by, "ties": reader["ties"], "rank": reader["rank"]}
 

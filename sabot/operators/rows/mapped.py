@@ -269,8 +269,8 @@ class FlatMap(Operator):
             yield made.slice(start, _FLAT_ROWS)
 
     def _misfits(self, rows: list[Row], of: list[int], stamps: list[int] | None, batch: Batch) -> dict[int, UserError]:
-        """Returns the input rows whose results do not fit the schema, by index, each with its error. Parameters: as
-        in `_as_batches`.
+        """Returns the input rows whose results do not fit the schema, by index, each with its error. `_as_batches`
+        explains the parameters.
         """
         made: dict[int, list[Row]] = {}
         for row, i in zip(rows, of, strict=True):

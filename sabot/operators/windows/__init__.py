@@ -1,3 +1,3 @@
-"""Windows of event time: tumbling, hopping and cumulative windows (`fixed`), sessions, and the first n rows of a
-window (`top`). `panes` and `merged` divide windows into panes and put them together.
+"""Windows of time: tumbling, hopping and cumulative windows (`fixed`), sessions (`sessions`), and the first n rows of
+a window (`top`). `panes` divides windows into panes, `merged` merges the panes of a window.
 """

@@ -1,7 +1,7 @@
 """Aggregates in windows of event time: tumbling, hopping and cumulative.
 
-Rows are aggregated once, into panes that do not overlap (`panes`). Only panes are state; windows of several panes are
-merged in a cache (`merged`).
+Each row is aggregated once, into its pane. Panes do not overlap (`panes`). Only panes are state; the results of
+windows with several panes are merged in a cache (`merged`).
 """
 
 from bisect import bisect_left
@@ -52,22 +52,20 @@ _WINDOW_TIME = pa.timestamp("ms", tz="UTC")
 
 
 class WindowAggregate(StatefulOperator):
-    """`aggregates` by `keys` and window. It emits the keys, window_start, window_end (exclusive), the aggregates, and
-    TIME_COLUMN, which is the last ms of the window.
+    """Aggregates rows by `keys` and window. It emits the keys, window_start, window_end (exclusive), the aggregates,
+    and TIME_COLUMN, which is the last ms of the window.
 
     A window is emitted when the watermark reaches its end: windows in order of their ends, groups in any order. A
-    window without rows is not emitted.
-    `allowed_lateness_ms`: for so long after the end of a window, a row that belongs to it makes the next `advance`
-    emit its group again, with all its rows. A row is late if all its windows are over, lateness included. It is then
-    emitted to the branch "late", without TIME_COLUMN.
-    `emit_every_ms`: when the watermark passes a multiple of it, windows that are not complete are emitted as they
-    are.
-    `partial`: True if batches come from LocalCombine. Their late rows are counted, but not emitted to the branch.
-    `parted_by`: the keys by whose key groups rows come to the subtasks, if these are only some of them. They own the
-    state too.
+    window without rows is not emitted. `allowed_lateness_ms`: the time for which a window still accepts rows after
+    its end. If a row comes in that time, the next `advance` emits the row's group again, with all its rows. A row is
+    late if this time is over for all its windows. It is then emitted to the branch "late", without TIME_COLUMN.
+    `emit_every_ms`: if not None, all windows that are not complete are emitted, as they are at that moment, whenever
+    the watermark passes a multiple of this time. `partial`: True if the input comes from LocalCombine. Its late rows
+    are counted, but not emitted to the branch. `parted_by`: the keys that decide to which subtask a row goes, and to
+    which subtask its state belongs, if they are only some of `keys`; else empty.
 
-    With a directory, panes and their extras keep to the memory budget. The cache of a hopping or cumulative window
-    does not count.
+    With a directory, panes and their extras keep to the memory budget. The cache of a hopping or cumulative window is
+    not counted.
     """
 
     def __init__(
@@ -101,7 +99,7 @@ class WindowAggregate(StatefulOperator):
         self._store = self._aggregator.store(context)
         self._extras: dict[int, Extras] = {}
         self._panes: list[int] = []  # the starts of the panes with rows, ascending
-        # pane -> the keys of rows that came for it after one of its windows had been emitted
+        # by pane: the keys of rows that arrived after a window of the pane was emitted
         self._reopened: dict[int, GroupTable] = {}
         self._migration: StateMigration | None = None
         self.state_parts = self._make_parts(context)
@@ -160,7 +158,7 @@ class WindowAggregate(StatefulOperator):
                 self._reopened[pane].resolve(data, self._key_indices, hashes=hashes, selection=rows)
 
     def _extras_of(self, pane: int) -> Extras:
-        """Returns the extras beside the pane's table, which are made if they are missing."""
+        """Returns the extras of this pane. They are created if they do not exist."""
         extras = self._extras.get(pane)
         if extras is None:
             extras = self._extras[pane] = self._aggregator.extras(partial(self._open_rows.note, part=pane))
@@ -197,7 +195,7 @@ class WindowAggregate(StatefulOperator):
         self._late_before = self._shape.late_before(watermark_ms - self._lateness)
 
     def _emit_reopened(self, watermark: int) -> None:
-        """Emits windows again for which rows have come since they were emitted; only the groups of these rows."""
+        """Emits windows again that were emitted before and have had late rows since: only the groups of these rows."""
         if not self._reopened:
             return
         merged = self._new_cache()
@@ -216,7 +214,7 @@ class WindowAggregate(StatefulOperator):
         return GroupTable(self._aggregator.keys, [("count", None)])  # a table without columns would have no rows
 
     def _emit_early(self) -> None:
-        """Emits, as they are now, the windows that end after the watermark."""
+        """Emits the windows that end after the watermark, as they are at this moment."""
         if self._panes:
             merged = self._new_cache()
             for end in self._shape.ends(self._panes, self._watermark):
@@ -269,7 +267,7 @@ class WindowAggregate(StatefulOperator):
         }
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """Yields the windows that are not over, lateness included, as they are now."""
+        """Yields the windows that still accept rows, as they are at this moment."""
         if self._panes:
             merged = self._new_cache()
             for end in self._shape.ends(self._panes, self._watermark - self._lateness):
@@ -298,10 +296,10 @@ class WindowAggregate(StatefulOperator):
         self._settle()
 
     def _make_parts(self, context: OperatorContext) -> StateParts:
-        """Returns the parts of the state: the groups, their extras, and the keys of windows that must be emitted
+        """Returns the parts of the state: the groups, their extras, and the keys of groups that must be emitted
         again.
 
-        The last column of the latter two is the pane of the row.
+        The rows of extras and of these keys have the pane in their last column.
         """
         keys, pane = range(len(self._keys)), pa.field(PANE_COLUMN, pa.int64())
         owners = context.owners(self._keys)
@@ -414,7 +412,7 @@ def _with_pane(batch: pa.RecordBatch, pane: int) -> pa.RecordBatch:
 
 
 def _without_pane(rows: pa.RecordBatch) -> tuple[int, pa.RecordBatch]:
-    """Returns the pane and the rows of a batch that `_with_pane` made."""
+    """Returns the pane, and the rows without the column of the pane. The reverse of `_with_pane`."""
     return rows.column(rows.num_columns - 1)[0].as_py(), rows.drop_columns([PANE_COLUMN])
 
 
@@ -423,7 +421,7 @@ def _without_pane(rows: pa.RecordBatch) -> tuple[int, pa.RecordBatch]:
 
 def plan_window(node: nodes.AggregateWindow, point: PlanPoint) -> PlanPoint:
     window, lateness = node.window, node.allowed_lateness_ms
-    # Two phases cannot emit late rows.
+    # The first phase combines rows, so two phases cannot emit late rows.
     alone = not node.keys and point.layout.parallelism > 1 and node.late is None
     if alone and not isinstance(window, CountWindow | SessionWindow) and not node.gives_time:
         return _in_two_phases(node, window, point)
@@ -454,7 +452,9 @@ def plan_window(node: nodes.AggregateWindow, point: PlanPoint) -> PlanPoint:
 
 
 def _in_two_phases(node: nodes.AggregateWindow, window: TimeWindow, point: PlanPoint) -> PlanPoint:
-    """Plans a window without keys. All rows go to one subtask, so each batch is combined before it goes there."""
+    """Plans a window without keys in two phases. All rows go to one subtask, so each batch is combined to a few
+    partial states before that.
+    """
     lateness, every = node.allowed_lateness_ms, node.emit_every_ms
     point, aggregates = with_arguments(point, node.aggregates)
     point = point.step(f"combine {node.text()}", partial(LocalCombine, window, (), aggregates)).partition_by(

@@ -1,4 +1,4 @@
-"""Windows that consist of several panes, as a cache of their merged panes."""
+"""The results of windows that consist of several panes: a cache of merged panes."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -17,14 +17,14 @@ _MOST_NUMBERS = 2**30  # the number of panes after which the table is built anew
 
 
 class MergedPanes:
-    """A cache of windows that consist of several panes. Windows must be asked for in order of their ends. One table
-    has the merged groups of the current window's panes.
+    """A cache of the current window, which consists of several panes. One table has the merged groups of these panes.
+    Windows must be requested in order of their ends.
 
-    The table is a queue of two stacks, as `SlidingTable` describes: a pane enters at the back, is turned once from
-    the back to the front, and leaves from the front. So a slide takes time for the groups of the panes that move,
-    however long the window is and however many groups it has. The table keeps at most twice the panes.
+    The table is a queue of two stacks, as `SlidingTable` describes: a pane enters at the back, is moved once from the
+    back to the front, and leaves from the front. So a slide takes time for the groups of the panes that move, however
+    long the window is and however many groups it has. The table has at most twice the size of the panes.
 
-    `slides`: True if panes leave one by one, as in a hopping window. In a cumulative window they leave all at once,
+    `slides`: True if panes leave one by one, as in a hopping window. In a cumulative window all panes leave together,
     and there is no front.
     """
 
@@ -49,7 +49,7 @@ class MergedPanes:
         self.merges = 0
 
     def forget(self) -> None:
-        """Clears the cache. Called when panes have changed."""
+        """Clears the cache. Called when rows were added to a pane that may be in it."""
         self._window.clear()
         self._gathered.clear()
         self._gathered_back.clear()
@@ -58,7 +58,7 @@ class MergedPanes:
         self._number = 0
 
     def slide(self, panes: list[int]) -> None:
-        """Makes the window consist of these panes."""
+        """Moves to the window that consists of these panes. `panes`: the starts of its panes with rows, ascending."""
         if len(panes) == 1:
             return
         while self._front and self._front[0].pane < panes[0]:
@@ -73,7 +73,7 @@ class MergedPanes:
             self._turn()
 
     def results(self, panes: list[int]) -> Iterator[pa.RecordBatch]:
-        """Yields the results of the window, in pieces. `panes`: those of the last `slide`."""
+        """Yields the results of the window, in pieces. `panes`: the panes of the last `slide`."""
         if len(panes) == 1:
             return self._results_alone(panes[0])
         return self._aggregator.results_of(self._window, self._gathered)
@@ -123,8 +123,8 @@ class MergedPanes:
                 self._add(self._gathered, slots, self._states_of(self._gathered_back, slots))
 
     def _tables(self, pane: int) -> Iterator[tuple[GroupTable, Extras, bool]]:
-        """Yields the groups of a pane, as (table, extras, whole). If all groups are in memory there is one table,
-        with `whole` True; else one for each piece, with `whole` False.
+        """Yields all groups of a pane, as (table, extras, whole). If all groups are in memory, there is one table,
+        and `whole` is True. If not, there is a table for each piece, and `whole` is False.
         """
         table = self._store.whole(pane)
         if table is not None:
@@ -137,7 +137,7 @@ class MergedPanes:
             yield piece, self._extras[pane], False
 
     def _on_disk(self, pane: int) -> Iterator[tuple[GroupTable, Extras]]:
-        """Yields the groups of the pane that `SpilledGroups` has on disk, as a table and extras for each piece."""
+        """Yields the groups of the pane that are on disk (`SpilledGroups`), as a table and extras for each piece."""
         for rows in self._spilled.read(pane):
             table, extras = self._aggregator.table(), self._aggregator.extras()
             self._aggregator.merge(table, extras, rows)
@@ -164,7 +164,7 @@ class MergedPanes:
 
 
 class _BackPane(NamedTuple):
-    """A pane that has entered the window, and is in the back."""
+    """A pane in the back: it has entered the window, and has not been moved to the front."""
 
     pane: int
     number: int
@@ -172,8 +172,10 @@ class _BackPane(NamedTuple):
 
 
 class _FrontPane(NamedTuple):
-    """A pane in the front. `left`: for each piece of the pane, the slots of its groups in the window, and the extras
-    of later panes in these slots when the pane was turned.
+    """A pane in the front.
+
+    `left`: for each piece of the pane, the slots of its groups in the window, and the extras that panes after it had
+    in these slots when the pane was moved to the front.
     """
 
     pane: int

@@ -1,7 +1,8 @@
-"""Panes, of which windows of event time consist: the windows of a row, their ends, and which rows are late.
+"""Panes: the pieces into which windows of event time are divided. The functions compute the pane of a row, the
+windows of a pane, and which rows are late.
 
-Panes do not overlap. A tumbling window is one pane, a hopping window size / slide panes. A cumulative window grows by
-a pane with each step.
+Panes do not overlap. A tumbling window is one pane, a hopping window has size / slide panes. A cumulative window
+grows by a pane with each step.
 """
 
 from bisect import bisect_left
@@ -20,7 +21,9 @@ TimeWindow = TumblingWindow | HoppingWindow | CumulativeWindow
 
 
 class WindowShape:
-    """The panes of a window, in ms. Every window ends where a pane ends, and is named by its end."""
+    """The times of a window's panes, in ms. Every window ends where a pane ends, and is identified by this end.
+    Raises UserError if the size is not a multiple of the slide or step.
+    """
 
     def __init__(self, window: TimeWindow) -> None:
         self.size = window.size_ms
@@ -50,16 +53,15 @@ class WindowShape:
         return (pane - (pane - self.offset) % self.size if self.grows else pane) + self.size
 
     def late_before(self, watermark: int) -> int:
-        """Returns the least event time whose last window is not over at this watermark. Rows before that time are
-        late.
-        """
+        """Returns the event time below which rows are late at this watermark: all windows of an earlier row are over."""
         time = self.pane(watermark - self.size) + self.step
         if self.grows:
             time = watermark - (watermark - self.offset) % self.size
         return max(START_OF_TIME, min(time, END_OF_TIME))
 
     def ends(self, panes: Sequence[int], after: int, upto: int | None = None) -> Iterator[int]:
-        """Yields the ends of windows with rows, after < end <= upto, ascending. Windows without rows take no time.
+        """Yields, ascending, the ends of windows that have rows, with after < end <= upto. Skipping windows without
+        rows takes no time.
 
         `panes`: the starts of the panes with rows, ascending. `upto`: None for no bound.
         """
@@ -79,8 +81,8 @@ class WindowShape:
                 end = panes[at] + self.step
 
     def reopened_ends(self, panes: Iterable[int], watermark: int, lateness: int) -> list[int]:
-        """Returns the ends, ascending, of windows with one of these panes that are over at this watermark, but not
-        with lateness added.
+        """Returns, ascending, the ends of windows that contain one of these panes, are over at this watermark, and
+        still accept late rows.
         """
         ends: set[int] = set()
         for pane in panes:
@@ -91,19 +93,21 @@ class WindowShape:
 
 
 def window_text(window: Window) -> str:
-    """Returns the window as `state_schema` has it, with its times in ms: "hopping(300, 100)"."""
+    """Returns the window as text for `state_schema`, with its times in ms: "hopping(300, 100)"."""
     figures = [value for name, value in vars(window).items() if (value or name != "offset_ms") and value != "event"]
     return f"{stored_name(type(window)).removesuffix('Window').lower()}({', '.join(map(str, figures))})"
 
 
 def stored_window(window: TimeWindow) -> list[Any]:
-    """Returns the window as `state_reader` describes it: the name of its class, and the values of its fields by name."""
+    """Returns the window for `state_reader`: the stored name of its class, and the values of its fields by stored
+    name.
+    """
     kind = type(window)
     return [stored_name(kind), {stored_field(kind, each.name): getattr(window, each.name) for each in fields(kind)}]
 
 
 def window_of(reader: Mapping[str, Any]) -> Any:
-    """Returns the window that `stored_window` has described in `reader["window"]`."""
+    """Returns the window from `reader["window"]`, where `stored_window` has put it."""
     name, values = reader["window"]
     kind = _WINDOWS[name]
     return kind(

@@ -1,8 +1,10 @@
 """Session windows: rows of a key that are less than a gap apart.
 
-`SessionTable` says to which session a row belongs, and which sessions a row merges. `RunAggregates` keeps the
-accumulators of each session. The state is that of the open sessions. With a directory, sessions of keys without
-recent rows are on disk.
+`SessionTable` decides to which session a row belongs, and which sessions a row merges. `RunAggregates` has the
+accumulators of each session. Only open sessions are state. With a directory, sessions of keys without recent rows are
+on disk.
+
+Sessions, and the runs of `keyed.running`, are numbered; a number is used again when its session or run is over.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,13 +35,13 @@ Array: TypeAlias = pa.Array
 
 
 class SessionAggregate(StatefulOperator):
-    """`aggregates` over the sessions of each key: keys, window_start (the first row's time), window_end (the last
-    row's time + gap), aggregates.
+    """Aggregates rows by `keys` and session. It emits the keys, window_start (the time of the first row), window_end
+    (the time of the last row + gap), and the aggregates.
 
-    A session is emitted when the watermark reaches its end, and stays for `allowed_lateness_ms` after that. If rows
-    change it in that time, the next watermark emits it again; results of sessions that were merged into it are not
-    taken back. A row is late if the session that it would begin is over, lateness included, and it belongs to no
-    session that is still kept. It is then emitted to the branch "late", without TIME_COLUMN.
+    A session is emitted when the watermark reaches its end, and its state is kept for `allowed_lateness_ms` after
+    that. If a row changes it in this time, the next watermark emits it again; the results of sessions that were
+    merged into it are not taken back. A row is late if it belongs to no session with state, and the session that it
+    would begin is over, lateness included. It is then emitted to the branch "late", without TIME_COLUMN.
     """
 
     def __init__(
@@ -171,12 +173,12 @@ class SessionAggregate(StatefulOperator):
 
 
 class KeyedRuns(SlotState):
-    """The state of keys whose rows form sessions or runs. The kernel `runs` numbers these, and knows the key slot of
-    each number.
+    """The keys whose rows form sessions or runs, and the state of these. The kernel `runs` numbers the sessions or
+    runs, and has the slot of the key for each number.
 
-    `due`: returns, for rows that the kernel exports, the time from which each session or run must be in memory, or
-    None if no time ends them. `beside`: the further files of a checkpoint, with the columns that they have for each
-    run.
+    `due`: returns, for rows that the kernel exports, the time at which each session or run must be in memory; or None
+    if no time ends them. `beside`: further files of a checkpoint, by name, with their columns; they have a row for
+    each run.
     """
 
     def __init__(
@@ -196,17 +198,17 @@ class KeyedRuns(SlotState):
         super().__init__(key_table(self.keys), indices, files, range(len(own), len(files["runs"])), context)
 
     def release(self, slots: pa.Int32Array) -> None:
-        """Removes the keys of these slots, which have no sessions or runs left."""
+        """Removes the keys of these slots, which have no sessions or runs any more."""
         if len(slots):
             self.known.remove(slots)
 
     def key_columns(self, numbers: pa.Int32Array) -> list[Array]:
-        """Returns the keys of these sessions or runs, a row for each number."""
+        """Returns the keys of these sessions or runs, with a row for each number."""
         return self.known.key_columns(self.runs.slots(numbers))
 
     def numbers(self) -> Iterator[pa.Int32Array]:
-        """Yields all numbers in use, in pieces of at most about CHUNK_ROWS. A piece is valid until the next one is
-        taken.
+        """Yields the numbers of all sessions or runs, in pieces of about CHUNK_ROWS. A piece is valid until the next
+        one is requested.
         """
         everything = self.runs.export().column(0)
         for start in range(0, len(everything), CHUNK_ROWS):
@@ -215,7 +217,7 @@ class KeyedRuns(SlotState):
             yield pa.array(some)
 
     def remove(self, numbers: pa.Int32Array) -> None:
-        """Removes these sessions or runs, which are over."""
+        """Removes these sessions or runs, and keys that have no others."""
         if len(numbers):
             self.note(self.runs.slots(numbers))
             self.release(self.runs.remove(numbers))
@@ -229,7 +231,7 @@ class KeyedRuns(SlotState):
         return None if self._due is None else self._due(rows[0])
 
     def put(self, rows: list[pa.RecordBatch]) -> Any:
-        """Takes rows of keys that are not in the table, and returns the numbers of their sessions or runs (numpy)."""
+        """Adds rows of keys that are not in the table. Returns the numbers of their sessions or runs (numpy)."""
         runs, width = rows[0], self.width
         slots = self.known.resolve(runs, list(range(width, runs.num_columns)))
         self.note(slots)
@@ -250,7 +252,7 @@ class KeyedRuns(SlotState):
 
     @property
     def count(self) -> int:
-        """The number of sessions or runs."""
+        """The number of sessions or runs, in memory and on disk."""
         return len(self.runs) + self.cold_rows
 
     def statistics(self) -> dict[str, int]:
@@ -258,11 +260,11 @@ class KeyedRuns(SlotState):
 
 
 class RunAggregates(KeyedRuns):
-    """Keys and accumulators by session or run.
+    """The keys and accumulators of sessions or runs.
 
-    `results`: the fields of the aggregates. `running`: True if `running` is called in place of `add`. The
-    accumulators of a number stand in the table under a serial number of their own, so that the number can be used
-    again.
+    `results`: the fields of the aggregates. `running`: True if the caller uses the method `running` in place of
+    `add`. In the accumulators' table, the key of a session or run is a serial number, which is never used again,
+    unlike its number.
     """
 
     def __init__(
@@ -287,7 +289,7 @@ class RunAggregates(KeyedRuns):
         super().__init__(keys, context, runs, due, {"states": self._aggregator.states})
 
     def before_restore(self, saved: Sequence[Saved], forgets: frozenset[str]) -> None:
-        """Finds out how the checkpoint's aggregates become those of the program. Called before a restore."""
+        """Sets how the aggregates of the checkpoint are converted to those of the program. Called before a restore."""
         now, layout = self.aggregates_schema()["aggregates"], self._aggregator.layout
 
         def was(reader: Mapping[str, Any]) -> StateLayout:
@@ -296,12 +298,12 @@ class RunAggregates(KeyedRuns):
         self._migration = migration_of(saved, now, forgets, layout, was)
 
     def begin(self, numbers: pa.Int32Array) -> None:
-        """Makes empty accumulators for new numbers."""
+        """Adds empty accumulators for new sessions or runs."""
         if len(numbers):
             self._assign(numbers.to_numpy(), self._table.resolve(self._serial_rows(len(numbers)), [0]))
 
     def add(self, numbers: Any, data: pa.RecordBatch, selection: pa.Int32Array | None) -> None:
-        """Adds row i of the selection to numbers[i] (numpy)."""
+        """Adds row i of the selection to the session or run numbers[i] (numpy)."""
         aggregator, slots, data = self._aggregator, pa.array(self._slot_of[numbers]), self._columns(data)
         self._table.accumulate(
             slots, data, aggregator.arguments, aggregator.filters, order=aggregator.order, selection=selection
@@ -311,7 +313,7 @@ class RunAggregates(KeyedRuns):
                 self._extras.add(slots, data, selection)
 
     def running(self, numbers: Any, data: pa.RecordBatch, selection: pa.Int32Array | None) -> list[Array]:
-        """Adds rows like `add`, and returns the results of the aggregates after each row. Only for aggregates without
+        """Adds rows like `add`, and returns the results of the aggregates after each row. The aggregates must have no
         extras.
         """
         aggregator, slots, data = self._aggregator, pa.array(self._slot_of[numbers]), self._columns(data)
@@ -321,7 +323,9 @@ class RunAggregates(KeyedRuns):
         return aggregator.compose(results, [])
 
     def merge(self, into: pa.Int32Array, source: pa.Int32Array) -> None:
-        """Merges the accumulators of source[i] into those of into[i]. The kernel has removed the sources already."""
+        """Merges the accumulators of source[i] into those of into[i]. The kernel has already removed the sessions
+        `source`.
+        """
         targets, slots = self._slot_of[into.to_numpy()], self._slot_of[source.to_numpy()]
         self._table.merge_slots(pa.array(targets), pa.array(slots))
         if self._aggregator.needs_slots:
@@ -329,7 +333,7 @@ class RunAggregates(KeyedRuns):
         self._forget(slots)
 
     def aggregates(self, numbers: pa.Int32Array) -> list[Array]:
-        """Returns the results of the aggregates, a row for each number."""
+        """Returns the results of the aggregates, with a row for each number."""
         slots = pa.array(self._slot_of[numbers.to_numpy()])
         with named_by(self._key_of):
             return list(self._aggregator.finish(self._table, self._extras, slots).columns[1:])
@@ -344,9 +348,7 @@ class RunAggregates(KeyedRuns):
         return aggregates_schema(self._aggregates, self.results, self._input)
 
     def contents(self) -> Iterator[tuple[pa.Int32Array, list[Array], list[Array]]]:
-        """Yields the numbers of all sessions or runs, their keys, and the results of their aggregates, piece by
-        piece.
-        """
+        """Yields the numbers, the keys and the results of all sessions or runs, in pieces."""
         for numbers in self.numbers():
             yield numbers, self.key_columns(numbers), self.aggregates(numbers)
 
@@ -385,15 +387,15 @@ class RunAggregates(KeyedRuns):
         return super().nbytes + self._table.nbytes + self._extras.nbytes
 
     def _columns(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """Returns the columns that the aggregator expects: before the derived columns it has one for the serial
-        numbers, which is null and never read.
+        """Returns the columns that the aggregator expects. The column of serial numbers comes before the derived
+        columns; it is null, and never read.
         """
         if len(self._blank) < data.num_rows:
             self._blank = pa.nulls(data.num_rows, pa.int64())
         return self._aggregator.columns(data.append_column(_GROUP, self._blank.slice(0, data.num_rows)))
 
     def _serial_rows(self, count: int) -> pa.RecordBatch:
-        """Returns the next serial numbers, as rows of a key column."""
+        """Returns the next `count` serial numbers, as rows with one key column."""
         self._serials += count
         serials = np.arange(self._serials - count, self._serials)
         return pa.RecordBatch.from_arrays([pa.array(serials)], names=[_GROUP])
@@ -407,7 +409,7 @@ class RunAggregates(KeyedRuns):
         self._slot_of[numbers] = slots.to_numpy()
 
     def _forget(self, slots: Any) -> None:
-        """Removes these slots (numpy) from the table."""
+        """Removes these slots (numpy) from the table and the extras."""
         gone = pa.array(slots)
         if self._aggregator.needs_slots:
             self._extras.remove(gone)
@@ -415,13 +417,13 @@ class RunAggregates(KeyedRuns):
 
 
 class _OpenSessions(RunAggregates):
-    """The open sessions of a SessionAggregate."""
+    """The open sessions of a SessionAggregate, with their accumulators."""
 
     _complete: Any = None  # sessions that were not emitted when the open cuts were taken
 
     def note_complete(self, complete: pa.Int32Array) -> None:
-        """Announces that the kernel has given out these sessions. Called before anything else changes, so that an
-        open cut has them as not emitted.
+        """Marks sessions as changing that the kernel has just reported as complete. Called before any other change,
+        so that a cut that is not saved yet has them as not emitted.
         """
         if self.is_held and len(complete):
             self._complete = complete.to_numpy()
@@ -437,8 +439,8 @@ class _OpenSessions(RunAggregates):
 
 
 def _due(gap_ms: int, lateness_ms: int, sessions: pa.RecordBatch) -> Any:
-    """Returns the next time at which each session must be in memory: its end, or, if that has passed, the end of its
-    lateness.
+    """Returns the next time at which each session must be in memory: its end, or, if it has been emitted, the end of
+    its lateness.
     """
     end = plus_ms(sessions.column("last"), gap_ms)
     given = sessions.column("given").to_numpy(zero_copy_only=False)
@@ -446,13 +448,15 @@ def _due(gap_ms: int, lateness_ms: int, sessions: pa.RecordBatch) -> Any:
 
 
 def plus_ms(times: Array, ms: int) -> Any:
-    """Returns the times + ms, at most END_OF_TIME (numpy)."""
+    """Returns the times plus ms, limited to END_OF_TIME (numpy)."""
     values = times.to_numpy()
     return np.where(values > END_OF_TIME - ms, END_OF_TIME, values + ms)
 
 
 def _run_aggregator(aggregates: Sequence[AggregateColumn], input: pa.Schema, *, running: bool = False) -> Aggregator:
-    """Returns the aggregator of sessions or runs, by their serial numbers. `running`: the parameter of `Aggregator`."""
+    """Returns the aggregator of sessions or runs, whose key is the serial number. `running`: the parameter of
+    `Aggregator`.
+    """
     order = TIME_COLUMN if TIME_COLUMN in input.names else None
     return Aggregator([_GROUP], aggregates, input.append(pa.field(_GROUP, pa.int64())), order=order, running=running)
 

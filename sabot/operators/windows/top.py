@@ -41,17 +41,17 @@ _SHARE = 0.4  # the share of the keys that leave the memory when the budget is e
 
 
 class WindowTopN(RankedOperator):
-    """The rows that are among the first `n` of their key and window: their columns, window_start, window_end
-    (exclusive), the rank.
+    """Emits the rows that are among the first `n` of their key and window: their columns, window_start, window_end
+    (exclusive), and the rank if `rank` names a column for it.
 
     The rows of a window are emitted when the watermark reaches its end: windows in order of their ends, keys in any
-    order, the rows of a key in order of rank. `by`, `ties`, `rank`, `parted_by`: the parameters of TopN.
-    `allowed_lateness_ms`: for so long after the end of a window, a row that belongs to it makes the next `advance`
-    emit all rows of its key again. A row is late if all its windows are over, lateness included. It is then emitted
+    order, the rows of a key in order of rank. `by`, `ties`, `rank`, `parted_by`: as in TopN. `allowed_lateness_ms`:
+    the time for which a window still accepts rows after its end. If a row comes in that time, the next `advance`
+    emits all rows of the row's key again. A row is late if this time is over for all its windows. It is then emitted
     to the branch "late", without TIME_COLUMN.
 
-    A cut copies nothing. With a directory, panes keep to the memory budget. A window of several panes is in memory
-    while it is emitted.
+    A snapshot copies nothing. With a directory, panes keep to the memory budget. A window of several panes is in
+    memory while it is emitted.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class WindowTopN(RankedOperator):
         self._time = time_index(context.input, "a top_n of a window")
         self.open_rows(context)
         self._late = LateRows(context, self.step.text)
-        # pane -> the keys of rows that came for it after one of its windows had been emitted
+        # by pane: the keys of rows that arrived after a window of the pane was emitted
         self._reopened: dict[int, GroupTable] = {}
         self._watermark = self._late_before = START_OF_TIME
         bounds = [pa.field(WINDOW_START, _TIMESTAMP), pa.field(WINDOW_END, _TIMESTAMP)]
@@ -155,7 +155,7 @@ class WindowTopN(RankedOperator):
         self._late_before = self._shape.late_before(watermark_ms - self._lateness)
 
     def _emit_reopened(self, watermark: int) -> None:
-        """Emits windows again for which rows have come since they were emitted; only the keys of these rows."""
+        """Emits windows again that were emitted before and have had late rows since: only the keys of these rows."""
         if not self._reopened:
             return
         for end in self._shape.reopened_ends(self._reopened, watermark, self._lateness):
@@ -189,7 +189,7 @@ class WindowTopN(RankedOperator):
                     yield rows
 
     def _tables(self, starts: Sequence[int]) -> Iterator[RankTable]:
-        """Yields tables with the first n rows of these panes together. Each key is in one of the tables."""
+        """Yields tables with the first n rows of all these panes. The rows of a key are in one table."""
         if len(starts) == 1:
             for part in self._parts(starts[0]):
                 yield part.rows
@@ -201,7 +201,7 @@ class WindowTopN(RankedOperator):
         yield together.rows
 
     def _parts(self, start: int) -> "Iterator[_Pane]":
-        """Yields the groups of a pane in memory, then those on disk, piece by piece. They stay on disk."""
+        """Yields the keys of a pane that are in memory, then those on disk, piece by piece. The latter stay on disk."""
         yield self._of_panes.pane(start)
         for rows in self._spilled.read(start):
             part = self._of_panes.new()
@@ -220,7 +220,7 @@ class WindowTopN(RankedOperator):
         return {**self.reader_facts(), **window}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """Yields the windows that are not over, lateness included, as they are now."""
+        """Yields the windows that still accept rows, as they are at this moment."""
         for end in self._shape.ends(self._of_panes.panes, self._watermark - self._lateness):
             yield from self._results(end)
 
@@ -316,14 +316,14 @@ class WindowTopN(RankedOperator):
 
 
 class _FewerColumns(NamedTuple):
-    """The conversion of rows of a checkpoint with more columns to rows of the program, for `SpilledGroups`."""
+    """The conversion of a checkpoint's rows to a program with fewer columns, for `SpilledGroups`."""
 
     states: pa.Schema
     whole: Callable[[pa.RecordBatch], pa.RecordBatch]
 
 
 class _Pane:
-    """The keys of a pane, or of a part of it, and the rows of each key that are among the first n."""
+    """The keys of a pane, or of a piece of it, and the rows of each key that are among the first n."""
 
     def __init__(self, keys: pa.Schema, indices: Sequence[int], rows: RankTable) -> None:
         self._keys, self._indices = keys, indices
@@ -334,7 +334,7 @@ class _Pane:
         return self.known.nbytes + self.rows.nbytes
 
     def load(self, data: pa.RecordBatch) -> None:
-        """Takes rows of keys that it does not have, in the form in which they were saved."""
+        """Adds saved rows. Their keys must not be in the pane."""
         slots = self.known.resolve(data, self._indices)
         self.rows.load(slots, data, data.column(NUMBER_COLUMN), data.column(TIME_COLUMN))
         self.rows.settle()
@@ -355,8 +355,8 @@ class _Pane:
 
 
 class _Panes:
-    """The panes by their starts. For `SpilledGroups` they are both `PaneTables` and `PaneGroups`. `new`: makes an
-    empty pane.
+    """The panes, by their starts. They are the `PaneTables` and the `PaneGroups` of `SpilledGroups`. `new`: creates
+    an empty pane.
     """
 
     def __init__(self, new: Callable[[], _Pane]) -> None:
@@ -381,7 +381,7 @@ class _Panes:
         return pane
 
     def drop(self, starts: Sequence[int]) -> None:
-        """Removes panes that are over. A cut that is not saved yet still has their rows."""
+        """Removes panes that are over. A cut that is not saved yet still has references to their rows."""
         gone = set(starts)
         self._starts = [start for start in self._starts if start not in gone]
         for start in gone:
