@@ -1,6 +1,7 @@
-"""Decides what is delivered after a start, from what the checkpoint says of a track and from the receiver's token.
+"""Decides which saved parts a start delivers, from the track in the checkpoint and the receiver's token (the number
+of the last part that the receiver has).
 
-    seq = generation * 2**34 + n      so no run of an app (a generation) gives out a number that another run may have given out
+    seq = generation * 2**34 + n      each run of an app has its own generation, so no two runs use the same number
 
 These functions are pure: they use no files, clocks or receivers. docs/decisions/007 has the reasons for the rules.
 """
@@ -18,22 +19,21 @@ SEQ_BITS = 34  # numbers for a part each 200 ms over a century; 2**29 generation
 
 @dataclass(frozen=True)
 class Opening:
-    """The state in which a track begins: pending parts above the number `delivered` are delivered, and the next new
-    part gets a number above `above`.
+    """The state in which a track begins.
 
-    `renumber`: True if all pending parts are delivered under new numbers, once a checkpoint lists these. `settle`:
-    True if the receiver's token is wrong or missing, and is set to `delivered`. `note`: a text for the log, or "".
+    `delivered`: the pending parts with higher numbers are delivered, and the receiver's token is set to this number.
+    `above`: the next new part gets a higher number. `renumber`: True if all pending parts are delivered under new
+    numbers, once a checkpoint lists these. `note`: a text for the log, or "".
     """
 
     delivered: int
     above: int
-    settle: bool = False
     renumber: bool = False
     note: str = ""
 
 
 def first_seq(generation: int) -> int:
-    """Returns the number before that of the first part of this generation."""
+    """Returns the number before the first part of this generation: its first part gets this number plus 1."""
     return generation << SEQ_BITS
 
 
@@ -43,7 +43,7 @@ def in_words(seq: int) -> str:
 
 
 def after(seq: int) -> int:
-    """Returns the number before that of the first part of the generation after that of `seq`."""
+    """Returns `first_seq` of the generation that follows the one of `seq`."""
     return ((seq >> SEQ_BITS) + 1) << SEQ_BITS
 
 
@@ -64,6 +64,8 @@ def opening(
     start could repeat or lose output and the user has not chosen.
 
     `stored`: the track in the restored checkpoint, or None if the checkpoint has none or nothing is restored.
+    `token`: that of the receiver, or None. `keeps_token`: False if the receiver stores no token and recognises a part
+    by its number. `incarnation`: the id of the app since its last fresh start. `generation`: that of this run.
     `newest`: True if the restored checkpoint is the newest of the app, False for a savepoint. `choice`: the
     `redeliver=` of the user, or None; anything but "repeat" and "skip" is a UserError. `fresh`: True if the user
     wants the app to start afresh. `token_place`: the path of the file that has the token, or "".
@@ -82,15 +84,13 @@ def opening(
         why = "it keeps no token, so nobody knows whether it was given more after this savepoint"
     elif token is None:
         if track.given == 0:
-            return Opening(0, above, settle=True)
+            return Opening(0, above)
         if not track.pending and newest:
-            return Opening(
-                track.delivered, above, settle=True, note="the receiver has lost its token; nothing was pending"
-            )
+            return Opening(track.delivered, above, note="the receiver has lost its token; nothing was pending")
         why = f"the receiver has lost its token, and {_parts(track)} may be there or not"
     elif of_another_life:
         if fresh:
-            return Opening(0, max(above, after(token.seq)), settle=True)
+            return Opening(0, max(above, after(token.seq)))
         why = (
             f"the receiver has output of another incarnation of this app ({token.incarnation or 'unknown'}; this one is "
             f"{incarnation}), which had other checkpoints (if they are gone for good: start afresh, --fresh)"
@@ -104,11 +104,9 @@ def opening(
     known = 0 if token is None else token.seq
     above = max(above, after(known))
     if choice == "repeat":
-        return Opening(track.delivered, above, settle=True, renumber=True, note=f"{why}; all of it is delivered again")
+        return Opening(track.delivered, above, renumber=True, note=f"{why}; all of it is delivered again")
     if choice == "skip":
-        return Opening(
-            max(known, track.given), above, settle=True, note=f"{why}; {len(track.pending)} saved parts are skipped"
-        )
+        return Opening(max(known, track.given), above, note=f"{why}; {len(track.pending)} saved parts are skipped")
     raise DeliveryConflict(
         f"sink {name}: {why}" + (f"; the place of its token is {token_place}" if token_place else ""),
         hint="choose one:\n"

@@ -89,9 +89,8 @@ def test_numbers_of_different_runs_never_meet() -> None:
 
 
 @pytest.mark.parametrize("stored", [None, track(given=0, delivered=0)])
-def test_a_first_start_settles_the_token(stored: StoredTrack | None) -> None:
+def test_a_first_start_begins_before_the_first_number_of_its_generation(stored: StoredTrack | None) -> None:
     found = opened(stored, None)
-    assert found.settle, "or a crash before the first delivery would look like a lost token"
     assert found.delivered < first_seq(GENERATION) + 1
     assert not found.renumber
     assert found.above >= first_seq(GENERATION)
@@ -105,7 +104,6 @@ def test_a_first_start_that_died_after_it_had_settled_is_a_first_start() -> None
 
 def test_a_token_that_is_lost_is_set_again_where_nothing_waits_and_the_user_is_told() -> None:
     found = opened(track(given=4, delivered=4), None)
-    assert found.settle
     assert found.delivered == seq(4)
     assert "token" in found.note
     assert found.above >= first_seq(GENERATION)
@@ -116,7 +114,6 @@ def test_parts_above_the_token_are_delivered_in_order(n: int) -> None:
     stored = track(given=4, delivered=2)
     found = opened(stored, Token(seq(n), US))
     assert delivered_parts(stored, found) == list(range(n + 1, 5))
-    assert not found.settle
     assert found.above >= first_seq(GENERATION) > seq(4)
 
 
@@ -184,7 +181,6 @@ def test_skip_where_the_token_is_lost_drops_what_waited() -> None:
     found = opened(stored, None, choice="skip")
     assert delivered_parts(stored, found) == []
     assert not found.renumber
-    assert found.settle
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -193,7 +189,6 @@ def test_a_choice_changes_nothing_where_there_is_no_disagreement(choice: str, n:
     stored = track(given=4, delivered=2)
     found = opened(stored, Token(seq(n), US), choice=choice)
     assert delivered_parts(stored, found) == list(range(n + 1, 5))
-    assert not found.settle
 
 
 @pytest.mark.parametrize(
@@ -201,7 +196,7 @@ def test_a_choice_changes_nothing_where_there_is_no_disagreement(choice: str, n:
 )
 def test_who_starts_afresh_is_not_asked_and_numbers_above_the_old_token(token: Token | None) -> None:
     found = opened(None, token, fresh=True)
-    assert found.settle, "the token is of this life from now on"
+    assert found.delivered == 0
     assert found.above >= (token.seq if token else 0), "or a receiver would take new parts for old ones"
     assert found.above >= first_seq(GENERATION)
 
@@ -226,13 +221,11 @@ def test_a_sink_without_a_token_is_given_all_parts_again_that_may_not_have_arriv
     stored = track(given=4, delivered=2)
     found = opened(stored, None, keeps_token=False)
     assert delivered_parts(stored, found) == [3, 4], "the same numbers: it knows them"
-    assert not found.settle
 
 
 @pytest.mark.parametrize("stored", [None, track(given=0, delivered=0), track(given=4, delivered=4)])
 def test_a_sink_without_a_token_starts_where_nothing_waits(stored: StoredTrack | None) -> None:
     found = opened(stored, None, keeps_token=False)
-    assert not found.settle
     assert found.above >= first_seq(GENERATION) > seq(4)
     assert delivered_parts(stored, found) == []
 
@@ -334,8 +327,7 @@ class AppModel:
         self.given = at.track.given if at is not None else 0
         self.delivered = found.delivered
         self.pending: dict[int, list[int]] = {}
-        if found.settle:
-            self.receiver.token = Token(found.delivered, incarnation)
+        self.receiver.token = Token(found.delivered, incarnation)
         for number, rows in (at.rows if at is not None else {}).items():
             if found.renumber:
                 self.seal(rows)
