@@ -24,7 +24,11 @@ _WORTH_THREADS_BYTES = 1 << 20
 
 @dataclass
 class _Cut:
-    """The files stored for one checkpoint. Its folders keep the inodes by which unchanged files are recognised."""
+    """The files that this writer has stored for one checkpoint.
+
+    `known`: each file by its inode, so that the next checkpoint recognises an unchanged file. `folders`: the local
+    folders of the files. They stay until the checkpoint is replaced, so that no other file can get the same inode.
+    """
 
     known: dict[tuple[int, int], tuple[int, int, StoredFile]] = field(default_factory=dict)
     folders: list[Path] = field(default_factory=list)
@@ -50,19 +54,21 @@ class ContentsWriter:
         )  # the newest complete checkpoint: the next one may use its files, because its manifest stays until then
 
     def new_folder(self) -> Path:
-        """Returns a new folder on this machine for files to store. It stays until `store` or `completed`, or until
-        the process ends.
+        """Returns a new folder on this machine for files that `store` will store. `store` or `completed` removes it
+        in time, at the latest it is removed at the end of the process.
         """
         folder = self._home / str(next(self._numbers))
         make_folder(folder)
         return folder
 
     def store(self, folder: Path, checkpoint_id: int | None = None) -> dict[str, StoredFile]:
-        """Stores all files below a folder from `new_folder`, which then belongs to this writer. Returns the contents
-        by relative path. Raises OSError; then nothing is left in the store.
+        """Stores all files below a folder from `new_folder`. From then on the writer owns the folder, and removes it
+        in time. Returns the stored contents by relative path. If it raises (OSError), the object store has none of
+        these files.
 
-        A file that the newest complete checkpoint has too is not stored again: a file with the same inode is not even
-        read. `checkpoint_id`: the checkpoint of the files, or None for the next complete one, or for several.
+        `checkpoint_id`: the checkpoint that will list the files. None if several may list them; later checkpoints
+        then do not recognise the files. A file that the newest complete checkpoint has too is not stored again. If
+        its inode is unchanged, it is not even read.
         """
         for older in [number for number in self._cuts if checkpoint_id is not None and number < checkpoint_id]:
             self._forget(self._cuts.pop(older))  # it has failed
@@ -91,20 +97,20 @@ class ContentsWriter:
         return found
 
     def store_file(self, path: Path) -> StoredFile:
-        """Stores one file, which stays in its place. Raises the errors of `store`."""
+        """Stores one file. The local file stays. Raises the errors of `store`."""
         file = self._new_file(path.stat().st_size, sha256_of(path))
         self._upload([(path, file.name)])
         return file
 
     def take_back(self, files: Iterable[StoredFile]) -> None:
-        """Removes those of these files that `store` has stored and not found in the newest complete checkpoint. No
-        manifest may list them later. Files that cannot be removed now are removed by the next run.
+        """Removes files that `store` has returned, except those that the newest complete checkpoint has too. No
+        manifest may list the removed files. Files that cannot be removed now are removed by the next run of the app.
         """
         complete = {file.name for _, _, file in self._place.known.values()}
         self._remove(file.name for file in files if file.name not in complete)
 
     def completed(self, checkpoint_id: int) -> None:
-        """Notes that the checkpoint is complete. Later checkpoints rely only on its files."""
+        """Notes that the checkpoint is complete: from now on unchanged files are recognised by its files only."""
         self._forget(self._complete)
         self._complete = self._cuts.pop(checkpoint_id, _Cut())
         self._place.known = self._complete.known

@@ -2,15 +2,16 @@
 
 The life of a checkpoint, top to bottom in this file:
 
-    trigger      it has an id; it waits until the one before it has ended
-    _start       every attached task is asked to emit its barrier; from here there is a deadline
-    acknowledge  a task hands over its cut; or it declines, or it ends (detach), and the checkpoint waits for it no more
-    _write       the cuts are saved outside of the event loop, the manifest last
+    trigger      gives the checkpoint its id; it waits until the checkpoint before it has ended
+    _start       asks every attached task to emit its barrier; from here there is a deadline
+    acknowledge  a task hands over its snapshot. If a task declines, the checkpoint fails; if a task ends (detach), the
+                 checkpoint no longer waits for it
+    _write       saves the snapshots outside of the event loop, and the manifest last
     _complete    the sources may commit             or   _fail   every task drops the checkpoint; the app runs on
 
-A failed checkpoint harms nothing else: it leaves no barrier (abort) and no file, and the checkpoint before it is still
-the one for recovery. A snapshot that a task hands over belongs to the coordinator, which discards it in the end in every
-case, even if it comes too late.
+A failed checkpoint harms nothing else: it leaves no barrier and no file, and recovery uses the checkpoint before it.
+From the moment a task hands over its snapshot the coordinator owns it, and always discards it in the end, even a
+snapshot that comes too late.
 """
 
 import asyncio
@@ -47,10 +48,11 @@ _UNFINISHED_MAX = 128  # checkpoints in flight and queued behind it
 class TaskSnapshot:
     """The state of a task at its barrier.
 
-    `meta` goes into the manifest: JSON values with string keys. `files`: small blobs, or paths of files with them.
-    `states`: large ones: cuts, or the `snapshot` of a user's own backend. `sealed`: for each exactly-once sink that
-    the task writes, the last part before the barrier. `last`: for a task that has ended for good, the smaller
-    snapshot, with fewer states, that is kept once all tasks have ended.
+    `meta`: JSON values with string keys, which are written into the manifest. `files`: small blobs, or paths of files
+    that contain them. `states`: large state, by name: cuts, or the `snapshot` of a user's own backend. `sealed`: for
+    each exactly-once sink that the task writes, the number of the last part before the barrier. `last`: for a task
+    that has ended for good, a smaller snapshot (fewer states), which checkpoints contain once all tasks have ended;
+    else None.
     """
 
     meta: dict[str, Any] = field(default_factory=dict)
@@ -94,8 +96,8 @@ class _InFlight:
     timer: asyncio.TimerHandle | None = None
 
     def snapshots(self) -> dict[str, TaskSnapshot]:
-        """Returns the snapshots by task name, sorted: that of the barrier, or the last one of a task that has ended.
-        If all have ended for good, returns only the smaller snapshots that are kept then.
+        """Returns the snapshots by task name, sorted: those at the barrier, and the final ones of tasks that have
+        ended. If all tasks have ended for good, returns their smaller snapshots (`TaskSnapshot.last`).
         """
         last = {name: final.last for name, final in self.finals.items() if final.last is not None}
         over = not self.cuts and len(last) == len(self.finals)
@@ -122,10 +124,11 @@ class SavedOutput(Protocol):
 class Coordinator:
     """Makes the checkpoints of one app, one at a time.
 
-    `timeout` runs from the barriers to the last cut. The writing that follows has no time-out, because a thread that
-    waits for a disk cannot be stopped. `describe` goes into every manifest. `trigger`, `acknowledge`, `decline` and
-    `detach` may be called from any thread, all other methods on the event loop. Without storage a checkpoint is
-    complete when all tasks have acknowledged, and only its manifest is kept, in memory.
+    `timeout`: the longest time from the request for barriers until all snapshots are there. Writing them has no
+    time-out, because a thread that waits for a disk cannot be stopped. `describe`: JSON values that are written into
+    every manifest. `trigger`, `acknowledge`, `decline` and `detach` may be called from any thread, all other methods
+    on the event loop. Without storage a checkpoint is complete when all tasks have acknowledged, and only its
+    manifest is kept, in memory.
     """
 
     def __init__(
@@ -168,8 +171,10 @@ class Coordinator:
         self._last_error = ""
 
     def keep_in(self, storage: CheckpointStorage, describe: Mapping[str, Any], incarnation: str = "") -> None:
-        """Writes all later checkpoints into `storage`, with `describe` in each manifest. Later ids are greater than
-        those in the storage and those given out so far.
+        """Writes all later checkpoints into `storage`. Their ids are greater than those in the storage and those used
+        so far.
+
+        `describe`: JSON values for each manifest. `incarnation`: the id of the app since its last fresh start, or "".
         """
         self.storage = storage
         self._describe = dict(describe)
@@ -210,10 +215,10 @@ class Coordinator:
     def detach(self, task: str, final: TaskSnapshot | None = None) -> None:
         """Removes a task that ended or failed: no checkpoint waits for it any more.
 
-        `final` is its last snapshot. It goes into all later manifests, and into the one in flight if that waited for
-        the task. Without `final` they do not list the task, which is right only for a task that had nothing to keep.
-        A task that has passed its barrier on acknowledges or declines it before it detaches, because its end comes
-        after that cut.
+        `final`: its last snapshot, which is part of all later checkpoints, and of the one in flight if that waited
+        for the task. None if the task had nothing to save: later manifests do not list it. A task that has passed a
+        barrier on must acknowledge or decline that checkpoint before it detaches, because `final` is newer than the
+        barrier.
         """
         self._on_loop(self._detach, task, final)
 
@@ -237,8 +242,8 @@ class Coordinator:
             self._write_if_all_in(flight)
 
     def refuse(self, why: str) -> None:
-        """Fails the checkpoint in flight and all later ones until `close`: a task has failed, so none could be
-        complete.
+        """Fails the checkpoint in flight and all later ones until `close`, because a task has failed. `why`: the
+        reason, for the errors.
         """
         self._on_loop(self._refuse, why)
 
@@ -248,8 +253,8 @@ class Coordinator:
             self._fail(self._in_flight, why)
 
     def abandon(self, task: str) -> None:
-        """Removes a task that is gone without an end: a checkpoint that waits for it fails, and later ones do not
-        list it.
+        """Removes a task that is gone without a last snapshot: a checkpoint that waits for it fails, and later ones
+        do not list it.
         """
         self._on_loop(self._abandon, task)
 
@@ -277,12 +282,11 @@ class Coordinator:
     # Triggering
 
     def trigger(self) -> int:
-        """Asks for a checkpoint. Returns its id, which is greater than all before it, including those of earlier
-        runs.
+        """Asks for a checkpoint. Returns its id, which is greater than all earlier ids, also of earlier runs. Raises
+        UserError if too many checkpoints wait.
 
-        Without attached tasks the checkpoint is complete on return, with one exception: if ended tasks left final
-        snapshots and there is storage, these are written in the background. Raises UserError if too many checkpoints
-        wait.
+        If no task is attached, the checkpoint is complete when this returns. Only if there is storage and ended tasks
+        left final snapshots, these are written in the background.
         """
         with self._triggering:
             if len(self._unfinished) >= _UNFINISHED_MAX:
@@ -297,8 +301,8 @@ class Coordinator:
             return checkpoint_id
 
     def beat(self) -> int | None:
-        """Runs one round of `run`: triggers a checkpoint unless one is under way, no task runs (so nothing is new),
-        or all are refused. Returns its id or None.
+        """Runs one round of `run`: triggers a checkpoint and returns its id. Returns None without one if a checkpoint
+        is under way, if no task runs (nothing is new), or after `refuse`.
         """
         if self._unfinished or not self._tasks or self._refused:
             return None
@@ -309,8 +313,8 @@ class Coordinator:
             return None
 
     async def run(self, interval: Duration) -> None:
-        """Triggers a checkpoint each `interval` until cancelled. A failed one is logged, and the next is tried unless
-        all are refused. Raises UserError for an interval of zero.
+        """Triggers a checkpoint each `interval` until cancelled. A failed checkpoint is logged, and the next one is
+        tried, except after `refuse`. Raises UserError for an interval of zero.
         """
         seconds = parse_seconds(interval, name="checkpoint interval")
         if seconds == 0:
@@ -321,10 +325,8 @@ class Coordinator:
             self.beat()
 
     async def wait(self, checkpoint_id: int) -> Manifest:
-        """Waits until the checkpoint is safe. Returns its manifest. Raises CheckpointFailed with the reason of a
-        failure, UserError for an unknown id.
-
-        The last ended checkpoints are known too.
+        """Waits until the checkpoint is complete. Returns its manifest. Raises CheckpointFailed with the reason if
+        the checkpoint fails, and UserError for an id that is unknown or was too long ago.
         """
         self._remember_loop()
         while (outcome := self._outcomes.get(checkpoint_id)) is None:
@@ -367,7 +369,7 @@ class Coordinator:
         self._write_if_all_in(flight)
 
     def acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
-        """Takes the snapshot of a task that has passed its barrier on. From now on the coordinator owns `snapshot`
+        """Receives the snapshot of a task that has passed its barrier on. From now on the coordinator owns `snapshot`
         and discards it.
         """
         self._on_loop(self._acknowledge, checkpoint_id, task, snapshot)
@@ -603,8 +605,8 @@ class Coordinator:
         self._refused = ""
 
     def statistics(self) -> dict[str, Any]:
-        """Returns counts since the start; id, seconds and bytes of the last complete checkpoint; the oldest remaining
-        id. Id 0 means none.
+        """Returns counts since the start; id, seconds and bytes of the last complete checkpoint; and the id of the
+        oldest checkpoint that is still stored. Id 0 means none.
         """
         return {
             "completed": self._completed,

@@ -52,9 +52,10 @@ class Manifest(msgspec.Struct, frozen=True):
     """The contents of a checkpoint.
 
     `contents`: every file, by its path below the directory from `CheckpointStorage.begin`. `lanes`: the tracks of the
-    exactly-once sinks, by id (stored formats and metrics call a track a lane). `incarnation`: of the app, made at its
-    fresh start. `generation`: of the run that wrote the manifest. `place`: None for a checkpoint that is kept in
-    memory only. `path`: None for that one, and for one that is not on this machine.
+    exactly-once sinks, by id (stored formats and metrics call a track a lane). `incarnation`: the id of the app since
+    its last fresh start. `generation`: that of the run that wrote the manifest. `place`: where the files are stored,
+    or None for a checkpoint that is kept in memory only. `path`: the manifest's path, or None if it is not on this
+    machine.
     """
 
     checkpoint_id: int
@@ -118,7 +119,9 @@ class Manifest(msgspec.Struct, frozen=True):
             raise CorruptCheckpoint(f"checkpoint {self.checkpoint_id} has no file {path}") from None
 
     def home(self) -> Place:
-        """Returns the place that has its files. Raises InternalError for a checkpoint that was kept in memory only."""
+        """Returns the place that stores its files. Raises InternalError for a checkpoint that was kept in memory
+        only.
+        """
         if self.place is None:
             raise InternalError(f"checkpoint {self.checkpoint_id} was kept in memory only: it has no files")
         return self.place

@@ -53,6 +53,8 @@ class Ownership:
     def take(self, *, above: int = 0, afresh: bool = False) -> None:
         """Claims the next generation, which is greater than `above`. Raises AppLocked if another worker claims a
         later one.
+
+        `afresh`: True if checkpoints of earlier generations no longer count.
         """
         claims = claims_in(self._place)
         while True:
@@ -68,7 +70,7 @@ class Ownership:
                 return
 
     def renew(self) -> None:
-        """Raises AppLocked if another worker has taken the app over since, and the errors of `check_place`."""
+        """Raises AppLocked if another worker has taken the app over since `take`. Raises the errors of `check_place`."""
         self.check_place()
         owner = overtaken_by(self.mine, claims_in(self._place))
         if owner is not None:
@@ -90,7 +92,7 @@ class Ownership:
         if not there:
             raise StorageLost(
                 f"{self._place.where} was removed, or emptied, while the app ran: nothing of this run can be saved any more",
-                hint="start the app again: it begins with what is there then",
+                hint="start the app again: it begins with the checkpoints that the directory has then, or afresh",
             )
 
     def tidy(self) -> None:

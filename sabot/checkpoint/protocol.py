@@ -65,7 +65,7 @@ class FileName(NamedTuple):
 
 
 class Verdict(enum.Enum):
-    """Whether a worker that claimed a generation of the app now owns the app."""
+    """The result of a worker's claim: the worker owns the app, another worker does, or the worker has to claim again."""
 
     OWNER = "the app is ours"
     AGAIN = "another has claimed this generation too, and may take itself for its owner: claim a later one"
@@ -121,9 +121,10 @@ def next_generation(claims: Iterable[ClaimRecord], marks: Iterable[Mark], above:
 def judge(mine: ClaimRecord, claims: Iterable[ClaimRecord]) -> Verdict:
     """Returns the result of the claim `mine`. `claims`: those that were listed after it was written.
 
-    A generation has at most one owner. Of two workers that claim the same generation at least one sees the other's
-    claim. The worker with the lesser name gives up if it sees the greater claim. If it did not see it, it is the
-    owner of this generation; so the worker with the greater name, which cannot know this, claims a later generation.
+    A generation has at most one owner. If two workers claim the same generation, at least one of them sees the
+    other's claim, and the names of the claims decide. The worker with the lesser name owns the generation unless it
+    sees the greater claim; then it gives up. The worker with the greater name cannot know whether its claim was seen,
+    so it claims a later generation.
     """
     verdict = Verdict.OWNER
     for other in claims:
@@ -162,7 +163,8 @@ def counting(marks: Iterable[Mark], claims: Iterable[ClaimRecord]) -> list[Mark]
 def outdated(
     marks: Iterable[Mark], claims: Iterable[ClaimRecord], mine: ClaimRecord, retain: int, needed: Iterable[Mark]
 ) -> list[Mark]:
-    """Returns the manifests that the owner may remove: all but the newest `retain` that count, and those `needed`.
+    """Returns the manifests that the owner may remove: all except the newest `retain` that count, and except those in
+    `needed`.
 
     Manifests of a later generation are never among them, because the worker that wrote them uses them.
     """

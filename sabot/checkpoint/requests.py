@@ -77,8 +77,8 @@ class Requests:
         return found
 
     def answer(self, request_id: str, answer: dict[str, Any]) -> None:
-        """Writes the answer and removes the request: the location of a savepoint may have a key in it, and the client
-        may be gone.
+        """Writes the answer, and removes the request even if the client is gone, because the location of a savepoint
+        may contain a secret key.
         """
         _write(self._folder / f"{request_id}.done.json", answer)
         with suppress(
@@ -128,8 +128,10 @@ async def serve(requests: Requests, answered: Callable[[dict[str, Any]], Awaitab
 
 def ask(directory: str | os.PathLike[str], request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:
     """Sends a request to the app that runs on this checkpoint directory. Returns its answer. Blocks for `timeout`
-    seconds at most. Raises UserError if the app refuses, does not answer, or has ended: no process has locked the
-    directory for three seconds.
+    seconds at most.
+
+    Raises UserError if the app refuses, does not answer in time, or has ended (the directory was not locked for three
+    seconds).
     """
     place = LocalPlace(Path(directory))
     folder = Path(directory) / "requests"
@@ -146,15 +148,16 @@ def ask(directory: str | os.PathLike[str], request: dict[str, Any], timeout: flo
             now = SYSTEM_CLOCK.monotonic()
             if now > deadline:
                 raise UserError(
-                    f"no app answers on {directory} within {timeout:g} s",
-                    hint="does it run, and is this its checkpoint directory?",
+                    f"no app that uses the checkpoint directory {directory} has answered within {timeout:g} s",
+                    hint="check that the app runs, and that this is its checkpoint directory",
                 )
             if now >= looked + _LOOK_SECONDS:
                 looked = now
                 seen = now if place.in_use() else seen
                 if now - seen > _GONE_SECONDS:
                     raise UserError(
-                        f"the app on {directory} has ended meanwhile", hint="its log says why, or when it is restarted"
+                        f"the app that used {directory} has ended",
+                        hint="its log has the reason; ask again once it is restarted",
                     )
             time.sleep(_POLL_SECONDS)
         answer: dict[str, Any] = json.loads(done.read_bytes())

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 _FOLDER = "copies"
 _GONE_AFTER_MS = 86_400_000
-_OWN_PLACE = "give the savepoint a place of its own"
+_OWN_PLACE = "give each savepoint an empty directory, or a new path in the object store"
 
 
 class SavepointNote(msgspec.Struct, frozen=True):
@@ -55,7 +55,9 @@ def _name(location: Location) -> str:
 
 
 def make_savepoint(of: Place, manifest: Manifest, location: Location) -> Path | str:
-    """Makes a savepoint, see `CheckpointStorage.copy_to`. `of`: the place where the app keeps its checkpoints."""
+    """Makes a savepoint, see `CheckpointStorage.copy_to`. `of`: the place of the app's checkpoints. `manifest`: the
+    checkpoint to copy. `location`: that of the new savepoint.
+    """
     source, target = manifest.home(), place_of(location)
     try:
         if _manifests(target):
@@ -63,7 +65,9 @@ def make_savepoint(of: Place, manifest: Manifest, location: Location) -> Path | 
         if isinstance(target.where, Path) and target.where.is_dir():
             others = sorted(set(os.listdir(target.where)) - {"checkpoints", "files"})
             if others:
-                raise UserError(f"{target.where} cannot take a savepoint: {others[0]} is in it", hint=_OWN_PLACE)
+                raise UserError(
+                    f"{target.where} cannot be used for a savepoint: it contains {others[0]}", hint=_OWN_PLACE
+                )
         noted = note_savepoint(of, manifest, location)
         try:
             _copy(manifest, source, target)
@@ -125,11 +129,13 @@ def savepoints_of(place: Place, *, tidy: bool) -> list[SavepointNote]:
             continue  # removed meanwhile
         except msgspec.MsgspecError as error:
             raise CorruptCheckpoint(
-                f"{place.locate(name)} is damaged: it says which part of the journal a savepoint needs",
-                hint="remove it where that savepoint is not needed; make others of its kind anew",
+                f"{place.locate(name)} is damaged: it is the note that makes the journal keep the entries of a savepoint",
+                hint="remove the file; the journal then drops the entries of that savepoint, so make savepoints of this app anew",
             ) from error
         if tidy and _is_gone(note):
-            _log.warning("savepoint %s is gone: the journal keeps nothing for it any more", note.location)
+            _log.warning(
+                "savepoint %s does not exist any more: the journal no longer keeps entries for it", note.location
+            )
             place.remove([name])
         else:
             found.append(note)
@@ -146,8 +152,8 @@ def _is_gone(note: SavepointNote) -> bool:
 
 
 def is_savepoint(location: Location) -> bool:
-    """Returns True if a savepoint is there, but not for the place where an app keeps its checkpoints. Blocks. Raises
-    OSError.
+    """Returns True if the location has a savepoint, False if it has nothing or an app's own checkpoints. Blocks.
+    Raises OSError.
     """
     place = place_of(location)
     return bool(_manifests(place)) and not place.names("claims")

@@ -227,8 +227,8 @@ class CheckpointStorage:
                 shutil.rmtree(self._unfinished(checkpoint_id), ignore_errors=True)
 
     def unneeded(self, files: Iterable[StoredFile]) -> None:
-        """Says that workers need these files no more: the next `drop_old` that can read all manifests removes those
-        that no manifest lists. Does not block.
+        """Notes that no worker needs these files any more: the next `drop_old` that can read all manifests removes
+        those that no manifest lists. Does not block.
         """
         self._unneeded.extend(files)
 
@@ -248,8 +248,8 @@ class CheckpointStorage:
             ) from error
 
     def keep(self) -> Path:
-        """Returns a new directory on the disk of the checkpoints, so that files can be linked. It stays until the
-        caller removes it, or until the next `lock`.
+        """Returns a new directory on the disk of the checkpoints, so that its files can be linked into them. It stays
+        until the caller removes it, or until the next `lock`.
         """
         with self._exclusive, self.explained():
             self.lock()
@@ -276,8 +276,8 @@ class CheckpointStorage:
             return min(left, default=None)
 
     def clear(self) -> None:
-        """Makes the app start afresh, in a new generation: no earlier checkpoint counts any more. It is one step,
-        which happens or does not.
+        """Makes the app start afresh, in a new generation: no earlier checkpoint counts any more. The change is
+        atomic.
         """
         with self._exclusive:
             self.lock()
@@ -303,8 +303,8 @@ class CheckpointStorage:
             return make_savepoint(self._place, manifest, location)
 
     def note(self, manifest: Manifest, location: Location) -> None:
-        """Writes a note that a start may go back to a savepoint, which the app has made in another directory. Does
-        nothing if the location has checkpoints of an app instead of a savepoint. Raises CheckpointFailed.
+        """Notes that a start may go back to a savepoint that the app has made in another directory. Does nothing if
+        the location has an app's own checkpoints instead of a savepoint. Raises CheckpointFailed.
         """
         with self._exclusive, self.explained():
             if is_savepoint(location):
@@ -437,7 +437,7 @@ class CheckpointStorage:
             raise checkpoint_error(f"{where} cannot be read", error) from error
         manifest = decode_manifest(data, where)
         if manifest.mark != mark:
-            raise CorruptCheckpoint(f"{where} is damaged: it says {manifest_name(manifest.mark)}")
+            raise CorruptCheckpoint(f"{where} is damaged: it has the contents of {manifest_name(manifest.mark)}")
         return self._here(manifest, mark)
 
     def _here(self, manifest: Manifest, mark: Mark) -> Manifest:
@@ -507,7 +507,9 @@ class CheckpointStorage:
                 try:
                     self._learn(mark, self._read(mark).contents.values())
                 except UserError as error:
-                    _log.warning("%s: files are not removed as long as it is there", error)
+                    _log.warning(
+                        "%s; unused files of checkpoints are not removed as long as this manifest is stored", error
+                    )
                     self._unreadable.add(mark)
         if not self._unreadable:
             self._place.remove(unlisted(self._place.all_files(), self._listed, self._ownership.mine))

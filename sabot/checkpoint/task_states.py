@@ -102,7 +102,9 @@ class StoredState:
         self._storage = storage
 
     def save(self, directory: Path) -> int:
-        """Raises InternalError: nothing is left to save, and the manifest takes the list `files`."""
+        """Raises InternalError: the files are stored already, and the coordinator writes their list `files` into the
+        manifest.
+        """
         raise InternalError(f"{directory}: its files are stored already")
 
     def discard(self) -> None:

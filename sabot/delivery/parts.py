@@ -1,4 +1,6 @@
-"""A part is a piece of an epoch's output in a file, which holds Arrow IPC streams one after the other."""
+"""A part: a sealed piece of an exactly-once sink's output, in a file that holds Arrow IPC streams one after the
+other.
+"""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -25,8 +27,8 @@ _CHUNK_BYTES = 1 << 20  # small batches are put together before they are written
 
 @dataclass
 class Part:
-    """A piece of output in a file: on this machine, or in the object store of the checkpoints if a worker has stored
-    it there.
+    """A part's number, its file (on this machine, or in the object store of the checkpoints if a worker has stored it
+    there), and its size.
     """
 
     seq: int
@@ -97,7 +99,7 @@ class PartWriter:
             self._stream = None
 
     def close(self) -> None:
-        """Writes the rows that wait, and closes the file."""
+        """Writes the rows that are still buffered, and closes the file."""
         with self._told():
             self._end_stream()
             self._file.close()

@@ -5,12 +5,13 @@ complete.
     sink's thread                                   coordinator                     track's thread        lists it no more
 
 An app has one track for each sink that delivers exactly once: the numbered parts of that sink, and the thread that
-delivers them. The receiver keeps the number of the last part that arrived (`connectors.base.Delivers.deliver`), so
-the next start recognises a part that was delivered just before a crash. A part ends after a fixed number of bytes,
-and nothing else splits it, because a part that is delivered again must have the same rows.
+delivers them. Together with the rows, the receiver stores the number of the last part that it has, its token
+(`connectors.base.Delivers.deliver`). So the next start recognises a part that was delivered just before a crash. A
+part that is delivered again must have the same rows: it ends after a fixed number of bytes, or at a barrier, and is
+never split later.
 
-A receiver that does not answer delays only its own output: checkpoints go on, and list the parts that wait. When too
-much waits (`tracks.FULL_EPOCHS`, `tracks.FULL_BYTES`) the sources are held until some of it is delivered.
+A receiver that does not answer delays only its own output: checkpoints go on, and list the undelivered parts. When
+there are too many (`tracks.FULL_EPOCHS`, `tracks.FULL_BYTES`) the sources are held until some are delivered.
 """
 
 import asyncio
@@ -52,7 +53,9 @@ class WrittenTrack(Protocol):
     sink: Sink
 
     def look(self) -> None:
-        """Reads the receiver's token without claiming the track (`TrackWork.look`). Blocks."""
+        """Reads the receiver's token without claiming the track: other processes may still deliver
+        (`TrackWork.look`). Blocks.
+        """
 
     def write(self, data: pa.RecordBatch) -> None:
         """Adds rows to the open part."""
@@ -64,7 +67,9 @@ class WrittenTrack(Protocol):
         """Removes the open part with its rows."""
 
     def finish(self) -> None:
-        """Notes that the input has ended for good, so that the result is completed when all parts are delivered."""
+        """Notes that the input has ended for good. When all parts are delivered, the sink completes its result
+        (renames a file, for example).
+        """
 
 
 class StagedSink(Sink, Stages, Finishes):
@@ -94,8 +99,8 @@ class StagedSink(Sink, Stages, Finishes):
         return self._track.sink.format
 
     def open(self) -> None:
-        """Makes the topic or folder that the sink writes to, and reads the token. `StagedSinks.open` later claims all
-        tracks at once.
+        """Makes the topic or folder that the sink writes to, and reads the token. `StagedSinks.open` claims the track
+        later, together with all others.
         """
         self._track.look()
 
@@ -119,8 +124,8 @@ class StagedSink(Sink, Stages, Finishes):
 
 
 def _track_id(room: str, sink: Sink) -> str:
-    """Returns the id of the sink's track, which is the same in each run of a program: receivers use it in names of
-    groups, transactions, folders.
+    """Returns the id of the sink's track, which is the same in each run of a program. Receivers use it in the names
+    of groups, transactions and folders.
     """
     address = address_of(sink)
     plain = re.sub("[^A-Za-z0-9._-]+", "_", sink.name)[-80:]
@@ -179,6 +184,12 @@ def _undelivered(
 class StagedSinks:
     """The exactly-once sinks of one run of an app. All methods are called on the event loop unless they say
     otherwise.
+
+    `restored`: the checkpoint from which the run starts, or None. `newest`: False if that is a savepoint, or not the
+    newest checkpoint. `incarnation`: the id of the app since its last fresh start. `spawn`: starts a thread.
+    `choice`: the user's `redeliver=`, or None. `fresh`: True if the user wants the app to start afresh. `on_full`:
+    called with True when the sources have to be held, with False when they may go on. `on_broken`: called with the
+    error of a track that has failed.
     """
 
     def __init__(
@@ -257,12 +268,12 @@ class StagedSinks:
     # -- parts that another process writes ----------------------------------------------------------------------------
 
     def given(self) -> dict[str, int]:
-        """Returns the number of the last part so far, by track id. Valid after `open`."""
+        """Returns the number of the last part of each track so far, by track id. Valid after `open`."""
         return {track_id: track.given for track_id, track in self._tracks.items()}
 
     def add(self, track_id: str, part: Part) -> None:
-        """Takes a part that a worker process has completed, in `part_folder` or in the object store. The parts of a
-        track come in order.
+        """Adds a part that a worker process has completed; its file is in `part_folder` or in the object store. The
+        parts of a track are added in the order of their numbers.
         """
         self._tracks[track_id].add(part)
 
@@ -276,7 +287,7 @@ class StagedSinks:
         return self._storage.fetched(part.file)
 
     def has_ended(self, track_id: str) -> None:
-        """Notes that no more parts come for this track, because its input has ended."""
+        """Notes that the input of this track has ended, so no more parts will be added."""
         self._tracks[track_id].finish()
 
     async def open(self) -> None:
@@ -324,7 +335,9 @@ class StagedSinks:
         except AppLocked:
             return False
         except CheckpointFailed as error:
-            raise TransientError(f"it is unknown who owns the app: {error.message}", hint=error.hint) from error
+            raise TransientError(
+                f"cannot check whether another worker has taken the app over: {error.message}", hint=error.hint
+            ) from error
         return True
 
     def check_restored(self) -> None:
@@ -337,7 +350,9 @@ class StagedSinks:
             rows = sum(part.rows for part in stored.pending)
             if self.choice == "skip":
                 _log.warning(
-                    "sink %s is gone: its %d undelivered rows are dropped, as redeliver=skip says", stored.sink, rows
+                    "the program has no sink %s: %d undelivered rows are dropped, because redeliver=skip is set",
+                    stored.sink,
+                    rows,
                 )
                 continue
             raise UserError(
@@ -365,7 +380,7 @@ class StagedSinks:
         return tracks, files
 
     def release(self, manifest: Manifest) -> None:
-        """Lets the parts that a complete checkpoint lists be delivered (`SavedOutput.release`)."""
+        """Marks the parts that a complete checkpoint lists as deliverable (`SavedOutput.release`)."""
         for track_id, stored in manifest.lanes.items():
             if track_id in self._tracks:
                 self._tracks[track_id].release(stored.given)
@@ -381,7 +396,9 @@ class StagedSinks:
                 return
             self._full = full
             if full:
-                _log.warning("too much output waits to be delivered; the sources are held until it is gone")
+                _log.warning(
+                    "too much output waits to be delivered; the sources are held until some of it is delivered"
+                )
             self._on_full(full)
 
     def broken(self, name: str, error: BaseException) -> None:
@@ -402,9 +419,9 @@ class StagedSinks:
         """Waits until all output of complete checkpoints is delivered. Returns False after `seconds`, or when a track
         has failed.
 
-        `patient`: returns True while the caller is willing to wait for so long. When it returns False, `drained`
-        returns False after `hurried` seconds in all, or at once if the receivers of all waiting tracks refuse their
-        parts.
+        `patient`: returns False once the caller is in a hurry, as in a stop that the user asked for. Then `drained`
+        returns False after `hurried` seconds in all, or at once if the last delivery of every waiting track has
+        failed.
         """
         began = self.clock.monotonic()
         while tracks := [track for track in self._tracks.values() if track.waiting]:
@@ -416,8 +433,8 @@ class StagedSinks:
         return True
 
     async def finish(self) -> bool:
-        """Completes the results of inputs that have ended. Returns True if one was completed, which the next
-        checkpoint should record.
+        """Completes the results of the sinks whose input has ended and whose parts are all delivered. Returns True if
+        a result was completed; the next checkpoint should record that.
         """
         before = [track.finished for track in self._tracks.values()]
         for track in self._tracks.values():
@@ -434,5 +451,5 @@ class StagedSinks:
             await run_in_thread(shutil.rmtree, scratch, ignore_errors=True)
 
     def statistics(self) -> dict[str, Any]:
-        """Returns figures by track id. Callable from any thread."""
+        """Returns the figures of each track (`TrackWork.statistics`), by track id. Callable from any thread."""
         return {track_id: track.statistics() for track_id, track in list(self._tracks.items())}

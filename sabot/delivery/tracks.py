@@ -60,7 +60,7 @@ class TrackRun(Protocol):
         """Returns the path of a part's file on this machine. Raises TransientError, CorruptCheckpoint."""
 
     def look_at_fullness(self) -> None:
-        """Checks if the track is full. Called after parts were added or delivered."""
+        """Checks whether too much output waits. Called after parts were added or delivered."""
 
     def broken(self, name: str, error: BaseException) -> None:
         """Reports that the track of the sink `name` has failed for good."""
@@ -101,8 +101,8 @@ class TrackWork:
     # -- the start ----------------------------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Reads the receiver's token without claiming the track. Raises DeliveryConflict if the token already rules
-        this start out. Blocks.
+        """Reads the receiver's token without claiming the track. Raises DeliveryConflict if the token already shows
+        that this start could repeat or lose output. Blocks.
         """
         stored = self._stored
         self.name = Track(self._delivery.app, self.id, self._incarnation(stored))
@@ -124,7 +124,9 @@ class TrackWork:
         self._begin(begin, stored, delivery.restored)
 
     def start(self) -> None:
-        """Starts the thread that delivers the parts. Called when no track of the app was refused. Blocks."""
+        """Starts the thread that delivers the parts. Called when the tracks of all sinks are open without an error.
+        Blocks.
+        """
         delivery = self._delivery
         if self._note:
             _log.warning("sink %s: %s", self.sink.name, self._note)
@@ -202,8 +204,8 @@ class TrackWork:
         return self._written.given
 
     def add(self, part: Part) -> None:
-        """Takes a complete part, which another process may have written. Callable from any thread; parts come in
-        order.
+        """Adds a complete part, which another process may have written. Callable from any thread; parts are added in
+        the order of their numbers.
         """
         with self._changed:
             self._parts.append(part)
@@ -211,7 +213,7 @@ class TrackWork:
         self._delivery.look_at_fullness()
 
     def finish(self) -> None:
-        """Notes that the input has ended for good; `finish_if_asked` completes the result later."""
+        """Notes that the input has ended for good. `finish_if_asked` later lets the sink complete its result."""
         self._finish = True
 
     # -- the coordinator ----------------------------------------------------------------------------------------------
@@ -237,7 +239,7 @@ class TrackWork:
         return StoredTrack(self.sink.name, given, delivered, pending, self.finished, incarnation), waiting
 
     def release(self, given: int) -> None:
-        """Lets the parts up to the number `given` be delivered, because a complete checkpoint lists them."""
+        """Marks the parts up to the number `given` as deliverable, because a complete checkpoint lists them."""
         with self._changed:
             if given > self._released:
                 self._released = given
@@ -263,8 +265,8 @@ class TrackWork:
     # -- its own thread -----------------------------------------------------------------------------------------------
 
     def _step(self, wait_seconds: float) -> bool | None:
-        """Does one turn of the thread. Returns True if it did some work, None if it waited, for at most
-        `wait_seconds`, and False if the track ended.
+        """Runs one turn of the thread. Returns True if it delivered or changed something, None if it waited (for
+        `wait_seconds` at most), and False if the track has ended.
         """
         with self._changed:
             if self._closing:
@@ -300,8 +302,8 @@ class TrackWork:
         return True
 
     def _may_drop(self, part: Part, error: BaseException) -> bool:
-        """Returns True if the part was dropped, as redeliver=skip allows for a restored part that the receiver
-        refuses: each start would fail at it.
+        """Drops a part that the receiver refuses and returns True, if the part was restored and the user chose
+        redeliver=skip: otherwise each start would fail at this part. Returns False in other cases.
         """
         if part.ours or not isinstance(error, UserError | DataError) or isinstance(error, AppLocked):
             return False
@@ -309,7 +311,12 @@ class TrackWork:
             error.hint = f"{error.hint}; " if error.hint else ""
             error.hint += f"its rows are in the checkpoint: start again when the receiver takes them; redeliver=skip drops {part.rows} rows"
             return False
-        _log.error("sink %s: %d rows are dropped, as redeliver=skip says: %s", self.sink.name, part.rows, error)
+        _log.error(
+            "sink %s: %d rows are dropped, because redeliver=skip is set and the receiver refuses them: %s",
+            self.sink.name,
+            part.rows,
+            error,
+        )
         self._claimed = False
         self._reclaim()
         if self._keeper is not None:
@@ -327,7 +334,7 @@ class TrackWork:
         if not self._delivery.still_ours():
             raise AppLocked(
                 f"sink {self.sink.name}: another worker has taken this app over, and delivers its output",
-                hint="only one worker runs an app: leave that one running, or stop it and start this one again",
+                hint="only one worker may run an app: let that worker run, or stop it and start this one again",
             )
         token = self._receiver.claim(self.name)
         self._claimed = True
@@ -356,7 +363,7 @@ class TrackWork:
 
     def _is_delivered(self, seq: int, rows: int) -> None:
         if self.failures:
-            _log.warning("sink %s takes parts again, after %d failures", self.sink.name, self.failures)
+            _log.warning("sink %s accepts output again, after %d failed deliveries", self.sink.name, self.failures)
         with self._changed:
             self._bytes -= sum(part.nbytes for part in self._parts if self.delivered < part.seq <= seq)
             self.delivered = max(self.delivered, seq)
@@ -373,7 +380,7 @@ class TrackWork:
         self.failures += 1
         self.failures_total += 1
         if self.failures == 1:
-            _log.warning("sink %s does not take its output: %s; trying again", self.sink.name, error)
+            _log.warning("a delivery into sink %s has failed, and will be retried: %s", self.sink.name, error)
         with self._changed:
             self._retry_at = self._delivery.clock.monotonic() + _BACKOFF.wait_s(self.failures)
 
@@ -412,7 +419,7 @@ class TrackWork:
             self._thread.join(seconds)
             if self._thread.is_alive():
                 _log.error(
-                    "a delivery into sink %s hangs; the next start delivers the parts that it has not taken",
+                    "a delivery into sink %s does not end; the next start delivers the parts that the receiver does not have",
                     self.sink.name,
                 )
                 _left[id(self.sink)] = self.sink, self._thread
@@ -449,7 +456,8 @@ def _wait_for_left(sink: Sink) -> None:
     thread.join(_LEFT_SECONDS)
     if thread.is_alive():
         raise TransientError(
-            f"sink {sink.name} still delivers parts of the run before", hint="wait for it, or restart the process"
+            f"a delivery that an earlier run began still runs in sink {sink.name}",
+            hint="wait until it ends, or restart the process",
         )
     sink.close()
     del _left[id(sink)]

@@ -54,10 +54,11 @@ class Cut(Protocol):
 
 @dataclass(frozen=True)
 class Saved:
-    """A saved cut, as a restore gets it: the directory into which `Cut.save` wrote, and the facts about it from the
-    manifest.
+    """A saved cut, as a restore receives it: the directory into which `Cut.save` wrote, and the facts about the cut
+    from the manifest.
 
-    `own`: True if this subtask alone gets it, and saved it: the app has as many subtasks as before.
+    `own`: True if this subtask itself saved the cut and is the only one that restores it, because the number of
+    subtasks is unchanged.
     """
 
     directory: Path

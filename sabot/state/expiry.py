@@ -34,8 +34,9 @@ class Table(Protocol):
 class Expiry:
     """Seals values with an expiry `ttl_ms` from now, and opens sealed values that have not expired.
 
-    `at_ms`: the time that counts as now, set around a read or a write, or None for the clock's time. `needed_ms`: no
-    read at an earlier time will come; None: no read before the clock's time.
+    `at_ms`: the current time for reads and writes, in ms since 1970, or None to read the clock. Its owner sets it
+    around a read or a write. `needed_ms`: the earliest time at which a later read may happen, or None if no later
+    read is before the clock's time. Values that have expired by then may be removed.
     """
 
     __slots__ = ("_clock", "at_ms", "needed_ms", "ttl_ms")
@@ -84,8 +85,8 @@ class Expiry:
 
 
 class EventExpiry(Expiry):
-    """Expiry by event time. Its owner sets `now_ms` before each read and write, and `passed_ms` as the watermark
-    rises.
+    """Expiry by event time. Its owner sets `now_ms`, the event time of the row or timer, before each read and write;
+    and `passed_ms`, the time before which nothing will be read, as the watermark rises.
     """
 
     __slots__ = ("now_ms", "passed_ms")
@@ -116,8 +117,8 @@ class ExpiryOrder:
     """Finds the expired values of tables in memory without reading the others.
 
     Processing time does not run backwards, so values expire in the order in which they were written, which is the
-    order of the dict. The time of a durable job may lag behind, so one of its values may be removed later than it
-    expires: together with the value written before it.
+    order of the dict. A durable job may write at an earlier time than the clock's. Its value then expires before
+    values that were written earlier, and is removed together with them, later than it expires.
     """
 
     def written(self, namespace: str, table: Table, keys: Iterable[bytes]) -> None:

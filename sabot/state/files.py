@@ -28,7 +28,7 @@ def claim_directory(directory: Path) -> FileClaim:
     def taken(holder: str) -> AppLocked:
         return AppLocked(
             f"state directory {directory} is in use by process {holder or 'unknown'}",
-            hint="stop it, or give another directory",
+            hint="stop that process, or give this app another directory (state=)",
         )
 
     try:

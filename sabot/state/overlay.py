@@ -16,7 +16,7 @@ Ts = TypeVarTuple("Ts")
 
 
 class _CallView(StateBackend):
-    """A backend that only reads and writes: operations on the whole backend raise UserError."""
+    """A view of a backend that can only read and write: operations on the whole backend raise UserError."""
 
     __slots__ = ()
 
@@ -96,8 +96,8 @@ class Overlay(_CallView):
 
 
 class HeldWrites(Overlay):
-    """Wraps a user's own backend, whose `snapshot` may take its cut late. Between `hold` and `release`, writes are
-    kept here, where reads see them, and stay out of the snapshot.
+    """Wraps a user's own backend, whose `snapshot` may take its cut some time after it was called. Writes between
+    `hold` and `release` are kept here, so that they are not in the snapshot; reads see them.
     """
 
     __slots__ = ("_holding",)
@@ -262,4 +262,7 @@ class StateAt(_CallView):
 
 
 def _refuse(what: str) -> NoReturn:
-    raise UserError(f"{what}: an overlay holds the writes of one call", hint="ask the backend below it")
+    raise UserError(
+        f"{what}() is not possible on the state of one call, which can only be read and written",
+        hint="call it on the backend itself",
+    )

@@ -111,7 +111,9 @@ def _prefixes(key: Any) -> Iterator[bytes]:
             yield state_key(each)
         except (TypeError, ValueError, OverflowError) as error:
             if each is key:
-                raise UserError(f"key {key!r}: {error}", hint="give it as the agent has it") from error
+                raise UserError(
+                    f"key {key!r}: {error}", hint="give the key in the form that the agent's records have"
+                ) from error
 
 
 def plain_column(values: list[Any]) -> "pa.Array[Any]":
@@ -188,7 +190,7 @@ def _gathered(kind: int, base: bytes, entries: list[tuple[bytes, bytes]], where:
     if kind == _LIST:
         return [value for _, value in sorted(below, key=lambda pair: pair[0])]
     if kind != _MAP:
-        raise CorruptCheckpoint(f"{where}: has a kind of state, {kind}, that this version of Sabot does not know")
+        raise CorruptCheckpoint(f"{where} has state of kind {kind}, which this version of Sabot cannot read")
     fields = [(field[0], value) for field, value in below if isinstance(field, list)]
     fields.sort(key=lambda pair: pair[1][0])  # by place, the order in which they were added
     if all(isinstance(field, str) for field, _ in fields):

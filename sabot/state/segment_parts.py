@@ -1,9 +1,10 @@
-"""The parts of a segment (`segments`): rows of a range of key hashes and their columns, made from rows or from other parts.
+"""The parts of a segment (`segments`): rows of a range of key hashes and their columns, made from rows or from other
+parts.
 
 hash    the hash of the row's key; the rows of a part are sorted by it, so the rows of a key are together
 due     the time from which on the row has to be in memory
-by due  the row numbers of the part in the order of `due`; rows of several kinds, whose times are of different clocks, kind
-        by kind
+by due  the row numbers of the part in the order of `due`. If rows are of two kinds, whose times are of different
+        clocks: first the rows of kind 0 in that order, then those of kind 1
 ...     the row's own columns
 """
 
@@ -25,8 +26,10 @@ _SAMPLE = 64  # one row in so many is sampled to find the distribution of hashes
 
 @dataclass(frozen=True)
 class RowFilter:
-    """Selects the rows of a checkpoint that belong to this subtask. `columns`: the columns that `of` needs. `of`:
-    returns true or false for each row of a batch of these columns.
+    """Selects the rows of a checkpoint that belong to this subtask.
+
+    `columns`: the indexes of the columns that `of` needs. `of`: receives a batch of these columns, and returns for
+    each row true if it belongs to this subtask.
     """
 
     columns: Sequence[int]
@@ -50,12 +53,16 @@ class SegmentPart:
         self.gone, self.alive = gone, self.rows - int(gone.sum())
 
     def divide_by_kind(self, kind: int) -> None:
-        """Divides the rows by kind. `kind`: the index of the column that says by which clock a row is due."""
+        """Divides the order of due times by kind. `kind`: the index of the column (0 or 1) that says by which clock a
+        row is due.
+        """
         first = self.rows - int(np.count_nonzero(self.data.column(kind).to_numpy()))
         self._ends, self._next = [first, self.rows], [0, first]
 
     def of(self, asked: Any) -> Any:
-        """Returns the numbers of the living rows with these hashes, which ascend."""
+        """Returns the row numbers of the living rows (those that were not taken back) whose hash is in `asked`, which
+        ascends.
+        """
         first = np.searchsorted(self.hashes, asked)
         sizes = np.searchsorted(self.hashes, asked, side="right") - first
         ends = np.cumsum(sizes)
@@ -68,7 +75,9 @@ class SegmentPart:
         return np.flatnonzero(~self.gone)
 
     def full_at(self, rows: int, kind: int) -> int:
-        """Returns the time at which more than `rows` further rows of the kind are due, or _NEVER if there are not so many."""
+        """Returns the time at which the rows of this kind that `due` has not returned yet, and that are due by then,
+        become more than `rows`; _NEVER if there are not so many.
+        """
         place = self._next[kind] + rows
         return _NEVER if place >= self._ends[kind] else self._time_at(place)
 
@@ -76,7 +85,9 @@ class SegmentPart:
         return int(self._times[self._order[place]])
 
     def due(self, now: int, kind: int) -> Iterator[Any]:
-        """Yields, in pieces, the numbers of all living rows of keys that have a row of the kind due at `now`."""
+        """Yields, in pieces, the row numbers of all living rows whose key has a row of this kind that is due at
+        `now`.
+        """
         while self._next[kind] < self._ends[kind] and self._time_at(self._next[kind]) <= now:
             some = self._order[self._next[kind] : min(self._next[kind] + _PIECE_ROWS, self._ends[kind])]
             some = some[self._times[some] <= now]
@@ -113,12 +124,12 @@ class SegmentPart:
         return _NEVER
 
     def take(self, numbers: Any, schema: pa.Schema) -> pa.RecordBatch:
-        """Returns these living rows, and marks them as gone."""
+        """Returns the living rows with these row numbers, and marks them as gone."""
         self.forget(numbers)
         return self.rows_at(numbers, schema)
 
     def forget(self, numbers: Any) -> None:
-        """Marks these living rows as gone."""
+        """Marks the living rows with these row numbers as gone."""
         if len(numbers):
             if self._is_shared:
                 self.gone, self._is_shared = self.gone.copy(), False

@@ -42,11 +42,10 @@ Piece: TypeAlias = tuple[pa.RecordBatch, Any, Any]
 
 
 class Segments:
-    """The rows of keys that are not in memory. Has one owner, the subtask's thread. `rows`: the columns of a row.
-    `directory`: a directory of its own, which is emptied.
+    """The rows of keys that are not in memory. Has one owner, the subtask's thread.
 
-    `kind`: the name of the column (int8) that says by which of two clocks (0 or 1) a row becomes due, or None for one
-    clock.
+    `rows`: the columns of a row. `directory`: a directory that nothing else uses; its files are removed. `kind`: the
+    name of the column (int8) that says by which of two clocks (0 or 1) a row becomes due, or None for one clock.
     """
 
     def __init__(self, rows: pa.Schema, directory: Path, *, kind: str | None = None) -> None:
@@ -84,12 +83,14 @@ class Segments:
         return found
 
     def full_at(self, rows: int, now: int, kind: int = 0) -> int:
-        """Returns the time at which about `rows` further rows of a segment are due, but at most `now`."""
+        """Returns the earliest time at which about `rows` further rows of some segment are due, or `now` if that is
+        later. A caller reads due rows in steps of this time, so that no step returns too many rows.
+        """
         return min([now, *(segment.full_at(rows, kind) for segment in self._segments)])
 
     def due(self, now: int, kind: int = 0) -> Iterator[pa.RecordBatch]:
-        """Yields, in pieces, all rows of the keys that have a row of this kind due at `now`, and removes them.
-        Nothing may be written before the last piece.
+        """Yields, in pieces, all rows of the keys that have a row of this kind due at `now`, and removes them. The
+        caller may not write to the segments before it has taken the last piece.
         """
         for segment in self._segments:
             yield from joined(
@@ -138,7 +139,7 @@ class Segments:
         return SegmentsCut([(segment.hold(), segment.shared()) for segment in self._segments])
 
     def link(self, source: Path, facts: Sequence[Sequence[Any]]) -> None:
-        """Takes over a whole checkpoint by links. `facts`: its facts."""
+        """Restores a whole checkpoint by links to its files. `source`: its directory. `facts`: those of its cut."""
         for (name, _), gone in zip(facts, _read_gone(source, facts), strict=True):
             file = self._directory / f"{next(self._numbers):012d}.arrow"
             with restoring("rows", source / name):
@@ -151,7 +152,9 @@ class Segments:
         self._forget_empty()
 
     def copy(self, source: Path, facts: Sequence[Sequence[Any]], mine: RowFilter) -> None:
-        """Takes over the rows of a checkpoint that are `mine`. `facts`: its facts. Raises CorruptCheckpoint."""
+        """Restores the rows of a checkpoint that are `mine`. `source`: its directory. `facts`: those of its cut.
+        Raises CorruptCheckpoint.
+        """
         for (name, _), gone in zip(facts, _read_gone(source, facts), strict=True):
             self._add(_chosen(source / name, gone, self.schema, mine, self._kind))
 
@@ -318,7 +321,7 @@ def _read_gone(directory: Path, facts: Sequence[Sequence[Any]]) -> list[Any]:
     with restoring("rows", directory):
         rows = [row for data in _mapped(directory / _GONE) for row in data.to_pylist()] if facts else []
         if [[row["segment"], row["rows"]] for row in rows] != [list(each) for each in facts]:
-            raise CorruptCheckpoint(f"{directory / _GONE}: names other segments than the manifest")
+            raise CorruptCheckpoint(f"{directory / _GONE} is damaged: it names other segments than the manifest")
         return [np.unpackbits(np.frombuffer(row["gone"], np.uint8), count=row["rows"]).astype(np.bool_) for row in rows]
 
 
@@ -340,7 +343,7 @@ def _check(segment: _SegmentFile, rows: pa.Schema, file: Path) -> None:
 def _check_columns(segment: _SegmentFile, rows: pa.Schema, file: Path) -> None:
     for part in segment.parts:
         if part.data.schema.types != [field.type for field in (*HEAD, *rows)]:
-            raise CorruptCheckpoint(f"{file}: has other columns than the program keeps")
+            raise CorruptCheckpoint(f"{file} has other columns than the program's state")
 
 
 def _write(file: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:

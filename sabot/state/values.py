@@ -148,8 +148,8 @@ class _State:
         raise UserError(f"state {self._namespace!r} does not hold {_KINDS[kind]} under this key")
 
     def _read_places(self, base: bytes, first: int, end: int) -> list[bytes | None]:
-        """Returns the entries at these places, with None for expired ones. Reads in pieces, because a head may claim
-        more places than exist.
+        """Returns the entries at these places, with None for expired ones. Reads in pieces, because a damaged head
+        may claim more places than exist. Raises CorruptCheckpoint if an entry is missing that cannot have expired.
         """
         found: list[bytes | None] = []
         for start in range(first, end, _PLACES):
@@ -157,7 +157,7 @@ class _State:
             found += self._backend.read_many(self._namespace, keys)
             if found[-1] is None and not self._backend.expires:
                 raise CorruptCheckpoint(
-                    f"state {self._namespace!r}: a list or map of {end - first} entries has none at place {start + len(keys) - 1}",
+                    f"state {self._namespace!r} is damaged: a list or map of {end - first} entries lacks number {start + len(keys) - 1}",
                     hint="Sabot never writes such a list: go back to another checkpoint, or start with --fresh",
                 )
         return found
@@ -233,8 +233,8 @@ class PlainValue(_State):
 
 
 class PlainList(_State):
-    """A list under each encoded key, by plain calls. Each entry has a stored key of its own; a head has the range of
-    places.
+    """A list under each encoded key, by plain calls. Each entry has a stored key of its own, which ends with its
+    number (its place). The value under the encoded key, the head, has the first place and the place after the last.
     """
 
     __slots__ = ()

@@ -1307,8 +1307,8 @@ def test_a_receiver_that_can_be_claimed_and_takes_nothing_is_asked_less_and_less
     assert sink.rows == [1, 2]
     assert found.seconds > 0.2 + 0.4 + 0.8 + 1.6 + 3.2 + 6.4 + 10
     said = [line for line in caplog.messages if "receiver" in line]
-    assert len([line for line in said if "does not take its output" in line]) == 1
-    assert len([line for line in said if "takes parts again, after 8 failures" in line]) == 1
+    assert len([line for line in said if "has failed, and will be retried" in line]) == 1
+    assert len([line for line in said if "accepts output again, after 8 failed deliveries" in line]) == 1
 
 
 async def test_agents_of_one_topic_share_its_dead_letters_whatever_their_delivery(

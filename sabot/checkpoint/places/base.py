@@ -101,7 +101,9 @@ class Place(ABC):
 
     @abstractmethod
     def own(self) -> None:
-        """Takes the place and makes an empty `scratch` that no other process of this machine uses. Raises AppLocked."""
+        """Takes ownership of the place, and makes an empty `scratch` that no other process of this machine uses.
+        Raises AppLocked if another process owns the place.
+        """
 
     def disown(self) -> None:
         """Lets another process own the place. Idempotent."""
@@ -145,12 +147,14 @@ class Place(ABC):
 
     @abstractmethod
     def put(self, path: Path, name: str) -> None:
-        """Moves a file out of `scratch` to this name, and replaces a file with that name. It is safe after `sync`."""
+        """Moves a file from `scratch` into the place, and replaces a file with that name. The file is safe after
+        `sync`.
+        """
 
     @abstractmethod
     def add(self, path: Path, name: str, *, safe: bool) -> None:
-        """Stores a file like `put`, but the file also stays in its place, and never changes. `safe`: True if its
-        contents are synced already.
+        """Stores a copy or a link of a file under this name. The file also stays where it is, and must never change.
+        `safe`: True if its contents are synced already.
         """
 
     @abstractmethod
@@ -183,8 +187,8 @@ class Place(ABC):
 
     @abstractmethod
     def fetch(self, stored: StoredFile) -> Path:
-        """Returns a file on this machine with these contents, to be read or linked. Raises CorruptCheckpoint if the
-        contents differ.
+        """Returns the path of a file on this machine with these contents, to be read or linked. Raises
+        CorruptCheckpoint if the contents differ.
         """
 
     def holds(self, path: Path, stored: StoredFile) -> bool:

@@ -163,7 +163,7 @@ class LocalPlace(Place):
     def fetch(self, stored: StoredFile) -> Path:
         file = self.where / stored.name
         if not stat.S_ISREG(os.lstat(file).st_mode):
-            raise OSError(errno.EINVAL, "it is no file", str(file))
+            raise OSError(errno.EINVAL, "not a regular file", str(file))
         return file
 
     def holds(self, path: Path, stored: StoredFile) -> bool:

@@ -221,7 +221,9 @@ class StateDatabase:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise SabotError(f"{self.directory} is closed, as the run that wrote it has ended or failed")
+            raise SabotError(
+                f"{self.directory} is closed, because the run of the app that wrote it has ended or failed"
+            )
 
     def _ingest(self, name: str, pieces: Iterable[Piece]) -> None:
         """Writes the pieces, which are in key order, to a file, and adds the file to the database."""

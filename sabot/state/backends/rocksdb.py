@@ -449,7 +449,7 @@ def _wipe(directory: Path) -> None:
     own_folder(directory)
     for entry in directory.iterdir():
         if not entry.name.split(".")[0].isdigit():
-            raise UserError(f"{entry} is not Sabot's", hint="give a directory of its own for state")
+            raise UserError(f"{entry} was not made by Sabot", hint="give the state a directory that nothing else uses")
     for entry in directory.iterdir():
         if entry.is_dir():
             remove_tree(entry)

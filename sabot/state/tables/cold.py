@@ -1,9 +1,9 @@
 """The groups of keyed tables that are not in memory, in a RocksDB database.
 
-A database key is the pane (8 bytes that sort like the number, so that a pane is one range), the key's place (8 bytes:
-its key group, then the rest of its hash) and the key itself. A database value is the accumulators; `RowCodec` packs
-both. A group that comes back into memory leaves its value behind in the database, so a reader has to skip the groups
-that the tables have.
+A database key is the pane (a slice of a window; 8 bytes that sort like its number, so a pane is one range of keys), 8
+bytes for the order by key group (the key group, then the rest of the hash), and the key itself. A database value is
+the accumulators; `RowCodec` packs both. When a group is loaded into memory again, its old value stays in the
+database, so a reader of the database has to skip the groups that the tables have.
 """
 
 from collections.abc import Callable, Iterator
@@ -64,15 +64,19 @@ class ColdGroups:
             raise checkpoint_error(f"{source}: cannot be restored", error) from error
 
     def write(self, pane: int, hashes: pa.UInt64Array, take: Take) -> None:
-        """Stores the groups that `take` returns (keys, then accumulators), one for each hash, each key once."""
+        """Stores groups, each key once. `hashes`: one for each group. `take`: returns the columns (keys, then
+        accumulators) of the groups with the given indexes.
+        """
         self._database.write_sorted(_NAMESPACE, self._codec.pieces(pane, hashes, take, delete=False))
 
     def delete(self, pane: int, hashes: pa.UInt64Array, take: Take) -> None:
-        """Removes groups. `take` returns only their keys."""
+        """Removes groups. `hashes`: one for each group. `take`: returns the key columns of the groups with the given
+        indexes.
+        """
         self._database.write_sorted(_NAMESPACE, self._codec.pieces(pane, hashes, take, delete=True))
 
     def read(self, pane: int, keys: list[Array], hashes: pa.UInt64Array) -> pa.RecordBatch:
-        """Returns the groups with these keys, without keys that the database does not have."""
+        """Returns the groups with these keys. A key that the database does not have is left out."""
         parts = []
         heads = places(hashes)
         # In key order, because neighbours share a block.

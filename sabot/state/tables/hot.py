@@ -33,13 +33,13 @@ _ROTATION = 64  # a changing table writes every group again within so many cuts,
 
 
 class HotTable(GroupTable):
-    """The hot groups of one pane. Slots, `slots` and `len` count only these; `TableStore` returns all groups of the
-    pane.
+    """The groups of one pane that are in memory (hot). Slots, `slots` and `len` count only these; `TableStore`
+    returns all groups of the pane.
 
-    `life`: distinguishes this pane in a checkpoint from earlier ones with the same number, because a pane may be
-    dropped and made again. `since`: the first delta that counts for this life. `lookups`: True if hot groups are
-    whole; otherwise the database may have parts of them, `parts` in all. `cold`: with lookups, the number of groups
-    that are only in the database.
+    `life`: a number that changes when the pane is dropped and made again, so that a checkpoint does not mix both.
+    `since`: the number of the first delta that is valid for this life, 0 if none was written. `lookups`: True if hot
+    groups are complete because keys are looked up in the database; if False, the database may have `parts` parts of
+    groups. `cold`: with lookups, the number of groups that are only in the database.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class HotTable(GroupTable):
         self.begin(life)
 
     def begin(self, life: int) -> None:
-        """Begins a new life, for which no earlier delta counts: the next cut writes every group."""
+        """Begins a new life: no earlier delta is valid for it, and the next cut writes every group."""
         self.life = life
         self.since = 0
         self._left: list[pa.RecordBatch] = []
@@ -130,7 +130,7 @@ class HotTable(GroupTable):
 
     def _check_whole(self) -> None:
         if self.parts:
-            raise InternalError("groups of a store were asked for by slot, but their slots did not come from `resolve`")
+            raise InternalError("groups were requested by slot, but groups on disk have no slots: call `resolve` first")
 
     def need_whole(self) -> None:
         """Makes every group whole: merges its parts in the database, and its accumulators in memory if it is hot.
@@ -256,7 +256,7 @@ class HotTable(GroupTable):
         return below_bound(table.finish()[self._width + aggregate], bound)
 
     def _forget(self, keys: list[Array], rows: int) -> None:
-        """Notes that the values of these keys in the database are out of date."""
+        """Notes that the values of these keys in the database are obsolete."""
         if self.gone is None:
             self.gone = GroupTable(self.keys, [])
         self.gone.resolve(_batch(keys, self.keys, rows), range(self._width))
@@ -277,7 +277,7 @@ class HotTable(GroupTable):
         raise InternalError("a pane of a store is dropped, not cleared")
 
     def leave(self, slots: pa.Int32Array) -> None:
-        """Takes the groups out of memory, and notes their keys for the next delta. Called when groups are removed,
+        """Removes the groups from memory, and records their keys for the next delta. Called when groups are removed,
         evicted or handed to another owner.
         """
         if self.since and len(slots):
@@ -324,10 +324,10 @@ class HotTable(GroupTable):
         return self._left_rows > max(len(self), CHUNK_ROWS)
 
     def changes(self, number: int) -> list[Change]:
-        """Returns the changes for delta `number`, so that the deltas from `since` on give the hot groups.
+        """Returns the changes for delta `number`. Together, the deltas from `since` on contain the hot groups.
 
-        These are the groups that have changed, and as many others in rotation, so that in time no group needs an
-        older delta.
+        The changes are the groups that have changed since the last delta, and as many others in rotation. So after
+        some deltas every group was written again, and old deltas are not needed any more.
         """
         left, self._left, self._left_rows = self._left, [], 0
         if not self.since:

@@ -10,10 +10,11 @@ from sabot._cython.groups.keyed import GroupTable
 
 
 def longest_idle(tables: Sequence[GroupTable], goal: int, tick: int, since: int = 0) -> tuple[list[pa.Int32Array], int]:
-    """Returns (the slots of each table that leave, `goal` or a few more in all; the tick before which too few were
-    last touched).
+    """Chooses the groups that were not touched for the longest time, `goal` or a few more of all tables together.
+    Returns the slots to evict, by table, and a tick for `since` of the next call.
 
-    `tick`: the current tick of the tables. `since`: a tick that an earlier call returned, where the search begins.
+    `tick`: the current tick of the tables, the clock by which they note when a group was touched. `since`: the tick
+    that an earlier call returned; the search begins there.
     """
     low, high = since, tick + 1  # idle since `low`: fewer than the goal; idle since `high`: all
     while high - low > 1:

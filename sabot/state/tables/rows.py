@@ -47,13 +47,13 @@ _NONE = {"first": 0, "rows": 0, "kind": 2, "data": b"", "counts": b""}  # an ent
 
 
 class RowStore:
-    """A RowTable (`table`) and its checkpoints. Has one owner, the subtask's thread. The other arguments are those of
-    a RowTable.
+    """A RowTable (`table`) and its checkpoints. Has one owner, the subtask's thread.
 
-    `directory`: a directory of its own for files that checkpoints share, and for rows beyond `memory_bytes`, which
-    are mapped from files there (the index stays in memory). For None all rows are in memory, and each checkpoint is
-    written whole. `order_of`: computes the order of rows from all their columns, for a restore with other columns
-    than before. `later`: the column that an older checkpoint may lack; it is null in rows from there.
+    `rows`, `keys`, `counted`: see RowTable. `directory`: a directory that nothing else uses, for files that
+    checkpoints share and for rows beyond `memory_bytes`, which are mapped from files (the index stays in memory).
+    Without a directory all rows are in memory, and each checkpoint is written whole. `order_of`: computes the order
+    of rows from all their columns, for a restore from a checkpoint with other columns. `later`: the name of a column
+    that an older checkpoint may lack (rows from it get null), or "".
     """
 
     def __init__(
@@ -139,11 +139,15 @@ class RowStore:
         """
         for part in saved:
             if part.facts.get("format") != _FORMAT:
-                raise CorruptCheckpoint(f"{part.directory}: is not a table of rows of this version of Sabot")
+                raise CorruptCheckpoint(
+                    f"{part.directory} is not a table of rows in the format of this version of Sabot"
+                )
             if part.facts["rows"]:  # without rows there may be no directory
                 found = sum(self._load(part.directory, owned))
                 if found != part.facts["rows"]:
-                    raise CorruptCheckpoint(f"{part.directory}: has {found} rows, not {part.facts['rows']}")
+                    raise CorruptCheckpoint(
+                        f"{part.directory} is damaged: it has {found} rows, the manifest says {part.facts['rows']}"
+                    )
 
     def _load(self, directory: Path, owned: Owned | None) -> Iterator[int]:
         """Yields, as it goes on, the number of rows read, including those of other subtasks."""
@@ -327,8 +331,8 @@ class _Alive:
                     self._blocks[row["first"] >> _BLOCK_BITS] = row
 
     def of(self, ids: Any) -> tuple[Any, Any]:
-        """Returns the positions in `ids` of live ids, and their counts, or None if all are 0. Each id is asked for
-        once.
+        """Returns the positions in `ids` of rows that still exist, and their counts (None if all are 0). `ids`
+        ascend, also from call to call.
         """
         blocks = ids >> _BLOCK_BITS
         starts = np.flatnonzero(np.r_[True, blocks[1:] != blocks[:-1]])

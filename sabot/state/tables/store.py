@@ -202,7 +202,7 @@ class TableStore:
         return gone
 
     def settle(self) -> None:
-        """Evicts groups if the memory budget is exceeded. Call it after each batch."""
+        """Evicts groups to the database if the memory budget is exceeded. Call it after each batch."""
         if self._directory is None:
             return
         self._tick += 1
@@ -223,20 +223,22 @@ class TableStore:
             self._make_room()
 
     def longest_untouched(self) -> list[tuple[int, pa.Int32Array]]:
-        """Returns (pane, slots) of the groups that leave when room is made, for a caller that keeps evicted groups
-        itself. Needs a directory.
+        """Returns (pane, slots) of the groups that were idle for longest, if memory is short. For a caller that
+        evicts groups to a store of its own. Needs a directory.
         """
         return [(table.pane, slots) for table, slots in self._victims(self._hot_tables()) if len(slots)]
 
     def leave(self, pane: int, slots: pa.Int32Array) -> None:
-        """Takes groups out of memory that the caller keeps from now on."""
+        """Removes groups from the table, because the caller keeps them from now on."""
         table = self.table(pane)
         table.remove(slots)
         if isinstance(table, HotTable) and table.left_more_than_stayed:
             table.begin(next(self._lives))
 
     def replace(self, pane: int) -> None:
-        """Gives the pane an empty table, which takes no memory. An open cut keeps the old table. Needs a directory."""
+        """Replaces the table of the pane by an empty one, which frees its memory. An open cut keeps the old table.
+        Needs a directory.
+        """
         self._touched.pop(pane, None)
         self._tables[pane] = self._hot(pane)
 
@@ -297,7 +299,9 @@ class TableStore:
                 raise CorruptCheckpoint(f"{part.directory}: is not state of this version of Sabot")
             panes = [PaneFacts(*facts) for facts in part.facts["panes"]]
             if part.facts["deltas"] != count_deltas(part.directory):
-                raise CorruptCheckpoint(f"{part.directory}: there should be {part.facts['deltas']} deltas of state")
+                raise CorruptCheckpoint(
+                    f"{part.directory} is damaged: the manifest says that it has {part.facts['deltas']} files of changes"
+                )
             groups = SavedGroups(part.directory, panes, self._new if renewal is None else renewal.make)
             if part.facts["cold"] and whole:
                 self._open_database(ColdGroups.linked, part.directory / COLD)

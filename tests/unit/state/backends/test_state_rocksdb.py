@@ -209,7 +209,7 @@ def test_a_database_that_is_closed_says_so_in_our_words_and_closes_again_in_sile
     database.close()
     assert database.statistics() == {"keys": 0, "bytes": 0}
     for use in (lambda: database.write("n", {b"k": b"w"}), lambda: database.checkpoint(tmp_path / "2")):
-        with pytest.raises(SabotError, match="is closed, as the run that wrote it has ended or failed"):
+        with pytest.raises(SabotError, match="is closed, because the run of the app that wrote it has ended or failed"):
             use()
 
 
