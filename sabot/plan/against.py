@@ -1,10 +1,11 @@
-"""Compares a program with a checkpoint before the program runs, and says which operators continue with their state.
-Pure functions.
+"""Compares a program with a checkpoint before the program runs, and decides which operators continue with their
+state. Pure functions.
 
 An operator finds its state by the id that the user gave it (`.named("totals")`). An operator without such an id finds
-it by what the state consists of (`state_schema`), if no other state in the checkpoint is like it; otherwise by the
-steps that its rows have gone through, and by the functions in these steps. The steps before and after an operator may
-change. So may its aggregates, each of which is found again by what it computes (`operators.aggregates.migration`).
+it by the contents of the state (`state_schema`), if no other state in the checkpoint has the same schema; otherwise
+by the steps that its rows have passed, and by the functions in these steps. The steps before and after an operator
+may change. So may its aggregates; a changed program finds the state of each aggregate by what the aggregate computes
+(`operators.aggregates.migration`).
 """
 
 from collections import defaultdict
@@ -64,12 +65,12 @@ def planned(plan: Plan) -> list[Planned]:
 
 
 def compare(operators: Sequence[Planned], manifest: SavedApp, drop: Iterable[str] = ()) -> list[Verdict]:
-    """Returns a verdict for each operator of the program that keeps state, in order, and then for each operator that
-    only the checkpoint has.
+    """Returns a verdict for each operator of the program that keeps state, in order, and then one for each operator
+    that is only in the checkpoint. Raises UserError if an entry of `drop` names no state.
 
     `drop`: the state that the user gives up. Each entry is the id of an operator, in the program or in the
     checkpoint, or OPERATOR.NAME: one aggregate of an operator, or the values that a process function keeps under that
-    name. Raises UserError for an entry that names no state.
+    name.
     """
     saved = {each.id: each for each in _saved(manifest)}
     whole, parts = _given_up(drop, operators, saved)
@@ -127,15 +128,17 @@ def check(verdicts: Iterable[Verdict], checkpoint: int, spent: Collection[str] =
             found[each.id] = each.saved_as
     if lost:
         raise UserError(
-            f"checkpoint {checkpoint} has state that this program would not go on with: {'; '.join(lost)}",
-            hint=f"run the program that wrote it; or give up just that: {' '.join(ways)}{once_more(ways, spent)}",
+            f"checkpoint {checkpoint} has state that would be lost with this program: {'; '.join(lost)}",
+            hint=f"run the program that wrote it; or give up only this state: {' '.join(ways)}{once_more(ways, spent)}",
         )
     return found
 
 
 def once_more(ways: Iterable[str], spent: Collection[str]) -> str:
-    """Returns a text for a hint about options that the last start got too, and that would be ignored now, or "" if
-    there are none. `ways`: the options that the error proposes. `spent`: those of the last start, as in `check`.
+    """Returns a text for a hint: the options in `spent` were used for the last start, and have no effect now. "" if
+    the error proposes none of them.
+
+    `ways`: the options that the error proposes. `spent`: the options of the last start, as in `check`.
     """
     again = [way for way in dict.fromkeys(ways) if way.removeprefix("--drop ") in spent]
     if not again:
@@ -365,7 +368,7 @@ def _fate_of(name: str, forgets: frozenset[str]) -> AggregateVerdict:
 
 
 def _said_of(parts: Sequence[AggregateVerdict]) -> Iterator[str]:
-    """Yields what changes for the aggregates, in words."""
+    """Yields texts that say what changes for the aggregates."""
     renamed = [f"{part.called} is {part.name} now" for part in parts if part.called]
     if renamed:
         yield ", ".join(renamed)
@@ -386,7 +389,7 @@ def _taken_over(name: str, before: Any, now: Any, old: SavedStep, new: Planned) 
 
 
 def _difference(name: str, before: Any, now: Any) -> str:
-    """Returns in words how a fact differs."""
+    """Returns a text that says how a fact of the schema differs."""
     if name in ("columns", "keys", "left", "right", "rows") and _rows(before) and _rows(now):
         return "; ".join(_differences_in(name, before, now))
     unit = _UNITS.get(name, "")
@@ -399,8 +402,8 @@ def _rows(value: Any) -> bool:
 
 
 def _differences_in(name: str, before: list[list[str]], now: list[list[str]]) -> Iterator[str]:
-    """Yields in words how two lists of columns differ: what each column was and is, which came and went, or their
-    order.
+    """Yields texts that say how two lists of columns differ: changed columns with both types, added and missing
+    columns, or the order.
     """
     old, new = ({each[0]: " ".join(each[1:]) for each in rows} for rows in (before, now))
     one = {"columns": "column", "keys": "key"}.get(name, f"{name} column")  # else those of one side

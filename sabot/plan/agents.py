@@ -1,4 +1,6 @@
-"""The order in which agents and streams of an app feed each other, and what agents agree on that write to one sink."""
+"""The order of an app's agents, by which agents and streams write into which; and checks that agents which write to
+the same sink agree on its settings.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -17,25 +19,28 @@ from sabot.errors import UserError
 
 
 def fed_by_streams(ends: Iterable[StreamEnd]) -> frozenset[str]:
-    """Returns the ids of the agents into which streams go."""
+    """Returns the ids of the agents into which streams write."""
     return frozenset(end.agent.agent_id for end in ends if isinstance(end, Feed))
 
 
 def arranged(specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]) -> list[AgentSpec]:
-    """Returns the agents in an order in which each agent comes after all agents that get its rows. An agent into
-    which an agent or a stream writes loses the topic that it would get by its name; a topic that the user has named
-    stays.
+    """Returns the agents in an order in which each agent comes after all agents into which it writes. If an agent or
+    a stream writes into an agent, the agent no longer reads the topic of its own name; a topic that the user has
+    named stays.
 
-    Raises UserError if agents and streams feed each other in a cycle, if a stream feeds an agent that does not exist,
-    if two streams read one agent, and for agents that `_check_durable` refuses.
+    Raises UserError if agents and streams write into each other in a ring, if a stream writes into an agent that does
+    not exist, if two streams read one agent, and for agents that `_check_durable` refuses.
     """
     ends = list(ends)
     fed = fed_by_streams(ends)
     if gone := fed - {spec.agent_id for spec in specs}:
-        raise UserError(f"a stream goes into {min(gone)}, which is no agent of this app")
+        raise UserError(
+            f"a stream goes into agent {min(gone)}, which is not an agent of this app",
+            hint="use an agent of the same App object",
+        )
     read = [node.agent.agent_id for node in walk(ends) if isinstance(node, AgentRead)]
     if twice := sorted({agent_id for agent_id in read if read.count(agent_id) > 1}):
-        raise UserError(f"two streams read agent {twice[0]}", hint="make one, and use it twice")
+        raise UserError(f"two streams read agent {twice[0]}", hint="make one stream, and use it twice")
     by_streams = _through_streams(ends)
     _check_durable(specs, fed)
     targets = {id(spec.sink) for spec in specs}
@@ -68,8 +73,9 @@ def arranged(specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]) -> list[Agen
 
 
 def _check_durable(specs: Sequence[AgentSpec], fed: frozenset[str]) -> None:
-    """Raises UserError for a durable agent that gets rows from a stream, or from an agent that is not durable, and
-    has no `job_id=`. After a crash these may give other rows, and nothing would tell which job a row belongs to.
+    """Raises UserError for a durable agent without `job_id=` whose rows come from a stream, or from an agent that is
+    not durable: after a crash these may make other rows, and no row would identify its job. Also for a durable agent
+    that takes batches from a stream or another agent.
     """
     for spec in specs:
         if not spec.durable or spec.job_id is not None:
@@ -78,21 +84,21 @@ def _check_durable(specs: Sequence[AgentSpec], fed: frozenset[str]) -> None:
         if spec.batch and (writers or spec.agent_id in fed):
             by = f"agent {writers[0]}" if writers else "a stream"
             raise UserError(
-                f"agent {spec.agent_id} is durable and takes batches, and its rows come from {by}: nothing says which rows they are",
-                hint="put a topic between the two: there each row has its place",
+                f"agent {spec.agent_id} is durable and takes batches, but its rows come from {by}, and have no offsets to identify them",
+                hint="put a topic between the two, in which each row has an offset",
             )
         plain = [each.agent_id for each in specs if each.sink is spec.func and not each.durable]
         if plain or spec.agent_id in fed:
             by = f"agent {plain[0]}" if plain else "a stream"
             raise UserError(
-                f"agent {spec.agent_id} is durable, and its rows come from {by}, which may make others after a crash",
-                hint="job_id='field' names the field that says which request a row is"
-                + ("; or durable=True there too" if plain else ""),
+                f"agent {spec.agent_id} is durable, but its rows come from {by}, which may make other rows after a crash",
+                hint="job_id='field' names the field that identifies the request of a row"
+                + ("; or make that agent durable too" if plain else ""),
             )
 
 
 def _through_streams(ends: Iterable[StreamEnd]) -> defaultdict[str, set[str]]:
-    """Returns, for the id of each agent that streams read, the ids of the agents into which these streams go."""
+    """Returns, by the id of each agent that streams read, the ids of the agents into which these streams write."""
     found: defaultdict[str, set[str]] = defaultdict(set)
     for end in ends:
         if isinstance(end, Feed):
@@ -105,8 +111,8 @@ def _through_streams(ends: Iterable[StreamEnd]) -> defaultdict[str, set[str]]:
 def leading_to(
     end: StreamEnd, specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]
 ) -> tuple[list[StreamEnd], list[AgentSpec]]:
-    """Returns the stream ends and the agents of an app whose rows come to this end. The end itself is the last of the
-    ends.
+    """Returns the stream ends and the agents of an app from which rows reach this end. The end itself is the last one
+    of the stream ends.
     """
     feeds = [each for each in ends if isinstance(each, Feed)]
     used: list[StreamEnd] = [end]
@@ -122,8 +128,8 @@ def leading_to(
 
 
 def inputs_of(spec: AgentSpec, specs: Iterable[AgentSpec], fed: frozenset[str]) -> list[str]:
-    """Returns the origins of an agent's rows: topics, Sources, the ids of agents that write into it, and its own id
-    for rows of streams.
+    """Returns the inputs of an agent: topics, Sources, the ids of agents that write into it, and its own id if
+    streams write into it.
     """
     return [
         *spec.topics,
@@ -133,18 +139,18 @@ def inputs_of(spec: AgentSpec, specs: Iterable[AgentSpec], fed: frozenset[str]) 
 
 
 def dead_letter_topics(spec: AgentSpec, specs: Iterable[AgentSpec], fed: frozenset[str]) -> dict[str, str]:
-    """Returns, by input (`inputs_of`), the topic of the dead letters, for an agent whose dead letters go into topics.
-    `fed`: the ids of the agents into which streams go.
+    """Returns the topic of the dead letters for each input (`inputs_of`) of an agent whose dead letters go to topics.
+    `fed`: the ids of the agents into which streams write.
     """
     assert isinstance(spec.dead_letter, str)
     return {name: dead_letter_topic(spec.dead_letter, name) for name in inputs_of(spec, specs, fed)}
 
 
 def agreed_deliveries(specs: Sequence[AgentSpec], fed: frozenset[str]) -> dict[str | int, Delivery]:
-    """Returns the `delivery=` on which the agents that write results to a sink agree, by topic or by id of the Sink.
+    """Returns the `delivery=` of each sink that agents write, by topic or by id of the Sink.
 
-    If no agent sets it, the default of the first writer holds, which may be an agent that writes its dead letters
-    there. Raises UserError if agents disagree.
+    If no agent sets it, the sink has the default of its first writer, which may be an agent that writes dead letters
+    to it. Raises UserError if agents set different values. `fed`: the ids of the agents into which streams write.
     """
     agreed: dict[str | int, Delivery] = {}
     first: dict[str | int, Delivery] = {}
@@ -161,8 +167,8 @@ def agreed_deliveries(specs: Sequence[AgentSpec], fed: frozenset[str]) -> dict[s
 
 
 def agreed_nans(specs: Sequence[AgentSpec], *others: tuple[str | Sink, OnNan]) -> dict[str | int, OnNan]:
-    """Returns the `nan=` of the agents, and of `others`, that write results to a sink, by topic or by id of the Sink.
-    Raises UserError if they differ.
+    """Returns the `nan=` of each sink that agents and `others` write, by topic or by id of the Sink. Raises UserError
+    if they differ.
     """
     agreed = {place_of_sink(sink): nan for sink, nan in others}
     for spec in specs:

@@ -1,9 +1,9 @@
 """Checks whether the state of steps over changes is still right in another program.
 
-A change takes a row away that came before. So the step must have had that row, from the same table, past the same
-filters, with the same values in its columns. A step or an aggregate that has not seen the rows so far is filled from
-the table before it. If that table does not have the rows, or a step between does more than pass single rows on, the
-start is refused.
+A change takes a row away that came before. So the step must have had that row: from the same table, past the same
+filters, with the same values in its columns. A new step or aggregate has not seen the rows so far, so a start fills
+it from the table before it. The start is refused if that table does not have the rows, or if a step between the table
+and the new step does not handle each row by itself.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,8 @@ _ALL: frozenset[str] = frozenset()
 def over_changes(
     operators: Sequence[Planned], saved: Mapping[str, SavedStep], verdicts: Sequence[Verdict], *, ended: bool = False
 ) -> list[Verdict]:
-    """Returns the verdicts. Those of steps over changes now also say what is filled, and refuse what would be wrong.
+    """Returns the verdicts, changed for steps over changes: they also say what is filled, and refuse state that would
+    be wrong.
 
     `operators`: upstream first, each with its verdict. `saved`: the state in the checkpoint, by its ids. `ended`:
     True if all inputs of the app had ended. Such a checkpoint lacks the rows of joins (decision 031), and no change
@@ -50,7 +51,7 @@ def over_changes(
 def _broken(
     old: SavedStep, new: Planned, known: Mapping[str, Planned], verdicts: Mapping[str, Verdict], ended: bool
 ) -> Iterator[str]:
-    """Yields in words why the changes that will come do not continue those of which the state was made."""
+    """Yields the reasons why the changes to come do not continue those from which the state was made."""
     for maker in new.makers:
         verdict = verdicts[maker]
         if verdict.saved_as is None and not ended:
@@ -95,8 +96,8 @@ def _filled(
     verdicts: Mapping[str, Verdict],
     names: frozenset[str],
 ) -> Verdict:
-    """Returns the verdict with the inputs that are filled, for these aggregates, or with no names for all that the
-    step keeps. Returns a refusal if they cannot be filled.
+    """Returns the verdict with the inputs from which the step is filled, or a refusal if it cannot be filled.
+    `names`: the aggregates to fill; empty to fill all state of the step.
     """
     fills: list[int] = []
     assert new.unfit is not None

@@ -1,10 +1,11 @@
-"""Finds the way of rows from a step that keeps a table to a step behind it. On this way a start fills state that has
+"""Finds the path of rows from a step that keeps a table to a later step. Along this path a start fills state that has
 not seen the table's rows.
 
     upsert by id ──▶ filter ──▶ | by key group of maker | ──▶ with columns ──▶ group by maker
       the maker                     an edge                                      is filled
 
-All steps on the way must handle each row by itself. `against` decides what is filled, and `runtime.filling` fills it.
+All steps on the path must handle each row by itself. `against` decides what is filled, and `runtime.filling` fills
+it.
 """
 
 from collections import defaultdict
@@ -17,8 +18,8 @@ from sabot.plan.stages import Plan
 
 @dataclass(frozen=True)
 class Way:
-    """The way of rows from the step that keeps their table (`maker`) to a step behind it. `through`: the steps and
-    edges between them, in order.
+    """The path of rows from the step that keeps their table (`maker`) to a later step. `through`: the steps and edges
+    between them, in order.
     """
 
     maker: Step
@@ -27,17 +28,20 @@ class Way:
 
 @dataclass(frozen=True)
 class _Place:
-    """The place of a step or an edge: its stage, and the step before it in the chain, or None if it is the first."""
+    """The position of a step or an edge in the plan: its stage, and the step before it in the chain, or None if it is
+    the first.
+    """
 
     stage: Stage
     behind: Step | None
 
 
 def ways(plan: Plan, keeping: Container[str]) -> dict[str, list[Way | None]]:
-    """Returns, by the id of a step over changes, the way to each of its inputs from the maker of the changes.
+    """Returns, by the id of each step over changes, one path for each of its inputs, from the step that makes the
+    changes.
 
-    A way is None if there is not exactly one way, or if a step on it keeps state. `keeping`: the ids of the steps
-    that keep state.
+    A path is None if there is more than one, or if a step on it keeps state. `keeping`: the ids of the steps that
+    keep state.
     """
     places: dict[int, _Place] = {}
     into: dict[tuple[str, bool], list[Edge]] = defaultdict(list)

@@ -1,12 +1,12 @@
-"""Describes the changes that come into a step over the tables that make them. By that description a start sees
-whether the changes continue.
+"""Describes the changes that come into a step, starting at the steps that keep their tables. A start compares this
+description with the one in the checkpoint, to find out whether the changes continue.
 
     table cars ──▶ filter x > 3 ──▶ with z = x * 2 ──▶ group by g: sum(z)
       the maker      where              columns          lineage: from cars, where x > 3, g = g, z = x * 2
 
-A step over changes takes away rows that it has had before. So its state is right only as long as the same rows come
-in from the same maker. With another filter between, it would keep rows that are never taken away, and would be asked
-to take away rows that it never had.
+A step over changes takes away rows that it has had before. So its state is right only as long as it receives the same
+rows of the same maker. If the filter changed, the step would keep rows that are never taken away, and would have to
+take away rows that it never had.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from sabot.operators.layout.stages import Step
 
 @dataclass(frozen=True)
 class Lineage:
-    """The description of changes as they come out of a step.
+    """The description of the changes that a step emits.
 
     `maker`: the id of the step that keeps the table. `columns`: the columns as expressions over the maker's columns;
     a column that is not listed is the maker's column of the same name. `where`: the filters that the changes have
@@ -39,7 +39,7 @@ Lineages: TypeAlias = tuple[Lineage, ...]
 
 
 def lineages_behind(node: Node, before: Sequence[Lineages], step: Step | None) -> Lineages:
-    """Returns the lineages of the rows that a node gives. `before`: those of its inputs. `step`: the node's operator,
+    """Returns the lineages of the rows that a node emits. `before`: those of its inputs. `step`: the node's operator,
     or None if it has none.
     """
     if not node.changes:

@@ -62,8 +62,8 @@ def _with_reads(ends: Iterable[StreamEnd], changed: Callable[[Read], Read]) -> l
 
 
 def check_nodes(ends: Iterable[StreamEnd]) -> None:
-    """Calls `check` of every node. Call it before `optimise`, which moves filters to places with more columns. Raises
-    UserError.
+    """Calls `check` of every node. Must be called before `optimise`: filters that it moves meet other columns, so
+    errors would name columns that the user does not expect. Raises UserError.
     """
     for node in walk(ends):
         node.check()
@@ -94,8 +94,8 @@ class _Pushdown:
         return node.over(*map(self.rewrite, node.inputs))
 
     def _filtered(self, predicate: Expr, below: Node) -> Node:
-        """Returns `below` with the filter before it or further up: past all steps that feed no other step and do not
-        make the filter's columns.
+        """Returns `below` with the filter moved up as far as possible: past each step that no other step reads and
+        that does not make a column of the filter.
         """
         moved = below.moved_before(predicate) if self._readers[id(below)] == 1 else None
         if moved is None:
@@ -117,8 +117,8 @@ def present_columns(ends: Iterable[StreamEnd], used: Mapping[int, Columns]) -> M
     """Returns, by the id of a node, the columns that its rows have at run time, without event time, or None if they
     are unknown.
 
-    These are the columns that later steps use, and those that only earlier steps use and that pass through. It may
-    name columns that are gone. `used`: the result of `used_columns`.
+    These are the columns that later steps use, and columns that only earlier steps use and that pass through. The
+    result may contain columns that a step has removed. `used`: the result of `used_columns`.
     """
     present: dict[int, Columns] = {}
     for node in walk(ends):
@@ -164,9 +164,9 @@ def time_use(ends: Iterable[StreamEnd]) -> TimeUse:
 
 
 def closing_time(ends: Iterable[StreamEnd], read: Read) -> Callable[[int], int]:
-    """Returns a function from the greatest event time of a source to the watermark that closes all windows with its
-    rows, and the windows behind these. Steps that give rows another event time, and the steps behind them, do not
-    count.
+    """Returns a function that computes, from the greatest event time of a source, the watermark that closes all
+    windows with its rows, and all windows behind these. Steps that give rows another event time, and the steps behind
+    them, are left out.
     """
     nodes = walk(ends)
 

@@ -1,5 +1,5 @@
-"""Makes stages of the optimised graph. For each node, the module of its operator has a function that puts the node
-into the plan (`PLANNERS`).
+"""Makes the stages of a plan from the optimised graph. For each kind of node, the module of its operator has a
+function that adds the node to the plan (`PLANNERS`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,8 +36,8 @@ def make_plan(
     """Returns the plan for these ends of streams, with all steps that lead to them, and for the agents. Raises
     UserError for a program that cannot run.
 
-    `readers`: by stage id, the number of readers that a source must have, because a checkpoint has the state of as
-    many.
+    `readers`: by stage id, the number of readers that a source must have, because the checkpoint has the state of
+    this many readers.
     """
     ends = list(ends)
     check_nodes(ends)
@@ -93,7 +93,9 @@ class _Planner:
                 stage.targets.append(Edge(other))
 
     def _placed(self, node: Node) -> PlanPoint:
-        """Returns the point where the rows of the node come out. The inputs of the node are in the plan already."""
+        """Returns the point of the plan where the rows of the node leave it. The inputs of the node are already in
+        the plan.
+        """
         inputs = [self._points[id(upstream)] for upstream in node.inputs]
         times = frozenset[str]().union(*(each.times for each in inputs if each.timed))
         if isinstance(node, Read | WithTime):

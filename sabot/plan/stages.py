@@ -1,4 +1,4 @@
-"""A plan: its stages, and questions about them. `planner` makes it."""
+"""A plan, with its stages and queries about them. `planner` makes it."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Plan:
         return {stage.id for stage in stages}.union(*map(self.before, stages))
 
     def before(self, stage: Stage) -> set[str]:
-        """Returns the ids of all stages whose rows come into this one, directly or through others."""
+        """Returns the ids of all stages whose rows reach this one, directly or through other stages."""
         found: set[str] = set()
         wanted = [stage]
         while wanted:
@@ -37,9 +37,10 @@ class Plan:
         return found
 
     def aligned(self, stage: Stage) -> list[Stage]:
-        """Returns the stages whose sources are read at about the same event time for this one (`Aligned`).
+        """Returns the stages whose sources are read at about the same event time because a step of this stage
+        requires it (`Aligned`).
 
-        A source that ends, and that other sources wait for, is left out: it is read as fast as it can be.
+        A source that ends, and that other sources wait for, is left out: it is read as fast as possible.
         """
         if stage.aligned is None:
             return []
@@ -105,7 +106,7 @@ class Plan:
         return schemas
 
     def text(self) -> str:
-        """Returns the plan for people: what each stage reads, does, and where its rows go."""
+        """Returns a description of the plan for people: the input, the steps and the outputs of each stage."""
         lines: list[str] = []
         for stage in self.stages:
             if stage.agent is not None:

@@ -15,7 +15,7 @@ Outcome = Literal["keep", "migrate", "drop", "new", "refuse"]
 
 @dataclass(frozen=True)
 class Planned:
-    """An operator of a plan that keeps state, as it is when it was opened with its columns."""
+    """An operator of a plan that keeps state, with the facts that are known once it is open and has its columns."""
 
     id: str
     text: str
@@ -39,16 +39,20 @@ class Planned:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on the state of one operator.
+    """The decision on the state of one operator.
 
-    `outcome`: "keep": the state continues as it is. "migrate": it continues, and `why` says what changes. "new": the
-    checkpoint has no state for the operator, so it begins empty. "drop": the program has no such operator. "refuse":
-    the program's operator of that id keeps other state, and `why` says what differs. `saved_as`: the operator's id in
-    the checkpoint, or None if no state is taken over. `groups`: about how many groups of it the checkpoint has.
-    `parts`: what becomes of each of its aggregates. `forgets`: the names whose state is not taken over, because the
-    user asked for that. `given_up`: True if the user asked to drop all of its state. `fills`: the numbers of the
-    inputs whose earlier rows it gets from the tables before it: for what is new in `parts`, or for all of it if no
-    state is taken over. `instead`: the ids of the operators that the user would have to give up.
+    - `before`, `now`: the text of the operator in the checkpoint and in the program, or None if it is not there.
+    - `outcome`, `why`: "keep": the state continues as it is. "migrate": it continues, and `why` says what changes. "new":
+      the checkpoint has no state for the operator, so it begins empty. "drop": the program has no such operator. "refuse":
+      the program's operator with this id keeps other state, and `why` says what differs.
+    - `saved_as`: the operator's id in the checkpoint, or None if its state is not restored.
+    - `groups`: about how many groups of it the checkpoint has.
+    - `parts`: the decision on each of its aggregates.
+    - `forgets`: the names whose state is not restored, because the user asked for that.
+    - `given_up`: True if the user asked to drop all of its state.
+    - `fills`: the numbers of the inputs from whose tables the operator is filled: the new aggregates in `parts`, or the
+      whole operator if no state is restored.
+    - `instead`: the ids of the operators whose state the user would have to give up.
     """
 
     id: str
@@ -66,12 +70,12 @@ class Verdict:
 
     @property
     def loses(self) -> bool:
-        """True if state would be lost that the user has not given up. A start is refused then."""
+        """True if the start must be refused, because state would be lost that the user has not given up."""
         return self.outcome == "refuse" or (self.outcome == "drop" and self.groups > 0 and not self.given_up)
 
     @property
     def ways(self) -> list[str]:
-        """The options of the command line that give up what would be lost, and no more."""
+        """The options of the command line that give up exactly the state that would be lost."""
         names = [f"{self.id}.{part.name}" for part in self.parts if part.outcome == "refuse"]
         names = list(self.instead) or names or [self.id]
         return [f"--drop {quote(name)}" for name in names]

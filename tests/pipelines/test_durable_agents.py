@@ -1276,7 +1276,7 @@ async def test_rows_that_nothing_tells_apart_are_refused_and_job_id_is_the_fix(s
 
         return app
 
-    with pytest.raises(UserError, match=r"agent shop\.second is durable, and its rows come from agent shop\.first"):
+    with pytest.raises(UserError, match=r"agent shop\.second is durable, but its rows come from agent shop\.first"):
         await fed_by_agent(None, False).start()
     assert not (shop.directory / "journal").exists()
     for job_id, durable in (("order", False), (None, True)):

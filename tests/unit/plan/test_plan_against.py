@@ -71,7 +71,7 @@ def outcomes(program: Program, manifest: Manifest, parallelism: int = 1) -> dict
 def why(program: Program, manifest: Manifest) -> str:
     (verdict,) = verdicts(program, manifest)
     assert verdict.outcome == "refuse"
-    with pytest.raises(UserError, match=r"state that this program would not go on with.*--drop"):
+    with pytest.raises(UserError, match=r"state that would be lost with this program.*--drop"):
         check([verdict], manifest.checkpoint_id)
     return verdict.why
 
@@ -320,7 +320,7 @@ async def test_each_aggregate_is_kept_added_dropped_or_refused(run: Any, tmp_pat
 
     (verdict,) = verdicts(other, manifest)
     assert fates(verdict) == {"n": "keep", "total": "refuse", "t": "drop"}
-    with pytest.raises(UserError, match=r"give up just that: --drop w\.total\)"):
+    with pytest.raises(UserError, match=r"give up only this state: --drop w\.total\)"):
         check([verdict], manifest.checkpoint_id)
     (verdict,) = verdicts(other, manifest, drop=["w.total"])
     assert (verdict.outcome, verdict.forgets) == ("migrate", {"total"})
