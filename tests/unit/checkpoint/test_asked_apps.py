@@ -37,7 +37,7 @@ def test_an_app_that_ends_is_not_waited_for(
     began = clock.monotonic()
 
     monkeypatch.setattr(f"{__name__}.meanwhile", lambda seconds: storage.unlock() if seconds > 7 else None)
-    with pytest.raises(UserError, match="the app that used .* has ended"):
+    with pytest.raises(UserError, match=r"the app that used .* has ended"):
         ask(tmp_path, {"workers": True}, 60)
     assert 9 < clock.monotonic() - began < 11
     assert not list((tmp_path / "requests").iterdir())
