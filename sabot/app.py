@@ -54,7 +54,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class AppSettings(Settings):
-    """The settings of an app with those that only the program has."""
+    """All settings of an app: those of `Settings`, and those that only the program can give, because their values are
+    Python objects.
+    """
 
     events: "EventBus | None" = option(None, "the EventBus that publishes what happens in the jobs of durable agents")
     policy: "PolicyEngine | None" = option(None, "the PolicyEngine that decides what agents may do")
@@ -64,7 +66,7 @@ class AppSettings(Settings):
     clock: Clock = option(SYSTEM_CLOCK, "the clock, for tests")
 
 
-# A program says what is to be run long before it is, or only to be planned or asked: its methods import what runs it when they need it.
+# The methods import the runtime only when they need it: many programs make an App only to plan it, or to read its state.
 class App(AgentDeclarations, HasStreams, HasTopics):
     """An application: `app = App("fraud", broker="kafka://localhost:19092", state="rocksdb:///var/lib/fraud")`.
 
@@ -110,7 +112,9 @@ class App(AgentDeclarations, HasStreams, HasTopics):
 
     @property
     def state_backend(self) -> StateBackend | None:
-        """A user's own backend, which is used instead of `state`, and left open at the end. Assign it before the start."""
+        """The state backend that the user has assigned, or None. It replaces the one that `state=` describes, and the
+        app does not close it. Assign it before the start; an assignment while the app runs raises UserError.
+        """
         return self._state_backend
 
     @state_backend.setter
@@ -129,13 +133,17 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         return mermaid(make_plan(runtime.writes, agents=runtime.specs, parallelism=self.settings.parallelism))
 
     def write(self, end: StreamEnd) -> None:
-        """Adds the end of a stream; called by `Stream.to`."""
+        """Adds the last step of a stream, which writes its rows to a topic, a sink or an agent; called by
+        `Stream.to`.
+        """
         self.agent_runtime.add_stream(end)
         if isinstance(end, Write):
             note_written(self.id, end.sink if isinstance(end.sink, str) else end.sink.name)
 
     def agent_of(self, function: Callable[..., Any]) -> AgentSpec:
-        """Returns the agent of this function, for streams that feed or read one. Raises UserError if it is no agent."""
+        """Returns the declaration of the agent whose function this is, for streams that write to the agent or read
+        its results. Raises UserError if no agent of this app has the function.
+        """
         for spec in self.agent_runtime.specs:
             if spec.func is function:
                 return spec
@@ -158,7 +166,9 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         return plan.text()
 
     def schema(self, node: Node) -> pa.Schema:
-        """Returns the columns of this node; called by `Stream.schema`."""
+        """Returns the columns of this node, without those of the engine; called by `Stream.schema`. Raises UserError
+        if they are known only from the first records.
+        """
         from sabot.operators.base import without_marks
 
         plan = self._plan_of(node)
@@ -171,7 +181,9 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         return without_marks(known)
 
     def _plan_of(self, node: Node) -> "Plan":
-        """Returns the plan of the steps up to this node, and of the agents that they read, without a sink."""
+        """Returns the plan of the steps up to this node. If they read results of agents, the plan includes these
+        agents. It has no sink of the user's.
+        """
         from sabot.plan import leading_to, make_plan, with_schemas
 
         runtime = self.agent_runtime
@@ -180,14 +192,16 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         return make_plan(with_schemas(ends, known), agents=agents, parallelism=self.settings.parallelism)
 
     def _warn_of_loose_ends(self) -> None:
-        """Warns of a stream without a sink, which most often is a forgotten `.to`, and of a budget that bounds nothing."""
+        """Logs a warning for each stream that no sink and no `collect` reads, most often because of a forgotten
+        `.to`, and for a `memory_budget` in an app whose state is in memory, where it has no effect.
+        """
         budget = self.settings.memory_budget
         if budget is not None and state_directory(self.settings.state) is None:
-            _log.warning("memory_budget=%s bounds nothing, as state is in memory: give state=DIR", budget)
+            _log.warning("memory_budget=%s bounds nothing, because state is in memory: give state=DIR", budget)
         read = self._collected | {id(node) for node in walk(self.agent_runtime.writes)}
         for node in self.begun_streams:
             if id(node) not in read and self.agent_runtime.writes:
-                _log.warning("stream %s goes nowhere: give it .to(…)", node.name)
+                _log.warning("the rows of stream %s are written nowhere: end it with .to(…)", node.name)
 
     # -- state, read from outside -----------------------------------------------------------------------------------------
 
@@ -206,7 +220,7 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         storage = self.checkpoints()
         if storage is None:
             raise UserError(
-                f"app {self.id} writes no checkpoints, and its state is read from these",
+                f"app {self.id} writes no checkpoints, but its state can only be read from a checkpoint",
                 hint="App(..., state=DIRECTORY), or checkpoint_dir=",
             )
         if checkpoint_id is None:
@@ -220,14 +234,15 @@ class App(AgentDeclarations, HasStreams, HasTopics):
 
     async def run(self) -> None:
         """Restores the last checkpoint and runs. Returns when all inputs have ended, or after Ctrl-C. Raises
-        AgentFailed.
+        AgentFailed if agents stopped by their own errors, and UserError while a program is imported to be started by
+        `sabot run`.
 
-        SIGINT (Ctrl-C), SIGTERM and SIGHUP stop the app in good order, unless other code handles them; Python handles
-        a second one.
+        The first SIGINT (Ctrl-C), SIGTERM or SIGHUP takes a last checkpoint and stops the app, unless the program
+        handles the signal itself. The second one has Python's own effect.
         """
         if IMPORTING.get():
             raise UserError(
-                f"app {self.id} would run while its program is imported, and then once more",
+                f"app.run() of app {self.id} was called while its program is imported, so the app would run twice",
                 hint="`sabot run` starts it: put app.main() under if __name__ == '__main__'",
             )
         self._warn_of_loose_ends()
@@ -245,18 +260,19 @@ class App(AgentDeclarations, HasStreams, HasTopics):
     async def start(self) -> None:
         """Starts agents and streams and returns; `await app.stop()` ends them.
 
-        A failure of one of the engine's tasks after that (a stream or a sink fails, or the engine has a bug) is logged, is shown in
-        `statistics()["failure"]`, and is raised by the next `send`, checkpoint, `start`, and by `stop`; nothing more is read
-        meanwhile. An agent that fails in an app whose streams feed agents, or read them, is shown there too: the streams stand still until
-        `stop`, which takes a last checkpoint. `restart=` applies to `run()` only: after `start`, call `stop()` and `start()` to resume from
-        the last checkpoint.
+        If a stream or a sink fails later, or the engine has a bug, then the error is logged and is shown in
+        `statistics()["failure"]`. No more records are read. The next `send`, checkpoint, `start` and `stop` raise the
+        error. The error of a failed agent is shown in `statistics()` too if streams of the app write to agents or
+        read their results; these streams then process nothing more until `stop`, which takes a last checkpoint.
+        `restart=` applies to `run()` only: after `start`, call `stop()` and `start()` to resume from the last
+        checkpoint.
         """
         self._warn_of_loose_ends()
         await self.agent_runtime.start_all()
 
     async def stop(self, drain: bool = False) -> None:
-        """Takes a last checkpoint, and stops everything. `drain`: rows that were read are processed first. If the run had failed before,
-        that failure is raised, and no checkpoint is taken.
+        """Takes a last checkpoint, and stops all agents and streams. `drain`: True processes the rows that were
+        already read first. If the run had failed before, this raises its error and takes no checkpoint.
         """
         try:
             await self.agent_runtime.stop_all(drain=drain)
@@ -279,12 +295,12 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         timestamp: int | None = None,
         partition: int | None = None,
     ) -> int:
-        """Writes one record, and returns its offset once the broker has it. Works on any loop or thread, also if the
-        app does not run.
+        """Writes one record, and returns its offset once the broker has stored it. May be called on any loop or
+        thread, even while the app does not run.
 
         `value`: bytes are written as they are, anything else as JSON; None with a key is a tombstone, a null payload.
         `key`: bytes or str. `headers`: as in `Message`. `timestamp`: ms UTC, by default now. If the app has failed
-        since `start()`, that failure is raised.
+        since `start()`, `send` raises that error.
         """
         checked_topic(topic, "send: topic")
         self.agent_runtime.runner.raise_failure()
@@ -304,24 +320,24 @@ class App(AgentDeclarations, HasStreams, HasTopics):
     # -- called by the runtime --------------------------------------------------------------------------------------------
 
     def open_state(self, name: str = "db") -> tuple[StateBackend | None, bool]:
-        """Returns the assigned backend, or one that is made from `state`, and True if the runtime has to close it.
-        `name`: the name of its database.
+        """Returns a state backend, and True if the runtime has to close it: the backend that the user has assigned
+        (False), or a new one made from `state=` (True). `name`: the name of the new backend's database.
         """
         if self._state_backend is not None:
             return self._state_backend, False
         return open_backend(self.settings.state, name), True
 
     def ends(self) -> list[StreamEnd]:
-        """Returns the ends of its streams."""
+        """Returns the last steps of all streams of this app: the writes to topics, sinks and agents."""
         return self.agent_runtime.writes
 
     def agents(self) -> Mapping[str, AgentProcess]:
-        """Returns its agents, by their ids."""
+        """Returns the agents of this app by id."""
         return self.agent_runtime.agents
 
     async def let_go(self) -> None:
-        """Called at the end of a process that has run a part of the app. Returns when everything that calls have used
-        is written and sent.
+        """Called at the end of a process that has run a part of the app. Returns when the use of budgets by this
+        process's calls is recorded, and all records of `send` are written.
         """
         await self.agent_runtime.keep_accounts()
         await self._close_sender()
@@ -337,7 +353,9 @@ class App(AgentDeclarations, HasStreams, HasTopics):
 
         storage = self.checkpoints()
         if self.journal_storage is None or storage is None or self.settings.forget_effects:
-            self.journal_storage = MemoryStorage(self.clock)  # which the next run of this process may go on with
+            self.journal_storage = MemoryStorage(
+                self.clock
+            )  # kept, so that the next run in this process finds its entries
         return open_app_journal(self, storage, self.journal_storage)
 
     def open_storage(self) -> "CheckpointStorage | None":
@@ -348,7 +366,9 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         storage.lock()
         if self.settings.fresh:
             storage.clear()
-            self.settings = replace(self.settings, fresh=False, forget_effects=False)  # they apply to this start only
+            self.settings = replace(
+                self.settings, fresh=False, forget_effects=False
+            )  # both settings apply to this start only
         return storage
 
     def checkpoints(self) -> "CheckpointStorage | None":
@@ -369,25 +389,27 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         return self.agent_runtime.runner.progress()
 
     def statistics(self) -> dict[str, Any]:
-        """Figures of everything that lives long, from any thread; what belongs to a running app is empty without one.
+        """Returns figures of this app. May be called from any thread. Entries about running parts are empty while the
+        app does not run.
 
             app           the id
-            failure       what ended this run, or the last one, unexpectedly; None where all is well
+            failure       the unexpected error that ended this run, or the last one; None without such an error
             agents        by agent id: state, messages_processed, errors, last_message_time, dead_letters, failure
             checkpoints   completed, failed, last_id, last_seconds, last_bytes, in_flight, last_error
-            state         of the backend: keys, bytes, and with RocksDB what is cached and dirty
+            state         of the backend: keys, bytes, and with RocksDB the cached and unwritten bytes
             sources       by "agent id/topic": rows_in, ended, lag (by "topic[partition]"), channel
             operators     by agent id: rows and bytes that wait in its lanes, limit, overloads, rows_out, batches, batch_seconds_total
             sinks         by name: rows_out, waiting, channel
             jobs          of durable agents: running, parked, blocked, waiting (rows), begun, ended, effects, doubts, in_flight, journal
-            streams       by task of a stage: batches, watermark_ms, its input and operators; after a run those of its end
+            streams       by task of a stage: batches, watermark_ms, its input and operators; after a run the last figures of the run
             workers       with --workers: worker, pid, rows, rows_per_second, lag, cpu_percent, memory_bytes, silent_seconds, tasks
-            engines       of models, by "provider model", those that are asked in the app's event loop: as ExecutionEngine.statistics
-            gate          inputs, and how many are ended, idle or held back; barriers_total, aborts_total
-            broker        of memory://: topics, rows, bytes, rows_total, dropped_rows; of others nothing
+            engines       by "provider model", of the models that are called on the app's event loop: as ExecutionEngine.statistics
+            gate          number of inputs, and how many are ended, idle or held back; barriers_total, aborts_total
+            broker        of memory://: topics, rows, bytes, rows_total, dropped_rows; empty for other brokers
             metrics       scrapes, port
 
-        A channel: rows, bytes and elements held, capacity_rows, capacity_bytes, rows_total, batches_total, full_total.
-        The figures of agents that are restored from a checkpoint go on from there; rows are counted from the start of the app.
+        A channel has: rows, bytes and elements in it, capacity_rows, capacity_bytes, rows_total, batches_total,
+        full_total. The figures of an agent are saved in checkpoints and go on from the restored values; rows of
+        sources and sinks are counted from the start of the app.
         """
         return {"app": self.id, **self.agent_runtime.runner.report()}

@@ -7,10 +7,11 @@ _MOST_DOUBLINGS = 60  # more would overflow a float; any first wait above 0 has 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Waits that double: `first_s` seconds after the first failure, twice as long after each further one, and at most `longest_s`.
+    """Waits that double: `first_s` seconds after the first failure, twice as long after each further one, and at most
+    `longest_s`.
 
-    It keeps no count and reads no clock: its user counts the failures since the last success. A wait of many callers at once is drawn by
-    lot by the caller (`llm.middleware`).
+    It keeps no count and reads no clock: the caller counts the failures since the last success. If many callers fail
+    at once, each should randomize its wait, as `llm.middleware` does.
     """
 
     first_s: float

@@ -1,11 +1,11 @@
-"""Claims: the right of one holder at a time to something that others want too, such as a folder, an app or a topic.
+"""Claims: the exclusive right of one holder to a shared object, such as a folder, an app or a topic.
 
 `Claim` is the contract, which `tests/contracts/test_claim_contract.py` checks for each kind:
 
-FileClaim                          a folder of this machine, by a lock on a file in it
-checkpoint.ownership.Ownership     an app, by a file in the place of its checkpoints
-kafka.lease.KafkaLease             a topic that is read without checkpoints, by a member of a consumer group
-journal                            the owner of a journal holds its claim from its construction to `close` (`Journal.claim_left`)
+    FileClaim                          a folder of this machine, by a lock on a file in it
+    checkpoint.ownership.Ownership     an app, by a file in the place of its checkpoints
+    kafka.lease.KafkaLease             a topic that is read without checkpoints, by a member of a consumer group
+    journal                            the owner of a journal holds its claim from its construction to `close` (`Journal.claim_left`)
 """
 
 import math
@@ -18,32 +18,39 @@ from typing import IO, Protocol
 from sabot.disk import hold, open_lock
 from sabot.errors import SabotError
 
-_LOOKED_SECONDS = 0.01  # a process that only asks whether the lock is held has let it go by then
+_LOOKED_SECONDS = 0.01  # a process that only tests the lock has released it by then
 
 
 class Claim(Protocol):
-    """The right of one holder at a time. Of two holders one is refused: the second by `take`, or the first by its next `renew`."""
+    """The exclusive right of one holder at a time. If two processes want it, one gets AppLocked: the second holder
+    from `take`, or, if the second one has taken the claim over, the first holder from its next `renew`.
+    """
 
     def take(self) -> object:
-        """Makes this the holder. Blocks. Raises AppLocked if another holder shows that it is alive."""
+        """Makes this object the holder. Blocks. Raises AppLocked if another holder shows that it is alive."""
 
     def renew(self) -> None:
-        """Checks that this is still the holder. May block. Raises AppLocked if another one has taken the claim since."""
+        """Checks that this object is still the holder. May block. Raises AppLocked if another holder has taken the
+        claim since.
+        """
 
     def left_s(self) -> float:
-        """Returns the seconds for which this is the holder without a sign of life. The result is `math.inf` if the claim does not end by
-        time, and 0.0 if it is not held, or may be lost. Does not block.
+        """Returns the seconds for which this object stays the holder without a further `renew`: `math.inf` for a
+        claim without a time limit, and 0.0 if the claim is not held, or may be lost. Does not block.
         """
 
     def release(self) -> None:
-        """Lets others take the claim at once. Idempotent."""
+        """Gives the claim up, so that others can take it at once. Idempotent."""
 
 
 class FileClaim:
-    """A claim by the lock on a file, which ends with the process, however that ends.
+    """A claim by a lock on a file. The operating system releases the lock when the process ends, even if it is
+    killed.
 
-    `holder`: a text about this process, which is written into the file. `taken`: makes the error for another holder, of its text ("" if it
-    is not known). The file is made if it is missing, and stays: were it removed, two processes could lock two files of one name.
+    `holder`: a text about this process, which is written into the file. `taken`: a function that makes the error to
+    raise if another process holds the lock; it receives the text in the file, or "" if that is not known. The file is
+    created if it is missing, and is never removed: otherwise two processes could lock two different files of the same
+    name.
     """
 
     def __init__(self, path: Path, holder: str, taken: Callable[[str], SabotError]) -> None:
@@ -53,9 +60,11 @@ class FileClaim:
         self._file: IO[bytes] | None = None
 
     def take(self) -> None:
-        """Locks the file, if it does not hold it already. Raises `taken(holder)`; UserError if something else is at the path; OSError.
+        """Locks the file; does nothing if this object holds the lock already. Raises `taken(text in the file)` if
+        another process holds it, UserError if something other than a file is at the path, and OSError.
 
-        The lock is tried twice, because a process that only looks whether the file is locked (`disk.is_held`) locks it for a moment.
+        If the lock is refused, it is tried once more, because a process that only tests whether the file is locked
+        (`disk.is_held`) locks it for a moment.
         """
         again = True
         while self._file is None:
@@ -76,8 +85,8 @@ class FileClaim:
                     file.close()
 
     def renew(self) -> None:
-        """Checks that the locked file is still at its path: somebody may have removed it, and another process may have locked a new one.
-        Raises `taken("")`.
+        """Checks that the locked file is still at its path: somebody may have removed it, and another process may
+        have locked a new file there. Raises `taken("")` if it is not, or if this object holds no lock.
         """
         if self._file is None or not self._is_there(self._file):
             raise self._taken("")

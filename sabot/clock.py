@@ -58,7 +58,8 @@ SYSTEM_CLOCK = SystemClock()
 
 
 class ForwardClock:
-    """A clock whose calendar time never goes back during a process, and which knows how much time has really passed.
+    """A clock whose calendar time never goes back during a process, and which can tell how much time has really
+    passed (`since`).
 
     If the machine's clock is set back, this clock goes on steadily from its last value. If the machine's clock is set
     forward by more than half a second, this clock follows, and `since` does not count the jump.
@@ -81,8 +82,9 @@ class ForwardClock:
         return now
 
     def since(self, moment: float) -> float:
-        """Returns the seconds that have passed since `moment`, a `time` of this clock, without jumps; at least 0 for
-        such a moment. For a moment before the clock was made the calendar decides.
+        """Returns the seconds that have passed since `moment`, a result of `time`, without jumps of the machine's
+        clock; at least 0. For a `moment` before this clock was made, the time before that is computed from the
+        calendar, jumps included.
         """
         self.time()
         steady = self.monotonic()

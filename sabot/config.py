@@ -192,7 +192,7 @@ def parse_broker(url: str) -> tuple[str, str]:
         keep_url(url)
         shown = re.split(r"[?#\s]", redacted_url(url))[0]
         raise UserError(
-            f"broker {shown!r}: an address has no {wrong[0]!r}; it is hosts and ports, and settings say who calls",
+            f"broker {shown!r}: an address has no {wrong[0]!r}; it has hosts and ports, and user and password are settings",
             hint=_WHO_CALLS,
         )
     return scheme, rest.rstrip("/")
@@ -239,7 +239,7 @@ def checked_no_password(name: str, what: str) -> str:
         keep_url(name)
         raise UserError(
             f"{what} {redacted_url(name)!r} has a password or a token in it",
-            hint="names stand in checkpoints, dead letters, metrics and log lines: give it one without",
+            hint="names are written to checkpoints, dead letters, metrics and log lines: give a name without secrets",
         )
     return name
 
@@ -266,7 +266,7 @@ def checked_path(value: object, what: str) -> str:
     """
     path = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(path, str) or not path:
-        raise UserError(f"{what}={shown(value)} names no place", hint="a str, or a Path")
+        raise UserError(f"{what}={shown(value)} is no path", hint="a str that is not empty, or a Path")
     if "\0" in path:
         raise UserError(f"{what}={shown(path)} has a NUL in it", hint="no path can hold it")
     if (cut := _ONE_SLASH.match(path)) is not None:

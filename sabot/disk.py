@@ -89,8 +89,8 @@ def link_or_copy(file: Path | str, copy: Path | str) -> bool:
 
 
 def name_new(unfinished: Path, name: Path) -> None:
-    """Renames `unfinished` to `name`, or gives it that second name. Raises FileExistsError if the name is taken, and
-    OSError.
+    """Gives the file `unfinished` the new name `name`: as a second name (hard link), or, on a file system without
+    links, by a rename. Raises FileExistsError if `name` is taken, and OSError.
     """
     try:
         os.link(unfinished, name)

@@ -1,38 +1,39 @@
 """The tree of errors.
 
 SabotError(message, *, hint=)
-├── UserError              you asked for something that cannot be; the hint says what to do
+├── UserError              the program or the call asks for something impossible; the hint says what to do
 │   ├── NoStateBackend     `ctx.state()` without a state backend (also a RuntimeError)
 │   ├── MissingExtra       an optional package is not installed (also an ImportError)
 │   ├── AppLocked          another worker runs this app, or holds this directory
 │   ├── StorageLost        the directory of a running app's checkpoints was removed
-│   ├── CorruptCheckpoint  a checkpoint that cannot be read; names the file
+│   ├── CorruptCheckpoint  a checkpoint cannot be read; names the file
 │   ├── DeliveryConflict   checkpoint and receiver disagree on what was delivered; the hint spells out the choice
-│   ├── CorruptJournal     a journal that cannot be read; names the place
-│   ├── OtherJournal       the journal is not the one that the checkpoint was made with, or is behind it
-│   ├── IdempotencyConflict  an idempotency key that was used before, for something else
-│   ├── IllegalTransition  a job or an action cannot go from where it is to where it is sent
-│   ├── LetterRefused      an answer, signal or cancel that a journal does not take; `reason` says why in a word
-│   ├── NonDeterminism     a job's function does not ask for what the journal has; names the step and both sides
-│   └── InputChanged       other content stands at the place in the source where a job has begun
+│   ├── CorruptJournal     a journal cannot be read; names the place in it
+│   ├── OtherJournal       the journal is not the one that the checkpoint was made with, or has fewer entries
+│   ├── IdempotencyConflict  an idempotency key was used before, with other content
+│   ├── IllegalTransition  a job or an action cannot change from its status to the wanted one
+│   ├── LetterRefused      a journal refuses an answer, signal or cancel; `reason` says why in a word
+│   ├── NonDeterminism     a repeated job asks for another effect than its journal has recorded; names the step
+│   └── InputChanged       the source has another record at the position where a job began
 ├── DataError              a record that cannot be processed; goes to the dead letters
-│   ├── RowErrors          a batch agent names its bad rows: {row: reason}
-│   └── UnknownSchema      no schema of this id is in the registry
+│   ├── RowErrors          raised by a batch agent with its bad rows: {row: reason}
+│   └── UnknownSchema      the registry has no schema with this id
 ├── TransientError         a fault that may pass; retried, bounded
-│   ├── BrokerUnavailable  names the address
-│   ├── RegistryUnavailable  names the address of the schema registry
-│   ├── JournalFull        more waits for the journal's disk than it holds
-│   ├── MailboxFull        more records wait behind a key than its mailbox holds
-│   ├── NotSent            raised by a tool: nothing of the call has left, so it may be made again
-│   └── Overloaded         the service behind a call wants fewer calls; raised by the user's functions
+│   ├── BrokerUnavailable  the broker does not answer; names the address
+│   ├── RegistryUnavailable  the schema registry does not answer; names the address
+│   ├── JournalFull        too many entries of a journal wait to be written to disk
+│   ├── MailboxFull        too many records of a key wait for the end of the key's job
+│   ├── NotSent            raised by a tool: nothing was sent, so the call may be repeated
+│   ├── WorkerLost         a process that runs tasks of the app has ended, or is silent
+│   └── Overloaded         raised by the user's function: the service behind it gets too many requests
 ├── CheckpointFailed       a checkpoint that did not complete; the app goes on
 ├── JournalFailed          an entry could not be made durable; the run ends
-├── JobCancelled           a job of a kernel was cancelled; raised by `ExecutionHandle.result()`
-├── EffectError            what a job sees of an effect that has failed: the error's type and message
-│   └── PolicyDenied       a rule, or a person whom it has asked, does not allow it: nothing was done
+├── JobCancelled           an agent's job was cancelled; raised by `ExecutionHandle.result()`
+├── EffectError            a failed effect as its job sees it: the type and the message of the original error
+│   └── PolicyDenied       a rule, or a person whom the rule has asked, denied the effect: nothing was done
 ├── AgentFailed            agents stopped by their own errors; raised by `App.run()`
-├── ModelError, ToolError  of models and their tools: the tree in `sabot.llm.errors`
-└── InternalError          our bug: it propagates
+├── ModelError, ToolError  errors of models and their tools: the tree in `sabot.llm.errors`
+└── InternalError          a bug in Sabot; it is not handled, and ends the run
 """
 
 from collections.abc import Mapping
@@ -117,7 +118,9 @@ class CorruptCheckpoint(UserError):
 
 
 class DeliveryConflict(UserError):
-    """To go on could repeat output or lose some, so the user has to choose."""
+    """Checkpoint and receiver disagree on which output was delivered. To go on could repeat some output or lose some,
+    so the user has to choose.
+    """
 
 
 class CorruptJournal(UserError):
@@ -147,13 +150,15 @@ class LetterRefused(UserError):
 
 
 class NonDeterminism(UserError):
-    """A job that runs again asks for something else than its journal has. The message names the step, both calls, and
-    both versions.
+    """A job that runs again over its journal asks for another effect than the journal has recorded at that step. The
+    message names the step, both calls, and the versions of both programs.
     """
 
 
 class InputChanged(UserError):
-    """A record differs from the record at the same place of its source with which a job began."""
+    """The record that a source now has at some position differs from the record with which a job began at that
+    position.
+    """
 
 
 class DataError(SabotError):
@@ -192,8 +197,8 @@ class RegistryUnavailable(TransientError):
 
 
 class JournalFull(TransientError):
-    """A journal holds in memory as many entries as it may, until the disk has taken some. Await `journal.room()`
-    before the next append.
+    """A journal holds the most entries in memory that it may, because the disk has not stored them yet. Await
+    `journal.room()` before the next append.
     """
 
 
@@ -204,7 +209,9 @@ class MailboxFull(TransientError):
 
 
 class NotSent(TransientError):
-    """Raised by a tool if nothing was sent, so the call may be repeated, whatever the class of the tool."""
+    """Raised by a tool if nothing was sent, so the call may be repeated even if the tool is declared as unsafe to
+    repeat.
+    """
 
 
 class WorkerLost(TransientError):

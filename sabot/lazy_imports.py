@@ -41,7 +41,9 @@ def _homes(package: str) -> dict[str, str]:
     try:
         tree = ast.parse(spec.loader.get_data(stub))
     except OSError as error:
-        raise ImportError(f"{stub} cannot be read, which says where the names of {package} are: pack it too") from error
+        raise ImportError(
+            f"{stub} cannot be read. It lists the names of {package} and their modules: put it into the archive too"
+        ) from error
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     return {alias.name: node.module or "" for node in imports for alias in node.names}
 

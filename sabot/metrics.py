@@ -1,12 +1,16 @@
 """Figures for Prometheus and OpenTelemetry. The only importer of prometheus_client.
 
-Objects count in plain numbers as they work; their owners yield the numbers as samples when a scrape asks (`Metrics`), so processing a
-record costs nothing extra. `_KINDS` lists the names. All labels are strings: `app`; `operator`, which is an agent's id, "sink", or
-the task of a stream ("stage/subtask"); `topic`, where rows come from or go to, which may be another agent's id or a file; `partition`.
-Figures of models have `provider`, `model` and `kind` in the places of these three. Of an app in several processes, figures of one of them
-have the label `worker`, its number.
+Objects count in plain numbers while they work. When a scrape asks, their owners yield the numbers as samples
+(`Metrics`), so processing a record costs nothing extra. `_KINDS` lists all metrics with their labels.
 
-Durations are kept as a histogram (`Durations`), to which each batch adds one. Rows are counted per batch too, hence not by partition.
+All values of labels are strings. Most metrics have some of these three labels: `operator`, which is an agent's id,
+"sink", or the task of a stream ("stage/subtask"); `topic`, where rows come from or go to, which may be another
+agent's id or a file; and `partition`. A Sample of other metrics has the values of their own labels in these three
+fields, such as `provider`, `model` and `kind`. The label `app` is always there. If the app has several processes,
+figures of one process have its number in the label `worker`.
+
+Durations are kept as a histogram (`Durations`), to which one duration is added per batch. Rows are counted per batch
+too, so there are no counts by partition.
 """
 
 import logging
@@ -45,23 +49,27 @@ _KINDS = {
         "counter", _ROWS, "Records and rows that an agent, a source or a step set apart as dead letters."
     ),
     "sabot_sink_nulled_total": _Kind(
-        "counter", _ROWS, "Floats that a sink's format has no form for (NaN, infinities), written as null."
+        "counter", _ROWS, "Floats that a sink's format cannot represent (NaN, infinities), written as null."
     ),
     "sabot_agent_errors_total": _Kind(
         "counter", ("operator",), "Calls that raised, and records that could not be decoded or had no key."
     ),
     "sabot_batch_seconds": _Kind(
-        "histogram", ("operator",), "From a batch's arrival at an agent to the end of its last call."
+        "histogram", ("operator",), "Time from a batch's arrival at an agent to the end of its last call."
     ),
     "sabot_channel_rows": _Kind("gauge", _ROWS, "Rows that wait between a source and its agent, or before a sink."),
-    "sabot_backlog_records": _Kind("gauge", _ROWS, "Records to be read before the streams that wait for this source."),
+    "sabot_backlog_records": _Kind(
+        "gauge", _ROWS, "Records of this source to read before the streams that wait for it begin."
+    ),
     "sabot_consumer_lag": _Kind("gauge", (*_ROWS, "partition"), "Records not read yet; of a file, bytes."),
-    "sabot_records_late_total": _Kind("counter", _ROWS, "Rows that came after their window was over."),
-    "sabot_watermark_lag_seconds": _Kind("gauge", _ROWS, "How far event time stands behind the clock."),
+    "sabot_records_late_total": _Kind("counter", _ROWS, "Rows that came after the end of their window."),
+    "sabot_watermark_lag_seconds": _Kind("gauge", _ROWS, "Seconds by which the watermark is behind the clock."),
     "sabot_checkpoint_seconds": _Kind("gauge", (), "How long the last complete checkpoint took."),
     "sabot_checkpoint_bytes": _Kind("gauge", (), "The size of the last complete checkpoint."),
     "sabot_checkpoint_failed_total": _Kind("counter", (), "Checkpoints that did not complete."),
-    "sabot_checkpoint_sync_seconds": _Kind("gauge", ("operator",), "How long the last cut of a task held its rows up."),
+    "sabot_checkpoint_sync_seconds": _Kind(
+        "gauge", ("operator",), "How long the last snapshot of a task held up its rows."
+    ),
     "sabot_checkpoint_alignment_seconds": _Kind(
         "gauge", ("operator",), "How long the last barrier waited for a task's slowest input."
     ),
@@ -77,32 +85,40 @@ _KINDS = {
     "sabot_state_keys": _Kind("gauge", (), "Keys in the keyed state; an estimate with RocksDB."),
     "sabot_model_calls_total": _Kind("counter", _MODEL, "Calls of a model that needed a provider."),
     "sabot_model_failures_total": _Kind("counter", _MODEL, "Of these, calls that failed after all attempts."),
-    "sabot_model_unasked_total": _Kind("counter", _MODEL, "Calls answered by a cache, by a key or by an equal call."),
+    "sabot_model_unasked_total": _Kind(
+        "counter",
+        _MODEL,
+        "Calls answered without a provider: by a cache, an idempotency key or an equal call in flight.",
+    ),
     "sabot_model_retries_total": _Kind("counter", _MODEL, "Attempts of calls after the first."),
-    "sabot_model_overloads_total": _Kind("counter", _MODEL, "Attempts that the provider turned away (429)."),
-    "sabot_model_fallbacks_total": _Kind("counter", _MODEL, "Calls that went on to another provider."),
-    "sabot_model_cost_dollars_total": _Kind("counter", _MODEL, "US dollars, where prices are known."),
+    "sabot_model_overloads_total": _Kind("counter", _MODEL, "Attempts that the provider refused as too many (429)."),
+    "sabot_model_fallbacks_total": _Kind(
+        "counter", _MODEL, "Calls that were made to another provider after a failure."
+    ),
+    "sabot_model_cost_dollars_total": _Kind("counter", _MODEL, "Cost in US dollars, as far as prices are known."),
     "sabot_model_tokens_total": _Kind("counter", (*_MODEL, "kind"), "Tokens: input (cached among them), output."),
     "sabot_model_attempt_seconds": _Kind("histogram", _MODEL, "How long attempts took."),
-    "sabot_model_in_flight": _Kind("gauge", _MODEL, "Calls that are being made."),
+    "sabot_model_in_flight": _Kind("gauge", _MODEL, "Calls in flight."),
     "sabot_model_waiting": _Kind("gauge", _MODEL, "Calls that wait for the limits."),
     "sabot_model_limit": _Kind("gauge", _MODEL, "Requests that the provider may have in flight now."),
     "sabot_fleet_replicas": _Kind("gauge", ("fleet", "state"), "Replicas: idle, busy, draining."),
     "sabot_fleet_waiting": _Kind("gauge", ("fleet",), "Pieces of work that wait for a replica."),
-    "sabot_fleet_lag": _Kind("gauge", ("fleet",), "What there is to do beside that, as the fleet was told."),
-    "sabot_fleet_cpu_percent": _Kind("gauge", ("fleet",), "Of what a replica may use, on average."),
+    "sabot_fleet_lag": _Kind("gauge", ("fleet",), "Further work that the function in lag= reports."),
+    "sabot_fleet_cpu_percent": _Kind("gauge", ("fleet",), "Average CPU of a replica, in percent of its limit."),
     "sabot_fleet_memory_bytes": _Kind("gauge", ("fleet",), "Resident memory of all replicas."),
     "sabot_fleet_events_total": _Kind(
-        "counter", ("fleet", "event"), "Scalings up and down, replicas that died, work given back."
+        "counter", ("fleet", "event"), "Scalings up and down, replicas that died, work returned to the queue."
     ),
-    "sabot_process_live": _Kind("gauge", ("agent",), "1: the processes of the agent live."),
-    "sabot_process_ready": _Kind("gauge", ("agent",), "1: the agent can be given work."),
-    "sabot_process_stuck": _Kind("gauge", ("agent",), "1: its work makes no progress, or a process is stopped."),
-    "sabot_process_in_progress": _Kind("gauge", ("agent",), "Pieces of work that it is at."),
+    "sabot_process_live": _Kind("gauge", ("agent",), "1 if the processes of the agent are alive."),
+    "sabot_process_ready": _Kind("gauge", ("agent",), "1 if the agent accepts work."),
+    "sabot_process_stuck": _Kind(
+        "gauge", ("agent",), "1 if work of the agent makes no progress, or a process is stopped."
+    ),
+    "sabot_process_in_progress": _Kind("gauge", ("agent",), "Pieces of work that the agent works on now."),
     "sabot_process_requests_total": _Kind("counter", ("agent",), "Pieces of work that have ended."),
     "sabot_process_errors_total": _Kind("counter", ("agent",), "Of these, those that have failed."),
     "sabot_process_request_seconds": _Kind("histogram", ("agent",), "How long pieces of work took."),
-    "sabot_process_memory_bytes": _Kind("gauge", ("agent",), "Resident memory of its processes."),
+    "sabot_process_memory_bytes": _Kind("gauge", ("agent",), "Resident memory of the agent's processes."),
     "sabot_warm_pool_children": _Kind("gauge", ("pool", "state"), "Children: warm, starting, given_out."),
     "sabot_warm_pool_events_total": _Kind(
         "counter", ("pool", "event"), "Children allocated, refused, died while warm, refreshed."
@@ -149,26 +165,30 @@ class Durations:
 
 
 class Health(Protocol):
-    """Answers for the probes of an app, beside the app's own state. All methods may be called from any thread."""
+    """A part of an app that answers the health probes too, beside the app itself. All methods may be called from any
+    thread.
+    """
 
     def liveness(self) -> tuple[str, dict[str, str]]:
-        """Returns the reason why the process should be ended, or "", and for each part the problem that it has."""
+        """Returns a reason to end the process, or ""; and the current problem of each component by its name."""
 
     def readiness(self) -> tuple[str, dict[str, str]]:
-        """Returns the reason why the process is not ready, or "", and for each part the problem that it has."""
+        """Returns the reason why the process is not ready, or ""; and the current problem of each component by its
+        name.
+        """
 
     def samples(self) -> Iterable[Sample]:
-        """Returns figures. Counters among them never go back."""
+        """Yields figures for a scrape. The values of counters never decrease."""
 
 
 class Metrics:
-    """The figures of one app over all its runs, and the port where they are served. All methods may be called from
-    any thread.
+    """The figures of one app over all its runs, and the HTTP port where they are served. All methods may be called
+    from any thread.
 
-    `lasting`: yields the samples of objects that live as long as the app; `follow` adds those of a run. When a run is
-    over (`settle`) its counters are kept, so no counter goes back within a process, whatever a restore does. The
-    thread of a scrape calls both, one scrape at a time. `probes`: further paths of the port, with the functions that
-    make their pages.
+    `lasting`: a function that yields the samples of objects that exist as long as the app; `follow` adds a function
+    for the objects of one run. The thread of a scrape calls these functions, one scrape at a time. When a run is over
+    (`settle`), its counters are kept, so no counter decreases within a process, even after a restore. `probes`:
+    further paths of the port, with the functions that make their pages.
     """
 
     def __init__(
@@ -230,8 +250,8 @@ class Metrics:
         return self.port
 
     def observe(self, meter_provider: Any = None) -> None:
-        """Gives OpenTelemetry the same figures, each time that its reader collects, as observable counters and gauges
-        of the meter "sabot".
+        """Passes the same figures to OpenTelemetry as observable counters and gauges of the meter "sabot", whenever
+        its reader collects.
 
         Names and labels are those of `text`; a histogram becomes `_bucket`, `_count` and `_sum`. `meter_provider`: by
         default that of the process. Raises MissingExtra.

@@ -21,15 +21,13 @@ _ADDRESSES = (
     "s3://bucket/path, gs://…, az://container/path (account: AZURE_STORAGE_ACCOUNT), abfs://…, hdfs://…;"
     " behind a ? stand options, such as region"
 )
-_KEYS = (
-    "in a name or a key / is written %2F, + %2B, @ %40, : %3A; or leave them out, and let the environment say who calls"
-)
+_KEYS = "in a name or a key / is written %2F, + %2B, @ %40, : %3A; or leave them out, and set them in the environment"
 _WHO_CALLS = {
-    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the role of the machine say who calls; what everybody may read:"
+    "s3": "credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the role of the machine; for public data:"
     ' files((S3FileSystem(anonymous=True), "bucket/path"))',
-    "gcs": "GOOGLE_APPLICATION_CREDENTIALS=key.json, `gcloud auth application-default login`, or the account of the machine say who calls;"
-    " gs://anonymous@bucket/… asks without a name",
-    "abfs": "AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET, `az login`, or the identity of the machine say who calls;"
+    "gcs": "credentials come from GOOGLE_APPLICATION_CREDENTIALS=key.json, `gcloud auth application-default login`, or the account of the"
+    " machine; for public data: gs://anonymous@bucket/…",
+    "abfs": "credentials come from AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET, `az login`, or the identity of the machine;"
     " AZURE_STORAGE_ACCOUNT names the account",
 }
 _NOBODY = re.compile(
@@ -38,11 +36,11 @@ _NOBODY = re.compile(
 )
 _AWAY = re.compile(r"NETWORK_CONNECTION|could(n.t| not) connect|connection refused|resolve host", re.IGNORECASE)
 _NOT_REACHED = (
-    "it does not answer: is it there, and can this machine reach it? endpoint_override=HOST:PORT behind the ? of the address is where it is"
-    " asked, if not where its makers have it"
+    "it does not answer: check that it runs and that this machine can reach it; endpoint_override=HOST:PORT behind the ? of the address"
+    " gives another server than the vendor's"
 )
-_PATIENCE_S = 60  # Google's client goes on for a quarter of an hour, without a word, where its store does not answer
-_ANSWER_S = 3.0  # of the server that tells a machine of Google's who it is
+_PATIENCE_S = 60  # without this limit, Google's client retries for a quarter of an hour, and logs nothing
+_ANSWER_S = 3.0  # the longest wait for the metadata server of a Google machine
 _LOGIN = "application_default_credentials.json"
 
 
@@ -65,22 +63,23 @@ def found_by(address: str, what: str = "") -> tuple[arrow_fs.FileSystem, str, st
     if filesystem.type_name in OBJECT_STORES and not inside.strip("/"):
         raise UserError(f"{shown}{what}: it names no bucket", hint=_ADDRESSES)
     if filesystem.type_name == "gcs" and _nobody_calls(address):
-        raise UserError(f"{shown}{what}: nothing says who calls", hint=_WHO_CALLS["gcs"])
+        raise UserError(f"{shown}{what}: there are no credentials", hint=_WHO_CALLS["gcs"])
     return filesystem, inside, shown
 
 
 def check_bucket(filesystem: arrow_fs.FileSystem, inside: str, where: str) -> None:
-    """Raises UserError if an object store says that the bucket (or container) does not exist. Errors of objects in
-    such a bucket do not tell that.
+    """Raises UserError if an object store reports that the bucket (or container) does not exist. The store's errors
+    for objects in a missing bucket do not mention the bucket, so it is looked up here.
 
-    `inside`: the path in the file system. `where`: the address, for the message. Blocks.
+    `inside`: the path in the file system, which begins with the bucket. `where`: the address, for the message.
+    Blocks. Returns normally if the store does not allow the lookup.
     """
     bucket = inside.partition("/")[0]
     if filesystem.type_name not in OBJECT_STORES or not bucket:
         return
     try:
         (info,) = filesystem.get_file_info([bucket])
-    except OSError:  # who may use the objects need not be allowed to ask for the bucket
+    except OSError:  # a user of the objects may lack the permission to look up the bucket
         return
     if info.type == arrow_fs.FileType.NotFound:
         raise UserError(
@@ -90,15 +89,16 @@ def check_bucket(filesystem: arrow_fs.FileSystem, inside: str, where: str) -> No
 
 
 def hint_of_store(filesystem: arrow_fs.FileSystem, words: str) -> str:
-    """Returns a hint for an error of a store, by the error's text."""
+    """Returns a hint for an error of a store. `words`: the text of that error."""
     if _NOBODY.search(words):
         return _WHO_CALLS.get(filesystem.type_name, _ADDRESSES)
     return _NOT_REACHED if _AWAY.search(words) else _ADDRESSES
 
 
 def _nobody_calls(address: str) -> bool:
-    """Returns True if there are no credentials for Google: no key, no login, and no machine of Google that would say
-    who calls. Google's client takes two minutes to find that out.
+    """Returns True if no credentials for Google are found: none in the address, no key file, no login, and this is no
+    machine of Google with an account. Google's client itself needs two minutes to find that out. Blocks for at most 3
+    s.
     """
     url, environ = urlsplit(address), os.environ
     if url.username is not None or "endpoint_override=" in url.query or environ.get("GOOGLE_APPLICATION_CREDENTIALS"):

@@ -1,7 +1,9 @@
-"""Errors of the operating system: which one an exception is, and a hint about what to do, for every module that reads or writes.
+"""Errors of the operating system: recognizes them in exceptions, and gives a hint for each. For all modules that read
+or write.
 
-Python's errors have the number of the error (`OSError.errno`). Those of RocksDB, Arrow and librdkafka only quote the system's text for it
-("IO error: No space left on device: While appending to file: …"), so the number is derived from that text.
+Python's errors have the number of the error (`OSError.errno`). Those of RocksDB, Arrow and librdkafka only quote the
+system's text for it ("IO error: No space left on device: While appending to file: …"), so the number is derived from
+that text.
 """
 
 import errno
@@ -72,7 +74,7 @@ def _too_many_of_all() -> str:
 
 
 def _broken() -> str:
-    return "the disk, or the way to it, is failing: see what the machine says (dmesg)"
+    return "the disk, or its connection, is failing: look into the machine's log (dmesg)"
 
 
 def _too_long() -> str:
@@ -80,7 +82,7 @@ def _too_long() -> str:
 
 
 def _no_memory() -> str:
-    return "there is no memory for it: this process may have too little (ulimit -v, its cgroup), or what is read says a size that cannot be"
+    return "there is not enough memory: raise the limit of this process (ulimit -v, its cgroup), unless damaged data gives a wrong size"
 
 
 def _no_more_threads() -> str:
@@ -115,7 +117,9 @@ _LONGEST_FIRST = sorted(_WORDS, key=len, reverse=True)
 
 
 def errno_of(error: object) -> int:
-    """Returns the `errno` of the system error that `error` is or that its text quotes, or 0 if it is none of those known here."""
+    """Returns the `errno` of the system error that `error` is, or that its text quotes. Returns 0 for other errors,
+    and for system errors without a hint in this module.
+    """
     if isinstance(error, MemoryError):
         return errno.ENOMEM
     if isinstance(error, OSError) and error.errno in _HINTS and error.errno != errno.EAGAIN:
@@ -162,9 +166,9 @@ def restoring(what: str, where: object) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, SabotError) and not isinstance(error, InternalError):
             raise
-        found = checkpoint_error(f"{what} cannot be taken over from {where}: {type(error).__name__}", error)
+        found = checkpoint_error(f"{what} cannot be restored from {where}: {type(error).__name__}", error)
         if isinstance(found, CorruptCheckpoint):
             found.hint = (
-                "no Sabot of this version has written it so: go back to another checkpoint, or start with --fresh"
+                "this version of Sabot does not write such contents: restore another checkpoint, or start with --fresh"
             )
         raise found from error

@@ -59,7 +59,7 @@ class PageServer:
             do_HEAD = do_GET
 
             def log_message(self, format: str, *args: Any) -> None:
-                """A scrape each few seconds is no news."""
+                """Logs nothing, because a scrape comes every few seconds."""
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True

@@ -1,15 +1,15 @@
-"""Keeps secrets (passwords, keys, tokens) out of messages, and makes invisible characters in the texts of others
-`visible`.
+"""Keeps secrets (passwords, keys, tokens) out of messages, and makes invisible characters in foreign texts `visible`.
 
 Secrets are recognised by the names of settings, in addresses, and in texts. Settings and addresses are shown through
 `redacted` and `redacted_url`, which hide too much rather than too little: the text before the last `@` may be a
-password that the user forgot to percent-encode. Texts of others (a driver, a client library, the user's own function)
-may repeat a setting. So code that takes a secret in registers it with `keep_secret`, and such texts go through
-`scrubbed`: every `SabotError`, the reasons in dead letters, and each line and traceback that the command line prints.
+password that the user forgot to percent-encode. Foreign texts (from a driver, a client library, the user's own
+function) may repeat a setting. So code that receives a secret registers it with `keep_secret`, and such texts are
+passed through `scrubbed`: every `SabotError`, the reasons in dead letters, and each line and traceback that the
+command line prints.
 
-Secrets are registered for the whole process, or for the life of their owner; no number of others makes one forgotten.
-A word of three letters, or one such as "admin" or "password", is hidden in settings and addresses but not searched
-for in texts: hiding such a common word everywhere would only reveal which word it is.
+A secret stays registered for the life of the process, or of its owner, however many others are registered. A secret
+of three letters, or a common word such as "admin" or "password", is hidden in settings and addresses but not searched
+for in texts: hiding such a word everywhere would only reveal which word it is.
 """
 
 import base64
@@ -116,10 +116,10 @@ _PLAIN = (str, int, float, bool, type(None))
 
 
 class _Known:
-    """The secrets of this process, in all the forms in which a text may repeat them.
+    """The secrets of this process, in all the forms in which a text may repeat them (percent-encoded, base64, …).
 
-    A text is cut into pieces of four bytes and looked through once, however many forms there are: the pieces select
-    the forms that it may contain.
+    To search many forms in one pass, a text is cut into pieces of four bytes, and each piece is looked up in an
+    index. The index lists the forms that contain the piece; only these forms are then searched for in the text.
     """
 
     def __init__(self) -> None:
@@ -170,13 +170,16 @@ class _Known:
             self._by_piece[piece] = (*self._by_piece.get(piece, ()), form)
 
     def _found_by(self, data: bytes, first: int) -> set[int]:
-        """Returns the pieces by which a form is found. `first`: the place of the first piece. A form of at least
-        seven bytes contains one of them wherever a text is cut; a shorter one has its first piece only.
+        """Returns the pieces of a form that go into the index. `first`: the byte at which the first piece begins. A
+        text may contain the form at any byte, so four consecutive bytes offsets are indexed; a form of fewer than
+        seven bytes has its first piece only.
         """
         return {_pieces(data, first + each)[0] for each in range(_PIECE if len(data) >= _WITH_PIECE else 1)}
 
     def _shared(self, pieces: Iterable[int]) -> int:
-        """Returns how many other forms have these pieces; all keys of one vendor begin with the same pieces."""
+        """Returns how many entries of other forms the index has for these pieces. Pieces with few entries are better:
+        all keys of one vendor begin with the same pieces.
+        """
         return sum(len(self._by_piece.get(piece, ())) for piece in pieces)
 
     def _release(self) -> None:
@@ -209,11 +212,11 @@ _known = _Known()
 
 
 def keep_secret(*values: object, beside: Iterable[object] = (), owner: object | None = None) -> None:
-    """Makes `scrubbed` hide these values from now on, except those that are equal to a value of `beside`, the
-    settings that may be shown.
+    """Makes `scrubbed` hide these values from now on. A value that also occurs in `beside`, the settings that may be
+    shown, is not hidden.
 
-    `owner`: the values are hidden for the life of this object and a while longer, or, if None, for the life of the
-    process.
+    `owner`: the object with whose life the registration ends, some time later, or None to hide the values for the
+    life of the process.
     """
     shown = {str(each) for each in beside}
     texts = (value.decode(errors="replace") if isinstance(value, bytes) else value for value in values)

@@ -1,6 +1,7 @@
-"""Databases of SQLite: opens them in one way, and turns their errors into ours.
+"""Opens SQLite databases, always with the same care, and converts SQLite's errors into SabotErrors.
 
-Several processes may use one file. One of them writes at a time, and the others wait for it, at most `wait_s` seconds.
+Several processes may use one file. One of them writes at a time, and the others wait for it, at most `wait_s`
+seconds.
 """
 
 import os
@@ -24,12 +25,12 @@ def open_database(
     write_ahead: bool = False,
     synchronous: Literal["OFF", "NORMAL", "FULL"] = "FULL",
 ) -> sqlite3.Connection:
-    """Opens a connection, which any one thread at a time may use. The caller begins its transactions.
+    """Opens a connection. Any thread may use it, one at a time. The caller begins the transactions itself.
 
-    `wait_s`: the seconds that a transaction waits for another one. `mode`: "ro" to read, "rw" for a file that exists, "rwc" to make a
-    missing file. `write_ahead`: True switches the file to a write-ahead log, in which readers and the writer do not wait for each other.
-    `synchronous`: with "FULL" a commit is on the disk when it returns; with "NORMAL" a crash of the machine may take the last commits.
-    Raises sqlite3.Error.
+    `wait_s`: the seconds that a transaction waits for another one. `mode`: "ro" to read, "rw" for a file that exists,
+    "rwc" to make a missing file. `write_ahead`: True switches the file to a write-ahead log, in which readers and the
+    writer do not wait for each other. `synchronous`: with "FULL" a commit is on the disk when it returns; with
+    "NORMAL" a crash of the machine may lose the last commits. Raises sqlite3.Error.
     """
     connection = sqlite3.connect(
         f"file:{'//' if path.is_absolute() else ''}{quote(os.fspath(path))}?mode={mode}",  # "//", else //a is a host a
@@ -54,9 +55,11 @@ def is_held(error: sqlite3.Error) -> bool:
 
 
 def error_of(error: sqlite3.Error, where: object, *, wait_s: float, hint: str = "") -> SabotError:
-    """Returns a TransientError for a database that is held, else a UserError. Both messages begin with `where`.
+    """Returns a TransientError if another connection holds the database, else a UserError. Both messages begin with
+    `where`.
 
-    `hint`: of the UserError, if the error is none of the operating system's.
+    `wait_s`: the seconds that this connection has waited, for the message. `hint`: the hint of the UserError, unless
+    the operating system caused the error and has a hint of its own.
     """
     if is_held(error):
         return TransientError(f"{where}: another process has held it for {wait_s:g} s", hint=HELD)

@@ -3,9 +3,9 @@
     with step("rename", path):
         os.rename(unfinished, path)
 
-A test can count the steps, and crash before, after or in the middle of each (`sabot.testing`); otherwise nobody
-watches. Every write, rename, removal, send and commit is a step and happens only inside `with step(…)`. Reads are no
-steps.
+A test can count the steps, and crash before, after or in the middle of each (`sabot.testing`). Without a test, no
+watcher is set. Every write, rename, removal, send and commit is a step and happens only inside `with step(…)`. Reads
+are no steps.
 """
 
 from types import TracebackType

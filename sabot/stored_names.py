@@ -8,7 +8,7 @@ written, and fails if one of them changes.
 """
 
 CLASSES: dict[str, str] = {"AgentRunError": "AgentError", "AppLocked": "JobLocked"}
-"""The name on disk of each class that was renamed, by its name in the code: `{"AppLocked": "AppLocked"}`."""
+"""The name on disk of each class that was renamed, by its name in the code: `{"AppLocked": "JobLocked"}`."""
 
 FIELDS: dict[str, dict[str, str]] = {}
 """The names on disk of renamed fields, by class: `{"PatternStep": {"is_greedy": "greedy"}}`. The class has its name in the code."""

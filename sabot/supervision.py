@@ -1,9 +1,9 @@
 """Reports of tasks, callbacks and threads of the engine that end unexpectedly, so that no part of an app stops
 silently.
 
-watch_task(task, …)  for a task of the event loop: reports its error, or a cancellation from outside watch_call(run,
-…)   for a callback of the loop, or the function of a thread: reports an error of any class TaskSet              for
-tasks that nobody awaits: logs their errors
+- `watch_task`: for a task of the event loop. It reports an error, or a cancellation from outside.
+- `watch_call`: for a callback of the loop, or the function of a thread. It reports an error of any class.
+- `TaskSet`: for tasks that nobody awaits. It logs their errors.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ F = TypeVar("F", bound="asyncio.Future[Any]")
 
 
 def unexpected_end(what: str, error: BaseException) -> SabotError:
-    """Returns the error by which `what` ended as a SabotError: a SabotError as it is, an exit as `wrap_exit` makes
-    it, and any other error as an InternalError with the original as its cause.
+    """Returns a SabotError for the error with which `what` has ended: a SabotError as it is, an exit as `wrap_exit`
+    converts it, and any other error as an InternalError with the original as its cause.
     """
     if isinstance(error, SabotError):
         return error

@@ -1,15 +1,16 @@
-"""The engine's threads of control, and what passes between threads and an event loop.
+"""The engine's threads of control, and calls between threads and an event loop.
 
-threads.spawn     makes a thread of control of the engine; it works in turns, so that a simulation can run the turns itself
-run_in_thread     called on the loop: runs blocking work in a thread of the engine's pool, and awaits it
-call_on_loop      called from any thread: schedules a call on the loop
-wait_done         called on the loop: waits for a future that a thread completes
-wait_all          called on the loop: waits until all of these futures have ended
-run_to_end        called on the loop: finishes a step even if its caller is cancelled half way
-close_with_loop   called on the loop: closes something, such as connections, when the loop is about to be closed
+    threads.spawn     makes an engine thread, which works in turns, so that a simulation can run the turns itself
+    run_in_thread     called on the loop: runs blocking work in a thread of the engine's pool, and awaits it
+    call_on_loop      called from any thread: schedules a call on the loop
+    wait_done         called on the loop: waits for a future that a thread completes
+    wait_all          called on the loop: waits until all of these futures have ended
+    run_to_end        called on the loop: finishes a step even if its caller is cancelled half way
+    close_with_loop   called on the loop: closes an object, such as connections, when the loop is about to be closed
 
-The pool of `run_in_thread` is the engine's own. The pool of `asyncio.to_thread` belongs to the user: when the user's calls fill it,
-checkpoints and deliveries must not wait behind them, least of all when those calls themselves wait for a checkpoint.
+The pool of `run_in_thread` is the engine's own. The pool of `asyncio.to_thread` belongs to the user: when the user's
+calls fill it, checkpoints and deliveries must not wait for those calls, least of all when the calls themselves wait
+for a checkpoint.
 """
 
 import asyncio

@@ -1,10 +1,10 @@
 """Calls of the user's coroutine functions: their concurrency, order, retries and failures.
 
 options    the user's options for calls: checked once, frozen
-crew       makes the calls on the event loop: a number at once, in order by queue, with time-outs and retries
+crew       makes the calls on the event loop: so many at once, in the order of a queue, with time-outs and retries
 limits     decides when another call may begin: a rate, and the concurrency that an overloaded service accepts
 functions  unwraps the user's functions, and runs those that yield their results in pieces
-cache      asks equal questions once, and keeps answers
+cache      keeps answers, and makes one call for equal questions that come at the same time
 handover   makes calls for an operator that has a thread of its own
 pool       threads for calls of sync functions
 steps      logs which call blocks the event loop

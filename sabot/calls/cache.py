@@ -1,8 +1,9 @@
-"""A cache that asks equal questions once: it has answers, and questions whose call is in flight.
+"""A cache of answers by question, which also makes one call serve equal questions that come while the call runs.
 
-The first caller with a new question makes the call and reports its answer. A caller with an equal question meanwhile
-adds a waiter; the first caller then passes the answer to all waiters. Answers are kept up to a number and an age;
-above the number, the least recently used one is removed. Everything belongs to one thread or one event loop.
+A question is any hashable value, such as the request of a call. The first caller with a new question makes the call
+and reports its answer. A caller that comes with an equal question meanwhile adds a waiter; the first caller then
+passes the answer to all waiters. Answers are kept up to a number and an age; above the number, the least recently
+used one is removed. A cache belongs to one thread or one event loop.
 """
 
 import math
@@ -62,8 +63,8 @@ class AnswerCache(Generic[Question]):
 
 
 class Questions(AnswerCache[Question], Generic[Question, Waiter]):
-    """Kept answers, and questions whose call is in flight. A waiter is any object that the caller wants back when the
-    answer to an equal question comes.
+    """Kept answers, and questions whose call is in flight. A waiter is any object that stands for a caller;
+    `answered` returns the waiters of a question, so that its first caller can pass the answer on.
     """
 
     def __init__(self, most: int, ttl_s: float | None, clock: Clock) -> None:
@@ -71,8 +72,9 @@ class Questions(AnswerCache[Question], Generic[Question, Waiter]):
         self._waiting: dict[Question, list[Waiter]] = {}  # by question in flight: its waiters
 
     def under_way(self, question: Question) -> list[Waiter] | None:
-        """Returns the waiters of a question in flight, to which the caller may add its own; or None if the question
-        was not in flight. From then on it is, and the caller has to make the call.
+        """Returns the list of waiters if a call for this question is in flight: add a waiter to it. Returns None if
+        no such call is in flight; from then on the question counts as in flight, and the caller must make the call
+        and report its end to `answered`.
         """
         waiting = self._waiting.get(question)
         if waiting is None:
@@ -80,7 +82,9 @@ class Questions(AnswerCache[Question], Generic[Question, Waiter]):
         return waiting
 
     def answered(self, question: Question, answer: Any, *, keep: bool) -> list[Waiter]:
-        """Ends a question: the caller has its answer, or its failure (with keep=False). Returns the waiters."""
+        """Reports the end of a question's call: the answer, which is kept with keep=True, or a failure (keep=False).
+        Returns the waiters.
+        """
         waiting = self._waiting.pop(question)
         if keep:
             self.keep(question, answer)

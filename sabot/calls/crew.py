@@ -52,8 +52,8 @@ class Calls(Protocol[T_contra]):
     def begin(self, item: T_contra, run: Callable[..., Any]) -> tuple[Any, Any, bool]:
         """Calls the user's function as `run(function, …)`, in the call's own context.
 
-        Returns (the `about` for `ended`, the function's result, True if the result is a coroutine to await). If it
-        raises, the attempt has failed.
+        Returns three values: an object of the owner's that `ended` receives as `about`; the function's result; and
+        True if the result is a coroutine to await. If `begin` raises, the attempt has failed.
         """
 
     def written(self, item: T_contra, value: Any) -> Any:
@@ -67,8 +67,9 @@ class Calls(Protocol[T_contra]):
         """
 
     def attempt_failed(self, item: T_contra, failure: BaseException, attempts: int) -> bool:
-        """Handles a failed attempt. Returns True if the attempt does not count, and the rest of the item shall be
-        called again at once.
+        """Handles a failed attempt. Returns False if the attempt counts, so that the options decide about a retry.
+        Returns True if it does not count, and the item shall be called again at once: the owner has removed the part
+        of the item that failed.
         """
 
     def renew(self, item: T_contra) -> None:
@@ -115,8 +116,8 @@ class _Resume:
 
 
 class Worker(Generic[T]):
-    """Makes one call after the other. `item`: the item of the current call, until it has ended. `started`: the time
-    at which the current attempt began, in seconds of the clock; infinite while none runs.
+    """A long-lived task that makes one call after the other. `item`: the item of the current call, until it has
+    ended. `started`: the time at which the current attempt began, in seconds of the clock; infinite while none runs.
     """
 
     __slots__ = ("item", "overtime", "queue", "started", "task", "waiter")
@@ -432,7 +433,9 @@ class Crew(Generic[T]):
     def _cancelled(
         self, worker: Worker[T], task: asyncio.Task[Any], error: asyncio.CancelledError
     ) -> BaseException | None:
-        """Returns the error that a CancelledError out of a call means, or None if the worker itself shall end."""
+        """Handles a CancelledError that came out of a call. Returns the error with which the attempt has failed, or
+        None if the worker itself was cancelled and shall end.
+        """
         if self._stopping or self._over:
             return None
         if worker.overtime or not task.cancelling():

@@ -39,8 +39,8 @@ _LOOK_SECONDS = 0.5
 class Failed:
     """The outcome of a call whose attempts have all failed, with on_error="skip".
 
-    `text`: the error's class, unless it is one of Sabot's own, and its message. `kind`: its class. `attempts`: the number of
-    attempts. For a call that a checkpoint has kept, only the text is known.
+    `text`: the error's class and message, or the message alone for an error class of Sabot. `kind`: the name of the
+    error's class. `attempts`: the number of attempts. After a restore from a checkpoint only `text` is known.
     """
 
     __slots__ = ("attempts", "kind", "text")
@@ -73,7 +73,9 @@ class Work(Protocol):
         """True when `take` has returned all calls."""
 
     def take(self, places: Iterator[int]) -> Sequence["Call"]:
-        """Returns the next calls to make, each with the next place. May return none although there are more."""
+        """Returns the next calls to make. Each gets the next number of `places`, its place in the order of all calls.
+        May return an empty sequence before `exhausted` is True.
+        """
 
     def argument(self, number: int) -> Any:
         """Returns the argument of a call anew, because a failed attempt may have changed the one that it was given."""
@@ -91,10 +93,10 @@ Call = tuple[Work, int, Any, int]
 class Handover:
     """Connects an operator in its thread with its crew. Calls begin in the order in which they are given.
 
-    `name`: the step's name, for errors. `argument`: the word for a call's argument, for errors. `again`: the retries.
-    `on_ready`: called on the loop when calls have ended; with `ordered` only if the first unsettled call is among
-    them. With on_error="skip" the outcome of a failed call is a `Failed`; otherwise `settled` raises the first error,
-    and no more calls are made.
+    `name`: the step's name, for errors. `argument`: the noun for a call's argument, for errors. `again`: the sentence
+    about retries in the hint of errors. `on_ready`: called on the loop when calls have ended; with `ordered` only if
+    the first unsettled call is among them. With on_error="skip" the outcome of a failed call is a `Failed`; otherwise
+    `settled` raises the first error, and no more calls are made.
     """
 
     def __init__(
@@ -325,7 +327,7 @@ class Handover:
 
 
 def shown(argument: Any, what: str = "row") -> str:
-    """Returns the argument of a call as text, shortened. `what`: the word for it."""
+    """Returns the argument of a call as text, shortened. `what`: the noun for it in the text."""
     if isinstance(argument, pa.RecordBatch):
         first = argument.slice(0, 1).to_pylist()
         return f"a batch of {argument.num_rows} rows, the first {short_repr(first[0] if first else None)}"

@@ -70,7 +70,7 @@ def _arguments_shown(action: ActionRecord) -> str:
 
 
 def _answers(reader: JournalReader) -> dict[str, Letter]:
-    """Returns the answers that the journal's owner has not taken yet, by token."""
+    """Returns the answers in the inbox that the journal's owner has not read yet, by token."""
     return {letter.token: letter for letter in reader.letters() if letter.kind == "answer"}
 
 

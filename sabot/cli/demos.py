@@ -58,7 +58,7 @@ def agents(
 
 
 def _show(run: Callable[[], Any], json: bool, loglevel: str) -> NoReturn:
-    """Runs a demo and exits with its code. `json`: True if the figures that `run` returns are printed, and nothing else."""
+    """Runs a demo and exits with its code. `json`: True to print nothing but the figures that `run` returns."""
 
     def work() -> None:
         figures = run()

@@ -71,7 +71,9 @@ def reading(place: str, kafka: list[str] | None) -> Iterator[JournalReader]:
 
 
 def post(place: str, kafka: list[str] | None, letter: Letter) -> None:
-    """Puts the letter into the inbox of the journal at `place`. `kafka`: settings of the Kafka client, as NAME=VALUE each."""
+    """Puts a letter (an answer, a signal or a cancel for a job) into the inbox of the journal at `place`. `kafka`:
+    settings of the Kafka client, as NAME=VALUE each.
+    """
     inbox = open_inbox(place, kafka=kafka_settings(kafka))
     try:
         inbox.post(letter)

@@ -128,7 +128,7 @@ def _error_text(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """file:line of the error, in the deepest frame of the user's own code."""
+    """Returns file:line of the error, in the deepest frame of the user's own code."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)

@@ -169,8 +169,8 @@ def types_of(schema: bytes, inside: Sequence[str] = ()) -> dict[str, ConnectType
 
 
 def _conversion(kind: pa.DataType, known: ConnectType | None) -> tuple[pa.DataType, Convert] | None:
-    """Returns the type with which JSON is decoded, and the conversion from it to this type; None if JSON has the type
-    itself.
+    """Returns the type with which JSON is decoded, and the conversion from that type to `kind`. Returns None if the
+    JSON decoder makes values of `kind` directly.
     """
     types = pa.types
     if known is not None:

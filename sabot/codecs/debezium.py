@@ -86,7 +86,9 @@ class Envelopes:
     def _read_all(
         self, wrapped: bool, payloads: pa.Array, numbers: Any, bad: dict[int, str]
     ) -> tuple[list[tuple[Any, pa.RecordBatch]], Any]:
-        """Returns the rows whose envelope has this form, and the numbers of the rows whose envelope does not."""
+        """Decodes the rows whose envelope is in a Connect schema (`wrapped`), or those whose envelope is the whole
+        payload. Returns them, and the numbers of the rows with the other form.
+        """
         if not wrapped:
             read, others = self._read(self._plain, payloads, numbers, bad)
             return [read], others

@@ -125,7 +125,7 @@ class Raw(Format):
             columns = ", ".join(f"{field.name} {field.type}" for field in schema) or "none"
             raise UserError(
                 f"{where}: format raw takes one column of text or bytes, and not {columns}",
-                hint='.select("payload") before the sink names the one',
+                hint='keep only one before the sink: .select("payload")',
             )
 
 
@@ -183,15 +183,15 @@ def format_of(given: object, where: str, more: Sequence[str] = ()) -> Format:
 
 
 def agreed_format(name: str, one: Format | None, other: Format | None) -> Format | None:
-    """Returns the format of a topic that two streams or agents write. None stands for the other's format. Raises
-    UserError if the two differ.
+    """Returns the format of a topic that two streams or agents write, given the format of each; None if the writer
+    has chosen none. Raises UserError if they have chosen two different formats.
     """
     if None not in (one, other) and one != other:
         assert one is not None
         assert other is not None
         raise UserError(
-            f"topic {name}: two write it, one as {one.description} and one as {other.description}",
-            hint="give both one format=",
+            f"topic {name} has two writers with different formats: {one.description} and {other.description}",
+            hint="give both the same format=",
         )
     return one or other
 

@@ -56,7 +56,7 @@ class RawEncoder:
         if column.null_count:
             name, row = batch.schema.names[0], _where(column.is_null())[0]
             raise UserError(
-                f"column {name!r} of row {row} is null, and a payload of format raw has its bytes alone",
+                f"column {name!r} of row {row} is null, which format raw cannot represent",
                 hint=f"filter(col({name!r}).is_not_null()), or fill_null, before the sink",
             )
         return column.cast(pa.binary())

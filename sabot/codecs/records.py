@@ -379,7 +379,7 @@ def bounded(batch: Batch, record_bytes: int) -> Batch:
         return batch
     apart = data.take(pa.array(long, pa.int64()))
     reasons = [
-        f"{apart.slice(row, 1).nbytes} bytes are more than a record may have ({record_bytes}): these are the first"
+        f"{apart.slice(row, 1).nbytes} bytes are more than a record may have ({record_bytes}): only the first of them are kept"
         for row in range(len(long))
     ]
     heads = [pc.binary_slice(apart.column(name), 0, HEAD_BYTES) for name in ("payload", "key")]

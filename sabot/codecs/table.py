@@ -1,7 +1,8 @@
-"""Decodes records of a table into rows with an op: INSERT for the current row of a key, DELETE for a key that has no row any
-more.
+"""Decodes records of a table into rows with an op: INSERT for the current row of a key, DELETE for a key that has no
+row any more.
 
-payload ─▶ the row, its key among its columns            no payload ─▶ the record's key ─▶ the key's columns, all else null
+    record with a payload       INSERT: the payload is the row; key columns that it lacks come from the record's key
+    record without a payload    DELETE: the key columns come from the record's key, all other columns are null
 """
 
 from collections.abc import Sequence
@@ -23,14 +24,15 @@ _FORMATS = ("json", "debezium")
 
 
 class TableCodec:
-    """Decodes the records of a topic that holds a table: the last record of a key is its row; a null payload (a
+    """A codec for the records of a topic that holds a table: the last record of a key is its row; a null payload (a
     tombstone) deletes it.
 
     `schema`: the table's columns, including `keys`. Key columns that a payload lacks are read from the record's key:
     a single column of text as it is, one of another type as JSON (its value, or an object with it), several columns
-    as a JSON object. `time`: the column of event time, if it is one of these; for a row that deletes a key it is the
-    record's timestamp. `format`: "json" if the payload is the row; "debezium": see `codecs.debezium`. `payloads`: the
-    codec for payloads that are rows, with nulls for keys that they lack; None for JSON.
+    as a JSON object. `time`: the name of the event time column, or None. If the table has a column of this name, a
+    row that deletes a key gets the record's timestamp in it. `format`: "json" if the payload is the row; "debezium":
+    see `codecs.debezium`. `payloads`: the codec for payloads that are rows, with nulls for keys that they lack; None
+    for JSON.
 
     A row is bad if its key is null, or if it deletes a key that cannot be read. A codec belongs to one thread: see
     `another`. Raises UserError for settings that do not fit.

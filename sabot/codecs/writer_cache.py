@@ -35,6 +35,6 @@ class WriterCache(Generic[T]):
             try:
                 self._made[id] = self._make(text)
             except UserError as error:
-                why = f"the schema with id {id} cannot be read as the one that is asked for: {error}"
+                why = f"the schema with id {id} cannot be read with the reader's schema: {error}"
                 self._made[id] = self._refuse(why)
         return self._made[id]

@@ -1,13 +1,15 @@
 """The contracts of sources and sinks, and of their abilities.
 
-`Source` and `Sink` have only the members that every connector needs. What some connectors can do beside is an ability: a small base class
-that a connector names beside `Source` or `Sink`, as in `class Numbers(Source, Bounded)`. The engine asks for an ability once, when it
-opens the connector (`connectors/defaults.py`). A class that defines a member of an ability without naming the ability is a UserError
-when the class is defined: the engine would never call that member.
+`Source` and `Sink` have only the members that every connector needs. A further capability, which some connectors
+have, is an *ability*: a small base class that a connector names beside `Source` or `Sink`, as in `class
+Numbers(Source, Bounded)`. The engine looks for abilities once, when it opens the connector
+(`connectors/defaults.py`). A class that defines a member of an ability without naming the ability raises UserError
+when the class is defined, because the engine would never call that member.
 
-One thread at a time calls the methods of a connector: of a source the thread of its reader, of a sink the task that writes to it, or the
-thread that delivers its parts. A method may block unless its docstring says otherwise. After a crash no method is called: a new process
-opens the source at the positions of the last complete checkpoint. `tests/contracts/` checks all of this for every implementation.
+One thread at a time calls the methods of a connector. For a source it is the thread of its reader; for a sink, the
+task that writes to it, or the thread that delivers its parts. A method may block unless its docstring says otherwise.
+After a crash no method is called: a new process opens the source at the positions of the last complete checkpoint.
+`tests/contracts/` checks these rules for every implementation.
 """
 
 from abc import ABC, abstractmethod
@@ -58,13 +60,15 @@ __all__ = [
 ]
 
 Positions = dict[tuple[str, int], int]
-"""(topic, partition) -> the next offset to read."""
+"""The next offset to read, by (topic, partition)."""
 
 Delivery = Literal["exactly_once", "at_least_once"] | None
-"""How often a result reaches its sink when something crashes. None: exactly once if that is possible."""
+"""The delivery guarantee of a sink. None means exactly once if the sink can do that, else at least once."""
 
 OnNan = Literal["null", "fail"] | None
-"""What happens to a float for which a sink's format has no form: it becomes null, or the app stops. None: null, with a warning."""
+"""The treatment of floats (NaN, infinities) that the format of a sink cannot represent: "null" writes null, and
+"fail" stops the app. None writes null and logs a warning.
+"""
 
 
 # -- sources ----------------------------------------------------------------------------------------------------------
@@ -119,8 +123,9 @@ class Source(ABC):
 
     @property
     def schema(self) -> pa.Schema | None:
-        """The columns of the batches of a source that decodes its rows. None: batches have RECORD_SCHEMA, and the engine decodes them.
-        A source of the first kind that cannot leave columns out has all of them here, and the engine takes those that it needs.
+        """The columns of the batches, for a source that decodes its rows itself; None for a source whose batches have
+        RECORD_SCHEMA, which the engine decodes. If a decoding source does not have the ability Scans, these are all
+        of its columns, and the engine drops those that no step uses.
         """
         return None
 
@@ -157,7 +162,9 @@ class Source(ABC):
 
 
 class Bounded(ABC):
-    """The ability of a source to end by itself. The stream then ends too: windows close, and the app is over when all its inputs are."""
+    """The ability of a source to end by itself. The stream then ends too, and its windows close; the app ends when
+    all its inputs have ended.
+    """
 
     bounded: bool = True
     """True if the rows have an end. An object that cannot end although its class can, such as a topic without `until=`, sets False before
@@ -178,7 +185,9 @@ class TakesBound(Bounded):
     """The place at which this source ends although its log continues, or None. `open` turns it into offsets (`Bound.settle`)."""
 
     def end_at(self, bound: Bound) -> None:
-        """Makes the source give the records before `bound`, and then be exhausted. Called before `readers` and `open`. Never blocks."""
+        """Makes the source return only the records before `bound`, and then be exhausted. Called before `readers` and
+        `open`. Never blocks.
+        """
         self.bound, self.bounded = bound, True
 
 
@@ -187,11 +196,14 @@ class ReadsInParallel(ABC):
 
     @abstractmethod
     def readers(self, count: int) -> Sequence[Source]:
-        """Returns at most `count` sources that share the partitions of this one. The same `count` gives the same shares.
+        """Returns at most `count` sources that share the partitions of this one. The same `count` gives the same
+        shares.
 
-        Called before `open`. Each returned source is then opened, read and closed by a thread of its own, and this one is not (unless it is
-        the only one returned). They read at about the same event time. Their positions do not overlap, so they fit into one dict; `open`
-        of each source gets all of them, and takes its own. `open` raises UserError for positions of another number of readers.
+        Called before `open`. Each returned source is then opened, read and closed by a thread of its own. This source
+        itself is not opened, unless it is the only one returned. The engine keeps the readers at about the same event
+        time. Their positions do not overlap, so they fit into one dict. `open` of each source receives the positions
+        of all readers, and uses those of its own partitions. `open` raises UserError for positions of another number
+        of readers.
         """
 
 
@@ -199,16 +211,18 @@ class Scans(ABC):
     """The ability of a source to decode its rows itself, and to leave out columns that no step of the stream uses."""
 
     has_records: bool = True
-    """True if the source gives records until `scan` is called. False: its rows are always columns."""
+    """True if the source returns undecoded records unless `scan` is called. False if its rows are always columns."""
 
     @abstractmethod
     def scan(self, schema: pa.Schema | None, columns: Sequence[str] | None) -> bool:
-        """Asks for decoded batches with the columns `columns` (None: all) of `schema` (None: the columns of the data).
+        """Asks for decoded batches with the columns `columns` (None: all) of `schema` (None: the columns of the
+        data).
 
-        True: the property `schema` now has these columns, in the order of `columns`, and `read_batch` gives them. Rows that do not fit
-        are in `Batch.bad` (BAD_SCHEMA) of the next batch, which may have no other rows. False: the source gives records, which the engine
-        decodes. Called before `readers` and `open`. May read the beginning of the data. Raises UserError for columns that the data does not
-        have.
+        Returns True if the source decodes. The property `schema` then has these columns, in the order of `columns`,
+        and so do the batches of `read_batch`. Rows that do not fit are in `Batch.bad` (BAD_SCHEMA) of the next batch,
+        which may have no other rows. Returns False if the source returns records, which the engine decodes. Called
+        before `readers` and `open`. May read the beginning of the data. Raises UserError for columns that the data
+        does not have.
         """
 
     @abstractmethod
@@ -233,7 +247,7 @@ class SkipsHeaders(ABC):
 
 
 class LimitsRecords:
-    """The ability of a source of records to have another limit of their size than the engine's (16 MiB)."""
+    """The ability of a source of records to have another limit for the size of a record than the engine's (16 MiB)."""
 
     record_bytes: int = RECORD_BYTES
     """The largest size of a record that is decoded, in bytes. A larger record becomes a dead letter with its first bytes."""
@@ -308,11 +322,15 @@ class HoldsPartitions(ABC):
 
     @abstractmethod
     def hold(self, partitions: Set[tuple[str, int]]) -> None:
-        """From now on `read_batch` gives no rows of `partitions`, and rows of all others. Called between two `read_batch`."""
+        """Makes `read_batch` return no rows of `partitions` from now on, and rows of all other partitions. Called
+        between two `read_batch`.
+        """
 
 
 class WritesBack(ABC):
-    """The ability of a source to name the sink that writes to its place, as `to(files("s3://bucket/folder/"))` needs it."""
+    """The ability of a source to name the sink that writes to the same place, as `to(files("s3://bucket/folder/"))`
+    needs it.
+    """
 
     @abstractmethod
     def as_sink(self) -> "Sink":
@@ -394,9 +412,10 @@ class Sink(ABC):
 
     @abstractmethod
     def write(self, batch: Batch) -> None:
-        """Takes the rows, in order. Rows of RECORD_SCHEMA are written as they are: payload, key, headers and timestamp (null: now), without
-        partition and offset. Rows of any other schema are encoded in `format`, or in that of the sink's files. May keep rows in memory, and
-        waits when there are too many. Raises an error that names the rows which the receiver refuses.
+        """Writes the rows, in order. Rows of RECORD_SCHEMA are written unchanged: payload, key, headers and timestamp
+        (null: now), without partition and offset. Rows of any other schema are encoded in `format`, or in the format
+        of the sink's files. The sink may keep rows in memory until `flush`; if there are too many, `write` blocks.
+        Raises an error that names the rows which the receiver refuses.
         """
 
     @abstractmethod
@@ -414,10 +433,10 @@ class Sink(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """The source of the parts that a sink gets, and so the key of its token.
+    """The identity of the stream of parts that a sink receives, under which the receiver stores the token.
 
-    `app`: the app's id. `sink`: the place of the sink in the program, the same in each run. `incarnation`: an id of the app's life; an app
-    that starts afresh gets a new one, and every start from its checkpoints keeps it.
+    `app`: the app's id. `sink`: the place of the sink in the program, the same in each run. `incarnation`: an id that
+    is made anew when the app starts afresh; every start from its checkpoints keeps it.
     """
 
     app: str
@@ -426,7 +445,9 @@ class Track:
 
     @property
     def key(self) -> str:
-        """The name of the track at the receiver: of a consumer group, or of a row in the table of tokens."""
+        """The name of the track at the receiver, such as the name of a consumer group, or of a row in the table of
+        tokens.
+        """
         return f"sabot.{self.app}.{self.sink}"
 
 
@@ -439,9 +460,10 @@ class Token:
 
 
 class Delivers(ABC):
-    """The ability of a sink to take each row exactly once.
+    """The ability of a sink to write each row exactly once.
 
-    Its methods are called by the thread of the sink's track, except `known` and `fitting`, which the task calls that writes to the sink.
+    Its methods are called by the thread of the sink's track; only `known` and `fitting` are called by the task that
+    writes to the sink.
     """
 
     name: str
@@ -454,9 +476,12 @@ class Delivers(ABC):
         return self.name
 
     def known(self, track: Track) -> Token | None:
-        """Returns the token of the track without claiming the track, so that a start which is refused does not end an app that runs. None:
-        the receiver has no token, or cannot tell without a claim. Called before `claim`. Makes a missing topic, which other tasks may read
-        before the claim. Raises the errors of `open`.
+        """Returns the token of the track, or None if the receiver has no token or can return it only after a claim.
+        Does not claim the track, so a start that is refused afterwards does not end another process that runs the
+        app.
+
+        Called before `claim`. Makes a missing topic, because other tasks may read it before the claim. Raises the
+        errors of `open`.
         """
         return None
 
@@ -478,13 +503,15 @@ class Delivers(ABC):
 
     @abstractmethod
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
-        """Takes a part: rows that `fitting` has returned, at most some 64 MiB. When it returns, all rows are at the receiver, safe and
-        visible, and none is there twice, however often the part is given (with the same number and the same rows).
+        """Writes a part: rows that `fitting` has returned, at most some 64 MiB. When it returns, all rows are at the
+        receiver, safe and visible, and none is there twice, however often the part is given (with the same number and
+        the same rows).
 
-        `seq`, the number of the part, grows, with gaps. Track, incarnation and number together name a part for ever, so a receiver that
-        remembers parts by a key needs all three in the key. Raises TransientError if the part may be tried again (after a `claim`, whose
-        token says whether the part arrived), and AppLocked if another process has claimed the track; any other error ends the app. Whatever
-        it raises, the receiver has all rows of the part or none.
+        `seq`, the number of the part, grows, with gaps. Track, incarnation and number together name a part for ever,
+        so a receiver that remembers parts by a key needs all three in the key. Raises TransientError if the part may
+        be tried again (after a `claim`, whose token says whether the part arrived), and AppLocked if another process
+        has claimed the track; any other error ends the app. Whatever it raises, the receiver has all rows of the part
+        or none.
         """
 
 
@@ -559,8 +586,8 @@ class ChecksTypes(ABC):
         """
 
     def floats_lost(self, kind: pa.DataType) -> LostFloats:
-        """Returns which floats become null in a column of this type, which has floats, because the format has no form for them. Never
-        blocks.
+        """Returns which floats become null in a column of this type, because the sink's format cannot represent them.
+        Called for types with floats. Never blocks.
         """
         return None
 
@@ -570,8 +597,9 @@ class Finishes(ABC):
 
     @abstractmethod
     def finish(self) -> None:
-        """Completes the result, as no more rows will come. When it returns, the result is complete and safe, as after `flush`. Called
-        in place of the last `flush`; again by an app that turns out to be finished when it starts.
+        """Completes the result after the last row. When it returns, the result is complete and safe, as after
+        `flush`. Called in place of the last `flush`. If the app is started again when its inputs have ended, `finish`
+        is called again.
         """
 
 

@@ -16,15 +16,15 @@ _CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u
 
 
 class ConsoleSink(Sink, ChecksTypes):
-    """Writes each row as a line of JSON to the standard output, whatever `sys.stdout` is at that moment. Characters
-    that control a terminal are escaped.
+    """A sink that writes each row as a line of JSON to `sys.stdout`, the object of that name at the time of the
+    write. Characters that control a terminal are escaped.
     """
 
     def __init__(self, name: str = "console") -> None:
         self.name = name
 
     def check_types(self, schema: pa.Schema) -> None:
-        """Takes all types."""
+        """Accepts columns of all types."""
 
     def floats_lost(self, kind: pa.DataType) -> LostFloats:
         return "not_finite"

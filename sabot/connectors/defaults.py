@@ -1,4 +1,6 @@
-"""The abilities of a source or a sink, as the engine asks for them: each ability here, with the answer for a connector that lacks it."""
+"""Functions with which the engine uses the abilities of a source or sink. For a connector without the ability, the
+function returns a default.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -91,7 +93,9 @@ def bound_of(source: Source) -> Bound | None:
 
 
 def check_ends(source: "str | Source", where: str) -> None:
-    """Raises UserError, whose text begins with `where`, for a source for which the user cannot choose an end (`until=`)."""
+    """Raises UserError, whose text begins with `where`, for a source without the ability TakesBound, to which
+    `until=` does not apply.
+    """
     if isinstance(source, Source) and not isinstance(source, TakesBound):
         raise UserError(
             f"{where}: until= needs a topic, and {source.name} is none", hint="leave it out, and filter by a column"
@@ -99,7 +103,9 @@ def check_ends(source: "str | Source", where: str) -> None:
 
 
 def up_to(source: Source, until: Place | None) -> Source:
-    """Returns the source, which from now on ends at `until`. None: the source stays as it is. Raises UserError as `check_ends`."""
+    """Makes the source end at `until`, and returns it. None leaves the source as it is. Raises UserError as
+    `check_ends`.
+    """
     if until is not None:
         check_ends(source, "end_at")
         assert isinstance(source, TakesBound)
@@ -113,8 +119,9 @@ def readers_of(source: Source, count: int) -> Sequence[Source]:
 
 
 def scan(source: Source, schema: pa.Schema | None, columns: Sequence[str] | None) -> bool:
-    """Asks for decoded columns, as `Scans.scan`. Without that ability: returns True if the source has a schema of its own, all of whose
-    columns come. Raises UserError if a column of `schema` is not in it, or has another type.
+    """Asks the source for decoded columns, as `Scans.scan`. For a source without that ability, returns True if it has
+    a schema of its own; then all its columns come. Raises UserError if such a source lacks a column of `schema`, or
+    has it with another type.
     """
     if isinstance(source, Scans):
         return source.scan(schema, columns)
@@ -138,7 +145,9 @@ def decodes(source: Source) -> bool:
 
 
 def gives_columns(source: Source) -> bool:
-    """Returns True for a source whose rows are columns, and never records; it is asked with `scan` for those that an agent takes."""
+    """Returns True for a source whose rows are always columns, never records. An agent then asks the source with
+    `scan` for the columns that the agent uses.
+    """
     return isinstance(source, Scans) and not source.has_records
 
 
@@ -169,7 +178,9 @@ def log_id_of(source: Source) -> str:
 
 
 def is_same_log(source: Source, facts: Mapping[str, Any]) -> bool:
-    """Returns True if the offsets of a checkpoint, of which `facts` are a part, mean something in the log of this source."""
+    """Returns True if the source still has the log to which the offsets of a checkpoint belong. `facts`: the facts
+    about the source in that checkpoint.
+    """
     return bool(facts["log"] == log_id_of(source))
 
 
@@ -230,7 +241,9 @@ def sink_of(given: object, where: str) -> Any:
 
 
 class Stages(ABC):
-    """The ability of the engine's own sink of parts (`delivery.StagedSink`): it stands before the sink that a part is delivered to."""
+    """The ability of `delivery.StagedSink`, which collects rows into parts in front of another sink, the receiver, to
+    which they are delivered later.
+    """
 
     sealed: Mapping[str, int] = {}
     """By track id, the number of the last part that was complete at the last flush."""
@@ -238,16 +251,20 @@ class Stages(ABC):
     @property
     @abstractmethod
     def receiver(self) -> Sink:
-        """The sink that the parts are delivered to. Its abilities count, and not those of the sink before it."""
+        """The sink to which the parts are delivered. The engine uses the abilities of this sink, not those of the
+        StagedSink.
+        """
 
 
 def receiver_of(sink: Sink) -> Sink:
-    """Returns the sink whose abilities count: the one that parts are delivered to, or `sink`."""
+    """Returns the sink whose abilities the engine uses: the receiver of a StagedSink, or `sink` itself."""
     return sink.receiver if isinstance(sink, Stages) else sink
 
 
 def start_afresh(sink: Sink) -> None:
-    """Says that the app starts without a checkpoint, to a sink that then does anything."""
+    """Calls `StartsAfresh.start_afresh`, as the app starts without a checkpoint. Does nothing for a sink without that
+    ability.
+    """
     receiver = receiver_of(sink)
     if isinstance(receiver, StartsAfresh):
         receiver.start_afresh()
@@ -301,7 +318,9 @@ def keeps_token_of(sink: Sink) -> KeepsToken | None:
 
 
 def set_owner(sink: Sink, still_ours: Callable[[], bool]) -> None:
-    """Tells a sink that may have to ask how to find out whether this process still owns the app."""
+    """Gives an AsksOwner sink the function that returns True if this process still owns the app. Does nothing for
+    other sinks.
+    """
     if isinstance(sink, AsksOwner):
         sink.still_ours = still_ours
 

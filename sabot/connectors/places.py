@@ -35,7 +35,7 @@ _OFFSETS = "an offset of each partition ({0: 500, 1: 480})"
 
 
 class Log(Protocol):
-    """A topic whose offsets can be asked for. Every method may block."""
+    """A topic with the methods that turn a place into offsets. Every method may block."""
 
     name: str
 
@@ -91,7 +91,7 @@ def _place(value: Any) -> int | Mapping[int, int] | None:
 
 def offsets_of(place: Place, log: Log, partitions: Collection[int], every: Collection[int]) -> dict[int, int]:
     """Returns the offsets of a place in these partitions. `every`: the numbers of all partitions of the topic. Raises
-    UserError for a place that is none, and for offsets whose partitions are not exactly these.
+    UserError for an unknown place, and for offsets whose partitions are not exactly these.
     """
     found: Mapping[int, int] = {}
     behind = place in ("latest", "now") or isinstance(place, int)  # without a record of that time, the end

@@ -1,5 +1,5 @@
-"""A Redis server: its address, a client for each event loop, and its errors in Sabot's words. Only this module
-imports redis.
+"""A Redis server: its address, a client for each event loop, and its errors as SabotErrors. Only this module imports
+redis.
 """
 
 import asyncio
@@ -103,7 +103,7 @@ class RedisServer:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Raises errors of the client as ours: TransientError for one that may pass, UserError for the others."""
+        """Converts errors of the client: into TransientError if the error may pass, else into UserError."""
         try:
             yield
         except (self._errors.RedisError, OSError) as error:
@@ -115,7 +115,7 @@ class RedisServer:
             ) from error
 
     def error_of(self, error: Exception) -> TransientError | UserError:
-        """Returns an error of the client as one of ours."""
+        """Returns the TransientError or UserError for an error of the client."""
         errors = self._errors
         message = f"{self._what} at {self.where}: {type(error).__name__}: {error}"
         if isinstance(error, errors.AuthenticationError | errors.AuthorizationError | errors.NoPermissionError):

@@ -1,8 +1,8 @@
-"""Explains why a broker refuses us, or why we refuse the broker (certificate, login, rights), and what the user can
-do about it.
+"""Explains why a broker refuses a connection of Sabot, or why the client refuses the broker (certificate, login,
+rights), and what the user can do about it.
 
-The client does not say what is wrong with a certificate, nor that a listener speaks TLS. So `look` asks the listener
-itself, once, after an opening has failed. It sends nothing but the TLS handshake.
+The client does not say what is wrong with a certificate, nor that a listener speaks TLS. So after an opening has
+failed, `look` connects to the listener itself, once. It sends nothing but the TLS handshake.
 """
 
 import re
@@ -17,7 +17,7 @@ LOOKED_AT = 2  # how many addresses of a list are tried
 _X509_HINTS = {
     9: "is the clock of this machine right? `openssl s_client -connect {at}` shows the dates",
     10: "renew the broker's certificate; `openssl s_client -connect {at}` shows its dates",
-    18: "ssl.ca.location is to name a file with the certificate of the CA that signed the broker's; it is {ca}",
+    18: "ssl.ca.location must name a file with the certificate of the CA that signed the broker's; it is {ca}",
     62: "use an address that stands in the certificate, or have one made for {host!r}",
 }
 _X509_HINTS |= {19: _X509_HINTS[18], 20: _X509_HINTS[18], 21: _X509_HINTS[18], 64: _X509_HINTS[62]}
@@ -37,14 +37,16 @@ def protocol_of(kafka: Mapping[str, Any]) -> str:
 
 
 def principal(kafka: Mapping[str, Any]) -> str:
-    """Returns the user name by which the broker's ACLs know us, or "" if the settings do not tell it (certificates,
-    tokens).
+    """Returns the user name under which the broker's ACLs know this app, or "" if the settings do not contain it
+    (certificates, tokens).
     """
     return str(kafka.get("sasl.username") or "") if protocol_of(kafka).startswith("sasl") else ""
 
 
 def acl_hint(user: str, address: str, *rights: str) -> str:
-    """Returns the commands that grant the rights, each of which is written as in `--operation Read --topic t`."""
+    """Returns the commands that grant the rights. Each of `rights` is a text of options such as `--operation Read
+    --topic t`.
+    """
     head = f"kafka-acls --bootstrap-server {address.split(',')[0]} --add --allow-principal User:{user or 'NAME'}"
     return "; ".join(f"{head} {right}" for right in rights)
 
@@ -55,7 +57,7 @@ def login_hint(reason: str, kafka: Mapping[str, Any]) -> str:
         return f"sasl.mechanism is {mechanism}: use one of those that the broker lists"
     if "SASL state" in reason:
         return _NO_LOGIN
-    return f"look at sasl.username and sasl.password; has the broker this user, for {mechanism}?"
+    return f"check sasl.username and sasl.password, and that the broker has this user for {mechanism}"
 
 
 def tidy(reason: str) -> str:
@@ -102,7 +104,11 @@ def _look_at(connection: socket.socket, host: str, port: int, kafka: Mapping[str
         return Finding(f"{host}:{port} does not speak TLS ({type(error).__name__})", hint, False)
     if not ours:
         wanted = "sasl_ssl" if protocol.startswith("sasl") else "ssl, or sasl_ssl for a login"
-        return Finding(f"{host}:{port} speaks TLS, and we do not", f"set security.protocol to {wanted}", True)
+        return Finding(
+            f"{host}:{port} speaks TLS, but the settings of the client do not",
+            f"set security.protocol to {wanted}",
+            True,
+        )
     if protocol == "ssl":
         hint = "does this listener want a login? then security.protocol is sasl_ssl"
         return Finding("the connection is closed by the broker behind the TLS handshake", hint, False)

@@ -85,7 +85,7 @@ def topics(broker: str, *, kafka: Mapping[str, Any] | None = None) -> dict[str, 
 
 
 def settings_of(link: BrokerLink, kafka: Mapping[str, Any], topic: str) -> dict[str, str] | None:
-    """Returns the settings of a topic, or None, with a warning, if we may not read them."""
+    """Returns the settings of a topic. Returns None, and logs a warning, if the user has no right to read them."""
     resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
     admin = admin_of(link, kafka)
     try:

@@ -1,5 +1,5 @@
-"""Functions for every use of the Kafka client: making clients from settings, translating their errors into ours, and
-making missing topics.
+"""Functions for every use of the Kafka client: making clients from settings, converting their errors into
+SabotErrors, and making missing topics.
 
 This module loads confluent_kafka; the rest of the room imports it only when an address says kafka://.
 """
@@ -98,8 +98,8 @@ _FIRST_SECONDS = 1.0  # an opening waits so long for a first answer before it lo
 
 
 class NoSuchTopic(UserError):
-    """The topic does not exist. For a topic that we may not see the error is another UserError, as nobody can say
-    whether it exists.
+    """The topic does not exist. If the user has no right to see the topic, the error is a UserError of another class,
+    because nobody can say whether that topic exists.
     """
 
 
@@ -133,7 +133,7 @@ class BrokerLink:
         self._too_large = ""  # the client's report of an answer that is larger than it accepts
 
     def on_error(self, error: KafkaError) -> None:
-        """Takes the client's own report of a fault. The client goes on trying by itself."""
+        """Handles a fault that the client itself reports. The client goes on trying."""
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
             self.down()
         elif _TOO_LARGE in error.str():
@@ -149,12 +149,12 @@ class BrokerLink:
 
     @property
     def refused(self) -> bool:
-        """True if the last report or answer refused our login or certificate."""
+        """True if the last report or answer refused the login or the certificate of this client."""
         return self._refused_at is not None
 
     def check(self, proof: Callable[[float], object]) -> None:
-        """Raises UserError if a broker that has answered before still refuses us after REFUSED_SECONDS, or if its
-        answers are larger than the client accepts.
+        """Raises UserError if a broker that has answered before has refused this client for REFUSED_SECONDS, or if
+        its answers are larger than the client accepts.
 
         `proof`: makes a request on the connections of the refused client itself, within the given seconds, and raises
         KafkaException if the request fails. Another client would not do, as it may still use a connection from before
@@ -175,7 +175,7 @@ class BrokerLink:
         self._refused_at = None
 
     def down(self) -> None:
-        """Takes the report that no broker answers. Reports wait in the client's queue, so a report that comes right
+        """Handles the report that no broker answers. Reports wait in the client's queue, so a report that comes right
         after an answer is older than the answer, and is ignored.
         """
         with self._lock:
@@ -186,8 +186,8 @@ class BrokerLink:
         log.warning("%s: kafka://%s does not answer%s; waiting for it", self._what, self.address, why)
 
     def up(self, *, proof: bool = True) -> None:
-        """Takes an answer of the broker. `proof`: True if the client that does the work got the answer, so that this
-        client is no longer refused.
+        """Handles an answer of the broker. `proof`: True if the client that does the work got the answer, so that
+        this client is no longer refused.
         """
         if proof:
             self._refused_at = None
@@ -212,9 +212,11 @@ def said(error: KafkaError) -> str:
 def client_of(
     make: Callable[[dict[str, Any]], Any], link: BrokerLink, kafka: Mapping[str, Any], settings: dict[str, Any]
 ) -> Any:
-    """Makes a client with `make` from our `settings`, which the user's settings (`kafka`) override. Raises UserError
-    that names a setting which the client refuses, or `checked_settings`; TransientError if this machine has no
-    resources for another client.
+    """Makes a client with `make`. Its settings are `settings`, which Sabot chooses, overridden by the user's settings
+    `kafka`.
+
+    Raises UserError that names the setting if the client or `checked_settings` refuses one, and TransientError if
+    this machine has no resources for another client.
     """
     checked_settings(kafka)
     theirs = kafka.get("error_cb")
@@ -245,7 +247,7 @@ def client_of(
 def producer_of(
     link: BrokerLink, kafka: Mapping[str, Any], make: Callable[[dict[str, Any]], Any] = Producer, /, **settings: Any
 ) -> Any:
-    """Returns an idempotent producer with the defaults of our sinks, made by `make`."""
+    """Returns an idempotent producer, made by `make`, with the default settings of Sabot's sinks."""
     ours = {
         "enable.idempotence": True,
         "linger.ms": 5,
@@ -260,8 +262,8 @@ def producer_of(
 
 
 def explain(error: KafkaError, link: BrokerLink, topic: str, operation: str = "") -> SabotError:
-    """Returns the client's error as one of ours. `operation`: the operation on the topic that failed, if it is not
-    the operation of the link.
+    """Returns a SabotError for an error of the client. `operation`: the operation on the topic that failed, if it is
+    not the operation of the link.
     """
     code = error.code()
     if code in UNKNOWN:
@@ -284,8 +286,8 @@ def explain(error: KafkaError, link: BrokerLink, topic: str, operation: str = ""
 
 
 def _is_refusal(error: KafkaError) -> bool:
-    """Returns True if the error refuses our login or certificate. A connection that is closed during a handshake is
-    no refusal: a broker that stops causes that too.
+    """Returns True if the error refuses the login or the certificate. A connection that is closed during a handshake
+    is no refusal: a broker that stops causes that too.
     """
     if error.code() == KafkaError._SSL:
         return "certificate" in error.str()
@@ -384,11 +386,11 @@ def fatal_behind(producer: Any, error: KafkaError) -> KafkaError:
 
 
 def metadata_of(client: Any, link: BrokerLink, topic: str, deadline: float) -> Any:
-    """Returns the broker's metadata of a topic ("": of all topics). Raises UserError if the broker refuses us, and
-    BrokerUnavailable.
+    """Returns the broker's metadata of a topic ("": of all topics). Raises UserError if the broker refuses the login,
+    and BrokerUnavailable.
 
-    After a fault it polls the client to learn the reason, so it must not be used with a consumer that reads already:
-    records would be lost.
+    After a fault it polls the client to learn the reason. Do not call it with a consumer that reads already, because
+    the polls would lose records.
     """
     seconds, looked = _FIRST_SECONDS, link.opened
     while True:
@@ -414,7 +416,7 @@ def metadata_of(client: Any, link: BrokerLink, topic: str, deadline: float) -> A
 
 def partitions_of(client: Any, link: BrokerLink, topic: str, timeout: float | None = None) -> list[int]:
     """Returns the numbers of a topic's partitions, as the broker has them. Raises as `metadata_of` does; NoSuchTopic
-    if the topic does not exist, and UserError if we may not see it.
+    if the topic does not exist, and UserError if the user has no right to see it.
     """
     checked_topic(topic, "topic", kafka=True)
     deadline = SYSTEM_CLOCK.monotonic() + (ANSWER_SECONDS if timeout is None else timeout)
@@ -504,7 +506,7 @@ def admin_of(link: BrokerLink, kafka: Mapping[str, Any]) -> Any:
 
 
 def topic_id_of(admin: Any, link: BrokerLink, topic: str) -> str:
-    """Returns the broker's id of the topic, or "" from a broker before Kafka 2.8, or one that cannot be asked. A
+    """Returns the broker's id of the topic, or "" if the broker is older than Kafka 2.8 or does not tell the id. A
     topic that was deleted and made again under the same name has another id. Raises as `explain` says.
     """
     try:
@@ -518,7 +520,9 @@ def topic_id_of(admin: Any, link: BrokerLink, topic: str) -> str:
 
 
 def connection_of(kafka: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings that say how the broker is reached, which all clients of an app share."""
+    """Returns the settings for the connection to the broker, such as security and addresses, which all clients of an
+    app share.
+    """
     connection = ("security.", "sasl.", "ssl", "oauth", "client.", "socket.", "broker.", "metadata.", "enable.ssl")
     return {name: value for name, value in kafka.items() if name.startswith(connection) or name == "debug"}
 

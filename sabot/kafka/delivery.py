@@ -82,8 +82,8 @@ T = TypeVar("T")
 class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
     """A KafkaWriter that also delivers parts. An app uses either `write` or `deliver`, never both.
 
-    `still_ours` is needed because the broker gives the same error to a producer whose transaction timed out and to
-    one whose track another process has claimed. If it is None, the track counts as lost (AppLocked).
+    The broker gives the same error to a producer whose transaction timed out and to one whose track another process
+    has claimed. `still_ours` tells the two cases apart. If it is None, the track counts as lost (AppLocked).
     """
 
     def __init__(self, topic: str, broker: str, kafka: Mapping[str, Any], format: Format = JSON) -> None:
@@ -166,7 +166,7 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
         return rows
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
-        """Takes a part in one transaction. A part has to be committed within `transaction.timeout.ms`."""
+        """Writes a part in one transaction, which has to be committed within `transaction.timeout.ms`."""
         client = self._claimed()
         if seq <= self._seq:
             return
@@ -252,7 +252,7 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
 
     @contextmanager
     def _or_leave(self, client: "_Client") -> Iterator[None]:
-        """Raises any error of the block in our words, after it has abandoned the client."""
+        """Abandons the client after any error of the block, and raises that error as a SabotError."""
         try:
             try:
                 yield
@@ -268,8 +268,8 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
             raise
 
     def _fault(self, error: KafkaError, size: int | None = None) -> Exception:
-        """Returns an error in our words, by the table of docs/decisions/007. `size`: the size of the record that had
-        it, in bytes, or None.
+        """Returns the SabotError for an error of the client, by the table of docs/decisions/007. `size`: the size of
+        the record that the error is about, in bytes, or None.
         """
         code, address = error.code(), self._link.address
         if code in FENCED:
@@ -319,8 +319,8 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
         )
 
     def _bounded(self, what: str, hint: str = "") -> SabotError:
-        """Returns the error for a fault that a new producer may mend: a TransientError, or after FAULTS_IN_A_ROW of
-        them one that ends the app.
+        """Returns the error for a fault that a new producer may overcome: a TransientError, or, after FAULTS_IN_A_ROW
+        such faults, an error that ends the app.
         """
         self._faults += 1
         what = f"topic {self.name!r} on kafka://{self._link.address}: {what}"

@@ -80,9 +80,11 @@ class KafkaLease:
         self._thread: threading.Thread | None = None
 
     def take(self, stopped: Callable[[], bool] = lambda: False) -> bool:
-        """Takes the lease, and returns False if it was stopped while it waited. Blocks: if the holder may be dead,
-        until the end of its session. Raises AppLocked if the holder is still there then. If the broker's ACLs forbid
-        the group, it logs a warning, and takes no lease.
+        """Takes the lease. Returns False if `give_up`, or `stopped()`, ended the wait.
+
+        If another worker may be dead and still has the lease, blocks until the end of that worker's session; raises
+        AppLocked if the worker is alive then. If the broker's ACLs forbid the group, logs a warning, and returns
+        without a lease.
         """
 
         def is_stopped() -> bool:
@@ -155,8 +157,8 @@ class KafkaLease:
             self._closing.wait(_LOOK_SECONDS)
 
     def _is_free(self, stopped: Callable[[], bool]) -> bool:
-        """Waits until nobody has the lease. Returns False if it was stopped before. Raises AppLocked if a worker
-        keeps it.
+        """Waits until nobody has the lease. Returns False if the wait was stopped. Raises AppLocked if a worker keeps
+        the lease.
         """
         seconds = self._session_ms / 1000 + _MARGIN_SECONDS
         deadline, waits = SYSTEM_CLOCK.monotonic() + seconds, False
@@ -220,8 +222,8 @@ class KafkaLease:
         self._consumer.commit(offsets=[TopicPartition(self._topic, 0, 0, text)], asynchronous=not wait)
 
     def _look(self, seconds: float) -> None:
-        """Takes an event of the client. Raises AppLocked if another worker is the member now, and KafkaException for
-        a missing right.
+        """Handles an event of the client. Raises AppLocked if another worker is the member now, and KafkaException
+        for a missing right.
         """
         event = self._consumer.poll(seconds)
         if self._follower:
@@ -319,6 +321,6 @@ class KafkaLease:
             if held:
                 consumer.commit(offsets=[TopicPartition(self._topic, 0, 0, "")], asynchronous=False)
         except KafkaException as error:  # another worker has it, or the broker is gone: the session ends by itself
-            log.debug("app %s: the lease is not let go: %s", self._app, said(error.args[0]))
+            log.debug("app %s: the lease could not be released: %s", self._app, said(error.args[0]))
         finally:
             consumer.close()

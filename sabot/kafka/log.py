@@ -32,7 +32,7 @@ from sabot.redaction import clean_cause
 
 log = logging.getLogger("sabot.kafka")
 
-_LOOK_SECONDS = 1.0  # how often a broker that does not answer is asked whether it refuses us
+_LOOK_SECONDS = 1.0  # how often a broker that does not answer is asked whether it refuses the login
 _SPARE_SECONDS = 5.0  # the client's own time-out comes first: it says more
 _PARTITIONS_SECONDS = 10.0  # the time between two looks for new partitions of a topic that is followed
 _SILENT_SECONDS = 10.0  # a partition that returns nothing for so long, before its end, counts as unavailable
@@ -45,7 +45,7 @@ class RecordsGone(DataError):
 
 
 class TopicLog:
-    """Reads topics from one offset to another, with a consumer that commits nothing. `close` it at the end.
+    """A reader of topics from one offset to another, with a consumer that commits nothing. `close` it at the end.
 
     `name`: the name of the client's group, which the client demands; nothing is ever committed under it.
     `fetch_wait_ms`: the time for which the broker delays the answer that there is nothing new. `settings`: further
@@ -174,9 +174,9 @@ class TopicLog:
         )
 
     def follow(self, topic: str, offsets: Mapping[int, int]) -> Iterator[Any]:
-        """Yields the committed records from these offsets on, by partition, as they come, without end, and None after
-        half a second without one. Partitions that are new are read from their first record. Raises BrokerUnavailable,
-        as `client.explain` says, and DataError for damaged records.
+        """Yields the committed records from these offsets on, by partition, as they arrive, without end. Yields None
+        whenever no record has come for half a second. Partitions that are new are read from their first record.
+        Raises BrokerUnavailable, as `client.explain` says, and DataError for damaged records.
         """
         at: dict[int, int] = {}
         look_at = 0.0
@@ -203,10 +203,10 @@ class TopicLog:
 
 
 class TopicAppender:
-    """Appends records to a topic, and returns their offsets. Its methods may be called from any thread. `close` it at
-    the end.
+    """A writer that appends records to a topic, and returns their offsets. Its methods may be called from any thread.
+    `close` it at the end.
 
-    `patience_s`: the time that a record waits for a broker that does not answer. `batch_bytes`: the size of one
+    `patience_s`: the seconds that a record waits for a broker that does not answer. `batch_bytes`: the size of one
     request to a partition.
     """
 
@@ -242,10 +242,10 @@ class TopicAppender:
         self._until = SYSTEM_CLOCK.monotonic() + seconds
 
     def append(self, partition: int, records: Sequence[bytes], seconds: float | None = None) -> list[int]:
-        """Returns the offsets when all replicas in sync have the records. If it raises SabotError, nobody knows
-        whether they have them.
+        """Appends the records and returns their offsets, when all replicas in sync have stored them. If it raises
+        SabotError, nobody knows whether the broker has stored the records.
 
-        `seconds`: the time to wait, if it is less than the patience.
+        `seconds`: the time to wait, if it is less than `patience_s`.
         """
         with self._lock:
             return self._append(partition, records, self._patience_s if seconds is None else seconds)

@@ -1,4 +1,4 @@
-"""Clients whose records come and go as columns, through the librdkafka that the Python client has loaded
+"""Clients that read and write records as columns, through the librdkafka that the Python client has loaded
 (docs/decisions/022).
 
 The Python client still makes these clients: it owns the connection, runs the callbacks when it is polled, and answers
@@ -28,8 +28,8 @@ def _load() -> None:
 def record_queue_of(
     link: BrokerLink, kafka: Mapping[str, Any], settings: dict[str, Any], *, headers: bool
 ) -> RecordQueue:
-    """Returns a consumer with our `settings`, which the user's settings (`kafka`) override. `headers`: False if
-    records come without headers.
+    """Returns a consumer. Its settings are `settings`, overridden by the user's settings `kafka`. `headers`: False if
+    records are read without headers.
     """
     _load()
 
@@ -43,7 +43,9 @@ def record_queue_of(
 def record_producer_of(
     link: BrokerLink, kafka: Mapping[str, Any], topic: str, partitions: int, **settings: Any
 ) -> RecordProducer:
-    """Returns an idempotent producer to one topic, which has so many partitions, with the defaults of our sinks."""
+    """Returns an idempotent producer to one topic, which has `partitions` partitions, with the default settings of
+    Sabot's sinks.
+    """
     _load()
     groups = 1 if {"partitioner", "default.topic.config"} & kafka.keys() else partitions
 

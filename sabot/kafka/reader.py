@@ -80,7 +80,7 @@ class KafkaReader(
     ReportsBacklog,
     HoldsPartitions,
 ):
-    """Reads the partitions of `topic`, and looks for new ones every `partition_check` seconds."""
+    """A source that reads the partitions of `topic`, and looks for new ones every `partition_check` seconds."""
 
     def __init__(
         self,
@@ -155,8 +155,8 @@ class KafkaReader(
         return self.topic_id() or None
 
     def _made_anew(self, admin: Any) -> UserError | None:
-        """Returns the error for another topic under the name of the topic that was opened, or None if it is still the
-        same or has no id.
+        """Returns the error if the topic of this name is another one than the topic that was opened. Returns None if
+        it is the same, or has no id.
         """
         try:
             now = topic_id_of(admin, self._link, self.name)
@@ -207,8 +207,8 @@ class KafkaReader(
         self._watch.start()
 
     def _resolve(self, every: list[int], restored: dict[int, int], start: str | int) -> dict[int, int]:
-        """Returns the first offset to read of each of our partitions, and notes where they end. Raises UserError for
-        an offset that the broker does not hold.
+        """Returns the first offset to read of each partition of this reader, and stores where they end. Raises
+        UserError for an offset that the broker does not hold.
         """
         indexes = self._own(every)
         gone = sorted(set(restored) - set(every))
@@ -341,7 +341,7 @@ class KafkaReader(
         return max(self._positions.get(index, 0), self._ends.get(index, 0))
 
     def _serve(self) -> None:
-        """Runs the client's callbacks that are due, and takes the faults that belong to no partition."""
+        """Runs the client's callbacks that are due, and handles the faults that belong to no partition."""
         while (event := self._consumer.poll(0)) is not None:
             if event.error() is None:
                 raise InternalError(f"{self.name}[{event.partition()}]@{event.offset()} has come past its queue")
@@ -353,7 +353,7 @@ class KafkaReader(
             self._consumer.get_watermark_offsets(TopicPartition(self.name, index), timeout=seconds, cached=False)
 
     def _notice(self, error: KafkaError, index: int, offset: int | None) -> None:
-        """Takes an event that is no record: the end of a partition, or a fault. Raises the faults that the client
+        """Handles an event that is no record: the end of a partition, or a fault. Raises the faults that the client
         cannot overcome by itself.
         """
         if error.code() == KafkaError._PARTITION_EOF:
@@ -381,8 +381,8 @@ class KafkaReader(
             log.warning("%s", reason)
 
     def _take_new(self) -> None:
-        """Adds the new partitions at their beginning. The others stay assigned, because a partition that is assigned
-        again no longer comes to our queue.
+        """Adds the new partitions at their beginning. The other partitions stay assigned: records of a partition that
+        is assigned again would no longer come through the RecordQueue.
         """
         new, self._new = self._new, []
         new = [index for index in new if index not in self._positions]

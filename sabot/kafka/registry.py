@@ -229,7 +229,7 @@ class Registry:
             status, said = error.http_status_code, f"{error.error_message!s:.300}"  # of a proxy it is a page
             where, cause = f"the schema registry {self.address}{what}", clean_cause(error)
             if status in (401, 403):
-                raise UserError(f"{where}: it refuses us: {said}", hint="auth=") from cause
+                raise UserError(f"{where}: it refuses access: {said}", hint="auth=") from cause
             if status in (408, 429) or status >= 500:
                 raise RegistryUnavailable(f"{where} does not answer: {status} {said}") from cause
             if not _is_code(error.error_code):

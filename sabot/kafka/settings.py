@@ -3,8 +3,8 @@ for Sabot.
 
 Exactly once needs positions that only a checkpoint commits, records of committed transactions only, and producers
 that write each record once and report refused ones. The client would silently accept a user's setting that
-contradicts this, so it is refused; one that says the same is accepted. Settings that bound, time and connect are the
-user's.
+contradicts this, so Sabot refuses such a setting. It accepts a reserved setting whose value is the one that Sabot
+sets. Users may freely set limits, times and the connection.
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ _TRUE, _FALSE = frozenset(["true", "t", "1"]), frozenset(["false", "f", "0"])  #
 
 
 class _Ours(NamedTuple):
-    """A setting that is reserved. `same`: the values that say the same as Sabot's, in small letters. `hint`: how the
-    user says what he may mean.
+    """A setting that is reserved for Sabot. `same`: the values that mean the same as Sabot's own, in lower case.
+    `hint`: another way for the user to get the effect that the setting may have been meant for.
     """
 
     why: str
@@ -30,10 +30,10 @@ _COMMITS = (
     "positions are committed with checkpoints: a record that the client commits by itself would be lost in a crash"
 )
 _WRITES_ONCE = "a record that is sent again would be written twice, or one that is acknowledged be lost"
-_REPORTS = "Sabot learns by it what the broker has refused"
+_REPORTS = "Sabot learns from it what the broker has refused"
 _ASSIGNS = "Sabot assigns partitions itself, and one worker runs an app"
 
-_BROKER = _Ours("the address of the broker says it", hint='leave it out; App(broker="kafka://one:9092,two:9092")')
+_BROKER = _Ours("the address of the broker sets it", hint='leave it out; App(broker="kafka://one:9092,two:9092")')
 
 _OURS = {
     "bootstrap.servers": _BROKER,
@@ -42,14 +42,14 @@ _OURS = {
     "auto.commit.enable": _Ours(_COMMITS, _FALSE),
     "enable.auto.offset.store": _Ours(_COMMITS, _FALSE),
     "auto.offset.reset": _Ours(
-        "a position that the topic has no more is an error here, never a silent jump",
+        "a position that the topic no longer has is an error here, never a silent jump",
         frozenset(["error"]),
         'leave it out; App(start="latest"), or start= of an agent, says where to begin without a checkpoint',
     ),
     "isolation.level": _Ours(
         "records of transactions that were aborted, or still may be, would be read", frozenset(["read_committed"])
     ),
-    "enable.partition.eof": _Ours("Sabot learns by it that a partition was read to its end", _TRUE),
+    "enable.partition.eof": _Ours("Sabot learns from it that a partition was read to its end", _TRUE),
     "allow.auto.create.topics": _Ours(
         "a source whose name is wrong would make the topic, and wait for ever",
         _FALSE,
@@ -71,7 +71,7 @@ _OURS = {
     ),
     "delivery.report.only.error": _Ours(_REPORTS),
     **{name: _Ours(_REPORTS) for name in ("on_delivery", "dr_cb", "dr_msg_cb")},
-    **{name: _Ours("Sabot learns by it which commits were refused") for name in ("on_commit", "offset_commit_cb")},
+    **{name: _Ours("Sabot learns from it which commits were refused") for name in ("on_commit", "offset_commit_cb")},
     "rebalance_cb": _Ours(_ASSIGNS),
 }
 
@@ -99,7 +99,7 @@ def _check(what: str, name: str, value: object) -> None:
     if isinstance(value, str) and has_password(value):
         raise UserError(
             f"{what}: {name} is {redacted_url(value)!r} with a password in it, which the client would log",
-            hint="who calls has settings of its own: sasl.oauthbearer.client.id and .secret, sasl.username and sasl.password",
+            hint="user and password have settings of their own: sasl.oauthbearer.client.id and .secret, sasl.username and sasl.password",
         )
     if name == "default.topic.config" and isinstance(value, Mapping):  # of the client's first versions
         for inner, each in value.items():

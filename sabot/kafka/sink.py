@@ -11,9 +11,9 @@ from sabot.kafka.topics import sink_of
 
 
 class KafkaSink(Sink, TakesChanges, ChecksTypes, KeepsToken):
-    """A topic of a kafka:// or memory:// broker, which is made if it is missing. Changes become records with keys,
-    and tombstones. A topic that is made for changes is compacted; one that exists should be
-    (`cleanup.policy=compact`), or its retention drops keys that rarely change.
+    """A sink that writes to a topic of a kafka:// or memory:// broker. The topic is made if it is missing. Changes
+    become records with keys, and tombstones. A topic that is made for changes is compacted. An existing topic should
+    be compacted too (`cleanup.policy=compact`): otherwise its retention deletes keys that rarely change.
 
     `format`: the format in which rows become records, JSON by default (docs/formats.md).
 
@@ -35,11 +35,11 @@ class KafkaSink(Sink, TakesChanges, ChecksTypes, KeepsToken):
     def __init__(
         self, topic: str, broker: str = "memory://", *, format: str | Format | None = None, **kafka: Any
     ) -> None:
-        """Makes this object a sink of the kind that the address asks for: it has that kind's own methods, and
-        forwards no call.
+        """Changes the class of this object to one that also derives from the sink for the address (Kafka or memory),
+        so that the methods of that sink are called directly.
 
-        `__new__` cannot choose the kind, because a class that derives from this one may have a constructor with other
-        arguments.
+        `__new__` cannot choose the class, because a class that derives from KafkaSink may have a constructor with
+        other arguments.
         """
         kind, arguments = sink_of(topic, broker, kafka, format_of(format, f"KafkaSink({topic!r})"))
         self.__class__ = _over(type(self).__bases__[0], kind)

@@ -46,7 +46,7 @@ class KafkaSource(
     ReportsBacklog,
     HoldsPartitions,
 ):
-    """A topic of a kafka:// or memory:// broker.
+    """A source that reads a topic of a kafka:// or memory:// broker.
 
     The engine uses the methods of `Source` and of its abilities. User code calls `await start()`, then `await
     get_next()`, `await next_record()` or `async for value in source`, and at the end `await stop()`. Reading begins

@@ -113,7 +113,7 @@ class RecordSender:
 
     async def reach(self, seconds: float) -> None:
         """Waits until a broker answers, for at most `seconds`. Raises BrokerUnavailable, which names the address, and
-        UserError if the broker refuses us.
+        UserError if the broker refuses the login or the certificate.
         """
         if not self._memory:
             await run_in_thread(self._reach, seconds)

@@ -98,7 +98,7 @@ class AgentEffects(Protocol):
     """The way in which an agent asks models and calls tools: directly, or as effects of a job."""
 
     def of(self, engine: ExecutionEngine) -> "AgentEffects":
-        """Returns the effects to use for an agent with another engine, in the same run or job."""
+        """Returns effects of the same run or job which ask models through `engine`."""
 
     async def complete(self, spec: RequestSpec, /) -> Completion:
         """Asks the model, and returns its answer. Raises ModelError."""
@@ -254,8 +254,8 @@ class Agent:
         context: RequestContext | None = None,
         effects: AgentEffects | None = None,
     ) -> AsyncIterator[AgentEvent]:
-        """Runs like `run`, and yields events as they come: pieces of text, tools that start and end, and the
-        AgentResult last.
+        """Runs like `run`, and yields events as they happen: pieces of text, the start and the end of each tool call,
+        and the AgentResult as the last event.
         """
         async with aclosing(self._events(prompt, conversation, context, effects, streams=True)) as events:
             async for event in events:

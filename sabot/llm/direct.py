@@ -44,8 +44,8 @@ class DirectTools:
             return await self.make(tool, arguments)
 
     async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
-        """Makes one call of the tool's function, with retries. `call` uses it for tools without `converse`, and
-        `converse` for each of its steps.
+        """Calls the function of a tool, and repeats the call after a failure as `call` does. `converse` of a tool
+        whose call has several steps uses this for each step; `call` itself uses it for all other tools.
         """
         self._calls += 1
         number, attempt = self._calls, 1
@@ -107,7 +107,7 @@ class _DirectCaller:
 
 
 class DirectEffects(DirectTools):
-    """`AgentEffects` without a journal, for one run."""
+    """`AgentEffects` without a journal, for one run of an agent."""
 
     def __init__(self, engine: ExecutionEngine, context: RequestContext, clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__(context, clock)

@@ -384,8 +384,11 @@ class ExecutionEngine:
     def _find_or_start(
         self, call: ModelCall, schema: Schema | None, use_cache: bool | CompletionCache
     ) -> tuple[SharedCall | Completion | None, bool]:
-        """Returns the shared call or the stored answer for this request, and True if another caller began it. The
-        first is None if nothing is shared, because the call has neither an idempotency key nor a cache.
+        """Returns a call or an answer that this request shares with equal ones, and True if it was there already.
+
+        The first value is the stored answer or the call in flight (then the second is True), or a call that was
+        started now (False). It is None if the request cannot share a call, because it has neither an idempotency key
+        nor a cache.
         """
         self._check()
         cache = None if use_cache is False else self._cache
@@ -478,7 +481,7 @@ class ExecutionEngine:
         return answer
 
     async def _through(self, call: ModelCall, most_routes: int) -> Outcome:
-        """Returns the answer, if the policy and the budgets of the app allow the call."""
+        """Asks the policy and the budgets of the app whether the call may be made, makes it, and returns the answer."""
         model = call.spec.model or self.provider.model
         judge = judge_of_this(model)
         if judge is None:

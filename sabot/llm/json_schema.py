@@ -32,8 +32,9 @@ def mismatch(value: Any, schema: JsonSchema) -> str:
 
 
 class _Root:
-    """The whole schema. `known`: errors that were found already, by value and by the target of a `$ref`. Without it,
-    two parts that refer to each other would double the work at each level.
+    """The whole schema, in which a `$ref` is looked up. `known`: the error of each value against each target of a
+    `$ref` that was checked before. Without it, two parts of a schema that refer to each other would double the work
+    at each level.
     """
 
     def __init__(self, schema: JsonSchema) -> None:

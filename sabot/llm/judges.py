@@ -27,14 +27,17 @@ class CallJudge(Protocol):
         price: Callable[[str, Usage], Decimal | None],
         ask: Callable[[], Awaitable[Outcome]],
     ) -> Outcome:
-        """Judges the call of this model, makes it by `ask`, and returns the outcome. It may change `call` before.
-        Raises PolicyDenied or BudgetExceeded if the call may not be made. `price`: the cost of tokens of a model, or
-        None if unknown.
+        """Judges a call, makes it by `ask`, and returns the outcome. It may change `call` before.
+
+        `model`: the model to be asked. `price`: returns the cost of tokens of a model, or None if the price is
+        unknown. Raises PolicyDenied or BudgetExceeded if the call may not be made.
         """
 
 
 JUDGE: ContextVar[CallJudge | None] = ContextVar("JUDGE", default=None)
-"""The judge of the calls that are made here. None allows all calls; those of jobs were judged as effects before."""
+"""The judge of the calls that are made in this context. None allows all calls, as in the context of a job's effect,
+which was judged before it began.
+"""
 
 # Set in the context of the main thread. Contexts copied from it have the value None; the empty contexts of threads have no
 # value, by which `judge_of_this` tells them apart.

@@ -85,8 +85,8 @@ class Admission:
         self._room: asyncio.Future[None] | None = None
 
     def reset(self) -> None:
-        """Prepares for another event loop, after the first one was closed: nothing is in flight. The learnt limit of
-        requests in flight stays.
+        """Prepares for another event loop, after the first one was closed: no request is in flight. The adapted limit
+        of requests in flight is kept.
         """
         self._turn, self._room = asyncio.Lock(), None
         self._in_flight.in_flight = self.waiting = 0

@@ -1,8 +1,8 @@
 """Prices of tokens. Prices have a version, which is kept with each cost. A cost is an exact Decimal in US dollars.
 
-PriceTable({"gpt-4o-mini": Price("0.15", "0.60", cached="0.075")}, version="2026-11")      your own, dollars per
-million tokens GenaiPrices()                      those of the package genai-prices: the default if it is installed
-(extra `llm`)
+- `PriceTable({"gpt-4o-mini": Price("0.15", "0.60", cached="0.075")}, version="2026-11")`: your own prices, in dollars per
+  million tokens.
+- `GenaiPrices()`: the prices of the package genai-prices, the default if it is installed (extra `llm`).
 """
 
 import re
@@ -27,7 +27,7 @@ _DATED = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|latest)$")
 
 @runtime_checkable
 class Prices(Protocol):
-    """Computes the cost of an answer."""
+    """A list of prices, which computes the cost of an answer."""
 
     @property
     def version(self) -> str:
@@ -95,7 +95,7 @@ def _exact(name: str, value: object) -> Decimal:
 
 
 class PriceTable:
-    """Your own prices.
+    """Prices that you give yourself.
 
     `prices`: the price of each model, by its name or by "vendor/model", which takes precedence. The date at the end
     of a model's name ("gpt-4o-mini-2024-07-18") is ignored if the full name has no price. `version`: any text. Raises

@@ -197,14 +197,15 @@ def _require_all(schema: Any) -> None:
 
 
 def _refers(value: Any, name: str) -> bool:
+    """Returns True if a schema contains a reference to the part `name`."""
     if isinstance(value, dict):
         return value.get("$ref") == _REF + name or any(_refers(each, name) for each in value.values())
     return isinstance(value, list | tuple) and any(_refers(each, name) for each in value)
 
 
 def _pydantic_schema(kind: Any, parts: dict[str, Any]) -> JsonSchema:
-    """Returns the schema of a pydantic model, without importing pydantic. The models that it contains are added to
-    `parts`.
+    """Returns the schema of a pydantic model, without importing pydantic. The schemas of other models to which it
+    refers are added to `parts`, by their names. Raises NotImplementedError for any other type.
     """
     if not _is_pydantic(kind):
         raise NotImplementedError(f"{kind!r} has no JSON schema")

@@ -1,7 +1,7 @@
 """Estimates of the input tokens of a request, without asking its provider.
 
-count_tokens, tokens_of, input_tokens_of   an approximation, for rates and for scripted models most_input_tokens
-an upper bound: a reservation of it never exceeds a budget
+- `count_tokens`, `tokens_of`, `input_tokens_of`: an approximation, for rates and for scripted models.
+- `most_input_tokens`: an upper bound. A budget that reserves it is never exceeded by the request.
 """
 
 from collections.abc import Iterable, Iterator

@@ -71,7 +71,7 @@ class _Death:
 
 
 class Program(Protocol):
-    """An App, or another object that runs to its end, such as a program that uses a RuntimeKernel."""
+    """An App, or another object with an async `run`, such as a program that uses a RuntimeKernel."""
 
     async def run(self) -> object:
         """Returns when all work is done."""
@@ -298,7 +298,9 @@ async def _run(program: Program) -> None:
 
 @dataclass
 class _Director:
-    """Carries out the BARRIER marks of scripts. A CRASH mark is refused, because the runner makes the crashes."""
+    """The Director of scripts in a process of `crash_at_every_step`. It carries out BARRIER marks, and refuses CRASH
+    marks, because the crashes are made at steps.
+    """
 
     app: App
     loop: asyncio.AbstractEventLoop
@@ -311,7 +313,7 @@ class _Director:
 
 
 class _Steps:
-    """Numbers the steps, and dies at one of them."""
+    """An observer that numbers the steps of the process, and ends the process at one of them."""
 
     def __init__(self, death: _Death, report: Path) -> None:
         self._death = death

@@ -1,7 +1,7 @@
-"""The vendors' APIs as a server uses them: it decodes requests, and encodes answers as a whole or as events.
+"""The vendors' APIs from the side of a server, which decodes requests, and encodes answers as a whole or as events.
 
-If the message of an answer has `vendor`, that contains the vendor's own parts, in the form in which the providers
-store them.
+`vendor` of a message in an answer contains the vendor's own parts of it, in the form in which the providers store
+them.
 """
 
 import base64

@@ -20,7 +20,7 @@ _WAIT_SECONDS = 0.002  # the longest wait at BARRIER within one read, because th
 
 
 class ScriptMark(enum.Enum):
-    """An event at a place of a script."""
+    """An event at one place of a script: a checkpoint, a crash, or the end."""
 
     BARRIER = "a checkpoint is taken, with its barrier exactly here; the next entries wait until it is complete"
     CRASH = "the app crashes here, once; the next start continues from the last checkpoint"
@@ -36,7 +36,9 @@ END = ScriptMark.END
 
 
 class Director(Protocol):
-    """Carries out the marks of scripts during one life of the app. Called from the thread that reads."""
+    """An object that carries out the marks of scripts during one life of the app, from a start to the next crash or
+    to the end. Its methods are called in the thread that reads the source.
+    """
 
     def checkpoint(self) -> "Future[Any]":
         """Triggers a checkpoint. The future is done when the checkpoint is complete."""

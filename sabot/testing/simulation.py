@@ -46,7 +46,7 @@ class _End:
 
 
 class _SimulatedLife(Life):
-    """A life whose steps are recorded, and which may crash or stop after a number of turns."""
+    """A Life whose steps are recorded, and which ends by a crash or a stop after a given number of turns."""
 
     def __init__(
         self,

@@ -271,8 +271,9 @@ class Witness:
         return sum(canonical(effect.arguments) == wanted for effect in self.effects(name))
 
     def twice(self, name: str | None = None) -> list[SideEffect]:
-        """Returns the effects that had happened before with the same name and arguments. The list is empty if each
-        happened at most once. Keys are ignored, because a program that repeats an effect may do so with another key.
+        """Returns each effect that repeats an earlier effect with the same name and arguments. The list is empty if
+        each effect happened at most once. Idempotency keys are ignored, because a program may repeat an effect with
+        another key.
         """
         seen: set[tuple[str, str]] = set()
         found = []

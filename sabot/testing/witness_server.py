@@ -66,7 +66,7 @@ def canonical(arguments: Any) -> str:
 
 
 class FaultPlan:
-    """Decides which requests get a fault: those that are planned, and shares of the others, such as {"drop_after":
+    """The choice of the requests that get a fault: planned ones, and shares of the others, such as {"drop_after":
     0.1}. `seconds`: the time that a fault lasts, unless a plan says otherwise.
     """
 
@@ -85,11 +85,11 @@ class FaultPlan:
         self._planned.append({"fault": fault, "name": name, "times": times, "seconds": took})
 
     def next(self, name: str, content: str, *, planned: bool = True) -> tuple[str, float]:
-        """Returns the fault of a request that has come, or "", and the fault's seconds.
+        """Returns the name of the fault for a request, or "" for no fault, and the seconds that the fault lasts.
 
-        A planned fault comes first. Otherwise the fault is drawn by the seed, the request's name, its content and how
-        often these have come, so that the order of requests does not matter. `planned`: False if the request names
-        its own fault, so that no plan is used up.
+        A planned fault comes first. Otherwise the fault is drawn by the seed, the request's name, its content, and
+        the number of earlier requests with this name and content, so that the order of requests does not matter.
+        `planned`: False if the request names its own fault, so that no plan is used up.
         """
         times = self._asked[name, content] = self._asked.get((name, content), 0) + 1
         for plan in self._planned if planned else ():

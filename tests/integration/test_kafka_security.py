@@ -195,7 +195,9 @@ async def test_a_certificate_that_is_not_accepted_is_told_by_its_fault(
 
 @pytest.mark.slow  # half a second of a core
 async def test_a_client_without_tls_is_told_that_the_listener_wants_it(secure: SecureBroker) -> None:
-    await _refused_everywhere(secure.url_of("TLS"), {}, "t", "speaks TLS, and we do not", "security.protocol")
+    await _refused_everywhere(
+        secure.url_of("TLS"), {}, "t", "speaks TLS, but the settings of the client do not", "security.protocol"
+    )
 
 
 @pytest.mark.one_in(3, "a third of a second of a core each")
@@ -203,7 +205,7 @@ async def test_a_client_without_tls_is_told_that_the_listener_wants_it(secure: S
     ("login", "words", "hint"),
     [
         ({"sasl.password": WRONG}, "invalid credentials", "sasl.username and sasl.password"),
-        ({"sasl.username": "nobody"}, "refuses the login of user 'nobody'", "has the broker this user"),
+        ({"sasl.username": "nobody"}, "refuses the login of user 'nobody'", "the broker has this user"),
         ({"sasl.mechanism": "PLAIN"}, "Unsupported SASL mechanism", "sasl.mechanism is PLAIN: use one of those"),
     ],
 )

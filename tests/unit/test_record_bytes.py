@@ -76,7 +76,10 @@ def test_lines_above_the_bound_are_set_apart_and_all_others_are_read(
     assert sorted(json.loads(row["payload"])["n"] if records else row["n"] for row in rows) == good
     assert sorted(offset for offset, _, _ in found) == [offset for offset, _ in apart]
     for (offset, payload, reason), (_, length) in zip(sorted(found), apart, strict=True):
-        assert reason == f"{length} bytes are more than a record may have (record_bytes=40): these are the first"
+        assert (
+            reason
+            == f"{length} bytes are more than a record may have (record_bytes=40): only the first of them are kept"
+        )
         assert payload
         assert text[offset : offset + length].startswith(payload)
 

@@ -391,7 +391,7 @@ def test_a_broker_address_with_credentials_is_refused_with_a_hint(rest: str) -> 
         lambda: KafkaSink("t", url),
         lambda: DeadLetters("t", url),
     ):
-        with pytest.raises(UserError, match="who calls") as caught:
+        with pytest.raises(UserError, match="user and password are settings") as caught:
             use()
         assert "sasl.username" in caught.value.hint
         assert leaks(printed(caught.value), whole=(secret,)) == []

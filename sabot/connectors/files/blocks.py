@@ -23,7 +23,7 @@ Buffer: TypeAlias = bytearray | mmap.mmap
 
 
 class Records(Protocol):
-    """Finds the ends of records in `buffer[low:high]`, which begins at the start of a record."""
+    """A way to find the ends of records in `buffer[low:high]`, which begins at the start of a record."""
 
     ends: Sequence[bytes]
     """The bytes that may be the last one of a record."""
@@ -36,7 +36,7 @@ class Records(Protocol):
 
 
 class Lines:
-    """Each record is a line."""
+    """Records that are lines."""
 
     ends: Sequence[bytes] = (b"\n",)
 
@@ -58,10 +58,11 @@ class LongRecord(NamedTuple):
 
 
 class Blocks(ABC):
-    """After `next()`, `buffer[low:high]` holds whole records, and `buffer[low]` is byte `offset` of the file.
+    """A reader of a file in blocks. After `next()`, `buffer[low:high]` holds whole records, and `buffer[low]` is byte
+    `offset` of the file.
 
-    low        high                   limit
-     |aaaa|bbbbb|cccccccccccccccccccccc|ddd        c is above the size bound, d is not whole yet
+        low        high                   limit
+         |aaaa|bbbbb|cccccccccccccccccccccc|ddd        c is above the size bound, d is not whole yet
     """
 
     buffer: Buffer
@@ -79,8 +80,8 @@ class Blocks(ABC):
         self._record_bytes = record_bytes
 
     def next(self) -> bool:
-        """Loads the next block, or sets `long`: one of the two is not empty. Returns False at the end of the file;
-        `offset` is the end then.
+        """Loads the next block, or sets `long`; after it, either the block has records or `long` is set. Returns
+        False at the end of the file; then `offset` is the end.
         """
         self.long = None
         if self.high == self.limit and not self._load():
@@ -98,7 +99,9 @@ class Blocks(ABC):
         """Reads on to the end of the record behind `buffer[limit]`; returns its remaining bytes. Drops the buffer up to that end."""
 
     def _found(self, low: int, limit: int) -> None:
-        """Makes `buffer[low:limit]` the block. `high` is set to the end of the records before the first one above the bound."""
+        """Makes the records of `buffer[low:limit]` the block: sets `high` to the end of the last whole record, or to
+        the start of the first record above the size bound.
+        """
         self.low, self.limit = low, limit
         high = low
         while limit - high > self._record_bytes:
@@ -124,13 +127,13 @@ class Blocks(ABC):
         self.long = LongRecord(at, head, self.offset - at)
 
     def reason(self, long: LongRecord) -> str:
-        """Returns why the record was set apart."""
+        """Returns the reason why the record becomes a dead letter, for its error text."""
         if long.length <= self._record_bytes:
             return f"a quote that is not closed within {self._record_bytes} bytes (record_bytes=)"
-        return f"{long.length} bytes are more than a record may have (record_bytes={self._record_bytes}): these are the first"
+        return f"{long.length} bytes are more than a record may have (record_bytes={self._record_bytes}): only the first of them are kept"
 
     def take(self, end: int) -> None:
-        """Marks the records up to `buffer[end]` as taken."""
+        """Moves `low` and `offset` to `buffer[end]`: the records before it have been read."""
         self.offset += end - self.low
         self.low = end
 
@@ -145,13 +148,14 @@ class Blocks(ABC):
 
 
 class ChunkedFile(Blocks):
-    """A plain file that several readers share by chunks: chunk k has the lines that START in bytes
-    [k * chunk_bytes, (k + 1) * chunk_bytes) of the file, each up to its end.
+    """A plain file that several readers share by chunks: chunk k has the lines that START in bytes [k * chunk_bytes,
+    (k + 1) * chunk_bytes) of the file, each up to its end.
 
-         chunk 0        chunk 1        chunk 2
-      |aaaaa|bbbbbbb|cc|dddddddddddddddddd|ee|ff|      a, b, c: chunk 0;  d: chunk 1;  e, f: chunk 2
+             chunk 0        chunk 1        chunk 2
+          |aaaaa|bbbbbbb|cc|dddddddddddddddddd|ee|ff|      a, b, c: chunk 0;  d: chunk 1;  e, f: chunk 2
 
-    To find the first line of a chunk, a reader searches from the byte before the chunk, as a line starts behind each newline.
+    To find the first line of a chunk, a reader searches from the byte before the chunk, because a line starts behind
+    each newline.
     """
 
     def __init__(self, file: DataFile, offset: int, share: Share, chunk_bytes: int, record_bytes: int) -> None:
@@ -254,8 +258,8 @@ class ChunkedFile(Blocks):
 
 
 class StreamedFile(Blocks):
-    """A file that is read from its beginning to its end: a compressed one, whose offsets count decompressed bytes, or one
-    in which records can be told apart only from the beginning. It is one piece.
+    """A file that one reader reads from the beginning to the end. It is either compressed (its offsets count
+    decompressed bytes), or its records can be told apart only from the beginning.
     """
 
     def __init__(self, file: DataFile, offset: int, block_bytes: int, records: Records, record_bytes: int) -> None:
@@ -367,7 +371,7 @@ def open_blocks(file: DataFile, offset: int, share: Share, block_bytes: int, rec
 
 
 class NoBlocks(Blocks):
-    """A file of which this reader reads nothing."""
+    """A file of which this reader reads nothing, because other readers read all of it."""
 
     def __init__(self, offset: int) -> None:
         super().__init__(Lines(), 0)
@@ -390,7 +394,9 @@ class NoBlocks(Blocks):
 
 
 class BlockReader(FileReader):
-    """Turns blocks of text into batches: a whole block each, or a part of one that has more rows than are asked for."""
+    """A reader that turns blocks of text into batches. A batch has a whole block, or a part of a block that has more
+    than `max_rows` rows.
+    """
 
     def __init__(self, blocks: Blocks, records: Records) -> None:
         self._blocks = blocks
@@ -417,7 +423,7 @@ class BlockReader(FileReader):
             rows = found.data.num_rows + len(found.bad)
             if rows > max_rows:
                 if end == self._records.first(blocks.buffer, blocks.low, blocks.high):
-                    raise InternalError(f"{rows} rows in what should be one, of {end - blocks.low} bytes")
+                    raise InternalError(f"{rows} rows where one was expected, in {end - blocks.low} bytes")
                 self._row_bytes = 0.9 * (end - blocks.low) / rows
                 continue
             if rows:
@@ -428,7 +434,9 @@ class BlockReader(FileReader):
                 return found
 
     def _end(self, blocks: Blocks, max_rows: int) -> int:
-        """Returns where to stop, so that there are at most `max_rows` rows if they are as long as those before."""
+        """Returns the position at which to stop, so that there are at most `max_rows` rows if they are as long as the
+        rows before.
+        """
         length = blocks.high - blocks.low
         if length <= self._row_bytes * max_rows or self._row_bytes == 0:
             return blocks.high

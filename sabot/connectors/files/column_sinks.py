@@ -225,8 +225,8 @@ class _Gathered:
 
 
 def _own(data: pa.RecordBatch) -> pa.RecordBatch:
-    """Returns the rows, copied if they are a small part of a large buffer: while they wait for more rows they would
-    keep that buffer in memory.
+    """Returns the rows. If they are a small part of a large buffer, copies them, because while they wait for more
+    rows they would keep that buffer in memory.
     """
     if data.get_total_buffer_size() <= 2 * data.nbytes + (64 << 10):
         return data

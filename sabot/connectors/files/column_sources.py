@@ -150,7 +150,7 @@ class _Slices(FileReader):
             one = data.slice(row, 1)
             sizes = [column.nbytes for column in one.columns]
             widest = sizes.index(max(sizes))
-            reason = f"{one.nbytes} bytes are more than a record may have (record_bytes={self._record_bytes}): these are the first of"
+            reason = f"{one.nbytes} bytes are more than a record may have (record_bytes={self._record_bytes}): only the first are kept, of"
             bad.append((first + row, _head(one.column(widest)), f"{reason} column {data.schema.names[widest]!r}"))
         good = np.ones(data.num_rows, bool)
         good[long] = False

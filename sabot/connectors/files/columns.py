@@ -21,8 +21,8 @@ _SCALES = 38
 
 
 def canonical(schema: pa.Schema) -> pa.Schema:
-    """Returns the schema of these columns once they are read. A column of a type that no stream carries keeps it:
-    `checked` refuses it.
+    """Returns the schema that these columns have after they were read. A column of a type that streams do not support
+    keeps its type, so that `checked` can refuse it.
     """
     return pa.schema([_canonical(field) for field in schema])
 
@@ -33,7 +33,9 @@ def _canonical(field: pa.Field) -> pa.Field:
 
 
 def _normal(field: pa.Field) -> pa.Field | None:
-    """Returns the field as `normalise` makes it, or None for a union, of which pyarrow makes no empty column."""
+    """Returns the field with the type that `normalise` converts it to, or None for a union, which `normalise` cannot
+    convert.
+    """
     try:
         return normalise(pa.schema([field]).empty_table()).schema.field(0)
     except pa.ArrowNotImplementedError:
@@ -82,16 +84,16 @@ def picked(schema: pa.Schema, columns: Sequence[str] | None, name: str) -> pa.Sc
 
 
 def checked(schema: pa.Schema, name: str) -> pa.Schema:
-    """Returns the schema. Raises UserError for a column whose type no stream carries."""
+    """Returns the schema. Raises UserError for a column whose type streams do not support."""
     for field in schema:
         kind = _stored(field.type)
         if field.type != kind:
             raise UserError(
-                f"file {name!r}: column {field.name!r} cannot be read as {field.type}", hint=f"say {kind} in schema="
+                f"file {name!r}: column {field.name!r} cannot be read as {field.type}", hint=f"give {kind} in schema="
             )
         if _normal(field) is None:
             raise UserError(
-                f"file {name!r}: column {field.name!r} is {field.type}, which no stream carries", hint=_LEAVE_OUT
+                f"file {name!r}: column {field.name!r} is {field.type}, which streams do not support", hint=_LEAVE_OUT
             )
     return schema
 
@@ -104,7 +106,9 @@ def distinct(names: Sequence[str], path: str) -> None:
 
 
 def as_wanted(data: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """Returns the batch, with a text as binary if binary is wanted: it need not be UTF-8."""
+    """Returns the batch. A text column that `schema` wants as binary becomes binary, without a check, because its
+    bytes need not be UTF-8.
+    """
     for number, field in enumerate(data.schema):
         if field.name in schema.names and schema.field(field.name).type == pa.binary() and field.type == pa.string():
             data = data.set_column(number, field.with_type(pa.binary()), data.column(number).view(pa.binary()))
@@ -132,8 +136,8 @@ def fitted(data: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordBatch
 
 
 def most_rows(data: pa.RecordBatch, size: int) -> int:
-    """Returns how many rows of the batch have at most `size` bytes in the texts that its dictionaries stand for; at
-    least 1.
+    """Returns a number of rows of the batch, at least 1, whose dictionary values have together at most `size` bytes
+    if each is as long as the longest.
     """
     longest = 1
     for column in data.columns:
@@ -169,5 +173,5 @@ def _plain(data: pa.RecordBatch, path: str) -> pa.RecordBatch:
         return normalise(data)
     except pa.ArrowNotImplementedError as error:
         raise UserError(
-            f"file {path!r}: a column is of a type that no stream carries: {error}", hint=_LEAVE_OUT
+            f"file {path!r}: a column is of a type that streams do not support: {error}", hint=_LEAVE_OUT
         ) from error

@@ -132,7 +132,7 @@ class CsvSource(FileSource):
 
 
 class _Dialect:
-    """How a file is written: its delimiter, the names of its columns, and the length of its header in bytes."""
+    """The form of a CSV file: its delimiter, the names of its columns, and the length of its header in bytes."""
 
     def __init__(self, delimiter: str, names: list[str], header_bytes: int) -> None:
         self.delimiter = delimiter
@@ -141,11 +141,13 @@ class _Dialect:
 
 
 class CsvRecords:
-    """Finds the ends of records: line breaks (\\n, \\r\\n, \\r) outside of quoted fields, by the same rules as Arrow's parser.
+    r"""Finds the ends of CSV records: line breaks (\n, \r\n, \r) outside of quoted fields, by the same rules as
+    Arrow's parser.
 
-    A quote opens a quoted field only at the start of a field; elsewhere it is an ordinary character, as in `5" disk`. If each opening
-    quote (every other one) follows a delimiter, a line break or a quote, the number of quotes before the end of a record is even, and the
-    last end is searched for backwards. Otherwise, or if a \\r stands alone, the quoted fields are matched one by one from the beginning.
+    A quote opens a quoted field only at the start of a field; elsewhere it is an ordinary character, as in `5" disk`.
+    If each opening quote (every other one) follows a delimiter, a line break or a quote, the number of quotes before
+    the end of a record is even, and the last end is searched for backwards. Otherwise, or if a \r stands alone, the
+    quoted fields are matched one by one from the beginning.
     """
 
     ends: Sequence[bytes] = (b"\n", b"\r")
@@ -251,7 +253,7 @@ class _Rows(BlockReader):
         return _one(self._table(text, self._parsing, options).select(self.wanted.names))
 
     def misfits(self, text: bytes) -> bool:
-        """Returns whether no row of the text has as many fields as the file has columns."""
+        """Returns True if no row of the text has as many fields as the file has columns."""
         parsing = parse_options(self._parsing.delimiter, invalid_row_handler=lambda row: "skip")
         # Handlers get rows as str; delimiters, quotes and line breaks are ASCII, so latin-1 keeps them.
         whole = text.decode("latin-1").encode()

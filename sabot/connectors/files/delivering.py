@@ -1,5 +1,5 @@
-"""Delivers rows into files exactly once. The docstring of `delivered` says which bytes count, and how they come to
-count.
+"""Delivers rows into files exactly once. The docstring of `delivered` explains which bytes of a file count as
+delivered.
 """
 
 import errno
@@ -33,8 +33,8 @@ _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR
 
 
 class FileDelivering:
-    """Delivers parts into the files of a target. Methods that have the name of a method of a sink do the same, and
-    raise the same errors.
+    """The exactly-once writer of a file sink: it delivers parts into the files of a target. Methods with the name of
+    a method of a sink do the same, and raise the same errors.
 
     `part_bytes`: the bytes of rows with which a file of a folder is completed. `part_s`: the seconds after a file's
     first rows with which the next delivery completes it. `track`: the claimed track, or None while the sink writes at
@@ -139,8 +139,8 @@ class FileDelivering:
         return entry
 
     def _begun(self, entry: Entry) -> Entry:
-        """Returns the entry for an app that begins: completed files stay, unless they are to be overwritten;
-        unfinished rows are dropped.
+        """Returns the entry for an app that starts without a checkpoint. Completed files are kept, unless they are to
+        be overwritten; unfinished rows are dropped.
         """
         target = self._target
         if self._format.continues and not target.folder:
@@ -154,7 +154,9 @@ class FileDelivering:
         return replace(entry, length=0, number=number, anew=target.overwrite, finished=False)
 
     def give_up(self) -> None:
-        """Prepares the files to be written at least once: keeps the bytes that count, and removes the token. Raises AppLocked."""
+        """Prepares the files for a sink that now writes at least once: keeps the bytes that count, and removes the
+        token. Raises AppLocked if another process has claimed the track.
+        """
         self.track, self._owner = None, ""
         ledger = self._target.ledger
         if not ledger.path.exists():
@@ -220,7 +222,7 @@ class FileDelivering:
             _log.info("sink %s is closed: %s", self._target.name, error)
 
     def _add(self, entry: Entry, batches: Sequence[pa.RecordBatch], nbytes: int) -> Entry:
-        """Writes the rows into the files, where they do not count yet. Returns the entry that will make them count."""
+        """Writes the rows into the files. Returns the entry whose writing makes these rows count."""
         folder = self._target.folder
         number, growth = self._free(entry)
         length = entry.length
@@ -289,7 +291,7 @@ class FileDelivering:
         self._owner = owner
 
     def _commit(self, entry: Entry) -> None:
-        """Writes the entry, which makes its bytes count, and then does what follows from it."""
+        """Writes the entry, which makes its bytes count. Then renames and removes files as the entry says."""
         self._settle(self._target.ledger.write(entry))
 
     def _settle(self, entry: Entry) -> None:

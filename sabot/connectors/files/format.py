@@ -81,7 +81,7 @@ class FileFormat(ABC, Generic[Rows]):
         """Forgets the columns of the rows of earlier files."""
 
     def begins_with(self, rows: Rows) -> None:
-        """Notes the first rows of a file to which rows will be added."""
+        """Stores the first rows of an existing file, to which rows will be added."""
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
         """Returns the rows, which have columns, after the check of `Delivers.fitting`. Callable from any thread."""
@@ -156,6 +156,6 @@ class FileFormat(ABC, Generic[Rows]):
             ) from error
         except pa.ArrowException as error:
             raise UserError(
-                f"file {self.name!r}: its format cannot say this: {error}",
+                f"file {self.name!r}: its format cannot represent a value: {error}",
                 hint="cast the column, or leave it out (select), before the sink",
             ) from error

@@ -42,8 +42,8 @@ class GrowingFile(ABC, Generic[Rows]):
 
     @abstractmethod
     def add(self, length: int, rows: Iterable[Rows], nbytes: int, full: float) -> tuple[int, bool]:
-        """Adds rows of about `nbytes`, and syncs them. Returns the new length, and True if the file is complete,
-        which it is with `full` bytes.
+        """Adds rows of about `nbytes`, and syncs them. Returns the new length, and True if the file is complete now.
+        A file of a folder is complete when it has at least `full` bytes.
         """
 
     @abstractmethod
@@ -53,7 +53,9 @@ class GrowingFile(ABC, Generic[Rows]):
         """
 
     def publish(self) -> None:
-        """Gives the complete file, which the token calls ready, its name. Doing it again changes nothing."""
+        """Renames the complete file to `path`. Called when the token calls the file ready; calling it again changes
+        nothing.
+        """
         temporary = beside(self.path, "tmp")
         if temporary.exists():
             with step("rename", self.path):
@@ -183,7 +185,9 @@ class PendingFile(GrowingFile[Rows]):
         file.write(frame)
 
     def _try(self, first: Rows) -> None:
-        """Starts a file with these rows in memory: columns that the format cannot hold raise an error now, not at the end of the file."""
+        """Starts a file with these rows in memory, so that columns which the format cannot hold raise an error now,
+        not at the end of the file.
+        """
         writer = self._encoding.start(pa.BufferOutputStream(), first)
         if writer is not None:
             writer.close()

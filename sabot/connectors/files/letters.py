@@ -69,7 +69,9 @@ class FileHome:
         return 1 << 62 if codec_of(path.name) is not None else path.stat().st_size
 
     def _lines(self, path: Path, first: int, end: int) -> Iterator[tuple[int, bytes]]:
-        """(offset, line without its end) of whole lines that begin at first <= offset < end."""
+        """Yields the whole lines that begin at first <= offset < end, as pairs of the offset and the line without its
+        end.
+        """
         at, rest = 0, b""
         try:
             with open_stream(os.fspath(path))[1] as stream:

@@ -26,13 +26,15 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class NdjsonSource(FileSource):
-    """The lines of files: in RECORD_SCHEMA (the payload is the line without its end), or decoded after `scan`.
+    """A source that reads the lines of NDJSON files: as records (RECORD_SCHEMA, with the line without its end as
+    payload), or decoded into columns after `scan`.
 
-    Blank lines are skipped; the last line may lack its end. Keys and headers are null, the timestamp is the time of the
-    file's last change. Plain files are shared by readers in chunks; a compressed one has one reader.
+    Blank lines are skipped; the last line may lack its end. Records have no keys and no headers, and the time of the
+    file's last change as timestamp. Several readers share a plain file in chunks; a compressed file has one reader.
 
-    block_bytes: how much is read and decoded at a time, the size of a chunk too; None: 4 MB, or 7 MB where readers share a file. An app
-    goes on with the chunks of its checkpoint.
+    `block_bytes`: the number of bytes that are read and decoded at a time, and the size of a chunk. None: 4 MB, or 7
+    MB if several readers share the files. After a restore from a checkpoint, the chunks have the size that the
+    checkpoint stores.
     """
 
     suffixes = SUFFIXES["ndjson"]
@@ -56,7 +58,7 @@ class NdjsonSource(FileSource):
 
     @property
     def _chunks(self) -> tuple[str, int]:
-        """Where the size of the chunks stands among the positions."""
+        """The key of the chunk size in the positions of this source."""
         return f"{self.name}#chunks", self._share.index
 
     def _pieces(self, file: DataFile) -> bool:
@@ -72,7 +74,9 @@ class NdjsonSource(FileSource):
         return _Columns(blocks, JsonDecoder(self._schema))
 
     def _infer(self, files: Sequence[DataFile]) -> pa.Schema:
-        """From the first 1,000 rows of the first file that has an object. UserError where there are rows, and no object."""
+        """Returns the columns that are inferred from the first 1,000 rows of the first file that has a JSON object.
+        Raises UserError if there are rows, but none of them is an object.
+        """
         codec = JsonCodec()
         wrong: UserError | None = None
         for file in files:
@@ -116,7 +120,7 @@ def _no_lines(path: str, first: bytes, reason: str) -> UserError:
 
 
 class _Columns(BlockReader):
-    """Lines straight into columns."""
+    """A reader that decodes lines into columns."""
 
     def __init__(self, blocks: Blocks, decoder: JsonDecoder) -> None:
         super().__init__(blocks, _LINES)
@@ -132,7 +136,7 @@ class _Columns(BlockReader):
 
 
 class _Payloads(BlockReader):
-    """Lines as records."""
+    """A reader that returns lines as records."""
 
     def __init__(self, blocks: Blocks, file: DataFile, partition: int) -> None:
         super().__init__(blocks, _LINES)

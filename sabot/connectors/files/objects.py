@@ -1,12 +1,12 @@
-"""A sink for object stores: s3://, gs://, az://, abfs://, hdfs://, and any file system of pyarrow's.
+"""A sink for object stores: s3://, gs://, az://, abfs://, hdfs://, and any file system of pyarrow.
 
-An object appears when it was sent completely, so a part needs no token. Its name is made of its track and its number,
-so a part that is delivered again replaces itself by the same rows:
+An object becomes visible only when all of it was sent, so a part needs no token. The name of an object contains its
+track and the number of its part, so a part that is delivered again replaces its objects by equal ones:
 
     part-<hash of the track>-<number>.parquet    with partition_by= one in each folder, day=2026-11-22/part-…
 
-A crash may leave the objects of some partitions of a part. The part is in its checkpoint, so the next start delivers
-it again.
+After a crash, there may be objects of some partitions of a part only. The part is in its checkpoint, so the next
+start delivers it again.
 """
 
 import hashlib

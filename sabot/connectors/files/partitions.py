@@ -87,8 +87,8 @@ class PartitionedFile(PendingFile[pa.RecordBatch]):
         remove(self._names)
 
     def taken(self) -> bool:
-        """Returns False: the token counts the numbers, and without a token the first number is above those in all
-        folders.
+        """Returns False: the number of this part is always free. The token counts the numbers, and without a token
+        the first number is above those in all folders.
         """
         return False
 

@@ -36,10 +36,10 @@ class RowWriter(Protocol[Written]):
     """A writer of one file of a format."""
 
     def write(self, rows: Written) -> None:
-        """Takes rows, and may keep them until there are more."""
+        """Writes rows, or keeps them in memory until there are more."""
 
     def close(self) -> None:
-        """Writes the rows that it kept, and the end of the file."""
+        """Writes the rows that are still in memory, and the end of the file."""
 
     def tell(self) -> int:
         """Returns the number of bytes so far."""

@@ -61,8 +61,8 @@ def open_raw(path: str) -> Any:
 
 
 def size_now(path: str, raw: Any) -> int:
-    """Returns the current size of a file that `open_raw` has opened; pyarrow tells the size that it had when it was
-    opened.
+    """Returns the current size of a file that `open_raw` has opened. The file object of pyarrow itself returns the
+    size at the time of the opening.
     """
     size: int = raw.size() if isinstance(path, RemotePath) else os.fstat(raw.fileno()).st_size
     return size
@@ -98,10 +98,12 @@ def name_of(paths: Paths) -> str:
 
 
 def find_files(paths: Paths, suffixes: Iterable[str]) -> tuple[list[DataFile], bool]:
-    """Returns the files, in order, and whether later runs may find others (the path is a folder, a glob or a list).
+    """Returns the files, in order, and True if later runs may find other files (the path is a folder, a glob or a
+    list).
 
-    A file that is named is taken whatever its suffix. Of a folder and its subfolders, all files with one of `suffixes`, compressed or
-    not, are taken, by name; hidden files and those that begin with "_" are left out. Raises UserError that names what is missing.
+    A file that is named is read whatever its suffix. Of a folder and its subfolders, all files with one of
+    `suffixes`, compressed or not, are read, by name, except hidden files and files whose name begins with "_". Raises
+    UserError that names what is missing.
     """
     wanted = tuple(suffixes)
     each = _each(paths)

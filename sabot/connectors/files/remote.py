@@ -1,7 +1,7 @@
-"""Files in object stores: s3://, gs://, az:// and abfs://, hdfs://, and any file system of pyarrow's.
+"""Files in object stores: s3://, gs://, az:// and abfs://, hdfs://, and any file system of pyarrow.
 
-A file there is a RemotePath: its text is the address without keys, for messages and positions, and it has the file
-system and the path.
+The path of such a file is a RemotePath: a str with the address without keys, for messages and positions, which also
+has the file system and the path in it as attributes.
 """
 
 import re
@@ -72,8 +72,8 @@ def remote_path(path: str | Remotely) -> RemotePath:
 
 
 def listed(path: RemotePath) -> tuple[list[tuple[RemotePath, arrow_fs.FileInfo]], bool]:
-    """Returns the files that a path stands for, by name, and True if it is a folder, of which only some endings are
-    wanted. Raises UserError.
+    """Returns the files at a path, by name, and True if the path is a folder, so that the caller has to select files
+    by their suffix. For the path of a file or a glob returns False. Raises UserError if there is no file.
     """
     try:
         with naming(path):
@@ -131,7 +131,9 @@ def _pattern(parts: list[str]) -> "re.Pattern[str]":
 
 @contextmanager
 def naming(path: RemotePath) -> Iterator[None]:
-    """Raises errors of the store as OSError with its address, without the keys that a store may repeat in them."""
+    """Converts errors of the store into OSError whose text has the address, without the keys that a store may repeat
+    in its text.
+    """
     try:
         yield
     except (pa.ArrowException, OSError) as error:

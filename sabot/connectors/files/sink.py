@@ -38,16 +38,20 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
     """A sink that writes files. A path that ends in "/" or is a folder gets parts `part-00000.<format>`; any other
     path is one file.
 
-    Each part is complete when it appears. At least once, a part is completed at a flush when it holds `part_bytes`
-    (64 MiB), at the end of the input, and when the sink is closed. Exactly once, each delivery is a part of its own;
-    with `part_bytes`, a part is completed when so many bytes of rows (before compression) were delivered, and until
-    then they are safe but not visible.
+    A part becomes visible when it is complete. At least once, a part is completed at a flush when it holds
+    `part_bytes` (64 MiB), at the end of the input, and when the sink is closed. Exactly once, each delivery is a part
+    of its own; with `part_bytes`, a part is completed when so many bytes of rows (before compression) were delivered,
+    and until then they are safe but not visible.
 
-    Existing rows stay: a folder gets further parts, a text file further rows; a file of another format stays until a
-    new one with the old rows and the new ones is complete. But an app that begins (`start_afresh`) drops rows that an
-    earlier run has left unfinished, and does not mix its rows into a complete file of such a format: that is a
-    UserError, unless `overwrite`. With `overwrite` it begins with nothing: a text file is emptied, the parts of a
-    folder are removed, any other file is replaced when the new one is complete.
+    Existing rows are kept:
+
+    - A folder gets further parts, and a text file further rows.
+    - A file of another format is replaced by a file with the old and the new rows when that file is complete.
+
+    An app that starts without a checkpoint (`start_afresh`) drops rows that an earlier run has left unfinished. It
+    raises UserError if it would add its rows to a complete file of another format than text. With `overwrite` it
+    removes the old result first: a text file is emptied, the parts of a folder are removed, and any other file is
+    replaced when the new one is complete.
     """
 
     def __init__(

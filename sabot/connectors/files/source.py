@@ -48,8 +48,8 @@ _RESTART = "start afresh (--fresh)"
 _MEND = "it is damaged, unfinished, or of another format than its source; mend it or leave it out"
 
 DAMAGED = (OSError, pa.ArrowException, UnicodeError, MemoryError, OverflowError)
-"""The errors of readers of a damaged file. UnicodeError: a name that is no text. MemoryError, OverflowError: an
-absurd size.
+"""The errors that readers raise for a damaged file, among them UnicodeError for a column name that is not UTF-8, and
+MemoryError and OverflowError for an absurd size.
 """
 
 
@@ -93,7 +93,7 @@ class FileReader(ABC):
 
     @property
     def ended(self) -> bool:
-        """True if it is known already that `read` will return None."""
+        """True if `read` is known to return None the next time."""
         return False
 
     @abstractmethod

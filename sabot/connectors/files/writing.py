@@ -1,5 +1,5 @@
-"""Writes rows into files at least once. The docstring of `parts` says what a crash leaves of a file, and how it is
-continued.
+"""Writes rows into files at least once. The docstring of `parts` explains in which state a crash leaves a file, and
+how the file is continued.
 """
 
 import math
@@ -14,7 +14,8 @@ from sabot.connectors.files.target import FileTarget
 
 
 class FileWriting:
-    """Writes into the one file of a target, or into the newest part of its folder. Errors of the disk are OSError.
+    """The at-least-once writer of a file sink: it writes into the one file of a target, or into the newest part of
+    its folder. Errors of the disk are OSError.
 
     `number`: the number of the next part in a folder. A flush completes a part that holds `part_bytes`, or has had
     rows for `part_s` seconds.

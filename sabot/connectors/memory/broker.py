@@ -23,10 +23,12 @@ from sabot.errors import AppLocked, UserError
 
 
 class MemoryBroker:
-    """One broker per process and name. Get it with `MemoryBroker.get("memory://")` or `get("memory://name")`.
+    """An embedded broker; a process has one for each name. Get it with `MemoryBroker.get("memory://")` or
+    `get("memory://name")`.
 
-    `retention_bytes` bounds each topic. A full topic makes a writing sink wait for its live readers; what no
-    live reader still needs is dropped oldest first (`statistics()["dropped_rows"]`).
+    `retention_bytes`: the most bytes of each topic. If a topic is full, its oldest records that all live readers have
+    read are dropped (`statistics()["dropped_rows"]`). If that does not suffice, a sink that writes waits for the
+    readers.
     """
 
     _brokers: dict[str, "MemoryBroker"] = {}  # noqa: RUF012 - the registry itself
@@ -120,7 +122,7 @@ class MemoryBroker:
         return [] if where is None else where.records()
 
     def reset(self) -> None:
-        """Removes all topics, groups and tokens. Sources and sinks that are open end with a UserError that says so."""
+        """Removes all topics, groups and tokens. Sources and sinks that are open raise UserError at their next call."""
         with self._lock:
             topics = list(self._topics.values())
             self.log_id = uuid.uuid4().hex

@@ -73,8 +73,8 @@ class MemorySink(Sink, TakesChanges, ChecksTypes, KeepsToken):
         return token
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """Returns rows as records, if the program has another format than JSON or writes changes: the run that
-        delivers them may have another one.
+        """Returns rows as records, if the sink has another format than JSON or writes changes: a later run, which may
+        deliver these rows, may have another format.
         """
         changes = self._keys is not None and carries_changes(data.schema)
         return self._records(data) if changes or self.format != JSON else data

@@ -110,8 +110,8 @@ class MemorySource(
         return Batch(concat(pieces), offsets, self.name)
 
     async def read_batch_async(self, max_rows: int, timeout: float | None = None) -> Batch | None:
-        """Returns the next rows, as `read_batch`, but waits without blocking a thread. None after `timeout` seconds;
-        `timeout` None: it waits for ever.
+        """Returns the next rows, as `read_batch`, but waits without blocking a thread. Returns None after `timeout`
+        seconds; if `timeout` is None, it waits without limit.
         """
         topic = self._opened()
         while True:

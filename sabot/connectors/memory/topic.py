@@ -245,7 +245,9 @@ class Topic:
         headers: Headers,
         stamp: int,
     ) -> int | None:
-        """Appends records and returns the last offset. None, with nothing appended, if the topic is full of unread rows."""
+        """Appends records and returns the last offset. Appends nothing and returns None if the topic is full of
+        unread rows.
+        """
         if not payloads:
             return -1
         sizes = [size_of(payload, key, headers) for payload in payloads]
@@ -272,8 +274,9 @@ class Topic:
         timeout: float,
         together: Callable[[Callable[[], None]], None] = lambda append: append(),
     ) -> None:
-        """Appends batches of RECORD_SCHEMA, all at once. Waits while the topic is full; raises TransientError after `timeout` seconds.
-        `together` is called with the function that appends them, and decides whether to call it.
+        """Appends batches of RECORD_SCHEMA, all at once. Waits while the topic is full. Raises TransientError after
+        `timeout` seconds, or if `closed()` becomes True. The rows are appended by `together(append)`, which may leave
+        out the call of `append`.
         """
         ready: list[tuple[pa.RecordBatch, Any]] = []
         for data in batches:
@@ -347,12 +350,14 @@ class Topic:
         return where
 
     def has_room(self, nbytes: int) -> bool:
-        """Returns whether a record of this size could be appended now."""
+        """Returns True if a record of this size could be appended now."""
         with self.lock:
             return self.forgotten or self._make_room(nbytes)
 
     def _make_room(self, needed: int) -> bool:
-        """Drops the oldest chunks that no live reader needs, until `needed` bytes fit. False: readers have to advance first."""
+        """Drops the oldest chunks that no live reader needs, until `needed` bytes fit. Returns False if they do not
+        fit before readers have read more.
+        """
         limit = self._retention_bytes()
         held = sum(part.nbytes for part in self.partitions)
         if held + needed <= limit:
@@ -414,7 +419,7 @@ class Topic:
 
 
 def size_of(payload: bytes | None, key: bytes | None, headers: Headers) -> int:
-    """Returns the bytes that a record in the open tail is counted as."""
+    """Returns the number of bytes that a record in the open tail adds to the size of the topic."""
     pairs = sum(len(name) + len(value or b"") for name, value in headers) if headers else 0
     return _RECORD_COST + len(payload or b"") + len(key or b"") + pairs
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL server: its address, connections to it, and its errors in Sabot's words. Only this module imports
+"""A PostgreSQL server: its address, connections to it, and its errors as SabotErrors. Only this module imports
 psycopg.
 """
 
@@ -28,7 +28,7 @@ _ADDRESS = "postgresql://user@host:5432/database; in a name or a password @ is w
 _READ_ONLY = "25006"  # a server that has become a standby
 
 
-# Of the words of asyncpg.connect, those that say where the server is, and who asks; by their names in an address.
+# The parameters of asyncpg.connect for the server, the user and the password, by their names in an address.
 _POOL_WORDS = {
     "host": "host",
     "port": "port",
@@ -78,7 +78,9 @@ def address_of(given: object, feature: str) -> str:
 
 
 def _url(words: dict[str, Any]) -> str:
-    """Returns an address with these parameters. A single host stands where messages show it."""
+    """Returns an address with these parameters. A single host is written into the part of the address that messages
+    show.
+    """
     host, port = str(words.get("host", "")), str(words.get("port", ""))
     place = ""
     if host and not set("/,") & set(host + port):
@@ -107,7 +109,7 @@ class PostgresServer:
         self._what = what
         try:
             given = self._driver.conninfo.conninfo_to_dict(url)
-        except self._driver.Error:  # its text repeats what it could not read, which is mostly a password
+        except self._driver.Error:  # the error quotes the part that it could not read, which is mostly a password
             raise UserError(f"{what}: its database's address cannot be read", hint=_ADDRESS) from None
         shown = [value for key, value in given.items() if key not in ("password", "sslpassword")]
         keep_secret(given.get("password"), given.get("sslpassword"), os.environ.get("PGPASSWORD"), beside=shown)
@@ -118,9 +120,9 @@ class PostgresServer:
         self._conninfo: str = psycopg.conninfo.make_conninfo(url, **{**_DEFAULTS, **given})
 
     def connect(self, session: str, settings: Mapping[str, str] | None = None) -> Any:
-        """Returns a new connection of psycopg that commits each statement, until its user changes that. `session`:
-        its name for other processes, or "". `settings`: settings of the session, beside ours. Raises
-        BrokerUnavailable, or UserError if the server refuses us.
+        """Returns a new connection of psycopg that commits each statement, unless the caller changes that. `session`:
+        its name for other processes, or "". `settings`: further settings of the session. Raises BrokerUnavailable, or
+        UserError if the server refuses the connection.
         """
         try:
             connection = self._driver.connect(self._conninfo, autocommit=True)
@@ -142,14 +144,14 @@ class PostgresServer:
                 )
         except BaseException as error:
             connection.close()
-            if isinstance(error, TransientError):  # it ends, or has just begun
+            if isinstance(error, TransientError):  # the server is shutting down, or has just started
                 raise BrokerUnavailable(f"PostgreSQL at {self.where}: {error}") from error
             raise
         return connection
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Raises errors of the driver as ours: TransientError for one that may pass, UserError for the others."""
+        """Converts errors of the driver: into TransientError if the error may pass, else into UserError."""
         driver = self._driver
         try:
             yield

@@ -218,7 +218,9 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken):
         return self._columns
 
     def _fit(self, schema: pa.Schema) -> None:
-        """Makes the table with these columns, or checks that it has them. Raises UserError, which names the missing ones."""
+        """Makes the table with these columns, or checks that an existing table has them. Raises UserError, which
+        names the missing columns.
+        """
         if self._fitting is not None and schema.equals(self._fitting):
             return
         self._check_names(schema)

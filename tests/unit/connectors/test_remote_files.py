@@ -178,7 +178,7 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatc
 
 def test_where_nobody_says_who_calls_googles_store_the_error_says_so_at_once(nobody: pytest.MonkeyPatch) -> None:
     """Its client looked for nearly two minutes, and said that it could not create an OAuth2 access token."""
-    with pytest.raises(UserError, match="gs://bucket/rows: nothing says who calls") as refused:
+    with pytest.raises(UserError, match="gs://bucket/rows: there are no credentials") as refused:
         files("gs://bucket/rows", "ndjson").scan(None, None)
     assert "GOOGLE_APPLICATION_CREDENTIALS" in str(refused.value)
     assert "gs://anonymous@bucket" in str(refused.value)
